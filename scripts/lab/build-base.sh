@@ -88,8 +88,6 @@ cp -r "$here/guest/." "$root/"
 chmod +x "$root"/opt/lab/*
 : > "$root/etc/machine-id" # each guest makes its own at boot
 echo guest > "$root/etc/hostname"
-printf '127.0.0.1 localhost guest\n' > "$root/etc/hosts"
-printf 'nameserver 127.0.0.1\n' > "$root/etc/resolv.conf"
 printf '/dev/vda / ext4 noatime 0 0\n' > "$root/etc/fstab"
 inside systemctl disable nginx.service redis-server.service postgresql.service
 inside systemctl enable lab.service
@@ -109,6 +107,8 @@ inside sh -c 'pg_ctlcluster --skip-systemctl-redirect 15 main start -o "-c liste
 
 step 'disk'
 inside apt-get clean
+printf '127.0.0.1 localhost guest\n' > "$root/etc/hosts"
+printf 'nameserver 127.0.0.1\n' > "$root/etc/resolv.conf"
 rm -rf "$root"/usr/sbin/policy-rc.d "$root"/etc/apt/apt.conf.d/00host "$root"/var/lib/apt/lists "$root"/tmp/*
 mkdir -p "$root/var/lib/apt/lists/partial"
 chroot "$root" dpkg-query -W > "$work/packages.txt"
