@@ -1,0 +1,48 @@
+/** The test guest's heartbeat (scripts/guest/init): proof that it runs on, and its downtime by its own clock. */
+
+/** One line `hb COUNT UPTIME`. */
+export interface Heartbeat {
+  /** Counts up by one, across migrations too. */
+  readonly count: number
+  /** The guest's own clock, milliseconds since it booted; it stands still while the guest is stopped. */
+  readonly uptimeMs: number
+  /** performance.now() of this process when the line was read. */
+  readonly atMs: number
+}
+
+/** What the heartbeats of a guest tell about one migration. */
+export interface HeartbeatReport {
+  /** The longest time by which the guest's clock fell behind ours from one heartbeat to the next, milliseconds. */
+  readonly downtimeMs: number
+  /** The count after which that was, -1 where there were no two heartbeats. */
+  readonly afterCount: number
+  /** Heartbeats that never arrived: lost on a serial line that was cut, 0 or 1 per migration. */
+  readonly missing: number
+  /** Heartbeats that went backwards or came twice: must be 0. */
+  readonly disorder: number
+}
+
+/** Reads a serial line; undefined when it is not a whole heartbeat. */
+export function parseHeartbeat(line: string, atMs: number): Heartbeat | undefined {
+  const found = /^hb (\d+) (\d+)\.(\d\d)\r?$/.exec(line)
+  return found
+    ? { count: Number(found[1]), uptimeMs: Number(found[2]) * 1000 + Number(found[3]) * 10, atMs }
+    : undefined
+}
+
+/** Follows one guest through the heartbeats of its hosts, in the order in which it ran there. */
+export function reportHeartbeats(...hosts: (readonly Heartbeat[])[]): HeartbeatReport {
+  const beats = hosts.flat()
+  const report = { downtimeMs: 0, afterCount: -1, missing: 0, disorder: 0 }
+  for (let i = 1; i < beats.length; i++) {
+    const [last, next] = [beats[i - 1]!, beats[i]!]
+    if (next.count <= last.count) report.disorder++
+    else report.missing += next.count - last.count - 1
+    const behindMs = next.atMs - last.atMs - (next.uptimeMs - last.uptimeMs)
+    if (behindMs > report.downtimeMs || report.afterCount < 0) {
+      report.downtimeMs = Math.max(0, behindMs)
+      report.afterCount = last.count
+    }
+  }
+  return report
+}
