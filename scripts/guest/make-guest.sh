@@ -78,6 +78,7 @@ chmod 755 "$work/root/init" "$work/root/bin/busybox"
 # Fixed times, owners and order: the same busybox and init give the same initramfs, byte for byte.
 find "$work/root" -exec touch -h -d @0 {} +
 (cd "$work/root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --reproducible --quiet) | gzip -n -1 > "$work/initramfs.gz"
+rm -f "$guest"/state-* # saved by scripts/qemu/guest.ts of earlier guests
 mv "$work/initramfs.gz" "$guest/initramfs.gz"
 touch "$guest/initramfs.gz"
 echo "$guest"

@@ -8,9 +8,10 @@
  *   await source.migrate(await destination.listen())
  */
 import type { ChildProcess } from 'node:child_process'
-import { truncateSync, writeFileSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { existsSync, renameSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { endChild, spawnOwned, temporaryFolder } from './cleanup.ts'
 import { type Heartbeat, parseHeartbeat } from './heartbeat.ts'
@@ -84,6 +85,12 @@ export interface GuestOptions {
   readonly paused?: boolean
   /** Network namespace to run QEMU in. */
   readonly netns?: string
+  /**
+   * Begin where an earlier guest with the same options said `ready`, in half a second: its state is kept in .cache/guest, and
+   * made when it is not there. All guests that begin so are twins, down to the kernel's random numbers. Runs at once, or stays
+   * stopped with `paused`. Not for destinations.
+   */
+  readonly booted?: boolean
   /** More arguments for QEMU. */
   readonly args?: readonly string[]
 }
@@ -187,6 +194,10 @@ export class QemuGuest implements AsyncDisposable {
    * @throws QemuExitedError when it ends first
    */
   static async start(options: GuestOptions): Promise<QemuGuest> {
+    return options.booted && options.incoming === undefined ? startBooted(options) : QemuGuest.startCold(options)
+  }
+
+  private static async startCold(options: GuestOptions): Promise<QemuGuest> {
     const folder = temporaryFolder('guest')
     // QEMU connects to us, so that no text is lost before anyone listens, and nobody polls for a socket.
     const serial = await Door.open(join(folder.path, 'serial'))
@@ -450,6 +461,31 @@ export class QemuGuest implements AsyncDisposable {
       for (const wake of this.serialWaiters) wake()
     })
   }
+}
+
+/** Starts a guest from a saved state that is made first where there is none. */
+async function startBooted(options: GuestOptions): Promise<QemuGuest> {
+  const { booted: _, name: _name, netns: _netns, paused, ...rest } = options
+  const { initramfs, kernel } = await guestFiles()
+  const files = [initramfs, kernel].map(path => `${statSync(path).size} ${statSync(path).mtimeMs}`)
+  const { command, version } = rest.qemu
+  const state = `${dirname(initramfs)}/state-${createHash('sha256')
+    .update(JSON.stringify([files, command, version, { ...rest, bootSector: rest.bootSector?.toString() }]))
+    .digest('hex')
+    .slice(0, 16)}`
+  if (!existsSync(state)) {
+    await using first = await QemuGuest.start(rest)
+    if (!rest.bootSector) await first.waitSerial(/^ready/m, 180_000)
+    await first.stop()
+    await first.migrate(`exec:cat > '${state}.${process.pid}'`, { parameters: { 'max-bandwidth': 0 } })
+    renameSync(`${state}.${process.pid}`, state) // whole or not at all, also when two make it at once
+  }
+  const guest = await QemuGuest.start({ ...options, paused: true, incoming: `exec:cat '${state}'` })
+  // An incoming QEMU is not yet a source: it becomes one when it has read its state.
+  await guest.waitStatus(['paused', 'prelaunch'])
+  if (!paused) await guest.cont()
+  guest.serial = 'ready\n'
+  return guest
 }
 
 /** A unix socket that waits for one connection. */
