@@ -1,0 +1,652 @@
+import { readU16, readU32, readU64 } from '../bytes/big-endian.ts'
+import { copyBytes, latin1 } from '../bytes/copy.ts'
+import { assert } from '../errors.ts'
+import { BlockTable, type RamBlock } from './block-table.ts'
+import {
+  type BodyGrammar,
+  type BodyStep,
+  earlyGrammar,
+  iterableGrammar,
+  UNIT_HEAD_LENGTH_MAX,
+} from './other-sections.ts'
+import { type RamCounts, RamRecordReader, type RamSink, READ } from './ram-records.ts'
+import {
+  CAPABILITIES_MAX,
+  CAPABILITY_IGNORE_SHARED,
+  CAPABILITY_MAPPED_RAM,
+  COMMAND,
+  CONFIGURATION_SUBSECTION,
+  ELEMENT,
+  FILE_MAGIC,
+  FILE_VERSION,
+  MACHINE_TYPE_LENGTH_MAX,
+  PACKAGED_LENGTH,
+  PAGE_BITS,
+  PAGE_SIZE,
+  POSTCOPY_ADVISE_LENGTH,
+  RAM_FLAG_MASK,
+  RAM_SECTION,
+  SECTIONS_MAX,
+  UUID_LENGTH,
+} from './wire.ts'
+
+/** A fact about the stream, told once. */
+export type StreamPhase =
+  | 'header' // magic and version
+  | 'return-path' // OPEN_RETURN_PATH: the destination will answer
+  | 'postcopy-advise' // POSTCOPY_ADVISE of 16 bytes: postcopy of RAM may follow
+  | 'colo' // ENABLE_COLO
+  | 'ram-start' // START of ram: the block list follows
+  | 'switchover' // SWITCHOVER_START: the guest is stopped
+  | 'ram-end' // END of ram is complete: raw from here in precopy
+  | 'postcopy' // PACKAGED: pages may be waited for from here on
+  | 'snapshot-devices' // device state after RAM PARTs without END (background-snapshot): raw from here
+  | 'recovery' // a connection without header, after a postcopy pause
+  | 'eof' // EOF element; seen in postcopy only, because in precopy it hides behind device state
+
+/** What the parser tells of a main stream; see {@link RamSink} for the record events. */
+export interface RecordSink extends RamSink {
+  /** @param position the first byte behind the field that told it */
+  phase(phase: StreamPhase, position: number): void
+  /**
+   * The parser does not understand the field that starts at `position`, and passes everything from there on raw for
+   * good. Called once at most. Record events before it stand; none follows.
+   */
+  degraded(position: number, reason: string): void
+}
+
+/** What a recovery connection needs to know of the first one; plain data, may go through JSON. */
+export interface ParserMemory {
+  readonly blocks: readonly RamBlock[]
+  /** True where a block list named all of them. */
+  readonly blocksComplete: boolean
+  /** START sections seen, by id. */
+  readonly sections: readonly { readonly id: number; readonly idstr: string }[]
+  readonly machineType: string
+}
+
+/** Plain counts of a main stream. */
+export interface MainCounts {
+  /** Section heads by element. */
+  sections: { start: number; part: number; end: number; full: number }
+  /** Commands outside packages, by id; ids above 11 under 0. */
+  commands: number[]
+  records: RamCounts
+  /** Bytes of the packages of PACKAGED commands. */
+  packagedBytes: number
+}
+
+/** How a stream ended. */
+export interface StreamEnd {
+  /** It ended inside a RAM record, a section or a field: cut. */
+  cut: boolean
+  /** All of RAM was there: END of ram, or device state after it (background-snapshot). */
+  ramComplete: boolean
+  /** Position of the field that was not understood, undefined where all were. */
+  degradedAt: number | undefined
+}
+
+/** Options of {@link MainStreamParser}. */
+export interface MainStreamOptions {
+  /** State of the migration's first connection: this is its recovery, a stream without header. */
+  recovery?: ParserMemory
+  /** The migration's RAMBlocks, shared with its other channels; by default a table of this parser alone. */
+  blocks?: BlockTable
+}
+
+/** What the bytes in `head` are, or will be once `need` of them are there. */
+const STATE = {
+  HEADER: 0,
+  ELEMENT: 1,
+  CONFIGURATION: 2,
+  SUBSECTION: 3,
+  CAPABILITY: 4,
+  SECTION: 5, // START or FULL
+  SECTION_AGAIN: 6, // PART or END
+  FOOTER: 7,
+  COMMAND: 8,
+  VMDESCRIPTION: 9,
+  RAM: 10, // RamRecordReader has the bytes
+  BLOCK_ENTRY: 11,
+  BLOCK_PAGE_SIZE: 12, // or the entry or record after it, where there is none
+  BLOCK_ADDRESS: 13,
+  OTHER_BODY: 14,
+  END: 15,
+  RAW: 16,
+} as const
+
+const NO_BYTES = new Uint8Array(0)
+
+interface Section {
+  readonly id: number
+  readonly idstr: string
+  /** undefined for ram. */
+  readonly grammar: BodyGrammar | undefined
+}
+
+/**
+ * Reads a main stream, cut anywhere, and tells its sink where RAM records lie. It keeps no page and no reference to a
+ * chunk, and never throws on what a peer sends: what it does not understand ends its work, not the stream's.
+ * Source: qemu-wire-format 2 and 3.
+ */
+export class MainStreamParser {
+  /** Live counts, for statistics and tests. */
+  readonly counts: MainCounts
+  private readonly sink: RecordSink
+  private readonly blocks: BlockTable
+  private readonly records: RamRecordReader
+  private readonly sections = new Map<number, Section>()
+  private readonly toldPhases = new Set<StreamPhase>()
+
+  private state: number = STATE.HEADER
+  /** Bytes of the field under way; it starts at `fieldStart`. */
+  private readonly head = new Uint8Array(UNIT_HEAD_LENGTH_MAX)
+  private have = 0
+  private need = 8
+  private fieldStart = 0
+  /** Bytes to pass before the next field. */
+  private skip = 0
+  private streamPosition = 0
+
+  private machineType = ''
+  /** Elements CONFIGURATION and SUBSECTION are allowed, in the header alone. */
+  private configurationAllowed = false
+  private subsectionsAllowed = false
+  private capabilitiesLeft = 0
+  private ignoreShared = false
+  private postcopyAdvised = false
+  /** Behind PACKAGED, or in a recovery: RAM goes on, and END of ram does not lead to raw device state. */
+  private postcopy = false
+  private ramPartSeen = false
+  private ramEnded = false
+  /** RAM is over, with the phase 'ram-end' or 'snapshot-devices'. */
+  private ramComplete = false
+  /** VMDESCRIPTION came: nothing more may follow. */
+  private descriptionSeen = false
+  /** Sections end in footers: all but those of machine types up to 2.3. Unknown before the first section ended. */
+  private footers: boolean | undefined = undefined
+
+  private element = 0
+  private section: Section | undefined = undefined
+  private grammar: BodyGrammar | undefined = undefined
+  private unit = 0
+  private readonly step: BodyStep = { need: 0, skip: 0, end: false, bad: '' }
+  /** Bytes of RAMBlocks that the block list still has to name. */
+  private blockBytesLeft = 0
+  private degradedAt: number | undefined = undefined
+
+  constructor(sink: RecordSink, options: MainStreamOptions = {}) {
+    const memory = options.recovery
+    this.sink = sink
+    this.blocks = options.blocks ?? new BlockTable(memory?.blocks, memory?.blocksComplete)
+    this.records = new RamRecordReader(sink, this.blocks)
+    this.counts = {
+      sections: { start: 0, part: 0, end: 0, full: 0 },
+      commands: new Array(COMMAND.SWITCHOVER_START + 1).fill(0),
+      records: this.records.counts,
+      packagedBytes: 0,
+    }
+    if (memory) {
+      for (const { id, idstr } of memory.sections) this.sections.set(id, { id, idstr, grammar: iterableGrammar(idstr) })
+      this.machineType = memory.machineType
+      this.postcopy = true
+      this.state = STATE.ELEMENT
+      this.need = 1
+    }
+  }
+
+  /** Bytes of the stream taken so far. */
+  get position(): number {
+    return this.streamPosition
+  }
+
+  /**
+   * Bytes at the end of what was taken that belong to an incomplete RAM record or other small field: at most
+   * 8 + 1 + 255 + 4096. A caller that keeps them in front of its next chunk has every record contiguous when its event
+   * comes. 0 between records and in raw stretches.
+   */
+  get pending(): number {
+    return this.state === STATE.RAM ? this.records.pending : this.have
+  }
+
+  /** True where everything from here on is raw: RAM is over, or the stream was not understood. */
+  get raw(): boolean {
+    return this.state === STATE.RAW
+  }
+
+  /** What a recovery of this migration needs; a copy. */
+  memory(): ParserMemory {
+    return {
+      blocks: this.blocks.list(),
+      blocksComplete: this.blocks.complete,
+      sections: Array.from(this.sections.values(), ({ id, idstr }) => ({ id, idstr })),
+      machineType: this.machineType,
+    }
+  }
+
+  /** Takes the next `length` bytes of the channel, which lie in `chunk` from `at`, cut anywhere. Keeps no reference. */
+  push(chunk: Uint8Array, at: number, length: number): void {
+    const end = at + length
+    assert(at >= 0 && length >= 0 && end <= chunk.length, 'bytes outside their chunk')
+    const base = this.streamPosition - at
+    if (this.streamPosition === 0 && length > 0 && this.postcopy) this.tellPhase('recovery', 0)
+    while (at < end && this.state !== STATE.RAW) {
+      if (this.skip > 0) {
+        const take = Math.min(this.skip, end - at)
+        this.skip -= take
+        at += take
+      } else if (this.state === STATE.RAM) {
+        at = this.records.read(chunk, at, end, base)
+        if (this.records.outcome !== READ.MORE) this.recordsStopped(base + at)
+      } else {
+        if (this.have === 0) this.fieldStart = base + at
+        const take = Math.min(this.need - this.have, end - at)
+        copyBytes(chunk, at, this.head, this.have, take)
+        this.have += take
+        at += take
+        if (this.have === this.need) this.fieldStep(base + at)
+      }
+    }
+    this.streamPosition = base + end
+  }
+
+  /** The stream ended. Tells how, for tools that need whole ones; a relay does not care. */
+  finish(): StreamEnd {
+    const { state } = this
+    const between = state === STATE.RAW || state === STATE.END || (state === STATE.ELEMENT && this.have === 0)
+    const cut = !between || this.skip > 0 || (state === STATE.END && this.have > 0)
+    return { cut, ramComplete: this.ramComplete, degradedAt: this.degradedAt }
+  }
+
+  // ---- fields: steps return undefined, so that `return this.degrade(...)` ends one in a line ----
+
+  /** `need` bytes of a field are there. Asks for more of it, or acts on it and sets the next state. */
+  private fieldStep(position: number): undefined {
+    switch (this.state) {
+      case STATE.HEADER:
+        return this.headerStep(position)
+      case STATE.ELEMENT:
+        return this.elementStep(position)
+      case STATE.CONFIGURATION:
+        return this.configurationStep()
+      case STATE.SUBSECTION:
+        return this.subsectionStep()
+      case STATE.CAPABILITY:
+        return this.capabilityStep()
+      case STATE.SECTION:
+        return this.sectionStep(position)
+      case STATE.SECTION_AGAIN:
+        return this.sectionAgainStep()
+      case STATE.FOOTER:
+        return this.footerStep(position)
+      case STATE.COMMAND:
+        return this.commandStep(position)
+      case STATE.VMDESCRIPTION:
+        this.skip = readU32(this.head, 1)
+        this.descriptionSeen = true
+        return this.next(STATE.END, 1)
+      case STATE.BLOCK_ENTRY:
+        return this.blockEntryStep()
+      case STATE.BLOCK_PAGE_SIZE:
+        return this.blockPageSizeStep(position)
+      case STATE.BLOCK_ADDRESS:
+        return this.blockEntryDone()
+      case STATE.OTHER_BODY:
+        return this.otherBodyStep()
+      default:
+        // STATE.END
+        if (this.head[0] === ELEMENT.VMDESCRIPTION && !this.descriptionSeen) return this.become(STATE.VMDESCRIPTION, 5)
+        return this.degrade(this.fieldStart, 'bytes behind the end of the stream')
+    }
+  }
+
+  /** The field is done; the next one starts behind it. */
+  private next(state: number, need: number): undefined {
+    this.state = state
+    this.need = need
+    this.have = 0
+  }
+
+  /** The bytes of this field belong to `state`, which wants `need` of them. */
+  private become(state: number, need: number): undefined {
+    this.state = state
+    this.need = need
+  }
+
+  private degrade(position: number, reason: string): undefined {
+    this.next(STATE.RAW, 1)
+    this.skip = 0
+    this.degradedAt = position
+    this.sink.degraded(position, reason)
+  }
+
+  private tellPhase(phase: StreamPhase, position: number): undefined {
+    if (this.toldPhases.has(phase)) return
+    this.toldPhases.add(phase)
+    this.sink.phase(phase, position)
+  }
+
+  // ---- header ----
+
+  private headerStep(position: number): undefined {
+    if (readU32(this.head, 0) !== FILE_MAGIC) return this.degrade(0, 'not a migration stream')
+    if (readU32(this.head, 4) !== FILE_VERSION) return this.degrade(4, 'unknown version of the migration stream')
+    this.configurationAllowed = true
+    this.next(STATE.ELEMENT, 1)
+    this.tellPhase('header', position)
+  }
+
+  private configurationStep(): undefined {
+    const length = readU32(this.head, 1)
+    if (length > MACHINE_TYPE_LENGTH_MAX) return this.degrade(this.fieldStart, 'machine type name too long')
+    this.need = 5 + length
+    if (this.have < this.need) return
+    this.machineType = latin1(this.head, 5, length)
+    this.subsectionsAllowed = true
+    this.next(STATE.ELEMENT, 1)
+  }
+
+  /** u8 05, cstr name, u32 version, then what the name says. */
+  private subsectionStep(): undefined {
+    const { head } = this
+    const length = head[1]!
+    const bodyAt = 2 + length + 4
+    if (this.have < bodyAt) {
+      this.need = bodyAt
+      return
+    }
+    const name = latin1(head, 2, length)
+    if (name === CONFIGURATION_SUBSECTION.UUID) {
+      this.skip = UUID_LENGTH
+      return this.next(STATE.ELEMENT, 1)
+    }
+    const pageBits = name === CONFIGURATION_SUBSECTION.TARGET_PAGE_BITS
+    if (!pageBits && name !== CONFIGURATION_SUBSECTION.CAPABILITIES) {
+      return this.degrade(this.fieldStart, `unknown configuration subsection ${JSON.stringify(name)}`)
+    }
+    if (this.have < bodyAt + 4) {
+      this.need = bodyAt + 4
+      return
+    }
+    const value = readU32(head, bodyAt)
+    if (pageBits) {
+      if (value !== PAGE_BITS) return this.degradePageSize(this.fieldStart + bodyAt, 2 ** value)
+      return this.next(STATE.ELEMENT, 1)
+    }
+    if (value > CAPABILITIES_MAX) return this.degrade(this.fieldStart + bodyAt, 'too many capabilities')
+    this.capabilitiesLeft = value
+    this.next(value > 0 ? STATE.CAPABILITY : STATE.ELEMENT, 1)
+  }
+
+  private capabilityStep(): undefined {
+    const length = this.head[0]!
+    this.need = 1 + length
+    if (this.have < this.need) return
+    const name = latin1(this.head, 1, length)
+    if (name === CAPABILITY_MAPPED_RAM) return this.degrade(this.fieldStart, 'mapped-ram on a socket')
+    if (name === CAPABILITY_IGNORE_SHARED) this.ignoreShared = true
+    this.capabilitiesLeft--
+    this.next(this.capabilitiesLeft > 0 ? STATE.CAPABILITY : STATE.ELEMENT, 1)
+  }
+
+  private degradePageSize(position: number, pageSize: number): undefined {
+    this.degrade(position, `target page size ${pageSize}`)
+  }
+
+  // ---- elements ----
+
+  private elementStep(position: number): undefined {
+    const element = this.head[0]!
+    const configurationAllowed = this.configurationAllowed
+    const subsectionsAllowed = this.subsectionsAllowed
+    this.configurationAllowed = false
+    this.subsectionsAllowed = false
+    switch (element) {
+      case ELEMENT.SECTION_START:
+      case ELEMENT.SECTION_FULL:
+        return this.become(STATE.SECTION, 6)
+      case ELEMENT.SECTION_PART:
+      case ELEMENT.SECTION_END:
+        return this.become(STATE.SECTION_AGAIN, 5)
+      case ELEMENT.COMMAND:
+        return this.become(STATE.COMMAND, 5)
+      case ELEMENT.EOF:
+        this.next(STATE.END, 1)
+        return this.tellPhase('eof', position)
+      case ELEMENT.CONFIGURATION:
+        if (configurationAllowed) return this.become(STATE.CONFIGURATION, 5)
+        break
+      case ELEMENT.SUBSECTION:
+        if (subsectionsAllowed) {
+          this.subsectionsAllowed = true
+          return this.become(STATE.SUBSECTION, 2)
+        }
+        break
+    }
+    this.degrade(this.fieldStart, `unknown element 0x${element.toString(16)}`)
+  }
+
+  /** u8 element, u32 id, cstr idstr, u32 instance, u32 version. */
+  private sectionStep(position: number): undefined {
+    const { head } = this
+    const length = head[5]!
+    this.need = 6 + length + 8
+    if (this.have < this.need) return
+    const id = readU32(head, 1)
+    const idstr = latin1(head, 6, length)
+    this.element = head[0]!
+    if (this.element === ELEMENT.SECTION_FULL) {
+      this.counts.sections.full++
+      return this.fullSection(id, idstr, position)
+    }
+    this.counts.sections.start++
+    const ram = idstr === RAM_SECTION.IDSTR
+    if (
+      ram &&
+      (readU32(head, 6 + length) !== RAM_SECTION.INSTANCE || readU32(head, 10 + length) !== RAM_SECTION.VERSION)
+    ) {
+      return this.degrade(this.fieldStart, 'unknown version of the ram section')
+    }
+    const grammar = iterableGrammar(idstr)
+    if (!ram && !grammar) return this.degrade(this.fieldStart, `unknown section ${JSON.stringify(idstr)}`)
+    if (this.sections.size >= SECTIONS_MAX) return this.degrade(this.fieldStart, 'too many sections')
+    const section = { id, idstr, grammar }
+    this.sections.set(id, section)
+    if (ram) this.tellPhase('ram-start', position)
+    this.beginBody(section, section.grammar)
+  }
+
+  private fullSection(id: number, idstr: string, position: number): undefined {
+    const grammar = this.ramPartSeen ? undefined : earlyGrammar(idstr)
+    if (grammar) return this.beginBody({ id, idstr, grammar }, grammar)
+    if (!this.ramPartSeen || this.postcopy) {
+      return this.degrade(this.fieldStart, `device state ${JSON.stringify(idstr)} before the end of RAM`)
+    }
+    this.ramComplete = true
+    this.next(STATE.RAW, 1)
+    this.tellPhase('snapshot-devices', position)
+  }
+
+  /** u8 element, u32 id. Runs by the ten thousand: it allocates nothing. */
+  private sectionAgainStep(): undefined {
+    const { head } = this
+    const section = this.sections.get(readU32(head, 1))
+    if (!section) return this.degrade(this.fieldStart, 'section id that no SECTION_START announced')
+    this.element = head[0]!
+    if (this.element === ELEMENT.SECTION_PART) this.counts.sections.part++
+    else this.counts.sections.end++
+    if (!section.grammar) {
+      this.ramPartSeen = true
+      this.ramEnded = this.element === ELEMENT.SECTION_END
+    }
+    this.beginBody(section, section.grammar)
+  }
+
+  private beginBody(section: Section, grammar: BodyGrammar | undefined): undefined {
+    this.section = section
+    this.grammar = grammar
+    if (!grammar) return this.next(STATE.RAM, 1)
+    this.unit = 0
+    this.nextUnit(grammar)
+  }
+
+  /** u8 footer, u32 id of the section; or the next element where this machine type sends no footers. */
+  private footerStep(position: number): undefined {
+    const { head } = this
+    if (this.have === 1) {
+      if (head[0] === ELEMENT.SECTION_FOOTER && this.footers !== false) {
+        this.footers = true
+        this.need = 5
+        return
+      }
+      if (this.footers === true) return this.degrade(this.fieldStart, 'section without footer')
+      this.footers = false
+      this.sectionDone(this.fieldStart)
+      if (this.raw) return
+      this.become(STATE.ELEMENT, 1)
+      this.have = 1
+      return this.elementStep(position)
+    }
+    if (readU32(head, 1) !== this.section?.id) return this.degrade(this.fieldStart, 'footer of another section')
+    this.sectionDone(position)
+  }
+
+  private sectionDone(position: number): undefined {
+    this.next(STATE.ELEMENT, 1)
+    if (!this.ramEnded || this.grammar) return
+    this.ramComplete = true
+    // In precopy nothing of RAM follows, and device state has no lengths. (x-colo sends RAM again: raw for good.)
+    if (!this.postcopy) this.next(STATE.RAW, 1)
+    this.tellPhase('ram-end', position)
+  }
+
+  /** u8 08, u16 command, u16 length, payload; an unknown command is passed by its length, as QEMU frames it. */
+  private commandStep(position: number): undefined {
+    const { head } = this
+    const command = readU16(head, 1)
+    const length = readU16(head, 3)
+    if (command === COMMAND.POSTCOPY_ADVISE && length === POSTCOPY_ADVISE_LENGTH) {
+      this.need = 5 + length
+      if (this.have < this.need) return
+      const pageSize = readU64(head, 13)
+      if (pageSize !== PAGE_SIZE) return this.degradePageSize(this.fieldStart + 13, pageSize)
+      this.postcopyAdvised = true
+    } else if (command === COMMAND.PACKAGED) {
+      if (length !== PACKAGED_LENGTH) return this.degrade(this.fieldStart, 'PACKAGED of an unknown length')
+      this.need = 5 + length
+      if (this.have < this.need) return
+      this.skip = readU32(head, 5)
+      this.counts.packagedBytes += this.skip
+      this.postcopy = true
+    } else this.skip = length
+    this.counts.commands[command < this.counts.commands.length ? command : 0]!++
+    this.next(STATE.ELEMENT, 1)
+    switch (command) {
+      case COMMAND.OPEN_RETURN_PATH:
+        return this.tellPhase('return-path', position)
+      case COMMAND.POSTCOPY_ADVISE:
+        return this.postcopyAdvised ? this.tellPhase('postcopy-advise', position) : undefined
+      case COMMAND.PACKAGED:
+        return this.tellPhase('postcopy', position)
+      case COMMAND.ENABLE_COLO:
+        return this.tellPhase('colo', position)
+      case COMMAND.SWITCHOVER_START:
+        return this.tellPhase('switchover', position)
+    }
+  }
+
+  // ---- bodies ----
+
+  /** The record reader came back from a RAM body before its chunk was used up. */
+  private recordsStopped(position: number): undefined {
+    const { records } = this
+    if (records.outcome === READ.EOS) return this.next(STATE.FOOTER, 1)
+    if (records.outcome === READ.BAD) return this.degrade(records.badPosition, records.badReason)
+    if (this.element !== ELEMENT.SECTION_START || this.blocks.complete) {
+      return this.degrade(position - 8, 'block list outside the START of ram')
+    }
+    this.blockBytesLeft = records.total
+    this.blockListStep()
+  }
+
+  /** Behind a whole entry of the block list, or its total: an entry follows, or records. */
+  private blockListStep(): undefined {
+    if (this.blockBytesLeft > 0) return this.next(STATE.BLOCK_ENTRY, 1)
+    this.blocks.complete = true
+    this.next(STATE.RAM, 1)
+  }
+
+  /** cstr idstr, u64 used_length. */
+  private blockEntryStep(): undefined {
+    const { head } = this
+    const length = head[0]!
+    if (length === 0) return this.degrade(this.fieldStart, 'RAMBlock with an empty idstr')
+    this.need = 1 + length + 8
+    if (this.have < this.need) return
+    const lengthBytes = readU64(head, 1 + length)
+    if (lengthBytes <= 0 || lengthBytes > this.blockBytesLeft) {
+      return this.degrade(this.fieldStart, 'block list does not sum up to its total')
+    }
+    const block = this.blocks.declare(head, 1, length, lengthBytes)
+    if (block < 0) return this.degrade(this.fieldStart, 'RAMBlock listed twice, or too many RAMBlocks')
+    this.blockBytesLeft -= lengthBytes
+    this.records.tell(block)
+    if (this.postcopyAdvised) this.next(STATE.BLOCK_PAGE_SIZE, this.blockBytesLeft > 0 ? 1 : 8)
+    else this.blockEntryDone()
+  }
+
+  private blockEntryDone(): undefined {
+    if (this.ignoreShared && this.state !== STATE.BLOCK_ADDRESS) return this.next(STATE.BLOCK_ADDRESS, 8)
+    this.blockListStep()
+  }
+
+  /**
+   * A u64 page size stands here for some RAMBlocks, and nothing says for which. It opens with a zero byte, which no
+   * other entry does; behind the last entry it has no low bits, which every record has.
+   */
+  private blockPageSizeStep(position: number): undefined {
+    const { head } = this
+    if (this.blockBytesLeft > 0) {
+      if (head[0] !== 0) {
+        this.become(STATE.BLOCK_ENTRY, 1)
+        return this.blockEntryStep()
+      }
+      this.need = 8
+      if (this.have < this.need) return
+    } else if ((readU32(head, 4) & RAM_FLAG_MASK) !== 0) {
+      this.records.resume(head, this.fieldStart)
+      this.blockListStep()
+      // The word may be all that this chunk holds, and may be the whole EOS record.
+      this.records.read(NO_BYTES, 0, 0, position)
+      if (this.records.outcome !== READ.MORE) this.recordsStopped(position)
+      return
+    }
+    this.blockEntryDone()
+  }
+
+  private nextUnit(grammar: BodyGrammar): undefined {
+    const { step } = this
+    step.skip = 0
+    step.end = false
+    step.bad = ''
+    grammar(this.head, 0, this.element, this.unit, step)
+    this.next(STATE.OTHER_BODY, step.need)
+  }
+
+  private otherBodyStep(): undefined {
+    const { step } = this
+    const grammar = this.grammar!
+    step.skip = 0
+    step.end = false
+    step.bad = ''
+    grammar(this.head, this.have, this.element, this.unit, step)
+    if (step.bad !== '') return this.degrade(this.fieldStart, step.bad)
+    this.need = step.need
+    if (this.have < this.need) return
+    const { skip, end } = step
+    this.unit++
+    if (end) this.next(STATE.FOOTER, 1)
+    else this.nextUnit(grammar)
+    this.skip = skip
+  }
+}
