@@ -1,0 +1,6 @@
+export { configure } from './state'
+export { hashPages, checksum } from './hash'
+export { samePage, fillOf, isDense } from './page'
+export { insertPage, dropRing } from './ring'
+export { indexTemplates, matchPages } from './match'
+export { expandZeros, expandFill, expandPages, expandNew, expandPatch, copyOut } from './expand'

@@ -1,0 +1,102 @@
+// Encoder: what each page of a batch becomes.
+import {
+  NONE, RESULT, placeTable, places, pool, state, tableHash, tableMask, tableSlot, templatePages, ringPages, scratch,
+} from './state'
+import { hashPage } from './hash'
+import { fillOf, isDense } from './page'
+import { add, find } from './table'
+import { insert, mark, placeGet, placeSet } from './ring'
+
+const FILL: u8 = 0
+const SAME: u8 = 1
+const REF: u8 = 2
+const NEW: u8 = 3
+const NEW_DENSE: u8 = 4
+
+/** Pages whose table entries and candidates are touched together, so that their cache misses overlap. */
+const GROUP: u32 = 8
+
+let sink: u64 = 0 // keeps the touching loads alive
+
+export function indexTemplates(from: u32, to: u32): u32 {
+  let added: u32 = 0
+  for (let slot = from; slot < to; slot++) {
+    const at = pool + (<usize>slot << 12)
+    const hash = hashPage(at)
+    if (find(at, hash) != NONE) continue
+    add(hash, slot)
+    added++
+  }
+  return added
+}
+
+export function matchPages(
+  list: usize, placeList: usize, n: u32, kinds: usize, slots: usize, tokens: usize, literals: usize, dense: usize,
+  options: u32,
+): void {
+  let literal = literals
+  let denseAt = dense
+  const result = state + RESULT
+  memory.fill(result, 0, 64)
+  const hashes = scratch + 256
+  for (let base: u32 = 0; base < n; base += GROUP) {
+    const m = min(n - base, GROUP)
+    for (let j: u32 = 0; j < m; j++) {
+      const at: usize = load<u32>(list + (<usize>(base + j) << 2))
+      store<u64>(hashes + (<usize>j << 3), hashPage(at))
+    }
+    let touch: u64 = 0
+    for (let j: u32 = 0; j < m; j++) {
+      const e = load<u32>(hashes + (<usize>j << 3)) & tableMask
+      touch += load<u64>(tableHash + (<usize>e << 3)) + load<u32>(tableSlot + (<usize>e << 2))
+      const place = load<u32>(placeList + (<usize>(base + j) << 2))
+      if (place < places) touch += load<u32>(placeTable + (<usize>place << 2))
+    }
+    for (let j: u32 = 0; j < m; j++) {
+      const h = load<u64>(hashes + (<usize>j << 3))
+      const e = <u32>h & tableMask
+      if (load<u64>(tableHash + (<usize>e << 3)) == h) {
+        const t = pool + (<usize>load<u32>(tableSlot + (<usize>e << 2)) << 12)
+        touch += load<u64>(t) + load<u64>(t, 64) + load<u64>(t, 128) + load<u64>(t, 192)
+      }
+    }
+    sink += touch
+    for (let j: u32 = 0; j < m; j++) {
+      const i = base + j
+      const at: usize = load<u32>(list + (<usize>i << 2))
+      const place = load<u32>(placeList + (<usize>i << 2))
+      let kind: u8
+      let slot: u32
+      const byte = fillOf(at)
+      if (byte >= 0) {
+        kind = FILL
+        slot = byte
+      } else {
+        const hash = load<u64>(hashes + (<usize>j << 3))
+        slot = find(at, hash)
+        if (slot != NONE) {
+          kind = slot == placeGet(place) ? SAME : REF
+          mark(slot)
+        } else {
+          if (isDense(at)) {
+            kind = NEW_DENSE
+            memory.copy(denseAt, at, 4096)
+            denseAt += 4096
+          } else {
+            kind = NEW
+            memory.copy(literal, at, 4096)
+            literal += 4096
+          }
+          slot = insert(at, hash)
+        }
+        placeSet(place, slot)
+      }
+      store<u8>(kinds + <usize>i, kind)
+      store<u32>(slots + (<usize>i << 2), slot)
+      const count = result + 16 + (<usize>kind << 2)
+      store<u32>(count, load<u32>(count) + 1)
+    }
+  }
+  store<u32>(result, <u32>(literal - literals))
+  store<u32>(result, <u32>(denseAt - dense), 4)
+}

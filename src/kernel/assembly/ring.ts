@@ -1,0 +1,68 @@
+// What encoder and decoder must do alike: the ring of passed pages, its marks, and what each place last received.
+import {
+  CURSOR, NONE, USED, placeTable, places, pool, poolPages, ringHash, ringMark, ringPages, state, templatePages,
+} from './state'
+import { add, remove } from './table'
+
+/** Slot that a place last received, or NONE. In memory it is slot + 1, so that an untouched table costs no memory. */
+// @ts-ignore: decorator
+@inline export function placeGet(place: u32): u32 {
+  return place < places ? load<u32>(placeTable + (<usize>place << 2)) - 1 : NONE
+}
+
+// @ts-ignore: decorator
+@inline export function placeSet(place: u32, slot: u32): void {
+  if (place < places) store<u32>(placeTable + (<usize>place << 2), slot + 1)
+}
+
+/** Gives a ring slot its second chance. */
+// @ts-ignore: decorator
+@inline export function mark(slot: u32): void {
+  if (slot >= templatePages) store<u8>(ringMark + <usize>(slot - templatePages), 1)
+}
+
+/** Takes the next ring slot for the page at `at`; hash 0: without tables (decoder). Returns the slot, NONE without a ring. */
+export function insert(at: usize, hash: u64): u32 {
+  const r = ringPages
+  if (r == 0) return NONE
+  let c = load<u32>(state, CURSOR)
+  while (load<u8>(ringMark + <usize>c)) {
+    store<u8>(ringMark + <usize>c, 0)
+    c++
+    if (c == r) c = 0
+  }
+  const slot = templatePages + c
+  if (hash != 0) {
+    const old = load<u64>(ringHash + (<usize>c << 3))
+    if (old != 0) remove(old, slot)
+    store<u64>(ringHash + (<usize>c << 3), hash)
+    add(hash, slot)
+  }
+  memory.copy(pool + (<usize>slot << 12), at, 4096)
+  c++
+  if (c > load<u32>(state, USED)) store<u32>(state, c, USED)
+  store<u32>(state, c == r ? 0 : c, CURSOR)
+  return slot
+}
+
+/** Decoder: the page at `at` passed at `place`. Returns its slot, or NONE without a ring. */
+export function insertPage(at: usize, place: u32): u32 {
+  const slot = insert(at, 0)
+  placeSet(place, slot)
+  return slot
+}
+
+/** Decoder: whether slot and place can be referenced at all. */
+// @ts-ignore: decorator
+@inline export function known(slot: u32): bool {
+  return slot < poolPages
+}
+
+/** Takes the pages of ring slots 0 to `used` - 1 out of the tables. */
+export function dropRing(used: u32): void {
+  for (let c: u32 = 0; c < used; c++) {
+    const hash = load<u64>(ringHash + (<usize>c << 3))
+    if (hash != 0) remove(hash, templatePages + c)
+    store<u64>(ringHash + (<usize>c << 3), 0)
+  }
+}

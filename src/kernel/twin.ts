@@ -1,0 +1,500 @@
+/**
+ * The kernel in plain TypeScript: what assembly/ does, said a second time. Reference for the differential tests, and
+ * fallback, so it is written to be reasonably fast: whole words, Math.imul, native copies and compares.
+ */
+import type { Implementation } from './kernel.ts'
+import { type MemoryLayout, NONE, PAGE_BYTES, RESULT_WORD, STATE } from './layout.ts'
+
+const P1 = 0x9e3779b1 | 0
+const P2 = 0x85ebca77 | 0
+const P3 = 0xc2b2ae3d | 0
+const P4 = 0x27d4eb2f
+
+const FILL = 0
+const SAME = 1
+const REF = 2
+const NEW = 3
+const NEW_DENSE = 4
+
+const BARE = 1
+const FROM_PLACE = 2
+const FAILED = -1
+
+/** Flags in the low bits of a record's head: CONTINUE | PAGE and CONTINUE | ZERO. Source: QEMU migration/ram.c. */
+const HEAD_PAGE = 0x28
+const HEAD_ZERO = 0x22
+
+/** As in assembly/page.ts. */
+const DENSE_DISTINCT = 88
+
+/** The functions of the kernel over a buffer that writeConfig has prepared. Keeps views of it; allocates nothing later. */
+export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch: number): Implementation {
+  const { pool, templatePages, ringPages, places, ringMark } = layout
+  const bytes = new Uint8Array(buffer)
+  const words = new Int32Array(buffer, 0, buffer.byteLength >>> 2)
+  const raw = Buffer.from(buffer, 0, buffer.byteLength)
+  const tableHash = layout.tableHash >>> 2
+  const tableSlot = layout.tableSlot >>> 2
+  const tableMask = Math.max(0, layout.tableEntries - 1)
+  const ringHash = layout.ringHash >>> 2
+  const placeTable = layout.placeTable >>> 2
+  const cursorAt = (layout.state >>> 2) + STATE.CURSOR
+  const usedAt = (layout.state >>> 2) + STATE.USED
+  const resultAt = (layout.state >>> 2) + RESULT_WORD
+  const poolPages = templatePages + ringPages
+  const poolBytes = poolPages * PAGE_BYTES
+
+  // hash ---------------------------------------------------------------------------------------------------------
+
+  const lanes = new Int32Array(32)
+  const block = new Int32Array(1024) // an aligned copy of what is not, or is padded
+  const blockBytes = new Uint8Array(block.buffer)
+  let lo = 0 // the last digest
+  let hi = 0
+
+  /** Adds `count` (32 at most, so that they stay in the L1 cache) blocks of 128 bytes to the lanes, four lanes at a time. */
+  function absorb(from: Int32Array, at: number, count: number): void {
+    const end = at + (count << 5)
+    for (let l = 0; l < 32; l += (l & 1) === 0 ? 1 : 7) {
+      let a = lanes[l]!
+      let b = lanes[l + 4]!
+      let c = lanes[l + 2]!
+      let d = lanes[l + 6]!
+      for (let w = at + l; w < end; w += 32) {
+        const x = from[w]!
+        const y = from[w + 4]!
+        const u = from[w + 2]!
+        const v = from[w + 6]!
+        a = Math.imul(a ^ x, P1)
+        b = Math.imul(b ^ y, P1)
+        c = Math.imul(c ^ u, P1)
+        d = Math.imul(d ^ v, P1)
+        a = ((a ^ (a >>> 15)) + y) | 0
+        b = ((b ^ (b >>> 15)) + x) | 0
+        c = ((c ^ (c >>> 15)) + v) | 0
+        d = ((d ^ (d >>> 15)) + u) | 0
+      }
+      lanes[l] = a
+      lanes[l + 4] = b
+      lanes[l + 2] = c
+      lanes[l + 6] = d
+    }
+  }
+
+  function keyed(key: number, lane: number): number {
+    const m = Math.imul(lanes[lane]! ^ words[key + 32 + lane]!, P2)
+    return m ^ (m >>> 13)
+  }
+
+  function join(u: number, v: number): number {
+    const m = Math.imul(u, P3)
+    return ((m ^ (m >>> 16)) + v) | 0
+  }
+
+  /** Column `column` of pair `pair` of the lanes, folded from four lanes to one word. */
+  function fold(key: number, lane: number): number {
+    const c = join(keyed(key, lane), keyed(key, lane + 16))
+    return join(c, join(keyed(key, lane + 8), keyed(key, lane + 24)))
+  }
+
+  /** HASH.md. `key` is a word index. Leaves the answer in lo and hi. */
+  function digest(key: number, at: number, length: number, seedLo: number, seedHi: number): void {
+    for (let l = 0; l < 32; l += 2) {
+      lanes[l] = words[key + l]! ^ seedLo
+      lanes[l + 1] = words[key + l + 1]! ^ seedHi
+    }
+    const whole = length - (length & 127)
+    const aligned = (at & 3) === 0
+    for (let done = 0; done < whole; done += PAGE_BYTES) {
+      const take = Math.min(PAGE_BYTES, whole - done)
+      if (aligned) absorb(words, (at + done) >>> 2, take >>> 7)
+      else {
+        raw.copy(blockBytes, 0, at + done, at + done + take)
+        absorb(block, 0, take >>> 7)
+      }
+    }
+    if (whole < length) {
+      blockBytes.fill(0, 0, 128)
+      for (let i = 0; i < length - whole; i++) blockBytes[i] = bytes[at + whole + i]!
+      absorb(block, 0, 1)
+    }
+    let l = Math.imul(length, P3)
+    let h = (length + P4) | 0
+    for (let j = 0; j < 4; j++) {
+      l = Math.imul(l ^ fold(key, j), P1)
+      l ^= l >>> 15
+      h = Math.imul(h ^ fold(key, j + 4), P2)
+      h ^= h >>> 13
+    }
+    h = (h + Math.imul(l, P4)) | 0
+    h = Math.imul(h ^ (h >>> 15), P2)
+    h ^= h >>> 13
+    l = (l + Math.imul(h, P3)) | 0
+    l = Math.imul(l ^ (l >>> 16), P1)
+    l ^= l >>> 15
+    h = (h + l) | 0
+    lo = (l | h) === 0 ? 1 : l
+    hi = h
+  }
+
+  function hashPage(at: number): void {
+    digest(layout.pageKey >>> 2, at, PAGE_BYTES, 0, 0)
+  }
+
+  // pages --------------------------------------------------------------------------------------------------------
+
+  function samePage(a: number, b: number): boolean {
+    // the native compare costs more than looking at two bytes first
+    if (bytes[a + 8] !== bytes[b + 8] || bytes[a + 2048] !== bytes[b + 2048]) return false
+    return raw.compare(raw, b, b + PAGE_BYTES, a, a + PAGE_BYTES) === 0
+  }
+
+  function fillOf(at: number): number {
+    const byte = bytes[at]!
+    for (let i = at + 1, end = at + PAGE_BYTES; i < end; i++) if (bytes[i] !== byte) return -1
+    return byte
+  }
+
+  const seen = new Uint8Array(256)
+
+  function isDense(at: number): boolean {
+    seen.fill(0)
+    let distinct = 0
+    for (let p = at + 120; p < at + PAGE_BYTES; p += 256) {
+      for (let i = p; i < p + 8; i++) {
+        const byte = bytes[i]!
+        if (seen[byte] === 0) {
+          seen[byte] = 1
+          distinct++
+        }
+      }
+    }
+    return distinct >= DENSE_DISTINCT
+  }
+
+  // table --------------------------------------------------------------------------------------------------------
+
+  /** Slot of the page at `at`, whose hash is in lo and hi; NONE. */
+  function find(at: number): number {
+    for (let e = lo & tableMask; ; e = (e + 1) & tableMask) {
+      const l = words[tableHash + 2 * e]!
+      const h = words[tableHash + 2 * e + 1]!
+      if ((l | h) === 0) return NONE
+      if (l === lo && h === hi) {
+        const slot = words[tableSlot + e]! >>> 0
+        if (samePage(at, pool + slot * PAGE_BYTES)) return slot
+      }
+    }
+  }
+
+  function add(slot: number): void {
+    let e = lo & tableMask
+    while ((words[tableHash + 2 * e]! | words[tableHash + 2 * e + 1]!) !== 0) e = (e + 1) & tableMask
+    words[tableHash + 2 * e] = lo
+    words[tableHash + 2 * e + 1] = hi
+    words[tableSlot + e] = slot
+  }
+
+  function remove(hashLo: number, hashHi: number, slot: number): void {
+    let hole = hashLo & tableMask
+    for (; ; hole = (hole + 1) & tableMask) {
+      const l = words[tableHash + 2 * hole]!
+      const h = words[tableHash + 2 * hole + 1]!
+      if ((l | h) === 0) return
+      if (l === hashLo && h === hashHi && words[tableSlot + hole]! >>> 0 === slot) break
+    }
+    for (let e = (hole + 1) & tableMask; ; e = (e + 1) & tableMask) {
+      const l = words[tableHash + 2 * e]!
+      const h = words[tableHash + 2 * e + 1]!
+      if ((l | h) === 0) break
+      // an entry may move back to the hole unless its home lies after the hole
+      if (((e - l) & tableMask) >= ((e - hole) & tableMask)) {
+        words[tableHash + 2 * hole] = l
+        words[tableHash + 2 * hole + 1] = h
+        words[tableSlot + hole] = words[tableSlot + e]!
+        hole = e
+      }
+    }
+    words[tableHash + 2 * hole] = 0
+    words[tableHash + 2 * hole + 1] = 0
+    words[tableSlot + hole] = 0
+  }
+
+  // ring ---------------------------------------------------------------------------------------------------------
+
+  function placeGet(place: number): number {
+    return place < places ? (words[placeTable + place]! - 1) >>> 0 : NONE
+  }
+
+  function placeSet(place: number, slot: number): void {
+    if (place < places) words[placeTable + place] = slot + 1
+  }
+
+  function mark(slot: number): void {
+    if (slot >= templatePages) bytes[ringMark + slot - templatePages] = 1
+  }
+
+  /** Takes the next ring slot for the page at `at`; hashed: its hash is in lo and hi and goes to the tables. */
+  function insert(at: number, hashed: boolean): number {
+    if (ringPages === 0) return NONE
+    let c = words[cursorAt]!
+    while (bytes[ringMark + c] !== 0) {
+      bytes[ringMark + c] = 0
+      c = c + 1 === ringPages ? 0 : c + 1
+    }
+    const slot = templatePages + c
+    if (hashed) {
+      const h = ringHash + 2 * c
+      const oldLo = words[h]!
+      const oldHi = words[h + 1]!
+      if ((oldLo | oldHi) !== 0) remove(oldLo, oldHi, slot)
+      words[h] = lo
+      words[h + 1] = hi
+      add(slot)
+    }
+    bytes.copyWithin(pool + slot * PAGE_BYTES, at, at + PAGE_BYTES)
+    c++
+    if (c > words[usedAt]!) words[usedAt] = c
+    words[cursorAt] = c === ringPages ? 0 : c
+    return slot
+  }
+
+  function dropRing(used: number): void {
+    for (let c = 0; c < used; c++) {
+      const h = ringHash + 2 * c
+      const oldLo = words[h]!
+      const oldHi = words[h + 1]!
+      if ((oldLo | oldHi) !== 0) remove(oldLo, oldHi, templatePages + c)
+      words[h] = 0
+      words[h + 1] = 0
+    }
+  }
+
+  // encoder ------------------------------------------------------------------------------------------------------
+
+  function indexTemplates(from: number, to: number): number {
+    let added = 0
+    for (let slot = from; slot < to; slot++) {
+      const at = pool + slot * PAGE_BYTES
+      hashPage(at)
+      if (find(at) !== NONE) continue
+      add(slot)
+      added++
+    }
+    return added
+  }
+
+  function matchPages(
+    list: number,
+    placeList: number,
+    n: number,
+    kinds: number,
+    slots: number,
+    _tokens: number,
+    literals: number,
+    dense: number,
+    _options: number,
+  ): void {
+    let literal = literals
+    let denseAt = dense
+    words.fill(0, resultAt, resultAt + 16)
+    for (let i = 0; i < n; i++) {
+      const at = words[(list >>> 2) + i]! >>> 0
+      const place = words[(placeList >>> 2) + i]! >>> 0
+      let kind = FILL
+      let slot = fillOf(at)
+      if (slot < 0) {
+        hashPage(at)
+        slot = find(at)
+        if (slot !== NONE) {
+          kind = slot === placeGet(place) ? SAME : REF
+          mark(slot)
+        } else {
+          if (isDense(at)) {
+            kind = NEW_DENSE
+            bytes.copyWithin(denseAt, at, at + PAGE_BYTES)
+            denseAt += PAGE_BYTES
+          } else {
+            kind = NEW
+            bytes.copyWithin(literal, at, at + PAGE_BYTES)
+            literal += PAGE_BYTES
+          }
+          slot = insert(at, true)
+        }
+        placeSet(place, slot)
+      }
+      bytes[kinds + i] = kind
+      words[(slots >>> 2) + i] = slot
+      words[resultAt + 4 + kind] = words[resultAt + 4 + kind]! + 1
+    }
+    words[resultAt] = literal - literals
+    words[resultAt + 1] = denseAt - dense
+  }
+
+  // decoder ------------------------------------------------------------------------------------------------------
+
+  /** be64 of hi:lo at `p`. */
+  function putHead(p: number, head: number, low: number): void {
+    bytes[p] = head >>> 24
+    bytes[p + 1] = head >>> 16
+    bytes[p + 2] = head >>> 8
+    bytes[p + 3] = head
+    bytes[p + 4] = low >>> 24
+    bytes[p + 5] = low >>> 16
+    bytes[p + 6] = low >>> 8
+    bytes[p + 7] = low
+  }
+
+  /** Heads of n records of `step` bytes each, from `out` on. */
+  function putHeads(out: number, addressHi: number, addressLo: number, flag: number, n: number, step: number): void {
+    let high = addressHi | 0
+    let low = addressLo >>> 0
+    for (let i = 0, p = out; i < n; i++, p += step) {
+      putHead(p, high, low | flag)
+      low += PAGE_BYTES
+      if (low > NONE) {
+        low -= NONE + 1
+        high = (high + 1) | 0
+      }
+    }
+  }
+
+  function expandZeros(out: number, addressHi: number, addressLo: number, n: number): number {
+    putHeads(out, addressHi, addressLo, HEAD_ZERO, n, 9)
+    for (let i = 0, p = out + 8; i < n; i++, p += 9) bytes[p] = 0
+    return n * 9
+  }
+
+  function expandFill(
+    out: number,
+    addressHi: number,
+    addressLo: number,
+    byte: number,
+    n: number,
+    flags: number,
+  ): number {
+    const head = flags & BARE ? 0 : 8
+    if (head) putHeads(out, addressHi, addressLo, HEAD_PAGE, n, PAGE_BYTES + 8)
+    for (let i = 0, p = out + head; i < n; i++, p += PAGE_BYTES + head) bytes.fill(byte, p, p + PAGE_BYTES)
+    return n * (PAGE_BYTES + head)
+  }
+
+  function expandPages(
+    out: number,
+    addressHi: number,
+    addressLo: number,
+    slot: number,
+    n: number,
+    placeFirst: number,
+    flags: number,
+  ): number {
+    const head = flags & BARE ? 0 : 8
+    for (let i = 0, p = out + head; i < n; i++, p += PAGE_BYTES + head) {
+      const place = placeFirst === NONE ? NONE : (placeFirst + i) >>> 0
+      const s = flags & FROM_PLACE ? placeGet(place) : (slot + i) >>> 0
+      if (s >= poolPages) return FAILED
+      if (head) {
+        const low = (addressLo >>> 0) + i * PAGE_BYTES
+        const high = addressHi + (low > NONE ? Math.floor(low / (NONE + 1)) : 0)
+        putHead(p - 8, high, (low % (NONE + 1)) | HEAD_PAGE)
+      }
+      const from = pool + s * PAGE_BYTES
+      bytes.copyWithin(p, from, from + PAGE_BYTES)
+      mark(s)
+      placeSet(place, s)
+    }
+    return n * (PAGE_BYTES + head)
+  }
+
+  function expandNew(
+    out: number,
+    addressHi: number,
+    addressLo: number,
+    literals: number,
+    n: number,
+    placeFirst: number,
+    flags: number,
+  ): number {
+    const head = flags & BARE ? 0 : 8
+    if (head) putHeads(out, addressHi, addressLo, HEAD_PAGE, n, PAGE_BYTES + 8)
+    for (let i = 0, p = out + head, from = literals; i < n; i++, p += PAGE_BYTES + head, from += PAGE_BYTES) {
+      bytes.copyWithin(p, from, from + PAGE_BYTES)
+      const slot = insert(from, false)
+      if (placeFirst !== NONE) placeSet((placeFirst + i) >>> 0, slot)
+    }
+    return n * (PAGE_BYTES + head)
+  }
+
+  function copyOut(out: number, poolOffset: number, length: number): boolean {
+    const offset = poolOffset >>> 0
+    if (offset >= poolBytes || length >>> 0 > poolBytes - offset) return false
+    bytes.copyWithin(out, pool + offset, pool + offset + length)
+    mark(offset >>> 12)
+    return true
+  }
+
+  function expandPatch(
+    out: number,
+    addressHi: number,
+    addressLo: number,
+    tokens: number,
+    count: number,
+    literals: number,
+    place: number,
+    flags: number,
+  ): number {
+    const head = flags & BARE ? 0 : 8
+    if (head) putHeads(out, addressHi, addressLo, HEAD_PAGE, 1, 0)
+    const body = out + head
+    const end = body + PAGE_BYTES
+    let p = body
+    let literal = literals
+    for (let i = 0, w = tokens >>> 2; i < count; i++, w += 2) {
+      const literalBytes = words[w]! & 0xffff
+      const copyBytes = words[w]! >>> 16
+      if (literalBytes + copyBytes > end - p) return FAILED
+      bytes.copyWithin(p, literal, literal + literalBytes)
+      literal += literalBytes
+      p += literalBytes
+      if (copyBytes !== 0) {
+        if (!copyOut(p, words[w + 1]!, copyBytes)) return FAILED
+        p += copyBytes
+      }
+    }
+    if (p !== end) return FAILED
+    placeSet(place, insert(body, false))
+    return literal - literals
+  }
+
+  return {
+    indexTemplates,
+    hashPages(list, n, out) {
+      for (let i = 0; i < n; i++) {
+        hashPage(words[(list >>> 2) + i]! >>> 0)
+        words[(out >>> 2) + 2 * i] = lo
+        words[(out >>> 2) + 2 * i + 1] = hi
+      }
+    },
+    samePage,
+    fillOf,
+    isDense,
+    matchPages,
+    checksum(at, length, seedLo, seedHi, out) {
+      digest(layout.checksumKey >>> 2, at, length, seedLo, seedHi)
+      words[out >>> 2] = lo
+      words[(out >>> 2) + 1] = hi
+    },
+    expandZeros,
+    expandFill,
+    expandPages,
+    expandNew,
+    expandPatch,
+    insertPage(at, place) {
+      const slot = insert(at, false)
+      placeSet(place, slot)
+      return slot
+    },
+    copyOut,
+    dropRing,
+  }
+}
