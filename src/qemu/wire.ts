@@ -136,10 +136,6 @@ export const RETURN_PATH = {
   RESUME_ACK: 6, // u32 1
   SWITCHOVER_ACK: 7, // QEMU 8.1
 } as const
-/** Longest payload that a source reads. Source: migration/migration.c, source_return_path_thread's buf. */
-export const RETURN_PATH_LENGTH_MAX = 512
-/** The value in RESUME_ACK. Source: migration/migration.h, MIGRATION_RESUME_ACK_VALUE. */
-export const RESUME_ACK_VALUE = 1
 /** Halves of the u64 that ends a received-pages bitmap. Source: migration/ram.c, RAMBLOCK_RECV_BITMAP_ENDING. */
 export const RECV_BITMAP_END = { HIGH: 0x01234567, LOW: 0x89abcdef } as const
 
