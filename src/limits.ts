@@ -1,0 +1,88 @@
+/**
+ * Every bound that keeps a peer, a guest or a defect from taking memory or time without end, each with its reason.
+ * What the protocol itself fixes (docs/protocol.md) is marked "protocol": changing it changes what peers accept.
+ */
+
+/** Bytes of a hello's JSON body (protocol). 256 set digests take 17 KiB, 256 target names of 128 bytes 34 KiB. */
+export const HELLO_BODY_BYTES_MAX = 65536
+
+/** Template sets in a hello (protocol): more would not fit the body together with the rest. */
+export const HELLO_SETS_MAX = 256
+
+/** Target names in a server's hello (protocol); the list only informs, a server with more names sends the first ones. */
+export const HELLO_TARGETS_MAX = 256
+
+/** Characters of a target's name (protocol): a host name and port, or a path of a unix socket, fits. */
+export const TARGET_LENGTH_MAX = 128
+
+/** Characters of `agent` and `kind` (protocol): they go to logs only. */
+export const LABEL_LENGTH_MAX = 64
+
+/** Bytes of the text in RESET, BYE and a refusal (protocol): one line of a log. */
+export const TEXT_BYTES_MAX = 512
+
+/** Pages of the session ring (protocol): 2^22 pages are 16 GiB, more than any proxy host spares. */
+export const RING_PAGES_MAX = 2 ** 22
+
+/** Entries of the place table (protocol): 2^26 entries name the pages of 256 GiB of guests in 256 MiB of memory. */
+export const PLACES_MAX = 2 ** 26
+
+/** Connections of one session (protocol): past 16, loss no longer limits a link that 16 cannot fill. */
+export const CONNECTIONS_MAX = 16
+
+/** A TLS handshake and hello that take longer are given up, so that slow strangers hold sockets for a bounded time. */
+export const HELLO_TIMEOUT_MS = 10_000
+
+/** Payload bytes of a frame (protocol): one TLS record, 13 us at 10 Gbit/s, so that urgent frames never wait long. */
+export const FRAME_PAYLOAD_BYTES_MAX = 16384
+
+/** JSON bytes of OPEN (protocol): the three fields at their longest, with room for fields of later versions. */
+export const OPEN_BYTES_MAX = 4096
+
+/** Flows open at once in a session (protocol): four migrations with 255 multifd channels each. */
+export const FLOWS_MAX = 1024
+
+/** Raw bytes that a batch may expand to (protocol): 256 pages, what one round of encoding works on. */
+export const BATCH_RAW_BYTES_MAX = 1 << 20
+
+/** Bytes of a batch on the wire (protocol): raw bytes that do not shrink, plus what the columns' heads may add. */
+export const BATCH_WIRE_BYTES_MAX = BATCH_RAW_BYTES_MAX + 65536
+
+/**
+ * WAN bytes (headers counted) that a sender keeps unacknowledged, and so what a receiver may have to keep while a frame
+ * before them is missing (protocol). 64 MiB carry 10 Gbit/s over 50 ms.
+ */
+export const UNACKED_BYTES_MAX = 64 * 1024 * 1024
+
+/** Frames that a sender keeps unacknowledged (protocol; a power of two): 64 MiB in frames of 4 KiB. */
+export const UNACKED_FRAMES_MAX = 16384
+
+/** Credit of a fresh flow (protocol): one full batch, so that a flow starts without waiting for a round trip. */
+export const CREDIT_INITIAL_BYTES = 1 << 20
+
+/** Credit window that one flow may grow to: raw bytes, which matching pages let flow far faster than the WAN does. */
+export const CREDIT_FLOW_BYTES_MAX = 64 * 1024 * 1024
+
+/** Sum of what the flows' windows have grown beyond the initial one: the memory that slow QEMUs can take from us. */
+export const CREDIT_GROWN_BYTES_MAX = 512 * 1024 * 1024
+
+/** Smallest in-flight window of a connection: four frames, so that a wrong measurement never stops the link. */
+export const WINDOW_BYTES_MIN = 64 * 1024
+
+/** PING goes out this often (protocol): with the dead time it finds a half-open link within seconds. */
+export const PING_INTERVAL_MS = 1000
+
+/** A connection on which nothing arrived for so long is dead (protocol): four lost PINGs and their answers. */
+export const CONNECTION_DEAD_MS = 5000
+
+/** How long a session without a connection is kept, unless configured (protocol): a rerouted link comes back by then. */
+export const PATIENCE_MS = 120_000
+
+/** ACK goes out at the latest after so many bytes of frames ... (4 full frames: few enough to keep the window moving). */
+export const ACK_BYTES = 65536
+
+/** ... or so long after the first of them: well below any queue target. */
+export const ACK_DELAY_MS = 2
+
+/** Time that bytes may wait in the link beyond its round trip, unless configured: they add to the guest's downtime. */
+export const QUEUE_TARGET_MS = 50

@@ -1,0 +1,132 @@
+/**
+ * What a Session needs and tells: the types between the session, which knows neither sockets nor clocks, and the layer
+ * that owns them.
+ */
+
+import type { ProxyError } from '../errors.ts'
+
+/** The client dials and opens flows; the server answers. All else is the same for both. */
+export type Role = 'client' | 'server'
+
+/** What OPEN says of a flow. */
+export interface FlowInfo {
+  /** Name of the target that the server is to dial, from the server's own configuration. */
+  readonly target: string
+  /** Number of the migration that this flow belongs to, 1..2^32-1: flows of one migration share its part of the WAN. */
+  readonly migration: number
+  /** What the client takes the channel for ('main', 'multifd', ...); for logs and statistics. */
+  readonly kind: string
+}
+
+/**
+ * What a session tells the layer above. All of it is called from inside a call of that layer (receive, tick, pull, ...)
+ * and may call the session again, except receive, tick and pull.
+ */
+export interface SessionSink {
+  /** Server only: the client opened a flow. Dial its target; `resetFlow` where that fails. */
+  onOpen(flow: number, info: FlowInfo): void
+  /** Bytes of the flow, in order. The view stays valid; call `consumed` once the local QEMU's socket took them. */
+  onData(flow: number, payload: Uint8Array): void
+  /**
+   * A whole batch, in its order over all flows. `parts` stay valid. Comes also for flows that were reset (the shared
+   * pool must follow it): expand it, then drop what it gives. `rawLength` is what the batch says it expands to and what
+   * `consumed` is to be told when the local QEMU's socket took it.
+   */
+  onBatch(flow: number, parts: readonly Uint8Array[], rawLength: number): void
+  /** The peer's QEMU closed this direction: no more bytes of the flow follow. */
+  onFin(flow: number): void
+  /**
+   * The peer tore the flow down. Break the local QEMU's connection, hand in batches of the flow that were encoded
+   * already (the pool has changed with them), then call `resetFlow` (any code): only that lets the flow end. Not called
+   * where this side reset the flow first.
+   */
+  onReset(flow: number, code: number, text: string): void
+  /** Both directions have ended and the peer knows: the flow is no more. Not called for flows that die with the session. */
+  onEnd(flow: number): void
+  /** `credit(flow)` or `dataRoom(flow)` rose. */
+  onCredit(flow: number): void
+  /** The peer takes and opens no new flows. */
+  onDrain(): void
+  /** The peer ended the session; every flow is gone. Code 0: it owed nothing any more. */
+  onBye(code: number, text: string): void
+  /**
+   * The session ended on this side: the peer broke the protocol, the patience ran out, or `abort`. Every flow is gone.
+   * Each connection still has a BYE to pull; then close it.
+   */
+  onDead(error: ProxyError): void
+  /** The heartbeat gave this connection up. It is detached already: close its socket. */
+  onLost(connection: number, error: ProxyError): void
+  /**
+   * There may be something to pull, `bulkWanted` may have become true, or `nextTickMs` may have come nearer. Comes
+   * often: set a flag here and do the work once, at the end of the turn.
+   */
+  onWork(): void
+}
+
+export interface SessionOptions {
+  readonly role: Role
+  readonly sink: SessionSink
+  /** Milliseconds without any connection after which the session is given up. Default PATIENCE_MS. */
+  readonly patienceMs?: number
+  /** Milliseconds that bytes may wait in the link beyond its round trip. Default QUEUE_TARGET_MS. */
+  readonly queueTargetMs?: number
+  /** Cap on what this side sends, in bytes a second over all connections. Default: none (Infinity). */
+  readonly rate?: number
+}
+
+/** State of a whole session; the table is SESSION_TABLE in states.ts. */
+export type SessionState =
+  | 'opening' // no connection has been attached yet
+  | 'live' // at least one connection
+  | 'broken' // no connection; the patience runs
+  | 'closing' // as live, after close(): what is queued and unacknowledged goes out, then BYE 0
+  | 'stranded' // as broken, after close()
+  | 'closed' // nothing goes on; connections may have a last BYE to pull
+
+export interface FlowStats {
+  readonly flow: number
+  readonly migration: number
+  readonly kind: string
+  /** Raw bytes handed in, and raw bytes that arrived. */
+  readonly rawOut: number
+  readonly rawIn: number
+  /** WAN bytes (headers counted) sent and received for it; bytes sent twice count twice. */
+  readonly wanOut: number
+  readonly wanIn: number
+  /** Bytes that the peer still lets us send, and the window that we give the peer. */
+  readonly credit: number
+  readonly window: number
+}
+
+export interface ConnectionStats {
+  readonly connection: number
+  /** Smallest round trip measured lately, and the smoothed one; 0 before the first measurement. */
+  readonly rttMinMs: number
+  readonly rttMs: number
+  /** Bytes a second that the peer got over this connection, best of the last round trips. */
+  readonly rate: number
+  readonly inFlight: number
+  readonly window: number
+}
+
+export interface SessionStats {
+  readonly state: SessionState
+  /** Smallest of the connections' round trips (smoothed), milliseconds; 0 before the first measurement. */
+  readonly rttMs: number
+  /** Sum of the connections' delivery rates, bytes a second. */
+  readonly rate: number
+  /** WAN bytes under way, and the sum of the windows that bound them. */
+  readonly inFlight: number
+  readonly window: number
+  /** WAN bytes sent and not yet acknowledged (kept for another sending). */
+  readonly unacked: number
+  /** Bytes of handed-in batches and data not yet sent. */
+  readonly queued: number
+  /** Bytes that arrived ahead of a missing frame. */
+  readonly reordered: number
+  /** WAN bytes sent a second time, and frames that arrived twice. */
+  readonly resentBytes: number
+  readonly duplicates: number
+  readonly connections: readonly ConnectionStats[]
+  readonly flows: readonly FlowStats[]
+}
