@@ -9,7 +9,8 @@ import {
   iterableGrammar,
   UNIT_HEAD_LENGTH_MAX,
 } from './other-sections.ts'
-import { type RamCounts, RamRecordReader, type RamSink, READ } from './ram-records.ts'
+import { type RamCounts, RamRecordReader, READ } from './ram-records.ts'
+import type { RecordSink, StreamPhase } from './record-sink.ts'
 import {
   CAPABILITIES_MAX,
   CAPABILITY_IGNORE_SHARED,
@@ -29,31 +30,6 @@ import {
   SECTIONS_MAX,
   UUID_LENGTH,
 } from './wire.ts'
-
-/** A fact about the stream, told once. */
-export type StreamPhase =
-  | 'header' // magic and version
-  | 'return-path' // OPEN_RETURN_PATH: the destination will answer
-  | 'postcopy-advise' // POSTCOPY_ADVISE of 16 bytes: postcopy of RAM may follow
-  | 'colo' // ENABLE_COLO
-  | 'ram-start' // START of ram: the block list follows
-  | 'switchover' // SWITCHOVER_START: the guest is stopped
-  | 'ram-end' // END of ram is complete: raw from here in precopy
-  | 'postcopy' // PACKAGED: pages may be waited for from here on
-  | 'snapshot-devices' // device state after RAM PARTs without END (background-snapshot): raw from here
-  | 'recovery' // a connection without header, after a postcopy pause
-  | 'eof' // EOF element; seen in postcopy only, because in precopy it hides behind device state
-
-/** What the parser tells of a main stream; see {@link RamSink} for the record events. */
-export interface RecordSink extends RamSink {
-  /** @param position the first byte behind the field that told it */
-  phase(phase: StreamPhase, position: number): void
-  /**
-   * The parser does not understand the field that starts at `position`, and passes everything from there on raw for
-   * good. Called once at most. Record events before it stand; none follows.
-   */
-  degraded(position: number, reason: string): void
-}
 
 /** What a recovery connection needs to know of the first one; plain data, may go through JSON. */
 export interface ParserMemory {

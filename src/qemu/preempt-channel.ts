@@ -1,12 +1,7 @@
 import { assert } from '../errors.ts'
 import type { BlockTable } from './block-table.ts'
-import { type RamCounts, RamRecordReader, type RamSink, READ } from './ram-records.ts'
-
-/** What the parser tells of a preempt channel; see {@link RamSink} for the record events. */
-export interface PreemptSink extends RamSink {
-  /** As RecordSink's: everything from `position` on is raw for good. */
-  degraded(position: number, reason: string): void
-}
+import { type RamCounts, RamRecordReader, READ } from './ram-records.ts'
+import type { PreemptSink } from './record-sink.ts'
 
 /**
  * Reads a preempt channel, cut anywhere: bare RAM records without header, section or footer, with a CONTINUE state of

@@ -1,39 +1,8 @@
 import { HIGH_HALF_END, readU16, readU32, TWO_32 } from '../bytes/big-endian.ts'
 import { latin1 } from '../bytes/copy.ts'
 import type { BlockTable } from './block-table.ts'
+import type { RamSink } from './record-sink.ts'
 import { COMPRESS_LENGTH_MAX, PAGE_SIZE, RAM_FLAG, RAM_FLAG_MASK, XBZRLE_ENCODING, XBZRLE_LENGTH_MAX } from './wire.ts'
-
-/**
- * What the records of a channel tell. Positions count bytes from the start of the channel's stream, below 2^53. Bytes
- * that no record event covers are everything else; the caller finds them as the gaps between record events, which come
- * in ascending order and never overlap.
- */
-export interface RamSink {
-  /**
-   * A RAMBlock became known to this channel: from the block list, or by the first record that names it where there is
-   * no list (recovery, preempt). It covers no bytes. Comes before any event with this `block`.
-   *
-   * @param block index from 0 in order of appearance, the same on every channel that shares the BlockTable
-   * @param idstr latin1 text of 1 to 255 bytes
-   * @param lengthBytes used_length, 0 where it is unknown; no record event of a RAMBlock of known length lies beyond it
-   */
-  block(block: number, idstr: string, lengthBytes: number): void
-  /**
-   * A whole ZERO record with fill 0: [start, end), 9 bytes, or 10 + idstr length where it is named (no CONTINUE).
-   *
-   * @param offset byte offset of the page in its RAMBlock, a multiple of 4096 below 2^53
-   */
-  zeroRecord(start: number, end: number, block: number, offset: number, named: boolean): void
-  /**
-   * A whole PAGE record: [start, end), its body is [end - 4096, end). Comes once all its bytes have been pushed.
-   */
-  pageRecord(start: number, end: number, block: number, offset: number, named: boolean): void
-  /**
-   * A record that stays raw gives the destination's page a content that we do not hold: XBZRLE, COMPRESS_PAGE, or a
-   * ZERO whose fill is not 0. Comes in order with the record events, once the record's head is known.
-   */
-  opaquePage(block: number, offset: number): void
-}
 
 /** Plain counts of the records of one channel. */
 export interface RamCounts {
