@@ -11,7 +11,7 @@ set -euo pipefail
 
 fail() { echo "error: $1" >&2; [ -z "${2-}" ] || echo "hint: $2" >&2; exit 1; }
 
-[ $# = 1 ] && [ "${1#-}" = "$1" ] || fail 'one folder is needed' "usage: ${0##*/} DIR"
+if [ $# != 1 ] || [ -z "$1" ] || [ "${1#-}" != "$1" ]; then fail 'one folder is needed' "usage: ${0##*/} DIR"; fi
 mkdir -p "$1" || fail "cannot make the folder $1"
 dir=$(cd "$1" && pwd -P)
 present() { [ -x "$dir/qemu10" ] && "$dir/qemu10" --version 2>/dev/null | grep -q 'version 1[0-9]\.'; }
@@ -25,6 +25,8 @@ done
 [ "$(dpkg --print-architecture)" = amd64 ] || fail 'only amd64 is known here' "install QEMU 10 by hand as $dir/qemu10"
 [ -r "$keyring" ] || fail "$keyring is missing" 'apt-get install debian-archive-keyring'
 
+# DIR/usr is replaced below: never one that is not ours.
+[ -e "$dir/.lock" ] || [ ! -e "$dir/usr" ] || fail "$dir has a usr folder that this script did not make" 'name an empty folder'
 exec 9>"$dir/.lock"
 flock 9
 if present; then exit 0; fi
@@ -75,7 +77,7 @@ for deb in "$work"/debs/*.deb; do
 done
 
 # The program and what it reads: the rest of the unpacked system (documentation, locales, other programs) is left out.
-rm -rf "$dir/usr" "$dir/qemu10"
+rm -rf "${dir:?}/usr" "$dir/qemu10"
 mkdir -p "$dir/usr/bin" "$dir/usr/share"
 mv "$work/root/usr/bin/qemu-system-x86_64" "$dir/usr/bin/"
 mv "$work/root/usr/lib" "$dir/usr/lib"
