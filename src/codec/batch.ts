@@ -1,0 +1,112 @@
+/**
+ * A batch as bytes: head, table of columns, packed columns. docs/protocol.md §4. What a column is packed with is decided
+ * elsewhere (src/compression).
+ */
+import { ProxyError } from '../errors.ts'
+import { VarintReader, writeVarint } from './varint.ts'
+import { BATCH_FORMAT, BATCH_RAW_MAX, COLUMN_COUNT, METHOD, type Method } from './wire.ts'
+import { Workspace } from './workspace.ts'
+
+/** One column, packed. */
+export interface PackedColumn {
+  readonly column: number
+  readonly method: Method
+  readonly rawLength: number
+  /** Pieces in order; views of memory that stays as it is until the peer has acknowledged the batch. */
+  readonly parts: readonly Uint8Array[]
+  readonly packedLength: number
+}
+
+/** Most bytes of a batch's head and table. */
+const HEAD_MAX = 1 + 8 + 8 + 1 + COLUMN_COUNT * 18
+
+/**
+ * The batch as parts to send: head and table, then the columns in order.
+ * @param checksum 8 bytes as the kernel writes them: lo then hi, little-endian words
+ */
+export function assembleBatch(rawLength: number, checksum: Uint8Array, columns: readonly PackedColumn[]): Uint8Array[] {
+  const head = new Uint8Array(HEAD_MAX)
+  head[0] = BATCH_FORMAT
+  let at = writeVarint(head, 1, rawLength)
+  for (let i = 0; i < 8; i++) head[at + i] = checksum[7 - i]!
+  at += 8
+  head[at++] = columns.length
+  const parts: Uint8Array[] = [head]
+  for (const column of columns) {
+    head[at++] = column.column
+    head[at++] = column.method
+    at = writeVarint(head, at, column.rawLength)
+    if (column.method !== METHOD.STORED) at = writeVarint(head, at, column.packedLength)
+    parts.push(...column.parts)
+  }
+  parts[0] = head.subarray(0, at)
+  return parts
+}
+
+/** A column as it arrived. */
+export interface ArrivedColumn {
+  readonly column: number
+  readonly method: Method
+  readonly rawLength: number
+  readonly packed: Uint8Array
+}
+
+/** A batch as it arrived; views of the bytes given to `parseBatch`. */
+export interface ArrivedBatch {
+  readonly rawLength: number
+  /** Big-endian u64. */
+  readonly checksum: Uint8Array
+  readonly columns: readonly ArrivedColumn[]
+}
+
+/**
+ * Reads a whole batch. Every length meets its limit here, before memory is spent on it.
+ * @throws BATCH_FORMAT
+ */
+export function parseBatch(bytes: Uint8Array): ArrivedBatch {
+  const bad = (what: string, offset: number): ProxyError =>
+    new ProxyError(
+      'BATCH_FORMAT',
+      what,
+      { stream: 'batch', offset },
+      'the session ends and the source guest goes on; both proxies must run versions that fit',
+    )
+  if (bytes[0] !== BATCH_FORMAT) throw bad(`unknown batch format ${bytes[0] ?? 'none'}`, 0)
+  const reader = new VarintReader('head')
+  reader.reset(bytes, 1, bytes.length)
+  const rawLength = reader.next()
+  if (rawLength < 1 || rawLength > BATCH_RAW_MAX) throw bad(`a batch of ${rawLength} bytes`, 1)
+  let at = reader.position
+  if (at + 9 > bytes.length) throw bad('the head ends early', at)
+  const checksum = bytes.subarray(at, at + 8)
+  at += 8
+  const count = bytes[at++]!
+  if (count > COLUMN_COUNT) throw bad(`${count} columns`, at - 1)
+  const columns: ArrivedColumn[] = []
+  const lengths: number[] = []
+  let before = -1
+  for (let i = 0; i < count; i++) {
+    if (at + 3 > bytes.length) throw bad('the table ends early', at)
+    const column = bytes[at]!
+    const method = bytes[at + 1]! as Method
+    if (column <= before || column >= COLUMN_COUNT) throw bad(`column ${column} after ${before}`, at)
+    if (method > METHOD.ZSTD_FRESH) throw bad(`unknown method ${method}`, at + 1)
+    before = column
+    reader.reset(bytes, at + 2, bytes.length)
+    const raw = reader.next()
+    const packed = method === METHOD.STORED ? raw : reader.next()
+    if (raw === 0 || raw > Workspace.capacity(column)) throw bad(`column ${column} of ${raw} bytes`, at + 2)
+    if (packed > bytes.length) throw bad(`column ${column} of ${packed} packed bytes`, at + 2)
+    at = reader.position
+    columns.push({ column, method, rawLength: raw, packed: bytes })
+    lengths.push(packed)
+  }
+  for (let i = 0; i < count; i++) {
+    const length = lengths[i]!
+    if (at + length > bytes.length) throw bad(`column ${columns[i]!.column} ends early`, at)
+    columns[i] = { ...columns[i]!, packed: bytes.subarray(at, at + length) }
+    at += length
+  }
+  if (at !== bytes.length) throw bad('bytes behind the last column', at)
+  return { rawLength, checksum, columns }
+}

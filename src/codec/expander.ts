@@ -1,0 +1,463 @@
+/**
+ * Expands batches: replays operations over the pool, docs/protocol.md §4 to §7. It needs no parser of QEMU's streams.
+ * Every count and position is checked before memory is touched; a batch that breaks the grammar, or does not give the
+ * bytes its checksum promises, is a typed error, and nothing of it may go to QEMU.
+ */
+import { ProxyError } from '../errors.ts'
+import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
+import { placeIndex } from './encoder.ts'
+import { restoreHeaders } from './packet-headers.ts'
+import { unzigzag, VarintReader } from './varint.ts'
+import { BLOCKS_MAX, COLUMN, OP, PACKET_HEADER_SIZE, PAGE_NUMBER_MAX, PAGE_SIZE } from './wire.ts'
+import type { Workspace } from './workspace.ts'
+
+const PACKET_PAGES_MAX = 128
+
+/** What the expander remembers of one flow from batch to batch: the predictions of protocol.md §6. */
+export class FlowExpander {
+  readonly migration: number
+  readonly names: Uint8Array[] = []
+  block = 0
+  page = 0
+  named = false
+  readonly next: [number, number]
+  /** Page numbers of the packet that is being given, and how many of them were. */
+  readonly packetPages = new Float64Array(PACKET_PAGES_MAX)
+  packetCount = 0
+  packetDone = 0
+  /** Bytes given so far: the position in the channel's stream. */
+  position = 0
+
+  constructor(migration: number, templatePages: number) {
+    this.migration = migration
+    this.next = [0, templatePages]
+  }
+}
+
+/** Shared by all flows of a session, in the order of their batches. */
+export class BatchExpander {
+  private readonly kernel: Kernel
+  private readonly bytes: Uint8Array
+  private readonly templatePages: number
+  private readonly poolPages: number
+  private readonly places: number
+  private readonly seedLo: number
+  private readonly seedHi: number
+  private readonly numbers = new VarintReader('numbers')
+  private readonly lengths = new VarintReader('lengths')
+  private readonly sources = new VarintReader('sources')
+  private readonly shifts = new VarintReader('shifts')
+  private readonly opsReader = new VarintReader('ops')
+
+  private flow!: FlowExpander
+  private workspace!: Workspace
+  private out = 0
+  private outEnd = 0
+  private other = 0
+  private otherEnd = 0
+  private literals = 0
+  private literalsEnd = 0
+  private dense = 0
+  private denseEnd = 0
+  private headers = 0
+  private headersEnd = 0
+
+  /** @param seed of the batch checksum, two u32 */
+  constructor(kernel: Kernel, seedLo: number, seedHi: number) {
+    this.kernel = kernel
+    this.bytes = kernel.bytes
+    this.templatePages = kernel.layout.templatePages
+    this.poolPages = kernel.layout.templatePages + kernel.layout.ringPages
+    this.places = kernel.layout.places
+    this.seedLo = seedLo
+    this.seedHi = seedHi
+  }
+
+  /**
+   * Expands the raw columns of `workspace` to exactly `rawLength` bytes at `out`, which must have that much room.
+   * @param checksum 8 bytes as they came: big-endian u64
+   * @throws BATCH_FORMAT or BATCH_CHECKSUM: the pool may differ from the peer's now, so the session must end
+   */
+  expand(flow: FlowExpander, workspace: Workspace, rawLength: number, checksum: Uint8Array, out: number): void {
+    this.flow = flow
+    this.workspace = workspace
+    this.out = out
+    this.outEnd = out + rawLength
+    const at = workspace.columnAt
+    const length = workspace.columnLength
+    const end = (column: number): number => at[column]! + length[column]!
+    this.numbers.reset(this.bytes, at[COLUMN.NUMBERS]!, end(COLUMN.NUMBERS))
+    this.lengths.reset(this.bytes, at[COLUMN.LENGTHS]!, end(COLUMN.LENGTHS))
+    this.sources.reset(this.bytes, at[COLUMN.SOURCES]!, end(COLUMN.SOURCES))
+    this.shifts.reset(this.bytes, at[COLUMN.SHIFTS]!, end(COLUMN.SHIFTS))
+    this.other = at[COLUMN.OTHER]!
+    this.otherEnd = end(COLUMN.OTHER)
+    this.literals = at[COLUMN.PAGES]!
+    this.literalsEnd = end(COLUMN.PAGES)
+    this.dense = at[COLUMN.DENSE]!
+    this.denseEnd = end(COLUMN.DENSE)
+    this.headers = at[COLUMN.HEADERS]!
+    this.headersEnd = end(COLUMN.HEADERS)
+    if (length[COLUMN.HEADERS]! % PACKET_HEADER_SIZE !== 0) throw this.bad('the column headers ends within a header')
+    if (this.headers < this.headersEnd) restoreHeaders(this.bytes, this.headers, this.headersEnd)
+
+    let op = at[COLUMN.OPS]!
+    const opsEnd = end(COLUMN.OPS)
+    const bytes = this.bytes
+    while (op < opsEnd) {
+      const byte = bytes[op++]!
+      let count = byte & 15
+      if (count === 0) {
+        this.opsReader.reset(bytes, op, opsEnd)
+        count = 16 + this.opsReader.next()
+        op = this.opsReader.position
+      }
+      this.operation(byte >> 4, count)
+    }
+    if (this.out !== this.outEnd) throw this.bad(`its operations give ${this.outEnd - this.out} bytes less than it says`)
+    if (
+      !this.numbers.done ||
+      !this.lengths.done ||
+      !this.sources.done ||
+      !this.shifts.done ||
+      this.other !== this.otherEnd ||
+      this.literals !== this.literalsEnd ||
+      this.dense !== this.denseEnd ||
+      this.headers !== this.headersEnd
+    )
+      throw this.bad('a column is longer than its operations use')
+    this.verify(rawLength, checksum, out)
+    flow.position += rawLength
+  }
+
+  private verify(rawLength: number, checksum: Uint8Array, out: number): void {
+    const at = this.workspace.checksumAt
+    this.kernel.checksum(out, rawLength, this.seedLo, this.seedHi, at)
+    // the kernel writes lo then hi, little-endian words; the wire has one big-endian u64
+    for (let i = 0; i < 8; i++) {
+      if (this.bytes[at + 7 - i] !== checksum[i]) {
+        throw new ProxyError(
+          'BATCH_CHECKSUM',
+          'a batch did not expand to the bytes that its checksum promises',
+          { stream: 'channel', offset: this.flow.position },
+          'nothing of it reached QEMU; the session ends and the source guest goes on; please report this',
+        )
+      }
+    }
+  }
+
+  private operation(kind: number, count: number): void {
+    const flow = this.flow
+    switch (kind) {
+      case OP.ZERO: {
+        this.outsidePacket()
+        let left = count
+        if (flow.named) {
+          this.namedHead(0x02)
+          this.room(1)
+          this.bytes[this.out++] = 0
+          this.advance(1)
+          left--
+        }
+        if (left > 0) {
+          this.room(left * 9)
+          this.kernel.expandZeros(this.out, hi(flow.page), lo(flow.page), left)
+          this.out += left * 9
+          this.advance(left)
+        }
+        break
+      }
+      case OP.REF: {
+        const v = this.numbers.next()
+        const region = v % 2
+        const slot = flow.next[region as 0 | 1] + unzigzag(Math.floor(v / 2))
+        const [from, to] = region === 0 ? [0, this.templatePages] : [this.templatePages, this.poolPages]
+        if (slot < from || slot + count > to) throw this.bad(`REF names slot ${slot}, outside its region`)
+        let done = 0
+        while (done < count) {
+          const n = this.pageRun(count - done)
+          const got = this.kernel.expandPages(
+            this.out, hi(flow.page), lo(flow.page), slot + done, n, this.place(), this.flags,
+          )
+          this.gave(got, n)
+          done += n
+        }
+        flow.next[region as 0 | 1] = slot + count
+        break
+      }
+      case OP.SAME: {
+        let done = 0
+        while (done < count) {
+          const n = this.pageRun(count - done)
+          const got = this.kernel.expandPages(
+            this.out, hi(flow.page), lo(flow.page), 0, n, this.place(), this.flags | EXPAND.FROM_PLACE,
+          )
+          if (got === FAILED) throw this.bad('SAME at a place that has received nothing')
+          this.gave(got, n)
+          done += n
+        }
+        break
+      }
+      case OP.NEW:
+        this.literals = this.whole(count, this.literals, this.literalsEnd, 'pages')
+        break
+      case OP.DENSE:
+        this.dense = this.whole(count, this.dense, this.denseEnd, 'dense')
+        break
+      case OP.PATCH:
+        for (let i = 0; i < count; i++) this.patch()
+        break
+      case OP.FILL:
+        for (let i = 0; i < count; i++) {
+          const byte = this.numbers.next()
+          if (byte > 255) throw this.bad(`FILL with ${byte}`)
+          const n = this.pageRun(1)
+          this.gave(this.kernel.expandFill(this.out, hi(flow.page), lo(flow.page), byte, n, this.flags), n)
+        }
+        break
+      case OP.OTHER:
+        if (count > this.otherEnd - this.other) throw this.bad('the column other ends early')
+        this.room(count)
+        this.bytes.copyWithin(this.out, this.other, this.other + count)
+        this.out += count
+        this.other += count
+        break
+      case OP.SKIP:
+        this.outsidePacket()
+        this.advance(count)
+        break
+      case OP.SEEK: {
+        this.outsidePacket()
+        this.once(count, 'SEEK')
+        this.advance(unzigzag(this.numbers.next()))
+        break
+      }
+      case OP.BLOCK: {
+        this.outsidePacket()
+        if (count > 2) throw this.bad(`BLOCK with the count ${count}`)
+        const block = this.numbers.next()
+        if (block >= flow.names.length) throw this.bad(`BLOCK ${block} of ${flow.names.length}`)
+        flow.block = block
+        flow.page = 0
+        flow.named = count === 1
+        break
+      }
+      case OP.DEFINE: {
+        this.once(count, 'DEFINE')
+        const length = this.numbers.next()
+        if (length < 1 || length > 255 || length > this.otherEnd - this.other) throw this.bad(`DEFINE of ${length} bytes`)
+        this.name(this.bytes.slice(this.other, this.other + length))
+        this.other += length
+        break
+      }
+      case OP.PACKET:
+        this.once(count, 'PACKET')
+        this.packet()
+        break
+      case OP.PASS:
+        if (count > flow.packetCount - flow.packetDone) throw this.bad('PASS of more pages than the packet owes')
+        flow.packetDone += count
+        break
+      default:
+        throw this.bad(`unknown operation ${kind}`)
+    }
+  }
+
+  /** Flags of the kernel's expand functions for the run that `pageRun` allowed. */
+  private flags = 0
+
+  /**
+   * Prepares the heads of the next page run: writes a named head, or takes a page of the packet.
+   * @returns how many pages of `left` one kernel call may give
+   */
+  private pageRun(left: number): number {
+    const flow = this.flow
+    if (flow.packetDone < flow.packetCount) {
+      flow.page = flow.packetPages[flow.packetDone++]!
+      this.flags = EXPAND.BARE
+      this.room(PAGE_SIZE)
+      return 1
+    }
+    if (flow.named) {
+      this.namedHead(0x08)
+      this.flags = EXPAND.BARE
+      this.room(PAGE_SIZE)
+      return 1
+    }
+    this.flags = 0
+    // the kernel takes places that follow each other: cut where the table wraps
+    const n = this.places === 0 ? left : Math.min(left, this.places - this.place())
+    this.room(n * (PAGE_SIZE + 8))
+    return n
+  }
+
+  /** Takes over what a kernel call gave. */
+  private gave(bytes: number, pages: number): void {
+    if (bytes === FAILED) throw this.bad('a reference outside the pool')
+    this.out += bytes
+    this.advance(pages)
+  }
+
+  private place(): number {
+    return this.places === 0 ? NONE : placeIndex(this.flow.migration, this.flow.block, this.flow.page, this.places)
+  }
+
+  /** NEW and DENSE. @returns the position behind the literals used */
+  private whole(count: number, from: number, end: number, column: string): number {
+    if (count * PAGE_SIZE > end - from) throw this.bad(`the column ${column} ends early`)
+    const flow = this.flow
+    let at = from
+    let done = 0
+    while (done < count) {
+      const n = this.pageRun(count - done)
+      this.gave(this.kernel.expandNew(this.out, hi(flow.page), lo(flow.page), at, n, this.place(), this.flags), n)
+      at += n * PAGE_SIZE
+      done += n
+    }
+    return at
+  }
+
+  private patch(): void {
+    const flow = this.flow
+    const n = this.pageRun(1)
+    const place = this.place()
+    const base = place === NONE ? NONE : this.kernel.placeOf(place)
+    let displacement = base === NONE ? Number.NaN : base * PAGE_SIZE
+    const bytes = this.bytes
+    const poolBytes = this.poolPages * PAGE_SIZE
+    let token = this.workspace.tokensAt
+    let tokens = 0
+    let literal = 0
+    let lastRegion = -1
+    let q = 0
+    while (q < PAGE_SIZE) {
+      const literalBytes = this.lengths.next()
+      if (literalBytes > PAGE_SIZE - q || literal + literalBytes > this.literalsEnd - this.literals)
+        throw this.bad('PATCH with a literal beyond its page or column')
+      literal += literalBytes
+      q += literalBytes
+      let copy = 0
+      let source = 0
+      if (q < PAGE_SIZE) {
+        copy = this.lengths.next()
+        if (copy === 0 || copy > PAGE_SIZE - q) throw this.bad(`PATCH with a copy of ${copy} bytes at ${q}`)
+        const v = this.sources.next()
+        if (v === 0) source = displacement + q
+        else {
+          const region = (v - 1) % 2
+          const slot = flow.next[region as 0 | 1] + unzigzag(Math.floor((v - 1) / 2))
+          const shift = this.shifts.next()
+          if (slot < 0 || shift >= PAGE_SIZE) throw this.bad('PATCH from outside the pool')
+          source = slot * PAGE_SIZE + shift
+          displacement = source - q
+          flow.next[region as 0 | 1] = slot
+          lastRegion = region
+        }
+        if (!(source >= 0 && source + copy <= poolBytes)) throw this.bad('PATCH from outside the pool')
+        q += copy
+      }
+      bytes[token] = literalBytes & 255
+      bytes[token + 1] = literalBytes >> 8
+      bytes[token + 2] = copy & 255
+      bytes[token + 3] = copy >> 8
+      bytes[token + 4] = source & 255
+      bytes[token + 5] = (source >>> 8) & 255
+      bytes[token + 6] = (source >>> 16) & 255
+      bytes[token + 7] = source >>> 24
+      token += 8
+      tokens++
+    }
+    if (lastRegion >= 0) flow.next[lastRegion as 0 | 1]++
+    const used = this.kernel.expandPatch(
+      this.out, hi(flow.page), lo(flow.page), this.workspace.tokensAt, tokens, this.literals, place, this.flags,
+    )
+    if (used !== literal) throw this.bad('PATCH that does not make a page')
+    this.literals += literal
+    this.gave(this.flags & EXPAND.BARE ? PAGE_SIZE : PAGE_SIZE + 8, n)
+  }
+
+  private packet(): void {
+    const flow = this.flow
+    this.outsidePacket()
+    if (this.headersEnd - this.headers < PACKET_HEADER_SIZE) throw this.bad('the column headers ends early')
+    this.room(PACKET_HEADER_SIZE)
+    const at = this.headers
+    const bytes = this.bytes
+    bytes.copyWithin(this.out, at, at + PACKET_HEADER_SIZE)
+    this.out += PACKET_HEADER_SIZE
+    this.headers += PACKET_HEADER_SIZE
+    const view = new DataView(bytes.buffer, at, PACKET_HEADER_SIZE)
+    const pages = view.getUint32(16)
+    flow.packetCount = 0
+    flow.packetDone = 0
+    if (pages === 0 || pages > PACKET_PAGES_MAX) return
+    let length = 0
+    while (length < 255 && bytes[at + 64 + length] !== 0) length++
+    const name = bytes.slice(at + 64, at + 64 + length)
+    let block = flow.names.findIndex(known => known.length === length && known.every((b, i) => b === name[i]))
+    if (block < 0) {
+      this.name(name)
+      block = flow.names.length - 1
+    }
+    flow.block = block
+    for (let i = 0; i < pages; i++) {
+      const page = (view.getUint32(320 + i * 8) * 4294967296 + view.getUint32(324 + i * 8)) / PAGE_SIZE
+      flow.packetPages[i] = Math.floor(page) % PAGE_NUMBER_MAX
+    }
+    flow.packetCount = pages
+  }
+
+  private name(name: Uint8Array): void {
+    if (this.flow.names.length >= BLOCKS_MAX) throw this.bad(`more than ${BLOCKS_MAX} RAMBlocks`)
+    this.flow.names.push(name)
+  }
+
+  /** Head of a record without CONTINUE, with its idstr. */
+  private namedHead(flag: number): void {
+    const flow = this.flow
+    const name = flow.names[flow.block]!
+    this.room(9 + name.length)
+    const view = new DataView(this.bytes.buffer, this.out, 8)
+    view.setUint32(0, hi(flow.page))
+    view.setUint32(4, (lo(flow.page) | flag) >>> 0)
+    this.bytes[this.out + 8] = name.length
+    this.bytes.set(name, this.out + 9)
+    this.out += 9 + name.length
+    flow.named = false
+  }
+
+  private advance(pages: number): void {
+    const page = this.flow.page + pages
+    if (page < 0 || page > PAGE_NUMBER_MAX) throw this.bad(`page number ${page}`)
+    this.flow.page = page
+  }
+
+  private room(bytes: number): void {
+    if (bytes > this.outEnd - this.out) throw this.bad('its operations give more bytes than it says')
+  }
+
+  private outsidePacket(): void {
+    if (this.flow.packetDone < this.flow.packetCount) throw this.bad('an operation that cannot stand within a packet')
+  }
+
+  private once(count: number, name: string): void {
+    if (count !== 1) throw this.bad(`${name} with the count ${count}`)
+  }
+
+  private bad(what: string): ProxyError {
+    return new ProxyError(
+      'BATCH_FORMAT',
+      `a batch breaks the format: ${what}`,
+      { stream: 'channel', offset: this.flow.position },
+      'the session ends and the source guest goes on; both proxies must run versions that fit',
+    )
+  }
+}
+
+/** High and low word of a page's byte offset. */
+function hi(page: number): number {
+  return Math.floor(page / 1048576)
+}
+function lo(page: number): number {
+  return (page % 1048576) * PAGE_SIZE
+}

@@ -1,0 +1,45 @@
+/** What became of a channel's bytes: counted by the encoder, printed by summaries, `estimate` and metrics. */
+
+/** Counts of pages and bytes by class. All plain numbers, so that they add up and print as JSON. */
+export class BatchStats {
+  /** Bytes of the channel that were encoded. */
+  rawBytes = 0
+  /** Bytes of all batches as they cross the WAN, frames excluded. */
+  packedBytes = 0
+  batches = 0
+  /** ZERO records. */
+  zeroPages = 0
+  /** Pages of one repeated byte. */
+  fillPages = 0
+  /** Pages equal to what their place received last. */
+  samePages = 0
+  /** Pages found in a template set. */
+  templatePages = 0
+  /** Pages found among those that passed in this session. */
+  earlierPages = 0
+  /** Pages made of parts of the pool. */
+  patchPages = 0
+  /** Literal bytes within those. */
+  patchLiteral = 0
+  /** Pages sent whole. */
+  newPages = 0
+  /** Pages sent whole that looked incompressible. */
+  densePages = 0
+  /** Pages that came as XBZRLE or compressed by QEMU: relayed as they are, within `other`. */
+  opaquePages = 0
+  /** Bytes of record heads, zero records and packet headers. */
+  heads = 0
+  /** Bytes that are no page records: device state, sections, XBZRLE, everything not understood. */
+  other = 0
+  /** Packed bytes by column. */
+  columns = new Float64Array(9)
+
+  /** Adds another's counts to these. */
+  add(from: BatchStats): void {
+    for (const key of Object.keys(from) as (keyof BatchStats)[]) {
+      const value = from[key]
+      if (typeof value === 'number') (this[key] as number) += value
+    }
+    for (let i = 0; i < this.columns.length; i++) this.columns[i]! += from.columns[i]!
+  }
+}

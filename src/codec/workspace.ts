@@ -1,0 +1,79 @@
+/**
+ * Memory that one batch needs while it is made or expanded: raw columns and the kernel's lists, all in the kernel's
+ * memory, so that compression workers reach them by address. Made once when a session opens and used in turn.
+ */
+import { assert } from '../errors.ts'
+import { BATCH_RAW_MAX, COLUMN, COLUMN_COUNT, PACKET_HEADER_SIZE } from './wire.ts'
+
+/** Pages that one batch can hold. */
+export const BATCH_PAGES_MAX = BATCH_RAW_MAX / 4096
+
+/** Worst case of a column, for a batch of BATCH_RAW_MAX bytes: a record of 9 bytes costs at most SEEK, BLOCK and itself. */
+const CAPACITY: readonly number[] = (() => {
+  const capacity = new Array<number>(COLUMN_COUNT).fill(0)
+  capacity[COLUMN.OPS] = BATCH_RAW_MAX
+  capacity[COLUMN.NUMBERS] = 2 * BATCH_RAW_MAX
+  capacity[COLUMN.OTHER] = BATCH_RAW_MAX + 65536 // names of RAMBlocks come on top
+  capacity[COLUMN.PAGES] = BATCH_RAW_MAX
+  capacity[COLUMN.DENSE] = BATCH_RAW_MAX
+  capacity[COLUMN.LENGTHS] = BATCH_RAW_MAX
+  capacity[COLUMN.SOURCES] = BATCH_RAW_MAX
+  capacity[COLUMN.SHIFTS] = BATCH_RAW_MAX
+  capacity[COLUMN.HEADERS] = BATCH_RAW_MAX + PACKET_HEADER_SIZE
+  return capacity
+})()
+
+const LIST_BYTES = BATCH_PAGES_MAX * 4
+const TOKEN_AREA = BATCH_RAW_MAX
+
+/** Bytes that one workspace takes; committed only as they are touched. */
+export const WORKSPACE_BYTES = CAPACITY.reduce((sum, n) => sum + n, 0) + 4 * LIST_BYTES + TOKEN_AREA + BATCH_RAW_MAX + 8192
+
+/** Addresses (bytes in the kernel's memory) of one batch's areas, and how much of each column is filled. */
+export class Workspace {
+  /** All of the kernel's memory. */
+  readonly bytes: Uint8Array
+  /** Start of each column. */
+  readonly columnAt: readonly number[]
+  /** Bytes in each column. */
+  readonly columnLength: Int32Array
+  readonly listAt: number
+  readonly placesAt: number
+  readonly kindsAt: number
+  readonly slotsAt: number
+  readonly tokensAt: number
+  /** Where a compressor may put what it makes of a column: room for BATCH_RAW_MAX bytes. */
+  readonly packedAt: number
+  readonly checksumAt: number
+
+  constructor(bytes: Uint8Array, at: number) {
+    this.bytes = bytes
+    let next = at
+    const take = (length: number): number => {
+      const start = next
+      next += Math.ceil(length / 64) * 64
+      return start
+    }
+    this.columnAt = CAPACITY.map(take)
+    this.columnLength = new Int32Array(COLUMN_COUNT)
+    this.listAt = take(LIST_BYTES)
+    this.placesAt = take(LIST_BYTES)
+    this.kindsAt = take(LIST_BYTES)
+    this.slotsAt = take(LIST_BYTES)
+    this.tokensAt = take(TOKEN_AREA)
+    this.packedAt = take(BATCH_RAW_MAX)
+    this.checksumAt = take(64)
+    assert(next - at <= WORKSPACE_BYTES, 'a workspace is larger than it says')
+  }
+
+  /** View of what a column holds; valid until the workspace is used again. */
+  column(column: number): Uint8Array {
+    const at = this.columnAt[column]!
+    return this.bytes.subarray(at, at + this.columnLength[column]!)
+  }
+
+  /** Bytes that a column can hold. */
+  static capacity(column: number): number {
+    return CAPACITY[column]!
+  }
+}
