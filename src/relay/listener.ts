@@ -1,0 +1,250 @@
+/**
+ * Listens where QEMU (or the other proxy) connects: TCP, a range of ports, a Unix socket, or a socket that systemd opened.
+ * Connections are handed over in the order in which the kernel accepted them, before a byte of theirs is read.
+ */
+import { lookup } from 'node:dns/promises'
+import { chmodSync, lstatSync, readFileSync, realpathSync, unlinkSync } from 'node:fs'
+import net from 'node:net'
+import { basename, dirname, isAbsolute, join, resolve as resolvePath } from 'node:path'
+import { ProxyError } from '../errors.ts'
+import { type Address, expandRange, formatAddress, isLoopbackIp } from './address.ts'
+import { acceptQemuSocket, type QemuSocket, type ReadMode } from './qemu-socket.ts'
+
+/** Connections that the kernel keeps for us: all channels of a migration come within a millisecond, 255 multifd at most. */
+const BACKLOG = 512
+
+export interface ListenOptions {
+  /** Lets others than this host connect; without it such an address is an ADDRESS error. */
+  readonly beyondLoopback?: boolean
+  /** Mode of a Unix socket's file; 0o600 unless said otherwise. */
+  readonly mode?: number
+  /** Sockets from systemd, by name; a name may stand for several. */
+  readonly fds?: ReadonlyMap<string, readonly number[]>
+  /** An accept that failed (out of descriptors): the listener lives on, and the connection waits in the kernel's queue. */
+  readonly onAcceptError?: (error: NodeJS.ErrnoException, address: Address) => void
+}
+
+/** Where a connection came in. */
+export interface Accepted {
+  /** The address that was listened on, as bound: one port of a range, the port that the kernel chose for port 0. */
+  readonly address: Address
+  /** Its port; undefined for a Unix socket. */
+  readonly port: number | undefined
+}
+
+/** A listener, possibly over several sockets. */
+export class Listener {
+  /** What it is bound to, in the order of the ports. */
+  readonly addresses: readonly Address[]
+  private readonly servers: readonly net.Server[]
+
+  /** @internal */
+  constructor(servers: readonly net.Server[], addresses: readonly Address[]) {
+    this.servers = servers
+    this.addresses = addresses
+  }
+
+  /** Takes no more connections; those that were handed over live on. A Unix socket's file is removed. */
+  async close(): Promise<void> {
+    // The callback waits for connections too, where they are still net.Sockets: 'not listening any more' is true at once.
+    for (const server of this.servers) server.close()
+  }
+}
+
+function failed(address: Address, error: NodeJS.ErrnoException): ProxyError {
+  const hints: Record<string, string> = {
+    EADDRINUSE: 'another program listens there: stop it or choose another address',
+    EADDRNOTAVAIL: 'no interface of this host has that address',
+    EACCES: 'not allowed: a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a folder that can be written to',
+    ENOENT: 'the folder of the socket does not exist',
+    ENOTFOUND: 'no such host',
+  }
+  const code = error.code ?? error.message
+  const action = hints[code] ?? 'check --listen'
+  return new ProxyError('IO', `cannot listen on ${formatAddress(address)} (${code})`, undefined, action, {
+    cause: error,
+  })
+}
+
+function beyond(address: Address): ProxyError {
+  return new ProxyError(
+    'ADDRESS',
+    `${formatAddress(address)} can be reached from other hosts`,
+    undefined,
+    'listen on 127.0.0.1, ::1 or unix:PATH, or say explicitly that others may connect',
+  )
+}
+
+/** /proc/net/unix: Num RefCount Protocol Flags Type St Inode Path; St 01 is not connected, which a listener is. */
+const UNIX_LINE = /^\S+ \S+ \S+ \S+ \S+ 01 +\d+ (.+)$/
+
+/** Where a path points to, links in its folders resolved; the file itself is not followed. */
+function realFile(path: string): string {
+  const full = resolvePath(path)
+  try {
+    return join(realpathSync(dirname(full)), basename(full))
+  } catch {
+    return full
+  }
+}
+
+/**
+ * True where a process serves the Unix socket at `path`. Read from the kernel's list: to connect would be the usual test, but if
+ * it is a QEMU that waits there, the connection would be the end of it.
+ */
+export function isServed(path: string, table: string = readFileSync('/proc/self/net/unix', 'utf8')): boolean {
+  const wanted = realFile(path)
+  for (const line of table.split('\n')) {
+    const bound = UNIX_LINE.exec(line)?.[1]
+    if (bound === undefined || bound.startsWith('@')) continue
+    // Bound by a relative path in a folder that is not known: the same file name counts as served, to be safe.
+    if (isAbsolute(bound) ? realFile(bound) === wanted : basename(bound) === basename(wanted)) return true
+  }
+  return false
+}
+
+/** Removes a socket file that nobody serves, so that a proxy that was killed can start again. */
+function removeStale(address: Address, path: string): void {
+  let isSocket: boolean
+  try {
+    isSocket = lstatSync(path).isSocket()
+  } catch {
+    return // nothing there
+  }
+  if (!isSocket) {
+    throw new ProxyError('IO', `${path} exists and is no socket`, undefined, 'move it away or choose another path')
+  }
+  if (isServed(path)) throw failed(address, Object.assign(new Error('served'), { code: 'EADDRINUSE' }))
+  unlinkSync(path)
+}
+
+/** With the file mode decided before the file appears, nobody else gets in between bind and chmod. */
+function withUmask<T>(mode: number, run: () => T): T {
+  let old: number | undefined
+  try {
+    old = process.umask(0o777 & ~mode)
+  } catch {
+    // Not in a worker thread: the chmod that follows has to do.
+  }
+  try {
+    return run()
+  } finally {
+    if (old !== undefined) process.umask(old)
+  }
+}
+
+/** What a server is bound to, as seen by the kernel; undefined where it does not say (a Unix socket from systemd). */
+function boundAddress(server: net.Server): Address | undefined {
+  const bound = server.address()
+  if (typeof bound === 'string') return { kind: 'unix', path: bound }
+  return bound ? { kind: 'tcp', host: bound.address, port: bound.port, portTo: bound.port } : undefined
+}
+
+/** What net.Server.listen takes; its types know no `fd` here. */
+type BindOptions = net.ListenOptions & { fd?: number }
+
+async function bind(server: net.Server, address: Address, where: BindOptions, mode: number): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    const onError = (error: NodeJS.ErrnoException): void => reject(failed(address, error))
+    server.once('error', onError)
+    server.once('listening', () => {
+      server.off('error', onError)
+      resolve()
+    })
+    const listen = (): void => void server.listen({ ...where, backlog: BACKLOG, exclusive: true })
+    if (where.path === undefined) listen()
+    else withUmask(mode, listen)
+  })
+}
+
+/**
+ * Listens and hands over plain sockets, paused, half-open allowed, without Nagle: for the WAN side. All sockets of an address
+ * are bound, or none.
+ * @throws ProxyError ADDRESS where others than this host could connect and `beyondLoopback` is not set, or systemd passed no
+ * such socket; IO where it cannot be bound
+ */
+export async function listenSockets(
+  address: Address,
+  onSocket: (socket: net.Socket, at: Accepted) => void,
+  options: ListenOptions = {},
+): Promise<Listener> {
+  const mode = options.mode ?? 0o600
+  const servers: net.Server[] = []
+  const addresses: Address[] = []
+
+  const open = async (asked: Address, where: BindOptions): Promise<void> => {
+    const server = net.createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true })
+    servers.push(server)
+    // Known only when it is bound, and no connection is handed over before.
+    let at: Accepted = { address: asked, port: undefined }
+    server.on('connection', socket => onSocket(socket, at))
+    await bind(server, asked, where, mode)
+    const bound = boundAddress(server) ?? asked
+    at = { address: bound, port: bound.kind === 'tcp' ? bound.port : undefined }
+    addresses.push(bound)
+    server.on('error', error => options.onAcceptError?.(error, bound))
+    if (bound.kind === 'tcp' && !options.beyondLoopback && !isLoopbackIp(bound.host)) throw beyond(bound)
+  }
+
+  try {
+    if (address.kind === 'fd') {
+      const fds = options.fds?.get(address.name) ?? []
+      if (fds.length === 0) {
+        const known = [...(options.fds?.keys() ?? [])].map(name => `fd:${name}`)
+        throw new ProxyError(
+          'ADDRESS',
+          `systemd passed no socket named ${JSON.stringify(address.name)}`,
+          undefined,
+          known.length
+            ? `it passed ${known.join(', ')}`
+            : 'start the socket unit, which names it by FileDescriptorName=',
+        )
+      }
+      for (const fd of fds) await open(address, { fd })
+    } else if (address.kind === 'unix') {
+      removeStale(address, address.path)
+      await open(address, { path: address.path })
+      chmodSync(address.path, mode)
+    } else {
+      let host = address.host === '' ? '::' : address.host
+      if (!net.isIP(host)) {
+        try {
+          host = (await lookup(host, { verbatim: true })).address
+        } catch (error) {
+          throw failed(address, error as NodeJS.ErrnoException)
+        }
+      }
+      // Before it is bound, so that there is no moment in which others can connect.
+      if (!options.beyondLoopback && !isLoopbackIp(host)) throw beyond(address)
+      for (const single of expandRange(address)) {
+        if (single.kind !== 'tcp') continue
+        try {
+          await open(single, { host, port: single.port })
+        } catch (error) {
+          const code = ((error as ProxyError).cause as NodeJS.ErrnoException | undefined)?.code
+          if (address.host !== '' || host !== '::' || (code !== 'EAFNOSUPPORT' && code !== 'EADDRNOTAVAIL')) throw error
+          host = '0.0.0.0' // a kernel without IPv6
+          servers.pop()
+          await open(single, { host, port: single.port })
+        }
+      }
+    }
+  } catch (error) {
+    for (const server of servers) server.close()
+    throw error
+  }
+  return new Listener(servers, addresses)
+}
+
+/**
+ * Listens for QEMU: {@link listenSockets}, with each connection as a {@link QemuSocket}, silent until it is started.
+ * @throws as listenSockets
+ */
+export function listen(
+  address: Address,
+  onAccepted: (socket: QemuSocket, at: Accepted) => void,
+  options: ListenOptions & { readonly readMode?: ReadMode } = {},
+): Promise<Listener> {
+  const readMode = options.readMode ?? 'onread'
+  return listenSockets(address, (socket, at) => onAccepted(acceptQemuSocket(socket, readMode), at), options)
+}
