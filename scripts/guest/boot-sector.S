@@ -1,7 +1,8 @@
 /*
  * The smallest guest worth migrating: a floppy disk's boot sector that fills 352 KB with noise, text, nearly equal and equal pages,
  * then at each timer tick (18.2 a second) dirties 17 pages: 8 in one word, 3 altogether, 4 with what they held, 2 between zero and
- * full, and writes a line end on the serial port. invlpg makes QEMU before 9.0 see every write under TCG.
+ * full, and writes a line end on the serial port. invlpg makes QEMU before 9.0 see every write under TCG (the stack, which it may
+ * miss, holds the same words at every hlt).
  *
  *   as --32 boot-sector.S -o boot.o && ld -m elf_i386 -Ttext 0x7c00 --oformat binary -o boot.bin boot.o && xxd -p -c 50 boot.bin
  *
@@ -66,6 +67,7 @@ pm:
   /* for ever, one pass a timer tick (18.2 a second) */
   xorl %ebp,%ebp
 pass:
+  invlpg -4(%esp)
   incl %ebp
   movl $0x160000,%edi
   /* 8 pages: one word each changes */
@@ -100,8 +102,9 @@ pass:
   invlpg 0x1000(%edi)
   rep stosl
   movw $0x3f8,%dx
-  movb $'\n',%al
+  movl $'\n',%eax
   outb %al,%dx
+  invlpg -4(%esp)
   sti
   hlt
   jmp pass
