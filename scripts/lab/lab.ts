@@ -2,7 +2,7 @@
 // docs/lab.md says what for. node scripts/lab/lab.ts --help
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -28,7 +28,7 @@ ${guests.map(guest => `  ${guest.name.padEnd(18)} ${guest.captures.map(capture =
   --accel NAME     auto, kvm or tcg; auto boots a kernel under KVM to see whether it really runs (auto)
   --again          capture the guests again, also where their streams are there
   --base-only      build the base image and stop
-  --rebuild        build the base image again first
+  --rebuild        build the base image again first; streams of the old one no longer count as there
   --list           print what is there and stop
   --help           print this
 `
@@ -78,10 +78,12 @@ function lock(): void {
   process.once('exit', () => rmSync(file, { force: true }))
 }
 
+/** What a stream must have been captured with to count as done. */
 interface Settings {
   readonly memoryMb: number
   readonly limitedBytesPerSecond: number
-  readonly accel: 'kvm' | 'tcg'
+  /** When the base disk was made. */
+  readonly image: string
 }
 
 const rateOf = (capture: Capture, settings: Settings) => (capture.limited ? settings.limitedBytesPerSecond : 0)
@@ -90,12 +92,16 @@ const rateOf = (capture: Capture, settings: Settings) => (capture.limited ? sett
 function isDone(guest: Guest, manifest: Manifest, settings: Settings): boolean {
   return guest.captures.every(capture => {
     const entry = manifest.get(capture.stream)
-    return entry?.memoryMb === settings.memoryMb && entry.bytesPerSecondMax === rateOf(capture, settings)
+    return (
+      entry?.image === settings.image &&
+      entry.memoryMb === settings.memoryMb &&
+      entry.bytesPerSecondMax === rateOf(capture, settings)
+    )
   })
 }
 
 /** Boots one guest and captures its streams. */
-async function captureGuest(guest: Guest, manifest: Manifest, settings: Settings): Promise<void> {
+async function captureGuest(guest: Guest, manifest: Manifest, settings: Settings, accel: 'kvm' | 'tcg'): Promise<void> {
   const qemu = guest.qemu === 10 ? join(cache, 'qemu10/qemu10') : 'qemu-system-x86_64'
   const folder = join(lab, 'run', guest.name)
   rmSync(folder, { recursive: true, force: true })
@@ -103,7 +109,7 @@ async function captureGuest(guest: Guest, manifest: Manifest, settings: Settings
   const kernelFolder = join(base, guest.kernel)
   const options: MachineOptions = {
     qemu,
-    accel: settings.accel,
+    accel,
     memoryMb: settings.memoryMb,
     hostname: guest.name,
     workload: guest.workload,
@@ -118,7 +124,7 @@ async function captureGuest(guest: Guest, manifest: Manifest, settings: Settings
   process.once('exit', kill)
   try {
     const version = await machine.open()
-    progress(`${guest.name}: booting (QEMU ${version}, ${settings.accel})`)
+    progress(`${guest.name}: booting (QEMU ${version}, ${accel})`)
     await machine.serialLine('LAB-START', 400)
     progress(`${guest.name}: up, starting ${guest.workload}`)
     await machine.serialLine('LAB-READY', 900)
@@ -137,7 +143,8 @@ async function captureGuest(guest: Guest, manifest: Manifest, settings: Settings
           file,
           qemu: version,
           command: words.map(word => (/[ ]/.test(word) ? `'${word}'` : word)).join(' '),
-          accel: settings.accel,
+          accel,
+          image: settings.image,
           kernel: readFileSync(join(kernelFolder, 'version'), 'utf8').trim(),
           workload: guest.workload,
           memoryMb: settings.memoryMb,
@@ -192,7 +199,7 @@ async function main(): Promise<number> {
   for (const name of positionals)
     if (!guests.some(guest => guest.name === name)) throw new Error(`no guest is called '${name}'; --help names them`)
   if (!['auto', 'kvm', 'tcg'].includes(values.accel)) throw new Error(`--accel takes auto, kvm or tcg`)
-  const memoryMb = positive(values.memory, '--memory')
+  const memoryMb = Math.round(positive(values.memory, '--memory'))
   const limitedBytesPerSecond = Math.round(positive(values.rate, '--rate') * 1e6)
 
   mkdirSync(streams, { recursive: true })
@@ -204,17 +211,19 @@ async function main(): Promise<number> {
   lock()
   installTools()
   if (values.rebuild) rmSync(base, { recursive: true, force: true })
-  if (!existsSync(join(base, 'disk.raw'))) {
+  const disk = join(base, 'disk.raw')
+  if (!existsSync(disk)) {
     progress('building the base image')
     run(join(here, 'build-base.sh'), base)
   }
   if (values['base-only']) return 0
+  const settings: Settings = { memoryMb, limitedBytesPerSecond, image: statSync(disk).mtime.toISOString() }
 
   const wanted = positionals.length > 0 ? guests.filter(guest => positionals.includes(guest.name)) : guests
   let accel = values.accel as 'auto' | 'kvm' | 'tcg'
   let failed = 0
   for (const guest of wanted) {
-    if (!values.again && isDone(guest, manifest, { memoryMb, limitedBytesPerSecond, accel: 'tcg' })) {
+    if (!values.again && isDone(guest, manifest, settings)) {
       progress(`${guest.name}: done before`)
       continue
     }
@@ -224,7 +233,7 @@ async function main(): Promise<number> {
         progress(`KVM ${accel === 'kvm' ? 'runs guests' : 'does not run guests here: TCG'}`)
       }
       if (guest.qemu === 10) run(join(checkout, 'scripts/fetch-qemu10.sh'), join(cache, 'qemu10'))
-      await captureGuest(guest, manifest, { memoryMb, limitedBytesPerSecond, accel })
+      await captureGuest(guest, manifest, settings, accel)
     } catch (error) {
       failed += 1
       progress(`${guest.name}: FAILED: ${(error as Error).message}`)

@@ -16,6 +16,8 @@ export interface StreamEntry {
   /** The command line, with paths below the checkout written from there. */
   readonly command: string
   readonly accel: 'kvm' | 'tcg'
+  /** When the base disk was made: streams of one image compare, those of two do not. */
+  readonly image: string
   /** Release and package version. */
   readonly kernel: string
   readonly workload: string
