@@ -1,0 +1,161 @@
+/**
+ * Packs the raw columns of batches, in their order, off the I/O thread: zstd streams in libuv's pool, LZ4 in a thread of
+ * its own. One packer a session and direction, because the zstd streams reach back over its batches.
+ */
+import { Worker } from 'node:worker_threads'
+import type { PackedColumn } from '../codec/batch.ts'
+import { COLUMN, COLUMN_COUNT, METHOD } from '../codec/wire.ts'
+import type { Workspace } from '../codec/workspace.ts'
+import type { Effort } from './effort.ts'
+import { loadLz4 } from './lz4.ts'
+import type { Lz4Job } from './lz4-worker.ts'
+import { ZstdPacker } from './zstd-stream.ts'
+
+/** Columns below this size are sent as they are: a codec's own head would cost as much as it saves. */
+const PACK_MIN = 48
+/** LZ4 of columns up to this size is done on the spot: less than handing them over costs. */
+const INLINE_MAX = 4096
+/** A window of 256 KiB for all that is not pages: it holds dozens of batches of operations. */
+const SMALL_WINDOW_LOG = 18
+
+/** Samples and distinct byte values among them from which a column counts as random: 256 random bytes have 162 on average. */
+const DENSE_SAMPLES = 256
+const DENSE_DISTINCT = 150
+
+export class ColumnPacker {
+  private readonly zstd: (ZstdPacker | undefined)[] = new Array(COLUMN_COUNT).fill(undefined)
+  private readonly buffer: SharedArrayBuffer
+  private worker: Worker | undefined
+  private readonly answers: ((lengths: number[]) => void)[] = []
+  private closed = false
+
+  /** @param buffer of the kernel's memory, which the workspaces lie in */
+  constructor(buffer: SharedArrayBuffer) {
+    this.buffer = buffer
+  }
+
+  /**
+   * Packs all columns of a workspace. Calls must come in the order of the batches; they may overlap. The workspace must
+   * stay untouched until the promise settles.
+   */
+  async pack(workspace: Workspace, effort: Effort): Promise<PackedColumn[]> {
+    const pending: (PackedColumn | Promise<PackedColumn>)[] = []
+    const jobs: Lz4Job[] = []
+    const jobColumns: number[] = []
+    let packedAt = workspace.packedAt
+    for (let column = 0; column < COLUMN_COUNT; column++) {
+      const length = workspace.columnLength[column]!
+      if (length === 0) continue
+      if (length < PACK_MIN || column === COLUMN.DENSE || (length > INLINE_MAX && looksRandom(workspace.column(column)))) {
+        pending.push(stored(workspace, column))
+      } else if (effort.method === 'zstd') {
+        pending.push(this.packZstd(workspace, column, effort))
+      } else if (effort.method === 'stored' && column === COLUMN.PAGES) {
+        pending.push(stored(workspace, column))
+      } else if (length <= INLINE_MAX) {
+        pending.push(packInline(workspace, column))
+      } else {
+        const room = length - (length >> 5) // a gain of 3 % or none
+        jobs.push({ at: workspace.columnAt[column]!, length, out: packedAt, room })
+        jobColumns.push(column)
+        packedAt += room
+      }
+    }
+    if (jobs.length > 0) {
+      const lengths = await this.runLz4(jobs)
+      for (let i = 0; i < jobs.length; i++) {
+        const column = jobColumns[i]!
+        const packed = lengths[i]!
+        const out = jobs[i]!.out
+        pending.push(
+          packed === 0
+            ? stored(workspace, column)
+            : packedColumn(column, METHOD.LZ4, jobs[i]!.length, [workspace.bytes.slice(out, out + packed)]),
+        )
+      }
+    }
+    const columns = await Promise.all(pending)
+    return columns.sort((a, b) => a.column - b.column)
+  }
+
+  /** Ends threads and streams. */
+  async close(): Promise<void> {
+    this.closed = true
+    for (const stream of this.zstd) stream?.close()
+    await this.worker?.terminate()
+  }
+
+  private async packZstd(workspace: Workspace, column: number, effort: Effort): Promise<PackedColumn> {
+    let method: 2 | 3 = METHOD.ZSTD
+    let stream = this.zstd[column]
+    if (stream === undefined || stream.level !== effort.zstdLevel) {
+      stream?.closeWhenIdle()
+      stream = new ZstdPacker(effort.zstdLevel, column === COLUMN.PAGES ? effort.windowLog : SMALL_WINDOW_LOG)
+      this.zstd[column] = stream
+      method = METHOD.ZSTD_FRESH
+    }
+    const raw = workspace.column(column)
+    return packedColumn(column, method, raw.length, await stream.pack(raw))
+  }
+
+  private runLz4(jobs: Lz4Job[]): Promise<number[]> {
+    if (this.worker === undefined) {
+      this.worker = new Worker(new URL(workerFile(), import.meta.url), { workerData: { buffer: this.buffer } })
+      this.worker.on('message', (lengths: number[]) => {
+        this.answers.shift()!(lengths)
+        if (this.answers.length === 0) this.worker?.unref() // an idle thread keeps no process alive
+      })
+      this.worker.on('error', error => {
+        if (!this.closed) throw error
+      })
+    }
+    this.worker.ref()
+    return new Promise(done => {
+      this.answers.push(done)
+      this.worker!.postMessage(jobs)
+    })
+  }
+}
+
+/** Sources run as they are; a built package has JavaScript. */
+function workerFile(): string {
+  return import.meta.url.endsWith('.ts') ? './lz4-worker.ts' : './lz4-worker.js'
+}
+
+function packedColumn(column: number, method: PackedColumn['method'], rawLength: number, parts: Uint8Array[]): PackedColumn {
+  let packedLength = 0
+  for (const part of parts) packedLength += part.length
+  return { column, method, rawLength, parts, packedLength }
+}
+
+/** As it is, copied: the workspace is used again before the peer has acknowledged the batch. */
+function stored(workspace: Workspace, column: number): PackedColumn {
+  const raw = workspace.column(column).slice()
+  return packedColumn(column, METHOD.STORED, raw.length, [raw])
+}
+
+const inlineOut = Buffer.alloc(INLINE_MAX)
+
+function packInline(workspace: Workspace, column: number): PackedColumn {
+  const at = workspace.columnAt[column]!
+  const length = workspace.columnLength[column]!
+  const out = inlineOut.subarray(0, length - 1)
+  const packed = loadLz4().encodeBlock(Buffer.from(workspace.bytes.buffer, at, length), out)
+  if (packed === 0) return stored(workspace, column)
+  return packedColumn(column, METHOD.LZ4, length, [new Uint8Array(out.subarray(0, packed))])
+}
+
+/** Whether a sample of the bytes looks like ciphertext or packed data, which no codec gains on. */
+function looksRandom(bytes: Uint8Array): boolean {
+  const seen = new Uint8Array(256)
+  let distinct = 0
+  const step = Math.floor(bytes.length / DENSE_SAMPLES)
+  for (let i = 0; i < DENSE_SAMPLES; i++) {
+    const byte = bytes[i * step]!
+    if (seen[byte] === 0) {
+      seen[byte] = 1
+      distinct++
+    }
+  }
+  return distinct >= DENSE_DISTINCT
+}

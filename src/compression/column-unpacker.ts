@@ -1,0 +1,66 @@
+/** Unpacks the columns of batches, in their order, into a workspace. One unpacker a session and direction. */
+import type { ArrivedBatch } from '../codec/batch.ts'
+import { COLUMN_COUNT, METHOD, ZSTD_WINDOW_LOG_MAX } from '../codec/wire.ts'
+import type { Workspace } from '../codec/workspace.ts'
+import { ProxyError } from '../errors.ts'
+import { loadLz4 } from './lz4.ts'
+import { ZstdUnpacker } from './zstd-stream.ts'
+
+export class ColumnUnpacker {
+  private readonly zstd: (ZstdUnpacker | undefined)[] = new Array(COLUMN_COUNT).fill(undefined)
+
+  /**
+   * Fills the workspace's columns with the raw bytes of a batch. One call at a time, in order.
+   * @throws BATCH_FORMAT where a column is damaged
+   */
+  async unpack(batch: ArrivedBatch, workspace: Workspace): Promise<void> {
+    workspace.columnLength.fill(0)
+    let streams: Promise<void>[] | undefined
+    for (const { column, method, rawLength, packed } of batch.columns) {
+      const at = workspace.columnAt[column]!
+      workspace.columnLength[column] = rawLength
+      if (method === METHOD.STORED) workspace.bytes.set(packed, at)
+      else if (method === METHOD.LZ4) {
+        loadLz4().decodeBlock(
+          Buffer.from(packed.buffer, packed.byteOffset, packed.length),
+          Buffer.from(workspace.bytes.buffer, at, rawLength),
+        )
+      } else {
+        streams ??= []
+        streams.push(this.unpackZstd(column, method === METHOD.ZSTD_FRESH, packed, rawLength, workspace))
+      }
+    }
+    if (streams !== undefined) await Promise.all(streams)
+  }
+
+  close(): void {
+    for (const stream of this.zstd) stream?.close()
+  }
+
+  private async unpackZstd(
+    column: number,
+    fresh: boolean,
+    packed: Uint8Array,
+    rawLength: number,
+    workspace: Workspace,
+  ): Promise<void> {
+    if (fresh) {
+      this.zstd[column]?.close()
+      this.zstd[column] = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+    }
+    const stream = this.zstd[column]
+    if (stream === undefined) {
+      throw new ProxyError(
+        'BATCH_FORMAT',
+        `column ${column} continues a zstd stream that never began`,
+        undefined,
+        'the session ends and the source guest goes on',
+      )
+    }
+    let at = workspace.columnAt[column]!
+    for (const part of await stream.unpack(packed, rawLength)) {
+      workspace.bytes.set(part, at)
+      at += part.length
+    }
+  }
+}

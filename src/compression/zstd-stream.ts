@@ -1,0 +1,139 @@
+/**
+ * One long zstd stream in pieces: each piece is flushed, so that the far side gets all of it, and the window reaches back
+ * over the pieces before. Runs in libuv's thread pool; pieces of one stream keep their order, streams run side by side.
+ */
+import { constants, createZstdCompress, createZstdDecompress, type ZstdCompress, type ZstdDecompress } from 'node:zlib'
+import { ProxyError } from '../errors.ts'
+
+/** Output buffers of zlib: larger ones save calls, a piece seldom needs more than one. */
+const CHUNK_BYTES = 65536
+
+interface Piece {
+  readonly done: (parts: Uint8Array[]) => void
+  readonly failed: (error: Error) => void
+  /** The stream is closed behind it. */
+  last?: boolean
+}
+
+/** Packs pieces. The caller leaves each piece's memory alone until its promise settles. */
+export class ZstdPacker {
+  readonly level: number
+  private readonly stream: ZstdCompress
+  private parts: Uint8Array[] = []
+  private failure: Error | undefined
+  private readonly waiting: Piece[] = []
+
+  /** @param windowLog log2 of the window, at most ZSTD_WINDOW_LOG_MAX; it bounds the memory on both sides */
+  constructor(level: number, windowLog: number) {
+    this.level = level
+    this.stream = createZstdCompress({
+      chunkSize: CHUNK_BYTES,
+      params: { [constants.ZSTD_c_compressionLevel]: level, [constants.ZSTD_c_windowLog]: windowLog },
+    })
+    this.stream.on('data', (part: Uint8Array) => this.parts.push(part))
+    this.stream.on('error', error => this.fail(error))
+  }
+
+  /** The packed bytes of `bytes`, complete for the far side. */
+  pack(bytes: Uint8Array): Promise<Uint8Array[]> {
+    return new Promise((done, failed) => {
+      if (this.failure) {
+        failed(this.failure)
+        return
+      }
+      this.waiting.push({ done, failed })
+      this.stream.write(bytes)
+      this.stream.flush(constants.ZSTD_e_flush, () => {
+        const parts = this.parts
+        this.parts = []
+        const piece = this.waiting.shift()
+        piece?.done(parts)
+        if (piece?.last) this.close()
+      })
+    })
+  }
+
+  /** Gives up at once. */
+  close(): void {
+    this.stream.destroy()
+  }
+
+  /** Closes after the pieces that were given. */
+  closeWhenIdle(): void {
+    if (this.waiting.length === 0) this.close()
+    else this.waiting.at(-1)!.last = true
+  }
+
+  private fail(error: Error): void {
+    this.failure = error
+    for (const piece of this.waiting.splice(0)) piece.failed(error)
+  }
+}
+
+/** Unpacks the pieces of a ZstdPacker in their order. */
+export class ZstdUnpacker {
+  private readonly stream: ZstdDecompress
+  private parts: Uint8Array[] = []
+  private length = 0
+  private lengthMax = 0
+  private failure: Error | undefined
+  private waiting: Piece | undefined
+
+  constructor(windowLogMax: number) {
+    this.stream = createZstdDecompress({
+      chunkSize: CHUNK_BYTES,
+      params: { [constants.ZSTD_d_windowLogMax]: windowLogMax },
+    })
+    this.stream.on('data', (part: Uint8Array) => this.take(part))
+    this.stream.on('error', error => this.fail(error))
+  }
+
+  /**
+   * The bytes of one piece. One call at a time.
+   * @param rawLength what the piece must give; more is an error, before memory is spent on it
+   * @throws BATCH_FORMAT (as rejection) where the piece is damaged or gives another length
+   */
+  unpack(packed: Uint8Array, rawLength: number): Promise<Uint8Array[]> {
+    return new Promise((done, failed) => {
+      if (this.failure) {
+        failed(this.failure)
+        return
+      }
+      this.lengthMax = rawLength
+      this.waiting = { done, failed }
+      this.stream.write(packed, error => {
+        // zlib calls back once it has used all of the piece and given all that it holds
+        if (error || this.waiting === undefined) return
+        const parts = this.parts
+        const length = this.length
+        this.parts = []
+        this.length = 0
+        this.waiting = undefined
+        if (length !== rawLength) failed(bad(`a zstd piece gives ${length} bytes instead of ${rawLength}`))
+        else done(parts)
+      })
+    })
+  }
+
+  close(): void {
+    this.stream.destroy()
+  }
+
+  private take(part: Uint8Array): void {
+    this.length += part.length
+    if (this.length > this.lengthMax) {
+      this.stream.destroy()
+      this.fail(bad(`a zstd piece gives more than ${this.lengthMax} bytes`))
+    } else this.parts.push(part)
+  }
+
+  private fail(error: Error): void {
+    this.failure = error instanceof ProxyError ? error : bad(`a zstd piece is damaged: ${error.message}`, error)
+    this.waiting?.failed(this.failure)
+    this.waiting = undefined
+  }
+}
+
+function bad(what: string, cause?: Error): ProxyError {
+  return new ProxyError('BATCH_FORMAT', what, undefined, 'the session ends and the source guest goes on', { cause })
+}
