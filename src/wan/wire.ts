@@ -1,0 +1,70 @@
+/**
+ * Numbers of the hellos and frames: docs/protocol.md §2 and §3. They stand nowhere else; a test pins each by literal.
+ * Bounds (payload sizes, counts) stand in limits.ts.
+ */
+
+/** First bytes of each hello: "PGFY", CR LF, ^Z, LF, so that a text conversion on the way breaks it visibly. */
+export const MAGIC = [0x50, 0x47, 0x46, 0x59, 0x0d, 0x0a, 0x1a, 0x0a] as const
+
+export const VERSION_MAJOR = 1
+export const VERSION_MINOR = 0
+
+/** Magic, both versions and the body's length. */
+export const HELLO_HEAD_BYTES = 16
+
+/** Type, flags, flow, length, sequence number, check. */
+export const FRAME_HEAD_BYTES = 16
+
+/** The part of a frame's head that its check covers. */
+export const FRAME_CHECKED_BYTES = 12
+
+/** Frame types. */
+export const FRAME = {
+  OPEN: 1,
+  DATA: 2,
+  BATCH: 3,
+  FIN: 4,
+  RESET: 5,
+  CREDIT: 6,
+  END: 7,
+  ACK: 16,
+  PING: 17,
+  PONG: 18,
+  BYE: 19,
+  DRAIN: 20,
+} as const
+
+/** Frame types with this bit are ignored by a side that does not know them. */
+export const FRAME_OPTIONAL = 0x80
+
+/** Flag of BATCH: further parts of the batch follow. */
+export const FLAG_MORE = 1
+
+/** Sequence numbers stay below this: at a million frames a second they last nine years. */
+export const SEQUENCE_END = 2 ** 48
+
+/** Codes of RESET and BYE. Those that an ErrorCode has the name of mean the same. */
+export const CODE = {
+  NONE: 0,
+  QEMU_LOST: 1,
+  TARGET_REFUSED: 2,
+  PEER_LOST: 3,
+  PROTOCOL_SYNTAX: 4,
+  PROTOCOL_STATE: 5,
+  BATCH_FORMAT: 6,
+  BATCH_CHECKSUM: 7,
+  LIMIT_EXCEEDED: 8,
+  INTERNAL: 9,
+  SHUTDOWN: 10,
+} as const
+
+/** What a server may refuse a hello with. */
+export const REFUSALS = [
+  'PROTOCOL_VERSION',
+  'PROTOCOL_SYNTAX',
+  'PROTOCOL_STATE',
+  'PEER_AUTH',
+  'LIMIT_EXCEEDED',
+  'PEER_LOST',
+] as const
+export type Refusal = (typeof REFUSALS)[number]
