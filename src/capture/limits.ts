@@ -1,0 +1,20 @@
+/** Bounds of what reading a capture may cost, and why. A capture is a file from outside: its lengths are claims. */
+
+/** Bytes of one read of a file. */
+export const READ_LENGTH = 1 << 20
+/** Longest packet: capture tools cut at 262,144, and the largest segment offload hands up is 512 KiB (BIG TCP). */
+export const PACKET_LENGTH_MAX = 1 << 20
+/** Longest pcapng block: a packet with its options, or names and keys, which nobody has megabytes of. */
+export const BLOCK_LENGTH_MAX = 16 << 20
+/** Interfaces of one pcapng section: all of a large host's virtual machines. */
+export const INTERFACES_MAX = 16_384
+/** Connection directions remembered: of more than these, those that are no migration are forgotten first. */
+export const FLOWS_MAX = 65_536
+/** Out-of-order bytes kept over all connections. A receiver's window rarely exceeds 16 MB; a longer hole is a gap. */
+export const REORDER_LENGTH_MAX = 64 << 20
+/** Bytes kept of a connection whose SYN the capture lacks, while its first bytes may still come. */
+export const HEADLESS_LENGTH_MAX = 256 << 10
+/** zstd windows up to 2^27 bytes: its own default. `--long=31` would take 2 GiB. */
+export const ZSTD_WINDOW_LOG_MAX = 27
+/** Migration channels of one input: a main and 255 multifd channels, tried again a few times. */
+export const CHANNELS_MAX = 1024

@@ -1,0 +1,154 @@
+/** A template set in a file: opened, loaded and verified. Nothing it hands out is unverified. */
+import { type FileHandle, open } from 'node:fs/promises'
+import { ProxyError } from '../errors.ts'
+import { HeadDecoder, isPage, type SetHead } from '../template/format.ts'
+import { PAGE_SIZE } from '../template/wire.ts'
+import { ioError } from './io-error.ts'
+
+/** Bytes of one read: large enough that the call does not count, small enough to stay in the cache until checked. */
+const READ_LENGTH = 256 * PAGE_SIZE
+
+/** A page whose bytes do not have the SHA-256 that the table promises. */
+export interface DamagedPage {
+  readonly index: number
+  /** Where it stands in the file, in bytes. */
+  readonly offset: number
+}
+
+/** Called with bytes of pages done, of all. */
+export type LoadProgress = (doneBytes: number, totalBytes: number) => void
+
+export class SetFile {
+  readonly path: string
+  readonly head: SetHead
+  private readonly file: FileHandle
+
+  private constructor(path: string, head: SetHead, file: FileHandle) {
+    this.path = path
+    this.head = head
+    this.file = file
+  }
+
+  /**
+   * Opens a set and verifies all but its pages.
+   *
+   * @throws IO, TEMPLATE_FORMAT, TEMPLATE_TRUNCATED, TEMPLATE_DAMAGED; where: path and offset
+   */
+  static async open(path: string): Promise<SetFile> {
+    let file: FileHandle | undefined
+    try {
+      file = await open(path, 'r')
+      const stat = await file.stat()
+      if (!stat.isFile()) {
+        const where = { stream: path, offset: 0 }
+        throw new ProxyError('TEMPLATE_FORMAT', 'not a regular file', where, 'give a template set')
+      }
+      const decoder = new HeadDecoder(path, stat.size)
+      const chunk = Buffer.allocUnsafe(64 * 1024)
+      let at = 0
+      while (decoder.head === undefined) {
+        const { bytesRead } = await file.read(chunk, 0, chunk.length, at)
+        if (bytesRead === 0) decoder.end()
+        decoder.push(chunk.subarray(0, bytesRead))
+        at += bytesRead
+      }
+      return new SetFile(path, decoder.head, file)
+    } catch (error) {
+      await file?.close()
+      throw ioError(error, 'cannot open', path)
+    }
+  }
+
+  /** Bytes that {@link load} fills. */
+  get pagesLength(): number {
+    return this.head.pageCount * PAGE_SIZE
+  }
+
+  /**
+   * Reads all pages to `into[at]` and on, in order, and verifies each where it then lies. The memory is the caller's, may
+   * be shared and has to hold {@link pagesLength} bytes; after an error its content must not be used.
+   *
+   * @throws TEMPLATE_DAMAGED at the first damaged page, TEMPLATE_TRUNCATED, IO
+   */
+  async load(into: Uint8Array, at = 0, progress?: LoadProgress): Promise<void> {
+    if (at + this.pagesLength > into.length) throw new RangeError('the memory is too small for the set')
+    await this.readPages(
+      offset => into.subarray(at + offset, at + Math.min(offset + READ_LENGTH, this.pagesLength)),
+      index => {
+        throw damaged(this.path, this.head, index)
+      },
+      progress,
+    )
+  }
+
+  /** Reads and checks all pages. Returns the damaged ones, in order; empty where the set is sound. @throws IO */
+  async verify(progress?: LoadProgress): Promise<DamagedPage[]> {
+    const { dataAt } = this.head.layout
+    const buffers = [Buffer.allocUnsafe(READ_LENGTH), Buffer.allocUnsafe(READ_LENGTH)]
+    const found: DamagedPage[] = []
+    await this.readPages(
+      offset => {
+        buffers.reverse()
+        return buffers[0]!.subarray(0, Math.min(READ_LENGTH, this.pagesLength - offset))
+      },
+      index => found.push({ index, offset: dataAt + index * PAGE_SIZE }),
+      progress,
+    )
+    return found
+  }
+
+  async close(): Promise<void> {
+    await this.file.close()
+  }
+
+  /** Reads one stretch while the stretch before it is checked. */
+  private async readPages(
+    place: (offset: number) => Uint8Array,
+    bad: (index: number) => void,
+    progress?: LoadProgress,
+  ): Promise<void> {
+    const { head, pagesLength } = this
+    let next = pagesLength > 0 ? this.read(place(0), 0) : undefined
+    for (let offset = 0; next !== undefined; ) {
+      const pages = await next
+      const after = offset + pages.length
+      next = after < pagesLength ? this.read(place(after), after) : undefined
+      next?.catch(() => {}) // where a damaged page ends the loop first
+      for (let at = 0; at < pages.length; at += PAGE_SIZE) {
+        const index = (offset + at) / PAGE_SIZE
+        if (!isPage(head, index, pages.subarray(at, at + PAGE_SIZE))) bad(index)
+      }
+      progress?.(after, pagesLength)
+      offset = after
+    }
+  }
+
+  private async read(into: Uint8Array, offset: number): Promise<Uint8Array> {
+    const { dataAt } = this.head.layout
+    try {
+      for (let have = 0; have < into.length; ) {
+        const at = dataAt + offset + have
+        const { bytesRead } = await this.file.read(into, have, into.length - have, at)
+        if (bytesRead === 0) {
+          const where = { stream: this.path, offset: at }
+          throw new ProxyError(
+            'TEMPLATE_TRUNCATED',
+            'the template set became shorter',
+            where,
+            'not used; copy it again',
+          )
+        }
+        have += bytesRead
+      }
+      return into
+    } catch (error) {
+      throw ioError(error, 'cannot read', this.path, dataAt + offset)
+    }
+  }
+}
+
+function damaged(path: string, head: SetHead, index: number): ProxyError {
+  const where = { stream: path, offset: head.layout.dataAt + index * PAGE_SIZE }
+  const action = 'not used; `pageferry template verify` lists all damaged pages; copy or build the set again'
+  return new ProxyError('TEMPLATE_DAMAGED', `page ${index} of the template set is damaged`, where, action)
+}

@@ -1,0 +1,311 @@
+/** The store: a folder of template sets under their digests. Sets appear in it whole or not at all. */
+import { randomBytes } from 'node:crypto'
+import { rmSync } from 'node:fs'
+import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { isProxyError, ProxyError } from '../errors.ts'
+import { writeDigest } from '../template/digest.ts'
+import { digestOfSet, encodeHead, encodeMetadata, type SetMetadata, type SetRecords } from '../template/format.ts'
+import { DIGEST_LENGTH, digestOfFileName, PAGE_SIZE, setFileName, setLayout } from '../template/wire.ts'
+import { ioError } from './io-error.ts'
+import { SetFile } from './set-file.ts'
+
+/** Pages of guests: for the owner alone. */
+const FOLDER_MODE = 0o700
+const FILE_MODE = 0o600
+/** Bytes of one write. */
+const WRITE_LENGTH = 1 << 20
+const TEMPORARY = /^\.put-(\d+)-[0-9a-f]+\.tmp$/
+/** A put writes all the time. One untouched for so long, by a process that is not there, will not go on. */
+const TEMPORARY_IDLE_MS = 10 * 60_000
+
+/** One set of a store, as a listing shows it. */
+export interface StoredSet {
+  readonly digest: string
+  readonly path: string
+  readonly fileBytes: number
+  readonly modified: Date
+  /** undefined where the head of the file is sound. */
+  readonly problem: ProxyError | undefined
+  /** 0 where there is a problem. */
+  readonly pages: number
+  readonly metadata: SetMetadata | undefined
+}
+
+/** What a put did. */
+export interface PutResult {
+  readonly digest: string
+  readonly path: string
+  readonly fileBytes: number
+  /** The set was there already, sound. */
+  readonly existed: boolean
+}
+
+/** Temporary files of this process. A process that exits in the middle takes them along. */
+const temporaries = new Set<string>()
+let exitHooked = false
+
+export class TemplateStore {
+  readonly folder: string
+
+  /** Touches nothing: the folder has to exist when something is read, and is made when something is put. */
+  constructor(folder: string) {
+    this.folder = folder
+  }
+
+  /**
+   * The sets of the store by name, heads verified. Other files are ignored, and so is a folder that is not there.
+   *
+   * @throws IO where the folder cannot be read
+   */
+  async list(): Promise<StoredSet[]> {
+    const sets: StoredSet[] = []
+    for (const digest of await this.digests()) {
+      const path = this.pathOf(digest)
+      let file: SetFile | undefined
+      let problem: ProxyError | undefined
+      try {
+        file = await SetFile.open(path)
+      } catch (error) {
+        if (!isProxyError(error)) throw error
+        problem = error
+      } finally {
+        await file?.close()
+      }
+      const found = await stat(path).catch(() => undefined)
+      if (found === undefined) continue // removed meanwhile
+      const { head } = file ?? {}
+      const { size: fileBytes, mtime: modified } = found
+      sets.push({ digest, path, fileBytes, modified, problem, pages: head?.pageCount ?? 0, metadata: head?.metadata })
+    }
+    return sets
+  }
+
+  /** Digests of the sets by their names alone, ascending; nothing is opened. @throws IO */
+  async digests(): Promise<string[]> {
+    const found: string[] = []
+    for (const name of await this.names()) {
+      const digest = digestOfFileName(name)
+      if (digest !== undefined) found.push(digest)
+    }
+    return found.sort()
+  }
+
+  /**
+   * The one set whose digest starts so.
+   *
+   * @returns its whole digest
+   * @throws TEMPLATE_MISSING where there is none, USAGE where there are several, IO
+   */
+  async find(prefix: string): Promise<string> {
+    const wanted = (digestOfFileName(prefix) ?? prefix).toLowerCase()
+    const found = wanted === '' ? [] : (await this.digests()).filter(digest => digest.startsWith(wanted))
+    if (found.length === 1) return found[0]!
+    if (found.length === 0) {
+      const what = `no template set ${JSON.stringify(prefix)} in ${this.folder}`
+      throw new ProxyError('TEMPLATE_MISSING', what, undefined, '`pageferry store list` shows what is there')
+    }
+    throw new ProxyError('USAGE', `${found.length} template sets begin with ${prefix}`, undefined, 'give more digits')
+  }
+
+  /** Opens the one set whose digest starts so. @throws as {@link find} and SetFile.open */
+  async open(prefix: string): Promise<SetFile> {
+    return SetFile.open(this.pathOf(await this.find(prefix)))
+  }
+
+  pathOf(digest: string): string {
+    return join(this.folder, setFileName(digest))
+  }
+
+  /** True where the set is there and every page of it is sound. @throws IO */
+  async holds(digest: string): Promise<boolean> {
+    let file: SetFile | undefined
+    try {
+      file = await SetFile.open(this.pathOf(digest))
+      return (await file.verify()).length === 0
+    } catch (error) {
+      if (isProxyError(error) && error.code !== 'IO') return false
+      if (((error as Error).cause as NodeJS.ErrnoException | undefined)?.code === 'ENOENT') return false
+      throw error
+    } finally {
+      await file?.close()
+    }
+  }
+
+  /**
+   * Puts a set into the store: whole, on the disk, under its name, or not at all. Pages are verified on their way. Where
+   * the set is there already, `pages` is not read; where it is there but damaged, it is replaced.
+   *
+   * @param pages the pages in order, cut at any page; a piece is the caller's again when the next is asked for
+   * @throws IO (full disk among others), INTERNAL where pages do not match the records; the signal's reason
+   */
+  async put(
+    metadata: SetMetadata,
+    records: SetRecords,
+    pages: () => AsyncIterable<Uint8Array>,
+    signal?: AbortSignal,
+  ): Promise<PutResult> {
+    const digest = digestOfSet(metadata, records)
+    const path = this.pathOf(digest)
+    const { lengthBytes: fileBytes } = setLayout(records.count, encodeMetadata(metadata).length)
+    signal?.throwIfAborted()
+    if (await this.holds(digest)) return { digest, path, fileBytes, existed: true }
+
+    try {
+      await mkdir(this.folder, { recursive: true, mode: FOLDER_MODE })
+      await this.sweep()
+    } catch (error) {
+      throw ioError(error, 'cannot use store', this.folder)
+    }
+    const temporary = join(this.folder, `.put-${process.pid}-${randomBytes(8).toString('hex')}.tmp`)
+    hookExit()
+    temporaries.add(temporary)
+    let file: FileHandle | undefined
+    try {
+      file = await open(temporary, 'wx', FILE_MODE)
+      const writer = new BlockWriter(file)
+      for (const piece of encodeHead(metadata, records)) await writer.write(piece)
+      let place = 0
+      for await (const piece of pages()) {
+        signal?.throwIfAborted()
+        place = checkPages(records, place, piece)
+        await writer.write(piece)
+      }
+      if (place !== records.count) throw pagesDiffer(place)
+      await writer.end()
+      await file.sync()
+      await file.close()
+      file = undefined
+      signal?.throwIfAborted()
+      await rename(temporary, path)
+      await syncFolder(this.folder)
+    } catch (error) {
+      await file?.close().catch(() => {})
+      await rm(temporary, { force: true }).catch(() => {})
+      if (signal?.aborted && error === signal.reason) throw error
+      throw ioError(error, `cannot store a set of ${fileBytes} bytes in`, this.folder)
+    } finally {
+      temporaries.delete(temporary)
+    }
+    return { digest, path, fileBytes, existed: false }
+  }
+
+  /** Removes a set. @throws IO */
+  async remove(digest: string): Promise<void> {
+    try {
+      await rm(this.pathOf(digest))
+      await syncFolder(this.folder)
+    } catch (error) {
+      throw ioError(error, 'cannot remove', this.pathOf(digest))
+    }
+  }
+
+  private async names(): Promise<string[]> {
+    try {
+      return await readdir(this.folder)
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
+      throw ioError(error, 'cannot read store', this.folder)
+    }
+  }
+
+  /** Removes what killed puts left. */
+  private async sweep(): Promise<void> {
+    for (const name of await this.names()) {
+      const owner = TEMPORARY.exec(name)?.[1]
+      if (owner === undefined || isRunning(Number(owner))) continue
+      const path = join(this.folder, name)
+      const found = await stat(path).catch(() => undefined)
+      // The time guards a put by a process that we cannot see: in another container, on the same folder.
+      if (found && Date.now() - found.mtimeMs > TEMPORARY_IDLE_MS) await rm(path, { force: true })
+    }
+  }
+}
+
+/** Writes in large blocks, one of them under way while the next one fills. */
+class BlockWriter {
+  private readonly file: FileHandle
+  private blocks = [Buffer.allocUnsafe(WRITE_LENGTH), Buffer.allocUnsafe(WRITE_LENGTH)]
+  private have = 0
+  private underWay: Promise<void> = Promise.resolve()
+
+  constructor(file: FileHandle) {
+    this.file = file
+  }
+
+  async write(bytes: Uint8Array): Promise<void> {
+    for (let at = 0; at < bytes.length; ) {
+      const take = Math.min(bytes.length - at, WRITE_LENGTH - this.have)
+      this.blocks[0]!.set(bytes.subarray(at, at + take), this.have)
+      this.have += take
+      at += take
+      if (this.have === WRITE_LENGTH) await this.flush()
+    }
+  }
+
+  async end(): Promise<void> {
+    await this.flush()
+    await this.underWay
+  }
+
+  private async flush(): Promise<void> {
+    await this.underWay
+    const block = this.blocks[0]!.subarray(0, this.have)
+    this.underWay = this.writeAll(block)
+    this.underWay.catch(() => {}) // reported by whoever awaits it next
+    this.blocks.reverse()
+    this.have = 0
+  }
+
+  private async writeAll(block: Uint8Array): Promise<void> {
+    for (let at = 0; at < block.length; ) {
+      const { bytesWritten } = await this.file.write(block, at, block.length - at)
+      at += bytesWritten
+    }
+  }
+}
+
+/** Checks whole pages against their records. @returns the place after them */
+function checkPages(records: SetRecords, place: number, pages: Uint8Array): number {
+  const found = Buffer.allocUnsafe(DIGEST_LENGTH)
+  const wanted = Buffer.allocUnsafe(DIGEST_LENGTH)
+  for (let at = 0; at < pages.length; at += PAGE_SIZE, place++) {
+    if (place === records.count) throw pagesDiffer(place)
+    writeDigest(pages.subarray(at, at + PAGE_SIZE), found, 0)
+    records.copyDigest(place, wanted, 0)
+    if (!found.equals(wanted)) throw pagesDiffer(place)
+  }
+  return place
+}
+
+function pagesDiffer(place: number): ProxyError {
+  const what = `page ${place} is not the page that was counted`
+  return new ProxyError('IO', what, undefined, 'nothing was stored; an input changed while it was read')
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code !== 'ESRCH'
+  }
+}
+
+/** A renamed file survives a power cut only once its folder is on the disk too. */
+async function syncFolder(folder: string): Promise<void> {
+  const handle = await open(folder, 'r')
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}
+
+function hookExit(): void {
+  if (exitHooked) return
+  exitHooked = true
+  process.on('exit', () => {
+    for (const path of temporaries) rmSync(path, { force: true })
+  })
+}

@@ -1,0 +1,300 @@
+/** Encoder and decoder of the template set file. Source: docs/template-format.md. Pages themselves pass outside of both. */
+import { createHash, hash } from 'node:crypto'
+import { readU32, readU64, writeU32, writeU64 } from '../bytes/big-endian.ts'
+import { type ErrorCode, ProxyError } from '../errors.ts'
+import {
+  DIGEST_LENGTH,
+  digestOfFileName,
+  HEADER,
+  HEADER_LENGTH,
+  MAGIC,
+  METADATA_LENGTH_MAX,
+  METADATA_LENGTH_MIN,
+  PAGE_SIZE,
+  PAGES_MAX,
+  RECORD,
+  RECORD_LENGTH,
+  type SetLayout,
+  setLayout,
+  VERSION,
+} from './wire.ts'
+
+/** What the metadata of version 1 tells. */
+export interface SetMetadata {
+  /** Size limit of the file that the choice obeyed, in bytes. */
+  readonly maxBytes?: number | undefined
+  /** A page had to be in at least so many VMs. */
+  readonly minVms: number
+  /** VMs that were counted. */
+  readonly vms: number
+}
+
+/** The pages of a set to be, by place from 0. */
+export interface SetRecords {
+  readonly count: number
+  /** VMs that had the page. */
+  vms(place: number): number
+  occurrences(place: number): number
+  /** Copies the DIGEST_LENGTH bytes of the page's SHA-256 to `at`. */
+  copyDigest(place: number, into: Uint8Array, at: number): void
+}
+
+/** Records of one piece of the table: 40 KiB. */
+const RECORDS_PER_PIECE = 1024
+
+/** The metadata in canonical form. */
+export function encodeMetadata(metadata: SetMetadata): Uint8Array {
+  // Keys in order; JSON.stringify leaves undefined ones out.
+  const { maxBytes, minVms, vms } = metadata
+  return Buffer.from(JSON.stringify({ maxBytes, minVms, vms }))
+}
+
+/**
+ * Everything before the pages, in pieces: header, metadata, table, seal, padding. The pieces are the caller's. Returns
+ * the digest of the set as 64 hexadecimal digits.
+ */
+export function* encodeHead(metadata: SetMetadata, records: SetRecords): Generator<Uint8Array, string> {
+  const text = encodeMetadata(metadata)
+  const layout = setLayout(records.count, text.length)
+  const seal = createHash('sha256')
+
+  const header = new Uint8Array(layout.tableAt)
+  header.set(MAGIC)
+  writeU32(header, HEADER.VERSION, VERSION)
+  writeU32(header, HEADER.PAGE_SIZE, PAGE_SIZE)
+  writeU64(header, HEADER.PAGE_COUNT, records.count)
+  writeU32(header, HEADER.METADATA_LENGTH, text.length)
+  header.set(text, HEADER_LENGTH)
+  seal.update(header)
+  yield header
+
+  for (let from = 0; from < records.count; from += RECORDS_PER_PIECE) {
+    const count = Math.min(RECORDS_PER_PIECE, records.count - from)
+    const piece = new Uint8Array(count * RECORD_LENGTH)
+    for (let i = 0; i < count; i++) {
+      const at = i * RECORD_LENGTH
+      records.copyDigest(from + i, piece, at + RECORD.DIGEST)
+      writeU32(piece, at + RECORD.VMS, records.vms(from + i))
+      writeU32(piece, at + RECORD.OCCURRENCES, records.occurrences(from + i))
+    }
+    seal.update(piece)
+    yield piece
+  }
+
+  const end = new Uint8Array(layout.dataAt - layout.sealAt)
+  const digest = seal.digest()
+  end.set(digest)
+  yield end
+  return digest.toString('hex')
+}
+
+/** The digest of the set that {@link encodeHead} would write. */
+export function digestOfSet(metadata: SetMetadata, records: SetRecords): string {
+  const pieces = encodeHead(metadata, records)
+  let step = pieces.next()
+  while (!step.done) step = pieces.next()
+  return step.value
+}
+
+/** The verified head of a set: all but its pages. */
+export interface SetHead {
+  /** 64 hexadecimal digits. */
+  readonly digest: string
+  readonly metadata: SetMetadata
+  readonly pageCount: number
+  /** RECORD_LENGTH bytes a page. */
+  readonly table: Uint8Array
+  readonly layout: SetLayout
+}
+
+/** VMs that had page `index`. */
+export function vmsOfPage(head: SetHead, index: number): number {
+  return readU32(head.table, index * RECORD_LENGTH + RECORD.VMS)
+}
+
+/** How often page `index` was counted. */
+export function occurrencesOfPage(head: SetHead, index: number): number {
+  return readU32(head.table, index * RECORD_LENGTH + RECORD.OCCURRENCES)
+}
+
+/** True where the bytes are page `index`: where they have its SHA-256. */
+export function isPage(head: SetHead, index: number, page: Uint8Array): boolean {
+  const at = index * RECORD_LENGTH + RECORD.DIGEST
+  const digest = hash('sha256', page, 'binary') // latin1: see digest.ts
+  for (let i = 0; i < DIGEST_LENGTH; i++) if (head.table[at + i] !== digest.charCodeAt(i)) return false
+  return true
+}
+
+/**
+ * Takes a file's bytes, cut anywhere, up to the first page, and checks all of them. It keeps copies only. Memory is
+ * spent for the table as its bytes arrive, never on the word of the header alone.
+ */
+export class HeadDecoder {
+  /** Set once all of it is there and checked. */
+  head: SetHead | undefined
+  private readonly file: string
+  private readonly fileLength: number | undefined
+  /** Header, metadata, table and seal, as far as they are there. */
+  private bytes = new Uint8Array(4096)
+  /** Bytes taken so far, padding included. */
+  private length = 0
+  private layout: SetLayout | undefined
+
+  /**
+   * @param file what errors call it; where it ends in a set's name, that name has to be right
+   * @param fileLength its length in bytes, where it is known before the end
+   */
+  constructor(file: string, fileLength?: number) {
+    this.file = file
+    this.fileLength = fileLength
+  }
+
+  /**
+   * Takes the next bytes.
+   *
+   * @returns how many of them belong to the head: all, or fewer once {@link head} is set
+   * @throws TEMPLATE_FORMAT, TEMPLATE_DAMAGED, TEMPLATE_TRUNCATED
+   */
+  push(chunk: Uint8Array): number {
+    let at = 0
+    if (this.layout === undefined) {
+      at += this.take(chunk, at, HEADER_LENGTH)
+      this.checkMagic()
+      if (this.length < HEADER_LENGTH) return at
+      this.layout = this.checkHeader()
+    }
+    const { layout } = this
+    if (this.length < layout.paddingAt) {
+      at += this.take(chunk, at, layout.paddingAt)
+      if (this.length < layout.paddingAt) return at
+    }
+    while (this.length < layout.dataAt && at < chunk.length) {
+      if (chunk[at] !== 0) throw this.error('TEMPLATE_DAMAGED', 'padding that is not zero', this.length)
+      this.length++
+      at++
+    }
+    if (this.length === layout.dataAt && this.head === undefined) this.head = this.checkHead(layout)
+    return at
+  }
+
+  /** The input ended: no further bytes of it exist. @throws TEMPLATE_TRUNCATED, or TEMPLATE_FORMAT for an empty file */
+  end(): void {
+    if (this.length === 0) throw this.error('TEMPLATE_FORMAT', 'an empty file is no template set', 0)
+    if (this.head === undefined) throw this.error('TEMPLATE_TRUNCATED', 'the template set ends early', this.length)
+  }
+
+  private take(chunk: Uint8Array, at: number, until: number): number {
+    const count = Math.min(until - this.length, chunk.length - at)
+    const length = this.length + count
+    if (length > this.bytes.length) {
+      const larger = new Uint8Array(Math.min(until, Math.max(length, this.bytes.length * 2)))
+      larger.set(this.bytes.subarray(0, this.length))
+      this.bytes = larger
+    }
+    this.bytes.set(chunk.subarray(at, at + count), this.length)
+    this.length = length
+    return count
+  }
+
+  private checkMagic(): void {
+    for (let i = 0; i < Math.min(this.length, MAGIC.length); i++) {
+      if (this.bytes[i] !== MAGIC[i]) throw this.error('TEMPLATE_FORMAT', 'not a template set', 0)
+    }
+  }
+
+  private checkHeader(): SetLayout {
+    const { bytes } = this
+    const format = (what: string, at: number): ProxyError => this.error('TEMPLATE_FORMAT', what, at)
+    const version = readU32(bytes, HEADER.VERSION)
+    if (version !== VERSION) throw format(`template set of version ${version}`, HEADER.VERSION)
+    const pageSize = readU32(bytes, HEADER.PAGE_SIZE)
+    if (pageSize !== PAGE_SIZE) throw format(`pages of ${pageSize} bytes`, HEADER.PAGE_SIZE)
+    const pageCount = readU64(bytes, HEADER.PAGE_COUNT)
+    if (pageCount < 0 || pageCount > PAGES_MAX) throw format(`more than ${PAGES_MAX} pages`, HEADER.PAGE_COUNT)
+    const metadataLength = readU32(bytes, HEADER.METADATA_LENGTH)
+    if (metadataLength < METADATA_LENGTH_MIN || metadataLength > METADATA_LENGTH_MAX) {
+      throw format(`${metadataLength} bytes of metadata`, HEADER.METADATA_LENGTH)
+    }
+    if (readU32(bytes, HEADER.RESERVED) !== 0) throw format('reserved field is not zero', HEADER.RESERVED)
+
+    const layout = setLayout(pageCount, metadataLength)
+    const { fileLength } = this
+    if (fileLength !== undefined && fileLength < layout.lengthBytes) {
+      const what = `the template set has ${fileLength} of its ${layout.lengthBytes} bytes`
+      throw this.error('TEMPLATE_TRUNCATED', what, fileLength)
+    }
+    if (fileLength !== undefined && fileLength > layout.lengthBytes) {
+      throw this.error('TEMPLATE_DAMAGED', 'bytes after the end of the template set', layout.lengthBytes)
+    }
+    return layout
+  }
+
+  private checkHead(layout: SetLayout): SetHead {
+    const { bytes } = this
+    const digest = hash('sha256', bytes.subarray(0, layout.sealAt), 'hex')
+    const seal = Buffer.from(bytes.buffer, layout.sealAt, DIGEST_LENGTH).toString('hex')
+    if (seal !== digest) {
+      throw this.error('TEMPLATE_DAMAGED', 'header, metadata or table do not match the seal', layout.sealAt)
+    }
+    const promised = digestOfFileName(this.file.slice(this.file.lastIndexOf('/') + 1))
+    if (promised !== undefined && promised !== digest) {
+      throw this.error('TEMPLATE_DAMAGED', `this is set ${digest}, not what its name says`, layout.sealAt)
+    }
+    const metadata = this.checkMetadata(bytes.subarray(HEADER_LENGTH, layout.tableAt))
+    const table = bytes.subarray(layout.tableAt, layout.sealAt)
+    const pageCount = table.length / RECORD_LENGTH
+    this.checkTable(table, pageCount, metadata.vms, layout.tableAt)
+    return { digest, metadata, pageCount, table, layout }
+  }
+
+  private checkMetadata(bytes: Uint8Array): SetMetadata {
+    let value: unknown
+    try {
+      value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
+    } catch (cause) {
+      throw this.error('TEMPLATE_FORMAT', 'metadata that is not JSON', HEADER_LENGTH, { cause })
+    }
+    if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+      throw this.error('TEMPLATE_FORMAT', 'metadata that is not a JSON object', HEADER_LENGTH)
+    }
+    const { maxBytes, minVms, vms } = value as Record<string, unknown>
+    const integer = (key: string, number: unknown): number => {
+      if (Number.isSafeInteger(number) && (number as number) >= 0) return number as number
+      throw this.error('TEMPLATE_FORMAT', `metadata whose ${key} is not a count`, HEADER_LENGTH)
+    }
+    const known = { minVms: integer('minVms', minVms), vms: integer('vms', vms) }
+    return maxBytes === undefined ? known : { maxBytes: integer('maxBytes', maxBytes), ...known }
+  }
+
+  private checkTable(table: Uint8Array, pageCount: number, vms: number, tableAt: number): void {
+    // Open addressing by the digests' first words, which are as good as random: the seal says who made them.
+    let slots = 16
+    while (slots < pageCount * 2) slots *= 2
+    const index = new Uint32Array(slots)
+    for (let page = 0; page < pageCount; page++) {
+      const at = page * RECORD_LENGTH
+      const pageVms = readU32(table, at + RECORD.VMS)
+      if (pageVms < 1 || pageVms > vms || readU32(table, at + RECORD.OCCURRENCES) < pageVms) {
+        throw this.error('TEMPLATE_FORMAT', `impossible counts of page ${page}`, tableAt + at)
+      }
+      let slot = readU32(table, at) & (slots - 1)
+      for (; index[slot] !== 0; slot = (slot + 1) & (slots - 1)) {
+        const other = (index[slot]! - 1) * RECORD_LENGTH
+        let i = 0
+        while (i < DIGEST_LENGTH && table[at + i] === table[other + i]) i++
+        if (i === DIGEST_LENGTH) throw this.error('TEMPLATE_FORMAT', `page ${page} stands twice`, tableAt + at)
+      }
+      index[slot] = page + 1
+    }
+  }
+
+  private error(code: ErrorCode, what: string, offset: number, options?: ErrorOptions): ProxyError {
+    return new ProxyError(code, what, { stream: this.file, offset }, ACTION[code] ?? 'this set is not used', options)
+  }
+}
+
+const ACTION: Partial<Record<ErrorCode, string>> = {
+  TEMPLATE_FORMAT: 'not used; give a file that `pageferry template build` of this version made',
+  TEMPLATE_DAMAGED: 'not used; build it again, or copy it again from the other site',
+  TEMPLATE_TRUNCATED: 'not used; copy it again, whole',
+}
