@@ -11,9 +11,10 @@ export class ColumnUnpacker {
 
   /**
    * Fills the workspace's columns with the raw bytes of a batch. One call at a time, in order.
-   * @throws BATCH_FORMAT where a column is damaged
+   * @returns undefined where all is done already: batches without zstd wait for nothing
+   * @throws BATCH_FORMAT (also as rejection) where a column is damaged
    */
-  async unpack(batch: ArrivedBatch, workspace: Workspace): Promise<void> {
+  unpack(batch: ArrivedBatch, workspace: Workspace): Promise<unknown> | undefined {
     workspace.columnLength.fill(0)
     let streams: Promise<void>[] | undefined
     for (const { column, method, rawLength, packed } of batch.columns) {
@@ -30,7 +31,7 @@ export class ColumnUnpacker {
         streams.push(this.unpackZstd(column, method === METHOD.ZSTD_FRESH, packed, rawLength, workspace))
       }
     }
-    if (streams !== undefined) await Promise.all(streams)
+    return streams === undefined ? undefined : Promise.all(streams)
   }
 
   close(): void {

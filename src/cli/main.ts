@@ -1,0 +1,72 @@
+/** The command `pageferry`: reads arguments, calls one function, prints, sets the exit status. */
+import { readFileSync } from 'node:fs'
+import yargs from 'yargs'
+import { ERROR_EXIT, isProxyError, ProxyError } from '../errors.ts'
+import { decodeCommand, encodeCommand, estimateCommand } from './codec-command.ts'
+import { destinationCommand } from './destination-command.ts'
+import { keygenCommand } from './keygen-command.ts'
+import { sourceCommand } from './source-command.ts'
+import { storeCommand } from './store-command.ts'
+import { templateCommand } from './template-command.ts'
+
+const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+  version: string
+}
+
+const EPILOGUE = `First real use: docs are in README.md; every option and exit status in docs/operations.md.
+
+A pair for one guest:
+  pageferry destination --listen tcp:192.0.2.7:9444 --target tcp:127.0.0.1:4444 --store DIR --tls-creds DIR
+  pageferry source --listen tcp:127.0.0.1:4444 --peer 192.0.2.7:9444 --store DIR --tls-creds DIR
+  (qemu) migrate tcp:127.0.0.1:4444`
+
+async function run(): Promise<void> {
+  const parser = yargs(process.argv.slice(2))
+    .scriptName('pageferry')
+    .usage('$0 COMMAND\n\nMoves virtual machines between sites: pages that the other site already holds cross as references.')
+    .command(sourceCommand)
+    .command(destinationCommand)
+    .command(templateCommand)
+    .command(storeCommand)
+    .command(encodeCommand)
+    .command(decodeCommand)
+    .command(estimateCommand)
+    .command(keygenCommand)
+    .demandCommand(1, 'a command is missing')
+    .recommendCommands()
+    .strict()
+    .wrap(Math.min(120, process.stdout.columns ?? 100))
+    .version(version)
+    .alias('h', 'help')
+    .epilogue(EPILOGUE)
+    .exitProcess(false)
+    .fail((message, error) => {
+      throw error ?? new ProxyError('USAGE', message, undefined, '`pageferry --help` and `pageferry COMMAND --help` tell more')
+    })
+  await parser.parseAsync()
+}
+
+function report(error: unknown): number {
+  const json = process.argv.includes('--json')
+  if (isProxyError(error)) {
+    if (json) process.stderr.write(`${JSON.stringify({ error })}\n`)
+    else {
+      const where = error.where ? ` (${error.where.stream}, byte ${error.where.offset})` : ''
+      process.stderr.write(`error: ${error.what}${where}\nhint: ${error.action}\n`)
+    }
+    return ERROR_EXIT[error.code]
+  }
+  if ((error as NodeJS.ErrnoException | undefined)?.code === 'EPIPE') return 0 // the reader of a pipe has enough
+  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
+  process.stderr.write(`error: ${text}\nhint: this is a defect of Pageferry; please report it with the command line\n`)
+  return ERROR_EXIT.INTERNAL
+}
+
+run().then(
+  () => {
+    // commands that go on (proxies) set the exit status when they end
+  },
+  error => {
+    process.exitCode = report(error)
+  },
+)

@@ -1,0 +1,109 @@
+/**
+ * The expanding half of a session: batches in the order in which they were numbered, one at a time, into memory that is
+ * lent to QEMU's sockets.
+ */
+import { type ArrivedBatch, parseBatch } from '../codec/batch.ts'
+import { BatchExpander, type FlowExpander } from '../codec/expander.ts'
+import { ColumnUnpacker } from '../compression/column-unpacker.ts'
+import { assert, ProxyError } from '../errors.ts'
+import type { Pool } from './pool.ts'
+
+/** Batches up to this size are copied out instead of holding a slot of a whole megabyte. */
+const COPY_MAX = 65536
+
+/** Takes expanded bytes, in order. `release` gives the memory back: call it once the bytes have been used. */
+export type BytesSink = (flow: FlowExpander, bytes: Uint8Array, release: () => void) => void
+
+interface Job {
+  readonly flow: FlowExpander
+  readonly parts: readonly Uint8Array[]
+}
+
+export class Inbound {
+  readonly pool: Pool
+  private readonly expander: BatchExpander
+  private readonly unpacker = new ColumnUnpacker()
+  private readonly sink: BytesSink
+  private readonly onError: (error: ProxyError) => void
+  /** The last slot is where batches are expanded that are copied out. */
+  private readonly scratch: number
+  private readonly free: number[]
+  private readonly jobs: Job[] = []
+  private running = false
+  private failed = false
+
+  /**
+   * @param seed of the batch checksum, two u32
+   * @param onError a batch was damaged: pools may differ, nothing more is expanded
+   */
+  constructor(pool: Pool, seed: readonly [number, number], sink: BytesSink, onError: (error: ProxyError) => void) {
+    assert(pool.slots.length > 0 && pool.slotBytes >= 1 << 20, 'an expanding pool needs slots of a whole batch')
+    this.pool = pool
+    this.expander = new BatchExpander(pool.kernel, seed[0], seed[1])
+    this.sink = sink
+    this.onError = onError
+    this.free = pool.slots.slice(0, -1)
+    this.scratch = pool.slots.at(-1)!
+  }
+
+  /** The next batch, whole, in pieces. */
+  push(flow: FlowExpander, parts: readonly Uint8Array[]): void {
+    this.jobs.push({ flow, parts })
+    if (!this.running) void this.run()
+  }
+
+  /** Batches not expanded yet. */
+  get underWay(): number {
+    return this.jobs.length + (this.running ? 1 : 0)
+  }
+
+  /** Resolves when all batches so far are expanded, or one failed. */
+  async idle(): Promise<void> {
+    while (this.running) await new Promise<void>(done => this.waiters.push(done))
+  }
+
+  private waiters: (() => void)[] = []
+
+  close(): void {
+    this.failed = true
+    this.unpacker.close()
+  }
+
+  private async run(): Promise<void> {
+    this.running = true
+    try {
+      while (!this.failed) {
+        const job = this.jobs.shift()
+        if (job === undefined) break
+        const batch = parseBatch(job.parts.length === 1 ? job.parts[0]! : Buffer.concat(job.parts))
+        const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)
+        if (unpacking !== undefined) await unpacking
+        if (!this.failed) this.expand(job.flow, batch)
+      }
+    } catch (error) {
+      if (!this.failed) {
+        this.failed = true
+        this.onError(
+          error instanceof ProxyError
+            ? error
+            : new ProxyError('INTERNAL', `a batch could not be expanded: ${(error as Error).message}`, undefined, 'please report this', {
+                cause: error,
+              }),
+        )
+      }
+    } finally {
+      this.running = false
+      for (const done of this.waiters.splice(0)) done()
+    }
+  }
+
+  private expand(flow: FlowExpander, batch: ArrivedBatch): void {
+    const { rawLength, checksum } = batch
+    const memory = this.pool.kernel.bytes
+    const slot = rawLength > COPY_MAX ? this.free.pop() : undefined
+    const out = slot ?? this.scratch
+    this.expander.expand(flow, this.pool.workspaces[0]!, rawLength, checksum, out)
+    if (slot === undefined) this.sink(flow, memory.slice(out, out + rawLength), () => {})
+    else this.sink(flow, memory.subarray(out, out + rawLength), () => this.free.push(slot))
+  }
+}

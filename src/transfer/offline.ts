@@ -1,0 +1,410 @@
+/**
+ * The codec without sockets: a channel's bytes to a file that holds what the WAN would carry (docs/protocol.md §8), and
+ * back. `estimate` is the same without the file.
+ */
+import { randomBytes } from 'node:crypto'
+import { createWriteStream } from 'node:fs'
+import { type FileHandle, open, rename, rm } from 'node:fs/promises'
+import { FlowEncoder } from '../codec/encoder.ts'
+import { FlowExpander } from '../codec/expander.ts'
+import type { BatchStats } from '../codec/stats.ts'
+import type { Effort } from '../compression/effort.ts'
+import { ProxyError } from '../errors.ts'
+import { BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
+import { channelKind } from '../qemu/channel-kind.ts'
+import type { TemplateStore } from '../store/template-store.ts'
+import { encodeFrame, type Frame, FrameDecoder, writeHead } from '../wan/frames.ts'
+import { clientHelloOf, encodeClientHello, HelloDecoder } from '../wan/hello.ts'
+import { FLAG_MORE, FRAME, FRAME_HEAD_BYTES } from '../wan/wire.ts'
+import { parserFor } from './channel-parser.ts'
+import { Inbound } from './inbound.ts'
+import { Outbound } from './outbound.ts'
+import { openPool } from './pool.ts'
+
+/** The one flow and migration of a file. */
+const FLOW = 1
+const MIGRATION = 1
+
+/** Bytes read at once: a batch. The headroom takes the incomplete record before it. */
+const READ_BYTES = 512 * 1024
+const HEADROOM_BYTES = 16384
+
+export interface EncodeOptions {
+  readonly store: TemplateStore | undefined
+  /** Digests of the sets to use. */
+  readonly sets: readonly string[]
+  readonly ringPages: number
+  readonly places: number
+  readonly effort: Effort
+  /** Called with the bytes read so far. */
+  readonly progress?: (bytes: number) => void
+  readonly signal?: AbortSignal
+}
+
+export interface EncodeResult {
+  readonly stats: BatchStats
+  readonly fileBytes: number
+  /** Where the stream was not understood, and why; raw from there. */
+  readonly degraded: { readonly position: number; readonly reason: string } | undefined
+}
+
+/**
+ * Encodes all bytes of `input`. `write` takes the file's bytes in order; views stay as they are.
+ * @throws IO, TEMPLATE_*
+ */
+export async function encodeStream(
+  input: AsyncIterable<Uint8Array>,
+  write: (bytes: Uint8Array) => Promise<void> | void,
+  options: EncodeOptions,
+): Promise<EncodeResult> {
+  const pool = await openPool({
+    role: 'encoder',
+    sets: options.sets,
+    store: options.store,
+    ringPages: options.ringPages,
+    places: options.places,
+    workspaces: 3,
+    slots: 1,
+    slotBytes: HEADROOM_BYTES + READ_BYTES + 65536,
+    longMatch: options.effort.longMatch,
+  })
+  const seed = randomBytes(8)
+  let sequence = 0
+  let fileBytes = 0
+  const out: Uint8Array[] = []
+  const frame = (type: number, flow: number, payload: Uint8Array): void => {
+    out.push(encodeFrame(type, 0, flow, type < FRAME.ACK ? ++sequence : 0, payload))
+  }
+  const flush = async (): Promise<void> => {
+    for (const piece of out.splice(0)) {
+      fileBytes += piece.length
+      await write(piece)
+    }
+  }
+  out.push(
+    encodeClientHello({
+      agent: 'pageferry encode',
+      session: randomBytes(16).toString('hex'),
+      connection: 0,
+      connections: 1,
+      token: null,
+      received: 0,
+      sets: options.sets,
+      ring: options.ringPages,
+      places: options.places,
+      seed: seed.toString('hex'),
+    }),
+  )
+  frame(FRAME.OPEN, FLOW, Buffer.from(JSON.stringify({ target: 'file', migration: MIGRATION, kind: 'file' })))
+
+  let failure: ProxyError | undefined
+  const outbound = new Outbound(
+    pool,
+    [seed.readUInt32BE(4), seed.readUInt32BE(0)],
+    (_flow, _rawLength, parts) => {
+      sequence = frameBatch(parts, FLOW, sequence, out)
+    },
+    error => {
+      failure = error
+    },
+  )
+  const flow = new FlowEncoder(MIGRATION, pool.kernel.layout.templatePages)
+  let degraded: EncodeResult['degraded']
+  flow.onDegraded = (position, reason) => {
+    degraded = { position, reason }
+  }
+  const memory = pool.kernel.bytes
+  const base = pool.slots[0]!
+  const end = base + HEADROOM_BYTES + READ_BYTES
+  let fill = base + HEADROOM_BYTES
+  let classified = false
+  let read = 0
+  const encode = async (release: boolean): Promise<void> => {
+    while (!outbound.hasRoom) await flush().then(() => nextTurn())
+    outbound.encode(flow, options.effort, release)
+    if (failure) throw failure
+    await flush()
+    // what is left of an incomplete record goes in front of the bytes to come
+    const left = flow.waiting
+    fill = base + HEADROOM_BYTES
+    if (left > 0) {
+      memory.copyWithin(fill - left, flow.batchAddress, flow.batchAddress + left)
+      flow.moved(fill - left)
+    }
+  }
+  try {
+    for await (const chunk of input) {
+      options.signal?.throwIfAborted()
+      for (let at = 0; at < chunk.length; ) {
+        const take = Math.min(chunk.length - at, end - fill)
+        memory.set(chunk.subarray(at, at + take), fill)
+        if (!classified) {
+          // the first bytes of a file come together, or are all there is
+          classified = true
+          const kind = channelKind(memory, fill, take)
+          flow.parser = kind === 'multifd' || kind === 'main' ? parserFor(kind, flow) : undefined
+        }
+        flow.push(memory, fill, take)
+        fill += take
+        at += take
+        if (fill === end) await encode(false)
+      }
+      read += chunk.length
+      options.progress?.(read)
+    }
+    await encode(true)
+    await outbound.idle()
+    if (failure) throw failure
+    frame(FRAME.FIN, FLOW, new Uint8Array(0))
+    frame(FRAME.BYE, 0, new Uint8Array(2))
+    await flush()
+  } finally {
+    await outbound.close()
+  }
+  return { stats: flow.stats, fileBytes, degraded }
+}
+
+/** Cuts a batch into BATCH frames. @returns the last sequence number used */
+function frameBatch(parts: readonly Uint8Array[], flow: number, sequence: number, out: Uint8Array[]): number {
+  let left = 0
+  for (const part of parts) left += part.length
+  let number = sequence
+  let part = 0
+  let at = 0
+  while (left > 0) {
+    const length = Math.min(left, FRAME_PAYLOAD_BYTES_MAX)
+    left -= length
+    const head = new Uint8Array(FRAME_HEAD_BYTES)
+    writeHead(head, 0, FRAME.BATCH, left > 0 ? FLAG_MORE : 0, flow, ++number, length, null)
+    out.push(head)
+    for (let need = length; need > 0; ) {
+      const piece = parts[part]!
+      const take = Math.min(need, piece.length - at)
+      if (take > 0) out.push(piece.subarray(at, at + take))
+      need -= take
+      at += take
+      if (at === piece.length) {
+        part++
+        at = 0
+      }
+    }
+  }
+  return number
+}
+
+export interface DecodeOptions {
+  readonly store: TemplateStore | undefined
+  /** Name of the input, for errors. */
+  readonly name: string
+  readonly progress?: (bytes: number) => void
+  readonly signal?: AbortSignal
+}
+
+/**
+ * Decodes a file that `encodeStream` made. `write` takes the channel's bytes in order; a view is valid until its promise
+ * settles.
+ * @throws BATCH_TRUNCATED, BATCH_FORMAT, BATCH_CHECKSUM, PROTOCOL_*, TEMPLATE_MISSING (a set is not in the store), IO
+ */
+export async function decodeStream(
+  input: AsyncIterable<Uint8Array>,
+  write: (bytes: Uint8Array) => Promise<void>,
+  options: DecodeOptions,
+): Promise<{ bytes: number }> {
+  const hello = new HelloDecoder()
+  let offset = 0
+  const syntax = (what: string, code: 'PROTOCOL_SYNTAX' | 'BATCH_TRUNCATED' | 'BATCH_FORMAT' = 'PROTOCOL_SYNTAX'): ProxyError =>
+    new ProxyError(code, what, { stream: options.name, offset }, 'give a file that `pageferry encode` made, whole')
+
+  let inbound: Inbound | undefined
+  let failure: ProxyError | undefined
+  let flow: FlowExpander | undefined
+  let ended = false
+  let bytes = 0
+  let writing: Promise<void> = Promise.resolve()
+  let parts: Uint8Array[] = []
+  let partBytes = 0
+  let expected = 0
+
+  const take = (frame: Frame): void => {
+    if (ended) throw syntax('a frame behind the end')
+    if (frame.type < FRAME.ACK) {
+      expected++
+      if (frame.sequence !== expected) throw syntax(`frame ${frame.sequence} where ${expected} was due`)
+    }
+    switch (frame.type) {
+      case FRAME.OPEN:
+        if (flow !== undefined) throw syntax('a second flow')
+        flow = new FlowExpander(MIGRATION, inbound!.pool.kernel.layout.templatePages)
+        break
+      case FRAME.BATCH:
+        if (flow === undefined) throw syntax('a batch before its flow')
+        parts.push(frame.payload)
+        partBytes += frame.payload.length
+        if (partBytes > BATCH_WIRE_BYTES_MAX) throw syntax('a batch that is too long', 'BATCH_FORMAT')
+        if ((frame.flags & FLAG_MORE) === 0) {
+          inbound!.push(flow, parts)
+          parts = []
+          partBytes = 0
+        }
+        break
+      case FRAME.FIN:
+        if (parts.length > 0) throw syntax('the end within a batch')
+        break
+      case FRAME.BYE:
+        ended = true
+        break
+      default:
+        throw syntax(`frame type ${frame.type}, which a file does not hold`)
+    }
+  }
+  const frames = new FrameDecoder(take)
+  try {
+    for await (const chunk of input) {
+      options.signal?.throwIfAborted()
+      let rest: Uint8Array = chunk
+      if (inbound === undefined) {
+        const got = hello.push(chunk)
+        if (got === null) {
+          offset += chunk.length
+          continue
+        }
+        const terms = clientHelloOf(got.body)
+        const pool = await openPool({
+          role: 'decoder',
+          sets: terms.sets,
+          store: requireStore(terms.sets, options.store),
+          ringPages: terms.ring,
+          places: terms.places,
+          workspaces: 1,
+          slots: 4,
+          slotBytes: 1 << 20,
+          longMatch: false,
+        })
+        const seed = Buffer.from(terms.seed, 'hex')
+        inbound = new Inbound(
+          pool,
+          [seed.readUInt32BE(4), seed.readUInt32BE(0)],
+          (_flow, view, release) => {
+            bytes += view.length
+            writing = writing.then(() => write(view)).then(release)
+            writing.catch(() => {})
+          },
+          error => {
+            failure = error
+          },
+        )
+        rest = got.rest
+      }
+      frames.push(rest)
+      offset += chunk.length
+      await inbound.idle()
+      await writing
+      if (failure) throw failure
+      options.progress?.(offset)
+    }
+    if (!ended) throw syntax(offset === 0 ? 'the file is empty' : 'the file ends early', 'BATCH_TRUNCATED')
+    await writing
+  } finally {
+    inbound?.close()
+  }
+  return { bytes }
+}
+
+function requireStore(sets: readonly string[], store: TemplateStore | undefined): TemplateStore | undefined {
+  if (sets.length > 0 && store === undefined) {
+    throw new ProxyError(
+      'TEMPLATE_MISSING',
+      `${sets.length} template set${sets.length > 1 ? 's are' : ' is'} needed`,
+      undefined,
+      `give --store with ${sets.map(digest => digest.slice(0, 12)).join(', ')}`,
+    )
+  }
+  return store
+}
+
+function nextTurn(): Promise<void> {
+  return new Promise(done => setImmediate(done))
+}
+
+/** Reads a file in large pieces, each in memory of its own. `-` is standard input. @throws IO */
+export async function* readFile(path: string): AsyncGenerator<Uint8Array> {
+  if (path === '-') {
+    for await (const chunk of process.stdin) yield chunk as Uint8Array
+    return
+  }
+  let file: FileHandle | undefined
+  try {
+    file = await open(path, 'r')
+    while (true) {
+      const chunk = Buffer.allocUnsafe(READ_BYTES)
+      const { bytesRead } = await file.read(chunk, 0, chunk.length)
+      if (bytesRead === 0) return
+      yield chunk.subarray(0, bytesRead)
+    }
+  } catch (cause) {
+    if (cause instanceof ProxyError) throw cause
+    throw ioError('cannot read', path, cause as Error)
+  } finally {
+    await file?.close()
+  }
+}
+
+/** A file that appears under its name only once it is whole. `-` is standard output. */
+export class OutputFile {
+  private readonly path: string
+  private readonly temporary: string
+  private file: FileHandle | undefined
+  private done = false
+
+  constructor(path: string) {
+    this.path = path
+    this.temporary = `${path}.part-${process.pid}`
+  }
+
+  /** @throws IO: no permission, full disk */
+  async write(bytes: Uint8Array): Promise<void> {
+    try {
+      if (this.path === '-') {
+        await new Promise<void>((done, failed) => stdout().write(bytes, error => (error ? failed(error) : done())))
+        return
+      }
+      this.file ??= await open(this.temporary, 'w')
+      for (let at = 0; at < bytes.length; ) at += (await this.file.write(bytes, at, bytes.length - at)).bytesWritten
+    } catch (cause) {
+      throw ioError('cannot write', this.path, cause as Error)
+    }
+  }
+
+  /** Puts the file under its name. */
+  async finish(): Promise<void> {
+    if (this.path === '-') return
+    try {
+      this.file ??= await open(this.temporary, 'w')
+      await this.file.close()
+      await rename(this.temporary, this.path)
+      this.done = true
+    } catch (cause) {
+      throw ioError('cannot write', this.path, cause as Error)
+    }
+  }
+
+  /** Removes what is not finished. */
+  async discard(): Promise<void> {
+    if (this.done || this.path === '-') return
+    await this.file?.close().catch(() => {})
+    await rm(this.temporary, { force: true })
+  }
+}
+
+let standardOutput: ReturnType<typeof createWriteStream> | undefined
+function stdout(): ReturnType<typeof createWriteStream> {
+  standardOutput ??= createWriteStream('', { fd: 1, autoClose: false })
+  return standardOutput
+}
+
+function ioError(what: string, path: string, cause: Error): ProxyError {
+  const code = (cause as NodeJS.ErrnoException).code
+  const action =
+    code === 'ENOENT' ? 'check the path' : code === 'ENOSPC' ? 'free some space; nothing is left behind' : 'check the file and its permissions'
+  return new ProxyError('IO', `${what} ${path}: ${cause.message}`, undefined, action, { cause })
+}

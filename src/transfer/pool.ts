@@ -1,0 +1,87 @@
+/**
+ * The memory of one session direction: template sets loaded from a store, the ring, places, tables, and room for what is
+ * under way. Who owns what in it: docs/adr/0003-memory.md.
+ */
+import { randomBytes } from 'node:crypto'
+import { WORKSPACE_BYTES, Workspace } from '../codec/workspace.ts'
+import { type Kernel, layoutMemory, loadKernel, PAGE_BYTES } from '../kernel/kernel.ts'
+import { SetFile } from '../store/set-file.ts'
+import type { TemplateStore } from '../store/template-store.ts'
+
+/** What both sides of a session agree on. */
+export interface PoolTerms {
+  /** Digests of the sets, in the order of their slots. */
+  readonly sets: readonly string[]
+  readonly ringPages: number
+  /** Entries of the place table: a power of two, or 0. */
+  readonly places: number
+}
+
+export interface PoolRequest extends PoolTerms {
+  readonly role: 'encoder' | 'decoder'
+  /** Where the sets are; undefined where `sets` is empty. */
+  readonly store: TemplateStore | undefined
+  readonly workspaces: number
+  /** Areas of the same size besides the workspaces: socket slots or outputs. */
+  readonly slots: number
+  readonly slotBytes: number
+  /** Whether long matches may be asked for (encoder): costs a table of 4 bytes for each 64 bytes of the pool. */
+  readonly longMatch: boolean
+}
+
+/** Pages of sampled windows of one page that the table of long matches has room for. */
+const LONG_ENTRIES_PER_PAGE = 64
+
+/** A kernel with its areas. */
+export interface Pool {
+  readonly kernel: Kernel
+  readonly workspaces: readonly Workspace[]
+  /** Address of each slot. */
+  readonly slots: readonly number[]
+  readonly slotBytes: number
+}
+
+/**
+ * Reserves the memory and loads the sets into it, each page verified against its digest.
+ * @throws TEMPLATE_*, LIMIT_EXCEEDED (more than 4 GiB), IO
+ */
+export async function openPool(request: PoolRequest): Promise<Pool> {
+  const files: SetFile[] = []
+  try {
+    let templatePages = 0
+    for (const digest of request.sets) {
+      const file = await request.store!.open(digest)
+      files.push(file)
+      templatePages += file.head.pageCount
+    }
+    const pages = templatePages + request.ringPages
+    let longEntries = 0
+    if (request.role === 'encoder' && request.longMatch) {
+      longEntries = 65536
+      while (longEntries < pages * LONG_ENTRIES_PER_PAGE && longEntries < 2 ** 27) longEntries *= 2
+    }
+    const layout = layoutMemory({
+      role: request.role,
+      templatePages,
+      ringPages: request.ringPages,
+      places: request.places,
+      ioBytes: request.workspaces * WORKSPACE_BYTES + request.slots * request.slotBytes,
+      longEntries,
+    })
+    const kernel = loadKernel(layout, request.role === 'encoder' ? { key: randomBytes(256) } : {})
+    let at = layout.pool
+    for (const file of files) {
+      await file.load(kernel.bytes, at)
+      at += file.head.pageCount * PAGE_BYTES
+    }
+    if (request.role === 'encoder' && templatePages > 0) kernel.indexTemplates(0, templatePages)
+    let next = layout.io
+    const workspaces: Workspace[] = []
+    for (let i = 0; i < request.workspaces; i++, next += WORKSPACE_BYTES) workspaces.push(new Workspace(kernel.bytes, next))
+    const slots: number[] = []
+    for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
+    return { kernel, workspaces, slots, slotBytes: request.slotBytes }
+  } finally {
+    for (const file of files) await file.close()
+  }
+}
