@@ -12,29 +12,34 @@ export class ByteWriter {
   }
 
   u8(value: number): this {
-    this.buffer[this.reserve(1)] = value
+    const at = this.reserve(1)
+    this.buffer[at] = value
     return this
   }
 
   u16(value: number): this {
-    writeU16(this.buffer, this.reserve(2), value)
+    const at = this.reserve(2)
+    writeU16(this.buffer, at, value)
     return this
   }
 
   u32(value: number): this {
-    writeU32(this.buffer, this.reserve(4), value)
+    const at = this.reserve(4)
+    writeU32(this.buffer, at, value)
     return this
   }
 
   /** @param value 0 to 2^53 - 1 */
   u64(value: number): this {
-    writeU64(this.buffer, this.reserve(8), value)
+    const at = this.reserve(8)
+    writeU64(this.buffer, at, value)
     return this
   }
 
   /** The bytes themselves. */
   raw(bytes: Uint8Array): this {
-    this.buffer.set(bytes, this.reserve(bytes.length))
+    const at = this.reserve(bytes.length)
+    this.buffer.set(bytes, at)
     return this
   }
 
@@ -55,6 +60,7 @@ export class ByteWriter {
     return this.buffer.slice(0, this.used)
   }
 
+  /** Room for `count` bytes: where they go. May replace `buffer`, so it comes before any use of that. */
   private reserve(count: number): number {
     const at = this.used
     this.used += count

@@ -54,9 +54,9 @@ export interface MainCounts {
 
 /** How a stream ended. */
 export interface StreamEnd {
-  /** It ended inside a RAM record, a section or a field: cut. */
+  /** It ended inside a section or another element. Between two it may still lack the rest: see ramComplete. */
   cut: boolean
-  /** All of RAM was there: END of ram, or device state after it (background-snapshot). */
+  /** All of RAM was there: END of ram, or device state in its place (background-snapshot). */
   ramComplete: boolean
   /** Position of the field that was not understood, undefined where all were. */
   degradedAt: number | undefined
@@ -229,8 +229,8 @@ export class MainStreamParser {
   /** The stream ended. Tells how, for tools that need whole ones; a relay does not care. */
   finish(): StreamEnd {
     const { state } = this
-    const between = state === STATE.RAW || state === STATE.END || (state === STATE.ELEMENT && this.have === 0)
-    const cut = !between || this.skip > 0 || (state === STATE.END && this.have > 0)
+    const between = (state === STATE.ELEMENT || state === STATE.END) && this.have === 0 && this.skip === 0
+    const cut = state !== STATE.RAW && !between
     return { cut, ramComplete: this.ramComplete, degradedAt: this.degradedAt }
   }
 
