@@ -1,0 +1,438 @@
+/** `pageferry template build|inspect|verify`. */
+import { readFile, stat, writeFile } from 'node:fs/promises'
+import { SingleBar } from 'cli-progress'
+import Table from 'cli-table3'
+import type { Argv, CommandModule } from 'yargs'
+import { type InputNote, PageInput } from '../capture/pages.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
+import { type BuildProgress, type BuildReport, buildSet, type VmsRow } from '../store/build.ts'
+import { ioError } from '../store/io-error.ts'
+import { type DamagedPage, SetFile } from '../store/set-file.ts'
+import { TemplateStore } from '../store/template-store.ts'
+import { COUNT_MEMORY_MIN } from '../template/count.ts'
+import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.ts'
+import { overlap, parseSummary, SUMMARY_LENGTH_MAX, summarize } from '../template/summary.ts'
+import { PAGE_SIZE, SET_SUFFIX } from '../template/wire.ts'
+import { formatCount, formatSize, parseCount, parseSize } from './quantity.ts'
+
+const MEMORY_DEFAULT = '512MiB'
+const MIN_VMS_DEFAULT = '2'
+/** Damaged pages that are listed one by one. */
+const DAMAGED_LISTED_MAX = 20
+/** The bar moves so often a second at most. */
+const BAR_FPS = 10
+
+interface StoreArguments {
+  readonly store: string
+  readonly json: boolean
+}
+
+interface BuildArguments extends StoreArguments {
+  readonly inputs: string[]
+  readonly minVms: string
+  readonly maxSize: string | undefined
+  readonly memory: string
+  readonly partial: boolean
+}
+
+interface InspectArguments extends Partial<StoreArguments> {
+  readonly set: string
+  readonly summary: string | undefined
+  readonly overlap: string | undefined
+}
+
+interface VerifyArguments extends Partial<StoreArguments> {
+  readonly sets: string[]
+}
+
+const build: CommandModule<object, BuildArguments> = {
+  command: 'build <inputs..>',
+  describe: 'Build a template set from captured migrations, one input a VM',
+  builder: yargs =>
+    (storeOptions(yargs) as Argv<BuildArguments>)
+      .positional('inputs', {
+        describe: 'Migration streams, .pcap or .pcapng captures; as they are, or compressed with zstd or gzip',
+        type: 'string',
+        array: true,
+        demandOption: true,
+      })
+      .option('min-vms', {
+        describe: 'Take pages that are in at least so many of the VMs',
+        type: 'string',
+        requiresArg: true,
+        default: MIN_VMS_DEFAULT,
+      })
+      .option('max-size', {
+        describe: 'Limit of the set file: the pages in most VMs are kept, then the most frequent',
+        type: 'string',
+        requiresArg: true,
+      })
+      .option('memory', {
+        describe: 'Memory for counting; larger inputs take more passes, not more memory',
+        type: 'string',
+        requiresArg: true,
+        default: MEMORY_DEFAULT,
+      })
+      .option('partial', {
+        describe: 'Take what there is of inputs that end early or have a gap',
+        type: 'boolean',
+        default: false,
+      })
+      .example('$0 template build --store /var/lib/pageferry web1.stream web2.stream db1.pcapng', 'pages of 2 or more')
+      .example('$0 template build --store S --max-size 100MB --min-vms 3 *.stream.zst', 'the best 100 MB') as never,
+  handler: runBuild,
+}
+
+const inspect: CommandModule<object, InspectArguments> = {
+  command: 'inspect <set>',
+  describe: 'Show what is in a template set',
+  builder: yargs =>
+    (setOptions(yargs) as Argv<InspectArguments>)
+      .positional('set', {
+        describe: 'First digits of its digest, or a file',
+        type: 'string',
+        demandOption: true,
+      })
+      .option('summary', {
+        describe: 'Write a summary of it to this file, for the other site',
+        type: 'string',
+        requiresArg: true,
+      })
+      .option('overlap', {
+        describe: 'Tell how much of it the set has whose summary this is',
+        type: 'string',
+        requiresArg: true,
+      })
+      .example('$0 template inspect --store S 07a2', 'pages by number of VMs')
+      .example('$0 template inspect ./copy.pfset --overlap far.json', 'is it worth copying?') as never,
+  handler: runInspect,
+}
+
+const verify: CommandModule<object, VerifyArguments> = {
+  command: 'verify [sets..]',
+  describe: 'Check every page of template sets against its digest',
+  builder: yargs =>
+    (setOptions(yargs) as Argv<VerifyArguments>)
+      .positional('sets', {
+        describe: 'First digits of their digests, or files; without any, all sets of the store',
+        type: 'string',
+        array: true,
+        default: [],
+      })
+      .example('$0 template verify --store S', 'all sets of the store') as never,
+  handler: runVerify,
+}
+
+/** `template` with its subcommands, for the main program's yargs. Handlers throw ProxyErrors. */
+export const templateCommand: CommandModule = {
+  command: 'template <command>',
+  describe: 'Build, show and check template sets',
+  builder: yargs =>
+    yargs
+      .command(build as CommandModule)
+      .command(inspect as CommandModule)
+      .command(verify as CommandModule)
+      .demandCommand(1)
+      .strict(),
+  handler: () => {},
+}
+
+/** --store and --json, for commands that need a store. */
+export function storeOptions(yargs: Argv): Argv<StoreArguments> {
+  return yargs
+    .option('store', {
+      describe: 'Folder of template sets',
+      type: 'string',
+      requiresArg: true,
+      demandOption: true,
+    })
+    .option('json', { describe: 'Print JSON', type: 'boolean', default: false }) as never
+}
+
+/** What verifying a set found. */
+export interface VerifyResult {
+  readonly path: string
+  /** undefined where the head is not sound. */
+  readonly digest: string | undefined
+  readonly pages: number
+  readonly damaged: readonly DamagedPage[]
+  readonly problem: ProxyError | undefined
+}
+
+/** Verifies the sets and prints a line each, more for damaged ones. @throws TEMPLATE_DAMAGED where any is not sound */
+export async function verifySets(paths: readonly string[], json: boolean): Promise<void> {
+  const results: VerifyResult[] = []
+  for (const path of paths) {
+    const result = await verifySet(path)
+    results.push(result)
+    if (!json) printVerified(result)
+  }
+  if (json) print(JSON.stringify(results, null, 2))
+  const unsound = results.filter(({ problem, damaged }) => problem !== undefined || damaged.length > 0)
+  if (unsound.length === 0) return
+  const [{ problem, path, damaged } = results[0]!] = unsound
+  // One set: its own error says it best.
+  if (paths.length === 1 && problem !== undefined) throw problem
+  const what = `${unsound.length} of ${paths.length} template sets ${unsound.length === 1 ? 'is' : 'are'} damaged`
+  const where = { stream: path, offset: problem?.where?.offset ?? damaged[0]!.offset }
+  throw new ProxyError('TEMPLATE_DAMAGED', what, where, 'damaged sets are not used; build or copy them again')
+}
+
+async function runBuild(args: BuildArguments): Promise<void> {
+  const minVms = parseCount(args.minVms, '--min-vms', 1)
+  const maxBytes = args.maxSize === undefined ? undefined : parseSize(args.maxSize, '--max-size')
+  const memoryBytes = parseSize(args.memory, '--memory')
+  if (memoryBytes < COUNT_MEMORY_MIN) {
+    throw new ProxyError(
+      'USAGE',
+      `--memory ${args.memory}`,
+      undefined,
+      `give at least ${COUNT_MEMORY_MIN / 2 ** 20}MiB`,
+    )
+  }
+
+  const notes: InputNote[] = []
+  const inputs: PageInput[] = []
+  for (const path of args.inputs) {
+    inputs.push(await PageInput.open(path, { partial: args.partial, note: note => notes.push(note) }))
+  }
+  refuseTwins(inputs)
+
+  const startMs = Date.now()
+  const stop = new AbortController()
+  const interrupt = (signal: NodeJS.Signals): void => stop.abort(signal)
+  process.once('SIGINT', interrupt)
+  process.once('SIGTERM', interrupt)
+  const display = newDisplay(args.json)
+  let report: BuildReport
+  try {
+    const rule = { minVms, maxBytes, memoryBytes }
+    report = await buildSet(inputs, rule, new TemplateStore(args.store), {
+      progress: display.show,
+      signal: stop.signal,
+    })
+  } catch (error) {
+    display.end()
+    if (!stop.signal.aborted || error !== stop.signal.reason) throw error
+    process.stderr.write('interrupted; nothing was stored\n')
+    // The signal's default ends the process with the status that its sender expects.
+    process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
+    process.kill(process.pid, stop.signal.reason as NodeJS.Signals)
+    return
+  } finally {
+    display.end()
+    process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
+  }
+  const seconds = (Date.now() - startMs) / 1000
+  if (args.json) print(JSON.stringify({ ...report, seconds, notes }, null, 2))
+  else printBuilt(report, inputs, seconds)
+  for (const { input, text } of notes) process.stderr.write(`note: ${input}: ${text}\n`)
+}
+
+/** The same file twice would make every page of one guest a page of two VMs. */
+function refuseTwins(inputs: readonly PageInput[]): void {
+  const seen = new Map<string, string>()
+  for (const { name, identity } of inputs) {
+    const twin = seen.get(identity)
+    if (twin !== undefined) {
+      const what = `${name} is the same file as ${twin}`
+      throw new ProxyError('USAGE', what, undefined, 'give each VM once: one input is one VM')
+    }
+    seen.set(identity, name)
+  }
+}
+
+interface Display {
+  show(progress: BuildProgress): void
+  end(): void
+}
+
+/** A bar on a terminal, a line a pass elsewhere, nothing where only JSON is wanted. */
+function newDisplay(json: boolean): Display {
+  let pass = 0
+  const title = ({ step, pass }: BuildProgress): string => (step === 'copy' ? 'storing' : `counting, pass ${pass}`)
+  if (!process.stderr.isTTY) {
+    const show = (progress: BuildProgress): void => {
+      if (json || progress.pass === pass) return
+      pass = progress.pass
+      process.stderr.write(`${title(progress)}: ${formatSize(progress.totalBytes)}\n`)
+    }
+    return { show, end: () => {} }
+  }
+  const format = '{title} [{bar}] {percentage} % of {total} {input}'
+  const formatValue = (value: number, _: unknown, type: string): string =>
+    type === 'total' ? formatSize(value) : String(value)
+  const options = { format, formatValue, fps: BAR_FPS, barsize: 30, stream: process.stderr, hideCursor: true }
+  const bar = new SingleBar({ ...options, clearOnComplete: true, barCompleteChar: '#', barIncompleteChar: '-' })
+  let active = false
+  return {
+    show(progress) {
+      const payload = { title: title(progress), input: progress.input }
+      if (pass !== progress.pass) bar.start(progress.totalBytes, progress.doneBytes, payload)
+      else bar.update(progress.doneBytes, payload)
+      pass = progress.pass
+      active = true
+    },
+    end() {
+      if (active) bar.stop()
+      active = false
+    },
+  }
+}
+
+function printBuilt(report: BuildReport, inputs: readonly PageInput[], seconds: number): void {
+  const { totals, byVms, pages, digest, fileBytes, existed, path } = report
+  const bytes = inputs.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0)
+  printRows(byVms, inputs.length)
+  const passes = totals.passes === 1 ? 'one pass' : `${totals.passes} passes`
+  print(`inputs   ${inputs.length} VMs, ${formatSize(bytes)}, ${formatCount(totals.pages)} pages, counted in ${passes}`)
+  print(`set      ${formatCount(pages)} pages, ${formatSize(fileBytes)}, ${seconds.toFixed(1)} s`)
+  print(`digest   ${digest}`)
+  print(`file     ${path}${existed ? ' (was there already)' : ''}`)
+}
+
+function printRows(rows: readonly VmsRow[], vms: number): void {
+  const colAligns: ('left' | 'right')[] = ['left', 'right', 'right', 'right']
+  const table = new Table({ head: ['in', 'pages', 'size', 'occurrences'], colAligns, style: { head: [], border: [] } })
+  for (const row of rows) {
+    const { pages, occurrences } = row
+    table.push([
+      `${row.vms} of ${vms} VMs`,
+      formatCount(pages),
+      formatSize(pages * PAGE_SIZE),
+      formatCount(occurrences),
+    ])
+  }
+  print(table.toString())
+}
+
+async function runInspect(args: InspectArguments): Promise<void> {
+  const file = await SetFile.open(await pathOf(args.set, args.store))
+  try {
+    const { head, path } = file
+    const { digest, metadata, pageCount: pages, layout } = head
+    const byVms = rowsOf(head)
+    const other = args.overlap === undefined ? undefined : overlap(head, await readSummary(args.overlap))
+    if (args.summary !== undefined) await writeSummary(args.summary, head)
+    if (args.json) {
+      print(
+        JSON.stringify(
+          { digest, path, fileBytes: layout.lengthBytes, pages, metadata, byVms, overlap: other },
+          null,
+          2,
+        ),
+      )
+      return
+    }
+    printRows(byVms, metadata.vms)
+    const limit = metadata.maxBytes === undefined ? '' : `, at most ${formatSize(metadata.maxBytes)}`
+    print(`set      ${formatCount(pages)} pages, ${formatSize(layout.lengthBytes)}`)
+    print(`chosen   pages in ${metadata.minVms} or more of ${metadata.vms} VMs${limit}`)
+    print(`digest   ${digest}`)
+    print(`file     ${path}`)
+    if (args.summary !== undefined) print(`summary  ${args.summary}`)
+    if (other === undefined) return
+    const share = pages === 0 ? 0 : (100 * other.pages) / pages
+    print(`overlap  about ${share.toFixed(1)} % of its pages are in set ${other.set.slice(0, 12)}…`)
+  } finally {
+    await file.close()
+  }
+}
+
+async function runVerify(args: VerifyArguments): Promise<void> {
+  const paths: string[] = []
+  for (const set of args.sets) paths.push(await pathOf(set, args.store))
+  if (args.sets.length === 0) {
+    const store = new TemplateStore(needStore(args.store))
+    for (const digest of await store.digests()) paths.push(store.pathOf(digest))
+    if (paths.length === 0 && !args.json) print('no template sets in this store')
+  }
+  await verifySets(paths, args.json ?? false)
+}
+
+async function verifySet(path: string): Promise<VerifyResult> {
+  let file: SetFile | undefined
+  try {
+    file = await SetFile.open(path)
+    const damaged = await file.verify()
+    return { path, digest: file.head.digest, pages: file.head.pageCount, damaged, problem: undefined }
+  } catch (error) {
+    if (!isProxyError(error)) throw error
+    return { path, digest: file?.head.digest, pages: file?.head.pageCount ?? 0, damaged: [], problem: error }
+  } finally {
+    await file?.close()
+  }
+}
+
+function printVerified({ path, digest, pages, damaged, problem }: VerifyResult): void {
+  if (problem !== undefined) {
+    print(`damaged  ${path}: ${problem.what} (byte ${problem.where?.offset ?? 0})`)
+    return
+  }
+  if (damaged.length === 0) {
+    print(`sound    ${digest} ${formatCount(pages)} pages`)
+    return
+  }
+  print(`damaged  ${path}: ${formatCount(damaged.length)} of ${formatCount(pages)} pages`)
+  for (const { index, offset } of damaged.slice(0, DAMAGED_LISTED_MAX)) print(`  page ${index} at byte ${offset}`)
+  if (damaged.length > DAMAGED_LISTED_MAX) print(`  and ${formatCount(damaged.length - DAMAGED_LISTED_MAX)} more`)
+}
+
+function rowsOf(head: SetHead): VmsRow[] {
+  const rows = new Map<number, { vms: number; pages: number; occurrences: number }>()
+  for (let page = 0; page < head.pageCount; page++) {
+    const vms = vmsOfPage(head, page)
+    const row = rows.get(vms) ?? { vms, pages: 0, occurrences: 0 }
+    row.pages++
+    row.occurrences += occurrencesOfPage(head, page)
+    rows.set(vms, row)
+  }
+  return [...rows.values()].sort((a, b) => b.vms - a.vms)
+}
+
+/** A set's path: an argument that looks like a file is one, anything else are digits of a digest. */
+async function pathOf(set: string, store: string | undefined): Promise<string> {
+  if (set.includes('/')) return set
+  const isFile = await stat(set)
+    .then(found => found.isFile())
+    .catch(() => false)
+  if (isFile && (store === undefined || set.endsWith(SET_SUFFIX))) return set
+  const folder = new TemplateStore(needStore(store))
+  return folder.pathOf(await folder.find(set))
+}
+
+function needStore(store: string | undefined): string {
+  if (store !== undefined) return store
+  throw new ProxyError('USAGE', 'no --store', undefined, 'give --store DIR, or the path of a set file')
+}
+
+async function readSummary(path: string): Promise<ReturnType<typeof parseSummary>> {
+  try {
+    const { size } = await stat(path)
+    if (size > SUMMARY_LENGTH_MAX) {
+      const where = { stream: path, offset: SUMMARY_LENGTH_MAX }
+      throw new ProxyError('TEMPLATE_FORMAT', 'too long for a summary', where, 'give a summary of a template set')
+    }
+    return parseSummary(await readFile(path, 'utf8'), path)
+  } catch (error) {
+    throw ioError(error, 'cannot read', path)
+  }
+}
+
+async function writeSummary(path: string, head: SetHead): Promise<void> {
+  try {
+    await writeFile(path, `${JSON.stringify(summarize(head))}\n`)
+  } catch (error) {
+    throw ioError(error, 'cannot write', path)
+  }
+}
+
+function setOptions(yargs: Argv): Argv {
+  return yargs
+    .option('store', { describe: 'Folder of template sets', type: 'string', requiresArg: true })
+    .option('json', { describe: 'Print JSON', type: 'boolean', default: false })
+}
+
+function print(line: string): void {
+  process.stdout.write(`${line}\n`)
+}
