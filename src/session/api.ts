@@ -90,7 +90,7 @@ export interface FlowStats {
   /** Raw bytes handed in, and raw bytes that arrived. */
   readonly rawOut: number
   readonly rawIn: number
-  /** WAN bytes (headers counted) sent and received for it; bytes sent twice count twice. */
+  /** WAN bytes (heads counted) sent and received for it; bytes sent twice count once. */
   readonly wanOut: number
   readonly wanIn: number
   /** Bytes that the peer still lets us send, and the window that we give the peer. */

@@ -1,52 +1,597 @@
 /**
  * One link session without sockets or clock: flows, credit, order over several connections, acknowledgement, resume,
- * windows and fairness. The layer above owns the sockets, moves bytes with `receive` and `pull`, and calls `tick`.
+ * windows and fairness (protocol.md §3). The layer above owns the sockets, moves bytes with `receive` and `pull`, and
+ * calls `tick`.
+ *
+ * A frame gets its sequence number when it is first pulled, so that what is urgent overtakes what waits. It is kept
+ * until it is acknowledged, in a ring with a slot for each number; so is what arrives ahead of a missing frame.
  */
 
-import { ProxyError } from '../errors.ts'
-import type { Frame } from '../wan/frames.ts'
-import type { FlowInfo, SessionOptions, SessionState, SessionStats } from './api.ts'
+import { readU16, readU64, TWO_32, writeU16, writeU64 } from '../bytes/big-endian.ts'
+import { assert, type ErrorCode, ProxyError } from '../errors.ts'
+import {
+  ACK_BYTES,
+  ACK_DELAY_MS,
+  BATCH_RAW_BYTES_MAX,
+  BATCH_WIRE_BYTES_MAX,
+  CONNECTIONS_MAX,
+  CREDIT_FLOW_BYTES_MAX,
+  CREDIT_GROWN_BYTES_MAX,
+  CREDIT_INITIAL_BYTES,
+  FLOWS_MAX,
+  FRAME_PAYLOAD_BYTES_MAX,
+  LABEL_LENGTH_MAX,
+  PATIENCE_MS,
+  QUEUE_TARGET_MS,
+  TARGET_LENGTH_MAX,
+  TEXT_BYTES_MAX,
+  UNACKED_BYTES_MAX,
+  UNACKED_FRAMES_MAX,
+  WINDOW_BYTES_MIN,
+} from '../limits.ts'
+import { wireCode } from '../wan/codes.ts'
+import { type Frame, writeHead } from '../wan/frames.ts'
+import { CODE, FLAG_MORE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL, SEQUENCE_END } from '../wan/wire.ts'
+import type { FlowInfo, Role, SessionOptions, SessionSink, SessionState, SessionStats } from './api.ts'
+import { Deque } from './deque.ts'
+import { Path } from './path.ts'
+import {
+  RECEIVE_TABLE,
+  type ReceiveInput,
+  type ReceiveState,
+  SEND_TABLE,
+  SESSION_TABLE,
+  type SendInput,
+  type SendState,
+  type SessionInput,
+} from './states.ts'
 
-const todo = (): never => {
-  throw new ProxyError('INTERNAL', 'not written yet', undefined, 'wait')
+const SLOT_MASK = UNACKED_FRAMES_MAX - 1
+/** Bulk leaves an eighth of the store to urgent frames. */
+const BULK_BYTES_MAX = (UNACKED_BYTES_MAX / 8) * 7
+const BULK_FRAMES_MAX = (UNACKED_FRAMES_MAX / 8) * 7
+const FRAME_BYTES_MAX = FRAME_HEAD_BYTES + FRAME_PAYLOAD_BYTES_MAX
+/** Payloads up to this are copied behind their head: one view less for the socket costs more than the copy. */
+const COPY_BYTES_MAX = 256
+/** Heads are cut from slabs of this size; a slab is left to the collector once no socket holds a part of it. */
+const SLAB_BYTES = 65536
+/** A view that pins memory of more than this many times its own size is copied before it is kept. */
+const PIN_RATIO_MAX = 8
+/** Batches that should lie ready while the windows are full, so that an ACK finds something to send. */
+const READY_BYTES = 2 * FRAME_BYTES_MAX
+/** Bytes that urgent frames may go beyond what --rate allows, taken from bulk afterwards. */
+const RATE_DEBT_BYTES = 65536
+/** Parts of a batch: all but the last are full. */
+const PARTS_MAX = Math.ceil(BATCH_WIRE_BYTES_MAX / FRAME_PAYLOAD_BYTES_MAX)
+
+// Where a frame is that was sent and not acknowledged; else the number of its connection.
+const OWNER_RESEND = -1
+const OWNER_ARRIVED = -2
+
+const EMPTY = new Uint8Array(0)
+
+interface Migration {
+  readonly number: number
+  flows: number
+  /** Virtual time at which its next batch starts: WAN bytes that it has had, or was given for when it was idle. */
+  start: number
+  /** Batches picked and not handed in yet, charged with `typicalBytes` each. */
+  picked: number
+  typicalBytes: number
 }
 
+class Flow {
+  readonly number: number
+  readonly info: FlowInfo
+  readonly migration: Migration
+  send: SendState = 'open'
+  receive: ReceiveState = 'open'
+
+  // What this side sends.
+  creditTotal = CREDIT_INITIAL_BYTES
+  rawOut = 0
+  /** Bytes of DATA that wait. */
+  queuedBytes = 0
+  /** Its entries in the bulk lane: while there are any, what follows must wait behind them. */
+  bulkEntries = 0
+  /** dataRoom was asked for and the lane was full: tell when it is not. */
+  starved = false
+  urgent = false
+  turn = 0
+  wanOut = 0
+
+  // What the peer sends.
+  rawIn = 0
+  consumed = 0
+  window = CREDIT_INITIAL_BYTES
+  /** The total that the peer has been told. */
+  granted = CREDIT_INITIAL_BYTES
+  creditDue = false
+  epochMs = 0
+  epochBytes = 0
+  wanIn = 0
+
+  constructor(number: number, info: FlowInfo, migration: Migration) {
+    this.number = number
+    this.info = info
+    this.migration = migration
+  }
+}
+
+/** Something handed in that becomes one or more frames. */
+interface Entry {
+  readonly type: number
+  readonly flow: Flow
+  readonly parts: readonly Uint8Array[]
+  /** Bytes not sent yet, and where they begin. */
+  left: number
+  part: number
+  offset: number
+}
+
+type Payload = Uint8Array | readonly Uint8Array[]
+
 export class Session {
-  constructor(_options: SessionOptions) {}
+  private readonly role: Role
+  private readonly sink: SessionSink
+  private readonly patienceMs: number
+  private readonly targetMs: number
+  private nowMs = 0
+  private sessionState: SessionState = 'opening'
+  private brokenSince = 0
+  private byeCode: number = CODE.NONE
+  private byeText = ''
+
+  private readonly paths: (Path | null)[] = new Array(CONNECTIONS_MAX).fill(null)
+  private pathCount = 0
+
+  // Flows.
+  private readonly flows = new Map<number, Flow>()
+  private readonly migrations = new Map<number, Migration>()
+  /** Flow numbers that the client has opened at least once: frames for them may come late. */
+  private readonly opened = new Uint8Array(65536)
+  private flowNext = 1
+  private draining = false
+  private peerDraining = false
+  private grownBytes = 0
+  private virtualTime = 0
+  private turn = 0
+
+  // Lanes.
+  private readonly urgentLane = new Deque<Entry>()
+  private readonly bulkLane = new Deque<Entry>()
+  private readonly creditLane = new Deque<Flow>()
+  /** Bytes of DATA and batches that wait. */
+  private queuedBytes = 0
+
+  // Sent and not acknowledged: slot = sequence & SLOT_MASK.
+  private lastSequence = 0
+  private acked = 0
+  private unackedBytes = 0
+  private readonly sentType = new Uint8Array(UNACKED_FRAMES_MAX)
+  private readonly sentFlags = new Uint8Array(UNACKED_FRAMES_MAX)
+  private readonly sentFlow = new Uint16Array(UNACKED_FRAMES_MAX)
+  private readonly sentLength = new Uint16Array(UNACKED_FRAMES_MAX)
+  private readonly sentOwner = new Int8Array(UNACKED_FRAMES_MAX)
+  private readonly sentPayload: (Payload | null)[] = new Array(UNACKED_FRAMES_MAX).fill(null)
+  /** Sequence numbers to send again, ascending, from resendAt on. */
+  private resend: number[] = []
+  private resendAt = 0
+  private resendBytes = 0
+
+  // Arrived ahead of a missing frame.
+  private receivedSequence = 0
+  private readonly heldType = new Uint8Array(UNACKED_FRAMES_MAX)
+  private readonly heldFlags = new Uint8Array(UNACKED_FRAMES_MAX)
+  private readonly heldFlow = new Uint16Array(UNACKED_FRAMES_MAX)
+  private readonly heldPayload: (Uint8Array | null)[] = new Array(UNACKED_FRAMES_MAX).fill(null)
+  private heldBytes = 0
+
+  // The batch whose parts are coming.
+  private batchFlow = 0
+  private batchParts: Uint8Array[] = []
+  private batchBytes = 0
+
+  private slab = new Uint8Array(SLAB_BYTES)
+  private slabUsed = 0
+
+  // --rate.
+  private rate: number
+  private tokens = 0
+  private tokensAt = 0
+  /** Set while something waits for tokens. */
+  private rateWakeMs = Number.POSITIVE_INFINITY
+
+  private resentBytes = 0
+  private duplicates = 0
+
+  constructor(options: SessionOptions) {
+    this.role = options.role
+    this.sink = options.sink
+    this.patienceMs = options.patienceMs ?? PATIENCE_MS
+    this.targetMs = options.queueTargetMs ?? QUEUE_TARGET_MS
+    this.rate = options.rate ?? Number.POSITIVE_INFINITY
+  }
 
   get state(): SessionState {
-    return todo()
+    return this.sessionState
   }
 
   /** Highest sequence number up to which all frames of the peer have arrived: `received` of our next hello. */
   get received(): number {
-    return todo()
+    return this.receivedSequence
   }
+
+  /** Flows that have not ended. */
+  get flowCount(): number {
+    return this.flows.size
+  }
+
+  // Connections ------------------------------------------------------------------------------------------------------
 
   /**
    * A connection has exchanged its hellos. A second one with the same number replaces the first (which is detached).
    * @param connection 0..15
-   * @param peerReceived `received` of the peer's hello
-   * @throws ProxyError PROTOCOL_STATE where the peer claims frames that were never sent; the session is dead then
+   * @param peerReceived `received` of the peer's hello. Where the peer claims frames that were never sent the session is
+   *   dead then (onDead)
    */
-  attach(_connection: number, _peerReceived: number, _nowMs: number): void {}
+  attach(connection: number, peerReceived: number, nowMs: number): void {
+    this.nowMs = nowMs
+    assert(connection >= 0 && connection < CONNECTIONS_MAX, `connection ${connection}`)
+    const old = this.paths[connection]
+    if (old) this.dropPath(old)
+    const path = new Path(connection, this.targetMs, nowMs)
+    path.drainDue = this.draining
+    this.paths[connection] = path
+    this.pathCount++
+    this.enter('attach')
+    if (this.sessionState === 'closed') path.done = this.byeCode < 0
+    else if (peerReceived > this.lastSequence)
+      this.fault('PROTOCOL_STATE', 'the peer claims frames that were never sent')
+    else this.acknowledge(peerReceived)
+    this.sink.onWork()
+  }
 
   /** A connection is gone: what it carried and was not acknowledged goes out again on others, or after the next attach. */
-  detach(_connection: number, _nowMs: number): void {}
+  detach(connection: number, nowMs: number): void {
+    this.nowMs = nowMs
+    const path = this.paths[connection]
+    if (!path) return
+    this.dropPath(path)
+    if (this.pathCount === 0) {
+      this.enter('lose')
+      this.brokenSince = nowMs
+    }
+    this.sink.onWork()
+  }
+
+  private dropPath(path: Path): void {
+    this.paths[path.connection] = null
+    this.pathCount--
+    const again: number[] = []
+    path.eachUndelivered(sequence => {
+      const slot = sequence & SLOT_MASK
+      if (sequence <= this.acked || this.sentOwner[slot] !== path.connection) return
+      this.sentOwner[slot] = OWNER_RESEND
+      this.resendBytes += FRAME_HEAD_BYTES + this.sentLength[slot]!
+      again.push(sequence)
+    })
+    if (again.length === 0) return
+    this.resend = this.resend
+      .slice(this.resendAt)
+      .concat(again)
+      .sort((a, b) => a - b)
+    this.resendAt = 0
+  }
+
+  // Time -------------------------------------------------------------------------------------------------------------
+
+  /** Heartbeats, dead connections, delayed ACKs, patience, rate. Call at `nextTickMs`; earlier or later does no harm. */
+  tick(nowMs: number): void {
+    this.nowMs = nowMs
+    if (this.sessionState === 'closed') return
+    let work = false
+    for (const path of this.paths) {
+      if (!path) continue
+      if (nowMs >= path.deadMs) {
+        const error = new ProxyError(
+          'PEER_LOST',
+          `nothing arrived on connection ${path.connection} for ${Math.round(nowMs - path.heardMs)} ms`,
+          undefined,
+          'its frames are sent again on another',
+        )
+        this.detach(path.connection, nowMs)
+        this.sink.onLost(path.connection, error)
+        continue
+      }
+      if (nowMs >= path.pingDueMs && !path.pingDue) {
+        path.pingDue = true
+        work = true
+      }
+      if (nowMs >= path.ackDueMs) {
+        path.ackDue = true
+        path.ackDueMs = Number.POSITIVE_INFINITY
+        work = true
+      }
+    }
+    if (nowMs >= this.rateWakeMs) {
+      this.rateWakeMs = Number.POSITIVE_INFINITY
+      work = true
+    }
+    if (this.isBroken && nowMs - this.brokenSince >= this.patienceMs) {
+      this.fault('PEER_LOST', `no connection to the peer for ${Math.round(this.patienceMs / 1000)} s`)
+    }
+    if (work) this.sink.onWork()
+  }
+
+  /** When `tick` is to be called next; Infinity: never, unless onWork comes. */
+  get nextTickMs(): number {
+    if (this.sessionState === 'closed') return Number.POSITIVE_INFINITY
+    let next = this.rateWakeMs
+    for (const path of this.paths) {
+      if (!path) continue
+      next = Math.min(next, path.deadMs, path.ackDueMs)
+      if (!path.pingDue) next = Math.min(next, path.pingDueMs)
+    }
+    return this.isBroken ? Math.min(next, this.brokenSince + this.patienceMs) : next
+  }
+
+  private get isBroken(): boolean {
+    return this.sessionState === 'broken' || this.sessionState === 'stranded'
+  }
+
+  // What arrives -----------------------------------------------------------------------------------------------------
 
   /**
    * One frame that arrived, from FrameDecoder. Keeps `frame.payload` (not `frame`), so the chunk it lies in must not be
    * written again. A peer that breaks the protocol ends the session: onDead, and a BYE to pull on every connection.
    */
-  receive(_connection: number, _frame: Frame, _nowMs: number): void {}
-
-  /** Heartbeats, dead connections, delayed ACKs, patience, rate. Call at `nextTickMs`; earlier or later does no harm. */
-  tick(_nowMs: number): void {}
-
-  /** When `tick` is to be called next; Infinity: never, unless onWork comes. */
-  get nextTickMs(): number {
-    return todo()
+  receive(connection: number, frame: Frame, nowMs: number) {
+    this.nowMs = nowMs
+    const path = this.paths[connection]
+    if (!path || this.sessionState === 'closed') return // came behind the end
+    path.heardMs = nowMs
+    const { type, sequence, payload } = frame
+    if (sequence !== 0) {
+      if (type === 0) return this.fault('PROTOCOL_SYNTAX', 'frame of type 0')
+      if (type >= FRAME.ACK && type < FRAME_OPTIONAL) {
+        return this.fault('PROTOCOL_SYNTAX', `frame of type ${type} with a sequence number`)
+      }
+      this.receiveSequenced(path, type, frame.flags, frame.flow, sequence, payload)
+      return
+    }
+    switch (type) {
+      case FRAME.ACK:
+        return this.receiveAck(path, payload)
+      case FRAME.PING:
+        path.pong = payload.slice()
+        return this.sink.onWork()
+      case FRAME.PONG:
+        if (readU64(payload, 0) === path.pingCount) path.ponged(nowMs)
+        return
+      case FRAME.BYE:
+        return this.receiveBye(payload)
+      case FRAME.DRAIN:
+        if (this.peerDraining) return
+        this.peerDraining = true
+        return this.sink.onDrain()
+      default:
+        if (type < FRAME_OPTIONAL) this.fault('PROTOCOL_SYNTAX', `frame of type ${type} without a sequence number`)
+    }
   }
+
+  private receiveSequenced(
+    path: Path,
+    type: number,
+    flags: number,
+    flow: number,
+    sequence: number,
+    payload: Uint8Array,
+  ) {
+    const size = FRAME_HEAD_BYTES + payload.length
+    path.arrivedFrames++
+    path.untoldBytes += size
+    if (path.untoldBytes >= ACK_BYTES) {
+      path.ackDue = true
+      this.sink.onWork()
+    } else if (path.ackDueMs === Number.POSITIVE_INFINITY && !path.ackDue) {
+      path.ackDueMs = this.nowMs + ACK_DELAY_MS
+      this.sink.onWork() // nextTickMs has come nearer
+    }
+    const slot = sequence & SLOT_MASK
+    if (sequence <= this.receivedSequence) {
+      this.duplicates++
+      return
+    }
+    if (sequence !== this.receivedSequence + 1) {
+      if (sequence > this.receivedSequence + UNACKED_FRAMES_MAX) {
+        return this.fault('LIMIT_EXCEEDED', `frame ${sequence} came before frame ${this.receivedSequence + 1}`)
+      }
+      if (this.heldType[slot] !== 0) {
+        this.duplicates++
+        return
+      }
+      if (this.heldBytes + size > UNACKED_BYTES_MAX) {
+        return this.fault('LIMIT_EXCEEDED', `${this.heldBytes + size} bytes came ahead of a missing frame`)
+      }
+      this.heldType[slot] = type
+      this.heldFlags[slot] = flags
+      this.heldFlow[slot] = flow
+      this.heldPayload[slot] = keepable(payload)
+      this.heldBytes += size
+      return
+    }
+    this.receivedSequence = sequence
+    this.deliver(type, flags, flow, payload)
+    if (this.heldBytes === 0) return
+    for (;;) {
+      const next = (this.receivedSequence + 1) & SLOT_MASK
+      const held = this.heldType[next]!
+      // A sink may have ended the session.
+      if (held === 0 || this.ended) return
+      const body = this.heldPayload[next]!
+      this.heldType[next] = 0
+      this.heldPayload[next] = null
+      this.heldBytes -= FRAME_HEAD_BYTES + body.length
+      this.receivedSequence++
+      this.deliver(held, this.heldFlags[next]!, this.heldFlow[next]!, body)
+    }
+  }
+
+  private get ended(): boolean {
+    return this.sessionState === 'closed'
+  }
+
+  private deliver(type: number, flags: number, number: number, payload: Uint8Array) {
+    if (type === FRAME.OPEN) return this.deliverOpen(number, payload)
+    if (type > FRAME.END) {
+      // Optional frames of later versions may be sequenced: they keep their place and do nothing.
+      if (type < FRAME_OPTIONAL) this.fault('PROTOCOL_SYNTAX', `frame of type ${type}`)
+      return
+    }
+    const flow = this.flows.get(number)
+    if (!flow) {
+      const late = type === FRAME.RESET || type === FRAME.CREDIT
+      if (late && this.role === 'server' && this.opened[number] === 1) return // the client had not seen END yet
+      return this.fault('PROTOCOL_STATE', `frame of type ${type} for flow ${number}, which is not open`)
+    }
+    flow.wanIn += FRAME_HEAD_BYTES + payload.length
+    switch (type) {
+      case FRAME.DATA: {
+        if (!this.enterReceive(flow, 'data') || !this.takeCredit(flow, payload.length)) return
+        if (flow.send !== 'reset') this.sink.onData(number, keepable(payload))
+        return
+      }
+      case FRAME.BATCH:
+        return this.deliverPart(flow, flags, payload)
+      case FRAME.FIN:
+        if (!this.enterReceive(flow, 'fin')) return
+        if (flow.send !== 'reset') this.sink.onFin(number)
+        return this.endFlow(flow)
+      case FRAME.RESET:
+        if (!this.enterReceive(flow, 'reset')) return
+        if (flow.send !== 'reset') this.sink.onReset(number, readU16(payload, 0), decodeText(payload))
+        return this.endFlow(flow)
+      case FRAME.CREDIT: {
+        if (!this.enterReceive(flow, 'credit')) return
+        const total = readU64(payload, 0)
+        if (total < flow.creditTotal) return this.fault('PROTOCOL_STATE', `flow ${number} loses credit`)
+        flow.creditTotal = total
+        if (flow.send === 'open') this.sink.onCredit(number)
+        return
+      }
+      case FRAME.END: {
+        if (this.role === 'server') return this.fault('PROTOCOL_STATE', 'END from the client')
+        if (flow.send === 'open') return this.fault('PROTOCOL_STATE', `END for flow ${number}, which has not ended`)
+        if (!this.enterReceive(flow, 'end')) return
+        this.forget(flow)
+        return this.sink.onEnd(number)
+      }
+    }
+  }
+
+  private deliverOpen(number: number, payload: Uint8Array) {
+    if (this.role === 'client') return this.fault('PROTOCOL_STATE', 'OPEN from the server')
+    if (number === 0) return this.fault('PROTOCOL_SYNTAX', 'OPEN for flow 0')
+    const existing = this.flows.get(number)
+    if (RECEIVE_TABLE[existing ? existing.receive : 'none'].open === null) {
+      return this.fault('PROTOCOL_STATE', `OPEN for flow ${number}, which is open`)
+    }
+    const info = parseInfo(payload)
+    if (!info) return this.fault('PROTOCOL_SYNTAX', `OPEN for flow ${number} is malformed`)
+    if (this.flows.size >= FLOWS_MAX) return this.fault('LIMIT_EXCEEDED', `more than ${FLOWS_MAX} flows`)
+    const flow = this.addFlow(number, info)
+    flow.wanIn += FRAME_HEAD_BYTES + payload.length
+    if (this.draining || this.sessionState !== 'live') this.resetFlow(number, CODE.SHUTDOWN, 'takes no new flows')
+    else this.sink.onOpen(number, info)
+  }
+
+  private deliverPart(flow: Flow, flags: number, payload: Uint8Array) {
+    const parts = this.batchParts
+    if (parts.length === 0) {
+      if (!this.enterReceive(flow, 'batch')) return
+      this.batchFlow = flow.number
+    } else if (this.batchFlow !== flow.number) {
+      return this.fault('PROTOCOL_SYNTAX', 'a batch within a batch')
+    }
+    const more = (flags & FLAG_MORE) !== 0
+    if (more && payload.length !== FRAME_PAYLOAD_BYTES_MAX) {
+      return this.fault('PROTOCOL_SYNTAX', `part of a batch with ${payload.length} bytes`)
+    }
+    this.batchBytes += payload.length
+    if (this.batchBytes > BATCH_WIRE_BYTES_MAX || parts.length >= PARTS_MAX) {
+      return this.fault('LIMIT_EXCEEDED', `batch of more than ${BATCH_WIRE_BYTES_MAX} bytes`)
+    }
+    parts.push(keepable(payload))
+    if (more) return
+    this.batchParts = []
+    this.batchBytes = 0
+    const rawLength = batchRawLength(parts)
+    if (rawLength < 1) return this.fault('BATCH_FORMAT', 'a batch does not begin with its format and raw length')
+    if (rawLength > BATCH_RAW_BYTES_MAX) return this.fault('LIMIT_EXCEEDED', `batch of ${rawLength} raw bytes`)
+    if (this.takeCredit(flow, rawLength)) this.sink.onBatch(flow.number, parts, rawLength)
+  }
+
+  private takeCredit(flow: Flow, bytes: number): boolean {
+    flow.rawIn += bytes
+    if (flow.rawIn <= flow.granted) return true
+    this.fault('PROTOCOL_STATE', `flow ${flow.number} sent ${flow.rawIn - flow.granted} bytes beyond its credit`)
+    return false
+  }
+
+  private enterReceive(flow: Flow, input: ReceiveInput): boolean {
+    const next = RECEIVE_TABLE[flow.receive][input]
+    if (next === null) {
+      this.fault('PROTOCOL_STATE', `${input.toUpperCase()} for flow ${flow.number} after ${flow.receive.toUpperCase()}`)
+      return false
+    }
+    // A part of the batch may still be missing: nothing may end the flow in the middle of it.
+    if (this.batchParts.length > 0 && this.batchFlow === flow.number && input !== 'credit') {
+      this.fault('PROTOCOL_SYNTAX', `${input.toUpperCase()} for flow ${flow.number} within its batch`)
+      return false
+    }
+    flow.receive = next
+    return true
+  }
+
+  private receiveAck(path: Path, payload: Uint8Array) {
+    const sequence = readU64(payload, 0)
+    const frames = readU64(payload, 8)
+    if (sequence < 0 || sequence > this.lastSequence || frames < path.deliveredFrames || frames > path.sentFrames) {
+      return this.fault('PROTOCOL_STATE', `ACK ${sequence} and ${frames}: not what was sent`)
+    }
+    if (frames > path.deliveredFrames) {
+      while (path.deliveredFrames < frames) {
+        const delivered = path.takeDelivered()
+        const slot = delivered & SLOT_MASK
+        if (delivered > this.acked && this.sentOwner[slot] === path.connection) this.sentOwner[slot] = OWNER_ARRIVED
+      }
+      path.measure(this.nowMs)
+    }
+    this.acknowledge(sequence)
+    this.sink.onWork()
+  }
+
+  private acknowledge(sequence: number): void {
+    while (this.acked < sequence) {
+      const slot = ++this.acked & SLOT_MASK
+      const size = FRAME_HEAD_BYTES + this.sentLength[slot]!
+      this.unackedBytes -= size
+      if (this.sentOwner[slot] === OWNER_RESEND) this.resendBytes -= size
+      this.sentPayload[slot] = null
+    }
+    this.checkFlushed()
+  }
+
+  private receiveBye(payload: Uint8Array): void {
+    this.enter('bye')
+    this.byeCode = -1 // nothing more to say
+    for (const path of this.paths) if (path) path.done = true
+    this.clear()
+    this.sink.onBye(readU16(payload, 0), decodeText(payload))
+  }
+
+  // What is sent -----------------------------------------------------------------------------------------------------
 
   /**
    * Takes the next bytes to write on a connection. Call it whenever the socket takes bytes; write all of it, in order.
@@ -54,94 +599,727 @@ export class Session {
    * @param maxBytes stops once so many are out: the last frame may go up to 16400 bytes beyond
    * @returns bytes appended; 0: nothing now, wait for onWork
    */
-  pull(_connection: number, _maxBytes: number, _nowMs: number, _out: Uint8Array[]): number {
-    return todo()
+  pull(connection: number, maxBytes: number, nowMs: number, out: Uint8Array[]): number {
+    this.nowMs = nowMs
+    const path = this.paths[connection]
+    if (!path || path.done || maxBytes <= 0) return 0
+    if (this.sessionState === 'closed') return this.pullBye(path, out)
+    this.refill()
+    let total = 0
+    if (path.ackDue || path.untoldBytes >= ACK_BYTES / 4) total += this.pullAck(path, out)
+    if (path.pong !== null) {
+      total += this.putSmall(out, FRAME.PONG, path.pong)
+      path.pong = null
+    }
+    if (path.pingDue || nowMs >= path.pingDueMs) {
+      const payload = new Uint8Array(8)
+      writeU64(payload, 0, path.ping(nowMs))
+      total += this.putSmall(out, FRAME.PING, payload)
+    }
+    if (path.drainDue) {
+      path.drainDue = false
+      total += this.putSmall(out, FRAME.DRAIN, EMPTY)
+    }
+    while (total < maxBytes) {
+      const bytes = this.pullFrame(path, out)
+      if (bytes === 0) break
+      total += bytes
+    }
+    this.tokens -= total
+    this.checkFlushed() // what was left may have been data of flows that were reset
+    return total
   }
 
-  /** True once this connection has pulled its last byte (BYE): write out, then close it. */
-  isDone(_connection: number): boolean {
-    return todo()
+  /** True once this connection has pulled its last byte (BYE), or the peer ended the session: write out, then close it. */
+  isDone(connection: number): boolean {
+    return this.sessionState === 'closed' && (this.paths[connection]?.done ?? true)
   }
+
+  /** One sequenced frame, the most pressing that may go. @returns its bytes, or 0 */
+  private pullFrame(path: Path, out: Uint8Array[]): number {
+    if (!path.hasRecords) return 0
+    const free = path.window - path.inFlight
+    while (this.resendAt < this.resend.length) {
+      const sequence = this.resend[this.resendAt]!
+      const slot = sequence & SLOT_MASK
+      if (sequence <= this.acked) {
+        this.resendAt++
+        continue
+      }
+      // All that is newer would only wait for it at the far side.
+      if (free <= 0 || !this.mayGo(0)) return 0
+      this.resendAt++
+      const size = FRAME_HEAD_BYTES + this.sentLength[slot]!
+      this.resendBytes -= size
+      this.resentBytes += size
+      this.sentOwner[slot] = path.connection
+      path.sent(sequence, size, this.nowMs)
+      return this.putFrame(out, sequence)
+    }
+    if (this.resendAt > 0) {
+      this.resend = []
+      this.resendAt = 0
+    }
+    if (
+      this.lastSequence - this.acked >= UNACKED_FRAMES_MAX ||
+      this.unackedBytes + FRAME_BYTES_MAX > UNACKED_BYTES_MAX ||
+      this.lastSequence >= SEQUENCE_END - 1
+    ) {
+      return 0
+    }
+    // Urgent frames may overdraw the window and the rate a little: they must not wait for bulk that is under way.
+    const urgentGoes = free > -Math.max(WINDOW_BYTES_MIN, path.window / 4) && this.mayGo(RATE_DEBT_BYTES)
+    if (urgentGoes) {
+      while (this.creditLane.length > 0 && this.sessionState !== 'closing') {
+        const flow = this.creditLane.shift()!
+        flow.creditDue = false
+        if (flow.receive === 'open' && flow.send !== 'reset') return this.pullCredit(path, flow, out)
+      }
+    }
+    let entry = this.urgentLane.peek()
+    while (entry && isDropped(entry)) {
+      this.finishEntry(this.urgentLane, entry)
+      entry = this.urgentLane.peek()
+    }
+    if (entry) return urgentGoes ? this.pullEntry(path, this.urgentLane, entry, out) : 0
+    entry = this.bulkLane.peek()
+    while (entry && isDropped(entry)) {
+      this.finishEntry(this.bulkLane, entry)
+      entry = this.bulkLane.peek()
+    }
+    if (!entry) {
+      path.ranDry()
+      return 0
+    }
+    const stored = this.lastSequence - this.acked < BULK_FRAMES_MAX && this.unackedBytes < BULK_BYTES_MAX
+    return free > 0 && stored && this.mayGo(0) ? this.pullEntry(path, this.bulkLane, entry, out) : 0
+  }
+
+  private pullEntry(path: Path, lane: Deque<Entry>, entry: Entry, out: Uint8Array[]): number {
+    const { flow, type } = entry
+    const length = Math.min(entry.left, FRAME_PAYLOAD_BYTES_MAX)
+    const payload = length === 0 ? EMPTY : takePayload(entry, length)
+    entry.left -= length
+    const more = type === FRAME.BATCH && entry.left > 0
+    const bytes = this.putNew(path, type, more ? FLAG_MORE : 0, flow.number, length, payload, out)
+    flow.wanOut += bytes
+    if (type === FRAME.DATA) {
+      this.queuedBytes -= length
+      flow.queuedBytes -= length
+    } else if (type === FRAME.BATCH) {
+      this.queuedBytes -= length
+    }
+    if (entry.left === 0) this.finishEntry(lane, entry)
+    else if (flow.starved) this.checkStarved(flow)
+    return bytes
+  }
+
+  private finishEntry(lane: Deque<Entry>, entry: Entry): void {
+    lane.shift()
+    const { flow } = entry
+    if (lane === this.bulkLane) flow.bulkEntries--
+    if (entry.left > 0) {
+      // Dropped: data of a flow that was reset.
+      this.queuedBytes -= entry.left
+      flow.queuedBytes -= entry.left
+    }
+    if (flow.starved) this.checkStarved(flow)
+  }
+
+  private checkStarved(flow: Flow): void {
+    if (flow.queuedBytes * 2 > this.laneBytes) return
+    flow.starved = false
+    if (flow.send === 'open') this.sink.onCredit(flow.number)
+  }
+
+  private pullCredit(path: Path, flow: Flow, out: Uint8Array[]): number {
+    flow.granted = flow.consumed + flow.window
+    const payload = new Uint8Array(8)
+    writeU64(payload, 0, flow.granted)
+    return this.putNew(path, FRAME.CREDIT, 0, flow.number, 8, payload, out)
+  }
+
+  private pullAck(path: Path, out: Uint8Array[]): number {
+    const payload = new Uint8Array(16)
+    writeU64(payload, 0, this.receivedSequence)
+    writeU64(payload, 8, path.arrivedFrames)
+    path.toldFrames = path.arrivedFrames
+    path.untoldBytes = 0
+    path.ackDue = false
+    path.ackDueMs = Number.POSITIVE_INFINITY
+    return this.putSmall(out, FRAME.ACK, payload)
+  }
+
+  private pullBye(path: Path, out: Uint8Array[]): number {
+    path.done = true
+    const text = encodeText(this.byeText)
+    const payload = new Uint8Array(2 + text.length)
+    writeU16(payload, 0, this.byeCode)
+    payload.set(text, 2)
+    return this.putSmall(out, FRAME.BYE, payload)
+  }
+
+  /** Gives a frame its number, keeps it, and puts it out. */
+  private putNew(
+    path: Path,
+    type: number,
+    flags: number,
+    flow: number,
+    length: number,
+    payload: Payload,
+    out: Uint8Array[],
+  ): number {
+    const sequence = ++this.lastSequence
+    const slot = sequence & SLOT_MASK
+    const size = FRAME_HEAD_BYTES + length
+    this.sentType[slot] = type
+    this.sentFlags[slot] = flags
+    this.sentFlow[slot] = flow
+    this.sentLength[slot] = length
+    this.sentOwner[slot] = path.connection
+    this.sentPayload[slot] = payload
+    this.unackedBytes += size
+    path.sent(sequence, size, this.nowMs)
+    return this.putFrame(out, sequence)
+  }
+
+  private putFrame(out: Uint8Array[], sequence: number): number {
+    const slot = sequence & SLOT_MASK
+    const length = this.sentLength[slot]!
+    const payload = this.sentPayload[slot]!
+    const copied = length <= COPY_BYTES_MAX && payload instanceof Uint8Array
+    const bytes = copied ? FRAME_HEAD_BYTES + length : FRAME_HEAD_BYTES
+    const at = this.reserve(bytes)
+    const slab = this.slab
+    writeHead(slab, at, this.sentType[slot]!, this.sentFlags[slot]!, this.sentFlow[slot]!, sequence, length, payload)
+    if (copied) slab.set(payload, at + FRAME_HEAD_BYTES)
+    out.push(slab.subarray(at, at + bytes))
+    if (!copied) {
+      if (payload instanceof Uint8Array) out.push(payload)
+      else for (const part of payload) out.push(part)
+    }
+    return FRAME_HEAD_BYTES + length
+  }
+
+  private putSmall(out: Uint8Array[], type: number, payload: Uint8Array): number {
+    const bytes = FRAME_HEAD_BYTES + payload.length
+    const at = this.reserve(bytes)
+    writeHead(this.slab, at, type, 0, 0, 0, payload.length, payload)
+    this.slab.set(payload, at + FRAME_HEAD_BYTES)
+    out.push(this.slab.subarray(at, at + bytes))
+    return bytes
+  }
+
+  private reserve(bytes: number): number {
+    if (this.slabUsed + bytes > SLAB_BYTES) {
+      this.slab = new Uint8Array(SLAB_BYTES)
+      this.slabUsed = 0
+    }
+    const at = this.slabUsed
+    this.slabUsed += bytes
+    return at
+  }
+
+  // Flows ------------------------------------------------------------------------------------------------------------
 
   /**
    * Client only: opens a flow.
    * @returns its number
-   * @throws ProxyError LIMIT_EXCEEDED where FLOWS_MAX are open; PROTOCOL_STATE where the peer drains or the session ends
+   * @throws ProxyError LIMIT_EXCEEDED where FLOWS_MAX are open; PROTOCOL_STATE where either side drains or the session
+   *   ends
    */
-  openFlow(_info: FlowInfo): number {
-    return todo()
+  openFlow(info: FlowInfo): number {
+    assert(this.role === 'client', 'only the client opens flows')
+    const refuse = (code: ErrorCode, what: string): never => {
+      throw new ProxyError(code, what, undefined, 'the migration is refused; QEMU goes on with its guest')
+    }
+    const { sessionState: state } = this
+    if (state === 'closed' || state === 'closing' || state === 'stranded') refuse('PROTOCOL_STATE', 'the session ends')
+    if (this.draining || this.peerDraining) refuse('PROTOCOL_STATE', 'no new flows are taken')
+    if (this.flows.size >= FLOWS_MAX) refuse('LIMIT_EXCEEDED', `${FLOWS_MAX} flows are open`)
+    const payload = new TextEncoder().encode(
+      JSON.stringify({ target: info.target, migration: info.migration, kind: info.kind }),
+    )
+    assert(parseInfo(payload), `a flow to ${info.target} cannot be described`)
+    while (this.flows.has(this.flowNext)) this.flowNext = (this.flowNext % 65535) + 1
+    const number = this.flowNext
+    this.flowNext = (this.flowNext % 65535) + 1
+    const flow = this.addFlow(number, info)
+    this.enqueue(FRAME.OPEN, flow, [payload])
+    return number
   }
 
-  /** Bytes of the flow as they are; the session keeps the view until they are acknowledged. At most `dataRoom(flow)`. */
-  sendData(_flow: number, _bytes: Uint8Array): void {}
+  /**
+   * Bytes of the flow as they are; the session keeps the view until they are acknowledged. At most `credit(flow)`, and
+   * better no more than `dataRoom(flow)`. Dropped where either side has reset the flow, or it is gone.
+   */
+  sendData(flow: number, bytes: Uint8Array): void {
+    const state = this.flows.get(flow)
+    if (!state || bytes.length === 0) return
+    this.enterSend(state, 'data')
+    if (state.send === 'reset' || state.receive === 'reset') return
+    state.rawOut += bytes.length
+    assert(state.rawOut <= state.creditTotal, `flow ${flow} was handed more data than its credit`)
+    state.queuedBytes += bytes.length
+    this.queuedBytes += bytes.length
+    state.migration.start += bytes.length
+    this.enqueue(FRAME.DATA, state, [bytes])
+  }
 
   /**
    * A whole batch (protocol.md §4). Takes effect after all batches handed in before, of any flow. The views are kept
    * until it is acknowledged: do not write to them again.
    * @param rawLength bytes of the channel that it stands for: at most `credit(flow)`
    */
-  sendBatch(_flow: number, _rawLength: number, _parts: readonly Uint8Array[]): void {}
+  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[]): void {
+    const state = this.flows.get(flow)
+    if (!state && this.ended) return
+    assert(state, `batch for flow ${flow}, which has ended`)
+    this.enterSend(state, 'batch')
+    assert(batchRawLength(parts) === rawLength, `flow ${flow}: a batch does not begin with its raw length`)
+    state.rawOut += rawLength
+    assert(state.rawOut <= state.creditTotal, `flow ${flow} was handed a batch beyond its credit`)
+    const bytes = this.enqueue(FRAME.BATCH, state, parts)
+    assert(bytes <= BATCH_WIRE_BYTES_MAX, `batch of ${bytes} bytes`)
+    this.queuedBytes += bytes
+    const migration = state.migration
+    if (migration.picked > 0) {
+      migration.picked--
+      migration.start += bytes - migration.typicalBytes
+    } else {
+      migration.start += bytes
+    }
+    migration.typicalBytes += (bytes - migration.typicalBytes) / 4
+  }
 
   /** The local QEMU closed its direction: FIN after all that was handed in. Nothing may be sent on the flow after it. */
-  finFlow(_flow: number): void {}
+  finFlow(flow: number): void {
+    const state = this.flows.get(flow)
+    if (!state) return
+    this.enterSend(state, 'fin')
+    if (state.send !== 'fin') return
+    this.enqueue(FRAME.FIN, state, [])
+    this.endFlow(state)
+  }
 
   /**
    * Tears the flow down in both directions: after the batches handed in, without the data. The last call for a flow; also
    * the answer to onReset. What still arrives for the flow is dropped, except batches.
    */
-  resetFlow(_flow: number, _code: number, _text: string): void {}
+  resetFlow(flow: number, code: number, text: string): void {
+    const state = this.flows.get(flow)
+    if (!state || state.send === 'reset') return
+    this.enterSend(state, 'reset')
+    const tail = encodeText(text)
+    const payload = new Uint8Array(2 + tail.length)
+    writeU16(payload, 0, code)
+    payload.set(tail, 2)
+    this.enqueue(FRAME.RESET, state, [payload])
+    this.endFlow(state)
+  }
 
   /** Raw bytes that the peer still lets us hand in for this flow. 0 for a flow that is gone. */
-  credit(_flow: number): number {
-    return todo()
+  credit(flow: number): number {
+    const state = this.flows.get(flow)
+    return state && state.send === 'open' && state.receive !== 'reset' ? state.creditTotal - state.rawOut : 0
   }
 
   /** Bytes that may be given to `sendData` now: `credit`, and what the lane of waiting data has room for. */
-  dataRoom(_flow: number): number {
-    return todo()
+  dataRoom(flow: number): number {
+    const state = this.flows.get(flow)
+    if (!state) return 0
+    const room = this.laneBytes - state.queuedBytes
+    if (room <= 0) state.starved = true
+    return Math.max(0, Math.min(room, this.credit(flow)))
   }
 
   /** The local QEMU's socket took so many raw bytes of the flow: the peer may send as many more. */
-  consumed(_flow: number, _bytes: number): void {}
+  consumed(flow: number, bytes: number): void {
+    const state = this.flows.get(flow)
+    if (!state) return
+    state.consumed += bytes
+    assert(state.consumed <= state.rawIn, `flow ${flow} consumed more than arrived`)
+    state.epochBytes += bytes
+    const rttMs = Math.max(this.rttMs, 1)
+    if (this.nowMs - state.epochMs >= rttMs) {
+      // The window must hold what the QEMU takes in two round trips, or credit is what limits it.
+      if (state.epochBytes * 2 > state.window && this.nowMs - state.epochMs < 4 * rttMs) {
+        this.setWindow(flow, state.window * 2)
+      }
+      state.epochMs = this.nowMs
+      state.epochBytes = 0
+    }
+    this.offerCredit(state)
+  }
 
   /** Credit window given to the peer for this flow; grows by itself while the local QEMU keeps up. Never shrinks. */
-  setWindow(_flow: number, _bytes: number): void {}
+  setWindow(flow: number, bytes: number): void {
+    const state = this.flows.get(flow)
+    if (!state) return
+    const room = state.window + CREDIT_GROWN_BYTES_MAX - this.grownBytes
+    const window = Math.min(bytes, CREDIT_FLOW_BYTES_MAX, room)
+    if (window <= state.window) return
+    this.grownBytes += window - state.window
+    state.window = window
+    this.offerCredit(state)
+  }
 
-  /** True while a further batch should be encoded and handed in. Later is better: what is queued is parked. */
-  bulkWanted(_nowMs: number): boolean {
-    return todo()
+  private offerCredit(flow: Flow): void {
+    if (flow.creditDue || flow.receive !== 'open' || flow.send === 'reset') return
+    if (flow.consumed + flow.window - flow.granted < flow.window / 4) return
+    flow.creditDue = true
+    this.creditLane.push(flow)
+    this.sink.onWork()
+  }
+
+  private addFlow(number: number, info: FlowInfo): Flow {
+    let migration = this.migrations.get(info.migration)
+    if (!migration) {
+      migration = { number: info.migration, flows: 0, start: this.virtualTime, picked: 0, typicalBytes: 32768 }
+      this.migrations.set(info.migration, migration)
+    }
+    migration.flows++
+    const flow = new Flow(number, info, migration)
+    flow.epochMs = this.nowMs
+    this.flows.set(number, flow)
+    this.opened[number] = 1
+    return flow
+  }
+
+  private forget(flow: Flow): void {
+    this.flows.delete(flow.number)
+    this.grownBytes -= flow.window - CREDIT_INITIAL_BYTES
+    if (--flow.migration.flows === 0) this.migrations.delete(flow.migration.number)
+  }
+
+  /** Server: where both directions have ended, says END and forgets the flow. */
+  private endFlow(flow: Flow): void {
+    if (this.role !== 'server' || flow.send === 'open' || flow.receive === 'open') return
+    if (this.flows.get(flow.number) !== flow) return // a sink's own call was first
+    this.enqueue(FRAME.END, flow, [])
+    this.forget(flow)
+    this.sink.onEnd(flow.number)
+  }
+
+  private enterSend(flow: Flow, input: SendInput): void {
+    const next = SEND_TABLE[flow.send][input]
+    assert(next !== null, `${input} for flow ${flow.number} after ${flow.send}`)
+    flow.send = next
+  }
+
+  /** Puts an entry in its lane. @returns bytes of it */
+  private enqueue(type: number, flow: Flow, parts: readonly Uint8Array[]): number {
+    let left = 0
+    for (const part of parts) left += part.length
+    const entry: Entry = { type, flow, parts, left, part: 0, offset: 0 }
+    if (type === FRAME.BATCH || flow.bulkEntries > 0) {
+      flow.bulkEntries++
+      this.bulkLane.push(entry)
+    } else {
+      this.urgentLane.push(entry)
+    }
+    this.sink.onWork()
+    return left
+  }
+
+  /** Bytes of DATA that one flow may let wait: what the link carries within the windows. */
+  private get laneBytes(): number {
+    let bytes = 0
+    for (const path of this.paths) if (path) bytes += path.window
+    return Math.max(bytes, WINDOW_BYTES_MIN)
+  }
+
+  // What to encode ---------------------------------------------------------------------------------------------------
+
+  /**
+   * WAN bytes that further batches should have together: what the windows have room for, less what waits already. Later
+   * is better: what is queued is parked.
+   */
+  bulkRoom(nowMs: number): number {
+    this.nowMs = nowMs
+    if (this.sessionState !== 'live' && this.sessionState !== 'closing') return 0
+    let room = READY_BYTES - this.queuedBytes - this.resendBytes
+    for (const path of this.paths) if (path) room += Math.max(0, path.window - path.inFlight)
+    return Math.max(0, Math.min(room, BULK_BYTES_MAX - this.unackedBytes - this.queuedBytes))
+  }
+
+  /** True while a further batch should be encoded and handed in. */
+  bulkWanted(nowMs: number): boolean {
+    return this.bulkRoom(nowMs) > 0
   }
 
   /**
-   * Which flow to encode a batch of next.
+   * Which flow to encode a batch of next: that of the migration that has had the fewest WAN bytes while it wanted some;
+   * flows of one migration take turns; urgent flows come first.
    * @param candidates flows that have bytes to encode and credit for them
    * @returns one of them, or -1 where there is none
    */
-  pickFlow(_candidates: readonly number[], _nowMs: number): number {
-    return todo()
+  pickFlow(candidates: readonly number[], nowMs: number): number {
+    this.nowMs = nowMs
+    let best: Flow | undefined
+    for (const number of candidates) {
+      const flow = this.flows.get(number)
+      if (flow && (!best || this.goesBefore(flow, best))) best = flow
+    }
+    if (!best) return -1
+    const { migration } = best
+    // Start-time fair queueing: who was idle does not get the time back.
+    this.virtualTime = Math.max(this.virtualTime, migration.start)
+    migration.start = this.virtualTime + migration.typicalBytes
+    migration.picked++
+    best.turn = ++this.turn
+    return best.number
+  }
+
+  private goesBefore(a: Flow, b: Flow): boolean {
+    if (a.urgent !== b.urgent) return a.urgent
+    if (a.migration !== b.migration) {
+      const aStart = Math.max(a.migration.start, this.virtualTime)
+      const bStart = Math.max(b.migration.start, this.virtualTime)
+      if (aStart !== bStart) return aStart < bStart
+    }
+    return a.turn < b.turn
   }
 
   /** Marks a flow whose bytes block a guest (postcopy, preempt): pickFlow takes it first. */
-  setUrgent(_flow: number, _urgent: boolean): void {}
+  setUrgent(flow: number, urgent: boolean): void {
+    const state = this.flows.get(flow)
+    if (state) state.urgent = urgent
+  }
+
+  // Rate -------------------------------------------------------------------------------------------------------------
 
   /** Caps what this side sends, bytes a second over all connections; Infinity: no cap. */
-  setRate(_bytesPerSecond: number): void {}
+  setRate(bytesPerSecond: number): void {
+    assert(bytesPerSecond > 0, 'a rate is more than 0')
+    this.refill()
+    this.rate = bytesPerSecond
+    this.tokens = Math.min(this.tokens, this.burst)
+    this.rateWakeMs = Number.POSITIVE_INFINITY
+    this.sink.onWork()
+  }
+
+  /** Tokens saved up at most: 10 ms of the rate, or a few frames. */
+  private get burst(): number {
+    return Math.max((this.rate / 1000) * 10, 4 * FRAME_BYTES_MAX)
+  }
+
+  private refill(): void {
+    if (this.rate === Number.POSITIVE_INFINITY) {
+      this.tokens = 0
+    } else {
+      this.tokens = Math.min(this.burst, this.tokens + ((this.nowMs - this.tokensAt) * this.rate) / 1000)
+    }
+    this.tokensAt = this.nowMs
+  }
+
+  /** True where the rate lets a frame go; else tick will say when. */
+  private mayGo(debt: number): boolean {
+    if (this.rate === Number.POSITIVE_INFINITY || this.tokens > -debt) return true
+    const missing = Math.min(FRAME_BYTES_MAX, this.rate / 1000) - debt - this.tokens
+    this.rateWakeMs = this.nowMs + (missing * 1000) / this.rate
+    return false
+  }
+
+  // The end ----------------------------------------------------------------------------------------------------------
 
   /** Tells the peer that this side opens and takes no new flows; running ones go on. */
-  drain(): void {}
+  drain(): void {
+    this.draining = true
+    for (const path of this.paths) if (path) path.drainDue = true
+    this.sink.onWork()
+  }
 
-  /** Ends the session: takes nothing more in, delivers all that was handed in, then sends BYE 0. */
-  close(_nowMs: number): void {}
+  /**
+   * Ends the session in order: once all that was handed in is acknowledged, BYE 0 goes out on every connection. Flows
+   * that have not ended by then end with it: drain, and wait for flowCount 0, to let them finish.
+   */
+  close(nowMs: number): void {
+    this.nowMs = nowMs
+    this.enter('close')
+    if (this.ended) this.clear()
+    this.checkFlushed()
+    this.sink.onWork()
+  }
 
   /** Ends the session at once, with BYE and onDead. A batch that failed to expand: `abort(error)`. */
-  abort(_error: ProxyError, _nowMs: number): void {}
+  abort(error: ProxyError, nowMs: number): void {
+    this.nowMs = nowMs
+    if (!this.ended) this.die(error)
+  }
 
-  /** Flows that have not ended. */
-  get flowCount(): number {
-    return todo()
+  private checkFlushed(): void {
+    if (this.sessionState !== 'closing' && this.sessionState !== 'stranded') return
+    if (this.urgentLane.length + this.bulkLane.length > 0 || this.acked < this.lastSequence) return
+    this.enter('flushed')
+    this.clear()
+    this.sink.onWork()
+  }
+
+  private fault(code: ErrorCode, what: string): void {
+    this.die(new ProxyError(code, what, undefined, 'the session ends; migrations that ran over it are reset'))
+  }
+
+  private die(error: ProxyError): void {
+    if (this.ended) return
+    this.enter('die')
+    this.byeCode = wireCode(error.code)
+    this.byeText = error.what
+    this.clear()
+    this.sink.onDead(error)
+    this.sink.onWork()
+  }
+
+  /** Lets go of all memory. */
+  private clear(): void {
+    this.flows.clear()
+    this.migrations.clear()
+    this.urgentLane.clear()
+    this.bulkLane.clear()
+    this.creditLane.clear()
+    this.sentPayload.fill(null)
+    this.heldPayload.fill(null)
+    this.heldType.fill(0)
+    this.batchParts = []
+    this.resend = []
+    this.resendAt = 0
+    this.batchBytes = 0
+    this.resendBytes = 0
+    this.queuedBytes = 0
+    this.heldBytes = 0
+    this.unackedBytes = 0
+    this.acked = this.lastSequence
+  }
+
+  private enter(input: SessionInput): void {
+    const next = SESSION_TABLE[this.sessionState][input]
+    assert(next !== null, `${input} in a session that is ${this.sessionState}`)
+    this.sessionState = next
+  }
+
+  // Figures ----------------------------------------------------------------------------------------------------------
+
+  /** Smallest of the connections' round trips (smoothed); 0 before the first measurement. */
+  private get rttMs(): number {
+    let rtt = 0
+    for (const path of this.paths) if (path && path.rttMs > 0 && (rtt === 0 || path.rttMs < rtt)) rtt = path.rttMs
+    return rtt
   }
 
   stats(): SessionStats {
-    return todo()
+    const connections = this.paths.filter(path => path !== null)
+    const sum = (of: (path: Path) => number) => connections.reduce((total, path) => total + of(path), 0)
+    return {
+      state: this.sessionState,
+      rttMs: this.rttMs,
+      rate: sum(path => path.rate),
+      inFlight: sum(path => path.inFlight),
+      window: sum(path => path.window),
+      unacked: this.unackedBytes,
+      queued: this.queuedBytes,
+      reordered: this.heldBytes,
+      resentBytes: this.resentBytes,
+      duplicates: this.duplicates,
+      connections: connections.map(path => ({
+        connection: path.connection,
+        rttMinMs: path.rttMinMs,
+        rttMs: path.rttMs,
+        rate: path.rate,
+        inFlight: path.inFlight,
+        window: path.window,
+      })),
+      flows: [...this.flows.values()].map(flow => ({
+        flow: flow.number,
+        migration: flow.info.migration,
+        kind: flow.info.kind,
+        rawOut: flow.rawOut,
+        rawIn: flow.rawIn,
+        wanOut: flow.wanOut,
+        wanIn: flow.wanIn,
+        credit: flow.creditTotal - flow.rawOut,
+        window: flow.window,
+      })),
+    }
   }
+}
+
+/** Data of a flow that was reset: nobody wants it any more. OPEN and batches are sent in any case. */
+function isDropped(entry: Entry): boolean {
+  return entry.type === FRAME.DATA && (entry.flow.send === 'reset' || entry.flow.receive === 'reset')
+}
+
+/** The next `length` bytes of an entry. */
+function takePayload(entry: Entry, length: number): Payload {
+  const first = entry.parts[entry.part]!
+  if (first.length - entry.offset >= length) {
+    const view =
+      length === first.length && entry.offset === 0 ? first : first.subarray(entry.offset, entry.offset + length)
+    entry.offset += length
+    return view
+  }
+  const views: Uint8Array[] = []
+  let missing = length
+  while (missing > 0) {
+    const part = entry.parts[entry.part]!
+    const take = Math.min(part.length - entry.offset, missing)
+    if (take > 0) views.push(part.subarray(entry.offset, entry.offset + take))
+    missing -= take
+    entry.offset += take
+    if (entry.offset === part.length) {
+      entry.part++
+      entry.offset = 0
+    }
+  }
+  return views.length === 1 ? views[0]! : views
+}
+
+/** The payload, or a copy where a small view would pin a large chunk: what is kept is counted by its own bytes. */
+function keepable(payload: Uint8Array): Uint8Array {
+  return payload.length * PIN_RATIO_MAX >= payload.buffer.byteLength ? payload : payload.slice()
+}
+
+/** Raw length of a batch (protocol.md §4: u8 format, varint raw length); -1 where it cannot be read. */
+function batchRawLength(parts: readonly Uint8Array[]): number {
+  let value = 0
+  let scale = 1
+  let index = 0
+  for (const part of parts) {
+    for (const byte of part.subarray(0, 10)) {
+      const at = index++
+      if (at === 0) {
+        if (byte !== 1) return -1
+        continue
+      }
+      if (at > 4) return -1 // 4 bytes hold more than any batch
+      value += (byte & 0x7f) * scale
+      if (byte < 0x80) return value
+      scale *= 128
+    }
+  }
+  return -1
+}
+
+function parseInfo(payload: Uint8Array): FlowInfo | null {
+  let value: unknown
+  try {
+    value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(payload))
+  } catch {
+    return null
+  }
+  if (typeof value !== 'object' || value === null) return null
+  const { target, migration, kind } = value as Record<string, unknown>
+  if (typeof target !== 'string' || target.length < 1 || target.length > TARGET_LENGTH_MAX) return null
+  if (typeof kind !== 'string' || kind.length > LABEL_LENGTH_MAX) return null
+  if (typeof migration !== 'number' || !Number.isInteger(migration) || migration < 1 || migration >= TWO_32) return null
+  return { target, migration, kind }
+}
+
+/** UTF-8 of at most TEXT_BYTES_MAX bytes, not cut within a character. */
+function encodeText(text: string): Uint8Array {
+  const bytes = new Uint8Array(TEXT_BYTES_MAX)
+  return bytes.slice(0, new TextEncoder().encodeInto(text, bytes).written)
+}
+
+function decodeText(payload: Uint8Array): string {
+  return new TextDecoder().decode(payload.subarray(2))
 }

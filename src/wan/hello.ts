@@ -228,8 +228,8 @@ export function serverHelloOf(body: object, asked?: ClientHello): ServerHello | 
   if (refuse !== undefined) {
     if (typeof refuse !== 'object' || refuse === null) fail('PROTOCOL_SYNTAX', 'refuse is not an object')
     const code = REFUSALS.find(known => known === field(refuse, 'code'))
-    // A code of a later minor version is still a no.
-    return { agent, refuse: { code: code ?? 'PEER_LOST', text: text(refuse, 'text', 0, TEXT_BYTES_MAX) } }
+    // A code that this version does not know is still a no.
+    return { agent, refuse: { code: code ?? 'PROTOCOL_STATE', text: text(refuse, 'text', 0, TEXT_BYTES_MAX) } }
   }
   const targets = field(body, 'targets')
   if (!Array.isArray(targets)) fail('PROTOCOL_SYNTAX', 'targets is not an array')
