@@ -14,10 +14,8 @@ const COPY_MAX = 65536
 /** Takes expanded bytes, in order. `release` gives the memory back: call it once the bytes have been used. */
 export type BytesSink = (flow: FlowExpander, bytes: Uint8Array, release: () => void) => void
 
-interface Job {
-  readonly flow: FlowExpander
-  readonly parts: readonly Uint8Array[]
-}
+/** A batch, or something to do once all batches before it are expanded. */
+type Job = { readonly flow: FlowExpander; readonly parts: readonly Uint8Array[] } | { readonly then: () => void }
 
 export class Inbound {
   readonly pool: Pool
@@ -52,6 +50,12 @@ export class Inbound {
     if (!this.running) void this.run()
   }
 
+  /** Calls back once all batches so far are expanded: at once where none is under way. */
+  mark(then: () => void): void {
+    if (!this.running) then()
+    else this.jobs.push({ then })
+  }
+
   /** Batches not expanded yet. */
   get underWay(): number {
     return this.jobs.length + (this.running ? 1 : 0)
@@ -75,6 +79,10 @@ export class Inbound {
       while (!this.failed) {
         const job = this.jobs.shift()
         if (job === undefined) break
+        if ('then' in job) {
+          job.then()
+          continue
+        }
         const batch = parseBatch(job.parts.length === 1 ? job.parts[0]! : Buffer.concat(job.parts))
         const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)
         if (unpacking !== undefined) await unpacking

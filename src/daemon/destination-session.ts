@@ -1,0 +1,373 @@
+/**
+ * The destination proxy's half of a session: flows become connections to the destination QEMU, batches its bytes. Dials
+ * only what its own configuration names, in the order in which flows were opened, and never otherwise: a probe kills a
+ * waiting QEMU (wire format 1.3).
+ */
+import { FlowExpander } from '../codec/expander.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
+import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
+import { dial } from '../relay/dialer.ts'
+import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
+import type { FlowInfo, SessionSink } from '../session/api.ts'
+import type { Session } from '../session/session.ts'
+import { Inbound } from '../transfer/inbound.ts'
+import type { Pool } from '../transfer/pool.ts'
+import { CODE } from '../wan/wire.ts'
+import type { Log } from './log.ts'
+
+/** Bytes of the return path that one read may bring: requests and answers are small. */
+const READ_BYTES = 65536
+/** A read with less room than this would cut a message for nothing. */
+const READ_MIN = 4096
+
+export interface DestinationSessionOptions {
+  readonly session: Session
+  readonly pool: Pool
+  readonly seed: readonly [number, number]
+  /** What may be dialled, by name. */
+  readonly targets: ReadonlyMap<string, Address>
+  readonly log: Log
+  readonly now: () => number
+  /** A batch was damaged: the session must end. */
+  readonly onFailure: (error: ProxyError) => void
+  /** A migration's last flow has ended. */
+  readonly onMigrationEnd: (summary: ArrivalSummary) => void
+}
+
+/** What the destination side tells of a migration. */
+export interface ArrivalSummary {
+  readonly migration: number
+  readonly target: string
+  readonly seconds: number
+  /** Bytes given to QEMU, and bytes that it sent back. */
+  readonly bytesOut: number
+  readonly bytesBack: number
+  readonly endedBy: string
+}
+
+class Arrival {
+  readonly number: number
+  readonly target: string
+  readonly startMs: number
+  readonly flows = new Set<DestinationFlow>()
+  bytesOut = 0
+  bytesBack = 0
+  endedBy = ''
+
+  constructor(number: number, target: string, startMs: number) {
+    this.number = number
+    this.target = target
+    this.startMs = startMs
+  }
+}
+
+export class DestinationSession implements SessionSink {
+  readonly options: DestinationSessionOptions
+  private readonly inbound: Inbound
+  private readonly flows = new Map<number, DestinationFlow>()
+  private readonly arrivals = new Map<number, Arrival>()
+  /** Dials of one target follow each other: QEMU 7.2 tells channels by the order of connections. */
+  private readonly dialling = new Map<string, Promise<unknown>>()
+  private ended = false
+
+  constructor(options: DestinationSessionOptions) {
+    this.options = options
+    this.inbound = new Inbound(
+      options.pool,
+      options.seed,
+      (expander, bytes, release) => (expander as ChannelExpander).owner.expanded(bytes, release),
+      error => options.onFailure(error),
+    )
+  }
+
+  get channelCount(): number {
+    return this.flows.size
+  }
+
+  // --- SessionSink
+
+  onOpen(number: number, info: FlowInfo): void {
+    let arrival = this.arrivals.get(info.migration)
+    if (!arrival) {
+      arrival = new Arrival(info.migration, info.target, this.options.now())
+      this.arrivals.set(info.migration, arrival)
+      this.options.log.info('migration arrives', { migration: info.migration, target: info.target, kind: info.kind })
+    }
+    const flow = new DestinationFlow(this, number, info, arrival)
+    this.flows.set(number, flow)
+    arrival.flows.add(flow)
+    let address: Address
+    try {
+      address = this.resolve(info.target)
+    } catch (error) {
+      flow.refused(error as ProxyError)
+      return
+    }
+    const key = formatAddress(address)
+    const turn = (this.dialling.get(key) ?? Promise.resolve()).then(async () => {
+      if (flow.gone || this.ended) return
+      try {
+        flow.connected(await dial(address, { signal: flow.abort.signal }))
+      } catch (error) {
+        if (!isProxyError(error)) throw error
+        flow.refused(error)
+      }
+    })
+    this.dialling.set(key, turn)
+  }
+
+  onData(number: number, payload: Uint8Array): void {
+    const flow = this.flows.get(number)
+    this.inbound.mark(() => flow?.expanded(payload, () => {}))
+  }
+
+  onBatch(number: number, parts: readonly Uint8Array[]): void {
+    // also of flows that broke here: the pool must follow every batch
+    const flow = this.flows.get(number)
+    if (flow) this.inbound.push(flow.expander, parts)
+    else this.options.onFailure(unknownFlow(number))
+  }
+
+  onFin(number: number): void {
+    const flow = this.flows.get(number)
+    this.inbound.mark(() => flow?.finFromPeer())
+  }
+
+  onReset(number: number, _code: number, text: string): void {
+    this.flows.get(number)?.resetByPeer(text)
+  }
+
+  onEnd(number: number): void {
+    const flow = this.flows.get(number)
+    this.flows.delete(number)
+    flow?.sessionEnded()
+  }
+
+  onCredit(number: number): void {
+    this.flows.get(number)?.sendBack()
+  }
+
+  onDrain(): void {}
+
+  onBye(code: number, text: string): void {
+    this.end(code === 0 ? 'the other proxy ended the session' : `the other proxy ended the session: ${text}`)
+  }
+
+  onDead(error: ProxyError): void {
+    this.end(error.message)
+  }
+
+  onLost(): void {}
+  onWork(): void {}
+
+  /** Breaks all of QEMU's connections: the session is gone. */
+  end(reason: string): void {
+    if (this.ended) return
+    this.ended = true
+    this.inbound.close()
+    for (const flow of this.flows.values()) flow.sessionLost(reason)
+    this.flows.clear()
+  }
+
+  /** A flow has nothing more to do. */
+  left(flow: DestinationFlow): void {
+    const { arrival } = flow
+    arrival.flows.delete(flow)
+    if (arrival.flows.size > 0) return
+    this.arrivals.delete(arrival.number)
+    this.options.onMigrationEnd({
+      migration: arrival.number,
+      target: arrival.target,
+      seconds: Math.round(this.options.now() - arrival.startMs) / 1000,
+      bytesOut: arrival.bytesOut,
+      bytesBack: arrival.bytesBack,
+      endedBy: arrival.endedBy || 'both sides closed',
+    })
+  }
+
+  /** @param name 'NAME' or 'NAME:PORT' */
+  private resolve(name: string): Address {
+    const colon = name.lastIndexOf(':')
+    const target = this.options.targets.get(colon < 0 ? name : name.slice(0, colon))
+    if (target === undefined) {
+      throw new ProxyError(
+        'TARGET_REFUSED',
+        `no target ${JSON.stringify(name)} here`,
+        undefined,
+        `give the destination proxy --target ${colon < 0 ? name : name.slice(0, colon)}=ADDRESS`,
+      )
+    }
+    return targetAtPort(target, colon < 0 ? undefined : Number(name.slice(colon + 1)))
+  }
+}
+
+function unknownFlow(number: number): ProxyError {
+  return new ProxyError('PROTOCOL_STATE', `a batch for flow ${number}, which is not open`, undefined, 'the session ends')
+}
+
+/** A FlowExpander that knows its channel, so that expanded bytes find their way. */
+class ChannelExpander extends FlowExpander {
+  readonly owner: DestinationFlow
+
+  constructor(owner: DestinationFlow, migration: number, templatePages: number) {
+    super(migration, templatePages)
+    this.owner = owner
+  }
+}
+
+/** One connection to the destination QEMU. */
+export class DestinationFlow implements SocketSink {
+  readonly number: number
+  readonly info: FlowInfo
+  readonly arrival: Arrival
+  readonly expander: FlowExpander
+  /** Gives up a dial that is no longer wanted. */
+  readonly abort = new AbortController()
+  gone = false
+  private readonly session: DestinationSession
+  private socket: QemuSocket | undefined
+  /** Expanded before the connection stood. */
+  private early: { bytes: Uint8Array; release: () => void }[] = []
+  private finDue = false
+  private broken = false
+  /** Bytes of QEMU that the session has no room for yet. */
+  private back: Uint8Array | undefined
+  private slab = new Uint8Array(0)
+  private ended = false
+  private finSent = false
+  private resetSent = false
+
+  constructor(session: DestinationSession, number: number, info: FlowInfo, arrival: Arrival) {
+    this.session = session
+    this.number = number
+    this.info = info
+    this.arrival = arrival
+    this.expander = new ChannelExpander(this, info.migration, session.options.pool.kernel.layout.templatePages)
+  }
+
+  connected(socket: QemuSocket): void {
+    if (this.gone || this.broken) {
+      socket.reset()
+      return
+    }
+    this.socket = socket
+    for (const { bytes, release } of this.early.splice(0)) this.write(bytes, release)
+    if (this.finDue) socket.finish()
+    socket.start(this)
+  }
+
+  refused(error: ProxyError): void {
+    this.session.options.log.warn('target refused', {
+      migration: this.info.migration,
+      target: this.info.target,
+      error: error.what,
+      hint: error.action,
+    })
+    this.arrival.endedBy ||= error.what
+    this.breakOff(CODE.TARGET_REFUSED, error.what)
+  }
+
+  /** Bytes for QEMU. */
+  expanded(bytes: Uint8Array, release: () => void): void {
+    if (this.broken || this.gone) release()
+    else if (this.socket) this.write(bytes, release)
+    else this.early.push({ bytes, release })
+  }
+
+  private write(bytes: Uint8Array, release: () => void): void {
+    this.arrival.bytesOut += bytes.length
+    this.socket!.write(bytes, () => {
+      release()
+      if (!this.gone) this.session.options.session.consumed(this.number, bytes.length)
+    })
+  }
+
+  finFromPeer(): void {
+    this.finDue = true
+    this.socket?.finish()
+  }
+
+  resetByPeer(text: string): void {
+    this.arrival.endedBy ||= `the source side broke off${text ? `: ${text}` : ''}`
+    this.breakOff(CODE.NONE, '')
+  }
+
+  sessionEnded(): void {
+    this.gone = true
+    this.leave()
+  }
+
+  sessionLost(reason: string): void {
+    this.gone = true
+    this.arrival.endedBy ||= reason
+    this.abort.abort()
+    this.socket?.reset()
+    this.leave()
+  }
+
+  private breakOff(code: number, text: string): void {
+    if (!this.broken) {
+      this.broken = true
+      this.abort.abort()
+      for (const { release } of this.early.splice(0)) release()
+      this.socket?.reset()
+    }
+    if (this.resetSent || this.gone) return
+    this.resetSent = true
+    this.session.options.session.resetFlow(this.number, code, text)
+  }
+
+  // --- SocketSink: the return path
+
+  nextSlot(): Uint8Array | undefined {
+    if (this.back !== undefined) return undefined
+    // the session keeps what it is given, so memory is used once; a request of postcopy has 12 bytes
+    if (this.slab.length < READ_MIN) this.slab = new Uint8Array(READ_BYTES)
+    return this.slab
+  }
+
+  onBytes(count: number): void {
+    this.back = this.slab.subarray(0, count)
+    this.slab = this.slab.subarray(count)
+    this.sendBack()
+  }
+
+  /** Hands on what QEMU sent, as far as the session takes it. */
+  sendBack(): void {
+    const { back } = this
+    if (back === undefined || this.resetSent || this.gone) return
+    const { session } = this.session.options
+    const take = Math.min(back.length, session.dataRoom(this.number))
+    if (take === 0) return
+    this.arrival.bytesBack += take
+    session.sendData(this.number, back.subarray(0, take))
+    this.back = take < back.length ? back.subarray(take) : undefined
+    if (this.back !== undefined) return
+    this.socket?.resume()
+    this.finBack()
+  }
+
+  onEnd(): void {
+    this.ended = true
+    this.arrival.endedBy ||= 'destination QEMU closed'
+    this.finBack()
+  }
+
+  private finBack(): void {
+    if (!this.ended || this.finSent || this.resetSent || this.gone || this.back !== undefined) return
+    this.finSent = true
+    this.session.options.session.finFlow(this.number)
+  }
+
+  onClosed(closed: SocketClosed): void {
+    if (this.gone || this.broken) return
+    if (closed.how === 'reset' || closed.how === 'error') {
+      this.arrival.endedBy ||= `destination QEMU broke off (${closed.error?.code ?? closed.how})`
+      this.breakOff(CODE.QEMU_LOST, `the destination QEMU's connection broke: ${closed.error?.code ?? closed.how}`)
+    }
+  }
+
+  private leave(): void {
+    this.session.left(this)
+  }
+}

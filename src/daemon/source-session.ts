@@ -1,0 +1,523 @@
+/**
+ * The source proxy's half of a session: QEMU's connections become flows, their bytes batches. Joins relay (sockets),
+ * transfer (codec) and session (WAN); decides nothing about bytes.
+ */
+import { FlowEncoder } from '../codec/encoder.ts'
+import { BatchStats } from '../codec/stats.ts'
+import { type ProxyError, isProxyError } from '../errors.ts'
+import { BlockTable } from '../qemu/block-table.ts'
+import { CHANNEL_KIND_BYTES_MAX, type ChannelKind, channelKind } from '../qemu/channel-kind.ts'
+import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
+import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
+import type { SessionSink } from '../session/api.ts'
+import type { Session } from '../session/session.ts'
+import { parserFor } from '../transfer/channel-parser.ts'
+import { Outbound } from '../transfer/outbound.ts'
+import type { Pool } from '../transfer/pool.ts'
+import { CODE } from '../wan/wire.ts'
+import type { EffortController } from './effort-controller.ts'
+import type { Log } from './log.ts'
+import { type MigrationSummary, summarize } from './migration-summary.ts'
+
+/** Raw bytes that one flow may have waiting: one batch. Its slot in the pool is as large. */
+export const FLOW_BYTES = 512 * 1024
+/** Room behind them, so that moving an incomplete record to the front is seldom needed. */
+export const SLOT_BYTES = FLOW_BYTES + 64 * 1024
+/** A slot with less room than this is full. */
+const ROOM_MIN = 16 * 1024
+/** An incomplete record whose rest does not come is sent after this time: promise of the architecture, 1 ms. */
+const IDLE_MS = 1
+/** A silent connection is dialled as the preempt channel so long after main announced postcopy (wire format 1.3). */
+const PREEMPT_SILENT_MS = 200
+/** Batches in the packer: two keep threads and this one busy, more only add to what is parked. */
+const UNDER_WAY_MAX = 3
+
+/** Where connections come in: one listening port. Its channels belong to one migration at a time. */
+export class Gate {
+  /** Name of the target at the other side: 'default', 'NAME', with ':PORT' for one port of a range. */
+  readonly target: string
+  migration: Migration | undefined
+  /** Channels whose kind is known, waiting for their main. */
+  readonly waiting: SourceFlow[] = []
+  /** Channels that have not sent a byte. */
+  readonly silent = new Set<SourceFlow>()
+  /** What a recovery connection needs of the migration before it. */
+  memory: ParserMemory | undefined
+
+  constructor(target: string) {
+    this.target = target
+  }
+}
+
+/** All channels of one `migrate`. */
+export class Migration {
+  readonly number: number
+  readonly gate: Gate
+  readonly startMs: number
+  readonly blocks = new BlockTable()
+  readonly flows = new Set<SourceFlow>()
+  readonly stats = new BatchStats()
+  readonly kinds: string[] = []
+  bytesBack = 0
+  connections = 0
+  postcopyAdvised = false
+  urgent = false
+  endedBy = ''
+
+  constructor(number: number, gate: Gate, startMs: number) {
+    this.number = number
+    this.gate = gate
+    this.startMs = startMs
+  }
+}
+
+export interface SourceSessionOptions {
+  readonly session: Session
+  readonly pool: Pool
+  readonly seed: readonly [number, number]
+  readonly effort: EffortController
+  readonly log: Log
+  readonly now: () => number
+  /** Number of the next migration; shared by the sessions of a process so that logs stay unambiguous. */
+  readonly nextMigration: () => number
+  readonly onSummary: (summary: MigrationSummary) => void
+  /** The codec failed: the session must end. */
+  readonly onFailure: (error: ProxyError) => void
+}
+
+export class SourceSession implements SessionSink {
+  readonly options: SourceSessionOptions
+  readonly outbound: Outbound
+  private readonly flows = new Map<number, SourceFlow>()
+  private readonly freeSlots: number[]
+  private pumping: NodeJS.Immediate | undefined
+  private idleTimer: NodeJS.Timeout | undefined
+  private ended = false
+
+  constructor(options: SourceSessionOptions) {
+    this.options = options
+    this.freeSlots = [...options.pool.slots]
+    this.outbound = new Outbound(
+      options.pool,
+      options.seed,
+      (encoder, rawLength, parts) => {
+        const flow = (encoder as ChannelEncoder).owner
+        flow.underWay--
+        options.session.sendBatch(flow.number, rawLength, parts)
+        flow.afterBatch()
+        this.onWork()
+      },
+      error => options.onFailure(error),
+    )
+  }
+
+  /** Channels that are open or wait. */
+  get channelCount(): number {
+    return this.flows.size
+  }
+
+  /** Takes a connection of QEMU. */
+  accept(socket: QemuSocket, gate: Gate): void {
+    const slot = this.freeSlots.pop()
+    if (slot === undefined || this.ended) {
+      this.options.log.warn('connection refused', { target: gate.target, reason: this.ended ? 'no session' : 'too many channels' })
+      socket.reset()
+      return
+    }
+    const flow = new SourceFlow(this, socket, gate, slot)
+    gate.silent.add(flow)
+    socket.start(flow)
+  }
+
+  releaseSlot(slot: number): void {
+    this.freeSlots.push(slot)
+  }
+
+  /** A channel's kind is known. */
+  classified(flow: SourceFlow, kind: ChannelKind): void {
+    const { gate } = flow
+    gate.silent.delete(flow)
+    // an unknown protocol or TLS has no order that we could know: as it came
+    const leads = kind === 'main' || kind === 'recovery' || kind === 'unknown' || (kind === 'tls' && !isOpen(gate.migration))
+    if (leads) {
+      const { nextMigration, now } = this.options
+      gate.migration = new Migration(nextMigration(), gate, now())
+      this.open(flow, kind)
+      for (const waiting of gate.waiting.splice(0)) this.open(waiting, waiting.kind)
+    } else if (isOpen(gate.migration)) this.open(flow, kind)
+    else gate.waiting.push(flow)
+  }
+
+  private open(flow: SourceFlow, kind: ChannelKind): void {
+    const { session, log } = this.options
+    const migration = flow.gate.migration!
+    try {
+      flow.number = session.openFlow({ target: flow.gate.target, migration: migration.number, kind })
+    } catch (error) {
+      if (!isProxyError(error)) throw error
+      log.warn('connection refused', { target: flow.gate.target, error: error.message })
+      flow.socket.reset()
+      return
+    }
+    this.flows.set(flow.number, flow)
+    flow.opened(migration, kind)
+    if (migration.connections === 1) {
+      log.info('migration starts', { migration: migration.number, target: flow.gate.target, kind, peer: flow.socket.peer })
+    }
+    if (kind === 'tls') {
+      log.warn('relayed raw', { migration: migration.number, reason: 'QEMU encrypts this migration itself: nothing can be saved; use plain TCP to the proxy' })
+    }
+    this.onWork()
+  }
+
+  /** Main announced postcopy: a silent connection of the same gate is the preempt channel. */
+  postcopyAdvised(gate: Gate): void {
+    setTimeout(() => {
+      for (const flow of [...gate.silent]) {
+        if (isOpen(gate.migration) && !flow.closed) {
+          gate.silent.delete(flow)
+          flow.kind = 'preempt'
+          this.open(flow, 'preempt')
+        }
+      }
+    }, PREEMPT_SILENT_MS).unref()
+  }
+
+  // --- SessionSink
+
+  onOpen(): void {}
+  onBatch(): void {}
+
+  onData(number: number, payload: Uint8Array): void {
+    this.flows.get(number)?.fromPeer(payload)
+  }
+
+  onFin(number: number): void {
+    this.flows.get(number)?.socket.finish()
+  }
+
+  onReset(number: number, code: number, text: string): void {
+    this.flows.get(number)?.resetByPeer(code, text)
+  }
+
+  onEnd(number: number): void {
+    const flow = this.flows.get(number)
+    this.flows.delete(number)
+    flow?.sessionEnded()
+  }
+
+  onCredit(): void {
+    this.onWork()
+  }
+
+  onDrain(): void {
+    this.options.log.info('peer drains: it takes no new migrations')
+  }
+
+  onBye(code: number, text: string): void {
+    this.end(code === 0 ? 'the other proxy ended the session' : `the other proxy ended the session: ${text}`)
+  }
+
+  onDead(error: ProxyError): void {
+    this.end(error.message)
+  }
+
+  onLost(): void {}
+
+  onWork(): void {
+    if (this.pumping || this.ended) return
+    this.pumping = setImmediate(() => {
+      this.pumping = undefined
+      this.pump()
+    })
+  }
+
+  /** Breaks all of QEMU's connections: the session is gone. */
+  end(reason: string): void {
+    if (this.ended) return
+    this.ended = true
+    clearTimeout(this.idleTimer)
+    for (const flow of this.flows.values()) flow.sessionLost(reason)
+    this.flows.clear()
+    void this.outbound.close()
+  }
+
+  // --- encoding
+
+  private pump(): void {
+    if (this.ended) return
+    const { session, effort, now } = this.options
+    const nowMs = now()
+    const candidates: number[] = []
+    let idle = false
+    while (true) {
+      const wanted = session.bulkWanted(nowMs)
+      candidates.length = 0
+      if (wanted && this.outbound.hasRoom && this.outbound.underWay < UNDER_WAY_MAX) {
+        for (const flow of this.flows.values()) if (flow.canEncode()) candidates.push(flow.number)
+      }
+      const picked = candidates.length > 0 ? session.pickFlow(candidates, nowMs) : -1
+      if (picked < 0) {
+        let waiting = false
+        for (const flow of this.flows.values()) {
+          if (flow.encoder.ready > 0) waiting = true
+          else if (flow.encoder.waiting > 0) idle = true
+        }
+        effort.wait(!wanted ? 'wan' : waiting || this.outbound.underWay >= UNDER_WAY_MAX ? 'cpu' : 'source', nowMs)
+        break
+      }
+      const flow = this.flows.get(picked)!
+      flow.encode(effort.effort(flow.migration!.urgent))
+    }
+    if (idle && !this.idleTimer) this.idleTimer = setTimeout(() => this.releaseIdle(), IDLE_MS)
+  }
+
+  /** Sends incomplete records of sources that have gone silent. */
+  private releaseIdle(): void {
+    this.idleTimer = undefined
+    const nowMs = this.options.now()
+    for (const flow of this.flows.values()) flow.releaseIfIdle(nowMs)
+    this.onWork()
+  }
+}
+
+/** A FlowEncoder that knows its channel, so that a finished batch finds its way. */
+class ChannelEncoder extends FlowEncoder {
+  readonly owner: SourceFlow
+
+  constructor(owner: SourceFlow, migration: number, templatePages: number) {
+    super(migration, templatePages)
+    this.owner = owner
+  }
+}
+
+/** One connection of the source QEMU. */
+export class SourceFlow implements SocketSink {
+  readonly socket: QemuSocket
+  readonly gate: Gate
+  kind: ChannelKind = 'unknown'
+  /** Flow number in the session; 0 before it is opened. */
+  number = 0
+  migration: Migration | undefined
+  encoder: FlowEncoder
+  /** Batches of it in the packer. */
+  underWay = 0
+  closed = false
+  private readonly session: SourceSession
+  private readonly bytes: Uint8Array
+  private readonly slot: number
+  private fill: number
+  /** Bytes in the slot that came before the flow was opened. */
+  private early = 0
+  private release = false
+  private arrivedMs = 0
+  private finished = false
+  private finSent = false
+  /** This side breaks the flow once its batches are out; the code to say. */
+  private resetCode: number | undefined
+  private resetText = ''
+  private gone = false
+
+  constructor(session: SourceSession, socket: QemuSocket, gate: Gate, slot: number) {
+    this.session = session
+    this.socket = socket
+    this.gate = gate
+    this.slot = slot
+    this.fill = slot
+    this.bytes = session.options.pool.kernel.bytes
+    this.encoder = new FlowEncoder(0, 0)
+  }
+
+  // --- SocketSink
+
+  nextSlot(): Uint8Array | undefined {
+    const waiting = this.encoder.waiting + this.early
+    if (waiting === 0) this.fill = this.slot
+    let room = this.slot + SLOT_BYTES - this.fill
+    if (room < ROOM_MIN && waiting < ROOM_MIN) {
+      // only an incomplete record is left: it goes to the front
+      this.bytes.copyWithin(this.slot, this.fill - waiting, this.fill)
+      this.fill = this.slot + waiting
+      this.encoder.moved(this.slot)
+      room = SLOT_BYTES - waiting
+    }
+    const take = Math.min(room, FLOW_BYTES - waiting)
+    if (take < ROOM_MIN || (this.number === 0 && this.early >= CHANNEL_KIND_BYTES_MAX)) return undefined
+    return this.bytes.subarray(this.fill, this.fill + take)
+  }
+
+  onBytes(count: number): void {
+    const at = this.fill
+    this.fill += count
+    this.arrivedMs = this.session.options.now()
+    if (this.number > 0) {
+      this.encoder.push(this.bytes, at, count)
+      this.session.onWork()
+      return
+    }
+    this.early += count
+    const kind = channelKind(this.bytes, this.slot, this.early)
+    if (kind === undefined) return
+    this.kind = kind
+    if (this.gate.waiting.includes(this)) return
+    this.session.classified(this, kind)
+  }
+
+  onEnd(): void {
+    this.finished = true
+    if (this.number === 0) {
+      this.socket.reset() // a probe, or a QEMU that gave up: the far side never hears of it
+      return
+    }
+    if (this.migration && this.migration.endedBy === '') this.migration.endedBy = 'source QEMU closed'
+    this.release = true
+    this.afterBatch()
+    this.session.onWork()
+  }
+
+  onClosed(closed: SocketClosed): void {
+    this.closed = true
+    this.gate.silent.delete(this)
+    const waiting = this.gate.waiting.indexOf(this)
+    if (waiting >= 0) this.gate.waiting.splice(waiting, 1)
+    if (this.number === 0) {
+      this.leave()
+      return
+    }
+    if (closed.how === 'reset' || closed.how === 'error') {
+      if (this.migration && this.migration.endedBy === '') this.migration.endedBy = `source QEMU broke off (${closed.error?.code ?? closed.how})`
+      this.breakOff(CODE.QEMU_LOST, `the source QEMU's connection broke: ${closed.error?.code ?? closed.how}`)
+    }
+  }
+
+  // --- session
+
+  /** The flow exists: what came early is encoded now. */
+  opened(migration: Migration, kind: ChannelKind): void {
+    this.kind = kind
+    this.migration = migration
+    migration.flows.add(this)
+    migration.connections++
+    migration.kinds.push(kind)
+    const { pool, log, session } = this.session.options
+    const encoder = new ChannelEncoder(this, migration.number, pool.kernel.layout.templatePages)
+    this.encoder = encoder
+    const { gate } = this
+    encoder.parser = parserFor(kind, encoder, {
+      blocks: migration.blocks,
+      ...(gate.memory ? { recovery: gate.memory } : {}),
+    })
+    encoder.onDegraded = (position, reason) =>
+      log.warn('relayed raw', { migration: migration.number, kind, position, reason })
+    encoder.onCompressed = method =>
+      log.warn('relayed raw', {
+        migration: migration.number,
+        kind,
+        reason: `QEMU compresses multifd with ${method}: set multifd-compression none, the pair saves more`,
+      })
+    encoder.onPhase = phase => {
+      if (phase === 'postcopy-advise') this.session.postcopyAdvised(gate)
+      else if (phase === 'postcopy' || phase === 'recovery') {
+        migration.urgent = true
+        for (const flow of migration.flows) session.setUrgent(flow.number, true)
+      }
+    }
+    if (kind === 'preempt' || migration.urgent) session.setUrgent(this.number, true)
+    const early = this.early
+    this.early = 0
+    if (early > 0) encoder.push(this.bytes, this.slot, early)
+    this.socket.resume()
+  }
+
+  canEncode(): boolean {
+    if (this.resetCode !== undefined || this.gone) return false
+    const { encoder } = this
+    const bytes = this.release ? encoder.waiting : encoder.ready
+    return bytes > 0 && this.session.options.session.credit(this.number) >= bytes
+  }
+
+  encode(effort: Parameters<Outbound['encode']>[1]): void {
+    const bytes = this.session.outbound.encode(this.encoder, effort, this.release)
+    if (bytes > 0) this.underWay++
+    if (!this.finished) this.release = false
+    this.socket.resume()
+  }
+
+  releaseIfIdle(nowMs: number): void {
+    if (this.encoder.ready === 0 && this.encoder.waiting > 0 && nowMs - this.arrivedMs >= IDLE_MS) this.release = true
+  }
+
+  /** A batch of it was handed in: FIN or RESET may be due now. */
+  afterBatch(): void {
+    if (this.gone || this.underWay > 0) return
+    const { session } = this.session.options
+    if (this.resetCode !== undefined) {
+      session.resetFlow(this.number, this.resetCode, this.resetText)
+      this.gone = true
+    } else if (this.finished && !this.finSent && this.encoder.waiting === 0) {
+      this.finSent = true
+      session.finFlow(this.number)
+    }
+  }
+
+  fromPeer(payload: Uint8Array): void {
+    if (this.migration) this.migration.bytesBack += payload.length
+    this.socket.write(payload, () => {
+      if (!this.gone) this.session.options.session.consumed(this.number, payload.length)
+    })
+  }
+
+  resetByPeer(code: number, text: string): void {
+    if (this.migration && this.migration.endedBy === '') this.migration.endedBy = `the other side broke off: ${text || `code ${code}`}`
+    this.breakOff(CODE.NONE, '')
+    this.socket.reset()
+  }
+
+  /** Both directions have ended at the session. */
+  sessionEnded(): void {
+    this.gone = true
+    this.leave()
+  }
+
+  /** The session is gone, and this flow with it. */
+  sessionLost(reason: string): void {
+    this.gone = true
+    if (this.migration) this.migration.endedBy = reason
+    this.socket.reset()
+    this.leave()
+  }
+
+  private breakOff(code: number, text: string): void {
+    if (this.resetCode !== undefined || this.gone) return
+    this.resetCode = code
+    this.resetText = text
+    this.afterBatch()
+  }
+
+  private left = false
+
+  private leave(): void {
+    if (this.left) return
+    this.left = true
+    // the socket may still write to the slot until it is closed
+    const free = (): void => this.session.releaseSlot(this.slot)
+    if (this.closed) free()
+    else if (this.socket.isClosed) free()
+    else this.onClosed = () => free()
+    const { migration } = this
+    if (!migration) return
+    const { parser } = this.encoder
+    if ((this.kind === 'main' || this.kind === 'recovery') && parser !== undefined) {
+      this.gate.memory = (parser as MainStreamParser).memory()
+    }
+    migration.stats.add(this.encoder.stats)
+    migration.flows.delete(this)
+    if (migration.flows.size > 0) return
+    if (this.gate.migration === migration) this.gate.migration = undefined
+    this.session.options.onSummary(summarize(migration, this.session.options.now()))
+  }
+}
+
+function isOpen(migration: Migration | undefined): boolean {
+  return migration !== undefined && migration.flows.size > 0
+}
