@@ -1,19 +1,22 @@
 /**
  * One connection of QEMU, TCP or Unix: bytes land in memory that the caller provides, and leave from memory that the
- * caller lends. Nothing is interpreted, held back or copied, save the few bytes that come first after each idle moment.
+ * caller lends. Nothing is interpreted or held back, and nothing copied but a few bytes at the start and after each pause.
  */
 import net from 'node:net'
 
 /** Takes what a connection delivers. Called from the event loop, never from inside a call to the socket's methods but {@link QemuSocket.resume}. */
 export interface SocketSink {
   /**
-   * Where the bytes that are there now may land; undefined pauses the connection until {@link QemuSocket.resume}. Asked only
-   * when bytes have arrived (or, after a slot was filled to its end, are likely to). The socket writes to it until the
-   * `onBytes` that follows, and no later. Any Uint8Array of at least 1 byte, also one over shared WebAssembly memory, which
-   * must not grow meanwhile.
+   * Where the next bytes may land, 1 byte or more: any Uint8Array, also one over shared WebAssembly memory, which must not grow
+   * meanwhile. The socket may write to all of it until the `onBytes` that follows, or else until `onEnd` or `onClosed`. Not
+   * asked before the first bytes are there, so a connection that is silent from its start holds no slot; later it holds one.
+   * Undefined: no room now. The bytes stay in the kernel (but for a few), and the peer feels it, until {@link QemuSocket.resume}.
    */
   nextSlot(): Uint8Array | undefined
-  /** The first `count` bytes of the slot given last are the next bytes of the stream. The slot belongs to the caller again. */
+  /**
+   * The first `count` bytes of the slot given last are the next bytes of the stream, and the slot is the caller's again: what is
+   * left of it may be given as the next one.
+   */
   onBytes(count: number): void
   /** FIN: the peer sends no more. All its bytes have been delivered. The other direction lives on. */
   onEnd(): void
@@ -43,13 +46,10 @@ export type WriteDone = (error?: NodeJS.ErrnoException) => void
 export type ReadMode = 'onread' | 'data'
 
 /**
- * Bytes that a connection reads before it asks for a slot, so that an idle connection holds none, and so that a pause needs
- * no slot either: Node fixes where the next bytes land before it is known whether there are any. They are copied.
+ * Bytes that a connection reads into memory of its own at its start and when slots ran out, and copies. Node fixes where the
+ * next bytes land when it has read the ones before: so whatever lies there while nothing comes cannot be taken back.
  */
 const BRIDGE_BYTES = 4096
-
-/** Node's 'data' events bring at most this much at once; a full one means that more is likely. */
-const DATA_CHUNK_BYTES = 65536
 
 /**
  * A QEMU that is silent for hours is healthy (a preempt channel, a destination that loads devices), a host that has gone
@@ -90,30 +90,29 @@ interface Intake {
 }
 
 /**
- * A net.Socket whose reading survives a failed write. Node destroys a socket at the first EPIPE, and with it bytes that the
+ * Lets a socket's reading survive a failed write. Node destroys a socket at the first EPIPE, and with it bytes that the
  * peer sent before it went: the destination's SHUT may be among them, and without it the source resumes a guest that
- * already runs at the destination (docs: wire format, 1.5 and 1.6). So the failure is kept, and reading goes on to its end.
+ * already runs at the destination (wire format, 1.5 and 1.6). So the failure is kept, and reading goes on to its end.
+ * _write and _writev are what Node documents for those who implement a stream; here they wrap the socket's own.
  */
-class DrainingSocket extends net.Socket {
-  writeError: NodeJS.ErrnoException | undefined
-
-  override _write(chunk: unknown, encoding: BufferEncoding, callback: (error?: Error | null) => void): void {
-    if (this.writeError) callback()
-    else super._write(chunk, encoding, error => callback(this.keep(error)))
-  }
-
-  override _writev(
-    chunks: { chunk: unknown; encoding: BufferEncoding }[],
-    callback: (error?: Error | null) => void,
-  ): void {
-    if (this.writeError) callback()
-    else super._writev?.(chunks, error => callback(this.keep(error)))
-  }
-
-  private keep(error: NodeJS.ErrnoException | null | undefined): Error | null | undefined {
-    if (!error || this.destroyed || !PEER_GONE.has(error.code ?? '')) return error
-    this.writeError = error
+function keepReading(socket: net.Socket, failed: (error: NodeJS.ErrnoException) => void): void {
+  const write = socket._write.bind(socket)
+  const writev = socket._writev?.bind(socket)
+  let over = false
+  const keep = (error: NodeJS.ErrnoException | null | undefined): Error | null | undefined => {
+    if (!error || socket.destroyed || !PEER_GONE.has(error.code ?? '')) return error
+    over = true
+    failed(error)
     return null
+  }
+  socket._write = (chunk, encoding, callback) => {
+    if (over) callback()
+    else write(chunk, encoding, error => callback(keep(error)))
+  }
+  if (!writev) return
+  socket._writev = (chunks, callback) => {
+    if (over) callback()
+    else writev(chunks, error => callback(keep(error)))
   }
 }
 
@@ -127,18 +126,16 @@ export class QemuSocket {
   bytesWritten = 0
   /** Bytes handed to {@link write} that the kernel has not taken yet: back-pressure. */
   pendingWriteBytes = 0
+  /** The write that failed because the peer had gone. Reading goes on to its end all the same. */
+  writeError: NodeJS.ErrnoException | undefined
 
   private readonly socket: net.Socket
   private sink: SocketSink | undefined
   private readonly bridge: Uint8Array
-  /** The slot that is being filled, and how far. */
+  /** The slot that the kernel writes to next; undefined means the bridge. */
   private slot: Uint8Array | undefined
-  private filled = 0
-  /** The rest of `slot`, where it is what the kernel writes to next; undefined means the bridge. */
-  private room: Uint8Array | undefined
   /** Bytes that arrived while there was no slot for them. Reading is stopped as long as there are any. */
   private held: Uint8Array | undefined
-  private flushing: NodeJS.Immediate | undefined
   private ended = false
   private finishing = false
   private resetting = false
@@ -150,11 +147,14 @@ export class QemuSocket {
     this.readMode = readMode
     this.bridge = new Uint8Array(readMode === 'onread' ? BRIDGE_BYTES : 0)
     this.socket = make({
-      target: () => this.room ?? this.bridge,
+      target: () => this.slot ?? this.bridge,
       landed: count => this.landed(count),
     })
     const socket = this.socket
     socket.pause()
+    keepReading(socket, error => {
+      this.writeError ??= error
+    })
     socket.on('end', () => this.onEnd())
     socket.on('error', error => {
       this.error ??= error
@@ -162,7 +162,7 @@ export class QemuSocket {
     socket.on('close', () => this.onClose())
     if (readMode === 'data') {
       socket.on('data', (chunk: Buffer) => {
-        if (!this.take(chunk, chunk.length === DATA_CHUNK_BYTES ? 1 : 0)) socket.pause()
+        if (!this.take(chunk)) socket.pause()
       })
       socket.pause() // listening for 'data' set it flowing
     }
@@ -190,11 +190,6 @@ export class QemuSocket {
     return this.held !== undefined
   }
 
-  /** The write that failed because the peer had gone, while reading goes on to its end. */
-  get writeError(): NodeJS.ErrnoException | undefined {
-    return this.socket instanceof DrainingSocket ? this.socket.writeError : undefined
-  }
-
   /** Starts to read. What happened to the connection before is reported now: bytes first. */
   start(sink: SocketSink): void {
     if (this.sink) throw new Error('the connection was started before')
@@ -204,15 +199,12 @@ export class QemuSocket {
     else this.socket.resume()
   }
 
-  /** There are slots again. Bytes that waited are delivered from inside this call. */
+  /** There may be slots again. Bytes that waited are delivered from inside this call. Does nothing where none wait. */
   resume(): void {
     const held = this.held
     if (!held || this.closed) return
     this.held = undefined
-    // Held bytes that fill the bridge to its end: more may well be there, so the slot is kept open for it. The socket takes
-    // part in the poll of the next turn of the event loop, not in that of this one.
-    const more = this.readMode === 'onread' && held.byteOffset + held.length === BRIDGE_BYTES
-    if (this.take(held, more ? 2 : 0) && !this.socket.destroyed) this.socket.resume()
+    if (this.take(held) && !this.socket.destroyed) this.socket.resume()
   }
 
   /**
@@ -286,76 +278,46 @@ export class QemuSocket {
 
   /** `count` bytes were written to where `target` had said. */
   private landed(count: number): boolean {
-    const room = this.room
-    if (!room) return this.take(this.bridge.subarray(0, count), count === BRIDGE_BYTES ? 1 : 0)
-    this.filled += count
-    this.room = undefined
-    const full = count === room.length
-    this.deliver()
-    if (full && this.sink && !this.resetting) {
-      // More is likely, so the next read goes to a slot at once; without one the bridge takes it and pauses.
-      this.slot = this.sink.nextSlot()
-      this.room = this.slot
-    }
+    if (this.slot) {
+      this.slot = undefined
+      this.bytesRead += count
+      this.sink?.onBytes(count)
+    } else if (!this.take(this.bridge.subarray(0, count))) return false
+    // Without a slot the bridge is read on: an end or a reset of the peer is then seen, and bytes ask again.
+    if (!this.resetting) this.slot = this.askSlot()
     return true
+  }
+
+  private askSlot(): Uint8Array | undefined {
+    const slot = this.sink?.nextSlot()
+    return slot && slot.length > 0 ? slot : undefined
   }
 
   /**
-   * Copies bytes into slots. Where others are likely to follow at once, the last slot is not delivered yet, but its rest is
-   * offered to the next read; `patience` turns of the event loop later it is delivered in any case.
-   * @returns false where slots ran out: the rest is held
+   * Copies bytes into slots and delivers them.
+   * @returns false where slots ran out: the rest is held, and the reading has to stop
    */
-  private take(bytes: Uint8Array, patience: 0 | 1 | 2): boolean {
+  private take(bytes: Uint8Array): boolean {
     let at = 0
     while (at < bytes.length) {
-      if (!this.slot) {
-        this.filled = 0
-        this.slot = this.sink?.nextSlot()
-        if (!this.slot) {
-          this.held = bytes.subarray(at)
-          return false
-        }
-      }
-      const slot = this.slot
-      const count = Math.min(bytes.length - at, slot.length - this.filled)
-      if (at === 0 && count === bytes.length) slot.set(bytes, this.filled)
-      else slot.set(bytes.subarray(at, at + count), this.filled)
-      at += count
-      this.filled += count
-      if (this.filled === slot.length) this.deliver()
       if (this.resetting) return false
-    }
-    if (!this.slot || this.filled === 0) return true
-    if (patience === 0) this.deliver()
-    else {
-      if (this.readMode === 'onread') this.room = this.slot.subarray(this.filled)
-      if (!this.flushing) this.flushAfter(patience)
+      const slot = this.askSlot()
+      if (!slot) {
+        this.held = bytes.subarray(at)
+        return false
+      }
+      const count = Math.min(bytes.length - at, slot.length)
+      slot.set(bytes.subarray(at, at + count))
+      at += count
+      this.bytesRead += count
+      this.sink?.onBytes(count)
     }
     return true
-  }
-
-  private flushAfter(turns: number): void {
-    this.flushing = setImmediate(() => {
-      this.flushing = undefined
-      if (this.filled === 0) return
-      if (turns > 1) this.flushAfter(turns - 1)
-      else this.deliver()
-    })
-  }
-
-  /** Hands the filled part of the slot to the sink. */
-  private deliver(): void {
-    const count = this.filled
-    this.slot = undefined
-    this.room = undefined
-    this.filled = 0
-    this.bytesRead += count
-    this.sink?.onBytes(count)
   }
 
   private onEnd(): void {
     if (this.resetting) return
-    if (this.filled > 0) this.deliver()
+    this.slot = undefined
     const failed = this.writeError
     // The kernel tells of an RST once, to the write that came first; the read then sees an end that was none.
     if (failed && failed.code !== 'EPIPE') {
@@ -369,11 +331,8 @@ export class QemuSocket {
   }
 
   private onClose(): void {
-    if (this.flushing) clearImmediate(this.flushing)
-    if (this.filled > 0 && !this.resetting) this.deliver()
     const error = this.error ?? this.writeError
     this.slot = undefined
-    this.room = undefined
     this.held = undefined
     if (this.resetting) this.closed = { how: 'local' }
     else if (!error) this.closed = { how: 'finished' }
@@ -405,7 +364,7 @@ export function acceptQemuSocket(accepted: net.Socket, readMode: ReadMode = 'onr
   if (!handle) return new QemuSocket('data', () => tune(accepted))
   return new QemuSocket('onread', intake => {
     const options = { handle, allowHalfOpen: true, manualStart: true, onread: onreadOption(intake) }
-    return tune(new DrainingSocket(options as net.SocketConstructorOpts))
+    return tune(new net.Socket(options as net.SocketConstructorOpts))
   })
 }
 
@@ -421,7 +380,7 @@ export function connectQemuSocket(
 ): QemuSocket {
   return new QemuSocket(readMode, intake => {
     const options = readMode === 'onread' ? { onread: onreadOption(intake) } : {}
-    const socket = new DrainingSocket({ ...options, allowHalfOpen: true } as net.SocketConstructorOpts)
+    const socket = new net.Socket({ ...options, allowHalfOpen: true } as net.SocketConstructorOpts)
     socket.once('error', failed)
     socket.once('connect', () => {
       socket.off('error', failed)
