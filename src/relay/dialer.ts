@@ -108,6 +108,7 @@ export async function dial(target: Address, options: DialOptions = {}): Promise<
   try {
     for (const where of await Promise.race([places(target, options.localAddress), late])) {
       for (;;) {
+        stop.signal.throwIfAborted()
         try {
           return await connect(where, readMode, stop.signal)
         } catch (error) {
