@@ -1,0 +1,327 @@
+/**
+ * One session with its connections: moves bytes between sockets and Session, runs its clock, and ends connections.
+ * Knows nothing of how connections come to be: client.ts dials them, server.ts accepts them.
+ */
+import type net from 'node:net'
+import { ProxyError } from '../errors.ts'
+import type { Role } from '../session/api.ts'
+import { Session } from '../session/session.ts'
+import { FrameDecoder } from '../wan/frames.ts'
+import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
+
+/**
+ * A connection is given more bytes only while fewer than this wait in Node's memory: what waits there can no longer be
+ * overtaken by an urgent frame. Two rounds of PULL_BYTES, so that one is written while the next is pulled.
+ */
+const WRITE_BUFFER_BYTES_MAX = 128 * 1024
+/** One write: four full frames. More gains nothing on loopback, with TLS or without (test/bench/link-bench.ts). */
+const PULL_BYTES = 64 * 1024
+/** After our last byte the peer has this long to read it and close; then the socket goes. */
+const LINGER_MS = 2000
+
+/** One connection, after its hello. */
+interface Wire {
+  readonly connection: number
+  readonly socket: net.Socket
+  readonly peer: string
+  /** False once the session has been told that it is gone, or it was never told of it. */
+  attached: boolean
+  /** Nothing more is written: our side of the socket was ended. */
+  ending: boolean
+  /** Something arrived after the hello: the path works, the peer took the hello. */
+  heard: boolean
+  readonly gone: (wire: Wire, error: Error | undefined) => void
+}
+
+export interface LinkOptions {
+  readonly role: Role
+  /** 32 hex digits. */
+  readonly id: string
+  /** Makes the sink, once; `link.session` is there by then. */
+  readonly sink: (link: Link) => LinkSink
+  readonly session?: SessionTuning
+  readonly logger: LinkLogger
+  readonly clock: Clock
+  /** For logs: who the peer is. */
+  readonly identity: string
+}
+
+/** A live session. What flows through it goes by `session`; `link` is about connections and ending. */
+export class Link {
+  readonly role: Role
+  /** 32 hex digits, the same on both sides: name it in logs. */
+  readonly id: string
+  readonly session: Session
+  /** Settles when the session has ended and every socket is closed. Never rejects: the error is its value. */
+  readonly ended: Promise<ProxyError | undefined>
+  /** Who the peer is, for logs. */
+  identity: string
+  /** A frame of the peer has arrived on some connection: it has our hello. */
+  heard = false
+  readonly #logger: LinkLogger
+  readonly #clock: Clock
+  readonly #sink: LinkSink
+  readonly #wires = new Map<number, Wire>()
+  /** Sockets that still linger: replaced or ended ones are no longer in #wires. */
+  readonly #sockets = new Set<net.Socket>()
+  readonly #out: Uint8Array[] = []
+  #resolveEnded: (error: ProxyError | undefined) => void = () => {}
+  #error: ProxyError | undefined
+  #over = false
+  #scheduled = false
+  #cancelTimer: (() => void) | undefined
+  #timerDueMs = Number.POSITIVE_INFINITY
+  /** Which connection is served first; moves on, so that none is always last. */
+  #turn = 0
+
+  constructor(options: LinkOptions) {
+    this.role = options.role
+    this.id = options.id
+    this.identity = options.identity
+    this.#logger = options.logger
+    this.#clock = options.clock
+    this.ended = new Promise(resolve => {
+      this.#resolveEnded = resolve
+    })
+    this.session = new Session({
+      ...options.session,
+      role: options.role,
+      sink: {
+        onOpen: (flow, info) => this.#sink.onOpen(flow, info),
+        onData: (flow, payload) => this.#sink.onData(flow, payload),
+        onBatch: (flow, parts, rawLength) => this.#sink.onBatch(flow, parts, rawLength),
+        onFin: flow => this.#sink.onFin(flow),
+        onReset: (flow, code, text) => this.#sink.onReset(flow, code, text),
+        onEnd: flow => this.#sink.onEnd(flow),
+        onCredit: flow => this.#sink.onCredit(flow),
+        onDrain: () => this.#sink.onDrain(),
+        onBye: (code, text) => {
+          this.#log('info', 'link.bye', { code, text })
+          this.#sink.onBye(code, text)
+          this.#schedule()
+        },
+        onDead: error => {
+          this.#error ??= error
+          this.#log('warn', 'link.dead', { code: error.code, reason: error.what })
+          this.#sink.onDead(error)
+          this.#schedule()
+        },
+        onLost: (connection, error) => this.#lost(connection, error),
+        onWork: () => this.#schedule(),
+      },
+    })
+    this.#sink = options.sink(this)
+  }
+
+  /** Connections that stand now. */
+  get connections(): number {
+    return this.#wires.size
+  }
+
+  /** True once the session is over: nothing is dialled or attached any more. */
+  get over(): boolean {
+    return this.#over || this.session.state === 'closed'
+  }
+
+  /**
+   * Takes a connection whose hellos are exchanged; the link owns the socket from now on.
+   * @param rest bytes that came behind the peer's hello
+   * @param gone called once when the connection is no more, with `heard`: whether anything came after the hello
+   */
+  attach(
+    socket: net.Socket,
+    connection: number,
+    peerReceived: number,
+    rest: Uint8Array,
+    peer: string,
+    gone: (heard: boolean, error: Error | undefined) => void = () => {},
+  ): void {
+    const before = this.#wires.get(connection)
+    if (before) {
+      // The session detaches it by itself when the new one is attached.
+      before.attached = false
+      this.#wires.delete(connection)
+      before.socket.destroy()
+      before.gone(before, undefined)
+    }
+    const wire: Wire = {
+      connection,
+      socket,
+      peer,
+      attached: true,
+      ending: false,
+      heard: false,
+      gone: (w, error) => gone(w.heard, error),
+    }
+    this.#wires.set(connection, wire)
+    this.#sockets.add(socket)
+    let now = this.#clock.now()
+    const decoder = new FrameDecoder(frame => {
+      if (!wire.attached) return // what is left of a chunk after the connection was given up
+      wire.heard = true
+      this.heard = true
+      this.session.receive(connection, frame, now)
+    })
+    let failure: Error | undefined
+    const take = (chunk: Uint8Array): void => {
+      if (!wire.attached) return
+      now = this.#clock.now()
+      try {
+        decoder.push(chunk)
+      } catch (error) {
+        failure = error as Error
+        if (!(error instanceof ProxyError)) throw error // ours: crash rather than guess
+        this.#down(wire, error)
+      }
+    }
+    socket.on('data', take)
+    socket.on('error', error => {
+      failure ??= error
+    })
+    socket.on('close', () => {
+      this.#sockets.delete(socket)
+      this.#down(wire, failure ?? (wire.ending ? undefined : new Error('closed by the peer')))
+      this.#schedule()
+    })
+    this.#log('info', 'link.up', { connection, peer })
+    this.#sink.onConnection?.(connection, true)
+    this.session.attach(connection, peerReceived, now)
+    if (rest.length > 0) take(rest)
+    socket.resume()
+    this.#schedule()
+  }
+
+  /** Opens and takes no new flows from now on; running ones go on. */
+  drain(): void {
+    this.session.drain()
+  }
+
+  /** Ends in order: delivers all that was handed in, then BYE. Settles with `ended`. */
+  close(): Promise<ProxyError | undefined> {
+    this.session.close(this.#clock.now())
+    this.#schedule()
+    return this.ended
+  }
+
+  /** Ends at once: every flow is gone on both sides. */
+  abort(error: ProxyError): Promise<ProxyError | undefined> {
+    this.session.abort(error, this.#clock.now())
+    this.#schedule()
+    return this.ended
+  }
+
+  /** Milliseconds on the link's own clock, for calls of `session` that want the time. */
+  now(): number {
+    return this.#clock.now()
+  }
+
+  #log(level: 'info' | 'warn', event: string, fields: Record<string, unknown>): void {
+    this.#logger[level](event, { link: this.id.slice(0, 8), identity: this.identity, ...fields })
+  }
+
+  /** The heartbeat gave a connection up. */
+  #lost(connection: number, error: ProxyError): void {
+    const wire = this.#wires.get(connection)
+    if (!wire) return
+    wire.attached = false // the session knows
+    this.#remove(wire, error)
+  }
+
+  /** A socket closed or brought what is no frame. */
+  #down(wire: Wire, error: Error | undefined): void {
+    if (wire.attached) {
+      wire.attached = false
+      this.session.detach(wire.connection, this.#clock.now())
+      this.#remove(wire, error)
+    }
+    wire.socket.destroy()
+  }
+
+  #remove(wire: Wire, error: Error | undefined): void {
+    if (this.#wires.get(wire.connection) === wire) this.#wires.delete(wire.connection)
+    wire.socket.destroy()
+    const reason = error instanceof ProxyError ? error.what : error?.message
+    this.#log(error && !this.over ? 'warn' : 'info', 'link.down', {
+      connection: wire.connection,
+      peer: wire.peer,
+      reason,
+    })
+    this.#sink.onConnection?.(wire.connection, false, error)
+    wire.gone(wire, error)
+    this.#schedule()
+  }
+
+  /** The session's work is done once a turn, however often it asks. */
+  #schedule(): void {
+    if (this.#scheduled || this.#over) return
+    this.#scheduled = true
+    setImmediate(() => {
+      this.#scheduled = false
+      this.#flush()
+    })
+  }
+
+  #flush(): void {
+    if (this.session.state !== 'closed') this.#sink.onWork()
+    const now = this.#clock.now()
+    this.#pump(now)
+    this.#arm(now)
+    if (this.session.state === 'closed' && this.#sockets.size === 0 && !this.#over) {
+      this.#over = true
+      this.#cancelTimer?.()
+      this.#resolveEnded(this.#error)
+    }
+  }
+
+  /** Fills every socket to its bound, a few frames at a time, so that connections stay alike in what they carry. */
+  #pump(now: number): void {
+    const wires = [...this.#wires.values()]
+    if (wires.length === 0) return
+    this.#turn = (this.#turn + 1) % wires.length
+    let idle = 0
+    for (let i = this.#turn; idle < wires.length; i = (i + 1) % wires.length) {
+      idle = this.#write(wires[i]!, now) ? 0 : idle + 1
+    }
+  }
+
+  /** @returns true where something was pulled: there may be more */
+  #write(wire: Wire, now: number): boolean {
+    const socket = wire.socket
+    if (wire.ending || socket.destroyed || socket.writableLength >= WRITE_BUFFER_BYTES_MAX) return false
+    const out = this.#out
+    const bytes = this.session.pull(wire.connection, PULL_BYTES, now, out)
+    if (bytes > 0) {
+      const last = out.length - 1
+      // One writev: a TLS record, or a segment, for many small views.
+      socket.cork()
+      for (let i = 0; i < last; i++) socket.write(out[i]!)
+      socket.write(out[last]!, () => this.#schedule())
+      socket.uncork()
+      out.length = 0
+    }
+    if (this.session.isDone(wire.connection) || (bytes === 0 && this.session.state === 'closed')) {
+      wire.ending = true
+      socket.end()
+      // The peer still reads our BYE; it closes then. One that does not is not waited for.
+      const cancel = this.#clock.after(LINGER_MS, () => socket.destroy())
+      socket.once('close', cancel)
+      return false
+    }
+    return bytes > 0
+  }
+
+  /** One timer for the whole session. Too early does no harm, so a timer that fires sooner than needed is left alone. */
+  #arm(now: number): void {
+    const due = this.session.nextTickMs
+    if (due >= this.#timerDueMs) return
+    this.#cancelTimer?.()
+    this.#timerDueMs = due
+    this.#cancelTimer = this.#clock.after(Math.max(due - now, 0), () => {
+      this.#timerDueMs = Number.POSITIVE_INFINITY
+      this.#cancelTimer = undefined
+      if (this.#over) return
+      this.session.tick(this.#clock.now())
+      this.#schedule()
+    })
+  }
+}
