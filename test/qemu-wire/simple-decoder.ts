@@ -26,8 +26,14 @@ class Cursor {
   cstr = () => latin(this.take(this.u8()))
 }
 
+/** Bytes behind each length in the block list, for streams that have them; main RAM is then hugepages or shared. */
+export interface SimpleOptions {
+  readonly first?: number
+  readonly each?: number
+}
+
 /** Records up to and with EOS, as the lines that harness.ts writes; `names` grows by what the block list brings. */
-function records(cursor: Cursor, lines: string[], names: string[], state: { name: string }): void {
+function records(cursor: Cursor, lines: string[], names: string[], state: { name: string }, options: SimpleOptions) {
   for (;;) {
     const start = cursor.at
     const word = cursor.u64()
@@ -40,6 +46,7 @@ function records(cursor: Cursor, lines: string[], names: string[], state: { name
         names.push(cursor.cstr())
         const length = cursor.u64()
         sum += length
+        cursor.take((options.each ?? 0) + (names.length === 1 ? (options.first ?? 0) : 0))
         lines.push(`block ${names.length - 1} ${names.at(-1)} ${length}`)
       }
       continue
@@ -62,33 +69,78 @@ function records(cursor: Cursor, lines: string[], names: string[], state: { name
   }
 }
 
-/** Blocks and records of a main stream up to the END of ram; precopy or postcopy, no other iterables. */
-export function simpleMain(bytes: Uint8Array): { lines: string[]; names: string[]; ramEnd: number } {
+/** The other sections, taken by looking for their footer and something that may follow it. */
+function otherBody(cursor: Cursor, id: number): void {
+  const footer = Buffer.of(0x7e, id >>> 24, id >>> 16, id >>> 8, id)
+  for (let at = cursor.at; ; at++) {
+    at = cursor.bytes.indexOf(footer, at)
+    if (at < 0) throw new Error(`no footer of ${id}`)
+    const element = cursor.bytes[at + 5]!
+    const next = cursor.bytes.readUInt32BE(at + 6)
+    if ((element === 8 && next >>> 16 <= 11) || (element >= 1 && element <= 4 && next < 100) || element === 0) {
+      cursor.at = at + 5
+      return
+    }
+  }
+}
+
+/** Blocks and records of a main stream, or of its recovery, up to the END of ram. */
+export function simpleMain(
+  bytes: Uint8Array,
+  options: SimpleOptions = {},
+  recovery?: { names: string[]; ram: number },
+): { lines: string[]; names: string[]; ram: number; ramEnd: number } {
   const cursor = new Cursor(bytes)
   const lines: string[] = []
-  const names: string[] = []
+  const names: string[] = recovery?.names ?? []
   const state = { name: '' }
-  if (latin(cursor.take(4)) !== 'QEVM' || cursor.u32() !== 3 || cursor.u8() !== 7) throw new Error('header')
-  cursor.take(cursor.u32())
-  let ram = -1
+  let ram = recovery?.ram ?? -1
+  let footers = true
+  if (!recovery) {
+    if (latin(cursor.take(4)) !== 'QEVM' || cursor.u32() !== 3) throw new Error('header')
+    if (cursor.bytes[cursor.at] === 7) {
+      cursor.at++
+      cursor.take(cursor.u32())
+    } else footers = false
+    while (cursor.bytes[cursor.at] === 5) {
+      cursor.at++
+      const name = cursor.cstr()
+      cursor.u32()
+      if (name === 'configuration/uuid') cursor.take(16)
+      else for (let count = cursor.u32(); count > 0; count--) cursor.cstr()
+    }
+  }
   for (;;) {
-    const element = cursor.u8()
-    if (element === 8) {
-      const command = cursor.u16()
-      const length = cursor.u16()
-      if (command === 7) cursor.take(cursor.u32())
-      else cursor.take(length)
-    } else if (element >= 1 && element <= 3) {
+    let element: number
+    try {
+      element = cursor.u8()
+      if (element === 8) {
+        const command = cursor.u16()
+        const length = cursor.u16()
+        if (command === 7) cursor.take(cursor.u32())
+        else cursor.take(length)
+        continue
+      }
       const id = cursor.u32()
-      if (element === 1) {
-        if (cursor.cstr() !== 'ram') throw new Error('not ram')
+      let idstr = ''
+      if (element === 1 || element === 4) {
+        idstr = cursor.cstr()
         cursor.take(8)
-        ram = id
-      } else if (id !== ram) throw new Error(`section ${id}`)
-      records(cursor, lines, names, state)
-      if (cursor.u8() !== 0x7e || cursor.u32() !== ram) throw new Error('footer')
-      if (element === 3) return { lines, names, ramEnd: cursor.at }
-    } else throw new Error(`element ${element} at ${cursor.at - 1}`)
+        if (idstr === 'ram') ram = id
+      }
+      if (element === 4 && !idstr.endsWith('-early')) return { lines, names, ram, ramEnd: cursor.at }
+      if (element < 1 || element > 4) throw new Error(`element ${element} at ${cursor.at - 5}`)
+      if (id !== ram) {
+        otherBody(cursor, id)
+        continue
+      }
+      records(cursor, lines, names, state, options)
+      if (footers && (cursor.u8() !== 0x7e || cursor.u32() !== ram)) throw new Error('footer')
+    } catch (error) {
+      if (!(error as Error).message.startsWith('ends at')) throw error
+      return { lines, names, ram, ramEnd: -1 } // a broken connection
+    }
+    if (element === 3) return { lines, names, ram, ramEnd: cursor.at }
   }
 }
 
@@ -100,7 +152,7 @@ export function simplePreempt(bytes: Uint8Array, names: readonly string[]): stri
   const cursor = new Cursor(bytes)
   while (cursor.left > 0) {
     try {
-      records(cursor, lines, [...names], state)
+      records(cursor, lines, [...names], state, {})
     } catch (error) {
       if (cursor.left > 0) throw error
     }

@@ -1,25 +1,34 @@
-/** Real streams of QEMU 7.2 and 10: pcap-fixtures/, and those of the guest lab where it has run. */
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+/**
+ * Real streams of QEMU 7.2 and 10: test/vectors/qemu/streams/ (record-streams.ts makes them), pcap-fixtures/streams/, and
+ * those of the guest lab where it has run.
+ */
+import { closeSync, existsSync, openSync, readFileSync, readSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
 import { BlockTable } from '../../src/qemu/block-table.ts'
 import { channelKind } from '../../src/qemu/channel-kind.ts'
-import { MainStreamParser } from '../../src/qemu/main-stream.ts'
+import { MainStreamParser, type ParserMemory } from '../../src/qemu/main-stream.ts'
 import { MultifdParser } from '../../src/qemu/multifd-channel.ts'
 import { PreemptParser } from '../../src/qemu/preempt-channel.ts'
 import { ReturnPathParser } from '../../src/qemu/return-path.ts'
-import { type TraceSink, traceOf } from './harness.ts'
+import { type AnyParser, type TraceSink, traceOf } from './harness.ts'
+import { LOADED_AT, loadedPages } from './loaded-pages.ts'
 import { simpleMain, simpleMultifd, simplePreempt } from './simple-decoder.ts'
 
-interface FixtureNote {
+/** What both index.json files say of a migration. */
+interface MigrationNote {
   readonly name: string
   readonly capabilities: readonly string[]
-  readonly streams: readonly { readonly channel: string; readonly file: string }[]
+  readonly streams: readonly {
+    readonly channel: string
+    readonly file?: string
+    readonly lengthBytes: number
+    readonly broken?: boolean
+  }[]
 }
 
-const folder = fileURLToPath(new URL('../../pcap-fixtures/', import.meta.url))
-const labFolder = fileURLToPath(new URL('../../.cache/lab/streams/', import.meta.url))
+const here = (path: string) => fileURLToPath(new URL(path, import.meta.url))
 
 /** Cuts of all sizes from a byte to 100 KB, the same each time. */
 function someCuts(input: Uint8Array): number[] {
@@ -33,121 +42,196 @@ function someCuts(input: Uint8Array): number[] {
   }
 }
 
-const recordLines = (lines: readonly string[]) => lines.filter(line => /^(block|zero|page|opaque)/.test(line))
-const unlike = (a: readonly string[], b: readonly string[]) => {
-  const i = Math.max(a.length, b.length)
-  for (let at = 0; at < i; at++) if (a[at] !== b[at]) return `line ${at}: ${a[at]} | ${b[at]}`
+/** Where two traces part, or ''. */
+function unlike(a: readonly string[], b: readonly string[]): string {
+  for (let at = 0; at < Math.max(a.length, b.length); at++) {
+    if (a[at] !== b[at]) return `line ${at}: ${a[at]} | ${b[at]}`
+  }
   return ''
 }
 
-t.test(
-  'fixtures',
-  { skip: existsSync(`${folder}index.json`) ? false : 'pcap-fixtures/ is empty: make fixtures' },
-  t => {
-    const notes: FixtureNote[] = JSON.parse(readFileSync(`${folder}index.json`, 'utf8'))
-    const seen = new Set<string>()
-    for (const note of notes) {
-      const blocks = new BlockTable()
-      let names: readonly string[] = []
-      const streams = [...note.streams].sort((a, b) => a.channel.localeCompare(b.channel)) // main before the others
-      for (const { channel, file } of streams) {
-        if (!file || seen.has(file)) continue
-        seen.add(file)
-        const input = zstdDecompressSync(readFileSync(folder + file))
-        if (channel === 'main') {
-          t.equal(channelKind(input), 'main')
-          let parser: MainStreamParser | undefined
-          const make = (sink: TraceSink) => {
-            parser = new MainStreamParser(sink)
-            return parser
-          }
-          const lines = traceOf(input, someCuts(input), make, true)
-          const simple = simpleMain(input)
-          names = simple.names
-          t.equal(unlike(recordLines(lines), simple.lines), '', `${file}: ${simple.lines.length} records`)
-          t.equal(
-            lines.find(line => line.startsWith('phase ram-end')),
-            `phase ram-end ${simple.ramEnd}`,
-          )
-          t.same(parser!.finish(), { cut: false, ramComplete: true, degradedAt: undefined })
-          for (const name of names) {
-            const { lengthBytes } = parser!.memory().blocks.find(block => block.idstr === name)!
-            blocks.declare(Buffer.from(name, 'latin1'), 0, name.length, lengthBytes)
-          }
-          blocks.complete = true
-          const { records } = parser!.counts
-          const { capabilities } = note
-          t.equal(records.xbzrle > 0, capabilities.includes('xbzrle'))
-          t.equal(records.compress > 0, capabilities.includes('compress'))
-          t.equal(
-            lines.includes(`phase eof ${input.length}`),
-            capabilities.includes('postcopy-ram'),
-            'EOF ends postcopy',
-          )
-        } else if (channel === 'multifd') {
-          t.equal(channelKind(input), 'multifd')
-          let parser: MultifdParser | undefined
-          const make = (sink: TraceSink) => {
-            parser = new MultifdParser(sink, blocks)
-            return parser
-          }
-          const lines = traceOf(input, someCuts(input), make)
-          const simple = simpleMultifd(input)
-          const bare = lines
-            .filter(line => !line.startsWith('block'))
-            .map(line => line.replace(/^(packet .*) -?\d+$/, '$1').replace(/^(zero page|page \S+) \d+ /, '$1 '))
-          t.equal(unlike(bare, simple), '', `${file}: ${simple.length} lines`)
-          t.same(parser!.finish(), { cut: false, degradedAt: undefined })
-          t.ok(parser!.counts.syncs > 0)
-        } else if (channel === 'preempt') {
-          t.equal(channelKind(input), 'preempt')
-          const lines = traceOf(input, someCuts(input), sink => new PreemptParser(sink, blocks))
-          const found = lines.filter(line => !line.startsWith('block'))
-          t.equal(unlike(found, simplePreempt(input, names)), '', `${file}: ${found.length} records`)
-        } else {
-          let parser: ReturnPathParser | undefined
-          const make = (sink: TraceSink) => {
-            parser = new ReturnPathParser(sink)
-            return parser
-          }
-          const lines = traceOf(input, someCuts(input), make)
-          t.match(lines.at(-1), /^shut 0 /, `${file}: ${lines.length} messages`)
-          t.notOk(parser!.midMessage || parser!.raw)
-        }
-      }
+/** The first 16 MB of the RAMBlock that holds the guest's RAM, as the lines of its channels rebuild them. */
+class Rebuilt {
+  /** Not zero, so that ZERO records count. */
+  readonly ram = new Uint8Array(16 << 20).fill(0xcc)
+  apply(lines: readonly string[], input: Uint8Array): void {
+    let block = -1
+    for (const line of lines) {
+      const named = /^block (\d+) (pc\.ram|mem0) /.exec(line)
+      if (named) block = Number(named[1])
+      const page = /^(page|zero) (?:\d+-(\d+)|page) (\d+) 0x([0-9a-f]+)/.exec(line)
+      if (!page || Number(page[3]) !== block) continue
+      const offset = Number.parseInt(page[4]!, 16)
+      const end = Number(page[2])
+      if (page[1] === 'page') this.ram.set(input.subarray(end - 4096, end), offset)
+      else this.ram.fill(0, offset, offset + 4096)
     }
-    t.ok(seen.size > 0, `${seen.size} streams`)
-    t.end()
-  },
-)
+  }
+}
 
-const labStreams = existsSync(labFolder) ? readdirSync(labFolder).filter(file => file.endsWith('.stream')) : []
-t.test('streams of the lab', { skip: labStreams.length > 0 ? false : 'no .cache/lab/streams/: see scripts/lab' }, t => {
-  for (const file of labStreams) {
-    const input = readFileSync(labFolder + file)
-    const counted = { zero: 0, page: 0, from: 0, bytes: 0 }
+/** Parses all channels of a migration in cuts, against the simple decoder. */
+function checkMigration(t: Tap, note: MigrationNote, folder: string): Rebuilt {
+  const blocks = new BlockTable()
+  const rebuilt = new Rebuilt()
+  let names: string[] = []
+  let ram = -1
+  let memory: ParserMemory | undefined
+  const order = ['main', 'recovery', 'multifd', 'preempt', 'return']
+  const streams = note.streams.filter(stream => stream.file)
+  streams.sort((a, b) => order.indexOf(a.channel) - order.indexOf(b.channel))
+  const { capabilities } = note
+  const postcopy = capabilities.includes('postcopy-ram')
+  for (const { channel, file, broken, lengthBytes } of streams) {
+    const input = zstdDecompressSync(readFileSync(folder + file))
+    t.equal(input.length, lengthBytes, `all of ${file}`)
+    if (channel !== 'return' && input.length > 0) t.equal(channelKind(input), channel)
+    const cuts = someCuts(input)
+    let parser: AnyParser | undefined
+    const trace = <P extends AnyParser>(make: (sink: TraceSink) => P, compare = false): [P, string[]] => {
+      const lines = traceOf(
+        input,
+        cuts,
+        sink => {
+          parser = make(sink)
+          return parser
+        },
+        compare,
+      )
+      t.same(
+        lines.filter(line => line.startsWith('degraded')),
+        [],
+        `${file} is understood`,
+      )
+      return [parser as P, lines]
+    }
+    if (channel === 'main' || channel === 'recovery') {
+      const recovery = channel === 'recovery'
+      const options = recovery ? { recovery: memory!, blocks } : { blocks }
+      const [main, lines] = trace(sink => new MainStreamParser(sink, options), true)
+      const layout = {
+        ...(capabilities.includes('x-ignore-shared') ? { each: 8 } : {}),
+        ...(note.name.includes('hugepages') ? { first: 8 } : {}),
+      }
+      const simple = simpleMain(input, layout, recovery ? { names, ram } : undefined)
+      const found = lines.filter(line => (recovery ? /^(zero|page|opaque)/ : /^(block|zero|page|opaque)/).test(line))
+      t.equal(unlike(found, simple.lines), '', `${found.length} records are the same in both decoders`)
+      names = simple.names
+      ram = simple.ram
+      memory = main.memory()
+      if (broken) t.match(main.finish(), { ramComplete: false, degradedAt: undefined })
+      else {
+        t.same(main.finish(), { cut: false, ramComplete: true, degradedAt: undefined })
+        const end = capabilities.includes('background-snapshot') ? 'snapshot-devices' : 'ram-end'
+        t.equal(
+          lines.find(line => line.startsWith(`phase ${end}`)),
+          `phase ${end} ${simple.ramEnd}`,
+        )
+        t.equal(lines.includes(`phase eof ${input.length}`), postcopy, 'EOF is seen in postcopy')
+      }
+      const { records, commands } = main.counts
+      t.equal(records.xbzrle > 0, capabilities.includes('xbzrle'))
+      t.equal(records.compress > 0, capabilities.includes('compress'))
+      t.equal(commands[7], postcopy && !recovery ? 1 : 0)
+      rebuilt.apply(lines, input)
+    } else if (channel === 'multifd') {
+      const [multifd, lines] = trace(sink => new MultifdParser(sink, blocks))
+      if (multifd.counts.opaqueBytes === 0) {
+        const bare = lines
+          .filter(line => !line.startsWith('block'))
+          .map(line => line.replace(/^(packet .*) -?\d+$/, '$1').replace(/^(zero page|page \S+) \d+ /, '$1 '))
+        t.equal(unlike(bare, simpleMultifd(input)), '', `${bare.length} lines are the same in both decoders`)
+        rebuilt.apply(lines, input)
+      } else t.ok(lines.some(line => line.startsWith('compressed')))
+      t.same(multifd.finish(), { cut: false, degradedAt: undefined })
+      t.equal(multifd.counts.syncs > 0, true)
+    } else if (channel === 'preempt') {
+      const [, lines] = trace(sink => new PreemptParser(sink, blocks), true)
+      const found = lines.filter(line => !line.startsWith('block'))
+      t.equal(unlike(found, simplePreempt(input, names)), '', `${found.length} records are the same in both decoders`)
+      rebuilt.apply(lines, input)
+    } else {
+      const [returnPath, lines] = trace(sink => new ReturnPathParser(sink))
+      t.match(lines.at(-1), broken ? /^pong / : /^shut 0 /, `${lines.length} messages`)
+      t.notOk(returnPath.midMessage)
+    }
+  }
+  return rebuilt
+}
+
+type Tap = Pick<typeof t, 'equal' | 'same' | 'match' | 'ok' | 'notOk'>
+
+t.test('recordings', t => {
+  const folder = here('../vectors/qemu/streams/')
+  const notes: MigrationNote[] = JSON.parse(readFileSync(`${folder}index.json`, 'utf8'))
+  t.ok(notes.length > 0)
+  const loaded = loadedPages()
+  for (const note of notes) {
+    t.test(note.name, t => {
+      const { ram } = checkMigration(t, note, folder)
+      // What was loaded into the guest must come out, unless it is compressed or not sent.
+      if (/zlib|zstd|ignore-shared/.test(note.name)) return t.end()
+      t.equal(Buffer.compare(ram.subarray(LOADED_AT, LOADED_AT + loaded.length), loaded), 0, 'the loaded pages')
+      t.notOk(
+        ram.subarray(LOADED_AT + loaded.length).some(byte => byte !== 0),
+        'zero pages behind them',
+      )
+      t.end()
+    })
+  }
+  t.end()
+})
+
+const fixtures = here('../../pcap-fixtures/')
+t.test('fixtures', { skip: existsSync(`${fixtures}index.json`) ? false : 'no pcap-fixtures/: make fixtures' }, t => {
+  const notes: MigrationNote[] = JSON.parse(readFileSync(`${fixtures}index.json`, 'utf8'))
+  t.ok(notes.length > 0)
+  for (const note of notes) {
+    t.test(note.name, t => {
+      checkMigration(t, note, fixtures)
+      t.end()
+    })
+  }
+  t.end()
+})
+
+const lab = here('../../.cache/lab/streams/')
+t.test('lab', { skip: existsSync(`${lab}manifest.json`) ? false : 'no streams of scripts/lab/' }, t => {
+  const { streams } = JSON.parse(readFileSync(`${lab}manifest.json`, 'utf8')) as {
+    streams: { name: string; file: string; bytes: number }[]
+  }
+  const chunk = new Uint8Array(1 << 20)
+  for (const { name, file, bytes } of streams) {
+    if (!existsSync(lab + file)) continue
+    const counted = { zero: 0, page: 0, end: 0, bytes: 0 }
+    const count = (start: number, end: number) => {
+      if (start < counted.end) throw new Error(`${start} lies before ${counted.end}`)
+      counted.end = end
+      counted.bytes += end - start
+    }
     const parser = new MainStreamParser({
       block: () => {},
       zeroRecord: (start, end) => {
         counted.zero++
-        counted.bytes += end - start
-        if (start < counted.from) throw new Error('overlap')
-        counted.from = end
+        count(start, end)
       },
       pageRecord: (start, end) => {
         counted.page++
-        counted.bytes += end - start
-        if (start < counted.from) throw new Error('overlap')
-        counted.from = end
+        count(start, end)
       },
       opaquePage: () => {},
       phase: () => {},
-      degraded: (position, reason) => t.fail(`${file}: ${reason} at ${position}`),
+      degraded: (position, reason) => t.fail(`${reason} at ${position}`),
     })
-    for (let at = 0; at < input.length; at += 65536) parser.push(input, at, Math.min(65536, input.length - at))
-    t.same(parser.finish(), { cut: false, ramComplete: true, degradedAt: undefined }, file)
+    const descriptor = openSync(lab + file, 'r')
+    for (let length = 1; length > 0; ) {
+      length = readSync(descriptor, chunk)
+      parser.push(chunk, 0, length)
+    }
+    closeSync(descriptor)
+    t.equal(parser.position, bytes, name)
+    t.same(parser.finish(), { cut: false, ramComplete: true, degradedAt: undefined })
     t.same([parser.counts.records.zero, parser.counts.records.page], [counted.zero, counted.page])
-    t.ok(counted.bytes > 0.98 * input.length, 'nearly all of it is records')
+    t.ok(counted.bytes > 0.98 * bytes, 'nearly all of it is records')
   }
   t.end()
 })
