@@ -187,7 +187,7 @@ async function runBuild(args: BuildArguments): Promise<void> {
       'USAGE',
       `--memory ${args.memory}`,
       undefined,
-      `give at least ${COUNT_MEMORY_MIN / 2 ** 20}MiB`,
+      `give at least ${COUNT_MEMORY_MIN / 2 ** 10}KiB`,
     )
   }
 

@@ -8,7 +8,8 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
 import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
-import type { FlowInfo, SessionSink } from '../session/api.ts'
+import type { LinkSink } from '../link/api.ts'
+import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
 import { Inbound } from '../transfer/inbound.ts'
 import type { Pool } from '../transfer/pool.ts'
@@ -61,7 +62,7 @@ class Arrival {
   }
 }
 
-export class DestinationSession implements SessionSink {
+export class DestinationSession implements LinkSink {
   readonly options: DestinationSessionOptions
   private readonly inbound: Inbound
   private readonly flows = new Map<number, DestinationFlow>()
@@ -84,7 +85,7 @@ export class DestinationSession implements SessionSink {
     return this.flows.size
   }
 
-  // --- SessionSink
+  // --- LinkSink
 
   onOpen(number: number, info: FlowInfo): void {
     let arrival = this.arrivals.get(info.migration)
@@ -157,7 +158,6 @@ export class DestinationSession implements SessionSink {
     this.end(error.message)
   }
 
-  onLost(): void {}
   onWork(): void {}
 
   /** Breaks all of QEMU's connections: the session is gone. */

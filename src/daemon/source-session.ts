@@ -9,7 +9,7 @@ import { BlockTable } from '../qemu/block-table.ts'
 import { CHANNEL_KIND_BYTES_MAX, type ChannelKind, channelKind } from '../qemu/channel-kind.ts'
 import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
 import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
-import type { SessionSink } from '../session/api.ts'
+import type { LinkSink } from '../link/api.ts'
 import type { Session } from '../session/session.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
 import { Outbound } from '../transfer/outbound.ts'
@@ -85,10 +85,12 @@ export interface SourceSessionOptions {
   readonly onFailure: (error: ProxyError) => void
 }
 
-export class SourceSession implements SessionSink {
+export class SourceSession implements LinkSink {
   readonly options: SourceSessionOptions
   readonly outbound: Outbound
   private readonly flows = new Map<number, SourceFlow>()
+  /** All connections, those without a flow too. */
+  private readonly connections = new Set<SourceFlow>()
   private readonly freeSlots: number[]
   private pumping: NodeJS.Immediate | undefined
   private idleTimer: NodeJS.Timeout | undefined
@@ -105,13 +107,13 @@ export class SourceSession implements SessionSink {
         flow.underWay--
         options.session.sendBatch(flow.number, rawLength, parts)
         flow.afterBatch()
-        this.onWork()
+        this.wake()
       },
       error => options.onFailure(error),
     )
   }
 
-  /** Channels that are open or wait. */
+  /** Channels that are open. */
   get channelCount(): number {
     return this.flows.size
   }
@@ -125,11 +127,14 @@ export class SourceSession implements SessionSink {
       return
     }
     const flow = new SourceFlow(this, socket, gate, slot)
+    this.connections.add(flow)
     gate.silent.add(flow)
     socket.start(flow)
   }
 
-  releaseSlot(slot: number): void {
+  /** A connection and its slot are done with. */
+  release(flow: SourceFlow, slot: number): void {
+    this.connections.delete(flow)
     this.freeSlots.push(slot)
   }
 
@@ -167,7 +172,7 @@ export class SourceSession implements SessionSink {
     if (kind === 'tls') {
       log.warn('relayed raw', { migration: migration.number, reason: 'QEMU encrypts this migration itself: nothing can be saved; use plain TCP to the proxy' })
     }
-    this.onWork()
+    this.wake()
   }
 
   /** Main announced postcopy: a silent connection of the same gate is the preempt channel. */
@@ -183,7 +188,7 @@ export class SourceSession implements SessionSink {
     }, PREEMPT_SILENT_MS).unref()
   }
 
-  // --- SessionSink
+  // --- LinkSink
 
   onOpen(): void {}
   onBatch(): void {}
@@ -207,7 +212,7 @@ export class SourceSession implements SessionSink {
   }
 
   onCredit(): void {
-    this.onWork()
+    this.wake()
   }
 
   onDrain(): void {
@@ -215,16 +220,20 @@ export class SourceSession implements SessionSink {
   }
 
   onBye(code: number, text: string): void {
-    this.end(code === 0 ? 'the other proxy ended the session' : `the other proxy ended the session: ${text}`)
+    void this.end(code === 0 ? 'the other proxy ended the session' : `the other proxy ended the session: ${text}`)
   }
 
   onDead(error: ProxyError): void {
-    this.end(error.message)
+    void this.end(error.message)
   }
 
-  onLost(): void {}
-
+  /** The link is about to pull: the place to encode. */
   onWork(): void {
+    this.pump()
+  }
+
+  /** Something arrived or became free: encodes once this turn's events are through. */
+  wake(): void {
     if (this.pumping || this.ended) return
     this.pumping = setImmediate(() => {
       this.pumping = undefined
@@ -233,13 +242,14 @@ export class SourceSession implements SessionSink {
   }
 
   /** Breaks all of QEMU's connections: the session is gone. */
-  end(reason: string): void {
-    if (this.ended) return
-    this.ended = true
-    clearTimeout(this.idleTimer)
-    for (const flow of this.flows.values()) flow.sessionLost(reason)
-    this.flows.clear()
-    void this.outbound.close()
+  async end(reason: string): Promise<void> {
+    if (!this.ended) {
+      this.ended = true
+      clearTimeout(this.idleTimer)
+      this.flows.clear()
+      for (const flow of [...this.connections]) flow.sessionLost(reason)
+    }
+    await this.outbound.close()
   }
 
   // --- encoding
@@ -277,7 +287,7 @@ export class SourceSession implements SessionSink {
     this.idleTimer = undefined
     const nowMs = this.options.now()
     for (const flow of this.flows.values()) flow.releaseIfIdle(nowMs)
-    this.onWork()
+    this.wake()
   }
 }
 
@@ -352,7 +362,7 @@ export class SourceFlow implements SocketSink {
     this.arrivedMs = this.session.options.now()
     if (this.number > 0) {
       this.encoder.push(this.bytes, at, count)
-      this.session.onWork()
+      this.session.wake()
       return
     }
     this.early += count
@@ -372,7 +382,7 @@ export class SourceFlow implements SocketSink {
     if (this.migration && this.migration.endedBy === '') this.migration.endedBy = 'source QEMU closed'
     this.release = true
     this.afterBatch()
-    this.session.onWork()
+    this.session.wake()
   }
 
   onClosed(closed: SocketClosed): void {
@@ -500,7 +510,7 @@ export class SourceFlow implements SocketSink {
     if (this.left) return
     this.left = true
     // the socket may still write to the slot until it is closed
-    const free = (): void => this.session.releaseSlot(this.slot)
+    const free = (): void => this.session.release(this, this.slot)
     if (this.closed) free()
     else if (this.socket.isClosed) free()
     else this.onClosed = () => free()

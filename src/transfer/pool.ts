@@ -85,3 +85,34 @@ export async function openPool(request: PoolRequest): Promise<Pool> {
     for (const file of files) await file.close()
   }
 }
+
+/**
+ * Keeps the pool of the last session, so that the next one with the same terms neither loads its sets again nor waits
+ * until the memory of the one before is collected.
+ */
+export class PoolKeeper {
+  private kept: { readonly terms: string; readonly pool: Pool } | undefined
+
+  /** A pool with an empty ring. @throws as openPool */
+  async take(request: PoolRequest): Promise<Pool> {
+    const { store: _, ...plain } = request
+    const terms = JSON.stringify(plain)
+    const { kept } = this
+    this.kept = undefined
+    if (kept?.terms === terms) {
+      kept.pool.kernel.reset()
+      return kept.pool
+    }
+    const pool = await openPool(request)
+    this.termsOf.set(pool, terms)
+    return pool
+  }
+
+  private readonly termsOf = new WeakMap<Pool, string>()
+
+  /** A session is over, and nothing writes to its memory any more. */
+  give(pool: Pool): void {
+    const terms = this.termsOf.get(pool)
+    if (terms !== undefined) this.kept = { terms, pool }
+  }
+}

@@ -1,0 +1,346 @@
+/** `pageferry encode`, `decode`, `estimate`: the codec without a network. */
+import { stat } from 'node:fs/promises'
+import { SingleBar } from 'cli-progress'
+import Table from 'cli-table3'
+import type { Argv, CommandModule } from 'yargs'
+import { BatchStats } from '../codec/stats.ts'
+import { COLUMN, COLUMN_NAMES, PAGE_SIZE } from '../codec/wire.ts'
+import { EFFORT_MAX, EFFORTS, type Effort } from '../compression/effort.ts'
+import { ProxyError } from '../errors.ts'
+import { TemplateStore } from '../store/template-store.ts'
+import { decodeStream, type EncodeResult, encodeStream, OutputFile, readFile } from '../transfer/offline.ts'
+import { formatCount, formatSize, parseCount, parseRate, parseSize } from './quantity.ts'
+
+/** Ring of the session's pages: what the far side keeps besides its sets. */
+export const POOL_MEMORY_DEFAULT = '64MiB'
+/** Places whose last page is remembered: 4 MiB of memory on each side, 4 GiB of guest. */
+export const PLACES = 1 << 20
+/** What `encode` and `estimate` use where nothing is said: the ratio of a 100 Mbit/s link. */
+const EFFORT_DEFAULT = '3'
+
+interface CodecArguments {
+  readonly store: string | undefined
+  readonly set: string[]
+  readonly poolMemory: string
+  readonly effort: string
+  readonly json: boolean
+}
+
+interface EncodeArguments extends CodecArguments {
+  readonly input: string
+  readonly output: string
+}
+
+interface DecodeArguments {
+  readonly input: string
+  readonly output: string
+  readonly store: string | undefined
+  readonly json: boolean
+}
+
+interface EstimateArguments extends CodecArguments {
+  readonly inputs: string[]
+  readonly rate: string | undefined
+}
+
+function codecOptions(yargs: Argv): Argv<CodecArguments> {
+  return yargs
+    .option('store', { describe: 'Folder of template sets; all sound sets in it are used', type: 'string', requiresArg: true })
+    .option('set', {
+      describe: 'Use only the sets with these digests (first digits)',
+      type: 'string',
+      array: true,
+      requiresArg: true,
+      default: [],
+    })
+    .option('pool-memory', {
+      describe: 'Memory for pages that have passed, on either side',
+      type: 'string',
+      requiresArg: true,
+      default: POOL_MEMORY_DEFAULT,
+    })
+    .option('effort', {
+      describe: `How hard to squeeze: 0 (references alone) to ${EFFORT_MAX}`,
+      type: 'string',
+      requiresArg: true,
+      default: EFFORT_DEFAULT,
+    })
+    .option('json', { describe: 'Print JSON', type: 'boolean', default: false }) as never
+}
+
+export const encodeCommand: CommandModule<object, EncodeArguments> = {
+  command: 'encode <input>',
+  describe: 'Encode a migration stream to a file that holds what the WAN would carry',
+  builder: yargs =>
+    (codecOptions(yargs) as Argv<EncodeArguments>)
+      .positional('input', { describe: 'Any file, or - for standard input', type: 'string', demandOption: true })
+      .option('output', {
+        alias: 'o',
+        describe: 'File to write, or - for standard output',
+        type: 'string',
+        requiresArg: true,
+        demandOption: true,
+      })
+      .example('$0 encode web1.stream -o web1.pfy --store S', 'against all sets of the store S')
+      .example('$0 encode - -o - < web1.stream | $0 decode - -o - | cmp - web1.stream', 'there and back') as never,
+  handler: runEncode,
+}
+
+export const decodeCommand: CommandModule<object, DecodeArguments> = {
+  command: 'decode <input>',
+  describe: 'Decode a file that encode made',
+  builder: yargs =>
+    yargs
+      .positional('input', { describe: 'The encoded file, or - for standard input', type: 'string', demandOption: true })
+      .option('output', {
+        alias: 'o',
+        describe: 'File to write, or - for standard output',
+        type: 'string',
+        requiresArg: true,
+        demandOption: true,
+      })
+      .option('store', { describe: 'Folder with the template sets that encode used', type: 'string', requiresArg: true })
+      .option('json', { describe: 'Print JSON', type: 'boolean', default: false })
+      .example('$0 decode web1.pfy -o web1.stream --store S', 'the stream, byte for byte') as never,
+  handler: runDecode,
+}
+
+export const estimateCommand: CommandModule<object, EstimateArguments> = {
+  command: 'estimate <inputs..>',
+  describe: 'Tell what a migration would save, and why',
+  builder: yargs =>
+    (codecOptions(yargs) as Argv<EstimateArguments>)
+      .positional('inputs', { describe: 'Migration streams', type: 'string', array: true, demandOption: true })
+      .option('rate', {
+        describe: 'Link, such as 100Mbit: forecasts the seconds at each effort',
+        type: 'string',
+        requiresArg: true,
+      })
+      .example('$0 estimate web2.stream --store S', 'bytes by class')
+      .example('$0 estimate web2.stream --store S --rate 100Mbit', 'seconds over such a link') as never,
+  handler: runEstimate,
+}
+
+/** @throws USAGE */
+export function parseEffort(text: string): Effort {
+  const level = parseCount(text, '--effort', 0)
+  if (level > EFFORT_MAX) throw new ProxyError('USAGE', `--effort ${text}`, undefined, `give 0 to ${EFFORT_MAX}`)
+  return EFFORTS[level]!
+}
+
+/** Digests of the sets to use: those asked for, or all sound ones of the store. @throws TEMPLATE_*, USAGE, IO */
+async function chooseSets(store: TemplateStore | undefined, wanted: readonly string[]): Promise<string[]> {
+  if (store === undefined) {
+    if (wanted.length > 0) throw new ProxyError('USAGE', '--set without --store', undefined, 'give --store DIR')
+    return []
+  }
+  if (wanted.length > 0) return Promise.all(wanted.map(prefix => store.find(prefix)))
+  const sets = await store.list()
+  for (const { problem } of sets) if (problem) process.stderr.write(`note: ${problem.message}\n`)
+  return sets.filter(({ problem }) => problem === undefined).map(({ digest }) => digest)
+}
+
+interface Job {
+  readonly store: TemplateStore | undefined
+  readonly sets: readonly string[]
+  readonly ringPages: number
+  readonly effort: Effort
+}
+
+async function jobOf(args: CodecArguments): Promise<Job> {
+  const store = args.store === undefined ? undefined : new TemplateStore(args.store)
+  return {
+    store,
+    sets: await chooseSets(store, args.set),
+    ringPages: Math.floor(parseSize(args.poolMemory, '--pool-memory') / PAGE_SIZE),
+    effort: parseEffort(args.effort),
+  }
+}
+
+/** Runs with a progress bar on a terminal and a signal that Ctrl-C aborts. */
+async function attended<T>(
+  input: string,
+  quiet: boolean,
+  work: (progress: (bytes: number) => void, signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  const stop = new AbortController()
+  const interrupt = (): void =>
+    stop.abort(new ProxyError('IO', 'interrupted', undefined, 'nothing is left behind; start again'))
+  process.once('SIGINT', interrupt)
+  process.once('SIGTERM', interrupt)
+  const total = input === '-' ? 0 : ((await stat(input).catch(() => undefined))?.size ?? 0)
+  const bar =
+    process.stderr.isTTY && !quiet && total > 0
+      ? new SingleBar({ format: '{bar} {percentage} %  {eta_formatted} left', stream: process.stderr, clearOnComplete: true, fps: 10 })
+      : undefined
+  bar?.start(total, 0)
+  try {
+    return await work(bytes => bar?.update(Math.min(bytes, total)), stop.signal)
+  } catch (error) {
+    if (stop.signal.aborted) process.exitCode = 130
+    throw error
+  } finally {
+    bar?.stop()
+    process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
+  }
+}
+
+async function encodeTo(
+  input: string,
+  job: Job,
+  quiet: boolean,
+  write: (bytes: Uint8Array) => Promise<void> | void,
+): Promise<EncodeResult> {
+  return attended(input, quiet, (progress, signal) =>
+    encodeStream(readFile(input), write, { ...job, places: PLACES, progress, signal }),
+  )
+}
+
+async function runEncode(args: EncodeArguments): Promise<void> {
+  const job = await jobOf(args)
+  const output = new OutputFile(args.output)
+  try {
+    const startMs = performance.now()
+    const result = await encodeTo(args.input, job, args.json || args.output === '-', bytes => output.write(bytes))
+    await output.finish()
+    const seconds = (performance.now() - startMs) / 1000
+    const { stats, fileBytes, degraded } = result
+    const line = { input: args.input, rawBytes: stats.rawBytes, fileBytes, ratio: ratio(fileBytes, stats.rawBytes), seconds, degraded }
+    if (args.json) process.stderr.write(`${JSON.stringify(line)}\n`)
+    else if (args.output !== '-')
+      process.stdout.write(
+        `${formatSize(stats.rawBytes)} to ${formatSize(fileBytes)}, ${percent(fileBytes, stats.rawBytes)}, in ${seconds.toFixed(1)} s\n`,
+      )
+    if (degraded && !args.json)
+      process.stderr.write(`note: relayed raw from byte ${degraded.position}: ${degraded.reason}\n`)
+  } finally {
+    await output.discard()
+  }
+}
+
+async function runDecode(args: DecodeArguments): Promise<void> {
+  const output = new OutputFile(args.output)
+  try {
+    const store = args.store === undefined ? undefined : new TemplateStore(args.store)
+    const { bytes } = await attended(args.input, args.json || args.output === '-', (progress, signal) =>
+      decodeStream(readFile(args.input), piece => output.write(piece), { store, name: args.input, progress, signal }),
+    )
+    await output.finish()
+    if (args.json) process.stderr.write(`${JSON.stringify({ input: args.input, bytes })}\n`)
+    else if (args.output !== '-') process.stdout.write(`${formatSize(bytes)}, verified batch by batch\n`)
+  } finally {
+    await output.discard()
+  }
+}
+
+/** What `estimate --json` prints for one input. */
+export interface Estimate {
+  readonly input: string
+  readonly qemuBytes: number
+  readonly wanBytes: number
+  readonly ratio: number
+  readonly pages: Readonly<Record<string, number>>
+  /** Bytes of the WAN by column of the format. */
+  readonly columns: Readonly<Record<string, number>>
+  readonly degraded: EncodeResult['degraded']
+  /** Seconds over the link of --rate, by effort: the slower of link and encoder. */
+  readonly forecast?: readonly { readonly effort: number; readonly wanBytes: number; readonly seconds: number }[]
+}
+
+async function runEstimate(args: EstimateArguments): Promise<void> {
+  const job = await jobOf(args)
+  const rate = args.rate === undefined ? undefined : parseRate(args.rate, '--rate')
+  const estimates: Estimate[] = []
+  const total = new BatchStats()
+  for (const input of args.inputs) {
+    const result = await encodeTo(input, job, args.json, () => {})
+    total.add(result.stats)
+    const forecast = rate === undefined ? undefined : await forecastOf(input, job, rate)
+    estimates.push({ ...estimateOf(input, result), ...(forecast ? { forecast } : {}) })
+  }
+  if (args.json) {
+    process.stdout.write(`${JSON.stringify(estimates, null, 2)}\n`)
+    return
+  }
+  for (const estimate of estimates) printEstimate(estimate, job)
+}
+
+function estimateOf(input: string, { stats, fileBytes, degraded }: EncodeResult): Estimate {
+  return {
+    input,
+    qemuBytes: stats.rawBytes,
+    wanBytes: fileBytes,
+    ratio: ratio(fileBytes, stats.rawBytes),
+    pages: {
+      zero: stats.zeroPages,
+      fill: stats.fillPages,
+      previous: stats.samePages,
+      template: stats.templatePages,
+      earlier: stats.earlierPages,
+      patched: stats.patchPages,
+      compressed: stats.newPages,
+      incompressible: stats.densePages,
+      opaque: stats.opaquePages,
+    },
+    columns: Object.fromEntries(COLUMN_NAMES.map((name, column) => [name, stats.columns[column]!])),
+    degraded,
+  }
+}
+
+/** Encodes once at each effort. The link carries while the CPU encodes, so the slower of both decides. */
+async function forecastOf(input: string, job: Job, rate: number): Promise<NonNullable<Estimate['forecast']>> {
+  const forecast = []
+  for (const effort of EFFORTS) {
+    if (effort.level > EFFORTS.length - 2) continue // never chosen by itself
+    const startMs = performance.now()
+    const { fileBytes } = await encodeTo(input, { ...job, effort }, true, () => {})
+    const encodeSeconds = (performance.now() - startMs) / 1000
+    forecast.push({ effort: effort.level, wanBytes: fileBytes, seconds: Math.max(encodeSeconds, fileBytes / rate) })
+  }
+  return forecast
+}
+
+function printEstimate(estimate: Estimate, job: Job): void {
+  const { input, qemuBytes, wanBytes, pages, columns, degraded, forecast } = estimate
+  process.stdout.write(
+    `${input}: ${formatSize(qemuBytes)} of QEMU, ${formatSize(wanBytes)} on the WAN (${percent(wanBytes, qemuBytes)}), ` +
+      `${job.sets.length} template set${job.sets.length === 1 ? '' : 's'}, effort ${job.effort.level} (${job.effort.name})\n`,
+  )
+  const column = (index: number): number => columns[COLUMN_NAMES[index]!]!
+  const heads = column(COLUMN.OPS) + column(COLUMN.NUMBERS) + column(COLUMN.HEADERS)
+  const patches = column(COLUMN.LENGTHS) + column(COLUMN.SOURCES) + column(COLUMN.SHIFTS)
+  const classes = new Table({
+    head: ['class', 'pages', 'of QEMU', 'on the WAN'],
+    colAligns: ['left', 'right', 'right', 'right'],
+    style: { head: [], border: [], compact: true },
+  })
+  const row = (name: string, count: number, wan: number | undefined): void => {
+    if (count === 0 && !wan) return
+    classes.push([name, formatCount(count), formatSize(count * PAGE_SIZE), wan === undefined ? 'in heads' : formatSize(wan)])
+  }
+  classes.push(['zero', formatCount(pages['zero']!), formatSize(pages['zero']! * 9), 'in heads'])
+  row('one byte repeated', pages['fill']!, undefined)
+  row('as last sent', pages['previous']!, undefined)
+  row('in a template set', pages['template']!, undefined)
+  row('passed earlier', pages['earlier']!, undefined)
+  row('partly known', pages['patched']!, patches)
+  row('literal (partly known, new)', pages['compressed']!, column(COLUMN.PAGES))
+  row('incompressible', pages['incompressible']!, column(COLUMN.DENSE))
+  classes.push(['heads, references', '', '', formatSize(heads)])
+  classes.push(['device state and others', '', '', formatSize(column(COLUMN.OTHER))])
+  process.stdout.write(`${classes.toString()}\n`)
+  if (degraded) process.stdout.write(`relayed raw from byte ${degraded.position}: ${degraded.reason}\n`)
+  if (forecast) {
+    for (const { effort, wanBytes: bytes, seconds } of forecast)
+      process.stdout.write(`  effort ${effort}: ${formatSize(bytes)}, about ${seconds.toFixed(1)} s\n`)
+  }
+  process.stdout.write('\n')
+}
+
+function ratio(part: number, whole: number): number {
+  return whole === 0 ? 1 : Math.round((part / whole) * 10000) / 10000
+}
+
+function percent(part: number, whole: number): string {
+  return whole === 0 ? 'nothing to save' : `${((100 * part) / whole).toFixed(1)} %`
+}

@@ -1,0 +1,89 @@
+/** `pageferry destination`: the proxy beside the destination QEMU. */
+import type { Argv, CommandModule } from 'yargs'
+import { DestinationDaemon } from '../daemon/destination-daemon.ts'
+import { ProxyError } from '../errors.ts'
+import type { ListenAt } from '../link/server.ts'
+import { type Address, isLoopback, parseAddress, parseNamedAddress } from '../relay/address.ts'
+import { type ProxyArguments, proxyOptions, proxySettings, runProxy } from './proxy-options.ts'
+import { formatSize } from './quantity.ts'
+
+interface DestinationArguments extends ProxyArguments {
+  readonly listen: string[]
+  readonly target: string[]
+  readonly plaintextAnywhere: boolean
+}
+
+export const destinationCommand: CommandModule<object, DestinationArguments> = {
+  command: 'destination',
+  describe: 'Run the proxy beside the destination QEMU',
+  builder: yargs =>
+    (proxyOptions(yargs) as Argv<DestinationArguments>)
+      .option('listen', {
+        describe: 'Where source proxies connect: tcp:HOST:PORT',
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        demandOption: true,
+      })
+      .option('target', {
+        describe: 'The destination QEMU: tcp:HOST:PORT, tcp:HOST:FROM-TO (same port as at the source), unix:PATH; NAME=ADDRESS',
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        demandOption: true,
+      })
+      .option('plaintext-anywhere', {
+        describe: 'Lets --plaintext listen beyond loopback: whoever reaches the port can migrate a guest to the targets',
+        type: 'boolean',
+        default: false,
+      })
+      .example('$0 destination --listen tcp:0.0.0.0:9444 --target tcp:127.0.0.1:4444 --store S --tls-creds keys', 'one QEMU')
+      .example('$0 destination --listen tcp:0.0.0.0:9444 --target tcp:127.0.0.1:49152-49215 ...', "libvirt's ports") as never,
+  handler: runDestination,
+}
+
+function listenAt(text: string, plaintext: boolean, anywhere: boolean): ListenAt {
+  const address = parseAddress(text)
+  if (address.kind !== 'tcp' || address.port !== address.portTo) {
+    throw new ProxyError('ADDRESS', `--listen ${text}`, undefined, 'the WAN side listens on one TCP port: tcp:HOST:PORT')
+  }
+  if (plaintext && !anywhere && !isLoopback(address)) {
+    throw new ProxyError(
+      'USAGE',
+      `--plaintext at ${text}`,
+      undefined,
+      'anyone who reaches that port could migrate a guest here: use --tls-creds, a loopback address, or say --plaintext-anywhere',
+    )
+  }
+  return { host: address.host, port: address.port }
+}
+
+async function runDestination(args: DestinationArguments): Promise<void> {
+  const settings = proxySettings(args, 'server')
+  const { log } = settings
+  const targets = new Map<string, Address>()
+  for (const text of args.target) {
+    const { name, address } = parseNamedAddress(text)
+    if (targets.has(name)) throw new ProxyError('USAGE', `--target ${text}`, undefined, `a second target ${name}: write NAME=ADDRESS`)
+    targets.set(name, address)
+  }
+  const daemon = new DestinationDaemon({
+    ...settings,
+    listen: args.listen.map(text => listenAt(text, args.plaintext, args.plaintextAnywhere)),
+    targets,
+    ringPagesMax: settings.ringPages,
+    placesMax: settings.places,
+    onSummary: summary => {
+      if (args.json) log.info('migration ended', summary)
+      else {
+        log.info(
+          `migration ${summary.migration} ended: ${formatSize(summary.bytesOut)} to QEMU, ${formatSize(summary.bytesBack)} back, ` +
+            `${summary.seconds.toFixed(1)} s; ${summary.endedBy}`,
+        )
+      }
+    },
+  })
+  await runProxy(daemon, log, () =>
+    log.info('listening for source proxies', { at: daemon.addresses.map(({ address, port }) => `${address}:${port}`).join(' ') }),
+  )
+}

@@ -1,0 +1,140 @@
+/** Options that both proxies take, and how they run: signals, status, summary lines. */
+import { readFileSync } from 'node:fs'
+import type { Argv } from 'yargs'
+import type { Log } from '../daemon/log.ts'
+import { makeLog } from '../daemon/text-log.ts'
+import { ProxyError } from '../errors.ts'
+import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
+import { Credentials, type Role } from '../link/credentials.ts'
+import { TemplateStore } from '../store/template-store.ts'
+import { PAGE_SIZE } from '../template/wire.ts'
+import { PLACES, POOL_MEMORY_DEFAULT } from './codec-command.ts'
+import { formatSize, parseDuration, parseSize } from './quantity.ts'
+
+export interface ProxyArguments {
+  readonly store: string | undefined
+  readonly tlsCreds: string | undefined
+  readonly peerName: string | undefined
+  readonly plaintext: boolean
+  readonly poolMemory: string
+  readonly queueTarget: string
+  readonly patience: string
+  readonly json: boolean
+}
+
+export function proxyOptions(yargs: Argv): Argv<ProxyArguments> {
+  return yargs
+    .option('store', { describe: 'Folder of template sets', type: 'string', requiresArg: true })
+    .option('tls-creds', {
+      describe: "Directory with certificates or keys.psk, laid out as QEMU's tls-creds; see `pageferry keygen`",
+      type: 'string',
+      requiresArg: true,
+    })
+    .option('peer-name', { describe: 'Name that the certificate of the other proxy must carry', type: 'string', requiresArg: true })
+    .option('plaintext', {
+      describe: 'No TLS on the WAN: only over links that nobody else can touch',
+      type: 'boolean',
+      default: false,
+    })
+    .option('pool-memory', {
+      describe: 'Memory for pages that have passed (both sides use the smaller)',
+      type: 'string',
+      requiresArg: true,
+      default: POOL_MEMORY_DEFAULT,
+    })
+    .option('queue-target', {
+      describe: "Time that bytes may wait in the link beyond its round trip: it adds to the guest's downtime",
+      type: 'string',
+      requiresArg: true,
+      default: `${QUEUE_TARGET_MS}ms`,
+    })
+    .option('patience', {
+      describe: 'How long a broken link may stay broken before migrations fail',
+      type: 'string',
+      requiresArg: true,
+      default: `${PATIENCE_MS / 1000}s`,
+    })
+    .option('json', { describe: 'Log JSON, one object a line', type: 'boolean', default: false }) as never
+}
+
+/** What both proxies make of those options. @throws USAGE, IO */
+export function proxySettings(args: ProxyArguments, role: Role) {
+  if (args.plaintext && args.tlsCreds !== undefined) {
+    throw new ProxyError('USAGE', '--plaintext and --tls-creds', undefined, 'give one of them')
+  }
+  if (!args.plaintext && args.tlsCreds === undefined) {
+    throw new ProxyError(
+      'USAGE',
+      'no --tls-creds',
+      undefined,
+      '`pageferry keygen` makes certificates or keys for both sides; --plaintext goes without, where the link is safe by itself',
+    )
+  }
+  const credentials =
+    args.tlsCreds === undefined
+      ? undefined
+      : new Credentials({ role, directory: args.tlsCreds, ...(args.peerName === undefined ? {} : { peerName: args.peerName }) })
+  return {
+    credentials,
+    store: args.store === undefined ? undefined : new TemplateStore(args.store),
+    ringPages: Math.floor(parseSize(args.poolMemory, '--pool-memory') / PAGE_SIZE),
+    places: PLACES,
+    queueTargetMs: parseDuration(args.queueTarget, '--queue-target'),
+    patienceMs: parseDuration(args.patience, '--patience'),
+    log: makeLog(args.json),
+  }
+}
+
+/** A proxy as the command sees it. */
+export interface Runnable {
+  start(): Promise<void>
+  stop(): Promise<void>
+  abort(): Promise<void>
+  reload(): void
+  readonly running: number
+}
+
+/**
+ * Runs until a signal ends it: SIGTERM and the first SIGINT let running migrations finish, a second one ends them (their
+ * source guests go on), SIGHUP reads certificates and keys again.
+ */
+export async function runProxy(proxy: Runnable, log: Log, started: () => void): Promise<void> {
+  await proxy.start()
+  started()
+  await new Promise<void>(done => {
+    let asked = 0
+    const stop = (signal: NodeJS.Signals): void => {
+      asked++
+      if (asked === 1) {
+        log.info('stopping', { signal, running: proxy.running })
+        void proxy.stop().then(done)
+      } else if (signal === 'SIGINT') {
+        log.warn('ending running migrations: their source guests go on')
+        process.exitCode = 130
+        void proxy.abort().then(done)
+      }
+    }
+    process.on('SIGTERM', stop)
+    process.on('SIGINT', stop)
+    process.on('SIGHUP', () => {
+      try {
+        proxy.reload()
+        log.info('certificates and keys read again')
+      } catch (error) {
+        log.error('certificates and keys not read: the old ones stay', { error: (error as Error).message })
+      }
+    })
+  })
+  log.info('stopped')
+}
+
+/** Peak memory of this process in bytes, as the kernel counts it. */
+export function peakMemory(): number {
+  const line = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))
+  return line ? Number(line[1]) * 1024 : 0
+}
+
+/** `38.2 MB` of something, for summary lines. */
+export function size(bytes: number): string {
+  return formatSize(bytes)
+}

@@ -1,0 +1,101 @@
+/** `pageferry source`: the proxy beside the source QEMU. */
+import type { Argv, CommandModule } from 'yargs'
+import type { MigrationSummary } from '../daemon/migration-summary.ts'
+import { SourceDaemon } from '../daemon/source-daemon.ts'
+import { ProxyError } from '../errors.ts'
+import { CONNECTIONS_MAX } from '../limits.ts'
+import { formatAddress, parseNamedAddress } from '../relay/address.ts'
+import { parseEffort } from './codec-command.ts'
+import { type ProxyArguments, proxyOptions, proxySettings, runProxy } from './proxy-options.ts'
+import { formatSize, parseCount, parseRate } from './quantity.ts'
+
+interface SourceArguments extends ProxyArguments {
+  readonly listen: string[]
+  readonly peer: string
+  readonly listenAnywhere: boolean
+  readonly effort: string
+  readonly connections: string
+  readonly rate: string | undefined
+}
+
+export const sourceCommand: CommandModule<object, SourceArguments> = {
+  command: 'source',
+  describe: 'Run the proxy beside the source QEMU',
+  builder: yargs =>
+    (proxyOptions(yargs) as Argv<SourceArguments>)
+      .option('listen', {
+        describe: 'Where QEMU connects: tcp:HOST:PORT, tcp:HOST:FROM-TO, unix:PATH; NAME=ADDRESS for a target of that name',
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        default: ['tcp:127.0.0.1:4444'],
+      })
+      .option('peer', { describe: 'HOST:PORT of the destination proxy', type: 'string', requiresArg: true, demandOption: true })
+      .option('listen-anywhere', {
+        describe: 'Lets --listen name an address that other hosts reach: nothing authenticates them',
+        type: 'boolean',
+        default: false,
+      })
+      .option('effort', {
+        describe: 'auto: as hard as the CPU can while the WAN is busy; or a fixed level',
+        type: 'string',
+        requiresArg: true,
+        default: 'auto',
+      })
+      .option('connections', {
+        describe: 'WAN connections to stripe over, where loss or round-trip time holds one back',
+        type: 'string',
+        requiresArg: true,
+        default: '1',
+      })
+      .option('rate', { describe: 'Cap on the WAN, such as 200Mbit', type: 'string', requiresArg: true })
+      .example('$0 source --peer 192.0.2.7:9444 --store S --tls-creds keys', 'QEMU migrates to tcp:127.0.0.1:4444')
+      .example('$0 source --listen tcp:127.0.0.1:49152-49215 --peer far:9444 ...', "libvirt's ports") as never,
+  handler: runSource,
+}
+
+/** @throws USAGE */
+export function parsePeer(text: string): { host: string; port: number } {
+  const found = /^(?:tcp:)?(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text)
+  const port = Number(found?.[3])
+  if (!found || port < 1 || port > 65535) throw new ProxyError('USAGE', `--peer ${text}`, undefined, 'give HOST:PORT or [V6]:PORT')
+  return { host: found[1] ?? found[2]!, port }
+}
+
+/** The one line at a migration's end. */
+export function summaryLine(summary: MigrationSummary): string {
+  const { pages } = summary
+  const parts = Object.entries(pages)
+    .filter(([, count]) => count > 0)
+    .map(([name, count]) => `${count} ${name}`)
+  return (
+    `${summary.channels}: ${formatSize(summary.bytesIn)} from QEMU, ${formatSize(summary.bytesWan)} on the WAN ` +
+    `(${(100 * summary.ratio).toFixed(1)} %), ${summary.seconds.toFixed(1)} s; pages: ${parts.join(', ') || 'none'}; ${summary.endedBy}`
+  )
+}
+
+async function runSource(args: SourceArguments): Promise<void> {
+  const settings = proxySettings(args, 'client')
+  const { log } = settings
+  const daemon = new SourceDaemon({
+    ...settings,
+    listen: args.listen.map(parseNamedAddress),
+    beyondLoopback: args.listenAnywhere,
+    peer: parsePeer(args.peer),
+    effort: args.effort === 'auto' ? 'auto' : parseEffort(args.effort).level,
+    connections: connectionCount(args.connections),
+    rate: args.rate === undefined ? Number.POSITIVE_INFINITY : parseRate(args.rate, '--rate'),
+    onSummary: summary => {
+      if (args.json) log.info('migration ended', summary)
+      else log.info(`migration ${summary.migration} ended: ${summaryLine(summary)}`)
+    },
+  })
+  await runProxy(daemon, log, () => log.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') }))
+  await daemon.ended
+}
+
+function connectionCount(text: string): number {
+  const count = parseCount(text, '--connections', 1)
+  if (count > CONNECTIONS_MAX) throw new ProxyError('USAGE', `--connections ${text}`, undefined, `give 1 to ${CONNECTIONS_MAX}`)
+  return count
+}

@@ -1,0 +1,196 @@
+/** The destination proxy: takes sessions of source proxies, and dials the destination QEMUs of its configuration. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { ProxyError } from '../errors.ts'
+import type { LinkSink } from '../link/api.ts'
+import type { Credentials } from '../link/credentials.ts'
+import type { Link } from '../link/link.ts'
+import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
+import type { Address } from '../relay/address.ts'
+import type { TemplateStore } from '../store/template-store.ts'
+import { PoolKeeper } from '../transfer/pool.ts'
+import type { ClientHello } from '../wan/hello.ts'
+import { type ArrivalSummary, DestinationSession } from './destination-session.ts'
+import type { Log } from './log.ts'
+import { SessionSets } from './session-sets.ts'
+
+/** Expanded batches that QEMU's sockets have not taken yet; further ones are copied. */
+const OUTPUT_SLOTS = 8
+const OUTPUT_BYTES = 1 << 20
+/** How often an idle session is looked at, whether new template sets are worth a new one. */
+const RENEW_MS = 5000
+/** What a session has to deliver its last frames and BYE, once no migration runs any more. */
+const CLOSE_GRACE_MS = 5000
+
+export interface DestinationOptions {
+  /** Where source proxies connect. */
+  readonly listen: readonly ListenAt[]
+  readonly targets: ReadonlyMap<string, Address>
+  /** undefined: plain text, because the operator said so. */
+  readonly credentials: Credentials | undefined
+  readonly store: TemplateStore | undefined
+  /** Most pages of ring that a session may have. */
+  readonly ringPagesMax: number
+  readonly placesMax: number
+  readonly queueTargetMs: number
+  readonly patienceMs: number
+  readonly log: Log
+  readonly onSummary: (summary: ArrivalSummary) => void
+  readonly onStatus?: (status: string) => void
+}
+
+export class DestinationDaemon {
+  private readonly options: DestinationOptions
+  private readonly server: LinkServer
+  private readonly sets: SessionSets
+  private readonly sessions = new Map<Link, DestinationSession>()
+  private readonly pools = new PoolKeeper()
+  private stopping = false
+  /** Where it listens, once started. */
+  readonly addresses: { address: string; port: number }[] = []
+
+  constructor(options: DestinationOptions) {
+    this.options = options
+    this.sets = new SessionSets(options.store, options.log)
+    this.server = new LinkServer({
+      ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
+      accept: (hello, identity) => this.acceptSession(hello, identity),
+      logger: options.log,
+      agent: 'pageferry',
+    })
+  }
+
+  /** Channels that are open. */
+  get running(): number {
+    let channels = 0
+    for (const session of this.sessions.values()) channels += session.channelCount
+    return channels
+  }
+
+  /** @throws IO */
+  async start(): Promise<void> {
+    await this.sets.offer() // damaged sets are told now, not when the first peer comes
+    for (const at of this.options.listen) {
+      const { address, port } = await this.server.listen(at)
+      this.addresses.push({ address, port })
+    }
+    setInterval(() => this.renewIdle(), RENEW_MS).unref()
+  }
+
+  reload(): void {
+    this.options.credentials?.reload()
+  }
+
+  /** Takes no more sessions and flows; running migrations finish. */
+  async stop(): Promise<void> {
+    this.stopping = true
+    if (this.running > 0) {
+      this.options.onStatus?.(`stopping: ${this.running} channels finish`)
+      this.options.log.info('stopping: running migrations finish first', { channels: this.running })
+    }
+    this.server.drain()
+    while (this.running > 0) await sleep(50)
+    await this.server.close(CLOSE_GRACE_MS)
+  }
+
+  /** Ends everything now. */
+  async abort(): Promise<void> {
+    for (const link of this.sessions.keys()) {
+      void link.abort(new ProxyError('QEMU_LOST', 'the destination proxy was stopped', undefined, 'start the migration again'))
+    }
+    await this.server.close(CLOSE_GRACE_MS)
+  }
+
+  private async acceptSession(hello: ClientHello, identity: string): Promise<Accepted> {
+    const { options } = this
+    if (this.stopping) throw new ProxyError('PEER_LOST', 'this proxy is stopping', undefined, 'it will be back')
+    const held = new Set(await this.sets.offer())
+    const sets = hello.sets.filter(digest => held.has(digest))
+    const ring = Math.min(hello.ring, options.ringPagesMax)
+    const places = Math.min(hello.places, options.placesMax)
+    const pool = await this.pools.take({
+      role: 'decoder',
+      sets,
+      store: options.store,
+      ringPages: ring,
+      places,
+      workspaces: 1,
+      slots: OUTPUT_SLOTS,
+      slotBytes: OUTPUT_BYTES,
+      longMatch: false,
+    })
+    const seed = Buffer.from(hello.seed, 'hex')
+    return {
+      sets,
+      ring,
+      places,
+      targets: [...options.targets.keys()],
+      session: { patienceMs: options.patienceMs, queueTargetMs: options.queueTargetMs },
+      sink: link => {
+        let session: DestinationSession | undefined
+        // link.session is there as soon as anything can arrive
+        const made = (): DestinationSession => {
+          session ??= this.makeSession(link, pool, [seed.readUInt32BE(4), seed.readUInt32BE(0)])
+          return session
+        }
+        options.log.info('session open', {
+          identity,
+          agent: hello.agent,
+          sets: sets.map(digest => digest.slice(0, 12)),
+          link: link.id.slice(0, 8),
+        })
+        options.onStatus?.(`${this.sessions.size + 1} sessions`)
+        void link.ended.then(() => {
+          session?.end('the session has ended')
+          this.sessions.delete(link)
+          this.pools.give(pool)
+          options.onStatus?.(`${this.sessions.size} sessions`)
+        })
+        return lazySink(made)
+      },
+    }
+  }
+
+  private makeSession(
+    link: Link,
+    pool: DestinationSession['options']['pool'],
+    seed: readonly [number, number],
+  ): DestinationSession {
+    const session = new DestinationSession({
+      session: link.session,
+      pool,
+      seed,
+      targets: this.options.targets,
+      log: this.options.log,
+      now: () => performance.now(),
+      onFailure: error => void link.abort(error),
+      onMigrationEnd: this.options.onSummary,
+    })
+    this.sessions.set(link, session)
+    return session
+  }
+
+  /** Lets idle sessions go when there are other template sets: the source proxy opens a new one with them. */
+  private renewIdle(): void {
+    if (this.stopping || !this.sets.changed) return
+    for (const link of this.server.links) {
+      if ((this.sessions.get(link)?.channelCount ?? 0) === 0) link.session.drain()
+    }
+  }
+}
+
+/** A sink whose session is made with the first event. */
+function lazySink(made: () => DestinationSession): LinkSink {
+  return {
+    onOpen: (flow, info) => made().onOpen(flow, info),
+    onData: (flow, payload) => made().onData(flow, payload),
+    onBatch: (flow, parts) => made().onBatch(flow, parts),
+    onFin: flow => made().onFin(flow),
+    onReset: (flow, code, text) => made().onReset(flow, code, text),
+    onEnd: flow => made().onEnd(flow),
+    onCredit: flow => made().onCredit(flow),
+    onDrain: () => {},
+    onBye: (code, text) => made().onBye(code, text),
+    onDead: error => made().onDead(error),
+    onWork: () => {},
+  }
+}

@@ -1,0 +1,306 @@
+/**
+ * The source proxy: listens for QEMU, keeps one session with the destination proxy, and joins the two. Connections that
+ * come while there is no session wait for it.
+ */
+import { randomBytes } from 'node:crypto'
+import { isProxyError, ProxyError } from '../errors.ts'
+import { LinkClient } from '../link/client.ts'
+import type { Credentials } from '../link/credentials.ts'
+import { type Address, formatAddress, isRange } from '../relay/address.ts'
+import { type Accepted, type Listener, listen } from '../relay/listener.ts'
+import type { QemuSocket } from '../relay/qemu-socket.ts'
+import type { TemplateStore } from '../store/template-store.ts'
+import { type Pool, PoolKeeper } from '../transfer/pool.ts'
+import { EffortController } from './effort-controller.ts'
+import type { Log } from './log.ts'
+import type { MigrationSummary } from './migration-summary.ts'
+import { SessionSets } from './session-sets.ts'
+import { Gate, SLOT_BYTES, SourceSession } from './source-session.ts'
+
+/** Channels at once: four migrations with 31 multifd channels each. */
+const CHANNELS_MAX = 128
+/** One is filled while two are packed and one waits for its turn. */
+const WORKSPACES = 4
+/** Between two tries to open a session, after the link's own backoff gave up. */
+const RETRY_MS = 1000
+
+export interface SourceOptions {
+  /** Where QEMU connects, each with the name of the target at the other side. */
+  readonly listen: readonly { readonly name: string; readonly address: Address }[]
+  readonly beyondLoopback: boolean
+  readonly peer: { readonly host: string; readonly port: number }
+  /** undefined: plain text, because the operator said so. */
+  readonly credentials: Credentials | undefined
+  readonly store: TemplateStore | undefined
+  readonly ringPages: number
+  readonly places: number
+  readonly effort: number | 'auto'
+  readonly connections: number
+  /** Bytes a second on the WAN, or Infinity. */
+  readonly rate: number
+  readonly queueTargetMs: number
+  readonly patienceMs: number
+  readonly fds?: ReadonlyMap<string, readonly number[]>
+  readonly log: Log
+  readonly onSummary: (summary: MigrationSummary) => void
+  /** What to tell systemd and people, when it changes. */
+  readonly onStatus?: (status: string) => void
+}
+
+/** A connection of QEMU that waits for a session. */
+interface Waiting {
+  readonly socket: QemuSocket
+  readonly gate: Gate
+  readonly timer: NodeJS.Timeout
+}
+
+export class SourceDaemon {
+  private readonly options: SourceOptions
+  private readonly sets: SessionSets
+  private readonly listeners: Listener[] = []
+  private readonly gates = new Map<string, Gate>()
+  private readonly waiting: Waiting[] = []
+  private client: LinkClient | undefined
+  private session: SourceSession | undefined
+  /** The peer takes no new flows on this session. */
+  private drained = false
+  private readonly pools = new PoolKeeper()
+  private stopping = false
+  private migrations = 0
+  private wake: (() => void) | undefined
+  /** Settles when the last session has ended after `stop`. */
+  readonly ended: Promise<void>
+  private resolveEnded!: () => void
+
+  constructor(options: SourceOptions) {
+    this.options = options
+    this.sets = new SessionSets(options.store, options.log)
+    this.ended = new Promise(done => {
+      this.resolveEnded = done
+    })
+  }
+
+  /** Addresses that are listened on, once started. */
+  get addresses(): readonly Address[] {
+    return this.listeners.flatMap(listener => listener.addresses)
+  }
+
+  /** Migrations that run. */
+  get running(): number {
+    const found = new Set<unknown>()
+    for (const gate of this.gates.values()) if (gate.migration) found.add(gate.migration)
+    return found.size
+  }
+
+  /** Listens, and begins to keep a session. @throws ADDRESS, IO */
+  async start(): Promise<void> {
+    for (const { name, address } of this.options.listen) {
+      const ranged = isRange(address)
+      this.listeners.push(
+        await listen(address, (socket, at) => this.accept(socket, ranged ? `${name}:${at.port}` : name, at), {
+          beyondLoopback: this.options.beyondLoopback,
+          ...(this.options.fds ? { fds: this.options.fds } : {}),
+          onAcceptError: error => this.options.log.warn('accept failed', { error: error.message }),
+        }),
+      )
+    }
+    void this.keepSession()
+  }
+
+  /** Reads certificates and keys again. */
+  reload(): void {
+    this.options.credentials?.reload()
+    this.renewIfIdle()
+  }
+
+  setRate(bytesPerSecond: number): void {
+    this.client?.session.setRate(bytesPerSecond)
+  }
+
+  /** Takes no more connections; running migrations finish. */
+  async stop(): Promise<void> {
+    if (this.stopping) return
+    this.stopping = true
+    for (const listener of this.listeners) await listener.close()
+    for (const { socket, timer } of this.waiting.splice(0)) {
+      clearTimeout(timer)
+      socket.reset()
+    }
+    if (this.session?.channelCount) {
+      this.options.onStatus?.(`stopping: ${this.running} migrations finish`)
+      this.options.log.info('stopping: running migrations finish first', { migrations: this.running })
+    }
+    this.closeIfIdle()
+    this.wake?.()
+  }
+
+  /** Ends everything now: running migrations fail, their source guests go on. */
+  async abort(): Promise<void> {
+    await this.stop()
+    void this.client?.link.abort(
+      new ProxyError('QEMU_LOST', 'the source proxy was stopped', undefined, 'start the migration again'),
+    )
+  }
+
+  private accept(socket: QemuSocket, target: string, at: Accepted): void {
+    let gate = this.gates.get(target)
+    if (!gate) {
+      gate = new Gate(target)
+      this.gates.set(target, gate)
+    }
+    if (this.session && !this.drained && !this.client!.link.over) {
+      if (this.session.channelCount === 0 && this.sets.changed) this.renewIfIdle()
+      else {
+        this.session.accept(socket, gate)
+        return
+      }
+    }
+    const timer = setTimeout(() => {
+      const i = this.waiting.findIndex(entry => entry.socket === socket)
+      if (i >= 0) this.waiting.splice(i, 1)
+      this.options.log.warn('connection refused', {
+        target,
+        reason: `no session with the other proxy for ${this.options.patienceMs / 1000} s`,
+      })
+      socket.reset()
+    }, this.options.patienceMs)
+    this.waiting.push({ socket, gate, timer })
+    this.options.log.info('connection waits for a session', { target, at: formatAddress(at.address) })
+  }
+
+  /** Opens one session after the other for as long as the proxy runs. */
+  private async keepSession(): Promise<void> {
+    while (!this.stopping) {
+      try {
+        await this.runSession()
+      } catch (error) {
+        if (!isProxyError(error)) throw error
+        if (!this.stopping) {
+          this.options.log.warn('no session', { error: error.what, hint: error.action })
+          this.options.onStatus?.(`no session: ${error.what}`)
+          await this.pause(RETRY_MS)
+        }
+      }
+    }
+    this.resolveEnded()
+  }
+
+  private async runSession(): Promise<void> {
+    const { options } = this
+    const sets = await this.sets.offer()
+    const seed = randomBytes(8)
+    let session: SourceSession | undefined
+    let pool: Pool | undefined
+    this.drained = false
+    const client = new LinkClient({
+      host: options.peer.host,
+      port: options.peer.port,
+      ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
+      connections: options.connections,
+      offer: { agent: 'pageferry', sets, ring: options.ringPages, places: options.places, seed: seed.toString('hex') },
+      session: { patienceMs: options.patienceMs, queueTargetMs: options.queueTargetMs, rate: options.rate },
+      logger: options.log,
+      // nothing arrives before a flow was opened, and none is before the session is made
+      sink: () => ({
+        onOpen: () => {},
+        onBatch: () => {},
+        onData: (flow, payload) => session?.onData(flow, payload),
+        onFin: flow => session?.onFin(flow),
+        onReset: (flow, code, text) => session?.onReset(flow, code, text),
+        onEnd: flow => {
+          session?.onEnd(flow)
+          this.closeIfIdle()
+        },
+        onCredit: () => session?.onCredit(),
+        onDrain: () => {
+          this.drained = true
+          session?.onDrain()
+          this.closeIfIdle()
+        },
+        onBye: (code, text) => session?.onBye(code, text),
+        onDead: error => session?.onDead(error),
+        onWork: () => session?.onWork(),
+        onConnection: (connection, up, error) => {
+          if (!up && error) options.log.warn('WAN connection lost', { connection, error: error.message })
+        },
+      }),
+    })
+    this.client = client
+    try {
+      const hello = await client.open()
+      pool = await this.pools.take({
+        role: 'encoder',
+        sets: hello.sets,
+        store: options.store,
+        ringPages: hello.ring,
+        places: hello.places,
+        workspaces: WORKSPACES,
+        slots: CHANNELS_MAX,
+        slotBytes: SLOT_BYTES,
+        longMatch: options.effort === 'auto' || options.effort >= 2,
+      })
+      session = new SourceSession({
+        session: client.session,
+        pool,
+        seed: [seed.readUInt32BE(4), seed.readUInt32BE(0)],
+        effort: new EffortController(options.effort),
+        log: options.log,
+        now: () => performance.now(),
+        nextMigration: () => ++this.migrations,
+        onSummary: summary => {
+          options.onSummary(summary)
+          this.closeIfIdle()
+        },
+        onFailure: error => void client.link.abort(error),
+      })
+      this.session = session
+      options.log.info('session open', {
+        peer: `${options.peer.host}:${options.peer.port}`,
+        sets: hello.sets.map(digest => digest.slice(0, 12)),
+        templatePages: pool.kernel.layout.templatePages,
+        link: client.link.id.slice(0, 8),
+      })
+      options.onStatus?.(`session with ${options.peer.host}:${options.peer.port}, ${hello.sets.length} template sets`)
+      for (const { socket, gate, timer } of this.waiting.splice(0)) {
+        clearTimeout(timer)
+        session.accept(socket, gate)
+      }
+      const error = await client.link.ended
+      if (error && !this.stopping) throw error
+    } catch (error) {
+      void client.link.abort(
+        isProxyError(error) ? error : new ProxyError('INTERNAL', String(error), undefined, 'please report this'),
+      )
+      throw error
+    } finally {
+      await session?.end('the session has ended')
+      if (pool) this.pools.give(pool)
+      this.session = undefined
+      this.client = undefined
+    }
+  }
+
+  /** A session with nothing to do is closed where another is wanted, or none. */
+  private closeIfIdle(): void {
+    if (!this.client || (!this.stopping && !this.drained)) return
+    if ((this.session?.channelCount ?? 0) === 0) void this.client.close()
+  }
+
+  /** Opens a new session, so that new template sets and certificates are used, where no migration would notice. */
+  private renewIfIdle(): void {
+    if (this.client && (this.session?.channelCount ?? 0) === 0) {
+      this.drained = true
+      void this.client.close()
+    }
+  }
+
+  private pause(ms: number): Promise<void> {
+    return new Promise(done => {
+      const timer = setTimeout(done, ms)
+      this.wake = () => {
+        clearTimeout(timer)
+        done()
+      }
+    })
+  }
+}
