@@ -70,7 +70,7 @@ const bitmap = [
 const plans: readonly Plan[] = [
   {
     name: '7.2-no-footers',
-    why: 'a machine type of 2.3: no configuration section, no footers, no description',
+    why: 'a machine type of 2.3: no configuration section, no footers',
     qemu: '7.2',
     machine: 'pc-i440fx-2.3',
   },
