@@ -96,6 +96,8 @@ class Flow {
   bulkEntries = 0
   /** dataRoom was asked for and the lane was full: tell when it is not. */
   starved = false
+  /** The layer above was never told of it: it came while this side took no new flows. */
+  untold = false
   urgent = false
   turn = 0
   wanOut = 0
@@ -502,8 +504,12 @@ export class Session {
     if (this.flows.size >= FLOWS_MAX) return this.fault('LIMIT_EXCEEDED', `more than ${FLOWS_MAX} flows`)
     const flow = this.addFlow(number, info)
     flow.wanIn += FRAME_HEAD_BYTES + payload.length
-    if (this.draining || this.sessionState !== 'live') this.resetFlow(number, CODE.SHUTDOWN, 'takes no new flows')
-    else this.sink.onOpen(number, info)
+    if (this.draining || this.sessionState !== 'live') {
+      flow.untold = true
+      this.resetFlow(number, CODE.SHUTDOWN, 'takes no new flows')
+    } else {
+      this.sink.onOpen(number, info)
+    }
   }
 
   private deliverPart(flow: Flow, flags: number, payload: Uint8Array) {
@@ -998,7 +1004,7 @@ export class Session {
     if (this.flows.get(flow.number) !== flow) return // a sink's own call was first
     this.enqueue(FRAME.END, flow, [])
     this.forget(flow)
-    this.sink.onEnd(flow.number)
+    if (!flow.untold) this.sink.onEnd(flow.number)
   }
 
   private enterSend(flow: Flow, input: SendInput): void {
@@ -1136,8 +1142,8 @@ export class Session {
    */
   close(nowMs: number): void {
     this.nowMs = nowMs
+    if (this.sessionState === 'opening') this.brokenSince = nowMs // now the patience runs
     this.enter('close')
-    if (this.ended) this.clear()
     this.checkFlushed()
     this.sink.onWork()
   }

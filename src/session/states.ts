@@ -15,7 +15,7 @@ export type SessionInput =
   | 'die' // a broken rule, abort, or no connection for longer than the patience
 
 export const SESSION_TABLE: Record<SessionState, Record<SessionInput, SessionState | null>> = {
-  opening: { attach: 'live', lose: null, close: 'closed', flushed: null, bye: null, die: 'closed' },
+  opening: { attach: 'live', lose: null, close: 'stranded', flushed: null, bye: null, die: 'closed' },
   live: { attach: 'live', lose: 'broken', close: 'closing', flushed: null, bye: 'closed', die: 'closed' },
   broken: { attach: 'live', lose: null, close: 'stranded', flushed: null, bye: null, die: 'closed' },
   closing: { attach: 'closing', lose: 'stranded', close: 'closing', flushed: 'closed', bye: 'closed', die: 'closed' },

@@ -179,7 +179,8 @@ export class FrameDecoder {
       }
       if (head !== this.head) for (let i = 0; i < FRAME_HEAD_BYTES; i++) this.head[i] = head[headAt + i]!
       this.headHave = FRAME_HEAD_BYTES
-      this.body = new Uint8Array(length)
+      // Not cleared: it is handed out only when all of it has been written.
+      this.body = new Uint8Array(Buffer.allocUnsafeSlow(length).buffer)
       this.bodyHave = 0
     }
   }
