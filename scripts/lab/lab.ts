@@ -135,7 +135,7 @@ async function captureGuest(guest: Guest, manifest: Manifest, settings: Settings
       await new Promise(resolve => setTimeout(resolve, capture.settleSeconds * 1000))
       const file = `${capture.stream}.stream`
       const rate = rateOf(capture, settings)
-      const migration = await machine.migrateToFile(file, streams, rate, text => progress(`${capture.stream}: ${text}`))
+      const migration = await machine.migrateToFile(file, rate, text => progress(`${capture.stream}: ${text}`))
       const words = [qemu, ...machineArguments(options)].map(word => word.replaceAll(`${checkout}/`, ''))
       const entry = await manifest.add(
         {

@@ -61,12 +61,14 @@ export function machineArguments(o: MachineOptions): string[] {
 export class Machine {
   readonly qmp: Qmp
   private readonly child: ChildProcess
+  private readonly streams: string
   private readonly serialLog: string
   private readonly errorLog: string
   private readonly exited: Promise<void>
 
   /** Starts QEMU in `streams`, the folder that captures are written to. */
   constructor(o: MachineOptions, streams: string) {
+    this.streams = streams
     this.serialLog = join(o.folder, 'serial.log')
     this.errorLog = join(o.folder, 'qemu.log')
     rmSync(this.serialLog, { force: true })
@@ -109,26 +111,23 @@ export class Machine {
    * Migrates the guest into a file and leaves it paused.
    *
    * @param name file in the folder of the constructor; letters, digits, dot and minus: it goes through a shell
-   * @param bytesPerSecond 0 for as fast as it goes
+   * @param bytesPerSecond 0 for as fast as it goes. Otherwise the guest is also kept in dirty rounds for a while, because
+   * they are what a limited capture is for: QEMU's own 300 ms of allowed downtime would end a light load's after two or three
    * @param report called about once a second with QEMU's progress
    */
-  async migrateToFile(
-    name: string,
-    streams: string,
-    bytesPerSecond: number,
-    report: (text: string) => void,
-  ): Promise<Migration> {
+  async migrateToFile(name: string, bytesPerSecond: number, report: (text: string) => void): Promise<Migration> {
     if (!/^[A-Za-z0-9.-]+$/.test(name)) throw new Error(`not a plain file name: ${name}`)
-    const target = join(streams, name)
+    const target = join(this.streams, name)
     rmSync(`${target}.part`, { force: true })
     rmSync(`${target}.all`, { force: true })
-    await this.qmp.execute('migrate-set-parameters', { 'max-bandwidth': bytesPerSecond, 'downtime-limit': 300 })
+    const [firstDowntimeMs, roundsAtFirst] = bytesPerSecond > 0 ? [10, 20] : [300, 8]
+    let allowedMs = firstDowntimeMs
+    await this.qmp.execute('migrate-set-parameters', { 'max-bandwidth': bytesPerSecond, 'downtime-limit': allowedMs })
     const start = Date.now()
     // The name changes when cat has seen the end of the stream: QEMU's 'completed' can come earlier.
     await this.qmp.execute('migrate', { uri: `exec:cat > ${name}.part && mv ${name}.part ${name}.all` })
     let state: QueryMigrate
     let lastReport = start
-    let downtimeMs = 300
     for (;;) {
       await sleep(200)
       state = (await this.qmp.execute('query-migrate')) as QueryMigrate
@@ -139,10 +138,10 @@ export class Machine {
       if (now - start > 900_000) throw new Error('the migration did not end within 15 minutes')
       // A guest that dirties faster than the limit lets through would never end: then allow a longer pause, bit by bit.
       const syncs = state.ram?.['dirty-sync-count'] ?? 0
-      const allowedMs = syncs > 8 ? Math.min(60_000, 300 * 2 ** (syncs - 8)) : 300
-      if (allowedMs > downtimeMs) {
-        downtimeMs = allowedMs
-        await this.qmp.execute('migrate-set-parameters', { 'downtime-limit': downtimeMs })
+      const wantedMs = syncs > roundsAtFirst ? Math.min(60_000, 150 * 2 ** (syncs - roundsAtFirst)) : firstDowntimeMs
+      if (wantedMs > allowedMs) {
+        allowedMs = wantedMs
+        await this.qmp.execute('migrate-set-parameters', { 'downtime-limit': allowedMs })
       }
       if (now - lastReport >= 5000 && state.ram) {
         lastReport = now
