@@ -174,6 +174,11 @@ export interface Kernel extends KernelFunctions {
   placeOf(place: number): number
   /** Forgets what `n` places received, from `first` on: their guest memory belongs to another guest now. */
   clearPlaces(first: number, n: number): void
+  /**
+   * Has the system commit `length` bytes from `at` on, without changing them. A first touch costs 3 us a page in a
+   * virtual machine, more than all else done to a page: do it to the ring while nothing else is to do.
+   */
+  commit(at: number, length: number): void
   /** Forgets ring and places, keeps templates and their tables: a new session. Both sides must do it at the same point. */
   reset(): void
 }
@@ -241,6 +246,9 @@ export function loadKernel(layout: MemoryLayout, options: LoadOptions = {}): Ker
     placeOf: place => (place < layout.places ? (placeTable[place]! - 1) >>> 0 : NONE),
     clearPlaces(first, n) {
       placeTable.fill(0, first, first + n)
+    },
+    commit(at, length) {
+      for (let p = at, to = at + length; p < to; p += PAGE_BYTES) Atomics.add(bytes, p, 0)
     },
     reset() {
       const used = state[STATE.USED]!

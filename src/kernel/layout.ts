@@ -52,7 +52,10 @@ export interface LayoutRequest {
   readonly places: number
   /** Bytes that the caller uses as it likes: socket slots, lists, literals. */
   readonly ioBytes: number
-  /** Entries of the table of long matches, a power of two; 0: no long matches. Encoder only. */
+  /**
+   * Entries of the table of long matches (8 bytes each), a power of two; 0: no long matches. Encoder only. A page brings
+   * about 100; 32 for each page of the pool lose 1 to 2 % of what can be saved (LONG-MATCH.md).
+   */
   readonly longEntries?: number
   /** Scratch areas: one for each thread that has an instance over this memory. */
   readonly threads?: number
@@ -125,7 +128,7 @@ export function layoutMemory(request: LayoutRequest): MemoryLayout {
   const ringHash = take(encoder ? ringPages * 8 : 0)
   const tableHash = take(tableEntries * 8)
   const tableSlot = take(tableEntries * 4)
-  const longTable = take(longEntries * 4)
+  const longTable = take(longEntries * 8)
   const pool = take(pages * PAGE_BYTES, PAGE_BYTES)
   const memoryPages = Math.ceil((at + 64) / WASM_PAGE_BYTES) // + 64: no area ends at 2^32, which would be address 0
   if (memoryPages > 65536) {

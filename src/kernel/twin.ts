@@ -15,6 +15,9 @@ const SAME = 1
 const REF = 2
 const NEW = 3
 const NEW_DENSE = 4
+const PATCH = 5
+
+const LONG = 1
 
 const BARE = 1
 const FROM_PLACE = 2
@@ -26,6 +29,17 @@ const HEAD_ZERO = 0x22
 
 /** As in assembly/page.ts. */
 const DENSE_DISTINCT = 88
+
+/** As in assembly/long.ts. */
+const SAMPLE_BELOW = 1 << 27
+const SAMPLE_GAP = 16
+const WINDOW = 16
+const WAYS = 4
+const SCORE_BYTES = 256
+const RUN_NEAR = 8
+const RUN_FAR = 16
+const SAVED_MIN = 410
+const TOKEN_COST = 4
 
 /** The functions of the kernel over a buffer that writeConfig has prepared. Keeps views of it; allocates nothing later. */
 export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch: number): Implementation {
@@ -41,6 +55,8 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch
   const cursorAt = (layout.state >>> 2) + STATE.CURSOR
   const usedAt = (layout.state >>> 2) + STATE.USED
   const resultAt = (layout.state >>> 2) + RESULT_WORD
+  const longTable = layout.longTable >>> 2
+  const longShift = layout.longEntries === 0 ? 0 : 32 - Math.log2(layout.longEntries)
   const poolPages = templatePages + ringPages
   const poolBytes = poolPages * PAGE_BYTES
 
@@ -270,6 +286,184 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch
     }
   }
 
+  // long matches -------------------------------------------------------------------------------------------------
+
+  const positions = new Int32Array(PAGE_BYTES / SAMPLE_GAP)
+  const windows = new Int32Array(PAGE_BYTES / SAMPLE_GAP)
+  let samples = 0
+  let copies = 0
+  let literalBytes = 0
+
+  /** The four bytes at any address. */
+  function word(at: number): number {
+    return bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)
+  }
+
+  function sample(at: number): void {
+    let n = 0
+    let next = 0
+    let a = word(at)
+    let b = word(at + 4)
+    for (let position = 0; position < PAGE_BYTES - WINDOW; position++) {
+      const x = (Math.imul(a, P1) + Math.imul(b, P2) + 0x5bd1e995) >>> 0
+      if (x < SAMPLE_BELOW && position >= next) {
+        next = position + SAMPLE_GAP
+        positions[n++] = position
+      }
+      a = (a >>> 8) | (b << 24)
+      b = (b >>> 8) | (bytes[at + position + 8]! << 24)
+    }
+    samples = n
+    for (let i = 0; i < n; i++) {
+      const p = at + positions[i]!
+      let h = window(Math.imul(word(p), P1), 0x165667b1)
+      h += window(Math.imul(word(p + 4), P2), 0x5bd1e995)
+      h += window(Math.imul(word(p + 8), P3), 0x1b873593)
+      h = (h + window(Math.imul(word(p + 12), P4), 0xcc9e2d51)) | 0
+      windows[i] = Math.imul(h ^ (h >>> 15), P2)
+    }
+  }
+
+  function window(m: number, factor: number): number {
+    return Math.imul(m ^ (m >>> 15), factor)
+  }
+
+  /** Word index of a hash's bucket. */
+  function bucket(hash: number): number {
+    return longTable + 2 * ((hash >>> longShift) & -WAYS)
+  }
+
+  function rememberSamples(slot: number): void {
+    for (let i = 0; i < samples; i++) {
+      const h = windows[i]!
+      const e = bucket(h)
+      // what repeats within a page would fill the bucket
+      if (words[e] === h && (words[e + 1]! - 1) >>> 12 === slot) continue
+      words.copyWithin(e + 2, e, e + 6)
+      words[e] = h
+      words[e + 1] = slot * PAGE_BYTES + positions[i]! + 1
+    }
+  }
+
+  let page = 0 // the page at hand
+  let end = 0 // bytes that are done: what is not copied starts here
+  let delta = 0 // address of the source less that of the page's byte
+  let low = 0 // bytes of the page whose source is inside the pool, from end on
+  let high = 0
+  let scanned = 0 // up to here they have been compared
+  let tokenTo = 0
+  let literalTo = 0
+
+  function displace(source: number, target: number): void {
+    delta = pool + source - (page + target)
+    low = Math.max(end, target - source)
+    high = target + Math.min(PAGE_BYTES - target, poolBytes - source)
+    scanned = low
+  }
+
+  /** Copies the runs that start before `to` and are equal under the displacement. */
+  function scan(to: number): void {
+    let p = scanned
+    const stop = Math.min(to, high)
+    while (p < stop) {
+      let run = 0
+      let i = p
+      for (const look = Math.min(p + 23, high); i < look && run < RUN_NEAR; i++) {
+        run = bytes[page + i] === bytes[page + i + delta] ? run + 1 : 0
+      }
+      if (run < RUN_NEAR) {
+        p += 16
+        continue
+      }
+      let from = i - RUN_NEAR
+      p = i
+      while (p < high && bytes[page + p] === bytes[page + p + delta]) p++
+      while (from > low && bytes[page + from - 1] === bytes[page + from - 1 + delta]) from--
+      const literal = from - end
+      if (p - from < (literal < RUN_FAR ? RUN_NEAR : RUN_FAR)) continue
+      words[tokenTo >>> 2] = literal | ((p - from) << 16)
+      words[(tokenTo >>> 2) + 1] = page + from + delta - pool
+      tokenTo += 8
+      putLiteral(literal)
+      copies++
+      end = low = p
+    }
+    scanned = p
+  }
+
+  function putLiteral(length: number): void {
+    bytes.copyWithin(literalTo, page + end, page + end + length)
+    literalTo += length
+  }
+
+  /** How many of the next bytes are equal. */
+  function score(source: number, position: number): number {
+    const n = Math.min(SCORE_BYTES, PAGE_BYTES - position, poolBytes - source) & -16
+    let equal = 0
+    for (let i = 0, s = pool + source, t = page + position; i < n; i++) if (bytes[s + i] === bytes[t + i]) equal++
+    return equal
+  }
+
+  /** The best known source of the window at `position`, or NONE. */
+  function candidate(hash: number, position: number): number {
+    let best = NONE
+    let bestScore = 0
+    for (let e = bucket(hash), k = 0; k < WAYS; k++, e += 2) {
+      if (words[e] !== hash || words[e + 1] === 0) continue
+      const source = (words[e + 1]! - 1) >>> 0
+      let i = 0
+      while (i < WINDOW && bytes[pool + source + i] === bytes[page + position + i]) i++
+      if (i < WINDOW) continue
+      if (best === NONE) {
+        best = source
+        continue
+      }
+      if (bestScore === 0) bestScore = score(best, position)
+      const s = score(source, position)
+      if (s > bestScore) {
+        best = source
+        bestScore = s
+      }
+    }
+    return best
+  }
+
+  function matchLong(at: number, previous: number, tokens: number, literals: number): number {
+    sample(at)
+    page = at
+    end = 0
+    high = 0
+    scanned = 0
+    tokenTo = tokens
+    literalTo = literals
+    copies = 0
+    if (previous !== NONE) displace(previous * PAGE_BYTES, 0)
+    for (let i = 0; i < samples; i++) {
+      const position = positions[i]!
+      if (position < end) continue
+      // the displacement of the copy before may hold again: pages that differ in a few words
+      scan(position + 1)
+      if (position < end) continue
+      const source = candidate(windows[i]!, position)
+      if (source === NONE) continue
+      displace(source, position)
+      scan(position + 1)
+    }
+    scan(PAGE_BYTES)
+    const rest = PAGE_BYTES - end
+    if (rest > 0) {
+      words[tokenTo >>> 2] = rest
+      words[(tokenTo >>> 2) + 1] = 0
+      tokenTo += 8
+      putLiteral(rest)
+    }
+    const count = (tokenTo - tokens) >>> 3
+    literalBytes = literalTo - literals
+    if (literalBytes + count * TOKEN_COST + SAVED_MIN > PAGE_BYTES) return 0
+    for (let t = tokens >>> 2; t < tokenTo >>> 2; t += 2) if (words[t]! >>> 16 !== 0) mark(words[t + 1]! >>> 12)
+    return count
+  }
+
   // encoder ------------------------------------------------------------------------------------------------------
 
   function indexTemplates(from: number, to: number): number {
@@ -279,6 +473,10 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch
       hashPage(at)
       if (find(at) !== NONE) continue
       add(slot)
+      if (longShift !== 0) {
+        sample(at)
+        rememberSamples(slot)
+      }
       added++
     }
     return added
@@ -290,13 +488,16 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch
     n: number,
     kinds: number,
     slots: number,
-    _tokens: number,
+    tokens: number,
     literals: number,
     dense: number,
-    _options: number,
+    options: number,
   ): void {
     let literal = literals
     let denseAt = dense
+    let tokenAt = tokens
+    let copied = 0
+    const long = (options & LONG) !== 0 && longShift !== 0
     words.fill(0, resultAt, resultAt + 16)
     for (let i = 0; i < n; i++) {
       const at = words[(list >>> 2) + i]! >>> 0
@@ -309,8 +510,15 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch
         if (slot !== NONE) {
           kind = slot === placeGet(place) ? SAME : REF
           mark(slot)
+          placeSet(place, slot)
         } else {
-          if (isDense(at)) {
+          const count = long ? matchLong(at, placeGet(place), tokenAt, literal) : 0
+          if (count !== 0) {
+            kind = PATCH
+            tokenAt += count * 8
+            literal += literalBytes
+            copied += copies
+          } else if (isDense(at)) {
             kind = NEW_DENSE
             bytes.copyWithin(denseAt, at, at + PAGE_BYTES)
             denseAt += PAGE_BYTES
@@ -319,9 +527,11 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch
             bytes.copyWithin(literal, at, at + PAGE_BYTES)
             literal += PAGE_BYTES
           }
-          slot = insert(at, true)
+          const inserted = insert(at, true)
+          if (long && inserted !== NONE) rememberSamples(inserted)
+          placeSet(place, inserted)
+          slot = count !== 0 ? count : inserted
         }
-        placeSet(place, slot)
       }
       bytes[kinds + i] = kind
       words[(slots >>> 2) + i] = slot
@@ -329,6 +539,8 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch
     }
     words[resultAt] = literal - literals
     words[resultAt + 1] = denseAt - dense
+    words[resultAt + 2] = tokenAt - tokens
+    words[resultAt + 3] = copied
   }
 
   // decoder ------------------------------------------------------------------------------------------------------

@@ -312,6 +312,102 @@ t.test('kernel, twin, encoder and decoder agree after thousands of random pages'
   t.end()
 })
 
+t.test('long matches: kernel, twin, encoder and decoder agree', t => {
+  const options = MATCH.LONG
+  const trials: Trial[] = [
+    {
+      name: 'templates and ring',
+      seed: 11,
+      templates: 200,
+      ring: 64,
+      places: 100,
+      batches: 120,
+      batch: 40,
+      options,
+      longEntries: 1 << 15,
+    },
+    {
+      name: 'a table that overflows',
+      seed: 12,
+      templates: 100,
+      ring: 64,
+      places: 100,
+      batches: 60,
+      batch: 40,
+      options,
+      longEntries: 256,
+    },
+    {
+      name: 'a ring of one page',
+      seed: 13,
+      templates: 0,
+      ring: 1,
+      places: 16,
+      batches: 60,
+      batch: 20,
+      options,
+      longEntries: 4096,
+    },
+    {
+      name: 'a ring of three pages',
+      seed: 14,
+      templates: 1,
+      ring: 3,
+      places: 16,
+      batches: 100,
+      batch: 20,
+      options,
+      longEntries: 4096,
+    },
+    {
+      name: 'no ring',
+      seed: 15,
+      templates: 50,
+      ring: 0,
+      places: 30,
+      batches: 60,
+      batch: 20,
+      options,
+      longEntries: 4096,
+    },
+    {
+      name: 'no places',
+      seed: 16,
+      templates: 50,
+      ring: 16,
+      places: 0,
+      batches: 60,
+      batch: 20,
+      options,
+      longEntries: 4096,
+    },
+    { name: 'no table', seed: 17, templates: 20, ring: 16, places: 16, batches: 30, batch: 20, options },
+  ]
+  for (let seed = 200; seed < 230; seed++) {
+    trials.push({
+      name: `seed ${seed}`,
+      seed,
+      templates: seed % 5,
+      ring: 1 + (seed % 7),
+      places: 8,
+      batches: 20,
+      batch: 12,
+      options,
+      longEntries: 1024,
+    })
+  }
+  for (const c of trials) {
+    const { wrong, counts } = runTrial(c)
+    t.same(wrong, [], c.name)
+    if (c.ring > 3 && c.places > 8 && c.longEntries)
+      t.ok(
+        counts.every(n => n > 0),
+        `every kind came: ${counts}`,
+      )
+  }
+  t.end()
+})
+
 t.test('checksum and page hash are the same in kernel and twin', t => {
   const layout = layoutMemory({ role: 'encoder', templatePages: 0, ringPages: 0, places: 0, ioBytes: 1 << 20 })
   const rand = random(77)

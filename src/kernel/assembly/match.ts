@@ -1,10 +1,11 @@
 // Encoder: what each page of a batch becomes.
 import {
-  NONE, RESULT, placeTable, places, pool, state, tableHash, tableMask, tableSlot, templatePages, ringPages, scratch,
+  NONE, RESULT, longTable, longShift, placeTable, places, pool, state, tableHash, tableMask, tableSlot, templatePages, ringPages, scratch,
 } from './state'
 import { hashPage } from './hash'
 import { fillOf, isDense } from './page'
 import { add, find } from './table'
+import { copies, indexLong, literalBytes, matchLong, rememberSamples } from './long'
 import { insert, mark, placeGet, placeSet } from './ring'
 
 const FILL: u8 = 0
@@ -12,6 +13,9 @@ const SAME: u8 = 1
 const REF: u8 = 2
 const NEW: u8 = 3
 const NEW_DENSE: u8 = 4
+const PATCH: u8 = 5
+
+const LONG: u32 = 1
 
 /** Pages whose table entries and candidates are touched together, so that their cache misses overlap. */
 const GROUP: u32 = 8
@@ -25,6 +29,7 @@ export function indexTemplates(from: u32, to: u32): u32 {
     const hash = hashPage(at)
     if (find(at, hash) != NONE) continue
     add(hash, slot)
+    if (longShift != 0) indexLong(at, slot)
     added++
   }
   return added
@@ -36,6 +41,9 @@ export function matchPages(
 ): void {
   let literal = literals
   let denseAt = dense
+  let tokenAt = tokens
+  let copied: u32 = 0
+  const long = options & LONG && longShift != 0
   const result = state + RESULT
   memory.fill(result, 0, 64)
   const hashes = scratch + 256
@@ -77,8 +85,15 @@ export function matchPages(
         if (slot != NONE) {
           kind = slot == placeGet(place) ? SAME : REF
           mark(slot)
+          placeSet(place, slot)
         } else {
-          if (isDense(at)) {
+          const count = long ? matchLong(at, placeGet(place), tokenAt, literal) : 0
+          if (count != 0) {
+            kind = PATCH
+            tokenAt += <usize>count << 3
+            literal += literalBytes
+            copied += copies
+          } else if (isDense(at)) {
             kind = NEW_DENSE
             memory.copy(denseAt, at, 4096)
             denseAt += 4096
@@ -87,9 +102,11 @@ export function matchPages(
             memory.copy(literal, at, 4096)
             literal += 4096
           }
-          slot = insert(at, hash)
+          const inserted = insert(at, hash)
+          if (long && inserted != NONE) rememberSamples(inserted)
+          placeSet(place, inserted)
+          slot = count != 0 ? count : inserted
         }
-        placeSet(place, slot)
       }
       store<u8>(kinds + <usize>i, kind)
       store<u32>(slots + (<usize>i << 2), slot)
@@ -99,4 +116,6 @@ export function matchPages(
   }
   store<u32>(result, <u32>(literal - literals))
   store<u32>(result, <u32>(denseAt - dense), 4)
+  store<u32>(result, <u32>(tokenAt - tokens), 8)
+  store<u32>(result, copied, 12)
 }

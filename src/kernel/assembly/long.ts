@@ -1,0 +1,261 @@
+// Long matches: parts of a page anywhere in the pool. Why so, and what else was tried: ../LONG-MATCH.md.
+import { NONE, longShift, longTable, pool, poolBytes, scratch } from './state'
+import { mark } from './ring'
+
+/** A position is sampled by the 8 bytes there: 1 in 32 of random ones, at most one in 16 bytes. */
+const SAMPLE_BELOW: u32 = 1 << 27
+const SAMPLE_GAP: u32 = 16
+/** Bytes of a sampled window: what is hashed, and what must be equal. */
+const WINDOW: u32 = 16
+/** Entries of a bucket: the last four windows with nearly one hash, the newest first. u32 hash, u32 byte in the pool + 1. */
+const WAYS: u32 = 4
+/** Bytes after a window by which candidates are compared. */
+const SCORE_BYTES: u32 = 256
+/** Shortest copy: next to the one before, where its source goes without saying; and after more bytes of the page's own. */
+const RUN_NEAR: u32 = 8
+const RUN_FAR: u32 = 16
+/** Copies must save a tenth of the page; a token costs about 4 bytes. */
+const SAVED_MIN: u32 = 410
+const TOKEN_COST: u32 = 4
+
+// areas in the scratch; its first 512 bytes belong to hash.ts, page.ts and match.ts
+const POSITION: usize = 1024 // u32 each, 256 at most
+const HASH: usize = 2048
+
+let samples: u32 = 0
+let sink: u64 = 0 // keeps the touching loads alive
+
+/** Copies in the last matchLong. */
+export let copies: u32 = 0
+/** Bytes of its own in the last matchLong. */
+export let literalBytes: u32 = 0
+
+// @ts-ignore: decorator
+@inline function sampled(p: usize): v128 {
+  const a = i32x4.mul(v128.load(p), i32x4.splat(0x9e3779b1 as i32))
+  const b = i32x4.mul(v128.load(p, 4), i32x4.splat(0x85ebca77 as i32))
+  // + constant: zeros, the commonest content, are never sampled
+  return i32x4.lt_u(i32x4.add(i32x4.add(a, b), i32x4.splat(0x5bd1e995)), i32x4.splat(SAMPLE_BELOW as i32))
+}
+
+/** Finds the sampled positions of a page, and the hash of the window at each. */
+function sample(at: usize): void {
+  let n: u32 = 0
+  let next: u32 = 0
+  for (let base: u32 = 0; base < 4096 - WINDOW; base += 16) {
+    const p = at + <usize>base
+    // lane i of the vector at p + k is position base + 4i + k
+    const even = v128.bitselect(sampled(p), sampled(p + 1), i32x4.splat(0x000000ff))
+    const odd = v128.bitselect(sampled(p + 2), sampled(p + 3), i32x4.splat(0x00ff0000))
+    let bits = <u32>i8x16.bitmask(v128.bitselect(even, odd, i32x4.splat(0x0000ffff)))
+    while (bits) {
+      const position = base + ctz(bits)
+      bits &= bits - 1
+      if (position < next) continue
+      next = position + SAMPLE_GAP
+      store<u32>(scratch + POSITION + (<usize>n << 2), position)
+      n++
+    }
+  }
+  samples = n
+  for (let i: u32 = 0; i < n; i++) {
+    const p = at + <usize>load<u32>(scratch + POSITION + (<usize>i << 2))
+    let m = i32x4.mul(v128.load(p), i32x4(0x9e3779b1 as i32, 0x85ebca77 as i32, 0xc2b2ae3d as i32, 0x27d4eb2f))
+    m = i32x4.mul(v128.xor(m, i32x4.shr_u(m, 15)), i32x4(0x165667b1, 0x5bd1e995, 0x1b873593, 0xcc9e2d51 as i32))
+    const h: u32 =
+      i32x4.extract_lane(m, 0) + i32x4.extract_lane(m, 1) + i32x4.extract_lane(m, 2) + i32x4.extract_lane(m, 3)
+    store<u32>(scratch + HASH + (<usize>i << 2), (h ^ (h >> 15)) * 0x85ebca77)
+  }
+}
+
+// @ts-ignore: decorator
+@inline function bucket(hash: u32): usize {
+  return longTable + (<usize>((hash >> longShift) & ~(WAYS - 1)) << 3)
+}
+
+/** Remembers the samples of the page at hand as parts of slot `slot`. */
+export function rememberSamples(slot: u32): void {
+  for (let i: u32 = 0; i < samples; i++) {
+    const h = load<u32>(scratch + HASH + (<usize>i << 2))
+    const e = bucket(h)
+    const first = load<u64>(e)
+    // what repeats within a page would fill the bucket
+    if (<u32>first == h && (<u32>(first >> 32) - 1) >> 12 == slot) continue
+    const second = load<u64>(e, 8)
+    const third = load<u64>(e, 16)
+    const source = (slot << 12) + load<u32>(scratch + POSITION + (<usize>i << 2)) + 1
+    store<u64>(e, <u64>h | (<u64>source << 32))
+    store<u64>(e, first, 8)
+    store<u64>(e, second, 16)
+    store<u64>(e, third, 24)
+  }
+}
+
+export function indexLong(at: usize, slot: u32): void {
+  sample(at)
+  rememberSamples(slot)
+}
+
+// the page at hand
+let page: usize = 0
+let end: u32 = 0 // bytes that are done: what is not copied starts here
+let delta: usize = 0 // address of the source less that of the page's byte, modulo 2^32
+let low: u32 = 0 // bytes of the page whose source is inside the pool, from end on
+let high: u32 = 0
+let scanned: u32 = 0 // up to here they have been compared
+let tokenTo: usize = 0
+let literalTo: usize = 0
+
+/** Takes as displacement: pool byte `source` for byte `target` of the page. */
+function displace(source: u32, target: u32): void {
+  delta = pool + <usize>source - (page + <usize>target)
+  low = max(end, target > source ? target - source : 0)
+  high = target + min<u32>(4096 - target, <u32>poolBytes - source)
+  scanned = low
+}
+
+// @ts-ignore: decorator
+@inline function equalBits(p: u32): u32 {
+  const t = page + <usize>p
+  return <u32>i8x16.bitmask(i8x16.eq(v128.load(t), v128.load(t + delta)))
+}
+
+// @ts-ignore: decorator
+@inline function equalByte(p: u32): bool {
+  const t = page + <usize>p
+  return load<u8>(t) == load<u8>(t + delta)
+}
+
+/** A short memory.copy, whose call would cost more than the copying. */
+function copyShort(to: usize, from: usize, length: u32): void {
+  while (length >= 16) {
+    v128.store(to, v128.load(from))
+    to += 16
+    from += 16
+    length -= 16
+  }
+  if (length & 8) { store<u64>(to, load<u64>(from)); to += 8; from += 8 }
+  if (length & 4) { store<u32>(to, load<u32>(from)); to += 4; from += 4 }
+  if (length & 2) { store<u16>(to, load<u16>(from)); to += 2; from += 2 }
+  if (length & 1) store<u8>(to, load<u8>(from))
+}
+
+/** Copies the runs that start before `to` and are equal under the displacement. */
+function scan(to: u32): void {
+  let p = scanned
+  const stop = min(to, high)
+  while (p < stop) {
+    let m = equalBits(p) | (equalBits(p + 16) << 16) // may look beyond page and pool: masked
+    if (p + 32 > high) m &= (1 << (high - p)) - 1
+    let r = m & (m >> 1)
+    r &= r >> 2
+    r &= (r >> 4) & 0xffff // bit i: 8 equal bytes from p + i on
+    if (r == 0) {
+      p += 16
+      continue
+    }
+    let from = p + ctz(r)
+    const differs = ~m >> (from - p)
+    if (differs) p = from + ctz(differs)
+    else {
+      p += 32
+      while (p + 16 <= high) {
+        const x = ~equalBits(p) & 0xffff
+        if (x) break
+        p += 16
+      }
+      while (p < high && equalByte(p)) p++
+    }
+    while (from > low && equalByte(from - 1)) from--
+    const literal = from - end
+    if (p - from < (literal < RUN_FAR ? RUN_NEAR : RUN_FAR)) continue
+    store<u32>(tokenTo, literal | ((p - from) << 16))
+    store<u32>(tokenTo, <u32>(page + <usize>from + delta - pool), 4)
+    tokenTo += 8
+    copyShort(literalTo, page + <usize>end, literal)
+    literalTo += literal
+    copies++
+    end = low = p
+  }
+  scanned = p
+}
+
+/** How many of the next bytes are equal: the better candidate has more, in one piece or not. */
+function score(source: u32, position: u32): u32 {
+  const bytes = min<u32>(SCORE_BYTES, min<u32>(4096 - position, <u32>poolBytes - source))
+  const s = pool + <usize>source
+  const t = page + <usize>position
+  let equal: u32 = 0
+  for (let o: u32 = 0; o + 16 <= bytes; o += 16) {
+    equal += popcnt(<u32>i8x16.bitmask(i8x16.eq(v128.load(s + <usize>o), v128.load(t + <usize>o))))
+  }
+  return equal
+}
+
+/** The best known source of the window at `position`, or NONE. */
+function candidate(hash: u32, position: u32): u32 {
+  const want = v128.load(page + <usize>position)
+  let best: u32 = NONE
+  let bestScore: u32 = 0
+  for (let e = bucket(hash), to = e + (WAYS << 3); e != to; e += 8) {
+    const entry = load<u64>(e)
+    if (<u32>entry != hash || entry >> 32 == 0) continue
+    const source = <u32>(entry >> 32) - 1
+    if (v128.any_true(v128.xor(want, v128.load(pool + <usize>source)))) continue
+    if (best == NONE) {
+      best = source
+      continue
+    }
+    if (bestScore == 0) bestScore = score(best, position)
+    const s = score(source, position)
+    if (s > bestScore) {
+      best = source
+      bestScore = s
+    }
+  }
+  return best
+}
+
+/**
+ * Tokens of a page, and its own bytes between them; marks what it copies, and leaves its samples for rememberSamples.
+ * `previous`: slot that its place last received. Returns the number of tokens, 0 where too little would be saved:
+ * what was written then has no meaning.
+ */
+export function matchLong(at: usize, previous: u32, tokens: usize, literals: usize): u32 {
+  sample(at)
+  page = at
+  end = high = scanned = 0
+  tokenTo = tokens
+  literalTo = literals
+  copies = 0
+  const n = samples
+  let touch: u64 = 0
+  for (let i: u32 = 0; i < n; i++) touch += load<u64>(bucket(load<u32>(scratch + HASH + (<usize>i << 2))))
+  sink += touch
+  if (previous != NONE) displace(previous << 12, 0)
+  for (let i: u32 = 0; i < n; i++) {
+    const position = load<u32>(scratch + POSITION + (<usize>i << 2))
+    if (position < end) continue
+    // the displacement of the copy before may hold again: pages that differ in a few words
+    scan(position + 1)
+    if (position < end) continue
+    const source = candidate(load<u32>(scratch + HASH + (<usize>i << 2)), position)
+    if (source == NONE) continue
+    displace(source, position)
+    scan(position + 1)
+  }
+  scan(4096)
+  const rest: u32 = 4096 - end
+  if (rest) {
+    store<u32>(tokenTo, rest)
+    store<u32>(tokenTo, 0, 4)
+    tokenTo += 8
+    copyShort(literalTo, at + <usize>end, rest)
+    literalTo += rest
+  }
+  const count = <u32>(tokenTo - tokens) >> 3
+  literalBytes = <u32>(literalTo - literals)
+  if (literalBytes + count * TOKEN_COST + SAVED_MIN > 4096) return 0
+  for (let t = tokens; t != tokenTo; t += 8) if (load<u16>(t, 2)) mark(load<u32>(t, 4) >> 12)
+  return count
+}
