@@ -34,6 +34,7 @@ import { type Frame, writeHead } from '../wan/frames.ts'
 import { CODE, FLAG_MORE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL, SEQUENCE_END } from '../wan/wire.ts'
 import type { FlowInfo, Role, SessionOptions, SessionSink, SessionState, SessionStats } from './api.ts'
 import { Deque } from './deque.ts'
+import { FrameRing, type Payload } from './frame-ring.ts'
 import { Path } from './path.ts'
 import {
   RECEIVE_TABLE,
@@ -46,7 +47,6 @@ import {
   type SessionInput,
 } from './states.ts'
 
-const SLOT_MASK = UNACKED_FRAMES_MAX - 1
 /** Bulk leaves an eighth of the store to urgent frames. */
 const BULK_BYTES_MAX = (UNACKED_BYTES_MAX / 8) * 7
 const BULK_FRAMES_MAX = (UNACKED_FRAMES_MAX / 8) * 7
@@ -131,8 +131,6 @@ interface Entry {
   offset: number
 }
 
-type Payload = Uint8Array | readonly Uint8Array[]
-
 export class Session {
   private readonly role: Role
   private readonly sink: SessionSink
@@ -151,7 +149,7 @@ export class Session {
   private readonly flows = new Map<number, Flow>()
   private readonly migrations = new Map<number, Migration>()
   /** Flow numbers that the client has opened at least once: frames for them may come late. */
-  private readonly opened = new Uint8Array(65536)
+  private readonly opened = new Uint8Array(65536 / 8)
   private flowNext = 1
   private draining = false
   private peerDraining = false
@@ -166,16 +164,11 @@ export class Session {
   /** Bytes of DATA and batches that wait. */
   private queuedBytes = 0
 
-  // Sent and not acknowledged: slot = sequence & SLOT_MASK.
+  // Sent and not acknowledged.
   private lastSequence = 0
   private acked = 0
   private unackedBytes = 0
-  private readonly sentType = new Uint8Array(UNACKED_FRAMES_MAX)
-  private readonly sentFlags = new Uint8Array(UNACKED_FRAMES_MAX)
-  private readonly sentFlow = new Uint16Array(UNACKED_FRAMES_MAX)
-  private readonly sentLength = new Uint16Array(UNACKED_FRAMES_MAX)
-  private readonly sentOwner = new Int8Array(UNACKED_FRAMES_MAX)
-  private readonly sentPayload: (Payload | null)[] = new Array(UNACKED_FRAMES_MAX).fill(null)
+  private readonly sent = new FrameRing()
   /** Sequence numbers to send again, ascending, from resendAt on. */
   private resend: number[] = []
   private resendAt = 0
@@ -183,10 +176,7 @@ export class Session {
 
   // Arrived ahead of a missing frame.
   private receivedSequence = 0
-  private readonly heldType = new Uint8Array(UNACKED_FRAMES_MAX)
-  private readonly heldFlags = new Uint8Array(UNACKED_FRAMES_MAX)
-  private readonly heldFlow = new Uint16Array(UNACKED_FRAMES_MAX)
-  private readonly heldPayload: (Uint8Array | null)[] = new Array(UNACKED_FRAMES_MAX).fill(null)
+  private readonly held = new FrameRing()
   private heldBytes = 0
 
   // The batch whose parts are coming.
@@ -194,7 +184,7 @@ export class Session {
   private batchParts: Uint8Array[] = []
   private batchBytes = 0
 
-  private slab = new Uint8Array(SLAB_BYTES)
+  private slab = new Uint8Array(0)
   private slabUsed = 0
 
   // --rate.
@@ -272,10 +262,10 @@ export class Session {
     this.pathCount--
     const again: number[] = []
     path.eachUndelivered(sequence => {
-      const slot = sequence & SLOT_MASK
-      if (sequence <= this.acked || this.sentOwner[slot] !== path.connection) return
-      this.sentOwner[slot] = OWNER_RESEND
-      this.resendBytes += FRAME_HEAD_BYTES + this.sentLength[slot]!
+      const slot = sequence & this.sent.mask
+      if (sequence <= this.acked || this.sent.owner[slot] !== path.connection) return
+      this.sent.owner[slot] = OWNER_RESEND
+      this.resendBytes += FRAME_HEAD_BYTES + this.sent.length[slot]!
       again.push(sequence)
     })
     if (again.length === 0) return
@@ -400,7 +390,6 @@ export class Session {
       path.ackDueMs = this.nowMs + ACK_DELAY_MS
       this.sink.onWork() // nextTickMs has come nearer
     }
-    const slot = sequence & SLOT_MASK
     if (sequence <= this.receivedSequence) {
       this.duplicates++
       return
@@ -409,17 +398,20 @@ export class Session {
       if (sequence > this.receivedSequence + UNACKED_FRAMES_MAX) {
         return this.fault('LIMIT_EXCEEDED', `frame ${sequence} came before frame ${this.receivedSequence + 1}`)
       }
-      if (this.heldType[slot] !== 0) {
+      const { held } = this
+      held.span(this.receivedSequence, sequence)
+      const slot = sequence & held.mask
+      if (held.type[slot] !== 0) {
         this.duplicates++
         return
       }
       if (this.heldBytes + size > UNACKED_BYTES_MAX) {
         return this.fault('LIMIT_EXCEEDED', `${this.heldBytes + size} bytes came ahead of a missing frame`)
       }
-      this.heldType[slot] = type
-      this.heldFlags[slot] = flags
-      this.heldFlow[slot] = flow
-      this.heldPayload[slot] = keepable(payload)
+      held.type[slot] = type
+      held.flags[slot] = flags
+      held.flow[slot] = flow
+      held.payload[slot] = keepable(payload)
       this.heldBytes += size
       return
     }
@@ -427,16 +419,16 @@ export class Session {
     this.deliver(type, flags, flow, payload)
     if (this.heldBytes === 0) return
     for (;;) {
-      const next = (this.receivedSequence + 1) & SLOT_MASK
-      const held = this.heldType[next]!
+      const { held } = this
+      const slot = (this.receivedSequence + 1) & held.mask
+      const next = held.type[slot]!
       // A sink may have ended the session.
-      if (held === 0 || this.ended) return
-      const body = this.heldPayload[next]!
-      this.heldType[next] = 0
-      this.heldPayload[next] = null
+      if (next === 0 || this.ended) return
+      const body = held.payload[slot] as Uint8Array
+      held.free(slot)
       this.heldBytes -= FRAME_HEAD_BYTES + body.length
       this.receivedSequence++
-      this.deliver(held, this.heldFlags[next]!, this.heldFlow[next]!, body)
+      this.deliver(next, held.flags[slot]!, held.flow[slot]!, body)
     }
   }
 
@@ -454,7 +446,7 @@ export class Session {
     const flow = this.flows.get(number)
     if (!flow) {
       const late = type === FRAME.RESET || type === FRAME.CREDIT
-      if (late && this.role === 'server' && this.opened[number] === 1) return // the client had not seen END yet
+      if (late && this.role === 'server' && ((this.opened[number >> 3]! >> (number & 7)) & 1) === 1) return // the client had not seen END yet
       return this.fault('PROTOCOL_STATE', `frame of type ${type} for flow ${number}, which is not open`)
     }
     flow.wanIn += FRAME_HEAD_BYTES + payload.length
@@ -569,8 +561,8 @@ export class Session {
     if (frames > path.deliveredFrames) {
       while (path.deliveredFrames < frames) {
         const delivered = path.takeDelivered()
-        const slot = delivered & SLOT_MASK
-        if (delivered > this.acked && this.sentOwner[slot] === path.connection) this.sentOwner[slot] = OWNER_ARRIVED
+        const slot = delivered & this.sent.mask
+        if (delivered > this.acked && this.sent.owner[slot] === path.connection) this.sent.owner[slot] = OWNER_ARRIVED
       }
       path.measure(this.nowMs)
     }
@@ -580,11 +572,11 @@ export class Session {
 
   private acknowledge(sequence: number): void {
     while (this.acked < sequence) {
-      const slot = ++this.acked & SLOT_MASK
-      const size = FRAME_HEAD_BYTES + this.sentLength[slot]!
+      const slot = ++this.acked & this.sent.mask
+      const size = FRAME_HEAD_BYTES + this.sent.length[slot]!
       this.unackedBytes -= size
-      if (this.sentOwner[slot] === OWNER_RESEND) this.resendBytes -= size
-      this.sentPayload[slot] = null
+      if (this.sent.owner[slot] === OWNER_RESEND) this.resendBytes -= size
+      this.sent.free(slot)
     }
     this.checkFlushed()
   }
@@ -647,7 +639,7 @@ export class Session {
     const free = path.window - path.inFlight
     while (this.resendAt < this.resend.length) {
       const sequence = this.resend[this.resendAt]!
-      const slot = sequence & SLOT_MASK
+      const slot = sequence & this.sent.mask
       if (sequence <= this.acked) {
         this.resendAt++
         continue
@@ -655,10 +647,10 @@ export class Session {
       // All that is newer would only wait for it at the far side.
       if (free <= 0 || !this.mayGo(0)) return 0
       this.resendAt++
-      const size = FRAME_HEAD_BYTES + this.sentLength[slot]!
+      const size = FRAME_HEAD_BYTES + this.sent.length[slot]!
       this.resendBytes -= size
       this.resentBytes += size
-      this.sentOwner[slot] = path.connection
+      this.sent.owner[slot] = path.connection
       path.sent(sequence, size, this.nowMs)
       return this.putFrame(out, sequence)
     }
@@ -776,28 +768,29 @@ export class Session {
     out: Uint8Array[],
   ): number {
     const sequence = ++this.lastSequence
-    const slot = sequence & SLOT_MASK
+    this.sent.span(this.acked, sequence)
+    const slot = sequence & this.sent.mask
     const size = FRAME_HEAD_BYTES + length
-    this.sentType[slot] = type
-    this.sentFlags[slot] = flags
-    this.sentFlow[slot] = flow
-    this.sentLength[slot] = length
-    this.sentOwner[slot] = path.connection
-    this.sentPayload[slot] = payload
+    this.sent.type[slot] = type
+    this.sent.flags[slot] = flags
+    this.sent.flow[slot] = flow
+    this.sent.length[slot] = length
+    this.sent.owner[slot] = path.connection
+    this.sent.payload[slot] = payload
     this.unackedBytes += size
     path.sent(sequence, size, this.nowMs)
     return this.putFrame(out, sequence)
   }
 
   private putFrame(out: Uint8Array[], sequence: number): number {
-    const slot = sequence & SLOT_MASK
-    const length = this.sentLength[slot]!
-    const payload = this.sentPayload[slot]!
+    const slot = sequence & this.sent.mask
+    const length = this.sent.length[slot]!
+    const payload = this.sent.payload[slot]!
     const copied = length <= COPY_BYTES_MAX && payload instanceof Uint8Array
     const bytes = copied ? FRAME_HEAD_BYTES + length : FRAME_HEAD_BYTES
     const at = this.reserve(bytes)
     const slab = this.slab
-    writeHead(slab, at, this.sentType[slot]!, this.sentFlags[slot]!, this.sentFlow[slot]!, sequence, length, payload)
+    writeHead(slab, at, this.sent.type[slot]!, this.sent.flags[slot]!, this.sent.flow[slot]!, sequence, length, payload)
     if (copied) slab.set(payload, at + FRAME_HEAD_BYTES)
     out.push(slab.subarray(at, at + bytes))
     if (!copied) {
@@ -817,8 +810,8 @@ export class Session {
   }
 
   private reserve(bytes: number): number {
-    if (this.slabUsed + bytes > SLAB_BYTES) {
-      this.slab = new Uint8Array(SLAB_BYTES)
+    if (this.slabUsed + bytes > this.slab.length) {
+      this.slab = new Uint8Array(this.slab.length === 0 ? SLAB_BYTES / 16 : SLAB_BYTES)
       this.slabUsed = 0
     }
     const at = this.slabUsed
@@ -988,7 +981,7 @@ export class Session {
     const flow = new Flow(number, info, migration)
     flow.epochMs = this.nowMs
     this.flows.set(number, flow)
-    this.opened[number] = 1
+    this.opened[number >> 3]! |= 1 << (number & 7)
     return flow
   }
 
@@ -1183,9 +1176,8 @@ export class Session {
     this.urgentLane.clear()
     this.bulkLane.clear()
     this.creditLane.clear()
-    this.sentPayload.fill(null)
-    this.heldPayload.fill(null)
-    this.heldType.fill(0)
+    this.sent.clear()
+    this.held.clear()
     this.batchParts = []
     this.resend = []
     this.resendAt = 0

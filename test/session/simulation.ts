@@ -147,6 +147,8 @@ class Flow {
   readonly lanes: readonly [Lane, Lane]
   number = 0
   reset = false
+  /** Which ends tore it down. */
+  readonly resetBy = [false, false]
   /** Which ends have been told that it is over. */
   readonly ended = [false, false]
   /** Which ends know it. */
@@ -175,6 +177,8 @@ interface Pipe {
   arrived: number
   /** After so many bytes the connection breaks. */
   cutAt: number
+  /** What is under way. */
+  readonly chunks: Uint8Array[]
   /** The byte with this count is damaged. */
   damageAt: number
 }
@@ -395,7 +399,9 @@ class Simulation {
   private verify(): void {
     const [client, server] = this.ends
     if (!this.over) fail(`nothing goes on: ${this.describe()}`)
-    const dead = client.dead ?? server.dead
+    // The one that gave up first; the other may have found nobody there any more.
+    const dead =
+      [client.dead, server.dead].find(error => error && error.code !== 'PEER_LOST') ?? client.dead ?? server.dead
     if (dead) {
       const allowed =
         (dead.code === 'PEER_LOST' && this.outageKills) || (dead.code === 'BATCH_CHECKSUM' && this.damaged && !this.tls)
@@ -404,8 +410,8 @@ class Simulation {
       const credit = this.damaged && !this.tls && dead.code === 'PROTOCOL_STATE' && dead.what.includes('credit')
       // The link took the BYE itself, after all was delivered.
       const late = this.closing && this.faults.length > 0 && dead.code === 'PEER_LOST'
-      if (!allowed && !damage && !credit && !late) fail(`the session died: ${dead.message}`)
-      if (!late) return
+      if (allowed || damage || credit) return
+      if (!late) fail(`the session died: ${dead.message}`)
     } else {
       const byes = this.ends.map(end => end.bye)
       if (byes[this.closer === 0 ? 1 : 0] !== 0) fail(`no BYE 0 at the other end: ${byes}`)
@@ -513,7 +519,7 @@ class Simulation {
       const flow = end.byNumber.get(number) ?? fail(`picked flow ${number}`)
       const lane = flow.lanes[side]
       const raw = Math.min(lane.available - lane.handed, session.credit(number), this.random.int(1, 1 << 20))
-      const packed = Math.min(raw, this.random.int(0, this.random.pick([50, 5000, 50_000])))
+      const packed = Math.min(raw, this.random.int(0, this.random.pick([50, 500, 5000, 5000, 40_000])))
       session.sendBatch(number, raw, makeBatch(this.random, raw, end.batchesOut++, lane.handed, packed))
       lane.handed += raw
       this.bytes += packed
@@ -584,7 +590,7 @@ class Simulation {
       return
     }
     const batches = random.pick([0, 0.5, 1])
-    const size = () => random.int(0, random.pick([0, 100, 20_000, 100_000]))
+    const size = () => random.int(0, random.pick([0, 100, 3000, 20_000, 60_000]))
     const upSize = batches > 0 && random.chance(0.3) ? random.int(1 << 20, 6 << 20) : size()
     // With batches some bytes of it may still go as data: keep what is really sent small.
     const up = new Lane(id * 2, held ? 3 << 20 : upSize, batches > 0 && upSize > 200_000 ? 1 : held ? 1 : batches)
@@ -622,6 +628,7 @@ class Simulation {
   private reset(end: End, flow: Flow): void {
     if (!flow.known[end.side] || flow.ended[end.side] || end.session.state === 'closed' || this.closing) return
     flow.reset = true
+    flow.resetBy[end.side] = true
     end.session.resetFlow(flow.number, 1, 'QEMU is gone')
   }
 
@@ -657,7 +664,7 @@ class Simulation {
         }
         if (batch.number !== end.batchesIn++) fail(`batch ${batch.number} came as number ${end.batchesIn - 1}`)
         const flow = end.byNumber.get(number)
-        if (!flow || flow.reset) return
+        if (!flow || flow.resetBy[end.side]) return
         const lane = flow.lanes[other]
         if (batch.offset !== lane.arrived) fail(`flow ${flow.id}: batch for ${batch.offset} at ${lane.arrived}`)
         if (lane.finArrived) fail(`flow ${flow.id}: batch after FIN`)
@@ -672,7 +679,8 @@ class Simulation {
       },
       onReset: (number, code, text) => {
         const flow = flowOf(number)
-        if (code === CODE.SHUTDOWN && this.closing) flow.reset = true // its OPEN crossed the close
+        if (code === CODE.SHUTDOWN && this.closing)
+          flow.reset = true // its OPEN crossed the close
         else if (!flow.reset || code !== 1 || text !== 'QEMU is gone') fail(`flow ${flow.id}: RESET ${code} ${text}`)
         if (this.random.chance(0.5)) end.session.resetFlow(number, 1, 'in turn')
         else this.agenda.add(this.now + this.random.next() * 50, () => end.session.resetFlow(number, 1, 'in turn'))
@@ -755,6 +763,7 @@ class Simulation {
       sent: 0,
       arrived: 0,
       cutAt: Number.POSITIVE_INFINITY,
+      chunks: [],
       damageAt: Number.POSITIVE_INFINITY,
     })
     const wire = new Wire(number, [pipe(), pipe()])
@@ -820,18 +829,18 @@ class Simulation {
         if (wire.open[end.side]) end.work = true
       })
     }
-    this.agenda.add(pipe.arrivesAt, () =>
-      this.arriveChunk(end.side === 0 ? this.ends[1] : this.ends[0], wire, pipe, chunk),
-    )
+    pipe.chunks.push(chunk)
+    this.agenda.add(pipe.arrivesAt, () => this.arriveChunk(this.ends[end.side === 0 ? 1 : 0], wire, pipe))
   }
 
-  private arriveChunk(end: End, wire: Wire, pipe: Pipe, chunk: Uint8Array): void {
+  private arriveChunk(end: End, wire: Wire, pipe: Pipe): void {
     if (!wire.open[end.side] || pipe.blackhole || !wire.decoders[end.side]) return
     if (pipe.stalledUntil > this.now) {
-      this.agenda.add(pipe.stalledUntil, () => this.arriveChunk(end, wire, pipe, chunk))
+      this.agenda.add(pipe.stalledUntil, () => this.arriveChunk(end, wire, pipe))
       return
     }
-    let bytes = chunk
+    // The oldest, whichever of them this event was planned for.
+    let bytes = pipe.chunks.shift()!
     let cut = false
     if (pipe.arrived + bytes.length > pipe.cutAt) {
       bytes = bytes.subarray(0, Math.max(0, pipe.cutAt - pipe.arrived))
