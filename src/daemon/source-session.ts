@@ -105,6 +105,7 @@ export class SourceSession implements LinkSink {
       (encoder, rawLength, parts) => {
         const flow = (encoder as ChannelEncoder).owner
         flow.underWay--
+        flow.underWayBytes -= rawLength
         options.session.sendBatch(flow.number, rawLength, parts)
         flow.afterBatch()
         this.wake()
@@ -312,6 +313,8 @@ export class SourceFlow implements SocketSink {
   encoder: FlowEncoder
   /** Batches of it in the packer. */
   underWay = 0
+  /** Their raw bytes: credit that is spent, though the session does not know it yet. */
+  underWayBytes = 0
   closed = false
   private readonly session: SourceSession
   private readonly bytes: Uint8Array
@@ -443,12 +446,13 @@ export class SourceFlow implements SocketSink {
     if (this.resetCode !== undefined || this.gone) return false
     const { encoder } = this
     const bytes = this.release ? encoder.waiting : encoder.ready
-    return bytes > 0 && this.session.options.session.credit(this.number) >= bytes
+    return bytes > 0 && this.session.options.session.credit(this.number) - this.underWayBytes >= bytes
   }
 
   encode(effort: Parameters<Outbound['encode']>[1]): void {
     const bytes = this.session.outbound.encode(this.encoder, effort, this.release)
     if (bytes > 0) this.underWay++
+    this.underWayBytes += bytes
     if (!this.finished) this.release = false
     this.socket.resume()
   }

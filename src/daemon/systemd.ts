@@ -50,9 +50,13 @@ export function takeListenFds(
 /**
  * Reads a message a line, its fields parted by the unit separator, and sends each by systemd-notify. Node opens no datagram
  * socket of the Unix kind. A shell that was forked while we were small, and forks instead of us: a process with gigabytes
- * of templates would stand still while its page tables are copied.
+ * of templates would stand still while its page tables are copied. `systemctl kill` means all processes of the service,
+ * but the helper has to live as long as we do.
  */
-const HELPER = `set -f; IFS=$(printf '\\037'); while read -r line; do systemd-notify $line || :; done`
+const HELPER = `command -v systemd-notify >/dev/null || exit 127; trap '' HUP INT TERM USR1 USR2; set -f; IFS=$(printf '\\037'); while read -r line; do systemd-notify $line || :; done`
+
+/** A helper that ends is started again, so that no watchdog bites for it; not for ever. */
+const HELPER_RESTARTS_MAX = 5
 
 /** STATUS is for people: oftener than this it is only work for systemd. */
 const STATUS_INTERVAL_MS = 1000
@@ -87,21 +91,24 @@ export class Notifier {
     const ours = WATCHDOG_PID === undefined || Number(WATCHDOG_PID) === pid
     if (this.enabled && ours && usec > 0 && Number.isSafeInteger(usec)) this.watchdogMs = Math.max(1, usec / 2000)
     else this.watchdogMs = undefined
-    if (NOTIFY_SOCKET === undefined || NOTIFY_SOCKET === '') return
-    const helper = spawn('/bin/sh', ['-c', `command -v systemd-notify >/dev/null || exit 127; ${HELPER}`], {
-      env: { PATH: env.PATH ?? '/usr/bin:/bin', NOTIFY_SOCKET },
-      stdio: ['pipe', 'ignore', 'ignore'],
-    })
+    if (NOTIFY_SOCKET !== undefined && this.enabled) {
+      this.startHelper({ PATH: env.PATH ?? '/usr/bin:/bin', NOTIFY_SOCKET }, HELPER_RESTARTS_MAX)
+    }
+  }
+
+  private startHelper(env: NodeJS.ProcessEnv, restarts: number): void {
+    const helper = spawn('/bin/sh', ['-c', HELPER], { env, stdio: ['pipe', 'ignore', 'ignore'] })
     this.helper = helper
-    const fail = (why: string): void => {
+    const ended = (why: string, again: boolean): void => {
       if (this.helper !== helper) return
       this.helper = undefined
-      this.onFailure(why)
+      if (again && restarts > 0) this.startHelper(env, restarts - 1)
+      else this.onFailure(`systemd cannot be told of the state: ${why}`)
     }
-    helper.on('error', error => fail(`systemd cannot be told of the state: ${error.message}`))
+    helper.on('error', error => ended(error.message, false))
     helper.on('exit', code => {
-      const why = code === 127 ? 'there is no systemd-notify' : 'its helper ended'
-      fail(`systemd cannot be told of the state: ${why}`)
+      if (code === 127) ended('there is no systemd-notify', false)
+      else ended('its helper ended', true)
     })
     helper.stdin?.on('error', () => {}) // the exit tells
     // It must not keep us alive: it ends by itself when we do.
@@ -109,7 +116,7 @@ export class Notifier {
     ;(helper.stdin as unknown as { unref?: () => void } | null)?.unref?.()
   }
 
-  /** Serving: sockets are bound, and connections are taken. Starts the signs of life. */
+  /** Serving: sockets are bound, and connections are taken. */
   ready(status?: string): void {
     this.sendWithStatus(['READY=1'], status)
   }
