@@ -4,6 +4,7 @@
  * out for each flow in order, batches in one order over all flows, progress (no deadlock), memory within bounds.
  */
 
+import { crc32 } from 'node:zlib'
 import { ProxyError } from '../../src/errors.ts'
 import { CREDIT_FLOW_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, WINDOW_BYTES_MIN } from '../../src/limits.ts'
 import type { SessionSink } from '../../src/session/api.ts'
@@ -199,9 +200,15 @@ class Wire {
   }
 }
 
-/** The pattern that a lane's bytes must show: a mistake of one byte in place shows at once. */
-function patternByte(key: number, offset: number): number {
-  return (Math.imul(offset + key, 0x9e3779b1) >>> 24) & 0xff
+/** Bytes that a lane carries: a mistake of one byte in place shows, since the period is a prime. */
+const PERIOD = 65521
+const PATTERN = new Uint8Array(PERIOD + 65536)
+for (let i = 0; i < PATTERN.length; i++) PATTERN[i] = Math.imul((i % PERIOD) + 1, 0x9e3779b1) >>> 24
+
+/** @param length at most 65536 */
+function pattern(key: number, offset: number, length: number): Uint8Array {
+  const start = (key * 7919 + offset) % PERIOD
+  return PATTERN.subarray(start, start + length)
 }
 
 class End {
@@ -238,28 +245,13 @@ function makeBatch(random: Random, rawLength: number, number: number, offset: nu
   const view = new DataView(bytes.buffer)
   view.setUint32(head.length, number)
   view.setUint32(head.length + 4, offset)
-  const start = head.length + 12
-  let x = number | 1
-  for (let i = start; i < bytes.length; i += 1) {
-    x = Math.imul(x, 0x01000193) ^ i
-    bytes[i] = x
-  }
-  view.setUint32(head.length + 8, sumOf(bytes, head.length + 8))
+  bytes.set(pattern(number, 0, packed), head.length + 12)
+  view.setUint32(head.length + 8, crc32(bytes))
   // In parts, as columns come.
   if (random.chance(0.5) || bytes.length < 40) return [bytes]
   const a = random.int(1, 20)
   const b = random.int(a, bytes.length - 1)
   return [bytes.subarray(0, a), bytes.subarray(a, b), new Uint8Array(0), bytes.subarray(b)]
-}
-
-/** Sum over all but the four bytes at `hole`. */
-function sumOf(bytes: Uint8Array, hole: number): number {
-  let sum = 1
-  for (let i = 0; i < bytes.length; i++) {
-    if (i === hole) i += 4
-    if (i < bytes.length) sum = (Math.imul(sum, 31) + bytes[i]!) | 0
-  }
-  return sum >>> 0
 }
 
 function readBatch(parts: readonly Uint8Array[]): { number: number; offset: number; intact: boolean } {
@@ -276,7 +268,9 @@ function readBatch(parts: readonly Uint8Array[]): { number: number; offset: numb
   head++
   if (bytes.length < head + 12) return { number: 0, offset: 0, intact: false }
   const view = new DataView(bytes.buffer)
-  const intact = view.getUint32(head + 8) === sumOf(bytes, head + 8)
+  const sum = view.getUint32(head + 8)
+  view.setUint32(head + 8, 0)
+  const intact = sum === crc32(bytes)
   return { number: view.getUint32(head), offset: view.getUint32(head + 4), intact }
 }
 
@@ -385,7 +379,7 @@ class Simulation {
       const event = this.agenda.take()
       if (!event) break
       this.now = Math.max(this.now, event.at)
-      if (this.now > 3_600_000) fail(`no end after an hour: ${this.describe()}`)
+      if (this.now > 1_000_000) fail(`no end after a quarter of an hour: ${this.describe()}`)
       event.run()
       this.settle()
       if (this.over) break
@@ -455,9 +449,6 @@ class Simulation {
   private arm(end: End): void {
     const next = end.session.nextTickMs
     if (next >= end.timerAt) return
-    if (next < this.now - 1e-9 && next > 0) {
-      // The past is fine once; a tick that leaves it there would spin.
-    }
     end.timerAt = next
     this.agenda.add(next, () => {
       if (end.timerAt !== next) return
@@ -535,11 +526,9 @@ class Simulation {
   }
 
   private handData(end: End, flow: Flow, lane: Lane, length: number): void {
-    const bytes = new Uint8Array(length)
-    for (let i = 0; i < length; i++) bytes[i] = patternByte(lane.key, lane.handed + i)
+    end.session.sendData(flow.number, pattern(lane.key, lane.handed, length))
     lane.handed += length
     this.bytes += length
-    end.session.sendData(flow.number, bytes)
   }
 
   private pump(end: End, wire: Wire): void {
@@ -649,9 +638,8 @@ class Simulation {
         const flow = flowOf(number)
         const lane = flow.lanes[other]
         if (lane.finArrived) fail(`flow ${flow.id}: data after FIN`)
-        for (let i = 0; i < payload.length; i++) {
-          if (payload[i] !== patternByte(lane.key, lane.arrived + i))
-            fail(`flow ${flow.id}: wrong byte ${lane.arrived + i}`)
+        if (Buffer.compare(payload, pattern(lane.key, lane.arrived, payload.length)) !== 0) {
+          fail(`flow ${flow.id}: wrong bytes at ${lane.arrived}`)
         }
         this.arrive(end, flow, lane, payload.length)
       },
