@@ -123,25 +123,9 @@ function newGunzip(): Decompressor {
 }
 
 async function* decompress(name: string, pieces: AsyncGenerator<FramePiece>, make: () => Decompressor): Chunks {
-  let more = true
-  while (more) {
+  for (let piece = await pieces.next(); !piece.done; piece = await pieces.next()) {
     const decompressor = make()
-    const feed = async (): Promise<void> => {
-      for (;;) {
-        const { value, done } = await pieces.next()
-        if (done) more = false
-        if (done || value.last) {
-          // Behind its last byte a frame takes nothing more, and an end without a frame gives nothing.
-          decompressor.end(done ? undefined : value.bytes)
-          return
-        }
-        // The piece is valid until the next one is asked for: wait until it was taken.
-        await new Promise<void>((taken, failed) => {
-          decompressor.write(value.bytes, error => (error ? failed(error) : taken()))
-        })
-      }
-    }
-    const fed = feed()
+    const fed = feedFrame(decompressor, piece.value, pieces)
     fed.catch(error => decompressor.destroy(error as Error))
     try {
       for await (const chunk of decompressor) yield chunk as Buffer
@@ -152,6 +136,20 @@ async function* decompress(name: string, pieces: AsyncGenerator<FramePiece>, mak
       decompressor.destroy()
     }
   }
+}
+
+/** Feeds pieces up to the end of a frame. A piece is valid until the next one is asked for, so each has to be taken. */
+async function feedFrame(to: Decompressor, piece: FramePiece, pieces: AsyncGenerator<FramePiece>): Promise<void> {
+  while (!piece.last) {
+    const { bytes } = piece
+    await new Promise<void>((taken, failed) => {
+      to.write(bytes, error => (error ? failed(error) : taken()))
+    })
+    const next = await pieces.next()
+    if (next.done) break
+    piece = next.value
+  }
+  to.end(piece.last ? piece.bytes : undefined)
 }
 
 function undecompressable(name: string, cause: unknown): unknown {

@@ -32,7 +32,6 @@ export interface HeadlessFlow {
 const CHANNEL_KINDS: readonly ChannelKind[] = ['main', 'multifd', 'recovery']
 /** Bytes beyond which sequence numbers are not a window away but nonsense. */
 const SEQUENCE_WINDOW = 2 ** 30
-const HELLO_ZEROS_AT = MULTIFD.HELLO_ID_AT + 1
 
 interface HeldSegment {
   readonly sequence: number
@@ -266,9 +265,11 @@ function gapReason(flow: Flow): string {
   return flow.cutPackets > 0 ? 'the capture holds only the first bytes of each packet' : 'the capture lacks a packet'
 }
 
-/** Every multifd packet opens with the hello's magic; only the hello has 39 zeros from byte 25 on. */
+/** Every multifd packet opens with the hello's magic; this tells whether it is the hello. */
 function isHello(bytes: Buffer, at: number, length: number): boolean {
   if (length < MULTIFD.HELLO_LENGTH) return false
-  for (let i = HELLO_ZEROS_AT; i < MULTIFD.HELLO_LENGTH; i++) if (bytes[at + i] !== 0) return false
-  return true
+  for (let i = MULTIFD.HELLO_ID_AT + 1; i < MULTIFD.HELLO_LENGTH; i++) if (bytes[at + i] !== 0) return false
+  // Then comes a UUID, zero or random, where a packet has its flags, which are small, and its sizes.
+  const uuid = bytes.subarray(at + MULTIFD.FLAGS_AT, at + MULTIFD.HELLO_ID_AT)
+  return uuid.every(byte => byte === 0) || uuid[0] !== 0 || uuid[1] !== 0 || uuid[2] !== 0
 }

@@ -31,6 +31,8 @@ export class ZstdFrames {
   private checksum = false
   private lastBlock = false
   private position = 0
+  /** Where the field under way began. */
+  private fieldAt = 0
 
   /** @param name what errors call the input */
   constructor(name: string) {
@@ -56,6 +58,7 @@ export class ZstdFrames {
         this.passLength -= taken
         if (this.passLength === 0) this.passed()
       } else {
+        if (this.have === 0) this.fieldAt = this.position
         chunk.copy(this.field, this.have, at, at + taken)
         this.have += taken
         if (this.have === this.need) this.step()
@@ -128,6 +131,6 @@ export class ZstdFrames {
   }
 
   private bad(what: string): ProxyError {
-    return new ProxyError('CAPTURE_FORMAT', what, { stream: this.name, offset: this.position }, 'copy it again')
+    return new ProxyError('CAPTURE_FORMAT', what, { stream: this.name, offset: this.fieldAt }, 'copy it again')
   }
 }

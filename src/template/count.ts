@@ -13,8 +13,8 @@ import type { SetRecords } from './format.ts'
 import { Tally } from './tally.ts'
 import { DIGEST_LENGTH, PAGES_MAX } from './wire.ts'
 
-/** Least memory that counting takes: some 16,000 pages a pass. */
-export const COUNT_MEMORY_MIN = 1 << 20
+/** Least memory that counting takes: a thousand pages a pass. */
+export const COUNT_MEMORY_MIN = 64 << 10
 /** Most VMs of one count: the filter tells no more apart. */
 export const COUNT_VMS_MAX = FILTER_VMS_MAX
 /** Share of the memory that the filter gets. The tally then holds candidates only, so it does with the rest. */
@@ -70,7 +70,7 @@ export class PageCounter {
   /** @throws USAGE where the memory is too small or more than the system gives. */
   constructor(rule: CountRule) {
     if (rule.memoryBytes < COUNT_MEMORY_MIN) {
-      throw new ProxyError('USAGE', `${rule.memoryBytes} bytes of memory`, undefined, 'counting takes at least 1MiB')
+      throw new ProxyError('USAGE', `${rule.memoryBytes} bytes of memory`, undefined, 'counting takes at least 64KiB')
     }
     this.rule = rule
     try {
