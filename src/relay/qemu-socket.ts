@@ -130,6 +130,7 @@ export class QemuSocket {
   writeError: NodeJS.ErrnoException | undefined
 
   private readonly socket: net.Socket
+  private peerName = ''
   private sink: SocketSink | undefined
   private readonly bridge: Uint8Array
   /** The slot that the kernel writes to next; undefined means the bridge. */
@@ -168,11 +169,15 @@ export class QemuSocket {
     }
   }
 
-  /** The other end, for logs: `127.0.0.1:53124`; empty for a Unix socket. */
+  /** The other end, for logs: `127.0.0.1:53124`; empty for a Unix socket. Known after the end too. */
   get peer(): string {
     const { remoteAddress, remotePort } = this.socket
-    if (remoteAddress === undefined) return ''
-    return remoteAddress.includes(':') ? `[${remoteAddress}]:${remotePort}` : `${remoteAddress}:${remotePort}`
+    if (this.peerName === '' && remoteAddress !== undefined) {
+      this.peerName = remoteAddress.includes(':')
+        ? `[${remoteAddress}]:${remotePort}`
+        : `${remoteAddress}:${remotePort}`
+    }
+    return this.peerName
   }
 
   /** True from {@link SocketSink.onClosed} on. */
@@ -194,6 +199,7 @@ export class QemuSocket {
   start(sink: SocketSink): void {
     if (this.sink) throw new Error('the connection was started before')
     this.sink = sink
+    void this.peer // the kernel tells as long as the connection lives
     const closed = this.closed
     if (closed) process.nextTick(() => sink.onClosed(closed))
     else this.socket.resume()
