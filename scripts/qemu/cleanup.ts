@@ -15,7 +15,6 @@ let watching = false
 
 function undoAll(): void {
   for (const undo of [...undos].reverse()) {
-    undos.delete(undo)
     try {
       undo()
     } catch (error) {
