@@ -107,7 +107,10 @@ export class TcpReassembler {
     if (flow.state === FLOW.Ignored) return
     if (segment.missing > 0) flow.cutPackets++
     if (segment.fin && flow.end < 0) {
-      flow.end = (segment.sequence + segment.length + segment.missing) >>> 0
+      const end = (segment.sequence + segment.length + segment.missing) >>> 0
+      // A stray FIN of an earlier connection would make a gap out of nothing.
+      const ahead = (end - flow.next) | 0
+      if (ahead >= 0 && ahead < SEQUENCE_WINDOW) flow.end = end
     }
     if (segment.length > 0) this.take(flow, segment.sequence, bytes, segment.at, segment.length)
     if (flow.state === FLOW.Channel && flow.end >= 0 && flow.next === flow.end) this.finish(flow)

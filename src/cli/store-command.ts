@@ -1,5 +1,4 @@
 /** `pageferry store list|verify`. */
-import Table from 'cli-table3'
 import type { CommandModule } from 'yargs'
 import { TemplateStore } from '../store/template-store.ts'
 import { formatCount, formatSize } from './quantity.ts'
@@ -24,6 +23,7 @@ const list: CommandModule<object, StoreArguments> = {
       process.stdout.write('no template sets in this store\n')
       return
     }
+    const { default: Table } = await import('cli-table3')
     const head = ['digest', 'pages', 'size', 'chosen', 'modified']
     const colAligns: ('left' | 'right')[] = ['left', 'right', 'right', 'left', 'left']
     const table = new Table({ head, colAligns, style: { head: [], border: [] } })

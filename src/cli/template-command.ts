@@ -1,17 +1,18 @@
-/** `pageferry template build|inspect|verify`. */
+/**
+ * `pageferry template build|inspect|verify`. What only some of it needs is imported there: the other commands load this
+ * file too, and proxies have to start quickly.
+ */
 import { readFile, stat, writeFile } from 'node:fs/promises'
-import { SingleBar } from 'cli-progress'
-import Table from 'cli-table3'
 import type { Argv, CommandModule } from 'yargs'
 import { type InputNote, PageInput } from '../capture/pages.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
-import { type BuildProgress, type BuildReport, buildSet, type VmsRow } from '../store/build.ts'
+import type { BuildProgress, BuildReport, VmsRow } from '../store/build.ts'
 import { ioError } from '../store/io-error.ts'
 import { type DamagedPage, SetFile } from '../store/set-file.ts'
 import { TemplateStore } from '../store/template-store.ts'
 import { COUNT_MEMORY_MIN } from '../template/count.ts'
 import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.ts'
-import { overlap, parseSummary, SUMMARY_LENGTH_MAX, summarize } from '../template/summary.ts'
+import type { SetOverlap } from '../template/summary.ts'
 import { PAGE_SIZE, SET_SUFFIX } from '../template/wire.ts'
 import { formatCount, formatSize, parseCount, parseSize } from './quantity.ts'
 
@@ -203,7 +204,8 @@ async function runBuild(args: BuildArguments): Promise<void> {
   const interrupt = (signal: NodeJS.Signals): void => stop.abort(signal)
   process.once('SIGINT', interrupt)
   process.once('SIGTERM', interrupt)
-  const display = newDisplay(args.json)
+  const { buildSet } = await import('../store/build.ts')
+  const display = await newDisplay(args.json)
   let report: BuildReport
   try {
     const rule = { minVms, maxBytes, memoryBytes }
@@ -225,7 +227,7 @@ async function runBuild(args: BuildArguments): Promise<void> {
   }
   const seconds = (Date.now() - startMs) / 1000
   if (args.json) print(JSON.stringify({ ...report, seconds, notes }, null, 2))
-  else printBuilt(report, inputs, seconds)
+  else await printBuilt(report, inputs, seconds)
   for (const { input, text } of notes) process.stderr.write(`note: ${input}: ${text}\n`)
 }
 
@@ -248,7 +250,7 @@ interface Display {
 }
 
 /** A bar on a terminal, a line a pass elsewhere, nothing where only JSON is wanted. */
-function newDisplay(json: boolean): Display {
+async function newDisplay(json: boolean): Promise<Display> {
   let pass = 0
   const title = ({ step, pass }: BuildProgress): string => (step === 'copy' ? 'storing' : `counting, pass ${pass}`)
   if (!process.stderr.isTTY) {
@@ -259,6 +261,7 @@ function newDisplay(json: boolean): Display {
     }
     return { show, end: () => {} }
   }
+  const { SingleBar } = await import('cli-progress')
   const format = '{title} [{bar}] {percentage} % of {total} {input}'
   const formatValue = (value: number, _: unknown, type: string): string =>
     type === 'total' ? formatSize(value) : String(value)
@@ -280,10 +283,10 @@ function newDisplay(json: boolean): Display {
   }
 }
 
-function printBuilt(report: BuildReport, inputs: readonly PageInput[], seconds: number): void {
+async function printBuilt(report: BuildReport, inputs: readonly PageInput[], seconds: number): Promise<void> {
   const { totals, byVms, pages, digest, fileBytes, existed, path } = report
   const bytes = inputs.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0)
-  printRows(byVms, inputs.length)
+  await printRows(byVms, inputs.length)
   const passes = totals.passes === 1 ? 'one pass' : `${totals.passes} passes`
   print(`inputs   ${inputs.length} VMs, ${formatSize(bytes)}, ${formatCount(totals.pages)} pages, counted in ${passes}`)
   print(`set      ${formatCount(pages)} pages, ${formatSize(fileBytes)}, ${seconds.toFixed(1)} s`)
@@ -291,7 +294,8 @@ function printBuilt(report: BuildReport, inputs: readonly PageInput[], seconds: 
   print(`file     ${path}${existed ? ' (was there already)' : ''}`)
 }
 
-function printRows(rows: readonly VmsRow[], vms: number): void {
+async function printRows(rows: readonly VmsRow[], vms: number): Promise<void> {
+  const { default: Table } = await import('cli-table3')
   const colAligns: ('left' | 'right')[] = ['left', 'right', 'right', 'right']
   const table = new Table({ head: ['in', 'pages', 'size', 'occurrences'], colAligns, style: { head: [], border: [] } })
   for (const row of rows) {
@@ -312,7 +316,7 @@ async function runInspect(args: InspectArguments): Promise<void> {
     const { head, path } = file
     const { digest, metadata, pageCount: pages, layout } = head
     const byVms = rowsOf(head)
-    const other = args.overlap === undefined ? undefined : overlap(head, await readSummary(args.overlap))
+    const other = args.overlap === undefined ? undefined : await overlapWith(head, args.overlap)
     if (args.summary !== undefined) await writeSummary(args.summary, head)
     if (args.json) {
       print(
@@ -324,7 +328,7 @@ async function runInspect(args: InspectArguments): Promise<void> {
       )
       return
     }
-    printRows(byVms, metadata.vms)
+    await printRows(byVms, metadata.vms)
     const limit = metadata.maxBytes === undefined ? '' : `, at most ${formatSize(metadata.maxBytes)}`
     print(`set      ${formatCount(pages)} pages, ${formatSize(layout.lengthBytes)}`)
     print(`chosen   pages in ${metadata.minVms} or more of ${metadata.vms} VMs${limit}`)
@@ -406,20 +410,22 @@ function needStore(store: string | undefined): string {
   throw new ProxyError('USAGE', 'no --store', undefined, 'give --store DIR, or the path of a set file')
 }
 
-async function readSummary(path: string): Promise<ReturnType<typeof parseSummary>> {
+async function overlapWith(head: SetHead, path: string): Promise<SetOverlap> {
+  const { overlap, parseSummary, SUMMARY_LENGTH_MAX } = await import('../template/summary.ts')
   try {
     const { size } = await stat(path)
     if (size > SUMMARY_LENGTH_MAX) {
       const where = { stream: path, offset: SUMMARY_LENGTH_MAX }
       throw new ProxyError('TEMPLATE_FORMAT', 'too long for a summary', where, 'give a summary of a template set')
     }
-    return parseSummary(await readFile(path, 'utf8'), path)
+    return overlap(head, parseSummary(await readFile(path, 'utf8'), path))
   } catch (error) {
     throw ioError(error, 'cannot read', path)
   }
 }
 
 async function writeSummary(path: string, head: SetHead): Promise<void> {
+  const { summarize } = await import('../template/summary.ts')
   try {
     await writeFile(path, `${JSON.stringify(summarize(head))}\n`)
   } catch (error) {

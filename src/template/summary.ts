@@ -1,10 +1,9 @@
 /**
  * A summary of a set: a Bloom filter over its pages' digests, some 1.2 bytes a page. A site hands it to another to learn
  * how much of a set the other one holds under other names, without either sending what is in it: digests of pages
- * would tell which known pages a guest has, page by page.
+ * would tell which known pages a guest has, page by page. To be imported when it is needed: the package takes 100 ms.
  */
-import { createRequire } from 'node:module'
-import type { BloomFilter as Filter } from 'bloom-filters'
+import { BloomFilter } from 'bloom-filters'
 import { ProxyError } from '../errors.ts'
 import type { SetHead } from './format.ts'
 import { DIGEST_LENGTH, PAGES_MAX, RECORD_LENGTH } from './wire.ts'
@@ -42,7 +41,7 @@ export interface SetOverlap {
 
 /** The summary of a set. 15 us a page. */
 export function summarize(head: SetHead): SetSummary {
-  const filter = bloom().create(Math.max(1, head.pageCount), ERROR_RATE)
+  const filter = BloomFilter.create(Math.max(1, head.pageCount), ERROR_RATE)
   for (let page = 0; page < head.pageCount; page++) filter.add(digestOf(head, page))
   const { digest: set, pageCount: pages } = head
   return { format: FORMAT, version: VERSION, set, pages, filter: filter.saveAsJSON() as object }
@@ -50,7 +49,7 @@ export function summarize(head: SetHead): SetSummary {
 
 /** How much of the set the summarized one holds. 15 us a page. */
 export function overlap(head: SetHead, summary: SetSummary): SetOverlap {
-  const filter = bloom().fromJSON(summary.filter as JSON) as Filter
+  const filter = BloomFilter.fromJSON(summary.filter as JSON) as BloomFilter
   let found = 0
   for (let page = 0; page < head.pageCount; page++) if (filter.has(digestOf(head, page))) found++
   const error = summary.pages === 0 ? 0 : ERROR_RATE
@@ -89,9 +88,4 @@ function isCount(value: unknown, max: number): value is number {
 function digestOf(head: SetHead, page: number): Buffer {
   const { buffer, byteOffset } = head.table
   return Buffer.from(buffer, byteOffset + page * RECORD_LENGTH, DIGEST_LENGTH)
-}
-
-/** Loaded on first use: with its dependencies it takes 50 ms, which no other command has to pay. */
-function bloom(): typeof Filter {
-  return createRequire(import.meta.url)('bloom-filters').BloomFilter
 }
