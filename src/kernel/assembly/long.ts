@@ -1,9 +1,10 @@
 // Long matches: parts of a page anywhere in the pool. Why so, and what else was tried: ../LONG-MATCH.md.
-import { NONE, longShift, longTable, pool, poolBytes, scratch } from './state'
+import {
+  NONE, laneMask1, laneMask2, laneMask3, longShift, longTable, pool, poolBytes, prime1, prime2, sampleAdd, sampleBelow, scratch,
+} from './state'
 import { mark } from './ring'
 
-/** A position is sampled by the 8 bytes there: 1 in 32 of random ones, at most one in 16 bytes. */
-const SAMPLE_BELOW: u32 = 1 << 27
+/** A position is sampled by the 8 bytes there: 1 in 32 of random ones (state.ts), at most one in 16 bytes. */
 const SAMPLE_GAP: u32 = 16
 /** Bytes of a sampled window: what is hashed, and what must be equal. */
 const WINDOW: u32 = 16
@@ -21,6 +22,7 @@ const TOKEN_COST: u32 = 4
 // areas in the scratch; its first 512 bytes belong to hash.ts, page.ts and match.ts
 const POSITION: usize = 1024 // u32 each, 256 at most
 const HASH: usize = 2048
+const MASK: usize = 3072 // u16 for each 16 bytes of the page: which are sampled
 
 let samples: u32 = 0
 let sink: u64 = 0 // keeps the touching loads alive
@@ -31,25 +33,37 @@ export let copies: u32 = 0
 export let literalBytes: u32 = 0
 
 // @ts-ignore: decorator
-@inline function sampled(p: usize): v128 {
-  const a = i32x4.mul(v128.load(p), i32x4.splat(0x9e3779b1 as i32))
-  const b = i32x4.mul(v128.load(p, 4), i32x4.splat(0x85ebca77 as i32))
-  // + constant: zeros, the commonest content, are never sampled
-  return i32x4.lt_u(i32x4.add(i32x4.add(a, b), i32x4.splat(0x5bd1e995)), i32x4.splat(SAMPLE_BELOW as i32))
+@inline function sampled(p: usize, k1: v128, k2: v128, add: v128, below: v128): v128 {
+  const a = i32x4.mul(v128.load(p), k1)
+  const b = i32x4.mul(v128.load(p, 4), k2)
+  return i32x4.gt_s(below, i32x4.add(i32x4.add(a, b), add))
 }
 
 /** Finds the sampled positions of a page, and the hash of the window at each. */
 function sample(at: usize): void {
+  const k1 = i32x4.splat(prime1)
+  const k2 = i32x4.splat(prime2)
+  const add = i32x4.splat(sampleAdd)
+  const below = i32x4.splat(sampleBelow)
+  const m1 = i32x4.splat(laneMask1)
+  const m2 = i32x4.splat(laneMask2)
+  const m3 = i32x4.splat(laneMask3)
+  const masks = scratch + MASK
+  // first without a branch, since whether 16 bytes have a sample cannot be predicted
+  for (let base: usize = 0; base < 4096 - <usize>WINDOW; base += 16) {
+    const p = at + base
+    // lane i of the vector at p + k is position base + 4i + k
+    const even = v128.bitselect(sampled(p, k1, k2, add, below), sampled(p + 1, k1, k2, add, below), m1)
+    const odd = v128.bitselect(sampled(p + 2, k1, k2, add, below), sampled(p + 3, k1, k2, add, below), m2)
+    store<u16>(masks + (base >> 3), <u16>i8x16.bitmask(v128.bitselect(even, odd, m3)))
+  }
+  store<u16>(masks, 0, 510)
   let n: u32 = 0
   let next: u32 = 0
-  for (let base: u32 = 0; base < 4096 - WINDOW; base += 16) {
-    const p = at + <usize>base
-    // lane i of the vector at p + k is position base + 4i + k
-    const even = v128.bitselect(sampled(p), sampled(p + 1), i32x4.splat(0x000000ff))
-    const odd = v128.bitselect(sampled(p + 2), sampled(p + 3), i32x4.splat(0x00ff0000))
-    let bits = <u32>i8x16.bitmask(v128.bitselect(even, odd, i32x4.splat(0x0000ffff)))
+  for (let base: u32 = 0; base < 4096; base += 64) {
+    let bits = load<u64>(masks + <usize>(base >> 3))
     while (bits) {
-      const position = base + ctz(bits)
+      const position = base + <u32>ctz(bits)
       bits &= bits - 1
       if (position < next) continue
       next = position + SAMPLE_GAP
@@ -73,8 +87,16 @@ function sample(at: usize): void {
   return longTable + (<usize>((hash >> longShift) & ~(WAYS - 1)) << 3)
 }
 
+/** Loads all buckets at once, so that their cache misses overlap. */
+function touchBuckets(): void {
+  let touch: u64 = 0
+  for (let i: u32 = 0, n = samples; i < n; i++) touch += load<u64>(bucket(load<u32>(scratch + HASH + (<usize>i << 2))))
+  sink += touch
+}
+
 /** Remembers the samples of the page at hand as parts of slot `slot`. */
 export function rememberSamples(slot: u32): void {
+  touchBuckets()
   for (let i: u32 = 0; i < samples; i++) {
     const h = load<u32>(scratch + HASH + (<usize>i << 2))
     const e = bucket(h)
@@ -144,14 +166,16 @@ function copyShort(to: usize, from: usize, length: u32): void {
 function scan(to: u32): void {
   let p = scanned
   const stop = min(to, high)
+  let m = p < stop ? equalBits(p) : 0
   while (p < stop) {
-    let m = equalBits(p) | (equalBits(p + 16) << 16) // may look beyond page and pool: masked
+    m |= equalBits(p + 16) << 16 // may look beyond page and pool: masked
     if (p + 32 > high) m &= (1 << (high - p)) - 1
     let r = m & (m >> 1)
     r &= r >> 2
     r &= (r >> 4) & 0xffff // bit i: 8 equal bytes from p + i on
     if (r == 0) {
       p += 16
+      m >>= 16
       continue
     }
     let from = p + ctz(r)
@@ -167,6 +191,7 @@ function scan(to: u32): void {
       while (p < high && equalByte(p)) p++
     }
     while (from > low && equalByte(from - 1)) from--
+    m = equalBits(p)
     const literal = from - end
     if (p - from < (literal < RUN_FAR ? RUN_NEAR : RUN_FAR)) continue
     store<u32>(tokenTo, literal | ((p - from) << 16))
@@ -229,9 +254,7 @@ export function matchLong(at: usize, previous: u32, tokens: usize, literals: usi
   literalTo = literals
   copies = 0
   const n = samples
-  let touch: u64 = 0
-  for (let i: u32 = 0; i < n; i++) touch += load<u64>(bucket(load<u32>(scratch + HASH + (<usize>i << 2))))
-  sink += touch
+  touchBuckets()
   if (previous != NONE) displace(previous << 12, 0)
   for (let i: u32 = 0; i < n; i++) {
     const position = load<u32>(scratch + POSITION + (<usize>i << 2))

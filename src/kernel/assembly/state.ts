@@ -20,6 +20,16 @@ export let longShift: u32 = 0
 export let poolPages: u32 = 0
 export let poolBytes: usize = 0
 
+// Factors that loops multiply vectors with. Variables that configure sets, not constants: V8 builds a constant vector
+// anew in every round, which costs a third of the hash's speed.
+export let prime1: i32 = 0
+export let prime2: i32 = 0
+export let sampleAdd: i32 = 0
+export let sampleBelow: i32 = 0
+export let laneMask1: i32 = 0
+export let laneMask2: i32 = 0
+export let laneMask3: i32 = 0
+
 /** No slot, no place. */
 export const NONE: u32 = 0xffffffff
 
@@ -31,6 +41,15 @@ export const USED: usize = 132
 export const RESULT: usize = 192
 
 export function configure(at: usize, scratchAt: usize): void {
+  prime1 = 0x9e3779b1 as i32
+  prime2 = 0x85ebca77 as i32
+  // 1 in 32; both less 2^31, since comparing signed words costs one operation, unsigned three. Zeros, the commonest
+  // content, are never sampled, as 0x5bd1e995 is not below 2^27
+  sampleAdd = (0x5bd1e995 - 0x80000000) as i32
+  sampleBelow = ((1 << 27) - 0x80000000) as i32
+  laneMask1 = 0x000000ff
+  laneMask2 = 0x00ff0000
+  laneMask3 = 0x0000ffff
   state = at
   scratch = scratchAt
   tableHash = load<u32>(at)
