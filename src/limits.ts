@@ -54,20 +54,23 @@ export const BATCH_WIRE_BYTES_MAX = BATCH_RAW_BYTES_MAX + 65536
  */
 export const UNACKED_BYTES_MAX = 64 * 1024 * 1024
 
-/** Frames that a sender keeps unacknowledged (protocol; a power of two): 64 MiB in frames of 4 KiB. */
-export const UNACKED_FRAMES_MAX = 16384
+/** Frames that a sender keeps unacknowledged (protocol; a power of two): 64 MiB in frames of 1 KiB. */
+export const UNACKED_FRAMES_MAX = 65536
 
 /** Credit of a fresh flow (protocol): one full batch, so that a flow starts without waiting for a round trip. */
 export const CREDIT_INITIAL_BYTES = 1 << 20
 
-/** Credit window that one flow may grow to: raw bytes, which matching pages let flow far faster than the WAN does. */
-export const CREDIT_FLOW_BYTES_MAX = 64 * 1024 * 1024
+/**
+ * Credit window that one flow may grow to. Raw bytes, which matching pages let flow far faster than the WAN does: 2 GB/s
+ * over a round trip of 100 ms with some queue.
+ */
+export const CREDIT_FLOW_BYTES_MAX = 256 * 1024 * 1024
 
 /** Sum of what the flows' windows have grown beyond the initial one: the memory that slow QEMUs can take from us. */
 export const CREDIT_GROWN_BYTES_MAX = 512 * 1024 * 1024
 
-/** Smallest in-flight window of a connection: four frames, so that a wrong measurement never stops the link. */
-export const WINDOW_BYTES_MIN = 64 * 1024
+/** Smallest in-flight window of a connection: two frames (26 ms at 10 Mbit/s), so that no measurement stops the link. */
+export const WINDOW_BYTES_MIN = 32 * 1024
 
 /** PING goes out this often (protocol): with the dead time it finds a half-open link within seconds. */
 export const PING_INTERVAL_MS = 1000

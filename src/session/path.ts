@@ -8,13 +8,20 @@
  * takes about the target's time to drain, whatever the link carries.
  */
 
-import { CONNECTION_DEAD_MS, PING_INTERVAL_MS, UNACKED_BYTES_MAX, WINDOW_BYTES_MIN } from '../limits.ts'
+import {
+  CONNECTION_DEAD_MS,
+  FRAME_PAYLOAD_BYTES_MAX,
+  PING_INTERVAL_MS,
+  UNACKED_BYTES_MAX,
+  UNACKED_FRAMES_MAX,
+  WINDOW_BYTES_MIN,
+} from '../limits.ts'
 
 /** Window before anything was measured: as TCP would have it after a few round trips. */
-const WINDOW_BYTES_START = 131072
+const WINDOW_BYTES_START = 65536
 
 /** Frames that a connection may have under way: twice what a session keeps, since some may be acknowledged elsewhere. */
-const RECORDS_MAX = 32768
+const RECORDS_MAX = 2 * UNACKED_FRAMES_MAX
 
 /** Round trips whose best delivery rate counts. */
 const ROUNDS = 4
@@ -86,8 +93,10 @@ export class Path {
   rttMinMs = 0
   private rttMinAt = 0
   private bloatedSince = 0
+  /** A frame sent from here on has no queue of ours before it; Infinity: no probe. */
   private probeFrom = Number.POSITIVE_INFINITY
-  private readonly targetMs: number
+  private probedMinMs = 0
+  private targetMs: number
   private windowBytes = WINDOW_BYTES_START
 
   constructor(connection: number, targetMs: number, nowMs: number) {
@@ -106,6 +115,11 @@ export class Path {
   /** Bytes a second that the peer got, best of the last round trips; 0 before the first measurement. */
   get rate(): number {
     return this.rateMax * 1000
+  }
+
+  setTarget(targetMs: number): void {
+    this.targetMs = targetMs
+    this.setWindow()
   }
 
   get deadMs(): number {
@@ -191,30 +205,43 @@ export class Path {
 
   private sampleRtt(rtt: number, sentAt: number, nowMs: number): void {
     this.rttMs = this.rttMs === 0 ? rtt : this.rttMs + (rtt - this.rttMs) / 8
+    let probe = false
     if (this.rttMinMs === 0 || rtt <= this.rttMinMs) {
+      // Far shorter all at once: the way is another one, and this sample still has our queue in it.
+      probe = !this.starting && rtt < this.rttMinMs * 0.7
       this.rttMinMs = rtt
       this.rttMinAt = nowMs
     } else if (rtt <= this.rttMinMs * 1.125 + 1) {
       this.rttMinAt = nowMs // still as short as ever
     }
     if (sentAt >= this.probeFrom) {
-      // Sent after the queues were drained: this is what the link takes now, even where it is more than before.
+      // Sent after the queues were drained: this is what the link takes now, even where it is more than before. A way that
+      // is much longer also takes more than its windows let anyone see: look for it as at the start.
+      if (rtt > 1.5 * this.probedMinMs) this.restart()
       this.rttMinMs = rtt
       this.rttMinAt = nowMs
       this.probeFrom = Number.POSITIVE_INFINITY
       this.bloatedSince = 0
+      return
     }
-    // More delay than our own queue can make: the rate fell (the window follows within two round trips), or the way got
-    // longer. Where it lasts, the second is the case, and a window for the old round trip would starve the link.
+    // More delay than our own queue makes: the link got slower (the queue drains once the window follows), or its way
+    // longer, where a window for the old round trip would starve it. Draining the queues tells which.
     if (rtt > this.rttMinMs + Math.max(2 * this.targetMs, 20, this.rttMinMs / 2)) {
       if (this.bloatedSince === 0) this.bloatedSince = nowMs
+      else if (nowMs - this.bloatedSince > Math.max(100, 2 * this.rttMs)) probe = true
     } else {
       this.bloatedSince = 0
     }
-    const bloated = this.bloatedSince > 0 && nowMs - this.bloatedSince > Math.max(1000, 4 * this.rttMs)
-    if (this.probeFrom === Number.POSITIVE_INFINITY && (bloated || nowMs - this.rttMinAt > RTT_MIN_AGE_MS)) {
+    if (this.probeFrom === Number.POSITIVE_INFINITY && (probe || nowMs - this.rttMinAt > RTT_MIN_AGE_MS)) {
       this.probeFrom = nowMs + this.rttMs
+      this.probedMinMs = this.rttMinMs
     }
+  }
+
+  private restart(): void {
+    this.starting = true
+    this.fullRate = 0
+    this.fullRounds = 0
   }
 
   private sampleRate(rate: number, deliveredThen: number, limited: boolean): void {
@@ -231,9 +258,14 @@ export class Path {
       if (rate > this.rounds[this.round]!) this.rounds[this.round] = rate
       this.roundSampled = true
     }
-    let max = Math.max(this.rounds[this.round]!, this.rounds[(this.round + ROUNDS - 1) % ROUNDS]!)
-    // While round trips are far too long the link got slower: older rates are of no use.
-    if (this.bloatedSince === 0) for (const best of this.rounds) if (best > max) max = best
+    let max = 0
+    for (const best of this.rounds) if (best > max) max = best
+    if (this.bloatedSince > 0 && !limited) {
+      // Round trips far too long say that the link got slower: older rates are of no use.
+      max = rate
+      this.rounds.fill(0)
+      this.rounds[this.round] = rate
+    }
     if (max > 0) this.rateMax = max
   }
 
@@ -252,8 +284,12 @@ export class Path {
     const spareMs = Math.max(this.targetMs, this.rttMinMs / 8)
     let window = this.rateMax * (this.rttMinMs + spareMs)
     if (this.starting) window = Math.max(window, 2 * this.rateMax * this.rttMinMs, WINDOW_BYTES_START)
-    if (this.probeFrom !== Number.POSITIVE_INFINITY) window = (this.rateMax * this.rttMinMs) / 2
-    this.windowBytes = Math.min(Math.max(window, WINDOW_BYTES_MIN), UNACKED_BYTES_MAX)
+    let least = WINDOW_BYTES_MIN
+    if (this.probeFrom !== Number.POSITIVE_INFINITY) {
+      window = (this.rateMax * this.rttMinMs) / 2
+      least = FRAME_PAYLOAD_BYTES_MAX // on a slow link even two frames are a queue
+    }
+    this.windowBytes = Math.min(Math.max(window, least), UNACKED_BYTES_MAX)
   }
 
   private grow(): void {

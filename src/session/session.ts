@@ -135,7 +135,7 @@ export class Session {
   private readonly role: Role
   private readonly sink: SessionSink
   private readonly patienceMs: number
-  private readonly targetMs: number
+  private targetMs: number
   private nowMs = 0
   private sessionState: SessionState = 'opening'
   private brokenSince = 0
@@ -1095,6 +1095,13 @@ export class Session {
     this.rate = bytesPerSecond
     this.tokens = Math.min(this.tokens, this.burst)
     this.rateWakeMs = Number.POSITIVE_INFINITY
+    this.sink.onWork()
+  }
+
+  /** Sets the time that bytes may wait in the link beyond its round trip: less while a guest waits for its pages. */
+  setQueueTarget(ms: number): void {
+    this.targetMs = ms
+    for (const path of this.paths) path?.setTarget(ms)
     this.sink.onWork()
   }
 
