@@ -54,7 +54,9 @@ export function atExit(undo: Undo): Undo {
 
 /** A new folder below os.tmpdir(), its name beginning with `pageferry-` and `name`, and the function that removes it. */
 export function temporaryFolder(name: string): { readonly path: string; readonly remove: Undo } {
-  const path = mkdtempSync(join(tmpdir(), `pageferry-${name}-`))
+  // The path of a unix socket holds 107 bytes: a deep TMPDIR would leave no room for names.
+  const base = tmpdir().length < 60 ? tmpdir() : '/tmp'
+  const path = mkdtempSync(join(base, `pageferry-${name}-`))
   return { path, remove: atExit(() => rmSync(path, { recursive: true, force: true })) }
 }
 

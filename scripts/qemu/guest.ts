@@ -200,10 +200,15 @@ export class QemuGuest implements AsyncDisposable {
   private static async startCold(options: GuestOptions): Promise<QemuGuest> {
     const folder = temporaryFolder('guest')
     // QEMU connects to us, so that no text is lost before anyone listens, and nobody polls for a socket.
-    const serial = await Door.open(join(folder.path, 'serial'))
-    const qmp = await Door.open(join(folder.path, 'qmp'))
+    const doors: Door[] = []
+    const open = async (name: string) => {
+      const door = await Door.open(join(folder.path, name))
+      doors.push(door)
+      return door
+    }
     let guest: QemuGuest | undefined
     try {
+      const [serial, qmp] = [await open('serial'), await open('qmp')]
       const command = [
         ...[options.qemu.command, '-accel', 'tcg,tb-size=64', '-nodefaults', '-no-user-config', '-display', 'none'],
         ...['-machine', options.machine ?? 'pc', '-m', `${options.memoryMb ?? 128}M`, '-name', options.name ?? 'guest'],
@@ -223,8 +228,7 @@ export class QemuGuest implements AsyncDisposable {
       folder.remove()
       throw error
     } finally {
-      serial.close()
-      qmp.close()
+      for (const door of doors) door.close()
     }
   }
 

@@ -328,6 +328,7 @@ class Way {
     this.from.on('end', () => this.finish())
     this.to.on('drain', () => this.deliver())
     this.from.resume()
+    this.deliver() // the FIN of a cut that came first
   }
 
   /** Nothing more is taken, and FIN follows what is under way. */
