@@ -3,6 +3,7 @@
  * file too, and proxies have to start quickly.
  */
 import { readFile, stat, writeFile } from 'node:fs/promises'
+import { constants } from 'node:os'
 import type { Argv, CommandModule } from 'yargs'
 import { type InputNote, PageInput } from '../capture/pages.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
@@ -217,7 +218,8 @@ async function runBuild(args: BuildArguments): Promise<void> {
     display.end()
     if (!stop.signal.aborted || error !== stop.signal.reason) throw error
     process.stderr.write('interrupted; nothing was stored\n')
-    // The signal's default ends the process with the status that its sender expects.
+    // The signal's default ends the process as its sender expects; the status is for those who handle it otherwise.
+    process.exitCode = 128 + constants.signals[stop.signal.reason as NodeJS.Signals]
     process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
     process.kill(process.pid, stop.signal.reason as NodeJS.Signals)
     return

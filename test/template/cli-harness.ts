@@ -50,7 +50,10 @@ async function slowPut(folder: string): Promise<void> {
 if (import.meta.main) {
   const args = process.argv.slice(2)
   if (args[0] === 'slow-put') await slowPut(args[1]!)
-  else process.exitCode = await runCommand(args)
+  else {
+    const status = await runCommand(args)
+    if (status !== 0) process.exitCode = status
+  }
   // Not resourceUsage(): its maximum is handed down from the process that started this one.
   if (process.env.HARNESS_PEAK) process.stderr.write(readFileSync('/proc/self/status', 'latin1'))
 }
