@@ -3,9 +3,10 @@
  *
  *   node scripts/capture-fixtures.ts          all of them; root, two minutes; installs tcpdump where it is missing
  *
- * Everything runs on the loopback device of a network namespace of its own, which ends with this script. The source QEMU migrates to a
- * recording relay, tcpdump watches that connection, and the relay hands on to the destination QEMU. So what a capture must reassemble to
- * is known from sockets, not from the capture. Then each capture is put together by a simple second reader, and compared.
+ * Everything runs on the loopback device of a network namespace of its own, which ends with this script. The source
+ * QEMU migrates to a recording relay, tcpdump watches that connection, and the relay hands on to the destination QEMU.
+ * So what a capture must reassemble to is known from sockets, not from the capture. Then each capture is put together
+ * by a simple second reader, and compared.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'

@@ -1,8 +1,8 @@
 /*
- * The smallest guest worth migrating: a floppy disk's boot sector that fills 352 KB with noise, text, nearly equal and equal pages,
- * then at each timer tick (18.2 a second) dirties 17 pages: 8 in one word, 3 altogether, 4 with what they held, 2 between zero and
- * full, and writes a line end on the serial port. invlpg makes QEMU before 9.0 see every write under TCG (the stack, which it may
- * miss, holds the same words at every hlt).
+ * The smallest guest worth migrating: a floppy disk's boot sector that fills 352 KB with noise, text, nearly equal and
+ * equal pages, then at each timer tick (18.2 a second) dirties 17 pages: 8 in one word, 3 altogether, 4 with what they
+ * held, 2 between zero and full, and writes a line end on the serial port. invlpg makes QEMU before 9.0 see every write
+ * under TCG (the stack, which it may miss, holds the same words at every hlt).
  *
  *   as --32 boot-sector.S -o boot.o && ld -m elf_i386 -Ttext 0x7c00 --oformat binary -o boot.bin boot.o && xxd -p -c 50 boot.bin
  *

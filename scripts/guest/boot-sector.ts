@@ -10,7 +10,10 @@ d8c1e00d31c389d8c1e81131c389d8c1e00531c389d8c350b020e62058cf1700587d000047000060
 0000ffff0000009acf00ffff00000092cf00
 `
 
-/** The 512 bytes of the boot sector: for QemuGuest's bootSector, with 16 MB of memory. Once it runs, /\\n/ comes on the serial console. */
+/**
+ * The 512 bytes of the boot sector: for QemuGuest's bootSector, with 16 MB of memory. Once it runs, /\\n/ comes on the
+ * serial console.
+ */
 export function bootSector(): Uint8Array {
   const sector = new Uint8Array(512)
   sector.set(Buffer.from(code.replaceAll('\n', ''), 'hex'))

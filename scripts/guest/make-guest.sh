@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes the test guest in .cache/guest: vmlinuz (the distribution's own cloud kernel) and initramfs.gz (busybox and ./init).
-# Does nothing when both are there and newer than their sources. Prints the folder.
-# Takes whatever mirror this system's apt uses. Missing tools are installed when root runs this, and named otherwise.
+# Makes the test guest in .cache/guest: vmlinuz (the distribution's own cloud kernel) and initramfs.gz (busybox and
+# ./init). Does nothing when both are there and newer than their sources. Prints the folder. Takes whatever mirror this
+# system's apt uses. Missing tools are installed when root runs this, and named otherwise.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 guest=$here/../../.cache/guest
@@ -34,7 +34,10 @@ done
 [ "$busybox" ] || missing="$missing busybox-static"
 
 updated=
-refresh() { [ "$updated" ] || apt-get -qq update >&2 || fail 'apt-get update failed' 'look at the lines above'; updated=yes; }
+refresh() {
+  [ "$updated" ] || apt-get -qq update >&2 || fail 'apt-get update failed' 'look at the lines above'
+  updated=yes
+}
 if [ "$missing" ]; then
   [ "$(id -u)" = 0 ] || fail "packages are missing:$missing" "as root: apt-get install --no-install-recommends$missing"
   export DEBIAN_FRONTEND=noninteractive
@@ -51,7 +54,9 @@ work=$(mktemp -d "$guest/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT INT TERM
 if [ ! -f "$guest/vmlinuz" ]; then
   # The metapackage's first dependency is the kernel's real package.
-  kernel() { apt-cache depends --important linux-image-cloud-amd64 2> /dev/null | awk '/Depends: linux-image/ { print $2; exit }'; }
+  kernel() {
+    apt-cache depends --important linux-image-cloud-amd64 2> /dev/null | awk '/Depends: linux-image/ { print $2; exit }'
+  }
   package=$(kernel)
   [ "$package" ] || { refresh; package=$(kernel); }
   [ "$package" ] || fail 'apt knows no linux-image-cloud-amd64' 'the test guest needs Debian 12 or newer on amd64'
@@ -63,7 +68,8 @@ fi
 mkdir -p "$work/root/bin" "$work/root/dev"
 cp "$busybox" "$work/root/bin/busybox"
 cp "$here/init" "$work/root/init"
-# Noise that every guest's init permutes by its seed. The generator is busybox's own, so the bytes do not depend on this system's awk.
+# Noise that every guest's init permutes by its seed. The generator is busybox's own, so the bytes do not depend on this
+# system's awk.
 "$busybox" awk 'BEGIN {
   srand(1)
   digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -77,8 +83,10 @@ ln -s busybox "$work/root/bin/sh"
 chmod 755 "$work/root/init" "$work/root/bin/busybox"
 # Fixed times, owners and order: the same busybox and init give the same initramfs, byte for byte.
 find "$work/root" -exec touch -h -d @0 {} +
-(cd "$work/root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --reproducible --quiet) | gzip -n -1 > "$work/initramfs.gz"
-rm -f "$guest"/state-* # saved by scripts/qemu/guest.ts of earlier guests
+(cd "$work/root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --reproducible --quiet) |
+  gzip -n -1 > "$work/initramfs.gz"
+# States of earlier guests, saved by scripts/qemu/guest.ts, are of no use to other ones.
+cmp -s "$work/initramfs.gz" "$guest/initramfs.gz" || rm -f "$guest"/state-*
 mv "$work/initramfs.gz" "$guest/initramfs.gz"
 touch "$guest/initramfs.gz"
 echo "$guest"

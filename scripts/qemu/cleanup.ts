@@ -1,6 +1,6 @@
 /**
- * What must not outlive this process: child processes, network namespaces, temporary folders. Each is undone once, by its
- * owner or, at the latest, when this process exits, also by an uncaught error, SIGINT, SIGTERM or SIGHUP.
+ * What must not outlive this process: child processes, network namespaces, temporary folders. Each is undone once, by
+ * its owner or, at the latest, when this process exits, also by an uncaught error, SIGINT, SIGTERM or SIGHUP.
  */
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
@@ -52,7 +52,9 @@ export function atExit(undo: Undo): Undo {
   return once
 }
 
-/** A new folder below os.tmpdir(), its name beginning with `pageferry-` and `name`, and the function that removes it. */
+/**
+ * A new folder below os.tmpdir(), its name beginning with `pageferry-` and `name`, and the function that removes it.
+ */
 export function temporaryFolder(name: string): { readonly path: string; readonly remove: Undo } {
   // The path of a unix socket holds 107 bytes: a deep TMPDIR would leave no room for names.
   const base = tmpdir().length < 60 ? tmpdir() : '/tmp'

@@ -1,6 +1,6 @@
 /**
- * A guest under a real QEMU, always TCG, for tests and demonstrations: started, watched on its serial console, migrated, compared,
- * and ended by its process id whatever happens.
+ * A guest under a real QEMU, always TCG, for tests and demonstrations: started, watched on its serial console,
+ * migrated, compared, and ended by its process id whatever happens.
  *
  *   await using source = await QemuGuest.start({ qemu, workload: { workload: 'busy' } })
  *   await using destination = await QemuGuest.start({ ...source.options, incoming: 'defer' })
@@ -9,7 +9,7 @@
  */
 import type { ChildProcess } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { existsSync, renameSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, renameSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -86,9 +86,9 @@ export interface GuestOptions {
   /** Network namespace to run QEMU in. */
   readonly netns?: string
   /**
-   * Begin where an earlier guest with the same options said `ready`, in half a second: its state is kept in .cache/guest, and
-   * made when it is not there. All guests that begin so are twins, down to the kernel's random numbers. Runs at once, or stays
-   * stopped with `paused`. Not for destinations.
+   * Begin where an earlier guest with the same options said `ready`, in half a second: its state is kept in
+   * .cache/guest, and made when it is not there. All guests that begin so are twins, down to the kernel's random
+   * numbers. Runs at once, or stays stopped with `paused`. Not for destinations.
    */
   readonly booted?: boolean
   /** More arguments for QEMU. */
@@ -276,7 +276,9 @@ export class QemuGuest implements AsyncDisposable {
     return this.waitSerial(answer, timeoutMs, from)
   }
 
-  /** MD5 sums of the guest's memory files, taken by the guest itself. Those of `busy` change while that workload runs. */
+  /**
+   * MD5 sums of the guest's memory files, taken by the guest itself. Those of `busy` change while that workload runs.
+   */
   async sums(timeoutMs = 60_000): Promise<Record<string, string>> {
     const { input, index } = await this.ask('sum', /^sum end$/m, timeoutMs)
     const lines = input.slice(0, index).matchAll(/^sum (\S+) ([0-9a-f]{32})$/gm)
@@ -388,8 +390,8 @@ export class QemuGuest implements AsyncDisposable {
   }
 
   /**
-   * Writes all of the guest's memory to a file, which is removed when this guest quits. Compare it by compareMemory() with the
-   * other side's while both are stopped.
+   * Writes all of the guest's memory to a file, which is removed when this guest quits. Compare it by compareMemory()
+   * with the other side's while both are stopped.
    */
   async snapshot(): Promise<MemorySnapshot> {
     const path = join(this.folder.path, `memory-${this.snapshots++}`)
@@ -471,7 +473,7 @@ export class QemuGuest implements AsyncDisposable {
 async function startBooted(options: GuestOptions): Promise<QemuGuest> {
   const { booted: _, name: _name, netns: _netns, paused, ...rest } = options
   const { initramfs, kernel } = await guestFiles()
-  const files = [initramfs, kernel].map(path => `${statSync(path).size} ${statSync(path).mtimeMs}`)
+  const files = [createHash('sha256').update(readFileSync(initramfs)).digest('hex'), statSync(kernel).size]
   const { command, version } = rest.qemu
   const state = `${dirname(initramfs)}/state-${createHash('sha256')
     .update(JSON.stringify([files, command, version, { ...rest, bootSector: rest.bootSector?.toString() }]))

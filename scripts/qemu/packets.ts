@@ -1,6 +1,6 @@
 /**
- * Just enough of capture files to make fixtures: reads what tcpdump writes, writes it as pcap or pcapng, disorders TCP segments, and
- * puts streams together in the simplest way there is, as a check that shares no code with src/capture.
+ * Just enough of capture files to make fixtures: reads what tcpdump writes, writes it as pcap or pcapng, disorders TCP
+ * segments, and puts streams together in the simplest way there is, as a check that shares no code with src/capture.
  */
 
 /** One captured packet. */
@@ -70,7 +70,10 @@ export function writePcap(capture: Capture): Buffer {
   return Buffer.concat([head, ...parts])
 }
 
-/** Writes pcapng: options, a block to be skipped, two interfaces of which the second is used, nanoseconds, statistics at the end. */
+/**
+ * Writes pcapng: options, a block to be skipped, two interfaces of which the second is used, nanoseconds, statistics at
+ * the end.
+ */
 export function writePcapng(capture: Capture, comment: string): Buffer {
   const section = Buffer.alloc(16)
   section.writeUInt32LE(0x1a2b3c4d, 0)
@@ -125,7 +128,9 @@ function block(type: number, ...parts: Buffer[]): Buffer {
   return Buffer.concat([head, ...parts, tail])
 }
 
-/** Every TCP segment of a capture, in its order. Ethernet or Linux cooked v2, IPv4 or IPv6 without extension headers. */
+/**
+ * Every TCP segment of a capture, in its order. Ethernet or Linux cooked v2, IPv4 or IPv6 without extension headers.
+ */
 export function segments({ linkType, packets }: Capture): Segment[] {
   return packets.flatMap(packet => {
     const { bytes } = packet
@@ -151,7 +156,8 @@ export function segments({ linkType, packets }: Capture): Segment[] {
 }
 
 /**
- * The bytes of each direction of each connection, keyed `FROM TO`. Throws when one has a gap, or two segments differ where they overlap.
+ * The bytes of each direction of each connection, keyed `FROM TO`. Throws when one has a gap, or two segments differ
+ * where they overlap.
  */
 export function reassemble(capture: Capture): Map<string, Buffer> {
   const starts = new Map<string, number>()
@@ -184,8 +190,8 @@ export function reassemble(capture: Capture): Map<string, Buffer> {
 }
 
 /**
- * The same TCP connections as a bad network would have delivered them: segments swapped, sent again, sent again in other cuts, late (also
- * after FIN), and a SYN sent twice. The same capture always gives the same result.
+ * The same TCP connections as a bad network would have delivered them: segments swapped, sent again, sent again in
+ * other cuts, late (also after FIN), and a SYN sent twice. The same capture always gives the same result.
  */
 export function disorder(capture: Capture): Capture {
   let state = 20_140_310
@@ -223,7 +229,10 @@ export function disorder(capture: Capture): Capture {
   }
 }
 
-/** The packet of an IPv4 segment, with other payload that begins `skip` bytes later. Its TCP checksum is zero: nobody computed one. */
+/**
+ * The packet of an IPv4 segment, with other payload that begins `skip` bytes later. Its TCP checksum is zero: nobody
+ * computed one.
+ */
 function recut(segment: Segment, skip: number, payload: Buffer): Buffer {
   const bytes = Buffer.concat([segment.packet.bytes.subarray(0, segment.payloadAt), payload])
   const { ipAt } = segment

@@ -11,7 +11,10 @@ export interface Recording {
   readonly back: Buffer[]
 }
 
-/** Relays to one address, raw, and records. Each connection is relayed as soon as those before it stand, as QEMU 7.2 needs. */
+/**
+ * Relays to one address, raw, and records. Each connection is relayed as soon as those before it stand, as QEMU 7.2
+ * needs.
+ */
 export class RecordingRelay implements AsyncDisposable {
   readonly recordings: Recording[] = []
   private readonly server: Server

@@ -15,8 +15,8 @@ export interface QemuVersion {
   readonly major: number
   readonly minor: number
   /**
-   * Does TCG mark every page dirty that a running guest writes? Not before 9.0 (its TLB is not re-armed after a bitmap sync):
-   * there, the memory of source and destination may be compared only for a guest that was paused.
+   * Does TCG mark every page dirty that a running guest writes? Not before 9.0 (its TLB is not re-armed after a bitmap
+   * sync): there, the memory of source and destination may be compared only for a guest that was paused.
    */
   readonly tcgTracksDirtyPages: boolean
 }

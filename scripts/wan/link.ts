@@ -1,12 +1,13 @@
 /**
- * What a WAN link is, from a description such as `100Mbit,40ms,loss=0.1%,jitter=2ms,outage=5s@30s` or `intercontinental,loss=1%`.
+ * What a WAN link is, from a description such as `100Mbit,40ms,loss=0.1%,jitter=2ms,outage=5s@30s` or
+ * `intercontinental,loss=1%`.
  *
  *   100Mbit         bits per second each way: bit, kbit, Mbit, Gbit; decimal; of Ethernet frames on a packet link
  *   40ms            round trip: half of it each way: us, ms, s
  *   loss=0.1%       of packets, each way, independently
  *   jitter=2ms      up to so much more or less each way, never out of order
- *   outage=5s@30s   nothing passes either way for 5 s, beginning 30 s after the link's clock started; may be given again
- *   queue=2MB       what may wait for the link each way before packets are dropped: kB, MB; default twice rate times round trip
+ *   outage=5s@30s   nothing passes either way for 5 s from 30 s after the link's clock started; may come again
+ *   queue=2MB       what may wait each way before packets are dropped: kB, MB; default twice rate times round trip
  *   seed=7          of everything random; default 1
  *
  * A profile stands for a description; words after it replace its own.

@@ -1,6 +1,6 @@
 /**
- * A WAN between two network namespaces, packet by packet, as a pair of sites sees it. Needs root. The source site is 192.0.2.1, the destination site
- * 192.0.2.2 on device wan0 of their namespaces, whose loopback devices are up too.
+ * A WAN between two network namespaces, packet by packet, as a pair of sites sees it. Needs root. The source site is
+ * 192.0.2.1, the destination site 192.0.2.2 on device wan0 of their namespaces, whose loopback devices are up too.
  *
  *   await using link = await PacketLink.open(parseLink('100Mbit,40ms'))
  *   const proxy = link.source.spawn(['node', 'proxy.ts'])
@@ -19,7 +19,10 @@ const run = promisify(execFile)
 const device = 'wan0'
 const measureProgram = fileURLToPath(new URL('measure.ts', import.meta.url))
 
-/** How a link is made: `netem` in the kernel; `tap`, two tap devices and wire.ts between them; `veth`, where there is neither delay nor loss. */
+/**
+ * How a link is made: `netem` in the kernel; `tap`, two tap devices and wire.ts between them; `veth`, where there is
+ * neither delay nor loss.
+ */
 export type LinkKind = 'netem' | 'tap' | 'veth'
 
 /** What passed a link, from the counters of its network devices: Ethernet frames, both ways. */
@@ -229,7 +232,10 @@ export class PacketLink implements AsyncDisposable {
     return { lost: forward.lost + back.lost, overflowed: forward.overflowed + back.overflowed }
   }
 
-  /** Measures the link by one TCP connection from the source site, which fills it for `sendMs`, by default 40 round trips or a second and a half. */
+  /**
+   * Measures the link by one TCP connection from the source site, which fills it for `sendMs`, by default 40 round
+   * trips or a second and a half.
+   */
   async measure(sendMs = Math.max(1500, this.link.roundTripMs * 40)): Promise<Measurement> {
     const server = this.destination.spawn([process.execPath, measureProgram, 'serve', this.destination.address], {
       stdio: ['ignore', 'pipe', 'inherit'],

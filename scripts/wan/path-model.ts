@@ -51,8 +51,8 @@ export class PathModel {
   }
 
   /**
-   * Sends part of a byte stream that cannot be lost: what TCP makes of the same link. A lost packet costs a round trip, and all that follows
-   * waits for it.
+   * Sends part of a byte stream that cannot be lost: what TCP makes of the same link. A lost packet costs a round trip,
+   * and all that follows waits for it.
    */
   sendStream(nowMs: number, bytes: number): number {
     const upMs = this.upAtMs(nowMs)

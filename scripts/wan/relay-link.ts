@@ -1,12 +1,13 @@
 /**
- * A WAN link inside this process: relays TCP connections with the rate, delay and outages of a Link, and with faults on command. For where
- * packet links are not to be had, and for tests of what a proxy does when its connection breaks at an exact byte.
+ * A WAN link inside this process: relays TCP connections with the rate, delay and outages of a Link, and with faults on
+ * command. For where packet links are not to be had, and for tests of what a proxy does when its connection breaks at
+ * an exact byte.
  *
  *   await using link = await RelayLink.open(parseLink('100Mbit,40ms'), { host: '127.0.0.1', port: 7000 })
  *   connect(link.port) ... link.cut({ reset: true })
  *
- * TCP runs from each side to the relay and not across it, so loss is modelled by its effect, a round trip's wait, an outage stalls, and only
- * faults break connections. All connections share the rate, each direction by itself.
+ * TCP runs from each side to the relay and not across it, so loss is modelled by its effect, a round trip's wait, an
+ * outage stalls, and only faults break connections. All connections share the rate, each direction by itself.
  */
 import { createServer, type Server, Socket } from 'node:net'
 import { formatLink, type Link } from './link.ts'
@@ -113,8 +114,9 @@ export class RelayLink implements AsyncDisposable {
   }
 
   /**
-   * Cuts every open connection once `bytes` bytes, counted from the link's beginning, have been handed over in one direction: exactly so many are, and
-   * not one more. (A reset can overtake the last of them in the kernel, where the far end reads slowly; FIN cannot.)
+   * Cuts every open connection once `bytes` bytes, counted from the link's beginning, have been handed over in one
+   * direction: exactly so many are, and not one more. (A reset can overtake the last of them in the kernel, where the
+   * far end reads slowly; FIN cannot.)
    * @returns a promise for that moment
    */
   cutAfter(direction: Direction, bytes: number, cut: Cut = { reset: true }): Promise<void> {
@@ -135,8 +137,9 @@ export class RelayLink implements AsyncDisposable {
   }
 
   /**
-   * Loses every open connection without a word, as when a firewall forgets them: what is under way vanishes, both sides hear nothing more. Connections made
-   * meanwhile are accepted and lost too, until restore(); those that were lost stay so.
+   * Loses every open connection without a word, as when a firewall forgets them: what is under way vanishes, both sides
+   * hear nothing more. Connections made meanwhile are accepted and lost too, until restore(); those that were lost stay
+   * so.
    */
   drop(): void {
     this.dead = true

@@ -1,10 +1,12 @@
 /**
- * The wire between two tap devices, a process of its own so that nothing else delays its packets. Started by packet-link.ts:
+ * The wire between two tap devices, a process of its own so that nothing else delays its packets. Started by
+ * packet-link.ts:
  *
  *   node wire.ts DESCRIPTION DEVICE SOURCE_NETNS DESTINATION_NETNS
  *
- * Each end is a vde_plug in its namespace, which carries Ethernet frames between the tap and a stream: u16 length, frame. (vde2 has a wirefilter
- * for the middle, but under load its streams lose their framing and the link goes dead.) Over Node's IPC it takes Order and sends Report.
+ * Each end is a vde_plug in its namespace, which carries Ethernet frames between the tap and a stream: u16 length,
+ * frame. (vde2 has a wirefilter for the middle, but under load its streams lose their framing and the link goes dead.)
+ * Over Node's IPC it takes Order and sends Report.
  */
 import type { Readable, Writable } from 'node:stream'
 import { endChild, spawnOwned } from '../qemu/cleanup.ts'

@@ -1,4 +1,7 @@
-/** The harness itself, on direct migrations without any proxy: what it says about a guest must be true before it judges Pageferry. */
+/**
+ * The harness itself, on direct migrations without any proxy: what it says about a guest must be true before it judges
+ * Pageferry.
+ */
 import { existsSync, readdirSync } from 'node:fs'
 import t from 'tap'
 import { bootSector } from '../../scripts/guest/boot-sector.ts'
@@ -119,7 +122,10 @@ t.test('what fails says why and leaves nothing behind', { skip: system.skip ?? f
 })
 
 t.test('links: their descriptions', t => {
-  for (const description of [...Object.keys(LINK_PROFILES), '100Mbit,40ms,loss=0.1%,jitter=2ms,outage=5s@30s,seed=9']) {
+  for (const description of [
+    ...Object.keys(LINK_PROFILES),
+    '100Mbit,40ms,loss=0.1%,jitter=2ms,outage=5s@30s,queue=300kB,seed=9',
+  ]) {
     const link = parseLink(description)
     t.same(parseLink(formatLink(link)), link, formatLink(link))
   }
