@@ -4,7 +4,8 @@
  * held, 2 between zero and full, and writes a line end on the serial port. invlpg makes QEMU before 9.0 see every write
  * under TCG (the stack, which it may miss, holds the same words at every hlt).
  *
- *   as --32 boot-sector.S -o boot.o && ld -m elf_i386 -Ttext 0x7c00 --oformat binary -o boot.bin boot.o && xxd -p -c 50 boot.bin
+ *   as --32 boot-sector.S -o boot.o && ld -m elf_i386 -Ttext 0x7c00 --oformat binary -o boot.bin boot.o
+ *   xxd -p -c 50 boot.bin
  *
  * gives the bytes in boot-sector.ts.
  */

@@ -25,7 +25,7 @@ missing=
 command -v qemu-system-x86_64 > /dev/null || missing="$missing qemu-system-x86"
 command -v cpio > /dev/null || missing="$missing cpio"
 command -v ip > /dev/null || missing="$missing iproute2"
-command -v wirefilter > /dev/null && command -v vde_plug2tap > /dev/null || missing="$missing vde2"
+command -v vde_plug > /dev/null || missing="$missing vde2" # for scripts/wan
 busybox=
 for path in /bin/busybox /usr/bin/busybox; do
   # A program that names no interpreter needs no libraries: that is busybox-static, not busybox.
