@@ -1,0 +1,441 @@
+/**
+ * Every way QEMU migrates, through a pair of proxies: a table. Exit status 1 where something that QEMU does by itself fails through the pair.
+ *
+ *   node test/qemu/modes.ts                      all combinations; those that .cache/modes.json has already are kept
+ *   node test/qemu/modes.ts --again              all of them anew
+ *   node test/qemu/modes.ts --only '10.*multifd' those whose name matches
+ *   node test/qemu/modes.ts --json               the results as JSON
+ *
+ * Each combination runs twice in a process of its own: directly from QEMU to QEMU, which tells whether QEMU supports it, then through the pair
+ * with an empty pool at effort 3. Memory is compared from outside, of guests that are stopped by then.
+ */
+import { execFile, spawn } from 'node:child_process'
+import { mkdirSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { parseArgs, promisify } from 'node:util'
+import Table from 'cli-table3'
+import type { MigrationInfo, MigrationSettings, MigrationStats } from '../../scripts/qemu/guest.ts'
+import { compareMemory, type MemorySnapshot } from '../../scripts/qemu/memory.ts'
+import { type FoundQemu, qemu10, systemQemu } from '../../scripts/qemu/versions.ts'
+import { freePort, Guests, Pair, until } from './pair.ts'
+
+const run = promisify(execFile)
+const root = fileURLToPath(new URL('../..', import.meta.url))
+const resultsFile = join(root, '.cache/modes.json')
+const pageferry = join(root, 'bin/pageferry')
+const EFFORT = 3
+const CHILD_TIMEOUT_MS = 180_000
+
+type Version = '7.2' | '10'
+
+/** From which QEMU to which, and as which machine. */
+interface Route {
+  readonly name: string
+  readonly source: Version
+  readonly destination: Version
+  readonly machine: string
+}
+const routes: readonly Route[] = [
+  { name: '7.2 to 7.2', source: '7.2', destination: '7.2', machine: 'pc-i440fx-7.2' },
+  { name: '10 to 10', source: '10', destination: '10', machine: 'pc-i440fx-10.0' },
+  { name: '10 to 10 (pc-7.2)', source: '10', destination: '10', machine: 'pc-i440fx-7.2' },
+  { name: '7.2 to 10', source: '7.2', destination: '10', machine: 'pc-i440fx-7.2' },
+  { name: '10 to 7.2', source: '10', destination: '7.2', machine: 'pc-i440fx-7.2' },
+]
+
+interface Mode {
+  readonly name: string
+  readonly settings?: MigrationSettings
+  /** The source guest runs, and dirty pages are sent again in so many passes at least. */
+  readonly passes?: number
+  /** How postcopy goes: to its end; broken by the operator, or by a WAN that stays away, and recovered. */
+  readonly postcopy?: 'plain' | 'pause' | 'lost'
+  readonly snapshot?: boolean
+  readonly bitmaps?: boolean
+  readonly tls?: boolean
+  readonly routes?: (route: Route) => boolean
+}
+
+const caps = (...names: string[]) => Object.fromEntries(names.map(name => [name, true]))
+const multifd = (channels: number, more: Record<string, unknown> = {}): MigrationSettings => ({
+  capabilities: caps('multifd', 'return-path'),
+  parameters: { 'multifd-channels': channels, ...more },
+})
+const onlyTen = (route: Route) => route.source === '10' && route.destination === '10'
+const postcopy: MigrationSettings = { capabilities: caps('postcopy-ram') }
+const preempt: MigrationSettings = { capabilities: caps('postcopy-ram', 'postcopy-preempt') }
+
+const modes: readonly Mode[] = [
+  { name: 'plain' },
+  { name: 'plain, busy guest', passes: 3 },
+  { name: 'return path', settings: { capabilities: caps('return-path') } },
+  { name: 'xbzrle', settings: { capabilities: caps('xbzrle') }, passes: 5 },
+  { name: 'compress', settings: { capabilities: caps('compress') }, passes: 3 },
+  { name: 'compress, xbzrle', settings: { capabilities: caps('compress', 'xbzrle') }, passes: 5 },
+  { name: 'multifd 2', settings: multifd(2) },
+  { name: 'multifd 2, busy guest', settings: multifd(2), passes: 4 },
+  { name: 'multifd 8', settings: multifd(8) },
+  ...['none', 'legacy', 'multifd'].map(detection => ({
+    name: `multifd 2, zero pages: ${detection}`,
+    settings: multifd(2, { 'zero-page-detection': detection }),
+    routes: onlyTen,
+  })),
+  { name: 'multifd 2, zlib', settings: multifd(2, { 'multifd-compression': 'zlib' }) },
+  { name: 'multifd 2, zstd', settings: multifd(2, { 'multifd-compression': 'zstd' }) },
+  { name: 'postcopy', settings: postcopy, postcopy: 'plain' },
+  { name: 'postcopy, preempt', settings: preempt, postcopy: 'plain' },
+  { name: 'postcopy, paused, recovered', settings: postcopy, postcopy: 'pause' },
+  { name: 'postcopy, preempt, paused, recovered', settings: preempt, postcopy: 'pause' },
+  { name: 'postcopy, WAN lost, recovered', settings: postcopy, postcopy: 'lost' },
+  { name: 'postcopy, preempt, WAN lost, recovered', settings: preempt, postcopy: 'lost' },
+  { name: 'background snapshot', settings: { capabilities: caps('background-snapshot') }, snapshot: true },
+  { name: 'dirty bitmaps', settings: { capabilities: caps('dirty-bitmaps') }, bitmaps: true },
+  {
+    name: 'dirty bitmaps, postcopy',
+    settings: { capabilities: caps('dirty-bitmaps', 'postcopy-ram') },
+    bitmaps: true,
+    postcopy: 'plain',
+  },
+  { name: 'TLS', settings: { parameters: { 'tls-creds': 'tls0' } }, tls: true },
+  { name: 'TLS, multifd 2', settings: multifd(2, { 'tls-creds': 'tls0' }), tls: true },
+  {
+    name: 'TLS, postcopy, preempt',
+    settings: { ...preempt, parameters: { 'tls-creds': 'tls0' } },
+    tls: true,
+    postcopy: 'plain',
+  },
+  {
+    name: 'switchover-ack',
+    settings: { capabilities: caps('return-path', 'switchover-ack') },
+    routes: onlyTen,
+  },
+]
+
+interface Result {
+  readonly route: string
+  readonly mode: string
+  readonly migrated: 'yes' | 'no' | 'unsupported'
+  /** Why not, or what QEMU says where it does not support it. */
+  readonly reason?: string
+  readonly equal?: boolean
+  readonly bytesQemu?: number
+  readonly bytesWan?: number
+  readonly seconds?: number
+  readonly channels?: string
+}
+
+const key = ({ route, mode }: { route: string; mode: string }) => `${route}: ${mode}`
+
+// One combination, in a process of its own ----------------------------------------------------------------------------
+
+interface Moved {
+  readonly stats: MigrationStats | undefined
+  readonly differingPages: number
+}
+
+/** Migrates directly (`pair` undefined) or through the pair. @throws whatever QEMU does not like */
+async function move(route: Route, mode: Mode, pair: Pair | undefined): Promise<Moved> {
+  const qemus = { '7.2': await systemQemu(), '10': await qemu10() }
+  const tls = (side: string) => (mode.tls ? ['-object', `tls-creds-anon,id=tls0,endpoint=${side}`] : [])
+  const disk = mode.bitmaps ? ['-blockdev', 'driver=null-co,node-name=disk0,size=64M'] : []
+  const runs = mode.passes !== undefined || mode.postcopy !== undefined
+  const options = {
+    qemu: qemus[route.source].qemu!,
+    destinationQemu: qemus[route.destination].qemu!,
+    machine: route.machine,
+    paused: !runs,
+  }
+  const source = await Guests.startSource({ ...options, args: [...disk, ...tls('client')] })
+  try {
+    const destination = await Guests.startDestination({ ...options, args: [...disk, ...tls('server')] })
+    try {
+      const guests = { source, destination } as Guests
+      if (mode.bitmaps)
+        await source.qmp.execute('block-dirty-bitmap-add', { node: 'disk0', name: 'b0', granularity: 4096 })
+      const moved = mode.snapshot
+        ? await throughFile(guests, mode, pair !== undefined)
+        : await throughNetwork(guests, mode, pair)
+      if (mode.bitmaps) {
+        const nodes =
+          await destination.qmp.execute<{ 'dirty-bitmaps'?: { name: string }[] }[]>('query-named-block-nodes')
+        if (!nodes.some(node => node['dirty-bitmaps']?.some(bitmap => bitmap.name === 'b0'))) {
+          throw new Error('the bitmap is not at the destination')
+        }
+      }
+      return moved
+    } finally {
+      await destination.quit()
+    }
+  } finally {
+    await source.quit()
+  }
+}
+
+async function throughNetwork({ source, destination }: Guests, mode: Mode, pair: Pair | undefined): Promise<Moved> {
+  const { settings = {}, passes = 0 } = mode
+  const target = pair?.targetUri() ?? `tcp:127.0.0.1:${await freePort()}`
+  const uri = pair?.sourceUri() ?? target
+  await destination.listen(target, settings)
+  const strict = passes > 0 || mode.postcopy !== undefined
+  let letGo = !strict
+  let seen: Promise<MemorySnapshot> | undefined
+  const before = strict ? undefined : await source.snapshot()
+  await source.startMigration(uri, {
+    ...settings,
+    parameters: {
+      ...{ 'max-bandwidth': 0, ...settings.parameters },
+      ...(strict ? { 'max-bandwidth': mode.postcopy ? 1_000_000 : 10_000_000, 'downtime-limit': 1 } : {}),
+      // slow enough that pages are asked for, and that something can happen meanwhile
+      ...(mode.postcopy ? { 'max-postcopy-bandwidth': mode.postcopy === 'plain' ? 3_000_000 : 1_500_000 } : {}),
+    },
+  })
+  const onProgress = ({ ram, status }: MigrationInfo): void => {
+    // reading all of the guest's memory asks for the pages that are not there yet
+    if (mode.postcopy === 'plain' && status === 'postcopy-active') seen ??= destination.snapshot()
+    if (letGo) return
+    if (mode.postcopy) {
+      if ((ram?.transferred ?? 0) < 300_000) return
+      void source.qmp.execute('migrate-start-postcopy').catch(() => {})
+      letGo = true
+    } else if ((ram?.['dirty-sync-count'] ?? 0) >= passes) {
+      void source.configure({ parameters: { 'downtime-limit': 2000 } }).catch(() => {})
+      letGo = true
+    }
+  }
+  if (mode.postcopy && mode.postcopy !== 'plain')
+    await recover({ source, destination } as Guests, mode, pair, uri, target, onProgress)
+  const stats = await source.waitMigration({ timeoutMs: 60_000, onProgress })
+  await destination.waitStatus(['paused', 'prelaunch'])
+  if (mode.postcopy && !((stats.info.ram?.['postcopy-bytes'] ?? 0) > 500_000))
+    throw new Error('postcopy did not happen')
+  const left = before ?? (await source.snapshot())
+  const differences = [left, await destination.snapshot(), ...(seen ? [await seen] : [])]
+  let differingPages = 0
+  for (const right of differences.slice(1)) differingPages += (await compareMemory(left, right)).differingPages
+  return { stats, differingPages }
+}
+
+async function recover(
+  { source, destination }: Guests,
+  mode: Mode,
+  pair: Pair | undefined,
+  uri: string,
+  target: string,
+  onProgress: (info: MigrationInfo) => void,
+): Promise<void> {
+  const waitFor = (guest: typeof source, status: string, look: (info: MigrationInfo) => void = () => {}) =>
+    until(
+      async () => {
+        const info = await guest.migrationInfo()
+        look(info)
+        return info.status === status
+      },
+      30_000,
+      () => `${guest.name} does not become ${status}`,
+    )
+  await waitFor(source, 'postcopy-active', onProgress)
+  await sleep(500)
+  if (mode.postcopy === 'lost' && pair) {
+    pair.wan.refuse()
+    pair.wan.cut()
+  } else await source.qmp.execute('migrate-pause')
+  await waitFor(source, 'postcopy-paused')
+  await waitFor(destination, 'postcopy-paused')
+  pair?.wan.restore()
+  await source.configure({ parameters: { 'max-postcopy-bandwidth': 0 } })
+  await destination.qmp.execute('migrate-recover', { uri: target })
+  await source.qmp.execute('migrate', { uri, resume: true })
+}
+
+/** A background snapshot: to a file, through the codec there and back, and into a QEMU. */
+async function throughFile({ source, destination }: Guests, mode: Mode, codec: boolean): Promise<Moved> {
+  const folder = process.env.MODES_FOLDER!
+  const before = await source.snapshot()
+  const write = codec
+    ? `tee '${folder}/raw' | '${pageferry}' encode - -o '${folder}/encoded' --effort ${EFFORT}`
+    : `cat > '${folder}/raw'`
+  const stats = await source.migrate(`exec:${write}`, { ...mode.settings, parameters: { 'max-bandwidth': 0 } })
+  if (codec) {
+    await until(
+      () => {
+        try {
+          return statSync(`${folder}/encoded`).size > 0
+        } catch {
+          return false
+        }
+      },
+      10_000,
+      () => 'nothing was encoded',
+    )
+    await run('sh', ['-c', `'${pageferry}' decode '${folder}/encoded' -o - | cmp - '${folder}/raw'`])
+  }
+  await destination.qmp.execute('migrate-incoming', {
+    uri: `exec:${codec ? `'${pageferry}' decode '${folder}/encoded' -o -` : `cat '${folder}/raw'`}`,
+  })
+  await destination.waitStatus(['paused', 'prelaunch'], 60_000)
+  return { stats, differingPages: (await compareMemory(before, await destination.snapshot())).differingPages }
+}
+
+/** Runs one combination and prints its result as JSON. */
+async function child(route: Route, mode: Mode): Promise<Result> {
+  const base = { route: route.name, mode: mode.name }
+  const missing = Object.entries({ '7.2': await systemQemu(), '10': await qemu10() }).find(
+    ([version, found]: [string, FoundQemu]) =>
+      found.skip !== undefined && [route.source, route.destination].includes(version as Version),
+  )
+  if (missing) return { ...base, migrated: 'unsupported', reason: missing[1].skip! }
+  try {
+    const { differingPages } = await move(route, mode, undefined)
+    if (differingPages > 0) throw new Error(`${differingPages} pages differ`)
+  } catch (error) {
+    return { ...base, migrated: 'unsupported', reason: (error as Error).message }
+  }
+  const patienceMs = mode.postcopy === 'lost' ? 1500 : 20_000
+  await using pair = await Pair.start({ effort: EFFORT, patienceMs, wan: '1ms' })
+  const start = performance.now()
+  try {
+    const { differingPages } = await move(route, mode, pair)
+    const seconds = Math.round(performance.now() - start) / 1000
+    const equal = differingPages === 0
+    if (mode.snapshot) {
+      const [bytesQemu, bytesWan] = ['raw', 'encoded'].map(name => statSync(join(process.env.MODES_FOLDER!, name)).size)
+      return { ...base, migrated: 'yes', equal, seconds, bytesQemu: bytesQemu!, bytesWan: bytesWan!, channels: 'file' }
+    }
+    await pair.summary(mode.postcopy === 'pause' || mode.postcopy === 'lost' ? 2 : 1)
+    const { summaries } = pair
+    return {
+      ...base,
+      migrated: 'yes',
+      equal,
+      seconds,
+      bytesQemu: summaries.reduce((sum, { bytesIn }) => sum + bytesIn, 0),
+      bytesWan: summaries.reduce((sum, { bytesWan }) => sum + bytesWan, 0),
+      channels: summaries.map(({ channels }) => channels).join(' + '),
+      ...(equal ? {} : { reason: `${differingPages} pages differ` }),
+    }
+  } catch (error) {
+    const said = pair.log.filter(line => line.level !== 'info' && line.event !== 'link.plaintext').slice(-3)
+    const why = said.map(line => `${line.side}: ${line.event} ${JSON.stringify(line.fields)}`).join('; ')
+    return { ...base, migrated: 'no', reason: `${(error as Error).message}${why ? ` [${why}]` : ''}` }
+  }
+}
+
+// All of them ---------------------------------------------------------------------------------------------------------
+
+async function runChild(route: Route, mode: Mode): Promise<Result> {
+  const { temporaryFolder } = await import('../../scripts/qemu/cleanup.ts')
+  const folder = temporaryFolder('modes')
+  const child = spawn(
+    process.execPath,
+    [fileURLToPath(import.meta.url), '--one', key({ route: route.name, mode: mode.name })],
+    {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: { ...process.env, MODES_FOLDER: folder.path },
+    },
+  )
+  let out = ''
+  let errors = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => {
+    out += text
+  })
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    errors += text
+  })
+  const timer = setTimeout(() => child.kill('SIGTERM'), CHILD_TIMEOUT_MS)
+  await new Promise(done => child.once('close', done))
+  clearTimeout(timer)
+  folder.remove()
+  try {
+    return JSON.parse(out.trim().split('\n').at(-1)!) as Result
+  } catch {
+    const reason = child.signalCode ? `no end within ${CHILD_TIMEOUT_MS / 1000} s` : errors.trim().slice(-500)
+    return { route: route.name, mode: mode.name, migrated: 'no', reason }
+  }
+}
+
+function read(): Record<string, Result> {
+  try {
+    return JSON.parse(readFileSync(resultsFile, 'utf8')) as Record<string, Result>
+  } catch {
+    return {}
+  }
+}
+
+function print(results: readonly Result[]): void {
+  const table = new Table({
+    head: ['route', 'mode', 'migrated', 'memory', 'QEMU MB', 'WAN MB', 'of plain', 's', 'channels'],
+    style: { head: [], border: [], compact: true },
+  })
+  const plain = new Map(
+    results.filter(result => result.mode === 'plain').map(result => [result.route, result.bytesWan]),
+  )
+  const megabytes = (bytes: number | undefined) => (bytes === undefined ? '' : (bytes / 1e6).toFixed(3))
+  const of = ({ route, bytesWan }: Result) => {
+    const base = plain.get(route)
+    return bytesWan === undefined || base === undefined ? '' : (bytesWan / base).toFixed(2)
+  }
+  for (const result of results) {
+    table.push([
+      ...[
+        result.route,
+        result.mode,
+        result.migrated,
+        result.equal === undefined ? '' : result.equal ? 'equal' : 'DIFFERS',
+      ],
+      ...[megabytes(result.bytesQemu), megabytes(result.bytesWan), of(result), result.seconds?.toFixed(1) ?? ''],
+      result.channels ?? result.reason?.slice(0, 60) ?? '',
+    ])
+  }
+  console.log(table.toString())
+}
+
+const { values } = parseArgs({
+  options: {
+    only: { type: 'string' },
+    json: { type: 'boolean', default: false },
+    again: { type: 'boolean', default: false },
+    one: { type: 'string' },
+  },
+})
+
+const combinations = routes.flatMap(route =>
+  modes
+    .filter(mode => mode.routes?.(route) ?? true)
+    .map(mode => ({ route, mode, key: key({ route: route.name, mode: mode.name }) })),
+)
+
+if (values.one !== undefined) {
+  const found = combinations.find(combination => combination.key === values.one)!
+  const result = await child(found.route, found.mode)
+  process.stdout.write(`${JSON.stringify(result)}\n`, () => process.exit(0))
+} else {
+  const wanted = combinations.filter(combination => new RegExp(values.only ?? '').test(combination.key))
+  const results = read()
+  for (const [i, { route, mode, key }] of wanted.entries()) {
+    // what failed is tried again
+    if (!values.again && results[key] && results[key].migrated !== 'no' && results[key].equal !== false) continue
+    const result = await runChild(route, mode)
+    const state =
+      result.migrated === 'yes' ? (result.equal ? 'yes' : 'MEMORY DIFFERS') : `${result.migrated}: ${result.reason}`
+    if (!values.json) console.log(`${i + 1}/${wanted.length} ${key}: ${state}`)
+    const all = { ...read(), [key]: result }
+    results[key] = result
+    mkdirSync(join(root, '.cache'), { recursive: true })
+    writeFileSync(`${resultsFile}.${process.pid}`, `${JSON.stringify(all, null, 2)}\n`)
+    renameSync(`${resultsFile}.${process.pid}`, resultsFile)
+  }
+  const shown = wanted.map(({ key }) => results[key]!)
+  if (values.json) console.log(JSON.stringify(shown, null, 2))
+  else print(shown)
+  const bad = shown.filter(result => result.migrated === 'no' || result.equal === false)
+  const good = shown.filter(result => result.migrated === 'yes' && result.equal)
+  if (!values.json) {
+    const unsupported = shown.filter(result => result.migrated === 'unsupported').length
+    console.log(
+      `${good.length} migrated with equal memory, ${bad.length} failed, ${unsupported} not supported by QEMU itself`,
+    )
+  }
+  process.exit(bad.length > 0 ? 1 : 0)
+}
