@@ -97,10 +97,7 @@ export class LinkClient {
 
   /** Delivers what was handed in, says BYE, closes. */
   close(): Promise<ProxyError | undefined> {
-    const ended = this.link.close()
-    // Never connected: there is nobody to say BYE to.
-    if (this.#token === null) void this.link.abort(lost('closed before the link was up'))
-    return ended
+    return this.link.close()
   }
 
   /** Dials lost connections again now, not after the pause: for an operator or a network monitor that knows more. */

@@ -92,7 +92,7 @@ interface Loaded {
 /** How one accepted socket's handshake ends. */
 interface Waiter {
   done(socket: tls.TLSSocket): void
-  failed(error: Error): void
+  failed(error: Error | undefined): void
   pskName: string | undefined
   pskKnown: boolean
 }
@@ -211,7 +211,7 @@ export class Credentials {
   accept(raw: net.Socket): Promise<SecuredSocket & { readonly refusal: ProxyError | undefined }> {
     const loaded = this.#loaded
     return new Promise((resolve, reject) => {
-      const closed = (): void => waiter.failed(new Error('closed during the TLS handshake'))
+      const closed = (): void => waiter.failed(undefined)
       const waiter: Waiter = {
         pskName: undefined,
         pskKnown: false,
@@ -442,7 +442,10 @@ function explain(
     case 'ECONNRESET':
     case 'EPIPE':
     case '':
-      if (role === 'server') break
+      if (role === 'server') {
+        const hint = 'a probe, or a client that does not accept our certificate or its name: see its log'
+        return auth('the client closed during the TLS handshake', hint, error)
+      }
       return new ProxyError(
         'PEER_LOST',
         'the server closed the connection during the TLS handshake',

@@ -14,7 +14,7 @@ import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
  * overtaken by an urgent frame. Two rounds of PULL_BYTES, so that one is written while the next is pulled.
  */
 const WRITE_BUFFER_BYTES_MAX = 128 * 1024
-/** One write: four full frames. More gains nothing on loopback, with TLS or without (test/bench/link-bench.ts). */
+/** One write: four full frames. More gains nothing on loopback, with TLS or without (test/link/link-bench.ts). */
 const PULL_BYTES = 64 * 1024
 /** After our last byte the peer has this long to read it and close; then the socket goes. */
 const LINGER_MS = 2000
