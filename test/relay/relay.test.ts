@@ -437,7 +437,7 @@ for (const mode of MODES) {
       const before = performance.now()
       peer.write(Buffer.alloc(4096, 1))
       await until('4096 bytes', () => ours.bytesRead === 4100)
-      t.ok(performance.now() - before < 500, 'as many bytes as the bridge has do not wait for the next')
+      t.ok(performance.now() - before < 5000, 'as many bytes as the bridge has do not wait for the next')
     })
 
     t.test('without a slot nothing is read, and nothing is lost', async t => {
@@ -944,7 +944,7 @@ t.test('the dialler', async t => {
     const error = await failure(() => dial(parseAddress(`tcp:127.0.0.1:${port}`), { timeoutMs: 300 }))
     t.equal(error.code, 'TARGET_REFUSED')
     t.match(error.what, /within 0.3 s/)
-    t.ok(performance.now() - before < 2000)
+    t.ok(performance.now() - before < 8000, 'not the 10 s that it waits by itself')
     const stop = new AbortController()
     setTimeout(() => stop.abort(), 100)
     t.match(
