@@ -21,7 +21,8 @@ export function transposeHeaders(bytes: Uint8Array, from: number, to: number): v
     }
   }
   for (let i = 0; i < PACKET_HEADER_SIZE; i++) {
-    for (let packet = 0; packet < count; packet++) bytes[from + i * count + packet] = plain[packet * PACKET_HEADER_SIZE + i]!
+    for (let packet = 0; packet < count; packet++)
+      bytes[from + i * count + packet] = plain[packet * PACKET_HEADER_SIZE + i]!
   }
 }
 
@@ -30,7 +31,8 @@ export function restoreHeaders(bytes: Uint8Array, from: number, to: number): voi
   const count = (to - from) / PACKET_HEADER_SIZE
   const plain = new Uint8Array(to - from)
   for (let i = 0; i < PACKET_HEADER_SIZE; i++) {
-    for (let packet = 0; packet < count; packet++) plain[packet * PACKET_HEADER_SIZE + i] = bytes[from + i * count + packet]!
+    for (let packet = 0; packet < count; packet++)
+      plain[packet * PACKET_HEADER_SIZE + i] = bytes[from + i * count + packet]!
   }
   const view = new DataView(plain.buffer)
   for (let packet = 0; packet < count; packet++) {

@@ -79,7 +79,8 @@ export class VarintReader {
       b = bytes[at++]!
       value += (b & 127) * scale
       if (b < 128) {
-        if (b === 0 || value > Number.MAX_SAFE_INTEGER) throw this.bad('holds a number that is not in its shortest form')
+        if (b === 0 || value > Number.MAX_SAFE_INTEGER)
+          throw this.bad('holds a number that is not in its shortest form')
         this.at = at
         return value
       }

@@ -27,7 +27,8 @@ const LIST_BYTES = BATCH_PAGES_MAX * 4
 const TOKEN_AREA = BATCH_RAW_MAX
 
 /** Bytes that one workspace takes; committed only as they are touched. */
-export const WORKSPACE_BYTES = CAPACITY.reduce((sum, n) => sum + n, 0) + 4 * LIST_BYTES + TOKEN_AREA + BATCH_RAW_MAX + 8192
+export const WORKSPACE_BYTES =
+  CAPACITY.reduce((sum, n) => sum + n, 0) + 4 * LIST_BYTES + TOKEN_AREA + BATCH_RAW_MAX + 8192
 
 /** Addresses (bytes in the kernel's memory) of one batch's areas, and how much of each column is filled. */
 export class Workspace {

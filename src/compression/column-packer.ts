@@ -46,7 +46,11 @@ export class ColumnPacker {
     for (let column = 0; column < COLUMN_COUNT; column++) {
       const length = workspace.columnLength[column]!
       if (length === 0) continue
-      if (length < PACK_MIN || column === COLUMN.DENSE || (length > INLINE_MAX && looksRandom(workspace.column(column)))) {
+      if (
+        length < PACK_MIN ||
+        column === COLUMN.DENSE ||
+        (length > INLINE_MAX && looksRandom(workspace.column(column)))
+      ) {
         pending.push(stored(workspace, column))
       } else if (effort.method === 'zstd') {
         pending.push(this.packZstd(workspace, column, effort))
@@ -122,7 +126,12 @@ function workerFile(): string {
   return import.meta.url.endsWith('.ts') ? './lz4-worker.ts' : './lz4-worker.js'
 }
 
-function packedColumn(column: number, method: PackedColumn['method'], rawLength: number, parts: Uint8Array[]): PackedColumn {
+function packedColumn(
+  column: number,
+  method: PackedColumn['method'],
+  rawLength: number,
+  parts: Uint8Array[],
+): PackedColumn {
   let packedLength = 0
   for (const part of parts) packedLength += part.length
   return { column, method, rawLength, parts, packedLength }

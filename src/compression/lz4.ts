@@ -89,7 +89,13 @@ function fromNapi(napi: Lz4Napi): Lz4 {
 }
 
 function damaged(cause?: unknown): ProxyError {
-  return new ProxyError('BATCH_FORMAT', 'an LZ4 block is damaged', undefined, 'the session ends and the source guest goes on', {
-    cause,
-  })
+  return new ProxyError(
+    'BATCH_FORMAT',
+    'an LZ4 block is damaged',
+    undefined,
+    'the session ends and the source guest goes on',
+    {
+      cause,
+    },
+  )
 }

@@ -16,7 +16,11 @@ export interface MigrationMemory {
 }
 
 /** The parser of a channel; undefined where all of it is relayed raw (TLS, unknown protocols). */
-export function parserFor(kind: ChannelKind, flow: FlowEncoder, memory: MigrationMemory = {}): ChannelParser | undefined {
+export function parserFor(
+  kind: ChannelKind,
+  flow: FlowEncoder,
+  memory: MigrationMemory = {},
+): ChannelParser | undefined {
   switch (kind) {
     case 'main':
       return new MainStreamParser(flow, memory.blocks ? { blocks: memory.blocks } : {})

@@ -94,9 +94,15 @@ export class Inbound {
         this.onError(
           error instanceof ProxyError
             ? error
-            : new ProxyError('INTERNAL', `a batch could not be expanded: ${(error as Error).message}`, undefined, 'please report this', {
-                cause: error,
-              }),
+            : new ProxyError(
+                'INTERNAL',
+                `a batch could not be expanded: ${(error as Error).message}`,
+                undefined,
+                'please report this',
+                {
+                  cause: error,
+                },
+              ),
         )
       }
     } finally {

@@ -5,7 +5,7 @@
 import { randomBytes } from 'node:crypto'
 import { WORKSPACE_BYTES, Workspace } from '../codec/workspace.ts'
 import { type Kernel, layoutMemory, loadKernel, PAGE_BYTES } from '../kernel/kernel.ts'
-import { SetFile } from '../store/set-file.ts'
+import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 
 /** What both sides of a session agree on. */
@@ -77,7 +77,8 @@ export async function openPool(request: PoolRequest): Promise<Pool> {
     if (request.role === 'encoder' && templatePages > 0) kernel.indexTemplates(0, templatePages)
     let next = layout.io
     const workspaces: Workspace[] = []
-    for (let i = 0; i < request.workspaces; i++, next += WORKSPACE_BYTES) workspaces.push(new Workspace(kernel.bytes, next))
+    for (let i = 0; i < request.workspaces; i++, next += WORKSPACE_BYTES)
+      workspaces.push(new Workspace(kernel.bytes, next))
     const slots: number[] = []
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
     return { kernel, workspaces, slots, slotBytes: request.slotBytes }
