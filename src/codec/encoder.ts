@@ -6,14 +6,23 @@
  * must reach the far side in the order in which they were made.
  */
 import { assert } from '../errors.ts'
-import { KIND, type Kernel, MATCH, NONE, RESULT } from '../kernel/kernel.ts'
+import { type Kernel, KIND, MATCH, NONE, RESULT } from '../kernel/kernel.ts'
 import type { MultifdMethod, MultifdSink } from '../qemu/multifd-channel.ts'
 import type { RecordSink, StreamPhase } from '../qemu/record-sink.ts'
 import { MULTIFD_FLAG } from '../qemu/wire.ts'
 import { transposeHeaders } from './packet-headers.ts'
 import { BatchStats } from './stats.ts'
 import { writeVarint, zigzag } from './varint.ts'
-import { BATCH_RAW_MAX, COLUMN, OP, PACKET_HEADER_SIZE, PAGE_SIZE, PLACE_BLOCK_STEP, PLACE_MIGRATION_STEP } from './wire.ts'
+import {
+  BATCH_RAW_MAX,
+  COLUMN,
+  OP,
+  PACKET_HEADER_SIZE,
+  PAGE_NUMBER_MAX,
+  PAGE_SIZE,
+  PLACE_BLOCK_STEP,
+  PLACE_MIGRATION_STEP,
+} from './wire.ts'
 import { BATCH_PAGES_MAX, type Workspace } from './workspace.ts'
 
 /** What a parser must offer so that a flow can be encoded by its records. */
@@ -27,6 +36,9 @@ export interface ChannelParser {
 const EVENTS_MAX = 1 << 17
 
 const EVENT = { ZEROS: 0, PAGE: 1, BARE_PAGE: 2, PACKET: 3, PASS: 4 } as const
+
+/** Records of pages from here on stay raw: no batch can say their numbers. */
+const OFFSET_END = PAGE_NUMBER_MAX * PAGE_SIZE
 
 /** Index of a place in the session's table: protocol.md §5. `places` is a power of two. */
 export function placeIndex(migration: number, block: number, page: number, places: number): number {
@@ -83,6 +95,7 @@ export class FlowEncoder implements RecordSink, MultifdSink {
 
   zeroRecord(start: number, end: number, parserBlock: number, offset: number, named: boolean): void {
     if (start < this.batchStart) return // its first bytes went out raw while the source was idle: so does the rest
+    if (offset >= OFFSET_END) return
     const block = this.ownBlock(parserBlock)
     const page = offset / PAGE_SIZE
     const last = this.eventCount - 1
@@ -101,7 +114,7 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   }
 
   pageRecord(start: number, end: number, block: number, offset: number, named: boolean): void {
-    if (start < this.batchStart) return
+    if (start < this.batchStart || offset >= OFFSET_END) return
     this.addEvent(EVENT.PAGE, start, end, this.ownBlock(block), offset / PAGE_SIZE, named)
     this.pageCount++
   }
@@ -262,7 +275,6 @@ export class BatchEncoder {
     let tokenAt = workspace.tokensAt
     const kinds = this.bytes.subarray(workspace.kindsAt, workspace.kindsAt + pages)
     const slots = new Uint32Array(this.bytes.buffer, workspace.slotsAt, pages)
-    const before = new Uint32Array(this.bytes.buffer, workspace.placesAt, pages)
     const stats = flow.stats
     for (let i = 0; i < events; i++) {
       const start = flow.eventStart[i]!
@@ -334,7 +346,7 @@ export class BatchEncoder {
         default: {
           assert(kinds[page] === KIND.PATCH, 'the kernel answered with an unknown kind')
           this.run(OP.PATCH, 1)
-          const literal = this.patch(flow, tokenAt, slot, before[page]!)
+          const literal = this.patch(flow, tokenAt, slot, this.baseOf(page, kinds, slots))
           tokenAt += slot * 8
           pagesAt += literal
           stats.patchPages++
@@ -390,6 +402,20 @@ export class BatchEncoder {
   }
 
   private denseBytes = 0
+  /** With long matches, of each page of the batch: its place, and the slot that this had before the batch. */
+  private readonly placeOfPage = new Uint32Array(BATCH_PAGES_MAX)
+  private readonly slotBefore = new Uint32Array(BATCH_PAGES_MAX)
+
+  /** The slot that the place of a page had when its turn came; NONE also where a PATCH of this batch went there. */
+  private baseOf(page: number, kinds: Uint8Array, slots: Uint32Array): number {
+    const place = this.placeOfPage[page]!
+    if (place === NONE) return NONE
+    for (let i = page - 1; i >= 0; i--) {
+      if (this.placeOfPage[i] !== place || kinds[i] === KIND.FILL) continue
+      return kinds[i] === KIND.PATCH ? NONE : slots[i]!
+    }
+    return this.slotBefore[page]!
+  }
 
   /** Asks the kernel about every page of the batch. */
   private match(flow: FlowEncoder, base: number, events: number, pages: number, longMatch: boolean): void {
@@ -399,6 +425,7 @@ export class BatchEncoder {
     const list = new Uint32Array(this.bytes.buffer, workspace.listAt, pages)
     const places = new Uint32Array(this.bytes.buffer, workspace.placesAt, pages)
     const placeCount = this.kernel.layout.places
+    const { placeOfPage, slotBefore } = this
     let n = 0
     for (let i = 0; i < events; i++) {
       const kind = flow.eventKind[i]!
@@ -406,6 +433,10 @@ export class BatchEncoder {
       list[n] = base + flow.eventEnd[i]! - PAGE_SIZE
       places[n] =
         placeCount === 0 ? NONE : placeIndex(flow.migration, flow.eventBlock[i]!, flow.eventPage[i]!, placeCount)
+      if (longMatch) {
+        placeOfPage[n] = places[n]!
+        slotBefore[n] = this.kernel.placeOf(places[n]!)
+      }
       n++
     }
     this.kernel.matchPages(
@@ -490,7 +521,7 @@ export class BatchEncoder {
     this.other += length
   }
 
-  /** Columns of one PATCH page out of the kernel's tokens; `before`: its place's slot until now. @returns its literal bytes */
+  /** Columns of one PATCH page out of the kernel's tokens; `before`: its place's slot, or NONE. @returns its literal bytes */
   private patch(flow: FlowEncoder, tokenAt: number, count: number, before: number): number {
     const bytes = this.bytes
     const templatePages = this.kernel.layout.templatePages

@@ -114,7 +114,8 @@ export class BatchExpander {
       }
       this.operation(byte >> 4, count)
     }
-    if (this.out !== this.outEnd) throw this.bad(`its operations give ${this.outEnd - this.out} bytes less than it says`)
+    if (this.out !== this.outEnd)
+      throw this.bad(`its operations give ${this.outEnd - this.out} bytes less than it says`)
     if (
       !this.numbers.done ||
       !this.lengths.done ||
@@ -177,7 +178,13 @@ export class BatchExpander {
         while (done < count) {
           const n = this.pageRun(count - done)
           const got = this.kernel.expandPages(
-            this.out, hi(flow.page), lo(flow.page), slot + done, n, this.place(), this.flags,
+            this.out,
+            hi(flow.page),
+            lo(flow.page),
+            slot + done,
+            n,
+            this.place(),
+            this.flags,
           )
           this.gave(got, n)
           done += n
@@ -190,7 +197,13 @@ export class BatchExpander {
         while (done < count) {
           const n = this.pageRun(count - done)
           const got = this.kernel.expandPages(
-            this.out, hi(flow.page), lo(flow.page), 0, n, this.place(), this.flags | EXPAND.FROM_PLACE,
+            this.out,
+            hi(flow.page),
+            lo(flow.page),
+            0,
+            n,
+            this.place(),
+            this.flags | EXPAND.FROM_PLACE,
           )
           if (got === FAILED) throw this.bad('SAME at a place that has received nothing')
           this.gave(got, n)
@@ -245,7 +258,8 @@ export class BatchExpander {
       case OP.DEFINE: {
         this.once(count, 'DEFINE')
         const length = this.numbers.next()
-        if (length < 1 || length > 255 || length > this.otherEnd - this.other) throw this.bad(`DEFINE of ${length} bytes`)
+        if (length < 1 || length > 255 || length > this.otherEnd - this.other)
+          throw this.bad(`DEFINE of ${length} bytes`)
         this.name(this.bytes.slice(this.other, this.other + length))
         this.other += length
         break
@@ -369,7 +383,14 @@ export class BatchExpander {
     }
     if (lastRegion >= 0) flow.next[lastRegion as 0 | 1]++
     const used = this.kernel.expandPatch(
-      this.out, hi(flow.page), lo(flow.page), this.workspace.tokensAt, tokens, this.literals, place, this.flags,
+      this.out,
+      hi(flow.page),
+      lo(flow.page),
+      this.workspace.tokensAt,
+      tokens,
+      this.literals,
+      place,
+      this.flags,
     )
     if (used !== literal) throw this.bad('PATCH that does not make a page')
     this.literals += literal
@@ -401,8 +422,8 @@ export class BatchExpander {
     }
     flow.block = block
     for (let i = 0; i < pages; i++) {
-      const page = (view.getUint32(320 + i * 8) * 4294967296 + view.getUint32(324 + i * 8)) / PAGE_SIZE
-      flow.packetPages[i] = Math.floor(page) % PAGE_NUMBER_MAX
+      // of the u64 the bits 12 to 51: halves, because all 64 do not fit a number
+      flow.packetPages[i] = (view.getUint32(320 + i * 8) % 1048576) * 1048576 + (view.getUint32(324 + i * 8) >>> 12)
     }
     flow.packetCount = pages
   }
