@@ -16,7 +16,8 @@ export class ColumnUnpacker {
    */
   unpack(batch: ArrivedBatch, workspace: Workspace): Promise<unknown> | undefined {
     workspace.columnLength.fill(0)
-    let streams: Promise<void>[] | undefined
+    let zstd = false
+    // these first: an error in them must not leave a stream at work on a workspace that others use again
     for (const { column, method, rawLength, packed } of batch.columns) {
       const at = workspace.columnAt[column]!
       workspace.columnLength[column] = rawLength
@@ -26,16 +27,22 @@ export class ColumnUnpacker {
           Buffer.from(packed.buffer, packed.byteOffset, packed.length),
           Buffer.from(workspace.bytes.buffer, at, rawLength),
         )
-      } else {
-        streams ??= []
-        streams.push(this.unpackZstd(column, method === METHOD.ZSTD_FRESH, packed, rawLength, workspace))
-      }
+      } else zstd = true
     }
-    return streams === undefined ? undefined : Promise.all(streams)
+    return zstd ? this.unpackStreams(batch, workspace) : undefined
   }
 
   close(): void {
     for (const stream of this.zstd) stream?.close()
+  }
+
+  private async unpackStreams(batch: ArrivedBatch, workspace: Workspace): Promise<void> {
+    const streams: Promise<void>[] = []
+    for (const { column, method, rawLength, packed } of batch.columns) {
+      if (method < METHOD.ZSTD) continue
+      streams.push(this.unpackZstd(column, method === METHOD.ZSTD_FRESH, packed, rawLength, workspace))
+    }
+    for (const result of await Promise.allSettled(streams)) if (result.status === 'rejected') throw result.reason
   }
 
   private async unpackZstd(

@@ -103,7 +103,11 @@ export class ZstdUnpacker {
       this.waiting = { done, failed }
       this.stream.write(packed, error => {
         // zlib calls back once it has used all of the piece and given all that it holds
-        if (error || this.waiting === undefined) return
+        if (this.waiting === undefined) return
+        if (error) {
+          this.fail(error) // also where it was closed meanwhile
+          return
+        }
         const parts = this.parts
         const length = this.length
         this.parts = []
