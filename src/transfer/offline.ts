@@ -4,18 +4,18 @@
  */
 import { randomBytes } from 'node:crypto'
 import { createWriteStream } from 'node:fs'
-import { type FileHandle, open, rename, rm } from 'node:fs/promises'
+import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { FlowEncoder } from '../codec/encoder.ts'
 import { FlowExpander } from '../codec/expander.ts'
 import type { BatchStats } from '../codec/stats.ts'
 import type { Effort } from '../compression/effort.ts'
-import { ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import { BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
-import { channelKind } from '../qemu/channel-kind.ts'
+import { CHANNEL_KIND_BYTES_MAX, channelKind } from '../qemu/channel-kind.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { encodeFrame, type Frame, FrameDecoder, writeHead } from '../wan/frames.ts'
 import { clientHelloOf, encodeClientHello, HelloDecoder } from '../wan/hello.ts'
-import { FLAG_MORE, FRAME, FRAME_HEAD_BYTES } from '../wan/wire.ts'
+import { FLAG_MORE, FRAME, FRAME_HEAD_BYTES, HELLO_HEAD_BYTES } from '../wan/wire.ts'
 import { parserFor } from './channel-parser.ts'
 import { Inbound } from './inbound.ts'
 import { Outbound } from './outbound.ts'
@@ -120,7 +120,8 @@ export async function encodeStream(
   let classified = false
   let read = 0
   const encode = async (release: boolean): Promise<void> => {
-    while (!outbound.hasRoom) await flush().then(() => nextTurn())
+    while (!outbound.hasRoom && !failure) await flush().then(() => nextTurn())
+    if (failure) throw failure
     outbound.encode(flow, options.effort, release)
     if (failure) throw failure
     await flush()
@@ -133,13 +134,12 @@ export async function encodeStream(
     }
   }
   try {
-    for await (const chunk of input) {
+    for await (const chunk of withWholeHead(input)) {
       options.signal?.throwIfAborted()
       for (let at = 0; at < chunk.length; ) {
         const take = Math.min(chunk.length - at, end - fill)
         memory.set(chunk.subarray(at, at + take), fill)
         if (!classified) {
-          // the first bytes of a file come together, or are all there is
           classified = true
           const kind = channelKind(memory, fill, take)
           flow.parser = kind === 'multifd' || kind === 'main' ? parserFor(kind, flow) : undefined
@@ -162,6 +162,22 @@ export async function encodeStream(
     await outbound.close()
   }
   return { stats: flow.stats, fileBytes, degraded }
+}
+
+/** The same bytes; the first piece has enough of them to tell what kind of channel it is, unless there are no more. */
+async function* withWholeHead(input: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  let head: Uint8Array | undefined = new Uint8Array(0)
+  for await (const chunk of input) {
+    if (head === undefined) {
+      yield chunk
+      continue
+    }
+    head = head.length === 0 ? chunk : Buffer.concat([head, chunk])
+    if (head.length < CHANNEL_KIND_BYTES_MAX) continue
+    yield head
+    head = undefined
+  }
+  if (head && head.length > 0) yield head
 }
 
 /** Cuts a batch into BATCH frames. @returns the last sequence number used */
@@ -212,12 +228,17 @@ export async function decodeStream(
 ): Promise<{ bytes: number }> {
   const hello = new HelloDecoder()
   let offset = 0
-  const syntax = (what: string, code: 'PROTOCOL_SYNTAX' | 'BATCH_TRUNCATED' | 'BATCH_FORMAT' = 'PROTOCOL_SYNTAX'): ProxyError =>
+  const syntax = (
+    what: string,
+    code: 'PROTOCOL_SYNTAX' | 'BATCH_TRUNCATED' | 'BATCH_FORMAT' = 'PROTOCOL_SYNTAX',
+  ): ProxyError =>
     new ProxyError(code, what, { stream: options.name, offset }, 'give a file that `pageferry encode` made, whole')
 
   let inbound: Inbound | undefined
   let failure: ProxyError | undefined
   let flow: FlowExpander | undefined
+  let helloBytes = 0
+  let fin = false
   let ended = false
   let bytes = 0
   let writing: Promise<void> = Promise.resolve()
@@ -231,9 +252,12 @@ export async function decodeStream(
       expected++
       if (frame.sequence !== expected) throw syntax(`frame ${frame.sequence} where ${expected} was due`)
     }
+    if (frame.type < FRAME.ACK && frame.flow !== FLOW) throw syntax(`a frame of flow ${frame.flow}`)
+    if (fin && frame.type !== FRAME.BYE) throw syntax('a frame behind FIN')
     switch (frame.type) {
       case FRAME.OPEN:
         if (flow !== undefined) throw syntax('a second flow')
+        if (migrationOf(frame.payload) !== MIGRATION) throw syntax('an OPEN that encode does not write')
         flow = new FlowExpander(MIGRATION, inbound!.pool.kernel.layout.templatePages)
         break
       case FRAME.BATCH:
@@ -248,9 +272,12 @@ export async function decodeStream(
         }
         break
       case FRAME.FIN:
-        if (parts.length > 0) throw syntax('the end within a batch')
+        if (flow === undefined || parts.length > 0) throw syntax('FIN within a batch, or before its flow')
+        fin = true
         break
       case FRAME.BYE:
+        if (!fin || frame.payload[0] !== 0 || frame.payload[1] !== 0)
+          throw syntax('the encoder gave up', 'BATCH_TRUNCATED')
         ended = true
         break
       default:
@@ -268,6 +295,7 @@ export async function decodeStream(
           offset += chunk.length
           continue
         }
+        helloBytes = offset + chunk.length - got.rest.length
         const terms = clientHelloOf(got.body)
         const pool = await openPool({
           role: 'decoder',
@@ -303,11 +331,49 @@ export async function decodeStream(
       options.progress?.(offset)
     }
     if (!ended) throw syntax(offset === 0 ? 'the file is empty' : 'the file ends early', 'BATCH_TRUNCATED')
+    if (!frames.atBoundary) throw syntax('bytes behind the end')
     await writing
+  } catch (error) {
+    throw inFile(error, options.name, helloBytes)
   } finally {
     inbound?.close()
   }
   return { bytes }
+}
+
+const WHOLE_FILE = 'give a file that `pageferry encode` made, whole'
+
+/** The migration that an OPEN names; undefined where it is no such thing. */
+function migrationOf(payload: Uint8Array): unknown {
+  try {
+    return (JSON.parse(Buffer.from(payload).toString()) as { migration?: unknown } | null)?.migration
+  } catch {
+    return undefined
+  }
+}
+
+/** Errors of hello, frames and batches speak of peers and connections: the same of a file. */
+function inFile(error: unknown, name: string, helloBytes: number): unknown {
+  if (!isProxyError(error) || error.where === undefined) return error
+  const { code, what, where } = error
+  const at = (offset: number): { stream: string; offset: number } => ({ stream: name, offset })
+  if (where.stream === 'hello') {
+    if (code === 'PROTOCOL_VERSION') {
+      const action = 'decode it with the Pageferry that made it'
+      return new ProxyError(code, 'the file is of another version of the protocol', at(where.offset), action, {
+        cause: error,
+      })
+    }
+    const foreign = where.offset < HELLO_HEAD_BYTES
+    return new ProxyError(code, foreign ? 'not an encoded file' : what, at(where.offset), WHOLE_FILE, { cause: error })
+  }
+  if (where.stream === 'connection') {
+    return new ProxyError(code, what, at(helloBytes + where.offset), WHOLE_FILE, { cause: error })
+  }
+  if (code !== 'BATCH_FORMAT' && code !== 'BATCH_CHECKSUM') return error
+  return new ProxyError(code, what, where, 'the file is damaged, or another version made it: encode again', {
+    cause: error,
+  })
 }
 
 function requireStore(sets: readonly string[], store: TemplateStore | undefined): TemplateStore | undefined {
@@ -328,12 +394,12 @@ function nextTurn(): Promise<void> {
 
 /** Reads a file in large pieces, each in memory of its own. `-` is standard input. @throws IO */
 export async function* readFile(path: string): AsyncGenerator<Uint8Array> {
-  if (path === '-') {
-    for await (const chunk of process.stdin) yield chunk as Uint8Array
-    return
-  }
   let file: FileHandle | undefined
   try {
+    if (path === '-') {
+      for await (const chunk of process.stdin) yield chunk as Uint8Array
+      return
+    }
     file = await open(path, 'r')
     while (true) {
       const chunk = Buffer.allocUnsafe(READ_BYTES)
@@ -349,28 +415,33 @@ export async function* readFile(path: string): AsyncGenerator<Uint8Array> {
   }
 }
 
-/** A file that appears under its name only once it is whole. `-` is standard output. */
+/**
+ * A file that appears under its name only once it is whole. `-` is standard output. What exists and is no regular file
+ * (a device, a pipe) is written to as it is.
+ */
 export class OutputFile {
   private readonly path: string
-  private readonly temporary: string
+  /** Where the bytes go until all are there; undefined: to where they belong at once. */
+  private temporary: string | undefined
+  private target: string
   private file: FileHandle | undefined
-  private done = false
 
   constructor(path: string) {
     this.path = path
-    this.temporary = `${path}.part-${process.pid}`
+    this.target = path
   }
 
-  /** @throws IO: no permission, full disk */
+  /** @throws IO: no permission, full disk; EPIPE as it is: the reader of standard output has enough */
   async write(bytes: Uint8Array): Promise<void> {
     try {
       if (this.path === '-') {
         await new Promise<void>((done, failed) => stdout().write(bytes, error => (error ? failed(error) : done())))
         return
       }
-      this.file ??= await open(this.temporary, 'w')
+      this.file ??= await this.open()
       for (let at = 0; at < bytes.length; ) at += (await this.file.write(bytes, at, bytes.length - at)).bytesWritten
     } catch (cause) {
+      if (this.path === '-' && (cause as NodeJS.ErrnoException).code === 'EPIPE') throw cause
       throw ioError('cannot write', this.path, cause as Error)
     }
   }
@@ -379,10 +450,12 @@ export class OutputFile {
   async finish(): Promise<void> {
     if (this.path === '-') return
     try {
-      this.file ??= await open(this.temporary, 'w')
-      await this.file.close()
-      await rename(this.temporary, this.path)
-      this.done = true
+      const file = this.file ?? (await this.open())
+      this.file = undefined
+      await file.close()
+      if (this.temporary === undefined) return
+      await rename(this.temporary, this.target)
+      this.temporary = undefined
     } catch (cause) {
       throw ioError('cannot write', this.path, cause as Error)
     }
@@ -390,21 +463,32 @@ export class OutputFile {
 
   /** Removes what is not finished. */
   async discard(): Promise<void> {
-    if (this.done || this.path === '-') return
     await this.file?.close().catch(() => {})
-    await rm(this.temporary, { force: true })
+    if (this.temporary !== undefined) await rm(this.temporary, { force: true })
+  }
+
+  private async open(): Promise<FileHandle> {
+    const there = await stat(this.path).catch(() => undefined)
+    if (there !== undefined && !there.isFile()) return open(this.path, 'w')
+    if (there !== undefined) this.target = await realpath(this.path) // a link goes on leading to the file
+    this.temporary = `${this.target}.part-${process.pid}`
+    return open(this.temporary, 'w')
   }
 }
 
 let standardOutput: ReturnType<typeof createWriteStream> | undefined
 function stdout(): ReturnType<typeof createWriteStream> {
-  standardOutput ??= createWriteStream('', { fd: 1, autoClose: false })
+  standardOutput ??= createWriteStream('', { fd: 1, autoClose: false }).on('error', () => {}) // writes tell of it
   return standardOutput
 }
 
 function ioError(what: string, path: string, cause: Error): ProxyError {
   const code = (cause as NodeJS.ErrnoException).code
   const action =
-    code === 'ENOENT' ? 'check the path' : code === 'ENOSPC' ? 'free some space; nothing is left behind' : 'check the file and its permissions'
+    code === 'ENOENT'
+      ? 'check the path'
+      : code === 'ENOSPC'
+        ? 'free some space; nothing is left behind'
+        : 'check the file and its permissions'
   return new ProxyError('IO', `${what} ${path}: ${cause.message}`, undefined, action, { cause })
 }
