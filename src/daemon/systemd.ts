@@ -1,6 +1,6 @@
 /**
- * What a service owes systemd: sockets passed in (sd_listen_fds(3)), state told back (sd_notify(3)), the watchdog. All of it
- * does nothing where systemd did not start us.
+ * What a service owes systemd: sockets passed in (sd_listen_fds(3)), state told back (sd_notify(3)), the watchdog. All
+ * of it does nothing where systemd did not start us.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { ProxyError } from '../errors.ts'
@@ -14,8 +14,8 @@ const LISTEN_FDS_MAX = 524288
 type Env = Record<string, string | undefined>
 
 /**
- * The listening sockets that systemd passed, by FileDescriptorName=; the `fds` of `ListenOptions`. The variables are removed, so that no
- * child takes the sockets for its own.
+ * The listening sockets that systemd passed, by FileDescriptorName=; the `fds` of `ListenOptions`. The variables are
+ * removed, so that no child takes the sockets for its own.
  * @param env changed
  * @throws ProxyError USAGE where the variables are ours but make no sense
  */
@@ -48,12 +48,17 @@ export function takeListenFds(
 }
 
 /**
- * Reads a message a line, its fields parted by the unit separator, and sends each by systemd-notify. Node opens no datagram
- * socket of the Unix kind. A shell that was forked while we were small, and forks instead of us: a process with gigabytes
- * of templates would stand still while its page tables are copied. `systemctl kill` means all processes of the service,
- * but the helper has to live as long as we do.
+ * Reads a message a line, its fields parted by the unit separator, and sends each by systemd-notify. Node opens no
+ * datagram socket of the Unix kind. A shell that was forked while we were small, and forks instead of us: a process
+ * with gigabytes of templates would stand still while its page tables are copied. `systemctl kill` means all processes
+ * of the service, but the helper has to live as long as we do.
  */
-const HELPER = `command -v systemd-notify >/dev/null || exit 127; trap '' HUP INT TERM USR1 USR2; set -f; IFS=$(printf '\\037'); while read -r line; do systemd-notify $line || :; done`
+const HELPER = `
+command -v systemd-notify >/dev/null || exit 127
+trap '' HUP INT TERM USR1 USR2
+set -f
+IFS=$(printf '\\037')
+while read -r line; do systemd-notify $line || :; done`
 
 /** A helper that ends is started again, so that no watchdog bites for it; not for ever. */
 const HELPER_RESTARTS_MAX = 5
@@ -146,8 +151,8 @@ export class Notifier {
   }
 
   /**
-   * Gives signs of life at half the interval that systemd allows, as long as the event loop turns and `isAlive` says so.
-   * Does nothing where the unit has no WatchdogSec=.
+   * Gives signs of life at half the interval that systemd allows, as long as the event loop turns and `isAlive` says
+   * so. Does nothing where the unit has no WatchdogSec=.
    */
   startWatchdog(isAlive: () => boolean = () => true): void {
     if (this.watchdogMs === undefined || this.watchdogTimer) return

@@ -1,6 +1,6 @@
 /**
- * Addresses as QEMU spells them, plus `fd:NAME` for sockets that systemd opened. Text in, value out: nothing is resolved
- * or opened here.
+ * Addresses as QEMU spells them, plus `fd:NAME` for sockets that systemd opened. Text in, value out: nothing is
+ * resolved or opened here.
  */
 import { isIP, isIPv4 } from 'node:net'
 import { ProxyError } from '../errors.ts'
@@ -39,7 +39,10 @@ export interface NamedAddress {
 /** The name of a target that was given none. */
 export const DEFAULT_TARGET = 'default'
 
-/** Ports in one range: each costs a descriptor, and 1024 is the usual soft limit of a process. libvirt's own range has 64. */
+/**
+ * Ports in one range: each costs a descriptor, and 1024 is the usual soft limit of a process. libvirt's own range has
+ * 64.
+ */
 export const RANGE_PORTS_MAX = 1000
 
 /** Bytes in a Unix socket's path: sun_path of Linux holds 108 with its final NUL. */
@@ -176,8 +179,8 @@ export function expandRange(address: Address): Address[] {
 }
 
 /**
- * Where to dial for a connection that came in at `port` of the other side: a range maps each port to the same port here,
- * anything else is itself.
+ * Where to dial for a connection that came in at `port` of the other side: a range maps each port to the same port
+ * here, anything else is itself.
  * @param port port at the source proxy, undefined where it listens on a Unix socket
  * @throws ProxyError TARGET_REFUSED where a range does not hold that port
  */
@@ -204,8 +207,8 @@ export function isLoopbackIp(ip: string): boolean {
 }
 
 /**
- * True where nothing outside this host can reach the address: loopback, `localhost`, Unix sockets. False for other names
- * and for `fd:`, which only the socket itself can tell (see {@link isLoopbackIp} and `listenSockets`).
+ * True where nothing outside this host can reach the address: loopback, `localhost`, Unix sockets. False for other
+ * names and for `fd:`, which only the socket itself can tell (see {@link isLoopbackIp} and `listenSockets`).
  */
 export function isLoopback(address: Address): boolean {
   if (address.kind === 'unix') return true

@@ -1,6 +1,6 @@
 /**
- * Dials a target. Each call opens at most one connection that the target ever sees: a waiting QEMU takes whatever connects
- * for a channel of its migration, and exits over a connection that brings nothing (wire format, 1.3).
+ * Dials a target. Each call opens at most one connection that the target ever sees: a waiting QEMU takes whatever
+ * connects for a channel of its migration, and exits over a connection that brings nothing (wire format, 1.3).
  */
 import { lookup } from 'node:dns/promises'
 import { isIP } from 'node:net'
@@ -8,7 +8,9 @@ import { ProxyError } from '../errors.ts'
 import { type Address, formatAddress, isRange } from './address.ts'
 import { connectQemuSocket, type QemuSocket, type ReadMode } from './qemu-socket.ts'
 
-/** How long a target may take to accept, names included: QEMU accepts from its main loop, which can be busy for seconds. */
+/**
+ * How long a target may take to accept, names included: QEMU accepts from its main loop, which can be busy for seconds.
+ */
 export const DIAL_TIMEOUT_MS = 10_000
 
 /** Between two tries at a Unix socket whose queue is full. */
@@ -85,8 +87,8 @@ function connect(where: Where, readMode: ReadMode, signal: AbortSignal): Promise
 }
 
 /**
- * Connects to a target. Of a name with several addresses they are tried one after the other, each only when nobody was at
- * the one before.
+ * Connects to a target. Of a name with several addresses they are tried one after the other, each only when nobody was
+ * at the one before.
  * @returns a connection that is silent until it is started
  * @throws ProxyError TARGET_REFUSED: nobody there, no right, or not within the time; ADDRESS: not one port or path
  */

@@ -1,6 +1,6 @@
 /**
- * Listens where QEMU (or the other proxy) connects: TCP, a range of ports, a Unix socket, or a socket that systemd opened.
- * Connections are handed over in the order in which the kernel accepted them, before a byte of theirs is read.
+ * Listens where QEMU (or the other proxy) connects: TCP, a range of ports, a Unix socket, or a socket that systemd
+ * opened. Connections are handed over in the order in which the kernel accepted them, before a byte of theirs is read.
  */
 import { lookup } from 'node:dns/promises'
 import { chmodSync, lstatSync, readFileSync, realpathSync, unlinkSync } from 'node:fs'
@@ -10,7 +10,9 @@ import { ProxyError } from '../errors.ts'
 import { type Address, expandRange, formatAddress, isLoopbackIp } from './address.ts'
 import { acceptQemuSocket, type QemuSocket, type ReadMode } from './qemu-socket.ts'
 
-/** Connections that the kernel keeps for us: all channels of a migration come within a millisecond, 255 multifd at most. */
+/**
+ * Connections that the kernel keeps for us: all channels of a migration come within a millisecond, 255 multifd at most.
+ */
 const BACKLOG = 512
 
 export interface ListenOptions {
@@ -20,7 +22,9 @@ export interface ListenOptions {
   readonly mode?: number
   /** Sockets from systemd, by name; a name may stand for several. */
   readonly fds?: ReadonlyMap<string, readonly number[]>
-  /** An accept that failed (out of descriptors): the listener lives on, and the connection waits in the kernel's queue. */
+  /**
+   * An accept that failed (out of descriptors): the listener lives on, and the connection waits in the kernel's queue.
+   */
   readonly onAcceptError?: (error: NodeJS.ErrnoException, address: Address) => void
 }
 
@@ -46,7 +50,8 @@ export class Listener {
 
   /** Takes no more connections; those that were handed over live on. A Unix socket's file is removed. */
   async close(): Promise<void> {
-    // The callback waits for connections too, where they are still net.Sockets: 'not listening any more' is true at once.
+    // The callback waits for connections too, where they are still net.Sockets: 'not listening any more' is true at
+    // once.
     for (const server of this.servers) server.close()
   }
 }
@@ -89,8 +94,8 @@ function realFile(path: string): string {
 }
 
 /**
- * True where a process serves the Unix socket at `path`. Read from the kernel's list: to connect would be the usual test, but if
- * it is a QEMU that waits there, the connection would be the end of it.
+ * True where a process serves the Unix socket at `path`. Read from the kernel's list: to connect would be the usual
+ * test, but if it is a QEMU that waits there, the connection would be the end of it.
  */
 export function isServed(path: string, table: string = readFileSync('/proc/self/net/unix', 'utf8')): boolean {
   const wanted = realFile(path)
@@ -158,10 +163,10 @@ async function bind(server: net.Server, address: Address, where: BindOptions, mo
 }
 
 /**
- * Listens and hands over plain sockets, paused, half-open allowed, without Nagle: for the WAN side. All sockets of an address
- * are bound, or none.
- * @throws ProxyError ADDRESS where others than this host could connect and `beyondLoopback` is not set, or systemd passed no
- * such socket; IO where it cannot be bound
+ * Listens and hands over plain sockets, paused, half-open allowed, without Nagle: for the WAN side. All sockets of an
+ * address are bound, or none.
+ * @throws ProxyError ADDRESS where others than this host could connect and `beyondLoopback` is not set, or systemd
+ * passed no such socket; IO where it cannot be bound
  */
 export async function listenSockets(
   address: Address,

@@ -1,21 +1,26 @@
 /**
  * One connection of QEMU, TCP or Unix: bytes land in memory that the caller provides, and leave from memory that the
- * caller lends. Nothing is interpreted or held back, and nothing copied but a few bytes at the start and after each pause.
+ * caller lends. Nothing is interpreted or held back, and nothing copied but a few bytes at the start and after each
+ * pause.
  */
 import net from 'node:net'
 
-/** Takes what a connection delivers. Called from the event loop, never from inside a call to the socket's methods but {@link QemuSocket.resume}. */
+/**
+ * Takes what a connection delivers. Called from the event loop, never from inside a call to the socket's methods but
+ * {@link QemuSocket.resume}.
+ */
 export interface SocketSink {
   /**
-   * Where the next bytes may land, 1 byte or more: any Uint8Array, also one over shared WebAssembly memory, which must not grow
-   * meanwhile. The socket may write to all of it until the `onBytes` that follows, or else until `onEnd` or `onClosed`. Not
-   * asked before the first bytes are there, so a connection that is silent from its start holds no slot; later it holds one.
-   * Undefined: no room now. The bytes stay in the kernel (but for a few), and the peer feels it, until {@link QemuSocket.resume}.
+   * Where the next bytes may land, 1 byte or more: any Uint8Array, also one over shared WebAssembly memory, which must
+   * not grow meanwhile. The socket may write to all of it until the `onBytes` that follows, or else until `onEnd` or
+   * `onClosed`. Not asked before the first bytes are there, so a connection that is silent from its start holds no
+   * slot; later it holds one. Undefined: no room now. The bytes stay in the kernel (but for a few), and the peer feels
+   * it, until {@link QemuSocket.resume}.
    */
   nextSlot(): Uint8Array | undefined
   /**
-   * The first `count` bytes of the slot given last are the next bytes of the stream, and the slot is the caller's again: what is
-   * left of it may be given as the next one.
+   * The first `count` bytes of the slot given last are the next bytes of the stream, and the slot is the caller's
+   * again: what is left of it may be given as the next one.
    */
   onBytes(count: number): void
   /** FIN: the peer sends no more. All its bytes have been delivered. The other direction lives on. */
@@ -40,20 +45,22 @@ export interface SocketClosed {
 export type WriteDone = (error?: NodeJS.ErrnoException) => void
 
 /**
- * How bytes are read: `onread` lets the kernel write into the slots, `data` copies them out of Node's buffers. The second
- * is there for a Node whose private field has gone (see {@link takeHandle}), and for tests.
+ * How bytes are read: `onread` lets the kernel write into the slots, `data` copies them out of Node's buffers. The
+ * second is there for a Node whose private field has gone (see {@link takeHandle}), and for tests.
  */
 export type ReadMode = 'onread' | 'data'
 
 /**
- * Bytes that a connection reads into memory of its own at its start and when slots ran out, and copies. Node fixes where the
- * next bytes land when it has read the ones before: so whatever lies there while nothing comes cannot be taken back.
+ * Bytes that a connection reads into memory of its own at its start and when slots ran out, and copies. Node fixes
+ * where the next bytes land when it has read the ones before: so whatever lies there while nothing comes cannot be
+ * taken back.
  */
 const BRIDGE_BYTES = 4096
 
 /**
- * A QEMU that is silent for hours is healthy (a preempt channel, a destination that loads devices), a host that has gone
- * must be found all the same. Libuv's own 10 probes a second apart would break a connection over a switch that restarts.
+ * A QEMU that is silent for hours is healthy (a preempt channel, a destination that loads devices), a host that has
+ * gone must be found all the same. Libuv's own 10 probes a second apart would break a connection over a switch that
+ * restarts.
  */
 const KEEP_ALIVE = { enable: true, initialDelay: 120_000, interval: 30_000, count: 10 }
 
@@ -66,9 +73,9 @@ interface WithHandle {
 }
 
 /**
- * Takes the kernel's socket out of an accepted net.Socket, because net.createServer cannot pass `onread` on and only the
- * constructor takes it. Private to Node (20 to 26 have it), so it stands here alone: undefined where it is not as expected,
- * and the connection is then read by 'data' events.
+ * Takes the kernel's socket out of an accepted net.Socket, because net.createServer cannot pass `onread` on and only
+ * the constructor takes it. Private to Node (20 to 26 have it), so it stands here alone: undefined where it is not as
+ * expected, and the connection is then read by 'data' events.
  */
 function takeHandle(accepted: net.Socket): object | undefined {
   const holder = accepted as unknown as WithHandle
@@ -116,7 +123,10 @@ function keepReading(socket: net.Socket, failed: (error: NodeJS.ErrnoException) 
   }
 }
 
-/** One connection of QEMU. Made by {@link acceptQemuSocket} or {@link connectQemuSocket}; silent until {@link QemuSocket.start}. */
+/**
+ * One connection of QEMU. Made by {@link acceptQemuSocket} or {@link connectQemuSocket}; silent until {@link
+ * QemuSocket.start}.
+ */
 export class QemuSocket {
   /** How its bytes are read. */
   readonly readMode: ReadMode
@@ -214,8 +224,8 @@ export class QemuSocket {
   }
 
   /**
-   * Sends bytes, in order. The memory is lent until `done`, which is called once in every case, never from inside this call,
-   * and in the order of the writes.
+   * Sends bytes, in order. The memory is lent until `done`, which is called once in every case, never from inside this
+   * call, and in the order of the writes.
    */
   write(view: Uint8Array, done: WriteDone): void {
     const refused = this.refusal()
@@ -255,14 +265,15 @@ export class QemuSocket {
   }
 
   /**
-   * Ends the connection now: RST, and what was not delivered is lost. A Unix socket knows no RST: its peer sees the end of
-   * the stream, or ECONNRESET where bytes of its own were still unread.
+   * Ends the connection now: RST, and what was not delivered is lost. A Unix socket knows no RST: its peer sees the end
+   * of the stream, or ECONNRESET where bytes of its own were still unread.
    */
   reset(): void {
     if (this.resetting || this.closed) return
     this.resetting = true
     const socket = this.socket
-    // In the instant between FIN asked and FIN sent libuv refuses to reset and would leak the descriptor; it lasts one turn of the loop.
+    // In the instant between FIN asked and FIN sent libuv refuses to reset and would leak the descriptor; it lasts one
+    // turn of the loop.
     if (socket.writableEnded && !socket.writableFinished && socket.writableLength === 0 && !socket.destroyed) {
       socket.once('finish', () => this.resetNow())
     } else this.resetNow()
@@ -362,8 +373,8 @@ function tune(socket: net.Socket): net.Socket {
 }
 
 /**
- * Makes a QemuSocket of a connection that a net.Server has accepted with `pauseOnConnect` and `allowHalfOpen`. The net.Socket is
- * not to be used any more.
+ * Makes a QemuSocket of a connection that a net.Server has accepted with `pauseOnConnect` and `allowHalfOpen`. The
+ * net.Socket is not to be used any more.
  */
 export function acceptQemuSocket(accepted: net.Socket, readMode: ReadMode = 'onread'): QemuSocket {
   const handle = readMode === 'onread' ? takeHandle(accepted) : undefined
@@ -375,8 +386,8 @@ export function acceptQemuSocket(accepted: net.Socket, readMode: ReadMode = 'onr
 }
 
 /**
- * Starts to connect; the caller waits for `connected` or `failed`, of which exactly one is called. No name is looked up and
- * no second address is tried.
+ * Starts to connect; the caller waits for `connected` or `failed`, of which exactly one is called. No name is looked up
+ * and no second address is tried.
  */
 export function connectQemuSocket(
   where: { host: string; port: number; localAddress?: string } | { path: string },

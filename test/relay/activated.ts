@@ -1,7 +1,7 @@
 /**
- * A service as small as can be, for the tests under systemd-socket-activate and for a look under a real systemd: listens on
- * `fd:NAME` for each argument, sends back what it gets, says what it does on stdout and to systemd. Ends at SIGTERM when its
- * connections have ended.
+ * A service as small as can be, for the tests under systemd-socket-activate and for a look under a real systemd:
+ * listens on `fd:NAME` for each argument, sends back what it gets, says what it does on stdout and to systemd. Ends at
+ * SIGTERM when its connections have ended.
  */
 import { spawnSync } from 'node:child_process'
 import { Notifier, takeListenFds } from '../../src/daemon/systemd.ts'

@@ -1,6 +1,7 @@
 /**
- * What the local side costs: GB/s per second of CPU time of this process, for receiving alone and for relaying, in both ways of
- * reading. Source and sink are processes of their own, over loopback. `node test/relay/relay-bench.ts [GB] [SLOT_KIB] [ROUNDS]`
+ * What the local side costs: GB/s per second of CPU time of this process, for receiving alone and for relaying, in both
+ * ways of reading. Source and sink are processes of their own, over loopback. `node test/relay/relay-bench.ts [GB]
+ * [SLOT_KIB] [ROUNDS]`
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'

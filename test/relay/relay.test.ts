@@ -574,7 +574,8 @@ for (const mode of MODES) {
         await until('closed', () => ours.isClosed)
         t.equal(keeper.story, 'local')
         const got = await theirs
-        // With bytes or a FIN under way the plain peer may meet those first, and the RST when it touches the connection again.
+        // With bytes or a FIN under way the plain peer may meet those first, and the RST when it touches the connection
+        // again.
         if (got.how === 'end') {
           peer.write('x')
           const [error] = (await once(peer, 'error')) as [NodeJS.ErrnoException]

@@ -1,6 +1,6 @@
 /**
- * What systemd and we say to each other: sockets passed in, messages sent out, the watchdog, and the unit files. A fake of
- * systemd's side is a few lines of Python, because Node opens no datagram socket of the Unix kind.
+ * What systemd and we say to each other: sockets passed in, messages sent out, the watchdog, and the unit files. A fake
+ * of systemd's side is a few lines of Python, because Node opens no datagram socket of the Unix kind.
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
