@@ -45,7 +45,11 @@ interface EstimateArguments extends CodecArguments {
 
 function codecOptions(yargs: Argv): Argv<CodecArguments> {
   return yargs
-    .option('store', { describe: 'Folder of template sets; all sound sets in it are used', type: 'string', requiresArg: true })
+    .option('store', {
+      describe: 'Folder of template sets; all sound sets in it are used',
+      type: 'string',
+      requiresArg: true,
+    })
     .option('set', {
       describe: 'Use only the sets with these digests (first digits)',
       type: 'string',
@@ -91,7 +95,11 @@ export const decodeCommand: CommandModule<object, DecodeArguments> = {
   describe: 'Decode a file that encode made',
   builder: yargs =>
     yargs
-      .positional('input', { describe: 'The encoded file, or - for standard input', type: 'string', demandOption: true })
+      .positional('input', {
+        describe: 'The encoded file, or - for standard input',
+        type: 'string',
+        demandOption: true,
+      })
       .option('output', {
         alias: 'o',
         describe: 'File to write, or - for standard output',
@@ -99,7 +107,11 @@ export const decodeCommand: CommandModule<object, DecodeArguments> = {
         requiresArg: true,
         demandOption: true,
       })
-      .option('store', { describe: 'Folder with the template sets that encode used', type: 'string', requiresArg: true })
+      .option('store', {
+        describe: 'Folder with the template sets that encode used',
+        type: 'string',
+        requiresArg: true,
+      })
       .option('json', { describe: 'Print JSON', type: 'boolean', default: false })
       .example('$0 decode web1.pfy -o web1.stream --store S', 'the stream, byte for byte') as never,
   handler: runDecode,
@@ -171,7 +183,12 @@ async function attended<T>(
   const total = input === '-' ? 0 : ((await stat(input).catch(() => undefined))?.size ?? 0)
   const bar =
     process.stderr.isTTY && !quiet && total > 0
-      ? new SingleBar({ format: '{bar} {percentage} %  {eta_formatted} left', stream: process.stderr, clearOnComplete: true, fps: 10 })
+      ? new SingleBar({
+          format: '{bar} {percentage} %  {eta_formatted} left',
+          stream: process.stderr,
+          clearOnComplete: true,
+          fps: 10,
+        })
       : undefined
   bar?.start(total, 0)
   try {
@@ -205,7 +222,14 @@ async function runEncode(args: EncodeArguments): Promise<void> {
     await output.finish()
     const seconds = (performance.now() - startMs) / 1000
     const { stats, fileBytes, degraded } = result
-    const line = { input: args.input, rawBytes: stats.rawBytes, fileBytes, ratio: ratio(fileBytes, stats.rawBytes), seconds, degraded }
+    const line = {
+      input: args.input,
+      rawBytes: stats.rawBytes,
+      fileBytes,
+      ratio: ratio(fileBytes, stats.rawBytes),
+      seconds,
+      degraded,
+    }
     if (args.json) process.stderr.write(`${JSON.stringify(line)}\n`)
     else if (args.output !== '-')
       process.stdout.write(
@@ -316,7 +340,12 @@ function printEstimate(estimate: Estimate, job: Job): void {
   })
   const row = (name: string, count: number, wan: number | undefined): void => {
     if (count === 0 && !wan) return
-    classes.push([name, formatCount(count), formatSize(count * PAGE_SIZE), wan === undefined ? 'in heads' : formatSize(wan)])
+    classes.push([
+      name,
+      formatCount(count),
+      formatSize(count * PAGE_SIZE),
+      wan === undefined ? 'in heads' : formatSize(wan),
+    ])
   }
   classes.push(['zero', formatCount(pages['zero']!), formatSize(pages['zero']! * 9), 'in heads'])
   row('one byte repeated', pages['fill']!, undefined)

@@ -26,26 +26,39 @@ export const destinationCommand: CommandModule<object, DestinationArguments> = {
         demandOption: true,
       })
       .option('target', {
-        describe: 'The destination QEMU: tcp:HOST:PORT, tcp:HOST:FROM-TO (same port as at the source), unix:PATH; NAME=ADDRESS',
+        describe:
+          'The destination QEMU: tcp:HOST:PORT, tcp:HOST:FROM-TO (same port as at the source), unix:PATH; NAME=ADDRESS',
         type: 'string',
         array: true,
         requiresArg: true,
         demandOption: true,
       })
       .option('plaintext-anywhere', {
-        describe: 'Lets --plaintext listen beyond loopback: whoever reaches the port can migrate a guest to the targets',
+        describe:
+          'Lets --plaintext listen beyond loopback: whoever reaches the port can migrate a guest to the targets',
         type: 'boolean',
         default: false,
       })
-      .example('$0 destination --listen tcp:0.0.0.0:9444 --target tcp:127.0.0.1:4444 --store S --tls-creds keys', 'one QEMU')
-      .example('$0 destination --listen tcp:0.0.0.0:9444 --target tcp:127.0.0.1:49152-49215 ...', "libvirt's ports") as never,
+      .example(
+        '$0 destination --listen tcp:0.0.0.0:9444 --target tcp:127.0.0.1:4444 --store S --tls-creds keys',
+        'one QEMU',
+      )
+      .example(
+        '$0 destination --listen tcp:0.0.0.0:9444 --target tcp:127.0.0.1:49152-49215 ...',
+        "libvirt's ports",
+      ) as never,
   handler: runDestination,
 }
 
 function listenAt(text: string, plaintext: boolean, anywhere: boolean): ListenAt {
   const address = parseAddress(text)
   if (address.kind !== 'tcp' || address.port !== address.portTo) {
-    throw new ProxyError('ADDRESS', `--listen ${text}`, undefined, 'the WAN side listens on one TCP port: tcp:HOST:PORT')
+    throw new ProxyError(
+      'ADDRESS',
+      `--listen ${text}`,
+      undefined,
+      'the WAN side listens on one TCP port: tcp:HOST:PORT',
+    )
   }
   if (plaintext && !anywhere && !isLoopback(address)) {
     throw new ProxyError(
@@ -64,7 +77,8 @@ async function runDestination(args: DestinationArguments): Promise<void> {
   const targets = new Map<string, Address>()
   for (const text of args.target) {
     const { name, address } = parseNamedAddress(text)
-    if (targets.has(name)) throw new ProxyError('USAGE', `--target ${text}`, undefined, `a second target ${name}: write NAME=ADDRESS`)
+    if (targets.has(name))
+      throw new ProxyError('USAGE', `--target ${text}`, undefined, `a second target ${name}: write NAME=ADDRESS`)
     targets.set(name, address)
   }
   const daemon = new DestinationDaemon({
@@ -84,6 +98,8 @@ async function runDestination(args: DestinationArguments): Promise<void> {
     },
   })
   await runProxy(daemon, log, () =>
-    log.info('listening for source proxies', { at: daemon.addresses.map(({ address, port }) => `${address}:${port}`).join(' ') }),
+    log.info('listening for source proxies', {
+      at: daemon.addresses.map(({ address, port }) => `${address}:${port}`).join(' '),
+    }),
   )
 }

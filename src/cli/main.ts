@@ -23,7 +23,9 @@ A pair for one guest:
 async function run(): Promise<void> {
   const parser = yargs(process.argv.slice(2))
     .scriptName('pageferry')
-    .usage('$0 COMMAND\n\nMoves virtual machines between sites: pages that the other site already holds cross as references.')
+    .usage(
+      '$0 COMMAND\n\nMoves virtual machines between sites: pages that the other site already holds cross as references.',
+    )
     .command(sourceCommand)
     .command(destinationCommand)
     .command(templateCommand)
@@ -41,7 +43,10 @@ async function run(): Promise<void> {
     .epilogue(EPILOGUE)
     .exitProcess(false)
     .fail((message, error) => {
-      throw error ?? new ProxyError('USAGE', message, undefined, '`pageferry --help` and `pageferry COMMAND --help` tell more')
+      throw (
+        error ??
+        new ProxyError('USAGE', message, undefined, '`pageferry --help` and `pageferry COMMAND --help` tell more')
+      )
     })
   await parser.parseAsync()
 }

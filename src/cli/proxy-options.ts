@@ -30,7 +30,11 @@ export function proxyOptions(yargs: Argv): Argv<ProxyArguments> {
       type: 'string',
       requiresArg: true,
     })
-    .option('peer-name', { describe: 'Name that the certificate of the other proxy must carry', type: 'string', requiresArg: true })
+    .option('peer-name', {
+      describe: 'Name that the certificate of the other proxy must carry',
+      type: 'string',
+      requiresArg: true,
+    })
     .option('plaintext', {
       describe: 'No TLS on the WAN: only over links that nobody else can touch',
       type: 'boolean',
@@ -73,7 +77,11 @@ export function proxySettings(args: ProxyArguments, role: Role) {
   const credentials =
     args.tlsCreds === undefined
       ? undefined
-      : new Credentials({ role, directory: args.tlsCreds, ...(args.peerName === undefined ? {} : { peerName: args.peerName }) })
+      : new Credentials({
+          role,
+          directory: args.tlsCreds,
+          ...(args.peerName === undefined ? {} : { peerName: args.peerName }),
+        })
   return {
     credentials,
     store: args.store === undefined ? undefined : new TemplateStore(args.store),

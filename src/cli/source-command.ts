@@ -24,13 +24,19 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
   builder: yargs =>
     (proxyOptions(yargs) as Argv<SourceArguments>)
       .option('listen', {
-        describe: 'Where QEMU connects: tcp:HOST:PORT, tcp:HOST:FROM-TO, unix:PATH; NAME=ADDRESS for a target of that name',
+        describe:
+          'Where QEMU connects: tcp:HOST:PORT, tcp:HOST:FROM-TO, unix:PATH; NAME=ADDRESS for a target of that name',
         type: 'string',
         array: true,
         requiresArg: true,
         default: ['tcp:127.0.0.1:4444'],
       })
-      .option('peer', { describe: 'HOST:PORT of the destination proxy', type: 'string', requiresArg: true, demandOption: true })
+      .option('peer', {
+        describe: 'HOST:PORT of the destination proxy',
+        type: 'string',
+        requiresArg: true,
+        demandOption: true,
+      })
       .option('listen-anywhere', {
         describe: 'Lets --listen name an address that other hosts reach: nothing authenticates them',
         type: 'boolean',
@@ -58,7 +64,8 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
 export function parsePeer(text: string): { host: string; port: number } {
   const found = /^(?:tcp:)?(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text)
   const port = Number(found?.[3])
-  if (!found || port < 1 || port > 65535) throw new ProxyError('USAGE', `--peer ${text}`, undefined, 'give HOST:PORT or [V6]:PORT')
+  if (!found || port < 1 || port > 65535)
+    throw new ProxyError('USAGE', `--peer ${text}`, undefined, 'give HOST:PORT or [V6]:PORT')
   return { host: found[1] ?? found[2]!, port }
 }
 
@@ -90,12 +97,15 @@ async function runSource(args: SourceArguments): Promise<void> {
       else log.info(`migration ${summary.migration} ended: ${summaryLine(summary)}`)
     },
   })
-  await runProxy(daemon, log, () => log.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') }))
+  await runProxy(daemon, log, () =>
+    log.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') }),
+  )
   await daemon.ended
 }
 
 function connectionCount(text: string): number {
   const count = parseCount(text, '--connections', 1)
-  if (count > CONNECTIONS_MAX) throw new ProxyError('USAGE', `--connections ${text}`, undefined, `give 1 to ${CONNECTIONS_MAX}`)
+  if (count > CONNECTIONS_MAX)
+    throw new ProxyError('USAGE', `--connections ${text}`, undefined, `give 1 to ${CONNECTIONS_MAX}`)
   return count
 }

@@ -95,7 +95,9 @@ export class DestinationDaemon {
   /** Ends everything now. */
   async abort(): Promise<void> {
     for (const link of this.sessions.keys()) {
-      void link.abort(new ProxyError('QEMU_LOST', 'the destination proxy was stopped', undefined, 'start the migration again'))
+      void link.abort(
+        new ProxyError('QEMU_LOST', 'the destination proxy was stopped', undefined, 'start the migration again'),
+      )
     }
     await this.server.close(CLOSE_GRACE_MS)
   }

@@ -5,10 +5,10 @@
  */
 import { FlowExpander } from '../codec/expander.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
+import type { LinkSink } from '../link/api.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
 import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
-import type { LinkSink } from '../link/api.ts'
 import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
 import { Inbound } from '../transfer/inbound.ts'
@@ -202,7 +202,12 @@ export class DestinationSession implements LinkSink {
 }
 
 function unknownFlow(number: number): ProxyError {
-  return new ProxyError('PROTOCOL_STATE', `a batch for flow ${number}, which is not open`, undefined, 'the session ends')
+  return new ProxyError(
+    'PROTOCOL_STATE',
+    `a batch for flow ${number}, which is not open`,
+    undefined,
+    'the session ends',
+  )
 }
 
 /** A FlowExpander that knows its channel, so that expanded bytes find their way. */

@@ -1,5 +1,5 @@
 /** What is said of a migration when it is over: one line. */
-import { BatchStats } from '../codec/stats.ts'
+import type { BatchStats } from '../codec/stats.ts'
 
 /** Plain data: logged as it is, printed as a line by the CLI. */
 export interface MigrationSummary {

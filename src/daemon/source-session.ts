@@ -4,12 +4,12 @@
  */
 import { FlowEncoder } from '../codec/encoder.ts'
 import { BatchStats } from '../codec/stats.ts'
-import { type ProxyError, isProxyError } from '../errors.ts'
+import { isProxyError, type ProxyError } from '../errors.ts'
+import type { LinkSink } from '../link/api.ts'
 import { BlockTable } from '../qemu/block-table.ts'
 import { CHANNEL_KIND_BYTES_MAX, type ChannelKind, channelKind } from '../qemu/channel-kind.ts'
 import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
 import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
-import type { LinkSink } from '../link/api.ts'
 import type { Session } from '../session/session.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
 import { Outbound } from '../transfer/outbound.ts'
@@ -123,7 +123,10 @@ export class SourceSession implements LinkSink {
   accept(socket: QemuSocket, gate: Gate): void {
     const slot = this.freeSlots.pop()
     if (slot === undefined || this.ended) {
-      this.options.log.warn('connection refused', { target: gate.target, reason: this.ended ? 'no session' : 'too many channels' })
+      this.options.log.warn('connection refused', {
+        target: gate.target,
+        reason: this.ended ? 'no session' : 'too many channels',
+      })
       socket.reset()
       return
     }
@@ -144,7 +147,8 @@ export class SourceSession implements LinkSink {
     const { gate } = flow
     gate.silent.delete(flow)
     // an unknown protocol or TLS has no order that we could know: as it came
-    const leads = kind === 'main' || kind === 'recovery' || kind === 'unknown' || (kind === 'tls' && !isOpen(gate.migration))
+    const leads =
+      kind === 'main' || kind === 'recovery' || kind === 'unknown' || (kind === 'tls' && !isOpen(gate.migration))
     if (leads) {
       const { nextMigration, now } = this.options
       gate.migration = new Migration(nextMigration(), gate, now())
@@ -168,10 +172,18 @@ export class SourceSession implements LinkSink {
     this.flows.set(flow.number, flow)
     flow.opened(migration, kind)
     if (migration.connections === 1) {
-      log.info('migration starts', { migration: migration.number, target: flow.gate.target, kind, peer: flow.socket.peer })
+      log.info('migration starts', {
+        migration: migration.number,
+        target: flow.gate.target,
+        kind,
+        peer: flow.socket.peer,
+      })
     }
     if (kind === 'tls') {
-      log.warn('relayed raw', { migration: migration.number, reason: 'QEMU encrypts this migration itself: nothing can be saved; use plain TCP to the proxy' })
+      log.warn('relayed raw', {
+        migration: migration.number,
+        reason: 'QEMU encrypts this migration itself: nothing can be saved; use plain TCP to the proxy',
+      })
     }
     this.wake()
   }
@@ -398,7 +410,8 @@ export class SourceFlow implements SocketSink {
       return
     }
     if (closed.how === 'reset' || closed.how === 'error') {
-      if (this.migration && this.migration.endedBy === '') this.migration.endedBy = `source QEMU broke off (${closed.error?.code ?? closed.how})`
+      if (this.migration && this.migration.endedBy === '')
+        this.migration.endedBy = `source QEMU broke off (${closed.error?.code ?? closed.how})`
       this.breakOff(CODE.QEMU_LOST, `the source QEMU's connection broke: ${closed.error?.code ?? closed.how}`)
     }
   }
@@ -482,7 +495,8 @@ export class SourceFlow implements SocketSink {
   }
 
   resetByPeer(code: number, text: string): void {
-    if (this.migration && this.migration.endedBy === '') this.migration.endedBy = `the other side broke off: ${text || `code ${code}`}`
+    if (this.migration && this.migration.endedBy === '')
+      this.migration.endedBy = `the other side broke off: ${text || `code ${code}`}`
     this.breakOff(CODE.NONE, '')
     this.socket.reset()
   }

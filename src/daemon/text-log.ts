@@ -7,7 +7,10 @@ const LEVELS = { info: '', warn: 'warning: ', error: 'error: ' } as const
 /** @param json one JSON object a line, for collectors */
 export function makeLog(json: boolean): Log {
   if (json) {
-    const logger = pino({ base: null, timestamp: pino.stdTimeFunctions.isoTime }, pino.destination({ fd: 1, sync: true }))
+    const logger = pino(
+      { base: null, timestamp: pino.stdTimeFunctions.isoTime },
+      pino.destination({ fd: 1, sync: true }),
+    )
     return {
       info: (event, fields) => logger.info(fields ?? {}, event),
       warn: (event, fields) => logger.warn(fields ?? {}, event),

@@ -1,0 +1,293 @@
+/**
+ * `make bench`: encode and decode of one stream in which all pages, 90 % or none are in a template set, beside lz4 and
+ * zstd of the same bytes. Rates are bytes of the channel per second of CPU time of this process, all threads; medians of
+ * five rounds, every variant once in each round. Give a recorded stream to bench that instead: `bench.ts FILE STORE`.
+ */
+import { spawnSync } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import Table from 'cli-table3'
+import { FlowEncoder } from '../../src/codec/encoder.ts'
+import { FlowExpander } from '../../src/codec/expander.ts'
+import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
+import { EFFORTS } from '../../src/compression/effort.ts'
+import { assert } from '../../src/errors.ts'
+import { type Kernel, layoutMemory, loadKernel } from '../../src/kernel/kernel.ts'
+import { StreamEmitter } from '../../src/qemu/emitter.ts'
+import { MainStreamParser } from '../../src/qemu/main-stream.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { Inbound } from '../../src/transfer/inbound.ts'
+import { Outbound } from '../../src/transfer/outbound.ts'
+import { openPool, type Pool } from '../../src/transfer/pool.ts'
+
+const ROUNDS = 5
+/** Templates: 100 MB; stream: 200 MB of them in random order, so that every page and template is cold. */
+const TEMPLATE_PAGES = 25_600
+const STREAM_PAGES = 51_200
+const CHUNK = 512 * 1024
+const SLOT = CHUNK + 65536
+
+/** Deterministic numbers below 2^32. */
+function random(seed: number): () => number {
+  let s = seed >>> 0
+  return () => {
+    s = (Math.imul(s ^ (s >>> 15), 0x2c1b3c6d) + 0x9e3779b9) >>> 0
+    return s
+  }
+}
+
+/** Pages of real bytes: the program that runs this, each made unlike all others by a counter in a few words. */
+function realPages(count: number): Uint8Array {
+  const program = readFileSync(process.execPath)
+  const pages = new Uint8Array(count * 4096)
+  const from = Math.floor(program.length / 4 / 4096) * 4096 // past the headers, in code and data
+  const there = Math.floor((program.length - from) / 4096)
+  for (let i = 0; i < count; i++) {
+    const at = from + (i % there) * 4096
+    pages.set(program.subarray(at, at + 4096), i * 4096)
+    new DataView(pages.buffer).setUint32(i * 4096 + ((i * 148) & 4092), i)
+  }
+  return pages
+}
+
+/** A stream of pages, of which `share` are templates. */
+function streamOf(templates: Uint8Array, share: number): Uint8Array {
+  const next = random(share * 1000 + 7)
+  const emitter = new StreamEmitter()
+  emitter
+    .header('pc-i440fx-10.0')
+    .ramStart(2, [{ idstr: 'pc.ram', lengthBytes: STREAM_PAGES * 4096 }])
+    .eos()
+    .footer(2)
+  const page = new Uint8Array(4096)
+  emitter.sectionPart(2)
+  for (let i = 0; i < STREAM_PAGES; i++) {
+    const t = next() % TEMPLATE_PAGES
+    page.set(templates.subarray(t * 4096, t * 4096 + 4096))
+    if (next() / 4294967296 >= share) new DataView(page.buffer).setUint32(4000, next() | 1)
+    emitter.page(i * 4096, page, i === 0 ? 'pc.ram' : undefined)
+  }
+  emitter.eos().footer(2).sectionEnd(2).eos().footer(2).eof()
+  return emitter.bytes()
+}
+
+function poolOf(role: 'encoder' | 'decoder', templates: Uint8Array): Pool {
+  const workspaces = 4
+  const slots = role === 'encoder' ? 1 : 8
+  const slotBytes = role === 'encoder' ? SLOT : 1 << 20
+  const layout = layoutMemory({
+    role,
+    templatePages: TEMPLATE_PAGES,
+    ringPages: 16384,
+    places: 1 << 18,
+    ioBytes: workspaces * WORKSPACE_BYTES + slots * slotBytes,
+    longEntries: role === 'encoder' ? 1 << 22 : 0,
+  })
+  const kernel: Kernel = loadKernel(layout)
+  kernel.bytes.set(templates, layout.pool)
+  if (role === 'encoder') kernel.indexTemplates(0, TEMPLATE_PAGES)
+  let at = layout.io
+  const spaces: Workspace[] = []
+  for (let i = 0; i < workspaces; i++, at += WORKSPACE_BYTES) spaces.push(new Workspace(kernel.bytes, at))
+  return { kernel, workspaces: spaces, slots: Array.from({ length: slots }, (_, i) => at + i * slotBytes), slotBytes }
+}
+
+const SEED = [1, 2] as const
+
+interface Encoded {
+  readonly batches: Uint8Array[]
+  readonly bytes: number
+  readonly cpuSeconds: number
+}
+
+/** CPU seconds of this process, all threads, while `work` runs. */
+async function cpu(work: () => Promise<void>): Promise<number> {
+  const before = process.cpuUsage()
+  await work()
+  const { user, system } = process.cpuUsage(before)
+  return (user + system) / 1e6
+}
+
+async function encode(stream: Uint8Array, pool: Pool, level: number): Promise<Encoded> {
+  pool.kernel.reset()
+  const batches: Uint8Array[] = []
+  let bytes = 0
+  const outbound = new Outbound(
+    pool,
+    SEED,
+    (_flow, _raw, parts, packed) => {
+      batches.push(Buffer.concat(parts))
+      bytes += packed
+    },
+    error => {
+      throw error
+    },
+  )
+  const flow = new FlowEncoder(1, pool.kernel.layout.templatePages)
+  flow.parser = new MainStreamParser(flow)
+  const memory = pool.kernel.bytes
+  const base = pool.slots[0]!
+  // the packer's thread and streams start before the clock does: a proxy starts them once a session
+  const warm = new FlowEncoder(2, pool.kernel.layout.templatePages)
+  memory.set(stream.subarray(stream.length - CHUNK), base)
+  warm.push(memory, base, CHUNK)
+  outbound.encode(warm, EFFORTS[level]!, true)
+  await outbound.idle()
+  pool.kernel.reset()
+  batches.length = 0
+  bytes = 0
+  const cpuSeconds = await cpu(async () => {
+    for (let at = 0; at < stream.length; ) {
+      const held = flow.waiting
+      if (held > 0) {
+        memory.copyWithin(base, flow.batchAddress, flow.batchAddress + held)
+        flow.moved(base)
+      }
+      const take = Math.min(CHUNK - held, stream.length - at)
+      // stands for the read of the socket, which brings the bytes here
+      memory.set(stream.subarray(at, at + take), base + held)
+      flow.push(memory, base + held, take)
+      at += take
+      while (!outbound.hasRoom) await new Promise(done => setImmediate(done))
+      outbound.encode(flow, EFFORTS[level]!, at === stream.length)
+    }
+    await outbound.idle()
+  })
+  await outbound.close()
+  return { batches, bytes, cpuSeconds }
+}
+
+async function decode(encoded: Encoded, pool: Pool, stream: Uint8Array, compare: boolean): Promise<number> {
+  pool.kernel.reset()
+  let at = 0
+  const inbound = new Inbound(
+    pool,
+    SEED,
+    (_flow, view, release) => {
+      if (compare) assert(Buffer.compare(view, stream.subarray(at, at + view.length)) === 0, 'decoded bytes differ')
+      at += view.length
+      release()
+    },
+    error => {
+      throw error
+    },
+  )
+  const flow = new FlowExpander(1, pool.kernel.layout.templatePages)
+  const seconds = await cpu(async () => {
+    for (const batch of encoded.batches) {
+      inbound.push(flow, [batch])
+      await inbound.idle()
+    }
+    await inbound.idle()
+  })
+  assert(at === stream.length, 'the decoder gave another number of bytes')
+  inbound.close()
+  return seconds
+}
+
+/** CPU seconds of a compressor's own command on a file. undefined where it is not installed. */
+function peer(command: string, file: string): { seconds: number; bytes: number } | undefined {
+  const out = `${file}.out`
+  const run = spawnSync(
+    'bash',
+    ['-c', `TIMEFORMAT='%U %S'; time ${command} -c "$1" > "$2" 2>/dev/null`, 'bash', file, out],
+    {
+      encoding: 'utf8',
+    },
+  )
+  const times = /([\d.]+) ([\d.]+)\s*$/.exec(run.stderr)
+  const bytes = statSync(out, { throwIfNoEntry: false })?.size ?? 0
+  if (!times || bytes === 0) return undefined
+  return { seconds: Number(times[1]) + Number(times[2]), bytes }
+}
+
+function median(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!
+}
+
+async function main(): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'pageferry-bench-'))
+  try {
+    const cases: { name: string; stream: Uint8Array; file: string }[] = []
+    let encoderPool: Pool
+    let decoderPool: Pool
+    const [file, storeFolder] = process.argv.slice(2)
+    if (file) {
+      const store = storeFolder === undefined ? undefined : new TemplateStore(storeFolder)
+      const request = {
+        sets: store ? await store.digests() : [],
+        store,
+        ringPages: 65536,
+        places: 1 << 20,
+        workspaces: 4,
+      }
+      encoderPool = await openPool({ ...request, role: 'encoder', slots: 1, slotBytes: SLOT, longMatch: true })
+      decoderPool = await openPool({ ...request, role: 'decoder', slots: 8, slotBytes: 1 << 20, longMatch: false })
+      cases.push({ name: file.split('/').at(-1)!, stream: readFileSync(file), file })
+    } else {
+      process.stderr.write('making streams of real pages: 200 MB each\n')
+      const templates = realPages(TEMPLATE_PAGES)
+      encoderPool = poolOf('encoder', templates)
+      decoderPool = poolOf('decoder', templates)
+      for (const [name, share] of [
+        ['all pages match', 1],
+        ['90 % match', 0.9],
+        ['none match', 0],
+      ] as const) {
+        const stream = streamOf(templates, share)
+        const path = join(folder, `${share}.stream`)
+        writeFileSync(path, stream)
+        cases.push({ name, stream, file: path })
+      }
+    }
+    const levels = [0, 1, 2, 3]
+    const peers = ['lz4 -1', 'zstd -1', 'zstd -3']
+    const rows = new Map<string, { encode: number[]; decode: number[]; bytes: number; raw: number }>()
+    const row = (name: string, raw: number) => {
+      let found = rows.get(name)
+      if (!found) {
+        found = { encode: [], decode: [], bytes: 0, raw }
+        rows.set(name, found)
+      }
+      return found
+    }
+    for (let round = 0; round < ROUNDS; round++) {
+      process.stderr.write(`round ${round + 1} of ${ROUNDS}\n`)
+      for (const { name, stream, file: path } of cases) {
+        for (const level of levels) {
+          const encoded = await encode(stream, encoderPool, level)
+          const seconds = await decode(encoded, decoderPool, stream, round === 0)
+          const r = row(`${name}\tpageferry, effort ${level} (${EFFORTS[level]!.name})`, stream.length)
+          r.encode.push(encoded.cpuSeconds)
+          if (round > 0) r.decode.push(seconds) // the first round compares every byte, too
+          r.bytes = encoded.bytes
+        }
+        for (const command of peers) {
+          const got = peer(command, path)
+          if (!got) continue
+          const r = row(`${name}\t${command}`, stream.length)
+          r.encode.push(got.seconds)
+          r.bytes = got.bytes
+        }
+      }
+    }
+    const table = new Table({
+      head: ['stream', 'by', 'encode MB/s', 'decode MB/s', '% of the bytes'],
+      colAligns: ['left', 'left', 'right', 'right', 'right'],
+      style: { head: [], border: [], compact: true },
+    })
+    for (const [name, r] of rows) {
+      const rate = (seconds: number[]): string =>
+        seconds.length === 0 ? '' : (r.raw / 1e6 / median(seconds)).toFixed(0)
+      table.push([...name.split('\t'), rate(r.encode), rate(r.decode), ((100 * r.bytes) / r.raw).toFixed(1)])
+    }
+    process.stdout.write(
+      `${table.toString()}\nMB of the channel per second of CPU time, all threads; medians of ${ROUNDS}\n`,
+    )
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+await main()
