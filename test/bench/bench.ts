@@ -128,15 +128,17 @@ async function encode(stream: Uint8Array, pool: Pool, level: number): Promise<En
   flow.parser = new MainStreamParser(flow)
   const memory = pool.kernel.bytes
   const base = pool.slots[0]!
-  // the packer's thread and streams start before the clock does: a proxy starts them once a session
-  const warm = new FlowEncoder(2, pool.kernel.layout.templatePages)
-  memory.set(stream.subarray(stream.length - CHUNK), base)
-  warm.push(memory, base, CHUNK)
-  outbound.encode(warm, EFFORTS[level]!, true)
-  await outbound.idle()
-  pool.kernel.reset()
-  batches.length = 0
-  bytes = 0
+  // the packer's thread starts before the clock does: a proxy starts it once a session
+  if (EFFORTS[level]!.method === 'lz4') {
+    const warm = new FlowEncoder(2, pool.kernel.layout.templatePages)
+    memory.set(stream.subarray(stream.length - CHUNK), base)
+    warm.push(memory, base, CHUNK)
+    outbound.encode(warm, EFFORTS[level]!, true)
+    await outbound.idle()
+    pool.kernel.reset()
+    batches.length = 0
+    bytes = 0
+  }
   const cpuSeconds = await cpu(async () => {
     for (let at = 0; at < stream.length; ) {
       const held = flow.waiting
