@@ -71,12 +71,12 @@ function failed(address: Address, error: NodeJS.ErrnoException): ProxyError {
   })
 }
 
-function beyond(address: Address): ProxyError {
+function beyond(address: Address, unit = false): ProxyError {
   return new ProxyError(
     'ADDRESS',
     `${formatAddress(address)} can be reached from other hosts`,
     undefined,
-    'listen on 127.0.0.1, ::1 or unix:PATH, or say explicitly that others may connect',
+    `${unit ? 'let the socket unit ' : ''}listen on 127.0.0.1, ::1 or unix:PATH, or say explicitly that others may connect`,
   )
 }
 
@@ -188,7 +188,9 @@ export async function listenSockets(
     at = { address: bound, port: bound.kind === 'tcp' ? bound.port : undefined }
     addresses.push(bound)
     server.on('error', error => options.onAcceptError?.(error, bound))
-    if (bound.kind === 'tcp' && !options.beyondLoopback && !isLoopbackIp(bound.host)) throw beyond(bound)
+    if (bound.kind === 'tcp' && !options.beyondLoopback && !isLoopbackIp(bound.host)) {
+      throw beyond(bound, asked.kind === 'fd')
+    }
   }
 
   try {

@@ -44,7 +44,7 @@ const listeners = await Promise.all(
           },
         })
       },
-      { fds },
+      { fds, beyondLoopback: name === 'wan' },
     ),
   ),
 )
