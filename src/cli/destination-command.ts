@@ -1,10 +1,11 @@
 /** `pageferry destination`: the proxy beside the destination QEMU. */
 import type { Argv, CommandModule } from 'yargs'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
+import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import type { ListenAt } from '../link/server.ts'
 import { type Address, isLoopback, parseAddress, parseNamedAddress } from '../relay/address.ts'
-import { type ProxyArguments, proxyOptions, proxySettings, runProxy } from './proxy-options.ts'
+import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
 import { formatSize } from './quantity.ts'
 
 interface DestinationArguments extends ProxyArguments {
@@ -19,7 +20,7 @@ export const destinationCommand: CommandModule<object, DestinationArguments> = {
   builder: yargs =>
     (proxyOptions(yargs) as Argv<DestinationArguments>)
       .option('listen', {
-        describe: 'Where source proxies connect: tcp:HOST:PORT',
+        describe: 'Where source proxies connect: tcp:HOST:PORT, fd:NAME (systemd)',
         type: 'string',
         array: true,
         requiresArg: true,
@@ -50,8 +51,24 @@ export const destinationCommand: CommandModule<object, DestinationArguments> = {
   handler: runDestination,
 }
 
-function listenAt(text: string, plaintext: boolean, anywhere: boolean): ListenAt {
+/** @throws ADDRESS, USAGE */
+function listenAt(
+  text: string,
+  plaintext: boolean,
+  anywhere: boolean,
+  fds: ReadonlyMap<string, readonly number[]>,
+): ListenAt[] {
   const address = parseAddress(text)
+  if (address.kind === 'fd') {
+    const passed = fds.get(address.name)
+    if (passed) return passed.map(fd => ({ fd }))
+    throw new ProxyError(
+      'ADDRESS',
+      `--listen ${text}: systemd passed no socket of that name`,
+      undefined,
+      'start it by its socket unit, with FileDescriptorName=',
+    )
+  }
   if (address.kind !== 'tcp' || address.port !== address.portTo) {
     throw new ProxyError(
       'ADDRESS',
@@ -68,12 +85,14 @@ function listenAt(text: string, plaintext: boolean, anywhere: boolean): ListenAt
       'anyone who reaches that port could migrate a guest here: use --tls-creds, a loopback address, or say --plaintext-anywhere',
     )
   }
-  return { host: address.host, port: address.port }
+  return [{ host: address.host, port: address.port }]
 }
 
 async function runDestination(args: DestinationArguments): Promise<void> {
   const settings = proxySettings(args, 'server')
   const { log } = settings
+  const fds = takeListenFds()
+  const status: StatusLine = { tell: () => {} }
   const targets = new Map<string, Address>()
   for (const text of args.target) {
     const { name, address } = parseNamedAddress(text)
@@ -83,10 +102,11 @@ async function runDestination(args: DestinationArguments): Promise<void> {
   }
   const daemon = new DestinationDaemon({
     ...settings,
-    listen: args.listen.map(text => listenAt(text, args.plaintext, args.plaintextAnywhere)),
+    listen: args.listen.flatMap(text => listenAt(text, args.plaintext, args.plaintextAnywhere, fds)),
     targets,
     ringPagesMax: settings.ringPages,
     placesMax: settings.places,
+    onStatus: text => status.tell(text),
     onSummary: summary => {
       if (args.json) log.info('migration ended', summary)
       else {
@@ -97,7 +117,7 @@ async function runDestination(args: DestinationArguments): Promise<void> {
       }
     },
   })
-  await runProxy(daemon, log, () =>
+  await runProxy(daemon, log, status, () =>
     log.info('listening for source proxies', {
       at: daemon.addresses.map(({ address, port }) => `${address}:${port}`).join(' '),
     }),

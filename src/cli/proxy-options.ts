@@ -1,7 +1,7 @@
 /** Options that both proxies take, and how they run: signals, status, summary lines. */
-import { readFileSync } from 'node:fs'
 import type { Argv } from 'yargs'
 import type { Log } from '../daemon/log.ts'
+import { Notifier } from '../daemon/systemd.ts'
 import { makeLog } from '../daemon/text-log.ts'
 import { ProxyError } from '../errors.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
@@ -9,7 +9,7 @@ import { Credentials, type Role } from '../link/credentials.ts'
 import { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from './codec-command.ts'
-import { formatSize, parseDuration, parseSize } from './quantity.ts'
+import { parseDuration, parseSize } from './quantity.ts'
 
 export interface ProxyArguments {
   readonly store: string | undefined
@@ -102,19 +102,29 @@ export interface Runnable {
   readonly running: number
 }
 
+/** Where a proxy tells how it is: its `onStatus`, wired to systemd by `runProxy`. */
+export interface StatusLine {
+  tell: (status: string) => void
+}
+
 /**
- * Runs until a signal ends it: SIGTERM and the first SIGINT let running migrations finish, a second one ends them (their
- * source guests go on), SIGHUP reads certificates and keys again.
+ * Runs until a signal ends it: SIGTERM and the first SIGINT let running migrations finish, a second SIGINT ends them
+ * (their source guests go on), SIGHUP reads certificates and keys again. Tells systemd where it started us.
  */
-export async function runProxy(proxy: Runnable, log: Log, started: () => void): Promise<void> {
+export async function runProxy(proxy: Runnable, log: Log, status: StatusLine, started: () => void): Promise<void> {
+  const notifier = new Notifier(why => log.warn('systemd is not told', { reason: why }))
+  status.tell = text => notifier.status(text)
   await proxy.start()
   started()
+  notifier.ready()
+  notifier.startWatchdog()
   await new Promise<void>(done => {
     let asked = 0
     const stop = (signal: NodeJS.Signals): void => {
       asked++
       if (asked === 1) {
         log.info('stopping', { signal, running: proxy.running })
+        notifier.stopping(`stopping: ${proxy.running} running`)
         void proxy.stop().then(done)
       } else if (signal === 'SIGINT') {
         log.warn('ending running migrations: their source guests go on')
@@ -125,24 +135,16 @@ export async function runProxy(proxy: Runnable, log: Log, started: () => void): 
     process.on('SIGTERM', stop)
     process.on('SIGINT', stop)
     process.on('SIGHUP', () => {
+      notifier.reloading()
       try {
         proxy.reload()
         log.info('certificates and keys read again')
       } catch (error) {
         log.error('certificates and keys not read: the old ones stay', { error: (error as Error).message })
       }
+      notifier.ready()
     })
   })
+  await notifier.close()
   log.info('stopped')
-}
-
-/** Peak memory of this process in bytes, as the kernel counts it. */
-export function peakMemory(): number {
-  const line = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))
-  return line ? Number(line[1]) * 1024 : 0
-}
-
-/** `38.2 MB` of something, for summary lines. */
-export function size(bytes: number): string {
-  return formatSize(bytes)
 }

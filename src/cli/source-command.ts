@@ -2,11 +2,12 @@
 import type { Argv, CommandModule } from 'yargs'
 import type { MigrationSummary } from '../daemon/migration-summary.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
+import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX } from '../limits.ts'
 import { formatAddress, parseNamedAddress } from '../relay/address.ts'
 import { parseEffort } from './codec-command.ts'
-import { type ProxyArguments, proxyOptions, proxySettings, runProxy } from './proxy-options.ts'
+import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
 import { formatSize, parseCount, parseRate } from './quantity.ts'
 
 interface SourceArguments extends ProxyArguments {
@@ -25,7 +26,7 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
     (proxyOptions(yargs) as Argv<SourceArguments>)
       .option('listen', {
         describe:
-          'Where QEMU connects: tcp:HOST:PORT, tcp:HOST:FROM-TO, unix:PATH; NAME=ADDRESS for a target of that name',
+          'Where QEMU connects: tcp:HOST:PORT, tcp:HOST:FROM-TO, unix:PATH, fd:NAME (systemd); NAME=ADDRESS for a target of that name',
         type: 'string',
         array: true,
         requiresArg: true,
@@ -84,6 +85,7 @@ export function summaryLine(summary: MigrationSummary): string {
 async function runSource(args: SourceArguments): Promise<void> {
   const settings = proxySettings(args, 'client')
   const { log } = settings
+  const status: StatusLine = { tell: () => {} }
   const daemon = new SourceDaemon({
     ...settings,
     listen: args.listen.map(parseNamedAddress),
@@ -92,12 +94,14 @@ async function runSource(args: SourceArguments): Promise<void> {
     effort: args.effort === 'auto' ? 'auto' : parseEffort(args.effort).level,
     connections: connectionCount(args.connections),
     rate: args.rate === undefined ? Number.POSITIVE_INFINITY : parseRate(args.rate, '--rate'),
+    fds: takeListenFds(),
+    onStatus: text => status.tell(text),
     onSummary: summary => {
       if (args.json) log.info('migration ended', summary)
       else log.info(`migration ${summary.migration} ended: ${summaryLine(summary)}`)
     },
   })
-  await runProxy(daemon, log, () =>
+  await runProxy(daemon, log, status, () =>
     log.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') }),
   )
   await daemon.ended
