@@ -83,7 +83,7 @@ export class Path {
   private roundEnd = 0
   private roundSampled = false
   private rateMax = 0
-  /** Until the rate has stopped growing for three round trips the window may double each of them. */
+  /** Until the rate has stopped growing for three round trips, or queues form, the window may double each of them. */
   private starting = true
   private fullRate = 0
   private fullRounds = 0
@@ -96,6 +96,9 @@ export class Path {
   /** A frame sent from here on has no queue of ours before it; Infinity: no probe. */
   private probeFrom = Number.POSITIVE_INFINITY
   private probedMinMs = 0
+  /** After a probe the window opens as frames arrive: a burst of half a window would be a queue again. */
+  private rampFrom = 0
+  private rampBytes = 0
   private targetMs: number
   private windowBytes = WINDOW_BYTES_START
 
@@ -145,7 +148,7 @@ export class Path {
     this.deliveredThen[at] = this.delivered
     this.deliveredAtThen[at] = this.deliveredAt
     this.firstSentThen[at] = this.firstSentAt
-    this.limitedThen[at] = this.limitedUntil > 0 ? 1 : 0
+    this.limitedThen[at] = this.limitedUntil > 0 || this.probeFrom !== Number.POSITIVE_INFINITY ? 1 : 0
     this.inFlight += size
   }
 
@@ -222,6 +225,8 @@ export class Path {
       this.rttMinAt = nowMs
       this.probeFrom = Number.POSITIVE_INFINITY
       this.bloatedSince = 0
+      this.rampFrom = this.delivered
+      this.rampBytes = this.inFlight + FRAME_PAYLOAD_BYTES_MAX
       return
     }
     // More delay than our own queue makes: the link got slower (the queue drains once the window follows), or its way
@@ -273,7 +278,8 @@ export class Path {
     if (this.rateMax > this.fullRate * 1.25) {
       this.fullRate = this.rateMax
       this.fullRounds = 0
-    } else if (++this.fullRounds >= 3) {
+    } else if (++this.fullRounds >= 3 || this.bloatedSince > 0) {
+      // Or queues say already that it is full.
       this.starting = false
     }
   }
@@ -288,6 +294,11 @@ export class Path {
     if (this.probeFrom !== Number.POSITIVE_INFINITY) {
       window = (this.rateMax * this.rttMinMs) / 2
       least = FRAME_PAYLOAD_BYTES_MAX // on a slow link even two frames are a queue
+    }
+    if (this.rampBytes > 0) {
+      const ramp = this.rampBytes + 2 * (this.delivered - this.rampFrom)
+      if (ramp < window) window = ramp
+      else this.rampBytes = 0
     }
     this.windowBytes = Math.min(Math.max(window, least), UNACKED_BYTES_MAX)
   }

@@ -1,0 +1,1161 @@
+/**
+ * The wire of hellos and frames by vectors, the tables of states by walking every pair, a hostile peer, and 10,000
+ * seeded runs over failing links. What the windows do is in window.test.ts.
+ */
+import t from 'tap'
+import { isProxyError, ProxyError } from '../../src/errors.ts'
+import * as limits from '../../src/limits.ts'
+import type { SessionSink, SessionState } from '../../src/session/api.ts'
+import { Session } from '../../src/session/session.ts'
+import {
+  RECEIVE_TABLE,
+  type ReceiveInput,
+  SEND_TABLE,
+  SESSION_TABLE,
+  type SendInput,
+  type SessionInput,
+} from '../../src/session/states.ts'
+import { errorCodeOf, wireCode } from '../../src/wan/codes.ts'
+import { encodeFrame, type Frame, FrameDecoder } from '../../src/wan/frames.ts'
+import {
+  clientHelloOf,
+  encodeClientHello,
+  encodeRefusal,
+  encodeServerHello,
+  HelloDecoder,
+  isRefusal,
+  serverHelloOf,
+} from '../../src/wan/hello.ts'
+import * as wire from '../../src/wan/wire.ts'
+import { PLANTS, simulate } from './simulation.ts'
+
+const hex = (text: string): Uint8Array => new Uint8Array(Buffer.from(text.replaceAll(' ', ''), 'hex'))
+const ascii = (text: string): Uint8Array => new TextEncoder().encode(text)
+
+function join(...parts: Uint8Array[]): Uint8Array {
+  return new Uint8Array(Buffer.concat(parts))
+}
+
+/** The code of what is thrown; 'none' where nothing is. */
+function codeOf(run: () => void): string {
+  try {
+    run()
+  } catch (error) {
+    if (isProxyError(error)) return error.code
+    throw error
+  }
+  return 'none'
+}
+
+t.test('the numbers of the wire', async t => {
+  t.same(wire.FRAME, {
+    OPEN: 1,
+    DATA: 2,
+    BATCH: 3,
+    FIN: 4,
+    RESET: 5,
+    CREDIT: 6,
+    END: 7,
+    ACK: 16,
+    PING: 17,
+    PONG: 18,
+    BYE: 19,
+    DRAIN: 20,
+  })
+  t.same(wire.CODE, {
+    NONE: 0,
+    QEMU_LOST: 1,
+    TARGET_REFUSED: 2,
+    PEER_LOST: 3,
+    PROTOCOL_SYNTAX: 4,
+    PROTOCOL_STATE: 5,
+    BATCH_FORMAT: 6,
+    BATCH_CHECKSUM: 7,
+    LIMIT_EXCEEDED: 8,
+    INTERNAL: 9,
+    SHUTDOWN: 10,
+  })
+  t.same([...wire.MAGIC], [0x50, 0x47, 0x46, 0x59, 0x0d, 0x0a, 0x1a, 0x0a])
+  t.same([wire.VERSION_MAJOR, wire.VERSION_MINOR, wire.HELLO_HEAD_BYTES, wire.FRAME_HEAD_BYTES], [1, 0, 16, 16])
+  t.same([wire.FRAME_CHECKED_BYTES, wire.FLAG_MORE, wire.FRAME_OPTIONAL, wire.SEQUENCE_END], [12, 1, 128, 2 ** 48])
+  t.same(wire.REFUSALS, [
+    'PROTOCOL_VERSION',
+    'PROTOCOL_SYNTAX',
+    'PROTOCOL_STATE',
+    'PEER_AUTH',
+    'LIMIT_EXCEEDED',
+    'PEER_LOST',
+  ])
+  t.same(
+    [
+      limits.HELLO_BODY_BYTES_MAX,
+      limits.HELLO_SETS_MAX,
+      limits.CONNECTIONS_MAX,
+      limits.FRAME_PAYLOAD_BYTES_MAX,
+      limits.OPEN_BYTES_MAX,
+      limits.FLOWS_MAX,
+      limits.BATCH_RAW_BYTES_MAX,
+      limits.BATCH_WIRE_BYTES_MAX,
+      limits.UNACKED_BYTES_MAX,
+      limits.UNACKED_FRAMES_MAX,
+      limits.CREDIT_INITIAL_BYTES,
+    ],
+    [65536, 256, 16, 16384, 4096, 1024, 1 << 20, (1 << 20) + 65536, 64 << 20, 65536, 1 << 20],
+  )
+  t.same(
+    (['QEMU_LOST', 'TARGET_REFUSED', 'BATCH_CHECKSUM', 'USAGE', 'IO'] as const).map(wireCode),
+    [1, 2, 7, 9, 9],
+    'error codes that the wire has no number for are INTERNAL',
+  )
+  t.same([0, 1, 3, 9, 10, 4711].map(errorCodeOf), [
+    'QEMU_LOST',
+    'QEMU_LOST',
+    'PEER_LOST',
+    'INTERNAL',
+    'QEMU_LOST',
+    'INTERNAL',
+  ])
+})
+
+// Frames ---------------------------------------------------------------------------------------------------------------
+
+/** Heads written out by hand from protocol.md §3; the check by Python's zlib.crc32. */
+const FRAMES: { name: string; bytes: string; trace: string }[] = [
+  { name: 'DATA', bytes: '02000007000300000000000192231f4f 616263', trace: '2 0 7 1 616263' },
+  {
+    name: 'BATCH: the check leaves its payload out; a sequence number above 2^32',
+    bytes: '030100070003010000000002bd1e0e82 78797a',
+    trace: '3 1 7 1099511627778 78797a',
+  },
+  { name: 'FIN, the highest flow', bytes: '0400ffff000000000000000349d277f5', trace: '4 0 65535 3 ' },
+  { name: 'RESET', bytes: '05000007000600000000000452f6e397 0001676f6e65', trace: '5 0 7 4 0001676f6e65' },
+  { name: 'CREDIT', bytes: '0600000700080000000000051637b53b 0000000000200000', trace: '6 0 7 5 0000000000200000' },
+  {
+    name: 'OPEN',
+    bytes: `01000007002b000000000006172274c2${Buffer.from('{"target":"vm","migration":1,"kind":"main"}').toString('hex')}`,
+    trace: `1 0 7 6 ${Buffer.from('{"target":"vm","migration":1,"kind":"main"}').toString('hex')}`,
+  },
+  {
+    name: 'ACK',
+    bytes: '10000000001000000000000031935237 00000000000000090000000000000004',
+    trace: '16 0 0 0 00000000000000090000000000000004',
+  },
+  { name: 'PING', bytes: '110000000008000000000000a875709f 0001020304050607', trace: '17 0 0 0 0001020304050607' },
+  { name: 'BYE', bytes: '130000000002000000000000e59e48f6 0000', trace: '19 0 0 0 0000' },
+  {
+    name: 'a type of a later version',
+    bytes: 'c800000000050000000000007ab7227b 6c61746572',
+    trace: '200 0 0 0 6c61746572',
+  },
+]
+
+/** What a decoder makes of the pieces, and how it ends. */
+function decode(...pieces: Uint8Array[]): string[] {
+  const trace: string[] = []
+  const decoder = new FrameDecoder(frame => {
+    const { type, flags, flow, sequence, payload } = frame
+    trace.push(`${type} ${flags} ${flow} ${sequence} ${Buffer.from(payload).toString('hex')}`)
+  })
+  for (const piece of pieces) {
+    const code = codeOf(() => decoder.push(piece))
+    if (code !== 'none') {
+      trace.push(code)
+      break
+    }
+  }
+  return trace
+}
+
+/** Where the input gives another trace when it is cut there; [] where nowhere. */
+function cutsThatDiffer(input: Uint8Array, trace: string[]): number[] {
+  const differ: number[] = []
+  for (let cut = 0; cut <= input.length; cut++) {
+    const got = decode(input.slice(0, cut), input.slice(cut))
+    if (JSON.stringify(got) !== JSON.stringify(trace)) differ.push(cut)
+  }
+  const bytes = [...input].map(byte => new Uint8Array([byte]))
+  if (JSON.stringify(decode(...bytes)) !== JSON.stringify(trace)) differ.push(-1)
+  return differ
+}
+
+t.test('frames', async t => {
+  for (const { name, bytes, trace } of FRAMES) {
+    const input = hex(bytes)
+    t.same(cutsThatDiffer(input, [trace]), [], `${name}: the same wherever it is cut`)
+    const [type, flags, flow, sequence, payload] = trace.split(' ')
+    const made = encodeFrame(Number(type), Number(flags), Number(flow), Number(sequence), hex(payload ?? ''))
+    t.same(Buffer.from(made).toString('hex'), Buffer.from(input).toString('hex'), `${name}: encoded`)
+  }
+  const all = join(...FRAMES.map(({ bytes }) => hex(bytes)))
+  t.same(
+    cutsThatDiffer(
+      all,
+      FRAMES.map(({ trace }) => trace),
+    ),
+    [],
+    'all of them in a row, wherever they are cut',
+  )
+  const large = encodeFrame(wire.FRAME.BATCH, 0, 1, 9, new Uint8Array(16384).fill(7))
+  t.same(
+    decode(large.slice(0, 20), large.slice(20, 9000), large.slice(9000)),
+    decode(large),
+    'a payload in three pieces',
+  )
+})
+
+t.test('frames that are refused', async t => {
+  const cases: [string, string, string[]][] = [
+    ['a payload above 16384 bytes, as soon as its length is there', '020000074001', ['LIMIT_EXCEEDED']],
+    ['an OPEN above 4096 bytes', '010000071001', ['LIMIT_EXCEEDED']],
+    ['a FIN with a payload', '040000070001', ['LIMIT_EXCEEDED']],
+    ['a RESET above 514 bytes', '050000070203', ['LIMIT_EXCEEDED']],
+    ['a CREDIT of 9 bytes', '060000070009', ['LIMIT_EXCEEDED']],
+    ['a CREDIT of 7 bytes', '060000070007', ['PROTOCOL_SYNTAX']],
+    ['an ACK of 8 bytes', '100000000008', ['PROTOCOL_SYNTAX']],
+    ['DATA without a byte', '020000070000', ['PROTOCOL_SYNTAX']],
+    ['a BYE without a code', '130000000001', ['PROTOCOL_SYNTAX']],
+    ['an unknown type above 16384 bytes', 'c80000004001', ['LIMIT_EXCEEDED']],
+    ['a wrong check', '02000007000300000000000192231f4e 616263', ['PROTOCOL_SYNTAX']],
+    ['a damaged payload', '02000007000300000000000192231f4f 616262', ['PROTOCOL_SYNTAX']],
+    ['a damaged flow', '02000006000300000000000192231f4f 616263', ['PROTOCOL_SYNTAX']],
+    ['a damaged head of BATCH', '030000070003010000000002bd1e0e82 78797a', ['PROTOCOL_SYNTAX']],
+  ]
+  for (const [name, bytes, trace] of cases) t.same(cutsThatDiffer(hex(bytes), trace), [], name)
+  const decoder = new FrameDecoder(() => t.fail('a frame behind an error'))
+  t.equal(
+    codeOf(() => decoder.push(hex('020000074001'))),
+    'LIMIT_EXCEEDED',
+  )
+  t.equal(
+    codeOf(() => decoder.push(hex(FRAMES[0]!.bytes))),
+    'LIMIT_EXCEEDED',
+    'a decoder that failed stays failed',
+  )
+  // Each bit of a frame with a check matters.
+  const whole = hex(FRAMES[3]!.bytes)
+  let missed = 0
+  for (let bit = 0; bit < whole.length * 8; bit++) {
+    const damaged = whole.slice()
+    damaged[bit >> 3]! ^= 1 << (bit & 7)
+    const trace = decode(damaged, new Uint8Array(20_000))
+    if (!['PROTOCOL_SYNTAX', 'LIMIT_EXCEEDED'].includes(trace[0]!)) missed++
+  }
+  t.equal(missed, 0, 'every damaged bit is noticed')
+})
+
+// Hellos ---------------------------------------------------------------------------------------------------------------
+
+const CLIENT = {
+  agent: 'pageferry 0.1.0',
+  session: '00112233445566778899aabbccddeeff',
+  connection: 0,
+  connections: 2,
+  token: null,
+  received: 0,
+  sets: ['aa'.repeat(32), 'bb'.repeat(32), 'cc'.repeat(32)],
+  ring: 65536,
+  places: 1 << 20,
+  seed: '0123456789abcdef',
+}
+const SERVER = {
+  agent: 'pageferry 0.1.0',
+  token: '5a'.repeat(32),
+  received: 17,
+  sets: ['aa'.repeat(32), 'cc'.repeat(32)],
+  ring: 1024,
+  places: 1 << 16,
+  targets: ['vm1', 'tcp:49152'],
+}
+const helloBytes = (body: string, head = '504746590d0a1a0a 0001 0000') => {
+  const json = ascii(body)
+  return join(hex(head), new Uint8Array([0, 0, json.length >> 8, json.length & 255]), json)
+}
+
+function decodeHello(...pieces: Uint8Array[]): string {
+  const decoder = new HelloDecoder()
+  let result = 'incomplete'
+  for (const piece of pieces) {
+    const code = codeOf(() => {
+      const hello = decoder.push(piece)
+      if (hello) result = `${JSON.stringify(hello.body)}+${hello.rest.length}`
+    })
+    if (code !== 'none') return code
+  }
+  return result
+}
+
+t.test('hellos', async t => {
+  t.same(Buffer.from(encodeClientHello(CLIENT)), Buffer.from(helloBytes(JSON.stringify(CLIENT))), 'client')
+  t.same(Buffer.from(encodeServerHello(SERVER)), Buffer.from(helloBytes(JSON.stringify(SERVER))), 'server')
+  const refusal = encodeRefusal('x', 'PEER_AUTH', 'wrong name')
+  t.same(
+    Buffer.from(refusal),
+    Buffer.from(helloBytes('{"agent":"x","refuse":{"code":"PEER_AUTH","text":"wrong name"}}')),
+  )
+
+  const input = join(helloBytes('{"a":1}'), ascii('frames'))
+  for (let cut = 0; cut <= input.length; cut++) {
+    // What comes in pieces behind the hello belongs to the frames.
+    const got = decodeHello(input.slice(0, cut), ...(cut < 23 ? [input.slice(cut)] : []))
+    const rest = cut < 23 ? 6 : cut - 23
+    if (got !== `{"a":1}+${rest}`) t.fail(`cut at ${cut}: ${got}`)
+  }
+  const cases: [string, Uint8Array, string][] = [
+    ['another protocol, at its first byte', ascii('S'), 'PROTOCOL_SYNTAX'],
+    ['TLS where plain TCP is spoken', hex('16 0301'), 'PROTOCOL_SYNTAX'],
+    ['line ends that were converted', hex('504746590a1a'), 'PROTOCOL_SYNTAX'],
+    ['another major version', hex('504746590d0a1a0a 0002'), 'PROTOCOL_VERSION'],
+    ['a body above 65536 bytes, before it comes', hex('504746590d0a1a0a 0001 0000 00010001'), 'LIMIT_EXCEEDED'],
+    ['no body', hex('504746590d0a1a0a 0001 0000 00000000'), 'PROTOCOL_SYNTAX'],
+    ['no JSON', helloBytes('{"a"'), 'PROTOCOL_SYNTAX'],
+    ['no object', helloBytes('[1]'), 'PROTOCOL_SYNTAX'],
+    ['null', helloBytes('null'), 'PROTOCOL_SYNTAX'],
+    ['brackets without end', helloBytes('['.repeat(60_000)), 'PROTOCOL_SYNTAX'],
+    ['no UTF-8', join(hex('504746590d0a1a0a 0001 0000 00000004'), hex('7b22ff7d')), 'PROTOCOL_SYNTAX'],
+    ['a later minor version', helloBytes('{}', '504746590d0a1a0a 0001 0009'), '{}+0'],
+  ]
+  for (const [name, bytes, result] of cases) {
+    t.equal(decodeHello(bytes), result, name)
+    t.equal(decodeHello(...[...bytes].map(byte => new Uint8Array([byte]))), result, `${name}, byte by byte`)
+  }
+})
+
+t.test('fields of hellos', async t => {
+  t.same(clientHelloOf({ ...CLIENT, later: 1 }), CLIENT, 'unknown fields are ignored')
+  t.same(serverHelloOf({ ...SERVER }, CLIENT), SERVER)
+  const no = serverHelloOf({ agent: 'x', refuse: { code: 'PEER_LOST', text: 'unknown session' } })
+  t.ok(isRefusal(no) && no.refuse.code === 'PEER_LOST')
+  const later = serverHelloOf({ agent: 'x', refuse: { code: 'A_LATER_CODE', text: '' } })
+  t.ok(isRefusal(later) && later.refuse.code === 'PROTOCOL_STATE', 'an unknown no is a no')
+
+  const bad: [Record<string, unknown>, string][] = [
+    [{ session: 'xx' }, 'PROTOCOL_SYNTAX'],
+    [{ session: CLIENT.session.toUpperCase() }, 'PROTOCOL_SYNTAX'],
+    [{ connection: 2 }, 'LIMIT_EXCEEDED'],
+    [{ connection: -1 }, 'LIMIT_EXCEEDED'],
+    [{ connection: 0.5 }, 'PROTOCOL_SYNTAX'],
+    [{ connections: 17 }, 'LIMIT_EXCEEDED'],
+    [{ connections: 0 }, 'LIMIT_EXCEEDED'],
+    [{ connections: undefined }, 'PROTOCOL_SYNTAX'],
+    [{ token: 'ab' }, 'PROTOCOL_SYNTAX'],
+    [{ token: undefined }, 'PROTOCOL_SYNTAX'],
+    [{ received: 2 ** 48 }, 'LIMIT_EXCEEDED'],
+    [{ received: '0' }, 'PROTOCOL_SYNTAX'],
+    [{ sets: 'aa' }, 'PROTOCOL_SYNTAX'],
+    [{ sets: ['aa'] }, 'PROTOCOL_SYNTAX'],
+    [{ sets: [CLIENT.sets[0], CLIENT.sets[0]] }, 'PROTOCOL_SYNTAX'],
+    [{ sets: new Array(257).fill(CLIENT.sets[0]) }, 'LIMIT_EXCEEDED'],
+    [{ ring: 2 ** 22 + 1 }, 'LIMIT_EXCEEDED'],
+    [{ places: 3 }, 'PROTOCOL_SYNTAX'],
+    [{ places: 2 ** 27 }, 'LIMIT_EXCEEDED'],
+    [{ seed: '' }, 'PROTOCOL_SYNTAX'],
+    [{ agent: 'a'.repeat(65) }, 'LIMIT_EXCEEDED'],
+    [{ agent: null }, 'PROTOCOL_SYNTAX'],
+  ]
+  for (const [change, code] of bad) {
+    t.equal(
+      codeOf(() => clientHelloOf({ ...CLIENT, ...change })),
+      code,
+      JSON.stringify(change).slice(0, 60),
+    )
+  }
+  t.equal(
+    codeOf(() => clientHelloOf(Object.create(CLIENT))),
+    'PROTOCOL_SYNTAX',
+    'inherited fields do not count',
+  )
+  const badServer: [Record<string, unknown>, string][] = [
+    [{ sets: [...SERVER.sets].reverse() }, 'PROTOCOL_SYNTAX'],
+    [{ sets: ['dd'.repeat(32)] }, 'PROTOCOL_SYNTAX'],
+    [{ ring: CLIENT.ring + 1 }, 'PROTOCOL_SYNTAX'],
+    [{ places: CLIENT.places * 2 }, 'PROTOCOL_SYNTAX'],
+    [{ targets: new Array(257).fill('x') }, 'LIMIT_EXCEEDED'],
+    [{ targets: ['x'.repeat(129)] }, 'LIMIT_EXCEEDED'],
+    [{ targets: [''] }, 'PROTOCOL_SYNTAX'],
+    [{ token: null }, 'PROTOCOL_SYNTAX'],
+    [{ refuse: 1 }, 'PROTOCOL_SYNTAX'],
+  ]
+  for (const [change, code] of badServer) {
+    t.equal(
+      codeOf(() => serverHelloOf({ ...SERVER, ...change }, CLIENT)),
+      code,
+      JSON.stringify(change).slice(0, 60),
+    )
+  }
+  const many = encodeServerHello({ ...SERVER, targets: new Array(1000).fill('x'.repeat(128)) })
+  t.ok(many.length < 65536, 'a server with many targets names the first of them')
+})
+
+// A session that is talked to by hand ---------------------------------------------------------------------------------
+
+const INFO = { target: 'vm', migration: 1, kind: 'main' }
+
+/** One session; the test is its peer. */
+class Bench {
+  readonly log: string[] = []
+  readonly session: Session
+  readonly role: 'client' | 'server'
+  dead: ProxyError | null = null
+  now = 0
+  private sequence = 0
+  /** Frames that were pulled, as "type flow length". */
+  readonly pulled: string[] = []
+  lastSequence = 0
+  sequencedFrames = 0
+  frames: Frame[] = []
+
+  constructor(role: 'client' | 'server', sink: Partial<SessionSink> = {}, attach = true) {
+    this.role = role
+    const note =
+      (name: string) =>
+      (...args: unknown[]) => {
+        this.log.push([name, ...args.filter(arg => typeof arg !== 'object')].join(' '))
+      }
+    this.session = new Session({
+      role,
+      sink: {
+        onOpen: note('open'),
+        onData: (flow, payload) => this.log.push(`data ${flow} ${payload.length}`),
+        onBatch: (flow, parts, rawLength) =>
+          this.log.push(`batch ${flow} ${parts.reduce((sum, part) => sum + part.length, 0)} ${rawLength}`),
+        onFin: note('fin'),
+        onReset: note('reset'),
+        onEnd: note('end'),
+        onCredit: note('credit'),
+        onDrain: note('drain'),
+        onBye: note('bye'),
+        onDead: error => {
+          this.dead = error
+          this.log.push(`dead ${error.code}`)
+        },
+        onLost: note('lost'),
+        onWork: () => {},
+        ...sink,
+      },
+    })
+    if (!attach) return
+    this.session.attach(0, 0, 0)
+    this.pull() // the first PING
+    this.frames = []
+  }
+
+  /** A frame of the peer; sequenced ones are numbered in turn. */
+  say(type: number, flow = 0, payload: Uint8Array = new Uint8Array(0), flags = 0, connection = 0): this {
+    const sequenced = type < 16 || (type >= 128 && flow > 0)
+    return this.sayNumbered(sequenced ? ++this.sequence : 0, type, flow, payload, flags, connection)
+  }
+
+  sayNumbered(sequence: number, type: number, flow: number, payload: Uint8Array, flags = 0, connection = 0): this {
+    this.session.receive(connection, { type, flags, flow, sequence, payload }, this.now)
+    return this
+  }
+
+  /** Pulls all there is. @returns what it was: "type flow length", without ACK, PING, PONG */
+  pull(connection = 0, maxBytes = 1 << 30): string[] {
+    const out: Uint8Array[] = []
+    const bytes = this.session.pull(connection, maxBytes, this.now, out)
+    const got: string[] = []
+    let total = 0
+    const decoder = new FrameDecoder(frame => {
+      this.frames.push({ ...frame })
+      if (frame.sequence > 0) this.sequencedFrames++
+      this.lastSequence = Math.max(this.lastSequence, frame.sequence)
+      if (frame.type < 16 || frame.type > 18) got.push(`${frame.type} ${frame.flow} ${frame.payload.length}`)
+    })
+    for (const view of out) {
+      decoder.push(view)
+      total += view.length
+    }
+    if (total !== bytes) throw new Error(`pull says ${bytes} and gives ${total}`)
+    this.pulled.push(...got)
+    return got
+  }
+
+  ack(sequence = this.lastSequence, frames = this.sequencedFrames, connection = 0): this {
+    const payload = Buffer.alloc(16)
+    payload.writeBigUInt64BE(BigInt(sequence), 0)
+    payload.writeBigUInt64BE(BigInt(frames), 8)
+    return this.say(wire.FRAME.ACK, 0, new Uint8Array(payload), 0, connection)
+  }
+}
+
+const { FRAME } = wire
+const u64 = (value: number): Uint8Array => {
+  const bytes = Buffer.alloc(8)
+  bytes.writeBigUInt64BE(BigInt(value))
+  return new Uint8Array(bytes)
+}
+const openPayload = (info: object = INFO) => ascii(JSON.stringify(info))
+const RESET_PAYLOAD = join(hex('0001'), ascii('gone'))
+
+/** A batch as far as a session looks into it. */
+function batch(rawLength: number, bytes: number): Uint8Array {
+  const head = [1]
+  let value = rawLength
+  for (; value > 127; value >>>= 7) head.push((value & 127) | 128)
+  head.push(value)
+  return join(new Uint8Array(head), new Uint8Array(Math.max(0, bytes - head.length)))
+}
+
+t.test('every state of a session and every input', async t => {
+  // Written out once more, so that a slip in the table is seen.
+  const expected: Record<SessionState, string> = {
+    opening: 'attach live, lose -, close stranded, flushed -, bye -, die closed',
+    live: 'attach live, lose broken, close closing, flushed -, bye closed, die closed',
+    broken: 'attach live, lose -, close stranded, flushed -, bye -, die closed',
+    closing: 'attach closing, lose stranded, close closing, flushed closed, bye closed, die closed',
+    stranded: 'attach closing, lose -, close stranded, flushed closed, bye -, die closed',
+    closed: 'attach closed, lose closed, close closed, flushed -, bye closed, die closed',
+  }
+  /** A session in each state, with a frame that is owed, so that closing takes time. */
+  const make: Record<SessionState, () => Bench> = {
+    opening: () => {
+      const bench = new Bench('client', {}, false)
+      bench.session.openFlow(INFO)
+      return bench
+    },
+    live: () => {
+      const bench = new Bench('client')
+      bench.session.openFlow(INFO)
+      bench.pull()
+      return bench
+    },
+    broken: () => {
+      const bench = make.live()
+      bench.session.detach(0, 0)
+      return bench
+    },
+    closing: () => {
+      const bench = make.live()
+      bench.session.close(0)
+      return bench
+    },
+    stranded: () => {
+      const bench = make.closing()
+      bench.session.detach(0, 0)
+      return bench
+    },
+    closed: () => {
+      const bench = make.live()
+      bench.session.abort(new ProxyError('INTERNAL', 'test', undefined, ''), 0)
+      return bench
+    },
+  }
+  const error = new ProxyError('INTERNAL', 'test', undefined, '')
+  const apply: Record<SessionInput, (bench: Bench) => void> = {
+    attach: bench => bench.session.attach(1, 0, 0),
+    lose: bench => bench.session.detach(0, 0),
+    close: bench => bench.session.close(0),
+    flushed: bench => {
+      if (bench.session.state === 'closing') bench.ack()
+      else (bench.session as unknown as { enter(input: string): void }).enter('flushed')
+    },
+    bye: bench => bench.say(FRAME.BYE, 0, hex('0000')),
+    die: bench => bench.session.abort(error, 0),
+  }
+  for (const state of Object.keys(SESSION_TABLE) as SessionState[]) {
+    const row = Object.entries(SESSION_TABLE[state])
+    t.equal(row.map(([input, next]) => `${input} ${next ?? '-'}`).join(', '), expected[state], `table: ${state}`)
+    for (const [input, next] of row as [SessionInput, SessionState | null][]) {
+      const bench = make[state]()
+      t.equal(bench.session.state, state)
+      if (next !== null) {
+        apply[input](bench)
+        t.equal(bench.session.state, next, `${state}: ${input}`)
+      } else if (input === 'flushed') {
+        t.equal(
+          codeOf(() => apply.flushed(bench)),
+          'INTERNAL',
+          `${state}: flushed is a defect`,
+        )
+      } else {
+        // No connection, so nothing that a peer or a socket does can bring this input.
+        apply[input](bench)
+        t.equal(bench.session.state, state, `${state}: ${input} cannot come`)
+      }
+    }
+  }
+})
+
+t.test('every state of a flow and every frame of the peer', async t => {
+  const rows = Object.entries(RECEIVE_TABLE).map(
+    ([state, row]) =>
+      `${state}: ${Object.entries(row)
+        .map(([input, next]) => `${input} ${next ?? '-'}`)
+        .join(', ')}`,
+  )
+  t.same(rows, [
+    'none: open open, data -, batch -, fin -, reset -, credit -, end -',
+    'open: open -, data open, batch open, fin fin, reset reset, credit open, end -',
+    'fin: open -, data -, batch -, fin -, reset reset, credit fin, end none',
+    'reset: open -, data -, batch -, fin -, reset -, credit -, end none',
+  ])
+  const send: Record<ReceiveInput, (bench: Bench) => void> = {
+    open: bench => bench.say(FRAME.OPEN, 1, openPayload()),
+    data: bench => bench.say(FRAME.DATA, 1, ascii('x')),
+    batch: bench => bench.say(FRAME.BATCH, 1, batch(5, 10)),
+    fin: bench => bench.say(FRAME.FIN, 1),
+    reset: bench => bench.say(FRAME.RESET, 1, RESET_PAYLOAD),
+    credit: bench => bench.say(FRAME.CREDIT, 1, u64(2 << 20)),
+    end: bench => bench.say(FRAME.END, 1),
+  }
+  for (const role of ['client', 'server'] as const) {
+    for (const sent of ['open', 'fin', 'reset'] as const) {
+      for (const received of ['none', 'open', 'fin', 'reset'] as const) {
+        for (const input of Object.keys(send) as ReceiveInput[]) {
+          const bench = new Bench(role)
+          if (received !== 'none') {
+            if (role === 'client') bench.session.openFlow(INFO)
+            else bench.say(FRAME.OPEN, 1, openPayload())
+            bench.pull()
+            if (received !== 'open') send[received](bench)
+            if (sent === 'fin') bench.session.finFlow(1)
+            if (sent === 'reset') bench.session.resetFlow(1, 1, 'gone')
+            bench.pull()
+          }
+          bench.log.length = 0
+          send[input](bench)
+          // What must come of it, apart from the code: the rules of protocol.md §3.
+          const gone = role === 'server' && sent !== 'open' && (received === 'fin' || received === 'reset')
+          let fine = RECEIVE_TABLE[received][input] !== null
+          if (gone) fine = input === 'open' || input === 'reset' || input === 'credit'
+          else if (input === 'open') fine = role === 'server' && received === 'none'
+          else if (input === 'end')
+            fine = role === 'client' && sent !== 'open' && received !== 'open' && received !== 'none'
+          const what = `${role}, sent ${sent}, received ${received}: ${input}`
+          const dead = bench.dead ? bench.dead.code : 'none'
+          if (dead !== (fine ? 'none' : 'PROTOCOL_STATE')) t.fail(`${what}: ${dead} ${bench.dead?.what}`)
+          const told = bench.log.filter(line => !line.startsWith('dead')).map(line => line.split(' ')[0])
+          let expected: string[] = []
+          if (fine && !gone) {
+            if (sent === 'reset' && input !== 'batch' && received !== 'none') expected = []
+            else if (input === 'credit') expected = sent === 'open' ? ['credit'] : []
+            else if (input !== 'end') expected = [input]
+            const endsNow = role === 'server' && received !== 'none' && sent !== 'open'
+            if (endsNow && (input === 'fin' || input === 'reset')) expected.push('end')
+            if (input === 'end') expected = ['end']
+          } else if (gone && input === 'open') {
+            expected = ['open']
+          }
+          if (told.join() !== expected.join()) t.fail(`${what}: told ${told}, expected ${expected}`)
+        }
+      }
+    }
+  }
+  t.pass('2 roles, 3 states of sending, 4 of receiving, 7 frames')
+})
+
+t.test('every state of a flow and everything handed in', async t => {
+  const rows = Object.entries(SEND_TABLE).map(
+    ([state, row]) =>
+      `${state}: ${Object.entries(row)
+        .map(([input, next]) => `${input} ${next ?? '-'}`)
+        .join(', ')}`,
+  )
+  t.same(rows, [
+    'open: data open, batch open, fin fin, reset reset',
+    'fin: data -, batch -, fin -, reset reset',
+    'reset: data reset, batch -, fin reset, reset reset',
+  ])
+  const hand: Record<SendInput, (session: Session) => void> = {
+    data: session => session.sendData(1, ascii('x')),
+    batch: session => session.sendBatch(1, 5, [batch(5, 10)]),
+    fin: session => session.finFlow(1),
+    reset: session => session.resetFlow(1, 1, 'gone'),
+  }
+  for (const received of ['open', 'fin', 'reset'] as const) {
+    for (const sent of ['open', 'fin', 'reset'] as const) {
+      for (const input of Object.keys(hand) as SendInput[]) {
+        const bench = new Bench('client')
+        bench.session.openFlow(INFO)
+        if (sent !== 'open') hand[sent](bench.session)
+        bench.pull()
+        if (received === 'fin') bench.say(FRAME.FIN, 1)
+        if (received === 'reset') bench.say(FRAME.RESET, 1, RESET_PAYLOAD)
+        const next = SEND_TABLE[sent][input]
+        const what = `sent ${sent}, received ${received}: ${input}`
+        t.equal(
+          codeOf(() => hand[input](bench.session)),
+          next === null ? 'INTERNAL' : 'none',
+          what,
+        )
+        const type = { data: FRAME.DATA, batch: FRAME.BATCH, fin: FRAME.FIN, reset: FRAME.RESET }[input]
+        const dropped = sent === 'reset' || (input === 'data' && received === 'reset')
+        const pulled = bench.pull().map(line => Number(line.split(' ')[0]))
+        t.same(pulled, next === null || dropped ? [] : [type], `${what}: what goes out`)
+        t.equal(bench.dead, null)
+      }
+    }
+  }
+})
+
+t.test('a peer that breaks the rules', async t => {
+  const server = () => new Bench('server').say(FRAME.OPEN, 1, openPayload())
+  const cases: [string, string, () => Bench][] = [
+    [
+      'more data than its credit',
+      'PROTOCOL_STATE',
+      () => {
+        const bench = server()
+        for (let i = 0; i < 64; i++) bench.say(FRAME.DATA, 1, new Uint8Array(16384))
+        if (bench.dead) t.fail('the initial credit is 1 MiB')
+        return bench.say(FRAME.DATA, 1, ascii('x'))
+      },
+    ],
+    [
+      'batches beyond its credit',
+      'PROTOCOL_STATE',
+      () =>
+        server()
+          .say(FRAME.BATCH, 1, batch(1 << 20, 20))
+          .say(FRAME.BATCH, 1, batch(1, 20)),
+    ],
+    ['a batch above 1 MiB raw', 'LIMIT_EXCEEDED', () => server().say(FRAME.BATCH, 1, batch((1 << 20) + 1, 20))],
+    ['a batch of no raw bytes', 'BATCH_FORMAT', () => server().say(FRAME.BATCH, 1, batch(0, 20))],
+    ['a batch of another format', 'BATCH_FORMAT', () => server().say(FRAME.BATCH, 1, hex('0205'))],
+    ['a raw length without end', 'BATCH_FORMAT', () => server().say(FRAME.BATCH, 1, hex('01ffffffffff'))],
+    ['a batch that ends within its raw length', 'BATCH_FORMAT', () => server().say(FRAME.BATCH, 1, hex('01ff'))],
+    ['a part that is not full', 'PROTOCOL_SYNTAX', () => server().say(FRAME.BATCH, 1, batch(5, 100), 1)],
+    [
+      'a batch without end',
+      'LIMIT_EXCEEDED',
+      () => {
+        const bench = server()
+        for (let i = 0; i < 69; i++) bench.say(FRAME.BATCH, 1, new Uint8Array(16384), 1)
+        return bench
+      },
+    ],
+    [
+      'a batch within a batch',
+      'PROTOCOL_SYNTAX',
+      () =>
+        server()
+          .say(FRAME.OPEN, 2, openPayload())
+          .say(FRAME.BATCH, 1, new Uint8Array(16384), 1)
+          .say(FRAME.BATCH, 2, batch(5, 100)),
+    ],
+    [
+      'DATA within the batch of its flow',
+      'PROTOCOL_SYNTAX',
+      () => server().say(FRAME.BATCH, 1, new Uint8Array(16384), 1).say(FRAME.DATA, 1, ascii('x')),
+    ],
+    ['a frame from far ahead', 'LIMIT_EXCEEDED', () => server().sayNumbered(1 + 65536 + 1, FRAME.DATA, 1, ascii('x'))],
+    [
+      'more ahead of a missing frame than may be under way',
+      'LIMIT_EXCEEDED',
+      () => {
+        const bench = server()
+        const payload = new Uint8Array(16384)
+        for (let i = 0; i < 4100 && !bench.dead; i++) bench.sayNumbered(3 + i, FRAME.DATA, 1, payload)
+        return bench
+      },
+    ],
+    [
+      'more flows than there may be',
+      'LIMIT_EXCEEDED',
+      () => {
+        const bench = server()
+        for (let flow = 2; flow <= 1024; flow++) bench.say(FRAME.OPEN, flow, openPayload())
+        if (bench.dead) t.fail('1024 flows are allowed')
+        return bench.say(FRAME.OPEN, 1025, openPayload())
+      },
+    ],
+    ['flow 0', 'PROTOCOL_SYNTAX', () => server().say(FRAME.OPEN, 0, openPayload())],
+    ['OPEN that is no JSON', 'PROTOCOL_SYNTAX', () => server().say(FRAME.OPEN, 2, ascii('{]'))],
+    [
+      'OPEN without a target',
+      'PROTOCOL_SYNTAX',
+      () => server().say(FRAME.OPEN, 2, openPayload({ ...INFO, target: '' })),
+    ],
+    [
+      'OPEN of migration 0',
+      'PROTOCOL_SYNTAX',
+      () => server().say(FRAME.OPEN, 2, openPayload({ ...INFO, migration: 0 })),
+    ],
+    [
+      'OPEN of migration 2^32',
+      'PROTOCOL_SYNTAX',
+      () => server().say(FRAME.OPEN, 2, openPayload({ ...INFO, migration: 2 ** 32 })),
+    ],
+    ['OPEN from the server', 'PROTOCOL_STATE', () => new Bench('client').say(FRAME.OPEN, 1, openPayload())],
+    ['END from the client', 'PROTOCOL_STATE', () => server().say(FRAME.END, 1)],
+    ['an unknown type', 'PROTOCOL_SYNTAX', () => server().sayNumbered(2, 99, 1, ascii('x'))],
+    ['an unknown type without a number', 'PROTOCOL_SYNTAX', () => server().sayNumbered(0, 99, 1, ascii('x'))],
+    ['type 0', 'PROTOCOL_SYNTAX', () => server().sayNumbered(2, 0, 1, ascii('x'))],
+    ['a type between the kinds', 'PROTOCOL_SYNTAX', () => server().sayNumbered(2, 9, 1, ascii('x'))],
+    ['DATA without a number', 'PROTOCOL_SYNTAX', () => server().sayNumbered(0, FRAME.DATA, 1, ascii('x'))],
+    ['PING with a number', 'PROTOCOL_SYNTAX', () => server().sayNumbered(2, FRAME.PING, 0, u64(1))],
+    [
+      'credit that shrinks',
+      'PROTOCOL_STATE',
+      () =>
+        server()
+          .say(FRAME.CREDIT, 1, u64(3 << 20))
+          .say(FRAME.CREDIT, 1, u64(2 << 20)),
+    ],
+    ['credit above 2^53', 'PROTOCOL_STATE', () => server().say(FRAME.CREDIT, 1, hex('ffffffffffffffff'))],
+    ['an ACK of what was not sent', 'PROTOCOL_STATE', () => server().ack(1, 0)],
+    ['an ACK of more frames than were sent', 'PROTOCOL_STATE', () => server().ack(0, 1)],
+    ['an ACK above 2^53', 'PROTOCOL_STATE', () => server().say(FRAME.ACK, 0, hex('ffffffffffffffff0000000000000000'))],
+    [
+      'a hello that claims what was not sent',
+      'PROTOCOL_STATE',
+      () => {
+        const bench = server()
+        bench.session.attach(1, 7, 0)
+        return bench
+      },
+    ],
+  ]
+  for (const [name, code, run] of cases) {
+    const bench = run()
+    t.equal(bench.dead?.code, code, name)
+    t.equal(bench.session.state, 'closed')
+    const bye = bench.pull()
+    t.match(bye[0], /^19 0 /, `${name}: BYE says why`)
+    t.equal((bench.frames.at(-1)!.payload[0]! << 8) | bench.frames.at(-1)!.payload[1]!, wireCode(bench.dead!.code))
+    t.ok(bench.session.isDone(0))
+    t.same(bench.pull(), [], 'nothing behind it')
+  }
+
+  const fine = server()
+  fine.say(200, 1, ascii('later')).say(200, 0, ascii('later')).say(FRAME.DATA, 1, ascii('x'))
+  t.same(fine.log, ['open 1', 'data 1 1'], 'optional frames of later versions keep their place and do nothing')
+  fine.say(FRAME.PING, 0, u64(1)).say(FRAME.PING, 0, u64(2)).pull()
+  t.same(
+    fine.frames.filter(frame => frame.type === FRAME.PONG).map(frame => frame.payload[7]),
+    [2],
+    'a flood of PINGs is answered once',
+  )
+})
+
+t.test('what is kept pins no more memory than it counts', async t => {
+  const kept: Uint8Array[] = []
+  const bench = new Bench('server', { onData: (_flow, payload) => kept.push(payload) })
+  bench.say(FRAME.OPEN, 1, openPayload())
+  const chunk = new Uint8Array(65536)
+  bench.say(FRAME.DATA, 1, chunk.subarray(0, 100)).say(FRAME.DATA, 1, chunk.subarray(0, 16384))
+  t.equal(kept[0]!.buffer.byteLength, 100, 'a small view of a large chunk is copied')
+  t.equal(kept[1]!.buffer, chunk.buffer, 'a large one is not')
+})
+
+// What goes out, and when ---------------------------------------------------------------------------------------------
+
+t.test('urgent frames overtake, and the order of a flow stays', async t => {
+  const bench = new Bench('client')
+  const { session } = bench
+  const bulk = session.openFlow(INFO)
+  const small = session.openFlow(INFO)
+  bench.pull()
+  session.sendBatch(bulk, 100_000, [batch(100_000, 40_000)])
+  session.sendData(bulk, ascii('behind its batch'))
+  session.sendData(small, ascii('urgent'))
+  session.finFlow(bulk)
+  session.finFlow(small)
+  const opened = session.openFlow(INFO)
+  t.same(
+    bench.pull(),
+    ['2 2 6', '4 2 0', '1 3 40', '3 1 16384', '3 1 16384', '3 1 7232', '2 1 16', '4 1 0'].map(line =>
+      line.replace('1 3 40', `1 3 ${JSON.stringify(INFO).length}`),
+    ),
+    'data, FIN and OPEN of others first; of the same flow behind its batch',
+  )
+  t.equal(opened, 3)
+  t.same(
+    bench.frames.filter(frame => frame.type === FRAME.BATCH).map(frame => frame.flags),
+    [1, 1, 0],
+  )
+})
+
+t.test('data overtakes a batch that is half sent', async t => {
+  const bench = new Bench('client')
+  const { session } = bench
+  const bulk = session.openFlow(INFO)
+  const small = session.openFlow(INFO)
+  bench.pull()
+  session.sendBatch(bulk, 100_000, [batch(100_000, 40_000)])
+  t.same(bench.pull(0, 1000), ['3 1 16384'])
+  session.sendData(small, ascii('urgent'))
+  t.same(bench.pull(), ['2 2 6', '3 1 16384', '3 1 7232'])
+})
+
+t.test('RESET drops data and keeps batches', async t => {
+  const bench = new Bench('client')
+  const { session } = bench
+  const flow = session.openFlow(INFO)
+  bench.pull()
+  session.sendData(flow, new Uint8Array(40_000))
+  session.sendBatch(flow, 50, [batch(50, 20)])
+  session.sendData(flow, new Uint8Array(40_000))
+  t.equal(session.stats().queued, 80_020)
+  session.resetFlow(flow, 1, 'gone')
+  t.same(bench.pull(), ['3 1 20', '5 1 6'], 'the pool has changed with the batch')
+  t.equal(session.stats().queued, 0)
+  t.equal(session.credit(flow), 0)
+  bench.say(FRAME.DATA, flow, ascii('late')).say(FRAME.BATCH, flow, batch(5, 10)).say(FRAME.FIN, flow)
+  t.same(bench.log, ['batch 1 10 5'], 'what still arrives is dropped, except batches')
+  bench.say(FRAME.END, flow)
+  t.same(bench.log.slice(1), ['end 1'])
+})
+
+t.test('a peer that resets a flow', async t => {
+  const bench = new Bench('client')
+  const { session } = bench
+  const flow = session.openFlow(INFO)
+  session.sendData(flow, ascii('waits'))
+  bench.pull(0, 10) // OPEN only
+  bench.say(FRAME.RESET, flow, RESET_PAYLOAD)
+  t.same(bench.log, ['reset 1 1 gone'])
+  session.sendBatch(flow, 50, [batch(50, 20)]) // was being encoded
+  session.sendData(flow, ascii('late'))
+  t.same(bench.pull(), ['3 1 20'], 'the batch goes, the data does not')
+  session.resetFlow(flow, 0, '')
+  t.same(bench.pull(), ['5 1 2'])
+})
+
+t.test('flow numbers', async t => {
+  const bench = new Bench('client')
+  const { session } = bench
+  for (let i = 1; i <= 1024; i++) t.equal(session.openFlow(INFO), i) || t.bailout()
+  t.equal(
+    codeOf(() => session.openFlow(INFO)),
+    'LIMIT_EXCEEDED',
+  )
+  session.finFlow(5)
+  bench.pull()
+  bench.say(FRAME.FIN, 5)
+  t.equal(session.flowCount, 1024, 'not free before END')
+  bench.say(FRAME.END, 5)
+  t.equal(session.openFlow(INFO), 1025, 'numbers go on before they come again')
+  session.drain()
+  t.equal(
+    codeOf(() => session.openFlow(INFO)),
+    'PROTOCOL_STATE',
+  )
+})
+
+t.test('DRAIN', async t => {
+  const bench = new Bench('server')
+  bench.session.drain()
+  t.same(bench.pull(), ['20 0 0'])
+  bench.session.attach(1, 0, 0)
+  t.same(bench.pull(1), ['20 0 0'], 'on each connection')
+  bench.say(FRAME.OPEN, 1, openPayload())
+  t.same(bench.log, [], 'an OPEN that crosses it is not told')
+  t.match(bench.pull(), [/^5 1 /], 'and answered with RESET')
+  t.equal(bench.frames.at(-1)!.payload[1], 10)
+  const client = new Bench('client')
+  client.say(FRAME.DRAIN).say(FRAME.DRAIN)
+  t.same(client.log, ['drain'])
+  t.equal(
+    codeOf(() => client.session.openFlow(INFO)),
+    'PROTOCOL_STATE',
+  )
+})
+
+t.test('what a lost connection carried goes out again', async t => {
+  const bench = new Bench('client')
+  const { session } = bench
+  session.attach(1, 0, 0)
+  const flow = session.openFlow(INFO)
+  session.sendBatch(flow, 100_000, [batch(100_000, 40_000)])
+  bench.pull(0, 1000) // OPEN and a part on the first connection
+  bench.pull(1, 1000) // a part on the second
+  const sent = bench.frames.filter(frame => frame.sequence > 0).map(frame => frame.sequence)
+  t.same(sent, [1, 2, 3])
+  session.detach(0, 0)
+  bench.frames = []
+  bench.pull(1)
+  const again = bench.frames.filter(frame => frame.sequence > 0).map(frame => frame.sequence)
+  t.same(again, [1, 2, 4], 'in order, before what is new; 3 is still under way')
+  session.detach(1, 0)
+  bench.frames = []
+  session.attach(0, 2, 0)
+  bench.pull(0)
+  t.same(
+    bench.frames.filter(frame => frame.sequence > 0).map(frame => frame.sequence),
+    [3, 4],
+    'after the hello: what the peer does not have',
+  )
+  t.equal(session.stats().resentBytes, 16 + JSON.stringify(INFO).length + 2 * 16400 + 16 + 7232)
+})
+
+t.test('what was counted on one connection is not sent again when a gap keeps it unacknowledged', async t => {
+  const bench = new Bench('client')
+  const { session } = bench
+  session.attach(1, 0, 0)
+  const flow = session.openFlow(INFO)
+  session.sendBatch(flow, 30_000, [batch(30_000, 30_000)])
+  bench.pull(1, 1) // a PING
+  bench.pull(0, 10) // 1
+  bench.pull(1, 16_384 + 17) // 2 and 3
+  bench.ack(0, 2, 1)
+  session.detach(1, 0)
+  session.detach(0, 0)
+  session.attach(0, 0, 0)
+  bench.frames = []
+  bench.pull(0)
+  t.same(
+    bench.frames.filter(frame => frame.sequence > 0).map(frame => frame.sequence),
+    [1],
+  )
+})
+
+t.test('frames in any order', async t => {
+  const bench = new Bench('server')
+  bench.session.attach(1, 0, 0)
+  bench.sayNumbered(3, FRAME.FIN, 1, new Uint8Array(0), 0, 1)
+  bench.sayNumbered(2, FRAME.DATA, 1, ascii('ab'), 0, 1)
+  bench.sayNumbered(2, FRAME.DATA, 1, ascii('ab'), 0, 0)
+  t.same([bench.log.length, bench.session.received, bench.session.stats().duplicates], [0, 0, 1])
+  bench.sayNumbered(1, FRAME.OPEN, 1, openPayload(), 0, 0)
+  t.same(bench.log, ['open 1', 'data 1 2', 'fin 1'])
+  bench.sayNumbered(1, FRAME.OPEN, 1, openPayload(), 0, 1)
+  t.same([bench.log.length, bench.session.received, bench.session.stats().duplicates], [3, 3, 2])
+  bench.now = 2
+  bench.session.tick(2)
+  for (const [connection, frames] of [
+    [0, 2],
+    [1, 3],
+  ] as const) {
+    bench.frames = []
+    bench.pull(connection)
+    const ack = bench.frames.find(frame => frame.type === FRAME.ACK)!
+    t.same([ack.payload[7], ack.payload[15]], [3, frames], `ACK on connection ${connection}`)
+  }
+})
+
+t.test('credit comes back when bytes are consumed', async t => {
+  const bench = new Bench('server')
+  const { session } = bench
+  bench.say(FRAME.OPEN, 1, openPayload())
+  for (let i = 0; i < 3; i++) bench.say(FRAME.BATCH, 1, batch(100_000, 50))
+  bench.pull()
+  session.consumed(1, 200_000)
+  t.same(bench.pull(), [], 'not before a quarter of the window')
+  session.consumed(1, 100_000)
+  t.same(bench.pull(), ['6 1 8'])
+  const told = Buffer.from(bench.frames.at(-1)!.payload).readBigUInt64BE()
+  t.equal(Number(told), 300_000 + (1 << 20))
+  t.equal(
+    codeOf(() => session.consumed(1, 1)),
+    'INTERNAL',
+    'more than arrived',
+  )
+  session.setWindow(1, 8 << 20)
+  t.same(bench.pull(), ['6 1 8'], 'a larger window is told at once')
+})
+
+t.test('the window grows while the QEMU keeps up, within bounds', async t => {
+  const bench = new Bench('server')
+  const { session } = bench
+  for (let flow = 1; flow <= 4; flow++) bench.say(FRAME.OPEN, flow, openPayload())
+  for (let round = 0; round < 2000; round++) {
+    bench.now += 2
+    session.tick(bench.now)
+    for (let flow = 1; flow <= 4; flow++) {
+      const { window } = session.stats().flows[flow - 1]!
+      for (let raw = 0; raw < window; raw += 1 << 20) bench.say(FRAME.BATCH, flow, batch(1 << 20, 20))
+      session.consumed(flow, Math.ceil(window / (1 << 20)) << 20)
+    }
+    bench.pull()
+    bench.ack()
+    if (round % 100 === 0 && session.stats().flows.every(({ window }) => window >= 128 << 20)) break
+  }
+  const windows = session.stats().flows.map(({ window }) => window)
+  t.ok(windows.every(window => window <= limits.CREDIT_FLOW_BYTES_MAX))
+  const grown = windows.reduce((sum, window) => sum + window - limits.CREDIT_INITIAL_BYTES, 0)
+  t.ok(grown <= limits.CREDIT_GROWN_BYTES_MAX, `${grown} bytes of growth`)
+  t.ok(grown > limits.CREDIT_GROWN_BYTES_MAX / 2, `${grown} bytes of growth`)
+  t.equal(bench.dead, null)
+})
+
+t.test('closing delivers everything, then says BYE', async t => {
+  const bench = new Bench('server')
+  const { session } = bench
+  bench.say(FRAME.OPEN, 1, openPayload())
+  session.sendData(1, ascii('SHUT'))
+  session.finFlow(1)
+  session.close(0)
+  t.same(bench.pull(), ['2 1 4', '4 1 0'])
+  t.same(bench.pull(), [], 'no BYE before the ACK')
+  session.detach(0, 1)
+  t.equal(session.state, 'stranded')
+  bench.now = 5000
+  session.attach(0, 0, 5000)
+  t.same(bench.pull(), ['2 1 4', '4 1 0'], 'again on the next connection')
+  bench.ack(2, 2)
+  t.same([session.state, bench.pull(), session.isDone(0)], ['closed', ['19 0 2'], true])
+  session.attach(1, 0, 5001)
+  t.same(bench.pull(1), ['19 0 2'], 'a connection that comes late is told too')
+})
+
+t.test('the clock of a session', async t => {
+  const bench = new Bench('client')
+  const { session } = bench
+  session.attach(0, 0, 0)
+  bench.pull()
+  t.equal(bench.frames[0]!.type, FRAME.PING, 'a PING at once measures the round trip')
+  t.equal(session.nextTickMs, 1000)
+  bench.now = 30
+  bench.say(FRAME.PONG, 0, bench.frames[0]!.payload)
+  t.equal(session.stats().rttMs, 30)
+  for (const ms of [1000, 2000, 3000, 4000, 5000]) {
+    session.tick(ms)
+    bench.now = ms
+    bench.pull()
+  }
+  t.equal(bench.frames.length, 6)
+  t.equal(session.nextTickMs, 5030)
+  session.tick(5030)
+  t.same([bench.log, session.state], [['lost 0'], 'broken'])
+  t.equal(session.nextTickMs, 5030 + limits.PATIENCE_MS)
+  session.tick(5030 + limits.PATIENCE_MS - 1)
+  t.equal(session.state, 'broken')
+  session.tick(5030 + limits.PATIENCE_MS)
+  t.same([bench.log[1], session.state], ['dead PEER_LOST', 'closed'])
+  t.equal(session.nextTickMs, Number.POSITIVE_INFINITY)
+})
+
+t.test('BYE of the peer', async t => {
+  const bench = new Bench('client')
+  bench.session.openFlow(INFO)
+  bench.say(FRAME.BYE, 0, join(hex('0007'), ascii('wrong bytes')))
+  t.same(bench.log, ['bye 7 wrong bytes'])
+  t.same([bench.session.state, bench.pull(), bench.session.isDone(0)], ['closed', [], true])
+  bench.session.sendData(1, ascii('late'))
+  bench.session.finFlow(1)
+  bench.session.resetFlow(1, 0, '')
+  bench.session.consumed(1, 5)
+  t.same(bench.pull(), [], 'calls for flows that are gone do nothing')
+})
+
+// Failing links -------------------------------------------------------------------------------------------------------
+
+t.test('10,000 runs over failing links', async t => {
+  const from = Number(process.env.SESSION_SEED ?? 1)
+  const runs = Number(process.env.SESSION_RUNS ?? 10_000)
+  const started = performance.now()
+  const ends: Record<string, number> = {}
+  let failures = 0
+  let bytes = 0
+  for (let seed = from; seed < from + runs; seed++) {
+    const outcome = simulate(seed)
+    ends[outcome.end] = (ends[outcome.end] ?? 0) + 1
+    bytes += outcome.bytes
+    if (outcome.failure === null) continue
+    t.fail(`SESSION_SEED=${seed} SESSION_RUNS=1: ${outcome.failure}`, { faults: outcome.faults })
+    if (++failures >= 5) break
+  }
+  const seconds = ((performance.now() - started) / 1000).toFixed(1)
+  t.comment(`${runs} runs in ${seconds} s, ${(bytes / 1e6).toFixed(0)} MB; ended: ${JSON.stringify(ends)}`)
+  t.ok((ends.bye ?? 0) > runs * 0.9, 'nearly all of them end in order')
+})
+
+t.test('the simulation notices what is planted', async t => {
+  for (const [name, plant] of Object.entries(PLANTS)) {
+    let seed = 1
+    while (seed <= 1000 && simulate(seed, plant).failure === null) seed++
+    t.ok(seed <= 1000, `a session that ${name}: caught by seed ${seed}`)
+  }
+})
