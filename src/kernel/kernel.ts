@@ -21,7 +21,15 @@ import {
 } from './layout.ts'
 import { makeTwin } from './twin.ts'
 
-export { createMemory, type LayoutRequest, layoutMemory, type MemoryLayout, NONE, PAGE_BYTES } from './layout.ts'
+export {
+  createMemory,
+  type LayoutRequest,
+  layoutMemory,
+  longEntriesFor,
+  type MemoryLayout,
+  NONE,
+  PAGE_BYTES,
+} from './layout.ts'
 
 /** What a page became. The slot word that goes with it: */
 export const KIND = {

@@ -38,7 +38,7 @@ const WAYS = 4
 const SCORE_BYTES = 256
 const RUN_NEAR = 8
 const RUN_FAR = 16
-const SAVED_MIN = 410
+const SAVED_MIN = 256
 const TOKEN_COST = 4
 
 /** The functions of the kernel over a buffer that writeConfig has prepared. Keeps views of it; allocates nothing later. */

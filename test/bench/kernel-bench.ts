@@ -10,10 +10,12 @@ import {
   KIND,
   layoutMemory,
   loadKernel,
+  longEntriesFor,
   MATCH,
   NONE,
   PAGE_BYTES,
   RESULT,
+  TOKEN_BYTES,
 } from '../../src/kernel/kernel.ts'
 
 const PAGE = PAGE_BYTES
@@ -98,6 +100,7 @@ function synthetic(): void {
     ioBytes: inputPages * PAGE + (4 << 20),
   })
   const k = loadKernel(layout, { implementation })
+  k.commit(0, k.bytes.length)
   const a = areas(k)
   const words = (at: number, n: number) => new Uint32Array(k.memory.buffer, at, n)
   fillRandom(words(layout.pool, templates * 1024), 1)
@@ -258,11 +261,12 @@ async function stream(path: string): Promise<void> {
     ringPages: Number(args.ring),
     places: 1 << 21,
     ioBytes: size + (8 << 20),
-    longEntries: 1 << 22,
+    longEntries: longEntriesFor(templates + Number(args.ring)),
   })
   for (const options of [0, MATCH.LONG]) {
     const k = loadKernel(layout, { implementation })
     const a = areas(k)
+    k.commit(0, k.bytes.length)
     let slot = 0
     for (const bytes of sets) {
       const { offsets } = pagesOf(bytes)
@@ -277,7 +281,8 @@ async function stream(path: string): Promise<void> {
     const sums = { literal: 0, dense: 0, token: 0, copies: 0, packed: 0 }
     let spent = 0
     const literals: Uint8Array[] = []
-    const tokens: Uint8Array[] = []
+    const lengths: Uint8Array[] = []
+    const sources: Uint8Array[] = []
     for (let first = 0; first < offsets.length; first += BATCH) {
       const n = Math.min(BATCH, offsets.length - first)
       for (let j = 0; j < n; j++) {
@@ -294,7 +299,29 @@ async function stream(path: string): Promise<void> {
       for (let kind = 0; kind < 6; kind++) counts[kind]! += k.result[RESULT.KIND_COUNT + kind]!
       literals.push(k.bytes.slice(a.literals, a.literals + k.result[RESULT.LITERAL_BYTES]!))
       literals.push(k.bytes.slice(a.dense, a.dense + k.result[RESULT.DENSE_BYTES]!))
-      tokens.push(k.bytes.slice(a.tokens, a.tokens + k.result[RESULT.TOKEN_BYTES]!))
+      // about what docs/protocol.md makes of tokens: lengths, and sources where they do not follow from the copy before
+      const tokens = k.result[RESULT.TOKEN_BYTES]! / TOKEN_BYTES
+      const halves = new Uint16Array(k.memory.buffer, a.tokens, tokens * 4)
+      const words = new Uint32Array(k.memory.buffer, a.tokens, tokens * 2)
+      const pairs = new Uint16Array(tokens * 2)
+      const origins = new Uint32Array(tokens)
+      for (let i = 0, at = 0, displacement = Number.NaN; i < tokens; i++) {
+        const literal = halves[4 * i]!
+        const copy = halves[4 * i + 1]!
+        pairs[2 * i] = literal
+        pairs[2 * i + 1] = copy
+        at += literal
+        const source = words[2 * i + 1]!
+        if (copy > 0 && source - at !== displacement) origins[i] = source + 1
+        displacement = source - at
+        at += copy
+        if (at === PAGE) {
+          at = 0
+          displacement = Number.NaN
+        }
+      }
+      lengths.push(new Uint8Array(pairs.buffer))
+      sources.push(new Uint8Array(origins.buffer))
     }
     const names = Object.keys(KIND).map((name, kind) => `${name} ${counts[kind]}`)
     console.log(`${options ? 'long' : 'exact'}: ${offsets.length} pages: ${names.join(', ')}`)
@@ -303,7 +330,7 @@ async function stream(path: string): Promise<void> {
         `copies ${sums.copies}`,
     )
     const literalBytes = zstd(Buffer.concat(literals))
-    const tokenBytes = zstd(Buffer.concat(tokens))
+    const tokenBytes = zstd(Buffer.concat(lengths)) + zstd(Buffer.concat(sources))
     console.log(
       `  zstd 3 in one piece: ${((literalBytes + tokenBytes) / 1e6).toFixed(2)} MB (tokens ${(tokenBytes / 1e6).toFixed(2)}); ` +
         `${((offsets.length * PAGE) / 1e6 / spent).toFixed(0)} MB/s; templates ${((slot * PAGE) / 1e6 / indexing).toFixed(0)} MB/s`,

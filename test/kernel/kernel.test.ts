@@ -14,6 +14,7 @@ import {
   type LayoutRequest,
   layoutMemory,
   loadKernel,
+  longEntriesFor,
   MATCH,
   NONE,
   PAGE_BYTES,
@@ -587,6 +588,9 @@ t.test('small functions', t => {
     token(0xffff, 0xffff, 0, 0)
     t.equal(patch(1), FAILED)
     t.equal(k.placeOf(1), 2, 'a failed patch changes no place')
+    const before = Buffer.from(k.bytes.subarray(0, io + 65536))
+    k.commit(0, k.bytes.length)
+    t.equal(before.compare(k.bytes.subarray(0, io + 65536)), 0, 'commit changes nothing')
   }
   t.end()
 })
@@ -630,6 +634,7 @@ t.test('layouts', t => {
   ]
   for (let i = 1; i < parts.length; i++) t.ok(parts[i]![0] >= parts[i - 1]![0] + parts[i - 1]![1], `area ${i}`)
   t.equal(l.pool % PAGE, 0)
+  t.same([0, 1, 1000, 262144, 2 ** 31].map(longEntriesFor), [4096, 4096, 16384, 1 << 23, 1 << 25])
   t.ok(l.tableEntries >= 40)
   for (const wrong of [{ ringPages: 1 << 20 }, { ioBytes: -1 }, { places: 1.5 }, { longEntries: 1000 }]) {
     try {

@@ -15,8 +15,8 @@ const SCORE_BYTES: u32 = 256
 /** Shortest copy: next to the one before, where its source goes without saying; and after more bytes of the page's own. */
 const RUN_NEAR: u32 = 8
 const RUN_FAR: u32 = 16
-/** Copies must save a tenth of the page; a token costs about 4 bytes. */
-const SAVED_MIN: u32 = 410
+/** What copies must save of a page, where a token counts 4 bytes: about what it costs compressed, and some. */
+const SAVED_MIN: u32 = 256
 const TOKEN_COST: u32 = 4
 
 // areas in the scratch; its first 512 bytes belong to hash.ts, page.ts and match.ts
