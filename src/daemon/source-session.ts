@@ -56,6 +56,8 @@ export class Migration {
   readonly startMs: number
   readonly blocks = new BlockTable()
   readonly flows = new Set<SourceFlow>()
+  /** Main, or what came first where that cannot be told. */
+  lead: SourceFlow | undefined
   readonly stats = new BatchStats()
   readonly kinds: string[] = []
   bytesBack = 0
@@ -134,6 +136,7 @@ export class SourceSession implements LinkSink {
     this.connections.add(flow)
     gate.silent.add(flow)
     socket.start(flow)
+    if (isOpen(gate.migration) && gate.migration.postcopyAdvised) this.dialSilent(gate)
   }
 
   /** A connection and its slot are done with. */
@@ -148,12 +151,17 @@ export class SourceSession implements LinkSink {
     gate.silent.delete(flow)
     // an unknown protocol or TLS has no order that we could know: as it came
     const leads =
-      kind === 'main' || kind === 'recovery' || kind === 'unknown' || (kind === 'tls' && !isOpen(gate.migration))
+      kind === 'main' || kind === 'recovery' || ((kind === 'unknown' || kind === 'tls') && !isOpen(gate.migration))
     if (leads) {
       const { nextMigration, now } = this.options
-      gate.migration = new Migration(nextMigration(), gate, now())
+      if (kind === 'recovery') gate.migration?.lead?.keepMemory() // else it was kept when that migration ended
+      const migration = new Migration(nextMigration(), gate, now())
+      gate.migration = migration
+      migration.lead = flow
+      migration.urgent = kind === 'recovery'
       this.open(flow, kind)
       for (const waiting of gate.waiting.splice(0)) this.open(waiting, waiting.kind)
+      if (kind === 'recovery') this.postcopyAdvised(migration)
     } else if (isOpen(gate.migration)) this.open(flow, kind)
     else gate.waiting.push(flow)
   }
@@ -188,15 +196,22 @@ export class SourceSession implements LinkSink {
     this.wake()
   }
 
-  /** Main announced postcopy: a silent connection of the same gate is the preempt channel. */
-  postcopyAdvised(gate: Gate): void {
+  /** Main announced postcopy: silent connections of the same gate, now or later, are the preempt channel. */
+  postcopyAdvised(migration: Migration): void {
+    migration.postcopyAdvised = true
+    this.dialSilent(migration.gate)
+  }
+
+  /** Opens the connections that are silent now, unless they say in time what they are. */
+  private dialSilent(gate: Gate): void {
+    const silent = [...gate.silent]
     setTimeout(() => {
-      for (const flow of [...gate.silent]) {
-        if (isOpen(gate.migration) && !flow.closed) {
-          gate.silent.delete(flow)
-          flow.kind = 'preempt'
-          this.open(flow, 'preempt')
-        }
+      for (const flow of silent) {
+        // A connection that QEMU gave up, or that has spoken, is not among them any more; nor is any once the session ended.
+        if (this.ended || !gate.silent.has(flow) || !isOpen(gate.migration)) continue
+        gate.silent.delete(flow)
+        flow.kind = 'preempt'
+        this.open(flow, 'preempt')
       }
     }, PREEMPT_SILENT_MS).unref()
   }
@@ -442,7 +457,7 @@ export class SourceFlow implements SocketSink {
         reason: `QEMU compresses multifd with ${method}: set multifd-compression none, the pair saves more`,
       })
     encoder.onPhase = phase => {
-      if (phase === 'postcopy-advise') this.session.postcopyAdvised(gate)
+      if (phase === 'postcopy-advise') this.session.postcopyAdvised(migration)
       else if (phase === 'postcopy' || phase === 'recovery') {
         migration.urgent = true
         for (const flow of migration.flows) session.setUrgent(flow.number, true)
@@ -453,6 +468,19 @@ export class SourceFlow implements SocketSink {
     this.early = 0
     if (early > 0) encoder.push(this.bytes, this.slot, early)
     this.socket.resume()
+  }
+
+  /** QEMU has ended it. */
+  get over(): boolean {
+    return this.finished || this.closed
+  }
+
+  /** Keeps what a recovery connection will need of this one. */
+  keepMemory(): void {
+    const { parser } = this.encoder
+    if ((this.kind === 'main' || this.kind === 'recovery') && parser !== undefined) {
+      this.gate.memory = (parser as MainStreamParser).memory()
+    }
   }
 
   canEncode(): boolean {
@@ -534,10 +562,8 @@ export class SourceFlow implements SocketSink {
     else this.onClosed = () => free()
     const { migration } = this
     if (!migration) return
-    const { parser } = this.encoder
-    if ((this.kind === 'main' || this.kind === 'recovery') && parser !== undefined) {
-      this.gate.memory = (parser as MainStreamParser).memory()
-    }
+    // unless a later migration's is there already
+    if (this.gate.migration === migration) this.keepMemory()
     migration.stats.add(this.encoder.stats)
     migration.flows.delete(this)
     if (migration.flows.size > 0) return
@@ -546,6 +572,7 @@ export class SourceFlow implements SocketSink {
   }
 }
 
-function isOpen(migration: Migration | undefined): boolean {
-  return migration !== undefined && migration.flows.size > 0
+/** Whether channels that come now belong to it. One that QEMU has given up may still have bytes to deliver. */
+function isOpen(migration: Migration | undefined): migration is Migration {
+  return migration !== undefined && migration.flows.size > 0 && migration.lead?.over !== true
 }
