@@ -139,7 +139,7 @@ interface Moved {
 async function move(route: Route, mode: Mode, pair: Pair | undefined): Promise<Moved> {
   const qemus = { '7.2': await systemQemu(), '10': await qemu10() }
   const tls = (side: string) => (mode.tls ? ['-object', `tls-creds-anon,id=tls0,endpoint=${side}`] : [])
-  const disk = mode.bitmaps ? ['-blockdev', 'driver=null-co,node-name=disk0,size=64M'] : []
+  const disk = mode.bitmaps ? ['-blockdev', 'driver=null-co,node-name=disk0,size=67108864'] : []
   const runs = mode.passes !== undefined || mode.postcopy !== undefined
   const options = {
     qemu: qemus[route.source].qemu!,
@@ -191,9 +191,21 @@ async function throughNetwork({ source, destination }: Guests, mode: Mode, pair:
       ...(mode.postcopy ? { 'max-postcopy-bandwidth': mode.postcopy === 'plain' ? 3_000_000 : 1_500_000 } : {}),
     },
   })
+  const look = async (): Promise<MemorySnapshot> => {
+    // before that, a page that is missing reads as zeros
+    await until(
+      async () => /postcopy-active|completed/.test((await destination.migrationInfo()).status ?? ''),
+      10_000,
+      () => 'the destination does not become postcopy-active',
+    )
+    return destination.snapshot()
+  }
   const onProgress = ({ ram, status }: MigrationInfo): void => {
     // reading all of the guest's memory asks for the pages that are not there yet
-    if (mode.postcopy === 'plain' && status === 'postcopy-active') seen ??= destination.snapshot()
+    if (mode.postcopy === 'plain' && status === 'postcopy-active' && !seen) {
+      seen = look()
+      seen.catch(() => {})
+    }
     if (letGo) return
     if (mode.postcopy) {
       if ((ram?.transferred ?? 0) < 300_000) return
@@ -254,7 +266,7 @@ async function throughFile({ source, destination }: Guests, mode: Mode, codec: b
   const folder = process.env.MODES_FOLDER!
   const before = await source.snapshot()
   const write = codec
-    ? `tee '${folder}/raw' | '${pageferry}' encode - -o '${folder}/encoded' --effort ${EFFORT}`
+    ? `tee '${folder}/raw' | '${pageferry}' encode /dev/stdin -o '${folder}/encoded' --effort ${EFFORT}`
     : `cat > '${folder}/raw'`
   const stats = await source.migrate(`exec:${write}`, { ...mode.settings, parameters: { 'max-bandwidth': 0 } })
   if (codec) {
@@ -269,10 +281,11 @@ async function throughFile({ source, destination }: Guests, mode: Mode, codec: b
       10_000,
       () => 'nothing was encoded',
     )
-    await run('sh', ['-c', `'${pageferry}' decode '${folder}/encoded' -o - | cmp - '${folder}/raw'`])
+    await run(pageferry, ['decode', `${folder}/encoded`, '-o', `${folder}/decoded`])
+    await run('cmp', [`${folder}/decoded`, `${folder}/raw`])
   }
   await destination.qmp.execute('migrate-incoming', {
-    uri: `exec:${codec ? `'${pageferry}' decode '${folder}/encoded' -o -` : `cat '${folder}/raw'`}`,
+    uri: `exec:cat '${folder}/${codec ? 'decoded' : 'raw'}'`,
   })
   await destination.waitStatus(['paused', 'prelaunch'], 60_000)
   return { stats, differingPages: (await compareMemory(before, await destination.snapshot())).differingPages }

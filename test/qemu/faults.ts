@@ -1,0 +1,372 @@
+/**
+ * Long runs of real migrations over a WAN that breaks, and of everything else that can break. Exit status 1 where one fails.
+ *
+ *   node test/qemu/faults.ts                             all scenarios: half an hour
+ *   node test/qemu/faults.ts cuts multifd --runs 100     some, with so many cuts or mishaps each
+ *   node test/qemu/faults.ts mishaps --seed 7            another run of chance; --seed repeats the choices, not the timing of a loaded machine
+ *
+ * cuts        one guest that dirties memory, the WAN breaks again and again: RST, silence, stall
+ * four        the same with four migrations at once
+ * multifd     the same with four channels
+ * postcopy    the same while the guest already runs at the destination
+ * mishaps     cancel, either QEMU killed, either proxy killed, at any moment
+ * held        main, multifd, return path, or the whole WAN stands still for 30 s
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { parseArgs } from 'node:util'
+import type { MigrationSettings, QemuGuest } from '../../scripts/qemu/guest.ts'
+import { qemu10 } from '../../scripts/qemu/versions.ts'
+import { parseAddress } from '../../src/relay/address.ts'
+import { ChannelRelay, FAULTS, type Fault, Guests, Pair, until } from './pair.ts'
+
+const scenarios = ['cuts', 'four', 'multifd', 'postcopy', 'mishaps', 'held'] as const
+type Scenario = (typeof scenarios)[number]
+/** How often the WAN breaks in one migration. */
+const CUTS_PER_MIGRATION = 10
+const RUNS: Record<Scenario, number> = { cuts: 100, four: 40, multifd: 40, postcopy: 40, mishaps: 50, held: 4 }
+const HELD_MS = 30_000
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { runs: { type: 'string' }, seed: { type: 'string', default: '1' } },
+})
+const found = await qemu10()
+if (found.skip !== undefined) {
+  console.log(`skipped: ${found.skip}`)
+  process.exit(0)
+}
+const qemu = found.qemu!
+
+/** 0 to 1, by mulberry32. */
+class Chance {
+  private state: number
+  constructor(seed: number) {
+    this.state = seed >>> 0
+  }
+  next(): number {
+    this.state = (this.state + 0x6d2b79f5) >>> 0
+    let t = Math.imul(this.state ^ (this.state >>> 15), this.state | 1)
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
+  }
+  between(from: number, to: number): number {
+    return from + this.next() * (to - from)
+  }
+  of<T>(list: readonly T[]): T {
+    return list[Math.floor(this.next() * list.length)]!
+  }
+}
+
+interface Outcome {
+  failures: number
+  readonly notes: string[]
+}
+
+// The WAN breaks ------------------------------------------------------------------------------------------------------
+
+interface CutPlan {
+  readonly migrations: number
+  readonly settings: MigrationSettings
+  readonly postcopy?: boolean
+}
+
+const cutPlans: Record<'cuts' | 'four' | 'multifd' | 'postcopy', CutPlan> = {
+  cuts: { migrations: 1, settings: { capabilities: { 'return-path': true } } },
+  four: { migrations: 4, settings: { capabilities: { 'return-path': true } } },
+  multifd: {
+    migrations: 1,
+    settings: { capabilities: { 'return-path': true, multifd: true }, parameters: { 'multifd-channels': 4 } },
+  },
+  postcopy: { migrations: 1, settings: { capabilities: { 'postcopy-ram': true } }, postcopy: true },
+}
+
+/** Breaks the WAN once and waits until it stands again. */
+async function cutOnce(pair: Pair, chance: Chance): Promise<Fault> {
+  const fault = chance.of(FAULTS)
+  const ups = pair.log.filter(line => line.side === 'source' && line.event === 'link.up').length
+  await pair.breakWan(
+    fault,
+    fault === 'drop' ? 0 : fault === 'reset' ? chance.between(0, 500) : chance.between(20, 2000),
+  )
+  if (fault === 'stall') return fault
+  await until(
+    () => pair.log.filter(line => line.side === 'source' && line.event === 'link.up').length > ups,
+    20_000,
+    () => `no connection again after ${fault}`,
+  )
+  return fault
+}
+
+async function cuts(plan: CutPlan, total: number, chance: Chance, progress: (text: string) => void): Promise<Outcome> {
+  const outcome: Outcome = { failures: 0, notes: [] }
+  const counts: Record<Fault, number> = { reset: 0, drop: 0, stall: 0 }
+  let done = 0
+  let moved = 0
+  await using pair = await Pair.start({ gates: plan.migrations, patienceMs: 30_000, wan: '200Mbit,10ms' })
+  while (done < total) {
+    const all: Guests[] = []
+    try {
+      for (let i = 0; i < plan.migrations; i++) all.push(await Guests.start({ qemu, machine: 'pc-i440fx-10.0' }))
+      for (const [i, { source, destination }] of all.entries()) {
+        await destination.listen(pair.targetUri(i), plan.settings)
+        await source.startMigration(pair.sourceUri(i), {
+          ...plan.settings,
+          // dirtied faster than sent, so that it goes on until it is let go
+          parameters: {
+            ...{ 'max-bandwidth': 1_000_000, 'downtime-limit': 1, ...plan.settings.parameters },
+            ...(plan.postcopy ? { 'max-postcopy-bandwidth': 400_000 } : {}),
+          },
+        })
+      }
+      if (plan.postcopy) {
+        for (const { source } of all) {
+          await until(
+            async () => ((await source.migrationInfo()).ram?.transferred ?? 0) > 300_000,
+            20_000,
+            () => 'the migration does not get going',
+          )
+          await source.qmp.execute('migrate-start-postcopy')
+        }
+      }
+      const cutsNow = Math.min(CUTS_PER_MIGRATION, total - done)
+      let active = true
+      for (let i = 0; i < cutsNow && active; i++) {
+        await sleep(chance.between(0, 600))
+        for (const { source } of all) {
+          const { status } = await source.migrationInfo()
+          if (status === 'completed') active = false
+          else if (!/active|device|setup/.test(status ?? '')) throw new Error(`QEMU noticed: ${status}`)
+        }
+        if (!active) break
+        // the last one falls into the end
+        if (i === cutsNow - 1) await letGo(all, plan)
+        counts[await cutOnce(pair, chance)]++
+        done++
+        progress(`${done}/${total} cuts, ${moved} migrations`)
+      }
+      await letGo(all, plan)
+      for (const [i, guests] of all.entries()) {
+        await guests.source.waitMigration({ timeoutMs: 60_000 })
+        await guests.destination.waitStatus(['paused', 'prelaunch'])
+        const pages = await guests.differingPages()
+        if (pages > 0) throw new Error(`migration ${i}: ${pages} pages differ`)
+        await guests.goesOn()
+        moved++
+      }
+    } catch (error) {
+      outcome.failures++
+      outcome.notes.push(`after ${done} cuts: ${(error as Error).message}; ${lastWords(pair)}`)
+      if (outcome.failures >= 5) break
+    } finally {
+      for (const guests of all) await guests[Symbol.asyncDispose]()
+    }
+  }
+  outcome.notes.push(`${done} cuts (${FAULTS.map(f => `${counts[f]} ${f}`).join(', ')}) in ${moved} migrations`)
+  return outcome
+}
+
+function letGo(all: readonly Guests[], plan: CutPlan): Promise<unknown> {
+  const parameters: Record<string, unknown> = plan.postcopy
+    ? { 'max-postcopy-bandwidth': 0 }
+    : { 'max-bandwidth': 0, 'downtime-limit': 2000 }
+  return Promise.all(all.map(({ source }) => source.configure({ parameters }).catch(() => {})))
+}
+
+function lastWords(pair: Pair): string {
+  const lines = pair.log.filter(line => line.level !== 'info').slice(-4)
+  return lines.map(line => `${line.side}: ${line.event} ${JSON.stringify(line.fields)}`).join('; ')
+}
+
+// Everything else breaks ------------------------------------------------------------------------------------------------
+
+const MISHAPS = ['cancel', 'source QEMU', 'destination QEMU', 'source proxy', 'destination proxy'] as const
+
+/** Where a guest is once everything has settled. */
+async function stateOf(guest: QemuGuest): Promise<string> {
+  if (guest.ended) return 'gone'
+  try {
+    return await guest.status()
+  } catch {
+    return 'gone'
+  }
+}
+
+async function mishaps(total: number, chance: Chance, progress: (text: string) => void): Promise<Outcome> {
+  const outcome: Outcome = { failures: 0, notes: [] }
+  const ends = new Map<string, number>()
+  const settings: MigrationSettings = { capabilities: { 'return-path': true } }
+  await using pair = await Pair.start({ processes: true, patienceMs: 2000, wan: '200Mbit,5ms' })
+  for (let i = 0; i < total; i++) {
+    const mishap = chance.of(MISHAPS)
+    const afterMs = chance.between(0, 1600)
+    const back = chance.next() < 0.5
+    const logged = pair.log.length
+    const modeSettings = chance.next() < 0.3 ? { capabilities: { ...settings.capabilities, multifd: true } } : settings
+    await using guests = await Guests.start({ qemu, machine: 'pc-i440fx-10.0', runs: true })
+    const { source, destination } = guests
+    let both = false
+    let watching = true
+    const watch = (async () => {
+      while (watching) {
+        // the destination first: who leaves the source arrives there later
+        const there = await stateOf(destination)
+        if (there === 'running' && (await stateOf(source)) === 'running') both = true
+        await sleep(20)
+      }
+    })()
+    await destination.listen(pair.targetUri(), modeSettings)
+    await source.startMigration(pair.sourceUri(), { ...modeSettings, parameters: { 'max-bandwidth': 8_000_000 } })
+    await sleep(afterMs)
+    if (mishap === 'cancel') await source.qmp.execute('migrate_cancel').catch(() => {})
+    else if (mishap === 'source QEMU') process.kill(source.pid, 'SIGKILL')
+    else if (mishap === 'destination QEMU') process.kill(destination.pid, 'SIGKILL')
+    else {
+      const side = mishap === 'source proxy' ? 'source' : 'destination'
+      await pair.kill(side)
+      if (!back) await sleep(3000) // longer than the patience
+      await (side === 'source' ? pair.startSource() : pair.startDestination())
+    }
+    let here = ''
+    let there = ''
+    let migration = ''
+    try {
+      await until(
+        async () => {
+          here = await stateOf(source)
+          there = await stateOf(destination)
+          migration =
+            here === 'gone' ? 'gone' : ((await source.migrationInfo().catch(() => ({ status: 'gone' }))).status ?? '')
+          return (
+            /gone|running|postmigrate/.test(here) &&
+            /gone|running/.test(there) &&
+            /gone|completed|failed|cancelled/.test(migration)
+          )
+        },
+        20_000,
+        () => `nothing settled: source ${here}, destination ${there}, migration ${migration}`,
+      )
+    } catch (error) {
+      outcome.failures++
+      outcome.notes.push(
+        `run ${i}, ${mishap} after ${Math.round(afterMs)} ms: ${(error as Error).message}; ${lastWords(pair)}`,
+      )
+    }
+    watching = false
+    await watch
+    const running = [here, there].filter(state => state === 'running').length
+    const end = `${mishap}: source ${here} (${migration}), destination ${there}`
+    ends.set(end, (ends.get(end) ?? 0) + 1)
+    // Whoever holds the guest and is killed takes it along; that is not ours.
+    const killedOwner =
+      (mishap === 'source QEMU' && there === 'gone') ||
+      (mishap === 'destination QEMU' && there === 'gone' && here === 'postmigrate' && migration === 'completed')
+    // Wire format 1.6: the destination has all of the guest and runs it, but its SHUT is lost with the proxy that is killed.
+    const shutLost = / proxy$/.test(mishap) && migration === 'failed' && there === 'running'
+    if (shutLost)
+      outcome.notes.push(`run ${i}: ${end}: SHUT was lost after ${Math.round(afterMs)} ms, as wire format 1.6 says`)
+    else if (both || running === 2 || (running === 0 && !killedOwner)) {
+      outcome.failures++
+      outcome.notes.push(
+        `run ${i}: ${end}${both ? ', RAN ON BOTH SIDES' : ''} (after ${Math.round(afterMs)} ms); ${lastWords(pair)}`,
+      )
+    }
+    progress(`${i + 1}/${total} mishaps`)
+  }
+  for (const [end, count] of [...ends].sort()) outcome.notes.push(`${count} x ${end}`)
+  // and after all that, one that goes well
+  await using guests = await Guests.start({ qemu })
+  await guests.destination.listen(pair.targetUri(), settings)
+  await guests.source.migrate(pair.sourceUri(), { ...settings, parameters: { 'max-bandwidth': 0 }, timeoutMs: 30_000 })
+  await guests.destination.waitStatus('paused')
+  if ((await guests.differingPages()) > 0) throw new Error('the migration after the mishaps brought wrong memory')
+  return outcome
+}
+
+// Something stands still ------------------------------------------------------------------------------------------------
+
+async function held(total: number, chance: Chance, progress: (text: string) => void): Promise<Outcome> {
+  const outcome: Outcome = { failures: 0, notes: [] }
+  const what = ['main', 'multifd', 'return path', 'WAN'] as const
+  for (let i = 0; i < total; i++) {
+    const which = what[i % what.length]!
+    try {
+      await using pair = await Pair.start({ gates: 2, patienceMs: 60_000, wan: '200Mbit,10ms' })
+      await using guests = await Guests.start({ qemu, machine: 'pc-i440fx-10.0' })
+      const settings = { capabilities: { 'return-path': true, multifd: true }, parameters: { 'multifd-channels': 4 } }
+      const address = parseAddress(await guests.destination.listen('tcp:127.0.0.1:0', settings))
+      if (address.kind !== 'tcp') throw new Error('a TCP address was expected')
+      await using relay = await ChannelRelay.start(address)
+      pair.retarget(0, parseAddress(`tcp:127.0.0.1:${relay.port}`))
+      await guests.source.startMigration(pair.sourceUri(0), {
+        ...settings,
+        parameters: { ...settings.parameters, 'max-bandwidth': 1_000_000, 'downtime-limit': 1 },
+      })
+      await until(
+        () => relay.channels.length === 5 && relay.channels.every(channel => channel.head.length === 8),
+        15_000,
+        () => `${relay.channels.length} of 5 channels`,
+      )
+      await sleep(chance.between(0, 1500))
+      const main = relay.channels.find(channel => channel.head === '5145564d')!
+      const other = relay.channels.find(channel => channel.head === '11223344')!
+      if (which === 'WAN') pair.wan.stall()
+      else (which === 'multifd' ? other : main).hold(which === 'return path' ? 'back' : 'forward')
+      // all that QEMU has, as fast as it can: more than any buffer on the way
+      await guests.source.configure({ parameters: { 'max-bandwidth': 0, 'downtime-limit': 500 } })
+      const start = performance.now()
+      if (which !== 'WAN') {
+        await using bystander = await Guests.start({ qemu })
+        await bystander.destination.listen(pair.targetUri(1))
+        await bystander.source.migrate(pair.sourceUri(1), { parameters: { 'max-bandwidth': 0 }, timeoutMs: 20_000 })
+        await bystander.destination.waitStatus('paused')
+        if ((await bystander.differingPages()) > 0) throw new Error('wrong memory beside it')
+        outcome.notes.push(`${which} held: a migration beside it took ${Math.round(performance.now() - start)} ms`)
+      }
+      while (performance.now() - start < HELD_MS) {
+        await sleep(500)
+        const { status } = await guests.source.migrationInfo()
+        if (!/active|device|pre-switchover/.test(status ?? '')) throw new Error(`${which} held: QEMU says ${status}`)
+      }
+      const releasedMs = performance.now()
+      if (which === 'WAN') pair.wan.resume()
+      for (const channel of relay.channels) channel.release()
+      await guests.source.waitMigration({ timeoutMs: 60_000 })
+      await guests.destination.waitStatus(['paused', 'prelaunch'])
+      const pages = await guests.differingPages()
+      if (pages > 0) throw new Error(`${which} held: ${pages} pages differ`)
+      await guests.goesOn()
+      outcome.notes.push(
+        `${which} held for ${HELD_MS / 1000} s: completed ${Math.round(performance.now() - releasedMs)} ms after`,
+      )
+    } catch (error) {
+      outcome.failures++
+      outcome.notes.push(`${which}: ${(error as Error).message}`)
+    }
+    progress(`${i + 1}/${total} held`)
+  }
+  return outcome
+}
+
+// ----------------------------------------------------------------------------------------------------------------------
+
+let failed = 0
+const wanted = positionals.length > 0 ? scenarios.filter(name => positionals.includes(name)) : scenarios
+for (const name of wanted) {
+  const chance = new Chance(Number(values.seed))
+  const runs = values.runs === undefined ? RUNS[name] : Number(values.runs)
+  const start = performance.now()
+  const progress = (text: string): void => {
+    if (process.stdout.isTTY) process.stdout.write(`\r${name}: ${text}   `)
+    else console.log(`${name}: ${text}`)
+  }
+  let outcome: Outcome
+  if (name === 'mishaps') outcome = await mishaps(runs, chance, progress)
+  else if (name === 'held') outcome = await held(runs, chance, progress)
+  else outcome = await cuts(cutPlans[name], runs, chance, progress)
+  if (process.stdout.isTTY) process.stdout.write('\n')
+  for (const note of outcome.notes) console.log(`  ${note}`)
+  const seconds = Math.round((performance.now() - start) / 1000)
+  console.log(`${name}: ${runs} runs, ${outcome.failures} failures, seed ${values.seed}, ${seconds} s`)
+  failed += outcome.failures
+}
+process.exit(failed > 0 ? 1 : 0)
