@@ -1,6 +1,8 @@
 /** `pageferry destination`: the proxy beside the destination QEMU. */
 import type { Argv, CommandModule } from 'yargs'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
+import type { ArrivalSummary } from '../daemon/destination-session.ts'
+import type { Log } from '../daemon/log.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import type { ListenAt } from '../link/server.ts'
@@ -52,7 +54,7 @@ export const destinationCommand: CommandModule<object, DestinationArguments> = {
 }
 
 /** @throws ADDRESS, USAGE */
-function listenAt(
+export function listenAt(
   text: string,
   plaintext: boolean,
   anywhere: boolean,
@@ -88,6 +90,19 @@ function listenAt(
   return [{ host: address.host, port: address.port }]
 }
 
+/** Logs the end of an arrival: its fields as JSON, or one line for people. */
+export function logArrival(log: Log, json: boolean): (summary: ArrivalSummary) => void {
+  return summary => {
+    if (json) log.info('migration ended', summary)
+    else {
+      log.info(
+        `migration ${summary.migration} ended: ${formatSize(summary.bytesOut)} to QEMU, ${formatSize(summary.bytesBack)} back, ` +
+          `${summary.seconds.toFixed(1)} s; ${summary.endedBy}`,
+      )
+    }
+  }
+}
+
 async function runDestination(args: DestinationArguments): Promise<void> {
   const settings = proxySettings(args, 'server')
   const { log } = settings
@@ -107,15 +122,7 @@ async function runDestination(args: DestinationArguments): Promise<void> {
     ringPagesMax: settings.ringPages,
     placesMax: settings.places,
     onStatus: text => status.tell(text),
-    onSummary: summary => {
-      if (args.json) log.info('migration ended', summary)
-      else {
-        log.info(
-          `migration ${summary.migration} ended: ${formatSize(summary.bytesOut)} to QEMU, ${formatSize(summary.bytesBack)} back, ` +
-            `${summary.seconds.toFixed(1)} s; ${summary.endedBy}`,
-        )
-      }
-    },
+    onSummary: logArrival(log, args.json),
   })
   await runProxy(daemon, log, status, () =>
     log.info('listening for source proxies', {

@@ -5,6 +5,7 @@ import { ERROR_EXIT, isProxyError, ProxyError } from '../errors.ts'
 import { decodeCommand, encodeCommand, estimateCommand } from './codec-command.ts'
 import { destinationCommand } from './destination-command.ts'
 import { keygenCommand } from './keygen-command.ts'
+import { serveCommand } from './serve-command.ts'
 import { sourceCommand } from './source-command.ts'
 import { storeCommand } from './store-command.ts'
 import { templateCommand } from './template-command.ts'
@@ -28,6 +29,7 @@ async function run(): Promise<void> {
     )
     .command(sourceCommand)
     .command(destinationCommand)
+    .command(serveCommand)
     .command(templateCommand)
     .command(storeCommand)
     .command(encodeCommand)

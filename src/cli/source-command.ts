@@ -1,5 +1,6 @@
 /** `pageferry source`: the proxy beside the source QEMU. */
 import type { Argv, CommandModule } from 'yargs'
+import type { Log } from '../daemon/log.ts'
 import type { MigrationSummary } from '../daemon/migration-summary.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
@@ -82,6 +83,14 @@ export function summaryLine(summary: MigrationSummary): string {
   )
 }
 
+/** Logs the end of a migration: its fields as JSON, or one line for people. */
+export function logSummary(log: Log, json: boolean): (summary: MigrationSummary) => void {
+  return summary => {
+    if (json) log.info('migration ended', summary)
+    else log.info(`migration ${summary.migration} ended: ${summaryLine(summary)}`)
+  }
+}
+
 async function runSource(args: SourceArguments): Promise<void> {
   const settings = proxySettings(args, 'client')
   const { log } = settings
@@ -96,10 +105,7 @@ async function runSource(args: SourceArguments): Promise<void> {
     rate: args.rate === undefined ? Number.POSITIVE_INFINITY : parseRate(args.rate, '--rate'),
     fds: takeListenFds(),
     onStatus: text => status.tell(text),
-    onSummary: summary => {
-      if (args.json) log.info('migration ended', summary)
-      else log.info(`migration ${summary.migration} ended: ${summaryLine(summary)}`)
-    },
+    onSummary: logSummary(log, args.json),
   })
   await runProxy(daemon, log, status, () =>
     log.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') }),

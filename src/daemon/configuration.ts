@@ -1,0 +1,224 @@
+/**
+ * The file of `pageferry serve`: both roles in one process, because guests move both ways. YAML, checked as a whole: every
+ * mistake comes with its line and what to do.
+ */
+import { LineCounter, parseDocument } from 'yaml'
+import { z } from 'zod'
+import { isProxyError } from '../errors.ts'
+import { CONNECTIONS_MAX, PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
+import { type Address, formatAddress, isLoopback, isRange, parseAddress } from '../relay/address.ts'
+
+/** One thing that is wrong with a configuration file. */
+export interface Mistake {
+  /** Counted from 1. */
+  readonly line: number
+  readonly what: string
+  readonly hint: string
+}
+
+export interface PeerConfiguration {
+  readonly name: string
+  readonly host: string
+  readonly port: number
+  readonly connections: number
+  readonly rate: number
+  readonly peerName: string | undefined
+  readonly listen: readonly { readonly name: string; readonly address: Address }[]
+}
+
+export interface Configuration {
+  readonly store: string | undefined
+  readonly tlsCreds: string | undefined
+  readonly plaintext: boolean
+  readonly poolMemory: string
+  readonly effort: string
+  readonly queueTarget: string
+  readonly patience: string
+  readonly peers: readonly PeerConfiguration[]
+  readonly wanListen: readonly Address[]
+  readonly peerName: string | undefined
+  readonly targets: ReadonlyMap<string, Address>
+}
+
+/** Readers of quantities, which the command line has too: they throw ProxyErrors with a hint. */
+export interface QuantityReaders {
+  size(text: string): number
+  rate(text: string): number
+  duration(text: string): number
+  effort(text: string): unknown
+}
+
+const NAME = z.string().regex(/^[A-Za-z0-9_.-]{1,64}$/, 'a name has letters, digits, "_", "-" and ".", 64 at most')
+
+/** A text that another reader understands; its ProxyError becomes the message. */
+function text(read: (value: string) => unknown, example: string) {
+  return z.coerce.string().superRefine((value, context) => {
+    try {
+      read(value)
+    } catch (error) {
+      if (!isProxyError(error)) throw error
+      context.addIssue({ code: 'custom', message: `${error.what}; ${error.action || example}` })
+    }
+  })
+}
+
+const PEER_ADDRESS = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/
+
+function schema(read: QuantityReaders) {
+  const address = text(parseAddress, 'tcp:HOST:PORT')
+  const peer = z.strictObject({
+    address: z.string().regex(PEER_ADDRESS, 'write HOST:PORT or [V6]:PORT'),
+    connections: z.int().min(1).max(CONNECTIONS_MAX).default(1),
+    rate: text(read.rate, '200Mbit').optional(),
+    'peer-name': z.string().optional(),
+  })
+  return z.strictObject({
+    store: z.string().optional(),
+    'tls-creds': z.string().optional(),
+    plaintext: z.boolean().default(false),
+    'pool-memory': text(read.size, '64MiB').default('64MiB'),
+    effort: text(read.effort, 'auto').default('auto'),
+    'queue-target': text(read.duration, '50ms').default(`${QUEUE_TARGET_MS}ms`),
+    patience: text(read.duration, '120s').default(`${PATIENCE_MS / 1000}s`),
+    peers: z.record(NAME, peer).default({}),
+    listeners: z.array(z.strictObject({ at: address, peer: NAME, target: NAME.default('default') })).default([]),
+    wan: z.strictObject({ listen: z.array(address).min(1), 'peer-name': z.string().optional() }).optional(),
+    targets: z.record(NAME, address).default({}),
+  })
+}
+
+/**
+ * Reads a configuration.
+ * @returns the configuration where it is right, and every mistake where it is not
+ */
+export function readConfiguration(
+  content: string,
+  read: QuantityReaders,
+): { readonly configuration?: Configuration; readonly mistakes: readonly Mistake[] } {
+  const lines = new LineCounter()
+  const document = parseDocument(content, { lineCounter: lines })
+  const mistakes: Mistake[] = document.errors.map(error => ({
+    line: lines.linePos(error.pos[0]).line,
+    what: error.message.split('\n')[0]!.replace(/ at line .*$/, ''),
+    hint: 'the file is YAML: see docs/operations.md for an example',
+  }))
+  if (mistakes.length > 0) return { mistakes }
+
+  /** Line of the deepest part of a path that the file has. */
+  const lineOf = (path: readonly PropertyKey[]): number => {
+    for (let length = path.length; length > 0; length--) {
+      const node = document.getIn(path.slice(0, length), true) as { range?: [number, number, number] } | undefined
+      if (node?.range) return lines.linePos(node.range[0]).line
+    }
+    return 1
+  }
+  const mistake = (path: readonly PropertyKey[], what: string, hint: string): void => {
+    mistakes.push({ line: lineOf(path), what, hint })
+  }
+
+  const checked = schema(read).safeParse(document.toJS() ?? {})
+  if (!checked.success) {
+    for (const { path, message, code, ...rest } of checked.error.issues) {
+      const place = path.length > 0 ? path.join('.') : 'the file'
+      const keys = code === 'unrecognized_keys' ? (rest as { keys: string[] }).keys : []
+      if (keys.length > 0) {
+        for (const key of keys)
+          mistake([...path, key], `unknown setting ${JSON.stringify(key)}`, 'docs/operations.md lists all settings')
+      } else mistake(path, `${place}: ${message}`, 'docs/operations.md has an example')
+    }
+    return { mistakes }
+  }
+  const file = checked.data
+
+  if (!file.plaintext && file['tls-creds'] === undefined)
+    mistake(['tls-creds'], 'neither tls-creds nor plaintext: true', '`pageferry keygen` makes certificates or keys')
+  if (file.plaintext && file['tls-creds'] !== undefined)
+    mistake(['plaintext'], 'plaintext and tls-creds', 'give one of them')
+  if (file.listeners.length === 0 && !file.wan)
+    mistake([], 'nothing to do', 'give listeners with peers, or wan with targets')
+  for (const [i, listener] of file.listeners.entries()) {
+    if (!(listener.peer in file.peers))
+      mistake(
+        ['listeners', i, 'peer'],
+        `no peer ${JSON.stringify(listener.peer)}`,
+        `peers are: ${Object.keys(file.peers).join(', ') || 'none'}`,
+      )
+    const at = parseAddress(listener.at)
+    if (!isLoopback(at) && at.kind !== 'fd')
+      mistake(
+        ['listeners', i, 'at'],
+        `${listener.at} can be reached from other hosts`,
+        'nothing authenticates QEMU: use a loopback address or a Unix socket',
+      )
+    for (const [name, text] of Object.entries(file.targets)) {
+      if (overlap(at, parseAddress(text)))
+        mistake(
+          ['listeners', i, 'at'],
+          `${listener.at} is where target ${name} is dialled`,
+          'QEMU listens there: use another loopback address, such as 127.0.0.2',
+        )
+    }
+  }
+  for (const [name] of Object.entries(file.peers)) {
+    if (!file.listeners.some(listener => listener.peer === name))
+      mistake(
+        ['peers', name],
+        `no listener leads to peer ${JSON.stringify(name)}`,
+        'add a listener with this peer, or remove it',
+      )
+  }
+  if (file.wan && Object.keys(file.targets).length === 0)
+    mistake(['wan'], 'wan without targets', 'name the destination QEMUs under targets')
+  if (!file.wan && Object.keys(file.targets).length > 0)
+    mistake(['targets'], 'targets without wan', 'say under wan where source proxies connect')
+  const wanListen = (file.wan?.listen ?? []).map(parseAddress)
+  for (const [i, at] of wanListen.entries()) {
+    if (at.kind === 'unix' || isRange(at))
+      mistake(['wan', 'listen', i], `${formatAddress(at)}`, 'the WAN side listens on one TCP port, or fd:NAME')
+    else if (file.plaintext && at.kind === 'tcp' && !isLoopback(at))
+      mistake(
+        ['wan', 'listen', i],
+        `plaintext at ${formatAddress(at)}`,
+        'anyone who reaches that port could migrate a guest here',
+      )
+  }
+  if (mistakes.length > 0) return { mistakes: mistakes.sort((a, b) => a.line - b.line) }
+
+  const peers = Object.entries(file.peers).map(([name, peer]) => {
+    const found = PEER_ADDRESS.exec(peer.address)!
+    return {
+      name,
+      host: found[1] ?? found[2]!,
+      port: Number(found[3]),
+      connections: peer.connections,
+      rate: peer.rate === undefined ? Number.POSITIVE_INFINITY : read.rate(peer.rate),
+      peerName: peer['peer-name'],
+      listen: file.listeners
+        .filter(listener => listener.peer === name)
+        .map(listener => ({ name: listener.target, address: parseAddress(listener.at) })),
+    }
+  })
+  return {
+    mistakes,
+    configuration: {
+      store: file.store,
+      tlsCreds: file['tls-creds'],
+      plaintext: file.plaintext,
+      poolMemory: file['pool-memory'],
+      effort: file.effort,
+      queueTarget: file['queue-target'],
+      patience: file.patience,
+      peers,
+      wanListen,
+      peerName: file.wan?.['peer-name'],
+      targets: new Map(Object.entries(file.targets).map(([name, at]) => [name, parseAddress(at)])),
+    },
+  }
+}
+
+/** Whether a listener and a target name the same port of the same address. */
+function overlap(a: Address, b: Address): boolean {
+  if (a.kind === 'unix' && b.kind === 'unix') return a.path === b.path
+  if (a.kind !== 'tcp' || b.kind !== 'tcp') return false
+  return a.host === b.host && a.port <= b.portTo && b.port <= a.portTo
+}
