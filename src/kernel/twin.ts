@@ -2,7 +2,7 @@
  * The kernel in plain TypeScript: what assembly/ does, said a second time. Reference for the differential tests, and
  * fallback, so it is written to be reasonably fast: whole words, Math.imul, native copies and compares.
  */
-import type { Implementation } from './kernel.ts'
+import { EXPAND, FAILED, type Implementation, KIND, MATCH } from './functions.ts'
 import { type MemoryLayout, NONE, PAGE_BYTES, RESULT_WORD, STATE } from './layout.ts'
 
 const P1 = 0x9e3779b1 | 0
@@ -10,18 +10,9 @@ const P2 = 0x85ebca77 | 0
 const P3 = 0xc2b2ae3d | 0
 const P4 = 0x27d4eb2f
 
-const FILL = 0
-const SAME = 1
-const REF = 2
-const NEW = 3
-const NEW_DENSE = 4
-const PATCH = 5
-
-const LONG = 1
-
-const BARE = 1
-const FROM_PLACE = 2
-const FAILED = -1
+const { FILL, SAME, REF, NEW, NEW_DENSE, PATCH } = KIND
+const { LONG } = MATCH
+const { BARE, FROM_PLACE } = EXPAND
 
 /** Flags in the low bits of a record's head: CONTINUE | PAGE and CONTINUE | ZERO. Source: QEMU migration/ram.c. */
 const HEAD_PAGE = 0x28
@@ -41,8 +32,8 @@ const RUN_FAR = 16
 const SAVED_MIN = 256
 const TOKEN_COST = 4
 
-/** The functions of the kernel over a buffer that writeConfig has prepared. Keeps views of it; allocates nothing later. */
-export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch: number): Implementation {
+/** The functions of the kernel over a buffer that writeConfig has prepared. Keeps views of it; allocates nothing later. Has scratch of its own. */
+export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Implementation {
   const { pool, templatePages, ringPages, places, ringMark } = layout
   const bytes = new Uint8Array(buffer)
   const words = new Int32Array(buffer, 0, buffer.byteLength >>> 2)
@@ -502,7 +493,7 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout, _scratch
     for (let i = 0; i < n; i++) {
       const at = words[(list >>> 2) + i]! >>> 0
       const place = words[(placeList >>> 2) + i]! >>> 0
-      let kind = FILL
+      let kind: number = FILL
       let slot = fillOf(at)
       if (slot < 0) {
         hashPage(at)

@@ -1,0 +1,146 @@
+/**
+ * What the two implementations of the kernel have in common: their functions, and the numbers in which they answer.
+ * assembly/ has the same numbers.
+ */
+
+/** What a page became. The slot word that goes with it: */
+export const KIND = {
+  /** 4096 equal bytes; slot: the byte. Its place keeps what it had. */
+  FILL: 0,
+  /** The page that its place last received; slot: where that is. */
+  SAME: 1,
+  /** A page of the pool; slot: which. */
+  REF: 2,
+  /** Not known: 4096 bytes appended to `literals`; slot: where the ring has it now, NONE without a ring. */
+  NEW: 3,
+  /** As NEW, but looks incompressible: 4096 bytes appended to `dense` instead. */
+  NEW_DENSE: 4,
+  /** Parts of the pool: tokens appended to `tokens`, bytes between them to `literals`; slot: how many tokens. */
+  PATCH: 5,
+} as const
+
+/** Bits of `matchPages`' options. */
+export const MATCH = {
+  /** Looks for parts of pages where there is no whole one. Needs `longEntries` in the layout. */
+  LONG: 1,
+} as const
+
+/** Bits of the flags of the `expand` functions. */
+export const EXPAND = {
+  /** Pages without record heads (multifd). */
+  BARE: 1,
+  /** `expandPages`: each page is what its place last received; the slot argument is not used. */
+  FROM_PLACE: 2,
+} as const
+
+/** Index into `Kernel.result`, which tells about the last `matchPages`. */
+export const RESULT = {
+  /** Bytes appended to literals, dense and tokens. */
+  LITERAL_BYTES: 0,
+  DENSE_BYTES: 1,
+  TOKEN_BYTES: 2,
+  /** Copies in those tokens. */
+  COPIES: 3,
+  /** Pages of each kind: KIND_COUNT + kind. */
+  KIND_COUNT: 4,
+} as const
+
+/** Bytes of a token: u16 literal length, u16 copy length, u32 byte offset in the pool. */
+export const TOKEN_BYTES = 8
+/** An expand function's answer where the run refers to what is not there. */
+export const FAILED = -1
+
+/** What both implementations do. Lists and areas are the caller's, in the kernel's memory. */
+export interface KernelFunctions {
+  /**
+   * Makes template slots `from` to `to` - 1 findable. Their pages must be in the pool and no page may have passed yet.
+   * @returns how many differ from those indexed before
+   */
+  indexTemplates(from: number, to: number): number
+  /** Hashes n pages, whose addresses (u32) stand at `list`, under the page key: u32 lo, u32 hi each, at `out`. */
+  hashPages(list: number, n: number, out: number): void
+  /** Whether two pages are equal. */
+  samePage(a: number, b: number): boolean
+  /** The byte that fills a page, or -1. */
+  fillOf(at: number): number
+  /** Whether a compressor would probably gain nothing from this page: under 100 ns, by 128 of its bytes. */
+  isDense(at: number): boolean
+  /**
+   * Decides what each of n pages becomes, in order, and remembers them as they pass.
+   * @param list u32 address of each page; any alignment
+   * @param places u32 index into the place table of each page; NONE (or one beyond the table): no place
+   * @param kinds u8 KIND of each page (written)
+   * @param slots u32 of each page (written): see KIND
+   * @param tokens area for tokens, room for n * 4096 bytes with MATCH.LONG (written)
+   * @param literals area for bytes of NEW and PATCH pages, room for n * 4096 bytes (written)
+   * @param dense area for pages NEW_DENSE, room for n * 4096 bytes (written)
+   * @param options bits of MATCH
+   */
+  matchPages(
+    list: number,
+    places: number,
+    n: number,
+    kinds: number,
+    slots: number,
+    tokens: number,
+    literals: number,
+    dense: number,
+    options: number,
+  ): void
+  /** Hashes any bytes under the fixed key (HASH.md) and two seed words: u32 lo, u32 hi at `out`. */
+  checksum(at: number, length: number, seedLo: number, seedHi: number, out: number): void
+
+  /** n records of a zero page: be64(address | 0x22), 0x00. Returns the bytes written, as all expand functions. */
+  expandZeros(out: number, addressHi: number, addressLo: number, n: number): number
+  /** n records of pages filled with one byte. */
+  expandFill(out: number, addressHi: number, addressLo: number, byte: number, n: number, flags: number): number
+  /**
+   * n records be64(address | 0x28) + page, from slots `slot`, `slot` + 1, and so on; their places receive them.
+   * @param placeFirst place of the first page, the others follow it; NONE: no places
+   * @param flags bits of EXPAND
+   * @returns bytes written, or FAILED where a slot is outside the pool or a place has none
+   */
+  expandPages(
+    out: number,
+    addressHi: number,
+    addressLo: number,
+    slot: number,
+    n: number,
+    placeFirst: number,
+    flags: number,
+  ): number
+  /** n records of pages that stand one after the other at `literals`; the ring and their places receive them. */
+  expandNew(
+    out: number,
+    addressHi: number,
+    addressLo: number,
+    literals: number,
+    n: number,
+    placeFirst: number,
+    flags: number,
+  ): number
+  /**
+   * One record of a page out of `count` tokens; the ring and its place receive it. `out` grows by one record.
+   * @returns literal bytes used, or FAILED where the tokens do not make exactly one page out of the pool
+   */
+  expandPatch(
+    out: number,
+    addressHi: number,
+    addressLo: number,
+    tokens: number,
+    count: number,
+    literals: number,
+    place: number,
+    flags: number,
+  ): number
+  /** The page at `at` passed at `place`: what expandNew does after it wrote. Returns its slot or NONE. */
+  insertPage(at: number, place: number): number
+  /** Copies a part of the pool and marks its slot as used. False where it is not inside the pool. */
+  copyOut(out: number, poolOffset: number, length: number): boolean
+}
+
+/** What an implementation gives besides. */
+export interface Implementation extends KernelFunctions {
+  /** Takes the pages of ring slots 0 to `used` - 1 out of the tables. */
+  dropRing(used: number): void
+}
