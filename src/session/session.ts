@@ -94,6 +94,8 @@ class Flow {
   queuedBytes = 0
   /** Its entries in the bulk lane: while there are any, what follows must wait behind them. */
   bulkEntries = 0
+  /** Those of them that are batches. */
+  queuedBatches = 0
   /** dataRoom was asked for and the lane was full: tell when it is not. */
   starved = false
   /** The layer above was never told of it: it came while this side took no new flows. */
@@ -716,6 +718,7 @@ export class Session {
     lane.shift()
     const { flow } = entry
     if (lane === this.bulkLane) flow.bulkEntries--
+    if (entry.type === FRAME.BATCH) flow.queuedBatches--
     if (entry.left > 0) {
       // Dropped: data of a flow that was reset.
       this.queuedBytes -= entry.left
@@ -878,6 +881,7 @@ export class Session {
     assert(batchRawLength(parts) === rawLength, `flow ${flow}: a batch does not begin with its raw length`)
     state.rawOut += rawLength
     assert(state.rawOut <= state.creditTotal, `flow ${flow} was handed a batch beyond its credit`)
+    state.queuedBatches++
     const bytes = this.enqueue(FRAME.BATCH, state, parts)
     assert(bytes <= BATCH_WIRE_BYTES_MAX, `batch of ${bytes} bytes`)
     this.queuedBytes += bytes
@@ -902,8 +906,8 @@ export class Session {
   }
 
   /**
-   * Tears the flow down in both directions: after the batches handed in, without the data. The last call for a flow; also
-   * the answer to onReset. What still arrives for the flow is dropped, except batches.
+   * Tears the flow down in both directions: after the batches handed in, without the data behind them. The last call for
+   * a flow; also the answer to onReset. What still arrives for the flow is dropped, except batches.
    */
   resetFlow(flow: number, code: number, text: string): void {
     const state = this.flows.get(flow)
@@ -1248,9 +1252,14 @@ export class Session {
   }
 }
 
-/** Data of a flow that was reset: nobody wants it any more. OPEN and batches are sent in any case. */
+/**
+ * Data of a flow that was reset: nobody wants it any more. Batches are sent in any case, and so where this side reset
+ * the flow is the data before them: the peer still writes both to its QEMU, which must never see a hole.
+ */
 function isDropped(entry: Entry): boolean {
-  return entry.type === FRAME.DATA && (entry.flow.send === 'reset' || entry.flow.receive === 'reset')
+  const { flow, type } = entry
+  if (type !== FRAME.DATA) return false
+  return flow.receive === 'reset' || (flow.send === 'reset' && flow.queuedBatches === 0)
 }
 
 /** The next `length` bytes of an entry. */

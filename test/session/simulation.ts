@@ -168,8 +168,9 @@ interface Pipe {
   latencyMs: number
   bytesPerMs: number
   busyUntil: number
-  /** Bytes in the sender's socket. */
+  /** Bytes in the sender's socket, and how many fit. */
   buffered: number
+  readonly socketBytes: number
   arrivesAt: number
   stalledUntil: number
   /** Bytes vanish, and nobody is told. */
@@ -183,8 +184,6 @@ interface Pipe {
   /** The byte with this count is damaged. */
   damageAt: number
 }
-
-const SOCKET_BYTES = 131072
 
 /** One connection. Ends: 0 client, 1 server; pipe of an end: what that end sends. */
 class Wire {
@@ -301,6 +300,7 @@ class Simulation {
   private readonly closeEarly: boolean
   private checked = 0
   private holdUntil = 0
+  private readonly resets: boolean
   private bytes = 0
 
   constructor(seed: number, plant: Plant | undefined) {
@@ -312,6 +312,7 @@ class Simulation {
     this.faultsLeft = random.chance(0.2) ? 0 : random.int(1, 6)
     this.closer = random.chance(0.5) ? 0 : 1
     this.closeEarly = random.chance(0.2)
+    this.resets = random.chance(0.3)
     const rate = random.chance(0.15) ? random.int(50_000, 5_000_000) : Number.POSITIVE_INFINITY
     const make = (end: End) => {
       const role = end.side === 0 ? ('client' as const) : ('server' as const)
@@ -488,6 +489,21 @@ class Simulation {
   private feed(end: End): void {
     const { session, side } = end
     if (session.state === 'closed' || (this.closing && this.closeEarly)) return
+    // Several times, so that data and batches of a flow stand in turns behind each other.
+    for (let rounds = this.random.pick([1, 2, 5]); rounds > 0; rounds--) this.handIn(end)
+    for (const flow of this.flows) {
+      const lane = flow.lanes[side]
+      if (flow.reset || !flow.known[side] || lane.finHanded) continue
+      // Now and then the QEMU goes in the middle of its bytes, while some of them wait.
+      if (this.resets && lane.handed > 0 && this.random.chance(0.02)) this.reset(end, flow)
+      if (flow.reset || lane.handed < lane.total) continue
+      lane.finHanded = true
+      session.finFlow(flow.number)
+    }
+  }
+
+  private handIn(end: End): void {
+    const { session, side } = end
     const candidates: number[] = []
     for (const flow of this.flows) {
       if (flow.reset || !flow.known[side] || flow.ended[side]) continue
@@ -509,19 +525,18 @@ class Simulation {
       const number = session.pickFlow(candidates, this.now)
       const flow = end.byNumber.get(number) ?? fail(`picked flow ${number}`)
       const lane = flow.lanes[side]
-      const raw = Math.min(lane.available - lane.handed, session.credit(number), this.random.int(1, 1 << 20))
+      const mixed = lane.batches < 1
+      const raw = Math.min(
+        lane.available - lane.handed,
+        session.credit(number),
+        this.random.int(1, mixed ? 4000 : 1 << 20),
+      )
       const packed = Math.min(raw, this.random.int(0, this.random.pick([50, 500, 5000, 5000, 40_000])))
       session.sendBatch(number, raw, makeBatch(this.random, raw, end.batchesOut++, lane.handed, packed))
       lane.handed += raw
       this.bytes += packed
-      if (lane.handed === lane.available || session.credit(number) === 0)
-        candidates.splice(candidates.indexOf(number), 1)
-    }
-    for (const flow of this.flows) {
-      const lane = flow.lanes[side]
-      if (flow.reset || !flow.known[side] || lane.finHanded || lane.handed < lane.total) continue
-      lane.finHanded = true
-      session.finFlow(flow.number)
+      const more = lane.handed < lane.available && session.credit(number) > 0
+      if (!more || this.random.chance(1 - lane.batches)) candidates.splice(candidates.indexOf(number), 1)
     }
   }
 
@@ -534,10 +549,10 @@ class Simulation {
   private pump(end: End, wire: Wire): void {
     if (!wire.open[end.side] || !wire.attached[end.side]) return
     const pipe = wire.pipes[end.side]
-    while (pipe.buffered < SOCKET_BYTES) {
+    while (pipe.buffered < pipe.socketBytes) {
       const out: Uint8Array[] = []
       const max = this.random.pick([100, 20_000, 65_536, 200_000])
-      const bytes = end.session.pull(wire.number, Math.min(max, SOCKET_BYTES - pipe.buffered), this.now, out)
+      const bytes = end.session.pull(wire.number, Math.min(max, pipe.socketBytes - pipe.buffered), this.now, out)
       if (bytes === 0) break
       const chunk = new Uint8Array(bytes)
       let at = 0
@@ -745,6 +760,7 @@ class Simulation {
       bytesPerMs: random.pick([500, 10_000, 1_000_000]),
       busyUntil: 0,
       buffered: 0,
+      socketBytes: random.pick([3000, 20_000, 131_072]),
       arrivesAt: 0,
       stalledUntil: 0,
       blackhole: false,
@@ -1044,6 +1060,14 @@ export const PLANTS: Record<string, Plant> = {
       if (flow) flow.bulkEntries = 0
       finFlow(number)
       if (flow) flow.bulkEntries = entries
+    }
+  },
+  'leaves data out before a batch when a flow is reset': session => {
+    const resetFlow = session.resetFlow.bind(session)
+    session.resetFlow = (number, code, text) => {
+      const flow = (session as unknown as { flows: Map<number, { queuedBatches: number }> }).flows.get(number)
+      resetFlow(number, code, text)
+      if (flow) flow.queuedBatches = 0
     }
   },
   'forgets the heartbeat': session => {
