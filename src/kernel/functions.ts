@@ -68,7 +68,8 @@ export interface KernelFunctions {
   /**
    * Decides what each of n pages becomes, in order, and remembers them as they pass.
    * @param list u32 address of each page; any alignment
-   * @param places u32 index into the place table of each page; NONE (or one beyond the table): no place
+   * @param places u32 index into the place table of each page; NONE (or one beyond the table): no place.
+   *   Written: the slot that the place had received before, NONE where there was none
    * @param kinds u8 KIND of each page (written)
    * @param slots u32 of each page (written): see KIND
    * @param tokens area for tokens, room for n * 4096 bytes with MATCH.LONG (written)

@@ -493,17 +493,18 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
     for (let i = 0; i < n; i++) {
       const at = words[(list >>> 2) + i]! >>> 0
       const place = words[(placeList >>> 2) + i]! >>> 0
+      const before = placeGet(place)
       let kind: number = FILL
       let slot = fillOf(at)
       if (slot < 0) {
         hashPage(at)
         slot = find(at)
         if (slot !== NONE) {
-          kind = slot === placeGet(place) ? SAME : REF
+          kind = slot === before ? SAME : REF
           mark(slot)
           placeSet(place, slot)
         } else {
-          const count = long ? matchLong(at, placeGet(place), tokenAt, literal) : 0
+          const count = long ? matchLong(at, before, tokenAt, literal) : 0
           if (count !== 0) {
             kind = PATCH
             tokenAt += count * 8
@@ -526,6 +527,7 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
       }
       bytes[kinds + i] = kind
       words[(slots >>> 2) + i] = slot
+      words[(placeList >>> 2) + i] = before
       words[resultAt + 4 + kind] = words[resultAt + 4 + kind]! + 1
     }
     words[resultAt] = literal - literals

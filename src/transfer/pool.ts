@@ -4,7 +4,7 @@
  */
 import { randomBytes } from 'node:crypto'
 import { WORKSPACE_BYTES, Workspace } from '../codec/workspace.ts'
-import { type Kernel, layoutMemory, loadKernel, PAGE_BYTES } from '../kernel/kernel.ts'
+import { type Kernel, layoutMemory, loadKernel, longEntriesFor, PAGE_BYTES } from '../kernel/kernel.ts'
 import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 
@@ -29,8 +29,8 @@ export interface PoolRequest extends PoolTerms {
   readonly longMatch: boolean
 }
 
-/** Pages of sampled windows of one page that the table of long matches has room for. */
-const LONG_ENTRIES_PER_PAGE = 64
+/** Bytes of a ring that are committed when a session opens, rather than one page after the other under load. */
+const COMMIT_MAX = 256 << 20
 
 /** A kernel with its areas. */
 export interface Pool {
@@ -55,11 +55,7 @@ export async function openPool(request: PoolRequest): Promise<Pool> {
       templatePages += file.head.pageCount
     }
     const pages = templatePages + request.ringPages
-    let longEntries = 0
-    if (request.role === 'encoder' && request.longMatch) {
-      longEntries = 65536
-      while (longEntries < pages * LONG_ENTRIES_PER_PAGE && longEntries < 2 ** 27) longEntries *= 2
-    }
+    const longEntries = request.role === 'encoder' && request.longMatch ? longEntriesFor(pages) : 0
     const layout = layoutMemory({
       role: request.role,
       templatePages,
@@ -75,6 +71,7 @@ export async function openPool(request: PoolRequest): Promise<Pool> {
       at += file.head.pageCount * PAGE_BYTES
     }
     if (request.role === 'encoder' && templatePages > 0) kernel.indexTemplates(0, templatePages)
+    kernel.commit(at, Math.min(COMMIT_MAX, request.ringPages * PAGE_BYTES))
     let next = layout.io
     const workspaces: Workspace[] = []
     for (let i = 0; i < request.workspaces; i++, next += WORKSPACE_BYTES)

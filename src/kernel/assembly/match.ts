@@ -73,6 +73,7 @@ export function matchPages(
       const i = base + j
       const at: usize = load<u32>(list + (<usize>i << 2))
       const place = load<u32>(placeList + (<usize>i << 2))
+      const before = placeGet(place)
       let kind: u8
       let slot: u32
       const byte = fillOf(at)
@@ -83,11 +84,11 @@ export function matchPages(
         const hash = load<u64>(hashes + (<usize>j << 3))
         slot = find(at, hash)
         if (slot != NONE) {
-          kind = slot == placeGet(place) ? SAME : REF
+          kind = slot == before ? SAME : REF
           mark(slot)
           placeSet(place, slot)
         } else {
-          const count = long ? matchLong(at, placeGet(place), tokenAt, literal) : 0
+          const count = long ? matchLong(at, before, tokenAt, literal) : 0
           if (count != 0) {
             kind = PATCH
             tokenAt += <usize>count << 3
@@ -110,6 +111,7 @@ export function matchPages(
       }
       store<u8>(kinds + <usize>i, kind)
       store<u32>(slots + (<usize>i << 2), slot)
+      store<u32>(placeList + (<usize>i << 2), before)
       const count = result + 16 + (<usize>kind << 2)
       store<u32>(count, load<u32>(count) + 1)
     }
