@@ -1,0 +1,71 @@
+// The layers of src/: imports only point down (any lower level will do), and never round in a circle. Parsed by swc:
+// dependency-cruiser reads TypeScript through a JavaScript API that TypeScript 7 does not have.
+const LEVELS = [
+  ['errors.ts', 'limits.ts', 'bytes/'],
+  ['qemu/', 'template/', 'wan/'],
+  ['kernel/', 'codec/'],
+  ['compression/', 'session/'],
+  ['store/', 'capture/', 'transfer/', 'relay/', 'link/'],
+  ['daemon/'],
+  ['cli/'],
+]
+
+/** Exceptions: what a folder may import from its own level, and where less than every lower level is allowed. */
+const BESIDE = { 'codec/': ['kernel/'], 'transfer/': ['store/'] }
+const ONLY = { 'kernel/': LEVELS[0] }
+
+const pathOf = name => `^src/${name.replace('.', '\\.')}${name.endsWith('/') ? '' : '$'}`
+
+const layers = LEVELS.flatMap((names, level) =>
+  names.map(name => {
+    const below = ONLY[name] ?? LEVELS.slice(0, level).flat()
+    const itself = level === 0 ? names : [name]
+    return {
+      name: `down-from-${name.replace(/\/|\.ts/, '')}`,
+      comment: `src/${name} is on level ${level}`,
+      severity: 'error',
+      from: { path: pathOf(name) },
+      to: { path: '^src/', pathNot: [...itself, ...below, ...(BESIDE[name] ?? [])].map(pathOf) },
+    }
+  }),
+)
+
+/** @type {import('dependency-cruiser').IConfiguration} */
+module.exports = {
+  forbidden: [
+    ...layers,
+    {
+      name: 'has-a-level',
+      comment: 'every folder of src/ has a level in .dependency-cruiser.cjs',
+      severity: 'error',
+      from: { path: '^src/', pathNot: LEVELS.flat().map(pathOf) },
+      to: {},
+    },
+    { name: 'no-cycle', severity: 'error', from: {}, to: { circular: true } },
+    {
+      name: 'not-out-of-src',
+      comment: 'what ships does not need tests or scripts',
+      severity: 'error',
+      from: { path: '^src/' },
+      to: { path: '^(?:test|scripts)/' },
+    },
+    {
+      name: 'not-to-dev-packages',
+      comment: 'what ships needs dependencies and optionalDependencies only',
+      severity: 'error',
+      from: { path: '^src/' },
+      to: { dependencyTypes: ['npm-dev', 'npm-no-pkg', 'npm-unknown'], dependencyTypesNot: ['npm', 'npm-optional'] },
+    },
+    { name: 'resolves', severity: 'error', from: {}, to: { couldNotResolve: true } },
+  ],
+  options: {
+    parser: 'swc',
+    doNotFollow: { path: 'node_modules' },
+    exclude: { path: '^src/kernel/assembly/' },
+    enhancedResolveOptions: {
+      extensions: ['.ts', '.js', '.json'],
+      exportsFields: ['exports'],
+      conditionNames: ['node', 'import', 'require', 'default', 'types'],
+    },
+  },
+}
