@@ -28,8 +28,9 @@ export interface SessionSink {
   /** Bytes of the flow, in order. The view stays valid; call `consumed` once the local QEMU's socket took them. */
   onData(flow: number, payload: Uint8Array): void
   /**
-   * A whole batch, in its order over all flows. `parts` stay valid. Comes also for flows that were reset (the shared
-   * pool must follow it): expand it, then drop what it gives. `rawLength` is what the batch says it expands to and what
+   * A whole batch, in its order over all flows. `parts` stay valid. Comes also for flows that were reset, and for
+   * flows that onOpen never told of because they were opened while this side drains (the shared pool must follow it):
+   * expand it, then drop what it gives. `rawLength` is what the batch says it expands to and what
    * `consumed` is to be told when the local QEMU's socket took it.
    */
   onBatch(flow: number, parts: readonly Uint8Array[], rawLength: number): void

@@ -61,6 +61,9 @@ const PIN_RATIO_MAX = 8
 const READY_BYTES = 2 * FRAME_BYTES_MAX
 /** Bytes that urgent frames may go beyond what --rate allows, taken from bulk afterwards. */
 const RATE_DEBT_BYTES = 65536
+/** While there are connections tick is called this often; where it comes later by the second, this process stood still. */
+const TICK_INTERVAL_MS = 1000
+const STOOD_STILL_MS = 1500
 /** Parts of a batch: all but the last are full. */
 const PARTS_MAX = Math.ceil(BATCH_WIRE_BYTES_MAX / FRAME_PAYLOAD_BYTES_MAX)
 
@@ -141,6 +144,7 @@ export class Session {
   private nowMs = 0
   private sessionState: SessionState = 'opening'
   private brokenSince = 0
+  private tickedMs = 0
   private byeCode: number = CODE.NONE
   private byeText = ''
 
@@ -234,6 +238,7 @@ export class Session {
     assert(connection >= 0 && connection < CONNECTIONS_MAX, `connection ${connection}`)
     const old = this.paths[connection]
     if (old) this.dropPath(old)
+    if (this.pathCount === 0) this.tickedMs = nowMs
     const path = new Path(connection, this.targetMs, nowMs)
     path.drainDue = this.draining
     this.paths[connection] = path
@@ -284,9 +289,13 @@ export class Session {
   tick(nowMs: number): void {
     this.nowMs = nowMs
     if (this.sessionState === 'closed') return
+    const stillMs = nowMs - this.tickedMs - TICK_INTERVAL_MS
+    this.tickedMs = nowMs
     let work = false
     for (const path of this.paths) {
       if (!path) continue
+      // What came while this process was stopped lies unread in the sockets: that time proves nothing.
+      if (stillMs > STOOD_STILL_MS) path.heardMs = Math.min(path.heardMs + stillMs, nowMs)
       if (nowMs >= path.deadMs) {
         const error = new ProxyError(
           'PEER_LOST',
@@ -327,6 +336,7 @@ export class Session {
       next = Math.min(next, path.deadMs, path.ackDueMs)
       if (!path.pingDue) next = Math.min(next, path.pingDueMs)
     }
+    if (this.pathCount > 0) next = Math.min(next, this.tickedMs + TICK_INTERVAL_MS)
     return this.isBroken ? Math.min(next, this.brokenSince + this.patienceMs) : next
   }
 

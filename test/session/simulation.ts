@@ -218,6 +218,7 @@ class End {
   /** Client: connections whose hello has not come back yet. */
   dialing: (Wire | null)[] = []
   work = true
+  lingers = false
   timerAt = Number.POSITIVE_INFINITY
   batchesOut = 0
   batchesIn = 0
@@ -443,7 +444,15 @@ class Simulation {
         for (const wire of end.wires) if (wire) this.pump(end, wire)
       }
     }
-    for (const end of this.ends) this.arm(end)
+    for (const end of this.ends) {
+      this.arm(end)
+      if (end.session.state !== 'closed' || end.lingers) continue
+      // A socket that does not even take the BYE is not waited for.
+      end.lingers = true
+      this.agenda.add(this.now + 2000, () => {
+        for (const wire of end.wires) if (wire) this.drop(end, wire)
+      })
+    }
     if (!this.closing && this.canClose) this.close()
   }
 
