@@ -3,7 +3,6 @@
  * back. `estimate` is the same without the file.
  */
 import { randomBytes } from 'node:crypto'
-import { createWriteStream } from 'node:fs'
 import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { FlowEncoder } from '../codec/encoder.ts'
 import { FlowExpander } from '../codec/expander.ts'
@@ -435,7 +434,9 @@ export class OutputFile {
   async write(bytes: Uint8Array): Promise<void> {
     try {
       if (this.path === '-') {
-        await new Promise<void>((done, failed) => stdout().write(bytes, error => (error ? failed(error) : done())))
+        await new Promise<void>((done, failed) =>
+          process.stdout.write(bytes, error => (error ? failed(error) : done())),
+        )
         return
       }
       this.file ??= await this.open()
@@ -474,12 +475,6 @@ export class OutputFile {
     this.temporary = `${this.target}.part-${process.pid}`
     return open(this.temporary, 'w')
   }
-}
-
-let standardOutput: ReturnType<typeof createWriteStream> | undefined
-function stdout(): ReturnType<typeof createWriteStream> {
-  standardOutput ??= createWriteStream('', { fd: 1, autoClose: false }).on('error', () => {}) // writes tell of it
-  return standardOutput
 }
 
 function ioError(what: string, path: string, cause: Error): ProxyError {
