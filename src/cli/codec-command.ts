@@ -77,7 +77,12 @@ export const encodeCommand: CommandModule<object, EncodeArguments> = {
   describe: 'Encode a migration stream to a file that holds what the WAN would carry',
   builder: yargs =>
     (codecOptions(yargs) as Argv<EncodeArguments>)
-      .positional('input', { describe: 'Any file, or - for standard input', type: 'string', demandOption: true })
+      .positional('input', {
+        describe: 'Any file, or - for standard input',
+        type: 'string',
+        demandOption: true,
+        coerce: dash,
+      })
       .option('output', {
         alias: 'o',
         describe: 'File to write, or - for standard output',
@@ -98,6 +103,7 @@ export const decodeCommand: CommandModule<object, DecodeArguments> = {
       .positional('input', {
         describe: 'The encoded file, or - for standard input',
         type: 'string',
+        coerce: dash,
         demandOption: true,
       })
       .option('output', {
@@ -131,6 +137,11 @@ export const estimateCommand: CommandModule<object, EstimateArguments> = {
       .example('$0 estimate web2.stream --store S', 'bytes by class')
       .example('$0 estimate web2.stream --store S --rate 100Mbit', 'seconds over such a link') as never,
   handler: runEstimate,
+}
+
+/** yargs makes an empty text of a positional `-`. */
+function dash(text: string): string {
+  return text === '' ? '-' : text
 }
 
 /** @throws USAGE */

@@ -69,6 +69,12 @@ function report(error: unknown): number {
   return ERROR_EXIT.INTERNAL
 }
 
+// the reader of a pipe has enough: `| head`
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error
+  process.exit()
+})
+
 run().then(
   () => {
     // commands that go on (proxies) set the exit status when they end
