@@ -32,6 +32,17 @@ export interface ChannelParser {
   readonly position: number
 }
 
+/**
+ * Looks on as pages pass that no template set holds: src/learning. Both sides call it alike, in the order of batches.
+ * Bytes stay where they are until `batch` returns.
+ */
+export interface PageObserver {
+  /** A page of the batch at hand. @param page its number in its RAMBlock */
+  page(address: number, page: number): void
+  /** All of the batch: `length` bytes of the channel from byte `position` on. */
+  batch(migration: number, position: number, address: number, length: number): void
+}
+
 /** Events of one push, at most this many before the encoder cuts a batch: 58,000 zero records fill 512 KiB. */
 const EVENTS_MAX = 1 << 17
 
@@ -225,11 +236,17 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   }
 }
 
+/** Whether the far side sees this page as one that is no template: SAME says nothing of its content there. */
+function learnable(kind: number, slot: number, templatePages: number): boolean {
+  return kind > KIND.SAME && (kind !== KIND.REF || slot >= templatePages)
+}
+
 /** Shared by all flows of a session: makes batches into workspaces. */
 export class BatchEncoder {
   private readonly kernel: Kernel
   private readonly seedLo: number
   private readonly seedHi: number
+  observer: PageObserver | undefined
 
   // the workspace being filled
   private workspace!: Workspace
@@ -353,9 +370,12 @@ export class BatchEncoder {
           stats.patchLiteral += literal
         }
       }
+      if (this.observer && learnable(kinds[page]!, slot, this.kernel.layout.templatePages))
+        this.observer.page(base + end - PAGE_SIZE, flow.page)
       flow.page++
       page++
     }
+    this.observer?.batch(flow.migration, flow.batchStart, base, rawLength)
     if (at < rawLength) {
       this.copyOther(base + at, rawLength - at)
       stats.other += rawLength - at

@@ -5,7 +5,7 @@
  */
 import { ProxyError } from '../errors.ts'
 import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
-import { placeIndex } from './encoder.ts'
+import { type PageObserver, placeIndex } from './encoder.ts'
 import { restoreHeaders } from './packet-headers.ts'
 import { unzigzag, VarintReader } from './varint.ts'
 import { BLOCKS_MAX, COLUMN, OP, PACKET_HEADER_SIZE, PAGE_NUMBER_MAX, PAGE_SIZE } from './wire.ts'
@@ -43,6 +43,7 @@ export class BatchExpander {
   private readonly places: number
   private readonly seedLo: number
   private readonly seedHi: number
+  observer: PageObserver | undefined
   private readonly numbers = new VarintReader('numbers')
   private readonly lengths = new VarintReader('lengths')
   private readonly sources = new VarintReader('sources')
@@ -128,6 +129,7 @@ export class BatchExpander {
     )
       throw this.bad('a column is longer than its operations use')
     this.verify(rawLength, checksum, out)
+    this.observer?.batch(flow.migration, flow.position, out, rawLength)
     flow.position += rawLength
   }
 
@@ -186,7 +188,7 @@ export class BatchExpander {
             this.place(),
             this.flags,
           )
-          this.gave(got, n)
+          this.gave(got, n, region === 1)
           done += n
         }
         flow.next[region as 0 | 1] = slot + count
@@ -305,10 +307,15 @@ export class BatchExpander {
     return n
   }
 
-  /** Takes over what a kernel call gave. */
-  private gave(bytes: number, pages: number): void {
+  /** Takes over what a kernel call gave. @param learn the pages are in no template set */
+  private gave(bytes: number, pages: number, learn = false): void {
     if (bytes === FAILED) throw this.bad('a reference outside the pool')
     this.out += bytes
+    if (learn && this.observer) {
+      const step = bytes / pages
+      for (let i = 0; i < pages; i++)
+        this.observer.page(this.out - (pages - 1 - i) * step - PAGE_SIZE, this.flow.page + i)
+    }
     this.advance(pages)
   }
 
@@ -324,7 +331,7 @@ export class BatchExpander {
     let done = 0
     while (done < count) {
       const n = this.pageRun(count - done)
-      this.gave(this.kernel.expandNew(this.out, hi(flow.page), lo(flow.page), at, n, this.place(), this.flags), n)
+      this.gave(this.kernel.expandNew(this.out, hi(flow.page), lo(flow.page), at, n, this.place(), this.flags), n, true)
       at += n * PAGE_SIZE
       done += n
     }
@@ -394,7 +401,7 @@ export class BatchExpander {
     )
     if (used !== literal) throw this.bad('PATCH that does not make a page')
     this.literals += literal
-    this.gave(this.flags & EXPAND.BARE ? PAGE_SIZE : PAGE_SIZE + 8, n)
+    this.gave(this.flags & EXPAND.BARE ? PAGE_SIZE : PAGE_SIZE + 8, n, true)
   }
 
   private packet(): void {

@@ -3,6 +3,7 @@
  * lent to QEMU's sockets.
  */
 import { type ArrivedBatch, parseBatch } from '../codec/batch.ts'
+import type { PageObserver } from '../codec/encoder.ts'
 import { BatchExpander, type FlowExpander } from '../codec/expander.ts'
 import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
@@ -42,6 +43,11 @@ export class Inbound {
     this.onError = onError
     this.free = pool.slots.slice(0, -1)
     this.scratch = pool.slots.at(-1)!
+  }
+
+  /** Who looks on as pages pass: learning. */
+  set observer(observer: PageObserver | undefined) {
+    this.expander.observer = observer
   }
 
   /** The next batch, whole, in pieces. */

@@ -3,7 +3,7 @@
  * packed, and hands the batches on in the order in which they were encoded.
  */
 import { assembleBatch, type PackedColumn } from '../codec/batch.ts'
-import { BatchEncoder, type FlowEncoder } from '../codec/encoder.ts'
+import { BatchEncoder, type FlowEncoder, type PageObserver } from '../codec/encoder.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import { ColumnPacker } from '../compression/column-packer.ts'
 import type { Effort } from '../compression/effort.ts'
@@ -43,6 +43,11 @@ export class Outbound {
     this.sink = sink
     this.onError = onError
     this.free = [...pool.workspaces]
+  }
+
+  /** Who looks on as pages pass: learning. */
+  set observer(observer: PageObserver | undefined) {
+    this.encoder.observer = observer
   }
 
   /** Batches being packed. */
