@@ -13,10 +13,10 @@ import { existsSync, readFileSync, renameSync, statSync, truncateSync, writeFile
 import { createServer, type Server, type Socket } from 'node:net'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { QmpClient, QmpConnectionError } from '../../src/qmp/qmp-client.ts'
 import { endChild, spawnOwned, temporaryFolder } from './cleanup.ts'
 import { type Heartbeat, parseHeartbeat } from './heartbeat.ts'
 import type { MemorySnapshot } from './memory.ts'
-import { QmpClient, QmpConnectionError } from './qmp.ts'
 import { guestFiles, type QemuVersion } from './versions.ts'
 
 /** QEMU ended by itself, with what it said last. */

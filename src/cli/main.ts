@@ -4,6 +4,7 @@ import yargs from 'yargs'
 import { ERROR_EXIT, isProxyError, ProxyError } from '../errors.ts'
 import { decodeCommand, encodeCommand, estimateCommand } from './codec-command.ts'
 import { destinationCommand } from './destination-command.ts'
+import { doctorCommand } from './doctor-command.ts'
 import { keygenCommand } from './keygen-command.ts'
 import { serveCommand } from './serve-command.ts'
 import { sourceCommand } from './source-command.ts'
@@ -36,6 +37,7 @@ async function run(): Promise<void> {
     .command(decodeCommand)
     .command(estimateCommand)
     .command(keygenCommand)
+    .command(doctorCommand)
     .demandCommand(1, 'a command is missing')
     .recommendCommands()
     .strict()

@@ -26,6 +26,7 @@ const BAR_FPS = 10
 
 interface StoreArguments {
   readonly store: string
+  readonly storeKey: string | undefined
   readonly json: boolean
 }
 
@@ -148,6 +149,7 @@ export function storeOptions(yargs: Argv): Argv<StoreArguments> {
       requiresArg: true,
       demandOption: true,
     })
+    .option('store-key', STORE_KEY_OPTION)
     .option('json', { describe: 'Print JSON', type: 'boolean', default: false }) as never
 }
 

@@ -2,6 +2,9 @@
 import { EventEmitter } from 'node:events'
 import { connect, type Socket } from 'node:net'
 
+/** No answer of QEMU is near this long; a socket that is not QMP must not fill the memory. */
+const LINE_MAX = 16 << 20
+
 /** QEMU refused a command. */
 export class QmpError extends Error {
   readonly command: string
@@ -151,6 +154,7 @@ export class QmpClient extends EventEmitter<{ event: [QmpEvent]; close: [] }> {
 
   private receive(text: string): void {
     this.text += text
+    if (this.text.length > LINE_MAX) this.socket.destroy()
     for (let end = this.text.indexOf('\n'); end >= 0; end = this.text.indexOf('\n')) {
       const line = this.text.slice(0, end)
       this.text = this.text.slice(end + 1)
