@@ -45,6 +45,8 @@ export interface PageObserver {
 
 /** Events of one push, at most this many before the encoder cuts a batch: 58,000 zero records fill 512 KiB. */
 const EVENTS_MAX = 1 << 17
+/** Room for events that a flow begins with: most channels never need more. */
+const EVENTS_FIRST = 256
 
 const EVENT = { ZEROS: 0, PAGE: 1, BARE_PAGE: 2, PACKET: 3, PASS: 4 } as const
 
@@ -68,12 +70,12 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   onDegraded: ((position: number, reason: string) => void) | undefined
 
   // events: records since the last batch, positions relative to `batchStart`
-  readonly eventKind = new Uint8Array(EVENTS_MAX)
-  readonly eventStart = new Int32Array(EVENTS_MAX)
-  readonly eventEnd = new Int32Array(EVENTS_MAX)
-  readonly eventBlock = new Int32Array(EVENTS_MAX)
-  readonly eventNamed = new Uint8Array(EVENTS_MAX)
-  readonly eventPage = new Float64Array(EVENTS_MAX)
+  eventKind = new Uint8Array(EVENTS_FIRST)
+  eventStart = new Int32Array(EVENTS_FIRST)
+  eventEnd = new Int32Array(EVENTS_FIRST)
+  eventBlock = new Int32Array(EVENTS_FIRST)
+  eventNamed = new Uint8Array(EVENTS_FIRST)
+  eventPage = new Float64Array(EVENTS_FIRST)
   eventCount = 0
   pageCount = 0
 
@@ -186,13 +188,29 @@ export class FlowEncoder implements RecordSink, MultifdSink {
 
   private addEvent(kind: number, start: number, end: number, block: number, page: number, named: boolean): void {
     const i = this.eventCount++
-    assert(i < EVENTS_MAX, 'more records than a batch can hold')
+    if (i === this.eventKind.length) this.growEvents()
     this.eventKind[i] = kind
     this.eventStart[i] = start - this.batchStart
     this.eventEnd[i] = end - this.batchStart
     this.eventBlock[i] = block
     this.eventPage[i] = page
     this.eventNamed[i] = named ? 1 : 0
+  }
+
+  private growEvents(): void {
+    const before = this.eventKind.length
+    assert(before < EVENTS_MAX, 'more records than a batch can hold')
+    const length = Math.min(before * 4, EVENTS_MAX)
+    const grown = <T extends Uint8Array | Int32Array | Float64Array>(to: T, from: T): T => {
+      to.set(from)
+      return to
+    }
+    this.eventKind = grown(new Uint8Array(length), this.eventKind)
+    this.eventStart = grown(new Int32Array(length), this.eventStart)
+    this.eventEnd = grown(new Int32Array(length), this.eventEnd)
+    this.eventBlock = grown(new Int32Array(length), this.eventBlock)
+    this.eventNamed = grown(new Uint8Array(length), this.eventNamed)
+    this.eventPage = grown(new Float64Array(length), this.eventPage)
   }
 
   /** Records in a ZEROS event. */
