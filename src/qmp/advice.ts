@@ -36,6 +36,11 @@ function parameters(values: Record<string, unknown>): string {
   return JSON.stringify({ execute: 'migrate-set-parameters', arguments: values })
 }
 
+/** The same through libvirt, which sets what it knows itself when the migration starts. */
+function monitor(qmp: string): string {
+  return `virsh qemu-monitor-command DOMAIN '${qmp}'`
+}
+
 /** Bytes a second: QEMU's own default of max-bandwidth. Source: QEMU migration/options.c, MAX_THROTTLE. */
 const BANDWIDTH_DEFAULT = 128 << 20
 
@@ -57,7 +62,7 @@ export function adviseOn(qemus: readonly QemuSettings[], linkBytes?: number): Ad
         'return-path off',
         'the source reports success before anything has arrived: a break at the end can lose the guest on both sides',
         capability('return-path', true),
-        'libvirt sets it by itself (6.10 and up)',
+        monitor(capability('return-path', true)),
       )
     }
     const tls = params['tls-creds']
@@ -95,7 +100,7 @@ export function adviseOn(qemus: readonly QemuSettings[], linkBytes?: number): Ad
         'max-bandwidth 128 MiB/s',
         "QEMU's default counts bytes before the pair: however much is saved, the guest takes as long as its memory at 128 MiB/s",
         parameters({ 'max-bandwidth': 0 }),
-        '--bandwidth 0, or virsh migrate-setspeed DOMAIN 0',
+        'virsh migrate --bandwidth 100000 (MiB/s)',
       )
     }
     if (caps.xbzrle === true) {
@@ -114,7 +119,7 @@ export function adviseOn(qemus: readonly QemuSettings[], linkBytes?: number): Ad
         'avail-switchover-bandwidth not set',
         `the bandwidth that QEMU sees swings with what matches; a fixed figure near the link's${linkBytes === undefined ? ' (100 Mbit/s here; give --rate)' : ''} keeps its downtime estimate true`,
         parameters({ 'avail-switchover-bandwidth': value }),
-        `--available-switchover-bandwidth ${Math.round(value / 1048576)} (libvirt 11 and up)`,
+        monitor(parameters({ 'avail-switchover-bandwidth': value })),
       )
     }
     if (caps['x-colo'] === true || caps['x-ignore-shared'] === true) {
