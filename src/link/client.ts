@@ -1,7 +1,7 @@
 /** The side that dials: opens a session, keeps its connections up, and gives up when the patience ends. */
 import { randomBytes } from 'node:crypto'
 import net from 'node:net'
-import { isProxyError, ProxyError } from '../errors.ts'
+import { type ErrorCode, isProxyError, ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX, HELLO_TIMEOUT_MS, PATIENCE_MS } from '../limits.ts'
 import type { Session } from '../session/session.ts'
 import { type ClientHello, encodeClientHello, isRefusal, type ServerHello, serverHelloOf } from '../wan/hello.ts'
@@ -187,7 +187,7 @@ export class LinkClient {
       await connected(raw)
       let socket: net.Socket = raw
       if (o.credentials) {
-        const secured = await o.credentials.connect(raw, o.host)
+        const secured = await o.credentials.connect(raw, o.host.replace(/%.*$/, '')) // a zone is no part of a name
         socket = secured.socket
         this.link.identity = secured.identity
       }
@@ -204,13 +204,13 @@ export class LinkClient {
       const { body, rest } = await readHello(socket)
       const hello = serverHelloOf(body, asked)
       if (isRefusal(hello)) {
-        const { code, text } = hello.refuse
-        throw new ProxyError(code, `the server refuses: ${text}`, undefined, 'see the log of the other side')
+        throw new RefusedError(hello.refuse.code, hello.refuse.text)
       }
       if (this.link.over) throw lost('the session was closed')
       if (this.#token === null) {
         this.#token = hello.token
         this.#hello = hello
+        o.logger.info('link.open', { link: this.link.id.slice(0, 8), identity: this.link.identity, agent: hello.agent })
         o.accepted?.(hello)
       } else if (this.#token !== hello.token) {
         throw new ProxyError('PROTOCOL_STATE', 'the server changed the token', undefined, 'the session ends')
@@ -284,9 +284,16 @@ function lost(what: string, cause?: unknown): ProxyError {
   return new ProxyError('PEER_LOST', what, undefined, 'check that the other proxy runs and can be reached', { cause })
 }
 
-/** Refusals that no later attempt can heal. PEER_AUTH is not one: certificates may be in the middle of a change. */
+/** The server itself said no. */
+class RefusedError extends ProxyError {
+  constructor(code: ErrorCode, text: string) {
+    super(code, `the server refuses: ${text}`, undefined, 'see the log of the other side')
+  }
+}
+
+/** What no later attempt to resume can heal. PEER_AUTH is not of that kind: certificates may be in the middle of a change. */
 function isFinal(error: ProxyError): boolean {
-  if (error.code === 'PEER_LOST') return error.what.startsWith('the server refuses')
+  if (error.code === 'PEER_LOST') return error instanceof RefusedError
   return error.code === 'PROTOCOL_VERSION' || error.code === 'PROTOCOL_STATE' || error.code === 'PROTOCOL_SYNTAX'
 }
 

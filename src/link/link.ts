@@ -71,6 +71,7 @@ export class Link {
   #scheduled = false
   #cancelTimer: (() => void) | undefined
   #timerDueMs = Number.POSITIVE_INFINITY
+  #tickDue = false
   /** Which connection is served first; moves on, so that none is always last. */
   #turn = 0
 
@@ -262,6 +263,12 @@ export class Link {
   }
 
   #flush(): void {
+    if (this.#tickDue) {
+      // Here and not in the timer: between the two, Node reads its sockets. After a pause of this process (a long
+      // computation, a stopped VM) what the peer sent meanwhile is heard before the peer is declared dead.
+      this.#tickDue = false
+      this.session.tick(this.#clock.now())
+    }
     if (this.session.state !== 'closed') this.#sink.onWork()
     const now = this.#clock.now()
     this.#pump(now)
@@ -319,8 +326,7 @@ export class Link {
     this.#cancelTimer = this.#clock.after(Math.max(due - now, 0), () => {
       this.#timerDueMs = Number.POSITIVE_INFINITY
       this.#cancelTimer = undefined
-      if (this.#over) return
-      this.session.tick(this.#clock.now())
+      this.#tickDue = true
       this.#schedule()
     })
   }

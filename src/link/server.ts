@@ -174,9 +174,6 @@ export class LinkServer {
     this.#welcome(arrival)
       .catch((error: unknown) => {
         if (!isProxyError(error)) throw error // ours: crash rather than guess
-        this.#refused++
-        const reason = arrival.ended ?? error
-        this.#logRefusal({ peer: arrival.peer, code: reason.code, reason: reason.what, hint: reason.action })
       })
       .finally(() => {
         arrival.cancel()
@@ -266,23 +263,29 @@ export class LinkServer {
       )
       link.attach(socket, hello.connection, hello.received, rest, arrival.peer)
     } catch (error) {
+      if (isProxyError(error)) {
+        this.#refused++
+        const reason = arrival.ended ?? error
+        this.#logRefusal({ peer: arrival.peer, code: reason.code, reason: reason.what, hint: reason.action })
+      }
       // Who says nothing, or begins with anything but our magic, gets no answer, and no hint of what listens here.
       const silent =
         !known && (error as ProxyError).where?.stream === 'hello' && (error as ProxyError).where!.offset < 8
       if (!isProxyError(error) || silent || (!known && error.code === 'PEER_LOST')) socket.destroy()
-      else this.#refuse(socket, error)
+      else await this.#refuse(socket, error) // until it is closed it counts among the strangers
       throw error
     }
   }
 
   /** Tells why, where somebody may be there to read it, and closes. */
-  #refuse(socket: net.Socket, error: ProxyError): void {
+  async #refuse(socket: net.Socket, error: ProxyError): Promise<void> {
     const code = REFUSALS.find(known => known === error.code)
     if (socket.destroyed) return
     socket.end(encodeRefusal(this.#options.agent ?? AGENT_DEFAULT, code ?? 'LIMIT_EXCEEDED', error.what))
     socket.resume() // what still comes is thrown away: closing over unread bytes would reset our answer too
     const cancel = this.#clock.after(REFUSAL_LINGER_MS, () => socket.destroy())
-    socket.once('close', cancel)
+    await new Promise(resolve => socket.once('close', resolve))
+    cancel()
   }
 
   /**
@@ -342,6 +345,12 @@ export class LinkServer {
     })
     const member = { link, token: randomBytes(32), identity, accepted, bornMs: this.#clock.now() }
     this.#members.set(link.id, member)
+    logger.info('link.open', {
+      link: link.id.slice(0, 8),
+      identity,
+      agent: hello.agent,
+      connections: hello.connections,
+    })
     void link.ended.then(() => {
       if (this.#members.get(link.id) === member) this.#members.delete(link.id)
     })

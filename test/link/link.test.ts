@@ -465,6 +465,59 @@ t.test('nobody takes over a session', async t => {
   await client.client.close()
 })
 
+t.test('rubbish behind a good hello ends the connection, not the session', async t => {
+  const server = await start(t, { serverSession: { patienceMs: 10_000 }, clock: fastClock(20) })
+  const hello = {
+    agent: '',
+    ...offer(),
+    session: 'b'.repeat(32),
+    connection: 0,
+    connections: 1,
+    token: null,
+    received: 0,
+  }
+  const next = random(77)
+  for (let i = 0; i < 20; i++) {
+    const id = i.toString(16).padStart(32, '0')
+    const socket = net.connect(server.port, '127.0.0.1')
+    socket.on('error', () => {})
+    socket.write(encodeClientHello({ ...hello, session: id }))
+    await new Promise(resolve => socket.once('data', resolve))
+    const bytes = Buffer.alloc(1 + Math.floor(next() * 5000))
+    for (let at = 0; at < bytes.length; at++) bytes[at] = next() * 256
+    socket.end(bytes)
+    socket.resume()
+    await new Promise(resolve => socket.once('close', resolve))
+  }
+  await until('all to be down', () => server.log.of('link.down').length === 20)
+  await until('all sessions to be given up', () => server.server.links.length === 0)
+})
+
+t.test('after a pause of this process the peer is heard before it is declared dead', async t => {
+  const child = spawn(process.execPath, ['--input-type=module', '-e', SLOWER_SERVER, import.meta.dirname], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  t.teardown(() => child.kill())
+  const port = await new Promise<number>(resolve => child.stdout.once('data', data => resolve(Number(data))))
+  const client = join(t, port, { clock: fastClock(10) })
+  await client.client.open()
+  for (let i = 0; i < 3; i++) {
+    await sleep(300)
+    const end = performance.now() + 700 // 7 s of our clock, 3.5 s of the peer's
+    while (performance.now() < end);
+  }
+  await sleep(100)
+  t.equal(client.end.ups, 1)
+  t.equal(client.end.downs, 0)
+})
+
+/** A server whose clock runs five times as fast as the wall's, where the client's runs ten times as fast. */
+const SLOWER_SERVER = `
+const { TestServer, fastClock } = await import(process.argv[1] + '/harness.ts')
+const server = await new TestServer({ clock: fastClock(5) }).listen()
+console.log(server.port)
+`
+
 t.test('an opening whose answer was lost may be said again', async t => {
   const server = await start(t, {})
   const id = 'a'.repeat(32)
