@@ -126,7 +126,7 @@ export function readConfiguration(
           mistake([...path, key], `unknown setting ${JSON.stringify(key)}`, 'docs/operations.md lists all settings')
       } else mistake(path, `${place}: ${message}`, 'docs/operations.md has an example')
     }
-    return { mistakes }
+    return { mistakes: mistakes.sort((a, b) => a.line - b.line) }
   }
   const file = checked.data
 

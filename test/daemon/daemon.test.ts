@@ -1,0 +1,219 @@
+/** What the daemons decide without sockets: effort, configuration, advice, summaries. */
+import t from 'tap'
+import { parseEffort } from '../../src/cli/codec-command.ts'
+import { parseDuration, parseRate, parseSize } from '../../src/cli/quantity.ts'
+import { parsePeer, summaryLine } from '../../src/cli/source-command.ts'
+import { BatchStats } from '../../src/codec/stats.ts'
+import { EFFORT_MAX } from '../../src/compression/effort.ts'
+import { readConfiguration } from '../../src/daemon/configuration.ts'
+import { EffortController, type Waiting } from '../../src/daemon/effort-controller.ts'
+import { summarize } from '../../src/daemon/migration-summary.ts'
+import { ERROR_EXIT } from '../../src/errors.ts'
+import { adviseOn, type QemuSettings } from '../../src/qmp/advice.ts'
+
+/** Tells the controller what is waited for, a millisecond at a time, as `waiting` says. */
+function run(controller: EffortController, fromMs: number, ms: number, waiting: (ms: number) => Waiting): number {
+  for (let at = 0; at < ms; at++) controller.wait(waiting(at), fromMs + at)
+  return fromMs + ms
+}
+
+t.test('effort follows what the encoder waits for', t => {
+  const controller = new EffortController('auto')
+  t.equal(controller.effort(false).level, 1, 'begins at LZ4')
+  let at = run(controller, 0, 2000, () => 'wan')
+  t.equal(controller.effort(false).level, EFFORT_MAX - 1, 'a busy link: up, but never to the last level')
+  t.equal(controller.effort(true).level, 1, 'a guest waits: nothing slow')
+  at = run(controller, at, 600, () => 'cpu')
+  t.equal(controller.effort(false).level, 0, 'a busy encoder: down to references alone')
+  at = run(controller, at, 400, () => 'wan')
+  t.equal(controller.effort(false).level, 0, 'a level that was too slow lately is not tried again at once')
+  at = run(controller, at, 60_000, () => 'wan')
+  t.equal(controller.effort(false).level, EFFORT_MAX - 1, 'but later')
+  const still = new EffortController('auto')
+  run(still, 0, 5000, () => 'source')
+  t.equal(still.effort(false).level, 1, 'a silent source moves nothing')
+  const mixed = new EffortController('auto')
+  run(mixed, 0, 5000, ms => (ms % 4 === 0 ? 'cpu' : 'wan'))
+  t.equal(mixed.effort(false).level, 1, 'between the bounds: as it is')
+  t.equal(new EffortController(5).effort(false).level, 5, 'a fixed level')
+  t.end()
+})
+
+const read = {
+  size: (text: string) => parseSize(text, 'pool-memory'),
+  rate: (text: string) => parseRate(text, 'rate'),
+  duration: (text: string) => parseDuration(text, 'duration'),
+  effort: (text: string) => (text === 'auto' ? text : parseEffort(text)),
+}
+
+t.test('a configuration that is right', t => {
+  const { configuration, mistakes } = readConfiguration(
+    `tls-creds: /etc/pageferry/tls
+store: /var/lib/pageferry
+effort: 3
+peers:
+  dc2: { address: "[2001:db8::7]:9444", connections: 4, rate: 200Mbit, peer-name: far.example }
+listeners:
+  - { at: "tcp:127.0.0.2:49152-49215", peer: dc2 }
+  - { at: "unix:/run/pageferry/in.sock", peer: dc2, target: web }
+wan: { listen: ["tcp:[::]:9444", "fd:wan"], peer-name: near.example }
+targets:
+  default: tcp:127.0.0.1:49152-49215
+`,
+    read,
+  )
+  t.same(mistakes, [])
+  const [peer] = configuration!.peers
+  t.match(peer, { host: '2001:db8::7', port: 9444, connections: 4, rate: 25_000_000, peerName: 'far.example' })
+  t.same(
+    peer!.listen.map(({ name }) => name),
+    ['default', 'web'],
+  )
+  t.equal(configuration!.targets.size, 1)
+  t.match(configuration, { effort: '3', patience: '120s', plaintext: false, peerName: 'near.example' })
+  t.end()
+})
+
+t.test('every mistake of a configuration has its line', t => {
+  const lines = (text: string): string[] =>
+    readConfiguration(text, read).mistakes.map(({ line, what }) => `${line} ${what}`)
+  const cases: [string, string, RegExp[]][] = [
+    ['not YAML', 'a: [', [/^\d+ /]],
+    ['empty', '', [/neither tls-creds nor plaintext/, /nothing to do/]],
+    ['unknown settings', 'plaintext: true\ncolour: red\n', [/^2 unknown setting "colour"/]],
+    [
+      'values',
+      'pool-memory: lots\npatience: 3 weeks\neffort: 9\npeers:\n  a:\n    address: here\n    connections: 17\n',
+      [/^1 pool-memory/, /^2 patience/, /^3 effort/, /^6 peers.a.address/, /^7 peers.a.connections/],
+    ],
+    [
+      'what does not fit together',
+      `plaintext: true
+tls-creds: /x
+peers:
+  a: { address: "10.0.0.1:1" }
+listeners:
+  - { at: "tcp:0.0.0.0:4444", peer: b }
+  - { at: "tcp:127.0.0.1:4445", peer: b }
+wan: { listen: ["tcp:0.0.0.0:9444", "unix:/x"] }
+targets: { default: "tcp:127.0.0.1:4440-4450" }
+`,
+      [
+        /^1 plaintext and tls-creds/,
+        /^4 no listener leads to peer "a"/,
+        /^6 no peer "b"/,
+        /^6 tcp:0.0.0.0:4444 can be reached/,
+        /^7 no peer "b"/,
+        /^7 tcp:127.0.0.1:4445 is where target default is dialled/,
+        /^8 plaintext at/,
+        /^8 unix:\/x/,
+      ],
+    ],
+    ['wan without targets', 'plaintext: true\nwan: { listen: ["tcp:127.0.0.1:1"] }', [/^2 wan without targets/]],
+  ]
+  for (const [name, text, wanted] of cases) {
+    const found = lines(text)
+    t.equal(found.length, wanted.length, `${name}: ${found.join(' | ')}`)
+    for (const [i, pattern] of wanted.entries()) t.match(found[i], pattern, name)
+  }
+  t.end()
+})
+
+t.test('advice on the settings of QEMU', t => {
+  const good: QemuSettings = {
+    version: '10.0.13',
+    side: 'source',
+    capabilities: { 'return-path': true, multifd: false, xbzrle: false, 'postcopy-ram': false },
+    parameters: { 'max-bandwidth': 0, 'tls-creds': '', 'avail-switchover-bandwidth': 12_500_000 },
+  }
+  t.same(adviseOn([good]), [], 'nothing to change')
+  const bad: QemuSettings = {
+    ...good,
+    capabilities: { 'return-path': false, multifd: true, xbzrle: true, compress: true },
+    parameters: {
+      'max-bandwidth': 134217728,
+      'tls-creds': 'tls0',
+      'multifd-compression': 'zstd',
+      'multifd-channels': 4,
+      'avail-switchover-bandwidth': 0,
+    },
+  }
+  const advice = adviseOn([bad], 25_000_000)
+  t.same(
+    advice.map(({ severity }) => severity),
+    ['matters', 'matters', 'matters', 'matters', 'matters', 'better', 'better'],
+    'what matters comes first',
+  )
+  for (const { qmp } of advice) t.ok(JSON.parse(qmp).execute.startsWith('migrate-set-'), qmp)
+  t.match(advice.at(-1), { setting: /avail-switchover/, qmp: /25000000/ })
+  const other: QemuSettings = { ...good, side: 'destination', parameters: { 'multifd-channels': 2 } }
+  t.same(
+    adviseOn([bad, other])
+      .filter(({ side }) => side === 'destination')
+      .map(({ setting }) => setting),
+    [
+      'multifd off, unlike the source',
+      'return-path on, unlike the source',
+      'xbzrle off, unlike the source',
+      "multifd-channels 2, unlike the source's 4",
+    ],
+    'both sides must be alike',
+  )
+  t.same(
+    adviseOn([{ ...good, capabilities: { 'return-path': false, 'postcopy-ram': true } }]),
+    [],
+    'postcopy brings its return path',
+  )
+  t.end()
+})
+
+t.test('summaries', t => {
+  const stats = new BatchStats()
+  stats.rawBytes = 1_000_000
+  stats.packedBytes = 123_456
+  stats.zeroPages = 7
+  stats.newPages = 2
+  stats.densePages = 1
+  const other = new BatchStats()
+  other.add(stats)
+  other.add(stats)
+  t.equal(other.rawBytes, 2_000_000)
+  const summary = summarize(
+    {
+      number: 3,
+      gate: { target: 'web' },
+      startMs: 1000,
+      stats,
+      kinds: ['main', 'multifd', 'multifd'],
+      bytesBack: 8,
+      endedBy: '',
+    },
+    3500,
+  )
+  t.match(summary, {
+    migration: 3,
+    channels: 'main, 2 multifd',
+    seconds: 2.5,
+    ratio: 0.1235,
+    pages: { zero: 7, whole: 3 },
+  })
+  t.match(
+    summaryLine(summary),
+    /1\.0 MB from QEMU, 123\.5 kB on the WAN \(12\.3 %\), 2\.5 s; pages: 7 zero, 3 whole; both sides closed/,
+  )
+  t.end()
+})
+
+t.test('arguments', t => {
+  t.same(parsePeer('far.example:9444'), { host: 'far.example', port: 9444 })
+  t.same(parsePeer('tcp:[::1]:1'), { host: '::1', port: 1 })
+  for (const wrong of ['far.example', 'far:0', 'far:65536', '::1:9', ''])
+    t.throws(() => parsePeer(wrong), { code: 'USAGE' }, wrong)
+  t.throws(() => parseEffort('6'), { code: 'USAGE' })
+  t.equal(
+    new Set(Object.values(ERROR_EXIT).filter(status => status > 2 && status < 126)).size,
+    9,
+    'exit statuses of the table in operations.md',
+  )
+  t.end()
+})
