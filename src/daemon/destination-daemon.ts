@@ -1,5 +1,6 @@
 /** The destination proxy: takes sessions of source proxies, and dials the destination QEMUs of its configuration. */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { loadLz4 } from '../compression/lz4.ts'
 import { ProxyError } from '../errors.ts'
 import type { LinkSink } from '../link/api.ts'
 import type { Credentials } from '../link/credentials.ts'
@@ -68,6 +69,7 @@ export class DestinationDaemon {
 
   /** @throws IO */
   async start(): Promise<void> {
+    loadLz4() // takes 100 ms, which the first migration, or the switch to postcopy, would wait for
     await this.sets.offer() // damaged sets are told now, not when the first peer comes
     for (const at of this.options.listen) {
       const { address, port } = await this.server.listen(at)

@@ -3,6 +3,7 @@
  * come while there is no session wait for it.
  */
 import { randomBytes } from 'node:crypto'
+import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
@@ -94,6 +95,7 @@ export class SourceDaemon {
 
   /** Listens, and begins to keep a session. @throws ADDRESS, IO */
   async start(): Promise<void> {
+    loadLz4() // takes 100 ms, which the first migration, or the switch to postcopy, would wait for
     for (const { name, address } of this.options.listen) {
       const ranged = isRange(address)
       this.listeners.push(

@@ -27,8 +27,10 @@ export const SLOT_BYTES = FLOW_BYTES + 64 * 1024
 const ROOM_MIN = 16 * 1024
 /** An incomplete record whose rest does not come is sent after this time: promise of the architecture, 1 ms. */
 const IDLE_MS = 1
-/** A silent connection is dialled as the preempt channel so long after main announced postcopy (wire format 1.3). */
+/** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (wire format 1.3). */
 const PREEMPT_SILENT_MS = 200
+/** And one that comes later: QEMU from 8.0 on opens it when postcopy starts, and does not go on before it is taken. */
+const PREEMPT_LATE_MS = 5
 /** Batches in the packer: two keep threads and this one busy, more only add to what is parked. */
 const UNDER_WAY_MAX = 3
 
@@ -136,7 +138,7 @@ export class SourceSession implements LinkSink {
     this.connections.add(flow)
     gate.silent.add(flow)
     socket.start(flow)
-    if (isOpen(gate.migration) && gate.migration.postcopyAdvised) this.dialSilent(gate)
+    if (isOpen(gate.migration) && gate.migration.postcopyAdvised) this.dialSilent(gate, PREEMPT_LATE_MS)
   }
 
   /** A connection and its slot are done with. */
@@ -199,11 +201,11 @@ export class SourceSession implements LinkSink {
   /** Main announced postcopy: silent connections of the same gate, now or later, are the preempt channel. */
   postcopyAdvised(migration: Migration): void {
     migration.postcopyAdvised = true
-    this.dialSilent(migration.gate)
+    this.dialSilent(migration.gate, PREEMPT_SILENT_MS)
   }
 
   /** Opens the connections that are silent now, unless they say in time what they are. */
-  private dialSilent(gate: Gate): void {
+  private dialSilent(gate: Gate, afterMs: number): void {
     const silent = [...gate.silent]
     setTimeout(() => {
       for (const flow of silent) {
@@ -213,7 +215,7 @@ export class SourceSession implements LinkSink {
         flow.kind = 'preempt'
         this.open(flow, 'preempt')
       }
-    }, PREEMPT_SILENT_MS).unref()
+    }, afterMs).unref()
   }
 
   // --- LinkSink
