@@ -300,7 +300,7 @@ export class Path {
       if (ramp < window) window = ramp
       else this.rampBytes = 0
     }
-    this.windowBytes = Math.min(Math.max(window, least), UNACKED_BYTES_MAX)
+    this.windowBytes = Math.floor(Math.min(Math.max(window, least), UNACKED_BYTES_MAX))
   }
 
   private grow(): void {

@@ -531,6 +531,7 @@ class Simulation {
       }
     }
     while (candidates.length > 0 && session.bulkWanted(this.now)) {
+      if (!Number.isInteger(session.bulkRoom(this.now))) fail(`bulkRoom gives ${session.bulkRoom(this.now)} bytes`)
       const number = session.pickFlow(candidates, this.now)
       const flow = end.byNumber.get(number) ?? fail(`picked flow ${number}`)
       const lane = flow.lanes[side]
@@ -550,6 +551,7 @@ class Simulation {
   }
 
   private handData(end: End, flow: Flow, lane: Lane, length: number): void {
+    if (!Number.isInteger(length)) fail(`dataRoom gives ${length} bytes`)
     end.session.sendData(flow.number, pattern(lane.key, lane.handed, length))
     lane.handed += length
     this.bytes += length
