@@ -113,7 +113,7 @@ async function cuts(plan: CutPlan, total: number, chance: Chance, progress: (tex
           ...plan.settings,
           // dirtied faster than sent, so that it goes on until it is let go
           parameters: {
-            ...{ 'max-bandwidth': 1_000_000, 'downtime-limit': 1, ...plan.settings.parameters },
+            ...{ 'max-bandwidth': 600_000, 'downtime-limit': 1, ...plan.settings.parameters },
             ...(plan.postcopy ? { 'max-postcopy-bandwidth': 400_000 } : {}),
           },
         })
@@ -236,9 +236,11 @@ async function mishaps(total: number, chance: Chance, progress: (text: string) =
           there = await stateOf(destination)
           migration =
             here === 'gone' ? 'gone' : ((await source.migrationInfo().catch(() => ({ status: 'gone' }))).status ?? '')
+          // where nothing reached the destination QEMU, it waits on
+          const reached = pair.log.slice(logged).some(line => line.event === 'migration arrives')
           return (
             /gone|running|postmigrate/.test(here) &&
-            /gone|running/.test(there) &&
+            (reached ? /gone|running/ : /gone|running|inmigrate/).test(there) &&
             /gone|completed|failed|cancelled/.test(migration)
           )
         },

@@ -240,7 +240,10 @@ async function recover(
   const waitFor = (guest: typeof source, status: string, look: (info: MigrationInfo) => void = () => {}) =>
     until(
       async () => {
-        const info = await guest.migrationInfo()
+        const info = await guest.migrationInfo().catch(async error => {
+          await guest.waitStatus('never', 0) // throws what QEMU said when it exited
+          throw error
+        })
         look(info)
         return info.status === status
       },
@@ -248,7 +251,9 @@ async function recover(
       () => `${guest.name} does not become ${status}`,
     )
   await waitFor(source, 'postcopy-active', onProgress)
-  await sleep(500)
+  // before it has run, a destination that loses its connection exits (wire format 1.6)
+  await destination.waitStatus(['paused', 'prelaunch'], 10_000)
+  await sleep(300)
   if (mode.postcopy === 'lost' && pair) {
     pair.wan.refuse()
     pair.wan.cut()
