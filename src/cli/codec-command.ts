@@ -7,9 +7,10 @@ import { BatchStats } from '../codec/stats.ts'
 import { COLUMN, COLUMN_NAMES, PAGE_SIZE } from '../codec/wire.ts'
 import { EFFORT_MAX, EFFORTS, type Effort } from '../compression/effort.ts'
 import { ProxyError } from '../errors.ts'
-import { TemplateStore } from '../store/template-store.ts'
+import type { TemplateStore } from '../store/template-store.ts'
 import { decodeStream, type EncodeResult, encodeStream, OutputFile, readFile } from '../transfer/offline.ts'
 import { formatCount, formatSize, parseCount, parseRate, parseSize } from './quantity.ts'
+import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 
 /** Ring of the session's pages: what the far side keeps besides its sets. */
 export const POOL_MEMORY_DEFAULT = '64MiB'
@@ -20,6 +21,7 @@ const EFFORT_DEFAULT = '3'
 
 interface CodecArguments {
   readonly store: string | undefined
+  readonly storeKey: string | undefined
   readonly set: string[]
   readonly poolMemory: string
   readonly effort: string
@@ -35,6 +37,7 @@ interface DecodeArguments {
   readonly input: string
   readonly output: string
   readonly store: string | undefined
+  readonly storeKey: string | undefined
   readonly json: boolean
 }
 
@@ -50,6 +53,7 @@ function codecOptions(yargs: Argv): Argv<CodecArguments> {
       type: 'string',
       requiresArg: true,
     })
+    .option('store-key', STORE_KEY_OPTION)
     .option('set', {
       describe: 'Use only the sets with these digests (first digits)',
       type: 'string',
@@ -118,6 +122,7 @@ export const decodeCommand: CommandModule<object, DecodeArguments> = {
         type: 'string',
         requiresArg: true,
       })
+      .option('store-key', STORE_KEY_OPTION)
       .option('json', { describe: 'Print JSON', type: 'boolean', default: false })
       .example('$0 decode web1.pfy -o web1.stream --store S', 'the stream, byte for byte') as never,
   handler: runDecode,
@@ -171,7 +176,7 @@ interface Job {
 }
 
 async function jobOf(args: CodecArguments): Promise<Job> {
-  const store = args.store === undefined ? undefined : new TemplateStore(args.store)
+  const store = args.store === undefined ? undefined : openStore(args.store, args.storeKey)
   return {
     store,
     sets: await chooseSets(store, args.set),
@@ -256,7 +261,7 @@ async function runEncode(args: EncodeArguments): Promise<void> {
 async function runDecode(args: DecodeArguments): Promise<void> {
   const output = new OutputFile(args.output)
   try {
-    const store = args.store === undefined ? undefined : new TemplateStore(args.store)
+    const store = args.store === undefined ? undefined : openStore(args.store, args.storeKey)
     const { bytes } = await attended(args.input, args.json || args.output === '-', (progress, signal) =>
       decodeStream(readFile(args.input), piece => output.write(piece), { store, name: args.input, progress, signal }),
     )

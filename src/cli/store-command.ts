@@ -1,20 +1,28 @@
-/** `pageferry store list|verify`. */
-import type { CommandModule } from 'yargs'
-import { TemplateStore } from '../store/template-store.ts'
-import { formatCount, formatSize } from './quantity.ts'
+/** `pageferry store list|prune|verify`. */
+import type { Argv, CommandModule } from 'yargs'
+import { formatCount, formatSize, parseDuration, parseSize } from './quantity.ts'
+import { openStore, storeKeyOf } from './store-key.ts'
 import { storeOptions, verifySets } from './template-command.ts'
 
 interface StoreArguments {
   readonly store: string
+  readonly storeKey: string | undefined
   readonly json: boolean
+}
+
+interface PruneArguments extends StoreArguments {
+  readonly maxSize: string | undefined
+  readonly maxAge: string | undefined
+  readonly learned: boolean
+  readonly dryRun: boolean
 }
 
 const list: CommandModule<object, StoreArguments> = {
   command: 'list',
   describe: 'List the template sets of a store',
   builder: yargs => storeOptions(yargs as never).example('$0 store list --store S', 'what is there') as never,
-  handler: async ({ store, json }) => {
-    const sets = await new TemplateStore(store).list()
+  handler: async ({ store, storeKey, json }) => {
+    const sets = await openStore(store, storeKey).list()
     if (json) {
       process.stdout.write(`${JSON.stringify(sets, null, 2)}\n`)
       return
@@ -27,8 +35,12 @@ const list: CommandModule<object, StoreArguments> = {
     const head = ['digest', 'pages', 'size', 'chosen', 'modified']
     const colAligns: ('left' | 'right')[] = ['left', 'right', 'right', 'left', 'left']
     const table = new Table({ head, colAligns, style: { head: [], border: [] } })
-    for (const { digest, pages, fileBytes, metadata, modified, problem } of sets) {
-      const rule = metadata === undefined ? `damaged: ${problem?.what}` : `in ${metadata.minVms} of ${metadata.vms} VMs`
+    for (const { digest, pages, fileBytes, metadata, modified, problem, sealed } of sets) {
+      let rule = sealed ? 'encrypted, not with this key' : `damaged: ${problem?.what}`
+      if (metadata !== undefined) {
+        const { learned, minVms, vms } = metadata
+        rule = `${learned === undefined ? 'built' : 'learned'}: in ${minVms} of ${vms} VMs${sealed ? ', encrypted' : ''}`
+      }
       table.push([
         digest.slice(0, 16),
         formatCount(pages),
@@ -41,15 +53,53 @@ const list: CommandModule<object, StoreArguments> = {
   },
 }
 
+const prune: CommandModule<object, PruneArguments> = {
+  command: 'prune',
+  describe: 'Remove old sets, and what killed commands left; running proxies have their sets in memory',
+  builder: yargs =>
+    (storeOptions(yargs as never) as unknown as Argv<PruneArguments>)
+      .option('max-size', { describe: 'Keep the newest sets of so many bytes', type: 'string', requiresArg: true })
+      .option('max-age', { describe: 'Remove sets that are older', type: 'string', requiresArg: true })
+      .option('learned', { describe: 'Only sets that proxies learned', type: 'boolean', default: false })
+      .option('dry-run', { describe: 'Only tell what would go', type: 'boolean', default: false })
+      .example('$0 store prune --store S --max-size 2GB --max-age 60d --dry-run', 'what would go') as never,
+  handler: runPrune,
+}
+
+async function runPrune(args: PruneArguments): Promise<void> {
+  const { json, dryRun, learned: learnedOnly } = args
+  const maxBytes = args.maxSize === undefined ? undefined : parseSize(args.maxSize, '--max-size')
+  const maxAgeMs = args.maxAge === undefined ? undefined : parseDuration(args.maxAge, '--max-age')
+  const store = openStore(args.store, args.storeKey)
+  const { pruneStore } = await import('../store/prune.ts')
+  const pruned = await pruneStore(store, { maxBytes, maxAgeMs, learnedOnly, dryRun })
+  if (json) {
+    process.stdout.write(`${JSON.stringify({ ...pruned, dryRun }, null, 2)}\n`)
+    return
+  }
+  const verb = dryRun ? 'would remove' : 'removed'
+  for (const { digest, fileBytes, modified } of pruned.removed) {
+    const date = modified.toISOString().slice(0, 16)
+    process.stdout.write(`${verb} ${digest.slice(0, 16)}  ${formatSize(fileBytes)}, ${date}\n`)
+  }
+  for (const name of pruned.temporaries) process.stdout.write(`${verb} ${name}, left by a killed command\n`)
+  process.stdout.write(
+    `${verb} ${pruned.removed.length} sets, ${formatSize(pruned.removedBytes)}; ` +
+      `${pruned.keptSets} stay, ${formatSize(pruned.keptBytes)}\n`,
+  )
+}
+
 const verify: CommandModule<object, StoreArguments> = {
   command: 'verify',
   describe: 'Check every page of every set of a store',
   builder: yargs => storeOptions(yargs as never) as never,
-  handler: async ({ store, json }) => {
-    const folder = new TemplateStore(store)
+  handler: async ({ store, storeKey, json }) => {
+    const key = storeKeyOf(storeKey)
+    const folder = openStore(store, storeKey)
     await verifySets(
       (await folder.digests()).map(digest => folder.pathOf(digest)),
       json,
+      key,
     )
   },
 }
@@ -57,10 +107,11 @@ const verify: CommandModule<object, StoreArguments> = {
 /** `store` with its subcommands, for the main program's yargs. Handlers throw ProxyErrors. */
 export const storeCommand: CommandModule = {
   command: 'store <command>',
-  describe: 'List and check the template sets of a store',
+  describe: 'List, clear up and check the template sets of a store',
   builder: yargs =>
     yargs
       .command(list as CommandModule)
+      .command(prune as CommandModule)
       .command(verify as CommandModule)
       .demandCommand(1)
       .strict(),

@@ -8,14 +8,15 @@ import type { Argv, CommandModule } from 'yargs'
 import { type InputNote, PageInput } from '../capture/pages.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { BuildProgress, BuildReport, VmsRow } from '../store/build.ts'
+import type { StoreKey } from '../store/cipher.ts'
 import { ioError } from '../store/io-error.ts'
 import { type DamagedPage, SetFile } from '../store/set-file.ts'
-import { TemplateStore } from '../store/template-store.ts'
 import { COUNT_MEMORY_MIN } from '../template/count.ts'
 import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.ts'
 import type { SetOverlap } from '../template/summary.ts'
 import { PAGE_SIZE, SET_SUFFIX } from '../template/wire.ts'
 import { formatCount, formatSize, parseCount, parseSize } from './quantity.ts'
+import { openStore, STORE_KEY_OPTION, storeKeyOf } from './store-key.ts'
 
 const MEMORY_DEFAULT = '512MiB'
 const MIN_VMS_DEFAULT = '2'
@@ -164,10 +165,10 @@ export interface VerifyResult {
 }
 
 /** Verifies the sets and prints a line each, more for damaged ones. @throws TEMPLATE_DAMAGED where any is not sound */
-export async function verifySets(paths: readonly string[], json: boolean): Promise<void> {
+export async function verifySets(paths: readonly string[], json: boolean, key?: StoreKey): Promise<void> {
   const results: VerifyResult[] = []
   for (const path of paths) {
-    const result = await verifySet(path)
+    const result = await verifySet(path, key)
     results.push(result)
     if (!json) printVerified(result)
   }
@@ -212,7 +213,7 @@ async function runBuild(args: BuildArguments): Promise<void> {
   let report: BuildReport
   try {
     const rule = { minVms, maxBytes, memoryBytes }
-    report = await buildSet(inputs, rule, new TemplateStore(args.store), {
+    report = await buildSet(inputs, rule, openStore(args.store, args.storeKey), {
       progress: display.show,
       signal: stop.signal,
     })
@@ -315,7 +316,7 @@ async function printRows(rows: readonly VmsRow[], vms: number): Promise<void> {
 }
 
 async function runInspect(args: InspectArguments): Promise<void> {
-  const file = await SetFile.open(await pathOf(args.set, args.store))
+  const file = await SetFile.open(await pathOf(args.set, args.store), storeKeyOf(args.storeKey))
   try {
     const { head, path } = file
     const { digest, metadata, pageCount: pages, layout } = head
@@ -325,7 +326,7 @@ async function runInspect(args: InspectArguments): Promise<void> {
     if (args.json) {
       print(
         JSON.stringify(
-          { digest, path, fileBytes: layout.lengthBytes, pages, metadata, byVms, overlap: other },
+          { digest, path, fileBytes: layout.lengthBytes, sealed: file.sealed, pages, metadata, byVms, overlap: other },
           null,
           2,
         ),
@@ -351,21 +352,21 @@ async function runVerify(args: VerifyArguments): Promise<void> {
   const paths: string[] = []
   for (const set of args.sets) paths.push(await pathOf(set, args.store))
   if (args.sets.length === 0) {
-    const store = new TemplateStore(needStore(args.store))
+    const store = openStore(needStore(args.store), undefined)
     for (const digest of await store.digests()) paths.push(store.pathOf(digest))
     if (paths.length === 0 && !args.json) print('no template sets in this store')
   }
-  await verifySets(paths, args.json ?? false)
+  await verifySets(paths, args.json ?? false, storeKeyOf(args.storeKey))
 }
 
-async function verifySet(path: string): Promise<VerifyResult> {
+async function verifySet(path: string, key: StoreKey | undefined): Promise<VerifyResult> {
   let file: SetFile | undefined
   try {
-    file = await SetFile.open(path)
+    file = await SetFile.open(path, key)
     const damaged = await file.verify()
     return { path, digest: file.head.digest, pages: file.head.pageCount, damaged, problem: undefined }
   } catch (error) {
-    if (!isProxyError(error)) throw error
+    if (!isProxyError(error) || error.code === 'USAGE') throw error // the key says nothing about the set
     return { path, digest: file?.head.digest, pages: file?.head.pageCount ?? 0, damaged: [], problem: error }
   } finally {
     await file?.close()
@@ -405,7 +406,7 @@ async function pathOf(set: string, store: string | undefined): Promise<string> {
     .then(found => found.isFile())
     .catch(() => false)
   if (isFile && (store === undefined || set.endsWith(SET_SUFFIX))) return set
-  const folder = new TemplateStore(needStore(store))
+  const folder = openStore(needStore(store), undefined)
   return folder.pathOf(await folder.find(set))
 }
 
@@ -440,6 +441,7 @@ async function writeSummary(path: string, head: SetHead): Promise<void> {
 function setOptions(yargs: Argv): Argv {
   return yargs
     .option('store', { describe: 'Folder of template sets', type: 'string', requiresArg: true })
+    .option('store-key', STORE_KEY_OPTION)
     .option('json', { describe: 'Print JSON', type: 'boolean', default: false })
 }
 

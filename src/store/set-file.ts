@@ -1,9 +1,10 @@
 /** A template set in a file: opened, loaded and verified. Nothing it hands out is unverified. */
-import { type FileHandle, open } from 'node:fs/promises'
 import { ProxyError } from '../errors.ts'
 import { HeadDecoder, isPage, type SetHead } from '../template/format.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
+import type { StoreKey } from './cipher.ts'
 import { ioError } from './io-error.ts'
+import { SetBytes } from './set-bytes.ts'
 
 /** Bytes of one read: large enough that the call does not count, small enough to stay in the cache until checked. */
 const READ_LENGTH = 256 * PAGE_SIZE
@@ -21,9 +22,9 @@ export type LoadProgress = (doneBytes: number, totalBytes: number) => void
 export class SetFile {
   readonly path: string
   readonly head: SetHead
-  private readonly file: FileHandle
+  private readonly file: SetBytes
 
-  private constructor(path: string, head: SetHead, file: FileHandle) {
+  private constructor(path: string, head: SetHead, file: SetBytes) {
     this.path = path
     this.head = head
     this.file = file
@@ -32,18 +33,15 @@ export class SetFile {
   /**
    * Opens a set and verifies all but its pages.
    *
-   * @throws IO, TEMPLATE_FORMAT, TEMPLATE_TRUNCATED, TEMPLATE_DAMAGED; where: path and offset
+   * @param key of this host, for sets that are kept encrypted
+   * @throws IO, TEMPLATE_FORMAT, TEMPLATE_TRUNCATED, TEMPLATE_DAMAGED; where: path and offset. USAGE: an encrypted set, and
+   * the key is missing or another
    */
-  static async open(path: string): Promise<SetFile> {
-    let file: FileHandle | undefined
+  static async open(path: string, key?: StoreKey): Promise<SetFile> {
+    let file: SetBytes | undefined
     try {
-      file = await open(path, 'r')
-      const stat = await file.stat()
-      if (!stat.isFile()) {
-        const where = { stream: path, offset: 0 }
-        throw new ProxyError('TEMPLATE_FORMAT', 'not a regular file', where, 'give a template set')
-      }
-      const decoder = new HeadDecoder(path, stat.size)
+      file = await SetBytes.open(path, key)
+      const decoder = new HeadDecoder(path, file.lengthBytes)
       const chunk = Buffer.allocUnsafe(64 * 1024)
       let at = 0
       while (decoder.head === undefined) {
@@ -57,6 +55,11 @@ export class SetFile {
       await file?.close()
       throw ioError(error, 'cannot open', path)
     }
+  }
+
+  /** Whether the file is kept encrypted. */
+  get sealed(): boolean {
+    return this.file.sealed
   }
 
   /** Bytes that {@link load} fills. */

@@ -7,6 +7,7 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import { writeDigest } from '../template/digest.ts'
 import { digestOfSet, encodeHead, encodeMetadata, type SetMetadata, type SetRecords } from '../template/format.ts'
 import { DIGEST_LENGTH, digestOfFileName, PAGE_SIZE, setFileName, setLayout } from '../template/wire.ts'
+import { Sealer, type StoreKey, sealedLength } from './cipher.ts'
 import { ioError } from './io-error.ts'
 import { SetFile } from './set-file.ts'
 
@@ -25,6 +26,8 @@ export interface StoredSet {
   readonly path: string
   readonly fileBytes: number
   readonly modified: Date
+  /** Kept encrypted. */
+  readonly sealed: boolean
   /** undefined where the head of the file is sound. */
   readonly problem: ProxyError | undefined
   /** 0 where there is a problem. */
@@ -47,10 +50,15 @@ let exitHooked = false
 
 export class TemplateStore {
   readonly folder: string
+  private readonly key: StoreKey | undefined
 
-  /** Touches nothing: the folder has to exist when something is read, and is made when something is put. */
-  constructor(folder: string) {
+  /**
+   * Touches nothing: the folder has to exist when something is read, and is made when something is put.
+   * @param key of this host: what is put is encrypted, and what is encrypted can be read
+   */
+  constructor(folder: string, key?: StoreKey) {
     this.folder = folder
+    this.key = key
   }
 
   /**
@@ -65,7 +73,7 @@ export class TemplateStore {
       let file: SetFile | undefined
       let problem: ProxyError | undefined
       try {
-        file = await SetFile.open(path)
+        file = await SetFile.open(path, this.key)
       } catch (error) {
         if (!isProxyError(error)) throw error
         problem = error
@@ -74,9 +82,10 @@ export class TemplateStore {
       }
       const found = await stat(path).catch(() => undefined)
       if (found === undefined) continue // removed meanwhile
-      const { head } = file ?? {}
+      const { head, sealed = isProxyError(problem, 'USAGE') } = file ?? {}
       const { size: fileBytes, mtime: modified } = found
-      sets.push({ digest, path, fileBytes, modified, problem, pages: head?.pageCount ?? 0, metadata: head?.metadata })
+      const { pageCount: pages = 0, metadata } = head ?? {}
+      sets.push({ digest, path, fileBytes, modified, sealed, problem, pages, metadata })
     }
     return sets
   }
@@ -110,21 +119,21 @@ export class TemplateStore {
 
   /** Opens the one set whose digest starts so. @throws as {@link find} and SetFile.open */
   async open(prefix: string): Promise<SetFile> {
-    return SetFile.open(this.pathOf(await this.find(prefix)))
+    return SetFile.open(this.pathOf(await this.find(prefix)), this.key)
   }
 
   pathOf(digest: string): string {
     return join(this.folder, setFileName(digest))
   }
 
-  /** True where the set is there and every page of it is sound. @throws IO */
+  /** True where the set is there and every page of it is sound. @throws IO, USAGE: encrypted, and not with our key */
   async holds(digest: string): Promise<boolean> {
     let file: SetFile | undefined
     try {
-      file = await SetFile.open(this.pathOf(digest))
+      file = await SetFile.open(this.pathOf(digest), this.key)
       return (await file.verify()).length === 0
     } catch (error) {
-      if (isProxyError(error) && error.code !== 'IO') return false
+      if (isProxyError(error) && error.code !== 'IO' && error.code !== 'USAGE') return false
       if (((error as Error).cause as NodeJS.ErrnoException | undefined)?.code === 'ENOENT') return false
       throw error
     } finally {
@@ -147,7 +156,8 @@ export class TemplateStore {
   ): Promise<PutResult> {
     const digest = digestOfSet(metadata, records)
     const path = this.pathOf(digest)
-    const { lengthBytes: fileBytes } = setLayout(records.count, encodeMetadata(metadata).length)
+    const { lengthBytes } = setLayout(records.count, encodeMetadata(metadata).length)
+    const fileBytes = this.key ? sealedLength(lengthBytes) : lengthBytes
     signal?.throwIfAborted()
     if (await this.holds(digest)) return { digest, path, fileBytes, existed: true }
 
@@ -163,7 +173,9 @@ export class TemplateStore {
     let file: FileHandle | undefined
     try {
       file = await open(temporary, 'wx', FILE_MODE)
-      const writer = new BlockWriter(file)
+      const sealer = this.key ? new Sealer(this.key, lengthBytes) : undefined
+      const writer = new BlockWriter(file, sealer)
+      await writer.begin()
       for (const piece of encodeHead(metadata, records)) await writer.write(piece)
       let place = 0
       for await (const piece of pages()) {
@@ -209,31 +221,46 @@ export class TemplateStore {
     }
   }
 
-  /** Removes what killed puts left. */
-  private async sweep(): Promise<void> {
+  /** Removes what killed puts left. @param dryRun only tells @returns its names */
+  async sweep(dryRun = false): Promise<string[]> {
+    const swept: string[] = []
     for (const name of await this.names()) {
       const owner = TEMPORARY.exec(name)?.[1]
       if (owner === undefined || isRunning(Number(owner))) continue
       const path = join(this.folder, name)
       const found = await stat(path).catch(() => undefined)
       // The time guards a put by a process that we cannot see: in another container, on the same folder.
-      if (found && Date.now() - found.mtimeMs > TEMPORARY_IDLE_MS) await rm(path, { force: true })
+      if (!found || Date.now() - found.mtimeMs <= TEMPORARY_IDLE_MS) continue
+      swept.push(name)
+      if (!dryRun) await rm(path, { force: true })
     }
+    return swept
   }
 }
 
-/** Writes in large blocks, one of them under way while the next one fills. */
+/** Writes in large blocks, one of them under way while the next one fills; encrypts where it is given how. */
 class BlockWriter {
   private readonly file: FileHandle
+  private readonly sealer: Sealer | undefined
   private blocks = [Buffer.allocUnsafe(WRITE_LENGTH), Buffer.allocUnsafe(WRITE_LENGTH)]
   private have = 0
   private underWay: Promise<void> = Promise.resolve()
 
-  constructor(file: FileHandle) {
+  constructor(file: FileHandle, sealer: Sealer | undefined) {
     this.file = file
+    this.sealer = sealer
+  }
+
+  async begin(): Promise<void> {
+    if (this.sealer) await this.take(this.sealer.header)
   }
 
   async write(bytes: Uint8Array): Promise<void> {
+    if (!this.sealer) await this.take(bytes)
+    else for (const piece of this.sealer.push(bytes)) await this.take(piece)
+  }
+
+  private async take(bytes: Uint8Array): Promise<void> {
     for (let at = 0; at < bytes.length; ) {
       const take = Math.min(bytes.length - at, WRITE_LENGTH - this.have)
       this.blocks[0]!.set(bytes.subarray(at, at + take), this.have)
@@ -244,6 +271,7 @@ class BlockWriter {
   }
 
   async end(): Promise<void> {
+    if (this.sealer) for (const piece of this.sealer.end()) await this.take(piece)
     await this.flush()
     await this.underWay
   }

@@ -21,6 +21,8 @@ import {
 
 /** What the metadata of version 1 tells. */
 export interface SetMetadata {
+  /** The set was learned by proxies, by this rule; absent where somebody built it. */
+  readonly learned?: 'shared' | 'all' | undefined
   /** Size limit of the file that the choice obeyed, in bytes. */
   readonly maxBytes?: number | undefined
   /** A page had to be in at least so many VMs. */
@@ -45,8 +47,8 @@ const RECORDS_PER_PIECE = 1024
 /** The metadata in canonical form. */
 export function encodeMetadata(metadata: SetMetadata): Uint8Array {
   // Keys in order; JSON.stringify leaves undefined ones out.
-  const { maxBytes, minVms, vms } = metadata
-  return Buffer.from(JSON.stringify({ maxBytes, minVms, vms }))
+  const { learned, maxBytes, minVms, vms } = metadata
+  return Buffer.from(JSON.stringify({ learned, maxBytes, minVms, vms }))
 }
 
 /**
@@ -257,12 +259,15 @@ export class HeadDecoder {
     if (typeof value !== 'object' || value === null || Array.isArray(value)) {
       throw this.error('TEMPLATE_FORMAT', 'metadata that is not a JSON object', HEADER_LENGTH)
     }
-    const { maxBytes, minVms, vms } = value as Record<string, unknown>
+    const { learned, maxBytes, minVms, vms } = value as Record<string, unknown>
     const integer = (key: string, number: unknown): number => {
       if (Number.isSafeInteger(number) && (number as number) >= 0) return number as number
       throw this.error('TEMPLATE_FORMAT', `metadata whose ${key} is not a count`, HEADER_LENGTH)
     }
-    const known = { minVms: integer('minVms', minVms), vms: integer('vms', vms) }
+    if (learned !== undefined && learned !== 'shared' && learned !== 'all')
+      throw this.error('TEMPLATE_FORMAT', 'metadata whose learned is neither shared nor all', HEADER_LENGTH)
+    const counts = { minVms: integer('minVms', minVms), vms: integer('vms', vms) }
+    const known: SetMetadata = learned === undefined ? counts : { learned, ...counts }
     return maxBytes === undefined ? known : { maxBytes: integer('maxBytes', maxBytes), ...known }
   }
 

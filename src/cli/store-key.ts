@@ -1,0 +1,19 @@
+/** `--store-key`, for every command that reads or writes a store. */
+import { readStoreKey, type StoreKey } from '../store/cipher.ts'
+import { TemplateStore } from '../store/template-store.ts'
+
+export const STORE_KEY_OPTION = {
+  describe: 'File with the key of this host (32 bytes, or 64 hex digits): sets are stored encrypted',
+  type: 'string',
+  requiresArg: true,
+} as const
+
+/** The key of `--store-key`. @throws USAGE, IO */
+export function storeKeyOf(path: string | undefined): StoreKey | undefined {
+  return path === undefined ? undefined : readStoreKey(path)
+}
+
+/** The store of `--store` and `--store-key`. @throws USAGE, IO */
+export function openStore(folder: string, keyPath: string | undefined): TemplateStore {
+  return new TemplateStore(folder, storeKeyOf(keyPath))
+}

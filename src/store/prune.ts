@@ -1,0 +1,52 @@
+/** Makes room in a store. Proxies have the sets that they use in memory, so any may go at any time. */
+import type { StoredSet, TemplateStore } from './template-store.ts'
+
+export interface PruneRule {
+  /** Bytes of files that stay; the newest stay. */
+  readonly maxBytes?: number | undefined
+  /** Sets that were put longer ago go. */
+  readonly maxAgeMs?: number | undefined
+  /** Only sets that proxies learned; those that people built stay, and do not count. */
+  readonly learnedOnly?: boolean
+  /** Digests of sets that stay whatever the rule says. */
+  readonly keep?: readonly string[]
+  /** Says what would go, and removes nothing. */
+  readonly dryRun?: boolean
+}
+
+export interface Pruned {
+  readonly removed: readonly StoredSet[]
+  readonly removedBytes: number
+  readonly keptSets: number
+  readonly keptBytes: number
+  /** Names of rests of puts that were killed. */
+  readonly temporaries: readonly string[]
+}
+
+/** Removes sets by age, then the oldest until the rest fits, and what killed puts left. @throws IO */
+export async function pruneStore(store: TemplateStore, rule: PruneRule, nowMs = Date.now()): Promise<Pruned> {
+  const { maxBytes = Number.POSITIVE_INFINITY, maxAgeMs = Number.POSITIVE_INFINITY } = rule
+  const kept = new Set(rule.keep)
+  const removed: StoredSet[] = []
+  let removedBytes = 0
+  let keptBytes = 0
+  let keptSets = 0
+  // newest first; of one moment by name, so that two sites do alike
+  const sets = (await store.list()).sort(
+    (a, b) => b.modified.getTime() - a.modified.getTime() || (a.digest < b.digest ? -1 : 1),
+  )
+  for (const set of sets) {
+    if (rule.learnedOnly && set.metadata?.learned === undefined) continue
+    const fits = keptBytes + set.fileBytes <= maxBytes && nowMs - set.modified.getTime() <= maxAgeMs
+    if (fits || kept.has(set.digest)) {
+      keptBytes += set.fileBytes
+      keptSets++
+      continue
+    }
+    removed.push(set)
+    removedBytes += set.fileBytes
+    if (!rule.dryRun) await store.remove(set.digest)
+  }
+  const temporaries = await store.sweep(rule.dryRun)
+  return { removed, removedBytes, keptSets, keptBytes, temporaries }
+}
