@@ -4,15 +4,24 @@ import type { Log } from '../daemon/log.ts'
 import { Notifier } from '../daemon/systemd.ts'
 import { makeLog } from '../daemon/text-log.ts'
 import { ProxyError } from '../errors.ts'
+import { Learning, type LearnMode } from '../learning/learning.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
 import { Credentials, type Role } from '../link/credentials.ts'
-import { TemplateStore } from '../store/template-store.ts'
+import type { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from './codec-command.ts'
 import { parseDuration, parseSize } from './quantity.ts'
+import { openStore, STORE_KEY_OPTION } from './store-key.ts'
+
+const LEARN_SIZE_DEFAULT = '1GB'
+const LEARN_AGE_DEFAULT = '30d'
 
 export interface ProxyArguments {
   readonly store: string | undefined
+  readonly storeKey?: string | undefined
+  readonly learn?: LearnMode | undefined
+  readonly learnSize?: string | undefined
+  readonly learnAge?: string | undefined
   readonly tlsCreds: string | undefined
   readonly peerName: string | undefined
   readonly plaintext: boolean
@@ -25,6 +34,26 @@ export interface ProxyArguments {
 export function proxyOptions(yargs: Argv): Argv<ProxyArguments> {
   return yargs
     .option('store', { describe: 'Folder of template sets', type: 'string', requiresArg: true })
+    .option('store-key', STORE_KEY_OPTION)
+    .option('learn', {
+      describe:
+        'Template sets made of pages that pass: those of two VMs or more; all, for guests that come back; or none. Both sides must say the same',
+      choices: ['off', 'shared', 'all'],
+      requiresArg: true,
+      defaultDescription: 'shared with --store',
+    })
+    .option('learn-size', {
+      describe: 'Learned sets that the store keeps, and most that is learned at once; both sides must say the same',
+      type: 'string',
+      requiresArg: true,
+      default: LEARN_SIZE_DEFAULT,
+    })
+    .option('learn-age', {
+      describe: 'Learned sets that are older are removed',
+      type: 'string',
+      requiresArg: true,
+      default: LEARN_AGE_DEFAULT,
+    })
     .option('tls-creds', {
       describe: "Directory with certificates or keys.psk, laid out as QEMU's tls-creds; see `pageferry keygen`",
       type: 'string',
@@ -82,15 +111,30 @@ export function proxySettings(args: ProxyArguments, role: Role) {
           directory: args.tlsCreds,
           ...(args.peerName === undefined ? {} : { peerName: args.peerName }),
         })
+  const store = args.store === undefined ? undefined : openStore(args.store, args.storeKey)
+  const log = makeLog(args.json)
   return {
     credentials,
-    store: args.store === undefined ? undefined : new TemplateStore(args.store),
+    store,
+    learning: learningOf(args, store, log),
     ringPages: Math.floor(parseSize(args.poolMemory, '--pool-memory') / PAGE_SIZE),
     places: PLACES,
     queueTargetMs: parseDuration(args.queueTarget, '--queue-target'),
     patienceMs: parseDuration(args.patience, '--patience'),
-    log: makeLog(args.json),
+    log,
   }
+}
+
+/** @throws USAGE */
+function learningOf(args: ProxyArguments, store: TemplateStore | undefined, log: Log): Learning | undefined {
+  const maxBytes = parseSize(args.learnSize ?? LEARN_SIZE_DEFAULT, '--learn-size')
+  const maxAgeMs = parseDuration(args.learnAge ?? LEARN_AGE_DEFAULT, '--learn-age')
+  if (store === undefined) {
+    if (args.learn === undefined || args.learn === 'off') return undefined
+    throw new ProxyError('USAGE', `--learn ${args.learn} without --store`, undefined, 'give --store DIR')
+  }
+  const mode = args.learn ?? 'shared'
+  return mode === 'off' ? undefined : new Learning({ mode, store, maxBytes, maxAgeMs, log })
 }
 
 /** A proxy as the command sees it. */

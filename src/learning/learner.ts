@@ -1,0 +1,426 @@
+/**
+ * Counts the pages that pass between two proxies, by VM, and decides at a migration's end which of them become a
+ * template set. Pure: both sides feed it the same pages in the same order and so hold the same state, without a byte
+ * over the WAN. What depends on the order and why it is the same on both sides: docs/adr/0031-learning.md.
+ */
+import { assert } from '../errors.ts'
+
+/** Distinct pages that are remembered unless said otherwise: 4 GiB of guests, in 28 MiB of memory. */
+export const LEARN_PAGES_MAX = 1 << 20
+/** Bytes of memory for one remembered page: hash, VMs, place, content, two slots of the index. */
+export const LEARN_ENTRY_LENGTH = 8 + 4 + 4 + 4 + 8
+/** Migrations that are remembered: a bit each of one word. */
+export const MIGRATIONS_KEPT = 32
+/** A set of fewer pages would cost more in each hello than it saves: its pages wait for the next. */
+export const SET_PAGES_MIN = 16
+
+/**
+ * A guest that comes back has its pages where they were, another guest of the same image has them elsewhere: of what it
+ * shares with an earlier migration, from this share on at the same place, it is that VM (measured: ADR 31) ...
+ */
+const SAME_PLACE_SHARE = 0.5
+/** ... where at least so many pages say so ... */
+const SAME_PLACE_MIN = 8
+/** ... and wherever it shares so much of all its pages, wherever they are. In doubt it is the same VM: nothing is kept. */
+const SAME_PAGES_SHARE = 0.8
+
+/** `content` of an entry: the page is in no spool, or in a set already. Everything below is a place in the spool. */
+const NO_CONTENT = 0xffff_ffff
+const IN_A_SET = 0xffff_fffe
+/** The word `tag`: slot of the migration that had the page last, above; page number there, modulo 2^27, below. */
+const TAG_PAGE_BITS = 27
+const TAG_PAGE_MASK = 2 ** TAG_PAGE_BITS - 1
+/** Entries at first; the arrays double as pages come. */
+const ENTRIES_MIN = 1 << 14
+
+/** Keeps pages until it is known whether they go into a set. */
+export interface PageSpool {
+  /** Copies the page at `at`. @returns where it is kept now, below 2^32 - 2; -1: it could not be kept, and never will */
+  keep(bytes: Uint8Array, at: number): number
+  /** The page at this place is not needed any more. */
+  free(place: number): void
+}
+
+export interface LearnerOptions {
+  /** `shared`: pages of two VMs or more; `all`: every page. */
+  readonly mode: 'shared' | 'all'
+  /** Most distinct pages remembered; both sides must say the same. */
+  readonly pagesMax: number
+  /** Most pages that one migration may have in the spool, and that a set has; both sides must say the same. */
+  readonly keepMax: number
+  readonly spool: PageSpool
+}
+
+/** A set to be: its pages in order of first appearance. */
+export interface LearnedSet {
+  readonly mode: 'shared' | 'all'
+  /** Where the spool has each page. They belong to whoever takes this, who frees them. */
+  readonly places: Uint32Array
+  /** VMs that had each page. */
+  readonly pageVms: Uint8Array
+  /** VMs that were counted. */
+  readonly vms: number
+}
+
+/** What is known of one migration. */
+class Seen {
+  readonly migration: number
+  /** Counts migrations from the start of learning. */
+  readonly order: number
+  ended = false
+  /** The table is full of its pages alone: it is no longer followed. */
+  full = false
+  uniquePages = 0
+  keptPages = 0
+  /** UUID of the guest in hexadecimal digits, where multifd tells it. */
+  uuid = ''
+  /** By slot: pages that this migration was the last to have, and how many of those at the same place. */
+  readonly shared = new Uint32Array(MIGRATIONS_KEPT)
+  readonly samePlace = new Uint32Array(MIGRATIONS_KEPT)
+
+  constructor(migration: number, order: number) {
+    this.migration = migration
+    this.order = order
+  }
+}
+
+export class Learner {
+  readonly mode: 'shared' | 'all'
+  private readonly pagesMax: number
+  private readonly keepMax: number
+  private readonly spool: PageSpool
+
+  /** Distinct pages. Their order is that of first appearance, and stays so when some leave. */
+  private count = 0
+  private hashes = new Uint32Array(2 * ENTRIES_MIN)
+  private vmBits = new Uint32Array(ENTRIES_MIN)
+  private tags = new Uint32Array(ENTRIES_MIN)
+  private contents = new Uint32Array(ENTRIES_MIN)
+  /** Open addressing by the hash's low word: entry + 1, or 0. Twice as many as entries fit. */
+  private index = new Uint32Array(2 * ENTRIES_MIN)
+
+  private readonly seen: (Seen | undefined)[] = new Array(MIGRATIONS_KEPT).fill(undefined)
+  /** By slot: the slot that stands for its VM. */
+  private readonly vmOf = new Uint8Array(MIGRATIONS_KEPT)
+  private readonly slotOf = new Map<number, number>()
+  private migrations = 0
+  /** Fold of everything that was fed, in order: sides that were fed alike have it alike. */
+  private readonly chain = new Uint32Array(4)
+  /** The spool failed, or a batch was damaged: nothing more is learned, and this state is never agreed on. */
+  broken = false
+
+  constructor(options: LearnerOptions) {
+    this.mode = options.mode
+    this.pagesMax = Math.max(1, Math.min(options.pagesMax, 2 ** 26))
+    this.keepMax = options.keepMax
+    this.spool = options.spool
+  }
+
+  /** Distinct pages remembered. */
+  get pages(): number {
+    return this.count
+  }
+
+  /** Migrations under way. */
+  get running(): number {
+    return this.slotOf.size
+  }
+
+  /** Bytes of memory in use; at most LEARN_ENTRY_LENGTH for each of `pagesMax`, rounded up to a power of two. */
+  get memoryBytes(): number {
+    return this.vmBits.length * LEARN_ENTRY_LENGTH
+  }
+
+  /** What names the state: equal on two sides that were fed alike, as far as 128 bits can tell. */
+  get fold(): readonly number[] {
+    return [...this.chain, this.migrations, this.count]
+  }
+
+  /**
+   * The slot under which a migration's pages are fed; the first call begins it. Where all are taken, the migration that
+   * began first is forgotten.
+   */
+  slot(migration: number): number {
+    const known = this.slotOf.get(migration)
+    if (known !== undefined) return known
+    let slot = this.seen.indexOf(undefined)
+    if (slot < 0) {
+      slot = this.oldest(-1)
+      this.forget(slot)
+    }
+    this.seen[slot] = new Seen(migration, this.migrations++)
+    this.vmOf[slot] = slot
+    this.slotOf.set(migration, slot)
+    this.foldIn(migration, 0x6d696772)
+    return slot
+  }
+
+  /** The guest of this migration says who it is. @param uuid hexadecimal digits; all zero: none was given to QEMU */
+  identify(slot: number, uuid: string): void {
+    if (!/^0*$/.test(uuid)) this.seen[slot]!.uuid = uuid
+  }
+
+  /**
+   * One page passed.
+   * @param lo,hi its hash under the state's seed
+   * @param page its number in its RAMBlock
+   * @param bytes,at its content, for the spool
+   */
+  page(slot: number, lo: number, hi: number, page: number, bytes: Uint8Array, at: number): void {
+    this.foldIn(lo, hi)
+    const entry = this.find(lo, hi)
+    const bit = (1 << slot) >>> 0
+    if (entry >= 0) {
+      const bits = this.vmBits[entry]!
+      if ((bits & bit) !== 0) return
+      const seen = this.seen[slot]!
+      seen.uniquePages++
+      const tag = this.tags[entry]!
+      const other = tag >>> TAG_PAGE_BITS
+      seen.shared[other]!++
+      if ((tag & TAG_PAGE_MASK) === page % (TAG_PAGE_MASK + 1)) seen.samePlace[other]!++
+      this.vmBits[entry] = bits | bit
+      this.tags[entry] = tagOf(slot, page)
+      if (this.contents[entry] === NO_CONTENT) this.contents[entry] = this.keep(seen, bytes, at)
+      return
+    }
+    const seen = this.seen[slot]!
+    if (seen.full || !this.makeRoom(slot)) return
+    seen.uniquePages++
+    const fresh = this.count++
+    this.hashes[2 * fresh] = lo
+    this.hashes[2 * fresh + 1] = hi
+    this.vmBits[fresh] = bit
+    this.tags[fresh] = tagOf(slot, page)
+    this.contents[fresh] = this.mode === 'all' ? this.keep(seen, bytes, at) : NO_CONTENT
+    this.insert(fresh)
+  }
+
+  /**
+   * A migration is over. Its pages count from now on.
+   * @returns the set to put, or undefined where there is nothing new
+   */
+  ended(migration: number): LearnedSet | undefined {
+    const slot = this.slotOf.get(migration)
+    if (slot === undefined) return undefined
+    this.slotOf.delete(migration)
+    this.seen[slot]!.ended = true
+    this.vmOf[slot] = this.sameVm(slot)
+    const set = this.choose()
+    this.foldIn(migration, this.vmOf[slot]!)
+    this.foldIn(set?.places.length ?? 0, 0x656e6465)
+    return set
+  }
+
+  /** Whether two migrations that are remembered were of one VM: for tests and logs. */
+  sameGuest(a: number, b: number): boolean {
+    const slotOf = (migration: number): number => this.seen.findIndex(seen => seen?.migration === migration)
+    const [x, y] = [slotOf(a), slotOf(b)]
+    return x >= 0 && y >= 0 && this.vmOf[x] === this.vmOf[y]
+  }
+
+  /** What a migration shared with those before it, for logs: pages, and how many at the same place. */
+  evidence(migration: number): { unique: number; shared: number; samePlace: number } {
+    const seen = this.seen.find(known => known?.migration === migration)
+    const sum = (counts = new Uint32Array(0)): number => counts.reduce((all, n) => all + n, 0)
+    return { unique: seen?.uniquePages ?? 0, shared: sum(seen?.shared), samePlace: sum(seen?.samePlace) }
+  }
+
+  // --- decisions
+
+  /** The slot that stands for the VM of a migration that has ended: its own, or that of an earlier one. */
+  private sameVm(slot: number): number {
+    const seen = this.seen[slot]!
+    const shared = new Uint32Array(MIGRATIONS_KEPT)
+    const samePlace = new Uint32Array(MIGRATIONS_KEPT)
+    for (let other = 0; other < MIGRATIONS_KEPT; other++) {
+      if (other === slot || !this.seen[other]?.ended) continue
+      if (seen.uuid !== '' && seen.uuid === this.seen[other]!.uuid) return this.vmOf[other]!
+      const vm = this.vmOf[other]!
+      shared[vm]! += seen.shared[other]!
+      samePlace[vm]! += seen.samePlace[other]!
+    }
+    let best = slot
+    for (let vm = 0; vm < MIGRATIONS_KEPT; vm++) {
+      const { uuid } = this.seen[vm] ?? { uuid: '' }
+      if (shared[vm] === 0 || (seen.uuid !== '' && uuid !== '')) continue // two guests that say who they are
+      const comesBack = samePlace[vm]! >= SAME_PLACE_MIN && samePlace[vm]! >= SAME_PLACE_SHARE * shared[vm]!
+      if (!comesBack && shared[vm]! < SAME_PAGES_SHARE * seen.uniquePages) continue
+      if (best === slot || samePlace[vm]! > samePlace[best]!) best = vm
+    }
+    return best
+  }
+
+  /** Takes the pages for a set out of those in the spool, and frees those that will not come into question. */
+  private choose(): LearnedSet | undefined {
+    const least = this.mode === 'all' ? 1 : 2
+    let ended = 0
+    for (let slot = 0; slot < MIGRATIONS_KEPT; slot++) if (this.seen[slot]?.ended) ended |= 1 << slot
+    ended >>>= 0
+    const chosen: number[] = []
+    for (let entry = 0; entry < this.count; entry++) {
+      const place = this.contents[entry]!
+      if (place >= IN_A_SET) continue
+      const vms = this.vmsOf(this.vmBits[entry]! & ended)
+      if (vms >= least) chosen.push(entry)
+      else if ((this.vmBits[entry]! & ~ended) === 0) {
+        // a guest that came back: another VM that has the page brings it again
+        this.spool.free(place)
+        this.contents[entry] = NO_CONTENT
+      }
+    }
+    if (chosen.length < SET_PAGES_MIN) return undefined
+    // what is too much is dropped for good, or every later set would begin with it
+    for (const entry of chosen.splice(this.keepMax)) {
+      this.spool.free(this.contents[entry]!)
+      this.contents[entry] = IN_A_SET
+    }
+    const places = new Uint32Array(chosen.length)
+    const pageVms = new Uint8Array(chosen.length)
+    chosen.forEach((entry, i) => {
+      places[i] = this.contents[entry]!
+      pageVms[i] = this.vmsOf(this.vmBits[entry]! & ended)
+      this.contents[entry] = IN_A_SET
+    })
+    return { mode: this.mode, places, pageVms, vms: this.vmsOf(ended) }
+  }
+
+  /** VMs among the migrations of these bits. */
+  private vmsOf(bits: number): number {
+    let vms = 0
+    for (let left = bits; left !== 0; left &= left - 1) vms |= 1 << this.vmOf[31 - Math.clz32(left & -left)]!
+    let count = 0
+    for (; vms !== 0; vms &= vms - 1) count++
+    return count
+  }
+
+  // --- memory
+
+  private keep(seen: Seen, bytes: Uint8Array, at: number): number {
+    if (seen.keptPages >= this.keepMax) return NO_CONTENT
+    const place = this.spool.keep(bytes, at)
+    if (place < 0) {
+      this.broken = true
+      return NO_CONTENT
+    }
+    seen.keptPages++
+    return place
+  }
+
+  /** Slot of the migration that began first, other than `except`; -1: there is none. */
+  private oldest(except: number): number {
+    let found = -1
+    for (let slot = 0; slot < MIGRATIONS_KEPT; slot++) {
+      const seen = this.seen[slot]
+      if (seen === undefined || slot === except) continue
+      if (found < 0 || seen.order < this.seen[found]!.order) found = slot
+    }
+    return found
+  }
+
+  /** Room for one more page: the oldest migrations are forgotten first. */
+  private makeRoom(slot: number): boolean {
+    while (this.count >= this.pagesMax) {
+      const oldest = this.oldest(slot)
+      if (oldest < 0) {
+        this.seen[slot]!.full = true
+        return false
+      }
+      this.forget(oldest)
+    }
+    if (this.count === this.vmBits.length) this.grow()
+    return true
+  }
+
+  /** Forgets a migration, and the pages that only it had. */
+  private forget(slot: number): void {
+    const { migration } = this.seen[slot]!
+    if (this.slotOf.get(migration) === slot) this.slotOf.delete(migration) // its rest begins anew
+    this.seen[slot] = undefined
+    for (const seen of this.seen) {
+      if (!seen) continue
+      seen.shared[slot] = 0
+      seen.samePlace[slot] = 0
+    }
+    // those that it stood for have another one to stand for them
+    let heir = -1
+    for (let other = 0; other < MIGRATIONS_KEPT; other++) {
+      if (other === slot || this.seen[other] === undefined || this.vmOf[other] !== slot) continue
+      if (heir < 0) heir = other
+      this.vmOf[other] = heir
+    }
+    const bit = (1 << slot) >>> 0
+    const { hashes, vmBits, tags, contents } = this
+    let to = 0
+    for (let entry = 0; entry < this.count; entry++) {
+      const bits = (vmBits[entry]! & ~bit) >>> 0
+      if (bits === 0) {
+        if (contents[entry]! < IN_A_SET) this.spool.free(contents[entry]!)
+        continue
+      }
+      hashes[2 * to] = hashes[2 * entry]!
+      hashes[2 * to + 1] = hashes[2 * entry + 1]!
+      vmBits[to] = bits
+      const tag = tags[entry]!
+      // the place is lost with its migration: no page number is so high
+      tags[to] = tag >>> TAG_PAGE_BITS === slot ? tagOf(31 - Math.clz32(bits & -bits), TAG_PAGE_MASK) : tag
+      contents[to] = contents[entry]!
+      to++
+    }
+    this.count = to
+    this.reindex()
+  }
+
+  private grow(): void {
+    const entries = Math.min(this.vmBits.length * 2, 2 ** Math.ceil(Math.log2(Math.max(this.pagesMax, ENTRIES_MIN))))
+    assert(entries > this.count, 'the table of learned pages cannot grow')
+    this.hashes = grown(this.hashes, 2 * entries)
+    this.vmBits = grown(this.vmBits, entries)
+    this.tags = grown(this.tags, entries)
+    this.contents = grown(this.contents, entries)
+    this.index = new Uint32Array(2 * entries)
+    for (let entry = 0; entry < this.count; entry++) this.insert(entry)
+  }
+
+  private reindex(): void {
+    this.index.fill(0)
+    for (let entry = 0; entry < this.count; entry++) this.insert(entry)
+  }
+
+  private find(lo: number, hi: number): number {
+    const { index, hashes } = this
+    const mask = index.length - 1
+    for (let at = lo & mask; ; at = (at + 1) & mask) {
+      const entry = index[at]! - 1
+      if (entry < 0) return -1
+      if (hashes[2 * entry] === lo && hashes[2 * entry + 1] === hi) return entry
+    }
+  }
+
+  private insert(entry: number): void {
+    const { index } = this
+    const mask = index.length - 1
+    let at = this.hashes[2 * entry]! & mask
+    while (index[at] !== 0) at = (at + 1) & mask
+    index[at] = entry + 1
+  }
+
+  private foldIn(a: number, b: number): void {
+    const { chain } = this
+    chain[0] = Math.imul(chain[0]! ^ a, 0x9e3779b1)
+    chain[1] = Math.imul(chain[1]! ^ b, 0x85ebca77)
+    chain[2] = (chain[2]! ^ (chain[2]! >>> 15)) + chain[0]!
+    chain[3] = (chain[3]! ^ (chain[3]! >>> 13)) + Math.imul(chain[1]!, 0xc2b2ae3d)
+    chain[0] = chain[0]! ^ (chain[3]! >>> 16)
+  }
+}
+
+function tagOf(slot: number, page: number): number {
+  return ((slot << TAG_PAGE_BITS) | (page % (TAG_PAGE_MASK + 1))) >>> 0
+}
+
+function grown(old: Uint32Array<ArrayBuffer>, length: number): Uint32Array<ArrayBuffer> {
+  const larger = new Uint32Array(length)
+  larger.set(old)
+  return larger
+}

@@ -1,0 +1,263 @@
+/**
+ * Learning for a proxy: watches sessions as their pages pass, puts what was learned into the store at a migration's end,
+ * and carries the counts from one session to the next where both sides can show that they hold the same.
+ */
+import { createHash } from 'node:crypto'
+import type { PageObserver } from '../codec/encoder.ts'
+import { BATCH_PAGES_MAX } from '../codec/workspace.ts'
+import type { Kernel } from '../kernel/kernel.ts'
+import { pruneStore } from '../store/prune.ts'
+import type { TemplateStore } from '../store/template-store.ts'
+import { writeDigest } from '../template/digest.ts'
+import type { SetMetadata, SetRecords } from '../template/format.ts'
+import { DIGEST_LENGTH, PAGE_SIZE, pagesWithin } from '../template/wire.ts'
+import { LEARN_PAGES_MAX, type LearnedSet, Learner } from './learner.ts'
+import { EncryptedSpool } from './spool.ts'
+
+export type LearnMode = 'off' | 'shared' | 'all'
+
+/** States of earlier sessions that a destination proxy keeps: one for each source proxy that has no session now. */
+const STATES_MAX = 4
+/** Longest metadata of a learned set, with room. */
+const METADATA_LENGTH = 128
+/** Pages that are read from the spool at once while a set is put. */
+const READ_PAGES = 4096
+/** Bytes at the start of a multifd channel that tell the guest's UUID: magic, version, UUID. Wire format 4.1. */
+const MULTIFD_HELLO = { MAGIC: 0x11223344, UUID_AT: 8, UUID_END: 24 } as const
+
+export interface LearningOptions {
+  readonly mode: 'shared' | 'all'
+  readonly store: TemplateStore
+  /** Bytes of learned sets that the store keeps, and that one set may have. Both sides must say the same. */
+  readonly maxBytes: number
+  /** Learned sets that are older are removed. */
+  readonly maxAgeMs: number
+  readonly log: Log
+  /** Both sides must say the same. */
+  readonly pagesMax?: number
+  /** A set was put, for tests and metrics. */
+  readonly onSet?: (digest: string, pages: number) => void
+}
+
+interface Log {
+  info(event: string, fields?: object): void
+  warn(event: string, fields?: object): void
+}
+
+/** What one chain of sessions has counted. */
+interface State {
+  readonly learner: Learner
+  readonly spool: EncryptedSpool
+  /** Words of the hash seed: those of the first session, which no guest knows. */
+  readonly seedLo: number
+  readonly seedHi: number
+  /** Sets of it that are being put. */
+  puts: number
+  closed: boolean
+}
+
+export class Learning {
+  readonly options: LearningOptions
+  readonly pagesMax: number
+  readonly keepMax: number
+  /** Those that no session uses, the last one first. */
+  private idle: State[] = []
+  private putting: Promise<void> = Promise.resolve()
+
+  constructor(options: LearningOptions) {
+    this.options = options
+    this.pagesMax = options.pagesMax ?? LEARN_PAGES_MAX
+    this.keepMax = pagesWithin(options.maxBytes, METADATA_LENGTH)
+  }
+
+  /**
+   * Digests that stand for the counts at hand, to be said in a hello like sets without pages: only a side that has
+   * counted the same pages in the same order agrees to one.
+   */
+  get states(): string[] {
+    return this.idle.map(state => this.digestOf(state))
+  }
+
+  /** Resolves when all sets so far are in the store, or failed. */
+  async settled(): Promise<void> {
+    await this.putting
+  }
+
+  /**
+   * A session begins. Counts that both sides agreed on go on, others begin anew.
+   * @param agreed all digests that the hellos agreed on
+   * @param seed of the session: two u32, low word first
+   * @param scratch address of 8 bytes in the kernel's memory that nobody else uses
+   */
+  begin(agreed: readonly string[], seed: readonly [number, number], kernel: Kernel, scratch: number): SessionLearning {
+    const found = this.idle.findIndex(state => agreed.includes(this.digestOf(state)))
+    void this.prune([]).catch(() => {}) // said where a set is put
+    const state = found >= 0 ? this.idle.splice(found, 1)[0]! : this.fresh(seed)
+    return new SessionLearning(this, state, kernel, scratch)
+  }
+
+  /** A session has ended. */
+  give(state: State): void {
+    const { learner } = state
+    // migrations that broke off did so at different points on the two sides
+    if (learner.broken || learner.running > 0 || learner.pages === 0) this.drop(state)
+    else this.idle.unshift(state)
+    for (const old of this.idle.splice(STATES_MAX)) this.drop(old)
+  }
+
+  /** Puts a set while migrations go on, one after the other. */
+  put(state: State, migration: number, set: LearnedSet): void {
+    state.puts++
+    this.putting = this.putting.then(() => this.write(state, migration, set)).catch(() => {})
+  }
+
+  private async write(state: State, migration: number, set: LearnedSet): Promise<void> {
+    const { store, log, onSet } = this.options
+    const { places, pageVms, vms, mode } = set
+    const startMs = performance.now()
+    try {
+      const digests = Buffer.allocUnsafe(places.length * DIGEST_LENGTH)
+      for await (const { from, pages } of spooled(state.spool, places)) {
+        for (let at = 0; at < pages.length; at += PAGE_SIZE)
+          writeDigest(pages.subarray(at, at + PAGE_SIZE), digests, (from + at / PAGE_SIZE) * DIGEST_LENGTH)
+      }
+      const metadata: SetMetadata = { learned: mode, minVms: mode === 'all' ? 1 : 2, vms }
+      const records: SetRecords = {
+        count: places.length,
+        vms: place => pageVms[place]!,
+        occurrences: place => pageVms[place]!, // how often it passed is not counted
+        copyDigest: (place, into, at) =>
+          into.set(digests.subarray(place * DIGEST_LENGTH, (place + 1) * DIGEST_LENGTH), at),
+      }
+      const result = await store.put(metadata, records, async function* () {
+        for await (const { pages } of spooled(state.spool, places)) yield pages
+      })
+      log.info('learned', {
+        migration,
+        set: result.digest.slice(0, 12),
+        pages: records.count,
+        seconds: Math.round(performance.now() - startMs) / 1000,
+      })
+      onSet?.(result.digest, records.count)
+      await this.prune([result.digest])
+    } catch (error) {
+      // the other side may have put it: these counts no longer tell the truth
+      state.learner.broken = true
+      log.warn('learned pages were not kept', { migration, error: (error as Error).message })
+    } finally {
+      for (const place of places) state.spool.free(place)
+      state.puts--
+      if (state.closed && state.puts === 0) state.spool.close()
+    }
+  }
+
+  private async prune(keep: readonly string[]): Promise<void> {
+    const { store, maxBytes, maxAgeMs } = this.options
+    await pruneStore(store, { maxBytes, maxAgeMs, learnedOnly: true, keep })
+  }
+
+  private fresh(seed: readonly [number, number]): State {
+    const { mode, store, log } = this.options
+    const spool = new EncryptedSpool(store.folder, error => {
+      log.warn('learning stops until the next session', { error: error.message })
+    })
+    const learner = new Learner({ mode, pagesMax: this.pagesMax, keepMax: this.keepMax, spool })
+    return { learner, spool, seedLo: seed[0], seedHi: seed[1], puts: 0, closed: false }
+  }
+
+  private drop(state: State): void {
+    state.closed = true
+    if (state.puts === 0) state.spool.close()
+  }
+
+  private digestOf({ learner, seedLo, seedHi }: State): string {
+    const words = [learner.mode, this.pagesMax, this.keepMax, seedLo, seedHi, ...learner.fold, learner.broken]
+    return createHash('sha256')
+      .update(`pageferry learning 1 ${words.join(' ')}`)
+      .digest('hex')
+  }
+}
+
+/** Learning in one session: what the codec calls as pages pass. */
+export class SessionLearning implements PageObserver {
+  private readonly learning: Learning
+  private readonly state: State
+  private readonly kernel: Kernel
+  private readonly scratch: number
+  private readonly hash: Uint32Array
+  /** Pages of the batch at hand. */
+  private readonly addresses = new Uint32Array(BATCH_PAGES_MAX)
+  private readonly pages = new Float64Array(BATCH_PAGES_MAX)
+  private count = 0
+  private over = false
+
+  constructor(learning: Learning, state: State, kernel: Kernel, scratch: number) {
+    this.learning = learning
+    this.state = state
+    this.kernel = kernel
+    this.scratch = scratch
+    this.hash = new Uint32Array(kernel.memory.buffer, scratch, 2)
+  }
+
+  get learner(): Learner {
+    return this.state.learner
+  }
+
+  page(address: number, page: number): void {
+    this.addresses[this.count] = address
+    this.pages[this.count++] = page
+  }
+
+  batch(migration: number, position: number, address: number, length: number): void {
+    const { count, kernel, scratch, hash, addresses, pages } = this
+    const { learner, seedLo, seedHi } = this.state
+    this.count = 0
+    if (learner.broken || this.over) return
+    if (position === 0) this.identify(migration, address, length)
+    if (count === 0) return
+    const slot = learner.slot(migration)
+    const { bytes } = kernel
+    for (let i = 0; i < count; i++) {
+      const at = addresses[i]!
+      kernel.checksum(at, PAGE_SIZE, seedLo, seedHi, scratch)
+      learner.page(slot, hash[0]!, hash[1]!, pages[i]!, bytes, at)
+    }
+  }
+
+  /** All flows of the migration have ended: called in the order of END on both sides, after all its batches. */
+  migrationEnded(migration: number): void {
+    const { learner } = this.state
+    if (learner.broken || this.over) return
+    const set = learner.ended(migration)
+    if (set) this.learning.put(this.state, migration, set)
+  }
+
+  /** The session is over. */
+  end(): void {
+    if (this.over) return
+    this.over = true
+    this.learning.give(this.state)
+  }
+
+  private identify(migration: number, address: number, length: number): void {
+    if (length < MULTIFD_HELLO.UUID_END) return
+    const hello = Buffer.from(this.kernel.bytes.buffer, address, MULTIFD_HELLO.UUID_END)
+    if (hello.readUInt32BE(0) !== MULTIFD_HELLO.MAGIC) return
+    const uuid = hello.toString('hex', MULTIFD_HELLO.UUID_AT)
+    const { learner } = this.state
+    learner.identify(learner.slot(migration), uuid)
+  }
+}
+
+/** Pages of the spool in the order of `places`. A piece is valid until the next. */
+async function* spooled(
+  spool: EncryptedSpool,
+  places: Uint32Array,
+): AsyncGenerator<{ readonly from: number; readonly pages: Buffer }> {
+  const memory = Buffer.allocUnsafe(Math.min(READ_PAGES, places.length) * PAGE_SIZE)
+  for (let from = 0; from < places.length; from += READ_PAGES) {
+    const to = Math.min(from + READ_PAGES, places.length)
+    await spool.read(places, from, to, memory)
+    yield { from, pages: memory.subarray(0, (to - from) * PAGE_SIZE) }
+  }
+}
