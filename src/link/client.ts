@@ -56,6 +56,8 @@ export class LinkClient {
   #token: string | null = null
   #hello: ServerHello | undefined
   #lastReason = ''
+  /** Sockets that belong to no connection yet. */
+  readonly #dialling = new Set<net.Socket>()
   /** Ends the waits between dials. */
   readonly #wake = new Set<() => void>()
   #opening: Promise<ServerHello> | undefined
@@ -78,7 +80,10 @@ export class LinkClient {
       clock: this.#clock,
       identity: options.plaintext ? PLAIN_IDENTITY : '',
     })
-    void this.link.ended.then(() => this.#wakeAll())
+    void this.link.ended.then(() => {
+      this.#wakeAll()
+      for (const socket of this.#dialling) socket.destroy()
+    })
   }
 
   get session(): Session {
@@ -178,6 +183,7 @@ export class LinkClient {
       autoSelectFamilyAttemptTimeout: ADDRESS_ATTEMPT_MS,
       ...(o.localAddress !== undefined && { localAddress: o.localAddress }),
     })
+    this.#dialling.add(raw)
     let timedOut = false
     const cancel = this.#clock.after(HELLO_TIMEOUT_MS, () => {
       timedOut = true
@@ -225,6 +231,7 @@ export class LinkClient {
       throw error
     } finally {
       cancel()
+      this.#dialling.delete(raw)
     }
   }
 

@@ -253,7 +253,7 @@ for (const [kind, connections] of [
   ['psk', 3],
 ] as const) {
   t.test(`${kind}, ${connections} connections: killed 50 times at random moments`, async t => {
-    const seed = 0xc0ffee + connections
+    const seed = Number(process.env.LINK_SEED ?? 0xc0ffee) + connections
     t.comment(`seed ${seed}`)
     const next = random(seed)
     const clock = fastClock(10)
@@ -388,6 +388,18 @@ t.test('opening: nobody there, then somebody; or nobody at all', async t => {
   given.catch(() => {})
   await closed.client.close()
   await t.rejects(given, { code: 'PEER_LOST' })
+  // Somebody who takes connections and says nothing: closing does not wait for the deadline of the hello.
+  const hole = net.createServer(() => {})
+  t.teardown(() => hole.close())
+  await new Promise<void>(resolve => hole.listen(0, '127.0.0.1', resolve))
+  const waiting = join(t, (hole.address() as net.AddressInfo).port, {})
+  const held = waiting.client.open()
+  held.catch(() => {})
+  await sleep(50)
+  const startMs = performance.now()
+  await waiting.client.close()
+  await t.rejects(held, { code: 'PEER_LOST', what: /the session was closed/ })
+  t.ok(performance.now() - startMs < 2000)
   const nowhere = join(t, 1, { clock, client: { host: 'no-such-host.invalid', openMs: 500 } })
   await t.rejects(nowhere.client.open(), { code: 'PEER_LOST', what: /ENOTFOUND|EAI_AGAIN/ })
 })
