@@ -6,6 +6,7 @@
 import { FlowExpander } from '../codec/expander.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { LinkSink } from '../link/api.ts'
+import { ReturnPathParser } from '../qemu/return-path.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
 import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
@@ -235,6 +236,11 @@ export class DestinationFlow implements SocketSink {
   private early: { bytes: Uint8Array; release: () => void }[] = []
   private finDue = false
   private broken = false
+  /** QEMU said that it has all it needs and went: what still comes for it is dropped. */
+  private finished = false
+  /** SHUT with success was read: it must reach the source, or the guest runs on both sides (wire format 1.6). */
+  private shut = false
+  private readonly returnPath: ReturnPathParser
   /** Bytes of QEMU that the session has no room for yet. */
   private back: Uint8Array | undefined
   private slab = new Uint8Array(0)
@@ -248,6 +254,15 @@ export class DestinationFlow implements SocketSink {
     this.info = info
     this.arrival = arrival
     this.expander = new ChannelExpander(this, info.migration, session.options.pool.kernel.layout.templatePages)
+    this.returnPath = new ReturnPathParser({
+      shut: status => {
+        this.shut = status === 0
+      },
+      pong: () => {},
+      requestPages: () => {},
+      message: () => {},
+      degraded: () => {},
+    })
   }
 
   connected(socket: QemuSocket): void {
@@ -280,10 +295,19 @@ export class DestinationFlow implements SocketSink {
   }
 
   private write(bytes: Uint8Array, release: () => void): void {
-    this.arrival.bytesOut += bytes.length
-    this.socket!.write(bytes, () => {
-      release()
+    const taken = (): void => {
       if (!this.gone) this.session.options.session.consumed(this.number, bytes.length)
+    }
+    if (this.finished) {
+      release()
+      taken()
+      return
+    }
+    this.arrival.bytesOut += bytes.length
+    this.socket!.write(bytes, error => {
+      release()
+      // bytes that QEMU never got are not acknowledged, except where it needs them no more
+      if (!error || this.finished) taken()
     })
   }
 
@@ -333,6 +357,7 @@ export class DestinationFlow implements SocketSink {
 
   onBytes(count: number): void {
     this.back = this.slab.subarray(0, count)
+    this.returnPath.push(this.slab, 0, count)
     this.slab = this.slab.subarray(count)
     this.sendBack()
   }
@@ -367,6 +392,12 @@ export class DestinationFlow implements SocketSink {
   onClosed(closed: SocketClosed): void {
     if (this.gone || this.broken) return
     if (closed.how === 'reset' || closed.how === 'error') {
+      if (this.shut) {
+        // it closed before it had read its last bytes (VMDESC), as it may: a good end, not a break
+        this.finished = true
+        this.onEnd()
+        return
+      }
       this.arrival.endedBy ||= `destination QEMU broke off (${closed.error?.code ?? closed.how})`
       this.breakOff(CODE.QEMU_LOST, `the destination QEMU's connection broke: ${closed.error?.code ?? closed.how}`)
     }

@@ -5,6 +5,8 @@
 import { randomBytes } from 'node:crypto'
 import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
+import type { Learning, SessionLearning } from '../learning/learning.ts'
+import { HELLO_SETS_MAX } from '../limits.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
@@ -33,6 +35,7 @@ export interface SourceOptions {
   /** undefined: plain text, because the operator said so. */
   readonly credentials: Credentials | undefined
   readonly store: TemplateStore | undefined
+  readonly learning?: Learning | undefined
   readonly ringPages: number
   readonly places: number
   readonly effort: number | 'auto'
@@ -189,8 +192,11 @@ export class SourceDaemon {
 
   private async runSession(): Promise<void> {
     const { options } = this
-    const sets = await this.sets.offer()
+    // what learning has counted goes as a set without pages: both sides have it, or begin anew
+    const counted = options.learning?.states ?? []
+    const sets = [...(await this.sets.offer()).slice(0, HELLO_SETS_MAX - counted.length), ...counted]
     const seed = randomBytes(8)
+    let learning: SessionLearning | undefined
     let session: SourceSession | undefined
     let pool: Pool | undefined
     this.drained = false
@@ -232,7 +238,7 @@ export class SourceDaemon {
       const hello = await client.open()
       pool = await this.pools.take({
         role: 'encoder',
-        sets: hello.sets,
+        sets: hello.sets.filter(digest => !counted.includes(digest)),
         store: options.store,
         ringPages: hello.ring,
         places: hello.places,

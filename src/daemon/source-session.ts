@@ -519,8 +519,8 @@ export class SourceFlow implements SocketSink {
 
   fromPeer(payload: Uint8Array): void {
     if (this.migration) this.migration.bytesBack += payload.length
-    this.socket.write(payload, () => {
-      if (!this.gone) this.session.options.session.consumed(this.number, payload.length)
+    this.socket.write(payload, error => {
+      if (!this.gone && !error) this.session.options.session.consumed(this.number, payload.length)
     })
   }
 
