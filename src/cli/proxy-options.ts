@@ -4,7 +4,7 @@ import type { Log } from '../daemon/log.ts'
 import { Notifier } from '../daemon/systemd.ts'
 import { makeLog } from '../daemon/text-log.ts'
 import { ProxyError } from '../errors.ts'
-import { Learning, type LearnMode } from '../learning/learning.ts'
+import { Learning, type LearnMode, STATES_MAX } from '../learning/learning.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
 import { Credentials, type Role } from '../link/credentials.ts'
 import type { TemplateStore } from '../store/template-store.ts'
@@ -116,7 +116,7 @@ export function proxySettings(args: ProxyArguments, role: Role) {
   return {
     credentials,
     store,
-    learning: learningOf(args, store, log),
+    learning: learningOf(args, store, log, role),
     ringPages: Math.floor(parseSize(args.poolMemory, '--pool-memory') / PAGE_SIZE),
     places: PLACES,
     queueTargetMs: parseDuration(args.queueTarget, '--queue-target'),
@@ -126,7 +126,12 @@ export function proxySettings(args: ProxyArguments, role: Role) {
 }
 
 /** @throws USAGE */
-function learningOf(args: ProxyArguments, store: TemplateStore | undefined, log: Log): Learning | undefined {
+function learningOf(
+  args: ProxyArguments,
+  store: TemplateStore | undefined,
+  log: Log,
+  role: Role,
+): Learning | undefined {
   const maxBytes = parseSize(args.learnSize ?? LEARN_SIZE_DEFAULT, '--learn-size')
   const maxAgeMs = parseDuration(args.learnAge ?? LEARN_AGE_DEFAULT, '--learn-age')
   if (store === undefined) {
@@ -134,7 +139,8 @@ function learningOf(args: ProxyArguments, store: TemplateStore | undefined, log:
     throw new ProxyError('USAGE', `--learn ${args.learn} without --store`, undefined, 'give --store DIR')
   }
   const mode = args.learn ?? 'shared'
-  return mode === 'off' ? undefined : new Learning({ mode, store, maxBytes, maxAgeMs, log })
+  if (mode === 'off') return undefined
+  return new Learning({ mode, store, maxBytes, maxAgeMs, log, statesMax: role === 'client' ? 1 : STATES_MAX })
 }
 
 /** A proxy as the command sees it. */

@@ -2,6 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { loadLz4 } from '../compression/lz4.ts'
 import { ProxyError } from '../errors.ts'
+import type { Learning, SessionLearning } from '../learning/learning.ts'
 import type { LinkSink } from '../link/api.ts'
 import type { Credentials } from '../link/credentials.ts'
 import type { Link } from '../link/link.ts'
@@ -29,6 +30,7 @@ export interface DestinationOptions {
   /** undefined: plain text, because the operator said so. */
   readonly credentials: Credentials | undefined
   readonly store: TemplateStore | undefined
+  readonly learning?: Learning | undefined
   /** Most pages of ring that a session may have. */
   readonly ringPagesMax: number
   readonly placesMax: number
@@ -109,6 +111,9 @@ export class DestinationDaemon {
     if (this.stopping) throw new ProxyError('PEER_LOST', 'this proxy is stopping', undefined, 'it will be back')
     const held = new Set(await this.sets.offer())
     const sets = hello.sets.filter(digest => held.has(digest))
+    // what learning has counted looks like a set without pages
+    const counted = options.learning?.states ?? []
+    const agreed = hello.sets.filter(digest => held.has(digest) || counted.includes(digest))
     const ring = Math.min(hello.ring, options.ringPagesMax)
     const places = Math.min(hello.places, options.placesMax)
     const pool = await this.pools.take({
@@ -123,17 +128,19 @@ export class DestinationDaemon {
       longMatch: false,
     })
     const seed = Buffer.from(hello.seed, 'hex')
+    const seedWords = [seed.readUInt32BE(4), seed.readUInt32BE(0)] as const
     return {
-      sets,
+      sets: agreed,
       ring,
       places,
       targets: [...options.targets.keys()],
       session: { patienceMs: options.patienceMs, queueTargetMs: options.queueTargetMs },
       sink: link => {
         let session: DestinationSession | undefined
+        const learning = options.learning?.begin(agreed, seedWords, pool)
         // link.session is there as soon as anything can arrive
         const made = (): DestinationSession => {
-          session ??= this.makeSession(link, pool, [seed.readUInt32BE(4), seed.readUInt32BE(0)])
+          session ??= this.makeSession(link, pool, seedWords, learning)
           return session
         }
         options.log.info('session open', {
@@ -145,6 +152,7 @@ export class DestinationDaemon {
         options.onStatus?.(`${this.sessions.size + 1} sessions`)
         void link.ended.then(() => {
           session?.end('the session has ended')
+          learning?.end()
           this.sessions.delete(link)
           this.pools.give(pool)
           options.onStatus?.(`${this.sessions.size} sessions`)
@@ -158,11 +166,13 @@ export class DestinationDaemon {
     link: Link,
     pool: DestinationSession['options']['pool'],
     seed: readonly [number, number],
+    learning: SessionLearning | undefined,
   ): DestinationSession {
     const session = new DestinationSession({
       session: link.session,
       pool,
       seed,
+      learning,
       targets: this.options.targets,
       log: this.options.log,
       now: () => performance.now(),

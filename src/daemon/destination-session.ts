@@ -5,6 +5,7 @@
  */
 import { FlowExpander } from '../codec/expander.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
+import type { SessionLearning } from '../learning/learning.ts'
 import type { LinkSink } from '../link/api.ts'
 import { ReturnPathParser } from '../qemu/return-path.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
@@ -26,6 +27,7 @@ export interface DestinationSessionOptions {
   readonly session: Session
   readonly pool: Pool
   readonly seed: readonly [number, number]
+  readonly learning?: SessionLearning | undefined
   /** What may be dialled, by name. */
   readonly targets: ReadonlyMap<string, Address>
   readonly log: Log
@@ -80,6 +82,7 @@ export class DestinationSession implements LinkSink {
       (expander, bytes, release) => (expander as ChannelExpander).owner.expanded(bytes, release),
       error => options.onFailure(error),
     )
+    this.inbound.observer = options.learning
   }
 
   get channelCount(): number {
@@ -176,6 +179,8 @@ export class DestinationSession implements LinkSink {
     arrival.flows.delete(flow)
     if (arrival.flows.size > 0) return
     this.arrivals.delete(arrival.number)
+    // behind its last batches, as the source side has it
+    if (!this.ended) this.inbound.mark(() => this.options.learning?.migrationEnded(arrival.number))
     this.options.onMigrationEnd({
       migration: arrival.number,
       target: arrival.target,

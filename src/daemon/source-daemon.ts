@@ -236,9 +236,10 @@ export class SourceDaemon {
     this.client = client
     try {
       const hello = await client.open()
+      const agreed = hello.sets.filter(digest => !counted.includes(digest))
       pool = await this.pools.take({
         role: 'encoder',
-        sets: hello.sets.filter(digest => !counted.includes(digest)),
+        sets: agreed,
         store: options.store,
         ringPages: hello.ring,
         places: hello.places,
@@ -247,10 +248,13 @@ export class SourceDaemon {
         slotBytes: SLOT_BYTES,
         longMatch: options.effort === 'auto' || options.effort >= 2,
       })
+      const seedWords = [seed.readUInt32BE(4), seed.readUInt32BE(0)] as const
+      learning = options.learning?.begin(hello.sets, seedWords, pool)
       session = new SourceSession({
         session: client.session,
         pool,
-        seed: [seed.readUInt32BE(4), seed.readUInt32BE(0)],
+        seed: seedWords,
+        learning,
         effort: new EffortController(options.effort),
         log: options.log,
         now: () => performance.now(),
@@ -264,11 +268,11 @@ export class SourceDaemon {
       this.session = session
       options.log.info('session open', {
         peer: `${options.peer.host}:${options.peer.port}`,
-        sets: hello.sets.map(digest => digest.slice(0, 12)),
+        sets: agreed.map(digest => digest.slice(0, 12)),
         templatePages: pool.kernel.layout.templatePages,
         link: client.link.id.slice(0, 8),
       })
-      options.onStatus?.(`session with ${options.peer.host}:${options.peer.port}, ${hello.sets.length} template sets`)
+      options.onStatus?.(`session with ${options.peer.host}:${options.peer.port}, ${agreed.length} template sets`)
       for (const { socket, gate, timer } of this.waiting.splice(0)) {
         clearTimeout(timer)
         session.accept(socket, gate)
@@ -282,6 +286,7 @@ export class SourceDaemon {
       throw error
     } finally {
       await session?.end('the session has ended')
+      learning?.end()
       if (pool) this.pools.give(pool)
       this.session = undefined
       this.client = undefined

@@ -5,6 +5,7 @@
 import { FlowEncoder } from '../codec/encoder.ts'
 import { BatchStats } from '../codec/stats.ts'
 import { isProxyError, type ProxyError } from '../errors.ts'
+import type { SessionLearning } from '../learning/learning.ts'
 import type { LinkSink } from '../link/api.ts'
 import { BlockTable } from '../qemu/block-table.ts'
 import { CHANNEL_KIND_BYTES_MAX, type ChannelKind, channelKind } from '../qemu/channel-kind.ts'
@@ -79,6 +80,7 @@ export interface SourceSessionOptions {
   readonly session: Session
   readonly pool: Pool
   readonly seed: readonly [number, number]
+  readonly learning?: SessionLearning | undefined
   readonly effort: EffortController
   readonly log: Log
   readonly now: () => number
@@ -116,6 +118,12 @@ export class SourceSession implements LinkSink {
       },
       error => options.onFailure(error),
     )
+    this.outbound.observer = options.learning
+  }
+
+  /** A migration's last flow has ended, by END: then the other side knows it at the same point. */
+  migrationEnded(migration: Migration): void {
+    if (!this.ended) this.options.learning?.migrationEnded(migration.number)
   }
 
   /** Channels that are open. */
@@ -569,6 +577,7 @@ export class SourceFlow implements SocketSink {
     migration.stats.add(this.encoder.stats)
     migration.flows.delete(this)
     if (migration.flows.size > 0) return
+    this.session.migrationEnded(migration)
     if (this.gate.migration === migration) this.gate.migration = undefined
     this.session.options.onSummary(summarize(migration, this.session.options.now()))
   }

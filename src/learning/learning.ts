@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto'
 import type { PageObserver } from '../codec/encoder.ts'
-import { BATCH_PAGES_MAX } from '../codec/workspace.ts'
+import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
 import type { Kernel } from '../kernel/kernel.ts'
 import { pruneStore } from '../store/prune.ts'
 import type { TemplateStore } from '../store/template-store.ts'
@@ -16,8 +16,8 @@ import { EncryptedSpool } from './spool.ts'
 
 export type LearnMode = 'off' | 'shared' | 'all'
 
-/** States of earlier sessions that a destination proxy keeps: one for each source proxy that has no session now. */
-const STATES_MAX = 4
+/** States without a session that a destination proxy keeps: one for each source proxy that is away. */
+export const STATES_MAX = 4
 /** Longest metadata of a learned set, with room. */
 const METADATA_LENGTH = 128
 /** Pages that are read from the spool at once while a set is put. */
@@ -35,6 +35,8 @@ export interface LearningOptions {
   readonly log: Log
   /** Both sides must say the same. */
   readonly pagesMax?: number
+  /** States that are kept while no session uses them: a source proxy has one peer, so one. */
+  readonly statesMax?: number
   /** A set was put, for tests and metrics. */
   readonly onSet?: (digest: string, pages: number) => void
 }
@@ -42,6 +44,12 @@ export interface LearningOptions {
 interface Log {
   info(event: string, fields?: object): void
   warn(event: string, fields?: object): void
+}
+
+/** What learning needs of a session's pool. */
+export interface LearnedPool {
+  readonly kernel: Kernel
+  readonly workspaces: readonly Workspace[]
 }
 
 /** What one chain of sessions has counted. */
@@ -60,6 +68,7 @@ export class Learning {
   readonly options: LearningOptions
   readonly pagesMax: number
   readonly keepMax: number
+  private readonly statesMax: number
   /** Those that no session uses, the last one first. */
   private idle: State[] = []
   private putting: Promise<void> = Promise.resolve()
@@ -67,6 +76,7 @@ export class Learning {
   constructor(options: LearningOptions) {
     this.options = options
     this.pagesMax = options.pagesMax ?? LEARN_PAGES_MAX
+    this.statesMax = options.statesMax ?? STATES_MAX
     this.keepMax = pagesWithin(options.maxBytes, METADATA_LENGTH)
   }
 
@@ -87,13 +97,13 @@ export class Learning {
    * A session begins. Counts that both sides agreed on go on, others begin anew.
    * @param agreed all digests that the hellos agreed on
    * @param seed of the session: two u32, low word first
-   * @param scratch address of 8 bytes in the kernel's memory that nobody else uses
    */
-  begin(agreed: readonly string[], seed: readonly [number, number], kernel: Kernel, scratch: number): SessionLearning {
+  begin(agreed: readonly string[], seed: readonly [number, number], pool: LearnedPool): SessionLearning {
     const found = this.idle.findIndex(state => agreed.includes(this.digestOf(state)))
     void this.prune([]).catch(() => {}) // said where a set is put
     const state = found >= 0 ? this.idle.splice(found, 1)[0]! : this.fresh(seed)
-    return new SessionLearning(this, state, kernel, scratch)
+    if (found < 0) this.dropIdle(this.statesMax - 1)
+    return new SessionLearning(this, state, pool)
   }
 
   /** A session has ended. */
@@ -102,7 +112,11 @@ export class Learning {
     // migrations that broke off did so at different points on the two sides
     if (learner.broken || learner.running > 0 || learner.pages === 0) this.drop(state)
     else this.idle.unshift(state)
-    for (const old of this.idle.splice(STATES_MAX)) this.drop(old)
+    this.dropIdle(this.statesMax)
+  }
+
+  private dropIdle(keep: number): void {
+    for (const old of this.idle.splice(keep)) this.drop(old)
   }
 
   /** Puts a set while migrations go on, one after the other. */
@@ -191,12 +205,13 @@ export class SessionLearning implements PageObserver {
   private count = 0
   private over = false
 
-  constructor(learning: Learning, state: State, kernel: Kernel, scratch: number) {
+  constructor(learning: Learning, state: State, { kernel, workspaces }: LearnedPool) {
     this.learning = learning
     this.state = state
     this.kernel = kernel
-    this.scratch = scratch
-    this.hash = new Uint32Array(kernel.memory.buffer, scratch, 2)
+    // an area of 64 bytes, of which the batch's own checksum takes the first 8
+    this.scratch = workspaces[0]!.checksumAt + 32
+    this.hash = new Uint32Array(kernel.memory.buffer, this.scratch, 2)
   }
 
   get learner(): Learner {
