@@ -1,0 +1,907 @@
+/**
+ * Batches made by hand from docs/protocol.md §4 to §7, in the notation of ../qemu/notation.ts; `sum` in a whole batch
+ * stands for 8 bytes that test/codec fills in by the second decoder's checksum, everything else is literal.
+ */
+
+export const COLUMN_NAMES = [
+  'ops',
+  'numbers',
+  'other',
+  'pages',
+  'dense',
+  'lengths',
+  'sources',
+  'shifts',
+  'headers',
+] as const
+export type ColumnName = (typeof COLUMN_NAMES)[number]
+export type Columns = Partial<Record<ColumnName, string>>
+
+/** What both sides agreed on; one page in notation for each template. */
+export interface VectorPool {
+  readonly templates?: readonly string[]
+  readonly ring?: number
+  readonly places?: number
+}
+
+export interface BatchVector {
+  readonly name: string
+  readonly pool?: VectorPool
+  /** Of one session, in their order; flow 1 of migration 1 unless they say. */
+  readonly batches: readonly {
+    readonly flow?: number
+    readonly migration?: number
+    readonly columns: Columns
+    readonly gives: string
+  }[]
+  /** State of the pool afterwards: cursor, marks by ring slot, pages by ring slot, slots by place ('-': none). */
+  readonly cursor?: number
+  readonly marks?: string
+  readonly ring?: readonly string[]
+  readonly places?: string
+}
+
+export interface WholeVector {
+  readonly name: string
+  readonly why: string
+  readonly batches: readonly { readonly batch: string; readonly gives: string }[]
+}
+
+export interface BadVector {
+  readonly name: string
+  readonly pool?: VectorPool
+  /** Comes first, and is good. */
+  readonly before?: { readonly columns: Columns; readonly gives: string }
+  readonly columns: Columns
+  /** By default 4104: a page with its head. */
+  readonly rawLength?: number
+  readonly what: RegExp
+}
+
+/** The u64 that opens a record. */
+const head = (page: number, flag: number) => ((BigInt(page) << 12n) | BigInt(flag)).toString(16).padStart(16, '0')
+const ZERO = 0x22
+const PAGE = 0x28
+const records = (flag: number, body: string, from: number, count: number) =>
+  Array.from({ length: count }, (_, i) => `${head(from + i, flag)} ${body}`).join(' ')
+const zeros = (from: number, count: number) => records(ZERO, '00', from, count)
+const pages = (body: string, from: number, count = 1) => records(PAGE, body, from, count)
+/** Three template pages that no copy can mix up. */
+const three = ['a0*4096', 'a1*4096', 'a2*4096']
+/** A multifd header: flags 0, these pages of pc.ram; `offsets` is 1024 bytes. */
+const packet = (normal: string, dataBytes: string, offsets: string) =>
+  `11223344 00000001 00000000 00000080 ${normal} ${dataBytes} 0000000000000007 00000000 00*28 "pc.ram" 00*250 ${offsets}`
+
+export const wholeVectors: readonly WholeVector[] = [
+  {
+    name: 'one byte',
+    why: 'the smallest batch, every byte of it',
+    batches: [
+      {
+        batch: `
+          #0 01  #1 01  #2 801faa5b8fc6d3d9
+          #10 02  #11 00 00 01  #14 02 00 01
+          #17 81  #18 41`,
+        gives: '41',
+      },
+    ],
+  },
+  {
+    name: 'an LZ4 column',
+    why: 'a match that overlaps itself, and the literals that end every block',
+    batches: [
+      {
+        batch: `
+          #0 01  #1 30  #2 sum  #10 02
+          #11 00 00 02  #14 02 01 30 0b
+          #18 80 20
+          #20 1f 41 0100 17  50 41*5`,
+        gives: '41*48',
+      },
+    ],
+  },
+  {
+    name: 'zstd columns',
+    why: 'a stream goes on from batch to batch, one column of it; method 3 starts again',
+    batches: [
+      {
+        batch: `
+          01 08 sum 02  00 00 01  02 03 08 10
+          #18 88
+          #19 28b52ffd 00 58  180000 "abc"  2a0000 "Z"  #35`,
+        gives: '"abcZZZZZ"',
+      },
+      { batch: '01 02 sum 02  00 00 01  02 02 02 05  82  100000 "yz"', gives: '"yz"' },
+      { batch: '01 01 sum 02  00 00 01  02 00 01  81  "-"', gives: '"-"' },
+      { batch: '01 8101 sum 02  00 00 02  02 02 8101 04  80 71  0a0400 "x"', gives: '78*129' },
+      { batch: '01 02 sum 02  00 00 01  02 03 02 0b  82  28b52ffd 00 58  100000 "ok"', gives: '"ok"' },
+      { batch: '01 02 sum 02  00 00 01  02 02 02 05  82  100000 "go"', gives: '"go"' },
+    ],
+  },
+]
+
+export const batchVectors: readonly BatchVector[] = [
+  {
+    name: 'ZERO: runs, a count of 16, a count of 17, two ops in a row',
+    batches: [
+      { columns: { ops: '1f' }, gives: zeros(0, 15) },
+      { columns: { ops: '10 00' }, gives: zeros(15, 16) },
+      { columns: { ops: '10 01 12' }, gives: zeros(31, 19) },
+      { columns: { ops: '10 f0 01' }, gives: zeros(50, 256) },
+    ],
+  },
+  {
+    name: 'SKIP and SEEK: forth, back, to the last page number and behind it',
+    batches: [
+      { columns: { ops: '91 11 90 10 11' }, gives: `${zeros(1, 1)} ${zeros(34, 1)}` },
+      // -30, as 2 * 30 - 1
+      { columns: { ops: 'a1 11', numbers: '3b' }, gives: zeros(5, 1) },
+      { columns: { ops: 'a1 11', numbers: 'f2 ff ff ff ff 3f' }, gives: zeros(2 ** 40 - 1, 1) },
+      { columns: { ops: 'a1 11', numbers: 'ff ff ff ff ff 3f' }, gives: zeros(0, 1) },
+    ],
+  },
+  {
+    name: 'DEFINE and BLOCK: named and not, a page number of its own',
+    batches: [
+      {
+        columns: { ops: 'c1 b1 12 c1 b1 93 11 b2 91 11', numbers: '06 00 01 01 00', other: '"pc.ram" "v"' },
+        gives: `${head(0, 2)} 'pc.ram' 00 ${zeros(1, 1)}  ${head(3, 2)} 'v' 00  ${zeros(1, 1)}`,
+      },
+      { columns: { ops: 'b1 41', numbers: '01', pages: '77*4096' }, gives: `${head(0, 8)} 'v' 77*4096` },
+      // a name of 255 bytes, and the same name once more
+      {
+        columns: { ops: 'c1 c1 b1 12', numbers: 'ff 01 01 02', other: `65*255 "v"` },
+        gives: `${head(0, 2)} ff 65*255 00 ${zeros(1, 1)}`,
+      },
+    ],
+  },
+  {
+    name: 'OTHER between records leaves the predictions alone',
+    batches: [
+      {
+        columns: { ops: '12 83 11 80 01', other: '"abc" 2d*17' },
+        gives: `${zeros(0, 2)} "abc" ${zeros(2, 1)} 2d*17`,
+      },
+    ],
+  },
+  {
+    name: 'REF: runs of a template, each region with its own next slot',
+    pool: { templates: three, ring: 2, places: 8 },
+    batches: [
+      // slot 0 three times in a row is slots 0, 1, 2
+      {
+        columns: { ops: '23', numbers: '00' },
+        gives: `${pages('a0*4096', 0)} ${pages('a1*4096', 1)} ${pages('a2*4096', 2)}`,
+      },
+      // back by 2 (3 in zigzag, region 0)
+      { columns: { ops: '21', numbers: '06' }, gives: pages('a1*4096', 3) },
+      // region 1: slot 3, never written
+      { columns: { ops: '21', numbers: '01' }, gives: pages('00*4096', 4) },
+      { columns: { ops: '21 21', numbers: '00 01' }, gives: `${pages('a2*4096', 5)} ${pages('00*4096', 6)}` },
+    ],
+    marks: '11',
+    cursor: 0,
+    // 0x85ebca6b mod 8 = 3: page 0 is place 3
+    places: '2,4,-,0,1,2,1,3',
+  },
+  {
+    name: 'SAME: what the place has, whichever flow and op put it there',
+    pool: { templates: three, ring: 4, places: 4 },
+    batches: [
+      {
+        columns: { ops: '42 21', numbers: '04', pages: '11*4096 22*4096' },
+        gives: `${pages('11*4096', 0)} ${pages('22*4096', 1)} ${pages('a1*4096', 2)}`,
+      },
+      {
+        columns: { ops: 'a1 33', numbers: '05' },
+        gives: `${pages('11*4096', 0)} ${pages('22*4096', 1)} ${pages('a1*4096', 2)}`,
+      },
+      // a second flow: page 0 of its own, the places of the same migration
+      { flow: 2, columns: { ops: '31' }, gives: pages('11*4096', 0) },
+      // FILL leaves the place as it is
+      {
+        flow: 2,
+        columns: { ops: 'a1 71 a1 31', numbers: '01 ff 01 01' },
+        gives: `${pages('ff*4096', 0)} ${pages('11*4096', 0)}`,
+      },
+      // another migration has other places: 0x85ebca6b mod 4 = 3, times 2 is 2; page 3 is place 1
+      { flow: 3, migration: 2, columns: { ops: '93 31' }, gives: pages('a1*4096', 3) },
+    ],
+    cursor: 2,
+    marks: '1100',
+    ring: ['11*4096', '22*4096', '00*4096', '00*4096'],
+    places: '4,1,-,3',
+  },
+  {
+    name: 'places: RAMBlock and migration move them, the table wraps',
+    pool: { ring: 8, places: 8 },
+    batches: [
+      {
+        // block 1 is 0x9e3779b1 mod 8 = 1, migration 1 is 0x85ebca6b mod 8 = 3: page 5 of block 1 is place 1
+        columns: { ops: 'c1 c1 b1 95 41', numbers: '01 01 01', other: '"ab"', pages: '55*4096' },
+        gives: `${head(5, 8)} 'b' 55*4096`,
+      },
+      // page 6 of block 0 is place 1 as well
+      { columns: { ops: 'b2 96 31', numbers: '00' }, gives: pages('55*4096', 6) },
+      // a run over the end of the table: pages 3 to 6 are places 6, 7, 0, 1
+      {
+        columns: { ops: 'a1 44 a1 34', numbers: '07 07', pages: '01*4096 02*4096 03*4096 04*4096' },
+        gives: `${pages('01*4096', 3)} ${pages('02*4096', 4)} ${pages('03*4096', 5)} ${pages('04*4096', 6)}
+          ${pages('01*4096', 3)} ${pages('02*4096', 4)} ${pages('03*4096', 5)} ${pages('04*4096', 6)}`,
+      },
+    ],
+    cursor: 5,
+    marks: '11111000',
+    places: '3,4,-,-,-,-,1,2',
+  },
+  {
+    name: 'NEW and DENSE: two columns, one ring',
+    pool: { ring: 4, places: 0 },
+    batches: [
+      {
+        columns: { ops: '41 51 41', pages: '11*4096 33*4096', dense: '22*4096' },
+        gives: `${pages('11*4096', 0)} ${pages('22*4096', 1)} ${pages('33*4096', 2)}`,
+      },
+    ],
+    cursor: 3,
+    marks: '0000',
+    ring: ['11*4096', '22*4096', '33*4096', '00*4096'],
+  },
+  {
+    name: 'the ring wraps; what was touched gets a second chance',
+    pool: { ring: 3, places: 0 },
+    batches: [
+      {
+        columns: { ops: '43', pages: '11*4096 22*4096 33*4096' },
+        gives: `${pages('11*4096', 0)} ${pages('22*4096', 1)} ${pages('33*4096', 2)}`,
+      },
+      // touch slots 0 and 1: the next page takes slot 2
+      {
+        columns: { ops: '22 41', numbers: '01', pages: '44*4096' },
+        gives: `${pages('11*4096', 3)} ${pages('22*4096', 4)} ${pages('44*4096', 5)}`,
+      },
+      // their marks are gone: slot 0
+      { columns: { ops: '41', pages: '55*4096' }, gives: pages('55*4096', 6) },
+      // all marked (e1 is 2): once around, then where it began
+      {
+        columns: { ops: '21 22 41', numbers: '01 0b', pages: '66*4096' },
+        gives: `${pages('44*4096', 7)} ${pages('55*4096', 8)} ${pages('22*4096', 9)} ${pages('66*4096', 10)}`,
+      },
+    ],
+    cursor: 2,
+    marks: '000',
+    ring: ['55*4096', '66*4096', '44*4096'],
+  },
+  {
+    name: 'a ring of one page',
+    pool: { ring: 1, places: 1 },
+    batches: [
+      { columns: { ops: '42', pages: '11*4096 22*4096' }, gives: `${pages('11*4096', 0)} ${pages('22*4096', 1)}` },
+      {
+        columns: { ops: '31 41 31', pages: '33*4096' },
+        gives: `${pages('22*4096', 2)} ${pages('33*4096', 3)} ${pages('33*4096', 4)}`,
+      },
+    ],
+    cursor: 0,
+    marks: '1',
+    ring: ['33*4096'],
+    places: '0',
+  },
+  {
+    name: 'no ring: new pages go nowhere, and take away what the place had',
+    pool: { templates: three, ring: 0, places: 1 },
+    batches: [
+      { columns: { ops: '21 31', numbers: '04' }, gives: `${pages('a1*4096', 0)} ${pages('a1*4096', 1)}` },
+      { columns: { ops: '41', pages: '11*4096' }, gives: pages('11*4096', 2) },
+    ],
+    places: '-',
+  },
+  {
+    name: 'PATCH: from a template, its next slot, and the rest as literal',
+    pool: { templates: three, ring: 2, places: 2 },
+    batches: [
+      {
+        // 4 literal, 4000 of slot 1 from byte 96 on, 92 literal
+        columns: { ops: '61', lengths: '04 a01f 5c', sources: '05', shifts: '60', pages: '"head" 74*92' },
+        gives: pages('"head" a1*4000 74*92', 0),
+      },
+      // the next of region 0 is slot 2
+      { columns: { ops: '21', numbers: '00' }, gives: pages('a2*4096', 1) },
+    ],
+    cursor: 1,
+    marks: '00',
+    ring: ['"head" a1*4000 74*92', '00*4096'],
+    places: '2,3',
+  },
+  {
+    name: 'PATCH: the displacement of the place, and of the copy before',
+    pool: { templates: ['00*2048 a0*2048', 'b0*2048 b1*2048', 'c0*4096'], ring: 2, places: 1 },
+    batches: [
+      { columns: { ops: '21', numbers: '04' }, gives: pages('b0*2048 b1*2048', 0) },
+      {
+        // 2040 of the place's page, 16 literal, 2040 more of it: bytes 2056 on
+        columns: { ops: '61', lengths: '00 f80f 10 f80f', sources: '00 00', pages: '2a*16' },
+        gives: pages('b0*2040 2a*16 b1*2040', 1),
+      },
+      {
+        // 96 of slot 0 from byte 2000 on, 4 literal, then as before: byte 2100 on; e0 was 2
+        columns: { ops: '61', lengths: '00 60 04 9c1f', sources: '07 00', shifts: 'd00f', pages: '2b*4' },
+        gives: pages('00*48 a0*48 2b*4 a0*1996 b0*2000', 2),
+      },
+    ],
+    cursor: 0,
+    marks: '00',
+    places: '4',
+  },
+  {
+    name: 'PATCH: a copy from the ring marks the slot of its first byte, over the edge of its page',
+    pool: { templates: ['a0*4096'], ring: 3, places: 0 },
+    batches: [
+      { columns: { ops: '42', pages: '11*4096 22*4096' }, gives: `${pages('11*4096', 0)} ${pages('22*4096', 1)}` },
+      {
+        // slot 0 + 4095: one byte of the template, 4095 of ring slot 0; then the last byte out of slot 2 (region 1, e1 = 1)
+        columns: { ops: '61', lengths: '00 ff1f 00 01', sources: '01 06', shifts: 'ff1f ff1f' },
+        gives: pages('a0 11*4094 22', 2),
+      },
+      // e1 is 3 now
+      { columns: { ops: '21', numbers: '01' }, gives: pages('a0 11*4094 22', 3) },
+    ],
+    cursor: 0,
+    marks: '011',
+    ring: ['11*4096', '22*4096', 'a0 11*4094 22'],
+  },
+  {
+    name: 'PATCH: all literal, all copy, and the pool as it was before',
+    pool: { ring: 1, places: 0 },
+    batches: [
+      { columns: { ops: '61', lengths: '8020', pages: '11*4096' }, gives: pages('11*4096', 0) },
+      { columns: { ops: '61', lengths: '00 8020', sources: '02', shifts: '00' }, gives: pages('11*4096', 1) },
+      // ring slot 0 turned by one byte, out of itself
+      {
+        columns: { ops: '61', lengths: '01 ff1f', sources: '04', shifts: '00', pages: '22' },
+        gives: pages('22 11*4095', 2),
+      },
+    ],
+    cursor: 0,
+    marks: '0',
+    ring: ['22 11*4095'],
+  },
+  {
+    name: 'PACKET: pages without heads, in the order of its offsets',
+    pool: { templates: three, ring: 2, places: 8 },
+    batches: [
+      {
+        columns: {
+          ops: '80 30 d1 21 41 71 84',
+          numbers: '04 07',
+          other: '2e*64 "tail"',
+          pages: '11*4096',
+          headers: packet(
+            '00000003',
+            '00003000',
+            '0000000000003000 ffffffffffffe000 0000000000001000 ffffffffffffe000 00*992',
+          ),
+        },
+        gives: `2e*64 ${packet('00000003', '00003000', '0000000000003000 0000000000001000 0000000000002000 00*1000')}
+          a1*4096 11*4096 07*4096 "tail"`,
+      },
+      // no pages: what follows has heads, and page 3 comes behind page 2
+      {
+        columns: { ops: 'd1 11', headers: packet('00000000', 'ffffffff', '00*1024') },
+        gives: `${packet('00000000', 'ffffffff', '00*1024')} ${zeros(3, 1)}`,
+      },
+      // 129 pages are none of ours; the name is known
+      {
+        columns: { ops: 'd1 b1 11', numbers: '00', headers: packet('00000081', '00000000', '00*1024') },
+        gives: `${packet('00000081', '00000000', '00*1024')} ${head(0, 2)} 'pc.ram' 00`,
+      },
+    ],
+    cursor: 1,
+    // migration 1 is place 3: page 3 is 6, page 1 is 4
+    places: '-,-,-,-,3,-,1,-',
+  },
+  {
+    name: 'PACKET: two in a batch lie byte by byte beside each other; PASS, and pages in the next batch',
+    pool: { ring: 2, places: 0 },
+    batches: [
+      {
+        columns: {
+          ops: 'd1 e1 d1 41 85 e1 41',
+          other: '"owing"',
+          pages: '11*4096 22*4096',
+          // both alike but for their numbers of pages (1 and 4) and data bytes
+          headers: `1111 2222 3333 4444 000000000000 0101 0000000000000000 000000000000 8080 000000000000 0104
+            0000 0000 1040 0000 00*14 0707 00*8 00*56 "ppcc..rraamm" 00*500 00*2048`,
+        },
+        gives: `11223344 00000001 00000000 00000080 00000001 00001000 0000000000000007 00000000 00*28 "pc.ram" 00*250 00*1024
+          11223344 00000001 00000000 00000080 00000004 00004000 0000000000000007 00000000 00*28 "pc.ram" 00*250 00*1024
+          11*4096 "owing" 22*4096`,
+      },
+      // one is still owed
+      { columns: { ops: '71 41', numbers: '09', pages: '33*4096' }, gives: `09*4096 ${pages('33*4096', 1)}` },
+    ],
+    cursor: 1,
+    ring: ['33*4096', '22*4096'],
+  },
+  {
+    name: 'named heads wait while a packet owes pages',
+    pool: { ring: 1, places: 0 },
+    batches: [
+      {
+        columns: {
+          ops: 'c1 b1 d1 41 11',
+          numbers: '01 00',
+          other: '"x"',
+          pages: '11*4096',
+          headers: packet('00000001', '00001000', '0000000000005000 ffffffffffffb000 00*1008'),
+        },
+        // b is the packet's now, p is behind its page
+        gives: `${packet('00000001', '00001000', '0000000000005000 00*1016')} 11*4096 ${head(6, 2)} 'pc.ram' 00`,
+      },
+    ],
+  },
+]
+
+const T3 = { templates: three, ring: 2, places: 2 }
+/** A varint of 2^53 - 17: with the 16 of a long count the highest there is. */
+const MOST = 'efffffffffffff0f'
+const owing = {
+  columns: { ops: 'd1', headers: packet('00000002', '00002000', '00*1024') },
+  gives: packet('00000002', '00002000', '00*1024'),
+}
+
+/** Columns of which each breaks the grammar in one way. All are BATCH_FORMAT. */
+export const badVectors: readonly BadVector[] = [
+  { name: 'operation 0', columns: { ops: '01' }, what: /unknown operation 0/ },
+  { name: 'operation 15', columns: { ops: 'f1' }, what: /unknown operation 15/ },
+  { name: 'a count that is cut', columns: { ops: '10' }, what: /ops ends early/ },
+  { name: 'a count of 9 bytes', columns: { ops: '10 80*8 01' }, what: /more than 8 bytes/ },
+  { name: 'a count of 2^53', columns: { ops: '10 80*7 10' }, what: /shortest form/ },
+  { name: 'a count in a longer form', columns: { ops: '10 80 00' }, what: /shortest form/ },
+  ...(
+    [
+      ['ZERO', '10', {}, /more bytes than/],
+      ['REF', '20', { numbers: '00' }, /outside its region/],
+      ['SAME', '30', {}, /more bytes than|received nothing/],
+      ['NEW', '40', {}, /pages ends early/],
+      ['DENSE', '50', {}, /dense ends early/],
+      ['PATCH', '60', {}, /lengths ends early/],
+      ['FILL', '70', {}, /numbers ends early/],
+      ['OTHER', '80', {}, /other ends early/],
+      ['SKIP', '90', {}, /page number/],
+      ['SEEK', 'a0', {}, /SEEK with the count/],
+      ['BLOCK', 'b0', {}, /BLOCK with the count/],
+      ['DEFINE', 'c0', {}, /DEFINE with the count/],
+      ['PACKET', 'd0', {}, /PACKET with the count/],
+      ['PASS', 'e0', {}, /more pages than the packet owes/],
+    ] as const
+  ).map(([name, op, columns, what]) => ({
+    name: `${name}, as often as it can be said`,
+    pool: T3,
+    columns: { ops: `${op} ${MOST}`, ...columns },
+    what,
+  })),
+  { name: 'ZERO gives more than the batch', columns: { ops: '12' }, rawLength: 17, what: /more bytes than/ },
+  {
+    name: 'a named ZERO gives more than the batch',
+    columns: { ops: 'c1 b1 11', numbers: '02 00', other: '"ab"' },
+    rawLength: 11,
+    what: /more bytes than/,
+  },
+  {
+    name: 'a page gives more than the batch',
+    pool: T3,
+    columns: { ops: '21', numbers: '00' },
+    rawLength: 4103,
+    what: /more bytes than/,
+  },
+  {
+    name: 'a named page gives more than the batch',
+    pool: T3,
+    columns: { ops: 'c1 b1 21', numbers: '01 00 00', other: '"a"' },
+    rawLength: 4105,
+    what: /more bytes than/,
+  },
+  {
+    name: 'OTHER gives more than the batch',
+    columns: { ops: '82', other: '"ab"' },
+    rawLength: 1,
+    what: /more bytes than/,
+  },
+  {
+    name: 'PACKET gives more than the batch',
+    columns: { ops: 'd1', headers: '00*1344' },
+    rawLength: 1343,
+    what: /more bytes than/,
+  },
+  { name: 'operations give less than the batch', columns: { ops: '11' }, rawLength: 10, what: /1 bytes less/ },
+  { name: 'no operations', columns: {}, rawLength: 1, what: /1 bytes less/ },
+  {
+    name: 'numbers behind the last operation',
+    columns: { ops: '11', numbers: '00' },
+    rawLength: 9,
+    what: /longer than/,
+  },
+  { name: 'other behind the last operation', columns: { ops: '11', other: '00' }, rawLength: 9, what: /longer than/ },
+  { name: 'pages behind the last operation', columns: { ops: '11', pages: '00' }, rawLength: 9, what: /longer than/ },
+  {
+    name: 'dense behind the last operation',
+    columns: { ops: '11', dense: '00*4096' },
+    rawLength: 9,
+    what: /longer than/,
+  },
+  {
+    name: 'lengths behind the last operation',
+    columns: { ops: '11', lengths: '00' },
+    rawLength: 9,
+    what: /longer than/,
+  },
+  {
+    name: 'sources behind the last operation',
+    columns: { ops: '11', sources: '00' },
+    rawLength: 9,
+    what: /longer than/,
+  },
+  { name: 'shifts behind the last operation', columns: { ops: '11', shifts: '00' }, rawLength: 9, what: /longer than/ },
+  {
+    name: 'headers behind the last operation',
+    columns: { ops: '11', headers: '00*1344' },
+    rawLength: 9,
+    what: /longer than/,
+  },
+  {
+    name: 'headers that end within one',
+    columns: { ops: '11', headers: '00*1343' },
+    rawLength: 9,
+    what: /within a header/,
+  },
+  { name: 'PACKET without its header', columns: { ops: 'd1' }, rawLength: 1344, what: /headers ends early/ },
+  { name: 'REF before slot 0', pool: T3, columns: { ops: '21', numbers: '02' }, what: /slot -1/ },
+  { name: 'REF of a template behind the last', pool: T3, columns: { ops: '21', numbers: '0c' }, what: /slot 3/ },
+  {
+    name: 'REF that runs from the templates into the ring',
+    pool: T3,
+    columns: { ops: '24', numbers: '00' },
+    rawLength: 16416,
+    what: /slot 0, outside/,
+  },
+  {
+    name: 'REF of the ring before its first',
+    pool: T3,
+    columns: { ops: '21', numbers: '03' },
+    what: /slot 2, outside/,
+  },
+  { name: 'REF of the ring behind its last', pool: T3, columns: { ops: '21', numbers: '09' }, what: /slot 5/ },
+  { name: 'REF where there are no templates', columns: { ops: '21', numbers: '00' }, what: /slot 0/ },
+  { name: 'REF of slot 2^51', pool: T3, columns: { ops: '21', numbers: 'fcffffffffffff0f' }, what: /slot \d{16}/ },
+  { name: 'SAME at a place that received nothing', pool: T3, columns: { ops: '31' }, what: /received nothing/ },
+  { name: 'SAME without places', columns: { ops: '31' }, what: /received nothing/ },
+  {
+    name: 'SAME behind a page that no ring took',
+    pool: { places: 1 },
+    columns: { ops: '41 31', pages: '11*4096' },
+    rawLength: 8208,
+    what: /received nothing/,
+  },
+  { name: 'NEW with a part of a page', columns: { ops: '41', pages: '00*4095' }, what: /pages ends early/ },
+  { name: 'DENSE out of the other column', columns: { ops: '51', pages: '00*4096' }, what: /dense ends early/ },
+  { name: 'FILL with 256', columns: { ops: '71', numbers: '8002' }, what: /FILL with 256/ },
+  { name: 'OTHER beyond its column', columns: { ops: '83', other: '"ab"' }, what: /other ends early/ },
+  { name: 'SKIP beyond 2^40', columns: { ops: '90 f1ffffffff1f 11' }, what: /page number 1099511627777/ },
+  {
+    name: 'a page numbered 2^40',
+    columns: { ops: '90 f0ffffffff1f 11' },
+    rawLength: 9,
+    what: /page number 1099511627777/,
+  },
+  { name: 'SEEK before page 0', columns: { ops: 'a1', numbers: '01' }, what: /page number -1/ },
+  { name: 'SEEK twice', columns: { ops: 'a2', numbers: '02 02' }, what: /SEEK with the count 2/ },
+  { name: 'BLOCK that has no name', columns: { ops: 'b1', numbers: '00' }, what: /BLOCK 0 of 0/ },
+  {
+    name: 'BLOCK behind the last name',
+    columns: { ops: 'c1 b2', numbers: '01 01', other: '"a"' },
+    what: /BLOCK 1 of 1/,
+  },
+  {
+    name: 'BLOCK of a third kind',
+    columns: { ops: 'c1 b3', numbers: '01 00', other: '"a"' },
+    what: /BLOCK with the count 3/,
+  },
+  { name: 'DEFINE of no bytes', columns: { ops: 'c1', numbers: '00' }, what: /DEFINE of 0/ },
+  { name: 'DEFINE of 256 bytes', columns: { ops: 'c1', numbers: '8002', other: '61*256' }, what: /DEFINE of 256/ },
+  { name: 'DEFINE beyond its column', columns: { ops: 'c1', numbers: '03', other: '"ab"' }, what: /DEFINE of 3/ },
+  { name: 'DEFINE twice', columns: { ops: 'c2', numbers: '01 01', other: '"ab"' }, what: /DEFINE with the count 2/ },
+  {
+    name: 'DEFINE of a 4097th name',
+    columns: { ops: 'c1*4097', numbers: '01*4097', other: '61*4097' },
+    what: /more than 4096/,
+  },
+  { name: 'PASS without a packet', columns: { ops: 'e1' }, what: /more pages than the packet owes/ },
+  { name: 'PASS of one too many', before: owing, columns: { ops: 'e3' }, what: /more pages than the packet owes/ },
+  {
+    name: 'PACKET twice',
+    columns: { ops: 'd2', headers: '00*2688' },
+    rawLength: 2688,
+    what: /PACKET with the count 2/,
+  },
+  {
+    name: 'PACKET while one owes pages',
+    before: owing,
+    columns: { ops: 'd1', headers: '00*1344' },
+    rawLength: 1344,
+    what: /within a packet/,
+  },
+  {
+    name: 'ZERO while a packet owes pages',
+    before: owing,
+    columns: { ops: '11' },
+    rawLength: 9,
+    what: /within a packet/,
+  },
+  { name: 'SKIP while a packet owes pages', before: owing, columns: { ops: 'e1 91' }, what: /within a packet/ },
+  {
+    name: 'SEEK while a packet owes pages',
+    before: owing,
+    columns: { ops: 'a1', numbers: '02' },
+    what: /within a packet/,
+  },
+  {
+    name: 'BLOCK while a packet owes pages',
+    before: owing,
+    columns: { ops: 'b1', numbers: '00' },
+    what: /within a packet/,
+  },
+  {
+    name: 'a packet owes two pages: the third has a head',
+    before: owing,
+    columns: { ops: '73', numbers: '01 02 03' },
+    rawLength: 12288,
+    what: /more bytes than/,
+  },
+  {
+    name: 'PATCH with a literal beyond its page',
+    columns: { ops: '61', lengths: '8120', pages: '00*4097' },
+    what: /literal beyond/,
+  },
+  {
+    name: 'PATCH with a literal beyond its column',
+    columns: { ops: '61', lengths: '8020', pages: '00*4095' },
+    what: /literal beyond/,
+  },
+  {
+    name: 'PATCH with a second literal beyond its page',
+    pool: T3,
+    columns: { ops: '61', lengths: '01 01 ff1f', sources: '01', shifts: '00', pages: '00*4096' },
+    what: /literal beyond/,
+  },
+  {
+    name: 'PATCH with a copy of nothing',
+    pool: T3,
+    columns: { ops: '61', lengths: '01 00', sources: '01', shifts: '00', pages: '00' },
+    what: /copy of 0 bytes at 1/,
+  },
+  {
+    name: 'PATCH with a copy beyond its page',
+    pool: T3,
+    columns: { ops: '61', lengths: '01 8020', sources: '01', shifts: '00', pages: '00' },
+    what: /copy of 4096 bytes at 1/,
+  },
+  {
+    name: 'PATCH from a place that received nothing',
+    pool: T3,
+    columns: { ops: '61', lengths: '00 8020', sources: '00' },
+    what: /outside the pool/,
+  },
+  {
+    name: 'PATCH from its place where there are no places',
+    pool: { templates: three },
+    columns: { ops: '61', lengths: '00 8020', sources: '00' },
+    what: /outside the pool/,
+  },
+  {
+    name: 'PATCH from a slot before the pool',
+    pool: T3,
+    columns: { ops: '61', lengths: '00 8020', sources: '03', shifts: '00' },
+    what: /outside the pool/,
+  },
+  {
+    name: 'PATCH from a slot behind the pool',
+    pool: T3,
+    columns: { ops: '61', lengths: '00 8020', sources: '15', shifts: '00' },
+    what: /outside the pool/,
+  },
+  {
+    name: 'PATCH that runs out of the pool',
+    pool: T3,
+    columns: { ops: '61', lengths: '00 8020', sources: '06', shifts: '01' },
+    what: /outside the pool/,
+  },
+  {
+    name: 'PATCH from an empty pool',
+    columns: { ops: '61', lengths: '00 8020', sources: '01', shifts: '00' },
+    what: /outside the pool/,
+  },
+  {
+    name: 'PATCH with a shift of a page',
+    pool: T3,
+    columns: { ops: '61', lengths: '00 8020', sources: '01', shifts: '8020' },
+    what: /outside the pool/,
+  },
+  {
+    name: 'PATCH whose displacement leads behind the pool',
+    pool: { templates: ['00*4096'] },
+    columns: { ops: '61', lengths: '00 10 00 f01f', sources: '01 00', shifts: '01' },
+    what: /outside the pool/,
+  },
+  { name: 'PATCH without sources', pool: T3, columns: { ops: '61', lengths: '00 8020' }, what: /sources ends early/ },
+  {
+    name: 'PATCH without shifts',
+    pool: T3,
+    columns: { ops: '61', lengths: '00 8020', sources: '01' },
+    what: /shifts ends early/,
+  },
+  { name: 'a varint that is cut', columns: { ops: 'a1', numbers: '80' }, what: /numbers ends early/ },
+  { name: 'a varint in a longer form', columns: { ops: 'a1', numbers: '8000' }, what: /shortest form/ },
+  { name: 'a varint of 2^53', columns: { ops: 'a1', numbers: '80*7 10' }, what: /shortest form/ },
+  { name: 'a varint of 9 bytes', columns: { ops: 'a1', numbers: '80*8 01' }, what: /more than 8 bytes/ },
+]
+
+/** Whole batches that are wrong before their first operation; `sum` is of no bytes. */
+export const badHeads: readonly {
+  readonly name: string
+  readonly batch: string
+  readonly what: RegExp
+  readonly offset?: number
+}[] = [
+  { name: 'nothing', batch: '', what: /unknown batch format none/, offset: 0 },
+  { name: 'another format', batch: '02 01 sum 00', what: /unknown batch format 2/, offset: 0 },
+  { name: 'a raw length that is cut', batch: '01 80', what: /head ends early/ },
+  { name: 'no bytes', batch: '01 00 sum 00', what: /a batch of 0 bytes/, offset: 1 },
+  { name: '2^20 + 1 bytes', batch: '01 818040 sum 00', what: /a batch of 1048577 bytes/, offset: 1 },
+  { name: '2^53 - 1 bytes', batch: '01 ff*7 0f sum 00', what: /a batch of 9007199254740991 bytes/, offset: 1 },
+  { name: '2^53 bytes', batch: '01 80*7 10 sum 00', what: /shortest form/ },
+  { name: 'a checksum that is cut', batch: '01 01 00*7', what: /head ends early/, offset: 2 },
+  { name: 'no number of columns', batch: '01 01 sum', what: /head ends early/, offset: 2 },
+  { name: '10 columns', batch: '01 01 sum 0a', what: /10 columns/, offset: 10 },
+  { name: '255 columns', batch: '01 01 sum ff', what: /255 columns/, offset: 10 },
+  { name: 'a table that is cut', batch: '01 01 sum 01 00 00', what: /table ends early/, offset: 11 },
+  { name: 'column 9', batch: '01 01 sum 01 09 00 01 00', what: /column 9 after -1/, offset: 11 },
+  { name: 'a column twice', batch: '01 01 sum 02 02 00 01 02 00 01 41 41', what: /column 2 after 2/, offset: 14 },
+  { name: 'columns out of order', batch: '01 01 sum 02 02 00 01 00 00 01 41 81', what: /column 0 after 2/, offset: 14 },
+  { name: 'method 4', batch: '01 01 sum 01 00 04 01 01 11', what: /unknown method 4/, offset: 12 },
+  { name: 'a column of no bytes', batch: '01 01 sum 01 00 00 00', what: /column 0 of 0 bytes/, offset: 13 },
+  { name: 'an LZ4 column of no bytes', batch: '01 01 sum 01 00 01 00 00', what: /column 0 of 0 bytes/, offset: 13 },
+  {
+    name: 'a column longer than a batch can need',
+    batch: '01 01 sum 01 00 01 81 80 40 01 00',
+    what: /column 0 of 1048577 bytes/,
+    offset: 13,
+  },
+  {
+    name: 'a column of 4 GiB',
+    batch: '01 01 sum 01 03 01 80 80 80 80 10 01 00',
+    what: /column 3 of 4294967296 bytes/,
+    offset: 13,
+  },
+  {
+    name: 'a column of 2^53 - 1 bytes',
+    batch: '01 01 sum 01 03 03 ff*7 0f 01 00',
+    what: /column 3 of 9007199254740991 bytes/,
+    offset: 13,
+  },
+  {
+    name: '4 GiB packed',
+    batch: '01 01 sum 01 03 01 01 80 80 80 80 10 00',
+    what: /4294967296 packed bytes/,
+    offset: 13,
+  },
+  {
+    name: '2^53 - 1 bytes packed',
+    batch: '01 01 sum 01 03 02 01 ff*7 0f 00',
+    what: /9007199254740991 packed bytes/,
+    offset: 13,
+  },
+  {
+    name: 'a stored column that is cut',
+    batch: '01 05 sum 02 00 00 01 02 00 05 85 "four"',
+    what: /column 2 ends early/,
+    offset: 18,
+  },
+  {
+    name: 'a packed column that is cut',
+    batch: '01 05 sum 02 00 00 01 02 01 05 06 85 "five-"',
+    what: /column 2 ends early/,
+    offset: 19,
+  },
+  {
+    name: 'bytes behind the last column',
+    batch: '01 01 sum 02 00 00 01 02 00 01 81 41 00',
+    what: /behind the last column/,
+    offset: 19,
+  },
+]
+
+/** Columns that do not unpack: method and bytes of `other`, which promises `raw` bytes. All are BATCH_FORMAT. */
+export const badColumns: readonly {
+  readonly name: string
+  readonly method: number
+  readonly raw: number
+  readonly packed: string
+  readonly what: RegExp
+}[] = [
+  { name: 'LZ4 of no bytes', method: 1, raw: 5, packed: '', what: /LZ4/ },
+  { name: 'LZ4 garbage', method: 1, raw: 64, packed: 'ff*40', what: /LZ4/ },
+  { name: 'LZ4 that gives too little', method: 1, raw: 6, packed: '50 "abcde"', what: /LZ4/ },
+  { name: 'LZ4 that gives too much', method: 1, raw: 4, packed: '50 "abcde"', what: /LZ4/ },
+  { name: 'LZ4 with literals beyond its end', method: 1, raw: 8, packed: '80 "abcde"', what: /LZ4/ },
+  { name: 'LZ4 with a match before its start', method: 1, raw: 64, packed: '1f 41 0200 27 50 41*5', what: /LZ4/ },
+  { name: 'LZ4 with a match at distance 0', method: 1, raw: 48, packed: '1f 41 0000 17 50 41*5', what: /LZ4|expand/ },
+  {
+    name: 'LZ4 with a length of a thousand bytes',
+    method: 1,
+    raw: 1048576,
+    packed: '1f 41 0100 ff*1000 00 50 41*5',
+    what: /LZ4/,
+  },
+  { name: 'zstd that never began', method: 2, raw: 3, packed: '180000 "abc"', what: /never began/ },
+  { name: 'zstd of no bytes', method: 3, raw: 3, packed: '', what: /zstd/ },
+  { name: 'zstd garbage', method: 3, raw: 3, packed: 'ff*40', what: /zstd piece is damaged/ },
+  {
+    name: 'zstd that gives too little',
+    method: 3,
+    raw: 4,
+    packed: '28b52ffd 00 58 180000 "abc"',
+    what: /3 bytes instead of 4/,
+  },
+  {
+    name: 'zstd that gives too much',
+    method: 3,
+    raw: 2,
+    packed: '28b52ffd 00 58 180000 "abc"',
+    what: /more than 2 bytes/,
+  },
+  { name: 'zstd that is not flushed', method: 3, raw: 3, packed: '28b52ffd 00 58 180000 "ab"', what: /instead of 3/ },
+  {
+    name: 'zstd that gives 16 MiB out of 600 bytes',
+    method: 3,
+    raw: 1048576,
+    packed: `28b52ffd 00 58 ${'02001041 '.repeat(128)}`,
+    what: /more than 1048576 bytes/,
+  },
+  {
+    name: 'zstd with a window of 16 MiB',
+    method: 3,
+    raw: 3,
+    packed: '28b52ffd 00 70 180000 "abc"',
+    what: /zstd piece is damaged/,
+  },
+  {
+    name: 'zstd with a window of 2^41',
+    method: 3,
+    raw: 3,
+    packed: '28b52ffd 00 f8 180000 "abc"',
+    what: /zstd piece is damaged/,
+  },
+  {
+    name: 'zstd with a dictionary',
+    method: 3,
+    raw: 3,
+    packed: '28b52ffd 01 58 07 180000 "abc"',
+    what: /zstd piece is damaged/,
+  },
+  {
+    name: 'zstd of 2^56 bytes, by its own word',
+    method: 3,
+    raw: 3,
+    packed: '28b52ffd e0 00*7 01 180000 "abc"',
+    what: /zstd/,
+  },
+  { name: 'zstd that ends and goes on', method: 3, raw: 6, packed: '28b52ffd 00 58 190000 "abc" ff*9', what: /zstd/ },
+  {
+    name: 'zstd with a block of the reserved type',
+    method: 3,
+    raw: 3,
+    packed: '28b52ffd 00 58 1e0000 "abc"',
+    what: /zstd piece is damaged/,
+  },
+]
