@@ -5,7 +5,7 @@ const LEVELS = [
   ['qemu/', 'template/', 'wan/'],
   ['kernel/', 'codec/'],
   ['compression/', 'session/'],
-  ['store/', 'capture/', 'transfer/', 'relay/', 'link/', 'learning/'],
+  ['store/', 'capture/', 'transfer/', 'relay/', 'link/', 'learning/', 'qmp/'],
   ['daemon/'],
   ['cli/'],
 ]
