@@ -662,6 +662,17 @@ t.test('strangers on a TLS listener', async t => {
       )
       await refused('no key', secure({ minVersion: 'TLSv1.3' }), /no pre-shared key offered/)
     }
+    // A ticket of a good connection proves nothing later on: neither key nor certificate would be looked at again.
+    const ticketed = (await owner.connect(net.connect(port, '127.0.0.1'), 'site-b')).socket
+    const ticket = await new Promise<Buffer>(resolve => ticketed.once('session', resolve))
+    const lines = server.log.of('link.refused').length
+    ticketed.destroy()
+    await until('its line', () => server.log.of('link.refused').length > lines)
+    await refused(
+      'a resumed TLS session',
+      secure({ session: ticket }),
+      /^no client certificate|^no pre-shared key offered/,
+    )
     await refused('TLS 1.2', secure({ maxVersion: 'TLSv1.2' }), /does not speak TLS 1.3/)
     await refused(
       'plain hello',
