@@ -60,7 +60,7 @@ module.exports = {
   ],
   options: {
     parser: 'swc',
-    doNotFollow: { path: 'node_modules' },
+    doNotFollow: { path: ['node_modules', '^(?:test|scripts)/'] },
     exclude: { path: '^src/kernel/assembly/' },
     enhancedResolveOptions: {
       extensions: ['.ts', '.js', '.json'],
