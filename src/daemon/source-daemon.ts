@@ -256,6 +256,7 @@ export class SourceDaemon {
         seed: seedWords,
         learning,
         effort: new EffortController(options.effort),
+        queueTargetMs: options.queueTargetMs,
         log: options.log,
         now: () => performance.now(),
         nextMigration: () => ++this.migrations,

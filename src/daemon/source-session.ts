@@ -24,6 +24,12 @@ import { type MigrationSummary, summarize } from './migration-summary.ts'
 export const FLOW_BYTES = 512 * 1024
 /** Room behind them, so that moving an incomplete record to the front is seldom needed. */
 export const SLOT_BYTES = FLOW_BYTES + 64 * 1024
+/** Batches may be cut down to this on a thin link: 50 ms of 10 Mbit/s. */
+const BATCH_BYTES_MIN = 64 * 1024
+/** How fast the share of bytes that packing leaves follows what was packed last. */
+const SHARE_STEP = 0.2
+/** Time that bytes may wait in the link while a guest waits for pages: postcopy. */
+const URGENT_QUEUE_MS = 5
 /** A slot with less room than this is full. */
 const ROOM_MIN = 16 * 1024
 /** An incomplete record whose rest does not come is sent after this time: promise of the architecture, 1 ms. */
@@ -82,6 +88,7 @@ export interface SourceSessionOptions {
   readonly seed: readonly [number, number]
   readonly learning?: SessionLearning | undefined
   readonly effort: EffortController
+  readonly queueTargetMs: number
   readonly log: Log
   readonly now: () => number
   /** Number of the next migration; shared by the sessions of a process so that logs stay unambiguous. */
@@ -101,6 +108,11 @@ export class SourceSession implements LinkSink {
   private pumping: NodeJS.Immediate | undefined
   private idleTimer: NodeJS.Timeout | undefined
   private ended = false
+  /** Raw bytes in the packer, and what is left of raw bytes lately: together what the packer is about to queue. */
+  private underWayBytes = 0
+  private packedShare = 1
+  /** Raw bytes that a flow may have waiting: what the link takes, so that little is parked on a slow one. */
+  batchBytes = FLOW_BYTES
 
   constructor(options: SourceSessionOptions) {
     this.options = options
@@ -108,10 +120,12 @@ export class SourceSession implements LinkSink {
     this.outbound = new Outbound(
       options.pool,
       options.seed,
-      (encoder, rawLength, parts) => {
+      (encoder, rawLength, parts, packedLength) => {
         const flow = (encoder as ChannelEncoder).owner
         flow.underWay--
         flow.underWayBytes -= rawLength
+        this.underWayBytes -= rawLength
+        this.packedShare += (packedLength / rawLength - this.packedShare) * SHARE_STEP
         options.session.sendBatch(flow.number, rawLength, parts)
         flow.afterBatch()
         this.wake()
@@ -290,6 +304,13 @@ export class SourceSession implements LinkSink {
     await this.outbound.close()
   }
 
+  /** While any guest waits for its pages, next to nothing may wait in the link. */
+  followUrgency(): void {
+    if (this.ended) return
+    const urgent = [...this.flows.values()].some(flow => flow.migration?.urgent && flow.migration.flows.size > 0)
+    this.options.session.setQueueTarget(urgent ? URGENT_QUEUE_MS : this.options.queueTargetMs)
+  }
+
   // --- encoding
 
   private pump(): void {
@@ -299,7 +320,9 @@ export class SourceSession implements LinkSink {
     const candidates: number[] = []
     let idle = false
     while (true) {
-      const wanted = session.bulkWanted(nowMs)
+      const room = session.bulkRoom(nowMs) - this.underWayBytes * this.packedShare
+      const wanted = room > 0
+      this.batchBytes = Math.min(FLOW_BYTES, Math.max(BATCH_BYTES_MIN, room / this.packedShare))
       candidates.length = 0
       if (wanted && this.outbound.hasRoom && this.outbound.underWay < UNDER_WAY_MAX) {
         for (const flow of this.flows.values()) if (flow.canEncode()) candidates.push(flow.number)
@@ -315,7 +338,7 @@ export class SourceSession implements LinkSink {
         break
       }
       const flow = this.flows.get(picked)!
-      flow.encode(effort.effort(flow.migration!.urgent))
+      this.underWayBytes += flow.encode(effort.effort(flow.migration!.urgent))
     }
     if (idle && !this.idleTimer) this.idleTimer = setTimeout(() => this.releaseIdle(), IDLE_MS)
   }
@@ -391,7 +414,7 @@ export class SourceFlow implements SocketSink {
       this.encoder.moved(this.slot)
       room = SLOT_BYTES - waiting
     }
-    const take = Math.min(room, FLOW_BYTES - waiting)
+    const take = Math.min(room, Math.ceil(this.session.batchBytes) - waiting)
     if (take < ROOM_MIN || (this.number === 0 && this.early >= CHANNEL_KIND_BYTES_MAX)) return undefined
     return this.bytes.subarray(this.fill, this.fill + take)
   }
@@ -471,6 +494,7 @@ export class SourceFlow implements SocketSink {
       else if (phase === 'postcopy' || phase === 'recovery') {
         migration.urgent = true
         for (const flow of migration.flows) session.setUrgent(flow.number, true)
+        this.session.followUrgency()
       }
     }
     if (kind === 'preempt' || migration.urgent) session.setUrgent(this.number, true)
@@ -500,12 +524,14 @@ export class SourceFlow implements SocketSink {
     return bytes > 0 && this.session.options.session.credit(this.number) - this.underWayBytes >= bytes
   }
 
-  encode(effort: Parameters<Outbound['encode']>[1]): void {
+  /** @returns raw bytes that went into a batch */
+  encode(effort: Parameters<Outbound['encode']>[1]): number {
     const bytes = this.session.outbound.encode(this.encoder, effort, this.release)
     if (bytes > 0) this.underWay++
     this.underWayBytes += bytes
     if (!this.finished) this.release = false
     this.socket.resume()
+    return bytes
   }
 
   releaseIfIdle(nowMs: number): void {
@@ -579,6 +605,7 @@ export class SourceFlow implements SocketSink {
     if (migration.flows.size > 0) return
     this.session.migrationEnded(migration)
     if (this.gate.migration === migration) this.gate.migration = undefined
+    if (migration.urgent) this.session.followUrgency()
     this.session.options.onSummary(summarize(migration, this.session.options.now()))
   }
 }
