@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `guest` also QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: help build check fix test test-unit test-qemu fuzz bench fixtures demo lab clean ready ready-guest
+.PHONY: help build check fix test test-unit test-qemu fuzz bench bench-ratio fixtures demo lab clean ready ready-guest
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -31,6 +31,8 @@ fuzz: ready ## mutated streams through parser and codec; FUZZ_SECONDS=600
 	@$(NPM) run fuzz
 bench: ready ## encode and decode beside lz4 and zstd
 	@$(NPM) run bench
+bench-ratio: ready ## bytes left of captured Debian guests, beside zstd; needs `make lab`
+	@$(NPM) run bench:ratio
 fixtures: ready-guest ## makes the captures in pcap-fixtures/ again
 	@node scripts/capture-fixtures.ts
 demo: ready-guest ## two guests make templates, a third moves over an emulated WAN, directly and through the pair
