@@ -33,8 +33,8 @@ export const CONNECTIONS_MAX = 16
 /** A TLS handshake and hello that take longer are given up, so that slow strangers hold sockets for a bounded time. */
 export const HELLO_TIMEOUT_MS = 10_000
 
-/** Payload bytes of a frame (protocol): one TLS record, 13 us at 10 Gbit/s, so that urgent frames never wait long. */
-export const FRAME_PAYLOAD_BYTES_MAX = 16384
+/** Payload bytes of a frame (protocol): with its head one TLS record, 13 us at 10 Gbit/s, so that urgent frames never wait long. */
+export const FRAME_PAYLOAD_BYTES_MAX = 16384 - 16
 
 /** JSON bytes of OPEN (protocol): the three fields at their longest, with room for fields of later versions. */
 export const OPEN_BYTES_MAX = 4096

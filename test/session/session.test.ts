@@ -100,7 +100,7 @@ t.test('the numbers of the wire', async t => {
       limits.UNACKED_FRAMES_MAX,
       limits.CREDIT_INITIAL_BYTES,
     ],
-    [65536, 256, 16, 16384, 4096, 1024, 1 << 20, (1 << 20) + 65536, 64 << 20, 65536, 1 << 20],
+    [65536, 256, 16, 16368, 4096, 1024, 1 << 20, (1 << 20) + 65536, 64 << 20, 65536, 1 << 20],
   )
   t.same(
     (['QEMU_LOST', 'TARGET_REFUSED', 'BATCH_CHECKSUM', 'USAGE', 'IO'] as const).map(wireCode),
@@ -195,7 +195,7 @@ t.test('frames', async t => {
     [],
     'all of them in a row, wherever they are cut',
   )
-  const large = encodeFrame(wire.FRAME.BATCH, 0, 1, 9, new Uint8Array(16384).fill(7))
+  const large = encodeFrame(wire.FRAME.BATCH, 0, 1, 9, new Uint8Array(16368).fill(7))
   t.same(
     decode(large.slice(0, 20), large.slice(20, 9000), large.slice(9000)),
     decode(large),
@@ -205,7 +205,7 @@ t.test('frames', async t => {
 
 t.test('frames that are refused', async t => {
   const cases: [string, string, string[]][] = [
-    ['a payload above 16384 bytes, as soon as its length is there', '020000074001', ['LIMIT_EXCEEDED']],
+    ['a payload above 16368 bytes, as soon as its length is there', '020000074001', ['LIMIT_EXCEEDED']],
     ['an OPEN above 4096 bytes', '010000071001', ['LIMIT_EXCEEDED']],
     ['a FIN with a payload', '040000070001', ['LIMIT_EXCEEDED']],
     ['a RESET above 514 bytes', '050000070203', ['LIMIT_EXCEEDED']],
@@ -214,7 +214,7 @@ t.test('frames that are refused', async t => {
     ['an ACK of 8 bytes', '100000000008', ['PROTOCOL_SYNTAX']],
     ['DATA without a byte', '020000070000', ['PROTOCOL_SYNTAX']],
     ['a BYE without a code', '130000000001', ['PROTOCOL_SYNTAX']],
-    ['an unknown type above 16384 bytes', 'c80000004001', ['LIMIT_EXCEEDED']],
+    ['an unknown type above 16368 bytes', 'c80000004001', ['LIMIT_EXCEEDED']],
     ['a wrong check', '02000007000300000000000192231f4e 616263', ['PROTOCOL_SYNTAX']],
     ['a damaged payload', '02000007000300000000000192231f4f 616262', ['PROTOCOL_SYNTAX']],
     ['a damaged flow', '02000006000300000000000192231f4f 616263', ['PROTOCOL_SYNTAX']],
@@ -697,7 +697,8 @@ t.test('a peer that breaks the rules', async t => {
       'PROTOCOL_STATE',
       () => {
         const bench = server()
-        for (let i = 0; i < 64; i++) bench.say(FRAME.DATA, 1, new Uint8Array(16384))
+        for (let i = 0; i < 64; i++) bench.say(FRAME.DATA, 1, new Uint8Array(16368))
+        bench.say(FRAME.DATA, 1, new Uint8Array(64 * 16))
         if (bench.dead) t.fail('the initial credit is 1 MiB')
         return bench.say(FRAME.DATA, 1, ascii('x'))
       },
@@ -721,7 +722,7 @@ t.test('a peer that breaks the rules', async t => {
       'LIMIT_EXCEEDED',
       () => {
         const bench = server()
-        for (let i = 0; i < 69; i++) bench.say(FRAME.BATCH, 1, new Uint8Array(16384), 1)
+        for (let i = 0; i < 69; i++) bench.say(FRAME.BATCH, 1, new Uint8Array(16368), 1)
         return bench
       },
     ],
@@ -731,13 +732,13 @@ t.test('a peer that breaks the rules', async t => {
       () =>
         server()
           .say(FRAME.OPEN, 2, openPayload())
-          .say(FRAME.BATCH, 1, new Uint8Array(16384), 1)
+          .say(FRAME.BATCH, 1, new Uint8Array(16368), 1)
           .say(FRAME.BATCH, 2, batch(5, 100)),
     ],
     [
       'DATA within the batch of its flow',
       'PROTOCOL_SYNTAX',
-      () => server().say(FRAME.BATCH, 1, new Uint8Array(16384), 1).say(FRAME.DATA, 1, ascii('x')),
+      () => server().say(FRAME.BATCH, 1, new Uint8Array(16368), 1).say(FRAME.DATA, 1, ascii('x')),
     ],
     ['a frame from far ahead', 'LIMIT_EXCEEDED', () => server().sayNumbered(1 + 65536 + 1, FRAME.DATA, 1, ascii('x'))],
     [
@@ -745,7 +746,7 @@ t.test('a peer that breaks the rules', async t => {
       'LIMIT_EXCEEDED',
       () => {
         const bench = server()
-        const payload = new Uint8Array(16384)
+        const payload = new Uint8Array(16368)
         for (let i = 0; i < 4100 && !bench.dead; i++) bench.sayNumbered(3 + i, FRAME.DATA, 1, payload)
         return bench
       },
@@ -834,7 +835,7 @@ t.test('what is kept pins no more memory than it counts', async t => {
   const bench = new Bench('server', { onData: (_flow, payload) => kept.push(payload) })
   bench.say(FRAME.OPEN, 1, openPayload())
   const chunk = new Uint8Array(65536)
-  bench.say(FRAME.DATA, 1, chunk.subarray(0, 100)).say(FRAME.DATA, 1, chunk.subarray(0, 16384))
+  bench.say(FRAME.DATA, 1, chunk.subarray(0, 100)).say(FRAME.DATA, 1, chunk.subarray(0, 16368))
   t.equal(kept[0]!.buffer.byteLength, 100, 'a small view of a large chunk is copied')
   t.equal(kept[1]!.buffer, chunk.buffer, 'a large one is not')
 })
@@ -855,7 +856,7 @@ t.test('urgent frames overtake, and the order of a flow stays', async t => {
   const opened = session.openFlow(INFO)
   t.same(
     bench.pull(),
-    ['2 2 6', '4 2 0', '1 3 40', '3 1 16384', '3 1 16384', '3 1 7232', '2 1 16', '4 1 0'].map(line =>
+    ['2 2 6', '4 2 0', '1 3 40', '3 1 16368', '3 1 16368', '3 1 7264', '2 1 16', '4 1 0'].map(line =>
       line.replace('1 3 40', `1 3 ${JSON.stringify(INFO).length}`),
     ),
     'data, FIN and OPEN of others first; of the same flow behind its batch',
@@ -874,9 +875,9 @@ t.test('data overtakes a batch that is half sent', async t => {
   const small = session.openFlow(INFO)
   bench.pull()
   session.sendBatch(bulk, 100_000, [batch(100_000, 40_000)])
-  t.same(bench.pull(0, 1000), ['3 1 16384'])
+  t.same(bench.pull(0, 1000), ['3 1 16368'])
   session.sendData(small, ascii('urgent'))
-  t.same(bench.pull(), ['2 2 6', '3 1 16384', '3 1 7232'])
+  t.same(bench.pull(), ['2 2 6', '3 1 16368', '3 1 7264'])
 })
 
 t.test('RESET drops data, but not before a batch', async t => {
@@ -891,7 +892,7 @@ t.test('RESET drops data, but not before a batch', async t => {
   session.resetFlow(flow, 1, 'gone')
   t.same(
     bench.pull(),
-    ['2 1 16384', '2 1 16384', '2 1 7232', '3 1 20', '5 1 6'],
+    ['2 1 16368', '2 1 16368', '2 1 7264', '3 1 20', '5 1 6'],
     'the pool has changed with the batch, and the bytes before it must not be a hole',
   )
   t.equal(session.stats().queued, 0)
