@@ -18,7 +18,7 @@ export const SET_PAGES_MIN = 16
  * A guest that comes back has its pages where they were, another guest of the same image has them elsewhere: of what it
  * shares with an earlier migration, from this share on at the same place, it is that VM (measured: ADR 31) ...
  */
-const SAME_PLACE_SHARE = 0.5
+const SAME_PLACE_SHARE = 0.6
 /** ... where at least so many pages say so ... */
 const SAME_PLACE_MIN = 8
 /** ... and wherever it shares so much of all its pages, wherever they are. In doubt it is the same VM: nothing is kept. */
@@ -104,8 +104,12 @@ export class Learner {
   private readonly vmOf = new Uint8Array(MIGRATIONS_KEPT)
   private readonly slotOf = new Map<number, number>()
   private migrations = 0
-  /** Fold of everything that was fed, in order: sides that were fed alike have it alike. */
-  private readonly chain = new Uint32Array(4)
+  /**
+   * Folds of the pages that passed and of the migrations that ended, each in order: sides that were fed alike have them
+   * alike. Two, because an END comes between other batches at each side.
+   */
+  private readonly passed = new Uint32Array(4)
+  private readonly ends = new Uint32Array(4)
   /** The spool failed, or a batch was damaged: nothing more is learned, and this state is never agreed on. */
   broken = false
 
@@ -133,7 +137,7 @@ export class Learner {
 
   /** What names the state: equal on two sides that were fed alike, as far as 128 bits can tell. */
   get fold(): readonly number[] {
-    return [...this.chain, this.migrations, this.count]
+    return [...this.passed, ...this.ends, this.migrations, this.count]
   }
 
   /**
@@ -151,7 +155,7 @@ export class Learner {
     this.seen[slot] = new Seen(migration, this.migrations++)
     this.vmOf[slot] = slot
     this.slotOf.set(migration, slot)
-    this.foldIn(migration, 0x6d696772)
+    fold(this.passed, migration, 0)
     return slot
   }
 
@@ -167,7 +171,7 @@ export class Learner {
    * @param bytes,at its content, for the spool
    */
   page(slot: number, lo: number, hi: number, page: number, bytes: Uint8Array, at: number): void {
-    this.foldIn(lo, hi)
+    fold(this.passed, lo, hi)
     const entry = this.find(lo, hi)
     const bit = (1 << slot) >>> 0
     if (entry >= 0) {
@@ -207,8 +211,8 @@ export class Learner {
     this.seen[slot]!.ended = true
     this.vmOf[slot] = this.sameVm(slot)
     const set = this.choose()
-    this.foldIn(migration, this.vmOf[slot]!)
-    this.foldIn(set?.places.length ?? 0, 0x656e6465)
+    fold(this.ends, migration, this.vmOf[slot]!)
+    fold(this.ends, set?.places.length ?? 0, set?.vms ?? 0)
     return set
   }
 
@@ -404,15 +408,15 @@ export class Learner {
     while (index[at] !== 0) at = (at + 1) & mask
     index[at] = entry + 1
   }
+}
 
-  private foldIn(a: number, b: number): void {
-    const { chain } = this
-    chain[0] = Math.imul(chain[0]! ^ a, 0x9e3779b1)
-    chain[1] = Math.imul(chain[1]! ^ b, 0x85ebca77)
-    chain[2] = (chain[2]! ^ (chain[2]! >>> 15)) + chain[0]!
-    chain[3] = (chain[3]! ^ (chain[3]! >>> 13)) + Math.imul(chain[1]!, 0xc2b2ae3d)
-    chain[0] = chain[0]! ^ (chain[3]! >>> 16)
-  }
+/** Takes two words into a chain. Against accidents only: who wants to be agreed with can say the same pages. */
+function fold(chain: Uint32Array, a: number, b: number): void {
+  chain[0] = Math.imul(chain[0]! ^ a, 0x9e3779b1)
+  chain[1] = Math.imul(chain[1]! ^ b, 0x85ebca77)
+  chain[2] = (chain[2]! ^ (chain[2]! >>> 15)) + chain[0]!
+  chain[3] = (chain[3]! ^ (chain[3]! >>> 13)) + Math.imul(chain[1]!, 0xc2b2ae3d)
+  chain[0] = chain[0]! ^ (chain[3]! >>> 16)
 }
 
 function tagOf(slot: number, page: number): number {
