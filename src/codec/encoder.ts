@@ -165,7 +165,7 @@ export class FlowEncoder implements RecordSink, MultifdSink {
       this.addEvent(EVENT.PASS, end, end, 0, 0, false)
       return
     }
-    this.addEvent(EVENT.BARE_PAGE, start, end, this.packetBlock, offset / PAGE_SIZE, false)
+    this.addEvent(EVENT.BARE_PAGE, start, end, this.packetBlock, (offset / PAGE_SIZE) % PAGE_NUMBER_MAX, false)
     this.pageCount++
   }
 
@@ -310,6 +310,7 @@ export class BatchEncoder {
     let tokenAt = workspace.tokensAt
     const kinds = this.bytes.subarray(workspace.kindsAt, workspace.kindsAt + pages)
     const slots = new Uint32Array(this.bytes.buffer, workspace.slotsAt, pages)
+    const before = new Uint32Array(this.bytes.buffer, workspace.placesAt, pages) // matchPages wrote it
     const stats = flow.stats
     for (let i = 0; i < events; i++) {
       const start = flow.eventStart[i]!
@@ -381,7 +382,7 @@ export class BatchEncoder {
         default: {
           assert(kinds[page] === KIND.PATCH, 'the kernel answered with an unknown kind')
           this.run(OP.PATCH, 1)
-          const literal = this.patch(flow, tokenAt, slot, this.baseOf(page, kinds, slots))
+          const literal = this.patch(flow, tokenAt, slot, before[page]!)
           tokenAt += slot * 8
           pagesAt += literal
           stats.patchPages++
@@ -440,20 +441,6 @@ export class BatchEncoder {
   }
 
   private denseBytes = 0
-  /** With long matches, of each page of the batch: its place, and the slot that this had before the batch. */
-  private readonly placeOfPage = new Uint32Array(BATCH_PAGES_MAX)
-  private readonly slotBefore = new Uint32Array(BATCH_PAGES_MAX)
-
-  /** The slot that the place of a page had when its turn came; NONE also where a PATCH of this batch went there. */
-  private baseOf(page: number, kinds: Uint8Array, slots: Uint32Array): number {
-    const place = this.placeOfPage[page]!
-    if (place === NONE) return NONE
-    for (let i = page - 1; i >= 0; i--) {
-      if (this.placeOfPage[i] !== place || kinds[i] === KIND.FILL) continue
-      return kinds[i] === KIND.PATCH ? NONE : slots[i]!
-    }
-    return this.slotBefore[page]!
-  }
 
   /** Asks the kernel about every page of the batch. */
   private match(flow: FlowEncoder, base: number, events: number, pages: number, longMatch: boolean): void {
@@ -463,7 +450,6 @@ export class BatchEncoder {
     const list = new Uint32Array(this.bytes.buffer, workspace.listAt, pages)
     const places = new Uint32Array(this.bytes.buffer, workspace.placesAt, pages)
     const placeCount = this.kernel.layout.places
-    const { placeOfPage, slotBefore } = this
     let n = 0
     for (let i = 0; i < events; i++) {
       const kind = flow.eventKind[i]!
@@ -471,10 +457,6 @@ export class BatchEncoder {
       list[n] = base + flow.eventEnd[i]! - PAGE_SIZE
       places[n] =
         placeCount === 0 ? NONE : placeIndex(flow.migration, flow.eventBlock[i]!, flow.eventPage[i]!, placeCount)
-      if (longMatch) {
-        placeOfPage[n] = places[n]!
-        slotBefore[n] = this.kernel.placeOf(places[n]!)
-      }
       n++
     }
     this.kernel.matchPages(
