@@ -37,6 +37,7 @@ import {
 } from '../vectors/codec/batches.ts'
 import { encodeVectors } from '../vectors/codec/encoded.ts'
 import { wireBytes } from '../vectors/qemu/notation.ts'
+import { type HandColumn, handBatch, varint } from './hand-batch.ts'
 import {
   BLOCKS,
   Channel,
@@ -78,31 +79,6 @@ const unhandled: unknown[] = []
 process.on('unhandledRejection', reason => unhandled.push(reason))
 
 // ---- batches by hand
-
-function varint(value: number): number[] {
-  const out: number[] = []
-  let rest = BigInt(value)
-  for (; rest > 127n; rest >>= 7n) out.push(Number(rest & 127n) | 128)
-  return [...out, Number(rest)]
-}
-
-interface HandColumn {
-  readonly column: number
-  readonly method: number
-  readonly rawLength: number
-  readonly packed: Uint8Array
-}
-
-/** A batch as docs/protocol.md §4 has it. */
-function handBatch(rawLength: number, sum: bigint, columns: readonly HandColumn[]): Buffer {
-  const promised = Buffer.alloc(8)
-  promised.writeBigUInt64BE(sum)
-  const parts = [Buffer.of(1, ...varint(rawLength)), promised, Buffer.of(columns.length)]
-  for (const { column, method, rawLength: raw, packed } of columns) {
-    parts.push(Buffer.of(column, method, ...varint(raw), ...(method === 0 ? [] : varint(packed.length))))
-  }
-  return Buffer.concat([...parts, ...columns.map(({ packed }) => packed)])
-}
 
 function storedColumns(columns: Columns): HandColumn[] {
   return COLUMN_NAMES.flatMap((name, column) => {
@@ -770,6 +746,18 @@ t.test('PATCH pages whose places have numbers like slots', async t => {
     t.equal(outcome.wrong, '')
     t.ok(outcome.channels[0]!.flow.stats.patchPages > 8, `${outcome.channels[0]!.flow.stats.patchPages} PATCH pages`)
   }
+})
+
+t.test('a pool used again has no marks, not even of slots that were never written', async t => {
+  // a pool of the session before and a new one would have taken different slots for the same pages
+  const terms: Terms = { templates: [], ring: 4, places: 0 }
+  const empty = poolState(poolOf('decoder', SIMD, terms))
+  const receiver = new Receiver(poolOf('decoder', SIMD, terms))
+  const page = Buffer.concat([bytes('0000000000000028'), Buffer.alloc(PAGE)])
+  const ref = handBatch(page.length, checksum(page, SEED), storedColumns({ ops: '21', numbers: '09' }))
+  t.same(await received(receiver, { flow: 1, migration: 1, bytes: ref }), page)
+  t.equal(stateDifference(empty, poolState(receiver.pool)), 'marks')
+  t.equal(stateDifference(empty, poolState(poolOf('decoder', SIMD, terms))), '')
 })
 
 t.test('pages that no batch can number', t => {

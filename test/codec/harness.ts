@@ -1,6 +1,7 @@
 /** Both ends of a session in one process, pools of any size, and guests that are made up: what the tests of the codec share. */
+import { crc32 } from 'node:zlib'
 import { assembleBatch, type PackedColumn, parseBatch } from '../../src/codec/batch.ts'
-import { BatchEncoder, FlowEncoder } from '../../src/codec/encoder.ts'
+import { BatchEncoder, FlowEncoder, type PageObserver } from '../../src/codec/encoder.ts'
 import { BatchExpander, FlowExpander } from '../../src/codec/expander.ts'
 import { COLUMN_COUNT, METHOD } from '../../src/codec/wire.ts'
 import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
@@ -20,7 +21,7 @@ import {
 } from '../../src/qemu/emitter.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { type MigrationMemory, parserFor } from '../../src/transfer/channel-parser.ts'
-import type { Pool } from '../../src/transfer/pool.ts'
+import { emptyPool, type Pool } from '../../src/transfer/pool.ts'
 import { decodeSession, type SecondPool, type SecondTerms, type SentBatch } from './second-decoder.ts'
 
 export const PAGE = 4096
@@ -67,7 +68,7 @@ export function poolOf(role: 'encoder' | 'decoder', implementation: Implementati
   const name = [role, implementation, templates.length, ring, places].join()
   const known = kept.get(name)
   if (known?.templates === templates) {
-    known.pool.kernel.reset()
+    emptyPool(known.pool)
     return known.pool
   }
   const slots = role === 'encoder' ? SLOTS : 1
@@ -104,6 +105,18 @@ export function poolState({ kernel }: Pool): string {
   ].join('\n')
 }
 
+/** Whether two pools are alike in the same: as comparing `poolState`, without making strings of megabytes. */
+export function poolsAlike(a: Pool, b: Pool): boolean {
+  const parts = ({ kernel: { layout, memory } }: Pool): Buffer[] => [
+    Buffer.from(memory.buffer, layout.state + 4 * STATE.CURSOR, 4),
+    Buffer.from(memory.buffer, layout.ringMark, layout.ringPages),
+    Buffer.from(memory.buffer, layout.placeTable, layout.places * 4),
+    Buffer.from(memory.buffer, layout.pool + layout.templatePages * PAGE, layout.ringPages * PAGE),
+  ]
+  const other = parts(b)
+  return parts(a).every((part, i) => part.equals(other[i]!))
+}
+
 /** The same of the second decoder. */
 export function secondState(pool: SecondPool): string {
   return [
@@ -122,6 +135,21 @@ export function stateDifference(a: string, b: string): string {
 }
 
 // ---- both ends
+
+/** What an observer was told, as lines: page numbers with a sum of the bytes, and batches. */
+class Observed implements PageObserver {
+  readonly lines: string[] = []
+  private readonly memory: Uint8Array
+  constructor(pool: Pool) {
+    this.memory = pool.kernel.bytes
+  }
+  page(address: number, page: number): void {
+    this.lines.push(`${page} ${crc32(this.memory.subarray(address, address + PAGE))}`)
+  }
+  batch(migration: number, position: number, address: number, length: number): void {
+    this.lines.push(`batch ${migration} ${position} ${crc32(this.memory.subarray(address, address + length))}`)
+  }
+}
 
 /** How columns are packed: as they are, or by an effort. */
 export type Packing = Effort | { readonly method: 'as they are'; readonly longMatch: boolean }
@@ -165,16 +193,19 @@ export class Channel {
 export class Sender {
   readonly pool: Pool
   readonly sent: SentBatch[] = []
+  readonly observed: Observed
   private readonly encoder: BatchEncoder
   private readonly packer: ColumnPacker
   packing: Packing
   private readonly blocks = new Map<number, BlockTable>()
   private channels = 0
 
-  constructor(pool: Pool, packing: Packing) {
+  constructor(pool: Pool, packing: Packing, observe = false) {
     this.pool = pool
     this.packing = packing
+    this.observed = new Observed(pool)
     this.encoder = new BatchEncoder(pool.kernel, ...SEED_WORDS)
+    if (observe) this.encoder.observer = this.observed
     this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer)
   }
 
@@ -235,13 +266,16 @@ export class Sender {
 
 export class Receiver {
   readonly pool: Pool
+  readonly observed: Observed
   private readonly expander: BatchExpander
   private readonly unpacker = new ColumnUnpacker()
   private readonly flows = new Map<number, FlowExpander>()
 
-  constructor(pool: Pool) {
+  constructor(pool: Pool, observe = false) {
     this.pool = pool
+    this.observed = new Observed(pool)
     this.expander = new BatchExpander(pool.kernel, ...SEED_WORDS)
+    if (observe) this.expander.observer = this.observed
   }
 
   /** What a batch gives; a copy. @throws BATCH_FORMAT, BATCH_CHECKSUM */
@@ -517,8 +551,8 @@ export interface Outcome {
 export async function run(scenario: Scenario): Promise<Outcome> {
   const { terms, seed, pushMax, whole } = scenario
   const rand = random(seed)
-  const sender = new Sender(poolOf('encoder', scenario.encoder, terms), scenario.packing)
-  const receiver = new Receiver(poolOf('decoder', scenario.decoder, terms))
+  const sender = new Sender(poolOf('encoder', scenario.encoder, terms), scenario.packing, true)
+  const receiver = new Receiver(poolOf('decoder', scenario.decoder, terms), true)
   const channels: Channel[] = []
   const outputs: Buffer[][] = scenario.channels.map(() => [])
   const at = scenario.channels.map(() => 0)
@@ -554,6 +588,7 @@ export async function run(scenario: Scenario): Promise<Outcome> {
   const state = poolState(sender.pool)
   const difference = stateDifference(state, poolState(receiver.pool))
   if (difference) wrong.push(`pools differ: ${difference}`)
+  if (sender.observed.lines.join() !== receiver.observed.lines.join()) wrong.push('observers saw different pages')
   return { wrong: wrong.join('; '), sent: sender.sent, channels, state }
 }
 

@@ -502,8 +502,15 @@ export interface SentBatch {
   readonly bytes: Uint8Array
 }
 
-/** All batches of a session in their order. Gives what came out of each, and the pool as it is then. */
-export function decodeSession(terms: SecondTerms, sent: readonly SentBatch[]): { outputs: Buffer[]; pool: SecondPool } {
+/**
+ * All batches of a session in their order. Gives what came out of each, and the pool as it is then.
+ * @param verify whether checksums must be right
+ */
+export function decodeSession(
+  terms: SecondTerms,
+  sent: readonly SentBatch[],
+  verify = true,
+): { outputs: Buffer[]; pool: SecondPool } {
   const pool = new SecondPool(terms)
   const flows = new Map<number, SecondFlow>()
   const batches = sent.map(({ bytes }) => readBatch(bytes))
@@ -516,7 +523,7 @@ export function decodeSession(terms: SecondTerms, sent: readonly SentBatch[]): {
     }
     const batch = batches[i]!
     const bytes = expand(pool, flow, raw[i]!, batch.rawLength)
-    need(checksum(bytes, terms.seed) === batch.checksum, `batch ${i} has another checksum`)
+    need(!verify || checksum(bytes, terms.seed) === batch.checksum, `batch ${i} has another checksum`)
     return bytes
   })
   return { outputs, pool }
@@ -588,7 +595,7 @@ export function decodeFile(file: Uint8Array, setOf: (digest: string) => Buffer =
       need(migration !== undefined && length > 0, 'a batch before OPEN')
       parts.push(payload)
       if (flags & 1) {
-        need(length === 16384, 'a part that is too short')
+        need(length === 16368, 'a part that is too short')
         continue
       }
       sent.push({ flow, migration, bytes: Buffer.concat(parts) })
