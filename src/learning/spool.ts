@@ -16,6 +16,8 @@ const BLOCK_PAGES = 256
 const BLOCK_LENGTH = BLOCK_PAGES * PAGE_SIZE
 /** Blocks that wait for the disk. A disk that is slower than the migration ends learning, not the other way round. */
 const WAITING_MAX = 256
+/** Blocks kept to be filled again. */
+const SPARE_MAX = 8
 const CIPHER = 'aes-256-ctr'
 /** Counter blocks of AES in a page. */
 const COUNTERS_PER_PAGE = PAGE_SIZE / 16
@@ -32,6 +34,8 @@ export class EncryptedSpool implements PageSpool {
   private filled = 0
   /** Blocks on their way to the disk, as they are. */
   private readonly waiting = new Map<number, Buffer>()
+  /** Blocks that were written, to be filled again: memory that is touched first costs more than all else here. */
+  private readonly spare: Buffer[] = []
   private readonly live: number[] = []
   /** Number of each block's writing: no counter of the cipher is used twice. */
   private readonly writing: number[] = []
@@ -54,7 +58,7 @@ export class EncryptedSpool implements PageSpool {
     if (this.filling === undefined) {
       this.fillingBlock = this.freeBlocks.pop() ?? this.live.length
       this.live[this.fillingBlock] = 1 // until it is full: nobody reuses it meanwhile
-      this.filling = Buffer.allocUnsafe(BLOCK_LENGTH)
+      this.filling = this.spare.pop() ?? Buffer.allocUnsafe(BLOCK_LENGTH)
       this.filled = 0
     }
     this.filling.set(bytes.subarray(at, at + PAGE_SIZE), this.filled * PAGE_SIZE)
@@ -73,6 +77,18 @@ export class EncryptedSpool implements PageSpool {
    * @param into receives them in the order of `places`, from `from` to `to` - 1
    */
   async read(places: Uint32Array, from: number, to: number, into: Buffer): Promise<void> {
+    this.reads++
+    try {
+      await this.readRuns(places, from, to, into)
+    } finally {
+      this.reads--
+    }
+  }
+
+  /** Reads under way: they may hold views of blocks that wait for the disk. */
+  private reads = 0
+
+  private async readRuns(places: Uint32Array, from: number, to: number, into: Buffer): Promise<void> {
     const order = Uint32Array.from({ length: to - from }, (_, i) => i)
     order.sort((a, b) => places[from + a]! - places[from + b]!)
     for (let i = 0; i < order.length; ) {
@@ -154,6 +170,7 @@ export class EncryptedSpool implements PageSpool {
           return
         }
         this.waiting.delete(block)
+        if (this.spare.length < SPARE_MAX && this.reads === 0) this.spare.push(plain)
         if (error) this.fail(error)
         else this.drop(block)
         this.closeIfIdle()

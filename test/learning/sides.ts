@@ -1,0 +1,177 @@
+/** Both sides of a session with learning, without sockets: batches go from Outbound to Inbound, ENDs come back late. */
+import { createHash } from 'node:crypto'
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { FlowEncoder } from '../../src/codec/encoder.ts'
+import { FlowExpander } from '../../src/codec/expander.ts'
+import { EFFORTS } from '../../src/compression/effort.ts'
+import { Learning, type LearningOptions, type SessionLearning } from '../../src/learning/learning.ts'
+import { channelKind } from '../../src/qemu/channel-kind.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { parserFor } from '../../src/transfer/channel-parser.ts'
+import { Inbound } from '../../src/transfer/inbound.ts'
+import { Outbound } from '../../src/transfer/outbound.ts'
+import { openPool } from '../../src/transfer/pool.ts'
+
+const HEADROOM = 16384
+/** With an incomplete record in front still a batch. */
+const SLOT = (1 << 20) - 2 * HEADROOM
+const CHANNELS_MAX = 16
+
+/** One proxy's part. */
+export class Side {
+  readonly store: TemplateStore
+  readonly learning: Learning
+  readonly warnings: string[] = []
+  session: SessionLearning | undefined
+
+  constructor(folder: string, name: string, options: Partial<LearningOptions> = {}) {
+    const path = join(folder, name)
+    mkdirSync(path)
+    this.store = new TemplateStore(path)
+    const log = {
+      info: () => {},
+      warn: (event: string, fields?: object) => this.warnings.push(`${event} ${JSON.stringify(fields)}`),
+    }
+    this.learning = new Learning({ mode: 'shared', store: this.store, maxBytes: 1e9, maxAgeMs: 1e12, log, ...options })
+  }
+}
+
+export interface Guest {
+  readonly migration: number
+  /** Bytes of each channel, the main one first. */
+  readonly channels: readonly Buffer[]
+}
+
+export interface SessionReport {
+  /** Digests of sets that both sides had. */
+  readonly sets: readonly string[]
+  /** The counts of the session before went on. */
+  readonly resumed: boolean
+  readonly rawBytes: number
+  readonly wanBytes: number
+  /** Every channel came out as it went in. */
+  readonly equal: boolean
+}
+
+/** Runs the migrations at the same time, channels interleaved by chance. */
+export async function runSession(
+  source: Side,
+  destination: Side,
+  guests: readonly Guest[],
+  next: (below: number) => number,
+  options: { effort?: number; breakOff?: boolean; cutPages?: boolean } = {},
+): Promise<SessionReport> {
+  const effort = EFFORTS[options.effort ?? 1]!
+  const held = new Set([...(await destination.store.digests()), ...destination.learning.states])
+  const states = source.learning.states
+  const agreed = [...(await source.store.digests()), ...states].filter(digest => held.has(digest))
+  const sets = agreed.filter(digest => !states.includes(digest))
+  const terms = { sets, ringPages: 200, places: 1 << 12, longMatch: effort.longMatch, slotBytes: 1 << 20 }
+  const seed = [next(2 ** 32), next(2 ** 32)] as const
+  const encoders = await openPool({
+    ...terms,
+    role: 'encoder',
+    store: source.store,
+    workspaces: 3,
+    slots: CHANNELS_MAX,
+  })
+  const decoders = await openPool({ ...terms, role: 'decoder', store: destination.store, workspaces: 1, slots: 4 })
+  source.session = source.learning.begin(agreed, seed, encoders)
+  destination.session = destination.learning.begin(agreed, seed, decoders)
+
+  let failure: Error | undefined
+  let wanBytes = 0
+  const templatePages = encoders.kernel.layout.templatePages
+  const inbound = new Inbound(
+    decoders,
+    seed,
+    (flow, bytes, release) => {
+      channelOfExpander.get(flow)!.out.update(bytes)
+      release()
+    },
+    error => {
+      failure = error
+    },
+  )
+  const outbound = new Outbound(
+    encoders,
+    seed,
+    (flow, _raw, parts, packed) => {
+      wanBytes += packed
+      inbound.push(
+        channelOfEncoder.get(flow)!.expander,
+        parts.map(part => part.slice()),
+      )
+    },
+    error => {
+      failure = error
+    },
+  )
+  outbound.observer = source.session
+  inbound.observer = destination.session
+
+  const channels = guests.flatMap(({ migration, channels }) =>
+    channels.map(bytes => ({ migration, bytes, at: 0, done: false })),
+  )
+  const open = channels.map((channel, i) => {
+    const flow = new FlowEncoder(channel.migration, templatePages)
+    const kind = channelKind(channel.bytes, 0, Math.min(channel.bytes.length, 4096))
+    if (kind === 'main' || kind === 'multifd') flow.parser = parserFor(kind, flow)
+    const start = encoders.slots[i]! + HEADROOM
+    const expander = new FlowExpander(channel.migration, templatePages)
+    return { ...channel, flow, expander, start, fill: start, out: createHash('sha256') }
+  })
+  const channelOfEncoder = new Map(open.map(channel => [channel.flow, channel]))
+  const channelOfExpander = new Map(open.map(channel => [channel.expander, channel]))
+  /** ENDs on their way back to the source, in order. */
+  const ends: number[] = []
+  const memory = encoders.kernel.bytes
+  while (open.some(channel => !channel.done)) {
+    if (failure) throw failure
+    if (next(3) === 0 && ends.length > 0) source.session.migrationEnded(ends.shift()!)
+    const left = open.filter(channel => !channel.done)
+    const channel = left[next(left.length)]!
+    const { flow, bytes, start } = channel
+    const take = Math.min(bytes.length - channel.at, start + SLOT - channel.fill, 1 + next(200_000))
+    memory.set(bytes.subarray(channel.at, channel.at + take), channel.fill)
+    flow.push(memory, channel.fill, take)
+    channel.fill += take
+    channel.at += take
+    const over = channel.at === bytes.length
+    if (!over && channel.fill < start + SLOT && next(3) > 0) continue
+    while (!outbound.hasRoom) await new Promise(done => setImmediate(done))
+    outbound.encode(flow, effort, over || (options.cutPages === true && next(10) === 0))
+    const waiting = flow.waiting
+    channel.fill = start
+    if (waiting > 0) {
+      memory.copyWithin(start - waiting, flow.batchAddress, flow.batchAddress + waiting)
+      flow.moved(start - waiting)
+    }
+    if (!over || waiting > 0) continue
+    channel.done = true
+    if (options.breakOff || open.some(other => other.migration === channel.migration && !other.done)) continue
+    // FIN follows the channel's last batch; the answer comes when everything before it was expanded
+    await outbound.idle()
+    const { migration } = channel
+    inbound.mark(() => {
+      destination.session!.migrationEnded(migration)
+      ends.push(migration)
+    })
+  }
+  await outbound.idle()
+  await inbound.idle()
+  if (failure) throw failure
+  for (const migration of ends) source.session.migrationEnded(migration)
+  source.session.end()
+  destination.session.end()
+  await Promise.all([source.learning.settled(), destination.learning.settled(), outbound.close()])
+  inbound.close()
+  return {
+    sets,
+    resumed: agreed.length > sets.length,
+    rawBytes: open.reduce((sum, { bytes }) => sum + bytes.length, 0),
+    wanBytes,
+    equal: open.every(({ out, bytes }) => out.digest('hex') === createHash('sha256').update(bytes).digest('hex')),
+  }
+}
