@@ -9,7 +9,7 @@ import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
 import type { Address } from '../relay/address.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { PoolKeeper } from '../transfer/pool.ts'
+import { type Pool, PoolKeeper } from '../transfer/pool.ts'
 import type { ClientHello } from '../wan/hello.ts'
 import { type ArrivalSummary, DestinationSession } from './destination-session.ts'
 import type { Log } from './log.ts'
@@ -94,6 +94,7 @@ export class DestinationDaemon {
     this.server.drain()
     while (this.running > 0) await sleep(50)
     await this.server.close(CLOSE_GRACE_MS)
+    await this.options.learning?.settled()
   }
 
   /** Ends everything now. */
@@ -109,24 +110,33 @@ export class DestinationDaemon {
   private async acceptSession(hello: ClientHello, identity: string): Promise<Accepted> {
     const { options } = this
     if (this.stopping) throw new ProxyError('PEER_LOST', 'this proxy is stopping', undefined, 'it will be back')
-    const held = new Set(await this.sets.offer())
-    const sets = hello.sets.filter(digest => held.has(digest))
     // what learning has counted looks like a set without pages
     const counted = options.learning?.states ?? []
-    const agreed = hello.sets.filter(digest => held.has(digest) || counted.includes(digest))
     const ring = Math.min(hello.ring, options.ringPagesMax)
     const places = Math.min(hello.places, options.placesMax)
-    const pool = await this.pools.take({
-      role: 'decoder',
-      sets,
-      store: options.store,
-      ringPages: ring,
-      places,
-      workspaces: 1,
-      slots: OUTPUT_SLOTS,
-      slotBytes: OUTPUT_BYTES,
-      longMatch: false,
-    })
+    let sets: string[]
+    let pool: Pool
+    for (;;) {
+      const held = new Set(await this.sets.offer())
+      sets = hello.sets.filter(digest => held.has(digest))
+      try {
+        pool = await this.pools.take({
+          role: 'decoder',
+          sets,
+          store: options.store,
+          ringPages: ring,
+          places,
+          workspaces: 1,
+          slots: OUTPUT_SLOTS,
+          slotBytes: OUTPUT_BYTES,
+          longMatch: false,
+        })
+        break
+      } catch (error) {
+        if (!this.sets.exclude(error)) throw error // else once more, without the damaged set
+      }
+    }
+    const agreed = hello.sets.filter(digest => sets.includes(digest) || counted.includes(digest))
     const seed = Buffer.from(hello.seed, 'hex')
     const seedWords = [seed.readUInt32BE(4), seed.readUInt32BE(0)] as const
     return {

@@ -92,7 +92,7 @@ export class SourceDaemon {
   /** Migrations that run. */
   get running(): number {
     const found = new Set<unknown>()
-    for (const gate of this.gates.values()) if (gate.migration) found.add(gate.migration)
+    for (const gate of this.gates.values()) if (gate.migration?.flows.size) found.add(gate.migration)
     return found.size
   }
 
@@ -187,6 +187,7 @@ export class SourceDaemon {
         }
       }
     }
+    await this.options.learning?.settled()
     this.resolveEnded()
   }
 
@@ -195,6 +196,7 @@ export class SourceDaemon {
     // what learning has counted goes as a set without pages: both sides have it, or begin anew
     const counted = options.learning?.states ?? []
     const sets = [...(await this.sets.offer()).slice(0, HELLO_SETS_MAX - counted.length), ...counted]
+    if (this.stopping) return // meanwhile: nobody would end this session
     const seed = randomBytes(8)
     let learning: SessionLearning | undefined
     let session: SourceSession | undefined
@@ -281,6 +283,7 @@ export class SourceDaemon {
       const error = await client.link.ended
       if (error && !this.stopping) throw error
     } catch (error) {
+      this.sets.exclude(error) // the next session goes without a damaged set
       void client.link.abort(
         isProxyError(error) ? error : new ProxyError('INTERNAL', String(error), undefined, 'please report this'),
       )

@@ -20,6 +20,9 @@ export type LearnMode = 'off' | 'shared' | 'all'
 export const STATES_MAX = 4
 /** Longest metadata of a learned set, with room. */
 const METADATA_LENGTH = 128
+/** The spool may have so many times the size of a set: migrations that run at once. Plus what its blocks waste. */
+const SPOOL_SETS = 4
+const SPOOL_WASTE_BYTES = 64 << 20
 /** Pages that are read from the spool at once while a set is put. */
 const READ_PAGES = 4096
 /** Bytes at the start of a multifd channel that tell the guest's UUID: magic, version, UUID. Wire format 4.1. */
@@ -171,8 +174,8 @@ export class Learning {
   }
 
   private fresh(seed: readonly [number, number]): State {
-    const { mode, store, log } = this.options
-    const spool = new EncryptedSpool(store.folder, error => {
+    const { mode, store, log, maxBytes } = this.options
+    const spool = new EncryptedSpool(store.folder, SPOOL_SETS * maxBytes + SPOOL_WASTE_BYTES, error => {
       log.warn('learning stops until the next session', { error: error.message })
     })
     const learner = new Learner({ mode, pagesMax: this.pagesMax, keepMax: this.keepMax, spool })

@@ -25,6 +25,7 @@ const COUNTERS_PER_PAGE = PAGE_SIZE / 16
 export class EncryptedSpool implements PageSpool {
   private readonly folder: string
   private readonly key = randomBytes(32)
+  private readonly maxBytes: number
   private readonly onFailure: (error: Error) => void
   private fd = -1
   private failed = false
@@ -42,9 +43,13 @@ export class EncryptedSpool implements PageSpool {
   private writings = 0
   private readonly freeBlocks: number[] = []
 
-  /** @param folder where the file is made; it has no name once it is open */
-  constructor(folder: string, onFailure: (error: Error) => void) {
+  /**
+   * @param folder where the file is made; it has no name once it is open
+   * @param maxBytes a file that would grow longer ends learning
+   */
+  constructor(folder: string, maxBytes: number, onFailure: (error: Error) => void) {
     this.folder = folder
+    this.maxBytes = maxBytes
     this.onFailure = onFailure
   }
 
@@ -56,6 +61,10 @@ export class EncryptedSpool implements PageSpool {
   keep(bytes: Uint8Array, at: number): number {
     if (this.failed) return -1
     if (this.filling === undefined) {
+      if (this.freeBlocks.length === 0 && this.lengthBytes >= this.maxBytes) {
+        this.fail(new Error('pages of too many migrations at once wait for their end'))
+        return -1
+      }
       this.fillingBlock = this.freeBlocks.pop() ?? this.live.length
       this.live[this.fillingBlock] = 1 // until it is full: nobody reuses it meanwhile
       this.filling = this.spare.pop() ?? Buffer.allocUnsafe(BLOCK_LENGTH)

@@ -316,12 +316,12 @@ t.test('a UUID tells guests apart, and the same guest', async t => {
 
 t.test('the spool: pages come back from file and memory, and the file shows nothing of them', async t => {
   const path = folder(t)
-  const spool = new EncryptedSpool(path, error => t.fail(error.message))
+  const spool = new EncryptedSpool(path, 8 << 20, error => t.fail(error.message))
   const places: number[] = []
   const pages = range(1, 1000)
   for (const bytes of pages) places.push(spool.keep(bytes, 0))
   const links = execFileSync('ls', ['-l', `/proc/${process.pid}/fd`]).toString()
-  const fd = /(\d+) -> \S+\.put-\S+ \(deleted\)/.exec(links)?.[1]
+  const fd = new RegExp(`(\\d+) -> ${path}/\\.put-\\S+ \\(deleted\\)`).exec(links)?.[1]
   t.ok(fd, 'its file has no name')
   const name = `/proc/${process.pid}/fd/${fd}`
   for (let i = 0; i < 400 && readFileSync(name).length < 3 << 20; i++) await sleep(25)
@@ -337,6 +337,7 @@ t.test('the spool: pages come back from file and memory, and the file shows noth
   await spool.read(order, 0, 1000, into)
   t.ok(order.every((_, i) => pages[(i * 617) % 1000]!.equals(into.subarray(i * PAGE, (i + 1) * PAGE))))
   for (const place of places.slice(0, 256)) spool.free(place)
+  await sleep(1000) // its write is over by now
   const again = range(5000, 300).map(bytes => spool.keep(bytes, 0))
   await sleep(50)
   await spool.read(Uint32Array.from(again), 0, 300, into)
@@ -346,6 +347,11 @@ t.test('the spool: pages come back from file and memory, and the file shows noth
   )
   t.ok(spool.lengthBytes <= 5 << 20)
   spool.close()
+  const failures: string[] = []
+  const small = new EncryptedSpool(path, 1, error => failures.push(error.message))
+  t.ok(pages.slice(0, 256).every(bytes => small.keep(bytes, 0) >= 0))
+  t.same([small.keep(pages[0]!, 0), small.keep(pages[0]!, 0), failures.length], [-1, -1, 1], 'a full one says so once')
+  small.close()
 })
 
 // ---- encryption
