@@ -132,7 +132,7 @@ async function demo(link: string, onlySystem: boolean): Promise<void> {
   const ten: FoundQemu = onlySystem ? { skip: '--system-qemu' } : await qemu10()
   const system = await systemQemu()
   const qemu = ten.qemu ?? system.qemu
-  if (!qemu) throw new Error(system.skip)
+  if (!qemu) throw new Error(`there is no QEMU (${system.skip}); as root this command installs one`)
   const { path: folder, remove } = temporaryFolder('demo')
   try {
     await using wan = await openWan(link)
