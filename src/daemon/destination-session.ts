@@ -72,6 +72,8 @@ export class DestinationSession implements LinkSink {
   private readonly arrivals = new Map<number, Arrival>()
   /** Dials of one target follow each other: QEMU 7.2 tells channels by the order of connections. */
   private readonly dialling = new Map<string, Promise<unknown>>()
+  /** Flows that have ended, whose QEMU may still take bytes that lie in the pool. */
+  private readonly lingering = new Set<DestinationFlow>()
   private ended = false
 
   constructor(options: DestinationSessionOptions) {
@@ -110,7 +112,7 @@ export class DestinationSession implements LinkSink {
     }
     const key = formatAddress(address)
     const turn = (this.dialling.get(key) ?? Promise.resolve()).then(async () => {
-      if (flow.gone || this.ended) return
+      if (flow.isOver || this.ended) return
       try {
         flow.connected(await dial(address, { signal: flow.abort.signal }))
       } catch (error) {
@@ -169,8 +171,14 @@ export class DestinationSession implements LinkSink {
     if (this.ended) return
     this.ended = true
     this.inbound.close()
-    for (const flow of this.flows.values()) flow.sessionLost(reason)
+    for (const flow of [...this.flows.values(), ...this.lingering]) flow.sessionLost(reason)
     this.flows.clear()
+  }
+
+  /** A flow has ended, but not its connection. */
+  lingers(flow: DestinationFlow, lingers: boolean): void {
+    if (lingers) this.lingering.add(flow)
+    else this.lingering.delete(flow)
   }
 
   /** A flow has nothing more to do. */
@@ -234,12 +242,14 @@ export class DestinationFlow implements SocketSink {
   readonly expander: FlowExpander
   /** Gives up a dial that is no longer wanted. */
   readonly abort = new AbortController()
-  gone = false
+  /** The session knows it no more: by END, behind which QEMU still gets what is owed, or with the session. */
+  private gone = false
   private readonly session: DestinationSession
   private socket: QemuSocket | undefined
   /** Expanded before the connection stood. */
   private early: { bytes: Uint8Array; release: () => void }[] = []
   private finDue = false
+  /** Nothing more goes to QEMU. */
   private broken = false
   /** QEMU said that it has all it needs and went: what still comes for it is dropped. */
   private finished = false
@@ -270,8 +280,13 @@ export class DestinationFlow implements SocketSink {
     })
   }
 
+  /** Nobody wants its connection any more. */
+  get isOver(): boolean {
+    return this.gone || this.broken
+  }
+
   connected(socket: QemuSocket): void {
-    if (this.gone || this.broken) {
+    if (this.isOver) {
       socket.reset()
       return
     }
@@ -282,6 +297,7 @@ export class DestinationFlow implements SocketSink {
   }
 
   refused(error: ProxyError): void {
+    if (this.isOver) return // we gave it up
     this.session.options.log.warn('target refused', {
       migration: this.info.migration,
       target: this.info.target,
@@ -294,7 +310,7 @@ export class DestinationFlow implements SocketSink {
 
   /** Bytes for QEMU. */
   expanded(bytes: Uint8Array, release: () => void): void {
-    if (this.broken || this.gone) release()
+    if (this.broken) release()
     else if (this.socket) this.write(bytes, release)
     else this.early.push({ bytes, release })
   }
@@ -328,24 +344,28 @@ export class DestinationFlow implements SocketSink {
 
   sessionEnded(): void {
     this.gone = true
-    this.leave()
+    if (this.socket && !this.socket.isClosed) this.session.lingers(this, true)
+    this.session.left(this)
   }
 
   sessionLost(reason: string): void {
-    this.gone = true
     this.arrival.endedBy ||= reason
+    this.breakConnection()
+    if (this.gone) return
+    this.gone = true
+    this.session.left(this)
+  }
+
+  private breakConnection(): void {
+    if (this.broken) return
+    this.broken = true
     this.abort.abort()
+    for (const { release } of this.early.splice(0)) release()
     this.socket?.reset()
-    this.leave()
   }
 
   private breakOff(code: number, text: string): void {
-    if (!this.broken) {
-      this.broken = true
-      this.abort.abort()
-      for (const { release } of this.early.splice(0)) release()
-      this.socket?.reset()
-    }
+    this.breakConnection()
     if (this.resetSent || this.gone) return
     this.resetSent = true
     this.session.options.session.resetFlow(this.number, code, text)
@@ -395,7 +415,8 @@ export class DestinationFlow implements SocketSink {
   }
 
   onClosed(closed: SocketClosed): void {
-    if (this.gone || this.broken) return
+    this.session.lingers(this, false)
+    if (this.isOver) return
     if (closed.how === 'reset' || closed.how === 'error') {
       if (this.shut) {
         // it closed before it had read its last bytes (VMDESC), as it may: a good end, not a break
@@ -406,9 +427,5 @@ export class DestinationFlow implements SocketSink {
       this.arrival.endedBy ||= `destination QEMU broke off (${closed.error?.code ?? closed.how})`
       this.breakOff(CODE.QEMU_LOST, `the destination QEMU's connection broke: ${closed.error?.code ?? closed.how}`)
     }
-  }
-
-  private leave(): void {
-    this.session.left(this)
   }
 }

@@ -450,9 +450,7 @@ export class SourceFlow implements SocketSink {
 
   onClosed(closed: SocketClosed): void {
     this.closed = true
-    this.gate.silent.delete(this)
-    const waiting = this.gate.waiting.indexOf(this)
-    if (waiting >= 0) this.gate.waiting.splice(waiting, 1)
+    this.leaveGate()
     if (this.number === 0) {
       this.leave()
       return
@@ -586,11 +584,19 @@ export class SourceFlow implements SocketSink {
     this.afterBatch()
   }
 
+  private leaveGate(): void {
+    this.gate.silent.delete(this)
+    const waiting = this.gate.waiting.indexOf(this)
+    if (waiting >= 0) this.gate.waiting.splice(waiting, 1)
+  }
+
   private left = false
 
   private leave(): void {
     if (this.left) return
     this.left = true
+    // the gate outlives this session: the next one must not open what is gone
+    this.leaveGate()
     // the socket may still write to the slot until it is closed
     const free = (): void => this.session.release(this, this.slot)
     if (this.closed) free()

@@ -3,6 +3,7 @@
  * back. `estimate` is the same without the file.
  */
 import { randomBytes } from 'node:crypto'
+import { write } from 'node:fs'
 import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { FlowEncoder } from '../codec/encoder.ts'
 import { FlowExpander } from '../codec/expander.ts'
@@ -434,9 +435,7 @@ export class OutputFile {
   async write(bytes: Uint8Array): Promise<void> {
     try {
       if (this.path === '-') {
-        await new Promise<void>((done, failed) =>
-          process.stdout.write(bytes, error => (error ? failed(error) : done())),
-        )
+        await writeStandardOutput(bytes)
         return
       }
       this.file ??= await this.open()
@@ -475,6 +474,25 @@ export class OutputFile {
     this.temporary = `${this.target}.part-${process.pid}`
     return open(this.temporary, 'w')
   }
+}
+
+/** All of it; not through process.stdout, whose errors come twice: to the writer and to whoever listens. */
+async function writeStandardOutput(bytes: Uint8Array): Promise<void> {
+  for (let at = 0; at < bytes.length; ) {
+    try {
+      at += await writeTo(1, bytes, at)
+    } catch (error) {
+      // a pipe that whoever made it does not want to wait for
+      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error
+      await new Promise(done => setTimeout(done, 1))
+    }
+  }
+}
+
+function writeTo(descriptor: number, bytes: Uint8Array, at: number): Promise<number> {
+  return new Promise((done, failed) => {
+    write(descriptor, bytes, at, bytes.length - at, null, (error, written) => (error ? failed(error) : done(written)))
+  })
 }
 
 function ioError(what: string, path: string, cause: Error): ProxyError {
