@@ -1,0 +1,181 @@
+/** Both daemons over loopback, with plain sockets for QEMUs: what must hold from one session to the next, and at ends. */
+import { once } from 'node:events'
+import net from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
+import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
+import { ProxyError } from '../../src/errors.ts'
+import type { LinkClient } from '../../src/link/client.ts'
+import { parseAddress } from '../../src/relay/address.ts'
+import type { TemplateStore } from '../../src/store/template-store.ts'
+
+const RING_PAGES = 256
+const PLACES = 1 << 12
+/** What a main channel and a multifd channel begin with, then nothing that a parser knows: relayed as it is. */
+const MAIN = Buffer.from('5145564d00000003ff', 'hex')
+const MULTIFD = Buffer.concat([Buffer.from('1122334400000001', 'hex'), Buffer.alloc(56)])
+
+/** A destination QEMU: takes connections and keeps what they bring. */
+class Target implements AsyncDisposable {
+  readonly sockets: net.Socket[] = []
+  readonly received: Buffer[] = []
+  readonly server = net.createServer({ allowHalfOpen: true }, socket => {
+    const number = this.sockets.push(socket) - 1
+    this.received.push(Buffer.alloc(0))
+    socket.on('error', () => {})
+    socket.on('data', chunk => {
+      this.received[number] = Buffer.concat([this.received[number]!, chunk])
+    })
+    this.onConnection(socket)
+  })
+  onConnection: (socket: net.Socket) => void = () => {}
+
+  get port(): number {
+    return (this.server.address() as net.AddressInfo).port
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const socket of this.sockets) socket.destroy()
+    this.server.close()
+  }
+}
+
+class Daemons implements AsyncDisposable {
+  readonly target: Target
+  readonly destination: DestinationDaemon
+  readonly source: SourceDaemon
+  readonly events: string[] = []
+  private readonly clients: net.Socket[] = []
+
+  private constructor(target: Target, destination: DestinationDaemon, source: SourceDaemon, events: string[]) {
+    this.target = target
+    this.destination = destination
+    this.source = source
+    this.events = events
+  }
+
+  static async start(store?: TemplateStore): Promise<Daemons> {
+    const target = new Target()
+    target.server.listen(0, '127.0.0.1')
+    await once(target.server, 'listening')
+    const events: string[] = []
+    const note = (event: string): void => {
+      events.push(event)
+    }
+    const log = { info: note, warn: note, error: note }
+    const destination = new DestinationDaemon({
+      listen: [{ host: '127.0.0.1', port: 0 }],
+      targets: new Map([['default', parseAddress(`tcp:127.0.0.1:${target.port}`)]]),
+      credentials: undefined,
+      store: undefined,
+      ringPagesMax: RING_PAGES,
+      placesMax: PLACES,
+      queueTargetMs: 50,
+      patienceMs: 5000,
+      log,
+      onSummary: () => note('arrived'),
+    })
+    await destination.start()
+    const source = new SourceDaemon({
+      listen: [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
+      beyondLoopback: false,
+      peer: { host: '127.0.0.1', port: destination.addresses[0]!.port },
+      credentials: undefined,
+      store,
+      ringPages: RING_PAGES,
+      places: PLACES,
+      effort: 3, // zstd: batches are expanded a while after they came
+      connections: 1,
+      rate: Number.POSITIVE_INFINITY,
+      queueTargetMs: 50,
+      patienceMs: 5000,
+      log,
+      onSummary: () => note('ended'),
+    })
+    await source.start()
+    return new Daemons(target, destination, source, events)
+  }
+
+  async dial(): Promise<net.Socket> {
+    const [address] = this.source.addresses
+    const port = address!.kind === 'tcp' ? address!.port : 0
+    const socket = net.connect({ port, host: '127.0.0.1', allowHalfOpen: true })
+    this.clients.push(socket)
+    socket.on('error', () => {})
+    await once(socket, 'connect')
+    return socket
+  }
+
+  count(event: string): number {
+    return this.events.filter(one => one === event).length
+  }
+
+  /** Ends the session as a WAN does that stays away; the source daemon opens the next one. */
+  async loseSession(): Promise<void> {
+    const { client } = this.source as unknown as { client: LinkClient }
+    await client.link.abort(new ProxyError('PEER_LOST', 'test', undefined, 'test'))
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const socket of this.clients) socket.destroy()
+    await this.target[Symbol.asyncDispose]()
+    await this.source.abort()
+    await this.source.ended
+    await this.destination.abort()
+  }
+}
+
+async function until(what: string, condition: () => boolean): Promise<void> {
+  for (const end = performance.now() + 15_000; !condition(); ) {
+    if (performance.now() > end) throw new Error(`in vain: ${what}`)
+    await sleep(10)
+  }
+}
+
+t.test('connections that a lost session took with it never reach the destination QEMU', async t => {
+  await using pair = await Daemons.start()
+  await until('a session', () => pair.count('session open') === 2)
+  const waiting = await pair.dial() // its main never came
+  waiting.write(MULTIFD)
+  const silent = await pair.dial()
+  await sleep(50)
+  await pair.loseSession()
+  await until('another session', () => pair.count('session open') === 4)
+  t.ok(waiting.destroyed || waiting.readableEnded || (await once(waiting, 'close')), 'QEMU is told')
+  void silent
+  const main = await pair.dial()
+  main.write(MAIN)
+  await until('main', () => pair.target.received[0]?.equals(MAIN) === true)
+  await sleep(300)
+  t.equal(pair.target.sockets.length, 1, 'main alone is dialled')
+  pair.target.sockets[0]!.end()
+  main.end()
+  await until('an end', () => pair.count('ended') === 1 && pair.count('arrived') === 1)
+})
+
+t.test('a destination that closes its direction first gets every byte all the same', async t => {
+  await using pair = await Daemons.start()
+  pair.target.onConnection = socket => socket.end()
+  const main = await pair.dial()
+  const bytes = Buffer.concat([MAIN, Buffer.alloc(3_000_000, 'all that the source sends ')])
+  main.write(MAIN)
+  await once(main.resume(), 'end')
+  main.end(bytes.subarray(MAIN.length))
+  await until('both ends', () => pair.count('ended') === 1 && pair.count('arrived') === 1)
+  await until('all bytes', () => pair.target.received[0]!.length === bytes.length)
+  t.ok(pair.target.received[0]!.equals(bytes))
+  await until('a clean end', () => pair.target.sockets[0]!.readableEnded)
+})
+
+t.test('a stop while sets are looked through', async t => {
+  const store = {
+    digests: () => sleep(100, []),
+    list: () => sleep(300, []),
+  } as unknown as TemplateStore
+  await using pair = await Daemons.start(store)
+  await sleep(150)
+  await pair.source.stop()
+  const ended = await Promise.race([pair.source.ended.then(() => true), sleep(3000, false)])
+  t.ok(ended, 'the proxy ends')
+})
