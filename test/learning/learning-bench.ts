@@ -31,7 +31,7 @@ const folder = mkdtempSync(join(process.cwd(), '.cache', 'bench-'))
 const log = { info: () => {}, warn: (event: string) => console.log(event) }
 
 for (const mode of ['shared', 'all'] as const) {
-  const times: Record<string, number[]> = {}
+  const times = new Map<string, number[]>()
   for (let round = 0; round < ROUNDS; round++) {
     const store = new TemplateStore(folder)
     const learning = new Learning({ mode, store, maxBytes: 1e9, maxAgeMs: 1e12, log })
@@ -46,7 +46,7 @@ for (const mode of ['shared', 'all'] as const) {
         ns += (spent.user + spent.system) * 1000
         if (from % (BATCH * 16) === 0) await new Promise(done => setImmediate(done)) // as the proxies do between batches
       }
-      ;(times[name] ??= []).push(ns / PAGES)
+      times.set(name, [...(times.get(name) ?? []), ns / PAGES])
     }
     await feed('new page', 1)
     await feed('again in its migration', 1)
@@ -54,7 +54,7 @@ for (const mode of ['shared', 'all'] as const) {
     session.end()
     await learning.settled()
   }
-  for (const [name, all] of Object.entries(times)) {
+  for (const [name, all] of times) {
     all.sort((a, b) => a - b)
     console.log(`${mode.padEnd(7)} ${name.padEnd(26)} ${all.map(ns => ns.toFixed(0)).join(' ')} ns a page`)
   }
