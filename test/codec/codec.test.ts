@@ -25,6 +25,7 @@ import { isProxyError } from '../../src/errors.ts'
 import { StreamEmitter } from '../../src/qemu/emitter.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
+import { Fuzzer } from '../fuzz/cases.ts'
 import {
   badColumns,
   badHeads,
@@ -782,6 +783,18 @@ t.test('pages that no batch can number', t => {
   t.same(decodeSession(secondTerms(terms), [sent]).outputs, [Buffer.from(input)])
   t.equal(channel.flow.stats.zeroPages, 2)
   t.end()
+})
+
+t.test('fuzzing, a moment of it', async t => {
+  const fuzzer = new Fuzzer(20251123)
+  const finds: string[] = []
+  const startMs = performance.now()
+  let cases = 0
+  for (; cases < 3000 && (cases < 400 || performance.now() - startMs < 4000); cases++) {
+    const find = await fuzzer.run(cases)
+    if (find) finds.push(`FUZZ_SEED=20251123 FUZZ_CASE=${cases} node test/fuzz/fuzz.ts: ${find.kind}: ${find.text}`)
+  }
+  t.same(finds, [], `${cases} cases`)
 })
 
 t.test('no rejection was left alone', async t => {

@@ -567,11 +567,16 @@ export function decodeFile(file: Uint8Array, setOf: (digest: string) => Buffer =
   from.u16()
   const hello = JSON.parse(from.take(from.u32()).toString('utf8')) as FileHello
   need(hello.token === null, 'a file opens a session')
+  need(
+    hello.ring <= 2 ** 22 && hello.places <= 2 ** 26 && Number.isInteger(Math.log2(hello.places || 1)),
+    'a wrong pool',
+  )
   const sent: SentBatch[] = []
   let parts: Buffer[] = []
   let migration: number | undefined
   let fin = false
-  for (let sequence = 1, bye = false; from.left > 0; ) {
+  let bye = false
+  for (let sequence = 1; from.left > 0; ) {
     need(!bye, 'frames behind BYE')
     const start = from.at
     const [type, flags, flow, length, number] = [from.u8(), from.u8(), from.u16(), from.u16(), from.u48()]
@@ -589,7 +594,7 @@ export function decodeFile(file: Uint8Array, setOf: (digest: string) => Buffer =
     if (type === 1) {
       need(migration === undefined, 'a second OPEN')
       const open = JSON.parse(payload.toString('utf8')) as { target: string; migration: number }
-      need(open.target === 'file', 'another target')
+      need(open.target === 'file' && open.migration === 1, 'another target')
       migration = open.migration
     } else if (type === 3) {
       need(migration !== undefined && length > 0, 'a batch before OPEN')
@@ -605,7 +610,7 @@ export function decodeFile(file: Uint8Array, setOf: (digest: string) => Buffer =
       fin = true
     } else throw new Error(`a frame of type ${type}`)
   }
-  need(fin, 'the file ends early')
+  need(bye, 'the file ends early')
   const { outputs } = decodeSession(
     {
       seed: BigInt(`0x${hello.seed}`),
