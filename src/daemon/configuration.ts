@@ -34,6 +34,10 @@ export interface Configuration {
   readonly effort: string
   readonly queueTarget: string
   readonly patience: string
+  readonly storeKey: string | undefined
+  readonly learn: 'off' | 'shared' | 'all' | undefined
+  readonly learnSize: string | undefined
+  readonly learnAge: string | undefined
   readonly peers: readonly PeerConfiguration[]
   readonly wanListen: readonly Address[]
   readonly peerName: string | undefined
@@ -80,6 +84,10 @@ function schema(read: QuantityReaders) {
     effort: text(read.effort, 'auto').default('auto'),
     'queue-target': text(read.duration, '50ms').default(`${QUEUE_TARGET_MS}ms`),
     patience: text(read.duration, '120s').default(`${PATIENCE_MS / 1000}s`),
+    'store-key': z.string().optional(),
+    learn: z.enum(['off', 'shared', 'all']).optional(),
+    'learn-size': text(read.size, '1GB').optional(),
+    'learn-age': text(read.duration, '720h').optional(),
     peers: z.record(NAME, peer).default({}),
     listeners: z.array(z.strictObject({ at: address, peer: NAME, target: NAME.default('default') })).default([]),
     wan: z.strictObject({ listen: z.array(address).min(1), 'peer-name': z.string().optional() }).optional(),
@@ -134,6 +142,11 @@ export function readConfiguration(
     mistake(['tls-creds'], 'neither tls-creds nor plaintext: true', '`pageferry keygen` makes certificates or keys')
   if (file.plaintext && file['tls-creds'] !== undefined)
     mistake(['plaintext'], 'plaintext and tls-creds', 'give one of them')
+  if (file.store === undefined) {
+    for (const key of ['store-key', 'learn', 'learn-size', 'learn-age'] as const)
+      if (file[key] !== undefined && file[key] !== 'off')
+        mistake([key], `${key} without store`, 'name a folder under store')
+  }
   if (file.listeners.length === 0 && !file.wan)
     mistake([], 'nothing to do', 'give listeners with peers, or wan with targets')
   for (const [i, listener] of file.listeners.entries()) {
@@ -208,6 +221,10 @@ export function readConfiguration(
       effort: file.effort,
       queueTarget: file['queue-target'],
       patience: file.patience,
+      storeKey: file['store-key'],
+      learn: file.learn,
+      learnSize: file['learn-size'],
+      learnAge: file['learn-age'],
       peers,
       wanListen,
       peerName: file.wan?.['peer-name'],

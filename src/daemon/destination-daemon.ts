@@ -93,6 +93,9 @@ export class DestinationDaemon {
     }
     this.server.drain()
     while (this.running > 0) await sleep(50)
+    // A SHUT may still be owed to a source whose WAN is cut just now: it is listened for until all is delivered.
+    const delivered = Promise.all(this.server.links.map(link => link.close()))
+    await Promise.race([delivered, sleep(this.options.patienceMs, undefined, { ref: false })])
     await this.server.close(CLOSE_GRACE_MS)
     await this.options.learning?.settled()
   }
@@ -145,6 +148,8 @@ export class DestinationDaemon {
       places,
       targets: [...options.targets.keys()],
       session: { patienceMs: options.patienceMs, queueTargetMs: options.queueTargetMs },
+      // big sets may take longer than the peer waits: the next try finds them loaded
+      discard: () => this.pools.give(pool),
       sink: link => {
         let session: DestinationSession | undefined
         const learning = options.learning?.begin(agreed, seedWords, pool)

@@ -330,9 +330,10 @@ export class SourceSession implements LinkSink {
       const picked = candidates.length > 0 ? session.pickFlow(candidates, nowMs) : -1
       if (picked < 0) {
         let waiting = false
+        // a flow without credit waits for its QEMU, not for us
         for (const flow of this.flows.values()) {
-          if (flow.encoder.ready > 0) waiting = true
-          else if (flow.encoder.waiting > 0) idle = true
+          if (flow.canEncode()) waiting = true
+          else if (flow.mayIdle) idle = true
         }
         effort.wait(!wanted ? 'wan' : waiting || this.outbound.underWay >= UNDER_WAY_MAX ? 'cpu' : 'source', nowMs)
         break
@@ -496,6 +497,7 @@ export class SourceFlow implements SocketSink {
       }
     }
     if (kind === 'preempt' || migration.urgent) session.setUrgent(this.number, true)
+    if (migration.urgent) this.session.followUrgency() // a recovery that cannot be parsed tells no phase
     const early = this.early
     this.early = 0
     if (early > 0) encoder.push(this.bytes, this.slot, early)
@@ -532,8 +534,14 @@ export class SourceFlow implements SocketSink {
     return bytes
   }
 
+  /** Only an incomplete record waits, which goes out when its rest does not come. */
+  get mayIdle(): boolean {
+    if (this.release || this.resetCode !== undefined || this.gone) return false
+    return this.encoder.ready === 0 && this.encoder.waiting > 0
+  }
+
   releaseIfIdle(nowMs: number): void {
-    if (this.encoder.ready === 0 && this.encoder.waiting > 0 && nowMs - this.arrivedMs >= IDLE_MS) this.release = true
+    if (this.mayIdle && nowMs - this.arrivedMs >= IDLE_MS) this.release = true
   }
 
   /** A batch of it was handed in: FIN or RESET may be due now. */
