@@ -150,6 +150,8 @@ export interface Runnable {
   abort(): Promise<void>
   reload(): void
   readonly running: number
+  /** Settles once running migrations have finished after `stop`, where `stop` itself does not wait for them. */
+  readonly ended?: Promise<void>
 }
 
 /** Where a proxy tells how it is: its `onStatus`, wired to systemd by `runProxy`. */
@@ -164,7 +166,12 @@ export interface StatusLine {
 export async function runProxy(proxy: Runnable, log: Log, status: StatusLine, started: () => void): Promise<void> {
   const notifier = new Notifier(why => log.warn('systemd is not told', { reason: why }))
   status.tell = text => notifier.status(text)
-  await proxy.start()
+  try {
+    await proxy.start()
+  } catch (error) {
+    await proxy.abort() // what was started before it failed would keep the process alive
+    throw error
+  }
   started()
   notifier.ready()
   notifier.startWatchdog()
@@ -175,7 +182,10 @@ export async function runProxy(proxy: Runnable, log: Log, status: StatusLine, st
       if (asked === 1) {
         log.info('stopping', { signal, running: proxy.running })
         notifier.stopping(`stopping: ${proxy.running} running`)
-        void proxy.stop().then(done)
+        void proxy
+          .stop()
+          .then(() => proxy.ended)
+          .then(done)
       } else if (signal === 'SIGINT') {
         log.warn('ending running migrations: their source guests go on')
         process.exitCode = 130

@@ -82,7 +82,7 @@ async function serve(configuration: Configuration, json: boolean): Promise<void>
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }
   const common = (peerName: string | undefined) => ({ ...configuration, peerName, json })
-  const proxies: (Runnable & { readonly ended?: Promise<void> })[] = []
+  const proxies: Runnable[] = []
   const { log } = proxySettings(common(undefined), 'client')
   const where: string[] = []
   for (const peer of configuration.peers) {

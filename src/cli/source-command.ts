@@ -110,7 +110,6 @@ async function runSource(args: SourceArguments): Promise<void> {
   await runProxy(daemon, log, status, () =>
     log.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') }),
   )
-  await daemon.ended
 }
 
 function connectionCount(text: string): number {

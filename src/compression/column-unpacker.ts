@@ -7,6 +7,7 @@ import { loadLz4 } from './lz4.ts'
 import { ZstdUnpacker } from './zstd-stream.ts'
 
 export class ColumnUnpacker {
+  private closed = false
   private readonly zstd: (ZstdUnpacker | undefined)[] = new Array(COLUMN_COUNT).fill(undefined)
 
   /**
@@ -33,6 +34,7 @@ export class ColumnUnpacker {
   }
 
   close(): void {
+    this.closed = true
     for (const stream of this.zstd) stream?.close()
   }
 
@@ -66,7 +68,9 @@ export class ColumnUnpacker {
       )
     }
     let at = workspace.columnAt[column]!
-    for (const part of await stream.unpack(packed, rawLength)) {
+    const parts = await stream.unpack(packed, rawLength)
+    if (this.closed) return // the workspace may be another session's already
+    for (const part of parts) {
       workspace.bytes.set(part, at)
       at += part.length
     }

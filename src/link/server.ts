@@ -34,6 +34,8 @@ export interface Accepted extends Pick<ServerHello, 'sets' | 'ring' | 'places' |
   /** Makes the session's sink, when the session is sure to be: take memory here, not before. */
   readonly sink: (link: Link) => LinkSink
   readonly session?: SessionTuning
+  /** Called in place of `sink` where the peer went away before the session could begin. */
+  readonly discard?: () => void
 }
 
 export interface LinkServerOptions {
@@ -329,9 +331,13 @@ export class LinkServer {
       throw new ProxyError('LIMIT_EXCEEDED', `${sessionsMax} sessions are open`, undefined, 'refused')
     }
     const accepted = await accept(hello, identity)
-    if (raw.destroyed) throw new ProxyError('PEER_LOST', 'closed before our hello', undefined, 'closed')
+    if (raw.destroyed) {
+      accepted.discard?.()
+      throw new ProxyError('PEER_LOST', 'closed before our hello', undefined, 'closed')
+    }
     // While `accept` was waited for, another connection may have opened the same one or taken the last place.
     if (this.#members.has(hello.session) || this.#members.size >= sessionsMax) {
+      accepted.discard?.()
       throw new ProxyError('LIMIT_EXCEEDED', 'opened twice at once', undefined, 'refused')
     }
     const link = new Link({

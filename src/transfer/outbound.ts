@@ -7,7 +7,7 @@ import { BatchEncoder, type FlowEncoder, type PageObserver } from '../codec/enco
 import type { Workspace } from '../codec/workspace.ts'
 import { ColumnPacker } from '../compression/column-packer.ts'
 import type { Effort } from '../compression/effort.ts'
-import type { ProxyError } from '../errors.ts'
+import { ProxyError } from '../errors.ts'
 import type { Pool } from './pool.ts'
 
 /** Takes finished batches, in order. `parts` are not written again. */
@@ -80,8 +80,10 @@ export class Outbound {
         work.columns = columns
         this.drain()
       },
-      error => {
-        if (!this.closed) this.onError(error)
+      cause => {
+        if (this.closed) return
+        const what = `a batch could not be packed: ${(cause as Error).message}`
+        this.onError(new ProxyError('INTERNAL', what, undefined, 'please report this', { cause }))
       },
     )
     return rawLength
