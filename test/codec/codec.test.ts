@@ -22,6 +22,7 @@ import {
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
 import { isProxyError } from '../../src/errors.ts'
+import { BATCH_WIRE_BYTES_MAX } from '../../src/limits.ts'
 import { StreamEmitter } from '../../src/qemu/emitter.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
@@ -619,6 +620,65 @@ t.test('every effort, and from one to another in the middle', async t => {
     t.ok(Buffer.concat(second.outputs).equals(input), 'second decoder')
     await sender.close()
     receiver.close()
+  }
+})
+
+t.test('batches of a mebibyte: the most that each column can hold', async t => {
+  const terms: Terms = { templates: templatePages(8), ring: 64, places: 1024 }
+  const rand = random(11)
+  const until = (add: (out: StreamEmitter, i: number) => void): Uint8Array => {
+    const out = new StreamEmitter()
+    for (let i = 0; out.position < BATCH_RAW_MAX; i++) add(out, i)
+    return out.bytes().subarray(0, BATCH_RAW_MAX)
+  }
+  const pageAt = (high: number) => rand(high) * 2 ** 32 + rand(2 ** 20) * PAGE
+  const first = 'pc.ram'
+  const body = new Uint8Array(PAGE)
+  const nothing = multifdStream(
+    new Guest([]),
+    0,
+    Array.from({ length: 900 }, () => []),
+  )
+  const inputs: [string, 'preempt' | 'multifd' | 'unknown', Uint8Array][] = [
+    ['zero records in no order', 'preempt', until((out, i) => out.zero(pageAt(2 ** 20 - 1), i ? undefined : first))],
+    ['zero records in order', 'preempt', until((out, i) => out.zero(i * PAGE, i ? undefined : first))],
+    [
+      'named zero records of 250 RAMBlocks',
+      'preempt',
+      until(out => out.zero(pageAt(2 ** 20 - 1), String.fromCharCode(1 + rand(250)))),
+    ],
+    ['4096 RAMBlocks', 'preempt', until((out, i) => out.zero(pageAt(2 ** 20 - 1), (i % 4096).toString(36)))],
+    [
+      'pages of one byte',
+      'preempt',
+      until((out, i) => out.page(pageAt(9), body.fill(rand(256)), i ? undefined : first)),
+    ],
+    [
+      'pages of pieces',
+      'preempt',
+      until((out, i) => {
+        for (let at = 0; at < PAGE; at += 17 + rand(30)) {
+          body.set(terms.templates[rand(8)]!.subarray(rand(4000), 4096).subarray(0, PAGE - at), at)
+        }
+        out.page(pageAt(1), body, i ? undefined : first)
+      }),
+    ],
+    ['packets without pages', 'multifd', nothing.subarray(0, BATCH_RAW_MAX)],
+    ['noise', 'unknown', Uint8Array.from({ length: BATCH_RAW_MAX }, () => rand(256))],
+    ['a text', 'unknown', Buffer.from('all work and no play makes '.repeat(40_000)).subarray(0, BATCH_RAW_MAX)],
+  ]
+  for (const [name, kind, input] of inputs) {
+    for (const packing of [{ method: 'as they are', longMatch: true } as const, EFFORTS[1]!, EFFORTS[2]!]) {
+      const sender = new Sender(poolOf('encoder', SIMD, terms), packing)
+      const receiver = new Receiver(poolOf('decoder', SIMD, terms))
+      const channel = sender.open(kind)
+      channel.push(input)
+      const sent = (await sender.send(channel, true))!
+      t.ok(sent.bytes.length <= BATCH_WIRE_BYTES_MAX, `${name}, ${packing.method}: ${sent.bytes.length} bytes`)
+      t.ok((await receiver.receive(sent)).equals(input), 'the same')
+      await sender.close()
+      receiver.close()
+    }
   }
 })
 

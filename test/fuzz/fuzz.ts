@@ -89,6 +89,7 @@ async function main(): Promise<number> {
   const startMs = performance.now()
   const moved = Array.from(threads, () => ({ done: -1, ms: startMs }))
   let settled = 0
+  let saidMs = startMs
   let most = 0
   for (;;) {
     await new Promise(resolve => setTimeout(resolve, 500))
@@ -99,7 +100,11 @@ async function main(): Promise<number> {
     if (settled === 0 && done > 5000 * workers) settled = rss
     const rate = done / ((nowMs - startMs) / 1000)
     const line = `${((nowMs - startMs) / 1000).toFixed(0)} s  ${done} cases  ${rate.toFixed(0)}/s  ${(rss / 2 ** 20).toFixed(0)} MiB  ${finds} finds`
-    process.stdout.write(process.stdout.isTTY ? `\r${line}` : '')
+    if (process.stdout.isTTY) process.stdout.write(`\r${line}`)
+    else if (nowMs - saidMs > 60_000) {
+      saidMs = nowMs
+      console.log(line)
+    }
     for (const [i, last] of moved.entries()) {
       const count = counters[i * 2]!
       if (count !== last.done) moved[i] = { done: count, ms: nowMs }
