@@ -246,11 +246,17 @@ export class DestinationFlow implements SocketSink {
   private gone = false
   private readonly session: DestinationSession
   private socket: QemuSocket | undefined
+  /**
+   * Resolves when there is something to say to QEMU: its main loop stands still from a connection until its first bytes
+   * (wire format 1.3), for ever where QEMU 10 sees it closed before them. Only a preempt channel is silent.
+   */
+  readonly wanted: Promise<void>
+  private want!: () => void
   /** Expanded before the connection stood. */
   private early: { bytes: Uint8Array; release: () => void }[] = []
   private finDue = false
   /** Nothing more goes to QEMU. */
-  private broken = false
+  broken = false
   /** QEMU said that it has all it needs and went: what still comes for it is dropped. */
   private finished = false
   /** SHUT with success was read: it must reach the source, or the guest runs on both sides (wire format 1.6). */
@@ -268,6 +274,10 @@ export class DestinationFlow implements SocketSink {
     this.number = number
     this.info = info
     this.arrival = arrival
+    this.wanted = new Promise(done => {
+      this.want = done
+    })
+    if (info.kind === 'preempt') this.want()
     this.expander = new ChannelExpander(this, info.migration, session.options.pool.kernel.layout.templatePages)
     this.returnPath = new ReturnPathParser({
       shut: status => {
@@ -312,7 +322,10 @@ export class DestinationFlow implements SocketSink {
   expanded(bytes: Uint8Array, release: () => void): void {
     if (this.broken) release()
     else if (this.socket) this.write(bytes, release)
-    else this.early.push({ bytes, release })
+    else {
+      this.early.push({ bytes, release })
+      this.want()
+    }
   }
 
   private write(bytes: Uint8Array, release: () => void): void {
@@ -334,6 +347,7 @@ export class DestinationFlow implements SocketSink {
 
   finFromPeer(): void {
     this.finDue = true
+    this.want()
     this.socket?.finish()
   }
 
