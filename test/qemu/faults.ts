@@ -184,14 +184,19 @@ function lastWords(pair: Pair): string {
 
 const MISHAPS = ['cancel', 'source QEMU', 'destination QEMU', 'source proxy', 'destination proxy'] as const
 
-/** Where a guest is once everything has settled. */
-async function stateOf(guest: QemuGuest): Promise<string> {
+/** What a QEMU says that may end or hang at any moment. */
+async function said(guest: QemuGuest, ask: () => Promise<string | undefined>): Promise<string> {
   if (guest.ended) return 'gone'
   try {
-    return await guest.status()
+    return (await Promise.race([ask(), sleep(2000, 'stuck')])) ?? ''
   } catch {
     return 'gone'
   }
+}
+
+/** Where a guest is. */
+function stateOf(guest: QemuGuest): Promise<string> {
+  return said(guest, () => guest.status())
 }
 
 async function mishaps(total: number, chance: Chance, progress: (text: string) => void): Promise<Outcome> {
@@ -237,8 +242,7 @@ async function mishaps(total: number, chance: Chance, progress: (text: string) =
         async () => {
           here = await stateOf(source)
           there = await stateOf(destination)
-          migration =
-            here === 'gone' ? 'gone' : ((await source.migrationInfo().catch(() => ({ status: 'gone' }))).status ?? '')
+          migration = await said(source, async () => (await source.migrationInfo()).status)
           // where nothing reached the destination QEMU, it waits on
           const reached = pair.log.slice(logged).some(line => line.event === 'migration arrives')
           return (

@@ -237,19 +237,22 @@ async function recover(
   target: string,
   onProgress: (info: MigrationInfo) => void,
 ): Promise<void> {
-  const waitFor = (guest: typeof source, status: string, look: (info: MigrationInfo) => void = () => {}) =>
-    until(
+  const waitFor = async (guest: typeof source, status: string, look: (info: MigrationInfo) => void = () => {}) => {
+    let is: string | undefined
+    await until(
       async () => {
         const info = await guest.migrationInfo().catch(async error => {
           await guest.waitStatus('never', 0) // throws what QEMU said when it exited
           throw error
         })
         look(info)
-        return info.status === status
+        is = info.status
+        return is === status
       },
       30_000,
-      () => `${guest.name} does not become ${status}`,
+      () => `${guest.name} is ${is}, not ${status}`,
     )
+  }
   await waitFor(source, 'postcopy-active', onProgress)
   // before it has run, a destination that loses its connection exits (wire format 1.6)
   await destination.waitStatus(['paused', 'prelaunch'], 10_000)
@@ -334,7 +337,7 @@ async function child(route: Route, mode: Mode): Promise<Result> {
       ...(equal ? {} : { reason: `${differingPages} pages differ` }),
     }
   } catch (error) {
-    const said = pair.log.filter(line => line.level !== 'info' && line.event !== 'link.plaintext').slice(-3)
+    const said = pair.log.filter(line => line.level !== 'info' && line.event !== 'link.plaintext').slice(-6)
     const why = said.map(line => `${line.side}: ${line.event} ${JSON.stringify(line.fields)}`).join('; ')
     return { ...base, migrated: 'no', reason: `${(error as Error).message}${why ? ` [${why}]` : ''}` }
   }
