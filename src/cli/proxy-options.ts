@@ -164,6 +164,8 @@ export interface StatusLine {
  * (their source guests go on), SIGHUP reads certificates and keys again. Tells systemd where it started us.
  */
 export async function runProxy(proxy: Runnable, log: Log, status: StatusLine, started: () => void): Promise<void> {
+  // Migrations outlive who reads the log: the `tee` that the same Ctrl-C ends, a terminal that hangs up.
+  process.stdout.removeAllListeners('error').on('error', () => {})
   const notifier = new Notifier(why => log.warn('systemd is not told', { reason: why }))
   status.tell = text => notifier.status(text)
   try {

@@ -93,7 +93,7 @@ export class DestinationDaemon {
     }
     this.server.drain()
     while (this.running > 0) await sleep(50)
-    // A SHUT may still be owed to a source whose WAN is cut just now: it is listened for until all is delivered.
+    // Ends of flows may still be owed to a source whose WAN is cut just now: it is listened for until they are delivered.
     const delivered = Promise.all(this.server.links.map(link => link.close()))
     await Promise.race([delivered, sleep(this.options.patienceMs, undefined, { ref: false })])
     await this.server.close(CLOSE_GRACE_MS)

@@ -82,6 +82,8 @@ export class Outbound {
       },
       cause => {
         if (this.closed) return
+        this.closed = true
+        for (const done of this.waiters.splice(0)) done()
         const what = `a batch could not be packed: ${(cause as Error).message}`
         this.onError(new ProxyError('INTERNAL', what, undefined, 'please report this', { cause }))
       },

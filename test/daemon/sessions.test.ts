@@ -1,7 +1,9 @@
 /** Both daemons over loopback, with plain sockets for QEMUs: what must hold from one session to the next, and at ends. */
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import net from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
@@ -178,4 +180,23 @@ t.test('a stop while sets are looked through', async t => {
   await pair.source.stop()
   const ended = await Promise.race([pair.source.ended.then(() => true), sleep(3000, false)])
   t.ok(ended, 'the proxy ends')
+})
+
+t.test('a reader of the log that goes away ends no proxy', async t => {
+  const pageferry = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
+  const args = ['source', '--plaintext', '--listen', 'tcp:127.0.0.1:0', '--peer', '127.0.0.1:1']
+  const child = spawn(pageferry, args, { stdio: ['ignore', 'pipe', 'inherit'] })
+  t.teardown(() => child.kill('SIGKILL'))
+  const exit = once(child, 'exit')
+  let said = ''
+  child.stdout.on('data', chunk => {
+    said += chunk
+  })
+  await until('the proxy', () => said.includes('listening for QEMU'))
+  child.stdout.destroy()
+  await sleep(50)
+  child.kill('SIGHUP') // a line of the log
+  t.equal(await Promise.race([exit.then(() => 'ended'), sleep(1000, 'runs')]), 'runs')
+  child.kill('SIGTERM')
+  t.same(await exit, [0, null])
 })
