@@ -112,6 +112,7 @@ export class DestinationSession implements LinkSink {
     }
     const key = formatAddress(address)
     const turn = (this.dialling.get(key) ?? Promise.resolve()).then(async () => {
+      await flow.wanted
       if (flow.isOver || this.ended) return
       try {
         flow.connected(await dial(address, { signal: flow.abort.signal }))
@@ -247,8 +248,9 @@ export class DestinationFlow implements SocketSink {
   private readonly session: DestinationSession
   private socket: QemuSocket | undefined
   /**
-   * Resolves when there is something to say to QEMU: its main loop stands still from a connection until its first bytes
-   * (wire format 1.3), for ever where QEMU 10 sees it closed before them. Only a preempt channel is silent.
+   * Resolves when there is something to say to QEMU, or nothing will be: its main loop stands still from a connection
+   * until its first bytes (wire format 1.3), for ever where QEMU 10 sees it closed before them. Only a preempt channel
+   * is silent.
    */
   readonly wanted: Promise<void>
   private want!: () => void
@@ -256,7 +258,7 @@ export class DestinationFlow implements SocketSink {
   private early: { bytes: Uint8Array; release: () => void }[] = []
   private finDue = false
   /** Nothing more goes to QEMU. */
-  broken = false
+  private broken = false
   /** QEMU said that it has all it needs and went: what still comes for it is dropped. */
   private finished = false
   /** SHUT with success was read: it must reach the source, or the guest runs on both sides (wire format 1.6). */
@@ -373,6 +375,7 @@ export class DestinationFlow implements SocketSink {
   private breakConnection(): void {
     if (this.broken) return
     this.broken = true
+    this.want() // the dials behind it go on
     this.abort.abort()
     for (const { release } of this.early.splice(0)) release()
     this.socket?.reset()
