@@ -74,6 +74,8 @@ export class DestinationSession implements LinkSink {
   private readonly dialling = new Map<string, Promise<unknown>>()
   /** Flows that have ended, whose QEMU may still take bytes that lie in the pool. */
   private readonly lingering = new Set<DestinationFlow>()
+  /** Expanders of flows that came while this side drains; their bytes are dropped. */
+  private readonly untold = new Map<number, { readonly info: FlowInfo; readonly expander: FlowExpander }>()
   private ended = false
 
   constructor(options: DestinationSessionOptions) {
@@ -131,9 +133,23 @@ export class DestinationSession implements LinkSink {
 
   onBatch(number: number, parts: readonly Uint8Array[]): void {
     // also of flows that broke here: the pool must follow every batch
-    const flow = this.flows.get(number)
-    if (flow) this.inbound.push(flow.expander, parts)
+    const expander = this.flows.get(number)?.expander ?? this.untoldExpander(number)
+    if (expander) this.inbound.push(expander, parts)
     else this.options.onFailure(unknownFlow(number))
+  }
+
+  /** Of a flow whose OPEN crossed our DRAIN: the session refused it, its batches came all the same. */
+  private untoldExpander(number: number): FlowExpander | undefined {
+    const { session, pool } = this.options
+    const info = session.infoOf(number)
+    if (!info) return undefined
+    let untold = this.untold.get(number)
+    if (untold?.info !== info) {
+      const nobody = { expanded: (_: Uint8Array, release: () => void): void => release() }
+      untold = { info, expander: new ChannelExpander(nobody, info.migration, pool.kernel.layout.templatePages) }
+      this.untold.set(number, untold)
+    }
+    return untold.expander
   }
 
   onFin(number: number): void {
@@ -227,9 +243,9 @@ function unknownFlow(number: number): ProxyError {
 
 /** A FlowExpander that knows its channel, so that expanded bytes find their way. */
 class ChannelExpander extends FlowExpander {
-  readonly owner: DestinationFlow
+  readonly owner: Pick<DestinationFlow, 'expanded'>
 
-  constructor(owner: DestinationFlow, migration: number, templatePages: number) {
+  constructor(owner: Pick<DestinationFlow, 'expanded'>, migration: number, templatePages: number) {
     super(migration, templatePages)
     this.owner = owner
   }

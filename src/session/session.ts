@@ -931,6 +931,11 @@ export class Session {
     this.endFlow(state)
   }
 
+  /** What OPEN said of a flow that has not ended, also of one that onOpen never told of. */
+  infoOf(flow: number): FlowInfo | undefined {
+    return this.flows.get(flow)?.info
+  }
+
   /** Raw bytes that the peer still lets us hand in for this flow. 0 for a flow that is gone. */
   credit(flow: number): number {
     const state = this.flows.get(flow)

@@ -9,6 +9,7 @@ import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { ProxyError } from '../../src/errors.ts'
 import type { LinkClient } from '../../src/link/client.ts'
+import type { Link } from '../../src/link/link.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
 
@@ -168,6 +169,23 @@ t.test('a destination that closes its direction first gets every byte all the sa
   await until('all bytes', () => pair.target.received[0]!.length === bytes.length)
   t.ok(pair.target.received[0]!.equals(bytes))
   await until('a clean end', () => pair.target.sockets[0]!.readableEnded)
+})
+
+t.test('a migration that crosses DRAIN is refused, and the running one goes on', async t => {
+  await using pair = await Daemons.start()
+  const running = await pair.dial()
+  running.write(MAIN)
+  await until('main', () => pair.target.received[0]?.equals(MAIN) === true)
+  const { sessions } = pair.destination as unknown as { sessions: Map<Link, unknown> }
+  const [link] = [...sessions.keys()]
+  ;(link!.session as unknown as { draining: boolean }).draining = true // DRAIN is on its way
+  const late = await pair.dial()
+  late.write(Buffer.concat([MAIN, Buffer.alloc(100_000, 'late')]))
+  await new Promise(done => late.resume().once('close', done))
+  running.write('on it goes')
+  await until('the running one', () => pair.target.received[0]!.length > MAIN.length)
+  t.equal(pair.count('session open'), 2, 'the session goes on')
+  t.equal(pair.target.sockets.length, 1)
 })
 
 t.test('a stop while sets are looked through', async t => {
