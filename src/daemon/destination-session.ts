@@ -359,7 +359,7 @@ export class DestinationFlow implements SocketSink {
     this.socket!.write(bytes, error => {
       release()
       // bytes that QEMU never got are not acknowledged, except where it needs them no more
-      if (!error || this.finished) taken()
+      if (!error || this.shut) taken()
     })
   }
 
