@@ -269,11 +269,12 @@ async function mishaps(total: number, chance: Chance, progress: (text: string) =
     const killedOwner =
       (mishap === 'source QEMU' && there === 'gone') ||
       (mishap === 'destination QEMU' && there === 'gone' && here === 'postmigrate' && migration === 'completed')
-    // Wire format 1.6: the destination has all of the guest and runs it, but its SHUT is lost with the proxy that is killed.
-    const shutLost = / proxy$/.test(mishap) && migration === 'failed' && there === 'running'
-    if (shutLost)
-      outcome.notes.push(`run ${i}: ${end}: SHUT was lost after ${Math.round(afterMs)} ms, as wire format 1.6 says`)
-    else if (both || running === 2 || (running === 0 && !killedOwner)) {
+    // Wire format 1.6: the destination has all of the guest and runs it, but its SHUT reaches nobody. QEMU that is cancelled in the
+    // state `device` does the same without proxies, every time.
+    const shutLost = (mishap === 'cancel' || / proxy$/.test(mishap)) && /failed|cancelled/.test(migration)
+    if (shutLost && there === 'running') {
+      outcome.notes.push(`run ${i}: ${end}: after QEMU's last byte (${Math.round(afterMs)} ms): wire format 1.6`)
+    } else if (both || running === 2 || (running === 0 && !killedOwner)) {
       outcome.failures++
       outcome.notes.push(
         `run ${i}: ${end}${both ? ', RAN ON BOTH SIDES' : ''} (after ${Math.round(afterMs)} ms); ${lastWords(pair)}`,

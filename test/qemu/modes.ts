@@ -187,8 +187,8 @@ async function throughNetwork({ source, destination }: Guests, mode: Mode, pair:
     parameters: {
       ...{ 'max-bandwidth': 0, ...settings.parameters },
       ...(strict ? { 'max-bandwidth': mode.postcopy ? 1_000_000 : 10_000_000, 'downtime-limit': 1 } : {}),
-      // slow enough that pages are asked for, and that something can happen meanwhile
-      ...(mode.postcopy ? { 'max-postcopy-bandwidth': mode.postcopy === 'plain' ? 3_000_000 : 1_500_000 } : {}),
+      // slow enough that pages are asked for, and that not all of them wait in sockets when the WAN is given up
+      ...(mode.postcopy ? { 'max-postcopy-bandwidth': mode.postcopy === 'plain' ? 3_000_000 : 500_000 } : {}),
     },
   })
   const look = async (): Promise<MemorySnapshot> => {

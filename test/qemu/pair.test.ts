@@ -46,6 +46,13 @@ const modes: readonly Mode[] = [
   },
   { name: 'xbzrle', settings: { capabilities: { xbzrle: true } }, passes: 4, channels: 'main' },
   { name: 'postcopy', settings: { capabilities: { 'postcopy-ram': true } }, postcopy: true, channels: 'main' },
+  {
+    name: 'postcopy with preempt',
+    settings: { capabilities: { 'postcopy-ram': true, 'postcopy-preempt': true } },
+    guests: { machine: 'pc' }, // from 8.0 on the channel comes late, and silent
+    postcopy: true,
+    channels: 'main, preempt',
+  },
 ]
 
 /** Migrates over `gate`, and ends with both guests stopped. */
