@@ -93,5 +93,6 @@ export function isProxyError(error: unknown, code?: ErrorCode): error is ProxyEr
 
 /** Our own defect: crash rather than guess. */
 export function assert(condition: unknown, message: string): asserts condition {
-  if (!condition) throw new ProxyError('INTERNAL', message, undefined, 'this is a defect of Pageferry; please report it')
+  if (!condition)
+    throw new ProxyError('INTERNAL', message, undefined, 'this is a defect of Pageferry; please report it')
 }

