@@ -4,6 +4,7 @@
  */
 import fc from 'fast-check'
 import t from 'tap'
+import { parseBatch } from '../../src/codec/batch.ts'
 import { BatchStats } from '../../src/codec/stats.ts'
 import {
   BATCH_FORMAT,
@@ -291,6 +292,19 @@ t.test('LZ4 garbage beside zstd garbage', async t => {
   await new Promise(done => setTimeout(done, 50))
   t.same(unhandled, [])
   receiver.close()
+})
+
+t.test('a checksum of which any bit is wrong', async t => {
+  const gives = bytes('"every-bit-counts"')
+  const sum = checksum(gives, SEED)
+  const columns = storedColumns({ ops: '80 00', other: '"every-bit-counts"' })
+  const receiver = new Receiver(poolOf('decoder', SIMD, vectorTerms()))
+  for (let bit = 0n; bit < 64n; bit++) {
+    const batch = handBatch(gives.length, sum ^ (1n << bit), columns)
+    t.match(await received(receiver, { flow: 1, migration: 1, bytes: batch }), /^BATCH_CHECKSUM/)
+  }
+  const good = handBatch(gives.length, sum, columns)
+  t.same(await received(receiver, { flow: 1, migration: 1, bytes: good }), Buffer.from(gives))
 })
 
 t.test('bombs take no memory', async t => {
@@ -615,6 +629,12 @@ t.test('every effort, and from one to another in the middle', async t => {
       parts.push(await receiver.receive((await sender.send(channel, at + 60_000 >= input.length))!))
     }
     t.ok(Buffer.concat(parts).equals(input), `effort ${level}`)
+    const streams = sender.sent.filter(sent =>
+      parseBatch(sent.bytes).columns.some(
+        ({ column, method }) => column === COLUMN.PAGES && method === METHOD.ZSTD_FRESH,
+      ),
+    )
+    t.equal(streams.length > 1, level < 0, 'a new level is a new stream')
     t.equal(stateDifference(poolState(sender.pool), poolState(receiver.pool)), '')
     const second = decodeSession(secondTerms(terms), sender.sent)
     t.ok(Buffer.concat(second.outputs).equals(input), 'second decoder')
@@ -639,6 +659,9 @@ t.test('batches of a mebibyte: the most that each column can hold', async t => {
     0,
     Array.from({ length: 900 }, () => []),
   )
+  const many = () =>
+    Array.from({ length: 128 }, (_, i) => ({ block: 0, page: i, nature: [1, 2, 5, 8][i % 4]!, a: i, b: i }))
+  const full = multifdStream(new Guest(terms.templates), 0, [many(), many()])
   const inputs: [string, 'preempt' | 'multifd' | 'unknown', Uint8Array][] = [
     ['zero records in no order', 'preempt', until((out, i) => out.zero(pageAt(2 ** 20 - 1), i ? undefined : first))],
     ['zero records in order', 'preempt', until((out, i) => out.zero(i * PAGE, i ? undefined : first))],
@@ -664,6 +687,7 @@ t.test('batches of a mebibyte: the most that each column can hold', async t => {
       }),
     ],
     ['packets without pages', 'multifd', nothing.subarray(0, BATCH_RAW_MAX)],
+    ['packets of 128 pages', 'multifd', full.subarray(0, BATCH_RAW_MAX)],
     ['noise', 'unknown', Uint8Array.from({ length: BATCH_RAW_MAX }, () => rand(256))],
     ['a text', 'unknown', Buffer.from('all work and no play makes '.repeat(40_000)).subarray(0, BATCH_RAW_MAX)],
   ]

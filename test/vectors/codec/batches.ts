@@ -148,6 +148,9 @@ export const batchVectors: readonly BatchVector[] = [
         gives: `${head(0, 2)} 'pc.ram' 00 ${zeros(1, 1)}  ${head(3, 2)} 'v' 00  ${zeros(1, 1)}`,
       },
       { columns: { ops: 'b1 41', numbers: '01', pages: '77*4096' }, gives: `${head(0, 8)} 'v' 77*4096` },
+      // the last BLOCK counts
+      { columns: { ops: 'b1 b2 11', numbers: '01 00' }, gives: zeros(0, 1) },
+      { columns: { ops: 'b2 b1 11', numbers: '00 01' }, gives: `${head(0, 2)} 'v' 00` },
       // a name of 255 bytes, and the same name once more
       {
         columns: { ops: 'c1 c1 b1 12', numbers: 'ff 01 01 02', other: `65*255 "v"` },

@@ -32,6 +32,17 @@ export const encodeVectors: readonly EncodeVector[] = [
     ],
   },
   {
+    name: 'SKIP up to 255 pages, SEEK from there on',
+    kind: 'preempt',
+    pushes: [
+      {
+        input: "0000000000000002 'a' 00 0000000000100022 00 0000000000201022 00 0000000000201022 00",
+        // from 1 to 256, from 257 to 513, from 514 back to 513
+        columns: { ops: 'c1 b1 11 90 ef01 11 a1 11 a1 11', numbers: '01 00 8004 01', other: '"a"' },
+      },
+    ],
+  },
+  {
     name: 'an incomplete record waits; released, its rest is OTHER, too',
     kind: 'main',
     pushes: [
