@@ -82,6 +82,7 @@ run().then(
     // commands that go on (proxies) set the exit status when they end
   },
   error => {
-    process.exitCode = report(error)
+    const status = report(error)
+    process.exitCode ??= status // a command that was interrupted has set 130
   },
 )

@@ -547,7 +547,7 @@ t.test('the command: what goes wrong', { skip: unsafe }, async t => {
   child.kill('SIGINT')
   const status = await exit
   clearInterval(feed)
-  t.equal(status, 130, 'interrupted', { todo: 'src/cli/main.ts: report() takes the place of 130' })
+  t.equal(status, 130, 'interrupted')
   t.match(told, /^error: interrupted/)
   t.notOk(existsSync(join(scratch, 'interrupted')))
   t.same(parts(), [], 'no partial file is left')
