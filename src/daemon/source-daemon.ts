@@ -153,7 +153,8 @@ export class SourceDaemon {
       gate = new Gate(target)
       this.gates.set(target, gate)
     }
-    if (this.session && !this.drained && !this.client!.link.over) {
+    // while the WAN is broken nobody knows whether the other side still has this session
+    if (this.session && !this.drained && !this.client!.link.over && this.client!.link.connections > 0) {
       if (this.session.channelCount === 0 && this.sets.changed) this.renewIfIdle()
       else {
         this.session.accept(socket, gate)
@@ -171,6 +172,15 @@ export class SourceDaemon {
     }, this.options.patienceMs)
     this.waiting.push({ socket, gate, timer })
     this.options.log.info('connection waits for a session', { target, at: formatAddress(at.address) })
+  }
+
+  /** There is a session, and it lives. */
+  private admitWaiting(): void {
+    if (!this.session || this.drained || this.stopping) return
+    for (const { socket, gate, timer } of this.waiting.splice(0)) {
+      clearTimeout(timer)
+      this.session.accept(socket, gate)
+    }
   }
 
   /** Opens one session after the other for as long as the proxy runs. */
@@ -232,6 +242,7 @@ export class SourceDaemon {
         onWork: () => session?.onWork(),
         onConnection: (connection, up, error) => {
           if (!up && error) options.log.warn('WAN connection lost', { connection, error: error.message })
+          if (up) this.admitWaiting()
         },
       }),
     })
@@ -276,10 +287,7 @@ export class SourceDaemon {
         link: client.link.id.slice(0, 8),
       })
       options.onStatus?.(`session with ${options.peer.host}:${options.peer.port}, ${agreed.length} template sets`)
-      for (const { socket, gate, timer } of this.waiting.splice(0)) {
-        clearTimeout(timer)
-        session.accept(socket, gate)
-      }
+      this.admitWaiting()
       const error = await client.link.ended
       if (error && !this.stopping) throw error
     } catch (error) {
