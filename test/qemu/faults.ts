@@ -208,7 +208,6 @@ async function mishaps(total: number, chance: Chance, progress: (text: string) =
     const mishap = chance.of(MISHAPS)
     const afterMs = chance.between(0, 1600)
     const back = chance.next() < 0.5
-    const logged = pair.log.length
     const multifd = chance.next() < 0.3
     const modeSettings = multifd ? { capabilities: { ...settings.capabilities, multifd: true } } : settings
     await using guests = await Guests.start({ qemu, machine: 'pc-i440fx-10.0', runs: true })
@@ -246,10 +245,12 @@ async function mishaps(total: number, chance: Chance, progress: (text: string) =
           migration = await said(source, async () => (await source.migrationInfo()).status)
           // Where nothing reached the destination QEMU, it waits on. With multifd it hangs by itself where a channel ends while its main
           // thread waits for that channel's SYNC: 7.2 and 10 do, without proxies, too.
-          const reached = pair.log.slice(logged).some(line => line.event === 'migration arrives')
+          const untouched =
+            there === 'inmigrate' &&
+            (await said(destination, async () => (await destination.migrationInfo()).status)) !== 'active'
           return (
             /gone|running|postmigrate/.test(here) &&
-            ((reached ? /gone|running/ : /gone|running|inmigrate/).test(there) || (multifd && there === 'stuck')) &&
+            (/gone|running/.test(there) || untouched || (multifd && there === 'stuck')) &&
             /gone|completed|failed|cancelled/.test(migration)
           )
         },

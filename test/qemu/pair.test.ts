@@ -392,6 +392,19 @@ t.test('Bad', newest.skip === undefined ? {} : { skip: newest.skip }, async t =>
     t.equal(await guests.differingPages(), 0)
   })
 
+  await t.test('the destination proxy is restarted while nothing runs', async t => {
+    await using restarted = await Pair.start({ processes: true, gates: 2, patienceMs: 10_000 })
+    await restarted.kill('destination')
+    await using guests = await Guests.start({ qemu })
+    await guests.destination.listen(restarted.targetUri(), returnPath)
+    const migrated = guests.source.migrate(restarted.sourceUri(), { ...returnPath, parameters: unlimited })
+    await sleep(200)
+    await restarted.startDestination()
+    await migrated
+    await guests.destination.waitStatus('paused')
+    t.equal(await guests.differingPages(), 0, 'a migration that begins meanwhile waits, and succeeds')
+  })
+
   await t.test('a peer of another protocol version', async t => {
     const server = net.createServer(socket => {
       // magic, version 2.0, an empty body
