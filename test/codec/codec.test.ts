@@ -22,6 +22,7 @@ import {
 } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
+import { ZstdUnpacker } from '../../src/compression/zstd-stream.ts'
 import { isProxyError } from '../../src/errors.ts'
 import { BATCH_WIRE_BYTES_MAX } from '../../src/limits.ts'
 import { StreamEmitter } from '../../src/qemu/emitter.ts'
@@ -45,6 +46,7 @@ import {
   BLOCKS,
   Channel,
   Guest,
+  inRuns,
   mainStream,
   multifdStream,
   NATURE,
@@ -305,6 +307,19 @@ t.test('a checksum of which any bit is wrong', async t => {
   }
   const good = handBatch(gives.length, sum, columns)
   t.same(await received(receiver, { flow: 1, migration: 1, bytes: good }), Buffer.from(gives))
+})
+
+t.test('a zstd stream that is closed at work', async t => {
+  const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+  const piece = bytes(`28b52ffd 00 68 ${'02001041 '.repeat(8)}`)
+  t.equal(
+    (await unpacker.unpack(piece, 1048576)).reduce((sum, { length }) => sum + length, 0),
+    1048576,
+  )
+  const pending = unpacker.unpack(bytes('02001041 '.repeat(8)), 1048576)
+  unpacker.close()
+  await t.rejects(pending, { code: 'BATCH_FORMAT' }, 'what waits for it is told')
+  await t.rejects(unpacker.unpack(piece, 1048576), { code: 'BATCH_FORMAT' }, 'and what comes after')
 })
 
 t.test('bombs take no memory', async t => {
@@ -577,9 +592,12 @@ t.test('expand(encode(x)) = x: main, multifd and preempt over one pool, cut and 
         ...made,
         terms,
         channels: [
-          { kind: 'main' as const, bytes: mainStream(guest, made.main) },
-          ...made.multifd.map((packets, i) => ({ kind: 'multifd' as const, bytes: multifdStream(guest, i, packets) })),
-          ...(made.preempt ? [{ kind: 'preempt' as const, bytes: preemptStream(guest, made.preempt) }] : []),
+          { kind: 'main' as const, bytes: mainStream(guest, made.main.map(inRuns)) },
+          ...made.multifd.map((packets, i) => ({
+            kind: 'multifd' as const,
+            bytes: multifdStream(guest, i, packets.map(inRuns)),
+          })),
+          ...(made.preempt ? [{ kind: 'preempt' as const, bytes: preemptStream(guest, inRuns(made.preempt)) }] : []),
           ...(made.other ? [{ kind: 'main' as const, migration: 2, bytes: mainStream(guest, [made.other]) }] : []),
         ],
       }

@@ -18,6 +18,7 @@ import { handBatch } from '../codec/hand-batch.ts'
 import {
   type Channel,
   Guest,
+  inRuns,
   mainStream,
   multifdStream,
   NATURES,
@@ -177,13 +178,15 @@ const ALL_TERMS: readonly Terms[] = [
 ]
 
 function specs(rand: Rand, count: number, natures: number): PageSpec[] {
-  return Array.from({ length: rand(count + 1) }, () => ({
-    block: rand(10) < 7 ? 0 : rand(4),
-    page: rand(5) ? rand(12) : rand(300),
-    nature: rand(3) ? rand(natures) : [2, 3, 8, 10][rand(4)]!,
-    a: rand(60),
-    b: rand(999),
-  }))
+  return inRuns(
+    Array.from({ length: rand(count + 1) }, () => ({
+      block: rand(10) < 7 ? 0 : rand(4),
+      page: rand(5) ? rand(12) : rand(300),
+      nature: rand(3) ? rand(natures) : [2, 3, 8, 10][rand(4)]!,
+      a: rand(60),
+      b: rand(999),
+    })),
+  )
 }
 
 /** A set file of three pages. */
