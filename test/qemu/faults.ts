@@ -270,7 +270,7 @@ async function mishaps(total: number, chance: Chance, progress: (text: string) =
     ends.set(end, (ends.get(end) ?? 0) + 1)
     // Whoever holds the guest and is killed takes it along; that is not ours.
     const killedOwner =
-      (mishap === 'source QEMU' && there === 'gone') ||
+      (mishap === 'source QEMU' && there !== 'running') ||
       (mishap === 'destination QEMU' && there === 'gone' && here === 'postmigrate' && migration === 'completed')
     // Wire format 1.6: the destination has all of the guest and runs it, but its SHUT reaches nobody. QEMU that is cancelled in the
     // state `device` does the same without proxies, every time.
