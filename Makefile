@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: help build check fix test test-unit test-qemu fuzz bench bench-ratio fixtures demo lab clean ready ready-tap ready-guest ready-test
+.PHONY: test-modes test-faults help build check fix test test-unit test-qemu fuzz bench bench-ratio fixtures demo lab clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -31,6 +31,10 @@ test-unit: ready-tap ## without real QEMU
 	@$(NPM) run test:unit
 test-qemu: ready-test ## real migrations of QEMU 7.2 and 10
 	@$(NPM) run test:qemu
+test-modes: ready-test ## every mode of QEMU through the pair, a table of bytes (ten minutes)
+	@node test/qemu/modes.ts
+test-faults: ready-test ## cuts, cancels and kills at random moments, seeded (long); RUNS in `node test/qemu/faults.ts --help`
+	@node test/qemu/faults.ts
 fuzz: ready ## mutated streams through parser and codec; FUZZ_SECONDS=600
 	@$(NPM) run fuzz
 bench: ready ## encode and decode beside lz4 and zstd
