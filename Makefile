@@ -33,7 +33,7 @@ test-qemu: ready-test ## real migrations of QEMU 7.2 and 10
 	@$(NPM) run test:qemu
 test-modes: ready-test ## every mode of QEMU through the pair, a table of bytes (ten minutes)
 	@node test/qemu/modes.ts
-test-faults: ready-test ## cuts, cancels and kills at random moments, seeded (long); RUNS in `node test/qemu/faults.ts --help`
+test-faults: ready-test ## cuts, cancels and kills at random moments, seeded (long)
 	@node test/qemu/faults.ts
 fuzz: ready ## mutated streams through parser and codec; FUZZ_SECONDS=600
 	@$(NPM) run fuzz
