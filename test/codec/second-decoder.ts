@@ -72,16 +72,14 @@ const FIXED_KEY = Array.from({ length: 64 }, (_, i) => {
 export function checksum(bytes: Uint8Array, seed: bigint): bigint {
   const key = FIXED_KEY
   const seeds = [Number(seed & 0xffffffffn), Number(seed >> 32n)]
-  let a = new Uint32Array(32)
+  const a = new Uint32Array(32)
+  const x = new Uint32Array(32)
   for (let l = 0; l < 32; l++) a[l] = key[l]! ^ seeds[l % 2]!
   for (let at = 0; at < bytes.length; at += 128) {
-    const block = Buffer.alloc(128)
-    block.set(bytes.subarray(at, at + 128))
-    const x = new Uint32Array(32)
-    for (let l = 0; l < 32; l++) x[l] = block.readUInt32LE(4 * l)
-    const next = new Uint32Array(32)
-    for (let l = 0; l < 32; l++) next[l] = mixed(times(a[l]! ^ x[l]!, P1), 15) + x[l ^ 4]!
-    a = next
+    const block = Buffer.from(bytes.buffer, bytes.byteOffset + at, Math.min(128, bytes.length - at))
+    const padded = block.length === 128 ? block : Buffer.concat([block, Buffer.alloc(128 - block.length)])
+    for (let l = 0; l < 32; l++) x[l] = padded.readUInt32LE(4 * l)
+    for (let l = 0; l < 32; l++) a[l] = mixed(times(a[l]! ^ x[l]!, P1), 15) + x[l ^ 4]!
   }
   const b = Array.from(a, (lane, l) => mixed(times(lane ^ key[32 + l]!, P2), 13))
   const join = (u: number, v: number) => (mixed(times(u, P3), 16) + v) >>> 0
