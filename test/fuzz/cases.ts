@@ -299,7 +299,7 @@ export class Fuzzer {
         text = this.streams(rand, inputs)
       } else if (turn < 740) {
         kind = 'batch bytes'
-        text = this.batchBytes(rand, inputs)
+        text = await this.batchBytes(rand, inputs)
       } else if (turn < 900) {
         kind = 'batch columns'
         text = this.batchColumns(rand, inputs)
@@ -426,7 +426,7 @@ export class Fuzzer {
     return { session, at, receiver }
   }
 
-  private batchBytes(rand: Rand, inputs: Record<string, Uint8Array>): string | undefined {
+  private async batchBytes(rand: Rand, inputs: Record<string, Uint8Array>): Promise<string | undefined> {
     const { session, at, receiver } = this.context(rand)
     const { sent, output } = session.batches[at]!
     const head = Int32Array.from({ length: Math.min(60, sent.bytes.length) }, (_, i) => i)
@@ -440,9 +440,11 @@ export class Fuzzer {
     if (bytes.equals(other)) return undefined // another batch, and a good one
     let got: Buffer
     try {
-      got = receiver.receiveNow({ ...sent, bytes })
+      got = await receiver.receive({ ...sent, bytes })
     } catch (error) {
       return refusal(error)
+    } finally {
+      receiver.close()
     }
     return got.equals(output) ? undefined : 'a mutated batch gives other bytes'
   }
