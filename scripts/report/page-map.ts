@@ -1,0 +1,249 @@
+/**
+ * How each page of one captured guest travels: the encoder's own decisions, read back from the operations that it
+ * writes. Kept as a small JSON file, so that the report can be made where the lab is not.
+ *
+ *   node scripts/report/page-map.ts [--stream nginx-k2] [--out .cache/compare/page-map.json]
+ */
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { parseArgs } from 'node:util'
+import { deflateSync, inflateSync } from 'node:zlib'
+import { PLACES, POOL_MEMORY_DEFAULT } from '../../src/cli/codec-command.ts'
+import { parseSize } from '../../src/cli/quantity.ts'
+import { BatchEncoder, FlowEncoder } from '../../src/codec/encoder.ts'
+import type { BatchStats } from '../../src/codec/stats.ts'
+import { unzigzag, VarintReader } from '../../src/codec/varint.ts'
+import { COLUMN, OP, PAGE_SIZE } from '../../src/codec/wire.ts'
+import type { Workspace } from '../../src/codec/workspace.ts'
+import type { TemplateStore } from '../../src/store/template-store.ts'
+import { parserFor } from '../../src/transfer/channel-parser.ts'
+import { readFile } from '../../src/transfer/offline.ts'
+import { openPool } from '../../src/transfer/pool.ts'
+import { temporaryFolder } from '../qemu/cleanup.ts'
+import { COMPARE_FOLDER, labStream, labTemplates, TEMPLATE_GUESTS } from './lab-streams.ts'
+
+/** How a page travelled; the place in this list is its number in a map. */
+export const PAGE_CLASSES = [
+  'not sent',
+  'zero',
+  'fill',
+  'same',
+  'template',
+  'earlier',
+  'parts',
+  'whole',
+  'incompressible',
+] as const
+export type PageClass = (typeof PAGE_CLASSES)[number]
+
+/** The pages of one RAMBlock, by one way of encoding. */
+export interface MethodMap {
+  readonly method: 'paper' | 'pair'
+  /** One byte a page, the number of its class the first time it was sent; deflated, base64. */
+  readonly classes: string
+  /** Pages sent by class, those sent again counted again. */
+  readonly sent: Readonly<Record<PageClass, number>>
+}
+
+export interface PageMap {
+  readonly format: 1
+  /** What to type to get such a file again. */
+  readonly command: string
+  readonly stream: string
+  readonly streamBytes: number
+  readonly templates: { readonly from: readonly string[]; readonly minVms: number; readonly pages: number }
+  readonly block: string
+  readonly pages: number
+  readonly maps: readonly MethodMap[]
+}
+
+const READ_BYTES = 512 * 1024
+const HEADROOM_BYTES = 16384
+
+/** The class number of each page of a map. */
+export function pageClasses(map: MethodMap): Uint8Array {
+  return inflateSync(Buffer.from(map.classes, 'base64'))
+}
+
+/** Reads operations back (docs/protocol.md §6): which pages, and how each of them travelled. */
+class OperationReader {
+  readonly names: string[] = []
+  readonly sent = Object.fromEntries(PAGE_CLASSES.map(name => [name, 0])) as Record<PageClass, number>
+  /** By RAMBlock: classes of the pages seen so far. */
+  readonly blocks: number[][] = []
+  private readonly numbers = new VarintReader('numbers')
+  private readonly opsReader = new VarintReader('ops')
+  private block = 0
+  private page = 0
+
+  batch(workspace: Workspace): void {
+    const { bytes, columnAt, columnLength } = workspace
+    const numbersAt = columnAt[COLUMN.NUMBERS]!
+    this.numbers.reset(bytes, numbersAt, numbersAt + columnLength[COLUMN.NUMBERS]!)
+    let other = columnAt[COLUMN.OTHER]!
+    let at = columnAt[COLUMN.OPS]!
+    const end = at + columnLength[COLUMN.OPS]!
+    while (at < end) {
+      const byte = bytes[at++]!
+      let count = byte & 15
+      if (count === 0) {
+        this.opsReader.reset(bytes, at, end)
+        count = 16 + this.opsReader.next()
+        at = this.opsReader.position
+      }
+      const op = byte >> 4
+      if (op === OP.OTHER) other += count
+      else if (op === OP.DEFINE) {
+        const length = this.numbers.next()
+        this.names.push(Buffer.from(bytes.subarray(other, other + length)).toString('latin1'))
+        other += length
+      } else this.operation(op, count)
+    }
+  }
+
+  private operation(op: number, count: number): void {
+    switch (op) {
+      case OP.ZERO:
+        return this.pages('zero', count)
+      case OP.REF:
+        return this.pages(this.numbers.next() % 2 === 0 ? 'template' : 'earlier', count)
+      case OP.SAME:
+        return this.pages('same', count)
+      case OP.NEW:
+        return this.pages('whole', count)
+      case OP.DENSE:
+        return this.pages('incompressible', count)
+      case OP.PATCH:
+        return this.pages('parts', count)
+      case OP.FILL:
+        for (let i = 0; i < count; i++) this.numbers.next()
+        return this.pages('fill', count)
+      case OP.SKIP:
+        this.page += count
+        return
+      case OP.SEEK:
+        this.page += unzigzag(this.numbers.next())
+        return
+      case OP.BLOCK:
+        this.block = this.numbers.next()
+        this.page = 0
+        return
+      default:
+        throw new Error(`operation ${op} in a main stream`)
+    }
+  }
+
+  private pages(name: PageClass, count: number): void {
+    this.sent[name] += count
+    this.blocks[this.block] ??= []
+    const classes = this.blocks[this.block]!
+    for (let i = 0; i < count; i++, this.page++) classes[this.page] ??= PAGE_CLASSES.indexOf(name)
+  }
+}
+
+/** The encoder counts the same pages in another place: a map that disagrees with it is wrong. */
+function verify(sent: Readonly<Record<PageClass, number>>, stats: BatchStats): void {
+  const counted: Record<PageClass, number> = {
+    'not sent': 0,
+    zero: stats.zeroPages,
+    fill: stats.fillPages,
+    same: stats.samePages,
+    template: stats.templatePages,
+    earlier: stats.earlierPages,
+    parts: stats.patchPages,
+    whole: stats.newPages,
+    incompressible: stats.densePages,
+  }
+  for (const name of PAGE_CLASSES) {
+    if (sent[name] !== counted[name])
+      throw new Error(`${sent[name]} pages '${name}' in the map, ${counted[name]} by the encoder`)
+  }
+}
+
+async function mapOf(path: string, store: TemplateStore, method: MethodMap['method'], block: string) {
+  const full = method === 'pair'
+  const pool = await openPool({
+    role: 'encoder',
+    store,
+    sets: await store.digests(),
+    ringPages: full ? parseSize(POOL_MEMORY_DEFAULT, 'default') / PAGE_SIZE : 0,
+    places: full ? PLACES : 0,
+    workspaces: 1,
+    slots: 1,
+    slotBytes: HEADROOM_BYTES + READ_BYTES + 65536,
+    longMatch: full,
+  })
+  const encoder = new BatchEncoder(pool.kernel, 1, 2)
+  const flow = new FlowEncoder(1, pool.kernel.layout.templatePages)
+  flow.parser = parserFor('main', flow)!
+  flow.onDegraded = (position, reason) => {
+    throw new Error(`${path}: not understood from byte ${position}: ${reason}`)
+  }
+  const reader = new OperationReader()
+  const { bytes } = pool.kernel
+  const start = pool.slots[0]! + HEADROOM_BYTES
+  const encode = (release: boolean): void => {
+    if (encoder.encode(flow, pool.workspaces[0]!, { longMatch: full, release }) > 0) reader.batch(pool.workspaces[0]!)
+    const left = flow.waiting
+    bytes.copyWithin(start - left, flow.batchAddress, flow.batchAddress + left)
+    flow.moved(start - left)
+  }
+  for await (const chunk of readFile(path)) {
+    bytes.set(chunk, start)
+    flow.push(bytes, start, chunk.length)
+    encode(false)
+  }
+  encode(true)
+  verify(reader.sent, flow.stats)
+  return { classes: reader.blocks[reader.names.indexOf(block)] ?? [], sent: reader.sent, bytes: flow.stats.rawBytes }
+}
+
+async function main(stream: string, out: string): Promise<void> {
+  const { path: folder, remove } = temporaryFolder('map')
+  try {
+    const minVms = 2
+    const { store, report } = await labTemplates(join(folder, 'store'), { minVms })
+    const block = 'pc.ram'
+    const maps: MethodMap[] = []
+    let pages = 0
+    let streamBytes = 0
+    for (const method of ['paper', 'pair'] as const) {
+      const { classes, sent, bytes } = await mapOf(labStream(stream), store, method, block)
+      pages = classes.length
+      streamBytes = bytes
+      const packed = deflateSync(Uint8Array.from(classes, value => value ?? 0), { level: 9 })
+      maps.push({ method, classes: packed.toString('base64'), sent })
+      console.log(`${stream} by ${method}: ${JSON.stringify(sent)}`)
+    }
+    const map: PageMap = {
+      format: 1,
+      command: `node scripts/report/page-map.ts --stream ${stream}`,
+      stream,
+      streamBytes,
+      templates: { from: TEMPLATE_GUESTS, minVms, pages: report.pages },
+      block,
+      pages,
+      maps,
+    }
+    mkdirSync(dirname(out), { recursive: true })
+    writeFileSync(out, `${JSON.stringify(map)}\n`)
+    console.log(`${out}: ${readFileSync(out).length} bytes`)
+  } finally {
+    remove()
+  }
+}
+
+if (import.meta.main) {
+  const { values } = parseArgs({
+    options: {
+      stream: { type: 'string', default: 'nginx-k2' },
+      out: { type: 'string', default: join(COMPARE_FOLDER, 'page-map.json') },
+    },
+  })
+  try {
+    await main(values.stream, values.out)
+  } catch (error) {
+    console.error(`error: ${(error as Error).message}`)
+    process.exitCode = 1
+  }
+}
