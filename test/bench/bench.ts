@@ -14,12 +14,12 @@ import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { assert } from '../../src/errors.ts'
 import { type Kernel, layoutMemory, loadKernel } from '../../src/kernel/kernel.ts'
-import { StreamEmitter } from '../../src/qemu/emitter.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { openPool, type Pool } from '../../src/transfer/pool.ts'
+import { realPages, streamOf } from './streams.ts'
 
 const ROUNDS = 5
 /** Templates: 100 MB; stream: 200 MB of them in random order, so that every page and template is cold. */
@@ -27,50 +27,6 @@ const TEMPLATE_PAGES = 25_600
 const STREAM_PAGES = 51_200
 const CHUNK = 512 * 1024
 const SLOT = CHUNK + 65536
-
-/** Deterministic numbers below 2^32. */
-function random(seed: number): () => number {
-  let s = seed >>> 0
-  return () => {
-    s = (Math.imul(s ^ (s >>> 15), 0x2c1b3c6d) + 0x9e3779b9) >>> 0
-    return s
-  }
-}
-
-/** Pages of real bytes: the program that runs this, each made unlike all others by a counter in a few words. */
-function realPages(count: number): Uint8Array {
-  const program = readFileSync(process.execPath)
-  const pages = new Uint8Array(count * 4096)
-  const from = Math.floor(program.length / 4 / 4096) * 4096 // past the headers, in code and data
-  const there = Math.floor((program.length - from) / 4096)
-  for (let i = 0; i < count; i++) {
-    const at = from + (i % there) * 4096
-    pages.set(program.subarray(at, at + 4096), i * 4096)
-    new DataView(pages.buffer).setUint32(i * 4096 + ((i * 148) & 4092), i)
-  }
-  return pages
-}
-
-/** A stream of pages, of which `share` are templates. */
-function streamOf(templates: Uint8Array, share: number): Uint8Array {
-  const next = random(share * 1000 + 7)
-  const emitter = new StreamEmitter()
-  emitter
-    .header('pc-i440fx-10.0')
-    .ramStart(2, [{ idstr: 'pc.ram', lengthBytes: STREAM_PAGES * 4096 }])
-    .eos()
-    .footer(2)
-  const page = new Uint8Array(4096)
-  emitter.sectionPart(2)
-  for (let i = 0; i < STREAM_PAGES; i++) {
-    const t = next() % TEMPLATE_PAGES
-    page.set(templates.subarray(t * 4096, t * 4096 + 4096))
-    if (next() / 4294967296 >= share) new DataView(page.buffer).setUint32(4000, next() | 1)
-    emitter.page(i * 4096, page, i === 0 ? 'pc.ram' : undefined)
-  }
-  emitter.eos().footer(2).sectionEnd(2).eos().footer(2).eof()
-  return emitter.bytes()
-}
 
 function poolOf(role: 'encoder' | 'decoder', templates: Uint8Array): Pool {
   const workspaces = 4
@@ -240,7 +196,7 @@ async function main(): Promise<void> {
         ['90 % match', 0.9],
         ['none match', 0],
       ] as const) {
-        const stream = streamOf(templates, share)
+        const stream = streamOf(templates, share, STREAM_PAGES)
         const path = join(folder, `${share}.stream`)
         writeFileSync(path, stream)
         cases.push({ name, stream, file: path })

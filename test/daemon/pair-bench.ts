@@ -1,0 +1,295 @@
+/**
+ * `make bench-link`: a migration stream through a pair of proxies, two processes of bin/pageferry, from a feeder's socket
+ * to a sink's: pages that all, 90 % or none match a template set. Prints MB/s of the wall, MB of the channel per CPU second of each
+ * proxy, and how TLS compares with a plain link. Feeder and sink cost next to nothing (sendfile; MSG_TRUNC) and are not counted.
+ * The first quarter of each stream warms the pair up; medians, every variant once in each round.
+ *
+ *   pair-bench.ts [--match 100,90,0] [--security plain,x509,psk] [--effort 0,auto] [--rounds 5] [--megabytes 600]
+ *     [--program DIR,DIR]      checkouts whose bin/pageferry is compared; default: this one
+ *     [--link 400Mbit,40ms,loss=0.1%] [--connections 1,2,4] [--congestion cubic,bbr]   over a WAN between two network namespaces (root)
+ *     [--profile DIR]          has both proxies write a CPU profile there (one round)
+ */
+import { type ChildProcess, spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { createInterface, type Interface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import Table from 'cli-table3'
+import { endChild, spawnOwned, temporaryFolder } from '../../scripts/qemu/cleanup.ts'
+import { parseLink } from '../../scripts/wan/link.ts'
+import { PacketLink } from '../../scripts/wan/packet-link.ts'
+import { makePsk, makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { realPages, streamOf } from '../bench/streams.ts'
+
+/** 100 MB: more than caches hold, so that every template is cold. */
+const TEMPLATE_PAGES = 25_600
+const root = fileURLToPath(new URL('../..', import.meta.url))
+
+/** argv: port, file. Reads to the end, so that the far side's FIN is seen. */
+const FEEDER = `
+import os, socket, sys
+s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
+with open(sys.argv[2], 'rb') as f:
+    left, at = os.fstat(f.fileno()).st_size, 0
+    while at < left: at += os.sendfile(s.fileno(), f.fileno(), at, left - at)
+s.shutdown(socket.SHUT_WR)
+while s.recv(4096): pass
+`
+/** argv: bytes of warm-up. Prints its port, 'warm', and what it got. MSG_TRUNC: the kernel drops the bytes instead of copying them. */
+const SINK = `
+import socket, sys
+l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen(1)
+print(l.getsockname()[1], flush=True)
+s, _ = l.accept(); l.close()
+b, got, warm = bytearray(1 << 20), 0, int(sys.argv[1])
+while True:
+    n = s.recv_into(b, len(b), socket.MSG_TRUNC)
+    if n == 0: break
+    if got < warm <= got + n: print('warm', flush=True)
+    got += n
+print(got, flush=True)
+`
+
+const { values: options } = parseArgs({
+  options: {
+    match: { type: 'string', default: '100,90,0' },
+    security: { type: 'string', default: 'plain,x509,psk' },
+    effort: { type: 'string', default: '0,auto' },
+    rounds: { type: 'string', default: '5' },
+    megabytes: { type: 'string', default: '600' },
+    program: { type: 'string', default: root },
+    connections: { type: 'string', default: '1' },
+    link: { type: 'string' },
+    congestion: { type: 'string', default: '' },
+    profile: { type: 'string' },
+  },
+})
+
+interface Variant {
+  readonly match: string
+  readonly effort: string
+  readonly connections: string
+  readonly congestion: string
+  readonly program: string
+  readonly security: string
+}
+
+/** Of the stream behind the warm-up. */
+interface Sample {
+  readonly wallSeconds: number
+  readonly sourceSeconds: number
+  readonly destinationSeconds: number
+}
+
+/** Where programs run: here, or at the two ends of a link. */
+interface Site {
+  spawn(command: readonly string[], env?: Record<string, string>): ChildProcess
+  readonly address: string
+}
+
+function here(): Site {
+  return {
+    address: '127.0.0.1',
+    spawn: (command, env) =>
+      spawnOwned(command, { stdio: ['ignore', 'pipe', 'inherit'], env: { ...process.env, ...env } }),
+  }
+}
+
+/** CPU seconds of a process so far, all its threads. */
+function cpuSeconds(pid: number): number {
+  let ns = 0
+  for (const task of readdirSync(`/proc/${pid}/task`)) {
+    ns += Number(readFileSync(`/proc/${pid}/task/${task}/schedstat`, 'utf8').split(' ')[0])
+  }
+  return ns / 1e9
+}
+
+/** Waits for a line that `found` accepts. */
+async function line(lines: Interface, found: (text: string) => boolean): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const late = setTimeout(() => reject(new Error(`no word of ${found}`)), 120_000)
+    lines.on('line', function take(text: string) {
+      if (!found(text)) return
+      lines.off('line', take)
+      clearTimeout(late)
+      resolve(text)
+    })
+  })
+}
+
+class Bench {
+  readonly folder = temporaryFolder('pair-bench')
+  readonly store = join(this.folder.path, 'store')
+  readonly templates = realPages(TEMPLATE_PAGES)
+  readonly streamBytes = new Map<string, number>()
+  readonly congestionBefore = new Map<string, string>()
+
+  async prepare(): Promise<void> {
+    const { templates } = this
+    const digests = Array.from({ length: TEMPLATE_PAGES }, (_, i) =>
+      createHash('sha256')
+        .update(templates.subarray(i * 4096, i * 4096 + 4096))
+        .digest(),
+    )
+    const records = {
+      count: TEMPLATE_PAGES,
+      vms: () => 2,
+      occurrences: () => 2,
+      copyDigest: (place: number, into: Uint8Array, at: number) => into.set(digests[place]!, at),
+    }
+    await new TemplateStore(this.store).put({ minVms: 2, vms: 2 }, records, async function* () {
+      yield templates
+    })
+    for (const security of list(options.security)) {
+      if (security === 'plain') continue
+      const site = ['near', '127.0.0.1', '192.0.2.1'] as const
+      const peer = ['far', '127.0.0.1', '192.0.2.2'] as const
+      writeCredentialFiles(
+        join(this.folder.path, security),
+        security === 'psk' ? makePsk(site, peer) : await makeX509(site, peer, 9),
+      )
+    }
+    for (const match of list(options.match)) {
+      const stream = streamOf(templates, Number(match) / 100, Math.round((Number(options.megabytes) * 1e6) / 4104))
+      writeFileSync(this.streamPath(match), stream)
+      this.streamBytes.set(match, stream.length)
+    }
+  }
+
+  streamPath(match: string): string {
+    return join(this.folder.path, `${match}.stream`)
+  }
+
+  async run(variant: Variant, source: Site, destination: Site): Promise<Sample> {
+    const { match, security, effort, connections, program } = variant
+    const children: ChildProcess[] = []
+    const start = (site: Site, command: readonly string[]): { child: ChildProcess; lines: Interface } => {
+      const env = options.profile ? { NODE_OPTIONS: `--cpu-prof --cpu-prof-dir=${options.profile}` } : {}
+      const child = site.spawn(command, env)
+      children.push(child)
+      return { child, lines: createInterface({ input: child.stdout! }) }
+    }
+    const proxy = (site: Site, role: string, args: readonly string[]) => {
+      const directory = join(this.folder.path, security, role === 'source' ? 'near' : 'far')
+      const safe = security === 'plain' ? ['--plaintext'] : ['--tls-creds', directory]
+      const anywhere = security === 'plain' && role === 'destination' && options.link ? ['--plaintext-anywhere'] : []
+      return start(site, [
+        ...[join(program, 'bin/pageferry'), role, '--json', '--store', this.store, ...safe],
+        ...[...anywhere, ...args],
+      ])
+    }
+    try {
+      const bytes = this.streamBytes.get(match)!
+      const warm = Math.floor(bytes / 4)
+      const sink = start(destination, ['python3', '-c', SINK, `${warm}`])
+      const port = Number(await line(sink.lines, () => true))
+      const target = ['--listen', `tcp:${destination.address}:0`, '--target', `tcp:127.0.0.1:${port}`]
+      const far = proxy(destination, 'destination', target)
+      const { at } = JSON.parse(await line(far.lines, text => text.includes('listening for'))) as { at: string }
+      const near = proxy(source, 'source', [
+        ...['--listen', 'tcp:127.0.0.1:0', '--peer', at, '--effort', effort, '--connections', connections],
+      ])
+      const open = line(near.lines, text => text.includes('session open'))
+      const listening = JSON.parse(await line(near.lines, text => text.includes('listening for'))) as { at: string }
+      await open
+      const warmed = line(sink.lines, text => text === 'warm')
+      const ended = line(sink.lines, text => text !== 'warm')
+      start(source, ['python3', '-c', FEEDER, listening.at.replace(/.*:/, ''), this.streamPath(match)])
+      await warmed
+      const before = [performance.now() / 1000, cpuSeconds(near.child.pid!), cpuSeconds(far.child.pid!)] as const
+      const got = Number(await ended)
+      const after = [performance.now() / 1000, cpuSeconds(near.child.pid!), cpuSeconds(far.child.pid!)] as const
+      if (got !== bytes) throw new Error(`${got} bytes of ${bytes} came out`)
+      if (options.profile) {
+        // written at the exit
+        await endChild(near.child, 20_000)
+        await endChild(far.child, 20_000)
+      }
+      return {
+        wallSeconds: after[0] - before[0],
+        sourceSeconds: after[1] - before[1],
+        destinationSeconds: after[2] - before[2],
+      }
+    } finally {
+      for (const child of children) child.kill('SIGKILL')
+      await Promise.all(children.map(child => endChild(child)))
+    }
+  }
+}
+
+function list(text: string): string[] {
+  return text.split(',').filter(word => word !== '')
+}
+
+function median(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!
+}
+
+async function main(): Promise<void> {
+  const bench = new Bench()
+  await using link = options.link ? await PacketLink.open(parseLink(options.link)) : undefined
+  const at = (site: PacketLink['source']): Site => ({
+    address: site.address,
+    spawn: (command, env) =>
+      site.spawn(command, { stdio: ['ignore', 'pipe', 'inherit'], env: { ...process.env, ...env } }),
+  })
+  const [source, destination] = link ? [at(link.source), at(link.destination)] : [here(), here()]
+  process.stderr.write('making streams and a template set of real pages\n')
+  await bench.prepare()
+  const variants: Variant[] = []
+  for (const match of list(options.match))
+    for (const effort of list(options.effort))
+      for (const connections of list(options.connections))
+        for (const congestion of link && options.congestion ? list(options.congestion) : [''])
+          for (const program of list(options.program))
+            for (const security of list(options.security))
+              variants.push({ match, effort, connections, congestion, program, security })
+  const samples = new Map<Variant, Sample[]>(variants.map(variant => [variant, []]))
+  for (let round = 0; round < (options.profile ? 1 : Number(options.rounds)); round++) {
+    process.stderr.write(`round ${round + 1}\n`)
+    for (const variant of variants) {
+      if (variant.congestion !== '') {
+        for (const site of [link!.source, link!.destination])
+          await site.run(['sh', '-c', `echo ${variant.congestion} > /proc/sys/net/ipv4/tcp_congestion_control`])
+      }
+      samples.get(variant)!.push(await bench.run(variant, source, destination))
+    }
+  }
+  const used = <K extends keyof Variant>(key: K): boolean => new Set(variants.map(variant => variant[key])).size > 1
+  const shown = (['match', 'effort', 'connections', 'congestion', 'program', 'security'] as const).filter(
+    key => key === 'match' || key === 'effort' || key === 'security' || used(key),
+  )
+  const table = new Table({
+    head: [...shown, 'MB/s wall', '(min to max)', 'per CPU s: source', 'destination', 'of plain: wall', 'CPU'],
+    colAligns: [...shown.map(() => 'left' as const), ...(Array(6).fill('right') as 'right'[])],
+    style: { head: [], border: [], compact: true },
+  })
+  const rate = (variant: Variant, of: keyof Sample): number[] =>
+    samples.get(variant)!.map(sample => (bench.streamBytes.get(variant.match)! * 0.75) / 1e6 / sample[of])
+  for (const variant of variants) {
+    const wall = rate(variant, 'wallSeconds')
+    const plain = variants.find(
+      other => other.security === 'plain' && shown.every(key => key === 'security' || other[key] === variant[key]),
+    )
+    const cpu = (of: Variant): number =>
+      median(samples.get(of)!.map(sample => sample.sourceSeconds + sample.destinationSeconds))
+    table.push([
+      ...shown.map(key => (key === 'match' ? `${variant.match} %` : variant[key])),
+      median(wall).toFixed(0),
+      `${Math.min(...wall).toFixed(0)} to ${Math.max(...wall).toFixed(0)}`,
+      median(rate(variant, 'sourceSeconds')).toFixed(0),
+      median(rate(variant, 'destinationSeconds')).toFixed(0),
+      plain && plain !== variant ? (median(wall) / median(rate(plain, 'wallSeconds'))).toFixed(2) : '',
+      plain && plain !== variant ? (cpu(plain) / cpu(variant)).toFixed(2) : '',
+    ])
+  }
+  const over = options.link ? `over ${options.link}` : 'over loopback'
+  process.stdout.write(
+    `${table.toString()}\n${over}; ${options.megabytes} MB a stream, its first quarter not counted; medians of ${samples.get(variants[0]!)!.length}\n`,
+  )
+}
+
+await main()
