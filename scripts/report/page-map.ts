@@ -97,40 +97,45 @@ class OperationReader {
         const length = this.numbers.next()
         this.names.push(Buffer.from(bytes.subarray(other, other + length)).toString('latin1'))
         other += length
-      } else this.operation(op, count)
+      } else {
+        const name = this.operation(op, count)
+        if (name !== undefined) this.pages(name, count)
+      }
     }
   }
 
-  private operation(op: number, count: number): void {
+  /** Moves on, or tells the class of the `count` pages that follow. */
+  private operation(op: number, count: number): PageClass | undefined {
     switch (op) {
       case OP.ZERO:
-        return this.pages('zero', count)
+        return 'zero'
       case OP.REF:
-        return this.pages(this.numbers.next() % 2 === 0 ? 'template' : 'earlier', count)
+        return this.numbers.next() % 2 === 0 ? 'template' : 'earlier'
       case OP.SAME:
-        return this.pages('same', count)
+        return 'same'
       case OP.NEW:
-        return this.pages('whole', count)
+        return 'whole'
       case OP.DENSE:
-        return this.pages('incompressible', count)
+        return 'incompressible'
       case OP.PATCH:
-        return this.pages('parts', count)
+        return 'parts'
       case OP.FILL:
         for (let i = 0; i < count; i++) this.numbers.next()
-        return this.pages('fill', count)
+        return 'fill'
       case OP.SKIP:
         this.page += count
-        return
+        break
       case OP.SEEK:
         this.page += unzigzag(this.numbers.next())
-        return
+        break
       case OP.BLOCK:
         this.block = this.numbers.next()
         this.page = 0
-        return
+        break
       default:
         throw new Error(`operation ${op} in a main stream`)
     }
+    return undefined
   }
 
   private pages(name: PageClass, count: number): void {
@@ -211,7 +216,10 @@ async function main(stream: string, out: string): Promise<void> {
       const { classes, sent, bytes } = await mapOf(labStream(stream), store, method, block)
       pages = classes.length
       streamBytes = bytes
-      const packed = deflateSync(Uint8Array.from(classes, value => value ?? 0), { level: 9 })
+      const packed = deflateSync(
+        Uint8Array.from(classes, value => value ?? 0),
+        { level: 9 },
+      )
       maps.push({ method, classes: packed.toString('base64'), sent })
       console.log(`${stream} by ${method}: ${JSON.stringify(sent)}`)
     }
