@@ -9,7 +9,7 @@
  *     [--link 400Mbit,40ms,loss=0.1%] [--connections 1,2,4] [--congestion cubic,bbr]   over a WAN between two network namespaces (root)
  *     [--profile DIR]          has both proxies write a CPU profile there (one round)
  */
-import { type ChildProcess, spawnSync } from 'node:child_process'
+import type { ChildProcess } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
