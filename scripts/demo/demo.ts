@@ -16,9 +16,9 @@ import { type GuestOptions, QemuGuest, type Workload } from '../qemu/guest.ts'
 import { reportHeartbeats } from '../qemu/heartbeat.ts'
 import { compareMemory } from '../qemu/memory.ts'
 import { type FoundQemu, type QemuVersion, qemu10, systemQemu } from '../qemu/versions.ts'
+import { freePort, openWan, type Wan } from '../wan/open.ts'
 import { Proxies, pageferry } from './proxies.ts'
 import { type Result, resultBars, resultTable } from './table.ts'
-import { freePort, openWan, type Wan } from './wan.ts'
 
 const MEMORY_MB = 256
 const BOOT_MS = 240_000

@@ -7,8 +7,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
 import { endChild } from '../qemu/cleanup.ts'
-import type { SiteName, Wan } from './wan.ts'
-import { freePort } from './wan.ts'
+import { freePort, type SiteName, type Wan } from '../wan/open.ts'
 
 const run = promisify(execFile)
 const program = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
@@ -23,6 +22,15 @@ export async function pageferry(...args: string[]): Promise<string> {
   }
 }
 
+/** How the pair is to run, beyond its defaults. */
+export interface ProxiesOptions {
+  /** Default x509. */
+  readonly tls?: 'x509' | 'psk'
+  /** More arguments for both proxies, and for the source's alone. */
+  readonly both?: readonly string[]
+  readonly source?: readonly string[]
+}
+
 /** Both proxies, running. */
 export class Proxies implements AsyncDisposable {
   /** Where the source QEMU migrates to. */
@@ -30,7 +38,7 @@ export class Proxies implements AsyncDisposable {
   /** Where the destination QEMU listens. */
   readonly targetUri: string
   readonly summaries: MigrationSummary[] = []
-  private readonly children: ChildProcess[] = []
+  private readonly children = new Map<SiteName, ChildProcess>()
   private said = ''
 
   private constructor(sourceUri: string, targetUri: string) {
@@ -38,30 +46,56 @@ export class Proxies implements AsyncDisposable {
     this.targetUri = targetUri
   }
 
-  /** Makes credentials in `folder`, copies the store for the other site, and starts both proxies. */
-  static async start(wan: Wan, folder: string, store: string): Promise<Proxies> {
-    const [source, destination] = ['source.example', 'destination.example'] as const
+  /**
+   * Makes credentials in `folder`, copies the store for both sites, since proxies learn into theirs, and starts both.
+   * @param store undefined: no templates
+   */
+  static async start(
+    wan: Wan,
+    folder: string,
+    store: string | undefined,
+    options: ProxiesOptions = {},
+  ): Promise<Proxies> {
+    const names = { source: 'source.example', destination: 'destination.example' }
     const keys = join(folder, 'keys')
-    await pageferry('keygen', 'x509', '--dir', keys, '--name', source, '--peer-name', destination)
-    const farStore = join(folder, 'destination-store')
-    cpSync(store, farStore, { recursive: true })
-
+    const sites = ['--name', names.source, '--peer-name', names.destination]
+    await pageferry('keygen', options.tls ?? 'x509', '--dir', keys, ...sites)
     const pair = new Proxies(`tcp:127.0.0.1:${await freePort()}`, `tcp:127.0.0.1:${await freePort()}`)
+    const settings = (site: SiteName) => {
+      const copy = join(folder, `${site}-store`)
+      if (store !== undefined) cpSync(store, copy, { recursive: true })
+      const peerName = names[site === 'source' ? 'destination' : 'source']
+      return [
+        ...['--tls-creds', join(keys, names[site]), ...(options.tls === 'psk' ? [] : ['--peer-name', peerName])],
+        ...(store === undefined ? [] : ['--store', copy]),
+        ...(options.both ?? []),
+      ]
+    }
     try {
       const wanPort = await freePort()
-      await pair.launch(wan, 'destination', [
-        ...['--listen', `tcp:${wan.listenHost}:${wanPort}`, '--target', pair.targetUri, '--store', farStore],
-        ...['--tls-creds', join(keys, destination), '--peer-name', source],
-      ])
+      const destination = ['--listen', `tcp:${wan.listenHost}:${wanPort}`, '--target', pair.targetUri]
+      await pair.launch(wan, 'destination', [...destination, ...settings('destination')])
       const peer = await wan.reach(wanPort)
-      await pair.launch(wan, 'source', [
-        ...['--listen', pair.sourceUri, '--peer', `${peer.host}:${peer.port}`, '--store', store],
-        ...['--tls-creds', join(keys, source), '--peer-name', destination],
-      ])
+      const source = ['--listen', pair.sourceUri, '--peer', `${peer.host}:${peer.port}`, ...settings('source')]
+      await pair.launch(wan, 'source', [...source, ...(options.source ?? [])])
       return pair
     } catch (error) {
       await pair[Symbol.asyncDispose]()
       throw error
+    }
+  }
+
+  /** Process id of each. */
+  get pids(): Readonly<Record<SiteName, number>> {
+    return { source: this.children.get('source')!.pid!, destination: this.children.get('destination')!.pid! }
+  }
+
+  /** Waits until both have agreed on what both hold: a migration then starts at once. */
+  async ready(timeoutMs = START_MS): Promise<void> {
+    const end = performance.now() + timeoutMs
+    while (!this.said.includes('"session open"')) {
+      if (performance.now() > end) throw new Error(`the proxies do not find each other: ${this.log}`)
+      await new Promise(done => setTimeout(done, 20))
     }
   }
 
@@ -77,12 +111,13 @@ export class Proxies implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const child of this.children.splice(0)) await endChild(child)
+    for (const child of this.children.values()) await endChild(child)
+    this.children.clear()
   }
 
   private async launch(wan: Wan, site: SiteName, args: string[]): Promise<void> {
     const child = wan.spawn(site, [program, site, '--json', ...args])
-    this.children.push(child)
+    this.children.set(site, child)
     child.stderr!.setEncoding('utf8').on('data', (text: string) => {
       this.said += text
     })

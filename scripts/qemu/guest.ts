@@ -83,6 +83,10 @@ export interface GuestOptions {
   readonly incoming?: string
   /** -S: the guest does not run before cont(); a destination stays stopped after the migration. */
   readonly paused?: boolean
+  /** Arguments that boot something else, a disk say, in place of the busybox guest. */
+  readonly boot?: readonly string[]
+  /** QEMU's -accel; default TCG with 64 MB for translated code. */
+  readonly accel?: string
   /** Network namespace to run QEMU in. */
   readonly netns?: string
   /**
@@ -210,11 +214,12 @@ export class QemuGuest implements AsyncDisposable {
     try {
       const [serial, qmp] = [await open('serial'), await open('qmp')]
       const command = [
-        ...[options.qemu.command, '-accel', 'tcg,tb-size=64', '-nodefaults', '-no-user-config', '-display', 'none'],
+        ...[options.qemu.command, '-accel', options.accel ?? 'tcg,tb-size=64'],
+        ...['-nodefaults', '-no-user-config', '-display', 'none'],
         ...['-machine', options.machine ?? 'pc', '-m', `${options.memoryMb ?? 128}M`, '-name', options.name ?? 'guest'],
         ...['-chardev', `socket,id=serial,path=${serial.path}`, '-serial', 'chardev:serial'],
         ...['-chardev', `socket,id=qmp,path=${qmp.path}`, '-mon', 'chardev=qmp,mode=control'],
-        ...(await bootArguments(options, folder.path)),
+        ...(options.boot ?? (await bootArguments(options, folder.path))),
         ...(options.paused ? ['-S'] : []),
         ...(options.incoming === undefined ? [] : ['-incoming', options.incoming]),
         ...(options.args ?? []),

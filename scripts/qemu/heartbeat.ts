@@ -1,11 +1,13 @@
 /** The test guest's heartbeat (scripts/guest/init): proof that it runs on, and its downtime by its own clock. */
 
-/** One line `hb COUNT UPTIME`. */
+/** One line `hb COUNT UPTIME`, or `hb COUNT UPTIME WORK`. */
 export interface Heartbeat {
   /** Counts up by one, across migrations too. */
   readonly count: number
   /** The guest's own clock, milliseconds since it booted; it stands still while the guest is stopped. */
   readonly uptimeMs: number
+  /** What the guest has done so far, in units of its own, where it tells. */
+  readonly work?: number
   /** performance.now() of this process when the line was read. */
   readonly atMs: number
 }
@@ -24,10 +26,11 @@ export interface HeartbeatReport {
 
 /** Reads a serial line; undefined when it is not a whole heartbeat. */
 export function parseHeartbeat(line: string, atMs: number): Heartbeat | undefined {
-  const found = /^hb (\d+) (\d+)\.(\d\d)\r?$/.exec(line)
-  return found
-    ? { count: Number(found[1]), uptimeMs: Number(found[2]) * 1000 + Number(found[3]) * 10, atMs }
-    : undefined
+  const found = /^hb (\d+) (\d+)\.(\d\d)(?: (\d+))?\r?$/.exec(line)
+  if (!found) return undefined
+  const [, count, seconds, hundredths, work] = found
+  const beat = { count: Number(count), uptimeMs: Number(seconds) * 1000 + Number(hundredths) * 10, atMs }
+  return work === undefined ? beat : { ...beat, work: Number(work) }
 }
 
 /** Follows one guest through the heartbeats of its hosts, in the order in which it ran there. */

@@ -33,12 +33,17 @@ export interface Outage {
   readonly lengthMs: number
 }
 
-/** Links to try things on: the distances of one city, one continent, two, and a mobile uplink. */
+/**
+ * Links to try things on: an office's line, which the marks of the comparison stand on; the distances of one city, one
+ * continent, two; a mobile uplink; and a data centre's own network.
+ */
 export const LINK_PROFILES = {
+  wan: '100Mbit,40ms',
   metro: '1Gbit,2ms',
   continental: '200Mbit,30ms,loss=0.005%',
   intercontinental: '100Mbit,140ms,loss=0.01%,jitter=1ms',
   lte: '20Mbit,60ms,loss=0.2%,jitter=15ms',
+  lan: '10Gbit',
 } as const
 
 /** A description that does not follow the grammar above. */

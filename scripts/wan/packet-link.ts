@@ -6,8 +6,9 @@
  *   const proxy = link.source.spawn(['node', 'proxy.ts'])
  *   const guest = await QemuGuest.start({ qemu, netns: link.destination.netns })
  */
-import { type ChildProcess, execFile, execFileSync, fork, type SpawnOptions } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { type ChildProcess, execFile, execFileSync, fork, type SpawnOptions, spawnSync } from 'node:child_process'
+import { existsSync, readFileSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { atExit, endChild, spawnOwned } from '../qemu/cleanup.ts'
@@ -41,6 +42,8 @@ export class Site {
   readonly netns: string
   readonly address: string
   private readonly children = new Set<ChildProcess>()
+  /** Does nothing, in the namespace: its /proc entry shows the namespace's devices, without starting a program each time. */
+  private anchor: ChildProcess | undefined
 
   constructor(netns: string, address: string) {
     this.netns = netns
@@ -62,9 +65,20 @@ export class Site {
 
   /** Bytes out of and into this site. */
   async counters(): Promise<{ readonly outBytes: number; readonly inBytes: number }> {
-    const { stdout } = await run('ip', ['-n', this.netns, '-j', '-s', 'link', 'show', 'dev', device])
-    const [{ stats64 }] = JSON.parse(stdout) as [{ stats64: { rx: { bytes: number }; tx: { bytes: number } } }]
-    return { outBytes: stats64.tx.bytes, inBytes: stats64.rx.bytes }
+    this.anchor ??= this.spawn(['sleep', 'infinity'], { stdio: 'ignore' })
+    const folder = `/proc/${this.anchor.pid}`
+    // Until it is `sleep`, it may not be in the namespace yet.
+    for (let i = 0; readFileSync(`${folder}/comm`, 'latin1') !== 'sleep\n'; i++) {
+      if (i === 1000) throw new Error(`no program starts in ${this.netns}`)
+      await sleep(5)
+    }
+    const [line] = new RegExp(`^ *${device}:.*$`, 'm').exec(readFileSync(`${folder}/net/dev`, 'latin1')) ?? []
+    if (line === undefined) throw new Error(`${this.netns} has lost ${device}`)
+    const counts = line
+      .slice(line.indexOf(':') + 1)
+      .trim()
+      .split(/ +/)
+    return { outBytes: Number(counts[8]), inBytes: Number(counts[0]) }
   }
 
   /** Ends every program that was started here. */
@@ -136,7 +150,7 @@ export class PacketLink implements AsyncDisposable {
     try {
       for (const { netns } of sites) {
         ip('netns', 'add', netns)
-        removes.push(atExit(() => ip('netns', 'del', netns)))
+        removes.push(atExit(() => removeNamespace(netns)))
         ip('-n', netns, 'link', 'set', 'lo', 'up')
         if (kind === 'tap') ip('-n', netns, 'tuntap', 'add', device, 'mode', 'tap')
       }
@@ -309,6 +323,19 @@ export class PacketLink implements AsyncDisposable {
 
 let namespaces = 0
 
+/** Removes a namespace, and first ends what programs that were started there left running. */
+function removeNamespace(netns: string): void {
+  const { stdout } = spawnSync('ip', ['netns', 'pids', netns], { encoding: 'utf8' })
+  for (const pid of stdout.split('\n').filter(Boolean)) {
+    try {
+      process.kill(Number(pid), 'SIGKILL')
+    } catch {
+      // ended meanwhile
+    }
+  }
+  ip('netns', 'del', netns)
+}
+
 /** Unique on this machine: the process id is in it. */
 function namespaceName(what: string): string {
   return `pf-${process.pid}-${namespaces++}-${what}`
@@ -322,6 +349,6 @@ function ip(...args: string[]): void {
 function removeStale(): void {
   for (const line of execFileSync('ip', ['netns', 'list'], { encoding: 'utf8' }).split('\n')) {
     const [name, pid] = /^pf-(\d+)-\d+-\w+/.exec(line) ?? []
-    if (name && !existsSync(`/proc/${pid}`)) ip('netns', 'del', name)
+    if (name && !existsSync(`/proc/${pid}`)) removeNamespace(name)
   }
 }
