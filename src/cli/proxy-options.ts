@@ -3,7 +3,7 @@ import type { Argv } from 'yargs'
 import type { Log } from '../daemon/log.ts'
 import { Notifier } from '../daemon/systemd.ts'
 import { makeLog } from '../daemon/text-log.ts'
-import { ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import { Learning, type LearnMode, STATES_MAX } from '../learning/learning.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
 import { Credentials, type Role } from '../link/credentials.ts'
@@ -148,7 +148,10 @@ export interface Runnable {
   start(): Promise<void>
   stop(): Promise<void>
   abort(): Promise<void>
+  /** Reads certificates and keys again. */
   reload(): void
+  /** What should be mended in the credentials, though they work. */
+  readonly warnings: readonly string[]
   readonly running: number
   /** Settles once running migrations have finished after `stop`, where `stop` itself does not wait for them. */
   readonly ended?: Promise<void>
@@ -162,12 +165,24 @@ export interface StatusLine {
 /**
  * Runs until a signal ends it: SIGTERM and the first SIGINT let running migrations finish, a second SIGINT ends them
  * (their source guests go on), SIGHUP reads certificates and keys again. Tells systemd where it started us.
+ *
+ * @param reloadSettings what else SIGHUP reads again; throws where the old settings stay
  */
-export async function runProxy(proxy: Runnable, log: Log, status: StatusLine, started: () => void): Promise<void> {
+export async function runProxy(
+  proxy: Runnable,
+  log: Log,
+  status: StatusLine,
+  started: () => void,
+  reloadSettings: () => void = () => {},
+): Promise<void> {
   // Migrations outlive who reads the log: the `tee` that the same Ctrl-C ends, a terminal that hangs up.
   process.stdout.removeAllListeners('error').on('error', () => {})
   const notifier = new Notifier(why => log.warn('systemd is not told', { reason: why }))
   status.tell = text => notifier.status(text)
+  const warn = (): void => {
+    for (const warning of new Set(proxy.warnings)) log.warn('credentials', { warning })
+  }
+  warn()
   try {
     await proxy.start()
   } catch (error) {
@@ -201,8 +216,15 @@ export async function runProxy(proxy: Runnable, log: Log, status: StatusLine, st
       try {
         proxy.reload()
         log.info('certificates and keys read again')
+        warn()
       } catch (error) {
         log.error('certificates and keys not read: the old ones stay', { error: (error as Error).message })
+      }
+      try {
+        reloadSettings()
+      } catch (error) {
+        if (!isProxyError(error)) throw error
+        log.error('settings not read: the old ones stay', { error: error.what, hint: error.action })
       }
       notifier.ready()
     })

@@ -1,7 +1,7 @@
 /** `pageferry serve --config FILE`: both roles in one process. */
 import { readFileSync } from 'node:fs'
 import type { CommandModule } from 'yargs'
-import { type Configuration, type Mistake, readConfiguration } from '../daemon/configuration.ts'
+import { type Configuration, type Mistake, needRestart, readConfiguration } from '../daemon/configuration.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
@@ -10,8 +10,8 @@ import { formatAddress } from '../relay/address.ts'
 import { parseEffort } from './codec-command.ts'
 import { listenAt, logArrival } from './destination-command.ts'
 import { proxySettings, type Runnable, runProxy, type StatusLine } from './proxy-options.ts'
-import { parseDuration, parseRate, parseSize } from './quantity.ts'
-import { logSummary } from './source-command.ts'
+import { parseDuration, parseSize } from './quantity.ts'
+import { logSummary, parseCap } from './source-command.ts'
 
 interface ServeArguments {
   readonly config: string
@@ -42,34 +42,39 @@ export const serveCommand: CommandModule<object, ServeArguments> = {
 }
 
 async function runServe(args: ServeArguments): Promise<void> {
-  let content: string
-  try {
-    content = readFileSync(args.config, 'utf8')
-  } catch (cause) {
-    throw new ProxyError('IO', `cannot read ${args.config}: ${(cause as Error).message}`, undefined, 'check the path', {
-      cause,
-    })
-  }
-  const { configuration, mistakes } = readConfiguration(content, {
-    size: text => parseSize(text, 'pool-memory'),
-    rate: text => parseRate(text, 'rate'),
-    duration: text => parseDuration(text, 'duration'),
-    effort: text => (text === 'auto' ? text : parseEffort(text)),
-  })
+  const { configuration, mistakes } = readFile(args.config)
   if (!configuration) {
     tellMistakes(args, mistakes)
-    throw new ProxyError(
-      'USAGE',
-      `${mistakes.length} mistake${mistakes.length === 1 ? '' : 's'} in ${args.config}`,
-      undefined,
-      'mend them and try `--check` again',
-    )
+    throw wrong(args.config, mistakes)
   }
   if (args.check) {
     process.stdout.write(args.json ? '[]\n' : `${args.config}: no mistakes\n`)
     return
   }
-  await serve(configuration, args.json)
+  await serve(args, configuration)
+}
+
+/** @throws IO */
+function readFile(path: string): ReturnType<typeof readConfiguration> {
+  let content: string
+  try {
+    content = readFileSync(path, 'utf8')
+  } catch (cause) {
+    throw new ProxyError('IO', `cannot read ${path}: ${(cause as Error).message}`, undefined, 'check the path', {
+      cause,
+    })
+  }
+  return readConfiguration(content, {
+    size: text => parseSize(text, 'pool-memory'),
+    rate: text => parseCap(text, 'rate'),
+    duration: text => parseDuration(text, 'duration'),
+    effort: text => (text === 'auto' ? text : parseEffort(text)),
+  })
+}
+
+function wrong(path: string, mistakes: readonly Mistake[]): ProxyError {
+  const count = `${mistakes.length} mistake${mistakes.length === 1 ? '' : 's'}`
+  return new ProxyError('USAGE', `${count} in ${path}`, undefined, 'mend them and try `--check` again')
 }
 
 function tellMistakes({ config, json }: ServeArguments, mistakes: readonly Mistake[]): void {
@@ -78,11 +83,13 @@ function tellMistakes({ config, json }: ServeArguments, mistakes: readonly Mista
     for (const { line, what, hint } of mistakes) process.stderr.write(`${config}:${line}: ${what}\n  hint: ${hint}\n`)
 }
 
-async function serve(configuration: Configuration, json: boolean): Promise<void> {
+async function serve({ config, json }: ServeArguments, configuration: Configuration): Promise<void> {
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }
   const common = (peerName: string | undefined) => ({ ...configuration, peerName, json })
   const proxies: Runnable[] = []
+  const sources = new Map<string, SourceDaemon>()
+  let destination: DestinationDaemon | undefined
   const { log } = proxySettings(common(undefined), 'client')
   const where: string[] = []
   for (const peer of configuration.peers) {
@@ -99,21 +106,21 @@ async function serve(configuration: Configuration, json: boolean): Promise<void>
       onSummary: logSummary(log, json),
     })
     proxies.push(daemon)
+    sources.set(peer.name, daemon)
     where.push(`${peer.listen.map(({ address }) => formatAddress(address)).join(' ')} to ${peer.name}`)
   }
   if (configuration.wanListen.length > 0) {
     const settings = proxySettings(common(configuration.peerName), 'server')
-    proxies.push(
-      new DestinationDaemon({
-        ...settings,
-        listen: configuration.wanListen.flatMap(at => listenAt(formatAddress(at), configuration.plaintext, false, fds)),
-        targets: configuration.targets,
-        ringPagesMax: settings.ringPages,
-        placesMax: settings.places,
-        onStatus: text => status.tell(text),
-        onSummary: logArrival(log, json),
-      }),
-    )
+    destination = new DestinationDaemon({
+      ...settings,
+      listen: configuration.wanListen.flatMap(at => listenAt(formatAddress(at), configuration.plaintext, false, fds)),
+      targets: configuration.targets,
+      ringPagesMax: settings.ringPages,
+      placesMax: settings.places,
+      onStatus: text => status.tell(text),
+      onSummary: logArrival(log, json),
+    })
+    proxies.push(destination)
     where.push(
       `${configuration.wanListen.map(formatAddress).join(' ')} to ${[...configuration.targets.keys()].join(', ')}`,
     )
@@ -131,9 +138,25 @@ async function serve(configuration: Configuration, json: boolean): Promise<void>
     reload: () => {
       for (const proxy of proxies) proxy.reload()
     },
+    get warnings() {
+      return proxies.flatMap(proxy => proxy.warnings)
+    },
     get running() {
       return proxies.reduce((sum, proxy) => sum + proxy.running, 0)
     },
   }
-  await runProxy(all, log, status, () => log.info('serving', { from: where }))
+  /** Takes over what may change while migrations run; the file as a whole is right, or nothing of it counts. */
+  const reloadSettings = (): void => {
+    const { configuration: next, mistakes } = readFile(config)
+    if (!next) {
+      for (const { line, what, hint } of mistakes) log.error(`${config}:${line}: ${what}`, { hint })
+      throw wrong(config, mistakes)
+    }
+    for (const { name, rate } of next.peers) sources.get(name)?.setRate(rate)
+    destination?.setTargets(next.targets)
+    log.info('settings read again', { counting: 'rate of peers, targets' })
+    const settings = needRestart(configuration, next)
+    if (settings.length > 0) log.warn('a restart is needed for changed settings', { settings: settings.join(', ') })
+  }
+  await runProxy(all, log, status, () => log.info('serving', { from: where }), reloadSettings)
 }

@@ -1,4 +1,5 @@
 /** `pageferry source`: the proxy beside the source QEMU. */
+import { readFileSync } from 'node:fs'
 import type { Argv, CommandModule } from 'yargs'
 import type { Log } from '../daemon/log.ts'
 import type { MigrationSummary } from '../daemon/migration-summary.ts'
@@ -18,6 +19,7 @@ interface SourceArguments extends ProxyArguments {
   readonly effort: string
   readonly connections: string
   readonly rate: string | undefined
+  readonly rateFile: string | undefined
 }
 
 export const sourceCommand: CommandModule<object, SourceArguments> = {
@@ -57,6 +59,12 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
         default: '1',
       })
       .option('rate', { describe: 'Cap on the WAN, such as 200Mbit', type: 'string', requiresArg: true })
+      .option('rate-file', {
+        describe: 'File with the cap, or `none`; read again on SIGHUP',
+        type: 'string',
+        requiresArg: true,
+        conflicts: 'rate',
+      })
       .example('$0 source --peer 192.0.2.7:9444 --store S --tls-creds keys', 'QEMU migrates to tcp:127.0.0.1:4444')
       .example('$0 source --listen tcp:127.0.0.1:49152-49215 --peer far:9444 ...', "libvirt's ports") as never,
   handler: runSource,
@@ -69,6 +77,26 @@ export function parsePeer(text: string): { host: string; port: number } {
   if (!found || port < 1 || port > 65535)
     throw new ProxyError('USAGE', `--peer ${text}`, undefined, 'give HOST:PORT or [V6]:PORT')
   return { host: found[1] ?? found[2]!, port }
+}
+
+/** A cap on the WAN in bytes a second. @throws USAGE */
+export function parseCap(text: string, option: string): number {
+  const rate = parseRate(text, option)
+  if (rate === 0) throw new ProxyError('USAGE', `${option} ${text}`, undefined, 'a cap of 0 would stop everything')
+  return rate
+}
+
+/** What a file of --rate-file says, comments (#) left out. @throws USAGE, IO */
+function readCap(path: string): number {
+  let content: string
+  try {
+    content = readFileSync(path, 'utf8')
+  } catch (cause) {
+    const what = `--rate-file: ${(cause as Error).message}`
+    throw new ProxyError('IO', what, undefined, 'write a rate into it, such as 200Mbit, or none', { cause })
+  }
+  const text = content.replaceAll(/#.*/g, '').trim()
+  return text === 'none' ? Number.POSITIVE_INFINITY : parseCap(text, `--rate-file ${path}:`)
 }
 
 /** The one line at a migration's end. */
@@ -95,6 +123,7 @@ async function runSource(args: SourceArguments): Promise<void> {
   const settings = proxySettings(args, 'client')
   const { log } = settings
   const status: StatusLine = { tell: () => {} }
+  const { rate, rateFile } = args
   const daemon = new SourceDaemon({
     ...settings,
     listen: args.listen.map(parseNamedAddress),
@@ -102,14 +131,18 @@ async function runSource(args: SourceArguments): Promise<void> {
     peer: parsePeer(args.peer),
     effort: args.effort === 'auto' ? 'auto' : parseEffort(args.effort).level,
     connections: connectionCount(args.connections),
-    rate: args.rate === undefined ? Number.POSITIVE_INFINITY : parseRate(args.rate, '--rate'),
+    rate: rateFile !== undefined ? readCap(rateFile) : rate !== undefined ? parseCap(rate, '--rate') : Infinity,
     fds: takeListenFds(),
     onStatus: text => status.tell(text),
     onSummary: logSummary(log, args.json),
   })
-  await runProxy(daemon, log, status, () =>
-    log.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') }),
-  )
+  const started = (): void => log.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') })
+  await runProxy(daemon, log, status, started, () => {
+    if (rateFile === undefined) return
+    const cap = readCap(rateFile)
+    daemon.setRate(cap)
+    log.info('rate', { bytesPerSecond: cap === Infinity ? 'none' : cap })
+  })
 }
 
 function connectionCount(text: string): number {

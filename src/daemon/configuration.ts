@@ -233,6 +233,27 @@ export function readConfiguration(
   }
 }
 
+/**
+ * What differs between two configurations and counts only after a restart: all but the rates of peers, and targets where
+ * source proxies are listened for.
+ * @returns names as in the file
+ */
+export function needRestart(before: Configuration, after: Configuration): string[] {
+  const settings = ({ peers, targets, wanListen, peerName, ...rest }: Configuration): Map<string, string> =>
+    new Map([
+      ...Object.entries(rest).map(([key, value]) => [kebab(key), JSON.stringify(value)] as const),
+      ['wan', JSON.stringify([wanListen, peerName])],
+      ...peers.map(({ rate, ...peer }) => [`peers.${peer.name}`, JSON.stringify(peer)] as const),
+    ])
+  const was = settings(before)
+  const is = settings(after)
+  return [...new Set([...was.keys(), ...is.keys()])].filter(key => was.get(key) !== is.get(key))
+}
+
+function kebab(key: string): string {
+  return key.replaceAll(/[A-Z]/g, letter => `-${letter.toLowerCase()}`)
+}
+
 /** Whether a listener and a target name the same port of the same address. */
 function overlap(a: Address, b: Address): boolean {
   if (a.kind === 'unix' && b.kind === 'unix') return a.path === b.path

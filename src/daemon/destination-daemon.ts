@@ -26,6 +26,7 @@ const CLOSE_GRACE_MS = 5000
 export interface DestinationOptions {
   /** Where source proxies connect. */
   readonly listen: readonly ListenAt[]
+  /** What may be dialled, by name; `setTargets` changes it. */
   readonly targets: ReadonlyMap<string, Address>
   /** undefined: plain text, because the operator said so. */
   readonly credentials: Credentials | undefined
@@ -43,6 +44,8 @@ export interface DestinationOptions {
 
 export class DestinationDaemon {
   private readonly options: DestinationOptions
+  /** The same map in every session: a change counts at once. */
+  private readonly targets: Map<string, Address>
   private readonly server: LinkServer
   private readonly sets: SessionSets
   private readonly sessions = new Map<Link, DestinationSession>()
@@ -53,6 +56,7 @@ export class DestinationDaemon {
 
   constructor(options: DestinationOptions) {
     this.options = options
+    this.targets = new Map(options.targets)
     this.sets = new SessionSets(options.store, options.log)
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
@@ -82,6 +86,17 @@ export class DestinationDaemon {
 
   reload(): void {
     this.options.credentials?.reload()
+  }
+
+  /** What an operator should mend in the credentials. */
+  get warnings(): readonly string[] {
+    return this.options.credentials?.warnings ?? []
+  }
+
+  /** What may be dialled from now on; connections to a target that is gone go on. */
+  setTargets(targets: ReadonlyMap<string, Address>): void {
+    this.targets.clear()
+    for (const [name, address] of targets) this.targets.set(name, address)
   }
 
   /** Takes no more sessions and flows; running migrations finish. */
@@ -146,7 +161,7 @@ export class DestinationDaemon {
       sets: agreed,
       ring,
       places,
-      targets: [...options.targets.keys()],
+      targets: [...this.targets.keys()],
       session: { patienceMs: options.patienceMs, queueTargetMs: options.queueTargetMs },
       // big sets may take longer than the peer waits: the next try finds them loaded
       discard: () => this.pools.give(pool),
@@ -188,7 +203,7 @@ export class DestinationDaemon {
       pool,
       seed,
       learning,
-      targets: this.options.targets,
+      targets: this.targets,
       log: this.options.log,
       now: () => performance.now(),
       onFailure: error => void link.abort(error),

@@ -17,6 +17,7 @@ import { type Pool, PoolKeeper } from '../transfer/pool.ts'
 import { EffortController } from './effort-controller.ts'
 import type { Log } from './log.ts'
 import type { MigrationSummary } from './migration-summary.ts'
+import { RepeatedFailure } from './repeated-failure.ts'
 import { SessionSets } from './session-sets.ts'
 import { Gate, SLOT_BYTES, SourceSession } from './source-session.ts'
 
@@ -24,8 +25,6 @@ import { Gate, SLOT_BYTES, SourceSession } from './source-session.ts'
 const CHANNELS_MAX = 128
 /** One is filled while two are packed and one waits for its turn. */
 const WORKSPACES = 4
-/** Between two tries to open a session, after the link's own backoff gave up. */
-const RETRY_MS = 1000
 
 export interface SourceOptions {
   /** Where QEMU connects, each with the name of the target at the other side. */
@@ -40,7 +39,7 @@ export interface SourceOptions {
   readonly places: number
   readonly effort: number | 'auto'
   readonly connections: number
-  /** Bytes a second on the WAN, or Infinity. */
+  /** Bytes a second on the WAN, or Infinity; `setRate` changes it. */
   readonly rate: number
   readonly queueTargetMs: number
   readonly patienceMs: number
@@ -71,6 +70,8 @@ export class SourceDaemon {
   private readonly pools = new PoolKeeper()
   private stopping = false
   private migrations = 0
+  private rate: number
+  private readonly failures = new RepeatedFailure()
   private wake: (() => void) | undefined
   /** Settles when the last session has ended after `stop`. */
   readonly ended: Promise<void>
@@ -78,6 +79,7 @@ export class SourceDaemon {
 
   constructor(options: SourceOptions) {
     this.options = options
+    this.rate = options.rate
     this.sets = new SessionSets(options.store, options.log)
     this.ended = new Promise(done => {
       this.resolveEnded = done
@@ -116,9 +118,17 @@ export class SourceDaemon {
   reload(): void {
     this.options.credentials?.reload()
     this.renewIfIdle()
+    this.wake?.()
   }
 
+  /** What an operator should mend in the credentials. */
+  get warnings(): readonly string[] {
+    return this.options.credentials?.warnings ?? []
+  }
+
+  /** Caps the WAN from now on, running migrations too; Infinity: no cap. */
   setRate(bytesPerSecond: number): void {
+    this.rate = bytesPerSecond
     this.client?.session.setRate(bytesPerSecond)
   }
 
@@ -171,6 +181,7 @@ export class SourceDaemon {
       socket.reset()
     }, this.options.patienceMs)
     this.waiting.push({ socket, gate, timer })
+    this.wake?.()
     this.options.log.info('connection waits for a session', { target, at: formatAddress(at.address) })
   }
 
@@ -183,6 +194,15 @@ export class SourceDaemon {
     }
   }
 
+  /** The link's own lines, but while one session after the other cannot be opened `no session` says it all. */
+  private readonly linkLog: Log = {
+    info: (event, fields) => this.options.log.info(event, fields),
+    warn: (event, fields) => {
+      if (this.failures.times === 0) this.options.log.warn(event, fields)
+    },
+    error: (event, fields) => this.options.log.error(event, fields),
+  }
+
   /** Opens one session after the other for as long as the proxy runs. */
   private async keepSession(): Promise<void> {
     while (!this.stopping) {
@@ -191,9 +211,13 @@ export class SourceDaemon {
       } catch (error) {
         if (!isProxyError(error)) throw error
         if (!this.stopping) {
-          this.options.log.warn('no session', { error: error.what, hint: error.action })
+          const said = this.failures.failed(`${error.code} ${error.what}`, performance.now())
+          if (said) {
+            const again = said.times > 1 ? said : {}
+            this.options.log.warn('no session', { error: error.what, hint: error.action, ...again })
+          }
           this.options.onStatus?.(`no session: ${error.what}`)
-          await this.pause(RETRY_MS)
+          await this.pause(this.failures.retryMs)
         }
       }
     }
@@ -218,8 +242,8 @@ export class SourceDaemon {
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       connections: options.connections,
       offer: { agent: 'pageferry', sets, ring: options.ringPages, places: options.places, seed: seed.toString('hex') },
-      session: { patienceMs: options.patienceMs, queueTargetMs: options.queueTargetMs, rate: options.rate },
-      logger: options.log,
+      session: { patienceMs: options.patienceMs, queueTargetMs: options.queueTargetMs, rate: this.rate },
+      logger: this.linkLog,
       // nothing arrives before a flow was opened, and none is before the session is made
       sink: () => ({
         onOpen: () => {},
@@ -280,7 +304,9 @@ export class SourceDaemon {
         onFailure: error => void client.link.abort(error),
       })
       this.session = session
+      const failed = this.failures.recovered()
       options.log.info('session open', {
+        ...(failed > 0 && { failedBefore: failed }),
         peer: `${options.peer.host}:${options.peer.port}`,
         sets: agreed.map(digest => digest.slice(0, 12)),
         templatePages: pool.kernel.layout.templatePages,

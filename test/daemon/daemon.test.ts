@@ -5,9 +5,10 @@ import { parseDuration, parseRate, parseSize } from '../../src/cli/quantity.ts'
 import { parsePeer, summaryLine } from '../../src/cli/source-command.ts'
 import { BatchStats } from '../../src/codec/stats.ts'
 import { EFFORT_MAX } from '../../src/compression/effort.ts'
-import { readConfiguration } from '../../src/daemon/configuration.ts'
+import { needRestart, readConfiguration } from '../../src/daemon/configuration.ts'
 import { EffortController, type Waiting } from '../../src/daemon/effort-controller.ts'
 import { summarize } from '../../src/daemon/migration-summary.ts'
+import { RepeatedFailure } from '../../src/daemon/repeated-failure.ts'
 import { ERROR_EXIT } from '../../src/errors.ts'
 import { adviseOn, type QemuSettings } from '../../src/qmp/advice.ts'
 
@@ -71,6 +72,42 @@ targets:
   )
   t.equal(configuration!.targets.size, 1)
   t.match(configuration, { effort: '3', patience: '120s', plaintext: false, peerName: 'near.example' })
+  t.end()
+})
+
+t.test('what counts only after a restart', t => {
+  const file = (text: string) => readConfiguration(`plaintext: true\n${text}`, read).configuration!
+  const site = (peer: string, rest = '') =>
+    file(`${rest}peers: { dc2: { ${peer} } }
+listeners: [{ at: "tcp:127.0.0.2:1", peer: dc2 }]
+wan: { listen: ["tcp:127.0.0.1:9444"] }
+targets: { default: tcp:127.0.0.1:1 }
+`)
+  const before = site('address: "a:1"')
+  t.same(needRestart(before, site('address: "a:1", rate: 1Gbit')), [])
+  const other = { ...before, targets: new Map(), wanListen: [] }
+  t.same(needRestart(before, other), ['wan'])
+  t.same(needRestart(before, site('address: "a:2"', 'queue-target: 20ms\n')), ['queue-target', 'peers.dc2'])
+  t.same(needRestart(before, { ...before, peers: [] }), ['peers.dc2'])
+  t.end()
+})
+
+t.test('a failure that comes again and again', t => {
+  const failure = new RepeatedFailure()
+  t.equal(failure.recovered(), 0)
+  const said: string[] = []
+  let now = 0
+  for (; now < 4 * 3_600_000; now += failure.retryMs) {
+    const say = failure.failed('refused', now)
+    if (say) said.push(`${say.times} in ${say.seconds} s`)
+  }
+  t.equal(failure.retryMs, 30_000)
+  t.same(said.slice(0, 4), ['1 in 0 s', '7 in 61 s', '11 in 181 s', '19 in 421 s'])
+  t.ok(said.length < 12, `${said.length} lines in four hours`)
+  t.match(failure.failed('another', now), { seconds: now / 1000 }, 'another one is said at once')
+  t.ok(failure.recovered() > 400)
+  t.same(failure.failed('another', now), { times: 1, seconds: 0 })
+  t.equal(failure.retryMs, 1000)
   t.end()
 })
 

@@ -1,7 +1,10 @@
 /** Both daemons over loopback, with plain sockets for QEMUs: what must hold from one session to the next, and at ends. */
-import { spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
+import { chmodSync, readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
+import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
@@ -129,6 +132,16 @@ class Daemons implements AsyncDisposable {
   }
 }
 
+/** A port that nobody listens at just now. */
+async function freePort(): Promise<number> {
+  const server = net.createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as net.AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
 async function until(what: string, condition: () => boolean): Promise<void> {
   for (const end = performance.now() + 15_000; !condition(); ) {
     if (performance.now() > end) throw new Error(`in vain: ${what}`)
@@ -198,6 +211,133 @@ t.test('a stop while sets are looked through', async t => {
   await pair.source.stop()
   const ended = await Promise.race([pair.source.ended.then(() => true), sleep(3000, false)])
   t.ok(ended, 'the proxy ends')
+})
+
+/** A proxy as operators run it. */
+class Running implements AsyncDisposable {
+  readonly child: ChildProcess
+  readonly exit: Promise<unknown[]>
+  lines: string[] = []
+
+  constructor(...args: string[]) {
+    const pageferry = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
+    this.child = spawn(pageferry, args, { stdio: ['ignore', 'pipe', 'inherit'] })
+    this.exit = once(this.child, 'exit')
+    createInterface({ input: this.child.stdout! }).on('line', line => this.lines.push(line))
+  }
+
+  count(text: string): number {
+    return this.lines.filter(line => line.includes(text)).length
+  }
+
+  said(text: string, times = 1): Promise<void> {
+    return until(`"${text}" in ${this.lines.join('\n')}`, () => this.count(text) >= times)
+  }
+
+  /** The port that it says it listens at. */
+  async port(text: string): Promise<number> {
+    await this.said(text)
+    return Number(/:(\d+)"?$/.exec(this.lines.find(line => line.includes(text))!)![1])
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.child.kill('SIGKILL')
+    await this.exit
+  }
+}
+
+for (const command of ['source', 'serve']) {
+  t.test(`${command}: SIGHUP changes the rate of a running migration`, async t => {
+    const folder = t.testdir()
+    await using target = new Target()
+    target.server.listen(0, '127.0.0.1')
+    await once(target.server, 'listening')
+    let received = 0
+    target.onConnection = socket => socket.on('data', chunk => (received += chunk.length))
+    const to = `tcp:127.0.0.1:${target.port}`
+    await using destination = new Running('destination', '--plaintext', '--listen', 'tcp:127.0.0.1:0', '--target', to)
+    const peer = `127.0.0.1:${await destination.port('listening for source proxies')}`
+    const file = `${folder}/settings`
+    const local = await freePort()
+    const setRate = (rate: string, more = ''): void => {
+      const site = `plaintext: true
+effort: 0
+peers: { far: { address: "${peer}", rate: ${rate} } }
+listeners: [{ at: "tcp:127.0.0.1:${local}", peer: far }]
+${more}`
+      writeFileSync(file, command === 'source' ? `${rate} # of 100\n` : site)
+    }
+    setRate('4Mbit')
+    await using source =
+      command === 'source'
+        ? new Running(
+            'source',
+            '--plaintext',
+            '--listen',
+            `tcp:127.0.0.1:${local}`,
+            '--peer',
+            peer,
+            '--effort',
+            '0',
+            '--rate-file',
+            file,
+          )
+        : new Running('serve', '--config', file)
+    await source.said('session open')
+    const qemu = net.connect(local, '127.0.0.1')
+    t.teardown(() => qemu.destroy())
+    qemu.on('error', () => {})
+    qemu.write(MAIN)
+    const feed = (): void => {
+      while (qemu.write(randomBytes(1 << 16)));
+      qemu.once('drain', feed)
+    }
+    feed()
+    const measured = async (): Promise<number> => {
+      await sleep(500) // what the rate before has put on its way
+      const from = received
+      const fromMs = performance.now()
+      await sleep(1500)
+      return ((received - from) * 8) / 1e3 / (performance.now() - fromMs)
+    }
+    const before = await measured()
+    setRate('16Mbit', 'patience: 60s')
+    source.child.kill('SIGHUP')
+    await source.said(command === 'source' ? 'rate bytesPerSecond=2000000' : 'settings read again')
+    const after = await measured()
+    t.comment(`${before.toFixed(1)} Mbit/s, then ${after.toFixed(1)}`)
+    t.ok(before > 2 && before < 5, `4 Mbit/s: ${before}`)
+    t.ok(after > 2 * before && after < 18, `16 Mbit/s: ${after}`)
+    if (command === 'serve') await source.said('a restart is needed for changed settings settings=patience')
+    writeFileSync(file, 'rate: fast')
+    source.child.kill('SIGHUP')
+    await source.said('settings not read: the old ones stay')
+    t.equal(source.child.exitCode, null, 'a mistake ends nothing')
+  })
+}
+
+t.test('wrong credentials are said once, their warnings too', async t => {
+  const folder = t.testdir({ here: {}, there: {} })
+  const [here, there] = [`${folder}/here`, `${folder}/there`]
+  for (const directory of [here, there])
+    writeFileSync(`${directory}/keys.psk`, `a:${randomBytes(32).toString('hex')}\n`)
+  chmodSync(`${here}/keys.psk`, 0o644)
+  chmodSync(`${there}/keys.psk`, 0o600)
+  const listen = ['--listen', 'tcp:127.0.0.1:0']
+  await using destination = new Running('destination', '--tls-creds', there, ...listen, '--target', 'tcp:127.0.0.1:1')
+  const peer = `127.0.0.1:${await destination.port('listening for source proxies')}`
+  await using source = new Running('source', '--tls-creds', here, ...listen, '--peer', peer)
+  await destination.said('link.refused', 3) // three tries
+  t.same([source.count('link.'), source.count('no session')], [2, 1], source.lines.join('\n'))
+  t.equal(source.count('others can reach this secret'), 1)
+  writeFileSync(`${here}/keys.psk`, readFileSync(`${there}/keys.psk`)) // its mode stays
+  source.child.kill('SIGHUP')
+  await source.said('session open')
+  t.match(
+    source.lines.find(line => line.includes('session open')),
+    /failedBefore=\d/,
+  )
+  t.equal(source.count('others can reach this secret'), 2, 'again with the new files')
 })
 
 t.test('a reader of the log that goes away ends no proxy', async t => {
