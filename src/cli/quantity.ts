@@ -90,6 +90,12 @@ export function formatSize(bytes: number): string {
   return unit === 0 ? `${bytes} bytes` : `${value.toFixed(1)} ${units[unit]}`
 }
 
+/** Bytes a second as links are named: `98.7 Mbit/s`. */
+export function formatRate(bytesPerSecond: number): string {
+  const megabits = (bytesPerSecond * 8) / 1e6
+  return megabits < 1000 ? `${megabits.toFixed(1)} Mbit/s` : `${(megabits / 1000).toFixed(1)} Gbit/s`
+}
+
 /** A count for people: `17,742`. */
 export function formatCount(count: number): string {
   return count.toLocaleString('en-US')

@@ -10,7 +10,7 @@ import { CONNECTIONS_MAX } from '../limits.ts'
 import { formatAddress, parseNamedAddress } from '../relay/address.ts'
 import { parseEffort } from './codec-command.ts'
 import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
-import { formatSize, parseCount, parseRate } from './quantity.ts'
+import { formatRate, formatSize, parseCount, parseRate } from './quantity.ts'
 
 interface SourceArguments extends ProxyArguments {
   readonly listen: string[]
@@ -105,9 +105,14 @@ export function summaryLine(summary: MigrationSummary): string {
   const parts = Object.entries(pages)
     .filter(([, count]) => count > 0)
     .map(([name, count]) => `${count} ${name}`)
+  const { forecast, directSeconds, wanRate } = summary
+  const expected = forecast ? `forecast ${forecast.seconds.toFixed(1)} s, ${formatSize(forecast.bytesWan)}` : ''
+  const direct =
+    directSeconds === undefined ? '' : `direct about ${directSeconds.toFixed(1)} s at ${formatRate(wanRate)}`
+  const beside = [expected, direct].filter(text => text !== '').join('; ')
   return (
     `${summary.channels}: ${formatSize(summary.bytesIn)} from QEMU, ${formatSize(summary.bytesWan)} on the WAN ` +
-    `(${(100 * summary.ratio).toFixed(1)} %), ${summary.seconds.toFixed(1)} s; pages: ${parts.join(', ') || 'none'}; ${summary.endedBy}`
+    `(${(100 * summary.ratio).toFixed(1)} %), ${summary.seconds.toFixed(1)} s${beside && ` (${beside})`}; pages: ${parts.join(', ') || 'none'}; ${summary.endedBy}`
   )
 }
 

@@ -1,5 +1,5 @@
 /**
- * Chooses the effort of each batch so that the WAN, not the CPU, is what a migration waits for: docs/adr/0006-effort.md.
+ * Chooses the effort of each batch so that a migration gets through as fast as it can: docs/adr/0006-effort.md.
  * Pure: times come in.
  */
 import { EFFORT_MAX, EFFORTS, type Effort } from '../compression/effort.ts'
@@ -10,12 +10,16 @@ export type Waiting =
   | 'cpu' // the link would take more than is encoded
   | 'source' // QEMU has sent nothing: says nothing about either
 
-/** A decision needs so much time of waiting on the WAN or CPU: several batches at any level. */
-const SAMPLE_MS = 120
-/** Below this share of CPU waiting the next level is tried, above the other it is left. */
+/** A decision needs so much time of waiting on the WAN or CPU, and so many batches, unless those take too long. */
+const SAMPLE_MS = 80
+const SAMPLE_BATCHES = 8
+const SAMPLE_MAX_MS = 400
+/** Batches of the level before that may come out after a change: what the packer holds. */
+const SETTLE_BATCHES = 3
+/** Below this share of CPU waiting the next level is tried, above the other the one before. */
 const CPU_SHARE_UP = 0.15
 const CPU_SHARE_DOWN = 0.4
-/** A level that proved too slow is tried again after this time, doubled each time it fails again. */
+/** A level that proved slower is tried again after this time, doubled each time it fails again. */
 const RETRY_MS = 1000
 const RETRY_MAX_MS = 30_000
 
@@ -31,6 +35,13 @@ export class EffortController {
   private sinceMs = 0
   private wanMs = 0
   private cpuMs = 0
+  /** Of this sample. */
+  private rawBytes = 0
+  private batches = 0
+  private settling = 0
+  /** The level before, and what got through there, raw bytes a millisecond, until the present one is judged. */
+  private before: { readonly level: number; readonly rate: number } | undefined
+  /** By level: not to be moved to before this time. */
   private readonly retryAtMs = new Float64Array(EFFORT_MAX + 1)
   private readonly retryMs = new Float64Array(EFFORT_MAX + 1).fill(RETRY_MS)
 
@@ -45,6 +56,17 @@ export class EffortController {
     return urgent && effort.level > LEVEL_START ? EFFORTS[LEVEL_START]! : effort
   }
 
+  /** A batch of so many raw bytes is on its way. */
+  sent(rawBytes: number): void {
+    if (this.settling > 0) {
+      this.settling--
+      this.beginSample()
+    } else {
+      this.rawBytes += rawBytes
+      this.batches++
+    }
+  }
+
   /** Tells what the encoding side waits for from now on. */
   wait(state: Waiting, nowMs: number): void {
     const elapsed = nowMs - this.sinceMs
@@ -53,18 +75,43 @@ export class EffortController {
     else if (this.state === 'cpu') this.cpuMs += elapsed
     this.state = state
     const total = this.wanMs + this.cpuMs
-    if (total >= SAMPLE_MS) this.decide(this.cpuMs / total, nowMs)
+    if (total < SAMPLE_MS || this.settling > 0) return
+    if (this.batches < SAMPLE_BATCHES && total < SAMPLE_MAX_MS) return
+    const cpuShare = this.cpuMs / total
+    const rate = this.rawBytes / total
+    this.beginSample()
+    this.decide(cpuShare, rate, nowMs)
   }
 
-  private decide(cpuShare: number, nowMs: number): void {
+  private beginSample(): void {
     this.wanMs = 0
     this.cpuMs = 0
-    if (cpuShare > CPU_SHARE_DOWN && this.level > 0) {
-      this.retryAtMs[this.level] = nowMs + this.retryMs[this.level]!
-      this.retryMs[this.level] = Math.min(RETRY_MAX_MS, this.retryMs[this.level]! * 2)
-      this.level--
-    } else if (cpuShare < CPU_SHARE_UP && this.level < LEVEL_AUTO_MAX && nowMs >= this.retryAtMs[this.level + 1]!) {
-      this.level++
+    this.rawBytes = 0
+    this.batches = 0
+  }
+
+  private decide(cpuShare: number, rate: number, nowMs: number): void {
+    const { level, before } = this
+    this.before = undefined
+    if (before !== undefined) {
+      // fewer bytes on a link that is waited for cannot be worse, whatever the sample says
+      const surely = before.level < level && cpuShare < CPU_SHARE_UP
+      if (!surely && rate < before.rate) {
+        this.retryAtMs[level] = nowMs + this.retryMs[level]!
+        this.retryMs[level] = Math.min(RETRY_MAX_MS, this.retryMs[level]! * 2)
+        this.moveTo(before.level)
+        return
+      }
+      this.retryMs[level] = RETRY_MS
     }
+    const wanted = cpuShare > CPU_SHARE_DOWN ? level - 1 : cpuShare < CPU_SHARE_UP ? level + 1 : level
+    if (wanted === level || wanted < 0 || wanted > LEVEL_AUTO_MAX || nowMs < this.retryAtMs[wanted]!) return
+    this.before = { level, rate }
+    this.moveTo(wanted)
+  }
+
+  private moveTo(level: number): void {
+    this.level = level
+    this.settling = SETTLE_BATCHES
   }
 }

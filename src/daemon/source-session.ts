@@ -18,7 +18,7 @@ import type { Pool } from '../transfer/pool.ts'
 import { CODE } from '../wan/wire.ts'
 import type { EffortController } from './effort-controller.ts'
 import type { Log } from './log.ts'
-import { type MigrationSummary, summarize } from './migration-summary.ts'
+import { directSeconds, type Forecast, Forecaster, type MigrationSummary, summarize } from './migration-summary.ts'
 
 /** Raw bytes that one flow may have waiting: one batch. Its slot in the pool is as large. */
 export const FLOW_BYTES = 512 * 1024
@@ -67,7 +67,10 @@ export class Migration {
   readonly flows = new Set<SourceFlow>()
   /** Main, or what came first where that cannot be told. */
   lead: SourceFlow | undefined
+  /** Of channels that have ended. */
   readonly stats = new BatchStats()
+  readonly forecaster = new Forecaster()
+  forecast: Forecast | undefined
   readonly kinds: string[] = []
   bytesBack = 0
   connections = 0
@@ -79,6 +82,14 @@ export class Migration {
     this.number = number
     this.gate = gate
     this.startMs = startMs
+  }
+
+  /** Counts of all its channels so far. */
+  counts(): BatchStats {
+    const counts = new BatchStats()
+    counts.add(this.stats)
+    for (const flow of this.flows) counts.add(flow.encoder.stats)
+    return counts
   }
 }
 
@@ -127,12 +138,34 @@ export class SourceSession implements LinkSink {
         this.underWayBytes -= rawLength
         this.packedShare += (packedLength / rawLength - this.packedShare) * SHARE_STEP
         options.session.sendBatch(flow.number, rawLength, parts)
+        options.effort.sent(rawLength)
+        if (flow.migration) this.follow(flow.migration)
         flow.afterBatch()
         this.wake()
       },
       error => options.onFailure(error),
     )
     this.outbound.observer = options.learning
+  }
+
+  /** Tells once how a migration is expected to go on. */
+  private follow(migration: Migration): void {
+    const { session, effort, log, now } = this.options
+    const forecast = migration.forecaster.update(
+      migration.blocks,
+      () => migration.counts(),
+      now() - migration.startMs,
+      effort.effort(migration.urgent).level,
+    )
+    if (forecast === undefined) return
+    migration.forecast = forecast
+    const { rate } = session.stats()
+    log.info('migration halfway', {
+      migration: migration.number,
+      ...forecast,
+      wanRate: Math.round(rate),
+      directSeconds: directSeconds(forecast.bytesIn, rate),
+    })
   }
 
   /** A migration's last flow has ended, by END: then the other side knows it at the same point. */
@@ -620,7 +653,9 @@ export class SourceFlow implements SocketSink {
     this.session.migrationEnded(migration)
     if (this.gate.migration === migration) this.gate.migration = undefined
     if (migration.urgent) this.session.followUrgency()
-    this.session.options.onSummary(summarize(migration, this.session.options.now()))
+    this.session.options.onSummary(
+      summarize(migration, this.session.options.now(), this.session.options.session.stats().rate),
+    )
   }
 }
 
