@@ -57,6 +57,8 @@ export interface GuestDescription {
   readonly name: string
   readonly workload: string
   readonly memoryBytes: number
+  /** Guests of the lab that this guest's template set was made of. */
+  readonly templates?: readonly string[]
 }
 
 /** One migration. */

@@ -1,0 +1,162 @@
+/** How each method takes the bytes from one QEMU to the other. */
+import { execFileSync } from 'node:child_process'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Proxies } from '../demo/proxies.ts'
+import type { MigrationSettings, QemuGuest } from '../qemu/guest.ts'
+import { freePort, type OpenedWan } from '../wan/open.ts'
+import { descendantSeconds, ownSeconds } from './cpu.ts'
+import type { Method, Run } from './results.ts'
+
+/** What the pair and its peers may know beforehand. */
+export interface Templates {
+  /** Folder that `pageferry template build` filled. */
+  readonly store: string
+  /** The one set in it: a header, and pages as they are. */
+  readonly setFile: string
+}
+
+/** A way to the destination, ready for a migration. */
+export interface Route extends AsyncDisposable {
+  readonly sourceUri: string
+  /** Where the destination QEMU waits. */
+  readonly targetUri: string
+  readonly source: MigrationSettings
+  readonly destination: MigrationSettings
+  /** CPU seconds so far of what is neither QEMU, by part. */
+  cpuSeconds(source: QemuGuest, destination: QemuGuest): Record<string, number>
+  /** The route's own account of the migration that has ended. */
+  classes(): Promise<Run['classes']>
+  /** What its programs said last, for when something went wrong. */
+  readonly log: string
+}
+
+const RETURN_PATH = { 'return-path': true }
+
+/** Settings of QEMU's own ways: capabilities of both sides, and of the source; parameters of both. */
+const QEMU_ALONE: Partial<Record<Method, { both?: MigrationSettings; source?: MigrationSettings }>> = {
+  direct: {},
+  xbzrle: { both: { capabilities: { xbzrle: true }, parameters: { 'xbzrle-cache-size': 64 << 20 } } },
+  'multifd-zstd': {
+    both: {
+      capabilities: { multifd: true },
+      parameters: { 'multifd-channels': 4, 'multifd-compression': 'zstd', 'multifd-zstd-level': 1 },
+    },
+  },
+  'auto-converge': { source: { capabilities: { 'auto-converge': true } } },
+}
+
+/** What `zstd --stream-size` is told, and given: QEMU's stream, then zeros. Without a size it takes no --patch-from. */
+const PIPE_BYTES = 4 * 2 ** 30
+
+/** Programs that a method needs beyond QEMU and the pair. */
+const PROGRAMS: Partial<Record<Method, readonly string[]>> = {
+  'zstd-pipe': ['zstd', 'socat'],
+  wanproxy: ['wanproxy'],
+}
+
+/** Why a method cannot be had here; undefined where it can. */
+export function whyNot(method: Method): string | undefined {
+  for (const program of PROGRAMS[method] ?? []) {
+    try {
+      execFileSync('sh', ['-c', `command -v ${program}`], { stdio: 'ignore' })
+    } catch {
+      return `no program ${program} in PATH`
+    }
+  }
+  if (method === 'wanproxy') return 'how to start this wanproxy is not known: it was found, but never tried'
+  return undefined
+}
+
+/** Opens the way of one method. */
+export async function openRoute(
+  method: Method,
+  wan: OpenedWan,
+  folder: string,
+  templates: Templates | undefined,
+): Promise<Route> {
+  if (method === 'pair' || method === 'paper') return throughPair(method, wan, folder, templates)
+  if (method === 'zstd-pipe') return throughPipe(wan, templates)
+  const { both = {}, source = {} } = QEMU_ALONE[method]!
+  const port = await freePort()
+  const { host, port: reached } = await wan.reach(port)
+  const capabilities = { ...RETURN_PATH, ...both.capabilities }
+  return {
+    sourceUri: `tcp:${host}:${reached}`,
+    targetUri: `tcp:${wan.listenHost}:${port}`,
+    source: { capabilities: { ...capabilities, ...source.capabilities }, parameters: both.parameters ?? {} },
+    destination: { capabilities, parameters: both.parameters ?? {} },
+    cpuSeconds: () => ({}),
+    classes: async () => null,
+    log: '',
+    [Symbol.asyncDispose]: async () => {},
+  }
+}
+
+/**
+ * The paper's pair has no other knowledge than its templates, no smaller pages, and nothing is compressed: references
+ * alone, neither to what has passed nor to what a place held before.
+ */
+const PAPER = { both: ['--learn', 'off', '--pool-memory', '0'], source: ['--effort', '0'] }
+
+async function throughPair(
+  method: 'pair' | 'paper',
+  wan: OpenedWan,
+  folder: string,
+  templates: Templates | undefined,
+): Promise<Route> {
+  const options = { tls: 'psk', ...(method === 'paper' ? PAPER : {}) } as const
+  const pair = await Proxies.start(wan, folder, templates?.store, options)
+  try {
+    await pair.ready()
+  } catch (error) {
+    await pair[Symbol.asyncDispose]()
+    throw error
+  }
+  return {
+    sourceUri: pair.sourceUri,
+    targetUri: pair.targetUri,
+    source: { capabilities: RETURN_PATH },
+    destination: { capabilities: RETURN_PATH },
+    cpuSeconds: () => ({
+      'source proxy': ownSeconds(pair.pids.source) + descendantSeconds(pair.pids.source),
+      'destination proxy': ownSeconds(pair.pids.destination) + descendantSeconds(pair.pids.destination),
+    }),
+    classes: async () => {
+      const summary = await pair.summary()
+      if (!summary) return null
+      // A record is 8 bytes and a page, or 9 for a zero page; the summary does not tell dense pages from others.
+      const { zero, same, template, earlier, fill, patched, whole, opaque } = summary.pages
+      const records = { fill, previous: same, template, earlier, patched, compressed: whole, opaque }
+      const classes: Record<string, { pages: number; bytes: number }> = { zero: { pages: zero, bytes: zero * 9 } }
+      for (const [name, pages] of Object.entries(records)) classes[name] = { pages, bytes: pages * 4104 }
+      const counted = Object.values(classes).reduce((sum, { bytes }) => sum + bytes, 0)
+      return { ...classes, other: { pages: 0, bytes: Math.max(0, summary.bytesIn - counted) } }
+    },
+    get log() {
+      return pair.log
+    },
+    [Symbol.asyncDispose]: () => pair[Symbol.asyncDispose](),
+  }
+}
+
+/** What a skilled user would rig up. One way only: QEMU has no return path through a pipe. */
+async function throughPipe(wan: OpenedWan, templates: Templates | undefined): Promise<Route> {
+  const port = await freePort()
+  const { host, port: reached } = await wan.reach(port)
+  const options = `-q --long=31 --single-thread ${templates ? `--patch-from='${templates.setFile}'` : ''}`
+  // The zeros push out what zstd still holds of the stream's end; whoever has seen that end closes the pipe.
+  const pack = `(cat; exec cat /dev/zero) | head -c ${PIPE_BYTES} | zstd -3 ${options} --stream-size=${PIPE_BYTES} -c`
+  return {
+    sourceUri: `exec:${pack} | socat -u - TCP:${host}:${reached}`,
+    targetUri: `exec:socat -u TCP-LISTEN:${port},bind=${wan.listenHost},reuseaddr - | zstd -d ${options} -c`,
+    source: {},
+    destination: {},
+    cpuSeconds: (source, destination) => ({
+      zstd: descendantSeconds(source.pid) + descendantSeconds(destination.pid),
+    }),
+    classes: async () => null,
+    log: '',
+    // Its processes have QEMUs for parents and end with them; the namespaces' end takes the rest.
+    [Symbol.asyncDispose]: () => sleep(0),
+  }
+}
