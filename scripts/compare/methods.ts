@@ -45,8 +45,11 @@ const QEMU_ALONE: Partial<Record<Method, { both?: MigrationSettings; source?: Mi
   'auto-converge': { source: { capabilities: { 'auto-converge': true } } },
 }
 
-/** What `zstd --stream-size` is told, and given: QEMU's stream, then zeros. Without a size it takes no --patch-from. */
-const PIPE_BYTES = 4 * 2 ** 30
+/**
+ * What `zstd --stream-size` is told, and given: QEMU's stream, then zeros. Without a size it takes no --patch-from from
+ * a pipe, and it refuses 2 GiB. A migration that needs more fails.
+ */
+const PIPE_BYTES = 2_000_000_000
 
 /** Programs that a method needs beyond QEMU and the pair. */
 const PROGRAMS: Partial<Record<Method, readonly string[]>> = {
