@@ -19,7 +19,8 @@ import type { Log } from './log.ts'
 import type { MigrationSummary } from './migration-summary.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
 import { SessionSets } from './session-sets.ts'
-import { Gate, SLOT_BYTES, SourceSession } from './source-session.ts'
+import { SourceConnection } from './source-connection.ts'
+import { Gate, isOpen, type Moved, SLOT_BYTES, SourceSession } from './source-session.ts'
 
 /** Channels at once: four migrations with 31 multifd channels each. */
 const CHANNELS_MAX = 128
@@ -51,9 +52,7 @@ export interface SourceOptions {
 }
 
 /** A connection of QEMU that waits for a session. */
-interface Waiting {
-  readonly socket: QemuSocket
-  readonly gate: Gate
+interface Waiting extends Moved {
   readonly timer: NodeJS.Timeout
 }
 
@@ -157,40 +156,70 @@ export class SourceDaemon {
     )
   }
 
-  private accept(socket: QemuSocket, target: string, at: Accepted): void {
+  private accept(accepted: QemuSocket, target: string, at: Accepted): void {
     let gate = this.gates.get(target)
     if (!gate) {
       gate = new Gate(target)
       this.gates.set(target, gate)
     }
-    // while the WAN is broken nobody knows whether the other side still has this session
-    if (this.session && !this.drained && !this.client!.link.over && this.client!.link.connections > 0) {
-      if (this.session.channelCount === 0 && this.sets.changed) this.renewIfIdle()
-      else {
-        this.session.accept(socket, gate)
+    const socket = new SourceConnection(accepted, performance.now())
+    if (this.takes(gate)) {
+      if (this.session!.channelCount > 0 || !this.sets.changed) {
+        this.session!.accept(socket, gate)
         return
       }
+      this.renewIfIdle()
     }
-    const timer = setTimeout(() => {
-      const i = this.waiting.findIndex(entry => entry.socket === socket)
-      if (i >= 0) this.waiting.splice(i, 1)
-      this.options.log.warn('connection refused', {
-        target,
-        reason: `no session with the other proxy for ${this.options.patienceMs / 1000} s`,
-      })
-      socket.reset()
-    }, this.options.patienceMs)
-    this.waiting.push({ socket, gate, timer })
+    this.waiting.push(this.waits({ socket, gate }))
     this.wake?.()
     this.options.log.info('connection waits for a session', { target, at: formatAddress(at.address) })
   }
 
+  /** Whether there is a session for connections that come in at a gate. */
+  private takes(gate: Gate): boolean {
+    // while the WAN is broken nobody knows whether the other side still has this session
+    if (!this.session || this.client!.link.over || this.client!.link.connections === 0) return false
+    return !this.drained || isOpen(gate.migration)
+  }
+
+  private waits({ socket, gate }: Moved): Waiting {
+    const leftMs = this.options.patienceMs - (performance.now() - socket.bornMs)
+    const timer = setTimeout(
+      () => {
+        const i = this.waiting.findIndex(entry => entry.socket === socket)
+        if (i >= 0) this.waiting.splice(i, 1)
+        this.options.log.warn('connection refused', {
+          target: gate.target,
+          reason: `no session with the other proxy for ${this.options.patienceMs / 1000} s`,
+        })
+        socket.reset()
+      },
+      Math.max(0, leftMs),
+    )
+    return { socket, gate, timer }
+  }
+
+  /** A session gives back what the other side never heard of. */
+  private takeBack(connections: readonly Moved[]): void {
+    this.drained = true // if it lives: nothing new is for it
+    if (this.stopping) {
+      for (const { socket } of connections) socket.reset()
+      return
+    }
+    this.waiting.unshift(...connections.map(connection => this.waits(connection)))
+    this.options.log.info('connections wait for another session', { connections: connections.length })
+  }
+
   /** There is a session, and it lives. */
   private admitWaiting(): void {
-    if (!this.session || this.drained || this.stopping) return
-    for (const { socket, gate, timer } of this.waiting.splice(0)) {
-      clearTimeout(timer)
-      this.session.accept(socket, gate)
+    if (this.stopping) return
+    for (const entry of this.waiting.splice(0)) {
+      const { socket, gate, timer } = entry
+      if (!this.takes(gate)) this.waiting.push(entry)
+      else {
+        clearTimeout(timer)
+        if (!socket.isClosed) this.session!.accept(socket, gate)
+      }
     }
   }
 
@@ -251,6 +280,8 @@ export class SourceDaemon {
         onData: (flow, payload) => session?.onData(flow, payload),
         onFin: flow => session?.onFin(flow),
         onReset: (flow, code, text) => session?.onReset(flow, code, text),
+        onTaken: flow => session?.onTaken(flow),
+        onRefused: (flow, text) => session?.onRefused(flow, text),
         onEnd: flow => {
           session?.onEnd(flow)
           this.closeIfIdle()
@@ -302,6 +333,7 @@ export class SourceDaemon {
           this.closeIfIdle()
         },
         onFailure: error => void client.link.abort(error),
+        onMoved: connections => this.takeBack(connections),
       })
       this.session = session
       const failed = this.failures.recovered()

@@ -10,7 +10,7 @@ import type { LinkSink } from '../link/api.ts'
 import { BlockTable } from '../qemu/block-table.ts'
 import { CHANNEL_KIND_BYTES_MAX, type ChannelKind, channelKind } from '../qemu/channel-kind.ts'
 import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
-import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
+import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { Session } from '../session/session.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
 import { Outbound } from '../transfer/outbound.ts'
@@ -19,6 +19,7 @@ import { CODE } from '../wan/wire.ts'
 import type { EffortController } from './effort-controller.ts'
 import type { Log } from './log.ts'
 import { directSeconds, type Forecast, Forecaster, type MigrationSummary, summarize } from './migration-summary.ts'
+import type { SourceConnection } from './source-connection.ts'
 
 /** Raw bytes that one flow may have waiting: one batch. Its slot in the pool is as large. */
 export const FLOW_BYTES = 512 * 1024
@@ -76,6 +77,10 @@ export class Migration {
   connections = 0
   postcopyAdvised = false
   urgent = false
+  /** The other side knows of it: it ends with this session. */
+  taken = false
+  /** It never heard of it: the connections go on with another session. */
+  moved = false
   endedBy = ''
 
   constructor(number: number, gate: Gate, startMs: number) {
@@ -107,6 +112,14 @@ export interface SourceSessionOptions {
   readonly onSummary: (summary: MigrationSummary) => void
   /** The codec failed: the session must end. */
   readonly onFailure: (error: ProxyError) => void
+  /** Connections that the other side never heard of: for another session. */
+  readonly onMoved: (connections: readonly Moved[]) => void
+}
+
+/** A connection that a session gives back. */
+export interface Moved {
+  readonly socket: SourceConnection
+  readonly gate: Gate
 }
 
 export class SourceSession implements LinkSink {
@@ -178,8 +191,12 @@ export class SourceSession implements LinkSink {
     return this.flows.size
   }
 
+  get over(): boolean {
+    return this.ended
+  }
+
   /** Takes a connection of QEMU. */
-  accept(socket: QemuSocket, gate: Gate): void {
+  accept(socket: SourceConnection, gate: Gate): void {
     const slot = this.freeSlots.pop()
     if (slot === undefined || this.ended) {
       this.options.log.warn('connection refused', {
@@ -217,6 +234,7 @@ export class SourceSession implements LinkSink {
       migration.lead = flow
       migration.urgent = kind === 'recovery'
       this.open(flow, kind)
+      if (migration.moved) return
       for (const waiting of gate.waiting.splice(0)) this.open(waiting, waiting.kind)
       if (kind === 'recovery') this.postcopyAdvised(migration)
     } else if (isOpen(gate.migration)) this.open(flow, kind)
@@ -230,6 +248,13 @@ export class SourceSession implements LinkSink {
       flow.number = session.openFlow({ target: flow.gate.target, migration: migration.number, kind })
     } catch (error) {
       if (!isProxyError(error)) throw error
+      if (error.code === 'PROTOCOL_STATE' && !migration.taken) {
+        // DRAIN came between this connection and its first bytes
+        flow.migration = migration
+        migration.flows.add(flow)
+        this.move(migration)
+        return
+      }
       log.warn('connection refused', { target: flow.gate.target, error: error.message })
       flow.socket.reset()
       return
@@ -290,6 +315,25 @@ export class SourceSession implements LinkSink {
     this.flows.get(number)?.resetByPeer(code, text)
   }
 
+  onTaken(number: number): void {
+    this.flows.get(number)?.taken()
+  }
+
+  onRefused(number: number, text: string): void {
+    const flow = this.flows.get(number)
+    if (!flow?.migration) return
+    if (flow.migration.taken) flow.resetByPeer(CODE.SHUTDOWN, text)
+    else this.move(flow.migration)
+  }
+
+  /** Gives the connections of a migration that the other side never heard of back, for another session. */
+  private move(migration: Migration): void {
+    if (migration.moved) return
+    migration.moved = true
+    if (migration.gate.migration === migration) migration.gate.migration = undefined
+    this.options.onMoved([...migration.flows].flatMap(flow => flow.moveAway()))
+  }
+
   onEnd(number: number): void {
     const flow = this.flows.get(number)
     this.flows.delete(number)
@@ -332,9 +376,33 @@ export class SourceSession implements LinkSink {
       this.ended = true
       clearTimeout(this.idleTimer)
       this.flows.clear()
-      for (const flow of [...this.connections]) flow.sessionLost(reason)
+      this.endConnections(reason)
     }
     await this.outbound.close()
+  }
+
+  /** Breaks the connections of migrations that the other side may know of, and gives the others back. */
+  private endConnections(reason: string): void {
+    const { session } = this.options
+    const known = (migration: Migration): boolean =>
+      migration.taken || [...migration.flows].some(flow => !session.isUnheard(flow.number))
+    const lost = new Set<SourceFlow>()
+    for (const flow of this.connections) {
+      // those that are silent, or wait for their main, go with what runs at their gate
+      const migration = flow.migration ?? (isOpen(flow.gate.migration) ? flow.gate.migration : undefined)
+      if (migration && !migration.moved && known(migration)) lost.add(flow)
+    }
+    const moved: Moved[] = []
+    for (const flow of [...this.connections]) {
+      const { migration, gate } = flow
+      if (lost.has(flow)) flow.sessionLost(reason)
+      else {
+        if (migration) migration.moved = true
+        if (gate.migration === migration) gate.migration = undefined
+        moved.push(...flow.moveAway())
+      }
+    }
+    if (moved.length > 0) this.options.onMoved(moved)
   }
 
   /** While any guest waits for its pages, next to nothing may wait in the link. */
@@ -398,7 +466,7 @@ class ChannelEncoder extends FlowEncoder {
 
 /** One connection of the source QEMU. */
 export class SourceFlow implements SocketSink {
-  readonly socket: QemuSocket
+  readonly socket: SourceConnection
   readonly gate: Gate
   kind: ChannelKind = 'unknown'
   /** Flow number in the session; 0 before it is opened. */
@@ -424,8 +492,10 @@ export class SourceFlow implements SocketSink {
   private resetCode: number | undefined
   private resetText = ''
   private gone = false
+  /** Its connection belongs to another session by now. */
+  private moved = false
 
-  constructor(session: SourceSession, socket: QemuSocket, gate: Gate, slot: number) {
+  constructor(session: SourceSession, socket: SourceConnection, gate: Gate, slot: number) {
     this.session = session
     this.socket = socket
     this.gate = gate
@@ -604,6 +674,28 @@ export class SourceFlow implements SocketSink {
     this.socket.reset()
   }
 
+  /** The other side has taken the flow. */
+  taken(): void {
+    if (this.migration) this.migration.taken = true
+    this.socket.settle()
+  }
+
+  /**
+   * Lets its connection go; what was encoded is brought to its end here.
+   * @returns the connection, if it lives
+   */
+  moveAway(): Moved[] {
+    const { socket, gate } = this
+    const moved = this.moved || socket.isClosed ? [] : [{ socket, gate }]
+    if (!this.moved) socket.detach()
+    this.moved = true
+    this.leaveGate()
+    // without a flow in a session that lives nothing comes that could end it
+    if (this.number === 0 || this.session.over) this.leave()
+    else this.breakOff(CODE.NONE, '')
+    return moved
+  }
+
   /** Both directions have ended at the session. */
   sessionEnded(): void {
     this.gone = true
@@ -640,7 +732,7 @@ export class SourceFlow implements SocketSink {
     this.leaveGate()
     // the socket may still write to the slot until it is closed
     const free = (): void => this.session.release(this, this.slot)
-    if (this.closed) free()
+    if (this.closed || this.moved) free()
     else if (this.socket.isClosed) free()
     else this.onClosed = () => free()
     const { migration } = this
@@ -649,7 +741,7 @@ export class SourceFlow implements SocketSink {
     if (this.gate.migration === migration) this.keepMemory()
     migration.stats.add(this.encoder.stats)
     migration.flows.delete(this)
-    if (migration.flows.size > 0) return
+    if (migration.flows.size > 0 || migration.moved) return
     this.session.migrationEnded(migration)
     if (this.gate.migration === migration) this.gate.migration = undefined
     if (migration.urgent) this.session.followUrgency()
@@ -660,6 +752,6 @@ export class SourceFlow implements SocketSink {
 }
 
 /** Whether channels that come now belong to it. One that QEMU has given up may still have bytes to deliver. */
-function isOpen(migration: Migration | undefined): migration is Migration {
+export function isOpen(migration: Migration | undefined): migration is Migration {
   return migration !== undefined && migration.flows.size > 0 && migration.lead?.over !== true
 }

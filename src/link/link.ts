@@ -7,6 +7,7 @@ import { ProxyError } from '../errors.ts'
 import type { Role } from '../session/api.ts'
 import { Session } from '../session/session.ts'
 import { FrameDecoder } from '../wan/frames.ts'
+import { CODE } from '../wan/wire.ts'
 import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
 
 /**
@@ -93,6 +94,11 @@ export class Link {
         onBatch: (flow, parts, rawLength) => this.#sink.onBatch(flow, parts, rawLength),
         onFin: flow => this.#sink.onFin(flow),
         onReset: (flow, code, text) => this.#sink.onReset(flow, code, text),
+        onTaken: flow => this.#sink.onTaken?.(flow),
+        onRefused: (flow, text) => {
+          if (this.#sink.onRefused) this.#sink.onRefused(flow, text)
+          else this.#sink.onReset(flow, CODE.SHUTDOWN, text)
+        },
         onEnd: flow => this.#sink.onEnd(flow),
         onCredit: flow => this.#sink.onCredit(flow),
         onDrain: () => this.#sink.onDrain(),

@@ -29,7 +29,7 @@ export interface SessionSink {
   onData(flow: number, payload: Uint8Array): void
   /**
    * A whole batch, in its order over all flows. `parts` stay valid. Comes also for flows that were reset, and for
-   * flows that onOpen never told of because they were opened while this side drains (the shared pool must follow it):
+   * flows that onOpen never told of because this side refused them (the shared pool must follow it):
    * expand it, then drop what it gives. `rawLength` is what the batch says it expands to and what
    * `consumed` is to be told when the local QEMU's socket took it.
    */
@@ -42,11 +42,18 @@ export interface SessionSink {
    * where this side reset the flow first.
    */
   onReset(flow: number, code: number, text: string): void
+  /** Client only: the server has taken the flow; told once, before anything else of the flow, unless this side reset it. */
+  onTaken?(flow: number): void
+  /**
+   * Client only: the server refused the flow because it takes no new migrations or its session ends. No QEMU heard of
+   * it: its bytes may go out again on another session. All else as with onReset, which comes where this is not there.
+   */
+  onRefused?(flow: number, text: string): void
   /** Both directions have ended and the peer knows: the flow is no more. Not called for flows that die with the session. */
   onEnd(flow: number): void
   /** `credit(flow)` or `dataRoom(flow)` rose. */
   onCredit(flow: number): void
-  /** The peer takes and opens no new flows. */
+  /** The peer takes and opens no new migrations. */
   onDrain(): void
   /** The peer ended the session; every flow is gone. Code 0: it owed nothing any more. */
   onBye(code: number, text: string): void

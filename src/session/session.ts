@@ -88,7 +88,7 @@ class Flow {
   readonly info: FlowInfo
   readonly migration: Migration
   send: SendState = 'open'
-  receive: ReceiveState = 'open'
+  receive: ReceiveState
 
   // What this side sends.
   creditTotal = CREDIT_INITIAL_BYTES
@@ -101,8 +101,10 @@ class Flow {
   queuedBatches = 0
   /** dataRoom was asked for and the lane was full: tell when it is not. */
   starved = false
-  /** The layer above was never told of it: it came while this side took no new flows. */
+  /** The layer above was never told of it: this side refused it. */
   untold = false
+  /** Client: sequence number of its OPEN; 0 before it is sent. */
+  openSequence = 0
   urgent = false
   turn = 0
   wanOut = 0
@@ -118,10 +120,11 @@ class Flow {
   epochBytes = 0
   wanIn = 0
 
-  constructor(number: number, info: FlowInfo, migration: Migration) {
+  constructor(number: number, info: FlowInfo, migration: Migration, receive: ReceiveState) {
     this.number = number
     this.info = info
     this.migration = migration
+    this.receive = receive
   }
 }
 
@@ -159,6 +162,8 @@ export class Session {
   private flowNext = 1
   private draining = false
   private peerDraining = false
+  /** Flows of a session that has ended: the server neither took nor refused them, nor acknowledged their OPEN. */
+  private unheard: ReadonlySet<number> = new Set()
   private grownBytes = 0
   private virtualTime = 0
   private turn = 0
@@ -474,10 +479,16 @@ export class Session {
         if (!this.enterReceive(flow, 'fin')) return
         if (flow.send !== 'reset') this.sink.onFin(number)
         return this.endFlow(flow)
-      case FRAME.RESET:
-        if (!this.enterReceive(flow, 'reset')) return
-        if (flow.send !== 'reset') this.sink.onReset(number, readU16(payload, 0), decodeText(payload))
+      case FRAME.RESET: {
+        const code = readU16(payload, 0)
+        const refused = flow.receive === 'asked' && code === CODE.SHUTDOWN
+        if (!this.enterReceive(flow, 'reset', !refused)) return
+        if (flow.send !== 'reset') {
+          if (refused && this.sink.onRefused) this.sink.onRefused(number, decodeText(payload))
+          else this.sink.onReset(number, code, decodeText(payload))
+        }
         return this.endFlow(flow)
+      }
       case FRAME.CREDIT: {
         if (!this.enterReceive(flow, 'credit')) return
         const total = readU64(payload, 0)
@@ -508,12 +519,22 @@ export class Session {
     if (this.flows.size >= FLOWS_MAX) return this.fault('LIMIT_EXCEEDED', `more than ${FLOWS_MAX} flows`)
     const flow = this.addFlow(number, info)
     flow.wanIn += FRAME_HEAD_BYTES + payload.length
-    if (this.draining || this.sessionState !== 'live') {
+    if (this.sessionState !== 'live' || (this.draining && !this.isRunning(flow))) {
       flow.untold = true
-      this.resetFlow(number, CODE.SHUTDOWN, 'takes no new flows')
+      this.resetFlow(number, CODE.SHUTDOWN, 'takes no new migrations')
     } else {
+      this.enqueue(FRAME.CREDIT, flow, [EMPTY])
       this.sink.onOpen(number, info)
     }
+  }
+
+  /** Whether another flow of the same migration is open that was neither reset nor refused. */
+  private isRunning(flow: { readonly info: FlowInfo }): boolean {
+    for (const other of this.flows.values()) {
+      const same = other !== flow && other.info.migration === flow.info.migration
+      if (same && other.send !== 'reset' && other.receive !== 'reset') return true
+    }
+    return false
   }
 
   private deliverPart(flow: Flow, flags: number, payload: Uint8Array) {
@@ -549,7 +570,8 @@ export class Session {
     return false
   }
 
-  private enterReceive(flow: Flow, input: ReceiveInput): boolean {
+  /** @param takes whether the frame says that the server has taken the flow */
+  private enterReceive(flow: Flow, input: ReceiveInput, takes = true): boolean {
     const next = RECEIVE_TABLE[flow.receive][input]
     if (next === null) {
       this.fault('PROTOCOL_STATE', `${input.toUpperCase()} for flow ${flow.number} after ${flow.receive.toUpperCase()}`)
@@ -560,7 +582,9 @@ export class Session {
       this.fault('PROTOCOL_SYNTAX', `${input.toUpperCase()} for flow ${flow.number} within its batch`)
       return false
     }
+    const asked = flow.receive === 'asked'
     flow.receive = next
+    if (asked && takes && flow.send !== 'reset') this.sink.onTaken?.(flow.number)
     return true
   }
 
@@ -683,7 +707,8 @@ export class Session {
       while (this.creditLane.length > 0 && this.sessionState !== 'closing') {
         const flow = this.creditLane.shift()!
         flow.creditDue = false
-        if (flow.receive === 'open' && flow.send !== 'reset') return this.pullCredit(path, flow, out)
+        const open = flow.receive === 'open' || flow.receive === 'asked'
+        if (open && flow.send !== 'reset') return this.pullCredit(path, flow, out)
       }
     }
     let entry = this.urgentLane.peek()
@@ -691,7 +716,12 @@ export class Session {
       this.finishEntry(this.urgentLane, entry)
       entry = this.urgentLane.peek()
     }
-    if (entry) return urgentGoes ? this.pullEntry(path, this.urgentLane, entry, out) : 0
+    if (entry) {
+      if (!urgentGoes) return 0
+      if (entry.type !== FRAME.CREDIT) return this.pullEntry(path, this.urgentLane, entry, out)
+      this.finishEntry(this.urgentLane, entry)
+      return this.pullCredit(path, entry.flow, out)
+    }
     entry = this.bulkLane.peek()
     while (entry && isDropped(entry)) {
       this.finishEntry(this.bulkLane, entry)
@@ -781,6 +811,7 @@ export class Session {
     out: Uint8Array[],
   ): number {
     const sequence = ++this.lastSequence
+    if (type === FRAME.OPEN) this.flows.get(flow)!.openSequence = sequence
     this.sent.span(this.acked, sequence)
     const slot = sequence & this.sent.mask
     const size = FRAME_HEAD_BYTES + length
@@ -837,8 +868,8 @@ export class Session {
   /**
    * Client only: opens a flow.
    * @returns its number
-   * @throws ProxyError LIMIT_EXCEEDED where FLOWS_MAX are open; PROTOCOL_STATE where either side drains or the session
-   *   ends
+   * @throws ProxyError LIMIT_EXCEEDED where FLOWS_MAX are open; PROTOCOL_STATE where the session ends, or either side
+   *   drains and no flow of the migration is open
    */
   openFlow(info: FlowInfo): number {
     assert(this.role === 'client', 'only the client opens flows')
@@ -847,7 +878,9 @@ export class Session {
     }
     const { sessionState: state } = this
     if (state === 'closed' || state === 'closing' || state === 'stranded') refuse('PROTOCOL_STATE', 'the session ends')
-    if (this.draining || this.peerDraining) refuse('PROTOCOL_STATE', 'no new flows are taken')
+    if ((this.draining || this.peerDraining) && !this.isRunning({ info })) {
+      refuse('PROTOCOL_STATE', 'no new migrations are taken')
+    }
     if (this.flows.size >= FLOWS_MAX) refuse('LIMIT_EXCEEDED', `${FLOWS_MAX} flows are open`)
     const payload = new TextEncoder().encode(
       JSON.stringify({ target: info.target, migration: info.migration, kind: info.kind }),
@@ -936,6 +969,14 @@ export class Session {
     return this.flows.get(flow)?.info
   }
 
+  /**
+   * After the end of the session, client: whether the server neither took nor refused the flow, nor acknowledged that it
+   * was opened. The same bytes may then go out on another session.
+   */
+  isUnheard(flow: number): boolean {
+    return this.unheard.has(flow)
+  }
+
   /** Raw bytes that the peer still lets us hand in for this flow. 0 for a flow that is gone. */
   credit(flow: number): number {
     const state = this.flows.get(flow)
@@ -983,7 +1024,7 @@ export class Session {
   }
 
   private offerCredit(flow: Flow): void {
-    if (flow.creditDue || flow.receive !== 'open' || flow.send === 'reset') return
+    if (flow.creditDue || (flow.receive !== 'open' && flow.receive !== 'asked') || flow.send === 'reset') return
     if (flow.consumed + flow.window - flow.granted < flow.window / 4) return
     flow.creditDue = true
     this.creditLane.push(flow)
@@ -997,7 +1038,7 @@ export class Session {
       this.migrations.set(info.migration, migration)
     }
     migration.flows++
-    const flow = new Flow(number, info, migration)
+    const flow = new Flow(number, info, migration, this.role === 'client' ? 'asked' : 'open')
     flow.epochMs = this.nowMs
     this.flows.set(number, flow)
     this.opened[number >> 3]! |= 1 << (number & 7)
@@ -1148,7 +1189,7 @@ export class Session {
 
   // The end ----------------------------------------------------------------------------------------------------------
 
-  /** Tells the peer that this side opens and takes no new flows; running ones go on. */
+  /** Tells the peer that this side opens and takes no new migrations; running ones go on. */
   drain(): void {
     this.draining = true
     for (const path of this.paths) if (path) path.drainDue = true
@@ -1197,6 +1238,11 @@ export class Session {
 
   /** Lets go of all memory. */
   private clear(): void {
+    this.unheard = new Set(
+      [...this.flows.values()]
+        .filter(flow => flow.receive === 'asked' && (flow.openSequence === 0 || flow.openSequence > this.acked))
+        .map(flow => flow.number),
+    )
     this.flows.clear()
     this.migrations.clear()
     this.urgentLane.clear()
@@ -1268,11 +1314,12 @@ export class Session {
 }
 
 /**
- * Data of a flow that was reset: nobody wants it any more. Batches are sent in any case, and so where this side reset
+ * Data of a flow that was reset: nobody wants it any more, nor the credit that takes the flow. Batches are sent in any case, and so where this side reset
  * the flow is the data before them: the peer still writes both to its QEMU, which must never see a hole.
  */
 function isDropped(entry: Entry): boolean {
   const { flow, type } = entry
+  if (type === FRAME.CREDIT) return flow.send === 'reset'
   if (type !== FRAME.DATA) return false
   return flow.receive === 'reset' || (flow.send === 'reset' && flow.queuedBatches === 0)
 }

@@ -37,8 +37,11 @@ export const SEND_TABLE: Record<SendState, Record<SendInput, SendState | null>> 
   reset: { data: 'reset', batch: null, fin: 'reset', reset: 'reset' },
 }
 
-/** The direction in which the peer sends, as its frames have come; `none`: no such flow (any more). */
-export type ReceiveState = 'none' | 'open' | 'fin' | 'reset'
+/**
+ * The direction in which the peer sends, as its frames have come; `none`: no such flow (any more); `asked`: the client
+ * has opened it, and the server has not said yet whether it takes it.
+ */
+export type ReceiveState = 'none' | 'asked' | 'open' | 'fin' | 'reset'
 
 /** A frame of the peer for a flow. */
 export type ReceiveInput = 'open' | 'data' | 'batch' | 'fin' | 'reset' | 'credit' | 'end'
@@ -49,6 +52,7 @@ export type ReceiveInput = 'open' | 'data' | 'batch' | 'fin' | 'reset' | 'credit
  */
 export const RECEIVE_TABLE: Record<ReceiveState, Record<ReceiveInput, ReceiveState | null>> = {
   none: { open: 'open', data: null, batch: null, fin: null, reset: null, credit: null, end: null },
+  asked: { open: null, data: 'open', batch: 'open', fin: 'fin', reset: 'reset', credit: 'open', end: null },
   open: { open: null, data: 'open', batch: 'open', fin: 'fin', reset: 'reset', credit: 'open', end: null },
   fin: { open: null, data: null, batch: null, fin: null, reset: 'reset', credit: 'fin', end: 'none' },
   reset: { open: null, data: null, batch: null, fin: null, reset: null, credit: null, end: 'none' },

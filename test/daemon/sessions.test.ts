@@ -13,6 +13,7 @@ import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { ProxyError } from '../../src/errors.ts'
 import type { LinkClient } from '../../src/link/client.ts'
 import type { Link } from '../../src/link/link.ts'
+import type { LinkServer } from '../../src/link/server.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
 
@@ -47,15 +48,49 @@ class Target implements AsyncDisposable {
   }
 }
 
+/** A WAN that can stand still and be cut. */
+class Wan {
+  private readonly sockets = new Set<net.Socket>()
+  still = false
+  readonly server: net.Server
+
+  constructor(port: number) {
+    this.server = net.createServer(near => {
+      const far = net.connect(port, '127.0.0.1')
+      for (const [from, to] of [
+        [near, far],
+        [far, near],
+      ] as const) {
+        this.sockets.add(from)
+        from.on('error', () => {})
+        from.on('data', chunk => this.still || to.write(chunk))
+        from.on('close', () => to.destroy())
+      }
+    })
+  }
+
+  cut(): void {
+    for (const socket of this.sockets) socket.destroy()
+  }
+}
+
 class Daemons implements AsyncDisposable {
   readonly target: Target
   readonly destination: DestinationDaemon
   readonly source: SourceDaemon
   readonly events: string[] = []
+  readonly wan: Wan
   private readonly clients: net.Socket[] = []
 
-  private constructor(target: Target, destination: DestinationDaemon, source: SourceDaemon, events: string[]) {
+  private constructor(
+    target: Target,
+    destination: DestinationDaemon,
+    wan: Wan,
+    source: SourceDaemon,
+    events: string[],
+  ) {
     this.target = target
+    this.wan = wan
     this.destination = destination
     this.source = source
     this.events = events
@@ -83,10 +118,13 @@ class Daemons implements AsyncDisposable {
       onSummary: () => note('arrived'),
     })
     await destination.start()
+    const wan = new Wan(destination.addresses[0]!.port)
+    wan.server.listen(0, '127.0.0.1')
+    await once(wan.server, 'listening')
     const source = new SourceDaemon({
       listen: [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
       beyondLoopback: false,
-      peer: { host: '127.0.0.1', port: destination.addresses[0]!.port },
+      peer: { host: '127.0.0.1', port: (wan.server.address() as net.AddressInfo).port },
       credentials: undefined,
       store,
       ringPages: RING_PAGES,
@@ -100,7 +138,7 @@ class Daemons implements AsyncDisposable {
       onSummary: () => note('ended'),
     })
     await source.start()
-    return new Daemons(target, destination, source, events)
+    return new Daemons(target, destination, wan, source, events)
   }
 
   async dial(): Promise<net.Socket> {
@@ -123,12 +161,24 @@ class Daemons implements AsyncDisposable {
     await client.link.abort(new ProxyError('PEER_LOST', 'test', undefined, 'test'))
   }
 
+  /** The destination's half of the session. */
+  get link(): Link {
+    return (this.destination as unknown as { server: LinkServer }).server.links.at(-1)!
+  }
+
+  /** Lets the next OPEN cross DRAIN. */
+  drainUnsaid(): void {
+    ;(this.link.session as unknown as { draining: boolean }).draining = true
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     for (const socket of this.clients) socket.destroy()
     await this.target[Symbol.asyncDispose]()
     await this.source.abort()
     await this.source.ended
     await this.destination.abort()
+    this.wan.cut()
+    this.wan.server.close()
   }
 }
 
@@ -149,24 +199,26 @@ async function until(what: string, condition: () => boolean): Promise<void> {
   }
 }
 
-t.test('connections that a lost session took with it never reach the destination QEMU', async t => {
+t.test('connections without a migration outlive a lost session', async t => {
   await using pair = await Daemons.start()
   await until('a session', () => pair.count('session open') === 2)
-  const waiting = await pair.dial() // its main never came
+  const waiting = await pair.dial() // its main has not come yet
   waiting.write(MULTIFD)
   const silent = await pair.dial()
   await sleep(50)
   await pair.loseSession()
   await until('another session', () => pair.count('session open') === 4)
-  t.ok(waiting.destroyed || waiting.readableEnded || (await once(waiting, 'close')), 'QEMU is told')
-  void silent
   const main = await pair.dial()
   main.write(MAIN)
   await until('main', () => pair.target.received[0]?.equals(MAIN) === true)
+  await until('multifd', () => pair.target.received[1]?.equals(MULTIFD) === true)
   await sleep(300)
-  t.equal(pair.target.sockets.length, 1, 'main alone is dialled')
-  pair.target.sockets[0]!.end()
-  main.end()
+  t.equal(pair.target.sockets.length, 2, 'the silent one is not dialled')
+  await pair.loseSession()
+  for (const socket of [main, waiting, silent]) {
+    if (!socket.destroyed) await once(socket.resume(), 'close')
+  }
+  t.pass('with a migration that the other side knows they end')
   await until('an end', () => pair.count('ended') === 1 && pair.count('arrived') === 1)
 })
 
@@ -184,21 +236,81 @@ t.test('a destination that closes its direction first gets every byte all the sa
   await until('a clean end', () => pair.target.sockets[0]!.readableEnded)
 })
 
-t.test('a migration that crosses DRAIN is refused, and the running one goes on', async t => {
+t.test('a migration that crosses DRAIN goes on with the next session, and the running one where it is', async t => {
   await using pair = await Daemons.start()
   const running = await pair.dial()
   running.write(MAIN)
   await until('main', () => pair.target.received[0]?.equals(MAIN) === true)
-  const { sessions } = pair.destination as unknown as { sessions: Map<Link, unknown> }
-  const [link] = [...sessions.keys()]
-  ;(link!.session as unknown as { draining: boolean }).draining = true // DRAIN is on its way
+  pair.drainUnsaid()
   const late = await pair.dial()
-  late.write(Buffer.concat([MAIN, Buffer.alloc(100_000, 'late')]))
-  await new Promise(done => late.resume().once('close', done))
+  const bytes = Buffer.concat([MAIN, randomBytes(3_000_000)])
+  late.write(bytes.subarray(0, 700_000)) // more than is kept
+  const multifd = await pair.dial()
+  multifd.write(MULTIFD)
+  await until('a refusal', () => pair.count('connections wait for another session') > 0)
+  late.end(bytes.subarray(700_000))
   running.write('on it goes')
   await until('the running one', () => pair.target.received[0]!.length > MAIN.length)
   t.equal(pair.count('session open'), 2, 'the session goes on')
   t.equal(pair.target.sockets.length, 1)
+  running.end()
+  pair.target.sockets[0]!.end()
+  await until('another session', () => pair.count('session open') === 4)
+  await until('all of the late one', () => pair.target.received[1]?.length === bytes.length)
+  t.ok(pair.target.received[1]!.equals(bytes), 'every byte, once')
+  await until('its other channel', () => pair.target.received[2]?.equals(MULTIFD) === true)
+  t.equal(pair.target.sockets.length, 3)
+  t.equal(pair.count('ended'), 1, 'one migration has ended')
+})
+
+t.test('a running migration has further channels while the destination stops', async t => {
+  await using pair = await Daemons.start()
+  const main = await pair.dial()
+  main.write(MAIN)
+  await until('main', () => pair.target.received[0]?.equals(MAIN) === true)
+  const stopped = pair.destination.stop()
+  await until('DRAIN', () => pair.count('peer drains: it takes no new migrations') === 1)
+  const multifd = await pair.dial()
+  multifd.write(MULTIFD)
+  await until('its other channel', () => pair.target.received[1]?.equals(MULTIFD) === true)
+  for (const socket of [main, multifd, ...pair.target.sockets]) socket.end()
+  await stopped
+  t.same([pair.count('ended'), pair.count('arrived')], [1, 1])
+})
+
+t.test('a migration that a dead peer never heard of goes on with the next session', async t => {
+  await using pair = await Daemons.start()
+  await until('a session', () => pair.count('session open') === 2)
+  pair.wan.still = true // and nobody knows yet
+  const main = await pair.dial()
+  const bytes = Buffer.concat([MAIN, randomBytes(500_000)])
+  main.write(bytes)
+  await sleep(100)
+  await pair.link.abort(new ProxyError('PEER_LOST', 'the proxy was restarted', undefined, 'test'))
+  pair.wan.still = false
+  pair.wan.cut()
+  await until('all of it', () => pair.target.received[0]?.length === bytes.length)
+  t.ok(pair.target.received[0]!.equals(bytes), 'every byte, once')
+  t.same([pair.target.sockets.length, pair.count('session open')], [1, 4])
+})
+
+t.test('a QEMU that gives up between two sessions', async t => {
+  await using pair = await Daemons.start()
+  const running = await pair.dial()
+  running.write(MAIN)
+  await until('main', () => pair.target.received[0]?.equals(MAIN) === true)
+  pair.drainUnsaid()
+  const late = await pair.dial()
+  late.write(MAIN)
+  await until('a refusal', () => pair.count('connections wait for another session') > 0)
+  late.resetAndDestroy()
+  running.end()
+  pair.target.sockets[0]!.end()
+  await until('another session', () => pair.count('session open') === 4)
+  const next = await pair.dial()
+  next.write(MAIN)
+  await until('the next one', () => pair.target.received[1]?.equals(MAIN) === true)
+  t.equal(pair.target.sockets.length, 2, 'its target was not dialled')
 })
 
 t.test('a stop while sets are looked through', async t => {

@@ -420,6 +420,8 @@ class Bench {
           this.log.push(`batch ${flow} ${parts.reduce((sum, part) => sum + part.length, 0)} ${rawLength}`),
         onFin: note('fin'),
         onReset: note('reset'),
+        onTaken: note('taken'),
+        onRefused: note('refused'),
         onEnd: note('end'),
         onCredit: note('credit'),
         onDrain: note('drain'),
@@ -486,6 +488,7 @@ const u64 = (value: number): Uint8Array => {
   return new Uint8Array(bytes)
 }
 const openPayload = (info: object = INFO) => ascii(JSON.stringify(info))
+const REFUSED_PAYLOAD = join(hex('000a'), ascii('not now'))
 const RESET_PAYLOAD = join(hex('0001'), ascii('gone'))
 
 /** A batch as far as a session looks into it. */
@@ -586,6 +589,7 @@ t.test('every state of a flow and every frame of the peer', async t => {
   )
   t.same(rows, [
     'none: open open, data -, batch -, fin -, reset -, credit -, end -',
+    'asked: open -, data open, batch open, fin fin, reset reset, credit open, end -',
     'open: open -, data open, batch open, fin fin, reset reset, credit open, end -',
     'fin: open -, data -, batch -, fin -, reset reset, credit fin, end none',
     'reset: open -, data -, batch -, fin -, reset -, credit -, end none',
@@ -601,14 +605,16 @@ t.test('every state of a flow and every frame of the peer', async t => {
   }
   for (const role of ['client', 'server'] as const) {
     for (const sent of ['open', 'fin', 'reset'] as const) {
-      for (const received of ['none', 'open', 'fin', 'reset'] as const) {
+      for (const received of ['none', 'asked', 'open', 'fin', 'reset'] as const) {
+        if (received === 'asked' && role === 'server') continue // the client's own state
         for (const input of Object.keys(send) as ReceiveInput[]) {
           const bench = new Bench(role)
           if (received !== 'none') {
             if (role === 'client') bench.session.openFlow(INFO)
             else bench.say(FRAME.OPEN, 1, openPayload())
             bench.pull()
-            if (received !== 'open') send[received](bench)
+            if (received === 'open' && role === 'client') bench.say(FRAME.CREDIT, 1, u64(1 << 20))
+            if (received === 'fin' || received === 'reset') send[received](bench)
             if (sent === 'fin') bench.session.finFlow(1)
             if (sent === 'reset') bench.session.resetFlow(1, 1, 'gone')
             bench.pull()
@@ -621,7 +627,7 @@ t.test('every state of a flow and every frame of the peer', async t => {
           if (gone) fine = input === 'open' || input === 'reset' || input === 'credit'
           else if (input === 'open') fine = role === 'server' && received === 'none'
           else if (input === 'end')
-            fine = role === 'client' && sent !== 'open' && received !== 'open' && received !== 'none'
+            fine = role === 'client' && sent !== 'open' && (received === 'fin' || received === 'reset')
           const what = `${role}, sent ${sent}, received ${received}: ${input}`
           const dead = bench.dead ? bench.dead.code : 'none'
           if (dead !== (fine ? 'none' : 'PROTOCOL_STATE')) t.fail(`${what}: ${dead} ${bench.dead?.what}`)
@@ -634,6 +640,7 @@ t.test('every state of a flow and every frame of the peer', async t => {
             const endsNow = role === 'server' && received !== 'none' && sent !== 'open'
             if (endsNow && (input === 'fin' || input === 'reset')) expected.push('end')
             if (input === 'end') expected = ['end']
+            if (received === 'asked' && sent !== 'reset') expected.unshift('taken')
           } else if (gone && input === 'open') {
             expected = ['open']
           }
@@ -642,7 +649,7 @@ t.test('every state of a flow and every frame of the peer', async t => {
       }
     }
   }
-  t.pass('2 roles, 3 states of sending, 4 of receiving, 7 frames')
+  t.pass('2 roles, 3 states of sending, 5 of receiving, 7 frames')
 })
 
 t.test('every state of a flow and everything handed in', async t => {
@@ -910,7 +917,7 @@ t.test('a peer that resets a flow', async t => {
   session.sendData(flow, ascii('waits'))
   bench.pull(0, 10) // OPEN only
   bench.say(FRAME.RESET, flow, RESET_PAYLOAD)
-  t.same(bench.log, ['reset 1 1 gone'])
+  t.same(bench.log, ['taken 1', 'reset 1 1 gone'])
   session.sendBatch(flow, 50, [batch(50, 20)]) // was being encoded
   session.sendData(flow, ascii('late'))
   t.same(bench.pull(), ['3 1 20'], 'the batch goes, the data does not')
@@ -932,10 +939,9 @@ t.test('flow numbers', async t => {
   t.equal(session.flowCount, 1024, 'not free before END')
   bench.say(FRAME.END, 5)
   t.equal(session.openFlow(INFO), 1025, 'numbers go on before they come again')
-  session.drain()
   t.equal(
     codeOf(() => session.openFlow(INFO)),
-    'PROTOCOL_STATE',
+    'LIMIT_EXCEEDED',
   )
 })
 
@@ -949,12 +955,110 @@ t.test('DRAIN', async t => {
   t.same(bench.log, [], 'an OPEN that crosses it is not told')
   t.match(bench.pull(), [/^5 1 /], 'and answered with RESET')
   t.equal(bench.frames.at(-1)!.payload[1], 10)
+  bench.say(FRAME.OPEN, 2, openPayload())
+  t.same([bench.log, bench.frames.at(-1)!.type], [[], FRAME.RESET], 'a migration of refused flows does not run')
   const client = new Bench('client')
   client.say(FRAME.DRAIN).say(FRAME.DRAIN)
   t.same(client.log, ['drain'])
-  t.equal(
-    codeOf(() => client.session.openFlow(INFO)),
-    'PROTOCOL_STATE',
+  const open = (session: Session, migration: number) => codeOf(() => session.openFlow({ ...INFO, migration }))
+  t.equal(open(client.session, 1), 'PROTOCOL_STATE')
+  const own = new Bench('client')
+  own.session.drain()
+  t.equal(open(own.session, 1), 'PROTOCOL_STATE')
+})
+
+t.test('DRAIN lets a migration that runs have further flows', async t => {
+  const bench = new Bench('server').say(FRAME.OPEN, 1, openPayload())
+  bench.session.drain()
+  bench.pull()
+  bench.say(FRAME.OPEN, 2, openPayload()).say(FRAME.OPEN, 3, openPayload({ ...INFO, migration: 2 }))
+  t.same(bench.log, ['open 1', 'open 2'])
+  t.same(bench.pull(), ['6 2 8', '5 3 25'])
+  bench.session.resetFlow(1, 1, 'gone')
+  bench.session.resetFlow(2, 1, 'gone')
+  bench.pull()
+  bench.say(FRAME.OPEN, 4, openPayload())
+  t.same(bench.log, ['open 1', 'open 2'], 'one whose flows are all reset does not run')
+
+  const client = new Bench('client')
+  client.session.openFlow(INFO)
+  client.say(FRAME.DRAIN)
+  const open = (migration: number) => codeOf(() => client.session.openFlow({ ...INFO, migration }))
+  t.same([open(1), open(2)], ['none', 'PROTOCOL_STATE'])
+  for (const flow of [1, 2]) client.say(FRAME.RESET, flow, REFUSED_PAYLOAD)
+  t.equal(open(1), 'PROTOCOL_STATE')
+})
+
+t.test('taking and refusing a flow', async t => {
+  const server = new Bench('server').say(FRAME.OPEN, 1, openPayload())
+  server.session.sendData(1, ascii('before anything else'))
+  t.same(server.pull(), ['6 1 8', '2 1 20'])
+  t.same(server.frames.at(-2)!.payload, u64(1 << 20))
+  server.say(FRAME.OPEN, 2, openPayload())
+  server.session.resetFlow(2, 2, 'refused')
+  t.same(server.pull(), ['5 2 9'], 'a target that refuses at once')
+  server.say(FRAME.OPEN, 3, openPayload()).say(FRAME.DATA, 3, new Uint8Array(16368))
+  for (let i = 0; i < 20; i++) server.say(FRAME.DATA, 3, new Uint8Array(16368))
+  server.session.consumed(3, 21 * 16368) // its credit is due before it was taken
+  t.same(server.pull(), ['6 3 8', '6 3 8'])
+  t.same(
+    server.frames.slice(-2).map(frame => Buffer.from(frame.payload).readUIntBE(2, 6)),
+    [1392304, 1392304],
+  )
+
+  const client = new Bench('client')
+  for (let flow = 1; flow <= 4; flow++) client.session.openFlow(INFO)
+  client.pull()
+  client.say(FRAME.RESET, 1, REFUSED_PAYLOAD)
+  client
+    .say(FRAME.CREDIT, 2, u64(1 << 20))
+    .say(FRAME.CREDIT, 2, u64(1 << 20))
+    .say(FRAME.RESET, 2, REFUSED_PAYLOAD)
+  client.session.resetFlow(3, 1, 'gone')
+  client.say(FRAME.RESET, 3, REFUSED_PAYLOAD)
+  client.session.resetFlow(4, 1, 'gone')
+  client.say(FRAME.CREDIT, 4, u64(1 << 20))
+  t.same(client.log, ['refused 1 not now', 'taken 2', 'credit 2', 'credit 2', 'reset 2 10 not now'])
+  client.session.sendBatch(1, 50, [batch(50, 20)]) // was being encoded
+  t.same(client.pull(), ['5 3 6', '5 4 6', '3 1 20'])
+  client.session.resetFlow(1, 0, '')
+  client.pull()
+  client.say(FRAME.END, 1)
+  t.equal(client.log.at(-1), 'end 1')
+
+  const plain = new Bench('client', { onRefused: undefined } as never)
+  plain.session.openFlow(INFO)
+  plain.say(FRAME.RESET, 1, REFUSED_PAYLOAD)
+  t.same(plain.log, ['reset 1 10 not now'])
+})
+
+t.test('what the server of a session that has ended never heard of', async t => {
+  const unheard = (end: (bench: Bench) => void): boolean[] => {
+    const bench = new Bench('client')
+    for (let flow = 1; flow <= 3; flow++) bench.session.openFlow(INFO)
+    bench.pull()
+    bench.say(FRAME.CREDIT, 1, u64(1 << 20)).say(FRAME.RESET, 3, REFUSED_PAYLOAD)
+    bench.session.openFlow(INFO)
+    end(bench)
+    return [1, 2, 3, 4].map(flow => bench.session.isUnheard(flow))
+  }
+  const lost = (bench: Bench): void => {
+    bench.session.abort(new ProxyError('PEER_LOST', 'gone', undefined, ''), 0)
+  }
+  t.same(unheard(lost), [false, true, false, true])
+  t.same(
+    unheard(bench => void bench.say(FRAME.BYE, 0, hex('0000'))),
+    [false, true, false, true],
+  )
+  t.same(
+    unheard(bench => lost(bench.ack(3))),
+    [false, false, false, true],
+    'an acknowledged OPEN was heard',
+  )
+  t.same(
+    unheard(() => {}),
+    [false, false, false, false],
+    'not while the session lives',
   )
 })
 
@@ -1082,14 +1186,14 @@ t.test('closing delivers everything, then says BYE', async t => {
   session.sendData(1, ascii('SHUT'))
   session.finFlow(1)
   session.close(0)
-  t.same(bench.pull(), ['2 1 4', '4 1 0'])
+  t.same(bench.pull(), ['6 1 8', '2 1 4', '4 1 0'])
   t.same(bench.pull(), [], 'no BYE before the ACK')
   session.detach(0, 1)
   t.equal(session.state, 'stranded')
   bench.now = 5000
   session.attach(0, 0, 5000)
-  t.same(bench.pull(), ['2 1 4', '4 1 0'], 'again on the next connection')
-  bench.ack(2, 2)
+  t.same(bench.pull(), ['6 1 8', '2 1 4', '4 1 0'], 'again on the next connection')
+  bench.ack(3, 3)
   t.same([session.state, bench.pull(), session.isDone(0)], ['closed', ['19 0 2'], true])
   session.attach(1, 0, 5001)
   t.same(bench.pull(1), ['19 0 2'], 'a connection that comes late is told too')

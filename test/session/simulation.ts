@@ -148,6 +148,8 @@ class Flow {
   readonly lanes: readonly [Lane, Lane]
   number = 0
   reset = false
+  /** The client knows that the server took it. */
+  taken = false
   /** Which ends tore it down. */
   readonly resetBy = [false, false]
   /** Which ends have been told that it is over. */
@@ -188,13 +190,15 @@ interface Pipe {
 /** One connection. Ends: 0 client, 1 server; pipe of an end: what that end sends. */
 class Wire {
   readonly number: number
+  readonly ends: readonly [End, End]
   readonly pipes: readonly [Pipe, Pipe]
   readonly open = [true, true]
   readonly attached = [false, false]
   readonly decoders: [FrameDecoder | null, FrameDecoder | null] = [null, null]
 
-  constructor(number: number, pipes: [Pipe, Pipe]) {
+  constructor(number: number, ends: readonly [End, End], pipes: [Pipe, Pipe]) {
     this.number = number
+    this.ends = ends
     this.pipes = pipes
   }
 }
@@ -284,8 +288,13 @@ class Simulation {
   private readonly random: Random
   private readonly agenda = new Agenda()
   private now = 0
-  private readonly ends: [End, End]
-  private readonly flows: Flow[] = []
+  private ends: [End, End]
+  private readonly makeEnds: () => [End, End]
+  private flows: Flow[] = []
+  /** The server takes no new migrations. */
+  private drained = false
+  /** Flows that it refused, or was not asked to take: they go to another session, from their first byte. */
+  private again: Flow[] = []
   private flowsToOpen = 0
   private readonly connections: number
   private readonly tls: boolean
@@ -298,7 +307,7 @@ class Simulation {
   private closing = false
   /** The end that closes, and whether it does so with its last bytes just handed in. */
   private readonly closer: 0 | 1
-  private readonly closeEarly: boolean
+  private closeEarly: boolean
   private checked = 0
   private holdUntil = 0
   private readonly resets: boolean
@@ -321,7 +330,8 @@ class Simulation {
       plant?.(session, role, random)
       return session
     }
-    this.ends = [new End(0, make), new End(1, make)]
+    this.makeEnds = () => [new End(0, make), new End(1, make)]
+    this.ends = this.makeEnds()
   }
 
   run(): Outcome {
@@ -330,6 +340,11 @@ class Simulation {
       this.plan()
       this.loop()
       this.verify()
+      if (this.again.length > 0 && this.ends.every(end => end.dead === null)) {
+        this.renew()
+        this.loop()
+        this.verify()
+      }
     } catch (error) {
       // A ProxyError out of the session is a defect too: what peers and links do must not throw.
       failure = error instanceof Failure ? error.message : `${error instanceof Error ? error.stack : error}`
@@ -362,6 +377,7 @@ class Simulation {
       this.agenda.add(at, () => this.openFlow(i + 1, held))
     }
     for (let i = 0; i < this.connections; i++) this.dial(i)
+    if (random.chance(0.25)) this.agenda.add(random.next() * random.pick([5, 200, 3000]), () => this.drain())
     let at = random.next() * 50
     for (let i = 0; i < this.faultsLeft; i++) {
       this.agenda.add(at, () => this.fault())
@@ -371,6 +387,26 @@ class Simulation {
     if (!hold && random.chance(0.03)) {
       this.outageKills = true
       this.agenda.add(random.next() * 100, () => this.breakFor(400_000))
+    }
+  }
+
+  /** Both daemons go on with another session: what was refused begins again there. */
+  private renew(): void {
+    const { random, again } = this
+    this.again = []
+    this.flows = []
+    this.ends = this.makeEnds()
+    this.drained = false
+    this.closing = false
+    this.closeEarly = false
+    this.holdUntil = 0
+    this.flowsToOpen = again.length
+    this.faultsLeft = random.chance(0.5) ? 0 : random.int(1, 3)
+    for (let i = 0; i < this.connections; i++) this.dial(i)
+    for (let i = 0; i < this.faultsLeft; i++) this.agenda.add(this.now + random.next() * 500, () => this.fault())
+    for (const { id, migration, lanes } of again) {
+      const [up, down] = lanes.map(({ key, total, batches }) => new Lane(key, total, batches)) as [Lane, Lane]
+      this.agenda.add(this.now + random.next() * 20, () => this.begin(new Flow(id, migration, up, down)))
     }
   }
 
@@ -415,9 +451,11 @@ class Simulation {
     for (const flow of this.flows) {
       for (const lane of flow.lanes) {
         if (flow.reset || (this.closeEarly && lane !== flow.lanes[this.closer])) continue
+        if (this.closeEarly && this.drained && !flow.known[1]) continue // closed before the refusal came
         if (lane.arrived !== lane.handed) fail(`flow ${flow.id}: ${lane.handed} bytes in, ${lane.arrived} out`)
         if (!this.closeEarly && (lane.arrived !== lane.total || !lane.finArrived)) fail(`flow ${flow.id} is not whole`)
       }
+      if (!this.closeEarly && !flow.reset && !flow.taken) fail(`nobody said that flow ${flow.id} was taken`)
       if (!this.closeEarly && !flow.ended.every(Boolean)) fail(`flow ${flow.id} ended at one end only`)
     }
     if (!this.closeEarly && this.flows.length !== this.flowsToOpen) fail('not all flows were opened')
@@ -472,7 +510,8 @@ class Simulation {
 
   private get canClose(): boolean {
     if (this.ends.some(end => end.session.state === 'closed' || end.session.state === 'opening')) return false
-    if (this.closeEarly) return this.flows.length === this.flowsToOpen && this.flows.every(flow => flow.number > 0)
+    if (this.closeEarly)
+      return this.flows.length === this.flowsToOpen && this.flows.every(flow => flow.number > 0 || flow.reset)
     return this.flows.length === this.flowsToOpen && this.flows.every(flow => flow.ended.every(Boolean))
   }
 
@@ -613,22 +652,52 @@ class Simulation {
     const flow = new Flow(id, random.int(1, 3), up, down)
     flow.held = held
     if (held) up.heldUntil = this.holdUntil
+    this.begin(flow)
+    if (flow.reset) return
+    if (!held && random.chance(0.15)) {
+      const end = random.pick(this.ends)
+      this.agenda.add(this.now + random.next() * random.pick([1, 50, 500]), () => this.reset(end, flow))
+    }
+  }
+
+  /** The QEMUs connect. */
+  private begin(flow: Flow): void {
+    const { random } = this
+    const client = this.ends[0]
     for (const lane of flow.lanes) {
       if (random.chance(0.3)) lane.slowMs = random.int(1, 20)
       if (random.chance(0.5)) lane.available = lane.total
       else this.agenda.add(this.now + random.next() * 20, () => this.write(flow, lane))
     }
-    flow.number = client.session.openFlow({ target: 'vm', migration: flow.migration, kind: `${id}` })
+    this.flows.push(flow)
+    try {
+      flow.number = client.session.openFlow({ target: 'vm', migration: flow.migration, kind: `${flow.id}` })
+    } catch (error) {
+      if (!(error instanceof ProxyError) || !this.drained) throw error
+      this.goElsewhere(flow)
+      return
+    }
     if (client.byNumber.has(flow.number)) fail(`flow number ${flow.number} is given twice`)
     client.byNumber.set(flow.number, flow)
     flow.known[0] = true
     if (random.chance(0.1)) client.session.setUrgent(flow.number, true)
-    this.flows.push(flow)
-    if (!held && random.chance(0.15)) {
-      const end = random.pick(this.ends)
-      this.agenda.add(this.now + random.next() * random.pick([1, 50, 500]), () => this.reset(end, flow))
-    }
     client.work = true
+  }
+
+  private drain(): void {
+    const { session } = this.ends[1]
+    if (session.state === 'closed' || this.closing) return
+    this.drained = true
+    session.drain()
+  }
+
+  /** The server will never tell its QEMU of this flow. */
+  private goElsewhere(flow: Flow): void {
+    if (flow.known[1]) fail(`flow ${flow.id} was told to the QEMU, and refused`)
+    flow.reset = true
+    flow.ended[1] = true
+    if (flow.number === 0) flow.ended[0] = true
+    this.again.push(flow)
   }
 
   private write(flow: Flow, lane: Lane): void {
@@ -693,17 +762,28 @@ class Simulation {
       },
       onReset: (number, code, text) => {
         const flow = flowOf(number)
-        if (code === CODE.SHUTDOWN && this.closing)
-          flow.reset = true // its OPEN crossed the close
-        else if (!flow.reset || code !== 1 || text !== 'QEMU is gone') fail(`flow ${flow.id}: RESET ${code} ${text}`)
-        if (this.random.chance(0.5)) end.session.resetFlow(number, 1, 'in turn')
-        else this.agenda.add(this.now + this.random.next() * 50, () => end.session.resetFlow(number, 1, 'in turn'))
+        if (!flow.reset || code !== 1 || text !== 'QEMU is gone') fail(`flow ${flow.id}: RESET ${code} ${text}`)
+        this.resetInTurn(end, number)
+      },
+      onTaken: number => {
+        const flow = flowOf(number)
+        if (end.side === 1 || !flow.known[1]) fail(`flow ${flow.id} was taken by nobody`)
+        if (flow.taken) fail(`flow ${flow.id} was taken twice`)
+        flow.taken = true
+      },
+      onRefused: number => {
+        const flow = flowOf(number)
+        if (flow.taken) fail(`flow ${flow.id} was taken, and refused`)
+        if (!this.drained && !this.closing) fail(`flow ${flow.id} was refused without need`)
+        this.goElsewhere(flow)
+        this.resetInTurn(end, number)
       },
       onEnd: number => {
         const flow = flowOf(number)
         if (flow.ended[end.side]) fail(`flow ${flow.id} ends twice`)
         if (!flow.reset && flow.lanes.some(lane => !lane.finHanded)) fail(`flow ${flow.id} ends before its FINs`)
         flow.ended[end.side] = true
+        if (!flow.known[1]) flow.ended[1] = true // refused, and reset by the client meanwhile
         end.byNumber.delete(number)
         if (!flow.held && this.holdUntil > 0 && this.now > this.holdUntil)
           fail(`flow ${flow.id} waited for the held one`)
@@ -711,7 +791,9 @@ class Simulation {
       onCredit: () => {
         end.work = true
       },
-      onDrain: () => fail('DRAIN that nobody sent'),
+      onDrain: () => {
+        if (!this.drained || end.side === 1) fail('DRAIN that nobody sent')
+      },
       onBye: code => {
         end.bye = code
         end.work = true
@@ -728,6 +810,11 @@ class Simulation {
         end.work = true
       },
     }
+  }
+
+  private resetInTurn(end: End, number: number): void {
+    if (this.random.chance(0.5)) end.session.resetFlow(number, 1, 'in turn')
+    else this.agenda.add(this.now + this.random.next() * 50, () => end.session.resetFlow(number, 1, 'in turn'))
   }
 
   private arrive(end: End, flow: Flow, lane: Lane, bytes: number): void {
@@ -759,7 +846,7 @@ class Simulation {
   // Connections -------------------------------------------------------------------------------------------------------
 
   private dial(number: number): void {
-    const client = this.ends[0]
+    const [client, server] = this.ends
     if (client.session.state === 'closed') return
     if (this.now >= this.outage[0] && this.now < this.outage[1]) {
       this.agenda.add(this.now + 1000, () => this.dial(number))
@@ -781,14 +868,13 @@ class Simulation {
       chunks: [],
       damageAt: Number.POSITIVE_INFINITY,
     })
-    const wire = new Wire(number, [pipe(), pipe()])
+    const wire = new Wire(number, this.ends, [pipe(), pipe()])
     client.dialing[number] = wire
     const received = client.session.received
     const [up, down] = wire.pipes
     up.arrivesAt = this.now + up.latencyMs * 2
     this.agenda.add(up.arrivesAt, () => {
       if (!wire.open[1] || up.blackhole) return
-      const server = this.ends[1]
       const old = server.wires[number]
       if (old && old !== wire) this.drop(server, old, false)
       server.wires[number] = wire
@@ -845,7 +931,7 @@ class Simulation {
       })
     }
     pipe.chunks.push(chunk)
-    this.agenda.add(pipe.arrivesAt, () => this.arriveChunk(this.ends[end.side === 0 ? 1 : 0], wire, pipe))
+    this.agenda.add(pipe.arrivesAt, () => this.arriveChunk(wire.ends[end.side === 0 ? 1 : 0], wire, pipe))
   }
 
   private arriveChunk(end: End, wire: Wire, pipe: Pipe): void {
@@ -891,7 +977,7 @@ class Simulation {
   /** This end closes the connection; the other sees it when what is under way has arrived or is lost. */
   private drop(end: End, wire: Wire, detach = true): void {
     if (!wire.open[end.side]) return
-    const other = this.ends[end.side === 0 ? 1 : 0]
+    const other = wire.ends[end.side === 0 ? 1 : 0]
     wire.open[end.side] = false
     wire.decoders[end.side] = null
     if (end.wires[wire.number] === wire) {
@@ -902,7 +988,7 @@ class Simulation {
       if (end.dialing[wire.number] === wire) end.dialing[wire.number] = null
       const backoff = this.random.pick([10, 100, 1000])
       this.agenda.add(this.now + backoff, () => {
-        if (!end.wires[wire.number] && !end.dialing[wire.number]) this.dial(wire.number)
+        if (end === this.ends[0] && !end.wires[wire.number] && !end.dialing[wire.number]) this.dial(wire.number)
       })
     }
     const pipe = wire.pipes[end.side]
@@ -915,7 +1001,7 @@ class Simulation {
   /** This end has said BYE: it closes once the other has it. */
   private shut(end: End, wire: Wire): void {
     if (!wire.open[end.side]) return
-    const other = this.ends[end.side === 0 ? 1 : 0]
+    const other = wire.ends[end.side === 0 ? 1 : 0]
     const pipe = wire.pipes[end.side]
     wire.open[end.side] = false
     if (end.wires[wire.number] === wire) {
@@ -1079,6 +1165,14 @@ export const PLANTS: Record<string, Plant> = {
       const flow = (session as unknown as { flows: Map<number, { queuedBatches: number }> }).flows.get(number)
       resetFlow(number, code, text)
       if (flow) flow.queuedBatches = 0
+    }
+  },
+  'tells its QEMU of a flow that it refuses': session => {
+    const resetFlow = session.resetFlow.bind(session)
+    session.resetFlow = (number, code, text) => {
+      const info = session.infoOf(number)
+      if (code === CODE.SHUTDOWN && info) (session as unknown as { sink: SessionSink }).sink.onOpen(number, info)
+      resetFlow(number, code, text)
     }
   },
   'forgets the heartbeat': session => {

@@ -1,0 +1,151 @@
+/**
+ * One connection of the source QEMU, which may outlive a session: what came of it is kept until the other proxy has
+ * taken its flow, so that it can begin again on another session, and QEMU sees nothing but a pause.
+ */
+import { assert } from '../errors.ts'
+import type { QemuSocket, SocketClosed, SocketSink, WriteDone } from '../relay/qemu-socket.ts'
+
+/**
+ * Bytes that are kept, and so the most that QEMU gets rid of before the other proxy has answered: in the one round trip
+ * that a direct connection would have taken to stand.
+ */
+const KEPT_BYTES_MAX = 512 * 1024
+
+/** Looks to a flow like the socket, and to the socket like the flow. */
+export class SourceConnection implements SocketSink {
+  /** When it came, for the patience. */
+  readonly bornMs: number
+  private readonly socket: QemuSocket
+  /** The flow that has it now; undefined between two sessions. */
+  private sink: SocketSink | undefined
+  private started = false
+  /** Where bytes land until the flow is taken: memory of no session, because the socket may still write to it then. */
+  private own: Uint8Array | undefined
+  /** Bytes in it, and how many of them the present flow was given. */
+  private kept = 0
+  private poured = 0
+  private pouring = false
+  /** The last slot that the socket was given lies in `own`. */
+  private lentOwn = false
+  private taken = false
+  private ended = false
+  private endTold = false
+  private closed: SocketClosed | undefined
+
+  constructor(socket: QemuSocket, nowMs: number) {
+    this.socket = socket
+    this.bornMs = nowMs
+  }
+
+  // --- for flows and the daemon
+
+  get peer(): string {
+    return this.socket.peer
+  }
+
+  get isClosed(): boolean {
+    return this.closed !== undefined || this.socket.isClosed
+  }
+
+  /** Gives it to a flow: first all that came before. */
+  start(sink: SocketSink): void {
+    assert(!this.sink, 'a connection has one flow')
+    this.sink = sink
+    if (!this.started) {
+      this.started = true
+      this.socket.start(this)
+      return
+    }
+    const { closed } = this
+    if (closed) process.nextTick(() => sink.onClosed(closed))
+    else this.resume()
+  }
+
+  /** Takes it from its flow, which the other proxy never heard of, for another one. */
+  detach(): void {
+    assert(!this.taken, 'a flow that was taken stays where it is')
+    this.sink = undefined
+    this.poured = 0
+    this.endTold = false
+  }
+
+  /** The other proxy has taken the flow: nothing is kept any more. */
+  settle(): void {
+    if (this.taken) return
+    this.taken = true
+    this.resume()
+  }
+
+  resume(): void {
+    this.pour()
+    this.socket.resume()
+  }
+
+  write(view: Uint8Array, done: WriteDone): void {
+    this.socket.write(view, done)
+  }
+
+  finish(): void {
+    this.socket.finish()
+  }
+
+  reset(): void {
+    this.socket.reset()
+  }
+
+  // --- SocketSink
+
+  nextSlot(): Uint8Array | undefined {
+    if (this.taken && this.poured === this.kept) {
+      this.lentOwn = false
+      this.own = undefined
+      this.kept = 0
+      this.poured = 0
+      return this.sink?.nextSlot()
+    }
+    // what the flow has no room for stays with QEMU
+    const room = this.poured < this.kept ? 0 : (this.sink?.nextSlot()?.length ?? 0)
+    const take = Math.min(room, KEPT_BYTES_MAX - this.kept)
+    if (take === 0) return undefined
+    this.lentOwn = true
+    this.own ??= new Uint8Array(KEPT_BYTES_MAX)
+    return this.own.subarray(this.kept, this.kept + take)
+  }
+
+  onBytes(count: number): void {
+    if (!this.lentOwn) {
+      this.sink?.onBytes(count)
+      return
+    }
+    this.kept += count
+    this.pour()
+  }
+
+  onEnd(): void {
+    this.ended = true
+    this.pour()
+  }
+
+  onClosed(closed: SocketClosed): void {
+    this.closed = closed
+    this.sink?.onClosed(closed)
+  }
+
+  /** Gives the flow what it has not had yet, as far as it has room. */
+  private pour(): void {
+    if (this.pouring) return
+    this.pouring = true
+    while (this.sink && this.poured < this.kept) {
+      const slot = this.sink.nextSlot()
+      if (!slot) break
+      const count = Math.min(slot.length, this.kept - this.poured)
+      slot.set(this.own!.subarray(this.poured, this.poured + count))
+      this.poured += count
+      this.sink.onBytes(count)
+    }
+    this.pouring = false
+    if (!this.sink || !this.ended || this.endTold || this.poured < this.kept) return
+    this.endTold = true
+    this.sink.onEnd()
+  }
+}
