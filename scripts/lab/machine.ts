@@ -3,8 +3,9 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { closeSync, existsSync, openSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
+import { Duplex } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Qmp } from './qmp.ts'
+import { QmpClient } from '../../src/qmp/qmp-client.ts'
 
 /** How one guest is started. All paths are absolute. */
 export interface MachineOptions {
@@ -30,6 +31,11 @@ export interface Migration {
   readonly normalPages: number
   readonly zeroPages: number
   readonly downtimeMs: number
+}
+
+interface QueryVersion {
+  readonly qemu: { readonly major: number; readonly minor: number; readonly micro: number }
+  readonly package: string
 }
 
 interface QueryMigrate {
@@ -59,7 +65,8 @@ export function machineArguments(o: MachineOptions): string[] {
 }
 
 export class Machine {
-  readonly qmp: Qmp
+  /** Set by open(). */
+  qmp!: QmpClient
   private readonly child: ChildProcess
   private readonly streams: string
   private readonly serialLog: string
@@ -79,14 +86,14 @@ export class Machine {
       this.child.once('exit', () => resolve())
       this.child.once('error', () => resolve())
     })
-    this.qmp = new Qmp(this.child.stdin!, this.child.stdout!)
   }
 
   /** Greets QEMU. @returns its version as one line. @throws Error where it did not start. */
   async open(): Promise<string> {
     try {
-      const { qemu, package: build } = await this.qmp.version
-      await this.qmp.execute('qmp_capabilities')
+      const stdio = Duplex.from({ readable: this.child.stdout!, writable: this.child.stdin! })
+      this.qmp = await QmpClient.open(stdio, 60_000)
+      const { qemu, package: build } = await this.qmp.execute<QueryVersion>('query-version')
       return `${qemu.major}.${qemu.minor}.${qemu.micro} ${build}`.trim()
     } catch (error) {
       throw new Error(`QEMU did not start: ${readTail(this.errorLog) || String(error)}`)
@@ -130,7 +137,7 @@ export class Machine {
     let lastReport = start
     for (;;) {
       await sleep(200)
-      state = (await this.qmp.execute('query-migrate')) as QueryMigrate
+      state = await this.qmp.execute<QueryMigrate>('query-migrate')
       if (state.status === 'completed') break
       if (state.status === 'failed' || state.status === 'cancelled')
         throw new Error(`migration ${state.status}: ${state['error-desc'] ?? readTail(this.errorLog)}`)
@@ -171,7 +178,7 @@ export class Machine {
 
   /** Ends QEMU, the guest's disk with it: politely, then not. */
   async close(): Promise<void> {
-    if (!this.hasExited()) this.qmp.execute('quit').catch(() => {})
+    if (!this.hasExited()) this.qmp?.execute('quit').catch(() => {})
     await Promise.race([this.exited, sleep(5000, undefined, { ref: false })])
     if (!this.hasExited()) {
       this.kill()

@@ -1,6 +1,7 @@
 /** A client of QMP, QEMU's machine protocol: JSON lines over a unix socket. QEMU docs/interop/qmp-spec.rst. */
 import { EventEmitter } from 'node:events'
-import { connect, type Socket } from 'node:net'
+import { connect } from 'node:net'
+import type { Duplex } from 'node:stream'
 
 /** No answer of QEMU is near this long; a socket that is not QMP must not fill the memory. */
 const LINE_MAX = 16 << 20
@@ -54,14 +55,14 @@ export class QmpClient extends EventEmitter<{ event: [QmpEvent]; close: [] }> {
   readonly events: QmpEvent[] = []
   /** The version that QEMU greeted with, as `7.2.22`. */
   version = ''
-  private readonly socket: Socket
+  private readonly socket: Duplex
   private readonly pending = new Map<number, Pending>()
   private nextId = 1
   private text = ''
   private closed = false
   private greet: (() => void) | undefined
 
-  private constructor(socket: Socket) {
+  private constructor(socket: Duplex) {
     super()
     this.setMaxListeners(0)
     this.socket = socket
@@ -72,10 +73,10 @@ export class QmpClient extends EventEmitter<{ event: [QmpEvent]; close: [] }> {
   }
 
   /**
-   * Takes a connected socket through greeting and capability negotiation.
+   * Takes a connected socket, or QEMU's standard input and output, through greeting and capability negotiation.
    * @throws QmpConnectionError when QEMU does not greet within `timeoutMs`
    */
-  static async open(socket: Socket, timeoutMs = 10_000): Promise<QmpClient> {
+  static async open(socket: Duplex, timeoutMs = 10_000): Promise<QmpClient> {
     const client = new QmpClient(socket)
     await new Promise<void>((resolve, reject) => {
       const timer = setTimeout(() => reject(new QmpConnectionError('QEMU did not greet')), timeoutMs)
