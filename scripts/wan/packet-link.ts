@@ -65,7 +65,7 @@ export class Site {
 
   /** Bytes out of and into this site. */
   async counters(): Promise<{ readonly outBytes: number; readonly inBytes: number }> {
-    this.anchor ??= this.spawn(['sleep', 'infinity'], { stdio: 'ignore' })
+    this.anchor ??= this.spawn(['sleep', 'infinity'], { stdio: 'ignore', detached: true }) // Ctrl-C is not for it
     const folder = `/proc/${this.anchor.pid}`
     // Until it is `sleep`, it may not be in the namespace yet.
     for (let i = 0; readFileSync(`${folder}/comm`, 'latin1') !== 'sleep\n'; i++) {
