@@ -110,12 +110,9 @@ function cpuSeconds(pid: number): number {
 /** Waits for a line that `found` accepts. */
 async function line(lines: Interface, found: (text: string) => boolean): Promise<string> {
   return new Promise((resolve, reject) => {
-    const late = setTimeout(() => reject(new Error(`no word of ${found}`)), 120_000)
-    lines.on('line', function take(text: string) {
-      if (!found(text)) return
-      lines.off('line', take)
-      clearTimeout(late)
-      resolve(text)
+    lines.once('close', () => reject(new Error(`a program ended without a line that is ${found}`)))
+    lines.on('line', text => {
+      if (found(text)) resolve(text)
     })
   })
 }
