@@ -1,0 +1,82 @@
+/**
+ * The comparison of `make bench-migrate`, small: the busybox guest, one link, directly and through the pair. What it
+ * writes is what the report reads.
+ */
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { compare } from '../../scripts/compare/comparison.ts'
+import { defaultMatrices, planJobs } from '../../scripts/compare/plan.ts'
+import type { Results, Run } from '../../scripts/compare/results.ts'
+import { resultTables } from '../../scripts/compare/table.ts'
+import { temporaryFolder } from '../../scripts/qemu/cleanup.ts'
+import { qemu10 } from '../../scripts/qemu/versions.ts'
+
+t.setTimeout(240_000)
+const { qemu, skip } = await qemu10()
+
+t.test('the plan: the first round of everything, then what the marks are about', t => {
+  const jobs = planJobs(defaultMatrices(2))
+  const rounds = jobs.map(({ round }) => round)
+  const last = rounds.lastIndexOf(0)
+  t.equal(rounds.indexOf(1), last + 1, 'no second round before every first one')
+  const second = jobs.slice(last + 1).map(({ method }) => method)
+  t.notOk(second.slice(0, second.indexOf('xbzrle')).some(method => method === 'auto-converge'))
+  t.ok(second.lastIndexOf('pair') < second.indexOf('xbzrle'), 'peers come last')
+  t.equal(new Set(jobs.map(job => JSON.stringify(job))).size, jobs.length, 'nothing twice')
+  t.end()
+})
+
+t.test('one guest, directly and through the pair', { skip: skip ?? false }, async t => {
+  const { path: folder, remove } = temporaryFolder('compare-test')
+  const out = join(folder, 'results.json')
+  const jobs = (methods: ('direct' | 'pair')[]) =>
+    planJobs([{ guests: ['busybox'], profiles: ['200Mbit,20ms'], methods, rounds: 1 }])
+  const said: string[] = []
+  const options = {
+    qemu: qemu!,
+    out,
+    resume: true,
+    limitMs: Infinity,
+    command: 'make test',
+    report: (text: string) => said.push(text),
+    fast: true,
+  }
+  try {
+    await compare({ ...options, jobs: jobs(['direct']) })
+    // as after Ctrl-C: what is there stays, what is missing is added
+    const results = await compare({ ...options, jobs: jobs(['direct', 'pair']) })
+    t.same(JSON.parse(readFileSync(out, 'utf8')) as Results, results, 'the file holds what is returned')
+    t.match(results, {
+      format: 1,
+      profiles: [{ name: '200Mbit,20ms', measured: { bitsPerSecond: Number, roundTripMs: Number } }],
+      guests: [{ name: 'busybox', memoryBytes: 128 * 2 ** 20 }],
+      versions: { qemu: qemu!.version },
+      skipped: [],
+    })
+    t.equal(results.runs.length, 2, said.join('\n'))
+    const [direct, pair] = results.runs as [Run, Run]
+    for (const run of [direct, pair]) {
+      t.match(
+        run,
+        { outcome: 'completed', guest: 'busybox', round: 0, passes: Number, qemuBytes: Number },
+        run.reason ?? '',
+      )
+      t.ok(run.totalMs > 0 && run.downtimeMs! > 0 && run.guestPauseMs! > 0, 'time, downtime and pause')
+      t.ok(run.wanBytes.forward > 1e6 && run.wanBytes.back > 0, JSON.stringify(run.wanBytes))
+      t.ok(run.progress.length > 0 && run.progress.at(-1)!.wanBytes <= run.wanBytes.forward)
+    }
+    t.equal(direct.classes, null)
+    t.ok(pair.classes!.zero!.pages > 0)
+    t.ok(pair.cpuSeconds['source proxy']! > 0 && pair.cpuSeconds['destination proxy']! > 0)
+    t.ok(
+      pair.wanBytes.forward < direct.wanBytes.forward * 0.7,
+      `the pair needs ${pair.wanBytes.forward} bytes, QEMU alone ${direct.wanBytes.forward}`,
+    )
+    t.match(resultTables(results), /direct .*\n.*pair /)
+    t.same(readdirSync(folder), ['results.json'], 'nothing else is left')
+  } finally {
+    remove()
+  }
+  t.notOk(existsSync(folder))
+})
