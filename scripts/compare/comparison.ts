@@ -6,13 +6,14 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { formatSize } from '../../src/cli/quantity.ts'
 import { Manifest } from '../lab/manifest.ts'
+import { installTools } from '../lab/tools.ts'
 import type { QemuVersion } from '../qemu/versions.ts'
-import { LINK_PROFILES } from '../wan/link.ts'
+import { LINK_PROFILES, parseLink } from '../wan/link.ts'
 import { type OpenedWan, openWan } from '../wan/open.ts'
 import { BUSYBOX, type ComparedGuest, GUESTS, type PreparedGuest, prepareGuest } from './guests.ts'
-import { whyNot } from './methods.ts'
+import { PROGRAMS, whyNot } from './methods.ts'
 import { estimateSeconds, type Job, jobKey } from './plan.ts'
-import type { Results, Run } from './results.ts'
+import type { Method, Results, Run } from './results.ts'
 import { runMigration } from './run.ts'
 import { type TemplateSet, templateSet } from './templates.ts'
 
@@ -70,9 +71,15 @@ export async function compare(options: ComparisonOptions): Promise<Results> {
   results.skipped = []
 
   const kept = new Set(results.runs.map(jobKey))
-  const methods = new Map(
-    [...new Set(options.jobs.map(({ method }) => method))].map(method => [method, whyNot(method)]),
-  )
+  const packages = methodsOf(options.jobs)
+    .flatMap(method => PROGRAMS[method] ?? [])
+    .filter((tool): tool is readonly [string, string] => tool[1] !== undefined)
+  try {
+    installTools(packages, report)
+  } catch {
+    // whyNot() tells of each
+  }
+  const methods = new Map(methodsOf(options.jobs).map(method => [method, whyNot(method)]))
   for (const [method, reason] of methods) if (reason !== undefined) skip(`method ${method}`, reason)
   const wanted = options.jobs.filter(job => methods.get(job.method) === undefined && !kept.has(jobKey(job)))
 
@@ -149,6 +156,8 @@ export async function compare(options: ComparisonOptions): Promise<Results> {
   return results
 }
 
+const methodsOf = (jobs: readonly Job[]): Method[] => [...new Set(jobs.map(({ method }) => method))]
+
 function startResults({ resume, out, command, qemu }: ComparisonOptions, accelerator: string): Draft {
   if (existsSync(out)) {
     const old = JSON.parse(readFileSync(out, 'utf8')) as Results
@@ -202,7 +211,13 @@ function probedAccelerator(): 'kvm' | 'tcg' {
 /** Notes what a link really delivers, before the first run over it. */
 async function describe(results: Draft, name: string, wan: OpenedWan, report: (text: string) => void): Promise<void> {
   if (results.profiles.some(profile => profile.name === name)) return
-  const measured = await wan.measure()
+  // On a machine that is busy with something else the first answer may be about that.
+  const wanted = parseLink(linkNamed(name)).bitsPerSecond
+  let measured = await wan.measure()
+  for (let i = 0; i < 2 && measured.bitsPerSecond < 0.8 * wanted; i++) {
+    const again = await wan.measure()
+    if (again.bitsPerSecond > measured.bitsPerSecond) measured = again
+  }
   results.profiles = [...results.profiles, { name, link: linkNamed(name), kind: wan.linkKind, measured }]
   const { bitsPerSecond, roundTripMs } = measured
   report(`${name}: ${wan.kind}; ${(bitsPerSecond / 1e6).toFixed(0)} Mbit/s, ${roundTripMs.toFixed(1)} ms`)

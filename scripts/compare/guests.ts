@@ -190,7 +190,7 @@ export async function prepareGuest(
   const { debian: machine, memoryMb } = guest
   if (!machine) {
     await guestFiles()
-    const workload = { workload: 'busy', rate: 2, busymb: 4, content: 7, contentmb: 24, hb: 20 } as const
+    const workload = { workload: 'busy', rate: 2, busymb: 4, content: 7, contentmb: 4, hb: 20 } as const
     return new PreparedGuest(guest, { qemu, memoryMb, workload }, undefined)
   }
   const folder = join(cache, guest.name)

@@ -1,7 +1,7 @@
 /** How each method takes the bytes from one QEMU to the other. */
-import { execFileSync } from 'node:child_process'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Proxies } from '../demo/proxies.ts'
+import { hasProgram } from '../lab/tools.ts'
 import type { MigrationSettings, QemuGuest } from '../qemu/guest.ts'
 import { freePort, type OpenedWan } from '../wan/open.ts'
 import { descendantSeconds, ownSeconds } from './cpu.ts'
@@ -51,23 +51,21 @@ const QEMU_ALONE: Partial<Record<Method, { both?: MigrationSettings; source?: Mi
  */
 const PIPE_BYTES = 2_000_000_000
 
-/** Programs that a method needs beyond QEMU and the pair. */
-const PROGRAMS: Partial<Record<Method, readonly string[]>> = {
-  'zstd-pipe': ['zstd', 'socat'],
-  wanproxy: ['wanproxy'],
+/** Programs that methods need beyond QEMU and the pair, and the Debian packages that have them. */
+export const PROGRAMS: Partial<
+  Record<Method, readonly (readonly [program: string, debianPackage: string | undefined])[]>
+> = {
+  'zstd-pipe': [
+    ['zstd', 'zstd'],
+    ['socat', 'socat'],
+  ],
+  wanproxy: [['wanproxy', undefined]],
 }
 
 /** Why a method cannot be had here; undefined where it can. */
 export function whyNot(method: Method): string | undefined {
-  for (const program of PROGRAMS[method] ?? []) {
-    try {
-      execFileSync('sh', ['-c', `command -v ${program}`], { stdio: 'ignore' })
-    } catch {
-      return `no program ${program} in PATH`
-    }
-  }
-  if (method === 'wanproxy') return 'how to start this wanproxy is not known: it was found, but never tried'
-  return undefined
+  const missing = PROGRAMS[method]?.find(([program]) => !hasProgram(program))
+  return missing && `no program ${missing[0]} in PATH`
 }
 
 /** Opens the way of one method. */

@@ -1,7 +1,6 @@
 // The guest lab: boots Debian guests with different workloads and keeps the migration streams that QEMU sends for them.
 // docs/lab.md says what for. node scripts/lab/lab.ts --help
 
-import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -9,6 +8,7 @@ import { parseArgs } from 'node:util'
 import { type Capture, type Guest, guests } from './guests.ts'
 import { kvmWorks, Machine, type MachineOptions, machineArguments } from './machine.ts'
 import { Manifest } from './manifest.ts'
+import { installTools, run } from './tools.ts'
 
 const here = dirname(fileURLToPath(import.meta.url))
 const checkout = join(here, '../..')
@@ -40,30 +40,14 @@ function progress(text: string): void {
   console.log(`${clock}  ${text}`)
 }
 
-/** Runs a command to its end, its output to ours. @throws Error naming it where it fails. */
-function run(command: string, ...args: string[]): void {
-  const { status, error } = spawnSync(command, args, { stdio: ['ignore', 'inherit', 'inherit'] })
-  if (error || status !== 0) throw new Error(`${command} ${args[0] ?? ''} failed${error ? `: ${error.message}` : ''}`)
-}
-
-/** Installs the packages of the host whose programs are missing. */
-function installTools(): void {
-  const tools: [program: string, debianPackage: string][] = [
-    ['qemu-system-x86_64', 'qemu-system-x86'],
-    ['qemu-img', 'qemu-utils'],
-    ['debootstrap', 'debootstrap'],
-    ['mke2fs', 'e2fsprogs'],
-    ['unshare', 'util-linux'],
-  ]
-  const folders = [...(process.env.PATH ?? '').split(':'), '/usr/sbin', '/sbin']
-  const missing = tools.filter(([program]) => !folders.some(folder => existsSync(join(folder, program))))
-  if (missing.length === 0) return
-  const packages = missing.map(([, debianPackage]) => debianPackage)
-  progress(`installing ${packages.join(' ')}`)
-  process.env.DEBIAN_FRONTEND = 'noninteractive'
-  run('apt-get', '-q', '-q', 'update')
-  run('apt-get', '-q', '-q', '-y', 'install', '--no-install-recommends', ...packages)
-}
+/** What the lab needs of the host. */
+const TOOLS = [
+  ['qemu-system-x86_64', 'qemu-system-x86'],
+  ['qemu-img', 'qemu-utils'],
+  ['debootstrap', 'debootstrap'],
+  ['mke2fs', 'e2fsprogs'],
+  ['unshare', 'util-linux'],
+] as const
 
 /** Lets one lab at a time run in this checkout: two would write the same files, and share too little CPU. */
 function lock(): void {
@@ -209,7 +193,7 @@ async function main(): Promise<number> {
     return 0
   }
   lock()
-  installTools()
+  installTools(TOOLS, progress)
   if (values.rebuild) rmSync(base, { recursive: true, force: true })
   const disk = join(base, 'disk.raw')
   if (!existsSync(disk)) {
