@@ -89,3 +89,64 @@ export const ACK_DELAY_MS = 2
 
 /** Time that bytes may wait in the link beyond its round trip, unless configured: they add to the guest's downtime. */
 export const QUEUE_TARGET_MS = 50
+
+// Who connects to the destination proxy ---------------------------------------------------------------------------------
+
+/**
+ * Connections that have not proven who they are, at once. The oldest goes when one more comes: whoever floods us must
+ * open so many within the few round trips that a real handshake takes. Each costs about 100 KiB in TLS.
+ */
+export const STRANGERS_MAX = 256
+
+/** Connections that TLS has let in and whose hello is missing. */
+export const GREETERS_MAX = 256
+
+/**
+ * Sessions at once, unless configured, those that are being opened or are ending counted: each takes memory for its
+ * sets, its ring and what is unacknowledged.
+ */
+export const SESSIONS_MAX = 16
+
+/** Log lines about strangers: so many at once ... */
+export const REFUSAL_LINES_BURST = 100
+
+/** ... then so many a second; what is beyond is counted. */
+export const REFUSAL_LINES_PER_SECOND = 10
+
+/** How long one that was refused may take to read why. */
+export const REFUSAL_LINGER_MS = 1000
+
+/** After the last byte of a session the peer has this long to read it and close; then the socket goes. */
+export const LINGER_MS = 2000
+
+/**
+ * Pieces (DATA frames and batches) of a session that wait for the destination QEMUs to take them. Each costs some 300
+ * bytes beside its own, so that credit, which counts bytes, alone would let pieces of one byte take 300 times as much.
+ * QEMU writes 32 KiB at a time, and what is flushed in smaller pieces comes once a millisecond at most.
+ */
+export const PIECES_MAX = 65536
+
+// The source QEMU's connections -------------------------------------------------------------------------------------------
+
+/** Channels at once in one session: four migrations with 31 multifd channels each. Each takes a slot of half a MiB. */
+export const CHANNELS_MAX = 128
+
+/**
+ * Bytes of a connection that are kept until the other proxy has taken its flow, and so the most that QEMU gets rid of
+ * in the one round trip that a direct connection would have taken to stand.
+ */
+export const KEPT_BYTES_MAX = 512 * 1024
+
+// QEMU's streams: the wire allows more than any QEMU sends; a parser that met more has lost its place, or is being fed -----
+
+/** RAMBlocks of one guest. 256 DIMMs, a few ROMs a device: some hundreds. Each costs the codec a table. */
+export const RAM_BLOCKS_MAX = 4096
+
+/** SECTION_STARTs of one stream: iterable state only, so RAM, disks and a section a passed-through device. */
+export const SECTIONS_MAX = 1024
+
+/** Bytes of a machine type name; QEMU's longest has some 30. It is kept for messages. */
+export const MACHINE_TYPE_LENGTH_MAX = 255
+
+/** Entries of the capabilities subsection; QEMU 10 knows 24 capabilities and lists 2 of them. */
+export const CAPABILITIES_MAX = 64

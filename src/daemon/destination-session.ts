@@ -6,6 +6,7 @@
 import { FlowExpander } from '../codec/expander.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
+import { PIECES_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { ReturnPathParser } from '../qemu/return-path.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
@@ -70,8 +71,10 @@ export class DestinationSession implements LinkSink {
   private readonly inbound: Inbound
   private readonly flows = new Map<number, DestinationFlow>()
   private readonly arrivals = new Map<number, Arrival>()
-  /** Dials of one target follow each other: QEMU 7.2 tells channels by the order of connections. */
-  private readonly dialling = new Map<string, Promise<unknown>>()
+  /** Who is to be dialled, by target, one after the other: QEMU 7.2 tells channels by the order of connections. */
+  private readonly dialling = new Map<string, Set<DestinationFlow>>()
+  /** Pieces that came and that no QEMU has taken yet. */
+  private pieces = 0
   /** Flows that have ended, whose QEMU may still take bytes that lie in the pool. */
   private readonly lingering = new Set<DestinationFlow>()
   /** Expanders of flows that came while this side drains; their bytes are dropped. */
@@ -113,29 +116,60 @@ export class DestinationSession implements LinkSink {
       return
     }
     const key = formatAddress(address)
-    const turn = (this.dialling.get(key) ?? Promise.resolve()).then(async () => {
+    const queue = this.dialling.get(key)
+    if (queue) queue.add(flow)
+    else {
+      this.dialling.set(key, new Set([flow]))
+      void this.dialAll(key, address)
+    }
+  }
+
+  private async dialAll(key: string, address: Address): Promise<void> {
+    const queue = this.dialling.get(key)!
+    for (const flow of queue) {
       await flow.wanted
-      if (flow.isOver || this.ended) return
-      try {
-        flow.connected(await dial(address, { signal: flow.abort.signal }))
-      } catch (error) {
-        if (!isProxyError(error)) throw error
-        flow.refused(error)
+      if (!flow.isOver && !this.ended) {
+        try {
+          flow.connected(await dial(address, { signal: flow.abort.signal }))
+        } catch (error) {
+          if (!isProxyError(error)) throw error
+          flow.refused(error)
+        }
       }
-    })
-    this.dialling.set(key, turn)
+      queue.delete(flow)
+    }
+    this.dialling.delete(key)
+  }
+
+  /** A flow is over before its turn to be dialled came. */
+  undial(flow: DestinationFlow): void {
+    for (const queue of this.dialling.values()) queue.delete(flow)
+  }
+
+  /** One more piece waits. @returns false where there are too many: the session ends */
+  private hold(): boolean {
+    if (++this.pieces <= PIECES_MAX) return true
+    const what = `more than ${PIECES_MAX} pieces wait for QEMU`
+    this.options.onFailure(new ProxyError('LIMIT_EXCEEDED', what, undefined, 'the session ends'))
+    return false
+  }
+
+  /** QEMU took one, or nobody wants it any more. */
+  letGo(): void {
+    this.pieces--
   }
 
   onData(number: number, payload: Uint8Array): void {
     const flow = this.flows.get(number)
-    this.inbound.mark(() => flow?.expanded(payload, () => {}))
+    if (flow && this.hold()) this.inbound.mark(() => flow.expanded(payload, () => {}))
   }
 
   onBatch(number: number, parts: readonly Uint8Array[]): void {
     // also of flows that broke here: the pool must follow every batch
     const expander = this.flows.get(number)?.expander ?? this.untoldExpander(number)
-    if (expander) this.inbound.push(expander, parts)
-    else this.options.onFailure(unknownFlow(number))
+    if (expander) {
+      if (this.hold()) this.inbound.push(expander, parts)
+    } else this.options.onFailure(unknownFlow(number))
   }
 
   /** Of a flow whose OPEN crossed our DRAIN: the session refused it, its batches came all the same. */
@@ -145,7 +179,13 @@ export class DestinationSession implements LinkSink {
     if (!info) return undefined
     let untold = this.untold.get(number)
     if (untold?.info !== info) {
-      const nobody = { expanded: (_: Uint8Array, release: () => void): void => release() }
+      for (const [old, { info }] of this.untold) if (session.infoOf(old) !== info) this.untold.delete(old)
+      const nobody = {
+        expanded: (_: Uint8Array, release: () => void): void => {
+          this.letGo()
+          release()
+        },
+      }
       untold = { info, expander: new ChannelExpander(nobody, info.migration, pool.kernel.layout.templatePages) }
       this.untold.set(number, untold)
     }
@@ -338,8 +378,10 @@ export class DestinationFlow implements SocketSink {
 
   /** Bytes for QEMU. */
   expanded(bytes: Uint8Array, release: () => void): void {
-    if (this.broken) release()
-    else if (this.socket) this.write(bytes, release)
+    if (this.broken) {
+      this.session.letGo()
+      release()
+    } else if (this.socket) this.write(bytes, release)
     else {
       this.early.push({ bytes, release })
       this.want()
@@ -351,12 +393,14 @@ export class DestinationFlow implements SocketSink {
       if (!this.gone) this.session.options.session.consumed(this.number, bytes.length)
     }
     if (this.finished) {
+      this.session.letGo()
       release()
       taken()
       return
     }
     this.arrival.bytesOut += bytes.length
     this.socket!.write(bytes, error => {
+      this.session.letGo()
       release()
       // bytes that QEMU never got are not acknowledged, except where it needs them no more
       if (!error || this.shut) taken()
@@ -393,7 +437,11 @@ export class DestinationFlow implements SocketSink {
     this.broken = true
     this.want() // the dials behind it go on
     this.abort.abort()
-    for (const { release } of this.early.splice(0)) release()
+    this.session.undial(this)
+    for (const { release } of this.early.splice(0)) {
+      this.session.letGo()
+      release()
+    }
     this.socket?.reset()
   }
 

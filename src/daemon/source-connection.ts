@@ -3,13 +3,8 @@
  * taken its flow, so that it can begin again on another session, and QEMU sees nothing but a pause.
  */
 import { assert } from '../errors.ts'
+import { KEPT_BYTES_MAX } from '../limits.ts'
 import type { QemuSocket, SocketClosed, SocketSink, WriteDone } from '../relay/qemu-socket.ts'
-
-/**
- * Bytes that are kept, and so the most that QEMU gets rid of before the other proxy has answered: in the one round trip
- * that a direct connection would have taken to stand.
- */
-const KEPT_BYTES_MAX = 512 * 1024
 
 /** Looks to a flow like the socket, and to the socket like the flow. */
 export class SourceConnection implements SocketSink {

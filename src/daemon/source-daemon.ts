@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
-import { HELLO_SETS_MAX } from '../limits.ts'
+import { CHANNELS_MAX, HELLO_SETS_MAX } from '../limits.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
@@ -22,8 +22,6 @@ import { SessionSets } from './session-sets.ts'
 import { SourceConnection } from './source-connection.ts'
 import { Gate, isOpen, type Moved, SLOT_BYTES, SourceSession } from './source-session.ts'
 
-/** Channels at once: four migrations with 31 multifd channels each. */
-const CHANNELS_MAX = 128
 /** One is filled while two are packed and one waits for its turn. */
 const WORKSPACES = 4
 

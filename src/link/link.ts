@@ -4,6 +4,7 @@
  */
 import type net from 'node:net'
 import { ProxyError } from '../errors.ts'
+import { LINGER_MS } from '../limits.ts'
 import type { Role } from '../session/api.ts'
 import { Session } from '../session/session.ts'
 import { FrameDecoder } from '../wan/frames.ts'
@@ -17,8 +18,6 @@ import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
 const WRITE_BUFFER_BYTES_MAX = 128 * 1024
 /** One write: four full frames. More gains nothing on loopback, with TLS or without (test/link/link-bench.ts). */
 const PULL_BYTES = 64 * 1024
-/** After our last byte the peer has this long to read it and close; then the socket goes. */
-const LINGER_MS = 2000
 
 /** One connection, after its hello. */
 interface Wire {

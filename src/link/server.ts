@@ -5,7 +5,15 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import net from 'node:net'
 import { isProxyError, ProxyError } from '../errors.ts'
-import { HELLO_TIMEOUT_MS } from '../limits.ts'
+import {
+  GREETERS_MAX,
+  HELLO_TIMEOUT_MS,
+  REFUSAL_LINES_BURST,
+  REFUSAL_LINES_PER_SECOND,
+  REFUSAL_LINGER_MS,
+  SESSIONS_MAX,
+  STRANGERS_MAX,
+} from '../limits.ts'
 import { type ClientHello, clientHelloOf, encodeRefusal, encodeServerHello, type ServerHello } from '../wan/hello.ts'
 import { REFUSALS } from '../wan/wire.ts'
 import { AGENT_DEFAULT, type Clock, type LinkLogger, type LinkSink, type SessionTuning, systemClock } from './api.ts'
@@ -13,21 +21,6 @@ import { requireSecurity } from './client.ts'
 import { type Credentials, PLAIN_IDENTITY } from './credentials.ts'
 import { KEEP_ALIVE_DELAY_MS, peerOf, readHello } from './greeting.ts'
 import { Link } from './link.ts'
-
-/**
- * Connections that have not proven who they are, at once. The oldest goes when one more comes: whoever floods us must
- * open so many within the few round trips that a real handshake takes. Each costs about 100 KiB in TLS.
- */
-const STRANGERS_MAX = 256
-/** Connections that TLS has let in and whose hello is missing. */
-const GREETERS_MAX = 256
-/** Sessions at once, unless configured: each takes memory for its ring and what is unacknowledged. */
-const SESSIONS_MAX = 16
-/** Log lines about strangers: so many at once, then so many a second; what is beyond is counted. */
-const LOG_BURST = 100
-const LOG_PER_SECOND = 10
-/** How long one that was refused may take to read why. */
-const REFUSAL_LINGER_MS = 1000
 
 /** What the layer above decides about a new session. */
 export interface Accepted extends Pick<ServerHello, 'sets' | 'ring' | 'places' | 'targets'> {
@@ -96,11 +89,15 @@ export class LinkServer {
   readonly #strangers = new Set<Arrival>()
   readonly #greeters = new Set<Arrival>()
   readonly #members = new Map<string, Member>()
+  /** Sessions that the layer above is taking memory for. */
+  readonly #opening = new Set<string>()
+  /** Sessions that were given up and whose memory is not free yet. */
+  #leaving = 0
   #draining = false
   #connectionsAccepted = 0
   #refused = 0
   #crowdedOut = 0
-  #logTokens = LOG_BURST
+  #logTokens = REFUSAL_LINES_BURST
   #logAtMs: number
   #logSuppressed = 0
   #cancelSummary: (() => void) | undefined
@@ -301,8 +298,7 @@ export class LinkServer {
       if (!member) return undefined
       // Our answer to the first hello was lost: nothing was ever said on this session, so it begins again.
       if (member.identity === identity && !member.link.heard) {
-        void member.link.abort(timeout('opened again by the peer'))
-        this.#members.delete(hello.session)
+        void this.#giveUp(member, 'opened again by the peer')
         return undefined
       }
       throw new ProxyError('PEER_AUTH', 'this session belongs to somebody', undefined, 'refused')
@@ -326,19 +322,24 @@ export class LinkServer {
   async #open(hello: ClientHello, identity: string, raw: net.Socket): Promise<Member> {
     const { accept, logger, sessionsMax = SESSIONS_MAX } = this.#options
     if (this.#draining) throw new ProxyError('LIMIT_EXCEEDED', 'this side takes no new sessions', undefined, 'refused')
-    if (this.#members.size >= sessionsMax) this.#forgetOne()
-    if (this.#members.size >= sessionsMax) {
+    const count = (): number => this.#members.size + this.#opening.size + this.#leaving
+    if (count() >= sessionsMax) await this.#forgetOne()
+    if (count() >= sessionsMax) {
       throw new ProxyError('LIMIT_EXCEEDED', `${sessionsMax} sessions are open`, undefined, 'refused')
     }
-    const accepted = await accept(hello, identity)
+    if (this.#opening.has(hello.session) || this.#members.has(hello.session)) {
+      throw new ProxyError('LIMIT_EXCEEDED', 'opened twice at once', undefined, 'refused')
+    }
+    let accepted: Accepted
+    this.#opening.add(hello.session)
+    try {
+      accepted = await accept(hello, identity)
+    } finally {
+      this.#opening.delete(hello.session)
+    }
     if (raw.destroyed) {
       accepted.discard?.()
       throw new ProxyError('PEER_LOST', 'closed before our hello', undefined, 'closed')
-    }
-    // While `accept` was waited for, another connection may have opened the same one or taken the last place.
-    if (this.#members.has(hello.session) || this.#members.size >= sessionsMax) {
-      accepted.discard?.()
-      throw new ProxyError('LIMIT_EXCEEDED', 'opened twice at once', undefined, 'refused')
     }
     const link = new Link({
       role: 'server',
@@ -364,19 +365,28 @@ export class LinkServer {
   }
 
   /** Gives up the oldest session that never said anything and has no connection. */
-  #forgetOne(): void {
-    for (const [id, { link }] of this.#members) {
-      if (link.heard || link.connections > 0) continue
-      this.#members.delete(id)
-      void link.abort(timeout('never used'))
-      return
+  async #forgetOne(): Promise<void> {
+    for (const member of this.#members.values()) {
+      if (member.link.heard || member.link.connections > 0) continue
+      return this.#giveUp(member, 'never used')
     }
+  }
+
+  /** Ends a session on which nothing was ever said; it counts until its sockets are closed and its memory is free. */
+  async #giveUp({ link }: Member, why: string): Promise<void> {
+    this.#members.delete(link.id)
+    this.#leaving++
+    await link.abort(timeout(why))
+    this.#leaving--
   }
 
   /** One line for each refused stranger, as long as it is not a flood of them. */
   #logRefusal(fields: Record<string, unknown>): void {
     const now = this.#clock.now()
-    this.#logTokens = Math.min(LOG_BURST, this.#logTokens + ((now - this.#logAtMs) / 1000) * LOG_PER_SECOND)
+    this.#logTokens = Math.min(
+      REFUSAL_LINES_BURST,
+      this.#logTokens + ((now - this.#logAtMs) / 1000) * REFUSAL_LINES_PER_SECOND,
+    )
     this.#logAtMs = now
     if (this.#logTokens >= 1) {
       this.#logTokens--

@@ -1,5 +1,5 @@
 import { latin1, latin1Bytes, sameBytes } from '../bytes/copy.ts'
-import { RAM_BLOCKS_MAX } from './wire.ts'
+import { RAM_BLOCKS_MAX } from '../limits.ts'
 
 /** A RAMBlock as one migration knows it. */
 export interface RamBlock {

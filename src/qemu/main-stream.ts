@@ -1,6 +1,7 @@
 import { readU16, readU32, readU64 } from '../bytes/big-endian.ts'
 import { copyBytes, latin1 } from '../bytes/copy.ts'
 import { assert } from '../errors.ts'
+import { CAPABILITIES_MAX, MACHINE_TYPE_LENGTH_MAX, SECTIONS_MAX } from '../limits.ts'
 import { BlockTable, type RamBlock } from './block-table.ts'
 import {
   type BodyGrammar,
@@ -12,7 +13,6 @@ import {
 import { type RamCounts, RamRecordReader, READ } from './ram-records.ts'
 import type { RecordSink, StreamPhase } from './record-sink.ts'
 import {
-  CAPABILITIES_MAX,
   CAPABILITY_IGNORE_SHARED,
   CAPABILITY_MAPPED_RAM,
   COMMAND,
@@ -20,14 +20,12 @@ import {
   ELEMENT,
   FILE_MAGIC,
   FILE_VERSION,
-  MACHINE_TYPE_LENGTH_MAX,
   PACKAGED_LENGTH,
   PAGE_BITS,
   PAGE_SIZE,
   POSTCOPY_ADVISE_LENGTH,
   RAM_FLAG_MASK,
   RAM_SECTION,
-  SECTIONS_MAX,
   UUID_LENGTH,
 } from './wire.ts'
 

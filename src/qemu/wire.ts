@@ -171,14 +171,3 @@ export const MULTIFD_FLAG = {
   QATZIP: 0x20,
   DEVICE_STATE: 0x40, // QEMU 10.0, VFIO
 } as const
-
-// Our bounds. The wire allows more than any QEMU sends; a parser that met more has lost its place, or is being fed.
-
-/** RAMBlocks of one guest. 256 DIMMs, a few ROMs a device: some hundreds. Each costs the codec a table. */
-export const RAM_BLOCKS_MAX = 4096
-/** SECTION_STARTs of one stream: iterable state only, so RAM, disks and a section a passed-through device. */
-export const SECTIONS_MAX = 1024
-/** Bytes of a machine type name; QEMU's longest has some 30. It is kept for messages. */
-export const MACHINE_TYPE_LENGTH_MAX = 255
-/** Entries of the capabilities subsection; QEMU 10 knows 24 capabilities and lists 2 of them. */
-export const CAPABILITIES_MAX = 64

@@ -313,6 +313,43 @@ t.test('a QEMU that gives up between two sessions', async t => {
   t.equal(pair.target.sockets.length, 2, 'its target was not dialled')
 })
 
+t.test('a source proxy that means harm takes bounded memory', async t => {
+  await using pair = await Daemons.start()
+  await until('a session', () => pair.count('session open') === 2)
+  const { session } = (pair.source as unknown as { client: LinkClient }).client
+  const info = { target: 'default', migration: 9, kind: 'main' }
+  session.openFlow(info) // is silent, and so holds up the dials of those behind it
+  const { link } = pair
+  for (let i = 0; i < 3000; i++) {
+    const flow = session.openFlow(info)
+    session.resetFlow(flow, 1, 'again')
+    while (session.flowCount > 500) await sleep(1)
+  }
+  await until('all to have passed', () => session.flowCount === 1)
+  const half = (pair.destination as unknown as { sessions: Map<Link, unknown> }).sessions.get(link) as {
+    dialling: Map<string, Set<unknown>>
+    pieces: number
+  }
+  t.same(
+    [...half.dialling.values()].map(queue => queue.size),
+    [1],
+    'who is gone waits for no dial',
+  )
+  const second = session.openFlow(info)
+  for (let i = 0; i < 1000; i++) session.sendData(second, Buffer.alloc(1))
+  await until('its pieces', () => half.pieces === 1000)
+  session.resetFlow(second, 1, 'again')
+  await until('them to be let go', () => half.pieces === 0)
+  const third = session.openFlow(info)
+  for (let i = 0; i < 100_000 && !link.over; i++) {
+    session.sendData(third, Buffer.alloc(1))
+    if (i % 1000 === 0) await sleep(1)
+  }
+  await until('the end of the session', () => link.over)
+  t.match(await link.ended, { code: 'LIMIT_EXCEEDED', what: /more than 65536 pieces/ })
+  await until('the next session', () => pair.count('session open') === 4)
+})
+
 t.test('a stop while sets are looked through', async t => {
   const store = {
     digests: () => sleep(100, []),

@@ -977,6 +977,58 @@ const at = await new TestServer({}).server.listen({ fd: 3 })
 console.log(at.address + ':' + at.port)
 `
 
+t.test('sessions that are being opened, or given up, count', async t => {
+  let asked = 0
+  const gates: (() => void)[] = []
+  const server: TestServer = await start(t, {
+    server: {
+      sessionsMax: 4,
+      accept: async hello => {
+        asked++
+        await new Promise<void>(resolve => gates.push(resolve))
+        return server.accept(hello, 'plain')
+      },
+    },
+  })
+  const hello = (session: number) =>
+    encodeClientHello({
+      agent: '',
+      ...offer(),
+      session: String(session).padStart(32, '0'),
+      connection: 0,
+      connections: 1,
+      token: null,
+      received: 0,
+    })
+  const answers = Array.from({ length: 40 }, (_, i) => say(server.port, hello(i % 20)))
+  await until('36 refusals', () => server.log.of('link.refused').length === 36)
+  t.equal(asked, 4, 'memory is asked for four times')
+  for (const open of gates.splice(0)) open()
+  await Promise.all(answers)
+  await until('all to be gone again', () => server.server.links.every(link => link.connections === 0))
+  t.equal(server.server.links.length, 4)
+  // Nothing was ever said on these four: they make room for others, one for each.
+  const later = Array.from({ length: 40 }, (_, i) => say(server.port, hello(100 + i)))
+  await until('36 more', () => server.log.of('link.refused').length === 72)
+  t.equal(asked, 8)
+  for (const open of gates.splice(0)) open()
+  await Promise.all(later)
+  // An opening said again and again takes the place of the one before only when that has gone.
+  const sockets: net.Socket[] = []
+  t.teardown(() => {
+    for (const socket of sockets) socket.destroy()
+  })
+  for (let i = 0; i < 20; i++) {
+    const socket = net.connect({ port: server.port, host: '127.0.0.1', allowHalfOpen: true }) // and does not close
+    sockets.push(socket)
+    socket.on('error', () => {})
+    socket.write(hello(100))
+    await sleep(10)
+    for (const open of gates.splice(0)) open()
+  }
+  t.ok(asked <= 8 + 4, `asked ${asked} times`)
+})
+
 t.test('sessions are bounded; a socket that somebody else opened serves; IPv6', async t => {
   const server = await start(t, { server: { sessionsMax: 2 } })
   const first = join(t, server.port, {})
