@@ -1,7 +1,10 @@
 /** How each method takes the bytes from one QEMU to the other. */
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Proxies } from '../demo/proxies.ts'
 import { hasProgram } from '../lab/tools.ts'
+import { endChild } from '../qemu/cleanup.ts'
 import type { MigrationSettings, QemuGuest } from '../qemu/guest.ts'
 import { freePort, type OpenedWan } from '../wan/open.ts'
 import { descendantSeconds, ownSeconds } from './cpu.ts'
@@ -77,6 +80,7 @@ export async function openRoute(
 ): Promise<Route> {
   if (method === 'pair' || method === 'paper') return throughPair(method, wan, folder, templates)
   if (method === 'zstd-pipe') return throughPipe(wan, templates)
+  if (method === 'wanproxy') return throughWanproxy(wan, folder)
   const { both = {}, source = {} } = QEMU_ALONE[method]!
   const port = await freePort()
   const { host, port: reached } = await wan.reach(port)
@@ -158,6 +162,58 @@ async function throughPipe(wan: OpenedWan, templates: Templates | undefined): Pr
     classes: async () => null,
     log: '',
     // Its processes have QEMUs for parents and end with them; the namespaces' end takes the rest.
-    [Symbol.asyncDispose]: () => sleep(0),
+    [Symbol.asyncDispose]: async () => {},
+  }
+}
+
+/**
+ * WANProxy at both sites, as its own examples have it: XCodec and zlib between the two. Written after those; there is no
+ * Debian package, so this has never met a real one.
+ */
+async function throughWanproxy(wan: OpenedWan, folder: string): Promise<Route> {
+  const [near, far, port] = [await freePort(), await freePort(), await freePort()]
+  const peer = await wan.reach(port)
+  interface End {
+    readonly listen: readonly [host: string, port: number]
+    readonly connect: readonly [host: string, port: number]
+    /** Which of its two sides faces the WAN. */
+    readonly encoded: 'interface' | 'peer'
+  }
+  const ends = {
+    source: { listen: ['127.0.0.1', near], connect: [peer.host, peer.port], encoded: 'peer' },
+    destination: { listen: [wan.listenHost, port], connect: ['127.0.0.1', far], encoded: 'interface' },
+  } satisfies Record<string, End>
+  const configuration = ({ listen, connect, encoded }: End) => [
+    ...['create codec codec0', 'set codec0.codec XCodec', 'set codec0.compressor zlib', 'activate codec0'],
+    ...['create interface if0', 'set if0.family IPv4', `set if0.host "${listen[0]}"`, `set if0.port "${listen[1]}"`],
+    ...['activate if0', 'create peer peer0', 'set peer0.family IPv4', `set peer0.host "${connect[0]}"`],
+    ...[`set peer0.port "${connect[1]}"`, 'activate peer0', 'create proxy proxy0', 'set proxy0.interface if0'],
+    ...['set proxy0.peer peer0', `set proxy0.${encoded}_codec codec0`, 'activate proxy0', ''],
+  ]
+  let log = ''
+  const children = (['destination', 'source'] as const).map(site => {
+    const file = join(folder, `wanproxy-${site}.conf`)
+    writeFileSync(file, configuration(ends[site]).join('\n'))
+    const child = wan.spawn(site, ['wanproxy', '-c', file])
+    for (const output of [child.stdout!, child.stderr!])
+      output.setEncoding('utf8').on('data', (text: string) => {
+        log = (log + text).slice(-4000)
+      })
+    return { part: `${site} proxy`, child }
+  })
+  await sleep(1000) // it does not say when it listens
+  return {
+    sourceUri: `tcp:127.0.0.1:${near}`,
+    targetUri: `tcp:127.0.0.1:${far}`,
+    source: { capabilities: RETURN_PATH },
+    destination: { capabilities: RETURN_PATH },
+    cpuSeconds: () => Object.fromEntries(children.map(({ part, child }) => [part, ownSeconds(child.pid!)])),
+    classes: async () => null,
+    get log() {
+      return log
+    },
+    [Symbol.asyncDispose]: async () => {
+      for (const { child } of children) await endChild(child, 1000)
+    },
   }
 }
