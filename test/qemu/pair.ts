@@ -7,7 +7,7 @@
  *   await guests.destination.listen(pair.targetUri())
  *   await guests.source.migrate(pair.sourceUri())
  */
-import type { ChildProcess } from 'node:child_process'
+import type { ChildProcess, SpawnOptions } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
@@ -20,6 +20,7 @@ import { type GuestOptions, QemuGuest } from '../../scripts/qemu/guest.ts'
 import { compareMemory } from '../../scripts/qemu/memory.ts'
 import type { QemuVersion } from '../../scripts/qemu/versions.ts'
 import { parseLink } from '../../scripts/wan/link.ts'
+import type { PacketLink } from '../../scripts/wan/packet-link.ts'
 import { RelayLink } from '../../scripts/wan/relay-link.ts'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import type { ArrivalSummary } from '../../src/daemon/destination-session.ts'
@@ -122,6 +123,8 @@ export interface PairOptions {
   readonly patienceMs?: number
   /** As parseLink() takes it, such as '100Mbit,20ms'; default: no limits. */
   readonly wan?: string
+  /** The WAN is this link, packet by packet, with a proxy at each of its sites: `processes`, and no `wan` to break. */
+  readonly link?: PacketLink
   readonly connections?: number
   readonly effort?: number | 'auto'
   /** Listening ports of the source proxy, each with its own target: migrations at once. Default 1. */
@@ -185,10 +188,12 @@ export class Pair implements AsyncDisposable {
       const [site, peer] = [['near'], ['far', '127.0.0.1']] as const
       writeCredentialFiles(pair.folder, options.tls === 'psk' ? makePsk(site, peer) : await makeX509(site, peer, 1))
     }
-    pair.wan = await RelayLink.open(
-      parseLink(options.wan ?? '0ms'),
-      options.peer ?? { host: '127.0.0.1', port: pair.wanPort },
-    )
+    if (!options.link) {
+      pair.wan = await RelayLink.open(
+        parseLink(options.wan ?? '0ms'),
+        options.peer ?? { host: '127.0.0.1', port: pair.wanPort },
+      )
+    }
     if (!options.peer) await pair.startDestination()
     await pair.startSource()
     return pair
@@ -212,8 +217,8 @@ export class Pair implements AsyncDisposable {
 
   async startSource(): Promise<void> {
     const { options } = this
-    const { host, port } = this.wan
-    if (options.processes) {
+    const { host, port } = options.link ? { host: options.link.destination.address, port: this.wanPort } : this.wan
+    if (this.processes) {
       const proxy = await this.spawn('source', [
         ...['--peer', `${host}:${port}`, '--effort', String(options.effort ?? 'auto')],
         ...['--connections', String(options.connections ?? 1)],
@@ -251,9 +256,9 @@ export class Pair implements AsyncDisposable {
 
   async startDestination(): Promise<void> {
     const { options } = this
-    if (options.processes) {
+    if (this.processes) {
       const proxy = await this.spawn('destination', [
-        ...['--listen', `tcp:127.0.0.1:${this.wanPort}`],
+        ...['--listen', `tcp:${options.link?.destination.address ?? '127.0.0.1'}:${this.wanPort}`],
         ...this.gates.flatMap(({ name, target }) => ['--target', `${name}=${target}`]),
         ...(options.destinationStore === undefined ? [] : ['--store', options.destinationStore]),
       ])
@@ -332,8 +337,12 @@ export class Pair implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.kill('source')
     await this.kill('destination')
-    await this.wan.close()
+    if (!this.options.link) await this.wan.close()
     this.removeFolder()
+  }
+
+  private get processes(): boolean {
+    return this.options.processes === true || this.options.link !== undefined
   }
 
   private credentials(role: Role): Credentials | undefined {
@@ -356,13 +365,12 @@ export class Pair implements AsyncDisposable {
     const security = options.tls
       ? ['--tls-creds', join(this.folder, side === 'source' ? 'near' : 'far')]
       : ['--plaintext']
-    const child = spawnOwned(
-      [
-        ...[join(root, 'bin/pageferry'), side, '--json', ...security, '--pool-memory', `${RING_PAGES * 4}KiB`],
-        ...['--patience', `${options.patienceMs ?? 20_000}ms`, ...args],
-      ],
-      { stdio: ['ignore', 'pipe', 'pipe'] },
-    )
+    const command = [
+      ...[join(root, 'bin/pageferry'), side, '--json', ...security, '--pool-memory', `${RING_PAGES * 4}KiB`],
+      ...['--patience', `${options.patienceMs ?? 20_000}ms`, ...args],
+    ]
+    const stdio = { stdio: ['ignore', 'pipe', 'pipe'] } satisfies SpawnOptions
+    const child = options.link ? options.link[side].spawn(command, stdio) : spawnOwned(command, stdio)
     let stderr = ''
     child.stderr!.setEncoding('utf8').on('data', (text: string) => {
       stderr += text
