@@ -3,8 +3,8 @@
 #
 #   scripts/setup.sh [tap] [guest]
 #
-# npm packages (Node 24 among them), the kernel, and lz4 for Node 24. With `tap`, also what tests run in. With `guest`, also
-# QEMU, the test guest and QEMU 10: as root by apt-get, otherwise what cannot be had is named, and tests that need it are
+# npm packages (Node 24 among them), the kernel, and lz4 for Node 24. With `tap`, also what tests run in, Chromium among it.
+# With `guest`, also QEMU, the test guest and QEMU 10: as root by apt-get, otherwise what cannot be had is named, and tests that need it are
 # skipped.
 set -eu
 cd "$(dirname "$0")/.."
@@ -23,6 +23,20 @@ quietly() {
     return 1
   }
   rm -f "$log"
+}
+
+# For test/report, which opens the report's page.
+install_browser() {
+  for name in chromium-headless-shell chromium chromium-browser google-chrome; do
+    command -v "$name" > /dev/null && return
+  done
+  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    echo 'Installing chromium-headless-shell, for the test of the report (once)' >&2
+    export DEBIAN_FRONTEND=noninteractive
+    install='apt-get -qq install -y --no-install-recommends chromium-headless-shell'
+    if $install > /dev/null 2>&1 || { apt-get -qq update > /dev/null 2>&1 && $install > /dev/null 2>&1; }; then return; fi
+  fi
+  echo "note: without Chromium, the test of the report's page is skipped" >&2
 }
 
 stamp=node_modules/.pageferry-ready
@@ -46,6 +60,7 @@ echo "$wanted" > "$stamp"
 for part in "$@"; do
   case $part in
     tap)
+      install_browser
       built=node_modules/.pageferry-tap
       [ "$(cat "$built" 2> /dev/null)" = "$wanted" ] && continue
       # tap's test class is made for the plugins of .taprc; left to itself, its first run fails and makes it then

@@ -1,0 +1,153 @@
+/**
+ * One measurement of scaling.ts in a process of its own, so that CPU time and memory are those of this case alone.
+ *
+ *   scaling-case.ts encode STREAM STORE|- EFFORT OUT      prints an EncodeCase
+ *   scaling-case.ts decode FILE STORE|-                   prints a DecodeCase
+ *   scaling-case.ts send HOST PORT STREAM...              each over a connection of its own, all at once
+ *   scaling-case.ts receive HOST PORT COUNT               says that it listens, and a ReceiveCase at the end
+ */
+import { once } from 'node:events'
+import { connect, createServer, type Socket } from 'node:net'
+import { pipeline } from 'node:stream/promises'
+import { PLACES, POOL_MEMORY_DEFAULT } from '../../src/cli/codec-command.ts'
+import { parseSize } from '../../src/cli/quantity.ts'
+import { PAGE_SIZE } from '../../src/codec/wire.ts'
+import { EFFORTS } from '../../src/compression/effort.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { decodeStream, encodeStream, OutputFile, readFile } from '../../src/transfer/offline.ts'
+
+interface Cost {
+  /** From the first byte on: the pool is there by then. */
+  readonly seconds: number
+  /** User and system, all threads, in the same time. */
+  readonly cpuSeconds: number
+  /** Loading the template sets, and all else before the first byte. */
+  readonly openSeconds: number
+  readonly openCpuSeconds: number
+  /** Most memory that the process had. */
+  readonly peakBytes: number
+}
+
+export interface EncodeCase extends Cost {
+  readonly rawBytes: number
+  readonly wanBytes: number
+}
+
+export interface DecodeCase extends Cost {
+  readonly rawBytes: number
+}
+
+export interface ReceiveCase {
+  readonly bytes: number
+  /** From the first byte of the first connection to the last of the last. */
+  readonly seconds: number
+}
+
+const cpuSeconds = (): number => {
+  const { user, system } = process.cpuUsage()
+  return (user + system) / 1e6
+}
+
+/** Tells when the first byte is asked for, which is when the pool is open. */
+class Clock {
+  private readonly startMs = performance.now()
+  private readonly startCpu = cpuSeconds()
+  private openMs = 0
+  private openCpu = 0
+
+  async *from(input: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+    this.open()
+    yield* input
+  }
+
+  open(): void {
+    if (this.openMs > 0) return
+    this.openMs = performance.now()
+    this.openCpu = cpuSeconds()
+  }
+
+  cost(): Cost {
+    return {
+      seconds: (performance.now() - this.openMs) / 1000,
+      cpuSeconds: cpuSeconds() - this.openCpu,
+      openSeconds: (this.openMs - this.startMs) / 1000,
+      openCpuSeconds: this.openCpu - this.startCpu,
+      peakBytes: process.resourceUsage().maxRSS * 1024,
+    }
+  }
+}
+
+const storeOf = (folder: string): TemplateStore | undefined => (folder === '-' ? undefined : new TemplateStore(folder))
+
+async function encode(stream: string, folder: string, level: string, out: string): Promise<EncodeCase> {
+  const store = storeOf(folder)
+  const sets = store ? await store.digests() : []
+  const output = new OutputFile(out)
+  const clock = new Clock()
+  const { stats, fileBytes } = await encodeStream(clock.from(readFile(stream)), bytes => output.write(bytes), {
+    store,
+    sets,
+    ringPages: parseSize(POOL_MEMORY_DEFAULT, 'default') / PAGE_SIZE,
+    places: PLACES,
+    effort: EFFORTS[Number(level)]!,
+  })
+  const cost = clock.cost()
+  await output.finish()
+  return { ...cost, rawBytes: stats.rawBytes, wanBytes: fileBytes }
+}
+
+async function decode(file: string, folder: string): Promise<DecodeCase> {
+  const clock = new Clock()
+  let rawBytes = 0
+  await decodeStream(
+    readFile(file),
+    async bytes => {
+      clock.open()
+      rawBytes += bytes.length
+    },
+    { store: storeOf(folder), name: file },
+  )
+  return { ...clock.cost(), rawBytes }
+}
+
+async function send(host: string, port: string, streams: readonly string[]): Promise<void> {
+  const one = async (stream: string): Promise<void> => {
+    const socket = connect({ host, port: Number(port), allowHalfOpen: true })
+    await once(socket, 'connect')
+    const ended = once(socket.resume(), 'end') // the other side has closed too
+    await pipeline(readFile(stream), socket)
+    await ended
+  }
+  await Promise.all(streams.map(one))
+}
+
+async function receive(host: string, port: string, count: string): Promise<void> {
+  let bytes = 0
+  let firstMs = 0
+  let left = Number(count)
+  const server = createServer((socket: Socket) => {
+    socket.on('data', chunk => {
+      if (firstMs === 0) firstMs = performance.now()
+      bytes += chunk.length
+    })
+    socket.on('error', error => {
+      console.error(error.message)
+      process.exit(1)
+    })
+    socket.on('end', () => {
+      left--
+      if (left > 0) return
+      console.log(JSON.stringify({ bytes, seconds: (performance.now() - firstMs) / 1000 } satisfies ReceiveCase))
+      server.close()
+    })
+  })
+  server.listen(Number(port), host)
+  await once(server, 'listening')
+  console.log('listening')
+}
+
+const [kind, ...args] = process.argv.slice(2) as [string, ...string[]]
+if (kind === 'encode') console.log(JSON.stringify(await encode(...(args as [string, string, string, string]))))
+else if (kind === 'decode') console.log(JSON.stringify(await decode(...(args as [string, string]))))
+else if (kind === 'send') await send(args[0]!, args[1]!, args.slice(2))
+else if (kind === 'receive') await receive(args[0]!, args[1]!, args[2]!)

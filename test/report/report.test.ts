@@ -1,0 +1,259 @@
+/**
+ * The report, out of a results file that is made up (made-up-results.ts): its figures, its Markdown, and its page in a
+ * real browser.
+ */
+import { spawnSync } from 'node:child_process'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { inflateSync } from 'node:zlib'
+import t from 'tap'
+import { temporaryFolder } from '../../scripts/qemu/cleanup.ts'
+import { cpuSecondsFor, forecast, lineThrough } from '../../scripts/report/extrapolate.ts'
+import { Figures, spreadOf } from '../../scripts/report/figures.ts'
+import { indexedPng } from '../../scripts/report/png.ts'
+import type { CodecCost, Scaling } from '../../scripts/report/scaling.ts'
+import { BrowserPage, findBrowser } from './browser.ts'
+import { madeUpMap, madeUpResults, madeUpScaling } from './made-up-results.ts'
+
+const program = new URL('../../scripts/report/report.ts', import.meta.url).pathname
+const { path: folder, remove } = temporaryFolder('report')
+t.teardown(remove)
+
+function report(results: unknown, out: string): { status: number | null; said: string } {
+  mkdirSync(folder, { recursive: true })
+  const path = join(folder, 'results.json')
+  writeFileSync(path, JSON.stringify(results))
+  writeFileSync(join(folder, 'page-map.json'), JSON.stringify(madeUpMap()))
+  writeFileSync(join(folder, 'scaling.json'), JSON.stringify(madeUpScaling()))
+  const { status, stdout, stderr } = spawnSync(process.execPath, [program, '--results', path, '--out', out], {
+    encoding: 'utf8',
+  })
+  return { status, said: stdout + stderr }
+}
+
+t.test('figures: medians, ratios and marks', t => {
+  const figures = new Figures(madeUpResults())
+  t.same(spreadOf([3, null, 1, 2, 10]), { median: 2.5, least: 1, most: 10, count: 4 })
+  t.equal(spreadOf([null]), undefined)
+  t.equal(figures.main.name, 'wan')
+  t.equal(figures.lan?.name, 'lan')
+  t.same(figures.workloads, ['nginx', 'postgres'], 'what is made to be hard is no workload')
+  const direct = figures.cell('wan', 'nginx', 'direct')!
+  t.same(direct.totalMs, { median: 21_000, least: 20_000, most: 22_000, count: 2 })
+  t.equal(direct.wanBytes!.median, 201e6, 'both ways')
+  t.match(figures.cell('wan', 'never-converging', 'direct'), {
+    completed: 0,
+    reasons: ['did not converge: given up after 60 s'],
+  })
+  const states = Object.fromEntries(figures.marks().map(({ id, state, measured }) => [id, [state, measured]]))
+  t.same(states, {
+    time: ['met', '0.100'],
+    bytes: ['met', '0.080'],
+    'multifd-time': ['met', '0.333'],
+    'multifd-bytes': ['met', '0.267'],
+    downtime: ['met', '0.652'],
+    converges: ['met', '2 of 2 runs'],
+    'paper-bytes': ['met', '0.500'],
+    'paper-time': ['met', '0.600'],
+    lan: ['missed', '1.200'],
+  })
+  const { runs, ...rest } = madeUpResults()
+  const only = new Figures({ ...rest, runs: runs.filter(({ method }) => method === 'direct') })
+  t.ok(
+    only.marks().every(({ state }) => state === 'not measured'),
+    'nothing is met by not being measured',
+  )
+  t.throws(() => new Figures({ ...rest, runs: [] }), /no runs/)
+  t.end()
+})
+
+t.test('extrapolation: lines, and the slower of link and CPU', t => {
+  t.same(
+    lineThrough([
+      [1, 3],
+      [2, 5],
+      [3, 7],
+    ]),
+    { at: 1, slope: 2 },
+  )
+  t.same(lineThrough([[2, 8]]), { at: 0, slope: 4 }, 'one point: through the origin')
+  const cost = (wanBytes: number, encodeCpuSeconds: number): CodecCost => ({
+    rawBytes: 1e9,
+    wanBytes,
+    encodeCpuSeconds,
+    decodeCpuSeconds: 1,
+    encodePeakBytes: 0,
+    decodePeakBytes: 0,
+  })
+  const efforts: Scaling['efforts'] = [
+    { effort: 0, name: 'light', ...cost(500e6, 2) },
+    { effort: 1, name: 'hard', ...cost(100e6, 10) },
+  ]
+  t.equal(cpuSecondsFor(efforts[1]!, 3e9), 30)
+  t.match(forecast(efforts, 1e9, 80e6), { effort: 1, seconds: 10, directSeconds: 100, wanBytes: 100e6 })
+  t.match(forecast(efforts, 1e9, 8e9), { effort: 0, seconds: 2, directSeconds: 1, bound: 'CPU' })
+  t.match(forecast(efforts, 1e9, 8e6), { effort: 1, seconds: 100, bound: 'link' })
+  t.end()
+})
+
+t.test('a picture of few colours', t => {
+  const png = indexedPng(Uint8Array.of(1, 2, 3, 4, 5), 3, [
+    '#000000',
+    '#ff0000',
+    '#00ff00',
+    '#0000ff',
+    '#ffffff',
+    '#123456',
+  ])
+  t.equal(png.subarray(1, 4).toString(), 'PNG')
+  t.same([png.readUInt32BE(16), png.readUInt32BE(20)], [3, 2], 'as wide as said, as high as needed')
+  const at = png.indexOf('IDAT')
+  const rows = inflateSync(png.subarray(at + 4, at + 4 + png.readUInt32BE(at - 4)))
+  t.same([...rows], [0, 0x12, 0x30, 0, 0x45, 0])
+  t.end()
+})
+
+t.test('the Markdown says what was measured, and what was not', t => {
+  const out = join(folder, 'text')
+  const { status, said } = report(madeUpResults(), out)
+  t.equal(status, 0, said)
+  const text = readFileSync(join(out, 'results.md'), 'utf8')
+  for (const line of [
+    'Made-up figures, for a test',
+    '| **average** | 50 % | 92 % | 40 % | 90 % |',
+    '| reported by the paper | 38 % |  | 27 % |  |',
+    '| nginx | the pair | 2 | 2.10 s (2 s to 2.20 s) | 0.10 |',
+    'did not converge: given up after 60 s',
+    'failed: the <pipe> broke & ended',
+    'wanproxy: no program',
+    'total time of the pair on a LAN, of the direct migration | missed | 1.200 | at most 1.05 |',
+    'a guest of 64 GB',
+    'Made-up CPU',
+  ]) {
+    t.ok(text.includes(line), line)
+  }
+  t.notMatch(text, /NaN|undefined|Infinity|\[object/)
+  t.end()
+})
+
+t.test('made-up results do not get into docs/', t => {
+  const docs = new URL('../../docs', import.meta.url).pathname
+  const { status, said } = report(madeUpResults(), docs)
+  t.equal(status, 1)
+  t.match(said, /no place in docs/)
+  t.match(report({ ...madeUpResults(), format: 2 }, join(folder, 'x')), { status: 1, said: /format 2/ })
+  t.end()
+})
+
+const browser = findBrowser()
+t.test('the page in a browser', { skip: browser ? false : 'no Chromium: scripts/setup.sh tap, as root' }, async t => {
+  const out = join(folder, 'page')
+  t.equal(report(madeUpResults(), out).status, 0)
+  const path = join(out, 'results.html')
+  const size = readFileSync(path).length
+  t.ok(size < 1e6, `${size} bytes`)
+  await using page = await BrowserPage.open(browser!)
+  const url = pathToFileURL(path).href
+  await page.look(1200, 900, 'light')
+  await page.go(url)
+
+  await t.test('it is all there', async t => {
+    const rows = await page.evaluate<string[]>(
+      `[...document.querySelectorAll('tr')].map(row => [...row.cells].map(cell => cell.textContent.trim()).join(' | '))`,
+    )
+    for (const row of [
+      'average | 50 % | 92 % | 40 % | 90 %',
+      'total time of the pair, of the direct migration | ✓ met | 0.100 | at most 0.15 | nginx 0.10, postgres 0.10',
+    ]) {
+      t.ok(rows.includes(row), row)
+    }
+    t.ok(
+      rows.some(row => row.includes('the <pipe> broke & ended')),
+      'text stays text',
+    )
+    const widths = await page.evaluate<number[]>(
+      `[...document.querySelector('svg[aria-label="Total time over wan"]').querySelectorAll('rect')].map(bar => bar.getBoundingClientRect().width)`,
+    )
+    t.equal(widths.length, 6, 'a bar a method')
+    t.ok(
+      Math.abs(widths.at(-1)! / widths[0]! - 0.1) < 0.005,
+      `the pair's bar is a tenth of the direct one's: ${widths}`,
+    )
+    t.match(
+      await page.evaluate(`({
+        figures: document.querySelectorAll('.figure').length,
+        behind: document.querySelectorAll('.figure details.behind table').length,
+        unnamed: document.querySelectorAll('svg:not([aria-label]):not(svg svg), img:not([alt])').length,
+        maps: [...document.querySelectorAll('.map img')].map(image => [image.naturalWidth, image.naturalHeight]),
+        saved: JSON.parse(document.getElementById('data').textContent).results.runs.length,
+      })`),
+      {
+        figures: 12,
+        behind: 12,
+        unnamed: 0,
+        maps: [
+          [512, 4],
+          [512, 4],
+        ],
+        saved: 96,
+      },
+    )
+  })
+
+  await t.test('pointing tells what is there', async t => {
+    const tip = () =>
+      page.evaluate<string>(`document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent`)
+    await page.pointAt('svg[aria-label="Total time over wan"] .s-pair .bar')
+    t.equal(await tip(), 'the pair: 2.63 s')
+    await page.pointAt('svg[aria-label="What was left to send over time, nginx"]', 0.02)
+    t.match(await tip(), /direct: [\d.]+ MB at [\d.]+ s\n[\s\S]*the pair: [\d.]+ MB at/)
+    await page.pointAt('.map:last-child img', 0.001)
+    t.match(await tip(), /^page at 0x[0-9a-f]+: in the templates$/)
+    await page.pointAt('h1')
+    t.equal(await tip(), '')
+  })
+
+  await t.test('a series is picked out, and given back', async t => {
+    const seen = `[...document.querySelectorAll('svg[aria-label^="What was left"] .series')].slice(0, 6).map(one => getComputedStyle(one).opacity)`
+    const key = `[...document.querySelectorAll('.figure')].find(figure => figure.querySelector('[aria-label^="What was left"]')).querySelector('.key[data-series=pair]')`
+    await page.evaluate(`${key}.click()`)
+    t.same(await page.evaluate(seen), ['0.12', '0.12', '0.12', '0.12', '0.12', '1'])
+    t.equal(await page.evaluate(`${key}.getAttribute('aria-pressed')`), 'true')
+    await page.evaluate(`${key}.click()`)
+    t.same(await page.evaluate(seen), ['1', '1', '1', '1', '1', '1'])
+    const covered = `(() => {
+      const cover = document.querySelector('.map canvas')
+      const { data } = cover.getContext('2d').getImageData(0, 0, cover.width, cover.height)
+      return data.filter((value, i) => i % 4 === 3 && value > 0).length
+    })()`
+    await page.evaluate(`[...document.querySelectorAll('.key')].find(key => key.textContent === 'zero').click()`)
+    t.equal(await page.evaluate(covered), 1024, 'all pages but the zero ones are covered')
+  })
+
+  await t.test('it fits a phone, light and dark', async t => {
+    for (const scheme of ['light', 'dark'] as const) {
+      await page.look(360, 740, scheme)
+      await page.evaluate(`document.querySelectorAll('details').forEach(one => { one.open = true })`)
+      const found = await page.evaluate<{ wide: number; ground: number[]; text: number[] }>(`(() => {
+        const rgb = value => value.match(/\\d+/g).map(Number)
+        const style = getComputedStyle(document.body)
+        return { wide: document.documentElement.scrollWidth, ground: rgb(style.backgroundColor), text: rgb(style.color) }
+      })()`)
+      t.equal(found.wide, 360, 'nothing sticks out')
+      t.equal(found.ground[0]! > 128, scheme === 'light', `${scheme}: ${found.ground}`)
+      t.ok(Math.abs(found.ground[0]! - found.text[0]!) > 150, 'text stands out')
+    }
+  })
+
+  const asked = page.events.filter(({ method }) => method === 'Network.requestWillBeSent')
+  const foreign = asked
+    .map(({ params }) => (params.request as { url: string }).url)
+    .filter(one => one !== url && !one.startsWith('data:'))
+  t.same(foreign, [], 'nothing is asked of a network')
+  const wrong = page.events.filter(
+    ({ method }) =>
+      method === 'Runtime.exceptionThrown' || method === 'Log.entryAdded' || method === 'Runtime.consoleAPICalled',
+  )
+  t.same(wrong, [], 'the console stays empty')
+})
