@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: test-modes test-faults help build check fix test test-unit test-qemu fuzz bench bench-ratio fixtures demo lab bench-migrate clean ready ready-tap ready-guest ready-test
+.PHONY: report test-modes test-faults help build check fix test test-unit test-qemu fuzz bench bench-ratio fixtures demo lab bench-migrate clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -49,5 +49,7 @@ lab: ready-guest ## Debian guests under load, captured (long)
 	@node scripts/lab/lab.ts
 bench-migrate: ready-guest ## the lab's guests migrated by QEMU, its peers and the pair, over several links (half an hour; as root)
 	@node scripts/compare/compare.ts
+report: ready ## docs/results.md and .html out of what bench-migrate, page-map.ts and scaling.ts measured
+	@node scripts/report/report.ts
 clean: ## all that was made
 	rm -rf dist .cache .tap node_modules src/kernel/kernel.wasm

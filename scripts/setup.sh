@@ -3,9 +3,9 @@
 #
 #   scripts/setup.sh [tap] [guest]
 #
-# npm packages (Node 24 among them), the kernel, and lz4 for Node 24. With `tap`, also what tests run in, Chromium among it.
-# With `guest`, also QEMU, the test guest and QEMU 10: as root by apt-get, otherwise what cannot be had is named, and tests that need it are
-# skipped.
+# npm packages (Node 24 among them), the kernel, and lz4 for Node 24. With `tap`, also what tests run in, Chromium among
+# it. With `guest`, also QEMU, the test guest and QEMU 10. Programs come by apt-get, as root; otherwise what cannot be had
+# is named, and tests that need it are skipped.
 set -eu
 cd "$(dirname "$0")/.."
 
