@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: report test-modes test-faults help build check fix test test-unit test-qemu fuzz bench bench-ratio fixtures demo lab bench-migrate clean ready ready-tap ready-guest ready-test
+.PHONY: report test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio fixtures demo lab bench-migrate clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,8 @@ test-modes: ready-test ## every mode of QEMU through the pair, a table of bytes 
 	@node test/qemu/modes.ts
 test-faults: ready-test ## cuts, cancels and kills at random moments, seeded (long)
 	@node test/qemu/faults.ts
+test-libvirt: ready-guest ## virsh migrate between two libvirts through the pair, there and back, in every way (ten minutes)
+	@node scripts/libvirt/libvirt.ts
 fuzz: ready ## mutated streams through parser and codec; FUZZ_SECONDS=600
 	@$(NPM) run fuzz
 bench: ready ## encode and decode beside lz4 and zstd

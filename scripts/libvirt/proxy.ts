@@ -1,0 +1,68 @@
+/** A process of bin/pageferry at one site, and what it says of its migrations. */
+import type { ChildProcess } from 'node:child_process'
+import { createInterface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
+import { endChild } from '../qemu/cleanup.ts'
+import type { Site } from '../wan/packet-link.ts'
+
+/** The program as an operator runs it. */
+export const PAGEFERRY = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
+const START_MS = 60_000
+
+export class ProxyProcess implements AsyncDisposable {
+  /** Of the migrations that left through it. */
+  private readonly summaries: MigrationSummary[] = []
+  private readonly child: ChildProcess
+  private said = ''
+
+  private constructor(site: Site, args: readonly string[]) {
+    this.child = site.spawn([PAGEFERRY, ...args, '--json'], { stdio: ['ignore', 'pipe', 'pipe'] })
+    this.child.stderr!.setEncoding('utf8').on('data', (text: string) => {
+      this.said += text
+    })
+  }
+
+  /** Starts `pageferry ARGS` and waits until it is connected to the other proxy, when it is to be. */
+  static async start(site: Site, args: readonly string[], until = 'session open'): Promise<ProxyProcess> {
+    const proxy = new ProxyProcess(site, args)
+    const { child } = proxy
+    await new Promise<void>((resolve, reject) => {
+      const fail = (what: string) => reject(new Error(`pageferry ${args[0]} ${what}: ${proxy.log}`))
+      const late = setTimeout(() => fail('does not start'), START_MS)
+      child.once('error', reject)
+      child.once('exit', code => fail(`ended with ${code}`))
+      createInterface({ input: child.stdout! }).on('line', line => {
+        proxy.said += `${line}\n`
+        const { msg, ...fields } = JSON.parse(line) as { msg: string }
+        // an arrival has no ratio
+        if (msg === 'migration ended' && 'ratio' in fields) proxy.summaries.push(fields as never)
+        if (!msg.startsWith(until)) return
+        clearTimeout(late)
+        resolve()
+      })
+    })
+    return proxy
+  }
+
+  /** What it says of the migration that has just ended. */
+  async summary(): Promise<MigrationSummary | undefined> {
+    for (let i = 0; i < 40 && this.summaries.length === 0; i++) await sleep(50)
+    return this.summaries.shift()
+  }
+
+  /** Its last lines. */
+  get log(): string {
+    return this.said
+      .trim()
+      .split('\n')
+      .slice(-4)
+      .map(line => line.slice(0, 300))
+      .join('\n')
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await endChild(this.child)
+  }
+}
