@@ -10,12 +10,14 @@
  * with an empty pool at effort 3. Memory is compared from outside, of guests that are stopped by then.
  */
 import { execFile, spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { mkdirSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import Table from 'cli-table3'
+import { atExit, temporaryFolder } from '../../scripts/qemu/cleanup.ts'
 import type { MigrationInfo, MigrationSettings, MigrationStats } from '../../scripts/qemu/guest.ts'
 import { compareMemory, type MemorySnapshot } from '../../scripts/qemu/memory.ts'
 import { type FoundQemu, qemu10, systemQemu } from '../../scripts/qemu/versions.ts'
@@ -55,6 +57,11 @@ interface Mode {
   readonly snapshot?: boolean
   readonly bitmaps?: boolean
   readonly tls?: boolean
+  /** A disk that moves too; its content is compared. */
+  readonly disk?: boolean
+  /** The guest's memory: in huge pages of the host, or in a file that both QEMUs map. */
+  readonly memory?: 'huge' | 'file'
+  readonly args?: readonly string[]
   readonly routes?: (route: Route) => boolean
 }
 
@@ -106,6 +113,36 @@ const modes: readonly Mode[] = [
     tls: true,
     postcopy: 'plain',
   },
+  { name: 'huge pages', memory: 'huge' },
+  { name: 'huge pages, multifd 2', settings: multifd(2), memory: 'huge' },
+  { name: 'huge pages, postcopy', settings: postcopy, postcopy: 'plain', memory: 'huge' },
+  { name: 'huge pages, postcopy, preempt', settings: preempt, postcopy: 'plain', memory: 'huge' },
+  {
+    name: 'huge pages, postcopy, preempt, paused, recovered',
+    settings: preempt,
+    postcopy: 'pause',
+    memory: 'huge',
+  },
+  { name: 'ignore shared', settings: { capabilities: caps('x-ignore-shared') }, memory: 'file' },
+  { name: 'block migration', settings: { capabilities: caps('block') }, disk: true },
+  {
+    name: 'block migration, busy guest',
+    settings: { capabilities: caps('block', 'return-path') },
+    disk: true,
+    passes: 3,
+  },
+  {
+    name: 'virtio-mem',
+    args: [
+      ...['-m', '16M,maxmem=512M,slots=1', '-object', 'memory-backend-ram,id=vmem,size=64M'],
+      ...['-device', 'virtio-mem-pci,id=vm0,memdev=vmem,requested-size=32M'],
+    ],
+  },
+  {
+    name: 'uuid',
+    settings: { capabilities: caps('validate-uuid') },
+    args: ['-uuid', '6a0c3a5e-5d0b-4a39-9a3e-2f1d9b8e7c10'],
+  },
   {
     name: 'switchover-ack',
     settings: { capabilities: caps('return-path', 'switchover-ack') },
@@ -139,7 +176,16 @@ interface Moved {
 async function move(route: Route, mode: Mode, pair: Pair | undefined): Promise<Moved> {
   const qemus = { '7.2': await systemQemu(), '10': await qemu10() }
   const tls = (side: string) => (mode.tls ? ['-object', `tls-creds-anon,id=tls0,endpoint=${side}`] : [])
-  const disk = mode.bitmaps ? ['-blockdev', 'driver=null-co,node-name=disk0,size=67108864'] : []
+  const both = [
+    ...(mode.bitmaps ? ['-blockdev', 'driver=null-co,node-name=disk0,size=67108864'] : []),
+    ...(mode.args ?? []),
+  ]
+  const own = (side: string) => [
+    ...both,
+    ...tls(side === 'source' ? 'client' : 'server'),
+    ...disk(mode, side),
+    ...memory(mode),
+  ]
   const runs = mode.passes !== undefined || mode.postcopy !== undefined
   const options = {
     qemu: qemus[route.source].qemu!,
@@ -147,9 +193,9 @@ async function move(route: Route, mode: Mode, pair: Pair | undefined): Promise<M
     machine: route.machine,
     paused: !runs,
   }
-  const source = await Guests.startSource({ ...options, args: [...disk, ...tls('client')] })
+  const source = await Guests.startSource({ ...options, args: own('source') })
   try {
-    const destination = await Guests.startDestination({ ...options, args: [...disk, ...tls('server')] })
+    const destination = await Guests.startDestination({ ...options, args: own('destination') })
     try {
       const guests = { source, destination } as Guests
       if (mode.bitmaps)
@@ -157,6 +203,7 @@ async function move(route: Route, mode: Mode, pair: Pair | undefined): Promise<M
       const moved = mode.snapshot
         ? await throughFile(guests, mode, pair !== undefined)
         : await throughNetwork(guests, mode, pair)
+      if (mode.disk) await run('cmp', ['source', 'destination'].map(diskFile))
       if (mode.bitmaps) {
         const nodes =
           await destination.qmp.execute<{ 'dirty-bitmaps'?: { name: string }[] }[]>('query-named-block-nodes')
@@ -170,6 +217,47 @@ async function move(route: Route, mode: Mode, pair: Pair | undefined): Promise<M
     }
   } finally {
     await source.quit()
+  }
+}
+
+const diskFile = (side: string): string => join(process.env.MODES_FOLDER!, `${side}.raw`)
+
+/** A disk of 8 MB: noise, text and nothing; empty at the destination. */
+function disk(mode: Mode, side: string): string[] {
+  if (!mode.disk) return []
+  const bytes = Buffer.alloc(8 << 20)
+  if (side === 'source') {
+    for (let at = 1 << 20; at < 3 << 20; at += 64) createHash('sha512').update(`${at}`).digest().copy(bytes, at)
+    for (let at = 3 << 20; at < 4 << 20; ) at += bytes.write(`line ${at} of the disk\n`, at)
+  }
+  writeFileSync(diskFile(side), bytes)
+  return ['-drive', `if=none,id=disk0,format=raw,file=${diskFile(side)}`]
+}
+
+/** Where the guest's 16 MB lie. */
+function memory(mode: Mode): string[] {
+  if (mode.memory === undefined) return []
+  const place =
+    mode.memory === 'huge'
+      ? 'memory-backend-memfd,hugetlb=on,hugetlbsize=2M,prealloc=off'
+      : `memory-backend-file,share=on,mem-path=${join(process.env.MODES_FOLDER!, 'memory')}`
+  return ['-object', `${place},id=ram,size=16M`, '-machine', 'memory-backend=ram']
+}
+
+const HUGE_PAGES = '/proc/sys/vm/nr_hugepages'
+/** For the 16 MB of two guests, some of which QEMU takes twice. */
+const HUGE_PAGES_WANTED = 32
+
+/** Has the kernel set huge pages aside while this process runs. @returns why it does not */
+function reserveHugePages(): string | undefined {
+  try {
+    const before = readFileSync(HUGE_PAGES, 'utf8')
+    writeFileSync(HUGE_PAGES, String(Number(before) + HUGE_PAGES_WANTED))
+    atExit(() => writeFileSync(HUGE_PAGES, before))
+    const now = Number(readFileSync(HUGE_PAGES, 'utf8'))
+    return now < Number(before) + HUGE_PAGES_WANTED ? `the kernel has only ${now} huge pages` : undefined
+  } catch (error) {
+    return `huge pages: ${(error as Error).message}`
   }
 }
 
@@ -307,6 +395,8 @@ async function child(route: Route, mode: Mode): Promise<Result> {
       found.skip !== undefined && [route.source, route.destination].includes(version as Version),
   )
   if (missing) return { ...base, migrated: 'unsupported', reason: missing[1].skip! }
+  const none = mode.memory === 'huge' ? reserveHugePages() : undefined
+  if (none !== undefined) return { ...base, migrated: 'unsupported', reason: none }
   try {
     const { differingPages } = await move(route, mode, undefined)
     if (differingPages > 0) throw new Error(`${differingPages} pages differ`)
@@ -346,7 +436,6 @@ async function child(route: Route, mode: Mode): Promise<Result> {
 // All of them ---------------------------------------------------------------------------------------------------------
 
 async function runChild(route: Route, mode: Mode): Promise<Result> {
-  const { temporaryFolder } = await import('../../scripts/qemu/cleanup.ts')
   const folder = temporaryFolder('modes')
   const child = spawn(
     process.execPath,
