@@ -115,9 +115,9 @@ export function lines(plot: LinePlot): string {
   const [x, y] = [scale(xTicks), scale(yTicks)]
   const bottom = height - 20
   const yOf = (value: number): number => Math.round((bottom - y(value) * (bottom - 14)) * 10) / 10
-  const grid = yTicks.map(
-    tick =>
-      `<line class="grid" x1="0" x2="100%" y1="${yOf(tick)}" y2="${yOf(tick)}"/><text class="tick" x="2" y="${yOf(tick) - 3}">${escapeText(plot.yText(tick))}</text>`,
+  const grid = yTicks.map(tick => `<line class="grid" x1="0" x2="100%" y1="${yOf(tick)}" y2="${yOf(tick)}"/>`)
+  const heights = yTicks.map(
+    tick => `<text class="tick" x="2" y="${yOf(tick) - 3}">${escapeText(plot.yText(tick))}</text>`,
   )
   const ticks = xTicks.map((tick, i) => {
     const anchor = i === xTicks.length - 1 ? 'end' : i === 0 ? 'start' : 'middle'
@@ -142,7 +142,7 @@ export function lines(plot: LinePlot): string {
   return svg(
     height,
     plot.label,
-    `${grid.join('')}${ticks.join('')}${paths.join('')}${cross}`,
+    `${grid.join('')}${paths.join('')}${heights.join('')}${ticks.join('')}${cross}`,
     ` data-lines="${escapeText(JSON.stringify(data))}"`,
   )
 }

@@ -1,7 +1,7 @@
 /** What the report says, as blocks. Pure: the same results give the same report. */
 import { METHODS, type Method, type Profile } from '../compare/results.ts'
 import { type BarRow, bars, lines, stacks, ticksTo } from './charts.ts'
-import type { Block, Figure, Report, State, Table, TableCell, Text } from './document.ts'
+import type { Block, Figure, Report, Table, TableCell, Text } from './document.ts'
 import { type Cell, type Figures, type Mark, mean, PAPER } from './figures.ts'
 import { memoryMapBlocks } from './map-content.ts'
 import type { PageMap } from './page-map.ts'
@@ -329,6 +329,8 @@ function barFigure(
 
 const PROGRESS_POINTS = 60
 
+const sizeTick = (bytes: number): string => (bytes === 0 ? '0' : formatSize(bytes).replace('.0 ', ' '))
+
 function progressBlocks(figures: Figures): Block[] {
   const profile = figures.main.name
   const blocks: Block[] = []
@@ -365,7 +367,7 @@ function progressBlocks(figures: Figures): Block[] {
           xTicks,
           yTicks,
           xText: seconds,
-          yText: formatSize,
+          yText: sizeTick,
         }),
         table: {
           caption: `${guest}: the last sample of each pass`,
@@ -412,7 +414,7 @@ function peerBlocks(figures: Figures): Block[] {
     { kind: 'heading', level: 2, id: 'peers', text: 'All runs, beside their peers' },
     {
       kind: 'text',
-      text: `Medians; in brackets least to most, where there were several runs. Bytes are those of packets on the link, both ways, headers included. Pause is the longest silence of the guest's own heartbeat around the switch. CPU is user and system time of all processes that take part: ${PARTS.join(' / ')}. Guest speed is the guest's work a second while it migrated, of what it did before.`,
+      text: `Medians; in brackets least to most, where there were several runs. Bytes are those of packets on the link, both ways, headers included. Pause is the longest silence of the guest's own heartbeat around the switch. CPU is user and system time of all processes that take part, its parts in this order: ${PARTS.join(' / ')}. Guest speed is the guest's work a second while it migrated, of what it did before.`,
     },
     { kind: 'list', items: figures.methods.map(method => `**${METHOD_NAMES[method]}**: ${METHODS[method]}`) },
   ]
@@ -454,7 +456,7 @@ function peerTable(figures: Figures, profile: Profile, guests: readonly string[]
     columns: [
       column('Guest', false),
       column('Method', false),
-      column('Runs', false),
+      column('Completed', false),
       column('Total time'),
       column('of direct'),
       column('Bytes on the link'),
@@ -463,8 +465,9 @@ function peerTable(figures: Figures, profile: Profile, guests: readonly string[]
       column('Pause, guest'),
       column('Passes'),
       column('CPU seconds'),
-      column(PARTS.join(' / ')),
+      column('CPU by part'),
       column('Guest speed'),
+      column('Why not all completed', false),
     ],
     rows,
   }
@@ -472,11 +475,9 @@ function peerTable(figures: Figures, profile: Profile, guests: readonly string[]
 
 function peerRow(figures: Figures, cell: Cell): TableCell[] {
   const { guest, method, profile } = cell
-  const bad = cell.completed < cell.runs.length
-  const state: State = 'failed'
-  const runs: TableCell = bad
-    ? { text: `${cell.completed} of ${cell.runs.length} completed; ${cell.reasons.join('; ')}`, state }
-    : String(cell.runs.length)
+  const all = cell.runs.length
+  const runs: TableCell =
+    cell.completed < all ? { text: `${cell.completed} of ${all}`, state: 'failed' } : `${all} of ${all}`
   const ofDirect = (figure: 'totalMs' | 'wanBytes'): string => {
     if (method === 'direct') return ''
     const found = figures.ratios(profile, method, 'direct', figure, [guest])
@@ -497,6 +498,7 @@ function peerRow(figures: Figures, cell: Cell): TableCell[] {
     spread(cell.cpuSeconds, digits),
     cell.completed === 0 ? '' : parts.join(' / '),
     spread(cell.guestSpeed, percent),
+    cell.reasons.join('; '),
   ]
 }
 

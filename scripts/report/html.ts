@@ -22,8 +22,8 @@ function cell(one: TableCell, numeric: boolean | undefined, head: boolean): stri
     ? `<span class="state ${state.replace(' ', '-')}"><b aria-hidden="true">${SIGNS[state]}</b> ${inline(text)}</span>`
     : inline(text)
   const tag = head ? 'th scope="row"' : 'td'
-  // long words in a column of text wrap; figures do not
-  const shape = numeric ? ' class="n"' : text.length > 60 ? ' class="long"' : ''
+  // sentences wrap; names and figures do not
+  const shape = numeric ? ' class="n"' : text.length > 32 ? ' class="long"' : ' class="short"'
   return `<${tag}${shape}>${inner}</${tag.slice(0, 2)}>`
 }
 

@@ -154,8 +154,9 @@ class Bench {
     try {
       return await work()
     } catch (error) {
-      this.skipped.push(`${what}: ${(error as Error).message}`)
-      this.say(`  ${(error as Error).message}`)
+      const { message } = error as Error
+      this.say(`  ${message}`)
+      this.skipped.push(`${what}: ${message.replaceAll(/\s+/g, ' ').slice(0, 200)}`)
       return undefined
     }
   }

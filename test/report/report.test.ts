@@ -123,7 +123,7 @@ t.test('the Markdown says what was measured, and what was not', t => {
     'Made-up figures, for a test',
     '| **average** | 50 % | 92 % | 40 % | 90 % |',
     '| reported by the paper | 38 % |  | 27 % |  |',
-    '| nginx | the pair | 2 | 2.10 s (2 s to 2.20 s) | 0.10 |',
+    '| nginx | the pair | 2 of 2 | 2.10 s (2 s to 2.20 s) | 0.10 |',
     'did not converge: given up after 60 s',
     'failed: the <pipe> broke & ended',
     'wanproxy: no program',
