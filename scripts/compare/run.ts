@@ -229,6 +229,6 @@ function workRate(beats: readonly Heartbeat[], fromMs: number, toMs: number): nu
   const inside = beats.filter(({ atMs, work }) => work !== undefined && atMs >= fromMs && atMs <= toMs)
   const changes = inside.filter(({ work }, i) => i > 0 && work !== inside[i - 1]!.work)
   const [first, last] = [changes[0], changes.at(-1)]
-  if (changes.length < 4 || !first || !last) return undefined
+  if (changes.length < 3 || !first || !last) return undefined
   return (last.work! - first.work!) / (last.atMs - first.atMs)
 }
