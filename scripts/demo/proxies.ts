@@ -62,7 +62,7 @@ export class Proxies implements AsyncDisposable {
     await pageferry('keygen', options.tls ?? 'x509', '--dir', keys, ...sites)
     const pair = new Proxies(`tcp:127.0.0.1:${await freePort()}`, `tcp:127.0.0.1:${await freePort()}`)
     const settings = (site: SiteName) => {
-      const copy = join(folder, `${site}-store`)
+      const copy = join(folder, 'stores', site)
       if (store !== undefined) cpSync(store, copy, { recursive: true })
       const peerName = names[site === 'source' ? 'destination' : 'source']
       return [
