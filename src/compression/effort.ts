@@ -17,8 +17,8 @@ export interface Effort {
 export const EFFORTS: readonly Effort[] = [
   { level: 0, name: 'references', longMatch: false, method: 'stored', zstdLevel: 0, windowLog: 0 },
   { level: 1, name: 'lz4', longMatch: false, method: 'lz4', zstdLevel: 0, windowLog: 0 },
-  { level: 2, name: 'long matches, zstd 1', longMatch: true, method: 'zstd', zstdLevel: 1, windowLog: 20 },
-  { level: 3, name: 'long matches, zstd 3', longMatch: true, method: 'zstd', zstdLevel: 3, windowLog: 21 },
+  { level: 2, name: 'long matches, zstd 1', longMatch: true, method: 'zstd', zstdLevel: 1, windowLog: 22 },
+  { level: 3, name: 'long matches, zstd 3', longMatch: true, method: 'zstd', zstdLevel: 3, windowLog: 22 },
   { level: 4, name: 'long matches, zstd 9', longMatch: true, method: 'zstd', zstdLevel: 9, windowLog: 23 },
   { level: 5, name: 'long matches, zstd 19', longMatch: true, method: 'zstd', zstdLevel: 19, windowLog: 23 },
 ]

@@ -1,6 +1,9 @@
 /**
- * One long zstd stream in pieces: each piece is flushed, so that the far side gets all of it, and the window reaches back
- * over the pieces before. Runs in libuv's thread pool; pieces of one stream keep their order, streams run side by side.
+ * zstd in pieces: each piece is flushed, so that the far side gets all of it, and the window reaches back over the pieces
+ * before. Runs in libuv's thread pool; pieces of one stream keep their order, streams run side by side.
+ *
+ * A frame ends before zstd's input buffer (window and a block) wraps around: behind that zstd looks for matches in two
+ * segments, at half the speed (docs/adr/0004-compression.md). The next frame begins in the same memory.
  */
 import { constants, createZstdCompress, createZstdDecompress, type ZstdCompress, type ZstdDecompress } from 'node:zlib'
 import { ProxyError } from '../errors.ts'
@@ -22,10 +25,14 @@ export class ZstdPacker {
   private parts: Uint8Array[] = []
   private failure: Error | undefined
   private readonly waiting: Piece[] = []
+  /** Bytes in the frame so far, and how many end it: the next piece would seldom fit. */
+  private frameBytes = 0
+  private readonly frameBytesMax: number
 
   /** @param windowLog log2 of the window, at most ZSTD_WINDOW_LOG_MAX; it bounds the memory on both sides */
   constructor(level: number, windowLog: number) {
     this.level = level
+    this.frameBytesMax = 0.75 * 2 ** windowLog
     this.stream = createZstdCompress({
       chunkSize: CHUNK_BYTES,
       params: { [constants.ZSTD_c_compressionLevel]: level, [constants.ZSTD_c_windowLog]: windowLog },
@@ -42,8 +49,11 @@ export class ZstdPacker {
         return
       }
       this.waiting.push({ done, failed })
+      this.frameBytes += bytes.length
+      const ends = this.frameBytes >= this.frameBytesMax
+      if (ends) this.frameBytes = 0
       this.stream.write(bytes)
-      this.stream.flush(constants.ZSTD_e_flush, () => {
+      this.stream.flush(ends ? constants.ZSTD_e_end : constants.ZSTD_e_flush, () => {
         const parts = this.parts
         this.parts = []
         const piece = this.waiting.shift()
@@ -76,6 +86,7 @@ export class ZstdUnpacker {
   private parts: Uint8Array[] = []
   private length = 0
   private lengthMax = 0
+  private packedLength = 0
   private failure: Error | undefined
   private waiting: Piece | undefined
 
@@ -100,6 +111,7 @@ export class ZstdUnpacker {
         return
       }
       this.lengthMax = rawLength
+      this.packedLength += packed.length
       this.waiting = { done, failed }
       this.stream.write(packed, error => {
         // zlib calls back once it has used all of the piece and given all that it holds
@@ -114,6 +126,7 @@ export class ZstdUnpacker {
         this.length = 0
         this.waiting = undefined
         if (length !== rawLength) failed(bad(`a zstd piece gives ${length} bytes instead of ${rawLength}`))
+        else if (this.stream.bytesWritten !== this.packedLength) failed(bad('a zstd frame ends within a piece'))
         else done(parts)
       })
     })

@@ -120,7 +120,7 @@ export async function encodeStream(
   let classified = false
   let read = 0
   const encode = async (release: boolean): Promise<void> => {
-    while (!outbound.hasRoom && !failure) await flush().then(() => nextTurn())
+    await outbound.room()
     if (failure) throw failure
     outbound.encode(flow, options.effort, release)
     if (failure) throw failure
@@ -386,10 +386,6 @@ function requireStore(sets: readonly string[], store: TemplateStore | undefined)
     )
   }
   return store
-}
-
-function nextTurn(): Promise<void> {
-  return new Promise(done => setImmediate(done))
 }
 
 /** Reads a file in large pieces, each in memory of its own. `-` is standard input. @throws IO */

@@ -93,7 +93,16 @@ export class Outbound {
 
   /** Resolves when all batches so far have come out. */
   async idle(): Promise<void> {
-    while (this.work.length > 0 && !this.closed) await new Promise<void>(done => this.waiters.push(done))
+    while (this.work.length > 0 && !this.closed) await this.drained()
+  }
+
+  /** Resolves when another batch can be encoded, or nothing comes out any more. */
+  async room(): Promise<void> {
+    while (!this.hasRoom && !this.closed) await this.drained()
+  }
+
+  private drained(): Promise<void> {
+    return new Promise(done => this.waiters.push(done))
   }
 
   private waiters: (() => void)[] = []

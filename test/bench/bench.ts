@@ -110,7 +110,7 @@ async function encode(stream: Uint8Array, pool: Pool, level: number): Promise<En
       copySeconds += await cpu(async () => memory.set(stream.subarray(at, at + take), base + held))
       flow.push(memory, base + held, take)
       at += take
-      while (!outbound.hasRoom) await new Promise(done => setImmediate(done))
+      await outbound.room()
       outbound.encode(flow, EFFORTS[level]!, at === stream.length)
     }
     await outbound.idle()

@@ -2,6 +2,8 @@
  * The codec: batches made by hand, batches that are wrong, and expand(encode(x)) = x over made-up guests, with the second
  * decoder beside ours.
  */
+
+import { zstdCompressSync } from 'node:zlib'
 import fc from 'fast-check'
 import t from 'tap'
 import { parseBatch } from '../../src/codec/batch.ts'
@@ -22,7 +24,7 @@ import {
 } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
-import { ZstdUnpacker } from '../../src/compression/zstd-stream.ts'
+import { ZstdPacker, ZstdUnpacker } from '../../src/compression/zstd-stream.ts'
 import { isProxyError } from '../../src/errors.ts'
 import { BATCH_WIRE_BYTES_MAX } from '../../src/limits.ts'
 import { StreamEmitter } from '../../src/qemu/emitter.ts'
@@ -320,6 +322,32 @@ t.test('a zstd stream that is closed at work', async t => {
   unpacker.close()
   await t.rejects(pending, { code: 'BATCH_FORMAT' }, 'what waits for it is told')
   await t.rejects(unpacker.unpack(piece, 1048576), { code: 'BATCH_FORMAT' }, 'and what comes after')
+})
+
+t.test('zstd frames end with a piece, and the next piece begins another', async t => {
+  const packer = new ZstdPacker(1, 18)
+  const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+  const piece = (i: number) => Buffer.from(`piece ${i} `.repeat(1000 + i))
+  const packed: Buffer[] = []
+  for (let i = 0; i < 80; i++) packed.push(Buffer.concat(await packer.pack(piece(i))))
+  for (const [i, bytes] of packed.entries())
+    t.ok(Buffer.concat(await unpacker.unpack(bytes, piece(i).length)).equals(piece(i)), `piece ${i}`)
+  const begins = packed.flatMap((bytes, i) => (bytes.readUInt32LE(0) === 0xfd2fb528 ? [i] : []))
+  t.ok(begins.length > 2, 'frames end before zstd has to turn around in its buffer')
+  packer.close()
+  // two frames in one piece, the length that it promises in the first
+  const frame = zstdCompressSync(piece(0))
+  for (const length of [piece(0).length, 2 * piece(0).length]) {
+    await t.rejects(new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX).unpack(Buffer.concat([frame, frame]), length), {
+      code: 'BATCH_FORMAT',
+    })
+    const batch = handBatch(length, 0n, [
+      { column: 0, method: 0, rawLength: 1, packed: Uint8Array.of(0x81) },
+      { column: 2, method: 3, rawLength: length, packed: Buffer.concat([frame, frame]) },
+    ])
+    t.throws(() => decodeSession(secondTerms(vectorTerms()), [{ flow: 1, migration: 1, bytes: batch }], false))
+  }
+  unpacker.close()
 })
 
 t.test('bombs take no memory', async t => {
@@ -798,7 +826,7 @@ t.test('Outbound and Inbound: batches in order, memory lent and given back', asy
   for (let at = 0; at < Math.max(...inputs.map(({ length }) => length)); at += 100_000) {
     for (const [i, input] of inputs.entries()) {
       channels[i]!.push(input.subarray(at, at + 100_000))
-      while (!outbound.hasRoom) await new Promise(setImmediate)
+      await outbound.room()
       outbound.encode(channels[i]!.flow, EFFORTS[rand(5)]!, at + 100_000 >= input.length)
     }
     inbound.mark(() => marks++)

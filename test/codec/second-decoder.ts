@@ -164,7 +164,22 @@ function readBatch(bytes: Uint8Array): Batch {
   return { rawLength, checksum: promised, columns }
 }
 
-/** The raw columns of each batch. zstd streams are put together first and unpacked in one go. */
+/** How long a zstd frame is that begins with `bytes`; undefined: they end within it. RFC 8878. */
+function frameLength(bytes: Buffer): number | undefined {
+  const descriptor = bytes[4]!
+  const single = (descriptor >> 5) % 2
+  const sizeField = [single, 2, 4, 8][descriptor >> 6]!
+  let at = 5 + (1 - single) + [0, 1, 2, 4][descriptor % 4]! + sizeField
+  for (let last = false; !last; ) {
+    if (at + 3 > bytes.length) return undefined
+    const head = bytes.readUIntLE(at, 3)
+    last = head % 2 === 1
+    at += 3 + ((head >> 1) % 4 === 1 ? 1 : head >> 3) // a run of one byte, or so many bytes
+  }
+  return at + 4 * ((descriptor >> 2) % 2)
+}
+
+/** The raw columns of each batch. zstd frames are put together first and unpacked in one go. */
 function unpack(batches: readonly Batch[]): Buffer[][] {
   const raw = batches.map(() => new Array<Buffer>(COLUMNS).fill(Buffer.alloc(0)))
   for (let column = 0; column < COLUMNS; column++) {
@@ -182,12 +197,27 @@ function unpack(batches: readonly Batch[]): Buffer[][] {
     })
     for (const pieces of streams) {
       const length = pieces.reduce((sum, { entry }) => sum + entry.rawLength, 0)
+      const ends = new Set<number>()
+      let packedLength = 0
+      for (const { entry } of pieces) {
+        packedLength += entry.packed.length
+        ends.add(packedLength)
+      }
       const packed = Buffer.concat(pieces.map(({ entry }) => entry.packed))
-      const out = zstdDecompressSync(packed, {
-        finishFlush: constants.ZSTD_e_flush,
-        maxOutputLength: Math.max(length, 1),
-        params: { [constants.ZSTD_d_windowLogMax]: 23 },
-      })
+      const frames: Buffer[] = []
+      for (let from = 0; from < packed.length; ) {
+        const size = frameLength(packed.subarray(from)) ?? packed.length - from
+        need(ends.has(from + size), 'a zstd frame ends within a piece')
+        frames.push(
+          zstdDecompressSync(packed.subarray(from, from + size), {
+            finishFlush: constants.ZSTD_e_flush,
+            maxOutputLength: Math.max(length, 1),
+            params: { [constants.ZSTD_d_windowLogMax]: 23 },
+          }),
+        )
+        from += size
+      }
+      const out = Buffer.concat(frames)
       need(out.length === length, 'a zstd stream gives another length')
       let at = 0
       for (const { batch, entry } of pieces) {

@@ -140,7 +140,7 @@ export async function runSession(
     channel.at += take
     const over = channel.at === bytes.length
     if (!over && channel.fill < start + SLOT && next(3) > 0) continue
-    while (!outbound.hasRoom) await new Promise(done => setImmediate(done))
+    await outbound.room()
     outbound.encode(flow, effort, over || (options.cutPages === true && next(10) === 0))
     const waiting = flow.waiting
     channel.fill = start
