@@ -48,10 +48,11 @@ export interface ArrivedColumn {
   readonly column: number
   readonly method: Method
   readonly rawLength: number
-  readonly packed: Uint8Array
+  /** In one piece or several. */
+  readonly packed: readonly Uint8Array[]
 }
 
-/** A batch as it arrived; views of the bytes given to `parseBatch`. */
+/** A batch as it arrived; views of the parts given to `parseBatch`. */
 export interface ArrivedBatch {
   readonly rawLength: number
   /** Big-endian u64. */
@@ -61,9 +62,13 @@ export interface ArrivedBatch {
 
 /**
  * Reads a whole batch. Every length meets its limit here, before memory is spent on it.
+ * @param parts all of it in order; its head and table lie in the first, as protocol.md §3 has them
  * @throws BATCH_FORMAT
  */
-export function parseBatch(bytes: Uint8Array): ArrivedBatch {
+export function parseBatch(...parts: readonly Uint8Array[]): ArrivedBatch {
+  const bytes = parts[0]!
+  let total = 0
+  for (const part of parts) total += part.length
   const bad = (what: string, offset: number): ProxyError =>
     new ProxyError(
       'BATCH_FORMAT',
@@ -96,17 +101,30 @@ export function parseBatch(bytes: Uint8Array): ArrivedBatch {
     const raw = reader.next()
     const packed = method === METHOD.STORED ? raw : reader.next()
     if (raw === 0 || raw > Workspace.capacity(column)) throw bad(`column ${column} of ${raw} bytes`, at + 2)
-    if (packed > bytes.length) throw bad(`column ${column} of ${packed} packed bytes`, at + 2)
+    if (packed > total) throw bad(`column ${column} of ${packed} packed bytes`, at + 2)
     at = reader.position
-    columns.push({ column, method, rawLength: raw, packed: bytes })
+    columns.push({ column, method, rawLength: raw, packed: [] })
     lengths.push(packed)
   }
+  let part = 0
+  let offset = at // of the next byte in its part
   for (let i = 0; i < count; i++) {
     const length = lengths[i]!
-    if (at + length > bytes.length) throw bad(`column ${columns[i]!.column} ends early`, at)
-    columns[i] = { ...columns[i]!, packed: bytes.subarray(at, at + length) }
+    if (at + length > total) throw bad(`column ${columns[i]!.column} ends early`, at)
+    const packed: Uint8Array[] = []
+    for (let left = length; left > 0; ) {
+      if (offset === parts[part]!.length) {
+        part++
+        offset = 0
+      }
+      const take = Math.min(left, parts[part]!.length - offset)
+      packed.push(parts[part]!.subarray(offset, offset + take))
+      offset += take
+      left -= take
+    }
+    columns[i] = { ...columns[i]!, packed }
     at += length
   }
-  if (at !== bytes.length) throw bad('bytes behind the last column', at)
+  if (at !== total) throw bad('bytes behind the last column', at)
   return { rawLength, checksum, columns }
 }

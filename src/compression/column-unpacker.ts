@@ -22,12 +22,14 @@ export class ColumnUnpacker {
     for (const { column, method, rawLength, packed } of batch.columns) {
       const at = workspace.columnAt[column]!
       workspace.columnLength[column] = rawLength
-      if (method === METHOD.STORED) workspace.bytes.set(packed, at)
-      else if (method === METHOD.LZ4) {
-        loadLz4().decodeBlock(
-          Buffer.from(packed.buffer, packed.byteOffset, packed.length),
-          Buffer.from(workspace.bytes.buffer, at, rawLength),
-        )
+      if (method === METHOD.STORED) {
+        let to = at
+        for (const part of packed) {
+          workspace.bytes.set(part, to)
+          to += part.length
+        }
+      } else if (method === METHOD.LZ4) {
+        loadLz4().decodeBlock(joined(packed), Buffer.from(workspace.bytes.buffer, at, rawLength))
       } else zstd = true
     }
     return zstd ? this.unpackStreams(batch, workspace) : undefined
@@ -42,7 +44,7 @@ export class ColumnUnpacker {
     const streams: Promise<void>[] = []
     for (const { column, method, rawLength, packed } of batch.columns) {
       if (method < METHOD.ZSTD) continue
-      streams.push(this.unpackZstd(column, method === METHOD.ZSTD_FRESH, packed, rawLength, workspace))
+      streams.push(this.unpackZstd(column, method === METHOD.ZSTD_FRESH, joined(packed), rawLength, workspace))
     }
     for (const result of await Promise.allSettled(streams)) if (result.status === 'rejected') throw result.reason
   }
@@ -75,4 +77,11 @@ export class ColumnUnpacker {
       at += part.length
     }
   }
+}
+
+/** For codecs that want one piece: a copy only where there are several. */
+function joined(parts: readonly Uint8Array[]): Buffer {
+  const [part] = parts
+  if (parts.length !== 1) return Buffer.concat(parts)
+  return Buffer.from(part!.buffer, part!.byteOffset, part!.length)
 }

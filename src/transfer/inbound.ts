@@ -89,7 +89,7 @@ export class Inbound {
           job.then()
           continue
         }
-        const batch = parseBatch(job.parts.length === 1 ? job.parts[0]! : Buffer.concat(job.parts))
+        const batch = parseBatch(...job.parts)
         const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)
         if (unpacking !== undefined) await unpacking
         if (!this.failed) this.expand(job.flow, batch)
