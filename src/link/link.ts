@@ -18,6 +18,8 @@ import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
 const WRITE_BUFFER_BYTES_MAX = 128 * 1024
 /** One write: four full frames. More gains nothing on loopback, with TLS or without (test/link/link-bench.ts). */
 const PULL_BYTES = 64 * 1024
+/** A write of less is made one piece: a copy costs less than the views of a batch of references (test/daemon/pair-bench.ts). */
+const JOIN_BYTES_MAX = 4096
 
 /** One connection, after its hello. */
 interface Wire {
@@ -303,6 +305,7 @@ export class Link {
     const out = this.#out
     const bytes = this.session.pull(wire.connection, PULL_BYTES, now, out)
     if (bytes > 0) {
+      if (bytes <= JOIN_BYTES_MAX && out.length > 1) out.splice(0, out.length, Buffer.concat(out, bytes))
       const last = out.length - 1
       // One writev: a TLS record, or a segment, for many small views.
       socket.cork()
