@@ -33,12 +33,19 @@ const SHARE_STEP = 0.2
 const URGENT_QUEUE_MS = 5
 /** A slot with less room than this is full. */
 const ROOM_MIN = 16 * 1024
+/**
+ * While its source goes on sending, a flow gathers so much before it is encoded: a batch costs both proxies about 100 us
+ * whatever it holds, and a read brings what had arrived by chance.
+ */
+const GATHER_BYTES = 256 * 1024
 /** An incomplete record whose rest does not come is sent after this time: promise of the architecture, 1 ms. */
 const IDLE_MS = 1
 /** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (wire format 1.3). */
 const PREEMPT_SILENT_MS = 200
 /** And one that comes later: QEMU from 8.0 on opens it when postcopy starts, and does not go on before it is taken. */
 const PREEMPT_LATE_MS = 5
+/** A channel that comes when its gate's main has ended belongs to the next migration, if that one's main comes in this time. */
+const LATE_CHANNEL_MS = 200
 /** Batches in the packer: two keep threads and this one busy, more only add to what is parked. */
 const UNDER_WAY_MAX = 3
 
@@ -130,6 +137,8 @@ export class SourceSession implements LinkSink {
   private readonly connections = new Set<SourceFlow>()
   private readonly freeSlots: number[]
   private pumping: NodeJS.Immediate | undefined
+  /** Turns of the event loop, counted while something arrives. */
+  turn = 0
   private idleTimer: NodeJS.Timeout | undefined
   private ended = false
   /** Raw bytes in the packer, and what is left of raw bytes lately: together what the packer is about to queue. */
@@ -238,7 +247,19 @@ export class SourceSession implements LinkSink {
       for (const waiting of gate.waiting.splice(0)) this.open(waiting, waiting.kind)
       if (kind === 'recovery') this.postcopyAdvised(migration)
     } else if (isOpen(gate.migration)) this.open(flow, kind)
-    else gate.waiting.push(flow)
+    else {
+      gate.waiting.push(flow)
+      if (gate.migration?.flows.size) setTimeout(() => this.openLate(flow), LATE_CHANNEL_MS).unref()
+    }
+  }
+
+  /** A channel whose main was read to its end before it was looked at: so on a busy machine. */
+  private openLate(flow: SourceFlow): void {
+    const { gate, kind } = flow
+    const at = gate.waiting.indexOf(flow)
+    if (at < 0 || this.ended || !gate.migration?.flows.size) return // it has another main, or none
+    gate.waiting.splice(at, 1)
+    this.open(flow, kind)
   }
 
   private open(flow: SourceFlow, kind: ChannelKind): void {
@@ -366,6 +387,7 @@ export class SourceSession implements LinkSink {
     if (this.pumping || this.ended) return
     this.pumping = setImmediate(() => {
       this.pumping = undefined
+      this.turn++
       this.pump()
     })
   }
@@ -434,6 +456,7 @@ export class SourceSession implements LinkSink {
         // a flow without credit waits for its QEMU, not for us
         for (const flow of this.flows.values()) {
           if (flow.canEncode()) waiting = true
+          else if (flow.gathers) this.wake()
           else if (flow.mayIdle) idle = true
         }
         effort.wait(!wanted ? 'wan' : waiting || this.outbound.underWay >= UNDER_WAY_MAX ? 'cpu' : 'source', nowMs)
@@ -486,6 +509,9 @@ export class SourceFlow implements SocketSink {
   private early = 0
   private release = false
   private arrivedMs = 0
+  private arrivedTurn = 0
+  /** When the first bytes of the next batch came. */
+  private gatherMs = 0
   private finished = false
   private finSent = false
   /** This side breaks the flow once its batches are out; the code to say. */
@@ -527,7 +553,9 @@ export class SourceFlow implements SocketSink {
     const at = this.fill
     this.fill += count
     this.arrivedMs = this.session.options.now()
+    this.arrivedTurn = this.session.turn
     if (this.number > 0) {
+      if (this.encoder.ready === 0) this.gatherMs = this.arrivedMs
       this.encoder.push(this.bytes, at, count)
       this.session.wake()
       return
@@ -620,8 +648,18 @@ export class SourceFlow implements SocketSink {
     }
   }
 
+  /**
+   * Its source is in the middle of sending: bytes came in the last turn of the event loop. A turn without any ends it,
+   * and so does a millisecond.
+   */
+  get gathers(): boolean {
+    if (this.session.turn - this.arrivedTurn > 1 || this.release || this.over || this.migration?.urgent) return false
+    if (this.arrivedMs - this.gatherMs >= IDLE_MS) return false
+    return this.encoder.ready > 0 && this.encoder.ready < Math.min(GATHER_BYTES, this.session.batchBytes / 2)
+  }
+
   canEncode(): boolean {
-    if (this.resetCode !== undefined || this.gone) return false
+    if (this.resetCode !== undefined || this.gone || this.gathers) return false
     const { encoder } = this
     const bytes = this.release ? encoder.waiting : encoder.ready
     return bytes > 0 && this.session.options.session.credit(this.number) - this.underWayBytes >= bytes
