@@ -44,8 +44,7 @@ export interface DestinationOptions {
 
 export class DestinationDaemon {
   private readonly options: DestinationOptions
-  /** The same map in every session: a change counts at once. */
-  private readonly targets: Map<string, Address>
+  private targets: ReadonlyMap<string, Address>
   private readonly server: LinkServer
   private readonly sets: SessionSets
   private readonly sessions = new Map<Link, DestinationSession>()
@@ -56,7 +55,7 @@ export class DestinationDaemon {
 
   constructor(options: DestinationOptions) {
     this.options = options
-    this.targets = new Map(options.targets)
+    this.targets = options.targets
     this.sets = new SessionSets(options.store, options.log)
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
@@ -95,8 +94,7 @@ export class DestinationDaemon {
 
   /** What may be dialled from now on; connections to a target that is gone go on. */
   setTargets(targets: ReadonlyMap<string, Address>): void {
-    this.targets.clear()
-    for (const [name, address] of targets) this.targets.set(name, address)
+    this.targets = targets
   }
 
   /** Takes no more sessions and flows; running migrations finish. */
@@ -203,7 +201,7 @@ export class DestinationDaemon {
       pool,
       seed,
       learning,
-      targets: this.targets,
+      targets: () => this.targets,
       log: this.options.log,
       now: () => performance.now(),
       onFailure: error => void link.abort(error),

@@ -29,8 +29,8 @@ export interface DestinationSessionOptions {
   readonly pool: Pool
   readonly seed: readonly [number, number]
   readonly learning?: SessionLearning | undefined
-  /** What may be dialled, by name. */
-  readonly targets: ReadonlyMap<string, Address>
+  /** What may be dialled now, by name. */
+  readonly targets: () => ReadonlyMap<string, Address>
   readonly log: Log
   readonly now: () => number
   /** A batch was damaged: the session must end. */
@@ -259,7 +259,7 @@ export class DestinationSession implements LinkSink {
   /** @param name 'NAME' or 'NAME:PORT' */
   private resolve(name: string): Address {
     const colon = name.lastIndexOf(':')
-    const target = this.options.targets.get(colon < 0 ? name : name.slice(0, colon))
+    const target = this.options.targets().get(colon < 0 ? name : name.slice(0, colon))
     if (target === undefined) {
       throw new ProxyError(
         'TARGET_REFUSED',

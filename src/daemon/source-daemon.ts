@@ -129,15 +129,11 @@ export class SourceDaemon {
     this.client?.session.setRate(bytesPerSecond)
   }
 
-  /** Takes no more connections; running migrations finish. */
+  /** Takes no new migrations; running ones finish. */
   async stop(): Promise<void> {
     if (this.stopping) return
     this.stopping = true
-    for (const listener of this.listeners) await listener.close()
-    for (const { socket, timer } of this.waiting.splice(0)) {
-      clearTimeout(timer)
-      socket.reset()
-    }
+    this.refuseNew()
     if (this.session?.channelCount) {
       this.options.onStatus?.(`stopping: ${this.running} migrations finish`)
       this.options.log.info('stopping: running migrations finish first', { migrations: this.running })
@@ -154,11 +150,31 @@ export class SourceDaemon {
     )
   }
 
+  /** Refuses what belongs to no running migration, which may have further channels: for postcopy hours later. */
+  private refuseNew(): void {
+    const running = [...this.gates.values()].filter(gate => isOpen(gate.migration))
+    const needed = new Set(running.map(({ target }) => target.split(':')[0]))
+    for (const [i, listener] of this.listeners.entries()) {
+      if (!needed.has(this.options.listen[i]!.name)) void listener.close()
+    }
+    for (const entry of this.waiting.splice(0)) {
+      if (isOpen(entry.gate.migration)) this.waiting.push(entry)
+      else {
+        clearTimeout(entry.timer)
+        entry.socket.reset()
+      }
+    }
+  }
+
   private accept(accepted: QemuSocket, target: string, at: Accepted): void {
     let gate = this.gates.get(target)
     if (!gate) {
       gate = new Gate(target)
       this.gates.set(target, gate)
+    }
+    if (this.stopping && !isOpen(gate.migration)) {
+      accepted.reset()
+      return
     }
     const socket = new SourceConnection(accepted, performance.now())
     if (this.takes(gate)) {
@@ -177,7 +193,7 @@ export class SourceDaemon {
   private takes(gate: Gate): boolean {
     // while the WAN is broken nobody knows whether the other side still has this session
     if (!this.session || this.client!.link.over || this.client!.link.connections === 0) return false
-    return !this.drained || isOpen(gate.migration)
+    return isOpen(gate.migration) || (!this.drained && !this.stopping)
   }
 
   private waits({ socket, gate }: Moved): Waiting {
@@ -210,7 +226,6 @@ export class SourceDaemon {
 
   /** There is a session, and it lives. */
   private admitWaiting(): void {
-    if (this.stopping) return
     for (const entry of this.waiting.splice(0)) {
       const { socket, gate, timer } = entry
       if (!this.takes(gate)) this.waiting.push(entry)
@@ -248,6 +263,7 @@ export class SourceDaemon {
         }
       }
     }
+    this.refuseNew()
     await this.options.learning?.settled()
     this.resolveEnded()
   }
@@ -328,6 +344,7 @@ export class SourceDaemon {
         nextMigration: () => ++this.migrations,
         onSummary: summary => {
           options.onSummary(summary)
+          if (this.stopping) this.refuseNew()
           this.closeIfIdle()
         },
         onFailure: error => void client.link.abort(error),

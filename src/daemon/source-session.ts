@@ -232,6 +232,7 @@ export class SourceSession implements LinkSink {
   classified(flow: SourceFlow, kind: ChannelKind): void {
     const { gate } = flow
     gate.silent.delete(flow)
+    const running = (gate.migration?.flows.size ?? 0) > 0
     // an unknown protocol or TLS has no order that we could know: as it came
     const leads =
       kind === 'main' || kind === 'recovery' || ((kind === 'unknown' || kind === 'tls') && !isOpen(gate.migration))
@@ -249,7 +250,7 @@ export class SourceSession implements LinkSink {
     } else if (isOpen(gate.migration)) this.open(flow, kind)
     else {
       gate.waiting.push(flow)
-      if (gate.migration?.flows.size) setTimeout(() => this.openLate(flow), LATE_CHANNEL_MS).unref()
+      if (running) setTimeout(() => this.openLate(flow), LATE_CHANNEL_MS).unref()
     }
   }
 

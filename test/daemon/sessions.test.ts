@@ -1,6 +1,6 @@
 /** Both daemons over loopback, with plain sockets for QEMUs: what must hold from one session to the next, and at ends. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { chmodSync, readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
@@ -11,11 +11,14 @@ import t from 'tap'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { ProxyError } from '../../src/errors.ts'
+import { STATE } from '../../src/kernel/layout.ts'
 import type { LinkClient } from '../../src/link/client.ts'
 import type { Link } from '../../src/link/link.ts'
 import type { LinkServer } from '../../src/link/server.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
+import type { Pool } from '../../src/transfer/pool.ts'
+import { migration, multifdChannel, PAGE, page, random } from '../template/makers.ts'
 
 const RING_PAGES = 256
 const PLACES = 1 << 12
@@ -236,6 +239,23 @@ t.test('a destination that closes its direction first gets every byte all the sa
   await until('a clean end', () => pair.target.sockets[0]!.readableEnded)
 })
 
+t.test('a channel that is seen after its main has ended', async t => {
+  await using pair = await Daemons.start()
+  const main = await pair.dial()
+  main.end(MAIN)
+  await until('the end of main', () => pair.target.sockets[0]?.readableEnded === true)
+  const late = await pair.dial()
+  late.write(MULTIFD)
+  await until('its channel', () => pair.target.received[1]?.equals(MULTIFD) === true)
+  const early = await pair.dial() // of the next migration
+  early.write(MULTIFD)
+  const next = await pair.dial()
+  next.write(MAIN)
+  await until('the next main', () => pair.target.received[2]?.equals(MAIN) === true)
+  await until('its channel', () => pair.target.received[3]?.equals(MULTIFD) === true)
+  t.equal(pair.count('migration starts'), 2)
+})
+
 t.test('a migration that crosses DRAIN goes on with the next session, and the running one where it is', async t => {
   await using pair = await Daemons.start()
   const running = await pair.dial()
@@ -348,6 +368,73 @@ t.test('a source proxy that means harm takes bounded memory', async t => {
   await until('the end of the session', () => link.over)
   t.match(await link.ended, { code: 'LIMIT_EXCEEDED', what: /more than 65536 pieces/ })
   await until('the next session', () => pair.count('session open') === 4)
+})
+
+/** All of a pool that both sides must have alike: what passed, which of it may be named, and what each place holds. */
+function digestOf({ kernel }: Pool): string {
+  const { bytes, layout } = kernel
+  const hash = createHash('sha256')
+  for (const [at, length] of [
+    [layout.state + 4 * STATE.CURSOR, 8], // and USED
+    [layout.ringMark, layout.ringPages],
+    [layout.placeTable, layout.places * 4],
+    [layout.pool + layout.templatePages * PAGE, layout.ringPages * PAGE],
+  ] as const)
+    hash.update(bytes.subarray(at, at + length))
+  return hash.digest('hex')
+}
+
+t.test('both pools are alike after any order of channels, cancels and reconnects', async t => {
+  for (let seed = 1; seed <= 4; seed++) {
+    const next = random(seed)
+    await using pair = await Daemons.start()
+    const { source, target } = pair
+    target.onConnection = socket => {
+      socket.on('end', () => socket.end())
+      if (next(6) === 0) setTimeout(() => socket.resetAndDestroy(), next(40)) // the destination QEMU gives up
+    }
+    let cancelled = 0
+    const sockets: net.Socket[] = []
+    const send = async (bytes: Buffer): Promise<void> => {
+      const socket = await pair.dial()
+      socket.resume()
+      const end = next(5) === 0 ? next(bytes.length) : bytes.length
+      for (let at = 0; at < end && !socket.destroyed; ) {
+        const take = Math.min(end - at, 1 + next(80_000))
+        socket.write(bytes.subarray(at, at + take))
+        at += take
+        if (next(8) === 0) pair.wan.cut()
+        if (next(3) === 0) await sleep(next(10))
+      }
+      if (end === bytes.length) socket.end()
+      else {
+        cancelled++
+        socket.resetAndDestroy()
+      }
+      sockets.push(socket)
+    }
+    const session = (): { channelCount: number; outbound: { pool: Pool } } =>
+      (source as unknown as { session: ReturnType<typeof session> }).session
+    await until('a session', () => pair.count('session open') === 2)
+    const first = session()
+    for (let round = 0; round < 6; round++) {
+      const pages = (count: number): Buffer[] => Array.from({ length: count }, () => page(1 + next(600)))
+      const channels = [migration(pages(next(300))), ...[0, 1].map(id => multifdChannel(id, pages(next(150))))]
+      await Promise.all(channels.map(send))
+      const { sessions } = pair.destination as unknown as {
+        sessions: Map<Link, { channelCount: number; inbound: { pool: Pool; underWay: number } }>
+      }
+      await sleep(100)
+      await until('the end of all channels', () => session().channelCount === 0)
+      const [far] = [...sessions.values()]
+      await until('the last batch', () => far!.channelCount === 0 && far!.inbound.underWay === 0)
+      for (const socket of sockets.splice(0)) socket.destroy() // a channel whose main was cancelled waits for another
+      const digest = digestOf(session().outbound.pool)
+      t.equal(digestOf(far!.inbound.pool), digest, `seed ${seed}, round ${round}`)
+    }
+    t.equal(session(), first, `all of it in one session, ${cancelled} channels cancelled`)
+    t.ok(pair.count('WAN connection lost') > 0, 'and the WAN broke')
+  }
 })
 
 t.test('a stop while sets are looked through', async t => {
@@ -464,6 +551,66 @@ ${more}`
     t.equal(source.child.exitCode, null, 'a mistake ends nothing')
   })
 }
+
+t.test('SIGTERM while a migration runs: at the destination, then at the source', async t => {
+  await using target = new Target()
+  target.server.listen(0, '127.0.0.1')
+  await once(target.server, 'listening')
+  const [wan, local] = [await freePort(), await freePort()]
+  const to = `tcp:127.0.0.1:${target.port}`
+  const startDestination = () =>
+    new Running('destination', '--plaintext', '--listen', `tcp:127.0.0.1:${wan}`, '--target', to)
+  await using destination = startDestination()
+  await destination.said('listening for source proxies')
+  const peer = `127.0.0.1:${wan}`
+  await using source = new Running('source', '--plaintext', '--listen', `tcp:127.0.0.1:${local}`, '--peer', peer)
+  await source.said('session open')
+  const qemus: net.Socket[] = []
+  t.teardown(() => {
+    for (const qemu of qemus) qemu.destroy()
+  })
+  const dial = (bytes: Buffer): net.Socket => {
+    const qemu = net.connect({ port: local, host: '127.0.0.1', allowHalfOpen: true })
+    qemus.push(qemu)
+    qemu.on('error', () => {})
+    qemu.write(bytes)
+    return qemu
+  }
+  const arrived = (channel: number, bytes: Buffer): Promise<void> =>
+    until(`channel ${channel}`, () => target.received[channel]?.equals(bytes) === true)
+  /** Ends channels on both sides. */
+  const finish = (channels: readonly number[]): void => {
+    for (const channel of channels) for (const socket of [qemus[channel]!, target.sockets[channel]!]) socket.end()
+  }
+
+  const first = Buffer.concat([MAIN, randomBytes(2_000_000)])
+  const main = dial(first.subarray(0, 1_000_000))
+  await source.said('migration starts')
+  destination.child.kill('SIGTERM')
+  await source.said('peer drains')
+  main.write(first.subarray(1_000_000))
+  dial(MULTIFD) // a further channel of the running migration
+  await Promise.all([arrived(0, first), arrived(1, MULTIFD)])
+  t.equal(destination.child.exitCode, null, 'it waits for the migration')
+  finish([0, 1])
+  t.same(await destination.exit, [0, null])
+  await source.said('migration 1 ended')
+
+  const second = Buffer.concat([MAIN, randomBytes(300_000)])
+  dial(second) // waits
+  await using restarted = startDestination()
+  await restarted.said('listening for source proxies')
+  await arrived(2, second)
+  source.child.kill('SIGTERM')
+  await source.said('running migrations finish first')
+  dial(MULTIFD)
+  await arrived(3, MULTIFD)
+  t.equal(source.child.exitCode, null, 'it waits for the migration')
+  finish([2, 3])
+  t.same(await source.exit, [0, null])
+  await restarted.said('migration 2 ended')
+  t.equal(target.sockets.length, 4)
+})
 
 t.test('wrong credentials are said once, their warnings too', async t => {
   const folder = t.testdir({ here: {}, there: {} })

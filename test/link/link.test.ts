@@ -923,7 +923,7 @@ t.test('DRAIN: no new flows, running ones end, new sessions are refused', async 
   await until('the flow to be open', () => server.ends[0]!.flows.size === 1)
   server.server.drain()
   await until('the client to hear of it', () => client.end.drained)
-  t.throws(() => client.end.open(1, 1, false), { code: 'PROTOCOL_STATE' })
+  t.throws(() => client.end.open(1, 1, false, 2), { code: 'PROTOCOL_STATE' }, 'of another migration')
   await until('the running flow to end', () => client.end.finished === 1)
   t.same([...client.end.mistakes, ...server.ends[0]!.mistakes], [])
   const late = join(t, server.port, { client: { openMs: 200 } })
