@@ -473,6 +473,15 @@ function peerTable(figures: Figures, profile: Profile, guests: readonly string[]
   }
 }
 
+/** What went wrong; where nothing completed, also how far it got. */
+function reasonsOf(cell: Cell): Text {
+  const reasons = cell.reasons.join('; ')
+  if (cell.completed > 0) return reasons
+  const { totalMs, wanBytes } = cell.runs[0]!
+  const bytes = wanBytes.forward + wanBytes.back
+  return bytes > 0 ? `${reasons}; by then ${seconds(totalMs)} and ${formatSize(bytes)} on the link` : reasons
+}
+
 function peerRow(figures: Figures, cell: Cell): TableCell[] {
   const { guest, method, profile } = cell
   const all = cell.runs.length
@@ -498,7 +507,7 @@ function peerRow(figures: Figures, cell: Cell): TableCell[] {
     spread(cell.cpuSeconds, digits),
     cell.completed === 0 ? '' : parts.join(' / '),
     spread(cell.guestSpeed, percent),
-    cell.reasons.join('; '),
+    reasonsOf(cell),
   ]
 }
 

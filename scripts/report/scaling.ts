@@ -2,9 +2,9 @@
  * How cost grows: with effort, guest size, templates, migrations at once, and the link. Measures what fits here; the
  * report extrapolates. Needs the lab's streams (`make lab`).
  *
- *   node scripts/report/scaling.ts [--out .cache/compare/scaling.json] [--minutes 6]
+ *   node scripts/report/scaling.ts [--out .cache/compare/scaling.json] [--minutes 6] [--only efforts,replays]
  *
- * Every encoding and decoding is a process of its own (scaling-case.ts). Several migrations at once, and the replays over
+ * `--only` measures some parts anew and keeps the file's others. Every encoding and decoding is a process of its own (scaling-case.ts). Several migrations at once, and the replays over
  * links, go through two real proxies.
  */
 import { execFile, execFileSync } from 'node:child_process'
@@ -363,23 +363,33 @@ function templateBytesMax(longMatches: boolean): number {
   return least * PAGE_SIZE
 }
 
-async function measure(out: string, minutes: number): Promise<void> {
+/** In the order of their measuring: what is short and matters most comes first, since the time may be up before the last. */
+const PARTS = {
+  efforts: measureEfforts,
+  migrations: measureMigrations,
+  replays: measureReplays,
+  guests: measureGuests,
+  templates: measureTemplates,
+} as const
+type Part = keyof typeof PARTS
+const ALL_PARTS = Object.keys(PARTS) as Part[]
+
+async function measure(out: string, minutes: number, only: readonly Part[]): Promise<void> {
   const startedAt = new Date().toISOString()
   const [loadAverage] = loadavg()
+  const before = only.length < ALL_PARTS.length ? (JSON.parse(readFileSync(out, 'utf8')) as Scaling) : undefined
   const { path: folder, remove } = temporaryFolder('scaling')
   const bench = new Bench(folder, minutes)
   try {
     bench.say(`templates of ${TEMPLATE_GUESTS.join(', ')}`)
     const store = join(folder, 'store')
     await labTemplates(store, { minVms: 2 })
-    // what is short and matters most comes first: the time may be up before the last
-    const efforts = await measureEfforts(bench, store)
-    const migrations = await measureMigrations(bench, store)
-    const replays = await measureReplays(bench, store)
-    const guests = await measureGuests(bench, store)
-    const templates = await measureTemplates(bench)
+    const parts: Partial<Scaling> = {}
+    for (const part of only) Object.assign(parts, { [part]: await PARTS[part](bench, store) })
     const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string }
     const scaling: Scaling = {
+      ...{ efforts: [], migrations: [], replays: [], guests: [], templates: [] },
+      ...before,
       format: 1,
       startedAt,
       commit: execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' }).trim(),
@@ -395,13 +405,9 @@ async function measure(out: string, minutes: number): Promise<void> {
       stream: STREAM,
       effortStreams: EFFORT_GUESTS,
       templatesFrom: TEMPLATE_GUESTS,
-      efforts,
-      guests,
-      templates,
-      migrations,
-      replays,
       templateBytesMax: { longMatches: templateBytesMax(true), exactOnly: templateBytesMax(false) },
       flowsMax: FLOWS_MAX,
+      ...parts,
       skipped: bench.skipped,
     }
     mkdirSync(dirname(out), { recursive: true })
@@ -416,10 +422,14 @@ const { values } = parseArgs({
   options: {
     out: { type: 'string', default: join(COMPARE_FOLDER, 'scaling.json') },
     minutes: { type: 'string', default: '6' },
+    only: { type: 'string', default: ALL_PARTS.join() },
   },
 })
 try {
-  await measure(values.out, Number(values.minutes))
+  const only = values.only.split(',') as Part[]
+  const unknown = only.filter(part => !ALL_PARTS.includes(part))
+  if (unknown.length > 0) throw new Error(`--only ${unknown.join()}: there are ${ALL_PARTS.join()}`)
+  await measure(values.out, Number(values.minutes), only)
 } catch (error) {
   console.error(`error: ${(error as Error).message}`)
   process.exitCode = 1
