@@ -239,6 +239,23 @@ t.test('a destination that closes its direction first gets every byte all the sa
   await until('a clean end', () => pair.target.sockets[0]!.readableEnded)
 })
 
+t.test('a channel that is seen after its main has ended', async t => {
+  await using pair = await Daemons.start()
+  const main = await pair.dial()
+  main.end(MAIN)
+  await until('the end of main', () => pair.target.sockets[0]?.readableEnded === true)
+  const late = await pair.dial()
+  late.write(MULTIFD)
+  await until('its channel', () => pair.target.received[1]?.equals(MULTIFD) === true)
+  const early = await pair.dial() // of the next migration
+  early.write(MULTIFD)
+  const next = await pair.dial()
+  next.write(MAIN)
+  await until('the next main', () => pair.target.received[2]?.equals(MAIN) === true)
+  await until('its channel', () => pair.target.received[3]?.equals(MULTIFD) === true)
+  t.equal(pair.count('migration starts'), 2)
+})
+
 t.test('a migration that crosses DRAIN goes on with the next session, and the running one where it is', async t => {
   await using pair = await Daemons.start()
   const running = await pair.dial()
@@ -534,6 +551,66 @@ ${more}`
     t.equal(source.child.exitCode, null, 'a mistake ends nothing')
   })
 }
+
+t.test('SIGTERM while a migration runs: at the destination, then at the source', async t => {
+  await using target = new Target()
+  target.server.listen(0, '127.0.0.1')
+  await once(target.server, 'listening')
+  const [wan, local] = [await freePort(), await freePort()]
+  const to = `tcp:127.0.0.1:${target.port}`
+  const startDestination = () =>
+    new Running('destination', '--plaintext', '--listen', `tcp:127.0.0.1:${wan}`, '--target', to)
+  await using destination = startDestination()
+  await destination.said('listening for source proxies')
+  const peer = `127.0.0.1:${wan}`
+  await using source = new Running('source', '--plaintext', '--listen', `tcp:127.0.0.1:${local}`, '--peer', peer)
+  await source.said('session open')
+  const qemus: net.Socket[] = []
+  t.teardown(() => {
+    for (const qemu of qemus) qemu.destroy()
+  })
+  const dial = (bytes: Buffer): net.Socket => {
+    const qemu = net.connect({ port: local, host: '127.0.0.1', allowHalfOpen: true })
+    qemus.push(qemu)
+    qemu.on('error', () => {})
+    qemu.write(bytes)
+    return qemu
+  }
+  const arrived = (channel: number, bytes: Buffer): Promise<void> =>
+    until(`channel ${channel}`, () => target.received[channel]?.equals(bytes) === true)
+  /** Ends channels on both sides. */
+  const finish = (channels: readonly number[]): void => {
+    for (const channel of channels) for (const socket of [qemus[channel]!, target.sockets[channel]!]) socket.end()
+  }
+
+  const first = Buffer.concat([MAIN, randomBytes(2_000_000)])
+  const main = dial(first.subarray(0, 1_000_000))
+  await source.said('migration starts')
+  destination.child.kill('SIGTERM')
+  await source.said('peer drains')
+  main.write(first.subarray(1_000_000))
+  dial(MULTIFD) // a further channel of the running migration
+  await Promise.all([arrived(0, first), arrived(1, MULTIFD)])
+  t.equal(destination.child.exitCode, null, 'it waits for the migration')
+  finish([0, 1])
+  t.same(await destination.exit, [0, null])
+  await source.said('migration 1 ended')
+
+  const second = Buffer.concat([MAIN, randomBytes(300_000)])
+  dial(second) // waits
+  await using restarted = startDestination()
+  await restarted.said('listening for source proxies')
+  await arrived(2, second)
+  source.child.kill('SIGTERM')
+  await source.said('running migrations finish first')
+  dial(MULTIFD)
+  await arrived(3, MULTIFD)
+  t.equal(source.child.exitCode, null, 'it waits for the migration')
+  finish([2, 3])
+  t.same(await source.exit, [0, null])
+  await restarted.said('migration 2 ended')
+  t.equal(target.sockets.length, 4)
+})
 
 t.test('wrong credentials are said once, their warnings too', async t => {
   const folder = t.testdir({ here: {}, there: {} })
