@@ -176,9 +176,10 @@ async function faults(qemu: QemuVersion, link: PacketLink, way: Way, mode: Fault
   }
   const info = (await destination.migrationInfo()) as unknown as Record<string, number>
   const waits = missed().map(us => us / 1000)
-  if (waits.length < 5) throw new Error(`${waits.length} faults only: ${destination.serial.slice(-200)}`)
+  if (waits.length === 0) throw new Error(`no touch found its page missing: ${destination.serial.slice(-200)}`)
   const seconds = (performance.now() - start) / 1000
   return {
+    'least, ms': Math.min(...waits),
     'p50, ms': quantile(waits, 0.5),
     'p95, ms': quantile(waits, 0.95),
     'max, ms': Math.max(...waits),
