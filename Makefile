@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: report test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio fixtures demo lab bench-migrate clean ready ready-tap ready-guest ready-test
+.PHONY: report test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-memory fixtures demo lab bench-migrate clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -43,6 +43,8 @@ bench: ready ## encode and decode beside lz4 and zstd
 	@$(NPM) run bench
 bench-ratio: ready ## bytes left of captured Debian guests, beside zstd; needs `make lab`
 	@$(NPM) run bench:ratio
+bench-memory: ready ## memory of both proxies, one guest and four at once; needs `make lab`
+	@node test/bench/memory.ts
 fixtures: ready-guest ## makes the captures in pcap-fixtures/ again
 	@node scripts/capture-fixtures.ts
 demo: ready-guest ## two guests make templates, a third moves over an emulated WAN, directly and through the pair

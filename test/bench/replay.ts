@@ -18,12 +18,18 @@ export const root = fileURLToPath(new URL('../..', import.meta.url))
 /** A captured stream of the lab, by its name. */
 export const streamPath = (name: string): string => join(root, '.cache/lab/streams', `${name}.stream`)
 
-/** Takes connections on so many ports; says the ports, then when each connection had ended, and its bytes. */
+/**
+ * Takes connections on so many ports; says the ports, then when each connection had ended, and its bytes. Stops reading
+ * for a while after so many bytes.
+ */
 const SINK = `const net = require('net'), b = Buffer.alloc(1 << 20), say = o => console.log(JSON.stringify(o))
+  const stallAt = +process.argv[2], stallMs = +process.argv[3]
   for (let i = 0; i < +process.argv[1]; i++) {
     const server = net.createServer({ pauseOnConnect: true }, c => {
-      let bytes = 0; const handle = c._handle; c._handle = null; handle.reading = false
-      const s = new net.Socket({ handle, onread: { buffer: b, callback: n => { bytes += n; return true } } })
+      let bytes = 0, stalled = false; const handle = c._handle; c._handle = null; handle.reading = false
+      const s = new net.Socket({ handle, onread: { buffer: b, callback: n => {
+        bytes += n; if (stalled || bytes < stallAt) return true
+        stalled = true; setTimeout(() => s.resume(), stallMs); return false } } })
       s.on('end', () => say({ i, bytes, at: Number(process.hrtime.bigint()) / 1e6 })).on('error', () => {}).resume()
     }).listen(0, '127.0.0.1', () => say({ i, port: server.address().port }))
   }`
@@ -57,6 +63,8 @@ export interface ReplayOptions {
   readonly gates?: number
   readonly sourceArgs?: readonly string[]
   readonly destinationArgs?: readonly string[]
+  /** Destination QEMUs stop reading after so many bytes, for so long. */
+  readonly stall?: { readonly atBytes: number; readonly ms: number } | undefined
   /** Without proxies: the feeder reaches the sink by the link alone. */
   readonly direct?: boolean
 }
@@ -96,7 +104,7 @@ export class Replay implements AsyncDisposable {
   static async start(options: ReplayOptions): Promise<Replay> {
     const { gates = 1, sourceArgs = [], destinationArgs = [] } = options
     const folder = temporaryFolder('replay')
-    const sink = await Sink.start(gates)
+    const sink = await Sink.start(gates, options.stall)
     const open = (port: number): Promise<RelayLink | undefined> =>
       options.link === undefined
         ? Promise.resolve(undefined)
@@ -171,9 +179,12 @@ class Sink {
     this.child = child
   }
 
-  static async start(gates: number): Promise<Sink> {
+  static async start(gates: number, stall: ReplayOptions['stall']): Promise<Sink> {
+    const { atBytes, ms } = stall ?? { atBytes: Number.MAX_SAFE_INTEGER, ms: 0 }
     const sink = new Sink(
-      spawnOwned([process.execPath, '-e', SINK, String(gates)], { stdio: ['ignore', 'pipe', 'inherit'] }),
+      spawnOwned([process.execPath, '-e', SINK, String(gates), String(atBytes), String(ms)], {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      }),
     )
     await new Promise<void>(done => {
       createInterface(sink.child.stdout!).on('line', text => {
@@ -198,7 +209,7 @@ class Sink {
 }
 
 function proxy(args: readonly string[]): Proxy {
-  const child = spawnOwned([process.env.PAGEFERRY_BIN ?? join(root, 'bin/pageferry'), ...args, '--json'], {
+  const child = spawnOwned([join(root, 'bin/pageferry'), ...args, '--json'], {
     stdio: ['ignore', 'pipe', 'inherit'],
   })
   const one: Proxy = { child, log: [], changed: () => {} }
