@@ -42,12 +42,44 @@ const GATHER_BYTES = 256 * 1024
 const IDLE_MS = 1
 /** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (wire format 1.3). */
 const PREEMPT_SILENT_MS = 200
-/** And one that comes later: QEMU from 8.0 on opens it when postcopy starts, and does not go on before it is taken. */
-const PREEMPT_LATE_MS = 5
+/**
+ * And one that comes later: QEMU from 8.0 on opens it when postcopy starts. Page requests do not wait for this: the first
+ * bytes on a connection tell what it is. A probe that comes at that moment has gone by then.
+ */
+const PREEMPT_LATE_MS = 50
 /** A channel that comes when its gate's main has ended belongs to the next migration, if that one's main comes in this time. */
 const LATE_CHANNEL_MS = 200
+/**
+ * A connection that says nothing for so long, while no migration runs, is not QEMU's: all its channels speak first. Above
+ * all NBD, whose server speaks first: libvirt's storage migration takes a port of the same range, and QEMU's guest stands
+ * still while it waits for the greeting.
+ */
+const NOTHING_SAID_MS = 5000
 /** Batches in the packer: two keep threads and this one busy, more only add to what is parked. */
 const UNDER_WAY_MAX = 3
+
+/**
+ * What recovery connections need of the migrations that a break may have paused, by the gate where they began. One for
+ * all gates and sessions of a process: a recovery may come in at another gate. It says nothing about itself but the
+ * names of its RAMBlocks, so with several paused migrations a guess may be wrong; that costs savings, never a byte.
+ */
+export class PausedMigrations {
+  private readonly memories = new Map<Gate, ParserMemory>()
+
+  keep(gate: Gate, memory: ParserMemory): void {
+    this.memories.delete(gate) // the latest comes last
+    this.memories.set(gate, memory)
+  }
+
+  /** For a recovery that came in at `gate`: what began there, else what was paused last. */
+  take(gate: Gate): ParserMemory | undefined {
+    const from = this.memories.has(gate) ? gate : [...this.memories.keys()].at(-1)
+    if (!from) return undefined
+    const memory = this.memories.get(from)
+    this.memories.delete(from)
+    return memory
+  }
+}
 
 /** Where connections come in: one listening port. Its channels belong to one migration at a time. */
 export class Gate {
@@ -58,11 +90,11 @@ export class Gate {
   readonly waiting: SourceFlow[] = []
   /** Channels that have not sent a byte. */
   readonly silent = new Set<SourceFlow>()
-  /** What a recovery connection needs of the migration before it. */
-  memory: ParserMemory | undefined
+  readonly paused: PausedMigrations
 
-  constructor(target: string) {
+  constructor(target: string, paused: PausedMigrations) {
     this.target = target
+    this.paused = paused
   }
 }
 
@@ -84,6 +116,8 @@ export class Migration {
   connections = 0
   postcopyAdvised = false
   urgent = false
+  /** What its first connection knew, where this is a recovery. */
+  memory: ParserMemory | undefined
   /** The other side knows of it: it ends with this session. */
   taken = false
   /** It never heard of it: the connections go on with another session. */
@@ -94,6 +128,12 @@ export class Migration {
     this.number = number
     this.gate = gate
     this.startMs = startMs
+  }
+
+  /** Whether a silent connection may be its preempt channel: from where main comes from, and the only one. */
+  mayBePreempt(flow: SourceFlow): boolean {
+    if (flow.socket.peerHost !== this.lead?.socket.peerHost) return false
+    return ![...this.flows].some(other => other.kind === 'preempt' && !other.over)
   }
 
   /** Counts of all its channels so far. */
@@ -220,6 +260,18 @@ export class SourceSession implements LinkSink {
     gate.silent.add(flow)
     socket.start(flow)
     if (isOpen(gate.migration) && gate.migration.postcopyAdvised) this.dialSilent(gate, PREEMPT_LATE_MS)
+    setTimeout(() => this.refuseSilent(flow), NOTHING_SAID_MS).unref()
+  }
+
+  private refuseSilent(flow: SourceFlow): void {
+    const { gate, socket } = flow
+    if (this.ended || !gate.silent.has(flow) || isOpen(gate.migration)) return
+    this.options.log.warn('connection refused', {
+      target: gate.target,
+      reason: `nothing came for ${NOTHING_SAID_MS / 1000} s: not a migration, whose source speaks first`,
+      hint: 'disks (NBD) must go past the pair: virsh migrate --disks-uri',
+    })
+    socket.reset()
   }
 
   /** A connection and its slot are done with. */
@@ -238,8 +290,12 @@ export class SourceSession implements LinkSink {
       kind === 'main' || kind === 'recovery' || ((kind === 'unknown' || kind === 'tls') && !isOpen(gate.migration))
     if (leads) {
       const { nextMigration, now } = this.options
-      if (kind === 'recovery') gate.migration?.lead?.keepMemory() // else it was kept when that migration ended
       const migration = new Migration(nextMigration(), gate, now())
+      if (kind === 'recovery') {
+        // what QEMU gave up may not have ended here yet
+        for (const { migration: before } of this.connections) if (before?.lead?.over) before.lead.keepMemory()
+        migration.memory = gate.paused.take(gate)
+      }
       gate.migration = migration
       migration.lead = flow
       migration.urgent = kind === 'recovery'
@@ -313,6 +369,8 @@ export class SourceSession implements LinkSink {
       for (const flow of silent) {
         // A connection that QEMU gave up, or that has spoken, is not among them any more; nor is any once the session ended.
         if (this.ended || !gate.silent.has(flow) || !isOpen(gate.migration)) continue
+        // the destination QEMU would take a stranger for its preempt channel
+        if (!gate.migration.mayBePreempt(flow)) continue
         gate.silent.delete(flow)
         flow.kind = 'preempt'
         this.open(flow, 'preempt')
@@ -519,6 +577,9 @@ export class SourceFlow implements SocketSink {
   private resetCode: number | undefined
   private resetText = ''
   private gone = false
+  /** QEMU's stream came to its own end. */
+  private whole = false
+  private memoryKept = false
   /** Its connection belongs to another session by now. */
   private moved = false
 
@@ -607,10 +668,9 @@ export class SourceFlow implements SocketSink {
     const { pool, log, session } = this.session.options
     const encoder = new ChannelEncoder(this, migration.number, pool.kernel.layout.templatePages)
     this.encoder = encoder
-    const { gate } = this
     encoder.parser = parserFor(kind, encoder, {
       blocks: migration.blocks,
-      ...(gate.memory ? { recovery: gate.memory } : {}),
+      ...(migration.memory ? { recovery: migration.memory } : {}),
     })
     encoder.onDegraded = (position, reason) =>
       log.warn('relayed raw', { migration: migration.number, kind, position, reason })
@@ -621,7 +681,8 @@ export class SourceFlow implements SocketSink {
         reason: `QEMU compresses multifd with ${method}: set multifd-compression none, the pair saves more`,
       })
     encoder.onPhase = phase => {
-      if (phase === 'postcopy-advise') this.session.postcopyAdvised(migration)
+      if (phase === 'eof') this.whole = true
+      else if (phase === 'postcopy-advise') this.session.postcopyAdvised(migration)
       else if (phase === 'postcopy' || phase === 'recovery') {
         migration.urgent = true
         for (const flow of migration.flows) session.setUrgent(flow.number, true)
@@ -641,12 +702,13 @@ export class SourceFlow implements SocketSink {
     return this.finished || this.closed
   }
 
-  /** Keeps what a recovery connection will need of this one. */
+  /** Keeps what a recovery connection will need of this one, where it is a main that broke off in postcopy. */
   keepMemory(): void {
     const { parser } = this.encoder
-    if ((this.kind === 'main' || this.kind === 'recovery') && parser !== undefined) {
-      this.gate.memory = (parser as MainStreamParser).memory()
-    }
+    if (this.memoryKept || (this.kind !== 'main' && this.kind !== 'recovery')) return
+    this.memoryKept = true
+    if (this.whole || !this.migration?.urgent || parser === undefined) return
+    this.gate.paused.keep(this.gate, (parser as MainStreamParser).memory())
   }
 
   /**
@@ -776,8 +838,7 @@ export class SourceFlow implements SocketSink {
     else this.onClosed = () => free()
     const { migration } = this
     if (!migration) return
-    // unless a later migration's is there already
-    if (this.gate.migration === migration) this.keepMemory()
+    this.keepMemory()
     migration.stats.add(this.encoder.stats)
     migration.flows.delete(this)
     if (migration.flows.size > 0 || migration.moved) return

@@ -225,6 +225,21 @@ t.test('connections without a migration outlive a lost session', async t => {
   await until('an end', () => pair.count('ended') === 1 && pair.count('arrived') === 1)
 })
 
+t.test('a connection whose server would speak first, as NBD, does not wait for ever', async t => {
+  await using pair = await Daemons.start()
+  const refused = [await pair.dial(), await pair.dial()]
+  await until('the refusals', () => pair.count('connection refused') === 2)
+  await Promise.all(refused.map(async socket => socket.destroyed || once(socket, 'close')))
+  const next = await pair.dial()
+  const silent = await pair.dial() // beside a migration: a preempt channel, perhaps
+  next.write(MAIN)
+  await until('main', () => pair.target.received[0]?.equals(MAIN) === true)
+  await sleep(5500)
+  t.notOk(silent.destroyed)
+  t.equal(pair.target.sockets.length, 1)
+  t.equal(pair.count('connection refused'), 2)
+})
+
 t.test('a destination that closes its direction first gets every byte all the same', async t => {
   await using pair = await Daemons.start()
   pair.target.onConnection = socket => socket.end()
