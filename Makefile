@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: report test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-memory fixtures demo lab bench-migrate clean ready ready-tap ready-guest ready-test
+.PHONY: report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -43,6 +43,8 @@ bench: ready ## encode and decode beside lz4 and zstd
 	@$(NPM) run bench
 bench-ratio: ready ## bytes left of captured Debian guests, beside zstd; needs `make lab`
 	@$(NPM) run bench:ratio
+bench-link: ready ## a stream through a pair of proxies: plain, x509 and psk, where all, 90 % or no pages match
+	@node test/daemon/pair-bench.ts
 bench-memory: ready ## memory of both proxies, one guest and four at once; needs `make lab`
 	@node test/bench/memory.ts
 fixtures: ready-guest ## makes the captures in pcap-fixtures/ again
@@ -53,7 +55,10 @@ lab: ready-guest ## Debian guests under load, captured (long)
 	@node scripts/lab/lab.ts
 bench-migrate: ready-guest ## the lab's guests migrated by QEMU, its peers and the pair, over several links (half an hour; as root)
 	@node scripts/compare/compare.ts
-report: ready ## docs/results.md and .html out of what bench-migrate, page-map.ts and scaling.ts measured
+bench-scaling: ready ## how cost grows with guests, templates, links; a map of pages; needs `make lab` (six minutes)
+	@node scripts/report/page-map.ts
+	@node scripts/report/scaling.ts
+report: ready ## docs/results.md and .html out of what bench-migrate and bench-scaling measured
 	@node scripts/report/report.ts
 clean: ## all that was made
 	rm -rf dist .cache .tap node_modules src/kernel/kernel.wasm

@@ -2,7 +2,8 @@
  * `make bench-link`: a migration stream through a pair of proxies, two processes of bin/pageferry, from a feeder's socket
  * to a sink's: pages that all, 90 % or none match a template set. Prints MB/s of the wall, MB of the channel per CPU second of each
  * proxy, and how TLS compares with a plain link. Feeder and sink cost next to nothing (sendfile; MSG_TRUNC) and are not counted.
- * The first quarter of each stream warms the pair up; medians, every variant once in each round.
+ * The first quarter of each stream warms
+ * up and does not count; medians, every variant once in each round, the streams one after the other through one pair.
  *
  *   pair-bench.ts [--match 100,90,0] [--security plain,x509,psk] [--effort 0,auto] [--rounds 5] [--megabytes 600]
  *     [--program DIR,DIR]      checkouts whose bin/pageferry is compared; default: this one
@@ -38,19 +39,22 @@ with open(sys.argv[2], 'rb') as f:
 s.shutdown(socket.SHUT_WR)
 while s.recv(4096): pass
 `
-/** argv: bytes of warm-up. Prints its port, 'warm', and what it got. MSG_TRUNC: the kernel drops the bytes instead of copying them. */
+/** argv: bytes of warm-up of each stream. Prints its port, then for each stream 'warm', and what it got. MSG_TRUNC: the kernel drops the bytes instead of copying them. */
 const SINK = `
 import socket, sys
 l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen(1)
 print(l.getsockname()[1], flush=True)
-s, _ = l.accept(); l.close()
-b, got, warm = bytearray(1 << 20), 0, int(sys.argv[1])
-while True:
-    n = s.recv_into(b, len(b), socket.MSG_TRUNC)
-    if n == 0: break
-    if got < warm <= got + n: print('warm', flush=True)
-    got += n
-print(got, flush=True)
+b = bytearray(1 << 20)
+for warm in map(int, sys.argv[1:]):
+    s, _ = l.accept()
+    got = 0
+    while True:
+        n = s.recv_into(b, len(b), socket.MSG_TRUNC)
+        if n == 0: break
+        if got < warm <= got + n: print('warm', flush=True)
+        got += n
+    print(got, flush=True)
+    s.close()
 `
 
 const { values: options } = parseArgs({
@@ -68,8 +72,9 @@ const { values: options } = parseArgs({
   },
 })
 
+const matches = list(options.match)
+
 interface Variant {
-  readonly match: string
   readonly effort: string
   readonly connections: string
   readonly congestion: string
@@ -82,6 +87,8 @@ interface Sample {
   readonly wallSeconds: number
   readonly sourceSeconds: number
   readonly destinationSeconds: number
+  /** The most memory that either process has had. */
+  readonly peakMb: number
 }
 
 /** Where programs run: here, or at the two ends of a link. */
@@ -105,6 +112,10 @@ function cpuSeconds(pid: number): number {
     ns += Number(readFileSync(`/proc/${pid}/task/${task}/schedstat`, 'utf8').split(' ')[0])
   }
   return ns / 1e9
+}
+
+function peakMb(pid: number): number {
+  return Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]) / 1000
 }
 
 /** Waits for a line that `found` accepts. */
@@ -149,7 +160,7 @@ class Bench {
         security === 'psk' ? makePsk(site, peer) : await makeX509(site, peer, 9),
       )
     }
-    for (const match of list(options.match)) {
+    for (const match of matches) {
       const stream = streamOf(templates, Number(match) / 100, Math.round((Number(options.megabytes) * 1e6) / 4104))
       writeFileSync(this.streamPath(match), stream)
       this.streamBytes.set(match, stream.length)
@@ -160,8 +171,9 @@ class Bench {
     return join(this.folder.path, `${match}.stream`)
   }
 
-  async run(variant: Variant, source: Site, destination: Site): Promise<Sample> {
-    const { match, security, effort, connections, program } = variant
+  /** Sends the streams one after the other through a fresh pair. */
+  async run(variant: Variant, source: Site, destination: Site): Promise<Sample[]> {
+    const { security, effort, connections, program } = variant
     const children: ChildProcess[] = []
     const start = (site: Site, command: readonly string[]): { child: ChildProcess; lines: Interface } => {
       const env = options.profile ? { NODE_OPTIONS: `--cpu-prof --cpu-prof-dir=${options.profile}` } : {}
@@ -179,9 +191,8 @@ class Bench {
       ])
     }
     try {
-      const bytes = this.streamBytes.get(match)!
-      const warm = Math.floor(bytes / 4)
-      const sink = start(destination, ['python3', '-c', SINK, `${warm}`])
+      const warmUps = matches.map(match => `${Math.floor(this.streamBytes.get(match)! / 4)}`)
+      const sink = start(destination, ['python3', '-c', SINK, ...warmUps])
       const port = Number(await line(sink.lines, () => true))
       const target = ['--listen', `tcp:${destination.address}:0`, '--target', `tcp:127.0.0.1:${port}`]
       const far = proxy(destination, 'destination', target)
@@ -192,24 +203,30 @@ class Bench {
       const open = line(near.lines, text => text.includes('session open'))
       const listening = JSON.parse(await line(near.lines, text => text.includes('listening for'))) as { at: string }
       await open
-      const warmed = line(sink.lines, text => text === 'warm')
-      const ended = line(sink.lines, text => text !== 'warm')
-      start(source, ['python3', '-c', FEEDER, listening.at.replace(/.*:/, ''), this.streamPath(match)])
-      await warmed
-      const before = [performance.now() / 1000, cpuSeconds(near.child.pid!), cpuSeconds(far.child.pid!)] as const
-      const got = Number(await ended)
-      const after = [performance.now() / 1000, cpuSeconds(near.child.pid!), cpuSeconds(far.child.pid!)] as const
-      if (got !== bytes) throw new Error(`${got} bytes of ${bytes} came out`)
+      const samples: Sample[] = []
+      const used = () => [performance.now() / 1000, cpuSeconds(near.child.pid!), cpuSeconds(far.child.pid!)] as const
+      for (const match of matches) {
+        const warmed = line(sink.lines, text => text === 'warm')
+        const ended = line(sink.lines, text => text !== 'warm')
+        start(source, ['python3', '-c', FEEDER, listening.at.replace(/.*:/, ''), this.streamPath(match)])
+        await warmed
+        const before = used()
+        const got = Number(await ended)
+        const after = used()
+        if (got !== this.streamBytes.get(match)) throw new Error(`${got} bytes came out of ${match}`)
+        samples.push({
+          wallSeconds: after[0] - before[0],
+          sourceSeconds: after[1] - before[1],
+          destinationSeconds: after[2] - before[2],
+          peakMb: Math.max(peakMb(near.child.pid!), peakMb(far.child.pid!)),
+        })
+      }
       if (options.profile) {
         // written at the exit
         await endChild(near.child, 20_000)
         await endChild(far.child, 20_000)
       }
-      return {
-        wallSeconds: after[0] - before[0],
-        sourceSeconds: after[1] - before[1],
-        destinationSeconds: after[2] - before[2],
-      }
+      return samples
     } finally {
       for (const child of children) child.kill('SIGKILL')
       await Promise.all(children.map(child => endChild(child)))
@@ -237,14 +254,13 @@ async function main(): Promise<void> {
   process.stderr.write('making streams and a template set of real pages\n')
   await bench.prepare()
   const variants: Variant[] = []
-  for (const match of list(options.match))
-    for (const effort of list(options.effort))
-      for (const connections of list(options.connections))
-        for (const congestion of link && options.congestion ? list(options.congestion) : [''])
-          for (const program of list(options.program))
-            for (const security of list(options.security))
-              variants.push({ match, effort, connections, congestion, program, security })
-  const samples = new Map<Variant, Sample[]>(variants.map(variant => [variant, []]))
+  for (const effort of list(options.effort))
+    for (const connections of list(options.connections))
+      for (const congestion of link && options.congestion ? list(options.congestion) : [''])
+        for (const program of list(options.program))
+          for (const security of list(options.security))
+            variants.push({ effort, connections, congestion, program, security })
+  const samples = new Map<Variant, Sample[][]>(variants.map(variant => [variant, []]))
   for (let round = 0; round < (options.profile ? 1 : Number(options.rounds)); round++) {
     process.stderr.write(`round ${round + 1}\n`)
     for (const variant of variants) {
@@ -256,32 +272,45 @@ async function main(): Promise<void> {
     }
   }
   const used = <K extends keyof Variant>(key: K): boolean => new Set(variants.map(variant => variant[key])).size > 1
-  const shown = (['match', 'effort', 'connections', 'congestion', 'program', 'security'] as const).filter(
-    key => key === 'match' || key === 'effort' || key === 'security' || used(key),
+  const shown = (['effort', 'connections', 'congestion', 'program', 'security'] as const).filter(
+    key => key === 'effort' || key === 'security' || used(key),
   )
   const table = new Table({
-    head: [...shown, 'MB/s wall', '(min to max)', 'per CPU s: source', 'destination', 'of plain: wall', 'CPU'],
-    colAligns: [...shown.map(() => 'left' as const), ...(Array(6).fill('right') as 'right'[])],
+    head: [
+      ...['match', ...shown],
+      'MB/s wall',
+      '(min to max)',
+      'per CPU s: source',
+      'destination',
+      'peak MB',
+      'of plain: wall',
+      'CPU',
+    ],
+    colAligns: [...['match', ...shown].map(() => 'left' as const), ...(Array(7).fill('right') as 'right'[])],
     style: { head: [], border: [], compact: true },
   })
-  const rate = (variant: Variant, of: keyof Sample): number[] =>
-    samples.get(variant)!.map(sample => (bench.streamBytes.get(variant.match)! * 0.75) / 1e6 / sample[of])
-  for (const variant of variants) {
-    const wall = rate(variant, 'wallSeconds')
-    const plain = variants.find(
-      other => other.security === 'plain' && shown.every(key => key === 'security' || other[key] === variant[key]),
-    )
-    const cpu = (of: Variant): number =>
-      median(samples.get(of)!.map(sample => sample.sourceSeconds + sample.destinationSeconds))
-    table.push([
-      ...shown.map(key => (key === 'match' ? `${variant.match} %` : variant[key])),
-      median(wall).toFixed(0),
-      `${Math.min(...wall).toFixed(0)} to ${Math.max(...wall).toFixed(0)}`,
-      median(rate(variant, 'sourceSeconds')).toFixed(0),
-      median(rate(variant, 'destinationSeconds')).toFixed(0),
-      plain && plain !== variant ? (median(wall) / median(rate(plain, 'wallSeconds'))).toFixed(2) : '',
-      plain && plain !== variant ? (cpu(plain) / cpu(variant)).toFixed(2) : '',
-    ])
+  for (const [i, match] of matches.entries()) {
+    const megabytes = (bench.streamBytes.get(match)! * 0.75) / 1e6
+    const rates = (variant: Variant, seconds: (sample: Sample) => number): number[] =>
+      samples.get(variant)!.map(round => megabytes / seconds(round[i]!))
+    const wall = (variant: Variant) => rates(variant, sample => sample.wallSeconds)
+    const cpu = (variant: Variant) => rates(variant, sample => sample.sourceSeconds + sample.destinationSeconds)
+    for (const variant of variants) {
+      const plain = variants.find(
+        other => other.security === 'plain' && shown.every(key => key === 'security' || other[key] === variant[key]),
+      )
+      const ofPlain = (rate: (of: Variant) => number[]): string =>
+        plain && plain !== variant ? (median(rate(variant)) / median(rate(plain))).toFixed(2) : ''
+      table.push([
+        ...[`${match} %`, ...shown.map(key => variant[key])],
+        median(wall(variant)).toFixed(0),
+        `${Math.min(...wall(variant)).toFixed(0)} to ${Math.max(...wall(variant)).toFixed(0)}`,
+        median(rates(variant, sample => sample.sourceSeconds)).toFixed(0),
+        median(rates(variant, sample => sample.destinationSeconds)).toFixed(0),
+        Math.max(...samples.get(variant)!.map(round => round[i]!.peakMb)).toFixed(0),
+        ...[ofPlain(wall), ofPlain(cpu)],
+      ])
+    }
   }
   const over = options.link ? `over ${options.link}` : 'over loopback'
   process.stdout.write(
