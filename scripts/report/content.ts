@@ -126,7 +126,7 @@ function markBlocks({ figures, remarks }: Sources): Block[] {
 function paperBlocks(figures: Figures): Block[] {
   const profile = figures.main
   const methods = ['paper', 'pair'] as const
-  const saved = (ratio: number): string => percent(1 - ratio)
+  const saved = (ratio: number): string => (ratio > 1 ? `${percent(ratio - 1)} more` : percent(1 - ratio))
   const cells = (guest: string, figure: 'wanBytes' | 'totalMs'): TableCell[] =>
     methods.map(method => {
       const found = figures.ratios(profile.name, method, 'direct', figure, [guest])
@@ -530,7 +530,7 @@ function machineBlocks({ figures }: Sources): Block[] {
     { kind: 'text', text: 'To do it again, as root on Debian 12:' },
     {
       kind: 'code',
-      text: `make lab\n${command}\nnode scripts/report/page-map.ts\nnode scripts/report/scaling.ts\nmake report`,
+      text: `make lab\n${command}\nmake bench-scaling\nmake report`,
     },
   ]
 }

@@ -56,10 +56,7 @@ function image(map: MethodMap, { stream, pages, block }: PageMap): string {
 export function memoryMapBlocks(map: PageMap | undefined, remark: Text | undefined): Block[] {
   const heading: Block = { kind: 'heading', level: 2, id: 'map', text: "A guest's memory, page by page" }
   if (map === undefined) {
-    return [
-      heading,
-      { kind: 'text', text: 'Not made: `node scripts/report/page-map.ts` makes it out of the lab (`make lab`).' },
-    ]
+    return [heading, { kind: 'text', text: 'Not made: `make bench-scaling` makes it out of the lab (`make lab`).' }]
   }
   const used = PAGE_CLASSES.filter(name => map.maps.some(({ sent }) => sent[name] > 0))
   const blocks: Block[] = [

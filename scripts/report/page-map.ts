@@ -115,6 +115,9 @@ class OperationReader {
         return 'same'
       case OP.NEW:
         return 'whole'
+      case OP.WORDS:
+        this.numbers.next()
+        return 'whole'
       case OP.DENSE:
         return 'incompressible'
       case OP.PATCH:

@@ -17,7 +17,7 @@ export function milliseconds(ms: number): string {
 }
 
 export function percent(part: number): string {
-  return `${(part * 100).toFixed(part < 0.0995 ? 1 : 0)} %`
+  return `${(part * 100).toFixed(Math.abs(part) < 0.0995 ? 1 : 0)} %`
 }
 
 export function rate(bitsPerSecond: number): string {

@@ -37,10 +37,7 @@ function codecCells(cost: CodecCost): string[] {
 export function scalingBlocks(scaling: Scaling | undefined, remark: Text | undefined): Block[] {
   const heading: Block = { kind: 'heading', level: 2, id: 'scaling', text: 'How cost grows' }
   if (scaling === undefined) {
-    return [
-      heading,
-      { kind: 'text', text: 'Not measured: `node scripts/report/scaling.ts` does, on the lab (`make lab`).' },
-    ]
+    return [heading, { kind: 'text', text: 'Not measured: `make bench-scaling` does, on the lab (`make lab`).' }]
   }
   const { machine, startedAt, commit, command, stream, effortStreams, templatesFrom, skipped } = scaling
   const blocks: Block[] = [
