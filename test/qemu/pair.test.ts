@@ -178,7 +178,12 @@ for (const [name, find] of [
       t.ok(missing <= 1, 'the heartbeat goes on')
       const check = await destination.checkBusy()
       t.ok(check.ok && check.blocks > 0, 'the guest finds its own memory right')
-      await pair.summary(++count)
+      const { forecast, bytesIn, directSeconds } = await pair.summary(++count)
+      t.ok(
+        forecast && forecast.bytesIn > bytesIn / 4 && forecast.bytesIn < bytesIn * 2,
+        `of ${bytesIn} bytes ${forecast?.bytesIn} were forecast`,
+      )
+      t.ok(directSeconds! > 0, 'the link was measured')
     })
 
     await t.test('TLS from QEMU is passed through', async t => {
