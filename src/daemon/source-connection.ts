@@ -38,6 +38,11 @@ export class SourceConnection implements SocketSink {
     return this.socket.peer
   }
 
+  /** The host of `peer`. */
+  get peerHost(): string {
+    return this.peer.slice(0, Math.max(0, this.peer.lastIndexOf(':')))
+  }
+
   get isClosed(): boolean {
     return this.closed !== undefined || this.socket.isClosed
   }

@@ -20,7 +20,7 @@ import type { MigrationSummary } from './migration-summary.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
 import { SessionSets } from './session-sets.ts'
 import { SourceConnection } from './source-connection.ts'
-import { Gate, isOpen, type Moved, SLOT_BYTES, SourceSession } from './source-session.ts'
+import { Gate, isOpen, type Moved, PausedMigrations, SLOT_BYTES, SourceSession } from './source-session.ts'
 
 /** One is filled while two are packed and one waits for its turn. */
 const WORKSPACES = 4
@@ -59,6 +59,7 @@ export class SourceDaemon {
   private readonly sets: SessionSets
   private readonly listeners: Listener[] = []
   private readonly gates = new Map<string, Gate>()
+  private readonly paused = new PausedMigrations()
   private readonly waiting: Waiting[] = []
   private client: LinkClient | undefined
   private session: SourceSession | undefined
@@ -169,7 +170,7 @@ export class SourceDaemon {
   private accept(accepted: QemuSocket, target: string, at: Accepted): void {
     let gate = this.gates.get(target)
     if (!gate) {
-      gate = new Gate(target)
+      gate = new Gate(target, this.paused)
       this.gates.set(target, gate)
     }
     if (this.stopping && !isOpen(gate.migration)) {

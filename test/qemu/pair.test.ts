@@ -330,6 +330,80 @@ t.test('Bad', newest.skip === undefined ? {} : { skip: newest.skip }, async t =>
     t.match((await pair.summary(3)).endedBy, /other side broke off|destination QEMU/)
   })
 
+  /** Starts postcopy with preempt, and waits until the guest's pages are asked for. */
+  async function intoPostcopy(through: Pair, { source, destination }: Guests): Promise<void> {
+    const settings = { capabilities: { 'postcopy-ram': true, 'postcopy-preempt': true } }
+    await destination.listen(through.targetUri(), settings)
+    await source.startMigration(through.sourceUri(), {
+      ...settings,
+      parameters: { 'max-bandwidth': 1_000_000, 'max-postcopy-bandwidth': 500_000, 'downtime-limit': 1 },
+    })
+    await until(
+      async () => ((await source.migrationInfo()).ram?.transferred ?? 0) > 300_000,
+      15_000,
+      () => 'the migration does not get going',
+    )
+    await source.qmp.execute('migrate-start-postcopy')
+    await statusOf(source, 'postcopy-active')
+    await destination.waitStatus(['paused', 'prelaunch'])
+  }
+
+  async function statusOf(guest: QemuGuest, status: string): Promise<void> {
+    await until(
+      async () => (await guest.migrationInfo()).status === status,
+      15_000,
+      () => `${guest.name} is not ${status}`,
+    )
+  }
+
+  await t.test('a recovery comes in at another gate', async t => {
+    await using gates = await Pair.start({ gates: 2 })
+    await using guests = await Guests.start({ qemu, paused: true, machine: 'pc' })
+    const { source, destination } = guests
+    await intoPostcopy(gates, guests)
+    await sleep(300)
+    await source.qmp.execute('migrate-pause')
+    await statusOf(source, 'postcopy-paused')
+    await statusOf(destination, 'postcopy-paused')
+    await source.configure({ parameters: { 'max-postcopy-bandwidth': 0 } })
+    await destination.qmp.execute('migrate-recover', { uri: gates.targetUri(1) })
+    await source.qmp.execute('migrate', { uri: gates.sourceUri(1), resume: true })
+    await source.waitMigration()
+    t.equal(await guests.differingPages(), 0, 'memory is equal')
+    const { channels, pages } = await gates.summary(2)
+    t.match(channels, 'recovery')
+    const seen = Object.values(pages).reduce((sum, count) => sum + count, 0)
+    t.ok(seen > 1000, `${seen} pages were recognised`)
+  })
+
+  await t.test('strangers connect while a migration waits for its preempt channel', async t => {
+    await using gates = await Pair.start()
+    await using guests = await Guests.start({ qemu, paused: true, machine: 'pc' })
+    const address = parseAddress(gates.sourceUri())
+    if (address.kind !== 'tcp') throw new Error('a TCP address was expected')
+    const { host, port } = address
+    const knock = (localAddress: string): net.Socket => net.connect({ host, port, localAddress }).on('error', () => {})
+    const silent = knock('127.0.0.9') // as a monitor of another host that forgets to go
+    t.teardown(() => silent.destroy())
+    const probes = setInterval(() => {
+      const probe = knock('127.0.0.1')
+      probe.once('connect', () => probe.destroy())
+    }, 3)
+    t.teardown(() => clearInterval(probes))
+    await intoPostcopy(gates, guests)
+    await sleep(300)
+    await guests.source.configure({ parameters: { 'max-postcopy-bandwidth': 0 } })
+    await guests.source.waitMigration()
+    clearInterval(probes)
+    t.equal(await guests.differingPages(), 0, 'memory is equal')
+    t.equal((await gates.summary()).channels, 'main, preempt')
+    t.same(
+      gates.log.filter(line => line.event === 'target refused'),
+      [],
+      'the destination QEMU saw none of them',
+    )
+  })
+
   await t.test('the source QEMU dies', async t => {
     await using guests = await Guests.start({ qemu })
     await begin(pair, guests, returnPath)
