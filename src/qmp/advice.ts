@@ -62,7 +62,7 @@ export function adviseOn(qemus: readonly QemuSettings[], linkBytes?: number): Ad
         'return-path off',
         'the source reports success before anything has arrived: a break at the end can lose the guest on both sides',
         capability('return-path', true),
-        monitor(capability('return-path', true)),
+        'nothing: libvirt (9.0 at least) turns it on when a migration starts',
       )
     }
     const tls = params['tls-creds']
@@ -100,7 +100,7 @@ export function adviseOn(qemus: readonly QemuSettings[], linkBytes?: number): Ad
         'max-bandwidth 128 MiB/s',
         "QEMU's default counts bytes before the pair: however much is saved, the guest takes as long as its memory at 128 MiB/s",
         parameters({ 'max-bandwidth': 0 }),
-        'virsh migrate --bandwidth 100000 (MiB/s)',
+        'nothing: libvirt sets no limit when a migration starts; leave out --bandwidth',
       )
     }
     if (caps.xbzrle === true) {
