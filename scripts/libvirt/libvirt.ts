@@ -38,6 +38,9 @@ const GUEST = 'web1'
 /** A return path that only answered a ping and said that all is there; postcopy asks for pages besides. */
 const BACK_WITHOUT_REQUESTS = 16
 
+/** On both hosts: libvirt knows one path for both. */
+const UNIX_SOCKET = '/run/pageferry/migrate.sock'
+
 /** One way to move the guest. */
 interface Move {
   readonly name: string
@@ -55,6 +58,10 @@ interface Move {
   readonly cancel?: boolean
   /** virsh must refuse it at once, and say this. */
   readonly refused?: RegExp
+  /** virsh must fail, and the guest go on where it is. */
+  readonly fails?: boolean
+  /** The guest gets a disk first. */
+  readonly plugs?: boolean
   /** The disk goes too. */
   readonly disk?: boolean
 }
@@ -75,6 +82,8 @@ const FIRST: readonly Move[] = [
   { name: 'without the pair', past: true, flags: [] },
   { name: 'without the pair, back', past: true, flags: [] },
   { name: 'one way', flags: ['--listen-address', '127.0.0.1', '--migrateuri', 'tcp://127.0.0.1'] },
+  { name: 'without the pair, back again', past: true, flags: [] },
+  { name: 'unix sockets', flags: ['--migrateuri', `unix://${UNIX_SOCKET}`] },
 ]
 
 /** Through `pageferry serve` at both sites; addresses as their libvirts' qemu.conf has them. */
@@ -96,6 +105,7 @@ const BOTH_WAYS: readonly Move[] = [
   { name: 'cancelled', flags: [], cancel: true },
   { name: 'after that', flags: [] },
   { name: 'tunnelled', flags: ['--p2p', '--tunnelled', '--migrateuri', 'tcp://127.0.0.2'], refused: /tunnelled/ },
+  { name: 'disk, through the pair', flags: ['--copy-storage-all'], plugs: true, fails: true },
   { name: 'disk, past the pair', flags: ['--copy-storage-all'], disk: true },
 ]
 
@@ -178,16 +188,17 @@ class Run implements AsyncDisposable {
     const command = ['migrate', '--live', GUEST, there.uri, ...move.flags]
     if (move.refused) return this.refused(command, move.refused)
     if (move.past) command.push('--listen-address', '0.0.0.0', '--migrateuri', `tcp://${there.site.address}`)
+    if (move.plugs) await this.plugDisk()
     if (move.disk) {
-      await this.plugDisk()
       command.push('--disks-uri', `tcp://${there.site.address}:49300`)
     }
     // QEMU before 9 loses dirty pages of a running guest without KVM: there, the guest is stopped first.
     const postcopy = move.running === true || move.asks === true
-    const stopped = move.stopped === true || (!this.qemu.tcgTracksDirtyPages && !move.cancel)
+    const stays = move.cancel === true || move.fails === true
+    const stopped = move.stopped === true || (!this.qemu.tcgTracksDirtyPages && !stays)
     if (stopped) await here.virsh('suspend', GUEST)
-    else if (!postcopy && !move.cancel) command.push('--suspend') // it arrives stopped
-    if (move.cancel) return this.cancelled(command)
+    else if (!postcopy && !stays) command.push('--suspend') // it arrives stopped
+    if (move.cancel || move.fails) return this.stays(command, move.cancel === true)
     if (move.flags.includes('--persistent')) await here.virsh('define', this.xmlPath)
 
     using left = await domain.memory(here)
@@ -268,22 +279,25 @@ class Run implements AsyncDisposable {
     return { result: 'refused, as it must be' }
   }
 
-  /** `virsh domjobabort` in the middle: the guest goes on where it was. */
-  private async cancelled(command: readonly string[]): Promise<Omit<Outcome, 'move' | 'route'>> {
+  /** It fails by itself, or by `virsh domjobabort` in the middle: the guest goes on where it was. */
+  private async stays(command: readonly string[], cancel: boolean): Promise<Omit<Outcome, 'move' | 'route'>> {
     const { here, there } = this
     const moving = here.virshFor(MOVE_MS, ...command).then(
       () => 'arrived',
       (error: Error) => error.message,
     )
-    await Promise.race([moving, this.underWay()])
-    await here.virsh('domjobabort', GUEST)
+    if (cancel) {
+      await Promise.race([moving, this.underWay()])
+      await here.virsh('domjobabort', GUEST)
+    }
     const result = await moving
-    if (result === 'arrived' || (await here.virsh('domstate', GUEST)) !== 'running')
-      throw new Error(`not cancelled: ${result}`)
+    if (result === 'arrived') throw new Error('it arrived')
+    if (!cancel) console.log(`        ${result}`)
+    if ((await here.virsh('domstate', GUEST)) !== 'running') await here.virsh('resume', GUEST)
     await this.console.beats(10)
     if ((await there.virsh('list', '--name')) !== '') throw new Error('the destination QEMU is still there')
-    await this.proxies.get(here)!.summary()
-    return { result: 'domjobabort; goes on' }
+    if (cancel) await this.proxies.get(here)!.summary()
+    return { result: `${cancel ? 'domjobabort' : 'fails'}; goes on here` }
   }
 
   /** What libvirt counted. */
@@ -362,18 +376,7 @@ async function skipReason(): Promise<string | undefined> {
   const support = await packetLinkSupport()
   if ('skip' in support) return support.skip
   try {
-    await run('unshare', [
-      '--mount',
-      '--uts',
-      '--pid',
-      '--fork',
-      '--mount-proc',
-      'mount',
-      '-t',
-      'tmpfs',
-      'tmpfs',
-      '/run',
-    ])
+    await run('sh', ['-c', 'unshare --mount --uts --pid --fork --mount-proc mount -t tmpfs tmpfs /run'])
   } catch {
     return 'no mount, pid and uts namespaces here'
   }
@@ -446,18 +449,17 @@ async function main(): Promise<void> {
     await moves.startProxy(
       fra,
       [
-        'destination',
-        '--listen',
-        `tcp:${fra.site.address}:${wanPort}`,
-        '--target',
-        'tcp:127.0.0.1:49152-49215',
-        ...tls(fra, ams),
+        ...['destination', '--listen', `tcp:${fra.site.address}:${wanPort}`, ...tls(fra, ams)],
+        ...['--target', 'tcp:127.0.0.1:49152-49215', '--target', `local=unix:${fra.path(UNIX_SOCKET)}`],
       ],
       'listening for',
     )
     await moves.startProxy(
       ams,
-      ['source', '--listen', 'tcp:127.0.0.1:49152-49215', '--peer', `${fra.site.address}:${wanPort}`, ...tls(ams, fra)],
+      [
+        ...['source', '--peer', `${fra.site.address}:${wanPort}`, ...tls(ams, fra)],
+        ...['--listen', 'tcp:127.0.0.1:49152-49215', '--listen', `local=unix:${ams.path(UNIX_SOCKET)}`],
+      ],
       'session open',
     )
     for (const move of FIRST) await moves.try(move)
