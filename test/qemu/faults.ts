@@ -1,7 +1,7 @@
 /**
  * Long runs of real migrations over a WAN that breaks, and of everything else that can break. Exit status 1 where one fails.
  *
- *   node test/qemu/faults.ts                             all scenarios: half an hour
+ *   node test/qemu/faults.ts                             all scenarios: an hour
  *   node test/qemu/faults.ts cuts multifd --runs 100     some, with so many cuts or mishaps each
  *   node test/qemu/faults.ts mishaps --seed 7            another run of chance; --seed repeats the choices, not the timing of a loaded machine
  *
@@ -23,7 +23,7 @@ const scenarios = ['cuts', 'four', 'multifd', 'postcopy', 'mishaps', 'held'] as 
 type Scenario = (typeof scenarios)[number]
 /** How often the WAN breaks in one migration. */
 const CUTS_PER_MIGRATION = 10
-const RUNS: Record<Scenario, number> = { cuts: 100, four: 40, multifd: 40, postcopy: 40, mishaps: 50, held: 4 }
+const RUNS: Record<Scenario, number> = { cuts: 100, four: 100, multifd: 100, postcopy: 100, mishaps: 50, held: 4 }
 const HELD_MS = 30_000
 /** First bytes of a main and of a multifd channel. */
 const MAIN = '5145564d'
@@ -32,10 +32,49 @@ const MULTIFD = '11223344'
 const ENDLESS = { 'max-bandwidth': 2_000_000, 'downtime-limit': 1, 'avail-switchover-bandwidth': 1 }
 const LET_GO = { 'max-bandwidth': 0, 'downtime-limit': 2000, 'avail-switchover-bandwidth': 0 }
 
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  options: { runs: { type: 'string' }, seed: { type: 'string', default: '1' } },
-})
+const HELP = `usage: node test/qemu/faults.ts [SCENARIO]... [--runs N] [--seed N]
+
+Real migrations over a WAN that breaks, and everything else that can break. Exit status 1 where one fails.
+
+  cuts        ${RUNS.cuts} cuts (RST, silence, stall) of one guest that dirties memory
+  four        ${RUNS.four} with four migrations at once
+  multifd     ${RUNS.multifd} with four channels
+  postcopy    ${RUNS.postcopy} while the guest already runs at the destination
+  mishaps     ${RUNS.mishaps} times cancel, either QEMU killed, either proxy killed, at any moment
+  held        ${RUNS.held} times main, multifd, return path, or the whole WAN stands still for ${HELD_MS / 1000} s
+
+  --runs N    so many cuts or mishaps of each scenario
+  --seed N    another run of chance; default 1
+`
+
+/** Arguments; ends the process where they are wrong, or ask for help. */
+function readArguments() {
+  try {
+    const { values, positionals } = parseArgs({
+      allowPositionals: true,
+      options: {
+        runs: { type: 'string' },
+        seed: { type: 'string', default: '1' },
+        help: { type: 'boolean', short: 'h', default: false },
+      },
+    })
+    if (values.help) {
+      process.stdout.write(HELP)
+      process.exit(0)
+    }
+    const unknown = positionals.find(word => !scenarios.some(name => name === word))
+    if (unknown !== undefined) throw new Error(`there is no scenario ${unknown}`)
+    for (const name of ['runs', 'seed'] as const) {
+      if (values[name] !== undefined && !/^\d+$/.test(values[name])) throw new Error(`--${name} takes a number`)
+    }
+    return { values, positionals }
+  } catch (error) {
+    process.stderr.write(`error: ${(error as Error).message}\n\n${HELP}`)
+    process.exit(2)
+  }
+}
+
+const { values, positionals } = readArguments()
 const found = await qemu10()
 if (found.skip !== undefined) {
   console.log(`skipped: ${found.skip}`)
