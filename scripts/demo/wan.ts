@@ -1,2 +1,0 @@
-// Moved; kept until scripts/report/scaling.ts names the new place.
-export * from '../wan/open.ts'
