@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate clean ready ready-tap ready-guest ready-test
+.PHONY: report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -47,6 +47,8 @@ bench-link: ready ## a stream through a pair of proxies: plain, x509 and psk, wh
 	@node test/daemon/pair-bench.ts
 bench-memory: ready ## memory of both proxies, one guest and four at once; needs `make lab`
 	@node test/bench/memory.ts
+bench-latency: ready-guest ## downtime and page faults, direct and through the pair, on emulated links (an hour)
+	@node test/qemu/latency.ts
 fixtures: ready-guest ## makes the captures in pcap-fixtures/ again
 	@node scripts/capture-fixtures.ts
 demo: ready-guest ## two guests make templates, a third moves over an emulated WAN, directly and through the pair

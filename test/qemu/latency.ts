@@ -3,7 +3,7 @@
  * waits for a page after a switch to postcopy. Needs root, for network namespaces.
  *
  *   node test/qemu/latency.ts                              everything, five rounds: half an hour
- *   node test/qemu/latency.ts downtime --rounds 1          one of both: downtime, faults
+ *   node test/qemu/latency.ts downtime --rounds 1          some: downtime, faults, requests
  *   node test/qemu/latency.ts faults --link 100Mbit,40ms --only preempt
  *   node test/qemu/latency.ts --json                       every run, as one JSON object
  *
@@ -16,7 +16,11 @@
  * faults     a guest that has 64 MB and touches one page of it after the other: how long each touch takes that finds its
  *            page missing. `idle`: QEMU sends nothing else (max-postcopy-bandwidth 100 kB/s); `busy`: it sends all the
  *            other pages meanwhile, as fast as it can.
+ * requests   what the proxies themselves add to a fault, without QEMU and without a link: a page request goes back, a page
+ *            comes on a preempt channel, half of it noise, 100 times a second.
  */
+import { once } from 'node:events'
+import net from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import Table from 'cli-table3'
@@ -26,7 +30,8 @@ import { reportHeartbeats } from '../../scripts/qemu/heartbeat.ts'
 import { type QemuVersion, qemu10 } from '../../scripts/qemu/versions.ts'
 import { parseLink } from '../../scripts/wan/link.ts'
 import { PacketLink, packetLinkSupport } from '../../scripts/wan/packet-link.ts'
-import { Pair, until } from './pair.ts'
+import { parseAddress } from '../../src/relay/address.ts'
+import { freePort, Pair, until } from './pair.ts'
 
 const LINKS = ['100Mbit,40ms', '1Gbit,2ms'] as const
 const ROUNDS = 5
@@ -47,11 +52,14 @@ const FAULT_SHARE = 0.5
 const ways = ['direct', 'pair'] as const
 type Way = (typeof ways)[number]
 
+const subjects = ['requests', 'downtime', 'faults'] as const
+type What = (typeof subjects)[number]
+
 /** Figures of one run, by name; their names tell the unit. */
 type Figures = Readonly<Record<string, number>>
 
 interface Run {
-  readonly what: 'downtime' | 'faults'
+  readonly what: What
   readonly link: string
   /** What differs besides the way. */
   readonly mode: string
@@ -190,6 +198,90 @@ async function faults(qemu: QemuVersion, link: PacketLink, way: Way, mode: Fault
   }
 }
 
+// Requests ------------------------------------------------------------------------------------------------------------
+
+/** Pages asked for, and the time between two of them: as long as a guest runs on after a fault. */
+const REQUESTS = 400
+const REQUEST_EVERY_MS = 10
+const BLOCK_NAME = Buffer.from('\x06pc.ram', 'latin1')
+/** RECV_BITMAP: how the main channel of a recovery begins, behind which the proxies know that a guest waits. */
+const RECOVERY = Buffer.concat([Buffer.from('08000a0007', 'hex'), BLOCK_NAME])
+/** REQ_PAGES, one page at 0. Wire format 5.1. */
+const REQUEST = Buffer.from('0004000c000000000000000000001000', 'hex')
+
+/** A PAGE record. */
+function pageRecord(page: number): Buffer {
+  const head = Buffer.alloc(8)
+  head.writeBigUInt64BE(BigInt(page * 4096) | (page === 0 ? 0x08n : 0x28n))
+  const body = Buffer.alloc(4096)
+  for (let at = 0; at < 2048; at += 4) body.writeUInt32LE(Math.floor(Math.random() * 2 ** 32), at)
+  return Buffer.concat(page === 0 ? [head, BLOCK_NAME, body] : [head, body])
+}
+
+/** Waits until so many bytes have come. */
+class Taker {
+  private bytes = 0
+  private look = (): void => {}
+
+  constructor(socket: net.Socket) {
+    socket.on('data', chunk => {
+      this.bytes += chunk.length
+      this.look()
+    })
+  }
+
+  async take(count: number): Promise<void> {
+    while (this.bytes < count) {
+      await new Promise<void>(done => {
+        this.look = done
+      })
+    }
+    this.bytes -= count
+  }
+}
+
+function portOf(uri: string): number {
+  const address = parseAddress(uri)
+  if (address.kind !== 'tcp') throw new Error('a TCP address was expected')
+  return address.port
+}
+
+async function requests(way: Way): Promise<Figures> {
+  await using pair = way === 'pair' ? await Pair.start({ processes: true, tls: 'psk', wan: 'none' }) : undefined
+  const target = pair ? portOf(pair.targetUri()) : await freePort()
+  const port = pair ? portOf(pair.sourceUri()) : target
+  const arrived: net.Socket[] = []
+  const server = net.createServer({ noDelay: true }, socket => arrived.push(socket)).listen(target, '127.0.0.1')
+  await once(server, 'listening')
+  const open = async (first: Buffer): Promise<readonly [net.Socket, net.Socket]> => {
+    const known = arrived.length
+    const from = net.connect({ host: '127.0.0.1', port, noDelay: true })
+    from.write(first)
+    const look = () => arrived[known]
+    return [from, await until(look, 20_000, () => 'nothing arrives')]
+  }
+  const [main, mainAt] = await open(RECOVERY)
+  const first = pageRecord(0)
+  const [preempt, preemptAt] = await open(first)
+  mainAt.resume()
+  const [asked, pages] = [new Taker(main), new Taker(preemptAt)]
+  await pages.take(first.length)
+  const times: number[] = []
+  for (let page = 1; page <= REQUESTS; page++) {
+    await sleep(REQUEST_EVERY_MS)
+    const record = pageRecord(page)
+    const start = performance.now()
+    mainAt.write(REQUEST)
+    await asked.take(REQUEST.length)
+    preempt.write(record)
+    await pages.take(record.length)
+    times.push(performance.now() - start)
+  }
+  for (const socket of [main, preempt, ...arrived]) socket.destroy()
+  server.close()
+  return { 'least, ms': Math.min(...times), 'p50, ms': quantile(times, 0.5), 'p95, ms': quantile(times, 0.95) }
+}
+
 // Tables --------------------------------------------------------------------------------------------------------------
 
 function quantile(values: readonly number[], part: number): number {
@@ -198,7 +290,7 @@ function quantile(values: readonly number[], part: number): number {
 }
 
 function print(runs: readonly Run[]): void {
-  for (const what of ['downtime', 'faults'] as const) {
+  for (const what of subjects) {
     const shown = runs.filter(run => run.what === what)
     const names = Object.keys(shown[0]?.figures ?? {})
     if (names.length === 0) continue
@@ -221,7 +313,7 @@ function print(runs: readonly Run[]): void {
 }
 
 const format = (value: number): string =>
-  value >= 100 || Number.isInteger(value) ? value.toFixed(0) : value.toFixed(1)
+  value >= 100 || Number.isInteger(value) ? value.toFixed(0) : value.toFixed(value < 10 ? 2 : 1)
 
 // ----------------------------------------------------------------------------------------------------------------------
 
@@ -237,13 +329,13 @@ const { values, positionals } = parseArgs({
 })
 if (values.help) {
   console.log(
-    'usage: node test/qemu/latency.ts [downtime] [faults] [--rounds N] [--link DESCRIPTION]... [--only MODE] [--json]',
+    'usage: node test/qemu/latency.ts [downtime] [faults] [requests] [--rounds N] [--link DESCRIPTION]... [--only MODE] [--json]',
   )
   process.exit(0)
 }
-const unknown = positionals.find(word => word !== 'downtime' && word !== 'faults')
+const unknown = positionals.find(word => !subjects.some(what => what === word))
 if (unknown !== undefined) {
-  console.error(`error: ${unknown} is neither downtime nor faults`)
+  console.error(`error: ${unknown} is none of ${subjects.join(', ')}`)
   process.exit(2)
 }
 const support = await packetLinkSupport()
@@ -258,19 +350,25 @@ const qemu = found.qemu!
 const runs: Run[] = []
 let failures = 0
 async function measure(
-  what: Run['what'],
+  what: What,
   link: string,
   mode: string,
   run: (packetLink: PacketLink, way: Way) => Promise<Figures>,
 ): Promise<void> {
+  await compare(what, link, mode, async way => {
+    // a link of its own: nothing of the run before is under way on it
+    await using packetLink = await PacketLink.open(parseLink(link))
+    return run(packetLink, way)
+  })
+}
+
+async function compare(what: What, link: string, mode: string, run: (way: Way) => Promise<Figures>): Promise<void> {
   if (positionals.length > 0 && !positionals.includes(what)) return
   if (!`${mode}`.includes(values.only)) return
   for (let round = 0; round < Number(values.rounds); round++) {
     for (const way of round % 2 === 0 ? ways : ways.toReversed()) {
       try {
-        // a link of its own: nothing of the run before is under way on it
-        await using packetLink = await PacketLink.open(parseLink(link))
-        const figures = await run(packetLink, way)
+        const figures = await run(way)
         runs.push({ what, link, mode, way, figures })
         const text = Object.entries(figures).map(([name, value]) => `${name} ${format(value)}`)
         if (!values.json) console.log(`${what} ${link} ${mode} ${way}: ${text.join('; ')}`)
@@ -282,6 +380,7 @@ async function measure(
   }
 }
 
+await compare('requests', 'none', '', requests)
 for (const link of values.link) {
   await measure('downtime', link, '', (packetLink, way) => downtime(qemu, packetLink, way))
   for (const mode of faultsModes) {

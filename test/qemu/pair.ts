@@ -121,7 +121,7 @@ export interface PairOptions {
   readonly destinationStore?: string
   /** Default 20 s. */
   readonly patienceMs?: number
-  /** As parseLink() takes it, such as '100Mbit,20ms'; default: no limits. */
+  /** As parseLink() takes it, such as '100Mbit,20ms'; default: no limits. `none`: nothing between the proxies, no `wan` to break. */
   readonly wan?: string
   /** The WAN is this link, packet by packet, with a proxy at each of its sites: `processes`, and no `wan` to break. */
   readonly link?: PacketLink
@@ -188,7 +188,7 @@ export class Pair implements AsyncDisposable {
       const [site, peer] = [['near'], ['far', '127.0.0.1']] as const
       writeCredentialFiles(pair.folder, options.tls === 'psk' ? makePsk(site, peer) : await makeX509(site, peer, 1))
     }
-    if (!options.link) {
+    if (!pair.direct) {
       pair.wan = await RelayLink.open(
         parseLink(options.wan ?? '0ms'),
         options.peer ?? { host: '127.0.0.1', port: pair.wanPort },
@@ -217,7 +217,7 @@ export class Pair implements AsyncDisposable {
 
   async startSource(): Promise<void> {
     const { options } = this
-    const { host, port } = options.link ? { host: options.link.destination.address, port: this.wanPort } : this.wan
+    const { host, port } = this.direct ? { host: this.wanHost, port: this.wanPort } : this.wan
     if (this.processes) {
       const proxy = await this.spawn('source', [
         ...['--peer', `${host}:${port}`, '--effort', String(options.effort ?? 'auto')],
@@ -258,7 +258,7 @@ export class Pair implements AsyncDisposable {
     const { options } = this
     if (this.processes) {
       const proxy = await this.spawn('destination', [
-        ...['--listen', `tcp:${options.link?.destination.address ?? '127.0.0.1'}:${this.wanPort}`],
+        ...['--listen', `tcp:${this.wanHost}:${this.wanPort}`],
         ...this.gates.flatMap(({ name, target }) => ['--target', `${name}=${target}`]),
         ...(options.destinationStore === undefined ? [] : ['--store', options.destinationStore]),
       ])
@@ -337,8 +337,17 @@ export class Pair implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.kill('source')
     await this.kill('destination')
-    if (!this.options.link) await this.wan.close()
+    if (!this.direct) await this.wan.close()
     this.removeFolder()
+  }
+
+  /** The source proxy connects to the destination proxy itself. */
+  private get direct(): boolean {
+    return this.options.link !== undefined || this.options.wan === 'none'
+  }
+
+  private get wanHost(): string {
+    return this.options.link?.destination.address ?? '127.0.0.1'
   }
 
   private get processes(): boolean {
