@@ -375,6 +375,15 @@ export class BatchEncoder {
           pagesAt += PAGE_SIZE
           stats.newPages++
           break
+        case KIND.WORDS:
+          if (this.runKind !== OP.WORDS || slot !== this.lag) {
+            this.endRun()
+            this.lag = slot
+            this.number(slot)
+          }
+          this.run(OP.WORDS, 1)
+          stats.newPages++
+          break
         case KIND.NEW_DENSE:
           this.run(OP.DENSE, 1)
           stats.densePages++
@@ -411,6 +420,7 @@ export class BatchEncoder {
   }
 
   private refRegion = 0
+  private lag = 0
 
   private begin(workspace: Workspace): void {
     this.workspace = workspace
@@ -433,6 +443,7 @@ export class BatchEncoder {
     columnLength[COLUMN.OTHER] = this.other - columnAt[COLUMN.OTHER]!
     columnLength[COLUMN.PAGES] = pagesAt - columnAt[COLUMN.PAGES]!
     columnLength[COLUMN.DENSE] = this.denseBytes
+    columnLength[COLUMN.WORDS] = this.wordsBytes
     columnLength[COLUMN.LENGTHS] = this.lengths - columnAt[COLUMN.LENGTHS]!
     columnLength[COLUMN.SOURCES] = this.sources - columnAt[COLUMN.SOURCES]!
     columnLength[COLUMN.SHIFTS] = this.shifts - columnAt[COLUMN.SHIFTS]!
@@ -441,11 +452,13 @@ export class BatchEncoder {
   }
 
   private denseBytes = 0
+  private wordsBytes = 0
 
   /** Asks the kernel about every page of the batch. */
   private match(flow: FlowEncoder, base: number, events: number, pages: number, longMatch: boolean): void {
     const workspace = this.workspace
     this.denseBytes = 0
+    this.wordsBytes = 0
     if (pages === 0) return
     const list = new Uint32Array(this.bytes.buffer, workspace.listAt, pages)
     const places = new Uint32Array(this.bytes.buffer, workspace.placesAt, pages)
@@ -468,9 +481,11 @@ export class BatchEncoder {
       workspace.tokensAt,
       workspace.columnAt[COLUMN.PAGES]!,
       workspace.columnAt[COLUMN.DENSE]!,
-      longMatch ? MATCH.LONG : 0,
+      workspace.columnAt[COLUMN.WORDS]!,
+      longMatch ? MATCH.LONG | MATCH.WORDS : 0,
     )
     this.denseBytes = this.kernel.result[RESULT.DENSE_BYTES]!
+    this.wordsBytes = this.kernel.result[RESULT.KIND_COUNT + KIND.WORDS]! * PAGE_SIZE
   }
 
   /** Makes the prediction of the next record head true. */

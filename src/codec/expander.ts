@@ -8,7 +8,7 @@ import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
 import { type PageObserver, placeIndex } from './encoder.ts'
 import { restoreHeaders } from './packet-headers.ts'
 import { unzigzag, VarintReader } from './varint.ts'
-import { BLOCKS_MAX, COLUMN, OP, PACKET_HEADER_SIZE, PAGE_NUMBER_MAX, PAGE_SIZE } from './wire.ts'
+import { BLOCKS_MAX, COLUMN, LAG_MAX, OP, PACKET_HEADER_SIZE, PAGE_NUMBER_MAX, PAGE_SIZE } from './wire.ts'
 import type { Workspace } from './workspace.ts'
 
 const PACKET_PAGES_MAX = 128
@@ -60,6 +60,8 @@ export class BatchExpander {
   private literalsEnd = 0
   private dense = 0
   private denseEnd = 0
+  private words = 0
+  private wordsEnd = 0
   private headers = 0
   private headersEnd = 0
 
@@ -97,6 +99,8 @@ export class BatchExpander {
     this.literalsEnd = end(COLUMN.PAGES)
     this.dense = at[COLUMN.DENSE]!
     this.denseEnd = end(COLUMN.DENSE)
+    this.words = at[COLUMN.WORDS]!
+    this.wordsEnd = end(COLUMN.WORDS)
     this.headers = at[COLUMN.HEADERS]!
     this.headersEnd = end(COLUMN.HEADERS)
     if (length[COLUMN.HEADERS]! % PACKET_HEADER_SIZE !== 0) throw this.bad('the column headers ends within a header')
@@ -125,6 +129,7 @@ export class BatchExpander {
       this.other !== this.otherEnd ||
       this.literals !== this.literalsEnd ||
       this.dense !== this.denseEnd ||
+      this.words !== this.wordsEnd ||
       this.headers !== this.headersEnd
     )
       throw this.bad('a column is longer than its operations use')
@@ -219,6 +224,17 @@ export class BatchExpander {
       case OP.DENSE:
         this.dense = this.whole(count, this.dense, this.denseEnd, 'dense')
         break
+      case OP.WORDS: {
+        const lag = this.numbers.next()
+        if (lag >= LAG_MAX) throw this.bad(`WORDS with the lag ${lag}`)
+        if (count * PAGE_SIZE > this.wordsEnd - this.words) throw this.bad('the column words ends early')
+        const page = this.workspace.tokensAt
+        for (let i = 0; i < count; i++, this.words += PAGE_SIZE) {
+          this.kernel.joinWords(this.words, lag, page)
+          this.whole(1, page, page + PAGE_SIZE, 'words')
+        }
+        break
+      }
       case OP.PATCH:
         for (let i = 0; i < count; i++) this.patch()
         break

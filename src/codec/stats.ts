@@ -1,5 +1,7 @@
 /** What became of a channel's bytes: counted by the encoder, printed by summaries, `estimate` and metrics. */
 
+import { COLUMN_COUNT } from './wire.ts'
+
 /** Counts of pages and bytes by class. All plain numbers, so that they add up and print as JSON. */
 export class BatchStats {
   /** Bytes of the channel that were encoded. */
@@ -21,7 +23,7 @@ export class BatchStats {
   patchPages = 0
   /** Literal bytes within those. */
   patchLiteral = 0
-  /** Pages sent whole. */
+  /** Pages sent whole, as they are or as words. */
   newPages = 0
   /** Pages sent whole that looked incompressible. */
   densePages = 0
@@ -32,7 +34,7 @@ export class BatchStats {
   /** Bytes that are no page records: device state, sections, XBZRLE, everything not understood. */
   other = 0
   /** Packed bytes by column. */
-  columns = new Float64Array(9)
+  columns = new Float64Array(COLUMN_COUNT)
 
   /** Adds another's counts to these. */
   add(from: BatchStats): void {

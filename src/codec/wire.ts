@@ -21,8 +21,9 @@ export const COLUMN = {
   SOURCES: 6,
   SHIFTS: 7,
   HEADERS: 8,
+  WORDS: 9,
 } as const
-export const COLUMN_COUNT = 9
+export const COLUMN_COUNT = 10
 export const COLUMN_NAMES = [
   'ops',
   'numbers',
@@ -33,6 +34,7 @@ export const COLUMN_NAMES = [
   'sources',
   'shifts',
   'headers',
+  'words',
 ] as const
 
 export const METHOD = { STORED: 0, LZ4: 1, ZSTD: 2, ZSTD_FRESH: 3 } as const
@@ -54,7 +56,11 @@ export const OP = {
   DEFINE: 12,
   PACKET: 13,
   PASS: 14,
+  WORDS: 15,
 } as const
+
+/** WORDS: how many words back differences reach, below this. */
+export const LAG_MAX = PAGE_SIZE / 4
 
 /** Page numbers (offset in the RAMBlock / 4096) stay below this. */
 export const PAGE_NUMBER_MAX = 2 ** 40

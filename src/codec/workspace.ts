@@ -20,6 +20,7 @@ const CAPACITY: readonly number[] = (() => {
   capacity[COLUMN.SOURCES] = BATCH_RAW_MAX
   capacity[COLUMN.SHIFTS] = BATCH_RAW_MAX
   capacity[COLUMN.HEADERS] = BATCH_RAW_MAX + PACKET_HEADER_SIZE
+  capacity[COLUMN.WORDS] = BATCH_RAW_MAX
   return capacity
 })()
 

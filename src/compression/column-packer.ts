@@ -94,7 +94,8 @@ export class ColumnPacker {
     let stream = this.zstd[column]
     if (stream === undefined || stream.level !== effort.zstdLevel) {
       stream?.closeWhenIdle()
-      stream = new ZstdPacker(effort.zstdLevel, column === COLUMN.PAGES ? effort.windowLog : SMALL_WINDOW_LOG)
+      const large = column === COLUMN.PAGES || column === COLUMN.WORDS
+      stream = new ZstdPacker(effort.zstdLevel, large ? effort.windowLog : SMALL_WINDOW_LOG)
       this.zstd[column] = stream
       method = METHOD.ZSTD_FRESH
     }
@@ -139,8 +140,10 @@ function packedColumn(
 
 /** As it is, copied: the workspace is used again before the peer has acknowledged the batch. */
 function stored(workspace: Workspace, column: number): PackedColumn {
-  const raw = workspace.column(column).slice()
-  return packedColumn(column, METHOD.STORED, raw.length, [raw])
+  const raw = workspace.column(column)
+  const copy = Buffer.allocUnsafeSlow(raw.length) // slice() would clear it first
+  copy.set(raw)
+  return packedColumn(column, METHOD.STORED, copy.length, [copy])
 }
 
 const inlineOut = Buffer.alloc(INLINE_MAX)

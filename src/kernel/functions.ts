@@ -17,12 +17,16 @@ export const KIND = {
   NEW_DENSE: 4,
   /** Parts of the pool: tokens appended to `tokens`, bytes between them to `literals`; slot: how many tokens. */
   PATCH: 5,
+  /** Numbers in rows: 4096 bytes appended to `words`, the page as splitWords of WORDS.md makes it; slot: the lag. */
+  WORDS: 6,
 } as const
 
 /** Bits of `matchPages`' options. */
 export const MATCH = {
   /** Looks for parts of pages where there is no whole one. Needs `longEntries` in the layout. */
   LONG: 1,
+  /** Looks for pages of numbers in rows among the others. */
+  WORDS: 2,
 } as const
 
 /** Bits of the flags of the `expand` functions. */
@@ -75,6 +79,7 @@ export interface KernelFunctions {
    * @param tokens area for tokens, room for n * 4096 bytes with MATCH.LONG (written)
    * @param literals area for bytes of NEW and PATCH pages, room for n * 4096 bytes (written)
    * @param dense area for pages NEW_DENSE, room for n * 4096 bytes (written)
+   * @param words area for pages WORDS, room for n * 4096 bytes with MATCH.WORDS (written)
    * @param options bits of MATCH
    */
   matchPages(
@@ -86,6 +91,7 @@ export interface KernelFunctions {
     tokens: number,
     literals: number,
     dense: number,
+    words: number,
     options: number,
   ): void
   /** Hashes any bytes under the fixed key (HASH.md) and two seed words: u32 lo, u32 hi at `out`. */
@@ -134,6 +140,8 @@ export interface KernelFunctions {
     place: number,
     flags: number,
   ): number
+  /** Puts the page together that was sent as WORDS with this lag, 0 to 1023: 4096 bytes at `out`. */
+  joinWords(from: number, lag: number, out: number): void
   /** The page at `at` passed at `place`: what expandNew does after it wrote. Returns its slot or NONE. */
   insertPage(at: number, place: number): number
   /** Copies a part of the pool and marks its slot as used. False where it is not inside the pool. */

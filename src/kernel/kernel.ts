@@ -164,6 +164,7 @@ function instantiate(
     expandPages: e.expandPages,
     expandNew: e.expandNew,
     expandPatch: e.expandPatch,
+    joinWords: e.joinWords,
     insertPage: (at, place) => e.insertPage(at, place) >>> 0,
     copyOut: (out, poolOffset, length) => e.copyOut(out, poolOffset, length) !== 0,
     dropRing: e.dropRing,

@@ -10,7 +10,7 @@ const P2 = 0x85ebca77 | 0
 const P3 = 0xc2b2ae3d | 0
 const P4 = 0x27d4eb2f
 
-const { FILL, SAME, REF, NEW, NEW_DENSE, PATCH } = KIND
+const { FILL, SAME, REF, NEW, NEW_DENSE, PATCH, WORDS } = KIND
 const { LONG } = MATCH
 const { BARE, FROM_PLACE } = EXPAND
 
@@ -20,6 +20,10 @@ const HEAD_ZERO = 0x22
 
 /** As in assembly/page.ts. */
 const DENSE_DISTINCT = 88
+
+/** As in assembly/words.ts. */
+const GAIN_MIN = 160
+const LAGS = [0, 2, 4, 6, 16]
 
 /** As in assembly/long.ts. */
 const SAMPLE_BELOW = 1 << 27
@@ -455,6 +459,66 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
     return count
   }
 
+  // words --------------------------------------------------------------------------------------------------------
+
+  const equal = new Int32Array(LAGS.length)
+
+  function equalBytes(a: number, b: number): number {
+    const x = a ^ b
+    return (x & 0xff ? 0 : 1) + (x & 0xff00 ? 0 : 1) + (x & 0xff0000 ? 0 : 1) + (x >>> 24 ? 0 : 1)
+  }
+
+  /** The lag under which the page's words repeat themselves, or -1. */
+  function wordsLag(at: number): number {
+    let repeat = 0
+    equal.fill(0)
+    for (let block = at + 192; block < at + PAGE_BYTES; block += 256) {
+      for (let p = block; p < block + 64; p += 4) {
+        const w = word(p)
+        const before = word(p - 4)
+        if (w === before || w === word(p - 8) || w === word(p - 16)) repeat += 4
+        equal[0]! += equalBytes(w, before)
+        for (let i = 1; i < LAGS.length; i++) {
+          const back = word(p - LAGS[i]! * 4)
+          equal[i]! += equalBytes(w - back, back - word(p - LAGS[i]! * 8))
+        }
+      }
+    }
+    let best = 0
+    for (let i = 1; i < LAGS.length; i++) if (equal[i]! > equal[best]!) best = i
+    return equal[best]! > repeat + GAIN_MIN ? LAGS[best]! : -1
+  }
+
+  function splitWords(at: number, lag: number, out: number): void {
+    for (let i = 0; i < 1024; i++) {
+      const w = i < lag || lag === 0 ? word(at + 4 * i) : word(at + 4 * i) - word(at + 4 * (i - lag))
+      bytes[out + i] = w
+      bytes[out + 1024 + i] = w >>> 8
+      bytes[out + 2048 + i] = w >>> 16
+      bytes[out + 3072 + i] = w >>> 24
+    }
+  }
+
+  const joined = new Int32Array(1024)
+
+  function joinWords(from: number, lag: number, out: number): void {
+    for (let i = 0; i < 1024; i++) {
+      const w =
+        bytes[from + i]! |
+        (bytes[from + 1024 + i]! << 8) |
+        (bytes[from + 2048 + i]! << 16) |
+        (bytes[from + 3072 + i]! << 24)
+      joined[i] = i < lag || lag === 0 ? w : w + joined[i - lag]!
+    }
+    for (let i = 0, p = out; i < 1024; i++, p += 4) {
+      const w = joined[i]!
+      bytes[p] = w
+      bytes[p + 1] = w >>> 8
+      bytes[p + 2] = w >>> 16
+      bytes[p + 3] = w >>> 24
+    }
+  }
+
   // encoder ------------------------------------------------------------------------------------------------------
 
   function indexTemplates(from: number, to: number): number {
@@ -482,10 +546,12 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
     tokens: number,
     literals: number,
     dense: number,
+    wordsTo: number,
     options: number,
   ): void {
     let literal = literals
     let denseAt = dense
+    let wordsAt = wordsTo
     let tokenAt = tokens
     let copied = 0
     const long = (options & LONG) !== 0 && longShift !== 0
@@ -505,11 +571,16 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
           placeSet(place, slot)
         } else {
           const count = long ? matchLong(at, before, tokenAt, literal) : 0
+          const lag = count === 0 && (options & MATCH.WORDS) !== 0 ? wordsLag(at) : -1
           if (count !== 0) {
             kind = PATCH
             tokenAt += count * 8
             literal += literalBytes
             copied += copies
+          } else if (lag >= 0) {
+            kind = WORDS
+            splitWords(at, lag, wordsAt)
+            wordsAt += PAGE_BYTES
           } else if (isDense(at)) {
             kind = NEW_DENSE
             bytes.copyWithin(denseAt, at, at + PAGE_BYTES)
@@ -522,7 +593,7 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
           const inserted = insert(at, true)
           if (long && inserted !== NONE) rememberSamples(inserted)
           placeSet(place, inserted)
-          slot = count !== 0 ? count : inserted
+          slot = count !== 0 ? count : lag >= 0 ? lag : inserted
         }
       }
       bytes[kinds + i] = kind
@@ -694,6 +765,7 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
     expandPages,
     expandNew,
     expandPatch,
+    joinWords,
     insertPage(at, place) {
       const slot = insert(at, false)
       placeSet(place, slot)

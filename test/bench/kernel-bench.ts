@@ -64,7 +64,8 @@ function areas(k: Kernel) {
   const tokens = kinds + BATCH * 4
   const literals = tokens + BATCH * PAGE
   const dense = literals + BATCH * PAGE
-  const free = Math.ceil((dense + BATCH * PAGE) / PAGE) * PAGE
+  const words = dense + BATCH * PAGE
+  const free = Math.ceil((words + BATCH * PAGE) / PAGE) * PAGE
   return {
     list,
     places,
@@ -73,6 +74,7 @@ function areas(k: Kernel) {
     tokens,
     literals,
     dense,
+    words,
     free,
     listWords: new Uint32Array(k.memory.buffer, list, BATCH),
     placeWords: new Uint32Array(k.memory.buffer, places, BATCH),
@@ -126,7 +128,7 @@ function synthetic(): void {
         a.listWords[j] = a.free + (first + j) * PAGE
         a.placeWords[j] = placesToo ? first + j : NONE
       }
-      k.matchPages(a.list, a.places, BATCH, a.kinds, a.slots, a.tokens, a.literals, a.dense, 0)
+      k.matchPages(a.list, a.places, BATCH, a.kinds, a.slots, a.tokens, a.literals, a.dense, a.words, 0)
     }
   }
   for (const hits of [100, 90, 50, 0]) {
@@ -290,7 +292,7 @@ async function stream(path: string): Promise<void> {
         a.placeWords[j] = places[first + j]!
       }
       start = cpuSeconds()
-      k.matchPages(a.list, a.places, n, a.kinds, a.slots, a.tokens, a.literals, a.dense, options)
+      k.matchPages(a.list, a.places, n, a.kinds, a.slots, a.tokens, a.literals, a.dense, a.words, options)
       spent += cpuSeconds() - start
       sums.literal += k.result[RESULT.LITERAL_BYTES]!
       sums.dense += k.result[RESULT.DENSE_BYTES]!

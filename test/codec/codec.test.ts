@@ -134,7 +134,7 @@ t.test('numbers of the wire', t => {
   t.same([PLACE_BLOCK_STEP, PLACE_MIGRATION_STEP], [0x9e3779b1, 0x85ebca6b])
   t.same(
     { ...COLUMN },
-    { OPS: 0, NUMBERS: 1, OTHER: 2, PAGES: 3, DENSE: 4, LENGTHS: 5, SOURCES: 6, SHIFTS: 7, HEADERS: 8 },
+    { OPS: 0, NUMBERS: 1, OTHER: 2, PAGES: 3, DENSE: 4, LENGTHS: 5, SOURCES: 6, SHIFTS: 7, HEADERS: 8, WORDS: 9 },
   )
   t.same({ ...METHOD }, { STORED: 0, LZ4: 1, ZSTD: 2, ZSTD_FRESH: 3 })
   t.same(
@@ -154,6 +154,7 @@ t.test('numbers of the wire', t => {
       DEFINE: 12,
       PACKET: 13,
       PASS: 14,
+      WORDS: 15,
     },
   )
   t.end()
@@ -659,7 +660,7 @@ t.test('every effort, and from one to another in the middle', async t => {
   const specs = Array.from({ length: 150 }, () => ({
     block: 0,
     page: rand(64),
-    nature: rand(10),
+    nature: rand(PAGE_NATURES),
     a: rand(50),
     b: rand(999),
   }))
@@ -681,6 +682,8 @@ t.test('every effort, and from one to another in the middle', async t => {
       ),
     )
     t.equal(streams.length > 1, level < 0, 'a new level is a new stream')
+    const words = sender.sent.some(sent => parseBatch(sent.bytes).columns.some(({ column }) => column === COLUMN.WORDS))
+    t.equal(words, level < 0 || EFFORTS[level]!.longMatch, 'pages of numbers came as WORDS')
     t.equal(stateDifference(poolState(sender.pool), poolState(receiver.pool)), '')
     const second = decodeSession(secondTerms(terms), sender.sent)
     t.ok(Buffer.concat(second.outputs).equals(input), 'second decoder')

@@ -326,15 +326,17 @@ export const NATURE = {
   TEMPLATE_CHANGED: 9,
   /** What its place was sent last. */
   AGAIN: 10,
+  /** In rows, most by equal steps. */
+  NUMBERS: 11,
   /** Records without a page that we understand. */
-  XBZRLE: 11,
-  ZERO_FILLED: 12,
-  COMPRESSED: 13,
-  FLUSH: 14,
+  XBZRLE: 12,
+  ZERO_FILLED: 13,
+  COMPRESSED: 14,
+  FLUSH: 15,
 } as const
 /** How many natures are pages, and how many there are. */
-export const PAGE_NATURES = 11
-export const NATURES = 15
+export const PAGE_NATURES = 12
+export const NATURES = 16
 
 /** A page in words: `a` and `b` are any numbers. */
 export interface PageSpec {
@@ -429,6 +431,13 @@ export class Guest {
       case NATURE.DENSE:
         for (let i = 0; i < PAGE; i++) page[i] = rand(256)
         break
+      case NATURE.NUMBERS: {
+        const lag = [1, 2, 4, 6, 16][a % 5]!
+        const words = new Uint32Array(page.buffer)
+        for (let i = 0; i < words.length; i++)
+          words[i] = i < lag || rand(30) === 0 ? rand(2 ** 32) : words[i - lag]! + b * 4096 + 1
+        break
+      }
       case NATURE.TEMPLATE:
         if (template) return template
         break

@@ -9,7 +9,18 @@ import { constants, crc32, zstdDecompressSync } from 'node:zlib'
 const PAGE = 4096
 const PACKET = 1344
 /** Most raw bytes of each column. */
-const COLUMN_MAX = [2 ** 20, 2 ** 21, 2 ** 20 + 65536, 2 ** 20, 2 ** 20, 2 ** 20, 2 ** 20, 2 ** 20, 2 ** 20 + 1344]
+const COLUMN_MAX = [
+  2 ** 20,
+  2 ** 21,
+  2 ** 20 + 65536,
+  2 ** 20,
+  2 ** 20,
+  2 ** 20,
+  2 ** 20,
+  2 ** 20,
+  2 ** 20 + 1344,
+  2 ** 20,
+]
 const COLUMNS = COLUMN_MAX.length
 const ZERO_PAGE = Buffer.alloc(PAGE)
 
@@ -322,9 +333,10 @@ function restorePackets(column: Buffer): Buffer {
 
 /** The bytes of one batch out of its raw columns. */
 function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawLength: number): Buffer {
-  const names = ['ops', 'numbers', 'other', 'pages', 'dense', 'lengths', 'sources', 'shifts', 'headers']
+  const names = ['ops', 'numbers', 'other', 'pages', 'dense', 'lengths', 'sources', 'shifts', 'headers', 'words']
   const columns = raw.map((bytes, i) => new Bytes(i === 8 ? restorePackets(bytes) : bytes, names[i]!))
-  const [ops, numbers, other, pages, dense, lengths, sources, shifts, headers] = columns as [
+  const [ops, numbers, other, pages, dense, lengths, sources, shifts, headers, words] = columns as [
+    Bytes,
     Bytes,
     Bytes,
     Bytes,
@@ -398,6 +410,17 @@ function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawL
   const literal = (bytes: Buffer): void => {
     pool.receive(flow, pool.insert(bytes))
     page(bytes)
+  }
+  /** Differences of words, their bytes apart. */
+  const wordsPage = (lag: number): Buffer => {
+    const apart = words.take(PAGE)
+    const made = Buffer.alloc(PAGE)
+    for (let i = 0; i < PAGE / 4; i++) {
+      const difference = Buffer.of(apart[i]!, apart[1024 + i]!, apart[2048 + i]!, apart[3072 + i]!).readUInt32LE()
+      const before = lag > 0 && i >= lag ? made.readUInt32LE(4 * (i - lag)) : 0
+      made.writeUInt32LE((difference + before) % 2 ** 32, 4 * i)
+    }
+    return made
   }
   const packet = (): void => {
     const header = headers.take(PACKET)
@@ -514,6 +537,15 @@ function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawL
         need(count <= flow.owed.length, 'PASS of more than the packet owes')
         flow.owed.splice(0, count)
         break
+      case 15: {
+        const lag = numbers.varint()
+        need(lag < 1024, 'WORDS with such a lag')
+        each(() => {
+          head(0x08)
+          literal(wordsPage(lag))
+        })
+        break
+      }
       default:
         throw new Error(`operation ${op >> 4}`)
     }

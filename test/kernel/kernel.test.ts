@@ -43,7 +43,7 @@ const WORDS = 'the page that passed at this place was seen by another guest befo
 
 /** A page of one of several natures, made out of earlier ones where there are any. */
 function makePage(rand: (below: number) => number, known: readonly Uint8Array[], into: Uint8Array): void {
-  const nature = rand(12)
+  const nature = rand(13)
   const old = known.length > 0 ? known[rand(known.length)]! : undefined
   if (nature === 0) into.fill(rand(3) * 127)
   else if (nature <= 3 && old) into.set(old)
@@ -65,6 +65,15 @@ function makePage(rand: (below: number) => number, known: readonly Uint8Array[],
     }
   } else if (nature === 9) {
     for (let i = 0; i < PAGE; i++) into[i] = WORDS.charCodeAt((i + rand(4)) % WORDS.length)
+  } else if (nature === 11) {
+    // numbers in rows, a few of them off
+    const lag = [1, 2, 4, 6, 16][rand(5)]!
+    const view = new DataView(into.buffer, into.byteOffset, PAGE)
+    const step = rand(2 ** 16)
+    for (let i = 0; i < 1024; i++) {
+      const before = i < lag ? rand(2 ** 32) : view.getUint32(4 * (i - lag), true) + step
+      view.setUint32(4 * i, rand(30) === 0 ? rand(2 ** 32) : before, true)
+    }
   } else if (nature === 10) {
     into.fill(0) // nearly empty
     for (let k = rand(40); k >= 0; k--) into[rand(PAGE)] = rand(256)
@@ -108,6 +117,8 @@ function areas(kernel: Kernel, batch: number) {
     tokens: take(batch * PAGE),
     literals: take(batch * PAGE),
     dense: take(batch * PAGE),
+    words: take(batch * PAGE),
+    joined: take(PAGE),
     out: take(batch * record),
   }
 }
@@ -129,6 +140,7 @@ function expandBatch(
   let literal = a.literals
   let dense = a.dense
   let token = a.tokens
+  let words = a.words
   let out = a.out
   for (let i = 0; i < n; ) {
     const kind = kinds[i]!
@@ -137,6 +149,7 @@ function expandBatch(
       i + run < n &&
       kinds[i + run] === kind &&
       kind !== KIND.PATCH &&
+      kind !== KIND.WORDS &&
       (kind !== KIND.FILL || slots[i + run] === slots[i]) &&
       (kind !== KIND.REF || slots[i + run] === slots[i]! + run) &&
       places[i + run] === (places[i] === NONE ? NONE : places[i]! + run)
@@ -154,6 +167,10 @@ function expandBatch(
       literal += used
       token += slots[i]! * TOKEN_BYTES
       got = recordBytes
+    } else if (kind === KIND.WORDS) {
+      k.joinWords(words, slots[i]!, a.joined)
+      words += PAGE
+      got = k.expandNew(out, hi, lo, a.joined, 1, places[i]!, bare)
     } else {
       const from = kind === KIND.NEW ? literal : dense
       got = k.expandNew(out, hi, lo, from, run, places[i]!, bare)
@@ -185,7 +202,7 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
     templatePages: c.templates,
     ringPages: c.ring,
     places: c.places,
-    ioBytes: c.batch * PAGE * 6 + 65536,
+    ioBytes: c.batch * PAGE * 7 + 65536,
     longEntries: c.longEntries ?? 0,
   }
   const encoderLayout = layoutMemory({ ...request, role: 'encoder' })
@@ -198,7 +215,7 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
   const known: Uint8Array[] = []
   const atPlace: Uint8Array[] = []
   const wrong: string[] = []
-  const counts = [0, 0, 0, 0, 0, 0]
+  const counts = [0, 0, 0, 0, 0, 0, 0]
   for (let s = 0; s < c.templates; s++) {
     const page = new Uint8Array(PAGE)
     makePage(rand, known, page)
@@ -243,7 +260,7 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
     for (const k of encoders) {
       new Uint32Array(k.memory.buffer, e.list, n).set(list)
       new Uint32Array(k.memory.buffer, e.places, n).set(places)
-      k.matchPages(e.list, e.places, n, e.kinds, e.slots, e.tokens, e.literals, e.dense, c.options)
+      k.matchPages(e.list, e.places, n, e.kinds, e.slots, e.tokens, e.literals, e.dense, e.words, c.options)
     }
     const differs = firstDifference(encoders[0]!, encoders[1]!)
     if (differs >= 0) wrong.push(`batch ${b}: kernel and twin differ at ${differs} after matchPages`)
@@ -256,6 +273,7 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
         ['literals', result[RESULT.LITERAL_BYTES]!],
         ['dense', result[RESULT.DENSE_BYTES]!],
         ['tokens', result[RESULT.TOKEN_BYTES]!],
+        ['words', result[RESULT.KIND_COUNT + KIND.WORDS]! * PAGE],
       ] as const)
         k.bytes.set(encoder.bytes.subarray(e[name], e[name] + bytes), d[name])
       const got = expandBatch(k, d, n, kinds, slots, places, address, bare)
@@ -285,7 +303,7 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
   for (let s = 0; s < used && wrong.length === 0; s++) {
     u32(encoder, e.list)[0] = pool + (c.templates + s) * PAGE
     u32(encoder, e.places)[0] = NONE
-    encoder.matchPages(e.list, e.places, 1, e.kinds, e.slots, e.tokens, e.literals, e.dense, c.options)
+    encoder.matchPages(e.list, e.places, 1, e.kinds, e.slots, e.tokens, e.literals, e.dense, e.words, c.options)
     if (encoder.bytes[e.kinds] !== KIND.REF || u32(encoder, e.slots)[0] !== c.templates + s)
       wrong.push(`ring slot ${s} is not found`)
   }
@@ -314,7 +332,7 @@ t.test('kernel, twin, encoder and decoder agree after thousands of random pages'
 })
 
 t.test('long matches: kernel, twin, encoder and decoder agree', t => {
-  const options = MATCH.LONG
+  const options = MATCH.LONG | MATCH.WORDS
   const trials: Trial[] = [
     {
       name: 'templates and ring',
@@ -668,7 +686,18 @@ t.test('a memory that is nearly 4 GiB: addresses over 2^31', t => {
     k.bytes.set(pages, list[8]!)
     new Uint32Array(k.memory.buffer, a.list, 16).set(list)
     new Uint32Array(k.memory.buffer, a.places, 16).fill(NONE)
-    k.matchPages(a.list, a.places, 16, a.kinds, a.slots, a.tokens, a.literals, a.dense, MATCH.LONG)
+    k.matchPages(
+      a.list,
+      a.places,
+      16,
+      a.kinds,
+      a.slots,
+      a.tokens,
+      a.literals,
+      a.dense,
+      a.words,
+      MATCH.LONG | MATCH.WORDS,
+    )
     return [
       ...k.bytes.subarray(a.kinds, a.kinds + 16),
       ...new Uint32Array(k.memory.buffer, a.slots, 16),

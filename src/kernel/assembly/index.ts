@@ -1,6 +1,7 @@
 export { configure } from './state'
 export { hashPages, checksum } from './hash'
 export { samePage, fillOf, isDense } from './page'
+export { joinWords } from './words'
 export { insertPage, dropRing } from './ring'
 export { indexTemplates, matchPages } from './match'
 export { expandZeros, expandFill, expandPages, expandNew, expandPatch, copyOut } from './expand'

@@ -6,6 +6,7 @@ import { hashPage } from './hash'
 import { fillOf, isDense } from './page'
 import { add, find } from './table'
 import { copies, indexLong, literalBytes, matchLong, rememberSamples } from './long'
+import { splitWords, wordsLag } from './words'
 import { insert, mark, placeGet, placeSet } from './ring'
 
 const FILL: u8 = 0
@@ -14,8 +15,10 @@ const REF: u8 = 2
 const NEW: u8 = 3
 const NEW_DENSE: u8 = 4
 const PATCH: u8 = 5
+const WORDS: u8 = 6
 
 const LONG: u32 = 1
+const NUMBERS: u32 = 2
 
 /** Pages whose table entries and candidates are touched together, so that their cache misses overlap. */
 const GROUP: u32 = 8
@@ -37,10 +40,11 @@ export function indexTemplates(from: u32, to: u32): u32 {
 
 export function matchPages(
   list: usize, placeList: usize, n: u32, kinds: usize, slots: usize, tokens: usize, literals: usize, dense: usize,
-  options: u32,
+  words: usize, options: u32,
 ): void {
   let literal = literals
   let denseAt = dense
+  let wordsAt = words
   let tokenAt = tokens
   let copied: u32 = 0
   const long = options & LONG && longShift != 0
@@ -89,11 +93,16 @@ export function matchPages(
           placeSet(place, slot)
         } else {
           const count = long ? matchLong(at, before, tokenAt, literal) : 0
+          const lag = count == 0 && options & NUMBERS ? wordsLag(at) : NONE
           if (count != 0) {
             kind = PATCH
             tokenAt += <usize>count << 3
             literal += literalBytes
             copied += copies
+          } else if (lag != NONE) {
+            kind = WORDS
+            splitWords(at, lag, wordsAt)
+            wordsAt += 4096
           } else if (isDense(at)) {
             kind = NEW_DENSE
             memory.copy(denseAt, at, 4096)
@@ -106,7 +115,7 @@ export function matchPages(
           const inserted = insert(at, hash)
           if (long && inserted != NONE) rememberSamples(inserted)
           placeSet(place, inserted)
-          slot = count != 0 ? count : inserted
+          slot = count != 0 ? count : lag != NONE ? lag : inserted
         }
       }
       store<u8>(kinds + <usize>i, kind)

@@ -13,6 +13,7 @@ export const COLUMN_NAMES = [
   'sources',
   'shifts',
   'headers',
+  'words',
 ] as const
 export type ColumnName = (typeof COLUMN_NAMES)[number]
 export type Columns = Partial<Record<ColumnName, string>>
@@ -66,6 +67,13 @@ const records = (flag: number, body: string, from: number, count: number) =>
   Array.from({ length: count }, (_, i) => `${head(from + i, flag)} ${body}`).join(' ')
 const zeros = (from: number, count: number) => records(ZERO, '00', from, count)
 const pages = (body: string, from: number, count = 1) => records(PAGE, body, from, count)
+/** Little-endian words, modulo 2^32. */
+const counting = (count: number, word: (i: number) => number) =>
+  Array.from({ length: count }, (_, i) => {
+    const bytes = Buffer.alloc(4)
+    bytes.writeUInt32LE(word(i) % 2 ** 32)
+    return bytes.toString('hex')
+  }).join(' ')
 /** Three template pages that no copy can mix up. */
 const three = ['a0*4096', 'a1*4096', 'a2*4096']
 /** A multifd header: flags 0, these pages of pc.ram; `offsets` is 1024 bytes. */
@@ -249,6 +257,36 @@ export const batchVectors: readonly BatchVector[] = [
     cursor: 3,
     marks: '0000',
     ring: ['11*4096', '22*4096', '33*4096', '00*4096'],
+  },
+  {
+    name: 'WORDS: bytes apart, differences of neighbours, of words 3 apart and 1023 apart',
+    pool: { ring: 4, places: 0 },
+    batches: [
+      {
+        columns: { ops: 'f1', numbers: '00', words: '11*1024 22*1024 33*1024 44*1024' },
+        gives: pages(
+          counting(1024, () => 0x44332211),
+          0,
+        ),
+      },
+      {
+        // the first word is 0xffffff00, then 255 more each: it turns over
+        columns: { ops: 'f1', numbers: '01', words: '00 ff*1023 ff 00*1023 ff 00*1023 ff 00*1023' },
+        gives: pages(
+          counting(1024, i => 0xffffff00 + 255 * i),
+          1,
+        ),
+      },
+      {
+        columns: { ops: 'f1 f1', numbers: '03 ff07', words: '01 02 03 10*1021 00*3072 05 00*1022 06 00*3072' },
+        gives: `${pages(
+          counting(1024, i => 1 + (i % 3) + 16 * Math.floor(i / 3)),
+          2,
+        )} ${pages('05000000 00*4088 0b000000', 3)}`,
+      },
+    ],
+    cursor: 0,
+    marks: '0000',
   },
   {
     name: 'the ring wraps; what was touched gets a second chance',
@@ -456,7 +494,22 @@ const owing = {
 /** Columns of which each breaks the grammar in one way. All are BATCH_FORMAT. */
 export const badVectors: readonly BadVector[] = [
   { name: 'operation 0', columns: { ops: '01' }, what: /unknown operation 0/ },
-  { name: 'operation 15', columns: { ops: 'f1' }, what: /unknown operation 15/ },
+  { name: 'WORDS without a lag', columns: { ops: 'f1', words: '00*4096' }, what: /numbers ends early/ },
+  {
+    name: 'WORDS with a lag of a page',
+    columns: { ops: 'f1', numbers: '8008', words: '00*4096' },
+    what: /WORDS with the lag 1024/,
+  },
+  {
+    name: 'WORDS of a page that is cut',
+    columns: { ops: 'f1', numbers: '00', words: '00*4095' },
+    what: /words ends early/,
+  },
+  {
+    name: 'WORDS that nothing uses',
+    columns: { ops: '41', pages: '00*4096', words: '00*4096' },
+    what: /longer than its operations use/,
+  },
   { name: 'a count that is cut', columns: { ops: '10' }, what: /ops ends early/ },
   { name: 'a count of 9 bytes', columns: { ops: '10 80*8 01' }, what: /more than 8 bytes/ },
   { name: 'a count of 2^53', columns: { ops: '10 80*7 10' }, what: /shortest form/ },
@@ -469,6 +522,7 @@ export const badVectors: readonly BadVector[] = [
       ['NEW', '40', {}, /pages ends early/],
       ['DENSE', '50', {}, /dense ends early/],
       ['PATCH', '60', {}, /lengths ends early/],
+      ['WORDS', 'f0', { numbers: '00' }, /words ends early/],
       ['FILL', '70', {}, /numbers ends early/],
       ['OTHER', '80', {}, /other ends early/],
       ['SKIP', '90', {}, /page number/],
@@ -765,10 +819,10 @@ export const badHeads: readonly {
   { name: '2^53 bytes', batch: '01 80*7 10 sum 00', what: /shortest form/ },
   { name: 'a checksum that is cut', batch: '01 01 00*7', what: /head ends early/, offset: 2 },
   { name: 'no number of columns', batch: '01 01 sum', what: /head ends early/, offset: 2 },
-  { name: '10 columns', batch: '01 01 sum 0a', what: /10 columns/, offset: 10 },
+  { name: '11 columns', batch: '01 01 sum 0b', what: /11 columns/, offset: 10 },
   { name: '255 columns', batch: '01 01 sum ff', what: /255 columns/, offset: 10 },
   { name: 'a table that is cut', batch: '01 01 sum 01 00 00', what: /table ends early/, offset: 11 },
-  { name: 'column 9', batch: '01 01 sum 01 09 00 01 00', what: /column 9 after -1/, offset: 11 },
+  { name: 'column 10', batch: '01 01 sum 01 0a 00 01 00', what: /column 10 after -1/, offset: 11 },
   { name: 'a column twice', batch: '01 01 sum 02 02 00 01 02 00 01 41 41', what: /column 2 after 2/, offset: 14 },
   { name: 'columns out of order', batch: '01 01 sum 02 02 00 01 00 00 01 41 81', what: /column 0 after 2/, offset: 14 },
   { name: 'method 4', batch: '01 01 sum 01 00 04 01 01 11', what: /unknown method 4/, offset: 12 },
