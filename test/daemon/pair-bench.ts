@@ -7,7 +7,7 @@
  *
  *   pair-bench.ts [--match 100,90,0] [--security plain,x509,psk] [--effort 0,auto] [--rounds 5] [--megabytes 600]
  *     [--program DIR,DIR]      checkouts whose bin/pageferry is compared; default: this one
- *     [--link 400Mbit,40ms,loss=0.1%] [--connections 1,2,4] [--congestion cubic,bbr]   over a WAN between two network namespaces (root)
+ *     [--link 400Mbit,40ms,loss=0.1%] [--connections 1,2,4] [--congestion reno,bbr]   over a WAN between two network namespaces (root)
  *     [--profile DIR]          has both proxies write a CPU profile there (one round)
  */
 import type { ChildProcess } from 'node:child_process'
@@ -238,6 +238,11 @@ function list(text: string): string[] {
   return text.split(',').filter(word => word !== '')
 }
 
+/** Whole numbers, but of small ones a decimal. */
+function figure(value: number): string {
+  return value.toFixed(value < 20 ? 1 : 0)
+}
+
 function median(values: readonly number[]): number {
   return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!
 }
@@ -303,16 +308,16 @@ async function main(): Promise<void> {
         plain && plain !== variant ? (median(rate(variant)) / median(rate(plain))).toFixed(2) : ''
       table.push([
         ...[`${match} %`, ...shown.map(key => variant[key])],
-        median(wall(variant)).toFixed(0),
-        `${Math.min(...wall(variant)).toFixed(0)} to ${Math.max(...wall(variant)).toFixed(0)}`,
-        median(rates(variant, sample => sample.sourceSeconds)).toFixed(0),
-        median(rates(variant, sample => sample.destinationSeconds)).toFixed(0),
+        figure(median(wall(variant))),
+        `${figure(Math.min(...wall(variant)))} to ${figure(Math.max(...wall(variant)))}`,
+        figure(median(rates(variant, sample => sample.sourceSeconds))),
+        figure(median(rates(variant, sample => sample.destinationSeconds))),
         Math.max(...samples.get(variant)!.map(round => round[i]!.peakMb)).toFixed(0),
         ...[ofPlain(wall), ofPlain(cpu)],
       ])
     }
   }
-  const over = options.link ? `over ${options.link}` : 'over loopback'
+  const over = options.link ? `over ${options.link} ${options.congestion}` : 'over loopback'
   process.stdout.write(
     `${table.toString()}\n${over}; ${options.megabytes} MB a stream, its first quarter not counted; medians of ${samples.get(variants[0]!)!.length}\n`,
   )
