@@ -59,6 +59,8 @@ const SLAB_BYTES = 65536
 const PIN_RATIO_MAX = 8
 /** Batches that should lie ready while the windows are full, so that an ACK finds something to send. */
 const READY_BYTES = 2 * FRAME_BYTES_MAX
+/** With a cap, so much of its rate lies ready: a turn of the event loop or two. */
+const RATE_READY_MS = 10
 /** Bytes that urgent frames may go beyond what --rate allows, taken from bulk afterwards. */
 const RATE_DEBT_BYTES = 65536
 /** While there are connections tick is called this often; where it comes later by the second, this process stood still. */
@@ -1099,6 +1101,8 @@ export class Session {
     if (this.sessionState !== 'live' && this.sessionState !== 'closing') return 0
     let room = READY_BYTES - this.queuedBytes - this.resendBytes
     for (const path of this.paths) if (path) room += Math.max(0, path.window - path.inFlight)
+    // The windows know what the link takes, not what we let go: what is more would wait here, where no queue target sees it.
+    room = Math.min(room, Math.max((this.rate / 1000) * RATE_READY_MS, READY_BYTES) - this.queuedBytes)
     return Math.max(0, Math.min(room, BULK_BYTES_MAX - this.unackedBytes - this.queuedBytes))
   }
 

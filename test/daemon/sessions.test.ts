@@ -196,7 +196,8 @@ async function freePort(): Promise<number> {
 }
 
 async function until(what: string, condition: () => boolean): Promise<void> {
-  for (const end = performance.now() + 15_000; !condition(); ) {
+  // a proxy takes 15 s to start where the machine is busy
+  for (const end = performance.now() + 60_000; !condition(); ) {
     if (performance.now() > end) throw new Error(`in vain: ${what}`)
     await sleep(10)
   }

@@ -126,6 +126,12 @@ t.test('--rate', async t => {
   link.run(3000)
   t.ok(Math.abs(link.arrivedBytes / 3000 - 2000) < 60, `${(link.arrivedBytes / 3000).toFixed(0)} bytes a ms of 2000`)
   t.ok(link.queueMsMax < 10, 'nothing stands in the link')
+  let queued = 0
+  for (let i = 0; i < 300; i++) {
+    link.run(1)
+    queued = Math.max(queued, link.client.stats().queued)
+  }
+  t.ok(queued < 2000 * 50, `nor before it: ${queued} bytes, ${(queued / 2000).toFixed(1)} ms`)
   link.client.setRate(5e6)
   link.run(200)
   link.resetFigures()
