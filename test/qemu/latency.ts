@@ -5,6 +5,7 @@
  *   node test/qemu/latency.ts                              everything, five rounds: half an hour
  *   node test/qemu/latency.ts downtime --rounds 1          some: downtime, faults, requests
  *   node test/qemu/latency.ts faults --link 100Mbit,40ms --only preempt
+ *   node test/qemu/latency.ts downtime --unix              a third way: QEMU and the pair meet at Unix sockets
  *   node test/qemu/latency.ts --json                       every run, as one JSON object
  *
  * QEMU 10 without KVM, a proxy and a QEMU at each of two sites (scripts/wan/packet-link.ts), TLS between the proxies,
@@ -49,8 +50,7 @@ const FAULTS_MS = 15_000
 /** A touch longer than this share of the round trip waited for its page. */
 const FAULT_SHARE = 0.5
 
-const ways = ['direct', 'pair'] as const
-type Way = (typeof ways)[number]
+type Way = 'direct' | 'pair' | 'pair, unix'
 
 const subjects = ['requests', 'downtime', 'faults'] as const
 type What = (typeof subjects)[number]
@@ -78,7 +78,7 @@ async function openRoute(way: Way, link: PacketLink): Promise<Route> {
     const uri = `tcp:${link.destination.address}:${QEMU_PORT}`
     return { sourceUri: uri, targetUri: uri, [Symbol.asyncDispose]: async () => {} }
   }
-  const pair = await Pair.start({ link, tls: 'psk' })
+  const pair = await Pair.start({ link, tls: 'psk', unix: way === 'pair, unix' })
   return {
     sourceUri: pair.sourceUri(),
     targetUri: pair.targetUri(),
@@ -247,7 +247,7 @@ function portOf(uri: string): number {
 }
 
 async function requests(way: Way): Promise<Figures> {
-  await using pair = way === 'pair' ? await Pair.start({ processes: true, tls: 'psk', wan: 'none' }) : undefined
+  await using pair = way !== 'direct' ? await Pair.start({ processes: true, tls: 'psk', wan: 'none' }) : undefined
   const target = pair ? portOf(pair.targetUri()) : await freePort()
   const port = pair ? portOf(pair.sourceUri()) : target
   const arrived: net.Socket[] = []
@@ -323,13 +323,14 @@ const { values, positionals } = parseArgs({
     rounds: { type: 'string', default: String(ROUNDS) },
     link: { type: 'string', multiple: true, default: [...LINKS] },
     only: { type: 'string', default: '' },
+    unix: { type: 'boolean', default: false },
     json: { type: 'boolean', default: false },
     help: { type: 'boolean', default: false },
   },
 })
 if (values.help) {
   console.log(
-    'usage: node test/qemu/latency.ts [downtime] [faults] [requests] [--rounds N] [--link DESCRIPTION]... [--only MODE] [--json]',
+    'usage: node test/qemu/latency.ts [downtime] [faults] [requests] [--rounds N] [--link DESCRIPTION]... [--only MODE] [--unix] [--json]',
   )
   process.exit(0)
 }
@@ -347,6 +348,7 @@ if (skip !== undefined) {
 }
 const qemu = found.qemu!
 
+const ways: readonly Way[] = ['direct', 'pair', ...(values.unix ? (['pair, unix'] as const) : [])]
 const runs: Run[] = []
 let failures = 0
 async function measure(
@@ -358,7 +360,7 @@ async function measure(
   await compare(what, link, mode, async way => {
     // a link of its own: nothing of the run before is under way on it
     await using packetLink = await PacketLink.open(parseLink(link))
-    return run(packetLink, way)
+    return await run(packetLink, way)
   })
 }
 
