@@ -195,10 +195,10 @@ async function freePort(): Promise<number> {
   return port
 }
 
-async function until(what: string, condition: () => boolean): Promise<void> {
+async function until(what: string | (() => string), condition: () => boolean): Promise<void> {
   // a proxy takes 15 s to start where the machine is busy
   for (const end = performance.now() + 60_000; !condition(); ) {
-    if (performance.now() > end) throw new Error(`in vain: ${what}`)
+    if (performance.now() > end) throw new Error(`in vain: ${typeof what === 'string' ? what : what()}`)
     await sleep(10)
   }
 }
@@ -483,7 +483,10 @@ class Running implements AsyncDisposable {
   }
 
   said(text: string, times = 1): Promise<void> {
-    return until(`"${text}" in ${this.lines.join('\n')}`, () => this.count(text) >= times)
+    return until(
+      () => `"${text}" in ${this.lines.join('\n')}`,
+      () => this.count(text) >= times,
+    )
   }
 
   /** The port that it says it listens at. */
@@ -601,7 +604,7 @@ t.test('SIGTERM while a migration runs: at the destination, then at the source',
 
   const first = Buffer.concat([MAIN, randomBytes(2_000_000)])
   const main = dial(first.subarray(0, 1_000_000))
-  await source.said('migration starts')
+  await arrived(0, first.subarray(0, 1_000_000)) // else nothing runs there, and the migration waits for the next session
   destination.child.kill('SIGTERM')
   await source.said('peer drains')
   main.write(first.subarray(1_000_000))
