@@ -1102,7 +1102,7 @@ export class Session {
     let room = READY_BYTES - this.queuedBytes - this.resendBytes
     for (const path of this.paths) if (path) room += Math.max(0, path.window - path.inFlight)
     // The windows know what the link takes, not what we let go: what is more would wait here, where no queue target sees it.
-    room = Math.min(room, Math.max((this.rate / 1000) * RATE_READY_MS, READY_BYTES) - this.queuedBytes)
+    room = Math.min(room, Math.max(Math.floor((this.rate / 1000) * RATE_READY_MS), READY_BYTES) - this.queuedBytes)
     return Math.max(0, Math.min(room, BULK_BYTES_MAX - this.unackedBytes - this.queuedBytes))
   }
 
