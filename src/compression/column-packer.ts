@@ -15,6 +15,8 @@ import { ZstdPacker } from './zstd-stream.ts'
 const PACK_MIN = 48
 /** LZ4 of columns up to this size is done on the spot: less than handing them over costs. */
 const INLINE_MAX = 4096
+/** Columns below this size go no further than LZ4: a trip to the thread pool costs more than zstd saves. */
+const ZSTD_MIN = 128
 /** A window of 256 KiB for all that is not pages: it holds dozens of batches of operations. */
 const SMALL_WINDOW_LOG = 18
 
@@ -52,7 +54,7 @@ export class ColumnPacker {
         (length > INLINE_MAX && looksRandom(workspace.column(column)))
       ) {
         pending.push(stored(workspace, column))
-      } else if (effort.method === 'zstd') {
+      } else if (effort.method === 'zstd' && length >= ZSTD_MIN) {
         pending.push(this.packZstd(workspace, column, effort))
       } else if (effort.method === 'stored' && column === COLUMN.PAGES) {
         pending.push(stored(workspace, column))
@@ -95,7 +97,7 @@ export class ColumnPacker {
     if (stream === undefined || stream.level !== effort.zstdLevel) {
       stream?.closeWhenIdle()
       const large = column === COLUMN.PAGES || column === COLUMN.WORDS
-      stream = new ZstdPacker(effort.zstdLevel, large ? effort.windowLog : SMALL_WINDOW_LOG)
+      stream = new ZstdPacker(effort.zstdLevel, large ? effort.windowLog : SMALL_WINDOW_LOG, effort.minMatch)
       this.zstd[column] = stream
       method = METHOD.ZSTD_FRESH
     }

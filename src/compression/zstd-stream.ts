@@ -29,13 +29,21 @@ export class ZstdPacker {
   private frameBytes = 0
   private readonly frameBytesMax: number
 
-  /** @param windowLog log2 of the window, at most ZSTD_WINDOW_LOG_MAX; it bounds the memory on both sides */
-  constructor(level: number, windowLog: number) {
+  /**
+   * @param windowLog log2 of the window, at most ZSTD_WINDOW_LOG_MAX; it bounds the memory on both sides
+   * @param minMatch shortest match to look for; 0: what the level says
+   */
+  constructor(level: number, windowLog: number, minMatch = 0) {
     this.level = level
     this.frameBytesMax = 0.75 * 2 ** windowLog
     this.stream = createZstdCompress({
       chunkSize: CHUNK_BYTES,
-      params: { [constants.ZSTD_c_compressionLevel]: level, [constants.ZSTD_c_windowLog]: windowLog },
+      flush: constants.ZSTD_e_flush, // every write: a call of its own would be another trip to the thread pool
+      params: {
+        [constants.ZSTD_c_compressionLevel]: level,
+        [constants.ZSTD_c_windowLog]: windowLog,
+        [constants.ZSTD_c_minMatch]: minMatch,
+      },
     })
     this.stream.on('data', (part: Uint8Array) => this.parts.push(part))
     this.stream.on('error', error => this.fail(error))
@@ -52,15 +60,20 @@ export class ZstdPacker {
       this.frameBytes += bytes.length
       const ends = this.frameBytes >= this.frameBytesMax
       if (ends) this.frameBytes = 0
-      this.stream.write(bytes)
-      this.stream.flush(ends ? constants.ZSTD_e_end : constants.ZSTD_e_flush, () => {
-        const parts = this.parts
-        this.parts = []
-        const piece = this.waiting.shift()
-        piece?.done(parts)
-        if (piece?.last) this.close()
-      })
+      if (ends) {
+        this.stream.write(bytes)
+        this.stream.flush(constants.ZSTD_e_end, () => this.packed())
+      } else this.stream.write(bytes, error => (error ? this.fail(error) : this.packed()))
     })
+  }
+
+  /** The oldest piece is done. */
+  private packed(): void {
+    const parts = this.parts
+    this.parts = []
+    const piece = this.waiting.shift()
+    piece?.done(parts)
+    if (piece?.last) this.close()
   }
 
   /** Gives up at once. */
