@@ -105,22 +105,31 @@ export class ColumnPacker {
     return packedColumn(column, method, raw.length, await stream.pack(raw))
   }
 
+  /** Starts the thread for LZ4, which takes 90 ms: a guest that waits for its first batch should not wait for that, too. */
+  warm(): void {
+    this.worker ??= this.startWorker()
+  }
+
   private runLz4(jobs: Lz4Job[]): Promise<number[]> {
-    if (this.worker === undefined) {
-      this.worker = new Worker(new URL(workerFile(), import.meta.url), { workerData: { buffer: this.buffer } })
-      this.worker.on('message', (lengths: number[]) => {
-        this.answers.shift()!(lengths)
-        if (this.answers.length === 0) this.worker?.unref() // an idle thread keeps no process alive
-      })
-      this.worker.on('error', error => {
-        if (!this.closed) throw error
-      })
-    }
+    this.worker ??= this.startWorker()
     this.worker.ref()
     return new Promise(done => {
       this.answers.push(done)
       this.worker!.postMessage(jobs)
     })
+  }
+
+  private startWorker(): Worker {
+    const worker = new Worker(new URL(workerFile(), import.meta.url), { workerData: { buffer: this.buffer } })
+    worker.on('message', (lengths: number[]) => {
+      this.answers.shift()!(lengths)
+      if (this.answers.length === 0) worker.unref()
+    })
+    worker.on('error', error => {
+      if (!this.closed) throw error
+    })
+    worker.unref() // an idle thread keeps no process alive
+    return worker
   }
 }
 

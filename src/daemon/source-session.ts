@@ -207,6 +207,7 @@ export class SourceSession implements LinkSink {
       },
       error => options.onFailure(error),
     )
+    this.outbound.warm()
     this.outbound.observer = options.learning
   }
 

@@ -130,7 +130,8 @@ export function loadKernel(layout: MemoryLayout, options: LoadOptions = {}): Ker
       if (layout.role === 'encoder') functions.dropRing(used)
       // only what was written, since zeroing the rest would commit its memory; zero: long matches may run into it
       bytes.fill(0, ring, ring + used * PAGE_BYTES)
-      bytes.fill(0, layout.ringMark, layout.ringMark + used)
+      // all marks: a reference or a long match may touch slots that nothing was ever written to
+      bytes.fill(0, layout.ringMark, layout.ringMark + layout.ringPages)
       state[STATE.CURSOR] = 0
       state[STATE.USED] = 0
       placeTable.fill(0)

@@ -50,6 +50,11 @@ export class Outbound {
     this.encoder.observer = observer
   }
 
+  /** Makes ready for batches that must not wait: `ColumnPacker.warm`. */
+  warm(): void {
+    this.packer.warm()
+  }
+
   /** Batches being packed. */
   get underWay(): number {
     return this.work.length

@@ -85,15 +85,6 @@ export async function openPool(request: PoolRequest): Promise<Pool> {
 }
 
 /**
- * Forgets all that passed: ring, marks, places. Slots that nothing was ever written to may be marked, too: a reference
- * or a long match can touch them.
- */
-export function emptyPool({ kernel }: Pool): void {
-  kernel.reset()
-  kernel.bytes.fill(0, kernel.layout.ringMark, kernel.layout.ringMark + kernel.layout.ringPages)
-}
-
-/**
  * Keeps the pool of the last session, so that the next one with the same terms neither loads its sets again nor waits
  * until the memory of the one before is collected.
  */
@@ -107,7 +98,7 @@ export class PoolKeeper {
     const { kept } = this
     this.kept = undefined
     if (kept?.terms === terms) {
-      emptyPool(kept.pool)
+      kept.pool.kernel.reset()
       return kept.pool
     }
     const pool = await openPool(request)

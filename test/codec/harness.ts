@@ -21,7 +21,7 @@ import {
 } from '../../src/qemu/emitter.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { type MigrationMemory, parserFor } from '../../src/transfer/channel-parser.ts'
-import { emptyPool, type Pool } from '../../src/transfer/pool.ts'
+import type { Pool } from '../../src/transfer/pool.ts'
 import { decodeSession, type SecondPool, type SecondTerms, type SentBatch } from './second-decoder.ts'
 
 export const PAGE = 4096
@@ -68,7 +68,7 @@ export function poolOf(role: 'encoder' | 'decoder', implementation: Implementati
   const name = [role, implementation, templates.length, ring, places].join()
   const known = kept.get(name)
   if (known?.templates === templates) {
-    emptyPool(known.pool)
+    known.pool.kernel.reset()
     return known.pool
   }
   const slots = role === 'encoder' ? SLOTS : 1
