@@ -16,9 +16,14 @@ const SAMPLE_BATCHES = 8
 const SAMPLE_MAX_MS = 400
 /** Batches of the level before that may come out after a change: what the packer holds. */
 const SETTLE_BATCHES = 3
-/** Below this share of CPU waiting the next level is tried, above the other the one before. */
-const CPU_SHARE_UP = 0.15
+/** Above this share of CPU waiting the level before is tried first, below it the next one. */
 const CPU_SHARE_DOWN = 0.4
+/** Above this one the next level is not tried at all: the link has room for what there is. */
+const CPU_SHARE_UP_MAX = 0.7
+/** Below this share the link alone holds things up: fewer bytes cannot be worse. */
+const CPU_SHARE_LINK_ALONE = 0.15
+/** Rates of two samples that differ by less are the same: then the level that sends fewer bytes is the better one. */
+const RATE_NOISE = 0.03
 /** A level that proved slower is tried again after this time, doubled each time it fails again. */
 const RETRY_MS = 1000
 const RETRY_MAX_MS = 30_000
@@ -94,9 +99,11 @@ export class EffortController {
     const { level, before } = this
     this.before = undefined
     if (before !== undefined) {
-      // fewer bytes on a link that is waited for cannot be worse, whatever the sample says
-      const surely = before.level < level && cpuShare < CPU_SHARE_UP
-      if (!surely && rate < before.rate) {
+      const rose = before.level < level
+      const better = rose
+        ? rate > before.rate * (1 - RATE_NOISE) || cpuShare < CPU_SHARE_LINK_ALONE // whatever the sample says
+        : rate > before.rate * (1 + RATE_NOISE)
+      if (!better) {
         this.retryAtMs[level] = nowMs + this.retryMs[level]!
         this.retryMs[level] = Math.min(RETRY_MAX_MS, this.retryMs[level]! * 2)
         this.moveTo(before.level)
@@ -104,10 +111,15 @@ export class EffortController {
       }
       this.retryMs[level] = RETRY_MS
     }
-    const wanted = cpuShare > CPU_SHARE_DOWN ? level - 1 : cpuShare < CPU_SHARE_UP ? level + 1 : level
-    if (wanted === level || wanted < 0 || wanted > LEVEL_AUTO_MAX || nowMs < this.retryAtMs[wanted]!) return
+    const down = cpuShare > CPU_SHARE_DOWN && this.mayTry(level - 1, nowMs)
+    const up = !down && cpuShare < CPU_SHARE_UP_MAX && this.mayTry(level + 1, nowMs)
+    if (!down && !up) return
     this.before = { level, rate }
-    this.moveTo(wanted)
+    this.moveTo(down ? level - 1 : level + 1)
+  }
+
+  private mayTry(level: number, nowMs: number): boolean {
+    return level >= 0 && level <= LEVEL_AUTO_MAX && nowMs >= this.retryAtMs[level]!
   }
 
   private moveTo(level: number): void {

@@ -51,7 +51,16 @@ t.test('effort follows what the encoder waits for', t => {
   t.equal(still.effort(false).level, 1, 'a silent source moves nothing')
   const mixed = new EffortController('auto')
   run(mixed, 0, 5000, ms => (ms % 4 === 0 ? 'cpu' : 'wan'))
-  t.equal(mixed.effort(false).level, 1, 'between the bounds: as it is')
+  t.equal(mixed.effort(false).level, EFFORT_MAX - 1, 'both waited for, and no fewer bytes get through: up')
+  const slower = new EffortController('auto')
+  run(
+    slower,
+    0,
+    60_000,
+    ms => (ms % 4 === 0 ? 'cpu' : 'wan'),
+    level => (level > 1 ? 500 : 1000),
+  )
+  t.equal(slower.effort(false).level, 1, 'both waited for, and fewer get through: back again')
   t.equal(new EffortController(5).effort(false).level, 5, 'a fixed level')
   t.end()
 })
