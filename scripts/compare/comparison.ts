@@ -10,7 +10,7 @@ import { installTools } from '../lab/tools.ts'
 import type { QemuVersion } from '../qemu/versions.ts'
 import { LINK_PROFILES, parseLink } from '../wan/link.ts'
 import { type OpenedWan, openWan } from '../wan/open.ts'
-import { BUSYBOX, type ComparedGuest, GUESTS, type PreparedGuest, prepareGuest } from './guests.ts'
+import { BUSYBOX, type ComparedGuest, convergeLimitMs, GUESTS, type PreparedGuest, prepareGuest } from './guests.ts'
 import { PROGRAMS, whyNot } from './methods.ts'
 import { estimateSeconds, type Job, jobKey } from './plan.ts'
 import type { Method, Results, Run } from './results.ts'
@@ -142,7 +142,8 @@ export async function compare(options: ComparisonOptions): Promise<Results> {
         await describe(results, job.profile, open.wan, report)
       }
       const { prepared, templates } = guests.get(job.guest)!
-      const { run, log } = await runMigration(prepared, job.method, open.wan, templates, options.fast)
+      const limitMs = convergeLimitMs(prepared.guest, linkNamed(job.profile))
+      const { run, log } = await runMigration(prepared, job.method, open.wan, templates, limitMs, options.fast)
       results.runs = [...results.runs, { ...job, ...run }]
       save()
       if (run.outcome === 'failed') keepLog(job, run.reason, log)

@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url'
 import { temporaryFolder } from '../qemu/cleanup.ts'
 import { type GuestOptions, QemuGuest } from '../qemu/guest.ts'
 import { guestFiles, type QemuVersion } from '../qemu/versions.ts'
+import { parseLink } from '../wan/link.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const lab = join(root, '.cache/lab')
@@ -25,7 +26,7 @@ export interface ComparedGuest {
   readonly memoryMb: number
   /** Streams of the lab that its template set is made of: never its own. */
   readonly templates: readonly string[]
-  /** How long a migration of it may take; a guest that is not to converge gets little. */
+  /** How long a migration of it may take at 100 Mbit/s and above; a guest that is not to converge gets little. */
   readonly convergeMs: number
   /** It changes more than the marks' link carries. */
   readonly neverConverges?: boolean
@@ -37,6 +38,11 @@ export interface ComparedGuest {
     /** A load of the comparison's own: a file of scripts/compare/guest, with words to replace. */
     readonly load?: { readonly file: string; readonly replace?: Readonly<Record<string, string>> }
   }
+}
+
+/** How long a migration of a guest over a link may take until it counts as one that does not converge. */
+export function convergeLimitMs(guest: ComparedGuest, link: string): number {
+  return guest.convergeMs * Math.max(1, 100e6 / parseLink(link).bitsPerSecond)
 }
 
 /** For the targets that ratio benchmarks have too, and everything that is not of the lab. */
@@ -52,7 +58,7 @@ function debian(
     Partial<NonNullable<ComparedGuest['debian']>> = {},
 ): ComparedGuest {
   const { templates = FOUR, neverConverges = false, kernel = 'k1', load } = options
-  const convergeMs = neverConverges ? 60_000 : 240_000
+  const convergeMs = neverConverges ? 60_000 : 75_000
   const machine = { kernel, labWorkload, ...(load === undefined ? {} : { load }) }
   return { name, workload, memoryMb: 768, templates, convergeMs, neverConverges, debian: machine }
 }

@@ -1,7 +1,7 @@
 /** Which migrations a comparison makes, in which order, and how long that takes. */
 
 import { parseLink } from '../wan/link.ts'
-import type { ComparedGuest } from './guests.ts'
+import { type ComparedGuest, convergeLimitMs } from './guests.ts'
 import { METHODS, type Method, type Run } from './results.ts'
 
 /** One migration to make. */
@@ -85,7 +85,7 @@ export function estimateSeconds(job: Job, runs: readonly Run[], guest: ComparedG
   const like = runs.filter(run => run.guest === job.guest && run.profile === job.profile && run.method === job.method)
   if (like.length > 0) return AROUND_SECONDS + like.reduce((sum, run) => sum + run.totalMs / 1000, 0) / like.length
   const rate = Math.min(parseLink(link).bitsPerSecond / 8, BYTES_PER_SECOND_MAX)
-  const limitSeconds = guest.convergeMs / 1000
+  const limitSeconds = convergeLimitMs(guest, link) / 1000
   if (guest.neverConverges && SHARE[job.method] >= 1) return AROUND_SECONDS + limitSeconds
   const bytes = guest.memoryMb * 0.3e6 * SHARE[job.method]
   return AROUND_SECONDS + Math.min(bytes / rate, limitSeconds)
