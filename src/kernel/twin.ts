@@ -22,6 +22,7 @@ const HEAD_ZERO = 0x22
 const DENSE_DISTINCT = 88
 
 /** As in assembly/words.ts. */
+const SURE = 980
 const GAIN_MIN = 160
 const LAGS = [0, 2, 4, 6, 16]
 
@@ -462,6 +463,7 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
   // words --------------------------------------------------------------------------------------------------------
 
   const equal = new Int32Array(LAGS.length)
+  let sure = false // the last wordsLag
 
   function equalBytes(a: number, b: number): number {
     const x = a ^ b
@@ -486,6 +488,7 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
     }
     let best = 0
     for (let i = 1; i < LAGS.length; i++) if (equal[i]! > equal[best]!) best = i
+    sure = equal[best]! >= SURE
     return equal[best]! > repeat + GAIN_MIN ? LAGS[best]! : -1
   }
 
@@ -570,8 +573,9 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
           mark(slot)
           placeSet(place, slot)
         } else {
-          const count = long ? matchLong(at, before, tokenAt, literal) : 0
-          const lag = count === 0 && (options & MATCH.WORDS) !== 0 ? wordsLag(at) : -1
+          const lag = (options & MATCH.WORDS) !== 0 ? wordsLag(at) : -1
+          const numbers = lag >= 0 && sure
+          const count = long && !numbers ? matchLong(at, before, tokenAt, literal) : 0
           if (count !== 0) {
             kind = PATCH
             tokenAt += count * 8
@@ -591,7 +595,10 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
             literal += PAGE_BYTES
           }
           const inserted = insert(at, true)
-          if (long && inserted !== NONE) rememberSamples(inserted)
+          if (long && inserted !== NONE) {
+            if (numbers) sample(at)
+            rememberSamples(inserted)
+          }
           placeSet(place, inserted)
           slot = count !== 0 ? count : lag >= 0 ? lag : inserted
         }

@@ -6,7 +6,7 @@ import { hashPage } from './hash'
 import { fillOf, isDense } from './page'
 import { add, find } from './table'
 import { copies, indexLong, literalBytes, matchLong, rememberSamples } from './long'
-import { splitWords, wordsLag } from './words'
+import { splitWords, sure, wordsLag } from './words'
 import { insert, mark, placeGet, placeSet } from './ring'
 
 const FILL: u8 = 0
@@ -92,8 +92,9 @@ export function matchPages(
           mark(slot)
           placeSet(place, slot)
         } else {
-          const count = long ? matchLong(at, before, tokenAt, literal) : 0
-          const lag = count == 0 && options & NUMBERS ? wordsLag(at) : NONE
+          const lag = options & NUMBERS ? wordsLag(at) : NONE
+          const numbers = lag != NONE && sure
+          const count = long && !numbers ? matchLong(at, before, tokenAt, literal) : 0
           if (count != 0) {
             kind = PATCH
             tokenAt += <usize>count << 3
@@ -113,7 +114,10 @@ export function matchPages(
             literal += 4096
           }
           const inserted = insert(at, hash)
-          if (long && inserted != NONE) rememberSamples(inserted)
+          if (long && inserted != NONE) {
+            if (numbers) indexLong(at, inserted)
+            else rememberSamples(inserted)
+          }
           placeSet(place, inserted)
           slot = count != 0 ? count : lag != NONE ? lag : inserted
         }

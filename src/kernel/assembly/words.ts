@@ -1,10 +1,15 @@
 // Pages of numbers in rows: addresses, counters. What they are sent as, and why: ../WORDS.md.
 import { NONE, scratch } from './state'
 
-/** Sampled bytes (of 1024) by which a page must gain. */
+/** Sampled bytes (of 1024) that must repeat for a page to be taken without a look for long matches. */
+const SURE: u32 = 980
+/** Sampled bytes by which another page must gain. */
 const GAIN_MIN: u32 = 160
 /** Area in the scratch for a page of differences. */
 const DIFFERENCES: usize = 8192
+
+/** Whether the last wordsLag was sure. */
+export let sure: bool = false
 
 /** Counts equal bytes. */
 // @ts-ignore: decorator
@@ -57,6 +62,7 @@ export function wordsLag(at: usize): u32 {
   if (n > best) { best = n; lag = 6 }
   n = total(s16)
   if (n > best) { best = n; lag = 16 }
+  sure = best >= SURE
   return best > total(repeat) + GAIN_MIN ? lag : NONE
 }
 
