@@ -13,7 +13,7 @@ import { formatCount, formatSize, parseCount, parseRate, parseSize } from './qua
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 
 /** Ring of the session's pages: what the far side keeps besides its sets. */
-export const POOL_MEMORY_DEFAULT = '32MiB'
+export const POOL_MEMORY_DEFAULT = '256MiB'
 /** Places whose last page is remembered: 4 MiB of memory on each side, 4 GiB of guest. */
 export const PLACES = 1 << 20
 /** What `encode` and `estimate` use where nothing is said: the ratio of a 100 Mbit/s link. */
