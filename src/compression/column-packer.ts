@@ -6,7 +6,7 @@ import { Worker } from 'node:worker_threads'
 import type { PackedColumn } from '../codec/batch.ts'
 import { COLUMN, COLUMN_COUNT, METHOD } from '../codec/wire.ts'
 import type { Workspace } from '../codec/workspace.ts'
-import type { Effort } from './effort.ts'
+import type { Effort, ZstdSettings } from './effort.ts'
 import { loadLz4 } from './lz4.ts'
 import type { Lz4Job } from './lz4-worker.ts'
 import { ZstdPacker } from './zstd-stream.ts'
@@ -17,8 +17,6 @@ const PACK_MIN = 48
 const INLINE_MAX = 4096
 /** Columns below this size go no further than LZ4: a trip to the thread pool costs more than zstd saves. */
 const ZSTD_MIN = 128
-/** A window of 256 KiB for all that is not pages: it holds dozens of batches of operations. */
-const SMALL_WINDOW_LOG = 18
 
 /** Samples and distinct byte values among them from which a column counts as random: 256 random bytes have 162 on average. */
 const DENSE_SAMPLES = 256
@@ -54,8 +52,8 @@ export class ColumnPacker {
         (length > INLINE_MAX && looksRandom(workspace.column(column)))
       ) {
         pending.push(stored(workspace, column))
-      } else if (effort.method === 'zstd' && length >= ZSTD_MIN) {
-        pending.push(this.packZstd(workspace, column, effort))
+      } else if (effort.zstd && length >= ZSTD_MIN) {
+        pending.push(this.packZstd(workspace, column, ofPages(column) ? effort.zstd.pages : effort.zstd.others))
       } else if (effort.method === 'stored' && column === COLUMN.PAGES) {
         pending.push(stored(workspace, column))
       } else if (length <= INLINE_MAX) {
@@ -91,13 +89,12 @@ export class ColumnPacker {
     await this.worker?.terminate()
   }
 
-  private async packZstd(workspace: Workspace, column: number, effort: Effort): Promise<PackedColumn> {
+  private async packZstd(workspace: Workspace, column: number, settings: ZstdSettings): Promise<PackedColumn> {
     let method: 2 | 3 = METHOD.ZSTD
     let stream = this.zstd[column]
-    if (stream === undefined || stream.level !== effort.zstdLevel) {
+    if (stream?.settings !== settings) {
       stream?.closeWhenIdle()
-      const large = column === COLUMN.PAGES || column === COLUMN.WORDS
-      stream = new ZstdPacker(effort.zstdLevel, large ? effort.windowLog : SMALL_WINDOW_LOG, effort.minMatch)
+      stream = new ZstdPacker(settings)
       this.zstd[column] = stream
       method = METHOD.ZSTD_FRESH
     }
@@ -131,6 +128,10 @@ export class ColumnPacker {
     worker.unref() // an idle thread keeps no process alive
     return worker
   }
+}
+
+function ofPages(column: number): boolean {
+  return column === COLUMN.PAGES || column === COLUMN.WORDS
 }
 
 /** Sources run as they are; a built package has JavaScript. */

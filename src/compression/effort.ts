@@ -1,5 +1,20 @@
 /** The effort ladder: how hard a batch is squeezed. docs/operations.md tells operators the same. */
 
+/** What zstd is told; 0: what its level says. Why these: docs/adr/0004-compression.md. */
+export interface ZstdSettings {
+  /** Never -1: Node takes that for the default, 3. */
+  readonly level: number
+  /** Shortest match that it looks for. */
+  readonly minMatch: number
+  /** log2 of the entries of its table. */
+  readonly hashLog: number
+  /** log2 of the window, at most ZSTD_WINDOW_LOG_MAX; it bounds the memory on both sides. */
+  readonly windowLog: number
+}
+
+/** A window of 256 KiB for all that is not pages: it holds dozens of batches of operations. */
+const SMALL_WINDOW_LOG = 18
+
 export interface Effort {
   readonly level: number
   readonly name: string
@@ -7,30 +22,28 @@ export interface Effort {
   readonly longMatch: boolean
   /** What the columns are packed with. */
   readonly method: 'stored' | 'lz4' | 'zstd'
-  /** zstd's level. Never -1: Node takes that for the default, 3. */
-  readonly zstdLevel: number
-  /** Shortest match that zstd looks for; 0: what its level says. */
-  readonly minMatch: number
-  /** log2 of zstd's window for bytes of pages. */
-  readonly windowLog: number
+  /** Of literal bytes of pages, and of all other columns. */
+  readonly zstd?: { readonly pages: ZstdSettings; readonly others: ZstdSettings }
 }
 
 /** From references alone to all that the CPU has. Rates and ratios of each: docs/operations.md, `make bench-ratio`. */
 export const EFFORTS: readonly Effort[] = [
-  { level: 0, name: 'references', longMatch: false, method: 'stored', zstdLevel: 0, minMatch: 0, windowLog: 0 },
-  { level: 1, name: 'lz4', longMatch: false, method: 'lz4', zstdLevel: 0, minMatch: 0, windowLog: 0 },
-  { level: 2, name: 'long matches, zstd 1', longMatch: true, method: 'zstd', zstdLevel: 1, minMatch: 5, windowLog: 22 },
-  { level: 3, name: 'long matches, zstd 3', longMatch: true, method: 'zstd', zstdLevel: 3, minMatch: 4, windowLog: 22 },
-  { level: 4, name: 'long matches, zstd 6', longMatch: true, method: 'zstd', zstdLevel: 6, minMatch: 4, windowLog: 22 },
-  {
-    level: 5,
-    name: 'long matches, zstd 19',
+  { level: 0, name: 'references', longMatch: false, method: 'stored' },
+  { level: 1, name: 'lz4', longMatch: false, method: 'lz4' },
+  effort(2, { level: 1, minMatch: 5, hashLog: 0, windowLog: 22 }, { level: 1, minMatch: 5 }),
+  effort(3, { level: 3, minMatch: 4, hashLog: 0, windowLog: 22 }, { level: 3, minMatch: 4 }),
+  effort(4, { level: 7, minMatch: 4, hashLog: 18, windowLog: 22 }, { level: 5, minMatch: 5 }),
+  effort(5, { level: 19, minMatch: 0, hashLog: 0, windowLog: 23 }, { level: 19, minMatch: 0 }),
+]
+
+function effort(level: number, pages: ZstdSettings, others: Pick<ZstdSettings, 'level' | 'minMatch'>): Effort {
+  return {
+    level,
+    name: `long matches, zstd ${pages.level}`,
     longMatch: true,
     method: 'zstd',
-    zstdLevel: 19,
-    minMatch: 0,
-    windowLog: 23,
-  },
-]
+    zstd: { pages, others: { ...others, hashLog: 0, windowLog: SMALL_WINDOW_LOG } },
+  }
+}
 
 export const EFFORT_MAX = EFFORTS.length - 1

@@ -7,6 +7,7 @@
  */
 import { constants, createZstdCompress, createZstdDecompress, type ZstdCompress, type ZstdDecompress } from 'node:zlib'
 import { ProxyError } from '../errors.ts'
+import type { ZstdSettings } from './effort.ts'
 
 /** Output buffers of zlib: larger ones save calls, a piece seldom needs more than one. */
 const CHUNK_BYTES = 65536
@@ -20,7 +21,7 @@ interface Piece {
 
 /** Packs pieces. The caller leaves each piece's memory alone until its promise settles. */
 export class ZstdPacker {
-  readonly level: number
+  readonly settings: ZstdSettings
   private readonly stream: ZstdCompress
   private parts: Uint8Array[] = []
   private failure: Error | undefined
@@ -29,12 +30,9 @@ export class ZstdPacker {
   private frameBytes = 0
   private readonly frameBytesMax: number
 
-  /**
-   * @param windowLog log2 of the window, at most ZSTD_WINDOW_LOG_MAX; it bounds the memory on both sides
-   * @param minMatch shortest match to look for; 0: what the level says
-   */
-  constructor(level: number, windowLog: number, minMatch = 0) {
-    this.level = level
+  constructor(settings: ZstdSettings) {
+    this.settings = settings
+    const { level, minMatch, hashLog, windowLog } = settings
     this.frameBytesMax = 0.75 * 2 ** windowLog
     this.stream = createZstdCompress({
       chunkSize: CHUNK_BYTES,
@@ -42,6 +40,7 @@ export class ZstdPacker {
       params: {
         [constants.ZSTD_c_compressionLevel]: level,
         [constants.ZSTD_c_windowLog]: windowLog,
+        [constants.ZSTD_c_hashLog]: hashLog,
         [constants.ZSTD_c_minMatch]: minMatch,
       },
     })

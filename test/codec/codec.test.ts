@@ -326,7 +326,7 @@ t.test('a zstd stream that is closed at work', async t => {
 })
 
 t.test('zstd frames end with a piece, and the next piece begins another', async t => {
-  const packer = new ZstdPacker(1, 18)
+  const packer = new ZstdPacker({ level: 1, minMatch: 0, hashLog: 0, windowLog: 18 })
   const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
   const piece = (i: number) => Buffer.from(`piece ${i} `.repeat(1000 + i))
   const packed: Buffer[] = []
