@@ -150,6 +150,6 @@ export interface KernelFunctions {
 
 /** What an implementation gives besides. */
 export interface Implementation extends KernelFunctions {
-  /** Takes the pages of ring slots 0 to `used` - 1 out of the tables. */
+  /** Takes the pages of ring slots 0 to `used` - 1 out of the tables; makes the templates' long matches known again. */
   dropRing(used: number): void
 }

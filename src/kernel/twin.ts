@@ -280,6 +280,12 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
       words[h] = 0
       words[h + 1] = 0
     }
+    if (longShift === 0 || used === 0) return
+    words.fill(0, longTable, longTable + layout.longEntries * 2)
+    for (let slot = 0; slot < templatePages; slot++) {
+      sample(pool + slot * PAGE_BYTES)
+      rememberSamples(slot)
+    }
   }
 
   // long matches -------------------------------------------------------------------------------------------------

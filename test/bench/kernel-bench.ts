@@ -279,7 +279,7 @@ async function stream(path: string): Promise<void> {
     const indexing = cpuSeconds() - start
     readFile(path, k.bytes.subarray(a.free, a.free + size))
     const { offsets, places } = pagesOf(k.bytes.subarray(a.free, a.free + size))
-    const counts = [0, 0, 0, 0, 0, 0]
+    const counts = Object.keys(KIND).map(() => 0)
     const sums = { literal: 0, dense: 0, token: 0, copies: 0, packed: 0 }
     let spent = 0
     const literals: Uint8Array[] = []
@@ -298,7 +298,7 @@ async function stream(path: string): Promise<void> {
       sums.dense += k.result[RESULT.DENSE_BYTES]!
       sums.token += k.result[RESULT.TOKEN_BYTES]!
       sums.copies += k.result[RESULT.COPIES]!
-      for (let kind = 0; kind < 6; kind++) counts[kind]! += k.result[RESULT.KIND_COUNT + kind]!
+      for (let kind = 0; kind < counts.length; kind++) counts[kind]! += k.result[RESULT.KIND_COUNT + kind]!
       literals.push(k.bytes.slice(a.literals, a.literals + k.result[RESULT.LITERAL_BYTES]!))
       literals.push(k.bytes.slice(a.dense, a.dense + k.result[RESULT.DENSE_BYTES]!))
       // about what docs/protocol.md makes of tokens: lengths, and sources where they do not follow from the copy before

@@ -427,6 +427,43 @@ t.test('long matches: kernel, twin, encoder and decoder agree', t => {
   t.end()
 })
 
+t.test('after a reset templates are found as they were at first', t => {
+  const layout = layoutMemory({
+    role: 'encoder',
+    templatePages: 40,
+    ringPages: 200,
+    places: 0,
+    ioBytes: 40 * PAGE * 7 + 65536,
+    longEntries: 1024,
+  })
+  for (const implementation of [FIRST, 'twin'] as const) {
+    const rand = random(5)
+    const k = loadKernel(layout, { implementation })
+    const a = areas(k, 40)
+    const templates = Array.from({ length: 40 }, () => Uint8Array.from({ length: PAGE }, () => 32 + rand(90)))
+    for (const [s, page] of templates.entries()) k.bytes.set(page, k.slotAddress(s))
+    k.indexTemplates(0, 40)
+    new Uint32Array(k.memory.buffer, a.places, 40).fill(NONE)
+    const list = new Uint32Array(k.memory.buffer, a.list, 40)
+    for (let i = 0; i < 40; i++) list[i] = a.pages + i * PAGE
+    const match = (own: () => number) => {
+      for (const [i, page] of templates.entries()) {
+        k.bytes.set(page, list[i]!)
+        for (let at = 0; at < PAGE; at += 400) k.bytes[list[i]! + at] = own()
+      }
+      k.matchPages(a.list, a.places, 40, a.kinds, a.slots, a.tokens, a.literals, a.dense, a.words, MATCH.LONG)
+      return Buffer.from(k.bytes.subarray(a.tokens, a.tokens + k.result[RESULT.TOKEN_BYTES]!))
+    }
+    const first = match(() => 1)
+    for (let i = 0; i < 5; i++) match(() => 1 + rand(30))
+    const later = match(() => 1)
+    k.reset()
+    t.notOk(later.equals(first), 'what passed is nearer')
+    t.ok(match(() => 1).equals(first), implementation)
+  }
+  t.end()
+})
+
 t.test('checksum and page hash are the same in kernel and twin', t => {
   const layout = layoutMemory({ role: 'encoder', templatePages: 0, ringPages: 0, places: 0, ioBytes: 1 << 20 })
   const rand = random(77)

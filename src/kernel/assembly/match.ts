@@ -1,10 +1,10 @@
 // Encoder: what each page of a batch becomes.
 import {
-  NONE, RESULT, longTable, longShift, placeTable, places, pool, state, tableHash, tableMask, tableSlot, templatePages, ringPages, scratch,
+  NONE, RESULT, longTable, longShift, ringHash, placeTable, places, pool, state, tableHash, tableMask, tableSlot, templatePages, ringPages, scratch,
 } from './state'
 import { hashPage } from './hash'
 import { fillOf, isDense } from './page'
-import { add, find } from './table'
+import { add, find, remove } from './table'
 import { copies, indexLong, literalBytes, matchLong, rememberSamples } from './long'
 import { splitWords, sure, wordsLag } from './words'
 import { insert, mark, placeGet, placeSet } from './ring'
@@ -36,6 +36,19 @@ export function indexTemplates(from: u32, to: u32): u32 {
     added++
   }
   return added
+}
+
+/** Takes the pages of ring slots 0 to `used` - 1 out of the tables: of long matches only those of templates are known then. */
+export function dropRing(used: u32): void {
+  for (let c: u32 = 0; c < used; c++) {
+    const hash = load<u64>(ringHash + (<usize>c << 3))
+    if (hash != 0) remove(hash, templatePages + c)
+    store<u64>(ringHash + (<usize>c << 3), 0)
+  }
+  if (longShift == 0 || used == 0) return
+  // what passed has taken the place of much that the templates have
+  memory.fill(longTable, 0, <usize>8 << (32 - longShift))
+  for (let slot: u32 = 0; slot < templatePages; slot++) indexLong(pool + (<usize>slot << 12), slot)
 }
 
 export function matchPages(

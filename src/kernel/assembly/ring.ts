@@ -57,12 +57,3 @@ export function insertPage(at: usize, place: u32): u32 {
 @inline export function known(slot: u32): bool {
   return slot < poolPages
 }
-
-/** Takes the pages of ring slots 0 to `used` - 1 out of the tables. */
-export function dropRing(used: u32): void {
-  for (let c: u32 = 0; c < used; c++) {
-    const hash = load<u64>(ringHash + (<usize>c << 3))
-    if (hash != 0) remove(hash, templatePages + c)
-    store<u64>(ringHash + (<usize>c << 3), 0)
-  }
-}
