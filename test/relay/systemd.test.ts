@@ -207,7 +207,7 @@ t.test('messages to systemd', { skip: lacking('python3', 'systemd-notify') }, as
   notifier.stopping('bye')
   await notifier.close()
   t.same(helpers(), [], 'close() leaves nothing behind')
-  await until('STOPPING', () => fake.messages.length === 1)
+  await until('STOPPING', () => fake.messages.length > 0)
   t.equal(fake.messages[0], 'STOPPING=1\nSTATUS=bye')
   await notifier.close()
 })
