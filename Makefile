@@ -31,7 +31,7 @@ test-unit: ready-tap ## without real QEMU
 	@$(NPM) run test:unit
 test-qemu: ready-test ## real migrations of QEMU 7.2 and 10
 	@$(NPM) run test:qemu
-test-modes: ready-test ## every mode of QEMU through the pair, a table of bytes (ten minutes)
+test-modes: ready-test ## every mode of QEMU through the pair, a table of bytes (a quarter of an hour)
 	@node test/qemu/modes.ts
 test-faults: ready-test ## cuts, cancels and kills at random moments, seeded (long)
 	@node test/qemu/faults.ts
