@@ -185,6 +185,14 @@ class Daemons implements AsyncDisposable {
   }
 }
 
+/** Waits for a socket's end, whether by FIN or by RST (which `once` would throw). */
+function closed(socket: net.Socket): Promise<void> {
+  return new Promise(done => {
+    if (socket.closed) done()
+    else socket.once('close', () => done())
+  })
+}
+
 /** A port that nobody listens at just now. */
 async function freePort(): Promise<number> {
   const server = net.createServer().listen(0, '127.0.0.1')
@@ -220,7 +228,7 @@ t.test('connections without a migration outlive a lost session', async t => {
   t.equal(pair.target.sockets.length, 2, 'the silent one is not dialled')
   await pair.loseSession()
   for (const socket of [main, waiting, silent]) {
-    if (!socket.destroyed) await once(socket.resume(), 'close')
+    await closed(socket.resume())
   }
   t.pass('with a migration that the other side knows they end')
   await until('an end', () => pair.count('ended') === 1 && pair.count('arrived') === 1)
@@ -230,7 +238,7 @@ t.test('a connection whose server would speak first, as NBD, does not wait for e
   await using pair = await Daemons.start()
   const refused = [await pair.dial(), await pair.dial()]
   await until('the refusals', () => pair.count('connection refused') === 2)
-  await Promise.all(refused.map(async socket => socket.destroyed || once(socket, 'close')))
+  await Promise.all(refused.map(closed))
   const next = await pair.dial()
   const silent = await pair.dial() // beside a migration: a preempt channel, perhaps
   next.write(MAIN)
