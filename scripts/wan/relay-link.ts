@@ -10,6 +10,7 @@
  * outage stalls, and only faults break connections. All connections share the rate, each direction by itself.
  */
 import { createServer, type Server, Socket } from 'node:net'
+import { resetSocket } from '../../src/relay/reset-socket.ts'
 import { formatLink, type Link } from './link.ts'
 import { type Measurement, probe, serveMeasurements } from './measure.ts'
 import { PathModel } from './path-model.ts'
@@ -260,11 +261,7 @@ class Pair {
     if (this.over) return
     if (reset) {
       this.end()
-      // A socket that never connected cannot be reset.
-      for (const socket of [this.near, this.far]) {
-        if (socket.remoteAddress === undefined) socket.destroy()
-        else socket.resetAndDestroy()
-      }
+      for (const socket of [this.near, this.far]) resetSocket(socket)
     } else for (const way of this.ways) way.finish()
   }
 

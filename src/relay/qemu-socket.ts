@@ -4,6 +4,7 @@
  * pause.
  */
 import net from 'node:net'
+import { resetSocket } from './reset-socket.ts'
 
 /**
  * Takes what a connection delivers. Called from the event loop, never from inside a call to the socket's methods but
@@ -271,26 +272,7 @@ export class QemuSocket {
   reset(): void {
     if (this.resetting || this.closed) return
     this.resetting = true
-    const socket = this.socket
-    // In the instant between FIN asked and FIN sent libuv refuses to reset and would leak the descriptor; it lasts one
-    // turn of the loop.
-    if (socket.writableEnded && !socket.writableFinished && socket.writableLength === 0 && !socket.destroyed) {
-      socket.once('finish', () => this.resetNow())
-    } else this.resetNow()
-  }
-
-  private resetNow(): void {
-    const socket = this.socket
-    if (socket.destroyed) return
-    if (socket.connecting)
-      socket.destroy() // resetAndDestroy would wait for the connection first
-    else {
-      try {
-        socket.resetAndDestroy()
-      } catch {
-        socket.destroy() // a Unix socket
-      }
-    }
+    resetSocket(this.socket)
   }
 
   /** `count` bytes were written to where `target` had said. */

@@ -7,6 +7,7 @@
  *   await guests.destination.listen(pair.targetUri())
  *   await guests.source.migrate(pair.sourceUri())
  */
+
 import type { ChildProcess, SpawnOptions } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
@@ -29,6 +30,7 @@ import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { Credentials, type Role } from '../../src/link/credentials.ts'
 import { makePsk, makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
 import { type Address, parseAddress } from '../../src/relay/address.ts'
+import { resetSocket } from '../../src/relay/reset-socket.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 
 /** How a WAN breaks: RST on every connection; bytes vanish and nobody is told; bytes wait and then go on. */
@@ -65,7 +67,7 @@ export class HeldChannel {
       to.write(chunk)
     })
     from.on('end', () => to.end())
-    from.on('error', () => (to.connecting ? to.destroy() : to.resetAndDestroy()))
+    from.on('error', () => resetSocket(to))
   }
 }
 
