@@ -84,8 +84,11 @@ export const PATIENCE_MS = 120_000
 /** ACK goes out at the latest after so many bytes of frames ... (4 full frames: few enough to keep the window moving). */
 export const ACK_BYTES = 65536
 
-/** ... or so long after the first of them: well below any queue target. */
+/** ... or so long after the first of them: well below any queue target ... */
 export const ACK_DELAY_MS = 2
+
+/** ... on a long way an eighth of its smallest round trip, but at most this. */
+export const ACK_DELAY_MS_MAX = 10
 
 /** Time that bytes may wait in the link beyond its round trip, unless configured: they add to the guest's downtime. */
 export const QUEUE_TARGET_MS = 50

@@ -502,10 +502,14 @@ export class SourceSession implements LinkSink {
     const nowMs = now()
     const candidates: number[] = []
     let idle = false
+    const quantum = Math.min(session.bulkQuantum(), GATHER_BYTES * this.packedShare)
     while (true) {
       const room = session.bulkRoom(nowMs) - this.underWayBytes * this.packedShare
-      const wanted = room > 0
-      this.batchBytes = Math.min(FLOW_BYTES, Math.max(BATCH_BYTES_MIN, room / this.packedShare))
+      const wanted = room > 0 && room >= quantum
+      this.batchBytes = Math.min(
+        FLOW_BYTES,
+        Math.max(BATCH_BYTES_MIN, quantum / this.packedShare, room / this.packedShare),
+      )
       candidates.length = 0
       if (wanted && this.outbound.hasRoom && this.outbound.underWay < UNDER_WAY_MAX) {
         for (const flow of this.flows.values()) if (flow.canEncode()) candidates.push(flow.number)

@@ -9,6 +9,8 @@
  */
 
 import {
+  ACK_DELAY_MS,
+  ACK_DELAY_MS_MAX,
   CONNECTION_DEAD_MS,
   FRAME_PAYLOAD_BYTES_MAX,
   PING_INTERVAL_MS,
@@ -118,6 +120,11 @@ export class Path {
   /** Bytes a second that the peer got, best of the last round trips; 0 before the first measurement. */
   get rate(): number {
     return this.rateMax * 1000
+  }
+
+  /** How late an ACK may be: a small part of the round trip, since each costs both sides a turn of their loops. */
+  get ackDelayMs(): number {
+    return Math.min(ACK_DELAY_MS_MAX, Math.max(ACK_DELAY_MS, this.rttMinMs / 8))
   }
 
   setTarget(targetMs: number): void {

@@ -11,7 +11,6 @@ import { readU16, readU64, TWO_32, writeU16, writeU64 } from '../bytes/big-endia
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import {
   ACK_BYTES,
-  ACK_DELAY_MS,
   BATCH_RAW_BYTES_MAX,
   BATCH_WIRE_BYTES_MAX,
   CONNECTIONS_MAX,
@@ -61,6 +60,8 @@ const PIN_RATIO_MAX = 8
 const READY_BYTES = 2 * FRAME_BYTES_MAX
 /** With a cap, so much of its rate lies ready: a turn of the event loop or two. */
 const RATE_READY_MS = 10
+/** Part of the queue target that batches may come late by, so that they need not be small. */
+const LATE_SHARE = 0.2
 /** Bytes that urgent frames may go beyond what --rate allows, taken from bulk afterwards. */
 const RATE_DEBT_BYTES = 65536
 /** While there are connections tick is called this often; where it comes later by the second, this process stood still. */
@@ -406,7 +407,7 @@ export class Session {
       path.ackDue = true
       this.sink.onWork()
     } else if (path.ackDueMs === Number.POSITIVE_INFINITY && !path.ackDue) {
-      path.ackDueMs = this.nowMs + ACK_DELAY_MS
+      path.ackDueMs = this.nowMs + path.ackDelayMs
       this.sink.onWork() // nextTickMs has come nearer
     }
     if (sequence <= this.receivedSequence) {
@@ -1104,6 +1105,22 @@ export class Session {
     // The windows know what the link takes, not what we let go: what is more would wait here, where no queue target sees it.
     room = Math.min(room, Math.max(Math.floor((this.rate / 1000) * RATE_READY_MS), READY_BYTES) - this.queuedBytes)
     return Math.max(0, Math.min(room, BULK_BYTES_MAX - this.unackedBytes - this.queuedBytes))
+  }
+
+  /**
+   * WAN bytes of room that are worth waiting for: room comes in small steps, and a batch costs both sides the same
+   * whatever it holds. What the link takes in a part of the queue target, never more than half of what room can become.
+   */
+  bulkQuantum(): number {
+    let rate = 0
+    let windows = READY_BYTES
+    for (const path of this.paths) {
+      if (!path) continue
+      rate += path.rate
+      windows += path.window
+    }
+    const cap = Math.max((this.rate / 1000) * RATE_READY_MS, READY_BYTES)
+    return Math.min((rate / 1000) * this.targetMs * LATE_SHARE, Math.min(windows, cap) / 2)
   }
 
   /** True while a further batch should be encoded and handed in. */
