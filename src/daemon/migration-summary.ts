@@ -32,6 +32,8 @@ export interface MigrationSummary {
   readonly bytesWan: number
   /** bytesWan / bytesIn. */
   readonly ratio: number
+  /** Of `bytesIn`, what was encoded at each effort, from 0 on. */
+  readonly efforts: readonly number[]
   /** Bytes of the return path. */
   readonly bytesBack: number
   /** Bytes a second that the WAN was measured to take: at least; 0 where it was not. */
@@ -60,6 +62,7 @@ export interface FinishedMigration {
   readonly startMs: number
   readonly stats: BatchStats
   readonly kinds: readonly string[]
+  readonly effortBytes: readonly number[]
   readonly bytesBack: number
   readonly endedBy: string
   readonly forecast?: Forecast | undefined
@@ -136,6 +139,7 @@ export function summarize(migration: FinishedMigration, nowMs: number, wanRate =
     bytesIn: stats.rawBytes,
     bytesWan: stats.packedBytes,
     ratio: stats.rawBytes === 0 ? 1 : Math.round((stats.packedBytes / stats.rawBytes) * 10000) / 10000,
+    efforts: [...migration.effortBytes],
     bytesBack: migration.bytesBack,
     wanRate: Math.round(wanRate),
     ...(direct === undefined ? {} : { directSeconds: direct }),

@@ -4,6 +4,7 @@
  */
 import { FlowEncoder } from '../codec/encoder.ts'
 import { BatchStats } from '../codec/stats.ts'
+import { EFFORTS, type Effort } from '../compression/effort.ts'
 import { isProxyError, type ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import type { LinkSink } from '../link/api.ts'
@@ -112,6 +113,8 @@ export class Migration {
   readonly forecaster = new Forecaster()
   forecast: Forecast | undefined
   readonly kinds: string[] = []
+  /** Raw bytes by level of effort. */
+  readonly effortBytes: number[] = new Array(EFFORTS.length).fill(0)
   bytesBack = 0
   connections = 0
   postcopyAdvised = false
@@ -734,10 +737,11 @@ export class SourceFlow implements SocketSink {
   }
 
   /** @returns raw bytes that went into a batch */
-  encode(effort: Parameters<Outbound['encode']>[1]): number {
+  encode(effort: Effort): number {
     const bytes = this.session.outbound.encode(this.encoder, effort, this.release)
     if (bytes > 0) this.underWay++
     this.underWayBytes += bytes
+    if (this.migration) this.migration.effortBytes[effort.level]! += bytes
     if (!this.finished) this.release = false
     this.socket.resume()
     return bytes

@@ -315,6 +315,7 @@ t.test('summaries', t => {
       startMs: 1000,
       stats,
       kinds: ['main', 'multifd', 'multifd'],
+      effortBytes: [0, 7, 0, 0, 0, 0],
       bytesBack: 8,
       endedBy: '',
     },
@@ -325,12 +326,23 @@ t.test('summaries', t => {
     channels: 'main, 2 multifd',
     seconds: 2.5,
     ratio: 0.1235,
+    efforts: [0, 7, 0, 0, 0, 0],
     pages: { zero: 7, whole: 3 },
   })
   t.notOk('directSeconds' in summary, 'a link that was not measured: nothing is said of it')
   const forecast = { atSeconds: 1, effort: 3, seconds: 2, bytesIn: 900_000, bytesWan: 100_000 }
   const told = summarize(
-    { number: 3, gate: { target: 'web' }, startMs: 1000, stats, kinds: ['main'], bytesBack: 8, endedBy: '', forecast },
+    {
+      number: 3,
+      gate: { target: 'web' },
+      startMs: 1000,
+      stats,
+      kinds: ['main'],
+      effortBytes: [],
+      bytesBack: 8,
+      endedBy: '',
+      forecast,
+    },
     3500,
     125_000,
   )
