@@ -1,6 +1,6 @@
 /**
- * Packs the raw columns of batches, in their order, off the I/O thread: zstd streams in libuv's pool, LZ4 in a thread of
- * its own. One packer a session and direction, because the zstd streams reach back over its batches.
+ * Packs the raw columns of batches, in their order; large ones off the I/O thread: zstd streams in libuv's pool, LZ4 in a
+ * thread of its own. One packer a session and direction, because the zstd streams reach back over its batches.
  */
 import { Worker } from 'node:worker_threads'
 import type { PackedColumn } from '../codec/batch.ts'
@@ -15,7 +15,7 @@ import { ZstdPacker } from './zstd-stream.ts'
 const PACK_MIN = 48
 /** LZ4 of columns up to this size is done on the spot: less than handing them over costs. */
 const INLINE_MAX = 4096
-/** Columns below this size go no further than LZ4: a trip to the thread pool costs more than zstd saves. */
+/** Columns below this size go no further than LZ4: zstd's table heads cost more than it saves. */
 const ZSTD_MIN = 128
 
 /** Samples and distinct byte values among them from which a column counts as random: 256 random bytes have 162 on average. */
@@ -89,7 +89,7 @@ export class ColumnPacker {
     await this.worker?.terminate()
   }
 
-  private async packZstd(workspace: Workspace, column: number, settings: ZstdSettings): Promise<PackedColumn> {
+  private packZstd(workspace: Workspace, column: number, settings: ZstdSettings): PackedColumn | Promise<PackedColumn> {
     let method: 2 | 3 = METHOD.ZSTD
     let stream = this.zstd[column]
     if (stream?.settings !== settings) {
@@ -99,7 +99,9 @@ export class ColumnPacker {
       method = METHOD.ZSTD_FRESH
     }
     const raw = workspace.column(column)
-    return packedColumn(column, method, raw.length, await stream.pack(raw))
+    const packed = stream.pack(raw)
+    if (Array.isArray(packed)) return packedColumn(column, method, raw.length, packed)
+    return packed.then(parts => packedColumn(column, method, raw.length, parts))
   }
 
   /** Starts the thread for LZ4, which takes 90 ms: a guest that waits for its first batch should not wait for that, too. */

@@ -7,7 +7,6 @@ import { loadLz4 } from './lz4.ts'
 import { ZstdUnpacker } from './zstd-stream.ts'
 
 export class ColumnUnpacker {
-  private closed = false
   private readonly zstd: (ZstdUnpacker | undefined)[] = new Array(COLUMN_COUNT).fill(undefined)
 
   /**
@@ -30,53 +29,52 @@ export class ColumnUnpacker {
         }
       } else if (method === METHOD.LZ4) {
         loadLz4().decodeBlock(joined(packed), Buffer.from(workspace.bytes.buffer, at, rawLength))
-      } else zstd = true
+      } else {
+        zstd = true
+        if (method === METHOD.ZSTD && !this.zstd[column]) {
+          throw new ProxyError(
+            'BATCH_FORMAT',
+            `column ${column} continues a zstd stream that never began`,
+            undefined,
+            'the session ends and the source guest goes on',
+          )
+        }
+      }
     }
     return zstd ? this.unpackStreams(batch, workspace) : undefined
   }
 
   close(): void {
-    this.closed = true
     for (const stream of this.zstd) stream?.close()
   }
 
-  private async unpackStreams(batch: ArrivedBatch, workspace: Workspace): Promise<void> {
-    const streams: Promise<void>[] = []
+  private unpackStreams(batch: ArrivedBatch, workspace: Workspace): Promise<unknown> | undefined {
+    let streams: Promise<void>[] | undefined
     for (const { column, method, rawLength, packed } of batch.columns) {
       if (method < METHOD.ZSTD) continue
-      streams.push(this.unpackZstd(column, method === METHOD.ZSTD_FRESH, joined(packed), rawLength, workspace))
+      const stream = this.stream(column, method === METHOD.ZSTD_FRESH)
+      const at = workspace.columnAt[column]!
+      const later = stream.unpack(joined(packed), workspace.bytes.subarray(at, at + rawLength))
+      if (later !== undefined) {
+        streams ??= []
+        streams.push(later)
+      }
     }
-    for (const result of await Promise.allSettled(streams)) if (result.status === 'rejected') throw result.reason
+    return streams && settled(streams)
   }
 
-  private async unpackZstd(
-    column: number,
-    fresh: boolean,
-    packed: Uint8Array,
-    rawLength: number,
-    workspace: Workspace,
-  ): Promise<void> {
+  private stream(column: number, fresh: boolean): ZstdUnpacker {
     if (fresh) {
       this.zstd[column]?.close()
       this.zstd[column] = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
     }
-    const stream = this.zstd[column]
-    if (stream === undefined) {
-      throw new ProxyError(
-        'BATCH_FORMAT',
-        `column ${column} continues a zstd stream that never began`,
-        undefined,
-        'the session ends and the source guest goes on',
-      )
-    }
-    let at = workspace.columnAt[column]!
-    const parts = await stream.unpack(packed, rawLength)
-    if (this.closed) return // the workspace may be another session's already
-    for (const part of parts) {
-      workspace.bytes.set(part, at)
-      at += part.length
-    }
+    return this.zstd[column]!
   }
+}
+
+/** Waits for all, also where one fails: the others are at work on the workspace. */
+async function settled(streams: readonly Promise<void>[]): Promise<void> {
+  for (const result of await Promise.allSettled(streams)) if (result.status === 'rejected') throw result.reason
 }
 
 /** For codecs that want one piece: a copy only where there are several. */

@@ -1,6 +1,7 @@
 /**
  * zstd in pieces: each piece is flushed, so that the far side gets all of it, and the window reaches back over the pieces
- * before. Runs in libuv's thread pool; pieces of one stream keep their order, streams run side by side.
+ * before. Small pieces are done on the spot, large ones in libuv's thread pool; pieces of one stream keep their order,
+ * streams run side by side.
  *
  * A frame ends before zstd's input buffer (window and a block) wraps around: behind that zstd looks for matches in two
  * segments, at half the speed (docs/adr/0004-compression.md). The next frame begins in the same memory.
@@ -8,9 +9,22 @@
 import { constants, createZstdCompress, createZstdDecompress, type ZstdCompress, type ZstdDecompress } from 'node:zlib'
 import { ProxyError } from '../errors.ts'
 import type { ZstdSettings } from './effort.ts'
+import { ImmediateWriter } from './zlib-now.ts'
 
 /** Output buffers of zlib: larger ones save calls, a piece seldom needs more than one. */
 const CHUNK_BYTES = 65536
+
+/** Pieces up to this are packed on the spot: at the level's speed they take less than the trip to the pool. */
+function packNowMax(level: number): number {
+  if (level <= 1) return 16384
+  if (level <= 3) return 8192
+  return level <= 7 ? 4096 : 0
+}
+/** The same for unpacking, by the bytes that come out. */
+const UNPACK_NOW_MAX = 32768
+
+/** Room for the largest piece that is packed on the spot, whatever its bytes. */
+const packedNow = Buffer.alloc(2 * 16384)
 
 interface Piece {
   readonly done: (parts: Uint8Array[]) => void
@@ -19,6 +33,9 @@ interface Piece {
   last?: boolean
 }
 
+const NOTHING = new Uint8Array(0)
+const more = new Uint8Array(1)
+
 /** Packs pieces. The caller leaves each piece's memory alone until its promise settles. */
 export class ZstdPacker {
   readonly settings: ZstdSettings
@@ -26,6 +43,8 @@ export class ZstdPacker {
   private parts: Uint8Array[] = []
   private failure: Error | undefined
   private readonly waiting: Piece[] = []
+  private readonly now: ImmediateWriter | undefined
+  private readonly nowMax: number
   /** Bytes in the frame so far, and how many end it: the next piece would seldom fit. */
   private frameBytes = 0
   private readonly frameBytesMax: number
@@ -46,19 +65,25 @@ export class ZstdPacker {
     })
     this.stream.on('data', (part: Uint8Array) => this.parts.push(part))
     this.stream.on('error', error => this.fail(error))
+    this.now = ImmediateWriter.of(this.stream)
+    this.nowMax = packNowMax(level)
   }
 
   /** The packed bytes of `bytes`, complete for the far side. */
-  pack(bytes: Uint8Array): Promise<Uint8Array[]> {
+  pack(bytes: Uint8Array): Promise<Uint8Array[]> | Uint8Array[] {
+    const ends = this.frameBytes + bytes.length >= this.frameBytesMax
+    this.frameBytes = ends ? 0 : this.frameBytes + bytes.length
+    if (this.now && bytes.length <= this.nowMax && this.waiting.length === 0 && !this.failure) {
+      const flush = ends ? constants.ZSTD_e_end : constants.ZSTD_e_flush
+      const length = this.now.write(flush, bytes, packedNow)
+      if (length >= 0) return [new Uint8Array(packedNow.subarray(0, length))]
+    }
     return new Promise((done, failed) => {
       if (this.failure) {
         failed(this.failure)
         return
       }
       this.waiting.push({ done, failed })
-      this.frameBytes += bytes.length
-      const ends = this.frameBytes >= this.frameBytesMax
-      if (ends) this.frameBytes = 0
       if (ends) {
         this.stream.write(bytes)
         this.stream.flush(constants.ZSTD_e_end, () => this.packed())
@@ -101,6 +126,7 @@ export class ZstdUnpacker {
   private packedLength = 0
   private failure: Error | undefined
   private waiting: Piece | undefined
+  private readonly now: ImmediateWriter | undefined
 
   constructor(windowLogMax: number) {
     this.stream = createZstdDecompress({
@@ -109,14 +135,44 @@ export class ZstdUnpacker {
     })
     this.stream.on('data', (part: Uint8Array) => this.take(part))
     this.stream.on('error', error => this.fail(error))
+    this.now = ImmediateWriter.of(this.stream)
   }
 
   /**
-   * The bytes of one piece. One call at a time.
-   * @param rawLength what the piece must give; more is an error, before memory is spent on it
-   * @throws BATCH_FORMAT (as rejection) where the piece is damaged or gives another length
+   * Unpacks one piece to all of `out`. One call at a time.
+   * @returns undefined where it is done already
+   * @throws BATCH_FORMAT (as rejection) where the piece is damaged or does not give as many bytes
    */
-  unpack(packed: Uint8Array, rawLength: number): Promise<Uint8Array[]> {
+  unpack(packed: Uint8Array, out: Uint8Array): Promise<void> | undefined {
+    if (this.now && out.length <= UNPACK_NOW_MAX && !this.stream.destroyed) return this.unpackNow(this.now, packed, out)
+    return this.unpackLater(packed, out.length).then(parts => {
+      if (this.closed) return // the memory may be another session's already
+      let at = 0
+      for (const part of parts) {
+        out.set(part, at)
+        at += part.length
+      }
+    })
+  }
+
+  private unpackNow(now: ImmediateWriter, packed: Uint8Array, out: Uint8Array): Promise<void> | undefined {
+    const length = now.write(constants.ZSTD_e_flush, packed, out)
+    // the error comes with the next turn
+    if (length < 0) return new Promise((done, failed) => (this.waiting = { done: () => done(), failed }))
+    let what: string | undefined
+    if (now.unused > 0)
+      what =
+        length < out.length ? 'a zstd frame ends within a piece' : `a zstd piece gives more than ${out.length} bytes`
+    else if (length < out.length) what = `a zstd piece gives ${length} bytes instead of ${out.length}`
+    else if (now.write(constants.ZSTD_e_flush, NOTHING, more) > 0)
+      what = `a zstd piece gives more than ${out.length} bytes`
+    if (what === undefined) return undefined
+    this.failure = bad(what)
+    this.stream.destroy()
+    return Promise.reject(this.failure)
+  }
+
+  private unpackLater(packed: Uint8Array, rawLength: number): Promise<Uint8Array[]> {
     return new Promise((done, failed) => {
       if (this.failure) {
         failed(this.failure)
@@ -132,19 +188,23 @@ export class ZstdUnpacker {
           this.fail(error) // also where it was closed meanwhile
           return
         }
-        const parts = this.parts
-        const length = this.length
+        const { parts, length } = this
         this.parts = []
         this.length = 0
-        this.waiting = undefined
-        if (length !== rawLength) failed(bad(`a zstd piece gives ${length} bytes instead of ${rawLength}`))
-        else if (this.stream.bytesWritten !== this.packedLength) failed(bad('a zstd frame ends within a piece'))
-        else done(parts)
+        if (length !== rawLength) this.fail(bad(`a zstd piece gives ${length} bytes instead of ${rawLength}`))
+        else if (this.stream.bytesWritten !== this.packedLength) this.fail(bad('a zstd frame ends within a piece'))
+        else {
+          this.waiting = undefined
+          done(parts)
+        }
       })
     })
   }
 
+  private closed = false
+
   close(): void {
+    this.closed = true
     this.stream.destroy()
   }
 

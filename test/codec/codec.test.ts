@@ -3,6 +3,7 @@
  * decoder beside ours.
  */
 
+import { randomBytes } from 'node:crypto'
 import { zstdCompressSync } from 'node:zlib'
 import fc from 'fast-check'
 import t from 'tap'
@@ -24,6 +25,7 @@ import {
 } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
+import { ImmediateWriter } from '../../src/compression/zlib-now.ts'
 import { ZstdPacker, ZstdUnpacker } from '../../src/compression/zstd-stream.ts'
 import { isProxyError } from '../../src/errors.ts'
 import { BATCH_WIRE_BYTES_MAX } from '../../src/limits.ts'
@@ -312,18 +314,69 @@ t.test('a checksum of which any bit is wrong', async t => {
   t.same(await received(receiver, { flow: 1, migration: 1, bytes: good }), Buffer.from(gives))
 })
 
+/** @returns what a piece gives */
+async function unpacked(unpacker: ZstdUnpacker, piece: Uint8Array, length: number): Promise<Buffer> {
+  const out = Buffer.alloc(length)
+  await unpacker.unpack(piece, out)
+  return out
+}
+
 t.test('a zstd stream that is closed at work', async t => {
-  const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
   const piece = bytes(`28b52ffd 00 68 ${'02001041 '.repeat(8)}`)
-  t.equal(
-    (await unpacker.unpack(piece, 1048576)).reduce((sum, { length }) => sum + length, 0),
-    1048576,
-  )
-  const pending = unpacker.unpack(bytes('02001041 '.repeat(8)), 1048576)
+  const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+  t.ok((await unpacked(unpacker, piece, 1048576)).every(byte => byte === 0x41))
+  const pending = unpacked(unpacker, bytes('02001041 '.repeat(8)), 1048576)
   unpacker.close()
   await t.rejects(pending, { code: 'BATCH_FORMAT' }, 'what waits for it is told')
-  await t.rejects(unpacker.unpack(piece, 1048576), { code: 'BATCH_FORMAT' }, 'and what comes after')
+  await t.rejects(unpacked(unpacker, piece, 1048576), { code: 'BATCH_FORMAT' }, 'and what comes after')
+  await t.rejects(unpacked(unpacker, piece, 4096), { code: 'BATCH_FORMAT' }, 'however little it is')
 })
+
+for (const immediate of [true, false]) {
+  t.test(
+    `pieces of all sizes through one zstd stream${immediate ? '' : ', where Node lets nothing be done on the spot'}`,
+    async t => {
+      const { of } = ImmediateWriter
+      if (!immediate) ImmediateWriter.of = () => undefined
+      t.teardown(() => {
+        ImmediateWriter.of = of
+      })
+      for (const level of [1, 3, 7, 19]) {
+        const packer = new ZstdPacker({ level, minMatch: 0, hashLog: 0, windowLog: 18 })
+        const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+        let now = 0
+        const sizes = [1, 100, 4096, 4097, 8192, 16384, 16385, 32768, 32769, 200_000]
+        for (let i = 0; i < 60; i++) {
+          const size = sizes[(i * 7) % sizes.length]!
+          const piece = i % 3 === 0 ? randomBytes(size) : Buffer.alloc(size, `piece ${i} of ${level} `)
+          const packed = packer.pack(piece)
+          if (Array.isArray(packed)) now++
+          const out = Buffer.alloc(size)
+          const later = unpacker.unpack(Buffer.concat(await packed), out)
+          if (immediate) t.equal(later === undefined, size <= 32768, `${size} bytes come out`)
+          await later
+          t.ok(out.equals(piece), `piece ${i} of ${size} bytes at level ${level}`)
+        }
+        t.equal(now, immediate ? { 1: 36, 3: 30, 7: 18, 19: 0 }[level] : 0, 'so many were packed on the spot')
+        packer.close()
+        unpacker.close()
+      }
+      // damage, and pieces of another length than they promise
+      const frame = zstdCompressSync(Buffer.alloc(3000, 'as it should be '))
+      for (const [piece, length, what] of [
+        [frame, 2999, /more than 2999/],
+        [frame, 3001, /3000 bytes instead of 3001/],
+        [Buffer.concat([frame, frame]), 3000, /more than 3000|ends within|6000 bytes instead/],
+        [Buffer.concat([frame, frame]), 6000, /ends within|instead of 6000/],
+        [Buffer.from('not zstd at all'), 3000, /damaged/],
+      ] as const) {
+        const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+        await t.rejects(unpacked(unpacker, piece, length), { code: 'BATCH_FORMAT', message: what })
+        await t.rejects(unpacked(unpacker, frame, 3000), { code: 'BATCH_FORMAT' }, 'nothing comes after')
+      }
+    },
+  )
+}
 
 t.test('zstd frames end with a piece, and the next piece begins another', async t => {
   const packer = new ZstdPacker({ level: 1, minMatch: 0, hashLog: 0, windowLog: 18 })
@@ -332,14 +385,14 @@ t.test('zstd frames end with a piece, and the next piece begins another', async 
   const packed: Buffer[] = []
   for (let i = 0; i < 80; i++) packed.push(Buffer.concat(await packer.pack(piece(i))))
   for (const [i, bytes] of packed.entries())
-    t.ok(Buffer.concat(await unpacker.unpack(bytes, piece(i).length)).equals(piece(i)), `piece ${i}`)
+    t.ok((await unpacked(unpacker, bytes, piece(i).length)).equals(piece(i)), `piece ${i}`)
   const begins = packed.flatMap((bytes, i) => (bytes.readUInt32LE(0) === 0xfd2fb528 ? [i] : []))
   t.ok(begins.length > 2, 'frames end before zstd has to turn around in its buffer')
   packer.close()
   // two frames in one piece, the length that it promises in the first
   const frame = zstdCompressSync(piece(0))
   for (const length of [piece(0).length, 2 * piece(0).length]) {
-    await t.rejects(new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX).unpack(Buffer.concat([frame, frame]), length), {
+    await t.rejects(unpacked(new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX), Buffer.concat([frame, frame]), length), {
       code: 'BATCH_FORMAT',
     })
     const batch = handBatch(length, 0n, [
