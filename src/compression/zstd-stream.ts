@@ -4,7 +4,8 @@
  * streams run side by side.
  *
  * A frame ends before zstd's input buffer (window and a block) wraps around: behind that zstd looks for matches in two
- * segments, at half the speed (docs/adr/0004-compression.md). The next frame begins in the same memory.
+ * segments, at half the speed (docs/adr/0004-compression.md). The next frame begins in the same memory. Only where Node
+ * lets us end a frame on the spot: its streams cannot do so reliably.
  */
 import { constants, createZstdCompress, createZstdDecompress, type ZstdCompress, type ZstdDecompress } from 'node:zlib'
 import { ProxyError } from '../errors.ts'
@@ -42,7 +43,8 @@ export class ZstdPacker {
   private readonly stream: ZstdCompress
   private parts: Uint8Array[] = []
   private failure: Error | undefined
-  private readonly waiting: Piece[] = []
+  /** The first is in the thread pool. */
+  private readonly waiting: (Piece & { readonly bytes: Uint8Array })[] = []
   private readonly now: ImmediateWriter | undefined
   private readonly nowMax: number
   /** Bytes in the frame so far, and how many end it: the next piece would seldom fit. */
@@ -52,7 +54,6 @@ export class ZstdPacker {
   constructor(settings: ZstdSettings) {
     this.settings = settings
     const { level, minMatch, hashLog, windowLog } = settings
-    this.frameBytesMax = 0.75 * 2 ** windowLog
     this.stream = createZstdCompress({
       chunkSize: CHUNK_BYTES,
       flush: constants.ZSTD_e_flush, // every write: a call of its own would be another trip to the thread pool
@@ -67,14 +68,13 @@ export class ZstdPacker {
     this.stream.on('error', error => this.fail(error))
     this.now = ImmediateWriter.of(this.stream)
     this.nowMax = packNowMax(level)
+    this.frameBytesMax = this.now ? 0.75 * 2 ** windowLog : Number.POSITIVE_INFINITY
   }
 
   /** The packed bytes of `bytes`, complete for the far side. */
   pack(bytes: Uint8Array): Promise<Uint8Array[]> | Uint8Array[] {
-    const ends = this.frameBytes + bytes.length >= this.frameBytesMax
-    this.frameBytes = ends ? 0 : this.frameBytes + bytes.length
     if (this.now && bytes.length <= this.nowMax && this.waiting.length === 0 && !this.failure) {
-      const flush = ends ? constants.ZSTD_e_end : constants.ZSTD_e_flush
+      const flush = this.ends(bytes.length) ? constants.ZSTD_e_end : constants.ZSTD_e_flush
       const length = this.now.write(flush, bytes, packedNow)
       if (length >= 0) return [new Uint8Array(packedNow.subarray(0, length))]
     }
@@ -83,21 +83,39 @@ export class ZstdPacker {
         failed(this.failure)
         return
       }
-      this.waiting.push({ done, failed })
-      if (ends) {
-        this.stream.write(bytes)
-        this.stream.flush(constants.ZSTD_e_end, () => this.packed())
-      } else this.stream.write(bytes, error => (error ? this.fail(error) : this.packed()))
+      this.waiting.push({ bytes, done, failed })
+      if (this.waiting.length === 1) this.packLater(bytes)
     })
   }
 
-  /** The oldest piece is done. */
-  private packed(): void {
-    const parts = this.parts
-    this.parts = []
-    const piece = this.waiting.shift()
-    piece?.done(parts)
-    if (piece?.last) this.close()
+  private packLater(bytes: Uint8Array): void {
+    const ends = this.ends(bytes.length)
+    this.stream.write(bytes, error => {
+      if (error) {
+        this.fail(error)
+        return
+      }
+      // Not by flush(): Node asks again where the frame's end has just filled its buffer, and gets another frame, empty.
+      if (ends) {
+        const length = this.now!.write(constants.ZSTD_e_end, NOTHING, packedNow)
+        if (length < 0) return // the stream's error follows
+        this.parts.push(new Uint8Array(packedNow.subarray(0, length)))
+      }
+      const { parts } = this
+      this.parts = []
+      const piece = this.waiting.shift()
+      const [next] = this.waiting
+      piece?.done(parts)
+      if (piece?.last) this.close()
+      else if (next) this.packLater(next.bytes)
+    })
+  }
+
+  /** Whether a frame ends with the next bytes, so many. */
+  private ends(bytes: number): boolean {
+    const ends = this.frameBytes + bytes >= this.frameBytesMax
+    this.frameBytes = ends ? 0 : this.frameBytes + bytes
+    return ends
   }
 
   /** Gives up at once. */

@@ -378,6 +378,17 @@ for (const immediate of [true, false]) {
   )
 }
 
+t.test('a zstd frame whose end just fills the output buffer of a Node stream', async t => {
+  // one of these sizes leaves three bytes of 64 KiB for the three bytes of the end
+  for (let size = 262_144 - 64; size <= 262_144; size++) {
+    const packer = new ZstdPacker({ level: 1, minMatch: 0, hashLog: 0, windowLog: 18 })
+    const piece = randomBytes(size)
+    const packed = Buffer.concat(await packer.pack(piece))
+    t.ok((await unpacked(new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX), packed, size)).equals(piece), `${size} bytes`)
+    packer.close()
+  }
+})
+
 t.test('zstd frames end with a piece, and the next piece begins another', async t => {
   const packer = new ZstdPacker({ level: 1, minMatch: 0, hashLog: 0, windowLog: 18 })
   const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
