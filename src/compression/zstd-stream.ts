@@ -1,7 +1,7 @@
 /**
  * zstd in pieces: each piece is flushed, so that the far side gets all of it, and the window reaches back over the pieces
- * before. Small pieces are done on the spot, large ones in libuv's thread pool; pieces of one stream keep their order,
- * streams run side by side.
+ * before. Small pieces are packed on the spot, large ones in libuv's thread pool, stream beside stream; pieces of one stream
+ * keep their order. All are unpacked on the spot: that takes less than the trip to the pool and back.
  *
  * A frame ends before zstd's input buffer (window and a block) wraps around: behind that zstd looks for matches in two
  * segments, at half the speed (docs/adr/0004-compression.md). The next frame begins in the same memory. Only where Node
@@ -21,8 +21,6 @@ function packNowMax(level: number): number {
   if (level <= 3) return 8192
   return level <= 7 ? 4096 : 0
 }
-/** The same for unpacking, by the bytes that come out. */
-const UNPACK_NOW_MAX = 32768
 
 /** Room for the largest piece that is packed on the spot, whatever its bytes. */
 const packedNow = Buffer.alloc(2 * 16384)
@@ -162,7 +160,7 @@ export class ZstdUnpacker {
    * @throws BATCH_FORMAT (as rejection) where the piece is damaged or does not give as many bytes
    */
   unpack(packed: Uint8Array, out: Uint8Array): Promise<void> | undefined {
-    if (this.now && out.length <= UNPACK_NOW_MAX && !this.stream.destroyed) return this.unpackNow(this.now, packed, out)
+    if (this.now && !this.stream.destroyed) return this.unpackNow(this.now, packed, out)
     return this.unpackLater(packed, out.length).then(parts => {
       if (this.closed) return // the memory may be another session's already
       let at = 0
