@@ -7,7 +7,9 @@
  * segments, at half the speed (docs/adr/0004-compression.md). The next frame begins in the same memory. Only where Node
  * lets us end a frame on the spot: its streams cannot do so reliably.
  */
+import { availableParallelism } from 'node:os'
 import { constants, createZstdCompress, createZstdDecompress, type ZstdCompress, type ZstdDecompress } from 'node:zlib'
+import { BATCH_RAW_MAX } from '../codec/wire.ts'
 import { ProxyError } from '../errors.ts'
 import type { ZstdSettings } from './effort.ts'
 import { ImmediateWriter } from './zlib-now.ts'
@@ -15,15 +17,19 @@ import { ImmediateWriter } from './zlib-now.ts'
 /** Output buffers of zlib: larger ones save calls, a piece seldom needs more than one. */
 const CHUNK_BYTES = 65536
 
-/** Pieces up to this are packed on the spot: at the level's speed they take less than the trip to the pool. */
+/**
+ * Pieces up to this are packed on the spot: at the level's speed they take less than the trip to the pool. With so few cores
+ * that another thread only takes turns with this one, all are, but for levels that would hold everything up.
+ */
 function packNowMax(level: number): number {
+  if (level <= 3 && availableParallelism() <= 2) return BATCH_RAW_MAX
   if (level <= 1) return 16384
   if (level <= 3) return 8192
   return level <= 7 ? 4096 : 0
 }
 
-/** Room for the largest piece that is packed on the spot, whatever its bytes. */
-const packedNow = Buffer.alloc(2 * 16384)
+/** Room for any piece, whatever its bytes: zstd adds less than one in 256, and a head. */
+const packedNow = Buffer.allocUnsafeSlow(BATCH_RAW_MAX + BATCH_RAW_MAX / 256 + 1024)
 
 interface Piece {
   readonly done: (parts: Uint8Array[]) => void

@@ -365,7 +365,7 @@ for (const immediate of [true, false]) {
           await later
           t.ok(out.equals(piece), `piece ${i} of ${size} bytes at level ${level}`)
         }
-        t.equal(now, immediate ? { 1: 36, 3: 30, 7: 18, 19: 0 }[level] : 0, 'so many were packed on the spot')
+        t.equal(now > 0, immediate && level < 19, 'some were packed on the spot')
         packer.close()
         unpacker.close()
       }
