@@ -19,19 +19,34 @@ const SETTLE_BATCHES = 3
 /** Above this share of CPU waiting the level before is tried first, below it the next one. */
 const CPU_SHARE_DOWN = 0.4
 /** Above this one the next level is not tried at all: the link has room for what there is. */
-const CPU_SHARE_UP_MAX = 0.7
-/** Below this share the link alone holds things up: fewer bytes cannot be worse. */
-const CPU_SHARE_LINK_ALONE = 0.15
-/** Rates of two samples that differ by less are the same: then the level that sends fewer bytes is the better one. */
+const CPU_SHARE_UP_MAX = 0.5
+/**
+ * More effort is right where the link is as full with it as it was before: then it carries more pages, whatever they are.
+ * Where it is not, something else was waited for: this side's CPU, or the far side. Part of the bytes before that must
+ * still go out; less is noise.
+ */
+const STILL_FULL = 0.85
+/** Or so many more raw bytes get through: the CPU is the limit now, but it was a good trade. */
+const RAW_GAIN = 1.1
+/** Less effort is right where more raw bytes get through; less than this is noise. */
 const RATE_NOISE = 0.03
 /** A level that proved slower is tried again after this time, doubled each time it fails again. */
 const RETRY_MS = 1000
 const RETRY_MAX_MS = 30_000
+/** Where the CPU was not waited for the trial cost nothing, and a queue that was just filling may have spoilt it. */
+const CPU_SHARE_LINK_ALONE = 0.15
+const RETRY_ALONE_MS = 200
 
 /** Where `auto` begins: fast enough that the first moments of a fast link are not lost. */
 const LEVEL_START = 1
 /** The last level costs ten times the one before for two or three percent: only who asks for it gets it. */
 const LEVEL_AUTO_MAX = EFFORT_MAX - 1
+
+/** Bytes a millisecond. */
+interface Rate {
+  readonly raw: number
+  readonly packed: number
+}
 
 export class EffortController {
   private readonly fixed: Effort | undefined
@@ -42,10 +57,14 @@ export class EffortController {
   private cpuMs = 0
   /** Of this sample. */
   private rawBytes = 0
+  private packedBytes = 0
+  /** Bytes that wait for the link or are under way: now, and when the sample began. */
+  private waitingBytes = 0
+  private waitedBytes = 0
   private batches = 0
   private settling = 0
-  /** The level before, and what got through there, raw bytes a millisecond, until the present one is judged. */
-  private before: { readonly level: number; readonly rate: number } | undefined
+  /** The level before, and what got through there, bytes a millisecond, until the present one is judged. */
+  private before: { readonly level: number; readonly rate: Rate } | undefined
   /** By level: not to be moved to before this time. */
   private readonly retryAtMs = new Float64Array(EFFORT_MAX + 1)
   private readonly retryMs = new Float64Array(EFFORT_MAX + 1).fill(RETRY_MS)
@@ -61,29 +80,35 @@ export class EffortController {
     return urgent && effort.level > LEVEL_START ? EFFORTS[LEVEL_START]! : effort
   }
 
-  /** A batch of so many raw bytes is on its way. */
-  sent(rawBytes: number): void {
+  /** A batch is on its way: its raw bytes, and what they became. */
+  sent(rawBytes: number, packedBytes: number): void {
+    this.waitingBytes += packedBytes
     if (this.settling > 0) {
       this.settling--
       this.beginSample()
     } else {
       this.rawBytes += rawBytes
+      this.packedBytes += packedBytes
       this.batches++
     }
   }
 
-  /** Tells what the encoding side waits for from now on. */
-  wait(state: Waiting, nowMs: number): void {
+  /**
+   * Tells what the encoding side waits for from now on.
+   * @param waitingBytes that have been sent and have not arrived
+   */
+  wait(state: Waiting, nowMs: number, waitingBytes: number): void {
     const elapsed = nowMs - this.sinceMs
     this.sinceMs = nowMs
     if (this.state === 'wan') this.wanMs += elapsed
     else if (this.state === 'cpu') this.cpuMs += elapsed
     this.state = state
+    this.waitingBytes = waitingBytes
     const total = this.wanMs + this.cpuMs
     if (total < SAMPLE_MS || this.settling > 0) return
     if (this.batches < SAMPLE_BATCHES && total < SAMPLE_MAX_MS) return
     const cpuShare = this.cpuMs / total
-    const rate = this.rawBytes / total
+    const rate = { raw: this.rawBytes / total, packed: (this.packedBytes + this.waitedBytes - waitingBytes) / total }
     this.beginSample()
     this.decide(cpuShare, rate, nowMs)
   }
@@ -92,20 +117,23 @@ export class EffortController {
     this.wanMs = 0
     this.cpuMs = 0
     this.rawBytes = 0
+    this.packedBytes = 0
+    this.waitedBytes = this.waitingBytes
     this.batches = 0
   }
 
-  private decide(cpuShare: number, rate: number, nowMs: number): void {
+  private decide(cpuShare: number, rate: Rate, nowMs: number): void {
     const { level, before } = this
     this.before = undefined
     if (before !== undefined) {
-      const rose = before.level < level
-      const better = rose
-        ? rate > before.rate * (1 - RATE_NOISE) || cpuShare < CPU_SHARE_LINK_ALONE // whatever the sample says
-        : rate > before.rate * (1 + RATE_NOISE)
+      const better =
+        before.level < level
+          ? rate.packed > before.rate.packed * STILL_FULL || rate.raw > before.rate.raw * RAW_GAIN
+          : rate.raw > before.rate.raw * (1 + RATE_NOISE)
       if (!better) {
-        this.retryAtMs[level] = nowMs + this.retryMs[level]!
-        this.retryMs[level] = Math.min(RETRY_MAX_MS, this.retryMs[level]! * 2)
+        const alone = cpuShare < CPU_SHARE_LINK_ALONE
+        this.retryAtMs[level] = nowMs + (alone ? RETRY_ALONE_MS : this.retryMs[level]!)
+        if (!alone) this.retryMs[level] = Math.min(RETRY_MAX_MS, this.retryMs[level]! * 2)
         this.moveTo(before.level)
         return
       }

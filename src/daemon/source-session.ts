@@ -203,7 +203,7 @@ export class SourceSession implements LinkSink {
         this.underWayBytes -= rawLength
         this.packedShare += (packedLength / rawLength - this.packedShare) * SHARE_STEP
         options.session.sendBatch(flow.number, rawLength, parts)
-        options.effort.sent(rawLength)
+        options.effort.sent(rawLength, packedLength)
         if (flow.migration) this.follow(flow.migration)
         flow.afterBatch()
         this.wake()
@@ -526,7 +526,8 @@ export class SourceSession implements LinkSink {
           else if (flow.gathers) this.wake()
           else if (flow.mayIdle) idle = true
         }
-        effort.wait(!wanted ? 'wan' : waiting || this.outbound.underWay >= UNDER_WAY_MAX ? 'cpu' : 'source', nowMs)
+        const state = !wanted ? 'wan' : waiting || this.outbound.underWay >= UNDER_WAY_MAX ? 'cpu' : 'source'
+        effort.wait(state, nowMs, session.waitingBytes)
         break
       }
       const flow = this.flows.get(picked)!

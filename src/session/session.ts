@@ -1107,6 +1107,11 @@ export class Session {
     return Math.max(0, Math.min(room, BULK_BYTES_MAX - this.unackedBytes - this.queuedBytes))
   }
 
+  /** WAN bytes that were handed in, and that the peer has not acknowledged. */
+  get waitingBytes(): number {
+    return this.queuedBytes + this.unackedBytes
+  }
+
   /**
    * WAN bytes of room that are worth waiting for: room comes in small steps, and a batch costs both sides the same
    * whatever it holds. What the link takes in a part of the queue target, never more than half of what room can become.
