@@ -1,6 +1,6 @@
 /** What became of a channel's bytes: counted by the encoder, printed by summaries, `estimate` and metrics. */
 
-import { COLUMN_COUNT } from './wire.ts'
+import { COLUMN_COUNT, PAGE_SIZE } from './wire.ts'
 
 /** Counts of pages and bytes by class. All plain numbers, so that they add up and print as JSON. */
 export class BatchStats {
@@ -35,6 +35,11 @@ export class BatchStats {
   other = 0
   /** Packed bytes by column. */
   columns = new Float64Array(COLUMN_COUNT)
+
+  /** Raw bytes that cost time: of pages that were not known as a whole, and of what is no page. */
+  get newBytes(): number {
+    return (this.patchPages + this.newPages + this.densePages) * PAGE_SIZE + this.other
+  }
 
   /** Adds another's counts to these. */
   add(from: BatchStats): void {

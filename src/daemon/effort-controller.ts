@@ -16,6 +16,8 @@ const SAMPLE_BATCHES = 8
 const SAMPLE_MAX_MS = 400
 /** Batches of the level before that may come out after a change: what the packer holds. */
 const SETTLE_BATCHES = 3
+/** Of the first batches nothing is learned: the link's window grows, and V8 is still compiling, on both sides. */
+const START_BATCHES = 16
 /** Above this share of CPU waiting the level before is tried first, below it the next one. */
 const CPU_SHARE_DOWN = 0.4
 /** Above this one the next level is not tried at all: the link has room for what there is. */
@@ -26,10 +28,14 @@ const CPU_SHARE_UP_MAX = 0.5
  * still go out; less is noise.
  */
 const STILL_FULL = 0.85
-/** Or so many more raw bytes get through: the CPU is the limit now, but it was a good trade. */
-const RAW_GAIN = 1.1
-/** Less effort is right where more raw bytes get through; less than this is noise. */
+/** Or so much more work gets through: the CPU is the limit now, but it was a good trade. */
+const WORK_GAIN = 1.1
+/** Less effort is right where more work gets through; less than this is noise. */
 const RATE_NOISE = 0.03
+/** Work is counted in bytes of new pages: a byte of known ones, which need no packing, is so much. */
+const KNOWN_WORK = 0.15
+/** How fast it is forgotten, sample by sample, how full the link once was. */
+const FULL_DECAY = 0.98
 /** A level that proved slower is tried again after this time, doubled each time it fails again. */
 const RETRY_MS = 1000
 const RETRY_MAX_MS = 30_000
@@ -44,7 +50,10 @@ const LEVEL_AUTO_MAX = EFFORT_MAX - 1
 
 /** Bytes a millisecond. */
 interface Rate {
-  readonly raw: number
+  readonly work: number
+  /** Packed bytes that were handed in ... */
+  readonly made: number
+  /** ... and that arrived at the other side. */
   readonly packed: number
 }
 
@@ -56,13 +65,15 @@ export class EffortController {
   private wanMs = 0
   private cpuMs = 0
   /** Of this sample. */
-  private rawBytes = 0
+  private work = 0
   private packedBytes = 0
   /** Bytes that wait for the link or are under way: now, and when the sample began. */
   private waitingBytes = 0
   private waitedBytes = 0
   private batches = 0
-  private settling = 0
+  private settling = START_BATCHES
+  /** The most that the link was seen to take lately, packed bytes a millisecond. */
+  private full = 0
   /** The level before, and what got through there, bytes a millisecond, until the present one is judged. */
   private before: { readonly level: number; readonly rate: Rate } | undefined
   /** By level: not to be moved to before this time. */
@@ -80,14 +91,14 @@ export class EffortController {
     return urgent && effort.level > LEVEL_START ? EFFORTS[LEVEL_START]! : effort
   }
 
-  /** A batch is on its way: its raw bytes, and what they became. */
-  sent(rawBytes: number, packedBytes: number): void {
+  /** A batch is on its way: its raw bytes, those of them that cost time (BatchStats.newBytes), and what they became. */
+  sent(rawBytes: number, newBytes: number, packedBytes: number): void {
     this.waitingBytes += packedBytes
     if (this.settling > 0) {
       this.settling--
       this.beginSample()
     } else {
-      this.rawBytes += rawBytes
+      this.work += newBytes + (rawBytes - newBytes) * KNOWN_WORK
       this.packedBytes += packedBytes
       this.batches++
     }
@@ -108,7 +119,11 @@ export class EffortController {
     if (total < SAMPLE_MS || this.settling > 0) return
     if (this.batches < SAMPLE_BATCHES && total < SAMPLE_MAX_MS) return
     const cpuShare = this.cpuMs / total
-    const rate = { raw: this.rawBytes / total, packed: (this.packedBytes + this.waitedBytes - waitingBytes) / total }
+    const rate = {
+      work: this.work / total,
+      made: this.packedBytes / total,
+      packed: (this.packedBytes + this.waitedBytes - waitingBytes) / total,
+    }
     this.beginSample()
     this.decide(cpuShare, rate, nowMs)
   }
@@ -116,7 +131,7 @@ export class EffortController {
   private beginSample(): void {
     this.wanMs = 0
     this.cpuMs = 0
-    this.rawBytes = 0
+    this.work = 0
     this.packedBytes = 0
     this.waitedBytes = this.waitingBytes
     this.batches = 0
@@ -125,25 +140,32 @@ export class EffortController {
   private decide(cpuShare: number, rate: Rate, nowMs: number): void {
     const { level, before } = this
     this.before = undefined
+    this.full = Math.max(this.full * FULL_DECAY, rate.packed)
     if (before !== undefined) {
       const better =
         before.level < level
-          ? rate.packed > before.rate.packed * STILL_FULL || rate.raw > before.rate.raw * RAW_GAIN
-          : rate.raw > before.rate.raw * (1 + RATE_NOISE)
+          ? rate.made > before.rate.packed * STILL_FULL || rate.work > before.rate.work * WORK_GAIN
+          : rate.work > before.rate.work * (1 + RATE_NOISE)
       if (!better) {
-        const alone = cpuShare < CPU_SHARE_LINK_ALONE
-        this.retryAtMs[level] = nowMs + (alone ? RETRY_ALONE_MS : this.retryMs[level]!)
-        if (!alone) this.retryMs[level] = Math.min(RETRY_MAX_MS, this.retryMs[level]! * 2)
+        this.leave(level, cpuShare, nowMs)
         this.moveTo(before.level)
         return
       }
       this.retryMs[level] = RETRY_MS
+      if (before.level > level) this.leave(before.level, 1, nowMs)
     }
-    const down = cpuShare > CPU_SHARE_DOWN && this.mayTry(level - 1, nowMs)
+    const down = cpuShare > CPU_SHARE_DOWN && rate.packed < this.full * STILL_FULL && this.mayTry(level - 1, nowMs)
     const up = !down && cpuShare < CPU_SHARE_UP_MAX && this.mayTry(level + 1, nowMs)
     if (!down && !up) return
     this.before = { level, rate }
     this.moveTo(down ? level - 1 : level + 1)
+  }
+
+  /** A level was worse than its neighbour: not again for a while. */
+  private leave(level: number, cpuShare: number, nowMs: number): void {
+    const alone = cpuShare < CPU_SHARE_LINK_ALONE
+    this.retryAtMs[level] = nowMs + (alone ? RETRY_ALONE_MS : this.retryMs[level]!)
+    if (!alone) this.retryMs[level] = Math.min(RETRY_MAX_MS, this.retryMs[level]! * 2)
   }
 
   private mayTry(level: number, nowMs: number): boolean {

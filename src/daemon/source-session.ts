@@ -196,14 +196,14 @@ export class SourceSession implements LinkSink {
     this.outbound = new Outbound(
       options.pool,
       options.seed,
-      (encoder, rawLength, parts, packedLength) => {
+      (encoder, rawLength, parts, packedLength, newBytes) => {
         const flow = (encoder as ChannelEncoder).owner
         flow.underWay--
         flow.underWayBytes -= rawLength
         this.underWayBytes -= rawLength
         this.packedShare += (packedLength / rawLength - this.packedShare) * SHARE_STEP
         options.session.sendBatch(flow.number, rawLength, parts)
-        options.effort.sent(rawLength, packedLength)
+        options.effort.sent(rawLength, newBytes, packedLength)
         if (flow.migration) this.follow(flow.migration)
         flow.afterBatch()
         this.wake()
@@ -505,6 +505,7 @@ export class SourceSession implements LinkSink {
     const nowMs = now()
     const candidates: number[] = []
     let idle = false
+    let encoded = false
     const quantum = Math.min(session.bulkQuantum(), GATHER_BYTES * this.packedShare)
     while (true) {
       const room = session.bulkRoom(nowMs) - this.underWayBytes * this.packedShare
@@ -527,10 +528,12 @@ export class SourceSession implements LinkSink {
           else if (flow.mayIdle) idle = true
         }
         const state = !wanted ? 'wan' : waiting || this.outbound.underWay >= UNDER_WAY_MAX ? 'cpu' : 'source'
-        effort.wait(state, nowMs, session.waitingBytes)
+        effort.wait(state, encoded ? now() : nowMs, session.waitingBytes)
         break
       }
       const flow = this.flows.get(picked)!
+      if (!encoded) effort.wait('cpu', nowMs, session.waitingBytes)
+      encoded = true
       this.underWayBytes += flow.encode(effort.effort(flow.migration!.urgent))
     }
     if (idle && !this.idleTimer) this.idleTimer = setTimeout(() => this.releaseIdle(), IDLE_MS)

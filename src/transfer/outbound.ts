@@ -10,14 +10,23 @@ import type { Effort } from '../compression/effort.ts'
 import { ProxyError } from '../errors.ts'
 import type { Pool } from './pool.ts'
 
-/** Takes finished batches, in order. `parts` are not written again. */
-export type BatchSink = (flow: FlowEncoder, rawLength: number, parts: Uint8Array[], packedLength: number) => void
+/**
+ * Takes finished batches, in order. `parts` are not written again. `newBytes`: as BatchStats counts them.
+ */
+export type BatchSink = (
+  flow: FlowEncoder,
+  rawLength: number,
+  parts: Uint8Array[],
+  packedLength: number,
+  newBytes: number,
+) => void
 
 interface Work {
   readonly flow: FlowEncoder
   readonly workspace: Workspace
   readonly rawLength: number
   readonly checksum: Uint8Array
+  readonly newBytes: number
   columns: PackedColumn[] | undefined
 }
 
@@ -72,13 +81,15 @@ export class Outbound {
    */
   encode(flow: FlowEncoder, effort: Effort, release: boolean): number {
     const workspace = this.free.pop()!
+    const newBefore = flow.stats.newBytes
     const rawLength = this.encoder.encode(flow, workspace, { longMatch: effort.longMatch, release })
     if (rawLength === 0) {
       this.free.push(workspace)
       return 0
     }
     const checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
-    const work: Work = { flow, workspace, rawLength, checksum, columns: undefined }
+    const newBytes = flow.stats.newBytes - newBefore
+    const work: Work = { flow, workspace, rawLength, checksum, newBytes, columns: undefined }
     this.work.push(work)
     this.packer.pack(workspace, effort).then(
       columns => {
@@ -120,7 +131,7 @@ export class Outbound {
 
   private drain(): void {
     while (this.work[0]?.columns !== undefined && !this.closed) {
-      const { flow, workspace, rawLength, checksum, columns } = this.work.shift()!
+      const { flow, workspace, rawLength, checksum, newBytes, columns } = this.work.shift()!
       const parts = assembleBatch(rawLength, checksum, columns!)
       let packedLength = parts[0]!.length
       for (const column of columns!) {
@@ -129,7 +140,7 @@ export class Outbound {
       }
       flow.stats.packedBytes += packedLength
       this.free.push(workspace)
-      this.sink(flow, rawLength, parts, packedLength)
+      this.sink(flow, rawLength, parts, packedLength, newBytes)
     }
     for (const done of this.waiters.splice(0)) done()
   }
