@@ -30,6 +30,12 @@ const CPU_SHARE_UP_MAX = 0.5
 const STILL_FULL = 0.85
 /** Or so much more work gets through: the CPU is the limit now, but it was a good trade. */
 const WORK_GAIN = 1.1
+/**
+ * Or as much work, for far fewer bytes: so on a machine whose CPU is shared with the guest, where neither link nor CPU is
+ * ever busy all the time.
+ */
+const SAME_WORK = 0.97
+const FAR_FEWER = 0.8
 /** Less effort is right where more work gets through; less than this is noise. */
 const RATE_NOISE = 0.03
 /** Work is counted in bytes of new pages: a byte of known ones, which need no packing, is so much. */
@@ -143,9 +149,7 @@ export class EffortController {
     this.full = Math.max(this.full * FULL_DECAY, rate.packed)
     if (before !== undefined) {
       const better =
-        before.level < level
-          ? rate.made > before.rate.packed * STILL_FULL || rate.work > before.rate.work * WORK_GAIN
-          : rate.work > before.rate.work * (1 + RATE_NOISE)
+        before.level < level ? isWorthMore(rate, before.rate) : rate.work > before.rate.work * (1 + RATE_NOISE)
       if (!better) {
         this.leave(level, cpuShare, nowMs)
         this.moveTo(before.level)
@@ -176,4 +180,10 @@ export class EffortController {
     this.level = level
     this.settling = SETTLE_BATCHES
   }
+}
+
+/** Whether more effort, which gave `now`, is better than what gave `before`. */
+function isWorthMore(now: Rate, before: Rate): boolean {
+  if (now.made > before.packed * STILL_FULL || now.work > before.work * WORK_GAIN) return true
+  return now.work > before.work * SAME_WORK && now.made * before.work < before.made * now.work * FAR_FEWER
 }

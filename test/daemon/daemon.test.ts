@@ -67,16 +67,26 @@ t.test('effort follows what the encoder waits for', t => {
     level => (level > 1 ? 200 : 400),
   )
   t.equal(slower.effort(false).level, 1, 'both waited for, and the link runs empty: back again')
-  const far = new EffortController('auto')
+  const slowFar = new EffortController('auto')
   run(
-    far,
+    slowFar,
     0,
     60_000,
     () => 'wan',
-    () => 1000,
+    level => (level > 1 ? 960 : 1000),
     level => 1000 / (level + 1),
   )
-  t.equal(far.effort(false).level, 1, 'the far side takes no more, however few bytes: back again')
+  t.equal(slowFar.effort(false).level, 1, 'the far side takes no more, however few bytes: back again')
+  const fewer = new EffortController('auto')
+  run(
+    fewer,
+    0,
+    20_000,
+    both,
+    () => 1000,
+    level => [900, 400, 280, 265, 250][level]!,
+  )
+  t.equal(fewer.effort(false).level, 4, 'as much for far fewer bytes, or for as many: up')
   const trade = new EffortController('auto')
   run(
     trade,
