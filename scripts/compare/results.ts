@@ -83,7 +83,7 @@ export interface Run {
   readonly passes: number | null
   /** query-migrate ram.transferred. */
   readonly qemuBytes: number | null
-  /** User and system CPU time of every process that takes part, by part: 'source qemu', 'destination qemu', 'source proxy', 'destination proxy', 'zstd'. */
+  /** User and system CPU time of every process that takes part, without the guests' vCPUs, by part: 'source qemu', 'destination qemu', 'source proxy', 'destination proxy', 'zstd'. */
   readonly cpuSeconds: Readonly<Record<string, number>>
   /** Work that the guest did a second while it migrated, as a part of what it did before; null where it is not known. */
   readonly guestSpeed: number | null
