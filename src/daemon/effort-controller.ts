@@ -43,7 +43,7 @@ const KNOWN_WORK = 0.15
 /** How fast it is forgotten, sample by sample, how full the link once was. */
 const FULL_DECAY = 0.98
 /** A level that proved slower is tried again after this time, doubled each time it fails again. */
-const RETRY_MS = 1000
+const RETRY_MS = 400
 const RETRY_MAX_MS = 30_000
 /** Where the CPU was not waited for the trial cost nothing, and a queue that was just filling may have spoilt it. */
 const CPU_SHARE_LINK_ALONE = 0.15

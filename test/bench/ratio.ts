@@ -194,6 +194,12 @@ async function main(): Promise<void> {
   const same = await build('same', ['nginx-k2'], 1)
   for (const target of TARGETS)
     await ladder('pages of 2 or more of 4 other guests', target, shared, await setFile(shared), [0, 1, 2, 3, 4, 5])
+  for (const target of TARGETS) {
+    const guests = [...OTHERS, ...TARGETS.filter(other => other !== target)]
+    const most = await build(`not-${target}`, guests, 2)
+    process.stderr.write(`templates of 2 or more of ${guests.join(', ')}: ${statSync(await setFile(most)).size} bytes\n`)
+    await ladder('pages of 2 or more of 6 other guests', target, most, await setFile(most), [2, 3, 4, 5])
+  }
   await ladder('all unique pages of 4 other guests', 'nginx-k2', all, await setFile(all), [2, 3, 4])
   await ladder('the same guest a minute later', 'nginx-k2-again', same, await setFile(same), [2, 3, 4])
   for (const stream of ['nginx-k2-limited', 'postgres-limited']) await dirtyRounds(stream, shared)
