@@ -197,7 +197,9 @@ async function main(): Promise<void> {
   for (const target of TARGETS) {
     const guests = [...OTHERS, ...TARGETS.filter(other => other !== target)]
     const most = await build(`not-${target}`, guests, 2)
-    process.stderr.write(`templates of 2 or more of ${guests.join(', ')}: ${statSync(await setFile(most)).size} bytes\n`)
+    process.stderr.write(
+      `templates of 2 or more of ${guests.join(', ')}: ${statSync(await setFile(most)).size} bytes\n`,
+    )
     await ladder('pages of 2 or more of 6 other guests', target, most, await setFile(most), [2, 3, 4, 5])
   }
   await ladder('all unique pages of 4 other guests', 'nginx-k2', all, await setFile(all), [2, 3, 4])
