@@ -20,6 +20,8 @@ const SETTLE_BATCHES = 3
 const START_BATCHES = 16
 /** Above this share of CPU waiting the level before is tried first, below it the next one. */
 const CPU_SHARE_DOWN = 0.4
+/** Above this one the link has room, whatever it was seen to take: it may never have been full. */
+const CPU_SHARE_NEVER_FULL = 0.9
 /** Above this one the next level is not tried at all: the link has room for what there is. */
 const CPU_SHARE_UP_MAX = 0.5
 /**
@@ -36,8 +38,8 @@ const WORK_GAIN = 1.1
  */
 const SAME_WORK = 0.97
 const FAR_FEWER = 0.8
-/** Less effort is right where more work gets through; less than this is noise. */
-const RATE_NOISE = 0.03
+/** Less effort is right where so much more work gets through: what is less is noise, and not worth the bytes. */
+const LESS_EFFORT_GAIN = 1.1
 /** Work is counted in bytes of new pages: a byte of known ones, which need no packing, is so much. */
 const KNOWN_WORK = 0.15
 /** How fast it is forgotten, sample by sample, how full the link once was. */
@@ -49,8 +51,11 @@ const RETRY_MAX_MS = 30_000
 const CPU_SHARE_LINK_ALONE = 0.15
 const RETRY_ALONE_MS = 200
 
-/** Where `auto` begins: fast enough that the first moments of a fast link are not lost. */
+/** Where `auto` begins: fast enough that the first moments of a fast link are not lost. Guests that wait get no more. */
 const LEVEL_START = 1
+/** And where it begins between sites: links as long as this are seldom faster than that level encodes. */
+const LEVEL_START_FAR = 2
+const FAR_RTT_MS = 5
 /** The last level costs ten times the one before for two or three percent: only who asks for it gets it. */
 const LEVEL_AUTO_MAX = EFFORT_MAX - 1
 
@@ -66,6 +71,7 @@ interface Rate {
 export class EffortController {
   private readonly fixed: Effort | undefined
   private level = LEVEL_START
+  private begun = false
   private state: Waiting = 'source'
   private sinceMs = 0
   private wanMs = 0
@@ -89,6 +95,12 @@ export class EffortController {
   /** @param level a fixed level, or auto */
   constructor(level: number | 'auto') {
     this.fixed = level === 'auto' ? undefined : EFFORTS[level]
+  }
+
+  /** The first migration of a session begins. @param rttMs of the link, 0 where it is not known */
+  begin(rttMs: number): void {
+    if (!this.begun && rttMs >= FAR_RTT_MS) this.level = LEVEL_START_FAR
+    this.begun = true
   }
 
   /** The effort of the next batch. `urgent`: a guest waits for it, so nothing slow. */
@@ -149,7 +161,7 @@ export class EffortController {
     this.full = Math.max(this.full * FULL_DECAY, rate.packed)
     if (before !== undefined) {
       const better =
-        before.level < level ? isWorthMore(rate, before.rate) : rate.work > before.rate.work * (1 + RATE_NOISE)
+        before.level < level ? isWorthMore(rate, before.rate) : through(rate) > before.rate.work * LESS_EFFORT_GAIN
       if (!better) {
         this.leave(level, cpuShare, nowMs)
         this.moveTo(before.level)
@@ -158,7 +170,8 @@ export class EffortController {
       this.retryMs[level] = RETRY_MS
       if (before.level > level) this.leave(before.level, 1, nowMs)
     }
-    const down = cpuShare > CPU_SHARE_DOWN && rate.packed < this.full * STILL_FULL && this.mayTry(level - 1, nowMs)
+    const hasRoom = rate.packed < this.full * STILL_FULL || cpuShare > CPU_SHARE_NEVER_FULL
+    const down = hasRoom && cpuShare > CPU_SHARE_DOWN && this.mayTry(level - 1, nowMs)
     const up = !down && cpuShare < CPU_SHARE_UP_MAX && this.mayTry(level + 1, nowMs)
     if (!down && !up) return
     this.before = { level, rate }
@@ -180,6 +193,11 @@ export class EffortController {
     this.level = level
     this.settling = SETTLE_BATCHES
   }
+}
+
+/** Work a millisecond without what only filled the queue: after a step down that is the first that comes of it. */
+function through({ work, made, packed }: Rate): number {
+  return made > packed ? (work * packed) / made : work
 }
 
 /** Whether more effort, which gave `now`, is better than what gave `before`. */

@@ -293,7 +293,8 @@ export class SourceSession implements LinkSink {
     const leads =
       kind === 'main' || kind === 'recovery' || ((kind === 'unknown' || kind === 'tls') && !isOpen(gate.migration))
     if (leads) {
-      const { nextMigration, now } = this.options
+      const { nextMigration, now, effort, session } = this.options
+      effort.begin(session.stats().rttMs)
       const migration = new Migration(nextMigration(), gate, now())
       if (kind === 'recovery') {
         // what QEMU gave up may not have ended here yet
