@@ -16,6 +16,8 @@ import { ImmediateWriter } from './zlib-now.ts'
 
 /** Output buffers of zlib: larger ones save calls, a piece seldom needs more than one. */
 const CHUNK_BYTES = 65536
+/** From here on bytes count, not time, and frames never end: the start of each costs 1 % at level 19. */
+const LEVEL_FOR_BYTES = 16
 
 /**
  * Pieces up to this are packed on the spot: at the level's speed they take less than the trip to the pool. With so few cores
@@ -72,7 +74,8 @@ export class ZstdPacker {
     this.stream.on('error', error => this.fail(error))
     this.now = ImmediateWriter.of(this.stream)
     this.nowMax = packNowMax(level)
-    this.frameBytesMax = this.now ? 0.75 * 2 ** windowLog : Number.POSITIVE_INFINITY
+    const ends = this.now !== undefined && level < LEVEL_FOR_BYTES
+    this.frameBytesMax = ends ? 0.75 * 2 ** windowLog : Number.POSITIVE_INFINITY
   }
 
   /** The packed bytes of `bytes`, complete for the far side. */
