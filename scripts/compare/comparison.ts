@@ -144,7 +144,7 @@ export async function compare(options: ComparisonOptions): Promise<Results> {
         await describe(results, job.profile, open.wan, report)
       }
       const { prepared, templates } = guests.get(job.guest)!
-      const limitMs = convergeLimitMs(prepared.guest, linkNamed(job.profile))
+      const limitMs = convergeLimitMs(linkNamed(job.profile))
       const { run, log } = await runMigration(prepared, job.method, open.wan, templates, limitMs, options.fast)
       results.runs = [...results.runs, { ...job, ...run }]
       save()

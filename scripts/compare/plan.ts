@@ -39,6 +39,7 @@ export function defaultMatrices(rounds: number): Matrix[] {
       methods: ENDS,
       rounds: 1,
     },
+    { guests: ['idle', 'redis'], profiles: ['wan'], methods: MAIN, rounds: 1 },
   ]
 }
 
@@ -85,7 +86,7 @@ export function estimateSeconds(job: Job, runs: readonly Run[], guest: ComparedG
   const like = runs.filter(run => run.guest === job.guest && run.profile === job.profile && run.method === job.method)
   if (like.length > 0) return AROUND_SECONDS + like.reduce((sum, run) => sum + run.totalMs / 1000, 0) / like.length
   const rate = Math.min(parseLink(link).bitsPerSecond / 8, BYTES_PER_SECOND_MAX)
-  const limitSeconds = convergeLimitMs(guest, link) / 1000
+  const limitSeconds = convergeLimitMs(link) / 1000
   if (guest.neverConverges && SHARE[job.method] >= 1) return AROUND_SECONDS + limitSeconds
   const bytes = guest.memoryMb * 0.3e6 * SHARE[job.method]
   return AROUND_SECONDS + Math.min(bytes / rate, limitSeconds)

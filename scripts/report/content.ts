@@ -79,7 +79,7 @@ function summaryBlocks({ figures, remarks }: Sources): Block[] {
   }
   const [bytes, time] = [average('wanBytes'), average('totalMs')]
   const tiles = [{ value: `${met} of ${marks.length}`, text: 'marks met' }]
-  const over = `on average of the workloads over ${figures.main.name}`
+  const over = `over ${figures.main.name}, on average of the workloads that QEMU alone brings across`
   if (time) tiles.unshift({ value: time, text: `of the direct migration's time, ${over}` })
   if (bytes) tiles.unshift({ value: bytes, text: `of the direct migration's bytes on the link, ${over}` })
   blocks.push({ kind: 'tiles', tiles })
@@ -92,13 +92,13 @@ function markBlocks({ figures, remarks }: Sources): Block[] {
   const marks = figures.marks()
   const why = ({ id, state, detail }: Mark): Text => {
     const reason = state === 'missed' ? (remarks.get(id) ?? 'The reason is not known yet.') : ''
-    return [detail, reason].filter(Boolean).join('. ')
+    return [detail, reason].filter(Boolean).join(detail.endsWith('.') ? ' ' : '. ')
   }
   return [
     { kind: 'heading', level: 2, id: 'marks', text: 'What was promised, and what came out' },
     {
       kind: 'text',
-      text: `Set before anything was measured. Over ${profileText(figures.main)}, unless a line says otherwise; each figure is the mean over the workloads (${figures.workloads.join(', ')}) of the ratio of medians.`,
+      text: `Set before anything was measured. Over ${profileText(figures.main)}, unless a line says otherwise; each figure is the mean over the workloads (${figures.workloads.join(', ')}) of the ratio of medians. Where the other method never brought a guest across, the ratio to what it had used when it was stopped counts, which is more than the true one; what the mean is without such guests stands beside it.`,
     },
     {
       kind: 'table',

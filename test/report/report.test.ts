@@ -65,6 +65,18 @@ t.test('figures: medians, ratios and marks', t => {
     'nothing is met by not being measured',
   )
   t.throws(() => new Figures({ ...rest, runs: [] }), /no runs/)
+  const stopped = new Figures({
+    ...rest,
+    runs: runs.map(run =>
+      run.guest === 'postgres' && run.profile === 'wan' && run.method === 'direct'
+        ? { ...run, outcome: 'did-not-converge', reason: 'given up', totalMs: 63_000, downtimeMs: null }
+        : run,
+    ),
+  })
+  const time = stopped.marks().find(({ id }) => id === 'time')!
+  t.match(time, { measured: 'at most 0.075', state: 'met' }, 'where the base was stopped, a bound')
+  t.match(time.detail, /^nginx 0.10, postgres at most 0.05: .* Without those guests: 0.100.$/)
+  t.match(stopped.marks().find(({ id }) => id === 'downtime')!.detail, /^nginx [\d.]+$/, 'no bound of a downtime')
   t.end()
 })
 
