@@ -24,7 +24,7 @@ Migrates the lab's guests by every method, over every link, and keeps what it me
   --methods A,B     of ${ALL_METHODS.join(', ')}
   --rounds N        how often each, where time is left (3)
   --full            all of all, as often as --rounds says: hours
-  --time-limit-minutes N   start no migration that would end later; 0: none (30; 0 with --full)
+  --time-limit-minutes N   start no migration that would end later; 0: none (28; 0 with --full)
   --out FILE        where the results go (.cache/compare/results.json)
   --resume          keep what FILE has, and go on
   --table           print the tables of FILE and stop
@@ -87,7 +87,7 @@ async function main(): Promise<number> {
     methods: methods ?? ALL_METHODS,
     rounds,
   }
-  const limit = numberOf(values['time-limit-minutes'] ?? (values.full ? '0' : '30'), '--time-limit-minutes', 0)
+  const limit = numberOf(values['time-limit-minutes'] ?? (values.full ? '0' : '28'), '--time-limit-minutes', 0)
   const { qemu, skip } = await qemu10()
   if (!qemu) throw new Error(`running guests need QEMU 10: ${skip}`)
   const started = performance.now()

@@ -20,7 +20,7 @@ const SETTLE_BATCHES = 3
 const START_BATCHES = 16
 /** Above this share of CPU waiting the level before is tried first, below it the next one. */
 const CPU_SHARE_DOWN = 0.4
-/** Above this one the link has room, whatever it was seen to take: it may never have been full. */
+/** Above this one, and above level 1, the link has room whatever it was seen to take: it may never have been full. */
 const CPU_SHARE_NEVER_FULL = 0.9
 /** Above this one the next level is not tried at all: the link has room for what there is. */
 const CPU_SHARE_UP_MAX = 0.5
@@ -55,7 +55,7 @@ const RETRY_ALONE_MS = 200
 const LEVEL_START = 1
 /** And where it begins between sites: links as long as this are seldom faster than that level encodes. */
 const LEVEL_START_FAR = 2
-const FAR_RTT_MS = 5
+const FAR_RTT_MS = 10
 /** The last level costs ten times the one before for two or three percent: only who asks for it gets it. */
 const LEVEL_AUTO_MAX = EFFORT_MAX - 1
 
@@ -97,7 +97,7 @@ export class EffortController {
     this.fixed = level === 'auto' ? undefined : EFFORTS[level]
   }
 
-  /** The first migration of a session begins. @param rttMs of the link, 0 where it is not known */
+  /** The first migration of a session begins. @param rttMs the shortest seen of the link, 0: not known */
   begin(rttMs: number): void {
     if (!this.begun && rttMs >= FAR_RTT_MS) this.level = LEVEL_START_FAR
     this.begun = true
@@ -170,7 +170,8 @@ export class EffortController {
       this.retryMs[level] = RETRY_MS
       if (before.level > level) this.leave(before.level, 1, nowMs)
     }
-    const hasRoom = rate.packed < this.full * STILL_FULL || cpuShare > CPU_SHARE_NEVER_FULL
+    const neverFull = level > LEVEL_START && cpuShare > CPU_SHARE_NEVER_FULL
+    const hasRoom = rate.packed < this.full * STILL_FULL || neverFull
     const down = hasRoom && cpuShare > CPU_SHARE_DOWN && this.mayTry(level - 1, nowMs)
     const up = !down && cpuShare < CPU_SHARE_UP_MAX && this.mayTry(level + 1, nowMs)
     if (!down && !up) return
