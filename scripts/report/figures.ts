@@ -94,11 +94,9 @@ export const PAPER = { time: 0.27, data: 0.38 } as const
 /** Guests made to be hard (scripts/compare/guests.ts): in all tables, but no workloads to take averages over. */
 const HARD_CASE = /^(random|never-converging)/
 
-/** The marks' bases, in a sentence. */
-const METHOD_WORDS: Partial<Record<Method, string>> = {
-  direct: 'the direct migration',
-  'multifd-zstd': 'multifd with zstd',
-}
+/** What marks compare with, in a sentence. */
+const BASES = { direct: 'the direct migration', 'multifd-zstd': 'multifd with zstd' } as const
+type Base = keyof typeof BASES
 
 /** Everything that the report says of a comparison. */
 export class Figures {
@@ -162,7 +160,7 @@ export class Figures {
   private bounds(
     profile: string,
     method: Method,
-    base: Method,
+    base: Base,
     figure: 'totalMs' | 'wanBytes',
     guests: readonly string[],
   ): [guest: string, most: number][] {
@@ -248,7 +246,7 @@ export class Figures {
     most: number,
     profile: string | undefined,
     method: Method,
-    base: Method,
+    base: Base,
     figure: 'totalMs' | 'wanBytes' | 'downtimeMs',
     guests: readonly string[] = this.workloads,
   ): Mark {
@@ -272,7 +270,7 @@ export class Figures {
       detail:
         bounds.length === 0
           ? detail
-          : `${detail}: there ${METHOD_WORDS[base]} was stopped before it converged, and what it had used by then stands for what it needs.${without}`,
+          : `${detail}: there ${BASES[base]} was stopped before it converged, and what it had used by then stands for what it needs.${without}`,
     }
   }
 

@@ -7,6 +7,8 @@ import { join } from 'node:path'
 import Table from 'cli-table3'
 import { temporaryFolder } from '../../scripts/qemu/cleanup.ts'
 import { PageInput } from '../../src/capture/pages.ts'
+import { POOL_MEMORY_DEFAULT } from '../../src/cli/codec-command.ts'
+import { parseSize } from '../../src/cli/quantity.ts'
 import { buildSet } from '../../src/store/build.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { Replay, streamPath } from './replay.ts'
@@ -15,7 +17,7 @@ const [link = '1Gbit,20ms', only = ''] = process.argv.slice(2)
 const TEMPLATES_OF = ['idle', 'nginx', 'redis', 'compiling']
 const GUESTS = ['postgres-limited', 'nginx-k2', 'postgres', 'python']
 const SET_BYTES_MAX = 100e6
-const POOL_BYTES = 32 << 20
+const POOL_BYTES = parseSize(POOL_MEMORY_DEFAULT, 'pool-memory')
 
 const folder = temporaryFolder('memory')
 const built = join(folder.path, 'built')
