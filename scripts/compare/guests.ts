@@ -38,10 +38,10 @@ export interface ComparedGuest {
   }
 }
 
-/** At 100 Mbit/s and above: three times what a guest takes directly that does converge. */
-const CONVERGE_MS = 60_000
+/** At 100 Mbit/s and above: two to three times what a guest takes directly that does converge. */
+const CONVERGE_MS = 45_000
 /** On thinner links a first pass alone takes longer, but a comparison is to end. */
-const CONVERGE_MS_MAX = 150_000
+const CONVERGE_MS_MAX = 120_000
 
 /** How long a migration over a link may take until it counts as one that does not converge. */
 export function convergeLimitMs(link: string): number {

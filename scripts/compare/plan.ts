@@ -31,6 +31,7 @@ const ENDS: readonly Method[] = ['direct', 'multifd-zstd', 'pair']
 export function defaultMatrices(rounds: number): Matrix[] {
   return [
     { guests: ['nginx-k2', 'postgres', 'python'], profiles: ['wan'], methods: ALL_METHODS, rounds },
+    { guests: ['idle'], profiles: ['wan'], methods: MAIN, rounds: 1 },
     { guests: ['never-converging'], profiles: ['wan'], methods: ALL_METHODS, rounds: 1 },
     { guests: ['nginx-k2', 'random'], profiles: ['lan'], methods: ['direct', 'pair'], rounds },
     {
@@ -39,7 +40,6 @@ export function defaultMatrices(rounds: number): Matrix[] {
       methods: ENDS,
       rounds: 1,
     },
-    { guests: ['idle', 'redis'], profiles: ['wan'], methods: MAIN, rounds: 1 },
   ]
 }
 
