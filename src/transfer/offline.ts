@@ -411,6 +411,9 @@ export async function* readFile(path: string): AsyncGenerator<Uint8Array> {
   }
 }
 
+/** A batch comes in a dozen pieces, most of them short, and each write is a trip to libuv's pool. */
+const GATHER_BYTES = 256 * 1024
+
 /**
  * A file that appears under its name only once it is whole. `-` is standard output. What exists and is no regular file
  * (a device, a pipe) is written to as it is.
@@ -421,6 +424,9 @@ export class OutputFile {
   private temporary: string | undefined
   private target: string
   private file: FileHandle | undefined
+  /** Of a file that has no name yet: nobody waits for its pieces. */
+  private readonly gathered = new Uint8Array(GATHER_BYTES)
+  private gatheredBytes = 0
 
   constructor(path: string) {
     this.path = path
@@ -435,7 +441,12 @@ export class OutputFile {
         return
       }
       this.file ??= await this.open()
-      for (let at = 0; at < bytes.length; ) at += (await this.file.write(bytes, at, bytes.length - at)).bytesWritten
+      if (this.gatheredBytes + bytes.length > GATHER_BYTES) await this.writeGathered(this.file)
+      if (this.temporary === undefined || bytes.length > GATHER_BYTES) await writeAll(this.file, bytes)
+      else {
+        this.gathered.set(bytes, this.gatheredBytes)
+        this.gatheredBytes += bytes.length
+      }
     } catch (cause) {
       if (this.path === '-' && (cause as NodeJS.ErrnoException).code === 'EPIPE') throw cause
       throw ioError('cannot write', this.path, cause as Error)
@@ -447,6 +458,7 @@ export class OutputFile {
     if (this.path === '-') return
     try {
       const file = this.file ?? (await this.open())
+      await this.writeGathered(file)
       this.file = undefined
       await file.close()
       if (this.temporary === undefined) return
@@ -455,6 +467,12 @@ export class OutputFile {
     } catch (cause) {
       throw ioError('cannot write', this.path, cause as Error)
     }
+  }
+
+  private async writeGathered(file: FileHandle): Promise<void> {
+    const bytes = this.gathered.subarray(0, this.gatheredBytes)
+    this.gatheredBytes = 0
+    await writeAll(file, bytes)
   }
 
   /** Removes what is not finished. */
@@ -470,6 +488,10 @@ export class OutputFile {
     this.temporary = `${this.target}.part-${process.pid}`
     return open(this.temporary, 'w')
   }
+}
+
+async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
+  for (let at = 0; at < bytes.length; ) at += (await file.write(bytes, at, bytes.length - at)).bytesWritten
 }
 
 /** All of it; not through process.stdout, whose errors come twice: to the writer and to whoever listens. */
