@@ -1,4 +1,5 @@
 /** How cost grows: blocks of the report out of what scaling.ts measured. */
+import { POOL_MEMORY_DEFAULT } from '../../src/cli/codec-command.ts'
 import { bars, lines } from './charts.ts'
 import type { Block, Table, Text } from './document.ts'
 import { at, extrapolations, forecast, type Line, lineThrough, streamShare } from './extrapolate.ts'
@@ -223,7 +224,7 @@ function guestTable({ guests }: Scaling): Table {
 function guestText({ guests }: Scaling): Text {
   const cpu = lineThrough(guests.map(one => [one.memoryBytes / GB, one.encodeCpuSeconds] as const))
   const memory = lineThrough(guests.map(one => [one.memoryBytes / GB, one.encodePeakBytes] as const))
-  return `Each further GB of guest memory costs the source ${digits(cpu.slope)} CPU seconds and ${growth(memory, guests.at(-1)!.memoryBytes / GB)}, by a straight line through these points. These guests have one captured guest's memory behind the other's, which shares nothing that the pool of 32 MiB could still hold.`
+  return `Each further GB of guest memory costs the source ${digits(cpu.slope)} CPU seconds and ${growth(memory, guests.at(-1)!.memoryBytes / GB)}, by a straight line through these points. These guests have one captured guest's memory behind the other's; what those share is found as far as the pool of ${POOL_MEMORY_DEFAULT} still holds it.`
 }
 
 function templateTable({ templates }: Scaling): Table {
@@ -297,7 +298,7 @@ function forecastBlocks(scaling: Scaling): Block[] {
     'Each page is sent once. A guest that keeps changing its memory adds its dirty rate times the time, directly and through the pair.',
     'Ratio and CPU a GB stay as measured at each effort: the guests are as much alike, and the templates fit as well.',
     'One core encodes, one decodes, as fast as here; the link is used fully. The pair takes the effort that is fastest.',
-    'Beyond 4 GiB of guest, places in the table that knows each page’s last version are shared; and the pool of 32 MiB knows only what passed lately. Both cost savings on pages sent again, nothing else.',
+    `Beyond 4 GiB of guest, places in the table that knows each page’s last version are shared; and the pool of ${POOL_MEMORY_DEFAULT} knows only what passed lately. Both cost savings on pages sent again, nothing else.`,
   ]
   if (scaling.migrations.length > 1)
     assumptions.push(
