@@ -294,7 +294,7 @@ export class SourceSession implements LinkSink {
       kind === 'main' || kind === 'recovery' || ((kind === 'unknown' || kind === 'tls') && !isOpen(gate.migration))
     if (leads) {
       const { nextMigration, now, effort, session } = this.options
-      effort.begin(Math.min(...session.stats().connections.map(({ rttMinMs }) => rttMinMs)))
+      effort.begin(session.rttMinMs)
       const migration = new Migration(nextMigration(), gate, now())
       if (kind === 'recovery') {
         // what QEMU gave up may not have ended here yet

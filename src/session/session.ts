@@ -1302,6 +1302,12 @@ export class Session {
     return rtt
   }
 
+  /** Shortest round trip seen lately on any connection, milliseconds; 0 before the first measurement, and without connections. */
+  get rttMinMs(): number {
+    const seen = this.paths.flatMap(path => (path && path.rttMinMs > 0 ? path.rttMinMs : []))
+    return seen.length === 0 ? 0 : Math.min(...seen)
+  }
+
   stats(): SessionStats {
     const connections = this.paths.filter(path => path !== null)
     const sum = (of: (path: Path) => number) => connections.reduce((total, path) => total + of(path), 0)

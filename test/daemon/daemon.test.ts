@@ -57,46 +57,46 @@ t.test('effort follows what the encoder waits for', t => {
   const both = (ms: number): Waiting => (ms % 4 === 0 ? 'cpu' : 'wan')
   run(mixed, 0, 5000, both)
   t.equal(mixed.effort(false).level, EFFORT_MAX - 1, 'both waited for, and the link stays full: up')
-  const slower = new EffortController('auto')
-  run(
-    slower,
-    0,
-    60_000,
-    both,
-    level => (level > 1 ? 500 : 1000),
-    level => (level > 1 ? 200 : 400),
-  )
-  t.equal(slower.effort(false).level, 1, 'both waited for, and the link runs empty: back again')
-  const slowFar = new EffortController('auto')
-  run(
-    slowFar,
-    0,
-    60_000,
-    () => 'wan',
-    level => (level > 1 ? 960 : 1000),
-    level => 1000 / (level + 1),
-  )
-  t.equal(slowFar.effort(false).level, 1, 'the far side takes no more, however few bytes: back again')
-  const fewer = new EffortController('auto')
-  run(
-    fewer,
-    0,
-    20_000,
-    both,
-    () => 1000,
-    level => [900, 400, 280, 265, 250][level]!,
-  )
-  t.equal(fewer.effort(false).level, 4, 'as much for far fewer bytes, or for as many: up')
-  const trade = new EffortController('auto')
-  run(
-    trade,
-    0,
-    20_000,
-    both,
-    level => 1000 + 200 * level,
-    level => 1000 / (level + 1),
-  )
-  t.equal(trade.effort(false).level, EFFORT_MAX - 1, 'the link runs empty, but more gets through: up')
+  type ByLevel = (level: number) => number
+  const cases: [
+    ends: number,
+    why: string,
+    ms: number,
+    waiting: (ms: number) => Waiting,
+    raw: ByLevel,
+    packed: ByLevel,
+  ][] = [
+    [
+      1,
+      'both waited for, and the link runs empty: back again',
+      60_000,
+      both,
+      l => (l > 1 ? 500 : 1000),
+      l => (l > 1 ? 200 : 400),
+    ],
+    [
+      1,
+      'the far side takes no more, however few bytes: back again',
+      60_000,
+      () => 'wan',
+      l => (l > 1 ? 960 : 1000),
+      l => 1000 / (l + 1),
+    ],
+    [
+      4,
+      'as much for far fewer bytes, or for as many: up',
+      20_000,
+      both,
+      () => 1000,
+      l => [900, 400, 280, 265, 250][l]!,
+    ],
+    [4, 'the link runs empty, but more gets through: up', 20_000, both, l => 1000 + 200 * l, l => 1000 / (l + 1)],
+  ]
+  for (const [ends, why, ms, waiting, raw, packed] of cases) {
+    const auto = new EffortController('auto')
+    run(auto, 0, ms, waiting, raw, packed)
+    t.equal(auto.effort(false).level, ends, why)
+  }
   t.equal(new EffortController(5).effort(false).level, 5, 'a fixed level')
   const far = new EffortController('auto')
   far.begin(40)
@@ -104,6 +104,9 @@ t.test('effort follows what the encoder waits for', t => {
   t.equal(far.effort(true).level, 1, 'but not for a guest that waits')
   far.begin(0)
   t.equal(far.effort(false).level, 2, 'and a later migration of the session begins where it is')
+  const unknown = new EffortController('auto')
+  unknown.begin(0)
+  t.equal(unknown.effort(false).level, 1, 'a round trip that is not known is not far')
   t.end()
 })
 
