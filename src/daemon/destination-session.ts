@@ -473,7 +473,7 @@ export class DestinationFlow implements SocketSink {
     const { back } = this
     if (back === undefined || this.resetSent || this.gone) return
     const { session } = this.session.options
-    const take = Math.min(back.length, session.dataRoom(this.number))
+    const take = session.dataRoom(this.number, back.length)
     if (take === 0) return
     this.arrival.bytesBack += take
     session.sendData(this.number, back.subarray(0, take))

@@ -51,7 +51,7 @@ export interface SessionSink {
   onRefused?(flow: number, text: string): void
   /** Both directions have ended and the peer knows: the flow is no more. Not called for flows that die with the session. */
   onEnd(flow: number): void
-  /** `credit(flow)` or `dataRoom(flow)` rose. */
+  /** `credit(flow)` rose, or there is more room than `dataRoom` gave last. */
   onCredit(flow: number): void
   /** The peer takes and opens no new migrations. */
   onDrain(): void

@@ -102,7 +102,7 @@ class Flow {
   bulkEntries = 0
   /** Those of them that are batches. */
   queuedBatches = 0
-  /** dataRoom was asked for and the lane was full: tell when it is not. */
+  /** dataRoom gave less than was wanted because of what waits: tell when there is more. */
   starved = false
   /** The layer above was never told of it: this side refused it. */
   untold = false
@@ -379,8 +379,9 @@ export class Session {
         path.pong = payload.slice()
         return this.sink.onWork()
       case FRAME.PONG:
-        if (readU64(payload, 0) === path.pingCount) path.ponged(nowMs)
-        return
+        if (readU64(payload, 0) !== path.pingCount) return
+        path.ponged(nowMs)
+        return this.sink.onWork() // its window may have grown
       case FRAME.BYE:
         return this.receiveBye(payload)
       case FRAME.DRAIN:
@@ -899,7 +900,7 @@ export class Session {
 
   /**
    * Bytes of the flow as they are; the session keeps the view until they are acknowledged. At most `credit(flow)`, and
-   * better no more than `dataRoom(flow)`. Dropped where either side has reset the flow, or it is gone.
+   * better no more than `dataRoom` gives. Dropped where either side has reset the flow, or it is gone.
    */
   sendData(flow: number, bytes: Uint8Array): void {
     const state = this.flows.get(flow)
@@ -986,13 +987,17 @@ export class Session {
     return state && state.send === 'open' && state.receive !== 'reset' ? state.creditTotal - state.rawOut : 0
   }
 
-  /** Bytes that may be given to `sendData` now: `credit`, and what the lane of waiting data has room for. */
-  dataRoom(flow: number): number {
+  /**
+   * How many of `wanted` bytes may be given to `sendData` now: `credit`, and what the lane of waiting data has room for.
+   * Where that is less, onCredit comes once there is more; so ask with all that is at hand, and give all of the answer.
+   * @param wanted more than 0
+   */
+  dataRoom(flow: number, wanted: number): number {
     const state = this.flows.get(flow)
     if (!state) return 0
-    const room = this.laneBytes - state.queuedBytes
-    if (room <= 0) state.starved = true
-    return Math.max(0, Math.min(room, this.credit(flow)))
+    const room = Math.max(0, this.laneBytes - state.queuedBytes)
+    if (room < wanted) state.starved = true
+    return Math.min(room, wanted, this.credit(flow))
   }
 
   /** The local QEMU's socket took so many raw bytes of the flow: the peer may send as many more. */

@@ -225,7 +225,7 @@ export class End implements LinkSink {
     const session = this.link.session
     for (const flow of this.flows.values()) {
       while (!flow.bulk && flow.sent < flow.total) {
-        const bytes = pattern(flow.key, flow.sent, Math.min(session.dataRoom(flow.number), flow.total - flow.sent))
+        const bytes = pattern(flow.key, flow.sent, session.dataRoom(flow.number, flow.total - flow.sent))
         if (bytes.length === 0) break
         session.sendData(flow.number, bytes)
         flow.sent += bytes.length

@@ -887,6 +887,23 @@ t.test('data overtakes a batch that is half sent', async t => {
   t.same(bench.pull(), ['2 2 6', '3 1 16368', '3 1 7264'])
 })
 
+t.test('room that was less than wanted is told of when there is more', async t => {
+  const bench = new Bench('server')
+  const { session } = bench
+  bench.say(FRAME.OPEN, 1, openPayload())
+  bench.pull()
+  const room = session.dataRoom(1, 140_000)
+  t.ok(room > 0 && room < 140_000, `a fresh flow takes ${room} bytes`)
+  session.sendData(1, new Uint8Array(room))
+  t.same(bench.log, ['open 1'])
+  bench.pull()
+  t.same(bench.log, ['open 1', 'credit 1'], 'without a CREDIT of the peer, whose credit is far from used up')
+  t.equal(session.dataRoom(1, 100), 100)
+  session.sendData(1, new Uint8Array(100))
+  bench.pull()
+  t.same(bench.log, ['open 1', 'credit 1'], 'whoever was given all that it wanted is told nothing')
+})
+
 t.test('RESET drops data, but not before a batch', async t => {
   const bench = new Bench('client')
   const { session } = bench

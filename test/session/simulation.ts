@@ -133,11 +133,19 @@ class Lane {
   /** It takes this many bytes at once, this often; 0: all, at once. */
   slowMs = 0
   consuming = false
+  /**
+   * Its sender reads QEMU's socket a piece at a time, hands it in, and touches neither again before the session tells
+   * of room, as DestinationFlow does. The others look at all their bytes whenever anything happens.
+   */
+  readonly told: boolean
+  /** What such a sender has read and not handed in. */
+  back = 0
 
-  constructor(key: number, total: number, batches: number) {
+  constructor(key: number, total: number, batches: number, told: boolean) {
     this.key = key
     this.total = total
     this.batches = batches
+    this.told = told
   }
 }
 
@@ -296,6 +304,8 @@ class Simulation {
   /** Flows that it refused, or was not asked to take: they go to another session, from their first byte. */
   private again: Flow[] = []
   private flowsToOpen = 0
+  /** The last flow opens when all the others have ended: on a session that was used. */
+  private openLast: (() => void) | undefined
   private readonly connections: number
   private readonly tls: boolean
   private readonly faults: string[] = []
@@ -374,7 +384,9 @@ class Simulation {
         this.holdUntil = 60_000
         this.faultsLeft = Math.min(this.faultsLeft, 3)
       }
-      this.agenda.add(at, () => this.openFlow(i + 1, held))
+      if (!hold && i > 0 && i === this.flowsToOpen - 1 && random.chance(0.3))
+        this.openLast = () => this.openFlow(i + 1, held)
+      else this.agenda.add(at, () => this.openFlow(i + 1, held))
     }
     for (let i = 0; i < this.connections; i++) this.dial(i)
     if (random.chance(0.25)) this.agenda.add(random.next() * random.pick([5, 200, 3000]), () => this.drain())
@@ -400,12 +412,16 @@ class Simulation {
     this.closing = false
     this.closeEarly = false
     this.holdUntil = 0
+    this.openLast = undefined
     this.flowsToOpen = again.length
     this.faultsLeft = random.chance(0.5) ? 0 : random.int(1, 3)
     for (let i = 0; i < this.connections; i++) this.dial(i)
     for (let i = 0; i < this.faultsLeft; i++) this.agenda.add(this.now + random.next() * 500, () => this.fault())
     for (const { id, migration, lanes } of again) {
-      const [up, down] = lanes.map(({ key, total, batches }) => new Lane(key, total, batches)) as [Lane, Lane]
+      const [up, down] = lanes.map(({ key, total, batches, told }) => new Lane(key, total, batches, told)) as [
+        Lane,
+        Lane,
+      ]
       this.agenda.add(this.now + random.next() * 20, () => this.begin(new Flow(id, migration, up, down)))
     }
   }
@@ -491,6 +507,11 @@ class Simulation {
         for (const wire of end.wires) if (wire) this.drop(end, wire)
       })
     }
+    const { openLast } = this
+    if (openLast && this.flows.length === this.flowsToOpen - 1 && this.flows.every(flow => flow.ended.every(Boolean))) {
+      this.openLast = undefined
+      openLast()
+    }
     if (!this.closing && this.canClose) this.close()
   }
 
@@ -556,13 +577,14 @@ class Simulation {
     for (const flow of this.flows) {
       if (flow.reset || !flow.known[side] || flow.ended[side]) continue
       const lane = flow.lanes[side]
+      if (lane.told) continue
       while (lane.handed < lane.available) {
         if (this.random.chance(lane.batches)) {
           if (session.credit(flow.number) > 0) candidates.push(flow.number)
           break
         }
-        const room = Math.min(session.dataRoom(flow.number), lane.available - lane.handed)
-        if (room <= 0) {
+        const room = session.dataRoom(flow.number, lane.available - lane.handed)
+        if (room === 0) {
           if (lane.batches > 0 && session.credit(flow.number) > 0) candidates.push(flow.number)
           break
         }
@@ -586,6 +608,20 @@ class Simulation {
       this.bytes += packed
       const more = lane.handed < lane.available && session.credit(number) > 0
       if (!more || this.random.chance(1 - lane.batches)) candidates.splice(candidates.indexOf(number), 1)
+    }
+  }
+
+  /** A sender that is told: its QEMU wrote, or the session says that there is room. */
+  private sendBack(end: End, flow: Flow): void {
+    const lane = flow.lanes[end.side]
+    while (!flow.reset && flow.known[end.side] && !this.closing && end.session.state !== 'closed') {
+      if (lane.back === 0) lane.back = Math.min(lane.available - lane.handed, this.random.int(1, 65_536))
+      if (lane.back === 0) return
+      const take = end.session.dataRoom(flow.number, lane.back)
+      if (take === 0) return
+      this.handData(end, flow, lane, take)
+      lane.back -= take
+      if (lane.back > 0) return
     }
   }
 
@@ -647,8 +683,12 @@ class Simulation {
     const size = () => random.int(0, random.pick([0, 100, 3000, 20_000, 60_000]))
     const upSize = batches > 0 && random.chance(0.3) ? random.int(1 << 20, 6 << 20) : size()
     // With batches some bytes of it may still go as data: keep what is really sent small.
-    const up = new Lane(id * 2, held ? 3 << 20 : upSize, batches > 0 && upSize > 200_000 ? 1 : held ? 1 : batches)
-    const down = new Lane(id * 2 + 1, size(), random.chance(0.2) ? 0.5 : 0)
+    const upBatches = held || (batches > 0 && upSize > 200_000) ? 1 : batches
+    const up = new Lane(id * 2, held ? 3 << 20 : upSize, upBatches, upBatches === 0 && random.chance(0.5))
+    // Answers of any size, also such as fill every window and queue on their way.
+    const downBatches = random.chance(0.2) ? 0.5 : 0
+    const downSize = downBatches === 0 && random.chance(0.15) ? random.int(60_000, 400_000) : size()
+    const down = new Lane(id * 2 + 1, downSize, downBatches, downBatches === 0 && random.chance(0.8))
     const flow = new Flow(id, random.int(1, 3), up, down)
     flow.held = held
     if (held) up.heldUntil = this.holdUntil
@@ -666,7 +706,7 @@ class Simulation {
     const client = this.ends[0]
     for (const lane of flow.lanes) {
       if (random.chance(0.3)) lane.slowMs = random.int(1, 20)
-      if (random.chance(0.5)) lane.available = lane.total
+      if (random.chance(0.5) && !lane.told) lane.available = lane.total
       else this.agenda.add(this.now + random.next() * 20, () => this.write(flow, lane))
     }
     this.flows.push(flow)
@@ -701,9 +741,16 @@ class Simulation {
   }
 
   private write(flow: Flow, lane: Lane): void {
-    lane.available = Math.min(lane.total, lane.available + this.random.int(1, 1 + lane.total))
-    this.ends[0].work = true
-    this.ends[1].work = true
+    if (!this.flows.includes(flow)) return // its session is over, and another goes on
+    const all = lane.told && this.random.chance(0.5)
+    lane.available = all ? lane.total : Math.min(lane.total, lane.available + this.random.int(1, 1 + lane.total))
+    if (lane.told) {
+      // What was read before comes first, and that waits until it is told.
+      if (lane.back === 0) this.sendBack(this.ends[lane === flow.lanes[0] ? 0 : 1], flow)
+    } else {
+      this.ends[0].work = true
+      this.ends[1].work = true
+    }
     if (lane.available < lane.total) {
       this.agenda.add(this.now + this.random.next() * 20, () => this.write(flow, lane))
     }
@@ -728,6 +775,8 @@ class Simulation {
         flow.known[1] = true
         end.byNumber.set(number, flow)
         end.work = true
+        const back = flow.lanes[1]
+        if (back.told) this.agenda.add(this.now + this.random.pick([0, 1, 20]), () => this.sendBack(end, flow))
       },
       onData: (number, payload) => {
         const flow = flowOf(number)
@@ -788,8 +837,10 @@ class Simulation {
         if (!flow.held && this.holdUntil > 0 && this.now > this.holdUntil)
           fail(`flow ${flow.id} waited for the held one`)
       },
-      onCredit: () => {
-        end.work = true
+      onCredit: number => {
+        const flow = flowOf(number)
+        if (flow.lanes[end.side].told) this.sendBack(end, flow)
+        else end.work = true
       },
       onDrain: () => {
         if (!this.drained || end.side === 1) fail('DRAIN that nobody sent')
@@ -1107,6 +1158,15 @@ export const PLANTS: Record<string, Plant> = {
     session.receive = (connection, frame, nowMs) => {
       if (frame.sequence > inner.receivedSequence) inner.receivedSequence = frame.sequence - 1
       receive(connection, frame, nowMs)
+    }
+  },
+  'tells of room only where there was none at all': session => {
+    const dataRoom = session.dataRoom.bind(session)
+    session.dataRoom = (number, wanted) => {
+      const room = dataRoom(number, wanted)
+      const flow = (session as unknown as { flows: Map<number, { starved: boolean }> }).flows.get(number)
+      if (flow && room > 0) flow.starved = false
+      return room
     }
   },
   'gives no credit': session => {

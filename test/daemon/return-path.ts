@@ -1,0 +1,149 @@
+/**
+ * Answers of a destination QEMU over fresh pairs of daemons and real sockets: each pair carries a few bytes one way and
+ * an answer of any size the other, cut at random. Whatever does not arrive within `STALLED_MS` has stalled.
+ *
+ *   node test/daemon/return-path.ts [pairs] [seed]
+ */
+import { once } from 'node:events'
+import net from 'node:net'
+import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
+import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
+import { parseAddress } from '../../src/relay/address.ts'
+import { Random } from '../session/simulation.ts'
+
+const ANSWER_BYTES_MAX = 8 << 20
+/** No byte for so long: even a machine that does ten other things moves one. */
+const STALLED_MS = 60_000
+const QUESTION = Buffer.from('5145564d00000003', 'hex')
+/** A prime: bytes out of their place show. */
+const PERIOD = 65521
+const PATTERN = Buffer.alloc(PERIOD + ANSWER_BYTES_MAX)
+for (let i = 0; i < PATTERN.length; i++) PATTERN[i] = Math.imul((i % PERIOD) + 1, 0x9e3779b1) >>> 24
+
+const log = { info: () => {}, warn: () => {}, error: () => {} }
+
+/** Sizes around every bound that an answer can meet, and any other up to 8 MiB. */
+function answerBytes(random: Random): number {
+  const around = random.pick([1, 8, 4096, 16_368, 65_536, 131_072, 140_000, 1 << 20, ANSWER_BYTES_MAX])
+  if (random.chance(0.5)) return Math.min(ANSWER_BYTES_MAX, Math.max(1, around + random.int(-20, 20)))
+  return random.int(1, random.pick([1000, 100_000, 300_000, 2_000_000, ANSWER_BYTES_MAX]))
+}
+
+/** Writes bytes in pieces of any size, with and without pauses, as fast as they are taken. */
+async function writeCut(socket: net.Socket, bytes: Buffer, random: Random): Promise<void> {
+  const atOnce = random.chance(0.3)
+  const pieceMax = random.pick([8, 1000, 32_768, 200_000, bytes.length])
+  // Tiny pieces only where they are few.
+  const least = Math.ceil(bytes.length / 500)
+  for (let at = 0; at < bytes.length; ) {
+    const take = atOnce ? bytes.length : Math.max(least, random.int(1, pieceMax))
+    if (!socket.write(bytes.subarray(at, at + take))) await once(socket, 'drain')
+    at += take
+    if (random.chance(0.1)) await new Promise(done => setImmediate(done))
+  }
+}
+
+/**
+ * One fresh pair and its answers, one behind the other on channels of their own.
+ * @returns bytes of the answers
+ * @throws Error where one stalls or differs
+ */
+export async function answerOnce(random: Random): Promise<number> {
+  const answers: Buffer[] = []
+  for (let i = random.pick([1, 1, 1, 2]); i > 0; i--) {
+    const start = random.int(0, PERIOD - 1)
+    answers.push(PATTERN.subarray(start, start + answerBytes(random)))
+  }
+  const given = answers.values()
+  const target = net.createServer({ allowHalfOpen: true }, socket => {
+    socket.on('error', () => {})
+    socket.once('data', () => {
+      const answer = given.next().value!
+      void writeCut(socket, answer, random)
+        .then(() => socket.end())
+        .catch(() => {}) // the other end tells
+      socket.resume()
+    })
+  })
+  await once(target.listen(0, '127.0.0.1'), 'listening')
+  const { port } = target.address() as net.AddressInfo
+  const destination = new DestinationDaemon({
+    listen: [{ host: '127.0.0.1', port: 0 }],
+    targets: new Map([['default', parseAddress(`tcp:127.0.0.1:${port}`)]]),
+    credentials: undefined,
+    store: undefined,
+    ringPagesMax: 16,
+    placesMax: 16,
+    queueTargetMs: 50,
+    patienceMs: 5000,
+    log,
+    onSummary: () => {},
+  })
+  await destination.start()
+  const source = new SourceDaemon({
+    listen: [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
+    beyondLoopback: false,
+    peer: { host: '127.0.0.1', port: destination.addresses[0]!.port },
+    credentials: undefined,
+    store: undefined,
+    ringPages: 16,
+    places: 16,
+    effort: 1,
+    connections: random.pick([1, 1, 2]),
+    rate: Number.POSITIVE_INFINITY,
+    queueTargetMs: 50,
+    patienceMs: 5000,
+    log,
+    onSummary: () => {},
+  })
+  await source.start()
+  try {
+    const [address] = source.addresses
+    for (const answer of answers) await ask(address!.kind === 'tcp' ? address!.port : 0, answer)
+  } finally {
+    target.close()
+    await source.abort()
+    await source.ended
+    await destination.abort()
+  }
+  return answers.reduce((sum, { length }) => sum + length, 0)
+}
+
+/** A source QEMU: says a few bytes and reads the answer to its end. */
+async function ask(port: number, answer: Buffer): Promise<void> {
+  const socket = net.connect({ port, host: '127.0.0.1', allowHalfOpen: true })
+  socket.write(QUESTION)
+  let have = 0
+  await new Promise<void>((done, failed) => {
+    let timer: NodeJS.Timeout
+    const wait = (): void => {
+      clearTimeout(timer)
+      timer = setTimeout(() => failed(new Error(`stalled: ${have} of ${answer.length} bytes came back`)), STALLED_MS)
+    }
+    wait()
+    socket.on('data', chunk => {
+      wait()
+      const same = chunk.equals(answer.subarray(have, have + chunk.length))
+      if (!same) failed(new Error(`other bytes from ${have} on`))
+      have += chunk.length
+    })
+    socket.on('end', () => (have === answer.length ? done() : failed(new Error(`${have} of ${answer.length} bytes`))))
+    socket.on('error', failed)
+    socket.on('close', () => clearTimeout(timer))
+  }).finally(() => socket.destroy())
+}
+
+if (import.meta.main) {
+  const pairs = Number(process.argv[2] ?? 500)
+  const seed = Number(process.argv[3] ?? 1)
+  let bytes = 0
+  for (let i = 0; i < pairs; i++) {
+    try {
+      bytes += await answerOnce(new Random(seed + i))
+    } catch (error) {
+      console.error(`seed ${seed + i}: ${(error as Error).message}`)
+      process.exitCode = 1
+    }
+  }
+  console.log(`${pairs} fresh pairs, ${(bytes / 1e6).toFixed(0)} MB of answers`)
+}
