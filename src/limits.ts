@@ -116,6 +116,12 @@ export const REFUSAL_LINES_BURST = 100
 /** ... then so many a second; what is beyond is counted. */
 export const REFUSAL_LINES_PER_SECOND = 10
 
+/**
+ * Log lines that one peer, one host's QEMUs or all strangers together may cause in a minute, counts of lines left out
+ * included. An ordinary migration has four; at 200 bytes a line a hostile one fills 29 MB a day.
+ */
+export const PEER_LINES_PER_MINUTE = 100
+
 /** How long one that was refused may take to read why. */
 export const REFUSAL_LINGER_MS = 1000
 

@@ -91,8 +91,8 @@ export function listenAt(
 }
 
 /** Logs the end of an arrival: its fields as JSON, or one line for people. */
-export function logArrival(log: Log, json: boolean): (summary: ArrivalSummary) => void {
-  return summary => {
+export function logArrival(json: boolean): (summary: ArrivalSummary, log: Log) => void {
+  return (summary, log) => {
     if (json) log.info('migration ended', summary)
     else {
       log.info(
@@ -122,7 +122,7 @@ async function runDestination(args: DestinationArguments): Promise<void> {
     ringPagesMax: settings.ringPages,
     placesMax: settings.places,
     onStatus: text => status.tell(text),
-    onSummary: logArrival(log, args.json),
+    onSummary: logArrival(args.json),
   })
   await runProxy(daemon, log, status, () =>
     log.info('listening for source proxies', {

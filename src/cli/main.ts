@@ -1,10 +1,11 @@
 /** The command `pageferry`: reads arguments, calls one function, prints, sets the exit status. */
 import { readFileSync } from 'node:fs'
 import yargs from 'yargs'
-import { ERROR_EXIT, isProxyError, ProxyError } from '../errors.ts'
+import { ProxyError } from '../errors.ts'
 import { decodeCommand, encodeCommand, estimateCommand } from './codec-command.ts'
 import { destinationCommand } from './destination-command.ts'
 import { doctorCommand } from './doctor-command.ts'
+import { fail } from './failure.ts'
 import { keygenCommand } from './keygen-command.ts'
 import { serveCommand } from './serve-command.ts'
 import { sourceCommand } from './source-command.ts'
@@ -55,34 +56,22 @@ async function run(): Promise<void> {
   await parser.parseAsync()
 }
 
-function report(error: unknown): number {
-  const json = process.argv.includes('--json')
-  if (isProxyError(error)) {
-    if (json) process.stderr.write(`${JSON.stringify({ error })}\n`)
-    else {
-      const where = error.where ? ` (${error.where.stream}, byte ${error.where.offset})` : ''
-      process.stderr.write(`error: ${error.what}${where}\nhint: ${error.action}\n`)
-    }
-    return ERROR_EXIT[error.code]
-  }
-  if ((error as NodeJS.ErrnoException | undefined)?.code === 'EPIPE') return 0 // the reader of a pipe has enough
-  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
-  process.stderr.write(`error: ${text}\nhint: this is a defect of Pageferry; please report it with the command line\n`)
-  return ERROR_EXIT.INTERNAL
-}
-
-// the reader of a pipe has enough: `| head`
+// The reader of a pipe has enough (`| head`): a good end. A disk that is full is not.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error
+  if (error.code !== 'EPIPE') {
+    const what = `standard output cannot be written: ${error.message}`
+    process.exitCode = fail(new ProxyError('IO', what, undefined, 'make room, or write elsewhere', { cause: error }))
+  }
   process.exit()
 })
+process.stderr.on('error', () => {}) // nobody is left who could be told; the exit status tells
 
 run().then(
   () => {
     // commands that go on (proxies) set the exit status when they end
   },
   error => {
-    const status = report(error)
+    const status = fail(error)
     process.exitCode ??= status // a command that was interrupted has set 130
   },
 )

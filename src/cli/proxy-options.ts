@@ -1,8 +1,9 @@
 /** Options that both proxies take, and how they run: signals, status, summary lines. */
 import type { Argv } from 'yargs'
+import { LineBudget } from '../daemon/line-budget.ts'
 import type { Log } from '../daemon/log.ts'
 import { Notifier } from '../daemon/systemd.ts'
-import { makeLog } from '../daemon/text-log.ts'
+import { makeLog, type ProcessLog } from '../daemon/text-log.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { Learning, type LearnMode, STATES_MAX } from '../learning/learning.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
@@ -90,8 +91,8 @@ export function proxyOptions(yargs: Argv): Argv<ProxyArguments> {
     .option('json', { describe: 'Log JSON, one object a line', type: 'boolean', default: false }) as never
 }
 
-/** What both proxies make of those options. @throws USAGE, IO */
-export function proxySettings(args: ProxyArguments, role: Role) {
+/** What both proxies make of those options; a process has one log. @throws USAGE, IO */
+export function proxySettings(args: ProxyArguments, role: Role, log: ProcessLog = makeLog(args.json)) {
   if (args.plaintext && args.tlsCreds !== undefined) {
     throw new ProxyError('USAGE', '--plaintext and --tls-creds', undefined, 'give one of them')
   }
@@ -112,11 +113,10 @@ export function proxySettings(args: ProxyArguments, role: Role) {
           ...(args.peerName === undefined ? {} : { peerName: args.peerName }),
         })
   const store = args.store === undefined ? undefined : openStore(args.store, args.storeKey)
-  const log = makeLog(args.json)
   return {
     credentials,
     store,
-    learning: learningOf(args, store, log, role),
+    learning: learningOf(args, store, new LineBudget(log).of('learning'), role),
     ringPages: Math.floor(parseSize(args.poolMemory, '--pool-memory') / PAGE_SIZE),
     places: PLACES,
     queueTargetMs: parseDuration(args.queueTarget, '--queue-target'),
@@ -170,13 +170,11 @@ export interface StatusLine {
  */
 export async function runProxy(
   proxy: Runnable,
-  log: Log,
+  log: ProcessLog,
   status: StatusLine,
   started: () => void,
   reloadSettings: () => void = () => {},
 ): Promise<void> {
-  // Migrations outlive who reads the log: the `tee` that the same Ctrl-C ends, a terminal that hangs up.
-  process.stdout.removeAllListeners('error').on('error', () => {})
   const notifier = new Notifier(why => log.warn('systemd is not told', { reason: why }))
   status.tell = text => notifier.status(text)
   const warn = (): void => {
@@ -231,4 +229,5 @@ export async function runProxy(
   })
   await notifier.close()
   log.info('stopped')
+  await log.settle()
 }

@@ -5,6 +5,7 @@ import { type Configuration, type Mistake, needRestart, readConfiguration } from
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
+import { makeLog } from '../daemon/text-log.ts'
 import { ProxyError } from '../errors.ts'
 import { formatAddress } from '../relay/address.ts'
 import { parseEffort } from './codec-command.ts'
@@ -90,11 +91,11 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   const proxies: Runnable[] = []
   const sources = new Map<string, SourceDaemon>()
   let destination: DestinationDaemon | undefined
-  const { log } = proxySettings(common(undefined), 'client')
+  const log = makeLog(json)
   const where: string[] = []
   for (const peer of configuration.peers) {
     const daemon = new SourceDaemon({
-      ...proxySettings(common(peer.peerName), 'client'),
+      ...proxySettings(common(peer.peerName), 'client', log),
       listen: peer.listen,
       beyondLoopback: false,
       peer,
@@ -103,14 +104,14 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
       rate: peer.rate,
       fds,
       onStatus: text => status.tell(`${peer.name}: ${text}`),
-      onSummary: logSummary(log, json),
+      onSummary: logSummary(json),
     })
     proxies.push(daemon)
     sources.set(peer.name, daemon)
     where.push(`${peer.listen.map(({ address }) => formatAddress(address)).join(' ')} to ${peer.name}`)
   }
   if (configuration.wanListen.length > 0) {
-    const settings = proxySettings(common(configuration.peerName), 'server')
+    const settings = proxySettings(common(configuration.peerName), 'server', log)
     destination = new DestinationDaemon({
       ...settings,
       listen: configuration.wanListen.flatMap(at => listenAt(formatAddress(at), configuration.plaintext, false, fds)),
@@ -118,7 +119,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
       ringPagesMax: settings.ringPages,
       placesMax: settings.places,
       onStatus: text => status.tell(text),
-      onSummary: logArrival(log, json),
+      onSummary: logArrival(json),
     })
     proxies.push(destination)
     where.push(

@@ -117,8 +117,8 @@ export function summaryLine(summary: MigrationSummary): string {
 }
 
 /** Logs the end of a migration: its fields as JSON, or one line for people. */
-export function logSummary(log: Log, json: boolean): (summary: MigrationSummary) => void {
-  return summary => {
+export function logSummary(json: boolean): (summary: MigrationSummary, log: Log) => void {
+  return (summary, log) => {
     if (json) log.info('migration ended', summary)
     else log.info(`migration ${summary.migration} ended: ${summaryLine(summary)}`)
   }
@@ -139,7 +139,7 @@ async function runSource(args: SourceArguments): Promise<void> {
     rate: rateFile !== undefined ? readCap(rateFile) : rate !== undefined ? parseCap(rate, '--rate') : Infinity,
     fds: takeListenFds(),
     onStatus: text => status.tell(text),
-    onSummary: logSummary(log, args.json),
+    onSummary: logSummary(args.json),
   })
   const started = (): void => log.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') })
   await runProxy(daemon, log, status, started, () => {

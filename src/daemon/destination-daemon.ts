@@ -12,6 +12,7 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { type Pool, PoolKeeper } from '../transfer/pool.ts'
 import type { ClientHello } from '../wan/hello.ts'
 import { type ArrivalSummary, DestinationSession } from './destination-session.ts'
+import { LineBudget } from './line-budget.ts'
 import type { Log } from './log.ts'
 import { SessionSets } from './session-sets.ts'
 
@@ -38,7 +39,8 @@ export interface DestinationOptions {
   readonly queueTargetMs: number
   readonly patienceMs: number
   readonly log: Log
-  readonly onSummary: (summary: ArrivalSummary) => void
+  /** @param log for what this peer makes us say */
+  readonly onSummary: (summary: ArrivalSummary, log: Log) => void
   readonly onStatus?: (status: string) => void
 }
 
@@ -48,6 +50,7 @@ export class DestinationDaemon {
   private readonly server: LinkServer
   private readonly sets: SessionSets
   private readonly sessions = new Map<Link, DestinationSession>()
+  private readonly lines: LineBudget
   private readonly pools = new PoolKeeper()
   private stopping = false
   /** Where it listens, once started. */
@@ -56,11 +59,12 @@ export class DestinationDaemon {
   constructor(options: DestinationOptions) {
     this.options = options
     this.targets = options.targets
+    this.lines = new LineBudget(options.log)
     this.sets = new SessionSets(options.store, options.log)
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       accept: (hello, identity) => this.acceptSession(hello, identity),
-      logger: options.log,
+      logger: this.lines.byFields(),
       agent: 'pageferry',
     })
   }
@@ -171,7 +175,7 @@ export class DestinationDaemon {
           session ??= this.makeSession(link, pool, seedWords, learning)
           return session
         }
-        options.log.info('session open', {
+        this.lines.of(identity).info('session open', {
           identity,
           agent: hello.agent,
           sets: sets.map(digest => digest.slice(0, 12)),
@@ -196,16 +200,17 @@ export class DestinationDaemon {
     seed: readonly [number, number],
     learning: SessionLearning | undefined,
   ): DestinationSession {
+    const log = this.lines.of(link.identity)
     const session = new DestinationSession({
       session: link.session,
       pool,
       seed,
       learning,
       targets: () => this.targets,
-      log: this.options.log,
+      log,
       now: () => performance.now(),
       onFailure: error => void link.abort(error),
-      onMigrationEnd: this.options.onSummary,
+      onMigrationEnd: summary => this.options.onSummary(summary, log),
     })
     this.sessions.set(link, session)
     return session

@@ -15,6 +15,7 @@ import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { type Pool, PoolKeeper } from '../transfer/pool.ts'
 import { EffortController } from './effort-controller.ts'
+import { LineBudget } from './line-budget.ts'
 import type { Log } from './log.ts'
 import type { MigrationSummary } from './migration-summary.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
@@ -44,7 +45,8 @@ export interface SourceOptions {
   readonly patienceMs: number
   readonly fds?: ReadonlyMap<string, readonly number[]>
   readonly log: Log
-  readonly onSummary: (summary: MigrationSummary) => void
+  /** @param log for what this site's QEMUs make us say */
+  readonly onSummary: (summary: MigrationSummary, log: Log) => void
   /** What to tell systemd and people, when it changes. */
   readonly onStatus?: (status: string) => void
 }
@@ -69,6 +71,9 @@ export class SourceDaemon {
   private stopping = false
   private migrations = 0
   private rate: number
+  /** What QEMUs and others at our listeners make us say, and what the other proxy does. */
+  private readonly qemuLog: Log
+  private readonly peerLog: Log
   private readonly failures = new RepeatedFailure()
   private wake: (() => void) | undefined
   /** Settles when the last session has ended after `stop`. */
@@ -78,6 +83,9 @@ export class SourceDaemon {
   constructor(options: SourceOptions) {
     this.options = options
     this.rate = options.rate
+    const lines = new LineBudget(options.log)
+    this.qemuLog = lines.of('connections of QEMU')
+    this.peerLog = lines.of(`${options.peer.host}:${options.peer.port}`)
     this.sets = new SessionSets(options.store, options.log)
     this.ended = new Promise(done => {
       this.resolveEnded = done
@@ -105,7 +113,7 @@ export class SourceDaemon {
         await listen(address, (socket, at) => this.accept(socket, ranged ? `${name}:${at.port}` : name, at), {
           beyondLoopback: this.options.beyondLoopback,
           ...(this.options.fds ? { fds: this.options.fds } : {}),
-          onAcceptError: error => this.options.log.warn('accept failed', { error: error.message }),
+          onAcceptError: error => this.qemuLog.warn('accept failed', { error: error.message }),
         }),
       )
     }
@@ -187,7 +195,7 @@ export class SourceDaemon {
     }
     this.waiting.push(this.waits({ socket, gate }))
     this.wake?.()
-    this.options.log.info('connection waits for a session', { target, at: formatAddress(at.address) })
+    this.qemuLog.info('connection waits for a session', { target, at: formatAddress(at.address) })
   }
 
   /** Whether there is a session for connections that come in at a gate. */
@@ -203,7 +211,7 @@ export class SourceDaemon {
       () => {
         const i = this.waiting.findIndex(entry => entry.socket === socket)
         if (i >= 0) this.waiting.splice(i, 1)
-        this.options.log.warn('connection refused', {
+        this.qemuLog.warn('connection refused', {
           target: gate.target,
           reason: `no session with the other proxy for ${this.options.patienceMs / 1000} s`,
         })
@@ -222,7 +230,7 @@ export class SourceDaemon {
       return
     }
     this.waiting.unshift(...connections.map(connection => this.waits(connection)))
-    this.options.log.info('connections wait for another session', { connections: connections.length })
+    this.qemuLog.info('connections wait for another session', { connections: connections.length })
   }
 
   /** There is a session, and it lives. */
@@ -239,11 +247,11 @@ export class SourceDaemon {
 
   /** The link's own lines, but while one session after the other cannot be opened `no session` says it all. */
   private readonly linkLog: Log = {
-    info: (event, fields) => this.options.log.info(event, fields),
+    info: (event, fields) => this.peerLog.info(event, fields),
     warn: (event, fields) => {
-      if (this.failures.times === 0) this.options.log.warn(event, fields)
+      if (this.failures.times === 0) this.peerLog.warn(event, fields)
     },
-    error: (event, fields) => this.options.log.error(event, fields),
+    error: (event, fields) => this.peerLog.error(event, fields),
   }
 
   /** Opens one session after the other for as long as the proxy runs. */
@@ -257,7 +265,7 @@ export class SourceDaemon {
           const said = this.failures.failed(`${error.code} ${error.what}`, performance.now())
           if (said) {
             const again = said.times > 1 ? said : {}
-            this.options.log.warn('no session', { error: error.what, hint: error.action, ...again })
+            this.peerLog.warn('no session', { error: error.what, hint: error.action, ...again })
           }
           this.options.onStatus?.(`no session: ${error.what}`)
           await this.pause(this.failures.retryMs)
@@ -311,7 +319,7 @@ export class SourceDaemon {
         onDead: error => session?.onDead(error),
         onWork: () => session?.onWork(),
         onConnection: (connection, up, error) => {
-          if (!up && error) options.log.warn('WAN connection lost', { connection, error: error.message })
+          if (!up && error) this.peerLog.warn('WAN connection lost', { connection, error: error.message })
           if (up) this.admitWaiting()
         },
       }),
@@ -340,11 +348,11 @@ export class SourceDaemon {
         learning,
         effort: new EffortController(options.effort),
         queueTargetMs: options.queueTargetMs,
-        log: options.log,
+        log: this.qemuLog,
         now: () => performance.now(),
         nextMigration: () => ++this.migrations,
         onSummary: summary => {
-          options.onSummary(summary)
+          options.onSummary(summary, this.qemuLog)
           if (this.stopping) this.refuseNew()
           this.closeIfIdle()
         },
@@ -353,7 +361,7 @@ export class SourceDaemon {
       })
       this.session = session
       const failed = this.failures.recovered()
-      options.log.info('session open', {
+      this.peerLog.info('session open', {
         ...(failed > 0 && { failedBefore: failed }),
         peer: `${options.peer.host}:${options.peer.port}`,
         sets: agreed.map(digest => digest.slice(0, 12)),

@@ -3,6 +3,7 @@
  * of it does nothing where systemd did not start us.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { printable } from '../bytes/printable.ts'
 import { ProxyError } from '../errors.ts'
 
 /** The first descriptor that systemd passes: SD_LISTEN_FDS_START. */
@@ -200,8 +201,8 @@ export class Notifier {
 
   /** One message of systemd: its fields are taken together. */
   private send(fields: readonly string[]): void {
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: a field must end neither the line nor itself
-    const line = fields.map(field => field.replace(/[\x00-\x1f\x7f]+/g, ' ')).join('\x1f')
+    // escaped, a field ends neither the line nor itself
+    const line = fields.map(printable).join('\x1f')
     this.helper?.stdin?.write(`${line}\n`)
   }
 }

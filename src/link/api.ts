@@ -1,7 +1,7 @@
 /** What the link layer is handed from above: where it logs, what time it is, and who gets what arrives. */
 import type { SessionOptions, SessionSink } from '../session/api.ts'
 
-/** Where events go; `event` is a stable dotted name, `fields` what belongs to it. pino fits through a thin adapter. */
+/** Where events go; `event` is a stable dotted name, `fields` what belongs to it. */
 export interface LinkLogger {
   info(event: string, fields: Readonly<Record<string, unknown>>): void
   warn(event: string, fields: Readonly<Record<string, unknown>>): void
