@@ -8,6 +8,7 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import { PIECES_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
+import { CHANNEL_START_BYTES_MAX, channelStart } from '../qemu/channel-kind.ts'
 import { ReturnPathParser } from '../qemu/return-path.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
@@ -111,8 +112,10 @@ export class DestinationSession implements LinkSink {
     let address: Address
     try {
       address = this.resolve(info.target)
+      flow.checkKind()
     } catch (error) {
-      flow.refused(error as ProxyError)
+      if (!isProxyError(error)) throw error
+      flow.refused(error)
       return
     }
     const key = formatAddress(address)
@@ -281,6 +284,11 @@ function unknownFlow(number: number): ProxyError {
   )
 }
 
+/** A source proxy opens no such flow: whatever else reached it, the destination QEMU would exit over it. */
+function notOfQemu(what: string): ProxyError {
+  return new ProxyError('TARGET_REFUSED', what, undefined, 'the destination QEMU was not dialled')
+}
+
 /** A FlowExpander that knows its channel, so that expanded bytes find their way. */
 class ChannelExpander extends FlowExpander {
   readonly owner: Pick<DestinationFlow, 'expanded'>
@@ -312,6 +320,10 @@ export class DestinationFlow implements SocketSink {
   private want!: () => void
   /** Expanded before the connection stood. */
   private early: { bytes: Uint8Array; release: () => void }[] = []
+  /** The first bytes, until they tell that a channel of QEMU begins so; 0 of them are awaited then. */
+  private readonly head = new Uint8Array(CHANNEL_START_BYTES_MAX)
+  private headLength = 0
+  private headAwaited = true
   private finDue = false
   /** Nothing more goes to QEMU. */
   private broken = false
@@ -376,15 +388,36 @@ export class DestinationFlow implements SocketSink {
     this.breakOff(CODE.TARGET_REFUSED, error.what)
   }
 
+  /**
+   * A preempt channel is dialled without a byte, so only where its migration has a main.
+   * @throws ProxyError TARGET_REFUSED
+   */
+  checkKind(): void {
+    if (this.info.kind !== 'preempt') return
+    for (const other of this.arrival.flows) if (other !== this && other.info.kind !== 'preempt' && !other.isOver) return
+    throw notOfQemu('a preempt channel without a migration')
+  }
+
+  /** Looks at the first bytes, before any of them goes on. @returns false where the flow is over */
+  private checkHead(bytes: Uint8Array): boolean {
+    const take = Math.min(bytes.length, CHANNEL_START_BYTES_MAX - this.headLength)
+    this.head.set(bytes.subarray(0, take), this.headLength)
+    this.headLength += take
+    const kind = channelStart(this.head, 0, this.headLength)
+    if (kind === 'unknown') this.refused(notOfQemu('what came does not begin as a channel of QEMU does'))
+    this.headAwaited = kind === undefined
+    return kind !== 'unknown'
+  }
+
   /** Bytes for QEMU. */
   expanded(bytes: Uint8Array, release: () => void): void {
-    if (this.broken) {
+    if (this.broken || (this.headAwaited && !this.checkHead(bytes))) {
       this.session.letGo()
       release()
     } else if (this.socket) this.write(bytes, release)
     else {
       this.early.push({ bytes, release })
-      this.want()
+      if (!this.headAwaited) this.want()
     }
   }
 
@@ -408,6 +441,7 @@ export class DestinationFlow implements SocketSink {
   }
 
   finFromPeer(): void {
+    if (this.headAwaited && this.info.kind !== 'preempt') this.refused(notOfQemu('it ended before it began'))
     this.finDue = true
     this.want()
     this.socket?.finish()

@@ -9,7 +9,7 @@ import { isProxyError, type ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import type { LinkSink } from '../link/api.ts'
 import { BlockTable } from '../qemu/block-table.ts'
-import { CHANNEL_KIND_BYTES_MAX, type ChannelKind, channelKind } from '../qemu/channel-kind.ts'
+import { CHANNEL_START_BYTES_MAX, type ChannelKind, channelStart } from '../qemu/channel-kind.ts'
 import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
 import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { Session } from '../session/session.ts'
@@ -56,6 +56,10 @@ const LATE_CHANNEL_MS = 200
  * still while it waits for the greeting.
  */
 const NOTHING_SAID_MS = 5000
+/** A channel's main comes within milliseconds, on a host that swaps within seconds. One that never comes holds no place. */
+const MAIN_AWAITED_MS = 60_000
+/** Bytes of a refused connection that are logged: enough to know an HTTP request or a banner by. */
+const HEAD_SHOWN = 16
 /** Batches in the packer: two keep threads and this one busy, more only add to what is parked. */
 const UNDER_WAY_MAX = 3
 
@@ -268,12 +272,35 @@ export class SourceSession implements LinkSink {
   }
 
   private refuseSilent(flow: SourceFlow): void {
+    const { gate } = flow
+    if (this.ended || !gate.silent.has(flow)) return
+    const seconds = NOTHING_SAID_MS / 1000
+    if (flow.isSilent && isOpen(gate.migration)) setTimeout(() => this.refuseSilent(flow), NOTHING_SAID_MS).unref()
+    else if (!flow.isSilent) this.refuse(flow, `it began as QEMU's channels do, and nothing followed for ${seconds} s`)
+    else {
+      this.refuse(
+        flow,
+        `nothing came for ${seconds} s: not a migration, whose source speaks first`,
+        'disks (NBD) must go past the pair: virsh migrate --disks-uri',
+      )
+    }
+  }
+
+  private refuseWaiting(flow: SourceFlow): void {
+    if (this.ended || !flow.gate.waiting.includes(flow)) return
+    this.refuse(flow, `a ${flow.kind} channel whose main did not come for ${MAIN_AWAITED_MS / 1000} s`)
+  }
+
+  /** Ends a connection that no destination QEMU is to hear of. */
+  private refuse(flow: SourceFlow, reason: string, hint?: string): void {
     const { gate, socket } = flow
-    if (this.ended || !gate.silent.has(flow) || isOpen(gate.migration)) return
+    gate.silent.delete(flow)
     this.options.log.warn('connection refused', {
       target: gate.target,
-      reason: `nothing came for ${NOTHING_SAID_MS / 1000} s: not a migration, whose source speaks first`,
-      hint: 'disks (NBD) must go past the pair: virsh migrate --disks-uri',
+      peer: socket.peer,
+      reason,
+      ...(flow.isSilent ? {} : { began: flow.head }),
+      ...(hint === undefined ? {} : { hint }),
     })
     socket.reset()
   }
@@ -289,9 +316,13 @@ export class SourceSession implements LinkSink {
     const { gate } = flow
     gate.silent.delete(flow)
     const running = (gate.migration?.flows.size ?? 0) > 0
-    // an unknown protocol or TLS has no order that we could know: as it came
-    const leads =
-      kind === 'main' || kind === 'recovery' || ((kind === 'unknown' || kind === 'tls') && !isOpen(gate.migration))
+    const reason = strange(kind, gate)
+    if (reason !== '') {
+      this.refuse(flow, reason)
+      return
+    }
+    // TLS has no order that we could know: as it came
+    const leads = kind === 'main' || kind === 'recovery' || (kind === 'tls' && !isOpen(gate.migration))
     if (leads) {
       const { nextMigration, now, effort, session } = this.options
       effort.begin(session.rttMinMs)
@@ -311,6 +342,7 @@ export class SourceSession implements LinkSink {
     } else if (isOpen(gate.migration)) this.open(flow, kind)
     else {
       gate.waiting.push(flow)
+      setTimeout(() => this.refuseWaiting(flow), MAIN_AWAITED_MS).unref()
       if (running) setTimeout(() => this.openLate(flow), LATE_CHANNEL_MS).unref()
     }
   }
@@ -373,7 +405,7 @@ export class SourceSession implements LinkSink {
     setTimeout(() => {
       for (const flow of silent) {
         // A connection that QEMU gave up, or that has spoken, is not among them any more; nor is any once the session ended.
-        if (this.ended || !gate.silent.has(flow) || !isOpen(gate.migration)) continue
+        if (this.ended || !gate.silent.has(flow) || !isOpen(gate.migration) || !flow.isSilent) continue
         // the destination QEMU would take a stranger for its preempt channel
         if (!gate.migration.mayBePreempt(flow)) continue
         gate.silent.delete(flow)
@@ -620,7 +652,7 @@ export class SourceFlow implements SocketSink {
       room = SLOT_BYTES - waiting
     }
     const take = Math.min(room, Math.ceil(this.session.batchBytes) - waiting)
-    if (take < ROOM_MIN || (this.number === 0 && this.early >= CHANNEL_KIND_BYTES_MAX)) return undefined
+    if (take < ROOM_MIN || (this.number === 0 && this.early >= CHANNEL_START_BYTES_MAX)) return undefined
     return this.bytes.subarray(this.fill, this.fill + take)
   }
 
@@ -636,7 +668,7 @@ export class SourceFlow implements SocketSink {
       return
     }
     this.early += count
-    const kind = channelKind(this.bytes, this.slot, this.early)
+    const kind = channelStart(this.bytes, this.slot, this.early)
     if (kind === undefined) return
     this.kind = kind
     if (this.gate.waiting.includes(this)) return
@@ -667,6 +699,16 @@ export class SourceFlow implements SocketSink {
         this.migration.endedBy = `source QEMU broke off (${closed.error?.code ?? closed.how})`
       this.breakOff(CODE.QEMU_LOST, `the source QEMU's connection broke: ${closed.error?.code ?? closed.how}`)
     }
+  }
+
+  /** Not a byte has come. */
+  get isSilent(): boolean {
+    return this.early === 0
+  }
+
+  /** What came before the flow was opened, for logs: hexadecimal. */
+  get head(): string {
+    return Buffer.from(this.bytes.subarray(this.slot, this.slot + Math.min(this.early, HEAD_SHOWN))).toString('hex')
   }
 
   // --- session
@@ -868,4 +910,16 @@ export class SourceFlow implements SocketSink {
 /** Whether channels that come now belong to it. One that QEMU has given up may still have bytes to deliver. */
 export function isOpen(migration: Migration | undefined): migration is Migration {
   return migration !== undefined && migration.flows.size > 0 && migration.lead?.over !== true
+}
+
+/**
+ * Why a connection cannot be QEMU's, '' where it can: a destination QEMU that waits exits over whatever else reaches it
+ * (wire format 1.3), so the other proxy never hears of it.
+ */
+function strange(kind: ChannelKind, { migration }: Gate): string {
+  if (kind === 'unknown') return 'it does not begin as a channel of QEMU does: a probe, or another protocol'
+  if (kind === 'main' || kind === 'recovery' || !isOpen(migration)) return ''
+  const encrypted = migration.lead?.kind === 'tls'
+  if (encrypted === (kind === 'tls')) return ''
+  return encrypted ? 'plain text beside a migration that QEMU encrypts' : 'TLS beside a migration in plain text'
 }

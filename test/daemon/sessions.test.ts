@@ -20,6 +20,8 @@ import type { TemplateStore } from '../../src/store/template-store.ts'
 import type { Pool } from '../../src/transfer/pool.ts'
 import { migration, multifdChannel, PAGE, page, random } from '../template/makers.ts'
 
+t.setTimeout(240_000) // proxies as processes: on a busy machine each takes seconds to start
+
 const RING_PAGES = 256
 const PLACES = 1 << 12
 /** What a main channel and a multifd channel begin with, then nothing that a parser knows: relayed as it is. */
@@ -249,6 +251,62 @@ t.test('a connection whose server would speak first, as NBD, does not wait for e
   t.equal(pair.count('connection refused'), 2)
 })
 
+t.test('nothing but what begins as a channel of QEMU reaches a destination QEMU', async t => {
+  await using pair = await Daemons.start()
+  await until('a session', () => pair.count('session open') === 2)
+  const hello = Buffer.from('16030100fa010000f60303', 'hex')
+  const probes: [string, Buffer][] = [
+    ['an HTTP request', Buffer.from('GET / HTTP/1.0\r\n\r\n')],
+    ['a banner', Buffer.from('SSH-2.0-probe\r\n')],
+    ['a line', Buffer.from('\n')],
+    ['zeros', Buffer.alloc(100)],
+    ['an older stream', Buffer.from('5145564d00000002', 'hex')],
+    ['a NBD client', Buffer.from('0000000349484156454f5054', 'hex')],
+  ]
+  for (const [i, [what, bytes]] of probes.entries()) {
+    const probe = await pair.dial()
+    probe.write(bytes)
+    await closed(probe.resume())
+    t.equal(pair.count('connection refused'), i + 1, `${what} is refused`)
+  }
+  const half = await pair.dial()
+  half.end(MAIN.subarray(0, 7))
+  await closed(half.resume())
+  const main = await pair.dial()
+  main.write(MAIN)
+  await until('main', () => pair.target.received[0]?.equals(MAIN) === true)
+  const beside = await pair.dial()
+  beside.write(hello)
+  await closed(beside.resume())
+  t.equal(pair.count('connection refused'), probes.length + 1, 'TLS beside plain text is refused')
+  t.equal(pair.target.sockets.length, 1, 'no QEMU was dialled for any of them')
+  t.equal(pair.count('migration starts'), 1)
+})
+
+t.test('a source proxy that means harm cannot have a QEMU dialled for what is none', async t => {
+  await using pair = await Daemons.start()
+  await until('a session', () => pair.count('session open') === 2)
+  const { session } = (pair.source as unknown as { client: LinkClient }).client
+  const refused = async (kind: string, ...pieces: Buffer[]): Promise<void> => {
+    const before = pair.count('target refused')
+    const flow = session.openFlow({ target: 'default', migration: 9, kind })
+    for (const piece of pieces) session.sendData(flow, piece)
+    if (pieces.length > 0) session.finFlow(flow)
+    await until('the refusal', () => pair.count('target refused') === before + 1)
+    session.resetFlow(flow, 0, '')
+    await until('its end', () => session.flowCount === 0)
+  }
+  await refused('main', Buffer.from('GET / HTTP/1.0\r\n\r\n'))
+  await refused('main', ...[...'QEVX'].map(letter => Buffer.from(letter)))
+  await refused('unknown', Buffer.alloc(64))
+  await refused('main', MAIN.subarray(0, 7)) // and its end
+  await refused('preempt') // without a main
+  const flow = session.openFlow({ target: 'default', migration: 9, kind: 'any' })
+  for (const byte of MAIN) session.sendData(flow, Buffer.of(byte))
+  await until('what begins as it should', () => pair.target.received[0]?.equals(MAIN) === true)
+  t.equal(pair.target.sockets.length, 1, 'no other was dialled')
+})
+
 t.test('a destination that closes its direction first gets every byte all the same', async t => {
   await using pair = await Daemons.start()
   pair.target.onConnection = socket => socket.end()
@@ -380,11 +438,13 @@ t.test('a source proxy that means harm takes bounded memory', async t => {
     'who is gone waits for no dial',
   )
   const second = session.openFlow(info)
-  for (let i = 0; i < 1000; i++) session.sendData(second, Buffer.alloc(1))
+  session.sendData(second, MAIN)
+  for (let i = 1; i < 1000; i++) session.sendData(second, Buffer.alloc(1))
   await until('its pieces', () => half.pieces === 1000)
   session.resetFlow(second, 1, 'again')
   await until('them to be let go', () => half.pieces === 0)
   const third = session.openFlow(info)
+  session.sendData(third, MAIN)
   for (let i = 0; i < 100_000 && !link.over; i++) {
     session.sendData(third, Buffer.alloc(1))
     if (i % 1000 === 0) await sleep(1)

@@ -5,7 +5,7 @@ import { ByteWriter } from '../../src/bytes/byte-writer.ts'
 import { latin1, latin1Bytes } from '../../src/bytes/copy.ts'
 import { RAM_BLOCKS_MAX } from '../../src/limits.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
-import { channelKind } from '../../src/qemu/channel-kind.ts'
+import { channelKind, channelStart } from '../../src/qemu/channel-kind.ts'
 import {
   multifdHello,
   multifdPacket,
@@ -148,6 +148,55 @@ t.test('channel kinds', t => {
   const padded = wireBytes('ff 00 51 45 56 4d 11').bytes
   t.equal(channelKind(padded, 2, 4), 'main', 'in the middle of a chunk')
   t.equal(channelKind(padded, 2, 3), undefined)
+  t.end()
+})
+
+t.test('how channels of QEMU begin', t => {
+  const kinds: [string, string | undefined][] = [
+    ['51', undefined],
+    ['51 45 56 4d 00 00 00', undefined],
+    ['51 45 56 4d 00 00 00 03', 'main'],
+    ['51 45 56 4d 00 00 00 02', 'unknown'], // a version that every destination refuses
+    ['51 45 56 4e', 'unknown'],
+    ['11 22 33', undefined],
+    ['11 22 33 44 00', undefined],
+    ['11 22 33 44 00 00 00 01', 'multifd'],
+    ['11 22 33 44 00 00 00 02', 'unknown'],
+    ['11 23', 'unknown'],
+    ['16', undefined],
+    ['16 03 01 02 00 01', undefined],
+    ['16 03 00 02 00 01 00', 'tls'],
+    ['16 03 01 02 00 01 00', 'tls'],
+    ['16 03 04 00 2d 01 00', 'tls'],
+    ['16 03 04 00 2c 01 00', 'unknown'], // no ClientHello is so short
+    ['16 03 01 40 01 01 00', 'unknown'], // nor a record so long
+    ['16 03 01 02 00 02', 'unknown'], // a ServerHello
+    ['16 03 05', 'unknown'],
+    ['16 02', 'unknown'],
+    ['08', undefined],
+    ['08 00 0a 00 07', undefined],
+    ['08 00 0a 00 07 06', 'recovery'],
+    ['08 00 0a 01 00 ff', 'recovery'],
+    ['08 00 0a 00 07 07', 'unknown'],
+    ['08 00 0a 00 01 00', 'unknown'],
+    ['08 00 01', 'unknown'],
+    ['00', undefined],
+    ['00 00 00 00 00 00 00', undefined],
+    ['00 00 00 00 00 00 00 10', 'preempt'],
+    ['00 00 00 00 00 06 00 08 06', 'preempt'],
+    ['00 00 00 00 00 06 00 02', 'preempt'],
+    ['00 00 00 00 00 00 00 00', 'unknown'],
+    ['00 00 00 00 00 00 00 0a', 'unknown'],
+    ['00 00 00 00 00 00 02 00', 'unknown'], // MULTIFD_FLUSH: on main alone
+    ['00 01', 'unknown'],
+    ['47 45 54 20', 'unknown'],
+    ['ff', 'unknown'],
+  ]
+  t.equal(channelStart(new Uint8Array(0)), undefined, 'no byte')
+  for (const [text, kind] of kinds) t.equal(channelStart(wireBytes(text).bytes), kind, text)
+  const padded = wireBytes('ff 00 51 45 56 4d 00 00 00 03 11').bytes
+  t.equal(channelStart(padded, 2, 8), 'main', 'in the middle of a chunk')
+  t.equal(channelStart(padded, 2, 7), undefined)
   t.end()
 })
 

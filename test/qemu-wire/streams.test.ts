@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
 import { BlockTable } from '../../src/qemu/block-table.ts'
-import { channelKind } from '../../src/qemu/channel-kind.ts'
+import { channelStart } from '../../src/qemu/channel-kind.ts'
 import { MainStreamParser, type ParserMemory } from '../../src/qemu/main-stream.ts'
 import { MultifdParser } from '../../src/qemu/multifd-channel.ts'
 import { PreemptParser } from '../../src/qemu/preempt-channel.ts'
@@ -84,7 +84,7 @@ function checkMigration(t: Tap, note: MigrationNote, folder: string): Rebuilt {
   for (const { channel, file, broken, lengthBytes } of streams) {
     const input = zstdDecompressSync(readFileSync(folder + file))
     t.equal(input.length, lengthBytes, `all of ${file}`)
-    if (channel !== 'return' && input.length > 0) t.equal(channelKind(input), channel)
+    if (channel !== 'return' && input.length > 0) t.equal(channelStart(input), channel)
     const cuts = someCuts(input)
     let parser: AnyParser | undefined
     const trace = <P extends AnyParser>(make: (sink: TraceSink) => P, compare = false): [P, string[]] => {
