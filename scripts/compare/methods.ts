@@ -3,10 +3,11 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Proxies } from '../demo/proxies.ts'
+import { claimPort } from '../harness/claimed-port.ts'
 import { hasProgram } from '../lab/tools.ts'
 import { endChild } from '../qemu/cleanup.ts'
 import type { MigrationSettings, QemuGuest } from '../qemu/guest.ts'
-import { freePort, type OpenedWan } from '../wan/open.ts'
+import type { OpenedWan } from '../wan/open.ts'
 import { descendantSeconds, ownSeconds } from './cpu.ts'
 import type { Method, Run } from './results.ts'
 
@@ -82,7 +83,7 @@ export async function openRoute(
   if (method === 'zstd-pipe') return throughPipe(wan, templates)
   if (method === 'wanproxy') return throughWanproxy(wan, folder)
   const { both = {}, source = {} } = QEMU_ALONE[method]!
-  const port = await freePort()
+  const port = await claimPort()
   const { host, port: reached } = await wan.reach(port)
   const capabilities = { ...RETURN_PATH, ...both.capabilities }
   return {
@@ -146,7 +147,7 @@ async function throughPair(
 
 /** What a skilled user would rig up. One way only: QEMU has no return path through a pipe. */
 async function throughPipe(wan: OpenedWan, templates: Templates | undefined): Promise<Route> {
-  const port = await freePort()
+  const port = await claimPort()
   const { host, port: reached } = await wan.reach(port)
   const options = `-q --long=31 --single-thread ${templates ? `--patch-from='${templates.setFile}'` : ''}`
   // The zeros push out what zstd still holds of the stream's end; whoever has seen that end closes the pipe.
@@ -171,7 +172,7 @@ async function throughPipe(wan: OpenedWan, templates: Templates | undefined): Pr
  * Debian package, so this has never met a real one.
  */
 async function throughWanproxy(wan: OpenedWan, folder: string): Promise<Route> {
-  const [near, far, port] = [await freePort(), await freePort(), await freePort()]
+  const [near, far, port] = [await claimPort(), await claimPort(), await claimPort()]
   const peer = await wan.reach(port)
   interface End {
     readonly listen: readonly [host: string, port: number]

@@ -11,12 +11,13 @@ import { readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { formatCount, formatSize } from '../../src/cli/quantity.ts'
+import { claimPort } from '../harness/claimed-port.ts'
 import { temporaryFolder } from '../qemu/cleanup.ts'
 import { type GuestOptions, QemuGuest, type Workload } from '../qemu/guest.ts'
 import { reportHeartbeats } from '../qemu/heartbeat.ts'
 import { compareMemory } from '../qemu/memory.ts'
 import { type FoundQemu, type QemuVersion, qemu10, systemQemu } from '../qemu/versions.ts'
-import { freePort, openWan, type Wan } from '../wan/open.ts'
+import { openWan, type Wan } from '../wan/open.ts'
 import { Proxies, pageferry } from './proxies.ts'
 import { type Result, resultBars, resultTable } from './table.ts'
 
@@ -161,7 +162,7 @@ async function demo(link: string, onlySystem: boolean): Promise<void> {
 
     const results: Result[] = []
     step('migrating the third directly')
-    const port = await freePort()
+    const port = await claimPort()
     const { host, port: reached } = await wan.reach(port)
     results.push(
       await migrate(

@@ -6,8 +6,9 @@ import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
+import { claimPort } from '../harness/claimed-port.ts'
 import { endChild } from '../qemu/cleanup.ts'
-import { freePort, type SiteName, type Wan } from '../wan/open.ts'
+import type { SiteName, Wan } from '../wan/open.ts'
 
 const run = promisify(execFile)
 const program = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
@@ -60,7 +61,7 @@ export class Proxies implements AsyncDisposable {
     const keys = join(folder, 'keys')
     const sites = ['--name', names.source, '--peer-name', names.destination]
     await pageferry('keygen', options.tls ?? 'x509', '--dir', keys, ...sites)
-    const pair = new Proxies(`tcp:127.0.0.1:${await freePort()}`, `tcp:127.0.0.1:${await freePort()}`)
+    const pair = new Proxies(`tcp:127.0.0.1:${await claimPort()}`, `tcp:127.0.0.1:${await claimPort()}`)
     const settings = (site: SiteName) => {
       const copy = join(folder, 'stores', site)
       if (store !== undefined) cpSync(store, copy, { recursive: true })
@@ -72,7 +73,7 @@ export class Proxies implements AsyncDisposable {
       ]
     }
     try {
-      const wanPort = await freePort()
+      const wanPort = await claimPort()
       const destination = ['--listen', `tcp:${wan.listenHost}:${wanPort}`, '--target', pair.targetUri]
       await pair.launch(wan, 'destination', [...destination, ...settings('destination')])
       const peer = await wan.reach(wanPort)

@@ -1,6 +1,5 @@
 /** A WAN as this machine can have it: packet by packet between two network namespaces for root, else through a relay. */
 import type { ChildProcess } from 'node:child_process'
-import { createServer } from 'node:net'
 import { spawnOwned } from '../qemu/cleanup.ts'
 import { type Link, parseLink } from './link.ts'
 import type { Measurement } from './measure.ts'
@@ -99,12 +98,3 @@ function relayed(link: Link, why: string): OpenedWan {
 }
 
 const total = ({ forward, back }: WanBytes): number => forward + back
-
-/** A port that nobody listens on now. */
-export async function freePort(): Promise<number> {
-  const server = createServer()
-  await new Promise<void>((resolve, reject) => server.once('error', reject).listen(0, '127.0.0.1', resolve))
-  const { port } = server.address() as { port: number }
-  await new Promise<void>(resolve => server.close(() => resolve()))
-  return port
-}

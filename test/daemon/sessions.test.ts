@@ -8,6 +8,7 @@ import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { ProxyError } from '../../src/errors.ts'
@@ -18,6 +19,7 @@ import type { LinkServer } from '../../src/link/server.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
 import type { Pool } from '../../src/transfer/pool.ts'
+import { until } from '../helpers/until.ts'
 import { migration, multifdChannel, PAGE, page, random } from '../template/makers.ts'
 
 t.setTimeout(240_000) // proxies as processes: on a busy machine each takes seconds to start
@@ -193,24 +195,6 @@ function closed(socket: net.Socket): Promise<void> {
     if (socket.closed) done()
     else socket.once('close', () => done())
   })
-}
-
-/** A port that nobody listens at just now. */
-async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as net.AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
-}
-
-async function until(what: string | (() => string), condition: () => boolean): Promise<void> {
-  // a proxy takes 15 s to start where the machine is busy
-  for (const end = performance.now() + 60_000; !condition(); ) {
-    if (performance.now() > end) throw new Error(`in vain: ${typeof what === 'string' ? what : what()}`)
-    await sleep(10)
-  }
 }
 
 t.test('connections without a migration outlive a lost session', async t => {
@@ -550,7 +534,7 @@ class Running implements AsyncDisposable {
     return this.lines.filter(line => line.includes(text)).length
   }
 
-  said(text: string, times = 1): Promise<void> {
+  said(text: string, times = 1): Promise<true> {
     return until(
       () => `"${text}" in ${this.lines.join('\n')}`,
       () => this.count(text) >= times,
@@ -581,7 +565,7 @@ for (const command of ['source', 'serve']) {
     await using destination = new Running('destination', '--plaintext', '--listen', 'tcp:127.0.0.1:0', '--target', to)
     const peer = `127.0.0.1:${await destination.port('listening for source proxies')}`
     const file = `${folder}/settings`
-    const local = await freePort()
+    const local = await claimPort()
     const setRate = (rate: string, more = ''): void => {
       const site = `plaintext: true
 effort: 0
@@ -643,7 +627,7 @@ t.test('SIGTERM while a migration runs: at the destination, then at the source',
   await using target = new Target()
   target.server.listen(0, '127.0.0.1')
   await once(target.server, 'listening')
-  const [wan, local] = [await freePort(), await freePort()]
+  const [wan, local] = [await claimPort(), await claimPort()]
   const to = `tcp:127.0.0.1:${target.port}`
   const startDestination = () =>
     new Running('destination', '--plaintext', '--listen', `tcp:127.0.0.1:${wan}`, '--target', to)
@@ -663,7 +647,7 @@ t.test('SIGTERM while a migration runs: at the destination, then at the source',
     qemu.write(bytes)
     return qemu
   }
-  const arrived = (channel: number, bytes: Buffer): Promise<void> =>
+  const arrived = (channel: number, bytes: Buffer): Promise<true> =>
     until(`channel ${channel}`, () => target.received[channel]?.equals(bytes) === true)
   /** Ends channels on both sides. */
   const finish = (channels: readonly number[]): void => {

@@ -2,13 +2,14 @@
  * Learning: both sides make the same sets whatever the order of channels, only what two VMs had reaches a disk, memory
  * stays within its bound, and what is stored encrypted is refused once it was touched.
  */
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import {
   existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   statSync,
   utimesSync,
@@ -17,7 +18,6 @@ import {
 import { connect, createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
@@ -32,6 +32,7 @@ import { pruneStore } from '../../src/store/prune.ts'
 import { SetFile } from '../../src/store/set-file.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { encodeStream, readFile } from '../../src/transfer/offline.ts'
+import { until } from '../helpers/until.ts'
 import { migration, multifdChannel, PAGE, page, random, sha256 } from '../template/makers.ts'
 import { type Guest, runSession, Side } from './sides.ts'
 
@@ -314,18 +315,30 @@ t.test('a UUID tells guests apart, and the same guest', async t => {
   t.same(readdirSync(source.store.folder), [], 'read from the hello of multifd')
 })
 
+/** What a descriptor of this process stands for; empty where it was closed meanwhile. */
+function linkOf(fd: string): string {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`)
+  } catch {
+    return ''
+  }
+}
+
 t.test('the spool: pages come back from file and memory, and the file shows nothing of them', async t => {
   const path = folder(t)
   const spool = new EncryptedSpool(path, 8 << 20, error => t.fail(error.message))
   const places: number[] = []
   const pages = range(1, 1000)
   for (const bytes of pages) places.push(spool.keep(bytes, 0))
-  const links = execFileSync('ls', ['-l', `/proc/${process.pid}/fd`]).toString()
-  const fd = new RegExp(`(\\d+) -> ${path}/\\.put-\\S+ \\(deleted\\)`).exec(links)?.[1]
+  const fd = readdirSync('/proc/self/fd').find(fd => {
+    const target = linkOf(fd)
+    return target.startsWith(`${path}/.put-`) && target.endsWith(' (deleted)')
+  })
   t.ok(fd, 'its file has no name')
-  const name = `/proc/${process.pid}/fd/${fd}`
-  for (let i = 0; i < 400 && readFileSync(name).length < 3 << 20; i++) await sleep(25)
-  const file = readFileSync(name)
+  const file = await until('three blocks in the file', () => {
+    const bytes = readFileSync(`/proc/self/fd/${fd}`)
+    return bytes.length >= 3 << 20 && bytes
+  })
   t.equal(file.length, 3 << 20)
   t.notOk(
     pages.some(bytes => file.includes(bytes.subarray(0, 12))),
@@ -337,9 +350,10 @@ t.test('the spool: pages come back from file and memory, and the file shows noth
   await spool.read(order, 0, 1000, into)
   t.ok(order.every((_, i) => pages[(i * 617) % 1000]!.equals(into.subarray(i * PAGE, (i + 1) * PAGE))))
   for (const place of places.slice(0, 256)) spool.free(place)
-  await sleep(1000) // its write is over by now
+  const inner = spool as unknown as { freeBlocks: number[]; waiting: Map<number, Buffer> }
+  await until('a block to use again', () => inner.freeBlocks.length > 0) // once its write is over
   const again = range(5000, 300).map(bytes => spool.keep(bytes, 0))
-  await sleep(50)
+  await until('it to be written', () => inner.waiting.size === 0)
   await spool.read(Uint32Array.from(again), 0, 300, into)
   t.ok(
     again.every((_, i) => page(5000 + i).equals(into.subarray(i * PAGE, (i + 1) * PAGE))),
@@ -579,13 +593,6 @@ t.test('two proxies learn, use it in the next session, and begin anew after a re
     },
   })
   await daemon.start()
-  const until = async (what: string, holds: () => boolean | Promise<boolean>): Promise<void> => {
-    for (let i = 0; i < 1200; i++) {
-      if (await holds()) return
-      await sleep(25)
-    }
-    t.fail(what)
-  }
   const migrate = async (pages: Buffer[]): Promise<void> => {
     const bytes = migration(pages)
     const at = daemon.addresses[0] as { host: string; port: number }

@@ -254,15 +254,6 @@ export class End implements LinkSink {
   }
 }
 
-/** Waits until a condition holds, looking often; fails by exception. */
-export async function until(what: string, condition: () => boolean, ms = 20_000): Promise<void> {
-  const end = performance.now() + ms
-  while (!condition()) {
-    if (performance.now() > end) throw new Error(`waited in vain for: ${what}`)
-    await new Promise(resolve => setTimeout(resolve, 5))
-  }
-}
-
 export function sleep(ms: number): Promise<void> {
   return new Promise(resolve => setTimeout(resolve, ms))
 }

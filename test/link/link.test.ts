@@ -11,6 +11,7 @@ import { Credentials, parsePsk } from '../../src/link/credentials.ts'
 import { makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
 import { LinkServer } from '../../src/link/server.ts'
 import { type ClientHello, encodeClientHello, HelloDecoder } from '../../src/wan/hello.ts'
+import { until } from '../helpers/until.ts'
 import {
   credentials,
   fastClock,
@@ -23,7 +24,6 @@ import {
   sleep,
   type TestClient,
   TestServer,
-  until,
 } from './harness.ts'
 
 type Test = Parameters<Parameters<typeof t.test>[0]>[0]

@@ -2,6 +2,7 @@
  * A pair that systemd starts: both proxies get their listening sockets by LISTEN_FDS, and run only once someone connects.
  * Here systemd-socket-activate does what systemd does. Certificates are those of `pageferry keygen`.
  */
+
 import { execFileSync, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
@@ -9,9 +10,11 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { endChild, spawnOwned, temporaryFolder } from '../../scripts/qemu/cleanup.ts'
 import { qemu10 } from '../../scripts/qemu/versions.ts'
-import { freePort, Guests, until } from './pair.ts'
+import { until } from '../helpers/until.ts'
+import { Guests } from './pair.ts'
 
 t.setTimeout(120_000)
 
@@ -39,9 +42,8 @@ function activate(sockets: readonly string[], names: string, args: readonly stri
   })
   const said = (msg: string, count = 1) =>
     until(
+      () => `a line '${msg}': ${JSON.stringify(log)} ${stderr}`,
       () => log.filter(line => line.msg.startsWith(msg))[count - 1],
-      30_000,
-      () => `nothing logged of '${msg}': ${JSON.stringify(log)} ${stderr}`,
     )
   return { child, log, said, stderr: () => stderr }
 }
@@ -52,7 +54,7 @@ t.test('real migrations through a pair that systemd starts', { skip }, async t =
   t.teardown(remove)
   const keygen = ['keygen', 'x509', '--dir', folder, '--name', 'near', '--peer-name', 'far', '127.0.0.1']
   execFileSync(pageferry, keygen)
-  const [local, wan, target] = [await freePort(), await freePort(), await freePort()]
+  const [local, wan, target] = [await claimPort(), await claimPort(), await claimPort()]
   const unix = join(folder, 'qemu.sock')
 
   const destination = activate([`127.0.0.1:${wan}`], 'wan', [
@@ -65,9 +67,8 @@ t.test('real migrations through a pair that systemd starts', { skip }, async t =
   ])
   t.teardown(() => Promise.all([endChild(source.child), endChild(destination.child)]))
   await until(
+    () => `the sockets: ${source.stderr()} ${destination.stderr()}`,
     () => existsSync(unix) && /Listening on .*as 3/.test(destination.stderr()),
-    10_000,
-    () => `no sockets: ${source.stderr()} ${destination.stderr()}`,
   )
   t.same([source.log, destination.log], [[], []], 'neither proxy runs yet')
 

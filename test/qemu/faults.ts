@@ -12,12 +12,14 @@
  * mishaps     cancel, either QEMU killed, either proxy killed, at any moment
  * held        main, multifd, return path, or the whole WAN stands still for 30 s
  */
+
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { MigrationSettings, QemuGuest } from '../../scripts/qemu/guest.ts'
 import { qemu10 } from '../../scripts/qemu/versions.ts'
 import { parseAddress } from '../../src/relay/address.ts'
-import { ChannelRelay, FAULTS, type Fault, Guests, LINUX, Pair, until } from './pair.ts'
+import { until } from '../helpers/until.ts'
+import { ChannelRelay, FAULTS, type Fault, Guests, LINUX, Pair } from './pair.ts'
 
 const scenarios = ['cuts', 'four', 'multifd', 'postcopy', 'mishaps', 'held'] as const
 type Scenario = (typeof scenarios)[number]
@@ -135,9 +137,8 @@ async function cutOnce(pair: Pair, chance: Chance): Promise<Fault> {
   )
   if (fault === 'stall') return fault
   await until(
+    () => `a connection after ${fault}`,
     () => pair.log.filter(line => line.side === 'source' && line.event === 'link.up').length > ups,
-    20_000,
-    () => `no connection again after ${fault}`,
   )
   return fault
 }
@@ -165,9 +166,8 @@ async function cuts(plan: CutPlan, total: number, chance: Chance, progress: (tex
       if (plan.postcopy) {
         for (const { source } of all) {
           await until(
+            'the migration to get going',
             async () => ((await source.migrationInfo()).ram?.transferred ?? 0) > 300_000,
-            20_000,
-            () => 'the migration does not get going',
           )
           await source.qmp.execute('migrate-start-postcopy')
         }
@@ -191,7 +191,7 @@ async function cuts(plan: CutPlan, total: number, chance: Chance, progress: (tex
       await letGo(all, plan)
       for (const [i, guests] of all.entries()) {
         await guests.source.waitMigration({ timeoutMs: 60_000 })
-        await guests.destination.waitStatus(['paused', 'prelaunch'])
+        await guests.destination.waitStatus(['paused', 'prelaunch'], 60_000)
         const pages = await guests.differingPages()
         if (pages > 0) throw new Error(`migration ${i}: ${pages} pages differ`)
         await guests.goesOn()
@@ -278,6 +278,7 @@ async function mishaps(total: number, chance: Chance, progress: (text: string) =
     let migration = ''
     try {
       await until(
+        () => `an end: source ${here}, destination ${there}, migration ${migration}`,
         async () => {
           here = await stateOf(source)
           there = await stateOf(destination)
@@ -293,8 +294,6 @@ async function mishaps(total: number, chance: Chance, progress: (text: string) =
             /gone|completed|failed|cancelled/.test(migration)
           )
         },
-        20_000,
-        () => `nothing settled: source ${here}, destination ${there}, migration ${migration}`,
       )
     } catch (error) {
       outcome.failures++
@@ -389,7 +388,7 @@ async function held(total: number, chance: Chance, progress: (text: string) => v
       if (which === 'WAN') pair.wan.resume()
       for (const channel of relay.channels) channel.release()
       await guests.source.waitMigration({ timeoutMs: 60_000 })
-      await guests.destination.waitStatus(['paused', 'prelaunch'])
+      await guests.destination.waitStatus(['paused', 'prelaunch'], 60_000)
       const pages = await guests.differingPages()
       if (pages > 0) throw new Error(`${which} held: ${pages} pages differ`)
       await guests.goesOn()

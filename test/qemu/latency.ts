@@ -21,19 +21,22 @@
  * requests   what the proxies themselves add to a fault, without QEMU and without a link: a page request goes back, a page
  *            comes on a preempt channel, half of it noise, 100 times a second.
  */
+
 import { once } from 'node:events'
 import net from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import Table from 'cli-table3'
 import { touchCommand } from '../../scripts/guest/touch.ts'
+import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { type GuestOptions, QemuGuest } from '../../scripts/qemu/guest.ts'
 import { reportHeartbeats } from '../../scripts/qemu/heartbeat.ts'
 import { type QemuVersion, qemu10 } from '../../scripts/qemu/versions.ts'
 import { parseLink } from '../../scripts/wan/link.ts'
 import { PacketLink, packetLinkSupport } from '../../scripts/wan/packet-link.ts'
 import { parseAddress } from '../../src/relay/address.ts'
-import { freePort, Pair, until } from './pair.ts'
+import { until } from '../helpers/until.ts'
+import { Pair } from './pair.ts'
 
 const LINKS = ['100Mbit,40ms', '1Gbit,2ms'] as const
 const ROUNDS = 5
@@ -166,9 +169,8 @@ async function faults(qemu: QemuVersion, link: PacketLink, way: Way, mode: Fault
     parameters: { 'max-bandwidth': 0, ...ENDLESS },
   })
   await until(
+    'the end of the first pass',
     async () => ((await source.migrationInfo()).ram?.['dirty-sync-count'] ?? 0) >= 2,
-    60_000,
-    () => 'the first pass does not end',
   )
   await source.configure({
     parameters: { 'max-bandwidth': IDLE_BANDWIDTH, 'max-postcopy-bandwidth': mode.busy ? 0 : IDLE_BANDWIDTH },
@@ -249,7 +251,7 @@ function portOf(uri: string): number {
 
 async function requests(way: Way): Promise<Figures> {
   await using pair = way !== 'direct' ? await Pair.start({ processes: true, tls: 'psk', wan: 'none' }) : undefined
-  const target = pair ? portOf(pair.targetUri()) : await freePort()
+  const target = pair ? portOf(pair.targetUri()) : await claimPort()
   const port = pair ? portOf(pair.sourceUri()) : target
   const arrived: net.Socket[] = []
   const server = net.createServer({ noDelay: true }, socket => arrived.push(socket)).listen(target, '127.0.0.1')
@@ -259,7 +261,7 @@ async function requests(way: Way): Promise<Figures> {
     const from = net.connect({ host: '127.0.0.1', port, noDelay: true })
     from.write(first)
     const look = () => arrived[known]
-    return [from, await until(look, 20_000, () => 'nothing arrives')]
+    return [from, await until('what should arrive', look)]
   }
   const [main, mainAt] = await open(RECOVERY)
   const first = pageRecord(0)

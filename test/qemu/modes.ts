@@ -9,6 +9,7 @@
  * Each combination runs twice in a process of its own: directly from QEMU to QEMU, which tells whether QEMU supports it, then through the pair
  * with an empty pool at effort 3. Memory is compared from outside, of guests that are stopped by then.
  */
+
 import { execFile, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { mkdirSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs'
@@ -17,11 +18,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs, promisify } from 'node:util'
 import Table from 'cli-table3'
+import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { atExit, temporaryFolder } from '../../scripts/qemu/cleanup.ts'
 import type { MigrationInfo, MigrationSettings, MigrationStats } from '../../scripts/qemu/guest.ts'
 import { compareMemory, type MemorySnapshot } from '../../scripts/qemu/memory.ts'
 import { type FoundQemu, qemu10, systemQemu } from '../../scripts/qemu/versions.ts'
-import { freePort, Guests, Pair, until } from './pair.ts'
+import { until } from '../helpers/until.ts'
+import { Guests, Pair } from './pair.ts'
 
 const run = promisify(execFile)
 const root = fileURLToPath(new URL('../..', import.meta.url))
@@ -269,7 +272,7 @@ function reserveHugePages(): string | undefined {
 
 async function throughNetwork({ source, destination }: Guests, mode: Mode, pair: Pair | undefined): Promise<Moved> {
   const { settings = {}, passes = 0 } = mode
-  const target = pair?.targetUri() ?? `tcp:127.0.0.1:${await freePort()}`
+  const target = pair?.targetUri() ?? `tcp:127.0.0.1:${await claimPort()}`
   const uri = pair?.sourceUri() ?? target
   await destination.listen(target, settings)
   const strict = passes > 0 || mode.postcopy !== undefined
@@ -287,10 +290,8 @@ async function throughNetwork({ source, destination }: Guests, mode: Mode, pair:
   })
   const look = async (): Promise<MemorySnapshot> => {
     // before that, a page that is missing reads as zeros
-    await until(
-      async () => /postcopy-active|completed/.test((await destination.migrationInfo()).status ?? ''),
-      10_000,
-      () => 'the destination does not become postcopy-active',
+    await until('the destination to become postcopy-active', async () =>
+      /postcopy-active|completed/.test((await destination.migrationInfo()).status ?? ''),
     )
     return destination.snapshot()
   }
@@ -313,7 +314,7 @@ async function throughNetwork({ source, destination }: Guests, mode: Mode, pair:
   if (mode.postcopy && mode.postcopy !== 'plain')
     await recover({ source, destination } as Guests, mode, pair, uri, target, onProgress)
   const stats = await source.waitMigration({ timeoutMs: 60_000, onProgress })
-  await destination.waitStatus(['paused', 'prelaunch'])
+  await destination.waitStatus(['paused', 'prelaunch'], 60_000)
   if (mode.postcopy && !((stats.info.ram?.['postcopy-bytes'] ?? 0) > 500_000))
     throw new Error('postcopy did not happen')
   const left = before ?? (await source.snapshot())
@@ -334,6 +335,7 @@ async function recover(
   const waitFor = async (guest: typeof source, status: string, look: (info: MigrationInfo) => void = () => {}) => {
     let is: string | undefined
     await until(
+      () => `${guest.name} to be ${status}: it is ${is}`,
       async () => {
         const info = await guest.migrationInfo().catch(async error => {
           await guest.waitStatus('never', 0) // throws what QEMU said when it exited
@@ -343,13 +345,11 @@ async function recover(
         is = info.status
         return is === status
       },
-      30_000,
-      () => `${guest.name} is ${is}, not ${status}`,
     )
   }
   await waitFor(source, 'postcopy-active', onProgress)
   // before it has run, a destination that loses its connection exits (wire format 1.6)
-  await destination.waitStatus(['paused', 'prelaunch'], 10_000)
+  await destination.waitStatus(['paused', 'prelaunch'], 60_000)
   await sleep(300)
   if (mode.postcopy === 'lost' && pair) {
     pair.wan.refuse()
@@ -372,17 +372,13 @@ async function throughFile({ source, destination }: Guests, mode: Mode, codec: b
     : `cat > '${folder}/raw'`
   const stats = await source.migrate(`exec:${write}`, { ...mode.settings, parameters: { 'max-bandwidth': 0 } })
   if (codec) {
-    await until(
-      () => {
-        try {
-          return statSync(`${folder}/encoded`).size > 0
-        } catch {
-          return false
-        }
-      },
-      10_000,
-      () => 'nothing was encoded',
-    )
+    await until('something encoded', () => {
+      try {
+        return statSync(`${folder}/encoded`).size > 0
+      } catch {
+        return false
+      }
+    })
     await run(pageferry, ['decode', `${folder}/encoded`, '-o', `${folder}/decoded`])
     await run('cmp', [`${folder}/decoded`, `${folder}/raw`])
   }

@@ -1,4 +1,5 @@
 /** Real migrations through a pair of proxies, and what goes wrong on the way. */
+
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { cpSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -14,7 +15,8 @@ import { reportHeartbeats } from '../../scripts/qemu/heartbeat.ts'
 import { compareMemory } from '../../scripts/qemu/memory.ts'
 import { type FoundQemu, type QemuVersion, qemu10, systemQemu } from '../../scripts/qemu/versions.ts'
 import { parseAddress } from '../../src/relay/address.ts'
-import { FAULTS, Guests, type GuestsOptions, LINUX, Pair, until } from './pair.ts'
+import { until } from '../helpers/until.ts'
+import { FAULTS, Guests, type GuestsOptions, LINUX, Pair } from './pair.ts'
 
 t.setTimeout(300_000)
 
@@ -87,11 +89,7 @@ async function move(pair: Pair, guests: Guests, mode: Omit<Mode, 'name' | 'chann
 async function goesOnAtSource(t: Test, source: QemuGuest): Promise<void> {
   t.equal(await source.waitStatus('running'), 'running', 'the guest runs at the source')
   const lines = source.serial.length
-  await until(
-    () => source.serial.length > lines + 2,
-    10_000,
-    () => 'the guest at the source stands still',
-  )
+  await until('the guest at the source to go on', () => source.serial.length > lines + 2)
 }
 
 /** Waits until the migration at the source ends otherwise than completed. */
@@ -105,12 +103,8 @@ async function fails(source: QemuGuest, timeoutMs = 20_000): Promise<string> {
   }
 }
 
-async function exits(guest: QemuGuest, timeoutMs = 15_000): Promise<void> {
-  await until(
-    () => guest.ended,
-    timeoutMs,
-    () => 'the destination QEMU waits on',
-  )
+async function exits(guest: QemuGuest, timeoutMs = 60_000): Promise<void> {
+  await until('the end of the destination QEMU', () => guest.ended, timeoutMs)
 }
 
 /** Starts a slow migration and waits until it is in the middle. */
@@ -121,9 +115,8 @@ async function begin(pair: Pair, guests: Guests, settings: MigrationSettings = {
     parameters: { ...slow, ...settings.parameters },
   })
   await until(
+    'the migration to get going',
     async () => ((await guests.source.migrationInfo()).ram?.transferred ?? 0) > 500_000,
-    15_000,
-    () => 'the migration does not get going',
   )
 }
 
@@ -243,11 +236,7 @@ for (const [name, find] of [
       t.ok(Math.max(...bytes.slice(1)) < 100_000, `6 MB that the other side knows are not sent again: ${bytes} bytes`)
       await here.cont()
       const lines = here.serial.length
-      await until(
-        () => here.serial.length > lines + 2,
-        10_000,
-        () => 'the guest does not go on',
-      )
+      await until('the guest to go on', () => here.serial.length > lines + 2)
     })
 
     await t.test('all of it was one session', async t => {
@@ -339,20 +328,18 @@ t.test('Bad', newest.skip === undefined ? {} : { skip: newest.skip }, async t =>
       parameters: { 'max-bandwidth': 1_000_000, 'max-postcopy-bandwidth': 500_000, 'downtime-limit': 1 },
     })
     await until(
+      'the migration to get going',
       async () => ((await source.migrationInfo()).ram?.transferred ?? 0) > 300_000,
-      15_000,
-      () => 'the migration does not get going',
     )
     await source.qmp.execute('migrate-start-postcopy')
     await statusOf(source, 'postcopy-active')
-    await destination.waitStatus(['paused', 'prelaunch'])
+    await destination.waitStatus(['paused', 'prelaunch'], 60_000)
   }
 
   async function statusOf(guest: QemuGuest, status: string): Promise<void> {
     await until(
+      () => `${guest.name} to be ${status}`,
       async () => (await guest.migrationInfo()).status === status,
-      15_000,
-      () => `${guest.name} is not ${status}`,
     )
   }
 

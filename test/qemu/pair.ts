@@ -16,6 +16,7 @@ import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { bootSector } from '../../scripts/guest/boot-sector.ts'
+import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { endChild, spawnOwned, temporaryFolder } from '../../scripts/qemu/cleanup.ts'
 import { type GuestOptions, QemuGuest } from '../../scripts/qemu/guest.ts'
 import { compareMemory } from '../../scripts/qemu/memory.ts'
@@ -32,6 +33,7 @@ import { makePsk, makeX509, writeCredentialFiles } from '../../src/link/keygen.t
 import { type Address, parseAddress } from '../../src/relay/address.ts'
 import { resetSocket } from '../../src/relay/reset-socket.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import { until } from '../helpers/until.ts'
 
 /** How a WAN breaks: RST on every connection; bytes vanish and nobody is told; bytes wait and then go on. */
 export const FAULTS = ['reset', 'drop', 'stall'] as const
@@ -141,15 +143,6 @@ const root = fileURLToPath(new URL('../..', import.meta.url))
 const RING_PAGES = 8192
 const PLACES = 1 << 18
 
-/** A port that is free now. */
-export async function freePort(): Promise<number> {
-  const server = net.createServer()
-  await new Promise<void>(done => server.listen(0, '127.0.0.1', done))
-  const { port } = server.address() as net.AddressInfo
-  await new Promise<void>(done => server.close(() => done()))
-  return port
-}
-
 /** A daemon in this process, or a process. */
 interface Proxy {
   /** Lets migrations finish. */
@@ -182,10 +175,10 @@ export class Pair implements AsyncDisposable {
     const pair = new Pair(options)
     for (let i = 0; i < (options.gates ?? 1); i++) {
       const at = async (side: string) =>
-        options.unix ? `unix:${join(pair.folder, `${side}-${i}`)}` : `tcp:127.0.0.1:${await freePort()}`
+        options.unix ? `unix:${join(pair.folder, `${side}-${i}`)}` : `tcp:127.0.0.1:${await claimPort()}`
       pair.gates.push({ name: i === 0 ? 'default' : `t${i}`, source: await at('near'), target: await at('far') })
     }
-    pair.wanPort = await freePort()
+    pair.wanPort = await claimPort()
     if (options.tls) {
       const [site, peer] = [['near'], ['far', '127.0.0.1']] as const
       writeCredentialFiles(pair.folder, options.tls === 'psk' ? makePsk(site, peer) : await makeX509(site, peer, 1))
@@ -311,28 +304,28 @@ export class Pair implements AsyncDisposable {
   }
 
   /** The line of the log that `found` accepts, when it is there. */
-  async waitLog(found: (line: LogLine) => boolean, what: string, timeoutMs = 15_000): Promise<LogLine> {
+  async waitLog(found: (line: LogLine) => boolean, what: string, timeoutMs = 60_000): Promise<LogLine> {
     return until(
+      () => `${what} in the log`,
       () => this.log.find(found),
       timeoutMs,
-      () => `${what} was not logged`,
     )
   }
 
   /** The `count`-th migration's end (1 is the first), as the source proxy tells it. */
-  async summary(count = 1, timeoutMs = 15_000): Promise<MigrationSummary> {
+  async summary(count = 1, timeoutMs = 60_000): Promise<MigrationSummary> {
     return until(
+      () => `${count} summaries: ${this.summaries.length} came`,
       () => this.summaries[count - 1],
       timeoutMs,
-      () => `${this.summaries.length} of ${count} summaries`,
     )
   }
 
-  async arrival(count = 1, timeoutMs = 15_000): Promise<ArrivalSummary> {
+  async arrival(count = 1, timeoutMs = 60_000): Promise<ArrivalSummary> {
     return until(
+      () => `${count} arrivals: ${this.arrivals.length} came`,
       () => this.arrivals[count - 1],
       timeoutMs,
-      () => `${this.arrivals.length} of ${count} arrivals`,
     )
   }
 
@@ -396,9 +389,8 @@ export class Pair implements AsyncDisposable {
       log[level >= 50 ? 'error' : level >= 40 ? 'warn' : 'info'](msg, fields)
     })
     await until(
+      () => `the ${side} proxy to start: ${stderr}`,
       () => ready || (child.exitCode !== null ? Promise.reject(new Error(`${side}: ${stderr}`)) : undefined),
-      20_000,
-      () => `the ${side} proxy does not start: ${stderr}`,
     )
     return {
       stop: () => endChild(child, 10_000),
@@ -412,21 +404,6 @@ async function killChild(child: ChildProcess): Promise<void> {
   const gone = new Promise<void>(done => child.once('exit', () => done()))
   child.kill('SIGKILL')
   await gone
-}
-
-/** Waits until `look` gives something. @throws Error with `late()` */
-export async function until<T>(
-  look: () => T | undefined | false | Promise<T | undefined | false>,
-  timeoutMs: number,
-  late: () => string,
-): Promise<T> {
-  const end = performance.now() + timeoutMs
-  for (;;) {
-    const value = await look()
-    if (value !== undefined && value !== false) return value
-    if (performance.now() > end) throw new Error(late())
-    await sleep(10)
-  }
 }
 
 /** The Linux guest of all tests of real QEMU: booting takes long, so its state is kept, and shared by equal options. */
@@ -544,9 +521,8 @@ export class Guests implements AsyncDisposable {
     const lines = destination.serial.length
     if ((await destination.status()) !== 'running') await destination.cont()
     await until(
+      'the guest to go on at the destination',
       () => destination.heartbeats.length > beats + 2 || destination.serial.length > lines + 2,
-      20_000,
-      () => 'the guest does not go on at the destination',
     )
   }
 

@@ -2,9 +2,10 @@
  * The local side: addresses, one connection of QEMU in both ways of reading, listeners, the dialler. Peers are plain
  * net.Sockets, so nothing of the code under test makes the bytes or judges them.
  */
+import { type ChildProcess, spawn } from 'node:child_process'
 import { createHash, randomFillSync } from 'node:crypto'
 import { once } from 'node:events'
-import { chmodSync, existsSync, lstatSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, lstatSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -33,6 +34,7 @@ import {
   type SocketClosed,
   type SocketSink,
 } from '../../src/relay/qemu-socket.ts'
+import { until } from '../helpers/until.ts'
 
 const MODES: readonly ReadMode[] = ['onread', 'data']
 const LOOPBACK = parseAddress('tcp:127.0.0.1:0')
@@ -55,12 +57,10 @@ async function failure(run: () => unknown): Promise<ProxyError> {
   throw new Error('it did not fail')
 }
 
-async function until(what: string, condition: () => boolean, patienceMs = 10_000): Promise<void> {
-  const end = Date.now() + patienceMs
-  while (!condition()) {
-    if (Date.now() > end) throw new Error(`waited in vain: ${what}`)
-    await sleep(2)
-  }
+/** Has a process stand still; settles once it does. */
+async function stop(child: ChildProcess): Promise<void> {
+  child.kill('SIGSTOP')
+  await until('the process to stand still', () => /\) T /.test(readFileSync(`/proc/${child.pid}/stat`, 'utf8')))
 }
 
 /** A sink that keeps all it gets, with as many slots as it is told to have. */
@@ -852,7 +852,6 @@ t.test('listeners', async t => {
     await open.close()
 
     // A process that was killed leaves its socket behind.
-    const { spawn } = await import('node:child_process')
     const victim = spawn(process.execPath, [
       '-e',
       `require('net').createServer().listen(${JSON.stringify(path)}, () => console.log('up'))`,
@@ -926,16 +925,15 @@ t.test('the dialler', async t => {
 
   t.test('nobody answers in time', async t => {
     // A listener whose queue is full drops further SYNs: the same silence as a firewall's.
-    const { spawn } = await import('node:child_process')
     const deaf = spawn(process.execPath, [
       '-e',
       `const net = require('net'); const s = net.createServer(() => {}).listen({ port: 0, host: '127.0.0.1', backlog: 1 }, () => {
-         console.log(s.address().port); setTimeout(() => { for (;;); }, 50) })`,
+         console.log(s.address().port) })`,
     ])
     t.teardown(() => deaf.kill('SIGKILL'))
     const [line] = (await once(deaf.stdout!, 'data')) as [Buffer]
     const port = Number(line.toString())
-    await sleep(100)
+    await stop(deaf)
     const fillers = Array.from({ length: 4 }, () => net.connect(port, '127.0.0.1').on('error', () => {}))
     t.teardown(() => {
       for (const filler of fillers) filler.destroy()
@@ -946,14 +944,14 @@ t.test('the dialler', async t => {
     t.equal(error.code, 'TARGET_REFUSED')
     t.match(error.what, /within 0.3 s/)
     t.ok(performance.now() - before < 8000, 'not the 10 s that it waits by itself')
-    const stop = new AbortController()
-    setTimeout(() => stop.abort(), 100)
+    const abort = new AbortController()
+    setTimeout(() => abort.abort(), 100)
     t.match(
-      (await failure(() => dial(parseAddress(`tcp:127.0.0.1:${port}`), { signal: stop.signal }))).what,
+      (await failure(() => dial(parseAddress(`tcp:127.0.0.1:${port}`), { signal: abort.signal }))).what,
       /given up/,
     )
     t.match(
-      (await failure(() => dial(parseAddress(`tcp:127.0.0.1:${port}`), { signal: stop.signal }))).what,
+      (await failure(() => dial(parseAddress(`tcp:127.0.0.1:${port}`), { signal: abort.signal }))).what,
       /given up/,
     )
   })
@@ -981,17 +979,21 @@ t.test('the dialler', async t => {
 
   t.test('a Unix socket whose queue is full is tried again, within the time', async t => {
     const path = join(folder, 'full')
-    const { spawn } = await import('node:child_process')
     const busy = spawn(process.execPath, [
       '-e',
       `const net = require('net'); const s = net.createServer(c => c.on('error', () => {}))
        s.listen({ path: ${JSON.stringify(path)}, backlog: 1 }, () => {
-         console.log('up'); setTimeout(() => { const end = Date.now() + 700; while (Date.now() < end); }, 20) })`,
+         console.log('up') })`,
     ])
     t.teardown(() => busy.kill('SIGKILL'))
     await once(busy.stdout!, 'data')
-    await sleep(60)
-    const many = await Promise.all(Array.from({ length: 6 }, () => dial({ kind: 'unix', path })))
+    await stop(busy)
+    let taken = 0
+    const dials = Array.from({ length: 6 }, () => dial({ kind: 'unix', path }).finally(() => taken++))
+    await sleep(300)
+    t.ok(taken < 6, 'more than the queue holds')
+    busy.kill('SIGCONT')
+    const many = await Promise.all(dials)
     t.equal(many.length, 6)
     for (const socket of many) socket.reset()
   })
