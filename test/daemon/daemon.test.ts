@@ -13,6 +13,8 @@ import { ERROR_EXIT } from '../../src/errors.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
 import { adviseOn, type QemuSettings } from '../../src/qmp/advice.ts'
 
+t.setTimeout(300_000) // the machine may be busy
+
 /** Tells the controller what is waited for, and a batch of so many bytes by level, raw and packed, a millisecond at a time. */
 function run(
   controller: EffortController,

@@ -23,6 +23,8 @@ import {
 } from '../../src/kernel/kernel.ts'
 import { SCRATCH_BYTES } from '../../src/kernel/layout.ts'
 
+t.setTimeout(300_000) // the machine may be busy
+
 const PAGE = PAGE_BYTES
 /** Without the built kernel the twin is tested against itself, which still tests encoder against decoder. */
 const BUILT = existsSync(new URL('../../src/kernel/kernel.wasm', import.meta.url)) && kernelModule() !== undefined

@@ -36,6 +36,8 @@ import {
 } from '../../src/relay/qemu-socket.ts'
 import { until } from '../helpers/until.ts'
 
+t.setTimeout(300_000) // the machine may be busy
+
 const MODES: readonly ReadMode[] = ['onread', 'data']
 const LOOPBACK = parseAddress('tcp:127.0.0.1:0')
 const folder = mkdtempSync(join(tmpdir(), 'pageferry-relay-'))

@@ -26,6 +26,8 @@ import { Notifier, takeListenFds } from '../../src/daemon/systemd.ts'
 import { isProxyError } from '../../src/errors.ts'
 import { until } from '../helpers/until.ts'
 
+t.setTimeout(300_000) // the machine may be busy
+
 const folder = mkdtempSync(join(tmpdir(), 'pageferry-systemd-'))
 t.teardown(() => rmSync(folder, { recursive: true, force: true }))
 

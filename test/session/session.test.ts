@@ -29,6 +29,8 @@ import {
 import * as wire from '../../src/wan/wire.ts'
 import { PLANTS, simulate } from './simulation.ts'
 
+t.setTimeout(300_000) // the machine may be busy
+
 const hex = (text: string): Uint8Array => new Uint8Array(Buffer.from(text.replaceAll(' ', ''), 'hex'))
 const ascii = (text: string): Uint8Array => new TextEncoder().encode(text)
 
