@@ -188,7 +188,10 @@ t.test('messages to systemd', { skip: lacking('python3', 'systemd-notify') }, as
   await sleep(50)
   t.same(helpers(), [helper], 'systemctl kill does not end the helper')
   process.kill(helper!, 'SIGKILL')
-  await until('a new helper', () => helpers().length === 1 && helpers()[0] !== helper)
+  await until('a new helper', () => {
+    const [now] = helpers() // asked twice, the old one could be there the first time and gone the second
+    return now !== undefined && now !== helper
+  })
   notifier.stopping('bye')
   await notifier.close(60_000) // as long as it takes here to run systemd-notify
   t.same(helpers(), [], 'close() leaves nothing behind')
