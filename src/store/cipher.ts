@@ -3,7 +3,7 @@
  * under a key of the file, derived from the host's: chunks cannot be changed, cut off, swapped or taken from another file.
  */
 import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from 'node:crypto'
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { readU32, readU64, writeU32, writeU64 } from '../bytes/big-endian.ts'
 import { ProxyError } from '../errors.ts'
 import { ioError } from './io-error.ts'
@@ -50,8 +50,10 @@ export function readStoreKey(path: string): StoreKey {
   let bytes = Buffer.alloc(KEY_TEXT_LENGTH_MAX + 1)
   let fd = -1
   try {
-    fd = openSync(path, 'r')
-    if ((fstatSync(fd).mode & 0o007) !== 0) throw bad('everyone on this host may use it', `chmod 600 ${path}`)
+    fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK) // a FIFO would be waited for, for ever
+    const stat = fstatSync(fd)
+    if (!stat.isFile()) throw bad('not a regular file', 'give a file with a key: openssl rand -hex 32')
+    if ((stat.mode & 0o007) !== 0) throw bad('everyone on this host may use it', `chmod 600 ${path}`)
     bytes = bytes.subarray(0, readSync(fd, bytes))
   } catch (error) {
     throw ioError(error, 'cannot read --store-key', path)

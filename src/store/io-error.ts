@@ -21,6 +21,7 @@ const WHAT: Record<string, string> = {
   EDQUOT: 'the quota is used up',
   EACCES: 'permission denied',
   EIO: 'the device failed',
+  ENOTDIR: 'a part of the path is no folder',
 }
 
 /** An error of a system call on `path` as a ProxyError; ProxyErrors pass as they are. */

@@ -1,4 +1,5 @@
 /** The bytes of a set file, whether it is kept as it is or encrypted. */
+import { constants } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import { ProxyError } from '../errors.ts'
 import { CHUNK_LENGTH, SEALED_HEADER_LENGTH, SEALED_MAGIC, type StoreKey, Unsealer } from './cipher.ts'
@@ -21,15 +22,28 @@ export class SetBytes {
     this.unsealer = unsealer
   }
 
-  /** @throws TEMPLATE_*, USAGE (the key is missing or another), and errors of the system as they are */
-  static async open(path: string, key: StoreKey | undefined): Promise<SetBytes> {
-    const file = await open(path, 'r')
+  /**
+   * @param follow whether the path may be a symbolic link
+   * @throws TEMPLATE_*, USAGE (the key is missing or another), and errors of the system as they are
+   */
+  static async open(path: string, key: StoreKey | undefined, follow = true): Promise<SetBytes> {
+    const refused = (what: string, cause?: unknown): ProxyError => {
+      const where = { stream: path, offset: 0 }
+      return new ProxyError('TEMPLATE_FORMAT', what, where, 'not used; give a template set', { cause })
+    }
+    let file: FileHandle
+    try {
+      // Without O_NONBLOCK a FIFO would be waited for, for ever.
+      file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | (follow ? 0 : constants.O_NOFOLLOW))
+    } catch (cause) {
+      const { code } = cause as NodeJS.ErrnoException
+      if (code === 'ELOOP') throw refused('a symbolic link, which a store does not follow', cause)
+      if (code === 'ENXIO' || code === 'ENODEV') throw refused('not a regular file', cause)
+      throw cause
+    }
     try {
       const stat = await file.stat()
-      if (!stat.isFile()) {
-        const where = { stream: path, offset: 0 }
-        throw new ProxyError('TEMPLATE_FORMAT', 'not a regular file', where, 'give a template set')
-      }
+      if (!stat.isFile()) throw refused('not a regular file')
       const { bytesRead, buffer } = await file.read(Buffer.alloc(SEALED_HEADER_LENGTH), 0, SEALED_HEADER_LENGTH, 0)
       const header = buffer.subarray(0, bytesRead)
       if (!header.subarray(0, SEALED_MAGIC.length).equals(SEALED_MAGIC)) return new SetBytes(file, stat.size, undefined)

@@ -1,6 +1,6 @@
 /** A template set in a file: opened, loaded and verified. Nothing it hands out is unverified. */
 import { ProxyError } from '../errors.ts'
-import { HeadDecoder, isPage, type SetHead } from '../template/format.ts'
+import { HeadDecoder, isPage, type SetHead, type SetOutline } from '../template/format.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import type { StoreKey } from './cipher.ts'
 import { ioError } from './io-error.ts'
@@ -8,6 +8,8 @@ import { SetBytes } from './set-bytes.ts'
 
 /** Bytes of one read: large enough that the call does not count, small enough to stay in the cache until checked. */
 const READ_LENGTH = 256 * PAGE_SIZE
+/** Bytes of one read of the head: most sets have it within a few of these. */
+const HEAD_READ_LENGTH = 64 * 1024
 
 /** A page whose bytes do not have the SHA-256 that the table promises. */
 export interface DamagedPage {
@@ -15,6 +17,9 @@ export interface DamagedPage {
   /** Where it stands in the file, in bytes. */
   readonly offset: number
 }
+
+/** Damaged pages that are told one by one: beyond these a set is not damaged but something else. */
+export const DAMAGED_MAX = 10_000
 
 /** Called with bytes of pages done, of all. */
 export type LoadProgress = (doneBytes: number, totalBytes: number) => void
@@ -34,26 +39,41 @@ export class SetFile {
    * Opens a set and verifies all but its pages.
    *
    * @param key of this host, for sets that are kept encrypted
+   * @param follow whether the path may be a symbolic link
    * @throws IO, TEMPLATE_FORMAT, TEMPLATE_TRUNCATED, TEMPLATE_DAMAGED; where: path and offset. USAGE: an encrypted set, and
    * the key is missing or another
    */
-  static async open(path: string, key?: StoreKey): Promise<SetFile> {
+  static async open(path: string, key?: StoreKey, follow = true): Promise<SetFile> {
     let file: SetBytes | undefined
     try {
-      file = await SetBytes.open(path, key)
-      const decoder = new HeadDecoder(path, file.lengthBytes)
-      const chunk = Buffer.allocUnsafe(64 * 1024)
-      let at = 0
-      while (decoder.head === undefined) {
-        const { bytesRead } = await file.read(chunk, 0, chunk.length, at)
-        if (bytesRead === 0) decoder.end()
-        decoder.push(chunk.subarray(0, bytesRead))
-        at += bytesRead
-      }
-      return new SetFile(path, decoder.head, file)
+      file = await SetBytes.open(path, key, follow)
+      const decoder = await readHead(path, file, true)
+      return new SetFile(path, decoder.head!, file)
     } catch (error) {
       await file?.close()
       throw ioError(error, 'cannot open', path)
+    }
+  }
+
+  /**
+   * What a set says of itself, its seal verified, in constant memory however many pages it has or claims to have.
+   *
+   * @throws as {@link open}
+   */
+  static async outline(
+    path: string,
+    key?: StoreKey,
+    follow = true,
+  ): Promise<SetOutline & { readonly sealed: boolean }> {
+    let file: SetBytes | undefined
+    try {
+      file = await SetBytes.open(path, key, follow)
+      const { outline } = await readHead(path, file, false)
+      return { ...outline!, sealed: file.sealed }
+    } catch (error) {
+      throw ioError(error, 'cannot open', path)
+    } finally {
+      await file?.close()
     }
   }
 
@@ -84,19 +104,36 @@ export class SetFile {
     )
   }
 
-  /** Reads and checks all pages. Returns the damaged ones, in order; empty where the set is sound. @throws IO */
-  async verify(progress?: LoadProgress): Promise<DamagedPage[]> {
+  /** True where every page has its SHA-256; reads up to the first that has not. @throws TEMPLATE_TRUNCATED, IO */
+  async isSound(): Promise<boolean> {
+    return (await this.verify(undefined, 1)).length === 0
+  }
+
+  /**
+   * Reads and checks pages. Returns the damaged ones, in order; empty where the set is sound.
+   *
+   * @param most so many damaged pages are enough: the rest is not read
+   * @throws TEMPLATE_TRUNCATED, IO
+   */
+  async verify(progress?: LoadProgress, most = DAMAGED_MAX): Promise<DamagedPage[]> {
     const { dataAt } = this.head.layout
     const buffers = [Buffer.allocUnsafe(READ_LENGTH), Buffer.allocUnsafe(READ_LENGTH)]
     const found: DamagedPage[] = []
-    await this.readPages(
+    const enough = new Error('enough')
+    const reading = this.readPages(
       offset => {
         buffers.reverse()
         return buffers[0]!.subarray(0, Math.min(READ_LENGTH, this.pagesLength - offset))
       },
-      index => found.push({ index, offset: dataAt + index * PAGE_SIZE }),
+      index => {
+        found.push({ index, offset: dataAt + index * PAGE_SIZE })
+        if (found.length === most) throw enough
+      },
       progress,
     )
+    await reading.catch(error => {
+      if (error !== enough) throw error
+    })
     return found
   }
 
@@ -148,6 +185,18 @@ export class SetFile {
       throw ioError(error, 'cannot read', this.path, dataAt + offset)
     }
   }
+}
+
+async function readHead(path: string, file: SetBytes, keepTable: boolean): Promise<HeadDecoder> {
+  const decoder = new HeadDecoder(path, file.lengthBytes, keepTable)
+  const chunk = Buffer.allocUnsafe(HEAD_READ_LENGTH)
+  for (let at = 0; decoder.outline === undefined; ) {
+    const { bytesRead } = await file.read(chunk, 0, chunk.length, at)
+    if (bytesRead === 0) decoder.end()
+    decoder.push(chunk.subarray(0, bytesRead))
+    at += bytesRead
+  }
+  return decoder
 }
 
 function damaged(path: string, head: SetHead, index: number): ProxyError {

@@ -1,7 +1,7 @@
 /** The store: a folder of template sets under their digests. Sets appear in it whole or not at all. */
 import { randomBytes } from 'node:crypto'
 import { rmSync } from 'node:fs'
-import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
+import { type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { writeDigest } from '../template/digest.ts'
@@ -14,6 +14,9 @@ import { SetFile } from './set-file.ts'
 /** Pages of guests: for the owner alone. */
 const FOLDER_MODE = 0o700
 const FILE_MODE = 0o600
+/** A folder that its group may read, and that hands its group on (setgid), wants the group to read what is in it. */
+const SHARED_FOLDER = 0o2040
+const GROUP_READS = 0o040
 /** Bytes of one write. */
 const WRITE_LENGTH = 1 << 20
 const TEMPORARY = /^\.put-(\d+)-[0-9a-f]+\.tmp$/
@@ -26,6 +29,8 @@ export interface StoredSet {
   readonly path: string
   readonly fileBytes: number
   readonly modified: Date
+  /** When its file changed in any way, its owner and mode included. */
+  readonly changed: Date
   /** Kept encrypted. */
   readonly sealed: boolean
   /** undefined where the head of the file is sound. */
@@ -62,7 +67,21 @@ export class TemplateStore {
   }
 
   /**
-   * The sets of the store by name, heads verified. Other files are ignored, and so is a folder that is not there.
+   * That the store is there: for those who were told of it, and must not take a mistyped path for an empty store.
+   *
+   * @throws IO where it is not there, is no folder, or cannot be read
+   */
+  async requireThere(): Promise<void> {
+    try {
+      await readdir(this.folder)
+    } catch (error) {
+      throw ioError(error, 'cannot read store', this.folder)
+    }
+  }
+
+  /**
+   * The sets of the store by name, their seals verified, in constant memory. Other files are ignored, and so is a folder
+   * that is not there.
    *
    * @throws IO where the folder cannot be read
    */
@@ -70,24 +89,37 @@ export class TemplateStore {
     const sets: StoredSet[] = []
     for (const digest of await this.digests()) {
       const path = this.pathOf(digest)
-      let file: SetFile | undefined
+      // Before it is read: what changes meanwhile is seen the next time.
+      const found = await lstat(path).catch(() => undefined)
+      if (found === undefined) continue // removed meanwhile
+      let outline: Awaited<ReturnType<typeof SetFile.outline>> | undefined
       let problem: ProxyError | undefined
       try {
-        file = await SetFile.open(path, this.key)
+        outline = await SetFile.outline(path, this.key, false)
       } catch (error) {
         if (!isProxyError(error)) throw error
         problem = error
-      } finally {
-        await file?.close()
       }
-      const found = await stat(path).catch(() => undefined)
-      if (found === undefined) continue // removed meanwhile
-      const { head, sealed = isProxyError(problem, 'USAGE') } = file ?? {}
-      const { size: fileBytes, mtime: modified } = found
-      const { pageCount: pages = 0, metadata } = head ?? {}
-      sets.push({ digest, path, fileBytes, modified, sealed, problem, pages, metadata })
+      const { sealed = isProxyError(problem, 'USAGE'), pageCount: pages = 0, metadata } = outline ?? {}
+      const { size: fileBytes, mtime: modified, ctime: changed } = found
+      sets.push({ digest, path, fileBytes, modified, changed, sealed, problem, pages, metadata })
     }
     return sets
+  }
+
+  /**
+   * A text that is another one as soon as sets come, go, are replaced, or become readable. Opens nothing.
+   *
+   * @throws IO where the folder is not there or cannot be read
+   */
+  async fingerprint(): Promise<string> {
+    await this.requireThere()
+    const lines: string[] = []
+    for (const digest of await this.digests()) {
+      const found = await lstat(this.pathOf(digest)).catch(() => undefined)
+      lines.push(`${digest} ${found?.size} ${found?.mtimeMs} ${found?.ctimeMs}`)
+    }
+    return lines.join()
   }
 
   /** Digests of the sets by their names alone, ascending; nothing is opened. @throws IO */
@@ -119,7 +151,7 @@ export class TemplateStore {
 
   /** Opens the one set whose digest starts so. @throws as {@link find} and SetFile.open */
   async open(prefix: string): Promise<SetFile> {
-    return SetFile.open(this.pathOf(await this.find(prefix)), this.key)
+    return SetFile.open(this.pathOf(await this.find(prefix)), this.key, false)
   }
 
   pathOf(digest: string): string {
@@ -130,8 +162,8 @@ export class TemplateStore {
   async holds(digest: string): Promise<boolean> {
     let file: SetFile | undefined
     try {
-      file = await SetFile.open(this.pathOf(digest), this.key)
-      return (await file.verify()).length === 0
+      file = await SetFile.open(this.pathOf(digest), this.key, false)
+      return await file.isSound()
     } catch (error) {
       if (isProxyError(error) && error.code !== 'IO' && error.code !== 'USAGE') return false
       if (((error as Error).cause as NodeJS.ErrnoException | undefined)?.code === 'ENOENT') return false
@@ -143,7 +175,8 @@ export class TemplateStore {
 
   /**
    * Puts a set into the store: whole, on the disk, under its name, or not at all. Pages are verified on their way. Where
-   * the set is there already, `pages` is not read; where it is there but damaged, it is replaced.
+   * the set is there already, `pages` is not read; where it is there but damaged, it is replaced. It gets the folder's
+   * owner where root puts it, and is for the group too where the folder is setgid and readable by its group: a proxy that is not root can read it.
    *
    * @param pages the pages in order, cut at any page; a piece is the caller's again when the next is asked for
    * @throws IO (full disk among others), INTERNAL where pages do not match the records; the signal's reason
@@ -173,6 +206,7 @@ export class TemplateStore {
     let file: FileHandle | undefined
     try {
       file = await open(temporary, 'wx', FILE_MODE)
+      await shareAsFolder(file, this.folder)
       const sealer = this.key ? new Sealer(this.key, lengthBytes) : undefined
       const writer = new BlockWriter(file, sealer)
       await writer.begin()
@@ -309,6 +343,13 @@ function checkPages(records: SetRecords, place: number, pages: Uint8Array): numb
 function pagesDiffer(place: number): ProxyError {
   const what = `page ${place} is not the page that was counted`
   return new ProxyError('IO', what, undefined, 'nothing was stored; an input changed while it was read')
+}
+
+/** Gives the file to whom the folder says. Root alone can give files away; others make them their own. */
+async function shareAsFolder(file: FileHandle, folder: string): Promise<void> {
+  const { uid, gid, mode } = await stat(folder)
+  if ((mode & SHARED_FOLDER) === SHARED_FOLDER) await file.chmod(FILE_MODE | GROUP_READS)
+  if (process.geteuid?.() === 0) await file.chown(uid, gid)
 }
 
 function isRunning(pid: number): boolean {

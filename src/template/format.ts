@@ -98,15 +98,19 @@ export function digestOfSet(metadata: SetMetadata, records: SetRecords): string 
   return step.value
 }
 
-/** The verified head of a set: all but its pages. */
-export interface SetHead {
+/** What the verified head of a set says of it as a whole. */
+export interface SetOutline {
   /** 64 hexadecimal digits. */
   readonly digest: string
   readonly metadata: SetMetadata
   readonly pageCount: number
+  readonly layout: SetLayout
+}
+
+/** The verified head of a set: all but its pages. */
+export interface SetHead extends SetOutline {
   /** RECORD_LENGTH bytes a page. */
   readonly table: Uint8Array
-  readonly layout: SetLayout
 }
 
 /** VMs that had page `index`. */
@@ -127,17 +131,29 @@ export function isPage(head: SetHead, index: number, page: Uint8Array): boolean 
   return true
 }
 
+/** How often a set's own table may make the search for twins look at another slot, for each page: see checkTable. */
+const PROBES_PER_PAGE = 8
+const PROBES_FREE = 1024
+
 /**
  * Takes a file's bytes, cut anywhere, up to the first page, and checks all of them. It keeps copies only. Memory is
- * spent for the table as its bytes arrive, never on the word of the header alone.
+ * spent for the table as its bytes arrive, never on the word of the header alone, and a hole where the table should be
+ * ends it at the hole's first record: what a sparse file claims is not paid for.
  */
 export class HeadDecoder {
-  /** Set once all of it is there and checked. */
+  /** Set once all of it is there and checked, unless the table was not to be kept. */
   head: SetHead | undefined
+  /** Set once all of it is there and checked. */
+  outline: SetOutline | undefined
   private readonly file: string
   private readonly fileLength: number | undefined
-  /** Header, metadata, table and seal, as far as they are there. */
+  private readonly keepTable: boolean
+  /** Header and metadata; with `keepTable` the table too, as far as it is there. */
   private bytes = new Uint8Array(4096)
+  private readonly seal = Buffer.alloc(DIGEST_LENGTH)
+  private readonly hash = createHash('sha256')
+  /** The record of the table that a chunk did not hold whole. */
+  private readonly record = new Uint8Array(RECORD_LENGTH)
   /** Bytes taken so far, padding included. */
   private length = 0
   private layout: SetLayout | undefined
@@ -145,16 +161,19 @@ export class HeadDecoder {
   /**
    * @param file what errors call it; where it ends in a set's name, that name has to be right
    * @param fileLength its length in bytes, where it is known before the end
+   * @param keepTable false: only the outline is wanted. The table is then hashed and dropped, in constant memory, and its
+   * records are not looked for twins
    */
-  constructor(file: string, fileLength?: number) {
+  constructor(file: string, fileLength?: number, keepTable = true) {
     this.file = file
     this.fileLength = fileLength
+    this.keepTable = keepTable
   }
 
   /**
    * Takes the next bytes.
    *
-   * @returns how many of them belong to the head: all, or fewer once {@link head} is set
+   * @returns how many of them belong to the head: all, or fewer once {@link outline} is set
    * @throws TEMPLATE_FORMAT, TEMPLATE_DAMAGED, TEMPLATE_TRUNCATED
    */
   push(chunk: Uint8Array): number {
@@ -166,30 +185,67 @@ export class HeadDecoder {
       this.layout = this.checkHeader()
     }
     const { layout } = this
-    if (this.length < layout.paddingAt) {
-      at += this.take(chunk, at, layout.paddingAt)
-      if (this.length < layout.paddingAt) return at
+    if (this.length < layout.tableAt) {
+      at += this.take(chunk, at, layout.tableAt)
+      if (this.length < layout.tableAt) return at
+      this.hash.update(this.bytes.subarray(0, layout.tableAt))
     }
+    if (this.length < layout.sealAt) at += this.takeTable(chunk, at, layout)
+    if (this.length >= layout.sealAt && this.length < layout.paddingAt) {
+      const count = Math.min(layout.paddingAt - this.length, chunk.length - at)
+      this.seal.set(chunk.subarray(at, at + count), this.length - layout.sealAt)
+      this.length += count
+      at += count
+    }
+    if (this.length < layout.paddingAt) return at
     while (this.length < layout.dataAt && at < chunk.length) {
       if (chunk[at] !== 0) throw this.error('TEMPLATE_DAMAGED', 'padding that is not zero', this.length)
       this.length++
       at++
     }
-    if (this.length === layout.dataAt && this.head === undefined) this.head = this.checkHead(layout)
+    if (this.length === layout.dataAt && this.outline === undefined) this.checkHead(layout)
     return at
   }
 
   /** The input ended: no further bytes of it exist. @throws TEMPLATE_TRUNCATED, or TEMPLATE_FORMAT for an empty file */
   end(): void {
     if (this.length === 0) throw this.error('TEMPLATE_FORMAT', 'an empty file is no template set', 0)
-    if (this.head === undefined) throw this.error('TEMPLATE_TRUNCATED', 'the template set ends early', this.length)
+    if (this.outline === undefined) throw this.error('TEMPLATE_TRUNCATED', 'the template set ends early', this.length)
+  }
+
+  private takeTable(chunk: Uint8Array, from: number, { tableAt, sealAt }: SetLayout): number {
+    const count = Math.min(sealAt - this.length, chunk.length - from)
+    const inTable = this.length - tableAt
+    for (let at = from; at < from + count; ) {
+      const within = (inTable + at - from) % RECORD_LENGTH
+      const take = Math.min(RECORD_LENGTH - within, from + count - at)
+      if (take === RECORD_LENGTH) this.refuseHole(chunk, at, tableAt + inTable + at - from)
+      else {
+        this.record.set(chunk.subarray(at, at + take), within)
+        if (within + take === RECORD_LENGTH) this.refuseHole(this.record, 0, tableAt + inTable + at - from - within)
+      }
+      at += take
+    }
+    this.hash.update(chunk.subarray(from, from + count))
+    if (this.keepTable) this.take(chunk, from, this.length + count)
+    else this.length += count
+    return count
+  }
+
+  /** @param offset of the record in the file */
+  private refuseHole(bytes: Uint8Array, at: number, offset: number): void {
+    // A page has at least one VM, so one field tells nearly all records from a hole.
+    if (bytes[at + RECORD.VMS + 3] !== 0 || readU32(bytes, at + RECORD.VMS) !== 0) return
+    for (let i = 0; i < RECORD_LENGTH; i++) if (bytes[at + i] !== 0) return
+    throw this.error('TEMPLATE_DAMAGED', 'a hole in the table', offset)
   }
 
   private take(chunk: Uint8Array, at: number, until: number): number {
     const count = Math.min(until - this.length, chunk.length - at)
     const length = this.length + count
     if (length > this.bytes.length) {
-      const larger = new Uint8Array(Math.min(until, Math.max(length, this.bytes.length * 2)))
+      const most = this.layout?.sealAt ?? until
+      const larger = new Uint8Array(Math.min(most, Math.max(length, this.bytes.length * 2)))
       larger.set(this.bytes.subarray(0, this.length))
       this.bytes = larger
     }
@@ -231,11 +287,10 @@ export class HeadDecoder {
     return layout
   }
 
-  private checkHead(layout: SetLayout): SetHead {
+  private checkHead(layout: SetLayout): void {
     const { bytes } = this
-    const digest = hash('sha256', bytes.subarray(0, layout.sealAt), 'hex')
-    const seal = Buffer.from(bytes.buffer, layout.sealAt, DIGEST_LENGTH).toString('hex')
-    if (seal !== digest) {
+    const digest = this.hash.digest('hex')
+    if (this.seal.toString('hex') !== digest) {
       throw this.error('TEMPLATE_DAMAGED', 'header, metadata or table do not match the seal', layout.sealAt)
     }
     const promised = digestOfFileName(this.file.slice(this.file.lastIndexOf('/') + 1))
@@ -243,10 +298,13 @@ export class HeadDecoder {
       throw this.error('TEMPLATE_DAMAGED', `this is set ${digest}, not what its name says`, layout.sealAt)
     }
     const metadata = this.checkMetadata(bytes.subarray(HEADER_LENGTH, layout.tableAt))
-    const table = bytes.subarray(layout.tableAt, layout.sealAt)
-    const pageCount = table.length / RECORD_LENGTH
-    this.checkTable(table, pageCount, metadata.vms, layout.tableAt)
-    return { digest, metadata, pageCount, table, layout }
+    const pageCount = (layout.sealAt - layout.tableAt) / RECORD_LENGTH
+    if (this.keepTable) {
+      const table = bytes.subarray(layout.tableAt, layout.sealAt)
+      this.checkTable(table, pageCount, metadata.vms, layout.tableAt)
+      this.head = { digest, metadata, pageCount, table, layout }
+    }
+    this.outline = { digest, metadata, pageCount, layout }
   }
 
   private checkMetadata(bytes: Uint8Array): SetMetadata {
@@ -272,10 +330,12 @@ export class HeadDecoder {
   }
 
   private checkTable(table: Uint8Array, pageCount: number, vms: number, tableAt: number): void {
-    // Open addressing by the digests' first words, which are as good as random: the seal says who made them.
+    // Open addressing by the digests' first words, which are as good as random where they are digests. Where they are
+    // not, somebody wants the search to take long: honest tables need one probe a page, half full as the index is.
     let slots = 16
     while (slots < pageCount * 2) slots *= 2
     const index = new Uint32Array(slots)
+    let probes = PROBES_FREE + PROBES_PER_PAGE * pageCount
     for (let page = 0; page < pageCount; page++) {
       const at = page * RECORD_LENGTH
       const pageVms = readU32(table, at + RECORD.VMS)
@@ -288,6 +348,7 @@ export class HeadDecoder {
         let i = 0
         while (i < DIGEST_LENGTH && table[at + i] === table[other + i]) i++
         if (i === DIGEST_LENGTH) throw this.error('TEMPLATE_FORMAT', `page ${page} stands twice`, tableAt + at)
+        if (--probes < 0) throw this.error('TEMPLATE_FORMAT', 'digests in the table that are no digests', tableAt + at)
       }
       index[slot] = page + 1
     }

@@ -3,7 +3,10 @@ import { createHash } from 'node:crypto'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { isProxyError } from '../../src/errors.ts'
 import { StreamEmitter } from '../../src/qemu/emitter.ts'
+import type { TemplateStore } from '../../src/store/template-store.ts'
+import { encodeHead, type SetMetadata, type SetRecords } from '../../src/template/format.ts'
 
 export const PAGE = 4096
 const BLOCK = 'pc.ram'
@@ -31,6 +34,40 @@ export function page(id: number): Buffer {
 
 export function sha256(bytes: Uint8Array): string {
   return createHash('sha256').update(bytes).digest('hex')
+}
+
+/** What an operation throws, as `CODE at offset`, or undefined. */
+export async function failure(operation: () => unknown): Promise<string | undefined> {
+  try {
+    await operation()
+    return undefined
+  } catch (error) {
+    if (!isProxyError(error)) throw error
+    return error.where === undefined ? error.code : `${error.code} at ${error.where.offset}`
+  }
+}
+
+/** Records of these pages, all in as many VMs and as often. */
+export function recordsOf(pages: readonly Buffer[], vms = 2, occurrences = vms): SetRecords {
+  return {
+    count: pages.length,
+    vms: () => vms,
+    occurrences: () => occurrences,
+    copyDigest: (place, into, at) => into.set(Buffer.from(sha256(pages[place]!), 'hex'), at),
+  }
+}
+
+/** A whole set file. */
+export function setBytes(pages: readonly Buffer[], metadata: SetMetadata = { minVms: 2, vms: 2 }): Buffer {
+  return Buffer.concat([...encodeHead(metadata, recordsOf(pages)), ...pages])
+}
+
+/** Puts these pages as a set. @returns its digest */
+export async function putPages(store: TemplateStore, pages: readonly Buffer[]): Promise<string> {
+  const { digest } = await store.put({ minVms: 2, vms: 2 }, recordsOf(pages), async function* () {
+    yield* pages
+  })
+  return digest
 }
 
 /** A whole main stream: these pages as PAGE records, in PARTs of 100, with zero pages between, and what follows RAM. */

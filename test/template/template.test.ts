@@ -28,7 +28,7 @@ import { readInput } from '../../src/capture/byte-source.ts'
 import { ChannelReader } from '../../src/capture/channels.ts'
 import { type InputNote, PageInput } from '../../src/capture/pages.ts'
 import { parseCount, parseDuration, parseRate, parseSize } from '../../src/cli/quantity.ts'
-import { isProxyError, ProxyError } from '../../src/errors.ts'
+import { ProxyError } from '../../src/errors.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import * as qemu from '../../src/qemu/wire.ts'
 import { type BuildRule, buildSet, type TemplateInput } from '../../src/store/build.ts'
@@ -45,8 +45,6 @@ import {
   isPage,
   occurrencesOfPage,
   type SetHead,
-  type SetMetadata,
-  type SetRecords,
   vmsOfPage,
 } from '../../src/template/format.ts'
 import { sortIndices } from '../../src/template/sort.ts'
@@ -59,6 +57,7 @@ import {
   type CaptureOptions,
   connection,
   FIN,
+  failure,
   migration,
   multifdChannel,
   PAGE,
@@ -66,8 +65,11 @@ import {
   page,
   pcap,
   pcapng,
+  putPages,
   random,
+  recordsOf,
   scratch,
+  setBytes,
   sha256,
 } from './makers.ts'
 
@@ -76,17 +78,6 @@ const HARNESS = new URL('./cli-harness.ts', import.meta.url).pathname
 
 // Commands, kills and a few hundred megabytes take their time on a busy machine.
 t.setTimeout(180_000)
-
-/** What an operation throws, as `CODE at offset`, or undefined. */
-async function failure(operation: () => unknown): Promise<string | undefined> {
-  try {
-    await operation()
-    return undefined
-  } catch (error) {
-    if (!isProxyError(error)) throw error
-    return error.where === undefined ? error.code : `${error.code} at ${error.where.offset}`
-  }
-}
 
 // ---- the format ----
 
@@ -104,21 +95,6 @@ const EXAMPLE = Buffer.concat([
   Buffer.alloc(4096 - 124),
   EXAMPLE_PAGE,
 ])
-
-/** Records of these pages, all in as many VMs and as often. */
-function recordsOf(pages: readonly Buffer[], vms = 2, occurrences = vms): SetRecords {
-  return {
-    count: pages.length,
-    vms: () => vms,
-    occurrences: () => occurrences,
-    copyDigest: (place, into, at) => into.set(Buffer.from(sha256(pages[place]!), 'hex'), at),
-  }
-}
-
-/** A whole set file. */
-function setBytes(pages: readonly Buffer[], metadata: SetMetadata = { minVms: 2, vms: 2 }): Buffer {
-  return Buffer.concat([...encodeHead(metadata, recordsOf(pages)), ...pages])
-}
 
 function decode(bytes: Buffer, step: number, name = 'file', length: number | undefined = bytes.length): SetHead {
   const decoder = new HeadDecoder(name, length)
@@ -272,7 +248,7 @@ t.test('a damaged, truncated or foreign head is refused, at its offset', async t
 
   const before = process.memoryUsage().arrayBuffers
   const claim = new HeadDecoder('pipe')
-  claim.push(changed(16, [0, 0, 0, 0, 1, 0, 0, 0]).subarray(0, 4096))
+  claim.push(Buffer.concat([changed(16, [0, 0, 0, 0, 1, 0, 0, 0]).subarray(0, tableAt), Buffer.alloc(4000, 1)]))
   t.ok(process.memoryUsage().arrayBuffers - before < 1 << 20, 'a claim of 640 MB of table takes no memory')
 })
 
@@ -615,13 +591,6 @@ t.test('a counter that sees its batches as no build hands them out', t => {
 })
 
 // ---- the store ----
-
-async function putPages(store: TemplateStore, pages: readonly Buffer[]): Promise<string> {
-  const { digest } = await store.put({ minVms: 2, vms: 2 }, recordsOf(pages), async function* () {
-    yield* pages
-  })
-  return digest
-}
 
 t.test('a store', async t => {
   const { folder, put } = scratch(t.teardown)
@@ -1340,7 +1309,11 @@ t.test('the commands', async t => {
   t.equal(partial.status, 0)
   t.match(partial.err, /note: .*early: the migration ends early; the pages up to there are used/)
   t.match((await pageferry('template', 'build', '--help')).out, /--max-size[\s\S]*Examples:/)
-  t.equal((await pageferry('store', 'list', '--store', join(folder, 'none'))).out, 'no template sets in this store\n')
+  for (const command of ['list', 'verify', 'prune']) {
+    t.match(await fails(1, 'store', command, '--store', join(folder, 'none')), /cannot read store .*it does not exist/)
+  }
+  mkdirSync(join(folder, 'bare'))
+  t.equal((await pageferry('store', 'list', '--store', join(folder, 'bare'))).out, 'no template sets in this store\n')
 
   const args = [HARNESS, 'template', 'build', '--store', join(folder, 'other'), ...inputs]
   const child = spawn(process.execPath, [...args, '--memory', '1GiB'], { stdio: ['ignore', 'ignore', 'pipe'] })
