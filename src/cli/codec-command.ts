@@ -10,7 +10,7 @@ import { ProxyError } from '../errors.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { decodeStream, type EncodeResult, encodeStream, OutputFile, readFile } from '../transfer/offline.ts'
 import { formatCount, formatSize, parseCount, parseRate, parseSize } from './quantity.ts'
-import { openStore, STORE_KEY_OPTION } from './store-key.ts'
+import { existingStore, STORE_KEY_OPTION } from './store-key.ts'
 
 /** Ring of the session's pages: what the far side keeps besides its sets. */
 export const POOL_MEMORY_DEFAULT = '256MiB'
@@ -176,7 +176,7 @@ interface Job {
 }
 
 async function jobOf(args: CodecArguments): Promise<Job> {
-  const store = args.store === undefined ? undefined : openStore(args.store, args.storeKey)
+  const store = args.store === undefined ? undefined : await existingStore(args.store, args.storeKey)
   return {
     store,
     sets: await chooseSets(store, args.set),
@@ -261,7 +261,7 @@ async function runEncode(args: EncodeArguments): Promise<void> {
 async function runDecode(args: DecodeArguments): Promise<void> {
   const output = new OutputFile(args.output)
   try {
-    const store = args.store === undefined ? undefined : openStore(args.store, args.storeKey)
+    const store = args.store === undefined ? undefined : await existingStore(args.store, args.storeKey)
     const { bytes } = await attended(args.input, args.json || args.output === '-', (progress, signal) =>
       decodeStream(readFile(args.input), piece => output.write(piece), { store, name: args.input, progress, signal }),
     )

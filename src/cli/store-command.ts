@@ -1,7 +1,7 @@
 /** `pageferry store list|prune|verify`. */
 import type { Argv, CommandModule } from 'yargs'
 import { formatCount, formatSize, parseDuration, parseSize } from './quantity.ts'
-import { openStore, storeKeyOf } from './store-key.ts'
+import { existingStore, storeKeyOf } from './store-key.ts'
 import { storeOptions, verifySets } from './template-command.ts'
 
 interface StoreArguments {
@@ -22,7 +22,7 @@ const list: CommandModule<object, StoreArguments> = {
   describe: 'List the template sets of a store',
   builder: yargs => storeOptions(yargs as never).example('$0 store list --store S', 'what is there') as never,
   handler: async ({ store, storeKey, json }) => {
-    const sets = await openStore(store, storeKey).list()
+    const sets = await (await existingStore(store, storeKey)).list()
     if (json) {
       process.stdout.write(`${JSON.stringify(sets, null, 2)}\n`)
       return
@@ -36,7 +36,9 @@ const list: CommandModule<object, StoreArguments> = {
     const colAligns: ('left' | 'right')[] = ['left', 'right', 'right', 'left', 'left']
     const table = new Table({ head, colAligns, style: { head: [], border: [] } })
     for (const { digest, pages, fileBytes, metadata, modified, problem, sealed } of sets) {
-      let rule = sealed ? 'encrypted, not with this key' : `damaged: ${problem?.what}`
+      let rule = sealed
+        ? 'encrypted, not with this key'
+        : `${problem?.code === 'IO' ? '' : 'damaged: '}${problem?.what}`
       if (metadata !== undefined) {
         const { learned, minVms, vms } = metadata
         rule = `${learned === undefined ? 'built' : 'learned'}: in ${minVms} of ${vms} VMs${sealed ? ', encrypted' : ''}`
@@ -70,7 +72,7 @@ async function runPrune(args: PruneArguments): Promise<void> {
   const { json, dryRun, learned: learnedOnly } = args
   const maxBytes = args.maxSize === undefined ? undefined : parseSize(args.maxSize, '--max-size')
   const maxAgeMs = args.maxAge === undefined ? undefined : parseDuration(args.maxAge, '--max-age')
-  const store = openStore(args.store, args.storeKey)
+  const store = await existingStore(args.store, args.storeKey)
   const { pruneStore } = await import('../store/prune.ts')
   const pruned = await pruneStore(store, { maxBytes, maxAgeMs, learnedOnly, dryRun })
   if (json) {
@@ -95,11 +97,12 @@ const verify: CommandModule<object, StoreArguments> = {
   builder: yargs => storeOptions(yargs as never) as never,
   handler: async ({ store, storeKey, json }) => {
     const key = storeKeyOf(storeKey)
-    const folder = openStore(store, storeKey)
+    const folder = await existingStore(store, storeKey)
     await verifySets(
       (await folder.digests()).map(digest => folder.pathOf(digest)),
       json,
       key,
+      false,
     )
   },
 }

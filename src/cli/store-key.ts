@@ -13,7 +13,14 @@ export function storeKeyOf(path: string | undefined): StoreKey | undefined {
   return path === undefined ? undefined : readStoreKey(path)
 }
 
-/** The store of `--store` and `--store-key`. @throws USAGE, IO */
+/** The store of `--store` and `--store-key`, which has to be there. @throws USAGE, IO */
+export async function existingStore(folder: string, keyPath: string | undefined): Promise<TemplateStore> {
+  const store = openStore(folder, keyPath)
+  await store.requireThere()
+  return store
+}
+
+/** The store of `--store` and `--store-key`, which may still have to be made. @throws USAGE, IO */
 export function openStore(folder: string, keyPath: string | undefined): TemplateStore {
   return new TemplateStore(folder, storeKeyOf(keyPath))
 }

@@ -10,13 +10,13 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import type { BuildProgress, BuildReport, VmsRow } from '../store/build.ts'
 import type { StoreKey } from '../store/cipher.ts'
 import { ioError } from '../store/io-error.ts'
-import { type DamagedPage, SetFile } from '../store/set-file.ts'
+import { DAMAGED_MAX, type DamagedPage, SetFile } from '../store/set-file.ts'
 import { COUNT_MEMORY_MIN } from '../template/count.ts'
 import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.ts'
 import type { SetOverlap } from '../template/summary.ts'
 import { PAGE_SIZE, SET_SUFFIX } from '../template/wire.ts'
 import { formatCount, formatSize, parseCount, parseSize } from './quantity.ts'
-import { openStore, STORE_KEY_OPTION, storeKeyOf } from './store-key.ts'
+import { existingStore, openStore, STORE_KEY_OPTION, storeKeyOf } from './store-key.ts'
 
 const MEMORY_DEFAULT = '512MiB'
 const MIN_VMS_DEFAULT = '2'
@@ -164,11 +164,20 @@ export interface VerifyResult {
   readonly problem: ProxyError | undefined
 }
 
-/** Verifies the sets and prints a line each, more for damaged ones. @throws TEMPLATE_DAMAGED where any is not sound */
-export async function verifySets(paths: readonly string[], json: boolean, key?: StoreKey): Promise<void> {
+/**
+ * Verifies the sets and prints a line each, more for damaged ones.
+ * @param follow whether paths may be symbolic links, which a store does not follow
+ * @throws TEMPLATE_DAMAGED where any is not sound
+ */
+export async function verifySets(
+  paths: readonly string[],
+  json: boolean,
+  key: StoreKey | undefined,
+  follow: boolean,
+): Promise<void> {
   const results: VerifyResult[] = []
   for (const path of paths) {
-    const result = await verifySet(path, key)
+    const result = await verifySet(path, key, follow)
     results.push(result)
     if (!json) printVerified(result)
   }
@@ -352,17 +361,17 @@ async function runVerify(args: VerifyArguments): Promise<void> {
   const paths: string[] = []
   for (const set of args.sets) paths.push(await pathOf(set, args.store))
   if (args.sets.length === 0) {
-    const store = openStore(needStore(args.store), undefined)
+    const store = await existingStore(needStore(args.store), undefined)
     for (const digest of await store.digests()) paths.push(store.pathOf(digest))
     if (paths.length === 0 && !args.json) print('no template sets in this store')
   }
-  await verifySets(paths, args.json ?? false, storeKeyOf(args.storeKey))
+  await verifySets(paths, args.json ?? false, storeKeyOf(args.storeKey), args.sets.length > 0)
 }
 
-async function verifySet(path: string, key: StoreKey | undefined): Promise<VerifyResult> {
+async function verifySet(path: string, key: StoreKey | undefined, follow: boolean): Promise<VerifyResult> {
   let file: SetFile | undefined
   try {
-    file = await SetFile.open(path, key)
+    file = await SetFile.open(path, key, follow)
     const damaged = await file.verify()
     return { path, digest: file.head.digest, pages: file.head.pageCount, damaged, problem: undefined }
   } catch (error) {
@@ -382,7 +391,8 @@ function printVerified({ path, digest, pages, damaged, problem }: VerifyResult):
     print(`sound    ${digest} ${formatCount(pages)} pages`)
     return
   }
-  print(`damaged  ${path}: ${formatCount(damaged.length)} of ${formatCount(pages)} pages`)
+  const least = damaged.length === DAMAGED_MAX ? 'at least ' : ''
+  print(`damaged  ${path}: ${least}${formatCount(damaged.length)} of ${formatCount(pages)} pages`)
   for (const { index, offset } of damaged.slice(0, DAMAGED_LISTED_MAX)) print(`  page ${index} at byte ${offset}`)
   if (damaged.length > DAMAGED_LISTED_MAX) print(`  and ${formatCount(damaged.length - DAMAGED_LISTED_MAX)} more`)
 }
@@ -406,7 +416,7 @@ async function pathOf(set: string, store: string | undefined): Promise<string> {
     .then(found => found.isFile())
     .catch(() => false)
   if (isFile && (store === undefined || set.endsWith(SET_SUFFIX))) return set
-  const folder = openStore(needStore(store), undefined)
+  const folder = await existingStore(needStore(store), undefined)
   return folder.pathOf(await folder.find(set))
 }
 
@@ -418,8 +428,11 @@ function needStore(store: string | undefined): string {
 async function overlapWith(head: SetHead, path: string): Promise<SetOverlap> {
   const { overlap, parseSummary, SUMMARY_LENGTH_MAX } = await import('../template/summary.ts')
   try {
-    const { size } = await stat(path)
-    if (size > SUMMARY_LENGTH_MAX) {
+    const found = await stat(path)
+    if (!found.isFile()) {
+      throw new ProxyError('USAGE', `${path} is not a regular file`, undefined, 'give a summary of a template set')
+    }
+    if (found.size > SUMMARY_LENGTH_MAX) {
       const where = { stream: path, offset: SUMMARY_LENGTH_MAX }
       throw new ProxyError('TEMPLATE_FORMAT', 'too long for a summary', where, 'give a summary of a template set')
     }

@@ -1,6 +1,6 @@
 /** Which template sets a side brings into a session: the sound ones of its store. */
 import { basename } from 'node:path'
-import { isProxyError } from '../errors.ts'
+import { isProxyError, type ProxyError } from '../errors.ts'
 import { HELLO_SETS_MAX } from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
@@ -9,12 +9,14 @@ import type { Log } from './log.ts'
 export class SessionSets {
   private readonly store: TemplateStore | undefined
   private readonly log: Log
-  /** Digests that were offered last, by name alone. */
+  /** The store's fingerprint when sets were offered last; '' before that. */
   private offered = ''
   /** Sets that were offered, and sets that must not be: digest to what tells one file from the next of that name. */
   private readonly states = new Map<string, { readonly state: string; readonly path: string }>()
   private readonly excluded = new Map<string, string>()
   private current = ''
+  /** Why the store could not be read, as it was told; undefined where it can be. */
+  private unreadable: string | undefined
 
   constructor(store: TemplateStore | undefined, log: Log) {
     this.store = store
@@ -22,24 +24,35 @@ export class SessionSets {
     if (store) setInterval(() => void this.look(), 2000).unref()
   }
 
-  /** Whether the store holds other sets than were offered last; looked at every two seconds. */
+  /** Whether the store holds other sets than were offered last, or became readable; looked at every two seconds. */
   get changed(): boolean {
     return this.store !== undefined && this.current !== '' && this.current !== this.offered
   }
 
   /**
    * Digests of the sets to offer, newest first. Their pages are verified when they are loaded, which reads them all anyway:
-   * see `exclude`. A set whose head is damaged is told once and left out. @throws IO
+   * see `exclude`. A set whose head is damaged is told once and left out. Of a store that is not there or cannot be read there
+   * are none, which is told once: migrations go on without.
    */
   async offer(): Promise<string[]> {
     if (!this.store) return []
-    this.offered = (await this.store.digests()).join()
-    this.current = this.offered
+    let sets: Awaited<ReturnType<TemplateStore['list']>>
+    try {
+      this.offered = await this.store.fingerprint()
+      sets = await this.store.list()
+      this.current = this.offered
+      this.unreadable = undefined
+    } catch (error) {
+      if (!isProxyError(error, 'IO')) throw error
+      this.offered = this.current = unreadable(error)
+      this.tellUnreadable(error)
+      return []
+    }
     const sound: { digest: string; modified: number }[] = []
-    for (const { digest, path, problem, modified, fileBytes } of await this.store.list()) {
-      const state = `${digest} ${modified.getTime()} ${fileBytes}`
+    for (const { digest, path, problem, modified, changed, fileBytes } of sets) {
+      const state = `${digest} ${modified.getTime()} ${changed.getTime()} ${fileBytes}`
       if (this.excluded.get(digest) === state) continue
-      if (problem) this.tell(digest, state, path, problem.message)
+      if (problem) this.tell(digest, state, path, problem)
       else {
         this.states.set(digest, { state, path })
         sound.push({ digest, modified: modified.getTime() })
@@ -54,28 +67,37 @@ export class SessionSets {
    * @returns false where the error is not about a set: nothing was done
    */
   exclude(error: unknown): boolean {
-    if (!isProxyError(error) || !error.code.startsWith('TEMPLATE_') || !error.where) return false
+    const aboutSet = isProxyError(error) && (error.code.startsWith('TEMPLATE_') || error.code === 'IO')
+    if (!aboutSet || !error.where) return false
     const digest = digestOfFileName(basename(error.where.stream))
     const known = digest === undefined ? undefined : this.states.get(digest)
     if (digest === undefined || known === undefined) return false
-    this.tell(digest, known.state, known.path, error.message)
+    this.tell(digest, known.state, known.path, error)
     return true
   }
 
-  private tell(digest: string, state: string, path: string, error: string): void {
+  private tell(digest: string, state: string, path: string, { code, message, action }: ProxyError): void {
     this.excluded.set(digest, state)
-    this.log.warn('template set not used', {
-      set: path,
-      error,
-      hint: 'pageferry template verify shows the damage; copy or build the set again',
-    })
+    const hint = code === 'IO' ? action : 'pageferry template verify shows the damage; copy or build the set again'
+    this.log.warn('template set not used', { set: path, error: message, hint })
+  }
+
+  private tellUnreadable({ message, action }: ProxyError): void {
+    if (this.unreadable === message) return
+    this.unreadable = message
+    this.log.warn('template store cannot be read: going on without sets', { error: message, hint: action })
   }
 
   private async look(): Promise<void> {
     try {
-      this.current = (await this.store!.digests()).join()
-    } catch {
-      // said when the next session is opened
+      this.current = await this.store!.fingerprint()
+    } catch (error) {
+      this.current = unreadable(error as Error)
     }
   }
+}
+
+/** In place of a fingerprint: it changes when the store can be read. */
+function unreadable({ message }: Error): string {
+  return `unreadable: ${message}`
 }

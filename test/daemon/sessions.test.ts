@@ -507,7 +507,7 @@ t.test('both pools are alike after any order of channels, cancels and reconnects
 
 t.test('a stop while sets are looked through', async t => {
   const store = {
-    digests: () => sleep(100, []),
+    fingerprint: () => sleep(100, 'no sets'),
     list: () => sleep(300, []),
   } as unknown as TemplateStore
   await using pair = await Daemons.start(store)
