@@ -55,10 +55,16 @@ export function makePsk(site: SiteNames, peer: SiteNames, username = PSK_USERNAM
 /**
  * A CA of its own and both sites' certificates, ECDSA P-256.
  * @param days how long all of them are valid
+ * @param more further sites of the same CA
  * @throws ProxyError USAGE for a name that cannot be a directory
  */
-export async function makeX509(site: SiteNames, peer: SiteNames, days: number): Promise<CredentialFile[]> {
-  checkSites(site, peer)
+export async function makeX509(
+  site: SiteNames,
+  peer: SiteNames,
+  days: number,
+  ...more: readonly SiteNames[]
+): Promise<CredentialFile[]> {
+  checkSites(site, peer, ...more)
   const notBefore = new Date(Date.now() - BACKDATE_MS)
   const notAfter = new Date(Date.now() + days * DAY_MS)
   // The name takes a random part: two CAs of one name would be mixed up by whoever holds both.
@@ -67,7 +73,7 @@ export async function makeX509(site: SiteNames, peer: SiteNames, days: number): 
   const issuer = { name: caName, keys: caKeys }
   const caCert = await makeCertificate({ name: caName, keys: caKeys, issuer, notBefore, notAfter })
   const files: CredentialFile[] = [{ path: CA_KEY_FILE, content: await keyPem(caKeys) }]
-  for (const names of [site, peer]) {
+  for (const names of [site, peer, ...more]) {
     const add = (name: string, content: string): unknown => files.push({ path: path.join(names[0], name), content })
     add(CREDENTIAL_FILE.ca, caCert)
     for (const use of ['server', 'client'] as const) {
@@ -106,8 +112,8 @@ function exists(file: string): ProxyError {
   return new ProxyError('USAGE', `${file} exists`, undefined, 'choose another directory; keygen never overwrites')
 }
 
-function checkSites(site: SiteNames, peer: SiteNames): void {
-  for (const name of [...site, ...peer]) {
+function checkSites(...sites: readonly SiteNames[]): void {
+  for (const name of sites.flat()) {
     if (!net.isIP(name) && !/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name)) {
       throw new ProxyError(
         'USAGE',
@@ -117,8 +123,9 @@ function checkSites(site: SiteNames, peer: SiteNames): void {
       )
     }
   }
-  if (site[0] === peer[0]) {
-    throw new ProxyError('USAGE', `both sites are called ${site[0]}`, undefined, 'give each a name of its own')
+  for (const [i, [name]] of sites.entries()) {
+    if (sites.findIndex(([other]) => other === name) < i)
+      throw new ProxyError('USAGE', `both sites are called ${name}`, undefined, 'give each a name of its own')
   }
 }
 
