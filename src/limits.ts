@@ -48,6 +48,49 @@ export const BATCH_RAW_BYTES_MAX = 1 << 20
 /** Bytes of a batch on the wire (protocol): raw bytes that do not shrink, plus what the columns' heads may add. */
 export const BATCH_WIRE_BYTES_MAX = BATCH_RAW_BYTES_MAX + 65536
 
+// Work that one batch may cost: protocol.md, §4. A batch is paid for by its raw length, so nothing in it may cost more ----
+
+/** Operations that a batch may hold whatever it gives (protocol) ... */
+export const BATCH_OPERATIONS_FREE = 256
+
+/**
+ * ... and one more for so many of its raw bytes (protocol). A record has 9 bytes at least, and takes three operations at
+ * most: BLOCK, SEEK and itself. DEFINE comes once a RAMBlock, whose first record has 11 bytes or more.
+ */
+export const RAW_BYTES_PER_OPERATION = 3
+
+/** Raw bytes that a column may hold whatever its batch gives: for tables that a few bytes of the channel may need (protocol) ... */
+export const COLUMN_BYTES_FREE = 1024
+
+/** ... and so many more for each raw byte of the batch (protocol): what is OTHER, and names of RAMBlocks beside it. */
+export const COLUMN_BYTES_PER_RAW_BYTE = 2
+
+/** What a codec may add to a column that does not shrink (protocol): one byte in so many, and a head. */
+export const PACKED_BYTES_PER_EXTRA_BYTE = 256
+export const PACKED_BYTES_FREE = 64
+
+/** Copies that a page of PATCH may be made of (protocol): copies of 8 bytes. Shorter ones save nothing. */
+export const PATCH_COPIES_MAX = 512
+
+/** zstd streams that one direction of a session may begin whatever passes (protocol): each costs 25 us and its memory ... */
+export const FRESH_STREAMS_FREE = 64
+
+/** ... and one more for so many raw bytes (protocol): a level that changes ten times a second at 1 MB/s, twice over. */
+export const RAW_BYTES_PER_FRESH_STREAM = 16384
+
+/**
+ * Names of RAMBlocks that one flow may make known, in bytes (protocol), each with NAME_EXTRA_BYTES more, which is what it
+ * takes beside itself: 500 blocks of a guest with very many devices, and 33 MiB for all flows of a session.
+ */
+export const NAMES_BYTES_MAX = 32768
+export const NAME_EXTRA_BYTES = 32
+
+/** log2 of the zstd windows (protocol): of the columns that hold pages ... */
+export const PAGES_WINDOW_LOG_MAX = 23
+
+/** ... and of all others, which are small: with them ten streams keep 20 MiB a session, not 80. */
+export const OTHERS_WINDOW_LOG_MAX = 18
+
 /**
  * WAN bytes (headers counted) that a sender keeps unacknowledged, and so what a receiver may have to keep while a frame
  * before them is missing (protocol). 64 MiB carry 10 Gbit/s over 50 ms.

@@ -4,7 +4,15 @@
  */
 import { ProxyError } from '../errors.ts'
 import { VarintReader, writeVarint } from './varint.ts'
-import { BATCH_FORMAT, BATCH_RAW_MAX, COLUMN_COUNT, METHOD, type Method } from './wire.ts'
+import {
+  BATCH_FORMAT,
+  BATCH_RAW_MAX,
+  COLUMN_COUNT,
+  columnBytesMax,
+  METHOD,
+  type Method,
+  packedBytesMax,
+} from './wire.ts'
 import { Workspace } from './workspace.ts'
 
 /** One column, packed. */
@@ -65,7 +73,7 @@ export interface ArrivedBatch {
  * @param parts all of it in order; its head and table lie in the first, as protocol.md §3 has them
  * @throws BATCH_FORMAT
  */
-export function parseBatch(...parts: readonly Uint8Array[]): ArrivedBatch {
+export function parseBatch(parts: readonly Uint8Array[]): ArrivedBatch {
   const bytes = parts[0]!
   let total = 0
   for (const part of parts) total += part.length
@@ -100,8 +108,9 @@ export function parseBatch(...parts: readonly Uint8Array[]): ArrivedBatch {
     reader.reset(bytes, at + 2, bytes.length)
     const raw = reader.next()
     const packed = method === METHOD.STORED ? raw : reader.next()
-    if (raw === 0 || raw > Workspace.capacity(column)) throw bad(`column ${column} of ${raw} bytes`, at + 2)
-    if (packed > total) throw bad(`column ${column} of ${packed} packed bytes`, at + 2)
+    if (raw === 0 || raw > Math.min(Workspace.capacity(column), columnBytesMax(rawLength)))
+      throw bad(`column ${column} of ${raw} bytes`, at + 2)
+    if (packed > total || packed > packedBytesMax(raw)) throw bad(`column ${column} of ${packed} packed bytes`, at + 2)
     at = reader.position
     columns.push({ column, method, rawLength: raw, packed: [] })
     lengths.push(packed)

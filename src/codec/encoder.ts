@@ -10,6 +10,7 @@ import { type Kernel, KIND, MATCH, NONE, RESULT } from '../kernel/kernel.ts'
 import type { MultifdMethod, MultifdSink } from '../qemu/multifd-channel.ts'
 import type { RecordSink, StreamPhase } from '../qemu/record-sink.ts'
 import { MULTIFD_FLAG } from '../qemu/wire.ts'
+import { BlockNames } from './block-names.ts'
 import { transposeHeaders } from './packet-headers.ts'
 import { BatchStats } from './stats.ts'
 import { writeVarint, zigzag } from './varint.ts'
@@ -87,7 +88,7 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   position = 0
 
   // predictions, as in protocol.md §6
-  readonly names: string[] = []
+  readonly names = new BlockNames()
   private readonly parserNames: string[] = []
   private readonly indexOf: number[] = []
   defined = 0
@@ -110,6 +111,7 @@ export class FlowEncoder implements RecordSink, MultifdSink {
     if (start < this.batchStart) return // its first bytes went out raw while the source was idle: so does the rest
     if (offset >= OFFSET_END) return
     const block = this.ownBlock(parserBlock)
+    if (block < 0) return
     const page = offset / PAGE_SIZE
     const last = this.eventCount - 1
     if (
@@ -126,9 +128,11 @@ export class FlowEncoder implements RecordSink, MultifdSink {
     this.addEvent(EVENT.ZEROS, start, end, block, page, named)
   }
 
-  pageRecord(start: number, end: number, block: number, offset: number, named: boolean): void {
+  pageRecord(start: number, end: number, parserBlock: number, offset: number, named: boolean): void {
     if (start < this.batchStart || offset >= OFFSET_END) return
-    this.addEvent(EVENT.PAGE, start, end, this.ownBlock(block), offset / PAGE_SIZE, named)
+    const block = this.ownBlock(parserBlock)
+    if (block < 0) return
+    this.addEvent(EVENT.PAGE, start, end, block, offset / PAGE_SIZE, named)
     this.pageCount++
   }
 
@@ -150,9 +154,11 @@ export class FlowEncoder implements RecordSink, MultifdSink {
     // headers of compressed packets stay raw: no pages of theirs follow
     this.packetRaw = start < this.batchStart || (flags & MULTIFD_FLAG.METHOD_MASK) !== 0
     if (this.packetRaw) return
-    this.addEvent(EVENT.PACKET, start, end, 0, 0, false)
     // both sides number RAMBlocks alike: in the order of packets that have pages
     if (pages > 0) this.packetBlock = this.ownBlock(block)
+    this.packetRaw = pages > 0 && this.packetBlock < 0
+    if (this.packetRaw) return
+    this.addEvent(EVENT.PACKET, start, end, 0, 0, false)
   }
 
   zeroPage(): void {
@@ -177,11 +183,14 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   /** The packet's header went out raw, at least in parts: so do its pages. */
   private packetRaw = false
 
-  /** Our index of a RAMBlock: those that this channel used, in order of their first use. */
+  /**
+   * Our index of a RAMBlock: those that this channel used, in order of their first use. -1: one too many, whose records
+   * stay raw.
+   */
   private ownBlock(parserBlock: number): number {
     const own = this.indexOf[parserBlock]
     if (own !== undefined) return own
-    const index = this.names.push(this.parserNames[parserBlock]!) - 1
+    const index = this.names.add(this.parserNames[parserBlock]!)
     this.indexOf[parserBlock] = index
     return index
   }
@@ -217,7 +226,7 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   zeroCount(event: number): number {
     const length = this.eventEnd[event]! - this.eventStart[event]!
     if (this.eventNamed[event] === 0) return length / 9
-    return (length - 1 - this.names[this.eventBlock[event]!]!.length) / 9
+    return (length - 1 - this.names.at(this.eventBlock[event]!).length) / 9
   }
 
   // --- bytes
@@ -514,7 +523,7 @@ export class BatchEncoder {
   /** Makes all names up to `block` known at the far side. */
   private define(flow: FlowEncoder, block: number): void {
     while (flow.defined <= block) {
-      const name = flow.names[flow.defined]!
+      const name = flow.names.at(flow.defined)
       this.run(OP.DEFINE, 1)
       this.endRun()
       this.number(name.length)

@@ -5,18 +5,23 @@
  */
 import { ProxyError } from '../errors.ts'
 import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
+import { PATCH_COPIES_MAX } from '../limits.ts'
+import { BlockNames } from './block-names.ts'
 import { type PageObserver, placeIndex } from './encoder.ts'
 import { restoreHeaders } from './packet-headers.ts'
 import { unzigzag, VarintReader } from './varint.ts'
-import { BLOCKS_MAX, COLUMN, LAG_MAX, OP, PACKET_HEADER_SIZE, PAGE_NUMBER_MAX, PAGE_SIZE } from './wire.ts'
+import { COLUMN, LAG_MAX, OP, operationsMax, PACKET_HEADER_SIZE, PAGE_NUMBER_MAX, PAGE_SIZE } from './wire.ts'
 import type { Workspace } from './workspace.ts'
 
 const PACKET_PAGES_MAX = 128
+/** What an operation, a kernel call and a copy of PATCH count as work, in bytes that are copied in the same time. */
+const WORK_PER_STEP = 64
+const WORK_PER_COPY = 32
 
 /** What the expander remembers of one flow from batch to batch: the predictions of protocol.md §6. */
 export class FlowExpander {
   readonly migration: number
-  readonly names: Uint8Array[] = []
+  readonly names = new BlockNames()
   block = 0
   page = 0
   named = false
@@ -77,6 +82,13 @@ export class BatchExpander {
   }
 
   /**
+   * Work that batches have cost so far, counted where it is done: bytes written and unpacked, and for each step what takes
+   * as long as WORK_PER_STEP of them. At most some fixed multiple of the raw length and a constant, whatever a batch holds:
+   * test/codec/work.test.ts.
+   */
+  work = 0
+
+  /**
    * Expands the raw columns of `workspace` to exactly `rawLength` bytes at `out`, which must have that much room.
    * @param checksum 8 bytes as they came: big-endian u64
    * @throws BATCH_FORMAT or BATCH_CHECKSUM: the pool may differ from the peer's now, so the session must end
@@ -109,7 +121,13 @@ export class BatchExpander {
     let op = at[COLUMN.OPS]!
     const opsEnd = end(COLUMN.OPS)
     const bytes = this.bytes
+    let operationsLeft = operationsMax(rawLength)
+    this.work += rawLength
+    for (let column = 0; column < length.length; column++) this.work += length[column]!
     while (op < opsEnd) {
+      if (operationsLeft-- === 0)
+        throw this.bad(`more than ${operationsMax(rawLength)} operations for ${rawLength} bytes`)
+      this.work += WORK_PER_STEP
       const byte = bytes[op++]!
       let count = byte & 15
       if (count === 0) {
@@ -267,7 +285,7 @@ export class BatchExpander {
         this.outsidePacket()
         if (count > 2) throw this.bad(`BLOCK with the count ${count}`)
         const block = this.numbers.next()
-        if (block >= flow.names.length) throw this.bad(`BLOCK ${block} of ${flow.names.length}`)
+        if (block >= flow.names.count) throw this.bad(`BLOCK ${block} of ${flow.names.count}`)
         flow.block = block
         flow.page = 0
         flow.named = count === 1
@@ -278,7 +296,7 @@ export class BatchExpander {
         const length = this.numbers.next()
         if (length < 1 || length > 255 || length > this.otherEnd - this.other)
           throw this.bad(`DEFINE of ${length} bytes`)
-        this.name(this.bytes.slice(this.other, this.other + length))
+        this.name(this.text(this.other, length))
         this.other += length
         break
       }
@@ -304,6 +322,7 @@ export class BatchExpander {
    */
   private pageRun(left: number): number {
     const flow = this.flow
+    this.work += WORK_PER_STEP
     if (flow.packetDone < flow.packetCount) {
       flow.page = flow.packetPages[flow.packetDone++]!
       this.flags = EXPAND.BARE
@@ -364,6 +383,7 @@ export class BatchExpander {
     const poolBytes = this.poolPages * PAGE_SIZE
     let token = this.workspace.tokensAt
     let tokens = 0
+    let copies = 0
     let literal = 0
     let lastRegion = -1
     let q = 0
@@ -377,6 +397,7 @@ export class BatchExpander {
       let source = 0
       if (q < PAGE_SIZE) {
         copy = this.lengths.next()
+        if (copies++ === PATCH_COPIES_MAX) throw this.bad(`PATCH with more than ${PATCH_COPIES_MAX} copies`)
         if (copy === 0 || copy > PAGE_SIZE - q) throw this.bad(`PATCH with a copy of ${copy} bytes at ${q}`)
         const v = this.sources.next()
         if (v === 0) source = displacement + q
@@ -404,6 +425,7 @@ export class BatchExpander {
       token += 8
       tokens++
     }
+    this.work += tokens * WORK_PER_COPY
     if (lastRegion >= 0) flow.next[lastRegion as 0 | 1]++
     const used = this.kernel.expandPatch(
       this.out,
@@ -437,13 +459,9 @@ export class BatchExpander {
     if (pages === 0 || pages > PACKET_PAGES_MAX) return
     let length = 0
     while (length < 255 && bytes[at + 64 + length] !== 0) length++
-    const name = bytes.slice(at + 64, at + 64 + length)
-    let block = flow.names.findIndex(known => known.length === length && known.every((b, i) => b === name[i]))
-    if (block < 0) {
-      this.name(name)
-      block = flow.names.length - 1
-    }
-    flow.block = block
+    const name = this.text(at + 64, length)
+    const known = flow.names.find(name)
+    flow.block = known >= 0 ? known : this.name(name)
     for (let i = 0; i < pages; i++) {
       // of the u64 the bits 12 to 51: halves, because all 64 do not fit a number
       flow.packetPages[i] = (view.getUint32(320 + i * 8) % 1048576) * 1048576 + (view.getUint32(324 + i * 8) >>> 12)
@@ -451,21 +469,27 @@ export class BatchExpander {
     flow.packetCount = pages
   }
 
-  private name(name: Uint8Array): void {
-    if (this.flow.names.length >= BLOCKS_MAX) throw this.bad(`more than ${BLOCKS_MAX} RAMBlocks`)
-    this.flow.names.push(name)
+  private name(name: string): number {
+    this.work += name.length + WORK_PER_STEP
+    const block = this.flow.names.add(name)
+    if (block < 0) throw this.bad('more names of RAMBlocks than a flow may have')
+    return block
+  }
+
+  private text(at: number, length: number): string {
+    return Buffer.from(this.bytes.buffer, at, length).toString('latin1')
   }
 
   /** Head of a record without CONTINUE, with its idstr. */
   private namedHead(flag: number): void {
     const flow = this.flow
-    const name = flow.names[flow.block]!
+    const name = flow.names.at(flow.block)
     this.room(9 + name.length)
     const view = new DataView(this.bytes.buffer, this.out, 8)
     view.setUint32(0, hi(flow.page))
     view.setUint32(4, (lo(flow.page) | flag) >>> 0)
     this.bytes[this.out + 8] = name.length
-    this.bytes.set(name, this.out + 9)
+    Buffer.from(this.bytes.buffer, this.out + 9, name.length).write(name, 'latin1')
     this.out += 9 + name.length
     flow.named = false
   }

@@ -1,6 +1,18 @@
 /**
  * Numbers of a batch: docs/protocol.md §4 to §7. They stand nowhere else; test/codec pins each by literal.
  */
+import {
+  BATCH_OPERATIONS_FREE,
+  COLUMN_BYTES_FREE,
+  COLUMN_BYTES_PER_RAW_BYTE,
+  FRESH_STREAMS_FREE,
+  OTHERS_WINDOW_LOG_MAX,
+  PACKED_BYTES_FREE,
+  PACKED_BYTES_PER_EXTRA_BYTE,
+  PAGES_WINDOW_LOG_MAX,
+  RAW_BYTES_PER_FRESH_STREAM,
+  RAW_BYTES_PER_OPERATION,
+} from '../limits.ts'
 
 /** First byte of every batch. */
 export const BATCH_FORMAT = 1
@@ -64,8 +76,6 @@ export const LAG_MAX = PAGE_SIZE / 4
 
 /** Page numbers (offset in the RAMBlock / 4096) stay below this. */
 export const PAGE_NUMBER_MAX = 2 ** 40
-/** RAMBlocks that one flow may name. */
-export const BLOCKS_MAX = 4096
 
 /** Multipliers of the place table's index: protocol.md §5. */
 export const PLACE_BLOCK_STEP = 0x9e3779b1
@@ -73,5 +83,28 @@ export const PLACE_MIGRATION_STEP = 0x85ebca6b
 
 /** Slot of a place at which nothing is known. */
 export const NO_SLOT = 0xffffffff
-/** Window of the zstd streams, log2 of bytes: bounds what a hostile peer's stream makes us keep. */
-export const ZSTD_WINDOW_LOG_MAX = 23
+
+/** Most operations of a batch that expands to so many bytes: protocol.md §4. */
+export function operationsMax(rawLength: number): number {
+  return BATCH_OPERATIONS_FREE + Math.floor(rawLength / RAW_BYTES_PER_OPERATION)
+}
+
+/** Most raw bytes of each column of such a batch, whatever the column's own limit is. */
+export function columnBytesMax(rawLength: number): number {
+  return COLUMN_BYTES_FREE + COLUMN_BYTES_PER_RAW_BYTE * rawLength
+}
+
+/** Most packed bytes of a column of so many raw ones. */
+export function packedBytesMax(columnBytes: number): number {
+  return columnBytes + Math.floor(columnBytes / PACKED_BYTES_PER_EXTRA_BYTE) + PACKED_BYTES_FREE
+}
+
+/** zstd streams that may have begun in one direction once so many raw bytes have passed. */
+export function freshStreamsMax(rawBytes: number): number {
+  return FRESH_STREAMS_FREE + Math.floor(rawBytes / RAW_BYTES_PER_FRESH_STREAM)
+}
+
+/** Largest window of a column's zstd stream, log2 of bytes: bounds what a hostile peer's streams make us keep. */
+export function windowLogMax(column: number): number {
+  return column === COLUMN.PAGES || column === COLUMN.WORDS ? PAGES_WINDOW_LOG_MAX : OTHERS_WINDOW_LOG_MAX
+}

@@ -4,7 +4,7 @@
  */
 import { Worker } from 'node:worker_threads'
 import type { PackedColumn } from '../codec/batch.ts'
-import { COLUMN, COLUMN_COUNT, METHOD } from '../codec/wire.ts'
+import { COLUMN, COLUMN_COUNT, freshStreamsMax, METHOD } from '../codec/wire.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import type { Effort, ZstdSettings } from './effort.ts'
 import { loadLz4 } from './lz4.ts'
@@ -28,6 +28,8 @@ export class ColumnPacker {
   private worker: Worker | undefined
   private readonly answers: ((lengths: number[]) => void)[] = []
   private closed = false
+  private rawBytes = 0
+  private freshStreams = 0
 
   /** @param buffer of the kernel's memory, which the workspaces lie in */
   constructor(buffer: SharedArrayBuffer) {
@@ -37,8 +39,10 @@ export class ColumnPacker {
   /**
    * Packs all columns of a workspace. Calls must come in the order of the batches; they may overlap. The workspace must
    * stay untouched until the promise settles.
+   * @param rawLength bytes that the batch expands to
    */
-  async pack(workspace: Workspace, effort: Effort): Promise<PackedColumn[]> {
+  async pack(workspace: Workspace, rawLength: number, effort: Effort): Promise<PackedColumn[]> {
+    this.rawBytes += rawLength
     const pending: (PackedColumn | Promise<PackedColumn>)[] = []
     const jobs: Lz4Job[] = []
     const jobColumns: number[] = []
@@ -52,7 +56,7 @@ export class ColumnPacker {
         (length > INLINE_MAX && looksRandom(workspace.column(column)))
       ) {
         pending.push(stored(workspace, column))
-      } else if (effort.zstd && length >= ZSTD_MIN) {
+      } else if (effort.zstd && length >= ZSTD_MIN && this.mayPackZstd(column)) {
         pending.push(this.packZstd(workspace, column, ofPages(column) ? effort.zstd.pages : effort.zstd.others))
       } else if (effort.method === 'stored' && column === COLUMN.PAGES) {
         pending.push(stored(workspace, column))
@@ -89,10 +93,21 @@ export class ColumnPacker {
     await this.worker?.terminate()
   }
 
+  /** Whether the column has a stream, or another may begin: protocol.md §4 bounds how many do. */
+  private mayPackZstd(column: number): boolean {
+    return this.zstd[column] !== undefined || this.mayBegin
+  }
+
+  private get mayBegin(): boolean {
+    return this.freshStreams < freshStreamsMax(this.rawBytes)
+  }
+
   private packZstd(workspace: Workspace, column: number, settings: ZstdSettings): PackedColumn | Promise<PackedColumn> {
     let method: 2 | 3 = METHOD.ZSTD
     let stream = this.zstd[column]
-    if (stream?.settings !== settings) {
+    // where none may begin now, the one that is there goes on at its level
+    if (stream === undefined || (stream.settings !== settings && this.mayBegin)) {
+      this.freshStreams++
       stream?.closeWhenIdle()
       stream = new ZstdPacker(settings)
       this.zstd[column] = stream

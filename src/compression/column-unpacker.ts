@@ -1,6 +1,6 @@
 /** Unpacks the columns of batches, in their order, into a workspace. One unpacker a session and direction. */
 import type { ArrivedBatch } from '../codec/batch.ts'
-import { COLUMN_COUNT, METHOD, ZSTD_WINDOW_LOG_MAX } from '../codec/wire.ts'
+import { COLUMN_COUNT, freshStreamsMax, METHOD, windowLogMax } from '../codec/wire.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import { ProxyError } from '../errors.ts'
 import { loadLz4 } from './lz4.ts'
@@ -8,6 +8,8 @@ import { ZstdUnpacker } from './zstd-stream.ts'
 
 export class ColumnUnpacker {
   private readonly zstd: (ZstdUnpacker | undefined)[] = new Array(COLUMN_COUNT).fill(undefined)
+  private rawBytes = 0
+  private freshStreams = 0
 
   /**
    * Fills the workspace's columns with the raw bytes of a batch. One call at a time, in order.
@@ -17,6 +19,7 @@ export class ColumnUnpacker {
   unpack(batch: ArrivedBatch, workspace: Workspace): Promise<unknown> | undefined {
     workspace.columnLength.fill(0)
     let zstd = false
+    this.rawBytes += batch.rawLength
     // these first: an error in them must not leave a stream at work on a workspace that others use again
     for (const { column, method, rawLength, packed } of batch.columns) {
       const at = workspace.columnAt[column]!
@@ -31,14 +34,10 @@ export class ColumnUnpacker {
         loadLz4().decodeBlock(joined(packed), Buffer.from(workspace.bytes.buffer, at, rawLength))
       } else {
         zstd = true
-        if (method === METHOD.ZSTD && !this.zstd[column]) {
-          throw new ProxyError(
-            'BATCH_FORMAT',
-            `column ${column} continues a zstd stream that never began`,
-            undefined,
-            'the session ends and the source guest goes on',
-          )
-        }
+        if (method === METHOD.ZSTD && !this.zstd[column])
+          throw bad(`column ${column} continues a zstd stream that never began`)
+        if (method === METHOD.ZSTD_FRESH && ++this.freshStreams > freshStreamsMax(this.rawBytes))
+          throw bad(`${this.freshStreams} zstd streams begun within ${this.rawBytes} bytes`)
       }
     }
     return zstd ? this.unpackStreams(batch, workspace) : undefined
@@ -66,10 +65,14 @@ export class ColumnUnpacker {
   private stream(column: number, fresh: boolean): ZstdUnpacker {
     if (fresh) {
       this.zstd[column]?.close()
-      this.zstd[column] = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+      this.zstd[column] = new ZstdUnpacker(windowLogMax(column))
     }
     return this.zstd[column]!
   }
+}
+
+function bad(what: string): ProxyError {
+  return new ProxyError('BATCH_FORMAT', what, undefined, 'the session ends and the source guest goes on')
 }
 
 /** Waits for all, also where one fails: the others are at work on the workspace. */

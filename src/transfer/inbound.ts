@@ -1,6 +1,10 @@
 /**
  * The expanding half of a session: batches in the order in which they were numbered, one at a time, into memory that is
  * lent to QEMU's sockets.
+ *
+ * What waits for QEMU takes no more memory than its raw bytes, which credit bounds, and some 300 bytes a piece, which
+ * PIECES_MAX bounds: a batch lies alone in a slot of the pool, of which there is a fixed number, or in a copy of exactly
+ * its length. What waits to be expanded takes its packed bytes, which protocol.md §4 bounds by the raw ones.
  */
 import { type ArrivedBatch, parseBatch } from '../codec/batch.ts'
 import type { PageObserver } from '../codec/encoder.ts'
@@ -8,9 +12,13 @@ import { BatchExpander, type FlowExpander } from '../codec/expander.ts'
 import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
 import type { Pool } from './pool.ts'
+import { turns } from './turns.ts'
 
 /** Batches up to this size are copied out instead of holding a slot of a whole megabyte. */
 const COPY_MAX = 65536
+
+/** What a batch costs besides its work, however small it is: some 30 us. */
+const WORK_PER_BATCH = 32768
 
 /** Takes expanded bytes, in order. `release` gives the memory back: call it once the bytes have been used. */
 export type BytesSink = (flow: FlowExpander, bytes: Uint8Array, release: () => void) => void
@@ -89,10 +97,16 @@ export class Inbound {
           job.then()
           continue
         }
-        const batch = parseBatch(...job.parts)
+        if (!turns.hasTime) {
+          await turns.next()
+          if (this.failed) break
+        }
+        const workBefore = this.expander.work
+        const batch = parseBatch(job.parts)
         const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)
         if (unpacking !== undefined) await unpacking
         if (!this.failed) this.expand(job.flow, batch)
+        turns.spend(WORK_PER_BATCH + this.expander.work - workBefore)
       }
     } catch (error) {
       if (!this.failed) {

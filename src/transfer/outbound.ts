@@ -91,7 +91,7 @@ export class Outbound {
     const newBytes = flow.stats.newBytes - newBefore
     const work: Work = { flow, workspace, rawLength, checksum, newBytes, columns: undefined }
     this.work.push(work)
-    this.packer.pack(workspace, effort).then(
+    this.packer.pack(workspace, rawLength, effort).then(
       columns => {
         work.columns = columns
         this.drain()

@@ -12,23 +12,26 @@ import { BatchStats } from '../../src/codec/stats.ts'
 import {
   BATCH_FORMAT,
   BATCH_RAW_MAX,
-  BLOCKS_MAX,
   COLUMN,
+  columnBytesMax,
+  freshStreamsMax,
   METHOD,
   OP,
+  operationsMax,
   PACKET_HEADER_SIZE,
   PAGE_NUMBER_MAX,
   PAGE_SIZE,
   PLACE_BLOCK_STEP,
   PLACE_MIGRATION_STEP,
-  ZSTD_WINDOW_LOG_MAX,
+  packedBytesMax,
+  windowLogMax,
 } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
 import { ImmediateWriter } from '../../src/compression/zlib-now.ts'
 import { ZstdPacker, ZstdUnpacker } from '../../src/compression/zstd-stream.ts'
 import { isProxyError } from '../../src/errors.ts'
-import { BATCH_WIRE_BYTES_MAX } from '../../src/limits.ts'
+import { BATCH_WIRE_BYTES_MAX, NAME_EXTRA_BYTES, NAMES_BYTES_MAX, PATCH_COPIES_MAX } from '../../src/limits.ts'
 import { StreamEmitter } from '../../src/qemu/emitter.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
@@ -83,6 +86,9 @@ const implementations = [...new Set([SIMD, 'twin'] as const)]
 
 t.setTimeout(300_000)
 
+/** Of streams of pages. */
+const WINDOW_LOG = windowLogMax(COLUMN.PAGES)
+
 /** Rejections that nobody waited for: a bad batch must leave none. */
 const unhandled: unknown[] = []
 process.on('unhandledRejection', reason => unhandled.push(reason))
@@ -130,14 +136,23 @@ async function received(receiver: Receiver, sent: SentBatch): Promise<Buffer | s
 
 t.test('numbers of the wire', t => {
   t.same(
-    [BATCH_FORMAT, BATCH_RAW_MAX, PAGE_SIZE, PACKET_HEADER_SIZE, BLOCKS_MAX, PAGE_NUMBER_MAX, ZSTD_WINDOW_LOG_MAX],
-    [1, 1048576, 4096, 1344, 4096, 1099511627776, 23],
+    [BATCH_FORMAT, BATCH_RAW_MAX, PAGE_SIZE, PACKET_HEADER_SIZE, PAGE_NUMBER_MAX, NAMES_BYTES_MAX, NAME_EXTRA_BYTES],
+    [1, 1048576, 4096, 1344, 1099511627776, 32768, 32],
   )
   t.same([PLACE_BLOCK_STEP, PLACE_MIGRATION_STEP], [0x9e3779b1, 0x85ebca6b])
   t.same(
     { ...COLUMN },
     { OPS: 0, NUMBERS: 1, OTHER: 2, PAGES: 3, DENSE: 4, LENGTHS: 5, SOURCES: 6, SHIFTS: 7, HEADERS: 8, WORDS: 9 },
   )
+  t.same(
+    COLUMN_NAMES.map((_, column) => windowLogMax(column)),
+    [18, 18, 18, 23, 18, 18, 18, 18, 18, 23],
+  )
+  t.same([operationsMax(1), operationsMax(BATCH_RAW_MAX)], [256, 349781])
+  t.same([columnBytesMax(1), columnBytesMax(1000)], [1026, 3024])
+  t.same([packedBytesMax(1), packedBytesMax(512)], [65, 578])
+  t.same([freshStreamsMax(1), freshStreamsMax(16384)], [64, 65])
+  t.equal(PATCH_COPIES_MAX, 512)
   t.same({ ...METHOD }, { STORED: 0, LZ4: 1, ZSTD: 2, ZSTD_FRESH: 3 })
   t.same(
     { ...OP },
@@ -275,7 +290,7 @@ t.test('batches that are wrong', async t => {
 t.test('LZ4 garbage beside zstd garbage', async t => {
   const other = handBatch(8, 0n, [
     { column: 0, method: 3, rawLength: 100, packed: bytes('ff*40') },
-    { column: 1, method: 3, rawLength: 100, packed: bytes('28b52ffd 00 58 ff*200') },
+    { column: 1, method: 3, rawLength: 100, packed: bytes('28b52ffd 00 40 ff*100') },
     { column: 2, method: 1, rawLength: 100, packed: bytes('ff*40') },
     { column: 3, method: 2, rawLength: 100, packed: bytes('00') },
   ])
@@ -332,11 +347,11 @@ function nothingOnTheSpot(t: { teardown(call: () => void): void }): void {
 
 t.test('a zstd stream that is closed at work', async t => {
   const piece = bytes(`28b52ffd 00 68 ${'02001041 '.repeat(8)}`)
-  const closed = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+  const closed = new ZstdUnpacker(WINDOW_LOG)
   closed.close()
   await t.rejects(unpacked(closed, piece, 1048576), { code: 'BATCH_FORMAT' }, 'what comes after is told')
   nothingOnTheSpot(t)
-  const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+  const unpacker = new ZstdUnpacker(WINDOW_LOG)
   t.ok((await unpacked(unpacker, piece, 1048576)).every(byte => byte === 0x41))
   const pending = unpacked(unpacker, bytes('02001041 '.repeat(8)), 1048576)
   unpacker.close()
@@ -351,7 +366,7 @@ for (const immediate of [true, false]) {
       if (!immediate) nothingOnTheSpot(t)
       for (const level of [1, 3, 7, 19]) {
         const packer = new ZstdPacker({ level, minMatch: 0, hashLog: 0, windowLog: 18 })
-        const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+        const unpacker = new ZstdUnpacker(WINDOW_LOG)
         let now = 0
         const sizes = [1, 100, 4096, 4097, 8192, 16384, 16385, 32768, 32769, 200_000]
         for (let i = 0; i < 60; i++) {
@@ -378,7 +393,7 @@ for (const immediate of [true, false]) {
         [Buffer.concat([frame, frame]), 6000, /ends within|instead of 6000/],
         [Buffer.from('not zstd at all'), 3000, /damaged/],
       ] as const) {
-        const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+        const unpacker = new ZstdUnpacker(WINDOW_LOG)
         await t.rejects(unpacked(unpacker, piece, length), { code: 'BATCH_FORMAT', message: what })
         await t.rejects(unpacked(unpacker, frame, 3000), { code: 'BATCH_FORMAT' }, 'nothing comes after')
       }
@@ -392,14 +407,14 @@ t.test('a zstd frame whose end just fills the output buffer of a Node stream', a
     const packer = new ZstdPacker({ level: 1, minMatch: 0, hashLog: 0, windowLog: 18 })
     const piece = randomBytes(size)
     const packed = Buffer.concat(await packer.pack(piece))
-    t.ok((await unpacked(new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX), packed, size)).equals(piece), `${size} bytes`)
+    t.ok((await unpacked(new ZstdUnpacker(WINDOW_LOG), packed, size)).equals(piece), `${size} bytes`)
     packer.close()
   }
 })
 
 t.test('zstd frames end with a piece, and the next piece begins another', async t => {
   const packer = new ZstdPacker({ level: 1, minMatch: 0, hashLog: 0, windowLog: 18 })
-  const unpacker = new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX)
+  const unpacker = new ZstdUnpacker(WINDOW_LOG)
   const piece = (i: number) => Buffer.from(`piece ${i} `.repeat(1000 + i))
   const packed: Buffer[] = []
   for (let i = 0; i < 80; i++) packed.push(Buffer.concat(await packer.pack(piece(i))))
@@ -411,7 +426,7 @@ t.test('zstd frames end with a piece, and the next piece begins another', async 
   // two frames in one piece, the length that it promises in the first
   const frame = zstdCompressSync(piece(0))
   for (const length of [piece(0).length, 2 * piece(0).length]) {
-    await t.rejects(unpacked(new ZstdUnpacker(ZSTD_WINDOW_LOG_MAX), Buffer.concat([frame, frame]), length), {
+    await t.rejects(unpacked(new ZstdUnpacker(WINDOW_LOG), Buffer.concat([frame, frame]), length), {
       code: 'BATCH_FORMAT',
     })
     const batch = handBatch(length, 0n, [
@@ -424,7 +439,7 @@ t.test('zstd frames end with a piece, and the next piece begins another', async 
 })
 
 t.test('bombs take no memory', async t => {
-  // 16 MiB out of 518 bytes; a window of 8 MiB in each of 9 columns; a new stream in each batch
+  // 16 MiB out of 518 bytes; a window of 8 MiB in each column; a new stream in each batch
   const bomb = bytes(`28b52ffd 00 68 ${'02001041 '.repeat(128)}`)
   const piece = bytes(`28b52ffd 00 68 ${'02001041 '.repeat(8)}`)
   const columns = (packed: Uint8Array) =>
@@ -433,11 +448,11 @@ t.test('bombs take no memory', async t => {
   const receiver = new Receiver(poolOf('decoder', SIMD, vectorTerms()))
   for (let i = 0; i < 6; i++) {
     t.match(
-      await received(receiver, { flow: 1, migration: 1, bytes: handBatch(1, 0n, columns(bomb)) }),
+      await received(receiver, { flow: 1, migration: 1, bytes: handBatch(BATCH_RAW_MAX, 0n, columns(bomb)) }),
       /^BATCH_FORMAT/,
     )
     t.match(
-      await received(receiver, { flow: 1, migration: 1, bytes: handBatch(1, 0n, columns(piece)) }),
+      await received(receiver, { flow: 1, migration: 1, bytes: handBatch(BATCH_RAW_MAX, 0n, columns(piece)) }),
       /^BATCH_FORMAT/,
     )
   }
@@ -749,12 +764,14 @@ t.test('every effort, and from one to another in the middle', async t => {
     }
     t.ok(Buffer.concat(parts).equals(input), `effort ${level}`)
     const streams = sender.sent.filter(sent =>
-      parseBatch(sent.bytes).columns.some(
+      parseBatch([sent.bytes]).columns.some(
         ({ column, method }) => column === COLUMN.PAGES && method === METHOD.ZSTD_FRESH,
       ),
     )
     t.equal(streams.length > 1, level < 0, 'a new level is a new stream')
-    const words = sender.sent.some(sent => parseBatch(sent.bytes).columns.some(({ column }) => column === COLUMN.WORDS))
+    const words = sender.sent.some(sent =>
+      parseBatch([sent.bytes]).columns.some(({ column }) => column === COLUMN.WORDS),
+    )
     t.equal(words, level < 0 || EFFORTS[level]!.longMatch, 'pages of numbers came as WORDS')
     t.equal(stateDifference(poolState(sender.pool), poolState(receiver.pool)), '')
     const second = decodeSession(secondTerms(terms), sender.sent)

@@ -225,7 +225,9 @@ export class Sender {
     const rawLength = this.encode(channel, release)
     if (rawLength === 0) return undefined
     const columns =
-      packing.method === 'as they are' ? this.columns() : await this.packer.pack(this.pool.workspaces[0]!, packing)
+      packing.method === 'as they are'
+        ? this.columns()
+        : await this.packer.pack(this.pool.workspaces[0]!, rawLength, packing)
     return this.assemble(channel, rawLength, columns)
   }
 
@@ -278,16 +280,21 @@ export class Receiver {
     if (observe) this.expander.observer = this.observed
   }
 
+  /** Steps that its batches have cost. */
+  get work(): number {
+    return this.expander.work
+  }
+
   /** What a batch gives; a copy. @throws BATCH_FORMAT, BATCH_CHECKSUM */
   async receive(sent: SentBatch): Promise<Buffer> {
-    const batch = parseBatch(sent.bytes)
+    const batch = parseBatch([sent.bytes])
     await this.unpacker.unpack(batch, this.pool.workspaces[0]!)
     return this.expand(sent, batch)
   }
 
   /** As `receive`, for batches without zstd. */
   receiveNow(sent: SentBatch): Buffer {
-    const batch = parseBatch(sent.bytes)
+    const batch = parseBatch([sent.bytes])
     if (this.unpacker.unpack(batch, this.pool.workspaces[0]!)) throw new Error('this batch needs time')
     return this.expand(sent, batch)
   }

@@ -168,7 +168,8 @@ function readBatch(bytes: Uint8Array): Batch {
     const raw = from.varint()
     table.push({ column, method, rawLength: raw, packedLength: method === 0 ? raw : from.varint() })
     need(column < COLUMNS && method <= 3 && column > (table.at(-2)?.column ?? -1), 'a table out of order')
-    need(raw >= 1 && raw <= COLUMN_MAX[column]!, 'a column of another size')
+    need(raw >= 1 && raw <= Math.min(COLUMN_MAX[column]!, 1024 + 2 * rawLength), 'a column of another size')
+    need(table.at(-1)!.packedLength <= raw + Math.floor(raw / 256) + 64, 'a column packed to more than it is')
   }
   const columns = table.map(entry => ({ ...entry, packed: from.take(entry.packedLength) }))
   need(from.left === 0, 'bytes behind a batch')
@@ -193,6 +194,13 @@ function frameLength(bytes: Buffer): number | undefined {
 /** The raw columns of each batch. zstd frames are put together first and unpacked in one go. */
 function unpack(batches: readonly Batch[]): Buffer[][] {
   const raw = batches.map(() => new Array<Buffer>(COLUMNS).fill(Buffer.alloc(0)))
+  let streamsBegun = 0
+  let passed = 0
+  for (const { rawLength, columns } of batches) {
+    passed += rawLength
+    streamsBegun += columns.filter(({ method }) => method === 3).length
+    need(streamsBegun <= 64 + Math.floor(passed / 16384), 'more zstd streams than the bytes allow')
+  }
   for (let column = 0; column < COLUMNS; column++) {
     const streams: { batch: number; entry: Column }[][] = []
     batches.forEach((batch, i) => {
@@ -223,7 +231,7 @@ function unpack(batches: readonly Batch[]): Buffer[][] {
           zstdDecompressSync(packed.subarray(from, from + size), {
             finishFlush: constants.ZSTD_e_flush,
             maxOutputLength: Math.max(length, 1),
-            params: { [constants.ZSTD_d_windowLogMax]: 23 },
+            params: { [constants.ZSTD_d_windowLogMax]: column === 3 || column === 9 ? 23 : 18 },
           }),
         )
         from += size
@@ -382,6 +390,7 @@ function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawL
     let d = base === undefined ? undefined : base * PAGE
     const parts: Buffer[] = []
     let last: 0 | 1 | undefined
+    let copies = 0
     for (let q = 0; q < PAGE; ) {
       const literal = lengths.varint()
       need(literal <= PAGE - q, 'a literal beyond its page')
@@ -400,6 +409,7 @@ function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawL
         flow.next[last] = slot
       }
       need(d !== undefined, 'a copy from a place that received nothing')
+      need(++copies <= 512, 'a page of more than 512 copies')
       parts.push(pool.copy(d + q, count))
       pool.touch(Math.floor((d + q) / PAGE))
       q += count
@@ -422,6 +432,13 @@ function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawL
     }
     return made
   }
+  /** Appends a name. @returns its index */
+  const define = (name: Buffer): number => {
+    flow.names.push(Buffer.from(name))
+    const bytes = flow.names.reduce((sum, known) => sum + known.length + 32, 0)
+    need(bytes <= 32768, 'too many names')
+    return flow.names.length - 1
+  }
   const packet = (): void => {
     const header = headers.take(PACKET)
     give(header)
@@ -430,13 +447,14 @@ function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawL
     const end = header.indexOf(0, 64)
     const name = header.subarray(64, end < 0 ? 319 : Math.min(end, 319))
     flow.block = flow.names.findIndex(known => known.equals(name))
-    if (flow.block < 0) flow.block = flow.names.push(Buffer.from(name)) - 1
+    if (flow.block < 0) flow.block = define(name)
     for (let i = 0; i < count; i++) {
       flow.owed.push(Number((header.readBigUInt64BE(320 + 8 * i) / 4096n) % 2n ** 40n))
     }
   }
 
-  while (ops.left > 0) {
+  for (let operations = 1; ops.left > 0; operations++) {
+    need(operations <= 256 + Math.floor(rawLength / 3), 'more operations than the bytes allow')
     const op = ops.u8()
     const count = op % 16 === 0 ? 16 + ops.varint() : op % 16
     const each = (work: () => void): void => {
@@ -525,7 +543,7 @@ function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawL
         need(count === 1, 'DEFINE with a count')
         const size = numbers.varint()
         need(size >= 1 && size <= 255, 'a name of another length')
-        need(flow.names.push(Buffer.from(other.take(size))) <= 4096, 'too many RAMBlocks')
+        define(other.take(size))
         break
       }
       case 13:

@@ -504,7 +504,7 @@ export class Fuzzer {
       } else if (method === 3) {
         // raw blocks, RLE blocks, whatever comes out of them
         const block = (type: number, size: number) => Buffer.of((size << 3) | (type << 1), size >> 5, size >> 13)
-        packed = Buffer.concat([Buffer.from('28b52ffd0058', 'hex'), block(0, raw.length), raw])
+        packed = Buffer.concat([Buffer.from('28b52ffd0040', 'hex'), block(0, raw.length), raw])
       }
       if (method !== 0 && rand(2)) packed = mutated(rand, { bytes: packed }, raw)
       return { column, method, rawLength: raw.length, packed }

@@ -116,13 +116,13 @@ export const wholeVectors: readonly WholeVector[] = [
         batch: `
           01 08 sum 02  00 00 01  02 03 08 10
           #18 88
-          #19 28b52ffd 00 58  180000 "abc"  2a0000 "Z"  #35`,
+          #19 28b52ffd 00 40  180000 "abc"  2a0000 "Z"  #35`,
         gives: '"abcZZZZZ"',
       },
       { batch: '01 02 sum 02  00 00 01  02 02 02 05  82  100000 "yz"', gives: '"yz"' },
       { batch: '01 01 sum 02  00 00 01  02 00 01  81  "-"', gives: '"-"' },
       { batch: '01 8101 sum 02  00 00 02  02 02 8101 04  80 71  0a0400 "x"', gives: '78*129' },
-      { batch: '01 02 sum 02  00 00 01  02 03 02 0b  82  28b52ffd 00 58  100000 "ok"', gives: '"ok"' },
+      { batch: '01 02 sum 02  00 00 01  02 03 02 0b  82  28b52ffd 00 40  100000 "ok"', gives: '"ok"' },
       { batch: '01 02 sum 02  00 00 01  02 02 02 05  82  100000 "go"', gives: '"go"' },
     ],
   },
@@ -465,6 +465,70 @@ export const batchVectors: readonly BatchVector[] = [
     ring: ['33*4096', '22*4096'],
   },
   {
+    name: 'FILL: a number for each page',
+    batches: [{ columns: { ops: '72', numbers: '01 ff01' }, gives: `${pages('01*4096', 0)} ${pages('ff*4096', 1)}` }],
+  },
+  {
+    name: 'pages before any RAMBlock has a name are pages of block 0',
+    pool: { ring: 2, places: 8 },
+    batches: [
+      { columns: { ops: '91 41', pages: '11*4096' }, gives: pages('11*4096', 1) },
+      {
+        // its name comes afterwards: the place stays
+        columns: { ops: 'c1 b1 91 31', numbers: '01 00', other: '"x"' },
+        gives: `${head(1, 8)} 'x' 11*4096`,
+      },
+    ],
+    places: '-,-,-,-,0,-,-,-',
+  },
+  {
+    name: 'operations without output behind the last byte count for the next batch',
+    batches: [
+      { columns: { ops: '11 94' }, gives: zeros(0, 1) },
+      { columns: { ops: '11 c1 b1', numbers: '01 00', other: '"y"' }, gives: zeros(5, 1) },
+      { columns: { ops: 'a1 11 a1', numbers: '04 04' }, gives: `${head(2, 2)} 'y' 00` },
+      { columns: { ops: '11' }, gives: zeros(5, 1) },
+      {
+        columns: {
+          ops: 'd1 80 f01f e1',
+          other: '2e*4096',
+          headers: packet('00000001', '00001000', '0000000000009000 ffffffffffff7000 00*1008'),
+        },
+        gives: `${packet('00000001', '00001000', '0000000000009000 00*1016')} 2e*4096`,
+      },
+      // PASS left p alone
+      { columns: { ops: 'b2 91 11', numbers: '00' }, gives: zeros(1, 1) },
+    ],
+  },
+  {
+    name: 'p is one more behind the last page of a packet',
+    pool: { ring: 2, places: 0 },
+    batches: [
+      {
+        columns: {
+          ops: 'd1 72 11',
+          numbers: '01 02',
+          headers: packet('00000002', '00002000', '0000000000009000 ffffffffffff9000 ffffffffffffe000 00*1000'),
+        },
+        gives: `${packet('00000002', '00002000', '0000000000009000 0000000000002000 00*1008')} 01*4096 02*4096 ${zeros(3, 1)}`,
+      },
+    ],
+  },
+  {
+    name: 'as many operations as the bytes pay for: 256 and one for each three',
+    batches: [{ columns: { ops: '91*258 11' }, gives: zeros(258, 1) }],
+  },
+  {
+    name: 'PATCH of 512 copies',
+    pool: { templates: three, ring: 2, places: 0 },
+    batches: [
+      {
+        columns: { ops: '61', lengths: `${'00 01 '.repeat(511)} 00 811c`, sources: '01 00*511', shifts: '00' },
+        gives: pages('a0*4096', 0),
+      },
+    ],
+  },
+  {
     name: 'named heads wait while a packet owes pages',
     pool: { ring: 1, places: 0 },
     batches: [
@@ -583,8 +647,8 @@ export const badVectors: readonly BadVector[] = [
   { name: 'pages behind the last operation', columns: { ops: '11', pages: '00' }, rawLength: 9, what: /longer than/ },
   {
     name: 'dense behind the last operation',
-    columns: { ops: '11', dense: '00*4096' },
-    rawLength: 9,
+    columns: { ops: '10 b801', dense: '00*4096' },
+    rawLength: 1800,
     what: /longer than/,
   },
   {
@@ -602,14 +666,14 @@ export const badVectors: readonly BadVector[] = [
   { name: 'shifts behind the last operation', columns: { ops: '11', shifts: '00' }, rawLength: 9, what: /longer than/ },
   {
     name: 'headers behind the last operation',
-    columns: { ops: '11', headers: '00*1344' },
-    rawLength: 9,
+    columns: { ops: '10 04', headers: '00*1344' },
+    rawLength: 180,
     what: /longer than/,
   },
   {
     name: 'headers that end within one',
-    columns: { ops: '11', headers: '00*1343' },
-    rawLength: 9,
+    columns: { ops: '10 04', headers: '00*1343' },
+    rawLength: 180,
     what: /within a header/,
   },
   { name: 'PACKET without its header', columns: { ops: 'd1' }, rawLength: 1344, what: /headers ends early/ },
@@ -669,9 +733,38 @@ export const badVectors: readonly BadVector[] = [
   { name: 'DEFINE beyond its column', columns: { ops: 'c1', numbers: '03', other: '"ab"' }, what: /DEFINE of 3/ },
   { name: 'DEFINE twice', columns: { ops: 'c2', numbers: '01 01', other: '"ab"' }, what: /DEFINE with the count 2/ },
   {
-    name: 'DEFINE of a 4097th name',
-    columns: { ops: 'c1*4097', numbers: '01*4097', other: '61*4097' },
-    what: /more than 4096/,
+    // a name of one byte counts 33: 992 of them are 32736
+    name: 'DEFINE of a 993rd name',
+    columns: { ops: 'c1*993', numbers: '01*993', other: '61*993' },
+    what: /more names of RAMBlocks/,
+  },
+  {
+    name: 'PACKET that names one RAMBlock too many',
+    before: {
+      columns: { ops: 'c1*992 80 e02e', numbers: '01*992', other: '62*992 2d*6000' },
+      gives: '2d*6000',
+    },
+    columns: { ops: 'd1', headers: packet('00000001', '00001000', '00*1024') },
+    rawLength: 1344,
+    what: /more names of RAMBlocks/,
+  },
+  {
+    name: 'more operations than the bytes pay for',
+    columns: { ops: '91*257 11' },
+    rawLength: 5,
+    what: /more than 257 operations for 5 bytes/,
+  },
+  {
+    name: 'operations without output as often as a column can hold them',
+    columns: { ops: '91*1026' },
+    rawLength: 1,
+    what: /more than 256 operations for 1 bytes/,
+  },
+  {
+    name: 'PATCH of 513 copies',
+    pool: T3,
+    columns: { ops: '61', lengths: `${'00 01 '.repeat(513)} 00 ff1b`, sources: '01 00*513', shifts: '00' },
+    what: /more than 512 copies/,
   },
   { name: 'PASS without a packet', columns: { ops: 'e1' }, what: /more pages than the packet owes/ },
   { name: 'PASS of one too many', before: owing, columns: { ops: 'e3' }, what: /more pages than the packet owes/ },
@@ -826,13 +919,25 @@ export const badHeads: readonly {
   { name: 'a column twice', batch: '01 01 sum 02 02 00 01 02 00 01 41 41', what: /column 2 after 2/, offset: 14 },
   { name: 'columns out of order', batch: '01 01 sum 02 02 00 01 00 00 01 41 81', what: /column 0 after 2/, offset: 14 },
   { name: 'method 4', batch: '01 01 sum 01 00 04 01 01 11', what: /unknown method 4/, offset: 12 },
+  {
+    name: 'a column longer than its batch pays for',
+    batch: '01 01 sum 01 00 00 83 08',
+    what: /column 0 of 1027 bytes/,
+    offset: 13,
+  },
+  {
+    name: 'a column packed to far more than it is',
+    batch: '01 01 sum 01 02 01 05 46 00*70',
+    what: /column 2 of 70 packed bytes/,
+    offset: 13,
+  },
   { name: 'a column of no bytes', batch: '01 01 sum 01 00 00 00', what: /column 0 of 0 bytes/, offset: 13 },
   { name: 'an LZ4 column of no bytes', batch: '01 01 sum 01 00 01 00 00', what: /column 0 of 0 bytes/, offset: 13 },
   {
     name: 'a column longer than a batch can need',
-    batch: '01 01 sum 01 00 01 81 80 40 01 00',
+    batch: '01 808040 sum 01 00 01 81 80 40 01 00',
     what: /column 0 of 1048577 bytes/,
-    offset: 13,
+    offset: 15,
   },
   {
     name: 'a column of 4 GiB',
@@ -907,23 +1012,30 @@ export const badColumns: readonly {
     name: 'zstd that gives too little',
     method: 3,
     raw: 4,
-    packed: '28b52ffd 00 58 180000 "abc"',
+    packed: '28b52ffd 00 40 180000 "abc"',
     what: /3 bytes instead of 4/,
   },
   {
     name: 'zstd that gives too much',
     method: 3,
     raw: 2,
-    packed: '28b52ffd 00 58 180000 "abc"',
+    packed: '28b52ffd 00 40 180000 "abc"',
     what: /more than 2 bytes/,
   },
-  { name: 'zstd that is not flushed', method: 3, raw: 3, packed: '28b52ffd 00 58 180000 "ab"', what: /instead of 3/ },
+  { name: 'zstd that is not flushed', method: 3, raw: 3, packed: '28b52ffd 00 40 180000 "ab"', what: /instead of 3/ },
   {
     name: 'zstd that gives 16 MiB out of 600 bytes',
     method: 3,
     raw: 1048576,
-    packed: `28b52ffd 00 58 ${'02001041 '.repeat(128)}`,
+    packed: `28b52ffd 00 40 ${'02001041 '.repeat(128)}`,
     what: /more than 1048576 bytes/,
+  },
+  {
+    name: 'zstd with a window of 512 KiB where there are no pages',
+    method: 3,
+    raw: 3,
+    packed: '28b52ffd 00 48 180000 "abc"',
+    what: /zstd piece is damaged/,
   },
   {
     name: 'zstd with a window of 16 MiB',
@@ -953,12 +1065,12 @@ export const badColumns: readonly {
     packed: '28b52ffd e0 00*7 01 180000 "abc"',
     what: /zstd/,
   },
-  { name: 'zstd that ends and goes on', method: 3, raw: 6, packed: '28b52ffd 00 58 190000 "abc" ff*9', what: /zstd/ },
+  { name: 'zstd that ends and goes on', method: 3, raw: 6, packed: '28b52ffd 00 40 190000 "abc" ff*9', what: /zstd/ },
   {
     name: 'zstd with a block of the reserved type',
     method: 3,
     raw: 3,
-    packed: '28b52ffd 00 58 1e0000 "abc"',
+    packed: '28b52ffd 00 40 1e0000 "abc"',
     what: /zstd piece is damaged/,
   },
 ]
