@@ -39,8 +39,20 @@ export const FRAME_PAYLOAD_BYTES_MAX = 16384 - 16
 /** JSON bytes of OPEN (protocol): the three fields at their longest, with room for fields of later versions. */
 export const OPEN_BYTES_MAX = 4096
 
-/** Flows open at once in a session (protocol): four migrations with 255 multifd channels each. */
-export const FLOWS_MAX = 1024
+/** Flows open at once in a session (protocol): four migrations with 255 multifd channels each, main, preempt and a few more. */
+export const FLOWS_MAX = 1280
+
+/**
+ * Flows that have ended and whose END the client has not acknowledged, together with those that are open. A client that
+ * reads what it is sent has twice FLOWS_MAX at most, when all end and as many open in one round trip.
+ */
+export const FLOWS_UNENDED_MAX = 4 * FLOWS_MAX
+
+/** OPENs that a server takes at once ... (twice as many as can be open: all of them end and come again) */
+export const OPENS_BURST = 2 * FLOWS_MAX
+
+/** ... and then a second: each may dial QEMU. What comes above is refused; a client that goes on all the same ends its session. */
+export const OPENS_PER_SECOND = 100
 
 /** Raw bytes that a batch may expand to (protocol): 256 pages, what one round of encoding works on. */
 export const BATCH_RAW_BYTES_MAX = 1 << 20
@@ -100,8 +112,20 @@ export const UNACKED_BYTES_MAX = 64 * 1024 * 1024
 /** Frames that a sender keeps unacknowledged (protocol; a power of two): 64 MiB in frames of 1 KiB. */
 export const UNACKED_FRAMES_MAX = 65536
 
-/** Credit of a fresh flow (protocol): one full batch, so that a flow starts without waiting for a round trip. */
-export const CREDIT_INITIAL_BYTES = 1 << 20
+/**
+ * Credit that each flow to us begins with, said in our hello: memory that a peer can take without having proven
+ * anything, FLOWS_MAX times 64 KiB. Raised as soon as the flow is taken, out of the process's budget.
+ */
+export const CREDIT_INITIAL_BYTES = 64 * 1024
+
+/**
+ * What a hello may say of it (protocol): at least what a sender needs for the largest record and a batch around it, so
+ * that it can always go on.
+ */
+export const CREDIT_INITIAL_BYTES_MIN = 32 * 1024
+
+/** Credit of a flow that was taken: one full batch, as far as the budget has it. */
+export const CREDIT_TAKEN_BYTES = 1 << 20
 
 /**
  * Credit window that one flow may grow to. Raw bytes, which matching pages let flow far faster than the WAN does: 2 GB/s
@@ -109,8 +133,21 @@ export const CREDIT_INITIAL_BYTES = 1 << 20
  */
 export const CREDIT_FLOW_BYTES_MAX = 256 * 1024 * 1024
 
-/** Sum of what the flows' windows have grown beyond the initial one: the memory that slow QEMUs can take from us. */
-export const CREDIT_GROWN_BYTES_MAX = 512 * 1024 * 1024
+/**
+ * Memory that all peers together can make this process hold beyond the free parts (CREDIT_INITIAL_BYTES, HELD_FREE_BYTES,
+ * ANSWERS_FREE_BYTES): grown credit windows, frames ahead of a missing one, answers that nobody reads. One identity alone
+ * gets half (session/memory-budget.ts), and so at least what one flow's window may grow to.
+ */
+export const MEMORY_BUDGET_BYTES = 512 * 1024 * 1024
+
+/** Frames ahead of a missing one that a session may hold without asking the budget: connections of one session seldom differ by more. */
+export const HELD_FREE_BYTES = 1 << 20
+
+/** What a held frame costs beside its bytes: an array, its buffer, a place in the ring. */
+export const HELD_FRAME_BYTES = 256
+
+/** Answers of QEMU (DATA) that a session may keep, queued or unacknowledged, without asking the budget. */
+export const ANSWERS_FREE_BYTES = 1 << 20
 
 /** Smallest in-flight window of a connection: two frames (26 ms at 10 Mbit/s), so that no measurement stops the link. */
 export const WINDOW_BYTES_MIN = 32 * 1024
@@ -121,7 +158,16 @@ export const PING_INTERVAL_MS = 1000
 /** A connection on which nothing arrived for so long is dead (protocol): four lost PINGs and their answers. */
 export const CONNECTION_DEAD_MS = 5000
 
-/** How long a session without a connection is kept, unless configured (protocol): a rerouted link comes back by then. */
+/**
+ * A connection whose frames stop being counted for so long is given up although it lives: the slowest link that carries
+ * a frame in this time has 7 kbit/s.
+ */
+export const CONNECTION_STUCK_MS = 20_000
+
+/**
+ * How long a session without a connection is kept, unless configured (protocol): a rerouted link comes back by then. And
+ * how long its connections may stand without anything of what was sent being acknowledged.
+ */
 export const PATIENCE_MS = 120_000
 
 /** ACK goes out at the latest after so many bytes of frames ... (4 full frames: few enough to keep the window moving). */

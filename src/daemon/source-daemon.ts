@@ -309,7 +309,7 @@ export class SourceDaemon {
           session?.onEnd(flow)
           this.closeIfIdle()
         },
-        onCredit: () => session?.onCredit(),
+        onCredit: flow => session?.onCredit(flow),
         onDrain: () => {
           this.drained = true
           session?.onDrain()

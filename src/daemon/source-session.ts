@@ -457,7 +457,9 @@ export class SourceSession implements LinkSink {
     flow?.sessionEnded()
   }
 
-  onCredit(): void {
+  onCredit(number: number): void {
+    // without credit its QEMU's bytes were left in the socket
+    this.flows.get(number)?.socket.resume()
     this.wake()
   }
 
@@ -651,7 +653,10 @@ export class SourceFlow implements SocketSink {
       this.encoder.moved(this.slot)
       room = SLOT_BYTES - waiting
     }
-    const take = Math.min(room, Math.ceil(this.session.batchBytes) - waiting)
+    let most = this.session.batchBytes
+    // What waits is one batch, and a batch needs credit for all of it.
+    if (this.number > 0) most = Math.min(most, this.session.options.session.credit(this.number) - this.underWayBytes)
+    const take = Math.min(room, Math.ceil(most) - waiting)
     if (take < ROOM_MIN || (this.number === 0 && this.early >= CHANNEL_START_BYTES_MAX)) return undefined
     return this.bytes.subarray(this.fill, this.fill + take)
   }

@@ -205,6 +205,7 @@ export class LinkClient {
         connections: this.#connections,
         token: this.#token,
         received: this.link.session.received,
+        credit: this.link.session.initialCredit,
       }
       socket.write(encodeClientHello(asked))
       const { body, rest } = await readHello(socket)
@@ -222,7 +223,7 @@ export class LinkClient {
         throw new ProxyError('PROTOCOL_STATE', 'the server changed the token', undefined, 'the session ends')
       }
       const gone = new Promise<boolean>(resolve => {
-        this.link.attach(socket, connection, hello.received, rest, peerOf(socket), resolve)
+        this.link.attach(socket, connection, hello, rest, peerOf(socket), resolve)
       })
       return { gone }
     } catch (error) {

@@ -133,13 +133,14 @@ export class Link {
 
   /**
    * Takes a connection whose hellos are exchanged; the link owns the socket from now on.
+   * @param hello what the peer's hello says of the session
    * @param rest bytes that came behind the peer's hello
    * @param gone called once when the connection is no more, with `heard`: whether anything came after the hello
    */
   attach(
     socket: net.Socket,
     connection: number,
-    peerReceived: number,
+    hello: { readonly received: number; readonly credit: number },
     rest: Uint8Array,
     peer: string,
     gone: (heard: boolean, error: Error | undefined) => void = () => {},
@@ -193,7 +194,7 @@ export class Link {
     })
     this.#log('info', 'link.up', { connection, peer })
     this.#sink.onConnection?.(connection, true)
-    this.session.attach(connection, peerReceived, now)
+    this.session.attach(connection, hello.received, now, hello.credit)
     if (rest.length > 0) take(rest)
     socket.resume()
     this.#schedule()

@@ -254,13 +254,14 @@ export class LinkServer {
           agent: this.#options.agent ?? AGENT_DEFAULT,
           token: member.token.toString('hex'),
           received: link.session.received,
+          credit: link.session.initialCredit,
           sets: accepted.sets,
           ring: accepted.ring,
           places: accepted.places,
           targets: accepted.targets,
         }),
       )
-      link.attach(socket, hello.connection, hello.received, rest, arrival.peer)
+      link.attach(socket, hello.connection, hello, rest, arrival.peer)
     } catch (error) {
       if (isProxyError(error)) {
         this.#refused++

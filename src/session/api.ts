@@ -4,6 +4,7 @@
  */
 
 import type { ProxyError } from '../errors.ts'
+import type { MemoryShare } from './memory-budget.ts'
 
 /** The client dials and opens flows; the server answers. All else is the same for both. */
 export type Role = 'client' | 'server'
@@ -80,6 +81,13 @@ export interface SessionOptions {
   readonly queueTargetMs?: number
   /** Cap on what this side sends, in bytes a second over all connections. Default: none (Infinity). */
   readonly rate?: number
+  /** Bytes of credit that each flow to this side begins with, as said in its hello. Default CREDIT_INITIAL_BYTES. */
+  readonly initialCredit?: number
+  /**
+   * This session's share of the process's memory: one MemoryBudget a process, `share` by the peer's identity. The session
+   * closes it when it ends. Default: a budget of its own.
+   */
+  readonly memory?: MemoryShare
 }
 
 /** State of a whole session; the table is SESSION_TABLE in states.ts. */

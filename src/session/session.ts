@@ -15,11 +15,12 @@ import {
   BATCH_WIRE_BYTES_MAX,
   CONNECTIONS_MAX,
   CREDIT_FLOW_BYTES_MAX,
-  CREDIT_GROWN_BYTES_MAX,
   CREDIT_INITIAL_BYTES,
+  CREDIT_TAKEN_BYTES,
   FLOWS_MAX,
   FRAME_PAYLOAD_BYTES_MAX,
   LABEL_LENGTH_MAX,
+  MEMORY_BUDGET_BYTES,
   PATIENCE_MS,
   QUEUE_TARGET_MS,
   TARGET_LENGTH_MAX,
@@ -34,6 +35,7 @@ import { CODE, FLAG_MORE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL, SEQUENCE_END 
 import type { FlowInfo, Role, SessionOptions, SessionSink, SessionState, SessionStats } from './api.ts'
 import { Deque } from './deque.ts'
 import { FrameRing, type Payload } from './frame-ring.ts'
+import { MemoryBudget, type MemoryShare } from './memory-budget.ts'
 import { Path } from './path.ts'
 import {
   RECEIVE_TABLE,
@@ -94,7 +96,7 @@ class Flow {
   receive: ReceiveState
 
   // What this side sends.
-  creditTotal = CREDIT_INITIAL_BYTES
+  creditTotal: number
   rawOut = 0
   /** Bytes of DATA that wait. */
   queuedBytes = 0
@@ -115,19 +117,33 @@ class Flow {
   // What the peer sends.
   rawIn = 0
   consumed = 0
-  window = CREDIT_INITIAL_BYTES
+  window: number
   /** The total that the peer has been told. */
-  granted = CREDIT_INITIAL_BYTES
+  granted: number
   creditDue = false
   epochMs = 0
   epochBytes = 0
   wanIn = 0
 
-  constructor(number: number, info: FlowInfo, migration: Migration, receive: ReceiveState) {
+  /**
+   * @param credit that this side has for it at its start
+   * @param window that the peer has
+   */
+  constructor(
+    number: number,
+    info: FlowInfo,
+    migration: Migration,
+    receive: ReceiveState,
+    credit: number,
+    window: number,
+  ) {
     this.number = number
     this.info = info
     this.migration = migration
     this.receive = receive
+    this.creditTotal = credit
+    this.window = window
+    this.granted = window
   }
 }
 
@@ -146,6 +162,8 @@ export class Session {
   private readonly role: Role
   private readonly sink: SessionSink
   private readonly patienceMs: number
+  /** Credit that each flow to this side begins with: `credit` of our hello. */
+  readonly initialCredit: number
   private targetMs: number
   private nowMs = 0
   private sessionState: SessionState = 'opening'
@@ -167,7 +185,9 @@ export class Session {
   private peerDraining = false
   /** Flows of a session that has ended: the server neither took nor refused them, nor acknowledged their OPEN. */
   private unheard: ReadonlySet<number> = new Set()
-  private grownBytes = 0
+  private readonly memory: MemoryShare
+  /** What flows to the peer begin with; 0 before its hello. */
+  private peerCredit = 0
   private virtualTime = 0
   private turn = 0
 
@@ -217,6 +237,8 @@ export class Session {
     this.patienceMs = options.patienceMs ?? PATIENCE_MS
     this.targetMs = options.queueTargetMs ?? QUEUE_TARGET_MS
     this.rate = options.rate ?? Number.POSITIVE_INFINITY
+    this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
+    this.memory = options.memory ?? new MemoryBudget(MEMORY_BUDGET_BYTES).share('')
   }
 
   get state(): SessionState {
@@ -240,8 +262,9 @@ export class Session {
    * @param connection 0..15
    * @param peerReceived `received` of the peer's hello. Where the peer claims frames that were never sent the session is
    *   dead then (onDead)
+   * @param peerCredit `credit` of the peer's hello; that of the first hello counts
    */
-  attach(connection: number, peerReceived: number, nowMs: number): void {
+  attach(connection: number, peerReceived: number, nowMs: number, peerCredit = CREDIT_INITIAL_BYTES): void {
     this.nowMs = nowMs
     assert(connection >= 0 && connection < CONNECTIONS_MAX, `connection ${connection}`)
     const old = this.paths[connection]
@@ -255,8 +278,20 @@ export class Session {
     if (this.sessionState === 'closed') path.done = this.byeCode < 0
     else if (peerReceived > this.lastSequence)
       this.fault('PROTOCOL_STATE', 'the peer claims frames that were never sent')
-    else this.acknowledge(peerReceived)
+    else {
+      this.acknowledge(peerReceived)
+      if (this.peerCredit === 0) this.learnCredit(peerCredit)
+    }
     this.sink.onWork()
+  }
+
+  /** The peer's first hello: flows that were opened before it can begin. */
+  private learnCredit(peerCredit: number): void {
+    this.peerCredit = peerCredit
+    for (const flow of this.flows.values()) {
+      flow.creditTotal += peerCredit
+      this.sink.onCredit(flow.number)
+    }
   }
 
   /** A connection is gone: what it carried and was not acknowledged goes out again on others, or after the next attach. */
@@ -527,6 +562,7 @@ export class Session {
       flow.untold = true
       this.resetFlow(number, CODE.SHUTDOWN, 'takes no new migrations')
     } else {
+      this.growWindow(flow, CREDIT_TAKEN_BYTES)
       this.enqueue(FRAME.CREDIT, flow, [EMPTY])
       this.sink.onOpen(number, info)
     }
@@ -1019,16 +1055,20 @@ export class Session {
     this.offerCredit(state)
   }
 
-  /** Credit window given to the peer for this flow; grows by itself while the local QEMU keeps up. Never shrinks. */
+  /**
+   * Credit window given to the peer for this flow, as far as the memory budget has it; grows by itself while the local
+   * QEMU keeps up. Never shrinks.
+   */
   setWindow(flow: number, bytes: number): void {
     const state = this.flows.get(flow)
-    if (!state) return
-    const room = state.window + CREDIT_GROWN_BYTES_MAX - this.grownBytes
-    const window = Math.min(bytes, CREDIT_FLOW_BYTES_MAX, room)
-    if (window <= state.window) return
-    this.grownBytes += window - state.window
-    state.window = window
-    this.offerCredit(state)
+    if (state && this.growWindow(state, bytes)) this.offerCredit(state)
+  }
+
+  private growWindow(flow: Flow, bytes: number): boolean {
+    const more = Math.min(bytes, CREDIT_FLOW_BYTES_MAX) - flow.window
+    const taken = more > 0 ? this.memory.takeUpTo(more) : 0
+    flow.window += taken
+    return taken > 0
   }
 
   private offerCredit(flow: Flow): void {
@@ -1046,7 +1086,8 @@ export class Session {
       this.migrations.set(info.migration, migration)
     }
     migration.flows++
-    const flow = new Flow(number, info, migration, this.role === 'client' ? 'asked' : 'open')
+    const receive = this.role === 'client' ? 'asked' : 'open'
+    const flow = new Flow(number, info, migration, receive, this.peerCredit, this.initialCredit)
     flow.epochMs = this.nowMs
     this.flows.set(number, flow)
     this.opened[number >> 3]! |= 1 << (number & 7)
@@ -1055,7 +1096,7 @@ export class Session {
 
   private forget(flow: Flow): void {
     this.flows.delete(flow.number)
-    this.grownBytes -= flow.window - CREDIT_INITIAL_BYTES
+    this.memory.give(flow.window - this.initialCredit)
     if (--flow.migration.flows === 0) this.migrations.delete(flow.migration.number)
   }
 
@@ -1274,6 +1315,7 @@ export class Session {
         .filter(flow => flow.receive === 'asked' && (flow.openSequence === 0 || flow.openSequence > this.acked))
         .map(flow => flow.number),
     )
+    this.memory.close()
     this.flows.clear()
     this.migrations.clear()
     this.urgentLane.clear()

@@ -10,7 +10,7 @@ import { FlowExpander } from '../codec/expander.ts'
 import type { BatchStats } from '../codec/stats.ts'
 import type { Effort } from '../compression/effort.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
-import { BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
+import { BATCH_WIRE_BYTES_MAX, CREDIT_INITIAL_BYTES, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
 import { CHANNEL_KIND_BYTES_MAX, channelKind } from '../qemu/channel-kind.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { encodeFrame, type Frame, FrameDecoder, writeHead } from '../wan/frames.ts'
@@ -89,6 +89,7 @@ export async function encodeStream(
       connections: 1,
       token: null,
       received: 0,
+      credit: CREDIT_INITIAL_BYTES,
       sets: options.sets,
       ring: options.ringPages,
       places: options.places,

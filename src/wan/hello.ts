@@ -7,6 +7,8 @@ import { readU16, readU32, writeU16, writeU32 } from '../bytes/big-endian.ts'
 import { type ErrorCode, ProxyError } from '../errors.ts'
 import {
   CONNECTIONS_MAX,
+  CREDIT_FLOW_BYTES_MAX,
+  CREDIT_INITIAL_BYTES_MIN,
   HELLO_BODY_BYTES_MAX,
   HELLO_SETS_MAX,
   HELLO_TARGETS_MAX,
@@ -27,6 +29,8 @@ export interface ClientHello {
   /** null opens a session; else the token that the server gave then. */
   readonly token: string | null
   readonly received: number
+  /** Bytes of credit that each flow to the client begins with. */
+  readonly credit: number
   readonly sets: readonly string[]
   readonly ring: number
   readonly places: number
@@ -38,6 +42,8 @@ export interface ServerHello {
   readonly agent: string
   readonly token: string
   readonly received: number
+  /** Bytes of credit that each flow to the server begins with. */
+  readonly credit: number
   readonly sets: readonly string[]
   readonly ring: number
   readonly places: number
@@ -188,6 +194,12 @@ function places(body: object): number {
   return value
 }
 
+function credit(body: object): number {
+  // The one field that is younger than the rest: say what is wrong, not what is missing.
+  if (field(body, 'credit') === undefined) fail('PROTOCOL_VERSION', 'the peer is older: its hello has no credit')
+  return integer(body, 'credit', CREDIT_INITIAL_BYTES_MIN, CREDIT_FLOW_BYTES_MAX)
+}
+
 function setList(body: object): string[] {
   const value = field(body, 'sets')
   if (!Array.isArray(value)) fail('PROTOCOL_SYNTAX', 'sets is not an array')
@@ -210,6 +222,7 @@ export function clientHelloOf(body: object): ClientHello {
     connections,
     token: field(body, 'token') === null ? null : hex(body, 'token', 64),
     received: integer(body, 'received', 0, SEQUENCE_END - 1),
+    credit: credit(body),
     sets: setList(body),
     ring: integer(body, 'ring', 0, RING_PAGES_MAX),
     places: places(body),
@@ -238,6 +251,7 @@ export function serverHelloOf(body: object, asked?: ClientHello): ServerHello | 
     agent,
     token: hex(body, 'token', 64),
     received: integer(body, 'received', 0, SEQUENCE_END - 1),
+    credit: credit(body),
     sets: setList(body),
     ring: integer(body, 'ring', 0, RING_PAGES_MAX),
     places: places(body),

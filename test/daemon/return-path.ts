@@ -1,6 +1,6 @@
 /**
- * Answers of a destination QEMU over fresh pairs of daemons and real sockets: each pair carries a few bytes one way and
- * an answer of any size the other, cut at random. Whatever does not arrive within `STALLED_MS` has stalled.
+ * Answers of a destination QEMU over fresh pairs of daemons and real sockets: each pair carries bytes one way and an
+ * answer of any size the other, cut at random. Whatever does not arrive within `STALLED_MS` has stalled.
  *
  *   node test/daemon/return-path.ts [pairs] [seed]
  */
@@ -14,7 +14,8 @@ import { Random } from '../session/simulation.ts'
 const ANSWER_BYTES_MAX = 8 << 20
 /** No byte for so long: even a machine that does ten other things moves one. */
 const STALLED_MS = 60_000
-const QUESTION = Buffer.from('5145564d00000003', 'hex')
+/** What a main channel begins with. */
+const MAIN = Buffer.from('5145564d00000003', 'hex')
 /** A prime: bytes out of their place show. */
 const PERIOD = 65521
 const PATTERN = Buffer.alloc(PERIOD + ANSWER_BYTES_MAX)
@@ -49,21 +50,29 @@ async function writeCut(socket: net.Socket, bytes: Buffer, random: Random): Prom
  * @throws Error where one stalls or differs
  */
 export async function answerOnce(random: Random): Promise<number> {
-  const answers: Buffer[] = []
-  for (let i = random.pick([1, 1, 1, 2]); i > 0; i--) {
+  const some = (length: number): Buffer => {
     const start = random.int(0, PERIOD - 1)
-    answers.push(PATTERN.subarray(start, start + answerBytes(random)))
+    return PATTERN.subarray(start, start + length)
   }
-  const given = answers.values()
+  const talks: { question: Buffer; answer: Buffer }[] = []
+  for (let i = random.pick([1, 1, 1, 2]); i > 0; i--) {
+    const more = random.chance(0.3) ? random.int(1, random.pick([100_000, 2_000_000])) : 0
+    talks.push({ question: Buffer.concat([MAIN, some(more)]), answer: some(answerBytes(random)) })
+  }
+  const given = talks.values()
   const target = net.createServer({ allowHalfOpen: true }, socket => {
     socket.on('error', () => {})
-    socket.once('data', () => {
-      const answer = given.next().value!
-      void writeCut(socket, answer, random)
-        .then(() => socket.end())
-        .catch(() => {}) // the other end tells
-      socket.resume()
+    const { question, answer } = given.next().value!
+    let heard = 0
+    let answered: Promise<void> | undefined
+    socket.on('data', chunk => {
+      if (!chunk.equals(question.subarray(heard, heard + chunk.length))) socket.destroy()
+      answered ??= writeCut(socket, answer, random)
+      answered.catch(() => {}) // the other end tells
+      heard += chunk.length
     })
+    // Its FIN says that it has heard all.
+    socket.on('end', () => heard === question.length && answered?.then(() => socket.end()))
   })
   await once(target.listen(0, '127.0.0.1'), 'listening')
   const { port } = target.address() as net.AddressInfo
@@ -99,20 +108,23 @@ export async function answerOnce(random: Random): Promise<number> {
   await source.start()
   try {
     const [address] = source.addresses
-    for (const answer of answers) await ask(address!.kind === 'tcp' ? address!.port : 0, answer)
+    for (const talk of talks) await ask(address!.kind === 'tcp' ? address!.port : 0, talk, random)
   } finally {
     target.close()
     await source.abort()
     await source.ended
     await destination.abort()
   }
-  return answers.reduce((sum, { length }) => sum + length, 0)
+  return talks.reduce((sum, { answer }) => sum + answer.length, 0)
 }
 
-/** A source QEMU: says a few bytes and reads the answer to its end. */
-async function ask(port: number, answer: Buffer): Promise<void> {
+/** A source QEMU: says what it has to say and reads the answer to its end. */
+async function ask(port: number, talk: { question: Buffer; answer: Buffer }, random: Random): Promise<void> {
+  const { question, answer } = talk
   const socket = net.connect({ port, host: '127.0.0.1', allowHalfOpen: true })
-  socket.write(QUESTION)
+  void writeCut(socket, question, random)
+    .then(() => socket.end())
+    .catch(() => {}) // 'error' tells
   let have = 0
   await new Promise<void>((done, failed) => {
     let timer: NodeJS.Timeout

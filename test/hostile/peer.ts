@@ -48,6 +48,7 @@ export function usualHello(): ClientHello {
     connections: 1,
     token: null,
     received: 0,
+    credit: 65536,
     sets: [],
     ring: 256,
     places: 4096,

@@ -451,6 +451,7 @@ t.test('nobody takes over a session', async t => {
       connections: 1,
       token: null,
       received: 0,
+      credit: 65536,
       ...change,
     })
   const refusal = async (change: Partial<ClientHello>, who: Credentials) => {
@@ -490,6 +491,7 @@ t.test('rubbish behind a good hello ends the connection, not the session', async
     connections: 1,
     token: null,
     received: 0,
+    credit: 65536,
   }
   const next = random(77)
   for (let i = 0; i < 20; i++) {
@@ -536,7 +538,16 @@ console.log(server.port)
 t.test('an opening whose answer was lost may be said again', async t => {
   const server = await start(t, {})
   const id = 'a'.repeat(32)
-  const hello = { agent: '', ...offer(), session: id, connection: 0, connections: 1, token: null, received: 0 }
+  const hello = {
+    agent: '',
+    ...offer(),
+    session: id,
+    connection: 0,
+    connections: 1,
+    token: null,
+    received: 0,
+    credit: 65536,
+  }
   const first = (await say(server.port, encodeClientHello(hello))) as { token: string }
   const second = (await say(server.port, encodeClientHello(hello))) as { token: string }
   t.not(first.token, second.token)
@@ -688,6 +699,7 @@ t.test('strangers on a TLS listener', async t => {
           connections: 1,
           token: null,
           received: 0,
+          credit: 65536,
         }),
       ),
       /does not speak TLS/,
@@ -734,6 +746,7 @@ t.test('strangers on a TLS listener', async t => {
             connections: 1,
             token: null,
             received: 0,
+            credit: 65536,
           }),
         )
         bytes.writeUInt16BE(7, 8)
@@ -753,6 +766,7 @@ t.test('strangers on a TLS listener', async t => {
           connections: 1,
           token: null,
           received: 0,
+          credit: 65536,
         })
         t.match(await say(port, Buffer.concat([hello, Buffer.alloc(40)]), owner), {
           refuse: { code: 'PROTOCOL_STATE' },
@@ -773,6 +787,7 @@ t.test('strangers on a TLS listener', async t => {
             connections: 1,
             token: null,
             received: 0,
+            credit: 65536,
           }),
         ).subarray(0, 16)
         head.writeUInt32BE(1 << 30, 12)
@@ -1005,6 +1020,7 @@ t.test('sessions that are being opened, or given up, count', async t => {
       connections: 1,
       token: null,
       received: 0,
+      credit: 65536,
     })
   const answers = Array.from({ length: 40 }, (_, i) => say(server.port, hello(i % 20)))
   await until('36 refusals', () => server.log.of('link.refused').length === 36)

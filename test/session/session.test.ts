@@ -3,9 +3,11 @@
  * seeded runs over failing links. What the windows do is in window.test.ts.
  */
 import t from 'tap'
+import { readU64 } from '../../src/bytes/big-endian.ts'
 import { isProxyError, ProxyError } from '../../src/errors.ts'
 import * as limits from '../../src/limits.ts'
-import type { SessionSink, SessionState } from '../../src/session/api.ts'
+import type { SessionOptions, SessionSink, SessionState } from '../../src/session/api.ts'
+import { MemoryBudget } from '../../src/session/memory-budget.ts'
 import { Session } from '../../src/session/session.ts'
 import {
   RECEIVE_TABLE,
@@ -102,7 +104,7 @@ t.test('the numbers of the wire', async t => {
       limits.UNACKED_FRAMES_MAX,
       limits.CREDIT_INITIAL_BYTES,
     ],
-    [65536, 256, 16, 16368, 4096, 1024, 1 << 20, (1 << 20) + 65536, 64 << 20, 65536, 1 << 20],
+    [65536, 256, 16, 16368, 4096, 1280, 1 << 20, (1 << 20) + 65536, 64 << 20, 65536, 65536],
   )
   t.same(
     (['QEMU_LOST', 'TARGET_REFUSED', 'BATCH_CHECKSUM', 'USAGE', 'IO'] as const).map(wireCode),
@@ -254,6 +256,7 @@ const CLIENT = {
   connections: 2,
   token: null,
   received: 0,
+  credit: 65536,
   sets: ['aa'.repeat(32), 'bb'.repeat(32), 'cc'.repeat(32)],
   ring: 65536,
   places: 1 << 20,
@@ -263,6 +266,7 @@ const SERVER = {
   agent: 'pageferry 0.1.0',
   token: '5a'.repeat(32),
   received: 17,
+  credit: 65536,
   sets: ['aa'.repeat(32), 'cc'.repeat(32)],
   ring: 1024,
   places: 1 << 16,
@@ -343,6 +347,10 @@ t.test('fields of hellos', async t => {
     [{ token: undefined }, 'PROTOCOL_SYNTAX'],
     [{ received: 2 ** 48 }, 'LIMIT_EXCEEDED'],
     [{ received: '0' }, 'PROTOCOL_SYNTAX'],
+    [{ credit: undefined }, 'PROTOCOL_VERSION'],
+    [{ credit: 32767 }, 'LIMIT_EXCEEDED'],
+    [{ credit: 2 ** 28 + 1 }, 'LIMIT_EXCEEDED'],
+    [{ credit: '65536' }, 'PROTOCOL_SYNTAX'],
     [{ sets: 'aa' }, 'PROTOCOL_SYNTAX'],
     [{ sets: ['aa'] }, 'PROTOCOL_SYNTAX'],
     [{ sets: [CLIENT.sets[0], CLIENT.sets[0]] }, 'PROTOCOL_SYNTAX'],
@@ -390,6 +398,8 @@ t.test('fields of hellos', async t => {
 
 // A session that is talked to by hand ---------------------------------------------------------------------------------
 
+/** What flows begin with here, both ways. */
+const CREDIT = 1 << 20
 const INFO = { target: 'vm', migration: 1, kind: 'main' }
 
 /** One session; the test is its peer. */
@@ -406,7 +416,12 @@ class Bench {
   sequencedFrames = 0
   frames: Frame[] = []
 
-  constructor(role: 'client' | 'server', sink: Partial<SessionSink> = {}, attach = true) {
+  constructor(
+    role: 'client' | 'server',
+    sink: Partial<SessionSink> = {},
+    attach = true,
+    options: Partial<SessionOptions> = {},
+  ) {
     this.role = role
     const note =
       (name: string) =>
@@ -415,6 +430,8 @@ class Bench {
       }
     this.session = new Session({
       role,
+      initialCredit: CREDIT,
+      ...options,
       sink: {
         onOpen: note('open'),
         onData: (flow, payload) => this.log.push(`data ${flow} ${payload.length}`),
@@ -438,7 +455,7 @@ class Bench {
       },
     })
     if (!attach) return
-    this.session.attach(0, 0, 0)
+    this.session.attach(0, 0, 0, CREDIT)
     this.pull() // the first PING
     this.frames = []
   }
@@ -765,9 +782,9 @@ t.test('a peer that breaks the rules', async t => {
       'LIMIT_EXCEEDED',
       () => {
         const bench = server()
-        for (let flow = 2; flow <= 1024; flow++) bench.say(FRAME.OPEN, flow, openPayload())
-        if (bench.dead) t.fail('1024 flows are allowed')
-        return bench.say(FRAME.OPEN, 1025, openPayload())
+        for (let flow = 2; flow <= 1280; flow++) bench.say(FRAME.OPEN, flow, openPayload())
+        if (bench.dead) t.fail('1280 flows are allowed')
+        return bench.say(FRAME.OPEN, 1281, openPayload())
       },
     ],
     ['flow 0', 'PROTOCOL_SYNTAX', () => server().say(FRAME.OPEN, 0, openPayload())],
@@ -947,7 +964,7 @@ t.test('a peer that resets a flow', async t => {
 t.test('flow numbers', async t => {
   const bench = new Bench('client')
   const { session } = bench
-  for (let i = 1; i <= 1024; i++) t.equal(session.openFlow(INFO), i) || t.bailout()
+  for (let i = 1; i <= 1280; i++) t.equal(session.openFlow(INFO), i) || t.bailout()
   t.equal(
     codeOf(() => session.openFlow(INFO)),
     'LIMIT_EXCEEDED',
@@ -955,9 +972,9 @@ t.test('flow numbers', async t => {
   session.finFlow(5)
   bench.pull()
   bench.say(FRAME.FIN, 5)
-  t.equal(session.flowCount, 1024, 'not free before END')
+  t.equal(session.flowCount, 1280, 'not free before END')
   bench.say(FRAME.END, 5)
-  t.equal(session.openFlow(INFO), 1025, 'numbers go on before they come again')
+  t.equal(session.openFlow(INFO), 1281, 'numbers go on before they come again')
   t.equal(
     codeOf(() => session.openFlow(INFO)),
     'LIMIT_EXCEEDED',
@@ -1174,6 +1191,43 @@ t.test('credit comes back when bytes are consumed', async t => {
   t.same(bench.pull(), ['6 1 8'], 'a larger window is told at once')
 })
 
+t.test('a flow begins with what the hellos say, and is given more out of the budget', async t => {
+  const budget = new MemoryBudget(8 << 20)
+  const options = () => ({ initialCredit: 65536, memory: budget.share('a') })
+  const bench = new Bench('server', {}, true, options())
+  for (let flow = 1; flow <= 100; flow++) bench.say(FRAME.OPEN, flow, openPayload())
+  bench.pull()
+  const told = bench.frames
+    .filter(({ type }) => type === FRAME.CREDIT)
+    .map(({ payload }) => Number(readU64(payload, 0)))
+  t.equal(told[0], limits.CREDIT_TAKEN_BYTES, 'the first of them a whole batch')
+  t.equal(told.at(-1), 65536, 'the last of them what all begin with')
+  t.equal(budget.usedBytes, 4 << 20, 'one identity gets half of the budget')
+  t.equal(
+    new Bench('server', {}, true, options()).say(FRAME.OPEN, 1, openPayload()).session.stats().flows[0]!.window,
+    65536,
+  )
+  bench.session.setWindow(100, 1 << 20)
+  bench.session.resetFlow(1, 1, 'gone')
+  bench.say(FRAME.FIN, 1)
+  bench.session.setWindow(100, 1 << 20)
+  t.equal(bench.session.stats().flows.at(-1)!.window, 1 << 20, 'a flow that ends gives its part back')
+  const other = new Bench('server', {}, true, { initialCredit: 65536, memory: budget.share('b') })
+  other.say(FRAME.OPEN, 1, openPayload())
+  t.equal(other.session.stats().flows[0]!.window, 1 << 20, 'another identity finds something')
+  bench.session.abort(new ProxyError('INTERNAL', 'test', undefined, ''), 0)
+  t.ok(budget.usedBytes < 1 << 20, 'a session that ends gives all back')
+
+  const client = new Bench('client', {}, false)
+  const flow = client.session.openFlow(INFO)
+  t.equal(client.session.credit(flow), 0, 'nobody has said yet what a flow begins with')
+  client.session.attach(0, 0, 0, 70_000)
+  t.equal(client.session.credit(flow), 70_000)
+  t.same(client.log, ['credit 1'])
+  client.session.attach(1, 0, 0, 90_000)
+  t.equal(client.session.credit(client.session.openFlow(INFO)), 70_000, 'the first hello counts')
+})
+
 t.test('the window grows while the QEMU keeps up, within bounds', async t => {
   const bench = new Bench('server')
   const { session } = bench
@@ -1192,9 +1246,9 @@ t.test('the window grows while the QEMU keeps up, within bounds', async t => {
   }
   const windows = session.stats().flows.map(({ window }) => window)
   t.ok(windows.every(window => window <= limits.CREDIT_FLOW_BYTES_MAX))
-  const grown = windows.reduce((sum, window) => sum + window - limits.CREDIT_INITIAL_BYTES, 0)
-  t.ok(grown <= limits.CREDIT_GROWN_BYTES_MAX, `${grown} bytes of growth`)
-  t.ok(grown > limits.CREDIT_GROWN_BYTES_MAX / 2, `${grown} bytes of growth`)
+  const grown = windows.reduce((sum, window) => sum + window - CREDIT, 0)
+  t.ok(grown <= limits.MEMORY_BUDGET_BYTES / 2, `${grown} bytes of growth`)
+  t.ok(grown > limits.MEMORY_BUDGET_BYTES / 4, `${grown} bytes of growth`)
   t.equal(bench.dead, null)
 })
 

@@ -8,6 +8,7 @@ import { crc32 } from 'node:zlib'
 import { ProxyError } from '../../src/errors.ts'
 import { CREDIT_FLOW_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, WINDOW_BYTES_MIN } from '../../src/limits.ts'
 import type { SessionSink } from '../../src/session/api.ts'
+import { MemoryBudget } from '../../src/session/memory-budget.ts'
 import { Session } from '../../src/session/session.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
 import { CODE } from '../../src/wan/wire.ts'
@@ -306,6 +307,9 @@ class Simulation {
   private flowsToOpen = 0
   /** The last flow opens when all the others have ended: on a session that was used. */
   private openLast: (() => void) | undefined
+  /** Credit that flows to each end begin with. */
+  private readonly credits: readonly [number, number]
+  private readonly budget: MemoryBudget
   private readonly connections: number
   private readonly tls: boolean
   private readonly faults: string[] = []
@@ -333,10 +337,22 @@ class Simulation {
     this.closer = random.chance(0.5) ? 0 : 1
     this.closeEarly = random.chance(0.2)
     this.resets = random.chance(0.3)
+    this.credits = [0, 1].map(() => random.pick([32_768, 65_536, 65_536, 1 << 20, random.int(32_768, 300_000)])) as [
+      number,
+      number,
+    ]
+    this.budget = new MemoryBudget(random.pick([0, 200_000, 2 << 20, 512 << 20]))
     const rate = random.chance(0.15) ? random.int(50_000, 5_000_000) : Number.POSITIVE_INFINITY
     const make = (end: End) => {
       const role = end.side === 0 ? ('client' as const) : ('server' as const)
-      const session = new Session({ role, sink: this.sinkOf(end), rate, queueTargetMs: random.pick([50, 50, 5, 200]) })
+      const session = new Session({
+        role,
+        sink: this.sinkOf(end),
+        rate,
+        queueTargetMs: random.pick([50, 50, 5, 200]),
+        initialCredit: this.credits[end.side],
+        memory: this.budget.share(role),
+      })
       plant?.(session, role, random)
       return session
     }
@@ -935,7 +951,7 @@ class Simulation {
       const refuse = server.session.state === 'closed' && (server.bye >= 0 || random.chance(0.5))
       const serverReceived = server.session.received
       if (refuse) wire.attached[1] = false
-      else server.session.attach(number, received, this.now)
+      else server.session.attach(number, received, this.now, this.credits[0])
       // The server's hello stands in front of its frames.
       down.arrivesAt = Math.max(down.stalledUntil, this.now + down.latencyMs)
       this.agenda.add(down.arrivesAt, () => {
@@ -954,7 +970,7 @@ class Simulation {
         if (old) this.drop(client, old)
         wire.attached[0] = true
         wire.decoders[0] = this.decoderOf(client, wire)
-        client.session.attach(number, serverReceived, this.now)
+        client.session.attach(number, serverReceived, this.now, this.credits[1])
       })
     })
     // A dial that leads nowhere is given up.
@@ -1120,8 +1136,8 @@ export const PLANTS: Record<string, Plant> = {
   'resumes one frame too far': session => {
     const attach = session.attach.bind(session)
     let first = true
-    session.attach = (connection, peerReceived, nowMs) => {
-      attach(connection, first || peerReceived === 0 ? peerReceived : peerReceived + 1, nowMs)
+    session.attach = (connection, peerReceived, nowMs, peerCredit) => {
+      attach(connection, first || peerReceived === 0 ? peerReceived : peerReceived + 1, nowMs, peerCredit)
       first = false
     }
   },
