@@ -4,7 +4,7 @@ const LEVELS = [
   ['errors.ts', 'limits.ts', 'bytes/'],
   ['qemu/', 'template/', 'wan/'],
   ['kernel/', 'codec/'],
-  ['compression/', 'session/'],
+  ['compression/', 'session/', 'migration/'],
   ['store/', 'capture/', 'transfer/', 'relay/', 'link/', 'learning/', 'qmp/'],
   ['daemon/'],
   ['cli/'],

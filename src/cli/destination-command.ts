@@ -9,6 +9,7 @@ import type { ListenAt } from '../link/server.ts'
 import { type Address, isLoopback, parseAddress, parseNamedAddress } from '../relay/address.ts'
 import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
 import { formatSize } from './quantity.ts'
+import { nameOf, outcomeText } from './summary-text.ts'
 
 interface DestinationArguments extends ProxyArguments {
   readonly listen: string[]
@@ -90,14 +91,15 @@ export function listenAt(
   return [{ host: address.host, port: address.port }]
 }
 
-/** Logs the end of an arrival: its fields as JSON, or one line for people. */
+/** Logs the end of an arrival at the level that its outcome deserves: its fields as JSON, or one line for people. */
 export function logArrival(json: boolean): (summary: ArrivalSummary, log: Log) => void {
-  return (summary, log) => {
-    if (json) log.info('migration ended', summary)
+  return ({ level, ...summary }, log) => {
+    if (json) log[level]('migration ended', summary)
     else {
-      log.info(
-        `migration ${summary.migration} ended: ${formatSize(summary.bytesOut)} to QEMU, ${formatSize(summary.bytesBack)} back, ` +
-          `${summary.seconds.toFixed(1)} s; ${summary.endedBy}`,
+      log[level](
+        `migration ${summary.migration} ended: ${outcomeText(summary)}; ${formatSize(summary.bytesOut)} to QEMU, ` +
+          `${formatSize(summary.bytesBack)} back, ${summary.seconds.toFixed(1)} s; ${summary.endedBy}`,
+        nameOf(summary),
       )
     }
   }

@@ -10,7 +10,8 @@ import { CONNECTIONS_MAX } from '../limits.ts'
 import { formatAddress, parseNamedAddress } from '../relay/address.ts'
 import { parseEffort } from './codec-command.ts'
 import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
-import { formatRate, formatSize, parseCount, parseRate } from './quantity.ts'
+import { formatSize, parseCount, parseRate } from './quantity.ts'
+import { nameOf, outcomeText } from './summary-text.ts'
 
 interface SourceArguments extends ProxyArguments {
   readonly listen: string[]
@@ -101,26 +102,30 @@ function readCap(path: string): number {
 
 /** The one line at a migration's end. */
 export function summaryLine(summary: MigrationSummary): string {
-  const { pages } = summary
+  const { pages, forecast } = summary
   const parts = Object.entries(pages)
     .filter(([, count]) => count > 0)
     .map(([name, count]) => `${count} ${name}`)
-  const { forecast, directSeconds, wanRate } = summary
-  const expected = forecast ? `forecast ${forecast.seconds.toFixed(1)} s, ${formatSize(forecast.bytesWan)}` : ''
-  const direct =
-    directSeconds === undefined ? '' : `direct about ${directSeconds.toFixed(1)} s at ${formatRate(wanRate)}`
-  const beside = [expected, direct].filter(text => text !== '').join('; ')
+  const beside = forecast
+    ? ` (forecast ${range(forecast.seconds, seconds => seconds.toFixed(1))} s, ${range(forecast.bytesWan, formatSize)})`
+    : ''
   return (
-    `${summary.channels}: ${formatSize(summary.bytesIn)} from QEMU, ${formatSize(summary.bytesWan)} on the WAN ` +
-    `(${(100 * summary.ratio).toFixed(1)} %), ${summary.seconds.toFixed(1)} s${beside && ` (${beside})`}; pages: ${parts.join(', ') || 'none'}; ${summary.endedBy}`
+    `${outcomeText(summary)}; ${summary.channels}: ${formatSize(summary.bytesIn)} from QEMU, ` +
+    `${formatSize(summary.bytesWan)} on the WAN (${(100 * summary.ratio).toFixed(1)} %), ${summary.seconds.toFixed(1)} s${beside}; ` +
+    `pages: ${parts.join(', ') || 'none'}; ${summary.endedBy}`
   )
 }
 
-/** Logs the end of a migration: its fields as JSON, or one line for people. */
+function range([least, most]: readonly [number, number], text: (value: number) => string): string {
+  const [from, to] = [text(least), text(most)]
+  return from === to ? from : `${from} to ${to}`
+}
+
+/** Logs the end of a migration at the level that its outcome deserves: its fields as JSON, or one line for people. */
 export function logSummary(json: boolean): (summary: MigrationSummary, log: Log) => void {
-  return (summary, log) => {
-    if (json) log.info('migration ended', summary)
-    else log.info(`migration ${summary.migration} ended: ${summaryLine(summary)}`)
+  return ({ level, ...summary }, log) => {
+    if (json) log[level]('migration ended', summary)
+    else log[level](`migration ${summary.migration} ended: ${summaryLine({ level, ...summary })}`, nameOf(summary))
   }
 }
 

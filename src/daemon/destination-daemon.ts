@@ -203,6 +203,7 @@ export class DestinationDaemon {
     const log = this.lines.of(link.identity)
     const session = new DestinationSession({
       session: link.session,
+      sessionId: link.id,
       pool,
       seed,
       learning,

@@ -8,8 +8,10 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import { PIECES_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
-import { CHANNEL_START_BYTES_MAX, channelStart } from '../qemu/channel-kind.ts'
-import { ReturnPathParser } from '../qemu/return-path.ts'
+import { ChannelHead } from '../migration/channel-ends.ts'
+import { MigrationRecord } from '../migration/migration-record.ts'
+import type { Cause, Outcome, Verdict } from '../migration/outcome.ts'
+import type { ReturnPathParser } from '../qemu/return-path.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
 import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
@@ -27,6 +29,8 @@ const READ_MIN = 4096
 
 export interface DestinationSessionOptions {
   readonly session: Session
+  /** 32 hex digits, the same at the other side. */
+  readonly sessionId: string
   readonly pool: Pool
   readonly seed: readonly [number, number]
   readonly learning?: SessionLearning | undefined
@@ -43,7 +47,16 @@ export interface DestinationSessionOptions {
 /** What the destination side tells of a migration. */
 export interface ArrivalSummary {
   readonly migration: number
+  /** The same at both sites. */
+  readonly id: string
   readonly target: string
+  readonly machine?: string
+  readonly uuid?: string
+  readonly outcome: Outcome
+  /** Why, in a sentence. */
+  readonly reason: string
+  /** For alerting. */
+  readonly level: Verdict['level']
   readonly seconds: number
   /** Bytes given to QEMU, and bytes that it sent back. */
   readonly bytesOut: number
@@ -55,12 +68,15 @@ class Arrival {
   readonly number: number
   readonly target: string
   readonly startMs: number
+  readonly record: MigrationRecord
   readonly flows = new Set<DestinationFlow>()
+  /** Its main channel, or what stands for it. */
+  lead: DestinationFlow | undefined
   bytesOut = 0
   bytesBack = 0
-  endedBy = ''
 
-  constructor(number: number, target: string, startMs: number) {
+  constructor(session: string, number: number, target: string, startMs: number) {
+    this.record = new MigrationRecord(session, number)
     this.number = number
     this.target = target
     this.startMs = startMs
@@ -102,9 +118,14 @@ export class DestinationSession implements LinkSink {
   onOpen(number: number, info: FlowInfo): void {
     let arrival = this.arrivals.get(info.migration)
     if (!arrival) {
-      arrival = new Arrival(info.migration, info.target, this.options.now())
+      arrival = new Arrival(this.options.sessionId, info.migration, info.target, this.options.now())
       this.arrivals.set(info.migration, arrival)
-      this.options.log.info('migration arrives', { migration: info.migration, target: info.target, kind: info.kind })
+      this.options.log.info('migration arrives', {
+        migration: info.migration,
+        id: arrival.record.id,
+        target: info.target,
+        kind: info.kind,
+      })
     }
     const flow = new DestinationFlow(this, number, info, arrival)
     this.flows.set(number, flow)
@@ -200,8 +221,8 @@ export class DestinationSession implements LinkSink {
     this.inbound.mark(() => flow?.finFromPeer())
   }
 
-  onReset(number: number, _code: number, text: string): void {
-    this.flows.get(number)?.resetByPeer(text)
+  onReset(number: number, code: number, text: string): void {
+    this.flows.get(number)?.resetByPeer(code, text)
   }
 
   onEnd(number: number): void {
@@ -251,11 +272,14 @@ export class DestinationSession implements LinkSink {
     if (!this.ended) this.inbound.mark(() => this.options.learning?.migrationEnded(arrival.number))
     this.options.onMigrationEnd({
       migration: arrival.number,
+      id: arrival.record.id,
       target: arrival.target,
+      ...arrival.record.guest,
+      ...arrival.record.verdict(),
       seconds: Math.round(this.options.now() - arrival.startMs) / 1000,
       bytesOut: arrival.bytesOut,
       bytesBack: arrival.bytesBack,
-      endedBy: arrival.endedBy || 'both sides closed',
+      endedBy: arrival.record.endedBy,
     })
   }
 
@@ -320,9 +344,8 @@ export class DestinationFlow implements SocketSink {
   private want!: () => void
   /** Expanded before the connection stood. */
   private early: { bytes: Uint8Array; release: () => void }[] = []
-  /** The first bytes, until they tell that a channel of QEMU begins so; 0 of them are awaited then. */
-  private readonly head = new Uint8Array(CHANNEL_START_BYTES_MAX)
-  private headLength = 0
+  private readonly head = new ChannelHead()
+  /** The first bytes have not told yet that a channel of QEMU begins so. */
   private headAwaited = true
   private finDue = false
   /** Nothing more goes to QEMU. */
@@ -349,14 +372,8 @@ export class DestinationFlow implements SocketSink {
     })
     if (info.kind === 'preempt') this.want()
     this.expander = new ChannelExpander(this, info.migration, session.options.pool.kernel.layout.templatePages)
-    this.returnPath = new ReturnPathParser({
-      shut: status => {
-        this.shut = status === 0
-      },
-      pong: () => {},
-      requestPages: () => {},
-      message: () => {},
-      degraded: () => {},
+    this.returnPath = arrival.record.returnPath(status => {
+      this.shut = status === 0
     })
   }
 
@@ -384,7 +401,7 @@ export class DestinationFlow implements SocketSink {
       error: error.what,
       hint: error.action,
     })
-    this.arrival.endedBy ||= error.what
+    this.endsBy({ by: 'pair', how: 'broke', text: error.what })
     this.breakOff(CODE.TARGET_REFUSED, error.what)
   }
 
@@ -398,20 +415,33 @@ export class DestinationFlow implements SocketSink {
     throw notOfQemu('a preempt channel without a migration')
   }
 
-  /** Looks at the first bytes, before any of them goes on. @returns false where the flow is over */
-  private checkHead(bytes: Uint8Array): boolean {
-    const take = Math.min(bytes.length, CHANNEL_START_BYTES_MAX - this.headLength)
-    this.head.set(bytes.subarray(0, take), this.headLength)
-    this.headLength += take
-    const kind = channelStart(this.head, 0, this.headLength)
-    if (kind === 'unknown') this.refused(notOfQemu('what came does not begin as a channel of QEMU does'))
-    this.headAwaited = kind === undefined
-    return kind !== 'unknown'
+  /** Looks at bytes before they go on: at the first of a channel for what it is, at all of a main for how it ends. */
+  private look(bytes: Uint8Array): void {
+    const { head, arrival } = this
+    if (!head.isFull) {
+      head.push(bytes, 0, bytes.length)
+      arrival.record.begins(head)
+    }
+    if (this.headAwaited) {
+      const { kind } = head
+      if (kind === 'unknown') this.refused(notOfQemu('what came does not begin as a channel of QEMU does'))
+      this.headAwaited = kind === undefined
+      if (kind === 'main' || kind === 'recovery' || (kind === 'tls' && !arrival.lead)) {
+        arrival.lead = this
+        arrival.record.leads(kind)
+      }
+    }
+    if (arrival.lead === this) arrival.record.main(bytes, 0, bytes.length)
+  }
+
+  private endsBy(cause: Cause): void {
+    this.arrival.record.ended(cause)
   }
 
   /** Bytes for QEMU. */
   expanded(bytes: Uint8Array, release: () => void): void {
-    if (this.broken || (this.headAwaited && !this.checkHead(bytes))) {
+    if (!this.broken) this.look(bytes)
+    if (this.broken) {
       this.session.letGo()
       release()
     } else if (this.socket) this.write(bytes, release)
@@ -441,14 +471,16 @@ export class DestinationFlow implements SocketSink {
   }
 
   finFromPeer(): void {
+    this.endsBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
     if (this.headAwaited && this.info.kind !== 'preempt') this.refused(notOfQemu('it ended before it began'))
     this.finDue = true
     this.want()
     this.socket?.finish()
   }
 
-  resetByPeer(text: string): void {
-    this.arrival.endedBy ||= `the source side broke off${text ? `: ${text}` : ''}`
+  resetByPeer(code: number, text: string): void {
+    const by = code === CODE.QEMU_LOST ? 'source' : 'pair'
+    this.endsBy({ by, how: 'broke', text: `the source side broke off${text ? `: ${text}` : ''}` })
     this.breakOff(CODE.NONE, '')
   }
 
@@ -459,7 +491,8 @@ export class DestinationFlow implements SocketSink {
   }
 
   sessionLost(reason: string): void {
-    this.arrival.endedBy ||= reason
+    this.endsBy({ by: 'pair', how: 'broke', text: reason })
+    if (!this.gone) this.arrival.record.unheard ??= reason
     this.breakConnection()
     if (this.gone) return
     this.gone = true
@@ -519,7 +552,7 @@ export class DestinationFlow implements SocketSink {
 
   onEnd(): void {
     this.ended = true
-    this.arrival.endedBy ||= 'destination QEMU closed'
+    this.endsBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
     this.finBack()
   }
 
@@ -539,7 +572,8 @@ export class DestinationFlow implements SocketSink {
         this.onEnd()
         return
       }
-      this.arrival.endedBy ||= `destination QEMU broke off (${closed.error?.code ?? closed.how})`
+      const text = `destination QEMU broke off (${closed.error?.code ?? closed.how})`
+      this.endsBy({ by: 'destination', how: 'broke', text })
       this.breakOff(CODE.QEMU_LOST, `the destination QEMU's connection broke: ${closed.error?.code ?? closed.how}`)
     }
   }

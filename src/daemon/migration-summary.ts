@@ -1,30 +1,47 @@
 /** What is said of a migration: a forecast on its way, and one line when it is over. */
 import type { BatchStats } from '../codec/stats.ts'
 import { PAGE_SIZE } from '../codec/wire.ts'
+import type { MigrationRecord } from '../migration/migration-record.ts'
+import type { Outcome, Verdict } from '../migration/outcome.ts'
 import type { BlockTable } from '../qemu/block-table.ts'
 
-/** What came between these shares of the guest's memory tells of the rest: its start is denser than the whole. */
-const FORECAST_FROM = 0.25
-const FORECAST_AT = 0.5
-const FORECAST_SPAN_MIN = 0.15
+/** A guest's memory is looked at in so many parts; what the first half of them needed tells of the other. */
+const PARTS = 16
+/** The first part is the firmware's and the kernel's: nothing else is like it. */
+const PART_FROM = 1
+const PART_AT = PARTS / 2
+
+/** From the least to the most. */
+export type Range = readonly [number, number]
 
 /**
- * What a migration was expected to need, told halfway through the guest's memory. One pass: what the guest writes
- * meanwhile comes on top.
+ * What a migration may need, told halfway through the guest's memory: as if all that is left were like the part that
+ * needed least so far, or like the one that needed most. One pass: what the guest writes meanwhile comes on top, and
+ * memory unlike all that has passed is outside of it.
  */
 export interface Forecast {
   /** When it was made, and at which effort. */
   readonly atSeconds: number
   readonly effort: number
-  readonly seconds: number
-  readonly bytesIn: number
-  readonly bytesWan: number
+  readonly seconds: Range
+  readonly bytesIn: Range
+  readonly bytesWan: Range
 }
 
 /** Plain data: logged as it is, printed as a line by the CLI. */
 export interface MigrationSummary {
   readonly migration: number
+  /** The same at both sites. */
+  readonly id: string
   readonly target: string
+  /** Of the guest, where its channels say so. */
+  readonly machine?: string
+  readonly uuid?: string
+  readonly outcome: Outcome
+  /** Why, in a sentence. */
+  readonly reason: string
+  /** For alerting. */
+  readonly level: Verdict['level']
   readonly channels: string
   readonly seconds: number
   /** Bytes that QEMU sent, and the batches that carried them. */
@@ -36,10 +53,6 @@ export interface MigrationSummary {
   readonly efforts: readonly number[]
   /** Bytes of the return path. */
   readonly bytesBack: number
-  /** Bytes a second that the WAN was measured to take: at least; 0 where it was not. */
-  readonly wanRate: number
-  /** What QEMU's bytes would have needed at that rate without the pair. */
-  readonly directSeconds?: number
   /** None where the migration was over too soon, or its memory could not be followed. */
   readonly forecast?: Forecast
   readonly pages: {
@@ -58,20 +71,29 @@ export interface MigrationSummary {
 /** Anything with the fields of a finished migration. */
 export interface FinishedMigration {
   readonly number: number
+  readonly record: MigrationRecord
   readonly gate: { readonly target: string }
   readonly startMs: number
   readonly stats: BatchStats
   readonly kinds: readonly string[]
   readonly effortBytes: readonly number[]
   readonly bytesBack: number
-  readonly endedBy: string
   readonly forecast?: Forecast | undefined
 }
 
-/** Sees a migration pass until it can tell how it will go on. */
+/** What had passed at some point of a migration. */
+interface Point {
+  /** Of the guest's pages. */
+  readonly share: number
+  readonly seconds: number
+  readonly bytesIn: number
+  readonly bytesWan: number
+}
+
+/** Sees a migration pass until it can tell how it may go on. */
 export class Forecaster {
   private pages = 0
-  private from: { readonly share: number; readonly ms: number; readonly stats: BatchStats } | undefined
+  private readonly points: Point[] = []
   private done = false
 
   /**
@@ -86,21 +108,40 @@ export class Forecaster {
     }
     const stats = counts()
     const share = pagesOf(stats) / this.pages
-    if (share < FORECAST_FROM) return undefined
-    this.from ??= { share, ms, stats }
-    const span = share - this.from.share
-    if (share < FORECAST_AT || span < FORECAST_SPAN_MIN) return undefined
+    const { points } = this
+    if (share < (PART_FROM + points.length) / PARTS) return undefined
+    points.push({ share, seconds: ms / 1000, bytesIn: stats.rawBytes, bytesWan: stats.packedBytes })
+    if (share < PART_AT / PARTS) return undefined
     this.done = true
-    if (share >= 1) return undefined
-    const { from } = this
-    const rest = (1 - share) / span
-    const whole = (then: number, now: number): number => Math.round(now + (now - then) * rest)
+    if (share >= 1 || points.length < 3) return undefined // too few batches: nothing is known of its parts
+    const range = (of: (point: Point) => number): Range => {
+      const now = of(points.at(-1)!)
+      const densities = points.slice(1).map((to, i) => {
+        const from = points[i]!
+        return (of(to) - of(from)) / (to.share - from.share)
+      })
+      const whole = (density: number): number => now + density * (1 - share)
+      return [whole(Math.min(...densities)), whole(Math.max(...densities))]
+    }
+    const rounded = ([least, most]: Range, digits: number): Range => {
+      const scale = 10 ** digits
+      return [Math.round(least * scale) / scale, Math.round(most * scale) / scale]
+    }
     return {
       atSeconds: Math.round(ms) / 1000,
       effort,
-      seconds: whole(from.ms, ms) / 1000,
-      bytesIn: whole(from.stats.rawBytes, stats.rawBytes),
-      bytesWan: whole(from.stats.packedBytes, stats.packedBytes),
+      seconds: rounded(
+        range(point => point.seconds),
+        1,
+      ),
+      bytesIn: rounded(
+        range(point => point.bytesIn),
+        0,
+      ),
+      bytesWan: rounded(
+        range(point => point.bytesWan),
+        0,
+      ),
     }
   }
 }
@@ -120,20 +161,16 @@ function pagesOf(stats: BatchStats): number {
   )
 }
 
-/** Seconds that bytes would need at a measured rate. */
-export function directSeconds(bytes: number, bytesPerSecond: number): number | undefined {
-  return bytesPerSecond > 0 ? Math.round((1000 * bytes) / bytesPerSecond) / 1000 : undefined
-}
-
-/** @param wanRate bytes a second */
-export function summarize(migration: FinishedMigration, nowMs: number, wanRate = 0): MigrationSummary {
-  const { stats, forecast } = migration
-  const direct = directSeconds(stats.rawBytes, wanRate)
+export function summarize(migration: FinishedMigration, nowMs: number): MigrationSummary {
+  const { stats, forecast, record } = migration
   const counts = new Map<string, number>()
   for (const kind of migration.kinds) counts.set(kind, (counts.get(kind) ?? 0) + 1)
   return {
     migration: migration.number,
+    id: record.id,
     target: migration.gate.target,
+    ...record.guest,
+    ...record.verdict(),
     channels: [...counts].map(([kind, count]) => (count > 1 ? `${count} ${kind}` : kind)).join(', '),
     seconds: Math.round(nowMs - migration.startMs) / 1000,
     bytesIn: stats.rawBytes,
@@ -141,8 +178,6 @@ export function summarize(migration: FinishedMigration, nowMs: number, wanRate =
     ratio: stats.rawBytes === 0 ? 1 : Math.round((stats.packedBytes / stats.rawBytes) * 10000) / 10000,
     efforts: [...migration.effortBytes],
     bytesBack: migration.bytesBack,
-    wanRate: Math.round(wanRate),
-    ...(direct === undefined ? {} : { directSeconds: direct }),
     ...(forecast ? { forecast } : {}),
     pages: {
       zero: stats.zeroPages,
@@ -154,6 +189,6 @@ export function summarize(migration: FinishedMigration, nowMs: number, wanRate =
       whole: stats.newPages + stats.densePages,
       opaque: stats.opaquePages,
     },
-    endedBy: migration.endedBy || 'both sides closed',
+    endedBy: record.endedBy,
   }
 }

@@ -343,6 +343,7 @@ export class SourceDaemon {
       learning = options.learning?.begin(hello.sets, seedWords, pool)
       session = new SourceSession({
         session: client.session,
+        sessionId: client.link.id,
         pool,
         seed: seedWords,
         learning,

@@ -8,9 +8,13 @@ import { EFFORTS, type Effort } from '../compression/effort.ts'
 import { isProxyError, type ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import type { LinkSink } from '../link/api.ts'
+import { ChannelHead } from '../migration/channel-ends.ts'
+import { MigrationRecord } from '../migration/migration-record.ts'
+import type { Cause } from '../migration/outcome.ts'
 import { BlockTable } from '../qemu/block-table.ts'
-import { CHANNEL_START_BYTES_MAX, type ChannelKind, channelStart } from '../qemu/channel-kind.ts'
+import { CHANNEL_START_BYTES_MAX, type ChannelKind } from '../qemu/channel-kind.ts'
 import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
+import type { ReturnPathParser } from '../qemu/return-path.ts'
 import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { Session } from '../session/session.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
@@ -19,7 +23,7 @@ import type { Pool } from '../transfer/pool.ts'
 import { CODE } from '../wan/wire.ts'
 import type { EffortController } from './effort-controller.ts'
 import type { Log } from './log.ts'
-import { directSeconds, type Forecast, Forecaster, type MigrationSummary, summarize } from './migration-summary.ts'
+import { type Forecast, Forecaster, type MigrationSummary, summarize } from './migration-summary.ts'
 import type { SourceConnection } from './source-connection.ts'
 
 /** Raw bytes that one flow may have waiting: one batch. Its slot in the pool is as large. */
@@ -58,8 +62,6 @@ const LATE_CHANNEL_MS = 200
 const NOTHING_SAID_MS = 5000
 /** A channel's main comes within milliseconds, on a host that swaps within seconds. One that never comes holds no place. */
 const MAIN_AWAITED_MS = 60_000
-/** Bytes of a refused connection that are logged: enough to know an HTTP request or a banner by. */
-const HEAD_SHOWN = 16
 /** Batches in the packer: two keep threads and this one busy, more only add to what is parked. */
 const UNDER_WAY_MAX = 3
 
@@ -108,6 +110,7 @@ export class Migration {
   readonly number: number
   readonly gate: Gate
   readonly startMs: number
+  readonly record: MigrationRecord
   readonly blocks = new BlockTable()
   readonly flows = new Set<SourceFlow>()
   /** Main, or what came first where that cannot be told. */
@@ -129,9 +132,10 @@ export class Migration {
   taken = false
   /** It never heard of it: the connections go on with another session. */
   moved = false
-  endedBy = ''
 
-  constructor(number: number, gate: Gate, startMs: number) {
+  /** @param session its id, 32 hex digits */
+  constructor(session: string, number: number, gate: Gate, startMs: number) {
+    this.record = new MigrationRecord(session, number)
     this.number = number
     this.gate = gate
     this.startMs = startMs
@@ -154,6 +158,8 @@ export class Migration {
 
 export interface SourceSessionOptions {
   readonly session: Session
+  /** 32 hex digits, the same at the other side. */
+  readonly sessionId: string
   readonly pool: Pool
   readonly seed: readonly [number, number]
   readonly learning?: SessionLearning | undefined
@@ -220,7 +226,7 @@ export class SourceSession implements LinkSink {
 
   /** Tells once how a migration is expected to go on. */
   private follow(migration: Migration): void {
-    const { session, effort, log, now } = this.options
+    const { effort, log, now } = this.options
     const forecast = migration.forecaster.update(
       migration.blocks,
       () => migration.counts(),
@@ -229,13 +235,7 @@ export class SourceSession implements LinkSink {
     )
     if (forecast === undefined) return
     migration.forecast = forecast
-    const { rate } = session.stats()
-    log.info('migration halfway', {
-      migration: migration.number,
-      ...forecast,
-      wanRate: Math.round(rate),
-      directSeconds: directSeconds(forecast.bytesIn, rate),
-    })
+    log.info('migration halfway', { migration: migration.number, id: migration.record.id, ...forecast })
   }
 
   /** A migration's last flow has ended, by END: then the other side knows it at the same point. */
@@ -299,7 +299,7 @@ export class SourceSession implements LinkSink {
       target: gate.target,
       peer: socket.peer,
       reason,
-      ...(flow.isSilent ? {} : { began: flow.head }),
+      ...(flow.isSilent ? {} : { began: flow.head.shown }),
       ...(hint === undefined ? {} : { hint }),
     })
     socket.reset()
@@ -324,9 +324,9 @@ export class SourceSession implements LinkSink {
     // TLS has no order that we could know: as it came
     const leads = kind === 'main' || kind === 'recovery' || (kind === 'tls' && !isOpen(gate.migration))
     if (leads) {
-      const { nextMigration, now, effort, session } = this.options
+      const { nextMigration, now, effort, session, sessionId } = this.options
       effort.begin(session.rttMinMs)
-      const migration = new Migration(nextMigration(), gate, now())
+      const migration = new Migration(sessionId, nextMigration(), gate, now())
       if (kind === 'recovery') {
         // what QEMU gave up may not have ended here yet
         for (const { migration: before } of this.connections) if (before?.lead?.over) before.lead.keepMemory()
@@ -334,6 +334,7 @@ export class SourceSession implements LinkSink {
       }
       gate.migration = migration
       migration.lead = flow
+      migration.record.leads(kind)
       migration.urgent = kind === 'recovery'
       this.open(flow, kind)
       if (migration.moved) return
@@ -425,7 +426,7 @@ export class SourceSession implements LinkSink {
   }
 
   onFin(number: number): void {
-    this.flows.get(number)?.socket.finish()
+    this.flows.get(number)?.finFromPeer()
   }
 
   onReset(number: number, code: number, text: string): void {
@@ -629,6 +630,9 @@ export class SourceFlow implements SocketSink {
   private memoryKept = false
   /** Its connection belongs to another session by now. */
   private moved = false
+  readonly head = new ChannelHead()
+  /** Of a migration's main: what its destination answers is followed. */
+  private returnPath: ReturnPathParser | undefined
 
   constructor(session: SourceSession, socket: SourceConnection, gate: Gate, slot: number) {
     this.session = session
@@ -667,13 +671,15 @@ export class SourceFlow implements SocketSink {
     this.arrivedMs = this.session.options.now()
     this.arrivedTurn = this.session.turn
     if (this.number > 0) {
+      this.follow(at, count)
       if (this.encoder.ready === 0) this.gatherMs = this.arrivedMs
       this.encoder.push(this.bytes, at, count)
       this.session.wake()
       return
     }
     this.early += count
-    const kind = channelStart(this.bytes, this.slot, this.early)
+    this.head.push(this.bytes, at, count)
+    const { kind } = this.head
     if (kind === undefined) return
     this.kind = kind
     if (this.gate.waiting.includes(this)) return
@@ -686,7 +692,7 @@ export class SourceFlow implements SocketSink {
       this.socket.reset() // a probe, or a QEMU that gave up: the far side never hears of it
       return
     }
-    if (this.migration && this.migration.endedBy === '') this.migration.endedBy = 'source QEMU closed'
+    this.endsBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
     this.release = true
     this.afterBatch()
     this.session.wake()
@@ -700,8 +706,7 @@ export class SourceFlow implements SocketSink {
       return
     }
     if (closed.how === 'reset' || closed.how === 'error') {
-      if (this.migration && this.migration.endedBy === '')
-        this.migration.endedBy = `source QEMU broke off (${closed.error?.code ?? closed.how})`
+      this.endsBy({ by: 'source', how: 'broke', text: `source QEMU broke off (${closed.error?.code ?? closed.how})` })
       this.breakOff(CODE.QEMU_LOST, `the source QEMU's connection broke: ${closed.error?.code ?? closed.how}`)
     }
   }
@@ -711,9 +716,18 @@ export class SourceFlow implements SocketSink {
     return this.early === 0
   }
 
-  /** What came before the flow was opened, for logs: hexadecimal. */
-  get head(): string {
-    return Buffer.from(this.bytes.subarray(this.slot, this.slot + Math.min(this.early, HEAD_SHOWN))).toString('hex')
+  /** Bytes of a migration's channel, for what is told of it. */
+  private follow(at: number, count: number): void {
+    const { migration, head } = this
+    if (!migration) return
+    if (migration.lead === this) migration.record.main(this.bytes, at, count)
+    if (head.isFull) return
+    head.push(this.bytes, at, count)
+    migration.record.begins(head)
+  }
+
+  private endsBy(cause: Cause): void {
+    this.migration?.record.ended(cause)
   }
 
   // --- session
@@ -743,7 +757,9 @@ export class SourceFlow implements SocketSink {
     encoder.onPhase = phase => {
       if (phase === 'eof') this.whole = true
       else if (phase === 'postcopy-advise') this.session.postcopyAdvised(migration)
+      else if (phase === 'return-path') migration.record.answers = true
       else if (phase === 'postcopy' || phase === 'recovery') {
+        migration.record.postcopy = true
         migration.urgent = true
         for (const flow of migration.flows) session.setUrgent(flow.number, true)
         this.session.followUrgency()
@@ -751,8 +767,11 @@ export class SourceFlow implements SocketSink {
     }
     if (kind === 'preempt' || migration.urgent) session.setUrgent(this.number, true)
     if (migration.urgent) this.session.followUrgency() // a recovery that cannot be parsed tells no phase
+    if (migration.lead === this) this.returnPath = migration.record.returnPath()
+    migration.record.begins(this.head)
     const early = this.early
     this.early = 0
+    if (migration.lead === this) migration.record.main(this.bytes, this.slot, early)
     if (early > 0) encoder.push(this.bytes, this.slot, early)
     this.socket.resume()
   }
@@ -824,14 +843,21 @@ export class SourceFlow implements SocketSink {
 
   fromPeer(payload: Uint8Array): void {
     if (this.migration) this.migration.bytesBack += payload.length
+    this.returnPath?.push(payload, 0, payload.length)
     this.socket.write(payload, error => {
       if (!this.gone && !error) this.session.options.session.consumed(this.number, payload.length)
     })
   }
 
+  /** The destination QEMU closed its direction, and has been given all that it sent. */
+  finFromPeer(): void {
+    if (!this.over) this.endsBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
+    this.socket.finish()
+  }
+
   resetByPeer(code: number, text: string): void {
-    if (this.migration && this.migration.endedBy === '')
-      this.migration.endedBy = `the other side broke off: ${text || `code ${code}`}`
+    const by = code === CODE.QEMU_LOST ? 'destination' : 'pair'
+    this.endsBy({ by, how: 'broke', text: `the other side broke off: ${text || `code ${code}`}` })
     this.breakOff(CODE.NONE, '')
     this.socket.reset()
   }
@@ -867,7 +893,7 @@ export class SourceFlow implements SocketSink {
   /** The session is gone, and this flow with it. */
   sessionLost(reason: string): void {
     this.gone = true
-    if (this.migration) this.migration.endedBy = reason
+    this.endsBy({ by: 'pair', how: 'broke', text: reason })
     this.socket.reset()
     this.leave()
   }
@@ -906,9 +932,7 @@ export class SourceFlow implements SocketSink {
     this.session.migrationEnded(migration)
     if (this.gate.migration === migration) this.gate.migration = undefined
     if (migration.urgent) this.session.followUrgency()
-    this.session.options.onSummary(
-      summarize(migration, this.session.options.now(), this.session.options.session.stats().rate),
-    )
+    this.session.options.onSummary(summarize(migration, this.session.options.now()))
   }
 }
 

@@ -2,7 +2,7 @@
 import t from 'tap'
 import { parseEffort } from '../../src/cli/codec-command.ts'
 import { parseDuration, parseRate, parseSize } from '../../src/cli/quantity.ts'
-import { parsePeer, summaryLine } from '../../src/cli/source-command.ts'
+import { logSummary, parsePeer, summaryLine } from '../../src/cli/source-command.ts'
 import { BatchStats } from '../../src/codec/stats.ts'
 import { EFFORT_MAX } from '../../src/compression/effort.ts'
 import { needRestart, readConfiguration } from '../../src/daemon/configuration.ts'
@@ -10,6 +10,8 @@ import { EffortController, type Waiting } from '../../src/daemon/effort-controll
 import { Forecaster, summarize } from '../../src/daemon/migration-summary.ts'
 import { RepeatedFailure } from '../../src/daemon/repeated-failure.ts'
 import { ERROR_EXIT } from '../../src/errors.ts'
+import { ChannelHead } from '../../src/migration/channel-ends.ts'
+import { MigrationRecord } from '../../src/migration/migration-record.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
 import { adviseOn, type QemuSettings } from '../../src/qmp/advice.ts'
 
@@ -404,80 +406,117 @@ t.test('summaries', t => {
   other.add(stats)
   other.add(stats)
   t.equal(other.rawBytes, 2_000_000)
-  const summary = summarize(
-    {
-      number: 3,
-      gate: { target: 'web' },
-      startMs: 1000,
-      stats,
-      kinds: ['main', 'multifd', 'multifd'],
-      effortBytes: [0, 7, 0, 0, 0, 0],
-      bytesBack: 8,
-      endedBy: '',
-    },
-    3500,
-  )
+  const finished = {
+    number: 3,
+    record: new MigrationRecord('0123456789abcdef0123456789abcdef', 3),
+    gate: { target: 'web' },
+    startMs: 1000,
+    stats,
+    kinds: ['main', 'multifd', 'multifd'],
+    effortBytes: [0, 7, 0, 0, 0, 0],
+    bytesBack: 8,
+  }
+  finished.record.leads('main')
+  const head = Buffer.concat([
+    Buffer.from('5145564d00000003070000000d', 'hex'),
+    Buffer.from('pc-q35-8.2'.padEnd(13, '+')),
+  ])
+  const channelHead = new ChannelHead()
+  channelHead.push(head, 0, head.length)
+  finished.record.begins(channelHead)
+  finished.record.returnPath().push(Buffer.from('0001000400000000', 'hex'), 0, 8)
+  const summary = summarize(finished, 3500)
   t.match(summary, {
     migration: 3,
+    id: '01234567-3',
+    target: 'web',
+    machine: 'pc-q35-8.2+++',
+    outcome: 'completed',
+    level: 'info',
     channels: 'main, 2 multifd',
     seconds: 2.5,
     ratio: 0.1235,
     efforts: [0, 7, 0, 0, 0, 0],
     pages: { zero: 7, whole: 3 },
   })
-  t.notOk('directSeconds' in summary, 'a link that was not measured: nothing is said of it')
-  const forecast = { atSeconds: 1, effort: 3, seconds: 2, bytesIn: 900_000, bytesWan: 100_000 }
-  const told = summarize(
-    {
-      number: 3,
-      gate: { target: 'web' },
-      startMs: 1000,
-      stats,
-      kinds: ['main'],
-      effortBytes: [],
-      bytesBack: 8,
-      endedBy: '',
-      forecast,
-    },
-    3500,
-    125_000,
-  )
-  t.match(told, { wanRate: 125_000, directSeconds: 8, forecast })
-  t.match(summaryLine(told), /2\.5 s \(forecast 2\.0 s, 100\.0 kB; direct about 8\.0 s at 1\.0 Mbit\/s\); pages/)
-  t.match(
+  const forecast = {
+    atSeconds: 1,
+    effort: 3,
+    seconds: [2, 3.25],
+    bytesIn: [900_000, 950_000],
+    bytesWan: [100_000, 200_000],
+  } as const
+  const told = summarize({ ...finished, forecast }, 3500)
+  t.same(told.forecast, forecast)
+  t.match(summaryLine(told), /2\.5 s \(forecast 2\.0 to 3\.3 s, 100\.0 kB to 200\.0 kB\); pages/)
+  t.equal(
     summaryLine(summary),
-    /1\.0 MB from QEMU, 123\.5 kB on the WAN \(12\.3 %\), 2\.5 s; pages: 7 zero, 3 whole; both sides closed/,
+    'completed (the destination QEMU has taken over); main, 2 multifd: 1.0 MB from QEMU, 123.5 kB on the WAN (12.3 %), 2.5 s; pages: 7 zero, 3 whole; both sides closed',
   )
+  const lines: unknown[] = []
+  const log = {
+    info: (...line: unknown[]) => lines.push(['info', ...line]),
+    warn: (...line: unknown[]) => lines.push(['warn', ...line]),
+    error: (...line: unknown[]) => lines.push(['error', ...line]),
+  }
+  const broken = new MigrationRecord('0123456789abcdef0123456789abcdef', 4)
+  broken.leads('main')
+  logSummary(true)(summary, log)
+  logSummary(false)(summarize({ ...finished, number: 4, record: broken }, 2000), log)
+  broken.ended({ by: 'pair', how: 'broke', text: 'too late' })
+  const cancelled = new MigrationRecord('0123456789abcdef0123456789abcdef', 5)
+  cancelled.leads('main')
+  cancelled.ended({ by: 'source', how: 'closed', text: 'source QEMU closed' })
+  logSummary(false)(summarize({ ...finished, number: 5, record: cancelled }, 2000), log)
+  const lost = new MigrationRecord('0123456789abcdef0123456789abcdef', 6)
+  lost.leads('main')
+  lost.ended({ by: 'pair', how: 'broke', text: 'no connection to the peer for 120 s' })
+  logSummary(true)(summarize({ ...finished, number: 6, record: lost }, 2000), log)
+  t.match(lines, [
+    ['info', 'migration ended', { outcome: 'completed', id: '01234567-3', migration: 3 }],
+    ['warn', /^migration 4 ended: cancelled/, { id: '01234567-4', target: 'web' }],
+    ['warn', /^migration 5 ended: cancelled/, { id: '01234567-5' }],
+    ['error', 'migration ended', { outcome: 'failed', reason: 'no connection to the peer for 120 s' }],
+  ])
+  t.notOk('level' in (lines[0] as [string, string, object])[2], "the line's own level is its level")
   t.end()
 })
 
-t.test('a forecast: the quarter before tells of the half to come', t => {
+t.test('a forecast: the parts of the first half are the bounds of the other', t => {
   const blocks = new BlockTable([
-    { idstr: 'pc.ram', lengthBytes: 900 * 4096 },
+    { idstr: 'pc.ram', lengthBytes: 1500 * 4096 },
     { idstr: 'vga.vram', lengthBytes: 100 * 4096 },
   ])
   const stats = new BatchStats()
   const forecaster = new Forecaster()
   const counts = (): BatchStats => Object.assign(new BatchStats(), stats)
-  const pass = (zero: number, whole: number, ms: number) => {
+  let ms = 0
+  const pass = (zero: number, whole: number) => {
+    ms += whole
     stats.zeroPages += zero
     stats.newPages += whole
     stats.rawBytes += zero * 9 + whole * 4104
     stats.packedBytes += whole * 1000
     return forecaster.update(blocks, counts, ms, 3)
   }
-  t.equal(pass(0, 250, 1000), undefined, 'the block list may still grow')
+  t.equal(pass(0, 50), undefined, 'the block list may still grow')
   blocks.complete = true
-  t.equal(pass(0, 10, 1100), undefined)
-  t.equal(pass(100, 100, 1500), undefined, 'not yet half of it')
-  t.same(pass(20, 20, 1580), {
-    atSeconds: 1.58,
-    effort: 3,
-    seconds: 2.58,
-    bytesIn: 380 * 4104 + 120 * 9 + 250 * (9 + 4104),
-    bytesWan: 380_000 + 250_000,
-  })
-  t.equal(pass(400, 0, 2000), undefined, 'once')
+  t.equal(pass(0, 50), undefined)
+  for (const whole of [50, 100, 0, 50, 20, 60]) t.equal(pass(100 - whole, whole), undefined, 'not yet half of it')
+  t.same(
+    pass(0, 100),
+    {
+      atSeconds: 0.48,
+      effort: 3,
+      seconds: [0.5, 1.3],
+      bytesIn: [480 * 4104 + 320 * 9 + 800 * 9, 480 * 4104 + 320 * 9 + 800 * 4104],
+      bytesWan: [480_000, 1_280_000],
+    },
+    'as if the rest were all as the least, or all as the most',
+  )
+  t.equal(pass(400, 0), undefined, 'once')
+  const short = new Forecaster()
+  t.equal(short.update(blocks, counts, 1, 3), undefined, 'of one batch nothing is known')
   t.end()
 })
 

@@ -1,0 +1,215 @@
+/** Both daemons over loopback, with plain sockets for QEMUs: what their tests stand on. */
+import { once } from 'node:events'
+import net from 'node:net'
+import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
+import type { ArrivalSummary } from '../../src/daemon/destination-session.ts'
+import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
+import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
+import { ProxyError } from '../../src/errors.ts'
+import type { LinkClient } from '../../src/link/client.ts'
+import type { Link } from '../../src/link/link.ts'
+import type { LinkServer } from '../../src/link/server.ts'
+import { parseAddress } from '../../src/relay/address.ts'
+import type { TemplateStore } from '../../src/store/template-store.ts'
+
+const RING_PAGES = 256
+const PLACES = 1 << 12
+/** What a main channel and a multifd channel begin with, then nothing that a parser knows: relayed as it is. */
+export const MAIN = Buffer.from('5145564d00000003ff', 'hex')
+export const MULTIFD = Buffer.concat([Buffer.from('1122334400000001', 'hex'), Buffer.alloc(56)])
+
+/** A destination QEMU: takes connections and keeps what they bring. */
+export class Target implements AsyncDisposable {
+  readonly sockets: net.Socket[] = []
+  readonly received: Buffer[] = []
+  readonly server = net.createServer({ allowHalfOpen: true }, socket => {
+    const number = this.sockets.push(socket) - 1
+    this.received.push(Buffer.alloc(0))
+    socket.on('error', () => {})
+    socket.on('data', chunk => {
+      this.received[number] = Buffer.concat([this.received[number]!, chunk])
+    })
+    this.onConnection(socket)
+  })
+  onConnection: (socket: net.Socket) => void = () => {}
+
+  get port(): number {
+    return (this.server.address() as net.AddressInfo).port
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const socket of this.sockets) socket.destroy()
+    this.server.close()
+  }
+}
+
+/** A WAN that can stand still and be cut. */
+export class Wan {
+  private readonly sockets = new Set<net.Socket>()
+  still = false
+  readonly server: net.Server
+
+  constructor(port: number) {
+    this.server = net.createServer(near => {
+      if (this.away) {
+        near.destroy()
+        return
+      }
+      const far = net.connect(port, '127.0.0.1')
+      for (const [from, to] of [
+        [near, far],
+        [far, near],
+      ] as const) {
+        this.sockets.add(from)
+        from.on('error', () => {})
+        from.on('data', chunk => this.still || to.write(chunk))
+        from.on('close', () => to.destroy())
+      }
+    })
+  }
+
+  /** Breaks its connections; `away`: and takes no more. */
+  cut(away = false): void {
+    this.away = away
+    for (const socket of this.sockets) socket.destroy()
+  }
+  private away = false
+}
+
+export interface DaemonsOptions {
+  readonly store?: TemplateStore
+  /** Default 5 s. */
+  readonly patienceMs?: number
+}
+
+/** Both daemons of a pair in this process, a WAN between them. */
+export class Daemons implements AsyncDisposable {
+  readonly target: Target
+  readonly destination: DestinationDaemon
+  readonly source: SourceDaemon
+  readonly events: string[] = []
+  readonly summaries: MigrationSummary[]
+  readonly arrivals: ArrivalSummary[]
+  readonly wan: Wan
+  private readonly clients: net.Socket[] = []
+
+  private constructor(
+    target: Target,
+    destination: DestinationDaemon,
+    wan: Wan,
+    source: SourceDaemon,
+    events: string[],
+    summaries: MigrationSummary[],
+    arrivals: ArrivalSummary[],
+  ) {
+    this.summaries = summaries
+    this.arrivals = arrivals
+    this.target = target
+    this.wan = wan
+    this.destination = destination
+    this.source = source
+    this.events = events
+  }
+
+  static async start({ store, ...times }: DaemonsOptions = {}): Promise<Daemons> {
+    const target = new Target()
+    target.server.listen(0, '127.0.0.1')
+    await once(target.server, 'listening')
+    const events: string[] = []
+    const note = (event: string): void => {
+      events.push(event)
+    }
+    const log = { info: note, warn: note, error: note }
+    const summaries: MigrationSummary[] = []
+    const arrivals: ArrivalSummary[] = []
+    const patience = { patienceMs: 5000, ...times }
+    const destination = new DestinationDaemon({
+      listen: [{ host: '127.0.0.1', port: 0 }],
+      targets: new Map([['default', parseAddress(`tcp:127.0.0.1:${target.port}`)]]),
+      credentials: undefined,
+      store: undefined,
+      ringPagesMax: RING_PAGES,
+      placesMax: PLACES,
+      queueTargetMs: 50,
+      ...patience,
+      log,
+      onSummary: summary => {
+        arrivals.push(summary)
+        note('arrived')
+      },
+    })
+    await destination.start()
+    const wan = new Wan(destination.addresses[0]!.port)
+    wan.server.listen(0, '127.0.0.1')
+    await once(wan.server, 'listening')
+    const source = new SourceDaemon({
+      listen: [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
+      beyondLoopback: false,
+      peer: { host: '127.0.0.1', port: (wan.server.address() as net.AddressInfo).port },
+      credentials: undefined,
+      store,
+      ringPages: RING_PAGES,
+      places: PLACES,
+      effort: 3, // zstd: batches are expanded a while after they came
+      connections: 1,
+      rate: Number.POSITIVE_INFINITY,
+      queueTargetMs: 50,
+      ...patience,
+      log,
+      onSummary: summary => {
+        summaries.push(summary)
+        note('ended')
+      },
+    })
+    await source.start()
+    return new Daemons(target, destination, wan, source, events, summaries, arrivals)
+  }
+
+  async dial(): Promise<net.Socket> {
+    const [address] = this.source.addresses
+    const port = address!.kind === 'tcp' ? address!.port : 0
+    const socket = net.connect({ port, host: '127.0.0.1', allowHalfOpen: true })
+    this.clients.push(socket)
+    socket.on('error', () => {})
+    await once(socket, 'connect')
+    return socket
+  }
+
+  count(event: string): number {
+    return this.events.filter(one => one === event).length
+  }
+
+  /** Ends the session as a WAN does that stays away; the source daemon opens the next one. */
+  async loseSession(): Promise<void> {
+    const { client } = this.source as unknown as { client: LinkClient }
+    await client.link.abort(new ProxyError('PEER_LOST', 'test', undefined, 'test'))
+  }
+
+  /** The destination's half of the session. */
+  get link(): Link {
+    return (this.destination as unknown as { server: LinkServer }).server.links.at(-1)!
+  }
+
+  /** Lets the next OPEN cross DRAIN. */
+  drainUnsaid(): void {
+    ;(this.link.session as unknown as { draining: boolean }).draining = true
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const socket of this.clients) socket.destroy()
+    await this.target[Symbol.asyncDispose]()
+    await this.source.abort()
+    await this.source.ended
+    await this.destination.abort()
+    this.wan.cut()
+    this.wan.server.close()
+  }
+}
+
+/** Waits for a socket's end, whether by FIN or by RST (which `once` would throw). */
+export function closed(socket: net.Socket): Promise<void> {
+  return new Promise(done => {
+    if (socket.closed) done()
+    else socket.once('close', () => done())
+  })
+}

@@ -1,0 +1,115 @@
+/** How migrations end, as both daemons tell it: recorded streams through a pair, and what breaks on the way. */
+import { readFileSync } from 'node:fs'
+import type net from 'node:net'
+import { zstdDecompressSync } from 'node:zlib'
+import t, { type Test } from 'tap'
+import type { Outcome } from '../../src/migration/outcome.ts'
+import { until } from '../helpers/until.ts'
+import { Daemons } from './daemons.ts'
+
+t.setTimeout(120_000)
+
+function recording(name: string): Buffer {
+  return zstdDecompressSync(readFileSync(new URL(`../vectors/qemu/streams/${name}.zst`, import.meta.url)))
+}
+const PRECOPY = recording('10-virtio-mem.0-main') // with a return path
+const PRECOPY_BACK = recording('10-virtio-mem.0-return')
+const SILENT = recording('7.2-dirty-bitmaps.0-main') // without
+const POSTCOPY = recording('10-hugepages-postcopy.0-main')
+const POSTCOPY_BACK = recording('10-hugepages-postcopy.0-return')
+
+/** A migration through a pair: both QEMUs' ends of its main channel. */
+async function migrate(pair: Daemons, bytes: Buffer): Promise<{ source: net.Socket; destination: net.Socket }> {
+  const before = pair.target.sockets.length
+  const source = await pair.dial()
+  source.resume()
+  source.write(bytes)
+  await until('the bytes at the destination', () => pair.target.received[before]?.length === bytes.length)
+  return { source, destination: pair.target.sockets[before]! }
+}
+
+/** What both sides say of the migration that ended last. */
+async function told(t: Test, pair: Daemons, source: Outcome, destination: Outcome, reason: RegExp): Promise<void> {
+  await until('both summaries', () => pair.summaries.length > 0 && pair.arrivals.length > 0)
+  const [summary, arrival] = [pair.summaries.pop()!, pair.arrivals.pop()!]
+  t.match(summary, { outcome: source, reason }, `source: ${summary.reason}`)
+  t.match(arrival, { outcome: destination }, `destination: ${arrival.reason}`)
+  t.equal(arrival.id, summary.id, `one name for it at both sites: ${summary.id}`)
+  t.equal(arrival.machine, summary.machine)
+}
+
+t.test('a migration that is completed', async t => {
+  await using pair = await Daemons.start()
+  const { source, destination } = await migrate(pair, PRECOPY)
+  destination.end(PRECOPY_BACK)
+  source.on('end', () => source.end())
+  await told(t, pair, 'completed', 'completed', /has taken over/)
+
+  const silent = await migrate(pair, SILENT)
+  silent.source.end()
+  silent.destination.on('end', () => silent.destination.end())
+  await told(t, pair, 'completed', 'completed', /no QEMU confirms/)
+
+  const postcopy = await migrate(pair, POSTCOPY)
+  postcopy.destination.end(POSTCOPY_BACK)
+  postcopy.source.on('end', () => postcopy.source.end())
+  await told(t, pair, 'completed', 'completed', /has taken over/)
+})
+
+t.test('a migration that is cancelled', async t => {
+  await using pair = await Daemons.start()
+  for (const stream of [PRECOPY, SILENT]) {
+    const { source, destination } = await migrate(pair, stream.subarray(0, 500_000))
+    destination.on('end', () => destination.end(Buffer.from('0001000400000001', 'hex'))) // 9.1 and up says so
+    source.end()
+    await told(t, pair, 'cancelled', 'cancelled', /in the middle/)
+  }
+})
+
+t.test('a migration that fails', async t => {
+  await using pair = await Daemons.start()
+  const dies = await migrate(pair, PRECOPY.subarray(0, 500_000))
+  dies.source.on('end', () => dies.source.end())
+  dies.destination.destroy()
+  await told(t, pair, 'failed', 'failed', /destination QEMU/)
+
+  const load = await migrate(pair, PRECOPY)
+  load.source.on('end', () => load.source.end())
+  load.destination.end(Buffer.from('0001000400000001', 'hex'))
+  await told(t, pair, 'failed', 'failed', /reports error 1/)
+
+  const unsaid = await migrate(pair, PRECOPY)
+  unsaid.source.on('end', () => unsaid.source.end())
+  unsaid.destination.end()
+  await told(t, pair, 'failed', 'failed', /never said/)
+
+  const crash = await migrate(pair, PRECOPY.subarray(0, 500_000))
+  crash.source.resetAndDestroy()
+  await told(t, pair, 'failed', 'failed', /source QEMU broke off/)
+
+  const paused = await migrate(pair, POSTCOPY.subarray(0, -100))
+  paused.destination.write(POSTCOPY_BACK.subarray(0, -8))
+  await until('what it says', () => paused.source.bytesRead === POSTCOPY_BACK.length - 8)
+  paused.destination.on('end', () => paused.destination.end())
+  paused.source.end()
+  await told(t, pair, 'failed', 'failed', /in postcopy.*migrate-recover/)
+})
+
+t.test('a WAN that stays away', async t => {
+  await using pair = await Daemons.start({ patienceMs: 500 })
+  await migrate(pair, PRECOPY.subarray(0, 500_000))
+  pair.wan.cut(true)
+  await told(t, pair, 'failed', 'failed', /no connection/)
+})
+
+t.test('a WAN that goes away with the last word', async t => {
+  await using pair = await Daemons.start({ patienceMs: 500 })
+  const { destination } = await migrate(pair, PRECOPY)
+  pair.wan.still = true
+  destination.end(PRECOPY_BACK)
+  await until('the end at the destination', () => pair.target.sockets[0]!.writableFinished)
+  pair.wan.cut(true)
+  await until('both summaries', () => pair.summaries.length > 0 && pair.arrivals.length > 0)
+  t.match(pair.summaries[0], { outcome: 'failed', level: 'error' }, 'the source guest goes on')
+  t.match(pair.arrivals[0], { outcome: 'completed', level: 'error', reason: /runs once/ }, 'and may run there too')
+})
