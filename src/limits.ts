@@ -248,3 +248,11 @@ export const MACHINE_TYPE_LENGTH_MAX = 255
 
 /** Entries of the capabilities subsection; QEMU 10 knows 24 capabilities and lists 2 of them. */
 export const CAPABILITIES_MAX = 64
+
+// What proxies learn ---------------------------------------------------------------------------------------------------
+
+/**
+ * Pages of one session that wait for the disk of the store, in bytes; they lie in memory twice, as they are and encrypted.
+ * Above it learning ends until the next session, because the migration must not wait.
+ */
+export const LEARN_WAITING_BYTES_MAX = 64 << 20

@@ -14,7 +14,7 @@ import { PLACES, POOL_MEMORY_DEFAULT } from './codec-command.ts'
 import { parseDuration, parseSize } from './quantity.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 
-const LEARN_SIZE_DEFAULT = '1GB'
+const LEARN_SIZE_DEFAULT = '4GB'
 const LEARN_AGE_DEFAULT = '30d'
 
 export interface ProxyArguments {
@@ -44,7 +44,7 @@ export function proxyOptions(yargs: Argv): Argv<ProxyArguments> {
       defaultDescription: 'shared with --store',
     })
     .option('learn-size', {
-      describe: 'Learned sets that the store keeps, and most that is learned at once; both sides must say the same',
+      describe: 'Disk space for what is learned: half for sets, half for pages that wait; both sides must say the same',
       type: 'string',
       requiresArg: true,
       default: LEARN_SIZE_DEFAULT,

@@ -169,7 +169,7 @@ export class DestinationDaemon {
       discard: () => this.pools.give(pool),
       sink: link => {
         let session: DestinationSession | undefined
-        const learning = options.learning?.begin(agreed, seedWords, pool)
+        const learning = options.learning?.begin(agreed, seedWords, pool, identity)
         // link.session is there as soon as anything can arrive
         const made = (): DestinationSession => {
           session ??= this.makeSession(link, pool, seedWords, learning)

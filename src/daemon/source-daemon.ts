@@ -25,6 +25,8 @@ import { Gate, isOpen, type Moved, PausedMigrations, SLOT_BYTES, SourceSession }
 
 /** One is filled while two are packed and one waits for its turn. */
 const WORKSPACES = 4
+/** Who brings in what is learned here: the guests of this host, whichever peer they go to. */
+const OWN_GUESTS = ''
 
 export interface SourceOptions {
   /** Where QEMU connects, each with the name of the target at the other side. */
@@ -340,7 +342,7 @@ export class SourceDaemon {
         longMatch: options.effort === 'auto' || options.effort >= 2,
       })
       const seedWords = [seed.readUInt32BE(4), seed.readUInt32BE(0)] as const
-      learning = options.learning?.begin(hello.sets, seedWords, pool)
+      learning = options.learning?.begin(hello.sets, seedWords, pool, OWN_GUESTS)
       session = new SourceSession({
         session: client.session,
         sessionId: client.link.id,

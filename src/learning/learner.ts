@@ -49,6 +49,8 @@ export interface LearnerOptions {
   /** Most pages that one migration may have in the spool, and that a set has; both sides must say the same. */
   readonly keepMax: number
   readonly spool: PageSpool
+  /** Random words that key the table, each side's own: who sends pages must not choose where they fall. */
+  readonly key?: readonly [number, number]
 }
 
 /** A set to be: its pages in order of first appearance. */
@@ -89,6 +91,8 @@ export class Learner {
   private readonly pagesMax: number
   private readonly keepMax: number
   private readonly spool: PageSpool
+  private readonly key0: number
+  private readonly key1: number
 
   /** Distinct pages. Their order is that of first appearance, and stays so when some leave. */
   private count = 0
@@ -96,8 +100,11 @@ export class Learner {
   private vmBits = new Uint32Array(ENTRIES_MIN)
   private tags = new Uint32Array(ENTRIES_MIN)
   private contents = new Uint32Array(ENTRIES_MIN)
-  /** Open addressing by the hash's low word: entry + 1, or 0. Twice as many as entries fit. */
+  /** Open addressing by `home`: entry + 1, or 0. Twice as many as entries fit. */
   private index = new Uint32Array(2 * ENTRIES_MIN)
+  /** Entries whose pages the spool has, in the order in which it took them: what a migration's end looks through. */
+  private kept = new Uint32Array(64)
+  private keptCount = 0
 
   private readonly seen: (Seen | undefined)[] = new Array(MIGRATIONS_KEPT).fill(undefined)
   /** By slot: the slot that stands for its VM. */
@@ -118,6 +125,8 @@ export class Learner {
     this.pagesMax = Math.max(1, Math.min(options.pagesMax, 2 ** 26))
     this.keepMax = options.keepMax
     this.spool = options.spool
+    this.key0 = options.key?.[0] ?? 0
+    this.key1 = options.key?.[1] ?? 0
   }
 
   /** Distinct pages remembered. */
@@ -185,7 +194,7 @@ export class Learner {
       if ((tag & TAG_PAGE_MASK) === page % (TAG_PAGE_MASK + 1)) seen.samePlace[other]!++
       this.vmBits[entry] = bits | bit
       this.tags[entry] = tagOf(slot, page)
-      if (this.contents[entry] === NO_CONTENT) this.contents[entry] = this.keep(seen, bytes, at)
+      if (this.contents[entry] === NO_CONTENT) this.contents[entry] = this.keep(seen, entry, bytes, at)
       return
     }
     const seen = this.seen[slot]!
@@ -196,7 +205,7 @@ export class Learner {
     this.hashes[2 * fresh + 1] = hi
     this.vmBits[fresh] = bit
     this.tags[fresh] = tagOf(slot, page)
-    this.contents[fresh] = this.mode === 'all' ? this.keep(seen, bytes, at) : NO_CONTENT
+    this.contents[fresh] = this.mode === 'all' ? this.keep(seen, fresh, bytes, at) : NO_CONTENT
     this.insert(fresh)
   }
 
@@ -262,18 +271,22 @@ export class Learner {
     for (let slot = 0; slot < MIGRATIONS_KEPT; slot++) if (this.seen[slot]?.ended) ended |= 1 << slot
     ended >>>= 0
     const chosen: number[] = []
-    for (let entry = 0; entry < this.count; entry++) {
-      const place = this.contents[entry]!
-      if (place >= IN_A_SET) continue
+    let waiting = 0
+    for (let i = 0; i < this.keptCount; i++) {
+      const entry = this.kept[i]!
       const vms = this.vmsOf(this.vmBits[entry]! & ended)
       if (vms >= least) chosen.push(entry)
       else if ((this.vmBits[entry]! & ~ended) === 0) {
         // a guest that came back: another VM that has the page brings it again
-        this.spool.free(place)
+        this.spool.free(this.contents[entry]!)
         this.contents[entry] = NO_CONTENT
-      }
+      } else this.kept[waiting++] = entry
     }
-    if (chosen.length < SET_PAGES_MIN) return undefined
+    const tooFew = chosen.length < SET_PAGES_MIN
+    if (tooFew) for (const entry of chosen) this.kept[waiting++] = entry
+    this.keptCount = waiting
+    if (tooFew) return undefined
+    chosen.sort((a, b) => a - b) // first appearance
     // what is too much is dropped for good, or every later set would begin with it
     for (const entry of chosen.splice(this.keepMax)) {
       this.spool.free(this.contents[entry]!)
@@ -300,7 +313,7 @@ export class Learner {
 
   // --- memory
 
-  private keep(seen: Seen, bytes: Uint8Array, at: number): number {
+  private keep(seen: Seen, entry: number, bytes: Uint8Array, at: number): number {
     if (seen.keptPages >= this.keepMax) return NO_CONTENT
     const place = this.spool.keep(bytes, at)
     if (place < 0) {
@@ -308,6 +321,8 @@ export class Learner {
       return NO_CONTENT
     }
     seen.keptPages++
+    if (this.keptCount === this.kept.length) this.kept = grown(this.kept, 2 * this.keptCount)
+    this.kept[this.keptCount++] = entry
     return place
   }
 
@@ -336,7 +351,10 @@ export class Learner {
     return true
   }
 
-  /** Forgets a migration, and the pages that only it had. */
+  /**
+   * Forgets a migration, and the pages that only it had. That goes through the whole table, 40 ns an entry, but whoever
+   * filled the table is itself forgotten once 31 others have begun: a page that passed is gone through 32 times at most.
+   */
   private forget(slot: number): void {
     const { migration } = this.seen[slot]!
     if (this.slotOf.get(migration) === slot) this.slotOf.delete(migration) // its rest begins anew
@@ -372,6 +390,8 @@ export class Learner {
       to++
     }
     this.count = to
+    this.keptCount = 0
+    for (let entry = 0; entry < to; entry++) if (contents[entry]! < IN_A_SET) this.kept[this.keptCount++] = entry
     this.reindex()
   }
 
@@ -391,10 +411,21 @@ export class Learner {
     for (let entry = 0; entry < this.count; entry++) this.insert(entry)
   }
 
+  /**
+   * Where a hash's entry is looked for first. The hash is under a seed that the peer knows, who can make any number of pages
+   * with the same word: mixed with words that it does not know they lie apart.
+   */
+  private home(lo: number, hi: number): number {
+    let h = Math.imul(lo ^ this.key0, 0x9e3779b1)
+    h = Math.imul(h ^ (h >>> 15) ^ hi ^ this.key1, 0x85ebca77)
+    h = Math.imul(h ^ (h >>> 13), 0xc2b2ae3d)
+    return (h ^ (h >>> 16)) >>> 0
+  }
+
   private find(lo: number, hi: number): number {
     const { index, hashes } = this
     const mask = index.length - 1
-    for (let at = lo & mask; ; at = (at + 1) & mask) {
+    for (let at = this.home(lo, hi) & mask; ; at = (at + 1) & mask) {
       const entry = index[at]! - 1
       if (entry < 0) return -1
       if (hashes[2 * entry] === lo && hashes[2 * entry + 1] === hi) return entry
@@ -404,7 +435,7 @@ export class Learner {
   private insert(entry: number): void {
     const { index } = this
     const mask = index.length - 1
-    let at = this.hashes[2 * entry]! & mask
+    let at = this.home(this.hashes[2 * entry]!, this.hashes[2 * entry + 1]!) & mask
     while (index[at] !== 0) at = (at + 1) & mask
     index[at] = entry + 1
   }

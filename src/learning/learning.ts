@@ -2,17 +2,20 @@
  * Learning for a proxy: watches sessions as their pages pass, puts what was learned into the store at a migration's end,
  * and carries the counts from one session to the next where both sides can show that they hold the same.
  */
-import { createHash } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
+import { resolve } from 'node:path'
 import type { PageObserver } from '../codec/encoder.ts'
 import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
 import type { Kernel } from '../kernel/kernel.ts'
 import { pruneStore } from '../store/prune.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { writeDigest } from '../template/digest.ts'
-import type { SetMetadata, SetRecords } from '../template/format.ts'
-import { DIGEST_LENGTH, PAGE_SIZE, pagesWithin } from '../template/wire.ts'
+import { digestOfSet, type SetMetadata, type SetRecords } from '../template/format.ts'
+import { DIGEST_LENGTH, PAGE_SIZE, pagesWithin, setLayout } from '../template/wire.ts'
+import { DiskRoom, type OwnedSet, SET_SHARE, SETS_SHARE, setsThatGo, WAITING_SHARE } from './disk-room.ts'
 import { LEARN_PAGES_MAX, type LearnedSet, Learner } from './learner.ts'
-import { EncryptedSpool } from './spool.ts'
+import { ownerOf, readOwners, writeOwners } from './set-owners.ts'
+import { BLOCK_LENGTH, EncryptedSpool } from './spool.ts'
 
 export type LearnMode = 'off' | 'shared' | 'all'
 
@@ -20,9 +23,6 @@ export type LearnMode = 'off' | 'shared' | 'all'
 export const STATES_MAX = 4
 /** Longest metadata of a learned set, with room. */
 const METADATA_LENGTH = 128
-/** The spool may have so many times the size of a set: migrations that run at once. Plus what its blocks waste. */
-const SPOOL_SETS = 4
-const SPOOL_WASTE_BYTES = 64 << 20
 /** Pages that are read from the spool at once while a set is put. */
 const READ_PAGES = 4096
 /** Bytes at the start of a multifd channel that tell the guest's UUID: magic, version, UUID. Wire format 4.1. */
@@ -31,7 +31,10 @@ const MULTIFD_HELLO = { MAGIC: 0x11223344, UUID_AT: 8, UUID_END: 24 } as const
 export interface LearningOptions {
   readonly mode: 'shared' | 'all'
   readonly store: TemplateStore
-  /** Bytes of learned sets that the store keeps, and that one set may have. Both sides must say the same. */
+  /**
+   * Bytes on the disk for all that is learned, in sets and waiting: disk-room.ts. One set may have a quarter of it. Both
+   * sides must say the same.
+   */
   readonly maxBytes: number
   /** Learned sets that are older are removed. */
   readonly maxAgeMs: number
@@ -59,6 +62,8 @@ export interface LearnedPool {
 interface State {
   readonly learner: Learner
   readonly spool: EncryptedSpool
+  /** Who brings the pages in. */
+  readonly owner: string
   /** Words of the hash seed: those of the first session, which no guest knows. */
   readonly seedLo: number
   readonly seedHi: number
@@ -66,6 +71,12 @@ interface State {
   puts: number
   closed: boolean
 }
+
+/** Room for a few blocks of the spool however small `--learn-size` is: less would end learning with its first page. */
+const WAITING_BYTES_MIN = 8 * BLOCK_LENGTH
+
+/** By folder: several proxies of one process may use one store. */
+const rooms = new Map<string, DiskRoom>()
 
 export class Learning {
   readonly options: LearningOptions
@@ -80,8 +91,14 @@ export class Learning {
     this.options = options
     this.pagesMax = options.pagesMax ?? LEARN_PAGES_MAX
     this.statesMax = options.statesMax ?? STATES_MAX
-    this.keepMax = pagesWithin(options.maxBytes, METADATA_LENGTH)
+    this.keepMax = pagesWithin(SET_SHARE * options.maxBytes, METADATA_LENGTH)
+    const folder = resolve(options.store.folder)
+    const room = rooms.get(folder)
+    this.room = room ?? new DiskRoom(Math.max(WAITING_SHARE * options.maxBytes, WAITING_BYTES_MIN))
+    if (room === undefined) rooms.set(folder, this.room)
   }
+
+  private readonly room: DiskRoom
 
   /**
    * Digests that stand for the counts at hand, to be said in a hello like sets without pages: only a side that has
@@ -89,6 +106,11 @@ export class Learning {
    */
   get states(): string[] {
     return this.idle.map(state => this.digestOf(state))
+  }
+
+  /** Bytes on the disk of pages that wait to become a set, of all sessions that use this store. */
+  get waitingBytes(): number {
+    return this.room.usedBytes
   }
 
   /** Resolves when all sets so far are in the store, or failed. */
@@ -100,12 +122,19 @@ export class Learning {
    * A session begins. Counts that both sides agreed on go on, others begin anew.
    * @param agreed all digests that the hellos agreed on
    * @param seed of the session: two u32, low word first
+   * @param identity of who brings pages in: it shares the disk with the others
    */
-  begin(agreed: readonly string[], seed: readonly [number, number], pool: LearnedPool): SessionLearning {
-    const found = this.idle.findIndex(state => agreed.includes(this.digestOf(state)))
-    void this.prune([]).catch(() => {}) // said where a set is put
-    const state = found >= 0 ? this.idle.splice(found, 1)[0]! : this.fresh(seed)
-    if (found < 0) this.dropIdle(this.statesMax - 1)
+  begin(
+    agreed: readonly string[],
+    seed: readonly [number, number],
+    pool: LearnedPool,
+    identity: string,
+  ): SessionLearning {
+    const owner = ownerOf(identity)
+    const found = this.idle.findIndex(state => state.owner === owner && agreed.includes(this.digestOf(state)))
+    void this.makeRoom(owner, 0).catch(() => {}) // said where a set is put
+    if (found < 0) this.dropIdle(owner, this.statesMax - 1, 0)
+    const state = found >= 0 ? this.idle.splice(found, 1)[0]! : this.fresh(seed, owner)
     return new SessionLearning(this, state, pool)
   }
 
@@ -115,11 +144,16 @@ export class Learning {
     // migrations that broke off did so at different points on the two sides
     if (learner.broken || learner.running > 0 || learner.pages === 0) this.drop(state)
     else this.idle.unshift(state)
-    this.dropIdle(this.statesMax)
+    this.dropIdle(state.owner, this.statesMax, 1)
   }
 
-  private dropIdle(keep: number): void {
-    for (const old of this.idle.splice(keep)) this.drop(old)
+  /** Keeps at most so many states without a session: of `owner` the oldest beyond `ownMost` go before any other's. */
+  private dropIdle(owner: string, most: number, ownMost: number): void {
+    while (this.idle.length > most) {
+      const own = this.idle.filter(state => state.owner === owner).length
+      const at = own > ownMost ? this.idle.findLastIndex(state => state.owner === owner) : this.idle.length - 1
+      this.drop(this.idle.splice(at, 1)[0]!)
+    }
   }
 
   /** Puts a set while migrations go on, one after the other. */
@@ -146,6 +180,13 @@ export class Learning {
         copyDigest: (place, into, at) =>
           into.set(digests.subarray(place * DIGEST_LENGTH, (place + 1) * DIGEST_LENGTH), at),
       }
+      const digest = digestOfSet(metadata, records)
+      const { lengthBytes } = setLayout(places.length, METADATA_LENGTH)
+      const isThere = (await store.digests()).includes(digest)
+      if (!isThere && !(await this.makeRoom(state.owner, lengthBytes))) {
+        log.info('learned pages were not kept: other peers have their share of --learn-size', { migration })
+        return
+      }
       const result = await store.put(metadata, records, async function* () {
         for await (const { pages } of spooled(state.spool, places)) yield pages
       })
@@ -156,7 +197,7 @@ export class Learning {
         seconds: Math.round(performance.now() - startMs) / 1000,
       })
       onSet?.(result.digest, records.count)
-      await this.prune([result.digest])
+      if (!isThere) await this.own(result.digest, state.owner)
     } catch (error) {
       // the other side may have put it: these counts no longer tell the truth
       state.learner.broken = true
@@ -168,18 +209,53 @@ export class Learning {
     }
   }
 
-  private async prune(keep: readonly string[]): Promise<void> {
+  /**
+   * Removes learned sets that are too old, and so many that `bytes` more of this owner fit.
+   * @returns whether they do
+   */
+  private async makeRoom(owner: string, bytes: number): Promise<boolean> {
     const { store, maxBytes, maxAgeMs } = this.options
-    await pruneStore(store, { maxBytes, maxAgeMs, learnedOnly: true, keep })
+    const owners = await readOwners(store.folder)
+    let fits = true
+    await pruneStore(store, {
+      maxAgeMs,
+      learnedOnly: true,
+      choose: sets => {
+        const owned = sets.map(
+          ({ digest, fileBytes, modified }): OwnedSet => ({
+            digest,
+            bytes: fileBytes,
+            modifiedMs: modified.getTime(),
+            owner: owners.get(digest) ?? '',
+          }),
+        )
+        const gone = setsThatGo(owned, owner, bytes, SETS_SHARE * maxBytes)
+        fits = gone !== undefined
+        return gone ?? []
+      },
+    })
+    return fits
   }
 
-  private fresh(seed: readonly [number, number]): State {
-    const { mode, store, log, maxBytes } = this.options
-    const spool = new EncryptedSpool(store.folder, SPOOL_SETS * maxBytes + SPOOL_WASTE_BYTES, error => {
+  /** Writes down who brought a set in; the list forgets sets that are gone. */
+  private async own(digest: string, owner: string): Promise<void> {
+    const { store } = this.options
+    const held = new Set(await store.digests())
+    const owners = await readOwners(store.folder)
+    for (const known of owners.keys()) if (!held.has(known)) owners.delete(known)
+    owners.set(digest, owner)
+    await writeOwners(store.folder, owners)
+  }
+
+  private fresh(seed: readonly [number, number], owner: string): State {
+    const { mode, store, log } = this.options
+    const spool = new EncryptedSpool(store.folder, this.room.share(owner), error => {
       log.warn('learning stops until the next session', { error: error.message })
     })
-    const learner = new Learner({ mode, pagesMax: this.pagesMax, keepMax: this.keepMax, spool })
-    return { learner, spool, seedLo: seed[0], seedHi: seed[1], puts: 0, closed: false }
+    const random = randomBytes(8)
+    const key = [random.readUInt32LE(0), random.readUInt32LE(4)] as const
+    const learner = new Learner({ mode, pagesMax: this.pagesMax, keepMax: this.keepMax, spool, key })
+    return { learner, spool, owner, seedLo: seed[0], seedHi: seed[1], puts: 0, closed: false }
   }
 
   private drop(state: State): void {

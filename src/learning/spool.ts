@@ -6,16 +6,21 @@ import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto'
 import { close, mkdirSync, openSync, read, rmSync, write } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
+import { LEARN_WAITING_BYTES_MAX } from '../limits.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
+import type { DiskShare } from './disk-room.ts'
 import type { PageSpool } from './learner.ts'
 
 const readAt = promisify(read)
 
 /** Pages of a block: the unit of encrypting, writing and reuse. */
-const BLOCK_PAGES = 256
-const BLOCK_LENGTH = BLOCK_PAGES * PAGE_SIZE
-/** Blocks that wait for the disk. A disk that is slower than the migration ends learning, not the other way round. */
-const WAITING_MAX = 256
+const BLOCK_PAGES = 64
+export const BLOCK_LENGTH = BLOCK_PAGES * PAGE_SIZE
+/**
+ * Blocks that wait for the disk, of one spool. A disk that is slower than the migration ends learning, not the other way
+ * round.
+ */
+const WAITING_MAX = LEARN_WAITING_BYTES_MAX / BLOCK_LENGTH
 /** Blocks kept to be filled again. */
 const SPARE_MAX = 8
 const CIPHER = 'aes-256-ctr'
@@ -25,7 +30,7 @@ const COUNTERS_PER_PAGE = PAGE_SIZE / 16
 export class EncryptedSpool implements PageSpool {
   private readonly folder: string
   private readonly key = randomBytes(32)
-  private readonly maxBytes: number
+  private readonly room: DiskShare
   private readonly onFailure: (error: Error) => void
   private fd = -1
   private failed = false
@@ -45,11 +50,11 @@ export class EncryptedSpool implements PageSpool {
 
   /**
    * @param folder where the file is made; it has no name once it is open
-   * @param maxBytes a file that would grow longer ends learning
+   * @param room what the file may take on the disk; where there is no more, learning ends. Given back by `close`
    */
-  constructor(folder: string, maxBytes: number, onFailure: (error: Error) => void) {
+  constructor(folder: string, room: DiskShare, onFailure: (error: Error) => void) {
     this.folder = folder
-    this.maxBytes = maxBytes
+    this.room = room
     this.onFailure = onFailure
   }
 
@@ -61,7 +66,7 @@ export class EncryptedSpool implements PageSpool {
   keep(bytes: Uint8Array, at: number): number {
     if (this.failed) return -1
     if (this.filling === undefined) {
-      if (this.freeBlocks.length === 0 && this.lengthBytes >= this.maxBytes) {
+      if (this.freeBlocks.length === 0 && !this.room.take(BLOCK_LENGTH)) {
         this.fail(new Error('pages of too many migrations at once wait for their end'))
         return -1
       }
@@ -127,8 +132,14 @@ export class EncryptedSpool implements PageSpool {
 
   /** A write that is under way must not find another file under its descriptor. */
   private closeIfIdle(): void {
-    if (!this.closing || this.fd < 0 || this.waiting.size > 0) return
-    close(this.fd, () => {})
+    if (!this.closing || this.waiting.size > 0) return
+    this.letFileGo()
+    this.room.close()
+  }
+
+  /** Its blocks are free on the disk once it is closed. */
+  private letFileGo(): void {
+    if (this.fd >= 0) close(this.fd, () => {})
     this.fd = -1
   }
 
@@ -151,7 +162,7 @@ export class EncryptedSpool implements PageSpool {
   private counter(block: number, page: number): Buffer {
     const iv = Buffer.alloc(16)
     iv.writeBigUInt64BE(BigInt(this.writing[block]!) * BigInt(BLOCK_PAGES * COUNTERS_PER_PAGE), 8)
-    iv.writeUInt32BE(iv.readUInt32BE(12) + page * COUNTERS_PER_PAGE, 12) // 65,536 a block: no carry
+    iv.writeUInt32BE(iv.readUInt32BE(12) + page * COUNTERS_PER_PAGE, 12) // 16,384 a block: no carry
     return iv
   }
 
@@ -189,7 +200,26 @@ export class EncryptedSpool implements PageSpool {
   }
 
   private drop(block: number): void {
-    if (--this.live[block]! === 0) this.freeBlocks.push(block)
+    const live = --this.live[block]!
+    const isFilling = this.filling !== undefined && block === this.fillingBlock
+    if (live > (isFilling ? 1 : 0)) return
+    if (isFilling) this.filled = 0
+    else this.freeBlocks.push(block)
+    this.letGoIfEmpty()
+  }
+
+  /** Where nothing is kept the next page begins another file. Counters of the cipher go on. */
+  private letGoIfEmpty(): void {
+    const fillingEmpty = this.filling !== undefined && this.filled === 0
+    const empty = this.freeBlocks.length + (fillingEmpty ? 1 : 0)
+    if (empty < this.live.length || this.closing || this.reads > 0) return
+    if (this.filling && this.spare.length < SPARE_MAX) this.spare.push(this.filling)
+    this.filling = undefined
+    this.room.give(this.lengthBytes)
+    this.letFileGo()
+    this.live.length = 0
+    this.writing.length = 0
+    this.freeBlocks.length = 0
   }
 
   private open(): number {

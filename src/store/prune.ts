@@ -10,6 +10,8 @@ export interface PruneRule {
   readonly learnedOnly?: boolean
   /** Digests of sets that stay whatever the rule says. */
   readonly keep?: readonly string[]
+  /** In place of `maxBytes`: which go of these, the newest first, none of them too old. */
+  readonly choose?: (sets: readonly StoredSet[]) => readonly string[]
   /** Says what would go, and removes nothing. */
   readonly dryRun?: boolean
 }
@@ -35,10 +37,12 @@ export async function pruneStore(store: TemplateStore, rule: PruneRule, nowMs = 
   const sets = (await store.list()).sort(
     (a, b) => b.modified.getTime() - a.modified.getTime() || (a.digest < b.digest ? -1 : 1),
   )
-  for (const set of sets) {
-    if (rule.learnedOnly && set.metadata?.learned === undefined) continue
-    const fits = keptBytes + set.fileBytes <= maxBytes && nowMs - set.modified.getTime() <= maxAgeMs
-    if (fits || kept.has(set.digest)) {
+  const counted = sets.filter(set => !rule.learnedOnly || set.metadata?.learned !== undefined)
+  const isYoung = (set: StoredSet): boolean => nowMs - set.modified.getTime() <= maxAgeMs
+  const chosen = new Set(rule.choose?.(counted.filter(isYoung)))
+  for (const set of counted) {
+    const fits = rule.choose ? !chosen.has(set.digest) : keptBytes + set.fileBytes <= maxBytes
+    if ((fits && isYoung(set)) || kept.has(set.digest)) {
       keptBytes += set.fileBytes
       keptSets++
       continue

@@ -35,7 +35,7 @@ for (const mode of ['shared', 'all'] as const) {
   for (let round = 0; round < ROUNDS; round++) {
     const store = new TemplateStore(folder)
     const learning = new Learning({ mode, store, maxBytes: 1e9, maxAgeMs: 1e12, log })
-    const session = learning.begin([], [1, 2], { kernel, workspaces })
+    const session = learning.begin([], [1, 2], { kernel, workspaces }, '')
     const feed = async (name: string, migration: number): Promise<void> => {
       let ns = 0
       for (let from = 0; from < PAGES; from += BATCH) {

@@ -12,6 +12,7 @@ import {
   readlinkSync,
   rmSync,
   statSync,
+  symlinkSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs'
@@ -23,9 +24,11 @@ import { EFFORTS } from '../../src/compression/effort.ts'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { isProxyError } from '../../src/errors.ts'
+import { DiskRoom, type OwnedSet, setsThatGo } from '../../src/learning/disk-room.ts'
 import { LEARN_ENTRY_LENGTH, Learner, type PageSpool } from '../../src/learning/learner.ts'
 import { Learning } from '../../src/learning/learning.ts'
-import { EncryptedSpool } from '../../src/learning/spool.ts'
+import { ownerOf, readOwners, writeOwners } from '../../src/learning/set-owners.ts'
+import { BLOCK_LENGTH, EncryptedSpool } from '../../src/learning/spool.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { CHUNK_LENGTH, readStoreKey, SEALED_HEADER_LENGTH, StoreKey } from '../../src/store/cipher.ts'
 import { pruneStore } from '../../src/store/prune.ts'
@@ -182,15 +185,16 @@ t.test('all: a guest that comes back costs next to nothing', async t => {
 
 t.test('all: no more than --learn-size', async t => {
   const path = folder(t)
-  const size = { mode: 'all' as const, maxBytes: 500 * 4136 }
+  const size = { mode: 'all' as const, maxBytes: 8 << 20 }
   const source = new Side(path, 'source', size)
   const destination = new Side(path, 'destination', size)
   const next = random(8)
   for (let n = 1; n <= 3; n++) {
     await runSession(source, destination, [guest(n, range(10_000 * n, 800))], next)
     const sets = await source.store.list()
-    t.ok(sets.reduce((sum, { fileBytes }) => sum + fileBytes, 0) <= size.maxBytes)
-    t.equal(sets.length, 1, 'older sets make room')
+    t.ok(sets.reduce((sum, { fileBytes }) => sum + fileBytes, 0) <= size.maxBytes / 2)
+    t.equal(sets.length, Math.min(n, 2), 'older sets make room')
+    t.equal(sets[0]!.pages, 507, 'a quarter of it at once')
     t.same(await source.store.digests(), await destination.store.digests())
   }
 })
@@ -326,7 +330,7 @@ function linkOf(fd: string): string {
 
 t.test('the spool: pages come back from file and memory, and the file shows nothing of them', async t => {
   const path = folder(t)
-  const spool = new EncryptedSpool(path, 8 << 20, error => t.fail(error.message))
+  const spool = new EncryptedSpool(path, new DiskRoom(32 << 20).share('a'), error => t.fail(error.message))
   const places: number[] = []
   const pages = range(1, 1000)
   for (const bytes of pages) places.push(spool.keep(bytes, 0))
@@ -335,11 +339,11 @@ t.test('the spool: pages come back from file and memory, and the file shows noth
     return target.startsWith(`${path}/.put-`) && target.endsWith(' (deleted)')
   })
   t.ok(fd, 'its file has no name')
-  const file = await until('three blocks in the file', () => {
+  const file = await until('fifteen blocks in the file', () => {
     const bytes = readFileSync(`/proc/self/fd/${fd}`)
-    return bytes.length >= 3 << 20 && bytes
+    return bytes.length >= 15 * BLOCK_LENGTH && bytes
   })
-  t.equal(file.length, 3 << 20)
+  t.equal(file.length, 15 * BLOCK_LENGTH)
   t.notOk(
     pages.some(bytes => file.includes(bytes.subarray(0, 12))),
     'encrypted',
@@ -362,10 +366,170 @@ t.test('the spool: pages come back from file and memory, and the file shows noth
   t.ok(spool.lengthBytes <= 5 << 20)
   spool.close()
   const failures: string[] = []
-  const small = new EncryptedSpool(path, 1, error => failures.push(error.message))
+  const small = new EncryptedSpool(path, new DiskRoom(2 << 20).share('a'), error => failures.push(error.message))
   t.ok(pages.slice(0, 256).every(bytes => small.keep(bytes, 0) >= 0))
   t.same([small.keep(pages[0]!, 0), small.keep(pages[0]!, 0), failures.length], [-1, -1, 1], 'a full one says so once')
   small.close()
+})
+
+// ---- what one peer may take
+
+t.test('a spool whose pages all went gives its room back, and its file', async t => {
+  const path = folder(t)
+  const room = new DiskRoom(64 << 20)
+  const spool = new EncryptedSpool(path, room.share('a'), error => t.fail(error.message))
+  const open = () => readdirSync('/proc/self/fd').filter(fd => linkOf(fd).startsWith(`${path}/`)).length
+  for (let round = 0; round < 3; round++) {
+    const pages = range(1000 * round, 200)
+    const places = pages.map(bytes => spool.keep(bytes, 0))
+    await until('its blocks to be written', () => Math.max(...places) >= 0 && open() === 1)
+    const into = Buffer.alloc(200 * PAGE)
+    await spool.read(Uint32Array.from(places), 0, 200, into)
+    t.ok(into.equals(Buffer.concat(pages)), 'pages come back')
+    t.equal(room.usedBytes, 4 * BLOCK_LENGTH)
+    for (const place of places) spool.free(place)
+    await until('its room to be given back', () => room.usedBytes === 0)
+    t.equal(open(), 0, 'no file is left')
+  }
+  spool.close()
+})
+
+t.test('pages that wait: one identity alone has half of the room, over all of its sessions', t => {
+  const path = folder(t)
+  const room = new DiskRoom(16 << 20)
+  const failed: string[] = []
+  const fill = (identity: string): EncryptedSpool => {
+    const spool = new EncryptedSpool(path, room.share(identity), () => failed.push(identity))
+    const bytes = page(1)
+    while (spool.keep(bytes, 0) >= 0);
+    return spool
+  }
+  const spools = Array.from({ length: 8 }, () => fill('hostile'))
+  t.equal(room.usedBytes, 8 << 20, 'eight sessions have no more than one')
+  t.same(failed, Array(8).fill('hostile'))
+  const other = fill('honest')
+  t.equal(other.lengthBytes, 4 << 20, 'another identity finds half of what is left')
+  for (const spool of [...spools, other]) spool.close()
+  t.end()
+})
+
+const set = (digest: string, owner: string, bytes: number, modifiedMs: number): OwnedSet => ({
+  digest,
+  owner,
+  bytes,
+  modifiedMs,
+})
+
+t.test('which sets go', t => {
+  const one = [set('1', 'a', 40, 1), set('2', 'a', 30, 2), set('3', 'a', 20, 3)]
+  t.same(setsThatGo(one, 'a', 10, 100), [], 'what fits displaces nothing')
+  t.same(setsThatGo(one, 'a', 50, 100), ['1'], 'the oldest, where there is one owner')
+  t.same(setsThatGo(one, 'a', 100, 100), ['1', '2', '3'])
+  t.equal(setsThatGo(one, 'a', 101, 100), undefined)
+  const two = [...one, set('4', 'b', 10, 0)]
+  t.same(setsThatGo(two, 'b', 30, 100), ['1'], 'a newcomer displaces what another has beyond its share')
+  t.same(setsThatGo(two, 'a', 20, 100), ['1'], 'and nobody displaces what is within its share, however old')
+  t.same(setsThatGo([set('1', 'a', 50, 1), set('2', 'b', 50, 2)], 'a', 45, 100), ['1'], 'its own goes')
+  t.same(setsThatGo([set('2', 'b', 50, 2)], 'a', 60, 100), undefined, 'more than its share has no room')
+  t.end()
+})
+
+t.test('which sets go: nobody loses any while it has no more than its share', t => {
+  const next = random(77)
+  for (let i = 0; i < 2000; i++) {
+    const roomBytes = 1000
+    let total = 0
+    const sets: OwnedSet[] = []
+    for (let n = next(12); n > 0; n--) {
+      const bytes = 1 + next(300)
+      if (total + bytes > roomBytes) continue
+      total += bytes
+      sets.push(set(`${i} ${n}`, `owner ${next(4)}`, bytes, next(10)))
+    }
+    const owner = `owner ${next(5)}`
+    const bytes = 1 + next(400)
+    const gone = setsThatGo(sets, owner, bytes, roomBytes)
+    const share = roomBytes / new Set([owner, ...sets.map(one => one.owner)]).size
+    const heldBy = (who: string, among: OwnedSet[]) =>
+      among.reduce((sum, one) => sum + (one.owner === who ? one.bytes : 0), 0)
+    if (gone === undefined) {
+      if (bytes <= share) t.fail(`${bytes} bytes of a share of ${share} found no room`)
+      continue
+    }
+    const left = sets.filter(one => !gone.includes(one.digest))
+    if (left.reduce((sum, one) => sum + one.bytes, bytes) > roomBytes) t.fail('it does not fit')
+    for (const one of sets)
+      if (one.owner !== owner && gone.includes(one.digest) && heldBy(one.owner, sets) <= share)
+        t.fail(`${one.owner} lost a set within its share`)
+  }
+  t.end()
+})
+
+t.test('a peer that floods the store with sets displaces its own', async t => {
+  const path = folder(t)
+  const size = { mode: 'all' as const, maxBytes: 8 << 20 }
+  const honest = new Side(path, 'honest', size)
+  const hostile = new Side(path, 'hostile', size)
+  const destination = new Side(path, 'destination', size)
+  const next = random(12)
+  await runSession(honest, destination, [guest(1, range(10_000, 300))], next, { identity: 'honest' })
+  const before = await destination.store.digests()
+  t.equal(before.length, 1)
+  // afterwards by another process, which knows whose set it is from the list beside it
+  for (const proxy of [destination, Object.assign(Object.create(Side.prototype), destination)]) {
+    if (proxy !== destination) proxy.learning = new Learning({ ...destination.learning.options })
+    for (let n = 0; n < 6; n++) {
+      await runSession(hostile, proxy, [guest(10 + n, range(20_000 + 5000 * n, 500))], next, { identity: 'hostile' })
+      const sets = await destination.store.list()
+      t.ok(
+        sets.some(({ digest }) => digest === before[0]),
+        "the other peer's set stays",
+      )
+      const bytes = sets.reduce((sum, { fileBytes }) => sum + fileBytes, 0)
+      t.ok(bytes + proxy.learning.waitingBytes <= size.maxBytes, 'no more than --learn-size')
+    }
+  }
+  t.same(destination.warnings, [])
+})
+
+t.test('a list of owners that is none is not believed, and not waited for', async t => {
+  const path = folder(t)
+  const digest = 'ab'.repeat(32)
+  const name = join(path, '.learned-by')
+  await writeOwners(path, new Map([[digest, ownerOf('a peer')]]))
+  t.same([...(await readOwners(path))], [[digest, ownerOf('a peer')]])
+  writeFileSync(name, `${digest} ../../etc\n\u0000\n${digest.slice(1)} 0123456789abcdef\n`)
+  t.equal((await readOwners(path)).size, 0, 'lines of another form')
+  rmSync(name)
+  symlinkSync('/etc/passwd', name)
+  t.equal((await readOwners(path)).size, 0, 'a link')
+  rmSync(name)
+  spawnSync('mkfifo', [name])
+  t.equal((await readOwners(path)).size, 0, 'a FIFO')
+  await writeOwners(path, new Map([[digest, ownerOf('a peer')]]))
+  t.equal((await readOwners(path)).size, 1, 'and it is replaced')
+})
+
+t.test('pages whose hashes a peer has chosen to fall together do not', t => {
+  const seconds = (hash: (i: number) => readonly [number, number]): number => {
+    const spool = new CountingSpool()
+    const learner = new Learner({ mode: 'shared', pagesMax: 1 << 20, keepMax: 1, spool, key: [0x12345678, 0x9abcdef1] })
+    const slot = learner.slot(1)
+    const startMs = performance.now()
+    for (let i = 0; i < 60_000; i++) learner.page(slot, ...hash(i), i, Buffer.alloc(0), 0)
+    return performance.now() - startMs
+  }
+  const usual = Math.max(
+    5,
+    seconds(i => [Math.imul(i, 0x9e3779b1) >>> 0, Math.imul(i, 0x85ebca77) >>> 0]),
+  )
+  for (const chosen of [
+    seconds(i => [7, i]),
+    seconds(i => [7, (i << 12) >>> 0]),
+    seconds(i => [(i << 16) >>> 0, i >>> 16]),
+  ])
+    t.ok(chosen < 20 * usual, `${chosen.toFixed(0)} ms, others ${usual.toFixed(0)}`)
+  t.end()
 })
 
 // ---- encryption

@@ -60,7 +60,7 @@ export async function runSession(
   destination: Side,
   guests: readonly Guest[],
   next: (below: number) => number,
-  options: { effort?: number; breakOff?: boolean; cutPages?: boolean } = {},
+  options: { effort?: number; breakOff?: boolean; cutPages?: boolean; identity?: string } = {},
 ): Promise<SessionReport> {
   const effort = EFFORTS[options.effort ?? 1]!
   const held = new Set([...(await destination.store.digests()), ...destination.learning.states])
@@ -77,8 +77,8 @@ export async function runSession(
     slots: CHANNELS_MAX,
   })
   const decoders = await openPool({ ...terms, role: 'decoder', store: destination.store, workspaces: 1, slots: 4 })
-  source.session = source.learning.begin(agreed, seed, encoders)
-  destination.session = destination.learning.begin(agreed, seed, decoders)
+  source.session = source.learning.begin(agreed, seed, encoders, '')
+  destination.session = destination.learning.begin(agreed, seed, decoders, options.identity ?? 'a peer')
 
   let failure: Error | undefined
   let wanBytes = 0
