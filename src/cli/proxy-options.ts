@@ -29,6 +29,7 @@ export interface ProxyArguments {
   readonly poolMemory: string
   readonly queueTarget: string
   readonly patience: string
+  readonly patiencePostcopy?: string | undefined
   readonly json: boolean
 }
 
@@ -88,6 +89,12 @@ export function proxyOptions(yargs: Argv): Argv<ProxyArguments> {
       requiresArg: true,
       default: `${PATIENCE_MS / 1000}s`,
     })
+    .option('patience-postcopy', {
+      describe: 'The same after the switch to postcopy, when the guest stands still meanwhile',
+      type: 'string',
+      requiresArg: true,
+      defaultDescription: 'as --patience',
+    })
     .option('json', { describe: 'Log JSON, one object a line', type: 'boolean', default: false }) as never
 }
 
@@ -121,6 +128,7 @@ export function proxySettings(args: ProxyArguments, role: Role, log: ProcessLog 
     places: PLACES,
     queueTargetMs: parseDuration(args.queueTarget, '--queue-target'),
     patienceMs: parseDuration(args.patience, '--patience'),
+    patiencePostcopyMs: parseDuration(args.patiencePostcopy ?? args.patience, '--patience-postcopy'),
     log,
   }
 }

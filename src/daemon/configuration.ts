@@ -34,6 +34,7 @@ export interface Configuration {
   readonly effort: string
   readonly queueTarget: string
   readonly patience: string
+  readonly patiencePostcopy: string | undefined
   readonly storeKey: string | undefined
   readonly learn: 'off' | 'shared' | 'all' | undefined
   readonly learnSize: string | undefined
@@ -84,6 +85,7 @@ function schema(read: QuantityReaders) {
     effort: text(read.effort, 'auto').default('auto'),
     'queue-target': text(read.duration, '50ms').default(`${QUEUE_TARGET_MS}ms`),
     patience: text(read.duration, '120s').default(`${PATIENCE_MS / 1000}s`),
+    'patience-postcopy': text(read.duration, '120s').optional(),
     'store-key': z.string().optional(),
     learn: z.enum(['off', 'shared', 'all']).optional(),
     'learn-size': text(read.size, '1GB').optional(),
@@ -221,6 +223,7 @@ export function readConfiguration(
       effort: file.effort,
       queueTarget: file['queue-target'],
       patience: file.patience,
+      patiencePostcopy: file['patience-postcopy'],
       storeKey: file['store-key'],
       learn: file.learn,
       learnSize: file['learn-size'],

@@ -7,6 +7,7 @@ import type { LinkSink } from '../link/api.ts'
 import type { Credentials } from '../link/credentials.ts'
 import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
+import type { PatienceTimes } from '../migration/patience.ts'
 import type { Address } from '../relay/address.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { type Pool, PoolKeeper } from '../transfer/pool.ts'
@@ -38,6 +39,8 @@ export interface DestinationOptions {
   readonly placesMax: number
   readonly queueTargetMs: number
   readonly patienceMs: number
+  /** The same after a migration's switch to postcopy. Default: patienceMs. */
+  readonly patiencePostcopyMs?: number
   readonly log: Log
   /** @param log for what this peer makes us say */
   readonly onSummary: (summary: ArrivalSummary, log: Log) => void
@@ -52,6 +55,7 @@ export class DestinationDaemon {
   private readonly sessions = new Map<Link, DestinationSession>()
   private readonly lines: LineBudget
   private readonly pools = new PoolKeeper()
+  private readonly patience: PatienceTimes
   private stopping = false
   /** Where it listens, once started. */
   readonly addresses: { address: string; port: number }[] = []
@@ -59,6 +63,8 @@ export class DestinationDaemon {
   constructor(options: DestinationOptions) {
     this.options = options
     this.targets = options.targets
+    const { patienceMs, patiencePostcopyMs = patienceMs } = options
+    this.patience = { precopyMs: patienceMs, postcopyMs: patiencePostcopyMs }
     this.lines = new LineBudget(options.log)
     this.sets = new SessionSets(options.store, options.log)
     this.server = new LinkServer({
@@ -164,7 +170,10 @@ export class DestinationDaemon {
       ring,
       places,
       targets: [...this.targets.keys()],
-      session: { patienceMs: options.patienceMs, queueTargetMs: options.queueTargetMs },
+      session: {
+        patienceMs: Math.max(this.patience.precopyMs, this.patience.postcopyMs),
+        queueTargetMs: options.queueTargetMs,
+      },
       // big sets may take longer than the peer waits: the next try finds them loaded
       discard: () => this.pools.give(pool),
       sink: link => {
@@ -189,7 +198,7 @@ export class DestinationDaemon {
           this.pools.give(pool)
           options.onStatus?.(`${this.sessions.size} sessions`)
         })
-        return lazySink(made)
+        return lazySink(made, () => link.connections > 0)
       },
     }
   }
@@ -208,6 +217,7 @@ export class DestinationDaemon {
       seed,
       learning,
       targets: () => this.targets,
+      patience: this.patience,
       log,
       now: () => performance.now(),
       onFailure: error => void link.abort(error),
@@ -227,8 +237,9 @@ export class DestinationDaemon {
 }
 
 /** A sink whose session is made with the first event. */
-function lazySink(made: () => DestinationSession): LinkSink {
+function lazySink(made: () => DestinationSession, isUp: () => boolean): LinkSink {
   return {
+    onConnection: () => made().wan(isUp()),
     onOpen: (flow, info) => made().onOpen(flow, info),
     onData: (flow, payload) => made().onData(flow, payload),
     onBatch: (flow, parts) => made().onBatch(flow, parts),

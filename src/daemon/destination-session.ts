@@ -11,6 +11,7 @@ import type { LinkSink } from '../link/api.ts'
 import { ChannelHead } from '../migration/channel-ends.ts'
 import { MigrationRecord } from '../migration/migration-record.ts'
 import type { Cause, Outcome, Verdict } from '../migration/outcome.ts'
+import { Patience, type PatienceTimes } from '../migration/patience.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
@@ -27,6 +28,9 @@ const READ_BYTES = 65536
 /** A read with less room than this would cut a message for nothing. */
 const READ_MIN = 4096
 
+/** While the WAN is broken a migration may turn out to be in postcopy, whose patience is another. */
+const PATIENCE_LOOK_MS = 1000
+
 export interface DestinationSessionOptions {
   readonly session: Session
   /** 32 hex digits, the same at the other side. */
@@ -36,6 +40,7 @@ export interface DestinationSessionOptions {
   readonly learning?: SessionLearning | undefined
   /** What may be dialled now, by name. */
   readonly targets: () => ReadonlyMap<string, Address>
+  readonly patience: PatienceTimes
   readonly log: Log
   readonly now: () => number
   /** A batch was damaged: the session must end. */
@@ -96,10 +101,13 @@ export class DestinationSession implements LinkSink {
   private readonly lingering = new Set<DestinationFlow>()
   /** Expanders of flows that came while this side drains; their bytes are dropped. */
   private readonly untold = new Map<number, { readonly info: FlowInfo; readonly expander: FlowExpander }>()
+  private readonly patience: Patience
+  private patienceTimer: NodeJS.Timeout | undefined
   private ended = false
 
   constructor(options: DestinationSessionOptions) {
     this.options = options
+    this.patience = new Patience(options.patience)
     this.inbound = new Inbound(
       options.pool,
       options.seed,
@@ -247,10 +255,37 @@ export class DestinationSession implements LinkSink {
 
   onWork(): void {}
 
+  /** The WAN has broken, or has come back. */
+  wan(up: boolean): void {
+    this.patience.wan(up, this.options.now())
+    this.giveUp()
+  }
+
+  /** Ends migrations that have waited for the WAN long enough; the session itself may wait on for others. */
+  private giveUp(): void {
+    clearTimeout(this.patienceTimer)
+    if (this.ended) return
+    const nowMs = this.options.now()
+    let next = Number.POSITIVE_INFINITY
+    for (const { record, number, flows } of this.arrivals.values()) {
+      const endMs = this.patience.endMs(record.postcopy)
+      if (endMs > nowMs) {
+        next = Math.min(next, endMs)
+        continue
+      }
+      const reason = this.patience.reason(record.postcopy)
+      if ([...flows].some(flow => flow.giveUp(reason)))
+        this.options.log.warn('migration given up', { migration: number, id: record.id, reason })
+    }
+    if (next < Number.POSITIVE_INFINITY)
+      this.patienceTimer = setTimeout(() => this.giveUp(), Math.min(next - nowMs + 1, PATIENCE_LOOK_MS))
+  }
+
   /** Breaks all of QEMU's connections: the session is gone. */
   end(reason: string): void {
     if (this.ended) return
     this.ended = true
+    clearTimeout(this.patienceTimer)
     this.inbound.close()
     for (const flow of [...this.flows.values(), ...this.lingering]) flow.sessionLost(reason)
     this.flows.clear()
@@ -482,6 +517,15 @@ export class DestinationFlow implements SocketSink {
     const by = code === CODE.QEMU_LOST ? 'source' : 'pair'
     this.endsBy({ by, how: 'broke', text: `the source side broke off${text ? `: ${text}` : ''}` })
     this.breakOff(CODE.NONE, '')
+  }
+
+  /** The WAN has been gone for too long. @returns false where it was over already */
+  giveUp(reason: string): boolean {
+    if (this.isOver || this.resetSent) return false
+    this.endsBy({ by: 'pair', how: 'broke', text: reason })
+    if (this.shut) this.arrival.record.unheard ??= reason
+    this.breakOff(CODE.PEER_LOST, reason)
+    return true
   }
 
   sessionEnded(): void {

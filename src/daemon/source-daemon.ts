@@ -45,6 +45,8 @@ export interface SourceOptions {
   readonly rate: number
   readonly queueTargetMs: number
   readonly patienceMs: number
+  /** The same after a migration's switch to postcopy. Default: patienceMs. */
+  readonly patiencePostcopyMs?: number
   readonly fds?: ReadonlyMap<string, readonly number[]>
   readonly log: Log
   /** @param log for what this site's QEMUs make us say */
@@ -290,13 +292,19 @@ export class SourceDaemon {
     let session: SourceSession | undefined
     let pool: Pool | undefined
     this.drained = false
+    const { patienceMs, patiencePostcopyMs = patienceMs } = options
+    const patience = { precopyMs: patienceMs, postcopyMs: patiencePostcopyMs }
     const client = new LinkClient({
       host: options.peer.host,
       port: options.peer.port,
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       connections: options.connections,
       offer: { agent: 'pageferry', sets, ring: options.ringPages, places: options.places, seed: seed.toString('hex') },
-      session: { patienceMs: options.patienceMs, queueTargetMs: options.queueTargetMs, rate: this.rate },
+      session: {
+        patienceMs: Math.max(patience.precopyMs, patience.postcopyMs),
+        queueTargetMs: options.queueTargetMs,
+        rate: this.rate,
+      },
       logger: this.linkLog,
       // nothing arrives before a flow was opened, and none is before the session is made
       sink: () => ({
@@ -322,6 +330,7 @@ export class SourceDaemon {
         onWork: () => session?.onWork(),
         onConnection: (connection, up, error) => {
           if (!up && error) this.peerLog.warn('WAN connection lost', { connection, error: error.message })
+          session?.wan(client.link.connections > 0)
           if (up) this.admitWaiting()
         },
       }),
@@ -351,6 +360,7 @@ export class SourceDaemon {
         learning,
         effort: new EffortController(options.effort),
         queueTargetMs: options.queueTargetMs,
+        patience,
         log: this.qemuLog,
         now: () => performance.now(),
         nextMigration: () => ++this.migrations,

@@ -11,6 +11,7 @@ import type { LinkSink } from '../link/api.ts'
 import { ChannelHead } from '../migration/channel-ends.ts'
 import { MigrationRecord } from '../migration/migration-record.ts'
 import type { Cause } from '../migration/outcome.ts'
+import { Patience, type PatienceTimes } from '../migration/patience.ts'
 import { BlockTable } from '../qemu/block-table.ts'
 import { CHANNEL_START_BYTES_MAX, type ChannelKind } from '../qemu/channel-kind.ts'
 import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
@@ -62,6 +63,8 @@ const LATE_CHANNEL_MS = 200
 const NOTHING_SAID_MS = 5000
 /** A channel's main comes within milliseconds, on a host that swaps within seconds. One that never comes holds no place. */
 const MAIN_AWAITED_MS = 60_000
+/** While the WAN is broken a migration may come to its switch to postcopy, whose patience is another. */
+const PATIENCE_LOOK_MS = 1000
 /** Batches in the packer: two keep threads and this one busy, more only add to what is parked. */
 const UNDER_WAY_MAX = 3
 
@@ -165,6 +168,7 @@ export interface SourceSessionOptions {
   readonly learning?: SessionLearning | undefined
   readonly effort: EffortController
   readonly queueTargetMs: number
+  readonly patience: PatienceTimes
   readonly log: Log
   readonly now: () => number
   /** Number of the next migration; shared by the sessions of a process so that logs stay unambiguous. */
@@ -193,6 +197,8 @@ export class SourceSession implements LinkSink {
   /** Turns of the event loop, counted while something arrives. */
   turn = 0
   private idleTimer: NodeJS.Timeout | undefined
+  private readonly patience: Patience
+  private patienceTimer: NodeJS.Timeout | undefined
   private ended = false
   /** Raw bytes in the packer, and what is left of raw bytes lately: together what the packer is about to queue. */
   private underWayBytes = 0
@@ -202,6 +208,7 @@ export class SourceSession implements LinkSink {
 
   constructor(options: SourceSessionOptions) {
     this.options = options
+    this.patience = new Patience(options.patience)
     this.freeSlots = [...options.pool.slots]
     this.outbound = new Outbound(
       options.pool,
@@ -496,10 +503,38 @@ export class SourceSession implements LinkSink {
     if (!this.ended) {
       this.ended = true
       clearTimeout(this.idleTimer)
+      clearTimeout(this.patienceTimer)
       this.flows.clear()
       this.endConnections(reason)
     }
     await this.outbound.close()
+  }
+
+  /** The WAN has broken, or has come back. */
+  wan(up: boolean): void {
+    this.patience.wan(up, this.options.now())
+    this.giveUp()
+  }
+
+  /** Ends migrations that have waited for the WAN long enough; the session itself may wait on for others. */
+  private giveUp(): void {
+    clearTimeout(this.patienceTimer)
+    if (this.ended) return
+    const nowMs = this.options.now()
+    let next = Number.POSITIVE_INFINITY
+    for (const migration of new Set([...this.flows.values()].flatMap(flow => flow.migration ?? []))) {
+      const { postcopy, id } = migration.record
+      const endMs = this.patience.endMs(postcopy)
+      if (endMs > nowMs) {
+        next = Math.min(next, endMs)
+        continue
+      }
+      const reason = this.patience.reason(postcopy)
+      if ([...migration.flows].some(flow => flow.giveUp(reason)))
+        this.options.log.warn('migration given up', { migration: migration.number, id, reason })
+    }
+    if (next < Number.POSITIVE_INFINITY)
+      this.patienceTimer = setTimeout(() => this.giveUp(), Math.min(next - nowMs + 1, PATIENCE_LOOK_MS))
   }
 
   /** Breaks the connections of migrations that the other side may know of, and gives the others back. */
@@ -882,6 +917,15 @@ export class SourceFlow implements SocketSink {
     if (this.number === 0 || this.session.over) this.leave()
     else this.breakOff(CODE.NONE, '')
     return moved
+  }
+
+  /** The WAN has been gone for too long. @returns false where it was over already */
+  giveUp(reason: string): boolean {
+    if (this.resetCode !== undefined || this.gone) return false
+    this.endsBy({ by: 'pair', how: 'broke', text: reason })
+    this.breakOff(CODE.PEER_LOST, reason)
+    this.socket.reset()
+    return true
   }
 
   /** Both directions have ended at the session. */

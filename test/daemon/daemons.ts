@@ -68,6 +68,11 @@ export class Wan {
     })
   }
 
+  /** Takes connections again. */
+  restore(): void {
+    this.away = false
+  }
+
   /** Breaks its connections; `away`: and takes no more. */
   cut(away = false): void {
     this.away = away
@@ -80,6 +85,7 @@ export interface DaemonsOptions {
   readonly store?: TemplateStore
   /** Default 5 s. */
   readonly patienceMs?: number
+  readonly patiencePostcopyMs?: number
 }
 
 /** Both daemons of a pair in this process, a WAN between them. */

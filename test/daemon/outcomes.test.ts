@@ -5,7 +5,7 @@ import { zstdDecompressSync } from 'node:zlib'
 import t, { type Test } from 'tap'
 import type { Outcome } from '../../src/migration/outcome.ts'
 import { until } from '../helpers/until.ts'
-import { Daemons } from './daemons.ts'
+import { closed, Daemons } from './daemons.ts'
 
 t.setTimeout(120_000)
 
@@ -113,3 +113,28 @@ t.test('a WAN that goes away with the last word', async t => {
   t.match(pair.summaries[0], { outcome: 'failed', level: 'error' }, 'the source guest goes on')
   t.match(pair.arrivals[0], { outcome: 'completed', level: 'error', reason: /runs once/ }, 'and may run there too')
 })
+
+for (const postcopyWaits of [true, false]) {
+  t.test(`patience ends before ${postcopyWaits ? 'the switch to postcopy' : 'that of precopy'} alone`, async t => {
+    const times = postcopyWaits
+      ? { patienceMs: 400, patiencePostcopyMs: 60_000 }
+      : { patienceMs: 60_000, patiencePostcopyMs: 400 }
+    await using pair = await Daemons.start(times)
+    const postcopy = await migrate(pair, POSTCOPY.subarray(0, -100))
+    postcopy.destination.write(POSTCOPY_BACK.subarray(0, -8))
+    await until('what it says', () => postcopy.source.bytesRead === POSTCOPY_BACK.length - 8)
+    const precopy = await migrate(pair, PRECOPY.subarray(0, 500_000))
+    const [gone, stays] = postcopyWaits ? [precopy, postcopy] : [postcopy, precopy]
+    pair.wan.cut(true)
+    await Promise.all([closed(gone.source), closed(gone.destination.resume())])
+    t.equal(pair.count('migration given up'), 2, 'both sides say so')
+    t.notOk(stays.source.closed || stays.destination.closed, 'the other one waits on')
+    pair.wan.restore()
+    await told(t, pair, 'failed', 'failed', /no connection to the other proxy for 0\.4 s/)
+    const [number, sent] = postcopyWaits ? [0, POSTCOPY] : [1, PRECOPY]
+    stays.source.write(sent.subarray(pair.target.received[number]!.length))
+    await until('all of the other', () => pair.target.received[number]!.length === sent.length)
+    t.ok(pair.target.received[number]!.equals(sent), 'it goes on at the exact byte')
+    t.equal(pair.count('session open'), 2, 'in the same session')
+  })
+}

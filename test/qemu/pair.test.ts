@@ -384,7 +384,7 @@ t.test('Bad', newest.skip === undefined ? {} : { skip: newest.skip }, async t =>
       const probe = knock('127.0.0.1')
       probe.write(said)
       if (said === 'QEVM') probe.end()
-      await once(probe.resume(), 'close')
+      await new Promise(done => probe.resume().once('close', done))
     }
     const silent = knock('127.0.0.9') // as a monitor of another host that forgets to go
     t.teardown(() => silent.destroy())

@@ -1,0 +1,37 @@
+/**
+ * How long a broken WAN is waited for, migration by migration: before the switch to postcopy giving up costs nothing,
+ * the guest goes on at the source; after it the guest stands still while it is waited for, and pauses when it is not.
+ */
+
+export interface PatienceTimes {
+  /** Milliseconds, before the switch to postcopy ... */
+  readonly precopyMs: number
+  /** ... and after it. */
+  readonly postcopyMs: number
+}
+
+export class Patience {
+  private readonly times: PatienceTimes
+  private brokenMs = Number.POSITIVE_INFINITY
+
+  constructor(times: PatienceTimes) {
+    this.times = times
+  }
+
+  /** The WAN has broken, or has come back. */
+  wan(up: boolean, nowMs: number): void {
+    if (up) this.brokenMs = Number.POSITIVE_INFINITY
+    else this.brokenMs = Math.min(this.brokenMs, nowMs)
+  }
+
+  /** When a migration is given up; Infinity while the WAN stands. */
+  endMs(postcopy: boolean): number {
+    return this.brokenMs + (postcopy ? this.times.postcopyMs : this.times.precopyMs)
+  }
+
+  /** Why, for the log. */
+  reason(postcopy: boolean): string {
+    const seconds = (postcopy ? this.times.postcopyMs : this.times.precopyMs) / 1000
+    return `no connection to the other proxy for ${seconds} s${postcopy ? ' after the switch to postcopy' : ''}`
+  }
+}
