@@ -72,7 +72,8 @@ export const keygenCommand: CommandModule<object, KeygenArgs> = {
       ) as never,
   handler: async (args: ArgumentsCamelCase<KeygenArgs>): Promise<void> => {
     const files = await keygen(args)
-    console.log(args.json ? JSON.stringify({ files: files.map(f => path.join(args.dir, f.path)) }) : advice(args))
+    const paths = files.map(file => path.join(args.dir, file.path))
+    process.stdout.write(`${args.json ? JSON.stringify({ files: paths }) : advice(args)}\n`)
   },
 }
 
@@ -94,6 +95,11 @@ export async function keygen(args: Omit<KeygenArgs, 'json'>): Promise<Credential
   return files
 }
 
+/** As a shell takes it. */
+function quoted(text: string): string {
+  return /^[\w./:@+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`
+}
+
 /** What to copy where, and what to say at each end. */
 function advice(args: KeygenArgs): string {
   const [a = '', b = ''] = [args.name[0], args.peerName[0]]
@@ -102,8 +108,11 @@ function advice(args: KeygenArgs): string {
       ? [`Made one pre-shared key (username ${args.username}) for ${a} and ${b}.`]
       : [`Made a private CA, and certificates for ${a} and ${b}, valid for ${args.days} days.`]
   for (const site of [a, b]) {
-    const dir = path.join(args.dir, site)
-    lines.push(`  ${dir}/  copy its files to the host of ${site}, e.g. scp -pr ${dir} root@HOST:/etc/pageferry/tls`)
+    const folder = path.join(args.dir, site)
+    lines.push(
+      `  ${folder}/  is for the host of ${site}:`,
+      `    tar -C ${quoted(folder)} -c . | ssh root@${site} 'install -d -m 700 /etc/pageferry/tls && tar -C /etc/pageferry/tls -xp --no-same-owner'`,
+    )
   }
   if (args.kind === 'x509') {
     lines.push(

@@ -6,7 +6,7 @@ import { randomBytes, webcrypto } from 'node:crypto'
 import fs from 'node:fs'
 import net from 'node:net'
 import path from 'node:path'
-import { ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import { CREDENTIAL_FILE, PSK_USERNAME_DEFAULT } from './credentials.ts'
 
 /** One file to write, path relative to the chosen directory. */
@@ -88,24 +88,114 @@ export async function makeX509(
 
 /**
  * Writes the files, readable by their owner only, into directories of the same kind. Overwrites nothing: where one of
- * them is there, none is written.
- * @throws ProxyError USAGE (one exists), IO
+ * them is there, or one cannot be written, none is left behind. A link in the directory is not followed: whoever planted
+ * it would get the keys, so paths go through descriptors of directories that were looked at.
+ * @throws ProxyError USAGE (one exists, a site's directory is not ours alone), IO
  */
 export function writeCredentialFiles(directory: string, files: readonly CredentialFile[]): void {
-  const full = files.map(file => ({ ...file, path: path.join(directory, file.path) }))
-  for (const file of full) {
-    if (fs.existsSync(file.path)) throw exists(file.path)
-  }
-  for (const file of full) {
-    try {
-      fs.mkdirSync(path.dirname(file.path), { recursive: true, mode: 0o700 })
-      fs.writeFileSync(file.path, file.content, { mode: 0o600, flag: 'wx' })
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'EEXIST') throw exists(file.path)
-      const code = (error as NodeJS.ErrnoException).code ?? 'cannot be written'
-      throw new ProxyError('IO', `${file.path}: ${code}`, undefined, 'choose another directory', { cause: error })
+  /** What an error takes back, last first; descriptors are closed in any case, after that. */
+  const undo: (() => void)[] = []
+  const open: number[] = []
+  try {
+    makeFolders(directory, undo)
+    const root = openFolder(directory, directory, open)
+    const folders = new Map([['.', root]])
+    for (const site of new Set(files.map(file => path.dirname(file.path)))) {
+      if (folders.has(site)) continue
+      if (makeFolder(inFolder(root, site))) undo.push(() => fs.rmdirSync(inFolder(root, site)))
+      folders.set(site, openFolder(inFolder(root, site), path.join(directory, site), open))
     }
+    const places = files.map(({ path: name, content }) => ({
+      at: inFolder(folders.get(path.dirname(name))!, path.basename(name)),
+      name: path.join(directory, name),
+      content,
+    }))
+    for (const { at, name } of places) if (fs.lstatSync(at, { throwIfNoEntry: false })) throw exists(name)
+    for (const { at, name, content } of places) {
+      naming(name, () => {
+        const fd = fs.openSync(at, 'wx', 0o600)
+        undo.push(() => fs.rmSync(at, { force: true }))
+        try {
+          fs.writeFileSync(fd, content)
+        } finally {
+          fs.closeSync(fd)
+        }
+      })
+    }
+    undo.length = 0
+  } finally {
+    for (const step of undo.reverse()) {
+      try {
+        step()
+      } catch {
+        // the error that brought us here says more
+      }
+    }
+    for (const fd of open) fs.closeSync(fd)
   }
+}
+
+/** A name in an open directory, whatever happens to the path that led there. */
+function inFolder(fd: number, name: string): string {
+  return `/proc/self/fd/${fd}/${name}`
+}
+
+/** Runs, with errors of the system as ours. */
+function naming<T>(name: string, run: () => T): T {
+  try {
+    return run()
+  } catch (error) {
+    if (isProxyError(error)) throw error
+    const code = (error as NodeJS.ErrnoException).code ?? 'cannot be written'
+    if (code === 'EEXIST') throw exists(name)
+    throw new ProxyError('IO', `${name}: ${code}`, undefined, 'choose another directory', { cause: error })
+  }
+}
+
+/** @returns false where it was there */
+function makeFolder(at: string): boolean {
+  try {
+    fs.mkdirSync(at, 0o700)
+    return true
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false
+    throw error
+  }
+}
+
+/** Not by mkdir's `recursive`, which never ends below /proc. */
+function makeFolders(directory: string, undo: (() => void)[]): void {
+  const missing: string[] = []
+  for (let at = path.resolve(directory); !fs.existsSync(at); at = path.dirname(at)) missing.unshift(at)
+  for (const at of missing) {
+    naming(at, () => {
+      if (makeFolder(at)) undo.push(() => fs.rmdirSync(at))
+    })
+  }
+}
+
+/** Opens a directory; one of a site must be no link, and ours alone. */
+function openFolder(at: string, name: string, open: number[]): number {
+  const isSite = at !== name
+  const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW } = fs.constants
+  return naming(name, () => {
+    if (isSite && fs.lstatSync(at).isSymbolicLink()) throw notOurs(name, 'is a link')
+    const fd = fs.openSync(at, O_RDONLY | O_DIRECTORY | (isSite ? O_NOFOLLOW : 0))
+    open.push(fd)
+    const { uid, mode } = fs.fstatSync(fd)
+    if (isSite && uid !== process.geteuid?.()) throw notOurs(name, 'belongs to another user')
+    if (isSite && (mode & 0o022) !== 0) throw notOurs(name, 'can be written to by others')
+    return fd
+  })
+}
+
+function notOurs(folder: string, what: string): ProxyError {
+  return new ProxyError(
+    'USAGE',
+    `${folder} ${what}`,
+    undefined,
+    'keys would be read there by others: choose another directory',
+  )
 }
 
 function exists(file: string): ProxyError {
