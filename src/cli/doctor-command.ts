@@ -1,6 +1,7 @@
 /** `pageferry doctor`: reads the settings of running QEMUs and says what to change for the pair. */
 import type { CommandModule } from 'yargs'
-import { ProxyError } from '../errors.ts'
+import { printable } from '../bytes/printable.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import { type Advice, adviseOn, type QemuSettings } from '../qmp/advice.ts'
 import { QmpClient } from '../qmp/qmp-client.ts'
 import { parseRate } from './quantity.ts'
@@ -34,18 +35,20 @@ export const doctorCommand: CommandModule<object, DoctorArguments> = {
   handler: runDoctor,
 }
 
+/** How long each step of a QEMU may take: it answers at once, or is not what we take it for. */
+const STEP_MS = 10_000
+/** Characters of a line about one setting; a QEMU says less. */
+const LINE_CHARS_MAX = 1000
+
 async function read(path: string, side: QemuSettings['side']): Promise<QemuSettings> {
   let client: QmpClient | undefined
   try {
-    client = await QmpClient.connect(path)
-    const states = await client.execute<{ capability: string; state: boolean }[]>('query-migrate-capabilities')
-    return {
-      version: client.version,
-      side,
-      capabilities: Object.fromEntries(states.map(({ capability, state }) => [capability, state])),
-      parameters: await client.execute<Record<string, unknown>>('query-migrate-parameters'),
-    }
+    client = await QmpClient.connect(path, STEP_MS, { keepsEvents: false, answerMs: STEP_MS })
+    const capabilities = await client.execute('query-migrate-capabilities')
+    const parameters = await client.execute('query-migrate-parameters')
+    return { version: client.version, side, capabilities: statesOf(capabilities), parameters: fieldsOf(parameters) }
   } catch (cause) {
+    if (isProxyError(cause)) throw cause
     throw new ProxyError(
       'IO',
       `no answer from QEMU at ${path}: ${(cause as Error).message}`,
@@ -58,15 +61,36 @@ async function read(path: string, side: QemuSettings['side']): Promise<QemuSetti
   }
 }
 
+function notUnderstood(command: string): ProxyError {
+  return new ProxyError('IO', `the answer to ${command} is not QEMU's`, undefined, 'give the socket of a QEMU')
+}
+
+/** @throws IO */
+function statesOf(answer: unknown): Record<string, boolean> {
+  if (!Array.isArray(answer)) throw notUnderstood('query-migrate-capabilities')
+  const states = answer.map((entry: unknown) => {
+    const { capability, state } = (entry ?? {}) as { capability?: unknown; state?: unknown }
+    if (typeof capability !== 'string' || typeof state !== 'boolean') throw notUnderstood('query-migrate-capabilities')
+    return [capability, state] as const
+  })
+  return Object.fromEntries(states)
+}
+
+/** @throws IO */
+function fieldsOf(answer: unknown): Record<string, unknown> {
+  if (typeof answer !== 'object' || answer === null || Array.isArray(answer))
+    throw notUnderstood('query-migrate-parameters')
+  return answer as Record<string, unknown>
+}
+
 async function runDoctor(args: DoctorArguments): Promise<void> {
   const qemus = [await read(args.qmp, 'source')]
   if (args.qmpDestination !== undefined) qemus.push(await read(args.qmpDestination, 'destination'))
   const advice = adviseOn(qemus, args.rate === undefined ? undefined : parseRate(args.rate, '--rate'))
   if (advice.some(({ severity }) => severity === 'matters')) process.exitCode = EXIT_MATTERS
   if (args.json) {
-    process.stdout.write(
-      `${JSON.stringify({ qemus: qemus.map(({ side, version }) => ({ side, version })), advice }, null, 2)}\n`,
-    )
+    const found = { qemus: qemus.map(({ side, version }) => ({ side, version })), advice }
+    process.stdout.write(`${JSON.stringify(found, null, 2).split('\n').map(printable).join('\n')}\n`)
     return
   }
   for (const { side, version } of qemus) process.stdout.write(`${side}: QEMU ${version}\n`)
@@ -75,5 +99,7 @@ async function runDoctor(args: DoctorArguments): Promise<void> {
 }
 
 function render({ side, severity, setting, why, qmp, virsh }: Advice): string {
-  return `\n${severity === 'matters' ? '!' : '-'} ${side}: ${setting}\n  ${why}\n  QMP:   ${qmp}\n  virsh: ${virsh}\n`
+  const head = `${severity === 'matters' ? '!' : '-'} ${side}: ${setting}`
+  const lines = [head, `  ${why}`, `  QMP:   ${qmp}`, `  virsh: ${virsh}`]
+  return `\n${lines.map(line => `${printable(line).slice(0, LINE_CHARS_MAX)}\n`).join('')}`
 }

@@ -4,7 +4,13 @@ import { connect } from 'node:net'
 import type { Duplex } from 'node:stream'
 
 /** No answer of QEMU is near this long; a socket that is not QMP must not fill the memory. */
-const LINE_MAX = 16 << 20
+const LINE_CHARS_MAX = 4 << 20
+
+/** Characters that may come while a command waits for its answer, where it does not wait for ever: events, as a rule none. */
+const UNASKED_CHARS_MAX = 16 << 20
+
+/** QEMU answers at once, but for moments in which its main loop waits for a disk or a migration's end. */
+const ANSWER_MS = 10_000
 
 /** QEMU refused a command. */
 export class QmpError extends Error {
@@ -20,7 +26,7 @@ export class QmpError extends Error {
   }
 }
 
-/** The QMP connection ended, or nothing came in time. */
+/** The QMP connection ended, nothing came in time, or what came is not QMP. */
 export class QmpConnectionError extends Error {
   override name = 'QmpConnectionError'
 }
@@ -40,18 +46,20 @@ interface Pending {
   readonly reject: (error: Error) => void
 }
 
-interface Answer {
-  readonly QMP?: { readonly version: { readonly qemu: { major: number; minor: number; micro: number } } }
-  readonly id?: number
-  readonly return?: unknown
-  readonly error?: { readonly class: string; readonly desc: string }
-  readonly event?: string
-  readonly data?: Record<string, unknown>
+/** An object of JSON, of which nothing else is known. */
+type Fields = Readonly<Record<string, unknown>>
+
+/** How a connection is used. */
+export interface QmpOptions {
+  /** False: events are told and forgotten, for whoever asks a QEMU that is not ours. */
+  readonly keepsEvents?: boolean
+  /** A command that is not answered for so long fails, and the connection ends with it; without it, it waits for ever. */
+  readonly answerMs?: number
 }
 
 /** One QMP connection, ready for commands. Emits `event` with a QmpEvent, and `close`. */
 export class QmpClient extends EventEmitter<{ event: [QmpEvent]; close: [] }> {
-  /** Every event so far, in order. */
+  /** Every event so far, in order, where they are kept. */
   readonly events: QmpEvent[] = []
   /** The version that QEMU greeted with, as `7.2.22`. */
   version = ''
@@ -59,13 +67,21 @@ export class QmpClient extends EventEmitter<{ event: [QmpEvent]; close: [] }> {
   private readonly pending = new Map<number, Pending>()
   private nextId = 1
   private text = ''
+  /** Characters since the last answer. */
+  private unasked = 0
   private closed = false
+  /** Why the connection ended, where it was us. */
+  private failure: QmpConnectionError | undefined
   private greet: (() => void) | undefined
+  private readonly keepsEvents: boolean
+  private readonly answerMs: number | undefined
 
-  private constructor(socket: Duplex) {
+  private constructor(socket: Duplex, { keepsEvents = true, answerMs }: QmpOptions) {
     super()
     this.setMaxListeners(0)
     this.socket = socket
+    this.keepsEvents = keepsEvents
+    this.answerMs = answerMs
     socket.setEncoding('utf8')
     socket.on('data', (text: string) => this.receive(text))
     socket.on('error', () => {}) // close follows
@@ -76,31 +92,36 @@ export class QmpClient extends EventEmitter<{ event: [QmpEvent]; close: [] }> {
    * Takes a connected socket, or QEMU's standard input and output, through greeting and capability negotiation.
    * @throws QmpConnectionError when QEMU does not greet within `timeoutMs`
    */
-  static async open(socket: Duplex, timeoutMs = 10_000): Promise<QmpClient> {
-    const client = new QmpClient(socket)
+  static async open(socket: Duplex, timeoutMs = ANSWER_MS, options: QmpOptions = {}): Promise<QmpClient> {
+    const client = new QmpClient(socket, options)
     await new Promise<void>((resolve, reject) => {
-      const timer = setTimeout(() => reject(new QmpConnectionError('QEMU did not greet')), timeoutMs)
+      const timer = setTimeout(() => client.fail(`QEMU did not greet for ${timeoutMs / 1000} s`), timeoutMs)
       client.greet = () => {
         clearTimeout(timer)
         resolve()
       }
       client.once('close', () => {
         clearTimeout(timer)
-        reject(new QmpConnectionError('QEMU closed QMP before it greeted'))
+        reject(client.failure ?? new QmpConnectionError('QEMU closed QMP before it greeted'))
       })
     })
-    await client.execute('qmp_capabilities')
+    try {
+      await client.execute('qmp_capabilities')
+    } catch (error) {
+      client.close() // nobody else has it
+      throw error
+    }
     return client
   }
 
-  /** Connects to QEMU's `-qmp unix:PATH,server=on` and opens the connection. */
-  static async connect(path: string, timeoutMs = 10_000): Promise<QmpClient> {
+  /** Connects to QEMU's `-qmp unix:PATH,server=on` and opens the connection. @throws QmpConnectionError */
+  static async connect(path: string, timeoutMs = ANSWER_MS, options: QmpOptions = {}): Promise<QmpClient> {
     const socket = connect(path)
     await new Promise<void>((resolve, reject) => {
       socket.once('connect', resolve)
       socket.once('error', error => reject(new QmpConnectionError(`${path}: ${error.message}`)))
     })
-    return QmpClient.open(socket, timeoutMs)
+    return QmpClient.open(socket, timeoutMs, options)
   }
 
   /**
@@ -112,7 +133,16 @@ export class QmpClient extends EventEmitter<{ event: [QmpEvent]; close: [] }> {
     if (this.closed) return Promise.reject(new QmpConnectionError(`${command}: QMP is closed`))
     const id = this.nextId++
     return new Promise<T>((resolve, reject) => {
-      this.pending.set(id, { command, resolve: resolve as (value: unknown) => void, reject })
+      const { answerMs } = this
+      const late = (): void => this.fail(`${command}: no answer for ${answerMs! / 1000} s`)
+      const timer = answerMs === undefined ? undefined : setTimeout(late, answerMs)
+      const settle =
+        <V>(then: (value: V) => void) =>
+        (value: V): void => {
+          clearTimeout(timer)
+          then(value)
+        }
+      this.pending.set(id, { command, resolve: settle(resolve as (value: unknown) => void), reject: settle(reject) })
       this.socket.write(
         `${JSON.stringify(args ? { execute: command, arguments: args, id } : { execute: command, id })}\n`,
       )
@@ -154,38 +184,67 @@ export class QmpClient extends EventEmitter<{ event: [QmpEvent]; close: [] }> {
   }
 
   private receive(text: string): void {
-    this.text += text
-    if (this.text.length > LINE_MAX) this.socket.destroy()
-    for (let end = this.text.indexOf('\n'); end >= 0; end = this.text.indexOf('\n')) {
-      const line = this.text.slice(0, end)
-      this.text = this.text.slice(end + 1)
-      if (line.trim() !== '') this.answer(JSON.parse(line) as Answer)
+    const lines = (this.text + text).split('\n')
+    this.text = lines.pop()!
+    for (const line of lines) {
+      if (this.closed || this.failure) return
+      if (line.trim() !== '') this.answer(line)
+    }
+    this.unasked += text.length
+    if (this.answerMs !== undefined && this.unasked > UNASKED_CHARS_MAX)
+      this.fail(`more than ${UNASKED_CHARS_MAX} characters without an answer`)
+    if (this.text.length > LINE_CHARS_MAX) this.fail(`a line of more than ${LINE_CHARS_MAX} characters: not QMP`)
+  }
+
+  private answer(line: string): void {
+    let answer: Fields | undefined
+    try {
+      answer = fieldsOf(JSON.parse(line))
+    } catch {
+      // told below
+    }
+    if (!answer) {
+      const isHuman = line.includes('QEMU') && line.includes('monitor')
+      this.fail(
+        isHuman ? 'this is the human monitor, not QMP' : `not QMP: it says ${JSON.stringify(line.slice(0, 60))}`,
+      )
+    } else if (answer.QMP !== undefined) {
+      const qemu = fieldsOf(fieldsOf(fieldsOf(answer.QMP)?.version)?.qemu)
+      const numbers = [qemu?.major, qemu?.minor, qemu?.micro]
+      if (!numbers.every(Number.isSafeInteger)) this.fail('a greeting without a version of QEMU')
+      this.version = numbers.join('.')
+      if (!this.failure) this.greet?.()
+    } else if (typeof answer.event === 'string') {
+      const event = { event: answer.event, data: fieldsOf(answer.data) ?? {}, atMs: performance.now() }
+      if (this.keepsEvents) this.events.push(event)
+      this.emit('event', event)
+    } else if (typeof answer.id === 'number') {
+      const pending = this.pending.get(answer.id)
+      this.unasked = 0
+      this.pending.delete(answer.id)
+      const error = fieldsOf(answer.error)
+      if (error) pending?.reject(new QmpError(pending.command, String(error.class), String(error.desc)))
+      else pending?.resolve(answer.return)
     }
   }
 
-  private answer(answer: Answer): void {
-    if (answer.QMP) {
-      const { major, minor, micro } = answer.QMP.version.qemu
-      this.version = `${major}.${minor}.${micro}`
-      this.greet?.()
-    } else if (answer.event !== undefined) {
-      const event = { event: answer.event, data: answer.data ?? {}, atMs: performance.now() }
-      this.events.push(event)
-      this.emit('event', event)
-    } else if (answer.id !== undefined) {
-      const pending = this.pending.get(answer.id)
-      this.pending.delete(answer.id)
-      if (answer.error) pending?.reject(new QmpError(pending.command, answer.error.class, answer.error.desc))
-      else pending?.resolve(answer.return)
-    }
+  /** Ends the connection: whoever waits is told why. */
+  private fail(why: string): void {
+    this.failure ??= new QmpConnectionError(why)
+    this.socket.destroy()
   }
 
   private end(): void {
     this.closed = true
     for (const { command, reject } of this.pending.values()) {
-      reject(new QmpConnectionError(`${command}: QMP closed before the answer`))
+      reject(this.failure ?? new QmpConnectionError(`${command}: QMP closed before the answer`))
     }
     this.pending.clear()
     this.emit('close')
   }
+}
+
+/** A value as an object of JSON. @returns undefined where it is none */
+function fieldsOf(value: unknown): Fields | undefined {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Fields) : undefined
 }
