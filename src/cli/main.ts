@@ -48,10 +48,10 @@ async function run(): Promise<void> {
     .epilogue(EPILOGUE)
     .exitProcess(false)
     .fail((message, error) => {
-      throw (
-        error ??
-        new ProxyError('USAGE', message, undefined, '`pageferry --help` and `pageferry COMMAND --help` tell more')
-      )
+      // yargs throws its own for some mistakes in the arguments; ours come from handlers
+      if (error && error.name !== 'YError') throw error
+      const what = (message ?? error.message).trim().replaceAll(/\s*\n\s*/g, ' ')
+      throw new ProxyError('USAGE', what, undefined, '`pageferry --help` and `pageferry COMMAND --help` tell more')
     })
   await parser.parseAsync()
 }

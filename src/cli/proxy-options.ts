@@ -189,53 +189,68 @@ export async function runProxy(
     for (const warning of new Set(proxy.warnings)) log.warn('credentials', { warning })
   }
   warn()
+  let running = false
+  let asked: NodeJS.Signals | undefined
+  let end: () => void
+  const ended = new Promise<void>(done => {
+    end = done
+  })
+  const stop = (signal: NodeJS.Signals): void => {
+    asked = signal
+    if (!running) return // as soon as it runs
+    log.info('stopping', { signal, running: proxy.running })
+    notifier.stopping(`stopping: ${proxy.running} running`)
+    void proxy
+      .stop()
+      .then(() => proxy.ended)
+      .then(end)
+  }
+  const onSignal = (signal: NodeJS.Signals): void => {
+    if (asked === undefined) stop(signal)
+    else if (signal === 'SIGINT') {
+      log.warn('ending running migrations: their source guests go on')
+      process.exitCode = 130
+      void proxy.abort().then(end)
+    }
+  }
+  const reload = (): void => {
+    if (!running) return // it reads them just now
+    notifier.reloading()
+    try {
+      proxy.reload()
+      log.info('certificates and keys read again')
+      warn()
+    } catch (error) {
+      log.error('certificates and keys not read: the old ones stay', reasonOf(error))
+    }
+    try {
+      reloadSettings()
+    } catch (error) {
+      log.error('settings not read: the old ones stay', reasonOf(error)) // whatever it is: migrations run
+    }
+    notifier.ready()
+  }
+  // before anybody can have been told that it runs
+  process.on('SIGTERM', onSignal)
+  process.on('SIGINT', onSignal)
+  process.on('SIGHUP', reload)
   try {
     await proxy.start()
   } catch (error) {
     await proxy.abort() // what was started before it failed would keep the process alive
     throw error
   }
+  running = true
   started()
   notifier.ready()
   notifier.startWatchdog()
-  await new Promise<void>(done => {
-    let asked = 0
-    const stop = (signal: NodeJS.Signals): void => {
-      asked++
-      if (asked === 1) {
-        log.info('stopping', { signal, running: proxy.running })
-        notifier.stopping(`stopping: ${proxy.running} running`)
-        void proxy
-          .stop()
-          .then(() => proxy.ended)
-          .then(done)
-      } else if (signal === 'SIGINT') {
-        log.warn('ending running migrations: their source guests go on')
-        process.exitCode = 130
-        void proxy.abort().then(done)
-      }
-    }
-    process.on('SIGTERM', stop)
-    process.on('SIGINT', stop)
-    process.on('SIGHUP', () => {
-      notifier.reloading()
-      try {
-        proxy.reload()
-        log.info('certificates and keys read again')
-        warn()
-      } catch (error) {
-        log.error('certificates and keys not read: the old ones stay', { error: (error as Error).message })
-      }
-      try {
-        reloadSettings()
-      } catch (error) {
-        if (!isProxyError(error)) throw error
-        log.error('settings not read: the old ones stay', { error: error.what, hint: error.action })
-      }
-      notifier.ready()
-    })
-  })
+  if (asked !== undefined) stop(asked)
+  await ended
   await notifier.close()
   log.info('stopped')
   await log.settle()
+}
+
+function reasonOf(error: unknown): object {
+  return isProxyError(error) ? { error: error.what, hint: error.action } : { error: String(error) }
 }

@@ -1,18 +1,28 @@
 /** `pageferry serve --config FILE`: both roles in one process. */
-import { readFileSync } from 'node:fs'
+import { accessSync, constants, statSync } from 'node:fs'
 import type { CommandModule } from 'yargs'
-import { type Configuration, type Mistake, needRestart, readConfiguration } from '../daemon/configuration.ts'
+import { printable } from '../bytes/printable.ts'
+import {
+  type Configuration,
+  type Mistake,
+  needRestart,
+  type ReadConfiguration,
+  readConfiguration,
+} from '../daemon/configuration.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
+import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { makeLog } from '../daemon/text-log.ts'
-import { ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
+import { Credentials, type Role } from '../link/credentials.ts'
 import { formatAddress } from '../relay/address.ts'
 import { parseEffort } from './codec-command.ts'
 import { listenAt, logArrival } from './destination-command.ts'
 import { proxySettings, type Runnable, runProxy, type StatusLine } from './proxy-options.ts'
 import { parseDuration, parseSize } from './quantity.ts'
 import { logSummary, parseCap } from './source-command.ts'
+import { storeKeyOf } from './store-key.ts'
 
 interface ServeArguments {
   readonly config: string
@@ -43,8 +53,10 @@ export const serveCommand: CommandModule<object, ServeArguments> = {
 }
 
 async function runServe(args: ServeArguments): Promise<void> {
-  const { configuration, mistakes } = readFile(args.config)
-  if (!configuration) {
+  const file = readFile(args.config)
+  const { configuration } = file
+  const mistakes = args.check && configuration ? missingThings(configuration, file) : file.mistakes
+  if (!configuration || mistakes.length > 0) {
     tellMistakes(args, mistakes)
     throw wrong(args.config, mistakes)
   }
@@ -56,21 +68,47 @@ async function runServe(args: ServeArguments): Promise<void> {
 }
 
 /** @throws IO */
-function readFile(path: string): ReturnType<typeof readConfiguration> {
-  let content: string
-  try {
-    content = readFileSync(path, 'utf8')
-  } catch (cause) {
-    throw new ProxyError('IO', `cannot read ${path}: ${(cause as Error).message}`, undefined, 'check the path', {
-      cause,
-    })
-  }
-  return readConfiguration(content, {
+function readFile(path: string): ReadConfiguration {
+  return readConfiguration(readSmallFile(path, '--config'), {
     size: text => parseSize(text, 'pool-memory'),
     rate: text => parseCap(text, 'rate'),
     duration: text => parseDuration(text, 'duration'),
     effort: text => (text === 'auto' ? text : parseEffort(text)),
   })
+}
+
+/** What the file names and this host does not have, or may not read: keys, certificates, the store. */
+function missingThings(configuration: Configuration, { lineOf }: ReadConfiguration): Mistake[] {
+  const mistakes: Mistake[] = []
+  const check = (key: string, look: () => void): void => {
+    try {
+      look()
+    } catch (error) {
+      if (!isProxyError(error)) throw error
+      mistakes.push({ line: lineOf([key]), what: error.what, hint: error.action })
+    }
+  }
+  const { tlsCreds, store, storeKey } = configuration
+  const roles: Role[] = []
+  if (configuration.peers.length > 0) roles.push('client')
+  if (configuration.wanListen.length > 0) roles.push('server')
+  if (tlsCreds !== undefined)
+    for (const role of roles) check('tls-creds', () => void new Credentials({ role, directory: tlsCreds }))
+  if (store !== undefined) check('store', () => checkFolder(store))
+  if (storeKey !== undefined) check('store-key', () => void storeKeyOf(storeKey))
+  return mistakes.sort((a, b) => a.line - b.line)
+}
+
+/** @throws IO */
+function checkFolder(path: string): void {
+  try {
+    if (!statSync(path).isDirectory()) throw new ProxyError('IO', `${path} is no folder`, undefined, 'give a folder')
+    accessSync(path, constants.R_OK | constants.W_OK | constants.X_OK)
+  } catch (error) {
+    if (isProxyError(error)) throw error
+    const hint = 'make it, for the user that the proxy runs as: install -d -m 700 -o USER FOLDER'
+    throw new ProxyError('IO', (error as Error).message, undefined, hint, { cause: error })
+  }
 }
 
 function wrong(path: string, mistakes: readonly Mistake[]): ProxyError {
@@ -81,7 +119,8 @@ function wrong(path: string, mistakes: readonly Mistake[]): ProxyError {
 function tellMistakes({ config, json }: ServeArguments, mistakes: readonly Mistake[]): void {
   if (json) process.stdout.write(`${JSON.stringify(mistakes, null, 2)}\n`)
   else
-    for (const { line, what, hint } of mistakes) process.stderr.write(`${config}:${line}: ${what}\n  hint: ${hint}\n`)
+    for (const { line, what, hint } of mistakes)
+      process.stderr.write(`${printable(`${config}:${line}: ${what}`)}\n  ${printable(`hint: ${hint}`)}\n`)
 }
 
 async function serve({ config, json }: ServeArguments, configuration: Configuration): Promise<void> {

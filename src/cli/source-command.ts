@@ -1,13 +1,13 @@
 /** `pageferry source`: the proxy beside the source QEMU. */
-import { readFileSync } from 'node:fs'
 import type { Argv, CommandModule } from 'yargs'
 import type { Log } from '../daemon/log.ts'
 import type { MigrationSummary } from '../daemon/migration-summary.ts'
+import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX } from '../limits.ts'
-import { formatAddress, parseNamedAddress } from '../relay/address.ts'
+import { formatAddress, parseNamedAddress, parsePeer } from '../relay/address.ts'
 import { parseEffort } from './codec-command.ts'
 import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
 import { formatSize, parseCount, parseRate } from './quantity.ts'
@@ -71,15 +71,6 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
   handler: runSource,
 }
 
-/** @throws USAGE */
-export function parsePeer(text: string): { host: string; port: number } {
-  const found = /^(?:tcp:)?(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text)
-  const port = Number(found?.[3])
-  if (!found || port < 1 || port > 65535)
-    throw new ProxyError('USAGE', `--peer ${text}`, undefined, 'give HOST:PORT or [V6]:PORT')
-  return { host: found[1] ?? found[2]!, port }
-}
-
 /** A cap on the WAN in bytes a second. @throws USAGE */
 export function parseCap(text: string, option: string): number {
   const rate = parseRate(text, option)
@@ -89,14 +80,7 @@ export function parseCap(text: string, option: string): number {
 
 /** What a file of --rate-file says, comments (#) left out. @throws USAGE, IO */
 function readCap(path: string): number {
-  let content: string
-  try {
-    content = readFileSync(path, 'utf8')
-  } catch (cause) {
-    const what = `--rate-file: ${(cause as Error).message}`
-    throw new ProxyError('IO', what, undefined, 'write a rate into it, such as 200Mbit, or none', { cause })
-  }
-  const text = content.replaceAll(/#.*/g, '').trim()
+  const text = readSmallFile(path, '--rate-file').replaceAll(/#.*/g, '').trim()
   return text === 'none' ? Number.POSITIVE_INFINITY : parseCap(text, `--rate-file ${path}:`)
 }
 

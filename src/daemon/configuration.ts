@@ -2,11 +2,11 @@
  * The file of `pageferry serve`: both roles in one process, because guests move both ways. YAML, checked as a whole: every
  * mistake comes with its line and what to do.
  */
-import { LineCounter, parseDocument } from 'yaml'
+import { type Document, isScalar, LineCounter, parseDocument, visit } from 'yaml'
 import { z } from 'zod'
 import { isProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX, PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
-import { type Address, formatAddress, isLoopback, isRange, parseAddress } from '../relay/address.ts'
+import { type Address, formatAddress, isLoopback, isRange, parseAddress, parsePeer } from '../relay/address.ts'
 
 /** One thing that is wrong with a configuration file. */
 export interface Mistake {
@@ -67,12 +67,10 @@ function text(read: (value: string) => unknown, example: string) {
   })
 }
 
-const PEER_ADDRESS = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/
-
 function schema(read: QuantityReaders) {
   const address = text(parseAddress, 'tcp:HOST:PORT')
   const peer = z.strictObject({
-    address: z.string().regex(PEER_ADDRESS, 'write HOST:PORT or [V6]:PORT'),
+    address: text(parsePeer, 'HOST:PORT or [V6]:PORT'),
     connections: z.int().min(1).max(CONNECTIONS_MAX).default(1),
     rate: text(read.rate, '200Mbit').optional(),
     'peer-name': z.string().optional(),
@@ -97,24 +95,26 @@ function schema(read: QuantityReaders) {
   })
 }
 
-/**
- * Reads a configuration.
- * @returns the configuration where it is right, and every mistake where it is not
- */
-export function readConfiguration(
-  content: string,
-  read: QuantityReaders,
-): { readonly configuration?: Configuration; readonly mistakes: readonly Mistake[] } {
+/** What a file says. */
+export interface ReadConfiguration {
+  /** Where it is right. */
+  readonly configuration?: Configuration
+  /** Where it is not: every one. */
+  readonly mistakes: readonly Mistake[]
+  /** Line of the deepest part of a path of keys that the file has. */
+  lineOf(path: readonly PropertyKey[]): number
+}
+
+/** Reads a configuration. */
+export function readConfiguration(content: string, read: QuantityReaders): ReadConfiguration {
   const lines = new LineCounter()
-  const document = parseDocument(content, { lineCounter: lines })
+  const document = parseDocument(content, { lineCounter: lines, logLevel: 'error' })
   const mistakes: Mistake[] = document.errors.map(error => ({
     line: lines.linePos(error.pos[0]).line,
     what: error.message.split('\n')[0]!.replace(/ at line .*$/, ''),
     hint: 'the file is YAML: see docs/operations.md for an example',
   }))
-  if (mistakes.length > 0) return { mistakes }
 
-  /** Line of the deepest part of a path that the file has. */
   const lineOf = (path: readonly PropertyKey[]): number => {
     for (let length = path.length; length > 0; length--) {
       const node = document.getIn(path.slice(0, length), true) as { range?: [number, number, number] } | undefined
@@ -126,7 +126,22 @@ export function readConfiguration(
     mistakes.push({ line: lineOf(path), what, hint })
   }
 
-  const checked = schema(read).safeParse(document.toJS() ?? {})
+  visit(document, {
+    Pair: (_, { key }) => {
+      // zod drops it without a word
+      if (isScalar(key) && key.value === '__proto__')
+        mistakes.push({ line: lines.linePos(key.range![0]).line, what: 'a key __proto__', hint: 'choose another name' })
+    },
+  })
+  if (mistakes.length > 0) return { mistakes, lineOf }
+  let plain: unknown
+  try {
+    plain = document.toJS() ?? {}
+  } catch (error) {
+    const what = (error as Error).message // an alias without its anchor, or too many of them
+    return { mistakes: [{ line: lines.linePos(strayAlias(document)).line, what, hint: STAR_HINT }], lineOf }
+  }
+  const checked = schema(read).safeParse(plain)
   if (!checked.success) {
     for (const { path, message, code, ...rest } of checked.error.issues) {
       const place = path.length > 0 ? path.join('.') : 'the file'
@@ -136,7 +151,7 @@ export function readConfiguration(
           mistake([...path, key], `unknown setting ${JSON.stringify(key)}`, 'docs/operations.md lists all settings')
       } else mistake(path, `${place}: ${message}`, 'docs/operations.md has an example')
     }
-    return { mistakes: mistakes.sort((a, b) => a.line - b.line) }
+    return { mistakes: mistakes.sort((a, b) => a.line - b.line), lineOf }
   }
   const file = checked.data
 
@@ -152,7 +167,7 @@ export function readConfiguration(
   if (file.listeners.length === 0 && !file.wan)
     mistake([], 'nothing to do', 'give listeners with peers, or wan with targets')
   for (const [i, listener] of file.listeners.entries()) {
-    if (!(listener.peer in file.peers))
+    if (!Object.hasOwn(file.peers, listener.peer))
       mistake(
         ['listeners', i, 'peer'],
         `no peer ${JSON.stringify(listener.peer)}`,
@@ -197,14 +212,12 @@ export function readConfiguration(
         'anyone who reaches that port could migrate a guest here',
       )
   }
-  if (mistakes.length > 0) return { mistakes: mistakes.sort((a, b) => a.line - b.line) }
+  if (mistakes.length > 0) return { mistakes: mistakes.sort((a, b) => a.line - b.line), lineOf }
 
   const peers = Object.entries(file.peers).map(([name, peer]) => {
-    const found = PEER_ADDRESS.exec(peer.address)!
     return {
       name,
-      host: found[1] ?? found[2]!,
-      port: Number(found[3]),
+      ...parsePeer(peer.address),
       connections: peer.connections,
       rate: peer.rate === undefined ? Number.POSITIVE_INFINITY : read.rate(peer.rate),
       peerName: peer['peer-name'],
@@ -215,6 +228,7 @@ export function readConfiguration(
   })
   return {
     mistakes,
+    lineOf,
     configuration: {
       store: file.store,
       tlsCreds: file['tls-creds'],
@@ -234,6 +248,17 @@ export function readConfiguration(
       targets: new Map(Object.entries(file.targets).map(([name, at]) => [name, parseAddress(at)])),
     },
   }
+}
+
+const STAR_HINT = 'a value that begins with * or & means something to YAML: put it in quotes'
+
+/** Offset of the first alias that has no anchor before it, or of the first one at all. */
+function strayAlias(document: Document.Parsed): number {
+  const aliases: { offset: number; isStray: boolean }[] = []
+  visit(document, {
+    Alias: (_, alias) => void aliases.push({ offset: alias.range![0], isStray: alias.resolve(document) === undefined }),
+  })
+  return (aliases.find(({ isStray }) => isStray) ?? aliases[0])?.offset ?? 0
 }
 
 /**

@@ -197,6 +197,19 @@ export function targetAtPort(target: Address, port: number | undefined): Address
   return { ...target, port, portTo: port }
 }
 
+/**
+ * Where the other proxy listens: `HOST:PORT` or `[V6]:PORT`, `tcp:` in front or not.
+ * @throws ProxyError ADDRESS
+ */
+export function parsePeer(text: string): { readonly host: string; readonly port: number } {
+  const found = /^(?:tcp:)?(?:\[([^\]]+)\]|([^:[\]\s]+)):(\d{1,5})$/.exec(text)
+  const [, v6, plain, digits] = found ?? []
+  const port = Number(digits)
+  if (!found || port < 1 || port > 65535 || (v6 !== undefined && isIP(v6) !== 6))
+    throw wrong(text, 'not where a proxy listens', 'write HOST:PORT or [V6]:PORT')
+  return { host: v6 ?? plain!, port }
+}
+
 /** True for an IP literal that never leaves this host: 127.0.0.0/8, ::1, and the former as IPv6. */
 export function isLoopbackIp(ip: string): boolean {
   if (isIPv4(ip)) return ip.startsWith('127.')

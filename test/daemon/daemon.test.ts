@@ -2,7 +2,7 @@
 import t from 'tap'
 import { parseEffort } from '../../src/cli/codec-command.ts'
 import { parseDuration, parseRate, parseSize } from '../../src/cli/quantity.ts'
-import { logSummary, parsePeer, summaryLine } from '../../src/cli/source-command.ts'
+import { logSummary, summaryLine } from '../../src/cli/source-command.ts'
 import { BatchStats } from '../../src/codec/stats.ts'
 import { EFFORT_MAX } from '../../src/compression/effort.ts'
 import { needRestart, readConfiguration } from '../../src/daemon/configuration.ts'
@@ -14,6 +14,7 @@ import { ChannelHead } from '../../src/migration/channel-ends.ts'
 import { MigrationRecord } from '../../src/migration/migration-record.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
 import { adviseOn, type QemuSettings } from '../../src/qmp/advice.ts'
+import { parsePeer } from '../../src/relay/address.ts'
 
 t.setTimeout(300_000) // the machine may be busy
 
@@ -524,7 +525,7 @@ t.test('arguments', t => {
   t.same(parsePeer('far.example:9444'), { host: 'far.example', port: 9444 })
   t.same(parsePeer('tcp:[::1]:1'), { host: '::1', port: 1 })
   for (const wrong of ['far.example', 'far:0', 'far:65536', '::1:9', ''])
-    t.throws(() => parsePeer(wrong), { code: 'USAGE' }, wrong)
+    t.throws(() => parsePeer(wrong), { code: 'ADDRESS' }, wrong)
   t.throws(() => parseEffort('6'), { code: 'USAGE' })
   t.equal(
     new Set(Object.values(ERROR_EXIT).filter(status => status > 2 && status < 126)).size,

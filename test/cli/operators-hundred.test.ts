@@ -1,0 +1,613 @@
+/**
+ * An operator's hundred: invocations and mishaps of the real command, each with what it must print and its exit status
+ * (docs/operations.md). Whatever goes wrong, every one of them ends, says what is wrong in one line and what to do in the
+ * next, and prints neither a stack trace nor a character that a terminal obeys.
+ */
+import { execFileSync, spawnSync } from 'node:child_process'
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import net from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t from 'tap'
+import { type CommandOptions, type Outcome, PAGEFERRY, run } from './command.ts'
+import { serveQmp } from './fake-qmp.ts'
+
+/** How many run at once: two, so that a CI machine with two cores is used and not overrun. */
+const AT_ONCE = 2
+
+interface Expected extends Omit<CommandOptions, 'cwd'> {
+  readonly status: number
+  /** What standard output must match; '' where it must be empty, nothing where the case is not about it. */
+  readonly out?: RegExp | ''
+  /** What `error:` must match, and `hint:` in the next line. */
+  readonly err?: RegExp
+  readonly hint?: RegExp
+  /** Standard error as a whole, where it is not an error and its hint. */
+  readonly raw?: RegExp | ''
+  /** Why this case cannot run here. */
+  readonly skip?: string | false
+  /** What must be true afterwards. @returns a complaint */
+  readonly after?: (outcome: Outcome) => string | undefined
+}
+
+type Case = readonly [name: string, args: readonly string[], expected: Expected]
+
+const isRoot = process.getuid?.() === 0
+const NOBODY = 65534
+
+const folder = mkdtempSync(join(tmpdir(), 'pageferry-hundred-'))
+t.teardown(() => rmSync(folder, { recursive: true, force: true }))
+const at = (name: string): string => join(folder, name)
+
+// --- what lies about on this host
+
+chmodSync(folder, 0o755) // for the cases that run as nobody
+for (const name of ['keys', 'store', 'empty', 'planted', 'elsewhere', 'qmp', 'host']) mkdirSync(at(name))
+execFileSync(PAGEFERRY, ['keygen', 'x509', '--dir', at('pki'), '--name', 'ams', '--peer-name', 'fra'])
+execFileSync(PAGEFERRY, ['keygen', 'psk', '--dir', at('psk'), '--name', 'ams', '--peer-name', 'fra'])
+execFileSync('cp', ['-r', at('pki/ams'), at('receives')])
+execFileSync('cp', ['-r', at('pki/ams'), at('mixed')])
+for (const name of ['client-cert.pem', 'client-key.pem']) rmSync(at(`receives/${name}`))
+writeFileSync(at('mixed/client-key.pem'), readFileSync(at('pki/fra/client-key.pem')))
+symlinkSync('../elsewhere', at('planted/ams'))
+spawnSync('mkfifo', [at('fifo')])
+writeFileSync(at('a-file'), 'x')
+writeFileSync(at('garbage'), Buffer.from('\0\x01\x02QEVM\xff'.repeat(100), 'latin1'))
+writeFileSync(at('open-key'), `${'ab'.repeat(32)}\n`, { mode: 0o644 })
+writeFileSync(at('short-key'), 'abcd\n', { mode: 0o600 })
+writeFileSync(at('no-rate'), 'fast\n')
+writeFileSync(at('rate'), '# a cap\n20Mbit\n')
+const ESC = 'esc\x1b[31m\nerror: forged\u202e'
+writeFileSync(at(ESC), 'x')
+
+const stopQmp = await serveQmp(at('qmp'))
+t.teardown(stopQmp)
+/** A port that is taken for as long as the test runs. */
+const taken = net.createServer().listen(0, '127.0.0.1')
+await new Promise<void>(done => taken.once('listening', done))
+t.teardown(() => void taken.close())
+const TAKEN = (taken.address() as net.AddressInfo).port
+
+const site = (name: string, text: string): string => {
+  writeFileSync(at(name), text)
+  return at(name)
+}
+const RECEIVES = `tls-creds: ${at('receives')}
+wan: { listen: ["tcp:127.0.0.1:0"] }
+targets: { default: "unix:${at('nobody.sock')}" }
+`
+const SENDS = (peer: string, at: string): string => `plaintext: true
+peers: { fra: { address: "127.0.0.1:1" } }
+listeners: [{ at: "${at}", peer: ${peer} }]
+`
+
+const SOURCE = ['source', '--listen', 'tcp:127.0.0.1:0', '--peer', '127.0.0.1:1', '--plaintext']
+const DESTINATION = ['destination', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${at('q.sock')}`, '--plaintext']
+const X509 = ['keygen', 'x509', '--name', 'ams', '--peer-name', 'fra']
+
+// --- the table
+
+const general: Case[] = [
+  ['the version', ['--version'], { status: 0, out: /^\d+\.\d+\.\d+\n$/, raw: '' }],
+  ['help', ['--help'], { status: 0, out: /Commands:[\s\S]*pageferry source[\s\S]*doctor/, raw: '' }],
+  ['help, the short way', ['-h'], { status: 0, out: /Commands:/, raw: '' }],
+  ['no command', [], { status: 2, out: '', err: /a command is missing/, hint: /--help/ }],
+  ['a command that is not', ['sorce'], { status: 2, out: '', err: /Did you mean source\?/ }],
+  ['an option that is not', ['--frobnicate'], { status: 2, out: '' }],
+  ['an option that is not, of a command', [...SOURCE, '--frobnicate'], { status: 2, err: /frobnicate/ }],
+  ['an option without its value', ['source', '--peer'], { status: 2, err: /peer/ }],
+  [
+    'the version to a full disk',
+    ['--version'],
+    { status: 1, stdout: openSync('/dev/full', 'w'), err: /standard output cannot be written: ENOSPC/ },
+  ],
+  ['help to a full disk', ['--help'], { status: 1, stdout: openSync('/dev/full', 'w'), err: /cannot be written/ }],
+  ['help to a reader that has gone', ['--help'], { status: 0, stdout: 'closed', raw: '' }],
+  ['an error that nobody can read', ['sorce'], { status: 2, stderr: openSync('/dev/full', 'w') }],
+  ['an error to a reader that has gone', ['sorce'], { status: 2, stderr: 'closed' }],
+  ['an error as JSON', ['sorce', '--json'], { status: 2, raw: /^\{"error":\{"code":"USAGE","what":"[^\n]+\}\n$/ }],
+  [
+    'a command that would write to the terminal',
+    ['\x1b[31m\n\u202e'],
+    { status: 2, err: /Unknown argument: \\u001b\[31m/ },
+  ],
+  ['a command with a name of Object', ['constructor'], { status: 2 }],
+  ['an option with a name of Object', [...SOURCE, '--constructor', 'x'], { status: 2, err: /constructor/ }],
+]
+for (const command of [
+  'source',
+  'destination',
+  'serve',
+  'template',
+  'store',
+  'encode',
+  'decode',
+  'estimate',
+  'keygen',
+  'doctor',
+])
+  general.push([
+    `help of ${command}`,
+    [command, '--help'],
+    { status: 0, out: new RegExp(`^pageferry ${command}`), raw: '' },
+  ])
+
+const proxies: Case[] = [
+  ['source without a peer', ['source', '--plaintext'], { status: 2, err: /Missing required argument: peer/ }],
+  ['a peer without a port', ['source', '--plaintext', '--peer', 'fra'], { status: 2, err: /fra/, hint: /HOST:PORT/ }],
+  ['port 0 of a peer', ['source', '--plaintext', '--peer', 'fra:0'], { status: 2, hint: /HOST:PORT/ }],
+  ['a port that does not exist', ['source', '--plaintext', '--peer', 'fra:99999'], { status: 2 }],
+  ['neither keys nor plaintext', ['source', '--peer', 'fra:1'], { status: 2, err: /--tls-creds/, hint: /keygen/ }],
+  ['keys and plaintext', [...SOURCE, '--tls-creds', at('pki/ams')], { status: 2, hint: /one of them/ }],
+  ['no folder of keys', ['source', '--peer', 'fra:1', '--tls-creds', at('none')], { status: 1, err: /none/ }],
+  ['a folder without keys', ['source', '--peer', 'fra:1', '--tls-creds', at('empty')], { status: 1, err: /empty/ }],
+  ['a file for a folder of keys', ['source', '--peer', 'fra:1', '--tls-creds', at('a-file')], { status: 1 }],
+  ["another's key", ['source', '--peer', 'fra:1', '--tls-creds', at('mixed')], { status: 2, err: /not the key of/ }],
+  [
+    'keys that may not be read',
+    ['source', '--peer', 'fra:1', '--tls-creds', at('pki/ams')],
+    { status: 1, err: /EACCES|ermission/, uid: NOBODY, skip: !isRoot && 'as root only' },
+  ],
+  [
+    'a sender that has no client certificate',
+    ['source', '--peer', 'fra:1', '--tls-creds', at('receives')],
+    { status: 1, err: /client-cert\.pem/ },
+  ],
+  ['an address of another tool', [...SOURCE, '--listen', 'exec:cat'], { status: 2, hint: /tcp: and unix:/ }],
+  ['an address as a URL', [...SOURCE, '--listen', 'tcp://127.0.0.1:4444'], { status: 2, hint: /slashes/ }],
+  ['no IPv4 address', [...SOURCE, '--listen', 'tcp:1.2.3:4444'], { status: 2, err: /no IPv4 address/ }],
+  ['an IPv6 address without brackets', [...SOURCE, '--listen', 'tcp:::1:4444'], { status: 2, hint: /brackets/ }],
+  ['a range the wrong way round', [...SOURCE, '--listen', 'tcp:127.0.0.1:9-1'], { status: 2, err: /no range/ }],
+  ['a range that is too wide', [...SOURCE, '--listen', 'tcp:127.0.0.1:1-65535'], { status: 2, err: /65535 ports/ }],
+  ['an address that others reach', [...SOURCE, '--listen', 'tcp:0.0.0.0:0'], { status: 2, err: /other hosts/ }],
+  [
+    'a host that does not exist',
+    [...SOURCE, '--listen', 'tcp:no-such-host.invalid:4444'],
+    { status: 1, err: /cannot listen/ },
+  ],
+  [
+    'a port that is taken',
+    [...SOURCE, '--listen', `tcp:127.0.0.1:${TAKEN}`],
+    { status: 1, err: /EADDRINUSE/, hint: /another program/ },
+  ],
+  ['a socket in no folder', [...SOURCE, '--listen', 'unix:/nonexistent/s'], { status: 1, err: /ENOENT|EACCES/ }],
+  ['a socket in place of a file', [...SOURCE, '--listen', `unix:${at('a-file')}`], { status: 1, err: /is no socket/ }],
+  [
+    'a socket with a path that is too long',
+    [...SOURCE, '--listen', `unix:/${'x'.repeat(108)}`],
+    { status: 2, hint: /107/ },
+  ],
+  [
+    'a socket of systemd that is not passed',
+    [...SOURCE, '--listen', 'fd:qemu'],
+    { status: 2, err: /systemd passed no socket/ },
+  ],
+  [
+    'nonsense from systemd',
+    SOURCE,
+    { status: 2, env: { LISTEN_PID: 'x', LISTEN_FDS: 'x' }, skip: 'the process id is not known before it starts' },
+  ],
+  ['a rate of 0', [...SOURCE, '--rate', '0Mbit'], { status: 2, hint: /stop everything/ }],
+  ['no rate', [...SOURCE, '--rate', 'fast'], { status: 2, hint: /200Mbit/ }],
+  ['two rates', [...SOURCE, '--rate', '1Mbit', '--rate-file', at('rate')], { status: 2, err: /mutually exclusive/ }],
+  ['no file of a rate', [...SOURCE, '--rate-file', at('none')], { status: 1, err: /--rate-file/ }],
+  ['a FIFO of a rate', [...SOURCE, '--rate-file', at('fifo')], { status: 1, err: /is no file/ }],
+  ['a device of a rate', [...SOURCE, '--rate-file', '/dev/zero'], { status: 1, err: /is no file/ }],
+  ['a file without a rate', [...SOURCE, '--rate-file', at('no-rate')], { status: 2, err: /"fast"/ }],
+  ['no connections', [...SOURCE, '--connections', '0'], { status: 2 }],
+  ['too many connections', [...SOURCE, '--connections', '17'], { status: 2, hint: /1 to 16/ }],
+  ['no effort', [...SOURCE, '--effort', '6'], { status: 2 }],
+  ['no size', [...SOURCE, '--pool-memory', 'lots'], { status: 2, hint: /64MiB/ }],
+  ['no duration', [...SOURCE, '--patience', 'never'], { status: 2, hint: /30s/ }],
+  ['a duration without a unit', [...SOURCE, '--queue-target', '50'], { status: 2, hint: /ms/ }],
+  ['learning without a store', [...SOURCE, '--learn', 'all'], { status: 2, err: /without --store/ }],
+  ['no way to learn', [...SOURCE, '--learn', 'sometimes'], { status: 2, err: /sometimes/ }],
+  [
+    'a store key that everyone may read',
+    [...SOURCE, '--store', at('store'), '--store-key', at('open-key')],
+    { status: 2, hint: /chmod 600/ },
+  ],
+  [
+    'a store key that is none',
+    [...SOURCE, '--store', at('store'), '--store-key', at('short-key')],
+    { status: 2, err: /not a key/ },
+  ],
+  ['no store key', [...SOURCE, '--store', at('store'), '--store-key', at('none')], { status: 1, err: /none/ }],
+  [
+    'source starts and stops',
+    SOURCE,
+    {
+      status: 0,
+      out: /listening for QEMU[\s\S]*stopped\n$/,
+      raw: '',
+      when: [[/listening/, command => command.kill('SIGTERM')]],
+    },
+  ],
+  [
+    'source, interrupted once, with JSON',
+    [...SOURCE, '--json'],
+    {
+      status: 0,
+      out: /^(\{"level":\d+,"time":[^\n]+\}\n)+$/,
+      raw: '',
+      when: [[/listening/, command => command.kill('SIGINT')]],
+    },
+  ],
+  [
+    'source with a cap in a file, read again',
+    [...SOURCE, '--rate-file', at('rate')],
+    {
+      status: 0,
+      out: /rate bytesPerSecond=2500000/,
+      when: [
+        [/listening/, command => command.kill('SIGHUP')],
+        [/rate bytes/, command => command.kill('SIGTERM')],
+      ],
+    },
+  ],
+  [
+    'destination without a listener',
+    ['destination', '--target', 'tcp:127.0.0.1:1', '--plaintext'],
+    { status: 2, err: /listen/ },
+  ],
+  [
+    'destination without a target',
+    ['destination', '--listen', 'tcp:127.0.0.1:0', '--plaintext'],
+    { status: 2, err: /target/ },
+  ],
+  ['two targets of one name', [...DESTINATION, '--target', 'tcp:127.0.0.1:1'], { status: 2, hint: /NAME=ADDRESS/ }],
+  [
+    'plaintext for everyone',
+    ['destination', '--listen', 'tcp:0.0.0.0:0', '--target', 'tcp:127.0.0.1:1', '--plaintext'],
+    { status: 2, hint: /--plaintext-anywhere/ },
+  ],
+  ['a WAN side on a socket', [...DESTINATION, '--listen', `unix:${at('w')}`], { status: 2, hint: /tcp:HOST:PORT/ }],
+  ['a WAN side on a range', [...DESTINATION, '--listen', 'tcp:127.0.0.1:1-2'], { status: 2, hint: /one TCP port/ }],
+  [
+    'a WAN port that is taken',
+    [...DESTINATION, '--listen', `tcp:127.0.0.1:${TAKEN}`],
+    { status: 1, err: /EADDRINUSE/ },
+  ],
+  [
+    'destination starts and stops',
+    DESTINATION,
+    {
+      status: 0,
+      out: /listening for source proxies[\s\S]*stopped\n$/,
+      when: [[/listening for/, command => command.kill('SIGTERM')]],
+    },
+  ],
+]
+
+const serve: Case[] = [
+  ['serve without a file', ['serve'], { status: 2, err: /config/ }],
+  ['no such file', ['serve', '--config', at('none')], { status: 1, err: /none/ }],
+  ['a folder', ['serve', '--config', at('empty')], { status: 1, err: /is no file/ }],
+  ['a FIFO', ['serve', '--config', at('fifo'), '--check'], { status: 1, err: /is no file/ }],
+  ['a device', ['serve', '--config', '/dev/zero'], { status: 1, err: /is no file/ }],
+  [
+    'an empty file',
+    ['serve', '--config', site('e.yaml', ''), '--check'],
+    { status: 2, raw: /e\.yaml:1: neither tls-creds[\s\S]*error: 2 mistakes/ },
+  ],
+  ['no YAML', ['serve', '--config', site('a.yaml', 'a: ['), '--check'], { status: 2, raw: /a\.yaml:\d+: / }],
+  ['bytes', ['serve', '--config', at('garbage'), '--check'], { status: 2, raw: /garbage:1: / }],
+  [
+    'an alias that is not there',
+    ['serve', '--config', site('b.yaml', 'plaintext: true\nstore: *none\n'), '--check'],
+    { status: 2, raw: /b\.yaml:2: Unresolved alias[\s\S]*hint: [^\n]*quotes/ },
+  ],
+  [
+    'a billion aliases',
+    [
+      'serve',
+      '--config',
+      site(
+        'c.yaml',
+        `a: &a [${'x,'.repeat(20)}]\n${[...'bcdefgh'].map((name, i) => `${name}: &${name} [${`*${'abcdefgh'[i]},`.repeat(20)}]`).join('\n')}\n`,
+      ),
+      '--check',
+    ],
+    { status: 2, raw: /Excessive alias count/ },
+  ],
+  [
+    'a peer with a name of Object',
+    ['serve', '--config', site('d.yaml', SENDS('toString', 'tcp:127.0.0.1:0')), '--check'],
+    { status: 2, raw: /d\.yaml:3: no peer "toString"/ },
+  ],
+  [
+    'a peer __proto__',
+    ['serve', '--config', site('f.yaml', 'plaintext: true\npeers: { __proto__: { address: "h:1" } }\n'), '--check'],
+    { status: 2, raw: /f\.yaml:2: a key __proto__/ },
+  ],
+  [
+    'a setting that would write to the terminal',
+    ['serve', '--config', site('g.yaml', '"\\e[31m\\n": 1\nplaintext: true\n'), '--check'],
+    { status: 2, raw: /unknown setting [^\n]*u001b/ },
+  ],
+  [
+    'a peer at a port that does not exist',
+    ['serve', '--config', site('h.yaml', SENDS('fra', 'tcp:127.0.0.1:0').replace(':1"', ':99999"')), '--check'],
+    { status: 2, raw: /peers\.fra\.address/ },
+  ],
+  [
+    'no mistakes',
+    ['serve', '--config', site('i.yaml', RECEIVES), '--check'],
+    { status: 0, out: /no mistakes/, raw: '' },
+  ],
+  ['no mistakes, as JSON', ['serve', '--config', at('i.yaml'), '--check', '--json'], { status: 0, out: /^\[\]\n$/ }],
+  [
+    'mistakes as JSON',
+    ['serve', '--config', at('d.yaml'), '--check', '--json'],
+    { status: 2, out: /^\[\n {2}\{\n {4}"line": \d+,/, raw: /"code":"USAGE"/ },
+  ],
+  [
+    'keys that are not there',
+    ['serve', '--config', site('j.yaml', RECEIVES.replace('receives', 'none')), '--check'],
+    { status: 2, raw: /j\.yaml:1: .*none/ },
+  ],
+  [
+    'a key of another certificate',
+    [
+      'serve',
+      '--config',
+      site('k.yaml', SENDS('fra', 'tcp:127.0.0.1:0').replace('plaintext: true', `tls-creds: ${at('mixed')}`)),
+      '--check',
+    ],
+    { status: 2, raw: /k\.yaml:1: .*not the key of/ },
+  ],
+  [
+    'a store that is not there',
+    ['serve', '--config', site('l.yaml', `${RECEIVES}store: ${at('none')}\n`), '--check'],
+    { status: 2, raw: /l\.yaml:4: .*none[\s\S]*install -d/ },
+  ],
+  [
+    'a store that is a file',
+    ['serve', '--config', site('m.yaml', `${RECEIVES}store: ${at('a-file')}\n`), '--check'],
+    { status: 2, raw: /m\.yaml:4: .*no folder/ },
+  ],
+  [
+    'a store key that is not there',
+    ['serve', '--config', site('n.yaml', `${RECEIVES}store: ${at('store')}\nstore-key: ${at('none')}\n`), '--check'],
+    { status: 2, raw: /n\.yaml:5: / },
+  ],
+  [
+    'a host that only receives needs no client certificate',
+    ['serve', '--config', at('i.yaml')],
+    { status: 0, out: /serving[\s\S]*stopped\n$/, raw: '', when: [[/ serving/, command => command.kill('SIGTERM')]] },
+  ],
+  [
+    'a file that has become wrong ends nothing',
+    ['serve', '--config', site('o.yaml', RECEIVES)],
+    {
+      status: 0,
+      out: /o\.yaml:4: Unresolved alias[\s\S]*settings not read: the old ones stay[\s\S]*stopped\n$/,
+      raw: '',
+      when: [
+        [
+          / serving/,
+          command => {
+            site('o.yaml', `${RECEIVES}store: *none\n`)
+            command.kill('SIGHUP')
+          },
+        ],
+        [/settings not read/, command => command.kill('SIGTERM')],
+      ],
+    },
+  ],
+]
+
+/** What keygen prints, run by a shell in which `ssh` is this host and /etc a folder of ours. */
+function copiesKeys(dir: string, host: string): (outcome: Outcome) => string | undefined {
+  return ({ stdout }) => {
+    const bin = join(dir, 'bin')
+    mkdirSync(bin)
+    writeFileSync(join(bin, 'ssh'), `#!/bin/sh\nexec sh -c "$(printf %s "$2" | sed "s:/etc/:${host}/etc/:g")"\n`, {
+      mode: 0o755,
+    })
+    const lines = stdout.split('\n').filter(line => line.trim().startsWith('tar '))
+    if (lines.length !== 2) return `${lines.length} commands`
+    // twice, because a second copy must not nest
+    for (const line of [lines[0]!, lines[0]!]) {
+      const copied = spawnSync('sh', ['-c', line], { env: { PATH: `${bin}:${process.env.PATH}` }, encoding: 'utf8' })
+      if (copied.status !== 0) return `${line}: ${copied.stderr}`
+    }
+    const tls = join(host, 'etc/pageferry/tls')
+    const names = readdirSync(tls).sort().join(' ')
+    if (names !== 'ca-cert.pem client-cert.pem client-key.pem server-cert.pem server-key.pem') return names
+    if ((lstatSync(join(tls, 'client-key.pem')).mode & 0o777) !== 0o600) return 'a key that others may read'
+    return (lstatSync(tls).mode & 0o777) === 0o700 ? undefined : 'a folder that others may read'
+  }
+}
+
+const keygen: Case[] = [
+  ['keygen of what', ['keygen', '--dir', at('k1')], { status: 2, err: /Not enough/ }],
+  ['keygen of something else', ['keygen', 'ssh', '--dir', at('k1')], { status: 2, err: /psk/ }],
+  ['keygen to where', ['keygen', 'psk'], { status: 2, err: /dir/ }],
+  ['keys below /proc', ['keygen', 'psk', '--dir', '/proc/x'], { status: 1, err: /\/proc\/x: ENOENT/ }],
+  ['keys deep below /proc', ['keygen', 'x509', '--dir', '/proc/x/y/z'], { status: 1, err: /ENOENT/ }],
+  ['keys below a file', ['keygen', 'psk', '--dir', at('a-file/x')], { status: 1, err: /ENOTDIR/ }],
+  [
+    'keys into a folder that may not be written to',
+    ['keygen', 'psk', '--dir', at('empty/x')],
+    { status: 1, err: /EACCES/, uid: NOBODY, skip: !isRoot && 'as root only' },
+  ],
+  [
+    'keys into a folder where a link was planted',
+    [...X509, '--dir', at('planted')],
+    {
+      status: 2,
+      err: /is a link/,
+      after: () =>
+        readdirSync(at('elsewhere')).length === 0 && !existsSync(at('planted/ca-key.pem'))
+          ? undefined
+          : 'keys have gone there',
+    },
+  ],
+  ['keys that are there', [...X509, '--dir', at('pki')], { status: 2, err: /ca-key\.pem exists/ }],
+  [
+    'one name for two sites',
+    ['keygen', 'psk', '--dir', at('k2'), '--name', 'a', '--peer-name', 'a'],
+    { status: 2, err: /both sites/ },
+  ],
+  ['a name that is a path', ['keygen', 'psk', '--dir', at('k2'), '--name', '../a'], { status: 2, err: /name/ }],
+  [
+    'a name that would write to the terminal',
+    ['keygen', 'psk', '--dir', at('k2'), '--name', 'a\x1b[31m'],
+    { status: 2, err: /u001b/ },
+  ],
+  [
+    'a username with a space',
+    ['keygen', 'psk', '--dir', at('k2'), '--username', 'a b'],
+    { status: 2, err: /username/ },
+  ],
+  ['certificates of no days', [...X509, '--dir', at('k2'), '--days', '0'], { status: 2, err: /--days/ }],
+  ['certificates of how many days', [...X509, '--dir', at('k2'), '--days', 'x'], { status: 2, err: /--days/ }],
+  [
+    'certificates, and how they are copied',
+    [...X509, '--dir', at('k3')],
+    { status: 0, out: /--peer-name fra/, raw: '', after: copiesKeys(at('k3'), at('host')) },
+  ],
+  [
+    'a key, with JSON',
+    ['keygen', 'psk', '--dir', at('k4'), '--json'],
+    { status: 0, out: /^\{"files":\[".*keys\.psk"/ },
+  ],
+  [
+    'a key to a full disk',
+    ['keygen', 'psk', '--dir', at('k5')],
+    { status: 1, stdout: openSync('/dev/full', 'w'), err: /cannot be written/ },
+  ],
+]
+
+const qmp = (name: string): string[] => ['doctor', '--qmp', at(`qmp/${name}`)]
+const doctor: Case[] = [
+  ['doctor of whom', ['doctor'], { status: 2, err: /qmp/ }],
+  ['no socket', ['doctor', '--qmp', at('none')], { status: 1, err: /ENOENT/, hint: /-qmp unix/ }],
+  ['a file', ['doctor', '--qmp', at('a-file')], { status: 1, err: /ECONNREFUSED|ENOTSOCK/ }],
+  [
+    'a file whose name would write to the terminal',
+    ['doctor', '--qmp', at(ESC)],
+    { status: 1, err: /\\u001b\[31m\\nerror: forged\\u202e/ },
+  ],
+  [
+    'a QEMU that is set well',
+    qmp('sound'),
+    { status: 0, out: /^source: QEMU 7\.2\.22\nnothing to change\n$/, raw: '' },
+  ],
+  [
+    'a QEMU to mend, whose names would write to the terminal',
+    qmp('matters'),
+    { status: 11, out: /! source: tls-creds .*forged[\s\S]*max-bandwidth/, raw: '' },
+  ],
+  [
+    'the same as JSON',
+    [...qmp('matters'), '--json'],
+    {
+      status: 11,
+      out: /^\{[\s\S]*"severity": "matters"/,
+      raw: '',
+      after: ({ stdout }) => (Array.isArray(JSON.parse(stdout).advice) ? undefined : 'no advice'),
+    },
+  ],
+  [
+    'two QEMUs',
+    [...qmp('sound'), '--qmp-destination', at('qmp/matters')],
+    { status: 11, out: /destination: QEMU/, raw: '' },
+  ],
+  ['no rate of the link', [...qmp('sound'), '--rate', 'x'], { status: 2, hint: /200Mbit/ }],
+  ['the human monitor', qmp('human'), { status: 1, err: /human monitor/, hint: /-qmp unix/ }],
+  ['the human monitor, with a line', qmp('human-asked'), { status: 1, err: /human monitor/ }],
+  ['null', qmp('null'), { status: 1, err: /not QMP/ }],
+  ['a list', qmp('array'), { status: 1, err: /not QMP/ }],
+  ['no version', qmp('no-version'), { status: 1, err: /without a version/ }],
+  ['a version that is none', qmp('odd-version'), { status: 1, err: /without a version/ }],
+  ['null for answers', qmp('null-answers'), { status: 1, err: /query-migrate-capabilities/ }],
+  ['other answers', qmp('odd-answers'), { status: 1, err: /query-migrate-capabilities/ }],
+  ['other parameters', qmp('odd-parameters'), { status: 1, err: /query-migrate-parameters/ }],
+  ['a QEMU that refuses', qmp('refuses'), { status: 1, err: /no\\n\\u001b\[31m/ }],
+  ['a QEMU that closes', qmp('closes'), { status: 1, err: /closed QMP/ }],
+  ['silence', qmp('silent'), { status: 1, err: /did not greet for 10 s/ }],
+  ['no answer', qmp('never-answers'), { status: 1, err: /no answer for 10 s/ }],
+  ['events without end', qmp('events'), { status: 1, err: /without an answer/ }],
+  ['a greeting, then events without end', qmp('events-greeted'), { status: 1, err: /without an answer/ }],
+  ['a line without end', qmp('a-line'), { status: 1, err: /a line of more than/ }],
+]
+
+// --- how they are run
+
+/** Anything that a terminal would obey, but for line feeds. */
+const OBEYED = /[\p{Cc}\p{Bidi_Control}\u2028\u2029]/u
+
+/** @returns what is wrong with an outcome */
+function complaints(outcome: Outcome, expected: Expected): string[] {
+  const { status, stdout, stderr } = outcome
+  const found: string[] = []
+  const want = (isSo: boolean, what: string): void => {
+    if (!isSo) found.push(what)
+  }
+  want(status === expected.status, `status ${status} in place of ${expected.status}`)
+  if (expected.out !== undefined)
+    want(expected.out === '' ? stdout === '' : expected.out.test(stdout), `stdout is not ${expected.out}`)
+  const readable = expected.stderr === undefined
+  if (expected.raw !== undefined)
+    want(expected.raw === '' ? stderr === '' : expected.raw.test(stderr), `stderr is not ${expected.raw}`)
+  else if (readable && expected.status !== 0) {
+    const [, error, hint] = /^error: (.+)\nhint: (.+)\n$/.exec(stderr) ?? []
+    want(error !== undefined, 'stderr is not an error and a hint')
+    if (expected.err) want(expected.err.test(error ?? ''), `the error is not ${expected.err}`)
+    if (expected.hint) want(expected.hint.test(hint ?? ''), `the hint is not ${expected.hint}`)
+  }
+  want(!/^ +at .*:\d+/m.test(stderr), 'a stack trace')
+  want(!OBEYED.test((stdout + stderr).replaceAll('\n', '')), 'a character that a terminal obeys')
+  const later = found.length === 0 ? expected.after?.(outcome) : undefined
+  if (later !== undefined) found.push(later)
+  return found
+}
+
+t.test("an operator's hundred", async t => {
+  const cases = [...general, ...proxies, ...serve, ...keygen, ...doctor]
+  let ran = 0
+  const queue = [...cases]
+  const slowest: [number, string][] = []
+  const worker = async (): Promise<void> => {
+    for (let next = queue.shift(); next; next = queue.shift()) {
+      const [name, args, expected] = next
+      if (expected.skip) {
+        t.comment(`skipped: ${name}: ${expected.skip}`)
+        continue
+      }
+      ran++
+      const outcome = await run(args, { ...expected, cwd: folder })
+      slowest.push([outcome.seconds, name])
+      const wrong = complaints(outcome, expected)
+      const shown = { args, ...outcome, stdout: outcome.stdout.slice(0, 2000), stderr: outcome.stderr.slice(0, 2000) }
+      if (wrong.length === 0) t.pass(name)
+      else t.fail(`${name}: ${wrong.join('; ')}`, shown)
+    }
+  }
+  await Promise.all(Array.from({ length: AT_ONCE }, worker))
+  slowest.sort((a, b) => b[0] - a[0])
+  t.comment(
+    `slowest: ${slowest
+      .slice(0, 5)
+      .map(([seconds, name]) => `${name} ${seconds} s`)
+      .join(', ')}`,
+  )
+  t.ok(ran >= 100, `${ran} cases`)
+})
+for (const [, , { stdout, stderr }] of [...general, ...proxies, ...serve, ...keygen, ...doctor])
+  for (const fd of [stdout, stderr]) if (typeof fd === 'number') t.teardown(() => closeSync(fd))
