@@ -48,6 +48,8 @@ type Case = readonly [name: string, args: readonly string[], expected: Expected]
 const isRoot = process.getuid?.() === 0
 const NOBODY = 65534
 
+t.setTimeout(600_000) // the machine may be busy
+
 const folder = mkdtempSync(join(tmpdir(), 'pageferry-hundred-'))
 t.teardown(() => rmSync(folder, { recursive: true, force: true }))
 const at = (name: string): string => join(folder, name)
