@@ -2,6 +2,12 @@
 
 /** Bytes of one read of a file. */
 export const READ_LENGTH = 1 << 20
+/** Bytes from an input's start by which formats are told: the last magic looked for is ext4's, at 1080. */
+export const HEAD_LENGTH = 4096
+/** A FIFO that nobody opens for writing is waited for so long: who writes to it is started at about the same time ... */
+export const FIFO_WAIT_MS = 10_000
+/** ... and looked at so often meanwhile. */
+export const FIFO_POLL_MS = 50
 /** Longest packet: capture tools cut at 262,144, and the largest segment offload hands up is 512 KiB (BIG TCP). */
 export const PACKET_LENGTH_MAX = 1 << 20
 /** Longest pcapng block: a packet with its options, or names and keys, which nobody has megabytes of. */

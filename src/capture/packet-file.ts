@@ -21,7 +21,6 @@ export interface PacketFile {
 
 /** Magics as the first four bytes of a file, read big-endian. Source: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng. */
 const PCAP_MAGIC = { BIG: 0xa1b2c3d4, LITTLE: 0xd4c3b2a1, BIG_NANO: 0xa1b23c4d, LITTLE_NANO: 0x4d3cb2a1 } as const
-const PCAP_MAGICS: readonly number[] = Object.values(PCAP_MAGIC)
 const PCAP_HEADER_LENGTH = 24
 const PCAP_VERSION_MAJOR = 2
 const RECORD_HEADER_LENGTH = 16
@@ -38,14 +37,6 @@ const BLOCK = {
 } as const
 const BYTE_ORDER_MAGIC = 0x1a2b3c4d
 const BLOCK_FRAME_LENGTH = 12 // type, length, and length again behind the body
-
-export function isPcap(magic: number): boolean {
-  return PCAP_MAGICS.includes(magic)
-}
-
-export function isPcapng(magic: number): boolean {
-  return magic === BLOCK.SECTION
-}
 
 /** Hands whole units to `read`, keeping what is cut for the next chunk. */
 abstract class UnitReader implements PacketFile {

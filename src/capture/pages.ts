@@ -1,5 +1,4 @@
 /** The pages of an input, one input a VM: what templates are counted from. */
-import { stat } from 'node:fs/promises'
 import { type ErrorCode, ProxyError } from '../errors.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { MainStreamParser } from '../qemu/main-stream.ts'
@@ -7,8 +6,8 @@ import { MultifdParser, type MultifdSink } from '../qemu/multifd-channel.ts'
 import type { RecordSink } from '../qemu/record-sink.ts'
 import { BatchPool, type PageBatch } from '../template/batch.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
-import { readInput, STANDARD_INPUT } from './byte-source.ts'
 import { ChannelReader } from './channels.ts'
+import { Input } from './input.ts'
 import type { ChannelSink } from './tcp.ts'
 
 /** Bytes of an incomplete record that stand in front of the next chunk: 8 + 1 + 255 + 4096 at most. */
@@ -27,38 +26,29 @@ export interface PageInputOptions {
   readonly note?: (note: InputNote) => void
 }
 
-/** A file whose pages can be read again and again. */
+/** An input whose pages can be read again and again. */
 export class PageInput {
   readonly name: string
   /** Length of the file. */
   readonly lengthBytes: number
   /** Two inputs of the same file have the same. */
   readonly identity: string
+  private readonly input: Input
   private readonly options: PageInputOptions
   private readonly pool = new BatchPool()
   private readonly notes = new Set<string>()
 
-  private constructor(name: string, lengthBytes: number, identity: string, options: PageInputOptions) {
-    this.name = name
-    this.lengthBytes = lengthBytes
-    this.identity = identity
+  private constructor(input: Input, options: PageInputOptions) {
+    this.input = input
+    this.name = input.name
+    this.lengthBytes = input.lengthBytes ?? 0
+    this.identity = input.identity!
     this.options = options
   }
 
-  /** @throws IO, USAGE for what cannot be read several times */
+  /** @throws IO; CAPTURE_FORMAT for what is neither stream nor capture; USAGE for what cannot be read several times */
   static async open(path: string, options: PageInputOptions = {}): Promise<PageInput> {
-    const again = 'it is read several times: write it to a file first'
-    if (path === STANDARD_INPUT) throw new ProxyError('USAGE', 'standard input is no input here', undefined, again)
-    let found: Awaited<ReturnType<typeof stat>>
-    try {
-      found = await stat(path)
-    } catch (cause) {
-      const { code, message } = cause as NodeJS.ErrnoException
-      const what = `cannot read ${path}: ${code === 'ENOENT' ? 'it does not exist' : message}`
-      throw new ProxyError('IO', what, { stream: path, offset: 0 }, 'check the path', { cause })
-    }
-    if (!found.isFile()) throw new ProxyError('USAGE', `${path} is not a regular file`, undefined, again)
-    return new PageInput(path, found.size, `${found.dev}:${found.ino}`, options)
+    return new PageInput(await Input.open(path, { repeatable: true }), options)
   }
 
   /**
@@ -69,8 +59,8 @@ export class PageInput {
    */
   async *pages(readBytes?: (count: number) => void): AsyncGenerator<PageBatch> {
     const collector = new PageCollector(this.name, this.pool)
-    const reader = new ChannelReader(this.name, collector)
-    for await (const chunk of readInput(this.name, readBytes)) {
+    const reader = new ChannelReader(this.name, this.input.format, collector)
+    for await (const chunk of this.input.chunks(readBytes)) {
       reader.push(chunk)
       yield* collector.full.splice(0)
     }

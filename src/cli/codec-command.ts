@@ -1,14 +1,19 @@
 /** `pageferry encode`, `decode`, `estimate`: the codec without a network. */
-import { stat } from 'node:fs/promises'
+
+import { constants } from 'node:os'
+import { basename } from 'node:path'
 import { SingleBar } from 'cli-progress'
 import Table from 'cli-table3'
 import type { Argv, CommandModule } from 'yargs'
-import { BatchStats } from '../codec/stats.ts'
+import { Input } from '../capture/input.ts'
+import { type Chunks, InputFile, STANDARD_INPUT } from '../capture/input-file.ts'
+import { readOneChannel } from '../capture/one-channel.ts'
 import { COLUMN, COLUMN_NAMES, PAGE_SIZE } from '../codec/wire.ts'
 import { EFFORT_MAX, EFFORTS, type Effort } from '../compression/effort.ts'
-import { ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { decodeStream, type EncodeResult, encodeStream, OutputFile, readFile } from '../transfer/offline.ts'
+import { digestOfFileName } from '../template/wire.ts'
+import { decodeStream, type EncodeResult, encodeStream, OutputFile } from '../transfer/offline.ts'
 import { formatCount, formatSize, parseCount, parseRate, parseSize } from './quantity.ts'
 import { existingStore, STORE_KEY_OPTION } from './store-key.ts'
 
@@ -25,6 +30,7 @@ interface CodecArguments {
   readonly set: string[]
   readonly poolMemory: string
   readonly effort: string
+  readonly channel: string | undefined
   readonly json: boolean
 }
 
@@ -45,6 +51,9 @@ interface EstimateArguments extends CodecArguments {
   readonly inputs: string[]
   readonly rate: string | undefined
 }
+
+const INPUT =
+  'a migration stream, or a .pcap or .pcapng capture of one; as it is, or zstd or gzip; - for standard input'
 
 function codecOptions(yargs: Argv): Argv<CodecArguments> {
   return yargs
@@ -73,6 +82,11 @@ function codecOptions(yargs: Argv): Argv<CodecArguments> {
       requiresArg: true,
       default: EFFORT_DEFAULT,
     })
+    .option('channel', {
+      describe: 'Which channel of a capture with several, by number; its only main channel where nothing is said',
+      type: 'string',
+      requiresArg: true,
+    })
     .option('json', { describe: 'Print JSON', type: 'boolean', default: false }) as never
 }
 
@@ -82,10 +96,9 @@ export const encodeCommand: CommandModule<object, EncodeArguments> = {
   builder: yargs =>
     (codecOptions(yargs) as Argv<EncodeArguments>)
       .positional('input', {
-        describe: 'Any file, or - for standard input',
+        describe: INPUT,
         type: 'string',
         demandOption: true,
-        coerce: dash,
       })
       .option('output', {
         alias: 'o',
@@ -107,7 +120,6 @@ export const decodeCommand: CommandModule<object, DecodeArguments> = {
       .positional('input', {
         describe: 'The encoded file, or - for standard input',
         type: 'string',
-        coerce: dash,
         demandOption: true,
       })
       .option('output', {
@@ -133,7 +145,7 @@ export const estimateCommand: CommandModule<object, EstimateArguments> = {
   describe: 'Tell what a migration would save, and why',
   builder: yargs =>
     (codecOptions(yargs) as Argv<EstimateArguments>)
-      .positional('inputs', { describe: 'Migration streams', type: 'string', array: true, demandOption: true })
+      .positional('inputs', { describe: `Each: ${INPUT}`, type: 'string', array: true, demandOption: true })
       .option('rate', {
         describe: 'Link, such as 100Mbit: forecasts the seconds at each effort',
         type: 'string',
@@ -142,11 +154,6 @@ export const estimateCommand: CommandModule<object, EstimateArguments> = {
       .example('$0 estimate web2.stream --store S', 'bytes by class')
       .example('$0 estimate web2.stream --store S --rate 100Mbit', 'seconds over such a link') as never,
   handler: runEstimate,
-}
-
-/** yargs makes an empty text of a positional `-`. */
-function dash(text: string): string {
-  return text === '' ? '-' : text
 }
 
 /** @throws USAGE */
@@ -170,9 +177,13 @@ async function chooseSets(store: TemplateStore | undefined, wanted: readonly str
 
 interface Job {
   readonly store: TemplateStore | undefined
-  readonly sets: readonly string[]
+  /** Digests of the sets to use; those that turn out to be damaged go. */
+  readonly sets: string[]
+  /** They were asked for one by one: none may be missing. */
+  readonly setsAsked: boolean
   readonly ringPages: number
   readonly effort: Effort
+  readonly channel: number | undefined
 }
 
 async function jobOf(args: CodecArguments): Promise<Job> {
@@ -180,53 +191,105 @@ async function jobOf(args: CodecArguments): Promise<Job> {
   return {
     store,
     sets: await chooseSets(store, args.set),
+    setsAsked: args.set.length > 0,
     ringPages: Math.floor(parseSize(args.poolMemory, '--pool-memory') / PAGE_SIZE),
     effort: parseEffort(args.effort),
+    channel: args.channel === undefined ? undefined : parseCount(args.channel, '--channel', 1),
   }
 }
 
+/** Who waits for the work: a progress bar on a terminal, and Ctrl-C. */
+interface Attendance {
+  readonly signal: AbortSignal
+  /** How many bytes there are to read, where that is known. */
+  expect(bytes: number | undefined): void
+  /** So many more are read. */
+  read(bytes: number): void
+}
+
+/** How long what was interrupted may take to clear up: a write to a pipe that nobody reads never ends. */
+const CLEAR_UP_MS = 2000
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+
 /** Runs with a progress bar on a terminal and a signal that Ctrl-C aborts. */
-async function attended<T>(
-  input: string,
-  quiet: boolean,
-  work: (progress: (bytes: number) => void, signal: AbortSignal) => Promise<T>,
-): Promise<T> {
+async function attended<T>(quiet: boolean, work: (attendance: Attendance) => Promise<T>): Promise<T> {
   const stop = new AbortController()
-  const interrupt = (): void =>
+  let interruptedBy: NodeJS.Signals | undefined
+  const interrupt = (signal: NodeJS.Signals): void => {
+    interruptedBy = signal
+    for (const name of SIGNALS) process.off(name, interrupt)
     stop.abort(new ProxyError('IO', 'interrupted', undefined, 'nothing is left behind; start again'))
-  process.once('SIGINT', interrupt)
-  process.once('SIGTERM', interrupt)
-  const total = input === '-' ? 0 : ((await stat(input).catch(() => undefined))?.size ?? 0)
-  const bar =
-    process.stderr.isTTY && !quiet && total > 0
-      ? new SingleBar({
-          format: '{bar} {percentage} %  {eta_formatted} left',
-          stream: process.stderr,
-          clearOnComplete: true,
-          fps: 10,
-        })
-      : undefined
-  bar?.start(total, 0)
+    setTimeout(() => {
+      OutputFile.discardAll()
+      process.kill(process.pid, signal) // now by the system's own rule
+    }, CLEAR_UP_MS).unref()
+  }
+  for (const name of SIGNALS) process.on(name, interrupt)
+  let bar: SingleBar | undefined
+  let total = 0
+  let read = 0
   try {
-    return await work(bytes => bar?.update(Math.min(bytes, total)), stop.signal)
+    return await work({
+      signal: stop.signal,
+      expect: bytes => {
+        if (bytes === undefined || bytes === 0 || quiet || !process.stderr.isTTY) return
+        total = bytes
+        read = 0
+        const format = '{bar} {percentage} %  {eta_formatted} left'
+        bar ??= new SingleBar({ format, stream: process.stderr, clearOnComplete: true, fps: 10 })
+        bar.start(total, 0)
+      },
+      read: bytes => {
+        read += bytes
+        bar?.update(Math.min(read, total))
+      },
+    })
   } catch (error) {
-    if (stop.signal.aborted) process.exitCode = 130
+    if (interruptedBy !== undefined) process.exitCode = 128 + constants.signals[interruptedBy]
     throw error
   } finally {
     bar?.stop()
-    process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
+    for (const name of SIGNALS) process.off(name, interrupt)
   }
 }
 
+/** What `--channel` and damaged sets leave to say. */
+function note(text: string): void {
+  process.stderr.write(`note: ${text}\n`)
+}
+
+/**
+ * Encodes a channel of the input. A set whose pages turn out to be damaged is said and left out, as one whose head is,
+ * unless it was asked for by name.
+ */
 async function encodeTo(
-  input: string,
+  input: Input,
   job: Job,
-  quiet: boolean,
+  { signal, expect, read }: Attendance,
   write: (bytes: Uint8Array) => Promise<void> | void,
 ): Promise<EncodeResult> {
-  return attended(input, quiet, (progress, signal) =>
-    encodeStream(readFile(input), write, { ...job, places: PLACES, progress, signal }),
-  )
+  expect(input.lengthBytes)
+  const { channel } = job
+  for (;;) {
+    try {
+      const chunks = readOneChannel(input, { channel, note: text => note(`${input.name}: ${text}`), readBytes: read })
+      return await encodeStream(chunks, write, { ...job, places: PLACES, signal })
+    } catch (error) {
+      // Sets are loaded before the first byte is read or written.
+      const damaged = job.setsAsked ? -1 : job.sets.indexOf(damagedSet(error) ?? '')
+      if (damaged < 0) throw error
+      note((error as ProxyError).message)
+      job.sets.splice(damaged, 1)
+    }
+  }
+}
+
+/** The digest of the set that an error is about. */
+function damagedSet(error: unknown): string | undefined {
+  if (!isProxyError(error) || error.where === undefined) return undefined
+  return error.code.startsWith('TEMPLATE_') || error.code === 'IO'
+    ? digestOfFileName(basename(error.where.stream))
+    : undefined
 }
 
 async function runEncode(args: EncodeArguments): Promise<void> {
@@ -234,7 +297,14 @@ async function runEncode(args: EncodeArguments): Promise<void> {
   const output = new OutputFile(args.output)
   try {
     const startMs = performance.now()
-    const result = await encodeTo(args.input, job, args.json || args.output === '-', bytes => output.write(bytes))
+    const result = await attended(args.json || args.output === '-', async attendance => {
+      const input = await Input.open(args.input, { signal: attendance.signal })
+      try {
+        return await encodeTo(input, job, attendance, bytes => output.write(bytes))
+      } finally {
+        input.close()
+      }
+    })
     await output.finish()
     const seconds = (performance.now() - startMs) / 1000
     const { stats, fileBytes, degraded } = result
@@ -262,15 +332,26 @@ async function runDecode(args: DecodeArguments): Promise<void> {
   const output = new OutputFile(args.output)
   try {
     const store = args.store === undefined ? undefined : await existingStore(args.store, args.storeKey)
-    const { bytes } = await attended(args.input, args.json || args.output === '-', (progress, signal) =>
-      decodeStream(readFile(args.input), piece => output.write(piece), { store, name: args.input, progress, signal }),
-    )
+    const { bytes } = await attended(args.json || args.output === '-', async ({ signal, expect, read }) => {
+      const input = await InputFile.open(args.input)
+      expect(input.lengthBytes)
+      return decodeStream(keeping(input.chunks(read, signal)), piece => output.write(piece), {
+        store,
+        name: args.input,
+        signal,
+      })
+    })
     await output.finish()
     if (args.json) process.stderr.write(`${JSON.stringify({ input: args.input, bytes })}\n`)
     else if (args.output !== '-') process.stdout.write(`${formatSize(bytes)}, verified batch by batch\n`)
   } finally {
     await output.discard()
   }
+}
+
+/** The same chunks in memory of their own: frames of a batch are kept until all of it is there. */
+async function* keeping(chunks: Chunks): AsyncGenerator<Uint8Array> {
+  for await (const chunk of chunks) yield Buffer.from(chunk)
 }
 
 /** What `estimate --json` prints for one input. */
@@ -292,17 +373,25 @@ export interface Estimate {
 async function runEstimate(args: EstimateArguments): Promise<void> {
   const job = await jobOf(args)
   const rate = args.rate === undefined ? undefined : parseRate(args.rate, '--rate')
-  const estimates: Estimate[] = []
-  const total = new BatchStats()
-  for (const input of args.inputs) {
-    const result = await encodeTo(input, job, args.json, () => {})
-    total.add(result.stats)
-    const forecast = rate === undefined ? undefined : await forecastOf(input, job, rate)
-    estimates.push({
-      ...estimateOf(input, result),
-      ...(forecast ? { forecast, directSeconds: result.stats.rawBytes / rate! } : {}),
-    })
+  if (args.inputs.filter(input => input === STANDARD_INPUT).length > 1) {
+    throw new ProxyError('USAGE', 'standard input twice', undefined, 'it can be read once only')
   }
+  const estimates: Estimate[] = []
+  await attended(args.json, async attendance => {
+    for (const path of args.inputs) {
+      const input = await Input.open(path, { repeatable: rate !== undefined, signal: attendance.signal })
+      try {
+        const result = await encodeTo(input, job, attendance, () => {})
+        const forecast = rate === undefined ? undefined : await forecastOf(input, job, rate, attendance)
+        estimates.push({
+          ...estimateOf(path, result),
+          ...(forecast ? { forecast, directSeconds: result.stats.rawBytes / rate! } : {}),
+        })
+      } finally {
+        input.close()
+      }
+    }
+  })
   if (args.json) {
     process.stdout.write(`${JSON.stringify(estimates, null, 2)}\n`)
     return
@@ -336,12 +425,17 @@ function estimateOf(input: string, { stats, fileBytes, degraded }: EncodeResult)
  * Encodes once at each effort. The link carries while the CPU encodes, so the slower of both decides. The clock starts
  * when the sets are loaded: a proxy's are before a migration comes.
  */
-async function forecastOf(input: string, job: Job, rate: number): Promise<NonNullable<Estimate['forecast']>> {
+async function forecastOf(
+  input: Input,
+  job: Job,
+  rate: number,
+  attendance: Attendance,
+): Promise<NonNullable<Estimate['forecast']>> {
   const forecast = []
   for (const effort of EFFORTS) {
     if (effort.level > EFFORTS.length - 2) continue // never chosen by itself
     let startMs: number | undefined
-    const { fileBytes } = await encodeTo(input, { ...job, effort }, true, () => {
+    const { fileBytes } = await encodeTo(input, { ...job, effort }, attendance, () => {
       startMs ??= performance.now()
     })
     const encodeSeconds = (performance.now() - startMs!) / 1000

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import yargs from 'yargs'
 import { ProxyError } from '../errors.ts'
 import { decodeCommand, encodeCommand, estimateCommand } from './codec-command.ts'
+import { giveDashes, keepDashes } from './dash.ts'
 import { destinationCommand } from './destination-command.ts'
 import { doctorCommand } from './doctor-command.ts'
 import { fail } from './failure.ts'
@@ -24,7 +25,8 @@ A pair for one guest:
   (qemu) migrate tcp:127.0.0.1:4444`
 
 async function run(): Promise<void> {
-  const parser = yargs(process.argv.slice(2))
+  const parser = yargs(keepDashes(process.argv.slice(2)))
+    .middleware(giveDashes, true)
     .scriptName('pageferry')
     .usage(
       '$0 COMMAND\n\nMoves virtual machines between sites: pages that the other site already holds cross as references.',

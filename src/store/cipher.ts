@@ -6,10 +6,10 @@ import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from 'node:cr
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { readU32, readU64, writeU32, writeU64 } from '../bytes/big-endian.ts'
 import { ProxyError } from '../errors.ts'
+import { SEALED_MAGIC as MAGIC } from '../template/wire.ts'
 import { ioError } from './io-error.ts'
 
-/** `\x89PFENC\r\n`. */
-export const SEALED_MAGIC = Buffer.from([0x89, 0x50, 0x46, 0x45, 0x4e, 0x43, 0x0d, 0x0a])
+export const SEALED_MAGIC = Buffer.from(MAGIC)
 const VERSION = 1
 /** Offsets in the header. */
 const HEADER = { VERSION: 8, CHUNK: 12, LENGTH: 16, KEY_ID: 24, SALT: 32 } as const

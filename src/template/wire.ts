@@ -4,6 +4,8 @@
 export const PAGE_SIZE = 4096
 /** `\x89PFSET\r\n`: a 7-bit or text-mode copy breaks it visibly. */
 export const MAGIC: readonly number[] = [0x89, 0x50, 0x46, 0x53, 0x45, 0x54, 0x0d, 0x0a]
+/** `\x89PFENC\r\n`: the same of a set that is kept encrypted. */
+export const SEALED_MAGIC: readonly number[] = [0x89, 0x50, 0x46, 0x45, 0x4e, 0x43, 0x0d, 0x0a]
 export const VERSION = 1
 
 /** Offsets in the header. */

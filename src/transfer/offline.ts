@@ -3,7 +3,7 @@
  * back. `estimate` is the same without the file.
  */
 import { randomBytes } from 'node:crypto'
-import { write } from 'node:fs'
+import { rmSync, write } from 'node:fs'
 import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { FlowEncoder } from '../codec/encoder.ts'
 import { FlowExpander } from '../codec/expander.ts'
@@ -415,6 +415,9 @@ export async function* readFile(path: string): AsyncGenerator<Uint8Array> {
 /** A batch comes in a dozen pieces, most of them short, and each write is a trip to libuv's pool. */
 const GATHER_BYTES = 256 * 1024
 
+/** What is not finished, of all output files. */
+const temporaries = new Set<string>()
+
 /**
  * A file that appears under its name only once it is whole. `-` is standard output. What exists and is no regular file
  * (a device, a pipe) is written to as it is.
@@ -454,6 +457,11 @@ export class OutputFile {
     }
   }
 
+  /** Removes what is not finished of all of them, at once: the process is about to end. */
+  static discardAll(): void {
+    for (const path of temporaries) rmSync(path, { force: true })
+  }
+
   /** Puts the file under its name. */
   async finish(): Promise<void> {
     if (this.path === '-') return
@@ -464,6 +472,7 @@ export class OutputFile {
       await file.close()
       if (this.temporary === undefined) return
       await rename(this.temporary, this.target)
+      temporaries.delete(this.temporary)
       this.temporary = undefined
     } catch (cause) {
       throw ioError('cannot write', this.path, cause as Error)
@@ -479,15 +488,23 @@ export class OutputFile {
   /** Removes what is not finished. */
   async discard(): Promise<void> {
     await this.file?.close().catch(() => {})
-    if (this.temporary !== undefined) await rm(this.temporary, { force: true })
+    this.file = undefined
+    if (this.temporary === undefined) return
+    await rm(this.temporary, { force: true })
+    temporaries.delete(this.temporary)
+    this.temporary = undefined
   }
 
   private async open(): Promise<FileHandle> {
     const there = await stat(this.path).catch(() => undefined)
     if (there !== undefined && !there.isFile()) return open(this.path, 'w')
     if (there !== undefined) this.target = await realpath(this.path) // a link goes on leading to the file
-    this.temporary = `${this.target}.part-${process.pid}`
-    return open(this.temporary, 'w')
+    const temporary = `${this.target}.part-${process.pid}-${randomBytes(4).toString('hex')}`
+    const file = await open(temporary, 'wx') // what somebody put there under this name is not written to
+    this.temporary = temporary
+    temporaries.add(temporary)
+    if (temporaries.size === 1) process.once('exit', OutputFile.discardAll)
+    return file
   }
 }
 

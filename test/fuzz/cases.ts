@@ -6,6 +6,8 @@ import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import { ChannelReader } from '../../src/capture/channels.ts'
+import { recognize } from '../../src/capture/formats.ts'
+import { HEAD_LENGTH } from '../../src/capture/limits.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
 import { isProxyError } from '../../src/errors.ts'
@@ -554,8 +556,10 @@ export class Fuzzer {
     const bytes = mutated(rand, { bytes: from }, this.captures[0]!)
     inputs.capture = bytes
     const positions = new Map<number, number>()
+    const { format } = recognize(bytes.subarray(0, HEAD_LENGTH))
+    if (format === undefined) return undefined
     try {
-      const reader = new ChannelReader('capture', {
+      const reader = new ChannelReader('capture', format, {
         open: channel => positions.set(channel, 0),
         bytes: (channel, _chunk, _at, length) => positions.set(channel, positions.get(channel)! + length),
         end: channel => positions.delete(channel),

@@ -1,6 +1,8 @@
-/** The template and store commands as the main program runs them, and nothing else. */
+/** The commands on files as the main program runs them, and nothing else. */
 import { readFileSync } from 'node:fs'
 import yargs from 'yargs'
+import { decodeCommand, encodeCommand, estimateCommand } from '../../src/cli/codec-command.ts'
+import { giveDashes, keepDashes } from '../../src/cli/dash.ts'
 import { storeCommand } from '../../src/cli/store-command.ts'
 import { templateCommand } from '../../src/cli/template-command.ts'
 import { ERROR_EXIT, isProxyError, ProxyError } from '../../src/errors.ts'
@@ -10,10 +12,14 @@ import { page, sha256 } from './makers.ts'
 /** Runs a command. @returns its exit status */
 export async function runCommand(args: readonly string[]): Promise<number> {
   try {
-    await yargs([...args])
+    await yargs(keepDashes(args))
+      .middleware(giveDashes, true)
       .scriptName('pageferry')
       .command(templateCommand)
       .command(storeCommand)
+      .command(encodeCommand)
+      .command(decodeCommand)
+      .command(estimateCommand)
       .strict()
       .exitProcess(false)
       .fail((message, error) => {
@@ -26,6 +32,30 @@ export async function runCommand(args: readonly string[]): Promise<number> {
     const where = error.where ? ` (${error.where.stream}, byte ${error.where.offset})` : ''
     process.stderr.write(`error: ${error.what}${where}\nhint: ${error.action}\n`)
     return ERROR_EXIT[error.code]
+  }
+}
+
+/** Runs a command in this process. */
+export async function pageferry(...args: string[]): Promise<{ status: number; out: string; err: string }> {
+  const streams = { out: process.stdout, err: process.stderr }
+  const texts = { out: '', err: '' }
+  const { out, err } = { out: streams.out.write, err: streams.err.write }
+  for (const name of ['out', 'err'] as const) {
+    streams[name].write = ((text: string) => {
+      texts[name] += text
+      return true
+    }) as never
+  }
+  const log = console.log
+  console.log = text => {
+    texts.out += text // help, by yargs
+  }
+  try {
+    return { status: await runCommand(args), ...texts }
+  } finally {
+    streams.out.write = out
+    streams.err.write = err
+    console.log = log
   }
 }
 
@@ -52,7 +82,7 @@ if (import.meta.main) {
   if (args[0] === 'slow-put') await slowPut(args[1]!)
   else {
     const status = await runCommand(args)
-    if (status !== 0) process.exitCode = status
+    if (status !== 0) process.exitCode ??= status // a command that was interrupted has set it
   }
   // Not resourceUsage(): its maximum is handed down from the process that started this one.
   if (process.env.HARNESS_PEAK) process.stderr.write(readFileSync('/proc/self/status', 'latin1'))

@@ -1,0 +1,121 @@
+/** What an input is, by its first bytes: what can be read, and what people give instead of it. */
+import { channelKind } from '../qemu/channel-kind.ts'
+import { SEALED_MAGIC, MAGIC as SET_MAGIC } from '../template/wire.ts'
+import { MAGIC as HELLO_MAGIC } from '../wan/wire.ts'
+
+/**
+ * What is read: one channel as QEMU writes it (`stream`), or packets of which channels are put together. What comes next
+ * (disk images, save images, memory files) gets a name here, a row below, and a reader in pages.ts.
+ */
+export type InputFormat = 'stream' | 'pcap' | 'pcapng'
+
+/** An answer: a format that can be read, or why not. */
+export interface Recognized {
+  /** For messages, with its article: 'a qcow2 disk image'. */
+  readonly name: string
+  /** undefined where it cannot be read. */
+  readonly format: InputFormat | undefined
+  /** What to do about one that cannot be read. */
+  readonly hint: string
+}
+
+/** Where bytes of a magic stand. */
+interface Magic {
+  readonly at?: number
+  readonly bytes: readonly number[] | string
+}
+
+interface Row {
+  readonly name: string
+  readonly format?: InputFormat
+  readonly hint?: string
+  /** Any of these. */
+  readonly magics: readonly Magic[]
+}
+
+const GIVE = 'give a stream as QEMU writes it, or a .pcap or .pcapng file, as they are or compressed with zstd or gzip'
+const CAPTURE_AGAIN = 'write it as .pcap or .pcapng: tcpdump -w, or editcap -F pcapng'
+const AS_STREAM = 'give the migration as a stream: (qemu) migrate "exec:cat > FILE"'
+const DISK = `memory is needed, not a disk; ${AS_STREAM}`
+
+const unpackWith = (tool: string): string => `decompress it first: ${tool} FILE`
+
+const ROWS: readonly Row[] = [
+  { name: 'a pcap capture', format: 'pcap', magics: pcapMagics(0xa1b2c3d4, 0xa1b23c4d) },
+  { name: 'a pcapng capture', format: 'pcapng', magics: [{ bytes: [0x0a, 0x0d, 0x0d, 0x0a] }] },
+  { name: 'a pcap capture of a kind that only its maker reads', hint: CAPTURE_AGAIN, magics: pcapMagics(0xa1b2cd34) },
+  { name: 'a snoop capture', hint: CAPTURE_AGAIN, magics: [{ bytes: 'snoop\0\0\0' }] },
+  {
+    name: 'a file that `pageferry encode` made',
+    hint: 'decode it first: pageferry decode',
+    magics: [{ bytes: HELLO_MAGIC }],
+  },
+  {
+    name: 'a template set',
+    hint: 'template sets are used with --store DIR; give what they are built from',
+    magics: [{ bytes: SET_MAGIC }, { bytes: SEALED_MAGIC }],
+  },
+  {
+    name: 'a libvirt save image',
+    hint: AS_STREAM,
+    magics: [{ bytes: 'LibvirtQemudSave' }, { bytes: 'LibvirtQemudPart' }],
+  },
+  { name: 'an ELF core', hint: AS_STREAM, magics: [{ bytes: '\x7fELF' }] },
+  {
+    name: 'a kdump file',
+    hint: AS_STREAM,
+    magics: [{ bytes: 'KDUMP   ' }, { bytes: 'makedumpfile\0' }, { bytes: 'DISKDUMP' }],
+  },
+  { name: 'a qcow2 disk image', hint: DISK, magics: [{ bytes: 'QFI\xfb' }] },
+  { name: 'a VMDK disk image', hint: DISK, magics: [{ bytes: 'KDMV' }, { bytes: '# Disk DescriptorFile' }] },
+  { name: 'a VHDX disk image', hint: DISK, magics: [{ bytes: 'vhdxfile' }] },
+  { name: 'a VDI disk image', hint: DISK, magics: [{ at: 64, bytes: [0x7f, 0x10, 0xda, 0xbe] }] },
+  { name: 'a LUKS volume', hint: DISK, magics: [{ bytes: 'LUKS\xba\xbe' }] },
+  {
+    name: 'a disk image',
+    hint: DISK,
+    magics: [{ at: 510, bytes: [0x55, 0xaa] }, { at: 1080, bytes: [0x53, 0xef] }, { bytes: 'XFSB' }],
+  },
+  { name: 'compressed with xz', hint: unpackWith('xz -dk'), magics: [{ bytes: '\xfd7zXZ\0' }] },
+  { name: 'compressed with bzip2', hint: unpackWith('bzip2 -dk'), magics: [{ bytes: 'BZh' }] },
+  { name: 'compressed with lz4', hint: unpackWith('lz4 -dk'), magics: [{ bytes: [0x04, 0x22, 0x4d, 0x18] }] },
+  { name: 'compressed with lzop', hint: unpackWith('lzop -dk'), magics: [{ bytes: '\x89LZO\0\r\n' }] },
+  { name: 'a zip archive', hint: 'unpack it first, and give what is inside', magics: [{ bytes: 'PK\x03\x04' }] },
+  { name: 'a tar archive', hint: 'unpack it first, and give what is inside', magics: [{ at: 257, bytes: 'ustar' }] },
+]
+
+/**
+ * Tells what begins so.
+ *
+ * @param head the input's first HEAD_LENGTH bytes, or all of a shorter one
+ */
+export function recognize(head: Uint8Array): Recognized {
+  const no = (name: string, hint = GIVE): Recognized => ({ name, format: undefined, hint })
+  if (head.length === 0) return no('empty')
+  const kind = channelKind(head)
+  // A multifd channel by itself is read as far as it goes; its main channel has the rest.
+  if (kind === 'main') return { name: "QEMU's main stream", format: 'stream', hint: GIVE }
+  if (kind === 'multifd') return { name: 'a multifd channel', format: 'stream', hint: GIVE }
+  if (kind === 'recovery') return no('the connection of a postcopy recovery, which means nothing without the first one')
+  for (const { name, format, hint = GIVE, magics } of ROWS) {
+    if (magics.some(magic => standsIn(head, magic))) return { name, format, hint }
+  }
+  if (kind === 'tls') return no('a TLS stream, which cannot be read', 'migrate without TLS where it is recorded')
+  if (kind === undefined) return no('too short for a migration stream or a capture')
+  return no('neither a migration stream nor a capture')
+}
+
+function standsIn(head: Uint8Array, { at = 0, bytes }: Magic): boolean {
+  if (at + bytes.length > head.length) return false
+  for (let i = 0; i < bytes.length; i++) {
+    if (head[at + i] !== (typeof bytes === 'string' ? bytes.charCodeAt(i) : bytes[i])) return false
+  }
+  return true
+}
+
+function pcapMagics(...values: readonly number[]): Magic[] {
+  return values.flatMap(value => {
+    const big = [value >>> 24, (value >>> 16) & 255, (value >>> 8) & 255, value & 255]
+    return [{ bytes: big }, { bytes: big.toReversed() }]
+  })
+}

@@ -1,0 +1,161 @@
+/** Where an input's bytes come from: a file, a block device, a pipe, standard input. What they are is another matter. */
+import { constants, createReadStream, openSync } from 'node:fs'
+import { type FileHandle, open, stat } from 'node:fs/promises'
+import { Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { ProxyError } from '../errors.ts'
+import { FIFO_POLL_MS, FIFO_WAIT_MS, READ_LENGTH } from './limits.ts'
+
+/** What `-` among inputs means. */
+export const STANDARD_INPUT = '-'
+/** Standard input by name: opened anew it would be another file, and a socket cannot be opened at all. */
+const STANDARD_INPUT_PATHS = [STANDARD_INPUT, '/dev/stdin', '/dev/fd/0', '/proc/self/fd/0']
+
+/** Chunks in order. A chunk is valid until the next one is asked for. */
+export type Chunks = AsyncGenerator<Buffer, void, void>
+
+export class InputFile {
+  /** What messages call it. */
+  readonly name: string
+  /** undefined where only its end will tell. */
+  readonly lengthBytes: number | undefined
+  /** Two inputs of the same file have the same; undefined where it cannot be read twice. */
+  readonly identity: string | undefined
+  private readonly path: string
+  private readonly fifo: boolean
+  private taken = false
+
+  private constructor(path: string, lengthBytes?: number, identity?: string, fifo = false) {
+    this.path = path
+    this.name = path === STANDARD_INPUT ? 'standard input' : path
+    this.lengthBytes = lengthBytes
+    this.identity = identity
+    this.fifo = fifo
+  }
+
+  /** @param path or `-` @throws IO */
+  static async open(path: string): Promise<InputFile> {
+    if (STANDARD_INPUT_PATHS.includes(path)) return new InputFile(STANDARD_INPUT)
+    try {
+      const found = await stat(path)
+      if (found.isDirectory()) {
+        throw new ProxyError('IO', `cannot read ${path}: it is a folder`, { stream: path, offset: 0 }, 'give a file')
+      }
+      if (found.isFile()) return new InputFile(path, found.size, `${found.dev}:${found.ino}`)
+      if (found.isBlockDevice()) return new InputFile(path, undefined, `block ${found.rdev}`)
+      return new InputFile(path, undefined, undefined, found.isFIFO())
+    } catch (cause) {
+      throw unreadable(path, cause)
+    }
+  }
+
+  /** Whether it gives the same bytes each time it is asked. */
+  get repeatable(): boolean {
+    return this.identity !== undefined
+  }
+
+  /**
+   * All bytes, from the start.
+   *
+   * @param readBytes is told how many bytes were read
+   * @param signal ends the waiting for more
+   * @throws IO; USAGE where it is asked a second time and cannot; the signal's reason
+   */
+  chunks(readBytes: (count: number) => void = () => {}, signal?: AbortSignal): Chunks {
+    if (this.repeatable) return readFile(this.path, readBytes)
+    if (this.taken) {
+      const what = `${this.name} can be read once only`
+      throw new ProxyError('USAGE', what, undefined, 'write it to a file first, and give that')
+    }
+    this.taken = true
+    return readOnce(this.path, this.name, this.fifo, readBytes, signal)
+  }
+}
+
+/** Reads ahead by one chunk, so that the disk and whoever takes the chunks work at the same time. */
+async function* readFile(path: string, readBytes: (count: number) => void): Chunks {
+  let file: FileHandle | undefined
+  let ahead: Promise<{ bytesRead: number; buffer: Buffer }> | undefined
+  try {
+    file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK) // it may have become a FIFO
+    const buffers = [Buffer.allocUnsafe(READ_LENGTH), Buffer.allocUnsafe(READ_LENGTH)]
+    ahead = file.read(buffers[0]!, 0, READ_LENGTH, null)
+    for (;;) {
+      const { bytesRead, buffer } = await ahead
+      ahead = undefined
+      if (bytesRead === 0) return
+      buffers.reverse()
+      ahead = file.read(buffers[0]!, 0, READ_LENGTH, null)
+      ahead.catch(() => {}) // reported when it is awaited
+      readBytes(bytesRead)
+      yield buffer.subarray(0, bytesRead)
+    }
+  } catch (cause) {
+    throw unreadable(path, cause)
+  } finally {
+    await ahead?.catch(() => {})
+    await file?.close()
+  }
+}
+
+/** Standard input, a pipe, a terminal: bytes come when they come, and the signal ends the waiting. */
+async function* readOnce(
+  path: string,
+  name: string,
+  fifo: boolean,
+  readBytes: (count: number) => void,
+  signal: AbortSignal | undefined,
+): Chunks {
+  let read = 0
+  try {
+    for (const untilMs = performance.now() + FIFO_WAIT_MS; ; ) {
+      for await (const chunk of pieces(path, fifo, signal)) {
+        read += chunk.length
+        readBytes(chunk.length)
+        yield chunk
+      }
+      // A FIFO that nobody has opened for writing yet looks as one that has ended.
+      if (!fifo || read > 0) return
+      if (performance.now() > untilMs) {
+        const what = `nobody has written to ${name} for ${FIFO_WAIT_MS / 1000} s`
+        throw new ProxyError('IO', what, { stream: name, offset: 0 }, 'start what writes to it first')
+      }
+      await sleep(FIFO_POLL_MS, undefined, { signal })
+    }
+  } catch (cause) {
+    signal?.throwIfAborted()
+    throw unreadable(name, cause)
+  }
+}
+
+async function* pieces(path: string, fifo: boolean, signal: AbortSignal | undefined): Chunks {
+  signal?.throwIfAborted()
+  // A FIFO is opened without waiting for its writer, and read by the event loop: a thread that waits could not be ended.
+  const from =
+    path === STANDARD_INPUT
+      ? process.stdin
+      : fifo
+        ? new Socket({ fd: openSync(path, constants.O_RDONLY | constants.O_NONBLOCK), readable: true, writable: false })
+        : createReadStream(path)
+  const stop = (): void => void from.destroy(signal!.reason as Error)
+  signal?.addEventListener('abort', stop)
+  try {
+    for await (const chunk of from) yield chunk as Buffer
+  } finally {
+    signal?.removeEventListener('abort', stop)
+    from.destroy()
+  }
+}
+
+function unreadable(path: string, cause: unknown): unknown {
+  const { code, syscall, message } = cause as NodeJS.ErrnoException
+  if (cause instanceof ProxyError || syscall === undefined) return cause
+  const WHY: Record<string, string> = {
+    ENOENT: 'it does not exist',
+    EACCES: 'permission denied',
+    EISDIR: 'it is a folder',
+    ENXIO: 'it is a socket, or a device that is not there',
+  }
+  const where = { stream: path, offset: 0 }
+  return new ProxyError('IO', `cannot read ${path}: ${WHY[code ?? ''] ?? message}`, where, 'check the path', { cause })
+}

@@ -1,0 +1,103 @@
+/** The one channel of an input that `encode` and `estimate` work on. */
+import { ProxyError } from '../errors.ts'
+import type { ChannelKind } from '../qemu/channel-kind.ts'
+import { ChannelReader } from './channels.ts'
+import type { Input } from './input.ts'
+import type { Chunks } from './input-file.ts'
+
+export interface ChannelChoice {
+  /** Its number, from 1 in the order in which channels begin; undefined: the main channel, where there is one only. */
+  readonly channel?: number | undefined
+  /** Told once, behind the last chunk: what else is there. */
+  readonly note?: (text: string) => void
+  /** Told how many bytes of the file were read. */
+  readonly readBytes?: (count: number) => void
+}
+
+interface Found {
+  readonly kind: ChannelKind
+  readonly name: string
+  lengthBytes: number
+}
+
+/**
+ * The bytes of a channel of the input: all of a raw stream; of a capture the channel that was asked for, or its only
+ * main channel.
+ *
+ * @throws IO, CAPTURE_FORMAT; CAPTURE_GAP where bytes of it are missing; USAGE where it has to be chosen, or is not there:
+ * then the others are listed
+ */
+export async function* readOneChannel(input: Input, choice: ChannelChoice = {}): Chunks {
+  const { channel, note, readBytes } = choice
+  if (input.format === 'stream') {
+    if (channel !== undefined && channel !== 1) throw notThere(input.name, channel, [])
+    yield* input.chunks(readBytes)
+    return
+  }
+  const found: Found[] = []
+  const ready: Buffer[] = []
+  let chosen = -1
+  let gap: { readonly position: number; readonly reason: string } | undefined
+  /** Main channels more than one: the rest is read only to list them. */
+  let ambiguous = false
+  const reader = new ChannelReader(input.name, input.format, {
+    open: (number, kind, name) => {
+      found[number] = { kind, name, lengthBytes: 0 }
+      if (channel !== undefined) {
+        if (number === channel - 1) chosen = number
+      } else if (kind === 'main') {
+        if (chosen >= 0) ambiguous = true
+        chosen = number
+      }
+    },
+    bytes: (number, chunk, at, length) => {
+      found[number]!.lengthBytes += length
+      if (number === chosen && !ambiguous) ready.push(Buffer.from(chunk.subarray(at, at + length)))
+    },
+    end: (number, position, reason) => {
+      if (number === chosen && reason !== undefined) gap = { position, reason }
+    },
+  })
+  for await (const chunk of input.chunks(readBytes)) {
+    reader.push(chunk)
+    if (ambiguous) ready.length = 0
+    yield* ready.splice(0)
+  }
+  reader.end()
+  if (channel !== undefined && chosen < 0) throw notThere(input.name, channel, found)
+  if (ambiguous || chosen < 0) {
+    const mains = found.filter(({ kind }) => kind === 'main').length
+    const what = mains === 0 ? `no main channel in ${input.name}` : `${mains} migrations in ${input.name}`
+    throw new ProxyError('USAGE', what, undefined, `choose a channel: ${listed(found)}`)
+  }
+  if (gap !== undefined) {
+    const where = { stream: `${input.name}, connection ${found[chosen]!.name}`, offset: gap.position }
+    throw new ProxyError('CAPTURE_GAP', gap.reason, where, CAPTURE_WHOLE)
+  }
+  yield* ready
+  if (found.length > 1) {
+    const others = found.filter((_, number) => number !== chosen)
+    note?.(
+      `this is channel ${chosen + 1} of ${found.length}, ${found[chosen]!.name}; left out: ${listed(others, found)}`,
+    )
+  }
+}
+
+/** What to do about captures that lack packets; docs/operations.md says more. */
+export const CAPTURE_WHOLE = 'capture again with tcpdump -s 0 -B 524288; join the files of -C and -G with mergecap'
+
+function notThere(name: string, channel: number, found: readonly Found[]): ProxyError {
+  const action = found.length === 0 ? 'a stream is one channel: leave --channel out' : `choose: ${listed(found)}`
+  return new ProxyError('USAGE', `--channel ${channel}, which ${name} does not have`, undefined, action)
+}
+
+/** Channels that are listed one by one. */
+const LISTED_MAX = 8
+
+function listed(some: readonly Found[], all: readonly Found[] = some): string {
+  const texts = some.slice(0, LISTED_MAX).map(one => {
+    return `--channel ${all.indexOf(one) + 1} (${one.kind}, ${one.lengthBytes} bytes, ${one.name})`
+  })
+  if (some.length > LISTED_MAX) texts.push(`and ${some.length - LISTED_MAX} more`)
+  return texts.join(', ')
+}
