@@ -226,8 +226,20 @@ export const PIECES_MAX = 65536
 
 // The source QEMU's connections -------------------------------------------------------------------------------------------
 
-/** Channels at once in one session: four migrations with 31 multifd channels each. Each takes a slot of half a MiB. */
-export const CHANNELS_MAX = 128
+/** Connections of one migration: 255 multifd channels, main, a preempt channel, and one more that may be QEMU's. */
+export const CHANNELS_A_MIGRATION = 258
+
+/**
+ * Connections of QEMUs at once that a source proxy holds for one peer, those that wait for their main or for a session
+ * counted: as many again as flows may be open. Each costs some kilobytes until its flow is opened.
+ */
+export const CONNECTIONS_HELD_MAX = 2 * FLOWS_MAX
+
+/**
+ * Memory of a session's channels, in units of 64 KiB: one for each flow that may be open, and for 128 of them eight more,
+ * with which they have whole batches. Taken as channels come.
+ */
+export const CHANNEL_UNITS = FLOWS_MAX + 128 * 8
 
 /**
  * Bytes of a connection that are kept until the other proxy has taken its flow, and so the most that QEMU gets rid of

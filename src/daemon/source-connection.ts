@@ -108,8 +108,8 @@ export class SourceConnection implements SocketSink {
     const take = Math.min(room, KEPT_BYTES_MAX - this.kept)
     if (take === 0) return undefined
     this.lentOwn = true
-    this.own ??= new Uint8Array(KEPT_BYTES_MAX)
-    return this.own.subarray(this.kept, this.kept + take)
+    const own = this.roomFor(this.kept + take)
+    return own.subarray(this.kept, this.kept + take)
   }
 
   onBytes(count: number): void {
@@ -129,6 +129,16 @@ export class SourceConnection implements SocketSink {
   onClosed(closed: SocketClosed): void {
     this.closed = closed
     this.sink?.onClosed(closed)
+  }
+
+  /** Memory for so many bytes that are kept, with what is there. */
+  private roomFor(bytes: number): Uint8Array {
+    const { own } = this
+    if (own && own.length >= bytes) return own
+    const room = new Uint8Array(Math.min(KEPT_BYTES_MAX, Math.max(bytes, 2 * (own?.length ?? 0))))
+    if (own) room.set(own.subarray(0, this.kept))
+    this.own = room
+    return room
   }
 
   /** Gives the flow what it has not had yet, as far as it has room. */

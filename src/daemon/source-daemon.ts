@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
-import { CHANNELS_MAX, HELLO_SETS_MAX } from '../limits.ts'
+import { CHANNEL_UNITS, CONNECTIONS_HELD_MAX, HELLO_SETS_MAX } from '../limits.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
@@ -14,6 +14,7 @@ import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { type Pool, PoolKeeper } from '../transfer/pool.ts'
+import { SLOT_UNIT_BYTES } from '../transfer/slot-arena.ts'
 import { EffortController } from './effort-controller.ts'
 import { LineBudget } from './line-budget.ts'
 import type { Log } from './log.ts'
@@ -21,7 +22,7 @@ import type { MigrationSummary } from './migration-summary.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
 import { SessionSets } from './session-sets.ts'
 import { SourceConnection } from './source-connection.ts'
-import { Gate, isOpen, type Moved, PausedMigrations, SLOT_BYTES, SourceSession } from './source-session.ts'
+import { Gate, isOpen, type Moved, PausedMigrations, SourceSession } from './source-session.ts'
 
 /** One is filled while two are packed and one waits for its turn. */
 const WORKSPACES = 4
@@ -189,6 +190,11 @@ export class SourceDaemon {
       accepted.reset()
       return
     }
+    if (this.waiting.length + (this.session?.connectionCount ?? 0) >= CONNECTIONS_HELD_MAX) {
+      this.qemuLog.warn('connection refused', { target, reason: `${CONNECTIONS_HELD_MAX} connections are held` })
+      accepted.reset()
+      return
+    }
     const socket = new SourceConnection(accepted, performance.now())
     if (this.takes(gate)) {
       if (this.session!.channelCount > 0 || !this.sets.changed) {
@@ -346,8 +352,8 @@ export class SourceDaemon {
         ringPages: hello.ring,
         places: hello.places,
         workspaces: WORKSPACES,
-        slots: CHANNELS_MAX,
-        slotBytes: SLOT_BYTES,
+        slots: CHANNEL_UNITS,
+        slotBytes: SLOT_UNIT_BYTES,
         longMatch: options.effort === 'auto' || options.effort >= 2,
       })
       const seedWords = [seed.readUInt32BE(4), seed.readUInt32BE(0)] as const

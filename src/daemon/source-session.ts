@@ -7,8 +7,10 @@ import { BatchStats } from '../codec/stats.ts'
 import { EFFORTS, type Effort } from '../compression/effort.ts'
 import { isProxyError, type ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
+import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { ChannelHead } from '../migration/channel-ends.ts'
+import { admission } from '../migration/channel-places.ts'
 import { MigrationRecord } from '../migration/migration-record.ts'
 import type { Cause } from '../migration/outcome.ts'
 import { Patience, type PatienceTimes } from '../migration/patience.ts'
@@ -21,16 +23,17 @@ import type { Session } from '../session/session.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
 import { Outbound } from '../transfer/outbound.ts'
 import type { Pool } from '../transfer/pool.ts'
+import { SLOT_UNIT_BYTES, type Slot, SlotArena } from '../transfer/slot-arena.ts'
 import { CODE } from '../wan/wire.ts'
 import type { EffortController } from './effort-controller.ts'
 import type { Log } from './log.ts'
 import { type Forecast, Forecaster, type MigrationSummary, summarize } from './migration-summary.ts'
 import type { SourceConnection } from './source-connection.ts'
 
-/** Raw bytes that one flow may have waiting: one batch. Its slot in the pool is as large. */
-export const FLOW_BYTES = 512 * 1024
-/** Room behind them, so that moving an incomplete record to the front is seldom needed. */
-export const SLOT_BYTES = FLOW_BYTES + 64 * 1024
+/** Raw bytes that one flow may have waiting: one batch. */
+const FLOW_BYTES = 512 * 1024
+/** A full slot has room behind them, so that moving an incomplete record to the front is seldom needed. */
+const SLOT_UNITS = FLOW_BYTES / SLOT_UNIT_BYTES + 1
 /** Batches may be cut down to this on a thin link: 50 ms of 10 Mbit/s. */
 const BATCH_BYTES_MIN = 64 * 1024
 /** How fast the share of bytes that packing leaves follows what was packed last. */
@@ -61,6 +64,8 @@ const LATE_CHANNEL_MS = 200
  * still while it waits for the greeting.
  */
 const NOTHING_SAID_MS = 5000
+/** A recovery has a main and a preempt channel. */
+const RECOVERY_CHANNELS = 2
 /** A channel's main comes within milliseconds, on a host that swaps within seconds. One that never comes holds no place. */
 const MAIN_AWAITED_MS = 60_000
 /** While the WAN is broken a migration may come to its switch to postcopy, whose patience is another. */
@@ -96,6 +101,8 @@ export class Gate {
   /** Name of the target at the other side: 'default', 'NAME', with ':PORT' for one port of a range. */
   readonly target: string
   migration: Migration | undefined
+  /** The main of the migration that begins here once there is room for its channels. */
+  next: SourceFlow | undefined
   /** Channels whose kind is known, waiting for their main. */
   readonly waiting: SourceFlow[] = []
   /** Channels that have not sent a byte. */
@@ -123,10 +130,14 @@ export class Migration {
   readonly forecaster = new Forecaster()
   forecast: Forecast | undefined
   readonly kinds: string[] = []
+  /** What has been said of it to be relayed raw. */
+  readonly relayedRaw = new Set<string>()
   /** Raw bytes by level of effort. */
   readonly effortBytes: number[] = new Array(EFFORTS.length).fill(0)
   bytesBack = 0
   connections = 0
+  /** When its last channel came. */
+  lastMs = 0
   postcopyAdvised = false
   urgent = false
   /** What its first connection knew, where this is a recovery. */
@@ -192,7 +203,9 @@ export class SourceSession implements LinkSink {
   private readonly flows = new Map<number, SourceFlow>()
   /** All connections, those without a flow too. */
   private readonly connections = new Set<SourceFlow>()
-  private readonly freeSlots: number[]
+  /** Those that run. */
+  private readonly migrations = new Set<Migration>()
+  private readonly slots: SlotArena
   private pumping: NodeJS.Immediate | undefined
   /** Turns of the event loop, counted while something arrives. */
   turn = 0
@@ -209,7 +222,8 @@ export class SourceSession implements LinkSink {
   constructor(options: SourceSessionOptions) {
     this.options = options
     this.patience = new Patience(options.patience)
-    this.freeSlots = [...options.pool.slots]
+    const { slots } = options.pool
+    this.slots = new SlotArena(slots[0]!, slots.length, SLOT_UNITS, FLOWS_MAX)
     this.outbound = new Outbound(
       options.pool,
       options.seed,
@@ -247,7 +261,8 @@ export class SourceSession implements LinkSink {
 
   /** A migration's last flow has ended, by END: then the other side knows it at the same point. */
   migrationEnded(migration: Migration): void {
-    if (!this.ended) this.options.learning?.migrationEnded(migration.number)
+    this.migrations.delete(migration)
+    if (!this.ended && !migration.moved) this.options.learning?.migrationEnded(migration.number)
   }
 
   /** Channels that are open. */
@@ -259,18 +274,19 @@ export class SourceSession implements LinkSink {
     return this.ended
   }
 
+  /** Connections that it has, opened or not. */
+  get connectionCount(): number {
+    return this.connections.size
+  }
+
   /** Takes a connection of QEMU. */
   accept(socket: SourceConnection, gate: Gate): void {
-    const slot = this.freeSlots.pop()
-    if (slot === undefined || this.ended) {
-      this.options.log.warn('connection refused', {
-        target: gate.target,
-        reason: this.ended ? 'no session' : 'too many channels',
-      })
+    if (this.ended) {
+      this.options.log.warn('connection refused', { target: gate.target, reason: 'no session' })
       socket.reset()
       return
     }
-    const flow = new SourceFlow(this, socket, gate, slot)
+    const flow = new SourceFlow(this, socket, gate)
     this.connections.add(flow)
     gate.silent.add(flow)
     socket.start(flow)
@@ -313,9 +329,9 @@ export class SourceSession implements LinkSink {
   }
 
   /** A connection and its slot are done with. */
-  release(flow: SourceFlow, slot: number): void {
+  release(flow: SourceFlow, slot: Slot | undefined): void {
     this.connections.delete(flow)
-    this.freeSlots.push(slot)
+    if (slot) this.slots.give(slot)
   }
 
   /** A channel's kind is known. */
@@ -329,30 +345,60 @@ export class SourceSession implements LinkSink {
       return
     }
     // TLS has no order that we could know: as it came
-    const leads = kind === 'main' || kind === 'recovery' || (kind === 'tls' && !isOpen(gate.migration))
-    if (leads) {
-      const { nextMigration, now, effort, session, sessionId } = this.options
-      effort.begin(session.rttMinMs)
-      const migration = new Migration(sessionId, nextMigration(), gate, now())
-      if (kind === 'recovery') {
-        // what QEMU gave up may not have ended here yet
-        for (const { migration: before } of this.connections) if (before?.lead?.over) before.lead.keepMemory()
-        migration.memory = gate.paused.take(gate)
-      }
-      gate.migration = migration
-      migration.lead = flow
-      migration.record.leads(kind)
-      migration.urgent = kind === 'recovery'
-      this.open(flow, kind)
-      if (migration.moved) return
-      for (const waiting of gate.waiting.splice(0)) this.open(waiting, waiting.kind)
-      if (kind === 'recovery') this.postcopyAdvised(migration)
-    } else if (isOpen(gate.migration)) this.open(flow, kind)
+    const leads = kind === 'main' || kind === 'recovery' || (kind === 'tls' && !isOpen(gate.migration) && !gate.next)
+    if (leads) this.lead(flow)
+    else if (isOpen(gate.migration) && !gate.next) this.open(flow, kind)
     else {
       gate.waiting.push(flow)
       setTimeout(() => this.refuseWaiting(flow), MAIN_AWAITED_MS).unref()
       if (running) setTimeout(() => this.openLate(flow), LATE_CHANNEL_MS).unref()
     }
+  }
+
+  /** A migration begins with this channel, where there is room for all that it may have. */
+  private lead(flow: SourceFlow): void {
+    const { gate, kind } = flow
+    const nowMs = this.options.now()
+    const running = [...this.migrations].map(({ flows, lastMs }) => ({ channels: flows.size, lastMs }))
+    const wanted = kind === 'recovery' ? RECOVERY_CHANNELS : CHANNELS_A_MIGRATION
+    const admitted = admission(FLOWS_MAX, running, wanted, CHANNELS_A_MIGRATION, nowMs)
+    if (admitted.answer === 'never') {
+      this.refuse(flow, `${this.flows.size} channels are open: there may be no room for all of another migration`)
+      return
+    }
+    if (admitted.answer === 'wait') {
+      gate.next = flow
+      setTimeout(() => this.leadLate(flow), admitted.untilMs - nowMs + 1).unref()
+      return
+    }
+    this.begin(flow)
+  }
+
+  private leadLate(flow: SourceFlow): void {
+    const { gate } = flow
+    if (this.ended || gate.next !== flow) return // it went, or another main came
+    gate.next = undefined
+    this.lead(flow)
+  }
+
+  private begin(flow: SourceFlow): void {
+    const { gate, kind } = flow
+    const { nextMigration, now, effort, session, sessionId } = this.options
+    effort.begin(session.rttMinMs)
+    const migration = new Migration(sessionId, nextMigration(), gate, now())
+    if (kind === 'recovery') {
+      // what QEMU gave up may not have ended here yet
+      for (const { migration: before } of this.connections) if (before?.lead?.over) before.lead.keepMemory()
+      migration.memory = gate.paused.take(gate)
+    }
+    gate.migration = migration
+    migration.lead = flow
+    migration.record.leads(kind)
+    migration.urgent = kind === 'recovery'
+    this.open(flow, kind)
+    if (migration.moved) return
+    for (const waiting of gate.waiting.splice(0)) this.open(waiting, waiting.kind)
+    if (kind === 'recovery') this.postcopyAdvised(migration)
   }
 
   /** A channel whose main was read to its end before it was looked at: so on a busy machine. */
@@ -367,9 +413,15 @@ export class SourceSession implements LinkSink {
   private open(flow: SourceFlow, kind: ChannelKind): void {
     const { session, log } = this.options
     const migration = flow.gate.migration!
+    const slot = this.slots.take()
+    if (!slot) {
+      this.refuse(flow, `${FLOWS_MAX} channels have not ended`)
+      return
+    }
     try {
       flow.number = session.openFlow({ target: flow.gate.target, migration: migration.number, kind })
     } catch (error) {
+      this.slots.give(slot)
       if (!isProxyError(error)) throw error
       if (error.code === 'PROTOCOL_STATE' && !migration.taken) {
         // DRAIN came between this connection and its first bytes
@@ -383,22 +435,34 @@ export class SourceSession implements LinkSink {
       return
     }
     this.flows.set(flow.number, flow)
-    flow.opened(migration, kind)
+    migration.lastMs = this.options.now()
+    this.migrations.add(migration)
+    flow.opened(migration, kind, slot)
     if (migration.connections === 1) {
       log.info('migration starts', {
         migration: migration.number,
+        id: migration.record.id,
         target: flow.gate.target,
         kind,
         peer: flow.socket.peer,
       })
     }
     if (kind === 'tls') {
-      log.warn('relayed raw', {
-        migration: migration.number,
-        reason: 'QEMU encrypts this migration itself: nothing can be saved; use plain TCP to the proxy',
-      })
+      this.relayedRaw(
+        migration,
+        kind,
+        'QEMU encrypts this migration itself: nothing can be saved; use plain TCP to the proxy',
+      )
     }
     this.wake()
+  }
+
+  /** Says once a migration, and not for each of 255 channels, what is not understood. */
+  relayedRaw(migration: Migration, kind: ChannelKind, reason: string, position?: number): void {
+    if (migration.relayedRaw.has(`${kind} ${reason}`)) return
+    migration.relayedRaw.add(`${kind} ${reason}`)
+    const { number, record } = migration
+    this.options.log.warn('relayed raw', { migration: number, id: record.id, kind, position, reason })
   }
 
   /** Main announced postcopy: silent connections of the same gate, now or later, are the preempt channel. */
@@ -522,7 +586,7 @@ export class SourceSession implements LinkSink {
     if (this.ended) return
     const nowMs = this.options.now()
     let next = Number.POSITIVE_INFINITY
-    for (const migration of new Set([...this.flows.values()].flatMap(flow => flow.migration ?? []))) {
+    for (const migration of this.migrations) {
       const { postcopy, id } = migration.record
       const endMs = this.patience.endMs(postcopy)
       if (endMs > nowMs) {
@@ -644,10 +708,13 @@ export class SourceFlow implements SocketSink {
   underWayBytes = 0
   closed = false
   private readonly session: SourceSession
+  /** The pool's memory. */
   private readonly bytes: Uint8Array
-  private readonly slot: number
-  private fill: number
-  /** Bytes in the slot that came before the flow was opened. */
+  /** Where its bytes wait; undefined before it is opened. */
+  private slot: Slot | undefined
+  private fill = 0
+  /** What came before: no more than tells what it is. */
+  private readonly start = new Uint8Array(CHANNEL_START_BYTES_MAX)
   private early = 0
   private release = false
   private arrivedMs = 0
@@ -669,12 +736,10 @@ export class SourceFlow implements SocketSink {
   /** Of a migration's main: what its destination answers is followed. */
   private returnPath: ReturnPathParser | undefined
 
-  constructor(session: SourceSession, socket: SourceConnection, gate: Gate, slot: number) {
+  constructor(session: SourceSession, socket: SourceConnection, gate: Gate) {
     this.session = session
     this.socket = socket
     this.gate = gate
-    this.slot = slot
-    this.fill = slot
     this.bytes = session.options.pool.kernel.bytes
     this.encoder = new FlowEncoder(0, 0)
   }
@@ -682,43 +747,48 @@ export class SourceFlow implements SocketSink {
   // --- SocketSink
 
   nextSlot(): Uint8Array | undefined {
-    const waiting = this.encoder.waiting + this.early
-    if (waiting === 0) this.fill = this.slot
-    let room = this.slot + SLOT_BYTES - this.fill
+    const { slot } = this
+    if (!slot) return this.early < this.start.length ? this.start.subarray(this.early) : undefined
+    const { waiting } = this.encoder
+    if (waiting === 0) this.fill = slot.at
+    let room = slot.at + slot.bytes - this.fill
     if (room < ROOM_MIN && waiting < ROOM_MIN) {
       // only an incomplete record is left: it goes to the front
-      this.bytes.copyWithin(this.slot, this.fill - waiting, this.fill)
-      this.fill = this.slot + waiting
-      this.encoder.moved(this.slot)
-      room = SLOT_BYTES - waiting
+      this.bytes.copyWithin(slot.at, this.fill - waiting, this.fill)
+      this.fill = slot.at + waiting
+      this.encoder.moved(slot.at)
+      room = slot.bytes - waiting
     }
-    let most = this.session.batchBytes
     // What waits is one batch, and a batch needs credit for all of it.
-    if (this.number > 0) most = Math.min(most, this.session.options.session.credit(this.number) - this.underWayBytes)
-    const take = Math.min(room, Math.ceil(most) - waiting)
-    if (take < ROOM_MIN || (this.number === 0 && this.early >= CHANNEL_START_BYTES_MAX)) return undefined
-    return this.bytes.subarray(this.fill, this.fill + take)
+    const credit = this.session.options.session.credit(this.number) - this.underWayBytes
+    const take = Math.min(room, Math.ceil(Math.min(this.session.batchBytes, credit)) - waiting)
+    return take < ROOM_MIN ? undefined : this.bytes.subarray(this.fill, this.fill + take)
   }
 
   onBytes(count: number): void {
-    const at = this.fill
-    this.fill += count
-    this.arrivedMs = this.session.options.now()
-    this.arrivedTurn = this.session.turn
-    if (this.number > 0) {
-      this.follow(at, count)
-      if (this.encoder.ready === 0) this.gatherMs = this.arrivedMs
-      this.encoder.push(this.bytes, at, count)
-      this.session.wake()
+    if (this.slot) {
+      this.follow(this.fill, count)
+      this.took(count)
       return
     }
+    this.head.push(this.start, this.early, count)
     this.early += count
-    this.head.push(this.bytes, at, count)
     const { kind } = this.head
-    if (kind === undefined) return
+    if (kind === undefined || this.gate.waiting.includes(this)) return
     this.kind = kind
-    if (this.gate.waiting.includes(this)) return
     this.session.classified(this, kind)
+  }
+
+  /** Bytes are in the slot. */
+  private took(count: number): void {
+    const { session, encoder } = this
+    const at = this.fill
+    this.fill += count
+    this.arrivedMs = session.options.now()
+    this.arrivedTurn = session.turn
+    if (encoder.ready === 0) this.gatherMs = this.arrivedMs
+    encoder.push(this.bytes, at, count)
+    session.wake()
   }
 
   onEnd(): void {
@@ -768,27 +838,26 @@ export class SourceFlow implements SocketSink {
   // --- session
 
   /** The flow exists: what came early is encoded now. */
-  opened(migration: Migration, kind: ChannelKind): void {
+  opened(migration: Migration, kind: ChannelKind, slot: Slot): void {
     this.kind = kind
     this.migration = migration
     migration.flows.add(this)
     migration.connections++
     migration.kinds.push(kind)
-    const { pool, log, session } = this.session.options
+    const { pool, session } = this.session.options
     const encoder = new ChannelEncoder(this, migration.number, pool.kernel.layout.templatePages)
     this.encoder = encoder
     encoder.parser = parserFor(kind, encoder, {
       blocks: migration.blocks,
       ...(migration.memory ? { recovery: migration.memory } : {}),
     })
-    encoder.onDegraded = (position, reason) =>
-      log.warn('relayed raw', { migration: migration.number, kind, position, reason })
+    encoder.onDegraded = (position, reason) => this.session.relayedRaw(migration, kind, reason, position)
     encoder.onCompressed = method =>
-      log.warn('relayed raw', {
-        migration: migration.number,
+      this.session.relayedRaw(
+        migration,
         kind,
-        reason: `QEMU compresses multifd with ${method}: set multifd-compression none, the pair saves more`,
-      })
+        `QEMU compresses multifd with ${method}: set multifd-compression none, the pair saves more`,
+      )
     encoder.onPhase = phase => {
       if (phase === 'eof') this.whole = true
       else if (phase === 'postcopy-advise') this.session.postcopyAdvised(migration)
@@ -804,10 +873,13 @@ export class SourceFlow implements SocketSink {
     if (migration.urgent) this.session.followUrgency() // a recovery that cannot be parsed tells no phase
     if (migration.lead === this) this.returnPath = migration.record.returnPath()
     migration.record.begins(this.head)
-    const early = this.early
-    this.early = 0
-    if (migration.lead === this) migration.record.main(this.bytes, this.slot, early)
-    if (early > 0) encoder.push(this.bytes, this.slot, early)
+    this.slot = slot
+    this.fill = slot.at
+    if (this.early > 0) {
+      this.bytes.set(this.start.subarray(0, this.early), slot.at)
+      if (migration.lead === this) migration.record.main(this.start, 0, this.early)
+      this.took(this.early)
+    }
     this.socket.resume()
   }
 
@@ -832,7 +904,10 @@ export class SourceFlow implements SocketSink {
   get gathers(): boolean {
     if (this.session.turn - this.arrivedTurn > 1 || this.release || this.over || this.migration?.urgent) return false
     if (this.arrivedMs - this.gatherMs >= IDLE_MS) return false
-    return this.encoder.ready > 0 && this.encoder.ready < Math.min(GATHER_BYTES, this.session.batchBytes / 2)
+    return (
+      this.encoder.ready > 0 &&
+      this.encoder.ready < Math.min(GATHER_BYTES, this.session.batchBytes / 2, (this.slot?.bytes ?? 0) / 2)
+    )
   }
 
   canEncode(): boolean {
@@ -951,6 +1026,7 @@ export class SourceFlow implements SocketSink {
 
   private leaveGate(): void {
     this.gate.silent.delete(this)
+    if (this.gate.next === this) this.gate.next = undefined
     const waiting = this.gate.waiting.indexOf(this)
     if (waiting >= 0) this.gate.waiting.splice(waiting, 1)
   }
@@ -972,8 +1048,9 @@ export class SourceFlow implements SocketSink {
     this.keepMemory()
     migration.stats.add(this.encoder.stats)
     migration.flows.delete(this)
-    if (migration.flows.size > 0 || migration.moved) return
+    if (migration.flows.size > 0) return
     this.session.migrationEnded(migration)
+    if (migration.moved) return
     if (this.gate.migration === migration) this.gate.migration = undefined
     if (migration.urgent) this.session.followUrgency()
     this.session.options.onSummary(summarize(migration, this.session.options.now()))

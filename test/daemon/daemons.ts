@@ -86,6 +86,8 @@ export interface DaemonsOptions {
   /** Default 5 s. */
   readonly patienceMs?: number
   readonly patiencePostcopyMs?: number
+  /** Ports where a source QEMU may connect; all lead to the same target. Default 1. */
+  readonly gates?: number
 }
 
 /** Both daemons of a pair in this process, a WAN between them. */
@@ -117,7 +119,7 @@ export class Daemons implements AsyncDisposable {
     this.events = events
   }
 
-  static async start({ store, ...times }: DaemonsOptions = {}): Promise<Daemons> {
+  static async start({ store, gates = 1, ...times }: DaemonsOptions = {}): Promise<Daemons> {
     const target = new Target()
     target.server.listen(0, '127.0.0.1')
     await once(target.server, 'listening')
@@ -128,10 +130,11 @@ export class Daemons implements AsyncDisposable {
     const log = { info: note, warn: note, error: note }
     const summaries: MigrationSummary[] = []
     const arrivals: ArrivalSummary[] = []
+    const names = Array.from({ length: gates }, (_, i) => (i === 0 ? 'default' : `t${i}`))
     const patience = { patienceMs: 5000, ...times }
     const destination = new DestinationDaemon({
       listen: [{ host: '127.0.0.1', port: 0 }],
-      targets: new Map([['default', parseAddress(`tcp:127.0.0.1:${target.port}`)]]),
+      targets: new Map(names.map(name => [name, parseAddress(`tcp:127.0.0.1:${target.port}`)])),
       credentials: undefined,
       store: undefined,
       ringPagesMax: RING_PAGES,
@@ -149,7 +152,7 @@ export class Daemons implements AsyncDisposable {
     wan.server.listen(0, '127.0.0.1')
     await once(wan.server, 'listening')
     const source = new SourceDaemon({
-      listen: [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
+      listen: names.map(name => ({ name, address: parseAddress('tcp:127.0.0.1:0') })),
       beyondLoopback: false,
       peer: { host: '127.0.0.1', port: (wan.server.address() as net.AddressInfo).port },
       credentials: undefined,
@@ -171,8 +174,8 @@ export class Daemons implements AsyncDisposable {
     return new Daemons(target, destination, wan, source, events, summaries, arrivals)
   }
 
-  async dial(): Promise<net.Socket> {
-    const [address] = this.source.addresses
+  async dial(gate = 0): Promise<net.Socket> {
+    const address = this.source.addresses[gate]
     const port = address!.kind === 'tcp' ? address!.port : 0
     const socket = net.connect({ port, host: '127.0.0.1', allowHalfOpen: true })
     this.clients.push(socket)
