@@ -2,16 +2,9 @@
 import { readFileSync } from 'node:fs'
 import yargs from 'yargs'
 import { ProxyError } from '../errors.ts'
-import { decodeCommand, encodeCommand, estimateCommand } from './codec-command.ts'
+import { commandsFor } from './commands.ts'
 import { giveDashes, keepDashes } from './dash.ts'
-import { destinationCommand } from './destination-command.ts'
-import { doctorCommand } from './doctor-command.ts'
 import { fail } from './failure.ts'
-import { keygenCommand } from './keygen-command.ts'
-import { serveCommand } from './serve-command.ts'
-import { sourceCommand } from './source-command.ts'
-import { storeCommand } from './store-command.ts'
-import { templateCommand } from './template-command.ts'
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string
@@ -25,22 +18,14 @@ A pair for one guest:
   (qemu) migrate tcp:127.0.0.1:4444`
 
 async function run(): Promise<void> {
-  const parser = yargs(keepDashes(process.argv.slice(2)))
+  const args = keepDashes(process.argv.slice(2))
+  const parser = yargs(args)
     .middleware(giveDashes, true)
     .scriptName('pageferry')
     .usage(
       '$0 COMMAND\n\nMoves virtual machines between sites: pages that the other site already holds cross as references.',
     )
-    .command(sourceCommand)
-    .command(destinationCommand)
-    .command(serveCommand)
-    .command(templateCommand)
-    .command(storeCommand)
-    .command(encodeCommand)
-    .command(decodeCommand)
-    .command(estimateCommand)
-    .command(keygenCommand)
-    .command(doctorCommand)
+    .command(await commandsFor(args))
     .demandCommand(1, 'a command is missing')
     .recommendCommands()
     .strict()
