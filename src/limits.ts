@@ -255,6 +255,18 @@ export const RAM_BLOCKS_MAX = 4096
 /** SECTION_STARTs of one stream: iterable state only, so RAM, disks and a section a passed-through device. */
 export const SECTIONS_MAX = 1024
 
+/**
+ * Bytes of an unknown section in which its end is looked for. A device's state between RAM's is some MB at a time; looking
+ * costs 2 ns a byte, which nothing that is relayed raw for good should cost for ever.
+ */
+export const SECTION_SEARCH_BYTES_MAX = 256 << 20
+
+/**
+ * Ways back from unknown sections that turn out to be none. By chance there is not one: a footer, a section of ram and
+ * the head of a record are 18 bytes. A guest that has such bytes in its devices' state loses savings, not bytes.
+ */
+export const WRONG_WAYS_MAX = 16
+
 /** Bytes of a machine type name; QEMU's longest has some 30. It is kept for messages. */
 export const MACHINE_TYPE_LENGTH_MAX = 255
 

@@ -166,6 +166,8 @@ class ChannelPages implements RecordSink, MultifdSink {
   private readonly main: MainStreamParser | undefined
   private readonly parser: MainStreamParser | MultifdParser
   private fault: { position: number; reason: string } | undefined
+  /** The last section that could not be read; a fault where nothing came behind it. */
+  private astray: { position: number; reason: string } | undefined
   /** The chunk under way; its byte 0 stands at `base` of the stream. */
   private chunk: Buffer = NO_BYTES
   private chunkAt = 0
@@ -194,8 +196,9 @@ class ChannelPages implements RecordSink, MultifdSink {
   }
 
   finish(): { cut: boolean; complete: boolean; degraded: { position: number; reason: string } | undefined } {
+    const { cut, degradedAt } = this.parser.finish()
     const complete = this.main?.finish().ramComplete ?? false
-    return { cut: this.parser.finish().cut, complete, degraded: this.fault }
+    return { cut, complete, degraded: this.fault ?? (degradedAt === undefined ? undefined : this.astray) }
   }
 
   pageRecord(_start: number, end: number): void {
@@ -208,6 +211,10 @@ class ChannelPages implements RecordSink, MultifdSink {
 
   opaquePage(): void {
     this.collector.notes.add('some pages are compressed by QEMU (xbzrle, compress, multifd); these are not counted')
+  }
+
+  strayed(position: number, reason: string): void {
+    this.astray = { position, reason }
   }
 
   degraded(position: number, reason: string): void {

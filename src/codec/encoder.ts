@@ -68,6 +68,7 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   parser: ChannelParser | undefined
   onPhase: ((phase: StreamPhase, position: number) => void) | undefined
   onCompressed: ((method: MultifdMethod, position: number) => void) | undefined
+  onStrayed: ((position: number, reason: string) => void) | undefined
   onDegraded: ((position: number, reason: string) => void) | undefined
 
   // events: records since the last batch, positions relative to `batchStart`
@@ -142,6 +143,10 @@ export class FlowEncoder implements RecordSink, MultifdSink {
 
   phase(phase: StreamPhase, position: number): void {
     this.onPhase?.(phase, position)
+  }
+
+  strayed(position: number, reason: string): void {
+    this.onStrayed?.(position, reason)
   }
 
   degraded(position: number, reason: string): void {

@@ -851,6 +851,8 @@ export class SourceFlow implements SocketSink {
       blocks: migration.blocks,
       ...(migration.memory ? { recovery: migration.memory } : {}),
     })
+    encoder.onStrayed = (position, reason) =>
+      this.session.relayedRaw(migration, kind, `${reason}: its end is looked for`, position)
     encoder.onDegraded = (position, reason) => this.session.relayedRaw(migration, kind, reason, position)
     encoder.onCompressed = method =>
       this.session.relayedRaw(

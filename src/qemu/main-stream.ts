@@ -1,7 +1,13 @@
 import { readU16, readU32, readU64 } from '../bytes/big-endian.ts'
 import { copyBytes, latin1 } from '../bytes/copy.ts'
 import { assert } from '../errors.ts'
-import { CAPABILITIES_MAX, MACHINE_TYPE_LENGTH_MAX, SECTIONS_MAX } from '../limits.ts'
+import {
+  CAPABILITIES_MAX,
+  MACHINE_TYPE_LENGTH_MAX,
+  SECTION_SEARCH_BYTES_MAX,
+  SECTIONS_MAX,
+  WRONG_WAYS_MAX,
+} from '../limits.ts'
 import { BlockTable, type RamBlock } from './block-table.ts'
 import {
   type BodyGrammar,
@@ -9,9 +15,11 @@ import {
   earlyGrammar,
   iterableGrammar,
   UNIT_HEAD_LENGTH_MAX,
+  unreadable,
 } from './other-sections.ts'
 import { type RamCounts, RamRecordReader, READ } from './ram-records.ts'
 import type { RecordSink, StreamPhase } from './record-sink.ts'
+import { type Trail, WayBack } from './way-back.ts'
 import {
   CAPABILITY_IGNORE_SHARED,
   CAPABILITY_MAPPED_RAM,
@@ -86,7 +94,8 @@ const STATE = {
   BLOCK_ADDRESS: 13,
   OTHER_BODY: 14,
   END: 15,
-  RAW: 16,
+  ASTRAY: 16, // within a section that nobody here can read: WayBack has the bytes
+  RAW: 17,
 } as const
 
 const NO_BYTES = new Uint8Array(0)
@@ -94,13 +103,19 @@ const NO_BYTES = new Uint8Array(0)
 interface Section {
   readonly id: number
   readonly idstr: string
-  /** undefined for ram. */
+  /** undefined for ram, `unreadable` where there is none. */
   readonly grammar: BodyGrammar | undefined
+}
+
+function sectionOf(id: number, idstr: string): Section {
+  const grammar = idstr === RAM_SECTION.IDSTR ? undefined : (iterableGrammar(idstr) ?? unreadable)
+  return { id, idstr, grammar }
 }
 
 /**
  * Reads a main stream, cut anywhere, and tells its sink where RAM records lie. It keeps no page and no reference to a
- * chunk, and never throws on what a peer sends: what it does not understand ends its work, not the stream's.
+ * chunk, and never throws on what a peer sends: what it does not understand ends its work, not the stream's; behind a
+ * section that it does not know it looks for the way back.
  * Source: qemu-wire-format 2 and 3.
  */
 export class MainStreamParser {
@@ -149,6 +164,17 @@ export class MainStreamParser {
   private blockBytesLeft = 0
   private degradedAt: number | undefined = undefined
 
+  /** The section of ram, -1 before its START. */
+  private ramId = -1
+  // Astray.
+  private wayBack: WayBack | undefined = undefined
+  private lostAt = 0
+  private lostReason = ''
+  private searchBytesLeft = 0
+  private readonly strayedTold = new Set<number>()
+  private foundBack = false
+  private wrongWays = 0
+
   constructor(sink: RecordSink, options: MainStreamOptions = {}) {
     const memory = options.recovery
     this.sink = sink
@@ -161,7 +187,7 @@ export class MainStreamParser {
       packagedBytes: 0,
     }
     if (memory) {
-      for (const { id, idstr } of memory.sections) this.sections.set(id, { id, idstr, grammar: iterableGrammar(idstr) })
+      for (const { id, idstr } of memory.sections) this.addSection(id, idstr)
       this.machineType = memory.machineType
       this.postcopy = true
       this.state = STATE.ELEMENT
@@ -180,7 +206,8 @@ export class MainStreamParser {
    * comes. 0 between records and in raw stretches.
    */
   get pending(): number {
-    return this.state === STATE.RAM ? this.records.pending : this.have
+    if (this.state === STATE.RAM) return this.records.pending
+    return this.state === STATE.ASTRAY ? this.wayBack!.pending : this.have
   }
 
   /** True where everything from here on is raw: RAM is over, or the stream was not understood. */
@@ -204,6 +231,11 @@ export class MainStreamParser {
     assert(at >= 0 && length >= 0 && end <= chunk.length, 'bytes outside their chunk')
     const base = this.streamPosition - at
     if (this.streamPosition === 0 && length > 0 && this.postcopy) this.tellPhase('recovery', 0)
+    this.take(chunk, at, end, base)
+    this.streamPosition = base + end
+  }
+
+  private take(chunk: Uint8Array, at: number, end: number, base: number): void {
     while (at < end && this.state !== STATE.RAW) {
       if (this.skip > 0) {
         const take = Math.min(this.skip, end - at)
@@ -212,6 +244,8 @@ export class MainStreamParser {
       } else if (this.state === STATE.RAM) {
         at = this.records.read(chunk, at, end, base)
         if (this.records.outcome !== READ.MORE) this.recordsStopped(base + at)
+      } else if (this.state === STATE.ASTRAY) {
+        at = this.search(chunk, at, end, base)
       } else {
         if (this.have === 0) this.fieldStart = base + at
         const take = Math.min(this.need - this.have, end - at)
@@ -221,15 +255,15 @@ export class MainStreamParser {
         if (this.have === this.need) this.fieldStep(base + at)
       }
     }
-    this.streamPosition = base + end
   }
 
   /** The stream ended. Tells how, for tools that need whole ones; a relay does not care. */
   finish(): StreamEnd {
     const { state } = this
+    const astray = state === STATE.ASTRAY
     const between = (state === STATE.ELEMENT || state === STATE.END) && this.have === 0 && this.skip === 0
-    const cut = state !== STATE.RAW && !between
-    return { cut, ramComplete: this.ramComplete, degradedAt: this.degradedAt }
+    const cut = state !== STATE.RAW && !astray && !between
+    return { cut, ramComplete: this.ramComplete, degradedAt: astray ? this.lostAt : this.degradedAt }
   }
 
   // ---- fields: steps return undefined, so that `return this.degrade(...)` ends one in a line ----
@@ -287,7 +321,16 @@ export class MainStreamParser {
     this.need = need
   }
 
+  /** Raw for good, but where it comes of a way back that was none. */
   private degrade(position: number, reason: string): undefined {
+    if (this.foundBack && this.wrongWays < WRONG_WAYS_MAX && this.mayFindBack) {
+      this.wrongWays++
+      return this.beginSearch(position, reason)
+    }
+    this.giveUp(position, reason)
+  }
+
+  private giveUp(position: number, reason: string): undefined {
     this.next(STATE.RAW, 1)
     this.skip = 0
     this.degradedAt = position
@@ -298,6 +341,94 @@ export class MainStreamParser {
     if (this.toldPhases.has(phase)) return
     this.toldPhases.add(phase)
     this.sink.phase(phase, position)
+  }
+
+  // ---- sections that nobody here can read ----
+
+  private addSection(id: number, idstr: string): Section {
+    const section = sectionOf(id, idstr)
+    this.sections.set(id, section)
+    if (!section.grammar) this.ramId = id
+    return section
+  }
+
+  /** True where something may follow by which the way back is known: records of ram, or its START. */
+  private get mayFindBack(): boolean {
+    if (this.ramEnded) return false
+    return this.ramId >= 0 || (!this.postcopy && this.footers !== false)
+  }
+
+  /** The section has a body that cannot be read, or not on from here. Its end is looked for. */
+  private stray(id: number, position: number, reason: string): undefined {
+    if (!this.mayFindBack) return this.giveUp(position, reason)
+    if (!this.sections.has(id)) {
+      if (this.sections.size >= SECTIONS_MAX) return this.giveUp(position, 'too many sections')
+      this.sections.set(id, { id, idstr: '', grammar: unreadable })
+    }
+    if (!this.strayedTold.has(id)) {
+      this.strayedTold.add(id)
+      this.sink.strayed?.(position, reason)
+    }
+    this.beginSearch(position, reason)
+  }
+
+  private beginSearch(position: number, reason: string): undefined {
+    // Of the field that was not understood, what came of it may hold the footer.
+    const inRecord = this.state === STATE.RAM && this.records.outcome === READ.BAD
+    const again = inRecord ? this.records.badBytes.slice() : this.head.slice(0, this.have)
+    const againAt = inRecord ? this.records.badPosition : this.fieldStart
+    this.lostAt = position
+    this.lostReason = reason
+    this.searchBytesLeft = SECTION_SEARCH_BYTES_MAX
+    this.wayBack ??= new WayBack(this.records, {
+      has: id => this.sections.has(id),
+      learn: (element, id, idstr) => {
+        if (element === ELEMENT.SECTION_FULL && !this.ramPartSeen && earlyGrammar(idstr)) return true
+        if (this.sections.has(id) || this.sections.size >= SECTIONS_MAX) return false
+        return this.addSection(id, idstr).grammar !== unreadable && element === ELEMENT.SECTION_START
+      },
+    })
+    this.wayBack.begin(this.ramId, this.footers !== false)
+    this.next(STATE.ASTRAY, 1)
+    this.skip = 0
+    this.take(again, 0, again.length, againAt)
+  }
+
+  private search(chunk: Uint8Array, at: number, end: number, base: number): number {
+    const wayBack = this.wayBack!
+    const next = wayBack.read(chunk, at, Math.min(end, at + this.searchBytesLeft), base)
+    this.searchBytesLeft -= next - at
+    if (wayBack.found) this.goOn(wayBack.found, base + next)
+    else if (this.searchBytesLeft === 0) this.giveUp(this.lostAt, `${this.lostReason}, and no end of it found`)
+    return next
+  }
+
+  /** The way back is found: `position` is behind the last byte that made it certain. */
+  private goOn(trail: Trail, position: number): undefined {
+    const { counts, records } = this
+    this.foundBack = true
+    this.footers ??= true
+    for (let command = 0; command < counts.commands.length; command++) {
+      counts.commands[command]! += trail.commands[command]!
+    }
+    if (trail.commands[COMMAND.SWITCHOVER_START]! > 0) {
+      this.tellPhase('switchover', trail.commandEnds[COMMAND.SWITCHOVER_START]!)
+    }
+    if (trail.commands[COMMAND.PACKAGED]! > 0) {
+      counts.packagedBytes += trail.packagedBytes
+      this.postcopy = true
+      this.tellPhase('postcopy', trail.commandEnds[COMMAND.PACKAGED]!)
+    }
+    if (trail.element === ELEMENT.SECTION_START || trail.element === ELEMENT.SECTION_FULL) {
+      this.fieldStart = trail.headStart
+      this.have = trail.have
+      copyBytes(trail.head, 0, this.head, 0, trail.have)
+      return this.sectionStep(position)
+    }
+    this.sectionAgain(trail.element, this.sections.get(trail.id)!)
+    if (trail.empty) return this.sectionDone(position)
+    records.read(trail.head, 0, trail.have, trail.headStart)
+    assert(records.outcome === READ.MORE, 'the head of a record that is none')
   }
 
   // ---- header ----
@@ -421,11 +552,9 @@ export class MainStreamParser {
     ) {
       return this.degrade(this.fieldStart, 'unknown version of the ram section')
     }
-    const grammar = iterableGrammar(idstr)
-    if (!ram && !grammar) return this.degrade(this.fieldStart, `unknown section ${JSON.stringify(idstr)}`)
     if (this.sections.size >= SECTIONS_MAX) return this.degrade(this.fieldStart, 'too many sections')
-    const section = { id, idstr, grammar }
-    this.sections.set(id, section)
+    if (!ram && id === this.ramId) return this.degrade(this.fieldStart, 'section id of ram given twice')
+    const section = this.addSection(id, idstr)
     if (ram) this.tellPhase('ram-start', position)
     this.beginBody(section, section.grammar)
   }
@@ -434,7 +563,8 @@ export class MainStreamParser {
     const grammar = this.ramPartSeen ? undefined : earlyGrammar(idstr)
     if (grammar) return this.beginBody({ id, idstr, grammar }, grammar)
     if (!this.ramPartSeen || this.postcopy) {
-      return this.degrade(this.fieldStart, `device state ${JSON.stringify(idstr)} before the end of RAM`)
+      this.have = 0 // its head was understood
+      return this.stray(id, this.fieldStart, `device state ${JSON.stringify(idstr)} before the end of RAM`)
     }
     this.ramComplete = true
     this.next(STATE.RAW, 1)
@@ -443,10 +573,17 @@ export class MainStreamParser {
 
   /** u8 element, u32 id. Runs by the ten thousand: it allocates nothing. */
   private sectionAgainStep(): undefined {
-    const { head } = this
-    const section = this.sections.get(readU32(head, 1))
-    if (!section) return this.degrade(this.fieldStart, 'section id that no SECTION_START announced')
-    this.element = head[0]!
+    const id = readU32(this.head, 1)
+    const section = this.sections.get(id)
+    if (section) return this.sectionAgain(this.head[0]!, section)
+    // Its START may stand in what was passed on a way back; or this was none.
+    if (this.foundBack && this.sections.size < SECTIONS_MAX)
+      this.sections.set(id, { id, idstr: '', grammar: unreadable })
+    this.degrade(this.fieldStart, 'section id that no SECTION_START announced')
+  }
+
+  private sectionAgain(element: number, section: Section): undefined {
+    this.element = element
     if (this.element === ELEMENT.SECTION_PART) this.counts.sections.part++
     else this.counts.sections.end++
     if (!section.grammar) {
@@ -460,6 +597,10 @@ export class MainStreamParser {
     this.section = section
     this.grammar = grammar
     if (!grammar) return this.next(STATE.RAM, 1)
+    if (grammar === unreadable) {
+      this.have = 0 // its head was understood
+      return this.stray(section.id, this.fieldStart, `unknown section ${JSON.stringify(section.idstr)}`)
+    }
     this.unit = 0
     this.nextUnit(grammar)
   }
@@ -473,7 +614,7 @@ export class MainStreamParser {
         this.need = 5
         return
       }
-      if (this.footers === true) return this.degrade(this.fieldStart, 'section without footer')
+      if (this.footers === true) return this.noFooter('section without footer')
       this.footers = false
       this.sectionDone(this.fieldStart)
       if (this.raw) return
@@ -481,8 +622,14 @@ export class MainStreamParser {
       this.have = 1
       return this.elementStep(position)
     }
-    if (readU32(head, 1) !== this.section?.id) return this.degrade(this.fieldStart, 'footer of another section')
+    if (readU32(head, 1) !== this.section?.id) return this.noFooter('footer of another section')
     this.sectionDone(position)
+  }
+
+  /** The body did not end here: in RAM there is no going on, but another section's has a grammar that we do not know. */
+  private noFooter(reason: string): undefined {
+    if (!this.grammar) return this.degrade(this.fieldStart, reason)
+    this.stray(this.section!.id, this.fieldStart, reason)
   }
 
   private sectionDone(position: number): undefined {
@@ -614,7 +761,7 @@ export class MainStreamParser {
     step.end = false
     step.bad = ''
     grammar(this.head, this.have, this.element, this.unit, step)
-    if (step.bad !== '') return this.degrade(this.fieldStart, step.bad)
+    if (step.bad !== '') return this.stray(this.section!.id, this.fieldStart, step.bad)
     this.need = step.need
     if (this.have < this.need) return
     const { skip, end } = step

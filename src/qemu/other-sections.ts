@@ -50,9 +50,16 @@ export function iterableGrammar(idstr: string): BodyGrammar | undefined {
       return s390StorageAttributes
     case OTHER_SECTION.SPAPR_HTAB:
       return spaprHtab
+    case OTHER_SECTION.PBS_STATE:
+      return pbsState
     default:
       return idstr.endsWith(OTHER_SECTION.VFIO_SUFFIX) ? vfio : undefined
   }
+}
+
+/** Of a section whose body nobody here can read: only a search finds its end. */
+export const unreadable: BodyGrammar = (_head, _have, _element, _unit, step) => {
+  step.bad = 'unknown section'
 }
 
 /** The grammar of a FULL section that may come before RAM's first PART; undefined for any other device state. */
@@ -157,6 +164,12 @@ const spaprHtab: BodyGrammar = (head, have, element, unit, step) => {
   const valid = readU16(head, 4)
   step.skip = valid * HASH_PTE_SIZE
   step.end = readU32(head, 0) === 0 && valid === 0 && readU16(head, 6) === 0
+}
+
+const pbsState: BodyGrammar = (head, have, _element, _unit, step) => {
+  step.need = 8
+  if (have === 8) skipCounted(readU64(head, 0), 1, step)
+  step.end = true
 }
 
 const virtioMemEarly: BodyGrammar = (head, have, _element, _unit, step) => {

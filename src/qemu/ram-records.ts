@@ -28,6 +28,7 @@ export const READ = {
   BAD: 3, // see `badPosition` and `badReason`
 } as const
 
+const NO_BYTES = new Uint8Array(0)
 const HEAD_LENGTH = 8 + 1 + 255 + 4 // word, cstr, the longest fixed field (COMPRESS_PAGE's length)
 const ZERO_CONTINUE = RAM_FLAG.ZERO | RAM_FLAG.CONTINUE
 const PAGE_CONTINUE = RAM_FLAG.PAGE | RAM_FLAG.CONTINUE
@@ -55,6 +56,8 @@ export class RamRecordReader {
   /** Where the record starts that was not understood, after READ.BAD. */
   badPosition = 0
   badReason = ''
+  /** The bytes of it that were taken, valid until the next {@link read}. */
+  badBytes: Uint8Array = NO_BYTES
 
   private readonly sink: RamSink
   private readonly blocks: BlockTable
@@ -101,6 +104,35 @@ export class RamRecordReader {
     }
     this.told[block] = true
     this.sink.block(block, this.blocks.idstr(block), this.blocks.lengthBytes(block))
+  }
+
+  /**
+   * Whether a record's head could stand here: bytes that it takes to tell (more than `have` asks for more), `have` where
+   * it could, 0 where it cannot. Records without a page may; MEM_SIZE may not. Changes nothing.
+   *
+   * @param head its first `have` bytes, 8 at least
+   */
+  probe(head: Uint8Array, have: number): number {
+    const high = readU32(head, 0)
+    const low = readU32(head, 4)
+    const flags = low & RAM_FLAG_MASK
+    if (high >= HIGH_HALF_END) return 0
+    const offset = high * TWO_32 + (low - flags)
+    switch (flags & ~RAM_FLAG.CONTINUE) {
+      case RAM_FLAG.ZERO:
+      case RAM_FLAG.PAGE:
+      case RAM_FLAG.XBZRLE:
+      case RAM_FLAG.COMPRESS_PAGE:
+        break
+      default:
+        return (flags === RAM_FLAG.EOS || flags === RAM_FLAG.MULTIFD_FLUSH) && offset === 0 ? 8 : 0
+    }
+    if ((flags & RAM_FLAG.CONTINUE) !== 0) return offset < this.offsetEnd ? 8 : 0
+    if (have < 9) return 9
+    const length = head[8]!
+    if (length === 0 || have < 9 + length) return length === 0 ? 0 : 9 + length
+    const block = this.blocks.find(head, 9, length)
+    return block >= 0 && offset < this.endOf(block) ? 9 + length : 0
   }
 
   /** Begins with a word that another reader took already: it lies in `head` and started at `start`. */
@@ -310,8 +342,7 @@ export class RamRecordReader {
   private setBlock(at: number, length: number): boolean {
     const block = this.blocks.resolve(this.head, at, length)
     if (block < 0) return this.bad(`unknown RAMBlock ${JSON.stringify(latin1(this.head, at, length))}`)
-    const lengthBytes = this.blocks.lengthBytes(block)
-    const offsetEnd = lengthBytes > 0 ? lengthBytes : HIGH_HALF_END * TWO_32
+    const offsetEnd = this.endOf(block)
     if (this.offset >= offsetEnd) return this.bad('RAM record beyond its RAMBlock')
     this.tell(block)
     this.block = block
@@ -319,9 +350,16 @@ export class RamRecordReader {
     return true
   }
 
+  /** Offsets of the RAMBlock lie below this. */
+  private endOf(block: number): number {
+    const lengthBytes = this.blocks.lengthBytes(block)
+    return lengthBytes > 0 ? lengthBytes : HIGH_HALF_END * TWO_32
+  }
+
   private bad(reason: string): boolean {
     this.badPosition = this.start
     this.badReason = reason
+    this.badBytes = this.head.subarray(0, this.have)
     this.outcome = READ.BAD
     this.have = 0
     return false

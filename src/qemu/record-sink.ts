@@ -51,6 +51,11 @@ export interface RecordSink extends RamSink {
   /** @param position the first byte behind the field that told it */
   phase(phase: StreamPhase, position: number): void
   /**
+   * A section that the parser cannot read, or cannot read on, begins at `position` or lies there. Its bytes are raw, and
+   * what follows is looked for: record events may come again, or {@link degraded}. Told once a section.
+   */
+  strayed?(position: number, reason: string): void
+  /**
    * The parser does not understand the field that starts at `position`, and passes everything from there on raw for
    * good. Called once at most. Record events before it stand; none follows.
    */

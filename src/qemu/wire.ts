@@ -41,6 +41,21 @@ export const COMMAND = {
   RECV_BITMAP: 10, // cstr block
   SWITCHOVER_START: 11, // QEMU 10.0
 } as const
+/** Least and most payload bytes of each command, by id. Source: migration/savevm.c, mig_cmd_args and what sends them. */
+export const COMMAND_LENGTH: readonly (readonly [number, number] | undefined)[] = [
+  undefined,
+  [0, 0], // OPEN_RETURN_PATH
+  [4, 4], // PING
+  [0, 16], // POSTCOPY_ADVISE
+  [0, 0], // POSTCOPY_LISTEN
+  [0, 0], // POSTCOPY_RUN
+  [1 + 2 + 1 + 16, 1 + 256 + 1 + 12 * 16], // POSTCOPY_RAM_DISCARD
+  [4, 4], // PACKAGED
+  [0, 0], // ENABLE_COLO
+  [0, 0], // POSTCOPY_RESUME
+  [2, 256], // RECV_BITMAP
+  [0, 0], // SWITCHOVER_START
+]
 /** Payload bytes of a POSTCOPY_ADVISE that announces postcopy of RAM (it is 0 for dirty bitmaps alone). */
 export const POSTCOPY_ADVISE_LENGTH = 16
 /** Payload bytes of PACKAGED: the u32 length of the package. */
@@ -90,6 +105,7 @@ export const OTHER_SECTION = {
   BLOCK: 'block', // up to QEMU 9.0
   S390_STORAGE_ATTRIBUTES: 's390-storage_attributes',
   SPAPR_HTAB: 'spapr/htab',
+  PBS_STATE: 'pbs-state', // Proxmox VE: a START behind ram's, u64 length, bytes
   VFIO_SUFFIX: '/vfio',
   VIRTIO_MEM_EARLY_SUFFIX: '/virtio-mem-device-early', // a FULL before RAM's first PART, QEMU 8.0
 } as const

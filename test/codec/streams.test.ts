@@ -31,6 +31,7 @@ import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { decodeStream, encodeStream, OutputFile, readFile } from '../../src/transfer/offline.ts'
 import { encodeFrame } from '../../src/wan/frames.ts'
+import { doctored } from '../qemu-wire/doctored.ts'
 import { simpleMain, simpleMultifd, simplePreempt } from '../qemu-wire/simple-decoder.ts'
 import { random, run, type ScenarioChannel, SIMD, secondOpinion, type Terms, templatePages } from './harness.ts'
 import { decodeFile } from './second-decoder.ts'
@@ -604,6 +605,30 @@ t.test('every channel of every recorded migration', async t => {
           )
       }
     }
+  }
+})
+
+t.test('unknown sections between those of ram: the same bytes, and as many pages found', async t => {
+  const terms: Terms = { templates: templatePages(8), ring: 512, places: 4096 }
+  const whole = stream('qemu-10-return-path.main')
+  const pages = simpleMain(whole).lines.filter(line => line.startsWith('page')).length
+  for (const hostile of [false, true]) {
+    const channels: ScenarioChannel[] = [{ kind: 'main', bytes: doctored(whole, random(7), hostile) }]
+    const packing = EFFORTS[3]!
+    const outcome = await run({
+      terms,
+      channels,
+      encoder: SIMD,
+      decoder: 'twin',
+      packing,
+      seed: 1,
+      pushMax: 200_000,
+      whole: true,
+    })
+    t.equal(outcome.wrong, '')
+    t.equal(secondOpinion(terms, channels, outcome), '', 'second decoder')
+    const found = pagesOf(outcome.channels[0]!.flow)
+    if (!hostile) t.equal(found, pages)
   }
 })
 

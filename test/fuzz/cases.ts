@@ -40,6 +40,7 @@ import {
   templatePages,
 } from '../codec/harness.ts'
 import { checksum, decodeSession, type SentBatch } from '../codec/second-decoder.ts'
+import { doctored } from '../qemu-wire/doctored.ts'
 import { connection, migration, multifdChannel, page, pcap, pcapng, sha256 } from '../template/makers.ts'
 import { mainVectors } from '../vectors/qemu/main-stream.ts'
 import { wireBytes } from '../vectors/qemu/notation.ts'
@@ -112,6 +113,14 @@ const WORDS: readonly bigint[] = [
   2n ** 63n,
   2n ** 64n - 1n,
 ]
+/** What a search for the end of an unknown section looks for, or nearly. */
+const WAYS = [
+  '7e00000007',
+  '7e00000002',
+  '7e0000000702000000020000000000000010',
+  '02000000020000000000000022',
+  '08000700040000',
+]
 const FLAGS = [0x02, 0x22, 0x08, 0x28, 0x10, 0x04, 0x40, 0x60, 0x100, 0x120, 0x200, 0x01, 0x80, 0x400]
 
 /** A copy of the bytes with one to four changes. */
@@ -121,7 +130,10 @@ function mutated(rand: Rand, { bytes, hot }: { bytes: Buffer; hot?: Int32Array }
     const place = (): number =>
       hot && hot.length > 0 && rand(8) > 0 ? Math.min(hot[rand(hot.length)]!, out.length) : rand(out.length + 1)
     const at = place()
-    switch (rand(10)) {
+    switch (rand(11)) {
+      case 9:
+        out = Buffer.concat([out.subarray(0, at), Buffer.from(WAYS[rand(WAYS.length)]!, 'hex'), out.subarray(at)])
+        break
       case 0:
         if (at < out.length) out[at]! ^= 1 << rand(8)
         break
@@ -236,6 +248,8 @@ export class Fuzzer {
       multifd.push(
         sample('multifd', multifdStream(guest, i, [specs(rand, 3, PAGE_NATURES), specs(rand, 2, PAGE_NATURES)])),
       )
+      const parts = [1, 2, 3, 2].map(count => specs(rand, count, NATURES))
+      main.push(sample('main', doctored(mainStream(guest, parts), rand, i % 2 > 0)))
       preempt.push(sample('preempt', preemptStream(guest, specs(rand, 3, NATURES))))
     }
     for (const { input, recovery } of mainVectors) if (!recovery) main.push(sample('main', wireBytes(input).bytes))

@@ -72,6 +72,12 @@ export class TraceSink implements RecordSink, MultifdSink, ReturnPathSink {
     this.lines.push(`phase ${phase} ${position}`)
   }
 
+  strayed(position: number, reason: string): void {
+    this.degradedSeen && fail('strayed behind degraded')
+    ;(position >= this.lastEnd && position <= this.pushedTo) || fail(`strayed at ${position} of ${this.pushedTo}`)
+    this.lines.push(`strayed ${position} ${reason}`)
+  }
+
   degraded(position: number, reason: string): void {
     this.degradedSeen && fail('degraded twice')
     ;(position >= this.lastEnd && position <= this.pushedTo) || fail(`degraded at ${position} of ${this.pushedTo}`)

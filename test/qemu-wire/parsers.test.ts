@@ -3,7 +3,7 @@ import t from 'tap'
 import { readU16, readU32, readU64 } from '../../src/bytes/big-endian.ts'
 import { ByteWriter } from '../../src/bytes/byte-writer.ts'
 import { latin1, latin1Bytes } from '../../src/bytes/copy.ts'
-import { RAM_BLOCKS_MAX } from '../../src/limits.ts'
+import { RAM_BLOCKS_MAX, SECTION_SEARCH_BYTES_MAX } from '../../src/limits.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
 import { channelKind, channelStart } from '../../src/qemu/channel-kind.ts'
 import {
@@ -314,7 +314,19 @@ const lengthBytes = 64 * 4096
 
 /** One thing to emit in PARTs of ram. */
 const record = fc.record({
-  kind: fc.constantFrom('zero', 'zero', 'page', 'page', 'filled', 'xbzrle', 'compress', 'flush', 'section', 'other'),
+  kind: fc.constantFrom(
+    'zero',
+    'zero',
+    'page',
+    'page',
+    'filled',
+    'xbzrle',
+    'compress',
+    'flush',
+    'section',
+    'other',
+    'unknown',
+  ),
   block: fc.nat({ max: idstrs.length - 1 }),
   page: fc.nat({ max: 63 }),
   fill: fc.nat({ max: 255 }),
@@ -338,6 +350,8 @@ function emit(records: readonly RecordPlan[]): Emitted {
   lines.push(`phase ram-start ${out.position}`, ...idstrs.map((idstr, i) => `block ${i} ${idstr} ${lengthBytes}`))
   out.memSize(blocks).eos().footer(5)
   out.sectionStart(6, 'dirty-bitmap').raw(Uint8Array.of(1)).footer(6)
+  lines.push(`strayed ${out.position} unknown section "new"`)
+  out.sectionStart(7, 'new').raw(new Uint8Array(20)).footer(7)
   out.sectionPart(5)
   let current = -1
   for (const { kind, block, page, fill, length, rename } of records) {
@@ -349,6 +363,8 @@ function emit(records: readonly RecordPlan[]): Emitted {
         .raw(wireBytes('40 0000000000000000 00000800 0000000000000005 7e 00 00 00 06 01').bytes)
         .footer(6)
         .sectionPart(5)
+    } else if (kind === 'unknown') {
+      out.eos().footer(5).sectionPart(7).raw(new Uint8Array(length).fill(fill)).footer(7).sectionPart(5)
     } else {
       const name = rename || block !== current ? idstrs[block] : undefined
       current = block
@@ -501,6 +517,140 @@ t.test('property: noise behind a header', t => {
   t.end()
 })
 
+t.test('property: bodies of unknown sections that look like anything', t => {
+  // Pieces of the wire in any order: some make a way back that is none, and none may make an event of what is not there.
+  const piece = fc.oneof(
+    fc.constantFrom(
+      ...[
+        '7e',
+        '7e 00000007',
+        '7e 00000005',
+        '7e 00000007 02 00000005',
+        '7e 00000007 03 00000005',
+        '01 00000008',
+        '00*9',
+      ],
+      ...[
+        "01 00000008 'other' 00000000 00000001",
+        "04 00000009 'early' 00000000 00000001",
+        '02 00000008',
+        '02 00000006',
+      ],
+      ...['08 0002 0004 00000001', '08 0007 0004 00000009', '08 0006 0014 00', '0000000000000010', '0000000000000200'],
+      ...[
+        '0000000000001022 00',
+        '0000000000002028',
+        "0000000000003008 'pc.ram'",
+        "0000000000004002 'pc.ram' 00",
+        '11*4096',
+      ],
+    ),
+    fc.uint8Array({ maxLength: 6 }).map(bytes => Buffer.from(bytes).toString('hex') || '00'),
+  )
+  const rest = new StreamEmitter()
+    .sectionPart(5)
+    .page(0x5000, new Uint8Array(4096), 'pc.ram')
+    .zero(0x6000)
+    .eos()
+    .footer(5)
+  rest.sectionEnd(5).eos().footer(5)
+  let whole = 0
+  fc.assert(
+    fc.property(
+      fc.array(piece, { maxLength: 25 }),
+      fc.boolean(),
+      fc.array(fc.nat(), { maxLength: 10 }),
+      (body, off, cuts) => {
+        const footer = (id: number) => (off ? new Uint8Array(0) : new StreamEmitter().footer(id).bytes())
+        const out = new StreamEmitter()
+          .header()
+          .ramStart(5, [{ idstr: 'pc.ram', lengthBytes: 1 << 20 }])
+          .eos()
+          .raw(footer(5))
+        out
+          .sectionStart(7, 'new')
+          .raw(wireBytes(body.join(' ') || '00').bytes)
+          .raw(footer(7))
+        const input = Buffer.concat([out.bytes(), rest.bytes()])
+        const trace = traceOf(input, [], main, true)
+        const cut = traceOf(input, cutsOf(input, cuts), main, true)
+        if (trace.join('\n') !== cut.join('\n')) throw new Error(`${trace.join('\n')}\n--- cut\n${cut.join('\n')}`)
+        if (trace.at(-1) === `phase ram-end ${input.length}`) whole++
+      },
+    ),
+    { numRuns: 5000 },
+  )
+  t.ok(whole > 1000, `${whole} of 5000 end as they should`)
+  t.end()
+})
+
+t.test('a search ends: behind so many bytes, and at the end of the stream', t => {
+  const start = new StreamEmitter()
+    .header()
+    .ramStart(5, [{ idstr: 'pc.ram', lengthBytes: 1 << 20 }])
+    .eos()
+    .footer(5)
+  const lostAt = start.position
+  start.sectionStart(7, 'new')
+  const input = start.bytes()
+  const sink = new TraceSink()
+  const parser = new MainStreamParser(sink)
+  const push = (bytes: Uint8Array, at = 0, length = bytes.length) => {
+    sink.pushedTo += length
+    parser.push(bytes, at, length)
+  }
+  push(input)
+  const lookalikes = wireBytes('7e 00000007 02 00000005 0000000000000028 ').bytes
+  const chunk = new Uint8Array(lookalikes.length * 60_000).map((_, i) => lookalikes[i % lookalikes.length]!)
+  const most = SECTION_SEARCH_BYTES_MAX
+  for (let left = most - 1; left > 0; left -= chunk.length) push(chunk, 0, Math.min(left, chunk.length))
+  t.same(parser.finish(), { cut: false, ramComplete: false, degradedAt: lostAt })
+  t.notOk(parser.raw)
+  push(Uint8Array.of(0))
+  t.ok(parser.raw)
+  t.equal(sink.lines.at(-1), `degraded ${lostAt} unknown section "new", and no end of it found`)
+  t.same(parser.finish(), { cut: false, ramComplete: false, degradedAt: lostAt })
+  t.end()
+})
+
+t.test('a recovery knows the sections that the first connection could not read', t => {
+  const first = new StreamEmitter()
+    .header()
+    .ramStart(5, [{ idstr: 'pc.ram', lengthBytes: 1 << 20 }])
+    .eos()
+    .footer(5)
+  const before = traceOf(first.sectionStart(7, 'new').raw(new Uint8Array(9)).footer(7).bytes(), [], main)
+  t.match(before.at(-1), /^strayed/)
+  const sink = new TraceSink()
+  sink.pushedTo = first.position
+  const parser = new MainStreamParser(sink)
+  parser.push(first.bytes(), 0, first.position)
+  const memory = JSON.parse(JSON.stringify(parser.memory())) as ParserMemory
+  t.same(
+    memory.sections.map(({ id, idstr }) => [id, idstr]),
+    [
+      [5, 'ram'],
+      [7, 'new'],
+    ],
+  )
+  const again = new StreamEmitter()
+    .command(10, wireBytes("'pc.ram'").bytes)
+    .sectionPart(7)
+    .raw(new Uint8Array(9))
+    .footer(7)
+  const at = again.sectionPart(5).position
+  t.same(
+    traceOf(again.zero(0, 'pc.ram').bytes(), [], sink => new MainStreamParser(sink, { recovery: memory })),
+    [
+      'phase recovery 0',
+      'strayed 12 unknown section "new"',
+      'block 0 pc.ram 1048576',
+      `zero ${at}-${at + 16} 0 0x0 named`,
+    ],
+  )
+  t.end()
+})
+
 t.test('synthetic streams are whole', t => {
   const body = new Uint8Array(4096).fill(7)
   const input = syntheticStream(
@@ -578,6 +728,10 @@ t.test('the numbers that QEMU fixes', t => {
     SWITCHOVER_START: 11,
   })
   t.same([wire.POSTCOPY_ADVISE_LENGTH, wire.PACKAGED_LENGTH], [16, 4])
+  t.same(
+    wire.COMMAND_LENGTH.map(lengths => lengths?.join()),
+    [undefined, '0,0', '4,4', '0,16', '0,0', '0,0', '20,450', '4,4', '0,0', '0,0', '2,256', '0,0'],
+  )
   t.same(wire.CONFIGURATION_SUBSECTION, {
     TARGET_PAGE_BITS: 'configuration/target-page-bits',
     CAPABILITIES: 'configuration/capabilities',
@@ -603,6 +757,7 @@ t.test('the numbers that QEMU fixes', t => {
     BLOCK: 'block',
     S390_STORAGE_ATTRIBUTES: 's390-storage_attributes',
     SPAPR_HTAB: 'spapr/htab',
+    PBS_STATE: 'pbs-state',
     VFIO_SUFFIX: '/vfio',
     VIRTIO_MEM_EARLY_SUFFIX: '/virtio-mem-device-early',
   })

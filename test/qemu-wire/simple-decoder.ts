@@ -69,18 +69,54 @@ function records(cursor: Cursor, lines: string[], names: string[], state: { name
   }
 }
 
-/** The other sections, taken by looking for their footer and something that may follow it. */
-function otherBody(cursor: Cursor, id: number): void {
-  const footer = Buffer.of(0x7e, id >>> 24, id >>> 16, id >>> 8, id)
+/**
+ * The other sections, known or not: passed by looking for a footer of one of them, commands, and ram again: its START, or
+ * a PART or END whose first record could be one.
+ */
+function otherBodies(cursor: Cursor, ids: Set<number>, ram: number, names: readonly string[]): void {
   for (let at = cursor.at; ; at++) {
-    at = cursor.bytes.indexOf(footer, at)
-    if (at < 0) throw new Error(`no footer of ${id}`)
-    const element = cursor.bytes[at + 5]!
-    const next = cursor.bytes.readUInt32BE(at + 6)
-    if ((element === 8 && next >>> 16 <= 11) || (element >= 1 && element <= 4 && next < 100) || element === 0) {
-      cursor.at = at + 5
-      return
-    }
+    at = cursor.bytes.indexOf(0x7e, at)
+    if (at < 0 || at + 5 > cursor.bytes.length) throw new Error(`ends at ${cursor.bytes.length}: no way back`)
+    if (!ids.has(cursor.bytes.readUInt32BE(at + 1))) continue
+    const ahead = new Cursor(cursor.bytes)
+    ahead.at = at + 5
+    try {
+      if (leadsToRam(ahead, ids, ram, names)) {
+        cursor.at = at + 5
+        return
+      }
+    } catch {} // the stream ends too early for it
+  }
+}
+
+function leadsToRam(cursor: Cursor, ids: Set<number>, ram: number, names: readonly string[]): boolean {
+  const element = cursor.u8()
+  if (element === 8) {
+    const [command, length] = [cursor.u16(), cursor.u16()]
+    const fixed = [undefined, 0, 4, undefined, 0, 0, undefined, 4, 0, 0, undefined, 0][command]
+    if (command < 1 || command > 11 || (fixed !== undefined && length !== fixed)) return false
+    if ((command === 3 && length > 16) || (command === 6 && (length < 20 || length > 450))) return false
+    if (command === 10 && (length < 2 || length > 256)) return false
+    cursor.take(command === 7 ? cursor.u32() : length)
+    return leadsToRam(cursor, ids, ram, names)
+  }
+  if (element === 1 || element === 4) {
+    const id = cursor.u32()
+    const idstr = cursor.cstr()
+    const [instance, version] = [cursor.u32(), cursor.u32()]
+    if (idstr === 'ram') return element === 1 && ram < 0 && instance === 0 && version === 4
+    if (/^(pbs-state|dirty-bitmap|block)$|-device-early$/.test(idstr)) return true
+    if (/^[ -~]+$/.test(idstr)) ids.add(id)
+    return false
+  }
+  if ((element !== 2 && element !== 3) || ram < 0 || cursor.u32() !== ram) return false
+  for (;;) {
+    const word = cursor.u64()
+    const flags = Number(word & 0xfffn)
+    if (flags === 0x200 && word === 0x200n) continue
+    if (flags === 0x10 && word === 0x10n) return cursor.u8() === 0x7e && cursor.u32() === ram
+    if (![0x02, 0x08, 0x40, 0x100].includes(flags & ~0x20)) return false
+    return (flags & 0x20) !== 0 || names.includes(cursor.cstr())
   }
 }
 
@@ -89,11 +125,13 @@ export function simpleMain(
   bytes: Uint8Array,
   options: SimpleOptions = {},
   recovery?: { names: string[]; ram: number },
-): { lines: string[]; names: string[]; ram: number; ramEnd: number } {
+): { lines: string[]; names: string[]; ram: number; ramEnd: number; elements: number[] } {
   const cursor = new Cursor(bytes)
   const lines: string[] = []
   const names: string[] = recovery?.names ?? []
   const state = { name: '' }
+  const elements: number[] = [] // where sections of ram begin
+  const ids = new Set<number>() // all that are not sections of device state
   let ram = recovery?.ram ?? -1
   let footers = true
   if (!recovery) {
@@ -121,26 +159,33 @@ export function simpleMain(
         else cursor.take(length)
         continue
       }
+      const start = cursor.at - 1
       const id = cursor.u32()
+      ids.add(id)
       let idstr = ''
       if (element === 1 || element === 4) {
         idstr = cursor.cstr()
         cursor.take(8)
         if (idstr === 'ram') ram = id
       }
-      if (element === 4 && !idstr.endsWith('-early')) return { lines, names, ram, ramEnd: cursor.at }
+      if (element === 4 && !idstr.endsWith('-early')) return { lines, names, ram, ramEnd: cursor.at, elements }
       if (element < 1 || element > 4) throw new Error(`element ${element} at ${cursor.at - 5}`)
-      if (id !== ram) {
-        otherBody(cursor, id)
+      if (idstr === 'pbs-state') {
+        cursor.take(Number(cursor.u64()) + 5) // and its footer
         continue
       }
+      if (id !== ram) {
+        otherBodies(cursor, ids, ram, names)
+        continue
+      }
+      elements.push(start)
       records(cursor, lines, names, state, options)
       if (footers && (cursor.u8() !== 0x7e || cursor.u32() !== ram)) throw new Error('footer')
     } catch (error) {
       if (!(error as Error).message.startsWith('ends at')) throw error
-      return { lines, names, ram, ramEnd: -1 } // a broken connection
+      return { lines, names, ram, ramEnd: -1, elements } // a broken connection
     }
-    if (element === 3) return { lines, names, ram, ramEnd: cursor.at }
+    if (element === 3) return { lines, names, ram, ramEnd: cursor.at, elements }
   }
 }
 
