@@ -181,6 +181,7 @@ async function mapOf(path: string, store: TemplateStore, method: MethodMap['meth
     slotBytes: HEADROOM_BYTES + READ_BYTES + 65536,
     longMatch: full,
   })
+  await pool.warm()
   const encoder = new BatchEncoder(pool.kernel, 1, 2)
   const flow = new FlowEncoder(1, pool.kernel.layout.templatePages)
   flow.parser = parserFor('main', flow)!

@@ -1,7 +1,7 @@
 /** The destination proxy: takes sessions of source proxies, and dials the destination QEMUs of its configuration. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { loadLz4 } from '../compression/lz4.ts'
-import { ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
 import type { LinkSink } from '../link/api.ts'
 import type { Credentials } from '../link/credentials.ts'
@@ -10,7 +10,8 @@ import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
 import type { PatienceTimes } from '../migration/patience.ts'
 import type { Address } from '../relay/address.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { type Pool, PoolKeeper } from '../transfer/pool.ts'
+import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, templatePagesMax } from '../transfer/pool.ts'
+import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
 import type { ClientHello } from '../wan/hello.ts'
 import { type ArrivalSummary, DestinationSession } from './destination-session.ts'
 import { LineBudget } from './line-budget.ts'
@@ -20,6 +21,13 @@ import { SessionSets } from './session-sets.ts'
 /** Expanded batches that QEMU's sockets have not taken yet; further ones are copied. */
 const OUTPUT_SLOTS = 8
 const OUTPUT_BYTES = 1 << 20
+const SHAPE: PoolShape = {
+  role: 'decoder',
+  workspaces: 1,
+  slots: OUTPUT_SLOTS,
+  slotBytes: OUTPUT_BYTES,
+  longMatch: false,
+}
 /** How often an idle session is looked at, whether new template sets are worth a new one. */
 const RENEW_MS = 5000
 /** What a session has to deliver its last frames and BYE, once no migration runs any more. */
@@ -37,6 +45,9 @@ export interface DestinationOptions {
   /** Most pages of ring that a session may have. */
   readonly ringPagesMax: number
   readonly placesMax: number
+  /** Memories and shares of rings, where this process has several proxies. */
+  readonly pools?: Pools
+  readonly shares?: RingShares
   readonly queueTargetMs: number
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy. Default: patienceMs. */
@@ -54,7 +65,11 @@ export class DestinationDaemon {
   private readonly sets: SessionSets
   private readonly sessions = new Map<Link, DestinationSession>()
   private readonly lines: LineBudget
-  private readonly pools = new PoolKeeper()
+  private readonly pools: Pools
+  private readonly shares: RingShares
+  private readonly grants = new Map<Link, RingGrant>()
+  /** Idle sessions that were asked to end, so that their rings can be shared anew. */
+  private readonly asked = new WeakSet<Link>()
   private readonly patience: PatienceTimes
   private stopping = false
   /** Where it listens, once started. */
@@ -66,7 +81,10 @@ export class DestinationDaemon {
     const { patienceMs, patiencePostcopyMs = patienceMs } = options
     this.patience = { precopyMs: patienceMs, postcopyMs: patiencePostcopyMs }
     this.lines = new LineBudget(options.log)
-    this.sets = new SessionSets(options.store, options.log)
+    this.pools = options.pools ?? new Pools()
+    this.shares = options.shares ?? new RingShares(2 * options.ringPagesMax * PAGE_BYTES, true)
+    // a ring is made smaller where it does not fit beside the sets
+    this.sets = new SessionSets(options.store, options.log, templatePagesMax(SHAPE, 0, options.placesMax))
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       accept: (hello, identity) => this.acceptSession(hello, identity),
@@ -138,28 +156,24 @@ export class DestinationDaemon {
     if (this.stopping) throw new ProxyError('PEER_LOST', 'this proxy is stopping', undefined, 'it will be back')
     // what learning has counted looks like a set without pages
     const counted = options.learning?.states ?? []
-    const ring = Math.min(hello.ring, options.ringPagesMax)
     const places = Math.min(hello.places, options.placesMax)
     let sets: string[]
-    let pool: Pool
+    let pool: OpenPool
+    let grant: RingGrant
+    let ring = Math.min(hello.ring, options.ringPagesMax)
     for (;;) {
       const held = new Set(await this.sets.offer())
       sets = hello.sets.filter(digest => held.has(digest))
+      grant = this.shares.take(identity, ring * PAGE_BYTES)
+      ring = Math.floor(grant.bytes / PAGE_BYTES)
       try {
-        pool = await this.pools.take({
-          role: 'decoder',
-          sets,
-          store: options.store,
-          ringPages: ring,
-          places,
-          workspaces: 1,
-          slots: OUTPUT_SLOTS,
-          slotBytes: OUTPUT_BYTES,
-          longMatch: false,
-        })
+        pool = await this.pools.open({ ...SHAPE, sets, store: options.store, ringPages: ring, places })
         break
       } catch (error) {
-        if (!this.sets.exclude(error)) throw error // else once more, without the damaged set
+        grant.release()
+        if (this.sets.exclude(error)) continue // once more, without the damaged set
+        if (ring === 0 || !isProxyError(error, 'LIMIT_EXCEEDED')) throw error
+        ring >>= 1 // sets count for more
       }
     }
     const agreed = hello.sets.filter(digest => sets.includes(digest) || counted.includes(digest))
@@ -175,7 +189,10 @@ export class DestinationDaemon {
         queueTargetMs: options.queueTargetMs,
       },
       // big sets may take longer than the peer waits: the next try finds them loaded
-      discard: () => this.pools.give(pool),
+      discard: () => {
+        void pool.close()
+        grant.release()
+      },
       sink: link => {
         let session: DestinationSession | undefined
         const learning = options.learning?.begin(agreed, seedWords, pool, identity)
@@ -191,11 +208,14 @@ export class DestinationDaemon {
           link: link.id.slice(0, 8),
         })
         options.onStatus?.(`${this.sessions.size + 1} sessions`)
+        this.grants.set(link, grant)
         void link.ended.then(() => {
           session?.end('the session has ended')
           learning?.end()
           this.sessions.delete(link)
-          this.pools.give(pool)
+          void pool.close()
+          grant.release()
+          this.grants.delete(link)
           options.onStatus?.(`${this.sessions.size} sessions`)
         })
         return lazySink(made, () => link.connections > 0)
@@ -227,11 +247,20 @@ export class DestinationDaemon {
     return session
   }
 
-  /** Lets idle sessions go when there are other template sets: the source proxy opens a new one with them. */
+  /**
+   * Lets idle sessions go when there are other template sets, or when rings can be shared more fairly: the source proxy
+   * opens a new one. Whoever holds more of the rings than its share and does not go is closed.
+   */
   private renewIdle(): void {
-    if (this.stopping || !this.sets.changed) return
+    if (this.stopping) return
     for (const link of this.server.links) {
-      if ((this.sessions.get(link)?.channelCount ?? 0) === 0) link.session.drain()
+      if ((this.sessions.get(link)?.channelCount ?? 0) > 0) continue
+      const grant = this.grants.get(link)
+      if (grant?.isExcessive && this.asked.has(link)) void link.close()
+      else if (this.sets.changed || grant?.isExcessive || grant?.isStarved) {
+        this.asked.add(link)
+        link.session.drain()
+      }
     }
   }
 }

@@ -124,6 +124,7 @@ export class DestinationSession implements LinkSink {
   // --- LinkSink
 
   onOpen(number: number, info: FlowInfo): void {
+    void this.options.pool.warm()
     let arrival = this.arrivals.get(info.migration)
     if (!arrival) {
       arrival = new Arrival(this.options.sessionId, info.migration, info.target, this.options.now())

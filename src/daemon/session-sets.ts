@@ -15,11 +15,16 @@ export class SessionSets {
   private readonly states = new Map<string, { readonly state: string; readonly path: string }>()
   private readonly excluded = new Map<string, string>()
   private current = ''
+  /** Template pages that fit into a session, whatever else it needs. */
+  private readonly pagesMax: number
+  /** Sets that were told to have no room, so that it is told once. */
+  private roomless = ''
   /** Why the store could not be read, as it was told; undefined where it can be. */
   private unreadable: string | undefined
 
-  constructor(store: TemplateStore | undefined, log: Log) {
+  constructor(store: TemplateStore | undefined, log: Log, pagesMax = Number.POSITIVE_INFINITY) {
     this.store = store
+    this.pagesMax = pagesMax
     this.log = log
     if (store) setInterval(() => void this.look(), 2000).unref()
   }
@@ -32,7 +37,7 @@ export class SessionSets {
   /**
    * Digests of the sets to offer, newest first. Their pages are verified when they are loaded, which reads them all anyway:
    * see `exclude`. A set whose head is damaged is told once and left out. Of a store that is not there or cannot be read there
-   * are none, which is told once: migrations go on without.
+   * are none, which is told once: migrations go on without. Of more than fit into memory the newest are taken, and the others told.
    */
   async offer(): Promise<string[]> {
     if (!this.store) return []
@@ -48,18 +53,40 @@ export class SessionSets {
       this.tellUnreadable(error)
       return []
     }
-    const sound: { digest: string; modified: number }[] = []
-    for (const { digest, path, problem, modified, changed, fileBytes } of sets) {
+    const sound: { digest: string; modified: number; pages: number }[] = []
+    for (const { digest, path, problem, modified, changed, fileBytes, pages } of sets) {
       const state = `${digest} ${modified.getTime()} ${changed.getTime()} ${fileBytes}`
       if (this.excluded.get(digest) === state) continue
       if (problem) this.tell(digest, state, path, problem)
       else {
         this.states.set(digest, { state, path })
-        sound.push({ digest, modified: modified.getTime() })
+        sound.push({ digest, modified: modified.getTime(), pages })
       }
     }
     sound.sort((a, b) => b.modified - a.modified)
-    return sound.slice(0, HELLO_SETS_MAX).map(({ digest }) => digest)
+    const fitting: string[] = []
+    const others: string[] = []
+    let room = this.pagesMax
+    for (const { digest, pages } of sound.slice(0, HELLO_SETS_MAX)) {
+      if (pages > room) others.push(digest)
+      else {
+        fitting.push(digest)
+        room -= pages
+      }
+    }
+    this.tellRoomless(others)
+    return fitting
+  }
+
+  private tellRoomless(others: readonly string[]): void {
+    const names = others.map(digest => digest.slice(0, 12)).join(' ')
+    if (names !== this.roomless && others.length > 0) {
+      this.log.warn('template sets left out: more than fit into 4 GiB beside --pool-memory', {
+        sets: names,
+        hint: 'the newest are used; remove sets (pageferry store prune), or give less --pool-memory',
+      })
+    }
+    this.roomless = names
   }
 
   /**

@@ -13,7 +13,8 @@ import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { type Pool, PoolKeeper } from '../transfer/pool.ts'
+import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, templatePagesMax } from '../transfer/pool.ts'
+import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
 import { SLOT_UNIT_BYTES } from '../transfer/slot-arena.ts'
 import { EffortController } from './effort-controller.ts'
 import { LineBudget } from './line-budget.ts'
@@ -38,8 +39,12 @@ export interface SourceOptions {
   readonly credentials: Credentials | undefined
   readonly store: TemplateStore | undefined
   readonly learning?: Learning | undefined
+  /** Most pages of ring that its session may have. */
   readonly ringPages: number
   readonly places: number
+  /** Memories and shares of rings, where this process has several proxies. */
+  readonly pools?: Pools
+  readonly shares?: RingShares
   readonly effort: number | 'auto'
   readonly connections: number
   /** Bytes a second on the WAN, or Infinity; `setRate` changes it. */
@@ -72,7 +77,9 @@ export class SourceDaemon {
   private session: SourceSession | undefined
   /** The peer takes no new flows on this session. */
   private drained = false
-  private readonly pools = new PoolKeeper()
+  private readonly pools: Pools
+  private readonly shares: RingShares
+  private readonly shape: PoolShape
   private stopping = false
   private migrations = 0
   private rate: number
@@ -91,10 +98,27 @@ export class SourceDaemon {
     const lines = new LineBudget(options.log)
     this.qemuLog = lines.of('connections of QEMU')
     this.peerLog = lines.of(`${options.peer.host}:${options.peer.port}`)
-    this.sets = new SessionSets(options.store, options.log)
+    this.pools = options.pools ?? new Pools()
+    this.shares = options.shares ?? new RingShares(options.ringPages * PAGE_BYTES, false)
+    this.shares.expect(this.peerName)
+    this.shape = {
+      role: 'encoder',
+      workspaces: WORKSPACES,
+      slots: CHANNEL_UNITS,
+      slotBytes: SLOT_UNIT_BYTES,
+      longMatch: options.effort === 'auto' || options.effort >= 2,
+    }
+    const pagesMax = templatePagesMax(this.shape, options.ringPages, options.places)
+    this.sets = new SessionSets(options.store, options.log, pagesMax)
     this.ended = new Promise(done => {
       this.resolveEnded = done
     })
+  }
+
+  /** Who the other proxy is, among those of this process. */
+  private get peerName(): string {
+    const { host, port } = this.options.peer
+    return `${host}:${port}`
   }
 
   /** Addresses that are listened on, once started. */
@@ -296,7 +320,9 @@ export class SourceDaemon {
     const seed = randomBytes(8)
     let learning: SessionLearning | undefined
     let session: SourceSession | undefined
-    let pool: Pool | undefined
+    let pool: OpenPool | undefined
+    let grant: RingGrant = this.shares.take(this.peerName, options.ringPages * PAGE_BYTES)
+    const ring = Math.floor(grant.bytes / PAGE_BYTES)
     this.drained = false
     const { patienceMs, patiencePostcopyMs = patienceMs } = options
     const patience = { precopyMs: patienceMs, postcopyMs: patiencePostcopyMs }
@@ -305,7 +331,7 @@ export class SourceDaemon {
       port: options.peer.port,
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       connections: options.connections,
-      offer: { agent: 'pageferry', sets, ring: options.ringPages, places: options.places, seed: seed.toString('hex') },
+      offer: { agent: 'pageferry', sets, ring, places: options.places, seed: seed.toString('hex') },
       session: {
         patienceMs: Math.max(patience.precopyMs, patience.postcopyMs),
         queueTargetMs: options.queueTargetMs,
@@ -345,17 +371,10 @@ export class SourceDaemon {
     try {
       const hello = await client.open()
       const agreed = hello.sets.filter(digest => !counted.includes(digest))
-      pool = await this.pools.take({
-        role: 'encoder',
-        sets: agreed,
-        store: options.store,
-        ringPages: hello.ring,
-        places: hello.places,
-        workspaces: WORKSPACES,
-        slots: CHANNEL_UNITS,
-        slotBytes: SLOT_UNIT_BYTES,
-        longMatch: options.effort === 'auto' || options.effort >= 2,
-      })
+      grant.release()
+      grant = this.shares.take(this.peerName, hello.ring * PAGE_BYTES)
+      const terms = { sets: agreed, store: options.store, ringPages: hello.ring, places: hello.places }
+      pool = await this.pools.open({ ...this.shape, ...terms })
       const seedWords = [seed.readUInt32BE(4), seed.readUInt32BE(0)] as const
       learning = options.learning?.begin(hello.sets, seedWords, pool, OWN_GUESTS)
       session = new SourceSession({
@@ -400,7 +419,8 @@ export class SourceDaemon {
     } finally {
       await session?.end('the session has ended')
       learning?.end()
-      if (pool) this.pools.give(pool)
+      void pool?.close()
+      grant.release()
       this.session = undefined
       this.client = undefined
     }

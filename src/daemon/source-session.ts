@@ -281,6 +281,7 @@ export class SourceSession implements LinkSink {
 
   /** Takes a connection of QEMU. */
   accept(socket: SourceConnection, gate: Gate): void {
+    void this.options.pool.warm()
     if (this.ended) {
       this.options.log.warn('connection refused', { target: gate.target, reason: 'no session' })
       socket.reset()

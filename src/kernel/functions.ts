@@ -57,10 +57,12 @@ export const FAILED = -1
 /** What both implementations do. Lists and areas are the caller's, in the kernel's memory. */
 export interface KernelFunctions {
   /**
-   * Makes template slots `from` to `to` - 1 findable. Their pages must be in the pool and no page may have passed yet.
-   * @returns how many differ from those indexed before
+   * Puts template slots `from` to `to` - 1 into their exact table: once, for all sessions that share it.
+   * @returns how many differ from those before
    */
   indexTemplates(from: number, to: number): number
+  /** Makes the long matches of those slots known to this session: after `indexTemplates`. Nothing without `longEntries`. */
+  rememberTemplates(from: number, to: number): void
   /** Hashes n pages, whose addresses (u32) stand at `list`, under the page key: u32 lo, u32 hi each, at `out`. */
   hashPages(list: number, n: number, out: number): void
   /** Whether two pages are equal. */
@@ -146,10 +148,4 @@ export interface KernelFunctions {
   insertPage(at: number, place: number): number
   /** Copies a part of the pool and marks its slot as used. False where it is not inside the pool. */
   copyOut(out: number, poolOffset: number, length: number): boolean
-}
-
-/** What an implementation gives besides. */
-export interface Implementation extends KernelFunctions {
-  /** Takes the pages of ring slots 0 to `used` - 1 out of the tables; makes the templates' long matches known again. */
-  dropRing(used: number): void
 }

@@ -9,7 +9,7 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { assert } from '../errors.ts'
-import type { Implementation, KernelFunctions } from './functions.ts'
+import type { KernelFunctions } from './functions.ts'
 import {
   createMemory,
   type MemoryLayout,
@@ -17,26 +17,40 @@ import {
   PAGE_BYTES,
   RESULT_WORD,
   SCRATCH_BYTES,
+  type SessionLayout,
   STATE,
   writeConfig,
+  writeKeys,
 } from './layout.ts'
 import { makeTwin } from './twin.ts'
 
 export { EXPAND, FAILED, type KernelFunctions, KIND, MATCH, RESULT, TOKEN_BYTES } from './functions.ts'
 export {
+  type BlockLayout,
   createMemory,
+  type KeyLayout,
   type LayoutRequest,
+  layoutBlock,
+  layoutKeys,
   layoutMemory,
+  layoutTemplates,
   longEntriesFor,
+  MEMORY_PAGES_MAX,
   type MemoryLayout,
   NONE,
   PAGE_BYTES,
+  type SessionLayout,
+  SLACK_BYTES,
+  type TemplateLayout,
+  WASM_PAGE_BYTES,
+  writeConfig,
+  writeKeys,
 } from './layout.ts'
 
 /** A kernel over its memory. */
 export interface Kernel extends KernelFunctions {
   readonly implementation: 'simd' | 'twin'
-  readonly layout: MemoryLayout
+  readonly layout: SessionLayout
   readonly memory: WebAssembly.Memory
   /** All of the memory. */
   readonly bytes: Uint8Array
@@ -44,6 +58,8 @@ export interface Kernel extends KernelFunctions {
   readonly result: Uint32Array
   /** Address of a slot's page. */
   slotAddress(slot: number): number
+  /** Ring slots that a page was ever written to: the first so many. */
+  readonly ringUsed: number
   /** Slot that a place last received, or NONE. */
   placeOf(place: number): number
   /** Forgets what `n` places received, from `first` on: their guest memory belongs to another guest now. */
@@ -53,7 +69,7 @@ export interface Kernel extends KernelFunctions {
    * virtual machine, more than all else done to a page: do it to the ring while nothing else is to do.
    */
   commit(at: number, length: number): void
-  /** Forgets ring and places, keeps templates and their tables: a new session. Both sides must do it at the same point. */
+  /** Forgets ring and places, keeps templates and what is known of them: as a new session. For tests and measurements. */
   reset(): void
 }
 
@@ -85,30 +101,46 @@ export function kernelModule(): WebAssembly.Module | undefined {
 }
 
 /**
- * A kernel over a new memory, or over one that another thread made (then nothing in it changes).
+ * A kernel for a session that has a memory for itself: a new one, or one that another thread made (then nothing in it
+ * changes).
  * @throws INTERNAL where `simd` is asked for and cannot be had; LIMIT_EXCEEDED where the memory cannot be reserved
  */
 export function loadKernel(layout: MemoryLayout, options: LoadOptions = {}): Kernel {
-  const memory = options.memory ?? createMemory(layout)
-  const thread = options.thread ?? 0
+  const memory = options.memory ?? createMemory(layout.memoryPages)
   assert(memory.buffer.byteLength >= layout.memoryPages * 65536, 'the memory is smaller than its layout')
+  assert(!options.key || options.key.length === 256, 'a page key has 256 bytes')
+  if (!options.memory) {
+    writeKeys(memory.buffer, layout, options.key)
+    writeConfig(memory.buffer, layout)
+  }
+  return kernelOver(memory, layout, options)
+}
+
+/**
+ * A kernel over a memory whose keys are written, for the session whose configuration is.
+ * @throws INTERNAL where `simd` is asked for and cannot be had
+ */
+export function kernelOver(
+  memory: WebAssembly.Memory,
+  layout: SessionLayout,
+  options: Omit<LoadOptions, 'memory' | 'key'> = {},
+): Kernel {
+  const thread = options.thread ?? 0
   assert(thread >= 0 && thread < layout.threads, `thread ${thread} has no scratch area`)
   const scratch = layout.scratch + thread * SCRATCH_BYTES
-  const bytes = new Uint8Array(memory.buffer)
-  if (!options.memory) writeConfig(memory.buffer, layout)
-  if (options.key) {
-    assert(options.key.length === 256, 'a page key has 256 bytes')
-    bytes.set(options.key, layout.pageKey)
-  }
+  const { buffer } = memory
+  const bytes = new Uint8Array(buffer)
   const module = options.implementation === 'twin' ? undefined : (options.module ?? kernelModule())
   assert(
     module || options.implementation !== 'simd',
     'kernel.wasm is not built, or this machine has no WebAssembly SIMD',
   )
-  const functions = module ? instantiate(module, memory, layout, scratch) : makeTwin(memory.buffer, layout)
+  const functions = module ? instantiate(module, memory, layout, scratch) : makeTwin(buffer, layout)
 
-  const state = new Uint32Array(memory.buffer, layout.state, 64)
-  const placeTable = new Uint32Array(memory.buffer, layout.placeTable, layout.places)
+  const state = new Uint32Array(buffer, layout.state, 64)
+  const placeTable = new Uint32Array(buffer, layout.placeTable, layout.places)
+  const templateMap = new Uint32Array(buffer, layout.templateMap, layout.templateMap === 0 ? 0 : layout.templatePages)
+  const { ring, templatePages, templatesAt } = layout
   return {
     ...functions,
     implementation: module ? 'simd' : 'twin',
@@ -116,7 +148,15 @@ export function loadKernel(layout: MemoryLayout, options: LoadOptions = {}): Ker
     memory,
     bytes,
     result: state.subarray(RESULT_WORD, RESULT_WORD + 16),
-    slotAddress: slot => layout.pool + slot * PAGE_BYTES,
+    slotAddress: slot =>
+      slot >= templatePages
+        ? ring + (slot - templatePages) * PAGE_BYTES
+        : templatesAt !== 0
+          ? templatesAt + slot * PAGE_BYTES
+          : templateMap[slot]!,
+    get ringUsed() {
+      return state[STATE.USED]!
+    },
     placeOf: place => (place < layout.places ? (placeTable[place]! - 1) >>> 0 : NONE),
     clearPlaces(first, n) {
       placeTable.fill(0, first, first + n)
@@ -125,13 +165,20 @@ export function loadKernel(layout: MemoryLayout, options: LoadOptions = {}): Ker
       for (let p = at, to = at + length; p < to; p += PAGE_BYTES) Atomics.add(bytes, p, 0)
     },
     reset() {
+      const { ringPages, longEntries, ringTableEntries } = layout
       const used = state[STATE.USED]!
-      const ring = layout.pool + layout.templatePages * PAGE_BYTES
-      if (layout.role === 'encoder') functions.dropRing(used)
       // only what was written, since zeroing the rest would commit its memory; zero: long matches may run into it
       bytes.fill(0, ring, ring + used * PAGE_BYTES)
       // all marks: a reference or a long match may touch slots that nothing was ever written to
-      bytes.fill(0, layout.ringMark, layout.ringMark + layout.ringPages)
+      bytes.fill(0, layout.ringMark, layout.ringMark + ringPages)
+      if (layout.role === 'encoder' && used > 0) {
+        bytes.fill(0, layout.ringHash, layout.ringHash + ringPages * 8)
+        bytes.fill(0, layout.ringTableHash, layout.ringTableHash + ringTableEntries * 8)
+        bytes.fill(0, layout.ringTableSlot, layout.ringTableSlot + ringTableEntries * 4)
+        // what passed has taken the place of much that the templates have
+        bytes.fill(0, layout.longTable, layout.longTable + longEntries * 8)
+        functions.rememberTemplates(0, templatePages)
+      }
       state[STATE.CURSOR] = 0
       state[STATE.USED] = 0
       placeTable.fill(0)
@@ -141,19 +188,20 @@ export function loadKernel(layout: MemoryLayout, options: LoadOptions = {}): Ker
 
 type Exports = {
   [K in keyof KernelFunctions]: (...args: number[]) => number
-} & { configure(state: number, scratch: number): void; dropRing(used: number): void }
+} & { configure(state: number, scratch: number): void }
 
 function instantiate(
   module: WebAssembly.Module,
   memory: WebAssembly.Memory,
-  layout: MemoryLayout,
+  layout: SessionLayout,
   scratch: number,
-): Implementation {
+): KernelFunctions {
   const e = new WebAssembly.Instance(module, { env: { memory } }).exports as unknown as Exports
   e.configure(layout.state, scratch)
   // WebAssembly answers with signed words and 0 or 1
   return {
     indexTemplates: (from, to) => e.indexTemplates(from, to) >>> 0,
+    rememberTemplates: e.rememberTemplates,
     hashPages: e.hashPages,
     samePage: (a, b) => e.samePage(a, b) !== 0,
     fillOf: e.fillOf,
@@ -168,6 +216,5 @@ function instantiate(
     joinWords: e.joinWords,
     insertPage: (at, place) => e.insertPage(at, place) >>> 0,
     copyOut: (out, poolOffset, length) => e.copyOut(out, poolOffset, length) !== 0,
-    dropRing: e.dropRing,
-  } as Implementation
+  } as KernelFunctions
 }

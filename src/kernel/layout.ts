@@ -1,6 +1,7 @@
 /**
- * Where everything lies in the one shared memory of a link direction. Addresses are bytes from its start. The memory is
- * created with all it needs and never grows, because growing would detach every view that sockets write to.
+ * Where everything lies in a kernel's memory. Addresses are bytes from its start. One memory holds template sets, what finds
+ * their pages, and the blocks of the sessions that use them; it may grow, which moves nothing and leaves the views that
+ * sockets write to as they are, because it is shared.
  */
 import { ProxyError } from '../errors.ts'
 
@@ -8,28 +9,40 @@ import { ProxyError } from '../errors.ts'
 export const PAGE_BYTES = 4096
 /** Bytes in one page of WebAssembly.Memory. */
 export const WASM_PAGE_BYTES = 65536
+/** Most that a memory may have: 4 GiB less one, so that no area ends at 2^32, which would be address 0. */
+export const MEMORY_PAGES_MAX = 65535
+/** Bytes behind the last area: vectors are loaded a little beyond what is looked at. */
+export const SLACK_BYTES = 64
 /** No slot, no place. */
 export const NONE = 0xffffffff
 
 /** Scratch of one thread: the padded block of a checksum, samples and hashes of the pages at hand. */
 export const SCRATCH_BYTES = 16384
 
+/** Bytes at the start of a memory that stay zero: an empty table for whoever has none. */
+const NOTHING_BYTES = 64
+
 /** Words of the state block that tell an instance where everything is (u32 each). assembly/state.ts reads the same. */
 export const CONFIG = {
-  TABLE_HASH: 0,
-  TABLE_SLOT: 1,
-  TABLE_MASK: 2,
+  TEMPLATE_HASH: 0,
+  TEMPLATE_VALUE: 1,
+  TEMPLATE_MASK: 2,
   RING_HASH: 3,
   RING_MARK: 4,
   PLACE_TABLE: 5,
   PLACES: 6,
-  POOL: 7,
+  RING: 7,
   TEMPLATE_PAGES: 8,
   RING_PAGES: 9,
   PAGE_KEY: 10,
   CHECKSUM_KEY: 11,
   LONG_TABLE: 12,
   LONG_SHIFT: 13,
+  TEMPLATE_MAP: 14,
+  TEMPLATES_AT: 15,
+  RING_TABLE_HASH: 16,
+  RING_TABLE_SLOT: 17,
+  RING_TABLE_MASK: 18,
 } as const
 
 /** Words of the state block that outlive a call: the ring slot that is next, and the ring slots ever written. */
@@ -58,15 +71,35 @@ export interface LayoutRequest {
   readonly threads?: number
 }
 
-/** Addresses (bytes) and counts. Plain numbers, so that it can be posted to a worker. */
-export interface MemoryLayout {
-  readonly role: 'encoder' | 'decoder'
-  readonly templatePages: number
-  readonly ringPages: number
-  readonly places: number
-  readonly state: number
+/** The keys of a memory. */
+export interface KeyLayout {
   readonly checksumKey: number
   readonly pageKey: number
+}
+
+/** What finds the pages of a list of template sets. Made once, then only read: sessions with the same list share it. */
+export interface TemplateLayout {
+  readonly templatePages: number
+  /** Address of each slot's page, u32 each; 0: not needed, as all follow each other at `templatesAt`. */
+  readonly templateMap: number
+  /** Address of the first page where each follows the one before; 0: see `templateMap`. */
+  readonly templatesAt: number
+  /** The exact table: u64 hash, and u64 of slot and address, an entry. */
+  readonly templateHash: number
+  readonly templateValue: number
+  /** Entries of the table, a power of two, at least twice the pages; 0 where only a decoder needs the pages. */
+  readonly templateEntries: number
+}
+
+/** A session's own part: nothing in it is another's to read or write. */
+export interface BlockLayout {
+  readonly role: 'encoder' | 'decoder'
+  readonly ringPages: number
+  readonly places: number
+  /** Where the block begins, on a page boundary. */
+  readonly block: number
+  readonly blockBytes: number
+  readonly state: number
   readonly scratch: number
   readonly threads: number
   /** The caller's area, on a 4096-byte boundary. */
@@ -75,15 +108,22 @@ export interface MemoryLayout {
   readonly placeTable: number
   readonly ringMark: number
   readonly ringHash: number
-  readonly tableHash: number
-  readonly tableSlot: number
-  /** Entries of the exact table, a power of two, at least twice the pages; 0 on a decoder. */
-  readonly tableEntries: number
+  readonly ringTableHash: number
+  readonly ringTableSlot: number
+  /** Entries of the ring's exact table, a power of two, at least twice its pages; 0 on a decoder and without a ring. */
+  readonly ringTableEntries: number
   readonly longTable: number
   readonly longEntries: number
-  /** Slot s is at pool + s * 4096: templates first, then the ring. */
-  readonly pool: number
-  /** Size of the memory in pages of 64 KiB: initial and maximum. */
+  /** Ring slots, one behind the other. In the numbers of slots they follow the templates. */
+  readonly ring: number
+}
+
+/** Addresses (bytes) and counts of one session. Plain numbers, so that they can be posted to a worker. */
+export interface SessionLayout extends KeyLayout, TemplateLayout, BlockLayout {}
+
+/** A session that has a memory for itself. */
+export interface MemoryLayout extends SessionLayout {
+  /** Size of the memory in pages of 64 KiB. */
   readonly memoryPages: number
 }
 
@@ -101,11 +141,52 @@ function powerOfTwo(least: number): number {
   return n
 }
 
+/** Hands out addresses, one area behind the other. */
+function areas(from: number): { take(bytes: number, align?: number): number; readonly end: number } {
+  let at = from
+  return {
+    take(bytes, align = 64) {
+      const start = Math.ceil(at / align) * align
+      at = start + bytes
+      return start
+    },
+    get end() {
+      return at
+    },
+  }
+}
+
+/** Where the keys of a memory lie, and where what follows them may begin. */
+export function layoutKeys(): { keys: KeyLayout; end: number } {
+  const { take } = areas(NOTHING_BYTES) // address 0 means nothing, as elsewhere
+  const keys = { checksumKey: take(KEY_BYTES), pageKey: take(KEY_BYTES) }
+  return { keys, end: PAGE_BYTES }
+}
+
 /**
- * Lays everything out.
- * @throws LIMIT_EXCEEDED where it does not fit in the 4 GiB that 32-bit addresses reach
+ * What finds template pages, from `at` on.
+ * @param templatesAt address of the first page where each follows the one before; 0: a map is needed
  */
-export function layoutMemory(request: LayoutRequest): MemoryLayout {
+export function layoutTemplates(
+  role: 'encoder' | 'decoder',
+  templatePages: number,
+  templatesAt: number,
+  at: number,
+): { templates: TemplateLayout; end: number } {
+  const area = areas(at)
+  const templateEntries = role === 'encoder' && templatePages > 0 ? powerOfTwo(Math.max(16, templatePages * 2)) : 0
+  const templateMap = templatesAt === 0 && templatePages > 0 ? area.take(templatePages * 4) : 0
+  const templateHash = templateEntries === 0 ? 0 : area.take(templateEntries * 8)
+  const templateValue = templateEntries === 0 ? 0 : area.take(templateEntries * 8)
+  const templates = { templatePages, templateMap, templatesAt, templateHash, templateValue, templateEntries }
+  return { templates, end: area.end }
+}
+
+/**
+ * A session's own block, from `at` (a page boundary) on.
+ * @throws LIMIT_EXCEEDED where a count is out of bounds
+ */
+export function layoutBlock(request: LayoutRequest, at: number): BlockLayout {
   const { role, templatePages, ringPages, places, ioBytes, threads = 1 } = request
   const encoder = role === 'encoder'
   const longEntries = encoder ? (request.longEntries ?? 0) : 0
@@ -114,44 +195,27 @@ export function layoutMemory(request: LayoutRequest): MemoryLayout {
   }
   if (longEntries !== 0 && (longEntries < 256 || longEntries !== powerOfTwo(longEntries)))
     throw bad(`longEntries is ${longEntries}`, 'give 0 or a power of two of 256 or more')
-  const pages = templatePages + ringPages
-  let at = 64 // address 0 means nothing, as elsewhere
-  const take = (bytes: number, align = 64): number => {
-    const start = Math.ceil(at / align) * align
-    at = start + bytes
-    return start
-  }
+  const area = areas(at)
   // small and often used first, so that JavaScript sees most addresses as small integers
-  const state = take(STATE_BYTES)
-  const checksumKey = take(KEY_BYTES)
-  const pageKey = take(KEY_BYTES)
-  const scratch = take(SCRATCH_BYTES * threads)
-  const io = take(ioBytes, PAGE_BYTES)
-  const placeTable = take(places * 4)
-  const ringMark = take(ringPages)
-  const tableEntries = encoder ? powerOfTwo(Math.max(16, pages * 2)) : 0
-  const ringHash = take(encoder ? ringPages * 8 : 0)
-  const tableHash = take(tableEntries * 8)
-  const tableSlot = take(tableEntries * 4)
-  const longTable = take(longEntries * 8)
-  const pool = take(pages * PAGE_BYTES, PAGE_BYTES)
-  const memoryPages = Math.ceil((at + 64) / WASM_PAGE_BYTES) // + 64: no area ends at 2^32, which would be address 0
-  if (memoryPages > 65536) {
-    const mib = (bytes: number) => Math.ceil(bytes / 1048576)
-    throw bad(
-      `${mib(at)} MiB of memory are needed (templates ${mib(templatePages * PAGE_BYTES)}, ring ` +
-        `${mib(ringPages * PAGE_BYTES)}, tables ${mib(pool - placeTable)}, buffers ${mib(ioBytes)}), 4096 can be addressed`,
-      'use fewer template sets, a smaller ring or smaller guests per link',
-    )
-  }
+  const state = area.take(STATE_BYTES)
+  const scratch = area.take(SCRATCH_BYTES * threads)
+  const io = area.take(ioBytes, PAGE_BYTES)
+  const placeTable = area.take(places * 4)
+  const ringMark = area.take(ringPages)
+  const ringTableEntries = encoder && ringPages > 0 ? powerOfTwo(Math.max(16, ringPages * 2)) : 0
+  const ringHash = area.take(encoder ? ringPages * 8 : 0)
+  const ringTableHash = ringTableEntries === 0 ? 0 : area.take(ringTableEntries * 8)
+  const ringTableSlot = ringTableEntries === 0 ? 0 : area.take(ringTableEntries * 4)
+  const longTable = area.take(longEntries * 8)
+  const ring = area.take(ringPages * PAGE_BYTES, PAGE_BYTES)
+  const blockBytes = Math.ceil((area.end - at) / PAGE_BYTES) * PAGE_BYTES
   return {
     role,
-    templatePages,
     ringPages,
     places,
+    block: at,
+    blockBytes,
     state,
-    checksumKey,
-    pageKey,
     scratch,
     threads,
     io,
@@ -159,24 +223,52 @@ export function layoutMemory(request: LayoutRequest): MemoryLayout {
     placeTable,
     ringMark,
     ringHash,
-    tableHash,
-    tableSlot,
-    tableEntries,
+    ringTableHash,
+    ringTableSlot,
+    ringTableEntries,
     longTable,
     longEntries,
-    pool,
-    memoryPages,
+    ring,
   }
 }
 
-/** The memory that a layout describes: shared, fixed in size, zero, and committed by the system as it is touched. */
-export function createMemory(layout: MemoryLayout): WebAssembly.Memory {
+/**
+ * Lays out one session that has a memory for itself: its template pages are at `templatesAt`, and the caller's to fill.
+ * @throws LIMIT_EXCEEDED where it does not fit in what 32-bit addresses reach
+ */
+export function layoutMemory(request: LayoutRequest): MemoryLayout {
+  const { role, templatePages, ringPages, ioBytes } = request
+  const { keys, end } = layoutKeys()
+  const block = layoutBlock(request, end)
+  const templatesAt = block.block + block.blockBytes
+  const pagesEnd = templatesAt + templatePages * PAGE_BYTES
+  const found = layoutTemplates(role, templatePages, templatesAt, pagesEnd)
+  const memoryPages = Math.ceil((found.end + SLACK_BYTES) / WASM_PAGE_BYTES)
+  if (memoryPages > MEMORY_PAGES_MAX) {
+    const mib = (bytes: number) => Math.ceil(bytes / 1048576)
+    const pages = (templatePages + ringPages) * PAGE_BYTES
+    throw bad(
+      `${mib(found.end)} MiB of memory are needed (templates ${mib(templatePages * PAGE_BYTES)}, ring ` +
+        `${mib(ringPages * PAGE_BYTES)}, tables ${mib(found.end - pages - ioBytes)}, buffers ${mib(ioBytes)}), 4095 can be addressed`,
+      'use fewer template sets, a smaller ring or smaller guests per link',
+    )
+  }
+  return { ...keys, ...found.templates, ...block, memoryPages }
+}
+
+/**
+ * A memory: shared, zero, and committed by the system as it is touched.
+ * @param pages to begin with, of 64 KiB
+ * @param pagesMax that it may grow to; only addresses are taken for them
+ * @throws LIMIT_EXCEEDED where it cannot be had
+ */
+export function createMemory(pages: number, pagesMax = pages): WebAssembly.Memory {
   try {
-    return new WebAssembly.Memory({ initial: layout.memoryPages, maximum: layout.memoryPages, shared: true })
+    return new WebAssembly.Memory({ initial: pages, maximum: pagesMax, shared: true })
   } catch (cause) {
     throw new ProxyError(
       'LIMIT_EXCEEDED',
-      `${layout.memoryPages / 16} MiB of memory could not be reserved`,
+      `${pagesMax / 16} MiB of memory could not be reserved`,
       undefined,
       'use fewer template sets or a smaller ring, or raise the limit on address space (ulimit -v)',
       { cause },
@@ -184,26 +276,36 @@ export function createMemory(layout: MemoryLayout): WebAssembly.Memory {
   }
 }
 
-/** Writes the configuration words and the fixed checksum key. `memory` must be new or laid out alike. */
-export function writeConfig(buffer: ArrayBufferLike, layout: MemoryLayout): void {
+/** Writes the keys of a new memory. @param pageKey 256 random bytes; without it the fixed ones */
+export function writeKeys(buffer: ArrayBufferLike, keys: KeyLayout, pageKey?: Uint8Array): void {
+  const fixed = checksumKeyWords()
+  new Uint32Array(buffer, keys.checksumKey, KEY_BYTES / 4).set(fixed)
+  new Uint32Array(buffer, keys.pageKey, KEY_BYTES / 4).set(fixed)
+  if (pageKey) new Uint8Array(buffer, keys.pageKey, KEY_BYTES).set(pageKey)
+}
+
+/** Writes the configuration words of a session whose block is zero. */
+export function writeConfig(buffer: ArrayBufferLike, layout: SessionLayout): void {
   const words = new Uint32Array(buffer, layout.state, STATE_BYTES / 4)
-  words[CONFIG.TABLE_HASH] = layout.tableHash
-  words[CONFIG.TABLE_SLOT] = layout.tableSlot
-  words[CONFIG.TABLE_MASK] = Math.max(0, layout.tableEntries - 1)
+  words[CONFIG.TEMPLATE_HASH] = layout.templateHash
+  words[CONFIG.TEMPLATE_VALUE] = layout.templateValue
+  words[CONFIG.TEMPLATE_MASK] = Math.max(0, layout.templateEntries - 1)
   words[CONFIG.RING_HASH] = layout.ringHash
   words[CONFIG.RING_MARK] = layout.ringMark
   words[CONFIG.PLACE_TABLE] = layout.placeTable
   words[CONFIG.PLACES] = layout.places
-  words[CONFIG.POOL] = layout.pool
+  words[CONFIG.RING] = layout.ring
   words[CONFIG.TEMPLATE_PAGES] = layout.templatePages
   words[CONFIG.RING_PAGES] = layout.ringPages
   words[CONFIG.PAGE_KEY] = layout.pageKey
   words[CONFIG.CHECKSUM_KEY] = layout.checksumKey
   words[CONFIG.LONG_TABLE] = layout.longTable
   words[CONFIG.LONG_SHIFT] = layout.longEntries === 0 ? 0 : 32 - Math.log2(layout.longEntries)
-  const fixed = checksumKeyWords()
-  new Uint32Array(buffer, layout.checksumKey, KEY_BYTES / 4).set(fixed)
-  new Uint32Array(buffer, layout.pageKey, KEY_BYTES / 4).set(fixed)
+  words[CONFIG.TEMPLATE_MAP] = layout.templateMap
+  words[CONFIG.TEMPLATES_AT] = layout.templatesAt
+  words[CONFIG.RING_TABLE_HASH] = layout.ringTableHash
+  words[CONFIG.RING_TABLE_SLOT] = layout.ringTableSlot
+  words[CONFIG.RING_TABLE_MASK] = Math.max(0, layout.ringTableEntries - 1)
 }
 
 /** The 64 words of the fixed key of `checksum`. Definition: HASH.md, fixed key. */

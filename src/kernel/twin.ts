@@ -2,8 +2,8 @@
  * The kernel in plain TypeScript: what assembly/ does, said a second time. Reference for the differential tests, and
  * fallback, so it is written to be reasonably fast: whole words, Math.imul, native copies and compares.
  */
-import { EXPAND, FAILED, type Implementation, KIND, MATCH } from './functions.ts'
-import { type MemoryLayout, NONE, PAGE_BYTES, RESULT_WORD, STATE } from './layout.ts'
+import { EXPAND, FAILED, type KernelFunctions, KIND, MATCH } from './functions.ts'
+import { NONE, PAGE_BYTES, RESULT_WORD, type SessionLayout, STATE } from './layout.ts'
 
 const P1 = 0x9e3779b1 | 0
 const P2 = 0x85ebca77 | 0
@@ -38,14 +38,20 @@ const SAVED_MIN = 256
 const TOKEN_COST = 4
 
 /** The functions of the kernel over a buffer that writeConfig has prepared. Keeps views of it; allocates nothing later. Has scratch of its own. */
-export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Implementation {
-  const { pool, templatePages, ringPages, places, ringMark } = layout
+export function makeTwin(buffer: ArrayBufferLike, layout: SessionLayout): KernelFunctions {
+  const { templatePages, templatesAt, ringPages, places, ringMark } = layout
   const bytes = new Uint8Array(buffer)
   const words = new Int32Array(buffer, 0, buffer.byteLength >>> 2)
   const raw = Buffer.from(buffer, 0, buffer.byteLength)
-  const tableHash = layout.tableHash >>> 2
-  const tableSlot = layout.tableSlot >>> 2
-  const tableMask = Math.max(0, layout.tableEntries - 1)
+  const templateHash = layout.templateHash >>> 2
+  const templateValue = layout.templateValue >>> 2
+  const templateMask = Math.max(0, layout.templateEntries - 1)
+  const templateMap = layout.templateMap >>> 2
+  const ringTableHash = layout.ringTableHash >>> 2
+  const ringTableSlot = layout.ringTableSlot >>> 2
+  const ringTableMask = Math.max(0, layout.ringTableEntries - 1)
+  /** Address of slot 0, were all slots where the ring is: may be negative. */
+  const ringOrigin = layout.ring - templatePages * PAGE_BYTES
   const ringHash = layout.ringHash >>> 2
   const placeTable = layout.placeTable >>> 2
   const cursorAt = (layout.state >>> 2) + STATE.CURSOR
@@ -55,6 +61,17 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
   const longShift = layout.longEntries === 0 ? 0 : 32 - Math.log2(layout.longEntries)
   const poolPages = templatePages + ringPages
   const poolBytes = poolPages * PAGE_BYTES
+
+  /** Address of a slot's page. */
+  function slotAddress(slot: number): number {
+    if (slot >= templatePages) return ringOrigin + slot * PAGE_BYTES
+    return templatesAt !== 0 ? templatesAt + slot * PAGE_BYTES : words[templateMap + slot]! >>> 0
+  }
+
+  /** Address of a byte of the pool. */
+  function byteAddress(source: number): number {
+    return slotAddress(source >>> 12) + (source & (PAGE_BYTES - 1))
+  }
 
   // hash ---------------------------------------------------------------------------------------------------------
 
@@ -188,48 +205,72 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
 
   /** Slot of the page at `at`, whose hash is in lo and hi; NONE. */
   function find(at: number): number {
-    for (let e = lo & tableMask; ; e = (e + 1) & tableMask) {
-      const l = words[tableHash + 2 * e]!
-      const h = words[tableHash + 2 * e + 1]!
+    const slot = findTemplate(at)
+    return slot !== NONE ? slot : findRing(at)
+  }
+
+  function findTemplate(at: number): number {
+    for (let e = lo & templateMask; ; e = (e + 1) & templateMask) {
+      const l = words[templateHash + 2 * e]!
+      const h = words[templateHash + 2 * e + 1]!
+      if ((l | h) === 0) return NONE
+      if (l === lo && h === hi && samePage(at, words[templateValue + 2 * e + 1]! >>> 0))
+        return words[templateValue + 2 * e]! >>> 0
+    }
+  }
+
+  function findRing(at: number): number {
+    for (let e = lo & ringTableMask; ; e = (e + 1) & ringTableMask) {
+      const l = words[ringTableHash + 2 * e]!
+      const h = words[ringTableHash + 2 * e + 1]!
       if ((l | h) === 0) return NONE
       if (l === lo && h === hi) {
-        const slot = words[tableSlot + e]! >>> 0
-        if (samePage(at, pool + slot * PAGE_BYTES)) return slot
+        const slot = words[ringTableSlot + e]! >>> 0
+        if (samePage(at, ringOrigin + slot * PAGE_BYTES)) return slot
       }
     }
+  }
+
+  function addTemplate(slot: number, address: number): void {
+    let e = lo & templateMask
+    while ((words[templateHash + 2 * e]! | words[templateHash + 2 * e + 1]!) !== 0) e = (e + 1) & templateMask
+    words[templateHash + 2 * e] = lo
+    words[templateHash + 2 * e + 1] = hi
+    words[templateValue + 2 * e] = slot
+    words[templateValue + 2 * e + 1] = address
   }
 
   function add(slot: number): void {
-    let e = lo & tableMask
-    while ((words[tableHash + 2 * e]! | words[tableHash + 2 * e + 1]!) !== 0) e = (e + 1) & tableMask
-    words[tableHash + 2 * e] = lo
-    words[tableHash + 2 * e + 1] = hi
-    words[tableSlot + e] = slot
+    let e = lo & ringTableMask
+    while ((words[ringTableHash + 2 * e]! | words[ringTableHash + 2 * e + 1]!) !== 0) e = (e + 1) & ringTableMask
+    words[ringTableHash + 2 * e] = lo
+    words[ringTableHash + 2 * e + 1] = hi
+    words[ringTableSlot + e] = slot
   }
 
   function remove(hashLo: number, hashHi: number, slot: number): void {
-    let hole = hashLo & tableMask
-    for (; ; hole = (hole + 1) & tableMask) {
-      const l = words[tableHash + 2 * hole]!
-      const h = words[tableHash + 2 * hole + 1]!
+    let hole = hashLo & ringTableMask
+    for (; ; hole = (hole + 1) & ringTableMask) {
+      const l = words[ringTableHash + 2 * hole]!
+      const h = words[ringTableHash + 2 * hole + 1]!
       if ((l | h) === 0) return
-      if (l === hashLo && h === hashHi && words[tableSlot + hole]! >>> 0 === slot) break
+      if (l === hashLo && h === hashHi && words[ringTableSlot + hole]! >>> 0 === slot) break
     }
-    for (let e = (hole + 1) & tableMask; ; e = (e + 1) & tableMask) {
-      const l = words[tableHash + 2 * e]!
-      const h = words[tableHash + 2 * e + 1]!
+    for (let e = (hole + 1) & ringTableMask; ; e = (e + 1) & ringTableMask) {
+      const l = words[ringTableHash + 2 * e]!
+      const h = words[ringTableHash + 2 * e + 1]!
       if ((l | h) === 0) break
       // an entry may move back to the hole unless its home lies after the hole
-      if (((e - l) & tableMask) >= ((e - hole) & tableMask)) {
-        words[tableHash + 2 * hole] = l
-        words[tableHash + 2 * hole + 1] = h
-        words[tableSlot + hole] = words[tableSlot + e]!
+      if (((e - l) & ringTableMask) >= ((e - hole) & ringTableMask)) {
+        words[ringTableHash + 2 * hole] = l
+        words[ringTableHash + 2 * hole + 1] = h
+        words[ringTableSlot + hole] = words[ringTableSlot + e]!
         hole = e
       }
     }
-    words[tableHash + 2 * hole] = 0
-    words[tableHash + 2 * hole + 1] = 0
-    words[tableSlot + hole] = 0
+    words[ringTableHash + 2 * hole] = 0
+    words[ringTableHash + 2 * hole + 1] = 0
+    words[ringTableSlot + hole] = 0
   }
 
   // ring ---------------------------------------------------------------------------------------------------------
@@ -264,28 +305,11 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
       words[h + 1] = hi
       add(slot)
     }
-    bytes.copyWithin(pool + slot * PAGE_BYTES, at, at + PAGE_BYTES)
+    bytes.copyWithin(ringOrigin + slot * PAGE_BYTES, at, at + PAGE_BYTES)
     c++
     if (c > words[usedAt]!) words[usedAt] = c
     words[cursorAt] = c === ringPages ? 0 : c
     return slot
-  }
-
-  function dropRing(used: number): void {
-    for (let c = 0; c < used; c++) {
-      const h = ringHash + 2 * c
-      const oldLo = words[h]!
-      const oldHi = words[h + 1]!
-      if ((oldLo | oldHi) !== 0) remove(oldLo, oldHi, templatePages + c)
-      words[h] = 0
-      words[h + 1] = 0
-    }
-    if (longShift === 0 || used === 0) return
-    words.fill(0, longTable, longTable + layout.longEntries * 2)
-    for (let slot = 0; slot < templatePages; slot++) {
-      sample(pool + slot * PAGE_BYTES)
-      rememberSamples(slot)
-    }
   }
 
   // long matches -------------------------------------------------------------------------------------------------
@@ -349,18 +373,32 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
 
   let page = 0 // the page at hand
   let end = 0 // bytes that are done: what is not copied starts here
+  let origin = 0 // address of the pool's byte 0, were all of it where the source is
   let delta = 0 // address of the source less that of the page's byte
-  let low = 0 // bytes of the page whose source is inside the pool, from end on
+  let low = 0 // bytes of the page whose source is inside the pool, in one piece, from end on
   let high = 0
   let scanned = 0 // up to here they have been compared
   let tokenTo = 0
   let literalTo = 0
 
   function displace(source: number, target: number): void {
-    delta = pool + source - (page + target)
-    low = Math.max(end, target - source)
-    high = target + Math.min(PAGE_BYTES - target, poolBytes - source)
+    const slot = source >>> 12
+    const inside = source & (PAGE_BYTES - 1)
+    const at = slotAddress(slot)
+    origin = at - slot * PAGE_BYTES
+    delta = at + inside - (page + target)
+    // what a page is compared with is as long as a page: it reaches into one neighbour at most
+    const back = target > inside && (slot === 0 || slotAddress(slot - 1) + PAGE_BYTES !== at) ? inside : target
+    low = Math.max(end, target - back)
+    high = target + Math.min(PAGE_BYTES - target, reach(source))
     scanned = low
+  }
+
+  /** Bytes from `source` on that follow each other in memory, up to the end of the next slot. */
+  function reach(source: number): number {
+    const slot = source >>> 12
+    const rest = PAGE_BYTES - (source & (PAGE_BYTES - 1))
+    return slot + 1 < poolPages && slotAddress(slot + 1) === slotAddress(slot) + PAGE_BYTES ? rest + PAGE_BYTES : rest
   }
 
   /** Copies the runs that start before `to` and are equal under the displacement. */
@@ -384,7 +422,7 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
       const literal = from - end
       if (p - from < (literal < RUN_FAR ? RUN_NEAR : RUN_FAR)) continue
       words[tokenTo >>> 2] = literal | ((p - from) << 16)
-      words[(tokenTo >>> 2) + 1] = page + from + delta - pool
+      words[(tokenTo >>> 2) + 1] = page + from + delta - origin
       tokenTo += 8
       putLiteral(literal)
       copies++
@@ -400,9 +438,9 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
 
   /** How many of the next bytes are equal. */
   function score(source: number, position: number): number {
-    const n = Math.min(SCORE_BYTES, PAGE_BYTES - position, poolBytes - source) & -16
+    const n = Math.min(SCORE_BYTES, PAGE_BYTES - position, reach(source)) & -16
     let equal = 0
-    for (let i = 0, s = pool + source, t = page + position; i < n; i++) if (bytes[s + i] === bytes[t + i]) equal++
+    for (let i = 0, s = byteAddress(source), t = page + position; i < n; i++) if (bytes[s + i] === bytes[t + i]) equal++
     return equal
   }
 
@@ -413,8 +451,9 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
     for (let e = bucket(hash), k = 0; k < WAYS; k++, e += 2) {
       if (words[e] !== hash || words[e + 1] === 0) continue
       const source = (words[e + 1]! - 1) >>> 0
+      const at = byteAddress(source)
       let i = 0
-      while (i < WINDOW && bytes[pool + source + i] === bytes[page + position + i]) i++
+      while (i < WINDOW && bytes[at + i] === bytes[page + position + i]) i++
       if (i < WINDOW) continue
       if (best === NONE) {
         best = source
@@ -533,17 +572,24 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
   function indexTemplates(from: number, to: number): number {
     let added = 0
     for (let slot = from; slot < to; slot++) {
-      const at = pool + slot * PAGE_BYTES
+      const at = slotAddress(slot)
       hashPage(at)
-      if (find(at) !== NONE) continue
-      add(slot)
-      if (longShift !== 0) {
-        sample(at)
-        rememberSamples(slot)
-      }
+      if (findTemplate(at) !== NONE) continue
+      addTemplate(slot, at)
       added++
     }
     return added
+  }
+
+  function rememberTemplates(from: number, to: number): void {
+    if (longShift === 0) return
+    for (let slot = from; slot < to; slot++) {
+      const at = slotAddress(slot)
+      hashPage(at)
+      if (findTemplate(at) !== slot) continue
+      sample(at)
+      rememberSamples(slot)
+    }
   }
 
   function matchPages(
@@ -687,7 +733,7 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
         const high = addressHi + (low > NONE ? Math.floor(low / (NONE + 1)) : 0)
         putHead(p - 8, high, (low % (NONE + 1)) | HEAD_PAGE)
       }
-      const from = pool + s * PAGE_BYTES
+      const from = slotAddress(s)
       bytes.copyWithin(p, from, from + PAGE_BYTES)
       mark(s)
       placeSet(place, s)
@@ -717,7 +763,13 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
   function copyOut(out: number, poolOffset: number, length: number): boolean {
     const offset = poolOffset >>> 0
     if (offset >= poolBytes || length >>> 0 > poolBytes - offset) return false
-    bytes.copyWithin(out, pool + offset, pool + offset + length)
+    // page by page: slots that follow each other need not do so in memory
+    for (let done = 0; done < length; ) {
+      const from = byteAddress(offset + done)
+      const take = Math.min(length - done, PAGE_BYTES - (from & (PAGE_BYTES - 1)))
+      bytes.copyWithin(out + done, from, from + take)
+      done += take
+    }
     mark(offset >>> 12)
     return true
   }
@@ -757,6 +809,7 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
 
   return {
     indexTemplates,
+    rememberTemplates,
     hashPages(list, n, out) {
       for (let i = 0; i < n; i++) {
         hashPage(words[(list >>> 2) + i]! >>> 0)
@@ -785,6 +838,5 @@ export function makeTwin(buffer: ArrayBufferLike, layout: MemoryLayout): Impleme
       return slot
     },
     copyOut,
-    dropRing,
   }
 }

@@ -61,6 +61,7 @@ export class Inbound {
   /** The next batch, whole, in pieces. */
   push(flow: FlowExpander, parts: readonly Uint8Array[]): void {
     this.jobs.push({ flow, parts })
+    void this.pool.warm()
     if (!this.running) void this.run()
   }
 

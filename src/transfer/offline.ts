@@ -68,6 +68,7 @@ export async function encodeStream(
     slotBytes: HEADROOM_BYTES + READ_BYTES + 65536,
     longMatch: options.effort.longMatch,
   })
+  await pool.warm()
   const seed = randomBytes(8)
   let sequence = 0
   let fileBytes = 0

@@ -89,6 +89,7 @@ export class Outbound {
     }
     const checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
     const newBytes = flow.stats.newBytes - newBefore
+    void this.pool.warm()
     const work: Work = { flow, workspace, rawLength, checksum, newBytes, columns: undefined }
     this.work.push(work)
     this.packer.pack(workspace, rawLength, effort).then(

@@ -1,12 +1,29 @@
 /**
- * The memory of one session direction: template sets loaded from a store, the ring, places, tables, and room for what is
- * under way. Who owns what in it: docs/adr/0003-memory.md.
+ * What a session direction works on: a kernel with the agreed template sets and a ring of its own, and room for what is under
+ * way. All sessions of a process share memories (arena.ts). Who owns what in them: docs/adr/0003-memory.md.
  */
 import { randomBytes } from 'node:crypto'
+import { setImmediate as turn } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { WORKSPACE_BYTES, Workspace } from '../codec/workspace.ts'
-import { type Kernel, layoutMemory, loadKernel, longEntriesFor, PAGE_BYTES } from '../kernel/kernel.ts'
+import { ProxyError } from '../errors.ts'
+import {
+  type Kernel,
+  layoutBlock,
+  layoutKeys,
+  layoutTemplates,
+  longEntriesFor,
+  MEMORY_PAGES_MAX,
+  PAGE_BYTES,
+  SLACK_BYTES,
+  WASM_PAGE_BYTES,
+} from '../kernel/kernel.ts'
 import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
+import { Arena, type Lease, type WantedSet } from './arena.ts'
+
+export { PAGE_BYTES } from '../kernel/kernel.ts'
 
 /** What both sides of a session agree on. */
 export interface PoolTerms {
@@ -17,10 +34,9 @@ export interface PoolTerms {
   readonly places: number
 }
 
-export interface PoolRequest extends PoolTerms {
+/** What a session needs besides. */
+export interface PoolShape {
   readonly role: 'encoder' | 'decoder'
-  /** Where the sets are; undefined where `sets` is empty. */
-  readonly store: TemplateStore | undefined
   readonly workspaces: number
   /** Areas of the same size besides the workspaces: socket slots or outputs. */
   readonly slots: number
@@ -29,8 +45,10 @@ export interface PoolRequest extends PoolTerms {
   readonly longMatch: boolean
 }
 
-/** Bytes of a ring that are committed when a session opens, rather than one page after the other under load. */
-const COMMIT_MAX = 256 << 20
+export interface PoolRequest extends PoolTerms, PoolShape {
+  /** Where the sets are; undefined where `sets` is empty. */
+  readonly store: TemplateStore | undefined
+}
 
 /** A kernel with its areas. */
 export interface Pool {
@@ -39,78 +57,282 @@ export interface Pool {
   /** Address of each slot. */
   readonly slots: readonly number[]
   readonly slotBytes: number
+  /**
+   * A migration has begun, or a batch has passed: what it will soon need is made ready, a little in each turn of the event
+   * loop. Cheap where nothing is to do. @returns settles when long matches of the templates are known
+   */
+  warm(): Promise<void>
+}
+
+/** A pool of the process's memory. */
+export interface OpenPool extends Pool {
+  /** The session is over, and nothing writes to its areas any more. Resolves when they are clean for the next one. */
+  close(): Promise<void>
 }
 
 /**
- * Reserves the memory and loads the sets into it, each page verified against its digest.
- * @throws TEMPLATE_*, LIMIT_EXCEEDED (more than 4 GiB), IO
+ * Bytes of the ring ahead of what has passed that are committed while a migration runs. A first touch costs 3 us a page in a
+ * virtual machine, more than all else done to a page: what is ready when the pages come, they need not wait for.
  */
-export async function openPool(request: PoolRequest): Promise<Pool> {
-  const files: SetFile[] = []
-  try {
-    let templatePages = 0
-    for (const digest of request.sets) {
-      const file = await request.store!.open(digest)
-      files.push(file)
-      templatePages += file.head.pageCount
+const COMMIT_AHEAD_BYTES = 32 << 20
+const COMMIT_STEP_BYTES = 1 << 20
+/** Template pages whose long matches are made known in one turn: about 1 ms. */
+const REMEMBER_STEP = 512
+
+/** How long sets that no session uses stay in memory, and a memory without sessions stays: the next session comes soon. */
+const UNUSED_MS = 60_000
+
+/** Bytes of a memory that sessions can take of. */
+const ARENA_BYTES = MEMORY_PAGES_MAX * WASM_PAGE_BYTES - SLACK_BYTES - layoutKeys().end
+
+/** All memories of a process. */
+export class Pools {
+  private readonly implementation: 'simd' | 'twin' | undefined
+  private readonly unusedMs: number
+  private arenas: Arena[] = []
+  /** Blocks that are being zeroed. */
+  private readonly cleaning = new Set<Promise<void>>()
+  private sweeping: NodeJS.Timeout | undefined
+
+  constructor(options: { implementation?: 'simd' | 'twin'; unusedMs?: number } = {}) {
+    this.implementation = options.implementation
+    this.unusedMs = options.unusedMs ?? UNUSED_MS
+  }
+
+  /** Memories, the sets in each, and bytes that they can have resident at most. */
+  get stats(): { readonly sessions: number; readonly sets: number; readonly bytes: number }[] {
+    return this.arenas.map(({ sessions, setCount: sets, bytes }) => ({ sessions, sets, bytes }))
+  }
+
+  /**
+   * Opens a session's pool: loads those sets that no session has loaded, each page verified against its digest.
+   * @throws TEMPLATE_*, LIMIT_EXCEEDED (more than 4 GiB), IO
+   */
+  async open(request: PoolRequest): Promise<OpenPool> {
+    await Promise.all(this.cleaning) // what is about to be free is better than what nobody has touched yet
+    const files = new Map<string, SetFile>()
+    try {
+      const { arena, lease } = await this.lease(request, files)
+      let kernel: Kernel | undefined
+      try {
+        kernel = await arena.kernel(lease, this.implementation)
+        return this.pool(request, arena, lease, kernel)
+      } catch (error) {
+        await this.giveBack(arena, lease, kernel)
+        throw error
+      }
+    } finally {
+      for (const file of files.values()) await file.close()
     }
-    const pages = templatePages + request.ringPages
-    const longEntries = request.role === 'encoder' && request.longMatch ? longEntriesFor(pages) : 0
-    const layout = layoutMemory({
-      role: request.role,
-      templatePages,
-      ringPages: request.ringPages,
-      places: request.places,
-      ioBytes: request.workspaces * WORKSPACE_BYTES + request.slots * request.slotBytes,
-      longEntries,
-    })
-    const kernel = loadKernel(layout, request.role === 'encoder' ? { key: randomBytes(256) } : {})
-    let at = layout.pool
-    for (const file of files) {
-      await file.load(kernel.bytes, at)
-      at += file.head.pageCount * PAGE_BYTES
+  }
+
+  /** Room in the memory that has most of the sets, or in the next; else in a new one. Opens files only of sets to be loaded. */
+  private async lease(request: PoolRequest, files: Map<string, SetFile>): Promise<{ arena: Arena; lease: Lease }> {
+    for (let forgotten = false; ; ) {
+      // nothing may come between what is looked up and what is taken: all of this happens in one turn
+      const missing = new Set<string>()
+      const pagesOf = (arena: Arena | undefined, digest: string): number => {
+        const pages = arena?.pagesOf(digest) ?? files.get(digest)?.head.pageCount
+        if (pages === undefined) missing.add(digest)
+        return pages ?? 0
+      }
+      const take = (arena: Arena): Lease | undefined => {
+        const missingBefore = missing.size
+        const wanted = request.sets.map((digest): WantedSet => ({ digest, pages: pagesOf(arena, digest) }))
+        if (missing.size > missingBefore) return undefined
+        return arena.lease(blockRequest(request, pagesIn(wanted)), wanted, digest => {
+          const file = files.get(digest)!
+          files.delete(digest) // the arena closes it
+          return file
+        })
+      }
+      const known = (arena: Arena): number => request.sets.filter(set => arena.pagesOf(set) !== undefined).length
+      for (const arena of this.arenas.toSorted((a, b) => known(b) - known(a))) {
+        const lease = take(arena)
+        if (lease) return { arena, lease }
+        if (missing.size > 0) break // with the file it may fit
+      }
+      if (missing.size === 0) {
+        if (!forgotten) {
+          forgotten = true
+          let freed = false
+          for (const arena of this.arenas) freed = (await arena.forget(Number.POSITIVE_INFINITY)) || freed
+          if (freed) continue
+        }
+        const pages = request.sets.reduce((sum, digest) => sum + pagesOf(undefined, digest), 0)
+        if (missing.size === 0) {
+          const bytes = poolBytes(request, pages)
+          if (bytes > ARENA_BYTES) throw tooLarge(request, pages, bytes)
+          const arena = new Arena(randomBytes(256), bytes)
+          const lease = take(arena)
+          if (!lease) throw tooLarge(request, pages, bytes)
+          this.arenas.push(arena)
+          return { arena, lease }
+        }
+      }
+      for (const digest of missing) files.set(digest, await request.store!.open(digest))
     }
-    if (request.role === 'encoder' && templatePages > 0) kernel.indexTemplates(0, templatePages)
-    kernel.commit(at, Math.min(COMMIT_MAX, request.ringPages * PAGE_BYTES))
-    let next = layout.io
+  }
+
+  private pool(request: PoolRequest, arena: Arena, lease: Lease, kernel: Kernel): OpenPool {
+    let next = lease.layout.io
     const workspaces: Workspace[] = []
     for (let i = 0; i < request.workspaces; i++, next += WORKSPACE_BYTES)
       workspaces.push(new Workspace(kernel.bytes, next))
     const slots: number[] = []
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
-    return { kernel, workspaces, slots, slotBytes: request.slotBytes }
-  } finally {
-    for (const file of files) await file.close()
+    const warmth = new Warmth(kernel)
+    let closed: Promise<void> | undefined
+    return {
+      kernel,
+      workspaces,
+      slots,
+      slotBytes: request.slotBytes,
+      warm: () => warmth.warm(),
+      close: () => {
+        warmth.end()
+        closed ??= this.giveBack(arena, lease, kernel)
+        return closed
+      },
+    }
+  }
+
+  private async giveBack(arena: Arena, lease: Lease, kernel: Kernel | undefined): Promise<void> {
+    const cleaned = arena.giveBack(lease, kernel, performance.now())
+    this.cleaning.add(cleaned)
+    await cleaned
+    this.cleaning.delete(cleaned)
+    this.sweeping ??= setTimeout(() => void this.sweep(), this.unusedMs).unref()
+  }
+
+  /** Lets go of what nobody has used for a while. */
+  private async sweep(): Promise<void> {
+    const untilMs = performance.now() - this.unusedMs + 1
+    const before = this.arenas.length
+    this.arenas = this.arenas.filter(({ sessions, idleMs }) => sessions > 0 || idleMs > untilMs)
+    for (const arena of this.arenas) await arena.forget(untilMs)
+    this.sweeping = undefined
+    if (this.arenas.some(arena => arena.hasUnused)) {
+      this.sweeping = setTimeout(() => void this.sweep(), this.unusedMs).unref()
+    }
+    // V8 gives a shared memory back when it collects it, which a process that idles may never do
+    if (this.arenas.length < before) collectGarbage()
   }
 }
 
-/**
- * Keeps the pool of the last session, so that the next one with the same terms neither loads its sets again nor waits
- * until the memory of the one before is collected.
- */
-export class PoolKeeper {
-  private kept: { readonly terms: string; readonly pool: Pool } | undefined
+/** Makes ready what a session will need, while its migrations run. */
+class Warmth {
+  private readonly kernel: Kernel
+  private readonly committedTo: number
+  private committed = 0
+  private remembered: Promise<void> | undefined
+  private committing = false
+  private ended = false
 
-  /** A pool with an empty ring. @throws as openPool */
-  async take(request: PoolRequest): Promise<Pool> {
-    const { store: _, ...plain } = request
-    const terms = JSON.stringify(plain)
-    const { kept } = this
-    this.kept = undefined
-    if (kept?.terms === terms) {
-      kept.pool.kernel.reset()
-      return kept.pool
+  constructor(kernel: Kernel) {
+    this.kernel = kernel
+    this.committedTo = kernel.layout.ringPages * PAGE_BYTES
+  }
+
+  warm(): Promise<void> {
+    if (!this.committing && this.committed < this.wanted) void this.commit()
+    this.remembered ??= this.remember()
+    return this.remembered
+  }
+
+  end(): void {
+    this.ended = true
+  }
+
+  private get wanted(): number {
+    return Math.min(this.committedTo, this.kernel.ringUsed * PAGE_BYTES + COMMIT_AHEAD_BYTES)
+  }
+
+  private async commit(): Promise<void> {
+    this.committing = true
+    while (this.committed < this.wanted) {
+      await turn()
+      if (this.ended) return
+      const length = Math.min(COMMIT_STEP_BYTES, this.committedTo - this.committed)
+      this.kernel.commit(this.kernel.layout.ring + this.committed, length)
+      this.committed += length
     }
-    const pool = await openPool(request)
-    this.termsOf.set(pool, terms)
-    return pool
+    this.committing = false
   }
 
-  private readonly termsOf = new WeakMap<Pool, string>()
-
-  /** A session is over, and nothing writes to its memory any more. */
-  give(pool: Pool): void {
-    const terms = this.termsOf.get(pool)
-    if (terms !== undefined) this.kept = { terms, pool }
+  private async remember(): Promise<void> {
+    const { longEntries, templatePages } = this.kernel.layout
+    for (let from = 0; longEntries > 0 && from < templatePages; from += REMEMBER_STEP) {
+      if (from > 0) await turn()
+      if (this.ended) return
+      this.kernel.rememberTemplates(from, Math.min(templatePages, from + REMEMBER_STEP))
+    }
   }
+}
+
+/** A pool in a memory of its own, for as long as the program runs: commands. @throws as Pools.open */
+export function openPool(request: PoolRequest): Promise<OpenPool> {
+  return new Pools().open(request)
+}
+
+/**
+ * Template pages that fit into a memory beside the rest of a session.
+ * @returns 0 where not even the rest fits
+ */
+export function templatePagesMax(shape: PoolShape, ringPages: number, places: number): number {
+  let fits = 0
+  let least = 0
+  for (let most = ARENA_BYTES / PAGE_BYTES; least <= most; ) {
+    const pages = Math.floor((least + most) / 2)
+    if (poolBytes({ ...shape, ringPages, places }, pages) > ARENA_BYTES) most = pages - 1
+    else {
+      fits = pages
+      least = pages + 1
+    }
+  }
+  return fits
+}
+
+/** Whether a session of this kind could ever be opened, without template sets. */
+export function poolFits(shape: PoolShape, ringPages: number, places: number): boolean {
+  return poolBytes({ ...shape, ringPages, places }, 0) <= ARENA_BYTES
+}
+
+type PoolSize = PoolShape & Pick<PoolTerms, 'ringPages' | 'places'>
+
+function blockRequest(size: PoolSize, templatePages: number) {
+  const { role, ringPages, places, workspaces, slots, slotBytes, longMatch } = size
+  const longEntries = role === 'encoder' && longMatch ? longEntriesFor(templatePages + ringPages) : 0
+  const ioBytes = workspaces * WORKSPACE_BYTES + slots * slotBytes
+  return { role, ringPages, places, ioBytes, longEntries }
+}
+
+/** Bytes that a session takes of a memory, its sets counted. */
+function poolBytes(size: PoolSize, templatePages: number): number {
+  const { blockBytes } = layoutBlock({ ...blockRequest(size, templatePages), templatePages }, 0)
+  const index = layoutTemplates(size.role, templatePages, 0, 0).end
+  return templatePages * PAGE_BYTES + Math.ceil(index / PAGE_BYTES) * PAGE_BYTES + blockBytes
+}
+
+function pagesIn(sets: readonly WantedSet[]): number {
+  return sets.reduce((sum, { pages }) => sum + pages, 0)
+}
+
+function tooLarge(size: PoolSize, templatePages: number, bytes: number): ProxyError {
+  const mib = (n: number): number => Math.ceil(n / 1048576)
+  return new ProxyError(
+    'LIMIT_EXCEEDED',
+    `${mib(bytes)} MiB of memory are needed (templates ${mib(templatePages * PAGE_BYTES)}, ring ` +
+      `${mib(size.ringPages * PAGE_BYTES)}), and could not be had: ${mib(ARENA_BYTES)} can be addressed`,
+    undefined,
+    'use fewer template sets or a smaller --pool-memory',
+  )
+}
+
+/** A full collection now, as with --expose-gc. */
+function collectGarbage(): void {
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as () => void
+  setFlagsFromString('--no-expose-gc')
+  collect()
 }

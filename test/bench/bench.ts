@@ -41,12 +41,21 @@ function poolOf(role: 'encoder' | 'decoder', templates: Uint8Array): Pool {
     longEntries: role === 'encoder' ? 1 << 22 : 0,
   })
   const kernel: Kernel = loadKernel(layout)
-  kernel.bytes.set(templates, layout.pool)
-  if (role === 'encoder') kernel.indexTemplates(0, TEMPLATE_PAGES)
+  kernel.bytes.set(templates, layout.templatesAt)
+  if (role === 'encoder') {
+    kernel.indexTemplates(0, TEMPLATE_PAGES)
+    kernel.rememberTemplates(0, TEMPLATE_PAGES)
+  }
   let at = layout.io
   const spaces: Workspace[] = []
   for (let i = 0; i < workspaces; i++, at += WORKSPACE_BYTES) spaces.push(new Workspace(kernel.bytes, at))
-  return { kernel, workspaces: spaces, slots: Array.from({ length: slots }, (_, i) => at + i * slotBytes), slotBytes }
+  return {
+    kernel,
+    workspaces: spaces,
+    slots: Array.from({ length: slots }, (_, i) => at + i * slotBytes),
+    slotBytes,
+    warm: async () => {},
+  }
 }
 
 const SEED = [1, 2] as const
@@ -184,6 +193,7 @@ async function main(): Promise<void> {
         workspaces: 4,
       }
       encoderPool = await openPool({ ...request, role: 'encoder', slots: 1, slotBytes: SLOT, longMatch: true })
+      await encoderPool.warm()
       decoderPool = await openPool({ ...request, role: 'decoder', slots: 8, slotBytes: 1 << 20, longMatch: false })
       cases.push({ name: file.split('/').at(-1)!, stream: readFileSync(file), file })
     } else {

@@ -105,7 +105,7 @@ function synthetic(): void {
   k.commit(0, k.bytes.length)
   const a = areas(k)
   const words = (at: number, n: number) => new Uint32Array(k.memory.buffer, at, n)
-  fillRandom(words(layout.pool, templates * 1024), 1)
+  fillRandom(words(layout.templatesAt, templates * 1024), 1)
   console.log(`${k.implementation}, Node ${process.version}, ${templates} templates`)
   const start = cpuSeconds()
   k.indexTemplates(0, templates)
@@ -116,7 +116,7 @@ function synthetic(): void {
   const prepare = (hitPercent: number) => {
     for (let i = 0; i < inputPages; i++) {
       pick = (Math.imul(pick, 1103515245) + 12345) >>> 0
-      const from = layout.pool + ((pick >>> 4) % templates) * PAGE
+      const from = layout.templatesAt + ((pick >>> 4) % templates) * PAGE
       const to = a.free + i * PAGE
       k.bytes.copyWithin(to, from, from + PAGE)
       if ((pick >>> 8) % 100 >= hitPercent) words(to + 64 * (i & 63), 1)[0] = stamp++
@@ -276,6 +276,7 @@ async function stream(path: string): Promise<void> {
     }
     let start = cpuSeconds()
     k.indexTemplates(0, slot)
+    k.rememberTemplates(0, slot)
     const indexing = cpuSeconds() - start
     readFile(path, k.bytes.subarray(a.free, a.free + size))
     const { offsets, places } = pagesOf(k.bytes.subarray(a.free, a.free + size))

@@ -82,12 +82,16 @@ export function poolOf(role: 'encoder' | 'decoder', implementation: Implementati
   })
   const kernel = loadKernel(layout, { implementation })
   for (const [slot, page] of templates.entries()) kernel.bytes.set(page, kernel.slotAddress(slot))
-  if (role === 'encoder') kernel.indexTemplates(0, templates.length)
+  if (role === 'encoder') {
+    kernel.indexTemplates(0, templates.length)
+    kernel.rememberTemplates(0, templates.length)
+  }
   const pool: Pool = {
     kernel,
     workspaces: [new Workspace(kernel.bytes, layout.io)],
     slots: Array.from({ length: slots }, (_, i) => layout.io + WORKSPACE_BYTES + i * SLOT_BYTES),
     slotBytes: SLOT_BYTES,
+    warm: async () => {},
   }
   kept.set(name, { pool, templates })
   return pool
@@ -96,7 +100,7 @@ export function poolOf(role: 'encoder' | 'decoder', implementation: Implementati
 /** What both sides must keep alike, as one string: ring, marks, cursor, places. */
 export function poolState({ kernel }: Pool): string {
   const { layout, bytes, memory } = kernel
-  const ring = layout.pool + layout.templatePages * PAGE
+  const { ring } = layout
   return [
     new Uint32Array(memory.buffer, layout.state, 64)[STATE.CURSOR],
     Buffer.from(bytes.subarray(layout.ringMark, layout.ringMark + layout.ringPages)).toString('hex'),
@@ -111,7 +115,7 @@ export function poolsAlike(a: Pool, b: Pool): boolean {
     Buffer.from(memory.buffer, layout.state + 4 * STATE.CURSOR, 4),
     Buffer.from(memory.buffer, layout.ringMark, layout.ringPages),
     Buffer.from(memory.buffer, layout.placeTable, layout.places * 4),
-    Buffer.from(memory.buffer, layout.pool + layout.templatePages * PAGE, layout.ringPages * PAGE),
+    Buffer.from(memory.buffer, layout.ring, layout.ringPages * PAGE),
   ]
   const other = parts(b)
   return parts(a).every((part, i) => part.equals(other[i]!))

@@ -270,7 +270,7 @@ function digestOf({ kernel }: Pool): string {
     [layout.state + 4 * STATE.CURSOR, 8], // and USED
     [layout.ringMark, layout.ringPages],
     [layout.placeTable, layout.places * 4],
-    [layout.pool + layout.templatePages * PAGE, layout.ringPages * PAGE],
+    [layout.ring, layout.ringPages * PAGE],
   ] as const)
     hash.update(bytes.subarray(at, at + length))
   return hash.digest('hex')

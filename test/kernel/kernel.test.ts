@@ -226,6 +226,7 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
   }
   const added = encoders.map(k => k.indexTemplates(0, c.templates))
   if (added[0] !== added[1]) wrong.push(`indexTemplates: ${added}`)
+  for (const k of encoders) k.rememberTemplates(0, c.templates)
 
   const e = areas(encoder, c.batch)
   const d = areas(decoder, c.batch)
@@ -289,7 +290,8 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
     const same = [
       [encoderLayout.placeTable, decoderLayout.placeTable, c.places * 4],
       [encoderLayout.ringMark, decoderLayout.ringMark, c.ring],
-      [encoderLayout.pool, decoderLayout.pool, (c.templates + c.ring) * PAGE],
+      [encoderLayout.templatesAt, decoderLayout.templatesAt, c.templates * PAGE],
+      [encoderLayout.ring, decoderLayout.ring, c.ring * PAGE],
       [encoderLayout.state + 128, decoderLayout.state + 128, 8],
     ] as const
     for (const [x, y, length] of same) {
@@ -300,10 +302,10 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
     if (rand(40) === 0) for (const k of [...encoders, ...decoders]) k.clearPlaces(0, Math.floor(c.places / 2))
   }
   // every page of the ring is found again, and no other
-  const { state, pool } = encoderLayout
+  const { state } = encoderLayout
   const used = u32(encoder, state + 132)[0]!
   for (let s = 0; s < used && wrong.length === 0; s++) {
-    u32(encoder, e.list)[0] = pool + (c.templates + s) * PAGE
+    u32(encoder, e.list)[0] = encoder.slotAddress(c.templates + s)
     u32(encoder, e.places)[0] = NONE
     encoder.matchPages(e.list, e.places, 1, e.kinds, e.slots, e.tokens, e.literals, e.dense, e.words, c.options)
     if (encoder.bytes[e.kinds] !== KIND.REF || u32(encoder, e.slots)[0] !== c.templates + s)
@@ -445,6 +447,7 @@ t.test('after a reset templates are found as they were at first', t => {
     const templates = Array.from({ length: 40 }, () => Uint8Array.from({ length: PAGE }, () => 32 + rand(90)))
     for (const [s, page] of templates.entries()) k.bytes.set(page, k.slotAddress(s))
     k.indexTemplates(0, 40)
+    k.rememberTemplates(0, 40)
     new Uint32Array(k.memory.buffer, a.places, 40).fill(NONE)
     const list = new Uint32Array(k.memory.buffer, a.list, 40)
     for (let i = 0; i < 40; i++) list[i] = a.pages + i * PAGE
@@ -675,24 +678,28 @@ t.test('layouts', t => {
   const base = { role: 'encoder', templatePages: 10, ringPages: 10, places: 10, ioBytes: 100 } as const
   const l = layoutMemory({ ...base, longEntries: 1024, threads: 3 })
   const parts: [number, number][] = [
-    [l.state, 256],
+    [0, 64], // stays zero
     [l.checksumKey, 256],
     [l.pageKey, 256],
+    [l.state, 256],
     [l.scratch, SCRATCH_BYTES * 3],
     [l.io, 100],
     [l.placeTable, 40],
     [l.ringMark, 10],
     [l.ringHash, 80],
-    [l.tableHash, l.tableEntries * 8],
-    [l.tableSlot, l.tableEntries * 4],
-    [l.longTable, 4096],
-    [l.pool, 20 * PAGE],
+    [l.ringTableHash, l.ringTableEntries * 8],
+    [l.ringTableSlot, l.ringTableEntries * 4],
+    [l.longTable, 8192],
+    [l.ring, 10 * PAGE],
+    [l.templatesAt, 10 * PAGE],
+    [l.templateHash, l.templateEntries * 8],
+    [l.templateValue, l.templateEntries * 8],
     [l.memoryPages * 65536, 0],
   ]
   for (let i = 1; i < parts.length; i++) t.ok(parts[i]![0] >= parts[i - 1]![0] + parts[i - 1]![1], `area ${i}`)
-  t.equal(l.pool % PAGE, 0)
+  t.same([l.ring % PAGE, l.templatesAt % PAGE, l.blockBytes % PAGE], [0, 0, 0])
   t.same([0, 1, 1000, 262144, 2 ** 31].map(longEntriesFor), [4096, 4096, 16384, 1 << 23, 1 << 25])
-  t.ok(l.tableEntries >= 40)
+  t.same([l.ringTableEntries, l.templateEntries], [32, 32])
   for (const wrong of [{ ringPages: 1 << 20 }, { ioBytes: -1 }, { places: 1.5 }, { longEntries: 1000 }]) {
     try {
       layoutMemory({ ...base, ...wrong })
@@ -717,7 +724,7 @@ t.test('a memory that is nearly 4 GiB: addresses over 2^31', t => {
   const rand = random(31)
   const a = areas(kernels[0]!, 16)
   const list = new Uint32Array(16)
-  for (let i = 0; i < 16; i++) list[i] = layout.pool + (999_980 + i) * PAGE // pages that stand in the pool itself
+  for (let i = 0; i < 16; i++) list[i] = layout.ring + (999_976 + i) * PAGE // pages that stand in the pool itself
   const pages = Uint8Array.from({ length: 8 * PAGE }, () => rand(256))
   const answers = kernels.map(k => {
     new Uint32Array(k.memory.buffer, layout.state + 128, 1)[0] = 999_998 // the cursor: two slots before the end

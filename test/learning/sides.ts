@@ -77,6 +77,7 @@ export async function runSession(
     slots: CHANNELS_MAX,
   })
   const decoders = await openPool({ ...terms, role: 'decoder', store: destination.store, workspaces: 1, slots: 4 })
+  await encoders.warm()
   source.session = source.learning.begin(agreed, seed, encoders, '')
   destination.session = destination.learning.begin(agreed, seed, decoders, options.identity ?? 'a peer')
 

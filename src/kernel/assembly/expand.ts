@@ -1,5 +1,5 @@
 // Decoder: runs of records as QEMU's main stream has them (qemu-wire-format.md 2), or bare pages.
-import { NONE, places, pool, poolBytes } from './state'
+import { NONE, places, poolBytes, slotAddress } from './state'
 import { insert, known, mark, placeGet, placeSet } from './ring'
 
 /** Flags in the low bits of a record's head: CONTINUE | PAGE and CONTINUE | ZERO. Source: QEMU migration/ram.c. */
@@ -58,7 +58,7 @@ export function expandPages(
       p += 8
       a += 4096
     }
-    memory.copy(p, pool + (<usize>s << 12), 4096)
+    memory.copy(p, slotAddress(s), 4096)
     p += 4096
     mark(s)
     placeSet(place, s)
@@ -88,8 +88,17 @@ export function expandNew(
 }
 
 export function copyOut(out: usize, poolOffset: u32, length: u32): bool {
-  if (poolOffset >= <u32>poolBytes || length > <u32>poolBytes - poolOffset) return false
-  memory.copy(out, pool + <usize>poolOffset, length)
+  if (poolOffset >= poolBytes || length > poolBytes - poolOffset) return false
+  // page by page: slots that follow each other need not do so in memory
+  let p = out
+  let from = poolOffset
+  for (let left = length; left != 0; ) {
+    const take = min<u32>(left, 4096 - (from & 4095))
+    memory.copy(p, slotAddress(from >> 12) + <usize>(from & 4095), take)
+    p += take
+    from += take
+    left -= take
+  }
   mark(poolOffset >> 12)
   return true
 }

@@ -1,6 +1,6 @@
 // Long matches: parts of a page anywhere in the pool. Why so, and what else was tried: ../LONG-MATCH.md.
 import {
-  NONE, laneMask1, laneMask2, laneMask3, longShift, longTable, pool, poolBytes, prime1, prime2, sampleAdd, sampleBelow, scratch,
+  NONE, laneMask1, laneMask2, laneMask3, longShift, longTable, poolPages, prime1, prime2, sampleAdd, sampleBelow, scratch, slotAddress,
 } from './state'
 import { mark } from './ring'
 
@@ -121,8 +121,9 @@ export function indexLong(at: usize, slot: u32): void {
 // the page at hand
 let page: usize = 0
 let end: u32 = 0 // bytes that are done: what is not copied starts here
+let origin: usize = 0 // address of the pool's byte 0, were all of it where the source is
 let delta: usize = 0 // address of the source less that of the page's byte, modulo 2^32
-let low: u32 = 0 // bytes of the page whose source is inside the pool, from end on
+let low: u32 = 0 // bytes of the page whose source is inside the pool, in one piece, from end on
 let high: u32 = 0
 let scanned: u32 = 0 // up to here they have been compared
 let tokenTo: usize = 0
@@ -130,10 +131,24 @@ let literalTo: usize = 0
 
 /** Takes as displacement: pool byte `source` for byte `target` of the page. */
 function displace(source: u32, target: u32): void {
-  delta = pool + <usize>source - (page + <usize>target)
-  low = max(end, target > source ? target - source : 0)
-  high = target + min<u32>(4096 - target, <u32>poolBytes - source)
+  const slot = source >> 12
+  const inside = source & 4095
+  const at = slotAddress(slot)
+  origin = at - (<usize>slot << 12)
+  delta = at + <usize>inside - (page + <usize>target)
+  // what a page is compared with is as long as a page: it reaches into one neighbour at most
+  let back = target
+  if (target > inside && (slot == 0 || slotAddress(slot - 1) + 4096 != at)) back = inside
+  low = max(end, target - back)
+  high = target + min<u32>(4096 - target, reach(source))
   scanned = low
+}
+
+/** Bytes from `source` on that follow each other in memory, up to the end of the next slot. */
+function reach(source: u32): u32 {
+  const slot = source >> 12
+  const rest: u32 = 4096 - (source & 4095)
+  return slot + 1 < poolPages && slotAddress(slot + 1) == slotAddress(slot) + 4096 ? rest + 4096 : rest
 }
 
 // @ts-ignore: decorator
@@ -195,7 +210,7 @@ function scan(to: u32): void {
     const literal = from - end
     if (p - from < (literal < RUN_FAR ? RUN_NEAR : RUN_FAR)) continue
     store<u32>(tokenTo, literal | ((p - from) << 16))
-    store<u32>(tokenTo, <u32>(page + <usize>from + delta - pool), 4)
+    store<u32>(tokenTo, <u32>(page + <usize>from + delta - origin), 4)
     tokenTo += 8
     copyShort(literalTo, page + <usize>end, literal)
     literalTo += literal
@@ -205,10 +220,15 @@ function scan(to: u32): void {
   scanned = p
 }
 
+// @ts-ignore: decorator
+@inline function byteAddress(source: u32): usize {
+  return slotAddress(source >> 12) + <usize>(source & 4095)
+}
+
 /** How many of the next bytes are equal: the better candidate has more, in one piece or not. */
 function score(source: u32, position: u32): u32 {
-  const bytes = min<u32>(SCORE_BYTES, min<u32>(4096 - position, <u32>poolBytes - source))
-  const s = pool + <usize>source
+  const bytes = min<u32>(SCORE_BYTES, min<u32>(4096 - position, reach(source)))
+  const s = byteAddress(source)
   const t = page + <usize>position
   let equal: u32 = 0
   for (let o: u32 = 0; o + 16 <= bytes; o += 16) {
@@ -226,7 +246,7 @@ function candidate(hash: u32, position: u32): u32 {
     const entry = load<u64>(e)
     if (<u32>entry != hash || entry >> 32 == 0) continue
     const source = <u32>(entry >> 32) - 1
-    if (v128.any_true(v128.xor(want, v128.load(pool + <usize>source)))) continue
+    if (v128.any_true(v128.xor(want, v128.load(byteAddress(source))))) continue
     if (best == NONE) {
       best = source
       continue

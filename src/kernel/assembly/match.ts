@@ -1,10 +1,11 @@
 // Encoder: what each page of a batch becomes.
 import {
-  NONE, RESULT, longTable, longShift, ringHash, placeTable, places, pool, state, tableHash, tableMask, tableSlot, templatePages, ringPages, scratch,
+  NONE, RESULT, longShift, placeTable, places, ringOrigin, ringTableHash, ringTableMask, ringTableSlot, scratch,
+  slotAddress, state, templateHash, templateMask, templateValue,
 } from './state'
 import { hashPage } from './hash'
 import { fillOf, isDense } from './page'
-import { add, find, remove } from './table'
+import { addTemplate, find, findTemplate } from './table'
 import { copies, indexLong, literalBytes, matchLong, rememberSamples } from './long'
 import { splitWords, sure, wordsLag } from './words'
 import { insert, mark, placeGet, placeSet } from './ring'
@@ -25,30 +26,26 @@ const GROUP: u32 = 8
 
 let sink: u64 = 0 // keeps the touching loads alive
 
+/** Puts template slots into their table. Returns how many differ from those before. */
 export function indexTemplates(from: u32, to: u32): u32 {
   let added: u32 = 0
   for (let slot = from; slot < to; slot++) {
-    const at = pool + (<usize>slot << 12)
+    const at = slotAddress(slot)
     const hash = hashPage(at)
-    if (find(at, hash) != NONE) continue
-    add(hash, slot)
-    if (longShift != 0) indexLong(at, slot)
+    if (findTemplate(at, hash) != NONE) continue
+    addTemplate(hash, slot, at)
     added++
   }
   return added
 }
 
-/** Takes the pages of ring slots 0 to `used` - 1 out of the tables: of long matches only those of templates are known then. */
-export function dropRing(used: u32): void {
-  for (let c: u32 = 0; c < used; c++) {
-    const hash = load<u64>(ringHash + (<usize>c << 3))
-    if (hash != 0) remove(hash, templatePages + c)
-    store<u64>(ringHash + (<usize>c << 3), 0)
+/** Makes the long matches of template slots known: once each page, of which the table tells the first. */
+export function rememberTemplates(from: u32, to: u32): void {
+  if (longShift == 0) return
+  for (let slot = from; slot < to; slot++) {
+    const at = slotAddress(slot)
+    if (findTemplate(at, hashPage(at)) == slot) indexLong(at, slot)
   }
-  if (longShift == 0 || used == 0) return
-  // what passed has taken the place of much that the templates have
-  memory.fill(longTable, 0, <usize>8 << (32 - longShift))
-  for (let slot: u32 = 0; slot < templatePages; slot++) indexLong(pool + (<usize>slot << 12), slot)
 }
 
 export function matchPages(
@@ -72,18 +69,24 @@ export function matchPages(
     }
     let touch: u64 = 0
     for (let j: u32 = 0; j < m; j++) {
-      const e = load<u32>(hashes + (<usize>j << 3)) & tableMask
-      touch += load<u64>(tableHash + (<usize>e << 3)) + load<u32>(tableSlot + (<usize>e << 2))
+      const h = load<u32>(hashes + (<usize>j << 3))
+      const t = h & templateMask
+      const r = h & ringTableMask
+      touch += load<u64>(templateHash + (<usize>t << 3)) + load<u32>(templateValue + (<usize>t << 3))
+      touch += load<u64>(ringTableHash + (<usize>r << 3)) + load<u32>(ringTableSlot + (<usize>r << 2))
       const place = load<u32>(placeList + (<usize>(base + j) << 2))
       if (place < places) touch += load<u32>(placeTable + (<usize>place << 2))
     }
     for (let j: u32 = 0; j < m; j++) {
       const h = load<u64>(hashes + (<usize>j << 3))
-      const e = <u32>h & tableMask
-      if (load<u64>(tableHash + (<usize>e << 3)) == h) {
-        const t = pool + (<usize>load<u32>(tableSlot + (<usize>e << 2)) << 12)
-        touch += load<u64>(t) + load<u64>(t, 64) + load<u64>(t, 128) + load<u64>(t, 192)
+      const t = <u32>h & templateMask
+      const r = <u32>h & ringTableMask
+      let p: usize = 0
+      if (load<u64>(templateHash + (<usize>t << 3)) == h) p = <usize>load<u32>(templateValue + (<usize>t << 3), 4)
+      else if (load<u64>(ringTableHash + (<usize>r << 3)) == h) {
+        p = ringOrigin + (<usize>load<u32>(ringTableSlot + (<usize>r << 2)) << 12)
       }
+      if (p != 0) touch += load<u64>(p) + load<u64>(p, 64) + load<u64>(p, 128) + load<u64>(p, 192)
     }
     sink += touch
     for (let j: u32 = 0; j < m; j++) {

@@ -1,6 +1,6 @@
 // What encoder and decoder must do alike: the ring of passed pages, its marks, and what each place last received.
 import {
-  CURSOR, NONE, USED, placeTable, places, pool, poolPages, ringHash, ringMark, ringPages, state, templatePages,
+  CURSOR, NONE, USED, placeTable, places, poolPages, ringHash, ringMark, ringOrigin, ringPages, state, templatePages,
 } from './state'
 import { add, remove } from './table'
 
@@ -38,7 +38,7 @@ export function insert(at: usize, hash: u64): u32 {
     store<u64>(ringHash + (<usize>c << 3), hash)
     add(hash, slot)
   }
-  memory.copy(pool + (<usize>slot << 12), at, 4096)
+  memory.copy(ringOrigin + (<usize>slot << 12), at, 4096)
   c++
   if (c > load<u32>(state, USED)) store<u32>(state, c, USED)
   store<u32>(state, c == r ? 0 : c, CURSOR)

@@ -1,24 +1,31 @@
 // Addresses and counts of one instance, read from the configuration words that layout.ts wrote into the shared memory.
+// Instances of several sessions may share a memory: templates and their table belong to all, the rest to one of them.
 // The word numbers stand in ../layout.ts (CONFIG, STATE, RESULT); everything that outlives a call is in memory, not here.
 
 export let state: usize = 0
 export let scratch: usize = 0
-export let tableHash: usize = 0
-export let tableSlot: usize = 0
-export let tableMask: u32 = 0
+export let templateHash: usize = 0
+export let templateValue: usize = 0
+export let templateMask: u32 = 0
+export let ringTableHash: usize = 0
+export let ringTableSlot: usize = 0
+export let ringTableMask: u32 = 0
 export let ringHash: usize = 0
 export let ringMark: usize = 0
 export let placeTable: usize = 0
 export let places: u32 = 0
-export let pool: usize = 0
+export let templateMap: usize = 0
+export let templatesAt: usize = 0
 export let templatePages: u32 = 0
+/** Address of slot 0, were all slots where the ring is. */
+export let ringOrigin: usize = 0
 export let ringPages: u32 = 0
 export let pageKey: usize = 0
 export let checksumKey: usize = 0
 export let longTable: usize = 0
 export let longShift: u32 = 0
 export let poolPages: u32 = 0
-export let poolBytes: usize = 0
+export let poolBytes: u32 = 0
 
 // Factors that loops multiply vectors with. Variables that configure sets, not constants: V8 builds a constant vector
 // anew in every round, which costs a third of the hash's speed.
@@ -52,20 +59,32 @@ export function configure(at: usize, scratchAt: usize): void {
   laneMask3 = 0x0000ffff
   state = at
   scratch = scratchAt
-  tableHash = load<u32>(at)
-  tableSlot = load<u32>(at, 4)
-  tableMask = load<u32>(at, 8)
+  templateHash = load<u32>(at)
+  templateValue = load<u32>(at, 4)
+  templateMask = load<u32>(at, 8)
   ringHash = load<u32>(at, 12)
   ringMark = load<u32>(at, 16)
   placeTable = load<u32>(at, 20)
   places = load<u32>(at, 24)
-  pool = load<u32>(at, 28)
   templatePages = load<u32>(at, 32)
   ringPages = load<u32>(at, 36)
   pageKey = load<u32>(at, 40)
   checksumKey = load<u32>(at, 44)
   longTable = load<u32>(at, 48)
   longShift = load<u32>(at, 52)
+  templateMap = load<u32>(at, 56)
+  templatesAt = load<u32>(at, 60)
+  ringTableHash = load<u32>(at, 64)
+  ringTableSlot = load<u32>(at, 68)
+  ringTableMask = load<u32>(at, 72)
+  ringOrigin = <usize>load<u32>(at, 28) - (<usize>templatePages << 12)
   poolPages = templatePages + ringPages
-  poolBytes = <usize>poolPages << 12
+  poolBytes = poolPages << 12
+}
+
+/** Address of a slot's page. Template sets lie where they were loaded: often, but not always, one behind the other. */
+// @ts-ignore: decorator
+@inline export function slotAddress(slot: u32): usize {
+  if (slot >= templatePages) return ringOrigin + (<usize>slot << 12)
+  return templatesAt != 0 ? templatesAt + (<usize>slot << 12) : <usize>load<u32>(templateMap + (<usize>slot << 2))
 }

@@ -1,48 +1,77 @@
-// The exact table: hash to slot, open addressing, linear probing, deletion by shifting back. 0 marks an empty entry.
-import { NONE, pool, tableHash, tableMask, tableSlot } from './state'
+// The exact tables: hash to slot, open addressing, linear probing. 0 marks an empty entry. The one of the templates never
+// changes once it is made, so that sessions can share it; the one of the ring deletes by shifting back.
+import {
+  NONE, ringOrigin, ringTableHash, ringTableMask, ringTableSlot, templateHash, templateMask, templateValue,
+} from './state'
 import { samePage } from './page'
 
-/** Slot whose page equals the page at `at`, or NONE. */
+/** Slot whose page equals the page at `at`, or NONE. A page is in one table at most: what is found never enters the ring. */
 export function find(at: usize, hash: u64): u32 {
-  let e = <u32>hash & tableMask
+  const slot = findTemplate(at, hash)
+  return slot != NONE ? slot : findRing(at, hash)
+}
+
+export function findTemplate(at: usize, hash: u64): u32 {
+  let e = <u32>hash & templateMask
   while (true) {
-    const h = load<u64>(tableHash + (<usize>e << 3))
+    const h = load<u64>(templateHash + (<usize>e << 3))
     if (h == 0) return NONE
     if (h == hash) {
-      const slot = load<u32>(tableSlot + (<usize>e << 2))
-      if (samePage(at, pool + (<usize>slot << 12))) return slot
+      // the address stands beside the slot, which saves a look at the map
+      const value = load<u64>(templateValue + (<usize>e << 3))
+      if (samePage(at, <usize>(value >> 32))) return <u32>value
     }
-    e = (e + 1) & tableMask
+    e = (e + 1) & templateMask
   }
+}
+
+function findRing(at: usize, hash: u64): u32 {
+  let e = <u32>hash & ringTableMask
+  while (true) {
+    const h = load<u64>(ringTableHash + (<usize>e << 3))
+    if (h == 0) return NONE
+    if (h == hash) {
+      const slot = load<u32>(ringTableSlot + (<usize>e << 2))
+      if (samePage(at, ringOrigin + (<usize>slot << 12))) return slot
+    }
+    e = (e + 1) & ringTableMask
+  }
+}
+
+export function addTemplate(hash: u64, slot: u32, address: usize): void {
+  let e = <u32>hash & templateMask
+  while (load<u64>(templateHash + (<usize>e << 3))) e = (e + 1) & templateMask
+  store<u64>(templateHash + (<usize>e << 3), hash)
+  store<u64>(templateValue + (<usize>e << 3), <u64>slot | (<u64>address << 32))
 }
 
 export function add(hash: u64, slot: u32): void {
-  let e = <u32>hash & tableMask
-  while (load<u64>(tableHash + (<usize>e << 3))) e = (e + 1) & tableMask
-  store<u64>(tableHash + (<usize>e << 3), hash)
-  store<u32>(tableSlot + (<usize>e << 2), slot)
+  let e = <u32>hash & ringTableMask
+  while (load<u64>(ringTableHash + (<usize>e << 3))) e = (e + 1) & ringTableMask
+  store<u64>(ringTableHash + (<usize>e << 3), hash)
+  store<u32>(ringTableSlot + (<usize>e << 2), slot)
 }
 
 export function remove(hash: u64, slot: u32): void {
-  let hole = <u32>hash & tableMask
+  let hole = <u32>hash & ringTableMask
   while (true) {
-    const h = load<u64>(tableHash + (<usize>hole << 3))
+    const h = load<u64>(ringTableHash + (<usize>hole << 3))
     if (h == 0) return
-    if (h == hash && load<u32>(tableSlot + (<usize>hole << 2)) == slot) break
-    hole = (hole + 1) & tableMask
+    if (h == hash && load<u32>(ringTableSlot + (<usize>hole << 2)) == slot) break
+    hole = (hole + 1) & ringTableMask
   }
   let e = hole
   while (true) {
-    e = (e + 1) & tableMask
-    const h = load<u64>(tableHash + (<usize>e << 3))
+    e = (e + 1) & ringTableMask
+    const h = load<u64>(ringTableHash + (<usize>e << 3))
     if (h == 0) break
     // an entry may move back to the hole unless its home lies after the hole
-    if (((e - <u32>h) & tableMask) >= ((e - hole) & tableMask)) {
-      store<u64>(tableHash + (<usize>hole << 3), h)
-      store<u32>(tableSlot + (<usize>hole << 2), load<u32>(tableSlot + (<usize>e << 2)))
+    if (((e - <u32>h) & ringTableMask) >= ((e - hole) & ringTableMask)) {
+      store<u64>(ringTableHash + (<usize>hole << 3), h)
+      store<u32>(ringTableSlot + (<usize>hole << 2), load<u32>(ringTableSlot + (<usize>e << 2)))
       hole = e
     }
   }
-  store<u64>(tableHash + (<usize>hole << 3), 0)
-  store<u32>(tableSlot + (<usize>hole << 2), 0)
+  store<u64>(ringTableHash + (<usize>hole << 3), 0)
+  store<u32>(ringTableSlot + (<usize>hole << 2), 0)
 }

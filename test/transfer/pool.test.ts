@@ -1,0 +1,418 @@
+/**
+ * The memory that sessions of a process share: sets are there once, each session reaches its own pages alone, and what it
+ * gives back is clean and used again.
+ */
+import { readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+import { isProxyError } from '../../src/errors.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { type OpenPool, type PoolRequest, Pools, poolFits, templatePagesMax } from '../../src/transfer/pool.ts'
+import { RingShares } from '../../src/transfer/ring-shares.ts'
+import { Space } from '../../src/transfer/space.ts'
+import {
+  Guest,
+  mainStream,
+  NATURES,
+  PAGE,
+  type PageSpec,
+  poolsAlike,
+  Receiver,
+  random,
+  Sender,
+  SIMD,
+  SLOT_BYTES,
+  templatePages,
+} from '../codec/harness.ts'
+import { putPages, scratch } from '../template/makers.ts'
+
+const MIB = 1 << 20
+
+type Teardown = { teardown: (end: () => void) => void }
+
+/** A store of sets: each a range of the same pages, which overlap. */
+async function storeOf(t: Teardown, ...ranges: [from: number, to: number][]) {
+  const store = new TemplateStore(scratch(t.teardown).folder)
+  const pages = templatePages(40).map(page => Buffer.from(page))
+  const digests: string[] = []
+  for (const [from, to] of ranges) digests.push(await putPages(store, pages.slice(from, to)))
+  return { store, digests, pages }
+}
+
+const request = (
+  role: 'encoder' | 'decoder',
+  store: TemplateStore | undefined,
+  sets: readonly string[],
+  ringPages = 64,
+): PoolRequest => ({
+  role,
+  store,
+  sets,
+  ringPages,
+  places: 4096,
+  workspaces: 1,
+  slots: role === 'encoder' ? 5 : 1,
+  slotBytes: SLOT_BYTES,
+  longMatch: true,
+})
+
+async function open(pools: Pools, ...of: Parameters<typeof request>): Promise<OpenPool> {
+  const pool = await pools.open(request(...of))
+  await pool.warm()
+  return pool
+}
+
+function specs(seed: number, count: number): PageSpec[] {
+  const next = random(seed)
+  return Array.from({ length: count }, () => ({
+    block: next(3),
+    page: next(60),
+    nature: next(NATURES),
+    a: next(1000),
+    b: next(256),
+  }))
+}
+
+/** Address of a slot's page in the process: the same for the same page of a set. */
+const addressesOf = (pool: OpenPool): number[] =>
+  Array.from({ length: pool.kernel.layout.templatePages }, (_, slot) => pool.kernel.slotAddress(slot))
+
+t.test('stretches of a memory', t => {
+  const next = random(3)
+  for (let round = 0; round < 50; round++) {
+    const space = new Space(64, 10_000)
+    const taken: { at: number; length: number }[] = []
+    const owner = new Int8Array(10_000)
+    let highest = 64
+    for (let i = 0; i < 400; i++) {
+      if (next(3) > 0) {
+        const length = 1 + next(700)
+        const at = space.take(length)
+        // first fit: no earlier stretch would do
+        let first = 64
+        for (let run = 0, p = 64; p < 10_000; p++) {
+          run = owner[p] === 0 ? run + 1 : 0
+          first = p - run + 1
+          if (run === length) break
+          if (p === 9_999) first = -1
+        }
+        if ((at ?? -1) !== first) return t.fail(`${length} bytes at ${at}, not at ${first}`) ?? t.end()
+        if (at === undefined) continue
+        owner.fill(1, at, at + length)
+        taken.push({ at, length })
+        highest = Math.max(highest, at + length)
+      } else if (taken.length > 0) {
+        const [{ at, length }] = taken.splice(next(taken.length), 1) as [{ at: number; length: number }]
+        owner.fill(0, at, at + length)
+        space.give(at, length)
+      }
+      if (space.highest !== highest) return t.fail(`highest is ${space.highest}`) ?? t.end()
+    }
+    for (const { at, length } of taken) space.give(at, length)
+    const all = space.take(10_000 - 64)
+    if (all !== 64) t.fail('all of it is free again')
+    else space.give(all, 10_000 - 64)
+    t.throws(() => space.give(64, 10), 'what was given back already')
+  }
+  t.end()
+})
+
+t.test('sets are there once, whoever has agreed on them, in whatever order', async t => {
+  const { store, digests, pages } = await storeOf(t, [0, 20], [15, 30], [30, 40])
+  const [a, b, c] = digests as [string, string, string]
+  const pools = new Pools()
+  const sessions = await Promise.all([
+    open(pools, 'decoder', store, [a, b]),
+    open(pools, 'decoder', store, [b, a]), // the same, the other way round
+    open(pools, 'decoder', store, [b]), // some of them
+    open(pools, 'encoder', store, [c, b, a]), // and more, for the other direction
+    open(pools, 'decoder', store, []),
+    open(pools, 'encoder', store, [c, b, a]),
+  ])
+  t.same(
+    pools.stats.map(({ sessions, sets }) => ({ sessions, sets })),
+    [{ sessions: 6, sets: 3 }],
+    'one memory',
+  )
+  const wanted = [
+    [...pages.slice(0, 20), ...pages.slice(15, 30)],
+    [...pages.slice(15, 30), ...pages.slice(0, 20)],
+    pages.slice(15, 30),
+    [...pages.slice(30, 40), ...pages.slice(15, 30), ...pages.slice(0, 20)],
+    [],
+    [...pages.slice(30, 40), ...pages.slice(15, 30), ...pages.slice(0, 20)],
+  ]
+  const addresses = sessions.map(addressesOf)
+  sessions.forEach((pool, i) => {
+    const { bytes } = pool.kernel
+    const read = addresses[i]!.map(at => Buffer.from(bytes.subarray(at, at + PAGE)))
+    t.same(read, wanted[i], `session ${i} has its slots in its own order`)
+  })
+  t.same(new Set(addresses.flat()).size, 20 + 15 + 10, 'each page of a set has one address')
+  t.equal(
+    sessions[3]!.kernel.layout.templateHash,
+    sessions[5]!.kernel.layout.templateHash,
+    'encoders with the same sets share their table',
+  )
+  const blocks = sessions.map(({ kernel: { layout } }) => [layout.block, layout.block + layout.blockBytes] as const)
+  for (const [i, [from, to]] of blocks.entries()) {
+    for (const [j, [otherFrom, otherTo]] of blocks.entries())
+      if (i !== j && from < otherTo && otherFrom < to) t.fail(`blocks ${i} and ${j} overlap`)
+    if (addresses.flat().some(at => at + PAGE > from && at < to)) t.fail(`block ${i} overlaps a set`)
+  }
+  for (const pool of sessions) await pool.close()
+  const again = await open(pools, 'decoder', store, [c])
+  t.equal(pools.stats[0]!.sets, 3, 'sets stay for a while')
+  await again.close()
+})
+
+t.test('sessions in one memory answer as sessions that have one each, and keep out of each other', async t => {
+  const { store, digests } = await storeOf(t, [0, 12], [8, 25], [25, 40])
+  const lists = [[0], [1, 0], [2, 1, 0], [], [2]].map(list => list.map(i => digests[i]!))
+  for (const implementation of new Set([SIMD, 'twin'] as const)) {
+    const shared = new Pools({ implementation })
+    const results: string[] = []
+    // each session once beside the others, once alone
+    for (const alone of [false, true]) {
+      const pools = () => (alone ? new Pools({ implementation }) : shared)
+      const sessions = await Promise.all(
+        lists.map(async (sets, i) => {
+          const sender = new Sender(await open(pools(), 'encoder', store, sets), {
+            method: 'as they are',
+            longMatch: i % 2 === 0,
+          })
+          const receiver = new Receiver(await open(pools(), 'decoder', store, sets))
+          const guest = new Guest(templatePages(40).slice(0, 5 + 8 * i))
+          const next = random(100 + i)
+          const stream = mainStream(
+            guest,
+            Array.from({ length: 12 }, () => specs(next(2 ** 30), 1 + next(60))),
+          )
+          return { sender, receiver, stream, channel: sender.open('main'), got: [] as Buffer[], at: 0 }
+        }),
+      )
+      const next = random(7)
+      for (let left = sessions.length; left > 0; ) {
+        const session = sessions[next(sessions.length)]!
+        if (session.at === session.stream.length) continue
+        const take = Math.min(1 + next(100_000), session.stream.length - session.at, session.channel.room)
+        session.channel.push(session.stream.subarray(session.at, session.at + take))
+        session.at += take
+        const isLast = session.at === session.stream.length
+        if (isLast) left--
+        const sent = session.sender.sendNow(session.channel, isLast || next(3) === 0)
+        if (sent) session.got.push(session.receiver.receiveNow(sent))
+      }
+      for (const [i, { sender, receiver, stream, got }] of sessions.entries()) {
+        const name = `session ${i} ${alone ? 'alone' : 'of five'}, ${implementation}`
+        t.ok(Buffer.concat(got).equals(stream), `${name}: the same bytes`)
+        t.ok(poolsAlike(sender.pool, receiver.pool), `${name}: both sides keep the same`)
+        results.push(sender.sent.map(({ bytes }) => Buffer.from(bytes).toString('latin1')).join())
+        await sender.close()
+        receiver.close()
+        await (sender.pool as OpenPool).close()
+        await (receiver.pool as OpenPool).close()
+      }
+    }
+    // cuts differ, as the order of the sessions is the same but for random
+    for (let i = 0; i < lists.length; i++)
+      t.ok(results[i] === results[i + lists.length], `session ${i}: encoded as alone, ${implementation}`)
+    t.equal(shared.stats.length, 1)
+  }
+})
+
+t.test('what a session gives back is clean, and the next one gets it', async t => {
+  const { store, digests, pages } = await storeOf(t, [0, 40])
+  const pools = new Pools()
+  const bystander = await open(pools, 'decoder', store, digests)
+  const secret = Buffer.from('what one tenant wrote')
+  let block = 0
+  let grown = 0
+  for (let round = 0; round < 6; round++) {
+    const encoder = await open(pools, 'encoder', store, digests)
+    const decoder = await open(pools, 'decoder', store, digests)
+    for (const { kernel } of [encoder, decoder]) {
+      const { layout, bytes } = kernel
+      const own = Buffer.from(bytes.buffer, layout.io, layout.block + layout.blockBytes - layout.io)
+      t.equal(own.indexOf(secret), -1, 'nothing of the session before')
+      const after = kernel.layout.longTable > 0 ? layout.longTable + layout.longEntries * 8 : layout.ring
+      const zero = [
+        bytes.subarray(layout.io, layout.role === 'encoder' ? layout.longTable : layout.ring),
+        bytes.subarray(Math.max(after, layout.ring), layout.ring + layout.ringPages * PAGE),
+      ]
+      t.ok(
+        zero.every(area => area.every(byte => byte === 0)),
+        'all of it is zero',
+      )
+      // a reference to a slot that nothing was ever written to gives zeros, not what another session had there
+      const out = layout.io
+      t.equal(kernel.expandPages(out, 0, 0, layout.templatePages + layout.ringPages - 1, 1, 0xffffffff, 1), PAGE)
+      t.ok(
+        bytes.subarray(out, out + PAGE).every(byte => byte === 0),
+        'an unwritten slot has zeros',
+      )
+      t.equal(kernel.expandPages(out, 0, 0, layout.templatePages + layout.ringPages, 1, 0xffffffff, 1), -1)
+    }
+    if (round === 0) {
+      block = encoder.kernel.layout.block
+      grown = pools.stats[0]!.bytes
+    } else {
+      t.equal(encoder.kernel.layout.block, block, 'what was touched before is used first')
+      t.equal(pools.stats[0]!.bytes, grown, 'the memory does not grow')
+    }
+    const sender = new Sender(encoder, { method: 'as they are', longMatch: true })
+    const receiver = new Receiver(decoder)
+    const channel = sender.open('main')
+    const page = Buffer.alloc(PAGE)
+    for (let i = 0; i < PAGE; i += secret.length) page.set(secret.subarray(0, PAGE - i), i)
+    page.writeUInt32LE(round, 100)
+    const stream = mainStream(new Guest([Uint8Array.from(page), ...templatePages(40)]), [specs(round, 200)])
+    for (let at = 0; at < stream.length; at += 300_000) {
+      channel.push(stream.subarray(at, at + 300_000))
+      const sent = sender.sendNow(channel, true)
+      if (sent) receiver.receiveNow(sent)
+    }
+    for (const pool of [encoder, decoder]) {
+      pool.kernel.bytes.set(page, pool.slots[0]!)
+      pool.kernel.insertPage(pool.slots[0]!, 7)
+      await pool.close()
+    }
+  }
+  t.same(
+    addressesOf(bystander).map(at => Buffer.from(bystander.kernel.bytes.subarray(at, at + PAGE))),
+    pages,
+    'sets of others are untouched',
+  )
+})
+
+t.test('a damaged set fails who wants it, and nobody else', async t => {
+  const { store, digests } = await storeOf(t, [0, 20], [20, 40])
+  const [good, bad] = digests as [string, string]
+  const path = store.pathOf(bad)
+  const sound = readFileSync(path)
+  const damaged = Buffer.from(sound)
+  damaged[damaged.length - 1]! ^= 1
+  writeFileSync(path, damaged)
+  const pools = new Pools()
+  const bystander = await open(pools, 'decoder', store, [good])
+  const results = await Promise.allSettled([
+    open(pools, 'decoder', store, [good, bad]),
+    open(pools, 'encoder', store, [bad]),
+    open(pools, 'decoder', store, [good]),
+  ])
+  t.same(
+    results.map(result => result.status === 'rejected' && isProxyError(result.reason, 'TEMPLATE_DAMAGED')),
+    [true, true, false],
+  )
+  t.same(
+    pools.stats.map(({ sessions, sets }) => ({ sessions, sets })),
+    [{ sessions: 2, sets: 1 }],
+    'nothing is left of them',
+  )
+  writeFileSync(path, sound)
+  const mended = await open(pools, 'decoder', store, [bad, good])
+  t.same(pools.stats[0]!.sessions, 3, 'a set that was mended is read anew')
+  truncateSync(path, 100)
+  const loaded = await open(pools, 'decoder', store, [bad])
+  t.equal(
+    addressesOf(loaded)[0],
+    addressesOf(mended)[0],
+    'what is in memory was verified, whatever becomes of the file',
+  )
+  await bystander.close()
+})
+
+/** Resident memory of the process, in bytes. */
+function resident(): number {
+  return Number(/VmRSS:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024
+}
+
+/** Pages that pass, all of them new. */
+function passed({ kernel }: OpenPool, count: number): void {
+  const page = kernel.layout.io
+  for (let i = 0; i < count; i++) {
+    kernel.bytes.fill(i, page, page + PAGE)
+    kernel.insertPage(page, 0xffffffff)
+  }
+}
+
+t.test('memory is taken as pages pass, and given back', async t => {
+  const pools = new Pools({ unusedMs: 50 })
+  const before = resident()
+  const sessions: OpenPool[] = []
+  for (let i = 0; i < 24; i++)
+    sessions.push(await pools.open(request(i % 2 ? 'encoder' : 'decoder', undefined, [], 65536)))
+  const open = resident()
+  t.ok(open - before < 24 * MIB, `24 sessions with rings of 256 MiB take ${(open - before) / MIB} MiB`)
+  t.ok(pools.stats.length >= 2, 'a memory that is full is followed by another')
+  passed(sessions[0]!, 25_600)
+  const used = resident()
+  t.ok(used - open > 90 * MIB, 'pages that passed are there')
+  await Promise.all(sessions.splice(0).map(pool => pool.close()))
+  for (let left = 200; left > 0 && (pools.stats.length > 0 || used - resident() < 80 * MIB); left--) await sleep(50)
+  t.same(pools.stats, [], 'memories without sessions are let go')
+  t.ok(used - resident() > 80 * MIB, `and given back: ${(used - resident()) / MIB} MiB`)
+})
+
+t.test('what fits', async t => {
+  const shape = request('encoder', undefined, [])
+  t.equal(poolFits(shape, 65536, 1 << 20), true)
+  t.equal(poolFits(shape, 2 ** 20, 1 << 20), false, 'a ring of 4 GiB')
+  const most = templatePagesMax(shape, 65536, 1 << 20)
+  t.ok(most > 800_000 && most < 980_000, `${most} template pages beside a ring of 256 MiB`)
+  t.equal(templatePagesMax(shape, 2 ** 20, 0), 0)
+  const error = await new Pools().open({ ...shape, ringPages: 2 ** 20 }).catch(error => error)
+  t.ok(isProxyError(error, 'LIMIT_EXCEEDED'), error.message)
+})
+
+t.test('shares of the rings', t => {
+  const shares = new RingShares(512 * MIB, true)
+  const take = (identity: string, mib = 256) => shares.take(identity, mib * MIB)
+  const first = take('a')
+  t.equal(first.bytes, 256 * MIB, 'one alone has what it wants, as half is free')
+  const rest = Array.from({ length: 16 }, (_, i) => take(`peer ${i}`))
+  t.ok(
+    rest.every(({ bytes }) => bytes > 0),
+    'seventeen at once: each has something',
+  )
+  t.ok(first.isExcessive && !rest[15]!.isExcessive, 'not fairly, as those before keep what they have')
+  // idle sessions are opened again, one after the other
+  const grants = new Map([['a', first], ...rest.map((grant, i) => [`peer ${i}`, grant] as const)])
+  for (let round = 0; round < 4; round++) {
+    for (const [identity, grant] of grants) {
+      if (!grant.isExcessive && !grant.isStarved) continue
+      grant.release()
+      grants.set(identity, take(identity))
+    }
+  }
+  const settled = [...grants.values()].map(({ bytes }) => bytes / MIB)
+  t.ok(
+    settled.every(mib => mib >= 14 && mib <= 29),
+    `then fairly: ${settled.map(Math.round)}`,
+  )
+  t.notOk(
+    [...grants.values()].some(grant => grant.isExcessive || grant.isStarved),
+    'and it rests',
+  )
+  for (const grant of grants.values()) grant.release()
+  t.equal(take('b').bytes, 256 * MIB)
+
+  const greedy = new RingShares(512 * MIB, true)
+  let sum = 0
+  for (let i = 0; i < 100; i++) sum += greedy.take('one', 256 * MIB).bytes
+  t.ok(sum <= 512 * MIB, 'one identity with many sessions gets no more than there is')
+  t.ok(greedy.take('another', 256 * MIB).bytes >= 0)
+
+  const own = new RingShares(300 * MIB, false)
+  own.expect('a')
+  own.expect('b')
+  t.same(
+    ['a', 'b', 'a'].map(identity => own.take(identity, 300 * MIB).bytes / MIB),
+    [150, 150, 0],
+    'where nobody else can come all of it is shared',
+  )
+  const whole = new RingShares(300 * MIB, false)
+  whole.expect('a')
+  t.equal(whole.take('a', 300 * MIB).bytes, 300 * MIB)
+  t.end()
+})
