@@ -48,8 +48,8 @@ export const FLOWS_MAX = 1280
  */
 export const FLOWS_UNENDED_MAX = 4 * FLOWS_MAX
 
-/** OPENs that a server takes at once ... (twice as many as can be open: all of them end and come again) */
-export const OPENS_BURST = 2 * FLOWS_MAX
+/** OPENs that a server takes at once: all that may be open ... (some 50 us of CPU time each) */
+export const OPENS_BURST = FLOWS_MAX
 
 /** ... and then a second: each may dial QEMU. What comes above is refused; a client that goes on all the same ends its session. */
 export const OPENS_PER_SECOND = 100

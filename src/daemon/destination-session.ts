@@ -359,6 +359,9 @@ class ChannelExpander extends FlowExpander {
   }
 }
 
+/** Why a dial ends that nobody waits for; made once, because a peer may bring about thousands of them. */
+const GIVEN_UP = new Error('given up')
+
 /** One connection to the destination QEMU. */
 export class DestinationFlow implements SocketSink {
   readonly number: number
@@ -548,7 +551,7 @@ export class DestinationFlow implements SocketSink {
     if (this.broken) return
     this.broken = true
     this.want() // the dials behind it go on
-    this.abort.abort()
+    this.abort.abort(GIVEN_UP)
     this.session.undial(this)
     for (const { release } of this.early.splice(0)) {
       this.session.letGo()

@@ -76,9 +76,14 @@ export class MemoryShare {
     return this.held
   }
 
+  /** Bytes that could be taken now. */
+  get room(): number {
+    return this.closed ? 0 : this.pot.room()
+  }
+
   /** Takes `bytes`, or nothing. @returns whether they were taken */
   take(bytes: number): boolean {
-    if (this.closed || bytes > this.pot.room()) return false
+    if (bytes > this.room) return false
     this.held += bytes
     this.pot.add(bytes)
     return true
@@ -86,7 +91,7 @@ export class MemoryShare {
 
   /** Takes as much of `bytes` as may be had. @returns bytes taken */
   takeUpTo(bytes: number): number {
-    const taken = Math.min(bytes, this.pot.room())
+    const taken = Math.min(bytes, this.room)
     return taken > 0 && this.take(taken) ? taken : 0
   }
 

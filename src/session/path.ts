@@ -12,6 +12,7 @@ import {
   ACK_DELAY_MS,
   ACK_DELAY_MS_MAX,
   CONNECTION_DEAD_MS,
+  CONNECTION_STUCK_MS,
   FRAME_PAYLOAD_BYTES_MAX,
   PING_INTERVAL_MS,
   UNACKED_BYTES_MAX,
@@ -66,6 +67,8 @@ export class Path {
   /** Frames of those that the peer has counted. */
   deliveredFrames = 0
   inFlight = 0
+  /** When the peer last counted one of them, or the first of them went out. */
+  private progressMs = 0
   private sequences = new Float64Array(256)
   private sizes = new Uint16Array(256)
   private sentAt = new Float64Array(256)
@@ -136,6 +139,17 @@ export class Path {
     return this.heardMs + CONNECTION_DEAD_MS
   }
 
+  /** When it is to be given up because the peer counts none of what was sent; Infinity: nothing is under way. */
+  get stuckMs(): number {
+    return this.inFlight === 0 ? Number.POSITIVE_INFINITY : this.progressMs + CONNECTION_STUCK_MS
+  }
+
+  /** This process stood still for so long: what came meanwhile lies unread, and proves nothing. */
+  stoodStill(ms: number, nowMs: number): void {
+    this.heardMs = Math.min(this.heardMs + ms, nowMs)
+    this.progressMs = Math.min(this.progressMs + ms, nowMs)
+  }
+
   /** False while the ring of frames under way is full: a peer that never counts what arrives. */
   get hasRecords(): boolean {
     return this.sentFrames - this.deliveredFrames < RECORDS_MAX
@@ -145,6 +159,7 @@ export class Path {
   sent(sequence: number, size: number, nowMs: number): void {
     if (this.sentFrames - this.deliveredFrames === this.sizes.length) this.grow()
     if (this.inFlight === 0) {
+      this.progressMs = nowMs
       this.firstSentAt = nowMs
       this.deliveredAt = nowMs
     }
@@ -172,6 +187,7 @@ export class Path {
   measure(nowMs: number): void {
     const at = (this.deliveredFrames - 1) & (this.sizes.length - 1)
     this.deliveredAt = nowMs
+    this.progressMs = nowMs
     const sentAt = this.sentAt[at]!
     this.firstSentAt = sentAt
     if (this.limitedUntil > 0 && this.delivered > this.limitedUntil) this.limitedUntil = 0

@@ -11,16 +11,23 @@ import { readU16, readU64, TWO_32, writeU16, writeU64 } from '../bytes/big-endia
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import {
   ACK_BYTES,
+  ANSWERS_FREE_BYTES,
   BATCH_RAW_BYTES_MAX,
   BATCH_WIRE_BYTES_MAX,
+  CONNECTION_STUCK_MS,
   CONNECTIONS_MAX,
   CREDIT_FLOW_BYTES_MAX,
   CREDIT_INITIAL_BYTES,
   CREDIT_TAKEN_BYTES,
   FLOWS_MAX,
+  FLOWS_UNENDED_MAX,
   FRAME_PAYLOAD_BYTES_MAX,
+  HELD_FRAME_BYTES,
+  HELD_FREE_BYTES,
   LABEL_LENGTH_MAX,
   MEMORY_BUDGET_BYTES,
+  OPENS_BURST,
+  OPENS_PER_SECOND,
   PATIENCE_MS,
   QUEUE_TARGET_MS,
   TARGET_LENGTH_MAX,
@@ -56,8 +63,6 @@ const FRAME_BYTES_MAX = FRAME_HEAD_BYTES + FRAME_PAYLOAD_BYTES_MAX
 const COPY_BYTES_MAX = 256
 /** Heads are cut from slabs of this size; a slab is left to the collector once no socket holds a part of it. */
 const SLAB_BYTES = 65536
-/** A view that pins memory of more than this many times its own size is copied before it is kept. */
-const PIN_RATIO_MAX = 8
 /** Batches that should lie ready while the windows are full, so that an ACK finds something to send. */
 const READY_BYTES = 2 * FRAME_BYTES_MAX
 /** With a cap, so much of its rate lies ready: a turn of the event loop or two. */
@@ -77,6 +82,7 @@ const OWNER_RESEND = -1
 const OWNER_ARRIVED = -2
 
 const EMPTY = new Uint8Array(0)
+const ENCODER = new TextEncoder()
 
 interface Migration {
   readonly number: number
@@ -98,14 +104,10 @@ class Flow {
   // What this side sends.
   creditTotal: number
   rawOut = 0
-  /** Bytes of DATA that wait. */
-  queuedBytes = 0
   /** Its entries in the bulk lane: while there are any, what follows must wait behind them. */
   bulkEntries = 0
   /** Those of them that are batches. */
   queuedBatches = 0
-  /** dataRoom gave less than was wanted because of what waits: tell when there is more. */
-  starved = false
   /** The layer above was never told of it: this side refused it. */
   untold = false
   /** Client: sequence number of its OPEN; 0 before it is sent. */
@@ -168,6 +170,11 @@ export class Session {
   private nowMs = 0
   private sessionState: SessionState = 'opening'
   private brokenSince = 0
+  /**
+   * When something was last acknowledged, or first waited for it. Time without any connection does not count, which has
+   * a patience of its own.
+   */
+  private progressMs = 0
   private tickedMs = 0
   private byeCode: number = CODE.NONE
   private byeText = ''
@@ -181,6 +188,11 @@ export class Session {
   /** Flow numbers that the client has opened at least once: frames for them may come late. */
   private readonly opened = new Uint8Array(65536 / 8)
   private flowNext = 1
+  /** ENDs that the client has not acknowledged: its flows count as open until it knows. */
+  private endsUntold = 0
+  /** OPENs that may still be taken at once; below 0: how many were refused. */
+  private opensLeft = OPENS_BURST
+  private opensAtMs = 0
   private draining = false
   private peerDraining = false
   /** Flows of a session that has ended: the server neither took nor refused them, nor acknowledged their OPEN. */
@@ -195,8 +207,14 @@ export class Session {
   private readonly urgentLane = new Deque<Entry>()
   private readonly bulkLane = new Deque<Entry>()
   private readonly creditLane = new Deque<Flow>()
-  /** Bytes of DATA and batches that wait. */
+  /** Bytes of DATA and batches that wait, and those of DATA among them. */
   private queuedBytes = 0
+  private queuedData = 0
+  /** Flows to which dataRoom gave less than they wanted because of what waits or is kept: told when there is more. */
+  private readonly starved = new Set<Flow>()
+  /** Bytes of DATA that wait or are kept until they are acknowledged, and what the budget was asked for them. */
+  private dataBytes = 0
+  private dataTaken = 0
 
   // Sent and not acknowledged.
   private lastSequence = 0
@@ -212,6 +230,9 @@ export class Session {
   private receivedSequence = 0
   private readonly held = new FrameRing()
   private heldBytes = 0
+  private heldFrames = 0
+  /** What the budget was asked for them. */
+  private heldTaken = 0
 
   // The batch whose parts are coming.
   private batchFlow = 0
@@ -270,6 +291,7 @@ export class Session {
     const old = this.paths[connection]
     if (old) this.dropPath(old)
     if (this.pathCount === 0) this.tickedMs = nowMs
+    if (this.isBroken) this.progressMs += nowMs - this.brokenSince
     const path = new Path(connection, this.targetMs, nowMs)
     path.drainDue = this.draining
     this.paths[connection] = path
@@ -334,20 +356,21 @@ export class Session {
     if (this.sessionState === 'closed') return
     const stillMs = nowMs - this.tickedMs - TICK_INTERVAL_MS
     this.tickedMs = nowMs
+    if (stillMs > STOOD_STILL_MS) this.progressMs = Math.min(this.progressMs + stillMs, nowMs)
     let work = false
     for (const path of this.paths) {
       if (!path) continue
       // What came while this process was stopped lies unread in the sockets: that time proves nothing.
-      if (stillMs > STOOD_STILL_MS) path.heardMs = Math.min(path.heardMs + stillMs, nowMs)
+      if (stillMs > STOOD_STILL_MS) path.stoodStill(stillMs, nowMs)
       if (nowMs >= path.deadMs) {
-        const error = new ProxyError(
-          'PEER_LOST',
-          `nothing arrived on connection ${path.connection} for ${Math.round(nowMs - path.heardMs)} ms`,
-          undefined,
-          'its frames are sent again on another',
+        this.giveUp(path, `nothing arrived for ${Math.round(nowMs - path.heardMs)} ms`)
+        continue
+      }
+      if (nowMs >= path.stuckMs) {
+        this.giveUp(
+          path,
+          `nothing of what was sent has arrived for ${CONNECTION_STUCK_MS} ms; does the path take large packets?`,
         )
-        this.detach(path.connection, nowMs)
-        this.sink.onLost(path.connection, error)
         continue
       }
       if (nowMs >= path.pingDueMs && !path.pingDue) {
@@ -366,6 +389,9 @@ export class Session {
     }
     if (this.isBroken && nowMs - this.brokenSince >= this.patienceMs) {
       this.fault('PEER_LOST', `no connection to the peer for ${Math.round(this.patienceMs / 1000)} s`)
+    } else if (!this.isBroken && this.acked < this.lastSequence && nowMs - this.progressMs >= this.patienceMs) {
+      const what = `the peer acknowledged nothing for ${Math.round(this.patienceMs / 1000)} s, though it can be reached`
+      this.fault('PEER_LOST', what)
     }
     if (work) this.sink.onWork()
   }
@@ -416,6 +442,7 @@ export class Session {
       case FRAME.PONG:
         if (readU64(payload, 0) !== path.pingCount) return
         path.ponged(nowMs)
+        this.tellRoom()
         return this.sink.onWork() // its window may have grown
       case FRAME.BYE:
         return this.receiveBye(payload)
@@ -464,11 +491,18 @@ export class Session {
       if (this.heldBytes + size > UNACKED_BYTES_MAX) {
         return this.fault('LIMIT_EXCEEDED', `${this.heldBytes + size} bytes came ahead of a missing frame`)
       }
+      this.heldBytes += size
+      this.heldFrames++
+      if (!this.countHeld()) {
+        // Others have the memory. What came is not acknowledged, and so comes again; the missing frame with it.
+        this.heldBytes -= size
+        this.heldFrames--
+        return this.giveUp(path, `its frames came ${this.heldBytes} bytes ahead of a missing one`)
+      }
       held.type[slot] = type
       held.flags[slot] = flags
       held.flow[slot] = flow
-      held.payload[slot] = keepable(payload)
-      this.heldBytes += size
+      held.payload[slot] = compact(payload)
       return
     }
     this.receivedSequence = sequence
@@ -483,9 +517,36 @@ export class Session {
       const body = held.payload[slot] as Uint8Array
       held.free(slot)
       this.heldBytes -= FRAME_HEAD_BYTES + body.length
+      this.heldFrames--
+      this.countHeld()
       this.receivedSequence++
       this.deliver(next, held.flags[slot]!, held.flow[slot]!, body)
     }
+  }
+
+  /** What is held has changed. @returns false where there is no memory for it */
+  private countHeld(): boolean {
+    const need = Math.max(0, this.heldBytes + this.heldFrames * HELD_FRAME_BYTES - HELD_FREE_BYTES)
+    if (need <= this.heldTaken) {
+      this.memory.give(this.heldTaken - need)
+      this.heldTaken = need
+      return true
+    }
+    if (!this.memory.take(need - this.heldTaken)) return false
+    this.heldTaken = need
+    return true
+  }
+
+  /** Ends a connection that does not do its work; its frames go out again on another. */
+  private giveUp(path: Path, why: string): void {
+    const error = new ProxyError(
+      'PEER_LOST',
+      `connection ${path.connection} is given up: ${why}`,
+      undefined,
+      'its frames are sent again on another',
+    )
+    this.detach(path.connection, this.nowMs)
+    this.sink.onLost(path.connection, error)
   }
 
   private get ended(): boolean {
@@ -556,16 +617,30 @@ export class Session {
     const info = parseInfo(payload)
     if (!info) return this.fault('PROTOCOL_SYNTAX', `OPEN for flow ${number} is malformed`)
     if (this.flows.size >= FLOWS_MAX) return this.fault('LIMIT_EXCEEDED', `more than ${FLOWS_MAX} flows`)
+    if (this.flows.size + this.endsUntold >= FLOWS_UNENDED_MAX) {
+      return this.fault('LIMIT_EXCEEDED', `${this.endsUntold} flows have ended, and the peer does not acknowledge it`)
+    }
+    this.refillOpens()
+    if (--this.opensLeft < -OPENS_BURST) return this.fault('LIMIT_EXCEEDED', 'OPEN over and over')
     const flow = this.addFlow(number, info)
     flow.wanIn += FRAME_HEAD_BYTES + payload.length
     if (this.sessionState !== 'live' || (this.draining && !this.isRunning(flow))) {
       flow.untold = true
       this.resetFlow(number, CODE.SHUTDOWN, 'takes no new migrations')
+    } else if (this.opensLeft < 0) {
+      flow.untold = true
+      this.resetFlow(number, CODE.LIMIT_EXCEEDED, 'too many flows within a short time')
     } else {
       this.growWindow(flow, CREDIT_TAKEN_BYTES)
       this.enqueue(FRAME.CREDIT, flow, [EMPTY])
       this.sink.onOpen(number, info)
     }
+  }
+
+  private refillOpens(): void {
+    const more = ((this.nowMs - this.opensAtMs) * OPENS_PER_SECOND) / 1000
+    this.opensLeft = Math.min(OPENS_BURST, this.opensLeft + more)
+    this.opensAtMs = this.nowMs
   }
 
   /** Whether another flow of the same migration is open that was neither reset nor refused. */
@@ -652,9 +727,13 @@ export class Session {
       const size = FRAME_HEAD_BYTES + this.sent.length[slot]!
       this.unackedBytes -= size
       if (this.sent.owner[slot] === OWNER_RESEND) this.resendBytes -= size
+      if (this.sent.type[slot] === FRAME.DATA) this.countData(-this.sent.length[slot]!)
+      else if (this.sent.type[slot] === FRAME.END) this.endsUntold--
       this.sent.free(slot)
+      this.progressMs = this.nowMs
     }
     this.checkFlushed()
+    this.tellRoom()
   }
 
   private receiveBye(payload: Uint8Array): void {
@@ -701,6 +780,7 @@ export class Session {
     }
     this.tokens -= total
     this.checkFlushed() // what was left may have been data of flows that were reset
+    this.tellRoom()
     return total
   }
 
@@ -785,12 +865,11 @@ export class Session {
     flow.wanOut += bytes
     if (type === FRAME.DATA) {
       this.queuedBytes -= length
-      flow.queuedBytes -= length
+      this.queuedData -= length
     } else if (type === FRAME.BATCH) {
       this.queuedBytes -= length
     }
     if (entry.left === 0) this.finishEntry(lane, entry)
-    else if (flow.starved) this.checkStarved(flow)
     return bytes
   }
 
@@ -802,15 +881,35 @@ export class Session {
     if (entry.left > 0) {
       // Dropped: data of a flow that was reset.
       this.queuedBytes -= entry.left
-      flow.queuedBytes -= entry.left
+      this.queuedData -= entry.left
+      this.countData(-entry.left)
     }
-    if (flow.starved) this.checkStarved(flow)
   }
 
-  private checkStarved(flow: Flow): void {
-    if (flow.queuedBytes * 2 > this.laneBytes) return
-    flow.starved = false
-    if (flow.send === 'open') this.sink.onCredit(flow.number)
+  /** Tells flows that wait for room, one after the other, as long as there is some: who wants more goes to the end. */
+  private tellRoom(): void {
+    if (this.starved.size === 0) return
+    for (const flow of [...this.starved]) {
+      if (this.queuedData * 2 > this.laneBytes || this.dataMemory < FRAME_PAYLOAD_BYTES_MAX) return
+      this.starved.delete(flow)
+      if (flow.send === 'open') this.sink.onCredit(flow.number)
+    }
+  }
+
+  /** Bytes of DATA came, or went. Beyond the free part they are the budget's. */
+  private countData(bytes: number): void {
+    this.dataBytes += bytes
+    const need = Math.max(0, this.dataBytes - ANSWERS_FREE_BYTES)
+    if (need > this.dataTaken) this.dataTaken += this.memory.takeUpTo(need - this.dataTaken)
+    else if (need < this.dataTaken) {
+      this.memory.give(this.dataTaken - need)
+      this.dataTaken = need
+    }
+  }
+
+  /** Bytes of DATA that may be kept beside those that are. */
+  private get dataMemory(): number {
+    return Math.max(0, ANSWERS_FREE_BYTES - this.dataBytes) + this.memory.room
   }
 
   private pullCredit(path: Path, flow: Flow, out: Uint8Array[]): number {
@@ -850,6 +949,7 @@ export class Session {
     payload: Payload,
     out: Uint8Array[],
   ): number {
+    if (this.acked === this.lastSequence) this.progressMs = this.nowMs
     const sequence = ++this.lastSequence
     if (type === FRAME.OPEN) this.flows.get(flow)!.openSequence = sequence
     this.sent.span(this.acked, sequence)
@@ -945,8 +1045,9 @@ export class Session {
     if (state.send === 'reset' || state.receive === 'reset') return
     state.rawOut += bytes.length
     assert(state.rawOut <= state.creditTotal, `flow ${flow} was handed more data than its credit`)
-    state.queuedBytes += bytes.length
     this.queuedBytes += bytes.length
+    this.queuedData += bytes.length
+    this.countData(bytes.length)
     state.migration.start += bytes.length
     this.enqueue(FRAME.DATA, state, [bytes])
   }
@@ -1024,16 +1125,18 @@ export class Session {
   }
 
   /**
-   * How many of `wanted` bytes may be given to `sendData` now: `credit`, and what the lane of waiting data has room for.
+   * How many of `wanted` bytes may be given to `sendData` now: `credit`, what the lane of waiting data has room for, and
+   * memory for what is kept until it is acknowledged.
    * Where that is less, onCredit comes once there is more; so ask with all that is at hand, and give all of the answer.
    * @param wanted more than 0
    */
   dataRoom(flow: number, wanted: number): number {
     const state = this.flows.get(flow)
     if (!state) return 0
-    const room = Math.max(0, this.laneBytes - state.queuedBytes)
-    if (room < wanted) state.starved = true
-    return Math.min(room, wanted, this.credit(flow))
+    const room = Math.max(0, Math.min(this.laneBytes - this.queuedData, this.dataMemory))
+    const allowed = Math.min(wanted, this.credit(flow)) // what credit forbids, CREDIT will tell of
+    if (room < allowed) this.starved.add(state)
+    return Math.min(room, allowed)
   }
 
   /** The local QEMU's socket took so many raw bytes of the flow: the peer may send as many more. */
@@ -1096,6 +1199,7 @@ export class Session {
 
   private forget(flow: Flow): void {
     this.flows.delete(flow.number)
+    this.starved.delete(flow)
     this.memory.give(flow.window - this.initialCredit)
     if (--flow.migration.flows === 0) this.migrations.delete(flow.migration.number)
   }
@@ -1105,6 +1209,7 @@ export class Session {
     if (this.role !== 'server' || flow.send === 'open' || flow.receive === 'open') return
     if (this.flows.get(flow.number) !== flow) return // a sink's own call was first
     this.enqueue(FRAME.END, flow, [])
+    this.endsUntold++
     this.forget(flow)
     if (!flow.untold) this.sink.onEnd(flow.number)
   }
@@ -1130,7 +1235,7 @@ export class Session {
     return left
   }
 
-  /** Bytes of DATA that one flow may let wait: what the link carries within the windows. */
+  /** Bytes of DATA that may wait: what the link carries within the windows. */
   private get laneBytes(): number {
     let bytes = 0
     for (const path of this.paths) if (path) bytes += path.window
@@ -1317,6 +1422,7 @@ export class Session {
     )
     this.memory.close()
     this.flows.clear()
+    this.starved.clear()
     this.migrations.clear()
     this.urgentLane.clear()
     this.bulkLane.clear()
@@ -1329,7 +1435,12 @@ export class Session {
     this.batchBytes = 0
     this.resendBytes = 0
     this.queuedBytes = 0
+    this.queuedData = 0
+    this.dataBytes = 0
+    this.dataTaken = 0
     this.heldBytes = 0
+    this.heldFrames = 0
+    this.heldTaken = 0
     this.unackedBytes = 0
     this.acked = this.lastSequence
   }
@@ -1428,9 +1539,18 @@ function takePayload(entry: Entry, length: number): Payload {
   return views.length === 1 ? views[0]! : views
 }
 
-/** The payload, or a copy where a small view would pin a large chunk: what is kept is counted by its own bytes. */
+/**
+ * The payload, or a copy where a small view would pin a large chunk: what is kept is counted by its own bytes. Parts of a
+ * batch are large, and on plain TCP four of them lie in one chunk: these go on without a copy.
+ */
 function keepable(payload: Uint8Array): Uint8Array {
-  return payload.length * PIN_RATIO_MAX >= payload.buffer.byteLength ? payload : payload.slice()
+  const large = payload.length >= FRAME_PAYLOAD_BYTES_MAX / 2
+  return large || payload.length * 2 >= payload.buffer.byteLength ? payload : payload.slice()
+}
+
+/** As keepable, for what may wait long: nothing pins more than a few bytes beside it. */
+function compact(payload: Uint8Array): Uint8Array {
+  return payload.length + FRAME_HEAD_BYTES >= payload.buffer.byteLength ? payload : payload.slice()
 }
 
 /** Raw length of a batch (protocol.md §4: u8 format, varint raw length); -1 where it cannot be read. */
@@ -1471,8 +1591,9 @@ function parseInfo(payload: Uint8Array): FlowInfo | null {
 
 /** UTF-8 of at most TEXT_BYTES_MAX bytes, not cut within a character. */
 function encodeText(text: string): Uint8Array {
+  if (text.length * 3 <= TEXT_BYTES_MAX) return ENCODER.encode(text)
   const bytes = new Uint8Array(TEXT_BYTES_MAX)
-  return bytes.slice(0, new TextEncoder().encodeInto(text, bytes).written)
+  return bytes.slice(0, ENCODER.encodeInto(text, bytes).written)
 }
 
 function decodeText(payload: Uint8Array): string {

@@ -3,7 +3,7 @@
  * seeded runs over failing links. What the windows do is in window.test.ts.
  */
 import t from 'tap'
-import { readU64 } from '../../src/bytes/big-endian.ts'
+import { readU16, readU64 } from '../../src/bytes/big-endian.ts'
 import { isProxyError, ProxyError } from '../../src/errors.ts'
 import * as limits from '../../src/limits.ts'
 import type { SessionOptions, SessionSink, SessionState } from '../../src/session/api.ts'
@@ -856,6 +856,98 @@ t.test('a peer that breaks the rules', async t => {
   )
 })
 
+t.test('OPEN over and over', async t => {
+  const open = (bench: Bench, from: number, count: number, between: () => void): Bench => {
+    for (let i = from; i < from + count && !bench.dead; i++) {
+      const flow = (i % 65535) + 1
+      bench.say(FRAME.OPEN, flow, openPayload()).say(FRAME.RESET, flow, RESET_PAYLOAD)
+      bench.session.resetFlow(flow, 1, 'in turn')
+      between()
+    }
+    return bench
+  }
+  const unread = open(new Bench('server'), 0, 1 << 20, () => {})
+  t.equal(unread.dead?.code, 'LIMIT_EXCEEDED', 'a peer that reads nothing')
+  t.ok(unread.log.length < 3 * limits.FLOWS_UNENDED_MAX, `${unread.log.length} events`)
+
+  const read = new Bench('server')
+  const readAll = (): void => {
+    read.pull()
+    read.ack()
+  }
+  open(read, 0, limits.OPENS_BURST, readAll)
+  t.equal(read.log.filter(line => line.startsWith('open')).length, limits.OPENS_BURST, 'a burst is taken')
+  read.frames = []
+  open(read, limits.OPENS_BURST, 100, readAll)
+  t.equal(read.log.filter(line => line.startsWith('open')).length, limits.OPENS_BURST, 'what is more is refused')
+  t.equal(read.dead, null)
+  const resets = read.frames.filter(({ type }) => type === FRAME.RESET)
+  t.same([resets.length, readU16(resets[0]!.payload, 0)], [100, 8])
+  t.notOk(read.session.flowCount, 'and comes to its end all the same')
+  read.now += 3000
+  open(read, 2 * limits.OPENS_BURST, 150, readAll)
+  t.equal(read.log.filter(line => line.startsWith('open')).length, limits.OPENS_BURST + 150, 'then so many a second')
+  open(read, 0, 1 << 20, readAll)
+  t.equal(read.dead?.code, 'LIMIT_EXCEEDED', 'who goes on is let go')
+})
+
+t.test('frames ahead of a missing one take memory that is bounded', async t => {
+  const memory = new MemoryBudget(0).share('a')
+  const bench = new Bench('server', {}, true, { memory })
+  bench.session.attach(1, 0, 0)
+  bench.say(FRAME.OPEN, 1, openPayload())
+  const chunk = new Uint8Array(16384)
+  let sequence = 2
+  while (bench.log.length === 1 && sequence < 65536) {
+    bench.sayNumbered(++sequence, FRAME.DATA, 1, chunk.subarray(0, 100), 0, 1)
+  }
+  t.same(bench.log, ['open 1', 'lost 1'], 'where there is none its connection goes, and the session lives')
+  const held = bench.session.stats().reordered
+  t.ok(held < limits.HELD_FREE_BYTES / 3, `${held} bytes: each costs more than itself`)
+  t.equal(bench.dead, null)
+  bench.sayNumbered(2, FRAME.DATA, 1, chunk.subarray(0, 100))
+  t.equal(bench.log.length, sequence, 'all that was held is there')
+})
+
+t.test('a peer that takes everything and acknowledges nothing', async t => {
+  const bench = new Bench('client')
+  const { session } = bench
+  const flow = session.openFlow(INFO)
+  session.sendData(flow, ascii('hello'))
+  bench.pull()
+  let losses = 0
+  for (bench.now = 0; bench.now < 600_000 && !bench.dead; bench.now += 500) {
+    bench.say(FRAME.PING, 0, u64(bench.now))
+    session.tick(bench.now)
+    bench.pull()
+    if (bench.log.at(-1) !== 'lost 0') continue
+    losses++
+    bench.log.length = 0
+    bench.now += 60_000 // its own patience counts this
+    session.attach(0, 0, bench.now)
+    bench.sequencedFrames = 0
+    bench.pull()
+  }
+  t.equal(losses, 6, 'connections that carry nothing are given up')
+  t.equal(bench.dead?.code, 'PEER_LOST')
+  t.match(bench.dead?.what, /acknowledged nothing for 120 s/)
+  t.ok(bench.now >= 480_000 && bench.now < 485_000, `${bench.now}: two minutes with, six without a connection`)
+
+  const slow = new Bench('client')
+  slow.session.sendData(slow.session.openFlow(INFO), new Uint8Array(200_000))
+  for (let i = 1; i < 100; i++) {
+    slow.pull()
+    slow.now += 10_000
+    slow.say(FRAME.PING, 0, u64(i))
+    slow.ack(Math.min(i, slow.lastSequence), Math.min(i, slow.sequencedFrames))
+    slow.session.tick(slow.now)
+  }
+  t.notOk(
+    slow.log.some(line => /lost|dead/.test(line)),
+    'a frame in ten seconds is progress',
+  )
+})
+
 t.test('what is kept pins no more memory than it counts', async t => {
   const kept: Uint8Array[] = []
   const bench = new Bench('server', { onData: (_flow, payload) => kept.push(payload) })
@@ -921,6 +1013,55 @@ t.test('room that was less than wanted is told of when there is more', async t =
   session.sendData(1, new Uint8Array(100))
   bench.pull()
   t.same(bench.log, ['open 1', 'credit 1'], 'whoever was given all that it wanted is told nothing')
+})
+
+t.test('flows share the room for what waits, and are told in turns', async t => {
+  const bench = new Bench('server')
+  const { session } = bench
+  bench.say(FRAME.OPEN, 1, openPayload()).say(FRAME.OPEN, 2, openPayload())
+  bench.pull()
+  session.sendData(1, new Uint8Array(session.dataRoom(1, 1 << 20)))
+  t.equal(session.dataRoom(2, 1), 0, 'one flow has taken all of it')
+  bench.log.length = 0
+  bench.pull()
+  t.same(bench.log, ['credit 1', 'credit 2'])
+})
+
+t.test('answers that nobody acknowledges take memory that is bounded', async t => {
+  for (const budget of [0, 4 << 20]) {
+    const memory = new MemoryBudget(budget).share('a')
+    const bench = new Bench('server', {}, true, { memory })
+    const { session } = bench
+    bench.say(FRAME.OPEN, 1, openPayload()).say(FRAME.CREDIT, 1, u64(1 << 30))
+    const send = (): number => {
+      const room = session.dataRoom(1, 8 << 20)
+      session.sendData(1, new Uint8Array(room))
+      bench.pull()
+      return room
+    }
+    // The windows open wide ...
+    for (let round = 0; round < 200; round++) {
+      send()
+      bench.now += 20
+      bench.ack()
+    }
+    // ... and then nothing is acknowledged any more.
+    let unread = 0
+    for (let round = 0; round < 200; round++) {
+      unread += send()
+      bench.say(FRAME.PING, 0, u64(1))
+    }
+    t.ok(unread <= limits.ANSWERS_FREE_BYTES + budget / 2 + 65536, `budget ${budget}: ${unread} bytes are kept`)
+    t.ok(unread > (limits.ANSWERS_FREE_BYTES + budget / 2) / 2, `budget ${budget}: ${unread} bytes are kept`)
+    bench.log.length = 0
+    bench.ack()
+    t.same(bench.log, ['credit 1'], 'an ACK tells that there is room')
+    for (let round = 0; round < 20; round++) {
+      bench.pull()
+      bench.ack()
+    }
+    t.equal(memory.heldBytes, 0, 'what was acknowledged is given back')
+  }
 })
 
 t.test('RESET drops data, but not before a batch', async t => {

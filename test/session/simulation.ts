@@ -1180,8 +1180,9 @@ export const PLANTS: Record<string, Plant> = {
     const dataRoom = session.dataRoom.bind(session)
     session.dataRoom = (number, wanted) => {
       const room = dataRoom(number, wanted)
-      const flow = (session as unknown as { flows: Map<number, { starved: boolean }> }).flows.get(number)
-      if (flow && room > 0) flow.starved = false
+      const { flows, starved } = session as unknown as { flows: Map<number, object>; starved: Set<object> }
+      const flow = flows.get(number)
+      if (flow && room > 0) starved.delete(flow)
       return room
     }
   },

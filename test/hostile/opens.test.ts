@@ -1,0 +1,30 @@
+/** OPEN and RESET over and over: by a peer that reads nothing, and by one that reads and acknowledges all. */
+import t from 'tap'
+import { Siege, unharmed } from './harness.ts'
+
+for (const reads of [false, true]) {
+  t.test(`OPEN and RESET by a peer that reads ${reads ? 'all' : 'nothing'}`, { timeout: 120_000 }, async t => {
+    await using siege = await Siege.start()
+    let pairs = 0
+    let sessions = 0
+    const figures = await siege.under(async () => {
+      const until = performance.now() + 10_000
+      while (performance.now() < until) {
+        const peer = await siege.peer()
+        sessions++
+        peer.acknowledges = reads
+        if (!reads) peer.socket.pause()
+        for (let flow = 1; !peer.isClosed && performance.now() < until; flow = (flow % 65535) + 1) {
+          peer.open(flow)
+          peer.reset(flow, 1, 'once more')
+          pairs++
+          if (flow % 100 === 0) await new Promise(done => setImmediate(done))
+          await peer.flushed()
+        }
+        peer.close()
+      }
+    })
+    t.comment(`${pairs} pairs in ${sessions} sessions`)
+    unharmed(t, figures, { grownBytesMax: 64 << 20 })
+  })
+}
