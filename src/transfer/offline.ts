@@ -15,7 +15,7 @@ import { CHANNEL_KIND_BYTES_MAX, channelKind } from '../qemu/channel-kind.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { encodeFrame, type Frame, FrameDecoder, writeHead } from '../wan/frames.ts'
 import { clientHelloOf, encodeClientHello, HelloDecoder } from '../wan/hello.ts'
-import { FLAG_MORE, FRAME, FRAME_HEAD_BYTES, HELLO_HEAD_BYTES } from '../wan/wire.ts'
+import { FLAG_MORE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL, HELLO_HEAD_BYTES } from '../wan/wire.ts'
 import { parserFor } from './channel-parser.ts'
 import { Inbound } from './inbound.ts'
 import { Outbound } from './outbound.ts'
@@ -250,10 +250,12 @@ export async function decodeStream(
 
   const take = (frame: Frame): void => {
     if (ended) throw syntax('a frame behind the end')
-    if (frame.type < FRAME.ACK) {
+    const optional = frame.type >= FRAME_OPTIONAL
+    if (frame.type < FRAME.ACK || (optional && frame.sequence > 0)) {
       expected++
       if (frame.sequence !== expected) throw syntax(`frame ${frame.sequence} where ${expected} was due`)
     }
+    if (optional) return // of a later version, which keeps its place and does nothing
     if (frame.type < FRAME.ACK && frame.flow !== FLOW) throw syntax(`a frame of flow ${frame.flow}`)
     if (fin && frame.type !== FRAME.BYE) throw syntax('a frame behind FIN')
     switch (frame.type) {
@@ -267,7 +269,9 @@ export async function decodeStream(
         parts.push(frame.payload)
         partBytes += frame.payload.length
         if (partBytes > BATCH_WIRE_BYTES_MAX) throw syntax('a batch that is too long', 'BATCH_FORMAT')
-        if ((frame.flags & FLAG_MORE) === 0) {
+        if ((frame.flags & FLAG_MORE) !== 0) {
+          if (frame.payload.length !== FRAME_PAYLOAD_BYTES_MAX) throw syntax('a part of a batch that is too short')
+        } else {
           inbound!.push(flow, parts)
           parts = []
           partBytes = 0

@@ -662,7 +662,9 @@ export function decodeFile(file: Uint8Array, setOf: (digest: string) => Buffer =
     const promised = from.u32()
     const payload = from.take(length)
     need(promised === (type === 3 ? check : crc32(payload, check)), `frame at ${start} is damaged`)
-    need(number === (type < 16 ? sequence++ : 0), `frame at ${start} out of sequence`)
+    const numbered = type < 16 || (type >= 128 && number > 0)
+    need(number === (numbered ? sequence++ : 0), `frame at ${start} out of sequence`)
+    if (type >= 128) continue // of a later version
     if (type === 19) {
       need(payload.readUInt16BE(0) === 0 && fin, 'BYE before the end')
       bye = true

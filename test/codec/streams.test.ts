@@ -320,6 +320,25 @@ t.test('files that no encoder writes', async t => {
   await ends('a frame behind BYE', [hello, ...rest, encodeFrame(4, 0, 1, 5, none)], 'PROTOCOL_SYNTAX')
   await ends('a byte behind BYE', [hello, ...rest, Uint8Array.of(0)], 'PROTOCOL_SYNTAX', /behind the end/)
   await ends('DATA', [hello, open, encodeFrame(2, 0, 1, 2, Uint8Array.of(1)), ...ended], 'PROTOCOL_SYNTAX', /type 2/)
+  const later = [encodeFrame(0x80, 0, 1, 2, Uint8Array.of(1)), encodeFrame(0xff, 0, 9, 0, none)]
+  await ends(
+    'a type of a later version has taken its number',
+    [hello, open, ...later, first],
+    'PROTOCOL_SYNTAX',
+    /frame 2 where 3/,
+  )
+  const moved = [encodeFrame(3, 1, 1, 3, payload(first)), encodeFrame(3, 0, 1, 4, payload(second))]
+  const whole = Buffer.concat([hello, open, ...later, ...moved, encodeFrame(4, 0, 1, 5, none), ...later.slice(1), bye])
+  t.ok((await decoded(whole)).equals(input), 'types of a later version that may be ignored')
+  t.ok(Buffer.from(decodeFile(whole)).equals(input), 'and so by the second decoder')
+  await ends('one that may not be', [hello, open, encodeFrame(0x7f, 0, 1, 2, none)], 'PROTOCOL_SYNTAX', /type 127/)
+  const short = encodeFrame(3, 1, 1, 2, payload(first).subarray(1))
+  await ends(
+    'a part that is not full',
+    [hello, open, short, encodeFrame(3, 0, 1, 3, payload(second))],
+    'PROTOCOL_SYNTAX',
+    /short/,
+  )
   await ends('an empty BATCH', [hello, open, encodeFrame(3, 0, 1, 2, none)], 'PROTOCOL_SYNTAX')
   const part = new Uint8Array(FRAME_PAYLOAD_BYTES_MAX)
   const long = Array.from({ length: 70 }, (_, i) => encodeFrame(3, 1, 1, 2 + i, part))

@@ -1287,6 +1287,33 @@ t.test('what was counted on one connection is not sent again when a gap keeps it
   )
 })
 
+t.test('the second number of an ACK counts what arrives, also for the second time', async t => {
+  const bench = new Bench('server')
+  bench.session.attach(1, 0, 0)
+  const counts = (connection: number): number[] => {
+    bench.now += 20
+    bench.session.tick(bench.now)
+    bench.frames = []
+    bench.pull(connection)
+    const ack = bench.frames.find(({ type }) => type === FRAME.ACK)
+    return ack ? [readU64(ack.payload, 0), readU64(ack.payload, 8)] : []
+  }
+  bench.say(FRAME.OPEN, 1, openPayload()).say(FRAME.DATA, 1, ascii('a'))
+  bench.sayNumbered(2, FRAME.DATA, 1, ascii('a')) // on the same connection again
+  bench.sayNumbered(1, FRAME.OPEN, 1, openPayload(), 0, 1) // and on another
+  bench.sayNumbered(4, FRAME.DATA, 1, ascii('c'), 0, 1).sayNumbered(4, FRAME.DATA, 1, ascii('c'), 0, 1) // ahead, twice
+  t.same(
+    [counts(0), counts(1)],
+    [
+      [2, 3],
+      [2, 3],
+    ],
+  )
+  bench.sayNumbered(3, 0x80, 0, ascii('later')) // a type that is ignored
+  t.same([counts(0), counts(1)], [[4, 4], []])
+  t.equal(bench.dead, null)
+})
+
 t.test('frames in any order', async t => {
   const bench = new Bench('server')
   bench.session.attach(1, 0, 0)
