@@ -17,6 +17,7 @@ import { makeLog } from '../daemon/text-log.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { Credentials, type Role } from '../link/credentials.ts'
 import { formatAddress } from '../relay/address.ts'
+import { groupId } from '../relay/group.ts'
 import { parseEffort } from './codec-command.ts'
 import { listenAt, logArrival } from './destination-command.ts'
 import { proxySettings, type Runnable, runProxy, type StatusLine } from './proxy-options.ts'
@@ -80,7 +81,7 @@ function readFile(path: string): ReadConfiguration {
 /** What the file names and this host does not have, or may not read: keys, certificates, the store. */
 function missingThings(configuration: Configuration, { lineOf }: ReadConfiguration): Mistake[] {
   const mistakes: Mistake[] = []
-  const check = (key: string, look: () => void): void => {
+  const check = (key: string, look: () => unknown): void => {
     try {
       look()
     } catch (error) {
@@ -96,7 +97,13 @@ function missingThings(configuration: Configuration, { lineOf }: ReadConfigurati
     for (const role of roles) check('tls-creds', () => void new Credentials({ role, directory: tlsCreds }))
   if (store !== undefined) check('store', () => checkFolder(store))
   if (storeKey !== undefined) check('store-key', () => void storeKeyOf(storeKey))
+  for (const { listen } of configuration.peers) for (const { group } of listen) check('listeners', () => groupOf(group))
   return mistakes.sort((a, b) => a.line - b.line)
+}
+
+/** @throws USAGE, IO */
+function groupOf(group: string | undefined): number | undefined {
+  return group === undefined ? undefined : groupId(group)
 }
 
 /** @throws IO */
@@ -135,7 +142,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   for (const peer of configuration.peers) {
     const daemon = new SourceDaemon({
       ...proxySettings(common(peer.peerName), 'client', log),
-      listen: peer.listen,
+      listen: peer.listen.map(entry => ({ ...entry, group: groupOf(entry.group) })),
       beyondLoopback: false,
       peer,
       effort: configuration.effort === 'auto' ? 'auto' : parseEffort(configuration.effort).level,

@@ -8,6 +8,7 @@ import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX } from '../limits.ts'
 import { formatAddress, parseNamedAddress, parsePeer } from '../relay/address.ts'
+import { fileMode, groupId } from '../relay/group.ts'
 import { parseEffort } from './codec-command.ts'
 import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
 import { formatSize, parseCount, parseRate } from './quantity.ts'
@@ -16,6 +17,8 @@ import { nameOf, outcomeText } from './summary-text.ts'
 interface SourceArguments extends ProxyArguments {
   readonly listen: string[]
   readonly peer: string
+  readonly socketMode: string
+  readonly socketGroup: string | undefined
   readonly listenAnywhere: boolean
   readonly effort: string
   readonly connections: string
@@ -41,6 +44,17 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
         type: 'string',
         requiresArg: true,
         demandOption: true,
+      })
+      .option('socket-mode', {
+        describe: 'Mode of the files of --listen unix:PATH: 0660 lets a group in',
+        type: 'string',
+        requiresArg: true,
+        default: '0600',
+      })
+      .option('socket-group', {
+        describe: 'Group of those files: the one that QEMU runs as, such as libvirt-qemu',
+        type: 'string',
+        requiresArg: true,
       })
       .option('listen-anywhere', {
         describe: 'Lets --listen name an address that other hosts reach: nothing authenticates them',
@@ -118,9 +132,11 @@ async function runSource(args: SourceArguments): Promise<void> {
   const { log } = settings
   const status: StatusLine = { tell: () => {} }
   const { rate, rateFile } = args
+  const mode = fileMode(args.socketMode)
+  const group = args.socketGroup === undefined ? undefined : groupId(args.socketGroup)
   const daemon = new SourceDaemon({
     ...settings,
-    listen: args.listen.map(parseNamedAddress),
+    listen: args.listen.map(text => ({ ...parseNamedAddress(text), mode, group })),
     beyondLoopback: args.listenAnywhere,
     peer: parsePeer(args.peer),
     effort: args.effort === 'auto' ? 'auto' : parseEffort(args.effort).level,

@@ -7,6 +7,7 @@ import { z } from 'zod'
 import { isProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX, PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
 import { type Address, formatAddress, isLoopback, isRange, parseAddress, parsePeer } from '../relay/address.ts'
+import { fileMode } from '../relay/group.ts'
 
 /** One thing that is wrong with a configuration file. */
 export interface Mistake {
@@ -23,7 +24,13 @@ export interface PeerConfiguration {
   readonly connections: number
   readonly rate: number
   readonly peerName: string | undefined
-  readonly listen: readonly { readonly name: string; readonly address: Address }[]
+  readonly listen: readonly {
+    readonly name: string
+    readonly address: Address
+    readonly mode: number | undefined
+    /** Name or number. */
+    readonly group: string | undefined
+  }[]
 }
 
 export interface Configuration {
@@ -89,7 +96,17 @@ function schema(read: QuantityReaders) {
     'learn-size': text(read.size, '1GB').optional(),
     'learn-age': text(read.duration, '720h').optional(),
     peers: z.record(NAME, peer).default({}),
-    listeners: z.array(z.strictObject({ at: address, peer: NAME, target: NAME.default('default') })).default([]),
+    listeners: z
+      .array(
+        z.strictObject({
+          at: address,
+          peer: NAME,
+          target: NAME.default('default'),
+          mode: text(fileMode, '"0660"').optional(),
+          group: z.coerce.string().optional(),
+        }),
+      )
+      .default([]),
     wan: z.strictObject({ listen: z.array(address).min(1), 'peer-name': z.string().optional() }).optional(),
     targets: z.record(NAME, address).default({}),
   })
@@ -174,6 +191,10 @@ export function readConfiguration(content: string, read: QuantityReaders): ReadC
         `peers are: ${Object.keys(file.peers).join(', ') || 'none'}`,
       )
     const at = parseAddress(listener.at)
+    for (const key of ['mode', 'group'] as const) {
+      if (listener[key] !== undefined && at.kind !== 'unix')
+        mistake(['listeners', i, key], `${key} of ${listener.at}`, 'only the file of a Unix socket has one')
+    }
     if (!isLoopback(at) && at.kind !== 'fd')
       mistake(
         ['listeners', i, 'at'],
@@ -223,7 +244,12 @@ export function readConfiguration(content: string, read: QuantityReaders): ReadC
       peerName: peer['peer-name'],
       listen: file.listeners
         .filter(listener => listener.peer === name)
-        .map(listener => ({ name: listener.target, address: parseAddress(listener.at) })),
+        .map(listener => ({
+          name: listener.target,
+          address: parseAddress(listener.at),
+          mode: listener.mode === undefined ? undefined : fileMode(listener.mode),
+          group: listener.group,
+        })),
     }
   })
   return {

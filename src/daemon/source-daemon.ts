@@ -30,9 +30,19 @@ const WORKSPACES = 4
 /** Who brings in what is learned here: the guests of this host, whichever peer they go to. */
 const OWN_GUESTS = ''
 
+/** Where QEMU connects. */
+export interface ListenFor {
+  /** Name of the target at the other side. */
+  readonly name: string
+  readonly address: Address
+  /** Of a Unix socket's file: mode, and id of the group that QEMU is in. */
+  readonly mode?: number | undefined
+  readonly group?: number | undefined
+}
+
 export interface SourceOptions {
   /** Where QEMU connects, each with the name of the target at the other side. */
-  readonly listen: readonly { readonly name: string; readonly address: Address }[]
+  readonly listen: readonly ListenFor[]
   readonly beyondLoopback: boolean
   readonly peer: { readonly host: string; readonly port: number }
   /** undefined: plain text, because the operator said so. */
@@ -70,7 +80,8 @@ export class SourceDaemon {
   private readonly options: SourceOptions
   private readonly sets: SessionSets
   private readonly listeners: Listener[] = []
-  private readonly gates = new Map<string, Gate>()
+  /** One for each socket that is listened on: what comes in at one is one guest. */
+  private readonly gates = new Map<Accepted, Gate>()
   private readonly paused = new PausedMigrations()
   private readonly waiting: Waiting[] = []
   private client: LinkClient | undefined
@@ -136,13 +147,22 @@ export class SourceDaemon {
   /** Listens, and begins to keep a session. @throws ADDRESS, IO */
   async start(): Promise<void> {
     loadLz4() // takes 100 ms, which the first migration, or the switch to postcopy, would wait for
-    for (const { name, address } of this.options.listen) {
-      const ranged = isRange(address)
+    for (const { name, address, mode, group } of this.options.listen) {
+      // libvirt's ports: the other side dials the same one. systemd may have opened several under one name.
+      const hasNumber = isRange(address) || address.kind === 'fd'
+      const target = ({ port }: Accepted): string => (hasNumber && port !== undefined ? `${name}:${port}` : name)
       this.listeners.push(
-        await listen(address, (socket, at) => this.accept(socket, ranged ? `${name}:${at.port}` : name, at), {
+        await listen(address, (socket, at) => this.accept(socket, target(at), at), {
           beyondLoopback: this.options.beyondLoopback,
+          mode,
+          group,
           ...(this.options.fds ? { fds: this.options.fds } : {}),
           onAcceptError: error => this.qemuLog.warn('accept failed', { error: error.message }),
+          onPortsTaken: (ports, error) => {
+            const { what, action } = error
+            this.options.log.warn('ports are taken: tried again', { ports: ports.join(' '), error: what, hint: action })
+          },
+          onPortFree: port => this.options.log.info('listening at one port more', { port }),
         }),
       )
     }
@@ -205,10 +225,10 @@ export class SourceDaemon {
   }
 
   private accept(accepted: QemuSocket, target: string, at: Accepted): void {
-    let gate = this.gates.get(target)
+    let gate = this.gates.get(at)
     if (!gate) {
       gate = new Gate(target, this.paused)
-      this.gates.set(target, gate)
+      this.gates.set(at, gate)
     }
     if (this.stopping && !isOpen(gate.migration)) {
       accepted.reset()

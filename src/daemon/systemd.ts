@@ -78,6 +78,8 @@ export class Notifier {
   readonly watchdogMs: number | undefined
   private helper: ChildProcess | undefined
   private readonly onFailure: (why: string) => void
+  /** READY or STOPPING, whichever was last: a new helper says it again, in case it died with the old one. */
+  private state: readonly string[] = []
   private statusText = ''
   private statusSent = ''
   private statusTimer: NodeJS.Timeout | undefined
@@ -108,8 +110,10 @@ export class Notifier {
     const ended = (why: string, again: boolean): void => {
       if (this.helper !== helper) return
       this.helper = undefined
-      if (again && restarts > 0) this.startHelper(env, restarts - 1)
-      else this.onFailure(`systemd cannot be told of the state: ${why}`)
+      if (again && restarts > 0) {
+        this.startHelper(env, restarts - 1)
+        if (this.state.length > 0) this.send(this.state)
+      } else this.onFailure(`systemd cannot be told of the state: ${why}`)
     }
     helper.on('error', error => ended(error.message, false))
     helper.on('exit', code => {
@@ -124,7 +128,8 @@ export class Notifier {
 
   /** Serving: sockets are bound, and connections are taken. */
   ready(status?: string): void {
-    this.sendWithStatus(['READY=1'], status)
+    this.state = ['READY=1']
+    this.sendWithStatus(this.state, status)
   }
 
   /** Reading the configuration anew; {@link ready} says that it is done. */
@@ -135,7 +140,8 @@ export class Notifier {
 
   /** On the way out: running migrations are finished. */
   stopping(status?: string): void {
-    this.sendWithStatus(['STOPPING=1'], status)
+    this.state = ['STOPPING=1']
+    this.sendWithStatus(this.state, status)
   }
 
   /** A line for `systemctl status`. May be called at any rate: the last one is sent, once a second. */
@@ -190,7 +196,7 @@ export class Notifier {
     this.statusSent = this.statusText
   }
 
-  private sendWithStatus(fields: string[], status: string | undefined): void {
+  private sendWithStatus(fields: readonly string[], status: string | undefined): void {
     if (status === undefined) this.send(fields)
     else {
       this.statusText = status.slice(0, STATUS_CHARS_MAX)

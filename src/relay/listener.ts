@@ -3,11 +3,11 @@
  * opened. Connections are handed over in the order in which the kernel accepted them, before a byte of theirs is read.
  */
 import { lookup } from 'node:dns/promises'
-import { chmodSync, lstatSync, readFileSync, realpathSync, unlinkSync } from 'node:fs'
+import { chmodSync, chownSync, lstatSync, readFileSync, realpathSync, unlinkSync } from 'node:fs'
 import net from 'node:net'
 import { basename, dirname, isAbsolute, join, resolve as resolvePath } from 'node:path'
 import { ProxyError } from '../errors.ts'
-import { type Address, expandRange, formatAddress, isLoopbackIp } from './address.ts'
+import { type Address, expandRange, formatAddress, isLoopbackIp, isRange } from './address.ts'
 import { acceptQemuSocket, type QemuSocket, type ReadMode } from './qemu-socket.ts'
 
 /**
@@ -15,17 +15,34 @@ import { acceptQemuSocket, type QemuSocket, type ReadMode } from './qemu-socket.
  */
 const BACKLOG = 512
 
+/** How often a port of a range that was taken is tried again: what took it is a connection, or a program that ends. */
+const PORT_RETRY_MS = 5000
+
+/** The kernel gives ports from here on to outgoing connections, unless net.ipv4.ip_local_port_range says otherwise. */
+const EPHEMERAL_PORT_MIN = 32768
+
 export interface ListenOptions {
   /** Lets others than this host connect; without it such an address is an ADDRESS error. */
   readonly beyondLoopback?: boolean
   /** Mode of a Unix socket's file; 0o600 unless said otherwise. */
-  readonly mode?: number
+  readonly mode?: number | undefined
+  /** Group id of a Unix socket's file; ours unless said otherwise. */
+  readonly group?: number | undefined
   /** Sockets from systemd, by name; a name may stand for several. */
   readonly fds?: ReadonlyMap<string, readonly number[]>
   /**
    * An accept that failed (out of descriptors): the listener lives on, and the connection waits in the kernel's queue.
    */
   readonly onAcceptError?: (error: NodeJS.ErrnoException, address: Address) => void
+  /**
+   * Some ports of a range are taken by others. Given this, the rest is listened on, and these are tried again; without
+   * it, or where none is free, it is an IO error.
+   */
+  readonly onPortsTaken?: (ports: readonly number[], error: ProxyError) => void
+  /** How often they are tried: 5 s unless said otherwise. */
+  readonly portRetryMs?: number
+  /** One of them is listened on now. */
+  readonly onPortFree?: (port: number) => void
 }
 
 /** Where a connection came in. */
@@ -38,37 +55,48 @@ export interface Accepted {
 
 /** A listener, possibly over several sockets. */
 export class Listener {
-  /** What it is bound to, in the order of the ports. */
+  /** What it is bound to, in the order in which it was. */
   readonly addresses: readonly Address[]
   private readonly servers: readonly net.Server[]
+  private readonly stopRetrying: () => void
 
   /** @internal */
-  constructor(servers: readonly net.Server[], addresses: readonly Address[]) {
+  constructor(servers: readonly net.Server[], addresses: readonly Address[], stopRetrying: () => void) {
     this.servers = servers
     this.addresses = addresses
+    this.stopRetrying = stopRetrying
   }
 
   /** Takes no more connections; those that were handed over live on. A Unix socket's file is removed. */
   async close(): Promise<void> {
     // The callback waits for connections too, where they are still net.Sockets: 'not listening any more' is true at
     // once.
+    this.stopRetrying()
     for (const server of this.servers) server.close()
   }
 }
 
-function failed(address: Address, error: NodeJS.ErrnoException): ProxyError {
+/** @param range the whole of it, where the address is one of a range */
+function failed(address: Address, error: NodeJS.ErrnoException, range: Address = address): ProxyError {
   const hints: Record<string, string> = {
-    EADDRINUSE: 'another program listens there: stop it or choose another address',
+    EADDRINUSE: takenHint(range),
     EADDRNOTAVAIL: 'no interface of this host has that address',
     EACCES: 'not allowed: a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a folder that can be written to',
     ENOENT: 'the folder of the socket does not exist',
     ENOTFOUND: 'no such host',
   }
   const code = error.code ?? error.message
-  const action = hints[code] ?? 'check --listen'
+  const action = Object.hasOwn(hints, code) ? hints[code]! : 'check --listen'
   return new ProxyError('IO', `cannot listen on ${formatAddress(address)} (${code})`, undefined, action, {
     cause: error,
   })
+}
+
+function takenHint(address: Address): string {
+  const hint = 'another program listens there: stop it or choose another address'
+  if (address.kind !== 'tcp' || address.portTo < EPHEMERAL_PORT_MIN) return hint
+  const ports = isRange(address) ? `${address.port}-${address.portTo}` : `${address.port}`
+  return `${hint}. If it is an outgoing connection: sysctl -w net.ipv4.ip_local_reserved_ports=${ports} keeps them off`
 }
 
 function beyond(address: Address, unit = false): ProxyError {
@@ -123,6 +151,18 @@ function removeStale(address: Address, path: string): void {
   unlinkSync(path)
 }
 
+/** Gives a Unix socket's file its group, then its mode: the other way round, our own group would be let in for a moment. */
+function share(path: string, { mode = 0o600, group }: ListenOptions): void {
+  try {
+    if (group !== undefined) chownSync(path, -1, group)
+    chmodSync(path, mode)
+  } catch (error) {
+    const what = `cannot give ${path} to group ${group} (${(error as NodeJS.ErrnoException).code})`
+    const hint = 'the proxy must be a member of the group, or run as root'
+    throw new ProxyError('IO', what, undefined, hint, { cause: error })
+  }
+}
+
 /** With the file mode decided before the file appears, nobody else gets in between bind and chmod. */
 function withUmask<T>(mode: number, run: () => T): T {
   let old: number | undefined
@@ -148,9 +188,9 @@ function boundAddress(server: net.Server): Address | undefined {
 /** What net.Server.listen takes; its types know no `fd` here. */
 type BindOptions = net.ListenOptions & { fd?: number }
 
-async function bind(server: net.Server, address: Address, where: BindOptions, mode: number): Promise<void> {
+async function bind(server: net.Server, address: Address, where: BindOptions, range: Address): Promise<void> {
   await new Promise<void>((resolve, reject) => {
-    const onError = (error: NodeJS.ErrnoException): void => reject(failed(address, error))
+    const onError = (error: NodeJS.ErrnoException): void => reject(failed(address, error, range))
     server.once('error', onError)
     server.once('listening', () => {
       server.off('error', onError)
@@ -158,13 +198,13 @@ async function bind(server: net.Server, address: Address, where: BindOptions, mo
     })
     const listen = (): void => void server.listen({ ...where, backlog: BACKLOG, exclusive: true })
     if (where.path === undefined) listen()
-    else withUmask(mode, listen)
+    else withUmask(0o600, listen) // others get in when the file has its group and mode
   })
 }
 
 /**
  * Listens and hands over plain sockets, paused, half-open allowed, without Nagle: for the WAN side. All sockets of an
- * address are bound, or none.
+ * address are bound, or none; but see `onPortsTaken`.
  * @throws ProxyError ADDRESS where others than this host could connect and `beyondLoopback` is not set, or systemd
  * passed no such socket; IO where it cannot be bound
  */
@@ -173,9 +213,11 @@ export async function listenSockets(
   onSocket: (socket: net.Socket, at: Accepted) => void,
   options: ListenOptions = {},
 ): Promise<Listener> {
-  const mode = options.mode ?? 0o600
   const servers: net.Server[] = []
   const addresses: Address[] = []
+  /** Ports of the range that others have. */
+  const taken: { readonly single: Address; readonly host: string; readonly port: number }[] = []
+  let isClosed = false
 
   const open = async (asked: Address, where: BindOptions): Promise<void> => {
     const server = net.createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true })
@@ -183,7 +225,13 @@ export async function listenSockets(
     // Known only when it is bound, and no connection is handed over before.
     let at: Accepted = { address: asked, port: undefined }
     server.on('connection', socket => onSocket(socket, at))
-    await bind(server, asked, where, mode)
+    try {
+      await bind(server, asked, where, address)
+    } catch (error) {
+      servers.splice(servers.indexOf(server), 1)
+      throw error
+    }
+    if (isClosed) server.close() // meanwhile
     const bound = boundAddress(server) ?? asked
     at = { address: bound, port: bound.kind === 'tcp' ? bound.port : undefined }
     addresses.push(bound)
@@ -211,7 +259,7 @@ export async function listenSockets(
     } else if (address.kind === 'unix') {
       removeStale(address, address.path)
       await open(address, { path: address.path })
-      chmodSync(address.path, mode)
+      share(address.path, options)
     } else {
       let host = address.host === '' ? '::' : address.host
       if (!net.isIP(host)) {
@@ -223,24 +271,52 @@ export async function listenSockets(
       }
       // Before it is bound, so that there is no moment in which others can connect.
       if (!options.beyondLoopback && !isLoopbackIp(host)) throw beyond(address)
+      let refusal: ProxyError | undefined
       for (const single of expandRange(address)) {
         if (single.kind !== 'tcp') continue
         try {
           await open(single, { host, port: single.port })
         } catch (error) {
           const code = ((error as ProxyError).cause as NodeJS.ErrnoException | undefined)?.code
+          if (code === 'EADDRINUSE' && options.onPortsTaken && isRange(address)) {
+            taken.push({ single, host, port: single.port })
+            refusal ??= error as ProxyError
+            continue
+          }
           if (address.host !== '' || host !== '::' || (code !== 'EAFNOSUPPORT' && code !== 'EADDRNOTAVAIL')) throw error
           host = '0.0.0.0' // a kernel without IPv6
-          servers.pop()
           await open(single, { host, port: single.port })
         }
       }
+      if (refusal && addresses.length === 0) throw refusal
+      if (refusal)
+        options.onPortsTaken?.(
+          taken.map(({ port }) => port),
+          refusal,
+        )
     }
   } catch (error) {
     for (const server of servers) server.close()
     throw error
   }
-  return new Listener(servers, addresses)
+
+  const retry = async (): Promise<void> => {
+    for (const entry of taken.splice(0)) {
+      try {
+        await open(entry.single, { host: entry.host, port: entry.port })
+        if (!isClosed) options.onPortFree?.(entry.port)
+      } catch {
+        taken.push(entry) // still
+      }
+    }
+    if (taken.length === 0) clearInterval(timer)
+  }
+  const timer =
+    taken.length > 0 ? setInterval(() => void retry(), options.portRetryMs ?? PORT_RETRY_MS).unref() : undefined
+  return new Listener(servers, addresses, () => {
+    isClosed = true
+    clearInterval(timer)
+  })
 }
 
 /**

@@ -26,6 +26,7 @@ import {
   targetAtPort,
 } from '../../src/relay/address.ts'
 import { dial } from '../../src/relay/dialer.ts'
+import { fileMode, groupId } from '../../src/relay/group.ts'
 import { type Accepted, isServed, type Listener, listen, listenSockets } from '../../src/relay/listener.ts'
 import {
   acceptQemuSocket,
@@ -835,6 +836,69 @@ t.test('listeners', async t => {
     free.close()
     await listener.close()
   })
+
+  t.test('a range of which a port is taken: the others work, and it is tried again', async t => {
+    const host = '127.83.71.29' // nobody else's
+    const other = net.createServer().listen(40001, host)
+    await once(other, 'listening')
+    const range = parseAddress(`tcp:${host}:40000-40002`)
+    const refused = await failure(() => listen(range, () => {}))
+    t.match(refused.action, /ip_local_reserved_ports=40000-40002/, 'what keeps connections off the range is named')
+    let isFree = (_port: number): void => {}
+    const free = new Promise<number>(done => {
+      isFree = done
+    })
+    const taken: (readonly number[])[] = []
+    const got: Accepted[] = []
+    const listener = await listen(
+      range,
+      (socket, at) => {
+        got.push(at)
+        socket.reset()
+      },
+      { onPortsTaken: ports => taken.push(ports), onPortFree: isFree, portRetryMs: 20 },
+    )
+    t.same(taken, [[40001]])
+    const ports = (): number[] => listener.addresses.map(a => (a.kind === 'tcp' ? a.port : -1))
+    t.same(ports(), [40000, 40002])
+    other.close()
+    t.equal(await free, 40001)
+    t.same(ports(), [40000, 40002, 40001])
+    for (const port of [40001, 40002]) {
+      const peer = net.connect(port, host).on('error', () => {})
+      await until('reset', () => peer.destroyed)
+    }
+    t.same(
+      got.map(({ port }) => port),
+      [40001, 40002],
+    )
+    await listener.close()
+
+    const all = net.createServer().listen(40001, host)
+    await once(all, 'listening')
+    const one = parseAddress(`tcp:${host}:40001-40001`)
+    t.match((await failure(() => listen(one, () => {}, { onPortsTaken: () => {} }))).message, /EADDRINUSE/)
+    all.close()
+  })
+
+  t.test(
+    "a Unix socket for QEMU's group",
+    { skip: process.getuid?.() !== 0 && 'gives files away: as root only' },
+    async t => {
+      const path = join(folder, 'shared.sock')
+      t.equal(groupId('root'), 0)
+      t.equal(groupId('4711'), 4711)
+      for (const wrong of ['no such group', 'no-such-group-here', '--help', ''])
+        t.equal((await failure(() => groupId(wrong))).code, 'USAGE', wrong)
+      t.equal(fileMode('0660'), 0o660)
+      for (const wrong of ['660g', '01660', '888', '', '0o660'])
+        t.equal((await failure(() => fileMode(wrong))).code, 'USAGE', wrong)
+      const listener = await listen({ kind: 'unix', path }, () => {}, { mode: 0o660, group: 4711 })
+      const { mode, gid, uid } = statSync(path)
+      t.same({ mode: mode & 0o777, gid, uid }, { mode: 0o660, gid: 4711, uid: 0 })
+      await listener.close()
+    },
+  )
 
   t.test('Unix sockets: mode, removal, stale, served, not a socket', async t => {
     const path = join(folder, 'q.sock')
