@@ -14,9 +14,9 @@ import { COLUMN, LAG_MAX, OP, operationsMax, PACKET_HEADER_SIZE, PAGE_NUMBER_MAX
 import type { Workspace } from './workspace.ts'
 
 const PACKET_PAGES_MAX = 128
-/** What an operation, a kernel call and a copy of PATCH count as work, in bytes that are copied in the same time. */
-const WORK_PER_STEP = 64
-const WORK_PER_COPY = 32
+/** What an operation, a kernel call (65 ns) and a copy of PATCH count as work, in bytes that are copied in the same time. */
+const WORK_PER_STEP = 256
+const WORK_PER_COPY = 128
 
 /** What the expander remembers of one flow from batch to batch: the predictions of protocol.md §6. */
 export class FlowExpander {

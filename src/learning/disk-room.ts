@@ -10,8 +10,8 @@
 /** Of `--learn-size`: what waits, and what is in sets. */
 export const WAITING_SHARE = 0.5
 export const SETS_SHARE = 0.5
-/** Of `--learn-size`: one set, which is what one identity alone may have waiting. */
-export const SET_SHARE = WAITING_SHARE / 2
+/** Of `--learn-size`: one set. An identity alone may have two waiting: one is written while the next comes together. */
+export const SET_SHARE = WAITING_SHARE / 4
 
 /** Bytes of pages that wait, over all sessions that use one store. */
 export class DiskRoom {

@@ -32,7 +32,7 @@ export interface LearningOptions {
   readonly mode: 'shared' | 'all'
   readonly store: TemplateStore
   /**
-   * Bytes on the disk for all that is learned, in sets and waiting: disk-room.ts. One set may have a quarter of it. Both
+   * Bytes on the disk for all that is learned, in sets and waiting: disk-room.ts. One set may have an eighth of it. Both
    * sides must say the same.
    */
   readonly maxBytes: number
@@ -91,7 +91,10 @@ export class Learning {
     this.options = options
     this.pagesMax = options.pagesMax ?? LEARN_PAGES_MAX
     this.statesMax = options.statesMax ?? STATES_MAX
-    this.keepMax = pagesWithin(SET_SHARE * options.maxBytes, METADATA_LENGTH)
+    // in whole blocks of the spool, less one that is partly used
+    const blocks = Math.floor((SET_SHARE * options.maxBytes) / BLOCK_LENGTH) - 1
+    const pages = Math.max(1, blocks) * (BLOCK_LENGTH / PAGE_SIZE)
+    this.keepMax = Math.min(pages, pagesWithin(SETS_SHARE * options.maxBytes, METADATA_LENGTH))
     const folder = resolve(options.store.folder)
     const room = rooms.get(folder)
     this.room = room ?? new DiskRoom(Math.max(WAITING_SHARE * options.maxBytes, WAITING_BYTES_MIN))

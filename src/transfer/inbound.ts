@@ -18,7 +18,7 @@ import { turns } from './turns.ts'
 const COPY_MAX = 65536
 
 /** What a batch costs besides its work, however small it is: some 30 us. */
-const WORK_PER_BATCH = 32768
+const WORK_PER_BATCH = 1 << 17
 
 /** Takes expanded bytes, in order. `release` gives the memory back: call it once the bytes have been used. */
 export type BytesSink = (flow: FlowExpander, bytes: Uint8Array, release: () => void) => void

@@ -14,7 +14,8 @@ import { isProxyError } from '../../src/errors.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import { StreamEmitter } from '../../src/qemu/emitter.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
-import { type HandColumn, handBatch, varint } from './hand-batch.ts'
+import { mixture, op, packed, STEPS } from './costly-batches.ts'
+import { handBatch, varint } from './hand-batch.ts'
 import { PAGE, poolOf, Receiver, random, SEED, SEED_WORDS, Sender, SIMD, type Terms, templatePages } from './harness.ts'
 import { checksum, decodeSession, type SentBatch } from './second-decoder.ts'
 
@@ -24,9 +25,9 @@ const MIB = 1 << 20
 const terms: Terms = { templates: templatePages(8), ring: 64, places: 1024 }
 
 /** Steps for each raw byte, and for a batch besides: operations, columns, copies; names once a flow. */
-const WORK_PER_RAW_BYTE = 32
-const WORK_FREE = 40_000
-const WORK_OF_NAMES = 100_000
+const WORK_PER_RAW_BYTE = 110
+const WORK_FREE = 100_000
+const WORK_OF_NAMES = 300_000
 
 /** Operations of a raw ops column. */
 function operationsIn(ops: Uint8Array): number {
@@ -36,21 +37,6 @@ function operationsIn(ops: Uint8Array): number {
     if (long) while (ops[at++]! >= 128);
   }
   return count
-}
-
-interface Batch {
-  readonly rawLength: number
-  readonly columns: Partial<Record<number, number[] | Uint8Array>>
-}
-
-/** A batch of these columns packed so that it takes few bytes on the WAN; its checksum is that of `gives`. */
-function packed({ rawLength, columns }: Batch, gives?: Uint8Array): Buffer {
-  const hand: HandColumn[] = []
-  for (const [column, content] of Object.entries(columns)) {
-    const raw = Uint8Array.from(content!)
-    if (raw.length > 0) hand.push({ column: Number(column), method: 0, rawLength: raw.length, packed: raw })
-  }
-  return handBatch(rawLength, gives ? checksum(gives, SEED) : 0n, hand)
 }
 
 const sentOf = (bytes: Uint8Array, flow = 1): SentBatch => ({ flow, migration: 1, bytes })
@@ -66,10 +52,6 @@ function tried(receiver: Receiver, bytes: Uint8Array, flow = 1): 'refused' | 'ex
   }
   return 'expanded'
 }
-
-/** Builds an operation. */
-const op = (kind: number, count: number): number[] =>
-  count < 16 ? [(kind << 4) | count] : [kind << 4, ...varint(count - 16)]
 
 t.test('every recorded channel stays far below what its bytes pay for', async t => {
   const folders = ['../../pcap-fixtures/streams/', '../vectors/qemu/streams/']
@@ -167,122 +149,9 @@ t.test('a batch of one byte does next to nothing', t => {
 
 // ---- the worst case, searched for
 
-/** Writes as many operations of one kind as `budget` and the room allow. What they need of other columns comes along. */
-type Build = (batch: Required<Batch> & { columns: number[][] }, room: number, count: number) => number
-
-const builders: Record<string, Build> = {
-  skip: ({ columns }, _, count) => {
-    for (let i = 0; i < count; i++) columns[COLUMN.OPS]!.push(0x91)
-    return 0
-  },
-  seek: ({ columns }, _, count) => {
-    for (let i = 0; i < count; i++) {
-      columns[COLUMN.OPS]!.push(0xa1)
-      columns[COLUMN.NUMBERS]!.push(i % 2 === 0 ? 2 : 1)
-    }
-    return 0
-  },
-  block: ({ columns }, _, count) => {
-    for (let i = 0; i < count; i++) {
-      columns[COLUMN.OPS]!.push(0xb2)
-      columns[COLUMN.NUMBERS]!.push(0)
-    }
-    return 0
-  },
-  named: ({ columns }, room, count) => {
-    const times = Math.min(count, Math.floor(room / 11))
-    for (let i = 0; i < times; i++) {
-      columns[COLUMN.OPS]!.push(0xb1, 0x11)
-      columns[COLUMN.NUMBERS]!.push(0)
-    }
-    return 11 * times
-  },
-  zero: ({ columns }, room, count) => {
-    const times = Math.min(count, Math.floor(room / 9))
-    for (let i = 0; i < times; i++) columns[COLUMN.OPS]!.push(0x11)
-    return 9 * times
-  },
-  other: ({ columns }, room, count) => {
-    const times = Math.min(count, room)
-    for (let i = 0; i < times; i++) {
-      columns[COLUMN.OPS]!.push(0x81)
-      columns[COLUMN.OTHER]!.push(0)
-    }
-    return times
-  },
-  ref: ({ columns }, room, count) => {
-    const times = Math.min(count, Math.floor(room / 4104))
-    for (let i = 0; i < times; i++) {
-      columns[COLUMN.OPS]!.push(0x21)
-      columns[COLUMN.NUMBERS]!.push(i === 0 ? 0 : 2)
-    }
-    return 4104 * times
-  },
-  fill: ({ columns }, room, count) => {
-    const times = Math.min(count, Math.floor(room / 4104))
-    if (times === 0) return 0
-    columns[COLUMN.OPS]!.push(...op(OP.FILL, times))
-    for (let i = 0; i < times; i++) columns[COLUMN.NUMBERS]!.push(7)
-    return 4104 * times
-  },
-  fresh: ({ columns }, room, count) => {
-    const times = Math.min(count, Math.floor(room / 4104))
-    for (let i = 0; i < times; i++) {
-      columns[COLUMN.OPS]!.push(0x41)
-      for (let k = 0; k < PAGE; k++) columns[COLUMN.PAGES]!.push(0)
-    }
-    return 4104 * times
-  },
-  words: ({ columns }, room, count) => {
-    const times = Math.min(count, Math.floor(room / 4104))
-    for (let i = 0; i < times; i++) {
-      columns[COLUMN.OPS]!.push(0xf1)
-      columns[COLUMN.NUMBERS]!.push(1)
-      for (let k = 0; k < PAGE; k++) columns[COLUMN.WORDS]!.push(0)
-    }
-    return 4104 * times
-  },
-  copies: ({ columns }, room, count) => {
-    const times = Math.min(count, Math.floor(room / 4104))
-    for (let i = 0; i < times; i++) {
-      columns[COLUMN.OPS]!.push(0x61)
-      for (let copy = 0; copy < 512; copy++) {
-        const length = copy < 511 ? 1 : PAGE - 511
-        columns[COLUMN.LENGTHS]!.push(0, ...varint(length))
-        columns[COLUMN.SOURCES]!.push(1 + 2 * (copy > 0 ? 1 + (copy % 2) : i > 0 ? 3 : 0)) // to the next slot and back
-        columns[COLUMN.SHIFTS]!.push(0)
-      }
-    }
-    return 4104 * times
-  },
-  packets: ({ columns }, room, count) => {
-    const times = Math.min(count, Math.floor(room / 1344))
-    for (let i = 0; i < times; i++) columns[COLUMN.OPS]!.push(0xd1)
-    for (let k = 0; k < 1344 * times; k++) columns[COLUMN.HEADERS]!.push(0)
-    return 1344 * times
-  },
-}
-const NAMES_OF_BUILDERS = Object.keys(builders)
-
-/** A batch of these steps; what room they leave is filled with OTHER. */
-function mixture(rawLength: number, steps: readonly (readonly [string, number])[]): Batch {
-  const columns = Array.from({ length: 10 }, (): number[] => [])
-  // a name first, for those that need one
-  columns[COLUMN.OPS]!.push(0xc1)
-  columns[COLUMN.NUMBERS]!.push(1)
-  columns[COLUMN.OTHER]!.push(0x61)
-  let left = rawLength
-  for (const [name, count] of steps) left -= builders[name]!({ rawLength, columns }, left, count)
-  if (left > 0) {
-    columns[COLUMN.OPS]!.push(...op(OP.OTHER, left))
-    for (let i = 0; i < left; i++) columns[COLUMN.OTHER]!.push(0)
-  }
-  return { rawLength, columns: { ...columns } }
-}
-
 t.test('the most expensive batches that can be made, searched for', t => {
   const length = fc.constantFrom(1, 9, 100, 4104, 50_000, 300_000)
-  const step = fc.tuple(fc.constantFrom(...NAMES_OF_BUILDERS), fc.constantFrom(1, 17, 256, 3000, 100_000))
+  const step = fc.tuple(fc.constantFrom(...STEPS), fc.constantFrom(1, 17, 256, 3000, 100_000))
   let worst = 0
   let what = ''
   let expanded = 0
@@ -297,8 +166,7 @@ t.test('the most expensive batches that can be made, searched for', t => {
     }
     return receiver.work <= WORK_FREE + WORK_PER_RAW_BYTE * rawLength
   }
-  for (const name of NAMES_OF_BUILDERS)
-    for (const rawLength of [1, 4104, 300_000]) t.ok(check(rawLength, [[name, 1e6]]), name)
+  for (const name of STEPS) for (const rawLength of [1, 4104, 300_000]) t.ok(check(rawLength, [[name, 1e6]]), name)
   fc.assert(fc.property(length, fc.array(step, { maxLength: 5 }), check), { numRuns: 150, seed: 7 })
   t.ok(expanded > 30, `${expanded} of them were batches that break no rule`)
   t.comment(`worst: ${worst.toFixed(1)} steps for each raw byte, ${what}`)
@@ -436,8 +304,8 @@ t.test('batches that came together are expanded over many turns of the event loo
     [...turnsOf.values()].reduce((sum, n) => sum + n, 0),
     80,
   )
-  // one costs 4 million steps, which is what a turn may take, and one that is begun is ended
-  t.ok(Math.max(...turnsOf.values()) <= 3, `at most ${Math.max(...turnsOf.values())} in a turn`)
+  // one costs 15 million steps, more than a turn may take, and one that is begun is ended
+  t.ok(Math.max(...turnsOf.values()) <= 2, `at most ${Math.max(...turnsOf.values())} in a turn`)
   t.ok(turnsOf.size >= 27, `${turnsOf.size} turns`)
   for (const { inbound } of sides) inbound.close()
 })
