@@ -21,7 +21,7 @@ ready-guest:
 
 build: ready ## dist/: plain JavaScript and the kernel, for a package
 	@$(NPM) run build
-check: ready ## types, lint, format, layers
+check: ready ## types, lint, format, layers, cited documents
 	@$(NPM) run check
 fix: ready ## format, and what lint can mend by itself
 	@$(NPM) run fix

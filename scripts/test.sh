@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the tests and closes with `N passed, N failed[, N skipped]`; exit status 0 only when all passed.
 #
-#   scripts/test.sh          types, lint and layers (as one test), everything in test/
+#   scripts/test.sh          types, lint, layers and cited documents (as one test), everything in test/
 #   scripts/test.sh unit     without test/qemu
 #   scripts/test.sh qemu     test/qemu only: real migrations
 #
