@@ -32,10 +32,11 @@ export class ChannelReader {
         sink.open(channel, kind, connection)
       },
       bytes: (channel, chunk, at, length) => sink.bytes(channel, chunk, at, length),
-      end: (channel, position, gap) => {
-        const fragments = gap !== undefined && this.fragments > 0 ? ' (IP fragments are not put together)' : ''
-        sink.end(channel, position, gap === undefined ? undefined : gap + fragments)
+      gap: (channel, position, lengthBytes, reason) => {
+        const fragments = this.fragments > 0 ? ' (IP fragments are not put together)' : ''
+        sink.gap(channel, position, lengthBytes, reason + fragments)
       },
+      end: (channel, position) => sink.end(channel, position),
     }
     this.tcp = new TcpReassembler(this.sink)
     if (format === 'stream') return
@@ -61,7 +62,7 @@ export class ChannelReader {
   end(): void {
     if (this.packets === undefined) {
       if (this.opening !== undefined) this.openStream(this.opening)
-      this.sink.end(0, this.position, undefined)
+      this.sink.end(0, this.position)
       return
     }
     this.packets.end() // a capture tool that is killed leaves half a packet: the streams tell whether it matters

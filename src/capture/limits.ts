@@ -18,6 +18,14 @@ export const INTERFACES_MAX = 16_384
 export const FLOWS_MAX = 65_536
 /** Out-of-order bytes kept over all connections. A receiver's window rarely exceeds 16 MB; a longer hole is a gap. */
 export const REORDER_LENGTH_MAX = 64 << 20
+/** What a segment that is kept costs beside its bytes: segments of one byte would cost 200 times that. */
+export const SEGMENT_OVERHEAD = 256
+/** Share of the kept bytes that goes when they are too many: so much, that going through all connections is paid for. */
+export const RELIEF_SHARE = 1 / 4
+/** Bytes behind a gap that are looked through at once for a record; a chain of six pages confirms it (25 kB). */
+export const SEARCH_LENGTH = 128 << 10
+/** Encapsulations of one packet: VLAN in VLAN in VXLAN in GRE is four or five. */
+export const LAYERS_MAX = 16
 /** Bytes kept of a connection whose SYN the capture lacks, while its first bytes may still come. */
 export const HEADLESS_LENGTH_MAX = 256 << 10
 /** zstd windows up to 2^27 bytes: its own default. `--long=31` would take 2 GiB. */

@@ -4,10 +4,14 @@ import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { ChannelReader } from './channels.ts'
 import type { Input } from './input.ts'
 import type { Chunks } from './input-file.ts'
+import { MendedBytes } from './mended-bytes.ts'
+import { CAPTURE_WHOLE, missingText } from './missing.ts'
 
 export interface ChannelChoice {
   /** Its number, from 1 in the order in which channels begin; undefined: the main channel, where there is one only. */
   readonly channel?: number | undefined
+  /** Read on behind bytes that a capture lacks, at the next record, with a note, instead of an error. */
+  readonly mend?: boolean
   /** Told once, behind the last chunk: what else is there. */
   readonly note?: (text: string) => void
   /** Told how many bytes of the file were read. */
@@ -28,7 +32,7 @@ interface Found {
  * then the others are listed
  */
 export async function* readOneChannel(input: Input, choice: ChannelChoice = {}): Chunks {
-  const { channel, note, readBytes } = choice
+  const { channel, mend = false, note, readBytes } = choice
   if (input.format === 'stream') {
     if (channel !== undefined && channel !== 1) throw notThere(input.name, channel, [])
     yield* input.chunks(readBytes)
@@ -37,7 +41,7 @@ export async function* readOneChannel(input: Input, choice: ChannelChoice = {}):
   const found: Found[] = []
   const ready: Buffer[] = []
   let chosen = -1
-  let gap: { readonly position: number; readonly reason: string } | undefined
+  let mended: MendedBytes | undefined
   /** Main channels more than one: the rest is read only to list them. */
   let ambiguous = false
   const reader = new ChannelReader(input.name, input.format, {
@@ -49,13 +53,17 @@ export async function* readOneChannel(input: Input, choice: ChannelChoice = {}):
         if (chosen >= 0) ambiguous = true
         chosen = number
       }
+      if (number === chosen) mended = new MendedBytes(kind, bytes => ready.push(bytes))
     },
     bytes: (number, chunk, at, length) => {
       found[number]!.lengthBytes += length
-      if (number === chosen && !ambiguous) ready.push(Buffer.from(chunk.subarray(at, at + length)))
+      if (number === chosen && !ambiguous) mended!.push(chunk, at, length)
     },
-    end: (number, position, reason) => {
-      if (number === chosen && reason !== undefined) gap = { position, reason }
+    gap: (number, _position, lengthBytes, reason) => {
+      if (number === chosen) mended!.gap(lengthBytes, reason)
+    },
+    end: number => {
+      if (number === chosen) mended!.end()
     },
   })
   for await (const chunk of input.chunks(readBytes)) {
@@ -70,11 +78,13 @@ export async function* readOneChannel(input: Input, choice: ChannelChoice = {}):
     const what = mains === 0 ? `no main channel in ${input.name}` : `${mains} migrations in ${input.name}`
     throw new ProxyError('USAGE', what, undefined, `choose a channel: ${listed(found)}`)
   }
-  if (gap !== undefined) {
-    const where = { stream: `${input.name}, connection ${found[chosen]!.name}`, offset: gap.position }
-    throw new ProxyError('CAPTURE_GAP', gap.reason, where, CAPTURE_WHOLE)
+  const { missing } = mended!
+  if (missing.gaps > 0 && (!mend || missing.lostAt !== undefined)) {
+    const where = { stream: `${input.name}, connection ${found[chosen]!.name}`, offset: missing.firstAt }
+    throw new ProxyError('CAPTURE_GAP', missingText(missing), where, CAPTURE_WHOLE)
   }
   yield* ready
+  if (missing.gaps > 0) note?.(missingText(missing))
   if (found.length > 1) {
     const others = found.filter((_, number) => number !== chosen)
     note?.(
@@ -82,9 +92,6 @@ export async function* readOneChannel(input: Input, choice: ChannelChoice = {}):
     )
   }
 }
-
-/** What to do about captures that lack packets; docs/operations.md says more. */
-export const CAPTURE_WHOLE = 'capture again with tcpdump -s 0 -B 524288; join the files of -C and -G with mergecap'
 
 function notThere(name: string, channel: number, found: readonly Found[]): ProxyError {
   const action = found.length === 0 ? 'a stream is one channel: leave --channel out' : `choose: ${listed(found)}`

@@ -1,13 +1,14 @@
 /** The pages of an input, one input a VM: what templates are counted from. */
 import { type ErrorCode, ProxyError } from '../errors.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
-import { MainStreamParser } from '../qemu/main-stream.ts'
-import { MultifdParser, type MultifdSink } from '../qemu/multifd-channel.ts'
+import type { MultifdSink } from '../qemu/multifd-channel.ts'
 import type { RecordSink } from '../qemu/record-sink.ts'
 import { BatchPool, type PageBatch } from '../template/batch.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import { ChannelReader } from './channels.ts'
 import { Input } from './input.ts'
+import { type FeedWatcher, MendedChannel } from './mended-channel.ts'
+import { CAPTURE_WHOLE, JOIN_ROTATED, missingText } from './missing.ts'
 import type { ChannelSink } from './tcp.ts'
 
 /** Bytes of an incomplete record that stand in front of the next chunk: 8 + 1 + 255 + 4096 at most. */
@@ -21,7 +22,7 @@ export interface InputNote {
 }
 
 export interface PageInputOptions {
-  /** Take the pages of streams that end early or have a gap up to there, with a note, instead of an error. */
+  /** Take the pages of streams that end early or cannot be read up to there, with a note, instead of an error. */
   readonly partial?: boolean
   readonly note?: (note: InputNote) => void
 }
@@ -110,31 +111,37 @@ class PageCollector implements ChannelSink {
 
   open(channel: number, kind: ChannelKind, name: string): void {
     if (kind === 'recovery') this.notes.add('the pages of a postcopy recovery are not counted')
-    else this.channels.set(channel, { pages: new ChannelPages(this, kind === 'main'), kind, name })
+    else this.channels.set(channel, { pages: new ChannelPages(this, kind), kind, name })
   }
 
   bytes(channel: number, chunk: Buffer, at: number, length: number): void {
     this.channels.get(channel)?.pages.push(chunk, at, length)
   }
 
-  end(channel: number, position: number, gap: string | undefined): void {
+  gap(channel: number, _position: number, lengthBytes: number, reason: string): void {
+    this.channels.get(channel)?.pages.gap(lengthBytes, reason)
+  }
+
+  end(channel: number, position: number): void {
     const ended = this.channels.get(channel)
     if (ended === undefined) return
     this.channels.delete(channel)
     const { pages, kind, name } = ended
-    const { cut, complete, degraded } = pages.finish()
-    if (complete) {
-      this.mainComplete = true
-      return // whatever is missing lies behind the RAM
-    }
+    const { cut, complete, degraded, tornPages } = pages.finish()
+    const { missing } = pages
     const stream = name === this.input ? name : `${this.input}, connection ${name}`
     const fault = (code: ErrorCode, what: string, offset: number, action: string): void => {
       const remedy = `${action}; --partial takes the pages up to there`
       this.faults.push(new ProxyError(code, what, { stream, offset }, remedy))
     }
-    if (degraded !== undefined) fault('QEMU_SYNTAX', degraded.reason, degraded.position, 'please report this')
-    else if (gap !== undefined) fault('CAPTURE_GAP', gap, position, 'capture again with tcpdump -s 0 -B 65536')
-    else if (cut || kind === 'main') fault('QEMU_TRUNCATED', 'the migration ends early', position, 'give a whole one')
+    if (complete)
+      this.mainComplete = true // whatever is not there lies behind the RAM
+    else if (missing.lostAt !== undefined) fault('CAPTURE_GAP', missing.reason, missing.firstAt, CAPTURE_WHOLE)
+    else if (degraded !== undefined) fault('QEMU_SYNTAX', degraded.reason, degraded.position, 'please report this')
+    else if (cut || kind === 'main')
+      fault('QEMU_TRUNCATED', 'the migration ends early', position, endsEarly(stream, name))
+    const pagesText = tornPages === 0 ? '' : `; ${tornPages} pages are torn by that and left out`
+    if (missing.gaps > 0) this.notes.add(`${name === this.input ? '' : `${name}: `}${missingText(missing)}${pagesText}`)
   }
 
   /** The last batch, where it holds anything. */
@@ -160,14 +167,18 @@ class PageCollector implements ChannelSink {
   }
 }
 
+function endsEarly(stream: string, name: string): string {
+  return stream === name ? 'give a whole one' : `give a whole one; ${JOIN_ROTATED}`
+}
+
 /** Finds the pages of one channel and copies them where they are gathered. */
-class ChannelPages implements RecordSink, MultifdSink {
+class ChannelPages implements RecordSink, MultifdSink, FeedWatcher {
   private readonly collector: PageCollector
-  private readonly main: MainStreamParser | undefined
-  private readonly parser: MainStreamParser | MultifdParser
+  private readonly channel: MendedChannel
   private fault: { position: number; reason: string } | undefined
   /** The last section that could not be read; a fault where nothing came behind it. */
   private astray: { position: number; reason: string } | undefined
+  private tornPages = 0
   /** The chunk under way; its byte 0 stands at `base` of the stream. */
   private chunk: Buffer = NO_BYTES
   private chunkAt = 0
@@ -175,30 +186,50 @@ class ChannelPages implements RecordSink, MultifdSink {
   /** The last bytes before the chunk, at the end of this. */
   private readonly before = Buffer.alloc(PENDING_MAX)
 
-  constructor(collector: PageCollector, main: boolean) {
+  constructor(collector: PageCollector, kind: ChannelKind) {
     this.collector = collector
-    this.main = main ? new MainStreamParser(this) : undefined
-    this.parser = this.main ?? new MultifdParser(this)
+    this.channel = new MendedChannel(kind, this, this)
   }
 
   push(chunk: Buffer, at: number, length: number): void {
+    this.channel.push(chunk, at, length)
+  }
+
+  gap(lengthBytes: number, reason: string): void {
+    this.channel.gap(lengthBytes, reason)
+  }
+
+  get missing(): MendedChannel['missing'] {
+    return this.channel.missing
+  }
+
+  feeding(chunk: Buffer, at: number): void {
     this.chunk = chunk
     this.chunkAt = at
-    this.base = this.parser.position - at
-    this.parser.push(chunk, at, length)
+    this.base = this.channel.parser.position - at
+  }
+
+  fed(chunk: Buffer, at: number, length: number): void {
     this.chunk = NO_BYTES
-    const keep = Math.min(this.parser.pending, length)
+    const { pending } = this.channel.parser
+    const keep = Math.min(pending, length)
     if (keep === 0) return
     // A record cut more than once: its earlier pieces move up.
     const { before } = this
-    if (keep < this.parser.pending) before.copyWithin(0, keep)
+    if (keep < pending) before.copyWithin(0, keep)
     chunk.copy(before, PENDING_MAX - keep, at + length - keep, at + length)
   }
 
-  finish(): { cut: boolean; complete: boolean; degraded: { position: number; reason: string } | undefined } {
-    const { cut, degradedAt } = this.parser.finish()
-    const complete = this.main?.finish().ramComplete ?? false
-    return { cut, complete, degraded: this.fault ?? (degradedAt === undefined ? undefined : this.astray) }
+  finish(): {
+    cut: boolean
+    complete: boolean
+    degraded: { position: number; reason: string } | undefined
+    tornPages: number
+  } {
+    this.channel.end()
+    const { cut, ramComplete, degradedAt } = this.channel.finish()
+    const degraded = this.fault ?? (degradedAt === undefined ? undefined : this.astray)
+    return { cut, complete: ramComplete, degraded, tornPages: this.tornPages }
   }
 
   pageRecord(_start: number, end: number): void {
@@ -221,7 +252,11 @@ class ChannelPages implements RecordSink, MultifdSink {
     this.fault = { position, reason }
   }
 
-  // What else the parsers tell is not about pages' contents.
+  dropped(): void {
+    this.fault = undefined // it is read on
+  }
+
+  // What else is told is not about pages' contents.
   block(): void {}
   zeroRecord(): void {}
   zeroPage(): void {}
@@ -232,6 +267,10 @@ class ChannelPages implements RecordSink, MultifdSink {
 
   /** @param position of the page in the stream */
   private takePage(position: number): void {
+    if (this.channel.isTorn(position)) {
+      this.tornPages++
+      return
+    }
     const batch = this.collector.place()
     const to = batch.count++ * PAGE_SIZE
     const from = position - this.base

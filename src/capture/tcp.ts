@@ -4,7 +4,8 @@
  */
 import { type ChannelKind, channelKind } from '../qemu/channel-kind.ts'
 import { MULTIFD } from '../qemu/wire.ts'
-import { CHANNELS_MAX, FLOWS_MAX, HEADLESS_LENGTH_MAX, REORDER_LENGTH_MAX } from './limits.ts'
+import { HeldSegments } from './held-segments.ts'
+import { CHANNELS_MAX, FLOWS_MAX, HEADLESS_LENGTH_MAX, RELIEF_SHARE, REORDER_LENGTH_MAX } from './limits.ts'
 import type { Segment } from './link.ts'
 
 /** Takes the channels of migrations that a capture holds. */
@@ -14,11 +15,13 @@ export interface ChannelSink {
   /** Its next bytes, `length` from `at`, until return. */
   bytes(channel: number, chunk: Buffer, at: number, length: number): void
   /**
-   * It ends, for one of these reasons: it was closed, the capture ended, or bytes are missing from `position` on.
+   * Bytes are missing: `lengthBytes` from `position` on, where its next bytes would stand. What comes then stands behind.
    *
-   * @param gap why bytes are missing; undefined where none are
+   * @param reason what the capture lacks
    */
-  end(channel: number, position: number, gap: string | undefined): void
+  gap(channel: number, position: number, lengthBytes: number, reason: string): void
+  /** It was closed, or the capture ended, behind `position` bytes, missing ones counted. */
+  end(channel: number, position: number): void
 }
 
 /** A flow without SYN that turned out to be no channel, as far as can be seen. */
@@ -32,11 +35,6 @@ export interface HeadlessFlow {
 const CHANNEL_KINDS: readonly ChannelKind[] = ['main', 'multifd', 'recovery']
 /** Bytes beyond which sequence numbers are not a window away but nonsense. */
 const SEQUENCE_WINDOW = 2 ** 30
-
-interface HeldSegment {
-  readonly sequence: number
-  readonly bytes: Buffer
-}
 
 const FLOW = {
   /** No SYN and no opening bytes yet: segments are held. */
@@ -59,9 +57,8 @@ class Flow {
   next = 0
   /** Bytes in order so far: the position in the stream, beyond 2^32 too. */
   position = 0
-  /** Segments ahead of `next`, ascending. */
-  held: HeldSegment[] = []
-  heldLength = 0
+  /** Segments ahead of `next`. */
+  held = new HeldSegments()
   /** Sequence number behind the last byte, -1 before a FIN told it. */
   end = -1
   /** First bytes, as long as they do not tell the kind. */
@@ -85,7 +82,8 @@ export class TcpReassembler {
   private readonly sink: ChannelSink
   private readonly flows = new Map<string, Flow>()
   private channels = 0
-  private heldLength = 0
+  /** What all flows' held segments cost, in bytes. */
+  private heldCost = 0
   private largestHeadless: HeadlessFlow | undefined
 
   constructor(sink: ChannelSink) {
@@ -168,7 +166,14 @@ export class TcpReassembler {
       flow.state = FLOW.Unclassified
       flow.next = sequence
       // What was held from before this beginning belongs to something else.
-      for (const early of flow.held.filter(held => ((held.sequence - sequence) | 0) < 0)) this.drop(flow, early)
+      const { held } = flow
+      this.dropHeld(flow)
+      while (!held.empty) {
+        const early = held.first
+        const bytes = held.take()
+        if (((early - sequence) | 0) > 0) this.hold(flow, early, bytes, 0, bytes.length)
+        if ((flow.state as number) === FLOW.Ignored) return
+      }
       this.deliver(flow, bytes, at, length)
       this.release(flow)
       return
@@ -179,44 +184,61 @@ export class TcpReassembler {
 
   private hold(flow: Flow, sequence: number, bytes: Buffer, at: number, length: number): void {
     const { held } = flow
-    let place = held.length
-    while (place > 0 && ((held[place - 1]!.sequence - sequence) | 0) > 0) place--
-    const before = held[place - 1]
-    if (before !== undefined && before.sequence === sequence && before.bytes.length >= length) return
-    held.splice(place, 0, { sequence, bytes: Buffer.from(bytes.subarray(at, at + length)) })
-    flow.heldLength += length
-    this.heldLength += length
-    if (this.heldLength > REORDER_LENGTH_MAX) this.giveUpWorst()
+    this.heldCost -= held.cost
+    held.add(sequence, bytes.subarray(at, at + length))
+    this.heldCost += held.cost
+    if (this.heldCost > REORDER_LENGTH_MAX) this.relieve()
   }
 
-  private drop(flow: Flow, segment: HeldSegment): void {
-    flow.held.splice(flow.held.indexOf(segment), 1)
-    flow.heldLength -= segment.bytes.length
-    this.heldLength -= segment.bytes.length
+  private dropHeld(flow: Flow): void {
+    this.heldCost -= flow.held.cost
+    flow.held = new HeldSegments()
   }
 
   /** Delivers what is no longer ahead. */
   private release(flow: Flow): void {
-    const { held } = flow
-    let count = 0
-    while (count < held.length && flow.state !== FLOW.Ignored) {
-      const { sequence, bytes } = held[count]!
-      const ahead = (sequence - flow.next) | 0
-      if (ahead > 0) break
-      count++
-      flow.heldLength -= bytes.length
-      this.heldLength -= bytes.length
+    while (!flow.held.empty) {
+      const { held } = flow
+      const { first } = held
+      const ahead = (first - flow.next) | 0
+      if (ahead > 0) return
+      this.heldCost -= held.cost
+      const bytes = held.take()
+      this.heldCost += held.cost
       if (ahead + bytes.length > 0) this.deliver(flow, bytes, -ahead, bytes.length + ahead)
     }
-    // Ignoring a flow drops what it holds by itself.
-    if (flow.held === held) held.splice(0, count)
   }
 
-  /** The flow that holds most waits for a segment that the capture does not have. */
-  private giveUpWorst(): void {
-    let worst: Flow | undefined
-    for (const flow of this.flows.values()) if (flow.heldLength > (worst?.heldLength ?? 0)) worst = flow
-    if (worst !== undefined) this.finish(worst)
+  /** The flows that hold most wait for segments that the capture does not have: they go on without. */
+  private relieve(): void {
+    const holding = [...this.flows.values()].filter(flow => !flow.held.empty)
+    holding.sort((a, b) => b.held.cost - a.held.cost)
+    for (const flow of holding) {
+      const enough = flow.held.cost / 2
+      do this.skipHole(flow)
+      while (flow.held.cost > enough)
+      if (this.heldCost <= REORDER_LENGTH_MAX * (1 - RELIEF_SHARE)) return
+    }
+  }
+
+  /** Goes on at the first held segment, whatever is missing before it. */
+  private skipHole(flow: Flow): void {
+    if (flow.state !== FLOW.Channel) {
+      // Its beginning is what is missing.
+      flow.seenLength = Math.max(flow.seenLength, flow.held.cost)
+      flow.state = FLOW.Headless
+      this.ignore(flow)
+      return
+    }
+    this.skipTo(flow, flow.held.first)
+    this.release(flow)
+  }
+
+  private skipTo(flow: Flow, sequence: number): void {
+    const missing = (sequence - flow.next) | 0
+    this.sink.gap(flow.channel, flow.position, missing, gapReason(flow))
+    flow.next = sequence
+    flow.position += missing
   }
 
   private deliver(flow: Flow, bytes: Buffer, at: number, length: number): void {
@@ -245,9 +267,12 @@ export class TcpReassembler {
 
   /** The flow ends here, whatever the reason; later segments of it are none of ours. */
   private finish(flow: Flow): void {
+    // What is held from behind its end is none of it.
+    while (!flow.held.empty && (flow.end < 0 || ((flow.held.first - flow.end) | 0) < 0)) this.skipHole(flow)
     if (flow.state === FLOW.Channel) {
-      const missing = flow.held.length > 0 || (flow.end >= 0 && flow.end !== flow.next)
-      this.sink.end(flow.channel, flow.position, missing ? gapReason(flow) : undefined)
+      const missing = flow.end < 0 ? 0 : (flow.end - flow.next) | 0
+      if (missing > 0) this.skipTo(flow, flow.end)
+      this.sink.end(flow.channel, flow.position)
     }
     this.ignore(flow)
   }
@@ -257,15 +282,13 @@ export class TcpReassembler {
       this.largestHeadless = { name: flow.name, lengthBytes: flow.seenLength }
     }
     flow.state = FLOW.Ignored
-    this.heldLength -= flow.heldLength
-    flow.heldLength = 0
-    flow.held = []
+    this.dropHeld(flow)
     flow.opening = Buffer.alloc(0)
   }
 }
 
 function gapReason(flow: Flow): string {
-  return flow.cutPackets > 0 ? 'the capture holds only the first bytes of each packet' : 'the capture lacks a packet'
+  return flow.cutPackets > 0 ? 'the capture holds only the first bytes of packets' : 'the capture lacks packets'
 }
 
 /** Every multifd packet opens with the hello's magic; this tells whether it is the hello. */

@@ -261,19 +261,29 @@ function note(text: string): void {
 /**
  * Encodes a channel of the input. A set whose pages turn out to be damaged is said and left out, as one whose head is,
  * unless it was asked for by name.
+ *
+ * @param write undefined: only the figures are wanted
  */
 async function encodeTo(
   input: Input,
   job: Job,
   { signal, expect, read }: Attendance,
-  write: (bytes: Uint8Array) => Promise<void> | void,
+  write: ((bytes: Uint8Array) => Promise<void> | void) | undefined,
+  started: () => void = () => {},
 ): Promise<EncodeResult> {
   expect(input.lengthBytes)
+  // What nobody will decode need not be what QEMU sent to the byte.
+  const mend = write === undefined
   const { channel } = job
   for (;;) {
     try {
-      const chunks = readOneChannel(input, { channel, note: text => note(`${input.name}: ${text}`), readBytes: read })
-      return await encodeStream(chunks, write, { ...job, places: PLACES, signal })
+      const chunks = readOneChannel(input, {
+        channel,
+        mend,
+        note: text => note(`${input.name}: ${text}`),
+        readBytes: read,
+      })
+      return await encodeStream(chunks, write ?? started, { ...job, places: PLACES, signal })
     } catch (error) {
       // Sets are loaded before the first byte is read or written.
       const damaged = job.setsAsked ? -1 : job.sets.indexOf(damagedSet(error) ?? '')
@@ -381,7 +391,7 @@ async function runEstimate(args: EstimateArguments): Promise<void> {
     for (const path of args.inputs) {
       const input = await Input.open(path, { repeatable: rate !== undefined, signal: attendance.signal })
       try {
-        const result = await encodeTo(input, job, attendance, () => {})
+        const result = await encodeTo(input, job, attendance, undefined)
         const forecast = rate === undefined ? undefined : await forecastOf(input, job, rate, attendance)
         estimates.push({
           ...estimateOf(path, result),
@@ -435,7 +445,7 @@ async function forecastOf(
   for (const effort of EFFORTS) {
     if (effort.level > EFFORTS.length - 2) continue // never chosen by itself
     let startMs: number | undefined
-    const { fileBytes } = await encodeTo(input, { ...job, effort }, attendance, () => {
+    const { fileBytes } = await encodeTo(input, { ...job, effort }, attendance, undefined, () => {
       startMs ??= performance.now()
     })
     const encodeSeconds = (performance.now() - startMs!) / 1000

@@ -215,6 +215,42 @@ export class MainStreamParser {
     return this.state === STATE.RAW
   }
 
+  /**
+   * Bytes to come that no field is made of (bodies of pages, of other records, packages): a reader of captures may push
+   * anything in the place of as many that it lacks. 0 where the next byte counts.
+   */
+  get passable(): number {
+    if (this.skip > 0) return this.skip
+    return this.state === STATE.RAM ? this.records.bodyRemaining : 0
+  }
+
+  /**
+   * Goes on behind bytes that are missing, or that were not understood: the next one that is pushed stands at `position`
+   * and begins a RAM record.
+   *
+   * @returns false where RAM has not begun or is over, so that nothing changed
+   */
+  resumeAtRecord(position: number): boolean {
+    const over = (this.raw && this.degradedAt === undefined) || this.state === STATE.END
+    if (this.ramId < 0 || !this.blocks.complete || over) return false
+    this.degradedAt = undefined
+    this.section = this.sections.get(this.ramId)
+    this.grammar = undefined
+    this.element = ELEMENT.SECTION_PART
+    this.ramPartSeen = true
+    this.ramEnded = false
+    this.skip = 0
+    this.streamPosition = position
+    this.records.abandon()
+    this.next(STATE.RAM, 1)
+    return true
+  }
+
+  /** Id of the section of RAM, -1 before it is known. */
+  get ramSectionId(): number {
+    return this.ramId
+  }
+
   /** What a recovery of this migration needs; a copy. */
   memory(): ParserMemory {
     return {

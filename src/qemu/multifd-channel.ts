@@ -119,6 +119,28 @@ export class MultifdParser {
     return this.state === STATE.RAW
   }
 
+  /**
+   * Bytes to come that no field is made of: a reader of captures may push anything in the place of as many that it lacks.
+   * 0 where the next byte counts.
+   */
+  get passable(): number {
+    if (this.skip > 0) return this.skip
+    return this.state === STATE.PAGES ? (this.normalPages - this.page) * PAGE_SIZE - this.pageHave : 0
+  }
+
+  /**
+   * Goes on behind bytes that are missing, or that were not understood: the next one that is pushed stands at `position`
+   * and begins a packet.
+   */
+  resumeAtPacket(position: number): boolean {
+    this.degradedAt = undefined
+    this.skip = 0
+    this.pageHave = 0
+    this.streamPosition = position
+    this.next(STATE.PREFIX, MULTIFD.PREFIX_LENGTH)
+    return true
+  }
+
   /** Takes the next `length` bytes of the channel, which lie in `chunk` from `at`, cut anywhere. Keeps no reference. */
   push(chunk: Uint8Array, at: number, length: number): void {
     const end = at + length

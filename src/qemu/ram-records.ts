@@ -94,6 +94,18 @@ export class RamRecordReader {
     return this.have > 0
   }
 
+  /** Bytes of the body under way that are still to come; 0 where the next byte belongs to a head. */
+  get bodyRemaining(): number {
+    return this.bodyLeft
+  }
+
+  /** Forgets the record under way: the next byte begins another one. */
+  abandon(): void {
+    this.have = 0
+    this.need = 8
+    this.bodyLeft = 0
+  }
+
   /** Tells the sink of a RAMBlock, once. */
   tell(block: number): void {
     if (this.told[block]) return

@@ -576,7 +576,14 @@ export class Fuzzer {
       const reader = new ChannelReader('capture', format, {
         open: channel => positions.set(channel, 0),
         bytes: (channel, _chunk, _at, length) => positions.set(channel, positions.get(channel)! + length),
-        end: channel => positions.delete(channel),
+        gap: (channel, position, lengthBytes) => {
+          if (position !== positions.get(channel) || lengthBytes <= 0) throw new Error('a gap that is none')
+          positions.set(channel, position + lengthBytes)
+        },
+        end: (channel, position) => {
+          if (position !== positions.get(channel)) throw new Error('an end that is not there')
+          positions.delete(channel)
+        },
       })
       for (let at = 0; at < bytes.length; ) {
         const take = 1 + rand(6000)
