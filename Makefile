@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
+.PHONY: test-under-load report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -29,6 +29,8 @@ test: ready-test ## everything: unit, properties, simulation, real QEMU; ends wi
 	@$(NPM) test
 test-unit: ready-tap ## without real QEMU
 	@$(NPM) run test:unit
+test-under-load: ready-tap ## test-unit while other processes take all cores; RUNS=10
+	@sh scripts/test-under-load.sh $(RUNS)
 test-qemu: ready-test ## real migrations of QEMU 7.2 and 10
 	@$(NPM) run test:qemu
 test-modes: ready-test ## every mode of QEMU through the pair, a table of bytes (a quarter of an hour)
