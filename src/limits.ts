@@ -182,6 +182,9 @@ export const ACK_DELAY_MS_MAX = 10
 /** Time that bytes may wait in the link beyond its round trip, unless configured: they add to the guest's downtime. */
 export const QUEUE_TARGET_MS = 50
 
+/** TLS records that one connection may carry each way under one AES-GCM key: 2^24.5 (RFC 8446 §5.5). Before that it is replaced. */
+export const TLS_RECORDS_MAX = Math.floor(2 ** 24.5)
+
 // Who connects to the destination proxy ---------------------------------------------------------------------------------
 
 /**

@@ -39,12 +39,16 @@ export interface LinkClientOptions {
   readonly logger: LinkLogger
   readonly clock?: Clock
   readonly localAddress?: string
+  /** TLS records that a connection may carry. Default TLS_RECORDS_MAX. */
+  readonly recordsMax?: number
 }
 
 /** A connection that stands. */
 interface Standing {
   /** Settles when it is gone again: whether anything arrived on it after the hello. */
   readonly gone: Promise<boolean>
+  /** Settles when it should be replaced, while it goes on. */
+  readonly worn: Promise<void>
 }
 
 /** One session, seen from the side that dials. When it has ended, make a new LinkClient for a new one. */
@@ -79,6 +83,7 @@ export class LinkClient {
       logger: options.logger,
       clock: this.#clock,
       identity: options.plaintext ? PLAIN_IDENTITY : '',
+      recordsMax: options.recordsMax,
     })
     void this.link.ended.then(() => {
       this.#wakeAll()
@@ -145,6 +150,11 @@ export class LinkClient {
     let backoff = BACKOFF_MIN_MS
     for (let current = first; !this.link.over; ) {
       if (current) {
+        const fresh = await this.#replacement(connection, current)
+        if (fresh) {
+          current = fresh
+          continue
+        }
         // Only a connection over which something came shows that the path works.
         if (await current.gone) backoff = BACKOFF_MIN_MS
         current = undefined
@@ -168,6 +178,25 @@ export class LinkClient {
         backoff = Math.min(backoff * 2, BACKOFF_MAX_MS)
       }
     }
+  }
+
+  /** Once a connection's keys are worn, dials another one beside it. @returns undefined: it is gone before that */
+  async #replacement(connection: number, current: Standing): Promise<Standing | undefined> {
+    let isGone = false
+    const gone = current.gone.then(() => {
+      isGone = true
+    })
+    await Promise.race([gone, current.worn])
+    while (!isGone && !this.link.over) {
+      try {
+        return await this.#dial(connection)
+      } catch (error) {
+        if (this.link.over) return undefined
+        this.#logFailure(connection, asProxyError(error))
+        await Promise.race([gone, this.#pause(BACKOFF_MAX_MS)])
+      }
+    }
+    return undefined
   }
 
   /** One attempt, in bounded time. */
@@ -222,10 +251,11 @@ export class LinkClient {
       } else if (this.#token !== hello.token) {
         throw new ProxyError('PROTOCOL_STATE', 'the server changed the token', undefined, 'the session ends')
       }
+      const { promise: worn, resolve: wears } = Promise.withResolvers<void>()
       const gone = new Promise<boolean>(resolve => {
-        this.link.attach(socket, connection, hello, rest, peerOf(socket), resolve)
+        this.link.attach(socket, connection, hello, rest, peerOf(socket), resolve, wears)
       })
-      return { gone }
+      return { gone, worn }
     } catch (error) {
       raw.destroy()
       if (timedOut) throw lost(`no answer within ${HELLO_TIMEOUT_MS / 1000} s`, error)

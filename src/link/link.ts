@@ -10,6 +10,7 @@ import { Session } from '../session/session.ts'
 import { FrameDecoder } from '../wan/frames.ts'
 import { CODE } from '../wan/wire.ts'
 import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
+import { KeyUse } from './key-use.ts'
 
 /**
  * A connection is given more bytes only while fewer than this wait in Node's memory: what waits there can no longer be
@@ -33,6 +34,10 @@ interface Wire {
   /** Something arrived after the hello: the path works, the peer took the hello. */
   heard: boolean
   readonly gone: (wire: Wire, error: Error | undefined) => void
+  /** undefined without TLS. */
+  readonly keys: KeyUse | undefined
+  /** Its keys are nearly used up; called once. */
+  worn: (() => void) | undefined
 }
 
 export interface LinkOptions {
@@ -46,6 +51,8 @@ export interface LinkOptions {
   readonly clock: Clock
   /** For logs: who the peer is. */
   readonly identity: string
+  /** TLS records that a connection may carry. Default TLS_RECORDS_MAX. */
+  readonly recordsMax?: number | undefined
 }
 
 /** A live session. What flows through it goes by `session`; `link` is about connections and ending. */
@@ -63,6 +70,7 @@ export class Link {
   readonly #logger: LinkLogger
   readonly #clock: Clock
   readonly #sink: LinkSink
+  readonly #recordsMax: number | undefined
   readonly #wires = new Map<number, Wire>()
   /** Sockets that still linger: replaced or ended ones are no longer in #wires. */
   readonly #sockets = new Set<net.Socket>()
@@ -83,6 +91,7 @@ export class Link {
     this.identity = options.identity
     this.#logger = options.logger
     this.#clock = options.clock
+    this.#recordsMax = options.recordsMax
     this.ended = new Promise(resolve => {
       this.#resolveEnded = resolve
     })
@@ -136,6 +145,7 @@ export class Link {
    * @param hello what the peer's hello says of the session
    * @param rest bytes that came behind the peer's hello
    * @param gone called once when the connection is no more, with `heard`: whether anything came after the hello
+   * @param worn called once when its keys are nearly used up: another one with the same number is to take its place
    */
   attach(
     socket: net.Socket,
@@ -144,6 +154,7 @@ export class Link {
     rest: Uint8Array,
     peer: string,
     gone: (heard: boolean, error: Error | undefined) => void = () => {},
+    worn?: () => void,
   ): void {
     const before = this.#wires.get(connection)
     if (before) {
@@ -161,6 +172,8 @@ export class Link {
       ending: false,
       heard: false,
       gone: (w, error) => gone(w.heard, error),
+      keys: 'encrypted' in socket ? new KeyUse(this.#recordsMax) : undefined,
+      worn,
     }
     this.#wires.set(connection, wire)
     this.#sockets.add(socket)
@@ -175,6 +188,8 @@ export class Link {
     const take = (chunk: Uint8Array): void => {
       if (!wire.attached) return
       now = this.#clock.now()
+      wire.keys?.received()
+      this.#checkKeys(wire)
       try {
         decoder.push(chunk)
       } catch (error) {
@@ -246,11 +261,23 @@ export class Link {
     wire.socket.destroy()
   }
 
+  /** A worn connection is replaced; one that could not be in time is closed. */
+  #checkKeys(wire: Wire): void {
+    if (!wire.keys?.isWorn) return
+    wire.worn?.()
+    wire.worn = undefined
+    if (!wire.keys.isSpent) return
+    const what = 'its TLS keys have encrypted as many records as they may'
+    this.#down(wire, new ProxyError('PEER_LOST', what, undefined, 'another connection takes its place'))
+  }
+
   #remove(wire: Wire, error: Error | undefined): void {
     if (this.#wires.get(wire.connection) === wire) this.#wires.delete(wire.connection)
     wire.socket.destroy()
     const reason = error instanceof ProxyError ? error.what : error?.message
-    this.#log(error && !this.over ? 'warn' : 'info', 'link.down', {
+    // The other side closes a worn connection as soon as it has the fresh one: often before we have it.
+    const isMishap = error !== undefined && !this.over && wire.keys?.isWorn !== true
+    this.#log(isMishap ? 'warn' : 'info', 'link.down', {
       connection: wire.connection,
       peer: wire.peer,
       reason,
@@ -314,6 +341,8 @@ export class Link {
       socket.write(out[last]!, () => this.#schedule())
       socket.uncork()
       out.length = 0
+      wire.keys?.sent(bytes)
+      this.#checkKeys(wire)
     }
     if (this.session.isDone(wire.connection) || (bytes === 0 && this.session.state === 'closed')) {
       wire.ending = true

@@ -48,6 +48,8 @@ export interface LinkServerOptions {
   readonly sessionsMax?: number
   readonly strangersMax?: number
   readonly helloTimeoutMs?: number
+  /** TLS records that a connection may carry. Default TLS_RECORDS_MAX. */
+  readonly recordsMax?: number
 }
 
 /** Where to listen: an address, or a socket that systemd opened. */
@@ -350,6 +352,7 @@ export class LinkServer {
       logger,
       clock: this.#clock,
       identity,
+      recordsMax: this.#options.recordsMax,
     })
     const member = { link, token: randomBytes(32), identity, accepted, bornMs: this.#clock.now() }
     this.#members.set(link.id, member)
