@@ -1,7 +1,7 @@
 /**
  * Counts the pages that pass between two proxies, by VM, and decides at a migration's end which of them become a
  * template set. Pure: both sides feed it the same pages in the same order and so hold the same state, without a byte
- * over the WAN. What depends on the order and why it is the same on both sides: docs/adr/0031-learning.md.
+ * over the WAN. What depends on the order and why it is the same on both sides: docs/adr/0009-learning.md.
  */
 import { assert } from '../errors.ts'
 
@@ -16,7 +16,7 @@ export const SET_PAGES_MIN = 16
 
 /**
  * A guest that comes back has its pages where they were, another guest of the same image has them elsewhere: of what it
- * shares with an earlier migration, from this share on at the same place, it is that VM (measured: ADR 31) ...
+ * shares with an earlier migration, from this share on at the same place, it is that VM (measured: ADR 0009) ...
  */
 const SAME_PLACE_SHARE = 0.6
 /** ... where at least so many pages say so ... */

@@ -246,7 +246,7 @@ interface CertificateSpec {
 }
 
 async function makeCertificate(spec: CertificateSpec): Promise<string> {
-  // Loaded here: a proxy that runs has no use for them. adr/0010
+  // Loaded here: a proxy that runs has no use for them. adr/0007
   const [asn1, pki] = await Promise.all([import('asn1js'), import('pkijs')])
   const cert = new pki.Certificate()
   cert.version = 2 // v3

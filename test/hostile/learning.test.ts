@@ -1,6 +1,6 @@
 /**
  * A peer whose guests have pages without end, each a few bytes on the WAN: what is learned takes no more of the disk than
- * `--learn-size`, and other peers' sets stay. How shares are made: docs/adr/0031-learning.md.
+ * `--learn-size`, and other peers' sets stay. How shares are made: docs/adr/0009-learning.md.
  */
 import { once } from 'node:events'
 import { mkdirSync, mkdtempSync, readdirSync, readlinkSync, rmSync, statSync } from 'node:fs'
