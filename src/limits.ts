@@ -188,25 +188,42 @@ export const TLS_RECORDS_MAX = Math.floor(2 ** 24.5)
 // Who connects to the destination proxy ---------------------------------------------------------------------------------
 
 /**
- * Connections that have not proven who they are, at once. The oldest goes when one more comes: whoever floods us must
- * open so many within the few round trips that a real handshake takes. Each costs about 100 KiB in TLS.
+ * Connections that have said nothing yet, from addresses that no peer came from; as many more whose first bytes wait for
+ * their turn. 10 KiB each. Addresses share them (IPv6 by /64): whoever floods us drives out itself.
  */
-export const STRANGERS_MAX = 256
+export const STRANGERS_MAX = 512
 
-/** Connections that TLS has let in and whose hello is missing. */
+/** Their handshakes under way: 100 KiB each. */
+export const STRANGER_HANDSHAKES_MAX = 128
+
+/** Their handshakes in a second: with a millisecond or two each, a tenth of one core. */
+export const STRANGER_HANDSHAKES_PER_SECOND = 60
+
+/** The same three for addresses from which a peer proved itself lately: places that strangers cannot take. */
+export const RETURNERS_MAX = 256
+export const RETURNER_HANDSHAKES_MAX = 128
+/** 17 sites with 16 connections each are back within three seconds after an outage. */
+export const RETURNER_HANDSHAKES_PER_SECOND = 100
+
+/** Identities whose addresses are remembered, and addresses of each: a peer in the middle of a move, or with many uplinks. */
+export const KNOWN_IDENTITIES_MAX = 1024
+export const KNOWN_ADDRESSES_PER_IDENTITY_MAX = 16
+
+/** Connections that TLS has let in and whose hello is missing; identities share them. */
 export const GREETERS_MAX = 256
 
 /**
- * Sessions at once, unless configured, those that are being opened or are ending counted: each takes memory for its
- * sets, its ring and what is unacknowledged.
+ * Sessions at once, unless configured, those that are being opened or are ending counted. An identity may have as many as
+ * are still free: one alone 32, so that 17 sources behind one key are served. What a session costs until a migration
+ * comes stands in docs/security.md.
  */
-export const SESSIONS_MAX = 16
+export const SESSIONS_MAX = 64
 
-/** Log lines about strangers: so many at once ... */
-export const REFUSAL_LINES_BURST = 100
+/** What --sessions-max may be set to: a heartbeat of each a second is still little. */
+export const SESSIONS_CEILING = 4096
 
-/** ... then so many a second; what is beyond is counted. */
-export const REFUSAL_LINES_PER_SECOND = 10
+/** A session without a flow for so long makes room where somebody else needs its place: its peer opens another when it needs one. */
+export const SESSION_IDLE_MS = 30_000
 
 /**
  * Log lines that one peer, one host's QEMUs or all strangers together may cause in a minute, counts of lines left out

@@ -5,16 +5,18 @@ import type { ArrivalSummary } from '../daemon/destination-session.ts'
 import type { Log } from '../daemon/log.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
+import { SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import type { ListenAt } from '../link/server.ts'
 import { type Address, isLoopback, parseAddress, parseNamedAddress } from '../relay/address.ts'
 import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
-import { formatSize } from './quantity.ts'
+import { formatSize, parseCount } from './quantity.ts'
 import { nameOf, outcomeText } from './summary-text.ts'
 
 interface DestinationArguments extends ProxyArguments {
   readonly listen: string[]
   readonly target: string[]
   readonly plaintextAnywhere: boolean
+  readonly sessionsMax: string
 }
 
 export const destinationCommand: CommandModule<object, DestinationArguments> = {
@@ -36,6 +38,12 @@ export const destinationCommand: CommandModule<object, DestinationArguments> = {
         array: true,
         requiresArg: true,
         demandOption: true,
+      })
+      .option('sessions-max', {
+        describe: 'Source proxies at once; one identity may have as many as are still free',
+        type: 'string',
+        requiresArg: true,
+        default: String(SESSIONS_MAX),
       })
       .option('plaintext-anywhere', {
         describe:
@@ -105,6 +113,14 @@ export function logArrival(json: boolean): (summary: ArrivalSummary, log: Log) =
   }
 }
 
+/** @throws USAGE */
+function sessionCount(text: string): number {
+  const count = parseCount(text, '--sessions-max', 2)
+  if (count > SESSIONS_CEILING)
+    throw new ProxyError('USAGE', `--sessions-max ${text}`, undefined, `give 2 to ${SESSIONS_CEILING}`)
+  return count
+}
+
 async function runDestination(args: DestinationArguments): Promise<void> {
   const settings = proxySettings(args, 'server')
   const { log } = settings
@@ -123,6 +139,7 @@ async function runDestination(args: DestinationArguments): Promise<void> {
     targets,
     ringPagesMax: settings.ringPages,
     placesMax: settings.places,
+    sessionsMax: sessionCount(args.sessionsMax),
     onStatus: text => status.tell(text),
     onSummary: logArrival(args.json),
   })

@@ -164,6 +164,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
       targets: configuration.targets,
       ringPagesMax: settings.ringPages,
       placesMax: settings.places,
+      sessionsMax: configuration.sessionsMax,
       onStatus: text => status.tell(text),
       onSummary: logArrival(json),
     })

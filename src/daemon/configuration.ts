@@ -5,7 +5,7 @@
 import { type Document, isScalar, LineCounter, parseDocument, visit } from 'yaml'
 import { z } from 'zod'
 import { isProxyError } from '../errors.ts'
-import { CONNECTIONS_MAX, PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
+import { CONNECTIONS_MAX, PATIENCE_MS, QUEUE_TARGET_MS, SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import { type Address, formatAddress, isLoopback, isRange, parseAddress, parsePeer } from '../relay/address.ts'
 import { fileMode } from '../relay/group.ts'
 
@@ -49,6 +49,7 @@ export interface Configuration {
   readonly peers: readonly PeerConfiguration[]
   readonly wanListen: readonly Address[]
   readonly peerName: string | undefined
+  readonly sessionsMax: number
   readonly targets: ReadonlyMap<string, Address>
 }
 
@@ -107,7 +108,13 @@ function schema(read: QuantityReaders) {
         }),
       )
       .default([]),
-    wan: z.strictObject({ listen: z.array(address).min(1), 'peer-name': z.string().optional() }).optional(),
+    wan: z
+      .strictObject({
+        listen: z.array(address).min(1),
+        'peer-name': z.string().optional(),
+        'sessions-max': z.int().min(2).max(SESSIONS_CEILING).default(SESSIONS_MAX),
+      })
+      .optional(),
     targets: z.record(NAME, address).default({}),
   })
 }
@@ -271,6 +278,7 @@ export function readConfiguration(content: string, read: QuantityReaders): ReadC
       peers,
       wanListen,
       peerName: file.wan?.['peer-name'],
+      sessionsMax: file.wan?.['sessions-max'] ?? SESSIONS_MAX,
       targets: new Map(Object.entries(file.targets).map(([name, at]) => [name, parseAddress(at)])),
     },
   }
@@ -293,10 +301,17 @@ function strayAlias(document: Document.Parsed): number {
  * @returns names as in the file
  */
 export function needRestart(before: Configuration, after: Configuration): string[] {
-  const settings = ({ peers, targets, wanListen, peerName, ...rest }: Configuration): Map<string, string> =>
+  const settings = ({
+    peers,
+    targets,
+    wanListen,
+    peerName,
+    sessionsMax,
+    ...rest
+  }: Configuration): Map<string, string> =>
     new Map([
       ...Object.entries(rest).map(([key, value]) => [kebab(key), JSON.stringify(value)] as const),
-      ['wan', JSON.stringify([wanListen, peerName])],
+      ['wan', JSON.stringify([wanListen, peerName, sessionsMax])],
       ...peers.map(({ rate, ...peer }) => [`peers.${peer.name}`, JSON.stringify(peer)] as const),
     ])
   const was = settings(before)

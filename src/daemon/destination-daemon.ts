@@ -48,6 +48,8 @@ export interface DestinationOptions {
   /** Memories and shares of rings, where this process has several proxies. */
   readonly pools?: Pools
   readonly shares?: RingShares
+  /** Sessions at once. Default SESSIONS_MAX. */
+  readonly sessionsMax?: number | undefined
   readonly queueTargetMs: number
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy. Default: patienceMs. */
@@ -89,6 +91,7 @@ export class DestinationDaemon {
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       accept: (hello, identity) => this.acceptSession(hello, identity),
       logger: this.lines.byFields(),
+      ...(options.sessionsMax !== undefined && { sessionsMax: options.sessionsMax }),
       agent: 'pageferry',
     })
   }

@@ -82,6 +82,8 @@ export class Link {
   #cancelTimer: (() => void) | undefined
   #timerDueMs = Number.POSITIVE_INFINITY
   #tickDue = false
+  /** Since when there is no flow. */
+  #idleSinceMs: number | undefined
   /** Which connection is served first; moves on, so that none is always last. */
   #turn = 0
 
@@ -133,6 +135,11 @@ export class Link {
   /** Connections that stand now. */
   get connections(): number {
     return this.#wires.size
+  }
+
+  /** For how long there has been no flow; 0 while there is one. */
+  idleMs(nowMs: number): number {
+    return this.session.flowCount > 0 || this.#idleSinceMs === undefined ? 0 : nowMs - this.#idleSinceMs
   }
 
   /** True once the session is over: nothing is dialled or attached any more. */
@@ -308,6 +315,8 @@ export class Link {
     const now = this.#clock.now()
     this.#pump(now)
     this.#arm(now)
+    if (this.session.flowCount > 0) this.#idleSinceMs = undefined
+    else this.#idleSinceMs ??= now
     if (this.session.state === 'closed' && this.#sockets.size === 0 && !this.#over) {
       this.#over = true
       this.#cancelTimer?.()

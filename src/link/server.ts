@@ -1,6 +1,6 @@
 /**
  * The side that listens: takes connections from anyone, lets in who proves to be a peer, and joins them to their
- * session. Until then a connection costs one slot of a bounded number, for a bounded time.
+ * session. Until then a connection costs one place of a bounded number (door.ts), for a bounded time.
  */
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import net from 'node:net'
@@ -8,19 +8,29 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import {
   GREETERS_MAX,
   HELLO_TIMEOUT_MS,
-  REFUSAL_LINES_BURST,
-  REFUSAL_LINES_PER_SECOND,
+  MEMORY_BUDGET_BYTES,
   REFUSAL_LINGER_MS,
+  RETURNER_HANDSHAKES_MAX,
+  RETURNER_HANDSHAKES_PER_SECOND,
+  RETURNERS_MAX,
+  SESSION_IDLE_MS,
   SESSIONS_MAX,
+  STRANGER_HANDSHAKES_MAX,
+  STRANGER_HANDSHAKES_PER_SECOND,
   STRANGERS_MAX,
 } from '../limits.ts'
+import { MemoryBudget } from '../session/memory-budget.ts'
 import { type ClientHello, clientHelloOf, encodeRefusal, encodeServerHello, type ServerHello } from '../wan/hello.ts'
 import { REFUSALS } from '../wan/wire.ts'
 import { AGENT_DEFAULT, type Clock, type LinkLogger, type LinkSink, type SessionTuning, systemClock } from './api.ts'
 import { requireSecurity } from './client.ts'
 import { type Credentials, PLAIN_IDENTITY } from './credentials.ts'
+import { Door } from './door.ts'
 import { KEEP_ALIVE_DELAY_MS, peerOf, readHello } from './greeting.ts'
+import { addressGroup, KnownAddresses } from './known-addresses.ts'
 import { Link } from './link.ts'
+import { SessionPlaces } from './session-places.ts'
+import { WaitingRoom } from './waiting-room.ts'
 
 /** What the layer above decides about a new session. */
 export interface Accepted extends Pick<ServerHello, 'sets' | 'ring' | 'places' | 'targets'> {
@@ -45,8 +55,8 @@ export interface LinkServerOptions {
   readonly logger: LinkLogger
   readonly agent?: string
   readonly clock?: Clock
+  /** Sessions at once, of which an identity may have as many as are still free. */
   readonly sessionsMax?: number
-  readonly strangersMax?: number
   readonly helloTimeoutMs?: number
   /** TLS records that a connection may carry. Default TLS_RECORDS_MAX. */
   readonly recordsMax?: number
@@ -59,6 +69,13 @@ export type ListenAt = { readonly host?: string; readonly port: number } | { rea
 interface Arrival {
   readonly raw: net.Socket
   readonly peer: string
+  /** Of addresses: whom its place counts for until TLS has told who it is. */
+  readonly group: string
+  readonly door: Door<Arrival>
+  /** Its handshake has begun. */
+  begun: boolean
+  /** Once TLS has proven it. */
+  identity: string | undefined
   cancel: () => void
   /** Why it was ended by us, where that is not what the socket says. */
   ended: ProxyError | undefined
@@ -68,8 +85,11 @@ interface Member {
   readonly link: Link
   readonly token: Buffer
   readonly identity: string
+  /** Whom its place counts for. */
+  readonly holder: string
   readonly accepted: Accepted
-  readonly bornMs: number
+  /** Gives its place back. */
+  readonly leave: () => void
 }
 
 /** Counters for metrics. */
@@ -87,29 +107,47 @@ export class LinkServer {
   readonly #options: LinkServerOptions
   readonly #clock: Clock
   readonly #listeners = new Set<net.Server>()
-  /** By age: a Set keeps the order of insertion. */
-  readonly #strangers = new Set<Arrival>()
-  readonly #greeters = new Set<Arrival>()
+  readonly #known = new KnownAddresses()
+  /** For those who come from where a peer came from lately, and for all others. */
+  readonly #returners: Door<Arrival>
+  readonly #strangers: Door<Arrival>
+  readonly #greeters = new WaitingRoom<Arrival>(GREETERS_MAX)
   readonly #members = new Map<string, Member>()
+  readonly #places: SessionPlaces
+  /** What sessions may hold beyond their own, shared by identity. */
+  readonly #memory = new MemoryBudget(MEMORY_BUDGET_BYTES)
   /** Sessions that the layer above is taking memory for. */
   readonly #opening = new Set<string>()
-  /** Sessions that were given up and whose memory is not free yet. */
-  #leaving = 0
   #draining = false
   #connectionsAccepted = 0
   #refused = 0
   #crowdedOut = 0
-  #logTokens = REFUSAL_LINES_BURST
-  #logAtMs: number
-  #logSuppressed = 0
-  #cancelSummary: (() => void) | undefined
 
   /** @throws ProxyError USAGE */
   constructor(options: LinkServerOptions) {
     requireSecurity(options)
     this.#options = options
     this.#clock = options.clock ?? systemClock
-    this.#logAtMs = this.#clock.now()
+    this.#places = new SessionPlaces(options.sessionsMax ?? SESSIONS_MAX)
+    const common = {
+      clock: this.#clock,
+      begin: (arrival: Arrival) => this.#begin(arrival),
+      crowdedOut: (arrival: Arrival) => this.#crowd(arrival),
+    }
+    this.#strangers = new Door({
+      ...common,
+      waitingMax: STRANGERS_MAX,
+      handshakesMax: STRANGER_HANDSHAKES_MAX,
+      perSecond: STRANGER_HANDSHAKES_PER_SECOND,
+      burst: STRANGER_HANDSHAKES_PER_SECOND,
+    })
+    this.#returners = new Door({
+      ...common,
+      waitingMax: RETURNERS_MAX,
+      handshakesMax: RETURNER_HANDSHAKES_MAX,
+      perSecond: RETURNER_HANDSHAKES_PER_SECOND,
+      burst: RETURNER_HANDSHAKES_PER_SECOND,
+    })
   }
 
   /** Sessions that live. */
@@ -120,7 +158,7 @@ export class LinkServer {
   get stats(): LinkServerStats {
     return {
       sessions: this.#members.size,
-      strangers: this.#strangers.size,
+      strangers: this.#strangers.size + this.#returners.size,
       greeters: this.#greeters.size,
       connectionsAccepted: this.#connectionsAccepted,
       refused: this.#refused,
@@ -165,22 +203,39 @@ export class LinkServer {
   /** Takes one connection, however it came to be. */
   take(raw: net.Socket): void {
     this.#connectionsAccepted++
-    raw.on('error', () => {}) // 'close' follows
-    const arrival: Arrival = { raw, peer: peerOf(raw), cancel: () => {}, ended: undefined }
+    const group = addressGroup(raw.remoteAddress)
+    const arrival: Arrival = {
+      raw,
+      peer: peerOf(raw),
+      group,
+      door: this.#known.has(group) ? this.#returners : this.#strangers,
+      begun: false,
+      identity: undefined,
+      cancel: () => {},
+      ended: undefined,
+    }
     const timeoutMs = this.#options.helloTimeoutMs ?? HELLO_TIMEOUT_MS
     arrival.cancel = this.#clock.after(timeoutMs, () =>
       this.#end(arrival, timeout(`no handshake and hello within ${timeoutMs / 1000} s`)),
     )
-    this.#admit(this.#strangers, arrival, this.#options.strangersMax ?? STRANGERS_MAX)
-    this.#welcome(arrival)
-      .catch((error: unknown) => {
-        if (!isProxyError(error)) throw error // ours: crash rather than guess
-      })
-      .finally(() => {
-        arrival.cancel()
-        this.#strangers.delete(arrival)
-        this.#greeters.delete(arrival)
-      })
+    raw.on('error', () => {}) // 'close' follows
+    raw.once('close', () => {
+      if (arrival.begun) return
+      this.#leave(arrival)
+      this.#logRefusal(arrival, arrival.ended ?? timeout('closed before it said anything'))
+    })
+    // Nothing is spent on who says nothing: no TLS before there are bytes for it, which stay in the socket meanwhile.
+    raw.once('readable', () => {
+      if (raw.readableLength > 0) arrival.door.spoke(arrival)
+      else raw.destroy() // its end
+    })
+    arrival.door.arrive(arrival)
+  }
+
+  /** Its turn has come. */
+  #begin(arrival: Arrival): void {
+    arrival.begun = true
+    void this.#welcome(arrival).finally(() => this.#leave(arrival))
   }
 
   /** Takes no new sessions; those that live go on, without new flows. */
@@ -203,23 +258,18 @@ export class LinkServer {
     this.#draining = true
     this.stopListening()
     const links = this.links
-    for (const arrival of [...this.#strangers, ...this.#greeters]) this.#end(arrival, timeout('this proxy stops'))
+    for (const arrival of [...this.#strangers, ...this.#returners, ...this.#greeters])
+      this.#end(arrival, timeout('this proxy stops'))
     const cancel = this.#clock.after(graceMs, () => {
       for (const link of links) if (!link.over) void link.abort(timeout('this proxy stops'))
     })
     await Promise.all(links.map(link => link.close()))
     cancel()
-    this.#cancelSummary?.()
   }
 
-  /** Counts a connection among `group`; the oldest there makes room. */
-  #admit(group: Set<Arrival>, arrival: Arrival, max: number): void {
-    group.add(arrival)
-    if (group.size <= max) return
-    const oldest = group.values().next().value!
-    group.delete(oldest)
+  #crowd(arrival: Arrival): void {
     this.#crowdedOut++
-    this.#end(oldest, timeout(`crowded out by ${max} newer strangers`))
+    this.#end(arrival, timeout('crowded out by newer ones'))
   }
 
   #end(arrival: Arrival, why: ProxyError): void {
@@ -227,7 +277,14 @@ export class LinkServer {
     arrival.raw.destroy()
   }
 
-  /** @throws ProxyError where the connection is refused; it is ended by then */
+  /** Refused, gone, or one of a session's connections by now. */
+  #leave(arrival: Arrival): void {
+    arrival.cancel()
+    arrival.door.leave(arrival)
+    this.#greeters.leave(arrival)
+  }
+
+  /** Never rejects: whoever it is and whatever goes wrong, this connection alone ends. */
   async #welcome(arrival: Arrival): Promise<void> {
     const { raw } = arrival
     const { credentials } = this.#options
@@ -240,8 +297,10 @@ export class LinkServer {
         socket = secured.socket
         if (secured.refusal) throw secured.refusal
         identity = secured.identity
-        this.#strangers.delete(arrival)
-        this.#admit(this.#greeters, arrival, GREETERS_MAX)
+        arrival.identity = identity
+        arrival.door.leave(arrival)
+        const loser = this.#greeters.enter(arrival, identity)
+        if (loser) this.#crowd(loser)
       }
       const { body, rest } = await readHello(socket)
       known = true
@@ -249,7 +308,7 @@ export class LinkServer {
       if (rest.length > 0) {
         throw new ProxyError('PROTOCOL_STATE', 'the client sent frames before our hello', undefined, 'closed')
       }
-      const member = this.#resume(hello, identity) ?? (await this.#open(hello, identity, raw))
+      const member = this.#resume(hello, identity) ?? (await this.#open(hello, identity, arrival))
       const { accepted, link } = member
       socket.write(
         encodeServerHello({
@@ -263,20 +322,25 @@ export class LinkServer {
           targets: accepted.targets,
         }),
       )
+      this.#known.add(member.holder, arrival.group)
       link.attach(socket, hello.connection, hello, rest, arrival.peer)
     } catch (error) {
-      if (isProxyError(error)) {
-        this.#refused++
-        const reason = arrival.ended ?? error
-        this.#logRefusal({ peer: arrival.peer, code: reason.code, reason: reason.what, hint: reason.action })
-      }
+      const failure = arrival.ended ?? this.#asProxyError(error, arrival)
+      this.#logRefusal(arrival, failure)
       // Who says nothing, or begins with anything but our magic, gets no answer, and no hint of what listens here.
-      const silent =
-        !known && (error as ProxyError).where?.stream === 'hello' && (error as ProxyError).where!.offset < 8
-      if (!isProxyError(error) || silent || (!known && error.code === 'PEER_LOST')) socket.destroy()
-      else await this.#refuse(socket, error) // until it is closed it counts among the strangers
-      throw error
+      const silent = !known && isProxyError(error) && error.where?.stream === 'hello' && error.where.offset < 8
+      if (silent || !isProxyError(error) || (!known && error.code === 'PEER_LOST')) socket.destroy()
+      else await this.#refuse(socket, error) // until it is closed it keeps its place
     }
+  }
+
+  /** What is no ProxyError is a defect of ours that somebody outside found: told as one, and no reason to end all others. */
+  #asProxyError(error: unknown, arrival: Arrival): ProxyError {
+    if (isProxyError(error)) return error
+    const { stack } = error as Error
+    this.#options.logger.error('link.defect', { peer: arrival.peer, identity: arrival.identity, stack })
+    const what = `our own defect: ${(error as Error).message}`
+    return new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error })
   }
 
   /** Tells why, where somebody may be there to read it, and closes. */
@@ -322,39 +386,45 @@ export class LinkServer {
     return member
   }
 
-  async #open(hello: ClientHello, identity: string, raw: net.Socket): Promise<Member> {
-    const { accept, logger, sessionsMax = SESSIONS_MAX } = this.#options
+  async #open(hello: ClientHello, identity: string, { raw, group }: Arrival): Promise<Member> {
+    const { accept, logger, credentials } = this.#options
     if (this.#draining) throw new ProxyError('LIMIT_EXCEEDED', 'this side takes no new sessions', undefined, 'refused')
-    const count = (): number => this.#members.size + this.#opening.size + this.#leaving
-    if (count() >= sessionsMax) await this.#forgetOne()
-    if (count() >= sessionsMax) {
-      throw new ProxyError('LIMIT_EXCEEDED', `${sessionsMax} sessions are open`, undefined, 'refused')
+    const holder = credentials ? identity : `${identity} ${group}`
+    await this.#makeRoom(holder)
+    if (!this.#places.hasRoom(holder)) {
+      const { taken, max } = this.#places
+      const what = `${taken} of ${max} sessions are open, ${this.#places.held(holder)} of them this peer's`
+      throw new ProxyError('LIMIT_EXCEEDED', what, undefined, 'refused: see --sessions-max')
     }
     if (this.#opening.has(hello.session) || this.#members.has(hello.session)) {
       throw new ProxyError('LIMIT_EXCEEDED', 'opened twice at once', undefined, 'refused')
     }
-    let accepted: Accepted
+    const leave = this.#places.take(holder)
     this.#opening.add(hello.session)
+    let accepted: Accepted
     try {
       accepted = await accept(hello, identity)
+      if (raw.destroyed) {
+        accepted.discard?.()
+        throw new ProxyError('PEER_LOST', 'closed before our hello', undefined, 'closed')
+      }
+    } catch (error) {
+      leave()
+      throw error
     } finally {
       this.#opening.delete(hello.session)
-    }
-    if (raw.destroyed) {
-      accepted.discard?.()
-      throw new ProxyError('PEER_LOST', 'closed before our hello', undefined, 'closed')
     }
     const link = new Link({
       role: 'server',
       id: hello.session,
       sink: accepted.sink,
-      ...(accepted.session && { session: accepted.session }),
+      session: { memory: this.#memory.share(holder), ...accepted.session },
       logger,
       clock: this.#clock,
       identity,
       recordsMax: this.#options.recordsMax,
     })
-    const member = { link, token: randomBytes(32), identity, accepted, bornMs: this.#clock.now() }
+    const member = { link, token: randomBytes(32), identity, holder, accepted, leave }
     this.#members.set(link.id, member)
     logger.info('link.open', {
       link: link.id.slice(0, 8),
@@ -363,46 +433,44 @@ export class LinkServer {
       connections: hello.connections,
     })
     void link.ended.then(() => {
+      leave()
       if (this.#members.get(link.id) === member) this.#members.delete(link.id)
     })
     return member
   }
 
-  /** Gives up the oldest session that never said anything and has no connection. */
-  async #forgetOne(): Promise<void> {
+  /**
+   * Gives up a session that nobody needs, where a holder's next one has no place otherwise: of whoever holds most the one
+   * that has been idle for longest. One that never said anything and has no connection goes at once.
+   */
+  async #makeRoom(holder: string): Promise<void> {
+    if (this.#places.hasRoom(holder)) return
+    const nowMs = this.#clock.now()
+    let best: Member | undefined
+    let bestMs = 0
     for (const member of this.#members.values()) {
-      if (member.link.heard || member.link.connections > 0) continue
-      return this.#giveUp(member, 'never used')
+      const { link } = member
+      const unused = !link.heard && link.connections === 0
+      const idleMs = unused ? Number.POSITIVE_INFINITY : link.idleMs(nowMs)
+      if (idleMs < SESSION_IDLE_MS || !this.#places.hasRoom(holder, member.holder)) continue
+      const more = best ? this.#places.held(member.holder) - this.#places.held(best.holder) : 1
+      if (more < 0 || (more === 0 && idleMs <= bestMs)) continue
+      best = member
+      bestMs = idleMs
     }
+    if (best) await this.#giveUp(best, 'idle, and another peer needs the place')
   }
 
-  /** Ends a session on which nothing was ever said; it counts until its sockets are closed and its memory is free. */
+  /** Ends a session; its place is free once its sockets are closed and its memory is free. */
   async #giveUp({ link }: Member, why: string): Promise<void> {
     this.#members.delete(link.id)
-    this.#leaving++
     await link.abort(timeout(why))
-    this.#leaving--
   }
 
-  /** One line for each refused stranger, as long as it is not a flood of them. */
-  #logRefusal(fields: Record<string, unknown>): void {
-    const now = this.#clock.now()
-    this.#logTokens = Math.min(
-      REFUSAL_LINES_BURST,
-      this.#logTokens + ((now - this.#logAtMs) / 1000) * REFUSAL_LINES_PER_SECOND,
-    )
-    this.#logAtMs = now
-    if (this.#logTokens >= 1) {
-      this.#logTokens--
-      this.#options.logger.warn('link.refused', fields)
-      return
-    }
-    this.#logSuppressed++
-    this.#cancelSummary ??= this.#clock.after(1000, () => {
-      this.#cancelSummary = undefined
-      this.#options.logger.warn('link.refused.more', { count: this.#logSuppressed })
-      this.#logSuppressed = 0
-    })
+  #logRefusal(arrival: Arrival, { code, what, action }: ProxyError): void {
+    this.#refused++
+    const { peer, identity } = arrival
+    this.#options.logger.warn('link.refused', { peer, ...(identity && { identity }), code, reason: what, hint: action })
   }
 }
 

@@ -3,7 +3,7 @@
  * migrates again and again (byte for byte checked), and an honest peer whose PINGs are timed, each in a process of its
  * own. A test attacks it and then looks at what the honest ones felt:
  *
- *   t.test('an attack', { timeout: 120_000 }, async t => {
+ *   t.setTimeout(240_000) // at the file's top: the machine may be busy
  *   await using siege = await Siege.start()                        // TLS; { plaintext: true } for none
  *   const figures = await siege.under(async () => {
  *     const peer = await siege.peer()                              // any frame: peer.ts
@@ -25,6 +25,7 @@ import { fileURLToPath } from 'node:url'
 import { Credentials } from '../../src/link/credentials.ts'
 import { makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
 import type { ClientHello } from '../../src/wan/hello.ts'
+import { until } from '../helpers/until.ts'
 import { Peer, type Way } from './peer.ts'
 
 /** Identities for attackers; the honest peer has one of its own. */
@@ -67,7 +68,8 @@ export interface HonestFigures {
   readonly pingLateMs: number
   /** The same of a thread that has nothing to do. */
   readonly controlMs: number
-  /** Of the destination proxy. */
+  /** Of the destination proxy, all threads. */
+  readonly cpuSeconds: number
   readonly residentBeforeBytes: number
   readonly residentPeakBytes: number
 }
@@ -183,6 +185,16 @@ export class Siege implements AsyncDisposable {
   /** A connection of an attacker, hellos exchanged. It goes with the siege. */
   peer(hello: Partial<ClientHello> = {}, name: HostileName = 'hostile'): Promise<Peer> {
     return Peer.dial(this.way(name), hello)
+  }
+
+  /** Lines of this event that the destination proxy has logged. */
+  count(event: string): number {
+    return this.lines.filter(line => (JSON.parse(line) as { msg: unknown }).msg === event).length
+  }
+
+  /** Waits for a condition, while all processes live. */
+  async until(what: string, condition: () => boolean): Promise<void> {
+    await this.children.settled(until(what, condition, START_MS_MAX))
   }
 
   /**

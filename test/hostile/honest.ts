@@ -160,12 +160,22 @@ function resident(): { nowBytes: number; peakBytes: number } {
   return { nowBytes: kib('VmRSS') * 1024, peakBytes: kib('VmHWM') * 1024 }
 }
 
+/** CPU time of the destination proxy so far, in ticks of 10 ms. Source: proc(5), utime and stime. */
+function cpuSeconds(): number {
+  const fields = readFileSync(`/proc/${task.destinationPid}/stat`, 'latin1')
+    .replace(/^.*\) /, '')
+    .split(' ')
+  return (Number(fields[11]) + Number(fields[12])) / 100
+}
+
 let fromMs = 0
+let cpuBefore = 0
 let before = { nowBytes: 0, peakBytes: 0 }
 
 function begin(): void {
   writeFileSync(`/proc/${task.destinationPid}/clear_refs`, '5') // forgets VmHWM. Source: Linux fs/proc/task_mmu.c
   before = resident()
+  cpuBefore = cpuSeconds()
   fromMs = performance.now()
 }
 
@@ -189,6 +199,7 @@ function figures(pings: Metronome, controls: Metronome): HonestFigures {
     pingMs: Math.max(0, ...trips.map(trip => trip.toMs - trip.fromMs)),
     pingLateMs,
     controlMs: Math.max(0, ...checks.map(check => check.toMs - check.fromMs)),
+    cpuSeconds: cpuSeconds() - cpuBefore,
     residentBeforeBytes: before.nowBytes,
     residentPeakBytes: resident().peakBytes,
   }

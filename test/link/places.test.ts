@@ -1,0 +1,179 @@
+/** Places: for those who wait at the door, for sessions, and the way back of peers that are known. No sockets. */
+import t from 'tap'
+import { KNOWN_ADDRESSES_PER_IDENTITY_MAX, KNOWN_IDENTITIES_MAX } from '../../src/limits.ts'
+import type { Clock } from '../../src/link/api.ts'
+import { Door } from '../../src/link/door.ts'
+import { addressGroup, KnownAddresses } from '../../src/link/known-addresses.ts'
+import { SessionPlaces } from '../../src/link/session-places.ts'
+import { WaitingRoom } from '../../src/link/waiting-room.ts'
+
+interface Item {
+  readonly name: string
+  readonly group: string
+}
+
+function item(name: string): Item {
+  return { name, group: name[0]! }
+}
+
+t.test('who comes in numbers drives out itself', t => {
+  const room = new WaitingRoom<Item>(4)
+  const enter = (name: string): string | undefined => {
+    const one = item(name)
+    return room.enter(one, one.group)?.name
+  }
+  for (const name of ['p1', 'f1', 'f2', 'f3']) t.equal(enter(name), undefined)
+  t.equal(enter('f4'), 'f1', 'the oldest of the largest group')
+  t.equal(enter('q1'), 'f2', "a newcomer's place is one of theirs")
+  t.equal(enter('q2'), 'f3', 'of two groups alike the one that came first')
+  t.end()
+})
+
+t.test('of groups alike, the oldest goes; whoever left has no place', t => {
+  const room = new WaitingRoom<Item>(2)
+  const a = item('a')
+  const b = item('b')
+  room.enter(b, 'b')
+  room.enter(a, 'a')
+  t.equal(room.enter(item('c'), 'c')?.name, 'b')
+  t.notOk(room.leave(b), 'is gone already')
+  t.ok(room.leave(a))
+  t.equal(room.size, 1)
+  t.equal(room.enter(a, 'a'), undefined)
+  t.same(
+    [...room].map(({ name }) => name),
+    ['c', 'a'],
+  )
+  t.end()
+})
+
+t.test('turns go round by group', t => {
+  const room = new WaitingRoom<Item>(9)
+  for (const name of ['f1', 'f2', 'f3', 'p1', 'q1', 'q2']) room.enter(item(name), name[0]!)
+  const order: string[] = []
+  for (let next = room.next(); next; next = room.next()) order.push(next.name)
+  t.same(order, ['f1', 'p1', 'q1', 'f2', 'q2', 'f3'])
+  t.equal(room.size, 0)
+  t.end()
+})
+
+/** A clock that a test moves. */
+class Hands implements Clock {
+  private ms = 0
+  private readonly due: { atMs: number; run: () => void }[] = []
+  now(): number {
+    return this.ms
+  }
+  after(ms: number, run: () => void): () => void {
+    const entry = { atMs: this.ms + ms, run }
+    this.due.push(entry)
+    return () => void this.due.splice(this.due.indexOf(entry), 1)
+  }
+  advance(ms: number): void {
+    const end = this.ms + ms
+    for (;;) {
+      const next = this.due.filter(({ atMs }) => atMs <= end).sort((a, b) => a.atMs - b.atMs)[0]
+      if (!next) break
+      this.due.splice(this.due.indexOf(next), 1)
+      this.ms = Math.max(this.ms, next.atMs)
+      next.run()
+    }
+    this.ms = end
+  }
+}
+
+t.test('a flood that talks: handshakes at a steady pace, every address has its turn', t => {
+  const clock = new Hands()
+  const begun: string[] = []
+  const crowded: string[] = []
+  const door = new Door<Item>({
+    clock,
+    waitingMax: 50,
+    handshakesMax: 20,
+    perSecond: 10,
+    burst: 5,
+    begin: ({ name }) => begun.push(name),
+    crowdedOut: ({ name }) => crowded.push(name),
+  })
+  const peer = item('p')
+  for (let i = 0; i < 2000; i++) {
+    if (i === 1000) {
+      door.arrive(peer)
+      clock.advance(180)
+      door.spoke(peer)
+    }
+    const one = item(`f${i}`)
+    door.arrive(one)
+    if (i % 2) door.spoke(one)
+    clock.advance(1)
+  }
+  t.equal(begun.length, 5 + Math.floor(2.179 * 10), 'five at once, then ten a second')
+  t.notOk(crowded.includes('p'), 'the peer keeps its place')
+  t.ok(begun.indexOf('p') < 5 + 10 + 5, `the peer had its turn as number ${begun.indexOf('p')}`)
+  t.equal(crowded.length + door.size, 2001)
+  t.ok(door.size <= 50 + 50 + 20)
+  const [first] = door
+  door.leave(first!)
+  t.notOk([...door].includes(first!))
+  t.end()
+})
+
+t.test('groups of addresses', t => {
+  const cases: [address: string | undefined, group: string][] = [
+    ['192.0.2.7', '192.0.2.7'],
+    ['::ffff:192.0.2.7', '192.0.2.7'],
+    ['2001:db8:1:2:3:4:5:6', '2001:db8:1:2::/64'],
+    ['2001:db8:1:2::6', '2001:db8:1:2::/64'],
+    ['2001:DB8:0001:2::', '2001:db8:1:2::/64'],
+    ['2001:db8::1', '2001:db8:0:0::/64'],
+    ['::1', '0:0:0:0::/64'],
+    ['fe80::1%eth0', 'fe80:0:0:0::/64'],
+    [undefined, 'unknown'],
+  ]
+  for (const [address, group] of cases) t.equal(addressGroup(address), group, String(address))
+  t.end()
+})
+
+t.test('known addresses: bounded for each identity, and as a whole', t => {
+  const known = new KnownAddresses()
+  known.add('alice', '192.0.2.1')
+  for (let i = 0; i < 1000; i++) known.add('mallory', `198.51.100.${i}`)
+  t.ok(known.has('192.0.2.1'), 'who moves about takes no place of others')
+  t.notOk(known.has('198.51.100.0'))
+  t.ok(known.has(`198.51.100.${1000 - KNOWN_ADDRESSES_PER_IDENTITY_MAX}`))
+  known.add('bob', '192.0.2.1')
+  for (let i = 0; i < KNOWN_IDENTITIES_MAX - 1; i++) {
+    if (i % 100 === 0) known.add('alice', '192.0.2.1')
+    known.add(`peer ${i}`, '203.0.113.9')
+  }
+  t.ok(known.has('192.0.2.1'), 'the address is known by another that was here lately')
+  t.notOk(known.has('198.51.100.999'), 'the identities that were not here for longest are forgotten')
+  for (let i = 0; i < KNOWN_IDENTITIES_MAX; i++) known.add(`other ${i}`, '203.0.113.10')
+  t.notOk(known.has('192.0.2.1'))
+  t.ok(known.has('203.0.113.10'))
+  t.end()
+})
+
+t.test('sessions: a share for each', t => {
+  const places = new SessionPlaces(16)
+  const takeAll = (holder: string): (() => void)[] => {
+    const taken: (() => void)[] = []
+    while (places.hasRoom(holder)) taken.push(places.take(holder))
+    return taken
+  }
+  const grabbed = takeAll('mallory')
+  t.equal(grabbed.length, 8, 'one alone gets half')
+  t.equal(takeAll('alice').length, 4)
+  t.equal(takeAll('bob').length, 2)
+  t.ok(places.hasRoom('carol'), 'and there is one for whoever comes')
+  t.notOk(places.hasRoom('mallory'))
+  t.ok(places.hasRoom('alice', 'mallory') === false)
+  t.ok(places.hasRoom('carol', 'mallory'))
+  const before = places.taken
+  grabbed[0]!()
+  grabbed[0]!()
+  t.equal(places.taken, before - 1, 'given back once')
+  for (const give of grabbed) give()
+  t.equal(places.held('mallory'), 0)
+  t.end()
+})
