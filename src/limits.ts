@@ -238,11 +238,18 @@ export const REFUSAL_LINGER_MS = 1000
 export const LINGER_MS = 2000
 
 /**
- * Pieces (DATA frames and batches) of a session that wait for the destination QEMUs to take them. Each costs some 300
- * bytes beside its own, so that credit, which counts bytes, alone would let pieces of one byte take 300 times as much.
- * QEMU writes 32 KiB at a time, and what is flushed in smaller pieces comes once a millisecond at most.
+ * Pieces (DATA frames and batches) of all sessions that wait for the destination QEMUs to take them, shared by identity as
+ * memory is (session/memory-budget.ts): one alone gets half. Each costs some 300 bytes beside its own, so that credit,
+ * which counts bytes, alone would let pieces of one byte take 300 times as much. QEMU writes 32 KiB at a time, and what is
+ * flushed in smaller pieces comes once a millisecond at most.
  */
-export const PIECES_MAX = 65536
+export const PIECES_MAX = 2 * 65536
+
+/**
+ * How long a QEMU that has closed its direction, and whose flow has ended, may take to read what is owed to it: nobody's
+ * credit pays for that any more. QEMU itself closes both directions at once.
+ */
+export const OWED_MS = 60_000
 
 // The source QEMU's connections -------------------------------------------------------------------------------------------
 

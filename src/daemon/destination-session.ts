@@ -6,7 +6,7 @@
 import { FlowExpander } from '../codec/expander.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
-import { PIECES_MAX } from '../limits.ts'
+import { OWED_MS } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { ChannelHead } from '../migration/channel-ends.ts'
 import { MigrationRecord } from '../migration/migration-record.ts'
@@ -17,15 +17,16 @@ import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
 import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { FlowInfo } from '../session/api.ts'
+import type { MemoryShare } from '../session/memory-budget.ts'
 import type { Session } from '../session/session.ts'
 import { Inbound } from '../transfer/inbound.ts'
 import type { Pool } from '../transfer/pool.ts'
 import { CODE } from '../wan/wire.ts'
 import type { Log } from './log.ts'
 
-/** Bytes of the return path that one read may bring: requests and answers are small. */
+/** Bytes of the return path that one read may bring: a bitmap at a recovery has megabytes ... */
 const READ_BYTES = 65536
-/** A read with less room than this would cut a message for nothing. */
+/** ... all else some bytes; most channels have none. A read with less room than this would cut a message for nothing. */
 const READ_MIN = 4096
 
 /** While the WAN is broken a migration may turn out to be in postcopy, whose patience is another. */
@@ -41,6 +42,8 @@ export interface DestinationSessionOptions {
   /** What may be dialled now, by name. */
   readonly targets: () => ReadonlyMap<string, Address>
   readonly patience: PatienceTimes
+  /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
+  readonly pieces: MemoryShare
   readonly log: Log
   readonly now: () => number
   /** A batch was damaged: the session must end. */
@@ -95,8 +98,6 @@ export class DestinationSession implements LinkSink {
   private readonly arrivals = new Map<number, Arrival>()
   /** Who is to be dialled, by target, one after the other: QEMU 7.2 tells channels by the order of connections. */
   private readonly dialling = new Map<string, Set<DestinationFlow>>()
-  /** Pieces that came and that no QEMU has taken yet. */
-  private pieces = 0
   /** Flows that have ended, whose QEMU may still take bytes that lie in the pool. */
   private readonly lingering = new Set<DestinationFlow>()
   /** Expanders of flows that came while this side drains; their bytes are dropped. */
@@ -181,15 +182,16 @@ export class DestinationSession implements LinkSink {
 
   /** One more piece waits. @returns false where there are too many: the session ends */
   private hold(): boolean {
-    if (++this.pieces <= PIECES_MAX) return true
-    const what = `more than ${PIECES_MAX} pieces wait for QEMU`
+    const { pieces } = this.options
+    if (pieces.take(1)) return true
+    const what = `${pieces.heldBytes} pieces wait for QEMU`
     this.options.onFailure(new ProxyError('LIMIT_EXCEEDED', what, undefined, 'the session ends'))
     return false
   }
 
   /** QEMU took one, or nobody wants it any more. */
   letGo(): void {
-    this.pieces--
+    this.options.pieces.give(1)
   }
 
   onData(number: number, payload: Uint8Array): void {
@@ -290,12 +292,19 @@ export class DestinationSession implements LinkSink {
     this.inbound.close()
     for (const flow of [...this.flows.values(), ...this.lingering]) flow.sessionLost(reason)
     this.flows.clear()
+    this.options.pieces.close()
   }
 
   /** A flow has ended, but not its connection. */
   lingers(flow: DestinationFlow, lingers: boolean): void {
-    if (lingers) this.lingering.add(flow)
-    else this.lingering.delete(flow)
+    if (!lingers) {
+      this.lingering.delete(flow)
+      return
+    }
+    this.lingering.add(flow)
+    setTimeout(() => {
+      if (this.lingering.has(flow)) flow.letLinger()
+    }, OWED_MS).unref()
   }
 
   /** A flow has nothing more to do. */
@@ -538,6 +547,11 @@ export class DestinationFlow implements SocketSink {
     this.session.left(this)
   }
 
+  /** Its QEMU has not read for too long what nobody pays for. */
+  letLinger(): void {
+    this.socket?.reset()
+  }
+
   sessionLost(reason: string): void {
     this.endsBy({ by: 'pair', how: 'broke', text: reason })
     if (!this.gone) this.arrival.record.unheard ??= reason
@@ -572,7 +586,7 @@ export class DestinationFlow implements SocketSink {
   nextSlot(): Uint8Array | undefined {
     if (this.back !== undefined) return undefined
     // the session keeps what it is given, so memory is used once; a request of postcopy has 12 bytes
-    if (this.slab.length < READ_MIN) this.slab = new Uint8Array(READ_BYTES)
+    if (this.slab.length < READ_MIN) this.slab = new Uint8Array(this.arrival.bytesBack > 0 ? READ_BYTES : READ_MIN)
     return this.slab
   }
 
