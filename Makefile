@@ -58,11 +58,11 @@ demo: ready-guest ## two guests make templates, a third moves over an emulated W
 lab: ready-guest ## Debian guests under load, captured (long)
 	@node scripts/lab/lab.ts
 bench-migrate: ready-guest ## the lab's guests migrated by QEMU, its peers and the pair, over several links (half an hour; as root)
-	@node scripts/compare/compare.ts
+	@node scripts/measure/compare/compare.ts
 bench-scaling: ready ## how cost grows with guests, templates, links; a map of pages; needs `make lab` (six minutes)
-	@node scripts/report/page-map.ts
-	@node scripts/report/scaling.ts
-report: ready ## docs/results.md and .html out of what bench-migrate and bench-scaling measured
-	@node scripts/report/report.ts
+	@node scripts/measure/page-map.ts
+	@node scripts/measure/scaling.ts
+report: ready ## docs/results.md, and a page with plots, out of docs/measured; TAKE=.cache/compare: out of what was just measured
+	@node scripts/report/report.ts $(if $(TAKE),--take $(TAKE))
 clean: ## all that was made
 	rm -rf dist .cache .tap node_modules src/kernel/kernel.wasm

@@ -15,13 +15,13 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { constants, zstdCompressSync } from 'node:zlib'
-import { bootSector } from './guest/boot-sector.ts'
-import { endChild, spawnOwned, temporaryFolder } from './qemu/cleanup.ts'
-import { type MigrationInfo, type MigrationSettings, QemuGuest } from './qemu/guest.ts'
-import { compareMemory } from './qemu/memory.ts'
-import { type Capture, disorder, readPcap, reassemble, writePcap, writePcapng } from './qemu/packets.ts'
-import { type Recording, RecordingRelay } from './qemu/recording-relay.ts'
-import { type QemuVersion, qemu10, systemQemu } from './qemu/versions.ts'
+import { bootSector } from './harness/guest/boot-sector.ts'
+import { endChild, spawnOwned, temporaryFolder } from './harness/qemu/cleanup.ts'
+import { type MigrationInfo, type MigrationSettings, QemuGuest } from './harness/qemu/guest.ts'
+import { compareMemory } from './harness/qemu/memory.ts'
+import { type Capture, disorder, readPcap, reassemble, writePcap, writePcapng } from './harness/qemu/packets.ts'
+import { type Recording, RecordingRelay } from './harness/qemu/recording-relay.ts'
+import { type QemuVersion, qemu10, systemQemu } from './harness/qemu/versions.ts'
 
 const folder = fileURLToPath(new URL('../pcap-fixtures', import.meta.url))
 const relayPort = 4444
@@ -407,7 +407,7 @@ Made by \`make fixtures\` (scripts/capture-fixtures.ts), which writes this file 
 capture the SHA-256 of the file, and the length and SHA-256 of the bytes that each direction of each connection must reassemble to, taken
 from the sockets of a relay on the path and not from the capture.
 
-The guest: 16 MB, the boot sector of scripts/guest/boot-sector.S. \`max-bandwidth\` 1 MB/s and \`downtime-limit\` 1 ms hold each migration
+The guest: 16 MB, the boot sector of scripts/harness/guest/boot-sector.S. \`max-bandwidth\` 1 MB/s and \`downtime-limit\` 1 ms hold each migration
 until its planned number of passes over dirty pages. In precopy the memory of source and destination was compared afterwards: equal.
 To make them again changes times, ports and so every hash: commit all files together.
 

@@ -72,7 +72,7 @@ for part in "$@"; do
       if [ ! -f .cache/guest/initramfs.gz ]; then
         echo 'Making the test guest; QEMU and busybox are installed where they are missing (once)' >&2
       fi
-      scripts/guest/make-guest.sh > /dev/null || echo 'note: without a test guest, tests with real QEMUs are skipped' >&2
+      scripts/harness/guest/make-guest.sh > /dev/null || echo 'note: without a test guest, tests with real QEMUs are skipped' >&2
       [ -x .cache/qemu10/qemu10 ] || quietly scripts/fetch-qemu10.sh .cache/qemu10 ||
         echo 'note: QEMU 10 cannot be had here; the QEMU of this system does alone' >&2
       ;;

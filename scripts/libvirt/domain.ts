@@ -1,8 +1,8 @@
 /** The guest that libvirt moves: its XML, its serial console, its memory. */
 import { closeSync, openSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
-import { type Heartbeat, parseHeartbeat } from '../qemu/heartbeat.ts'
-import type { MemorySnapshot } from '../qemu/memory.ts'
+import { type Heartbeat, parseHeartbeat } from '../harness/qemu/heartbeat.ts'
+import type { MemorySnapshot } from '../harness/qemu/memory.ts'
 import type { LibvirtHost } from './host.ts'
 
 const SERIAL = '/run/pageferry/serial'
@@ -10,14 +10,14 @@ const SERIAL = '/run/pageferry/serial'
 const QMP = '/run/pageferry/qmp'
 const DISK = '/run/images/guest.img'
 
-/** A busybox guest of scripts/guest. */
+/** A busybox guest of scripts/harness/guest. */
 export interface DomainOptions {
   readonly name: string
   readonly emulator: string
   readonly kernel: string
   readonly initramfs: string
   readonly memoryMb: number
-  /** Words of the kernel command line that scripts/guest/init reads. */
+  /** Words of the kernel command line that scripts/harness/guest/init reads. */
   readonly workload: string
 }
 

@@ -7,8 +7,8 @@ import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import { endChild } from '../qemu/cleanup.ts'
-import type { Site } from '../wan/packet-link.ts'
+import { endChild } from '../harness/qemu/cleanup.ts'
+import type { Site } from '../harness/wan/packet-link.ts'
 
 const run = promisify(execFile)
 const program = fileURLToPath(new URL('host.sh', import.meta.url))

@@ -4,8 +4,8 @@ import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
-import { endChild } from '../qemu/cleanup.ts'
-import type { Site } from '../wan/packet-link.ts'
+import { endChild } from '../harness/qemu/cleanup.ts'
+import type { Site } from '../harness/wan/packet-link.ts'
 
 /** The program as an operator runs it. */
 export const PAGEFERRY = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))

@@ -1,12 +1,13 @@
 /** What the report says, as blocks. Pure: the same results give the same report. */
-import { METHODS, type Method, type Profile } from '../compare/results.ts'
+import { METHODS, type Method, type Profile } from '../measure/compare/results.ts'
+import type { PageMap } from '../measure/page-map.ts'
+import type { Scaling } from '../measure/scaling.ts'
 import { type BarRow, bars, lines, stacks, ticksTo } from './charts.ts'
 import type { Block, Figure, Report, Table, TableCell, Text } from './document.ts'
 import { type Cell, type Figures, type Mark, mean, PAPER } from './figures.ts'
 import { memoryMapBlocks } from './map-content.ts'
-import type { PageMap } from './page-map.ts'
+import { passEnds } from './measured.ts'
 import { digits, formatCount, formatSize, milliseconds, percent, rate, seconds, spread } from './quantities.ts'
-import type { Scaling } from './scaling.ts'
 import { scalingBlocks } from './scaling-content.ts'
 
 /** Everything that a report is made of. */
@@ -377,15 +378,9 @@ function progressBlocks(figures: Figures): Block[] {
             column('left at the end of each pass, at second', false),
           ],
           rows: runs.map(({ method, run }) => {
-            const last = run.progress.filter((sample, i) => run.progress[i + 1]?.pass !== sample.pass)
-            const shown = last
-              .slice(0, 8)
-              .map(({ ms, remainingBytes }) => `${formatSize(remainingBytes)} at ${seconds(ms)}`)
-            return [
-              METHOD_NAMES[method],
-              String(run.passes ?? ''),
-              `${shown.join(', ')}${last.length > 8 ? ', …' : ''}`,
-            ]
+            const { samples, more } = passEnds(run)
+            const shown = samples.map(({ ms, remainingBytes }) => `${formatSize(remainingBytes)} at ${seconds(ms)}`)
+            return [METHOD_NAMES[method], String(run.passes ?? ''), `${shown.join(', ')}${more ? ', …' : ''}`]
           }),
         },
       },

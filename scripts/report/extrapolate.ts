@@ -1,5 +1,5 @@
 /** From measured slopes to sizes that do not fit here. Pure; each assumption is a sentence that the report prints. */
-import type { CodecCost, Scaling } from './scaling.ts'
+import type { CodecCost, Scaling } from '../measure/scaling.ts'
 
 /** y = at + slope x, by least squares. */
 export interface Line {

@@ -1,6 +1,7 @@
 /** Runs to figures: medians with their spread, what compares with what, and issue 6's marks. Pure. */
-import { METHODS, type Method, type Profile, type Results, type Run } from '../compare/results.ts'
-import { parseLink } from '../wan/link.ts'
+
+import { parseLink } from '../harness/wan/link.ts'
+import { METHODS, type Method, type Profile, type Results, type Run } from '../measure/compare/results.ts'
 
 /** A figure over several runs. */
 export interface Spread {
@@ -91,7 +92,7 @@ export interface Mark {
 /** What the paper says its method saves of time and data, on average of its workloads. */
 export const PAPER = { time: 0.27, data: 0.38 } as const
 
-/** Guests made to be hard (scripts/compare/guests.ts): in all tables, but no workloads to take averages over. */
+/** Guests made to be hard (scripts/measure/compare/guests.ts): in all tables, but no workloads to take averages over. */
 const HARD_CASE = /^(random|never-converging)/
 
 /** What marks compare with, in a sentence. */

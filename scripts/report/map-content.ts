@@ -1,7 +1,8 @@
 /** The map of a guest's memory: blocks of the report out of a PageMap. */
+
+import { type MethodMap, PAGE_CLASSES, type PageClass, type PageMap, pageClasses } from '../measure/page-map.ts'
 import { escapeText } from './charts.ts'
 import type { Block, Text } from './document.ts'
-import { type MethodMap, PAGE_CLASSES, type PageClass, type PageMap, pageClasses } from './page-map.ts'
 import { indexedPng } from './png.ts'
 import { formatCount, formatSize, percent } from './quantities.ts'
 

@@ -47,6 +47,6 @@ function block(one: Block): string {
 /** All of it, a heading of level 1 first. */
 export function markdown({ title, subtitle, blocks }: Report): string {
   const note =
-    'Made by `make report`: do not edit. The same with plots is [results.html](results.html), one file without anything from outside.'
+    'Made by `make report` out of [measured/](measured/): do not edit. It makes the same with plots too, `.cache/report/results.html`: one file without anything from outside.'
   return `${[`# ${title}`, subtitle, note, ...blocks.map(block)].join('\n\n')}\n`
 }

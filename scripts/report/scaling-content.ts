@@ -1,10 +1,10 @@
 /** How cost grows: blocks of the report out of what scaling.ts measured. */
 import { POOL_MEMORY_DEFAULT } from '../../src/cli/codec-command.ts'
+import type { CodecCost, Scaling } from '../measure/scaling.ts'
 import { bars, lines } from './charts.ts'
 import type { Block, Table, Text } from './document.ts'
 import { at, extrapolations, forecast, type Line, lineThrough, streamShare } from './extrapolate.ts'
 import { digits, formatCount, formatSize, percent, rate, seconds } from './quantities.ts'
-import type { CodecCost, Scaling } from './scaling.ts'
 
 const GB = 1e9
 const RATES = [20e6, 100e6, 400e6, 1e9, 2.5e9, 10e9]
@@ -201,7 +201,7 @@ function replayTable({ efforts, replays }: Scaling): Block[] {
   ]
 }
 
-/** `100Mbit,40ms` has its rate first (scripts/wan/link.ts). */
+/** `100Mbit,40ms` has its rate first (scripts/harness/wan/link.ts). */
 function bitsOf(link: string): number {
   const [, value, unit] = /^(\d+)(M|G)bit/.exec(link)!
   return Number(value) * (unit === 'G' ? 1e9 : 1e6)

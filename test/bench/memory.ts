@@ -5,7 +5,7 @@
 import { cpSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import Table from 'cli-table3'
-import { temporaryFolder } from '../../scripts/qemu/cleanup.ts'
+import { temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import { PageInput } from '../../src/capture/pages.ts'
 import { POOL_MEMORY_DEFAULT } from '../../src/cli/codec-command.ts'
 import { parseSize } from '../../src/cli/quantity.ts'

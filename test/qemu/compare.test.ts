@@ -5,12 +5,12 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { compare } from '../../scripts/compare/comparison.ts'
-import { defaultMatrices, planJobs } from '../../scripts/compare/plan.ts'
-import type { Results, Run } from '../../scripts/compare/results.ts'
-import { resultTables } from '../../scripts/compare/table.ts'
-import { temporaryFolder } from '../../scripts/qemu/cleanup.ts'
-import { qemu10 } from '../../scripts/qemu/versions.ts'
+import { temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
+import { qemu10 } from '../../scripts/harness/qemu/versions.ts'
+import { compare } from '../../scripts/measure/compare/comparison.ts'
+import { defaultMatrices, planJobs } from '../../scripts/measure/compare/plan.ts'
+import type { Results, Run } from '../../scripts/measure/compare/results.ts'
+import { resultTables } from '../../scripts/measure/compare/table.ts'
 
 t.setTimeout(240_000)
 const { qemu, skip } = await qemu10()

@@ -15,8 +15,8 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
-import type { MigrationSettings, QemuGuest } from '../../scripts/qemu/guest.ts'
-import { qemu10 } from '../../scripts/qemu/versions.ts'
+import type { MigrationSettings, QemuGuest } from '../../scripts/harness/qemu/guest.ts'
+import { qemu10 } from '../../scripts/harness/qemu/versions.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { until } from '../helpers/until.ts'
 import { ChannelRelay, FAULTS, type Fault, Guests, LINUX, Pair } from './pair.ts'

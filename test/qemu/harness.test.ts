@@ -4,15 +4,15 @@
  */
 import { existsSync, readdirSync } from 'node:fs'
 import t from 'tap'
-import { bootSector } from '../../scripts/guest/boot-sector.ts'
-import { temporaryFolder } from '../../scripts/qemu/cleanup.ts'
-import { QemuGuest } from '../../scripts/qemu/guest.ts'
-import { reportHeartbeats } from '../../scripts/qemu/heartbeat.ts'
-import { compareMemory } from '../../scripts/qemu/memory.ts'
-import { qemu10, systemQemu } from '../../scripts/qemu/versions.ts'
-import { formatLink, LINK_PROFILES, parseLink } from '../../scripts/wan/link.ts'
-import { PacketLink, packetLinkSupport } from '../../scripts/wan/packet-link.ts'
-import { RelayLink } from '../../scripts/wan/relay-link.ts'
+import { bootSector } from '../../scripts/harness/guest/boot-sector.ts'
+import { temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
+import { QemuGuest } from '../../scripts/harness/qemu/guest.ts'
+import { reportHeartbeats } from '../../scripts/harness/qemu/heartbeat.ts'
+import { compareMemory } from '../../scripts/harness/qemu/memory.ts'
+import { qemu10, systemQemu } from '../../scripts/harness/qemu/versions.ts'
+import { formatLink, LINK_PROFILES, parseLink } from '../../scripts/harness/wan/link.ts'
+import { PacketLink, packetLinkSupport } from '../../scripts/harness/wan/packet-link.ts'
+import { RelayLink } from '../../scripts/harness/wan/relay-link.ts'
 
 t.setTimeout(300_000)
 const [system, ten] = [await systemQemu(), await qemu10()]

@@ -8,7 +8,7 @@
  *   node test/qemu/latency.ts downtime --unix              a third way: QEMU and the pair meet at Unix sockets
  *   node test/qemu/latency.ts --json                       every run, as one JSON object
  *
- * QEMU 10 without KVM, a proxy and a QEMU at each of two sites (scripts/wan/packet-link.ts), TLS between the proxies,
+ * QEMU 10 without KVM, a proxy and a QEMU at each of two sites (scripts/harness/wan/packet-link.ts), TLS between the proxies,
  * with fresh proxies and an empty pool each time. Direct and pair take turns; a row shows the median of the rounds and,
  * in brackets, the smallest and the largest.
  *
@@ -27,13 +27,13 @@ import net from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import Table from 'cli-table3'
-import { touchCommand } from '../../scripts/guest/touch.ts'
 import { claimPort } from '../../scripts/harness/claimed-port.ts'
-import { type GuestOptions, QemuGuest } from '../../scripts/qemu/guest.ts'
-import { reportHeartbeats } from '../../scripts/qemu/heartbeat.ts'
-import { type QemuVersion, qemu10 } from '../../scripts/qemu/versions.ts'
-import { parseLink } from '../../scripts/wan/link.ts'
-import { PacketLink, packetLinkSupport } from '../../scripts/wan/packet-link.ts'
+import { touchCommand } from '../../scripts/harness/guest/touch.ts'
+import { type GuestOptions, QemuGuest } from '../../scripts/harness/qemu/guest.ts'
+import { reportHeartbeats } from '../../scripts/harness/qemu/heartbeat.ts'
+import { type QemuVersion, qemu10 } from '../../scripts/harness/qemu/versions.ts'
+import { parseLink } from '../../scripts/harness/wan/link.ts'
+import { PacketLink, packetLinkSupport } from '../../scripts/harness/wan/packet-link.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { until } from '../helpers/until.ts'
 import { Pair } from './pair.ts'

@@ -4,9 +4,9 @@
  * that tells no downtime.
  */
 import { deflateSync } from 'node:zlib'
-import type { Method, Results, Run } from '../../scripts/compare/results.ts'
-import { PAGE_CLASSES, type PageClass, type PageMap } from '../../scripts/report/page-map.ts'
-import type { Scaling } from '../../scripts/report/scaling.ts'
+import type { Method, Results, Run } from '../../scripts/measure/compare/results.ts'
+import { PAGE_CLASSES, type PageClass, type PageMap } from '../../scripts/measure/page-map.ts'
+import type { Scaling } from '../../scripts/measure/scaling.ts'
 
 const GUESTS = [
   { name: 'nginx', workload: 'nginx under wrk', memoryBytes: 768 << 20 },

@@ -8,11 +8,11 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { inflateSync } from 'node:zlib'
 import t from 'tap'
-import { temporaryFolder } from '../../scripts/qemu/cleanup.ts'
+import { temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
+import type { CodecCost, Scaling } from '../../scripts/measure/scaling.ts'
 import { cpuSecondsFor, forecast, lineThrough } from '../../scripts/report/extrapolate.ts'
 import { Figures, spreadOf } from '../../scripts/report/figures.ts'
 import { indexedPng } from '../../scripts/report/png.ts'
-import type { CodecCost, Scaling } from '../../scripts/report/scaling.ts'
 import { BrowserPage, findBrowser } from './browser.ts'
 import { madeUpMap, madeUpResults, madeUpScaling } from './made-up-results.ts'
 
@@ -21,14 +21,13 @@ const { path: folder, remove } = temporaryFolder('report')
 t.teardown(remove)
 
 function report(results: unknown, out: string): { status: number | null; said: string } {
-  mkdirSync(folder, { recursive: true })
-  const path = join(folder, 'results.json')
-  writeFileSync(path, JSON.stringify(results))
-  writeFileSync(join(folder, 'page-map.json'), JSON.stringify(madeUpMap()))
-  writeFileSync(join(folder, 'scaling.json'), JSON.stringify(madeUpScaling()))
-  const { status, stdout, stderr } = spawnSync(process.execPath, [program, '--results', path, '--out', out], {
-    encoding: 'utf8',
-  })
+  const fresh = join(folder, 'fresh')
+  mkdirSync(fresh, { recursive: true })
+  writeFileSync(join(fresh, 'results.json'), JSON.stringify(results))
+  writeFileSync(join(fresh, 'page-map.json'), JSON.stringify(madeUpMap()))
+  writeFileSync(join(fresh, 'scaling.json'), JSON.stringify(madeUpScaling()))
+  const args = ['--take', fresh, '--measured', join(folder, 'measured'), '--out', out, '--page', out]
+  const { status, stdout, stderr } = spawnSync(process.execPath, [program, ...args], { encoding: 'utf8' })
   return { status, said: stdout + stderr }
 }
 
@@ -146,6 +145,25 @@ t.test('the Markdown says what was measured, and what was not', t => {
     t.ok(text.includes(line), line)
   }
   t.notMatch(text, /NaN|undefined|Infinity|\[object/)
+  t.end()
+})
+
+t.test('what is kept of a measurement renders to the same', t => {
+  const out = join(folder, 'fresh-and-kept')
+  t.equal(report(madeUpResults(), out).status, 0)
+  const first = readFileSync(join(out, 'results.md'), 'utf8')
+  const args = ['--measured', join(folder, 'measured'), '--out', out, '--page', out]
+  t.equal(spawnSync(process.execPath, [program, ...args]).status, 0)
+  t.equal(readFileSync(join(out, 'results.md'), 'utf8'), first)
+  t.end()
+})
+
+t.test('docs/results.md is what docs/measured/ renders to', t => {
+  const out = join(folder, 'docs')
+  const { status, stderr } = spawnSync(process.execPath, [program, '--out', out, '--page', out], { encoding: 'utf8' })
+  t.equal(status, 0, stderr)
+  const kept = readFileSync(new URL('../../docs/results.md', import.meta.url), 'utf8')
+  t.equal(readFileSync(join(out, 'results.md'), 'utf8'), kept, 'else: make report')
   t.end()
 })
 

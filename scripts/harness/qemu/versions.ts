@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 
 const run = promisify(execFile)
-const root = fileURLToPath(new URL('../..', import.meta.url))
+const root = fileURLToPath(new URL('../../..', import.meta.url))
 
 /** A QEMU that can be started. */
 export interface QemuVersion {
@@ -72,9 +72,9 @@ export async function qemuVersions(): Promise<{ readonly qemus: QemuVersion[]; r
   return { qemus, skips: found.flatMap(f => (f.skip === undefined ? [] : [f.skip])) }
 }
 
-/** Makes the test guest's kernel and initramfs by scripts/guest/make-guest.sh; at once when they are there. */
+/** Makes the test guest's kernel and initramfs by scripts/harness/guest/make-guest.sh; at once when they are there. */
 export async function guestFiles(): Promise<{ readonly kernel: string; readonly initramfs: string }> {
-  const { stdout } = await run(`${root}scripts/guest/make-guest.sh`, [], { timeout: 600_000 })
+  const { stdout } = await run(`${root}scripts/harness/guest/make-guest.sh`, [], { timeout: 600_000 })
   const folder = stdout.trim()
   return { kernel: `${folder}/vmlinuz`, initramfs: `${folder}/initramfs.gz` }
 }

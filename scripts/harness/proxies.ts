@@ -6,9 +6,9 @@ import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
-import { claimPort } from '../harness/claimed-port.ts'
-import { endChild } from '../qemu/cleanup.ts'
-import type { SiteName, Wan } from '../wan/open.ts'
+import { claimPort } from './claimed-port.ts'
+import { endChild } from './qemu/cleanup.ts'
+import type { SiteName, Wan } from './wan/open.ts'
 
 const run = promisify(execFile)
 const program = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))

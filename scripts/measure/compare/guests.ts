@@ -7,12 +7,12 @@ import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSy
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { temporaryFolder } from '../qemu/cleanup.ts'
-import { type GuestOptions, QemuGuest } from '../qemu/guest.ts'
-import { guestFiles, type QemuVersion } from '../qemu/versions.ts'
-import { parseLink } from '../wan/link.ts'
+import { temporaryFolder } from '../../harness/qemu/cleanup.ts'
+import { type GuestOptions, QemuGuest } from '../../harness/qemu/guest.ts'
+import { guestFiles, type QemuVersion } from '../../harness/qemu/versions.ts'
+import { parseLink } from '../../harness/wan/link.ts'
 
-const root = fileURLToPath(new URL('../..', import.meta.url))
+const root = fileURLToPath(new URL('../../..', import.meta.url))
 const lab = join(root, '.cache/lab')
 const extras = fileURLToPath(new URL('guest', import.meta.url))
 const SETTLE_SECONDS = 45
@@ -33,7 +33,7 @@ export interface ComparedGuest {
     readonly kernel: 'k1' | 'k2'
     /** The lab's workload. */
     readonly labWorkload: string
-    /** A load of the comparison's own: a file of scripts/compare/guest, with words to replace. */
+    /** A load of the comparison's own: a file of scripts/measure/compare/guest, with words to replace. */
     readonly load?: { readonly file: string; readonly replace?: Readonly<Record<string, string>> }
   }
 }

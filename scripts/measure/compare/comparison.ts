@@ -4,12 +4,12 @@ import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from '
 import { cpus, loadavg, release, totalmem } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { formatSize } from '../../src/cli/quantity.ts'
-import { Manifest } from '../lab/manifest.ts'
-import { installTools } from '../lab/tools.ts'
-import type { QemuVersion } from '../qemu/versions.ts'
-import { LINK_PROFILES, parseLink } from '../wan/link.ts'
-import { type OpenedWan, openWan } from '../wan/open.ts'
+import { formatSize } from '../../../src/cli/quantity.ts'
+import type { QemuVersion } from '../../harness/qemu/versions.ts'
+import { LINK_PROFILES, parseLink } from '../../harness/wan/link.ts'
+import { type OpenedWan, openWan } from '../../harness/wan/open.ts'
+import { Manifest } from '../../lab/manifest.ts'
+import { installTools } from '../../lab/tools.ts'
 import { BUSYBOX, type ComparedGuest, convergeLimitMs, GUESTS, type PreparedGuest, prepareGuest } from './guests.ts'
 import { PROGRAMS, whyNot } from './methods.ts'
 import { estimateSeconds, type Job, jobKey } from './plan.ts'
@@ -17,7 +17,7 @@ import type { Method, Results, Run } from './results.ts'
 import { runMigration } from './run.ts'
 import { type TemplateSet, templateSet } from './templates.ts'
 
-const root = fileURLToPath(new URL('../..', import.meta.url))
+const root = fileURLToPath(new URL('../../..', import.meta.url))
 const cache = join(root, '.cache/compare')
 
 /** What to do. */

@@ -13,7 +13,7 @@ import { existsSync, readFileSync, renameSync, statSync, truncateSync, writeFile
 import { createServer, type Server, type Socket } from 'node:net'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { QmpClient, QmpConnectionError } from '../../src/qmp/qmp-client.ts'
+import { QmpClient, QmpConnectionError } from '../../../src/qmp/qmp-client.ts'
 import { endChild, spawnOwned, temporaryFolder } from './cleanup.ts'
 import { type Heartbeat, parseHeartbeat } from './heartbeat.ts'
 import type { MemorySnapshot } from './memory.ts'
@@ -51,7 +51,7 @@ export class MigrationFailedError extends Error {
   }
 }
 
-/** What the busybox guest does; each word is explained in scripts/guest/init. */
+/** What the busybox guest does; each word is explained in scripts/harness/guest/init. */
 export interface Workload {
   readonly workload?: 'idle' | 'busy'
   /** MB/s that `busy` rewrites; default 4. */
@@ -274,7 +274,7 @@ export class QemuGuest implements AsyncDisposable {
     this.serialSocket!.write(`${line}\n`)
   }
 
-  /** Types a command of scripts/guest/init and waits for its answer: what `answer` matches first from now on. */
+  /** Types a command of scripts/harness/guest/init and waits for its answer: what `answer` matches first from now on. */
   ask(line: string, answer: RegExp, timeoutMs = 60_000): Promise<RegExpExecArray> {
     const from = this.serial.length
     this.type(line)

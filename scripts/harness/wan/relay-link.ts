@@ -10,7 +10,7 @@
  * outage stalls, and only faults break connections. All connections share the rate, each direction by itself.
  */
 import { createServer, type Server, Socket } from 'node:net'
-import { resetSocket } from '../../src/relay/reset-socket.ts'
+import { resetSocket } from '../../../src/relay/reset-socket.ts'
 import { formatLink, type Link } from './link.ts'
 import { type Measurement, probe, serveMeasurements } from './measure.ts'
 import { PathModel } from './path-model.ts'

@@ -1,6 +1,6 @@
 /** Which migrations a comparison makes, in which order, and how long that takes. */
 
-import { parseLink } from '../wan/link.ts'
+import { parseLink } from '../../harness/wan/link.ts'
 import { type ComparedGuest, convergeLimitMs } from './guests.ts'
 import { METHODS, type Method, type Run } from './results.ts'
 

@@ -1,4 +1,4 @@
-/** The test guest's heartbeat (scripts/guest/init): proof that it runs on, and its downtime by its own clock. */
+/** The test guest's heartbeat (scripts/harness/guest/init): proof that it runs on, and its downtime by its own clock. */
 
 /** One line `hb COUNT UPTIME`, or `hb COUNT UPTIME WORK`. */
 export interface Heartbeat {

@@ -4,7 +4,7 @@
 # system's apt uses. Missing tools are installed when root runs this, and named otherwise.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-guest=$here/../../.cache/guest
+guest=$here/../../../.cache/guest
 if [ -f "$guest/vmlinuz" ] && [ "$guest/initramfs.gz" -nt "$here/init" ] && [ "$guest/initramfs.gz" -nt "$0" ]; then
   cd "$guest" && pwd -P
   exit 0
@@ -85,7 +85,7 @@ chmod 755 "$work/root/init" "$work/root/bin/busybox"
 find "$work/root" -exec touch -h -d @0 {} +
 (cd "$work/root" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --reproducible --quiet) |
   gzip -n -1 > "$work/initramfs.gz"
-# States of earlier guests, saved by scripts/qemu/guest.ts, are of no use to other ones.
+# States of earlier guests, saved by scripts/harness/qemu/guest.ts, are of no use to other ones.
 cmp -s "$work/initramfs.gz" "$guest/initramfs.gz" || rm -f "$guest"/state-*
 mv "$work/initramfs.gz" "$guest/initramfs.gz"
 touch "$guest/initramfs.gz"

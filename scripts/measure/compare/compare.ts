@@ -1,20 +1,20 @@
 /**
  * `make bench-migrate`: the same running guests migrated by every method, over every link, in one run. docs/lab.md
  *
- *   node scripts/compare/compare.ts [options]
+ *   node scripts/measure/compare/compare.ts [options]
  */
 import { existsSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { qemu10 } from '../qemu/versions.ts'
-import { LINK_PROFILES, parseLink } from '../wan/link.ts'
+import { qemu10 } from '../../harness/qemu/versions.ts'
+import { LINK_PROFILES, parseLink } from '../../harness/wan/link.ts'
 import { compare, guestNamed } from './comparison.ts'
 import { GUESTS } from './guests.ts'
 import { ALL_METHODS, defaultMatrices, type Matrix, planJobs } from './plan.ts'
 import type { Method, Results } from './results.ts'
 import { resultTables } from './table.ts'
 
-const file = fileURLToPath(new URL('../../.cache/compare/results.json', import.meta.url))
+const file = fileURLToPath(new URL('../../../.cache/compare/results.json', import.meta.url))
 const usage = `usage: compare.ts [options]
 
 Migrates the lab's guests by every method, over every link, and keeps what it measured. As root, after \`make lab\`.
@@ -97,7 +97,7 @@ async function main(): Promise<number> {
     out: values.out,
     resume: values.resume,
     limitMs: limit === 0 ? Infinity : limit * 60_000,
-    command: ['make lab &&', 'node scripts/compare/compare.ts', ...process.argv.slice(2)].join(' '),
+    command: ['make lab &&', 'node scripts/measure/compare/compare.ts', ...process.argv.slice(2)].join(' '),
     report: text => {
       const seconds = Math.round((performance.now() - started) / 1000)
       const clock = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}`

@@ -46,7 +46,7 @@ export interface Results {
 
 export interface Profile {
   readonly name: string
-  /** As parseLink() of scripts/wan/link.ts takes it. */
+  /** As parseLink() of scripts/harness/wan/link.ts takes it. */
   readonly link: string
   readonly kind: 'netem' | 'tap' | 'veth' | 'relay'
   /** What the link really delivered, measured before the first run over it. */
@@ -96,6 +96,11 @@ export interface Run {
     /** On the link so far, forward. */
     readonly wanBytes: number
   }[]
+  /** Where `progress` was thinned out: the last sample of each pass, eight at most, and whether there were more. */
+  readonly passEnds?: {
+    readonly samples: readonly { readonly ms: number; readonly remainingBytes: number }[]
+    readonly more: boolean
+  }
   /** The pair's own account: class of bytes (as `pageferry estimate` names them) to pages and bytes of QEMU's stream; null for other methods. */
   readonly classes: Readonly<Record<string, { readonly pages: number; readonly bytes: number }>> | null
 }

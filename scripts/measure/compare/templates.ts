@@ -2,10 +2,10 @@
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { pageferry } from '../demo/proxies.ts'
+import { pageferry } from '../../harness/proxies.ts'
 import type { Templates } from './methods.ts'
 
-const streams = fileURLToPath(new URL('../../.cache/lab/streams', import.meta.url))
+const streams = fileURLToPath(new URL('../../../.cache/lab/streams', import.meta.url))
 
 /** A set, and what the results say of it. */
 export interface TemplateSet extends Templates {

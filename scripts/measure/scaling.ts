@@ -2,7 +2,7 @@
  * How cost grows: with effort, guest size, templates, migrations at once, and the link. Measures what fits here; the
  * report extrapolates. Needs the lab's streams (`make lab`).
  *
- *   node scripts/report/scaling.ts [--out .cache/compare/scaling.json] [--minutes 6] [--only efforts,replays]
+ *   node scripts/measure/scaling.ts [--out .cache/compare/scaling.json] [--minutes 6] [--only efforts,replays]
  *
  * `--only` measures some parts anew and keeps the file's others. Every encoding and decoding is a process of its own (scaling-case.ts). Several migrations at once, and the replays over
  * links, go through two real proxies.
@@ -21,10 +21,10 @@ import { WORKSPACE_BYTES } from '../../src/codec/workspace.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { layoutMemory, longEntriesFor } from '../../src/kernel/kernel.ts'
 import { FLOWS_MAX } from '../../src/limits.ts'
-import { ownSeconds } from '../compare/cpu.ts'
-import { Proxies } from '../demo/proxies.ts'
-import { spawnOwned, temporaryFolder } from '../qemu/cleanup.ts'
-import { openWan, type Wan } from '../wan/open.ts'
+import { Proxies } from '../harness/proxies.ts'
+import { spawnOwned, temporaryFolder } from '../harness/qemu/cleanup.ts'
+import { openWan, type Wan } from '../harness/wan/open.ts'
+import { ownSeconds } from './compare/cpu.ts'
 import { COMPARE_FOLDER, labStream, labTemplates, root, TEMPLATE_GUESTS } from './lab-streams.ts'
 import type { DecodeCase, EncodeCase, ReceiveCase } from './scaling-case.ts'
 import { writeSyntheticGuest } from './synthetic-guest.ts'
@@ -393,7 +393,7 @@ async function measure(out: string, minutes: number, only: readonly Part[]): Pro
       format: 1,
       startedAt,
       commit: execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' }).trim(),
-      command: 'node scripts/report/scaling.ts',
+      command: 'node scripts/measure/scaling.ts',
       minutes,
       machine: {
         cpu: cpus()[0]!.model,

@@ -1,14 +1,14 @@
 /**
  * A WAN to try things on: two network namespaces with a link between them, and a command at the source site.
  *
- *   node scripts/wan/wan.ts --link 100Mbit,40ms,outage=5s@30s [--destination 'COMMAND'] [-- COMMAND...]
+ *   node scripts/harness/wan/wan.ts --link 100Mbit,40ms,outage=5s@30s [--destination 'COMMAND'] [-- COMMAND...]
  *
  * Says where both sites are and what the link really delivers, runs COMMAND at the source site (a shell where none is
  * given), says what passed, and removes everything again, also on Ctrl-C. Needs root. As fields of the environment the
  * command gets SOURCE and DESTINATION, the addresses, and SOURCE_NETNS and DESTINATION_NETNS for `ip netns exec`.
  */
 import { parseArgs } from 'node:util'
-import { formatSize } from '../../src/cli/quantity.ts'
+import { formatSize } from '../../../src/cli/quantity.ts'
 import { formatLink, LINK_PROFILES, parseLink } from './link.ts'
 import { PacketLink } from './packet-link.ts'
 

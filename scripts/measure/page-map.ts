@@ -2,7 +2,7 @@
  * How each page of one captured guest travels: the encoder's own decisions, read back from the operations that it
  * writes. Kept as a small JSON file, so that the report can be made where the lab is not.
  *
- *   node scripts/report/page-map.ts [--stream nginx-k2] [--out .cache/compare/page-map.json]
+ *   node scripts/measure/page-map.ts [--stream nginx-k2] [--out .cache/compare/page-map.json]
  */
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
@@ -19,7 +19,7 @@ import type { TemplateStore } from '../../src/store/template-store.ts'
 import { parserFor } from '../../src/transfer/channel-parser.ts'
 import { readFile } from '../../src/transfer/offline.ts'
 import { openPool } from '../../src/transfer/pool.ts'
-import { temporaryFolder } from '../qemu/cleanup.ts'
+import { temporaryFolder } from '../harness/qemu/cleanup.ts'
 import { COMPARE_FOLDER, labStream, labTemplates, TEMPLATE_GUESTS } from './lab-streams.ts'
 
 /** How a page travelled; the place in this list is its number in a map. */
@@ -229,7 +229,7 @@ async function main(stream: string, out: string): Promise<void> {
     }
     const map: PageMap = {
       format: 1,
-      command: `node scripts/report/page-map.ts --stream ${stream}`,
+      command: `node scripts/measure/page-map.ts --stream ${stream}`,
       stream,
       streamBytes,
       templates: { from: TEMPLATE_GUESTS, minVms, pages: report.pages },

@@ -1,9 +1,9 @@
 /** One migration, from a kept guest to what it cost. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { temporaryFolder } from '../qemu/cleanup.ts'
-import { type MigrationInfo, QemuGuest } from '../qemu/guest.ts'
-import { type Heartbeat, reportHeartbeats } from '../qemu/heartbeat.ts'
-import type { OpenedWan } from '../wan/open.ts'
+import { temporaryFolder } from '../../harness/qemu/cleanup.ts'
+import { type MigrationInfo, QemuGuest } from '../../harness/qemu/guest.ts'
+import { type Heartbeat, reportHeartbeats } from '../../harness/qemu/heartbeat.ts'
+import type { OpenedWan } from '../../harness/wan/open.ts'
 import { ownSeconds, threadSeconds } from './cpu.ts'
 import type { PreparedGuest } from './guests.ts'
 import { openRoute, type Route, type Templates } from './methods.ts'
