@@ -5,8 +5,8 @@
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import t from 'tap'
-import { parseLink } from '../../scripts/wan/link.ts'
-import { RelayLink } from '../../scripts/wan/relay-link.ts'
+import { parseLink } from '../../scripts/harness/wan/link.ts'
+import { RelayLink } from '../../scripts/harness/wan/relay-link.ts'
 import { Siege, unharmed } from './harness.ts'
 import { Peer } from './peer.ts'
 
