@@ -14,7 +14,8 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
 import { decodeStream, type EncodeResult, encodeStream, OutputFile } from '../transfer/offline.ts'
-import { formatCount, formatSize, parseCount, parseRate, parseSize } from './quantity.ts'
+import { print, printLines, tell } from './output.ts'
+import { formatCount, formatSize, parseCap, parseCount, parseSize } from './quantity.ts'
 import { existingStore, STORE_KEY_OPTION } from './store-key.ts'
 
 /** Ring of the session's pages: what the far side keeps besides its sets. */
@@ -171,7 +172,7 @@ async function chooseSets(store: TemplateStore | undefined, wanted: readonly str
   }
   if (wanted.length > 0) return Promise.all(wanted.map(prefix => store.find(prefix)))
   const sets = await store.list()
-  for (const { problem } of sets) if (problem) process.stderr.write(`note: ${problem.message}\n`)
+  for (const { problem } of sets) if (problem) tell(`note: ${problem.message}`)
   return sets.filter(({ problem }) => problem === undefined).map(({ digest }) => digest)
 }
 
@@ -255,7 +256,7 @@ async function attended<T>(quiet: boolean, work: (attendance: Attendance) => Pro
 
 /** What `--channel` and damaged sets leave to say. */
 function note(text: string): void {
-  process.stderr.write(`note: ${text}\n`)
+  tell(`note: ${text}`)
 }
 
 /**
@@ -326,13 +327,12 @@ async function runEncode(args: EncodeArguments): Promise<void> {
       seconds,
       degraded,
     }
-    if (args.json) process.stderr.write(`${JSON.stringify(line)}\n`)
+    if (args.json) tell(JSON.stringify(line))
     else if (args.output !== '-')
-      process.stdout.write(
-        `${formatSize(stats.rawBytes)} to ${formatSize(fileBytes)}, ${percent(fileBytes, stats.rawBytes)}, in ${seconds.toFixed(1)} s\n`,
+      print(
+        `${formatSize(stats.rawBytes)} to ${formatSize(fileBytes)}, ${percent(fileBytes, stats.rawBytes)}, in ${seconds.toFixed(1)} s`,
       )
-    if (degraded && !args.json)
-      process.stderr.write(`note: relayed raw from byte ${degraded.position}: ${degraded.reason}\n`)
+    if (degraded && !args.json) tell(`note: relayed raw from byte ${degraded.position}: ${degraded.reason}`)
   } finally {
     await output.discard()
   }
@@ -352,8 +352,8 @@ async function runDecode(args: DecodeArguments): Promise<void> {
       })
     })
     await output.finish()
-    if (args.json) process.stderr.write(`${JSON.stringify({ input: args.input, bytes })}\n`)
-    else if (args.output !== '-') process.stdout.write(`${formatSize(bytes)}, verified batch by batch\n`)
+    if (args.json) tell(JSON.stringify({ input: args.input, bytes }))
+    else if (args.output !== '-') print(`${formatSize(bytes)}, verified batch by batch`)
   } finally {
     await output.discard()
   }
@@ -382,7 +382,7 @@ export interface Estimate {
 
 async function runEstimate(args: EstimateArguments): Promise<void> {
   const job = await jobOf(args)
-  const rate = args.rate === undefined ? undefined : parseRate(args.rate, '--rate')
+  const rate = args.rate === undefined ? undefined : parseCap(args.rate, '--rate')
   if (args.inputs.filter(input => input === STANDARD_INPUT).length > 1) {
     throw new ProxyError('USAGE', 'standard input twice', undefined, 'it can be read once only')
   }
@@ -403,7 +403,7 @@ async function runEstimate(args: EstimateArguments): Promise<void> {
     }
   })
   if (args.json) {
-    process.stdout.write(`${JSON.stringify(estimates, null, 2)}\n`)
+    printLines(JSON.stringify(estimates, null, 2))
     return
   }
   for (const estimate of estimates) printEstimate(estimate, job)
@@ -456,9 +456,9 @@ async function forecastOf(
 
 function printEstimate(estimate: Estimate, job: Job): void {
   const { input, qemuBytes, wanBytes, pages, columns, degraded, forecast, directSeconds } = estimate
-  process.stdout.write(
+  print(
     `${input}: ${formatSize(qemuBytes)} of QEMU, ${formatSize(wanBytes)} on the WAN (${percent(wanBytes, qemuBytes)}), ` +
-      `${job.sets.length} template set${job.sets.length === 1 ? '' : 's'}, effort ${job.effort.level} (${job.effort.name})\n`,
+      `${job.sets.length} template set${job.sets.length === 1 ? '' : 's'}, effort ${job.effort.level} (${job.effort.name})`,
   )
   const column = (index: number): number => columns[COLUMN_NAMES[index]!]!
   const heads = column(COLUMN.OPS) + column(COLUMN.NUMBERS) + column(COLUMN.HEADERS)
@@ -487,17 +487,17 @@ function printEstimate(estimate: Estimate, job: Job): void {
   row('incompressible', pages.incompressible!, column(COLUMN.DENSE))
   classes.push(['heads, references', '', '', formatSize(heads)])
   classes.push(['device state and others', '', '', formatSize(column(COLUMN.OTHER))])
-  process.stdout.write(`${classes.toString()}\n`)
-  if (degraded) process.stdout.write(`relayed raw from byte ${degraded.position}: ${degraded.reason}\n`)
+  printLines(classes.toString())
+  if (degraded) print(`relayed raw from byte ${degraded.position}: ${degraded.reason}`)
   if (forecast) {
     const least = Math.min(...forecast.map(({ seconds }) => seconds))
     for (const { effort, wanBytes: bytes, seconds } of forecast)
-      process.stdout.write(
-        `  effort ${effort}: ${formatSize(bytes)}, about ${seconds.toFixed(1)} s${seconds === least ? ' (as auto)' : ''}\n`,
+      print(
+        `  effort ${effort}: ${formatSize(bytes)}, about ${seconds.toFixed(1)} s${seconds === least ? ' (as auto)' : ''}`,
       )
-    process.stdout.write(`  directly: ${formatSize(qemuBytes)}, about ${directSeconds!.toFixed(1)} s\n`)
+    print(`  directly: ${formatSize(qemuBytes)}, about ${directSeconds!.toFixed(1)} s`)
   }
-  process.stdout.write('\n')
+  print('')
 }
 
 function ratio(part: number, whole: number): number {

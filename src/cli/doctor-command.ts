@@ -1,10 +1,10 @@
 /** `pageferry doctor`: reads the settings of running QEMUs and says what to change for the pair. */
 import type { CommandModule } from 'yargs'
-import { printable } from '../bytes/printable.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { type Advice, adviseOn, type QemuSettings } from '../qmp/advice.ts'
 import { QmpClient } from '../qmp/qmp-client.ts'
-import { parseRate } from './quantity.ts'
+import { print, printLines } from './output.ts'
+import { parseCap } from './quantity.ts'
 
 interface DoctorArguments {
   readonly qmp: string
@@ -86,20 +86,20 @@ function fieldsOf(answer: unknown): Record<string, unknown> {
 async function runDoctor(args: DoctorArguments): Promise<void> {
   const qemus = [await read(args.qmp, 'source')]
   if (args.qmpDestination !== undefined) qemus.push(await read(args.qmpDestination, 'destination'))
-  const advice = adviseOn(qemus, args.rate === undefined ? undefined : parseRate(args.rate, '--rate'))
+  const advice = adviseOn(qemus, args.rate === undefined ? undefined : parseCap(args.rate, '--rate'))
   if (advice.some(({ severity }) => severity === 'matters')) process.exitCode = EXIT_MATTERS
   if (args.json) {
     const found = { qemus: qemus.map(({ side, version }) => ({ side, version })), advice }
-    process.stdout.write(`${JSON.stringify(found, null, 2).split('\n').map(printable).join('\n')}\n`)
+    printLines(JSON.stringify(found, null, 2))
     return
   }
-  for (const { side, version } of qemus) process.stdout.write(`${side}: QEMU ${version}\n`)
-  if (advice.length === 0) process.stdout.write('nothing to change\n')
-  for (const piece of advice) process.stdout.write(render(piece))
+  for (const { side, version } of qemus) print(`${side}: QEMU ${version}`)
+  if (advice.length === 0) print('nothing to change')
+  for (const piece of advice) for (const line of render(piece)) print(line)
 }
 
-function render({ side, severity, setting, why, qmp, virsh }: Advice): string {
+function render({ side, severity, setting, why, qmp, virsh }: Advice): string[] {
   const head = `${severity === 'matters' ? '!' : '-'} ${side}: ${setting}`
-  const lines = [head, `  ${why}`, `  QMP:   ${qmp}`, `  virsh: ${virsh}`]
-  return `\n${lines.map(line => `${printable(line).slice(0, LINE_CHARS_MAX)}\n`).join('')}`
+  const lines = ['', head, `  ${why}`, `  QMP:   ${qmp}`, `  virsh: ${virsh}`]
+  return lines.map(line => line.slice(0, LINE_CHARS_MAX))
 }

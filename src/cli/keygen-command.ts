@@ -10,6 +10,7 @@ import {
   type SiteNames,
   writeCredentialFiles,
 } from '../link/keygen.ts'
+import { printLines } from './output.ts'
 
 interface KeygenArgs {
   kind: 'psk' | 'x509'
@@ -73,7 +74,7 @@ export const keygenCommand: CommandModule<object, KeygenArgs> = {
   handler: async (args: ArgumentsCamelCase<KeygenArgs>): Promise<void> => {
     const files = await keygen(args)
     const paths = files.map(file => path.join(args.dir, file.path))
-    process.stdout.write(`${args.json ? JSON.stringify({ files: paths }) : advice(args)}\n`)
+    printLines(args.json ? JSON.stringify({ files: paths }) : advice(args))
   },
 }
 

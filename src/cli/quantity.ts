@@ -63,6 +63,13 @@ export function parseRate(text: string, option: string): number {
   return whole(number, bits.endsWith('bit') ? RATE_UNITS.get(bits) : RATE_UNITS.get(unit), text, option, example)
 }
 
+/** Bytes a second of a link or a cap, which cannot be 0. @throws USAGE */
+export function parseCap(text: string, option: string): number {
+  const rate = parseRate(text, option)
+  if (rate === 0) throw new ProxyError('USAGE', `${option} ${text}`, undefined, 'nothing would ever arrive')
+  return rate
+}
+
 /** Milliseconds: `30s`, `500ms`, `5min`, `2h`. @throws USAGE */
 export function parseDuration(text: string, option: string): number {
   const example = 'a duration like 30s, 500ms or 5min'

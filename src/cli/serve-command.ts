@@ -1,7 +1,6 @@
 /** `pageferry serve --config FILE`: both roles in one process. */
 import { accessSync, constants, statSync } from 'node:fs'
 import type { CommandModule } from 'yargs'
-import { printable } from '../bytes/printable.ts'
 import {
   type Configuration,
   type Mistake,
@@ -20,9 +19,10 @@ import { formatAddress } from '../relay/address.ts'
 import { groupId } from '../relay/group.ts'
 import { parseEffort } from './codec-command.ts'
 import { listenAt, logArrival } from './destination-command.ts'
+import { print, printLines, tell } from './output.ts'
 import { proxySettings, type Runnable, runProxy, type StatusLine } from './proxy-options.ts'
-import { parseDuration, parseSize } from './quantity.ts'
-import { logSummary, parseCap } from './source-command.ts'
+import { parseCap, parseDuration, parseSize } from './quantity.ts'
+import { logSummary } from './source-command.ts'
 import { storeKeyOf } from './store-key.ts'
 
 interface ServeArguments {
@@ -62,7 +62,7 @@ async function runServe(args: ServeArguments): Promise<void> {
     throw wrong(args.config, mistakes)
   }
   if (args.check) {
-    process.stdout.write(args.json ? '[]\n' : `${args.config}: no mistakes\n`)
+    print(args.json ? '[]' : `${args.config}: no mistakes`)
     return
   }
   await serve(args, configuration)
@@ -124,10 +124,12 @@ function wrong(path: string, mistakes: readonly Mistake[]): ProxyError {
 }
 
 function tellMistakes({ config, json }: ServeArguments, mistakes: readonly Mistake[]): void {
-  if (json) process.stdout.write(`${JSON.stringify(mistakes, null, 2)}\n`)
+  if (json) printLines(JSON.stringify(mistakes, null, 2))
   else
-    for (const { line, what, hint } of mistakes)
-      process.stderr.write(`${printable(`${config}:${line}: ${what}`)}\n  ${printable(`hint: ${hint}`)}\n`)
+    for (const { line, what, hint } of mistakes) {
+      tell(`${config}:${line}: ${what}`)
+      tell(`  hint: ${hint}`)
+    }
 }
 
 async function serve({ config, json }: ServeArguments, configuration: Configuration): Promise<void> {

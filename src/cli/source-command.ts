@@ -11,7 +11,7 @@ import { formatAddress, parseNamedAddress, parsePeer } from '../relay/address.ts
 import { fileMode, groupId } from '../relay/group.ts'
 import { parseEffort } from './codec-command.ts'
 import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
-import { formatSize, parseCount, parseRate } from './quantity.ts'
+import { formatSize, parseCap, parseCount } from './quantity.ts'
 import { nameOf, outcomeText } from './summary-text.ts'
 
 interface SourceArguments extends ProxyArguments {
@@ -83,13 +83,6 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
       .example('$0 source --peer 192.0.2.7:9444 --store S --tls-creds keys', 'QEMU migrates to tcp:127.0.0.1:4444')
       .example('$0 source --listen tcp:127.0.0.1:49152-49215 --peer far:9444 ...', "libvirt's ports") as never,
   handler: runSource,
-}
-
-/** A cap on the WAN in bytes a second. @throws USAGE */
-export function parseCap(text: string, option: string): number {
-  const rate = parseRate(text, option)
-  if (rate === 0) throw new ProxyError('USAGE', `${option} ${text}`, undefined, 'a cap of 0 would stop everything')
-  return rate
 }
 
 /** What a file of --rate-file says, comments (#) left out. @throws USAGE, IO */

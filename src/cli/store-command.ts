@@ -1,5 +1,6 @@
 /** `pageferry store list|prune|verify`. */
 import type { Argv, CommandModule } from 'yargs'
+import { print, printLines } from './output.ts'
 import { formatCount, formatSize, parseDuration, parseSize } from './quantity.ts'
 import { existingStore, storeKeyOf } from './store-key.ts'
 import { storeOptions, verifySets } from './template-command.ts'
@@ -24,11 +25,11 @@ const list: CommandModule<object, StoreArguments> = {
   handler: async ({ store, storeKey, json }) => {
     const sets = await (await existingStore(store, storeKey)).list()
     if (json) {
-      process.stdout.write(`${JSON.stringify(sets, null, 2)}\n`)
+      printLines(JSON.stringify(sets, null, 2))
       return
     }
     if (sets.length === 0) {
-      process.stdout.write('no template sets in this store\n')
+      print('no template sets in this store')
       return
     }
     const { default: Table } = await import('cli-table3')
@@ -51,7 +52,7 @@ const list: CommandModule<object, StoreArguments> = {
         modified.toISOString().slice(0, 16),
       ])
     }
-    process.stdout.write(`${table.toString()}\n`)
+    printLines(table.toString())
   },
 }
 
@@ -76,18 +77,18 @@ async function runPrune(args: PruneArguments): Promise<void> {
   const { pruneStore } = await import('../store/prune.ts')
   const pruned = await pruneStore(store, { maxBytes, maxAgeMs, learnedOnly, dryRun })
   if (json) {
-    process.stdout.write(`${JSON.stringify({ ...pruned, dryRun }, null, 2)}\n`)
+    printLines(JSON.stringify({ ...pruned, dryRun }, null, 2))
     return
   }
   const verb = dryRun ? 'would remove' : 'removed'
   for (const { digest, fileBytes, modified } of pruned.removed) {
     const date = modified.toISOString().slice(0, 16)
-    process.stdout.write(`${verb} ${digest.slice(0, 16)}  ${formatSize(fileBytes)}, ${date}\n`)
+    print(`${verb} ${digest.slice(0, 16)}  ${formatSize(fileBytes)}, ${date}`)
   }
-  for (const name of pruned.temporaries) process.stdout.write(`${verb} ${name}, left by a killed command\n`)
-  process.stdout.write(
+  for (const name of pruned.temporaries) print(`${verb} ${name}, left by a killed command`)
+  print(
     `${verb} ${pruned.removed.length} sets, ${formatSize(pruned.removedBytes)}; ` +
-      `${pruned.keptSets} stay, ${formatSize(pruned.keptBytes)}\n`,
+      `${pruned.keptSets} stay, ${formatSize(pruned.keptBytes)}`,
   )
 }
 

@@ -15,6 +15,7 @@ import { COUNT_MEMORY_MIN } from '../template/count.ts'
 import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.ts'
 import type { SetOverlap } from '../template/summary.ts'
 import { PAGE_SIZE, SET_SUFFIX } from '../template/wire.ts'
+import { print, printLines, tell } from './output.ts'
 import { formatCount, formatSize, parseCount, parseSize } from './quantity.ts'
 import { existingStore, openStore, STORE_KEY_OPTION, storeKeyOf } from './store-key.ts'
 
@@ -181,7 +182,7 @@ export async function verifySets(
     results.push(result)
     if (!json) printVerified(result)
   }
-  if (json) print(JSON.stringify(results, null, 2))
+  if (json) printLines(JSON.stringify(results, null, 2))
   const unsound = results.filter(({ problem, damaged }) => problem !== undefined || damaged.length > 0)
   if (unsound.length === 0) return
   const [{ problem, path, damaged } = results[0]!] = unsound
@@ -229,7 +230,7 @@ async function runBuild(args: BuildArguments): Promise<void> {
   } catch (error) {
     display.end()
     if (!stop.signal.aborted || error !== stop.signal.reason) throw error
-    process.stderr.write('interrupted; nothing was stored\n')
+    tell('interrupted; nothing was stored')
     // The signal's default ends the process as its sender expects; the status is for those who handle it otherwise.
     process.exitCode = 128 + constants.signals[stop.signal.reason as NodeJS.Signals]
     process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
@@ -240,9 +241,9 @@ async function runBuild(args: BuildArguments): Promise<void> {
     process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
   }
   const seconds = (Date.now() - startMs) / 1000
-  if (args.json) print(JSON.stringify({ ...report, seconds, notes }, null, 2))
+  if (args.json) printLines(JSON.stringify({ ...report, seconds, notes }, null, 2))
   else await printBuilt(report, inputs, seconds)
-  for (const { input, text } of notes) process.stderr.write(`note: ${input}: ${text}\n`)
+  for (const { input, text } of notes) tell(`note: ${input}: ${text}`)
 }
 
 /** The same file twice would make every page of one guest a page of two VMs. */
@@ -271,7 +272,7 @@ async function newDisplay(json: boolean): Promise<Display> {
     const show = (progress: BuildProgress): void => {
       if (json || progress.pass === pass) return
       pass = progress.pass
-      process.stderr.write(`${title(progress)}: ${formatSize(progress.totalBytes)}\n`)
+      tell(`${title(progress)}: ${formatSize(progress.totalBytes)}`)
     }
     return { show, end: () => {} }
   }
@@ -321,7 +322,7 @@ async function printRows(rows: readonly VmsRow[], vms: number): Promise<void> {
       formatCount(occurrences),
     ])
   }
-  print(table.toString())
+  printLines(table.toString())
 }
 
 async function runInspect(args: InspectArguments): Promise<void> {
@@ -456,8 +457,4 @@ function setOptions(yargs: Argv): Argv {
     .option('store', { describe: 'Folder of template sets', type: 'string', requiresArg: true })
     .option('store-key', STORE_KEY_OPTION)
     .option('json', { describe: 'Print JSON', type: 'boolean', default: false })
-}
-
-function print(line: string): void {
-  process.stdout.write(`${line}\n`)
 }

@@ -4,9 +4,11 @@
  * next, and prints neither a stack trace nor a character that a terminal obeys.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
 import {
   chmodSync,
   closeSync,
+  cpSync,
   existsSync,
   lstatSync,
   mkdirSync,
@@ -21,6 +23,8 @@ import {
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
 import { type CommandOptions, type Outcome, PAGEFERRY, run } from './command.ts'
 import { serveQmp } from './fake-qmp.ts'
@@ -74,6 +78,36 @@ writeFileSync(at('no-rate'), 'fast\n')
 writeFileSync(at('rate'), '# a cap\n20Mbit\n')
 const ESC = 'esc\x1b[31m\nerror: forged\u202e'
 writeFileSync(at(ESC), 'x')
+
+// streams, captures, sets
+const fixtures = fileURLToPath(new URL('../../pcap-fixtures/', import.meta.url))
+const streams = fileURLToPath(new URL('../vectors/qemu/streams/', import.meta.url))
+const stream = zstdDecompressSync(readFileSync(join(streams, '7.2-no-footers.0-main.zst')))
+writeFileSync(at('a.stream'), stream)
+writeFileSync(at(`${ESC}.stream`), stream)
+writeFileSync(at('half.stream'), stream.subarray(0, stream.length >> 1))
+writeFileSync(at('empty.stream'), '')
+writeFileSync(at('noise'), randomBytes(100_000))
+cpSync(join(streams, '7.2-uuid-ignore-shared.0-main.zst'), at('b.zst'))
+cpSync(join(fixtures, 'qemu-7.2-precopy.pcap'), at('c.pcap'))
+const build = ['template', 'build', at('a.stream'), at('b.zst'), '--store']
+for (const store of ['full', 'damaged', 'odd', 'locked', 'twin']) mkdirSync(at(store))
+execFileSync(PAGEFERRY, [...build, at('full')], { stdio: 'ignore' })
+const [SET = ''] = readdirSync(at('full'))
+const DIGEST = SET.slice(0, 12)
+for (const store of ['damaged', 'odd', 'twin']) cpSync(at(`full/${SET}`), at(`${store}/${SET}`))
+const damaged = readFileSync(at(`full/${SET}`))
+damaged[damaged.length - 100]! ^= 1
+writeFileSync(at(`damaged/${SET}`), damaged)
+spawnSync('mkfifo', [at(`odd/${'a'.repeat(64)}.pfset`)])
+writeFileSync(at(`odd/${'b'.repeat(64)}.pfset`), '')
+writeFileSync(at(`odd/\x1b[31m\n.pfset`), 'x')
+chmodSync(at('locked'), 0o500)
+execFileSync(PAGEFERRY, ['encode', at('a.stream'), '-o', at('a.pfy'), '--store', at('full')], { stdio: 'ignore' })
+writeFileSync(at('cut.pfy'), readFileSync(at('a.pfy')).subarray(0, -40))
+const bent = readFileSync(at('a.pfy'))
+bent[bent.length >> 1]! ^= 0xff
+writeFileSync(at('bent.pfy'), bent)
 
 const stopQmp = await serveQmp(at('qmp'))
 t.teardown(stopQmp)
@@ -202,7 +236,7 @@ const proxies: Case[] = [
     SOURCE,
     { status: 2, env: { LISTEN_PID: 'x', LISTEN_FDS: 'x' }, skip: 'the process id is not known before it starts' },
   ],
-  ['a rate of 0', [...SOURCE, '--rate', '0Mbit'], { status: 2, hint: /stop everything/ }],
+  ['a rate of 0', [...SOURCE, '--rate', '0Mbit'], { status: 2, hint: /nothing would ever arrive/ }],
   ['no rate', [...SOURCE, '--rate', 'fast'], { status: 2, hint: /200Mbit/ }],
   ['two rates', [...SOURCE, '--rate', '1Mbit', '--rate-file', at('rate')], { status: 2, err: /mutually exclusive/ }],
   ['no file of a rate', [...SOURCE, '--rate-file', at('none')], { status: 1, err: /--rate-file/ }],
@@ -549,6 +583,134 @@ const doctor: Case[] = [
   ['a line without end', qmp('a-line'), { status: 1, err: /a line of more than/ }],
 ]
 
+const estimate = (...args: string[]): string[] => ['estimate', ...args]
+const inputs: Case[] = [
+  ['estimate of what', ['estimate'], { status: 2, err: /Not enough/ }],
+  ['estimate of a stream', estimate(at('a.stream')), { status: 0, out: /960\.7 kB of QEMU, [\d.]+ kB on the WAN/ }],
+  ['of one on standard input', estimate('-'), { status: 0, input: stream, out: /960\.7 kB of QEMU/ }],
+  ['of one that zstd packed', estimate(at('b.zst')), { status: 0, out: /of QEMU/ }],
+  ['of a capture', estimate(at('c.pcap')), { status: 0, out: /of QEMU/ }],
+  ['of an empty file', estimate(at('empty.stream')), { status: 3, err: /empty/ }],
+  ['of nothing on standard input', estimate('-'), { status: 3, input: '', err: /empty/ }],
+  ['of users', estimate('/etc/passwd'), { status: 3, err: /neither a migration stream nor a capture/, hint: /pcap/ }],
+  ['of noise', estimate(at('noise')), { status: 3, err: /neither/ }],
+  ['of half a stream', estimate(at('half.stream')), { status: 0, out: /480\.3 kB of QEMU/ }],
+  ['of no file', estimate(at('none')), { status: 1, err: /does not exist/ }],
+  ['of a folder', estimate(at('empty')), { status: 1 }],
+  [
+    'of a FIFO that nobody writes',
+    estimate(at('fifo')),
+    { status: 1, skip: 'is waited for, as cat does: it may be written to' },
+  ],
+  [
+    'of a file that may not be read',
+    estimate('/etc/shadow'),
+    { status: 1, err: /EACCES|ermission|not allowed/, uid: NOBODY, skip: !isRoot && 'as root only' },
+  ],
+  ['of a file whose name would write to the terminal', estimate(at(`${ESC}.stream`)), { status: 0, out: /of QEMU/ }],
+  ['without the store', estimate(at('a.stream'), '--store', at('none')), { status: 1, err: /none.*does not exist/ }],
+  ['with a store that is a file', estimate(at('a.stream'), '--store', at('a-file')), { status: 1, err: /a-file/ }],
+  [
+    'with a damaged set: without it',
+    estimate(at('a.stream'), '--store', at('damaged')),
+    { status: 0, out: /of QEMU/, raw: /damaged/i },
+  ],
+  [
+    'with a set that is not there',
+    estimate(at('a.stream'), '--store', at('full'), '--set', 'ffff'),
+    { status: 4, err: /ffff/ },
+  ],
+  ['at no rate', estimate(at('a.stream'), '--rate', '0Mbit'), { status: 2 }],
+  ['at an effort that is none', estimate(at('a.stream'), '--effort', 'hard'), { status: 2 }],
+  [
+    'as JSON',
+    estimate(at('a.stream'), '--json'),
+    { status: 0, after: ({ stdout }) => (typeof JSON.parse(stdout) === 'object' ? undefined : 'no JSON') },
+  ],
+  [
+    'to a full disk',
+    estimate(at('a.stream')),
+    { status: 1, stdout: openSync('/dev/full', 'w'), err: /cannot be written|cannot write/ },
+  ],
+  ['encode to nowhere', ['encode', at('a.stream'), '-o', '/nonexistent/x'], { status: 1, err: /ENOENT/ }],
+  ['encode to a folder', ['encode', at('a.stream'), '-o', at('empty')], { status: 1 }],
+  [
+    'encode to a full disk',
+    ['encode', at('a.stream'), '-o', '-'],
+    { status: 1, stdout: openSync('/dev/full', 'w'), err: /ENOSPC/ },
+  ],
+  ['encode without an output', ['encode', at('a.stream')], { status: 2, err: /output/ }],
+  [
+    'encode of users',
+    ['encode', '/etc/passwd', '-o', at('x.pfy')],
+    { status: 3, err: /neither/, after: () => (existsSync(at('x.pfy')) ? 'a file is left' : undefined) },
+  ],
+  [
+    'decode',
+    ['decode', at('a.pfy'), '-o', at('back.stream'), '--store', at('full')],
+    { status: 0, after: () => (readFileSync(at('back.stream')).equals(stream) ? undefined : 'other bytes') },
+  ],
+  [
+    'decode without the sets',
+    ['decode', at('a.pfy'), '-o', at('y')],
+    { status: 4, err: /template set/, hint: /--store/ },
+  ],
+  ['decode of a stream', ['decode', at('a.stream'), '-o', at('y')], { status: 6, err: /not an encoded file/ }],
+  ['decode of an empty file', ['decode', at('empty.stream'), '-o', at('y')], { status: 5, err: /empty/ }],
+  [
+    'decode of a file that ends early',
+    ['decode', at('cut.pfy'), '-o', at('y'), '--store', at('full')],
+    { status: 5, after: () => (existsSync(at('y')) ? 'a file is left' : undefined) },
+  ],
+  [
+    'decode of a bent file',
+    ['decode', at('bent.pfy'), '-o', at('y'), '--store', at('full')],
+    { status: 5, after: () => (existsSync(at('y')) ? 'a file is left' : undefined) },
+  ],
+  ['template of what', ['template'], { status: 2 }],
+  [
+    'template of standard input',
+    ['template', 'build', '-', '--store', at('full')],
+    { status: 2, input: stream, err: /once/ },
+  ],
+  ['template of one VM', ['template', 'build', at('a.stream'), '--store', at('twin')], { status: 2 }],
+  [
+    'template of an empty file',
+    ['template', 'build', at('a.stream'), at('empty.stream'), '--store', at('twin')],
+    { status: 3, err: /empty/ },
+  ],
+  ['template into no store', ['template', 'build', at('a.stream'), at('b.zst')], { status: 2, err: /store/ }],
+  [
+    'template into a store that may not be written to',
+    [...build, at('locked')],
+    { status: 1, err: /EACCES|ermission|not allowed/, uid: NOBODY, skip: !isRoot && 'as root only' },
+  ],
+  ['templates with a size that is none', [...build, at('twin'), '--max-size', 'lots'], { status: 2 }],
+  ['inspect of a set', ['template', 'inspect', DIGEST, '--store', at('full')], { status: 0, out: /pages/ }],
+  ['inspect of no set', ['template', 'inspect', 'ffff', '--store', at('full')], { status: 4, err: /ffff/ }],
+  ['inspect of a stream', ['template', 'inspect', at('a.stream'), '--store', at('full')], { status: 4 }],
+  ['verify', ['template', 'verify', '--store', at('full')], { status: 0, out: /sound/ }],
+  [
+    'verify of a damaged set',
+    ['template', 'verify', '--store', at('damaged')],
+    { status: 4, out: /damaged/i, raw: /./ },
+  ],
+  ['a store that is not there', ['store', 'list', '--store', at('none')], { status: 1, err: /does not exist/ }],
+  ['an empty store', ['store', 'list', '--store', at('store')], { status: 0, out: /no template sets/ }],
+  ['a store with what is no set', ['store', 'list', '--store', at('odd')], { status: 0, out: new RegExp(DIGEST) }],
+  [
+    'verify of a store with what is no set',
+    ['store', 'verify', '--store', at('odd')],
+    { status: 4, out: /sound/, raw: /./ },
+  ],
+  ['prune of how much', ['store', 'prune', '--store', at('full')], { status: 0, out: /removed 0 sets/ }],
+  [
+    'prune, to look',
+    ['store', 'prune', '--store', at('full'), '--max-size', '1', '--dry-run'],
+    { status: 0, after: () => (existsSync(at(`full/${SET}`)) ? undefined : 'the set is gone') },
+  ],
+]
+
 // --- how they are run
 
 /** Anything that a terminal would obey, but for line feeds. */
@@ -568,7 +730,7 @@ function complaints(outcome: Outcome, expected: Expected): string[] {
   if (expected.raw !== undefined)
     want(expected.raw === '' ? stderr === '' : expected.raw.test(stderr), `stderr is not ${expected.raw}`)
   else if (readable && expected.status !== 0) {
-    const [, error, hint] = /^error: (.+)\nhint: (.+)\n$/.exec(stderr) ?? []
+    const [, error, hint] = /(?:^|\n)error: (.+)\nhint: (.+)\n$/.exec(stderr) ?? []
     want(error !== undefined, 'stderr is not an error and a hint')
     if (expected.err) want(expected.err.test(error ?? ''), `the error is not ${expected.err}`)
     if (expected.hint) want(expected.hint.test(hint ?? ''), `the hint is not ${expected.hint}`)
@@ -581,7 +743,7 @@ function complaints(outcome: Outcome, expected: Expected): string[] {
 }
 
 t.test("an operator's hundred", async t => {
-  const cases = [...general, ...proxies, ...serve, ...keygen, ...doctor]
+  const cases = [...general, ...proxies, ...serve, ...keygen, ...doctor, ...inputs]
   let ran = 0
   const queue = [...cases]
   const slowest: [number, string][] = []
@@ -611,5 +773,5 @@ t.test("an operator's hundred", async t => {
   )
   t.ok(ran >= 100, `${ran} cases`)
 })
-for (const [, , { stdout, stderr }] of [...general, ...proxies, ...serve, ...keygen, ...doctor])
+for (const [, , { stdout, stderr }] of [...general, ...proxies, ...serve, ...keygen, ...doctor, ...inputs])
   for (const fd of [stdout, stderr]) if (typeof fd === 'number') t.teardown(() => closeSync(fd))
