@@ -4,7 +4,7 @@
  *   node scripts/check-documents.ts [ROOT]
  *
  * What is looked at: names that end in .md, links of Markdown with their anchors, numbers of sections behind a document's
- * name (`protocol.md §4 to §7`, `qemu-wire-format 2.7, 3.1`), ADRs by number.
+ * name (`protocol.md §4 to §7`, `qemu-wire-format 2.7, 3.1`), ADRs by number; in documents also sources by their path.
  */
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { basename, dirname, join, relative, resolve } from 'node:path'
@@ -29,6 +29,8 @@ const SECTIONS = new RegExp(String.raw`^[\s\x60*)\]]*,?\s*((?:section |§)${SECT
 /** A document's name without .md, then numbers of sections. */
 const BARE = /(?<![\w/.-])([a-z]+(?:-[a-z]+)+)\x60? +(\d+(?:\.\d+)*(?:(?:, | and | to |,)\d+(?:\.\d+)*)*)(?![\d-])/g
 const LINK = /\]\(([^)#\s]*)(?:#([^)\s]+))?\)/g
+/** A source or folder of sources, by its path from the root or from src/. */
+const SOURCE = /(?<![\w./*-])((?:src|test|scripts)\/[\w./-]*\w|(?:[a-z-]+\/)+[\w.-]+\.ts)(?![\w*{])/g
 const ADR = /(?:\badr\/|\bADR )(\d{1,4})\b/g
 
 /** A file and a line of it where something is named that is not there. */
@@ -73,6 +75,11 @@ export function danglingCitations(root: string): Dangling[] {
         tell(index, `ADR ${number} is not there`)
     }
     if (!file.endsWith('.md')) continue
+    for (const { 1: path, index } of text.matchAll(SOURCE)) {
+      const places = [dirname(file), root, join(root, 'src')]
+      if (basename(file) !== 'results.md' && !places.some(folder => existsSync(join(folder, path!))))
+        tell(index, `${path} is not there`)
+    }
     for (const { 1: path, 2: anchor, index } of text.matchAll(LINK)) {
       if (/^[a-z]+:/.test(path!)) continue
       const target = path === '' ? file : resolve(dirname(file), path!)

@@ -47,7 +47,7 @@ const ROOM_MIN = 16 * 1024
  * whatever it holds, and a read brings what had arrived by chance.
  */
 const GATHER_BYTES = 256 * 1024
-/** An incomplete record whose rest does not come is sent after this time: promise of the architecture, 1 ms. */
+/** An incomplete record whose rest does not come is sent after this time: promise of docs/architecture.md: what waits is bounded in time. */
 const IDLE_MS = 1
 /** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (wire format 1.3). */
 const PREEMPT_SILENT_MS = 200

@@ -26,6 +26,7 @@ t.test('what is there is not told', t => {
   t.same(
     found({
       'docs/some-format.md': `${FORMAT}See [above](#27-bodies), [the other](adr/0003-memory.md) and https://host/gone.md.`,
+      'docs/a.md': '`src/a.ts`, `../src/b.ts`, `gone.ts`, `src/*.ts`, `{src,gone}/x.ts`',
       'docs/adr/0003-memory.md': '# 3. Memory\n[back](../some-format.md#2-things)',
       'src/a.ts': '/** Source: some-format 2, 2.7 and 9.11; docs/some-format.md §2.7 to §9.11, adr/0003, ADR 3. */',
       'src/b.ts': '// as some-format\n// 2.7 says, in docs/adr/0003-memory.md\nconst x = y + `.md`',
@@ -50,6 +51,11 @@ t.test('what is not there is, with its line', t => {
       'README.md',
       'a\n\n[b](docs/gone.md)',
       ['README.md:3 docs/gone.md is not there', 'README.md:3 docs/gone.md is not there'],
+    ],
+    [
+      'docs/a.md',
+      'in `src/gone.ts`,\n`x/gone.ts`',
+      ['1 src/gone.ts', '2 x/gone.ts'].map(s => `docs/a.md:${s} is not there`),
     ],
     ['README.md', '[b](docs)\n[c](gone/)', ['README.md:2 gone/ is not there']],
     ['README.md', '[b](docs/some-format.md#28-gone)', ['README.md:1 docs/some-format.md has no heading #28-gone']],
