@@ -2,7 +2,8 @@
 import { ProxyError } from '../errors.ts'
 import { CHANNEL_KIND_BYTES_MAX, channelKind } from '../qemu/channel-kind.ts'
 import type { InputFormat } from './formats.ts'
-import { findSegment, isKnownLink, PACKET, Segment } from './link.ts'
+import { findSegment, isKnownLink, type Opaque, PACKET, Segment } from './link.ts'
+import { CAPTURE_COMMAND, JOIN_ROTATED } from './missing.ts'
 import { type PacketFile, PcapngReader, PcapReader } from './packet-file.ts'
 import { type ChannelSink, TcpReassembler } from './tcp.ts'
 
@@ -21,6 +22,8 @@ export class ChannelReader {
   private position = 0
   private fragments = 0
   private unknownLink = -1
+  /** What packets were wrapped in that cannot be looked into. */
+  private opaque: Opaque | undefined
   private channelsSeen = 0
 
   /** @param name what errors call the input */
@@ -45,7 +48,10 @@ export class ChannelReader {
         const found = findSegment(link, bytes, at, end, originalLength, this.segment)
         if (found === PACKET.SEGMENT) this.tcp.push(this.segment, bytes)
         else if (found === PACKET.FRAGMENT) this.fragments++
-        else if (found === PACKET.OTHER && !isKnownLink(link)) this.unknownLink = link
+        else if (found === PACKET.OTHER) {
+          if (!isKnownLink(link)) this.unknownLink = link
+          else if (this.segment.opaque !== undefined) this.opaque = this.segment.opaque
+        }
       },
     }
     this.packets = format === 'pcap' ? new PcapReader(name, packetSink) : new PcapngReader(name, packetSink)
@@ -99,13 +105,20 @@ export class ChannelReader {
     }
     if (headless !== undefined) {
       const what = `no migration begins in this capture; it lacks the beginning of ${headless.name}`
-      return new ProxyError('CAPTURE_GAP', what, where, 'start the capture before the migration')
+      const action = `start the capture before the migration; ${JOIN_ROTATED}`
+      return new ProxyError('CAPTURE_GAP', what, where, action)
+    }
+    if (this.opaque !== undefined) {
+      const what = `no migration in this capture, but packets of ${this.opaque}, which cannot be looked into`
+      const action = 'capture where the packets are not wrapped: on the inner interface, or on the hosts of the QEMUs'
+      return new ProxyError('CAPTURE_FORMAT', what, where, action)
     }
     if (this.unknownLink >= 0) {
       const what = `no migration in this capture of link type ${this.unknownLink}`
       return new ProxyError('CAPTURE_FORMAT', what, where, 'this link type is not known; capture on Ethernet or `any`')
     }
-    const action = 'capture the TCP port of the migration: tcpdump -s 0 -B 65536 -w FILE tcp port PORT'
-    return new ProxyError('CAPTURE_FORMAT', 'no migration in this capture', where, action)
+    const fragments = this.fragments === 0 ? '' : '; it has IP fragments, which are not put together'
+    const action = `capture the TCP port of the migration: ${CAPTURE_COMMAND}`
+    return new ProxyError('CAPTURE_FORMAT', `no migration in this capture${fragments}`, where, action)
   }
 }

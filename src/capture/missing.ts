@@ -2,7 +2,8 @@
 import type { Missing } from './mended-channel.ts'
 
 /** docs/operations.md says more. */
-export const CAPTURE_WHOLE = 'capture again, as docs/operations.md shows: tcpdump -s 0 -B 524288, to a fast disk'
+export const CAPTURE_COMMAND = 'tcpdump -i INTERFACE -s 0 -B 524288 -w FILE tcp port PORT'
+export const CAPTURE_WHOLE = `capture again, to a fast disk: ${CAPTURE_COMMAND}`
 
 /** tcpdump's -C and -G leave a row of files. */
 export const JOIN_ROTATED = 'if the capture is in several files (tcpdump -C, -G), join them: mergecap -w ALL FILE...'

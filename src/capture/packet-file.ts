@@ -21,6 +21,7 @@ export interface PacketFile {
 
 /** Magics as the first four bytes of a file, read big-endian. Source: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng. */
 const PCAP_MAGIC = { BIG: 0xa1b2c3d4, LITTLE: 0xd4c3b2a1, BIG_NANO: 0xa1b23c4d, LITTLE_NANO: 0x4d3cb2a1 } as const
+const PCAP_MAGICS: readonly number[] = Object.values(PCAP_MAGIC)
 const PCAP_HEADER_LENGTH = 24
 const PCAP_VERSION_MAJOR = 2
 const RECORD_HEADER_LENGTH = 16
@@ -75,7 +76,7 @@ abstract class UnitReader implements PacketFile {
   }
 }
 
-/** pcap: both byte orders, times in micro- or nanoseconds. */
+/** pcap: both byte orders, times in micro- or nanoseconds; several files may stand one behind the other. */
 export class PcapReader extends UnitReader {
   private readonly sink: PacketSink
   private littleEndian = false
@@ -90,6 +91,8 @@ export class PcapReader extends UnitReader {
   protected read(bytes: Buffer, at: number): number {
     if (this.link < 0) return this.readHeader(bytes, at)
     if (at + RECORD_HEADER_LENGTH > bytes.length) return 0
+    // Files that were put one behind the other. As the seconds of a packet the magic is a moment of 2055.
+    if (PCAP_MAGICS.includes(bytes.readUInt32BE(at))) return this.readHeader(bytes, at)
     const captured = u32(bytes, at + 8, this.littleEndian)
     const original = u32(bytes, at + 12, this.littleEndian)
     if (captured > PACKET_LENGTH_MAX) throw this.bad(`a packet of ${captured} bytes`, 8)

@@ -8,6 +8,7 @@ import { zstdDecompressSync } from 'node:zlib'
 import { ChannelReader } from '../../src/capture/channels.ts'
 import { recognize } from '../../src/capture/formats.ts'
 import { HEAD_LENGTH } from '../../src/capture/limits.ts'
+import { MendedBytes } from '../../src/capture/mended-bytes.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
 import { isProxyError } from '../../src/errors.ts'
@@ -41,7 +42,18 @@ import {
 } from '../codec/harness.ts'
 import { checksum, decodeSession, type SentBatch } from '../codec/second-decoder.ts'
 import { doctored } from '../qemu-wire/doctored.ts'
-import { connection, migration, multifdChannel, page, pcap, pcapng, sha256 } from '../template/makers.ts'
+import {
+  connection,
+  inVxlan,
+  migration,
+  multifdChannel,
+  packetBytes,
+  page,
+  pcap,
+  pcapng,
+  pcapOf,
+  sha256,
+} from '../template/makers.ts'
 import { mainVectors } from '../vectors/qemu/main-stream.ts'
 import { wireBytes } from '../vectors/qemu/notation.ts'
 import { multifdVectors, preemptVectors, returnPathVectors } from '../vectors/qemu/other-channels.ts'
@@ -276,7 +288,16 @@ export class Fuzzer {
       ...connection(stream, { lengths: [1448, 100] }),
       ...connection(multifdChannel(1, [page(3)]), { from: 50001 }),
     ]
-    this.captures = [pcap(packets), pcapng(packets), pcap(packets, { link: 'sll2', ipv6: true, littleEndian: false })]
+    this.captures = [
+      pcap(packets),
+      pcapng(packets),
+      pcap(packets, { link: 'sll2', ipv6: true, littleEndian: false }),
+      pcapOf(
+        1,
+        packets.map(packet => inVxlan(packetBytes(packet, { link: 'raw' }))),
+      ),
+      pcap(packets.filter((_, i) => i % 9 !== 5)),
+    ]
   }
 
   /** A session in small batches, every kind of channel in it. */
@@ -570,19 +591,35 @@ export class Fuzzer {
     const bytes = mutated(rand, { bytes: from }, this.captures[0]!)
     inputs.capture = bytes
     const positions = new Map<number, number>()
+    // What is read on behind gaps, and how much of it comes out.
+    const mended = new Map<number, MendedBytes>()
+    const out = new Map<number, number>()
     const { format } = recognize(bytes.subarray(0, HEAD_LENGTH))
     if (format === undefined) return undefined
     try {
       const reader = new ChannelReader('capture', format, {
-        open: channel => positions.set(channel, 0),
-        bytes: (channel, _chunk, _at, length) => positions.set(channel, positions.get(channel)! + length),
-        gap: (channel, position, lengthBytes) => {
+        open: (channel, kind) => {
+          positions.set(channel, 0)
+          out.set(channel, 0)
+          mended.set(channel, new MendedBytes(kind, ({ length }) => out.set(channel, out.get(channel)! + length)))
+        },
+        bytes: (channel, chunk, at, length) => {
+          positions.set(channel, positions.get(channel)! + length)
+          mended.get(channel)!.push(chunk, at, length)
+        },
+        gap: (channel, position, lengthBytes, reason) => {
+          mended.get(channel)!.gap(lengthBytes, reason)
           if (position !== positions.get(channel) || lengthBytes <= 0) throw new Error('a gap that is none')
           positions.set(channel, position + lengthBytes)
         },
         end: (channel, position) => {
           if (position !== positions.get(channel)) throw new Error('an end that is not there')
           positions.delete(channel)
+          const { missing } = mended.get(channel)!
+          mended.get(channel)!.end()
+          const outBytes = out.get(channel)!
+          if (missing.gaps === 0 && outBytes < position) throw new Error('bytes without a gap that are gone')
+          if (outBytes > position) throw new Error('bytes that were not there')
         },
       })
       for (let at = 0; at < bytes.length; ) {

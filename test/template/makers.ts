@@ -204,6 +204,35 @@ export function pcap(packets: readonly Packet[], options: CaptureOptions = {}): 
   return Buffer.concat(parts)
 }
 
+/** A pcap of these packets, whatever is in them. */
+export function pcapOf(link: number, packets: readonly Buffer[]): Buffer {
+  const header = Buffer.from('d4c3b2a1020004000000000000000000ffff040000000000', 'hex')
+  header.writeUInt32LE(link, 20)
+  return Buffer.concat([
+    header,
+    ...packets.flatMap(bytes => {
+      const head = Buffer.alloc(16)
+      head.writeUInt32LE(bytes.length, 8)
+      head.writeUInt32LE(bytes.length, 12)
+      return [head, bytes]
+    }),
+  ])
+}
+
+/** An IPv4 packet within VXLAN, as a frame of Ethernet. */
+export function inVxlan(packet: Buffer): Buffer {
+  const inner = Buffer.concat([Buffer.alloc(12), Buffer.from([8, 0]), packet])
+  const outer = Buffer.alloc(14 + 20 + 8 + 8)
+  outer.writeUInt16BE(0x0800, 12)
+  outer[14] = 0x45
+  outer.writeUInt16BE(20 + 16 + inner.length, 16)
+  outer[23] = 17
+  outer.writeUInt16BE(4789, 36)
+  outer.writeUInt16BE(16 + inner.length, 38)
+  outer[42] = 8
+  return Buffer.concat([outer, inner])
+}
+
 /** Sections of alternating byte order, two interfaces, all three kinds of packet blocks. */
 export function pcapng(packets: readonly Packet[], options: CaptureOptions = {}): Buffer {
   const { link = 'ethernet' } = options
