@@ -17,6 +17,7 @@ import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, templatePagesMax } fr
 import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
 import { SLOT_UNIT_BYTES } from '../transfer/slot-arena.ts'
 import { EffortController } from './effort-controller.ts'
+import { instanceOf, PROCESS, thisHost } from './instance.ts'
 import { LineBudget } from './line-budget.ts'
 import type { Log } from './log.ts'
 import type { MigrationSummary } from './migration-summary.ts'
@@ -135,6 +136,13 @@ export class SourceDaemon {
   /** Addresses that are listened on, once started. */
   get addresses(): readonly Address[] {
     return this.listeners.flatMap(listener => listener.addresses)
+  }
+
+  /** What this proxy is called in all of its processes. */
+  private get instance(): { readonly instance?: string; readonly process: string } {
+    const { host, port } = this.options.peer
+    const instance = instanceOf(...thisHost(), this.addresses.map(formatAddress), `${host}:${port}`)
+    return { process: PROCESS, ...(instance !== undefined && { instance }) }
   }
 
   /** Migrations that run. */
@@ -351,7 +359,11 @@ export class SourceDaemon {
       port: options.peer.port,
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       connections: options.connections,
-      offer: { agent: 'pageferry', sets, ring, places: options.places, seed: seed.toString('hex') },
+      offer: {
+        agent: 'pageferry',
+        ...this.instance,
+        ...{ sets, ring, places: options.places, seed: seed.toString('hex') },
+      },
       session: {
         patienceMs: Math.max(patience.precopyMs, patience.postcopyMs),
         queueTargetMs: options.queueTargetMs,

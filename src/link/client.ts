@@ -28,7 +28,8 @@ export interface LinkClientOptions {
   /** Connections to stripe over, 1..16. Default 1. */
   readonly connections?: number
   /** What we offer the server: protocol.md §2. */
-  readonly offer: Pick<ClientHello, 'sets' | 'ring' | 'places' | 'seed'> & { readonly agent?: string }
+  readonly offer: Pick<ClientHello, 'sets' | 'ring' | 'places' | 'seed'> &
+    Partial<Pick<ClientHello, 'agent' | 'instance' | 'process'>>
   /** Makes the session's sink; called once. */
   readonly sink: (link: Link) => LinkSink
   /** The server took the session: what it uses of our offer. Called once, before any frame is handled. */

@@ -67,6 +67,8 @@ export class Link {
   identity: string
   /** A frame of the peer has arrived on some connection: it has our hello. */
   heard = false
+  /** When bytes of the peer came last, on the link's own clock. */
+  heardMs = Number.NEGATIVE_INFINITY
   readonly #logger: LinkLogger
   readonly #clock: Clock
   readonly #sink: LinkSink
@@ -195,6 +197,7 @@ export class Link {
     const take = (chunk: Uint8Array): void => {
       if (!wire.attached) return
       now = this.#clock.now()
+      this.heardMs = now
       wire.keys?.received()
       this.#checkKeys(wire)
       try {

@@ -90,6 +90,10 @@ interface Member {
   readonly accepted: Accepted
   /** Gives its place back. */
   readonly leave: () => void
+  /** As the client's hello says which proxy it is, in which process. */
+  readonly hello: Pick<ClientHello, 'instance' | 'process'>
+  /** When another process of the same proxy opened a session. */
+  succeededMs: number | undefined
 }
 
 /** Counters for metrics. */
@@ -323,7 +327,7 @@ export class LinkServer {
         }),
       )
       this.#known.add(member.holder, arrival.group)
-      link.attach(socket, hello.connection, hello, rest, arrival.peer)
+      link.attach(socket, hello.connection, hello, rest, arrival.peer, () => this.#endOrphan(member))
     } catch (error) {
       const failure = arrival.ended ?? this.#asProxyError(error, arrival)
       this.#logRefusal(arrival, failure)
@@ -424,7 +428,9 @@ export class LinkServer {
       identity,
       recordsMax: this.#options.recordsMax,
     })
-    const member = { link, token: randomBytes(32), identity, holder, accepted, leave }
+    const token = randomBytes(32)
+    const member: Member = { link, token, identity, holder, accepted, leave, hello, succeededMs: undefined }
+    this.#succeed(member)
     this.#members.set(link.id, member)
     logger.info('link.open', {
       link: link.id.slice(0, 8),
@@ -437,6 +443,27 @@ export class LinkServer {
       if (this.#members.get(link.id) === member) this.#members.delete(link.id)
     })
     return member
+  }
+
+  /** A proxy that was started anew needs no session of the process before: its QEMUs' connections went with it. */
+  #succeed(next: Member): void {
+    const { instance, process } = next.hello
+    if (instance === undefined || process === undefined) return
+    for (const member of this.#members.values()) {
+      const { identity, hello } = member
+      if (identity !== next.identity || hello.instance !== instance || hello.process === process) continue
+      member.succeededMs ??= this.#clock.now()
+      this.#endOrphan(member)
+    }
+  }
+
+  /**
+   * Ends a session whose process is gone: another of the same proxy has come, and this one has no connection and has said
+   * nothing since. One that lives, against all expectation (two hosts with one name), says something every second.
+   */
+  #endOrphan({ link, succeededMs }: Member): void {
+    if (succeededMs === undefined || link.over || link.connections > 0 || link.heardMs > succeededMs) return
+    void link.abort(timeout('the other proxy was started anew'))
   }
 
   /**

@@ -23,6 +23,9 @@ import { HELLO_HEAD_BYTES, MAGIC, REFUSALS, type Refusal, SEQUENCE_END, VERSION_
 /** What the client says. Digests, tokens, seeds and ids are lower case hex digits. */
 export interface ClientHello {
   readonly agent: string
+  /** Stable name of the client among those of its identity, and a name of its process, where it tells them. */
+  readonly instance?: string
+  readonly process?: string
   readonly session: string
   readonly connection: number
   readonly connections: number
@@ -217,6 +220,8 @@ export function clientHelloOf(body: object): ClientHello {
   const connections = integer(body, 'connections', 1, CONNECTIONS_MAX)
   return {
     agent: text(body, 'agent', 0, LABEL_LENGTH_MAX),
+    ...(field(body, 'instance') !== undefined && { instance: text(body, 'instance', 1, LABEL_LENGTH_MAX) }),
+    ...(field(body, 'process') !== undefined && { process: text(body, 'process', 1, LABEL_LENGTH_MAX) }),
     session: hex(body, 'session', 32),
     connection: integer(body, 'connection', 0, connections - 1),
     connections,

@@ -1154,3 +1154,58 @@ t.test('a defect that one connection finds ends that connection alone', async t 
   good.end.open(10_000, 10_000, false)
   await until('the others to go on', () => good.end.finished === 1)
 })
+
+t.test('a proxy that was started anew ends what its dead process left behind', async t => {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'pageferry-link-'))
+  t.teardown(() => fs.rmSync(directory, { recursive: true, force: true }))
+  writeCredentialFiles(directory, await makeX509(['far'], ['one'], 9, ['other']))
+  const clock = fastClock(10)
+  const server = await start(t, { serverCredentials: credentials(`${directory}/far`, { role: 'server' }), clock })
+  /** Opens a session, with a flow, over a relay of its own. */
+  const open = async (name: string, instance: string | undefined, process: string) => {
+    const relay = await new Relay(server.port).listen()
+    t.teardown(() => relay.close())
+    const clientCredentials = credentials(`${directory}/${name}`, { peerName: 'far' })
+    const told = { ...offer(), process, ...(instance !== undefined && { instance }) }
+    const client = join(t, relay.port, { clientCredentials, clock, client: { offer: told } })
+    await client.client.open()
+    const far = server.ends.at(-1)!
+    far.stuck = true
+    client.end.open(1e9, 0, true)
+    await until('a flow', () => far.flows.size === 1)
+    return { client, far, relay }
+  }
+  /** Its process is killed: connections end, and nothing comes back. */
+  const kill = async ({ relay, far }: { relay: Relay; far: { link: { connections: number } } }): Promise<void> => {
+    relay.refusing = true
+    relay.cut(true)
+    await until('the break', () => far.link.connections === 0)
+  }
+  const dead = await open('one', 'a', '1')
+  const waits = [await open('one', 'b', '1'), await open('one', undefined, '1'), await open('other', 'a', '1')]
+  for (const one of [dead, ...waits]) await kill(one)
+  const silent = await open('one', 'c', '1')
+  silent.relay.swallow() // its host lost power: no FIN, no RST
+  const lives = await open('one', 'd', '1')
+  for (const [instance, process] of [
+    ['a', '2'],
+    ['b', '1'],
+    [undefined, '2'],
+    ['c', '2'],
+    ['d', '2'],
+  ] as const)
+    await open('one', instance, process)
+  await until('the end of the dead one', () => dead.far.dead !== undefined)
+  t.match(dead.far.dead, { code: 'PEER_LOST', what: /started anew/ })
+  await until('the end of the silent one', () => silent.far.dead !== undefined)
+  t.match(silent.far.dead, { code: 'PEER_LOST', what: /started anew/ })
+  t.same(
+    waits.map(({ far }) => far.dead),
+    [undefined, undefined, undefined],
+    'the same process, one without a name, another identity: they wait',
+  )
+  const sinceMs = clock.now()
+  await until('word of the one that lives', () => lives.far.link.heardMs > sinceMs)
+  await kill(lives)
+  t.equal(lives.far.dead, undefined, 'it has said something since: it waits for its patience, like any other')
+})
