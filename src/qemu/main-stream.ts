@@ -396,6 +396,11 @@ export class MainStreamParser {
 
   /** The section has a body that cannot be read, or not on from here. Its end is looked for. */
   private stray(id: number, position: number, reason: string): undefined {
+    if (this.ramEnded) {
+      // Nothing of RAM follows: what there is to understand was understood.
+      this.skip = 0
+      return this.next(STATE.RAW, 1)
+    }
     if (!this.mayFindBack) return this.giveUp(position, reason)
     if (!this.sections.has(id)) {
       if (this.sections.size >= SECTIONS_MAX) return this.giveUp(position, 'too many sections')

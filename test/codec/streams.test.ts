@@ -31,6 +31,7 @@ import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { decodeStream, encodeStream, OutputFile, readFile } from '../../src/transfer/offline.ts'
 import { encodeFrame } from '../../src/wan/frames.ts'
+import { until } from '../helpers/until.ts'
 import { doctored } from '../qemu-wire/doctored.ts'
 import { simpleMain, simpleMultifd, simplePreempt } from '../qemu-wire/simple-decoder.ts'
 import { random, run, type ScenarioChannel, SIMD, secondOpinion, type Terms, templatePages } from './harness.ts'
@@ -563,7 +564,7 @@ t.test('the command: what goes wrong', { skip: unsafe }, async t => {
   child.stdin.on('error', () => {})
   child.stdin.write(stream('qemu-7.2-precopy.main'))
   const feed = setInterval(() => child.stdin.write(input), 20)
-  while (parts().length === 0) await new Promise(done => setTimeout(done, 20))
+  await until('a part of the file', () => parts().length > 0)
   child.kill('SIGINT')
   const status = await exit
   clearInterval(feed)

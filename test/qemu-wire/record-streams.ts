@@ -10,13 +10,13 @@ import { createHash } from 'node:crypto'
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { constants, zstdCompressSync } from 'node:zlib'
 import { type MigrationSettings, QemuGuest } from '../../scripts/harness/qemu/guest.ts'
 import { type Recording, RecordingRelay } from '../../scripts/harness/qemu/recording-relay.ts'
 import { type QemuVersion, qemu10, systemQemu } from '../../scripts/harness/qemu/versions.ts'
 import { channelKind } from '../../src/qemu/channel-kind.ts'
+import { until } from '../helpers/until.ts'
 import { LOADED_AT, loadedPages } from './loaded-pages.ts'
 
 const folder = fileURLToPath(new URL('../vectors/qemu/streams/', import.meta.url))
@@ -261,15 +261,15 @@ async function record(plan: Plan, qemu: QemuVersion, directory: string): Promise
     let relay = await relayTo(uri)
     await source.qmp.execute('migrate', { uri: relay.uri, ...plan.migrate })
     if (plan.postcopy) {
-      await until(source, info => (info.ram?.transferred ?? 0) > 20_000)
+      await untilInfo(source, info => (info.ram?.transferred ?? 0) > 20_000)
       await source.qmp.execute('migrate-start-postcopy')
       if (plan.recover) {
-        await until(source, info => info.status === 'postcopy-active' && (info.ram?.remaining ?? 0) < 7_000_000)
+        await untilInfo(source, info => info.status === 'postcopy-active' && (info.ram?.remaining ?? 0) < 7_000_000)
         await relay.relay[Symbol.asyncDispose]()
         recordings.push(...relay.relay.recordings)
         broken = recordings.length
-        await until(source, info => info.status === 'postcopy-paused')
-        await until(destination, info => info.status === 'postcopy-paused')
+        await untilInfo(source, info => info.status === 'postcopy-paused')
+        await untilInfo(destination, info => info.status === 'postcopy-paused')
         await destination.qmp.execute('migrate-recover', { uri: 'tcp:127.0.0.1:0' })
         relay = await relayTo(await destination.incomingAddress())
         await source.qmp.execute('migrate', { uri: relay.uri, resume: true })
@@ -313,14 +313,12 @@ async function relayTo(uri: string): Promise<{ relay: RecordingRelay; uri: strin
   }
 }
 
-async function until(guest: QemuGuest, ready: (info: Awaited<ReturnType<QemuGuest['migrationInfo']>>) => boolean) {
-  for (let waitMs = 0; ; waitMs += 10) {
+async function untilInfo(guest: QemuGuest, ready: (info: Awaited<ReturnType<QemuGuest['migrationInfo']>>) => boolean) {
+  await until(`${guest.name} to get on`, async () => {
     const info = await guest.migrationInfo()
-    if (ready(info)) return
-    if (waitMs > 20_000 || info.status === 'failed')
-      throw new Error(`${guest.name}: ${info.status} ${info['error-desc']}`)
-    await sleep(10)
-  }
+    if (info.status === 'failed') throw new Error(`${guest.name}: ${info.status} ${info['error-desc']}`)
+    return ready(info)
+  })
 }
 
 function keep(name: string, channel: StreamNote['channel'], bytes: Buffer, broken: boolean): StreamNote {

@@ -2,6 +2,7 @@
  * Templates: the file format against hand-made bytes, counting against a naive map, the store against damage and kills,
  * captures against the streams they were made from, and the commands from outside.
  */
+
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import {
@@ -20,7 +21,6 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { constants, gzipSync, zstdCompressSync } from 'node:zlib'
 import fc from 'fast-check'
 import t from 'tap'
@@ -53,6 +53,7 @@ import { sortIndices } from '../../src/template/sort.ts'
 import { overlap, parseSummary, summarize } from '../../src/template/summary.ts'
 import { TALLY_ENTRY_LENGTH, Tally } from '../../src/template/tally.ts'
 import * as wire from '../../src/template/wire.ts'
+import { until } from '../helpers/until.ts'
 import { pageferry } from './cli-harness.ts'
 import {
   ACK,
@@ -719,7 +720,7 @@ async function putUnderWay(folder: string): Promise<{ child: ChildProcess; store
   const store = join(folder, 'store')
   const child = spawn(process.execPath, [HARNESS, 'slow-put', store], { stdio: 'ignore' })
   const temporaries = (): string[] => (existsSync(store) ? readdirSync(store) : [])
-  for (let i = 0; i < 500 && temporaries().length === 0; i++) await sleep(20)
+  await until('a temporary file', () => temporaries().length > 0)
   return { child, store, temporaries }
 }
 

@@ -770,6 +770,13 @@ export const mainVectors: readonly MainVector[] = [
     trace: ['phase header 8', 'degraded @bad unknown section "new"'],
   },
   {
+    name: 'recovery: an unknown section behind END of ram',
+    why: 'postcopy of something else may go on there; nothing can be saved any more, so nothing is told',
+    recovery: true,
+    input: `${end} ${eos} ${footer} @end 01 00000007 'new' 00000000 00000001 11*9 7e 00000007 00`,
+    trace: ['phase recovery 0', 'phase ram-end @end'],
+  },
+  {
     name: 'recovery: an unknown section between PARTs of ram',
     why: 'ids of the first connection, without a START here',
     recovery: true,
