@@ -87,10 +87,10 @@ export interface KnownSections {
 
 /**
  * Finds the end of a section whose body it cannot read: a footer, then elements that parse, and the next record of RAM
- * (or the head of a section whose name we know) to make it certain. Bytes that only look like a footer lead into trails that end; so several are
- * followed at once, byte by byte, and no byte is looked at again. Whatever the bytes are, work is bounded by them, and
- * memory by TRAILS_MAX. Being wrong costs savings and nothing else: what is told from here on are records that stand in
- * the stream, be they QEMU's or bytes that look alike. Source: qemu-wire-format 2.7.
+ * (or the head of a section whose name we know) to make it certain. Bytes that only look like a footer lead into trails
+ * that end; so several are followed at once, byte by byte, and no byte is looked at again. Whatever the bytes are, work
+ * is bounded by them, and memory by TRAILS_MAX. Being wrong costs savings and nothing else: what is told from here on
+ * are records that stand in the stream, be they QEMU's or bytes that look alike. Source: qemu-wire-format 2.7.
  */
 export class WayBack {
   private readonly records: RamRecordReader
