@@ -8,7 +8,14 @@ import { ProxyError } from '../errors.ts'
 import { SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import type { ListenAt } from '../link/server.ts'
 import { type Address, isLoopback, parseAddress, parseNamedAddress } from '../relay/address.ts'
-import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
+import {
+  POOL_MEMORY_OF_ALL_DEFAULT,
+  type ProxyArguments,
+  proxyOptions,
+  proxySettings,
+  runProxy,
+  type StatusLine,
+} from './proxy-options.ts'
 import { formatSize, parseCount } from './quantity.ts'
 import { nameOf, outcomeText } from './summary-text.ts'
 
@@ -19,11 +26,17 @@ interface DestinationArguments extends ProxyArguments {
   readonly sessionsMax: string
 }
 
+const POOL_MEMORY = {
+  describe:
+    'Memory for pages that have passed, of all source proxies together; one alone gets half at most, and no more than its own --pool-memory',
+  default: POOL_MEMORY_OF_ALL_DEFAULT,
+}
+
 export const destinationCommand: CommandModule<object, DestinationArguments> = {
   command: 'destination',
   describe: 'Run the proxy beside the destination QEMU',
   builder: yargs =>
-    (proxyOptions(yargs) as Argv<DestinationArguments>)
+    (proxyOptions(yargs, POOL_MEMORY) as Argv<DestinationArguments>)
       .option('listen', {
         describe: 'Where source proxies connect: tcp:HOST:PORT, fd:NAME (systemd)',
         type: 'string',

@@ -1,4 +1,5 @@
 /** Options that both proxies take, and how they run: signals, status, summary lines. */
+import { totalmem } from 'node:os'
 import type { Argv } from 'yargs'
 import { LineBudget } from '../daemon/line-budget.ts'
 import type { Log } from '../daemon/log.ts'
@@ -10,12 +11,17 @@ import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
 import { Credentials, type Role } from '../link/credentials.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
-import { PLACES, POOL_MEMORY_DEFAULT } from './codec-command.ts'
+import { Pools } from '../transfer/pool.ts'
+import { RingShares } from '../transfer/ring-shares.ts'
+import { PLACES } from './codec-command.ts'
 import { parseDuration, parseSize } from './quantity.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 
 const LEARN_SIZE_DEFAULT = '4GB'
 const LEARN_AGE_DEFAULT = '30d'
+
+/** What a process that takes sessions has for all their rings: one peer alone has half of it, what a source proxy offers. */
+export const POOL_MEMORY_OF_ALL_DEFAULT = '512MiB'
 
 export interface ProxyArguments {
   readonly store: string | undefined
@@ -33,7 +39,11 @@ export interface ProxyArguments {
   readonly json: boolean
 }
 
-export function proxyOptions(yargs: Argv): Argv<ProxyArguments> {
+/** @param poolMemory default of `--pool-memory`, and what it is for */
+export function proxyOptions(
+  yargs: Argv,
+  poolMemory: { readonly describe: string; readonly default: string },
+): Argv<ProxyArguments> {
   return yargs
     .option('store', { describe: 'Folder of template sets', type: 'string', requiresArg: true })
     .option('store-key', STORE_KEY_OPTION)
@@ -72,10 +82,9 @@ export function proxyOptions(yargs: Argv): Argv<ProxyArguments> {
       default: false,
     })
     .option('pool-memory', {
-      describe: 'Memory for pages that have passed (both sides use the smaller)',
+      ...poolMemory,
       type: 'string',
       requiresArg: true,
-      default: POOL_MEMORY_DEFAULT,
     })
     .option('queue-target', {
       describe: "Time that bytes may wait in the link beyond its round trip: it adds to the guest's downtime",
@@ -98,8 +107,42 @@ export function proxyOptions(yargs: Argv): Argv<ProxyArguments> {
     .option('json', { describe: 'Log JSON, one object a line', type: 'boolean', default: false }) as never
 }
 
-/** What both proxies make of those options; a process has one log. @throws USAGE, IO */
-export function proxySettings(args: ProxyArguments, role: Role, log: ProcessLog = makeLog(args.json)) {
+/** The memory that all proxies of a process share. */
+export interface ProcessMemory {
+  readonly pools: Pools
+  readonly shares: RingShares
+  /** Most pages that one session's ring may have. */
+  readonly ringPages: number
+}
+
+/**
+ * @param name of the option, as the operator wrote it
+ * @param newcomers whether peers come that nobody can count: there is a destination proxy
+ * @throws USAGE where it could never be had
+ */
+export function processMemory(poolMemory: string, name: string, newcomers: boolean): ProcessMemory {
+  const bytes = parseSize(poolMemory, name)
+  // what a container may use is less than its host has; 0 or absurdly much: nobody said
+  const allowed = process.constrainedMemory()
+  const there = allowed > 0 ? Math.min(allowed, totalmem()) : totalmem()
+  if (bytes > there) {
+    throw new ProxyError(
+      'USAGE',
+      `${name} ${poolMemory}: there are ${Math.floor(there / 1048576)} MiB of memory`,
+      undefined,
+      'give less: the memory is taken as pages pass, and a destination proxy shares it among all its sessions',
+    )
+  }
+  return { pools: new Pools(), shares: new RingShares(bytes, newcomers), ringPages: Math.floor(bytes / PAGE_SIZE) }
+}
+
+/** What both proxies make of those options; a process has one log and one memory. @throws USAGE, IO */
+export function proxySettings(
+  args: ProxyArguments,
+  role: Role,
+  log: ProcessLog = makeLog(args.json),
+  memory: ProcessMemory = processMemory(args.poolMemory, '--pool-memory', role === 'server'),
+) {
   if (args.plaintext && args.tlsCreds !== undefined) {
     throw new ProxyError('USAGE', '--plaintext and --tls-creds', undefined, 'give one of them')
   }
@@ -124,7 +167,7 @@ export function proxySettings(args: ProxyArguments, role: Role, log: ProcessLog 
     credentials,
     store,
     learning: learningOf(args, store, new LineBudget(log).of('learning'), role),
-    ringPages: Math.floor(parseSize(args.poolMemory, '--pool-memory') / PAGE_SIZE),
+    ...memory,
     places: PLACES,
     queueTargetMs: parseDuration(args.queueTarget, '--queue-target'),
     patienceMs: parseDuration(args.patience, '--patience'),

@@ -20,7 +20,14 @@ import { groupId } from '../relay/group.ts'
 import { parseEffort } from './codec-command.ts'
 import { listenAt, logArrival } from './destination-command.ts'
 import { print, printLines, tell } from './output.ts'
-import { proxySettings, type Runnable, runProxy, type StatusLine } from './proxy-options.ts'
+import {
+  type ProcessMemory,
+  processMemory,
+  proxySettings,
+  type Runnable,
+  runProxy,
+  type StatusLine,
+} from './proxy-options.ts'
 import { parseCap, parseDuration, parseSize } from './quantity.ts'
 import { logSummary } from './source-command.ts'
 import { storeKeyOf } from './store-key.ts'
@@ -95,6 +102,7 @@ function missingThings(configuration: Configuration, { lineOf }: ReadConfigurati
   if (configuration.wanListen.length > 0) roles.push('server')
   if (tlsCreds !== undefined)
     for (const role of roles) check('tls-creds', () => void new Credentials({ role, directory: tlsCreds }))
+  check('pool-memory', () => void memoryOf(configuration))
   if (store !== undefined) check('store', () => checkFolder(store))
   if (storeKey !== undefined) check('store-key', () => void storeKeyOf(storeKey))
   for (const { listen } of configuration.peers) for (const { group } of listen) check('listeners', () => groupOf(group))
@@ -132,6 +140,11 @@ function tellMistakes({ config, json }: ServeArguments, mistakes: readonly Mista
     }
 }
 
+/** @throws USAGE */
+function memoryOf({ poolMemory, wanListen }: Configuration): ProcessMemory {
+  return processMemory(poolMemory, 'pool-memory', wanListen.length > 0)
+}
+
 async function serve({ config, json }: ServeArguments, configuration: Configuration): Promise<void> {
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }
@@ -140,10 +153,11 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   const sources = new Map<string, SourceDaemon>()
   let destination: DestinationDaemon | undefined
   const log = makeLog(json)
+  const memory = memoryOf(configuration)
   const where: string[] = []
   for (const peer of configuration.peers) {
     const daemon = new SourceDaemon({
-      ...proxySettings(common(peer.peerName), 'client', log),
+      ...proxySettings(common(peer.peerName), 'client', log, memory),
       listen: peer.listen.map(entry => ({ ...entry, group: groupOf(entry.group) })),
       beyondLoopback: false,
       peer,
@@ -159,7 +173,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     where.push(`${peer.listen.map(({ address }) => formatAddress(address)).join(' ')} to ${peer.name}`)
   }
   if (configuration.wanListen.length > 0) {
-    const settings = proxySettings(common(configuration.peerName), 'server', log)
+    const settings = proxySettings(common(configuration.peerName), 'server', log, memory)
     destination = new DestinationDaemon({
       ...settings,
       listen: configuration.wanListen.flatMap(at => listenAt(formatAddress(at), configuration.plaintext, false, fds)),

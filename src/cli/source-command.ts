@@ -3,13 +3,13 @@ import type { Argv, CommandModule } from 'yargs'
 import type { Log } from '../daemon/log.ts'
 import type { MigrationSummary } from '../daemon/migration-summary.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
-import { SourceDaemon } from '../daemon/source-daemon.ts'
+import { SourceDaemon, sourceRingPagesMax } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX } from '../limits.ts'
 import { formatAddress, parseNamedAddress, parsePeer } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
-import { parseEffort } from './codec-command.ts'
+import { PLACES, POOL_MEMORY_DEFAULT, parseEffort } from './codec-command.ts'
 import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
 import { formatSize, parseCap, parseCount } from './quantity.ts'
 import { nameOf, outcomeText } from './summary-text.ts'
@@ -26,11 +26,16 @@ interface SourceArguments extends ProxyArguments {
   readonly rateFile: string | undefined
 }
 
+const POOL_MEMORY = {
+  describe: 'Memory for pages that have passed; the destination proxy may have less',
+  default: POOL_MEMORY_DEFAULT,
+}
+
 export const sourceCommand: CommandModule<object, SourceArguments> = {
   command: 'source',
   describe: 'Run the proxy beside the source QEMU',
   builder: yargs =>
-    (proxyOptions(yargs) as Argv<SourceArguments>)
+    (proxyOptions(yargs, POOL_MEMORY) as Argv<SourceArguments>)
       .option('listen', {
         describe:
           'Where QEMU connects: tcp:HOST:PORT, tcp:HOST:FROM-TO, unix:PATH, fd:NAME (systemd); NAME=ADDRESS for a target of that name',
@@ -123,6 +128,12 @@ export function logSummary(json: boolean): (summary: MigrationSummary, log: Log)
 async function runSource(args: SourceArguments): Promise<void> {
   const settings = proxySettings(args, 'client')
   const { log } = settings
+  const most = sourceRingPagesMax(PLACES)
+  if (settings.ringPages > most) {
+    const mib = Math.floor(most / 256)
+    const hint = `give ${mib}MiB at most, and less where template sets are to lie beside it`
+    throw new ProxyError('USAGE', `--pool-memory ${args.poolMemory}: a session can have ${mib} MiB`, undefined, hint)
+  }
   const status: StatusLine = { tell: () => {} }
   const { rate, rateFile } = args
   const mode = fileMode(args.socketMode)

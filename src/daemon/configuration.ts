@@ -87,7 +87,7 @@ function schema(read: QuantityReaders) {
     store: z.string().optional(),
     'tls-creds': z.string().optional(),
     plaintext: z.boolean().default(false),
-    'pool-memory': text(read.size, '256MiB').default('256MiB'),
+    'pool-memory': text(read.size, '512MiB').default('512MiB'),
     effort: text(read.effort, 'auto').default('auto'),
     'queue-target': text(read.duration, '50ms').default(`${QUEUE_TARGET_MS}ms`),
     patience: text(read.duration, '120s').default(`${PATIENCE_MS / 1000}s`),

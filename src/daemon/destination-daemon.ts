@@ -12,7 +12,7 @@ import type { PatienceTimes } from '../migration/patience.ts'
 import type { Address } from '../relay/address.ts'
 import { MemoryBudget } from '../session/memory-budget.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, templatePagesMax } from '../transfer/pool.ts'
+import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
 import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
 import type { ClientHello } from '../wan/hello.ts'
 import { type ArrivalSummary, DestinationSession } from './destination-session.ts'
@@ -167,7 +167,7 @@ export class DestinationDaemon {
     let sets: string[]
     let pool: OpenPool
     let grant: RingGrant
-    let ring = Math.min(hello.ring, options.ringPagesMax)
+    let ring = Math.min(hello.ring, options.ringPagesMax, ringPagesMax(SHAPE, places))
     for (;;) {
       const held = new Set(await this.sets.offer())
       sets = hello.sets.filter(digest => held.has(digest))

@@ -13,7 +13,7 @@ import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, templatePagesMax } from '../transfer/pool.ts'
+import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
 import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
 import { SLOT_UNIT_BYTES } from '../transfer/slot-arena.ts'
 import { EffortController } from './effort-controller.ts'
@@ -39,6 +39,21 @@ export interface ListenFor {
   /** Of a Unix socket's file: mode, and id of the group that QEMU is in. */
   readonly mode?: number | undefined
   readonly group?: number | undefined
+}
+
+function shapeFor(effort: number | 'auto'): PoolShape {
+  return {
+    role: 'encoder',
+    workspaces: WORKSPACES,
+    slots: CHANNEL_UNITS,
+    slotBytes: SLOT_UNIT_BYTES,
+    longMatch: effort === 'auto' || effort >= 2,
+  }
+}
+
+/** Pages of ring that a source proxy's session can have at most, whatever its options. */
+export function sourceRingPagesMax(places: number): number {
+  return ringPagesMax(shapeFor('auto'), places)
 }
 
 export interface SourceOptions {
@@ -92,6 +107,7 @@ export class SourceDaemon {
   private readonly pools: Pools
   private readonly shares: RingShares
   private readonly shape: PoolShape
+  private readonly ringPages: number
   private stopping = false
   private migrations = 0
   private rate: number
@@ -113,14 +129,9 @@ export class SourceDaemon {
     this.pools = options.pools ?? new Pools()
     this.shares = options.shares ?? new RingShares(options.ringPages * PAGE_BYTES, false)
     this.shares.expect(this.peerName)
-    this.shape = {
-      role: 'encoder',
-      workspaces: WORKSPACES,
-      slots: CHANNEL_UNITS,
-      slotBytes: SLOT_UNIT_BYTES,
-      longMatch: options.effort === 'auto' || options.effort >= 2,
-    }
-    const pagesMax = templatePagesMax(this.shape, options.ringPages, options.places)
+    this.shape = shapeFor(options.effort)
+    this.ringPages = Math.min(options.ringPages, ringPagesMax(this.shape, options.places))
+    const pagesMax = templatePagesMax(this.shape, this.ringPages, options.places)
     this.sets = new SessionSets(options.store, options.log, pagesMax)
     this.ended = new Promise(done => {
       this.resolveEnded = done
@@ -349,7 +360,7 @@ export class SourceDaemon {
     let learning: SessionLearning | undefined
     let session: SourceSession | undefined
     let pool: OpenPool | undefined
-    let grant: RingGrant = this.shares.take(this.peerName, options.ringPages * PAGE_BYTES)
+    let grant: RingGrant = this.shares.take(this.peerName, this.ringPages * PAGE_BYTES)
     const ring = Math.floor(grant.bytes / PAGE_BYTES)
     this.drained = false
     const { patienceMs, patiencePostcopyMs = patienceMs } = options

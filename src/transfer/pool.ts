@@ -280,22 +280,26 @@ export function openPool(request: PoolRequest): Promise<OpenPool> {
  * @returns 0 where not even the rest fits
  */
 export function templatePagesMax(shape: PoolShape, ringPages: number, places: number): number {
+  return mostThatFits(pages => poolBytes({ ...shape, ringPages, places }, pages))
+}
+
+/** Pages that a session's ring can have at most, without template sets. */
+export function ringPagesMax(shape: PoolShape, places: number): number {
+  return mostThatFits(ringPages => poolBytes({ ...shape, ringPages, places }, 0))
+}
+
+function mostThatFits(bytesOf: (pages: number) => number): number {
   let fits = 0
   let least = 0
-  for (let most = ARENA_BYTES / PAGE_BYTES; least <= most; ) {
+  for (let most = Math.floor(ARENA_BYTES / PAGE_BYTES); least <= most; ) {
     const pages = Math.floor((least + most) / 2)
-    if (poolBytes({ ...shape, ringPages, places }, pages) > ARENA_BYTES) most = pages - 1
+    if (bytesOf(pages) > ARENA_BYTES) most = pages - 1
     else {
       fits = pages
       least = pages + 1
     }
   }
   return fits
-}
-
-/** Whether a session of this kind could ever be opened, without template sets. */
-export function poolFits(shape: PoolShape, ringPages: number, places: number): boolean {
-  return poolBytes({ ...shape, ringPages, places }, 0) <= ARENA_BYTES
 }
 
 type PoolSize = PoolShape & Pick<PoolTerms, 'ringPages' | 'places'>

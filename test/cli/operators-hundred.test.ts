@@ -247,6 +247,17 @@ const proxies: Case[] = [
   ['too many connections', [...SOURCE, '--connections', '17'], { status: 2, hint: /1 to 16/ }],
   ['no effort', [...SOURCE, '--effort', '6'], { status: 2 }],
   ['no size', [...SOURCE, '--pool-memory', 'lots'], { status: 2, hint: /64MiB/ }],
+  ['more memory than there is', [...SOURCE, '--pool-memory', '100000GiB'], { status: 2, err: /there are \d+ MiB/ }],
+  [
+    'more memory than a session can have',
+    [...SOURCE, '--pool-memory', '4GiB'],
+    { status: 2, err: /4GiB: (a session can have|there are) \d+ MiB/, hint: /less/ },
+  ],
+  [
+    'more memory than there is, at the other side',
+    ['destination', '--plaintext', '--listen', 'tcp:127.0.0.1:0', '--target', 'unix:q', '--pool-memory', '100000GiB'],
+    { status: 2, err: /there are \d+ MiB/ },
+  ],
   ['no duration', [...SOURCE, '--patience', 'never'], { status: 2, hint: /30s/ }],
   ['a duration without a unit', [...SOURCE, '--queue-target', '50'], { status: 2, hint: /ms/ }],
   ['learning without a store', [...SOURCE, '--learn', 'all'], { status: 2, err: /without --store/ }],

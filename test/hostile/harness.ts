@@ -86,7 +86,9 @@ export interface Figures extends HonestFigures {
 export interface SiegeOptions {
   /** No TLS on the WAN. */
   readonly plaintext?: boolean
-  /** Further arguments of `pageferry destination`; the last of an option counts. */
+  /** `--pool-memory` of the destination proxy. */
+  readonly poolMemory?: string
+  /** Further arguments of `pageferry destination`. */
   readonly destinationArguments?: readonly string[]
   readonly sourceArguments?: readonly string[]
   /** Where the honest source proxy dials in place of the destination proxy's port: a relay's, for example. */
@@ -140,7 +142,12 @@ export class Siege implements AsyncDisposable {
       const target = join(folder, 'target.sock')
       const destination = children.pageferry('destination', [
         ...['destination', '--json', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${target}`],
-        ...['--pool-memory', '16MiB', ...security(DESTINATION), ...(options.destinationArguments ?? [])],
+        ...[
+          '--pool-memory',
+          options.poolMemory ?? '16MiB',
+          ...security(DESTINATION),
+          ...(options.destinationArguments ?? []),
+        ],
       ])
       children.destination = destination
       const listening = await children.line('listening for source proxies')

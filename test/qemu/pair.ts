@@ -370,7 +370,14 @@ export class Pair implements AsyncDisposable {
       ? ['--tls-creds', join(this.folder, side === 'source' ? 'near' : 'far')]
       : ['--plaintext']
     const command = [
-      ...[join(root, 'bin/pageferry'), side, '--json', ...security, '--pool-memory', `${RING_PAGES * 4}KiB`],
+      ...[
+        join(root, 'bin/pageferry'),
+        side,
+        '--json',
+        ...security,
+        '--pool-memory',
+        `${(side === 'destination' ? 2 : 1) * RING_PAGES * 4}KiB`,
+      ],
       ...['--patience', `${options.patienceMs ?? 20_000}ms`, ...args],
     ]
     const stdio = { stdio: ['ignore', 'pipe', 'pipe'] } satisfies SpawnOptions
