@@ -53,6 +53,8 @@ export interface DestinationOptions {
   /** Sessions at once. Default SESSIONS_MAX. */
   readonly sessionsMax?: number | undefined
   readonly queueTargetMs: number
+  /** How often idle sessions are looked at. */
+  readonly renewMs?: number
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy. Default: patienceMs. */
   readonly patiencePostcopyMs?: number
@@ -93,7 +95,7 @@ export class DestinationDaemon {
     this.sets = new SessionSets(options.store, options.log, templatePagesMax(SHAPE, 0, options.placesMax))
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
-      accept: (hello, identity) => this.acceptSession(hello, identity),
+      accept: (hello, identity, holder) => this.acceptSession(hello, identity, holder),
       logger: this.lines.byFields(),
       ...(options.sessionsMax !== undefined && { sessionsMax: options.sessionsMax }),
       agent: 'pageferry',
@@ -115,7 +117,7 @@ export class DestinationDaemon {
       const { address, port } = await this.server.listen(at)
       this.addresses.push({ address, port })
     }
-    setInterval(() => this.renewIdle(), RENEW_MS).unref()
+    setInterval(() => this.renewIdle(), this.options.renewMs ?? RENEW_MS).unref()
   }
 
   reload(): void {
@@ -158,7 +160,7 @@ export class DestinationDaemon {
     await this.server.close(CLOSE_GRACE_MS)
   }
 
-  private async acceptSession(hello: ClientHello, identity: string): Promise<Accepted> {
+  private async acceptSession(hello: ClientHello, identity: string, holder: string): Promise<Accepted> {
     const { options } = this
     if (this.stopping) throw new ProxyError('PEER_LOST', 'this proxy is stopping', undefined, 'it will be back')
     // what learning has counted looks like a set without pages
@@ -171,7 +173,7 @@ export class DestinationDaemon {
     for (;;) {
       const held = new Set(await this.sets.offer())
       sets = hello.sets.filter(digest => held.has(digest))
-      grant = this.shares.take(identity, ring * PAGE_BYTES)
+      grant = this.shares.take(holder, ring * PAGE_BYTES)
       ring = Math.floor(grant.bytes / PAGE_BYTES)
       try {
         pool = await this.pools.open({ ...SHAPE, sets, store: options.store, ringPages: ring, places })

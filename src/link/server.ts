@@ -49,9 +49,10 @@ export interface LinkServerOptions {
   /**
    * A peer that is let in opens a session: what of its offer to use.
    * @param identity who TLS proved it to be: `x509:` subject and names, `psk:` username, `plain`
+   * @param holder whose share of what is bounded it gets: the identity, without TLS the address with it
    * Throw ProxyError to refuse; its code and `what` go to the peer.
    */
-  readonly accept: (hello: ClientHello, identity: string) => Accepted | Promise<Accepted>
+  readonly accept: (hello: ClientHello, identity: string, holder: string) => Accepted | Promise<Accepted>
   readonly logger: LinkLogger
   readonly agent?: string
   readonly clock?: Clock
@@ -407,7 +408,7 @@ export class LinkServer {
     this.#opening.add(hello.session)
     let accepted: Accepted
     try {
-      accepted = await accept(hello, identity)
+      accepted = await accept(hello, identity, holder)
       if (raw.destroyed) {
         accepted.discard?.()
         throw new ProxyError('PEER_LOST', 'closed before our hello', undefined, 'closed')

@@ -1011,7 +1011,7 @@ t.test('sessions that are being opened, or given up, count', async t => {
       accept: async hello => {
         asked++
         await new Promise<void>(resolve => gates.push(resolve))
-        return server.accept(hello, 'plain')
+        return server.accept(hello, 'plain', 'plain')
       },
     },
   })
