@@ -10,12 +10,14 @@ import { parseArgs } from 'node:util'
 import { deflateSync, inflateSync } from 'node:zlib'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../../src/cli/codec-command.ts'
 import { parseSize } from '../../src/cli/quantity.ts'
-import { BatchEncoder, FlowEncoder } from '../../src/codec/encoder.ts'
+import { BatchEncoder } from '../../src/codec/encoder.ts'
+import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
 import type { BatchStats } from '../../src/codec/stats.ts'
 import { unzigzag, VarintReader } from '../../src/codec/varint.ts'
 import { COLUMN, OP, PAGE_SIZE } from '../../src/codec/wire.ts'
 import type { Workspace } from '../../src/codec/workspace.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
+import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
 import { parserFor } from '../../src/transfer/channel-parser.ts'
 import { readFile } from '../../src/transfer/offline.ts'
 import { openPool } from '../../src/transfer/pool.ts'
@@ -190,16 +192,18 @@ async function mapOf(path: string, store: TemplateStore, method: MethodMap['meth
   }
   const reader = new OperationReader()
   const { bytes } = pool.kernel
-  const start = pool.slots[0]! + HEADROOM_BYTES
+  const buffer = new ChannelBuffer(bytes, pool.slots[0]!, pool.slotBytes)
   const encode = (release: boolean): void => {
-    if (encoder.encode(flow, pool.workspaces[0]!, { longMatch: full, release }) > 0) reader.batch(pool.workspaces[0]!)
-    const left = flow.waiting
-    bytes.copyWithin(start - left, flow.batchAddress, flow.batchAddress + left)
-    flow.moved(start - left)
+    const length = release ? flow.waiting : flow.ready
+    if (length === 0) return
+    const loan = buffer.lend(length)
+    flow.stats.add(encoder.encode(flow, loan, pool.workspaces[0]!, full))
+    loan.release()
+    reader.batch(pool.workspaces[0]!)
   }
   for await (const chunk of readFile(path)) {
-    bytes.set(chunk, start)
-    flow.push(bytes, start, chunk.length)
+    buffer.writable(chunk.length, chunk.length)!.set(chunk)
+    flow.push(bytes, buffer.filled(chunk.length), chunk.length)
     encode(false)
   }
   encode(true)

@@ -6,9 +6,10 @@
 import { ProxyError } from '../errors.ts'
 import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
 import { PATCH_COPIES_MAX } from '../limits.ts'
-import { BlockNames } from './block-names.ts'
-import { type PageObserver, placeIndex } from './encoder.ts'
+import type { PageObserver } from './observer.ts'
 import { restoreHeaders } from './packet-headers.ts'
+import { PoolRegions, placeIndex, type Region } from './places.ts'
+import { Prediction } from './prediction.ts'
 import { unzigzag, VarintReader } from './varint.ts'
 import { COLUMN, LAG_MAX, OP, operationsMax, PACKET_HEADER_SIZE, PAGE_NUMBER_MAX, PAGE_SIZE } from './wire.ts'
 import type { Workspace } from './workspace.ts'
@@ -18,14 +19,12 @@ const PACKET_PAGES_MAX = 128
 const WORK_PER_STEP = 256
 const WORK_PER_COPY = 128
 
-/** What the expander remembers of one flow from batch to batch: the predictions of protocol.md §6. */
+/** What the expander remembers of one flow from batch to batch. */
 export class FlowExpander {
   readonly migration: number
-  readonly names = new BlockNames()
-  block = 0
-  page = 0
+  readonly prediction: Prediction
+  /** The next head says the RAMBlock's name. */
   named = false
-  readonly next: [number, number]
   /** Page numbers of the packet that is being given, and how many of them were. */
   readonly packetPages = new Float64Array(PACKET_PAGES_MAX)
   packetCount = 0
@@ -35,7 +34,7 @@ export class FlowExpander {
 
   constructor(migration: number, templatePages: number) {
     this.migration = migration
-    this.next = [0, templatePages]
+    this.prediction = new Prediction(templatePages)
   }
 }
 
@@ -43,8 +42,7 @@ export class FlowExpander {
 export class BatchExpander {
   private readonly kernel: Kernel
   private readonly bytes: Uint8Array
-  private readonly templatePages: number
-  private readonly poolPages: number
+  private readonly regions: PoolRegions
   private readonly places: number
   private readonly seedLo: number
   private readonly seedHi: number
@@ -56,6 +54,7 @@ export class BatchExpander {
   private readonly opsReader = new VarintReader('ops')
 
   private flow!: FlowExpander
+  private prediction!: Prediction
   private workspace!: Workspace
   private out = 0
   private outEnd = 0
@@ -74,8 +73,7 @@ export class BatchExpander {
   constructor(kernel: Kernel, seedLo: number, seedHi: number) {
     this.kernel = kernel
     this.bytes = kernel.bytes
-    this.templatePages = kernel.layout.templatePages
-    this.poolPages = kernel.layout.templatePages + kernel.layout.ringPages
+    this.regions = new PoolRegions(kernel.layout.templatePages, kernel.layout.ringPages)
     this.places = kernel.layout.places
     this.seedLo = seedLo
     this.seedHi = seedHi
@@ -95,6 +93,7 @@ export class BatchExpander {
    */
   expand(flow: FlowExpander, workspace: Workspace, rawLength: number, checksum: Uint8Array, out: number): void {
     this.flow = flow
+    this.prediction = flow.prediction
     this.workspace = workspace
     this.out = out
     this.outEnd = out + rawLength
@@ -173,7 +172,7 @@ export class BatchExpander {
   }
 
   private operation(kind: number, count: number): void {
-    const flow = this.flow
+    const { flow, prediction } = this
     switch (kind) {
       case OP.ZERO: {
         this.outsidePacket()
@@ -187,7 +186,7 @@ export class BatchExpander {
         }
         if (left > 0) {
           this.room(left * 9)
-          this.kernel.expandZeros(this.out, hi(flow.page), lo(flow.page), left)
+          this.kernel.expandZeros(this.out, hi(prediction.page), lo(prediction.page), left)
           this.out += left * 9
           this.advance(left)
         }
@@ -195,17 +194,16 @@ export class BatchExpander {
       }
       case OP.REF: {
         const v = this.numbers.next()
-        const region = v % 2
-        const slot = flow.next[region as 0 | 1] + unzigzag(Math.floor(v / 2))
-        const [from, to] = region === 0 ? [0, this.templatePages] : [this.templatePages, this.poolPages]
-        if (slot < from || slot + count > to) throw this.bad(`REF names slot ${slot}, outside its region`)
+        const region = (v % 2) as Region
+        const slot = prediction.next[region] + unzigzag(Math.floor(v / 2))
+        if (!this.regions.hold(region, slot, count)) throw this.bad(`REF names slot ${slot}, outside its region`)
         let done = 0
         while (done < count) {
           const n = this.pageRun(count - done)
           const got = this.kernel.expandPages(
             this.out,
-            hi(flow.page),
-            lo(flow.page),
+            hi(prediction.page),
+            lo(prediction.page),
             slot + done,
             n,
             this.place(),
@@ -214,7 +212,7 @@ export class BatchExpander {
           this.gave(got, n, region === 1)
           done += n
         }
-        flow.next[region as 0 | 1] = slot + count
+        prediction.next[region] = slot + count
         break
       }
       case OP.SAME: {
@@ -223,8 +221,8 @@ export class BatchExpander {
           const n = this.pageRun(count - done)
           const got = this.kernel.expandPages(
             this.out,
-            hi(flow.page),
-            lo(flow.page),
+            hi(prediction.page),
+            lo(prediction.page),
             0,
             n,
             this.place(),
@@ -261,7 +259,7 @@ export class BatchExpander {
           const byte = this.numbers.next()
           if (byte > 255) throw this.bad(`FILL with ${byte}`)
           const n = this.pageRun(1)
-          this.gave(this.kernel.expandFill(this.out, hi(flow.page), lo(flow.page), byte, n, this.flags), n)
+          this.gave(this.kernel.expandFill(this.out, hi(prediction.page), lo(prediction.page), byte, n, this.flags), n)
         }
         break
       case OP.OTHER:
@@ -285,9 +283,9 @@ export class BatchExpander {
         this.outsidePacket()
         if (count > 2) throw this.bad(`BLOCK with the count ${count}`)
         const block = this.numbers.next()
-        if (block >= flow.names.count) throw this.bad(`BLOCK ${block} of ${flow.names.count}`)
-        flow.block = block
-        flow.page = 0
+        if (block >= prediction.names.count) throw this.bad(`BLOCK ${block} of ${prediction.names.count}`)
+        prediction.block = block
+        prediction.page = 0
         flow.named = count === 1
         break
       }
@@ -321,10 +319,10 @@ export class BatchExpander {
    * @returns how many pages of `left` one kernel call may give
    */
   private pageRun(left: number): number {
-    const flow = this.flow
+    const { flow, prediction } = this
     this.work += WORK_PER_STEP
     if (flow.packetDone < flow.packetCount) {
-      flow.page = flow.packetPages[flow.packetDone++]!
+      prediction.page = flow.packetPages[flow.packetDone++]!
       this.flags = EXPAND.BARE
       this.room(PAGE_SIZE)
       return 1
@@ -349,24 +347,30 @@ export class BatchExpander {
     if (learn && this.observer) {
       const step = bytes / pages
       for (let i = 0; i < pages; i++)
-        this.observer.page(this.out - (pages - 1 - i) * step - PAGE_SIZE, this.flow.page + i)
+        this.observer.page(this.out - (pages - 1 - i) * step - PAGE_SIZE, this.prediction.page + i)
     }
     this.advance(pages)
   }
 
   private place(): number {
-    return this.places === 0 ? NONE : placeIndex(this.flow.migration, this.flow.block, this.flow.page, this.places)
+    return this.places === 0
+      ? NONE
+      : placeIndex(this.flow.migration, this.prediction.block, this.prediction.page, this.places)
   }
 
   /** NEW and DENSE. @returns the position behind the literals used */
   private whole(count: number, from: number, end: number, column: string): number {
     if (count * PAGE_SIZE > end - from) throw this.bad(`the column ${column} ends early`)
-    const flow = this.flow
+    const { prediction } = this
     let at = from
     let done = 0
     while (done < count) {
       const n = this.pageRun(count - done)
-      this.gave(this.kernel.expandNew(this.out, hi(flow.page), lo(flow.page), at, n, this.place(), this.flags), n, true)
+      this.gave(
+        this.kernel.expandNew(this.out, hi(prediction.page), lo(prediction.page), at, n, this.place(), this.flags),
+        n,
+        true,
+      )
       at += n * PAGE_SIZE
       done += n
     }
@@ -374,18 +378,19 @@ export class BatchExpander {
   }
 
   private patch(): void {
-    const flow = this.flow
+    const { prediction } = this
+    const { next } = prediction
     const n = this.pageRun(1)
     const place = this.place()
     const base = place === NONE ? NONE : this.kernel.placeOf(place)
     let displacement = base === NONE ? Number.NaN : base * PAGE_SIZE
     const bytes = this.bytes
-    const poolBytes = this.poolPages * PAGE_SIZE
+    const poolBytes = this.regions.pages * PAGE_SIZE
     let token = this.workspace.tokensAt
     let tokens = 0
     let copies = 0
     let literal = 0
-    let lastRegion = -1
+    let lastRegion: Region | undefined
     let q = 0
     while (q < PAGE_SIZE) {
       const literalBytes = this.lengths.next()
@@ -402,13 +407,13 @@ export class BatchExpander {
         const v = this.sources.next()
         if (v === 0) source = displacement + q
         else {
-          const region = (v - 1) % 2
-          const slot = flow.next[region as 0 | 1] + unzigzag(Math.floor((v - 1) / 2))
+          const region = ((v - 1) % 2) as Region
+          const slot = next[region] + unzigzag(Math.floor((v - 1) / 2))
           const shift = this.shifts.next()
           if (slot < 0 || shift >= PAGE_SIZE) throw this.bad('PATCH from outside the pool')
           source = slot * PAGE_SIZE + shift
           displacement = source - q
-          flow.next[region as 0 | 1] = slot
+          next[region] = slot
           lastRegion = region
         }
         if (!(source >= 0 && source + copy <= poolBytes)) throw this.bad('PATCH from outside the pool')
@@ -426,11 +431,11 @@ export class BatchExpander {
       tokens++
     }
     this.work += tokens * WORK_PER_COPY
-    if (lastRegion >= 0) flow.next[lastRegion as 0 | 1]++
+    if (lastRegion !== undefined) next[lastRegion]++
     const used = this.kernel.expandPatch(
       this.out,
-      hi(flow.page),
-      lo(flow.page),
+      hi(prediction.page),
+      lo(prediction.page),
       this.workspace.tokensAt,
       tokens,
       this.literals,
@@ -460,8 +465,8 @@ export class BatchExpander {
     let length = 0
     while (length < 255 && bytes[at + 64 + length] !== 0) length++
     const name = this.text(at + 64, length)
-    const known = flow.names.find(name)
-    flow.block = known >= 0 ? known : this.name(name)
+    const known = this.prediction.names.find(name)
+    this.prediction.block = known >= 0 ? known : this.name(name)
     for (let i = 0; i < pages; i++) {
       // of the u64 the bits 12 to 51: halves, because all 64 do not fit a number
       flow.packetPages[i] = (view.getUint32(320 + i * 8) % 1048576) * 1048576 + (view.getUint32(324 + i * 8) >>> 12)
@@ -471,7 +476,7 @@ export class BatchExpander {
 
   private name(name: string): number {
     this.work += name.length + WORK_PER_STEP
-    const block = this.flow.names.add(name)
+    const block = this.prediction.names.add(name)
     if (block < 0) throw this.bad('more names of RAMBlocks than a flow may have')
     return block
   }
@@ -482,22 +487,22 @@ export class BatchExpander {
 
   /** Head of a record without CONTINUE, with its idstr. */
   private namedHead(flag: number): void {
-    const flow = this.flow
-    const name = flow.names.at(flow.block)
+    const { prediction } = this
+    const name = prediction.names.at(prediction.block)
     this.room(9 + name.length)
     const view = new DataView(this.bytes.buffer, this.out, 8)
-    view.setUint32(0, hi(flow.page))
-    view.setUint32(4, (lo(flow.page) | flag) >>> 0)
+    view.setUint32(0, hi(prediction.page))
+    view.setUint32(4, (lo(prediction.page) | flag) >>> 0)
     this.bytes[this.out + 8] = name.length
     Buffer.from(this.bytes.buffer, this.out + 9, name.length).write(name, 'latin1')
     this.out += 9 + name.length
-    flow.named = false
+    this.flow.named = false
   }
 
   private advance(pages: number): void {
-    const page = this.flow.page + pages
+    const page = this.prediction.page + pages
     if (page < 0 || page > PAGE_NUMBER_MAX) throw this.bad(`page number ${page}`)
-    this.flow.page = page
+    this.prediction.page = page
   }
 
   private room(bytes: number): void {

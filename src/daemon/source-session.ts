@@ -2,7 +2,7 @@
  * The source proxy's half of a session: QEMU's connections become flows, their bytes batches. Joins relay (sockets),
  * transfer (codec) and session (WAN); decides nothing about bytes.
  */
-import { FlowEncoder } from '../codec/encoder.ts'
+import { FlowEncoder } from '../codec/flow-encoder.ts'
 import { BatchStats } from '../codec/stats.ts'
 import { EFFORTS, type Effort } from '../compression/effort.ts'
 import { isProxyError, type ProxyError } from '../errors.ts'
@@ -20,6 +20,7 @@ import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
 import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { Session } from '../session/session.ts'
+import { ChannelBuffer } from '../transfer/channel-buffer.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
 import { Outbound } from '../transfer/outbound.ts'
 import type { Pool } from '../transfer/pool.ts'
@@ -199,7 +200,7 @@ export interface Moved {
 
 export class SourceSession implements LinkSink {
   readonly options: SourceSessionOptions
-  readonly outbound: Outbound
+  readonly outbound: Outbound<SourceFlow>
   private readonly flows = new Map<number, SourceFlow>()
   /** All connections, those without a flow too. */
   private readonly connections = new Set<SourceFlow>()
@@ -227,8 +228,7 @@ export class SourceSession implements LinkSink {
     this.outbound = new Outbound(
       options.pool,
       options.seed,
-      (encoder, rawLength, parts, packedLength, newBytes) => {
-        const flow = (encoder as ChannelEncoder).owner
+      (flow, parts, { rawLength, packedLength, newBytes }) => {
         flow.underWay--
         flow.underWayBytes -= rawLength
         this.underWayBytes -= rawLength
@@ -684,15 +684,8 @@ export class SourceSession implements LinkSink {
   }
 }
 
-/** A FlowEncoder that knows its channel, so that a finished batch finds its way. */
-class ChannelEncoder extends FlowEncoder {
-  readonly owner: SourceFlow
-
-  constructor(owner: SourceFlow, migration: number, templatePages: number) {
-    super(migration, templatePages)
-    this.owner = owner
-  }
-}
+/** Of a channel that has no slot yet. */
+const NO_BUFFER = new ChannelBuffer(new Uint8Array(0), 0, 0)
 
 /** One connection of the source QEMU. */
 export class SourceFlow implements SocketSink {
@@ -713,7 +706,7 @@ export class SourceFlow implements SocketSink {
   private readonly bytes: Uint8Array
   /** Where its bytes wait; undefined before it is opened. */
   private slot: Slot | undefined
-  private fill = 0
+  buffer = NO_BUFFER
   /** What came before: no more than tells what it is. */
   private readonly start = new Uint8Array(CHANNEL_START_BYTES_MAX)
   private early = 0
@@ -750,26 +743,18 @@ export class SourceFlow implements SocketSink {
   nextSlot(): Uint8Array | undefined {
     const { slot } = this
     if (!slot) return this.early < this.start.length ? this.start.subarray(this.early) : undefined
-    const { waiting } = this.encoder
-    if (waiting === 0) this.fill = slot.at
-    let room = slot.at + slot.bytes - this.fill
-    if (room < ROOM_MIN && waiting < ROOM_MIN) {
-      // only an incomplete record is left: it goes to the front
-      this.bytes.copyWithin(slot.at, this.fill - waiting, this.fill)
-      this.fill = slot.at + waiting
-      this.encoder.moved(slot.at)
-      room = slot.bytes - waiting
-    }
     // What waits is one batch, and a batch needs credit for all of it.
     const credit = this.session.options.session.credit(this.number) - this.underWayBytes
-    const take = Math.min(room, Math.ceil(Math.min(this.session.batchBytes, credit)) - waiting)
-    return take < ROOM_MIN ? undefined : this.bytes.subarray(this.fill, this.fill + take)
+    const most = Math.ceil(Math.min(this.session.batchBytes, credit)) - this.buffer.waiting
+    // where only an incomplete record is left, it goes to the front
+    return this.buffer.writable(most, ROOM_MIN, ROOM_MIN)
   }
 
   onBytes(count: number): void {
     if (this.slot) {
-      this.follow(this.fill, count)
-      this.took(count)
+      const at = this.buffer.filled(count)
+      this.follow(at, count)
+      this.took(at, count)
       return
     }
     this.head.push(this.start, this.early, count)
@@ -780,11 +765,9 @@ export class SourceFlow implements SocketSink {
     this.session.classified(this, kind)
   }
 
-  /** Bytes are in the slot. */
-  private took(count: number): void {
+  /** Bytes are in the slot, from this address on. */
+  private took(at: number, count: number): void {
     const { session, encoder } = this
-    const at = this.fill
-    this.fill += count
     this.arrivedMs = session.options.now()
     this.arrivedTurn = session.turn
     if (encoder.ready === 0) this.gatherMs = this.arrivedMs
@@ -846,7 +829,7 @@ export class SourceFlow implements SocketSink {
     migration.connections++
     migration.kinds.push(kind)
     const { pool, session } = this.session.options
-    const encoder = new ChannelEncoder(this, migration.number, pool.kernel.layout.templatePages)
+    const encoder = new FlowEncoder(migration.number, pool.kernel.layout.templatePages)
     this.encoder = encoder
     encoder.parser = parserFor(kind, encoder, {
       blocks: migration.blocks,
@@ -877,11 +860,11 @@ export class SourceFlow implements SocketSink {
     if (migration.lead === this) this.returnPath = migration.record.returnPath()
     migration.record.begins(this.head)
     this.slot = slot
-    this.fill = slot.at
+    this.buffer = new ChannelBuffer(this.bytes, slot.at, slot.bytes)
     if (this.early > 0) {
-      this.bytes.set(this.start.subarray(0, this.early), slot.at)
+      this.buffer.writable(this.early, this.early)!.set(this.start.subarray(0, this.early))
       if (migration.lead === this) migration.record.main(this.start, 0, this.early)
-      this.took(this.early)
+      this.took(this.buffer.filled(this.early), this.early)
     }
     this.socket.resume()
   }
@@ -922,7 +905,7 @@ export class SourceFlow implements SocketSink {
 
   /** @returns raw bytes that went into a batch */
   encode(effort: Effort): number {
-    const bytes = this.session.outbound.encode(this.encoder, effort, this.release)
+    const bytes = this.session.outbound.encode(this, effort, this.release)
     if (bytes > 0) this.underWay++
     this.underWayBytes += bytes
     if (this.migration) this.migration.effortBytes[effort.level]! += bytes

@@ -4,7 +4,7 @@
  */
 import { createHash, randomBytes } from 'node:crypto'
 import { resolve } from 'node:path'
-import type { PageObserver } from '../codec/encoder.ts'
+import type { PageObserver } from '../codec/observer.ts'
 import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
 import type { Kernel } from '../kernel/kernel.ts'
 import { pruneStore } from '../store/prune.ts'

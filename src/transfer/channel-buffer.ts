@@ -55,14 +55,14 @@ export class ChannelBuffer {
 
   /**
    * Room for bytes to come, `least` to `most` of them, behind those that wait. It may be used until the next call.
+   * @param moved bytes that may be moved to the front for it, at most
    * @returns undefined where there is no room for `least` until something is lent or given back
    */
-  writable(most: number, least = 1): Uint8Array | undefined {
+  writable(most: number, least = 1, moved = Number.POSITIVE_INFINITY): Uint8Array | undefined {
     if (most < least) return undefined
     if (this.waiting === 0 && this.lent.length === 0) this.moveTo(this.start)
     let room = this.limit - this.fill
-    // moving more than is gained would cost more than waiting
-    if (room < least && this.waiting < least && this.isFree(this.start, this.waiting)) {
+    if (room < least && this.waiting <= moved && this.isFree(this.start, this.waiting)) {
       this.moveTo(this.start)
       room = this.limit - this.fill
     }

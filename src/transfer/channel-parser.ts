@@ -1,5 +1,5 @@
 /** Which parser follows which kind of channel. */
-import type { ChannelParser, FlowEncoder } from '../codec/encoder.ts'
+import type { ChannelParser, FlowEncoder } from '../codec/flow-encoder.ts'
 import { assert } from '../errors.ts'
 import type { BlockTable } from '../qemu/block-table.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'

@@ -7,8 +7,8 @@
  * its length. What waits to be expanded takes its packed bytes, which protocol.md §4 bounds by the raw ones.
  */
 import { type ArrivedBatch, parseBatch } from '../codec/batch.ts'
-import type { PageObserver } from '../codec/encoder.ts'
 import { BatchExpander, type FlowExpander } from '../codec/expander.ts'
+import type { PageObserver } from '../codec/observer.ts'
 import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
 import type { Pool } from './pool.ts'

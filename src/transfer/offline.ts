@@ -5,8 +5,8 @@
 import { randomBytes } from 'node:crypto'
 import { rmSync, write } from 'node:fs'
 import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
-import { FlowEncoder } from '../codec/encoder.ts'
 import { FlowExpander } from '../codec/expander.ts'
+import { FlowEncoder } from '../codec/flow-encoder.ts'
 import type { BatchStats } from '../codec/stats.ts'
 import type { Effort } from '../compression/effort.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
@@ -16,6 +16,7 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { encodeFrame, type Frame, FrameDecoder, writeHead } from '../wan/frames.ts'
 import { clientHelloOf, encodeClientHello, HelloDecoder } from '../wan/hello.ts'
 import { FLAG_MORE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL, HELLO_HEAD_BYTES } from '../wan/wire.ts'
+import { ChannelBuffer } from './channel-buffer.ts'
 import { parserFor } from './channel-parser.ts'
 import { Inbound } from './inbound.ts'
 import { Outbound } from './outbound.ts'
@@ -103,53 +104,48 @@ export async function encodeStream(
   const outbound = new Outbound(
     pool,
     [seed.readUInt32BE(4), seed.readUInt32BE(0)],
-    (_flow, _rawLength, parts) => {
+    (_channel, parts) => {
       sequence = frameBatch(parts, FLOW, sequence, out)
     },
     error => {
       failure = error
     },
   )
-  const flow = new FlowEncoder(MIGRATION, pool.kernel.layout.templatePages)
+  const encoder = new FlowEncoder(MIGRATION, pool.kernel.layout.templatePages)
   let degraded: EncodeResult['degraded']
-  flow.onDegraded = (position, reason) => {
+  encoder.onDegraded = (position, reason) => {
     degraded = { position, reason }
   }
   const memory = pool.kernel.bytes
-  const base = pool.slots[0]!
-  const end = base + HEADROOM_BYTES + READ_BYTES
-  let fill = base + HEADROOM_BYTES
+  const buffer = new ChannelBuffer(memory, pool.slots[0]!, pool.slotBytes)
+  /** Bytes that the next batch takes beside an incomplete record of the one before. */
+  let wanted = READ_BYTES
   let classified = false
   let read = 0
   const encode = async (release: boolean): Promise<void> => {
     await outbound.room()
     if (failure) throw failure
-    outbound.encode(flow, options.effort, release)
+    outbound.encode({ encoder, buffer }, options.effort, release)
     if (failure) throw failure
     await flush()
-    // what is left of an incomplete record goes in front of the bytes to come
-    const left = flow.waiting
-    fill = base + HEADROOM_BYTES
-    if (left > 0) {
-      memory.copyWithin(fill - left, flow.batchAddress, flow.batchAddress + left)
-      flow.moved(fill - left)
-    }
+    wanted = READ_BYTES
   }
   try {
     for await (const chunk of withWholeHead(input)) {
       options.signal?.throwIfAborted()
       for (let at = 0; at < chunk.length; ) {
-        const take = Math.min(chunk.length - at, end - fill)
-        memory.set(chunk.subarray(at, at + take), fill)
+        const take = Math.min(chunk.length - at, wanted)
+        buffer.writable(wanted, wanted)!.set(chunk.subarray(at, at + take))
+        const address = buffer.filled(take)
         if (!classified) {
           classified = true
-          const kind = channelKind(memory, fill, take)
-          flow.parser = kind === 'multifd' || kind === 'main' ? parserFor(kind, flow) : undefined
+          const kind = channelKind(memory, address, take)
+          encoder.parser = kind === 'multifd' || kind === 'main' ? parserFor(kind, encoder) : undefined
         }
-        flow.push(memory, fill, take)
-        fill += take
+        encoder.push(memory, address, take)
         at += take
-        if (fill === end) await encode(false)
+        wanted -= take
+        if (wanted === 0) await encode(false)
       }
       read += chunk.length
       options.progress?.(read)
@@ -163,7 +159,7 @@ export async function encodeStream(
   } finally {
     await outbound.close()
   }
-  return { stats: flow.stats, fileBytes, degraded }
+  return { stats: encoder.stats, fileBytes, degraded }
 }
 
 /** The same bytes; the first piece has enough of them to tell what kind of channel it is, unless there are no more. */

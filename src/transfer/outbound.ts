@@ -2,50 +2,36 @@
  * The encoding half of a session: takes what flows have waiting, encodes it against the shared pool, has the columns
  * packed, and hands the batches on in the order in which they were encoded.
  */
-import { assembleBatch, type PackedColumn } from '../codec/batch.ts'
-import { BatchEncoder, type FlowEncoder, type PageObserver } from '../codec/encoder.ts'
+import { assembleBatch } from '../codec/batch.ts'
+import { BatchEncoder } from '../codec/encoder.ts'
+import type { PageObserver } from '../codec/observer.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import { ColumnPacker } from '../compression/column-packer.ts'
 import type { Effort } from '../compression/effort.ts'
 import { ProxyError } from '../errors.ts'
+import type { BatchJob, BatchReport, OutboundChannel } from './batch-job.ts'
 import type { Pool } from './pool.ts'
 
-/**
- * Takes finished batches, in order. `parts` are not written again. `newBytes`: as BatchStats counts them.
- */
-export type BatchSink = (
-  flow: FlowEncoder,
-  rawLength: number,
-  parts: Uint8Array[],
-  packedLength: number,
-  newBytes: number,
-) => void
+/** Takes finished batches, in order. `parts` are not written again. */
+export type BatchSink<C> = (channel: C, parts: Uint8Array[], report: BatchReport) => void
 
-interface Work {
-  readonly flow: FlowEncoder
-  readonly workspace: Workspace
-  readonly rawLength: number
-  readonly checksum: Uint8Array
-  readonly newBytes: number
-  columns: PackedColumn[] | undefined
-}
-
-export class Outbound {
+/** @typeParam C the channels whose batches it makes, as the sink wants them back */
+export class Outbound<C extends OutboundChannel> {
   readonly pool: Pool
   private readonly encoder: BatchEncoder
   private readonly packer: ColumnPacker
-  private readonly sink: BatchSink
+  private readonly sink: BatchSink<C>
   private readonly onError: (error: ProxyError) => void
   private readonly free: Workspace[]
   /** Batches being packed, oldest first. */
-  private readonly work: Work[] = []
+  private readonly jobs: BatchJob<C>[] = []
   private closed = false
 
   /**
    * @param seed of the batch checksum, two u32
    * @param onError a column could not be packed: a defect, after which nothing more comes out
    */
-  constructor(pool: Pool, seed: readonly [number, number], sink: BatchSink, onError: (error: ProxyError) => void) {
+  constructor(pool: Pool, seed: readonly [number, number], sink: BatchSink<C>, onError: (error: ProxyError) => void) {
     this.pool = pool
     this.encoder = new BatchEncoder(pool.kernel, seed[0], seed[1])
     this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer)
@@ -66,7 +52,7 @@ export class Outbound {
 
   /** Batches being packed. */
   get underWay(): number {
-    return this.work.length
+    return this.jobs.length
   }
 
   /** Whether another batch could be encoded now. */
@@ -75,26 +61,28 @@ export class Outbound {
   }
 
   /**
-   * Encodes one batch of what `flow` has ready; it comes out of the sink later. Needs `hasRoom`.
+   * Encodes one batch of what a channel has ready; it comes out of the sink later. Needs `hasRoom`.
    * @param release sends an incomplete record too, because its source idles
    * @returns raw bytes taken; 0: there was nothing to take
    */
-  encode(flow: FlowEncoder, effort: Effort, release: boolean): number {
-    const workspace = this.free.pop()!
-    const newBefore = flow.stats.newBytes
-    const rawLength = this.encoder.encode(flow, workspace, { longMatch: effort.longMatch, release })
-    if (rawLength === 0) {
-      this.free.push(workspace)
-      return 0
+  encode(channel: C, effort: Effort, release: boolean): number {
+    const { encoder, buffer } = channel
+    const rawLength = release ? encoder.waiting : encoder.ready
+    if (rawLength === 0) return 0
+    const job: BatchJob<C> = {
+      channel,
+      effort,
+      workspace: this.free.pop()!,
+      loan: buffer.lend(rawLength),
+      counts: undefined,
+      checksum: undefined,
+      columns: undefined,
     }
-    const checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
-    const newBytes = flow.stats.newBytes - newBefore
-    void this.pool.warm()
-    const work: Work = { flow, workspace, rawLength, checksum, newBytes, columns: undefined }
-    this.work.push(work)
-    this.packer.pack(workspace, rawLength, effort).then(
+    this.jobs.push(job)
+    this.match(job)
+    this.packer.pack(job.workspace, rawLength, effort).then(
       columns => {
-        work.columns = columns
+        job.columns = columns
         this.drain()
       },
       cause => {
@@ -108,9 +96,18 @@ export class Outbound {
     return rawLength
   }
 
+  /** Here and at once: the encoder takes all that it needs of the channel's bytes. */
+  private match(job: BatchJob<C>): void {
+    const { channel, effort, workspace, loan } = job
+    job.counts = this.encoder.encode(channel.encoder, loan, workspace, effort.longMatch)
+    job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
+    loan.release()
+    channel.encoder.stats.add(job.counts)
+  }
+
   /** Resolves when all batches so far have come out. */
   async idle(): Promise<void> {
-    while (this.work.length > 0 && !this.closed) await this.drained()
+    while (this.jobs.length > 0 && !this.closed) await this.drained()
   }
 
   /** Resolves when another batch can be encoded, or nothing comes out any more. */
@@ -131,17 +128,18 @@ export class Outbound {
   }
 
   private drain(): void {
-    while (this.work[0]?.columns !== undefined && !this.closed) {
-      const { flow, workspace, rawLength, checksum, newBytes, columns } = this.work.shift()!
-      const parts = assembleBatch(rawLength, checksum, columns!)
+    while (this.jobs[0]?.columns !== undefined && !this.closed) {
+      const { channel, workspace, loan, counts, checksum, columns } = this.jobs.shift()!
+      const parts = assembleBatch(loan.length, checksum!, columns!)
+      const { stats } = channel.encoder
       let packedLength = parts[0]!.length
       for (const column of columns!) {
         packedLength += column.packedLength
-        flow.stats.columns[column.column]! += column.packedLength
+        stats.columns[column.column]! += column.packedLength
       }
-      flow.stats.packedBytes += packedLength
+      stats.packedBytes += packedLength
       this.free.push(workspace)
-      this.sink(flow, rawLength, parts, packedLength, newBytes)
+      this.sink(channel, parts, { rawLength: loan.length, packedLength, newBytes: counts!.newBytes })
     }
     for (const done of this.waiters.splice(0)) done()
   }

@@ -8,14 +8,15 @@ import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import Table from 'cli-table3'
-import { FlowEncoder } from '../../src/codec/encoder.ts'
 import { FlowExpander } from '../../src/codec/expander.ts'
+import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
 import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { assert } from '../../src/errors.ts'
 import { type Kernel, layoutMemory, loadKernel } from '../../src/kernel/kernel.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { openPool, type Pool } from '../../src/transfer/pool.ts'
@@ -83,23 +84,27 @@ async function encode(stream: Uint8Array, pool: Pool, level: number): Promise<En
   const outbound = new Outbound(
     pool,
     SEED,
-    (_flow, _raw, parts, packed) => {
+    (_channel, parts, { packedLength }) => {
       batches.push(Buffer.concat(parts))
-      bytes += packed
+      bytes += packedLength
     },
     error => {
       throw error
     },
   )
-  const flow = new FlowEncoder(1, pool.kernel.layout.templatePages)
-  flow.parser = new MainStreamParser(flow)
   const memory = pool.kernel.bytes
-  const base = pool.slots[0]!
+  const channelOf = (migration: number) => ({
+    encoder: new FlowEncoder(migration, pool.kernel.layout.templatePages),
+    buffer: new ChannelBuffer(memory, pool.slots[0]!, CHUNK),
+  })
+  const channel = channelOf(1)
+  const { encoder, buffer } = channel
+  encoder.parser = new MainStreamParser(encoder)
   // the packer's thread starts before the clock does: a proxy starts it once a session
   if (EFFORTS[level]!.method === 'lz4') {
-    const warm = new FlowEncoder(2, pool.kernel.layout.templatePages)
-    memory.set(stream.subarray(stream.length - CHUNK), base)
-    warm.push(memory, base, CHUNK)
+    const warm = channelOf(2)
+    warm.buffer.writable(CHUNK)!.set(stream.subarray(stream.length - CHUNK))
+    warm.encoder.push(memory, warm.buffer.filled(CHUNK), CHUNK)
     outbound.encode(warm, EFFORTS[level]!, true)
     await outbound.idle()
     pool.kernel.reset()
@@ -109,18 +114,14 @@ async function encode(stream: Uint8Array, pool: Pool, level: number): Promise<En
   let copySeconds = 0
   const cpuSeconds = await cpu(async () => {
     for (let at = 0; at < stream.length; ) {
-      const held = flow.waiting
-      if (held > 0) {
-        memory.copyWithin(base, flow.batchAddress, flow.batchAddress + held)
-        flow.moved(base)
-      }
-      const take = Math.min(CHUNK - held, stream.length - at)
+      const take = Math.min(CHUNK - buffer.waiting, stream.length - at)
+      const room = buffer.writable(take, take)!
       // stands for the read of the socket, which brings the bytes here; measured by itself, where it happens
-      copySeconds += await cpu(async () => memory.set(stream.subarray(at, at + take), base + held))
-      flow.push(memory, base + held, take)
+      copySeconds += await cpu(async () => room.set(stream.subarray(at, at + take)))
+      encoder.push(memory, buffer.filled(take), take)
       at += take
       await outbound.room()
-      outbound.encode(flow, EFFORTS[level]!, at === stream.length)
+      outbound.encode(channel, EFFORTS[level]!, at === stream.length)
     }
     await outbound.idle()
   })

@@ -910,8 +910,7 @@ t.test('Outbound and Inbound: batches in order, memory lent and given back', asy
   const outbound = new Outbound(
     encoderPool,
     SEED_WORDS,
-    (flow, _rawLength, parts) =>
-      inbound.push(flows[channels.findIndex(channel => channel.flow === flow)]!, [Buffer.concat(parts)]),
+    (channel: Channel, parts) => inbound.push(flows[channels.indexOf(channel)]!, [Buffer.concat(parts)]),
     error => errors.push(error),
   )
   let marks = 0
@@ -919,7 +918,7 @@ t.test('Outbound and Inbound: batches in order, memory lent and given back', asy
     for (const [i, input] of inputs.entries()) {
       channels[i]!.push(input.subarray(at, at + 100_000))
       await outbound.room()
-      outbound.encode(channels[i]!.flow, EFFORTS[rand(5)]!, at + 100_000 >= input.length)
+      outbound.encode(channels[i]!, EFFORTS[rand(5)]!, at + 100_000 >= input.length)
     }
     inbound.mark(() => marks++)
   }

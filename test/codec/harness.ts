@@ -1,8 +1,10 @@
 /** Both ends of a session in one process, pools of any size, and guests that are made up: what the tests of the codec share. */
 import { crc32 } from 'node:zlib'
 import { assembleBatch, type PackedColumn, parseBatch } from '../../src/codec/batch.ts'
-import { BatchEncoder, FlowEncoder, type PageObserver } from '../../src/codec/encoder.ts'
+import { BatchEncoder } from '../../src/codec/encoder.ts'
 import { BatchExpander, FlowExpander } from '../../src/codec/expander.ts'
+import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
+import type { PageObserver } from '../../src/codec/observer.ts'
 import { COLUMN_COUNT, METHOD } from '../../src/codec/wire.ts'
 import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
 import { ColumnPacker } from '../../src/compression/column-packer.ts'
@@ -20,6 +22,7 @@ import {
   StreamEmitter,
 } from '../../src/qemu/emitter.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
+import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
 import { type MigrationMemory, parserFor } from '../../src/transfer/channel-parser.ts'
 import type { Pool } from '../../src/transfer/pool.ts'
 import { decodeSession, type SecondPool, type SecondTerms, type SentBatch } from './second-decoder.ts'
@@ -162,15 +165,13 @@ export type Packing = Effort | { readonly method: 'as they are'; readonly longMa
 export class Channel {
   readonly flow: FlowEncoder
   readonly number: number
+  readonly buffer: ChannelBuffer
   private readonly pool: Pool
-  private readonly start: number
-  private fill: number
 
   constructor(pool: Pool, number: number, kind: ChannelKind, migration: number, memory: MigrationMemory) {
     this.pool = pool
     this.number = number
-    this.start = pool.slots[number]!
-    this.fill = this.start
+    this.buffer = new ChannelBuffer(pool.kernel.bytes, pool.slots[number]!, SLOT_BYTES)
     this.flow = new FlowEncoder(migration, pool.kernel.layout.templatePages)
     this.flow.parser = parserFor(kind, this.flow, memory)
   }
@@ -180,17 +181,15 @@ export class Channel {
     return SLOT_BYTES - this.flow.waiting
   }
 
+  /** As Outbound calls it. */
+  get encoder(): FlowEncoder {
+    return this.flow
+  }
+
   push(bytes: Uint8Array): void {
-    const { flow } = this
-    if (this.fill + bytes.length > this.start + SLOT_BYTES) {
-      const memory = this.pool.kernel.bytes
-      memory.copyWithin(this.start, this.fill - flow.waiting, this.fill)
-      this.fill = this.start + flow.waiting
-      flow.moved(this.start)
-    }
-    this.pool.kernel.bytes.set(bytes, this.fill)
-    flow.push(this.pool.kernel.bytes, this.fill, bytes.length)
-    this.fill += bytes.length
+    if (bytes.length === 0) return
+    this.buffer.writable(bytes.length, bytes.length)!.set(bytes)
+    this.flow.push(this.pool.kernel.bytes, this.buffer.filled(bytes.length), bytes.length)
   }
 }
 
@@ -246,8 +245,13 @@ export class Sender {
   }
 
   private encode(channel: Channel, release: boolean): number {
-    const { longMatch } = this.packing
-    return this.encoder.encode(channel.flow, this.pool.workspaces[0]!, { longMatch, release })
+    const { flow, buffer } = channel
+    const length = release ? flow.waiting : flow.ready
+    if (length === 0) return 0
+    const loan = buffer.lend(length)
+    flow.stats.add(this.encoder.encode(flow, loan, this.pool.workspaces[0]!, this.packing.longMatch))
+    loan.release()
+    return length
   }
 
   private columns(): PackedColumn[] {

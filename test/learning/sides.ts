@@ -2,20 +2,20 @@
 import { createHash } from 'node:crypto'
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { FlowEncoder } from '../../src/codec/encoder.ts'
 import { FlowExpander } from '../../src/codec/expander.ts'
+import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { Learning, type LearningOptions, type SessionLearning } from '../../src/learning/learning.ts'
 import { channelKind } from '../../src/qemu/channel-kind.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
 import { parserFor } from '../../src/transfer/channel-parser.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { openPool } from '../../src/transfer/pool.ts'
 
-const HEADROOM = 16384
-/** With an incomplete record in front still a batch. */
-const SLOT = (1 << 20) - 2 * HEADROOM
+/** Bytes that wait, at most: a batch. */
+const SLOT = 1 << 20
 const CHANNELS_MAX = 16
 
 /** One proxy's part. */
@@ -52,6 +52,13 @@ export interface SessionReport {
   readonly wanBytes: number
   /** Every channel came out as it went in. */
   readonly equal: boolean
+}
+
+/** A channel on its way. */
+interface Sending {
+  readonly encoder: FlowEncoder
+  readonly buffer: ChannelBuffer
+  readonly expander: FlowExpander
 }
 
 /** Runs the migrations at the same time, channels interleaved by chance. */
@@ -98,10 +105,10 @@ export async function runSession(
   const outbound = new Outbound(
     encoders,
     seed,
-    (flow, _raw, parts, packed) => {
-      wanBytes += packed
+    (channel: Sending, parts, { packedLength }) => {
+      wanBytes += packedLength
       inbound.push(
-        channelOfEncoder.get(flow)!.expander,
+        channel.expander,
         parts.map(part => part.slice()),
       )
     },
@@ -116,14 +123,13 @@ export async function runSession(
     channels.map(bytes => ({ migration, bytes, at: 0, done: false })),
   )
   const open = channels.map((channel, i) => {
-    const flow = new FlowEncoder(channel.migration, templatePages)
+    const encoder = new FlowEncoder(channel.migration, templatePages)
     const kind = channelKind(channel.bytes, 0, Math.min(channel.bytes.length, 4096))
-    if (kind === 'main' || kind === 'multifd') flow.parser = parserFor(kind, flow)
-    const start = encoders.slots[i]! + HEADROOM
+    if (kind === 'main' || kind === 'multifd') encoder.parser = parserFor(kind, encoder)
+    const buffer = new ChannelBuffer(encoders.kernel.bytes, encoders.slots[i]!, SLOT)
     const expander = new FlowExpander(channel.migration, templatePages)
-    return { ...channel, flow, expander, start, fill: start, out: createHash('sha256') }
+    return { ...channel, encoder, buffer, expander, out: createHash('sha256') }
   })
-  const channelOfEncoder = new Map(open.map(channel => [channel.flow, channel]))
   const channelOfExpander = new Map(open.map(channel => [channel.expander, channel]))
   /** ENDs on their way back to the source, in order. */
   const ends: number[] = []
@@ -133,23 +139,18 @@ export async function runSession(
     if (next(3) === 0 && ends.length > 0) source.session.migrationEnded(ends.shift()!)
     const left = open.filter(channel => !channel.done)
     const channel = left[next(left.length)]!
-    const { flow, bytes, start } = channel
-    const take = Math.min(bytes.length - channel.at, start + SLOT - channel.fill, 1 + next(200_000))
-    memory.set(bytes.subarray(channel.at, channel.at + take), channel.fill)
-    flow.push(memory, channel.fill, take)
-    channel.fill += take
-    channel.at += take
-    const over = channel.at === bytes.length
-    if (!over && channel.fill < start + SLOT && next(3) > 0) continue
-    await outbound.room()
-    outbound.encode(flow, effort, over || (options.cutPages === true && next(10) === 0))
-    const waiting = flow.waiting
-    channel.fill = start
-    if (waiting > 0) {
-      memory.copyWithin(start - waiting, flow.batchAddress, flow.batchAddress + waiting)
-      flow.moved(start - waiting)
+    const { encoder, buffer, bytes } = channel
+    const take = Math.min(bytes.length - channel.at, SLOT - buffer.waiting, 1 + next(200_000))
+    if (take > 0) {
+      buffer.writable(take, take)!.set(bytes.subarray(channel.at, channel.at + take))
+      encoder.push(memory, buffer.filled(take), take)
+      channel.at += take
     }
-    if (!over || waiting > 0) continue
+    const over = channel.at === bytes.length
+    if (!over && buffer.waiting < SLOT && next(3) > 0) continue
+    await outbound.room()
+    outbound.encode(channel, effort, over || (options.cutPages === true && next(10) === 0))
+    if (!over || buffer.waiting > 0) continue
     channel.done = true
     if (options.breakOff || open.some(other => other.migration === channel.migration && !other.done)) continue
     // FIN follows the channel's last batch; the answer comes when everything before it was expanded

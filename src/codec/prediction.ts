@@ -1,0 +1,20 @@
+/**
+ * What both sides of a flow expect next, kept alike from batch to batch: docs/protocol.md §6. The encoder says only what
+ * comes otherwise.
+ */
+import { BlockNames } from './block-names.ts'
+
+export class Prediction {
+  /** RAMBlocks that the flow has named. */
+  readonly names = new BlockNames()
+  /** The RAMBlock of the next record. */
+  block = 0
+  /** Its page number. */
+  page = 0
+  /** The slot that a REF or PATCH would name next, in each region. */
+  readonly next: [number, number]
+
+  constructor(templatePages: number) {
+    this.next = [0, templatePages]
+  }
+}

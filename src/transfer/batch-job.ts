@@ -1,0 +1,42 @@
+/**
+ * One batch on its way through the encoding half. Its fields say who sets them and who reads them, so that each step may
+ * run in another place than the one before.
+ */
+import type { PackedColumn } from '../codec/batch.ts'
+import type { FlowEncoder } from '../codec/flow-encoder.ts'
+import type { BatchStats } from '../codec/stats.ts'
+import type { Workspace } from '../codec/workspace.ts'
+import type { Effort } from '../compression/effort.ts'
+import type { ChannelBuffer, Loan } from './channel-buffer.ts'
+
+/** A channel as the encoding half sees it. */
+export interface OutboundChannel {
+  readonly encoder: FlowEncoder
+  readonly buffer: ChannelBuffer
+}
+
+export interface BatchJob<C extends OutboundChannel> {
+  /** Set by Outbound, read by all. */
+  readonly channel: C
+  readonly effort: Effort
+  /** Set by Outbound, filled by the encoder, read by the packer; Outbound's again when the batch is out. */
+  readonly workspace: Workspace
+  /** The channel's bytes: set by Outbound, read by the encoder, given back behind it. */
+  readonly loan: Loan
+  /** What became of them: set by the encoder, read by the sink. */
+  counts: BatchStats | undefined
+  /** 8 bytes as the kernel writes them: set behind the encoder, read when the batch is put together. */
+  checksum: Uint8Array | undefined
+  /** Set by the packer, read when the batch is put together. */
+  columns: readonly PackedColumn[] | undefined
+}
+
+/** A finished batch in numbers. */
+export interface BatchReport {
+  /** Bytes that it expands to. */
+  readonly rawLength: number
+  /** Its bytes on the wire, frames excluded. */
+  readonly packedLength: number
+  /** Raw bytes that cost time: BatchStats.newBytes. */
+  readonly newBytes: number
+}
