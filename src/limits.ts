@@ -33,6 +33,12 @@ export const CONNECTIONS_MAX = 16
 /** A TLS handshake and hello that take longer are given up, so that slow strangers hold sockets for a bounded time. */
 export const HELLO_TIMEOUT_MS = 10_000
 
+/** Addresses of the peer's name that are tried: with the head start, all of them within the time for a hello. */
+export const DIAL_ADDRESSES_MAX = 16
+
+/** How long an address is tried alone before the next is tried beside it. Source: RFC 8305, 5 (250 ms). */
+export const DIAL_HEAD_START_MS = 250
+
 /** Payload bytes of a frame (protocol): with its head one TLS record, 13 us at 10 Gbit/s, so that urgent frames never wait long. */
 export const FRAME_PAYLOAD_BYTES_MAX = 16384 - 16
 

@@ -1,21 +1,20 @@
 /** The side that dials: opens a session, keeps its connections up, and gives up when the patience ends. */
 import { randomBytes } from 'node:crypto'
-import net from 'node:net'
+import type net from 'node:net'
 import { type ErrorCode, isProxyError, ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX, HELLO_TIMEOUT_MS, PATIENCE_MS } from '../limits.ts'
 import type { Session } from '../session/session.ts'
 import { type ClientHello, encodeClientHello, isRefusal, type ServerHello, serverHelloOf } from '../wan/hello.ts'
 import { AGENT_DEFAULT, type Clock, type LinkLogger, type LinkSink, type SessionTuning, systemClock } from './api.ts'
 import { type Credentials, PLAIN_IDENTITY } from './credentials.ts'
-import { KEEP_ALIVE_DELAY_MS, peerOf, readHello } from './greeting.ts'
+import { Dialer, type DialOptions } from './dial.ts'
+import { peerOf, readHello } from './greeting.ts'
 import { Link } from './link.ts'
 
 /** First pause before a lost connection is dialled again (protocol.md §3, heartbeat); doubles ... */
 const BACKOFF_MIN_MS = 100
 /** ... up to this. */
 const BACKOFF_MAX_MS = 5000
-/** Where a name has several addresses, how long one may take before the next is tried beside it: RTTs above Node's 250 ms exist. */
-const ADDRESS_ATTEMPT_MS = 2000
 
 export interface LinkClientOptions {
   /** Name or address; a name is resolved at every dial, so that a peer may move. */
@@ -40,6 +39,8 @@ export interface LinkClientOptions {
   readonly logger: LinkLogger
   readonly clock?: Clock
   readonly localAddress?: string
+  /** Tests bring their own. */
+  readonly resolve?: DialOptions['resolve']
   /** TLS records that a connection may carry. Default TLS_RECORDS_MAX. */
   readonly recordsMax?: number
 }
@@ -61,8 +62,9 @@ export class LinkClient {
   #token: string | null = null
   #hello: ServerHello | undefined
   #lastReason = ''
-  /** Sockets that belong to no connection yet. */
-  readonly #dialling = new Set<net.Socket>()
+  readonly #dialer: Dialer
+  /** Give up what is no connection of the session yet. */
+  readonly #dialling = new Set<() => void>()
   /** Ends the waits between dials. */
   readonly #wake = new Set<() => void>()
   #opening: Promise<ServerHello> | undefined
@@ -86,9 +88,10 @@ export class LinkClient {
       identity: options.plaintext ? PLAIN_IDENTITY : '',
       recordsMax: options.recordsMax,
     })
+    this.#dialer = new Dialer({ ...options, clock: this.#clock })
     void this.link.ended.then(() => {
       this.#wakeAll()
-      for (const socket of this.#dialling) socket.destroy()
+      for (const cancel of this.#dialling) cancel()
     })
   }
 
@@ -128,11 +131,12 @@ export class LinkClient {
         break
       } catch (error) {
         if (this.link.over) throw lost('the session was closed')
-        const failure = asProxyError(error)
+        const failure = asProxyError(error, this.#options.logger)
         this.#logFailure(0, failure)
         const late = this.#clock.now() + backoff >= deadline
         // While nothing is at stake an operator wants to hear of wrong credentials now, not after the patience.
-        if (late || (failure.code !== 'PEER_LOST' && failure.code !== 'LIMIT_EXCEEDED')) {
+        const final = failure.code !== 'PEER_LOST' && failure.code !== 'LIMIT_EXCEEDED' && !this.#dialer.hasOther
+        if (late || final) {
           const end = failure.code === 'PEER_LOST' ? lost(`${o.host}:${o.port}: ${failure.what}`) : failure
           void this.link.abort(end)
           throw end
@@ -169,7 +173,7 @@ export class LinkClient {
         this.#lastReason = ''
       } catch (error) {
         if (this.link.over) return
-        const failure = asProxyError(error)
+        const failure = asProxyError(error, this.#options.logger)
         this.#logFailure(connection, failure)
         if (isFinal(failure)) {
           void this.link.abort(failure)
@@ -193,7 +197,7 @@ export class LinkClient {
         return await this.#dial(connection)
       } catch (error) {
         if (this.link.over) return undefined
-        this.#logFailure(connection, asProxyError(error))
+        this.#logFailure(connection, asProxyError(error, this.#options.logger))
         await Promise.race([gone, this.#pause(BACKOFF_MAX_MS)])
       }
     }
@@ -203,24 +207,23 @@ export class LinkClient {
   /** One attempt, in bounded time. */
   async #dial(connection: number): Promise<Standing> {
     const o = this.#options
-    const raw = net.connect({
-      host: o.host,
-      port: o.port,
-      noDelay: true,
-      keepAlive: true,
-      keepAliveInitialDelay: KEEP_ALIVE_DELAY_MS,
-      autoSelectFamily: true,
-      autoSelectFamilyAttemptTimeout: ADDRESS_ATTEMPT_MS,
-      ...(o.localAddress !== undefined && { localAddress: o.localAddress }),
-    })
-    this.#dialling.add(raw)
+    const attempt = this.#dialer.dial()
+    let raw: net.Socket | undefined
+    let address = ''
     let timedOut = false
+    const giveUp = (): void => {
+      attempt.cancel()
+      raw?.destroy()
+    }
+    this.#dialling.add(giveUp)
     const cancel = this.#clock.after(HELLO_TIMEOUT_MS, () => {
       timedOut = true
-      raw.destroy()
+      giveUp()
     })
     try {
-      await connected(raw)
+      const connected = await attempt.connected
+      raw = connected.socket
+      address = connected.address
       let socket: net.Socket = raw
       if (o.credentials) {
         const secured = await o.credentials.connect(raw, o.host.replace(/%.*$/, '')) // a zone is no part of a name
@@ -252,24 +255,28 @@ export class LinkClient {
       } else if (this.#token !== hello.token) {
         throw new ProxyError('PROTOCOL_STATE', 'the server changed the token', undefined, 'the session ends')
       }
+      this.#dialer.worked(address)
+      this.link.trouble = ''
       const { promise: worn, resolve: wears } = Promise.withResolvers<void>()
       const gone = new Promise<boolean>(resolve => {
         this.link.attach(socket, connection, hello, rest, peerOf(socket), resolve, wears)
       })
       return { gone, worn }
     } catch (error) {
-      raw.destroy()
+      raw?.destroy()
+      if (address !== '') this.#dialer.failed(address)
       if (timedOut) throw lost(`no answer within ${HELLO_TIMEOUT_MS / 1000} s`, error)
       throw error
     } finally {
       cancel()
-      this.#dialling.delete(raw)
+      this.#dialling.delete(giveUp)
     }
   }
 
   /** Each new reason once: a link that is down for two minutes is no reason for thirty lines. */
   #logFailure(connection: number, error: ProxyError): void {
     const reason = `${error.code}: ${error.what}`
+    this.link.trouble = error.what
     if (reason === this.#lastReason) return
     this.#lastReason = reason
     const { host, port } = this.#options
@@ -336,21 +343,13 @@ function isFinal(error: ProxyError): boolean {
   return error.code === 'PROTOCOL_VERSION' || error.code === 'PROTOCOL_STATE' || error.code === 'PROTOCOL_SYNTAX'
 }
 
-function asProxyError(error: unknown): ProxyError {
+/** What is neither ours nor the network's is a defect that one connection found: it is told, and no reason to end others. */
+function asProxyError(error: unknown, logger: LinkLogger): ProxyError {
   if (isProxyError(error)) return error
   const e = error as NodeJS.ErrnoException & { address?: string }
-  if (e.code === undefined) throw error // a defect, not a network
+  if (e.code === undefined) {
+    logger.error('link.defect', { stack: e.stack })
+    return new ProxyError('INTERNAL', `our own defect: ${e.message}`, undefined, 'please report it', { cause: error })
+  }
   return lost(`${e.code}${e.address ? ` ${e.address}` : ''}`, error)
-}
-
-function connected(socket: net.Socket): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const failed = (error: Error): void => reject(error)
-    socket.once('connect', () => {
-      socket.off('error', failed).on('error', () => {}) // from here on 'close' tells
-      resolve()
-    })
-    socket.once('error', failed)
-    socket.once('close', () => reject(lost('closed while connecting')))
-  })
 }

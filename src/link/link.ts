@@ -69,6 +69,8 @@ export class Link {
   heard = false
   /** When bytes of the peer came last, on the link's own clock. */
   heardMs = Number.NEGATIVE_INFINITY
+  /** Why the last attempt to connect came to nothing, where this side dials. */
+  trouble = ''
   readonly #logger: LinkLogger
   readonly #clock: Clock
   readonly #sink: LinkSink
@@ -121,7 +123,8 @@ export class Link {
           this.#sink.onBye(code, text)
           this.#schedule()
         },
-        onDead: error => {
+        onDead: ended => {
+          const error = this.#withTrouble(ended)
           this.#error ??= error
           this.#log('warn', 'link.dead', { code: error.code, reason: error.what })
           this.#sink.onDead(error)
@@ -204,8 +207,9 @@ export class Link {
         decoder.push(chunk)
       } catch (error) {
         failure = error as Error
-        if (!(error instanceof ProxyError)) throw error // ours: crash rather than guess
-        this.#down(wire, error)
+        // what is no frame ends the connection; what a session cannot take it ends by itself
+        if (error instanceof ProxyError && error.where?.stream === 'connection') this.#down(wire, error)
+        else this.#defect(error)
       }
     }
     socket.on('data', take)
@@ -247,6 +251,25 @@ export class Link {
   /** Milliseconds on the link's own clock, for calls of `session` that want the time. */
   now(): number {
     return this.#clock.now()
+  }
+
+  /** A patience that ran out says why nothing came of it: a name in a certificate is mended elsewhere than a route. */
+  #withTrouble(error: ProxyError): ProxyError {
+    if (error.code !== 'PEER_LOST' || this.trouble === '') return error
+    const what = `${error.what}; the last attempt: ${this.trouble}`
+    return new ProxyError(error.code, what, error.where, error.action, { cause: error })
+  }
+
+  /**
+   * A defect of ours that this session's bytes found: it ends, the others go on. Where not even that is possible the
+   * process ends: its QEMUs' connections would stay as they are.
+   */
+  #defect(error: unknown): void {
+    if (this.#over) throw error
+    const { stack, message } = error as Error
+    this.#logger.error('link.defect', { link: this.id.slice(0, 8), identity: this.identity, stack })
+    const what = `our own defect: ${message}`
+    void this.abort(new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error }))
   }
 
   #log(level: 'info' | 'warn', event: string, fields: Record<string, unknown>): void {
@@ -303,7 +326,11 @@ export class Link {
     this.#scheduled = true
     setImmediate(() => {
       this.#scheduled = false
-      this.#flush()
+      try {
+        this.#flush()
+      } catch (error) {
+        this.#defect(error)
+      }
     })
   }
 
