@@ -1,7 +1,7 @@
 import path from 'node:path'
 import type { ArgumentsCamelCase, Argv, CommandModule } from 'yargs'
 import { ProxyError } from '../errors.ts'
-import { PSK_USERNAME_DEFAULT } from '../link/credentials.ts'
+import { PSK_USERNAME_DEFAULT } from '../link/credential-files.ts'
 import {
   CA_KEY_FILE,
   type CredentialFile,

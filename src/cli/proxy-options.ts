@@ -8,7 +8,8 @@ import { makeLog, type ProcessLog } from '../daemon/text-log.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { Learning, type LearnMode, STATES_MAX } from '../learning/learning.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
-import { Credentials, type Role } from '../link/credentials.ts'
+import { Credentials } from '../link/credentials.ts'
+import type { Role } from '../session/api.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import { Pools } from '../transfer/pool.ts'
@@ -18,6 +19,8 @@ import { parseDuration, parseSize } from './quantity.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 
 const LEARN_SIZE_DEFAULT = '4GB'
+/** How often certificates and revocation lists are looked at, whether they expire soon. */
+const CREDENTIALS_LOOK_MS = 12 * 3_600_000
 const LEARN_AGE_DEFAULT = '30d'
 
 /** What a process that takes sessions has for all their rings: one peer alone has half of it, what a source proxy offers. */
@@ -31,6 +34,8 @@ export interface ProxyArguments {
   readonly learnAge?: string | undefined
   readonly tlsCreds: string | undefined
   readonly peerName: string | undefined
+  /** Source only. */
+  readonly tlsServerName?: string | undefined
   readonly plaintext: boolean
   readonly poolMemory: string
   readonly queueTarget: string
@@ -161,6 +166,7 @@ export function proxySettings(
           role,
           directory: args.tlsCreds,
           ...(args.peerName === undefined ? {} : { peerName: args.peerName }),
+          ...(args.tlsServerName === undefined ? {} : { serverName: args.tlsServerName }),
         })
   const store = args.store === undefined ? undefined : openStore(args.store, args.storeKey)
   return {
@@ -232,6 +238,7 @@ export async function runProxy(
     for (const warning of new Set(proxy.warnings)) log.warn('credentials', { warning })
   }
   warn()
+  setInterval(warn, CREDENTIALS_LOOK_MS).unref() // what is valid at the start expires while a proxy runs
   let running = false
   let asked: NodeJS.Signals | undefined
   let end: () => void

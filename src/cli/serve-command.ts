@@ -14,9 +14,10 @@ import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { makeLog } from '../daemon/text-log.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
-import { Credentials, type Role } from '../link/credentials.ts'
+import { Credentials } from '../link/credentials.ts'
 import { formatAddress } from '../relay/address.ts'
 import { groupId } from '../relay/group.ts'
+import type { Role } from '../session/api.ts'
 import { parseEffort } from './codec-command.ts'
 import { listenAt, logArrival } from './destination-command.ts'
 import { print, printLines, tell } from './output.ts'
@@ -157,7 +158,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   const where: string[] = []
   for (const peer of configuration.peers) {
     const daemon = new SourceDaemon({
-      ...proxySettings(common(peer.peerName), 'client', log, memory),
+      ...proxySettings({ ...common(peer.peerName), tlsServerName: peer.tlsServerName }, 'client', log, memory),
       listen: peer.listen.map(entry => ({ ...entry, group: groupOf(entry.group) })),
       beyondLoopback: false,
       peer,

@@ -66,6 +66,11 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
         type: 'boolean',
         default: false,
       })
+      .option('tls-server-name', {
+        describe: 'Name to send in clear (TLS server name indication), for a gateway in the way that chooses by it',
+        type: 'string',
+        requiresArg: true,
+      })
       .option('effort', {
         describe: 'auto: as hard as the CPU can while the WAN is busy; or a fixed level',
         type: 'string',

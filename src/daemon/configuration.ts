@@ -24,6 +24,7 @@ export interface PeerConfiguration {
   readonly connections: number
   readonly rate: number
   readonly peerName: string | undefined
+  readonly tlsServerName: string | undefined
   readonly listen: readonly {
     readonly name: string
     readonly address: Address
@@ -82,6 +83,7 @@ function schema(read: QuantityReaders) {
     connections: z.int().min(1).max(CONNECTIONS_MAX).default(1),
     rate: text(read.rate, '200Mbit').optional(),
     'peer-name': z.string().optional(),
+    'tls-server-name': z.string().optional(),
   })
   return z.strictObject({
     store: z.string().optional(),
@@ -249,6 +251,7 @@ export function readConfiguration(content: string, read: QuantityReaders): ReadC
       connections: peer.connections,
       rate: peer.rate === undefined ? Number.POSITIVE_INFINITY : read.rate(peer.rate),
       peerName: peer['peer-name'],
+      tlsServerName: peer['tls-server-name'],
       listen: file.listeners
         .filter(listener => listener.peer === name)
         .map(listener => ({

@@ -7,7 +7,7 @@ import fs from 'node:fs'
 import net from 'node:net'
 import path from 'node:path'
 import { isProxyError, ProxyError } from '../errors.ts'
-import { CREDENTIAL_FILE, PSK_USERNAME_DEFAULT } from './credentials.ts'
+import { CREDENTIAL_FILE, PSK_USERNAME_DEFAULT } from './credential-files.ts'
 
 /** One file to write, path relative to the chosen directory. */
 export interface CredentialFile {

@@ -24,12 +24,13 @@ import { type ClientHello, clientHelloOf, encodeRefusal, encodeServerHello, type
 import { REFUSALS } from '../wan/wire.ts'
 import { AGENT_DEFAULT, type Clock, type LinkLogger, type LinkSink, type SessionTuning, systemClock } from './api.ts'
 import { requireSecurity } from './client.ts'
-import { type Credentials, PLAIN_IDENTITY } from './credentials.ts'
+import { areRelated, type Credentials, PLAIN_IDENTITY } from './credentials.ts'
 import { Door } from './door.ts'
 import { KEEP_ALIVE_DELAY_MS, peerOf, readHello } from './greeting.ts'
 import { addressGroup, KnownAddresses } from './known-addresses.ts'
 import { Link } from './link.ts'
 import { SessionPlaces } from './session-places.ts'
+import { quote } from './tls-errors.ts'
 import { WaitingRoom } from './waiting-room.ts'
 
 /** What the layer above decides about a new session. */
@@ -85,7 +86,8 @@ interface Arrival {
 interface Member {
   readonly link: Link
   readonly token: Buffer
-  readonly identity: string
+  /** As of its last connection: a certificate may be renewed with other names. */
+  identity: string
   /** Whom its place counts for. */
   readonly holder: string
   readonly accepted: Accepted
@@ -386,7 +388,17 @@ export class LinkServer {
     const proven = timingSafeEqual(Buffer.from(hello.token, 'hex'), member.token)
     if (!proven) throw new ProxyError('PEER_AUTH', 'wrong token for this session', undefined, 'refused')
     if (member.identity !== identity) {
-      throw new ProxyError('PEER_AUTH', 'this session belongs to another certificate or key', undefined, 'refused')
+      // A renewed certificate may have other names. With the token, which only its owner has, it is the same peer where
+      // the operator's own rule says so, or where it still carries one of the names.
+      if (this.#options.credentials?.peerName === undefined && !areRelated(member.identity, identity)) {
+        const what = `this session belongs to ${quote(member.identity)}, not to ${quote(identity)}`
+        const hint = 'a renewed certificate keeps a name of the one before, or carries the peer name of the other side'
+        throw new ProxyError('PEER_AUTH', what, undefined, hint)
+      }
+      const { link } = member
+      this.#options.logger.warn('link.renamed', { link: link.id.slice(0, 8), identity, before: member.identity })
+      member.identity = identity
+      link.identity = identity
     }
     return member
   }

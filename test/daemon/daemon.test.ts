@@ -245,11 +245,11 @@ t.test('a configuration that is right', t => {
 store: /var/lib/pageferry
 effort: 3
 peers:
-  dc2: { address: "[2001:db8::7]:9444", connections: 4, rate: 200Mbit, peer-name: far.example }
+  dc2: { address: "[2001:db8::7]:9444", connections: 4, rate: 200Mbit, peer-name: far.example, tls-server-name: gate.example }
 listeners:
   - { at: "tcp:127.0.0.2:49152-49215", peer: dc2 }
   - { at: "unix:/run/pageferry/in.sock", peer: dc2, target: web }
-wan: { listen: ["tcp:[::]:9444", "fd:wan"], peer-name: near.example }
+wan: { listen: ["tcp:[::]:9444", "fd:wan"], peer-name: near.example, sessions-max: 200 }
 targets:
   default: tcp:127.0.0.1:49152-49215
 `,
@@ -257,13 +257,26 @@ targets:
   )
   t.same(mistakes, [])
   const [peer] = configuration!.peers
-  t.match(peer, { host: '2001:db8::7', port: 9444, connections: 4, rate: 25_000_000, peerName: 'far.example' })
+  t.match(peer, {
+    host: '2001:db8::7',
+    port: 9444,
+    connections: 4,
+    rate: 25_000_000,
+    peerName: 'far.example',
+    tlsServerName: 'gate.example',
+  })
   t.same(
     peer!.listen.map(({ name }) => name),
     ['default', 'web'],
   )
   t.equal(configuration!.targets.size, 1)
-  t.match(configuration, { effort: '3', patience: '120s', plaintext: false, peerName: 'near.example' })
+  t.match(configuration, {
+    effort: '3',
+    patience: '120s',
+    plaintext: false,
+    peerName: 'near.example',
+    sessionsMax: 200,
+  })
   t.end()
 })
 

@@ -9,7 +9,8 @@ import t from 'tap'
 import { ProxyError } from '../../src/errors.ts'
 import { RETURNER_HANDSHAKES_MAX, RETURNERS_MAX, SESSION_IDLE_MS } from '../../src/limits.ts'
 import { LinkClient } from '../../src/link/client.ts'
-import { Credentials, parsePsk } from '../../src/link/credentials.ts'
+import { parsePsk } from '../../src/link/credential-files.ts'
+import { Credentials } from '../../src/link/credentials.ts'
 import { makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
 import { LinkServer } from '../../src/link/server.ts'
 import { type ClientHello, encodeClientHello, HelloDecoder } from '../../src/wan/hello.ts'
@@ -467,7 +468,7 @@ t.test('nobody takes over a session', async t => {
   t.equal(await refusal({ token: guess }, site), 'PEER_AUTH: wrong token for this session')
   t.equal(
     await refusal({ token }, third),
-    'PEER_AUTH: this session belongs to another certificate or key',
+    'PEER_AUTH: this session belongs to "x509:CN=site-a;DNS:site-a", not to "x509:CN=site-b;DNS:site-b"',
     'the right token, another certificate',
   )
   t.match(await refusal({ token, session: 'f'.repeat(32) }, site), /^PEER_LOST: no such session/)
@@ -879,6 +880,54 @@ t.test('certificates are read again', async t => {
   await client.client.close()
 })
 
+t.test('certificates are renewed with other names while a session is broken', async t => {
+  for (const rule of [true, false]) {
+    const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'pageferry-link-'))
+    t.teardown(() => fs.rmSync(dir, { recursive: true, force: true }))
+    writeCredentialFiles(
+      dir,
+      await makeX509(['far'], ['near', 'old.example'], 9, ['near2', 'near'], ['stranger', 'near3']),
+    )
+    const serverCredentials = credentials(`${dir}/far`, { role: 'server', ...(rule && { peerName: 'near' }) })
+    const clientCredentials = credentials(`${dir}/near`, { peerName: 'far' })
+    const clock = fastClock(10)
+    const server = await start(t, { serverCredentials, clock })
+    const relay = await new Relay(server.port).listen()
+    t.teardown(() => relay.close())
+    const session = { patienceMs: 20_000 }
+    const client = join(t, relay.port, { clientCredentials, clock, client: { session } })
+    await client.client.open()
+    const renew = async (site: string): Promise<void> => {
+      relay.refusing = true
+      relay.cut(true)
+      for (const file of ['client-cert.pem', 'client-key.pem'])
+        fs.copyFileSync(`${dir}/${site}/${file}`, `${dir}/near/${file}`)
+      clientCredentials.reload()
+      relay.refusing = false
+    }
+    await renew('near2')
+    client.end.open(100_000, 100_000, false)
+    await until('the session to resume', () => client.end.finished === 1)
+    t.equal(server.ends.length, 1)
+    t.match(server.log.of('link.renamed'), [{ fields: { identity: /near2/, before: /old.example/ } }])
+    client.end.open(1e9, 0, true)
+    await renew('stranger')
+    t.match(await client.client.link.ended, {
+      code: 'PEER_LOST',
+      what: rule
+        ? /no connection .* last attempt: .*does not carry the peer name/
+        : /last attempt: .*belongs to .*near2/,
+    })
+  }
+})
+
+/** Credentials of two sites with a revocation list at site-b. */
+async function withCrl(t: Test, options: CrlOptions): Promise<string> {
+  const dir = await makeCredentials('x509', t)
+  fs.writeFileSync(`${dir}/site-b/ca-crl.pem`, await makeCrl(dir, options))
+  return dir
+}
+
 t.test('a revoked certificate', async t => {
   const dir = await makeCredentials('x509', t)
   const serverCredentials = credentials(`${dir}/site-b`, { role: 'server' })
@@ -887,24 +936,119 @@ t.test('a revoked certificate', async t => {
   const first = join(t, server.port, { clientCredentials })
   await first.client.open()
   await first.client.close()
-  for (const revoke of [false, true]) {
-    fs.writeFileSync(
-      `${dir}/site-b/ca-crl.pem`,
-      await makeCrl(dir, revoke ? `${dir}/site-a/client-cert.pem` : undefined),
-    )
+  const other = await makeCredentials('x509', t)
+  const clean = await makeCrl(dir, {})
+  const revoking = await makeCrl(dir, { revoked: `${dir}/site-a/client-cert.pem` })
+  const cases: [name: string, content: string, refused: RegExp | undefined][] = [
+    ['nothing', '', undefined],
+    ['only a comment, as from systemd', '# no list\n', undefined],
+    ['a list', clean, undefined],
+    ["after another CA's list", `${await makeCrl(other, {})}${clean}`, undefined],
+    ['revoked', revoking, /CERT_REVOKED/],
+    ["revoked, after another CA's list", `${await makeCrl(other, {})}${revoking}`, /CERT_REVOKED/],
+    ['no list of this CA', await makeCrl(other, {}), /UNABLE_TO_GET_CRL/],
+  ]
+  for (const [name, content, refused] of cases) {
+    fs.writeFileSync(`${dir}/site-b/ca-crl.pem`, content)
     serverCredentials.reload()
     const client = join(t, server.port, { clientCredentials })
-    if (!revoke) {
+    if (!refused) {
       await client.client.open()
       await client.client.close()
-    } else {
-      await t.rejects(client.client.open(), { code: 'PEER_AUTH', what: /CERT_REVOKED/ })
-    }
+      t.pass(name)
+    } else await t.rejects(client.client.open(), { code: 'PEER_AUTH', what: refused }, name)
   }
-  t.match(refusals(server), [/CERT_REVOKED/])
+  t.match(
+    server.log.of('link.refused').map(({ fields }) => fields.hint),
+    [/has revoked it/, /has revoked it/, /has no list of the CA/],
+  )
 })
 
-async function makeCrl(dir: string, revoked: string | undefined): Promise<string> {
+t.test('revocation lists near their end, and past it', async t => {
+  const hour = 3_600_000
+  const far = await withCrl(t, { fromMs: -24 * hour, toMs: 7 * 24 * hour })
+  t.same(credentials(`${far}/site-b`, { role: 'server' }).warnings, [], 'a list of a week is young after a day')
+  const near = await withCrl(t, { fromMs: -6 * 24 * hour, toMs: 24 * hour })
+  t.match(credentials(`${near}/site-b`, { role: 'server' }).warnings, [
+    /ca-crl.pem: expires on 20\d\d-\d\d-\d\d \d\d:\d\d UTC/,
+  ])
+  const endless = await withCrl(t, { toMs: undefined })
+  t.same(credentials(`${endless}/site-b`, { role: 'server' }).warnings, [], 'no nextUpdate')
+  const future = await withCrl(t, { fromMs: hour, toMs: 2 * hour })
+  t.throws(() => credentials(`${future}/site-b`, { role: 'server' }), { code: 'USAGE', what: /not valid before/ })
+  const late = await withCrl(t, { fromMs: -2 * hour, toMs: -hour })
+  t.throws(() => credentials(`${late}/site-b`, { role: 'server' }), {
+    code: 'USAGE',
+    what: /ca-crl.pem: expired on/,
+    action: /get the new list/,
+  })
+  // A proxy that runs when the list expires says so, refuses with the reason, and takes the new list.
+  const dir = await withCrl(t, { toMs: 2000 })
+  const serverCredentials = credentials(`${dir}/site-b`, { role: 'server' })
+  const clientCredentials = credentials(`${dir}/site-a`, { peerName: 'site-b' })
+  t.match(serverCredentials.warnings, [/ca-crl.pem: expires on/])
+  const server = await start(t, { serverCredentials })
+  await until('the list to expire', () => /expired on/.test(serverCredentials.warnings[0]!))
+  await t.rejects(join(t, server.port, { clientCredentials }).client.open(), {
+    code: 'PEER_AUTH',
+    what: /CRL_HAS_EXPIRED/,
+  })
+  t.match(server.log.of('link.refused')[0]!.fields.hint, /our ca-crl.pem, is not valid today/)
+  t.throws(() => serverCredentials.reload(), { code: 'USAGE', what: /expired on/ })
+  fs.writeFileSync(`${dir}/site-b/ca-crl.pem`, await makeCrl(dir, {}))
+  serverCredentials.reload()
+  await join(t, server.port, { clientCredentials }).client.open()
+})
+
+t.test('a CA in a bundle that has expired, beside its successor', async t => {
+  const old = fs.mkdtempSync(path.join(os.tmpdir(), 'pageferry-link-'))
+  t.teardown(() => fs.rmSync(old, { recursive: true, force: true }))
+  writeCredentialFiles(old, await makeX509(['a'], ['b'], -1 / 48))
+  const dir = await makeCredentials('x509', t)
+  for (const site of ['site-a', 'site-b']) {
+    const file = `${dir}/${site}/ca-cert.pem`
+    fs.writeFileSync(file, `${fs.readFileSync(`${old}/a/ca-cert.pem`)}${fs.readFileSync(file)}`)
+  }
+  const serverCredentials = credentials(`${dir}/site-b`, { role: 'server' })
+  t.match(serverCredentials.warnings, [/ca-cert.pem: expired on/])
+  const server = await start(t, { serverCredentials })
+  await join(t, server.port, { clientCredentials: credentials(`${dir}/site-a`, { peerName: 'site-b' }) }).client.open()
+})
+
+t.test('server name indication: only where it is asked for', async t => {
+  const dir = await makeCredentials('x509', t)
+  const names: unknown[] = []
+  const server = tls.createServer({
+    key: fs.readFileSync(`${dir}/site-b/server-key.pem`),
+    cert: fs.readFileSync(`${dir}/site-b/server-cert.pem`),
+  })
+  server.on('secureConnection', socket => {
+    names.push(socket.servername)
+    socket.on('error', () => {}).destroy()
+  })
+  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
+  t.teardown(() => server.close())
+  const { port } = server.address() as net.AddressInfo
+  for (const serverName of [undefined, 'gateway.example']) {
+    const who = credentials(`${dir}/site-a`, { peerName: 'site-b', ...(serverName && { serverName }) })
+    const { socket } = await who.connect(net.connect(port, '127.0.0.1'), '127.0.0.1')
+    await new Promise(resolve => socket.on('close', resolve).resume())
+  }
+  t.same(names, [false, 'gateway.example'])
+  for (const serverName of ['', '192.0.2.1', '::1'])
+    t.throws(() => credentials(`${dir}/site-a`, { serverName }), { code: 'USAGE', what: /server name/ })
+})
+
+interface CrlOptions {
+  /** From now. */
+  readonly fromMs?: number
+  readonly toMs?: number | undefined
+  /** File of the certificate that it revokes. */
+  readonly revoked?: string
+}
+
+async function makeCrl(dir: string, options: CrlOptions): Promise<string> {
+  const { fromMs = -60_000, toMs, revoked } = { toMs: 3_600_000, ...options }
   const [asn1, pki, { webcrypto, X509Certificate }] = await Promise.all([
     import('asn1js'),
     import('pkijs'),
@@ -917,8 +1061,8 @@ async function makeCrl(dir: string, revoked: string | undefined): Promise<string
   const crl = new pki.CertificateRevocationList()
   crl.version = 1
   crl.issuer = ca.subject
-  crl.thisUpdate = new pki.Time({ type: 0, value: new Date(Date.now() - 60_000) })
-  crl.nextUpdate = new pki.Time({ type: 0, value: new Date(Date.now() + 3_600_000) })
+  crl.thisUpdate = new pki.Time({ type: 0, value: new Date(Date.now() + fromMs) })
+  if (toMs !== undefined) crl.nextUpdate = new pki.Time({ type: 0, value: new Date(Date.now() + toMs) })
   if (revoked) {
     const serial = new X509Certificate(fs.readFileSync(revoked)).serialNumber
     crl.revokedCertificates = [
@@ -1208,4 +1352,27 @@ t.test('a proxy that was started anew ends what its dead process left behind', a
   await until('word of the one that lives', () => lives.far.link.heardMs > sinceMs)
   await kill(lives)
   t.equal(lives.far.dead, undefined, 'it has said something since: it waits for its patience, like any other')
+})
+
+t.test('a defect that the layer above meets ends that session alone', async t => {
+  const server = await start(t, {})
+  const [bad, good] = [join(t, server.port, {}), join(t, server.port, {})]
+  await bad.client.open()
+  await good.client.open()
+  const far = server.ends[0]!
+  far.onData = () => {
+    throw new TypeError('planted')
+  }
+  bad.end.open(10_000, 10_000, false)
+  t.equal((await far.link.ended)?.code, 'INTERNAL')
+  await bad.client.link.ended
+  t.equal(bad.end.bye, CODE.INTERNAL)
+  far.onWork = () => {
+    throw new TypeError('planted')
+  }
+  server.ends[1]!.onWork = far.onWork
+  good.end.open(10, 10, false)
+  t.equal((await server.ends[1]!.link.ended)?.code, 'INTERNAL')
+  t.match(server.log.of('link.defect'), [{ fields: { stack: /planted/ } }, { fields: { stack: /planted/ } }])
+  await join(t, server.port, {}).client.open()
 })
