@@ -26,6 +26,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
+import { migration } from '../template/makers.ts'
 import { type CommandOptions, type Outcome, PAGEFERRY, run } from './command.ts'
 import { serveQmp } from './fake-qmp.ts'
 
@@ -41,6 +42,8 @@ interface Expected extends Omit<CommandOptions, 'cwd'> {
   readonly hint?: RegExp
   /** Standard error as a whole, where it is not an error and its hint. */
   readonly raw?: RegExp | ''
+  /** It only waits: beside the others. */
+  readonly waits?: boolean
   /** Why this case cannot run here. */
   readonly skip?: string | false
   /** What must be true afterwards. @returns a complaint */
@@ -61,7 +64,7 @@ const at = (name: string): string => join(folder, name)
 // --- what lies about on this host
 
 chmodSync(folder, 0o755) // for the cases that run as nobody
-for (const name of ['keys', 'store', 'empty', 'planted', 'elsewhere', 'qmp', 'host']) mkdirSync(at(name))
+for (const name of ['keys', 'store', 'empty', 'planted', 'elsewhere', 'qmp', 'host', 'disk']) mkdirSync(at(name))
 execFileSync(PAGEFERRY, ['keygen', 'x509', '--dir', at('pki'), '--name', 'ams', '--peer-name', 'fra'])
 execFileSync(PAGEFERRY, ['keygen', 'psk', '--dir', at('psk'), '--name', 'ams', '--peer-name', 'fra'])
 execFileSync('cp', ['-r', at('pki/ams'), at('receives')])
@@ -88,6 +91,7 @@ writeFileSync(at(`${ESC}.stream`), stream)
 writeFileSync(at('half.stream'), stream.subarray(0, stream.length >> 1))
 writeFileSync(at('empty.stream'), '')
 writeFileSync(at('noise'), randomBytes(100_000))
+writeFileSync(at('noise.stream'), migration(Array.from({ length: 60 }, () => randomBytes(4096))))
 cpSync(join(streams, '7.2-uuid-ignore-shared.0-main.zst'), at('b.zst'))
 cpSync(join(fixtures, 'qemu-7.2-precopy.pcap'), at('c.pcap'))
 const build = ['template', 'build', at('a.stream'), at('b.zst'), '--store']
@@ -108,6 +112,15 @@ writeFileSync(at('cut.pfy'), readFileSync(at('a.pfy')).subarray(0, -40))
 const bent = readFileSync(at('a.pfy'))
 bent[bent.length >> 1]! ^= 0xff
 writeFileSync(at('bent.pfy'), bent)
+
+/** A disk of 64 KiB, all but full; '' where none can be mounted. */
+const disk =
+  isRoot && spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', at('disk')]).status === 0 ? at('disk') : ''
+if (disk !== '') {
+  t.teardown(() => spawnSync('umount', ['-l', disk]))
+  writeFileSync(join(disk, 'filler'), Buffer.alloc(60 << 10))
+}
+const noDisk = disk === '' && 'a tmpfs is mounted: as root only'
 
 const stopQmp = await serveQmp(at('qmp'))
 t.teardown(stopQmp)
@@ -587,8 +600,8 @@ const doctor: Case[] = [
   ['other parameters', qmp('odd-parameters'), { status: 1, err: /query-migrate-parameters/ }],
   ['a QEMU that refuses', qmp('refuses'), { status: 1, err: /no\\n\\u001b\[31m/ }],
   ['a QEMU that closes', qmp('closes'), { status: 1, err: /closed QMP/ }],
-  ['silence', qmp('silent'), { status: 1, err: /did not greet for 10 s/ }],
-  ['no answer', qmp('never-answers'), { status: 1, err: /no answer for 10 s/ }],
+  ['silence', qmp('silent'), { status: 1, err: /did not greet for 10 s/, waits: true }],
+  ['no answer', qmp('never-answers'), { status: 1, err: /no answer for 10 s/, waits: true }],
   ['events without end', qmp('events'), { status: 1, err: /without an answer/ }],
   ['a greeting, then events without end', qmp('events-greeted'), { status: 1, err: /without an answer/ }],
   ['a line without end', qmp('a-line'), { status: 1, err: /a line of more than/ }],
@@ -644,6 +657,36 @@ const inputs: Case[] = [
     { status: 1, stdout: openSync('/dev/full', 'w'), err: /cannot be written|cannot write/ },
   ],
   ['encode to nowhere', ['encode', at('a.stream'), '-o', '/nonexistent/x'], { status: 1, err: /ENOENT/ }],
+  [
+    'encode to a disk that is full',
+    ['encode', at('noise.stream'), '-o', join(disk, 'x.pfy')],
+    {
+      status: 1,
+      err: /ENOSPC|no space/i,
+      skip: noDisk,
+      after: () => (readdirSync(disk).join() === 'filler' ? undefined : 'a part is left'),
+    },
+  ],
+  [
+    'keys to a disk that is full',
+    [...X509, '--dir', join(disk, 'k')],
+    {
+      status: 1,
+      err: /ENOSPC/,
+      skip: noDisk,
+      after: () => (readdirSync(disk).join() === 'filler' ? undefined : 'a part is left'),
+    },
+  ],
+  [
+    'templates to a disk that is full',
+    [...build, disk],
+    {
+      status: 1,
+      err: /ENOSPC|no space/i,
+      skip: noDisk,
+      after: () => (readdirSync(disk).join() === 'filler' ? undefined : 'a part is left'),
+    },
+  ],
   ['encode to a folder', ['encode', at('a.stream'), '-o', at('empty')], { status: 1 }],
   [
     'encode to a full disk',
@@ -756,9 +799,10 @@ function complaints(outcome: Outcome, expected: Expected): string[] {
 t.test("an operator's hundred", async t => {
   const cases = [...general, ...proxies, ...serve, ...keygen, ...doctor, ...inputs]
   let ran = 0
-  const queue = [...cases]
+  const queue = cases.filter(([, , { waits }]) => !waits)
+  const waiting = cases.filter(([, , { waits }]) => waits)
   const slowest: [number, string][] = []
-  const worker = async (): Promise<void> => {
+  const runAll = async (queue: Case[]): Promise<void> => {
     for (let next = queue.shift(); next; next = queue.shift()) {
       const [name, args, expected] = next
       if (expected.skip) {
@@ -774,7 +818,7 @@ t.test("an operator's hundred", async t => {
       else t.fail(`${name}: ${wrong.join('; ')}`, shown)
     }
   }
-  await Promise.all(Array.from({ length: AT_ONCE }, worker))
+  await Promise.all([...waiting.map(one => runAll([one])), ...Array.from({ length: AT_ONCE }, () => runAll(queue))])
   slowest.sort((a, b) => b[0] - a[0])
   t.comment(
     `slowest: ${slowest
