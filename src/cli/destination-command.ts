@@ -1,14 +1,13 @@
 /** `pageferry destination`: the proxy beside the destination QEMU. */
 import type { Argv, CommandModule } from 'yargs'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
-import type { ArrivalSummary } from '../daemon/destination-session.ts'
-import type { Log } from '../daemon/log.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import type { ListenAt } from '../link/server.ts'
 import { type Address, isLoopback, parseAddress, parseNamedAddress } from '../relay/address.ts'
 import {
+  newTeller,
   POOL_MEMORY_OF_ALL_DEFAULT,
   type ProxyArguments,
   proxyOptions,
@@ -16,8 +15,7 @@ import {
   runProxy,
   type StatusLine,
 } from './proxy-options.ts'
-import { formatSize, parseCount } from './quantity.ts'
-import { nameOf, outcomeText } from './summary-text.ts'
+import { parseCount } from './quantity.ts'
 
 interface DestinationArguments extends ProxyArguments {
   readonly listen: string[]
@@ -112,20 +110,6 @@ export function listenAt(
   return [{ host: address.host, port: address.port }]
 }
 
-/** Logs the end of an arrival at the level that its outcome deserves: its fields as JSON, or one line for people. */
-export function logArrival(json: boolean): (summary: ArrivalSummary, log: Log) => void {
-  return ({ level, ...summary }, log) => {
-    if (json) log[level]('migration ended', summary)
-    else {
-      log[level](
-        `migration ${summary.migration} ended: ${outcomeText(summary)}; ${formatSize(summary.bytesOut)} to QEMU, ` +
-          `${formatSize(summary.bytesBack)} back, ${summary.seconds.toFixed(1)} s; ${summary.endedBy}`,
-        nameOf(summary),
-      )
-    }
-  }
-}
-
 /** @throws USAGE */
 function sessionCount(text: string): number {
   const count = parseCount(text, '--sessions-max', 2)
@@ -135,8 +119,8 @@ function sessionCount(text: string): number {
 }
 
 async function runDestination(args: DestinationArguments): Promise<void> {
-  const settings = proxySettings(args, 'server')
-  const { log } = settings
+  const teller = newTeller(args.json)
+  const settings = proxySettings(args, 'server', teller.events)
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }
   const targets = new Map<string, Address>()
@@ -154,10 +138,9 @@ async function runDestination(args: DestinationArguments): Promise<void> {
     placesMax: settings.places,
     sessionsMax: sessionCount(args.sessionsMax),
     onStatus: text => status.tell(text),
-    onSummary: logArrival(args.json),
   })
-  await runProxy(daemon, log, status, () =>
-    log.info('listening for source proxies', {
+  await runProxy(daemon, teller, status, () =>
+    teller.events.info('listening for source proxies', {
       at: daemon.addresses.map(({ address, port }) => `${address}:${port}`).join(' '),
     }),
   )

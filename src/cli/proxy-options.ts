@@ -1,10 +1,9 @@
 /** Options that both proxies take, and how they run: signals, status, summary lines. */
 import { totalmem } from 'node:os'
 import type { Argv } from 'yargs'
-import { LineBudget } from '../daemon/line-budget.ts'
-import type { Log } from '../daemon/log.ts'
+import { Events, type SiteLog } from '../daemon/events.ts'
 import { Notifier } from '../daemon/systemd.ts'
-import { makeLog, type ProcessLog } from '../daemon/text-log.ts'
+import { EventLog } from '../daemon/text-log.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { Learning, type LearnMode, STATES_MAX } from '../learning/learning.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
@@ -17,6 +16,7 @@ import { RingShares } from '../transfer/ring-shares.ts'
 import { PLACES } from './codec-command.ts'
 import { parseDuration, parseSize } from './quantity.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
+import { sentenceOf } from './summary-text.ts'
 
 const LEARN_SIZE_DEFAULT = '4GB'
 /** How often certificates and revocation lists are looked at, whether they expire soon. */
@@ -141,11 +141,25 @@ export function processMemory(poolMemory: string, name: string, newcomers: boole
   return { pools: new Pools(), shares: new RingShares(bytes, newcomers), ringPages: Math.floor(bytes / PAGE_SIZE) }
 }
 
-/** What both proxies make of those options; a process has one log and one memory. @throws USAGE, IO */
+/** A process that tells what happens, and its log. */
+export interface Teller {
+  readonly events: Events
+  readonly log: EventLog
+}
+
+/** @param json how the log is written */
+export function newTeller(json: boolean): Teller {
+  const events = new Events()
+  const log = new EventLog(json, sentenceOf)
+  events.subscribe(log.take)
+  return { events, log }
+}
+
+/** What both proxies make of those options; a process has one memory. @throws USAGE, IO */
 export function proxySettings(
   args: ProxyArguments,
   role: Role,
-  log: ProcessLog = makeLog(args.json),
+  events: Events,
   memory: ProcessMemory = processMemory(args.poolMemory, '--pool-memory', role === 'server'),
 ) {
   if (args.plaintext && args.tlsCreds !== undefined) {
@@ -172,13 +186,13 @@ export function proxySettings(
   return {
     credentials,
     store,
-    learning: learningOf(args, store, new LineBudget(log).of('learning'), role),
+    learning: learningOf(args, store, events.of('learning'), role),
     ...memory,
     places: PLACES,
     queueTargetMs: parseDuration(args.queueTarget, '--queue-target'),
     patienceMs: parseDuration(args.patience, '--patience'),
     patiencePostcopyMs: parseDuration(args.patiencePostcopy ?? args.patience, '--patience-postcopy'),
-    log,
+    events,
   }
 }
 
@@ -186,7 +200,7 @@ export function proxySettings(
 function learningOf(
   args: ProxyArguments,
   store: TemplateStore | undefined,
-  log: Log,
+  log: SiteLog,
   role: Role,
 ): Learning | undefined {
   const maxBytes = parseSize(args.learnSize ?? LEARN_SIZE_DEFAULT, '--learn-size')
@@ -227,15 +241,15 @@ export interface StatusLine {
  */
 export async function runProxy(
   proxy: Runnable,
-  log: ProcessLog,
+  { events, log }: Teller,
   status: StatusLine,
   started: () => void,
   reloadSettings: () => void = () => {},
 ): Promise<void> {
-  const notifier = new Notifier(why => log.warn('systemd is not told', { reason: why }))
+  const notifier = new Notifier(why => events.warn('systemd is not told', { reason: why }))
   status.tell = text => notifier.status(text)
   const warn = (): void => {
-    for (const warning of new Set(proxy.warnings)) log.warn('credentials', { warning })
+    for (const warning of new Set(proxy.warnings)) events.warn('credentials', { warning })
   }
   warn()
   setInterval(warn, CREDENTIALS_LOOK_MS).unref() // what is valid at the start expires while a proxy runs
@@ -248,7 +262,7 @@ export async function runProxy(
   const stop = (signal: NodeJS.Signals): void => {
     asked = signal
     if (!running) return // as soon as it runs
-    log.info('stopping', { signal, running: proxy.running })
+    events.info('stopping', { signal, running: proxy.running })
     notifier.stopping(`stopping: ${proxy.running} running`)
     void proxy
       .stop()
@@ -258,7 +272,7 @@ export async function runProxy(
   const onSignal = (signal: NodeJS.Signals): void => {
     if (asked === undefined) stop(signal)
     else if (signal === 'SIGINT') {
-      log.warn('ending running migrations: their source guests go on')
+      events.warn('ending running migrations: their source guests go on')
       process.exitCode = 130
       void proxy.abort().then(end)
     }
@@ -268,15 +282,15 @@ export async function runProxy(
     notifier.reloading()
     try {
       proxy.reload()
-      log.info('certificates and keys read again')
+      events.info('certificates and keys read again')
       warn()
     } catch (error) {
-      log.error('certificates and keys not read: the old ones stay', reasonOf(error))
+      events.error('certificates and keys not read: the old ones stay', reasonOf(error))
     }
     try {
       reloadSettings()
     } catch (error) {
-      log.error('settings not read: the old ones stay', reasonOf(error)) // whatever it is: migrations run
+      events.error('settings not read: the old ones stay', reasonOf(error)) // whatever it is: migrations run
     }
     notifier.ready()
   }
@@ -297,10 +311,10 @@ export async function runProxy(
   if (asked !== undefined) stop(asked)
   await ended
   await notifier.close()
-  log.info('stopped')
+  events.info('stopped')
   await log.settle()
 }
 
-function reasonOf(error: unknown): object {
+function reasonOf(error: unknown): { readonly error: string; readonly hint?: string } {
   return isProxyError(error) ? { error: error.what, hint: error.action } : { error: String(error) }
 }

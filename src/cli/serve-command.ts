@@ -12,16 +12,16 @@ import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
-import { makeLog } from '../daemon/text-log.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { Credentials } from '../link/credentials.ts'
 import { formatAddress } from '../relay/address.ts'
 import { groupId } from '../relay/group.ts'
 import type { Role } from '../session/api.ts'
 import { parseEffort } from './codec-command.ts'
-import { listenAt, logArrival } from './destination-command.ts'
+import { listenAt } from './destination-command.ts'
 import { print, printLines, tell } from './output.ts'
 import {
+  newTeller,
   type ProcessMemory,
   processMemory,
   proxySettings,
@@ -30,7 +30,6 @@ import {
   type StatusLine,
 } from './proxy-options.ts'
 import { parseCap, parseDuration, parseSize } from './quantity.ts'
-import { logSummary } from './source-command.ts'
 import { storeKeyOf } from './store-key.ts'
 
 interface ServeArguments {
@@ -153,12 +152,13 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   const proxies: Runnable[] = []
   const sources = new Map<string, SourceDaemon>()
   let destination: DestinationDaemon | undefined
-  const log = makeLog(json)
+  const teller = newTeller(json)
+  const { events } = teller
   const memory = memoryOf(configuration)
   const where: string[] = []
   for (const peer of configuration.peers) {
     const daemon = new SourceDaemon({
-      ...proxySettings({ ...common(peer.peerName), tlsServerName: peer.tlsServerName }, 'client', log, memory),
+      ...proxySettings({ ...common(peer.peerName), tlsServerName: peer.tlsServerName }, 'client', events, memory),
       listen: peer.listen.map(entry => ({ ...entry, group: groupOf(entry.group) })),
       beyondLoopback: false,
       peer,
@@ -167,14 +167,13 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
       rate: peer.rate,
       fds,
       onStatus: text => status.tell(`${peer.name}: ${text}`),
-      onSummary: logSummary(json),
     })
     proxies.push(daemon)
     sources.set(peer.name, daemon)
     where.push(`${peer.listen.map(({ address }) => formatAddress(address)).join(' ')} to ${peer.name}`)
   }
   if (configuration.wanListen.length > 0) {
-    const settings = proxySettings(common(configuration.peerName), 'server', log, memory)
+    const settings = proxySettings(common(configuration.peerName), 'server', events, memory)
     destination = new DestinationDaemon({
       ...settings,
       listen: configuration.wanListen.flatMap(at => listenAt(formatAddress(at), configuration.plaintext, false, fds)),
@@ -183,7 +182,6 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
       placesMax: settings.places,
       sessionsMax: configuration.sessionsMax,
       onStatus: text => status.tell(text),
-      onSummary: logArrival(json),
     })
     proxies.push(destination)
     where.push(
@@ -214,14 +212,15 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   const reloadSettings = (): void => {
     const { configuration: next, mistakes } = readFile(config)
     if (!next) {
-      for (const { line, what, hint } of mistakes) log.error(`${config}:${line}: ${what}`, { hint })
+      for (const { line, what, hint } of mistakes)
+        events.error('mistake in the settings', { at: `${config}:${line}`, what, hint })
       throw wrong(config, mistakes)
     }
     for (const { name, rate } of next.peers) sources.get(name)?.setRate(rate)
     destination?.setTargets(next.targets)
-    log.info('settings read again', { counting: 'rate of peers, targets' })
+    events.info('settings read again', { counting: 'rate of peers, targets' })
     const settings = needRestart(configuration, next)
-    if (settings.length > 0) log.warn('a restart is needed for changed settings', { settings: settings.join(', ') })
+    if (settings.length > 0) events.warn('a restart is needed for changed settings', { settings: settings.join(', ') })
   }
-  await runProxy(all, log, status, () => log.info('serving', { from: where }), reloadSettings)
+  await runProxy(all, teller, status, () => events.info('serving', { from: where }), reloadSettings)
 }

@@ -1,7 +1,5 @@
 /** `pageferry source`: the proxy beside the source QEMU. */
 import type { Argv, CommandModule } from 'yargs'
-import type { Log } from '../daemon/log.ts'
-import type { MigrationSummary } from '../daemon/migration-summary.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon, sourceRingPagesMax } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
@@ -10,9 +8,15 @@ import { CONNECTIONS_MAX } from '../limits.ts'
 import { formatAddress, parseNamedAddress, parsePeer } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
 import { PLACES, POOL_MEMORY_DEFAULT, parseEffort } from './codec-command.ts'
-import { type ProxyArguments, proxyOptions, proxySettings, runProxy, type StatusLine } from './proxy-options.ts'
-import { formatSize, parseCap, parseCount } from './quantity.ts'
-import { nameOf, outcomeText } from './summary-text.ts'
+import {
+  newTeller,
+  type ProxyArguments,
+  proxyOptions,
+  proxySettings,
+  runProxy,
+  type StatusLine,
+} from './proxy-options.ts'
+import { parseCap, parseCount } from './quantity.ts'
 
 interface SourceArguments extends ProxyArguments {
   readonly listen: string[]
@@ -101,38 +105,10 @@ function readCap(path: string): number {
   return text === 'none' ? Number.POSITIVE_INFINITY : parseCap(text, `--rate-file ${path}:`)
 }
 
-/** The one line at a migration's end. */
-export function summaryLine(summary: MigrationSummary): string {
-  const { pages, forecast } = summary
-  const parts = Object.entries(pages)
-    .filter(([, count]) => count > 0)
-    .map(([name, count]) => `${count} ${name}`)
-  const beside = forecast
-    ? ` (forecast ${range(forecast.seconds, seconds => seconds.toFixed(1))} s, ${range(forecast.bytesWan, formatSize)})`
-    : ''
-  return (
-    `${outcomeText(summary)}; ${summary.channels}: ${formatSize(summary.bytesIn)} from QEMU, ` +
-    `${formatSize(summary.bytesWan)} on the WAN (${(100 * summary.ratio).toFixed(1)} %), ${summary.seconds.toFixed(1)} s${beside}; ` +
-    `pages: ${parts.join(', ') || 'none'}; ${summary.endedBy}`
-  )
-}
-
-function range([least, most]: readonly [number, number], text: (value: number) => string): string {
-  const [from, to] = [text(least), text(most)]
-  return from === to ? from : `${from} to ${to}`
-}
-
-/** Logs the end of a migration at the level that its outcome deserves: its fields as JSON, or one line for people. */
-export function logSummary(json: boolean): (summary: MigrationSummary, log: Log) => void {
-  return ({ level, ...summary }, log) => {
-    if (json) log[level]('migration ended', summary)
-    else log[level](`migration ${summary.migration} ended: ${summaryLine({ level, ...summary })}`, nameOf(summary))
-  }
-}
-
 async function runSource(args: SourceArguments): Promise<void> {
-  const settings = proxySettings(args, 'client')
-  const { log } = settings
+  const teller = newTeller(args.json)
+  const { events } = teller
+  const settings = proxySettings(args, 'client', events)
   const most = sourceRingPagesMax(PLACES)
   if (settings.ringPages > most) {
     const mib = Math.floor(most / 256)
@@ -153,14 +129,13 @@ async function runSource(args: SourceArguments): Promise<void> {
     rate: rateFile !== undefined ? readCap(rateFile) : rate !== undefined ? parseCap(rate, '--rate') : Infinity,
     fds: takeListenFds(),
     onStatus: text => status.tell(text),
-    onSummary: logSummary(args.json),
   })
-  const started = (): void => log.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') })
-  await runProxy(daemon, log, status, started, () => {
+  const started = (): void => events.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') })
+  await runProxy(daemon, teller, status, started, () => {
     if (rateFile === undefined) return
     const cap = readCap(rateFile)
     daemon.setRate(cap)
-    log.info('rate', { bytesPerSecond: cap === Infinity ? 'none' : cap })
+    events.info('rate', { bytesPerSecond: cap === Infinity ? 'none' : cap })
   })
 }
 

@@ -1,19 +1,52 @@
-/** What the lines at a migration's end have in common at both sides. */
-import type { Verdict } from '../migration/outcome.ts'
+/** How people read the end of a migration: one line, where JSON has all fields. */
+
+import type { SiteEvent } from '../daemon/events.ts'
+import type { ArrivalSummary, MigrationSummary } from '../daemon/migration-summary.ts'
+import type { Sentence } from '../daemon/text-log.ts'
+import { formatSize } from './quantity.ts'
+
+type Departure = Omit<MigrationSummary, 'level'>
+type Arrival = Omit<ArrivalSummary, 'level'>
+
+/** The sentence of an event; undefined where its name and fields are as good. */
+export function sentenceOf(told: SiteEvent): Sentence | undefined {
+  if (told.event !== 'migration ended') return undefined
+  const { fields } = told
+  const line = 'bytesWan' in fields ? summaryLine(fields) : arrivalLine(fields)
+  const { id, target, machine, uuid } = fields
+  // by what one finds the same migration at the other site, and the guest
+  return { text: `migration ${fields.migration} ended: ${line}`, fields: { id, target, machine, uuid } }
+}
+
+/** The one line at the end of a migration that leaves. */
+export function summaryLine(summary: Departure): string {
+  const { pages, forecast } = summary
+  const parts = Object.entries(pages)
+    .filter(([, count]) => count > 0)
+    .map(([name, count]) => `${count} ${name}`)
+  const beside = forecast
+    ? ` (forecast ${range(forecast.seconds, seconds => seconds.toFixed(1))} s, ${range(forecast.bytesWan, formatSize)})`
+    : ''
+  return (
+    `${outcome(summary)}; ${summary.channels}: ${formatSize(summary.bytesIn)} from QEMU, ` +
+    `${formatSize(summary.bytesWan)} on the WAN (${(100 * summary.ratio).toFixed(1)} %), ${summary.seconds.toFixed(1)} s${beside}; ` +
+    `pages: ${parts.join(', ') || 'none'}; ${summary.endedBy}`
+  )
+}
+
+function arrivalLine(summary: Arrival): string {
+  return (
+    `${outcome(summary)}; ${formatSize(summary.bytesOut)} to QEMU, ` +
+    `${formatSize(summary.bytesBack)} back, ${summary.seconds.toFixed(1)} s; ${summary.endedBy}`
+  )
+}
 
 /** 'completed (the destination QEMU has taken over)'. */
-export function outcomeText({ outcome, reason }: Pick<Verdict, 'outcome' | 'reason'>): string {
+function outcome({ outcome, reason }: Departure | Arrival): string {
   return `${outcome} (${reason})`
 }
 
-interface Named {
-  readonly id: string
-  readonly target: string
-  readonly machine?: string
-  readonly uuid?: string
-}
-
-/** By what one finds the same migration at the other site, and the guest. */
-export function nameOf({ id, target, machine, uuid }: Named): Named {
-  return { id, target, ...(machine === undefined ? {} : { machine }), ...(uuid === undefined ? {} : { uuid }) }
+function range([least, most]: readonly [number, number], text: (value: number) => string): string {
+  const [from, to] = [text(least), text(most)]
+  return from === to ? from : `${from} to ${to}`
 }

@@ -15,9 +15,8 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
 import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
 import type { ClientHello } from '../wan/hello.ts'
-import { type ArrivalSummary, DestinationSession } from './destination-session.ts'
-import { LineBudget } from './line-budget.ts'
-import type { Log } from './log.ts'
+import { DestinationSession } from './destination-session.ts'
+import type { Events } from './events.ts'
 import { SessionSets } from './session-sets.ts'
 
 /** Expanded batches that QEMU's sockets have not taken yet; further ones are copied. */
@@ -58,9 +57,8 @@ export interface DestinationOptions {
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy. Default: patienceMs. */
   readonly patiencePostcopyMs?: number
-  readonly log: Log
-  /** @param log for what this peer makes us say */
-  readonly onSummary: (summary: ArrivalSummary, log: Log) => void
+  /** Where it tells what happens: everything that a test or a log wants to know. */
+  readonly events: Events
   readonly onStatus?: (status: string) => void
 }
 
@@ -70,7 +68,6 @@ export class DestinationDaemon {
   private readonly server: LinkServer
   private readonly sets: SessionSets
   private readonly sessions = new Map<Link, DestinationSession>()
-  private readonly lines: LineBudget
   private readonly pools: Pools
   private readonly shares: RingShares
   private readonly grants = new Map<Link, RingGrant>()
@@ -88,15 +85,14 @@ export class DestinationDaemon {
     this.targets = options.targets
     const { patienceMs, patiencePostcopyMs = patienceMs } = options
     this.patience = { precopyMs: patienceMs, postcopyMs: patiencePostcopyMs }
-    this.lines = new LineBudget(options.log)
     this.pools = options.pools ?? new Pools()
     this.shares = options.shares ?? new RingShares(2 * options.ringPagesMax * PAGE_BYTES, true)
     // a ring is made smaller where it does not fit beside the sets
-    this.sets = new SessionSets(options.store, options.log, templatePagesMax(SHAPE, 0, options.placesMax))
+    this.sets = new SessionSets(options.store, options.events, templatePagesMax(SHAPE, 0, options.placesMax))
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       accept: (hello, identity, holder) => this.acceptSession(hello, identity, holder),
-      logger: this.lines.byFields(),
+      logger: options.events.byFields(),
       ...(options.sessionsMax !== undefined && { sessionsMax: options.sessionsMax }),
       agent: 'pageferry',
     })
@@ -139,7 +135,7 @@ export class DestinationDaemon {
     this.stopping = true
     if (this.running > 0) {
       this.options.onStatus?.(`stopping: ${this.running} channels finish`)
-      this.options.log.info('stopping: running migrations finish first', { channels: this.running })
+      this.options.events.info('stopping: running migrations finish first', { channels: this.running })
     }
     this.server.drain()
     while (this.running > 0) await sleep(50)
@@ -210,7 +206,7 @@ export class DestinationDaemon {
           session ??= this.makeSession(link, pool, seedWords, learning)
           return session
         }
-        this.lines.of(identity).info('session open', {
+        options.events.of(identity).info('session open', {
           identity,
           agent: hello.agent,
           sets: sets.map(digest => digest.slice(0, 12)),
@@ -238,7 +234,7 @@ export class DestinationDaemon {
     seed: readonly [number, number],
     learning: SessionLearning | undefined,
   ): DestinationSession {
-    const log = this.lines.of(link.identity)
+    const log = this.options.events.of(link.identity)
     const session = new DestinationSession({
       session: link.session,
       sessionId: link.id,
@@ -251,7 +247,7 @@ export class DestinationDaemon {
       log,
       now: () => performance.now(),
       onFailure: error => void link.abort(error),
-      onMigrationEnd: summary => this.options.onSummary(summary, log),
+      onMigrationEnd: ({ level, ...summary }) => log[level]('migration ended', summary),
     })
     this.sessions.set(link, session)
     return session

@@ -10,7 +10,7 @@ import { OWED_MS } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { ChannelHead } from '../migration/channel-ends.ts'
 import { MigrationRecord } from '../migration/migration-record.ts'
-import type { Cause, Outcome, Verdict } from '../migration/outcome.ts'
+import type { Cause } from '../migration/outcome.ts'
 import { Patience, type PatienceTimes } from '../migration/patience.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
@@ -22,7 +22,8 @@ import type { Session } from '../session/session.ts'
 import { Inbound } from '../transfer/inbound.ts'
 import type { Pool } from '../transfer/pool.ts'
 import { CODE } from '../wan/wire.ts'
-import type { Log } from './log.ts'
+import type { SiteLog } from './events.ts'
+import type { ArrivalSummary } from './migration-summary.ts'
 
 /** Bytes of the return path that one read may bring: a bitmap at a recovery has megabytes ... */
 const READ_BYTES = 65536
@@ -44,32 +45,12 @@ export interface DestinationSessionOptions {
   readonly patience: PatienceTimes
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
   readonly pieces: MemoryShare
-  readonly log: Log
+  readonly log: SiteLog
   readonly now: () => number
   /** A batch was damaged: the session must end. */
   readonly onFailure: (error: ProxyError) => void
   /** A migration's last flow has ended. */
   readonly onMigrationEnd: (summary: ArrivalSummary) => void
-}
-
-/** What the destination side tells of a migration. */
-export interface ArrivalSummary {
-  readonly migration: number
-  /** The same at both sites. */
-  readonly id: string
-  readonly target: string
-  readonly machine?: string
-  readonly uuid?: string
-  readonly outcome: Outcome
-  /** Why, in a sentence. */
-  readonly reason: string
-  /** For alerting. */
-  readonly level: Verdict['level']
-  readonly seconds: number
-  /** Bytes given to QEMU, and bytes that it sent back. */
-  readonly bytesOut: number
-  readonly bytesBack: number
-  readonly endedBy: string
 }
 
 class Arrival {

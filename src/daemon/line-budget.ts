@@ -3,7 +3,6 @@
  * and what is beyond is counted, so that nobody fills the disk or hides another's lines.
  */
 import { PEER_LINES_PER_MINUTE } from '../limits.ts'
-import type { Log } from './log.ts'
 
 /** How often a count of lines that were left out is told. */
 const TELL_MS = 15_000
@@ -30,44 +29,22 @@ interface Account {
 }
 
 export class LineBudget {
-  private readonly log: Log
+  private readonly onLeftOut: (cause: string, lines: number) => void
   private readonly clock: BudgetClock
   private readonly accounts = new Map<string, Account>()
 
-  constructor(log: Log, clock: BudgetClock = WALL) {
-    this.log = log
+  /** @param onLeftOut writes a line about lines that were left out */
+  constructor(onLeftOut: (cause: string, lines: number) => void, clock: BudgetClock = WALL) {
+    this.onLeftOut = onLeftOut
     this.clock = clock
   }
 
   /**
-   * The log for what `cause` makes us say: at most {@link PEER_LINES_PER_MINUTE} lines in any minute, counts included.
-   * @param cause identity of a peer, or a name for those who have none; all logs of one name share its lines
+   * Whether there is room for one more line of a cause: at most {@link PEER_LINES_PER_MINUTE} in any minute, those about
+   * lines left out included.
+   * @param cause identity of a peer, or a name for those who have none
    */
-  of(cause: string): Log {
-    const line =
-      (level: keyof Log) =>
-      (event: string, fields?: object): void => {
-        if (this.takes(cause)) this.log[level](event, fields)
-      }
-    return { info: line('info'), warn: line('warn'), error: line('error') }
-  }
-
-  /**
-   * The log for a layer that serves many: what a line is about says who caused it. Lines with an `identity` count for it,
-   * those about a `peer` that has none yet for all strangers together, others are our own and always written.
-   */
-  byFields(): Log {
-    const line =
-      (level: keyof Log) =>
-      (event: string, fields: object = {}): void => {
-        const { identity, peer } = fields as { identity?: unknown; peer?: unknown }
-        const cause = typeof identity === 'string' ? identity : peer === undefined ? undefined : 'strangers'
-        if (cause === undefined || this.takes(cause)) this.log[level](event, fields)
-      }
-    return { info: line('info'), warn: line('warn'), error: line('error') }
-  }
-
-  private takes(cause: string): boolean {
+  takes(cause: string): boolean {
     const nowMs = this.clock.now()
     let account = this.accounts.get(cause)
     if (!account) {
@@ -86,8 +63,9 @@ export class LineBudget {
   }
 
   private tell(cause: string, account: Account): void {
-    this.log.warn('lines left out: too many in a minute', { cause, lines: account.leftOut })
+    const { leftOut } = account
     account.leftOut = 0
+    this.onLeftOut(cause, leftOut)
   }
 
   /** Forgets who has been silent for a minute: names are bounded by what came in one. */

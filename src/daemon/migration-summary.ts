@@ -68,6 +68,26 @@ export interface MigrationSummary {
   readonly endedBy: string
 }
 
+/** What the destination side tells of a migration. */
+export interface ArrivalSummary {
+  readonly migration: number
+  /** The same at both sites. */
+  readonly id: string
+  readonly target: string
+  readonly machine?: string
+  readonly uuid?: string
+  readonly outcome: Outcome
+  /** Why, in a sentence. */
+  readonly reason: string
+  /** For alerting. */
+  readonly level: Verdict['level']
+  readonly seconds: number
+  /** Bytes given to QEMU, and bytes that it sent back. */
+  readonly bytesOut: number
+  readonly bytesBack: number
+  readonly endedBy: string
+}
+
 /** Anything with the fields of a finished migration. */
 export interface FinishedMigration {
   readonly number: number

@@ -4,11 +4,11 @@ import { isProxyError, type ProxyError } from '../errors.ts'
 import { HELLO_SETS_MAX } from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
-import type { Log } from './log.ts'
+import type { SiteLog } from './events.ts'
 
 export class SessionSets {
   private readonly store: TemplateStore | undefined
-  private readonly log: Log
+  private readonly log: SiteLog
   /** The store's fingerprint when sets were offered last; '' before that. */
   private offered = ''
   /** Sets that were offered, and sets that must not be: digest to what tells one file from the next of that name. */
@@ -22,7 +22,7 @@ export class SessionSets {
   /** Why the store could not be read, as it was told; undefined where it can be. */
   private unreadable: string | undefined
 
-  constructor(store: TemplateStore | undefined, log: Log, pagesMax = Number.POSITIVE_INFINITY) {
+  constructor(store: TemplateStore | undefined, log: SiteLog, pagesMax = Number.POSITIVE_INFINITY) {
     this.store = store
     this.pagesMax = pagesMax
     this.log = log

@@ -7,6 +7,7 @@ import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
 import { CHANNEL_UNITS, CONNECTIONS_HELD_MAX, HELLO_SETS_MAX } from '../limits.ts'
+import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
@@ -17,10 +18,8 @@ import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templat
 import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
 import { SLOT_UNIT_BYTES } from '../transfer/slot-arena.ts'
 import { EffortController } from './effort-controller.ts'
+import type { Events, SiteLog } from './events.ts'
 import { instanceOf, PROCESS, thisHost } from './instance.ts'
-import { LineBudget } from './line-budget.ts'
-import type { Log } from './log.ts'
-import type { MigrationSummary } from './migration-summary.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
 import { SessionSets } from './session-sets.ts'
 import { SourceConnection } from './source-connection.ts'
@@ -80,9 +79,8 @@ export interface SourceOptions {
   /** The same after a migration's switch to postcopy. Default: patienceMs. */
   readonly patiencePostcopyMs?: number
   readonly fds?: ReadonlyMap<string, readonly number[]>
-  readonly log: Log
-  /** @param log for what this site's QEMUs make us say */
-  readonly onSummary: (summary: MigrationSummary, log: Log) => void
+  /** Where it tells what happens: everything that a test or a log wants to know. */
+  readonly events: Events
   /** What to tell systemd and people, when it changes. */
   readonly onStatus?: (status: string) => void
 }
@@ -112,8 +110,8 @@ export class SourceDaemon {
   private migrations = 0
   private rate: number
   /** What QEMUs and others at our listeners make us say, and what the other proxy does. */
-  private readonly qemuLog: Log
-  private readonly peerLog: Log
+  private readonly qemuLog: SiteLog
+  private readonly peerLog: SiteLog
   private readonly failures = new RepeatedFailure()
   private wake: (() => void) | undefined
   /** Settles when the last session has ended after `stop`. */
@@ -123,16 +121,15 @@ export class SourceDaemon {
   constructor(options: SourceOptions) {
     this.options = options
     this.rate = options.rate
-    const lines = new LineBudget(options.log)
-    this.qemuLog = lines.of('connections of QEMU')
-    this.peerLog = lines.of(`${options.peer.host}:${options.peer.port}`)
+    this.qemuLog = options.events.of('connections of QEMU')
+    this.peerLog = options.events.of(`${options.peer.host}:${options.peer.port}`)
     this.pools = options.pools ?? new Pools()
     this.shares = options.shares ?? new RingShares(options.ringPages * PAGE_BYTES, false)
     this.shares.expect(this.peerName)
     this.shape = shapeFor(options.effort)
     this.ringPages = Math.min(options.ringPages, ringPagesMax(this.shape, options.places))
     const pagesMax = templatePagesMax(this.shape, this.ringPages, options.places)
-    this.sets = new SessionSets(options.store, options.log, pagesMax)
+    this.sets = new SessionSets(options.store, options.events, pagesMax)
     this.ended = new Promise(done => {
       this.resolveEnded = done
     })
@@ -179,9 +176,13 @@ export class SourceDaemon {
           onAcceptError: error => this.qemuLog.warn('accept failed', { error: error.message }),
           onPortsTaken: (ports, error) => {
             const { what, action } = error
-            this.options.log.warn('ports are taken: tried again', { ports: ports.join(' '), error: what, hint: action })
+            this.options.events.warn('ports are taken: tried again', {
+              ports: ports.join(' '),
+              error: what,
+              hint: action,
+            })
           },
-          onPortFree: port => this.options.log.info('listening at one port more', { port }),
+          onPortFree: port => this.options.events.info('listening at one port more', { port }),
         }),
       )
     }
@@ -213,7 +214,7 @@ export class SourceDaemon {
     this.refuseNew()
     if (this.session?.channelCount) {
       this.options.onStatus?.(`stopping: ${this.running} migrations finish`)
-      this.options.log.info('stopping: running migrations finish first', { migrations: this.running })
+      this.options.events.info('stopping: running migrations finish first', { migrations: this.running })
     }
     this.closeIfIdle()
     this.wake?.()
@@ -319,12 +320,12 @@ export class SourceDaemon {
   }
 
   /** The link's own lines, but while one session after the other cannot be opened `no session` says it all. */
-  private readonly linkLog: Log = {
-    info: (event, fields) => this.peerLog.info(event, fields),
-    warn: (event, fields) => {
-      if (this.failures.times === 0) this.peerLog.warn(event, fields)
+  private readonly linkLog: LinkLogger = {
+    info: (...told) => this.peerLog.info(...told),
+    warn: (...told) => {
+      if (this.failures.times === 0) this.peerLog.warn(...told)
     },
-    error: (event, fields) => this.peerLog.error(event, fields),
+    error: (...told) => this.peerLog.error(...told),
   }
 
   /** Opens one session after the other for as long as the proxy runs. */
@@ -433,7 +434,8 @@ export class SourceDaemon {
         now: () => performance.now(),
         nextMigration: () => ++this.migrations,
         onSummary: summary => {
-          options.onSummary(summary, this.qemuLog)
+          const { level, ...fields } = summary
+          this.qemuLog[level]('migration ended', fields)
           if (this.stopping) this.refuseNew()
           this.closeIfIdle()
         },

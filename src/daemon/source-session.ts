@@ -27,7 +27,7 @@ import type { Pool } from '../transfer/pool.ts'
 import { SLOT_UNIT_BYTES, type Slot, SlotArena } from '../transfer/slot-arena.ts'
 import { CODE } from '../wan/wire.ts'
 import type { EffortController } from './effort-controller.ts'
-import type { Log } from './log.ts'
+import type { SiteLog } from './events.ts'
 import { type Forecast, Forecaster, type MigrationSummary, summarize } from './migration-summary.ts'
 import type { SourceConnection } from './source-connection.ts'
 
@@ -181,7 +181,7 @@ export interface SourceSessionOptions {
   readonly effort: EffortController
   readonly queueTargetMs: number
   readonly patience: PatienceTimes
-  readonly log: Log
+  readonly log: SiteLog
   readonly now: () => number
   /** Number of the next migration; shared by the sessions of a process so that logs stay unambiguous. */
   readonly nextMigration: () => number

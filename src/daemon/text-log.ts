@@ -1,9 +1,9 @@
 /** The log of the proxies on a terminal, in a journal or a file: a line of text, or of JSON where that is asked for. */
 import { printable } from '../bytes/printable.ts'
+import type { Level } from '../log.ts'
+import type { SiteEvent } from './events.ts'
+import { LineBudget } from './line-budget.ts'
 import { LineWriter } from './line-writer.ts'
-import type { Log } from './log.ts'
-
-type Level = keyof Log
 
 const PREFIX: Readonly<Record<Level, string>> = { info: '', warn: 'warning: ', error: 'error: ' }
 
@@ -13,28 +13,54 @@ const NUMBER: Readonly<Record<Level, number>> = { info: 30, warn: 40, error: 50 
 /** How long the end of a proxy waits for a log that is slow. */
 const SETTLE_MS = 1000
 
-/** A log, and how it ends. */
-export interface ProcessLog extends Log {
-  /** Resolves when all lines are written, or it has been waited for long enough. */
-  settle(): Promise<void>
+/** What people read in place of an event's name and fields. */
+export interface Sentence {
+  readonly text: string
+  readonly fields: object
 }
 
-/**
- * The log of this process: one event is one line, whatever outside text stands in it, and nothing waits for its reader.
- * @param json one JSON object a line, for collectors
- * @param fd where to
- */
-export function makeLog(json: boolean, fd = 1): ProcessLog {
-  const format = json ? jsonLine : textLine
-  const writer = new LineWriter(fd, lines =>
-    format('warn', 'log lines were lost: they could not be written', { lines }),
+/** The log of this process: one event is one line, whatever outside text stands in it, and nothing waits for its reader. */
+export class EventLog {
+  private readonly json: boolean
+  private readonly sentenceOf: (event: SiteEvent) => Sentence | undefined
+  private readonly writer: LineWriter
+  private readonly budget = new LineBudget((cause, lines) =>
+    this.write('warn', 'lines left out: too many in a minute', { cause, lines }),
   )
-  process.once('exit', () => writer.finish())
-  const line =
-    (level: Level) =>
-    (event: string, fields: object = {}): void =>
-      writer.write(format(level, event, fields))
-  return { info: line('info'), warn: line('warn'), error: line('error'), settle: () => writer.settle(SETTLE_MS) }
+
+  /**
+   * @param json one JSON object a line, for collectors
+   * @param sentenceOf how people read an event, where its name and fields are not all
+   * @param fd where to
+   */
+  constructor(json: boolean, sentenceOf: (event: SiteEvent) => Sentence | undefined = () => undefined, fd = 1) {
+    this.json = json
+    this.sentenceOf = sentenceOf
+    this.writer = new LineWriter(fd, lines =>
+      this.format('warn', 'log lines were lost: they could not be written', { lines }),
+    )
+    process.once('exit', () => this.writer.finish())
+  }
+
+  /** Writes an event, unless its cause has had its lines. */
+  readonly take = (told: SiteEvent): void => {
+    if (told.cause !== undefined && !this.budget.takes(told.cause)) return
+    const sentence = this.json ? undefined : this.sentenceOf(told)
+    this.write(told.level, sentence?.text ?? told.event, sentence?.fields ?? told.fields)
+  }
+
+  /** Resolves when all lines are written, or it has been waited for long enough. */
+  settle(): Promise<void> {
+    return this.writer.settle(SETTLE_MS)
+  }
+
+  private write(level: Level, event: string, fields: object): void {
+    this.writer.write(this.format(level, event, fields))
+  }
+
+  private format(level: Level, event: string, fields: object): string {
+    return this.json ? jsonLine(level, event, fields) : textLine(level, event, fields)
+  }
 }
 
 function textLine(level: Level, event: string, fields: object): string {

@@ -7,6 +7,7 @@ import { resolve } from 'node:path'
 import type { PageObserver } from '../codec/observer.ts'
 import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
 import type { Kernel } from '../kernel/kernel.ts'
+import type { Log } from '../log.ts'
 import { pruneStore } from '../store/prune.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { writeDigest } from '../template/digest.ts'
@@ -38,7 +39,7 @@ export interface LearningOptions {
   readonly maxBytes: number
   /** Learned sets that are older are removed. */
   readonly maxAgeMs: number
-  readonly log: Log
+  readonly log: Log<LearningEvents>
   /** Both sides must say the same. */
   readonly pagesMax?: number
   /** States that are kept while no session uses them: a source proxy has one peer, so one. */
@@ -47,9 +48,12 @@ export interface LearningOptions {
   readonly onSet?: (digest: string, pages: number) => void
 }
 
-interface Log {
-  info(event: string, fields?: object): void
-  warn(event: string, fields?: object): void
+/** What learning tells. */
+export interface LearningEvents {
+  learned: { readonly migration: number; readonly set: string; readonly pages: number; readonly seconds: number }
+  'learned pages were not kept': { readonly migration: number; readonly error: string }
+  'learned pages were not kept: other peers have their share of --learn-size': { readonly migration: number }
+  'learning stops until the next session': { readonly error: string }
 }
 
 /** What learning needs of a session's pool. */

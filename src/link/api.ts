@@ -1,12 +1,52 @@
 /** What the link layer is handed from above: where it logs, what time it is, and who gets what arrives. */
+import type { Log } from '../log.ts'
 import type { SessionOptions, SessionSink } from '../session/api.ts'
 
-/** Where events go; `event` is a stable dotted name, `fields` what belongs to it. */
-export interface LinkLogger {
-  info(event: string, fields: Readonly<Record<string, unknown>>): void
-  warn(event: string, fields: Readonly<Record<string, unknown>>): void
-  error(event: string, fields: Readonly<Record<string, unknown>>): void
+/** What a link tells of itself: the first digits of its session, and who the peer is ('' before that is known). */
+interface OfLink {
+  readonly link: string
+  readonly identity: string
 }
+
+/** An end, or a refusal. */
+interface Reason {
+  readonly code: string
+  readonly reason: string
+}
+
+/** What the link layer tells. */
+export interface LinkEvents {
+  'link.open': OfLink & { readonly agent: string; readonly connections?: number }
+  'link.up': OfLink & { readonly connection: number; readonly peer: string | undefined }
+  'link.down': OfLink & {
+    readonly connection: number
+    readonly peer: string | undefined
+    readonly reason: string | undefined
+  }
+  'link.bye': OfLink & { readonly code: number; readonly text: string }
+  'link.dead': OfLink & Reason
+  'link.dial': Reason & {
+    readonly link: string
+    readonly connection: number
+    readonly host: string
+    readonly port: number
+    readonly hint: string
+  }
+  /** A session goes on under a new certificate's name. */
+  'link.renamed': OfLink & { readonly before: string }
+  'link.refused': Reason & { readonly peer: string | undefined; readonly identity?: string; readonly hint: string }
+  'link.listen': { readonly reason: string }
+  'link.plaintext': { readonly address?: string; readonly host?: string; readonly port: number; readonly link?: string }
+  /** A defect of ours that somebody outside found. */
+  'link.defect': {
+    readonly link?: string
+    readonly peer?: string | undefined
+    readonly identity?: string | undefined
+    readonly stack: string | undefined
+  }
+}
+
+export type LinkLogger = Log<LinkEvents>
 
 /** Time, injected so that tests can let it run faster than the wall's. */
 export interface Clock {

@@ -119,14 +119,14 @@ export class Link {
         onCredit: flow => this.#sink.onCredit(flow),
         onDrain: () => this.#sink.onDrain(),
         onBye: (code, text) => {
-          this.#log('info', 'link.bye', { code, text })
+          this.#logger.info('link.bye', { ...this.#named, code, text })
           this.#sink.onBye(code, text)
           this.#schedule()
         },
         onDead: ended => {
           const error = this.#withTrouble(ended)
           this.#error ??= error
-          this.#log('warn', 'link.dead', { code: error.code, reason: error.what })
+          this.#logger.warn('link.dead', { ...this.#named, code: error.code, reason: error.what })
           this.#sink.onDead(error)
           this.#schedule()
         },
@@ -221,7 +221,7 @@ export class Link {
       this.#down(wire, failure ?? (wire.ending ? undefined : new Error('closed by the peer')))
       this.#schedule()
     })
-    this.#log('info', 'link.up', { connection, peer })
+    this.#logger.info('link.up', { ...this.#named, connection, peer })
     this.#sink.onConnection?.(connection, true)
     this.session.attach(connection, hello.received, now, hello.credit)
     if (rest.length > 0) take(rest)
@@ -267,13 +267,14 @@ export class Link {
   #defect(error: unknown): void {
     if (this.#over) throw error
     const { stack, message } = error as Error
-    this.#logger.error('link.defect', { link: this.id.slice(0, 8), identity: this.identity, stack })
+    this.#logger.error('link.defect', { ...this.#named, stack })
     const what = `our own defect: ${message}`
     void this.abort(new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error }))
   }
 
-  #log(level: 'info' | 'warn', event: string, fields: Record<string, unknown>): void {
-    this.#logger[level](event, { link: this.id.slice(0, 8), identity: this.identity, ...fields })
+  /** What every event of a link has. */
+  get #named(): { readonly link: string; readonly identity: string } {
+    return { link: this.id.slice(0, 8), identity: this.identity }
   }
 
   /** The heartbeat gave a connection up. */
@@ -310,7 +311,8 @@ export class Link {
     const reason = error instanceof ProxyError ? error.what : error?.message
     // The other side closes a worn connection as soon as it has the fresh one: often before we have it.
     const isMishap = error !== undefined && !this.over && wire.keys?.isWorn !== true
-    this.#log(isMishap ? 'warn' : 'info', 'link.down', {
+    this.#logger[isMishap ? 'warn' : 'info']('link.down', {
+      ...this.#named,
       connection: wire.connection,
       peer: wire.peer,
       reason,

@@ -454,7 +454,7 @@ const serve: Case[] = [
     ['serve', '--config', site('o.yaml', RECEIVES)],
     {
       status: 0,
-      out: /o\.yaml:4: Unresolved alias[\s\S]*settings not read: the old ones stay[\s\S]*stopped\n$/,
+      out: /mistake in the settings at="?[^ ]*o\.yaml:4"? what="Unresolved alias[\s\S]*settings not read: the old ones stay[\s\S]*stopped\n$/,
       raw: '',
       when: [
         [

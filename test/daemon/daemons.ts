@@ -2,8 +2,8 @@
 import { once } from 'node:events'
 import net from 'node:net'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
-import type { ArrivalSummary } from '../../src/daemon/destination-session.ts'
-import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
+import { Events, type SiteEvent } from '../../src/daemon/events.ts'
+import type { ArrivalSummary, MigrationSummary } from '../../src/daemon/migration-summary.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { ProxyError } from '../../src/errors.ts'
 import type { LinkClient } from '../../src/link/client.ts'
@@ -95,7 +95,8 @@ export class Daemons implements AsyncDisposable {
   readonly target: Target
   readonly destination: DestinationDaemon
   readonly source: SourceDaemon
-  readonly events: string[] = []
+  /** Names of the events of both, in order. */
+  readonly told: readonly string[]
   readonly summaries: MigrationSummary[]
   readonly arrivals: ArrivalSummary[]
   readonly wan: Wan
@@ -106,7 +107,7 @@ export class Daemons implements AsyncDisposable {
     destination: DestinationDaemon,
     wan: Wan,
     source: SourceDaemon,
-    events: string[],
+    told: string[],
     summaries: MigrationSummary[],
     arrivals: ArrivalSummary[],
   ) {
@@ -116,20 +117,23 @@ export class Daemons implements AsyncDisposable {
     this.wan = wan
     this.destination = destination
     this.source = source
-    this.events = events
+    this.told = told
   }
 
   static async start({ store, gates = 1, ...times }: DaemonsOptions = {}): Promise<Daemons> {
     const target = new Target()
     target.server.listen(0, '127.0.0.1')
     await once(target.server, 'listening')
-    const events: string[] = []
-    const note = (event: string): void => {
-      events.push(event)
-    }
-    const log = { info: note, warn: note, error: note }
+    const told: string[] = []
+    const events = new Events()
     const summaries: MigrationSummary[] = []
     const arrivals: ArrivalSummary[] = []
+    events.subscribe(({ level, event, fields }) => {
+      told.push(event)
+      if (event !== 'migration ended') return
+      if ('bytesWan' in fields) summaries.push({ ...fields, level })
+      else arrivals.push({ ...fields, level })
+    })
     const names = Array.from({ length: gates }, (_, i) => (i === 0 ? 'default' : `t${i}`))
     const patience = { patienceMs: 5000, ...times }
     const destination = new DestinationDaemon({
@@ -141,11 +145,7 @@ export class Daemons implements AsyncDisposable {
       placesMax: PLACES,
       queueTargetMs: 50,
       ...patience,
-      log,
-      onSummary: summary => {
-        arrivals.push(summary)
-        note('arrived')
-      },
+      events,
     })
     await destination.start()
     const wan = new Wan(destination.addresses[0]!.port)
@@ -164,14 +164,10 @@ export class Daemons implements AsyncDisposable {
       rate: Number.POSITIVE_INFINITY,
       queueTargetMs: 50,
       ...patience,
-      log,
-      onSummary: summary => {
-        summaries.push(summary)
-        note('ended')
-      },
+      events,
     })
     await source.start()
-    return new Daemons(target, destination, wan, source, events, summaries, arrivals)
+    return new Daemons(target, destination, wan, source, told, summaries, arrivals)
   }
 
   async dial(gate = 0): Promise<net.Socket> {
@@ -184,8 +180,9 @@ export class Daemons implements AsyncDisposable {
     return socket
   }
 
-  count(event: string): number {
-    return this.events.filter(one => one === event).length
+  /** How often either of them told it. */
+  count(event: SiteEvent['event']): number {
+    return this.told.filter(one => one === event).length
   }
 
   /** Ends the session as a WAN does that stays away; the source daemon opens the next one. */

@@ -7,20 +7,23 @@ import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { Events, type SiteEvent } from '../../src/daemon/events.ts'
 import { LineBudget } from '../../src/daemon/line-budget.ts'
-import type { Log } from '../../src/daemon/log.ts'
-import { makeLog } from '../../src/daemon/text-log.ts'
+import { EventLog } from '../../src/daemon/text-log.ts'
 import { PEER_LINES_PER_MINUTE } from '../../src/limits.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'pageferry-log-'))
 t.teardown(() => rmSync(folder, { recursive: true, force: true }))
 
-/** What a log wrote to a file. */
-async function written(json: boolean, use: (log: Log) => void): Promise<string> {
+/** What a log wrote to a file about events that are none of ours. */
+async function written(
+  json: boolean,
+  ...events: readonly (readonly [event: string, fields: object])[]
+): Promise<string> {
   const path = join(folder, 'log')
   const fd = openSync(path, 'w')
-  const log = makeLog(json, fd)
-  use(log)
+  const log = new EventLog(json, undefined, fd)
+  for (const [event, fields] of events) log.take({ level: 'warn', event, fields } as unknown as SiteEvent)
   await log.settle()
   closeSync(fd)
   return readFileSync(path, 'utf8')
@@ -31,7 +34,7 @@ const HOSTILE = 'a\n2026-01-01T00:00:00.000Z error: forged\x1b[2J\x9b\u2028\u202
 t.test('one event is one line', async t => {
   const fields = { text: HOSTILE, [HOSTILE]: 1, deep: [{ [HOSTILE]: HOSTILE }], none: undefined, plain: 'tcp:[::1]:9' }
   for (const json of [false, true]) {
-    const lines = (await written(json, log => log.warn(HOSTILE, fields))).split('\n')
+    const lines = (await written(json, [HOSTILE, fields])).split('\n')
     t.equal(lines.length, 2, `json ${json}: a line and its end`)
     t.notMatch(lines[0], /[\p{Cc}\p{Bidi_Control}\u2028\u2029]/u)
     if (json) {
@@ -47,11 +50,7 @@ t.test('what has no JSON is said, and ends nothing', async t => {
   const circle: Record<string, unknown> = {}
   circle.circle = circle
   for (const json of [false, true]) {
-    const all = await written(json, log => {
-      log.info('a', { big: 1n })
-      log.info('b', { circle })
-      log.info('c', { empty: '' })
-    })
+    const all = await written(json, ['a', { big: 1n }], ['b', { circle }], ['c', { empty: '' }])
     t.equal(all.trim().split('\n').length, 3)
     t.match(all, /cannot be written: .*BigInt/)
   }
@@ -60,13 +59,6 @@ t.test('what has no JSON is said, and ends nothing', async t => {
 t.test('a budget', async t => {
   let nowMs = 0
   let timers: { at: number; run: () => void }[] = []
-  const lines: { at: number; event: string; fields: Record<string, unknown> }[] = []
-  const write = (event: string, fields: object = {}): void =>
-    void lines.push({ at: nowMs, event, fields: { ...fields } })
-  const budget = new LineBudget(
-    { info: write, warn: write, error: write },
-    { now: () => nowMs, after: (ms, run) => void timers.push({ at: nowMs + ms, run }) },
-  )
   const advance = (ms: number): void => {
     const end = nowMs + ms
     for (;;) {
@@ -78,44 +70,84 @@ t.test('a budget', async t => {
     }
     nowMs = end
   }
-  let said = 0
-  const flood = budget.of('flood')
+  const written: number[] = []
+  let leftOut = 0
+  const budget = new LineBudget(
+    (cause, lines) => {
+      t.equal(cause, 'flood')
+      written.push(nowMs)
+      leftOut += lines
+    },
+    { now: () => nowMs, after: (ms, run) => void timers.push({ at: nowMs + ms, run }) },
+  )
+  let taken = 0
   for (let i = 0; i < 10_000; i++) {
-    flood.info('x')
-    said++
-    if (i % 7 === 0) budget.byFields().warn('y', { identity: 'flood' })
-    if (i % 7 === 0) said++
+    if (budget.takes('flood')) {
+      taken++
+      written.push(nowMs)
+    }
     advance(i % 100 === 0 ? 4321 : 33)
   }
+  t.ok(budget.takes('another'), "nobody takes another's lines")
   advance(60_000)
-  const mine = lines.splice(0)
   let most = 0
-  for (const { at } of mine) most = Math.max(most, mine.filter(line => line.at > at - 60_000 && line.at <= at).length)
+  for (const end of written) most = Math.max(most, written.filter(at => at > end - 60_000 && at <= end).length)
   t.ok(most <= PEER_LINES_PER_MINUTE && most > PEER_LINES_PER_MINUTE - 10, `${most} lines in the fullest minute`)
-  const counts = mine.filter(({ event }) => event.startsWith('lines left out'))
-  const leftOut = counts.reduce((sum, { fields }) => sum + Number(fields.lines), 0)
-  t.equal(mine.length - counts.length + leftOut, said, 'each line is written or counted')
-  t.same(counts[0]?.fields.cause, 'flood')
+  t.equal(taken + leftOut, 10_000, 'each line is written or counted')
+})
 
-  for (let i = 0; i < 1000; i++) {
-    budget.byFields().warn('link.refused', { peer: '192.0.2.1' })
-    budget.byFields().error('link.listen', { reason: 'ours' })
-  }
-  budget.of('another').info('is heard')
-  const now = lines.map(({ event }) => event)
-  t.ok(now.filter(event => event === 'link.refused').length < PEER_LINES_PER_MINUTE, 'strangers share one budget')
-  t.equal(now.filter(event => event === 'link.listen').length, 1000, 'our own lines are not counted')
-  t.ok(now.includes('is heard'), "nobody takes another's lines")
+t.test('who hears of an event, and who caused it', async t => {
+  const events = new Events()
+  const heard: SiteEvent[] = []
+  const end = events.subscribe(event => heard.push(event))
+  events.info('stopped')
+  events.of('a peer').warn('no session', { error: 'x' })
+  const link = events.byFields()
+  const reason = { code: 'PEER_AUTH', reason: 'r', hint: 'h' }
+  link.warn('link.refused', { peer: '192.0.2.1', ...reason })
+  link.warn('link.refused', { peer: '192.0.2.1', identity: 'fra', ...reason })
+  link.error('link.listen', { reason: 'ours' })
+  end()
+  events.info('stopped')
+  t.same(
+    heard.map(({ level, event, cause }) => [level, event, cause]),
+    [
+      ['info', 'stopped', undefined],
+      ['warn', 'no session', 'a peer'],
+      ['warn', 'link.refused', 'strangers'],
+      ['warn', 'link.refused', 'fra'],
+      ['error', 'link.listen', undefined],
+    ],
+  )
+})
+
+t.test('the log gives each cause its lines, and others hear all', async t => {
+  const path = join(folder, 'budget')
+  const fd = openSync(path, 'w')
+  const log = new EventLog(true, undefined, fd)
+  const events = new Events()
+  events.subscribe(log.take)
+  let heard = 0
+  events.subscribe(() => heard++)
+  const refused = { peer: '192.0.2.1', code: 'PEER_AUTH', reason: 'r', hint: 'h' }
+  for (let i = 0; i < 1000; i++) events.byFields().warn('link.refused', refused)
+  for (let i = 0; i < 1000; i++) events.info('stopped')
+  await log.settle()
+  closeSync(fd)
+  const lines = readFileSync(path, 'utf8').trim().split('\n')
+  t.ok(lines.filter(line => line.includes('link.refused')).length < PEER_LINES_PER_MINUTE)
+  t.equal(lines.filter(line => line.includes('stopped')).length, 1000, 'our own lines are not counted')
+  t.equal(heard, 2000)
 })
 
 // --- a process of its own whose standard output is in trouble
 
 const SCRIPT = `
-import { makeLog } from ${JSON.stringify(fileURLToPath(new URL('../../src/daemon/text-log.ts', import.meta.url)))}
-const log = makeLog(process.argv[1] === 'json')
+import { EventLog } from ${JSON.stringify(fileURLToPath(new URL('../../src/daemon/text-log.ts', import.meta.url)))}
+const log = new EventLog(process.argv[1] === 'json')
 process.on('message', count => {
   const start = performance.now()
-  for (let i = 0; i < count; i++) log.info('event ' + 'x'.repeat(100), { i })
+  for (let i = 0; i < count; i++) log.take({ level: 'info', event: 'event ' + 'x'.repeat(100), fields: { i } })
   const tookMs = performance.now() - start
   setTimeout(() => process.send({ tookMs, rss: process.memoryUsage.rss() }), 100)
 })

@@ -7,6 +7,7 @@
 import { once } from 'node:events'
 import net from 'node:net'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
+import { Events } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { Random } from '../session/simulation.ts'
@@ -21,7 +22,7 @@ const PERIOD = 65521
 const PATTERN = Buffer.alloc(PERIOD + ANSWER_BYTES_MAX)
 for (let i = 0; i < PATTERN.length; i++) PATTERN[i] = Math.imul((i % PERIOD) + 1, 0x9e3779b1) >>> 24
 
-const log = { info: () => {}, warn: () => {}, error: () => {} }
+const events = new Events()
 
 /** Sizes around every bound that an answer can meet, and any other up to 8 MiB. */
 function answerBytes(random: Random): number {
@@ -85,8 +86,7 @@ export async function answerOnce(random: Random): Promise<number> {
     placesMax: 16,
     queueTargetMs: 50,
     patienceMs: 5000,
-    log,
-    onSummary: () => {},
+    events,
   })
   await destination.start()
   const source = new SourceDaemon({
@@ -102,8 +102,7 @@ export async function answerOnce(random: Random): Promise<number> {
     rate: Number.POSITIVE_INFINITY,
     queueTargetMs: 50,
     patienceMs: 5000,
-    log,
-    onSummary: () => {},
+    events,
   })
   await source.start()
   try {

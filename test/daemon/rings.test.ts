@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import net from 'node:net'
 import t from 'tap'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
+import { Events } from '../../src/daemon/events.ts'
 import { readHello } from '../../src/link/greeting.ts'
 import { encodeFrame, FrameDecoder } from '../../src/wan/frames.ts'
 import { encodeClientHello, isRefusal, serverHelloOf } from '../../src/wan/hello.ts'
@@ -70,7 +71,6 @@ class Source {
 }
 
 t.test('seventeen sources', { timeout: 120_000 }, async t => {
-  const quiet = { info: () => {}, warn: () => {}, error: () => {} }
   const daemon = new DestinationDaemon({
     listen: [{ host: '127.0.0.1', port: 0 }],
     targets: new Map(),
@@ -81,8 +81,7 @@ t.test('seventeen sources', { timeout: 120_000 }, async t => {
     queueTargetMs: 50,
     patienceMs: 60_000,
     renewMs: 50,
-    log: quiet,
-    onSummary: () => {},
+    events: new Events(),
   })
   await daemon.start()
   const port = daemon.addresses[0]!.port

@@ -1,7 +1,7 @@
 /** Which sets a side brings into a session, where the store has more than fit. */
 import { utimesSync } from 'node:fs'
 import t from 'tap'
-import type { Log } from '../../src/daemon/log.ts'
+import { Events } from '../../src/daemon/events.ts'
 import { SessionSets } from '../../src/daemon/session-sets.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { page, putPages, scratch } from '../template/makers.ts'
@@ -18,13 +18,11 @@ t.test('of more sets than fit the newest are brought, and the others told', asyn
   }
   const [a, b, c, d] = digests as [string, string, string, string]
   const warnings: unknown[] = []
-  const quiet = (): void => {}
-  const log: Log = {
-    info: quiet,
-    warn: (_, fields) => warnings.push((fields as { sets?: unknown } | undefined)?.sets),
-    error: quiet,
-  }
-  const offered = async (pagesMax?: number): Promise<string[]> => new SessionSets(store, log, pagesMax).offer()
+  const events = new Events()
+  events.subscribe(({ event, fields }) => {
+    if (event.startsWith('template sets left out')) warnings.push((fields as { sets: string }).sets)
+  })
+  const offered = async (pagesMax?: number): Promise<string[]> => new SessionSets(store, events, pagesMax).offer()
   t.same(await offered(), [d, c, b, a], 'the newest first')
   t.same(await offered(15), [d, c, b, a], 'all that fit')
   t.same(warnings, [])
@@ -34,7 +32,7 @@ t.test('of more sets than fit the newest are brought, and the others told', asyn
   t.same(warnings, [short(b), short(d, c, b, a)], 'which were left out')
 
   warnings.length = 0
-  const sets = new SessionSets(store, log, 5)
+  const sets = new SessionSets(store, events, 5)
   t.same(await sets.offer(), [d, a])
   t.same(await sets.offer(), [d, a])
   t.same(warnings, [short(c, b)], 'told once')

@@ -34,6 +34,6 @@ t.test('the same bytes arrive, and RAM is found behind the sections', async t =>
   const [plain, unknown] = pages
   // A record of which a part had gone out before its rest came is raw.
   t.ok(unknown! > 0.95 * plain! && unknown! < 1.05 * plain!, `${unknown} pages found, ${plain} where all is known`)
-  const lines = pair.events.filter(event => event === 'relayed raw').length
+  const lines = pair.count('relayed raw')
   t.ok(lines >= 2 && lines <= 10, `${lines} lines in the log`)
 })

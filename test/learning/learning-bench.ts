@@ -28,7 +28,7 @@ for (let i = 0; i < words.length; i++) {
   words[i] = x
 }
 const folder = mkdtempSync(join(process.cwd(), '.cache', 'bench-'))
-const log = { info: () => {}, warn: (event: string) => console.log(event) }
+const log = { info: () => {}, warn: (...told: unknown[]) => console.log(told[0]), error: () => {} }
 
 for (const mode of ['shared', 'all'] as const) {
   const times = new Map<string, number[]>()

@@ -22,6 +22,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
+import { Events } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { isProxyError } from '../../src/errors.ts'
 import { DiskRoom, type OwnedSet, setsThatGo } from '../../src/learning/disk-room.ts'
@@ -717,7 +718,7 @@ t.test('two proxies learn, use it in the next session, and begin anew after a re
     const store = new TemplateStore(folder)
     return { store, learning: new Learning({ mode: 'shared', store, maxBytes: 1e9, maxAgeMs: 1e12, log }) }
   }
-  const common = { credentials: undefined, queueTargetMs: 50, patienceMs: 5000, log }
+  const common = { credentials: undefined, queueTargetMs: 50, patienceMs: 5000 }
   const startDestination = async (port: number) => {
     const here = side('destination')
     const daemon = new DestinationDaemon({
@@ -727,7 +728,7 @@ t.test('two proxies learn, use it in the next session, and begin anew after a re
       targets: new Map([['default', target]]),
       ringPagesMax: 1000,
       placesMax: 4096,
-      onSummary: () => {},
+      events: new Events(),
     })
     await daemon.start()
     return { ...here, daemon }
@@ -737,13 +738,15 @@ t.test('two proxies learn, use it in the next session, and begin anew after a re
   const source = side('source')
   const opened: string[][] = []
   let wan = 0
+  const events = new Events()
+  events.subscribe(({ event, fields }) => {
+    if (event === 'session open') opened.push([...fields.sets])
+    if (event === 'migration ended' && 'bytesWan' in fields) wan = fields.bytesWan
+  })
   const daemon = new SourceDaemon({
     ...common,
     ...source,
-    log: {
-      ...log,
-      info: (event, fields) => void (event === 'session open' && opened.push((fields as { sets: string[] }).sets)),
-    },
+    events,
     listen: [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
     beyondLoopback: false,
     peer: { host: '127.0.0.1', port },
@@ -752,9 +755,6 @@ t.test('two proxies learn, use it in the next session, and begin anew after a re
     effort: 3,
     connections: 1,
     rate: Number.POSITIVE_INFINITY,
-    onSummary: ({ bytesWan }) => {
-      wan = bytesWan
-    },
   })
   await daemon.start()
   const migrate = async (pages: Buffer[]): Promise<void> => {

@@ -31,7 +31,8 @@ export class Side {
     this.store = new TemplateStore(path)
     const log = {
       info: () => {},
-      warn: (event: string, fields?: object) => this.warnings.push(`${event} ${JSON.stringify(fields)}`),
+      warn: (event: string, fields?: object) => void this.warnings.push(`${event} ${JSON.stringify(fields)}`),
+      error: () => {},
     }
     this.learning = new Learning({ mode: 'shared', store: this.store, maxBytes: 1e9, maxAgeMs: 1e12, log, ...options })
   }

@@ -43,14 +43,14 @@ export interface LogLine {
 
 export class TestLog implements LinkLogger {
   readonly lines: LogLine[] = []
-  info(event: string, fields: Readonly<Record<string, unknown>>): void {
-    this.lines.push({ level: 'info', event, fields })
+  info(event: string, fields: object): void {
+    this.lines.push({ level: 'info', event, fields: { ...fields } })
   }
-  warn(event: string, fields: Readonly<Record<string, unknown>>): void {
-    this.lines.push({ level: 'warn', event, fields })
+  warn(event: string, fields: object): void {
+    this.lines.push({ level: 'warn', event, fields: { ...fields } })
   }
-  error(event: string, fields: Readonly<Record<string, unknown>>): void {
-    this.lines.push({ level: 'error', event, fields })
+  error(event: string, fields: object): void {
+    this.lines.push({ level: 'error', event, fields: { ...fields } })
   }
   of(event: string): LogLine[] {
     return this.lines.filter(line => line.event === event)

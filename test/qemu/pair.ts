@@ -25,8 +25,8 @@ import { parseLink } from '../../scripts/harness/wan/link.ts'
 import type { PacketLink } from '../../scripts/harness/wan/packet-link.ts'
 import { RelayLink } from '../../scripts/harness/wan/relay-link.ts'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
-import type { ArrivalSummary } from '../../src/daemon/destination-session.ts'
-import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
+import { Events } from '../../src/daemon/events.ts'
+import type { ArrivalSummary, MigrationSummary } from '../../src/daemon/migration-summary.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { Credentials } from '../../src/link/credentials.ts'
 import { makePsk, makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
@@ -237,8 +237,7 @@ export class Pair implements AsyncDisposable {
       rate: Number.POSITIVE_INFINITY,
       queueTargetMs: 50,
       patienceMs: options.patienceMs ?? 20_000,
-      log: this.logOf('source'),
-      onSummary: summary => this.summaries.push(summary),
+      events: this.eventsOf('source'),
     })
     await daemon.start()
     this.proxies.set('source', {
@@ -271,8 +270,7 @@ export class Pair implements AsyncDisposable {
       placesMax: PLACES,
       queueTargetMs: 50,
       patienceMs: options.patienceMs ?? 20_000,
-      log: this.logOf('destination'),
-      onSummary: summary => this.arrivals.push(summary),
+      events: this.eventsOf('destination'),
     })
     await daemon.start()
     this.proxies.set('destination', { stop: () => daemon.stop(), kill: () => daemon.abort() })
@@ -355,14 +353,17 @@ export class Pair implements AsyncDisposable {
     return new Credentials({ role, directory: join(this.folder, role === 'client' ? 'near' : 'far') })
   }
 
-  private logOf(side: Side) {
-    const keep =
-      (level: LogLine['level']) =>
-      (event: string, fields: object = {}): void => {
-        this.log.push({ side, level, event, fields: fields as Record<string, unknown> })
-        if (process.env.PAIR_LOG) console.log(`  ${side} ${level} ${event} ${JSON.stringify(fields)}`)
-      }
-    return { info: keep('info'), warn: keep('warn'), error: keep('error') }
+  private eventsOf(side: Side): Events {
+    const events = new Events()
+    events.subscribe(({ level, event, fields }) => this.keep(side, level, event, fields))
+    return events
+  }
+
+  private keep(side: Side, level: LogLine['level'], event: string, fields: object): void {
+    if (process.env.PAIR_LOG) console.log(`  ${side} ${level} ${event} ${JSON.stringify(fields)}`)
+    this.log.push({ side, level, event, fields: { ...fields } })
+    if (event === 'migration ended')
+      (side === 'source' ? this.summaries : this.arrivals).push({ ...fields, level } as never)
   }
 
   private async spawn(side: Side, args: readonly string[]): Promise<Proxy> {
@@ -388,13 +389,11 @@ export class Pair implements AsyncDisposable {
       stderr += text
       if (process.env.PAIR_LOG) console.log(`  ${side} stderr ${text}`)
     })
-    const log = this.logOf(side)
     let ready = false
     createInterface({ input: child.stdout! }).on('line', line => {
       const { level, time: _, msg, ...fields } = JSON.parse(line) as { level: number; time: string; msg: string }
       if (msg.startsWith('listening for')) ready = true
-      if (msg === 'migration ended') (side === 'source' ? this.summaries : this.arrivals).push(fields as never)
-      log[level >= 50 ? 'error' : level >= 40 ? 'warn' : 'info'](msg, fields)
+      this.keep(side, level >= 50 ? 'error' : level >= 40 ? 'warn' : 'info', msg, fields)
     })
     await until(
       () => `the ${side} proxy to start: ${stderr}`,

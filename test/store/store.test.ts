@@ -15,7 +15,7 @@ import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
-import type { Log } from '../../src/daemon/log.ts'
+import type { SiteLog } from '../../src/daemon/events.ts'
 import { SessionSets } from '../../src/daemon/session-sets.ts'
 import { readStoreKey } from '../../src/store/cipher.ts'
 import { SetFile } from '../../src/store/set-file.ts'
@@ -137,7 +137,7 @@ t.test('a proxy goes on without a store that it cannot read, and takes it up lat
   const { folder } = scratch(t.teardown)
   const warnings: { text: string; fields: Record<string, unknown> }[] = []
   const warn = (text: string, fields: Record<string, unknown> = {}) => void warnings.push({ text, fields })
-  const log = { warn, info: () => {}, error: () => {}, debug: () => {} } as unknown as Log
+  const log = { warn, info: () => {}, error: () => {}, debug: () => {} } as unknown as SiteLog
   const store = new TemplateStore(join(folder, 'store'))
   const sets = new SessionSets(store, log)
   t.same(await sets.offer(), [], 'not there')
@@ -166,7 +166,7 @@ t.test('sets of another user', { skip: !root && 'only root can become somebody e
   const log = { warn: (_: string, { error, hint }: Record<string, string>) => warnings.push(`${error}; ${hint}`) }
   const store = new TemplateStore(join(folder, 'store'))
   const digest = await putPages(store, [page(1)])
-  const sets = new SessionSets(store, log as unknown as Log)
+  const sets = new SessionSets(store, log as unknown as SiteLog)
   process.seteuid!(NOBODY)
   t.teardown(() => process.seteuid!(0))
   t.same(await sets.offer(), [], 'the folder is for root alone')

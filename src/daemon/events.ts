@@ -1,0 +1,143 @@
+/**
+ * What the proxies tell: one union of events, to which the log, tests and whatever else wants to know subscribe. Fields are
+ * plain data, texts from outside in them are as they came.
+ */
+import type { LearningEvents } from '../learning/learning.ts'
+import type { LinkEvents } from '../link/api.ts'
+import type { Level, Log } from '../log.ts'
+import type { ArrivalSummary, Forecast, MigrationSummary } from './migration-summary.ts'
+
+/** An error as it is told. */
+interface Failure {
+  readonly error: string
+  readonly hint?: string
+}
+
+/** A migration as both sites call it: by number here, by id at both. */
+interface Named {
+  readonly migration: number
+  readonly id: string
+}
+
+/** Fields by the name of the event. */
+export interface SiteEvents extends LinkEvents, LearningEvents {
+  // the process
+  'listening for QEMU': { readonly at: string }
+  'listening for source proxies': { readonly at: string }
+  serving: { readonly from: readonly string[] }
+  'ports are taken: tried again': Failure & { readonly ports: string }
+  'listening at one port more': { readonly port: number }
+  'accept failed': Failure
+  stopping: { readonly signal: string; readonly running: number }
+  'stopping: running migrations finish first': { readonly migrations?: number; readonly channels?: number }
+  'ending running migrations: their source guests go on': Record<never, never>
+  stopped: Record<never, never>
+  'systemd is not told': { readonly reason: string }
+  // settings and keys
+  credentials: { readonly warning: string }
+  'certificates and keys read again': Record<never, never>
+  'certificates and keys not read: the old ones stay': Failure
+  'settings read again': { readonly counting: string }
+  'settings not read: the old ones stay': Failure
+  'mistake in the settings': { readonly at: string; readonly what: string; readonly hint: string }
+  'a restart is needed for changed settings': { readonly settings: string }
+  rate: { readonly bytesPerSecond: number | 'none' }
+  // template sets
+  'template store cannot be read: going on without sets': Failure
+  'template set not used': Failure & { readonly set: string }
+  'template sets left out: more than fit into 4 GiB beside --pool-memory': {
+    readonly sets: string
+    readonly hint: string
+  }
+  // sessions
+  'session open': {
+    readonly link: string
+    readonly sets: readonly string[]
+    /** At the destination: who the source proxy is. */
+    readonly identity?: string
+    readonly agent?: string
+    /** At the source: where the destination proxy is, and how often it was tried before. */
+    readonly peer?: string
+    readonly templatePages?: number
+    readonly failedBefore?: number
+  }
+  'no session': Failure & { readonly times?: number; readonly seconds?: number }
+  'WAN connection lost': Failure & { readonly connection: number }
+  'peer drains: it takes no new migrations': Record<never, never>
+  // migrations
+  'connection waits for a session': { readonly target: string; readonly at: string }
+  'connections wait for another session': { readonly connections: number }
+  'connection refused': {
+    readonly target: string
+    readonly reason?: string
+    readonly error?: string
+    readonly peer?: string | undefined
+    readonly began?: string
+    readonly hint?: string
+  }
+  'migration starts': Named & { readonly target: string; readonly kind: string; readonly peer?: string | undefined }
+  'migration arrives': Named & { readonly target: string; readonly kind: string }
+  'migration halfway': Named & Forecast
+  'relayed raw': Named & { readonly kind: string; readonly position?: number | undefined; readonly reason: string }
+  'target refused': Failure & { readonly migration: number; readonly target: string }
+  'migration given up': Named & { readonly reason: string }
+  'migration ended': Omit<MigrationSummary, 'level'> | Omit<ArrivalSummary, 'level'>
+}
+
+/** What happened, once. */
+export type SiteEvent = {
+  readonly [K in keyof SiteEvents]: {
+    readonly level: Level
+    readonly event: K
+    readonly fields: SiteEvents[K]
+    /** Who outside of this process made us tell it: identity of a peer, or a name for those who have none. */
+    readonly cause: string | undefined
+  }
+}[keyof SiteEvents]
+
+export type SiteLog = Log<SiteEvents>
+
+/** Where all parts of a process tell what happens, and whoever wants to know listens. */
+export class Events implements SiteLog {
+  private readonly listeners = new Set<(event: SiteEvent) => void>()
+
+  /** @param hears called for each event, at once; it must not throw. @returns ends it */
+  subscribe(hears: (event: SiteEvent) => void): () => void {
+    this.listeners.add(hears)
+    return () => void this.listeners.delete(hears)
+  }
+
+  readonly info: SiteLog['info'] = (...[event, fields]) => this.tell('info', event, fields)
+  readonly warn: SiteLog['warn'] = (...[event, fields]) => this.tell('warn', event, fields)
+  readonly error: SiteLog['error'] = (...[event, fields]) => this.tell('error', event, fields)
+
+  /** The same for what `cause` makes us tell: the log gives each cause so many lines a minute. */
+  of(cause: string): SiteLog {
+    return this.causedBy(() => cause)
+  }
+
+  /**
+   * The same for a layer that serves many: what an event is about says who caused it. Those with an `identity` are its,
+   * those about a `peer` that has none yet are of all strangers together, others are our own.
+   */
+  byFields(): SiteLog {
+    return this.causedBy(({ identity, peer }) => {
+      if (typeof identity === 'string') return identity
+      return peer === undefined ? undefined : 'strangers'
+    })
+  }
+
+  private causedBy(causeOf: (fields: { identity?: unknown; peer?: unknown }) => string | undefined): SiteLog {
+    const at =
+      (level: Level): SiteLog['info'] =>
+      (...[event, fields]) =>
+        this.tell(level, event, fields, causeOf(fields ?? {}))
+    return { info: at('info'), warn: at('warn'), error: at('error') }
+  }
+
+  private tell(level: Level, event: keyof SiteEvents, fields: object = {}, cause?: string): void {
+    // Log's arguments have brought name and fields together
+    const told = { level, event, fields, cause } as SiteEvent
+    for (const hears of this.listeners) hears(told)
+  }
+}
