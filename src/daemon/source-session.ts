@@ -4,7 +4,7 @@
  */
 import { FlowEncoder } from '../codec/flow-encoder.ts'
 import { BatchStats } from '../codec/stats.ts'
-import { EFFORTS, type Effort } from '../compression/effort.ts'
+import { EFFORTS } from '../compression/effort.ts'
 import { isProxyError, type ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
@@ -22,34 +22,22 @@ import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { Session } from '../session/session.ts'
 import { ChannelBuffer } from '../transfer/channel-buffer.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
+import type { EffortController } from '../transfer/effort-controller.ts'
 import { Outbound } from '../transfer/outbound.ts'
 import type { Pool } from '../transfer/pool.ts'
+import { BATCH_BYTES_MAX, Pump, PumpedChannel } from '../transfer/pump.ts'
 import { SLOT_UNIT_BYTES, type Slot, SlotArena } from '../transfer/slot-arena.ts'
 import { CODE } from '../wan/wire.ts'
-import type { EffortController } from './effort-controller.ts'
 import type { SiteLog } from './events.ts'
 import { type Forecast, Forecaster, type MigrationSummary, summarize } from './migration-summary.ts'
 import type { SourceConnection } from './source-connection.ts'
 
-/** Raw bytes that one flow may have waiting: one batch. */
-const FLOW_BYTES = 512 * 1024
 /** A full slot has room behind them, so that moving an incomplete record to the front is seldom needed. */
-const SLOT_UNITS = FLOW_BYTES / SLOT_UNIT_BYTES + 1
-/** Batches may be cut down to this on a thin link: 50 ms of 10 Mbit/s. */
-const BATCH_BYTES_MIN = 64 * 1024
-/** How fast the share of bytes that packing leaves follows what was packed last. */
-const SHARE_STEP = 0.2
+const SLOT_UNITS = BATCH_BYTES_MAX / SLOT_UNIT_BYTES + 1
 /** Time that bytes may wait in the link while a guest waits for pages: postcopy. */
 const URGENT_QUEUE_MS = 5
 /** A slot with less room than this is full. */
 const ROOM_MIN = 16 * 1024
-/**
- * While its source goes on sending, a flow gathers so much before it is encoded: a batch costs both proxies about 100 us
- * whatever it holds, and a read brings what had arrived by chance.
- */
-const GATHER_BYTES = 256 * 1024
-/** An incomplete record whose rest does not come is sent after this time: promise of docs/architecture.md: what waits is bounded in time. */
-const IDLE_MS = 1
 /** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (wire format 1.3). */
 const PREEMPT_SILENT_MS = 200
 /**
@@ -71,8 +59,6 @@ const RECOVERY_CHANNELS = 2
 const MAIN_AWAITED_MS = 60_000
 /** While the WAN is broken a migration may come to its switch to postcopy, whose patience is another. */
 const PATIENCE_LOOK_MS = 1000
-/** Batches in the packer: two keep threads and this one busy, more only add to what is parked. */
-const UNDER_WAY_MAX = 3
 
 /**
  * What recovery connections need of the migrations that a break may have paused, by the gate where they began. One for
@@ -207,19 +193,12 @@ export class SourceSession implements LinkSink {
   /** Those that run. */
   private readonly migrations = new Set<Migration>()
   private readonly slots: SlotArena
+  readonly pump: Pump
   private pumping: NodeJS.Immediate | undefined
-  /** Turns of the event loop, counted while something arrives. */
-  turn = 0
   private idleTimer: NodeJS.Timeout | undefined
   private readonly patience: Patience
   private patienceTimer: NodeJS.Timeout | undefined
   private ended = false
-  /** Raw bytes in the packer, and what is left of raw bytes lately: together what the packer is about to queue. */
-  private underWayBytes = 0
-  private packedShare = 1
-  /** Raw bytes that a flow may have waiting: what the link takes, so that little is parked on a slow one. */
-  batchBytes = FLOW_BYTES
-
   constructor(options: SourceSessionOptions) {
     this.options = options
     this.patience = new Patience(options.patience)
@@ -229,18 +208,15 @@ export class SourceSession implements LinkSink {
       options.pool,
       options.seed,
       (flow, parts, { rawLength, packedLength, newBytes }) => {
-        flow.underWay--
-        flow.underWayBytes -= rawLength
-        this.underWayBytes -= rawLength
-        this.packedShare += (packedLength / rawLength - this.packedShare) * SHARE_STEP
+        this.pump.packed(flow.pumped!, rawLength, packedLength, newBytes)
         options.session.sendBatch(flow.number, rawLength, parts)
-        options.effort.sent(rawLength, newBytes, packedLength)
         if (flow.migration) this.follow(flow.migration)
         flow.afterBatch()
         this.wake()
       },
       error => options.onFailure(error),
     )
+    this.pump = new Pump(options.session, this.outbound, options.effort)
     this.outbound.warm()
     this.outbound.observer = options.learning
   }
@@ -550,7 +526,7 @@ export class SourceSession implements LinkSink {
 
   /** The link is about to pull: the place to encode. */
   onWork(): void {
-    this.pump()
+    this.encode()
   }
 
   /** Something arrived or became free: encodes once this turn's events are through. */
@@ -558,8 +534,8 @@ export class SourceSession implements LinkSink {
     if (this.pumping || this.ended) return
     this.pumping = setImmediate(() => {
       this.pumping = undefined
-      this.turn++
-      this.pump()
+      this.pump.nextTurn()
+      this.encode()
     })
   }
 
@@ -635,52 +611,29 @@ export class SourceSession implements LinkSink {
 
   // --- encoding
 
-  private pump(): void {
+  /** Encodes what the pump wants, and sees to it that it is asked again. */
+  private encode(): void {
     if (this.ended) return
-    const { session, effort, now } = this.options
-    const nowMs = now()
-    const candidates: number[] = []
-    let idle = false
-    let encoded = false
-    const quantum = Math.min(session.bulkQuantum(), GATHER_BYTES * this.packedShare)
-    while (true) {
-      const room = session.bulkRoom(nowMs) - this.underWayBytes * this.packedShare
-      const wanted = room > 0 && room >= quantum
-      this.batchBytes = Math.min(
-        FLOW_BYTES,
-        Math.max(BATCH_BYTES_MIN, quantum / this.packedShare, room / this.packedShare),
-      )
-      candidates.length = 0
-      if (wanted && this.outbound.hasRoom && this.outbound.underWay < UNDER_WAY_MAX) {
-        for (const flow of this.flows.values()) if (flow.canEncode()) candidates.push(flow.number)
-      }
-      const picked = candidates.length > 0 ? session.pickFlow(candidates, nowMs) : -1
-      if (picked < 0) {
-        let waiting = false
-        // a flow without credit waits for its QEMU, not for us
-        for (const flow of this.flows.values()) {
-          if (flow.canEncode()) waiting = true
-          else if (flow.gathers) this.wake()
-          else if (flow.mayIdle) idle = true
-        }
-        const state = !wanted ? 'wan' : waiting || this.outbound.underWay >= UNDER_WAY_MAX ? 'cpu' : 'source'
-        effort.wait(state, encoded ? now() : nowMs, session.waitingBytes)
-        break
-      }
-      const flow = this.flows.get(picked)!
-      if (!encoded) effort.wait('cpu', nowMs, session.waitingBytes)
-      encoded = true
-      this.underWayBytes += flow.encode(effort.effort(flow.migration!.urgent))
+    const { pump } = this
+    const { now } = this.options
+    for (let job = pump.next(now()); job; job = pump.next(now())) {
+      const { channel, effort, release } = job
+      const flow = this.flows.get(channel.number)!
+      const bytes = this.outbound.encode(flow, effort, release)
+      pump.encoded(channel, bytes)
+      if (flow.migration) flow.migration.effortBytes[effort.level]! += bytes
+      flow.socket.resume()
     }
-    if (idle && !this.idleTimer) this.idleTimer = setTimeout(() => this.releaseIdle(), IDLE_MS)
-  }
-
-  /** Sends incomplete records of sources that have gone silent. */
-  private releaseIdle(): void {
-    this.idleTimer = undefined
-    const nowMs = this.options.now()
-    for (const flow of this.flows.values()) flow.releaseIfIdle(nowMs)
-    this.wake()
+    if (pump.gathering) this.wake()
+    if (pump.nextTickMs === Number.POSITIVE_INFINITY || this.idleTimer) return
+    this.idleTimer = setTimeout(
+      () => {
+        this.idleTimer = undefined
+        pump.tick(now())
+        this.wake()
+      },
+      Math.max(0, pump.nextTickMs - now()),
+    )
   }
 }
 
@@ -696,10 +649,8 @@ export class SourceFlow implements SocketSink {
   number = 0
   migration: Migration | undefined
   encoder: FlowEncoder
-  /** Batches of it in the packer. */
-  underWay = 0
-  /** Their raw bytes: credit that is spent, though the session does not know it yet. */
-  underWayBytes = 0
+  /** As the pump sees it, once it is open. */
+  pumped: PumpedChannel | undefined
   closed = false
   private readonly session: SourceSession
   /** The pool's memory. */
@@ -710,11 +661,6 @@ export class SourceFlow implements SocketSink {
   /** What came before: no more than tells what it is. */
   private readonly start = new Uint8Array(CHANNEL_START_BYTES_MAX)
   private early = 0
-  private release = false
-  private arrivedMs = 0
-  private arrivedTurn = 0
-  /** When the first bytes of the next batch came. */
-  private gatherMs = 0
   private finished = false
   private finSent = false
   /** This side breaks the flow once its batches are out; the code to say. */
@@ -743,11 +689,8 @@ export class SourceFlow implements SocketSink {
   nextSlot(): Uint8Array | undefined {
     const { slot } = this
     if (!slot) return this.early < this.start.length ? this.start.subarray(this.early) : undefined
-    // What waits is one batch, and a batch needs credit for all of it.
-    const credit = this.session.options.session.credit(this.number) - this.underWayBytes
-    const most = Math.ceil(Math.min(this.session.batchBytes, credit)) - this.buffer.waiting
     // where only an incomplete record is left, it goes to the front
-    return this.buffer.writable(most, ROOM_MIN, ROOM_MIN)
+    return this.buffer.writable(this.session.pump.roomFor(this.pumped!), ROOM_MIN, ROOM_MIN)
   }
 
   onBytes(count: number): void {
@@ -767,11 +710,9 @@ export class SourceFlow implements SocketSink {
 
   /** Bytes are in the slot, from this address on. */
   private took(at: number, count: number): void {
-    const { session, encoder } = this
-    this.arrivedMs = session.options.now()
-    this.arrivedTurn = session.turn
-    if (encoder.ready === 0) this.gatherMs = this.arrivedMs
-    encoder.push(this.bytes, at, count)
+    const { session } = this
+    session.pump.arrives(this.pumped!, session.options.now())
+    this.encoder.push(this.bytes, at, count)
     session.wake()
   }
 
@@ -782,7 +723,7 @@ export class SourceFlow implements SocketSink {
       return
     }
     this.endsBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
-    this.release = true
+    if (this.pumped) this.pumped.ended = true
     this.afterBatch()
     this.session.wake()
   }
@@ -851,7 +792,7 @@ export class SourceFlow implements SocketSink {
       else if (phase === 'postcopy' || phase === 'recovery') {
         migration.record.postcopy = true
         migration.urgent = true
-        for (const flow of migration.flows) session.setUrgent(flow.number, true)
+        for (const flow of migration.flows) flow.hurry()
         this.session.followUrgency()
       }
     }
@@ -861,12 +802,21 @@ export class SourceFlow implements SocketSink {
     migration.record.begins(this.head)
     this.slot = slot
     this.buffer = new ChannelBuffer(this.bytes, slot.at, slot.bytes)
+    this.pumped = new PumpedChannel(this.number, encoder, slot.bytes)
+    this.pumped.urgent = migration.urgent
+    this.session.pump.add(this.pumped)
     if (this.early > 0) {
       this.buffer.writable(this.early, this.early)!.set(this.start.subarray(0, this.early))
       if (migration.lead === this) migration.record.main(this.start, 0, this.early)
       this.took(this.buffer.filled(this.early), this.early)
     }
     this.socket.resume()
+  }
+
+  /** A guest waits for what it sends. */
+  hurry(): void {
+    this.session.options.session.setUrgent(this.number, true)
+    if (this.pumped) this.pumped.urgent = true
   }
 
   /** QEMU has ended it. */
@@ -883,50 +833,9 @@ export class SourceFlow implements SocketSink {
     this.gate.paused.keep(this.gate, (parser as MainStreamParser).memory())
   }
 
-  /**
-   * Its source is in the middle of sending: bytes came in the last turn of the event loop. A turn without any ends it,
-   * and so does a millisecond.
-   */
-  get gathers(): boolean {
-    if (this.session.turn - this.arrivedTurn > 1 || this.release || this.over || this.migration?.urgent) return false
-    if (this.arrivedMs - this.gatherMs >= IDLE_MS) return false
-    return (
-      this.encoder.ready > 0 &&
-      this.encoder.ready < Math.min(GATHER_BYTES, this.session.batchBytes / 2, (this.slot?.bytes ?? 0) / 2)
-    )
-  }
-
-  canEncode(): boolean {
-    if (this.resetCode !== undefined || this.gone || this.gathers) return false
-    const { encoder } = this
-    const bytes = this.release ? encoder.waiting : encoder.ready
-    return bytes > 0 && this.session.options.session.credit(this.number) - this.underWayBytes >= bytes
-  }
-
-  /** @returns raw bytes that went into a batch */
-  encode(effort: Effort): number {
-    const bytes = this.session.outbound.encode(this, effort, this.release)
-    if (bytes > 0) this.underWay++
-    this.underWayBytes += bytes
-    if (this.migration) this.migration.effortBytes[effort.level]! += bytes
-    if (!this.finished) this.release = false
-    this.socket.resume()
-    return bytes
-  }
-
-  /** Only an incomplete record waits, which goes out when its rest does not come. */
-  get mayIdle(): boolean {
-    if (this.release || this.resetCode !== undefined || this.gone) return false
-    return this.encoder.ready === 0 && this.encoder.waiting > 0
-  }
-
-  releaseIfIdle(nowMs: number): void {
-    if (this.mayIdle && nowMs - this.arrivedMs >= IDLE_MS) this.release = true
-  }
-
   /** A batch of it was handed in: FIN or RESET may be due now. */
   afterBatch(): void {
-    if (this.gone || this.underWay > 0) return
+    if (this.gone || (this.pumped?.underWay ?? 0) > 0) return
     const { session } = this.session.options
     if (this.resetCode !== undefined) {
       session.resetFlow(this.number, this.resetCode, this.resetText)
@@ -1007,6 +916,7 @@ export class SourceFlow implements SocketSink {
     if (this.resetCode !== undefined || this.gone) return
     this.resetCode = code
     this.resetText = text
+    if (this.pumped) this.pumped.broken = true
     this.afterBatch()
   }
 
@@ -1022,6 +932,10 @@ export class SourceFlow implements SocketSink {
   private leave(): void {
     if (this.left) return
     this.left = true
+    if (this.pumped) {
+      this.pumped.broken = true
+      this.session.pump.remove(this.pumped)
+    }
     // the gate outlives this session: the next one must not open what is gone
     this.leaveGate()
     // the socket may still write to the slot until it is closed

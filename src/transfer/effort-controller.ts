@@ -22,8 +22,11 @@ const START_BATCHES = 16
 const CPU_SHARE_DOWN = 0.4
 /** Above this one, and above level 1, the link has room whatever it was seen to take: it may never have been full. */
 const CPU_SHARE_NEVER_FULL = 0.9
-/** Above this one the next level is not tried at all: the link has room for what there is. */
-const CPU_SHARE_UP_MAX = 0.5
+/**
+ * Above this one the next level is not tried at all: the link has room for what there is. Encoding counts as waiting on
+ * the CPU even while a full queue feeds the link, so half of the time says nothing yet.
+ */
+const CPU_SHARE_UP_MAX = 0.6
 /**
  * More effort is right where the link is as full with it as it was before: then it carries more pages, whatever they are.
  * Where it is not, something else was waited for: this side's CPU, or the far side. Part of the bytes before that must

@@ -1,0 +1,192 @@
+/** The pump by itself: what each channel does in each of its situations, and how much of it a batch takes. */
+import t from 'tap'
+import { EffortController } from '../../src/transfer/effort-controller.ts'
+import { BATCH_BYTES_MAX, Pump, PumpedChannel } from '../../src/transfer/pump.ts'
+
+const KIB = 1024
+
+class Bench {
+  room = 1e6
+  quantum = 0
+  credit = Number.POSITIVE_INFINITY
+  underWay = 0
+  hasRoom = true
+  readonly picked: number[][] = []
+  readonly pump: Pump
+
+  constructor(effort = new EffortController('auto')) {
+    const bench = this
+    this.pump = new Pump(
+      {
+        bulkRoom: () => bench.room,
+        bulkQuantum: () => bench.quantum,
+        waitingBytes: 0,
+        credit: () => bench.credit,
+        pickFlow: candidates => {
+          bench.picked.push([...candidates])
+          return candidates[0]!
+        },
+      },
+      {
+        get underWay() {
+          return bench.underWay
+        },
+        get hasRoom() {
+          return bench.hasRoom
+        },
+      },
+      effort,
+    )
+  }
+
+  channel(number: number, ready: number, waiting = ready, slotBytes = BATCH_BYTES_MAX): PumpedChannel {
+    const channel = new PumpedChannel(number, { ready, waiting }, slotBytes)
+    this.pump.add(channel)
+    return channel
+  }
+}
+
+/** Bytes of whole records in its slot, and all. */
+function holds(channel: PumpedChannel, ready: number, waiting = ready): void {
+  Object.assign(channel, { bytes: { ready, waiting } })
+}
+
+t.test('every situation of a channel', t => {
+  const flags = [true, false]
+  let count = 0
+  for (const broken of flags)
+    for (const ended of flags)
+      for (const release of flags)
+        for (const urgent of flags)
+          for (const fresh of flags)
+            for (const [ready, waiting] of [
+              [0, 0],
+              [0, 100],
+              [10 * KIB, 10 * KIB + 100],
+              [300 * KIB, 300 * KIB],
+            ] as const)
+              for (const credit of [0, 1e9]) {
+                count++
+                const bench = new Bench()
+                bench.credit = credit
+                const channel = bench.channel(1, 0)
+                Object.assign(channel, { broken, ended, release, urgent })
+                if (fresh) bench.pump.arrives(channel, 1000)
+                holds(channel, ready, waiting)
+                const job = bench.pump.next(1000)
+                const all = release || ended
+                const bytes = all ? waiting : ready
+                const gathers = fresh && !broken && !all && !urgent && ready > 0 && ready < 256 * KIB
+                const said = JSON.stringify({ broken, ended, release, urgent, fresh, ready, waiting, credit })
+                const encodes = !broken && !gathers && bytes > 0 && credit >= bytes
+                if ((job !== undefined) !== encodes) t.fail(`encoded or not: ${said}`)
+                if (job && job.release !== all) t.fail(`whole records or all: ${said}`)
+                if (job && urgent && job.effort.level > 1) t.fail(`nothing slow for a guest that waits: ${said}`)
+                if (!job && bench.pump.gathering !== gathers) t.fail(`gathering: ${said}`)
+                const idles = !broken && !all && ready === 0 && waiting > 0
+                const tick = idles ? (fresh ? 1001 : 1) : Number.POSITIVE_INFINITY
+                if (!job && bench.pump.nextTickMs !== tick) t.fail(`tick ${bench.pump.nextTickMs}: ${said}`)
+              }
+  t.equal(count, 2 ** 5 * 4 * 2)
+  t.end()
+})
+
+t.test('a source in the middle of sending, and one that stops there', t => {
+  const bench = new Bench()
+  const { pump } = bench
+  const channel = bench.channel(1, 0)
+  pump.arrives(channel, 10)
+  holds(channel, 20 * KIB)
+  t.equal(pump.next(10), undefined)
+  t.ok(pump.gathering, 'its next bytes may come in the next turn')
+  pump.nextTurn()
+  t.equal(pump.next(10.2), undefined)
+  pump.nextTurn()
+  t.equal(pump.next(10.3)?.channel, channel, 'a turn without any: it goes')
+  pump.encoded(channel, 20 * KIB)
+  t.same([channel.underWay, channel.underWayBytes], [1, 20 * KIB])
+
+  pump.packed(channel, 20 * KIB, 5 * KIB, 20 * KIB)
+  holds(channel, 0)
+  pump.arrives(channel, 20)
+  holds(channel, 0, 50)
+  t.equal(pump.next(20), undefined)
+  t.equal(pump.nextTickMs, 21, 'an incomplete record waits for a millisecond')
+  pump.tick(20.5)
+  t.equal(pump.next(20.5), undefined)
+  pump.tick(21)
+  t.match(pump.next(21), { release: true }, 'then it goes as it is')
+  pump.encoded(channel, 50)
+  t.notOk(channel.release)
+
+  pump.remove(channel)
+  holds(channel, 300 * KIB, 300 * KIB)
+  t.equal(pump.next(30), undefined, 'who is gone is asked no more')
+  t.end()
+})
+
+t.test('what the link and the packer have no room for', t => {
+  const bench = new Bench()
+  const { pump } = bench
+  const channel = bench.channel(1, 300 * KIB)
+  bench.quantum = 2e6
+  bench.room = 200 * KIB
+  t.equal(pump.next(0), undefined, 'room comes in small steps: not worth a batch yet')
+  bench.room = 300 * KIB
+  t.ok(pump.next(0), 'what a gathered batch takes is enough')
+  pump.encoded(channel, 300 * KIB)
+  t.equal(pump.next(0), undefined, 'what is in the packer will be queued')
+  pump.packed(channel, 300 * KIB, 30 * KIB, 300 * KIB)
+  for (const [underWay, hasRoom] of [
+    [3, true],
+    [2, false],
+  ] as const) {
+    Object.assign(bench, { underWay, hasRoom })
+    t.equal(pump.next(0), undefined)
+  }
+  Object.assign(bench, { underWay: 2, hasRoom: true })
+  t.ok(pump.next(0))
+  t.end()
+})
+
+t.test('a thin link has small batches, a fast one full ones', t => {
+  const bench = new Bench()
+  const { pump } = bench
+  const channel = bench.channel(1, 0)
+  for (const [room, credit, waiting, bytes] of [
+    [10 * KIB, 1e9, 0, 64 * KIB],
+    [100 * KIB, 1e9, 0, 100 * KIB],
+    [100 * KIB, 1e9, 30 * KIB, 70 * KIB],
+    [10_000 * KIB, 1e9, 0, BATCH_BYTES_MAX],
+    [10_000 * KIB, 20 * KIB, 0, 20 * KIB],
+    [10_000 * KIB, 0, 0, 0],
+  ] as const) {
+    Object.assign(bench, { room, credit })
+    holds(channel, 0, waiting)
+    pump.next(0)
+    t.equal(pump.roomFor(channel), bytes, `${room} bytes of room, ${credit} of credit, ${waiting} waiting`)
+  }
+  // packing leaves a tenth: ten times as much may be encoded
+  Object.assign(bench, { room: 20 * KIB, credit: 1e9 })
+  holds(channel, 0, 0)
+  for (let i = 0; i < 50; i++) {
+    pump.encoded(channel, 1000)
+    pump.packed(channel, 1000, 100, 1000)
+  }
+  pump.next(0)
+  t.ok(Math.abs(pump.roomFor(channel) - 200 * KIB) < KIB, `${pump.roomFor(channel)}`)
+  t.end()
+})
+
+t.test('only those that can be encoded are asked whose turn it is', t => {
+  const bench = new Bench()
+  const ready = bench.channel(7, 300 * KIB)
+  bench.channel(8, 0)
+  const other = bench.channel(9, 400 * KIB)
+  bench.channel(10, 300 * KIB).broken = true
+  t.equal(bench.pump.next(0)?.channel, ready)
+  t.same(bench.picked, [[7, 9]])
+  ready.broken = true
+  t.equal(bench.pump.next(0)?.channel, other)
+  t.end()
+})
