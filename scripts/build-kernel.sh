@@ -1,9 +1,9 @@
 #!/bin/sh
-# Builds src/kernel/kernel.wasm from src/kernel/assembly with AssemblyScript. Does nothing where it is newer than its sources.
+# Builds src/kernel/kernel.wasm from src/kernel/assembly and src/kernel/constants.ts with AssemblyScript. Does nothing where it is newer than its sources.
 set -eu
 cd "$(dirname "$0")/.."
 out=src/kernel/kernel.wasm
-if [ -f "$out" ] && [ -z "$(find src/kernel/assembly scripts/build-kernel.sh -newer "$out" -type f | head -n 1)" ]; then
+if [ -f "$out" ] && [ -z "$(find src/kernel/assembly src/kernel/constants.ts src/bytes/page-size.ts scripts/build-kernel.sh -newer "$out" -type f | head -n 1)" ]; then
   exit 0
 fi
 if [ ! -f node_modules/assemblyscript/bin/asc.js ]; then

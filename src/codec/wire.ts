@@ -1,6 +1,7 @@
 /**
  * Numbers of a batch: docs/protocol.md §4 to §7. They stand nowhere else; test/codec pins each by literal.
  */
+import { PAGE_SIZE } from '../bytes/page-size.ts'
 import {
   BATCH_OPERATIONS_FREE,
   COLUMN_BYTES_FREE,
@@ -14,12 +15,12 @@ import {
   RAW_BYTES_PER_OPERATION,
 } from '../limits.ts'
 
+export { PAGE_SIZE }
+
 /** First byte of every batch. */
 export const BATCH_FORMAT = 1
 /** Bytes that one batch may expand to. */
 export const BATCH_RAW_MAX = 1 << 20
-/** Bytes in one page of the pool. Source: QEMU TARGET_PAGE_SIZE on x86-64, aarch64 virt, s390x, ppc64, riscv. */
-export const PAGE_SIZE = 4096
 /** Bytes in the header of one multifd packet with 4 KiB pages. Source: QEMU migration/multifd.h, MultiFDPacket_t. */
 export const PACKET_HEADER_SIZE = 1344
 

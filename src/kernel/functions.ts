@@ -1,52 +1,67 @@
-/**
- * What the two implementations of the kernel have in common: their functions, and the numbers in which they answer.
- * assembly/ has the same numbers.
- */
+/** What the two implementations of the kernel have in common: their functions, and the numbers in which they answer. */
+import {
+  EXPAND_BARE,
+  EXPAND_FROM_PLACE,
+  KIND_FILL,
+  KIND_NEW,
+  KIND_NEW_DENSE,
+  KIND_PATCH,
+  KIND_REF,
+  KIND_SAME,
+  KIND_WORDS,
+  MATCH_LONG,
+  MATCH_WORDS,
+  RESULT_COPIES,
+  RESULT_DENSE_BYTES,
+  RESULT_KIND_COUNT,
+  RESULT_LITERAL_BYTES,
+  RESULT_TOKEN_BYTES,
+} from './constants.ts'
 
 /** What a page became. The slot word that goes with it: */
 export const KIND = {
   /** 4096 equal bytes; slot: the byte. Its place keeps what it had. */
-  FILL: 0,
+  FILL: KIND_FILL,
   /** The page that its place last received; slot: where that is. */
-  SAME: 1,
+  SAME: KIND_SAME,
   /** A page of the pool; slot: which. */
-  REF: 2,
+  REF: KIND_REF,
   /** Not known: 4096 bytes appended to `literals`; slot: where the ring has it now, NONE without a ring. */
-  NEW: 3,
+  NEW: KIND_NEW,
   /** As NEW, but looks incompressible: 4096 bytes appended to `dense` instead. */
-  NEW_DENSE: 4,
+  NEW_DENSE: KIND_NEW_DENSE,
   /** Parts of the pool: tokens appended to `tokens`, bytes between them to `literals`; slot: how many tokens. */
-  PATCH: 5,
+  PATCH: KIND_PATCH,
   /** Numbers in rows: 4096 bytes appended to `words`, the page as splitWords of WORDS.md makes it; slot: the lag. */
-  WORDS: 6,
+  WORDS: KIND_WORDS,
 } as const
 
 /** Bits of `matchPages`' options. */
 export const MATCH = {
   /** Looks for parts of pages where there is no whole one. Needs `longEntries` in the layout. */
-  LONG: 1,
+  LONG: MATCH_LONG,
   /** Looks for pages of numbers in rows among the others. */
-  WORDS: 2,
+  WORDS: MATCH_WORDS,
 } as const
 
 /** Bits of the flags of the `expand` functions. */
 export const EXPAND = {
   /** Pages without record heads (multifd). */
-  BARE: 1,
+  BARE: EXPAND_BARE,
   /** `expandPages`: each page is what its place last received; the slot argument is not used. */
-  FROM_PLACE: 2,
+  FROM_PLACE: EXPAND_FROM_PLACE,
 } as const
 
 /** Index into `Kernel.result`, which tells about the last `matchPages`. */
 export const RESULT = {
   /** Bytes appended to literals, dense and tokens. */
-  LITERAL_BYTES: 0,
-  DENSE_BYTES: 1,
-  TOKEN_BYTES: 2,
+  LITERAL_BYTES: RESULT_LITERAL_BYTES,
+  DENSE_BYTES: RESULT_DENSE_BYTES,
+  TOKEN_BYTES: RESULT_TOKEN_BYTES,
   /** Copies in those tokens. */
-  COPIES: 3,
+  COPIES: RESULT_COPIES,
   /** Pages of each kind: KIND_COUNT + kind. */
-  KIND_COUNT: 4,
+  KIND_COUNT: RESULT_KIND_COUNT,
 } as const
 
 /** Bytes of a token: u16 literal length, u16 copy length, u32 byte offset in the pool. */

@@ -1,7 +1,7 @@
 /**
  * The kernel: hash, look up, compare, copy, over whole runs of pages in one shared memory. Two implementations that
  * answer alike and leave the same bytes: WebAssembly SIMD (assembly/, built by scripts/build-kernel.sh) and plain
- * TypeScript (twin.ts: reference, and fallback where WebAssembly SIMD or the built file is not there).
+ * TypeScript (twin/: reference, and fallback where WebAssembly SIMD or the built file is not there).
  *
  * All addresses are bytes in the kernel's memory (0 to 2^32 - 1). Nothing is allocated per page. Encoder and decoder
  * keep the same ring, marks and places by making the same calls in the same order.
@@ -22,7 +22,7 @@ import {
   writeConfig,
   writeKeys,
 } from './layout.ts'
-import { makeTwin } from './twin.ts'
+import { makeTwin } from './twin/index.ts'
 
 export { EXPAND, FAILED, type KernelFunctions, KIND, MATCH, RESULT, TOKEN_BYTES } from './functions.ts'
 export {

@@ -4,52 +4,49 @@
  * sockets write to as they are, because it is shared.
  */
 import { ProxyError } from '../errors.ts'
+import {
+  CONFIG_CHECKSUM_KEY,
+  CONFIG_LONG_SHIFT,
+  CONFIG_LONG_TABLE,
+  CONFIG_PAGE_KEY,
+  CONFIG_PLACE_TABLE,
+  CONFIG_PLACES,
+  CONFIG_RING,
+  CONFIG_RING_HASH,
+  CONFIG_RING_MARK,
+  CONFIG_RING_PAGES,
+  CONFIG_RING_TABLE_HASH,
+  CONFIG_RING_TABLE_MASK,
+  CONFIG_RING_TABLE_SLOT,
+  CONFIG_TEMPLATE_HASH,
+  CONFIG_TEMPLATE_MAP,
+  CONFIG_TEMPLATE_MASK,
+  CONFIG_TEMPLATE_PAGES,
+  CONFIG_TEMPLATE_VALUE,
+  CONFIG_TEMPLATES_AT,
+  NONE,
+  PAGE_BYTES,
+  STATE_CURSOR,
+  STATE_USED,
+} from './constants.ts'
 
-/** Bytes in one guest page: TARGET_PAGE_SIZE on x86-64. */
-export const PAGE_BYTES = 4096
+export { NONE, PAGE_BYTES, RESULT_WORD } from './constants.ts'
+
 /** Bytes in one page of WebAssembly.Memory. */
 export const WASM_PAGE_BYTES = 65536
 /** Most that a memory may have: 4 GiB less one, so that no area ends at 2^32, which would be address 0. */
 export const MEMORY_PAGES_MAX = 65535
 /** Bytes behind the last area: vectors are loaded a little beyond what is looked at. */
 export const SLACK_BYTES = 64
-/** No slot, no place. */
-export const NONE = 0xffffffff
-
 /** Scratch of one thread: the padded block of a checksum, samples and hashes of the pages at hand. */
 export const SCRATCH_BYTES = 16384
 
 /** Bytes at the start of a memory that stay zero: an empty table for whoever has none. */
 const NOTHING_BYTES = 64
 
-/** Words of the state block that tell an instance where everything is (u32 each). assembly/state.ts reads the same. */
-export const CONFIG = {
-  TEMPLATE_HASH: 0,
-  TEMPLATE_VALUE: 1,
-  TEMPLATE_MASK: 2,
-  RING_HASH: 3,
-  RING_MARK: 4,
-  PLACE_TABLE: 5,
-  PLACES: 6,
-  RING: 7,
-  TEMPLATE_PAGES: 8,
-  RING_PAGES: 9,
-  PAGE_KEY: 10,
-  CHECKSUM_KEY: 11,
-  LONG_TABLE: 12,
-  LONG_SHIFT: 13,
-  TEMPLATE_MAP: 14,
-  TEMPLATES_AT: 15,
-  RING_TABLE_HASH: 16,
-  RING_TABLE_SLOT: 17,
-  RING_TABLE_MASK: 18,
-} as const
-
 /** Words of the state block that outlive a call: the ring slot that is next, and the ring slots ever written. */
-export const STATE = { CURSOR: 32, USED: 33 } as const
+export const STATE = { CURSOR: STATE_CURSOR, USED: STATE_USED } as const
 
-/** First of 16 words in the state block that tell about the last `matchPages`: see `RESULT` in kernel.ts. */
-export const RESULT_WORD = 48
 const STATE_BYTES = 256
 const KEY_BYTES = 256
 
@@ -287,25 +284,25 @@ export function writeKeys(buffer: ArrayBufferLike, keys: KeyLayout, pageKey?: Ui
 /** Writes the configuration words of a session whose block is zero. */
 export function writeConfig(buffer: ArrayBufferLike, layout: SessionLayout): void {
   const words = new Uint32Array(buffer, layout.state, STATE_BYTES / 4)
-  words[CONFIG.TEMPLATE_HASH] = layout.templateHash
-  words[CONFIG.TEMPLATE_VALUE] = layout.templateValue
-  words[CONFIG.TEMPLATE_MASK] = Math.max(0, layout.templateEntries - 1)
-  words[CONFIG.RING_HASH] = layout.ringHash
-  words[CONFIG.RING_MARK] = layout.ringMark
-  words[CONFIG.PLACE_TABLE] = layout.placeTable
-  words[CONFIG.PLACES] = layout.places
-  words[CONFIG.RING] = layout.ring
-  words[CONFIG.TEMPLATE_PAGES] = layout.templatePages
-  words[CONFIG.RING_PAGES] = layout.ringPages
-  words[CONFIG.PAGE_KEY] = layout.pageKey
-  words[CONFIG.CHECKSUM_KEY] = layout.checksumKey
-  words[CONFIG.LONG_TABLE] = layout.longTable
-  words[CONFIG.LONG_SHIFT] = layout.longEntries === 0 ? 0 : 32 - Math.log2(layout.longEntries)
-  words[CONFIG.TEMPLATE_MAP] = layout.templateMap
-  words[CONFIG.TEMPLATES_AT] = layout.templatesAt
-  words[CONFIG.RING_TABLE_HASH] = layout.ringTableHash
-  words[CONFIG.RING_TABLE_SLOT] = layout.ringTableSlot
-  words[CONFIG.RING_TABLE_MASK] = Math.max(0, layout.ringTableEntries - 1)
+  words[CONFIG_TEMPLATE_HASH] = layout.templateHash
+  words[CONFIG_TEMPLATE_VALUE] = layout.templateValue
+  words[CONFIG_TEMPLATE_MASK] = Math.max(0, layout.templateEntries - 1)
+  words[CONFIG_RING_HASH] = layout.ringHash
+  words[CONFIG_RING_MARK] = layout.ringMark
+  words[CONFIG_PLACE_TABLE] = layout.placeTable
+  words[CONFIG_PLACES] = layout.places
+  words[CONFIG_RING] = layout.ring
+  words[CONFIG_TEMPLATE_PAGES] = layout.templatePages
+  words[CONFIG_RING_PAGES] = layout.ringPages
+  words[CONFIG_PAGE_KEY] = layout.pageKey
+  words[CONFIG_CHECKSUM_KEY] = layout.checksumKey
+  words[CONFIG_LONG_TABLE] = layout.longTable
+  words[CONFIG_LONG_SHIFT] = layout.longEntries === 0 ? 0 : 32 - Math.log2(layout.longEntries)
+  words[CONFIG_TEMPLATE_MAP] = layout.templateMap
+  words[CONFIG_TEMPLATES_AT] = layout.templatesAt
+  words[CONFIG_RING_TABLE_HASH] = layout.ringTableHash
+  words[CONFIG_RING_TABLE_SLOT] = layout.ringTableSlot
+  words[CONFIG_RING_TABLE_MASK] = Math.max(0, layout.ringTableEntries - 1)
 }
 
 /** The 64 words of the fixed key of `checksum`. Definition: HASH.md, fixed key. */

@@ -3,8 +3,10 @@
  * savevm.h, savevm.c, migration.h, multifd.h). The last part holds our bounds on lengths that the wire leaves open.
  */
 
-/** Bytes in one target page: TARGET_PAGE_SIZE on x86, arm virt, s390x, ppc64, riscv. The only one we take apart. */
-export const PAGE_SIZE = 4096
+import { PAGE_SIZE } from '../bytes/page-size.ts'
+
+/** Bytes in one target page: TARGET_PAGE_SIZE. The only size that we take apart. */
+export { PAGE_SIZE }
 /** log2(PAGE_SIZE): what `configuration/target-page-bits` carries where it is sent. */
 export const PAGE_BITS = 12
 

@@ -1,7 +1,8 @@
 /** Numbers of the template set file. Source: docs/template-format.md; nothing here may change within version 1. */
 
-/** Bytes of a page. */
-export const PAGE_SIZE = 4096
+import { PAGE_SIZE } from '../bytes/page-size.ts'
+
+export { PAGE_SIZE }
 /** `\x89PFSET\r\n`: a 7-bit or text-mode copy breaks it visibly. */
 export const MAGIC: readonly number[] = [0x89, 0x50, 0x46, 0x53, 0x45, 0x54, 0x0d, 0x0a]
 /** `\x89PFENC\r\n`: the same of a set that is kept encrypted. */

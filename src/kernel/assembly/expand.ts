@@ -1,14 +1,7 @@
 // Decoder: runs of records as QEMU's main stream has them (qemu-wire-format.md 2), or bare pages.
-import { NONE, places, poolBytes, slotAddress } from './state'
+import { EXPAND_BARE, EXPAND_FROM_PLACE, HEAD_PAGE, HEAD_ZERO, NONE, PAGE_BITS, PAGE_BYTES } from '../constants'
+import { poolBytes, slotAddress } from './state'
 import { insert, known, mark, placeGet, placeSet } from './ring'
-
-/** Flags in the low bits of a record's head: CONTINUE | PAGE and CONTINUE | ZERO. Source: QEMU migration/ram.c. */
-const HEAD_PAGE: u64 = 0x28
-const HEAD_ZERO: u64 = 0x22
-
-/** Bits of `flags`. */
-const BARE: u32 = 1
-const FROM_PLACE: u32 = 2
 
 const FAILED: u32 = 0xffffffff
 
@@ -18,28 +11,28 @@ const FAILED: u32 = 0xffffffff
 }
 
 export function expandZeros(out: usize, addressHi: u32, addressLo: u32, n: u32): u32 {
-  let a = address(addressHi, addressLo) | HEAD_ZERO
+  let a = address(addressHi, addressLo) | <u64>HEAD_ZERO
   let p = out
   for (let i: u32 = 0; i < n; i++) {
     store<u64>(p, bswap<u64>(a))
     store<u8>(p, 0, 8)
     p += 9
-    a += 4096
+    a += PAGE_BYTES
   }
   return <u32>(p - out)
 }
 
 export function expandFill(out: usize, addressHi: u32, addressLo: u32, byte: u32, n: u32, flags: u32): u32 {
-  let a = address(addressHi, addressLo) | HEAD_PAGE
+  let a = address(addressHi, addressLo) | <u64>HEAD_PAGE
   let p = out
   for (let i: u32 = 0; i < n; i++) {
-    if (!(flags & BARE)) {
+    if (!(flags & EXPAND_BARE)) {
       store<u64>(p, bswap<u64>(a))
       p += 8
-      a += 4096
+      a += PAGE_BYTES
     }
-    memory.fill(p, <u8>byte, 4096)
-    p += 4096
+    memory.fill(p, <u8>byte, PAGE_BYTES)
+    p += PAGE_BYTES
   }
   return <u32>(p - out)
 }
@@ -47,19 +40,19 @@ export function expandFill(out: usize, addressHi: u32, addressLo: u32, byte: u32
 export function expandPages(
   out: usize, addressHi: u32, addressLo: u32, slot: u32, n: u32, placeFirst: u32, flags: u32,
 ): u32 {
-  let a = address(addressHi, addressLo) | HEAD_PAGE
+  let a = address(addressHi, addressLo) | <u64>HEAD_PAGE
   let p = out
   for (let i: u32 = 0; i < n; i++) {
     const place = placeFirst == NONE ? NONE : placeFirst + i
-    const s = flags & FROM_PLACE ? placeGet(place) : slot + i
+    const s = flags & EXPAND_FROM_PLACE ? placeGet(place) : slot + i
     if (!known(s)) return FAILED
-    if (!(flags & BARE)) {
+    if (!(flags & EXPAND_BARE)) {
       store<u64>(p, bswap<u64>(a))
       p += 8
-      a += 4096
+      a += PAGE_BYTES
     }
-    memory.copy(p, slotAddress(s), 4096)
-    p += 4096
+    memory.copy(p, slotAddress(s), PAGE_BYTES)
+    p += PAGE_BYTES
     mark(s)
     placeSet(place, s)
   }
@@ -69,20 +62,20 @@ export function expandPages(
 export function expandNew(
   out: usize, addressHi: u32, addressLo: u32, literals: usize, n: u32, placeFirst: u32, flags: u32,
 ): u32 {
-  let a = address(addressHi, addressLo) | HEAD_PAGE
+  let a = address(addressHi, addressLo) | <u64>HEAD_PAGE
   let p = out
   let literal = literals
   for (let i: u32 = 0; i < n; i++) {
-    if (!(flags & BARE)) {
+    if (!(flags & EXPAND_BARE)) {
       store<u64>(p, bswap<u64>(a))
       p += 8
-      a += 4096
+      a += PAGE_BYTES
     }
-    memory.copy(p, literal, 4096)
+    memory.copy(p, literal, PAGE_BYTES)
     const slot = insert(literal, 0)
     if (placeFirst != NONE) placeSet(placeFirst + i, slot)
-    p += 4096
-    literal += 4096
+    p += PAGE_BYTES
+    literal += PAGE_BYTES
   }
   return <u32>(p - out)
 }
@@ -93,13 +86,13 @@ export function copyOut(out: usize, poolOffset: u32, length: u32): bool {
   let p = out
   let from = poolOffset
   for (let left = length; left != 0; ) {
-    const take = min<u32>(left, 4096 - (from & 4095))
-    memory.copy(p, slotAddress(from >> 12) + <usize>(from & 4095), take)
+    const take = min<u32>(left, PAGE_BYTES - (from & (PAGE_BYTES - 1)))
+    memory.copy(p, slotAddress(from >> PAGE_BITS) + <usize>(from & (PAGE_BYTES - 1)), take)
     p += take
     from += take
     left -= take
   }
-  mark(poolOffset >> 12)
+  mark(poolOffset >> PAGE_BITS)
   return true
 }
 
@@ -108,12 +101,12 @@ export function expandPatch(
   out: usize, addressHi: u32, addressLo: u32, tokens: usize, count: u32, literals: usize, place: u32, flags: u32,
 ): u32 {
   let p = out
-  if (!(flags & BARE)) {
-    store<u64>(p, bswap<u64>(address(addressHi, addressLo) | HEAD_PAGE))
+  if (!(flags & EXPAND_BARE)) {
+    store<u64>(p, bswap<u64>(address(addressHi, addressLo) | <u64>HEAD_PAGE))
     p += 8
   }
   const body = p
-  const end = p + 4096
+  const end = p + PAGE_BYTES
   let literal = literals
   for (let i: u32 = 0; i < count; i++) {
     const token = tokens + (<usize>i << 3)

@@ -1,10 +1,6 @@
 // The 64-bit hash of ../HASH.md: 32 lanes of u32 in 8 vectors, so that the twin can do the same with Math.imul.
+import { P1, P2, P3, P4, PAGE_BYTES } from '../constants'
 import { scratch, checksumKey, pageKey, prime1 } from './state'
-
-const P1: i32 = 0x9e3779b1 as i32
-const P2: i32 = 0x85ebca77 as i32
-const P3: i32 = 0xc2b2ae3d as i32
-const P4: i32 = 0x27d4eb2f
 
 // @ts-ignore: decorator
 @inline function mix(a: v128, x: v128, y: v128, p1: v128): v128 {
@@ -90,7 +86,7 @@ export function digest(key: usize, at: usize, length: u32, seed: u64): u64 {
 
 /** Hash of a page under the process key. */
 export function hashPage(at: usize): u64 {
-  return digest(pageKey, at, 4096, 0)
+  return digest(pageKey, at, PAGE_BYTES, 0)
 }
 
 export function hashPages(list: usize, n: u32, out: usize): void {

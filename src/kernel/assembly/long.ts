@@ -1,23 +1,12 @@
 // Long matches: parts of a page anywhere in the pool. Why so, and what else was tried: ../LONG-MATCH.md.
 import {
-  NONE, laneMask1, laneMask2, laneMask3, longShift, longTable, poolPages, prime1, prime2, sampleAdd, sampleBelow, scratch, slotAddress,
+  NONE, P1, P2, P3, P4, PAGE_BITS, PAGE_BYTES, RUN_FAR, RUN_NEAR, SAMPLE_GAP, SAVED_MIN, SCORE_BYTES, TOKEN_COST, WAYS, WINDOW,
+  WINDOW_FACTOR_1, WINDOW_FACTOR_2, WINDOW_FACTOR_3, WINDOW_FACTOR_4,
+} from '../constants'
+import {
+  laneMask1, laneMask2, laneMask3, longShift, longTable, poolPages, prime1, prime2, sampleAdd, sampleBelow, scratch, slotAddress,
 } from './state'
 import { mark } from './ring'
-
-/** A position is sampled by the 8 bytes there: 1 in 32 of random ones (state.ts), at most one in 16 bytes. */
-const SAMPLE_GAP: u32 = 16
-/** Bytes of a sampled window: what is hashed, and what must be equal. */
-const WINDOW: u32 = 16
-/** Entries of a bucket: the last four windows with nearly one hash, the newest first. u32 hash, u32 byte in the pool + 1. */
-const WAYS: u32 = 4
-/** Bytes after a window by which candidates are compared. */
-const SCORE_BYTES: u32 = 256
-/** Shortest copy: next to the one before, where its source goes without saying; and after more bytes of the page's own. */
-const RUN_NEAR: u32 = 8
-const RUN_FAR: u32 = 16
-/** What copies must save of a page, where a token counts 4 bytes: about what it costs compressed, and some. */
-const SAVED_MIN: u32 = 256
-const TOKEN_COST: u32 = 4
 
 // areas in the scratch; its first 512 bytes belong to hash.ts, page.ts and match.ts
 const POSITION: usize = 1024 // u32 each, 256 at most
@@ -50,7 +39,7 @@ function sample(at: usize): void {
   const m3 = i32x4.splat(laneMask3)
   const masks = scratch + MASK
   // first without a branch, since whether 16 bytes have a sample cannot be predicted
-  for (let base: usize = 0; base < 4096 - <usize>WINDOW; base += 16) {
+  for (let base: usize = 0; base < <usize>(PAGE_BYTES - WINDOW); base += 16) {
     const p = at + base
     // lane i of the vector at p + k is position base + 4i + k
     const even = v128.bitselect(sampled(p, k1, k2, add, below), sampled(p + 1, k1, k2, add, below), m1)
@@ -60,7 +49,7 @@ function sample(at: usize): void {
   store<u16>(masks, 0, 510)
   let n: u32 = 0
   let next: u32 = 0
-  for (let base: u32 = 0; base < 4096; base += 64) {
+  for (let base: u32 = 0; base < PAGE_BYTES; base += 64) {
     let bits = load<u64>(masks + <usize>(base >> 3))
     while (bits) {
       const position = base + <u32>ctz(bits)
@@ -74,11 +63,11 @@ function sample(at: usize): void {
   samples = n
   for (let i: u32 = 0; i < n; i++) {
     const p = at + <usize>load<u32>(scratch + POSITION + (<usize>i << 2))
-    let m = i32x4.mul(v128.load(p), i32x4(0x9e3779b1 as i32, 0x85ebca77 as i32, 0xc2b2ae3d as i32, 0x27d4eb2f))
-    m = i32x4.mul(v128.xor(m, i32x4.shr_u(m, 15)), i32x4(0x165667b1, 0x5bd1e995, 0x1b873593, 0xcc9e2d51 as i32))
+    let m = i32x4.mul(v128.load(p), i32x4(P1, P2, P3, P4))
+    m = i32x4.mul(v128.xor(m, i32x4.shr_u(m, 15)), i32x4(WINDOW_FACTOR_1, WINDOW_FACTOR_2, WINDOW_FACTOR_3, WINDOW_FACTOR_4))
     const h: u32 =
       i32x4.extract_lane(m, 0) + i32x4.extract_lane(m, 1) + i32x4.extract_lane(m, 2) + i32x4.extract_lane(m, 3)
-    store<u32>(scratch + HASH + (<usize>i << 2), (h ^ (h >> 15)) * 0x85ebca77)
+    store<u32>(scratch + HASH + (<usize>i << 2), (h ^ (h >> 15)) * P2)
   }
 }
 
@@ -102,10 +91,10 @@ export function rememberSamples(slot: u32): void {
     const e = bucket(h)
     const first = load<u64>(e)
     // what repeats within a page would fill the bucket
-    if (<u32>first == h && (<u32>(first >> 32) - 1) >> 12 == slot) continue
+    if (<u32>first == h && (<u32>(first >> 32) - 1) >> PAGE_BITS == slot) continue
     const second = load<u64>(e, 8)
     const third = load<u64>(e, 16)
-    const source = (slot << 12) + load<u32>(scratch + POSITION + (<usize>i << 2)) + 1
+    const source = (slot << PAGE_BITS) + load<u32>(scratch + POSITION + (<usize>i << 2)) + 1
     store<u64>(e, <u64>h | (<u64>source << 32))
     store<u64>(e, first, 8)
     store<u64>(e, second, 16)
@@ -131,24 +120,24 @@ let literalTo: usize = 0
 
 /** Takes as displacement: pool byte `source` for byte `target` of the page. */
 function displace(source: u32, target: u32): void {
-  const slot = source >> 12
-  const inside = source & 4095
+  const slot = source >> PAGE_BITS
+  const inside = source & (PAGE_BYTES - 1)
   const at = slotAddress(slot)
-  origin = at - (<usize>slot << 12)
+  origin = at - (<usize>slot << PAGE_BITS)
   delta = at + <usize>inside - (page + <usize>target)
   // what a page is compared with is as long as a page: it reaches into one neighbour at most
   let back = target
-  if (target > inside && (slot == 0 || slotAddress(slot - 1) + 4096 != at)) back = inside
+  if (target > inside && (slot == 0 || slotAddress(slot - 1) + PAGE_BYTES != at)) back = inside
   low = max(end, target - back)
-  high = target + min<u32>(4096 - target, reach(source))
+  high = target + min<u32>(PAGE_BYTES - target, reach(source))
   scanned = low
 }
 
 /** Bytes from `source` on that follow each other in memory, up to the end of the next slot. */
 function reach(source: u32): u32 {
-  const slot = source >> 12
-  const rest: u32 = 4096 - (source & 4095)
-  return slot + 1 < poolPages && slotAddress(slot + 1) == slotAddress(slot) + 4096 ? rest + 4096 : rest
+  const slot = source >> PAGE_BITS
+  const rest: u32 = PAGE_BYTES - (source & (PAGE_BYTES - 1))
+  return slot + 1 < poolPages && slotAddress(slot + 1) == slotAddress(slot) + PAGE_BYTES ? rest + PAGE_BYTES : rest
 }
 
 // @ts-ignore: decorator
@@ -222,12 +211,12 @@ function scan(to: u32): void {
 
 // @ts-ignore: decorator
 @inline function byteAddress(source: u32): usize {
-  return slotAddress(source >> 12) + <usize>(source & 4095)
+  return slotAddress(source >> PAGE_BITS) + <usize>(source & (PAGE_BYTES - 1))
 }
 
 /** How many of the next bytes are equal: the better candidate has more, in one piece or not. */
 function score(source: u32, position: u32): u32 {
-  const bytes = min<u32>(SCORE_BYTES, min<u32>(4096 - position, reach(source)))
+  const bytes = min<u32>(SCORE_BYTES, min<u32>(PAGE_BYTES - position, reach(source)))
   const s = byteAddress(source)
   const t = page + <usize>position
   let equal: u32 = 0
@@ -275,7 +264,7 @@ export function matchLong(at: usize, previous: u32, tokens: usize, literals: usi
   copies = 0
   const n = samples
   touchBuckets()
-  if (previous != NONE) displace(previous << 12, 0)
+  if (previous != NONE) displace(previous << PAGE_BITS, 0)
   for (let i: u32 = 0; i < n; i++) {
     const position = load<u32>(scratch + POSITION + (<usize>i << 2))
     if (position < end) continue
@@ -287,8 +276,8 @@ export function matchLong(at: usize, previous: u32, tokens: usize, literals: usi
     displace(source, position)
     scan(position + 1)
   }
-  scan(4096)
-  const rest: u32 = 4096 - end
+  scan(PAGE_BYTES)
+  const rest: u32 = PAGE_BYTES - end
   if (rest) {
     store<u32>(tokenTo, rest)
     store<u32>(tokenTo, 0, 4)
@@ -298,7 +287,7 @@ export function matchLong(at: usize, previous: u32, tokens: usize, literals: usi
   }
   const count = <u32>(tokenTo - tokens) >> 3
   literalBytes = <u32>(literalTo - literals)
-  if (literalBytes + count * TOKEN_COST + SAVED_MIN > 4096) return 0
-  for (let t = tokens; t != tokenTo; t += 8) if (load<u16>(t, 2)) mark(load<u32>(t, 4) >> 12)
+  if (literalBytes + count * TOKEN_COST + SAVED_MIN > PAGE_BYTES) return 0
+  for (let t = tokens; t != tokenTo; t += 8) if (load<u16>(t, 2)) mark(load<u32>(t, 4) >> PAGE_BITS)
   return count
 }

@@ -1,6 +1,10 @@
 // Encoder: what each page of a batch becomes.
 import {
-  NONE, RESULT, longShift, placeTable, places, ringOrigin, ringTableHash, ringTableMask, ringTableSlot, scratch,
+  KIND_FILL, KIND_NEW, KIND_NEW_DENSE, KIND_PATCH, KIND_REF, KIND_SAME, KIND_WORDS, MATCH_LONG, MATCH_WORDS, NONE, PAGE_BITS,
+  PAGE_BYTES, RESULT_COPIES, RESULT_DENSE_BYTES, RESULT_KIND_COUNT, RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES,
+} from '../constants'
+import {
+  RESULT, longShift, placeTable, places, ringOrigin, ringTableHash, ringTableMask, ringTableSlot, scratch,
   slotAddress, state, templateHash, templateMask, templateValue,
 } from './state'
 import { hashPage } from './hash'
@@ -9,17 +13,6 @@ import { addTemplate, find, findTemplate } from './table'
 import { copies, indexLong, literalBytes, matchLong, rememberSamples } from './long'
 import { splitWords, sure, wordsLag } from './words'
 import { insert, mark, placeGet, placeSet } from './ring'
-
-const FILL: u8 = 0
-const SAME: u8 = 1
-const REF: u8 = 2
-const NEW: u8 = 3
-const NEW_DENSE: u8 = 4
-const PATCH: u8 = 5
-const WORDS: u8 = 6
-
-const LONG: u32 = 1
-const NUMBERS: u32 = 2
 
 /** Pages whose table entries and candidates are touched together, so that their cache misses overlap. */
 const GROUP: u32 = 8
@@ -57,7 +50,7 @@ export function matchPages(
   let wordsAt = words
   let tokenAt = tokens
   let copied: u32 = 0
-  const long = options & LONG && longShift != 0
+  const long = options & MATCH_LONG && longShift != 0
   const result = state + RESULT
   memory.fill(result, 0, 64)
   const hashes = scratch + 256
@@ -84,7 +77,7 @@ export function matchPages(
       let p: usize = 0
       if (load<u64>(templateHash + (<usize>t << 3)) == h) p = <usize>load<u32>(templateValue + (<usize>t << 3), 4)
       else if (load<u64>(ringTableHash + (<usize>r << 3)) == h) {
-        p = ringOrigin + (<usize>load<u32>(ringTableSlot + (<usize>r << 2)) << 12)
+        p = ringOrigin + (<usize>load<u32>(ringTableSlot + (<usize>r << 2)) << PAGE_BITS)
       }
       if (p != 0) touch += load<u64>(p) + load<u64>(p, 64) + load<u64>(p, 128) + load<u64>(p, 192)
     }
@@ -98,36 +91,36 @@ export function matchPages(
       let slot: u32
       const byte = fillOf(at)
       if (byte >= 0) {
-        kind = FILL
+        kind = KIND_FILL
         slot = byte
       } else {
         const hash = load<u64>(hashes + (<usize>j << 3))
         slot = find(at, hash)
         if (slot != NONE) {
-          kind = slot == before ? SAME : REF
+          kind = slot == before ? KIND_SAME : KIND_REF
           mark(slot)
           placeSet(place, slot)
         } else {
-          const lag = options & NUMBERS ? wordsLag(at) : NONE
+          const lag = options & MATCH_WORDS ? wordsLag(at) : NONE
           const numbers = lag != NONE && sure
           const count = long && !numbers ? matchLong(at, before, tokenAt, literal) : 0
           if (count != 0) {
-            kind = PATCH
+            kind = KIND_PATCH
             tokenAt += <usize>count << 3
             literal += literalBytes
             copied += copies
           } else if (lag != NONE) {
-            kind = WORDS
+            kind = KIND_WORDS
             splitWords(at, lag, wordsAt)
-            wordsAt += 4096
+            wordsAt += PAGE_BYTES
           } else if (isDense(at)) {
-            kind = NEW_DENSE
-            memory.copy(denseAt, at, 4096)
-            denseAt += 4096
+            kind = KIND_NEW_DENSE
+            memory.copy(denseAt, at, PAGE_BYTES)
+            denseAt += PAGE_BYTES
           } else {
-            kind = NEW
-            memory.copy(literal, at, 4096)
-            literal += 4096
+            kind = KIND_NEW
+            memory.copy(literal, at, PAGE_BYTES)
+            literal += PAGE_BYTES
           }
           const inserted = insert(at, hash)
           if (long && inserted != NONE) {
@@ -141,12 +134,12 @@ export function matchPages(
       store<u8>(kinds + <usize>i, kind)
       store<u32>(slots + (<usize>i << 2), slot)
       store<u32>(placeList + (<usize>i << 2), before)
-      const count = result + 16 + (<usize>kind << 2)
+      const count = result + (<usize>(RESULT_KIND_COUNT + kind) << 2)
       store<u32>(count, load<u32>(count) + 1)
     }
   }
-  store<u32>(result, <u32>(literal - literals))
-  store<u32>(result, <u32>(denseAt - dense), 4)
-  store<u32>(result, <u32>(tokenAt - tokens), 8)
-  store<u32>(result, copied, 12)
+  store<u32>(result, <u32>(literal - literals), RESULT_LITERAL_BYTES << 2)
+  store<u32>(result, <u32>(denseAt - dense), RESULT_DENSE_BYTES << 2)
+  store<u32>(result, <u32>(tokenAt - tokens), RESULT_TOKEN_BYTES << 2)
+  store<u32>(result, copied, RESULT_COPIES << 2)
 }

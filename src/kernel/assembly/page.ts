@@ -1,8 +1,9 @@
 // Questions about one page.
+import { DENSE_DISTINCT, DENSE_FIRST, DENSE_STEP, PAGE_BYTES } from '../constants'
 import { scratch } from './state'
 
 export function samePage(a: usize, b: usize): bool {
-  for (const end = a + 4096; a != end; a += 128, b += 128) {
+  for (const end = a + PAGE_BYTES; a != end; a += 128, b += 128) {
     const x = v128.or(
       v128.or(v128.xor(v128.load(a), v128.load(b)), v128.xor(v128.load(a, 16), v128.load(b, 16))),
       v128.or(v128.xor(v128.load(a, 32), v128.load(b, 32)), v128.xor(v128.load(a, 48), v128.load(b, 48))),
@@ -21,7 +22,7 @@ export function fillOf(at: usize): i32 {
   const byte = load<u8>(at)
   const want = i8x16.splat(byte)
   if (v128.any_true(v128.xor(v128.load(at), want))) return -1 // nearly every page ends here
-  for (let p = at, end = at + 4096; p != end; p += 64) {
+  for (let p = at, end = at + PAGE_BYTES; p != end; p += 64) {
     const x = v128.or(
       v128.or(v128.xor(v128.load(p), want), v128.xor(v128.load(p, 16), want)),
       v128.or(v128.xor(v128.load(p, 32), want), v128.xor(v128.load(p, 48), want)),
@@ -31,14 +32,11 @@ export function fillOf(at: usize): i32 {
   return byte
 }
 
-/** Of 128 sampled bytes, 101 +- 4 differ where all values are equally likely; machine code has about 65, text 45. */
-const DENSE_DISTINCT: u32 = 88
-
 /** Whether a compressor would gain nothing: a cheap guess from 16 samples of 8 bytes. Writes 256 bytes of scratch. */
 export function isDense(at: usize): bool {
   const seen = scratch
   memory.fill(seen, 0, 256)
-  for (let p = at + 120, end = at + 4096; p < end; p += 256) {
+  for (let p = at + DENSE_FIRST, end = at + PAGE_BYTES; p < end; p += DENSE_STEP) {
     const w = load<u64>(p)
     store<u8>(seen + <usize>(w & 255), 1)
     store<u8>(seen + <usize>((w >> 8) & 255), 1)

@@ -1,6 +1,7 @@
 // What encoder and decoder must do alike: the ring of passed pages, its marks, and what each place last received.
+import { NONE, PAGE_BITS, PAGE_BYTES } from '../constants'
 import {
-  CURSOR, NONE, USED, placeTable, places, poolPages, ringHash, ringMark, ringOrigin, ringPages, state, templatePages,
+  CURSOR, USED, placeTable, places, poolPages, ringHash, ringMark, ringOrigin, ringPages, state, templatePages,
 } from './state'
 import { add, remove } from './table'
 
@@ -38,7 +39,7 @@ export function insert(at: usize, hash: u64): u32 {
     store<u64>(ringHash + (<usize>c << 3), hash)
     add(hash, slot)
   }
-  memory.copy(ringOrigin + (<usize>slot << 12), at, 4096)
+  memory.copy(ringOrigin + (<usize>slot << PAGE_BITS), at, PAGE_BYTES)
   c++
   if (c > load<u32>(state, USED)) store<u32>(state, c, USED)
   store<u32>(state, c == r ? 0 : c, CURSOR)

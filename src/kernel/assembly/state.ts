@@ -1,6 +1,12 @@
 // Addresses and counts of one instance, read from the configuration words that layout.ts wrote into the shared memory.
 // Instances of several sessions may share a memory: templates and their table belong to all, the rest to one of them.
-// The word numbers stand in ../layout.ts (CONFIG, STATE, RESULT); everything that outlives a call is in memory, not here.
+// Everything that outlives a call is in memory, not here.
+import {
+  CONFIG_CHECKSUM_KEY, CONFIG_LONG_SHIFT, CONFIG_LONG_TABLE, CONFIG_PAGE_KEY, CONFIG_PLACES, CONFIG_PLACE_TABLE, CONFIG_RING,
+  CONFIG_RING_HASH, CONFIG_RING_MARK, CONFIG_RING_PAGES, CONFIG_RING_TABLE_HASH, CONFIG_RING_TABLE_MASK,
+  CONFIG_RING_TABLE_SLOT, CONFIG_TEMPLATES_AT, CONFIG_TEMPLATE_HASH, CONFIG_TEMPLATE_MAP, CONFIG_TEMPLATE_MASK,
+  CONFIG_TEMPLATE_PAGES, CONFIG_TEMPLATE_VALUE, P1, P2, PAGE_BITS, RESULT_WORD, SAMPLE_ADD, SAMPLE_BELOW, STATE_CURSOR, STATE_USED,
+} from '../constants'
 
 export let state: usize = 0
 export let scratch: usize = 0
@@ -37,54 +43,55 @@ export let laneMask1: i32 = 0
 export let laneMask2: i32 = 0
 export let laneMask3: i32 = 0
 
-/** No slot, no place. */
-export const NONE: u32 = 0xffffffff
-
 /** Offsets of the STATE words in the state block. */
-export const CURSOR: usize = 128
-export const USED: usize = 132
+export const CURSOR: usize = STATE_CURSOR << 2
+export const USED: usize = STATE_USED << 2
 
 /** Offset of the RESULT words in the state block: literal, dense and token bytes, copies, then a count for each kind. */
-export const RESULT: usize = 192
+export const RESULT: usize = RESULT_WORD << 2
+
+/** A word of the configuration. */
+function config(word: u32): u32 {
+  return load<u32>(state + (<usize>word << 2))
+}
 
 export function configure(at: usize, scratchAt: usize): void {
-  prime1 = 0x9e3779b1 as i32
-  prime2 = 0x85ebca77 as i32
-  // 1 in 32; both less 2^31, since comparing signed words costs one operation, unsigned three. Zeros, the commonest
-  // content, are never sampled, as 0x5bd1e995 is not below 2^27
-  sampleAdd = (0x5bd1e995 - 0x80000000) as i32
-  sampleBelow = ((1 << 27) - 0x80000000) as i32
+  prime1 = P1
+  prime2 = P2
+  // both less 2^31, since comparing signed words costs one operation, unsigned three
+  sampleAdd = (SAMPLE_ADD - 0x80000000) as i32
+  sampleBelow = (SAMPLE_BELOW - 0x80000000) as i32
   laneMask1 = 0x000000ff
   laneMask2 = 0x00ff0000
   laneMask3 = 0x0000ffff
   state = at
   scratch = scratchAt
-  templateHash = load<u32>(at)
-  templateValue = load<u32>(at, 4)
-  templateMask = load<u32>(at, 8)
-  ringHash = load<u32>(at, 12)
-  ringMark = load<u32>(at, 16)
-  placeTable = load<u32>(at, 20)
-  places = load<u32>(at, 24)
-  templatePages = load<u32>(at, 32)
-  ringPages = load<u32>(at, 36)
-  pageKey = load<u32>(at, 40)
-  checksumKey = load<u32>(at, 44)
-  longTable = load<u32>(at, 48)
-  longShift = load<u32>(at, 52)
-  templateMap = load<u32>(at, 56)
-  templatesAt = load<u32>(at, 60)
-  ringTableHash = load<u32>(at, 64)
-  ringTableSlot = load<u32>(at, 68)
-  ringTableMask = load<u32>(at, 72)
-  ringOrigin = <usize>load<u32>(at, 28) - (<usize>templatePages << 12)
+  templateHash = config(CONFIG_TEMPLATE_HASH)
+  templateValue = config(CONFIG_TEMPLATE_VALUE)
+  templateMask = config(CONFIG_TEMPLATE_MASK)
+  ringHash = config(CONFIG_RING_HASH)
+  ringMark = config(CONFIG_RING_MARK)
+  placeTable = config(CONFIG_PLACE_TABLE)
+  places = config(CONFIG_PLACES)
+  templatePages = config(CONFIG_TEMPLATE_PAGES)
+  ringPages = config(CONFIG_RING_PAGES)
+  pageKey = config(CONFIG_PAGE_KEY)
+  checksumKey = config(CONFIG_CHECKSUM_KEY)
+  longTable = config(CONFIG_LONG_TABLE)
+  longShift = config(CONFIG_LONG_SHIFT)
+  templateMap = config(CONFIG_TEMPLATE_MAP)
+  templatesAt = config(CONFIG_TEMPLATES_AT)
+  ringTableHash = config(CONFIG_RING_TABLE_HASH)
+  ringTableSlot = config(CONFIG_RING_TABLE_SLOT)
+  ringTableMask = config(CONFIG_RING_TABLE_MASK)
+  ringOrigin = <usize>config(CONFIG_RING) - (<usize>templatePages << PAGE_BITS)
   poolPages = templatePages + ringPages
-  poolBytes = poolPages << 12
+  poolBytes = poolPages << PAGE_BITS
 }
 
 /** Address of a slot's page. Template sets lie where they were loaded: often, but not always, one behind the other. */
 // @ts-ignore: decorator
 @inline export function slotAddress(slot: u32): usize {
-  if (slot >= templatePages) return ringOrigin + (<usize>slot << 12)
-  return templatesAt != 0 ? templatesAt + (<usize>slot << 12) : <usize>load<u32>(templateMap + (<usize>slot << 2))
+  if (slot >= templatePages) return ringOrigin + (<usize>slot << PAGE_BITS)
+  return templatesAt != 0 ? templatesAt + (<usize>slot << PAGE_BITS) : <usize>load<u32>(templateMap + (<usize>slot << 2))
 }

@@ -1,7 +1,8 @@
 // The exact tables: hash to slot, open addressing, linear probing. 0 marks an empty entry. The one of the templates never
 // changes once it is made, so that sessions can share it; the one of the ring deletes by shifting back.
+import { NONE, PAGE_BITS } from '../constants'
 import {
-  NONE, ringOrigin, ringTableHash, ringTableMask, ringTableSlot, templateHash, templateMask, templateValue,
+  ringOrigin, ringTableHash, ringTableMask, ringTableSlot, templateHash, templateMask, templateValue,
 } from './state'
 import { samePage } from './page'
 
@@ -32,7 +33,7 @@ function findRing(at: usize, hash: u64): u32 {
     if (h == 0) return NONE
     if (h == hash) {
       const slot = load<u32>(ringTableSlot + (<usize>e << 2))
-      if (samePage(at, ringOrigin + (<usize>slot << 12))) return slot
+      if (samePage(at, ringOrigin + (<usize>slot << PAGE_BITS))) return slot
     }
     e = (e + 1) & ringTableMask
   }

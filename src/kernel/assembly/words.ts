@@ -1,10 +1,7 @@
 // Pages of numbers in rows: addresses, counters. What they are sent as, and why: ../WORDS.md.
-import { NONE, scratch } from './state'
+import { GAIN_MIN, NONE, PAGE_BYTES, SURE } from '../constants'
+import { scratch } from './state'
 
-/** Sampled bytes (of 1024) that must repeat for a page to be taken without a look for long matches. */
-const SURE: u32 = 980
-/** Sampled bytes by which another page must gain. */
-const GAIN_MIN: u32 = 160
 /** Area in the scratch for a page of differences. */
 const DIFFERENCES: usize = 8192
 
@@ -36,7 +33,7 @@ export function wordsLag(at: usize): u32 {
   let s4 = repeat
   let s6 = repeat
   let s16 = repeat
-  for (let block = at + 192; block < at + 4096; block += 256) {
+  for (let block = at + 192; block < at + PAGE_BYTES; block += 256) {
     for (let p = block; p < block + 64; p += 16) {
       const w = v128.load(p)
       const w1 = v128.load(p - 4)
@@ -74,10 +71,10 @@ export function splitWords(at: usize, lag: u32, out: usize): void {
     const back = <usize>lag << 2
     memory.copy(from, at, back)
     let o = back
-    for (; o + 16 <= 4096; o += 16) {
+    for (; o + 16 <= PAGE_BYTES; o += 16) {
       v128.store(from + o, i32x4.sub(v128.load(at + o), v128.load(at + o - back)))
     }
-    for (; o < 4096; o += 4) store<u32>(from + o, load<u32>(at + o) - load<u32>(at + o - back))
+    for (; o < PAGE_BYTES; o += 4) store<u32>(from + o, load<u32>(at + o) - load<u32>(at + o - back))
   }
   for (let o: usize = 0; o < 1024; o += 16, from += 64) {
     const a = v128.load(from)
@@ -115,9 +112,9 @@ export function joinWords(from: usize, lag: u32, out: usize): void {
   const back = <usize>lag << 2
   let o = back
   if (lag >= 4) {
-    for (; o + 16 <= 4096; o += 16) {
+    for (; o + 16 <= PAGE_BYTES; o += 16) {
       v128.store(out + o, i32x4.add(v128.load(out + o), v128.load(out + o - back)))
     }
   }
-  for (; o < 4096; o += 4) store<u32>(out + o, load<u32>(out + o) + load<u32>(out + o - back))
+  for (; o < PAGE_BYTES; o += 4) store<u32>(out + o, load<u32>(out + o) + load<u32>(out + o - back))
 }

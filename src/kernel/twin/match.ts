@@ -1,0 +1,140 @@
+/** Encoder: what each page of a batch becomes, as assembly/match.ts. */
+import {
+  KIND_FILL,
+  KIND_NEW,
+  KIND_NEW_DENSE,
+  KIND_PATCH,
+  KIND_REF,
+  KIND_SAME,
+  KIND_WORDS,
+  MATCH_LONG,
+  MATCH_WORDS,
+  NONE,
+  PAGE_BYTES,
+  RESULT_COPIES,
+  RESULT_DENSE_BYTES,
+  RESULT_KIND_COUNT,
+  RESULT_LITERAL_BYTES,
+  RESULT_TOKEN_BYTES,
+  RESULT_WORD,
+} from '../constants.ts'
+import { type KernelFunctions, TOKEN_BYTES } from '../functions.ts'
+import type { Hash } from './hash.ts'
+import type { LongMatches } from './long.ts'
+import type { TwinMemory } from './memory.ts'
+import type { PageQuestions } from './page.ts'
+import type { Ring } from './ring.ts'
+import type { Tables } from './table.ts'
+import type { Numbers } from './words.ts'
+
+export function makeMatcher(
+  { layout, bytes, words, slotAddress }: TwinMemory,
+  { hashPage }: Hash,
+  { fillOf, isDense }: PageQuestions,
+  { find, findTemplate, addTemplate }: Tables,
+  { insert, mark, placeGet, placeSet }: Ring,
+  long: LongMatches,
+  { wordsLag, isSure, splitWords }: Numbers,
+): Pick<KernelFunctions, 'indexTemplates' | 'rememberTemplates' | 'matchPages'> {
+  const resultAt = (layout.state >>> 2) + RESULT_WORD
+  const { found, sample, rememberSamples, matchLong } = long
+
+  function indexTemplates(from: number, to: number): number {
+    let added = 0
+    for (let slot = from; slot < to; slot++) {
+      const at = slotAddress(slot)
+      hashPage(at)
+      if (findTemplate(at) !== NONE) continue
+      addTemplate(slot, at)
+      added++
+    }
+    return added
+  }
+
+  function rememberTemplates(from: number, to: number): void {
+    if (!long.isThere) return
+    for (let slot = from; slot < to; slot++) {
+      const at = slotAddress(slot)
+      hashPage(at)
+      if (findTemplate(at) !== slot) continue
+      sample(at)
+      rememberSamples(slot)
+    }
+  }
+
+  function matchPages(
+    list: number,
+    placeList: number,
+    n: number,
+    kinds: number,
+    slots: number,
+    tokens: number,
+    literals: number,
+    dense: number,
+    wordsTo: number,
+    options: number,
+  ): void {
+    let literal = literals
+    let denseAt = dense
+    let wordsAt = wordsTo
+    let tokenAt = tokens
+    let copied = 0
+    const isLong = (options & MATCH_LONG) !== 0 && long.isThere
+    words.fill(0, resultAt, resultAt + 16)
+    for (let i = 0; i < n; i++) {
+      const at = words[(list >>> 2) + i]! >>> 0
+      const place = words[(placeList >>> 2) + i]! >>> 0
+      const before = placeGet(place)
+      let kind: number = KIND_FILL
+      let slot = fillOf(at)
+      if (slot < 0) {
+        hashPage(at)
+        slot = find(at)
+        if (slot !== NONE) {
+          kind = slot === before ? KIND_SAME : KIND_REF
+          mark(slot)
+          placeSet(place, slot)
+        } else {
+          const lag = (options & MATCH_WORDS) !== 0 ? wordsLag(at) : -1
+          const numbers = lag >= 0 && isSure()
+          const count = isLong && !numbers ? matchLong(at, before, tokenAt, literal) : 0
+          if (count !== 0) {
+            kind = KIND_PATCH
+            tokenAt += count * TOKEN_BYTES
+            literal += found.literalBytes
+            copied += found.copies
+          } else if (lag >= 0) {
+            kind = KIND_WORDS
+            splitWords(at, lag, wordsAt)
+            wordsAt += PAGE_BYTES
+          } else if (isDense(at)) {
+            kind = KIND_NEW_DENSE
+            bytes.copyWithin(denseAt, at, at + PAGE_BYTES)
+            denseAt += PAGE_BYTES
+          } else {
+            kind = KIND_NEW
+            bytes.copyWithin(literal, at, at + PAGE_BYTES)
+            literal += PAGE_BYTES
+          }
+          const inserted = insert(at, true)
+          if (isLong && inserted !== NONE) {
+            if (numbers) sample(at)
+            rememberSamples(inserted)
+          }
+          placeSet(place, inserted)
+          slot = count !== 0 ? count : lag >= 0 ? lag : inserted
+        }
+      }
+      bytes[kinds + i] = kind
+      words[(slots >>> 2) + i] = slot
+      words[(placeList >>> 2) + i] = before
+      words[resultAt + RESULT_KIND_COUNT + kind]!++
+    }
+    words[resultAt + RESULT_LITERAL_BYTES] = literal - literals
+    words[resultAt + RESULT_DENSE_BYTES] = denseAt - dense
+    words[resultAt + RESULT_TOKEN_BYTES] = tokenAt - tokens
+    words[resultAt + RESULT_COPIES] = copied
+  }
+
+  return { indexTemplates, rememberTemplates, matchPages }
+}
