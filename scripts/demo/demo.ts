@@ -10,7 +10,7 @@
 import { readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { formatCount, formatSize } from '../../src/cli/quantity.ts'
+import { formatCount, formatSize } from '../../src/quantity.ts'
 import { claimPort } from '../harness/claimed-port.ts'
 import { Proxies, pageferry } from '../harness/proxies.ts'
 import { temporaryFolder } from '../harness/qemu/cleanup.ts'

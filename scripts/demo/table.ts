@@ -1,6 +1,6 @@
 /** How the demonstration shows its results. */
 import Table from 'cli-table3'
-import { formatSize } from '../../src/cli/quantity.ts'
+import { formatSize } from '../../src/quantity.ts'
 
 /** One way to migrate, as it went. */
 export interface Result {

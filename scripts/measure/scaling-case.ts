@@ -9,12 +9,12 @@
 import { once } from 'node:events'
 import { connect, createServer, type Socket } from 'node:net'
 import { pipeline } from 'node:stream/promises'
-import { PLACES, POOL_MEMORY_DEFAULT } from '../../src/cli/codec-command.ts'
-import { parseSize } from '../../src/cli/quantity.ts'
 import { PAGE_SIZE } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
+import { parseSize } from '../../src/quantity.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { decodeStream, encodeStream, OutputFile, readFile } from '../../src/transfer/offline.ts'
+import { PLACES, POOL_MEMORY_DEFAULT } from '../../src/transfer/pool.ts'
 
 interface Cost {
   /** From the first byte on: the pool is there by then. */

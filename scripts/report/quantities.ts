@@ -1,7 +1,7 @@
 /** Figures as people read them in tables: units stand with each. */
 import type { Spread } from './figures.ts'
 
-export { formatCount, formatSize } from '../../src/cli/quantity.ts'
+export { formatCount, formatSize } from '../../src/quantity.ts'
 
 export function seconds(ms: number): string {
   const value = ms / 1000

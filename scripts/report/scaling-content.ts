@@ -1,5 +1,5 @@
 /** How cost grows: blocks of the report out of what scaling.ts measured. */
-import { POOL_MEMORY_DEFAULT } from '../../src/cli/codec-command.ts'
+import { POOL_MEMORY_DEFAULT } from '../../src/transfer/pool.ts'
 import type { CodecCost, Scaling } from '../measure/scaling.ts'
 import { bars, lines } from './charts.ts'
 import type { Block, Table, Text } from './document.ts'

@@ -9,19 +9,16 @@ import { Input } from '../capture/input.ts'
 import { type Chunks, InputFile, STANDARD_INPUT } from '../capture/input-file.ts'
 import { readOneChannel } from '../capture/one-channel.ts'
 import { COLUMN, COLUMN_NAMES, PAGE_SIZE } from '../codec/wire.ts'
-import { EFFORT_MAX, EFFORTS, type Effort } from '../compression/effort.ts'
+import { EFFORT_MAX, EFFORTS, type Effort, parseEffort } from '../compression/effort.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
+import { formatCount, formatSize, parseCap, parseCount, parseSize } from '../quantity.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
 import { decodeStream, type EncodeResult, encodeStream, OutputFile } from '../transfer/offline.ts'
+import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
 import { print, printLines, tell } from './output.ts'
-import { formatCount, formatSize, parseCap, parseCount, parseSize } from './quantity.ts'
 import { existingStore, STORE_KEY_OPTION } from './store-key.ts'
 
-/** Ring of the session's pages: what the far side keeps besides its sets. */
-export const POOL_MEMORY_DEFAULT = '256MiB'
-/** Places whose last page is remembered: 4 MiB of memory on each side, 4 GiB of guest. */
-export const PLACES = 1 << 20
 /** What `encode` and `estimate` use where nothing is said: the ratio of a 100 Mbit/s link. */
 const EFFORT_DEFAULT = '3'
 
@@ -155,13 +152,6 @@ export const estimateCommand: CommandModule<object, EstimateArguments> = {
       .example('$0 estimate web2.stream --store S', 'bytes by class')
       .example('$0 estimate web2.stream --store S --rate 100Mbit', 'seconds over such a link') as never,
   handler: runEstimate,
-}
-
-/** @throws USAGE */
-export function parseEffort(text: string): Effort {
-  const level = parseCount(text, '--effort', 0)
-  if (level > EFFORT_MAX) throw new ProxyError('USAGE', `--effort ${text}`, undefined, `give 0 to ${EFFORT_MAX}`)
-  return EFFORTS[level]!
 }
 
 /** Digests of the sets to use: those asked for, or all sound ones of the store. @throws TEMPLATE_*, USAGE, IO */

@@ -1,10 +1,12 @@
 /** `pageferry destination`: the proxy beside the destination QEMU. */
 import type { Argv, CommandModule } from 'yargs'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
+import { readCommon } from '../daemon/settings.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import type { ListenAt } from '../link/server.ts'
+import { parseCount } from '../quantity.ts'
 import { type Address, isLoopback, parseAddress, parseNamedAddress } from '../relay/address.ts'
 import {
   newTeller,
@@ -15,7 +17,6 @@ import {
   runProxy,
   type StatusLine,
 } from './proxy-options.ts'
-import { parseCount } from './quantity.ts'
 
 interface DestinationArguments extends ProxyArguments {
   readonly listen: string[]
@@ -120,7 +121,7 @@ function sessionCount(text: string): number {
 
 async function runDestination(args: DestinationArguments): Promise<void> {
   const teller = newTeller(args.json)
-  const settings = proxySettings(args, 'server', teller.events)
+  const settings = proxySettings(readCommon(args), args, 'server', teller.events)
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }
   const targets = new Map<string, Address>()

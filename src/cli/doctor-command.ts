@@ -3,8 +3,8 @@ import type { CommandModule } from 'yargs'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { type Advice, adviseOn, type QemuSettings } from '../qmp/advice.ts'
 import { QmpClient } from '../qmp/qmp-client.ts'
+import { parseCap } from '../quantity.ts'
 import { print, printLines } from './output.ts'
-import { parseCap } from './quantity.ts'
 
 interface DoctorArguments {
   readonly qmp: string

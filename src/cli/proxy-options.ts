@@ -2,45 +2,28 @@
 import { totalmem } from 'node:os'
 import type { Argv } from 'yargs'
 import { Events, type SiteLog } from '../daemon/events.ts'
+import { type CommonSettings, type CommonTexts, DEFAULTS } from '../daemon/settings.ts'
 import { Notifier } from '../daemon/systemd.ts'
 import { EventLog } from '../daemon/text-log.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
-import { Learning, type LearnMode, STATES_MAX } from '../learning/learning.ts'
-import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
+import { Learning, STATES_MAX } from '../learning/learning.ts'
 import { Credentials } from '../link/credentials.ts'
 import type { Role } from '../session/api.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
-import { Pools } from '../transfer/pool.ts'
+import { PLACES, Pools } from '../transfer/pool.ts'
 import { RingShares } from '../transfer/ring-shares.ts'
-import { PLACES } from './codec-command.ts'
-import { parseDuration, parseSize } from './quantity.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 import { sentenceOf } from './summary-text.ts'
 
-const LEARN_SIZE_DEFAULT = '4GB'
 /** How often certificates and revocation lists are looked at, whether they expire soon. */
 const CREDENTIALS_LOOK_MS = 12 * 3_600_000
-const LEARN_AGE_DEFAULT = '30d'
 
 /** What a process that takes sessions has for all their rings: one peer alone has half of it, what a source proxy offers. */
 export const POOL_MEMORY_OF_ALL_DEFAULT = '512MiB'
 
-export interface ProxyArguments {
-  readonly store: string | undefined
-  readonly storeKey?: string | undefined
-  readonly learn?: LearnMode | undefined
-  readonly learnSize?: string | undefined
-  readonly learnAge?: string | undefined
-  readonly tlsCreds: string | undefined
+export interface ProxyArguments extends CommonTexts {
   readonly peerName: string | undefined
-  /** Source only. */
-  readonly tlsServerName?: string | undefined
-  readonly plaintext: boolean
-  readonly poolMemory: string
-  readonly queueTarget: string
-  readonly patience: string
-  readonly patiencePostcopy?: string | undefined
   readonly json: boolean
 }
 
@@ -63,13 +46,13 @@ export function proxyOptions(
       describe: 'Disk space for what is learned: half for sets, half for pages that wait; both sides must say the same',
       type: 'string',
       requiresArg: true,
-      default: LEARN_SIZE_DEFAULT,
+      default: DEFAULTS.learnSize,
     })
     .option('learn-age', {
       describe: 'Learned sets that are older are removed',
       type: 'string',
       requiresArg: true,
-      default: LEARN_AGE_DEFAULT,
+      default: DEFAULTS.learnAge,
     })
     .option('tls-creds', {
       describe: "Directory with certificates or keys.psk, laid out as QEMU's tls-creds; see `pageferry keygen`",
@@ -95,13 +78,13 @@ export function proxyOptions(
       describe: "Time that bytes may wait in the link beyond its round trip: it adds to the guest's downtime",
       type: 'string',
       requiresArg: true,
-      default: `${QUEUE_TARGET_MS}ms`,
+      default: DEFAULTS.queueTarget,
     })
     .option('patience', {
       describe: 'How long a broken link may stay broken before migrations fail',
       type: 'string',
       requiresArg: true,
-      default: `${PATIENCE_MS / 1000}s`,
+      default: DEFAULTS.patience,
     })
     .option('patience-postcopy', {
       describe: 'The same after the switch to postcopy, when the guest stands still meanwhile',
@@ -121,19 +104,18 @@ export interface ProcessMemory {
 }
 
 /**
- * @param name of the option, as the operator wrote it
  * @param newcomers whether peers come that nobody can count: there is a destination proxy
  * @throws USAGE where it could never be had
  */
-export function processMemory(poolMemory: string, name: string, newcomers: boolean): ProcessMemory {
-  const bytes = parseSize(poolMemory, name)
+export function processMemory(bytes: number, newcomers: boolean): ProcessMemory {
   // what a container may use is less than its host has; 0 or absurdly much: nobody said
   const allowed = process.constrainedMemory()
   const there = allowed > 0 ? Math.min(allowed, totalmem()) : totalmem()
   if (bytes > there) {
+    const mib = (value: number): number => Math.floor(value / 1048576)
     throw new ProxyError(
       'USAGE',
-      `${name} ${poolMemory}: there are ${Math.floor(there / 1048576)} MiB of memory`,
+      `pool-memory of ${mib(bytes)} MiB: there are ${mib(there)} MiB of memory`,
       undefined,
       'give less: the memory is taken as pages pass, and a destination proxy shares it among all its sessions',
     )
@@ -155,62 +137,52 @@ export function newTeller(json: boolean): Teller {
   return { events, log }
 }
 
-/** What both proxies make of those options; a process has one memory. @throws USAGE, IO */
+/** Who the other side is. */
+export interface PeerNames {
+  readonly peerName?: string | undefined
+  /** Source only. */
+  readonly tlsServerName?: string | undefined
+}
+
+/** What a proxy makes of its settings: keys and stores are opened. A process has one memory. @throws USAGE, IO */
 export function proxySettings(
-  args: ProxyArguments,
+  settings: CommonSettings,
+  { peerName, tlsServerName }: PeerNames,
   role: Role,
   events: Events,
-  memory: ProcessMemory = processMemory(args.poolMemory, '--pool-memory', role === 'server'),
+  memory: ProcessMemory = processMemory(settings.poolMemoryBytes, role === 'server'),
 ) {
-  if (args.plaintext && args.tlsCreds !== undefined) {
-    throw new ProxyError('USAGE', '--plaintext and --tls-creds', undefined, 'give one of them')
-  }
-  if (!args.plaintext && args.tlsCreds === undefined) {
-    throw new ProxyError(
-      'USAGE',
-      'no --tls-creds',
-      undefined,
-      '`pageferry keygen` makes certificates or keys for both sides; --plaintext goes without, where the link is safe by itself',
-    )
-  }
+  const { tlsCreds: directory } = settings
   const credentials =
-    args.tlsCreds === undefined
+    directory === undefined
       ? undefined
       : new Credentials({
           role,
-          directory: args.tlsCreds,
-          ...(args.peerName === undefined ? {} : { peerName: args.peerName }),
-          ...(args.tlsServerName === undefined ? {} : { serverName: args.tlsServerName }),
+          directory,
+          ...(peerName === undefined ? {} : { peerName }),
+          ...(tlsServerName === undefined ? {} : { serverName: tlsServerName }),
         })
-  const store = args.store === undefined ? undefined : openStore(args.store, args.storeKey)
+  const store = settings.store === undefined ? undefined : openStore(settings.store, settings.storeKey)
   return {
     credentials,
     store,
-    learning: learningOf(args, store, events.of('learning'), role),
+    learning: learningOf(settings, store, events.of('learning'), role),
     ...memory,
     places: PLACES,
-    queueTargetMs: parseDuration(args.queueTarget, '--queue-target'),
-    patienceMs: parseDuration(args.patience, '--patience'),
-    patiencePostcopyMs: parseDuration(args.patiencePostcopy ?? args.patience, '--patience-postcopy'),
+    queueTargetMs: settings.queueTargetMs,
+    patienceMs: settings.patienceMs,
+    patiencePostcopyMs: settings.patiencePostcopyMs,
     events,
   }
 }
 
-/** @throws USAGE */
 function learningOf(
-  args: ProxyArguments,
+  { learn: mode = 'shared', learnSizeBytes: maxBytes, learnAgeMs: maxAgeMs }: CommonSettings,
   store: TemplateStore | undefined,
   log: SiteLog,
   role: Role,
 ): Learning | undefined {
-  const maxBytes = parseSize(args.learnSize ?? LEARN_SIZE_DEFAULT, '--learn-size')
-  const maxAgeMs = parseDuration(args.learnAge ?? LEARN_AGE_DEFAULT, '--learn-age')
-  if (store === undefined) {
-    if (args.learn === undefined || args.learn === 'off') return undefined
-    throw new ProxyError('USAGE', `--learn ${args.learn} without --store`, undefined, 'give --store DIR')
-  }
-  const mode = args.learn ?? 'shared'
-  if (mode === 'off') return undefined
+  if (store === undefined || mode === 'off') return undefined
   return new Learning({ mode, store, maxBytes, maxAgeMs, log, statesMax: role === 'client' ? 1 : STATES_MAX })
 }
 

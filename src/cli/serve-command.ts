@@ -17,7 +17,6 @@ import { Credentials } from '../link/credentials.ts'
 import { formatAddress } from '../relay/address.ts'
 import { groupId } from '../relay/group.ts'
 import type { Role } from '../session/api.ts'
-import { parseEffort } from './codec-command.ts'
 import { listenAt } from './destination-command.ts'
 import { print, printLines, tell } from './output.ts'
 import {
@@ -29,7 +28,6 @@ import {
   runProxy,
   type StatusLine,
 } from './proxy-options.ts'
-import { parseCap, parseDuration, parseSize } from './quantity.ts'
 import { storeKeyOf } from './store-key.ts'
 
 interface ServeArguments {
@@ -77,12 +75,7 @@ async function runServe(args: ServeArguments): Promise<void> {
 
 /** @throws IO */
 function readFile(path: string): ReadConfiguration {
-  return readConfiguration(readSmallFile(path, '--config'), {
-    size: text => parseSize(text, 'pool-memory'),
-    rate: text => parseCap(text, 'rate'),
-    duration: text => parseDuration(text, 'duration'),
-    effort: text => (text === 'auto' ? text : parseEffort(text)),
-  })
+  return readConfiguration(readSmallFile(path, '--config'))
 }
 
 /** What the file names and this host does not have, or may not read: keys, certificates, the store. */
@@ -141,14 +134,13 @@ function tellMistakes({ config, json }: ServeArguments, mistakes: readonly Mista
 }
 
 /** @throws USAGE */
-function memoryOf({ poolMemory, wanListen }: Configuration): ProcessMemory {
-  return processMemory(poolMemory, 'pool-memory', wanListen.length > 0)
+function memoryOf({ poolMemoryBytes, wanListen }: Configuration): ProcessMemory {
+  return processMemory(poolMemoryBytes, wanListen.length > 0)
 }
 
 async function serve({ config, json }: ServeArguments, configuration: Configuration): Promise<void> {
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }
-  const common = (peerName: string | undefined) => ({ ...configuration, peerName, json })
   const proxies: Runnable[] = []
   const sources = new Map<string, SourceDaemon>()
   let destination: DestinationDaemon | undefined
@@ -158,11 +150,11 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   const where: string[] = []
   for (const peer of configuration.peers) {
     const daemon = new SourceDaemon({
-      ...proxySettings({ ...common(peer.peerName), tlsServerName: peer.tlsServerName }, 'client', events, memory),
+      ...proxySettings(configuration, peer, 'client', events, memory),
       listen: peer.listen.map(entry => ({ ...entry, group: groupOf(entry.group) })),
       beyondLoopback: false,
       peer,
-      effort: configuration.effort === 'auto' ? 'auto' : parseEffort(configuration.effort).level,
+      effort: configuration.effort,
       connections: peer.connections,
       rate: peer.rate,
       fds,
@@ -173,10 +165,12 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     where.push(`${peer.listen.map(({ address }) => formatAddress(address)).join(' ')} to ${peer.name}`)
   }
   if (configuration.wanListen.length > 0) {
-    const settings = proxySettings(common(configuration.peerName), 'server', events, memory)
+    const settings = proxySettings(configuration, configuration, 'server', events, memory)
     destination = new DestinationDaemon({
       ...settings,
-      listen: configuration.wanListen.flatMap(at => listenAt(formatAddress(at), configuration.plaintext, false, fds)),
+      listen: configuration.wanListen.flatMap(at =>
+        listenAt(formatAddress(at), configuration.tlsCreds === undefined, false, fds),
+      ),
       targets: configuration.targets,
       ringPagesMax: settings.ringPages,
       placesMax: settings.places,

@@ -1,13 +1,16 @@
 /** `pageferry source`: the proxy beside the source QEMU. */
 import type { Argv, CommandModule } from 'yargs'
+import { parseEffortOrAuto } from '../compression/effort.ts'
+import { readCommon } from '../daemon/settings.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon, sourceRingPagesMax } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX } from '../limits.ts'
+import { parseCap, parseCount } from '../quantity.ts'
 import { formatAddress, parseNamedAddress, parsePeer } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
-import { PLACES, POOL_MEMORY_DEFAULT, parseEffort } from './codec-command.ts'
+import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
 import {
   newTeller,
   type ProxyArguments,
@@ -16,7 +19,6 @@ import {
   runProxy,
   type StatusLine,
 } from './proxy-options.ts'
-import { parseCap, parseCount } from './quantity.ts'
 
 interface SourceArguments extends ProxyArguments {
   readonly listen: string[]
@@ -108,7 +110,7 @@ function readCap(path: string): number {
 async function runSource(args: SourceArguments): Promise<void> {
   const teller = newTeller(args.json)
   const { events } = teller
-  const settings = proxySettings(args, 'client', events)
+  const settings = proxySettings(readCommon(args), args, 'client', events)
   const most = sourceRingPagesMax(PLACES)
   if (settings.ringPages > most) {
     const mib = Math.floor(most / 256)
@@ -124,7 +126,7 @@ async function runSource(args: SourceArguments): Promise<void> {
     listen: args.listen.map(text => ({ ...parseNamedAddress(text), mode, group })),
     beyondLoopback: args.listenAnywhere,
     peer: parsePeer(args.peer),
-    effort: args.effort === 'auto' ? 'auto' : parseEffort(args.effort).level,
+    effort: parseEffortOrAuto(args.effort),
     connections: connectionCount(args.connections),
     rate: rateFile !== undefined ? readCap(rateFile) : rate !== undefined ? parseCap(rate, '--rate') : Infinity,
     fds: takeListenFds(),

@@ -1,7 +1,7 @@
 /** `pageferry store list|prune|verify`. */
 import type { Argv, CommandModule } from 'yargs'
+import { formatCount, formatSize, parseDuration, parseSize } from '../quantity.ts'
 import { print, printLines } from './output.ts'
-import { formatCount, formatSize, parseDuration, parseSize } from './quantity.ts'
 import { existingStore, storeKeyOf } from './store-key.ts'
 import { storeOptions, verifySets } from './template-command.ts'
 

@@ -3,7 +3,7 @@
 import type { SiteEvent } from '../daemon/events.ts'
 import type { ArrivalSummary, MigrationSummary } from '../daemon/migration-summary.ts'
 import type { Sentence } from '../daemon/text-log.ts'
-import { formatSize } from './quantity.ts'
+import { formatSize } from '../quantity.ts'
 
 type Departure = Omit<MigrationSummary, 'level'>
 type Arrival = Omit<ArrivalSummary, 'level'>

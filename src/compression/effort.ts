@@ -1,4 +1,6 @@
 /** The effort ladder: how hard a batch is squeezed. docs/operations.md tells operators the same. */
+import { ProxyError } from '../errors.ts'
+import { parseCount } from '../quantity.ts'
 
 /** What zstd is told; 0: what its level says. Why these: docs/adr/0004-compression.md. */
 export interface ZstdSettings {
@@ -47,3 +49,19 @@ function effort(level: number, pages: ZstdSettings, others: Pick<ZstdSettings, '
 }
 
 export const EFFORT_MAX = EFFORTS.length - 1
+
+/**
+ * A level that an operator gave.
+ * @param option what the error calls it
+ * @throws USAGE
+ */
+export function parseEffort(text: string, option = '--effort'): Effort {
+  const level = parseCount(text, option, 0)
+  if (level > EFFORT_MAX) throw new ProxyError('USAGE', `${option} ${text}`, undefined, `give 0 to ${EFFORT_MAX}`)
+  return EFFORTS[level]!
+}
+
+/** The same, or `auto`. @throws USAGE */
+export function parseEffortOrAuto(text: string, option = '--effort'): number | 'auto' {
+  return text === 'auto' ? text : parseEffort(text, option).level
+}

@@ -4,10 +4,13 @@
  */
 import { type Document, isScalar, LineCounter, parseDocument, visit } from 'yaml'
 import { z } from 'zod'
+import { parseEffortOrAuto } from '../compression/effort.ts'
 import { isProxyError } from '../errors.ts'
-import { CONNECTIONS_MAX, PATIENCE_MS, QUEUE_TARGET_MS, SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
+import { CONNECTIONS_MAX, SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
+import { parseCap, parseDuration, parseSize } from '../quantity.ts'
 import { type Address, formatAddress, isLoopback, isRange, parseAddress, parsePeer } from '../relay/address.ts'
 import { fileMode } from '../relay/group.ts'
+import { type CommonSettings, DEFAULTS } from './settings.ts'
 
 /** One thing that is wrong with a configuration file. */
 export interface Mistake {
@@ -34,19 +37,8 @@ export interface PeerConfiguration {
   }[]
 }
 
-export interface Configuration {
-  readonly store: string | undefined
-  readonly tlsCreds: string | undefined
-  readonly plaintext: boolean
-  readonly poolMemory: string
-  readonly effort: string
-  readonly queueTarget: string
-  readonly patience: string
-  readonly patiencePostcopy: string | undefined
-  readonly storeKey: string | undefined
-  readonly learn: 'off' | 'shared' | 'all' | undefined
-  readonly learnSize: string | undefined
-  readonly learnAge: string | undefined
+export interface Configuration extends CommonSettings {
+  readonly effort: number | 'auto'
   readonly peers: readonly PeerConfiguration[]
   readonly wanListen: readonly Address[]
   readonly peerName: string | undefined
@@ -54,34 +46,31 @@ export interface Configuration {
   readonly targets: ReadonlyMap<string, Address>
 }
 
-/** Readers of quantities, which the command line has too: they throw ProxyErrors with a hint. */
-export interface QuantityReaders {
-  size(text: string): number
-  rate(text: string): number
-  duration(text: string): number
-  effort(text: string): unknown
-}
-
 const NAME = z.string().regex(/^[A-Za-z0-9_.-]{1,64}$/, 'a name has letters, digits, "_", "-" and ".", 64 at most')
 
-/** A text that another reader understands; its ProxyError becomes the message. */
-function text(read: (value: string) => unknown, example: string) {
-  return z.coerce.string().superRefine((value, context) => {
+/** A text and what a reader makes of it; its ProxyError becomes the message. */
+function text<T>(read: (value: string) => T) {
+  return z.coerce.string().transform((value, context) => {
     try {
-      read(value)
+      return read(value)
     } catch (error) {
       if (!isProxyError(error)) throw error
-      context.addIssue({ code: 'custom', message: `${error.what}; ${error.action || example}` })
+      context.addIssue({ code: 'custom', message: `${error.what}; ${error.action}` })
+      return z.NEVER
     }
   })
 }
 
-function schema(read: QuantityReaders) {
-  const address = text(parseAddress, 'tcp:HOST:PORT')
+const size = (name: string) => text(value => parseSize(value, name))
+const duration = (name: string) => text(value => parseDuration(value, name))
+
+/** What the file may hold; what comes out of it are values. */
+const SCHEMA = (() => {
+  const address = text(value => ({ text: value, at: parseAddress(value) }))
   const peer = z.strictObject({
-    address: text(parsePeer, 'HOST:PORT or [V6]:PORT'),
+    address: text(parsePeer),
     connections: z.int().min(1).max(CONNECTIONS_MAX).default(1),
-    rate: text(read.rate, '200Mbit').optional(),
+    rate: text(value => parseCap(value, 'rate')).default(Number.POSITIVE_INFINITY),
     'peer-name': z.string().optional(),
     'tls-server-name': z.string().optional(),
   })
@@ -89,15 +78,15 @@ function schema(read: QuantityReaders) {
     store: z.string().optional(),
     'tls-creds': z.string().optional(),
     plaintext: z.boolean().default(false),
-    'pool-memory': text(read.size, '512MiB').default('512MiB'),
-    effort: text(read.effort, 'auto').default('auto'),
-    'queue-target': text(read.duration, '50ms').default(`${QUEUE_TARGET_MS}ms`),
-    patience: text(read.duration, '120s').default(`${PATIENCE_MS / 1000}s`),
-    'patience-postcopy': text(read.duration, '120s').optional(),
+    'pool-memory': size('pool-memory').prefault('512MiB'),
+    effort: text(value => parseEffortOrAuto(value, 'effort')).prefault('auto'),
+    'queue-target': duration('queue-target').prefault(DEFAULTS.queueTarget),
+    patience: duration('patience').prefault(DEFAULTS.patience),
+    'patience-postcopy': duration('patience-postcopy').optional(),
     'store-key': z.string().optional(),
     learn: z.enum(['off', 'shared', 'all']).optional(),
-    'learn-size': text(read.size, '1GB').optional(),
-    'learn-age': text(read.duration, '720h').optional(),
+    'learn-size': size('learn-size').optional(),
+    'learn-age': duration('learn-age').optional(),
     peers: z.record(NAME, peer).default({}),
     listeners: z
       .array(
@@ -105,7 +94,7 @@ function schema(read: QuantityReaders) {
           at: address,
           peer: NAME,
           target: NAME.default('default'),
-          mode: text(fileMode, '"0660"').optional(),
+          mode: text(fileMode).optional(),
           group: z.coerce.string().optional(),
         }),
       )
@@ -119,7 +108,7 @@ function schema(read: QuantityReaders) {
       .optional(),
     targets: z.record(NAME, address).default({}),
   })
-}
+})()
 
 /** What a file says. */
 export interface ReadConfiguration {
@@ -132,7 +121,7 @@ export interface ReadConfiguration {
 }
 
 /** Reads a configuration. */
-export function readConfiguration(content: string, read: QuantityReaders): ReadConfiguration {
+export function readConfiguration(content: string): ReadConfiguration {
   const lines = new LineCounter()
   const document = parseDocument(content, { lineCounter: lines, logLevel: 'error' })
   const mistakes: Mistake[] = document.errors.map(error => ({
@@ -167,7 +156,7 @@ export function readConfiguration(content: string, read: QuantityReaders): ReadC
     const what = (error as Error).message // an alias without its anchor, or too many of them
     return { mistakes: [{ line: lines.linePos(strayAlias(document)).line, what, hint: STAR_HINT }], lineOf }
   }
-  const checked = schema(read).safeParse(plain)
+  const checked = SCHEMA.safeParse(plain)
   if (!checked.success) {
     for (const { path, message, code, ...rest } of checked.error.issues) {
       const place = path.length > 0 ? path.join('.') : 'the file'
@@ -199,22 +188,22 @@ export function readConfiguration(content: string, read: QuantityReaders): ReadC
         `no peer ${JSON.stringify(listener.peer)}`,
         `peers are: ${Object.keys(file.peers).join(', ') || 'none'}`,
       )
-    const at = parseAddress(listener.at)
+    const { at, text: where } = listener.at
     for (const key of ['mode', 'group'] as const) {
       if (listener[key] !== undefined && at.kind !== 'unix')
-        mistake(['listeners', i, key], `${key} of ${listener.at}`, 'only the file of a Unix socket has one')
+        mistake(['listeners', i, key], `${key} of ${where}`, 'only the file of a Unix socket has one')
     }
     if (!isLoopback(at) && at.kind !== 'fd')
       mistake(
         ['listeners', i, 'at'],
-        `${listener.at} can be reached from other hosts`,
+        `${where} can be reached from other hosts`,
         'nothing authenticates QEMU: use a loopback address or a Unix socket',
       )
-    for (const [name, text] of Object.entries(file.targets)) {
-      if (overlap(at, parseAddress(text)))
+    for (const [name, target] of Object.entries(file.targets)) {
+      if (overlap(at, target.at))
         mistake(
           ['listeners', i, 'at'],
-          `${listener.at} is where target ${name} is dialled`,
+          `${where} is where target ${name} is dialled`,
           'QEMU listens there: use another loopback address, such as 127.0.0.2',
         )
     }
@@ -231,7 +220,7 @@ export function readConfiguration(content: string, read: QuantityReaders): ReadC
     mistake(['wan'], 'wan without targets', 'name the destination QEMUs under targets')
   if (!file.wan && Object.keys(file.targets).length > 0)
     mistake(['targets'], 'targets without wan', 'say under wan where source proxies connect')
-  const wanListen = (file.wan?.listen ?? []).map(parseAddress)
+  const wanListen = (file.wan?.listen ?? []).map(({ at }) => at)
   for (const [i, at] of wanListen.entries()) {
     if (at.kind === 'unix' || isRange(at))
       mistake(['wan', 'listen', i], `${formatAddress(at)}`, 'the WAN side listens on one TCP port, or fd:NAME')
@@ -247,17 +236,17 @@ export function readConfiguration(content: string, read: QuantityReaders): ReadC
   const peers = Object.entries(file.peers).map(([name, peer]) => {
     return {
       name,
-      ...parsePeer(peer.address),
+      ...peer.address,
       connections: peer.connections,
-      rate: peer.rate === undefined ? Number.POSITIVE_INFINITY : read.rate(peer.rate),
+      rate: peer.rate,
       peerName: peer['peer-name'],
       tlsServerName: peer['tls-server-name'],
       listen: file.listeners
         .filter(listener => listener.peer === name)
         .map(listener => ({
           name: listener.target,
-          address: parseAddress(listener.at),
-          mode: listener.mode === undefined ? undefined : fileMode(listener.mode),
+          address: listener.at.at,
+          mode: listener.mode,
           group: listener.group,
         })),
     }
@@ -266,23 +255,22 @@ export function readConfiguration(content: string, read: QuantityReaders): ReadC
     mistakes,
     lineOf,
     configuration: {
-      store: file.store,
       tlsCreds: file['tls-creds'],
-      plaintext: file.plaintext,
-      poolMemory: file['pool-memory'],
-      effort: file.effort,
-      queueTarget: file['queue-target'],
-      patience: file.patience,
-      patiencePostcopy: file['patience-postcopy'],
+      store: file.store,
       storeKey: file['store-key'],
       learn: file.learn,
-      learnSize: file['learn-size'],
-      learnAge: file['learn-age'],
+      learnSizeBytes: file['learn-size'] ?? parseSize(DEFAULTS.learnSize, 'learn-size'),
+      learnAgeMs: file['learn-age'] ?? parseDuration(DEFAULTS.learnAge, 'learn-age'),
+      poolMemoryBytes: file['pool-memory'],
+      effort: file.effort,
+      queueTargetMs: file['queue-target'],
+      patienceMs: file.patience,
+      patiencePostcopyMs: file['patience-postcopy'] ?? file.patience,
       peers,
       wanListen,
       peerName: file.wan?.['peer-name'],
       sessionsMax: file.wan?.['sessions-max'] ?? SESSIONS_MAX,
-      targets: new Map(Object.entries(file.targets).map(([name, at]) => [name, parseAddress(at)])),
+      targets: new Map(Object.entries(file.targets).map(([name, { at }]) => [name, at])),
     },
   }
 }
@@ -322,8 +310,9 @@ export function needRestart(before: Configuration, after: Configuration): string
   return [...new Set([...was.keys(), ...is.keys()])].filter(key => was.get(key) !== is.get(key))
 }
 
+/** As the file has it: without the unit. */
 function kebab(key: string): string {
-  return key.replaceAll(/[A-Z]/g, letter => `-${letter.toLowerCase()}`)
+  return key.replace(/(?:Bytes|Ms)$/, '').replaceAll(/[A-Z]/g, letter => `-${letter.toLowerCase()}`)
 }
 
 /** Whether a listener and a target name the same port of the same address. */

@@ -25,6 +25,11 @@ import { Arena, type Lease, type WantedSet } from './arena.ts'
 
 export { PAGE_BYTES } from '../kernel/kernel.ts'
 
+/** Ring of a session's pages, unless said otherwise: what the far side keeps besides its sets. */
+export const POOL_MEMORY_DEFAULT = '256MiB'
+/** Places whose last page is remembered: 4 MiB of memory on each side, 4 GiB of guest. */
+export const PLACES = 1 << 20
+
 /** What both sides of a session agree on. */
 export interface PoolTerms {
   /** Digests of the sets, in the order of their slots. */

@@ -7,10 +7,10 @@ import { join } from 'node:path'
 import Table from 'cli-table3'
 import { temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import { PageInput } from '../../src/capture/pages.ts'
-import { POOL_MEMORY_DEFAULT } from '../../src/cli/codec-command.ts'
-import { parseSize } from '../../src/cli/quantity.ts'
+import { parseSize } from '../../src/quantity.ts'
 import { buildSet } from '../../src/store/build.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import { POOL_MEMORY_DEFAULT } from '../../src/transfer/pool.ts'
 import { Replay, streamPath } from './replay.ts'
 
 const [link = '1Gbit,20ms', only = ''] = process.argv.slice(2)

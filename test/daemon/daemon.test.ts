@@ -1,9 +1,8 @@
 /** What the daemons decide without sockets: configuration, advice, summaries. */
 import t from 'tap'
-import { parseEffort } from '../../src/cli/codec-command.ts'
-import { parseDuration, parseRate, parseSize } from '../../src/cli/quantity.ts'
 import { sentenceOf, summaryLine } from '../../src/cli/summary-text.ts'
 import { BatchStats } from '../../src/codec/stats.ts'
+import { parseEffort } from '../../src/compression/effort.ts'
 import { needRestart, readConfiguration } from '../../src/daemon/configuration.ts'
 import { Forecaster, summarize } from '../../src/daemon/migration-summary.ts'
 import { RepeatedFailure } from '../../src/daemon/repeated-failure.ts'
@@ -15,13 +14,6 @@ import { adviseOn, type QemuSettings } from '../../src/qmp/advice.ts'
 import { parsePeer } from '../../src/relay/address.ts'
 
 t.setTimeout(300_000) // the machine may be busy
-
-const read = {
-  size: (text: string) => parseSize(text, 'pool-memory'),
-  rate: (text: string) => parseRate(text, 'rate'),
-  duration: (text: string) => parseDuration(text, 'duration'),
-  effort: (text: string) => (text === 'auto' ? text : parseEffort(text)),
-}
 
 t.test('a configuration that is right', t => {
   const { configuration, mistakes } = readConfiguration(
@@ -37,7 +29,6 @@ wan: { listen: ["tcp:[::]:9444", "fd:wan"], peer-name: near.example, sessions-ma
 targets:
   default: tcp:127.0.0.1:49152-49215
 `,
-    read,
   )
   t.same(mistakes, [])
   const [peer] = configuration!.peers
@@ -55,9 +46,9 @@ targets:
   )
   t.equal(configuration!.targets.size, 1)
   t.match(configuration, {
-    effort: '3',
-    patience: '120s',
-    plaintext: false,
+    effort: 3,
+    patienceMs: 120_000,
+    tlsCreds: '/etc/pageferry/tls',
     peerName: 'near.example',
     sessionsMax: 200,
   })
@@ -65,7 +56,7 @@ targets:
 })
 
 t.test('what counts only after a restart', t => {
-  const file = (text: string) => readConfiguration(`plaintext: true\n${text}`, read).configuration!
+  const file = (text: string) => readConfiguration(`plaintext: true\n${text}`).configuration!
   const site = (peer: string, rest = '') =>
     file(`${rest}peers: { dc2: { ${peer} } }
 listeners: [{ at: "tcp:127.0.0.2:1", peer: dc2 }]
@@ -101,8 +92,7 @@ t.test('a failure that comes again and again', t => {
 })
 
 t.test('every mistake of a configuration has its line', t => {
-  const lines = (text: string): string[] =>
-    readConfiguration(text, read).mistakes.map(({ line, what }) => `${line} ${what}`)
+  const lines = (text: string): string[] => readConfiguration(text).mistakes.map(({ line, what }) => `${line} ${what}`)
   const cases: [string, string, RegExp[]][] = [
     ['not YAML', 'a: [', [/^\d+ /]],
     ['empty', '', [/neither tls-creds nor plaintext/, /nothing to do/]],

@@ -8,7 +8,7 @@
  * command gets SOURCE and DESTINATION, the addresses, and SOURCE_NETNS and DESTINATION_NETNS for `ip netns exec`.
  */
 import { parseArgs } from 'node:util'
-import { formatSize } from '../../../src/cli/quantity.ts'
+import { formatSize } from '../../../src/quantity.ts'
 import { formatLink, LINK_PROFILES, parseLink } from './link.ts'
 import { PacketLink } from './packet-link.ts'
 

@@ -1,6 +1,6 @@
 /** The results of a comparison on a terminal: medians. */
 import Table from 'cli-table3'
-import { formatSize } from '../../../src/cli/quantity.ts'
+import { formatSize } from '../../../src/quantity.ts'
 import type { Results, Run } from './results.ts'
 
 /** The middle of some numbers, or the mean of the two in the middle; undefined of none. */

@@ -1,5 +1,5 @@
 /** Sizes, rates and durations as people type them, and sizes as people read them. */
-import { ProxyError } from '../errors.ts'
+import { ProxyError } from './errors.ts'
 
 /** Bare k, M, G and T are powers of 1024, as QEMU and systemd take them; KB to TB are powers of 1000. */
 const SIZE_UNITS: ReadonlyMap<string, number> = new Map([

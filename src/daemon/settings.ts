@@ -1,0 +1,73 @@
+/** What both proxies of a process go by, as values: read once, from options or from the file of `pageferry serve`. */
+import { ProxyError } from '../errors.ts'
+import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
+import { parseDuration, parseSize } from '../quantity.ts'
+
+export interface CommonSettings {
+  /** Folder with certificates or keys; undefined: plain text, because the operator said so. */
+  readonly tlsCreds: string | undefined
+  readonly store: string | undefined
+  /** File with this host's key. */
+  readonly storeKey: string | undefined
+  /** undefined: shared where there is a store. */
+  readonly learn: 'off' | 'shared' | 'all' | undefined
+  readonly learnSizeBytes: number
+  readonly learnAgeMs: number
+  readonly poolMemoryBytes: number
+  readonly queueTargetMs: number
+  readonly patienceMs: number
+  /** The same after a migration's switch to postcopy. */
+  readonly patiencePostcopyMs: number
+}
+
+/** The same as people write it. */
+export interface CommonTexts {
+  readonly tlsCreds?: string | undefined
+  readonly plaintext: boolean
+  readonly store?: string | undefined
+  readonly storeKey?: string | undefined
+  readonly learn?: 'off' | 'shared' | 'all' | undefined
+  readonly learnSize: string
+  readonly learnAge: string
+  readonly poolMemory: string
+  readonly queueTarget: string
+  readonly patience: string
+  readonly patiencePostcopy?: string | undefined
+}
+
+/** Where nothing is said. */
+export const DEFAULTS = {
+  learnSize: '4GB',
+  learnAge: '30d',
+  queueTarget: `${QUEUE_TARGET_MS}ms`,
+  patience: `${PATIENCE_MS / 1000}s`,
+} as const
+
+/** @throws USAGE, with the option that is wrong */
+export function readCommon(texts: CommonTexts): CommonSettings {
+  const { tlsCreds, plaintext, store, storeKey, learn } = texts
+  if (plaintext && tlsCreds !== undefined)
+    throw new ProxyError('USAGE', '--plaintext and --tls-creds', undefined, 'give one of them')
+  if (!plaintext && tlsCreds === undefined) {
+    throw new ProxyError(
+      'USAGE',
+      'no --tls-creds',
+      undefined,
+      '`pageferry keygen` makes certificates or keys for both sides; --plaintext goes without, where the link is safe by itself',
+    )
+  }
+  if (store === undefined && learn !== undefined && learn !== 'off')
+    throw new ProxyError('USAGE', `--learn ${learn} without --store`, undefined, 'give --store DIR')
+  return {
+    tlsCreds,
+    store,
+    storeKey,
+    learn,
+    learnSizeBytes: parseSize(texts.learnSize, '--learn-size'),
+    learnAgeMs: parseDuration(texts.learnAge, '--learn-age'),
+    poolMemoryBytes: parseSize(texts.poolMemory, '--pool-memory'),
+    queueTargetMs: parseDuration(texts.queueTarget, '--queue-target'),
+    patienceMs: parseDuration(texts.patience, '--patience'),
+    patiencePostcopyMs: parseDuration(texts.patiencePostcopy ?? texts.patience, '--patience-postcopy'),
+  }
+}
