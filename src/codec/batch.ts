@@ -9,6 +9,7 @@ import {
   BATCH_RAW_MAX,
   COLUMN_COUNT,
   columnBytesMax,
+  LANE_SHIFT,
   METHOD,
   type Method,
   packedBytesMax,
@@ -103,6 +104,8 @@ export function parseBatch(parts: readonly Uint8Array[]): ArrivedBatch {
     const column = bytes[at]!
     const method = bytes[at + 1]! as Method
     if (column <= before || column >= COLUMN_COUNT) throw bad(`column ${column} after ${before}`, at)
+    if (method >> LANE_SHIFT > 0)
+      throw bad(`lane ${method >> LANE_SHIFT} of a column: the peer speaks a later version`, at + 1)
     if (method > METHOD.ZSTD_FRESH) throw bad(`unknown method ${method}`, at + 1)
     before = column
     reader.reset(bytes, at + 2, bytes.length)

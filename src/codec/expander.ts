@@ -3,18 +3,27 @@
  * Every count and position is checked before memory is touched; a batch that breaks the grammar, or does not give the
  * bytes its checksum promises, is a typed error, and nothing of it may go to QEMU.
  */
-import { ProxyError } from '../errors.ts'
+import { assert, ProxyError } from '../errors.ts'
 import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
 import { PATCH_COPIES_MAX } from '../limits.ts'
+import { MULTIFD } from '../qemu/wire.ts'
 import type { PageObserver } from './observer.ts'
 import { restoreHeaders } from './packet-headers.ts'
 import { PoolRegions, placeIndex, type Region } from './places.ts'
 import { Prediction } from './prediction.ts'
 import { unzigzag, VarintReader } from './varint.ts'
-import { COLUMN, LAG_MAX, OP, operationsMax, PACKET_HEADER_SIZE, PAGE_NUMBER_MAX, PAGE_SIZE } from './wire.ts'
+import {
+  COLUMN,
+  LAG_MAX,
+  OP,
+  operationsMax,
+  PACKET_HEADER_SIZE,
+  PACKET_PAGES_MAX,
+  PAGE_NUMBER_MAX,
+  PAGE_SIZE,
+} from './wire.ts'
 import type { Workspace } from './workspace.ts'
 
-const PACKET_PAGES_MAX = 128
 /** What an operation, a kernel call (65 ns) and a copy of PATCH count as work, in bytes that are copied in the same time. */
 const WORK_PER_STEP = 256
 const WORK_PER_COPY = 128
@@ -307,7 +316,8 @@ export class BatchExpander {
         flow.packetDone += count
         break
       default:
-        throw this.bad(`unknown operation ${kind}`)
+        assert(kind === OP.EXTENDED, 'an operation of more than four bits')
+        throw this.bad('an extended operation: the peer speaks a later version')
     }
   }
 
@@ -458,18 +468,19 @@ export class BatchExpander {
     this.out += PACKET_HEADER_SIZE
     this.headers += PACKET_HEADER_SIZE
     const view = new DataView(bytes.buffer, at, PACKET_HEADER_SIZE)
-    const pages = view.getUint32(16)
+    const pages = view.getUint32(MULTIFD.NORMAL_PAGES_AT)
     flow.packetCount = 0
     flow.packetDone = 0
     if (pages === 0 || pages > PACKET_PAGES_MAX) return
+    const nameAt = at + MULTIFD.BLOCK_AT
     let length = 0
-    while (length < 255 && bytes[at + 64 + length] !== 0) length++
-    const name = this.text(at + 64, length)
+    while (length < MULTIFD.BLOCK_LENGTH - 1 && bytes[nameAt + length] !== 0) length++
+    const name = this.text(nameAt, length)
     const known = this.prediction.names.find(name)
     this.prediction.block = known >= 0 ? known : this.name(name)
-    for (let i = 0; i < pages; i++) {
+    for (let i = 0, word = MULTIFD.OFFSETS_AT; i < pages; i++, word += 8) {
       // of the u64 the bits 12 to 51: halves, because all 64 do not fit a number
-      flow.packetPages[i] = (view.getUint32(320 + i * 8) % 1048576) * 1048576 + (view.getUint32(324 + i * 8) >>> 12)
+      flow.packetPages[i] = (view.getUint32(word) % 1048576) * 1048576 + (view.getUint32(word + 4) >>> 12)
     }
     flow.packetCount = pages
   }

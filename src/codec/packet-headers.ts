@@ -1,9 +1,8 @@
 /** The column *headers* of a batch, docs/protocol.md §7: multifd packet headers, offsets as differences, transposed. */
+import { MULTIFD } from '../qemu/wire.ts'
 import { PACKET_HEADER_SIZE } from './wire.ts'
 
-/** Offset of the page offsets in a packet header, and how many there are. Source: QEMU migration/multifd.h, MultiFDPacket_t. */
-const OFFSETS_AT = 320
-const OFFSETS_COUNT = 128
+const { OFFSETS_AT, PAGES_MAX: OFFSETS_COUNT } = MULTIFD
 
 /** Makes the packet headers in [from, to) a column. In place. */
 export function transposeHeaders(bytes: Uint8Array, from: number, to: number): void {

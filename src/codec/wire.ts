@@ -4,6 +4,7 @@
 import { PAGE_SIZE } from '../bytes/page-size.ts'
 import {
   BATCH_OPERATIONS_FREE,
+  BATCH_RAW_BYTES_MAX,
   COLUMN_BYTES_FREE,
   COLUMN_BYTES_PER_RAW_BYTE,
   FRESH_STREAMS_FREE,
@@ -14,15 +15,17 @@ import {
   RAW_BYTES_PER_FRESH_STREAM,
   RAW_BYTES_PER_OPERATION,
 } from '../limits.ts'
+import { MULTIFD } from '../qemu/wire.ts'
 
 export { PAGE_SIZE }
 
 /** First byte of every batch. */
 export const BATCH_FORMAT = 1
 /** Bytes that one batch may expand to. */
-export const BATCH_RAW_MAX = 1 << 20
-/** Bytes in the header of one multifd packet with 4 KiB pages. Source: QEMU migration/multifd.h, MultiFDPacket_t. */
-export const PACKET_HEADER_SIZE = 1344
+export const BATCH_RAW_MAX = BATCH_RAW_BYTES_MAX
+/** Bytes in the header of one multifd packet, and pages that it may have. */
+export const PACKET_HEADER_SIZE = MULTIFD.HEADER_LENGTH
+export const PACKET_PAGES_MAX = MULTIFD.PAGES_MAX
 
 export const COLUMN = {
   OPS: 0,
@@ -52,9 +55,13 @@ export const COLUMN_NAMES = [
 
 export const METHOD = { STORED: 0, LZ4: 1, ZSTD: 2, ZSTD_FRESH: 3 } as const
 export type Method = (typeof METHOD)[keyof typeof METHOD]
+/** Bits of a method byte above the method: the lane, of which there is only 0 yet. */
+export const LANE_SHIFT = 4
 
 /** High nibble of an operation byte. */
 export const OP = {
+  /** What follows says which operation: there are none yet. */
+  EXTENDED: 0,
   ZERO: 1,
   REF: 2,
   SAME: 3,

@@ -3,10 +3,10 @@
  * memory, so that compression workers reach them by address. Made once when a session opens and used in turn.
  */
 import { assert } from '../errors.ts'
-import { BATCH_RAW_MAX, COLUMN, COLUMN_COUNT, PACKET_HEADER_SIZE } from './wire.ts'
+import { BATCH_RAW_MAX, COLUMN, COLUMN_COUNT, PACKET_HEADER_SIZE, PAGE_SIZE } from './wire.ts'
 
 /** Pages that one batch can hold. */
-export const BATCH_PAGES_MAX = BATCH_RAW_MAX / 4096
+export const BATCH_PAGES_MAX = BATCH_RAW_MAX / PAGE_SIZE
 
 /** Worst case of a column, for a batch of BATCH_RAW_MAX bytes: a record of 9 bytes costs at most SEEK, BLOCK and itself. */
 const CAPACITY: readonly number[] = (() => {

@@ -8,6 +8,7 @@ import type { PageObserver } from '../codec/observer.ts'
 import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
 import type { Kernel } from '../kernel/kernel.ts'
 import type { Log } from '../log.ts'
+import { MULTIFD } from '../qemu/wire.ts'
 import { pruneStore } from '../store/prune.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { writeDigest } from '../template/digest.ts'
@@ -26,8 +27,6 @@ export const STATES_MAX = 4
 const METADATA_LENGTH = 128
 /** Pages that are read from the spool at once while a set is put. */
 const READ_PAGES = 4096
-/** Bytes at the start of a multifd channel that tell the guest's UUID: magic, version, UUID. Wire format 4.1. */
-const MULTIFD_HELLO = { MAGIC: 0x11223344, UUID_AT: 8, UUID_END: 24 } as const
 
 export interface LearningOptions {
   readonly mode: 'shared' | 'all'
@@ -341,10 +340,10 @@ export class SessionLearning implements PageObserver {
   }
 
   private identify(migration: number, address: number, length: number): void {
-    if (length < MULTIFD_HELLO.UUID_END) return
-    const hello = Buffer.from(this.kernel.bytes.buffer, address, MULTIFD_HELLO.UUID_END)
-    if (hello.readUInt32BE(0) !== MULTIFD_HELLO.MAGIC) return
-    const uuid = hello.toString('hex', MULTIFD_HELLO.UUID_AT)
+    if (length < MULTIFD.HELLO_ID_AT) return
+    const hello = Buffer.from(this.kernel.bytes.buffer, address, MULTIFD.HELLO_ID_AT)
+    if (hello.readUInt32BE(0) !== MULTIFD.MAGIC) return
+    const uuid = hello.toString('hex', MULTIFD.HELLO_UUID_AT)
     const { learner } = this.state
     learner.identify(learner.slot(migration), uuid)
   }

@@ -162,6 +162,7 @@ export const MULTIFD = {
   MAGIC: 0x11223344, // opens the hello and each packet
   VERSION: 1,
   HELLO_LENGTH: 64, // magic, version, uuid, u8 channel id, 39 zero bytes
+  HELLO_UUID_AT: 8, // 16 bytes; all zero where QEMU was given none
   HELLO_ID_AT: 24,
   PREFIX_LENGTH: 12, // magic, version, flags: enough to tell the two layouts apart
   FLAGS_AT: 8,

@@ -8,6 +8,7 @@
  */
 
 import { readU16, readU64, TWO_32, writeU16, writeU64 } from '../bytes/big-endian.ts'
+import { rawLengthOf } from '../codec/batch-head.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import {
   ACK_BYTES,
@@ -672,7 +673,7 @@ export class Session {
     if (more) return
     this.batchParts = []
     this.batchBytes = 0
-    const rawLength = batchRawLength(parts)
+    const rawLength = rawLengthOf(parts)
     if (rawLength < 1) return this.fault('BATCH_FORMAT', 'a batch does not begin with its format and raw length')
     if (rawLength > BATCH_RAW_BYTES_MAX) return this.fault('LIMIT_EXCEEDED', `batch of ${rawLength} raw bytes`)
     if (this.takeCredit(flow, rawLength)) this.sink.onBatch(flow.number, parts, rawLength)
@@ -1062,7 +1063,7 @@ export class Session {
     if (!state && this.ended) return
     assert(state, `batch for flow ${flow}, which has ended`)
     this.enterSend(state, 'batch')
-    assert(batchRawLength(parts) === rawLength, `flow ${flow}: a batch does not begin with its raw length`)
+    assert(rawLengthOf(parts) === rawLength, `flow ${flow}: a batch does not begin with its raw length`)
     state.rawOut += rawLength
     assert(state.rawOut <= state.creditTotal, `flow ${flow} was handed a batch beyond its credit`)
     state.queuedBatches++
@@ -1551,27 +1552,6 @@ function keepable(payload: Uint8Array): Uint8Array {
 /** As keepable, for what may wait long: nothing pins more than a few bytes beside it. */
 function compact(payload: Uint8Array): Uint8Array {
   return payload.length + FRAME_HEAD_BYTES >= payload.buffer.byteLength ? payload : payload.slice()
-}
-
-/** Raw length of a batch (protocol.md §4: u8 format, varint raw length); -1 where it cannot be read. */
-function batchRawLength(parts: readonly Uint8Array[]): number {
-  let value = 0
-  let scale = 1
-  let index = 0
-  for (const part of parts) {
-    for (const byte of part.subarray(0, 10)) {
-      const at = index++
-      if (at === 0) {
-        if (byte !== 1) return -1
-        continue
-      }
-      if (at > 4) return -1 // 4 bytes hold more than any batch
-      value += (byte & 0x7f) * scale
-      if (byte < 0x80) return value
-      scale *= 128
-    }
-  }
-  return -1
 }
 
 function parseInfo(payload: Uint8Array): FlowInfo | null {

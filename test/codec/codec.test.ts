@@ -15,6 +15,7 @@ import {
   COLUMN,
   columnBytesMax,
   freshStreamsMax,
+  LANE_SHIFT,
   METHOD,
   OP,
   operationsMax,
@@ -154,9 +155,11 @@ t.test('numbers of the wire', t => {
   t.same([freshStreamsMax(1), freshStreamsMax(16384)], [64, 65])
   t.equal(PATCH_COPIES_MAX, 512)
   t.same({ ...METHOD }, { STORED: 0, LZ4: 1, ZSTD: 2, ZSTD_FRESH: 3 })
+  t.equal(LANE_SHIFT, 4)
   t.same(
     { ...OP },
     {
+      EXTENDED: 0,
       ZERO: 1,
       REF: 2,
       SAME: 3,

@@ -557,7 +557,7 @@ const owing = {
 
 /** Columns of which each breaks the grammar in one way. All are BATCH_FORMAT. */
 export const badVectors: readonly BadVector[] = [
-  { name: 'operation 0', columns: { ops: '01' }, what: /unknown operation 0/ },
+  { name: 'operation 0', columns: { ops: '01' }, what: /extended operation: the peer speaks a later version/ },
   { name: 'WORDS without a lag', columns: { ops: 'f1', words: '00*4096' }, what: /numbers ends early/ },
   {
     name: 'WORDS with a lag of a page',
@@ -931,6 +931,8 @@ export const badHeads: readonly {
     what: /column 2 of 70 packed bytes/,
     offset: 13,
   },
+  { name: 'lane 1', batch: '01 01 sum 01 00 10 01 81', what: /lane 1 of a column/, offset: 12 },
+  { name: 'lane 15, LZ4', batch: '01 01 sum 01 00 f1 01 01 11', what: /lane 15 of a column/, offset: 12 },
   { name: 'a column of no bytes', batch: '01 01 sum 01 00 00 00', what: /column 0 of 0 bytes/, offset: 13 },
   { name: 'an LZ4 column of no bytes', batch: '01 01 sum 01 00 01 00 00', what: /column 0 of 0 bytes/, offset: 13 },
   {
