@@ -2,12 +2,12 @@
 import { type ChildProcess, execFile } from 'node:child_process'
 import { cpSync } from 'node:fs'
 import { join } from 'node:path'
-import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
 import { claimPort } from './claimed-port.ts'
 import { endChild } from './qemu/cleanup.ts'
+import { hear } from './told.ts'
 import type { SiteName, Wan } from './wan/open.ts'
 
 const run = promisify(execFile)
@@ -41,6 +41,7 @@ export class Proxies implements AsyncDisposable {
   readonly summaries: MigrationSummary[] = []
   private readonly children = new Map<SiteName, ChildProcess>()
   private said = ''
+  private isOpen = false
 
   private constructor(sourceUri: string, targetUri: string) {
     this.sourceUri = sourceUri
@@ -94,7 +95,7 @@ export class Proxies implements AsyncDisposable {
   /** Waits until both have agreed on what both hold: a migration then starts at once. */
   async ready(timeoutMs = START_MS): Promise<void> {
     const end = performance.now() + timeoutMs
-    while (!this.said.includes('"session open"')) {
+    while (!this.isOpen) {
       if (performance.now() > end) throw new Error(`the proxies do not find each other: ${this.log}`)
       await new Promise(done => setTimeout(done, 20))
     }
@@ -126,11 +127,11 @@ export class Proxies implements AsyncDisposable {
       const late = setTimeout(() => reject(new Error(`the ${site} proxy does not start: ${this.log}`)), START_MS)
       child.once('error', reject)
       child.once('exit', code => reject(new Error(`the ${site} proxy ended with ${code}: ${this.log}`)))
-      createInterface({ input: child.stdout! }).on('line', line => {
+      hear(child, ({ event, fields, level }, line) => {
         this.said += `${site}: ${line}\n`
-        const { msg, ...fields } = JSON.parse(line) as { msg: string }
-        if (msg === 'migration ended' && site === 'source') this.summaries.push(fields as never)
-        if (!msg.startsWith('listening for')) return
+        if (event === 'session open') this.isOpen = true
+        if (event === 'migration ended' && 'bytesWan' in fields) this.summaries.push({ ...fields, level })
+        if (event !== 'listening for QEMU' && event !== 'listening for source proxies') return
         clearTimeout(late)
         resolve()
       })

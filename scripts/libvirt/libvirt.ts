@@ -21,6 +21,7 @@ import { temporaryFolder } from '../harness/qemu/cleanup.ts'
 import { reportHeartbeats } from '../harness/qemu/heartbeat.ts'
 import { compareMemory } from '../harness/qemu/memory.ts'
 import { guestFiles, type QemuVersion, qemu10, systemQemu } from '../harness/qemu/versions.ts'
+import type { Told } from '../harness/told.ts'
 import { parseLink } from '../harness/wan/link.ts'
 import { PacketLink, packetLinkSupport } from '../harness/wan/packet-link.ts'
 import { Console, Domain } from './domain.ts'
@@ -158,7 +159,7 @@ class Run implements AsyncDisposable {
     this.sums = await this.console.sums()
   }
 
-  async startProxy(host: LibvirtHost, args: readonly string[], until: string): Promise<void> {
+  async startProxy(host: LibvirtHost, args: readonly string[], until: Told['event']): Promise<void> {
     this.proxies.set(host, await ProxyProcess.start(host.site, args, until))
   }
 
@@ -452,7 +453,7 @@ async function main(): Promise<void> {
         ...['destination', '--listen', `tcp:${fra.site.address}:${wanPort}`, ...tls(fra, ams)],
         ...['--target', 'tcp:127.0.0.1:49152-49215', '--target', `local=unix:${fra.path(UNIX_SOCKET)}`],
       ],
-      'listening for',
+      'listening for source proxies',
     )
     await moves.startProxy(
       ams,

@@ -1,10 +1,10 @@
 /** A process of bin/pageferry at one site, and what it says of its migrations. */
 import type { ChildProcess } from 'node:child_process'
-import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
 import { endChild } from '../harness/qemu/cleanup.ts'
+import { hear, type Told } from '../harness/told.ts'
 import type { Site } from '../harness/wan/packet-link.ts'
 
 /** The program as an operator runs it. */
@@ -25,7 +25,11 @@ export class ProxyProcess implements AsyncDisposable {
   }
 
   /** Starts `pageferry ARGS` and waits until it is connected to the other proxy, when it is to be. */
-  static async start(site: Site, args: readonly string[], until = 'session open'): Promise<ProxyProcess> {
+  static async start(
+    site: Site,
+    args: readonly string[],
+    until: Told['event'] = 'session open',
+  ): Promise<ProxyProcess> {
     const proxy = new ProxyProcess(site, args)
     const { child } = proxy
     await new Promise<void>((resolve, reject) => {
@@ -33,12 +37,10 @@ export class ProxyProcess implements AsyncDisposable {
       const late = setTimeout(() => fail('does not start'), START_MS)
       child.once('error', reject)
       child.once('exit', code => fail(`ended with ${code}`))
-      createInterface({ input: child.stdout! }).on('line', line => {
+      hear(child, ({ event, fields, level }, line) => {
         proxy.said += `${line}\n`
-        const { msg, ...fields } = JSON.parse(line) as { msg: string }
-        // an arrival has no ratio
-        if (msg === 'migration ended' && 'ratio' in fields) proxy.summaries.push(fields as never)
-        if (!msg.startsWith(until)) return
+        if (event === 'migration ended' && 'bytesWan' in fields) proxy.summaries.push({ ...fields, level })
+        if (event !== until) return
         clearTimeout(late)
         resolve()
       })
