@@ -40,10 +40,12 @@ export async function run(args: readonly string[], options: CommandOptions): Pro
     typeof stdout === 'number' ? stdout : 'pipe',
     typeof stderr === 'number' ? stderr : 'pipe',
   ]
+  // tap has every Node write down that it ran, where another user may not write
+  const { NODE_OPTIONS: _, ...inherited } = process.env
   const command = spawn(PAGEFERRY, args, {
     cwd,
     stdio: pipes,
-    env: { ...process.env, ...env },
+    env: { ...inherited, ...env },
     ...(uid === undefined ? {} : { uid, gid: uid }),
   })
   const said = { stdout: '', stderr: '' }
