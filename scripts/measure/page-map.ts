@@ -4,12 +4,14 @@
  *
  *   node scripts/measure/page-map.ts [--stream nginx-k2] [--out .cache/compare/page-map.json]
  */
+
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { deflateSync, inflateSync } from 'node:zlib'
 import { BatchEncoder } from '../../src/codec/encoder.ts'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
+import { PoolRegions } from '../../src/codec/places.ts'
 import type { BatchStats } from '../../src/codec/stats.ts'
 import { unzigzag, VarintReader } from '../../src/codec/varint.ts'
 import { COLUMN, OP, PAGE_SIZE } from '../../src/codec/wire.ts'
@@ -184,7 +186,7 @@ async function mapOf(path: string, store: TemplateStore, method: MethodMap['meth
   })
   await pool.warm()
   const encoder = new BatchEncoder(pool.kernel, 1, 2)
-  const flow = new FlowEncoder(1, pool.kernel.layout.templatePages)
+  const flow = new FlowEncoder(1, PoolRegions.of(pool.kernel.layout))
   flow.parser = parserFor('main', flow)!
   flow.onDegraded = (position, reason) => {
     throw new Error(`${path}: not understood from byte ${position}: ${reason}`)

@@ -10,7 +10,7 @@ import { type Kernel, KIND, MATCH, NONE, RESULT } from '../kernel/kernel.ts'
 import type { FlowEncoder } from './flow-encoder.ts'
 import type { PageObserver } from './observer.ts'
 import { transposeHeaders } from './packet-headers.ts'
-import { PoolRegions, placeIndex, type Region } from './places.ts'
+import { PoolRegions, placeIndex, REGION } from './places.ts'
 import type { Prediction } from './prediction.ts'
 import { RECORD } from './records.ts'
 import { BatchStats } from './stats.ts'
@@ -51,7 +51,7 @@ export class BatchEncoder {
     this.bytes = kernel.bytes
     this.seedLo = seedLo
     this.seedHi = seedHi
-    this.regions = new PoolRegions(kernel.layout.templatePages, kernel.layout.ringPages)
+    this.regions = PoolRegions.of(kernel.layout)
   }
 
   /**
@@ -124,15 +124,15 @@ export class BatchEncoder {
           stats.samePages++
           break
         case KIND.REF: {
-          const region = this.regions.of(answer)
+          const region = this.regions.regionOf(answer)
           if (this.runKind !== OP.REF || answer !== prediction.next[region] || this.refRegion !== region) {
             this.endRun()
             this.refRegion = region
-            this.number(zigzag(answer - prediction.next[region]) * 2 + region)
+            this.number(this.regions.encode(region, answer - prediction.next[region]!))
           }
           this.run(OP.REF, 1)
           prediction.next[region] = answer + 1
-          if (region === 0) stats.templatePages++
+          if (region === REGION.TEMPLATES) stats.templatePages++
           else stats.earlierPages++
           break
         }
@@ -184,7 +184,7 @@ export class BatchEncoder {
 
   /** Whether the far side sees this page as one that is no template: SAME says nothing of its content there. */
   private isLearned(kind: number, answer: number): boolean {
-    return kind > KIND.SAME && (kind !== KIND.REF || this.regions.of(answer) === 1)
+    return kind > KIND.SAME && (kind !== KIND.REF || this.regions.regionOf(answer) !== REGION.TEMPLATES)
   }
 
   private refRegion = 0
@@ -332,7 +332,7 @@ export class BatchEncoder {
     let literalBytes = 0
     let q = 0
     let displacement = before === NONE ? Number.NaN : before * PAGE_SIZE
-    let lastRegion: Region | undefined
+    let lastRegion = -1
     for (let i = 0; i < count; i++) {
       const t = tokenAt + i * 8
       const literal = bytes[t]! | (bytes[t + 1]! << 8)
@@ -346,8 +346,8 @@ export class BatchEncoder {
       if (source - q === displacement) bytes[this.sources++] = 0
       else {
         const slot = Math.floor(source / PAGE_SIZE)
-        const region = this.regions.of(slot)
-        this.sources = writeVarint(bytes, this.sources, 1 + zigzag(slot - next[region]) * 2 + region)
+        const region = this.regions.regionOf(slot)
+        this.sources = writeVarint(bytes, this.sources, 1 + this.regions.encode(region, slot - next[region]!))
         this.shifts = writeVarint(bytes, this.shifts, source % PAGE_SIZE)
         next[region] = slot
         lastRegion = region
@@ -356,7 +356,7 @@ export class BatchEncoder {
       q += copy
     }
     assert(q === PAGE_SIZE, 'the tokens of a page do not make a page')
-    if (lastRegion !== undefined) next[lastRegion]++
+    if (lastRegion >= 0) next[lastRegion]!++
     this.lengths = lengths
     return literalBytes
   }

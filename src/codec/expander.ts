@@ -9,7 +9,7 @@ import { PATCH_COPIES_MAX } from '../limits.ts'
 import { MULTIFD } from '../qemu/wire.ts'
 import type { PageObserver } from './observer.ts'
 import { restoreHeaders } from './packet-headers.ts'
-import { PoolRegions, placeIndex, type Region } from './places.ts'
+import { PoolRegions, placeIndex, REGION } from './places.ts'
 import { Prediction } from './prediction.ts'
 import { unzigzag, VarintReader } from './varint.ts'
 import {
@@ -41,9 +41,9 @@ export class FlowExpander {
   /** Bytes given so far: the position in the channel's stream. */
   position = 0
 
-  constructor(migration: number, templatePages: number) {
+  constructor(migration: number, regions: PoolRegions) {
     this.migration = migration
-    this.prediction = new Prediction(templatePages)
+    this.prediction = new Prediction(regions)
   }
 }
 
@@ -82,7 +82,7 @@ export class BatchExpander {
   constructor(kernel: Kernel, seedLo: number, seedHi: number) {
     this.kernel = kernel
     this.bytes = kernel.bytes
-    this.regions = new PoolRegions(kernel.layout.templatePages, kernel.layout.ringPages)
+    this.regions = PoolRegions.of(kernel.layout)
     this.places = kernel.layout.places
     this.seedLo = seedLo
     this.seedHi = seedHi
@@ -203,8 +203,8 @@ export class BatchExpander {
       }
       case OP.REF: {
         const v = this.numbers.next()
-        const region = (v % 2) as Region
-        const slot = prediction.next[region] + unzigzag(Math.floor(v / 2))
+        const region = this.regions.regionIn(v)
+        const slot = prediction.next[region]! + this.regions.deltaIn(v)
         if (!this.regions.hold(region, slot, count)) throw this.bad(`REF names slot ${slot}, outside its region`)
         let done = 0
         while (done < count) {
@@ -218,7 +218,7 @@ export class BatchExpander {
             this.place(),
             this.flags,
           )
-          this.gave(got, n, region === 1)
+          this.gave(got, n, region !== REGION.TEMPLATES)
           done += n
         }
         prediction.next[region] = slot + count
@@ -400,7 +400,7 @@ export class BatchExpander {
     let tokens = 0
     let copies = 0
     let literal = 0
-    let lastRegion: Region | undefined
+    let lastRegion = -1
     let q = 0
     while (q < PAGE_SIZE) {
       const literalBytes = this.lengths.next()
@@ -417,8 +417,8 @@ export class BatchExpander {
         const v = this.sources.next()
         if (v === 0) source = displacement + q
         else {
-          const region = ((v - 1) % 2) as Region
-          const slot = next[region] + unzigzag(Math.floor((v - 1) / 2))
+          const region = this.regions.regionIn(v - 1)
+          const slot = next[region]! + this.regions.deltaIn(v - 1)
           const shift = this.shifts.next()
           if (slot < 0 || shift >= PAGE_SIZE) throw this.bad('PATCH from outside the pool')
           source = slot * PAGE_SIZE + shift
@@ -441,7 +441,7 @@ export class BatchExpander {
       tokens++
     }
     this.work += tokens * WORK_PER_COPY
-    if (lastRegion !== undefined) next[lastRegion]++
+    if (lastRegion >= 0) next[lastRegion]!++
     const used = this.kernel.expandPatch(
       this.out,
       hi(prediction.page),

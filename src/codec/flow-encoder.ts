@@ -5,6 +5,7 @@
 import type { MultifdMethod, MultifdSink } from '../qemu/multifd-channel.ts'
 import type { RecordSink, StreamPhase } from '../qemu/record-sink.ts'
 import { MULTIFD_FLAG } from '../qemu/wire.ts'
+import type { PoolRegions } from './places.ts'
 import { Prediction } from './prediction.ts'
 import { RECORD, RecordList } from './records.ts'
 import { BatchStats } from './stats.ts'
@@ -45,9 +46,9 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   private readonly parserNames: string[] = []
   private readonly indexOf: number[] = []
 
-  constructor(migration: number, templatePages: number) {
+  constructor(migration: number, regions: PoolRegions) {
     this.migration = migration
-    this.prediction = new Prediction(templatePages)
+    this.prediction = new Prediction(regions)
   }
 
   // --- what the parser tells: RecordSink, PreemptSink and MultifdSink

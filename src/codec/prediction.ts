@@ -3,6 +3,7 @@
  * comes otherwise.
  */
 import { BlockNames } from './block-names.ts'
+import type { PoolRegions } from './places.ts'
 
 export class Prediction {
   /** RAMBlocks that the flow has named. */
@@ -12,9 +13,9 @@ export class Prediction {
   /** Its page number. */
   page = 0
   /** The slot that a REF or PATCH would name next, in each region. */
-  readonly next: [number, number]
+  readonly next: number[]
 
-  constructor(templatePages: number) {
-    this.next = [0, templatePages]
+  constructor(regions: PoolRegions) {
+    this.next = [...regions.starts]
   }
 }

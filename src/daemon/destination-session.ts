@@ -3,7 +3,9 @@
  * only what its own configuration names, in the order in which flows were opened, and never otherwise: a probe kills a
  * waiting QEMU (wire format 1.3).
  */
+
 import { FlowExpander } from '../codec/expander.ts'
+import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import { OWED_MS } from '../limits.ts'
@@ -202,7 +204,7 @@ export class DestinationSession implements LinkSink {
           release()
         },
       }
-      untold = { info, expander: new ChannelExpander(nobody, info.migration, pool.kernel.layout.templatePages) }
+      untold = { info, expander: new ChannelExpander(nobody, info.migration, PoolRegions.of(pool.kernel.layout)) }
       this.untold.set(number, untold)
     }
     return untold.expander
@@ -343,8 +345,8 @@ function notOfQemu(what: string): ProxyError {
 class ChannelExpander extends FlowExpander {
   readonly owner: Pick<DestinationFlow, 'expanded'>
 
-  constructor(owner: Pick<DestinationFlow, 'expanded'>, migration: number, templatePages: number) {
-    super(migration, templatePages)
+  constructor(owner: Pick<DestinationFlow, 'expanded'>, migration: number, regions: PoolRegions) {
+    super(migration, regions)
     this.owner = owner
   }
 }
@@ -400,7 +402,7 @@ export class DestinationFlow implements SocketSink {
       this.want = done
     })
     if (info.kind === 'preempt') this.want()
-    this.expander = new ChannelExpander(this, info.migration, session.options.pool.kernel.layout.templatePages)
+    this.expander = new ChannelExpander(this, info.migration, PoolRegions.of(session.options.pool.kernel.layout))
     this.returnPath = arrival.record.returnPath(status => {
       this.shut = status === 0
     })

@@ -2,7 +2,9 @@
  * The source proxy's half of a session: QEMU's connections become flows, their bytes batches. Joins relay (sockets),
  * transfer (codec) and session (WAN); decides nothing about bytes.
  */
+
 import { FlowEncoder } from '../codec/flow-encoder.ts'
+import { PoolRegions } from '../codec/places.ts'
 import { BatchStats } from '../codec/stats.ts'
 import { EFFORTS } from '../compression/effort.ts'
 import { isProxyError, type ProxyError } from '../errors.ts'
@@ -638,6 +640,9 @@ export class SourceSession implements LinkSink {
 }
 
 /** Of a channel that has no slot yet. */
+/** Of a flow that belongs to no migration yet. */
+const NO_REGIONS = new PoolRegions([])
+
 const NO_BUFFER = new ChannelBuffer(new Uint8Array(0), 0, 0)
 
 /** One connection of the source QEMU. */
@@ -681,7 +686,7 @@ export class SourceFlow implements SocketSink {
     this.socket = socket
     this.gate = gate
     this.bytes = session.options.pool.kernel.bytes
-    this.encoder = new FlowEncoder(0, 0)
+    this.encoder = new FlowEncoder(0, NO_REGIONS)
   }
 
   // --- SocketSink
@@ -770,7 +775,7 @@ export class SourceFlow implements SocketSink {
     migration.connections++
     migration.kinds.push(kind)
     const { pool, session } = this.session.options
-    const encoder = new FlowEncoder(migration.number, pool.kernel.layout.templatePages)
+    const encoder = new FlowEncoder(migration.number, PoolRegions.of(pool.kernel.layout))
     this.encoder = encoder
     encoder.parser = parserFor(kind, encoder, {
       blocks: migration.blocks,

@@ -2,11 +2,13 @@
  * The codec without sockets: a channel's bytes to a file that holds what the WAN would carry (docs/protocol.md §8), and
  * back. `estimate` is the same without the file.
  */
+
 import { randomBytes } from 'node:crypto'
 import { rmSync, write } from 'node:fs'
 import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { FlowExpander } from '../codec/expander.ts'
 import { FlowEncoder } from '../codec/flow-encoder.ts'
+import { PoolRegions } from '../codec/places.ts'
 import type { BatchStats } from '../codec/stats.ts'
 import type { Effort } from '../compression/effort.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
@@ -111,7 +113,7 @@ export async function encodeStream(
       failure = error
     },
   )
-  const encoder = new FlowEncoder(MIGRATION, pool.kernel.layout.templatePages)
+  const encoder = new FlowEncoder(MIGRATION, PoolRegions.of(pool.kernel.layout))
   let degraded: EncodeResult['degraded']
   encoder.onDegraded = (position, reason) => {
     degraded = { position, reason }
@@ -258,7 +260,7 @@ export async function decodeStream(
       case FRAME.OPEN:
         if (flow !== undefined) throw syntax('a second flow')
         if (migrationOf(frame.payload) !== MIGRATION) throw syntax('an OPEN that encode does not write')
-        flow = new FlowExpander(MIGRATION, inbound!.pool.kernel.layout.templatePages)
+        flow = new FlowExpander(MIGRATION, PoolRegions.of(inbound!.pool.kernel.layout))
         break
       case FRAME.BATCH:
         if (flow === undefined) throw syntax('a batch before its flow')

@@ -3,6 +3,7 @@
  * zstd of the same bytes. Rates are bytes of the channel per second of CPU time of this process, all threads; medians of
  * five rounds, every variant once in each round. Give a recorded stream to bench that instead: `bench.ts FILE STORE`.
  */
+
 import { spawnSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -10,6 +11,7 @@ import { join } from 'node:path'
 import Table from 'cli-table3'
 import { FlowExpander } from '../../src/codec/expander.ts'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
+import { PoolRegions } from '../../src/codec/places.ts'
 import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { assert } from '../../src/errors.ts'
@@ -94,7 +96,7 @@ async function encode(stream: Uint8Array, pool: Pool, level: number): Promise<En
   )
   const memory = pool.kernel.bytes
   const channelOf = (migration: number) => ({
-    encoder: new FlowEncoder(migration, pool.kernel.layout.templatePages),
+    encoder: new FlowEncoder(migration, PoolRegions.of(pool.kernel.layout)),
     buffer: new ChannelBuffer(memory, pool.slots[0]!, CHUNK),
   })
   const channel = channelOf(1)
@@ -144,7 +146,7 @@ async function decode(encoded: Encoded, pool: Pool, stream: Uint8Array, compare:
       throw error
     },
   )
-  const flow = new FlowExpander(1, pool.kernel.layout.templatePages)
+  const flow = new FlowExpander(1, PoolRegions.of(pool.kernel.layout))
   const seconds = await cpu(async () => {
     for (const batch of encoded.batches) {
       inbound.push(flow, [batch])

@@ -8,6 +8,7 @@ import { zstdCompressSync } from 'node:zlib'
 import fc from 'fast-check'
 import t from 'tap'
 import { parseBatch } from '../../src/codec/batch.ts'
+import { PoolRegions } from '../../src/codec/places.ts'
 import { BatchStats } from '../../src/codec/stats.ts'
 import {
   BATCH_FORMAT,
@@ -899,7 +900,7 @@ t.test('Outbound and Inbound: batches in order, memory lent and given back', asy
   )
   const got: Buffer[][] = [[], []]
   const { FlowExpander } = await import('../../src/codec/expander.ts')
-  const flows = [0, 1].map(() => new FlowExpander(1, terms.templates.length))
+  const flows = [0, 1].map(() => new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring])))
   const inbound = new Inbound(
     { ...decoderPool, slots: [decoderPool.slots[0]!] },
     SEED_WORDS,
@@ -1024,4 +1025,38 @@ t.test('fuzzing, a moment of it', async t => {
 t.test('no rejection was left alone', async t => {
   await new Promise(done => setTimeout(done, 20))
   t.same(unhandled, [])
+})
+
+t.test('regions of the pool, two as today and more', t => {
+  for (const sizes of [
+    [5, 7],
+    [0, 3],
+    [4, 0],
+    [5, 7, 2],
+    [0, 0, 4],
+    [1, 1, 1, 1],
+  ]) {
+    const regions = new PoolRegions(sizes)
+    const all = sizes.reduce((sum, size) => sum + size, 0)
+    t.equal(regions.pages, all)
+    const found = Array.from({ length: all }, (_, slot) => regions.regionOf(slot))
+    t.same(
+      found,
+      sizes.flatMap((size, region) => Array<number>(size).fill(region)),
+      `slots of ${sizes}`,
+    )
+    for (const [region, size] of sizes.entries()) {
+      const from = regions.starts[region]!
+      t.ok(regions.hold(region, from, size), 'all of it')
+      t.notOk(regions.hold(region, from, size + 1), 'one more')
+      t.notOk(regions.hold(region, from - 1, 1), 'the one before')
+      for (const delta of [0, 1, -1, 2 ** 31, -(2 ** 31)]) {
+        const number = regions.encode(region, delta)
+        t.same([regions.regionIn(number), regions.deltaIn(number)], [region, delta])
+      }
+    }
+  }
+  const two = new PoolRegions([5, 7])
+  t.same([two.encode(0, 3), two.encode(1, 3), two.encode(1, -3)], [12, 13, 11], 'as protocol.md has it for two')
+  t.end()
 })

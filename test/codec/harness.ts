@@ -1,10 +1,12 @@
 /** Both ends of a session in one process, pools of any size, and guests that are made up: what the tests of the codec share. */
+
 import { crc32 } from 'node:zlib'
 import { assembleBatch, type PackedColumn, parseBatch } from '../../src/codec/batch.ts'
 import { BatchEncoder } from '../../src/codec/encoder.ts'
 import { BatchExpander, FlowExpander } from '../../src/codec/expander.ts'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
 import type { PageObserver } from '../../src/codec/observer.ts'
+import { PoolRegions } from '../../src/codec/places.ts'
 import { COLUMN_COUNT, METHOD } from '../../src/codec/wire.ts'
 import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
 import { ColumnPacker } from '../../src/compression/column-packer.ts'
@@ -172,7 +174,7 @@ export class Channel {
     this.pool = pool
     this.number = number
     this.buffer = new ChannelBuffer(pool.kernel.bytes, pool.slots[number]!, SLOT_BYTES)
-    this.flow = new FlowEncoder(migration, pool.kernel.layout.templatePages)
+    this.flow = new FlowEncoder(migration, PoolRegions.of(pool.kernel.layout))
     this.flow.parser = parserFor(kind, this.flow, memory)
   }
 
@@ -314,7 +316,7 @@ export class Receiver {
   private expand({ flow: number, migration }: SentBatch, batch: ReturnType<typeof parseBatch>): Buffer {
     let flow = this.flows.get(number)
     if (flow === undefined) {
-      flow = new FlowExpander(migration, this.pool.kernel.layout.templatePages)
+      flow = new FlowExpander(migration, PoolRegions.of(this.pool.kernel.layout))
       this.flows.set(number, flow)
     }
     const out = this.pool.slots[0]!

@@ -2,12 +2,14 @@
  * What a batch may cost: work and memory are bounded by its raw length, whatever it holds. Work is counted in steps, not
  * in time; one coarse comparison of times shows that the count tells the truth.
  */
+
 import { readdirSync, readFileSync } from 'node:fs'
 import { zstdCompressSync, zstdDecompressSync } from 'node:zlib'
 import fc from 'fast-check'
 import t from 'tap'
 import { parseBatch } from '../../src/codec/batch.ts'
 import { FlowExpander } from '../../src/codec/expander.ts'
+import { PoolRegions } from '../../src/codec/places.ts'
 import { COLUMN, METHOD, OP, operationsMax } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { isProxyError } from '../../src/errors.ts'
@@ -293,7 +295,8 @@ t.test('batches that came together are expanded over many turns of the event loo
   )
   setImmediate(tick)
   for (let i = 0; i < 40; i++)
-    for (const { inbound } of sides) inbound.push(new FlowExpander(1, terms.templates.length), [bytes])
+    for (const { inbound } of sides)
+      inbound.push(new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring])), [bytes])
   await Promise.all(sides.map(({ inbound }) => inbound.idle()))
   running = false
   t.same(
@@ -317,7 +320,7 @@ t.test('what waits for a QEMU takes its own bytes, however small the pieces', as
   for (const rawLength of [1, 2, 100, 4096, 65_535, 65_536, 65_537, 65_538, 65_539, 70_000, MIB, 3]) {
     const gives = Buffer.alloc(rawLength)
     const bytes = packed(mixture(rawLength, []), gives)
-    inbound.push(new FlowExpander(1, terms.templates.length), [bytes])
+    inbound.push(new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring])), [bytes])
     raw += rawLength
   }
   await inbound.idle()

@@ -1,9 +1,11 @@
 /** Both sides of a session with learning, without sockets: batches go from Outbound to Inbound, ENDs come back late. */
+
 import { createHash } from 'node:crypto'
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { FlowExpander } from '../../src/codec/expander.ts'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
+import { PoolRegions } from '../../src/codec/places.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { Learning, type LearningOptions, type SessionLearning } from '../../src/learning/learning.ts'
 import { channelKind } from '../../src/qemu/channel-kind.ts'
@@ -91,7 +93,7 @@ export async function runSession(
 
   let failure: Error | undefined
   let wanBytes = 0
-  const templatePages = encoders.kernel.layout.templatePages
+  const regions = PoolRegions.of(encoders.kernel.layout)
   const inbound = new Inbound(
     decoders,
     seed,
@@ -124,11 +126,11 @@ export async function runSession(
     channels.map(bytes => ({ migration, bytes, at: 0, done: false })),
   )
   const open = channels.map((channel, i) => {
-    const encoder = new FlowEncoder(channel.migration, templatePages)
+    const encoder = new FlowEncoder(channel.migration, regions)
     const kind = channelKind(channel.bytes, 0, Math.min(channel.bytes.length, 4096))
     if (kind === 'main' || kind === 'multifd') encoder.parser = parserFor(kind, encoder)
     const buffer = new ChannelBuffer(encoders.kernel.bytes, encoders.slots[i]!, SLOT)
-    const expander = new FlowExpander(channel.migration, templatePages)
+    const expander = new FlowExpander(channel.migration, regions)
     return { ...channel, encoder, buffer, expander, out: createHash('sha256') }
   })
   const channelOfExpander = new Map(open.map(channel => [channel.expander, channel]))
