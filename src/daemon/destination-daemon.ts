@@ -4,7 +4,6 @@ import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
 import { PIECES_MAX } from '../limits.ts'
-import type { LinkSink } from '../link/api.ts'
 import type { Credentials } from '../link/credentials.ts'
 import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
@@ -198,24 +197,20 @@ export class DestinationDaemon {
         void pool.close()
         grant.release()
       },
-      sink: link => {
-        let session: DestinationSession | undefined
+      serve: link => {
         const learning = options.learning?.begin(agreed, seedWords, pool, identity)
-        // link.session is there as soon as anything can arrive
-        const made = (): DestinationSession => {
-          session ??= this.makeSession(link, pool, seedWords, learning)
-          return session
-        }
+        const session = this.makeSession(link, pool, seedWords, learning)
         options.events.of(identity).info('session open', {
           identity,
           agent: hello.agent,
           sets: sets.map(digest => digest.slice(0, 12)),
           link: link.id.slice(0, 8),
         })
-        options.onStatus?.(`${this.sessions.size + 1} sessions`)
+        this.sessions.set(link, session)
         this.grants.set(link, grant)
+        options.onStatus?.(`${this.sessions.size} sessions`)
         void link.ended.then(() => {
-          session?.end('the session has ended')
+          session.end('the session has ended')
           learning?.end()
           this.sessions.delete(link)
           void pool.close()
@@ -223,7 +218,7 @@ export class DestinationDaemon {
           this.grants.delete(link)
           options.onStatus?.(`${this.sessions.size} sessions`)
         })
-        return lazySink(made, () => link.connections > 0)
+        return session
       },
     }
   }
@@ -235,7 +230,7 @@ export class DestinationDaemon {
     learning: SessionLearning | undefined,
   ): DestinationSession {
     const log = this.options.events.of(link.identity)
-    const session = new DestinationSession({
+    return new DestinationSession({
       session: link.session,
       sessionId: link.id,
       pool,
@@ -249,8 +244,6 @@ export class DestinationDaemon {
       onFailure: error => void link.abort(error),
       onMigrationEnd: ({ level, ...summary }) => log[level]('migration ended', summary),
     })
-    this.sessions.set(link, session)
-    return session
   }
 
   /**
@@ -268,23 +261,5 @@ export class DestinationDaemon {
         link.session.drain()
       }
     }
-  }
-}
-
-/** A sink whose session is made with the first event. */
-function lazySink(made: () => DestinationSession, isUp: () => boolean): LinkSink {
-  return {
-    onConnection: () => made().wan(isUp()),
-    onOpen: (flow, info) => made().onOpen(flow, info),
-    onData: (flow, payload) => made().onData(flow, payload),
-    onBatch: (flow, parts) => made().onBatch(flow, parts),
-    onFin: flow => made().onFin(flow),
-    onReset: (flow, code, text) => made().onReset(flow, code, text),
-    onEnd: flow => made().onEnd(flow),
-    onCredit: flow => made().onCredit(flow),
-    onDrain: () => {},
-    onBye: (code, text) => made().onBye(code, text),
-    onDead: error => made().onDead(error),
-    onWork: () => {},
   }
 }

@@ -241,9 +241,8 @@ export class DestinationSession implements LinkSink {
 
   onWork(): void {}
 
-  /** The WAN has broken, or has come back. */
-  wan(up: boolean): void {
-    this.patience.wan(up, this.options.now())
+  onConnection(_connection: number, _up: boolean, standing: number): void {
+    this.patience.wan(standing > 0, this.options.now())
     this.giveUp()
   }
 

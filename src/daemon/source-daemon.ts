@@ -382,34 +382,6 @@ export class SourceDaemon {
         rate: this.rate,
       },
       logger: this.linkLog,
-      // nothing arrives before a flow was opened, and none is before the session is made
-      sink: () => ({
-        onOpen: () => {},
-        onBatch: () => {},
-        onData: (flow, payload) => session?.onData(flow, payload),
-        onFin: flow => session?.onFin(flow),
-        onReset: (flow, code, text) => session?.onReset(flow, code, text),
-        onTaken: flow => session?.onTaken(flow),
-        onRefused: (flow, text) => session?.onRefused(flow, text),
-        onEnd: flow => {
-          session?.onEnd(flow)
-          this.closeIfIdle()
-        },
-        onCredit: flow => session?.onCredit(flow),
-        onDrain: () => {
-          this.drained = true
-          session?.onDrain()
-          this.closeIfIdle()
-        },
-        onBye: (code, text) => session?.onBye(code, text),
-        onDead: error => session?.onDead(error),
-        onWork: () => session?.onWork(),
-        onConnection: (connection, up, error) => {
-          if (!up && error) this.peerLog.warn('WAN connection lost', { connection, error: error.message })
-          session?.wan(client.link.connections > 0)
-          if (up) this.admitWaiting()
-        },
-      }),
     })
     this.client = client
     try {
@@ -441,8 +413,18 @@ export class SourceDaemon {
         },
         onFailure: error => void client.link.abort(error),
         onMoved: connections => this.takeBack(connections),
+        onIdle: () => this.closeIfIdle(),
+        onDrain: () => {
+          this.drained = true
+          this.closeIfIdle()
+        },
+        onConnection: (connection, up, error) => {
+          if (!up && error) this.peerLog.warn('WAN connection lost', { connection, error: error.message })
+          if (up) this.admitWaiting()
+        },
       })
       this.session = session
+      client.link.serve(session)
       const failed = this.failures.recovered()
       this.peerLog.info('session open', {
         ...(failed > 0 && { failedBefore: failed }),

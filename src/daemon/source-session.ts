@@ -178,6 +178,11 @@ export interface SourceSessionOptions {
   readonly onFailure: (error: ProxyError) => void
   /** Connections that the other side never heard of: for another session. */
   readonly onMoved: (connections: readonly Moved[]) => void
+  /** A flow has ended: there may be none left. */
+  readonly onIdle: () => void
+  /** The other side takes no new migrations. */
+  readonly onDrain: () => void
+  readonly onConnection: (connection: number, up: boolean, error: Error | undefined) => void
 }
 
 /** A connection that a session gives back. */
@@ -506,6 +511,7 @@ export class SourceSession implements LinkSink {
     const flow = this.flows.get(number)
     this.flows.delete(number)
     flow?.sessionEnded()
+    this.options.onIdle()
   }
 
   onCredit(number: number): void {
@@ -516,6 +522,13 @@ export class SourceSession implements LinkSink {
 
   onDrain(): void {
     this.options.log.info('peer drains: it takes no new migrations')
+    this.options.onDrain()
+  }
+
+  onConnection(connection: number, up: boolean, standing: number, error?: Error): void {
+    this.patience.wan(standing > 0, this.options.now())
+    this.giveUp()
+    this.options.onConnection(connection, up, error)
   }
 
   onBye(code: number, text: string): void {
@@ -551,12 +564,6 @@ export class SourceSession implements LinkSink {
       this.endConnections(reason)
     }
     await this.outbound.close()
-  }
-
-  /** The WAN has broken, or has come back. */
-  wan(up: boolean): void {
-    this.patience.wan(up, this.options.now())
-    this.giveUp()
   }
 
   /** Ends migrations that have waited for the WAN long enough; the session itself may wait on for others. */

@@ -72,8 +72,11 @@ export interface LinkSink extends Omit<SessionSink, 'onLost'> {
    * batches while `session.bulkWanted`.
    */
   onWork(): void
-  /** A connection came up, or went down with `error` (undefined: closed in order). For status and metrics. */
-  onConnection?(connection: number, up: boolean, error?: Error): void
+  /**
+   * A connection came up, or went down with `error` (undefined: closed in order).
+   * @param standing how many connections there are now
+   */
+  onConnection?(connection: number, up: boolean, standing: number, error?: Error): void
 }
 
 /** What a session can be told at its birth. */

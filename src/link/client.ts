@@ -5,7 +5,7 @@ import { type ErrorCode, isProxyError, ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX, HELLO_TIMEOUT_MS, PATIENCE_MS } from '../limits.ts'
 import type { Session } from '../session/session.ts'
 import { type ClientHello, encodeClientHello, isRefusal, type ServerHello, serverHelloOf } from '../wan/hello.ts'
-import { AGENT_DEFAULT, type Clock, type LinkLogger, type LinkSink, type SessionTuning, systemClock } from './api.ts'
+import { AGENT_DEFAULT, type Clock, type LinkLogger, type SessionTuning, systemClock } from './api.ts'
 import { type Credentials, PLAIN_IDENTITY } from './credentials.ts'
 import { Dialer, type DialOptions } from './dial.ts'
 import { peerOf, readHello } from './greeting.ts'
@@ -29,10 +29,6 @@ export interface LinkClientOptions {
   /** What we offer the server: protocol.md §2. */
   readonly offer: Pick<ClientHello, 'sets' | 'ring' | 'places' | 'seed'> &
     Partial<Pick<ClientHello, 'agent' | 'instance' | 'process'>>
-  /** Makes the session's sink; called once. */
-  readonly sink: (link: Link) => LinkSink
-  /** The server took the session: what it uses of our offer. Called once, before any frame is handled. */
-  readonly accepted?: (hello: ServerHello) => void
   readonly session?: SessionTuning
   /** How long to try for the first connection. Default: the patience. */
   readonly openMs?: number
@@ -53,7 +49,10 @@ interface Standing {
   readonly worn: Promise<void>
 }
 
-/** One session, seen from the side that dials. When it has ended, make a new LinkClient for a new one. */
+/**
+ * One session, seen from the side that dials: `link.serve` it before the first flow. When it has ended, make a new
+ * LinkClient for a new one.
+ */
 export class LinkClient {
   readonly link: Link
   readonly #options: LinkClientOptions
@@ -81,7 +80,6 @@ export class LinkClient {
     this.link = new Link({
       role: 'client',
       id: randomBytes(16).toString('hex'),
-      sink: options.sink,
       ...(options.session && { session: options.session }),
       logger: options.logger,
       clock: this.#clock,
@@ -112,11 +110,6 @@ export class LinkClient {
   /** Delivers what was handed in, says BYE, closes. */
   close(): Promise<ProxyError | undefined> {
     return this.link.close()
-  }
-
-  /** Dials lost connections again now, not after the pause: for an operator or a network monitor that knows more. */
-  redial(): void {
-    this.#wakeAll()
   }
 
   async #open(): Promise<ServerHello> {
@@ -251,7 +244,6 @@ export class LinkClient {
         this.#token = hello.token
         this.#hello = hello
         o.logger.info('link.open', { link: this.link.id.slice(0, 8), identity: this.link.identity, agent: hello.agent })
-        o.accepted?.(hello)
       } else if (this.#token !== hello.token) {
         throw new ProxyError('PROTOCOL_STATE', 'the server changed the token', undefined, 'the session ends')
       }

@@ -3,7 +3,7 @@
  * Knows nothing of how connections come to be: client.ts dials them, server.ts accepts them.
  */
 import type net from 'node:net'
-import { ProxyError } from '../errors.ts'
+import { assert, ProxyError } from '../errors.ts'
 import { LINGER_MS } from '../limits.ts'
 import type { Role } from '../session/api.ts'
 import { Session } from '../session/session.ts'
@@ -44,8 +44,6 @@ export interface LinkOptions {
   readonly role: Role
   /** 32 hex digits. */
   readonly id: string
-  /** Makes the sink, once; `link.session` is there by then. */
-  readonly sink: (link: Link) => LinkSink
   readonly session?: SessionTuning
   readonly logger: LinkLogger
   readonly clock: Clock
@@ -53,6 +51,40 @@ export interface LinkOptions {
   readonly identity: string
   /** TLS records that a connection may carry. Default TLS_RECORDS_MAX. */
   readonly recordsMax?: number | undefined
+}
+
+/** Stands in until a link is served: nothing of a flow can come before that, but word of the session can. */
+class Unserved implements LinkSink {
+  private told: ((sink: LinkSink) => void)[] = []
+
+  tell(sink: LinkSink): void {
+    for (const word of this.told) word(sink)
+  }
+
+  onDrain(): void {
+    this.told.push(sink => sink.onDrain())
+  }
+
+  onBye(code: number, text: string): void {
+    this.told.push(sink => sink.onBye(code, text))
+  }
+
+  onDead(error: ProxyError): void {
+    this.told.push(sink => sink.onDead(error))
+  }
+
+  onWork(): void {}
+  onOpen = unserved
+  onData = unserved
+  onBatch = unserved
+  onFin = unserved
+  onReset = unserved
+  onEnd = unserved
+  onCredit = unserved
+}
+
+function unserved(): void {
+  assert(false, 'a flow before anybody serves the link')
 }
 
 /** A live session. What flows through it goes by `session`; `link` is about connections and ending. */
@@ -73,7 +105,7 @@ export class Link {
   trouble = ''
   readonly #logger: LinkLogger
   readonly #clock: Clock
-  readonly #sink: LinkSink
+  #sink: LinkSink = new Unserved()
   readonly #recordsMax: number | undefined
   readonly #wires = new Map<number, Wire>()
   /** Sockets that still linger: replaced or ended ones are no longer in #wires. */
@@ -121,20 +153,31 @@ export class Link {
         onBye: (code, text) => {
           this.#logger.info('link.bye', { ...this.#named, code, text })
           this.#sink.onBye(code, text)
-          this.#schedule()
+          this.wake()
         },
         onDead: ended => {
           const error = this.#withTrouble(ended)
           this.#error ??= error
           this.#logger.warn('link.dead', { ...this.#named, code: error.code, reason: error.what })
           this.#sink.onDead(error)
-          this.#schedule()
+          this.wake()
         },
         onLost: (connection, error) => this.#lost(connection, error),
-        onWork: () => this.#schedule(),
+        onWork: () => this.wake(),
       },
     })
-    this.#sink = options.sink(this)
+  }
+
+  /**
+   * Who gets what arrives, from now on; once. What the peer may say before anybody serves (that it drains, or its end) is
+   * told now. A server's session is served before its first connection, a client's before its first flow.
+   */
+  serve(sink: LinkSink): void {
+    const before = this.#sink
+    assert(before instanceof Unserved, 'a link is served once')
+    this.#sink = sink
+    before.tell(sink)
+    this.wake()
   }
 
   /** Connections that stand now. */
@@ -219,14 +262,14 @@ export class Link {
     socket.on('close', () => {
       this.#sockets.delete(socket)
       this.#down(wire, failure ?? (wire.ending ? undefined : new Error('closed by the peer')))
-      this.#schedule()
+      this.wake()
     })
     this.#logger.info('link.up', { ...this.#named, connection, peer })
-    this.#sink.onConnection?.(connection, true)
+    this.#sink.onConnection?.(connection, true, this.#wires.size)
     this.session.attach(connection, hello.received, now, hello.credit)
     if (rest.length > 0) take(rest)
     socket.resume()
-    this.#schedule()
+    this.wake()
   }
 
   /** Opens and takes no new flows from now on; running ones go on. */
@@ -237,14 +280,14 @@ export class Link {
   /** Ends in order: delivers all that was handed in, then BYE. Settles with `ended`. */
   close(): Promise<ProxyError | undefined> {
     this.session.close(this.#clock.now())
-    this.#schedule()
+    this.wake()
     return this.ended
   }
 
   /** Ends at once: every flow is gone on both sides. */
   abort(error: ProxyError): Promise<ProxyError | undefined> {
     this.session.abort(error, this.#clock.now())
-    this.#schedule()
+    this.wake()
     return this.ended
   }
 
@@ -317,13 +360,13 @@ export class Link {
       peer: wire.peer,
       reason,
     })
-    this.#sink.onConnection?.(wire.connection, false, error)
+    this.#sink.onConnection?.(wire.connection, false, this.#wires.size, error)
     wire.gone(wire, error)
-    this.#schedule()
+    this.wake()
   }
 
-  /** The session's work is done once a turn, however often it asks. */
-  #schedule(): void {
+  /** Does the session's work and the sink's (`onWork`) at the end of this turn: once, however often it is asked for. */
+  wake(): void {
     if (this.#scheduled || this.#over) return
     this.#scheduled = true
     setImmediate(() => {
@@ -379,7 +422,7 @@ export class Link {
       // One writev: a TLS record, or a segment, for many small views.
       socket.cork()
       for (let i = 0; i < last; i++) socket.write(out[i]!)
-      socket.write(out[last]!, () => this.#schedule())
+      socket.write(out[last]!, () => this.wake())
       socket.uncork()
       out.length = 0
       wire.keys?.sent(bytes)
@@ -406,7 +449,7 @@ export class Link {
       this.#timerDueMs = Number.POSITIVE_INFINITY
       this.#cancelTimer = undefined
       this.#tickDue = true
-      this.#schedule()
+      this.wake()
     })
   }
 }

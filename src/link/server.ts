@@ -35,10 +35,10 @@ import { WaitingRoom } from './waiting-room.ts'
 
 /** What the layer above decides about a new session. */
 export interface Accepted extends Pick<ServerHello, 'sets' | 'ring' | 'places' | 'targets'> {
-  /** Makes the session's sink, when the session is sure to be: take memory here, not before. */
-  readonly sink: (link: Link) => LinkSink
+  /** Makes who serves the link, when the session is sure to be: take memory here, not before. */
+  readonly serve: (link: Link) => LinkSink
   readonly session?: SessionTuning
-  /** Called in place of `sink` where the peer went away before the session could begin. */
+  /** Called in place of `serve` where the peer went away before the session could begin. */
   readonly discard?: () => void
 }
 
@@ -434,13 +434,13 @@ export class LinkServer {
     const link = new Link({
       role: 'server',
       id: hello.session,
-      sink: accepted.sink,
       session: { memory: this.#memory.share(holder), ...accepted.session },
       logger,
       clock: this.#clock,
       identity,
       recordsMax: this.#options.recordsMax,
     })
+    link.serve(accepted.serve(link))
     const token = randomBytes(32)
     const member: Member = { link, token, identity, holder, accepted, leave, hello, succeededMs: undefined }
     this.#succeed(member)

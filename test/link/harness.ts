@@ -302,7 +302,7 @@ export class TestServer {
     places: hello.places,
     targets: ['vm'],
     ...(this.#session && { session: this.#session }),
-    sink: link => {
+    serve: link => {
       const end = new End(link)
       this.ends.push(end)
       return end
@@ -336,21 +336,18 @@ export interface TestClient {
 
 export function makeClient(port: number, options: PairOptions): TestClient {
   const log = new TestLog()
-  let end: End | undefined
   const client = new LinkClient({
     host: '127.0.0.1',
     port,
     ...(options.clientCredentials ? { credentials: options.clientCredentials } : { plaintext: true }),
     offer: offer(),
-    sink: link => {
-      end = new End(link)
-      return end
-    },
     logger: log,
     ...(options.clock && { clock: options.clock }),
     ...options.client,
   })
-  return { client, end: end!, log }
+  const end = new End(client.link)
+  client.link.serve(end)
+  return { client, end, log }
 }
 
 /** A TCP relay in the way, that can cut, stall and swallow. */

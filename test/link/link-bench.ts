@@ -73,7 +73,7 @@ if (process.send) {
       ring: 0,
       places: 0,
       targets: [],
-      sink: link => {
+      serve: link => {
         const mill = new Mill(link, 0)
         mills.push(mill)
         return mill
@@ -102,7 +102,6 @@ if (process.send) {
   const child = fork(import.meta.filename, [kind, connections, seconds, batchBytes, dir])
   const message = <T>(): Promise<T> => new Promise(resolve => child.once('message', resolve as never))
   const { port } = await message<{ port: number }>()
-  let mill: Mill | undefined
   const client = new LinkClient({
     host: '127.0.0.1',
     port,
@@ -117,14 +116,12 @@ if (process.send) {
         }),
     connections: Number(connections),
     offer,
-    sink: link => {
-      mill = new Mill(link, Number(batchBytes))
-      return mill
-    },
     logger: quiet,
   })
+  const mill = new Mill(client.link, Number(batchBytes))
+  client.link.serve(mill)
   await client.open()
-  mill!.start()
+  mill.start()
   await new Promise(resolve => setTimeout(resolve, 1500))
   child.send('start')
   const cpu = process.cpuUsage()

@@ -18,6 +18,7 @@ import { CODE } from '../../src/wan/wire.ts'
 import { until } from '../helpers/until.ts'
 import {
   credentials,
+  End,
   fastClock,
   makeClient,
   makeCredentials,
@@ -182,7 +183,7 @@ t.test('credentials', async t => {
   t.equal(kept.describe, before)
 
   t.throws(() => new LinkServer({ accept: () => ({}) as never, logger: console as never }), { code: 'USAGE' })
-  const base = { host: 'h', port: 1, offer: offer(), sink: () => ({}) as never, logger: console as never }
+  const base = { host: 'h', port: 1, offer: offer(), logger: console as never }
   t.throws(() => new LinkClient(base), { code: 'USAGE', what: /no TLS credentials/ })
   t.throws(() => new LinkClient({ ...base, credentials: good, plaintext: true }), { code: 'USAGE', what: /both/ })
   t.throws(() => new LinkClient({ ...base, plaintext: true, connections: 17 }), { code: 'USAGE' })
@@ -1375,4 +1376,21 @@ t.test('a defect that the layer above meets ends that session alone', async t =>
   t.equal((await server.ends[1]!.link.ended)?.code, 'INTERNAL')
   t.match(server.log.of('link.defect'), [{ fields: { stack: /planted/ } }, { fields: { stack: /planted/ } }])
   await join(t, server.port, {}).client.open()
+})
+
+t.test('what is said of a session before anybody serves it is told then', async t => {
+  const server = await start(t, {})
+  const client = new LinkClient({
+    ...{ host: '127.0.0.1', port: server.port, plaintext: true, offer: offer(), logger: server.log },
+  })
+  await client.open()
+  server.server.drain()
+  await until('DRAIN', () => (client.session as unknown as { peerDraining: boolean }).peerDraining)
+  await server.ends[0]!.link.close()
+  await client.link.ended
+  const end = new End(client.link)
+  client.link.serve(end)
+  t.ok(end.drained)
+  t.equal(end.bye, CODE.NONE)
+  t.throws(() => client.link.serve(end), { code: 'INTERNAL' })
 })
