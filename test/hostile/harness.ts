@@ -77,7 +77,7 @@ export interface HonestFigures {
 export interface Figures extends HonestFigures {
   /** The destination proxy's log meanwhile, each line as it is (JSON). */
   readonly lines: readonly string[]
-  /** Lines less those that the honest migrations bring. */
+  /** The most lines of one cause: an attacker's identity, or all else less what the honest migrations bring. */
   readonly attackLines: number
   /** Undefined while the destination proxy lives. */
   readonly exit: string | undefined
@@ -220,7 +220,8 @@ export class Siege implements AsyncDisposable {
       figures = await ask(this.honest, 'figures')
     }
     const lines = this.lines.slice(from)
-    const attackLines = Math.max(0, lines.length - Math.ceil(this.linesPerMigration * (figures.migrations + 1)))
+    const rest = Math.ceil(this.linesPerMigration * (figures.migrations + 1))
+    const attackLines = Math.max(0, ...[...countByCause(lines)].map(([cause, n]) => (cause === '' ? n - rest : n)))
     return { ...figures, lines, attackLines, exit: this.children.exit }
   }
 
@@ -228,6 +229,17 @@ export class Siege implements AsyncDisposable {
     await this.children.end()
     rmSync(this.folder, { recursive: true, force: true })
   }
+}
+
+/** Lines by the attacker's identity that they name, '' where they name none of them. */
+function countByCause(lines: readonly string[]): Map<string, number> {
+  const counts = new Map<string, number>()
+  for (const line of lines) {
+    const { identity } = JSON.parse(line) as { identity?: unknown }
+    const name = HOSTILE_NAMES.find(one => String(identity).includes(`CN=${one};`)) ?? ''
+    counts.set(name, (counts.get(name) ?? 0) + 1)
+  }
+  return counts
 }
 
 /** What an attack may cost, where it is not nothing. */
