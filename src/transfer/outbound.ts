@@ -79,6 +79,7 @@ export class Outbound<C extends OutboundChannel> {
       columns: undefined,
     }
     this.jobs.push(job)
+    void this.pool.warm()
     this.match(job)
     this.packer.pack(job.workspace, rawLength, effort).then(
       columns => {

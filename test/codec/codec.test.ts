@@ -37,6 +37,7 @@ import { BATCH_WIRE_BYTES_MAX, NAME_EXTRA_BYTES, NAMES_BYTES_MAX, PATCH_COPIES_M
 import { StreamEmitter } from '../../src/qemu/emitter.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
+import type { Pool } from '../../src/transfer/pool.ts'
 import { Fuzzer } from '../fuzz/cases.ts'
 import {
   badColumns,
@@ -886,9 +887,16 @@ t.test('the other LZ4', async t => {
 t.test('Outbound and Inbound: batches in order, memory lent and given back', async t => {
   const terms: Terms = { templates: templatePages(8), ring: 64, places: 1024 }
   const rand = random(9)
-  const encoderPool = poolOf('encoder', SIMD, terms)
+  const warmed = [0, 0]
+  const counted = (side: number, pool: Pool): Pool => ({
+    ...pool,
+    warm: async () => {
+      warmed[side]!++
+    },
+  })
+  const encoderPool = counted(0, poolOf('encoder', SIMD, terms))
   // one slot to lend, and the scratch
-  const decoderPool = { ...poolOf('decoder', SIMD, terms) }
+  const decoderPool = counted(1, poolOf('decoder', SIMD, terms))
   const spare = poolOf('decoder', SIMD, { ...terms, ring: 32 })
   t.not(spare, decoderPool)
   const errors: unknown[] = []
@@ -931,6 +939,7 @@ t.test('Outbound and Inbound: batches in order, memory lent and given back', asy
   t.same(errors, [])
   t.same([outbound.underWay, inbound.underWay], [0, 0])
   t.ok(marks > 0)
+  t.ok(warmed[0]! > 4 && warmed[0] === warmed[1], `each batch has the ring made ready, at both sides: ${warmed}`)
   inputs.forEach((input, i) => {
     t.ok(Buffer.concat(got[i]!).equals(input), `flow ${i}`)
   })
