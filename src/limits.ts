@@ -96,6 +96,12 @@ export const FRESH_STREAMS_FREE = 64
 /** ... and one more for so many raw bytes (protocol): a level that changes ten times a second at 1 MB/s, twice over. */
 export const RAW_BYTES_PER_FRESH_STREAM = 16384
 
+/** Bytes on the wire of batches that wait to be expanded, whatever they give (protocol): as many in flight at once ... */
+export const BATCHES_WAITING_FREE_BYTES = 8 << 20
+
+/** ... and so many more for each raw byte of theirs (protocol), which credit bounds. An honest batch has less than its own. */
+export const BATCHES_WAITING_PER_RAW_BYTE = 3
+
 /**
  * Names of RAMBlocks that one flow may make known, in bytes (protocol), each with NAME_EXTRA_BYTES more, which is what it
  * takes beside itself: 500 blocks of a guest with very many devices, and 33 MiB for all flows of a session.

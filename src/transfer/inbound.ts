@@ -7,10 +7,13 @@
  * its length. What waits to be expanded takes its packed bytes, which protocol.md §4 bounds by the raw ones.
  */
 import { type ArrivedBatch, parseBatch } from '../codec/batch.ts'
+import { rawLengthOf } from '../codec/batch-head.ts'
 import { BatchExpander, type FlowExpander } from '../codec/expander.ts'
 import type { PageObserver } from '../codec/observer.ts'
 import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
+import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE } from '../limits.ts'
+import { Deque } from '../session/deque.ts'
 import type { Pool } from './pool.ts'
 import { turns } from './turns.ts'
 
@@ -24,7 +27,14 @@ const WORK_PER_BATCH = 1 << 17
 export type BytesSink = (flow: FlowExpander, bytes: Uint8Array, release: () => void) => void
 
 /** A batch, or something to do once all batches before it are expanded. */
-type Job = { readonly flow: FlowExpander; readonly parts: readonly Uint8Array[] } | { readonly then: () => void }
+type Job = ArrivedJob | { readonly then: () => void }
+
+interface ArrivedJob {
+  readonly flow: FlowExpander
+  readonly parts: readonly Uint8Array[]
+  readonly packedBytes: number
+  readonly rawBytes: number
+}
 
 export class Inbound {
   readonly pool: Pool
@@ -35,7 +45,10 @@ export class Inbound {
   /** The last slot is where batches are expanded that are copied out. */
   private readonly scratch: number
   private readonly free: number[]
-  private readonly jobs: Job[] = []
+  private readonly jobs = new Deque<Job>()
+  /** Of the batches among them. */
+  private waitingPackedBytes = 0
+  private waitingRawBytes = 0
   private running = false
   private failed = false
 
@@ -60,7 +73,24 @@ export class Inbound {
 
   /** The next batch, whole, in pieces. */
   push(flow: FlowExpander, parts: readonly Uint8Array[]): void {
-    this.jobs.push({ flow, parts })
+    if (this.failed) return
+    let packedBytes = 0
+    for (const part of parts) packedBytes += part.length
+    const rawBytes = Math.max(0, rawLengthOf(parts))
+    this.waitingPackedBytes += packedBytes
+    this.waitingRawBytes += rawBytes
+    if (this.waitingPackedBytes > BATCHES_WAITING_FREE_BYTES + BATCHES_WAITING_PER_RAW_BYTE * this.waitingRawBytes) {
+      this.fail(
+        new ProxyError(
+          'LIMIT_EXCEEDED',
+          `batches of ${this.waitingPackedBytes} bytes wait that expand to ${this.waitingRawBytes}`,
+          undefined,
+          'the session ends and the source guest goes on',
+        ),
+      )
+      return
+    }
+    this.jobs.push({ flow, parts, packedBytes, rawBytes })
     void this.pool.warm()
     if (!this.running) void this.run()
   }
@@ -85,6 +115,7 @@ export class Inbound {
 
   close(): void {
     this.failed = true
+    this.jobs.clear()
     this.unpacker.close()
   }
 
@@ -98,6 +129,8 @@ export class Inbound {
           job.then()
           continue
         }
+        this.waitingPackedBytes -= job.packedBytes
+        this.waitingRawBytes -= job.rawBytes
         if (!turns.hasTime) {
           await turns.next()
           if (this.failed) break
@@ -110,26 +143,23 @@ export class Inbound {
         turns.spend(WORK_PER_BATCH + this.expander.work - workBefore)
       }
     } catch (error) {
-      if (!this.failed) {
-        this.failed = true
-        this.onError(
-          error instanceof ProxyError
-            ? error
-            : new ProxyError(
-                'INTERNAL',
-                `a batch could not be expanded: ${(error as Error).message}`,
-                undefined,
-                'please report this',
-                {
-                  cause: error,
-                },
-              ),
-        )
-      }
+      const what = `a batch could not be expanded: ${(error as Error).message}`
+      this.fail(
+        error instanceof ProxyError
+          ? error
+          : new ProxyError('INTERNAL', what, undefined, 'please report this', { cause: error }),
+      )
     } finally {
       this.running = false
       for (const done of this.waiters.splice(0)) done()
     }
+  }
+
+  private fail(error: ProxyError): void {
+    if (this.failed) return
+    this.failed = true
+    this.jobs.clear()
+    this.onError(error)
   }
 
   private expand(flow: FlowExpander, batch: ArrivedBatch): void {

@@ -313,6 +313,28 @@ t.test('batches that came together are expanded over many turns of the event loo
   for (const { inbound } of sides) inbound.close()
 })
 
+t.test('batches that wait are no longer on the wire than what they expand to pays for', async t => {
+  const { inbound, errors } = inboundOf((_flow, _bytes, release) => release())
+  const flow = new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring]))
+  // the first takes all of a turn; those behind it are long, and would fail when their time comes
+  const busy = packed(mixture(200_000, [['other', 60_000]]), Buffer.alloc(200_000))
+  const long = handBatch(
+    1,
+    0n,
+    Array.from({ length: 10 }, (_, column) => ({ column, method: 0, rawLength: 1026, packed: Buffer.alloc(1026) })),
+  )
+  for (let i = 0; i < 3; i++) inbound.push(flow, [busy])
+  let pushed = 0
+  while (errors.length === 0 && pushed < 10_000) {
+    inbound.push(flow, [long])
+    pushed++
+  }
+  t.match(errors, [{ code: 'LIMIT_EXCEEDED', what: /^batches of \d+ bytes wait that expand to/ }])
+  t.ok(pushed * long.length < (9 << 20) + 3 * 600_000, `${pushed} were kept`)
+  await inbound.idle()
+  inbound.close()
+})
+
 t.test('what waits for a QEMU takes its own bytes, however small the pieces', async t => {
   const held: Uint8Array[] = []
   const { inbound, errors } = inboundOf((_flow, bytes) => held.push(bytes))
