@@ -396,12 +396,14 @@ export class QemuGuest implements AsyncDisposable {
 
   /**
    * Writes all of the guest's memory to a file, which is removed when this guest quits. Compare it by compareMemory()
-   * with the other side's while both are stopped.
+   * with the other side's while both are stopped. Of a guest with more than 3 GiB the first three: the rest lies behind
+   * the devices, from 4 GiB on.
    */
   async snapshot(): Promise<MemorySnapshot> {
     const path = join(this.folder.path, `memory-${this.snapshots++}`)
-    await this.orExit(this.qmp.execute('pmemsave', { val: 0, size: this.memoryBytes, filename: path }))
-    return { path, lengthBytes: this.memoryBytes }
+    const lengthBytes = Math.min(this.memoryBytes, 3 * 1024 * mib)
+    await this.orExit(this.qmp.execute('pmemsave', { val: 0, size: lengthBytes, filename: path }))
+    return { path, lengthBytes }
   }
 
   /** Ends QEMU and removes its files. Never fails; may be called again. */
