@@ -4,20 +4,13 @@
  */
 
 import type { ProxyError } from '../errors.ts'
+import type { FlowInfo } from '../wan/bodies.ts'
 import type { MemoryShare } from './memory-budget.ts'
+
+export type { FlowInfo }
 
 /** The client dials and opens flows; the server answers. All else is the same for both. */
 export type Role = 'client' | 'server'
-
-/** What OPEN says of a flow. */
-export interface FlowInfo {
-  /** Name of the target that the server is to dial, from the server's own configuration. */
-  readonly target: string
-  /** Number of the migration that this flow belongs to, 1..2^32-1: flows of one migration share its part of the WAN. */
-  readonly migration: number
-  /** What the client takes the channel for ('main', 'multifd', ...); for logs and statistics. */
-  readonly kind: string
-}
 
 /**
  * What a session tells the layer above. All of it is called from inside a call of that layer (receive, tick, pull, ...)

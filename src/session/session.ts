@@ -7,8 +7,7 @@
  * until it is acknowledged, in a ring with a slot for each number; so is what arrives ahead of a missing frame.
  */
 
-import { readU16, readU64, TWO_32, writeU16, writeU64 } from '../bytes/big-endian.ts'
-import { rawLengthOf } from '../codec/batch-head.ts'
+import { readU64 } from '../bytes/big-endian.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import {
   ACK_BYTES,
@@ -25,26 +24,27 @@ import {
   FRAME_PAYLOAD_BYTES_MAX,
   HELD_FRAME_BYTES,
   HELD_FREE_BYTES,
-  LABEL_LENGTH_MAX,
   MEMORY_BUDGET_BYTES,
   OPENS_BURST,
   OPENS_PER_SECOND,
   PATIENCE_MS,
   QUEUE_TARGET_MS,
-  TARGET_LENGTH_MAX,
-  TEXT_BYTES_MAX,
   UNACKED_BYTES_MAX,
   UNACKED_FRAMES_MAX,
   WINDOW_BYTES_MIN,
 } from '../limits.ts'
+import { batchRawLength } from '../wan/batch-head.ts'
+import { encodeNumbers, encodeOpen, encodeReason, parseOpen, reasonCode, reasonText } from '../wan/bodies.ts'
 import { wireCode } from '../wan/codes.ts'
 import { type Frame, writeHead } from '../wan/frames.ts'
 import { CODE, FLAG_MORE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL, SEQUENCE_END } from '../wan/wire.ts'
 import type { FlowInfo, Role, SessionOptions, SessionSink, SessionState, SessionStats } from './api.ts'
 import { Deque } from './deque.ts'
+import { type Candidate, Fairness, type Share } from './fairness.ts'
 import { FrameRing, type Payload } from './frame-ring.ts'
 import { MemoryBudget, type MemoryShare } from './memory-budget.ts'
 import { Path } from './path.ts'
+import { RATE_DEBT_BYTES, RateCap } from './rate-cap.ts'
 import {
   RECEIVE_TABLE,
   type ReceiveInput,
@@ -66,12 +66,8 @@ const COPY_BYTES_MAX = 256
 const SLAB_BYTES = 65536
 /** Batches that should lie ready while the windows are full, so that an ACK finds something to send. */
 const READY_BYTES = 2 * FRAME_BYTES_MAX
-/** With a cap, so much of its rate lies ready: a turn of the event loop or two. */
-const RATE_READY_MS = 10
 /** Part of the queue target that batches may come late by, so that they need not be small. */
 const LATE_SHARE = 0.2
-/** Bytes that urgent frames may go beyond what --rate allows, taken from bulk afterwards. */
-const RATE_DEBT_BYTES = 65536
 /** While there are connections tick is called this often; where it comes later by the second, this process stood still. */
 const TICK_INTERVAL_MS = 1000
 const STOOD_STILL_MS = 1500
@@ -83,22 +79,11 @@ const OWNER_RESEND = -1
 const OWNER_ARRIVED = -2
 
 const EMPTY = new Uint8Array(0)
-const ENCODER = new TextEncoder()
 
-interface Migration {
-  readonly number: number
-  flows: number
-  /** Virtual time at which its next batch starts: WAN bytes that it has had, or was given for when it was idle. */
-  start: number
-  /** Batches picked and not handed in yet, charged with `typicalBytes` each. */
-  picked: number
-  typicalBytes: number
-}
-
-class Flow {
+class Flow implements Candidate {
   readonly number: number
   readonly info: FlowInfo
-  readonly migration: Migration
+  readonly share: Share
   send: SendState = 'open'
   receive: ReceiveState
 
@@ -132,17 +117,10 @@ class Flow {
    * @param credit that this side has for it at its start
    * @param window that the peer has
    */
-  constructor(
-    number: number,
-    info: FlowInfo,
-    migration: Migration,
-    receive: ReceiveState,
-    credit: number,
-    window: number,
-  ) {
+  constructor(number: number, info: FlowInfo, share: Share, receive: ReceiveState, credit: number, window: number) {
     this.number = number
     this.info = info
-    this.migration = migration
+    this.share = share
     this.receive = receive
     this.creditTotal = credit
     this.window = window
@@ -185,7 +163,7 @@ export class Session {
 
   // Flows.
   private readonly flows = new Map<number, Flow>()
-  private readonly migrations = new Map<number, Migration>()
+  private readonly fairness = new Fairness()
   /** Flow numbers that the client has opened at least once: frames for them may come late. */
   private readonly opened = new Uint8Array(65536 / 8)
   private flowNext = 1
@@ -201,8 +179,6 @@ export class Session {
   private readonly memory: MemoryShare
   /** What flows to the peer begin with; 0 before its hello. */
   private peerCredit = 0
-  private virtualTime = 0
-  private turn = 0
 
   // Lanes.
   private readonly urgentLane = new Deque<Entry>()
@@ -243,12 +219,7 @@ export class Session {
   private slab = new Uint8Array(0)
   private slabUsed = 0
 
-  // --rate.
-  private rate: number
-  private tokens = 0
-  private tokensAt = 0
-  /** Set while something waits for tokens. */
-  private rateWakeMs = Number.POSITIVE_INFINITY
+  private readonly rate: RateCap
 
   private resentBytes = 0
   private duplicates = 0
@@ -258,7 +229,7 @@ export class Session {
     this.sink = options.sink
     this.patienceMs = options.patienceMs ?? PATIENCE_MS
     this.targetMs = options.queueTargetMs ?? QUEUE_TARGET_MS
-    this.rate = options.rate ?? Number.POSITIVE_INFINITY
+    this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY)
     this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
     this.memory = options.memory ?? new MemoryBudget(MEMORY_BUDGET_BYTES).share('')
   }
@@ -384,8 +355,8 @@ export class Session {
         work = true
       }
     }
-    if (nowMs >= this.rateWakeMs) {
-      this.rateWakeMs = Number.POSITIVE_INFINITY
+    if (nowMs >= this.rate.wakeMs) {
+      this.rate.wakeMs = Number.POSITIVE_INFINITY
       work = true
     }
     if (this.isBroken && nowMs - this.brokenSince >= this.patienceMs) {
@@ -400,7 +371,7 @@ export class Session {
   /** When `tick` is to be called next; Infinity: never, unless onWork comes. */
   get nextTickMs(): number {
     if (this.sessionState === 'closed') return Number.POSITIVE_INFINITY
-    let next = this.rateWakeMs
+    let next = this.rate.wakeMs
     for (const path of this.paths) {
       if (!path) continue
       next = Math.min(next, path.deadMs, path.ackDueMs)
@@ -581,12 +552,12 @@ export class Session {
         if (flow.send !== 'reset') this.sink.onFin(number)
         return this.endFlow(flow)
       case FRAME.RESET: {
-        const code = readU16(payload, 0)
+        const code = reasonCode(payload)
         const refused = flow.receive === 'asked' && code === CODE.SHUTDOWN
         if (!this.enterReceive(flow, 'reset', !refused)) return
         if (flow.send !== 'reset') {
-          if (refused && this.sink.onRefused) this.sink.onRefused(number, decodeText(payload))
-          else this.sink.onReset(number, code, decodeText(payload))
+          if (refused && this.sink.onRefused) this.sink.onRefused(number, reasonText(payload))
+          else this.sink.onReset(number, code, reasonText(payload))
         }
         return this.endFlow(flow)
       }
@@ -615,7 +586,7 @@ export class Session {
     if (RECEIVE_TABLE[existing ? existing.receive : 'none'].open === null) {
       return this.fault('PROTOCOL_STATE', `OPEN for flow ${number}, which is open`)
     }
-    const info = parseInfo(payload)
+    const info = parseOpen(payload)
     if (!info) return this.fault('PROTOCOL_SYNTAX', `OPEN for flow ${number} is malformed`)
     if (this.flows.size >= FLOWS_MAX) return this.fault('LIMIT_EXCEEDED', `more than ${FLOWS_MAX} flows`)
     if (this.flows.size + this.endsUntold >= FLOWS_UNENDED_MAX) {
@@ -742,7 +713,7 @@ export class Session {
     this.byeCode = -1 // nothing more to say
     for (const path of this.paths) if (path) path.done = true
     this.clear()
-    this.sink.onBye(readU16(payload, 0), decodeText(payload))
+    this.sink.onBye(reasonCode(payload), reasonText(payload))
   }
 
   // What is sent -----------------------------------------------------------------------------------------------------
@@ -758,7 +729,7 @@ export class Session {
     const path = this.paths[connection]
     if (!path || path.done || maxBytes <= 0) return 0
     if (this.sessionState === 'closed') return this.pullBye(path, out)
-    this.refill()
+    this.rate.refill(nowMs)
     let total = 0
     if (path.ackDue || path.untoldBytes >= ACK_BYTES / 4) total += this.pullAck(path, out)
     if (path.pong !== null) {
@@ -766,9 +737,7 @@ export class Session {
       path.pong = null
     }
     if (path.pingDue || nowMs >= path.pingDueMs) {
-      const payload = new Uint8Array(8)
-      writeU64(payload, 0, path.ping(nowMs))
-      total += this.putSmall(out, FRAME.PING, payload)
+      total += this.putSmall(out, FRAME.PING, encodeNumbers(path.ping(nowMs)))
     }
     if (path.drainDue) {
       path.drainDue = false
@@ -779,7 +748,7 @@ export class Session {
       if (bytes === 0) break
       total += bytes
     }
-    this.tokens -= total
+    this.rate.spend(total)
     this.checkFlushed() // what was left may have been data of flows that were reset
     this.tellRoom()
     return total
@@ -802,7 +771,7 @@ export class Session {
         continue
       }
       // All that is newer would only wait for it at the far side.
-      if (free <= 0 || !this.mayGo(0)) return 0
+      if (free <= 0 || !this.rate.mayGo(0, this.nowMs)) return 0
       this.resendAt++
       const size = FRAME_HEAD_BYTES + this.sent.length[slot]!
       this.resendBytes -= size
@@ -823,7 +792,8 @@ export class Session {
       return 0
     }
     // Urgent frames may overdraw the window and the rate a little: they must not wait for bulk that is under way.
-    const urgentGoes = free > -Math.max(WINDOW_BYTES_MIN, path.window / 4) && this.mayGo(RATE_DEBT_BYTES)
+    const urgentGoes =
+      free > -Math.max(WINDOW_BYTES_MIN, path.window / 4) && this.rate.mayGo(RATE_DEBT_BYTES, this.nowMs)
     if (urgentGoes) {
       while (this.creditLane.length > 0 && this.sessionState !== 'closing') {
         const flow = this.creditLane.shift()!
@@ -853,7 +823,7 @@ export class Session {
       return 0
     }
     const stored = this.lastSequence - this.acked < BULK_FRAMES_MAX && this.unackedBytes < BULK_BYTES_MAX
-    return free > 0 && stored && this.mayGo(0) ? this.pullEntry(path, this.bulkLane, entry, out) : 0
+    return free > 0 && stored && this.rate.mayGo(0, this.nowMs) ? this.pullEntry(path, this.bulkLane, entry, out) : 0
   }
 
   private pullEntry(path: Path, lane: Deque<Entry>, entry: Entry, out: Uint8Array[]): number {
@@ -915,15 +885,11 @@ export class Session {
 
   private pullCredit(path: Path, flow: Flow, out: Uint8Array[]): number {
     flow.granted = flow.consumed + flow.window
-    const payload = new Uint8Array(8)
-    writeU64(payload, 0, flow.granted)
-    return this.putNew(path, FRAME.CREDIT, 0, flow.number, 8, payload, out)
+    return this.putNew(path, FRAME.CREDIT, 0, flow.number, 8, encodeNumbers(flow.granted), out)
   }
 
   private pullAck(path: Path, out: Uint8Array[]): number {
-    const payload = new Uint8Array(16)
-    writeU64(payload, 0, this.receivedSequence)
-    writeU64(payload, 8, path.arrivedFrames)
+    const payload = encodeNumbers(this.receivedSequence, path.arrivedFrames)
     path.toldFrames = path.arrivedFrames
     path.untoldBytes = 0
     path.ackDue = false
@@ -933,11 +899,7 @@ export class Session {
 
   private pullBye(path: Path, out: Uint8Array[]): number {
     path.done = true
-    const text = encodeText(this.byeText)
-    const payload = new Uint8Array(2 + text.length)
-    writeU16(payload, 0, this.byeCode)
-    payload.set(text, 2)
-    return this.putSmall(out, FRAME.BYE, payload)
+    return this.putSmall(out, FRAME.BYE, encodeReason(this.byeCode, this.byeText))
   }
 
   /** Gives a frame its number, keeps it, and puts it out. */
@@ -1023,10 +985,8 @@ export class Session {
       refuse('PROTOCOL_STATE', 'no new migrations are taken')
     }
     if (this.flows.size >= FLOWS_MAX) refuse('LIMIT_EXCEEDED', `${FLOWS_MAX} flows are open`)
-    const payload = new TextEncoder().encode(
-      JSON.stringify({ target: info.target, migration: info.migration, kind: info.kind }),
-    )
-    assert(parseInfo(payload), `a flow to ${info.target} cannot be described`)
+    const payload = encodeOpen(info)
+    assert(parseOpen(payload), `a flow to ${info.target} cannot be described`)
     while (this.flows.has(this.flowNext)) this.flowNext = (this.flowNext % 65535) + 1
     const number = this.flowNext
     this.flowNext = (this.flowNext % 65535) + 1
@@ -1049,7 +1009,7 @@ export class Session {
     this.queuedBytes += bytes.length
     this.queuedData += bytes.length
     this.countData(bytes.length)
-    state.migration.start += bytes.length
+    state.share.start += bytes.length
     this.enqueue(FRAME.DATA, state, [bytes])
   }
 
@@ -1070,14 +1030,7 @@ export class Session {
     const bytes = this.enqueue(FRAME.BATCH, state, parts)
     assert(bytes <= BATCH_WIRE_BYTES_MAX, `batch of ${bytes} bytes`)
     this.queuedBytes += bytes
-    const migration = state.migration
-    if (migration.picked > 0) {
-      migration.picked--
-      migration.start += bytes - migration.typicalBytes
-    } else {
-      migration.start += bytes
-    }
-    migration.typicalBytes += (bytes - migration.typicalBytes) / 4
+    this.fairness.sent(state.share, bytes)
   }
 
   /** The local QEMU closed its direction: FIN after all that was handed in. Nothing may be sent on the flow after it. */
@@ -1098,11 +1051,7 @@ export class Session {
     const state = this.flows.get(flow)
     if (!state || state.send === 'reset') return
     this.enterSend(state, 'reset')
-    const tail = encodeText(text)
-    const payload = new Uint8Array(2 + tail.length)
-    writeU16(payload, 0, code)
-    payload.set(tail, 2)
-    this.enqueue(FRAME.RESET, state, [payload])
+    this.enqueue(FRAME.RESET, state, [encodeReason(code, text)])
     this.endFlow(state)
   }
 
@@ -1184,14 +1133,15 @@ export class Session {
   }
 
   private addFlow(number: number, info: FlowInfo): Flow {
-    let migration = this.migrations.get(info.migration)
-    if (!migration) {
-      migration = { number: info.migration, flows: 0, start: this.virtualTime, picked: 0, typicalBytes: 32768 }
-      this.migrations.set(info.migration, migration)
-    }
-    migration.flows++
     const receive = this.role === 'client' ? 'asked' : 'open'
-    const flow = new Flow(number, info, migration, receive, this.peerCredit, this.initialCredit)
+    const flow = new Flow(
+      number,
+      info,
+      this.fairness.join(info.migration),
+      receive,
+      this.peerCredit,
+      this.initialCredit,
+    )
     flow.epochMs = this.nowMs
     this.flows.set(number, flow)
     this.opened[number >> 3]! |= 1 << (number & 7)
@@ -1202,7 +1152,7 @@ export class Session {
     this.flows.delete(flow.number)
     this.starved.delete(flow)
     this.memory.give(flow.window - this.initialCredit)
-    if (--flow.migration.flows === 0) this.migrations.delete(flow.migration.number)
+    this.fairness.leave(flow.share)
   }
 
   /** Server: where both directions have ended, says END and forgets the flow. */
@@ -1255,7 +1205,7 @@ export class Session {
     let room = READY_BYTES - this.queuedBytes - this.resendBytes
     for (const path of this.paths) if (path) room += Math.max(0, path.window - path.inFlight)
     // The windows know what the link takes, not what we let go: what is more would wait here, where no queue target sees it.
-    room = Math.min(room, Math.max(Math.floor((this.rate / 1000) * RATE_READY_MS), READY_BYTES) - this.queuedBytes)
+    room = Math.min(room, Math.max(Math.floor(this.rate.readyBytes), READY_BYTES) - this.queuedBytes)
     return Math.max(0, Math.min(room, BULK_BYTES_MAX - this.unackedBytes - this.queuedBytes))
   }
 
@@ -1276,7 +1226,7 @@ export class Session {
       rate += path.rate
       windows += path.window
     }
-    const cap = Math.max((this.rate / 1000) * RATE_READY_MS, READY_BYTES)
+    const cap = Math.max(this.rate.readyBytes, READY_BYTES)
     return Math.min((rate / 1000) * this.targetMs * LATE_SHARE, Math.min(windows, cap) / 2)
   }
 
@@ -1293,29 +1243,7 @@ export class Session {
    */
   pickFlow(candidates: readonly number[], nowMs: number): number {
     this.nowMs = nowMs
-    let best: Flow | undefined
-    for (const number of candidates) {
-      const flow = this.flows.get(number)
-      if (flow && (!best || this.goesBefore(flow, best))) best = flow
-    }
-    if (!best) return -1
-    const { migration } = best
-    // Start-time fair queueing: who was idle does not get the time back.
-    this.virtualTime = Math.max(this.virtualTime, migration.start)
-    migration.start = this.virtualTime + migration.typicalBytes
-    migration.picked++
-    best.turn = ++this.turn
-    return best.number
-  }
-
-  private goesBefore(a: Flow, b: Flow): boolean {
-    if (a.urgent !== b.urgent) return a.urgent
-    if (a.migration !== b.migration) {
-      const aStart = Math.max(a.migration.start, this.virtualTime)
-      const bStart = Math.max(b.migration.start, this.virtualTime)
-      if (aStart !== bStart) return aStart < bStart
-    }
-    return a.turn < b.turn
+    return this.fairness.pick(candidates.map(number => this.flows.get(number)))?.number ?? -1
   }
 
   /** Marks a flow whose bytes block a guest (postcopy, preempt): pickFlow takes it first. */
@@ -1328,11 +1256,7 @@ export class Session {
 
   /** Caps what this side sends, bytes a second over all connections; Infinity: no cap. */
   setRate(bytesPerSecond: number): void {
-    assert(bytesPerSecond > 0, 'a rate is more than 0')
-    this.refill()
-    this.rate = bytesPerSecond
-    this.tokens = Math.min(this.tokens, this.burst)
-    this.rateWakeMs = Number.POSITIVE_INFINITY
+    this.rate.set(bytesPerSecond, this.nowMs)
     this.sink.onWork()
   }
 
@@ -1341,28 +1265,6 @@ export class Session {
     this.targetMs = ms
     for (const path of this.paths) path?.setTarget(ms)
     this.sink.onWork()
-  }
-
-  /** Tokens saved up at most: 10 ms of the rate, or a few frames. */
-  private get burst(): number {
-    return Math.max((this.rate / 1000) * 10, 4 * FRAME_BYTES_MAX)
-  }
-
-  private refill(): void {
-    if (this.rate === Number.POSITIVE_INFINITY) {
-      this.tokens = 0
-    } else {
-      this.tokens = Math.min(this.burst, this.tokens + ((this.nowMs - this.tokensAt) * this.rate) / 1000)
-    }
-    this.tokensAt = this.nowMs
-  }
-
-  /** True where the rate lets a frame go; else tick will say when. */
-  private mayGo(debt: number): boolean {
-    if (this.rate === Number.POSITIVE_INFINITY || this.tokens > -debt) return true
-    const missing = Math.min(FRAME_BYTES_MAX, this.rate / 1000) - debt - this.tokens
-    this.rateWakeMs = this.nowMs + (missing * 1000) / this.rate
-    return false
   }
 
   // The end ----------------------------------------------------------------------------------------------------------
@@ -1424,7 +1326,7 @@ export class Session {
     this.memory.close()
     this.flows.clear()
     this.starved.clear()
-    this.migrations.clear()
+    this.fairness.clear()
     this.urgentLane.clear()
     this.bulkLane.clear()
     this.creditLane.clear()
@@ -1552,30 +1454,4 @@ function keepable(payload: Uint8Array): Uint8Array {
 /** As keepable, for what may wait long: nothing pins more than a few bytes beside it. */
 function compact(payload: Uint8Array): Uint8Array {
   return payload.length + FRAME_HEAD_BYTES >= payload.buffer.byteLength ? payload : payload.slice()
-}
-
-function parseInfo(payload: Uint8Array): FlowInfo | null {
-  let value: unknown
-  try {
-    value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(payload))
-  } catch {
-    return null
-  }
-  if (typeof value !== 'object' || value === null) return null
-  const { target, migration, kind } = value as Record<string, unknown>
-  if (typeof target !== 'string' || target.length < 1 || target.length > TARGET_LENGTH_MAX) return null
-  if (typeof kind !== 'string' || kind.length > LABEL_LENGTH_MAX) return null
-  if (typeof migration !== 'number' || !Number.isInteger(migration) || migration < 1 || migration >= TWO_32) return null
-  return { target, migration, kind }
-}
-
-/** UTF-8 of at most TEXT_BYTES_MAX bytes, not cut within a character. */
-function encodeText(text: string): Uint8Array {
-  if (text.length * 3 <= TEXT_BYTES_MAX) return ENCODER.encode(text)
-  const bytes = new Uint8Array(TEXT_BYTES_MAX)
-  return bytes.slice(0, ENCODER.encodeInto(text, bytes).written)
-}
-
-function decodeText(payload: Uint8Array): string {
-  return new TextDecoder().decode(payload.subarray(2))
 }

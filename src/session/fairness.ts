@@ -1,0 +1,87 @@
+/**
+ * Who sends next: start-time fair queueing over migrations, by the WAN bytes that they have had. Who was idle does not
+ * get the time back. Flows of one migration take turns.
+ */
+
+/** WAN bytes that a batch is taken for before there was one. */
+const TYPICAL_BYTES = 32768
+
+/** What a migration has had. */
+export interface Share {
+  readonly number: number
+  flows: number
+  /** Virtual time at which its next batch starts: WAN bytes that it has had, or was given for when it was idle. */
+  start: number
+  /** Batches picked and not handed in yet, charged with `typicalBytes` each. */
+  picked: number
+  typicalBytes: number
+}
+
+/** A flow, as far as it is picked. */
+export interface Candidate {
+  readonly number: number
+  readonly share: Share
+  /** Its bytes block a guest: it comes first. */
+  urgent: boolean
+  /** When it had its last turn. */
+  turn: number
+}
+
+export class Fairness {
+  private readonly shares = new Map<number, Share>()
+  private virtualTime = 0
+  private turn = 0
+
+  /** One more flow of a migration. */
+  join(migration: number): Share {
+    let share = this.shares.get(migration)
+    if (!share) {
+      share = { number: migration, flows: 0, start: this.virtualTime, picked: 0, typicalBytes: TYPICAL_BYTES }
+      this.shares.set(migration, share)
+    }
+    share.flows++
+    return share
+  }
+
+  leave(share: Share): void {
+    if (--share.flows === 0) this.shares.delete(share.number)
+  }
+
+  clear(): void {
+    this.shares.clear()
+  }
+
+  /** The one whose batch is to be encoded next: it is charged for a typical one until `sent` says what it was. */
+  pick(candidates: Iterable<Candidate | undefined>): Candidate | undefined {
+    let best: Candidate | undefined
+    for (const one of candidates) if (one && (!best || this.goesBefore(one, best))) best = one
+    if (!best) return undefined
+    const { share } = best
+    this.virtualTime = Math.max(this.virtualTime, share.start)
+    share.start = this.virtualTime + share.typicalBytes
+    share.picked++
+    best.turn = ++this.turn
+    return best
+  }
+
+  /** A batch was handed in. */
+  sent(share: Share, bytes: number): void {
+    if (share.picked > 0) {
+      share.picked--
+      share.start += bytes - share.typicalBytes
+    } else {
+      share.start += bytes
+    }
+    share.typicalBytes += (bytes - share.typicalBytes) / 4
+  }
+
+  private goesBefore(a: Candidate, b: Candidate): boolean {
+    if (a.urgent !== b.urgent) return a.urgent
+    if (a.share !== b.share) {
+      const aStart = Math.max(a.share.start, this.virtualTime)
+      const bStart = Math.max(b.share.start, this.virtualTime)
+      if (aStart !== bStart) return aStart < bStart
+    }
+    return a.turn < b.turn
+  }
+}

@@ -1,0 +1,68 @@
+/** Payloads of the frames that are no bytes of a channel (protocol.md §3), both ways. */
+
+import { readU16, TWO_32, writeU16, writeU64 } from '../bytes/big-endian.ts'
+import { LABEL_LENGTH_MAX, TARGET_LENGTH_MAX, TEXT_BYTES_MAX } from '../limits.ts'
+
+/** What OPEN says of a flow. */
+export interface FlowInfo {
+  /** Name of the target that the server is to dial, from the server's own configuration. */
+  readonly target: string
+  /** Number of the migration that this flow belongs to, 1..2^32-1: flows of one migration share its part of the WAN. */
+  readonly migration: number
+  /** What the client takes the channel for ('main', 'multifd', ...); for logs and statistics. */
+  readonly kind: string
+}
+
+const ENCODER = new TextEncoder()
+
+export function encodeOpen({ target, migration, kind }: FlowInfo): Uint8Array {
+  return ENCODER.encode(JSON.stringify({ target, migration, kind }))
+}
+
+/** @returns null where it is no OPEN, or breaks a bound */
+export function parseOpen(payload: Uint8Array): FlowInfo | null {
+  let value: unknown
+  try {
+    value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(payload))
+  } catch {
+    return null
+  }
+  if (typeof value !== 'object' || value === null) return null
+  const { target, migration, kind } = value as Record<string, unknown>
+  if (typeof target !== 'string' || target.length < 1 || target.length > TARGET_LENGTH_MAX) return null
+  if (typeof kind !== 'string' || kind.length > LABEL_LENGTH_MAX) return null
+  if (typeof migration !== 'number' || !Number.isInteger(migration) || migration < 1 || migration >= TWO_32) return null
+  return { target, migration, kind }
+}
+
+/** RESET and BYE: a code, and a text that is cut at TEXT_BYTES_MAX bytes, never within a character. */
+export function encodeReason(code: number, text: string): Uint8Array {
+  const tail = encodeText(text)
+  const payload = new Uint8Array(2 + tail.length)
+  writeU16(payload, 0, code)
+  payload.set(tail, 2)
+  return payload
+}
+
+export function reasonCode(payload: Uint8Array): number {
+  return readU16(payload, 0)
+}
+
+/** The peer's words as they are: whoever writes them anywhere makes them printable. */
+export function reasonText(payload: Uint8Array): string {
+  return new TextDecoder().decode(payload.subarray(2))
+}
+
+function encodeText(text: string): Uint8Array {
+  if (text.length * 3 <= TEXT_BYTES_MAX) return ENCODER.encode(text)
+  const bytes = new Uint8Array(TEXT_BYTES_MAX)
+  return bytes.slice(0, ENCODER.encodeInto(text, bytes).written)
+}
+
+/** One number (CREDIT, PING) or two (ACK). */
+export function encodeNumbers(first: number, second?: number): Uint8Array {
+  const payload = new Uint8Array(second === undefined ? 8 : 16)
+  writeU64(payload, 0, first)
+  if (second !== undefined) writeU64(payload, 8, second)
+  return payload
+}
