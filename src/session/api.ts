@@ -6,8 +6,10 @@
 import type { ProxyError } from '../errors.ts'
 import type { FlowInfo } from '../wan/bodies.ts'
 import type { MemoryShare } from './memory-budget.ts'
+import type { SessionParts } from './parts.ts'
+import type { SessionState } from './states.ts'
 
-export type { FlowInfo }
+export type { FlowInfo, SessionState }
 
 /** The client dials and opens flows; the server answers. All else is the same for both. */
 export type Role = 'client' | 'server'
@@ -81,16 +83,9 @@ export interface SessionOptions {
    * closes it when it ends. Default: a budget of its own.
    */
   readonly memory?: MemoryShare
+  /** Other classes for parts of it: a test's, which get something wrong. */
+  readonly parts?: Partial<SessionParts>
 }
-
-/** State of a whole session; the table is SESSION_TABLE in states.ts. */
-export type SessionState =
-  | 'opening' // no connection has been attached yet
-  | 'live' // at least one connection
-  | 'broken' // no connection; the patience runs
-  | 'closing' // as live, after close(): what is queued and unacknowledged goes out, then BYE 0
-  | 'stranded' // as broken, after close()
-  | 'closed' // nothing goes on; connections may have a last BYE to pull
 
 export interface FlowStats {
   readonly flow: number

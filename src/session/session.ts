@@ -8,62 +8,39 @@
  */
 
 import { readU64 } from '../bytes/big-endian.ts'
+import { rawLengthOf } from '../codec/batch-head.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import {
   ACK_BYTES,
-  ANSWERS_FREE_BYTES,
-  BATCH_RAW_BYTES_MAX,
   BATCH_WIRE_BYTES_MAX,
   CONNECTION_STUCK_MS,
   CONNECTIONS_MAX,
-  CREDIT_FLOW_BYTES_MAX,
   CREDIT_INITIAL_BYTES,
   CREDIT_TAKEN_BYTES,
   FLOWS_MAX,
-  FLOWS_UNENDED_MAX,
-  FRAME_PAYLOAD_BYTES_MAX,
-  HELD_FRAME_BYTES,
-  HELD_FREE_BYTES,
   MEMORY_BUDGET_BYTES,
-  OPENS_BURST,
-  OPENS_PER_SECOND,
   PATIENCE_MS,
   QUEUE_TARGET_MS,
-  UNACKED_BYTES_MAX,
-  UNACKED_FRAMES_MAX,
   WINDOW_BYTES_MIN,
 } from '../limits.ts'
-import { batchRawLength } from '../wan/batch-head.ts'
 import { encodeNumbers, encodeOpen, encodeReason, parseOpen, reasonCode, reasonText } from '../wan/bodies.ts'
 import { wireCode } from '../wan/codes.ts'
-import { type Frame, writeHead } from '../wan/frames.ts'
-import { CODE, FLAG_MORE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL, SEQUENCE_END } from '../wan/wire.ts'
+import type { Frame } from '../wan/frames.ts'
+import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL } from '../wan/wire.ts'
+import type { AnswerRoom } from './answer-room.ts'
 import type { FlowInfo, Role, SessionOptions, SessionSink, SessionState, SessionStats } from './api.ts'
-import { Deque } from './deque.ts'
-import { type Candidate, Fairness, type Share } from './fairness.ts'
-import { FrameRing, type Payload } from './frame-ring.ts'
+import { Fairness } from './fairness.ts'
+import { Flow } from './flow.ts'
+import { FlowTable } from './flow-table.ts'
+import { BatchParts, type Inbox, keepable } from './inbox.ts'
 import { MemoryBudget, type MemoryShare } from './memory-budget.ts'
-import { Path } from './path.ts'
-import { RATE_DEBT_BYTES, RateCap } from './rate-cap.ts'
-import {
-  RECEIVE_TABLE,
-  type ReceiveInput,
-  type ReceiveState,
-  SEND_TABLE,
-  SESSION_TABLE,
-  type SendInput,
-  type SendState,
-  type SessionInput,
-} from './states.ts'
+import { BULK_BYTES_MAX, FRAME_BYTES_MAX, type Outbox } from './outbox.ts'
+import { SESSION_PARTS, type SessionParts } from './parts.ts'
+import type { Path } from './path.ts'
+import { Patience } from './patience.ts'
+import { RateCap } from './rate-cap.ts'
+import { RECEIVE_TABLE, type ReceiveInput, SESSION_TABLE, type SessionInput } from './states.ts'
 
-/** Bulk leaves an eighth of the store to urgent frames. */
-const BULK_BYTES_MAX = (UNACKED_BYTES_MAX / 8) * 7
-const BULK_FRAMES_MAX = (UNACKED_FRAMES_MAX / 8) * 7
-const FRAME_BYTES_MAX = FRAME_HEAD_BYTES + FRAME_PAYLOAD_BYTES_MAX
-/** Payloads up to this are copied behind their head: one view less for the socket costs more than the copy. */
-const COPY_BYTES_MAX = 256
-/** Heads are cut from slabs of this size; a slab is left to the collector once no socket holds a part of it. */
-const SLAB_BYTES = 65536
 /** Batches that should lie ready while the windows are full, so that an ACK finds something to send. */
 const READY_BYTES = 2 * FRAME_BYTES_MAX
 /** Part of the queue target that batches may come late by, so that they need not be small. */
@@ -71,89 +48,18 @@ const LATE_SHARE = 0.2
 /** While there are connections tick is called this often; where it comes later by the second, this process stood still. */
 const TICK_INTERVAL_MS = 1000
 const STOOD_STILL_MS = 1500
-/** Parts of a batch: all but the last are full. */
-const PARTS_MAX = Math.ceil(BATCH_WIRE_BYTES_MAX / FRAME_PAYLOAD_BYTES_MAX)
-
-// Where a frame is that was sent and not acknowledged; else the number of its connection.
-const OWNER_RESEND = -1
-const OWNER_ARRIVED = -2
-
 const EMPTY = new Uint8Array(0)
-
-class Flow implements Candidate {
-  readonly number: number
-  readonly info: FlowInfo
-  readonly share: Share
-  send: SendState = 'open'
-  receive: ReceiveState
-
-  // What this side sends.
-  creditTotal: number
-  rawOut = 0
-  /** Its entries in the bulk lane: while there are any, what follows must wait behind them. */
-  bulkEntries = 0
-  /** Those of them that are batches. */
-  queuedBatches = 0
-  /** The layer above was never told of it: this side refused it. */
-  untold = false
-  /** Client: sequence number of its OPEN; 0 before it is sent. */
-  openSequence = 0
-  urgent = false
-  turn = 0
-  wanOut = 0
-
-  // What the peer sends.
-  rawIn = 0
-  consumed = 0
-  window: number
-  /** The total that the peer has been told. */
-  granted: number
-  creditDue = false
-  epochMs = 0
-  epochBytes = 0
-  wanIn = 0
-
-  /**
-   * @param credit that this side has for it at its start
-   * @param window that the peer has
-   */
-  constructor(number: number, info: FlowInfo, share: Share, receive: ReceiveState, credit: number, window: number) {
-    this.number = number
-    this.info = info
-    this.share = share
-    this.receive = receive
-    this.creditTotal = credit
-    this.window = window
-    this.granted = window
-  }
-}
-
-/** Something handed in that becomes one or more frames. */
-interface Entry {
-  readonly type: number
-  readonly flow: Flow
-  readonly parts: readonly Uint8Array[]
-  /** Bytes not sent yet, and where they begin. */
-  left: number
-  part: number
-  offset: number
-}
 
 export class Session {
   private readonly role: Role
   private readonly sink: SessionSink
-  private readonly patienceMs: number
+  private readonly parts: SessionParts
   /** Credit that each flow to this side begins with: `credit` of our hello. */
   readonly initialCredit: number
   private targetMs: number
   private nowMs = 0
   private sessionState: SessionState = 'opening'
-  private brokenSince = 0
-  /**
-   * When something was last acknowledged, or first waited for it. Time without any connection does not count, which has
-   * a patience of its own.
-   */
-  private progressMs = 0
+  private readonly patience: Patience
   private tickedMs = 0
   private byeCode: number = CODE.NONE
   private byeText = ''
@@ -161,17 +67,7 @@ export class Session {
   private readonly paths: (Path | null)[] = new Array(CONNECTIONS_MAX).fill(null)
   private pathCount = 0
 
-  // Flows.
-  private readonly flows = new Map<number, Flow>()
-  private readonly fairness = new Fairness()
-  /** Flow numbers that the client has opened at least once: frames for them may come late. */
-  private readonly opened = new Uint8Array(65536 / 8)
-  private flowNext = 1
-  /** ENDs that the client has not acknowledged: its flows count as open until it knows. */
-  private endsUntold = 0
-  /** OPENs that may still be taken at once; below 0: how many were refused. */
-  private opensLeft = OPENS_BURST
-  private opensAtMs = 0
+  private readonly flows = new FlowTable()
   private draining = false
   private peerDraining = false
   /** Flows of a session that has ended: the server neither took nor refused them, nor acknowledged their OPEN. */
@@ -180,58 +76,28 @@ export class Session {
   /** What flows to the peer begin with; 0 before its hello. */
   private peerCredit = 0
 
-  // Lanes.
-  private readonly urgentLane = new Deque<Entry>()
-  private readonly bulkLane = new Deque<Entry>()
-  private readonly creditLane = new Deque<Flow>()
-  /** Bytes of DATA and batches that wait, and those of DATA among them. */
-  private queuedBytes = 0
-  private queuedData = 0
-  /** Flows to which dataRoom gave less than they wanted because of what waits or is kept: told when there is more. */
-  private readonly starved = new Set<Flow>()
-  /** Bytes of DATA that wait or are kept until they are acknowledged, and what the budget was asked for them. */
-  private dataBytes = 0
-  private dataTaken = 0
-
-  // Sent and not acknowledged.
-  private lastSequence = 0
-  private acked = 0
-  private unackedBytes = 0
-  private readonly sent = new FrameRing()
-  /** Sequence numbers to send again, ascending, from resendAt on. */
-  private resend: number[] = []
-  private resendAt = 0
-  private resendBytes = 0
-
-  // Arrived ahead of a missing frame.
-  private receivedSequence = 0
-  private readonly held = new FrameRing()
-  private heldBytes = 0
-  private heldFrames = 0
-  /** What the budget was asked for them. */
-  private heldTaken = 0
-
-  // The batch whose parts are coming.
-  private batchFlow = 0
-  private batchParts: Uint8Array[] = []
-  private batchBytes = 0
-
-  private slab = new Uint8Array(0)
-  private slabUsed = 0
-
+  private readonly answers: AnswerRoom
+  private readonly outbox: Outbox
+  private readonly inbox: Inbox
+  private readonly batch = new BatchParts()
   private readonly rate: RateCap
-
-  private resentBytes = 0
-  private duplicates = 0
+  private readonly fairness = new Fairness()
 
   constructor(options: SessionOptions) {
     this.role = options.role
     this.sink = options.sink
-    this.patienceMs = options.patienceMs ?? PATIENCE_MS
+    this.patience = new Patience(options.patienceMs ?? PATIENCE_MS)
     this.targetMs = options.queueTargetMs ?? QUEUE_TARGET_MS
     this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY)
     this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
     this.memory = options.memory ?? new MemoryBudget(MEMORY_BUDGET_BYTES).share('')
+    this.parts = { ...SESSION_PARTS, ...options.parts }
+    this.answers = new this.parts.AnswerRoom(this.memory)
+    this.outbox = new this.parts.Outbox(this.rate, this.answers)
+    this.inbox = new this.parts.Inbox(
+      (type, flags, flow, payload) => this.deliver(type, flags, flow, payload),
+      this.memory,
+    )
   }
 
   get state(): SessionState {
@@ -240,7 +106,7 @@ export class Session {
 
   /** Highest sequence number up to which all frames of the peer have arrived: `received` of our next hello. */
   get received(): number {
-    return this.receivedSequence
+    return this.inbox.received
   }
 
   /** Flows that have not ended. */
@@ -263,14 +129,14 @@ export class Session {
     const old = this.paths[connection]
     if (old) this.dropPath(old)
     if (this.pathCount === 0) this.tickedMs = nowMs
-    if (this.isBroken) this.progressMs += nowMs - this.brokenSince
-    const path = new Path(connection, this.targetMs, nowMs)
+    if (this.isBroken) this.patience.found(nowMs)
+    const path = new this.parts.Path(connection, this.targetMs, nowMs)
     path.drainDue = this.draining
     this.paths[connection] = path
     this.pathCount++
     this.enter('attach')
     if (this.sessionState === 'closed') path.done = this.byeCode < 0
-    else if (peerReceived > this.lastSequence)
+    else if (peerReceived > this.outbox.lastSequence)
       this.fault('PROTOCOL_STATE', 'the peer claims frames that were never sent')
     else {
       this.acknowledge(peerReceived)
@@ -282,7 +148,7 @@ export class Session {
   /** The peer's first hello: flows that were opened before it can begin. */
   private learnCredit(peerCredit: number): void {
     this.peerCredit = peerCredit
-    for (const flow of this.flows.values()) {
+    for (const flow of this.flows.all()) {
       flow.creditTotal += peerCredit
       this.sink.onCredit(flow.number)
     }
@@ -296,7 +162,7 @@ export class Session {
     this.dropPath(path)
     if (this.pathCount === 0) {
       this.enter('lose')
-      this.brokenSince = nowMs
+      this.patience.lost(nowMs)
     }
     this.sink.onWork()
   }
@@ -304,20 +170,7 @@ export class Session {
   private dropPath(path: Path): void {
     this.paths[path.connection] = null
     this.pathCount--
-    const again: number[] = []
-    path.eachUndelivered(sequence => {
-      const slot = sequence & this.sent.mask
-      if (sequence <= this.acked || this.sent.owner[slot] !== path.connection) return
-      this.sent.owner[slot] = OWNER_RESEND
-      this.resendBytes += FRAME_HEAD_BYTES + this.sent.length[slot]!
-      again.push(sequence)
-    })
-    if (again.length === 0) return
-    this.resend = this.resend
-      .slice(this.resendAt)
-      .concat(again)
-      .sort((a, b) => a - b)
-    this.resendAt = 0
+    this.outbox.lost(path)
   }
 
   // Time -------------------------------------------------------------------------------------------------------------
@@ -328,7 +181,7 @@ export class Session {
     if (this.sessionState === 'closed') return
     const stillMs = nowMs - this.tickedMs - TICK_INTERVAL_MS
     this.tickedMs = nowMs
-    if (stillMs > STOOD_STILL_MS) this.progressMs = Math.min(this.progressMs + stillMs, nowMs)
+    if (stillMs > STOOD_STILL_MS) this.patience.stoodStill(stillMs, nowMs)
     let work = false
     for (const path of this.paths) {
       if (!path) continue
@@ -359,12 +212,8 @@ export class Session {
       this.rate.wakeMs = Number.POSITIVE_INFINITY
       work = true
     }
-    if (this.isBroken && nowMs - this.brokenSince >= this.patienceMs) {
-      this.fault('PEER_LOST', `no connection to the peer for ${Math.round(this.patienceMs / 1000)} s`)
-    } else if (!this.isBroken && this.acked < this.lastSequence && nowMs - this.progressMs >= this.patienceMs) {
-      const what = `the peer acknowledged nothing for ${Math.round(this.patienceMs / 1000)} s, though it can be reached`
-      this.fault('PEER_LOST', what)
-    }
+    const over = this.patience.over(this.isBroken, this.outbox.acked < this.outbox.lastSequence, nowMs)
+    if (over !== undefined) this.fault('PEER_LOST', over)
     if (work) this.sink.onWork()
   }
 
@@ -378,7 +227,7 @@ export class Session {
       if (!path.pingDue) next = Math.min(next, path.pingDueMs)
     }
     if (this.pathCount > 0) next = Math.min(next, this.tickedMs + TICK_INTERVAL_MS)
-    return this.isBroken ? Math.min(next, this.brokenSince + this.patienceMs) : next
+    return this.isBroken ? Math.min(next, this.patience.brokenUntilMs) : next
   }
 
   private get isBroken(): boolean {
@@ -445,68 +294,11 @@ export class Session {
       path.ackDueMs = this.nowMs + path.ackDelayMs
       this.sink.onWork() // nextTickMs has come nearer
     }
-    if (sequence <= this.receivedSequence) {
-      this.duplicates++
-      return
-    }
-    if (sequence !== this.receivedSequence + 1) {
-      if (sequence > this.receivedSequence + UNACKED_FRAMES_MAX) {
-        return this.fault('LIMIT_EXCEEDED', `frame ${sequence} came before frame ${this.receivedSequence + 1}`)
-      }
-      const { held } = this
-      held.span(this.receivedSequence, sequence)
-      const slot = sequence & held.mask
-      if (held.type[slot] !== 0) {
-        this.duplicates++
-        return
-      }
-      if (this.heldBytes + size > UNACKED_BYTES_MAX) {
-        return this.fault('LIMIT_EXCEEDED', `${this.heldBytes + size} bytes came ahead of a missing frame`)
-      }
-      this.heldBytes += size
-      this.heldFrames++
-      if (!this.countHeld()) {
-        // Others have the memory. What came is not acknowledged, and so comes again; the missing frame with it.
-        this.heldBytes -= size
-        this.heldFrames--
-        return this.giveUp(path, `its frames came ${this.heldBytes} bytes ahead of a missing one`)
-      }
-      held.type[slot] = type
-      held.flags[slot] = flags
-      held.flow[slot] = flow
-      held.payload[slot] = compact(payload)
-      return
-    }
-    this.receivedSequence = sequence
-    this.deliver(type, flags, flow, payload)
-    if (this.heldBytes === 0) return
-    for (;;) {
-      const { held } = this
-      const slot = (this.receivedSequence + 1) & held.mask
-      const next = held.type[slot]!
-      // A sink may have ended the session.
-      if (next === 0 || this.ended) return
-      const body = held.payload[slot] as Uint8Array
-      held.free(slot)
-      this.heldBytes -= FRAME_HEAD_BYTES + body.length
-      this.heldFrames--
-      this.countHeld()
-      this.receivedSequence++
-      this.deliver(next, held.flags[slot]!, held.flow[slot]!, body)
-    }
-  }
-
-  /** What is held has changed. @returns false where there is no memory for it */
-  private countHeld(): boolean {
-    const need = Math.max(0, this.heldBytes + this.heldFrames * HELD_FRAME_BYTES - HELD_FREE_BYTES)
-    if (need <= this.heldTaken) {
-      this.memory.give(this.heldTaken - need)
-      this.heldTaken = need
-      return true
-    }
-    if (!this.memory.take(need - this.heldTaken)) return false
-    this.heldTaken = need
-    return true
+    const refused = this.inbox.take(type, flags, flow, sequence, payload)
+    if (refused === 'no memory') {
+      // Others have it. What came is not acknowledged, and so comes again; the missing frame with it.
+      this.giveUp(path, `its frames came ${this.inbox.heldBytes} bytes ahead of a missing one`)
+    } else if (refused) this.fault(...refused)
   }
 
   /** Ends a connection that does not do its work; its frames go out again on another. */
@@ -535,7 +327,7 @@ export class Session {
     const flow = this.flows.get(number)
     if (!flow) {
       const late = type === FRAME.RESET || type === FRAME.CREDIT
-      if (late && this.role === 'server' && ((this.opened[number >> 3]! >> (number & 7)) & 1) === 1) return // the client had not seen END yet
+      if (late && this.role === 'server' && this.flows.wasOpened(number)) return // the client had not seen END yet
       return this.fault('PROTOCOL_STATE', `frame of type ${type} for flow ${number}, which is not open`)
     }
     flow.wanIn += FRAME_HEAD_BYTES + payload.length
@@ -588,73 +380,35 @@ export class Session {
     }
     const info = parseOpen(payload)
     if (!info) return this.fault('PROTOCOL_SYNTAX', `OPEN for flow ${number} is malformed`)
-    if (this.flows.size >= FLOWS_MAX) return this.fault('LIMIT_EXCEEDED', `more than ${FLOWS_MAX} flows`)
-    if (this.flows.size + this.endsUntold >= FLOWS_UNENDED_MAX) {
-      return this.fault('LIMIT_EXCEEDED', `${this.endsUntold} flows have ended, and the peer does not acknowledge it`)
-    }
-    this.refillOpens()
-    if (--this.opensLeft < -OPENS_BURST) return this.fault('LIMIT_EXCEEDED', 'OPEN over and over')
+    const admitted = this.flows.admit(this.outbox.endsUnacked, this.nowMs)
+    if ('fault' in admitted) return this.fault('LIMIT_EXCEEDED', admitted.fault)
     const flow = this.addFlow(number, info)
     flow.wanIn += FRAME_HEAD_BYTES + payload.length
-    if (this.sessionState !== 'live' || (this.draining && !this.isRunning(flow))) {
+    if (this.sessionState !== 'live' || (this.draining && !this.flows.isRunning(flow))) {
       flow.untold = true
       this.resetFlow(number, CODE.SHUTDOWN, 'takes no new migrations')
-    } else if (this.opensLeft < 0) {
+    } else if (!admitted.take) {
       flow.untold = true
       this.resetFlow(number, CODE.LIMIT_EXCEEDED, 'too many flows within a short time')
     } else {
-      this.growWindow(flow, CREDIT_TAKEN_BYTES)
+      flow.window.grow(CREDIT_TAKEN_BYTES)
       this.enqueue(FRAME.CREDIT, flow, [EMPTY])
       this.sink.onOpen(number, info)
     }
   }
 
-  private refillOpens(): void {
-    const more = ((this.nowMs - this.opensAtMs) * OPENS_PER_SECOND) / 1000
-    this.opensLeft = Math.min(OPENS_BURST, this.opensLeft + more)
-    this.opensAtMs = this.nowMs
-  }
-
-  /** Whether another flow of the same migration is open that was neither reset nor refused. */
-  private isRunning(flow: { readonly info: FlowInfo }): boolean {
-    for (const other of this.flows.values()) {
-      const same = other !== flow && other.info.migration === flow.info.migration
-      if (same && other.send !== 'reset' && other.receive !== 'reset') return true
-    }
-    return false
-  }
-
   private deliverPart(flow: Flow, flags: number, payload: Uint8Array) {
-    const parts = this.batchParts
-    if (parts.length === 0) {
-      if (!this.enterReceive(flow, 'batch')) return
-      this.batchFlow = flow.number
-    } else if (this.batchFlow !== flow.number) {
-      return this.fault('PROTOCOL_SYNTAX', 'a batch within a batch')
-    }
-    const more = (flags & FLAG_MORE) !== 0
-    if (more && payload.length !== FRAME_PAYLOAD_BYTES_MAX) {
-      return this.fault('PROTOCOL_SYNTAX', `part of a batch with ${payload.length} bytes`)
-    }
-    this.batchBytes += payload.length
-    if (this.batchBytes > BATCH_WIRE_BYTES_MAX || parts.length >= PARTS_MAX) {
-      return this.fault('LIMIT_EXCEEDED', `batch of more than ${BATCH_WIRE_BYTES_MAX} bytes`)
-    }
-    parts.push(keepable(payload))
-    if (more) return
-    this.batchParts = []
-    this.batchBytes = 0
-    const rawLength = rawLengthOf(parts)
-    if (rawLength < 1) return this.fault('BATCH_FORMAT', 'a batch does not begin with its format and raw length')
-    if (rawLength > BATCH_RAW_BYTES_MAX) return this.fault('LIMIT_EXCEEDED', `batch of ${rawLength} raw bytes`)
-    if (this.takeCredit(flow, rawLength)) this.sink.onBatch(flow.number, parts, rawLength)
+    if (this.batch.flow === 0 && !this.enterReceive(flow, 'batch')) return
+    const batch = this.batch.add(flow.number, flags, payload)
+    if (batch === undefined) return
+    if (!('parts' in batch)) return this.fault(...batch)
+    if (this.takeCredit(flow, batch.rawLength)) this.sink.onBatch(flow.number, batch.parts, batch.rawLength)
   }
 
   private takeCredit(flow: Flow, bytes: number): boolean {
-    flow.rawIn += bytes
-    if (flow.rawIn <= flow.granted) return true
-    this.fault('PROTOCOL_STATE', `flow ${flow.number} sent ${flow.rawIn - flow.granted} bytes beyond its credit`)
-    return false
+    const beyond = flow.window.arrive(bytes)
+    if (beyond > 0) this.fault('PROTOCOL_STATE', `flow ${flow.number} sent ${beyond} bytes beyond its credit`)
+    return beyond === 0
   }
 
   /** @param takes whether the frame says that the server has taken the flow */
@@ -665,7 +419,7 @@ export class Session {
       return false
     }
     // A part of the batch may still be missing: nothing may end the flow in the middle of it.
-    if (this.batchParts.length > 0 && this.batchFlow === flow.number && input !== 'credit') {
+    if (this.batch.flow === flow.number && input !== 'batch' && input !== 'credit') {
       this.fault('PROTOCOL_SYNTAX', `${input.toUpperCase()} for flow ${flow.number} within its batch`)
       return false
     }
@@ -678,15 +432,16 @@ export class Session {
   private receiveAck(path: Path, payload: Uint8Array) {
     const sequence = readU64(payload, 0)
     const frames = readU64(payload, 8)
-    if (sequence < 0 || sequence > this.lastSequence || frames < path.deliveredFrames || frames > path.sentFrames) {
+    if (
+      sequence < 0 ||
+      sequence > this.outbox.lastSequence ||
+      frames < path.deliveredFrames ||
+      frames > path.sentFrames
+    ) {
       return this.fault('PROTOCOL_STATE', `ACK ${sequence} and ${frames}: not what was sent`)
     }
     if (frames > path.deliveredFrames) {
-      while (path.deliveredFrames < frames) {
-        const delivered = path.takeDelivered()
-        const slot = delivered & this.sent.mask
-        if (delivered > this.acked && this.sent.owner[slot] === path.connection) this.sent.owner[slot] = OWNER_ARRIVED
-      }
+      this.outbox.delivered(path, frames)
       path.measure(this.nowMs)
     }
     this.acknowledge(sequence)
@@ -694,16 +449,7 @@ export class Session {
   }
 
   private acknowledge(sequence: number): void {
-    while (this.acked < sequence) {
-      const slot = ++this.acked & this.sent.mask
-      const size = FRAME_HEAD_BYTES + this.sent.length[slot]!
-      this.unackedBytes -= size
-      if (this.sent.owner[slot] === OWNER_RESEND) this.resendBytes -= size
-      if (this.sent.type[slot] === FRAME.DATA) this.countData(-this.sent.length[slot]!)
-      else if (this.sent.type[slot] === FRAME.END) this.endsUntold--
-      this.sent.free(slot)
-      this.progressMs = this.nowMs
-    }
+    if (this.outbox.acknowledge(sequence)) this.patience.progress(this.nowMs)
     this.checkFlushed()
     this.tellRoom()
   }
@@ -729,25 +475,29 @@ export class Session {
     const path = this.paths[connection]
     if (!path || path.done || maxBytes <= 0) return 0
     if (this.sessionState === 'closed') return this.pullBye(path, out)
+    const { outbox } = this
+    const { writer } = outbox
     this.rate.refill(nowMs)
     let total = 0
     if (path.ackDue || path.untoldBytes >= ACK_BYTES / 4) total += this.pullAck(path, out)
     if (path.pong !== null) {
-      total += this.putSmall(out, FRAME.PONG, path.pong)
+      total += writer.putSmall(out, FRAME.PONG, path.pong)
       path.pong = null
     }
     if (path.pingDue || nowMs >= path.pingDueMs) {
-      total += this.putSmall(out, FRAME.PING, encodeNumbers(path.ping(nowMs)))
+      total += writer.putSmall(out, FRAME.PING, encodeNumbers(path.ping(nowMs)))
     }
     if (path.drainDue) {
       path.drainDue = false
-      total += this.putSmall(out, FRAME.DRAIN, EMPTY)
+      total += writer.putSmall(out, FRAME.DRAIN, EMPTY)
     }
+    const nothingWaited = outbox.acked === outbox.lastSequence
     while (total < maxBytes) {
-      const bytes = this.pullFrame(path, out)
+      const bytes = outbox.pull(path, this.sessionState !== 'closing', nowMs, out)
       if (bytes === 0) break
       total += bytes
     }
+    if (nothingWaited) this.patience.progress(nowMs)
     this.rate.spend(total)
     this.checkFlushed() // what was left may have been data of flows that were reset
     this.tellRoom()
@@ -759,211 +509,22 @@ export class Session {
     return this.sessionState === 'closed' && (this.paths[connection]?.done ?? true)
   }
 
-  /** One sequenced frame, the most pressing that may go. @returns its bytes, or 0 */
-  private pullFrame(path: Path, out: Uint8Array[]): number {
-    if (!path.hasRecords) return 0
-    const free = path.window - path.inFlight
-    while (this.resendAt < this.resend.length) {
-      const sequence = this.resend[this.resendAt]!
-      const slot = sequence & this.sent.mask
-      if (sequence <= this.acked) {
-        this.resendAt++
-        continue
-      }
-      // All that is newer would only wait for it at the far side.
-      if (free <= 0 || !this.rate.mayGo(0, this.nowMs)) return 0
-      this.resendAt++
-      const size = FRAME_HEAD_BYTES + this.sent.length[slot]!
-      this.resendBytes -= size
-      this.resentBytes += size
-      this.sent.owner[slot] = path.connection
-      path.sent(sequence, size, this.nowMs)
-      return this.putFrame(out, sequence)
-    }
-    if (this.resendAt > 0) {
-      this.resend = []
-      this.resendAt = 0
-    }
-    if (
-      this.lastSequence - this.acked >= UNACKED_FRAMES_MAX ||
-      this.unackedBytes + FRAME_BYTES_MAX > UNACKED_BYTES_MAX ||
-      this.lastSequence >= SEQUENCE_END - 1
-    ) {
-      return 0
-    }
-    // Urgent frames may overdraw the window and the rate a little: they must not wait for bulk that is under way.
-    const urgentGoes =
-      free > -Math.max(WINDOW_BYTES_MIN, path.window / 4) && this.rate.mayGo(RATE_DEBT_BYTES, this.nowMs)
-    if (urgentGoes) {
-      while (this.creditLane.length > 0 && this.sessionState !== 'closing') {
-        const flow = this.creditLane.shift()!
-        flow.creditDue = false
-        const open = flow.receive === 'open' || flow.receive === 'asked'
-        if (open && flow.send !== 'reset') return this.pullCredit(path, flow, out)
-      }
-    }
-    let entry = this.urgentLane.peek()
-    while (entry && isDropped(entry)) {
-      this.finishEntry(this.urgentLane, entry)
-      entry = this.urgentLane.peek()
-    }
-    if (entry) {
-      if (!urgentGoes) return 0
-      if (entry.type !== FRAME.CREDIT) return this.pullEntry(path, this.urgentLane, entry, out)
-      this.finishEntry(this.urgentLane, entry)
-      return this.pullCredit(path, entry.flow, out)
-    }
-    entry = this.bulkLane.peek()
-    while (entry && isDropped(entry)) {
-      this.finishEntry(this.bulkLane, entry)
-      entry = this.bulkLane.peek()
-    }
-    if (!entry) {
-      path.ranDry()
-      return 0
-    }
-    const stored = this.lastSequence - this.acked < BULK_FRAMES_MAX && this.unackedBytes < BULK_BYTES_MAX
-    return free > 0 && stored && this.rate.mayGo(0, this.nowMs) ? this.pullEntry(path, this.bulkLane, entry, out) : 0
-  }
-
-  private pullEntry(path: Path, lane: Deque<Entry>, entry: Entry, out: Uint8Array[]): number {
-    const { flow, type } = entry
-    const length = Math.min(entry.left, FRAME_PAYLOAD_BYTES_MAX)
-    const payload = length === 0 ? EMPTY : takePayload(entry, length)
-    entry.left -= length
-    const more = type === FRAME.BATCH && entry.left > 0
-    const bytes = this.putNew(path, type, more ? FLAG_MORE : 0, flow.number, length, payload, out)
-    flow.wanOut += bytes
-    if (type === FRAME.DATA) {
-      this.queuedBytes -= length
-      this.queuedData -= length
-    } else if (type === FRAME.BATCH) {
-      this.queuedBytes -= length
-    }
-    if (entry.left === 0) this.finishEntry(lane, entry)
-    return bytes
-  }
-
-  private finishEntry(lane: Deque<Entry>, entry: Entry): void {
-    lane.shift()
-    const { flow } = entry
-    if (lane === this.bulkLane) flow.bulkEntries--
-    if (entry.type === FRAME.BATCH) flow.queuedBatches--
-    if (entry.left > 0) {
-      // Dropped: data of a flow that was reset.
-      this.queuedBytes -= entry.left
-      this.queuedData -= entry.left
-      this.countData(-entry.left)
-    }
-  }
-
-  /** Tells flows that wait for room, one after the other, as long as there is some: who wants more goes to the end. */
   private tellRoom(): void {
-    if (this.starved.size === 0) return
-    for (const flow of [...this.starved]) {
-      if (this.queuedData * 2 > this.laneBytes || this.dataMemory < FRAME_PAYLOAD_BYTES_MAX) return
-      this.starved.delete(flow)
-      if (flow.send === 'open') this.sink.onCredit(flow.number)
-    }
-  }
-
-  /** Bytes of DATA came, or went. Beyond the free part they are the budget's. */
-  private countData(bytes: number): void {
-    this.dataBytes += bytes
-    const need = Math.max(0, this.dataBytes - ANSWERS_FREE_BYTES)
-    if (need > this.dataTaken) this.dataTaken += this.memory.takeUpTo(need - this.dataTaken)
-    else if (need < this.dataTaken) {
-      this.memory.give(this.dataTaken - need)
-      this.dataTaken = need
-    }
-  }
-
-  /** Bytes of DATA that may be kept beside those that are. */
-  private get dataMemory(): number {
-    return Math.max(0, ANSWERS_FREE_BYTES - this.dataBytes) + this.memory.room
-  }
-
-  private pullCredit(path: Path, flow: Flow, out: Uint8Array[]): number {
-    flow.granted = flow.consumed + flow.window
-    return this.putNew(path, FRAME.CREDIT, 0, flow.number, 8, encodeNumbers(flow.granted), out)
+    this.answers.tell(this.laneBytes, flow => this.sink.onCredit(flow.number))
   }
 
   private pullAck(path: Path, out: Uint8Array[]): number {
-    const payload = encodeNumbers(this.receivedSequence, path.arrivedFrames)
+    const payload = encodeNumbers(this.inbox.acknowledged, path.arrivedFrames)
     path.toldFrames = path.arrivedFrames
     path.untoldBytes = 0
     path.ackDue = false
     path.ackDueMs = Number.POSITIVE_INFINITY
-    return this.putSmall(out, FRAME.ACK, payload)
+    return this.outbox.writer.putSmall(out, FRAME.ACK, payload)
   }
 
   private pullBye(path: Path, out: Uint8Array[]): number {
     path.done = true
-    return this.putSmall(out, FRAME.BYE, encodeReason(this.byeCode, this.byeText))
-  }
-
-  /** Gives a frame its number, keeps it, and puts it out. */
-  private putNew(
-    path: Path,
-    type: number,
-    flags: number,
-    flow: number,
-    length: number,
-    payload: Payload,
-    out: Uint8Array[],
-  ): number {
-    if (this.acked === this.lastSequence) this.progressMs = this.nowMs
-    const sequence = ++this.lastSequence
-    if (type === FRAME.OPEN) this.flows.get(flow)!.openSequence = sequence
-    this.sent.span(this.acked, sequence)
-    const slot = sequence & this.sent.mask
-    const size = FRAME_HEAD_BYTES + length
-    this.sent.type[slot] = type
-    this.sent.flags[slot] = flags
-    this.sent.flow[slot] = flow
-    this.sent.length[slot] = length
-    this.sent.owner[slot] = path.connection
-    this.sent.payload[slot] = payload
-    this.unackedBytes += size
-    path.sent(sequence, size, this.nowMs)
-    return this.putFrame(out, sequence)
-  }
-
-  private putFrame(out: Uint8Array[], sequence: number): number {
-    const slot = sequence & this.sent.mask
-    const length = this.sent.length[slot]!
-    const payload = this.sent.payload[slot]!
-    const copied = length <= COPY_BYTES_MAX && payload instanceof Uint8Array
-    const bytes = copied ? FRAME_HEAD_BYTES + length : FRAME_HEAD_BYTES
-    const at = this.reserve(bytes)
-    const slab = this.slab
-    writeHead(slab, at, this.sent.type[slot]!, this.sent.flags[slot]!, this.sent.flow[slot]!, sequence, length, payload)
-    if (copied) slab.set(payload, at + FRAME_HEAD_BYTES)
-    out.push(slab.subarray(at, at + bytes))
-    if (!copied) {
-      if (payload instanceof Uint8Array) out.push(payload)
-      else for (const part of payload) out.push(part)
-    }
-    return FRAME_HEAD_BYTES + length
-  }
-
-  private putSmall(out: Uint8Array[], type: number, payload: Uint8Array): number {
-    const bytes = FRAME_HEAD_BYTES + payload.length
-    const at = this.reserve(bytes)
-    writeHead(this.slab, at, type, 0, 0, 0, payload.length, payload)
-    this.slab.set(payload, at + FRAME_HEAD_BYTES)
-    out.push(this.slab.subarray(at, at + bytes))
-    return bytes
-  }
-
-  private reserve(bytes: number): number {
-    if (this.slabUsed + bytes > this.slab.length) {
-      this.slab = new Uint8Array(this.slab.length === 0 ? SLAB_BYTES / 16 : SLAB_BYTES)
-      this.slabUsed = 0
-    }
-    const at = this.slabUsed
-    this.slabUsed += bytes
-    return at
+    return this.outbox.writer.putSmall(out, FRAME.BYE, encodeReason(this.byeCode, this.byeText))
   }
 
   // Flows ------------------------------------------------------------------------------------------------------------
@@ -981,15 +542,13 @@ export class Session {
     }
     const { sessionState: state } = this
     if (state === 'closed' || state === 'closing' || state === 'stranded') refuse('PROTOCOL_STATE', 'the session ends')
-    if ((this.draining || this.peerDraining) && !this.isRunning({ info })) {
+    if ((this.draining || this.peerDraining) && !this.flows.isRunning({ info })) {
       refuse('PROTOCOL_STATE', 'no new migrations are taken')
     }
-    if (this.flows.size >= FLOWS_MAX) refuse('LIMIT_EXCEEDED', `${FLOWS_MAX} flows are open`)
+    if (this.flows.isFull) refuse('LIMIT_EXCEEDED', `${FLOWS_MAX} flows are open`)
     const payload = encodeOpen(info)
     assert(parseOpen(payload), `a flow to ${info.target} cannot be described`)
-    while (this.flows.has(this.flowNext)) this.flowNext = (this.flowNext % 65535) + 1
-    const number = this.flowNext
-    this.flowNext = (this.flowNext % 65535) + 1
+    const number = this.flows.freeNumber()
     const flow = this.addFlow(number, info)
     this.enqueue(FRAME.OPEN, flow, [payload])
     return number
@@ -1002,13 +561,9 @@ export class Session {
   sendData(flow: number, bytes: Uint8Array): void {
     const state = this.flows.get(flow)
     if (!state || bytes.length === 0) return
-    this.enterSend(state, 'data')
+    state.enterSend('data')
     if (state.send === 'reset' || state.receive === 'reset') return
-    state.rawOut += bytes.length
-    assert(state.rawOut <= state.creditTotal, `flow ${flow} was handed more data than its credit`)
-    this.queuedBytes += bytes.length
-    this.queuedData += bytes.length
-    this.countData(bytes.length)
+    state.spend(bytes.length)
     state.share.start += bytes.length
     this.enqueue(FRAME.DATA, state, [bytes])
   }
@@ -1022,14 +577,11 @@ export class Session {
     const state = this.flows.get(flow)
     if (!state && this.ended) return
     assert(state, `batch for flow ${flow}, which has ended`)
-    this.enterSend(state, 'batch')
+    state.enterSend('batch')
     assert(rawLengthOf(parts) === rawLength, `flow ${flow}: a batch does not begin with its raw length`)
-    state.rawOut += rawLength
-    assert(state.rawOut <= state.creditTotal, `flow ${flow} was handed a batch beyond its credit`)
-    state.queuedBatches++
+    state.spend(rawLength)
     const bytes = this.enqueue(FRAME.BATCH, state, parts)
     assert(bytes <= BATCH_WIRE_BYTES_MAX, `batch of ${bytes} bytes`)
-    this.queuedBytes += bytes
     this.fairness.sent(state.share, bytes)
   }
 
@@ -1037,7 +589,7 @@ export class Session {
   finFlow(flow: number): void {
     const state = this.flows.get(flow)
     if (!state) return
-    this.enterSend(state, 'fin')
+    state.enterSend('fin')
     if (state.send !== 'fin') return
     this.enqueue(FRAME.FIN, state, [])
     this.endFlow(state)
@@ -1050,7 +602,7 @@ export class Session {
   resetFlow(flow: number, code: number, text: string): void {
     const state = this.flows.get(flow)
     if (!state || state.send === 'reset') return
-    this.enterSend(state, 'reset')
+    state.enterSend('reset')
     this.enqueue(FRAME.RESET, state, [encodeReason(code, text)])
     this.endFlow(state)
   }
@@ -1070,8 +622,7 @@ export class Session {
 
   /** Raw bytes that the peer still lets us hand in for this flow. 0 for a flow that is gone. */
   credit(flow: number): number {
-    const state = this.flows.get(flow)
-    return state && state.send === 'open' && state.receive !== 'reset' ? state.creditTotal - state.rawOut : 0
+    return this.flows.get(flow)?.credit ?? 0
   }
 
   /**
@@ -1083,28 +634,15 @@ export class Session {
   dataRoom(flow: number, wanted: number): number {
     const state = this.flows.get(flow)
     if (!state) return 0
-    const room = Math.max(0, Math.min(this.laneBytes - this.queuedData, this.dataMemory))
-    const allowed = Math.min(wanted, this.credit(flow)) // what credit forbids, CREDIT will tell of
-    if (room < allowed) this.starved.add(state)
-    return Math.min(room, allowed)
+    // What credit forbids, CREDIT will tell of.
+    return this.answers.room(state, Math.min(wanted, state.credit), this.laneBytes)
   }
 
   /** The local QEMU's socket took so many raw bytes of the flow: the peer may send as many more. */
   consumed(flow: number, bytes: number): void {
     const state = this.flows.get(flow)
     if (!state) return
-    state.consumed += bytes
-    assert(state.consumed <= state.rawIn, `flow ${flow} consumed more than arrived`)
-    state.epochBytes += bytes
-    const rttMs = Math.max(this.rttMs, 1)
-    if (this.nowMs - state.epochMs >= rttMs) {
-      // The window must hold what the QEMU takes in two round trips, or credit is what limits it.
-      if (state.epochBytes * 2 > state.window && this.nowMs - state.epochMs < 4 * rttMs) {
-        this.setWindow(flow, state.window * 2)
-      }
-      state.epochMs = this.nowMs
-      state.epochBytes = 0
-    }
+    state.window.consume(bytes, Math.max(this.rttMs, 1), this.nowMs)
     this.offerCredit(state)
   }
 
@@ -1114,44 +652,27 @@ export class Session {
    */
   setWindow(flow: number, bytes: number): void {
     const state = this.flows.get(flow)
-    if (state && this.growWindow(state, bytes)) this.offerCredit(state)
-  }
-
-  private growWindow(flow: Flow, bytes: number): boolean {
-    const more = Math.min(bytes, CREDIT_FLOW_BYTES_MAX) - flow.window
-    const taken = more > 0 ? this.memory.takeUpTo(more) : 0
-    flow.window += taken
-    return taken > 0
+    if (state?.window.grow(bytes)) this.offerCredit(state)
   }
 
   private offerCredit(flow: Flow): void {
-    if (flow.creditDue || (flow.receive !== 'open' && flow.receive !== 'asked') || flow.send === 'reset') return
-    if (flow.consumed + flow.window - flow.granted < flow.window / 4) return
-    flow.creditDue = true
-    this.creditLane.push(flow)
+    if (flow.window.due || !flow.isListening || !flow.window.isWorthTelling) return
+    this.outbox.enqueueCredit(flow)
     this.sink.onWork()
   }
 
   private addFlow(number: number, info: FlowInfo): Flow {
     const receive = this.role === 'client' ? 'asked' : 'open'
-    const flow = new Flow(
-      number,
-      info,
-      this.fairness.join(info.migration),
-      receive,
-      this.peerCredit,
-      this.initialCredit,
-    )
-    flow.epochMs = this.nowMs
-    this.flows.set(number, flow)
-    this.opened[number >> 3]! |= 1 << (number & 7)
+    const window = new this.parts.ReceiveWindow(this.initialCredit, this.memory, this.nowMs)
+    const flow = new Flow(number, info, this.fairness.join(info.migration), receive, this.peerCredit, window)
+    this.flows.add(flow)
     return flow
   }
 
   private forget(flow: Flow): void {
-    this.flows.delete(flow.number)
-    this.starved.delete(flow)
-    this.memory.give(flow.window - this.initialCredit)
+    this.flows.delete(flow)
+    this.answers.forget(flow)
+    flow.window.close()
     this.fairness.leave(flow.share)
   }
 
@@ -1160,30 +681,14 @@ export class Session {
     if (this.role !== 'server' || flow.send === 'open' || flow.receive === 'open') return
     if (this.flows.get(flow.number) !== flow) return // a sink's own call was first
     this.enqueue(FRAME.END, flow, [])
-    this.endsUntold++
     this.forget(flow)
     if (!flow.untold) this.sink.onEnd(flow.number)
   }
 
-  private enterSend(flow: Flow, input: SendInput): void {
-    const next = SEND_TABLE[flow.send][input]
-    assert(next !== null, `${input} for flow ${flow.number} after ${flow.send}`)
-    flow.send = next
-  }
-
-  /** Puts an entry in its lane. @returns bytes of it */
   private enqueue(type: number, flow: Flow, parts: readonly Uint8Array[]): number {
-    let left = 0
-    for (const part of parts) left += part.length
-    const entry: Entry = { type, flow, parts, left, part: 0, offset: 0 }
-    if (type === FRAME.BATCH || flow.bulkEntries > 0) {
-      flow.bulkEntries++
-      this.bulkLane.push(entry)
-    } else {
-      this.urgentLane.push(entry)
-    }
+    const bytes = this.outbox.enqueue(type, flow, parts)
     this.sink.onWork()
-    return left
+    return bytes
   }
 
   /** Bytes of DATA that may wait: what the link carries within the windows. */
@@ -1202,16 +707,17 @@ export class Session {
   bulkRoom(nowMs: number): number {
     this.nowMs = nowMs
     if (this.sessionState !== 'live' && this.sessionState !== 'closing') return 0
-    let room = READY_BYTES - this.queuedBytes - this.resendBytes
+    const { queuedBytes, resendBytes, unackedBytes } = this.outbox
+    let room = READY_BYTES - queuedBytes - resendBytes
     for (const path of this.paths) if (path) room += Math.max(0, path.window - path.inFlight)
     // The windows know what the link takes, not what we let go: what is more would wait here, where no queue target sees it.
-    room = Math.min(room, Math.max(Math.floor(this.rate.readyBytes), READY_BYTES) - this.queuedBytes)
-    return Math.max(0, Math.min(room, BULK_BYTES_MAX - this.unackedBytes - this.queuedBytes))
+    room = Math.min(room, Math.max(Math.floor(this.rate.readyBytes), READY_BYTES) - queuedBytes)
+    return Math.max(0, Math.min(room, BULK_BYTES_MAX - unackedBytes - queuedBytes))
   }
 
   /** WAN bytes that were handed in, and that the peer has not acknowledged. */
   get waitingBytes(): number {
-    return this.queuedBytes + this.unackedBytes
+    return this.outbox.queuedBytes + this.outbox.unackedBytes
   }
 
   /**
@@ -1282,7 +788,7 @@ export class Session {
    */
   close(nowMs: number): void {
     this.nowMs = nowMs
-    if (this.sessionState === 'opening') this.brokenSince = nowMs // now the patience runs
+    if (this.sessionState === 'opening') this.patience.lost(nowMs) // now the patience runs
     this.enter('close')
     this.checkFlushed()
     this.sink.onWork()
@@ -1296,7 +802,7 @@ export class Session {
 
   private checkFlushed(): void {
     if (this.sessionState !== 'closing' && this.sessionState !== 'stranded') return
-    if (this.urgentLane.length + this.bulkLane.length > 0 || this.acked < this.lastSequence) return
+    if (!this.outbox.isFlushed) return
     this.enter('flushed')
     this.clear()
     this.sink.onWork()
@@ -1318,34 +824,18 @@ export class Session {
 
   /** Lets go of all memory. */
   private clear(): void {
-    this.unheard = new Set(
-      [...this.flows.values()]
-        .filter(flow => flow.receive === 'asked' && (flow.openSequence === 0 || flow.openSequence > this.acked))
-        .map(flow => flow.number),
-    )
+    const { acked } = this.outbox
+    const isUnheard = ({ receive, openSequence: opened }: Flow) =>
+      receive === 'asked' && (opened === 0 || opened > acked)
+    const unheard = this.flows.all().filter(isUnheard)
+    this.unheard = new Set(unheard.map(({ number }) => number))
     this.memory.close()
     this.flows.clear()
-    this.starved.clear()
     this.fairness.clear()
-    this.urgentLane.clear()
-    this.bulkLane.clear()
-    this.creditLane.clear()
-    this.sent.clear()
-    this.held.clear()
-    this.batchParts = []
-    this.resend = []
-    this.resendAt = 0
-    this.batchBytes = 0
-    this.resendBytes = 0
-    this.queuedBytes = 0
-    this.queuedData = 0
-    this.dataBytes = 0
-    this.dataTaken = 0
-    this.heldBytes = 0
-    this.heldFrames = 0
-    this.heldTaken = 0
-    this.unackedBytes = 0
-    this.acked = this.lastSequence
+    this.answers.clear()
+    this.outbox.clear()
+    this.inbox.clear()
+    this.batch.clear()
   }
 
   private enter(input: SessionInput): void {
@@ -1378,11 +868,11 @@ export class Session {
       rate: sum(path => path.rate),
       inFlight: sum(path => path.inFlight),
       window: sum(path => path.window),
-      unacked: this.unackedBytes,
-      queued: this.queuedBytes,
-      reordered: this.heldBytes,
-      resentBytes: this.resentBytes,
-      duplicates: this.duplicates,
+      unacked: this.outbox.unackedBytes,
+      queued: this.outbox.queuedBytes,
+      reordered: this.inbox.heldBytes,
+      resentBytes: this.outbox.resentBytes,
+      duplicates: this.inbox.duplicates,
       connections: connections.map(path => ({
         connection: path.connection,
         rttMinMs: path.rttMinMs,
@@ -1391,67 +881,17 @@ export class Session {
         inFlight: path.inFlight,
         window: path.window,
       })),
-      flows: [...this.flows.values()].map(flow => ({
+      flows: this.flows.all().map(flow => ({
         flow: flow.number,
         migration: flow.info.migration,
         kind: flow.info.kind,
         rawOut: flow.rawOut,
-        rawIn: flow.rawIn,
+        rawIn: flow.window.rawIn,
         wanOut: flow.wanOut,
         wanIn: flow.wanIn,
         credit: flow.creditTotal - flow.rawOut,
-        window: flow.window,
+        window: flow.window.size,
       })),
     }
   }
-}
-
-/**
- * Data of a flow that was reset: nobody wants it any more, nor the credit that takes the flow. Batches are sent in any case, and so where this side reset
- * the flow is the data before them: the peer still writes both to its QEMU, which must never see a hole.
- */
-function isDropped(entry: Entry): boolean {
-  const { flow, type } = entry
-  if (type === FRAME.CREDIT) return flow.send === 'reset'
-  if (type !== FRAME.DATA) return false
-  return flow.receive === 'reset' || (flow.send === 'reset' && flow.queuedBatches === 0)
-}
-
-/** The next `length` bytes of an entry. */
-function takePayload(entry: Entry, length: number): Payload {
-  const first = entry.parts[entry.part]!
-  if (first.length - entry.offset >= length) {
-    const view =
-      length === first.length && entry.offset === 0 ? first : first.subarray(entry.offset, entry.offset + length)
-    entry.offset += length
-    return view
-  }
-  const views: Uint8Array[] = []
-  let missing = length
-  while (missing > 0) {
-    const part = entry.parts[entry.part]!
-    const take = Math.min(part.length - entry.offset, missing)
-    if (take > 0) views.push(part.subarray(entry.offset, entry.offset + take))
-    missing -= take
-    entry.offset += take
-    if (entry.offset === part.length) {
-      entry.part++
-      entry.offset = 0
-    }
-  }
-  return views.length === 1 ? views[0]! : views
-}
-
-/**
- * The payload, or a copy where a small view would pin a large chunk: what is kept is counted by its own bytes. Parts of a
- * batch are large, and on plain TCP four of them lie in one chunk: these go on without a copy.
- */
-function keepable(payload: Uint8Array): Uint8Array {
-  const large = payload.length >= FRAME_PAYLOAD_BYTES_MAX / 2
-  return large || payload.length * 2 >= payload.buffer.byteLength ? payload : payload.slice()
-}
-
-/** As keepable, for what may wait long: nothing pins more than a few bytes beside it. */
-function compact(payload: Uint8Array): Uint8Array {
-  return payload.length + FRAME_HEAD_BYTES >= payload.buffer.byteLength ? payload : payload.slice()
 }

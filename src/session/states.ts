@@ -3,7 +3,14 @@
  * is not allowed there. From the peer that is PROTOCOL_STATE, from this side a defect. A test walks every pair.
  */
 
-import type { SessionState } from './api.ts'
+/** State of a whole session; the table is SESSION_TABLE. */
+export type SessionState =
+  | 'opening' // no connection has been attached yet
+  | 'live' // at least one connection
+  | 'broken' // no connection; the patience runs
+  | 'closing' // as live, after close(): what is queued and unacknowledged goes out, then BYE 0
+  | 'stranded' // as broken, after close()
+  | 'closed' // nothing goes on; connections may have a last BYE to pull
 
 /** What moves a session. */
 export type SessionInput =

@@ -29,7 +29,8 @@ import {
   serverHelloOf,
 } from '../../src/wan/hello.ts'
 import * as wire from '../../src/wan/wire.ts'
-import { PLANTS, simulate } from './simulation.ts'
+import { PLANTS } from './plants.ts'
+import { simulate } from './simulation.ts'
 
 t.setTimeout(300_000) // the machine may be busy
 

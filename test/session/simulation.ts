@@ -6,12 +6,12 @@
 
 import { crc32 } from 'node:zlib'
 import { ProxyError } from '../../src/errors.ts'
-import { CREDIT_FLOW_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, WINDOW_BYTES_MIN } from '../../src/limits.ts'
+import { CREDIT_FLOW_BYTES_MAX, WINDOW_BYTES_MIN } from '../../src/limits.ts'
 import type { SessionSink } from '../../src/session/api.ts'
 import { MemoryBudget } from '../../src/session/memory-budget.ts'
 import { Session } from '../../src/session/session.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
-import { CODE } from '../../src/wan/wire.ts'
+import type { Planter } from './plants.ts'
 
 /** What a run came to. */
 export interface Outcome {
@@ -24,9 +24,6 @@ export interface Outcome {
   readonly bytes: number
   readonly faults: readonly string[]
 }
-
-/** Breaks a fresh session on purpose, to see that the simulation notices. */
-export type Plant = (session: Session, role: 'client' | 'server', random: Random) => void
 
 export class Random {
   private state: number
@@ -288,8 +285,8 @@ function readBatch(parts: readonly Uint8Array[]): { number: number; offset: numb
 }
 
 /** Runs one seed to its end. */
-export function simulate(seed: number, plant?: Plant): Outcome {
-  return new Simulation(seed, plant).run()
+export function simulate(seed: number, planter?: Planter): Outcome {
+  return new Simulation(seed, planter).run()
 }
 
 class Simulation {
@@ -327,7 +324,7 @@ class Simulation {
   private readonly resets: boolean
   private bytes = 0
 
-  constructor(seed: number, plant: Plant | undefined) {
+  constructor(seed: number, planter: Planter | undefined) {
     this.seed = seed
     const random = new Random(seed)
     this.random = random
@@ -345,15 +342,18 @@ class Simulation {
     const rate = random.chance(0.15) ? random.int(50_000, 5_000_000) : Number.POSITIVE_INFINITY
     const make = (end: End) => {
       const role = end.side === 0 ? ('client' as const) : ('server' as const)
+      const sink = this.sinkOf(end)
+      const plant = planter?.(random, sink)
       const session = new Session({
         role,
-        sink: this.sinkOf(end),
+        sink,
         rate,
         queueTargetMs: random.pick([50, 50, 5, 200]),
         initialCredit: this.credits[end.side],
         memory: this.budget.share(role),
+        ...(plant?.parts && { parts: plant.parts }),
       })
-      plant?.(session, role, random)
+      plant?.wrap?.(session)
       return session
     }
     this.makeEnds = () => [new End(0, make), new End(1, make)]
@@ -1129,136 +1129,4 @@ class Simulation {
       if (wire) for (const pipe of wire.pipes) pipe.blackhole = true
     }
   }
-}
-
-/** What must be caught: one way each of getting it wrong. */
-export const PLANTS: Record<string, Plant> = {
-  'resumes one frame too far': session => {
-    const attach = session.attach.bind(session)
-    let first = true
-    session.attach = (connection, peerReceived, nowMs, peerCredit) => {
-      attach(connection, first || peerReceived === 0 ? peerReceived : peerReceived + 1, nowMs, peerCredit)
-      first = false
-    }
-  },
-  'forgets what a lost connection carried': session => {
-    const inner = session as unknown as { dropPath(path: { eachUndelivered: unknown }): void }
-    const dropPath = inner.dropPath.bind(session)
-    inner.dropPath = path => {
-      path.eachUndelivered = () => {}
-      dropPath(path)
-    }
-  },
-  'loses a frame now and then': (session, _role, random) => {
-    const receive = session.receive.bind(session)
-    session.receive = (connection, frame, nowMs) => {
-      if (frame.sequence > 0 && random.chance(0.01)) return
-      receive(connection, frame, nowMs)
-    }
-  },
-  'delivers frames that arrive twice': session => {
-    const inner = session as unknown as {
-      receivedSequence: number
-      deliver(type: number, flags: number, flow: number, payload: Uint8Array): void
-    }
-    const receive = session.receive.bind(session)
-    session.receive = (connection, frame, nowMs) => {
-      const twice = frame.sequence > 0 && frame.sequence <= inner.receivedSequence
-      receive(connection, frame, nowMs)
-      if (twice) inner.deliver(frame.type, frame.flags, frame.flow, frame.payload)
-    }
-  },
-  'delivers frames in the order in which they arrive': session => {
-    const inner = session as unknown as { receivedSequence: number }
-    const receive = session.receive.bind(session)
-    session.receive = (connection, frame, nowMs) => {
-      if (frame.sequence > inner.receivedSequence) inner.receivedSequence = frame.sequence - 1
-      receive(connection, frame, nowMs)
-    }
-  },
-  'tells of room only where there was none at all': session => {
-    const dataRoom = session.dataRoom.bind(session)
-    session.dataRoom = (number, wanted) => {
-      const room = dataRoom(number, wanted)
-      const { flows, starved } = session as unknown as { flows: Map<number, object>; starved: Set<object> }
-      const flow = flows.get(number)
-      if (flow && room > 0) starved.delete(flow)
-      return room
-    }
-  },
-  'gives no credit': session => {
-    session.consumed = () => {}
-  },
-  'acknowledges what is only held': session => {
-    const inner = session as unknown as {
-      pullAck(path: unknown, out: unknown): number
-      receivedSequence: number
-      heldBytes: number
-    }
-    const pullAck = inner.pullAck.bind(session)
-    inner.pullAck = (path, out) => {
-      const received = inner.receivedSequence
-      if (inner.heldBytes > 0) inner.receivedSequence++
-      const bytes = pullAck(path, out)
-      inner.receivedSequence = received
-      return bytes
-    }
-  },
-  'one held flow holds all': session => {
-    const inner = session as unknown as { flows: Map<number, { rawIn: number; consumed: number }> }
-    const bulkWanted = session.receive.bind(session)
-    const waiting: (() => void)[] = []
-    session.receive = (connection, frame, nowMs) => {
-      const run = () => bulkWanted(connection, { ...frame }, nowMs)
-      const stuck = [...inner.flows.values()].some(flow => flow.rawIn - flow.consumed > FRAME_PAYLOAD_BYTES_MAX * 32)
-      if (frame.sequence > 0 && (stuck || waiting.length > 0)) waiting.push(run)
-      else run()
-      if (!stuck) for (const one of waiting.splice(0)) one()
-    }
-  },
-  'says BYE before all is delivered': session => {
-    const inner = session as unknown as { checkFlushed(): void; acked: number; lastSequence: number }
-    const checkFlushed = inner.checkFlushed.bind(session)
-    inner.checkFlushed = () => {
-      const { acked } = inner
-      inner.acked = inner.lastSequence
-      checkFlushed()
-      if (session.state !== 'closed') inner.acked = acked
-    }
-  },
-  'lets FIN overtake batches': session => {
-    const finFlow = session.finFlow.bind(session)
-    session.finFlow = number => {
-      const flow = (session as unknown as { flows: Map<number, { bulkEntries: number }> }).flows.get(number)
-      const entries = flow?.bulkEntries ?? 0
-      if (flow) flow.bulkEntries = 0
-      finFlow(number)
-      if (flow) flow.bulkEntries = entries
-    }
-  },
-  'leaves data out before a batch when a flow is reset': session => {
-    const resetFlow = session.resetFlow.bind(session)
-    session.resetFlow = (number, code, text) => {
-      const flow = (session as unknown as { flows: Map<number, { queuedBatches: number }> }).flows.get(number)
-      resetFlow(number, code, text)
-      if (flow) flow.queuedBatches = 0
-    }
-  },
-  'tells its QEMU of a flow that it refuses': session => {
-    const resetFlow = session.resetFlow.bind(session)
-    session.resetFlow = (number, code, text) => {
-      const info = session.infoOf(number)
-      if (code === CODE.SHUTDOWN && info) (session as unknown as { sink: SessionSink }).sink.onOpen(number, info)
-      resetFlow(number, code, text)
-    }
-  },
-  'forgets the heartbeat': session => {
-    const tick = session.tick.bind(session)
-    session.tick = nowMs => {
-      for (const path of (session as unknown as { paths: ({ heardMs: number } | null)[] }).paths) {
-        if (path) path.heardMs = nowMs
-      }
-      tick(nowMs)
-    }
-  },
 }

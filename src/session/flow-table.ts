@@ -1,0 +1,83 @@
+/** The flows of a session by number, and how many of them a client may open how fast. */
+
+import { FLOWS_MAX, FLOWS_UNENDED_MAX, OPENS_BURST, OPENS_PER_SECOND } from '../limits.ts'
+import type { FlowInfo } from '../wan/bodies.ts'
+import type { Flow } from './flow.ts'
+
+const NUMBER_MAX = 65535
+
+export class FlowTable {
+  private readonly flows = new Map<number, Flow>()
+  /** Numbers that the client has opened at least once: frames for them may come late. */
+  private readonly opened = new Uint8Array((NUMBER_MAX + 1) / 8)
+  private next = 1
+  /** OPENs that may still be taken at once; below 0: how many were refused. */
+  private opensLeft = OPENS_BURST
+  private opensAtMs = 0
+
+  get size(): number {
+    return this.flows.size
+  }
+
+  get(number: number): Flow | undefined {
+    return this.flows.get(number)
+  }
+
+  all(): Flow[] {
+    return [...this.flows.values()]
+  }
+
+  get isFull(): boolean {
+    return this.flows.size >= FLOWS_MAX
+  }
+
+  add(flow: Flow): void {
+    this.flows.set(flow.number, flow)
+    this.opened[flow.number >> 3]! |= 1 << (flow.number & 7)
+  }
+
+  delete(flow: Flow): void {
+    this.flows.delete(flow.number)
+  }
+
+  clear(): void {
+    this.flows.clear()
+  }
+
+  wasOpened(number: number): boolean {
+    return ((this.opened[number >> 3]! >> (number & 7)) & 1) === 1
+  }
+
+  /** Client: a number that is free. They go on before they come again. */
+  freeNumber(): number {
+    while (this.flows.has(this.next)) this.next = (this.next % NUMBER_MAX) + 1
+    const number = this.next
+    this.next = (this.next % NUMBER_MAX) + 1
+    return number
+  }
+
+  /**
+   * Server: one more OPEN came.
+   * @param endsUnacked flows that the client may still take for open
+   * @returns whether to take it or to refuse it, or why the session must end
+   */
+  admit(endsUnacked: number, nowMs: number): { readonly take: boolean } | { readonly fault: string } {
+    if (this.isFull) return { fault: `more than ${FLOWS_MAX} flows` }
+    if (this.flows.size + endsUnacked >= FLOWS_UNENDED_MAX) {
+      return { fault: `${endsUnacked} flows have ended, and the peer does not acknowledge it` }
+    }
+    const more = ((nowMs - this.opensAtMs) * OPENS_PER_SECOND) / 1000
+    this.opensLeft = Math.min(OPENS_BURST, this.opensLeft + more) - 1
+    this.opensAtMs = nowMs
+    return this.opensLeft < -OPENS_BURST ? { fault: 'OPEN over and over' } : { take: this.opensLeft >= 0 }
+  }
+
+  /** Whether another flow of the same migration is open that was neither reset nor refused. */
+  isRunning(flow: { readonly info: FlowInfo }): boolean {
+    for (const other of this.flows.values()) {
+      const same = other !== flow && other.info.migration === flow.info.migration
+      if (same && other.send !== 'reset' && other.receive !== 'reset') return true
+    }
+    return false
+  }
+}

@@ -1,0 +1,54 @@
+/** Puts frames out as views: heads in slabs that are never written twice, large payloads where they are. */
+
+import { writeHead } from '../wan/frames.ts'
+import { FRAME_HEAD_BYTES } from '../wan/wire.ts'
+import type { FrameRing } from './frame-ring.ts'
+
+/** Payloads up to this are copied behind their head: one view less for the socket costs more than the copy. */
+const COPY_BYTES_MAX = 256
+/** Heads are cut from slabs of this size; a slab is left to the collector once no socket holds a part of it. */
+const SLAB_BYTES = 65536
+
+export class FrameWriter {
+  private slab = new Uint8Array(0)
+  private used = 0
+
+  /** A frame that is kept in a ring. @returns its bytes */
+  put(out: Uint8Array[], ring: FrameRing, sequence: number): number {
+    const slot = sequence & ring.mask
+    const length = ring.length[slot]!
+    const payload = ring.payload[slot]!
+    const copied = length <= COPY_BYTES_MAX && payload instanceof Uint8Array
+    const bytes = copied ? FRAME_HEAD_BYTES + length : FRAME_HEAD_BYTES
+    const at = this.reserve(bytes)
+    const { slab } = this
+    writeHead(slab, at, ring.type[slot]!, ring.flags[slot]!, ring.flow[slot]!, sequence, length, payload)
+    if (copied) slab.set(payload, at + FRAME_HEAD_BYTES)
+    out.push(slab.subarray(at, at + bytes))
+    if (!copied) {
+      if (payload instanceof Uint8Array) out.push(payload)
+      else for (const part of payload) out.push(part)
+    }
+    return FRAME_HEAD_BYTES + length
+  }
+
+  /** A frame without a number and without a flow. @returns its bytes */
+  putSmall(out: Uint8Array[], type: number, payload: Uint8Array): number {
+    const bytes = FRAME_HEAD_BYTES + payload.length
+    const at = this.reserve(bytes)
+    writeHead(this.slab, at, type, 0, 0, 0, payload.length, payload)
+    this.slab.set(payload, at + FRAME_HEAD_BYTES)
+    out.push(this.slab.subarray(at, at + bytes))
+    return bytes
+  }
+
+  private reserve(bytes: number): number {
+    if (this.used + bytes > this.slab.length) {
+      this.slab = new Uint8Array(this.slab.length === 0 ? SLAB_BYTES / 16 : SLAB_BYTES)
+      this.used = 0
+    }
+    const at = this.used
+    this.used += bytes
+    return at
+  }
+}
