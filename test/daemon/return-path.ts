@@ -5,7 +5,10 @@
  *   node test/daemon/return-path.ts [pairs] [seed]
  */
 import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
 import net from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
@@ -75,11 +78,13 @@ export async function answerOnce(random: Random): Promise<number> {
     // Its FIN says that it has heard all.
     socket.on('end', () => heard === question.length && answered?.then(() => socket.end()))
   })
-  await once(target.listen(0, '127.0.0.1'), 'listening')
-  const { port } = target.address() as net.AddressInfo
+  // Not a port: whoever dials one that it believes to be free would be taken for the source.
+  const folder = mkdtempSync(join(tmpdir(), 'pageferry-return-'))
+  const path = join(folder, 'qemu.sock')
+  await once(target.listen(path), 'listening')
   const destination = new DestinationDaemon({
     listen: [{ host: '127.0.0.1', port: 0 }],
-    targets: new Map([['default', parseAddress(`tcp:127.0.0.1:${port}`)]]),
+    targets: new Map([['default', parseAddress(`unix:${path}`)]]),
     credentials: undefined,
     store: undefined,
     ringPagesMax: 16,
@@ -113,6 +118,7 @@ export async function answerOnce(random: Random): Promise<number> {
     await source.abort()
     await source.ended
     await destination.abort()
+    rmSync(folder, { recursive: true, force: true })
   }
   return talks.reduce((sum, { answer }) => sum + answer.length, 0)
 }
