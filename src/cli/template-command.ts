@@ -23,6 +23,8 @@ const MEMORY_DEFAULT = '512MiB'
 const MIN_VMS_DEFAULT = '2'
 /** Damaged pages that are listed one by one. */
 const DAMAGED_LISTED_MAX = 20
+/** A terminal that hangs up ends a build as Ctrl-C does: without a rest. */
+const INTERRUPTIONS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 /** The bar moves so often a second at most. */
 const BAR_FPS = 10
 
@@ -216,8 +218,7 @@ async function runBuild(args: BuildArguments): Promise<void> {
   const startMs = Date.now()
   const stop = new AbortController()
   const interrupt = (signal: NodeJS.Signals): void => stop.abort(signal)
-  process.once('SIGINT', interrupt)
-  process.once('SIGTERM', interrupt)
+  for (const signal of INTERRUPTIONS) process.once(signal, interrupt)
   const { buildSet } = await import('../store/build.ts')
   const display = await newDisplay(args.json)
   let report: BuildReport
@@ -233,12 +234,12 @@ async function runBuild(args: BuildArguments): Promise<void> {
     tell('interrupted; nothing was stored')
     // The signal's default ends the process as its sender expects; the status is for those who handle it otherwise.
     process.exitCode = 128 + constants.signals[stop.signal.reason as NodeJS.Signals]
-    process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
+    for (const signal of INTERRUPTIONS) process.off(signal, interrupt)
     process.kill(process.pid, stop.signal.reason as NodeJS.Signals)
     return
   } finally {
     display.end()
-    process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
+    for (const signal of INTERRUPTIONS) process.off(signal, interrupt)
   }
   const seconds = (Date.now() - startMs) / 1000
   if (args.json) printLines(JSON.stringify({ ...report, seconds, notes }, null, 2))

@@ -26,7 +26,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
-import { migration } from '../template/makers.ts'
+import { connection, migration, pcap } from '../template/makers.ts'
 import { type CommandOptions, type Outcome, PAGEFERRY, run } from './command.ts'
 import { serveQmp } from './fake-qmp.ts'
 
@@ -94,6 +94,12 @@ writeFileSync(at('noise'), randomBytes(100_000))
 writeFileSync(at('noise.stream'), migration(Array.from({ length: 60 }, () => randomBytes(4096))))
 cpSync(join(streams, '7.2-uuid-ignore-shared.0-main.zst'), at('b.zst'))
 cpSync(join(fixtures, 'qemu-7.2-precopy.pcap'), at('c.pcap'))
+cpSync(join(fixtures, 'qemu-10-multifd.pcapng'), at('multifd.pcapng'))
+writeFileSync(at('disk.qcow2'), Buffer.from('QFI\xfb\0\0\0\x03'.padEnd(600, '\0'), 'latin1'))
+writeFileSync(at('a.xz'), Buffer.from('\xfd7zXZ\0'.padEnd(600, '\0'), 'latin1'))
+const packets = connection(stream)
+writeFileSync(at('two.pcap'), pcap([...packets, ...connection(stream, { from: 50_001 })]))
+writeFileSync(at('lossy.pcap'), pcap(packets.filter((_, i) => i !== 50)))
 const build = ['template', 'build', at('a.stream'), at('b.zst'), '--store']
 for (const store of ['full', 'damaged', 'odd', 'locked', 'twin']) mkdirSync(at(store))
 execFileSync(PAGEFERRY, [...build, at('full')], { stdio: 'ignore' })
@@ -624,7 +630,42 @@ const inputs: Case[] = [
   [
     'of a FIFO that nobody writes',
     estimate(at('fifo')),
-    { status: 1, skip: 'is waited for, as cat does: it may be written to' },
+    { status: 1, err: /nobody has written to .*fifo for 10 s/, hint: /start what writes/ },
+  ],
+  ['of what encode made', estimate(at('a.pfy')), { status: 3, err: /pageferry encode/, hint: /decode it first/ }],
+  ['of a template set', estimate(at(`full/${SET}`)), { status: 3, err: /a template set/, hint: /--store/ }],
+  ['of a disk', estimate(at('disk.qcow2')), { status: 3, err: /qcow2 disk image/, hint: /migrate/ }],
+  ['of what xz packed', estimate(at('a.xz')), { status: 3, err: /compressed with xz/, hint: /xz -dk/ }],
+  [
+    'of a channel that a stream does not have',
+    estimate(at('a.stream'), '--channel', '2'),
+    { status: 2, hint: /leave/ },
+  ],
+  ['of no channel', estimate(at('c.pcap'), '--channel', 'x'), { status: 2, err: /--channel x/ }],
+  [
+    'of a capture with several channels',
+    estimate(at('multifd.pcapng')),
+    { status: 0, raw: /this is channel \d of \d.*left out: --channel \d \(multifd/ },
+  ],
+  [
+    'of two migrations in one capture',
+    estimate(at('two.pcap')),
+    { status: 2, err: /2 migrations/, hint: /--channel 2/ },
+  ],
+  [
+    'encode of a capture that lacks packets',
+    ['encode', at('lossy.pcap'), '-o', at('x.pfy')],
+    {
+      status: 3,
+      err: /bytes are missing/,
+      hint: /tcpdump .*-B/,
+      after: () => (existsSync(at('x.pfy')) ? 'x.pfy' : undefined),
+    },
+  ],
+  [
+    'estimate of a capture that lacks packets',
+    estimate(at('lossy.pcap')),
+    { status: 0, raw: /bytes are missing at byte/ },
   ],
   [
     'of a file that may not be read',
