@@ -9,6 +9,7 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { deflateSync, inflateSync } from 'node:zlib'
+import { InputFile } from '../../src/capture/input-file.ts'
 import { BatchEncoder } from '../../src/codec/encoder.ts'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
 import { PoolRegions } from '../../src/codec/places.ts'
@@ -20,7 +21,6 @@ import { parseSize } from '../../src/quantity.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
 import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
 import { parserFor } from '../../src/transfer/channel-parser.ts'
-import { readFile } from '../../src/transfer/offline.ts'
 import { openPool, PLACES, POOL_MEMORY_DEFAULT } from '../../src/transfer/pool.ts'
 import { temporaryFolder } from '../harness/qemu/cleanup.ts'
 import { COMPARE_FOLDER, labStream, labTemplates, TEMPLATE_GUESTS } from './lab-streams.ts'
@@ -202,10 +202,13 @@ async function mapOf(path: string, store: TemplateStore, method: MethodMap['meth
     loan.release()
     reader.batch(pool.workspaces[0]!)
   }
-  for await (const chunk of readFile(path)) {
-    buffer.writable(chunk.length, chunk.length)!.set(chunk)
-    flow.push(bytes, buffer.filled(chunk.length), chunk.length)
-    encode(false)
+  for await (const chunk of (await InputFile.open(path)).chunks()) {
+    for (let at = 0; at < chunk.length; at += READ_BYTES) {
+      const piece = chunk.subarray(at, at + READ_BYTES)
+      buffer.writable(piece.length, piece.length)!.set(piece)
+      flow.push(bytes, buffer.filled(piece.length), piece.length)
+      encode(false)
+    }
   }
   encode(true)
   verify(reader.sent, flow.stats)

@@ -6,14 +6,19 @@
  *   scaling-case.ts send HOST PORT STREAM...              each over a connection of its own, all at once
  *   scaling-case.ts receive HOST PORT COUNT               says that it listens, and a ReceiveCase at the end
  */
+
 import { once } from 'node:events'
+import { createReadStream } from 'node:fs'
 import { connect, createServer, type Socket } from 'node:net'
 import { pipeline } from 'node:stream/promises'
+import { InputFile } from '../../src/capture/input-file.ts'
 import { PAGE_SIZE } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
+import { decodeStream } from '../../src/file/encoded-file-reader.ts'
+import { OutputFile } from '../../src/file/output-file.ts'
 import { parseSize } from '../../src/quantity.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
-import { decodeStream, encodeStream, OutputFile, readFile } from '../../src/transfer/offline.ts'
+import { encodeStream } from '../../src/transfer/offline.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../../src/transfer/pool.ts'
 
 interface Cost {
@@ -84,13 +89,17 @@ async function encode(stream: string, folder: string, level: string, out: string
   const sets = store ? await store.digests() : []
   const output = new OutputFile(out)
   const clock = new Clock()
-  const { stats, fileBytes } = await encodeStream(clock.from(readFile(stream)), bytes => output.write(bytes), {
-    store,
-    sets,
-    ringPages: parseSize(POOL_MEMORY_DEFAULT, 'default') / PAGE_SIZE,
-    places: PLACES,
-    effort: EFFORTS[Number(level)]!,
-  })
+  const { stats, fileBytes } = await encodeStream(
+    clock.from((await InputFile.open(stream)).chunks()),
+    bytes => output.write(bytes),
+    {
+      store,
+      sets,
+      ringPages: parseSize(POOL_MEMORY_DEFAULT, 'default') / PAGE_SIZE,
+      places: PLACES,
+      effort: EFFORTS[Number(level)]!,
+    },
+  )
   const cost = clock.cost()
   await output.finish()
   return { ...cost, rawBytes: stats.rawBytes, wanBytes: fileBytes }
@@ -100,7 +109,7 @@ async function decode(file: string, folder: string): Promise<DecodeCase> {
   const clock = new Clock()
   let rawBytes = 0
   await decodeStream(
-    readFile(file),
+    (await InputFile.open(file)).chunks(),
     async bytes => {
       clock.open()
       rawBytes += bytes.length
@@ -115,7 +124,7 @@ async function send(host: string, port: string, streams: readonly string[]): Pro
     const socket = connect({ host, port: Number(port), allowHalfOpen: true })
     await once(socket, 'connect')
     const ended = once(socket.resume(), 'end') // the other side has closed too
-    await pipeline(readFile(stream), socket)
+    await pipeline(createReadStream(stream), socket)
     await ended
   }
   await Promise.all(streams.map(one))

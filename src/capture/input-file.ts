@@ -4,6 +4,7 @@ import { type FileHandle, open, stat } from 'node:fs/promises'
 import { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { ProxyError } from '../errors.ts'
+import { ioError } from '../io-error.ts'
 import { FIFO_POLL_MS, FIFO_WAIT_MS, READ_LENGTH } from './limits.ts'
 
 /** What `-` among inputs means. */
@@ -148,14 +149,5 @@ async function* pieces(path: string, fifo: boolean, signal: AbortSignal | undefi
 }
 
 function unreadable(path: string, cause: unknown): unknown {
-  const { code, syscall, message } = cause as NodeJS.ErrnoException
-  if (cause instanceof ProxyError || syscall === undefined) return cause
-  const WHY: Record<string, string> = {
-    ENOENT: 'it does not exist',
-    EACCES: 'permission denied',
-    EISDIR: 'it is a folder',
-    ENXIO: 'it is a socket, or a device that is not there',
-  }
-  const where = { stream: path, offset: 0 }
-  return new ProxyError('IO', `cannot read ${path}: ${WHY[code ?? ''] ?? message}`, where, 'check the path', { cause })
+  return (cause as NodeJS.ErrnoException).syscall === undefined ? cause : ioError(cause, 'cannot read', path)
 }

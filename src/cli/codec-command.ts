@@ -6,15 +6,17 @@ import { SingleBar } from 'cli-progress'
 import Table from 'cli-table3'
 import type { Argv, CommandModule } from 'yargs'
 import { Input } from '../capture/input.ts'
-import { type Chunks, InputFile, STANDARD_INPUT } from '../capture/input-file.ts'
+import { InputFile, STANDARD_INPUT } from '../capture/input-file.ts'
 import { readOneChannel } from '../capture/one-channel.ts'
 import { COLUMN, COLUMN_NAMES, PAGE_SIZE } from '../codec/wire.ts'
 import { EFFORT_MAX, EFFORTS, type Effort, parseEffort } from '../compression/effort.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
+import { decodeStream } from '../file/encoded-file-reader.ts'
+import { OutputFile } from '../file/output-file.ts'
 import { formatCount, formatSize, parseCap, parseCount, parseSize } from '../quantity.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
-import { decodeStream, type EncodeResult, encodeStream, OutputFile } from '../transfer/offline.ts'
+import { type EncodeResult, encodeStream } from '../transfer/offline.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
 import { print, printLines, tell } from './output.ts'
 import { existingStore, STORE_KEY_OPTION } from './store-key.ts'
@@ -335,7 +337,7 @@ async function runDecode(args: DecodeArguments): Promise<void> {
     const { bytes } = await attended(args.json || args.output === '-', async ({ signal, expect, read }) => {
       const input = await InputFile.open(args.input)
       expect(input.lengthBytes)
-      return decodeStream(keeping(input.chunks(read, signal)), piece => output.write(piece), {
+      return decodeStream(input.chunks(read, signal), piece => output.write(piece), {
         store,
         name: args.input,
         signal,
@@ -347,11 +349,6 @@ async function runDecode(args: DecodeArguments): Promise<void> {
   } finally {
     await output.discard()
   }
-}
-
-/** The same chunks in memory of their own: frames of a batch are kept until all of it is there. */
-async function* keeping(chunks: Chunks): AsyncGenerator<Uint8Array> {
-  for await (const chunk of chunks) yield Buffer.from(chunk)
 }
 
 /** What `estimate --json` prints for one input. */

@@ -6,8 +6,8 @@ import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from 'node:cr
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { readU32, readU64, writeU32, writeU64 } from '../bytes/big-endian.ts'
 import { ProxyError } from '../errors.ts'
+import { ioError } from '../io-error.ts'
 import { SEALED_MAGIC as MAGIC } from '../template/wire.ts'
-import { ioError } from './io-error.ts'
 
 export const SEALED_MAGIC = Buffer.from(MAGIC)
 const VERSION = 1

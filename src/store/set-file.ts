@@ -1,9 +1,9 @@
 /** A template set in a file: opened, loaded and verified. Nothing it hands out is unverified. */
 import { ProxyError } from '../errors.ts'
+import { ioError } from '../io-error.ts'
 import { HeadDecoder, isPage, type SetHead, type SetOutline } from '../template/format.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import type { StoreKey } from './cipher.ts'
-import { ioError } from './io-error.ts'
 import { SetBytes } from './set-bytes.ts'
 
 /** Bytes of one read: large enough that the call does not count, small enough to stay in the cache until checked. */

@@ -4,11 +4,11 @@ import { rmSync } from 'node:fs'
 import { type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isProxyError, ProxyError } from '../errors.ts'
+import { ioError } from '../io-error.ts'
 import { writeDigest } from '../template/digest.ts'
 import { digestOfSet, encodeHead, encodeMetadata, type SetMetadata, type SetRecords } from '../template/format.ts'
 import { DIGEST_LENGTH, digestOfFileName, PAGE_SIZE, setFileName, setLayout } from '../template/wire.ts'
 import { Sealer, type StoreKey, sealedLength } from './cipher.ts'
-import { ioError } from './io-error.ts'
 import { SetFile } from './set-file.ts'
 
 /** Pages of guests: for the owner alone. */
@@ -229,7 +229,7 @@ export class TemplateStore {
       await file?.close().catch(() => {})
       await rm(temporary, { force: true }).catch(() => {})
       if (signal?.aborted && error === signal.reason) throw error
-      throw ioError(error, `cannot store a set of ${fileBytes} bytes in`, this.folder)
+      throw ioError(error, `cannot store a set of ${fileBytes} bytes in`, this.folder, 0, ', or choose fewer pages')
     } finally {
       temporaries.delete(temporary)
     }

@@ -8,12 +8,13 @@ import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } 
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import Table from 'cli-table3'
+import { InputFile } from '../../src/capture/input-file.ts'
 import { PageInput } from '../../src/capture/pages.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { buildSet } from '../../src/store/build.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
-import { encodeStream, readFile } from '../../src/transfer/offline.ts'
+import { encodeStream } from '../../src/transfer/offline.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const streams = join(root, '.cache/lab/streams')
@@ -79,7 +80,7 @@ async function encode(
   const before = { user: 0, system: 0 }
   let started = false
   const timed = async function* () {
-    for await (const chunk of readFile(stream)) {
+    for await (const chunk of (await InputFile.open(stream)).chunks()) {
       if (!started) {
         started = true
         Object.assign(before, process.cpuUsage())

@@ -1,8 +1,8 @@
 /** What documents say in numbers: the example file of docs/example-file.md and the values in src/kernel/HASH.md. */
 import { readFileSync } from 'node:fs'
 import t from 'tap'
+import { decodeStream } from '../../src/file/encoded-file-reader.ts'
 import { layoutMemory, loadKernel } from '../../src/kernel/kernel.ts'
-import { decodeStream } from '../../src/transfer/offline.ts'
 import { SIMD } from './harness.ts'
 import { checksum, decodeFile } from './second-decoder.ts'
 

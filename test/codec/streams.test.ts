@@ -24,12 +24,15 @@ import { join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
+import { InputFile } from '../../src/capture/input-file.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { ERROR_EXIT, isProxyError } from '../../src/errors.ts'
+import { decodeStream } from '../../src/file/encoded-file-reader.ts'
+import { OutputFile } from '../../src/file/output-file.ts'
 import { FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
-import { decodeStream, encodeStream, OutputFile, readFile } from '../../src/transfer/offline.ts'
+import { encodeStream } from '../../src/transfer/offline.ts'
 import { encodeFrame } from '../../src/wan/frames.ts'
 import { until } from '../helpers/until.ts'
 import { doctored } from '../qemu-wire/doctored.ts'
@@ -408,7 +411,7 @@ async function fileToFile(work: 'encode' | 'decode', from: string, to: string, s
   const output = new OutputFile(resolve(scratch, to))
   try {
     const templates = store === undefined ? undefined : new TemplateStore(join(scratch, store))
-    const input = readFile(resolve(scratch, from))
+    const input = (await InputFile.open(resolve(scratch, from))).chunks()
     if (work === 'decode') await decodeStream(input, bytes => output.write(bytes), { store: templates, name: from })
     else {
       const sets = templates ? await templates.digests() : []
@@ -502,12 +505,22 @@ t.test('the command: what goes wrong', { skip: unsafe }, async t => {
   const files: readonly ['encode' | 'decode', string, string, RegExp][] = [
     ['decode', 'input', 'out', /^6 PROTOCOL_SYNTAX: not an encoded file \(input byte 0\); give a file that/],
     ['decode', 'damaged.pfy', 'out', /^5 BATCH_CHECKSUM: .* the file is damaged/],
-    ['decode', 'good.pfy', 'no-such-folder/out', /^1 IO: cannot write .*no-such-folder\/out: ENOENT.* check the path$/],
-    ['decode', 'good.pfy', '.', /^1 IO: cannot write .*: EISDIR/],
-    ['decode', '.', 'out', /^1 IO: cannot read .*: EISDIR/],
-    ['decode', 'good.pfy', full, /^1 IO: cannot write .*full: ENOSPC.* free some space; nothing is left behind$/],
-    ['encode', 'input', full, /^1 IO: cannot write .*full: ENOSPC/],
-    ['encode', 'no-such-file', 'out', /^1 IO: cannot read .*no-such-file: ENOENT/],
+    [
+      'decode',
+      'good.pfy',
+      'no-such-folder/out',
+      /^1 IO: cannot write .*no-such-folder\/out: it does not exist \(ENOENT\).* check the path$/,
+    ],
+    ['decode', 'good.pfy', '.', /^1 IO: cannot write .*: it is a folder \(EISDIR\)/],
+    ['decode', '.', 'out', /^1 IO: cannot read .*: it is a folder/],
+    [
+      'decode',
+      'good.pfy',
+      full,
+      /^1 IO: cannot write .*full: no space left on the device \(ENOSPC\).* nothing is left behind; make room$/,
+    ],
+    ['encode', 'input', full, /^1 IO: cannot write .*full: no space/],
+    ['encode', 'no-such-file', 'out', /^1 IO: cannot read .*no-such-file: it does not exist/],
   ]
   for (const [work, from, to, message] of files)
     t.match(await fileToFile(work, from, to), message, `${work} ${from} ${to}`)
@@ -524,7 +537,7 @@ t.test('the command: what goes wrong', { skip: unsafe }, async t => {
     [
       `decode good.pfy -o ${full}`,
       1,
-      /^error: cannot write .*full: ENOSPC.*\nhint: free some space; nothing is left behind\n$/,
+      /^error: cannot write .*full.*ENOSPC.*\nhint: nothing is left behind; make room\n$/,
     ],
     ['encode input -o out --effort 9', 2, /^error: --effort 9\nhint: give 0 to 5\n$/],
     ['encode input', 2, /^error: .*\nhint: .*--help/],
@@ -547,7 +560,7 @@ t.test('the command: what goes wrong', { skip: unsafe }, async t => {
   const ended = await pageferry(['decode', 'good.pfy', '-o', '-'], undefined, descriptor)
   closeSync(descriptor)
   t.equal(ended.status, 1)
-  t.match(ended.stderr, /^error: cannot write -: ENOSPC.*\nhint: .*\n$/)
+  t.match(ended.stderr, /^error: cannot write -: no space left on the device \(ENOSPC\).*\nhint: .*\n$/)
   const command = `${join(root, 'bin/pageferry')} decode good.pfy -o - 2>errors | head -c 5 >head; cat errors`
   const pipe = spawnSync('sh', ['-c', command], { cwd: scratch })
   t.equal(pipe.stdout.toString(), '', 'a reader that has enough is no error')

@@ -20,6 +20,7 @@ import { connect, createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
+import { InputFile } from '../../src/capture/input-file.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events } from '../../src/daemon/events.ts'
@@ -35,7 +36,7 @@ import { CHUNK_LENGTH, readStoreKey, SEALED_HEADER_LENGTH, StoreKey } from '../.
 import { pruneStore } from '../../src/store/prune.ts'
 import { SetFile } from '../../src/store/set-file.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
-import { encodeStream, readFile } from '../../src/transfer/offline.ts'
+import { encodeStream } from '../../src/transfer/offline.ts'
 import { until } from '../helpers/until.ts'
 import { migration, multifdChannel, PAGE, page, random, sha256 } from '../template/makers.ts'
 import { type Guest, runSession, Side } from './sides.ts'
@@ -823,7 +824,7 @@ t.test(
     const sets = await destination.store.digests()
     t.same(await source.store.digests(), sets)
     const job = { store: destination.store, sets, ringPages: 16384, places: 1 << 20, effort: EFFORTS[3]! }
-    const { fileBytes, stats } = await encodeStream(readFile(REAL[1]!), () => {}, job)
+    const { fileBytes, stats } = await encodeStream((await InputFile.open(REAL[1]!)).chunks(), () => {}, job)
     t.comment(`${fileBytes} of ${stats.rawBytes} bytes: ${((100 * fileBytes) / stats.rawBytes).toFixed(3)} %`)
     t.ok(fileBytes <= 0.003 * stats.rawBytes)
   },

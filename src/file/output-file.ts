@@ -1,0 +1,124 @@
+/** A file that a command writes: whole under its name, or not there at all. */
+import { randomBytes } from 'node:crypto'
+import { rmSync, write } from 'node:fs'
+import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
+import { ioError } from '../io-error.ts'
+
+/** A batch comes in a dozen pieces, most of them short, and each write is a trip to libuv's pool. */
+const GATHER_BYTES = 256 * 1024
+
+/** What is not finished, of all output files. */
+const temporaries = new Set<string>()
+
+/**
+ * A file that appears under its name only once it is whole. `-` is standard output. What exists and is no regular file
+ * (a device, a pipe) is written to as it is.
+ */
+export class OutputFile {
+  private readonly path: string
+  /** Where the bytes go until all are there; undefined: to where they belong at once. */
+  private temporary: string | undefined
+  private target: string
+  private file: FileHandle | undefined
+  /** Of a file that has no name yet: nobody waits for its pieces. */
+  private readonly gathered = new Uint8Array(GATHER_BYTES)
+  private gatheredBytes = 0
+
+  constructor(path: string) {
+    this.path = path
+    this.target = path
+  }
+
+  /** @throws IO: no permission, full disk; EPIPE as it is: the reader of standard output has enough */
+  async write(bytes: Uint8Array): Promise<void> {
+    try {
+      if (this.path === '-') {
+        await writeStandardOutput(bytes)
+        return
+      }
+      this.file ??= await this.open()
+      if (this.gatheredBytes + bytes.length > GATHER_BYTES) await this.writeGathered(this.file)
+      if (this.temporary === undefined || bytes.length > GATHER_BYTES) await writeAll(this.file, bytes)
+      else {
+        this.gathered.set(bytes, this.gatheredBytes)
+        this.gatheredBytes += bytes.length
+      }
+    } catch (cause) {
+      if (this.path === '-' && (cause as NodeJS.ErrnoException).code === 'EPIPE') throw cause
+      throw ioError(cause, 'cannot write', this.path)
+    }
+  }
+
+  /** Removes what is not finished of all of them, at once: the process is about to end. */
+  static discardAll(): void {
+    for (const path of temporaries) rmSync(path, { force: true })
+  }
+
+  /** Puts the file under its name. */
+  async finish(): Promise<void> {
+    if (this.path === '-') return
+    try {
+      const file = this.file ?? (await this.open())
+      await this.writeGathered(file)
+      this.file = undefined
+      await file.close()
+      if (this.temporary === undefined) return
+      await rename(this.temporary, this.target)
+      temporaries.delete(this.temporary)
+      this.temporary = undefined
+    } catch (cause) {
+      throw ioError(cause, 'cannot write', this.path)
+    }
+  }
+
+  private async writeGathered(file: FileHandle): Promise<void> {
+    const bytes = this.gathered.subarray(0, this.gatheredBytes)
+    this.gatheredBytes = 0
+    await writeAll(file, bytes)
+  }
+
+  /** Removes what is not finished. */
+  async discard(): Promise<void> {
+    await this.file?.close().catch(() => {})
+    this.file = undefined
+    if (this.temporary === undefined) return
+    await rm(this.temporary, { force: true })
+    temporaries.delete(this.temporary)
+    this.temporary = undefined
+  }
+
+  private async open(): Promise<FileHandle> {
+    const there = await stat(this.path).catch(() => undefined)
+    if (there !== undefined && !there.isFile()) return open(this.path, 'w')
+    if (there !== undefined) this.target = await realpath(this.path) // a link goes on leading to the file
+    const temporary = `${this.target}.part-${process.pid}-${randomBytes(4).toString('hex')}`
+    const file = await open(temporary, 'wx') // what somebody put there under this name is not written to
+    this.temporary = temporary
+    temporaries.add(temporary)
+    if (temporaries.size === 1) process.once('exit', OutputFile.discardAll)
+    return file
+  }
+}
+
+async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
+  for (let at = 0; at < bytes.length; ) at += (await file.write(bytes, at, bytes.length - at)).bytesWritten
+}
+
+/** All of it; not through process.stdout, whose errors come twice: to the writer and to whoever listens. */
+async function writeStandardOutput(bytes: Uint8Array): Promise<void> {
+  for (let at = 0; at < bytes.length; ) {
+    try {
+      at += await writeTo(1, bytes, at)
+    } catch (error) {
+      // a pipe that whoever made it does not want to wait for
+      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error
+      await new Promise(done => setTimeout(done, 1))
+    }
+  }
+}
+
+function writeTo(descriptor: number, bytes: Uint8Array, at: number): Promise<number> {
+  return new Promise((done, failed) => {
+    write(descriptor, bytes, at, bytes.length - at, null, (error, written) => (error ? failed(error) : done(written)))
+  })
+}

@@ -1,0 +1,45 @@
+/** Errors of the system, as people can read them. */
+import { isProxyError, ProxyError } from './errors.ts'
+
+/** What to do about the errors of the system that an operator meets most. */
+const ACTION: Record<string, string> = {
+  ENOENT: 'check the path',
+  ENOTDIR: 'check the path',
+  EISDIR: 'give a file, not a folder',
+  EACCES: 'check who may read and write it',
+  EPERM: 'check who may read and write it',
+  EROFS: 'the file system is read-only',
+  EMFILE: 'allow this process more open files',
+}
+/** Where there is no room for a file. */
+const NO_ROOM = ['ENOSPC', 'EDQUOT', 'EFBIG']
+
+/** What failed in words, where the system's own word is not one for people. */
+const WHAT: Record<string, string> = {
+  ENOENT: 'it does not exist',
+  EISDIR: 'it is a folder',
+  ENXIO: 'it is a socket, or a device that is not there',
+  ENOSPC: 'no space left on the device',
+  EDQUOT: 'the quota is used up',
+  EFBIG: 'the file system does not take files of this size',
+  EACCES: 'permission denied',
+  EIO: 'the device failed',
+  ENOTDIR: 'a part of the path is no folder',
+}
+
+/**
+ * An error of a system call on `path` as a ProxyError; ProxyErrors pass as they are. Whoever writes removes what it began.
+ *
+ * @param offset where in the file
+ * @param room how to need less of it
+ */
+export function ioError(cause: unknown, doing: string, path: string, offset = 0, room = ''): ProxyError {
+  if (isProxyError(cause)) return cause
+  const errno = (cause as NodeJS.ErrnoException | undefined)?.code ?? ''
+  const words = WHAT[errno]
+  const why = words === undefined ? (cause instanceof Error ? cause.message : String(cause)) : `${words} (${errno})`
+  const action = NO_ROOM.includes(errno)
+    ? `nothing is left behind; make room${room}`
+    : (ACTION[errno] ?? 'see the cause')
+  return new ProxyError('IO', `${doing} ${path}: ${why}`, { stream: path, offset }, action, { cause })
+}
