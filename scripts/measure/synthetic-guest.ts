@@ -1,8 +1,8 @@
 /** A guest larger than any that runs here: the memory of several captured guests, one behind the other in one RAMBlock. */
 import { closeSync, openSync, readFileSync, readSync, writeSync } from 'node:fs'
-import { StreamEmitter } from '../../src/qemu/emitter.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { PAGE_SIZE, RAM_FLAG } from '../../src/qemu/wire.ts'
+import { StreamEmitter } from '../harness/qemu/stream-emitter.ts'
 
 const BLOCK = 'pc.ram'
 /** Section id of ram in the stream that is made: any would do. */

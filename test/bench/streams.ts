@@ -1,6 +1,6 @@
 /** Streams of real bytes, of which a known share matches a known set of pages: what benchmarks run on. */
 import { readFileSync } from 'node:fs'
-import { StreamEmitter } from '../../src/qemu/emitter.ts'
+import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
 
 /** Deterministic numbers below 2^32. */
 function random(seed: number): () => number {

@@ -1,6 +1,13 @@
 /** Both ends of a session in one process, pools of any size, and guests that are made up: what the tests of the codec share. */
 
 import { crc32 } from 'node:zlib'
+import {
+  type BlockEntry,
+  type MultifdPacket,
+  multifdHello,
+  multifdPacket,
+  StreamEmitter,
+} from '../../scripts/harness/qemu/stream-emitter.ts'
 import { assembleBatch, type PackedColumn, parseBatch } from '../../src/codec/batch.ts'
 import { BatchEncoder } from '../../src/codec/encoder.ts'
 import { BatchExpander, FlowExpander } from '../../src/codec/expander.ts'
@@ -16,13 +23,6 @@ import { kernelModule, layoutMemory, loadKernel, NONE } from '../../src/kernel/k
 import { STATE } from '../../src/kernel/layout.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
-import {
-  type BlockEntry,
-  type MultifdPacket,
-  multifdHello,
-  multifdPacket,
-  StreamEmitter,
-} from '../../src/qemu/emitter.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
 import { type MigrationMemory, parserFor } from '../../src/transfer/channel-parser.ts'

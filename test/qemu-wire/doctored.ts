@@ -1,5 +1,5 @@
 /** Real streams with sections that no QEMU here sends, between those of ram, as Proxmox VE and QEMUs to come do. */
-import { StreamEmitter } from '../../src/qemu/emitter.ts'
+import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
 import { simpleMain } from './simple-decoder.ts'
 
 /** Ids that no recorded stream uses. */

@@ -1,5 +1,5 @@
 /** Runs a parser over bytes cut anywhere, writes its events as lines, and checks what holds for every stream. */
-import { StreamEmitter } from '../../src/qemu/emitter.ts'
+import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
 import type { MultifdSink } from '../../src/qemu/multifd-channel.ts'
 import type { RecordSink, StreamPhase } from '../../src/qemu/record-sink.ts'
 import type { ReturnPathSink } from '../../src/qemu/return-path.ts'

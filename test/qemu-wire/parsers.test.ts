@@ -1,11 +1,6 @@
 import fc from 'fast-check'
 import t from 'tap'
-import { readU16, readU32, readU64 } from '../../src/bytes/big-endian.ts'
-import { ByteWriter } from '../../src/bytes/byte-writer.ts'
-import { latin1, latin1Bytes } from '../../src/bytes/copy.ts'
-import { RAM_BLOCKS_MAX, SECTION_SEARCH_BYTES_MAX } from '../../src/limits.ts'
-import { BlockTable } from '../../src/qemu/block-table.ts'
-import { channelKind, channelStart } from '../../src/qemu/channel-kind.ts'
+import { ByteWriter } from '../../scripts/harness/byte-writer.ts'
 import {
   multifdHello,
   multifdPacket,
@@ -14,7 +9,12 @@ import {
   returnPathMessage,
   StreamEmitter,
   syntheticStream,
-} from '../../src/qemu/emitter.ts'
+} from '../../scripts/harness/qemu/stream-emitter.ts'
+import { readU16, readU32, readU64 } from '../../src/bytes/big-endian.ts'
+import { latin1, latin1Bytes } from '../../src/bytes/copy.ts'
+import { RAM_BLOCKS_MAX, SECTION_SEARCH_BYTES_MAX } from '../../src/limits.ts'
+import { BlockTable } from '../../src/qemu/block-table.ts'
+import { channelKind, channelStart } from '../../src/qemu/channel-kind.ts'
 import { MainStreamParser, type ParserMemory } from '../../src/qemu/main-stream.ts'
 import { MultifdParser } from '../../src/qemu/multifd-channel.ts'
 import { PreemptParser } from '../../src/qemu/preempt-channel.ts'

@@ -1,5 +1,5 @@
-import { writeU16, writeU32, writeU64 } from './big-endian.ts'
-import { latin1Bytes } from './copy.ts'
+import { writeU16, writeU32, writeU64 } from '../../src/bytes/big-endian.ts'
+import { latin1Bytes } from '../../src/bytes/copy.ts'
 
 /** A byte array that grows, for what is built field by field. Not for the hot path. */
 export class ByteWriter {

@@ -2,8 +2,8 @@
  * Writes QEMU's wire, for tests and tools: the other way of the parsers. It writes what it is told, also what no QEMU
  * would; only {@link syntheticStream} knows the order of a whole migration.
  */
-import { ByteWriter } from '../bytes/byte-writer.ts'
-import { latin1Bytes } from '../bytes/copy.ts'
+
+import { latin1Bytes } from '../../../src/bytes/copy.ts'
 import {
   COMMAND,
   ELEMENT,
@@ -17,7 +17,8 @@ import {
   RETURN_PATH,
   UUID_LENGTH,
   XBZRLE_ENCODING,
-} from './wire.ts'
+} from '../../../src/qemu/wire.ts'
+import { ByteWriter } from '../byte-writer.ts'
 
 /** An entry of the block list; the u64 fields behind the length are there where they are given. */
 export interface BlockEntry {
