@@ -8,6 +8,8 @@ export const HEAD_LENGTH = 4096
 export const FIFO_WAIT_MS = 10_000
 /** ... and looked at so often meanwhile. */
 export const FIFO_POLL_MS = 50
+/** Bytes of the read that finds the first ones: what a pipe holds. */
+export const FIFO_FIRST_LENGTH = 64 << 10
 /** Longest packet: capture tools cut at 262,144, and the largest segment offload hands up is 512 KiB (BIG TCP). */
 export const PACKET_LENGTH_MAX = 1 << 20
 /** Longest pcapng block: a packet with its options, or names and keys, which nobody has megabytes of. */
