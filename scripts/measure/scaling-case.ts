@@ -15,10 +15,10 @@ import { InputFile } from '../../src/capture/input-file.ts'
 import { PAGE_SIZE } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { decodeStream } from '../../src/file/encoded-file-reader.ts'
+import { encodeStream } from '../../src/file/encoded-file-writer.ts'
 import { OutputFile } from '../../src/file/output-file.ts'
 import { parseSize } from '../../src/quantity.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
-import { encodeStream } from '../../src/transfer/offline.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../../src/transfer/pool.ts'
 
 interface Cost {

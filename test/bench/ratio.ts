@@ -11,10 +11,10 @@ import Table from 'cli-table3'
 import { InputFile } from '../../src/capture/input-file.ts'
 import { PageInput } from '../../src/capture/pages.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
+import { encodeStream } from '../../src/file/encoded-file-writer.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { buildSet } from '../../src/store/build.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
-import { encodeStream } from '../../src/transfer/offline.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const streams = join(root, '.cache/lab/streams')

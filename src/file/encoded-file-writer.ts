@@ -1,6 +1,6 @@
 /**
- * The codec without sockets: a channel's bytes to a file that holds what the WAN would carry (docs/protocol.md §8), and
- * back. `estimate` is the same without the file.
+ * Writes a file that holds what the WAN would carry of a channel's bytes (docs/protocol.md, section 8). `estimate` is the
+ * same without the file.
  */
 
 import { randomBytes } from 'node:crypto'
@@ -12,17 +12,14 @@ import type { ProxyError } from '../errors.ts'
 import { CREDIT_INITIAL_BYTES, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
 import { CHANNEL_KIND_BYTES_MAX, channelKind } from '../qemu/channel-kind.ts'
 import type { TemplateStore } from '../store/template-store.ts'
+import { ChannelBuffer } from '../transfer/channel-buffer.ts'
+import { parserFor } from '../transfer/channel-parser.ts'
+import { Outbound } from '../transfer/outbound.ts'
+import { openPool } from '../transfer/pool.ts'
 import { encodeFrame, writeHead } from '../wan/frames.ts'
 import { encodeClientHello } from '../wan/hello.ts'
 import { FLAG_MORE, FRAME, FRAME_HEAD_BYTES } from '../wan/wire.ts'
-import { ChannelBuffer } from './channel-buffer.ts'
-import { parserFor } from './channel-parser.ts'
-import { Outbound } from './outbound.ts'
-import { openPool } from './pool.ts'
-
-/** The one flow and migration of a file. */
-const FLOW = 1
-const MIGRATION = 1
+import { FILE_FLOW, FILE_MIGRATION } from './encoded-file.ts'
 
 /** Bytes read at once: a batch. The headroom takes the incomplete record before it. */
 const READ_BYTES = 512 * 1024
@@ -69,47 +66,19 @@ export async function encodeStream(
   })
   await pool.warm()
   const seed = randomBytes(8)
-  let sequence = 0
-  let fileBytes = 0
-  const out: Uint8Array[] = []
-  const frame = (type: number, flow: number, payload: Uint8Array): void => {
-    out.push(encodeFrame(type, 0, flow, type < FRAME.ACK ? ++sequence : 0, payload))
-  }
-  const flush = async (): Promise<void> => {
-    for (const piece of out.splice(0)) {
-      fileBytes += piece.length
-      await write(piece)
-    }
-  }
-  out.push(
-    encodeClientHello({
-      agent: 'pageferry encode',
-      session: randomBytes(16).toString('hex'),
-      connection: 0,
-      connections: 1,
-      token: null,
-      received: 0,
-      credit: CREDIT_INITIAL_BYTES,
-      sets: options.sets,
-      ring: options.ringPages,
-      places: options.places,
-      seed: seed.toString('hex'),
-    }),
-  )
-  frame(FRAME.OPEN, FLOW, Buffer.from(JSON.stringify({ target: 'file', migration: MIGRATION, kind: 'file' })))
+  const file = new FileFrames(write)
+  file.begin(options, seed)
 
   let failure: ProxyError | undefined
   const outbound = new Outbound(
     pool,
     [seed.readUInt32BE(4), seed.readUInt32BE(0)],
-    (_channel, parts) => {
-      sequence = frameBatch(parts, FLOW, sequence, out)
-    },
+    (_channel, parts) => file.batch(parts),
     error => {
       failure = error
     },
   )
-  const encoder = new FlowEncoder(MIGRATION, PoolRegions.of(pool.kernel.layout))
+  const encoder = new FlowEncoder(FILE_MIGRATION, PoolRegions.of(pool.kernel.layout))
   let degraded: EncodeResult['degraded']
   encoder.onDegraded = (position, reason) => {
     degraded = { position, reason }
@@ -125,7 +94,7 @@ export async function encodeStream(
     if (failure) throw failure
     outbound.encode({ encoder, buffer }, options.effort, release)
     if (failure) throw failure
-    await flush()
+    await file.flush()
     wanted = READ_BYTES
   }
   try {
@@ -151,13 +120,12 @@ export async function encodeStream(
     await encode(true)
     await outbound.idle()
     if (failure) throw failure
-    frame(FRAME.FIN, FLOW, new Uint8Array(0))
-    frame(FRAME.BYE, 0, new Uint8Array(2))
-    await flush()
+    file.end()
+    await file.flush()
   } finally {
     await outbound.close()
   }
-  return { stats: encoder.stats, fileBytes, degraded }
+  return { stats: encoder.stats, fileBytes: file.bytes, degraded }
 }
 
 /** The same bytes; the first piece has enough of them to tell what kind of channel it is, unless there are no more. */
@@ -176,30 +144,75 @@ async function* withWholeHead(input: AsyncIterable<Uint8Array>): AsyncGenerator<
   if (head && head.length > 0) yield head
 }
 
-/** Cuts a batch into BATCH frames. @returns the last sequence number used */
-function frameBatch(parts: readonly Uint8Array[], flow: number, sequence: number, out: Uint8Array[]): number {
-  let left = 0
-  for (const part of parts) left += part.length
-  let number = sequence
-  let part = 0
-  let at = 0
-  while (left > 0) {
-    const length = Math.min(left, FRAME_PAYLOAD_BYTES_MAX)
-    left -= length
-    const head = new Uint8Array(FRAME_HEAD_BYTES)
-    writeHead(head, 0, FRAME.BATCH, left > 0 ? FLAG_MORE : 0, flow, ++number, length, null)
-    out.push(head)
-    for (let need = length; need > 0; ) {
-      const piece = parts[part]!
-      const take = Math.min(need, piece.length - at)
-      if (take > 0) out.push(piece.subarray(at, at + take))
-      need -= take
-      at += take
-      if (at === piece.length) {
-        part++
-        at = 0
+/** The file as it grows: a hello, then frames in their order. */
+class FileFrames {
+  /** Bytes written so far. */
+  bytes = 0
+  private readonly write: (bytes: Uint8Array) => Promise<void> | void
+  /** What waits to be written. Parts of batches are not written again. */
+  private readonly out: Uint8Array[] = []
+  /** Of the last frame that has one. */
+  private sequence = 0
+
+  constructor(write: (bytes: Uint8Array) => Promise<void> | void) {
+    this.write = write
+  }
+
+  begin({ sets, ringPages, places }: EncodeOptions, seed: Buffer): void {
+    this.out.push(
+      encodeClientHello({
+        agent: 'pageferry encode',
+        session: randomBytes(16).toString('hex'),
+        connection: 0,
+        connections: 1,
+        token: null,
+        received: 0,
+        credit: CREDIT_INITIAL_BYTES,
+        sets,
+        ring: ringPages,
+        places,
+        seed: seed.toString('hex'),
+      }),
+    )
+    const open = JSON.stringify({ target: 'file', migration: FILE_MIGRATION, kind: 'file' })
+    this.out.push(encodeFrame(FRAME.OPEN, 0, FILE_FLOW, ++this.sequence, Buffer.from(open)))
+  }
+
+  /** A batch, in BATCH frames; its parts go out as they are. */
+  batch(parts: readonly Uint8Array[]): void {
+    let left = 0
+    for (const part of parts) left += part.length
+    let part = 0
+    let at = 0
+    while (left > 0) {
+      const length = Math.min(left, FRAME_PAYLOAD_BYTES_MAX)
+      left -= length
+      const head = new Uint8Array(FRAME_HEAD_BYTES)
+      writeHead(head, 0, FRAME.BATCH, left > 0 ? FLAG_MORE : 0, FILE_FLOW, ++this.sequence, length, null)
+      this.out.push(head)
+      for (let need = length; need > 0; ) {
+        const piece = parts[part]!
+        const take = Math.min(need, piece.length - at)
+        if (take > 0) this.out.push(piece.subarray(at, at + take))
+        need -= take
+        at += take
+        if (at === piece.length) {
+          part++
+          at = 0
+        }
       }
     }
   }
-  return number
+
+  end(): void {
+    this.out.push(encodeFrame(FRAME.FIN, 0, FILE_FLOW, ++this.sequence, new Uint8Array(0)))
+    this.out.push(encodeFrame(FRAME.BYE, 0, 0, 0, new Uint8Array(2)))
+  }
+
+  async flush(): Promise<void> {
+    for (const piece of this.out.splice(0)) {
+      this.bytes += piece.length
+      await this.write(piece)
+    }
+  }
 }
