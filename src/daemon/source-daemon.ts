@@ -10,6 +10,8 @@ import { CHANNEL_UNITS, CONNECTIONS_HELD_MAX, HELLO_SETS_MAX } from '../limits.t
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
+import { Gate, isOpen } from '../migration/gates.ts'
+import { PausedMigrations } from '../migration/paused.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
@@ -23,7 +25,7 @@ import { instanceOf, PROCESS, thisHost } from './instance.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
 import { SessionSets } from './session-sets.ts'
 import { SourceConnection } from './source-connection.ts'
-import { Gate, isOpen, type Moved, PausedMigrations, SourceSession } from './source-session.ts'
+import { type Moved, type SourceGate, SourceSession } from './source-session.ts'
 
 /** One is filled while two are packed and one waits for its turn. */
 const WORKSPACES = 4
@@ -95,7 +97,7 @@ export class SourceDaemon {
   private readonly sets: SessionSets
   private readonly listeners: Listener[] = []
   /** One for each socket that is listened on: what comes in at one is one guest. */
-  private readonly gates = new Map<Accepted, Gate>()
+  private readonly gates = new Map<Accepted, SourceGate>()
   private readonly paused = new PausedMigrations()
   private readonly waiting: Waiting[] = []
   private client: LinkClient | undefined
@@ -247,7 +249,7 @@ export class SourceDaemon {
   private accept(accepted: QemuSocket, target: string, at: Accepted): void {
     let gate = this.gates.get(at)
     if (!gate) {
-      gate = new Gate(target, this.paused)
+      gate = new Gate(target)
       this.gates.set(at, gate)
     }
     if (this.stopping && !isOpen(gate.migration)) {
@@ -273,7 +275,7 @@ export class SourceDaemon {
   }
 
   /** Whether there is a session for connections that come in at a gate. */
-  private takes(gate: Gate): boolean {
+  private takes(gate: SourceGate): boolean {
     // while the WAN is broken nobody knows whether the other side still has this session
     if (!this.session || this.client!.link.over || this.client!.link.connections === 0) return false
     return isOpen(gate.migration) || (!this.drained && !this.stopping)
@@ -402,6 +404,7 @@ export class SourceDaemon {
         effort: new EffortController(options.effort),
         queueTargetMs: options.queueTargetMs,
         patience,
+        paused: this.paused,
         log: this.qemuLog,
         now: () => performance.now(),
         nextMigration: () => ++this.migrations,

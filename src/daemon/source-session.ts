@@ -12,10 +12,11 @@ import type { SessionLearning } from '../learning/learning.ts'
 import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { ChannelHead } from '../migration/channel-ends.ts'
-import { admission } from '../migration/channel-places.ts'
+import { type Gate, type GateChannel, type GateMigration, type GateOrders, Gates, isOpen } from '../migration/gates.ts'
 import { MigrationRecord } from '../migration/migration-record.ts'
 import type { Cause } from '../migration/outcome.ts'
 import { Patience, type PatienceTimes } from '../migration/patience.ts'
+import type { PausedMigrations } from '../migration/paused.ts'
 import { BlockTable } from '../qemu/block-table.ts'
 import { CHANNEL_START_BYTES_MAX, type ChannelKind } from '../qemu/channel-kind.ts'
 import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
@@ -40,74 +41,16 @@ const SLOT_UNITS = BATCH_BYTES_MAX / SLOT_UNIT_BYTES + 1
 const URGENT_QUEUE_MS = 5
 /** A slot with less room than this is full. */
 const ROOM_MIN = 16 * 1024
-/** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (wire format 1.3). */
-const PREEMPT_SILENT_MS = 200
-/**
- * And one that comes later: QEMU from 8.0 on opens it when postcopy starts. Page requests do not wait for this: the first
- * bytes on a connection tell what it is. A probe that comes at that moment has gone by then.
- */
-const PREEMPT_LATE_MS = 50
-/** A channel that comes when its gate's main has ended belongs to the next migration, if that one's main comes in this time. */
-const LATE_CHANNEL_MS = 200
-/**
- * A connection that says nothing for so long, while no migration runs, is not QEMU's: all its channels speak first. Above
- * all NBD, whose server speaks first: libvirt's storage migration takes a port of the same range, and QEMU's guest stands
- * still while it waits for the greeting.
- */
-const NOTHING_SAID_MS = 5000
-/** A recovery has a main and a preempt channel. */
-const RECOVERY_CHANNELS = 2
-/** A channel's main comes within milliseconds, on a host that swaps within seconds. One that never comes holds no place. */
-const MAIN_AWAITED_MS = 60_000
 /** While the WAN is broken a migration may come to its switch to postcopy, whose patience is another. */
 const PATIENCE_LOOK_MS = 1000
 
-/**
- * What recovery connections need of the migrations that a break may have paused, by the gate where they began. One for
- * all gates and sessions of a process: a recovery may come in at another gate. It says nothing about itself but the
- * names of its RAMBlocks, so with several paused migrations a guess may be wrong; that costs savings, never a byte.
- */
-export class PausedMigrations {
-  private readonly memories = new Map<Gate, ParserMemory>()
-
-  keep(gate: Gate, memory: ParserMemory): void {
-    this.memories.delete(gate) // the latest comes last
-    this.memories.set(gate, memory)
-  }
-
-  /** For a recovery that came in at `gate`: what began there, else what was paused last. */
-  take(gate: Gate): ParserMemory | undefined {
-    const from = this.memories.has(gate) ? gate : [...this.memories.keys()].at(-1)
-    if (!from) return undefined
-    const memory = this.memories.get(from)
-    this.memories.delete(from)
-    return memory
-  }
-}
-
-/** Where connections come in: one listening port. Its channels belong to one migration at a time. */
-export class Gate {
-  /** Name of the target at the other side: 'default', 'NAME', with ':PORT' for one port of a range. */
-  readonly target: string
-  migration: Migration | undefined
-  /** The main of the migration that begins here once there is room for its channels. */
-  next: SourceFlow | undefined
-  /** Channels whose kind is known, waiting for their main. */
-  readonly waiting: SourceFlow[] = []
-  /** Channels that have not sent a byte. */
-  readonly silent = new Set<SourceFlow>()
-  readonly paused: PausedMigrations
-
-  constructor(target: string, paused: PausedMigrations) {
-    this.target = target
-    this.paused = paused
-  }
-}
+/** A listening port, as this half sees it. */
+export type SourceGate = Gate<SourceFlow, Migration>
 
 /** All channels of one `migrate`. */
-export class Migration {
+export class Migration implements GateMigration {
   readonly number: number
-  readonly gate: Gate
+  readonly gate: SourceGate
   readonly startMs: number
   readonly record: MigrationRecord
   readonly blocks = new BlockTable()
@@ -137,17 +80,11 @@ export class Migration {
   moved = false
 
   /** @param session its id, 32 hex digits */
-  constructor(session: string, number: number, gate: Gate, startMs: number) {
+  constructor(session: string, number: number, gate: SourceGate, startMs: number) {
     this.record = new MigrationRecord(session, number)
     this.number = number
     this.gate = gate
     this.startMs = startMs
-  }
-
-  /** Whether a silent connection may be its preempt channel: from where main comes from, and the only one. */
-  mayBePreempt(flow: SourceFlow): boolean {
-    if (flow.socket.peerHost !== this.lead?.socket.peerHost) return false
-    return ![...this.flows].some(other => other.kind === 'preempt' && !other.over)
   }
 
   /** Counts of all its channels so far. */
@@ -171,6 +108,8 @@ export interface SourceSessionOptions {
   readonly patience: PatienceTimes
   readonly log: SiteLog
   readonly now: () => number
+  /** Of all sessions of a process. */
+  readonly paused: PausedMigrations
   /** Number of the next migration; shared by the sessions of a process so that logs stay unambiguous. */
   readonly nextMigration: () => number
   readonly onSummary: (summary: MigrationSummary) => void
@@ -188,17 +127,18 @@ export interface SourceSessionOptions {
 /** A connection that a session gives back. */
 export interface Moved {
   readonly socket: SourceConnection
-  readonly gate: Gate
+  readonly gate: SourceGate
 }
 
-export class SourceSession implements LinkSink {
+export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration> {
   readonly options: SourceSessionOptions
   readonly outbound: Outbound<SourceFlow>
   private readonly flows = new Map<number, SourceFlow>()
   /** All connections, those without a flow too. */
   private readonly connections = new Set<SourceFlow>()
-  /** Those that run. */
-  private readonly migrations = new Set<Migration>()
+  private readonly gates: Gates<SourceFlow, Migration>
+  private gatesTimer: NodeJS.Timeout | undefined
+  private gatesTimerMs = Number.POSITIVE_INFINITY
   private readonly slots: SlotArena
   readonly pump: Pump
   private pumping: NodeJS.Immediate | undefined
@@ -210,6 +150,7 @@ export class SourceSession implements LinkSink {
     this.options = options
     this.patience = new Patience(options.patience)
     const { slots } = options.pool
+    this.gates = new Gates<SourceFlow, Migration>(this, { all: FLOWS_MAX, aMigration: CHANNELS_A_MIGRATION })
     this.slots = new SlotArena(slots[0]!, slots.length, SLOT_UNITS, FLOWS_MAX)
     this.outbound = new Outbound(
       options.pool,
@@ -244,7 +185,7 @@ export class SourceSession implements LinkSink {
 
   /** A migration's last flow has ended, by END: then the other side knows it at the same point. */
   migrationEnded(migration: Migration): void {
-    this.migrations.delete(migration)
+    this.gates.ended(migration)
     if (!this.ended && !migration.moved) this.options.learning?.migrationEnded(migration.number)
   }
 
@@ -263,7 +204,7 @@ export class SourceSession implements LinkSink {
   }
 
   /** Takes a connection of QEMU. */
-  accept(socket: SourceConnection, gate: Gate): void {
+  accept(socket: SourceConnection, gate: SourceGate): void {
     void this.options.pool.warm()
     if (this.ended) {
       this.options.log.warn('connection refused', { target: gate.target, reason: 'no session' })
@@ -272,36 +213,30 @@ export class SourceSession implements LinkSink {
     }
     const flow = new SourceFlow(this, socket, gate)
     this.connections.add(flow)
-    gate.silent.add(flow)
+    this.gates.arrived(flow, this.options.now())
     socket.start(flow)
-    if (isOpen(gate.migration) && gate.migration.postcopyAdvised) this.dialSilent(gate, PREEMPT_LATE_MS)
-    setTimeout(() => this.refuseSilent(flow), NOTHING_SAID_MS).unref()
+    this.armGates()
   }
 
-  private refuseSilent(flow: SourceFlow): void {
-    const { gate } = flow
-    if (this.ended || !gate.silent.has(flow)) return
-    const seconds = NOTHING_SAID_MS / 1000
-    if (flow.isSilent && isOpen(gate.migration)) setTimeout(() => this.refuseSilent(flow), NOTHING_SAID_MS).unref()
-    else if (!flow.isSilent) this.refuse(flow, `it began as QEMU's channels do, and nothing followed for ${seconds} s`)
-    else {
-      this.refuse(
-        flow,
-        `nothing came for ${seconds} s: not a migration, whose source speaks first`,
-        'disks (NBD) must go past the pair: virsh migrate --disks-uri',
-      )
-    }
-  }
-
-  private refuseWaiting(flow: SourceFlow): void {
-    if (this.ended || !flow.gate.waiting.includes(flow)) return
-    this.refuse(flow, `a ${flow.kind} channel whose main did not come for ${MAIN_AWAITED_MS / 1000} s`)
+  /** One timer for all gates. */
+  private armGates(): void {
+    const { nextTickMs } = this.gates
+    if (nextTickMs >= this.gatesTimerMs) return
+    clearTimeout(this.gatesTimer)
+    this.gatesTimerMs = nextTickMs
+    this.gatesTimer = setTimeout(
+      () => {
+        this.gatesTimerMs = Number.POSITIVE_INFINITY
+        this.gates.tick(this.options.now())
+        this.armGates()
+      },
+      Math.max(0, nextTickMs - this.options.now()),
+    ).unref()
   }
 
   /** Ends a connection that no destination QEMU is to hear of. */
-  private refuse(flow: SourceFlow, reason: string, hint?: string): void {
+  refuse(flow: SourceFlow, reason: string, hint?: string): void {
     const { gate, socket } = flow
-    gate.silent.delete(flow)
     this.options.log.warn('connection refused', {
       target: gate.target,
       peer: socket.peer,
@@ -312,6 +247,11 @@ export class SourceSession implements LinkSink {
     socket.reset()
   }
 
+  /** It waits at its gate for nothing any more. */
+  leaveGate(flow: SourceFlow): void {
+    this.gates.left(flow)
+  }
+
   /** A connection and its slot are done with. */
   release(flow: SourceFlow, slot: Slot | undefined): void {
     this.connections.delete(flow)
@@ -319,91 +259,36 @@ export class SourceSession implements LinkSink {
   }
 
   /** A channel's kind is known. */
-  classified(flow: SourceFlow, kind: ChannelKind): void {
-    const { gate } = flow
-    gate.silent.delete(flow)
-    const running = (gate.migration?.flows.size ?? 0) > 0
-    const reason = strange(kind, gate)
-    if (reason !== '') {
-      this.refuse(flow, reason)
-      return
-    }
-    // TLS has no order that we could know: as it came
-    const leads = kind === 'main' || kind === 'recovery' || (kind === 'tls' && !isOpen(gate.migration) && !gate.next)
-    if (leads) this.lead(flow)
-    else if (isOpen(gate.migration) && !gate.next) this.open(flow, kind)
-    else {
-      gate.waiting.push(flow)
-      setTimeout(() => this.refuseWaiting(flow), MAIN_AWAITED_MS).unref()
-      if (running) setTimeout(() => this.openLate(flow), LATE_CHANNEL_MS).unref()
-    }
+  classified(flow: SourceFlow): void {
+    this.gates.known(flow, this.options.now())
+    this.armGates()
   }
 
-  /** A migration begins with this channel, where there is room for all that it may have. */
-  private lead(flow: SourceFlow): void {
+  begin(flow: SourceFlow): Migration {
     const { gate, kind } = flow
-    const nowMs = this.options.now()
-    const running = [...this.migrations].map(({ flows, lastMs }) => ({ channels: flows.size, lastMs }))
-    const wanted = kind === 'recovery' ? RECOVERY_CHANNELS : CHANNELS_A_MIGRATION
-    const admitted = admission(FLOWS_MAX, running, wanted, CHANNELS_A_MIGRATION, nowMs)
-    if (admitted.answer === 'never') {
-      this.refuse(flow, `${this.flows.size} channels are open: there may be no room for all of another migration`)
-      return
-    }
-    if (admitted.answer === 'wait') {
-      gate.next = flow
-      setTimeout(() => this.leadLate(flow), admitted.untilMs - nowMs + 1).unref()
-      return
-    }
-    this.begin(flow)
-  }
-
-  private leadLate(flow: SourceFlow): void {
-    const { gate } = flow
-    if (this.ended || gate.next !== flow) return // it went, or another main came
-    gate.next = undefined
-    this.lead(flow)
-  }
-
-  private begin(flow: SourceFlow): void {
-    const { gate, kind } = flow
-    const { nextMigration, now, effort, session, sessionId } = this.options
+    const { nextMigration, now, effort, session, sessionId, paused } = this.options
     effort.begin(session.rttMinMs)
     const migration = new Migration(sessionId, nextMigration(), gate, now())
     if (kind === 'recovery') {
       // what QEMU gave up may not have ended here yet
       for (const { migration: before } of this.connections) if (before?.lead?.over) before.lead.keepMemory()
-      migration.memory = gate.paused.take(gate)
+      migration.memory = paused.take(gate)
     }
-    gate.migration = migration
-    migration.lead = flow
     migration.record.leads(kind)
     migration.urgent = kind === 'recovery'
-    this.open(flow, kind)
-    if (migration.moved) return
-    for (const waiting of gate.waiting.splice(0)) this.open(waiting, waiting.kind)
-    if (kind === 'recovery') this.postcopyAdvised(migration)
+    return migration
   }
 
-  /** A channel whose main was read to its end before it was looked at: so on a busy machine. */
-  private openLate(flow: SourceFlow): void {
-    const { gate, kind } = flow
-    const at = gate.waiting.indexOf(flow)
-    if (at < 0 || this.ended || !gate.migration?.flows.size) return // it has another main, or none
-    gate.waiting.splice(at, 1)
-    this.open(flow, kind)
-  }
-
-  private open(flow: SourceFlow, kind: ChannelKind): void {
+  open(flow: SourceFlow, migration: Migration): void {
     const { session, log } = this.options
-    const migration = flow.gate.migration!
+    const { kind, gate } = flow
     const slot = this.slots.take()
     if (!slot) {
       this.refuse(flow, `${FLOWS_MAX} channels have not ended`)
       return
     }
     try {
-      flow.number = session.openFlow({ target: flow.gate.target, migration: migration.number, kind })
+      flow.number = session.openFlow({ target: gate.target, migration: migration.number, kind })
     } catch (error) {
       this.slots.give(slot)
       if (!isProxyError(error)) throw error
@@ -414,13 +299,12 @@ export class SourceSession implements LinkSink {
         this.move(migration)
         return
       }
-      log.warn('connection refused', { target: flow.gate.target, error: error.message })
+      log.warn('connection refused', { target: gate.target, error: error.message })
       flow.socket.reset()
       return
     }
     this.flows.set(flow.number, flow)
     migration.lastMs = this.options.now()
-    this.migrations.add(migration)
     flow.opened(migration, kind, slot)
     if (migration.connections === 1) {
       log.info('migration starts', {
@@ -449,26 +333,9 @@ export class SourceSession implements LinkSink {
     this.options.log.warn('relayed raw', { migration: number, id: record.id, kind, position, reason })
   }
 
-  /** Main announced postcopy: silent connections of the same gate, now or later, are the preempt channel. */
   postcopyAdvised(migration: Migration): void {
-    migration.postcopyAdvised = true
-    this.dialSilent(migration.gate, PREEMPT_SILENT_MS)
-  }
-
-  /** Opens the connections that are silent now, unless they say in time what they are. */
-  private dialSilent(gate: Gate, afterMs: number): void {
-    const silent = [...gate.silent]
-    setTimeout(() => {
-      for (const flow of silent) {
-        // A connection that QEMU gave up, or that has spoken, is not among them any more; nor is any once the session ended.
-        if (this.ended || !gate.silent.has(flow) || !isOpen(gate.migration) || !flow.isSilent) continue
-        // the destination QEMU would take a stranger for its preempt channel
-        if (!gate.migration.mayBePreempt(flow)) continue
-        gate.silent.delete(flow)
-        flow.kind = 'preempt'
-        this.open(flow, 'preempt')
-      }
-    }, afterMs).unref()
+    this.gates.advised(migration, this.options.now())
+    this.armGates()
   }
 
   // --- LinkSink
@@ -560,6 +427,8 @@ export class SourceSession implements LinkSink {
       this.ended = true
       clearTimeout(this.idleTimer)
       clearTimeout(this.patienceTimer)
+      clearTimeout(this.gatesTimer)
+      this.gates.stop()
       this.flows.clear()
       this.endConnections(reason)
     }
@@ -572,7 +441,7 @@ export class SourceSession implements LinkSink {
     if (this.ended) return
     const nowMs = this.options.now()
     let next = Number.POSITIVE_INFINITY
-    for (const migration of this.migrations) {
+    for (const migration of this.gates.migrations) {
       const { postcopy, id } = migration.record
       const endMs = this.patience.endMs(postcopy)
       if (endMs > nowMs) {
@@ -653,9 +522,9 @@ const NO_REGIONS = new PoolRegions([])
 const NO_BUFFER = new ChannelBuffer(new Uint8Array(0), 0, 0)
 
 /** One connection of the source QEMU. */
-export class SourceFlow implements SocketSink {
+export class SourceFlow implements SocketSink, GateChannel {
   readonly socket: SourceConnection
-  readonly gate: Gate
+  readonly gate: SourceGate
   kind: ChannelKind = 'unknown'
   /** Flow number in the session; 0 before it is opened. */
   number = 0
@@ -688,7 +557,7 @@ export class SourceFlow implements SocketSink {
   /** Of a migration's main: what its destination answers is followed. */
   private returnPath: ReturnPathParser | undefined
 
-  constructor(session: SourceSession, socket: SourceConnection, gate: Gate) {
+  constructor(session: SourceSession, socket: SourceConnection, gate: SourceGate) {
     this.session = session
     this.socket = socket
     this.gate = gate
@@ -717,7 +586,7 @@ export class SourceFlow implements SocketSink {
     const { kind } = this.head
     if (kind === undefined || this.gate.waiting.includes(this)) return
     this.kind = kind
-    this.session.classified(this, kind)
+    this.session.classified(this)
   }
 
   /** Bytes are in the slot, from this address on. */
@@ -751,6 +620,10 @@ export class SourceFlow implements SocketSink {
       this.endsBy({ by: 'source', how: 'broke', text: `source QEMU broke off (${closed.error?.code ?? closed.how})` })
       this.breakOff(CODE.QEMU_LOST, `the source QEMU's connection broke: ${closed.error?.code ?? closed.how}`)
     }
+  }
+
+  get host(): string {
+    return this.socket.peerHost
   }
 
   /** Not a byte has come. */
@@ -842,7 +715,7 @@ export class SourceFlow implements SocketSink {
     if (this.memoryKept || (this.kind !== 'main' && this.kind !== 'recovery')) return
     this.memoryKept = true
     if (this.whole || !this.migration?.urgent || parser === undefined) return
-    this.gate.paused.keep(this.gate, (parser as MainStreamParser).memory())
+    this.session.options.paused.keep(this.gate, (parser as MainStreamParser).memory())
   }
 
   /** A batch of it was handed in: FIN or RESET may be due now. */
@@ -933,10 +806,7 @@ export class SourceFlow implements SocketSink {
   }
 
   private leaveGate(): void {
-    this.gate.silent.delete(this)
-    if (this.gate.next === this) this.gate.next = undefined
-    const waiting = this.gate.waiting.indexOf(this)
-    if (waiting >= 0) this.gate.waiting.splice(waiting, 1)
+    this.session.leaveGate(this)
   }
 
   private left = false
@@ -963,25 +833,7 @@ export class SourceFlow implements SocketSink {
     if (migration.flows.size > 0) return
     this.session.migrationEnded(migration)
     if (migration.moved) return
-    if (this.gate.migration === migration) this.gate.migration = undefined
     if (migration.urgent) this.session.followUrgency()
     this.session.options.onSummary(summarize(migration, this.session.options.now()))
   }
-}
-
-/** Whether channels that come now belong to it. One that QEMU has given up may still have bytes to deliver. */
-export function isOpen(migration: Migration | undefined): migration is Migration {
-  return migration !== undefined && migration.flows.size > 0 && migration.lead?.over !== true
-}
-
-/**
- * Why a connection cannot be QEMU's, '' where it can: a destination QEMU that waits exits over whatever else reaches it
- * (wire format 1.3), so the other proxy never hears of it.
- */
-function strange(kind: ChannelKind, { migration }: Gate): string {
-  if (kind === 'unknown') return 'it does not begin as a channel of QEMU does: a probe, or another protocol'
-  if (kind === 'main' || kind === 'recovery' || !isOpen(migration)) return ''
-  const encrypted = migration.lead?.kind === 'tls'
-  if (encrypted === (kind === 'tls')) return ''
-  return encrypted ? 'plain text beside a migration that QEMU encrypts' : 'TLS beside a migration in plain text'
 }

@@ -440,7 +440,7 @@ ${more}`
     t.comment(`${before.toFixed(1)} Mbit/s, then ${after.toFixed(1)}`)
     t.ok(before > 2 && before < 5, `4 Mbit/s: ${before}`)
     t.ok(after > 2 * before && after < 18, `16 Mbit/s: ${after}`)
-    if (command === 'serve') await source.said('a restart is needed for changed settings settings=patience')
+    if (command === 'serve') await source.said('a restart is needed for changed settings settings=')
     writeFileSync(file, 'rate: fast')
     source.child.kill('SIGHUP')
     await source.said('settings not read: the old ones stay')

@@ -1,0 +1,290 @@
+/**
+ * Which connection belongs to which migration, and which to none. A connection says nothing about it: only where it came
+ * in, what it begins with, and when. Pure: times come in, orders go out, and `tick` is due at `nextTickMs`.
+ *
+ * - main, or recovery, begins a migration at its gate; TLS does where none is open, because its order cannot be known
+ * - multifd and preempt channels that speak belong to what is open at their gate, or wait for their main
+ * - one that comes when its main has just been read to its end belongs to the next migration, if that one's main comes
+ *   soon, else to this one
+ * - one that is silent may be the preempt channel of a migration that announced postcopy
+ * - whatever begins otherwise, or never goes on, is refused: a destination QEMU that waits exits over it
+ */
+import type { ChannelKind } from '../qemu/channel-kind.ts'
+import { admission } from './channel-places.ts'
+
+/** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (wire format 1.3). */
+export const PREEMPT_SILENT_MS = 200
+/**
+ * And one that comes later: QEMU from 8.0 on opens it when postcopy starts. Page requests do not wait for this: the first
+ * bytes on a connection tell what it is. A probe that comes at that moment has gone by then.
+ */
+export const PREEMPT_LATE_MS = 50
+/** A channel that comes when its gate's main has ended belongs to the next migration, if that one's main comes in this time. */
+export const LATE_CHANNEL_MS = 200
+/**
+ * A connection that says nothing for so long, while no migration runs, is not QEMU's: all its channels speak first. Above
+ * all NBD, whose server speaks first: libvirt's storage migration takes a port of the same range, and QEMU's guest stands
+ * still while it waits for the greeting.
+ */
+export const NOTHING_SAID_MS = 5000
+/** A channel's main comes within milliseconds, on a host that swaps within seconds. One that never comes holds no place. */
+export const MAIN_AWAITED_MS = 60_000
+/** A recovery has a main and a preempt channel. */
+const RECOVERY_CHANNELS = 2
+
+/** A connection of QEMU, perhaps. */
+export interface GateChannel {
+  readonly gate: Gate
+  /** Where it comes from. */
+  readonly host: string
+  /** As its first bytes tell; of one that was silent 'preempt' once it is opened. */
+  kind: ChannelKind
+  /** Not a byte has come. */
+  readonly isSilent: boolean
+  /** QEMU has ended it. */
+  readonly over: boolean
+}
+
+/** All channels of one `migrate`. */
+export interface GateMigration {
+  /** Main, or what came first where that cannot be told. */
+  lead: GateChannel | undefined
+  /** Channels that have not ended. */
+  readonly flows: ReadonlySet<GateChannel>
+  /** When its last channel came. */
+  readonly lastMs: number
+  postcopyAdvised: boolean
+  /** Its connections went to another session. */
+  readonly moved: boolean
+}
+
+/** Where connections come in: one listening port. Its channels belong to one migration at a time. Outlives sessions. */
+export class Gate<C extends GateChannel = GateChannel, M extends GateMigration = GateMigration> {
+  /** Name of the target at the other side: 'default', 'NAME', with ':PORT' for one port of a range. */
+  readonly target: string
+  migration: M | undefined
+  /** The main of the migration that begins here once there is room for its channels. */
+  next: C | undefined
+  /** Channels whose kind is known, waiting for their main. */
+  readonly waiting: C[] = []
+  /** Channels whose kind is not known: silent, or begun. */
+  readonly silent = new Set<C>()
+
+  constructor(target: string) {
+    this.target = target
+  }
+}
+
+/** What is to be done. */
+export interface GateOrders<C extends GateChannel, M extends GateMigration> {
+  /** A migration begins with this channel: makes it. */
+  begin(channel: C): M
+  /** Opens its flow. Where that cannot be, the connection is refused, or the whole migration moved. */
+  open(channel: C, migration: M): void
+  /** No destination QEMU is to hear of it: break it, and say why. */
+  refuse(channel: C, reason: string, hint?: string): void
+}
+
+/** How many channels there may be. */
+export interface GatePlaces {
+  readonly all: number
+  /** Of one migration, at most. */
+  readonly aMigration: number
+}
+
+interface Due<C> {
+  readonly atMs: number
+  readonly what: 'silence' | 'main' | 'late' | 'preempt' | 'room'
+  readonly channel: C
+}
+
+/** One for a session; the gates themselves outlive it. */
+export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M extends GateMigration> {
+  /** When `tick` is due; Infinity: not before something happens. */
+  nextTickMs = Number.POSITIVE_INFINITY
+  /** Those that run. */
+  readonly migrations = new Set<M>()
+  private readonly orders: GateOrders<C, M>
+  private readonly places: GatePlaces
+  private due: Due<C>[] = []
+  private stopped = false
+
+  constructor(orders: GateOrders<C, M>, places: GatePlaces) {
+    this.orders = orders
+    this.places = places
+  }
+
+  /** A connection came in, or goes on here from another session. */
+  arrived(channel: C, nowMs: number): void {
+    const { gate } = channel
+    gate.silent.add(channel)
+    this.later('silence', channel, nowMs + NOTHING_SAID_MS)
+    if (isOpen(gate.migration) && gate.migration.postcopyAdvised) this.dialSilent(gate, nowMs + PREEMPT_LATE_MS)
+  }
+
+  /** Its first bytes tell what it is: `channel.kind`. */
+  known(channel: C, nowMs: number): void {
+    const { gate, kind } = channel
+    gate.silent.delete(channel)
+    const reason = strange(kind, gate)
+    if (reason !== '') {
+      this.orders.refuse(channel, reason)
+      return
+    }
+    const leads = kind === 'main' || kind === 'recovery' || (kind === 'tls' && !isOpen(gate.migration) && !gate.next)
+    if (leads) this.lead(channel, nowMs)
+    else if (isOpen(gate.migration) && !gate.next) this.orders.open(channel, gate.migration)
+    else {
+      gate.waiting.push(channel)
+      this.later('main', channel, nowMs + MAIN_AWAITED_MS)
+      if ((gate.migration?.flows.size ?? 0) > 0) this.later('late', channel, nowMs + LATE_CHANNEL_MS)
+    }
+  }
+
+  /** Main announced postcopy: silent connections of the same gate, now or later, are the preempt channel. */
+  advised(migration: M, nowMs: number): void {
+    migration.postcopyAdvised = true
+    const gate = migration.lead?.gate as Gate<C, M> | undefined
+    if (gate) this.dialSilent(gate, nowMs + PREEMPT_SILENT_MS)
+  }
+
+  /** A connection is gone, or was opened: it waits for nothing. */
+  left(channel: C): void {
+    const { gate } = channel
+    gate.silent.delete(channel)
+    if (gate.next === channel) gate.next = undefined
+    const waiting = gate.waiting.indexOf(channel)
+    if (waiting >= 0) gate.waiting.splice(waiting, 1)
+  }
+
+  /** A migration's last channel has ended. */
+  ended(migration: M): void {
+    this.migrations.delete(migration)
+    const gate = migration.lead?.gate
+    if (gate?.migration === migration) gate.migration = undefined
+  }
+
+  /** The session has ended: it orders nothing more. */
+  stop(): void {
+    this.stopped = true
+    this.due = []
+    this.nextTickMs = Number.POSITIVE_INFINITY
+  }
+
+  tick(nowMs: number): void {
+    const now: Due<C>[] = []
+    const later: Due<C>[] = []
+    for (const entry of this.due) (entry.atMs <= nowMs ? now : later).push(entry)
+    this.due = later
+    this.nextTickMs = Math.min(...later.map(({ atMs }) => atMs), Number.POSITIVE_INFINITY)
+    for (const { what, channel } of now.sort((a, b) => a.atMs - b.atMs)) {
+      if (this.stopped) return
+      if (what === 'silence') this.silence(channel, nowMs)
+      else if (what === 'main') this.mainless(channel)
+      else if (what === 'late') this.late(channel)
+      else if (what === 'preempt') this.preempt(channel)
+      else if (channel.gate.next === channel) {
+        channel.gate.next = undefined
+        this.lead(channel, nowMs)
+      }
+    }
+  }
+
+  private later(what: Due<C>['what'], channel: C, atMs: number): void {
+    if (this.stopped) return
+    this.due.push({ what, channel, atMs })
+    this.nextTickMs = Math.min(this.nextTickMs, atMs)
+  }
+
+  /** A migration begins with this channel, where there is room for all that it may have. */
+  private lead(channel: C, nowMs: number): void {
+    const gate: Gate<C, M> = channel.gate
+    const { kind } = channel
+    const { all, aMigration } = this.places
+    const running = [...this.migrations].map(({ flows, lastMs }) => ({ channels: flows.size, lastMs }))
+    const admitted = admission(all, running, kind === 'recovery' ? RECOVERY_CHANNELS : aMigration, aMigration, nowMs)
+    if (admitted.answer === 'never') {
+      const open = running.reduce((sum, { channels }) => sum + channels, 0)
+      this.orders.refuse(channel, `${open} channels are open: there may be no room for all of another migration`)
+      return
+    }
+    if (admitted.answer === 'wait') {
+      gate.next = channel
+      this.later('room', channel, admitted.untilMs)
+      return
+    }
+    const migration = this.orders.begin(channel)
+    gate.migration = migration
+    migration.lead = channel
+    this.migrations.add(migration)
+    this.orders.open(channel, migration)
+    if (migration.flows.size === 0) this.ended(migration) // refused, or moved
+    if (migration.moved || gate.migration !== migration) return
+    for (const waiting of gate.waiting.splice(0)) this.orders.open(waiting, migration)
+    if (kind === 'recovery') this.advised(migration, nowMs)
+  }
+
+  private dialSilent(gate: Gate<C, M>, atMs: number): void {
+    for (const channel of gate.silent) this.later('preempt', channel, atMs)
+  }
+
+  /** The time is over in which a silent connection might have said what it is. */
+  private preempt(channel: C): void {
+    const { gate } = channel
+    const { migration } = gate
+    if (!gate.silent.has(channel) || !channel.isSilent || !isOpen(migration) || !migration.postcopyAdvised) return
+    // the destination QEMU would take a stranger for its preempt channel
+    if (channel.host !== migration.lead?.host) return
+    for (const { kind, over } of migration.flows) if (kind === 'preempt' && !over) return
+    gate.silent.delete(channel)
+    channel.kind = 'preempt'
+    this.orders.open(channel, migration)
+  }
+
+  private silence(channel: C, nowMs: number): void {
+    const { gate } = channel
+    if (!gate.silent.has(channel)) return
+    const seconds = NOTHING_SAID_MS / 1000
+    if (!channel.isSilent) {
+      gate.silent.delete(channel)
+      this.orders.refuse(channel, `it began as QEMU's channels do, and nothing followed for ${seconds} s`)
+    } else if (isOpen(gate.migration)) this.later('silence', channel, nowMs + NOTHING_SAID_MS)
+    else {
+      gate.silent.delete(channel)
+      this.orders.refuse(
+        channel,
+        `nothing came for ${seconds} s: not a migration, whose source speaks first`,
+        'disks (NBD) must go past the pair: virsh migrate --disks-uri',
+      )
+    }
+  }
+
+  private mainless(channel: C): void {
+    if (!channel.gate.waiting.includes(channel)) return
+    this.left(channel)
+    this.orders.refuse(channel, `a ${channel.kind} channel whose main did not come for ${MAIN_AWAITED_MS / 1000} s`)
+  }
+
+  /** A channel whose main was read to its end before it was looked at: so on a busy machine. */
+  private late(channel: C): void {
+    const { gate } = channel
+    const { migration } = gate
+    if (!gate.waiting.includes(channel) || !migration?.flows.size) return // it has another main, or none
+    this.left(channel)
+    this.orders.open(channel, migration)
+  }
+}
+
+/** Whether channels that come now belong to it. One that QEMU has given up may still have bytes to deliver. */
+export function isOpen<M extends GateMigration>(migration: M | undefined): migration is M {
+  return migration !== undefined && migration.flows.size > 0 && migration.lead?.over !== true
+}
+
+/** Why a connection cannot be QEMU's, '' where it can. */
+function strange(kind: ChannelKind, { migration }: Gate): string {
+  if (kind === 'unknown') return 'it does not begin as a channel of QEMU does: a probe, or another protocol'
+  if (kind === 'main' || kind === 'recovery' || !isOpen(migration)) return ''
+  const encrypted = migration.lead?.kind === 'tls'
+  if (encrypted === (kind === 'tls')) return ''
+  return encrypted ? 'plain text beside a migration that QEMU encrypts' : 'TLS beside a migration in plain text'
+}
