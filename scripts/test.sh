@@ -30,7 +30,7 @@ run() { # JOBS SECONDS FILES...: seconds that one file may take
 files() { find test -name '*.test.ts' "$@" | LC_ALL=C sort; }
 # real QEMUs take a core each, so one file at a time
 # shellcheck disable=SC2046
-unit() { run 2 240 $(files -not -path 'test/qemu/*'); }
+unit() { run 2 600 $(files -not -path 'test/qemu/*'); }
 # shellcheck disable=SC2046
 qemu() { run 1 480 $(files -path 'test/qemu/*'); }
 

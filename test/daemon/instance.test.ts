@@ -2,6 +2,8 @@
 import t from 'tap'
 import { instanceOf, PROCESS, thisHost } from '../../src/daemon/instance.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 t.test('the same proxy, and no other', t => {
   const name = instanceOf('abc', 'host', ['tcp:127.0.0.1:4444', 'unix:/a'], 'far:9444')
   t.match(name, /^[0-9a-f]{32}$/)

@@ -4,6 +4,8 @@ import { MemoryShare } from '../../src/session/memory-budget.ts'
 import { Random } from '../session/simulation.ts'
 import { answerOnce } from './return-path.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 t.test('answers of 1 B to 8 MiB come back over fresh pairs', async t => {
   let bytes = 0
   for (let seed = 1; seed <= 20; seed++) bytes += await answerOnce(new Random(seed))

@@ -10,6 +10,8 @@ import { encodeClientHello, isRefusal, serverHelloOf } from '../../src/wan/hello
 import { FRAME } from '../../src/wan/wire.ts'
 import { usualHello } from '../hostile/peer.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 const PAGE = 4096
 const MIB = 1 << 20
 const TOTAL_MIB = 512

@@ -6,6 +6,8 @@ import { SessionSets } from '../../src/daemon/session-sets.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { page, putPages, scratch } from '../template/makers.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 t.test('of more sets than fit the newest are brought, and the others told', async t => {
   const store = new TemplateStore(scratch(t.teardown).folder)
   const digests: string[] = []

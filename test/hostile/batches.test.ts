@@ -10,6 +10,8 @@ import { Credit, greedyTarget, sendBatch } from './greedy.ts'
 import { Siege, unharmed } from './harness.ts'
 import type { Peer } from './peer.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 const ATTACK_MS = 4000
 /** Within the credit that a flow begins with. */
 const RAW_LENGTH = 60_000

@@ -27,15 +27,30 @@ const task: HonestTask = JSON.parse(process.argv[2]!)
 interface Span {
   readonly fromMs: number
   readonly toMs: number
+  /** Of this time those who take part were ready to go on and had no core. */
+  readonly corelessMs: number
 }
+
+/** Time that the first thread of a process has been ready to run without a core. Source: Linux, scheduler/sched-stats.rst */
+function corelessMs(pid: number): number {
+  const [, ns] = readFileSync(`/proc/${pid}/task/${pid}/schedstat`, 'latin1').split(' ')
+  return Number(ns) / 1e6
+}
+/** Of both ends of a PING: what other programs of this machine take from it is not the attack's doing. */
+const pingCorelessMs = (): number => corelessMs(task.destinationPid) + corelessMs(process.pid)
 
 /** Round trips one after the other. */
 class Metronome {
   readonly spans: Span[] = []
   private sentMs = 0
+  private sentCorelessMs = 0
+  private readonly corelessMs: () => number
 
-  constructor(send: () => void) {
+  /** @param corelessMs counter of the time that those who take part were kept from a core */
+  constructor(send: () => void, corelessMs: () => number) {
+    this.corelessMs = corelessMs
     this.beat = () => {
+      this.sentCorelessMs = corelessMs()
       this.sentMs = performance.now()
       send()
     }
@@ -45,14 +60,18 @@ class Metronome {
   private readonly beat: () => void
 
   readonly answered = (): void => {
-    this.spans.push({ fromMs: this.sentMs, toMs: performance.now() })
+    this.spans.push(this.open())
     this.sentMs = 0
     setTimeout(this.beat, PING_PAUSE_MS)
   }
 
+  private open(): Span {
+    return { fromMs: this.sentMs, toMs: performance.now(), corelessMs: this.corelessMs() - this.sentCorelessMs }
+  }
+
   /** Round trips that were under way at `fromMs` or later, the one that is not answered yet among them. */
   since(fromMs: number): Span[] {
-    const open = this.sentMs > 0 ? [{ fromMs: this.sentMs, toMs: performance.now() }] : []
+    const open = this.sentMs > 0 ? [this.open()] : []
     return [...this.spans, ...open].filter(span => span.toMs >= fromMs)
   }
 }
@@ -69,7 +88,10 @@ async function control(): Promise<Metronome> {
   )
   const port = await new Promise<number>(resolve => worker.once('message', resolve))
   const socket = net.connect({ port, host: '127.0.0.1', noDelay: true })
-  const metronome = new Metronome(() => socket.write('x'))
+  const metronome = new Metronome(
+    () => socket.write('x'),
+    () => corelessMs(process.pid),
+  )
   socket.on('data', metronome.answered)
   return metronome
 }
@@ -80,7 +102,7 @@ async function pinger(): Promise<Metronome> {
     : undefined
   const peer = await Peer.dial({ port: task.port, credentials }, { agent: 'honest' })
   peer.socket.on('close', () => mistakes.push('the connection of the PINGs was closed'))
-  const metronome = new Metronome(() => peer.send(FRAME.PING, Buffer.from('pinged..')))
+  const metronome = new Metronome(() => peer.send(FRAME.PING, Buffer.from('pinged..')), pingCorelessMs)
   peer.onFrame = ({ type }) => {
     if (type === FRAME.PING) peer.send(FRAME.PONG, Buffer.alloc(8)) // dead otherwise after 5 s without other frames
     if (type === FRAME.PONG) metronome.answered()
@@ -98,7 +120,7 @@ function streamOf(round: number): Buffer {
   return migration(Array.from({ length: PAGES }, (_, i) => page(1 + round * PAGES + i)))
 }
 
-interface Round extends Span {
+interface Round extends Pick<Span, 'fromMs' | 'toMs'> {
   readonly wrong: string | undefined
 }
 const rounds: Round[] = []
@@ -186,8 +208,7 @@ function figures(pings: Metronome, controls: Metronome): HonestFigures {
   for (const trip of trips) {
     const beside = checks.filter(check => check.fromMs <= trip.toMs && check.toMs >= trip.fromMs)
     const stallMs = Math.max(0, ...beside.map(check => check.toMs - check.fromMs))
-    // there and back it waits for a core twice, the control thread's answer once
-    pingLateMs = Math.max(pingLateMs, trip.toMs - trip.fromMs - 2 * stallMs)
+    pingLateMs = Math.max(pingLateMs, trip.toMs - trip.fromMs - Math.max(stallMs, trip.corelessMs))
   }
   const ended = rounds.filter(round => round.toMs >= fromMs)
   return {

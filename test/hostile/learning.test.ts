@@ -15,6 +15,8 @@ import { until } from '../helpers/until.ts'
 import { Credit, greedyTarget } from './greedy.ts'
 import { Siege, unharmed } from './harness.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 const ATTACK_MS = 6000
 const LEARN_MB = 16
 const PAGE = 4096

@@ -2,6 +2,8 @@
 import t from 'tap'
 import { Siege, unharmed } from './harness.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 for (const reads of [false, true]) {
   t.test(`OPEN and RESET by a peer that reads ${reads ? 'all' : 'nothing'}`, { timeout: 120_000 }, async t => {
     await using siege = await Siege.start()

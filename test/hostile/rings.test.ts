@@ -10,6 +10,8 @@ import { poolOf, random, Sender, SIMD } from '../codec/harness.ts'
 import { Siege, unharmed } from './harness.ts'
 import type { Peer } from './peer.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 const PAGE = 4096
 const POOL_MIB = 64
 const SESSIONS = 8

@@ -17,6 +17,8 @@ import { until } from '../helpers/until.ts'
 import { HOSTILE_NAMES, type HostileName, Siege, unharmed } from './harness.ts'
 import { type Peer, usualHello } from './peer.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 const FLOWS = 1023
 const SEED = BigInt(`0x${usualHello().seed}`)
 const HEADER = Buffer.from('5145564d00000003', 'hex')

@@ -7,6 +7,8 @@ import { addressGroup, KnownAddresses } from '../../src/link/known-addresses.ts'
 import { SessionPlaces } from '../../src/link/session-places.ts'
 import { WaitingRoom } from '../../src/link/waiting-room.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 interface Item {
   readonly name: string
   readonly group: string

@@ -26,6 +26,8 @@ import {
 } from '../codec/harness.ts'
 import { putPages, scratch } from '../template/makers.ts'
 
+t.setTimeout(240_000) // the machine may be busy
+
 const MIB = 1 << 20
 
 type Teardown = { teardown: (end: () => void) => void }
