@@ -417,6 +417,7 @@ export class SourceDaemon {
         onFailure: error => void client.link.abort(error),
         onMoved: connections => this.takeBack(connections),
         onIdle: () => this.closeIfIdle(),
+        wake: () => client.link.wake(),
         onDrain: () => {
           this.drained = true
           this.closeIfIdle()

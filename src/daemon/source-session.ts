@@ -119,6 +119,8 @@ export interface SourceSessionOptions {
   readonly onMoved: (connections: readonly Moved[]) => void
   /** A flow has ended: there may be none left. */
   readonly onIdle: () => void
+  /** Has `onWork` called at the end of this turn: link.wake. */
+  readonly wake: () => void
   /** The other side takes no new migrations. */
   readonly onDrain: () => void
   readonly onConnection: (connection: number, up: boolean, error: Error | undefined) => void
@@ -141,7 +143,6 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
   private gatesTimerMs = Number.POSITIVE_INFINITY
   private readonly slots: SlotArena
   readonly pump: Pump
-  private pumping: NodeJS.Immediate | undefined
   private idleTimer: NodeJS.Timeout | undefined
   private readonly patience: Patience
   private patienceTimer: NodeJS.Timeout | undefined
@@ -408,17 +409,13 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
 
   /** The link is about to pull: the place to encode. */
   onWork(): void {
+    this.pump.nextTurn()
     this.encode()
   }
 
   /** Something arrived or became free: encodes once this turn's events are through. */
   wake(): void {
-    if (this.pumping || this.ended) return
-    this.pumping = setImmediate(() => {
-      this.pumping = undefined
-      this.pump.nextTurn()
-      this.encode()
-    })
+    if (!this.ended) this.options.wake()
   }
 
   /** Breaks all of QEMU's connections: the session is gone. */
