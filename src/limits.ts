@@ -9,6 +9,9 @@ export const HELLO_BODY_BYTES_MAX = 65536
 /** Template sets in a hello (protocol): more would not fit the body together with the rest. */
 export const HELLO_SETS_MAX = 256
 
+/** Features in a hello (protocol): there are none yet, and a version seldom brings more than one. */
+export const HELLO_FEATURES_MAX = 64
+
 /** Target names in a server's hello (protocol); the list only informs, a server with more names sends the first ones. */
 export const HELLO_TARGETS_MAX = 256
 

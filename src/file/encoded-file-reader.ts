@@ -8,7 +8,7 @@ import { Inbound } from '../transfer/inbound.ts'
 import { openPool } from '../transfer/pool.ts'
 import { type Frame, FrameDecoder } from '../wan/frames.ts'
 import { clientHelloOf, HelloDecoder } from '../wan/hello.ts'
-import { FLAG_MORE, FRAME, FRAME_OPTIONAL, HELLO_HEAD_BYTES } from '../wan/wire.ts'
+import { FEATURES, FLAG_MORE, FRAME, FRAME_OPTIONAL, HELLO_HEAD_BYTES } from '../wan/wire.ts'
 import { FILE_FLOW, FILE_MIGRATION } from './encoded-file.ts'
 
 export interface DecodeOptions {
@@ -147,6 +147,8 @@ class EncodedFileReader {
     if (got === null) return undefined
     this.helloBytes = this.position + chunk.length - got.rest.length
     const terms = clientHelloOf(got.body)
+    const unknown = terms.features?.find(name => !FEATURES.includes(name))
+    if (unknown !== undefined) throw this.error(`the file needs ${unknown}`, 'PROTOCOL_VERSION')
     const pool = await openPool({
       role: 'decoder',
       sets: terms.sets,
@@ -230,7 +232,7 @@ class EncodedFileReader {
 
   private error(
     what: string,
-    code: 'PROTOCOL_SYNTAX' | 'BATCH_TRUNCATED' | 'BATCH_FORMAT' = 'PROTOCOL_SYNTAX',
+    code: 'PROTOCOL_SYNTAX' | 'PROTOCOL_VERSION' | 'BATCH_TRUNCATED' | 'BATCH_FORMAT' = 'PROTOCOL_SYNTAX',
   ): ProxyError {
     return new ProxyError(code, what, { stream: this.options.name, offset: this.position }, WHOLE_FILE)
   }

@@ -20,7 +20,14 @@ import {
   STRANGERS_MAX,
 } from '../limits.ts'
 import { MemoryBudget } from '../session/memory-budget.ts'
-import { type ClientHello, clientHelloOf, encodeRefusal, encodeServerHello, type ServerHello } from '../wan/hello.ts'
+import {
+  agreedFeatures,
+  type ClientHello,
+  clientHelloOf,
+  encodeRefusal,
+  encodeServerHello,
+  type ServerHello,
+} from '../wan/hello.ts'
 import { REFUSALS } from '../wan/wire.ts'
 import { AGENT_DEFAULT, type Clock, type LinkLogger, type LinkSink, type SessionTuning, systemClock } from './api.ts'
 import { requireSecurity } from './client.ts'
@@ -327,6 +334,7 @@ export class LinkServer {
           ring: accepted.ring,
           places: accepted.places,
           targets: accepted.targets,
+          ...agreedFeatures(hello),
         }),
       )
       this.#known.add(member.holder, arrival.group)

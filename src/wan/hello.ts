@@ -10,6 +10,7 @@ import {
   CREDIT_FLOW_BYTES_MAX,
   CREDIT_INITIAL_BYTES_MIN,
   HELLO_BODY_BYTES_MAX,
+  HELLO_FEATURES_MAX,
   HELLO_SETS_MAX,
   HELLO_TARGETS_MAX,
   LABEL_LENGTH_MAX,
@@ -18,7 +19,16 @@ import {
   TARGET_LENGTH_MAX,
   TEXT_BYTES_MAX,
 } from '../limits.ts'
-import { HELLO_HEAD_BYTES, MAGIC, REFUSALS, type Refusal, SEQUENCE_END, VERSION_MAJOR, VERSION_MINOR } from './wire.ts'
+import {
+  FEATURES,
+  HELLO_HEAD_BYTES,
+  MAGIC,
+  REFUSALS,
+  type Refusal,
+  SEQUENCE_END,
+  VERSION_MAJOR,
+  VERSION_MINOR,
+} from './wire.ts'
 
 /** What the client says. Digests, tokens, seeds and ids are lower case hex digits. */
 export interface ClientHello {
@@ -38,6 +48,8 @@ export interface ClientHello {
   readonly ring: number
   readonly places: number
   readonly seed: string
+  /** Optional parts of the protocol that the client can do; left out: none. */
+  readonly features?: readonly string[]
 }
 
 /** What the server says to a client that it takes. */
@@ -51,6 +63,8 @@ export interface ServerHello {
   readonly ring: number
   readonly places: number
   readonly targets: readonly string[]
+  /** Those of the client's that are in use. */
+  readonly features?: readonly string[]
 }
 
 /** A server's no. */
@@ -203,6 +217,26 @@ function credit(body: object): number {
   return integer(body, 'credit', CREDIT_INITIAL_BYTES_MIN, CREDIT_FLOW_BYTES_MAX)
 }
 
+/** @returns the field where it names anything, to be spread */
+function features(body: object): { readonly features?: string[] } {
+  const value = field(body, 'features')
+  if (value === undefined) return {}
+  if (!Array.isArray(value)) fail('PROTOCOL_SYNTAX', 'features is not an array')
+  if (value.length > HELLO_FEATURES_MAX) fail('LIMIT_EXCEEDED', `${value.length} features`)
+  for (const name of value) {
+    if (typeof name !== 'string' || !/^[a-z0-9-]+$/.test(name)) fail('PROTOCOL_SYNTAX', 'a feature is no name')
+    if (name.length > LABEL_LENGTH_MAX) fail('LIMIT_EXCEEDED', `a feature has ${name.length} characters`)
+  }
+  if (new Set(value).size !== value.length) fail('PROTOCOL_SYNTAX', 'a feature is named twice')
+  return value.length === 0 ? {} : { features: value.slice() }
+}
+
+/** Server: those of a client's features that this side can do too, in the client's order. To be spread. */
+export function agreedFeatures(hello: ClientHello): { readonly features?: readonly string[] } {
+  const known = hello.features?.filter(name => FEATURES.includes(name)) ?? []
+  return known.length === 0 ? {} : { features: known }
+}
+
 function setList(body: object): string[] {
   const value = field(body, 'sets')
   if (!Array.isArray(value)) fail('PROTOCOL_SYNTAX', 'sets is not an array')
@@ -232,6 +266,7 @@ export function clientHelloOf(body: object): ClientHello {
     ring: integer(body, 'ring', 0, RING_PAGES_MAX),
     places: places(body),
     seed: hex(body, 'seed', 16),
+    ...features(body),
   }
 }
 
@@ -261,6 +296,7 @@ export function serverHelloOf(body: object, asked?: ClientHello): ServerHello | 
     ring: integer(body, 'ring', 0, RING_PAGES_MAX),
     places: places(body),
     targets: targets.map(name => text({ target: name }, 'target', 1, TARGET_LENGTH_MAX)),
+    ...features(body),
   }
   if (asked) {
     // The order matters: it gives the slots of the pool, and both sides must count them alike.
@@ -268,6 +304,9 @@ export function serverHelloOf(body: object, asked?: ClientHello): ServerHello | 
     for (const digest of hello.sets) {
       from = asked.sets.indexOf(digest, from) + 1
       if (from === 0) fail('PROTOCOL_SYNTAX', 'the server uses sets that were not offered, or in another order')
+    }
+    if (hello.features?.some(name => !asked.features?.includes(name))) {
+      fail('PROTOCOL_SYNTAX', 'the server uses features that were not offered')
     }
     if (hello.ring > asked.ring || hello.places > asked.places) {
       fail('PROTOCOL_SYNTAX', 'the server uses a larger ring or place table than was offered')

@@ -12,6 +12,12 @@ export const VERSION_MINOR = 0
 /** Magic, both versions and the body's length. */
 export const HELLO_HEAD_BYTES = 16
 
+/**
+ * Optional parts of the protocol that this version can do, by their names in hellos: none yet. Reserved are `lanes`,
+ * `regions` and `extended-operations` (protocol.md §4 to §6).
+ */
+export const FEATURES: readonly string[] = []
+
 /** Type, flags, flow, length, sequence number, check. */
 export const FRAME_HEAD_BYTES = 16
 

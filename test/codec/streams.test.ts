@@ -286,6 +286,11 @@ t.test('files that no encoder writes', async t => {
   )
   await ends('7 places', [helloWith({ places: 7 }), ...rest], 'PROTOCOL_SYNTAX')
   await ends('a set that nobody has', [helloWith({ sets: ['ab'.repeat(32)] }), ...rest], 'TEMPLATE_MISSING')
+  await t.rejects(
+    decoded(Buffer.concat([helloWith({ features: ['lanes'] }), ...rest])),
+    { code: 'PROTOCOL_VERSION' },
+    'a feature of a later version',
+  )
   await ends('a seed of another session', [helloWith({ seed: '00'.repeat(8) }), ...rest], 'BATCH_CHECKSUM')
   await ends(
     'no OPEN',

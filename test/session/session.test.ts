@@ -20,6 +20,7 @@ import {
 import { errorCodeOf, wireCode } from '../../src/wan/codes.ts'
 import { encodeFrame, type Frame, FrameDecoder } from '../../src/wan/frames.ts'
 import {
+  agreedFeatures,
   clientHelloOf,
   encodeClientHello,
   encodeRefusal,
@@ -83,6 +84,7 @@ t.test('the numbers of the wire', async t => {
   t.same([...wire.MAGIC], [0x50, 0x47, 0x46, 0x59, 0x0d, 0x0a, 0x1a, 0x0a])
   t.same([wire.VERSION_MAJOR, wire.VERSION_MINOR, wire.HELLO_HEAD_BYTES, wire.FRAME_HEAD_BYTES], [1, 0, 16, 16])
   t.same([wire.FRAME_CHECKED_BYTES, wire.FLAG_MORE, wire.FRAME_OPTIONAL, wire.SEQUENCE_END], [12, 1, 128, 2 ** 48])
+  t.same(wire.FEATURES, [])
   t.same(wire.REFUSALS, [
     'PROTOCOL_VERSION',
     'PROTOCOL_SYNTAX',
@@ -329,6 +331,16 @@ t.test('hellos', async t => {
 
 t.test('fields of hellos', async t => {
   t.same(clientHelloOf({ ...CLIENT, later: 1 }), CLIENT, 'unknown fields are ignored')
+  const wanting = { ...CLIENT, features: ['lanes', 'of-a-later-version'] }
+  t.same(clientHelloOf(wanting), wanting)
+  t.same(agreedFeatures(wanting), {}, 'none is known yet')
+  t.same(clientHelloOf({ ...CLIENT, features: [] }), CLIENT)
+  t.same(serverHelloOf({ ...SERVER, features: ['lanes'] }, wanting), { ...SERVER, features: ['lanes'] })
+  t.equal(
+    codeOf(() => serverHelloOf({ ...SERVER, features: ['regions'] }, wanting)),
+    'PROTOCOL_SYNTAX',
+    'not offered',
+  )
   t.same(serverHelloOf({ ...SERVER }, CLIENT), SERVER)
   const no = serverHelloOf({ agent: 'x', refuse: { code: 'PEER_LOST', text: 'unknown session' } })
   t.ok(isRefusal(no) && no.refuse.code === 'PEER_LOST')
@@ -349,6 +361,13 @@ t.test('fields of hellos', async t => {
     [{ received: 2 ** 48 }, 'LIMIT_EXCEEDED'],
     [{ received: '0' }, 'PROTOCOL_SYNTAX'],
     [{ credit: undefined }, 'PROTOCOL_VERSION'],
+    [{ features: 'lanes' }, 'PROTOCOL_SYNTAX'],
+    [{ features: ['Lanes'] }, 'PROTOCOL_SYNTAX'],
+    [{ features: [''] }, 'PROTOCOL_SYNTAX'],
+    [{ features: [1] }, 'PROTOCOL_SYNTAX'],
+    [{ features: ['a', 'a'] }, 'PROTOCOL_SYNTAX'],
+    [{ features: ['x'.repeat(65)] }, 'LIMIT_EXCEEDED'],
+    [{ features: new Array(65).fill('x') }, 'LIMIT_EXCEEDED'],
     [{ credit: 32767 }, 'LIMIT_EXCEEDED'],
     [{ credit: 2 ** 28 + 1 }, 'LIMIT_EXCEEDED'],
     [{ credit: '65536' }, 'PROTOCOL_SYNTAX'],
