@@ -28,6 +28,7 @@ run() { # JOBS SECONDS FILES...: seconds that one file may take
   node node_modules/tap/dist/esm/run.mjs -R tap --jobs="$jobs" --timeout="$seconds" $@ || true
 }
 files() { find test -name '*.test.ts' "$@" | LC_ALL=C sort; }
+# limits are for what hangs: beside other work a file takes ten times as long
 # real QEMUs take a core each, so one file at a time
 # shellcheck disable=SC2046
 unit() { run 2 600 $(files -not -path 'test/qemu/*'); }

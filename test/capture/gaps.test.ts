@@ -20,7 +20,7 @@ import {
   scratch,
 } from '../template/makers.ts'
 
-t.setTimeout(120_000)
+t.setTimeout(600_000) // the machine may be busy
 const { folder, put } = scratch(t.teardown)
 
 /** The numbers of the pages that an input gives; each has to be that page to the byte. */

@@ -41,7 +41,7 @@ import { random, run, type ScenarioChannel, SIMD, secondOpinion, type Terms, tem
 import { decodeFile } from './second-decoder.ts'
 
 const ALL = process.env.CODEC_ALL === '1'
-t.setTimeout(ALL ? 7_200_000 : 300_000)
+t.setTimeout(ALL ? 7_200_000 : 600_000) // the machine may be busy
 const here = (path: string) => fileURLToPath(new URL(path, import.meta.url))
 const root = here('../../')
 const scratch = mkdtempSync(join(tmpdir(), 'pageferry-codec-'))

@@ -7,7 +7,7 @@ import type { Outcome } from '../../src/migration/outcome.ts'
 import { until } from '../helpers/until.ts'
 import { closed, Daemons } from './daemons.ts'
 
-t.setTimeout(120_000)
+t.setTimeout(600_000) // the machine may be busy
 
 function recording(name: string): Buffer {
   return zstdDecompressSync(readFileSync(new URL(`../vectors/qemu/streams/${name}.zst`, import.meta.url)))
