@@ -1,0 +1,77 @@
+/** A source proxy that is killed and started again, as processes: what it left at the other side does not wait for the patience. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
+import net from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { thisHost } from '../../src/daemon/instance.ts'
+import { until } from '../helpers/until.ts'
+import { MAIN, Target } from './daemons.ts'
+
+t.setTimeout(240_000) // the machine may be busy
+
+const PAGEFERRY = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
+
+class Running implements AsyncDisposable {
+  readonly lines: Record<string, unknown>[] = []
+  readonly child: ChildProcess
+  readonly exit: Promise<unknown>
+
+  constructor(...args: string[]) {
+    this.child = spawn(PAGEFERRY, [...args, '--json', '--plaintext'], { stdio: ['ignore', 'pipe', 'inherit'] })
+    this.exit = once(this.child, 'exit')
+    createInterface({ input: this.child.stdout! }).on('line', line => this.lines.push(JSON.parse(line)))
+  }
+
+  of(event: string): Record<string, unknown>[] {
+    return this.lines.filter(({ msg }) => msg === event)
+  }
+
+  async said(event: string): Promise<Record<string, unknown>> {
+    await until(event, () => this.of(event).length > 0)
+    return this.of(event)[0]!
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.child.kill('SIGKILL')
+    await this.exit
+  }
+}
+
+t.test(
+  'killed in the middle of a migration, and started again',
+  { skip: thisHost()[0] === '' && 'no /etc/machine-id' },
+  async t => {
+    const folder = mkdtempSync(join(tmpdir(), 'pageferry-')) // a socket's path is short
+    t.teardown(() => rmSync(folder, { recursive: true }))
+    const [local, at] = [join(folder, 'source.sock'), join(folder, 'target.sock')]
+    await using target = new Target()
+    target.server.listen(at)
+    await once(target.server, 'listening')
+    await using destination = new Running('destination', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${at}`)
+    const [, port] = /:(\d+)$/.exec(String((await destination.said('listening for source proxies')).at))!
+    const source = (): Running => new Running('source', '--listen', `unix:${local}`, '--peer', `127.0.0.1:${port}`)
+    {
+      await using first = source()
+      await first.said('session open')
+      const qemu = net.connect(local)
+      qemu.on('error', () => {})
+      qemu.write(MAIN)
+      await until('the first bytes', () => target.received[0]?.equals(MAIN))
+    }
+    await destination.said('link.down')
+    t.notOk(target.sockets[0]!.destroyed, 'the destination waits for it')
+    await using second = source()
+    await second.said('session open')
+    await until(
+      'the end of what the dead one left',
+      () => target.sockets[0]!.destroyed || target.sockets[0]!.readableEnded,
+    )
+    t.match(destination.of('link.dead'), [{ reason: /started anew/ }])
+    t.equal(second.of('link.dead').length, 0)
+  },
+)
