@@ -120,7 +120,13 @@ export function processMemory(bytes: number, newcomers: boolean): ProcessMemory 
       'give less: the memory is taken as pages pass, and a destination proxy shares it among all its sessions',
     )
   }
-  return { pools: new Pools(), shares: new RingShares(bytes, newcomers), ringPages: Math.floor(bytes / PAGE_SIZE) }
+  // sets beyond one memory's are loaded again for the next, which must not take all that the host has
+  const setsBytesMax = Math.max(there / 2, there - bytes - (1 << 30))
+  return {
+    pools: new Pools({ setsBytesMax }),
+    shares: new RingShares(bytes, newcomers),
+    ringPages: Math.floor(bytes / PAGE_SIZE),
+  }
 }
 
 /** A process that tells what happens, and its log. */

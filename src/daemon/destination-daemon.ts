@@ -87,7 +87,11 @@ export class DestinationDaemon {
     this.pools = options.pools ?? new Pools()
     this.shares = options.shares ?? new RingShares(2 * options.ringPagesMax * PAGE_BYTES, true)
     // a ring is made smaller where it does not fit beside the sets
-    this.sets = new SessionSets(options.store, options.events, templatePagesMax(SHAPE, 0, options.placesMax))
+    this.sets = new SessionSets(
+      options.store,
+      options.events,
+      Math.min(templatePagesMax(SHAPE, 0, options.placesMax), Math.floor(this.pools.setsBytesMax / PAGE_BYTES)),
+    )
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       accept: (hello, identity, holder) => this.acceptSession(hello, identity, holder),
@@ -164,10 +168,12 @@ export class DestinationDaemon {
     let sets: string[]
     let pool: OpenPool
     let grant: RingGrant
-    let ring = Math.min(hello.ring, options.ringPagesMax, ringPagesMax(SHAPE, places))
+    const ringMost = Math.min(hello.ring, options.ringPagesMax, ringPagesMax(SHAPE, places))
+    let ring = ringMost
+    let setsMax = hello.sets.length
     for (;;) {
       const held = new Set(await this.sets.offer())
-      sets = hello.sets.filter(digest => held.has(digest))
+      sets = hello.sets.filter(digest => held.has(digest)).slice(0, setsMax)
       grant = this.shares.take(holder, ring * PAGE_BYTES)
       ring = Math.floor(grant.bytes / PAGE_BYTES)
       try {
@@ -176,8 +182,13 @@ export class DestinationDaemon {
       } catch (error) {
         grant.release()
         if (this.sets.exclude(error)) continue // once more, without the damaged set
-        if (ring === 0 || !isProxyError(error, 'LIMIT_EXCEEDED')) throw error
-        ring >>= 1 // sets count for more
+        if (!isProxyError(error, 'LIMIT_EXCEEDED') || (ring === 0 && setsMax === 0)) throw error
+        // a smaller ring leaves room for sets; where other sessions have taken what sets may have, those wanted most are left
+        if (ring > ringMost >> 4) ring >>= 1
+        else {
+          setsMax = sets.length >> 1
+          ring = sets.length === 0 ? 0 : ringMost
+        }
       }
     }
     const agreed = hello.sets.filter(digest => sets.includes(digest) || counted.includes(digest))

@@ -45,7 +45,7 @@ export interface SiteEvents extends LinkEvents, LearningEvents {
   // template sets
   'template store cannot be read: going on without sets': Failure
   'template set not used': Failure & { readonly set: string }
-  'template sets left out: more than fit into 4 GiB beside --pool-memory': {
+  'template sets left out: more than fit into memory beside --pool-memory': {
     readonly sets: string
     readonly hint: string
   }

@@ -16,7 +16,9 @@ export class SessionSets {
   private readonly excluded = new Map<string, string>()
   private current = ''
   /** Template pages that fit into a session, whatever else it needs. */
-  private readonly pagesMax: number
+  private pagesMax: number
+  /** Template pages that were offered last. */
+  private offeredPages = 0
   /** Sets that were told to have no room, so that it is told once. */
   private roomless = ''
   /** Why the store could not be read, as it was told; undefined where it can be. */
@@ -67,21 +69,29 @@ export class SessionSets {
     const fitting: string[] = []
     const others: string[] = []
     let room = this.pagesMax
+    let offered = 0
     for (const { digest, pages } of sound.slice(0, HELLO_SETS_MAX)) {
       if (pages > room) others.push(digest)
       else {
         fitting.push(digest)
         room -= pages
+        offered += pages
       }
     }
+    this.offeredPages = offered
     this.tellRoomless(others)
     return fitting
+  }
+
+  /** What was offered last did not fit beside what other sessions have: half of it next time. */
+  takeFewer(): void {
+    this.pagesMax = Math.floor(Math.min(this.pagesMax, this.offeredPages) / 2)
   }
 
   private tellRoomless(others: readonly string[]): void {
     const names = others.map(digest => digest.slice(0, 12)).join(' ')
     if (names !== this.roomless && others.length > 0) {
-      this.log.warn('template sets left out: more than fit into 4 GiB beside --pool-memory', {
+      this.log.warn('template sets left out: more than fit into memory beside --pool-memory', {
         sets: names,
         hint: 'the newest are used; remove sets (pageferry store prune), or give less --pool-memory',
       })

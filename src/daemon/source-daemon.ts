@@ -130,7 +130,10 @@ export class SourceDaemon {
     this.shares.expect(this.peerName)
     this.shape = shapeFor(options.effort)
     this.ringPages = Math.min(options.ringPages, ringPagesMax(this.shape, options.places))
-    const pagesMax = templatePagesMax(this.shape, this.ringPages, options.places)
+    const pagesMax = Math.min(
+      templatePagesMax(this.shape, this.ringPages, options.places),
+      Math.floor(this.pools.setsBytesMax / PAGE_BYTES),
+    )
     this.sets = new SessionSets(options.store, options.events, pagesMax)
     this.ended = new Promise(done => {
       this.resolveEnded = done
@@ -392,7 +395,10 @@ export class SourceDaemon {
       grant.release()
       grant = this.shares.take(this.peerName, hello.ring * PAGE_BYTES)
       const terms = { sets: agreed, store: options.store, ringPages: hello.ring, places: hello.places }
-      pool = await this.pools.open({ ...this.shape, ...terms })
+      pool = await this.pools.open({ ...this.shape, ...terms }).catch(error => {
+        if (isProxyError(error, 'LIMIT_EXCEEDED')) this.sets.takeFewer()
+        throw error
+      })
       const seedWords = [seed.readUInt32BE(4), seed.readUInt32BE(0)] as const
       learning = options.learning?.begin(hello.sets, seedWords, pool, OWN_GUESTS)
       session = new SourceSession({

@@ -113,6 +113,18 @@ export class Arena {
     return this.sets.size
   }
 
+  /** Lists of sets that sessions have agreed on. */
+  get listCount(): number {
+    return this.indices.size
+  }
+
+  /** Bytes of the sets that are here. */
+  get setBytes(): number {
+    let bytes = 0
+    for (const { pages } of this.sets.values()) bytes += pages * PAGE_BYTES
+    return bytes
+  }
+
   /** Whether there is anything that no session has: sets, or all of it. */
   get hasUnused(): boolean {
     return this.sessions === 0 || [...this.sets.values(), ...this.indices.values()].some(({ users }) => users === 0)
@@ -241,7 +253,10 @@ export class Arena {
       set.unusedMs = nowMs
     }
     const cleaned: Promise<void>[] = []
-    if (index.users === 0 && index.sets.some(set => set.failed)) {
+    const isFailed = index.sets.some(set => set.failed)
+    // a map is made in no time, and whoever names sets in ever other orders must not fill the memory with maps
+    if (index.users === 0 && (isFailed || index.layout.templateEntries === 0)) {
+      this.indices.delete(index.key)
       cleaned.push(this.free(index.at, index.bytes))
       for (const set of index.sets) if (set.failed && set.users === 0) cleaned.push(this.freeSet(set))
     }

@@ -94,24 +94,44 @@ const ARENA_BYTES = MEMORY_PAGES_MAX * WASM_PAGE_BYTES - SLACK_BYTES - layoutKey
 export class Pools {
   private readonly implementation: 'simd' | 'twin' | undefined
   private readonly unusedMs: number
+  readonly setsBytesMax: number
   private arenas: Arena[] = []
   /** Blocks that are being zeroed. */
   private readonly cleaning = new Set<Promise<void>>()
   private sweeping: NodeJS.Timeout | undefined
 
-  constructor(options: { implementation?: 'simd' | 'twin'; unusedMs?: number } = {}) {
+  /**
+   * @param options.setsBytesMax bytes that sets may take in all memories together: where sessions do not fit into one memory
+   *   another one has the same sets again
+   */
+  constructor(options: { implementation?: 'simd' | 'twin'; unusedMs?: number; setsBytesMax?: number } = {}) {
+    this.setsBytesMax = options.setsBytesMax ?? Number.POSITIVE_INFINITY
     this.implementation = options.implementation
     this.unusedMs = options.unusedMs ?? UNUSED_MS
   }
 
+  private get setBytes(): number {
+    return this.arenas.reduce((sum, arena) => sum + arena.setBytes, 0)
+  }
+
   /** Memories, the sets in each, and bytes that they can have resident at most. */
-  get stats(): { readonly sessions: number; readonly sets: number; readonly bytes: number }[] {
-    return this.arenas.map(({ sessions, setCount: sets, bytes }) => ({ sessions, sets, bytes }))
+  get stats(): {
+    readonly sessions: number
+    readonly sets: number
+    readonly lists: number
+    readonly bytes: number
+  }[] {
+    return this.arenas.map(({ sessions, setCount: sets, listCount: lists, bytes }) => ({
+      sessions,
+      sets,
+      lists,
+      bytes,
+    }))
   }
 
   /**
    * Opens a session's pool: loads those sets that no session has loaded, each page verified against its digest.
-   * @throws TEMPLATE_*, LIMIT_EXCEEDED (more than 4 GiB), IO
+   * @throws TEMPLATE_*, LIMIT_EXCEEDED (more than 4 GiB, or than sets may take), IO
    */
   async open(request: PoolRequest): Promise<OpenPool> {
     await Promise.all(this.cleaning) // what is about to be free is better than what nobody has touched yet
@@ -145,6 +165,8 @@ export class Pools {
         const missingBefore = missing.size
         const wanted = request.sets.map((digest): WantedSet => ({ digest, pages: pagesOf(arena, digest) }))
         if (missing.size > missingBefore) return undefined
+        const fresh = wanted.filter(({ digest }) => arena.pagesOf(digest) === undefined)
+        if (this.setBytes + pagesIn(fresh) * PAGE_BYTES > this.setsBytesMax) return undefined
         return arena.lease(blockRequest(request, pagesIn(wanted)), wanted, digest => {
           const file = files.get(digest)!
           files.delete(digest) // the arena closes it

@@ -287,6 +287,36 @@ t.test('what a session gives back is clean, and the next one gets it', async t =
   )
 })
 
+t.test('what lists of sets can cost', async t => {
+  const { store, digests } = await storeOf(t, [0, 20], [15, 30], [30, 40])
+  const [a, b, c] = digests as [string, string, string]
+  const pools = new Pools()
+  const bystander = await open(pools, 'decoder', store, [a, b, c])
+  for (const list of [
+    [a, c],
+    [c, a],
+    [b, a],
+    [c, b],
+    [c, b, a],
+  ])
+    await (await open(pools, 'decoder', store, list)).close()
+  t.equal(pools.stats[0]!.lists, 1, 'a peer that names sets in ever other orders leaves nothing behind')
+  await (await open(pools, 'encoder', store, [a])).close()
+  t.equal(pools.stats[0]!.lists, 2, "an encoder's table is kept for its next session")
+  await bystander.close()
+
+  const few = new Pools({ setsBytesMax: 36 * PAGE })
+  const first = await open(few, 'decoder', store, [a, b])
+  const error = await open(few, 'decoder', store, [c]).catch(error => error)
+  t.ok(isProxyError(error, 'LIMIT_EXCEEDED'), 'sets take no more than they may')
+  const second = await open(few, 'decoder', store, [b])
+  await first.close()
+  const third = await open(few, 'decoder', store, [c, b])
+  t.same(addressesOf(third).length, 25, 'a set that nobody has goes')
+  await second.close()
+  await third.close()
+})
+
 t.test('a damaged set fails who wants it, and nobody else', async t => {
   const { store, digests } = await storeOf(t, [0, 20], [20, 40])
   const [good, bad] = digests as [string, string]
