@@ -17,6 +17,7 @@ import type { ClientHello } from '../wan/hello.ts'
 import { DestinationSession } from './destination-session.ts'
 import type { Events } from './events.ts'
 import { SessionSets } from './session-sets.ts'
+import { type DestinationStatus, withoutFlows } from './status.ts'
 
 /** Expanded batches that QEMU's sockets have not taken yet; further ones are copied. */
 const OUTPUT_SLOTS = 8
@@ -99,6 +100,21 @@ export class DestinationDaemon {
       ...(options.sessionsMax !== undefined && { sessionsMax: options.sessionsMax }),
       agent: 'pageferry',
     })
+  }
+
+  /** How it is just now. */
+  status(): DestinationStatus {
+    return {
+      role: 'destination',
+      listening: this.addresses.map(({ address, port }) => `${address}:${port}`),
+      stopping: this.stopping,
+      sessions: Array.from(this.sessions, ([link, session]) => ({
+        link: link.id.slice(0, 8),
+        peer: link.identity,
+        stats: withoutFlows(link.session.stats()),
+        ...session.status(),
+      })),
+    }
   }
 
   /** Channels that are open. */

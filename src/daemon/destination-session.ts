@@ -11,6 +11,7 @@ import type { SessionLearning } from '../learning/learning.ts'
 import { OWED_MS } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { ChannelHead } from '../migration/channel-ends.ts'
+import { DialQueue } from '../migration/dial-queue.ts'
 import { MigrationRecord } from '../migration/migration-record.ts'
 import type { Cause } from '../migration/outcome.ts'
 import { Patience, type PatienceTimes } from '../migration/patience.ts'
@@ -26,6 +27,7 @@ import type { Pool } from '../transfer/pool.ts'
 import { CODE } from '../wan/wire.ts'
 import type { SiteLog } from './events.ts'
 import type { ArrivalSummary } from './migration-summary.ts'
+import type { DestinationStatus } from './status.ts'
 
 /** Bytes of the return path that one read may bring: a bitmap at a recovery has megabytes ... */
 const READ_BYTES = 65536
@@ -79,8 +81,7 @@ export class DestinationSession implements LinkSink {
   private readonly inbound: Inbound
   private readonly flows = new Map<number, DestinationFlow>()
   private readonly arrivals = new Map<number, Arrival>()
-  /** Who is to be dialled, by target, one after the other: QEMU 7.2 tells channels by the order of connections. */
-  private readonly dialling = new Map<string, Set<DestinationFlow>>()
+  private readonly dials = new DialQueue<DestinationFlow>(flow => void this.dial(flow))
   /** Flows that have ended, whose QEMU may still take bytes that lie in the pool. */
   private readonly lingering = new Set<DestinationFlow>()
   /** Expanders of flows that came while this side drains; their bytes are dropped. */
@@ -132,35 +133,49 @@ export class DestinationSession implements LinkSink {
       flow.refused(error)
       return
     }
-    const key = formatAddress(address)
-    const queue = this.dialling.get(key)
-    if (queue) queue.add(flow)
-    else {
-      this.dialling.set(key, new Set([flow]))
-      void this.dialAll(key, address)
-    }
+    flow.address = address
+    if (info.kind === 'preempt') this.dials.wants(flow)
+    this.dials.add(flow, formatAddress(address))
   }
 
-  private async dialAll(key: string, address: Address): Promise<void> {
-    const queue = this.dialling.get(key)!
-    for (const flow of queue) {
-      await flow.wanted
-      if (!flow.isOver && !this.ended) {
-        try {
-          flow.connected(await dial(address, { signal: flow.abort.signal }))
-        } catch (error) {
-          if (!isProxyError(error)) throw error
-          flow.refused(error)
-        }
-      }
-      queue.delete(flow)
+  private async dial(flow: DestinationFlow): Promise<void> {
+    try {
+      flow.connected(await dial(flow.address!, { signal: flow.abort.signal }))
+    } catch (error) {
+      if (!isProxyError(error)) throw error
+      flow.refused(error)
     }
-    this.dialling.delete(key)
+    this.dials.done(flow)
   }
 
-  /** A flow is over before its turn to be dialled came. */
+  /** There is something to say to its QEMU. */
+  wants(flow: DestinationFlow): void {
+    this.dials.wants(flow)
+  }
+
+  /** A flow is over: nobody is to be dialled for it. */
   undial(flow: DestinationFlow): void {
-    for (const queue of this.dialling.values()) queue.delete(flow)
+    this.dials.gone(flow)
+  }
+
+  /** How it is: plain data. */
+  status(): Pick<DestinationStatus['sessions'][number], 'migrations' | 'dialling' | 'pieces'> {
+    const nowMs = this.options.now()
+    return {
+      migrations: Array.from(this.arrivals.values(), arrival => ({
+        migration: arrival.number,
+        id: arrival.record.id,
+        target: arrival.target,
+        ...arrival.record.guest,
+        seconds: Math.round(nowMs - arrival.startMs) / 1000,
+        channels: arrival.flows.size,
+        postcopy: arrival.record.postcopy,
+        bytes: arrival.bytesOut,
+        bytesBack: arrival.bytesBack,
+      })),
+      dialling: this.dials.waiting,
+      pieces: this.options.pieces.heldBytes,
+    }
   }
 
   /** One more piece waits. @returns false where there are too many: the session ends */
@@ -271,6 +286,7 @@ export class DestinationSession implements LinkSink {
     if (this.ended) return
     this.ended = true
     clearTimeout(this.patienceTimer)
+    this.dials.stop()
     this.inbound.close()
     for (const flow of [...this.flows.values(), ...this.lingering]) flow.sessionLost(reason)
     this.flows.clear()
@@ -359,19 +375,14 @@ export class DestinationFlow implements SocketSink {
   readonly info: FlowInfo
   readonly arrival: Arrival
   readonly expander: FlowExpander
+  /** Its target, where that may be dialled. */
+  address: Address | undefined
   /** Gives up a dial that is no longer wanted. */
   readonly abort = new AbortController()
   /** The session knows it no more: by END, behind which QEMU still gets what is owed, or with the session. */
   private gone = false
   private readonly session: DestinationSession
   private socket: QemuSocket | undefined
-  /**
-   * Resolves when there is something to say to QEMU, or nothing will be: its main loop stands still from a connection
-   * until its first bytes (wire format 1.3), for ever where QEMU 10 sees it closed before them. Only a preempt channel
-   * is silent.
-   */
-  readonly wanted: Promise<void>
-  private want!: () => void
   /** Expanded before the connection stood. */
   private early: { bytes: Uint8Array; release: () => void }[] = []
   private readonly head = new ChannelHead()
@@ -397,10 +408,6 @@ export class DestinationFlow implements SocketSink {
     this.number = number
     this.info = info
     this.arrival = arrival
-    this.wanted = new Promise(done => {
-      this.want = done
-    })
-    if (info.kind === 'preempt') this.want()
     this.expander = new ChannelExpander(this, info.migration, PoolRegions.of(session.options.pool.kernel.layout))
     this.returnPath = arrival.record.returnPath(status => {
       this.shut = status === 0
@@ -477,7 +484,7 @@ export class DestinationFlow implements SocketSink {
     } else if (this.socket) this.write(bytes, release)
     else {
       this.early.push({ bytes, release })
-      if (!this.headAwaited) this.want()
+      if (!this.headAwaited) this.session.wants(this)
     }
   }
 
@@ -504,7 +511,7 @@ export class DestinationFlow implements SocketSink {
     this.endsBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
     if (this.headAwaited && this.info.kind !== 'preempt') this.refused(notOfQemu('it ended before it began'))
     this.finDue = true
-    this.want()
+    this.session.wants(this)
     this.socket?.finish()
   }
 
@@ -546,7 +553,6 @@ export class DestinationFlow implements SocketSink {
   private breakConnection(): void {
     if (this.broken) return
     this.broken = true
-    this.want() // the dials behind it go on
     this.abort.abort(GIVEN_UP)
     this.session.undial(this)
     for (const { release } of this.early.splice(0)) {

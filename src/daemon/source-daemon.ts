@@ -26,6 +26,7 @@ import { RepeatedFailure } from './repeated-failure.ts'
 import { SessionSets } from './session-sets.ts'
 import { SourceConnection } from './source-connection.ts'
 import { type Moved, type SourceGate, SourceSession } from './source-session.ts'
+import { type SourceStatus, withoutFlows } from './status.ts'
 
 /** One is filled while two are packed and one waits for its turn. */
 const WORKSPACES = 4
@@ -144,6 +145,27 @@ export class SourceDaemon {
   private get peerName(): string {
     const { host, port } = this.options.peer
     return `${host}:${port}`
+  }
+
+  /** How it is just now. */
+  status(): SourceStatus {
+    const { client, session } = this
+    return {
+      role: 'source',
+      listening: this.addresses.map(formatAddress),
+      stopping: this.stopping,
+      session:
+        client && session
+          ? {
+              link: client.link.id.slice(0, 8),
+              peer: this.peerName,
+              stats: withoutFlows(client.session.stats()),
+              migrations: session.status(),
+            }
+          : undefined,
+      waiting: this.waiting.length,
+      connections: session?.connectionCount ?? 0,
+    }
   }
 
   /** Addresses that are listened on, once started. */

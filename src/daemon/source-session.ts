@@ -34,6 +34,7 @@ import { CODE } from '../wan/wire.ts'
 import type { SiteLog } from './events.ts'
 import { type Forecast, Forecaster, type MigrationSummary, summarize } from './migration-summary.ts'
 import type { SourceConnection } from './source-connection.ts'
+import type { DepartureStatus } from './status.ts'
 
 /** A full slot has room behind them, so that moving an incomplete record to the front is seldom needed. */
 const SLOT_UNITS = BATCH_BYTES_MAX / SLOT_UNIT_BYTES + 1
@@ -202,6 +203,27 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
   /** Connections that it has, opened or not. */
   get connectionCount(): number {
     return this.connections.size
+  }
+
+  /** Migrations that run, each as it is: plain data. */
+  status(): DepartureStatus[] {
+    const { now, effort } = this.options
+    return Array.from(this.gates.migrations, migration => {
+      const { rawBytes, packedBytes } = migration.counts()
+      return {
+        migration: migration.number,
+        id: migration.record.id,
+        target: migration.gate.target,
+        ...migration.record.guest,
+        seconds: Math.round(now() - migration.startMs) / 1000,
+        channels: migration.flows.size,
+        postcopy: migration.record.postcopy,
+        bytes: rawBytes,
+        bytesBack: migration.bytesBack,
+        bytesWan: packedBytes,
+        effort: effort.effort(migration.urgent).level,
+      }
+    })
   }
 
   /** Takes a connection of QEMU. */

@@ -138,3 +138,22 @@ for (const postcopyWaits of [true, false]) {
     t.equal(pair.count('session open'), 2, 'in the same session')
   })
 }
+
+t.test('how both proxies are, while a migration runs and after it', async t => {
+  await using pair = await Daemons.start()
+  t.match(pair.source.status(), { role: 'source', stopping: false, waiting: 0, connections: 0 })
+  const { source, destination } = await migrate(pair, PRECOPY.subarray(0, 500_000))
+  const [here, there] = [pair.source.status(), pair.destination.status()]
+  t.same(structuredClone([here, there]), [here, there], 'plain data')
+  const [departure] = here.session!.migrations
+  const [arrival] = there.sessions[0]!.migrations
+  t.match(departure, { target: 'default', machine: /^pc-/, channels: 1, postcopy: false, bytesWan: Number })
+  t.match(arrival, { id: departure!.id, machine: departure!.machine, bytes: 500_000, channels: 1 })
+  t.equal(here.session!.link, there.sessions[0]!.link)
+  t.equal(here.session!.stats.state, 'live')
+  t.ok(departure!.bytes > 400_000 && departure!.bytesWan > 0, `${departure!.bytes} bytes`)
+  destination.on('end', () => destination.end())
+  source.end()
+  await told(t, pair, 'cancelled', 'cancelled', /middle/)
+  t.same([pair.source.status().session!.migrations, pair.destination.status().sessions[0]!.migrations], [[], []])
+})
