@@ -10,7 +10,7 @@ import { ProxyError } from '../../src/errors.ts'
 import { RETURNER_HANDSHAKES_MAX, RETURNERS_MAX, SESSION_IDLE_MS } from '../../src/limits.ts'
 import { LinkClient } from '../../src/link/client.ts'
 import { parsePsk } from '../../src/link/credential-files.ts'
-import { Credentials } from '../../src/link/credentials.ts'
+import { areRelated, Credentials } from '../../src/link/credentials.ts'
 import { makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
 import { LinkServer } from '../../src/link/server.ts'
 import { type ClientHello, encodeClientHello, HelloDecoder } from '../../src/wan/hello.ts'
@@ -1393,4 +1393,24 @@ t.test('what is said of a session before anybody serves it is told then', async 
   t.ok(end.drained)
   t.equal(end.bye, CODE.NONE)
   t.throws(() => client.link.serve(end), { code: 'INTERNAL' })
+})
+
+t.test('which certificate renews which', t => {
+  const before = 'x509:CN=site-a;DNS:site-a, DNS:a.example, IP Address:192.0.2.1'
+  const cases: [identity: string, related: boolean][] = [
+    [before, true],
+    ['x509:CN=site-a;', true],
+    ['x509:CN=other;DNS:x, DNS:a.example', true],
+    ['x509:CN=other;IP Address:192.0.2.1', true],
+    ['x509:CN=other;DNS:b.example', false],
+    ['x509:CN=other;DNS:192.0.2.1', false],
+    ['x509:CN=a.example;', false],
+    ['x509:CN=other;DNS:"x, DNS:a.example, y"', false],
+    ['x509:;', false],
+    ['psk:site-a', false],
+    ['plain', false],
+  ]
+  for (const [identity, related] of cases) t.equal(areRelated(before, identity), related, identity)
+  t.notOk(areRelated('x509:;', 'x509:;'), 'no names at all')
+  t.end()
 })
