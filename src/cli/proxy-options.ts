@@ -177,7 +177,7 @@ export function proxySettings(
     places: PLACES,
     queueTargetMs: settings.queueTargetMs,
     patienceMs: settings.patienceMs,
-    patiencePostcopyMs: settings.patiencePostcopyMs,
+    patiencePostcopyMs: settings.patiencePostcopyMs ?? settings.patienceMs,
     events,
   }
 }

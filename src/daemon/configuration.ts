@@ -265,7 +265,7 @@ export function readConfiguration(content: string): ReadConfiguration {
       effort: file.effort,
       queueTargetMs: file['queue-target'],
       patienceMs: file.patience,
-      patiencePostcopyMs: file['patience-postcopy'] ?? file.patience,
+      patiencePostcopyMs: file['patience-postcopy'],
       peers,
       wanListen,
       peerName: file.wan?.['peer-name'],

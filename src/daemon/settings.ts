@@ -16,8 +16,8 @@ export interface CommonSettings {
   readonly poolMemoryBytes: number
   readonly queueTargetMs: number
   readonly patienceMs: number
-  /** The same after a migration's switch to postcopy. */
-  readonly patiencePostcopyMs: number
+  /** The same after a migration's switch to postcopy; undefined: as patienceMs. */
+  readonly patiencePostcopyMs: number | undefined
 }
 
 /** The same as people write it. */
@@ -68,6 +68,7 @@ export function readCommon(texts: CommonTexts): CommonSettings {
     poolMemoryBytes: parseSize(texts.poolMemory, '--pool-memory'),
     queueTargetMs: parseDuration(texts.queueTarget, '--queue-target'),
     patienceMs: parseDuration(texts.patience, '--patience'),
-    patiencePostcopyMs: parseDuration(texts.patiencePostcopy ?? texts.patience, '--patience-postcopy'),
+    patiencePostcopyMs:
+      texts.patiencePostcopy === undefined ? undefined : parseDuration(texts.patiencePostcopy, '--patience-postcopy'),
   }
 }

@@ -69,6 +69,7 @@ targets: { default: tcp:127.0.0.1:1 }
   t.same(needRestart(before, other), ['wan'])
   t.same(needRestart(before, site('address: "a:2"', 'queue-target: 20ms\n')), ['queue-target', 'peers.dc2'])
   t.same(needRestart(before, { ...before, peers: [] }), ['peers.dc2'])
+  t.same(needRestart(before, site('address: "a:1"', 'patience: 200s\n')), ['patience'], 'nothing that was not said')
   t.end()
 })
 
