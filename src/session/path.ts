@@ -9,6 +9,7 @@
  */
 
 import {
+  ACK_BYTES,
   ACK_DELAY_MS,
   ACK_DELAY_MS_MAX,
   CONNECTION_DEAD_MS,
@@ -50,8 +51,6 @@ export class Path {
 
   // What arrives on it.
   arrivedFrames = 0
-  /** What the last ACK told of `arrivedFrames`. */
-  toldFrames = 0
   /** Bytes of frames since the last ACK. */
   untoldBytes = 0
   ackDueMs = Number.POSITIVE_INFINITY
@@ -153,6 +152,48 @@ export class Path {
   /** False while the ring of frames under way is full: a peer that never counts what arrives. */
   get hasRecords(): boolean {
     return this.sentFrames - this.deliveredFrames < RECORDS_MAX
+  }
+
+  /** @returns whether something has become due */
+  tick(nowMs: number): boolean {
+    let due = false
+    if (nowMs >= this.pingDueMs && !this.pingDue) {
+      this.pingDue = true
+      due = true
+    }
+    if (nowMs >= this.ackDueMs) {
+      this.ackDue = true
+      this.ackDueMs = Number.POSITIVE_INFINITY
+      due = true
+    }
+    return due
+  }
+
+  get nextTickMs(): number {
+    const next = Math.min(this.deadMs, this.ackDueMs)
+    return this.pingDue ? next : Math.min(next, this.pingDueMs)
+  }
+
+  /** A sequenced frame of the peer came. @returns whether an ACK is due, or will be sooner than before */
+  arrived(bytes: number, nowMs: number): boolean {
+    this.arrivedFrames++
+    this.untoldBytes += bytes
+    if (this.untoldBytes >= ACK_BYTES) {
+      this.ackDue = true
+      return true
+    }
+    if (this.ackDueMs !== Number.POSITIVE_INFINITY || this.ackDue) return false
+    this.ackDueMs = nowMs + this.ackDelayMs
+    return true
+  }
+
+  /** An ACK goes out now, or not yet. @returns how many frames it counts; undefined: none goes */
+  tell(): number | undefined {
+    if (!this.ackDue && this.untoldBytes < ACK_BYTES / 4) return undefined
+    this.untoldBytes = 0
+    this.ackDue = false
+    this.ackDueMs = Number.POSITIVE_INFINITY
+    return this.arrivedFrames
   }
 
   /** A sequenced frame was pulled for this connection. */

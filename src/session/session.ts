@@ -8,46 +8,26 @@
  */
 
 import { readU64 } from '../bytes/big-endian.ts'
-import { rawLengthOf } from '../codec/batch-head.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
-import {
-  ACK_BYTES,
-  BATCH_WIRE_BYTES_MAX,
-  CONNECTION_STUCK_MS,
-  CONNECTIONS_MAX,
-  CREDIT_INITIAL_BYTES,
-  CREDIT_TAKEN_BYTES,
-  FLOWS_MAX,
-  MEMORY_BUDGET_BYTES,
-  PATIENCE_MS,
-  QUEUE_TARGET_MS,
-  WINDOW_BYTES_MIN,
-} from '../limits.ts'
-import { encodeNumbers, encodeOpen, encodeReason, parseOpen, reasonCode, reasonText } from '../wan/bodies.ts'
+import { CONNECTIONS_MAX, CREDIT_INITIAL_BYTES, MEMORY_BUDGET_BYTES, PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
+import { encodeNumbers, encodeReason, reasonCode, reasonText } from '../wan/bodies.ts'
 import { wireCode } from '../wan/codes.ts'
 import type { Frame } from '../wan/frames.ts'
 import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL } from '../wan/wire.ts'
 import type { AnswerRoom } from './answer-room.ts'
 import type { FlowInfo, Role, SessionOptions, SessionSink, SessionState, SessionStats } from './api.ts'
-import { Fairness } from './fairness.ts'
-import { Flow } from './flow.ts'
-import { FlowTable } from './flow-table.ts'
-import { BatchParts, type Inbox, keepable } from './inbox.ts'
+import { bulkQuantum, bulkRoom } from './bulk.ts'
+import { Flows } from './flows.ts'
+import type { Inbox } from './inbox.ts'
 import { MemoryBudget, type MemoryShare } from './memory-budget.ts'
-import { BULK_BYTES_MAX, FRAME_BYTES_MAX, type Outbox } from './outbox.ts'
+import type { Outbox } from './outbox.ts'
 import { SESSION_PARTS, type SessionParts } from './parts.ts'
 import type { Path } from './path.ts'
+import { Paths } from './paths.ts'
 import { Patience } from './patience.ts'
 import { RateCap } from './rate-cap.ts'
-import { RECEIVE_TABLE, type ReceiveInput, SESSION_TABLE, type SessionInput } from './states.ts'
+import { SESSION_TABLE, type SessionInput } from './states.ts'
 
-/** Batches that should lie ready while the windows are full, so that an ACK finds something to send. */
-const READY_BYTES = 2 * FRAME_BYTES_MAX
-/** Part of the queue target that batches may come late by, so that they need not be small. */
-const LATE_SHARE = 0.2
-/** While there are connections tick is called this often; where it comes later by the second, this process stood still. */
-const TICK_INTERVAL_MS = 1000
-const STOOD_STILL_MS = 1500
 const EMPTY = new Uint8Array(0)
 
 export class Session {
@@ -60,28 +40,19 @@ export class Session {
   private nowMs = 0
   private sessionState: SessionState = 'opening'
   private readonly patience: Patience
-  private tickedMs = 0
-  private byeCode: number = CODE.NONE
-  private byeText = ''
+  /** What BYE says; undefined: the peer has said it. */
+  private bye: { readonly code: number; readonly text: string } | undefined = { code: CODE.NONE, text: '' }
 
-  private readonly paths: (Path | null)[] = new Array(CONNECTIONS_MAX).fill(null)
-  private pathCount = 0
-
-  private readonly flows = new FlowTable()
+  private readonly paths = new Paths()
+  private readonly flows: Flows
   private draining = false
   private peerDraining = false
-  /** Flows of a session that has ended: the server neither took nor refused them, nor acknowledged their OPEN. */
-  private unheard: ReadonlySet<number> = new Set()
   private readonly memory: MemoryShare
-  /** What flows to the peer begin with; 0 before its hello. */
-  private peerCredit = 0
 
   private readonly answers: AnswerRoom
   private readonly outbox: Outbox
   private readonly inbox: Inbox
-  private readonly batch = new BatchParts()
   private readonly rate: RateCap
-  private readonly fairness = new Fairness()
 
   constructor(options: SessionOptions) {
     this.role = options.role
@@ -94,10 +65,14 @@ export class Session {
     this.parts = { ...SESSION_PARTS, ...options.parts }
     this.answers = new this.parts.AnswerRoom(this.memory)
     this.outbox = new this.parts.Outbox(this.rate, this.answers)
-    this.inbox = new this.parts.Inbox(
-      (type, flags, flow, payload) => this.deliver(type, flags, flow, payload),
-      this.memory,
-    )
+    const { role, sink, memory, outbox, answers, parts, initialCredit } = this
+    this.flows = new Flows({
+      ...{ role, sink, memory, outbox, answers, parts, initialCredit },
+      now: () => this.nowMs,
+      opens: () => this.opens,
+      fault: (code, what) => this.fault(code, what),
+    })
+    this.inbox = new parts.Inbox((type, flags, flow, payload) => this.flows.deliver(type, flags, flow, payload), memory)
   }
 
   get state(): SessionState {
@@ -126,41 +101,30 @@ export class Session {
   attach(connection: number, peerReceived: number, nowMs: number, peerCredit = CREDIT_INITIAL_BYTES): void {
     this.nowMs = nowMs
     assert(connection >= 0 && connection < CONNECTIONS_MAX, `connection ${connection}`)
-    const old = this.paths[connection]
+    const old = this.paths.get(connection)
     if (old) this.dropPath(old)
-    if (this.pathCount === 0) this.tickedMs = nowMs
     if (this.isBroken) this.patience.found(nowMs)
     const path = new this.parts.Path(connection, this.targetMs, nowMs)
     path.drainDue = this.draining
-    this.paths[connection] = path
-    this.pathCount++
+    this.paths.add(path, nowMs)
     this.enter('attach')
-    if (this.sessionState === 'closed') path.done = this.byeCode < 0
+    if (this.sessionState === 'closed') path.done = this.bye === undefined
     else if (peerReceived > this.outbox.lastSequence)
       this.fault('PROTOCOL_STATE', 'the peer claims frames that were never sent')
     else {
       this.acknowledge(peerReceived)
-      if (this.peerCredit === 0) this.learnCredit(peerCredit)
+      this.flows.learnCredit(peerCredit)
     }
     this.sink.onWork()
-  }
-
-  /** The peer's first hello: flows that were opened before it can begin. */
-  private learnCredit(peerCredit: number): void {
-    this.peerCredit = peerCredit
-    for (const flow of this.flows.all()) {
-      flow.creditTotal += peerCredit
-      this.sink.onCredit(flow.number)
-    }
   }
 
   /** A connection is gone: what it carried and was not acknowledged goes out again on others, or after the next attach. */
   detach(connection: number, nowMs: number): void {
     this.nowMs = nowMs
-    const path = this.paths[connection]
+    const path = this.paths.get(connection)
     if (!path) return
     this.dropPath(path)
-    if (this.pathCount === 0) {
+    if (this.paths.count === 0) {
       this.enter('lose')
       this.patience.lost(nowMs)
     }
@@ -168,8 +132,7 @@ export class Session {
   }
 
   private dropPath(path: Path): void {
-    this.paths[path.connection] = null
-    this.pathCount--
+    this.paths.remove(path)
     this.outbox.lost(path)
   }
 
@@ -179,35 +142,10 @@ export class Session {
   tick(nowMs: number): void {
     this.nowMs = nowMs
     if (this.sessionState === 'closed') return
-    const stillMs = nowMs - this.tickedMs - TICK_INTERVAL_MS
-    this.tickedMs = nowMs
-    if (stillMs > STOOD_STILL_MS) this.patience.stoodStill(stillMs, nowMs)
-    let work = false
-    for (const path of this.paths) {
-      if (!path) continue
-      // What came while this process was stopped lies unread in the sockets: that time proves nothing.
-      if (stillMs > STOOD_STILL_MS) path.stoodStill(stillMs, nowMs)
-      if (nowMs >= path.deadMs) {
-        this.giveUp(path, `nothing arrived for ${Math.round(nowMs - path.heardMs)} ms`)
-        continue
-      }
-      if (nowMs >= path.stuckMs) {
-        this.giveUp(
-          path,
-          `nothing of what was sent has arrived for ${CONNECTION_STUCK_MS} ms; does the path take large packets?`,
-        )
-        continue
-      }
-      if (nowMs >= path.pingDueMs && !path.pingDue) {
-        path.pingDue = true
-        work = true
-      }
-      if (nowMs >= path.ackDueMs) {
-        path.ackDue = true
-        path.ackDueMs = Number.POSITIVE_INFINITY
-        work = true
-      }
-    }
+    const { stillMs, dead, isWork } = this.paths.tick(nowMs)
+    if (stillMs > 0) this.patience.stoodStill(stillMs, nowMs)
+    for (const { path, why } of dead) this.giveUp(path, why)
+    let work = isWork
     if (nowMs >= this.rate.wakeMs) {
       this.rate.wakeMs = Number.POSITIVE_INFINITY
       work = true
@@ -220,13 +158,7 @@ export class Session {
   /** When `tick` is to be called next; Infinity: never, unless onWork comes. */
   get nextTickMs(): number {
     if (this.sessionState === 'closed') return Number.POSITIVE_INFINITY
-    let next = this.rate.wakeMs
-    for (const path of this.paths) {
-      if (!path) continue
-      next = Math.min(next, path.deadMs, path.ackDueMs)
-      if (!path.pingDue) next = Math.min(next, path.pingDueMs)
-    }
-    if (this.pathCount > 0) next = Math.min(next, this.tickedMs + TICK_INTERVAL_MS)
+    const next = Math.min(this.rate.wakeMs, this.paths.nextTickMs)
     return this.isBroken ? Math.min(next, this.patience.brokenUntilMs) : next
   }
 
@@ -242,7 +174,7 @@ export class Session {
    */
   receive(connection: number, frame: Frame, nowMs: number) {
     this.nowMs = nowMs
-    const path = this.paths[connection]
+    const path = this.paths.get(connection)
     if (!path || this.sessionState === 'closed') return // came behind the end
     path.heardMs = nowMs
     const { type, sequence, payload } = frame
@@ -263,7 +195,7 @@ export class Session {
       case FRAME.PONG:
         if (readU64(payload, 0) !== path.pingCount) return
         path.ponged(nowMs)
-        this.tellRoom()
+        this.flows.tellRoom(this.paths.laneBytes)
         return this.sink.onWork() // its window may have grown
       case FRAME.BYE:
         return this.receiveBye(payload)
@@ -284,16 +216,7 @@ export class Session {
     sequence: number,
     payload: Uint8Array,
   ) {
-    const size = FRAME_HEAD_BYTES + payload.length
-    path.arrivedFrames++
-    path.untoldBytes += size
-    if (path.untoldBytes >= ACK_BYTES) {
-      path.ackDue = true
-      this.sink.onWork()
-    } else if (path.ackDueMs === Number.POSITIVE_INFINITY && !path.ackDue) {
-      path.ackDueMs = this.nowMs + path.ackDelayMs
-      this.sink.onWork() // nextTickMs has come nearer
-    }
+    if (path.arrived(FRAME_HEAD_BYTES + payload.length, this.nowMs)) this.sink.onWork()
     const refused = this.inbox.take(type, flags, flow, sequence, payload)
     if (refused === 'no memory') {
       // Others have it. What came is not acknowledged, and so comes again; the missing frame with it.
@@ -315,118 +238,6 @@ export class Session {
 
   private get ended(): boolean {
     return this.sessionState === 'closed'
-  }
-
-  private deliver(type: number, flags: number, number: number, payload: Uint8Array) {
-    if (type === FRAME.OPEN) return this.deliverOpen(number, payload)
-    if (type > FRAME.END) {
-      // Optional frames of later versions may be sequenced: they keep their place and do nothing.
-      if (type < FRAME_OPTIONAL) this.fault('PROTOCOL_SYNTAX', `frame of type ${type}`)
-      return
-    }
-    const flow = this.flows.get(number)
-    if (!flow) {
-      const late = type === FRAME.RESET || type === FRAME.CREDIT
-      if (late && this.role === 'server' && this.flows.wasOpened(number)) return // the client had not seen END yet
-      return this.fault('PROTOCOL_STATE', `frame of type ${type} for flow ${number}, which is not open`)
-    }
-    flow.wanIn += FRAME_HEAD_BYTES + payload.length
-    switch (type) {
-      case FRAME.DATA: {
-        if (!this.enterReceive(flow, 'data') || !this.takeCredit(flow, payload.length)) return
-        if (flow.send !== 'reset') this.sink.onData(number, keepable(payload))
-        return
-      }
-      case FRAME.BATCH:
-        return this.deliverPart(flow, flags, payload)
-      case FRAME.FIN:
-        if (!this.enterReceive(flow, 'fin')) return
-        if (flow.send !== 'reset') this.sink.onFin(number)
-        return this.endFlow(flow)
-      case FRAME.RESET: {
-        const code = reasonCode(payload)
-        const refused = flow.receive === 'asked' && code === CODE.SHUTDOWN
-        if (!this.enterReceive(flow, 'reset', !refused)) return
-        if (flow.send !== 'reset') {
-          if (refused && this.sink.onRefused) this.sink.onRefused(number, reasonText(payload))
-          else this.sink.onReset(number, code, reasonText(payload))
-        }
-        return this.endFlow(flow)
-      }
-      case FRAME.CREDIT: {
-        if (!this.enterReceive(flow, 'credit')) return
-        const total = readU64(payload, 0)
-        if (total < flow.creditTotal) return this.fault('PROTOCOL_STATE', `flow ${number} loses credit`)
-        flow.creditTotal = total
-        if (flow.send === 'open') this.sink.onCredit(number)
-        return
-      }
-      case FRAME.END: {
-        if (this.role === 'server') return this.fault('PROTOCOL_STATE', 'END from the client')
-        if (flow.send === 'open') return this.fault('PROTOCOL_STATE', `END for flow ${number}, which has not ended`)
-        if (!this.enterReceive(flow, 'end')) return
-        this.forget(flow)
-        return this.sink.onEnd(number)
-      }
-    }
-  }
-
-  private deliverOpen(number: number, payload: Uint8Array) {
-    if (this.role === 'client') return this.fault('PROTOCOL_STATE', 'OPEN from the server')
-    if (number === 0) return this.fault('PROTOCOL_SYNTAX', 'OPEN for flow 0')
-    const existing = this.flows.get(number)
-    if (RECEIVE_TABLE[existing ? existing.receive : 'none'].open === null) {
-      return this.fault('PROTOCOL_STATE', `OPEN for flow ${number}, which is open`)
-    }
-    const info = parseOpen(payload)
-    if (!info) return this.fault('PROTOCOL_SYNTAX', `OPEN for flow ${number} is malformed`)
-    const admitted = this.flows.admit(this.outbox.endsUnacked, this.nowMs)
-    if ('fault' in admitted) return this.fault('LIMIT_EXCEEDED', admitted.fault)
-    const flow = this.addFlow(number, info)
-    flow.wanIn += FRAME_HEAD_BYTES + payload.length
-    if (this.sessionState !== 'live' || (this.draining && !this.flows.isRunning(flow))) {
-      flow.untold = true
-      this.resetFlow(number, CODE.SHUTDOWN, 'takes no new migrations')
-    } else if (!admitted.take) {
-      flow.untold = true
-      this.resetFlow(number, CODE.LIMIT_EXCEEDED, 'too many flows within a short time')
-    } else {
-      flow.window.grow(CREDIT_TAKEN_BYTES)
-      this.enqueue(FRAME.CREDIT, flow, [EMPTY])
-      this.sink.onOpen(number, info)
-    }
-  }
-
-  private deliverPart(flow: Flow, flags: number, payload: Uint8Array) {
-    if (this.batch.flow === 0 && !this.enterReceive(flow, 'batch')) return
-    const batch = this.batch.add(flow.number, flags, payload)
-    if (batch === undefined) return
-    if (!('parts' in batch)) return this.fault(...batch)
-    if (this.takeCredit(flow, batch.rawLength)) this.sink.onBatch(flow.number, batch.parts, batch.rawLength)
-  }
-
-  private takeCredit(flow: Flow, bytes: number): boolean {
-    const beyond = flow.window.arrive(bytes)
-    if (beyond > 0) this.fault('PROTOCOL_STATE', `flow ${flow.number} sent ${beyond} bytes beyond its credit`)
-    return beyond === 0
-  }
-
-  /** @param takes whether the frame says that the server has taken the flow */
-  private enterReceive(flow: Flow, input: ReceiveInput, takes = true): boolean {
-    const next = RECEIVE_TABLE[flow.receive][input]
-    if (next === null) {
-      this.fault('PROTOCOL_STATE', `${input.toUpperCase()} for flow ${flow.number} after ${flow.receive.toUpperCase()}`)
-      return false
-    }
-    // A part of the batch may still be missing: nothing may end the flow in the middle of it.
-    if (this.batch.flow === flow.number && input !== 'batch' && input !== 'credit') {
-      this.fault('PROTOCOL_SYNTAX', `${input.toUpperCase()} for flow ${flow.number} within its batch`)
-      return false
-    }
-    const asked = flow.receive === 'asked'
-    flow.receive = next
-    if (asked && takes && flow.send !== 'reset') this.sink.onTaken?.(flow.number)
-    return true
   }
 
   private receiveAck(path: Path, payload: Uint8Array) {
@@ -451,13 +262,13 @@ export class Session {
   private acknowledge(sequence: number): void {
     if (this.outbox.acknowledge(sequence)) this.patience.progress(this.nowMs)
     this.checkFlushed()
-    this.tellRoom()
+    this.flows.tellRoom(this.paths.laneBytes)
   }
 
   private receiveBye(payload: Uint8Array): void {
     this.enter('bye')
-    this.byeCode = -1 // nothing more to say
-    for (const path of this.paths) if (path) path.done = true
+    this.bye = undefined
+    for (const path of this.paths.all) path.done = true
     this.clear()
     this.sink.onBye(reasonCode(payload), reasonText(payload))
   }
@@ -472,14 +283,17 @@ export class Session {
    */
   pull(connection: number, maxBytes: number, nowMs: number, out: Uint8Array[]): number {
     this.nowMs = nowMs
-    const path = this.paths[connection]
+    const path = this.paths.get(connection)
     if (!path || path.done || maxBytes <= 0) return 0
     if (this.sessionState === 'closed') return this.pullBye(path, out)
     const { outbox } = this
     const { writer } = outbox
     this.rate.refill(nowMs)
     let total = 0
-    if (path.ackDue || path.untoldBytes >= ACK_BYTES / 4) total += this.pullAck(path, out)
+    const arrived = path.tell()
+    if (arrived !== undefined) {
+      total += writer.putSmall(out, FRAME.ACK, encodeNumbers(this.inbox.acknowledged, arrived))
+    }
     if (path.pong !== null) {
       total += writer.putSmall(out, FRAME.PONG, path.pong)
       path.pong = null
@@ -500,31 +314,18 @@ export class Session {
     if (nothingWaited) this.patience.progress(nowMs)
     this.rate.spend(total)
     this.checkFlushed() // what was left may have been data of flows that were reset
-    this.tellRoom()
+    this.flows.tellRoom(this.paths.laneBytes)
     return total
   }
 
   /** True once this connection has pulled its last byte (BYE), or the peer ended the session: write out, then close it. */
   isDone(connection: number): boolean {
-    return this.sessionState === 'closed' && (this.paths[connection]?.done ?? true)
-  }
-
-  private tellRoom(): void {
-    this.answers.tell(this.laneBytes, flow => this.sink.onCredit(flow.number))
-  }
-
-  private pullAck(path: Path, out: Uint8Array[]): number {
-    const payload = encodeNumbers(this.inbox.acknowledged, path.arrivedFrames)
-    path.toldFrames = path.arrivedFrames
-    path.untoldBytes = 0
-    path.ackDue = false
-    path.ackDueMs = Number.POSITIVE_INFINITY
-    return this.outbox.writer.putSmall(out, FRAME.ACK, payload)
+    return this.sessionState === 'closed' && (this.paths.get(connection)?.done ?? true)
   }
 
   private pullBye(path: Path, out: Uint8Array[]): number {
     path.done = true
-    return this.outbox.writer.putSmall(out, FRAME.BYE, encodeReason(this.byeCode, this.byeText))
+    return this.outbox.writer.putSmall(out, FRAME.BYE, encodeReason(this.bye?.code ?? CODE.NONE, this.bye?.text ?? ''))
   }
 
   // Flows ------------------------------------------------------------------------------------------------------------
@@ -536,22 +337,7 @@ export class Session {
    *   drains and no flow of the migration is open
    */
   openFlow(info: FlowInfo): number {
-    assert(this.role === 'client', 'only the client opens flows')
-    const refuse = (code: ErrorCode, what: string): never => {
-      throw new ProxyError(code, what, undefined, 'the migration is refused; QEMU goes on with its guest')
-    }
-    const { sessionState: state } = this
-    if (state === 'closed' || state === 'closing' || state === 'stranded') refuse('PROTOCOL_STATE', 'the session ends')
-    if ((this.draining || this.peerDraining) && !this.flows.isRunning({ info })) {
-      refuse('PROTOCOL_STATE', 'no new migrations are taken')
-    }
-    if (this.flows.isFull) refuse('LIMIT_EXCEEDED', `${FLOWS_MAX} flows are open`)
-    const payload = encodeOpen(info)
-    assert(parseOpen(payload), `a flow to ${info.target} cannot be described`)
-    const number = this.flows.freeNumber()
-    const flow = this.addFlow(number, info)
-    this.enqueue(FRAME.OPEN, flow, [payload])
-    return number
+    return this.flows.open(info)
   }
 
   /**
@@ -559,13 +345,7 @@ export class Session {
    * better no more than `dataRoom` gives. Dropped where either side has reset the flow, or it is gone.
    */
   sendData(flow: number, bytes: Uint8Array): void {
-    const state = this.flows.get(flow)
-    if (!state || bytes.length === 0) return
-    state.enterSend('data')
-    if (state.send === 'reset' || state.receive === 'reset') return
-    state.spend(bytes.length)
-    state.share.start += bytes.length
-    this.enqueue(FRAME.DATA, state, [bytes])
+    this.flows.sendData(flow, bytes)
   }
 
   /**
@@ -574,25 +354,12 @@ export class Session {
    * @param rawLength bytes of the channel that it stands for: at most `credit(flow)`
    */
   sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[]): void {
-    const state = this.flows.get(flow)
-    if (!state && this.ended) return
-    assert(state, `batch for flow ${flow}, which has ended`)
-    state.enterSend('batch')
-    assert(rawLengthOf(parts) === rawLength, `flow ${flow}: a batch does not begin with its raw length`)
-    state.spend(rawLength)
-    const bytes = this.enqueue(FRAME.BATCH, state, parts)
-    assert(bytes <= BATCH_WIRE_BYTES_MAX, `batch of ${bytes} bytes`)
-    this.fairness.sent(state.share, bytes)
+    this.flows.sendBatch(flow, rawLength, parts)
   }
 
   /** The local QEMU closed its direction: FIN after all that was handed in. Nothing may be sent on the flow after it. */
   finFlow(flow: number): void {
-    const state = this.flows.get(flow)
-    if (!state) return
-    state.enterSend('fin')
-    if (state.send !== 'fin') return
-    this.enqueue(FRAME.FIN, state, [])
-    this.endFlow(state)
+    this.flows.fin(flow)
   }
 
   /**
@@ -600,11 +367,7 @@ export class Session {
    * a flow; also the answer to onReset. What still arrives for the flow is dropped, except batches.
    */
   resetFlow(flow: number, code: number, text: string): void {
-    const state = this.flows.get(flow)
-    if (!state || state.send === 'reset') return
-    state.enterSend('reset')
-    this.enqueue(FRAME.RESET, state, [encodeReason(code, text)])
-    this.endFlow(state)
+    this.flows.reset(flow, code, text)
   }
 
   /** What OPEN said of a flow that has not ended, also of one that onOpen never told of. */
@@ -617,7 +380,7 @@ export class Session {
    * was opened. The same bytes may then go out on another session.
    */
   isUnheard(flow: number): boolean {
-    return this.unheard.has(flow)
+    return this.flows.unheard.has(flow)
   }
 
   /** Raw bytes that the peer still lets us hand in for this flow. 0 for a flow that is gone. */
@@ -632,18 +395,12 @@ export class Session {
    * @param wanted more than 0
    */
   dataRoom(flow: number, wanted: number): number {
-    const state = this.flows.get(flow)
-    if (!state) return 0
-    // What credit forbids, CREDIT will tell of.
-    return this.answers.room(state, Math.min(wanted, state.credit), this.laneBytes)
+    return this.flows.dataRoom(flow, wanted, this.paths.laneBytes)
   }
 
   /** The local QEMU's socket took so many raw bytes of the flow: the peer may send as many more. */
   consumed(flow: number, bytes: number): void {
-    const state = this.flows.get(flow)
-    if (!state) return
-    state.window.consume(bytes, Math.max(this.rttMs, 1), this.nowMs)
-    this.offerCredit(state)
+    this.flows.consumed(flow, bytes, Math.max(this.paths.rttMs, 1))
   }
 
   /**
@@ -651,51 +408,13 @@ export class Session {
    * QEMU keeps up. Never shrinks.
    */
   setWindow(flow: number, bytes: number): void {
-    const state = this.flows.get(flow)
-    if (state?.window.grow(bytes)) this.offerCredit(state)
+    this.flows.setWindow(flow, bytes)
   }
 
-  private offerCredit(flow: Flow): void {
-    if (flow.window.due || !flow.isListening || !flow.window.isWorthTelling) return
-    this.outbox.enqueueCredit(flow)
-    this.sink.onWork()
-  }
-
-  private addFlow(number: number, info: FlowInfo): Flow {
-    const receive = this.role === 'client' ? 'asked' : 'open'
-    const window = new this.parts.ReceiveWindow(this.initialCredit, this.memory, this.nowMs)
-    const flow = new Flow(number, info, this.fairness.join(info.migration), receive, this.peerCredit, window)
-    this.flows.add(flow)
-    return flow
-  }
-
-  private forget(flow: Flow): void {
-    this.flows.delete(flow)
-    this.answers.forget(flow)
-    flow.window.close()
-    this.fairness.leave(flow.share)
-  }
-
-  /** Server: where both directions have ended, says END and forgets the flow. */
-  private endFlow(flow: Flow): void {
-    if (this.role !== 'server' || flow.send === 'open' || flow.receive === 'open') return
-    if (this.flows.get(flow.number) !== flow) return // a sink's own call was first
-    this.enqueue(FRAME.END, flow, [])
-    this.forget(flow)
-    if (!flow.untold) this.sink.onEnd(flow.number)
-  }
-
-  private enqueue(type: number, flow: Flow, parts: readonly Uint8Array[]): number {
-    const bytes = this.outbox.enqueue(type, flow, parts)
-    this.sink.onWork()
-    return bytes
-  }
-
-  /** Bytes of DATA that may wait: what the link carries within the windows. */
-  private get laneBytes(): number {
-    let bytes = 0
-    for (const path of this.paths) if (path) bytes += path.window
-    return Math.max(bytes, WINDOW_BYTES_MIN)
+  private get opens(): 'any' | 'running' | 'none' {
+    const { sessionState: state } = this
+    if (state === 'closed' || state === 'closing' || state === 'stranded') return 'none'
+    return this.draining || (this.role === 'client' && this.peerDraining) ? 'running' : 'any'
   }
 
   // What to encode ---------------------------------------------------------------------------------------------------
@@ -707,12 +426,7 @@ export class Session {
   bulkRoom(nowMs: number): number {
     this.nowMs = nowMs
     if (this.sessionState !== 'live' && this.sessionState !== 'closing') return 0
-    const { queuedBytes, resendBytes, unackedBytes } = this.outbox
-    let room = READY_BYTES - queuedBytes - resendBytes
-    for (const path of this.paths) if (path) room += Math.max(0, path.window - path.inFlight)
-    // The windows know what the link takes, not what we let go: what is more would wait here, where no queue target sees it.
-    room = Math.min(room, Math.max(Math.floor(this.rate.readyBytes), READY_BYTES) - queuedBytes)
-    return Math.max(0, Math.min(room, BULK_BYTES_MAX - unackedBytes - queuedBytes))
+    return bulkRoom(this.outbox, this.paths, this.rate)
   }
 
   /** WAN bytes that were handed in, and that the peer has not acknowledged. */
@@ -725,15 +439,7 @@ export class Session {
    * whatever it holds. What the link takes in a part of the queue target, never more than half of what room can become.
    */
   bulkQuantum(): number {
-    let rate = 0
-    let windows = READY_BYTES
-    for (const path of this.paths) {
-      if (!path) continue
-      rate += path.rate
-      windows += path.window
-    }
-    const cap = Math.max(this.rate.readyBytes, READY_BYTES)
-    return Math.min((rate / 1000) * this.targetMs * LATE_SHARE, Math.min(windows, cap) / 2)
+    return bulkQuantum(this.paths, this.rate, this.targetMs)
   }
 
   /** True while a further batch should be encoded and handed in. */
@@ -749,7 +455,7 @@ export class Session {
    */
   pickFlow(candidates: readonly number[], nowMs: number): number {
     this.nowMs = nowMs
-    return this.fairness.pick(candidates.map(number => this.flows.get(number)))?.number ?? -1
+    return this.flows.pick(candidates)
   }
 
   /** Marks a flow whose bytes block a guest (postcopy, preempt): pickFlow takes it first. */
@@ -769,7 +475,7 @@ export class Session {
   /** Sets the time that bytes may wait in the link beyond its round trip: less while a guest waits for its pages. */
   setQueueTarget(ms: number): void {
     this.targetMs = ms
-    for (const path of this.paths) path?.setTarget(ms)
+    for (const path of this.paths.all) path.setTarget(ms)
     this.sink.onWork()
   }
 
@@ -778,7 +484,7 @@ export class Session {
   /** Tells the peer that this side opens and takes no new migrations; running ones go on. */
   drain(): void {
     this.draining = true
-    for (const path of this.paths) if (path) path.drainDue = true
+    for (const path of this.paths.all) path.drainDue = true
     this.sink.onWork()
   }
 
@@ -815,8 +521,7 @@ export class Session {
   private die(error: ProxyError): void {
     if (this.ended) return
     this.enter('die')
-    this.byeCode = wireCode(error.code)
-    this.byeText = error.what
+    this.bye = { code: wireCode(error.code), text: error.what }
     this.clear()
     this.sink.onDead(error)
     this.sink.onWork()
@@ -824,18 +529,11 @@ export class Session {
 
   /** Lets go of all memory. */
   private clear(): void {
-    const { acked } = this.outbox
-    const isUnheard = ({ receive, openSequence: opened }: Flow) =>
-      receive === 'asked' && (opened === 0 || opened > acked)
-    const unheard = this.flows.all().filter(isUnheard)
-    this.unheard = new Set(unheard.map(({ number }) => number))
     this.memory.close()
     this.flows.clear()
-    this.fairness.clear()
     this.answers.clear()
     this.outbox.clear()
     this.inbox.clear()
-    this.batch.clear()
   }
 
   private enter(input: SessionInput): void {
@@ -846,52 +544,26 @@ export class Session {
 
   // Figures ----------------------------------------------------------------------------------------------------------
 
-  /** Smallest of the connections' round trips (smoothed); 0 before the first measurement. */
-  private get rttMs(): number {
-    let rtt = 0
-    for (const path of this.paths) if (path && path.rttMs > 0 && (rtt === 0 || path.rttMs < rtt)) rtt = path.rttMs
-    return rtt
-  }
-
   /** Shortest round trip seen lately on any connection, milliseconds; 0 before the first measurement, and without connections. */
   get rttMinMs(): number {
-    const seen = this.paths.flatMap(path => (path && path.rttMinMs > 0 ? path.rttMinMs : []))
-    return seen.length === 0 ? 0 : Math.min(...seen)
+    return this.paths.rttMinMs
   }
 
   stats(): SessionStats {
-    const connections = this.paths.filter(path => path !== null)
-    const sum = (of: (path: Path) => number) => connections.reduce((total, path) => total + of(path), 0)
+    const { paths } = this
     return {
       state: this.sessionState,
-      rttMs: this.rttMs,
-      rate: sum(path => path.rate),
-      inFlight: sum(path => path.inFlight),
-      window: sum(path => path.window),
+      rttMs: paths.rttMs,
+      rate: paths.rate,
+      inFlight: paths.inFlight,
+      window: paths.windowBytes,
       unacked: this.outbox.unackedBytes,
       queued: this.outbox.queuedBytes,
       reordered: this.inbox.heldBytes,
       resentBytes: this.outbox.resentBytes,
       duplicates: this.inbox.duplicates,
-      connections: connections.map(path => ({
-        connection: path.connection,
-        rttMinMs: path.rttMinMs,
-        rttMs: path.rttMs,
-        rate: path.rate,
-        inFlight: path.inFlight,
-        window: path.window,
-      })),
-      flows: this.flows.all().map(flow => ({
-        flow: flow.number,
-        migration: flow.info.migration,
-        kind: flow.info.kind,
-        rawOut: flow.rawOut,
-        rawIn: flow.window.rawIn,
-        wanOut: flow.wanOut,
-        wanIn: flow.wanIn,
-        credit: flow.creditTotal - flow.rawOut,
-        window: flow.window.size,
-      })),
+      connections: paths.stats(),
+      flows: this.flows.stats(),
     }
   }
 }
