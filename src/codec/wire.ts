@@ -89,9 +89,6 @@ export const PAGE_NUMBER_MAX = 2 ** 40
 export const PLACE_BLOCK_STEP = 0x9e3779b1
 export const PLACE_MIGRATION_STEP = 0x85ebca6b
 
-/** Slot of a place at which nothing is known. */
-export const NO_SLOT = 0xffffffff
-
 /** Most operations of a batch that expands to so many bytes: protocol.md §4. */
 export function operationsMax(rawLength: number): number {
   return BATCH_OPERATIONS_FREE + Math.floor(rawLength / RAW_BYTES_PER_OPERATION)

@@ -47,6 +47,8 @@ export class Workspace {
   /** Where a compressor may put what it makes of a column: room for BATCH_RAW_MAX bytes. */
   readonly packedAt: number
   readonly checksumAt: number
+  /** 64 bytes for who looks on as batches pass: learning. */
+  readonly observerAt: number
 
   constructor(bytes: Uint8Array, at: number) {
     this.bytes = bytes
@@ -65,6 +67,7 @@ export class Workspace {
     this.tokensAt = take(TOKEN_AREA)
     this.packedAt = take(BATCH_RAW_MAX)
     this.checksumAt = take(64)
+    this.observerAt = take(64)
     assert(next - at <= WORKSPACE_BYTES, 'a workspace is larger than it says')
   }
 

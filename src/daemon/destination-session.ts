@@ -22,7 +22,7 @@ import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.
 import type { FlowInfo } from '../session/api.ts'
 import type { MemoryShare } from '../session/memory-budget.ts'
 import type { Session } from '../session/session.ts'
-import { Inbound } from '../transfer/inbound.ts'
+import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
 import type { Pool } from '../transfer/pool.ts'
 import { CODE } from '../wan/wire.ts'
 import type { SiteLog } from './events.ts'
@@ -85,7 +85,7 @@ export class DestinationSession implements LinkSink {
   /** Flows that have ended, whose QEMU may still take bytes that lie in the pool. */
   private readonly lingering = new Set<DestinationFlow>()
   /** Expanders of flows that came while this side drains; their bytes are dropped. */
-  private readonly untold = new Map<number, { readonly info: FlowInfo; readonly expander: FlowExpander }>()
+  private readonly untold = new Map<number, { readonly info: FlowInfo; readonly channel: InboundChannel }>()
   private readonly patience: Patience
   private patienceTimer: NodeJS.Timeout | undefined
   private ended = false
@@ -93,12 +93,7 @@ export class DestinationSession implements LinkSink {
   constructor(options: DestinationSessionOptions) {
     this.options = options
     this.patience = new Patience(options.patience)
-    this.inbound = new Inbound(
-      options.pool,
-      options.seed,
-      (expander, bytes, release) => (expander as ChannelExpander).owner.expanded(bytes, release),
-      error => options.onFailure(error),
-    )
+    this.inbound = new Inbound(options.pool, options.seed, error => options.onFailure(error))
     this.inbound.observer = options.learning
   }
 
@@ -199,30 +194,31 @@ export class DestinationSession implements LinkSink {
 
   onBatch(number: number, parts: readonly Uint8Array[]): void {
     // also of flows that broke here: the pool must follow every batch
-    const expander = this.flows.get(number)?.expander ?? this.untoldExpander(number)
-    if (expander) {
-      if (this.hold()) this.inbound.push(expander, parts)
+    const channel = this.flows.get(number) ?? this.untoldChannel(number)
+    if (channel) {
+      if (this.hold()) this.inbound.push(channel, parts)
     } else this.options.onFailure(unknownFlow(number))
   }
 
   /** Of a flow whose OPEN crossed our DRAIN: the session refused it, its batches came all the same. */
-  private untoldExpander(number: number): FlowExpander | undefined {
+  private untoldChannel(number: number): InboundChannel | undefined {
     const { session, pool } = this.options
     const info = session.infoOf(number)
     if (!info) return undefined
     let untold = this.untold.get(number)
     if (untold?.info !== info) {
       for (const [old, { info }] of this.untold) if (session.infoOf(old) !== info) this.untold.delete(old)
-      const nobody = {
-        expanded: (_: Uint8Array, release: () => void): void => {
+      const channel: InboundChannel = {
+        expander: new FlowExpander(info.migration, PoolRegions.of(pool.kernel.layout)),
+        expanded: (_bytes, release) => {
           this.letGo()
           release()
         },
       }
-      untold = { info, expander: new ChannelExpander(nobody, info.migration, PoolRegions.of(pool.kernel.layout)) }
+      untold = { info, channel }
       this.untold.set(number, untold)
     }
-    return untold.expander
+    return untold.channel
   }
 
   onFin(number: number): void {
@@ -356,16 +352,6 @@ function notOfQemu(what: string): ProxyError {
   return new ProxyError('TARGET_REFUSED', what, undefined, 'the destination QEMU was not dialled')
 }
 
-/** A FlowExpander that knows its channel, so that expanded bytes find their way. */
-class ChannelExpander extends FlowExpander {
-  readonly owner: Pick<DestinationFlow, 'expanded'>
-
-  constructor(owner: Pick<DestinationFlow, 'expanded'>, migration: number, regions: PoolRegions) {
-    super(migration, regions)
-    this.owner = owner
-  }
-}
-
 /** Why a dial ends that nobody waits for; made once, because a peer may bring about thousands of them. */
 const GIVEN_UP = new Error('given up')
 
@@ -408,7 +394,7 @@ export class DestinationFlow implements SocketSink {
     this.number = number
     this.info = info
     this.arrival = arrival
-    this.expander = new ChannelExpander(this, info.migration, PoolRegions.of(session.options.pool.kernel.layout))
+    this.expander = new FlowExpander(info.migration, PoolRegions.of(session.options.pool.kernel.layout))
     this.returnPath = arrival.record.returnPath(status => {
       this.shut = status === 0
     })

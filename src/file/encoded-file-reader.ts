@@ -4,7 +4,7 @@ import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { Inbound } from '../transfer/inbound.ts'
+import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
 import { openPool } from '../transfer/pool.ts'
 import { type Frame, FrameDecoder } from '../wan/frames.ts'
 import { clientHelloOf, HelloDecoder } from '../wan/hello.ts'
@@ -101,7 +101,7 @@ class EncodedFileReader {
   /** Sequence number of the frame before. */
   private sequence = 0
   private inbound: Inbound | undefined
-  private flow: FlowExpander | undefined
+  private flow: InboundChannel | undefined
   /** Parts of the batch under way. */
   private parts: Uint8Array[] = []
   private partBytes = 0
@@ -161,18 +161,9 @@ class EncodedFileReader {
       longMatch: false,
     })
     const seed = Buffer.from(terms.seed, 'hex')
-    this.inbound = new Inbound(
-      pool,
-      [seed.readUInt32BE(4), seed.readUInt32BE(0)],
-      (_flow, view, release) => {
-        this.bytesOut += view.length
-        this.writing = this.writing.then(() => this.write(view)).then(release)
-        this.writing.catch(() => {})
-      },
-      error => {
-        this.failure = error
-      },
-    )
+    this.inbound = new Inbound(pool, [seed.readUInt32BE(4), seed.readUInt32BE(0)], error => {
+      this.failure = error
+    })
     return got.rest
   }
 
@@ -214,7 +205,14 @@ class EncodedFileReader {
 
   private takeOpen(payload: Uint8Array): void {
     if (migrationOf(payload) !== FILE_MIGRATION) throw this.error('an OPEN that encode does not write')
-    this.flow = new FlowExpander(FILE_MIGRATION, PoolRegions.of(this.inbound!.pool.kernel.layout))
+    this.flow = {
+      expander: new FlowExpander(FILE_MIGRATION, PoolRegions.of(this.inbound!.pool.kernel.layout)),
+      expanded: (bytes, release) => {
+        this.bytesOut += bytes.length
+        this.writing = this.writing.then(() => this.write(bytes)).then(release)
+        this.writing.catch(() => {})
+      },
+    }
   }
 
   private takeBatch(payload: Uint8Array, more: boolean): void {

@@ -232,13 +232,6 @@ export class Learner {
     return x >= 0 && y >= 0 && this.vmOf[x] === this.vmOf[y]
   }
 
-  /** What a migration shared with those before it, for logs: pages, and how many at the same place. */
-  evidence(migration: number): { unique: number; shared: number; samePlace: number } {
-    const seen = this.seen.find(known => known?.migration === migration)
-    const sum = (counts = new Uint32Array(0)): number => counts.reduce((all, n) => all + n, 0)
-    return { unique: seen?.uniquePages ?? 0, shared: sum(seen?.shared), samePlace: sum(seen?.samePlace) }
-  }
-
   // --- decisions
 
   /** The slot that stands for the VM of a migration that has ended: its own, or that of an earlier one. */

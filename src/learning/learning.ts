@@ -294,8 +294,7 @@ export class SessionLearning implements PageObserver {
     this.learning = learning
     this.state = state
     this.kernel = kernel
-    // an area of 64 bytes, of which the batch's own checksum takes the first 8
-    this.scratch = workspaces[0]!.checksumAt + 32
+    this.scratch = workspaces[0]!.observerAt
     this.hash = new Uint32Array(kernel.memory.buffer, this.scratch, 2)
   }
 

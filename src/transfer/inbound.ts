@@ -23,14 +23,18 @@ const COPY_MAX = 65536
 /** What a batch costs besides its work, however small it is: some 30 us. */
 const WORK_PER_BATCH = 1 << 17
 
-/** Takes expanded bytes, in order. `release` gives the memory back: call it once the bytes have been used. */
-export type BytesSink = (flow: FlowExpander, bytes: Uint8Array, release: () => void) => void
+/** A channel as the expanding half sees it. */
+export interface InboundChannel {
+  readonly expander: FlowExpander
+  /** Takes expanded bytes, in order. `release` gives the memory back: call it once the bytes have been used. */
+  expanded(bytes: Uint8Array, release: () => void): void
+}
 
 /** A batch, or something to do once all batches before it are expanded. */
 type Job = ArrivedJob | { readonly then: () => void }
 
 interface ArrivedJob {
-  readonly flow: FlowExpander
+  readonly channel: InboundChannel
   readonly parts: readonly Uint8Array[]
   readonly packedBytes: number
   readonly rawBytes: number
@@ -40,7 +44,6 @@ export class Inbound {
   readonly pool: Pool
   private readonly expander: BatchExpander
   private readonly unpacker = new ColumnUnpacker()
-  private readonly sink: BytesSink
   private readonly onError: (error: ProxyError) => void
   /** The last slot is where batches are expanded that are copied out. */
   private readonly scratch: number
@@ -56,11 +59,10 @@ export class Inbound {
    * @param seed of the batch checksum, two u32
    * @param onError a batch was damaged: pools may differ, nothing more is expanded
    */
-  constructor(pool: Pool, seed: readonly [number, number], sink: BytesSink, onError: (error: ProxyError) => void) {
+  constructor(pool: Pool, seed: readonly [number, number], onError: (error: ProxyError) => void) {
     assert(pool.slots.length > 0 && pool.slotBytes >= 1 << 20, 'an expanding pool needs slots of a whole batch')
     this.pool = pool
     this.expander = new BatchExpander(pool.kernel, seed[0], seed[1])
-    this.sink = sink
     this.onError = onError
     this.free = pool.slots.slice(0, -1)
     this.scratch = pool.slots.at(-1)!
@@ -72,7 +74,7 @@ export class Inbound {
   }
 
   /** The next batch, whole, in pieces. */
-  push(flow: FlowExpander, parts: readonly Uint8Array[]): void {
+  push(channel: InboundChannel, parts: readonly Uint8Array[]): void {
     if (this.failed) return
     let packedBytes = 0
     for (const part of parts) packedBytes += part.length
@@ -90,7 +92,7 @@ export class Inbound {
       )
       return
     }
-    this.jobs.push({ flow, parts, packedBytes, rawBytes })
+    this.jobs.push({ channel, parts, packedBytes, rawBytes })
     void this.pool.warm()
     if (!this.running) void this.run()
   }
@@ -139,7 +141,7 @@ export class Inbound {
         const batch = parseBatch(job.parts)
         const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)
         if (unpacking !== undefined) await unpacking
-        if (!this.failed) this.expand(job.flow, batch)
+        if (!this.failed) this.expand(job.channel, batch)
         turns.spend(WORK_PER_BATCH + this.expander.work - workBefore)
       }
     } catch (error) {
@@ -162,13 +164,13 @@ export class Inbound {
     this.onError(error)
   }
 
-  private expand(flow: FlowExpander, batch: ArrivedBatch): void {
+  private expand(channel: InboundChannel, batch: ArrivedBatch): void {
     const { rawLength, checksum } = batch
     const memory = this.pool.kernel.bytes
     const slot = rawLength > COPY_MAX ? this.free.pop() : undefined
     const out = slot ?? this.scratch
-    this.expander.expand(flow, this.pool.workspaces[0]!, rawLength, checksum, out)
-    if (slot === undefined) this.sink(flow, memory.slice(out, out + rawLength), () => {})
-    else this.sink(flow, memory.subarray(out, out + rawLength), () => this.free.push(slot))
+    this.expander.expand(channel.expander, this.pool.workspaces[0]!, rawLength, checksum, out)
+    if (slot === undefined) channel.expanded(memory.slice(out, out + rawLength), () => {})
+    else channel.expanded(memory.subarray(out, out + rawLength), () => this.free.push(slot))
   }
 }

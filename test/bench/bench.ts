@@ -134,19 +134,17 @@ async function encode(stream: Uint8Array, pool: Pool, level: number): Promise<En
 async function decode(encoded: Encoded, pool: Pool, stream: Uint8Array, compare: boolean): Promise<number> {
   pool.kernel.reset()
   let at = 0
-  const inbound = new Inbound(
-    pool,
-    SEED,
-    (_flow, view, release) => {
+  const inbound = new Inbound(pool, SEED, error => {
+    throw error
+  })
+  const flow = {
+    expander: new FlowExpander(1, PoolRegions.of(pool.kernel.layout)),
+    expanded(view: Uint8Array, release: () => void) {
       if (compare) assert(Buffer.compare(view, stream.subarray(at, at + view.length)) === 0, 'decoded bytes differ')
       at += view.length
       release()
     },
-    error => {
-      throw error
-    },
-  )
-  const flow = new FlowExpander(1, PoolRegions.of(pool.kernel.layout))
+  }
   const seconds = await cpu(async () => {
     for (const batch of encoded.batches) {
       inbound.push(flow, [batch])

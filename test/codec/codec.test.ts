@@ -908,15 +908,15 @@ t.test('Outbound and Inbound: batches in order, memory lent and given back', asy
   )
   const got: Buffer[][] = [[], []]
   const { FlowExpander } = await import('../../src/codec/expander.ts')
-  const flows = [0, 1].map(() => new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring])))
-  const inbound = new Inbound(
-    { ...decoderPool, slots: [decoderPool.slots[0]!] },
-    SEED_WORDS,
-    (flow, view, release) => {
-      got[flows.indexOf(flow)]!.push(Buffer.from(view))
+  const flows = [0, 1].map(i => ({
+    expander: new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring])),
+    expanded(view: Uint8Array, release: () => void) {
+      got[i]!.push(Buffer.from(view))
       release()
     },
-    error => errors.push(error),
+  }))
+  const inbound = new Inbound({ ...decoderPool, slots: [decoderPool.slots[0]!] }, SEED_WORDS, error =>
+    errors.push(error),
   )
   const channels = inputs.map((_, i) => new Channel(encoderPool, i, 'main', 1, {}))
   const outbound = new Outbound(

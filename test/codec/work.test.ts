@@ -15,7 +15,7 @@ import { COLUMN, METHOD, OP, operationsMax } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { isProxyError } from '../../src/errors.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
-import { Inbound } from '../../src/transfer/inbound.ts'
+import { Inbound, type InboundChannel } from '../../src/transfer/inbound.ts'
 import { mixture, op, packed, STEPS } from './costly-batches.ts'
 import { handBatch, varint } from './hand-batch.ts'
 import { PAGE, poolOf, Receiver, random, SEED, SEED_WORDS, Sender, SIMD, type Terms, templatePages } from './harness.ts'
@@ -268,11 +268,18 @@ t.test('an encoder whose level changes with every batch begins no more streams t
 
 // ---- turns and memory
 
-function inboundOf(sink: ConstructorParameters<typeof Inbound>[2], slots = 3): { inbound: Inbound; errors: unknown[] } {
+type Taken = (bytes: Uint8Array, release: () => void) => void
+
+/** An Inbound, and a maker of channels whose bytes go there. */
+function inboundOf(expanded: Taken, slots = 3): { inbound: Inbound; errors: unknown[]; channel(): InboundChannel } {
   const errors: unknown[] = []
   const pool = poolOf('decoder', SIMD, terms)
   const own = { ...pool, slots: Array.from({ length: slots }, () => pool.slots[0]!) }
-  return { inbound: new Inbound(own, SEED_WORDS, sink, error => errors.push(error)), errors }
+  const channel = () => ({
+    expander: new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring])),
+    expanded,
+  })
+  return { inbound: new Inbound(own, SEED_WORDS, error => errors.push(error)), errors, channel }
 }
 
 t.test('batches that came together are expanded over many turns of the event loop', async t => {
@@ -288,15 +295,13 @@ t.test('batches that came together are expanded over many turns of the event loo
   }
   const turnsOf = new Map<number, number>()
   const sides = [0, 1].map(() =>
-    inboundOf((_flow, _bytes, release) => {
+    inboundOf((_bytes, release) => {
       turnsOf.set(turn, (turnsOf.get(turn) ?? 0) + 1)
       release()
     }),
   )
   setImmediate(tick)
-  for (let i = 0; i < 40; i++)
-    for (const { inbound } of sides)
-      inbound.push(new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring])), [bytes])
+  for (let i = 0; i < 40; i++) for (const { inbound, channel } of sides) inbound.push(channel(), [bytes])
   await Promise.all(sides.map(({ inbound }) => inbound.idle()))
   running = false
   t.same(
@@ -314,8 +319,8 @@ t.test('batches that came together are expanded over many turns of the event loo
 })
 
 t.test('batches that wait are no longer on the wire than what they expand to pays for', async t => {
-  const { inbound, errors } = inboundOf((_flow, _bytes, release) => release())
-  const flow = new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring]))
+  const { inbound, errors, channel } = inboundOf((_bytes, release) => release())
+  const flow = channel()
   // the first takes all of a turn; those behind it are long, and would fail when their time comes
   const busy = packed(mixture(200_000, [['other', 60_000]]), Buffer.alloc(200_000))
   const long = handBatch(
@@ -337,12 +342,12 @@ t.test('batches that wait are no longer on the wire than what they expand to pay
 
 t.test('what waits for a QEMU takes its own bytes, however small the pieces', async t => {
   const held: Uint8Array[] = []
-  const { inbound, errors } = inboundOf((_flow, bytes) => held.push(bytes))
+  const { inbound, errors, channel } = inboundOf(bytes => held.push(bytes))
   let raw = 0
   for (const rawLength of [1, 2, 100, 4096, 65_535, 65_536, 65_537, 65_538, 65_539, 70_000, MIB, 3]) {
     const gives = Buffer.alloc(rawLength)
     const bytes = packed(mixture(rawLength, []), gives)
-    inbound.push(new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring])), [bytes])
+    inbound.push(channel(), [bytes])
     raw += rawLength
   }
   await inbound.idle()

@@ -12,7 +12,7 @@ import { channelKind } from '../../src/qemu/channel-kind.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
 import { parserFor } from '../../src/transfer/channel-parser.ts'
-import { Inbound } from '../../src/transfer/inbound.ts'
+import { Inbound, type InboundChannel } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { openPool } from '../../src/transfer/pool.ts'
 
@@ -58,10 +58,9 @@ export interface SessionReport {
 }
 
 /** A channel on its way. */
-interface Sending {
+interface Sending extends InboundChannel {
   readonly encoder: FlowEncoder
   readonly buffer: ChannelBuffer
-  readonly expander: FlowExpander
 }
 
 /** Runs the migrations at the same time, channels interleaved by chance. */
@@ -94,24 +93,16 @@ export async function runSession(
   let failure: Error | undefined
   let wanBytes = 0
   const regions = PoolRegions.of(encoders.kernel.layout)
-  const inbound = new Inbound(
-    decoders,
-    seed,
-    (flow, bytes, release) => {
-      channelOfExpander.get(flow)!.out.update(bytes)
-      release()
-    },
-    error => {
-      failure = error
-    },
-  )
+  const inbound = new Inbound(decoders, seed, error => {
+    failure = error
+  })
   const outbound = new Outbound(
     encoders,
     seed,
     (channel: Sending, parts, { packedLength }) => {
       wanBytes += packedLength
       inbound.push(
-        channel.expander,
+        channel,
         parts.map(part => part.slice()),
       )
     },
@@ -131,9 +122,13 @@ export async function runSession(
     if (kind === 'main' || kind === 'multifd') encoder.parser = parserFor(kind, encoder)
     const buffer = new ChannelBuffer(encoders.kernel.bytes, encoders.slots[i]!, SLOT)
     const expander = new FlowExpander(channel.migration, regions)
-    return { ...channel, encoder, buffer, expander, out: createHash('sha256') }
+    const out = createHash('sha256')
+    const expanded = (bytes: Uint8Array, release: () => void): void => {
+      out.update(bytes)
+      release()
+    }
+    return { ...channel, encoder, buffer, expander, expanded, out }
   })
-  const channelOfExpander = new Map(open.map(channel => [channel.expander, channel]))
   /** ENDs on their way back to the source, in order. */
   const ends: number[] = []
   const memory = encoders.kernel.bytes
