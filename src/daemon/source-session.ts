@@ -12,6 +12,7 @@ import type { SessionLearning } from '../learning/learning.ts'
 import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { ChannelHead } from '../migration/channel-ends.ts'
+import { ChannelLife } from '../migration/channel-life.ts'
 import { type Gate, type GateChannel, type GateMigration, type GateOrders, Gates, isOpen } from '../migration/gates.ts'
 import { MigrationRecord } from '../migration/migration-record.ts'
 import type { Cause } from '../migration/outcome.ts'
@@ -561,12 +562,12 @@ export class SourceFlow implements SocketSink, GateChannel {
   /** What came before: no more than tells what it is. */
   private readonly start = new Uint8Array(CHANNEL_START_BYTES_MAX)
   private early = 0
+  private readonly life = new ChannelLife('unopened')
+  /** QEMU sends no more. */
   private finished = false
-  private finSent = false
-  /** This side breaks the flow once its batches are out; the code to say. */
-  private resetCode: number | undefined
+  /** With what its flow is torn down. */
+  private resetCode: number = CODE.NONE
   private resetText = ''
-  private gone = false
   /** QEMU's stream came to its own end. */
   private whole = false
   private memoryKept = false
@@ -619,10 +620,12 @@ export class SourceFlow implements SocketSink, GateChannel {
   onEnd(): void {
     this.finished = true
     if (this.number === 0) {
-      this.socket.reset() // a probe, or a QEMU that gave up: the far side never hears of it
+      this.leaveGate() // a probe, or a QEMU that gave up: the far side never hears of it
+      this.socket.reset()
       return
     }
     this.endsBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
+    this.life.on('eof')
     if (this.pumped) this.pumped.ended = true
     this.afterBatch()
     this.session.wake()
@@ -704,6 +707,7 @@ export class SourceFlow implements SocketSink, GateChannel {
     if (migration.urgent) this.session.followUrgency() // a recovery that cannot be parsed tells no phase
     if (migration.lead === this) this.returnPath = migration.record.returnPath()
     migration.record.begins(this.head)
+    this.life.on('opened')
     this.slot = slot
     this.buffer = new ChannelBuffer(this.bytes, slot.at, slot.bytes)
     this.pumped = new PumpedChannel(this.number, encoder, slot.bytes)
@@ -739,22 +743,18 @@ export class SourceFlow implements SocketSink, GateChannel {
 
   /** A batch of it was handed in: FIN or RESET may be due now. */
   afterBatch(): void {
-    if (this.gone || (this.pumped?.underWay ?? 0) > 0) return
+    if ((this.pumped?.underWay ?? 0) > 0) return
     const { session } = this.session.options
-    if (this.resetCode !== undefined) {
-      session.resetFlow(this.number, this.resetCode, this.resetText)
-      this.gone = true
-    } else if (this.finished && !this.finSent && this.encoder.waiting === 0) {
-      this.finSent = true
-      session.finFlow(this.number)
-    }
+    const order = this.life.on(this.encoder.waiting === 0 ? 'emptied' : 'packed')
+    if (order === 'fin') session.finFlow(this.number)
+    else if (order === 'reset') session.resetFlow(this.number, this.resetCode, this.resetText)
   }
 
   fromPeer(payload: Uint8Array): void {
     if (this.migration) this.migration.bytesBack += payload.length
     this.returnPath?.push(payload, 0, payload.length)
     this.socket.write(payload, error => {
-      if (!this.gone && !error) this.session.options.session.consumed(this.number, payload.length)
+      if (!this.life.isOver && !error) this.session.options.session.consumed(this.number, payload.length)
     })
   }
 
@@ -795,7 +795,7 @@ export class SourceFlow implements SocketSink, GateChannel {
 
   /** The WAN has been gone for too long. @returns false where it was over already */
   giveUp(reason: string): boolean {
-    if (this.resetCode !== undefined || this.gone) return false
+    if (this.life.isBroken) return false
     this.endsBy({ by: 'pair', how: 'broke', text: reason })
     this.breakOff(CODE.PEER_LOST, reason)
     this.socket.reset()
@@ -804,20 +804,21 @@ export class SourceFlow implements SocketSink, GateChannel {
 
   /** Both directions have ended at the session. */
   sessionEnded(): void {
-    this.gone = true
+    this.life.on('ended')
     this.leave()
   }
 
   /** The session is gone, and this flow with it. */
   sessionLost(reason: string): void {
-    this.gone = true
+    this.life.on('ended')
     this.endsBy({ by: 'pair', how: 'broke', text: reason })
     this.socket.reset()
     this.leave()
   }
 
   private breakOff(code: number, text: string): void {
-    if (this.resetCode !== undefined || this.gone) return
+    if (this.life.isBroken) return
+    this.life.on('broke')
     this.resetCode = code
     this.resetText = text
     if (this.pumped) this.pumped.broken = true
