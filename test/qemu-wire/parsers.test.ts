@@ -795,6 +795,7 @@ t.test('the numbers that QEMU fixes', t => {
     MAGIC: 0x11223344,
     VERSION: 1,
     HELLO_LENGTH: 64,
+    HELLO_UUID_AT: 8,
     HELLO_ID_AT: 24,
     PREFIX_LENGTH: 12,
     FLAGS_AT: 8,
