@@ -1,7 +1,7 @@
 /** Finds the channels of a migration in an input: a raw stream is one channel, a capture holds several. */
 import { ProxyError } from '../errors.ts'
 import { CHANNEL_KIND_BYTES_MAX, channelKind } from '../qemu/channel-kind.ts'
-import type { InputFormat } from './formats.ts'
+import type { ChannelFormat } from './formats.ts'
 import { findSegment, isKnownLink, type Opaque, PACKET, Segment } from './link.ts'
 import { CAPTURE_COMMAND, JOIN_ROTATED } from './missing.ts'
 import { type PacketFile, PcapngReader, PcapReader } from './packet-file.ts'
@@ -27,7 +27,7 @@ export class ChannelReader {
   private channelsSeen = 0
 
   /** @param name what errors call the input */
-  constructor(name: string, format: InputFormat, sink: ChannelSink) {
+  constructor(name: string, format: ChannelFormat, sink: ChannelSink) {
     this.name = name
     this.sink = {
       open: (channel, kind, connection) => {

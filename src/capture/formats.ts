@@ -2,12 +2,20 @@
 import { channelKind } from '../qemu/channel-kind.ts'
 import { SEALED_MAGIC, MAGIC as SET_MAGIC } from '../template/wire.ts'
 import { MAGIC as HELLO_MAGIC } from '../wan/wire.ts'
+import type { ImageFormat } from './disk-image.ts'
+import { isElfCore } from './elf-core.ts'
 
+/** What has channels of a migration: one as QEMU writes it (`stream`), or packets of which channels are put together. */
+export type ChannelFormat = 'stream' | 'pcap' | 'pcapng'
 /**
- * What is read: one channel as QEMU writes it (`stream`), or packets of which channels are put together. What comes next
- * (disk images, save images, memory files) gets a name here, a row below, and a reader in pages.ts.
+ * What is read. `elf-core` and `disk` have pages and no migration: templates can be made of them. What comes next gets a
+ * name here, a row below, and a reader in pages.ts.
  */
-export type InputFormat = 'stream' | 'pcap' | 'pcapng'
+export type InputFormat = ChannelFormat | 'elf-core' | 'disk'
+
+export function hasChannels(format: InputFormat): format is ChannelFormat {
+  return format === 'stream' || format === 'pcap' || format === 'pcapng'
+}
 
 /** An answer: a format that can be read, or why not. */
 export interface Recognized {
@@ -17,6 +25,8 @@ export interface Recognized {
   readonly format: InputFormat | undefined
   /** What to do about one that cannot be read. */
   readonly hint: string
+  /** Of a disk image whose bytes are not the disk's. */
+  readonly image?: ImageFormat | undefined
 }
 
 /** Where bytes of a magic stand. */
@@ -29,14 +39,15 @@ interface Row {
   readonly name: string
   readonly format?: InputFormat
   readonly hint?: string
+  readonly image?: ImageFormat
   /** Any of these. */
   readonly magics: readonly Magic[]
 }
 
-const GIVE = 'give a stream as QEMU writes it, or a .pcap or .pcapng file, as they are or compressed with zstd or gzip'
+const GIVE =
+  'give a stream as QEMU writes it, a .pcap or .pcapng file or a libvirt save image, as they are or compressed with zstd or gzip'
 const CAPTURE_AGAIN = 'write it as .pcap or .pcapng: tcpdump -w, or editcap -F pcapng'
 const AS_STREAM = 'give the migration as a stream: (qemu) migrate "exec:cat > FILE"'
-const DISK = `memory is needed, not a disk; ${AS_STREAM}`
 
 const unpackWith = (tool: string): string => `decompress it first: ${tool} FILE`
 
@@ -56,25 +67,35 @@ const ROWS: readonly Row[] = [
     magics: [{ bytes: SET_MAGIC }, { bytes: SEALED_MAGIC }],
   },
   {
-    name: 'a libvirt save image',
-    hint: AS_STREAM,
-    magics: [{ bytes: 'LibvirtQemudSave' }, { bytes: 'LibvirtQemudPart' }],
+    name: 'a libvirt save image that was not finished',
+    hint: 'save the guest again',
+    magics: [{ bytes: 'LibvirtQemudPart' }],
   },
-  { name: 'an ELF core', hint: AS_STREAM, magics: [{ bytes: '\x7fELF' }] },
+  { name: 'a program, not a core', magics: [{ bytes: '\x7fELF' }] },
   {
     name: 'a kdump file',
     hint: AS_STREAM,
     magics: [{ bytes: 'KDUMP   ' }, { bytes: 'makedumpfile\0' }, { bytes: 'DISKDUMP' }],
   },
-  { name: 'a qcow2 disk image', hint: DISK, magics: [{ bytes: 'QFI\xfb' }] },
-  { name: 'a VMDK disk image', hint: DISK, magics: [{ bytes: 'KDMV' }, { bytes: '# Disk DescriptorFile' }] },
-  { name: 'a VHDX disk image', hint: DISK, magics: [{ bytes: 'vhdxfile' }] },
-  { name: 'a VDI disk image', hint: DISK, magics: [{ at: 64, bytes: [0x7f, 0x10, 0xda, 0xbe] }] },
-  { name: 'a LUKS volume', hint: DISK, magics: [{ bytes: 'LUKS\xba\xbe' }] },
+  { name: 'a qcow2 disk image', format: 'disk', image: 'qcow2', magics: [{ bytes: 'QFI\xfb' }] },
+  {
+    name: 'a VMDK disk image',
+    format: 'disk',
+    image: 'vmdk',
+    magics: [{ bytes: 'KDMV' }, { bytes: '# Disk DescriptorFile' }],
+  },
+  { name: 'a VHDX disk image', format: 'disk', image: 'vhdx', magics: [{ bytes: 'vhdxfile' }] },
+  { name: 'a VDI disk image', format: 'disk', image: 'vdi', magics: [{ at: 64, bytes: [0x7f, 0x10, 0xda, 0xbe] }] },
+  { name: 'a LUKS volume', hint: 'it is encrypted: open it first', magics: [{ bytes: 'LUKS\xba\xbe' }] },
   {
     name: 'a disk image',
-    hint: DISK,
-    magics: [{ at: 510, bytes: [0x55, 0xaa] }, { at: 1080, bytes: [0x53, 0xef] }, { bytes: 'XFSB' }],
+    format: 'disk',
+    magics: [
+      { at: 510, bytes: [0x55, 0xaa] }, // a boot sector, before a GPT too
+      { at: 512, bytes: 'LABELONE' }, // a volume of LVM
+      { at: 1080, bytes: [0x53, 0xef] }, // ext2 to ext4
+      { bytes: 'XFSB' },
+    ],
   },
   { name: 'compressed with xz', hint: unpackWith('xz -dk'), magics: [{ bytes: '\xfd7zXZ\0' }] },
   { name: 'compressed with bzip2', hint: unpackWith('bzip2 -dk'), magics: [{ bytes: 'BZh' }] },
@@ -96,9 +117,10 @@ export function recognize(head: Uint8Array): Recognized {
   // A multifd channel by itself is read as far as it goes; its main channel has the rest.
   if (kind === 'main') return { name: "QEMU's main stream", format: 'stream', hint: GIVE }
   if (kind === 'multifd') return { name: 'a multifd channel', format: 'stream', hint: GIVE }
+  if (isElfCore(head)) return { name: 'an ELF core', format: 'elf-core', hint: GIVE }
   if (kind === 'recovery') return no('the connection of a postcopy recovery, which means nothing without the first one')
-  for (const { name, format, hint = GIVE, magics } of ROWS) {
-    if (magics.some(magic => standsIn(head, magic))) return { name, format, hint }
+  for (const { name, format, hint = GIVE, image, magics } of ROWS) {
+    if (magics.some(magic => standsIn(head, magic))) return { name, format, hint, image }
   }
   if (kind === 'tls') return no('a TLS stream, which cannot be read', 'migrate without TLS where it is recorded')
   if (kind === undefined) return no('too short for a migration stream or a capture')

@@ -3,14 +3,21 @@
  * what it is not.
  */
 import { ProxyError } from '../errors.ts'
-import { type InputFormat, type Recognized, recognize } from './formats.ts'
+import { DiskImage } from './disk-image.ts'
+import { hasChannels, type InputFormat, type Recognized, recognize } from './formats.ts'
 import { type Chunks, InputFile } from './input-file.ts'
-import { HEAD_LENGTH } from './limits.ts'
-import { PACKING_MAGIC_LENGTH, type Packing, packingOf, unpack } from './packing.ts'
+import { isSaveImage, withoutSaveHeader } from './libvirt-save.ts'
+import { HEAD_LENGTH, WRAPPINGS_MAX } from './limits.ts'
+import { type Packing, packingOf, unpack } from './packing.ts'
+
+/** What may be around an input, and is taken off. */
+type Wrapping = Packing | 'a libvirt save image'
 
 export interface InputOptions {
   /** It will be read more than once: what cannot be is refused. */
   readonly repeatable?: boolean
+  /** It has to be a migration, not memory or a disk at rest. */
+  readonly migration?: boolean
   readonly signal?: AbortSignal | undefined
 }
 
@@ -22,18 +29,27 @@ export class Input {
   /** Two inputs of the same file have the same; undefined where it cannot be read twice. */
   readonly identity: string | undefined
   readonly format: InputFormat
-  readonly packing: Packing | undefined
+  /** What is around it, outermost first. */
+  readonly wrappings: readonly Wrapping[]
   private readonly file: InputFile
+  private readonly image: DiskImage | undefined
   /** Of an input that can be read once only: its reading, which began when it was recognized. */
   private begun: Reading | undefined
 
-  private constructor(file: InputFile, format: InputFormat, packing: Packing | undefined, begun: Reading | undefined) {
+  private constructor(
+    file: InputFile,
+    format: InputFormat,
+    wrappings: readonly Wrapping[],
+    begun: Reading | undefined,
+    image: DiskImage | undefined,
+  ) {
     this.file = file
     this.name = file.name
-    this.lengthBytes = file.lengthBytes
+    this.lengthBytes = image?.lengthBytes ?? file.lengthBytes
+    this.image = image
     this.identity = file.identity
     this.format = format
-    this.packing = packing
+    this.wrappings = wrappings
     this.begun = begun
   }
 
@@ -56,14 +72,24 @@ export class Input {
     let chunks = raw
     let kept = false
     try {
-      const outside = await peek(raw, PACKING_MAGIC_LENGTH)
-      const packing = packingOf(outside.head)
-      chunks = packing === undefined ? outside.chunks : unpack(file.name, packing, outside.chunks)
-      const inside = await peek(chunks, HEAD_LENGTH)
+      let inside = await peek(raw, HEAD_LENGTH)
+      const wrappings: Wrapping[] = []
+      for (let next = wrappingOf(inside.head); next !== undefined; next = wrappingOf(inside.head)) {
+        if (wrappings.length === WRAPPINGS_MAX) throw tooManyWrappings(file.name)
+        wrappings.push(next)
+        chunks = unwrap(file.name, next, inside.chunks)
+        inside = await peek(chunks, HEAD_LENGTH)
+      }
       const found = recognize(inside.head)
-      if (found.format === undefined) throw notReadable(file.name, packing, found)
+      if (found.format === undefined) throw notReadable(file.name, wrappings, found)
+      if (options.migration && !hasChannels(found.format)) throw noMigration(file.name, found.name)
+      if (found.image !== undefined) {
+        if (wrappings.length > 0 || !file.repeatable) throw needsFile(file.name, found)
+        return new Input(file, found.format, wrappings, undefined, await DiskImage.open(file.name, found.image))
+      }
       kept = !file.repeatable
-      return new Input(file, found.format, packing, kept ? { chunks: inside.chunks, bytes, stop } : undefined)
+      const begun = kept ? { chunks: inside.chunks, bytes, stop } : undefined
+      return new Input(file, found.format, wrappings, begun, undefined)
     } finally {
       if (!kept) {
         stop.abort()
@@ -80,7 +106,11 @@ export class Input {
    * @throws IO, CAPTURE_FORMAT for damaged compression, QEMU_TRUNCATED where compressed data end early
    */
   async *chunks(readBytes: (count: number) => void = () => {}): Chunks {
-    const { begun, file, packing } = this
+    const { begun, file, image, wrappings } = this
+    if (image !== undefined) {
+      yield* image.chunks(readBytes)
+      return
+    }
     if (begun !== undefined) {
       this.begun = undefined
       readBytes(begun.bytes)
@@ -93,14 +123,15 @@ export class Input {
     }
     const raw = file.chunks(readBytes)
     try {
-      yield* packing === undefined ? raw : unpack(file.name, packing, raw)
+      yield* wrappings.reduce<Chunks>((chunks, wrapping) => unwrap(file.name, wrapping, chunks), raw)
     } finally {
       await raw.return()
     }
   }
 
-  /** For an input that was opened and is not read after all. */
+  /** Ends what is still open for it. */
   close(): void {
+    this.image?.close()
     this.begun?.stop.abort()
     this.begun = undefined
   }
@@ -115,9 +146,33 @@ interface Reading {
   readonly stop: AbortController
 }
 
-function notReadable(name: string, packing: Packing | undefined, { name: what, hint }: Recognized): ProxyError {
-  const where = { stream: name, offset: 0 }
-  return new ProxyError('CAPTURE_FORMAT', `${packing ? `inside ${packing}: ` : ''}${what}`, where, hint)
+function wrappingOf(head: Buffer): Wrapping | undefined {
+  return isSaveImage(head) ? 'a libvirt save image' : packingOf(head)
+}
+
+function unwrap(name: string, wrapping: Wrapping, chunks: Chunks): Chunks {
+  return wrapping === 'a libvirt save image' ? withoutSaveHeader(name, chunks) : unpack(name, wrapping, chunks)
+}
+
+function notReadable(name: string, wrappings: readonly Wrapping[], { name: what, hint }: Recognized): ProxyError {
+  const inside = wrappings.length === 0 ? '' : `inside ${wrappings.join(', ')}: `
+  return new ProxyError('CAPTURE_FORMAT', inside + what, { stream: name, offset: 0 }, hint)
+}
+
+/** What is said where a migration is wanted. */
+export function noMigration(name: string, what: string): ProxyError {
+  const action = 'templates can be built from it; what is encoded or estimated is a migration'
+  return new ProxyError('CAPTURE_FORMAT', `${what}, which is no migration`, { stream: name, offset: 0 }, action)
+}
+
+function needsFile(name: string, { name: what }: Recognized): ProxyError {
+  const action = 'its blocks lie all over the file: give it as a file, not packed'
+  return new ProxyError('CAPTURE_FORMAT', `${what}, not as a file`, { stream: name, offset: 0 }, action)
+}
+
+function tooManyWrappings(name: string): ProxyError {
+  const what = `more than ${WRAPPINGS_MAX} wrappings, one in the other`
+  return new ProxyError('CAPTURE_FORMAT', what, { stream: name, offset: 0 }, 'unpack it first')
 }
 
 /** The first `length` bytes, fewer where there are fewer, and all chunks including them. */

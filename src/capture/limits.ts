@@ -10,6 +10,14 @@ export const FIFO_WAIT_MS = 10_000
 export const FIFO_POLL_MS = 50
 /** Bytes of the read that finds the first ones: what a pipe holds. */
 export const FIFO_FIRST_LENGTH = 64 << 10
+/** Wrappings around an input: a save image in gzip, with a stream in zstd in it, are three. */
+export const WRAPPINGS_MAX = 4
+/** Segments of an ELF core: a guest has some RAM, a hole for PCI, and a few more of each. */
+export const CORE_SEGMENTS_MAX = 4096
+/** Where their table may stand: QEMU writes it right behind the header. */
+export const CORE_TABLE_AT_MAX = 1 << 20
+/** qemu-nbd opens an image in milliseconds; a backing chain over a network in some more. */
+export const DISK_SERVER_WAIT_MS = 10_000
 /** Longest packet: capture tools cut at 262,144, and the largest segment offload hands up is 512 KiB (BIG TCP). */
 export const PACKET_LENGTH_MAX = 1 << 20
 /** Longest pcapng block: a packet with its options, or names and keys, which nobody has megabytes of. */

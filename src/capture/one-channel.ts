@@ -2,7 +2,8 @@
 import { ProxyError } from '../errors.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { ChannelReader } from './channels.ts'
-import type { Input } from './input.ts'
+import { type ChannelFormat, hasChannels } from './formats.ts'
+import { type Input, noMigration } from './input.ts'
 import type { Chunks } from './input-file.ts'
 import { MendedBytes } from './mended-bytes.ts'
 import { CAPTURE_WHOLE, missingText } from './missing.ts'
@@ -28,12 +29,18 @@ interface Found {
  * The bytes of a channel of the input: all of a raw stream; of a capture the channel that was asked for, or its only
  * main channel.
  *
- * @throws IO, CAPTURE_FORMAT; CAPTURE_GAP where bytes of it are missing; USAGE where it has to be chosen, or is not there:
+ * @throws IO, CAPTURE_FORMAT (at once where it has no channels); CAPTURE_GAP where bytes of it are missing; USAGE where it has to be chosen, or is not there:
  * then the others are listed
  */
-export async function* readOneChannel(input: Input, choice: ChannelChoice = {}): Chunks {
+export function readOneChannel(input: Input, choice: ChannelChoice = {}): Chunks {
+  const { name, format } = input
+  if (hasChannels(format)) return chosenChannel(input, format, choice)
+  throw noMigration(name, format === 'disk' ? 'a disk image' : 'a guest at rest')
+}
+
+async function* chosenChannel(input: Input, format: ChannelFormat, choice: ChannelChoice): Chunks {
   const { channel, mend = false, note, readBytes } = choice
-  if (input.format === 'stream') {
+  if (format === 'stream') {
     if (channel !== undefined && channel !== 1) throw notThere(input.name, channel, [])
     yield* input.chunks(readBytes)
     return
@@ -44,7 +51,7 @@ export async function* readOneChannel(input: Input, choice: ChannelChoice = {}):
   let mended: MendedBytes | undefined
   /** Main channels more than one: the rest is read only to list them. */
   let ambiguous = false
-  const reader = new ChannelReader(input.name, input.format, {
+  const reader = new ChannelReader(input.name, format, {
     open: (number, kind, name) => {
       found[number] = { kind, name, lengthBytes: 0 }
       if (channel !== undefined) {

@@ -8,9 +8,6 @@ import { ZstdFrames } from './zstd-frames.ts'
 /** Compression that is taken off. */
 export type Packing = 'zstd' | 'gzip'
 
-/** Bytes that tell the packing. */
-export const PACKING_MAGIC_LENGTH = 4
-
 /** What the first bytes say; undefined: not packed, as far as can be seen. */
 export function packingOf(head: Uint8Array): Packing | undefined {
   if (head.length >= 4 && ZstdFrames.isMagic(Buffer.from(head.subarray(0, 4)).readUInt32LE(0))) return 'zstd'

@@ -1,11 +1,13 @@
 /** The pages of an input, one input a VM: what templates are counted from. */
-import { type ErrorCode, ProxyError } from '../errors.ts'
+import { type ErrorCode, isProxyError, ProxyError } from '../errors.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import type { MultifdSink } from '../qemu/multifd-channel.ts'
 import type { RecordSink } from '../qemu/record-sink.ts'
 import { BatchPool, type PageBatch } from '../template/batch.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import { ChannelReader } from './channels.ts'
+import { ElfCoreReader, type MemorySink } from './elf-core.ts'
+import { hasChannels, type InputFormat } from './formats.ts'
 import { Input } from './input.ts'
 import { type FeedWatcher, MendedChannel } from './mended-channel.ts'
 import { CAPTURE_WHOLE, JOIN_ROTATED, missingText } from './missing.ts'
@@ -60,7 +62,7 @@ export class PageInput {
    */
   async *pages(readBytes?: (count: number) => void): AsyncGenerator<PageBatch> {
     const collector = new PageCollector(this.name, this.pool)
-    const reader = new ChannelReader(this.name, this.input.format, collector)
+    const reader = this.readerInto(collector)
     for await (const chunk of this.input.chunks(readBytes)) {
       reader.push(chunk)
       yield* collector.full.splice(0)
@@ -73,6 +75,31 @@ export class PageInput {
     if (fault === undefined) return
     if (!this.options.partial) throw fault
     this.tell(`${fault.what}; the pages up to there are used`)
+  }
+
+  private readerInto(collector: PageCollector): { push(chunk: Buffer): void; end(): void } {
+    const { format } = this.input
+    if (hasChannels(format)) return new ChannelReader(this.name, format, collector)
+    const memory = new MemoryPages(collector)
+    if (format === 'disk') {
+      collector.notes.add('taken for a disk image: its blocks of 4 KiB')
+      return { push: chunk => memory.memory(chunk, 0, chunk.length), end: () => {} }
+    }
+    collector.notes.add('taken for the memory of a guest at rest, an ELF core')
+    const core = new ElfCoreReader(this.name, memory)
+    return {
+      push: chunk => core.push(chunk),
+      end: () => collector.catchingEnd(() => core.end()),
+    }
+  }
+
+  close(): void {
+    this.input.close()
+  }
+
+  /** What it was taken for. */
+  get format(): InputFormat {
+    return this.input.format
   }
 
   /** Tells a note once, however often the input is read. */
@@ -144,6 +171,16 @@ class PageCollector implements ChannelSink {
     if (missing.gaps > 0) this.notes.add(`${name === this.input ? '' : `${name}: `}${missingText(missing)}${pagesText}`)
   }
 
+  /** Ends a reader: that the input ends early is a fault beside which its pages may be used. */
+  catchingEnd(end: () => void): void {
+    try {
+      end()
+    } catch (error) {
+      if (!isProxyError(error, 'QEMU_TRUNCATED')) throw error
+      this.faults.push(error)
+    }
+  }
+
   /** The last batch, where it holds anything. */
   endOfInput(): void {
     if (this.batch.count > 0) this.full.push(this.batch)
@@ -164,6 +201,45 @@ class PageCollector implements ChannelSink {
     }
     this.pageCount++
     return this.batch
+  }
+}
+
+/** Gathers runs of memory as pages. */
+class MemoryPages implements MemorySink {
+  private readonly collector: PageCollector
+  /** The page that a chunk did not hold whole. */
+  private readonly begun = Buffer.alloc(PAGE_SIZE)
+  private have = 0
+
+  constructor(collector: PageCollector) {
+    this.collector = collector
+  }
+
+  beginRun(): void {
+    this.have = 0
+  }
+
+  memory(chunk: Buffer, at: number, length: number): void {
+    const end = at + length
+    while (at < end) {
+      const whole = this.have === 0 && end - at >= PAGE_SIZE
+      const take = whole ? PAGE_SIZE : Math.min(PAGE_SIZE - this.have, end - at)
+      if (whole) this.page(chunk, at)
+      else {
+        chunk.copy(this.begun, this.have, at, at + take)
+        this.have += take
+        if (this.have === PAGE_SIZE) {
+          this.page(this.begun, 0)
+          this.have = 0
+        }
+      }
+      at += take
+    }
+  }
+
+  private page(bytes: Buffer, at: number): void {
+    const batch = this.collector.place()
+    bytes.copy(batch.bytes, batch.count++ * PAGE_SIZE, at, at + PAGE_SIZE)
   }
 }
 

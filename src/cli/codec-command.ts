@@ -53,7 +53,7 @@ interface EstimateArguments extends CodecArguments {
 }
 
 const INPUT =
-  'a migration stream, or a .pcap or .pcapng capture of one; as it is, or zstd or gzip; - for standard input'
+  'a migration stream, a .pcap or .pcapng capture or a libvirt save image of one; as it is, or zstd or gzip; - for standard input'
 
 function codecOptions(yargs: Argv): Argv<CodecArguments> {
   return yargs
@@ -301,7 +301,7 @@ async function runEncode(args: EncodeArguments): Promise<void> {
   try {
     const startMs = performance.now()
     const result = await attended(args.json || args.output === '-', async attendance => {
-      const input = await Input.open(args.input, { signal: attendance.signal })
+      const input = await Input.open(args.input, { migration: true, signal: attendance.signal })
       try {
         return await encodeTo(input, job, attendance, bytes => output.write(bytes))
       } finally {
@@ -376,7 +376,11 @@ async function runEstimate(args: EstimateArguments): Promise<void> {
   const estimates: Estimate[] = []
   await attended(args.json, async attendance => {
     for (const path of args.inputs) {
-      const input = await Input.open(path, { repeatable: rate !== undefined, signal: attendance.signal })
+      const input = await Input.open(path, {
+        migration: true,
+        repeatable: rate !== undefined,
+        signal: attendance.signal,
+      })
       try {
         const result = await encodeTo(input, job, attendance, undefined)
         const forecast = rate === undefined ? undefined : await forecastOf(input, job, rate, attendance)

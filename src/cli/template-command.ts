@@ -9,7 +9,7 @@ import { type InputNote, PageInput } from '../capture/pages.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { formatCount, formatSize, parseCount, parseSize } from '../quantity.ts'
-import type { BuildProgress, BuildReport, VmsRow } from '../store/build.ts'
+import type { BuildProgress, BuildReport, BuildRule, VmsRow } from '../store/build.ts'
 import type { StoreKey } from '../store/cipher.ts'
 import { DAMAGED_MAX, type DamagedPage, SetFile } from '../store/set-file.ts'
 import { COUNT_MEMORY_MIN } from '../template/count.ts'
@@ -20,7 +20,7 @@ import { print, printLines, tell } from './output.ts'
 import { existingStore, openStore, STORE_KEY_OPTION, storeKeyOf } from './store-key.ts'
 
 const MEMORY_DEFAULT = '512MiB'
-const MIN_VMS_DEFAULT = '2'
+const MIN_VMS_DEFAULT = 2
 /** Damaged pages that are listed one by one. */
 const DAMAGED_LISTED_MAX = 20
 /** A terminal that hangs up ends a build as Ctrl-C does: without a rest. */
@@ -36,7 +36,7 @@ interface StoreArguments {
 
 interface BuildArguments extends StoreArguments {
   readonly inputs: string[]
-  readonly minVms: string
+  readonly minVms: string | undefined
   readonly maxSize: string | undefined
   readonly memory: string
   readonly partial: boolean
@@ -58,16 +58,16 @@ const build: CommandModule<object, BuildArguments> = {
   builder: yargs =>
     (storeOptions(yargs) as Argv<BuildArguments>)
       .positional('inputs', {
-        describe: 'Migration streams, .pcap or .pcapng captures; as they are, or compressed with zstd or gzip',
+        describe:
+          'Migration streams, .pcap or .pcapng captures, libvirt save images, ELF cores, disk images; as they are, or compressed with zstd or gzip',
         type: 'string',
         array: true,
         demandOption: true,
       })
       .option('min-vms', {
-        describe: 'Take pages that are in at least so many of the VMs',
+        describe: `Take pages that are in at least so many of the inputs; ${MIN_VMS_DEFAULT}, or 1 of a single disk image`,
         type: 'string',
         requiresArg: true,
-        default: MIN_VMS_DEFAULT,
       })
       .option('max-size', {
         describe: 'Limit of the set file: the pages in most VMs are kept, then the most frequent',
@@ -196,7 +196,7 @@ export async function verifySets(
 }
 
 async function runBuild(args: BuildArguments): Promise<void> {
-  const minVms = parseCount(args.minVms, '--min-vms', 1)
+  const asked = args.minVms === undefined ? undefined : parseCount(args.minVms, '--min-vms', 1)
   const maxBytes = args.maxSize === undefined ? undefined : parseSize(args.maxSize, '--max-size')
   const memoryBytes = parseSize(args.memory, '--memory')
   if (memoryBytes < COUNT_MEMORY_MIN) {
@@ -210,11 +210,25 @@ async function runBuild(args: BuildArguments): Promise<void> {
 
   const notes: InputNote[] = []
   const inputs: PageInput[] = []
-  for (const path of args.inputs) {
-    inputs.push(await PageInput.open(path, { partial: args.partial, note: note => notes.push(note) }))
+  try {
+    for (const path of args.inputs) {
+      inputs.push(await PageInput.open(path, { partial: args.partial, note: note => notes.push(note) }))
+    }
+    refuseTwins(inputs)
+    // What one guest alone has is its own; a golden image is what its guests have in common.
+    const minVms = asked ?? (inputs.length === 1 && inputs[0]!.format === 'disk' ? 1 : MIN_VMS_DEFAULT)
+    await buildFrom(inputs, { minVms, maxBytes, memoryBytes }, args, notes)
+  } finally {
+    for (const input of inputs) input.close() // an image's server would keep the process waiting
   }
-  refuseTwins(inputs)
+}
 
+async function buildFrom(
+  inputs: readonly PageInput[],
+  rule: BuildRule,
+  args: BuildArguments,
+  notes: readonly InputNote[],
+): Promise<void> {
   const startMs = Date.now()
   const stop = new AbortController()
   const interrupt = (signal: NodeJS.Signals): void => stop.abort(signal)
@@ -223,7 +237,6 @@ async function runBuild(args: BuildArguments): Promise<void> {
   const display = await newDisplay(args.json)
   let report: BuildReport
   try {
-    const rule = { minVms, maxBytes, memoryBytes }
     report = await buildSet(inputs, rule, openStore(args.store, args.storeKey), {
       progress: display.show,
       signal: stop.signal,

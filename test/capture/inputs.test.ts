@@ -9,6 +9,7 @@ import t from 'tap'
 import { recognize } from '../../src/capture/formats.ts'
 import { Input } from '../../src/capture/input.ts'
 import { readOneChannel } from '../../src/capture/one-channel.ts'
+import { PageInput } from '../../src/capture/pages.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
 import { pageferry } from '../template/cli-harness.ts'
@@ -17,6 +18,7 @@ import {
   failure,
   migration,
   multifdChannel,
+  PAGE,
   page,
   pcap,
   pcapng,
@@ -45,6 +47,12 @@ t.test('what bytes are taken for', t => {
     [pcap(connection(STREAM)), 'pcap'],
     [pcap(connection(STREAM), { littleEndian: false, nano: true }), 'pcap'],
     [pcapng(connection(STREAM)), 'pcapng'],
+    [elfCore([GUEST]), 'elf-core'],
+    [elfCore([GUEST], { wide: false, little: false }), 'elf-core'],
+    [bytesWith(600, [0, 'QFI\xfb']), 'disk'],
+    [bytesWith(600, [64, '\x7f\x10\xda\xbe']), 'disk'],
+    [bytesWith(600, [510, '\x55\xaa']), 'disk'],
+    [bytesWith(2000, [1080, '\x53\xef']), 'disk'],
   ]
   for (const [bytes, format] of read) t.equal(recognize(bytes.subarray(0, 4096)).format, format)
   const refused: [Buffer, RegExp][] = [
@@ -55,13 +63,9 @@ t.test('what bytes are taken for', t => {
     [Buffer.from([0x16, 3, 1, 2, 0, 1]), /TLS/],
     [Buffer.from([8, 0, 10, 0, 0]), /postcopy recovery/],
     [bytesWith(600, [0, '\x34\xcd\xb2\xa1']), /its maker/],
-    [bytesWith(600, [0, 'LibvirtQemudSave']), /libvirt save image/],
-    [bytesWith(600, [0, '\x7fELF']), /ELF core/],
+    [bytesWith(600, [0, 'LibvirtQemudPart']), /libvirt save image that was not finished/],
+    [bytesWith(600, [0, '\x7fELF\x02\x01\x01'], [16, '\x02']), /a program/],
     [bytesWith(600, [0, 'KDUMP   ']), /kdump/],
-    [bytesWith(600, [0, 'QFI\xfb']), /qcow2/],
-    [bytesWith(600, [64, '\x7f\x10\xda\xbe']), /VDI/],
-    [bytesWith(600, [510, '\x55\xaa']), /disk image/],
-    [bytesWith(2000, [1080, '\x53\xef']), /disk image/],
     [bytesWith(600, [0, '\xfd7zXZ\0']), /xz/],
     [bytesWith(600, [257, 'ustar']), /tar/],
     [bytesWith(600, [0, 'PGFY\r\n\x1a\n']), /pageferry encode/],
@@ -73,6 +77,149 @@ t.test('what bytes are taken for', t => {
     t.match(found, { format: undefined, name, hint: /\w/ }, String(name))
   }
   t.end()
+})
+
+/** The numbers of the pages that an input gives; each has to be that page to the byte. */
+async function pagesOf(path: string, partial = false): Promise<number[]> {
+  const input = await PageInput.open(path, { partial })
+  const ids: number[] = []
+  for await (const batch of input.pages()) {
+    for (let i = 0; i < batch.count; i++) {
+      const bytes = batch.bytes.subarray(i * PAGE, (i + 1) * PAGE)
+      const id = bytes.readUInt32LE(8)
+      if (!page(id).equals(bytes)) throw new Error(`page ${ids.length} is wrong`)
+      ids.push(id)
+    }
+    batch.release()
+  }
+  return ids
+}
+
+/** A core of these segments, each a run of pages; segments of notes and of nothing besides. */
+function elfCore(segments: readonly (readonly Buffer[])[], { wide = true, little = true, address = 0 } = {}): Buffer {
+  const [headerLength, entryLength] = wide ? [64, 56] : [52, 32]
+  const number = (bytes: Buffer, at: number, length: number, value: number): void => {
+    for (let i = 0; i < length; i++) bytes[little ? at + i : at + length - 1 - i] = Math.floor(value / 256 ** i) & 255
+  }
+  const header = Buffer.alloc(headerLength)
+  header.write('\x7fELF', 'latin1')
+  header[4] = wide ? 2 : 1
+  header[5] = little ? 1 : 2
+  number(header, 16, 2, 4)
+  number(header, wide ? 32 : 28, wide ? 8 : 4, headerLength)
+  number(header, wide ? 54 : 42, 2, entryLength)
+  number(header, wide ? 56 : 44, 2, segments.length + 2)
+  const entries: Buffer[] = []
+  const bodies: Buffer[] = []
+  let at = headerLength + (segments.length + 2) * entryLength
+  const entry = (type: number, from: number, length: number, physical: number): void => {
+    const bytes = Buffer.alloc(entryLength)
+    number(bytes, 0, 4, type)
+    const word = wide ? 8 : 4
+    number(bytes, wide ? 8 : 4, word, from)
+    number(bytes, wide ? 24 : 12, word, physical)
+    number(bytes, wide ? 32 : 16, word, length)
+    entries.push(bytes)
+  }
+  entry(4, at, 100, 0)
+  bodies.push(Buffer.alloc(100, 'note'))
+  at += 100
+  for (const pages of segments) {
+    const bytes = Buffer.concat([Buffer.alloc((PAGE - (address % PAGE)) % PAGE, 0xcc), ...pages])
+    entry(1, at, bytes.length, address)
+    bodies.push(bytes)
+    at += bytes.length
+  }
+  entry(1, at, 0, 1 << 20)
+  return Buffer.concat([header, ...entries, ...bodies])
+}
+
+t.test('cores and disks have pages', async t => {
+  const { put } = scratch(t.teardown)
+  const ids = GUEST.map((_, i) => i + 1)
+  const runs = [GUEST.slice(0, 7), GUEST.slice(7, 8), GUEST.slice(8)]
+  for (const wide of [true, false]) {
+    for (const little of [true, false]) {
+      t.same(await pagesOf(put('core', elfCore(runs, { wide, little }))), ids, `${wide ? 64 : 32} bits, ${little}`)
+    }
+  }
+  t.same(await pagesOf(put('core', elfCore(runs, { address: 100 }))), ids, 'segments that begin within a page')
+  t.same(await pagesOf(put('core.zst', zstdCompressSync(elfCore(runs)))), ids, 'packed')
+  const core = elfCore(runs)
+  const early = put('early', core.subarray(0, -5000))
+  t.match(await failure(() => pagesOf(early)), /^QEMU_TRUNCATED/)
+  t.same(await pagesOf(early, true), ids.slice(0, -2), 'what is there of one that ends early')
+  t.match(await failure(() => pagesOf(put('head', core.subarray(0, 100)))), /^QEMU_TRUNCATED/)
+  const wrong = (at: number, value: number, length = 8): Promise<string | undefined> => {
+    const bytes = Buffer.from(core)
+    if (length === 8) bytes.writeBigUInt64LE(BigInt(value), at)
+    else bytes.writeUInt16LE(value, at)
+    return failure(() => pagesOf(put('wrong', bytes)))
+  }
+  t.equal(await wrong(32, 2 ** 40), 'CAPTURE_FORMAT at 32', 'a table far away')
+  t.equal(await wrong(32, 8), 'CAPTURE_FORMAT at 32', 'a table within the header')
+  t.equal(await wrong(56, 0xffff, 2), 'CAPTURE_FORMAT at 56', 'segments without end')
+  t.equal(await wrong(54, 8, 2), 'CAPTURE_FORMAT at 32', 'entries that are too short')
+  t.equal(await wrong(64 + 56 + 8, 70), 'CAPTURE_FORMAT at 64', 'a segment within the table')
+  t.equal(await wrong(64 + 2 * 56 + 32, 2 ** 50), 'CAPTURE_FORMAT at 64', 'segments that overlap')
+
+  const disk = Buffer.concat([bytesWith(PAGE, [8, '\x29'], [510, '\x55\xaa']), ...GUEST, Buffer.alloc(100, 7)])
+  const input = await PageInput.open(put('disk', disk))
+  let blocks = 0
+  for await (const batch of input.pages()) {
+    blocks += batch.count
+    batch.release()
+  }
+  t.equal(blocks, 41, 'whole blocks of a disk')
+})
+
+/** As libvirt saves: header, description, stream. */
+function saveImage(stream: Buffer, format = 0, little = true, version = 2): Buffer {
+  const header = bytesWith(92, [0, 'LibvirtQemudSave'])
+  const description = Buffer.from('<domain type="kvm"/>\0')
+  for (const [at, value] of [
+    [16, version],
+    [20, description.length],
+    [24, 1],
+    [28, format],
+  ] as const) {
+    if (little) header.writeUInt32LE(value, at)
+    else header.writeUInt32BE(value, at)
+  }
+  return Buffer.concat([header, description, stream])
+}
+
+t.test('libvirt save images', async t => {
+  const { put } = scratch(t.teardown)
+  for (const [name, bytes] of [
+    ['raw', saveImage(STREAM)],
+    ['of a big-endian host', saveImage(STREAM, 0, false)],
+    ['gzip', saveImage(gzipSync(STREAM), 1)],
+    ['zstd', saveImage(zstdCompressSync(STREAM), 5)],
+    ['and packed again', gzipSync(saveImage(zstdCompressSync(STREAM), 5))],
+  ] as const) {
+    t.ok((await channelOf(put('save', bytes))).equals(STREAM), name)
+  }
+  for (const [format, name] of [
+    [2, 'bzip2'],
+    [3, 'xz'],
+    [4, 'lzop'],
+    [6, 'sparse'],
+    [77, 'method 77'],
+  ] as const) {
+    const error = await Input.open(put('save', saveImage(STREAM, format))).catch(caught => caught)
+    t.match(error, { code: 'CAPTURE_FORMAT', what: new RegExp(`packed: ${name}`), action: /save_image_format/ })
+  }
+  t.equal(await failure(() => Input.open(put('save', saveImage(STREAM, 0, true, 3)))), 'CAPTURE_FORMAT at 16')
+  for (const length of [20, 91, 100]) {
+    t.match(await failure(() => Input.open(put('save', saveImage(STREAM).subarray(0, length)))), /^QEMU_TRUNCATED/)
+  }
+  const endless = saveImage(STREAM)
+  endless.writeUInt32LE(0xffffffff, 20)
+  t.match(await failure(() => Input.open(put('save', endless))), /^QEMU_TRUNCATED/, 'a description of 4 GiB')
+  let nested = STREAM
+  for (let i = 0; i < 6; i++) nested = gzipSync(nested)
+  t.equal(await failure(() => Input.open(put('nested', nested))), 'CAPTURE_FORMAT at 0', 'wrapped too often')
 })
 
 /** All bytes of the channel that is chosen. */

@@ -6,7 +6,7 @@ import { type AddressInfo, connect, createServer } from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
 import { ChannelReader } from '../../src/capture/channels.ts'
-import { recognize } from '../../src/capture/formats.ts'
+import { type ChannelFormat, recognize } from '../../src/capture/formats.ts'
 import { until } from '../helpers/until.ts'
 import { connection, migration, packetBytes, page, pcap, pcapng, pcapOf, scratch } from '../template/makers.ts'
 
@@ -24,7 +24,7 @@ interface Channels {
 function channelsOf(bytes: Buffer): Channels {
   const pieces: Buffer[][] = []
   let gaps = 0
-  const reader = new ChannelReader('capture', recognize(bytes.subarray(0, 4096)).format!, {
+  const reader = new ChannelReader('capture', recognize(bytes.subarray(0, 4096)).format as ChannelFormat, {
     open: channel => {
       pieces[channel] = []
     },

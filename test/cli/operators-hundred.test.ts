@@ -634,7 +634,11 @@ const inputs: Case[] = [
   ],
   ['of what encode made', estimate(at('a.pfy')), { status: 3, err: /pageferry encode/, hint: /decode it first/ }],
   ['of a template set', estimate(at(`full/${SET}`)), { status: 3, err: /a template set/, hint: /--store/ }],
-  ['of a disk', estimate(at('disk.qcow2')), { status: 3, err: /qcow2 disk image/, hint: /migrate/ }],
+  [
+    'of a disk',
+    estimate(at('disk.qcow2')),
+    { status: 3, err: /qcow2 disk image, which is no migration/, hint: /templates/ },
+  ],
   ['of what xz packed', estimate(at('a.xz')), { status: 3, err: /compressed with xz/, hint: /xz -dk/ }],
   [
     'of a channel that a stream does not have',
@@ -767,6 +771,11 @@ const inputs: Case[] = [
     'template of standard input',
     ['template', 'build', '-', '--store', at('full')],
     { status: 2, input: stream, err: /once/ },
+  ],
+  [
+    'template of a disk that is damaged, or without qemu-nbd',
+    ['template', 'build', at('disk.qcow2'), '--store', at('twin')],
+    { status: 1, err: /cannot read .*disk\.qcow2/, hint: /qemu-img check|qemu-utils/ },
   ],
   ['template of one VM', ['template', 'build', at('a.stream'), '--store', at('twin')], { status: 2 }],
   [

@@ -6,7 +6,7 @@ import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import { ChannelReader } from '../../src/capture/channels.ts'
-import { recognize } from '../../src/capture/formats.ts'
+import { hasChannels, recognize } from '../../src/capture/formats.ts'
 import { HEAD_LENGTH } from '../../src/capture/limits.ts'
 import { MendedBytes } from '../../src/capture/mended-bytes.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
@@ -595,7 +595,7 @@ export class Fuzzer {
     const mended = new Map<number, MendedBytes>()
     const out = new Map<number, number>()
     const { format } = recognize(bytes.subarray(0, HEAD_LENGTH))
-    if (format === undefined) return undefined
+    if (format === undefined || !hasChannels(format)) return undefined
     try {
       const reader = new ChannelReader('capture', format, {
         open: (channel, kind) => {

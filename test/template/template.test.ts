@@ -25,7 +25,7 @@ import { constants, gzipSync, zstdCompressSync } from 'node:zlib'
 import fc from 'fast-check'
 import t from 'tap'
 import { ChannelReader } from '../../src/capture/channels.ts'
-import { recognize } from '../../src/capture/formats.ts'
+import { type ChannelFormat, recognize } from '../../src/capture/formats.ts'
 import { Input } from '../../src/capture/input.ts'
 import { HEAD_LENGTH } from '../../src/capture/limits.ts'
 import { type InputNote, PageInput } from '../../src/capture/pages.ts'
@@ -788,7 +788,7 @@ interface Found {
 function channelsOf(bytes: Buffer, step = 100_003): Found[] {
   const found: Found[] = []
   const pieces: Buffer[][] = []
-  const reader = new ChannelReader('capture', recognize(bytes.subarray(0, HEAD_LENGTH)).format!, {
+  const reader = new ChannelReader('capture', recognize(bytes.subarray(0, HEAD_LENGTH)).format as ChannelFormat, {
     open: (channel, kind, name) => {
       found[channel] = { kind, name, bytes: Buffer.alloc(0), gaps: [] }
       pieces[channel] = []
