@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import { ChannelReader } from '../../src/capture/channels.ts'
+import { ElfCoreReader } from '../../src/capture/elf-core.ts'
 import { hasChannels, recognize } from '../../src/capture/formats.ts'
 import { HEAD_LENGTH } from '../../src/capture/limits.ts'
 import { MendedBytes } from '../../src/capture/mended-bytes.ts'
@@ -44,6 +45,7 @@ import { checksum, decodeSession, type SentBatch } from '../codec/second-decoder
 import { doctored } from '../qemu-wire/doctored.ts'
 import {
   connection,
+  elfCore,
   inVxlan,
   migration,
   multifdChannel,
@@ -247,6 +249,7 @@ export class Fuzzer {
   private readonly set: Buffer
   private readonly setDigest: string
   private readonly captures: Buffer[]
+  private readonly cores: Buffer[]
 
   constructor(seed: number) {
     this.seed = seed
@@ -288,6 +291,8 @@ export class Fuzzer {
       ...connection(stream, { lengths: [1448, 100] }),
       ...connection(multifdChannel(1, [page(3)]), { from: 50001 }),
     ]
+    const runs = [[page(1), page(2)], [page(3)], [page(4), page(5)]]
+    this.cores = [elfCore(runs), elfCore(runs, { wide: false, little: false }), elfCore(runs, { address: 100 })]
     this.captures = [
       pcap(packets),
       pcapng(packets),
@@ -587,6 +592,37 @@ export class Fuzzer {
   }
 
   private capture(rand: Rand, inputs: Record<string, Uint8Array>): string | undefined {
+    return rand(5) === 0 ? this.core(rand, inputs) : this.packets(rand, inputs)
+  }
+
+  /** A mutated core: its memory, or a typed error; never more memory than the file has. */
+  private core(rand: Rand, inputs: Record<string, Uint8Array>): string | undefined {
+    const from = this.cores[rand(this.cores.length)]!
+    const head = Int32Array.from({ length: 64 + 5 * 56 }, (_, i) => i)
+    const bytes = mutated(rand, { bytes: from, hot: head }, this.cores[0]!)
+    inputs.core = bytes
+    let memory = 0
+    const reader = new ElfCoreReader('core', {
+      beginRun: () => {},
+      memory: (_chunk, _at, length) => {
+        if (length < 0) throw new Error('memory of a negative length')
+        memory += length
+      },
+    })
+    try {
+      for (let at = 0; at < bytes.length; ) {
+        const take = 1 + rand(9000)
+        reader.push(Buffer.from(bytes.subarray(at, at + take)))
+        at += take
+      }
+      reader.end()
+    } catch (error) {
+      if (!isProxyError(error) || !/^(CAPTURE_FORMAT|QEMU_TRUNCATED)$/.test(error.code)) throw error
+    }
+    return memory > bytes.length ? `${memory} bytes of memory in a core of ${bytes.length}` : undefined
+  }
+
+  private packets(rand: Rand, inputs: Record<string, Uint8Array>): string | undefined {
     const from = this.captures[rand(this.captures.length)]!
     const bytes = mutated(rand, { bytes: from }, this.captures[0]!)
     inputs.capture = bytes

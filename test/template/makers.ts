@@ -289,6 +289,48 @@ export function connection(
   return packets
 }
 
+/** A core of these segments, each a run of pages; segments of notes and of nothing besides. */
+export function elfCore(
+  segments: readonly (readonly Buffer[])[],
+  { wide = true, little = true, address = 0 } = {},
+): Buffer {
+  const [headerLength, entryLength] = wide ? [64, 56] : [52, 32]
+  const number = (bytes: Buffer, at: number, length: number, value: number): void => {
+    for (let i = 0; i < length; i++) bytes[little ? at + i : at + length - 1 - i] = Math.floor(value / 256 ** i) & 255
+  }
+  const header = Buffer.alloc(headerLength)
+  header.write('\x7fELF', 'latin1')
+  header[4] = wide ? 2 : 1
+  header[5] = little ? 1 : 2
+  number(header, 16, 2, 4)
+  number(header, wide ? 32 : 28, wide ? 8 : 4, headerLength)
+  number(header, wide ? 54 : 42, 2, entryLength)
+  number(header, wide ? 56 : 44, 2, segments.length + 2)
+  const entries: Buffer[] = []
+  const bodies: Buffer[] = []
+  let at = headerLength + (segments.length + 2) * entryLength
+  const entry = (type: number, from: number, length: number, physical: number): void => {
+    const bytes = Buffer.alloc(entryLength)
+    number(bytes, 0, 4, type)
+    const word = wide ? 8 : 4
+    number(bytes, wide ? 8 : 4, word, from)
+    number(bytes, wide ? 24 : 12, word, physical)
+    number(bytes, wide ? 32 : 16, word, length)
+    entries.push(bytes)
+  }
+  entry(4, at, 100, 0)
+  bodies.push(Buffer.alloc(100, 'note'))
+  at += 100
+  for (const pages of segments) {
+    const bytes = Buffer.concat([Buffer.alloc((PAGE - (address % PAGE)) % PAGE, 0xcc), ...pages])
+    entry(1, at, bytes.length, address)
+    bodies.push(bytes)
+    at += bytes.length
+  }
+  entry(1, at, 0, 1 << 20)
+  return Buffer.concat([header, ...entries, ...bodies])
+}
+
 /** A folder that goes with the test, and a function that puts files into it. */
 export function scratch(teardown: (end: () => void) => void): {
   folder: string
