@@ -4,14 +4,15 @@ import { SEALED_MAGIC, MAGIC as SET_MAGIC } from '../template/wire.ts'
 import { MAGIC as HELLO_MAGIC } from '../wan/wire.ts'
 import type { ImageFormat } from './disk-image.ts'
 import { isElfCore } from './elf-core.ts'
+import { isMappedRam } from './mapped-ram.ts'
 
 /** What has channels of a migration: one as QEMU writes it (`stream`), or packets of which channels are put together. */
 export type ChannelFormat = 'stream' | 'pcap' | 'pcapng'
 /**
- * What is read. `elf-core` and `disk` have pages and no migration: templates can be made of them. What comes next gets a
+ * What is read. `mapped-ram`, `elf-core` and `disk` have pages and no migration: templates can be made of them. What comes next gets a
  * name here, a row below, and a reader in pages.ts.
  */
-export type InputFormat = ChannelFormat | 'elf-core' | 'disk'
+export type InputFormat = ChannelFormat | 'mapped-ram' | 'elf-core' | 'disk'
 
 export function hasChannels(format: InputFormat): format is ChannelFormat {
   return format === 'stream' || format === 'pcap' || format === 'pcapng'
@@ -115,6 +116,7 @@ export function recognize(head: Uint8Array): Recognized {
   if (head.length === 0) return no('empty')
   const kind = channelKind(head)
   // A multifd channel by itself is read as far as it goes; its main channel has the rest.
+  if (isMappedRam(Buffer.from(head))) return { name: 'a mapped-ram file', format: 'mapped-ram', hint: GIVE }
   if (kind === 'main') return { name: "QEMU's main stream", format: 'stream', hint: GIVE }
   if (kind === 'multifd') return { name: 'a multifd channel', format: 'stream', hint: GIVE }
   if (isElfCore(head)) return { name: 'an ELF core', format: 'elf-core', hint: GIVE }

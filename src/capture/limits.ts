@@ -18,6 +18,10 @@ export const CORE_SEGMENTS_MAX = 4096
 export const CORE_TABLE_AT_MAX = 1 << 20
 /** qemu-nbd opens an image in milliseconds; a backing chain over a network in some more. */
 export const DISK_SERVER_WAIT_MS = 10_000
+/** Before the RAMBlocks of a mapped-ram file: a header, a configuration, perhaps some early device state. */
+export const MAPPED_START_MAX = 4 << 20
+/** Bitmap of a RAMBlock there: 4 TiB of guest. */
+export const MAPPED_BITMAP_MAX = 128 << 20
 /** Longest packet: capture tools cut at 262,144, and the largest segment offload hands up is 512 KiB (BIG TCP). */
 export const PACKET_LENGTH_MAX = 1 << 20
 /** Longest pcapng block: a packet with its options, or names and keys, which nobody has megabytes of. */

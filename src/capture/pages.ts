@@ -9,6 +9,7 @@ import { ChannelReader } from './channels.ts'
 import { ElfCoreReader, type MemorySink } from './elf-core.ts'
 import { hasChannels, type InputFormat } from './formats.ts'
 import { Input } from './input.ts'
+import { MappedRamReader } from './mapped-ram.ts'
 import { type FeedWatcher, MendedChannel } from './mended-channel.ts'
 import { CAPTURE_WHOLE, JOIN_ROTATED, missingText } from './missing.ts'
 import type { ChannelSink } from './tcp.ts'
@@ -85,11 +86,12 @@ export class PageInput {
       collector.notes.add('taken for a disk image: its blocks of 4 KiB')
       return { push: chunk => memory.memory(chunk, 0, chunk.length), end: () => {} }
     }
-    collector.notes.add('taken for the memory of a guest at rest, an ELF core')
-    const core = new ElfCoreReader(this.name, memory)
+    const core = format === 'elf-core'
+    collector.notes.add(`taken for the memory of a guest at rest: ${core ? 'an ELF core' : 'a mapped-ram file'}`)
+    const reader = core ? new ElfCoreReader(this.name, memory) : new MappedRamReader(this.name, memory)
     return {
-      push: chunk => core.push(chunk),
-      end: () => collector.catchingEnd(() => core.end()),
+      push: chunk => reader.push(chunk),
+      end: () => collector.catchingEnd(() => reader.end()),
     }
   }
 

@@ -59,7 +59,7 @@ const build: CommandModule<object, BuildArguments> = {
     (storeOptions(yargs) as Argv<BuildArguments>)
       .positional('inputs', {
         describe:
-          'Migration streams, .pcap or .pcapng captures, libvirt save images, ELF cores, disk images; as they are, or compressed with zstd or gzip',
+          'Migration streams, .pcap or .pcapng captures, libvirt save images, ELF cores, mapped-ram files, disk images; as they are, or compressed with zstd or gzip',
         type: 'string',
         array: true,
         demandOption: true,

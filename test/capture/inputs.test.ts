@@ -8,6 +8,7 @@ import { gzipSync, zstdCompressSync } from 'node:zlib'
 import t from 'tap'
 import { recognize } from '../../src/capture/formats.ts'
 import { Input } from '../../src/capture/input.ts'
+import { MappedRamReader } from '../../src/capture/mapped-ram.ts'
 import { readOneChannel } from '../../src/capture/one-channel.ts'
 import { PageInput } from '../../src/capture/pages.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
@@ -133,6 +134,67 @@ t.test('cores and disks have pages', async t => {
     batch.release()
   }
   t.equal(blocks, 41, 'whole blocks of a disk')
+})
+
+/** A mapped-ram file of RAMBlocks, each a list of pages with holes; `change` bends numbers before they are written. */
+function mappedRam(blocks: readonly (readonly (Buffer | undefined)[])[], change: Record<string, number> = {}): Buffer {
+  const numbers: Buffer[] = []
+  const u32 = (value: number): Buffer => {
+    const bytes = Buffer.alloc(4)
+    bytes.writeUInt32BE(value)
+    return bytes
+  }
+  const u64 = (value: number): Buffer => Buffer.concat([u32(Math.floor(value / 2 ** 32)), u32(value % 2 ** 32)])
+  const total = blocks.reduce((sum, pages) => sum + pages.length * PAGE, 0)
+  const ram = Buffer.concat([Buffer.from('\x03ram'), u32(0), u32(4), u64((change.total ?? total) + 4)])
+  numbers.push(Buffer.from('QEVM\0\0\0\x03'), Buffer.from('\x05\x0amapped-ram', 'latin1'))
+  numbers.push(Buffer.from([1]), u32(2), ram)
+  for (const [i, pages] of blocks.entries()) {
+    const idstr = Buffer.from(`block ${i}`)
+    const at = numbers.reduce((sum, { length }) => sum + length, 0) + 1 + idstr.length + 8 + 28
+    const bitmap = Buffer.alloc(Math.ceil(pages.length / 64) * 8)
+    for (const [page, bytes] of pages.entries()) if (bytes) bitmap[page >> 3]! |= 1 << (page & 7)
+    const pagesAt = Math.ceil((at + 100 + bitmap.length) / PAGE) * PAGE
+    numbers.push(Buffer.from([idstr.length]), idstr, u64(pages.length * PAGE), u32(change.version ?? 1))
+    numbers.push(u64(change.pageSize ?? PAGE), u64(change.bitmapAt ?? at + 100), u64(change.pagesAt ?? pagesAt))
+    numbers.push(Buffer.alloc(100, 0xee), bitmap, Buffer.alloc(pagesAt - at - 100 - bitmap.length, 0xee))
+    numbers.push(...pages.map(bytes => bytes ?? Buffer.alloc(PAGE)))
+  }
+  return Buffer.concat([...numbers, Buffer.alloc(5000, 'device state')])
+}
+
+t.test('mapped-ram files have pages', async t => {
+  const { put } = scratch(t.teardown)
+  const ids = GUEST.map((_, i) => i + 1)
+  const holes = [undefined, ...GUEST.slice(0, 13), undefined, undefined, ...GUEST.slice(13, 30)]
+  const blocks = [holes, [undefined], GUEST.slice(30)]
+  const file = mappedRam(blocks)
+  t.equal(recognize(file.subarray(0, 4096)).format, 'mapped-ram')
+  t.same(await pagesOf(put('mapped', file)), ids)
+  t.same(await pagesOf(put('mapped.gz', gzipSync(file))), ids, 'packed')
+  for (const step of [1, 7, 4095, 10_001]) {
+    const found: number[] = []
+    let page = Buffer.alloc(0)
+    const reader = new MappedRamReader('mapped', {
+      beginRun: () => {
+        page = Buffer.alloc(0)
+      },
+      memory: (chunk, at, length) => {
+        page = Buffer.concat([page, chunk.subarray(at, at + length)])
+        if (page.length === PAGE) found.push(page.readUInt32LE(8))
+      },
+    })
+    for (let at = 0; at < file.length; at += step) reader.push(Buffer.from(file.subarray(at, at + step)))
+    reader.end()
+    t.same(found, ids, `by ${step}`)
+  }
+  t.match(await failure(() => pagesOf(put('early', file.subarray(0, -20_000)))), /^QEMU_TRUNCATED/)
+  t.ok((await pagesOf(put('early', file.subarray(0, -20_000)), true)).length > 30, 'what is there of it')
+  for (const change of [{ version: 2 }, { pageSize: 16_384 }, { bitmapAt: 5 }, { pagesAt: 5 }, { total: PAGE }]) {
+    const error = await failure(() => pagesOf(put('wrong', mappedRam(blocks, change))))
+    t.match(error, /^CAPTURE_FORMAT/, JSON.stringify(change))
+  }
+  t.match(await failure(() => channelOf(put('mapped', file))), /^CAPTURE_FORMAT/, 'and are no migration')
 })
 
 /** As libvirt saves: header, description, stream. */

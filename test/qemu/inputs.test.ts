@@ -60,4 +60,18 @@ for (const qemu of qemus) {
     t.equal(missing(memory, stream), 0, 'and so has the stream')
     t.equal(missing(core, stream), 0, 'the core has no page that the stream has not')
   })
+
+  const old = qemu.major < 9 && `QEMU ${qemu.version} has no mapped-ram`
+  t.test(`QEMU ${qemu.version}: stream and mapped-ram file of one guest`, { skip: old }, async t => {
+    await using guest = await QemuGuest.start({ qemu, memoryMb: 16, bootSector: bootSector() })
+    await guest.waitSerial(/\n/)
+    await guest.qmp.execute('stop')
+    await guest.qmp.execute('pmemsave', { val: 0, size: 16 << 20, filename: at('flat') })
+    await guest.migrate(`file:${at('mapped')}`, { capabilities: { 'mapped-ram': true } })
+    const mapped = await pagesOf(at('mapped'))
+    const memory = pagesIn(readFileSync(at('flat')))
+    t.ok(memory.size > 100, `${memory.size} pages`)
+    t.equal(missing(memory, mapped), 0, 'the file has all of memory')
+    t.ok(mapped.size < memory.size + 200, `${mapped.size} with its ROMs`)
+  })
 }
