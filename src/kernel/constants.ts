@@ -10,28 +10,29 @@ export const PAGE_BITS: u32 = 12
 /** No slot, no place. */
 export const NONE: u32 = 0xffffffff
 
+/** Bytes of an entry of an exact table: u64 hash, u32 slot, u32 address (templates). */
+export const ENTRY_BYTES: u32 = 16
+
 // words of a session's state block (u32 each) ----------------------------------------------------------------------------
 
 /** Where everything is: written once, read when an instance is made. */
-export const CONFIG_TEMPLATE_HASH: u32 = 0
-export const CONFIG_TEMPLATE_VALUE: u32 = 1
-export const CONFIG_TEMPLATE_MASK: u32 = 2
-export const CONFIG_RING_HASH: u32 = 3
-export const CONFIG_RING_MARK: u32 = 4
-export const CONFIG_PLACE_TABLE: u32 = 5
-export const CONFIG_PLACES: u32 = 6
-export const CONFIG_RING: u32 = 7
-export const CONFIG_TEMPLATE_PAGES: u32 = 8
-export const CONFIG_RING_PAGES: u32 = 9
-export const CONFIG_PAGE_KEY: u32 = 10
-export const CONFIG_CHECKSUM_KEY: u32 = 11
-export const CONFIG_LONG_TABLE: u32 = 12
-export const CONFIG_LONG_SHIFT: u32 = 13
-export const CONFIG_TEMPLATE_MAP: u32 = 14
-export const CONFIG_TEMPLATES_AT: u32 = 15
-export const CONFIG_RING_TABLE_HASH: u32 = 16
-export const CONFIG_RING_TABLE_SLOT: u32 = 17
-export const CONFIG_RING_TABLE_MASK: u32 = 18
+export const CONFIG_TEMPLATE_TABLE: u32 = 0
+export const CONFIG_TEMPLATE_MASK: u32 = 1
+export const CONFIG_TEMPLATE_MAP: u32 = 2
+export const CONFIG_TEMPLATES_AT: u32 = 3
+export const CONFIG_TEMPLATE_PAGES: u32 = 4
+export const CONFIG_RING: u32 = 5
+export const CONFIG_RING_PAGES: u32 = 6
+export const CONFIG_RING_HASH: u32 = 7
+export const CONFIG_RING_MARK: u32 = 8
+export const CONFIG_RING_TABLE: u32 = 9
+export const CONFIG_RING_TABLE_MASK: u32 = 10
+export const CONFIG_PLACE_TABLE: u32 = 11
+export const CONFIG_PLACES: u32 = 12
+export const CONFIG_LONG_TABLE: u32 = 13
+export const CONFIG_LONG_SHIFT: u32 = 14
+export const CONFIG_PAGE_KEY: u32 = 15
+export const CONFIG_CHECKSUM_KEY: u32 = 16
 /** What outlives a call: the ring slot that is next, and the ring slots ever written. */
 export const STATE_CURSOR: u32 = 32
 export const STATE_USED: u32 = 33

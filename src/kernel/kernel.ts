@@ -9,6 +9,7 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { assert } from '../errors.ts'
+import { ENTRY_BYTES } from './constants.ts'
 import type { KernelFunctions } from './functions.ts'
 import {
   createMemory,
@@ -173,8 +174,7 @@ export function kernelOver(
       bytes.fill(0, layout.ringMark, layout.ringMark + ringPages)
       if (layout.role === 'encoder' && used > 0) {
         bytes.fill(0, layout.ringHash, layout.ringHash + ringPages * 8)
-        bytes.fill(0, layout.ringTableHash, layout.ringTableHash + ringTableEntries * 8)
-        bytes.fill(0, layout.ringTableSlot, layout.ringTableSlot + ringTableEntries * 4)
+        bytes.fill(0, layout.ringTable, layout.ringTable + ringTableEntries * ENTRY_BYTES)
         // what passed has taken the place of much that the templates have
         bytes.fill(0, layout.longTable, layout.longTable + longEntries * 8)
         functions.rememberTemplates(0, templatePages)

@@ -15,15 +15,14 @@ import {
   CONFIG_RING_HASH,
   CONFIG_RING_MARK,
   CONFIG_RING_PAGES,
-  CONFIG_RING_TABLE_HASH,
+  CONFIG_RING_TABLE,
   CONFIG_RING_TABLE_MASK,
-  CONFIG_RING_TABLE_SLOT,
-  CONFIG_TEMPLATE_HASH,
   CONFIG_TEMPLATE_MAP,
   CONFIG_TEMPLATE_MASK,
   CONFIG_TEMPLATE_PAGES,
-  CONFIG_TEMPLATE_VALUE,
+  CONFIG_TEMPLATE_TABLE,
   CONFIG_TEMPLATES_AT,
+  ENTRY_BYTES,
   NONE,
   PAGE_BYTES,
   STATE_CURSOR,
@@ -81,9 +80,8 @@ export interface TemplateLayout {
   readonly templateMap: number
   /** Address of the first page where each follows the one before; 0: see `templateMap`. */
   readonly templatesAt: number
-  /** The exact table: u64 hash, and u64 of slot and address, an entry. */
-  readonly templateHash: number
-  readonly templateValue: number
+  /** The exact table: u64 hash, u32 slot and u32 address, an entry. */
+  readonly templateTable: number
   /** Entries of the table, a power of two, at least twice the pages; 0 where only a decoder needs the pages. */
   readonly templateEntries: number
 }
@@ -105,8 +103,8 @@ export interface BlockLayout {
   readonly placeTable: number
   readonly ringMark: number
   readonly ringHash: number
-  readonly ringTableHash: number
-  readonly ringTableSlot: number
+  /** The ring's exact table: u64 hash, u32 slot and nothing, an entry. */
+  readonly ringTable: number
   /** Entries of the ring's exact table, a power of two, at least twice its pages; 0 on a decoder and without a ring. */
   readonly ringTableEntries: number
   readonly longTable: number
@@ -173,9 +171,8 @@ export function layoutTemplates(
   const area = areas(at)
   const templateEntries = role === 'encoder' && templatePages > 0 ? powerOfTwo(Math.max(16, templatePages * 2)) : 0
   const templateMap = templatesAt === 0 && templatePages > 0 ? area.take(templatePages * 4) : 0
-  const templateHash = templateEntries === 0 ? 0 : area.take(templateEntries * 8)
-  const templateValue = templateEntries === 0 ? 0 : area.take(templateEntries * 8)
-  const templates = { templatePages, templateMap, templatesAt, templateHash, templateValue, templateEntries }
+  const templateTable = templateEntries === 0 ? 0 : area.take(templateEntries * ENTRY_BYTES)
+  const templates = { templatePages, templateMap, templatesAt, templateTable, templateEntries }
   return { templates, end: area.end }
 }
 
@@ -201,8 +198,7 @@ export function layoutBlock(request: LayoutRequest, at: number): BlockLayout {
   const ringMark = area.take(ringPages)
   const ringTableEntries = encoder && ringPages > 0 ? powerOfTwo(Math.max(16, ringPages * 2)) : 0
   const ringHash = area.take(encoder ? ringPages * 8 : 0)
-  const ringTableHash = ringTableEntries === 0 ? 0 : area.take(ringTableEntries * 8)
-  const ringTableSlot = ringTableEntries === 0 ? 0 : area.take(ringTableEntries * 4)
+  const ringTable = ringTableEntries === 0 ? 0 : area.take(ringTableEntries * ENTRY_BYTES)
   const longTable = area.take(longEntries * 8)
   const ring = area.take(ringPages * PAGE_BYTES, PAGE_BYTES)
   const blockBytes = Math.ceil((area.end - at) / PAGE_BYTES) * PAGE_BYTES
@@ -220,8 +216,7 @@ export function layoutBlock(request: LayoutRequest, at: number): BlockLayout {
     placeTable,
     ringMark,
     ringHash,
-    ringTableHash,
-    ringTableSlot,
+    ringTable,
     ringTableEntries,
     longTable,
     longEntries,
@@ -284,8 +279,7 @@ export function writeKeys(buffer: ArrayBufferLike, keys: KeyLayout, pageKey?: Ui
 /** Writes the configuration words of a session whose block is zero. */
 export function writeConfig(buffer: ArrayBufferLike, layout: SessionLayout): void {
   const words = new Uint32Array(buffer, layout.state, STATE_BYTES / 4)
-  words[CONFIG_TEMPLATE_HASH] = layout.templateHash
-  words[CONFIG_TEMPLATE_VALUE] = layout.templateValue
+  words[CONFIG_TEMPLATE_TABLE] = layout.templateTable
   words[CONFIG_TEMPLATE_MASK] = Math.max(0, layout.templateEntries - 1)
   words[CONFIG_RING_HASH] = layout.ringHash
   words[CONFIG_RING_MARK] = layout.ringMark
@@ -300,8 +294,7 @@ export function writeConfig(buffer: ArrayBufferLike, layout: SessionLayout): voi
   words[CONFIG_LONG_SHIFT] = layout.longEntries === 0 ? 0 : 32 - Math.log2(layout.longEntries)
   words[CONFIG_TEMPLATE_MAP] = layout.templateMap
   words[CONFIG_TEMPLATES_AT] = layout.templatesAt
-  words[CONFIG_RING_TABLE_HASH] = layout.ringTableHash
-  words[CONFIG_RING_TABLE_SLOT] = layout.ringTableSlot
+  words[CONFIG_RING_TABLE] = layout.ringTable
   words[CONFIG_RING_TABLE_MASK] = Math.max(0, layout.ringTableEntries - 1)
 }
 

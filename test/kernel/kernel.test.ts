@@ -687,13 +687,11 @@ t.test('layouts', t => {
     [l.placeTable, 40],
     [l.ringMark, 10],
     [l.ringHash, 80],
-    [l.ringTableHash, l.ringTableEntries * 8],
-    [l.ringTableSlot, l.ringTableEntries * 4],
+    [l.ringTable, l.ringTableEntries * 16],
     [l.longTable, 8192],
     [l.ring, 10 * PAGE],
     [l.templatesAt, 10 * PAGE],
-    [l.templateHash, l.templateEntries * 8],
-    [l.templateValue, l.templateEntries * 8],
+    [l.templateTable, l.templateEntries * 16],
     [l.memoryPages * 65536, 0],
   ]
   for (let i = 1; i < parts.length; i++) t.ok(parts[i]![0] >= parts[i - 1]![0] + parts[i - 1]![1], `area ${i}`)

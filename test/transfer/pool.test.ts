@@ -152,8 +152,8 @@ t.test('sets are there once, whoever has agreed on them, in whatever order', asy
   })
   t.same(new Set(addresses.flat()).size, 20 + 15 + 10, 'each page of a set has one address')
   t.equal(
-    sessions[3]!.kernel.layout.templateHash,
-    sessions[5]!.kernel.layout.templateHash,
+    sessions[3]!.kernel.layout.templateTable,
+    sessions[5]!.kernel.layout.templateTable,
     'encoders with the same sets share their table',
   )
   const blocks = sessions.map(({ kernel: { layout } }) => [layout.block, layout.block + layout.blockBytes] as const)

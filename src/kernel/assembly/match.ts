@@ -4,8 +4,8 @@ import {
   PAGE_BYTES, RESULT_COPIES, RESULT_DENSE_BYTES, RESULT_KIND_COUNT, RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES,
 } from '../constants'
 import {
-  RESULT, longShift, placeTable, places, ringOrigin, ringTableHash, ringTableMask, ringTableSlot, scratch,
-  slotAddress, state, templateHash, templateMask, templateValue,
+  RESULT, longShift, placeTable, places, ringOrigin, ringTable, ringTableMask, scratch, slotAddress, state,
+  templateMask, templateTable,
 } from './state'
 import { hashPage } from './hash'
 import { fillOf, isDense } from './page'
@@ -18,6 +18,11 @@ import { insert, mark, placeGet, placeSet } from './ring'
 const GROUP: u32 = 8
 
 let sink: u64 = 0 // keeps the touching loads alive
+
+// @ts-ignore: decorator
+@inline function touchPage(at: usize): u64 {
+  return load<u64>(at) + load<u64>(at, 64) + load<u64>(at, 128) + load<u64>(at, 192)
+}
 
 /** Puts template slots into their table. Returns how many differ from those before. */
 export function indexTemplates(from: u32, to: u32): u32 {
@@ -62,24 +67,26 @@ export function matchPages(
     }
     let touch: u64 = 0
     for (let j: u32 = 0; j < m; j++) {
-      const h = load<u32>(hashes + (<usize>j << 3))
-      const t = h & templateMask
-      const r = h & ringTableMask
-      touch += load<u64>(templateHash + (<usize>t << 3)) + load<u32>(templateValue + (<usize>t << 3))
-      touch += load<u64>(ringTableHash + (<usize>r << 3)) + load<u32>(ringTableSlot + (<usize>r << 2))
+      const t = load<u32>(hashes + (<usize>j << 3)) & templateMask
+      touch += load<u64>(templateTable + (<usize>t << 4))
       const place = load<u32>(placeList + (<usize>(base + j) << 2))
       if (place < places) touch += load<u32>(placeTable + (<usize>place << 2))
     }
+    // the ring's table only for what is no template, or most pages would fetch a line for nothing
+    let others: u32 = 0
     for (let j: u32 = 0; j < m; j++) {
       const h = load<u64>(hashes + (<usize>j << 3))
-      const t = <u32>h & templateMask
-      const r = <u32>h & ringTableMask
-      let p: usize = 0
-      if (load<u64>(templateHash + (<usize>t << 3)) == h) p = <usize>load<u32>(templateValue + (<usize>t << 3), 4)
-      else if (load<u64>(ringTableHash + (<usize>r << 3)) == h) {
-        p = ringOrigin + (<usize>load<u32>(ringTableSlot + (<usize>r << 2)) << PAGE_BITS)
+      const t = templateTable + (<usize>(<u32>h & templateMask) << 4)
+      if (load<u64>(t) == h) touch += touchPage(<usize>load<u32>(t, 12))
+      else {
+        others |= 1 << j
+        touch += load<u64>(ringTable + (<usize>(<u32>h & ringTableMask) << 4))
       }
-      if (p != 0) touch += load<u64>(p) + load<u64>(p, 64) + load<u64>(p, 128) + load<u64>(p, 192)
+    }
+    for (; others != 0; others &= others - 1) {
+      const h = load<u64>(hashes + (<usize>ctz(others) << 3))
+      const r = ringTable + (<usize>(<u32>h & ringTableMask) << 4)
+      if (load<u64>(r) == h) touch += touchPage(ringOrigin + (<usize>load<u32>(r, 8) << PAGE_BITS))
     }
     sink += touch
     for (let j: u32 = 0; j < m; j++) {

@@ -3,18 +3,16 @@
 // Everything that outlives a call is in memory, not here.
 import {
   CONFIG_CHECKSUM_KEY, CONFIG_LONG_SHIFT, CONFIG_LONG_TABLE, CONFIG_PAGE_KEY, CONFIG_PLACES, CONFIG_PLACE_TABLE, CONFIG_RING,
-  CONFIG_RING_HASH, CONFIG_RING_MARK, CONFIG_RING_PAGES, CONFIG_RING_TABLE_HASH, CONFIG_RING_TABLE_MASK,
-  CONFIG_RING_TABLE_SLOT, CONFIG_TEMPLATES_AT, CONFIG_TEMPLATE_HASH, CONFIG_TEMPLATE_MAP, CONFIG_TEMPLATE_MASK,
-  CONFIG_TEMPLATE_PAGES, CONFIG_TEMPLATE_VALUE, P1, P2, PAGE_BITS, RESULT_WORD, SAMPLE_ADD, SAMPLE_BELOW, STATE_CURSOR, STATE_USED,
+  CONFIG_RING_HASH, CONFIG_RING_MARK, CONFIG_RING_PAGES, CONFIG_RING_TABLE, CONFIG_RING_TABLE_MASK,
+  CONFIG_TEMPLATES_AT, CONFIG_TEMPLATE_TABLE, CONFIG_TEMPLATE_MAP, CONFIG_TEMPLATE_MASK,
+  CONFIG_TEMPLATE_PAGES, P1, P2, PAGE_BITS, RESULT_WORD, SAMPLE_ADD, SAMPLE_BELOW, STATE_CURSOR, STATE_USED,
 } from '../constants'
 
 export let state: usize = 0
 export let scratch: usize = 0
-export let templateHash: usize = 0
-export let templateValue: usize = 0
+export let templateTable: usize = 0
 export let templateMask: u32 = 0
-export let ringTableHash: usize = 0
-export let ringTableSlot: usize = 0
+export let ringTable: usize = 0
 export let ringTableMask: u32 = 0
 export let ringHash: usize = 0
 export let ringMark: usize = 0
@@ -66,8 +64,7 @@ export function configure(at: usize, scratchAt: usize): void {
   laneMask3 = 0x0000ffff
   state = at
   scratch = scratchAt
-  templateHash = config(CONFIG_TEMPLATE_HASH)
-  templateValue = config(CONFIG_TEMPLATE_VALUE)
+  templateTable = config(CONFIG_TEMPLATE_TABLE)
   templateMask = config(CONFIG_TEMPLATE_MASK)
   ringHash = config(CONFIG_RING_HASH)
   ringMark = config(CONFIG_RING_MARK)
@@ -81,8 +78,7 @@ export function configure(at: usize, scratchAt: usize): void {
   longShift = config(CONFIG_LONG_SHIFT)
   templateMap = config(CONFIG_TEMPLATE_MAP)
   templatesAt = config(CONFIG_TEMPLATES_AT)
-  ringTableHash = config(CONFIG_RING_TABLE_HASH)
-  ringTableSlot = config(CONFIG_RING_TABLE_SLOT)
+  ringTable = config(CONFIG_RING_TABLE)
   ringTableMask = config(CONFIG_RING_TABLE_MASK)
   ringOrigin = <usize>config(CONFIG_RING) - (<usize>templatePages << PAGE_BITS)
   poolPages = templatePages + ringPages

@@ -17,11 +17,9 @@ export function makeTables(
   { last }: Hash,
   { samePage }: PageQuestions,
 ): Tables {
-  const templateHash = layout.templateHash >>> 2
-  const templateValue = layout.templateValue >>> 2
+  const templateTable = layout.templateTable >>> 2
   const templateMask = Math.max(0, layout.templateEntries - 1)
-  const ringTableHash = layout.ringTableHash >>> 2
-  const ringTableSlot = layout.ringTableSlot >>> 2
+  const ringTable = layout.ringTable >>> 2
   const ringTableMask = Math.max(0, layout.ringTableEntries - 1)
 
   /** Slot of the page at `at`, whose hash is the last one; NONE. */
@@ -32,21 +30,21 @@ export function makeTables(
 
   function findTemplate(at: number): number {
     for (let e = last.lo & templateMask; ; e = (e + 1) & templateMask) {
-      const l = words[templateHash + 2 * e]!
-      const h = words[templateHash + 2 * e + 1]!
+      const l = words[templateTable + 4 * e]!
+      const h = words[templateTable + 4 * e + 1]!
       if ((l | h) === 0) return NONE
-      if (l === last.lo && h === last.hi && samePage(at, words[templateValue + 2 * e + 1]! >>> 0))
-        return words[templateValue + 2 * e]! >>> 0
+      if (l === last.lo && h === last.hi && samePage(at, words[templateTable + 4 * e + 3]! >>> 0))
+        return words[templateTable + 4 * e + 2]! >>> 0
     }
   }
 
   function findRing(at: number): number {
     for (let e = last.lo & ringTableMask; ; e = (e + 1) & ringTableMask) {
-      const l = words[ringTableHash + 2 * e]!
-      const h = words[ringTableHash + 2 * e + 1]!
+      const l = words[ringTable + 4 * e]!
+      const h = words[ringTable + 4 * e + 1]!
       if ((l | h) === 0) return NONE
       if (l === last.lo && h === last.hi) {
-        const slot = words[ringTableSlot + e]! >>> 0
+        const slot = words[ringTable + 4 * e + 2]! >>> 0
         if (samePage(at, ringOrigin + slot * PAGE_BYTES)) return slot
       }
     }
@@ -54,44 +52,44 @@ export function makeTables(
 
   function addTemplate(slot: number, address: number): void {
     let e = last.lo & templateMask
-    while ((words[templateHash + 2 * e]! | words[templateHash + 2 * e + 1]!) !== 0) e = (e + 1) & templateMask
-    words[templateHash + 2 * e] = last.lo
-    words[templateHash + 2 * e + 1] = last.hi
-    words[templateValue + 2 * e] = slot
-    words[templateValue + 2 * e + 1] = address
+    while ((words[templateTable + 4 * e]! | words[templateTable + 4 * e + 1]!) !== 0) e = (e + 1) & templateMask
+    words[templateTable + 4 * e] = last.lo
+    words[templateTable + 4 * e + 1] = last.hi
+    words[templateTable + 4 * e + 2] = slot
+    words[templateTable + 4 * e + 3] = address
   }
 
   function add(slot: number): void {
     let e = last.lo & ringTableMask
-    while ((words[ringTableHash + 2 * e]! | words[ringTableHash + 2 * e + 1]!) !== 0) e = (e + 1) & ringTableMask
-    words[ringTableHash + 2 * e] = last.lo
-    words[ringTableHash + 2 * e + 1] = last.hi
-    words[ringTableSlot + e] = slot
+    while ((words[ringTable + 4 * e]! | words[ringTable + 4 * e + 1]!) !== 0) e = (e + 1) & ringTableMask
+    words[ringTable + 4 * e] = last.lo
+    words[ringTable + 4 * e + 1] = last.hi
+    words[ringTable + 4 * e + 2] = slot
   }
 
   function remove(hashLo: number, hashHi: number, slot: number): void {
     let hole = hashLo & ringTableMask
     for (; ; hole = (hole + 1) & ringTableMask) {
-      const l = words[ringTableHash + 2 * hole]!
-      const h = words[ringTableHash + 2 * hole + 1]!
+      const l = words[ringTable + 4 * hole]!
+      const h = words[ringTable + 4 * hole + 1]!
       if ((l | h) === 0) return
-      if (l === hashLo && h === hashHi && words[ringTableSlot + hole]! >>> 0 === slot) break
+      if (l === hashLo && h === hashHi && words[ringTable + 4 * hole + 2]! >>> 0 === slot) break
     }
     for (let e = (hole + 1) & ringTableMask; ; e = (e + 1) & ringTableMask) {
-      const l = words[ringTableHash + 2 * e]!
-      const h = words[ringTableHash + 2 * e + 1]!
+      const l = words[ringTable + 4 * e]!
+      const h = words[ringTable + 4 * e + 1]!
       if ((l | h) === 0) break
       // an entry may move back to the hole unless its home lies after the hole
       if (((e - l) & ringTableMask) >= ((e - hole) & ringTableMask)) {
-        words[ringTableHash + 2 * hole] = l
-        words[ringTableHash + 2 * hole + 1] = h
-        words[ringTableSlot + hole] = words[ringTableSlot + e]!
+        words[ringTable + 4 * hole] = l
+        words[ringTable + 4 * hole + 1] = h
+        words[ringTable + 4 * hole + 2] = words[ringTable + 4 * e + 2]!
         hole = e
       }
     }
-    words[ringTableHash + 2 * hole] = 0
-    words[ringTableHash + 2 * hole + 1] = 0
-    words[ringTableSlot + hole] = 0
+    words[ringTable + 4 * hole] = 0
+    words[ringTable + 4 * hole + 1] = 0
+    words[ringTable + 4 * hole + 2] = 0
   }
 
   return { find, findTemplate, addTemplate, add, remove }
