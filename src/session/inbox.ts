@@ -64,6 +64,10 @@ export class Inbox {
     return undefined
   }
 
+  stats(): { reordered: number; duplicates: number } {
+    return { reordered: this.heldBytes, duplicates: this.duplicates }
+  }
+
   /** What an ACK says of it. */
   get acknowledged(): number {
     return this.received

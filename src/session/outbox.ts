@@ -169,6 +169,10 @@ export class Outbox {
     this.resendAt = 0
   }
 
+  stats(): { unacked: number; queued: number; resentBytes: number } {
+    return { unacked: this.unackedBytes, queued: this.queuedBytes, resentBytes: this.resentBytes }
+  }
+
   /** Lets go of all memory. */
   clear(): void {
     this.urgentLane.clear()

@@ -1,7 +1,7 @@
 /** The connections of a session: which stand, what they carry together, and whether they still work. */
 
 import { CONNECTION_STUCK_MS, CONNECTIONS_MAX, WINDOW_BYTES_MIN } from '../limits.ts'
-import type { ConnectionStats } from './api.ts'
+import type { SessionStats } from './api.ts'
 import type { Path } from './path.ts'
 
 /** While there are connections tick is called this often; where it comes later by the second, this process stood still. */
@@ -121,9 +121,11 @@ export class Paths {
     return seen.length === 0 ? 0 : Math.min(...seen)
   }
 
-  stats(): ConnectionStats[] {
-    return this.standing.map(({ connection, rttMinMs, rttMs, rate, inFlight, window }) => ({
+  stats(): Pick<SessionStats, 'rttMs' | 'rate' | 'inFlight' | 'window' | 'connections'> {
+    const connections = this.standing.map(({ connection, rttMinMs, rttMs, rate, inFlight, window }) => ({
       ...{ connection, rttMinMs, rttMs, rate, inFlight, window },
     }))
+    const { rttMs, rate, inFlight, windowBytes: window } = this
+    return { rttMs, rate, inFlight, window, connections }
   }
 }

@@ -183,8 +183,7 @@ export class Session {
       if (type >= FRAME.ACK && type < FRAME_OPTIONAL) {
         return this.fault('PROTOCOL_SYNTAX', `frame of type ${type} with a sequence number`)
       }
-      this.receiveSequenced(path, type, frame.flags, frame.flow, sequence, payload)
-      return
+      return this.receiveSequenced(path, frame)
     }
     switch (type) {
       case FRAME.ACK:
@@ -208,36 +207,23 @@ export class Session {
     }
   }
 
-  private receiveSequenced(
-    path: Path,
-    type: number,
-    flags: number,
-    flow: number,
-    sequence: number,
-    payload: Uint8Array,
-  ) {
+  private receiveSequenced(path: Path, { type, flags, flow, sequence, payload }: Frame) {
     if (path.arrived(FRAME_HEAD_BYTES + payload.length, this.nowMs)) this.sink.onWork()
     const refused = this.inbox.take(type, flags, flow, sequence, payload)
-    if (refused === 'no memory') {
-      // Others have it. What came is not acknowledged, and so comes again; the missing frame with it.
-      this.giveUp(path, `its frames came ${this.inbox.heldBytes} bytes ahead of a missing one`)
-    } else if (refused) this.fault(...refused)
+    // Others have the memory. What came is not acknowledged, and so comes again; the missing frame with it.
+    if (refused === 'no memory')
+      this.giveUp(path, 'its frames came ahead of a missing one, and there is no memory for them')
+    else if (refused) this.fault(...refused)
   }
 
   /** Ends a connection that does not do its work; its frames go out again on another. */
   private giveUp(path: Path, why: string): void {
-    const error = new ProxyError(
-      'PEER_LOST',
-      `connection ${path.connection} is given up: ${why}`,
-      undefined,
-      'its frames are sent again on another',
-    )
+    const what = `connection ${path.connection} is given up: ${why}`
     this.detach(path.connection, this.nowMs)
-    this.sink.onLost(path.connection, error)
-  }
-
-  private get ended(): boolean {
-    return this.sessionState === 'closed'
+    this.sink.onLost(
+      path.connection,
+      new ProxyError('PEER_LOST', what, undefined, 'its frames are sent again on another'),
+    )
   }
 
   private receiveAck(path: Path, payload: Uint8Array) {
@@ -285,9 +271,12 @@ export class Session {
     this.nowMs = nowMs
     const path = this.paths.get(connection)
     if (!path || path.done || maxBytes <= 0) return 0
-    if (this.sessionState === 'closed') return this.pullBye(path, out)
     const { outbox } = this
     const { writer } = outbox
+    if (this.sessionState === 'closed') {
+      path.done = true
+      return writer.putSmall(out, FRAME.BYE, encodeReason(this.bye?.code ?? CODE.NONE, this.bye?.text ?? ''))
+    }
     this.rate.refill(nowMs)
     let total = 0
     const arrived = path.tell()
@@ -321,11 +310,6 @@ export class Session {
   /** True once this connection has pulled its last byte (BYE), or the peer ended the session: write out, then close it. */
   isDone(connection: number): boolean {
     return this.sessionState === 'closed' && (this.paths.get(connection)?.done ?? true)
-  }
-
-  private pullBye(path: Path, out: Uint8Array[]): number {
-    path.done = true
-    return this.outbox.writer.putSmall(out, FRAME.BYE, encodeReason(this.bye?.code ?? CODE.NONE, this.bye?.text ?? ''))
   }
 
   // Flows ------------------------------------------------------------------------------------------------------------
@@ -464,8 +448,6 @@ export class Session {
     if (state) state.urgent = urgent
   }
 
-  // Rate -------------------------------------------------------------------------------------------------------------
-
   /** Caps what this side sends, bytes a second over all connections; Infinity: no cap. */
   setRate(bytesPerSecond: number): void {
     this.rate.set(bytesPerSecond, this.nowMs)
@@ -503,7 +485,7 @@ export class Session {
   /** Ends the session at once, with BYE and onDead. A batch that failed to expand: `abort(error)`. */
   abort(error: ProxyError, nowMs: number): void {
     this.nowMs = nowMs
-    if (!this.ended) this.die(error)
+    if (this.sessionState !== 'closed') this.die(error)
   }
 
   private checkFlushed(): void {
@@ -519,7 +501,7 @@ export class Session {
   }
 
   private die(error: ProxyError): void {
-    if (this.ended) return
+    if (this.sessionState === 'closed') return
     this.enter('die')
     this.bye = { code: wireCode(error.code), text: error.what }
     this.clear()
@@ -542,28 +524,13 @@ export class Session {
     this.sessionState = next
   }
 
-  // Figures ----------------------------------------------------------------------------------------------------------
-
   /** Shortest round trip seen lately on any connection, milliseconds; 0 before the first measurement, and without connections. */
   get rttMinMs(): number {
     return this.paths.rttMinMs
   }
 
   stats(): SessionStats {
-    const { paths } = this
-    return {
-      state: this.sessionState,
-      rttMs: paths.rttMs,
-      rate: paths.rate,
-      inFlight: paths.inFlight,
-      window: paths.windowBytes,
-      unacked: this.outbox.unackedBytes,
-      queued: this.outbox.queuedBytes,
-      reordered: this.inbox.heldBytes,
-      resentBytes: this.outbox.resentBytes,
-      duplicates: this.inbox.duplicates,
-      connections: paths.stats(),
-      flows: this.flows.stats(),
-    }
+    const { sessionState: state, paths, outbox, inbox, flows } = this
+    return { state, ...paths.stats(), ...outbox.stats(), ...inbox.stats(), flows: flows.stats() }
   }
 }
