@@ -38,6 +38,8 @@ interface Wire {
   readonly keys: KeyUse | undefined
   /** Its keys are nearly used up; called once. */
   worn: (() => void) | undefined
+  /** The session is over: whatever the peer does, the socket goes at a time that is set. */
+  leaving: boolean
 }
 
 export interface LinkOptions {
@@ -229,6 +231,7 @@ export class Link {
       gone: (w, error) => gone(w.heard, error),
       keys: 'encrypted' in socket ? new KeyUse(this.#recordsMax) : undefined,
       worn,
+      leaving: false,
     }
     this.#wires.set(connection, wire)
     this.#sockets.add(socket)
@@ -413,6 +416,7 @@ export class Link {
   /** @returns true where something was pulled: there may be more */
   #write(wire: Wire, now: number): boolean {
     const socket = wire.socket
+    if (this.session.state === 'closed') this.#leave(wire)
     if (wire.ending || socket.destroyed || socket.writableLength >= WRITE_BUFFER_BYTES_MAX) return false
     const out = this.#out
     const bytes = this.session.pull(wire.connection, PULL_BYTES, now, out)
@@ -431,12 +435,17 @@ export class Link {
     if (this.session.isDone(wire.connection) || (bytes === 0 && this.session.state === 'closed')) {
       wire.ending = true
       socket.end()
-      // The peer still reads our BYE; it closes then. One that does not is not waited for.
-      const cancel = this.#clock.after(LINGER_MS, () => socket.destroy())
-      socket.once('close', cancel)
       return false
     }
     return bytes > 0
+  }
+
+  /** The peer still reads what is under way, and our BYE behind it; it closes then. One that does not is not waited for. */
+  #leave(wire: Wire): void {
+    if (wire.leaving) return
+    wire.leaving = true
+    const cancel = this.#clock.after(LINGER_MS, () => wire.socket.destroy())
+    wire.socket.once('close', cancel)
   }
 
   /** One timer for the whole session. Too early does no harm, so a timer that fires sooner than needed is left alone. */
