@@ -50,9 +50,10 @@ export class AnswerRoom {
 
   /** Flows that wait, one after the other, as long as there is room: who wants more then goes to the end. */
   tell(laneBytes: number, call: (flow: Flow) => void): void {
-    if (this.starved.size === 0) return
-    for (const flow of [...this.starved]) {
-      if (this.queued * 2 > laneBytes || this.memoryRoom < FRAME_PAYLOAD_BYTES_MAX) return
+    // those of now: who wants more when it was called waits for the next time
+    let flows = this.starved.size
+    for (const flow of this.starved) {
+      if (flows-- === 0 || this.queued * 2 > laneBytes || this.memoryRoom < FRAME_PAYLOAD_BYTES_MAX) return
       this.starved.delete(flow)
       if (flow.send === 'open') call(flow)
     }
