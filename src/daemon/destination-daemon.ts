@@ -226,7 +226,7 @@ export class DestinationDaemon {
       },
       serve: link => {
         const learning = options.learning?.begin(agreed, seedWords, pool, identity)
-        const session = this.makeSession(link, pool, seedWords, learning)
+        const session = this.makeSession(link, holder, pool, seedWords, learning)
         options.events.of(identity).info('session open', {
           identity,
           agent: hello.agent,
@@ -252,6 +252,7 @@ export class DestinationDaemon {
 
   private makeSession(
     link: Link,
+    holder: string,
     pool: DestinationSession['options']['pool'],
     seed: readonly [number, number],
     learning: SessionLearning | undefined,
@@ -262,10 +263,11 @@ export class DestinationDaemon {
       sessionId: link.id,
       pool,
       seed,
+      holder,
       learning,
       targets: () => this.targets,
       patience: this.patience,
-      pieces: this.pieces.share(link.identity),
+      pieces: this.pieces.share(holder),
       log,
       now: () => performance.now(),
       onFailure: error => void link.abort(error),

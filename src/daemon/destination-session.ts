@@ -43,6 +43,8 @@ export interface DestinationSessionOptions {
   readonly sessionId: string
   readonly pool: Pool
   readonly seed: readonly [number, number]
+  /** Whose share of expanding it gets. */
+  readonly holder: string
   readonly learning?: SessionLearning | undefined
   /** What may be dialled now, by name. */
   readonly targets: () => ReadonlyMap<string, Address>
@@ -93,7 +95,7 @@ export class DestinationSession implements LinkSink {
   constructor(options: DestinationSessionOptions) {
     this.options = options
     this.patience = new Patience(options.patience)
-    this.inbound = new Inbound(options.pool, options.seed, error => options.onFailure(error))
+    this.inbound = new Inbound(options.pool, options.seed, error => options.onFailure(error), options.holder)
     this.inbound.observer = options.learning
   }
 

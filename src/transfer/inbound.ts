@@ -45,6 +45,7 @@ export class Inbound {
   private readonly expander: BatchExpander
   private readonly unpacker = new ColumnUnpacker()
   private readonly onError: (error: ProxyError) => void
+  private readonly holder: string
   /** The last slot is where batches are expanded that are copied out. */
   private readonly scratch: number
   private readonly free: number[]
@@ -58,12 +59,14 @@ export class Inbound {
   /**
    * @param seed of the batch checksum, two u32
    * @param onError a batch was damaged: pools may differ, nothing more is expanded
+   * @param holder who gets turns for it: an identity, whose sessions share them
    */
-  constructor(pool: Pool, seed: readonly [number, number], onError: (error: ProxyError) => void) {
+  constructor(pool: Pool, seed: readonly [number, number], onError: (error: ProxyError) => void, holder = '') {
     assert(pool.slots.length > 0 && pool.slotBytes >= 1 << 20, 'an expanding pool needs slots of a whole batch')
     this.pool = pool
     this.expander = new BatchExpander(pool.kernel, seed[0], seed[1])
     this.onError = onError
+    this.holder = holder
     this.free = pool.slots.slice(0, -1)
     this.scratch = pool.slots.at(-1)!
   }
@@ -134,7 +137,7 @@ export class Inbound {
         this.waitingPackedBytes -= job.packedBytes
         this.waitingRawBytes -= job.rawBytes
         if (!turns.hasTime) {
-          await turns.next()
+          await turns.next(this.holder)
           if (this.failed) break
         }
         const workBefore = this.expander.work

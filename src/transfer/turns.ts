@@ -9,8 +9,11 @@ const WORK_PER_TURN = 8 << 20
 export class Turns {
   private done = 0
   private due = false
-  /** Who goes on in the next turns: one in each, in the order in which they came. */
-  private readonly waiting: (() => void)[] = []
+  /**
+   * Who goes on in the next turns, one in each: holders take turns, whatever each of them has waiting, and what is one
+   * holder's goes in the order in which it came.
+   */
+  private readonly waiting = new Map<string, (() => void)[]>()
 
   /** Whether there is time left in this turn. */
   get hasTime(): boolean {
@@ -24,9 +27,13 @@ export class Turns {
   }
 
   /** Resolves in a turn that has time. */
-  next(): Promise<void> {
+  next(holder: string): Promise<void> {
     this.schedule()
-    return new Promise(go => this.waiting.push(go))
+    return new Promise(go => {
+      const queue = this.waiting.get(holder)
+      if (queue) queue.push(go)
+      else this.waiting.set(holder, [go])
+    })
   }
 
   private schedule(): void {
@@ -38,8 +45,14 @@ export class Turns {
   private readonly turn = (): void => {
     this.due = false
     this.done = 0
-    this.waiting.shift()?.()
-    if (this.waiting.length > 0) this.schedule()
+    for (const [holder, queue] of this.waiting) {
+      this.waiting.delete(holder)
+      const go = queue.shift()!
+      if (queue.length > 0) this.waiting.set(holder, queue) // behind all others
+      go()
+      break
+    }
+    if (this.waiting.size > 0) this.schedule()
   }
 }
 
