@@ -1,6 +1,7 @@
 /**
  * A channel as a stream that can be parsed although a capture lacks bytes of it: pages with holes have zeros in them, what
- * lies between a hole over heads and the next record is left out. Not what QEMU sent, but as much like it as can be had.
+ * lies between a hole over heads and the next record is left out, and where that held the end of a section or the head of
+ * the next one, one of our own stands there. Not what QEMU sent, but as much like it as can be had.
  */
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { type FeedWatcher, MendedChannel, type Missing } from './mended-channel.ts'
@@ -53,14 +54,15 @@ export class MendedBytes implements FeedWatcher {
 
   feeding(): void {}
 
-  fed(chunk: Buffer, at: number, length: number): void {
-    const bytes = Buffer.concat([this.held, chunk.subarray(at, at + length)])
+  fed(chunk: Buffer, at: number, length: number, understood: number): void {
+    const taken = Buffer.concat([this.held, chunk.subarray(at, at + length)])
+    const bytes = taken.subarray(0, Math.max(0, this.held.length + understood))
     const whole = bytes.length - this.channel.parser.pending
     if (whole > 0) this.sink(bytes.subarray(0, whole))
     this.held = bytes.subarray(Math.max(0, whole))
   }
 
-  dropped(): void {
-    this.held = Buffer.alloc(0)
+  dropped(lead: Uint8Array): void {
+    this.held = Buffer.from(lead)
   }
 }

@@ -8,16 +8,27 @@ import { MultifdParser, type MultifdSink } from '../qemu/multifd-channel.ts'
 import type { RecordSink } from '../qemu/record-sink.ts'
 import { PAGE_SIZE } from '../qemu/wire.ts'
 import { SEARCH_LENGTH } from './limits.ts'
-import { findPacket, findRecord, type KnownRam, PACKET_PROOF_LENGTH, RECORD_PROOF_LENGTH } from './record-search.ts'
+import {
+  findPacket,
+  findRecord,
+  type KnownRam,
+  nameBefore,
+  PACKET_PROOF_LENGTH,
+  RECORD_PROOF_LENGTH,
+} from './record-search.ts'
 
 /** Looks on as the parser takes the channel's bytes, in order, cut anywhere, holes in bodies filled. */
 export interface FeedWatcher {
   /** The parser is about to take these and to tell what it finds in them. */
   feeding(chunk: Buffer, at: number, length: number): void
-  /** It has taken them. */
-  fed(chunk: Buffer, at: number, length: number): void
-  /** What it had of an unfinished field is forgotten: the next bytes begin a record. */
-  dropped(): void
+  /** It has taken them; those behind the first `understood` come again, or not at all (below 0: of earlier ones too). */
+  fed(chunk: Buffer, at: number, length: number, understood: number): void
+  /**
+   * What it had of an unfinished field is forgotten: the next bytes begin a record.
+   *
+   * @param lead what would have to stand before them for a stream without a hole
+   */
+  dropped(lead: Uint8Array): void
 }
 
 /** What is missing of a channel. */
@@ -36,6 +47,7 @@ export interface Missing {
 
 /** In place of missing bytes of bodies. */
 const FILLER = Buffer.alloc(64 << 10)
+const NO_BYTES: Buffer = Buffer.alloc(0)
 
 export class MendedChannel {
   readonly missing: Missing = {
@@ -133,20 +145,25 @@ export class MendedChannel {
     const wasRaw = parser.raw
     watcher.feeding(chunk, at, length)
     parser.push(chunk, at, length)
-    watcher.fed(chunk, at, length)
-    if (!wasRaw && parser.raw && this.resumed) this.searchAgain(chunk, at, length)
+    // Undefined where RAM is over.
+    const wrongAt = !wasRaw && parser.raw && this.resumed ? parser.finish().degradedAt : undefined
+    if (wrongAt === undefined) {
+      watcher.fed(chunk, at, length, length)
+      return
+    }
+    const understood = wrongAt - (parser.position - length)
+    watcher.fed(chunk, at, length, understood)
+    this.searchAgain(chunk, at, length, understood)
   }
 
   /**
    * What was found behind a hole was no record after all, but somebody's memory that looks like some: looks further on, a
    * page's length behind where that showed, so that a file of such memory is not looked through for every record in it.
    */
-  private searchAgain(chunk: Buffer, at: number, length: number): void {
-    const { degradedAt } = this.parser.finish()
-    if (degradedAt === undefined) return // RAM is over
-    const start = this.parser.position - length
-    const skip = Math.min(length, Math.max(0, degradedAt - start) + PAGE_SIZE)
-    this.missing.unreadBytes += skip
+  private searchAgain(chunk: Buffer, at: number, length: number, understood: number): void {
+    const from = Math.max(0, understood)
+    const skip = Math.min(length, from + PAGE_SIZE)
+    this.missing.unreadBytes += skip - from
     this.beginSearch(Buffer.from(chunk.subarray(at + skip, at + length)))
   }
 
@@ -170,7 +187,7 @@ export class MendedChannel {
       const found = ram ? findRecord(bytes, 0, last, bytes.length, ram) : findPacket(bytes, 0, last, bytes.length)
       if (found >= 0) {
         this.missing.unreadBytes += found
-        this.resume(bytes, found)
+        this.resume(bytes, found, ram)
         continue
       }
       if (!all) this.missing.unreadBytes += last + 1
@@ -179,16 +196,20 @@ export class MendedChannel {
     }
   }
 
-  private resume(bytes: Buffer, from: number): void {
+  private resume(bytes: Buffer, from: number, ram: KnownRam | undefined): void {
     this.search = undefined
+    const { main } = this
     const position = this.at - bytes.length + from
-    const goesOn = this.main?.resumeAtRecord(position) ?? this.multifd!.resumeAtPacket(position)
+    const lead = main?.leadToRecord() ?? NO_BYTES
+    const name = ram ? Buffer.from(nameBefore(bytes, from, main!.continuedEnd, ram)) : NO_BYTES
+    const goesOn = main?.resumeAtRecord(position - name.length) ?? this.multifd!.resumeAtPacket(position)
     if (!goesOn) {
       this.missing.lostAt = position
       return
     }
     this.resumed = true
-    this.watcher.dropped()
+    this.watcher.dropped(lead)
+    if (name.length > 0) this.feed(name, 0, name.length)
     this.feed(bytes, from, bytes.length - from)
   }
 
@@ -198,6 +219,7 @@ export class MendedChannel {
     const { blocks, blocksComplete } = main!.memory()
     if (sectionId < 0 || !blocksComplete) return undefined
     const lengths = new Map(blocks.map(({ idstr, lengthBytes }) => [idstr, lengthBytes]))
-    return { sectionId, blocks: lengths, offsetEnd: Math.max(...lengths.values()) }
+    const [longest, offsetEnd] = [...lengths].reduce((most, block) => (block[1] > most[1] ? block : most))
+    return { sectionId, blocks: lengths, longest, offsetEnd }
   }
 }

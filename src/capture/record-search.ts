@@ -2,7 +2,7 @@
  * Finds where reading can go on behind bytes that a capture lacks: a RAM record that is followed by further ones, or the
  * header of a multifd packet. Guest memory may hold bytes that look like one record, so a chain has to confirm it.
  */
-import { HIGH_HALF_END, readU16, readU32, readU64, TWO_32 } from '../bytes/big-endian.ts'
+import { HIGH_HALF_END, readU16, readU32, readU64, TWO_32, writeU32 } from '../bytes/big-endian.ts'
 import {
   COMPRESS_LENGTH_MAX,
   ELEMENT,
@@ -25,8 +25,26 @@ export interface KnownRam {
   readonly sectionId: number
   /** RAMBlocks by idstr, with their length in bytes. */
   readonly blocks: ReadonlyMap<string, number>
-  /** Length of the longest. */
+  /** The longest, and its length. */
+  readonly longest: string
   readonly offsetEnd: number
+}
+
+/**
+ * What has to stand before the record at `at` where the RAMBlock that it continues was named in the gap: a record of ours,
+ * a zero page of the longest RAMBlock. Nothing where the record has a name, or is within the RAMBlock that was named last.
+ *
+ * @param continuedEnd where that one ends
+ */
+export function nameBefore(bytes: Uint8Array, at: number, continuedEnd: number, ram: KnownRam): Uint8Array {
+  const low = readU32(bytes, at + 4)
+  const offset = readU32(bytes, at) * TWO_32 + (low - (low & RAM_FLAG_MASK))
+  if ((low & RAM_FLAG.CONTINUE) === 0 || offset < continuedEnd) return new Uint8Array(0)
+  const record = new Uint8Array(8 + 1 + ram.longest.length + 1)
+  writeU32(record, 4, RAM_FLAG.ZERO)
+  record[8] = ram.longest.length
+  record.set(Buffer.from(ram.longest, 'latin1'), 9)
+  return record
 }
 
 /**

@@ -1,4 +1,4 @@
-import { readU16, readU32, readU64 } from '../bytes/big-endian.ts'
+import { readU16, readU32, readU64, writeU32 } from '../bytes/big-endian.ts'
 import { copyBytes, latin1 } from '../bytes/copy.ts'
 import { assert } from '../errors.ts'
 import {
@@ -163,6 +163,8 @@ export class MainStreamParser {
   /** Bytes of RAMBlocks that the block list still has to name. */
   private blockBytesLeft = 0
   private degradedAt: number | undefined = undefined
+  /** What was being read where the stream was given up. */
+  private givenUpIn: number = STATE.RAW
 
   /** The section of ram, -1 before its START. */
   private ramId = -1
@@ -225,6 +227,25 @@ export class MainStreamParser {
   }
 
   /**
+   * What a stream has to say behind its last whole field (or the last one that was understood) before a RAM record may
+   * follow: nothing within RAM, else the footer that is due, and the head of a section.
+   */
+  leadToRecord(): Uint8Array {
+    const state = this.state === STATE.RAW ? this.givenUpIn : this.state
+    if (state === STATE.RAM) return NO_BYTES
+    const within = state === STATE.FOOTER || state === STATE.OTHER_BODY || state === STATE.ASTRAY
+    const footer = within && this.section && this.footers !== false
+    const lead = new Uint8Array(footer ? 10 : 5)
+    if (footer) {
+      lead[0] = ELEMENT.SECTION_FOOTER
+      writeU32(lead, 1, this.section!.id)
+    }
+    lead[lead.length - 5] = ELEMENT.SECTION_PART
+    writeU32(lead, lead.length - 4, this.ramId)
+    return lead
+  }
+
+  /**
    * Goes on behind bytes that are missing, or that were not understood: the next one that is pushed stands at `position`
    * and begins a RAM record.
    *
@@ -244,6 +265,11 @@ export class MainStreamParser {
     this.records.abandon()
     this.next(STATE.RAM, 1)
     return true
+  }
+
+  /** Offsets of RAM records without a name have to be below this: the RAMBlock that was named last ends there. 0: none was. */
+  get continuedEnd(): number {
+    return this.records.continuedEnd
   }
 
   /** Id of the section of RAM, -1 before it is known. */
@@ -367,6 +393,7 @@ export class MainStreamParser {
   }
 
   private giveUp(position: number, reason: string): undefined {
+    this.givenUpIn = this.state
     this.next(STATE.RAW, 1)
     this.skip = 0
     this.degradedAt = position

@@ -106,6 +106,11 @@ export class RamRecordReader {
     this.bodyLeft = 0
   }
 
+  /** Offsets of records without a name have to be below this; 0: none has named a RAMBlock. */
+  get continuedEnd(): number {
+    return this.block < 0 ? 0 : this.offsetEnd
+  }
+
   /** Tells the sink of a RAMBlock, once. */
   tell(block: number): void {
     if (this.told[block]) return

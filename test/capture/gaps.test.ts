@@ -2,9 +2,12 @@
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
+import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
 import { HeldSegments } from '../../src/capture/held-segments.ts'
 import { REORDER_LENGTH_MAX } from '../../src/capture/limits.ts'
+import { MendedBytes } from '../../src/capture/mended-bytes.ts'
 import { type InputNote, PageInput } from '../../src/capture/pages.ts'
+import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { pageferry } from '../template/cli-harness.ts'
 import {
   ACK,
@@ -102,6 +105,69 @@ t.test('what is missing is said, once', async t => {
   const rotated = connection(STREAM).slice(0, 300)
   const error = await pagesOf(pcap(rotated)).catch(caught => caught)
   t.match(error, { code: 'QEMU_TRUNCATED', action: /mergecap/ }, 'the first file of several')
+})
+
+t.test('the stream that an estimate reads on goes on behind a hole anywhere', async t => {
+  // Two RAMBlocks, the small one last: names, ends and heads of sections are what a hole may take.
+  const small = { idstr: 'vga.vram', lengthBytes: 8 * PAGE }
+  const blocks = [{ idstr: 'pc.ram', lengthBytes: 300 * PAGE }, small]
+  const stream = new StreamEmitter().header().ramStart(2, blocks).eos().footer(2)
+  for (let pass = 0; pass < 2; pass++) {
+    for (const first of [1, 101, 201]) {
+      stream.sectionPart(2)
+      for (let id = first; id < first + 20; id++) stream.page(id * PAGE, page(id), id === 1 ? 'pc.ram' : undefined)
+      stream.eos().footer(2)
+    }
+    stream.sectionPart(2)
+    for (let i = 0; i < 8; i++) stream.page(i * PAGE, page(500 + i), i === 0 ? small.idstr : undefined)
+    stream.eos().footer(2)
+  }
+  stream.sectionEnd(2).eos().footer(2).sectionFull(5, 'timer', 0, 2).raw(Buffer.alloc(900, 1)).footer(5).eof('{}')
+  const bytes = Buffer.from(stream.bytes())
+
+  const quiet = { block() {}, zeroRecord() {}, opaquePage() {}, phase() {} }
+  let least = Number.POSITIVE_INFINITY
+  const wrong: string[] = []
+  // Where pages meet, and so where sections do; the block list has to be there, and two records that show the way behind.
+  const meetings: number[] = []
+  const lookout = new MainStreamParser({ ...quiet, degraded() {}, pageRecord: start => meetings.push(start) })
+  lookout.push(bytes, 0, bytes.length)
+  for (const meeting of meetings.slice(0, -10)) {
+    for (const [before, length] of [
+      [0, 5],
+      [5, 5],
+      [10, 5],
+      [10, 20],
+      [18, 4200],
+      [4000, 12_000],
+    ] as const) {
+      const from = Math.max(meeting - before, meetings[0]!)
+      const out: Buffer[] = []
+      const mended = new MendedBytes('main', piece => out.push(piece))
+      mended.push(bytes, 0, from)
+      mended.gap(length, 'test')
+      mended.push(bytes, from + length, bytes.length - from - length)
+      mended.end()
+      const result = Buffer.concat(out)
+      let pages = 0
+      const degraded: string[] = []
+      const reader = new MainStreamParser({
+        ...quiet,
+        degraded: (at, reason) => degraded.push(`${at}: ${reason}`),
+        pageRecord: (_start, end) => {
+          if (page(result.readUInt32LE(end - PAGE + 8)).equals(result.subarray(end - PAGE, end))) pages++
+        },
+      })
+      reader.push(result, 0, result.length)
+      const cost = meetings.length - pages - Math.ceil(length / PAGE)
+      if (degraded.length > 0 || cost > 3 || result.length > bytes.length + 30) {
+        wrong.push(`${from} + ${length}: ${pages} pages, ${result.length} bytes, ${degraded}`)
+      }
+      least = Math.min(least, pages)
+    }
+  }
+  t.same(wrong, [], 'it is understood to its end, and nothing stands in it twice')
+  t.ok(least > meetings.length - 8, `${least} of ${meetings.length} pages at least`)
 })
 
 t.test('memory that looks like records', async t => {
