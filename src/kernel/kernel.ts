@@ -6,7 +6,8 @@
  * All addresses are bytes in the kernel's memory (0 to 2^32 - 1). Nothing is allocated per page. Encoder and decoder
  * keep the same ring, marks and places by making the same calls in the same order.
  */
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { assert } from '../errors.ts'
 import { ENTRY_BYTES } from './constants.ts'
@@ -97,8 +98,23 @@ export function kernelModule(): WebAssembly.Module | undefined {
   if (typeof WebAssembly === 'undefined' || !existsSync(file)) return undefined
   const bytes = readFileSync(file)
   if (!WebAssembly.validate(bytes)) return undefined
+  assertNewerThanSources(file)
   compiled = new WebAssembly.Module(bytes)
   return compiled
+}
+
+/**
+ * In a checkout: a kernel that is older than its sources takes addresses for others, and may search without end. The
+ * same files as in scripts/build-kernel.sh; what is installed has none of them.
+ */
+function assertNewerThanSources(file: string): void {
+  const folder = fileURLToPath(new URL('./assembly/', import.meta.url))
+  if (!existsSync(folder)) return
+  const sources = readdirSync(folder).map(name => join(folder, name))
+  sources.push(fileURLToPath(new URL('./constants.ts', import.meta.url)))
+  const builtMs = statSync(file).mtimeMs
+  const newer = sources.find(source => statSync(source).mtimeMs > builtMs)
+  assert(newer === undefined, `kernel.wasm is older than ${newer}: npm run kernel`)
 }
 
 /**

@@ -2,7 +2,9 @@
  * The kernel against its twin: every answer and every byte of memory; and encoder against decoder: what was matched
  * expands to the same pages and leaves the same ring, marks and places.
  */
-import { existsSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { cpSync, existsSync, utimesSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
 import { isProxyError } from '../../src/errors.ts'
 import {
@@ -753,3 +755,25 @@ t.test('a memory that is nearly 4 GiB: addresses over 2^31', t => {
   t.same(answers[0], [...Array(8).fill(KIND.NEW_DENSE), ...Array(8).fill(KIND.REF), ...first, ...first, 6])
   t.end()
 })
+
+t.test(
+  'a kernel that is older than its sources is not used',
+  { skip: !BUILT && 'kernel.wasm is not built' },
+  async t => {
+    const folder = t.testdir({ 'package.json': '{"type":"module"}' }) // removed by tap
+    const root = new URL('../..', import.meta.url)
+    cpSync(new URL('src', root), join(folder, 'src'), { recursive: true })
+    const ask = (): string => {
+      const load = `const { kernelModule } = await import('./src/kernel/kernel.ts'); console.log(kernelModule() ? 'loaded' : 'none')`
+      const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', load], { cwd: folder })
+      return `${stdout}${stderr}`
+    }
+    const built = join(folder, 'src/kernel/kernel.wasm')
+    const now = Date.now() / 1000
+    utimesSync(built, now + 10, now + 10)
+    t.match(ask(), /^loaded/)
+    utimesSync(built, now - 10, now - 10)
+    utimesSync(join(folder, 'src/kernel/assembly/match.ts'), now, now)
+    t.match(ask(), /kernel.wasm is older than .*: npm run kernel/)
+  },
+)
