@@ -40,12 +40,11 @@ export async function run(args: readonly string[], options: CommandOptions): Pro
     typeof stdout === 'number' ? stdout : 'pipe',
     typeof stderr === 'number' ? stderr : 'pipe',
   ]
-  // tap has every Node write down that it ran, where another user may not write
-  const { NODE_OPTIONS: _, ...inherited } = process.env
-  const command = spawn(PAGEFERRY, args, {
+  // tap has every Node that is spawned write down that it ran, by NODE_OPTIONS, where another user may not write
+  const command = spawn('env', ['-u', 'NODE_OPTIONS', PAGEFERRY, ...args], {
     cwd,
     stdio: pipes,
-    env: { ...inherited, ...env },
+    env: { ...process.env, ...env },
     ...(uid === undefined ? {} : { uid, gid: uid }),
   })
   const said = { stdout: '', stderr: '' }
