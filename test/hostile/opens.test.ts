@@ -27,6 +27,7 @@ for (const reads of [false, true]) {
       }
     })
     t.comment(`${pairs} pairs in ${sessions} sessions`)
-    unharmed(t, figures, { grownBytesMax: 64 << 20 })
+    // docs/security.md: 20 MB of flows that come and go
+    unharmed(t, figures, { grownBytesMax: (20 + 64) << 20 })
   })
 }

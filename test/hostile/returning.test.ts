@@ -7,6 +7,7 @@ import { Worker } from 'node:worker_threads'
 import t from 'tap'
 import { parseLink } from '../../scripts/harness/wan/link.ts'
 import { RelayLink } from '../../scripts/harness/wan/relay-link.ts'
+import { STRANGERS_MAX } from '../../src/limits.ts'
 import { Siege, unharmed } from './harness.ts'
 import { Peer } from './peer.ts'
 
@@ -26,9 +27,9 @@ t.test('a peer far away comes back during a flood of strangers', async t => {
   await using far = wan.far!
   const figures = await siege.under(async () => {
     const flood = new Worker(new URL('flood.ts', import.meta.url), {
-      workerData: { port: siege.port, from: '127.0.0.2', perSecond: PER_SECOND },
+      workerData: { port: siege.port, from: '127.0.0.2', perSecond: PER_SECOND, tellAt: STRANGERS_MAX },
     })
-    await new Promise(resolve => setTimeout(resolve, 500)) // every place is taken by then
+    await once(flood, 'message') // every place is wanted by one of them
     for (let i = 0; i < CUTS; i++) {
       const up = siege.count('link.up')
       far.cut()
@@ -43,7 +44,7 @@ t.test('a peer far away comes back during a flood of strangers', async t => {
     flood.postMessage('end')
     const [opened] = (await once(flood, 'message')) as [number]
     await flood.terminate()
-    t.ok(opened > 1000, `${opened} connections by then`)
+    t.comment(`${opened} connections by then`)
   })
   t.equal(figures.lines.filter(line => line.includes('link.dead')).length, 0, 'no session was lost')
   unharmed(t, figures, { grownBytesMax: 64 << 20 })
