@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
-import { CHANNEL_UNITS, CONNECTIONS_HELD_MAX, HELLO_SETS_MAX } from '../limits.ts'
+import { CHANNEL_UNITS, CONNECTIONS_HELD_MAX, HELLO_SETS_MAX, PIECES_MAX } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
@@ -15,6 +15,7 @@ import { PausedMigrations } from '../migration/paused.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
+import { MemoryBudget } from '../session/memory-budget.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
 import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
@@ -116,6 +117,8 @@ export class SourceDaemon {
   private readonly qemuLog: SiteLog
   private readonly peerLog: SiteLog
   private readonly failures = new RepeatedFailure()
+  /** Of the other proxy, for our QEMUs. Counts pieces, not bytes. */
+  private readonly pieces = new MemoryBudget(PIECES_MAX)
   private wake: (() => void) | undefined
   /** Settles when the last session has ended after `stop`. */
   readonly ended: Promise<void>
@@ -431,6 +434,7 @@ export class SourceDaemon {
         learning,
         effort: new EffortController(options.effort),
         queueTargetMs: options.queueTargetMs,
+        pieces: this.pieces.share(this.peerName),
         patience,
         paused: this.paused,
         log: this.qemuLog,

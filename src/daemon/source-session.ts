@@ -7,7 +7,7 @@ import { FlowEncoder } from '../codec/flow-encoder.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { BatchStats } from '../codec/stats.ts'
 import { EFFORTS } from '../compression/effort.ts'
-import { isProxyError, type ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
@@ -23,6 +23,7 @@ import { CHANNEL_START_BYTES_MAX, type ChannelKind } from '../qemu/channel-kind.
 import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
 import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
+import type { MemoryShare } from '../session/memory-budget.ts'
 import type { Session } from '../session/session.ts'
 import { ChannelBuffer } from '../transfer/channel-buffer.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
@@ -107,6 +108,8 @@ export interface SourceSessionOptions {
   readonly learning?: SessionLearning | undefined
   readonly effort: EffortController
   readonly queueTargetMs: number
+  /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
+  readonly pieces: MemoryShare
   readonly patience: PatienceTimes
   readonly log: SiteLog
   readonly now: () => number
@@ -368,7 +371,14 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
   onBatch(): void {}
 
   onData(number: number, payload: Uint8Array): void {
-    this.flows.get(number)?.fromPeer(payload)
+    const flow = this.flows.get(number)
+    if (!flow) return
+    const { pieces, onFailure } = this.options
+    if (pieces.take(1)) flow.fromPeer(payload)
+    else {
+      const what = `${pieces.heldBytes} pieces wait for QEMU`
+      onFailure(new ProxyError('LIMIT_EXCEEDED', what, undefined, 'the session ends'))
+    }
   }
 
   onFin(number: number): void {
@@ -451,6 +461,7 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
       this.gates.stop()
       this.flows.clear()
       this.endConnections(reason)
+      this.options.pieces.close()
     }
     await this.outbound.close()
   }
@@ -753,7 +764,9 @@ export class SourceFlow implements SocketSink, GateChannel {
   fromPeer(payload: Uint8Array): void {
     if (this.migration) this.migration.bytesBack += payload.length
     this.returnPath?.push(payload, 0, payload.length)
+    const { pieces } = this.session.options
     this.socket.write(payload, error => {
+      pieces.give(1)
       if (!this.life.isOver && !error) this.session.options.session.consumed(this.number, payload.length)
     })
   }

@@ -1,0 +1,88 @@
+/** A destination proxy gone bad, against a source proxy whose QEMU reads nothing, as QEMU does where it awaits no answer. */
+import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
+import net from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t from 'tap'
+import { Events } from '../../src/daemon/events.ts'
+import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
+import { PIECES_MAX } from '../../src/limits.ts'
+import type { Link } from '../../src/link/link.ts'
+import { LinkServer } from '../../src/link/server.ts'
+import { parseAddress } from '../../src/relay/address.ts'
+import { until } from '../helpers/until.ts'
+import { TestLog } from '../link/harness.ts'
+import { MAIN, MULTIFD } from './daemons.ts'
+
+t.setTimeout(120_000)
+
+/** Pieces that are handed in at a time, and when there are none to be expected any more: the sockets' own buffers take some. */
+const STEP = 1000
+const PIECES_ENOUGH = 1_000_000
+
+t.test('answers of one byte, each a frame', async t => {
+  const links: Link[] = []
+  let pieces = 0
+  const server = new LinkServer({
+    plaintext: true,
+    logger: new TestLog(),
+    accept: hello => ({
+      ...{ sets: [], ring: hello.ring, places: hello.places, targets: [] },
+      serve: link => {
+        links.push(link)
+        const nothing = (): void => {}
+        const flows: number[] = []
+        const send = (): void => {
+          for (const flow of flows) {
+            for (let i = 0; i < STEP && pieces < PIECES_ENOUGH; i++) {
+              if (link.session.dataRoom(flow, STEP) === 0) break
+              link.session.sendData(flow, Uint8Array.of(0))
+              pieces++
+            }
+          }
+        }
+        return {
+          ...{ onFin: nothing, onReset: nothing, onEnd: nothing, onDrain: nothing, onBye: nothing, onDead: nothing },
+          ...{ onData: nothing, onCredit: send, onWork: send },
+          onOpen: number => flows.push(number),
+          onBatch: (number, _parts, rawLength) => link.session.consumed(number, rawLength),
+        }
+      },
+    }),
+  })
+  const { port } = await server.listen({ host: '127.0.0.1', port: 0 })
+  t.teardown(() => server.close(0))
+  // a Unix socket, because it has small buffers
+  const folder = mkdtempSync(join(tmpdir(), 'pageferry-'))
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
+  const at = join(folder, 'source.sock')
+  const source = new SourceDaemon({
+    listen: [{ name: 'default', address: parseAddress(`unix:${at}`) }],
+    beyondLoopback: false,
+    peer: { host: '127.0.0.1', port },
+    credentials: undefined,
+    store: undefined,
+    ...{ ringPages: 256, places: 4096, effort: 3, connections: 1, rate: Number.POSITIVE_INFINITY },
+    ...{ queueTargetMs: 50, patienceMs: 5000, events: new Events() },
+  })
+  await source.start()
+  t.teardown(async () => {
+    await source.abort()
+    await source.ended
+  })
+  for (const start of [MAIN, MULTIFD, MULTIFD]) {
+    const qemu = net.connect(at)
+    qemu.on('error', () => {})
+    t.teardown(() => qemu.destroy())
+    await once(qemu, 'connect')
+    qemu.pause()
+    qemu.write(start)
+  }
+  await until('the session to end', () => links[0]?.over === true || pieces === PIECES_ENOUGH, 60_000)
+  t.comment(`${pieces} pieces`)
+  t.ok(links[0]!.over, 'it ends')
+  const error = await links[0]!.ended
+  t.equal(error, undefined, 'by a BYE of the source')
+  t.ok(pieces > PIECES_MAX / 2, 'not before')
+})
