@@ -52,6 +52,13 @@ export const OPEN_BYTES_MAX = 4096
 export const FLOWS_MAX = 1280
 
 /**
+ * Flows open at once in all sessions that a process takes, shared by identity as memory is (session/memory-budget.ts):
+ * each may bring CREDIT_INITIAL_BYTES that nobody is asked for, and NAMES_BYTES_MAX. One identity alone gets half, fifteen
+ * migrations with 255 multifd channels; 17 identities one such migration each.
+ */
+export const FLOWS_OPEN_MAX = 8192
+
+/**
  * Flows that have ended and whose END the client has not acknowledged, together with those that are open. A client that
  * reads what it is sent has twice FLOWS_MAX at most, when all end and as many open in one round trip.
  */

@@ -6,6 +6,7 @@ import { randomBytes, timingSafeEqual } from 'node:crypto'
 import net from 'node:net'
 import { isProxyError, ProxyError } from '../errors.ts'
 import {
+  FLOWS_OPEN_MAX,
   GREETERS_MAX,
   HELLO_TIMEOUT_MS,
   MEMORY_BUDGET_BYTES,
@@ -130,6 +131,8 @@ export class LinkServer {
   readonly #places: SessionPlaces
   /** What sessions may hold beyond their own, shared by identity. */
   readonly #memory = new MemoryBudget(MEMORY_BUDGET_BYTES)
+  /** How many flows may be open: counted, not in bytes. */
+  readonly #flowPlaces = new MemoryBudget(FLOWS_OPEN_MAX)
   /** Sessions that the layer above is taking memory for. */
   readonly #opening = new Set<string>()
   #draining = false
@@ -442,7 +445,11 @@ export class LinkServer {
     const link = new Link({
       role: 'server',
       id: hello.session,
-      session: { memory: this.#memory.share(holder), ...accepted.session },
+      session: {
+        memory: this.#memory.share(holder),
+        flowPlaces: this.#flowPlaces.share(holder),
+        ...accepted.session,
+      },
       logger,
       clock: this.#clock,
       identity,

@@ -83,6 +83,8 @@ export interface SessionOptions {
    * closes it when it ends. Default: a budget of its own.
    */
   readonly memory?: MemoryShare
+  /** Server: its share of the flows that may be open, counted; closed with the session. Default: FLOWS_MAX bounds it. */
+  readonly flowPlaces?: MemoryShare | undefined
   /** Other classes for parts of it: a test's, which get something wrong. */
   readonly parts?: Partial<SessionParts>
 }

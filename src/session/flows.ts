@@ -27,6 +27,7 @@ export interface FlowHost {
   readonly role: Role
   readonly sink: SessionSink
   readonly memory: MemoryShare
+  readonly flowPlaces: MemoryShare | undefined
   readonly outbox: Outbox
   readonly answers: AnswerRoom
   readonly parts: SessionParts
@@ -156,6 +157,9 @@ export class Flows {
     } else if (!admitted.take) {
       flow.untold = true
       this.reset(number, CODE.LIMIT_EXCEEDED, 'too many flows within a short time')
+    } else if (this.host.flowPlaces?.take(1) === false) {
+      flow.untold = true
+      this.reset(number, CODE.LIMIT_EXCEEDED, 'too many flows are open, of all sessions of this peer together')
     } else {
       flow.window.grow(CREDIT_TAKEN_BYTES)
       this.enqueue(FRAME.CREDIT, flow, [EMPTY])
@@ -300,6 +304,7 @@ export class Flows {
     this.answers.forget(flow)
     flow.window.close()
     this.fairness.leave(flow.share)
+    if (!flow.untold) this.host.flowPlaces?.give(1)
   }
 
   /** Server: where both directions have ended, says END and forgets the flow. */

@@ -48,6 +48,7 @@ export class Session {
   private draining = false
   private peerDraining = false
   private readonly memory: MemoryShare
+  private readonly flowPlaces: MemoryShare | undefined
 
   private readonly answers: AnswerRoom
   private readonly outbox: Outbox
@@ -62,12 +63,13 @@ export class Session {
     this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY)
     this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
     this.memory = options.memory ?? new MemoryBudget(MEMORY_BUDGET_BYTES).share('')
+    this.flowPlaces = options.flowPlaces
     this.parts = { ...SESSION_PARTS, ...options.parts }
     this.answers = new this.parts.AnswerRoom(this.memory)
     this.outbox = new this.parts.Outbox(this.rate, this.answers)
-    const { role, sink, memory, outbox, answers, parts, initialCredit } = this
+    const { role, sink, memory, flowPlaces, outbox, answers, parts, initialCredit } = this
     this.flows = new Flows({
-      ...{ role, sink, memory, outbox, answers, parts, initialCredit },
+      ...{ role, sink, memory, flowPlaces, outbox, answers, parts, initialCredit },
       now: () => this.nowMs,
       opens: () => this.opens,
       fault: (code, what) => this.fault(code, what),
@@ -512,6 +514,7 @@ export class Session {
   /** Lets go of all memory. */
   private clear(): void {
     this.memory.close()
+    this.flowPlaces?.close()
     this.flows.clear()
     this.answers.clear()
     this.outbox.clear()

@@ -2,14 +2,14 @@
  * A peer whose flows go to targets that take nothing: what it sends lies in the destination proxy, expanded. It may cost
  * what docs/security.md says, and nobody else.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { CREDIT_INITIAL_BYTES, MEMORY_BUDGET_BYTES, PIECES_MAX } from '../../src/limits.ts'
+import { CREDIT_INITIAL_BYTES, FLOWS_OPEN_MAX, MEMORY_BUDGET_BYTES, PIECES_MAX } from '../../src/limits.ts'
 import { FRAME } from '../../src/wan/wire.ts'
 import { handBatch, varint } from '../codec/hand-batch.ts'
 import { checksum } from '../codec/second-decoder.ts'
@@ -20,9 +20,13 @@ import { type Peer, usualHello } from './peer.ts'
 t.setTimeout(240_000) // the machine may be busy
 
 const FLOWS = 1023
+/** One flow more. */
+const MARK = 2000
 const SEED = BigInt(`0x${usualHello().seed}`)
 const HEADER = Buffer.from('5145564d00000003', 'hex')
 const PAGE = 4096
+/** What a session has once pages pass: places, marks and buffers. */
+const SESSION_BYTES = 8 << 20
 /** Beyond what the documents say. */
 const SLACK_BYTES = 64 << 20
 
@@ -80,13 +84,17 @@ async function fill(peer: Peer, target: string): Promise<number> {
   return sent
 }
 
-/** A program that listens and never accepts; `backlog` connections fit all the same. */
-async function deaf(path: string): Promise<ChildProcess> {
+/** A program that listens and never accepts; `backlog` connections fit all the same. @returns its path */
+async function deaf(t: Test): Promise<string> {
+  const folder = mkdtempSync(join(tmpdir(), 'pageferry-hole-'))
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
+  const path = join(folder, 'hole.sock')
   const script = `require('node:net').createServer(s => s.pause()).listen({ path: ${JSON.stringify(path)}, backlog: 1 }, () => console.log('listening'))`
   const child = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] })
   await once(child.stdout!, 'data')
   child.kill('SIGSTOP')
-  return child
+  t.teardown(() => child.kill('SIGKILL'))
+  return path
 }
 
 /** A target that takes connections and reads nothing. @returns its path */
@@ -126,12 +134,36 @@ t.test('1,023 flows to a target that takes connections and reads nothing', { tim
 })
 
 t.test('and to one that accepts no connection', { timeout: 180_000 }, async t => {
-  const folder = mkdtempSync(join(tmpdir(), 'pageferry-hole-'))
-  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
-  const target = join(folder, 'hole.sock')
-  const child = await deaf(target)
-  t.teardown(() => child.kill('SIGKILL'))
-  await attack(t, target)
+  await attack(t, await deaf(t))
+})
+
+t.test('8,192 flows over eight sessions of one peer', { timeout: 180_000 }, async t => {
+  await using siege = await Siege.start({ destinationArguments: ['--target', `hole=unix:${await deaf(t)}`] })
+  let refused = 0
+  const figures = await siege.under(async () => {
+    for (let i = 0; i < 8; i++) {
+      const peer = await siege.peer()
+      let markReset = false
+      peer.onFrame = ({ type, flow }) => {
+        if (type !== FRAME.RESET) return
+        if (flow === MARK) markReset = true
+        else refused++
+      }
+      peer.open(MARK, 'hole', MARK, 'main')
+      for (let flow = 1; flow <= FLOWS; flow++) {
+        peer.open(flow, 'hole', flow, 'main')
+        peer.send(FRAME.BATCH, SMALL.payload, flow)
+        await peer.flushed()
+      }
+      // a channel that ends before it began is refused, once all that came before is expanded
+      peer.send(FRAME.FIN, undefined, MARK)
+      await until('all to be expanded', () => markReset || peer.isClosed)
+      t.notOk(peer.isClosed, 'it keeps the rules')
+    }
+  })
+  t.comment(`${refused} refused`)
+  const documented = (FLOWS_OPEN_MAX / 2) * CREDIT_INITIAL_BYTES + 8 * SESSION_BYTES
+  unharmed(t, figures, { grownBytesMax: documented + SLACK_BYTES })
 })
 
 t.test('pieces of one byte, by three peers at once', { timeout: 180_000 }, async t => {

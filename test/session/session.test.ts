@@ -911,6 +911,30 @@ t.test('OPEN over and over', async t => {
   t.equal(read.dead?.code, 'LIMIT_EXCEEDED', 'who goes on is let go')
 })
 
+t.test('flows that an identity has open are bounded over all of its sessions', async t => {
+  const places = new MemoryBudget(8)
+  const [first, second, other] = ['a', 'a', 'b'].map(identity => {
+    const bench = new Bench('server', {}, true, { flowPlaces: places.share(identity) })
+    bench.session.attach(0, 0, 0)
+    return bench
+  }) as [Bench, Bench, Bench]
+  const opened = (bench: Bench): number => bench.log.filter(line => line.startsWith('open')).length
+  for (let flow = 1; flow <= 3; flow++) {
+    first.say(FRAME.OPEN, flow, openPayload())
+    second.say(FRAME.OPEN, flow, openPayload())
+    other.say(FRAME.OPEN, flow, openPayload())
+  }
+  t.same([opened(first), opened(second), opened(other)], [2, 1, 2], 'at most as many as are free')
+  t.same([first.dead, second.dead], [null, null])
+  first.say(FRAME.RESET, 1, Buffer.of(0, 0))
+  first.session.resetFlow(1, 0, '')
+  second.say(FRAME.OPEN, 9, openPayload())
+  t.equal(opened(second), 2, 'one that ended makes room')
+  other.session.close(0)
+  other.session.abort(new ProxyError('PEER_LOST', 'test', undefined, 'test'), 0)
+  t.equal(places.usedBytes, 3, 'and so does a session')
+})
+
 t.test('frames ahead of a missing one take memory that is bounded', async t => {
   const memory = new MemoryBudget(0).share('a')
   const bench = new Bench('server', {}, true, { memory })
