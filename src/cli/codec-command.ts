@@ -7,6 +7,7 @@ import Table from 'cli-table3'
 import type { Argv, CommandModule } from 'yargs'
 import { Input } from '../capture/input.ts'
 import { InputFile, STANDARD_INPUT } from '../capture/input-file.ts'
+import { JOIN_ROTATED } from '../capture/missing.ts'
 import { readOneChannel } from '../capture/one-channel.ts'
 import { COLUMN, COLUMN_NAMES, PAGE_SIZE } from '../codec/wire.ts'
 import { EFFORT_MAX, EFFORTS, type Effort, parseEffort } from '../compression/effort.ts'
@@ -310,7 +311,7 @@ async function runEncode(args: EncodeArguments): Promise<void> {
     })
     await output.finish()
     const seconds = (performance.now() - startMs) / 1000
-    const { stats, fileBytes, degraded } = result
+    const { stats, fileBytes, degraded, endsEarly } = result
     const line = {
       input: args.input,
       rawBytes: stats.rawBytes,
@@ -318,6 +319,7 @@ async function runEncode(args: EncodeArguments): Promise<void> {
       ratio: ratio(fileBytes, stats.rawBytes),
       seconds,
       degraded,
+      endsEarly,
     }
     if (args.json) tell(JSON.stringify(line))
     else if (args.output !== '-')
@@ -325,6 +327,7 @@ async function runEncode(args: EncodeArguments): Promise<void> {
         `${formatSize(stats.rawBytes)} to ${formatSize(fileBytes)}, ${percent(fileBytes, stats.rawBytes)}, in ${seconds.toFixed(1)} s`,
       )
     if (degraded && !args.json) tell(`note: relayed raw from byte ${degraded.position}: ${degraded.reason}`)
+    if (endsEarly && !args.json) tell(`note: ${earlyText(stats.rawBytes)}`)
   } finally {
     await output.discard()
   }
@@ -361,6 +364,7 @@ export interface Estimate {
   /** Bytes of the WAN by column of the format. */
   readonly columns: Readonly<Record<string, number>>
   readonly degraded: EncodeResult['degraded']
+  readonly endsEarly: boolean
   /** Seconds over the link of --rate, by effort: the slower of link and encoder. */
   readonly forecast?: readonly { readonly effort: number; readonly wanBytes: number; readonly seconds: number }[]
   /** Seconds of QEMU's bytes over that link, without the pair. */
@@ -400,7 +404,7 @@ async function runEstimate(args: EstimateArguments): Promise<void> {
   for (const estimate of estimates) printEstimate(estimate, job)
 }
 
-function estimateOf(input: string, { stats, fileBytes, degraded }: EncodeResult): Estimate {
+function estimateOf(input: string, { stats, fileBytes, degraded, endsEarly }: EncodeResult): Estimate {
   return {
     input,
     qemuBytes: stats.rawBytes,
@@ -419,7 +423,12 @@ function estimateOf(input: string, { stats, fileBytes, degraded }: EncodeResult)
     },
     columns: Object.fromEntries(COLUMN_NAMES.map((name, column) => [name, stats.columns[column]!])),
     degraded,
+    endsEarly,
   }
+}
+
+function earlyText(bytes: number): string {
+  return `the migration ends early, at byte ${formatCount(bytes)}; ${JOIN_ROTATED}`
 }
 
 /**
@@ -480,6 +489,7 @@ function printEstimate(estimate: Estimate, job: Job): void {
   classes.push(['device state and others', '', '', formatSize(column(COLUMN.OTHER))])
   printLines(classes.toString())
   if (degraded) print(`relayed raw from byte ${degraded.position}: ${degraded.reason}`)
+  if (estimate.endsEarly) print(earlyText(qemuBytes))
   if (forecast) {
     const least = Math.min(...forecast.map(({ seconds }) => seconds))
     for (const { effort, wanBytes: bytes, seconds } of forecast)

@@ -11,6 +11,7 @@ import type { Effort } from '../compression/effort.ts'
 import type { ProxyError } from '../errors.ts'
 import { CREDIT_INITIAL_BYTES, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
 import { CHANNEL_KIND_BYTES_MAX, channelKind } from '../qemu/channel-kind.ts'
+import { MainStreamParser } from '../qemu/main-stream.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { ChannelBuffer } from '../transfer/channel-buffer.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
@@ -42,6 +43,8 @@ export interface EncodeResult {
   readonly fileBytes: number
   /** Where the stream was not understood, and why; raw from there. */
   readonly degraded: { readonly position: number; readonly reason: string } | undefined
+  /** A main stream that was understood, and ends before all of RAM was there: cancelled, or not all of a capture. */
+  readonly endsEarly: boolean
 }
 
 /**
@@ -125,7 +128,13 @@ export async function encodeStream(
   } finally {
     await outbound.close()
   }
-  return { stats: encoder.stats, fileBytes: file.bytes, degraded }
+  return { stats: encoder.stats, fileBytes: file.bytes, degraded, endsEarly: endsEarly(encoder.parser) }
+}
+
+function endsEarly(parser: FlowEncoder['parser']): boolean {
+  if (!(parser instanceof MainStreamParser)) return false
+  const { cut, ramComplete, degradedAt } = parser.finish()
+  return degradedAt === undefined && (cut || !ramComplete)
 }
 
 /** The same bytes; the first piece has enough of them to tell what kind of channel it is, unless there are no more. */
