@@ -114,7 +114,7 @@ export const BATCHES_WAITING_PER_RAW_BYTE = 3
 
 /**
  * Names of RAMBlocks that one flow may make known, in bytes (protocol), each with NAME_EXTRA_BYTES more, which is what it
- * takes beside itself: 500 blocks of a guest with very many devices, and 33 MiB for all flows of a session.
+ * takes beside itself: 500 blocks of a guest with very many devices, and 40 MiB for all flows of a session.
  */
 export const NAMES_BYTES_MAX = 32768
 export const NAME_EXTRA_BYTES = 32
