@@ -14,7 +14,7 @@ import type { FlowStats, Role, SessionSink } from './api.ts'
 import { Fairness } from './fairness.ts'
 import { Flow } from './flow.ts'
 import { FlowTable } from './flow-table.ts'
-import { BatchParts, keepable } from './inbox.ts'
+import { BatchParts, compact } from './inbox.ts'
 import type { MemoryShare } from './memory-budget.ts'
 import type { Outbox } from './outbox.ts'
 import type { SessionParts } from './parts.ts'
@@ -100,7 +100,7 @@ export class Flows {
     switch (type) {
       case FRAME.DATA: {
         if (!this.enterReceive(flow, 'data') || !this.takeCredit(flow, payload.length)) return
-        if (flow.send !== 'reset') this.sink.onData(number, keepable(payload))
+        if (flow.send !== 'reset') this.sink.onData(number, compact(payload))
         return
       }
       case FRAME.BATCH:

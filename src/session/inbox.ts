@@ -189,7 +189,10 @@ export function keepable(payload: Uint8Array): Uint8Array {
   return large || payload.length * 2 >= payload.buffer.byteLength ? payload : payload.slice()
 }
 
-/** As keepable, for what may wait long: nothing pins more than a few bytes beside it. */
-function compact(payload: Uint8Array): Uint8Array {
+/**
+ * As keepable, for what may wait long: nothing pins more than a few bytes beside it. Half a frame of DATA in a chunk of
+ * plain TCP would pin eight times the bytes that credit counts.
+ */
+export function compact(payload: Uint8Array): Uint8Array {
   return payload.length + FRAME_HEAD_BYTES >= payload.buffer.byteLength ? payload : payload.slice()
 }
