@@ -22,6 +22,8 @@ const COPY_MAX = 65536
 
 /** What a batch costs besides its work, however small it is: some 30 us. */
 const WORK_PER_BATCH = 1 << 17
+/** What a piece costs that needs no expanding, or an end of a flow: some 5 us. */
+const WORK_PER_MARK = 1 << 14
 
 /** A channel as the expanding half sees it. */
 export interface InboundChannel {
@@ -100,10 +102,15 @@ export class Inbound {
     if (!this.running) void this.run()
   }
 
-  /** Calls back once all batches so far are expanded: at once where none is under way. */
+  /** Calls back once all batches so far are expanded: at once where none is under way, and this turn has time. */
   mark(then: () => void): void {
-    if (!this.running) then()
-    else this.jobs.push({ then })
+    if (!this.running && (this.failed || turns.hasTime)) {
+      turns.spend(WORK_PER_MARK)
+      then()
+      return
+    }
+    this.jobs.push({ then })
+    if (!this.running) void this.run()
   }
 
   /** Batches not expanded yet. */
@@ -130,16 +137,17 @@ export class Inbound {
       while (!this.failed) {
         const job = this.jobs.shift()
         if (job === undefined) break
+        if (!turns.hasTime) {
+          await turns.next(this.holder)
+          if (this.failed) break
+        }
         if ('then' in job) {
+          turns.spend(WORK_PER_MARK)
           job.then()
           continue
         }
         this.waitingPackedBytes -= job.packedBytes
         this.waitingRawBytes -= job.rawBytes
-        if (!turns.hasTime) {
-          await turns.next(this.holder)
-          if (this.failed) break
-        }
         const workBefore = this.expander.work
         const batch = parseBatch(job.parts)
         const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)

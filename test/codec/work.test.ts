@@ -318,6 +318,33 @@ t.test('batches that came together are expanded over many turns of the event loo
   for (const { inbound } of sides) inbound.close()
 })
 
+t.test('pieces that need no expanding are spread over turns, too, in their order', async t => {
+  const { inbound } = inboundOf(() => {})
+  let turn = 0
+  let running = true
+  const tick = () => {
+    turn++
+    if (running) setImmediate(tick)
+  }
+  setImmediate(tick)
+  const order: number[] = []
+  const turnsOf = new Map<number, number>()
+  for (let i = 0; i < 20_000; i++) {
+    inbound.mark(() => {
+      order.push(i)
+      turnsOf.set(turn, (turnsOf.get(turn) ?? 0) + 1)
+    })
+  }
+  await inbound.idle()
+  running = false
+  t.same(
+    order,
+    Array.from({ length: 20_000 }, (_, i) => i),
+  )
+  t.ok(Math.max(...turnsOf.values()) <= 1100, `at most ${Math.max(...turnsOf.values())} in a turn`)
+  inbound.close()
+})
+
 t.test('batches that wait are no longer on the wire than what they expand to pays for', async t => {
   const { inbound, errors, channel } = inboundOf((_bytes, release) => release())
   const flow = channel()
