@@ -34,6 +34,11 @@ const WORKSPACES = 4
 /** Who brings in what is learned here: the guests of this host, whichever peer they go to. */
 const OWN_GUESTS = ''
 
+/** A session that ended in order after less than this ... */
+const SESSION_SHORT_MS = 1000
+/** ... is followed by the next one after this: a destination that ends each at once costs ten handshakes a second. */
+const SESSION_SHORT_PAUSE_MS = 100
+
 /** Where QEMU connects. */
 export interface ListenFor {
   /** Name of the target at the other side. */
@@ -361,8 +366,11 @@ export class SourceDaemon {
   /** Opens one session after the other for as long as the proxy runs. */
   private async keepSession(): Promise<void> {
     while (!this.stopping) {
+      const beganMs = performance.now()
       try {
         await this.runSession()
+        // one that ends in order is followed by the next at once, but not over and over
+        if (!this.stopping && performance.now() - beganMs < SESSION_SHORT_MS) await this.pause(SESSION_SHORT_PAUSE_MS)
       } catch (error) {
         if (!isProxyError(error)) throw error
         if (!this.stopping) {

@@ -21,6 +21,18 @@ t.setTimeout(120_000)
 const STEP = 1000
 const PIECES_ENOUGH = 1_000_000
 
+function sourceOf(port: number, at: string): SourceDaemon {
+  return new SourceDaemon({
+    listen: [{ name: 'default', address: parseAddress(`unix:${at}`) }],
+    beyondLoopback: false,
+    peer: { host: '127.0.0.1', port },
+    credentials: undefined,
+    store: undefined,
+    ...{ ringPages: 256, places: 4096, effort: 3, connections: 1, rate: Number.POSITIVE_INFINITY },
+    ...{ queueTargetMs: 50, patienceMs: 5000, events: new Events() },
+  })
+}
+
 t.test('answers of one byte, each a frame', async t => {
   const links: Link[] = []
   let pieces = 0
@@ -57,15 +69,7 @@ t.test('answers of one byte, each a frame', async t => {
   const folder = mkdtempSync(join(tmpdir(), 'pageferry-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
   const at = join(folder, 'source.sock')
-  const source = new SourceDaemon({
-    listen: [{ name: 'default', address: parseAddress(`unix:${at}`) }],
-    beyondLoopback: false,
-    peer: { host: '127.0.0.1', port },
-    credentials: undefined,
-    store: undefined,
-    ...{ ringPages: 256, places: 4096, effort: 3, connections: 1, rate: Number.POSITIVE_INFINITY },
-    ...{ queueTargetMs: 50, patienceMs: 5000, events: new Events() },
-  })
+  const source = sourceOf(port, at)
   await source.start()
   t.teardown(async () => {
     await source.abort()
@@ -85,4 +89,38 @@ t.test('answers of one byte, each a frame', async t => {
   const error = await links[0]!.ended
   t.equal(error, undefined, 'by a BYE of the source')
   t.ok(pieces > PIECES_MAX / 2, 'not before')
+})
+
+t.test('sessions that are ended as soon as they are open', async t => {
+  let sessions = 0
+  const nothing = (): void => {}
+  const server = new LinkServer({
+    plaintext: true,
+    logger: new TestLog(),
+    accept: hello => ({
+      ...{ sets: [], ring: hello.ring, places: hello.places, targets: [] },
+      serve: link => {
+        sessions++
+        setImmediate(() => void link.close())
+        return {
+          ...{ onOpen: nothing, onData: nothing, onBatch: nothing, onFin: nothing, onReset: nothing, onEnd: nothing },
+          ...{ onCredit: nothing, onDrain: nothing, onBye: nothing, onDead: nothing, onWork: nothing },
+        }
+      },
+    }),
+  })
+  const { port } = await server.listen({ host: '127.0.0.1', port: 0 })
+  t.teardown(() => server.close(0))
+  const folder = mkdtempSync(join(tmpdir(), 'pageferry-'))
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
+  const source = sourceOf(port, join(folder, 'source.sock'))
+  const beganMs = performance.now()
+  await source.start()
+  t.teardown(async () => {
+    await source.abort()
+    await source.ended
+  })
+  await until('some sessions', () => sessions >= 8)
+  const ms = performance.now() - beganMs
+  t.ok(ms > 600, `8 sessions in ${ms.toFixed(0)} ms`)
 })
