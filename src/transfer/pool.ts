@@ -10,6 +10,7 @@ import { WORKSPACE_BYTES, Workspace } from '../codec/workspace.ts'
 import { ProxyError } from '../errors.ts'
 import {
   type Kernel,
+  kernelModule,
   layoutBlock,
   layoutKeys,
   layoutTemplates,
@@ -108,6 +109,8 @@ export class Pools {
     this.setsBytesMax = options.setsBytesMax ?? Number.POSITIVE_INFINITY
     this.implementation = options.implementation
     this.unusedMs = options.unusedMs ?? UNUSED_MS
+    // now, not with the first session: by then an upgrade may have put another version's beside the program that runs
+    if (this.implementation !== 'twin') kernelModule()
   }
 
   private get setBytes(): number {

@@ -2,7 +2,9 @@
  * The memory that sessions of a process share: sets are there once, each session reaches its own pages alone, and what it
  * gives back is clean and used again.
  */
-import { readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { cpSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { isProxyError } from '../../src/errors.ts'
@@ -449,3 +451,21 @@ t.test('shares of the rings', t => {
   t.equal(whole.take('a', 300 * MIB).bytes, 300 * MIB)
   t.end()
 })
+
+t.test(
+  'the kernel is the one that was there when the program started',
+  { skip: SIMD === 'twin' && 'kernel.wasm is not built' },
+  async t => {
+    const folder = t.testdir({ 'package.json': '{"type":"module"}' })
+    cpSync(new URL('../../src', import.meta.url), join(folder, 'src'), { recursive: true })
+    const script = `
+    const { Pools } = await import('./src/transfer/pool.ts')
+    const { kernelModule } = await import('./src/kernel/kernel.ts')
+    const { writeFileSync } = await import('node:fs')
+    const pools = new Pools()
+    writeFileSync('./src/kernel/kernel.wasm', 'of a later version')
+    console.log(pools && kernelModule() ? 'the old one' : 'none')`
+    const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', script], { cwd: folder })
+    t.equal(`${stdout}${stderr}`, 'the old one\n')
+  },
+)
