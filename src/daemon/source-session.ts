@@ -372,7 +372,7 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
 
   onData(number: number, payload: Uint8Array): void {
     const flow = this.flows.get(number)
-    if (!flow) return
+    if (!flow || flow.isMoved) return
     const { pieces, onFailure } = this.options
     if (pieces.take(1)) flow.fromPeer(payload)
     else {
@@ -773,6 +773,7 @@ export class SourceFlow implements SocketSink, GateChannel {
 
   /** The destination QEMU closed its direction, and has been given all that it sent. */
   finFromPeer(): void {
+    if (this.moved) return
     if (!this.over) this.endsBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
     this.socket.finish()
   }
@@ -781,11 +782,17 @@ export class SourceFlow implements SocketSink, GateChannel {
     const by = code === CODE.QEMU_LOST ? 'destination' : 'pair'
     this.endsBy({ by, how: 'broke', text: `the other side broke off: ${text || `code ${code}`}` })
     this.breakOff(CODE.NONE, '')
-    this.socket.reset()
+    if (!this.moved) this.socket.reset()
+  }
+
+  /** Its connection belongs to another session by now: what the peer still says of this flow is not for it. */
+  get isMoved(): boolean {
+    return this.moved
   }
 
   /** The other side has taken the flow. */
   taken(): void {
+    if (this.moved) return
     if (this.migration) this.migration.taken = true
     this.socket.settle()
   }
@@ -811,7 +818,7 @@ export class SourceFlow implements SocketSink, GateChannel {
     if (this.life.isBroken) return false
     this.endsBy({ by: 'pair', how: 'broke', text: reason })
     this.breakOff(CODE.PEER_LOST, reason)
-    this.socket.reset()
+    if (!this.moved) this.socket.reset()
     return true
   }
 

@@ -1,0 +1,46 @@
+/** A connection that went to another session: what the peer of the one before still says of its flow is not for it. */
+import { once } from 'node:events'
+import t from 'tap'
+import type { LinkSink } from '../../src/link/api.ts'
+import { CODE } from '../../src/wan/wire.ts'
+import { until } from '../helpers/until.ts'
+import { Daemons, MAIN } from './daemons.ts'
+
+t.setTimeout(60_000)
+
+/** The parts of a source daemon that this looks into. */
+interface Inside {
+  readonly session: LinkSink & { readonly flows: ReadonlyMap<number, unknown> }
+  readonly waiting: readonly { readonly socket: { detach(): void } }[]
+}
+
+t.test('a peer that refuses a flow and then takes it, answers and resets it', async t => {
+  await using daemons = await Daemons.start()
+  const inside = daemons.source as unknown as Inside
+  await until('a session', () => inside.session !== undefined)
+  daemons.wan.still = true // nothing is taken
+  const qemu = await daemons.dial()
+  let answered = 0
+  qemu.on('data', chunk => {
+    answered += chunk.length
+  })
+  qemu.write(MAIN)
+  await until('a flow', () => inside.session?.flows.size === 1)
+  const { session } = inside
+  // a batch of it is still being packed, so that it is not reset yet
+  const [[number, flow]] = [...session.flows] as [[number, { afterBatch(): void }]]
+  flow.afterBatch = () => {}
+  session.onRefused!(number, 'takes no new migrations')
+  t.equal(inside.waiting.length, 1)
+  session.onTaken!(number)
+  session.onData(number, Buffer.from('answer'))
+  session.onFin(number)
+  session.onReset(number, CODE.TARGET_REFUSED, 'no')
+  t.doesNotThrow(() => inside.waiting[0]!.socket.detach(), 'it may still go to another session')
+  await new Promise(done => setImmediate(done))
+  t.notOk(qemu.destroyed, 'the connection lives')
+  t.equal(answered, 0)
+  const gone = once(qemu, 'close')
+  qemu.destroy()
+  await gone
+})
