@@ -762,7 +762,7 @@ t.test(
   async t => {
     const folder = t.testdir({ 'package.json': '{"type":"module"}' }) // removed by tap
     const root = new URL('../..', import.meta.url)
-    cpSync(new URL('src', root), join(folder, 'src'), { recursive: true })
+    cpSync(new URL('src', root), join(folder, 'src'), { recursive: true, preserveTimestamps: true })
     const ask = (): string => {
       const load = `const { kernelModule } = await import('./src/kernel/kernel.ts'); console.log(kernelModule() ? 'loaded' : 'none')`
       const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', load], { cwd: folder })

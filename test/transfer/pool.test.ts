@@ -457,7 +457,7 @@ t.test(
   { skip: SIMD === 'twin' && 'kernel.wasm is not built' },
   async t => {
     const folder = t.testdir({ 'package.json': '{"type":"module"}' })
-    cpSync(new URL('../../src', import.meta.url), join(folder, 'src'), { recursive: true })
+    cpSync(new URL('../../src', import.meta.url), join(folder, 'src'), { recursive: true, preserveTimestamps: true })
     const script = `
     const { Pools } = await import('./src/transfer/pool.ts')
     const { kernelModule } = await import('./src/kernel/kernel.ts')
