@@ -57,6 +57,23 @@ export interface DestinationSessionOptions {
   readonly onFailure: (error: ProxyError) => void
   /** A migration's last flow has ended. */
   readonly onMigrationEnd: (summary: ArrivalSummary) => void
+  /** Others in place of parts of it: a test's, in virtual time or with a fault. */
+  readonly parts?: Partial<DestinationParts> | undefined
+}
+
+/** What expands: Inbound. */
+export type DestinationUnpacker = Pick<Inbound, 'observer' | 'push' | 'mark' | 'close'>
+
+export interface DestinationParts {
+  readonly unpacker: (options: DestinationSessionOptions) => DestinationUnpacker
+  readonly DialQueue: typeof DialQueue<DestinationFlow>
+  readonly dial: typeof dial
+}
+
+const DESTINATION_PARTS: DestinationParts = {
+  unpacker: ({ pool, seed, onFailure, holder }) => new Inbound(pool, seed, onFailure, holder),
+  DialQueue,
+  dial,
 }
 
 class Arrival {
@@ -80,10 +97,11 @@ class Arrival {
 
 export class DestinationSession implements LinkSink {
   readonly options: DestinationSessionOptions
-  private readonly inbound: Inbound
+  private readonly inbound: DestinationUnpacker
+  private readonly parts: DestinationParts
   private readonly flows = new Map<number, DestinationFlow>()
   private readonly arrivals = new Map<number, Arrival>()
-  private readonly dials = new DialQueue<DestinationFlow>(flow => void this.dial(flow))
+  private readonly dials: DialQueue<DestinationFlow>
   /** Flows that have ended, whose QEMU may still take bytes that lie in the pool. */
   private readonly lingering = new Set<DestinationFlow>()
   /** Expanders of flows that came while this side drains; their bytes are dropped. */
@@ -95,7 +113,9 @@ export class DestinationSession implements LinkSink {
   constructor(options: DestinationSessionOptions) {
     this.options = options
     this.patience = new Patience(options.patience)
-    this.inbound = new Inbound(options.pool, options.seed, error => options.onFailure(error), options.holder)
+    this.parts = { ...DESTINATION_PARTS, ...options.parts }
+    this.dials = new this.parts.DialQueue(flow => void this.dial(flow))
+    this.inbound = this.parts.unpacker(options)
     this.inbound.observer = options.learning
   }
 
@@ -137,7 +157,7 @@ export class DestinationSession implements LinkSink {
 
   private async dial(flow: DestinationFlow): Promise<void> {
     try {
-      flow.connected(await dial(flow.address!, { signal: flow.abort.signal }))
+      flow.connected(await this.parts.dial(flow.address!, { signal: flow.abort.signal }))
     } catch (error) {
       if (!isProxyError(error)) throw error
       flow.refused(error)

@@ -28,7 +28,7 @@ import type { Session } from '../session/session.ts'
 import { ChannelBuffer } from '../transfer/channel-buffer.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
 import type { EffortController } from '../transfer/effort-controller.ts'
-import { Outbound } from '../transfer/outbound.ts'
+import { type BatchSink, Outbound } from '../transfer/outbound.ts'
 import type { Pool } from '../transfer/pool.ts'
 import { BATCH_BYTES_MAX, Pump, PumpedChannel } from '../transfer/pump.ts'
 import { SLOT_UNIT_BYTES, type Slot, SlotArena } from '../transfer/slot-arena.ts'
@@ -129,6 +129,28 @@ export interface SourceSessionOptions {
   /** The other side takes no new migrations. */
   readonly onDrain: () => void
   readonly onConnection: (connection: number, up: boolean, error: Error | undefined) => void
+  /** Others in place of parts of it: a test's, in virtual time or with a fault. */
+  readonly parts?: Partial<SourceParts> | undefined
+}
+
+/** What encodes and packs: Outbound. */
+export type SourcePacker = Pick<
+  Outbound<SourceFlow>,
+  'pool' | 'underWay' | 'hasRoom' | 'observer' | 'warm' | 'encode' | 'close'
+>
+
+export interface SourceParts {
+  readonly packer: (
+    options: SourceSessionOptions,
+    sink: BatchSink<SourceFlow>,
+    onError: (error: ProxyError) => void,
+  ) => SourcePacker
+  readonly Gates: typeof Gates<SourceFlow, Migration>
+}
+
+const SOURCE_PARTS: SourceParts = {
+  packer: ({ pool, seed }, sink, onError) => new Outbound(pool, seed, sink, onError),
+  Gates,
 }
 
 /** A connection that a session gives back. */
@@ -139,7 +161,7 @@ export interface Moved {
 
 export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration> {
   readonly options: SourceSessionOptions
-  readonly outbound: Outbound<SourceFlow>
+  readonly outbound: SourcePacker
   private readonly flows = new Map<number, SourceFlow>()
   /** All connections, those without a flow too. */
   private readonly connections = new Set<SourceFlow>()
@@ -156,11 +178,11 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
     this.options = options
     this.patience = new Patience(options.patience)
     const { slots } = options.pool
-    this.gates = new Gates<SourceFlow, Migration>(this, { all: FLOWS_MAX, aMigration: CHANNELS_A_MIGRATION })
+    const parts = { ...SOURCE_PARTS, ...options.parts }
+    this.gates = new parts.Gates(this, { all: FLOWS_MAX, aMigration: CHANNELS_A_MIGRATION })
     this.slots = new SlotArena(slots[0]!, slots.length, SLOT_UNITS, FLOWS_MAX)
-    this.outbound = new Outbound(
-      options.pool,
-      options.seed,
+    this.outbound = parts.packer(
+      options,
       (flow, parts, { rawLength, packedLength, newBytes }) => {
         this.pump.packed(flow.pumped!, rawLength, packedLength, newBytes)
         options.session.sendBatch(flow.number, rawLength, parts)
