@@ -52,7 +52,7 @@ export const OPEN_BYTES_MAX = 4096
 export const FLOWS_MAX = 1280
 
 /**
- * Flows open at once in all sessions that a process takes, shared by identity as memory is (session/memory-budget.ts):
+ * Flows open at once in all sessions that a process takes, shared by identity as memory is (fair-shares.ts):
  * each may bring CREDIT_INITIAL_BYTES that nobody is asked for, and NAMES_BYTES_MAX. One identity alone gets half, fifteen
  * migrations with 255 multifd channels; 17 identities one such migration each.
  */
@@ -158,7 +158,7 @@ export const CREDIT_FLOW_BYTES_MAX = 256 * 1024 * 1024
 /**
  * Memory that all peers together can make this process hold beyond the free parts (CREDIT_INITIAL_BYTES, HELD_FREE_BYTES,
  * ANSWERS_FREE_BYTES): grown credit windows, frames ahead of a missing one, answers that nobody reads. One identity alone
- * gets half (session/memory-budget.ts), and so at least what one flow's window may grow to.
+ * gets half (fair-shares.ts), and so at least what one flow's window may grow to.
  */
 export const MEMORY_BUDGET_BYTES = 512 * 1024 * 1024
 
@@ -261,7 +261,7 @@ export const LINGER_MS = 2000
 
 /**
  * Pieces (DATA frames and batches) of all sessions that wait for the destination QEMUs to take them, shared by identity as
- * memory is (session/memory-budget.ts): one alone gets half. Each costs some 300 bytes beside its own, so that credit,
+ * memory is (fair-shares.ts): one alone gets half. Each costs some 300 bytes beside its own, so that credit,
  * which counts bytes, alone would let pieces of one byte take 300 times as much. QEMU writes 32 KiB at a time, and what is
  * flushed in smaller pieces comes once a millisecond at most.
  */

@@ -2,6 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
+import { FairShares } from '../fair-shares.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
 import { PIECES_MAX } from '../limits.ts'
 import type { Credentials } from '../link/credentials.ts'
@@ -9,7 +10,6 @@ import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
 import type { PatienceTimes } from '../migration/patience.ts'
 import type { Address } from '../relay/address.ts'
-import { MemoryBudget } from '../session/memory-budget.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
 import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
@@ -74,8 +74,8 @@ export class DestinationDaemon {
   /** Idle sessions that were asked to end, so that their rings can be shared anew. */
   private readonly asked = new WeakSet<Link>()
   private readonly patience: PatienceTimes
-  /** Counts pieces, not bytes. */
-  private readonly pieces = new MemoryBudget(PIECES_MAX)
+  /** Pieces that wait for QEMUs. */
+  private readonly pieces = new FairShares(PIECES_MAX)
   private stopping = false
   /** Where it listens, once started. */
   readonly addresses: { address: string; port: number }[] = []

@@ -7,6 +7,7 @@
 import { FlowExpander } from '../codec/expander.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
+import type { Share } from '../fair-shares.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import { OWED_MS } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
@@ -20,7 +21,6 @@ import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
 import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { FlowInfo } from '../session/api.ts'
-import type { MemoryShare } from '../session/memory-budget.ts'
 import type { Session } from '../session/session.ts'
 import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
 import type { Pool } from '../transfer/pool.ts'
@@ -50,7 +50,7 @@ export interface DestinationSessionOptions {
   readonly targets: () => ReadonlyMap<string, Address>
   readonly patience: PatienceTimes
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
-  readonly pieces: MemoryShare
+  readonly pieces: Share
   readonly log: SiteLog
   readonly now: () => number
   /** A batch was damaged: the session must end. */
@@ -191,7 +191,7 @@ export class DestinationSession implements LinkSink {
         bytesBack: arrival.bytesBack,
       })),
       dialling: this.dials.waiting,
-      pieces: this.options.pieces.heldBytes,
+      pieces: this.options.pieces.held,
     }
   }
 
@@ -199,7 +199,7 @@ export class DestinationSession implements LinkSink {
   private hold(): boolean {
     const { pieces } = this.options
     if (pieces.take(1)) return true
-    const what = `${pieces.heldBytes} pieces wait for QEMU`
+    const what = `${pieces.held} pieces wait for QEMU`
     this.options.onFailure(new ProxyError('LIMIT_EXCEEDED', what, undefined, 'the session ends'))
     return false
   }

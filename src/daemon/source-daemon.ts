@@ -5,6 +5,7 @@
 import { randomBytes } from 'node:crypto'
 import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
+import { FairShares } from '../fair-shares.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
 import { CHANNEL_UNITS, CONNECTIONS_HELD_MAX, HELLO_SETS_MAX, PIECES_MAX } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
@@ -15,7 +16,6 @@ import { PausedMigrations } from '../migration/paused.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
-import { MemoryBudget } from '../session/memory-budget.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
 import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
@@ -123,7 +123,7 @@ export class SourceDaemon {
   private readonly peerLog: SiteLog
   private readonly failures = new RepeatedFailure()
   /** Of the other proxy, for our QEMUs. Counts pieces, not bytes. */
-  private readonly pieces = new MemoryBudget(PIECES_MAX)
+  private readonly pieces = new FairShares(PIECES_MAX)
   private wake: (() => void) | undefined
   /** Settles when the last session has ended after `stop`. */
   readonly ended: Promise<void>

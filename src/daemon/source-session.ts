@@ -8,6 +8,7 @@ import { PoolRegions } from '../codec/places.ts'
 import { BatchStats } from '../codec/stats.ts'
 import { EFFORTS } from '../compression/effort.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
+import type { Share } from '../fair-shares.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
@@ -23,7 +24,6 @@ import { CHANNEL_START_BYTES_MAX, type ChannelKind } from '../qemu/channel-kind.
 import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
 import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
-import type { MemoryShare } from '../session/memory-budget.ts'
 import type { Session } from '../session/session.ts'
 import { ChannelBuffer } from '../transfer/channel-buffer.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
@@ -109,7 +109,7 @@ export interface SourceSessionOptions {
   readonly effort: EffortController
   readonly queueTargetMs: number
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
-  readonly pieces: MemoryShare
+  readonly pieces: Share
   readonly patience: PatienceTimes
   readonly log: SiteLog
   readonly now: () => number
@@ -398,7 +398,7 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
     const { pieces, onFailure } = this.options
     if (pieces.take(1)) flow.fromPeer(payload)
     else {
-      const what = `${pieces.heldBytes} pieces wait for QEMU`
+      const what = `${pieces.held} pieces wait for QEMU`
       onFailure(new ProxyError('LIMIT_EXCEEDED', what, undefined, 'the session ends'))
     }
   }

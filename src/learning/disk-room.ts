@@ -2,8 +2,7 @@
  * Room on the disk for what proxies learn, shared by the identities that bring it in: `--learn-size`, over all sessions of
  * the process. Half is for pages that wait to become a set, half for sets.
  *
- * Pages that wait: an identity may hold as much as nobody holds (as in session/memory-budget.ts), so one alone gets half of
- * that room, two a third each, and whoever comes next finds some. Sets: whoever brings one in makes room among its own
+ * Pages that wait: fair-shares.ts, in bytes. Sets: whoever brings one in makes room among its own
  * first, where it has more than an even share, else among those of whoever has most.
  */
 
@@ -12,50 +11,6 @@ export const WAITING_SHARE = 0.5
 export const SETS_SHARE = 0.5
 /** Of `--learn-size`: one set. An identity alone may have two waiting: one is written while the next comes together. */
 export const SET_SHARE = WAITING_SHARE / 4
-
-/** Bytes of pages that wait, over all sessions that use one store. */
-export class DiskRoom {
-  readonly totalBytes: number
-  private used = 0
-  private readonly held = new Map<string, number>()
-
-  constructor(totalBytes: number) {
-    this.totalBytes = totalBytes
-  }
-
-  get usedBytes(): number {
-    return this.used
-  }
-
-  /** For one spool. */
-  share(identity: string): DiskShare {
-    let own = 0
-    const add = (bytes: number): void => {
-      own += bytes
-      this.used += bytes
-      const held = (this.held.get(identity) ?? 0) + bytes
-      if (held > 0) this.held.set(identity, held)
-      else this.held.delete(identity)
-    }
-    return {
-      take: bytes => {
-        if ((this.held.get(identity) ?? 0) + bytes > this.totalBytes - this.used - bytes) return false
-        add(bytes)
-        return true
-      },
-      give: bytes => add(-bytes),
-      close: () => add(-own),
-    }
-  }
-}
-
-export interface DiskShare {
-  /** @returns whether `bytes` were taken */
-  take(bytes: number): boolean
-  give(bytes: number): void
-  /** Gives all back. */
-  close(): void
-}
 
 /** A set as far as shares go. */
 export interface OwnedSet {

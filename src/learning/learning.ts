@@ -6,6 +6,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import { resolve } from 'node:path'
 import type { PageObserver } from '../codec/observer.ts'
 import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
+import { FairShares } from '../fair-shares.ts'
 import type { Kernel } from '../kernel/kernel.ts'
 import type { Log } from '../log.ts'
 import { MULTIFD } from '../qemu/wire.ts'
@@ -14,7 +15,7 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { writeDigest } from '../template/digest.ts'
 import { digestOfSet, type SetMetadata, type SetRecords } from '../template/format.ts'
 import { DIGEST_LENGTH, PAGE_SIZE, pagesWithin, setLayout } from '../template/wire.ts'
-import { DiskRoom, type OwnedSet, SET_SHARE, SETS_SHARE, setsThatGo, WAITING_SHARE } from './disk-room.ts'
+import { type OwnedSet, SET_SHARE, SETS_SHARE, setsThatGo, WAITING_SHARE } from './disk-room.ts'
 import { LEARN_PAGES_MAX, type LearnedSet, Learner } from './learner.ts'
 import { ownerOf, readOwners, writeOwners } from './set-owners.ts'
 import { BLOCK_LENGTH, EncryptedSpool } from './spool.ts'
@@ -79,7 +80,7 @@ interface State {
 const WAITING_BYTES_MIN = 8 * BLOCK_LENGTH
 
 /** By folder: several proxies of one process may use one store. */
-const rooms = new Map<string, DiskRoom>()
+const rooms = new Map<string, FairShares>()
 
 export class Learning {
   readonly options: LearningOptions
@@ -100,11 +101,11 @@ export class Learning {
     this.keepMax = Math.min(pages, pagesWithin(SETS_SHARE * options.maxBytes, METADATA_LENGTH))
     const folder = resolve(options.store.folder)
     const room = rooms.get(folder)
-    this.room = room ?? new DiskRoom(Math.max(WAITING_SHARE * options.maxBytes, WAITING_BYTES_MIN))
+    this.room = room ?? new FairShares(Math.max(WAITING_SHARE * options.maxBytes, WAITING_BYTES_MIN))
     if (room === undefined) rooms.set(folder, this.room)
   }
 
-  private readonly room: DiskRoom
+  private readonly room: FairShares
 
   /**
    * Digests that stand for the counts at hand, to be said in a hello like sets without pages: only a side that has
@@ -116,7 +117,7 @@ export class Learning {
 
   /** Bytes on the disk of pages that wait to become a set, of all sessions that use this store. */
   get waitingBytes(): number {
-    return this.room.usedBytes
+    return this.room.used
   }
 
   /** Resolves when all sets so far are in the store, or failed. */

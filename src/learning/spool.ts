@@ -6,9 +6,9 @@ import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto'
 import { close, mkdirSync, openSync, read, rmSync, write } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
+import type { Share } from '../fair-shares.ts'
 import { LEARN_WAITING_BYTES_MAX } from '../limits.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
-import type { DiskShare } from './disk-room.ts'
 import type { PageSpool } from './learner.ts'
 
 const readAt = promisify(read)
@@ -30,7 +30,7 @@ const COUNTERS_PER_PAGE = PAGE_SIZE / 16
 export class EncryptedSpool implements PageSpool {
   private readonly folder: string
   private readonly key = randomBytes(32)
-  private readonly room: DiskShare
+  private readonly room: Share
   private readonly onFailure: (error: Error) => void
   private fd = -1
   private failed = false
@@ -52,7 +52,7 @@ export class EncryptedSpool implements PageSpool {
    * @param folder where the file is made; it has no name once it is open
    * @param room what the file may take on the disk; where there is no more, learning ends. Given back by `close`
    */
-  constructor(folder: string, room: DiskShare, onFailure: (error: Error) => void) {
+  constructor(folder: string, room: Share, onFailure: (error: Error) => void) {
     this.folder = folder
     this.room = room
     this.onFailure = onFailure

@@ -5,6 +5,7 @@
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import net from 'node:net'
 import { isProxyError, ProxyError } from '../errors.ts'
+import { FairShares } from '../fair-shares.ts'
 import {
   FLOWS_OPEN_MAX,
   GREETERS_MAX,
@@ -20,7 +21,6 @@ import {
   STRANGER_HANDSHAKES_PER_SECOND,
   STRANGERS_MAX,
 } from '../limits.ts'
-import { MemoryBudget } from '../session/memory-budget.ts'
 import {
   agreedFeatures,
   type ClientHello,
@@ -37,7 +37,6 @@ import { Door } from './door.ts'
 import { KEEP_ALIVE_DELAY_MS, peerOf, readHello } from './greeting.ts'
 import { addressGroup, KnownAddresses } from './known-addresses.ts'
 import { Link } from './link.ts'
-import { SessionPlaces } from './session-places.ts'
 import { quote } from './tls-errors.ts'
 import { WaitingRoom } from './waiting-room.ts'
 
@@ -128,11 +127,12 @@ export class LinkServer {
   readonly #strangers: Door<Arrival>
   readonly #greeters = new WaitingRoom<Arrival>(GREETERS_MAX)
   readonly #members = new Map<string, Member>()
-  readonly #places: SessionPlaces
+  /** Of sessions, those that are being opened or are ending counted. */
+  readonly #places: FairShares
   /** What sessions may hold beyond their own, shared by identity. */
-  readonly #memory = new MemoryBudget(MEMORY_BUDGET_BYTES)
-  /** How many flows may be open: counted, not in bytes. */
-  readonly #flowPlaces = new MemoryBudget(FLOWS_OPEN_MAX)
+  readonly #memory = new FairShares(MEMORY_BUDGET_BYTES)
+  /** Flows that may be open. */
+  readonly #flowPlaces = new FairShares(FLOWS_OPEN_MAX)
   /** Sessions that the layer above is taking memory for. */
   readonly #opening = new Set<string>()
   #draining = false
@@ -145,7 +145,7 @@ export class LinkServer {
     requireSecurity(options)
     this.#options = options
     this.#clock = options.clock ?? systemClock
-    this.#places = new SessionPlaces(options.sessionsMax ?? SESSIONS_MAX)
+    this.#places = new FairShares(options.sessionsMax ?? SESSIONS_MAX)
     const common = {
       clock: this.#clock,
       begin: (arrival: Arrival) => this.#begin(arrival),
@@ -419,15 +419,17 @@ export class LinkServer {
     if (this.#draining) throw new ProxyError('LIMIT_EXCEEDED', 'this side takes no new sessions', undefined, 'refused')
     const holder = credentials ? identity : `${identity} ${group}`
     await this.#makeRoom(holder)
-    if (!this.#places.hasRoom(holder)) {
-      const { taken, max } = this.#places
-      const what = `${taken} of ${max} sessions are open, ${this.#places.held(holder)} of them this peer's`
+    if (this.#places.room(holder) === 0) {
+      const { used, total } = this.#places
+      const what = `${used} of ${total} sessions are open, ${this.#places.held(holder)} of them this peer's`
       throw new ProxyError('LIMIT_EXCEEDED', what, undefined, 'refused: see --sessions-max')
     }
     if (this.#opening.has(hello.session) || this.#members.has(hello.session)) {
       throw new ProxyError('LIMIT_EXCEEDED', 'opened twice at once', undefined, 'refused')
     }
-    const leave = this.#places.take(holder)
+    const place = this.#places.share(holder)
+    place.take(1)
+    const leave = (): void => place.close()
     this.#opening.add(hello.session)
     let accepted: Accepted
     try {
@@ -499,7 +501,7 @@ export class LinkServer {
    * that has been idle for longest. One that never said anything and has no connection goes at once.
    */
   async #makeRoom(holder: string): Promise<void> {
-    if (this.#places.hasRoom(holder)) return
+    if (this.#places.room(holder) > 0) return
     const nowMs = this.#clock.now()
     let best: Member | undefined
     let bestMs = 0
@@ -507,7 +509,7 @@ export class LinkServer {
       const { link } = member
       const unused = !link.heard && link.connections === 0
       const idleMs = unused ? Number.POSITIVE_INFINITY : link.idleMs(nowMs)
-      if (idleMs < SESSION_IDLE_MS || !this.#places.hasRoom(holder, member.holder)) continue
+      if (idleMs < SESSION_IDLE_MS || this.#places.roomWithout(member.holder, holder) === 0) continue
       const more = best ? this.#places.held(member.holder) - this.#places.held(best.holder) : 1
       if (more < 0 || (more === 0 && idleMs <= bestMs)) continue
       best = member

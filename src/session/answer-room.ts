@@ -3,12 +3,12 @@
  * given less than it wanted is told when there is more, whichever of the two made the room.
  */
 
+import type { Share } from '../fair-shares.ts'
 import { ANSWERS_FREE_BYTES, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
 import type { Flow } from './flow.ts'
-import type { MemoryShare } from './memory-budget.ts'
 
 export class AnswerRoom {
-  private readonly memory: MemoryShare
+  private readonly memory: Share
   /** Bytes that wait, and these with those that are not acknowledged. */
   private queued = 0
   private kept = 0
@@ -16,7 +16,7 @@ export class AnswerRoom {
   private taken = 0
   private readonly starved = new Set<Flow>()
 
-  constructor(memory: MemoryShare) {
+  constructor(memory: Share) {
     this.memory = memory
   }
 

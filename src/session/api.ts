@@ -4,8 +4,8 @@
  */
 
 import type { ProxyError } from '../errors.ts'
+import type { Share } from '../fair-shares.ts'
 import type { FlowInfo } from '../wan/bodies.ts'
-import type { MemoryShare } from './memory-budget.ts'
 import type { SessionParts } from './parts.ts'
 import type { SessionState } from './states.ts'
 
@@ -79,12 +79,12 @@ export interface SessionOptions {
   /** Bytes of credit that each flow to this side begins with, as said in its hello. Default CREDIT_INITIAL_BYTES. */
   readonly initialCredit?: number
   /**
-   * This session's share of the process's memory: one MemoryBudget a process, `share` by the peer's identity. The session
+   * This session's share of the process's memory: one FairShares a process, `share` by the peer's identity. The session
    * closes it when it ends. Default: a budget of its own.
    */
-  readonly memory?: MemoryShare
+  readonly memory?: Share
   /** Server: its share of the flows that may be open, counted; closed with the session. Default: FLOWS_MAX bounds it. */
-  readonly flowPlaces?: MemoryShare | undefined
+  readonly flowPlaces?: Share | undefined
   /** Other classes for parts of it: a test's, which get something wrong. */
   readonly parts?: Partial<SessionParts>
 }

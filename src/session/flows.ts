@@ -6,6 +6,7 @@
 import { readU64 } from '../bytes/big-endian.ts'
 import { rawLengthOf } from '../codec/batch-head.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
+import type { Share } from '../fair-shares.ts'
 import { BATCH_WIRE_BYTES_MAX, CREDIT_TAKEN_BYTES, FLOWS_MAX } from '../limits.ts'
 import { encodeOpen, encodeReason, type FlowInfo, parseOpen, reasonCode, reasonText } from '../wan/bodies.ts'
 import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL } from '../wan/wire.ts'
@@ -15,7 +16,6 @@ import { Fairness } from './fairness.ts'
 import { Flow } from './flow.ts'
 import { FlowTable } from './flow-table.ts'
 import { BatchParts, compact } from './inbox.ts'
-import type { MemoryShare } from './memory-budget.ts'
 import type { Outbox } from './outbox.ts'
 import type { SessionParts } from './parts.ts'
 import { RECEIVE_TABLE, type ReceiveInput } from './states.ts'
@@ -26,8 +26,8 @@ const EMPTY = new Uint8Array(0)
 export interface FlowHost {
   readonly role: Role
   readonly sink: SessionSink
-  readonly memory: MemoryShare
-  readonly flowPlaces: MemoryShare | undefined
+  readonly memory: Share
+  readonly flowPlaces: Share | undefined
   readonly outbox: Outbox
   readonly answers: AnswerRoom
   readonly parts: SessionParts

@@ -2,6 +2,7 @@
 
 import { rawLengthOf } from '../codec/batch-head.ts'
 import type { ErrorCode } from '../errors.ts'
+import type { Share } from '../fair-shares.ts'
 import {
   BATCH_RAW_BYTES_MAX,
   BATCH_WIRE_BYTES_MAX,
@@ -13,7 +14,6 @@ import {
 } from '../limits.ts'
 import { FLAG_MORE, FRAME_HEAD_BYTES } from '../wan/wire.ts'
 import { FrameRing } from './frame-ring.ts'
-import type { MemoryShare } from './memory-budget.ts'
 
 /** Parts of a batch: all but the last are full. */
 const PARTS_MAX = Math.ceil(BATCH_WIRE_BYTES_MAX / FRAME_PAYLOAD_BYTES_MAX)
@@ -31,14 +31,14 @@ export class Inbox {
   /** Bytes that came ahead of a missing frame. */
   heldBytes = 0
   protected readonly deliver: Deliver
-  private readonly memory: MemoryShare
+  private readonly memory: Share
   private readonly held = new FrameRing()
   private heldFrames = 0
   /** What the budget was asked for them. */
   private heldTaken = 0
   private closed = false
 
-  constructor(deliver: Deliver, memory: MemoryShare) {
+  constructor(deliver: Deliver, memory: Share) {
     this.deliver = deliver
     this.memory = memory
   }

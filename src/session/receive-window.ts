@@ -1,8 +1,8 @@
 /** Credit of one flow's incoming direction: what the peer may send, what came, what the local QEMU took. */
 
 import { assert } from '../errors.ts'
+import type { Share } from '../fair-shares.ts'
 import { CREDIT_FLOW_BYTES_MAX } from '../limits.ts'
-import type { MemoryShare } from './memory-budget.ts'
 
 export class ReceiveWindow {
   /** Raw bytes that came. */
@@ -10,7 +10,7 @@ export class ReceiveWindow {
   /** It waits to be told to the peer. */
   due = false
   private readonly initial: number
-  private readonly memory: MemoryShare
+  private readonly memory: Share
   private bytes: number
   private consumed = 0
   /** The total that the peer has been told. */
@@ -20,7 +20,7 @@ export class ReceiveWindow {
   private epochBytes = 0
 
   /** @param initial bytes that every flow has; growth comes out of `memory` */
-  constructor(initial: number, memory: MemoryShare, nowMs: number) {
+  constructor(initial: number, memory: Share, nowMs: number) {
     this.initial = initial
     this.memory = memory
     this.bytes = initial

@@ -9,6 +9,7 @@
 
 import { readU64 } from '../bytes/big-endian.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
+import { FairShares, type Share } from '../fair-shares.ts'
 import { CONNECTIONS_MAX, CREDIT_INITIAL_BYTES, MEMORY_BUDGET_BYTES, PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
 import { encodeNumbers, encodeReason, reasonCode, reasonText } from '../wan/bodies.ts'
 import { wireCode } from '../wan/codes.ts'
@@ -19,7 +20,6 @@ import type { FlowInfo, Role, SessionOptions, SessionSink, SessionState, Session
 import { bulkQuantum, bulkRoom } from './bulk.ts'
 import { Flows } from './flows.ts'
 import type { Inbox } from './inbox.ts'
-import { MemoryBudget, type MemoryShare } from './memory-budget.ts'
 import type { Outbox } from './outbox.ts'
 import { SESSION_PARTS, type SessionParts } from './parts.ts'
 import type { Path } from './path.ts'
@@ -47,8 +47,8 @@ export class Session {
   private readonly flows: Flows
   private draining = false
   private peerDraining = false
-  private readonly memory: MemoryShare
-  private readonly flowPlaces: MemoryShare | undefined
+  private readonly memory: Share
+  private readonly flowPlaces: Share | undefined
 
   private readonly answers: AnswerRoom
   private readonly outbox: Outbox
@@ -62,7 +62,7 @@ export class Session {
     this.targetMs = options.queueTargetMs ?? QUEUE_TARGET_MS
     this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY)
     this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
-    this.memory = options.memory ?? new MemoryBudget(MEMORY_BUDGET_BYTES).share('')
+    this.memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES).share('')
     this.flowPlaces = options.flowPlaces
     this.parts = { ...SESSION_PARTS, ...options.parts }
     this.answers = new this.parts.AnswerRoom(this.memory)

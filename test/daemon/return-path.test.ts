@@ -1,6 +1,6 @@
 /** Answers of a destination QEMU over fresh pairs of daemons: a few here, as many as one likes with return-path.ts. */
 import t from 'tap'
-import { MemoryShare } from '../../src/session/memory-budget.ts'
+import { Share } from '../../src/fair-shares.ts'
 import { Random } from '../session/simulation.ts'
 import { answerOnce } from './return-path.ts'
 
@@ -13,11 +13,11 @@ t.test('answers of 1 B to 8 MiB come back over fresh pairs', async t => {
 })
 
 t.test('and so they do while others have taken all memory', async t => {
-  const { takeUpTo } = MemoryShare.prototype
+  const { takeUpTo } = Share.prototype
   t.teardown(() => {
-    MemoryShare.prototype.takeUpTo = takeUpTo
+    Share.prototype.takeUpTo = takeUpTo
   })
-  MemoryShare.prototype.takeUpTo = () => 0
+  Share.prototype.takeUpTo = () => 0
   let bytes = 0
   for (let seed = 1; seed <= 10; seed++) bytes += await answerOnce(new Random(seed))
   t.ok(bytes > 3e6, `${bytes} bytes came back`)

@@ -10,11 +10,11 @@ import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { ProxyError } from '../../src/errors.ts'
+import type { Share } from '../../src/fair-shares.ts'
 import { STATE } from '../../src/kernel/layout.ts'
 import type { LinkClient } from '../../src/link/client.ts'
 import type { Link } from '../../src/link/link.ts'
 import type { DialQueue } from '../../src/migration/dial-queue.ts'
-import type { MemoryShare } from '../../src/session/memory-budget.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
 import type { Pool } from '../../src/transfer/pool.ts'
 import { until } from '../helpers/until.ts'
@@ -240,15 +240,15 @@ t.test('a source proxy that means harm takes bounded memory', async t => {
   await until('all to have passed', () => session.flowCount === 1)
   const half = (pair.destination as unknown as { sessions: Map<Link, unknown> }).sessions.get(link) as {
     dials: DialQueue<object>
-    options: { pieces: MemoryShare }
+    options: { pieces: Share }
   }
   t.equal(half.dials.waiting, 1, 'who is gone waits for no dial')
   const second = session.openFlow(info)
   session.sendData(second, MAIN)
   for (let i = 1; i < 1000; i++) session.sendData(second, Buffer.alloc(1))
-  await until('its pieces', () => half.options.pieces.heldBytes === 1000)
+  await until('its pieces', () => half.options.pieces.held === 1000)
   session.resetFlow(second, 1, 'again')
-  await until('them to be let go', () => half.options.pieces.heldBytes === 0)
+  await until('them to be let go', () => half.options.pieces.held === 0)
   const third = session.openFlow(info)
   session.sendData(third, MAIN)
   for (let i = 0; i < 100_000 && !link.over; i++) {

@@ -26,8 +26,9 @@ import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { isProxyError } from '../../src/errors.ts'
+import { FairShares } from '../../src/fair-shares.ts'
 import { encodeStream } from '../../src/file/encoded-file-writer.ts'
-import { DiskRoom, type OwnedSet, setsThatGo } from '../../src/learning/disk-room.ts'
+import { type OwnedSet, setsThatGo } from '../../src/learning/disk-room.ts'
 import { LEARN_ENTRY_LENGTH, Learner, type PageSpool } from '../../src/learning/learner.ts'
 import { Learning } from '../../src/learning/learning.ts'
 import { ownerOf, readOwners, writeOwners } from '../../src/learning/set-owners.ts'
@@ -332,7 +333,7 @@ function linkOf(fd: string): string {
 
 t.test('the spool: pages come back from file and memory, and the file shows nothing of them', async t => {
   const path = folder(t)
-  const spool = new EncryptedSpool(path, new DiskRoom(32 << 20).share('a'), error => t.fail(error.message))
+  const spool = new EncryptedSpool(path, new FairShares(32 << 20).share('a'), error => t.fail(error.message))
   const places: number[] = []
   const pages = range(1, 1000)
   for (const bytes of pages) places.push(spool.keep(bytes, 0))
@@ -368,7 +369,7 @@ t.test('the spool: pages come back from file and memory, and the file shows noth
   t.ok(spool.lengthBytes <= 5 << 20)
   spool.close()
   const failures: string[] = []
-  const small = new EncryptedSpool(path, new DiskRoom(2 << 20).share('a'), error => failures.push(error.message))
+  const small = new EncryptedSpool(path, new FairShares(2 << 20).share('a'), error => failures.push(error.message))
   t.ok(pages.slice(0, 256).every(bytes => small.keep(bytes, 0) >= 0))
   t.same([small.keep(pages[0]!, 0), small.keep(pages[0]!, 0), failures.length], [-1, -1, 1], 'a full one says so once')
   small.close()
@@ -378,7 +379,7 @@ t.test('the spool: pages come back from file and memory, and the file shows noth
 
 t.test('a spool whose pages all went gives its room back, and its file', async t => {
   const path = folder(t)
-  const room = new DiskRoom(64 << 20)
+  const room = new FairShares(64 << 20)
   const spool = new EncryptedSpool(path, room.share('a'), error => t.fail(error.message))
   const open = () => readdirSync('/proc/self/fd').filter(fd => linkOf(fd).startsWith(`${path}/`)).length
   for (let round = 0; round < 3; round++) {
@@ -388,9 +389,9 @@ t.test('a spool whose pages all went gives its room back, and its file', async t
     const into = Buffer.alloc(200 * PAGE)
     await spool.read(Uint32Array.from(places), 0, 200, into)
     t.ok(into.equals(Buffer.concat(pages)), 'pages come back')
-    t.equal(room.usedBytes, 4 * BLOCK_LENGTH)
+    t.equal(room.used, 4 * BLOCK_LENGTH)
     for (const place of places) spool.free(place)
-    await until('its room to be given back', () => room.usedBytes === 0)
+    await until('its room to be given back', () => room.used === 0)
     await until('its file to be closed', () => open() === 0)
   }
   spool.close()
@@ -398,7 +399,7 @@ t.test('a spool whose pages all went gives its room back, and its file', async t
 
 t.test('pages that wait: one identity alone has half of the room, over all of its sessions', t => {
   const path = folder(t)
-  const room = new DiskRoom(16 << 20)
+  const room = new FairShares(16 << 20)
   const failed: string[] = []
   const fill = (identity: string): EncryptedSpool => {
     const spool = new EncryptedSpool(path, room.share(identity), () => failed.push(identity))
@@ -407,7 +408,7 @@ t.test('pages that wait: one identity alone has half of the room, over all of it
     return spool
   }
   const spools = Array.from({ length: 8 }, () => fill('hostile'))
-  t.equal(room.usedBytes, 8 << 20, 'eight sessions have no more than one')
+  t.equal(room.used, 8 << 20, 'eight sessions have no more than one')
   t.same(failed, Array(8).fill('hostile'))
   const other = fill('honest')
   t.equal(other.lengthBytes, 4 << 20, 'another identity finds half of what is left')

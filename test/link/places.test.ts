@@ -1,10 +1,9 @@
-/** Places: for those who wait at the door, for sessions, and the way back of peers that are known. No sockets. */
+/** Places for those who wait at the door, and the way back of peers that are known. No sockets. */
 import t from 'tap'
 import { KNOWN_ADDRESSES_PER_IDENTITY_MAX, KNOWN_IDENTITIES_MAX } from '../../src/limits.ts'
 import type { Clock } from '../../src/link/api.ts'
 import { Door } from '../../src/link/door.ts'
 import { addressGroup, KnownAddresses } from '../../src/link/known-addresses.ts'
-import { SessionPlaces } from '../../src/link/session-places.ts'
 import { WaitingRoom } from '../../src/link/waiting-room.ts'
 
 t.setTimeout(240_000) // the machine may be busy
@@ -153,29 +152,5 @@ t.test('known addresses: bounded for each identity, and as a whole', t => {
   for (let i = 0; i < KNOWN_IDENTITIES_MAX; i++) known.add(`other ${i}`, '203.0.113.10')
   t.notOk(known.has('192.0.2.1'))
   t.ok(known.has('203.0.113.10'))
-  t.end()
-})
-
-t.test('sessions: a share for each', t => {
-  const places = new SessionPlaces(16)
-  const takeAll = (holder: string): (() => void)[] => {
-    const taken: (() => void)[] = []
-    while (places.hasRoom(holder)) taken.push(places.take(holder))
-    return taken
-  }
-  const grabbed = takeAll('mallory')
-  t.equal(grabbed.length, 8, 'one alone gets half')
-  t.equal(takeAll('alice').length, 4)
-  t.equal(takeAll('bob').length, 2)
-  t.ok(places.hasRoom('carol'), 'and there is one for whoever comes')
-  t.notOk(places.hasRoom('mallory'))
-  t.ok(places.hasRoom('alice', 'mallory') === false)
-  t.ok(places.hasRoom('carol', 'mallory'))
-  const before = places.taken
-  grabbed[0]!()
-  grabbed[0]!()
-  t.equal(places.taken, before - 1, 'given back once')
-  for (const give of grabbed) give()
-  t.equal(places.held('mallory'), 0)
   t.end()
 })

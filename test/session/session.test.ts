@@ -5,9 +5,9 @@
 import t from 'tap'
 import { readU16, readU64 } from '../../src/bytes/big-endian.ts'
 import { isProxyError, ProxyError } from '../../src/errors.ts'
+import { FairShares } from '../../src/fair-shares.ts'
 import * as limits from '../../src/limits.ts'
 import type { SessionOptions, SessionSink, SessionState } from '../../src/session/api.ts'
-import { MemoryBudget } from '../../src/session/memory-budget.ts'
 import { Session } from '../../src/session/session.ts'
 import {
   RECEIVE_TABLE,
@@ -912,7 +912,7 @@ t.test('OPEN over and over', async t => {
 })
 
 t.test('flows that an identity has open are bounded over all of its sessions', async t => {
-  const places = new MemoryBudget(8)
+  const places = new FairShares(7)
   const [first, second, other] = ['a', 'a', 'b'].map(identity => {
     const bench = new Bench('server', {}, true, { flowPlaces: places.share(identity) })
     bench.session.attach(0, 0, 0)
@@ -932,11 +932,11 @@ t.test('flows that an identity has open are bounded over all of its sessions', a
   t.equal(opened(second), 2, 'one that ended makes room')
   other.session.close(0)
   other.session.abort(new ProxyError('PEER_LOST', 'test', undefined, 'test'), 0)
-  t.equal(places.usedBytes, 3, 'and so does a session')
+  t.equal(places.used, 3, 'and so does a session')
 })
 
 t.test('frames ahead of a missing one take memory that is bounded', async t => {
-  const memory = new MemoryBudget(0).share('a')
+  const memory = new FairShares(0).share('a')
   const bench = new Bench('server', {}, true, { memory })
   bench.session.attach(1, 0, 0)
   bench.say(FRAME.OPEN, 1, openPayload())
@@ -1079,7 +1079,7 @@ t.test('flows share the room for what waits, and are told in turns', async t => 
 
 t.test('answers that nobody acknowledges take memory that is bounded', async t => {
   for (const budget of [0, 4 << 20]) {
-    const memory = new MemoryBudget(budget).share('a')
+    const memory = new FairShares(budget).share('a')
     const bench = new Bench('server', {}, true, { memory })
     const { session } = bench
     bench.say(FRAME.OPEN, 1, openPayload()).say(FRAME.CREDIT, 1, u64(1 << 30))
@@ -1110,7 +1110,7 @@ t.test('answers that nobody acknowledges take memory that is bounded', async t =
       bench.pull()
       bench.ack()
     }
-    t.equal(memory.heldBytes, 0, 'what was acknowledged is given back')
+    t.equal(memory.held, 0, 'what was acknowledged is given back')
   }
 })
 
@@ -1410,7 +1410,7 @@ t.test('credit comes back when bytes are consumed', async t => {
 })
 
 t.test('a flow begins with what the hellos say, and is given more out of the budget', async t => {
-  const budget = new MemoryBudget(8 << 20)
+  const budget = new FairShares(8 << 20)
   const options = () => ({ initialCredit: 65536, memory: budget.share('a') })
   const bench = new Bench('server', {}, true, options())
   for (let flow = 1; flow <= 100; flow++) bench.say(FRAME.OPEN, flow, openPayload())
@@ -1420,7 +1420,7 @@ t.test('a flow begins with what the hellos say, and is given more out of the bud
     .map(({ payload }) => Number(readU64(payload, 0)))
   t.equal(told[0], limits.CREDIT_TAKEN_BYTES, 'the first of them a whole batch')
   t.equal(told.at(-1), 65536, 'the last of them what all begin with')
-  t.equal(budget.usedBytes, 4 << 20, 'one identity gets half of the budget')
+  t.equal(budget.used, 4 << 20, 'one identity gets half of the budget')
   t.equal(
     new Bench('server', {}, true, options()).say(FRAME.OPEN, 1, openPayload()).session.stats().flows[0]!.window,
     65536,
@@ -1434,7 +1434,7 @@ t.test('a flow begins with what the hellos say, and is given more out of the bud
   other.say(FRAME.OPEN, 1, openPayload())
   t.equal(other.session.stats().flows[0]!.window, 1 << 20, 'another identity finds something')
   bench.session.abort(new ProxyError('INTERNAL', 'test', undefined, ''), 0)
-  t.ok(budget.usedBytes < 1 << 20, 'a session that ends gives all back')
+  t.ok(budget.used < 1 << 20, 'a session that ends gives all back')
 
   const client = new Bench('client', {}, false)
   const flow = client.session.openFlow(INFO)

@@ -6,9 +6,9 @@
 
 import { crc32 } from 'node:zlib'
 import { ProxyError } from '../../src/errors.ts'
+import { FairShares } from '../../src/fair-shares.ts'
 import { CREDIT_FLOW_BYTES_MAX, WINDOW_BYTES_MIN } from '../../src/limits.ts'
 import type { SessionSink } from '../../src/session/api.ts'
-import { MemoryBudget } from '../../src/session/memory-budget.ts'
 import { Session } from '../../src/session/session.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
 import type { Planter } from './plants.ts'
@@ -306,7 +306,7 @@ class Simulation {
   private openLast: (() => void) | undefined
   /** Credit that flows to each end begin with. */
   private readonly credits: readonly [number, number]
-  private readonly budget: MemoryBudget
+  private readonly budget: FairShares
   private readonly connections: number
   private readonly tls: boolean
   private readonly faults: string[] = []
@@ -338,7 +338,7 @@ class Simulation {
       number,
       number,
     ]
-    this.budget = new MemoryBudget(random.pick([0, 200_000, 2 << 20, 512 << 20]))
+    this.budget = new FairShares(random.pick([0, 200_000, 2 << 20, 512 << 20]))
     const rate = random.chance(0.15) ? random.int(50_000, 5_000_000) : Number.POSITIVE_INFINITY
     const make = (end: End) => {
       const role = end.side === 0 ? ('client' as const) : ('server' as const)
