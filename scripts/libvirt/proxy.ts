@@ -2,7 +2,7 @@
 import type { ChildProcess } from 'node:child_process'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
+import type { MigrationSummary } from '../../src/migration/summary.ts'
 import { endChild } from '../harness/qemu/cleanup.ts'
 import { hear, type Told } from '../harness/told.ts'
 import type { Site } from '../harness/wan/packet-link.ts'

@@ -1,8 +1,8 @@
 /** How people read the end of a migration: one line, where JSON has all fields. */
 
 import type { SiteEvent } from '../daemon/events.ts'
-import type { ArrivalSummary, MigrationSummary } from '../daemon/migration-summary.ts'
 import type { Sentence } from '../daemon/text-log.ts'
+import type { ArrivalSummary, MigrationSummary } from '../migration/summary.ts'
 import { formatSize } from '../quantity.ts'
 
 type Departure = Omit<MigrationSummary, 'level'>

@@ -5,7 +5,8 @@
 import type { LearningEvents } from '../learning/learning.ts'
 import type { LinkEvents } from '../link/api.ts'
 import type { Level, Log } from '../log.ts'
-import type { ArrivalSummary, Forecast, MigrationSummary } from './migration-summary.ts'
+import type { Forecast } from '../migration/forecast.ts'
+import type { ArrivalSummary, MigrationSummary } from '../migration/summary.ts'
 
 /** An error as it is told. */
 interface Failure {

@@ -5,7 +5,7 @@
 
 import { FlowEncoder } from '../codec/flow-encoder.ts'
 import { PoolRegions } from '../codec/places.ts'
-import { BatchStats } from '../codec/stats.ts'
+import type { BatchStats } from '../codec/stats.ts'
 import { EFFORTS } from '../compression/effort.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
@@ -14,14 +14,14 @@ import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { ChannelHead } from '../migration/channel-ends.ts'
 import { ChannelLife } from '../migration/channel-life.ts'
-import { type Gate, type GateChannel, type GateMigration, type GateOrders, Gates, isOpen } from '../migration/gates.ts'
-import { MigrationRecord } from '../migration/migration-record.ts'
+import { Departure, type DepartureChannel } from '../migration/departure.ts'
+import { type Gate, type GateOrders, Gates, isOpen } from '../migration/gates.ts'
 import type { Cause } from '../migration/outcome.ts'
 import { Patience, type PatienceTimes } from '../migration/patience.ts'
 import type { PausedMigrations } from '../migration/paused.ts'
-import { BlockTable } from '../qemu/block-table.ts'
+import type { DepartureStatus, MigrationSummary } from '../migration/summary.ts'
 import { CHANNEL_START_BYTES_MAX, type ChannelKind } from '../qemu/channel-kind.ts'
-import type { MainStreamParser, ParserMemory } from '../qemu/main-stream.ts'
+import { MainStreamParser, type ParserMemory } from '../qemu/main-stream.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
 import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { Session } from '../session/session.ts'
@@ -34,9 +34,7 @@ import { BATCH_BYTES_MAX, Pump, PumpedChannel } from '../transfer/pump.ts'
 import { SLOT_UNIT_BYTES, type Slot, SlotArena } from '../transfer/slot-arena.ts'
 import { CODE } from '../wan/wire.ts'
 import type { SiteLog } from './events.ts'
-import { type Forecast, Forecaster, type MigrationSummary, summarize } from './migration-summary.ts'
 import type { SourceConnection } from './source-connection.ts'
-import type { DepartureStatus } from './status.ts'
 
 /** A full slot has room behind them, so that moving an incomplete record to the front is seldom needed. */
 const SLOT_UNITS = BATCH_BYTES_MAX / SLOT_UNIT_BYTES + 1
@@ -47,57 +45,11 @@ const ROOM_MIN = 16 * 1024
 /** While the WAN is broken a migration may come to its switch to postcopy, whose patience is another. */
 const PATIENCE_LOOK_MS = 1000
 
+/** All channels of one `migrate`. */
+export type Migration = Departure<SourceFlow>
+
 /** A listening port, as this half sees it. */
 export type SourceGate = Gate<SourceFlow, Migration>
-
-/** All channels of one `migrate`. */
-export class Migration implements GateMigration {
-  readonly number: number
-  readonly gate: SourceGate
-  readonly startMs: number
-  readonly record: MigrationRecord
-  readonly blocks = new BlockTable()
-  readonly flows = new Set<SourceFlow>()
-  /** Main, or what came first where that cannot be told. */
-  lead: SourceFlow | undefined
-  /** Of channels that have ended. */
-  readonly stats = new BatchStats()
-  readonly forecaster = new Forecaster()
-  forecast: Forecast | undefined
-  readonly kinds: string[] = []
-  /** What has been said of it to be relayed raw. */
-  readonly relayedRaw = new Set<string>()
-  /** Raw bytes by level of effort. */
-  readonly effortBytes: number[] = new Array(EFFORTS.length).fill(0)
-  bytesBack = 0
-  connections = 0
-  /** When its last channel came. */
-  lastMs = 0
-  postcopyAdvised = false
-  urgent = false
-  /** What its first connection knew, where this is a recovery. */
-  memory: ParserMemory | undefined
-  /** The other side knows of it: it ends with this session. */
-  taken = false
-  /** It never heard of it: the connections go on with another session. */
-  moved = false
-
-  /** @param session its id, 32 hex digits */
-  constructor(session: string, number: number, gate: SourceGate, startMs: number) {
-    this.record = new MigrationRecord(session, number)
-    this.number = number
-    this.gate = gate
-    this.startMs = startMs
-  }
-
-  /** Counts of all its channels so far. */
-  counts(): BatchStats {
-    const counts = new BatchStats()
-    counts.add(this.stats)
-    for (const flow of this.flows) counts.add(flow.encoder.stats)
-    return counts
-  }
-}
 
 export interface SourceSessionOptions {
   readonly session: Session
@@ -200,14 +152,8 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
   /** Tells once how a migration is expected to go on. */
   private follow(migration: Migration): void {
     const { effort, log, now } = this.options
-    const forecast = migration.forecaster.update(
-      migration.blocks,
-      () => migration.counts(),
-      now() - migration.startMs,
-      effort.effort(migration.urgent).level,
-    )
+    const forecast = migration.follow(now(), effort.effort(migration.urgent).level)
     if (forecast === undefined) return
-    migration.forecast = forecast
     log.info('migration halfway', { migration: migration.number, id: migration.record.id, ...forecast })
   }
 
@@ -234,22 +180,9 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
   /** Migrations that run, each as it is: plain data. */
   status(): DepartureStatus[] {
     const { now, effort } = this.options
-    return Array.from(this.gates.migrations, migration => {
-      const { rawBytes, packedBytes } = migration.counts()
-      return {
-        migration: migration.number,
-        id: migration.record.id,
-        target: migration.gate.target,
-        ...migration.record.guest,
-        seconds: Math.round(now() - migration.startMs) / 1000,
-        channels: migration.flows.size,
-        postcopy: migration.record.postcopy,
-        bytes: rawBytes,
-        bytesBack: migration.bytesBack,
-        bytesWan: packedBytes,
-        effort: effort.effort(migration.urgent).level,
-      }
-    })
+    return Array.from(this.gates.migrations, migration =>
+      migration.status(now(), effort.effort(migration.urgent).level),
+    )
   }
 
   /** Takes a connection of QEMU. */
@@ -317,14 +250,15 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
     const { gate, kind } = flow
     const { nextMigration, now, effort, session, sessionId, paused } = this.options
     effort.begin(session.rttMinMs)
-    const migration = new Migration(sessionId, nextMigration(), gate, now())
+    const startMs = now()
+    const migration = new Departure({
+      ...{ session: sessionId, number: nextMigration(), gate, startMs, kind, efforts: EFFORTS.length },
+    })
     if (kind === 'recovery') {
       // what QEMU gave up may not have ended here yet
-      for (const { migration: before } of this.connections) if (before?.lead?.over) before.lead.keepMemory()
+      for (const { migration: before } of this.connections) if (before?.lead?.over) before.remember(paused)
       migration.memory = paused.take(gate)
     }
-    migration.record.leads(kind)
-    migration.urgent = kind === 'recovery'
     return migration
   }
 
@@ -353,9 +287,8 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
       return
     }
     this.flows.set(flow.number, flow)
-    migration.lastMs = this.options.now()
     flow.opened(migration, kind, slot)
-    if (migration.connections === 1) {
+    if (migration.lead === flow) {
       log.info('migration starts', {
         migration: migration.number,
         id: migration.record.id,
@@ -376,8 +309,7 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
 
   /** Says once a migration, and not for each of 255 channels, what is not understood. */
   relayedRaw(migration: Migration, kind: ChannelKind, reason: string, position?: number): void {
-    if (migration.relayedRaw.has(`${kind} ${reason}`)) return
-    migration.relayedRaw.add(`${kind} ${reason}`)
+    if (!migration.saysRaw(kind, reason)) return
     const { number, record } = migration
     this.options.log.warn('relayed raw', { migration: number, id: record.id, kind, position, reason })
   }
@@ -512,8 +444,7 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
   /** Breaks the connections of migrations that the other side may know of, and gives the others back. */
   private endConnections(reason: string): void {
     const { session } = this.options
-    const known = (migration: Migration): boolean =>
-      migration.taken || [...migration.flows].some(flow => !session.isUnheard(flow.number))
+    const known = (migration: Migration): boolean => migration.isKnown(flow => session.isUnheard(flow))
     const lost = new Set<SourceFlow>()
     for (const flow of this.connections) {
       // those that are silent, or wait for their main, go with what runs at their gate
@@ -552,7 +483,7 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
       const flow = this.flows.get(channel.number)!
       const bytes = this.outbound.encode(flow, effort, release)
       pump.encoded(channel, bytes)
-      if (flow.migration) flow.migration.effortBytes[effort.level]! += bytes
+      if (flow.migration) flow.migration.traffic.effortBytes[effort.level]! += bytes
       flow.socket.resume()
     }
     if (pump.gathering) this.wake()
@@ -575,7 +506,7 @@ const NO_REGIONS = new PoolRegions([])
 const NO_BUFFER = new ChannelBuffer(new Uint8Array(0), 0, 0)
 
 /** One connection of the source QEMU. */
-export class SourceFlow implements SocketSink, GateChannel {
+export class SourceFlow implements SocketSink, DepartureChannel {
   readonly socket: SourceConnection
   readonly gate: SourceGate
   kind: ChannelKind = 'unknown'
@@ -601,9 +532,6 @@ export class SourceFlow implements SocketSink, GateChannel {
   /** With what its flow is torn down. */
   private resetCode: number = CODE.NONE
   private resetText = ''
-  /** QEMU's stream came to its own end. */
-  private whole = false
-  private memoryKept = false
   /** Its connection belongs to another session by now. */
   private moved = false
   readonly head = new ChannelHead()
@@ -706,9 +634,7 @@ export class SourceFlow implements SocketSink, GateChannel {
   opened(migration: Migration, kind: ChannelKind, slot: Slot): void {
     this.kind = kind
     this.migration = migration
-    migration.flows.add(this)
-    migration.connections++
-    migration.kinds.push(kind)
+    migration.opened(this, this.session.options.now())
     const { pool, session } = this.session.options
     const encoder = new FlowEncoder(migration.number, PoolRegions.of(pool.kernel.layout))
     this.encoder = encoder
@@ -726,12 +652,9 @@ export class SourceFlow implements SocketSink, GateChannel {
         `QEMU compresses multifd with ${method}: set multifd-compression none, the pair saves more`,
       )
     encoder.onPhase = phase => {
-      if (phase === 'eof') this.whole = true
-      else if (phase === 'postcopy-advise') this.session.postcopyAdvised(migration)
-      else if (phase === 'return-path') migration.record.answers = true
-      else if (phase === 'postcopy' || phase === 'recovery') {
-        migration.record.postcopy = true
-        migration.urgent = true
+      const order = migration.phase(phase)
+      if (order === 'advised') this.session.postcopyAdvised(migration)
+      else if (order === 'urgent') {
         for (const flow of migration.flows) flow.hurry()
         this.session.followUrgency()
       }
@@ -765,13 +688,13 @@ export class SourceFlow implements SocketSink, GateChannel {
     return this.finished || this.closed
   }
 
-  /** Keeps what a recovery connection will need of this one, where it is a main that broke off in postcopy. */
-  keepMemory(): void {
+  get stats(): BatchStats {
+    return this.encoder.stats
+  }
+
+  get memory(): ParserMemory | undefined {
     const { parser } = this.encoder
-    if (this.memoryKept || (this.kind !== 'main' && this.kind !== 'recovery')) return
-    this.memoryKept = true
-    if (this.whole || !this.migration?.urgent || parser === undefined) return
-    this.session.options.paused.keep(this.gate, (parser as MainStreamParser).memory())
+    return parser instanceof MainStreamParser ? parser.memory() : undefined
   }
 
   /** A batch of it was handed in: FIN or RESET may be due now. */
@@ -784,7 +707,7 @@ export class SourceFlow implements SocketSink, GateChannel {
   }
 
   fromPeer(payload: Uint8Array): void {
-    if (this.migration) this.migration.bytesBack += payload.length
+    if (this.migration) this.migration.traffic.bytesBack += payload.length
     this.returnPath?.push(payload, 0, payload.length)
     const { pieces } = this.session.options
     this.socket.write(payload, error => {
@@ -889,13 +812,11 @@ export class SourceFlow implements SocketSink, GateChannel {
     else this.onClosed = () => free()
     const { migration } = this
     if (!migration) return
-    this.keepMemory()
-    migration.stats.add(this.encoder.stats)
-    migration.flows.delete(this)
-    if (migration.flows.size > 0) return
+    if (migration.lead === this) migration.remember(this.session.options.paused)
+    if (!migration.closed(this)) return
     this.session.migrationEnded(migration)
     if (migration.moved) return
     if (migration.urgent) this.session.followUrgency()
-    this.session.options.onSummary(summarize(migration, this.session.options.now()))
+    this.session.options.onSummary(migration.summary(this.session.options.now()))
   }
 }

@@ -1,29 +1,6 @@
 /** How a proxy is, when it is asked: plain data, a snapshot. Units stand in the names; times are since the beginning. */
-import type { GuestName } from '../migration/channel-ends.ts'
+import type { DepartureStatus, MigrationStatus } from '../migration/summary.ts'
 import type { SessionStats } from '../session/api.ts'
-
-/** A migration that runs, as either side sees it. */
-export interface MigrationStatus extends GuestName {
-  readonly migration: number
-  /** The same at both sites. */
-  readonly id: string
-  readonly target: string
-  readonly seconds: number
-  /** Channels that are open. */
-  readonly channels: number
-  /** The guest may run at the destination already, on pages that have not come. */
-  readonly postcopy: boolean
-  /** Bytes of the channels, and of the return path. */
-  readonly bytes: number
-  readonly bytesBack: number
-}
-
-export interface DepartureStatus extends MigrationStatus {
-  /** Bytes on the WAN, of batches that have been packed. */
-  readonly bytesWan: number
-  /** Effort of the next batch. */
-  readonly effort: number
-}
 
 /** A session with another proxy. */
 export interface LinkStatus {

@@ -11,8 +11,8 @@ import { fileURLToPath } from 'node:url'
 import { endChild, spawnOwned, temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import { parseLink } from '../../scripts/harness/wan/link.ts'
 import { RelayLink } from '../../scripts/harness/wan/relay-link.ts'
-import type { MigrationSummary } from '../../src/daemon/migration-summary.ts'
 import { makePsk, writeCredentialFiles } from '../../src/link/keygen.ts'
+import type { MigrationSummary } from '../../src/migration/summary.ts'
 
 export const root = fileURLToPath(new URL('../..', import.meta.url))
 /** A captured stream of the lab, by its name. */

@@ -1,15 +1,9 @@
-/** What the daemons decide without sockets: configuration, advice, summaries. */
+/** What the daemons decide without sockets: configuration, advice, arguments. */
 import t from 'tap'
-import { sentenceOf, summaryLine } from '../../src/cli/summary-text.ts'
-import { BatchStats } from '../../src/codec/stats.ts'
 import { parseEffort } from '../../src/compression/effort.ts'
 import { needRestart, readConfiguration } from '../../src/daemon/configuration.ts'
-import { Forecaster, summarize } from '../../src/daemon/migration-summary.ts'
 import { RepeatedFailure } from '../../src/daemon/repeated-failure.ts'
 import { ERROR_EXIT } from '../../src/errors.ts'
-import { ChannelHead } from '../../src/migration/channel-ends.ts'
-import { MigrationRecord } from '../../src/migration/migration-record.ts'
-import { BlockTable } from '../../src/qemu/block-table.ts'
 import { adviseOn, type QemuSettings } from '../../src/qmp/advice.ts'
 import { parsePeer } from '../../src/relay/address.ts'
 
@@ -181,125 +175,6 @@ t.test('advice on the settings of QEMU', t => {
     [],
     'postcopy brings its return path',
   )
-  t.end()
-})
-
-t.test('summaries', t => {
-  const stats = new BatchStats()
-  stats.rawBytes = 1_000_000
-  stats.packedBytes = 123_456
-  stats.zeroPages = 7
-  stats.newPages = 2
-  stats.densePages = 1
-  const other = new BatchStats()
-  other.add(stats)
-  other.add(stats)
-  t.equal(other.rawBytes, 2_000_000)
-  const finished = {
-    number: 3,
-    record: new MigrationRecord('0123456789abcdef0123456789abcdef', 3),
-    gate: { target: 'web' },
-    startMs: 1000,
-    stats,
-    kinds: ['main', 'multifd', 'multifd'],
-    effortBytes: [0, 7, 0, 0, 0, 0],
-    bytesBack: 8,
-  }
-  finished.record.leads('main')
-  const head = Buffer.concat([
-    Buffer.from('5145564d00000003070000000d', 'hex'),
-    Buffer.from('pc-q35-8.2'.padEnd(13, '+')),
-  ])
-  const channelHead = new ChannelHead()
-  channelHead.push(head, 0, head.length)
-  finished.record.begins(channelHead)
-  finished.record.returnPath().push(Buffer.from('0001000400000000', 'hex'), 0, 8)
-  const summary = summarize(finished, 3500)
-  t.match(summary, {
-    migration: 3,
-    id: '01234567-3',
-    target: 'web',
-    machine: 'pc-q35-8.2+++',
-    outcome: 'completed',
-    level: 'info',
-    channels: 'main, 2 multifd',
-    seconds: 2.5,
-    ratio: 0.1235,
-    efforts: [0, 7, 0, 0, 0, 0],
-    pages: { zero: 7, whole: 3 },
-  })
-  const forecast = {
-    atSeconds: 1,
-    effort: 3,
-    seconds: [2, 3.25],
-    bytesIn: [900_000, 950_000],
-    bytesWan: [100_000, 200_000],
-  } as const
-  const told = summarize({ ...finished, forecast }, 3500)
-  t.same(told.forecast, forecast)
-  t.match(summaryLine(told), /2\.5 s \(forecast 2\.0 to 3\.3 s, 100\.0 kB to 200\.0 kB\); pages/)
-  t.equal(
-    summaryLine(summary),
-    'completed (the destination QEMU has taken over); main, 2 multifd: 1.0 MB from QEMU, 123.5 kB on the WAN (12.3 %), 2.5 s; pages: 7 zero, 3 whole; both sides closed',
-  )
-  const end = (number: number, ends?: Parameters<MigrationRecord['ended']>[0]) => {
-    const record = new MigrationRecord('0123456789abcdef0123456789abcdef', number)
-    record.leads('main')
-    if (ends) record.ended(ends)
-    const { level, ...fields } = summarize({ ...finished, number, record }, 2000)
-    const sentence = sentenceOf({ level, event: 'migration ended', fields, cause: undefined })
-    return { level, outcome: fields.outcome, ...sentence }
-  }
-  t.match(
-    [end(4), end(5, { by: 'source', how: 'closed', text: 'source QEMU closed' })],
-    [
-      { level: 'warn', text: /^migration 4 ended: cancelled/, fields: { id: '01234567-4', target: 'web' } },
-      { level: 'warn', text: /^migration 5 ended: cancelled/, fields: { id: '01234567-5' } },
-    ],
-  )
-  t.match(end(6, { by: 'pair', how: 'broke', text: 'no connection to the peer for 120 s' }), {
-    level: 'error',
-    outcome: 'failed',
-    text: /no connection to the peer for 120 s/,
-  })
-  t.end()
-})
-
-t.test('a forecast: the parts of the first half are the bounds of the other', t => {
-  const blocks = new BlockTable([
-    { idstr: 'pc.ram', lengthBytes: 1500 * 4096 },
-    { idstr: 'vga.vram', lengthBytes: 100 * 4096 },
-  ])
-  const stats = new BatchStats()
-  const forecaster = new Forecaster()
-  const counts = (): BatchStats => Object.assign(new BatchStats(), stats)
-  let ms = 0
-  const pass = (zero: number, whole: number) => {
-    ms += whole
-    stats.zeroPages += zero
-    stats.newPages += whole
-    stats.rawBytes += zero * 9 + whole * 4104
-    stats.packedBytes += whole * 1000
-    return forecaster.update(blocks, counts, ms, 3)
-  }
-  t.equal(pass(0, 50), undefined, 'the block list may still grow')
-  blocks.complete = true
-  t.equal(pass(0, 50), undefined)
-  for (const whole of [50, 100, 0, 50, 20, 60]) t.equal(pass(100 - whole, whole), undefined, 'not yet half of it')
-  t.same(
-    pass(0, 100),
-    {
-      atSeconds: 0.48,
-      effort: 3,
-      seconds: [0.5, 1.3],
-      bytesIn: [480 * 4104 + 320 * 9 + 800 * 9, 480 * 4104 + 320 * 9 + 800 * 4104],
-      bytesWan: [480_000, 1_280_000],
-    },
-    'as if the rest were all as the least, or all as the most',
-  )
-  t.equal(pass(400, 0), undefined, 'once')
-  const short = new Forecaster()
-  t.equal(short.update(blocks, counts, 1, 3), undefined, 'of one batch nothing is known')
   t.end()
 })
 

@@ -1,0 +1,176 @@
+/**
+ * One `migrate` as its source proxy sees it: its channels, what is known of it, and what its main channel's phases mean for
+ * the others. Pure.
+ */
+import type { BatchStats } from '../codec/stats.ts'
+import { BlockTable } from '../qemu/block-table.ts'
+import type { ChannelKind } from '../qemu/channel-kind.ts'
+import type { ParserMemory } from '../qemu/main-stream.ts'
+import type { StreamPhase } from '../qemu/record-sink.ts'
+import type { Forecast } from './forecast.ts'
+import type { Gate, GateChannel, GateMigration } from './gates.ts'
+import { MigrationRecord } from './migration-record.ts'
+import type { PausedMigrations } from './paused.ts'
+import type { DepartureStatus, MigrationSummary } from './summary.ts'
+import { pageCounts, Traffic } from './traffic.ts'
+
+/** A channel of it, once it has a flow. */
+export interface DepartureChannel extends GateChannel {
+  /** Number of its flow in the session. */
+  readonly number: number
+  readonly stats: BatchStats
+  /** Of a main: what its recovery would need. */
+  readonly memory: ParserMemory | undefined
+}
+
+export interface DepartureOptions<C extends DepartureChannel> {
+  /** Id of its session, 32 hex digits. */
+  readonly session: string
+  /** In that session. */
+  readonly number: number
+  readonly gate: Gate<C, Departure<C>>
+  readonly startMs: number
+  /** Of the channel that it begins with. */
+  readonly kind: ChannelKind
+  /** How many levels of effort there are. */
+  readonly efforts: number
+}
+
+/** What follows of a phase: `advised` for those silent at its gate, `urgent` for all of its channels. */
+export type PhaseOrder = 'advised' | 'urgent' | undefined
+
+export class Departure<C extends DepartureChannel> implements GateMigration {
+  readonly number: number
+  readonly gate: Gate<C, Departure<C>>
+  readonly startMs: number
+  readonly record: MigrationRecord
+  readonly blocks = new BlockTable()
+  readonly traffic: Traffic
+  readonly flows = new Set<C>()
+  lead: C | undefined
+  /** What its first connection knew, where this is a recovery. */
+  memory: ParserMemory | undefined
+  lastMs = 0
+  postcopyAdvised = false
+  /** A guest waits for pages. */
+  urgent: boolean
+  /** The other side knows of it: it ends with this session. */
+  taken = false
+  /** It never heard of it: the connections go on with another session. */
+  moved = false
+  /** QEMU's main stream came to its own end. */
+  private whole = false
+  private remembered = false
+  /** What has been said of it to be relayed raw. */
+  private readonly saidRaw = new Set<string>()
+
+  constructor({ session, number, gate, startMs, kind, efforts }: DepartureOptions<C>) {
+    this.number = number
+    this.gate = gate
+    this.startMs = startMs
+    this.record = new MigrationRecord(session, number)
+    this.record.leads(kind)
+    this.traffic = new Traffic(efforts)
+    this.urgent = kind === 'recovery'
+  }
+
+  /** A channel of it has a flow. */
+  opened(channel: C, nowMs: number): void {
+    this.flows.add(channel)
+    this.traffic.kinds.push(channel.kind)
+    this.lastMs = nowMs
+  }
+
+  /** A channel's flow is over. @returns whether it was the last */
+  closed(channel: C): boolean {
+    this.traffic.ended.add(channel.stats)
+    this.flows.delete(channel)
+    return this.flows.size === 0
+  }
+
+  /** Main is at a point that means something. */
+  phase(phase: StreamPhase): PhaseOrder {
+    if (phase === 'eof') this.whole = true
+    else if (phase === 'return-path') this.record.answers = true
+    else if (phase === 'postcopy-advise') return 'advised'
+    else if (phase === 'postcopy' || phase === 'recovery') {
+      this.record.postcopy = true
+      this.urgent = true
+      return 'urgent'
+    }
+    return undefined
+  }
+
+  /** Its main is over: keeps what a recovery will need of it, where it broke off in postcopy. */
+  remember(paused: PausedMigrations): void {
+    if (this.remembered) return
+    this.remembered = true
+    const memory = this.whole || !this.urgent ? undefined : this.lead?.memory
+    if (memory) paused.keep(this.gate, memory)
+  }
+
+  /** Whether this has not been said yet: once a migration, and not for each of 255 channels. */
+  saysRaw(kind: ChannelKind, reason: string): boolean {
+    const words = `${kind} ${reason}`
+    if (this.saidRaw.has(words)) return false
+    this.saidRaw.add(words)
+    return true
+  }
+
+  /** The other side has it, or may. @param isUnheard whether it certainly never heard of this flow */
+  isKnown(isUnheard: (flow: number) => boolean): boolean {
+    return this.taken || [...this.flows].some(({ number }) => !isUnheard(number))
+  }
+
+  /** Call after each batch. @returns how it is expected to go on, once */
+  follow(nowMs: number, effort: number): Forecast | undefined {
+    return this.traffic.follow(this.blocks, () => this.counts(), nowMs - this.startMs, effort)
+  }
+
+  /** Counts of all its channels so far. */
+  private counts(): BatchStats {
+    return this.traffic.counts(Array.from(this.flows, ({ stats }) => stats))
+  }
+
+  /** @param effort of its next batch */
+  status(nowMs: number, effort: number): DepartureStatus {
+    const { rawBytes, packedBytes } = this.counts()
+    return {
+      migration: this.number,
+      id: this.record.id,
+      target: this.gate.target,
+      ...this.record.guest,
+      seconds: Math.round(nowMs - this.startMs) / 1000,
+      channels: this.flows.size,
+      postcopy: this.record.postcopy,
+      bytes: rawBytes,
+      bytesBack: this.traffic.bytesBack,
+      bytesWan: packedBytes,
+      effort,
+    }
+  }
+
+  /** Once it is over. */
+  summary(nowMs: number): MigrationSummary {
+    const { record, traffic } = this
+    const counts = this.counts()
+    const { rawBytes, packedBytes } = counts
+    return {
+      migration: this.number,
+      id: record.id,
+      target: this.gate.target,
+      ...record.guest,
+      ...record.verdict(),
+      channels: traffic.channels,
+      seconds: Math.round(nowMs - this.startMs) / 1000,
+      bytesIn: rawBytes,
+      bytesWan: packedBytes,
+      ratio: rawBytes === 0 ? 1 : Math.round((packedBytes / rawBytes) * 10000) / 10000,
+      efforts: [...traffic.effortBytes],
+      bytesBack: traffic.bytesBack,
+      ...(traffic.forecast ? { forecast: traffic.forecast } : {}),
+      pages: pageCounts(counts),
+      endedBy: record.endedBy,
+    }
+  }
+}

@@ -1,0 +1,76 @@
+/**
+ * What is told of a migration: as it is while it runs, and once when it is over. Plain data, logged and printed as it is;
+ * units stand in the names.
+ */
+import type { GuestName } from './channel-ends.ts'
+import type { Forecast } from './forecast.ts'
+import type { Verdict } from './outcome.ts'
+
+/** At either side, at any time; of the guest what its channels say. */
+interface Told extends GuestName {
+  readonly migration: number
+  /** The same at both sites. */
+  readonly id: string
+  readonly target: string
+  /** Since it began. */
+  readonly seconds: number
+  /** Bytes of the return path. */
+  readonly bytesBack: number
+}
+
+/** One that runs, as either side sees it. */
+export interface MigrationStatus extends Told {
+  /** Channels that are open. */
+  readonly channels: number
+  /** The guest may run at the destination already, on pages that have not come. */
+  readonly postcopy: boolean
+  /** Bytes of the channels. */
+  readonly bytes: number
+}
+
+/** One that runs, at the source. */
+export interface DepartureStatus extends MigrationStatus {
+  /** Bytes on the WAN, of batches that have been packed. */
+  readonly bytesWan: number
+  /** Effort of the next batch. */
+  readonly effort: number
+}
+
+/** One that is over. `level` is for alerting. */
+interface Ended extends Told, Verdict {
+  readonly endedBy: string
+}
+
+/** Pages by what was sent of them. */
+export interface PageCounts {
+  readonly zero: number
+  readonly same: number
+  readonly template: number
+  readonly earlier: number
+  readonly fill: number
+  readonly patched: number
+  readonly whole: number
+  readonly opaque: number
+}
+
+/** One that is over, at the source. */
+export interface MigrationSummary extends Ended {
+  /** 'main, 2 multifd' */
+  readonly channels: string
+  /** Bytes that QEMU sent, and the batches that carried them. */
+  readonly bytesIn: number
+  readonly bytesWan: number
+  /** bytesWan / bytesIn. */
+  readonly ratio: number
+  /** Of `bytesIn`, what was encoded at each effort, from 0 on. */
+  readonly efforts: readonly number[]
+  /** None where the migration was over too soon, or its memory could not be followed. */
+  readonly forecast?: Forecast
+  readonly pages: PageCounts
+}
+
+/** One that is over, at the destination. */
+export interface ArrivalSummary extends Ended {
+  /** Bytes given to QEMU. */
+  readonly bytesOut: number
+}

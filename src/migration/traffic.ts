@@ -1,0 +1,58 @@
+/** What has passed of a migration at its source, counted over all of its channels. */
+import { BatchStats } from '../codec/stats.ts'
+import type { BlockTable } from '../qemu/block-table.ts'
+import { type Forecast, Forecaster } from './forecast.ts'
+import type { PageCounts } from './summary.ts'
+
+export class Traffic {
+  /** Of channels that have ended. */
+  readonly ended = new BatchStats()
+  /** Of every channel that was opened, in order. */
+  readonly kinds: string[] = []
+  /** Raw bytes by level of effort. */
+  readonly effortBytes: number[]
+  /** Of the return path. */
+  bytesBack = 0
+  forecast: Forecast | undefined
+  private readonly forecaster = new Forecaster()
+
+  /** @param efforts how many levels there are */
+  constructor(efforts: number) {
+    this.effortBytes = new Array(efforts).fill(0)
+  }
+
+  /** All so far. @param open counts of channels that have not ended */
+  counts(open: Iterable<BatchStats>): BatchStats {
+    const counts = new BatchStats()
+    counts.add(this.ended)
+    for (const stats of open) counts.add(stats)
+    return counts
+  }
+
+  /** Call after each batch, `ms` after the migration's start. @returns the forecast, once */
+  follow(blocks: BlockTable, counts: () => BatchStats, ms: number, effort: number): Forecast | undefined {
+    const forecast = this.forecaster.update(blocks, counts, ms, effort)
+    this.forecast ??= forecast
+    return forecast
+  }
+
+  /** 'main, 2 multifd' */
+  get channels(): string {
+    const counts = new Map<string, number>()
+    for (const kind of this.kinds) counts.set(kind, (counts.get(kind) ?? 0) + 1)
+    return [...counts].map(([kind, count]) => (count > 1 ? `${count} ${kind}` : kind)).join(', ')
+  }
+}
+
+export function pageCounts(stats: BatchStats): PageCounts {
+  return {
+    zero: stats.zeroPages,
+    same: stats.samePages,
+    template: stats.templatePages,
+    earlier: stats.earlierPages,
+    fill: stats.fillPages,
+    patched: stats.patchPages,
+    whole: stats.newPages + stats.densePages,
+    opaque: stats.opaquePages,
+  }
+}

@@ -1,0 +1,240 @@
+/** A migration at its source: what its phases mean, what is kept for a recovery, and what is told of it. */
+import t from 'tap'
+import { sentenceOf, summaryLine } from '../../src/cli/summary-text.ts'
+import { BatchStats } from '../../src/codec/stats.ts'
+import { ChannelHead } from '../../src/migration/channel-ends.ts'
+import { Departure, type DepartureChannel } from '../../src/migration/departure.ts'
+import { Forecaster } from '../../src/migration/forecast.ts'
+import { Gate } from '../../src/migration/gates.ts'
+import type { Cause } from '../../src/migration/outcome.ts'
+import { PausedMigrations } from '../../src/migration/paused.ts'
+import { BlockTable } from '../../src/qemu/block-table.ts'
+import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
+import type { ParserMemory } from '../../src/qemu/main-stream.ts'
+import type { StreamPhase } from '../../src/qemu/record-sink.ts'
+
+const SESSION = '0123456789abcdef0123456789abcdef'
+
+class Channel implements DepartureChannel {
+  readonly gate: Gate<Channel, Departure<Channel>>
+  readonly host = 'host'
+  readonly isSilent = false
+  readonly stats = new BatchStats()
+  kind: ChannelKind
+  over = false
+  readonly number: number
+  readonly memory: ParserMemory = { blocks: [], blocksComplete: true, sections: [], machineType: 'pc' }
+
+  constructor(gate: Gate<Channel, Departure<Channel>>, kind: ChannelKind, number: number) {
+    this.gate = gate
+    this.kind = kind
+    this.number = number
+  }
+}
+
+/** A migration that has begun with a channel of this kind at 1000 ms, and has further ones. */
+function begun(kinds: readonly ChannelKind[], number = 3): Departure<Channel> {
+  const gate = new Gate<Channel, Departure<Channel>>('web')
+  const departure = new Departure<Channel>({
+    session: SESSION,
+    number,
+    gate,
+    startMs: 1000,
+    kind: kinds[0]!,
+    efforts: 6,
+  })
+  for (const [i, kind] of kinds.entries()) {
+    const channel = new Channel(gate, kind, i + 1)
+    departure.lead ??= channel
+    departure.opened(channel, 1000 + i)
+  }
+  return departure
+}
+
+t.test('phases', t => {
+  const phases: StreamPhase[] = ['header', 'ram-start', 'switchover', 'ram-end', 'colo', 'snapshot-devices']
+  const departure = begun(['main'])
+  for (const phase of phases) t.equal(departure.phase(phase), undefined, `nothing follows of ${phase}`)
+  t.match(departure, { urgent: false, record: { postcopy: false, answers: false } })
+  t.equal(departure.phase('return-path'), undefined)
+  t.equal(departure.record.answers, true)
+  t.equal(departure.phase('postcopy-advise'), 'advised', 'those silent at its gate may be its preempt channel')
+  t.equal(departure.urgent, false, 'no guest waits yet')
+  t.equal(departure.phase('postcopy'), 'urgent')
+  t.match(departure, { urgent: true, record: { postcopy: true } })
+  t.equal(begun(['main']).phase('recovery'), 'urgent')
+  t.match(
+    begun(['recovery']),
+    { urgent: true, record: { postcopy: true } },
+    'from its start, whether it can be read or not',
+  )
+  t.end()
+})
+
+t.test('what a recovery needs is kept of a main that broke off in postcopy, once', t => {
+  const kept = (phases: readonly StreamPhase[]) => {
+    const paused = new PausedMigrations()
+    const departure = begun(['main', 'preempt'])
+    for (const phase of phases) departure.phase(phase)
+    departure.remember(paused)
+    const memory = paused.take(departure.gate)
+    departure.remember(paused)
+    t.equal(paused.take(departure.gate), undefined, 'once')
+    return memory
+  }
+  t.equal(kept([]), undefined, 'before the switch the guest goes on at the source')
+  t.equal(kept(['postcopy', 'eof']), undefined, 'all of it has passed')
+  t.match(kept(['postcopy']), { machineType: 'pc' })
+  t.end()
+})
+
+t.test('what the other side may know of ends with the session', t => {
+  const departure = begun(['main', 'multifd', 'multifd'])
+  t.equal(
+    departure.isKnown(() => true),
+    false,
+    'it never heard of any channel',
+  )
+  t.equal(
+    departure.isKnown(flow => flow !== 2),
+    true,
+    'it may have heard of one',
+  )
+  departure.taken = true
+  t.equal(
+    departure.isKnown(() => true),
+    true,
+  )
+  t.end()
+})
+
+t.test('what is relayed raw is said once a migration', t => {
+  const departure = begun(['main'])
+  t.same(
+    [
+      ['main', 'a'],
+      ['main', 'a'],
+      ['multifd', 'a'],
+      ['main', 'b'],
+    ].map(([kind, reason]) => departure.saysRaw(kind as ChannelKind, reason!)),
+    [true, false, true, true],
+  )
+  t.end()
+})
+
+t.test('what is told while it runs, and at its end', t => {
+  const departure = begun(['main', 'multifd', 'multifd'])
+  const [main, first, last] = [...departure.flows]
+  Object.assign(main!.stats, { rawBytes: 900_000, packedBytes: 123_000, zeroPages: 7, newPages: 2 })
+  Object.assign(first!.stats, { rawBytes: 100_000, packedBytes: 456, densePages: 1 })
+  departure.traffic.effortBytes[1]! += 7
+  departure.traffic.bytesBack = 8
+  const head = Buffer.concat([
+    Buffer.from('5145564d00000003070000000d', 'hex'),
+    Buffer.from('pc-q35-8.2'.padEnd(13, '+')),
+  ])
+  const channelHead = new ChannelHead()
+  channelHead.push(head, 0, head.length)
+  departure.record.begins(channelHead)
+  departure.record.returnPath().push(Buffer.from('0001000400000000', 'hex'), 0, 8)
+  t.equal(departure.closed(first!), false)
+  const named = { migration: 3, id: '01234567-3', target: 'web', machine: 'pc-q35-8.2+++' }
+  t.same(
+    departure.status(2500, 4),
+    {
+      ...named,
+      ...{ seconds: 1.5, channels: 2, postcopy: false, effort: 4 },
+      ...{ bytes: 1_000_000, bytesBack: 8, bytesWan: 123_456 },
+    },
+    'channels that have ended are counted, and those that run',
+  )
+  t.equal(departure.closed(last!), false)
+  t.equal(departure.closed(main!), true, 'the last one')
+  const summary = departure.summary(3500)
+  t.match(summary, {
+    ...named,
+    outcome: 'completed',
+    level: 'info',
+    channels: 'main, 2 multifd',
+    seconds: 2.5,
+    ratio: 0.1235,
+    efforts: [0, 7, 0, 0, 0, 0],
+    pages: { zero: 7, whole: 3 },
+  })
+  t.equal(
+    summaryLine(summary),
+    'completed (the destination QEMU has taken over); main, 2 multifd: 1.0 MB from QEMU, 123.5 kB on the WAN (12.3 %), 2.5 s; pages: 7 zero, 3 whole; both sides closed',
+  )
+  departure.traffic.forecast = {
+    atSeconds: 1,
+    effort: 3,
+    seconds: [2, 3.25],
+    bytesIn: [900_000, 950_000],
+    bytesWan: [100_000, 200_000],
+  }
+  const told = departure.summary(3500)
+  t.same(told.forecast, departure.traffic.forecast)
+  t.match(summaryLine(told), /2\.5 s \(forecast 2\.0 to 3\.3 s, 100\.0 kB to 200\.0 kB\); pages/)
+  t.end()
+})
+
+t.test('ends as people read them', t => {
+  const end = (number: number, cause?: Cause) => {
+    const departure = begun(['main'], number)
+    if (cause) departure.record.ended(cause)
+    const { level, ...fields } = departure.summary(2000)
+    const sentence = sentenceOf({ level, event: 'migration ended', fields, cause: undefined })
+    return { level, outcome: fields.outcome, ...sentence }
+  }
+  t.match(
+    [end(4), end(5, { by: 'source', how: 'closed', text: 'source QEMU closed' })],
+    [
+      { level: 'warn', text: /^migration 4 ended: cancelled/, fields: { id: '01234567-4', target: 'web' } },
+      { level: 'warn', text: /^migration 5 ended: cancelled/, fields: { id: '01234567-5' } },
+    ],
+  )
+  t.match(end(6, { by: 'pair', how: 'broke', text: 'no connection to the peer for 120 s' }), {
+    level: 'error',
+    outcome: 'failed',
+    text: /no connection to the peer for 120 s/,
+  })
+  t.end()
+})
+
+t.test('a forecast: the parts of the first half are the bounds of the other', t => {
+  const blocks = new BlockTable([
+    { idstr: 'pc.ram', lengthBytes: 1500 * 4096 },
+    { idstr: 'vga.vram', lengthBytes: 100 * 4096 },
+  ])
+  const stats = new BatchStats()
+  const forecaster = new Forecaster()
+  const counts = (): BatchStats => Object.assign(new BatchStats(), stats)
+  let ms = 0
+  const pass = (zero: number, whole: number) => {
+    ms += whole
+    stats.zeroPages += zero
+    stats.newPages += whole
+    stats.rawBytes += zero * 9 + whole * 4104
+    stats.packedBytes += whole * 1000
+    return forecaster.update(blocks, counts, ms, 3)
+  }
+  t.equal(pass(0, 50), undefined, 'the block list may still grow')
+  blocks.complete = true
+  t.equal(pass(0, 50), undefined)
+  for (const whole of [50, 100, 0, 50, 20, 60]) t.equal(pass(100 - whole, whole), undefined, 'not yet half of it')
+  t.same(
+    pass(0, 100),
+    {
+      atSeconds: 0.48,
+      effort: 3,
+      seconds: [0.5, 1.3],
+      bytesIn: [480 * 4104 + 320 * 9 + 800 * 9, 480 * 4104 + 320 * 9 + 800 * 4104],
+      bytesWan: [480_000, 1_280_000],
+    },
+    'as if the rest were all as the least, or all as the most',
+  )
+  t.equal(pass(400, 0), undefined, 'once')
+  const short = new Forecaster()
+  t.equal(short.update(blocks, counts, 1, 3), undefined, 'of one batch nothing is known')
+  t.end()
+})
