@@ -1,6 +1,7 @@
 /** `pageferry destination`: the proxy beside the destination QEMU. */
 import type { Argv, CommandModule } from 'yargs'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
+import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { readCommon } from '../daemon/settings.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
@@ -14,8 +15,6 @@ import {
   type ProxyArguments,
   proxyOptions,
   proxySettings,
-  runProxy,
-  type StatusLine,
 } from './proxy-options.ts'
 
 interface DestinationArguments extends ProxyArguments {

@@ -9,6 +9,7 @@ import {
   readConfiguration,
 } from '../daemon/configuration.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
+import { type Runnable, runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
@@ -19,15 +20,7 @@ import { groupId } from '../relay/group.ts'
 import type { Role } from '../session/api.ts'
 import { listenAt } from './destination-command.ts'
 import { print, printLines, tell } from './output.ts'
-import {
-  newTeller,
-  type ProcessMemory,
-  processMemory,
-  proxySettings,
-  type Runnable,
-  runProxy,
-  type StatusLine,
-} from './proxy-options.ts'
+import { newTeller, type ProcessMemory, processMemory, proxySettings } from './proxy-options.ts'
 import { storeKeyOf } from './store-key.ts'
 
 interface ServeArguments {

@@ -1,6 +1,7 @@
 /** `pageferry source`: the proxy beside the source QEMU. */
 import type { Argv, CommandModule } from 'yargs'
 import { parseEffortOrAuto } from '../compression/effort.ts'
+import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { readCommon } from '../daemon/settings.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon, sourceRingPagesMax } from '../daemon/source-daemon.ts'
@@ -11,14 +12,7 @@ import { parseCap, parseCount } from '../quantity.ts'
 import { formatAddress, parseNamedAddress, parsePeer } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
-import {
-  newTeller,
-  type ProxyArguments,
-  proxyOptions,
-  proxySettings,
-  runProxy,
-  type StatusLine,
-} from './proxy-options.ts'
+import { newTeller, type ProxyArguments, proxyOptions, proxySettings } from './proxy-options.ts'
 
 interface SourceArguments extends ProxyArguments {
   readonly listen: string[]

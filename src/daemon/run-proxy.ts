@@ -1,0 +1,119 @@
+/** How a proxy runs as a process: signals, what systemd is told, a look at its certificates now and then. */
+import { isProxyError } from '../errors.ts'
+import type { Events } from './events.ts'
+import { Notifier } from './systemd.ts'
+import type { EventLog } from './text-log.ts'
+
+/** How often certificates and revocation lists are looked at, whether they expire soon. */
+const CREDENTIALS_LOOK_MS = 12 * 3_600_000
+
+/** A process that tells what happens, and its log. */
+export interface Teller {
+  readonly events: Events
+  readonly log: EventLog
+}
+
+/** A proxy as its process sees it. */
+export interface Runnable {
+  start(): Promise<void>
+  stop(): Promise<void>
+  abort(): Promise<void>
+  /** Reads certificates and keys again. */
+  reload(): void
+  /** What should be mended in the credentials, though they work. */
+  readonly warnings: readonly string[]
+  readonly running: number
+  /** Settles once running migrations have finished after `stop`, where `stop` itself does not wait for them. */
+  readonly ended?: Promise<void>
+}
+
+/** Where a proxy tells how it is: its `onStatus`, wired to systemd by `runProxy`. */
+export interface StatusLine {
+  tell: (status: string) => void
+}
+
+/**
+ * Runs until a signal ends it: SIGTERM and the first SIGINT let running migrations finish, a second SIGINT ends them
+ * (their source guests go on), SIGHUP reads certificates and keys again. Tells systemd where it started us.
+ *
+ * @param reloadSettings what else SIGHUP reads again; throws where the old settings stay
+ */
+export async function runProxy(
+  proxy: Runnable,
+  { events, log }: Teller,
+  status: StatusLine,
+  started: () => void,
+  reloadSettings: () => void = () => {},
+): Promise<void> {
+  const notifier = new Notifier(why => events.warn('systemd is not told', { reason: why }))
+  status.tell = text => notifier.status(text)
+  const warn = (): void => {
+    for (const warning of new Set(proxy.warnings)) events.warn('credentials', { warning })
+  }
+  warn()
+  setInterval(warn, CREDENTIALS_LOOK_MS).unref() // what is valid at the start expires while a proxy runs
+  let running = false
+  let asked: NodeJS.Signals | undefined
+  let end: () => void
+  const ended = new Promise<void>(done => {
+    end = done
+  })
+  const stop = (signal: NodeJS.Signals): void => {
+    asked = signal
+    if (!running) return // as soon as it runs
+    events.info('stopping', { signal, running: proxy.running })
+    notifier.stopping(`stopping: ${proxy.running} running`)
+    void proxy
+      .stop()
+      .then(() => proxy.ended)
+      .then(end)
+  }
+  const onSignal = (signal: NodeJS.Signals): void => {
+    if (asked === undefined) stop(signal)
+    else if (signal === 'SIGINT') {
+      events.warn('ending running migrations: their source guests go on')
+      process.exitCode = 130
+      void proxy.abort().then(end)
+    }
+  }
+  const reload = (): void => {
+    if (!running) return // it reads them just now
+    notifier.reloading()
+    try {
+      proxy.reload()
+      events.info('certificates and keys read again')
+      warn()
+    } catch (error) {
+      events.error('certificates and keys not read: the old ones stay', reasonOf(error))
+    }
+    try {
+      reloadSettings()
+    } catch (error) {
+      events.error('settings not read: the old ones stay', reasonOf(error)) // whatever it is: migrations run
+    }
+    notifier.ready()
+  }
+  // before anybody can have been told that it runs
+  process.on('SIGTERM', onSignal)
+  process.on('SIGINT', onSignal)
+  process.on('SIGHUP', reload)
+  try {
+    await proxy.start()
+  } catch (error) {
+    await proxy.abort() // what was started before it failed would keep the process alive
+    throw error
+  }
+  running = true
+  started()
+  notifier.ready()
+  notifier.startWatchdog()
+  if (asked !== undefined) stop(asked)
+  await ended
+  await notifier.close()
+  events.info('stopped')
+  await log.settle()
+}
+
+function reasonOf(error: unknown): { readonly error: string; readonly hint?: string } {
+  return isProxyError(error) ? { error: error.what, hint: error.action } : { error: String(error) }
+}
