@@ -2,15 +2,11 @@
  * Disk images that are no plain bytes (qcow2, VMDK, VHDX, VDI, with backing chains and snapshots): QEMU's own qemu-nbd reads
  * them and serves their content over a socket of this process alone. It ends when we close, or are gone.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdtemp, rm } from 'node:fs/promises'
-import { connect, type Socket } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
+import type { Duplex } from 'node:stream'
 import { ProxyError } from '../errors.ts'
+import { QemuNbd } from '../system/qemu-nbd.ts'
 import type { Chunks } from './input-file.ts'
-import { DISK_SERVER_WAIT_MS, READ_LENGTH } from './limits.ts'
+import { READ_LENGTH } from './limits.ts'
 
 /** Formats as qemu-nbd calls them. Told, so that no image can pretend to be of another format. */
 export type ImageFormat = 'qcow2' | 'vmdk' | 'vhdx' | 'vdi'
@@ -37,9 +33,9 @@ export class DiskImage {
   readonly lengthBytes: number
   private readonly name: string
   private readonly connection: Connection
-  private readonly server: ChildProcess
+  private readonly server: QemuNbd
 
-  private constructor(name: string, lengthBytes: number, connection: Connection, server: ChildProcess) {
+  private constructor(name: string, lengthBytes: number, connection: Connection, server: QemuNbd) {
     this.name = name
     this.lengthBytes = lengthBytes
     this.connection = connection
@@ -48,32 +44,13 @@ export class DiskImage {
 
   /** @throws IO where qemu-nbd is not there, or does not like the image */
   static async open(path: string, format: ImageFormat): Promise<DiskImage> {
-    const folder = await mkdtemp(join(tmpdir(), 'pageferry-disk-'))
-    const at = join(folder, 'nbd')
-    const args = ['--read-only', `--format=${format}`, `--socket=${at}`, '--', path]
-    const server = spawn('qemu-nbd', args, { stdio: ['ignore', 'ignore', 'pipe'] })
-    let told = ''
-    server.stderr!.on('data', chunk => {
-      told = (told + chunk).slice(-500)
-    })
-    const ended = new Promise<Error | undefined>(done =>
-      server.once('error', done).once('close', () => done(undefined)),
-    )
+    const server = await QemuNbd.start(path, format)
     try {
-      const socket = await connectTo(at, server, ended)
-      const connection = new Connection(socket)
+      const connection = new Connection(server.socket)
       return new DiskImage(path, await connection.greet(), connection, server)
     } catch (cause) {
-      server.kill()
-      if (cause instanceof ProxyError) throw cause
-      const missing = (cause as NodeJS.ErrnoException).code === 'ENOENT'
-      const why = missing ? 'qemu-nbd is not installed' : told.trim().split('\n').at(-1) || (cause as Error).message
-      const action = missing
-        ? 'install qemu-utils, or qemu-img convert -O raw FILE RAW elsewhere'
-        : 'qemu-img check FILE'
-      throw new ProxyError('IO', `cannot read ${path}: ${why}`, { stream: path, offset: 0 }, action, { cause })
-    } finally {
-      await rm(folder, { recursive: true, force: true })
+      server.stop()
+      throw server.failure(cause)
     }
   }
 
@@ -102,36 +79,19 @@ export class DiskImage {
 
   close(): void {
     this.connection.close()
-    this.server.kill()
+    this.server.stop()
   }
-}
-
-/** The server listens some time after it was started, or ends before that. */
-async function connectTo(at: string, server: ChildProcess, ended: Promise<Error | undefined>): Promise<Socket> {
-  let over: Error | undefined | false = false
-  void ended.then(error => {
-    over = error
-  })
-  for (const untilMs = performance.now() + DISK_SERVER_WAIT_MS; performance.now() < untilMs; await sleep(20)) {
-    if (over !== false) throw over ?? new Error(`qemu-nbd ended with ${server.exitCode ?? server.signalCode}`)
-    const socket = connect(at)
-    const connected = await new Promise<boolean>(done => {
-      socket.once('connect', () => done(true)).once('error', () => done(false))
-    })
-    if (connected) return socket
-  }
-  throw new Error(`qemu-nbd did not listen within ${DISK_SERVER_WAIT_MS / 1000} s`)
 }
 
 /** A request, then its answer. */
 class Connection {
-  private readonly socket: Socket
+  private readonly socket: Duplex
   private readonly bytes: AsyncIterator<Buffer>
   private rest: Buffer = Buffer.alloc(0)
   /** Bytes of the answer that is still to come; 0: nothing was asked. */
   private owed = 0
 
-  constructor(socket: Socket) {
+  constructor(socket: Duplex) {
     this.socket = socket
     socket.on('error', () => {}) // the reading tells
     this.bytes = socket[Symbol.asyncIterator]() as AsyncIterator<Buffer>
@@ -178,7 +138,6 @@ class Connection {
 
   close(): void {
     if (!this.socket.destroyed) this.request(NBD.DISCONNECT, 0, 0)
-    this.socket.destroySoon()
   }
 
   private request(type: number, offset: number, length: number): void {

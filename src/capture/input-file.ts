@@ -1,11 +1,10 @@
 /** Where an input's bytes come from: a file, a block device, a pipe, standard input. What they are is another matter. */
-import { closeSync, constants, createReadStream, openSync, readSync } from 'node:fs'
+import { constants, createReadStream } from 'node:fs'
 import { type FileHandle, open, stat } from 'node:fs/promises'
-import { Socket } from 'node:net'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
-import { FIFO_FIRST_LENGTH, FIFO_POLL_MS, FIFO_WAIT_MS, READ_LENGTH } from './limits.ts'
+import { openFifo } from '../system/fifo.ts'
+import { READ_LENGTH } from './limits.ts'
 
 /** What `-` among inputs means. */
 export const STANDARD_INPUT = '-'
@@ -125,48 +124,6 @@ async function* readOnce(
   } catch (cause) {
     signal?.throwIfAborted()
     throw unreadable(name, cause)
-  }
-}
-
-/**
- * A FIFO as a stream, once somebody has written to it. It is opened without waiting for that, and read by the event loop:
- * a thread that waits could not be ended. One that nobody writes to looks as if it had ended, and no event tells of the
- * first writer, so it is looked at again and again.
- */
-async function openFifo(path: string, name: string, signal: AbortSignal | undefined): Promise<Socket> {
-  const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK)
-  const first = Buffer.alloc(FIFO_FIRST_LENGTH)
-  try {
-    for (let untilMs = performance.now() + FIFO_WAIT_MS; ; ) {
-      const have = readNow(fd, first)
-      if (have === WRITER_IDLE) untilMs = performance.now() + FIFO_WAIT_MS
-      if (have > 0) {
-        const socket = new Socket({ fd, readable: true, writable: false })
-        socket.unshift(first.subarray(0, have))
-        return socket
-      }
-      if (performance.now() > untilMs) {
-        const what = `nobody has written to ${name} for ${FIFO_WAIT_MS / 1000} s`
-        throw new ProxyError('IO', what, { stream: name, offset: 0 }, 'start what writes to it first')
-      }
-      await sleep(FIFO_POLL_MS, undefined, { signal })
-    }
-  } catch (error) {
-    closeSync(fd)
-    throw error
-  }
-}
-
-/** Somebody has it open for writing, and has not written yet. */
-const WRITER_IDLE = -1
-
-/** Bytes that are there at once; WRITER_IDLE, or 0 where nobody has it open for writing. */
-function readNow(fd: number, into: Buffer): number {
-  try {
-    return readSync(fd, into)
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EAGAIN') return WRITER_IDLE
-    throw error
   }
 }
 

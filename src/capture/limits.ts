@@ -4,20 +4,12 @@
 export const READ_LENGTH = 1 << 20
 /** Bytes from an input's start by which formats are told: the last magic looked for is ext4's, at 1080. */
 export const HEAD_LENGTH = 4096
-/** A FIFO that nobody opens for writing is waited for so long: who writes to it is started at about the same time ... */
-export const FIFO_WAIT_MS = 10_000
-/** ... and looked at so often meanwhile. */
-export const FIFO_POLL_MS = 50
-/** Bytes of the read that finds the first ones: what a pipe holds. */
-export const FIFO_FIRST_LENGTH = 64 << 10
 /** Wrappings around an input: a save image in gzip, with a stream in zstd in it, are three. */
 export const WRAPPINGS_MAX = 4
 /** Segments of an ELF core: a guest has some RAM, a hole for PCI, and a few more of each. */
 export const CORE_SEGMENTS_MAX = 4096
 /** Where their table may stand: QEMU writes it right behind the header. */
 export const CORE_TABLE_AT_MAX = 1 << 20
-/** qemu-nbd opens an image in milliseconds; a backing chain over a network in some more. */
-export const DISK_SERVER_WAIT_MS = 10_000
 /** Before the RAMBlocks of a mapped-ram file: a header, a configuration, perhaps some early device state. */
 export const MAPPED_START_MAX = 4 << 20
 /** Bitmap of a RAMBlock there: 4 TiB of guest. */

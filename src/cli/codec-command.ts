@@ -17,6 +17,7 @@ import { type EncodeResult, encodeStream } from '../file/encoded-file-writer.ts'
 import { OutputFile } from '../file/output-file.ts'
 import { formatCount, formatSize, parseCap, parseCount, parseSize } from '../quantity.ts'
 import type { TemplateStore } from '../store/template-store.ts'
+import { Interruption } from '../system/interruption.ts'
 import { digestOfFileName } from '../template/wire.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
 import { print, printLines, tell } from './output.ts'
@@ -201,30 +202,15 @@ interface Attendance {
   read(bytes: number): void
 }
 
-/** How long what was interrupted may take to clear up: a write to a pipe that nobody reads never ends. */
-const CLEAR_UP_MS = 2000
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
-
 /** Runs with a progress bar on a terminal and a signal that Ctrl-C aborts. */
 async function attended<T>(quiet: boolean, work: (attendance: Attendance) => Promise<T>): Promise<T> {
-  const stop = new AbortController()
-  let interruptedBy: NodeJS.Signals | undefined
-  const interrupt = (signal: NodeJS.Signals): void => {
-    interruptedBy = signal
-    for (const name of SIGNALS) process.off(name, interrupt)
-    stop.abort(new ProxyError('IO', 'interrupted', undefined, 'nothing is left behind; start again'))
-    setTimeout(() => {
-      OutputFile.discardAll()
-      process.kill(process.pid, signal) // now by the system's own rule
-    }, CLEAR_UP_MS).unref()
-  }
-  for (const name of SIGNALS) process.on(name, interrupt)
+  const interruption = new Interruption(OutputFile.discardAll)
   let bar: SingleBar | undefined
   let total = 0
   let read = 0
   try {
     return await work({
-      signal: stop.signal,
+      signal: interruption.signal,
       expect: bytes => {
         if (bytes === undefined || bytes === 0 || quiet || !process.stderr.isTTY) return
         total = bytes
@@ -239,11 +225,11 @@ async function attended<T>(quiet: boolean, work: (attendance: Attendance) => Pro
       },
     })
   } catch (error) {
-    if (interruptedBy !== undefined) process.exitCode = 128 + constants.signals[interruptedBy]
+    if (interruption.by !== undefined) process.exitCode = 128 + constants.signals[interruption.by]
     throw error
   } finally {
     bar?.stop()
-    for (const name of SIGNALS) process.off(name, interrupt)
+    interruption.end()
   }
 }
 

@@ -1,8 +1,9 @@
 /** A file that a command writes: whole under its name, or not there at all. */
 import { randomBytes } from 'node:crypto'
-import { rmSync, write } from 'node:fs'
+import { rmSync } from 'node:fs'
 import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { ioError } from '../io-error.ts'
+import { writeStandardOutput } from '../system/standard-output.ts'
 
 /** A batch comes in a dozen pieces, most of them short, and each write is a trip to libuv's pool. */
 const GATHER_BYTES = 256 * 1024
@@ -102,23 +103,4 @@ export class OutputFile {
 
 async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
   for (let at = 0; at < bytes.length; ) at += (await file.write(bytes, at, bytes.length - at)).bytesWritten
-}
-
-/** All of it; not through process.stdout, whose errors come twice: to the writer and to whoever listens. */
-async function writeStandardOutput(bytes: Uint8Array): Promise<void> {
-  for (let at = 0; at < bytes.length; ) {
-    try {
-      at += await writeTo(1, bytes, at)
-    } catch (error) {
-      // a pipe that whoever made it does not want to wait for
-      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error
-      await new Promise(done => setTimeout(done, 1))
-    }
-  }
-}
-
-function writeTo(descriptor: number, bytes: Uint8Array, at: number): Promise<number> {
-  return new Promise((done, failed) => {
-    write(descriptor, bytes, at, bytes.length - at, null, (error, written) => (error ? failed(error) : done(written)))
-  })
 }
