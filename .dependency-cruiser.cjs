@@ -5,7 +5,7 @@ const LEVELS = [
   ['qemu/', 'template/', 'wan/'],
   ['kernel/', 'codec/'],
   ['compression/', 'session/', 'migration/'],
-  ['store/', 'capture/', 'transfer/', 'file/', 'relay/', 'link/', 'learning/', 'qmp/'],
+  ['store/', 'capture/', 'transfer/', 'file/', 'relay/', 'link/', 'learning/', 'qmp/', 'system/'],
   ['daemon/'],
   ['cli/'],
 ]
@@ -13,8 +13,9 @@ const LEVELS = [
 /** Exceptions: what a folder may import from its own level, and where less than every lower level is allowed. */
 const BESIDE = {
   'codec/': ['kernel/'],
-  'transfer/': ['store/'],
-  'file/': ['store/', 'transfer/'],
+  'transfer/': ['store/', 'system/'],
+  'capture/': ['system/'],
+  'file/': ['store/', 'system/', 'transfer/'],
   'learning/': ['store/'],
 }
 const ONLY = { 'kernel/': LEVELS[0] }
@@ -35,6 +36,11 @@ const layers = LEVELS.flatMap((names, level) =>
   }),
 )
 
+/** Sockets and timers: the proxies' ... */
+const WAITING = ['relay/', 'link/', 'daemon/']
+/** ... and the commands', which no proxy runs; the event loop, a part, is handed in. Globals (setTimeout): biome.json. */
+const WAITING_COMMANDS = ['system/', 'qmp/']
+
 /** @type {import('dependency-cruiser').IConfiguration} */
 module.exports = {
   forbidden: [
@@ -45,6 +51,20 @@ module.exports = {
       severity: 'error',
       from: { path: '^src/', pathNot: LEVELS.flat().map(pathOf) },
       to: {},
+    },
+    {
+      name: 'sockets-and-timers',
+      comment: 'what decides is told the time and handed the bytes, so that a test can play it again',
+      severity: 'error',
+      from: { path: '^src/', pathNot: [...WAITING, ...WAITING_COMMANDS].map(pathOf) },
+      to: { dependencyTypes: ['core'], path: '^(?:node:)?(?:net|tls|dgram|http|https|http2|timers)(?:/|$)' },
+    },
+    {
+      name: 'no-proxy-waits-for-commands',
+      comment: 'sockets and timers of commands stay out of what runs for months',
+      severity: 'error',
+      from: { path: WAITING.map(pathOf) },
+      to: { path: [...WAITING_COMMANDS, 'capture/', 'file/'].map(pathOf) },
     },
     { name: 'no-cycle', severity: 'error', from: {}, to: { circular: true } },
     {

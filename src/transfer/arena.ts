@@ -3,7 +3,6 @@
  * each session. A session's references reach the sets that it agreed on and its own ring, and nothing else: the kernel
  * checks slots against these before it turns them into addresses. What a session gives back is zeroed before another gets it.
  */
-import { setImmediate as turn } from 'node:timers/promises'
 import { assert } from '../errors.ts'
 import {
   createMemory,
@@ -24,6 +23,7 @@ import {
   writeKeys,
 } from '../kernel/kernel.ts'
 import type { SetFile } from '../store/set-file.ts'
+import { type EventLoop, nextTurn } from '../system/event-loop.ts'
 import { Space } from './space.ts'
 
 /** Template pages that are put into a table in one turn of the event loop: about 1 ms. */
@@ -80,9 +80,11 @@ export class Arena {
   private readonly sets = new Map<string, LoadedSet>()
   private readonly indices = new Map<string, TemplateIndex>()
   private readonly pagesMax: number
+  private readonly loop: EventLoop
 
   /** @param pageKey 256 random bytes. @throws LIMIT_EXCEEDED where no addresses can be had for `leastBytes` */
-  constructor(pageKey: Uint8Array, leastBytes: number) {
+  constructor(pageKey: Uint8Array, leastBytes: number, loop: EventLoop) {
+    this.loop = loop
     const { keys, end } = layoutKeys()
     this.keys = keys
     let pagesMax = MEMORY_PAGES_MAX
@@ -235,7 +237,7 @@ export class Arena {
     if (failed) throw failed.reason
     writeConfig(this.memory.buffer, layout)
     const kernel = kernelOver(this.memory, layout, implementation ? { implementation } : {})
-    index.ready ??= makeIndex(index, kernel)
+    index.ready ??= makeIndex(index, kernel, this.loop)
     await index.ready
     return kernel
   }
@@ -300,7 +302,7 @@ export class Arena {
         // pages that nobody wrote to are left alone, or they would take memory now
         if (!isZero(bytes, page, end)) bytes.fill(0, page, end)
       }
-      await turn()
+      await nextTurn(this.loop)
     }
     this.space.give(at, length)
   }
@@ -327,7 +329,7 @@ function inOnePiece(sets: readonly LoadedSet[]): number {
 }
 
 /** Fills map and table, a little at a time. */
-async function makeIndex({ layout, sets }: TemplateIndex, kernel: Kernel): Promise<void> {
+async function makeIndex({ layout, sets }: TemplateIndex, kernel: Kernel, loop: EventLoop): Promise<void> {
   const { templateMap, templateEntries, templatePages } = layout
   if (templateMap !== 0) {
     const map = new Uint32Array(kernel.memory.buffer, templateMap, templatePages)
@@ -337,6 +339,6 @@ async function makeIndex({ layout, sets }: TemplateIndex, kernel: Kernel): Promi
   if (templateEntries === 0) return
   for (let from = 0; from < templatePages; from += INDEX_STEP) {
     kernel.indexTemplates(from, Math.min(templatePages, from + INDEX_STEP))
-    await turn()
+    await nextTurn(loop)
   }
 }

@@ -15,7 +15,7 @@ import { assert, ProxyError } from '../errors.ts'
 import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE } from '../limits.ts'
 import { Deque } from '../session/deque.ts'
 import type { Pool } from './pool.ts'
-import { turns } from './turns.ts'
+import type { Turns } from './turns.ts'
 
 /** Batches up to this size are copied out instead of holding a slot of a whole megabyte. */
 const COPY_MAX = 65536
@@ -44,6 +44,7 @@ interface ArrivedJob {
 
 export class Inbound {
   readonly pool: Pool
+  private readonly turns: Turns
   private readonly expander: BatchExpander
   private readonly unpacker = new ColumnUnpacker()
   private readonly onError: (error: ProxyError) => void
@@ -66,6 +67,7 @@ export class Inbound {
   constructor(pool: Pool, seed: readonly [number, number], onError: (error: ProxyError) => void, holder = '') {
     assert(pool.slots.length > 0 && pool.slotBytes >= 1 << 20, 'an expanding pool needs slots of a whole batch')
     this.pool = pool
+    this.turns = pool.turns
     this.expander = new BatchExpander(pool.kernel, seed[0], seed[1])
     this.onError = onError
     this.holder = holder
@@ -104,8 +106,8 @@ export class Inbound {
 
   /** Calls back once all batches so far are expanded: at once where none is under way, and this turn has time. */
   mark(then: () => void): void {
-    if (!this.running && (this.failed || turns.hasTime)) {
-      turns.spend(WORK_PER_MARK)
+    if (!this.running && (this.failed || this.turns.hasTime)) {
+      this.turns.spend(WORK_PER_MARK)
       then()
       return
     }
@@ -137,12 +139,12 @@ export class Inbound {
       while (!this.failed) {
         const job = this.jobs.shift()
         if (job === undefined) break
-        if (!turns.hasTime) {
-          await turns.next(this.holder)
+        if (!this.turns.hasTime) {
+          await this.turns.next(this.holder)
           if (this.failed) break
         }
         if ('then' in job) {
-          turns.spend(WORK_PER_MARK)
+          this.turns.spend(WORK_PER_MARK)
           job.then()
           continue
         }
@@ -153,7 +155,7 @@ export class Inbound {
         const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)
         if (unpacking !== undefined) await unpacking
         if (!this.failed) this.expand(job.channel, batch)
-        turns.spend(WORK_PER_BATCH + this.expander.work - workBefore)
+        this.turns.spend(WORK_PER_BATCH + this.expander.work - workBefore)
       }
     } catch (error) {
       const what = `a batch could not be expanded: ${(error as Error).message}`

@@ -3,7 +3,6 @@
  * way. All sessions of a process share memories (arena.ts). Who owns what in them: docs/adr/0003-memory.md.
  */
 import { randomBytes } from 'node:crypto'
-import { setImmediate as turn } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { WORKSPACE_BYTES, Workspace } from '../codec/workspace.ts'
@@ -22,7 +21,9 @@ import {
 } from '../kernel/kernel.ts'
 import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
+import { EVENT_LOOP, type EventLoop, nextTurn } from '../system/event-loop.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
+import { Turns } from './turns.ts'
 
 export { PAGE_BYTES } from '../kernel/kernel.ts'
 
@@ -63,6 +64,8 @@ export interface Pool {
   /** Address of each slot. */
   readonly slots: readonly number[]
   readonly slotBytes: number
+  /** Whose turn it is to expand, among all pools of the process. */
+  readonly turns: Turns
   /**
    * A migration has begun, or a batch has passed: what it will soon need is made ready, a little in each turn of the event
    * loop. Cheap where nothing is to do. @returns settles when long matches of the templates are known
@@ -99,13 +102,24 @@ export class Pools {
   private arenas: Arena[] = []
   /** Blocks that are being zeroed. */
   private readonly cleaning = new Set<Promise<void>>()
-  private sweeping: NodeJS.Timeout | undefined
+  private sweepDue = false
+  private readonly loop: EventLoop
+  private readonly turns: Turns
 
   /**
    * @param options.setsBytesMax bytes that sets may take in all memories together: where sessions do not fit into one memory
    *   another one has the same sets again
    */
-  constructor(options: { implementation?: 'simd' | 'twin'; unusedMs?: number; setsBytesMax?: number } = {}) {
+  constructor(
+    options: {
+      readonly implementation?: 'simd' | 'twin'
+      readonly unusedMs?: number
+      readonly setsBytesMax?: number
+      readonly loop?: EventLoop
+    } = {},
+  ) {
+    this.loop = options.loop ?? EVENT_LOOP
+    this.turns = new Turns(this.loop)
     this.setsBytesMax = options.setsBytesMax ?? Number.POSITIVE_INFINITY
     this.implementation = options.implementation
     this.unusedMs = options.unusedMs ?? UNUSED_MS
@@ -193,7 +207,7 @@ export class Pools {
         if (missing.size === 0) {
           const bytes = poolBytes(request, pages)
           if (bytes > ARENA_BYTES) throw tooLarge(request, pages, bytes)
-          const arena = new Arena(randomBytes(256), bytes)
+          const arena = new Arena(randomBytes(256), bytes, this.loop)
           const lease = take(arena)
           if (!lease) throw tooLarge(request, pages, bytes)
           this.arenas.push(arena)
@@ -211,13 +225,14 @@ export class Pools {
       workspaces.push(new Workspace(kernel.bytes, next))
     const slots: number[] = []
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
-    const warmth = new Warmth(kernel)
+    const warmth = new Warmth(kernel, this.loop)
     let closed: Promise<void> | undefined
     return {
       kernel,
       workspaces,
       slots,
       slotBytes: request.slotBytes,
+      turns: this.turns,
       warm: () => warmth.warm(),
       close: () => {
         warmth.end()
@@ -228,23 +243,27 @@ export class Pools {
   }
 
   private async giveBack(arena: Arena, lease: Lease, kernel: Kernel | undefined): Promise<void> {
-    const cleaned = arena.giveBack(lease, kernel, performance.now())
+    const cleaned = arena.giveBack(lease, kernel, this.loop.nowMs())
     this.cleaning.add(cleaned)
     await cleaned
     this.cleaning.delete(cleaned)
-    this.sweeping ??= setTimeout(() => void this.sweep(), this.unusedMs).unref()
+    this.sweepLater()
+  }
+
+  private sweepLater(): void {
+    if (this.sweepDue) return
+    this.sweepDue = true
+    this.loop.after(this.unusedMs, () => void this.sweep())
   }
 
   /** Lets go of what nobody has used for a while. */
   private async sweep(): Promise<void> {
-    const untilMs = performance.now() - this.unusedMs + 1
+    const untilMs = this.loop.nowMs() - this.unusedMs + 1
     const before = this.arenas.length
     this.arenas = this.arenas.filter(({ sessions, idleMs }) => sessions > 0 || idleMs > untilMs)
     for (const arena of this.arenas) await arena.forget(untilMs)
-    this.sweeping = undefined
-    if (this.arenas.some(arena => arena.hasUnused)) {
-      this.sweeping = setTimeout(() => void this.sweep(), this.unusedMs).unref()
-    }
+    this.sweepDue = false
+    if (this.arenas.some(arena => arena.hasUnused)) this.sweepLater()
     // V8 gives a shared memory back when it collects it, which a process that idles may never do
     if (this.arenas.length < before) collectGarbage()
   }
@@ -253,14 +272,16 @@ export class Pools {
 /** Makes ready what a session will need, while its migrations run. */
 class Warmth {
   private readonly kernel: Kernel
+  private readonly loop: EventLoop
   private readonly committedTo: number
   private committed = 0
   private remembered: Promise<void> | undefined
   private committing = false
   private ended = false
 
-  constructor(kernel: Kernel) {
+  constructor(kernel: Kernel, loop: EventLoop) {
     this.kernel = kernel
+    this.loop = loop
     this.committedTo = kernel.layout.ringPages * PAGE_BYTES
   }
 
@@ -281,7 +302,7 @@ class Warmth {
   private async commit(): Promise<void> {
     this.committing = true
     while (this.committed < this.wanted) {
-      await turn()
+      await nextTurn(this.loop)
       if (this.ended) return
       const length = Math.min(COMMIT_STEP_BYTES, this.committedTo - this.committed)
       this.kernel.commit(this.kernel.layout.ring + this.committed, length)
@@ -293,7 +314,7 @@ class Warmth {
   private async remember(): Promise<void> {
     const { longEntries, templatePages } = this.kernel.layout
     for (let from = 0; longEntries > 0 && from < templatePages; from += REMEMBER_STEP) {
-      if (from > 0) await turn()
+      if (from > 0) await nextTurn(this.loop)
       if (this.ended) return
       this.kernel.rememberTemplates(from, Math.min(templatePages, from + REMEMBER_STEP))
     }

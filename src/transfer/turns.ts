@@ -3,6 +3,8 @@
  * waits for a socket (a PING, another peer's migration) waits for one such share and not for all that came at once.
  */
 
+import type { EventLoop } from '../system/event-loop.ts'
+
 /** Work of a turn, as BatchExpander counts it: some 2 ms. What is begun is ended, so a turn may take one batch more. */
 const WORK_PER_TURN = 8 << 20
 
@@ -14,6 +16,11 @@ export class Turns {
    * holder's goes in the order in which it came.
    */
   private readonly waiting = new Map<string, (() => void)[]>()
+  private readonly loop: EventLoop
+
+  constructor(loop: EventLoop) {
+    this.loop = loop
+  }
 
   /** Whether there is time left in this turn. */
   get hasTime(): boolean {
@@ -39,7 +46,7 @@ export class Turns {
   private schedule(): void {
     if (this.due) return
     this.due = true
-    setImmediate(this.turn)
+    this.loop.soon(this.turn)
   }
 
   private readonly turn = (): void => {
@@ -55,6 +62,3 @@ export class Turns {
     if (this.waiting.size > 0) this.schedule()
   }
 }
-
-/** Of this process. */
-export const turns = new Turns()

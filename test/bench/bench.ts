@@ -18,10 +18,12 @@ import { assert } from '../../src/errors.ts'
 import { type Kernel, layoutMemory, loadKernel } from '../../src/kernel/kernel.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import { EVENT_LOOP } from '../../src/system/event-loop.ts'
 import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { openPool, type Pool } from '../../src/transfer/pool.ts'
+import { Turns } from '../../src/transfer/turns.ts'
 import { realPages, streamOf } from './streams.ts'
 
 const ROUNDS = 5
@@ -57,6 +59,7 @@ function poolOf(role: 'encoder' | 'decoder', templates: Uint8Array): Pool {
     workspaces: spaces,
     slots: Array.from({ length: slots }, (_, i) => at + i * slotBytes),
     slotBytes,
+    turns: new Turns(EVENT_LOOP),
     warm: async () => {},
   }
 }

@@ -24,9 +24,11 @@ import { STATE } from '../../src/kernel/layout.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
+import { EVENT_LOOP } from '../../src/system/event-loop.ts'
 import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
 import { type MigrationMemory, parserFor } from '../../src/transfer/channel-parser.ts'
 import type { Pool } from '../../src/transfer/pool.ts'
+import { Turns } from '../../src/transfer/turns.ts'
 import { decodeSession, type SecondPool, type SecondTerms, type SentBatch } from './second-decoder.ts'
 
 export const PAGE = 4096
@@ -96,6 +98,7 @@ export function poolOf(role: 'encoder' | 'decoder', implementation: Implementati
     workspaces: [new Workspace(kernel.bytes, layout.io)],
     slots: Array.from({ length: slots }, (_, i) => layout.io + WORKSPACE_BYTES + i * SLOT_BYTES),
     slotBytes: SLOT_BYTES,
+    turns: new Turns(EVENT_LOOP),
     warm: async () => {},
   }
   kept.set(name, { pool, templates })

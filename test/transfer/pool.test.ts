@@ -2,6 +2,7 @@
  * The memory that sessions of a process share: sets are there once, each session reaches its own pages alone, and what it
  * gives back is clean and used again.
  */
+
 import { spawnSync } from 'node:child_process'
 import { cpSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -9,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { isProxyError } from '../../src/errors.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import { EVENT_LOOP, type EventLoop, nextTurn } from '../../src/system/event-loop.ts'
 import { type OpenPool, type PoolRequest, Pools, ringPagesMax, templatePagesMax } from '../../src/transfer/pool.ts'
 import { RingShares } from '../../src/transfer/ring-shares.ts'
 import { Space } from '../../src/transfer/space.ts'
@@ -369,6 +371,44 @@ function passed({ kernel }: OpenPool, count: number): void {
     kernel.insertPage(page, 0xffffffff)
   }
 }
+
+t.test('what no session uses is let go, but not at once', async t => {
+  const { store, digests } = await storeOf(t, [0, 20])
+  let nowMs = 0
+  let sweep: (() => void) | undefined
+  const loop: EventLoop = {
+    ...EVENT_LOOP,
+    nowMs: () => nowMs,
+    after: (ms, then) => {
+      t.notOk(sweep, 'one look at a time')
+      t.equal(ms, 60_000)
+      sweep = then
+    },
+  }
+  const pools = new Pools({ loop })
+  const sets = () => pools.stats.map(arena => arena.sets)
+  const sweepAt = async (atMs: number): Promise<void> => {
+    nowMs = atMs
+    const then = sweep!
+    sweep = undefined
+    then()
+    for (let turns = 100; turns > 0; turns--) await nextTurn(loop) // what is let go is zeroed
+  }
+  await (await open(pools, 'decoder', store, digests)).close()
+  t.same(sets(), [1], 'a session may come soon')
+  nowMs = 30_000
+  await (await open(pools, 'decoder', store, digests)).close()
+  await sweepAt(60_000)
+  t.same(sets(), [1], 'it was used half a minute ago')
+  const bystander = await open(pools, 'decoder', undefined, [])
+  await sweepAt(120_000)
+  t.same(sets(), [0], 'its minute is over, and the memory has a session')
+  t.notOk(sweep, 'nothing is left to look at')
+  await bystander.close()
+  await sweepAt(180_000)
+  t.same(sets(), [], 'the memory, too')
+  t.notOk(sweep)
+})
 
 t.test('memory is taken as pages pass, and given back', async t => {
   const pools = new Pools({ unusedMs: 50 })

@@ -1,9 +1,10 @@
 /** Who expands when, where many want to at once. */
 import t from 'tap'
+import { EVENT_LOOP } from '../../src/system/event-loop.ts'
 import { Turns } from '../../src/transfer/turns.ts'
 
 t.test('holders take turns, however much each has waiting', async t => {
-  const turns = new Turns()
+  const turns = new Turns(EVENT_LOOP)
   const order: string[] = []
   const wants = (holder: string, name: string): Promise<void> => turns.next(holder).then(() => void order.push(name))
   await Promise.all([
@@ -15,7 +16,7 @@ t.test('holders take turns, however much each has waiting', async t => {
 })
 
 t.test('one who comes again and again is behind one who has waited', async t => {
-  const turns = new Turns()
+  const turns = new Turns(EVENT_LOOP)
   const order: string[] = []
   const greedy = async (): Promise<void> => {
     for (let i = 0; i < 3; i++) {
@@ -29,7 +30,7 @@ t.test('one who comes again and again is behind one who has waited', async t => 
 })
 
 t.test('a turn has time until it was spent, and the next has time again', async t => {
-  const turns = new Turns()
+  const turns = new Turns(EVENT_LOOP)
   t.ok(turns.hasTime)
   turns.spend(2 ** 40)
   t.notOk(turns.hasTime)
