@@ -1,0 +1,321 @@
+/**
+ * One channel at the destination: a flow of the session and a connection of QEMU. What is to be done with either, and when,
+ * its life says (src/migration/destination-life.ts); here it is done.
+ */
+import { FlowExpander } from '../codec/expander.ts'
+import { PoolRegions } from '../codec/places.ts'
+import { ProxyError } from '../errors.ts'
+import type { Arrival } from '../migration/arrival.ts'
+import { ChannelHead } from '../migration/channel-ends.ts'
+import { type DestinationInput, DestinationLife, type DestinationOrder } from '../migration/destination-life.ts'
+import type { DialQueue } from '../migration/dial-queue.ts'
+import type { Cause } from '../migration/outcome.ts'
+import type { ReturnPathParser } from '../qemu/return-path.ts'
+import type { Address } from '../relay/address.ts'
+import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
+import type { FlowInfo } from '../session/api.ts'
+import type { Session } from '../session/session.ts'
+import type { Pool } from '../transfer/pool.ts'
+import { CODE } from '../wan/wire.ts'
+import type { SiteLog } from './events.ts'
+
+/** Bytes of the return path that one read may bring: a bitmap at a recovery has megabytes ... */
+const READ_BYTES = 65536
+/** ... all else some bytes; most channels have none. A read with less room than this would cut a message for nothing. */
+const READ_MIN = 4096
+
+/** What a peer's flow is told that no QEMU began: the destination QEMU would exit over it. */
+const NOT_DIALLED = 'the destination QEMU was not dialled'
+
+/** Why a dial ends that nobody waits for; made once, because a peer may bring about thousands of them. */
+const GIVEN_UP = new Error('given up')
+
+/** What a channel needs of the half that it belongs to. */
+export interface DestinationFlowHost {
+  readonly options: { readonly session: Session; readonly pool: Pool; readonly log: SiteLog }
+  readonly dials: DialQueue<DestinationFlow>
+  /** QEMU took a piece, or nobody wants it any more. */
+  letGo(): void
+  /** Its flow has ended, and QEMU has not got everything yet. */
+  owes(flow: DestinationFlow): void
+  settled(flow: DestinationFlow): void
+  /** Its migration has it no more. */
+  left(flow: DestinationFlow): void
+}
+
+/** How the source is told that a flow is torn down; hint: what an operator can do about it. */
+interface Why {
+  readonly code: number
+  readonly text: string
+  readonly hint?: string
+}
+
+const NO_REASON: Why = { code: CODE.NONE, text: '' }
+const ENDED_EARLY: Why = { code: CODE.TARGET_REFUSED, text: 'it ended before it began', hint: NOT_DIALLED }
+
+export class DestinationFlow implements SocketSink {
+  readonly number: number
+  readonly info: FlowInfo
+  readonly migration: Arrival<DestinationFlow>
+  readonly expander: FlowExpander
+  /** Its target, where that may be dialled. */
+  address: Address | undefined
+  /** Gives up a dial that is no longer wanted. */
+  readonly abort = new AbortController()
+  private readonly host: DestinationFlowHost
+  private readonly life: DestinationLife
+  private socket: QemuSocket | undefined
+  /** Expanded before the connection stood. */
+  private readonly early: { bytes: Uint8Array; release: () => void }[] = []
+  private readonly head = new ChannelHead()
+  /** The first bytes have not told yet what begins so. */
+  private headAwaited = true
+  /** SHUT with success was read: it must reach the source, or the guest runs on both sides (wire format 1.6). */
+  private shut = false
+  private readonly returnPath: ReturnPathParser
+  /** Bytes of QEMU that the session has no room for yet. */
+  private back: Uint8Array | undefined
+  private slab = new Uint8Array(0)
+
+  constructor(
+    host: DestinationFlowHost,
+    number: number,
+    info: FlowInfo,
+    migration: Arrival<DestinationFlow>,
+    life = new DestinationLife(),
+  ) {
+    this.host = host
+    this.number = number
+    this.info = info
+    this.migration = migration
+    this.life = life
+    this.expander = new FlowExpander(info.migration, PoolRegions.of(host.options.pool.kernel.layout))
+    this.returnPath = migration.record.returnPath(status => {
+      this.shut = status === 0
+    })
+  }
+
+  /** Nobody wants its connection any more. */
+  get isOver(): boolean {
+    return this.life.isOver
+  }
+
+  // --- its life
+
+  /** @param why with what its flow is torn down, where that is what follows */
+  private on(input: DestinationInput, why = NO_REASON): void {
+    for (const order of this.life.on(input)) this.carryOut(order, why)
+  }
+
+  private carryOut(order: DestinationOrder, why: Why): void {
+    const { host, number, socket } = this
+    const { session } = host.options
+    if (order === 'dial') host.dials.wants(this)
+    else if (order === 'start') {
+      for (const { bytes, release } of this.early.splice(0)) this.write(bytes, release)
+      socket!.start(this)
+    } else if (order === 'finish') socket!.finish()
+    else if (order === 'refuse') this.tellRefused(why)
+    else if (order === 'break') this.breakConnection()
+    else if (order === 'owe') host.owes(this)
+    else if (order === 'settle') host.settled(this)
+    else if (order === 'fin') session.finFlow(number)
+    else if (order === 'reset') session.resetFlow(number, why.code, why.text)
+    else host.left(this)
+  }
+
+  private tellRefused({ text, hint }: Why): void {
+    const { migration, target } = this.info
+    this.host.options.log.warn('target refused', { migration, target, error: text, hint: hint ?? '' })
+    this.endsBy({ by: 'pair', how: 'broke', text })
+  }
+
+  private breakConnection(): void {
+    this.abort.abort(GIVEN_UP)
+    this.host.dials.gone(this)
+    for (const { release } of this.early.splice(0)) {
+      this.host.letGo()
+      release()
+    }
+    this.socket?.reset()
+  }
+
+  private endsBy(cause: Cause): void {
+    this.migration.record.ended(cause)
+  }
+
+  // --- its dial
+
+  /**
+   * It may be dialled once it has something to say. A preempt channel may be silent, so it is dialled without a byte, but
+   * only where its migration has a main.
+   * @throws ProxyError TARGET_REFUSED
+   */
+  opened(address: Address): void {
+    this.address = address
+    if (this.info.kind !== 'preempt') return
+    if (![...this.migration.flows].some(flow => flow !== this && flow.info.kind !== 'preempt' && !flow.isOver))
+      throw new ProxyError('TARGET_REFUSED', 'a preempt channel without a migration', undefined, NOT_DIALLED)
+    this.on('begins')
+  }
+
+  connected(socket: QemuSocket): void {
+    this.socket = socket
+    this.on('connected')
+  }
+
+  refused({ what, action }: ProxyError): void {
+    this.on('refused', { code: CODE.TARGET_REFUSED, text: what, hint: action })
+  }
+
+  // --- from the source
+
+  /** Looks at bytes before they go on: at the first of a channel for what it is, at all of a main for how it ends. */
+  private look(bytes: Uint8Array): void {
+    const { head, migration } = this
+    if (!head.isFull) {
+      head.push(bytes, 0, bytes.length)
+      migration.record.begins(head)
+    }
+    if (this.headAwaited) {
+      const { kind } = head
+      this.headAwaited = kind === undefined
+      if (kind === 'main' || kind === 'recovery' || (kind === 'tls' && !migration.lead)) {
+        migration.lead = this
+        migration.record.leads(kind)
+      }
+      if (kind === 'unknown') {
+        const text = 'what came does not begin as a channel of QEMU does'
+        this.on('refused', { code: CODE.TARGET_REFUSED, text, hint: NOT_DIALLED })
+      } else if (kind !== undefined) this.on('begins')
+    }
+    if (migration.lead === this) migration.record.main(bytes, 0, bytes.length)
+  }
+
+  /** Bytes for QEMU, which may also come behind the flow's end. */
+  expanded(bytes: Uint8Array, release: () => void): void {
+    const { life } = this
+    if (life.bytesGo !== 'drop') this.look(bytes)
+    const { bytesGo } = life
+    if (bytesGo === 'write') this.write(bytes, release)
+    else if (bytesGo === 'keep') this.early.push({ bytes, release })
+    else {
+      this.host.letGo()
+      release()
+      if (bytesGo === 'take') this.taken(bytes.length)
+    }
+  }
+
+  private write(bytes: Uint8Array, release: () => void): void {
+    const { length } = bytes
+    this.migration.bytesOut += length
+    this.socket!.write(bytes, error => {
+      this.host.letGo()
+      release()
+      // bytes that QEMU never got are not acknowledged, except where it needs them no more
+      if (!error || this.shut) this.taken(length)
+    })
+  }
+
+  private taken(bytes: number): void {
+    if (this.life.isKnown) this.host.options.session.consumed(this.number, bytes)
+  }
+
+  /** The source QEMU closed its direction; all before it is expanded. */
+  finFromPeer(): void {
+    this.endsBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
+    this.on('fin', ENDED_EARLY)
+  }
+
+  resetByPeer(code: number, text: string): void {
+    const by = code === CODE.QEMU_LOST ? 'source' : 'pair'
+    this.endsBy({ by, how: 'broke', text: `the source side broke off${text ? `: ${text}` : ''}` })
+    this.on('reset')
+  }
+
+  // --- from the session
+
+  /** The WAN has been gone for too long. @returns false where it was over already */
+  giveUp(reason: string): boolean {
+    if (this.isOver) return false
+    this.endsBy({ by: 'pair', how: 'broke', text: reason })
+    if (this.shut) this.migration.record.unheard ??= reason
+    this.on('givenUp', { code: CODE.PEER_LOST, text: reason })
+    return true
+  }
+
+  /** Both directions have ended there. */
+  sessionEnded(): void {
+    this.on('ended')
+  }
+
+  /** Its QEMU has not read for too long what nobody pays for. */
+  overdue(): void {
+    this.on('overdue')
+  }
+
+  sessionLost(reason: string): void {
+    this.endsBy({ by: 'pair', how: 'broke', text: reason })
+    if (this.life.isKnown) this.migration.record.unheard ??= reason
+    this.on('lost')
+  }
+
+  // --- SocketSink: the return path
+
+  nextSlot(): Uint8Array | undefined {
+    if (this.back !== undefined) return undefined
+    // the session keeps what it is given, so memory is used once; a request of postcopy has 12 bytes
+    if (this.slab.length < READ_MIN) this.slab = new Uint8Array(this.migration.bytesBack > 0 ? READ_BYTES : READ_MIN)
+    return this.slab
+  }
+
+  onBytes(count: number): void {
+    this.back = this.slab.subarray(0, count)
+    this.returnPath.push(this.slab, 0, count)
+    this.slab = this.slab.subarray(count)
+    this.sendBack()
+  }
+
+  /** Hands on what QEMU sent, as far as the session takes it. */
+  sendBack(): void {
+    const { back } = this
+    if (back === undefined || this.isOver) return
+    const { session } = this.host.options
+    const take = session.dataRoom(this.number, back.length)
+    if (take === 0) return
+    this.migration.bytesBack += take
+    session.sendData(this.number, back.subarray(0, take))
+    this.back = take < back.length ? back.subarray(take) : undefined
+    if (this.back !== undefined) return
+    this.socket?.resume()
+    this.allSent()
+  }
+
+  /** Where nothing of QEMU waits, an end of it may be due. */
+  private allSent(): void {
+    if (this.back === undefined) this.on('sent')
+  }
+
+  onEnd(): void {
+    this.endsBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
+    this.on('end')
+    this.allSent()
+  }
+
+  onClosed({ how, error }: SocketClosed): void {
+    // behind SHUT it may close before it has read its last bytes (VMDESC): a good end, not a break
+    const broke = (how === 'reset' || how === 'error') && !this.shut
+    if (!this.isOver) {
+      const code = error?.code ?? how
+      if (broke) this.endsBy({ by: 'destination', how: 'broke', text: `destination QEMU broke off (${code})` })
+      else this.endsBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
+    }
+    if (broke) {
+      const text = `the destination QEMU's connection broke: ${error?.code ?? how}`
+      this.on('broke', { code: CODE.QEMU_LOST, text })
+    } else {
+      this.on('closed')
+      this.allSent()
+    }
+  }
+}
