@@ -128,7 +128,7 @@ export class LinkClient {
         this.#logFailure(0, failure)
         const late = this.#clock.now() + backoff >= deadline
         // While nothing is at stake an operator wants to hear of wrong credentials now, not after the patience.
-        const final = failure.code !== 'PEER_LOST' && failure.code !== 'LIMIT_EXCEEDED' && !this.#dialer.hasOther
+        const final = !mayPass(failure) && !this.#dialer.hasOther
         if (late || final) {
           const end = failure.code === 'PEER_LOST' ? lost(`${o.host}:${o.port}: ${failure.what}`) : failure
           void this.link.abort(end)
@@ -327,6 +327,12 @@ class RefusedError extends ProxyError {
   constructor(code: ErrorCode, text: string) {
     super(code, `the server refuses: ${text}`, undefined, 'see the log of the other side')
   }
+}
+
+/** What a later attempt to open a session may not meet any more. */
+function mayPass(error: ProxyError): boolean {
+  if (error.code === 'INTERNAL') return error instanceof RefusedError // what went wrong there was not this side's doing
+  return error.code === 'PEER_LOST' || error.code === 'LIMIT_EXCEEDED'
 }
 
 /** What no later attempt to resume can heal. PEER_AUTH is not of that kind: certificates may be in the middle of a change. */

@@ -307,7 +307,8 @@ export class LinkServer {
     const { credentials } = this.#options
     let socket = raw
     let identity: string = PLAIN_IDENTITY
-    let known = false
+    /** A hello has come, and ours has not gone: the peer reads a refusal. */
+    let isAsked = false
     try {
       if (credentials) {
         const secured = await credentials.accept(raw)
@@ -320,7 +321,7 @@ export class LinkServer {
         if (loser) this.#crowd(loser)
       }
       const { body, rest } = await readHello(socket)
-      known = true
+      isAsked = true
       const hello = clientHelloOf(body)
       if (rest.length > 0) {
         throw new ProxyError('PROTOCOL_STATE', 'the client sent frames before our hello', undefined, 'closed')
@@ -340,15 +341,17 @@ export class LinkServer {
           ...agreedFeatures(hello),
         }),
       )
+      isAsked = false
       this.#known.add(member.holder, arrival.group)
       link.attach(socket, hello.connection, hello, rest, arrival.peer, () => this.#endOrphan(member))
     } catch (error) {
       const failure = arrival.ended ?? this.#asProxyError(error, arrival)
       this.#logRefusal(arrival, failure)
       // Who says nothing, or begins with anything but our magic, gets no answer, and no hint of what listens here.
-      const silent = !known && isProxyError(error) && error.where?.stream === 'hello' && error.where.offset < 8
-      if (silent || !isProxyError(error) || (!known && error.code === 'PEER_LOST')) socket.destroy()
-      else await this.#refuse(socket, error) // until it is closed it keeps its place
+      const isHello = isProxyError(error) && error.code !== 'PEER_LOST' && !isBeforeHello(error)
+      if (isAsked || isHello)
+        await this.#refuse(socket, failure) // until it is closed it keeps its place
+      else socket.destroy()
     }
   }
 
@@ -365,7 +368,7 @@ export class LinkServer {
   async #refuse(socket: net.Socket, error: ProxyError): Promise<void> {
     const code = REFUSALS.find(known => known === error.code)
     if (socket.destroyed) return
-    socket.end(encodeRefusal(this.#options.agent ?? AGENT_DEFAULT, code ?? 'LIMIT_EXCEEDED', error.what))
+    socket.end(encodeRefusal(this.#options.agent ?? AGENT_DEFAULT, code ?? 'INTERNAL', error.what))
     socket.resume() // what still comes is thrown away: closing over unread bytes would reset our answer too
     const cancel = this.#clock.after(REFUSAL_LINGER_MS, () => socket.destroy())
     await new Promise(resolve => socket.once('close', resolve))
@@ -529,6 +532,11 @@ export class LinkServer {
     const { peer, identity } = arrival
     this.#options.logger.warn('link.refused', { peer, ...(identity && { identity }), code, reason: what, hint: action })
   }
+}
+
+/** Whether it was found in the magic of a hello. */
+function isBeforeHello({ where }: ProxyError): boolean {
+  return where?.stream === 'hello' && where.offset < 8
 }
 
 function timeout(what: string): ProxyError {

@@ -64,7 +64,7 @@ export const CODE = {
   SHUTDOWN: 10,
 } as const
 
-/** What a server may refuse a hello with. */
+/** What a server may refuse a hello with; what has no name here is INTERNAL. */
 export const REFUSALS = [
   'PROTOCOL_VERSION',
   'PROTOCOL_SYNTAX',
@@ -72,5 +72,6 @@ export const REFUSALS = [
   'PEER_AUTH',
   'LIMIT_EXCEEDED',
   'PEER_LOST',
+  'INTERNAL',
 ] as const
 export type Refusal = (typeof REFUSALS)[number]

@@ -1355,6 +1355,25 @@ t.test('a proxy that was started anew ends what its dead process left behind', a
   t.equal(lives.far.dead, undefined, 'it has said something since: it waits for its patience, like any other')
 })
 
+t.test('what is wrong with the server itself is told as such, and tried again', async t => {
+  const options = await pairOf('x509', t)
+  let failures = 0
+  const server: TestServer = await start(t, {
+    ...options,
+    server: {
+      accept: (hello, identity, holder) => {
+        if (failures++ < 2) throw new TypeError('planted')
+        return server.accept(hello, identity, holder)
+      },
+    },
+  })
+  await t.rejects(join(t, server.port, { ...options, client: { openMs: 1 } }).client.open(), {
+    message: /^INTERNAL: the server refuses: our own defect: planted;/,
+  })
+  await join(t, server.port, options).client.open()
+  t.equal(failures, 3)
+})
+
 t.test('a defect that the layer above meets ends that session alone', async t => {
   const server = await start(t, {})
   const [bad, good] = [join(t, server.port, {}), join(t, server.port, {})]

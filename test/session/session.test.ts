@@ -92,6 +92,7 @@ t.test('the numbers of the wire', async t => {
     'PEER_AUTH',
     'LIMIT_EXCEEDED',
     'PEER_LOST',
+    'INTERNAL',
   ])
   t.same(
     [
