@@ -9,11 +9,11 @@ import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import type { SessionLearning } from '../learning/learning.ts'
-import { OWED_MS } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
-import { Arrival } from '../migration/arrival.ts'
+import type { Arrival } from '../migration/arrival.ts'
+import { Arrivals } from '../migration/arrivals.ts'
 import { DialQueue } from '../migration/dial-queue.ts'
-import { Patience, type PatienceTimes } from '../migration/patience.ts'
+import type { PatienceTimes } from '../migration/patience.ts'
 import type { ArrivalSummary } from '../migration/summary.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
@@ -24,9 +24,7 @@ import type { Pool } from '../transfer/pool.ts'
 import { DestinationFlow, type DestinationFlowHost } from './destination-flow.ts'
 import type { SiteLog } from './events.ts'
 import type { DestinationStatus } from './status.ts'
-
-/** While the WAN is broken a migration may turn out to be in postcopy, whose patience is another. */
-const PATIENCE_LOOK_MS = 1000
+import { TickTimer } from './tick-timer.ts'
 
 export interface DestinationSessionOptions {
   readonly session: Session
@@ -72,19 +70,23 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   private readonly inbound: DestinationUnpacker
   private readonly parts: DestinationParts
   private readonly flows = new Map<number, DestinationFlow>()
-  private readonly arrivals = new Map<number, Arrival<DestinationFlow>>()
+  private readonly arrivals: Arrivals<DestinationFlow>
+  private readonly timer: TickTimer
   readonly dials: DialQueue<DestinationFlow>
-  /** Flows that have ended, whose QEMU may still take bytes that lie in the pool. */
-  private readonly lingering = new Set<DestinationFlow>()
   /** Expanders of flows that came while this side drains; their bytes are dropped. */
   private readonly untold = new Map<number, { readonly info: FlowInfo; readonly channel: InboundChannel }>()
-  private readonly patience: Patience
-  private patienceTimer: NodeJS.Timeout | undefined
   private ended = false
 
   constructor(options: DestinationSessionOptions) {
     this.options = options
-    this.patience = new Patience(options.patience)
+    const { sessionId, patience, log, now } = options
+    this.arrivals = new Arrivals(sessionId, patience, ({ number, record }, reason) =>
+      log.warn('migration given up', { migration: number, id: record.id, reason }),
+    )
+    this.timer = new TickTimer(now, () => {
+      this.arrivals.tick(now())
+      this.timer.arm(this.arrivals.nextTickMs)
+    })
     this.parts = { ...DESTINATION_PARTS, ...options.parts }
     this.dials = new this.parts.DialQueue(flow => void this.dial(flow))
     this.inbound = this.parts.unpacker(options)
@@ -115,15 +117,13 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.dials.add(flow, formatAddress(address))
   }
 
-  private migrationOf(info: FlowInfo): Arrival<DestinationFlow> {
-    const { sessionId, log, now } = this.options
-    const running = this.arrivals.get(info.migration)
+  private migrationOf({ migration, target, kind }: FlowInfo): Arrival<DestinationFlow> {
+    const running = this.arrivals.get(migration)
     if (running) return running
-    const migration = new Arrival<DestinationFlow>(sessionId, info.migration, info.target, now())
-    this.arrivals.set(info.migration, migration)
-    const { target, kind } = info
-    log.info('migration arrives', { migration: info.migration, id: migration.record.id, target, kind })
-    return migration
+    const { log, now } = this.options
+    const arrival = this.arrivals.begin(migration, target, now())
+    log.info('migration arrives', { migration, id: arrival.record.id, target, kind })
+    return arrival
   }
 
   private async dial(flow: DestinationFlow): Promise<void> {
@@ -140,7 +140,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   status(): Pick<DestinationStatus['sessions'][number], 'migrations' | 'dialling' | 'pieces'> {
     const nowMs = this.options.now()
     return {
-      migrations: Array.from(this.arrivals.values(), migration => migration.status(nowMs)),
+      migrations: Array.from(this.arrivals.all, migration => migration.status(nowMs)),
       dialling: this.dials.waiting,
       pieces: this.options.pieces.held,
     }
@@ -225,58 +225,34 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   onWork(): void {}
 
   onConnection(_connection: number, _up: boolean, standing: number): void {
-    this.patience.wan(standing > 0, this.options.now())
-    this.giveUp()
-  }
-
-  /** Ends migrations that have waited for the WAN long enough; the session itself may wait on for others. */
-  private giveUp(): void {
-    clearTimeout(this.patienceTimer)
-    if (this.ended) return
-    const nowMs = this.options.now()
-    let next = Number.POSITIVE_INFINITY
-    for (const { record, number, flows } of this.arrivals.values()) {
-      const endMs = this.patience.endMs(record.postcopy)
-      if (endMs > nowMs) {
-        next = Math.min(next, endMs)
-        continue
-      }
-      const reason = this.patience.reason(record.postcopy)
-      if ([...flows].some(flow => flow.giveUp(reason)))
-        this.options.log.warn('migration given up', { migration: number, id: record.id, reason })
-    }
-    if (next < Number.POSITIVE_INFINITY)
-      this.patienceTimer = setTimeout(() => this.giveUp(), Math.min(next - nowMs + 1, PATIENCE_LOOK_MS))
+    this.arrivals.wan(standing > 0, this.options.now())
+    this.timer.arm(this.arrivals.nextTickMs)
   }
 
   /** Breaks all of QEMU's connections: the session is gone. */
   end(reason: string): void {
     if (this.ended) return
     this.ended = true
-    clearTimeout(this.patienceTimer)
+    this.timer.stop()
     this.dials.stop()
     this.inbound.close()
-    for (const flow of [...this.flows.values(), ...this.lingering]) flow.sessionLost(reason)
+    for (const flow of [...this.flows.values(), ...this.arrivals.creditors]) flow.sessionLost(reason)
     this.flows.clear()
     this.options.pieces.close()
   }
 
   owes(flow: DestinationFlow): void {
-    this.lingering.add(flow)
-    setTimeout(() => {
-      if (this.lingering.has(flow)) flow.overdue()
-    }, OWED_MS).unref()
+    this.arrivals.owes(flow, this.options.now())
+    this.timer.arm(this.arrivals.nextTickMs)
   }
 
   settled(flow: DestinationFlow): void {
-    this.lingering.delete(flow)
+    this.arrivals.settled(flow)
   }
 
   left(flow: DestinationFlow): void {
-    const { migration } = flow
-    migration.flows.delete(flow)
-    if (migration.flows.size > 0) return
-    this.arrivals.delete(migration.number)
+    const migration = this.arrivals.left(flow)
+    if (!migration) return
     // behind its last batches, as the source side has it
     if (!this.ended) this.inbound.mark(() => this.options.learning?.migrationEnded(migration.number))
     this.options.onMigrationEnd(migration.summary(this.options.now()))

@@ -434,8 +434,8 @@ export class SourceSession implements LinkSink, GateOrders<SourceFlow, Migration
         continue
       }
       const reason = this.patience.reason(postcopy)
-      if ([...migration.flows].some(flow => flow.giveUp(reason)))
-        this.options.log.warn('migration given up', { migration: migration.number, id, reason })
+      const ended = [...migration.flows].filter(flow => flow.giveUp(reason))
+      if (ended.length > 0) this.options.log.warn('migration given up', { migration: migration.number, id, reason })
     }
     if (next < Number.POSITIVE_INFINITY)
       this.patienceTimer = setTimeout(() => this.giveUp(), Math.min(next - nowMs + 1, PATIENCE_LOOK_MS))

@@ -10,9 +10,19 @@ export interface PatienceTimes {
   readonly postcopyMs: number
 }
 
+/** While the WAN is broken a migration may begin, or turn out to be in postcopy, whose patience is another. */
+const LOOK_MS = 1000
+
+/** A migration that waits. */
+export interface PatientMigration {
+  readonly record: { readonly postcopy: boolean }
+}
+
 export class Patience {
   private readonly times: PatienceTimes
   private brokenMs = Number.POSITIVE_INFINITY
+  /** When `over` is to be asked again; Infinity while the WAN stands. */
+  nextTickMs = Number.POSITIVE_INFINITY
 
   constructor(times: PatienceTimes) {
     this.times = times
@@ -22,6 +32,19 @@ export class Patience {
   wan(up: boolean, nowMs: number): void {
     if (up) this.brokenMs = Number.POSITIVE_INFINITY
     else this.brokenMs = Math.min(this.brokenMs, nowMs)
+  }
+
+  /** @returns those whose time is over */
+  over<M extends PatientMigration>(running: Iterable<M>, nowMs: number): M[] {
+    const over: M[] = []
+    let endMs = this.brokenMs < Number.POSITIVE_INFINITY ? nowMs + LOOK_MS : this.brokenMs
+    for (const migration of running) {
+      const ownMs = this.endMs(migration.record.postcopy)
+      if (ownMs <= nowMs) over.push(migration)
+      else endMs = Math.min(endMs, ownMs)
+    }
+    this.nextTickMs = endMs
+    return over
   }
 
   /** When a migration is given up; Infinity while the WAN stands. */

@@ -5,7 +5,7 @@ import { zstdDecompressSync } from 'node:zlib'
 import t, { type Test } from 'tap'
 import type { Outcome } from '../../src/migration/outcome.ts'
 import { until } from '../helpers/until.ts'
-import { closed, Daemons } from './daemons.ts'
+import { closed, Daemons, MULTIFD } from './daemons.ts'
 
 t.setTimeout(600_000) // the machine may be busy
 
@@ -99,6 +99,24 @@ t.test('a WAN that stays away', async t => {
   await using pair = await Daemons.start({ patienceMs: 500 })
   await migrate(pair, PRECOPY.subarray(0, 500_000))
   pair.wan.cut(true)
+  await told(t, pair, 'failed', 'failed', /no connection/)
+})
+
+t.test('a WAN that stays away ends every channel, at both sides', async t => {
+  await using pair = await Daemons.start({ patienceMs: 500, patiencePostcopyMs: 60_000 })
+  const { source } = await migrate(pair, PRECOPY.subarray(0, 500_000))
+  const sources = [source]
+  for (let i = 1; i <= 3; i++) {
+    const multifd = await pair.dial()
+    multifd.resume()
+    multifd.write(MULTIFD)
+    await until('its bytes at the destination', () => pair.target.received[i]?.length === MULTIFD.length)
+    sources.push(multifd)
+  }
+  pair.wan.cut(true)
+  await Promise.all([...sources, ...pair.target.sockets].map(socket => closed(socket.resume())))
+  t.equal(pair.count('migration given up'), 2, 'said once at each side')
+  pair.wan.restore()
   await told(t, pair, 'failed', 'failed', /no connection/)
 })
 

@@ -1,0 +1,101 @@
+/**
+ * The migrations that arrive in one session, and what time does to them: how long a WAN that is gone is waited for, and how
+ * long a QEMU may take what an ended flow owes it. Pure: times come in, channels are told, and `tick` is due at `nextTickMs`.
+ */
+import { OWED_MS } from '../limits.ts'
+import { Arrival } from './arrival.ts'
+import { Patience, type PatienceTimes } from './patience.ts'
+
+/** A channel, and what it can be told. DestinationFlow is one. */
+export interface ArrivalChannel<C> {
+  readonly migration: Arrival<C>
+  /** The WAN has been gone for too long. @returns false where it was over already */
+  giveUp(reason: string): boolean
+  /** Its QEMU has not read for too long what is owed to it. */
+  overdue(): void
+}
+
+export class Arrivals<C extends ArrivalChannel<C>> {
+  /** 32 hex digits. */
+  private readonly session: string
+  private readonly running = new Map<number, Arrival<C>>()
+  private readonly patience: Patience
+  /** Channels whose flow has ended while QEMU may still take bytes that lie in the pool, and until when: in that order. */
+  private readonly owed = new Map<C, number>()
+  private readonly onGivenUp: (migration: Arrival<C>, reason: string) => void
+
+  /** @param onGivenUp told once of each migration that the WAN was waited for in vain */
+  constructor(session: string, times: PatienceTimes, onGivenUp: (migration: Arrival<C>, reason: string) => void) {
+    this.session = session
+    this.patience = new Patience(times)
+    this.onGivenUp = onGivenUp
+  }
+
+  /** Those that run. */
+  get all(): Iterable<Arrival<C>> {
+    return this.running.values()
+  }
+
+  /** Channels that are owed something. */
+  get creditors(): readonly C[] {
+    return [...this.owed.keys()]
+  }
+
+  get(number: number): Arrival<C> | undefined {
+    return this.running.get(number)
+  }
+
+  /** A migration's first channel was opened. */
+  begin(number: number, target: string, nowMs: number): Arrival<C> {
+    const migration = new Arrival<C>(this.session, number, target, nowMs)
+    this.running.set(number, migration)
+    return migration
+  }
+
+  /** A channel is of its migration no more. @returns the migration, where it was the last */
+  left(channel: C): Arrival<C> | undefined {
+    const { migration } = channel
+    migration.flows.delete(channel)
+    if (migration.flows.size > 0) return undefined
+    this.running.delete(migration.number)
+    return migration
+  }
+
+  owes(channel: C, nowMs: number): void {
+    this.owed.set(channel, nowMs + OWED_MS)
+  }
+
+  settled(channel: C): void {
+    this.owed.delete(channel)
+  }
+
+  /** The WAN has broken, or stands. */
+  wan(up: boolean, nowMs: number): void {
+    this.patience.wan(up, nowMs)
+    this.giveUp(nowMs)
+  }
+
+  /** When `tick` is due; Infinity: not before something happens. */
+  get nextTickMs(): number {
+    const [overdueMs = Number.POSITIVE_INFINITY] = this.owed.values()
+    return Math.min(this.patience.nextTickMs, overdueMs)
+  }
+
+  tick(nowMs: number): void {
+    if (this.patience.nextTickMs <= nowMs) this.giveUp(nowMs)
+    for (const [channel, overdueMs] of this.owed) {
+      if (overdueMs > nowMs) break
+      this.owed.delete(channel)
+      channel.overdue()
+    }
+  }
+
+  /** Ends migrations that have waited long enough; the session itself may wait on for others. */
+  private giveUp(nowMs: number): void {
+    for (const migration of this.patience.over(this.running.values(), nowMs)) {
+      const reason = this.patience.reason(migration.record.postcopy)
+      const ended = [...migration.flows].filter(flow => flow.giveUp(reason))
+      if (ended.length > 0) this.onGivenUp(migration, reason)
+    }
+  }
+}

@@ -1,0 +1,149 @@
+/** What time does to migrations that arrive: a WAN that stays away, and a QEMU that does not read what it is owed. */
+import t from 'tap'
+import { OWED_MS } from '../../src/limits.ts'
+import type { Arrival } from '../../src/migration/arrival.ts'
+import { Arrivals } from '../../src/migration/arrivals.ts'
+import { random } from '../template/makers.ts'
+
+const SESSION = '0123456789abcdef0123456789abcdef'
+const TIMES = { precopyMs: 30_000, postcopyMs: 5000 }
+
+class Channel {
+  readonly migration: Arrival<Channel>
+  readonly arrivals: Arrivals<Channel>
+  over = ''
+  isOverdue = false
+
+  constructor(arrivals: Arrivals<Channel>, number: number, nowMs: number) {
+    this.arrivals = arrivals
+    this.migration = arrivals.get(number) ?? arrivals.begin(number, 'default', nowMs)
+    this.migration.flows.add(this)
+  }
+
+  giveUp(reason: string): boolean {
+    if (this.over !== '') return false
+    this.over = reason
+    return true
+  }
+
+  overdue(): void {
+    this.isOverdue = true
+    this.arrivals.settled(this)
+  }
+}
+
+class World {
+  nowMs = 0
+  readonly said: string[] = []
+  ticks = 0
+  readonly arrivals = new Arrivals<Channel>(SESSION, TIMES, ({ number }, reason) =>
+    this.said.push(`${number}: ${reason}`),
+  )
+
+  channel(number: number): Channel {
+    return new Channel(this.arrivals, number, this.nowMs)
+  }
+
+  /** Lets time pass, with every tick at its moment. */
+  pass(ms: number): void {
+    const end = this.nowMs + ms
+    while (this.arrivals.nextTickMs <= end) {
+      this.nowMs = Math.max(this.nowMs, this.arrivals.nextTickMs)
+      this.arrivals.tick(this.nowMs)
+      this.ticks++
+      if (this.arrivals.nextTickMs <= this.nowMs) throw new Error('due again at once: it would spin')
+    }
+    this.nowMs = end
+  }
+}
+
+t.test('a WAN that stays away', t => {
+  const world = new World()
+  const precopy = [1, 1, 1].map(number => world.channel(number))
+  const postcopy = [2, 2].map(number => world.channel(number))
+  postcopy[0]!.migration.record.postcopy = true
+  const later = world.channel(3)
+  world.arrivals.wan(true, world.nowMs)
+  world.pass(100_000)
+  t.same([world.said, world.arrivals.nextTickMs], [[], Number.POSITIVE_INFINITY], 'it stands')
+
+  world.arrivals.wan(false, world.nowMs)
+  world.pass(1000)
+  world.arrivals.wan(false, world.nowMs) // another connection of it
+  world.pass(3999)
+  t.same(world.said, [])
+  world.pass(1)
+  t.match(world.said.splice(0), [/^2: no connection .* for 5 s after the switch to postcopy$/])
+  t.ok(
+    postcopy.every(({ over }) => over !== ''),
+    'all of its channels',
+  )
+  later.migration.record.postcopy = true // SHUT and PONG may lie in its socket
+  world.pass(1000)
+  t.match(world.said.splice(0), [/^3: /], 'looked at again')
+  world.pass(23_999)
+  t.same(world.said, [])
+  world.pass(1)
+  t.match(world.said.splice(0), [/^1: no connection to the other proxy for 30 s$/])
+  t.ok(
+    precopy.every(({ over }) => over !== ''),
+    'all of its channels',
+  )
+  world.pass(100_000)
+  t.same(world.said, [], 'once')
+
+  const back = world.channel(4)
+  world.arrivals.wan(true, world.nowMs)
+  world.pass(100_000)
+  t.equal(back.over, '', 'it is back')
+  t.equal(world.arrivals.nextTickMs, Number.POSITIVE_INFINITY)
+  t.end()
+})
+
+t.test('what a QEMU is owed', t => {
+  const world = new World()
+  const [a, b, c] = [1, 1, 2].map(number => world.channel(number)) as [Channel, Channel, Channel]
+  world.arrivals.owes(a, world.nowMs)
+  t.equal(world.arrivals.left(a), undefined, 'its migration has another')
+  world.pass(10)
+  world.arrivals.owes(b, world.nowMs)
+  t.equal(world.arrivals.left(b), b.migration)
+  world.arrivals.owes(c, world.nowMs)
+  t.equal(world.arrivals.left(c), c.migration)
+  t.same([...world.arrivals.all], [])
+  t.same(world.arrivals.creditors, [a, b, c])
+  world.arrivals.settled(c)
+  world.pass(OWED_MS - 11)
+  t.same([a.isOverdue, b.isOverdue], [false, false])
+  world.pass(1)
+  t.same([a.isOverdue, b.isOverdue], [true, false])
+  world.pass(10)
+  t.same([b.isOverdue, c.isOverdue], [true, false])
+  t.same([world.arrivals.creditors, world.arrivals.nextTickMs], [[], Number.POSITIVE_INFINITY])
+  t.end()
+})
+
+t.test('whatever comes in whatever order, it is never due again at once', t => {
+  for (let seed = 1; seed <= 300; seed++) {
+    const next = random(seed)
+    const world = new World()
+    const channels: Channel[] = []
+    for (let step = 0; step < 100; step++) {
+      const some = channels[next(channels.length || 1)]
+      const what = next(8)
+      if (what < 2 || !some) channels.push(world.channel(next(4)))
+      else if (what === 2) world.arrivals.wan(next(2) === 0, world.nowMs)
+      else if (what === 3) some.migration.record.postcopy = true
+      else if (what === 4 && some.migration.flows.has(some)) {
+        if (next(2) === 0) world.arrivals.owes(some, world.nowMs)
+        world.arrivals.left(some)
+      } else if (what === 5) world.arrivals.settled(some)
+      else world.pass(next(2) === 0 ? next(100) : next(20_000))
+    }
+    world.arrivals.wan(true, world.nowMs)
+    world.pass(10 * OWED_MS)
+    t.same([world.arrivals.creditors, world.arrivals.nextTickMs], [[], Number.POSITIVE_INFINITY], `seed ${seed}`)
+    if (world.ticks > 3000) t.fail(`seed ${seed}: ${world.ticks} ticks`)
+  }
+  t.end()
+})
