@@ -186,11 +186,12 @@ async function mapOf(path: string, store: TemplateStore, method: MethodMap['meth
   })
   await pool.warm()
   const encoder = new BatchEncoder(pool.kernel, 1, 2)
-  const flow = new FlowEncoder(1, PoolRegions.of(pool.kernel.layout))
+  const flow = new FlowEncoder(1, PoolRegions.of(pool.kernel.layout), {
+    degraded: (position, reason) => {
+      throw new Error(`${path}: not understood from byte ${position}: ${reason}`)
+    },
+  })
   flow.parser = parserFor('main', flow)!
-  flow.onDegraded = (position, reason) => {
-    throw new Error(`${path}: not understood from byte ${position}: ${reason}`)
-  }
   const reader = new OperationReader()
   const { bytes } = pool.kernel
   const buffer = new ChannelBuffer(bytes, pool.slots[0]!, pool.slotBytes)

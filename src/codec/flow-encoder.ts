@@ -18,6 +18,9 @@ export interface ChannelParser {
   readonly position: number
 }
 
+/** What a parser tells of its stream beside records; see its sink. */
+export type StreamFacts = Partial<Pick<RecordSink & MultifdSink, 'phase' | 'strayed' | 'degraded' | 'compressed'>>
+
 /** Records of pages from here on stay raw: no batch can say their numbers. */
 const OFFSET_END = PAGE_NUMBER_MAX * PAGE_SIZE
 
@@ -27,10 +30,6 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   readonly stats = new BatchStats()
   /** The channel's parser; undefined: all of it is relayed as OTHER. */
   parser: ChannelParser | undefined
-  onPhase: ((phase: StreamPhase, position: number) => void) | undefined
-  onCompressed: ((method: MultifdMethod, position: number) => void) | undefined
-  onStrayed: ((position: number, reason: string) => void) | undefined
-  onDegraded: ((position: number, reason: string) => void) | undefined
 
   /** Since the last batch, positions from `batchStart` on. */
   readonly records = new RecordList()
@@ -43,11 +42,14 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   /** Stream position behind the last byte pushed. */
   position = 0
 
+  private readonly facts: StreamFacts
   private readonly parserNames: string[] = []
   private readonly indexOf: number[] = []
 
-  constructor(migration: number, regions: PoolRegions) {
+  /** @param facts hears what the parser tells beside records */
+  constructor(migration: number, regions: PoolRegions, facts: StreamFacts = {}) {
     this.migration = migration
+    this.facts = facts
     this.prediction = new Prediction(regions)
   }
 
@@ -91,15 +93,15 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   }
 
   phase(phase: StreamPhase, position: number): void {
-    this.onPhase?.(phase, position)
+    this.facts.phase?.(phase, position)
   }
 
   strayed(position: number, reason: string): void {
-    this.onStrayed?.(position, reason)
+    this.facts.strayed?.(position, reason)
   }
 
   degraded(position: number, reason: string): void {
-    this.onDegraded?.(position, reason)
+    this.facts.degraded?.(position, reason)
   }
 
   hello(): void {}
@@ -129,7 +131,7 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   }
 
   compressed(method: MultifdMethod, position: number): void {
-    this.onCompressed?.(method, position)
+    this.facts.compressed?.(method, position)
   }
 
   private packetBlock = 0

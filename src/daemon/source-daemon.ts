@@ -26,7 +26,8 @@ import { instanceOf, PROCESS, thisHost } from './instance.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
 import { SessionSets } from './session-sets.ts'
 import { SourceConnection } from './source-connection.ts'
-import { type Moved, type SourceGate, SourceSession } from './source-session.ts'
+import type { Moved, SourceGate } from './source-flow.ts'
+import { SourceSession } from './source-session.ts'
 import { type SourceStatus, withoutFlows } from './status.ts'
 
 /** One is filled while two are packed and one waits for its turn. */

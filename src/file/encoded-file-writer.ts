@@ -81,11 +81,12 @@ export async function encodeStream(
       failure = error
     },
   )
-  const encoder = new FlowEncoder(FILE_MIGRATION, PoolRegions.of(pool.kernel.layout))
   let degraded: EncodeResult['degraded']
-  encoder.onDegraded = (position, reason) => {
-    degraded = { position, reason }
-  }
+  const encoder = new FlowEncoder(FILE_MIGRATION, PoolRegions.of(pool.kernel.layout), {
+    degraded: (position, reason) => {
+      degraded = { position, reason }
+    },
+  })
   const memory = pool.kernel.bytes
   const buffer = new ChannelBuffer(memory, pool.slots[0]!, pool.slotBytes)
   /** Bytes that the next batch takes beside an incomplete record of the one before. */

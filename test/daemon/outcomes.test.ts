@@ -21,6 +21,7 @@ const POSTCOPY_BACK = recording('10-hugepages-postcopy.0-return')
 /** A migration through a pair: both QEMUs' ends of its main channel. */
 async function migrate(pair: Daemons, bytes: Buffer): Promise<{ source: net.Socket; destination: net.Socket }> {
   const before = pair.target.sockets.length
+  await until('a session', () => pair.count('session open') >= 2) // a short patience is not for it
   const source = await pair.dial()
   source.resume()
   source.write(bytes)

@@ -303,7 +303,7 @@ t.test('both pools are alike after any order of channels, cancels and reconnects
       }
       sockets.push(socket)
     }
-    const session = (): { channelCount: number; outbound: { pool: Pool } } =>
+    const session = (): { channelCount: number; options: { pool: Pool } } =>
       (source as unknown as { session: ReturnType<typeof session> }).session
     await until('a session', () => pair.count('session open') === 2)
     const first = session()
@@ -319,7 +319,7 @@ t.test('both pools are alike after any order of channels, cancels and reconnects
       const [far] = [...sessions.values()]
       await until('the last batch', () => far!.channelCount === 0 && far!.inbound.underWay === 0)
       for (const socket of sockets.splice(0)) socket.destroy() // a channel whose main was cancelled waits for another
-      const digest = digestOf(session().outbound.pool)
+      const digest = digestOf(session().options.pool)
       t.equal(digestOf(far!.inbound.pool), digest, `seed ${seed}, round ${round}`)
     }
     t.equal(session(), first, `all of it in one session, ${cancelled} channels cancelled`)

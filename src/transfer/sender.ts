@@ -1,0 +1,122 @@
+/**
+ * The order of jobs on a session's way out: gives each channel a slot, has encoded what the pump wants, and hands the
+ * batches in. Pure but for the packer it is given: times come in, `tick` is due at `nextTickMs`.
+ */
+
+import type { PageObserver } from '../codec/observer.ts'
+import { PoolRegions } from '../codec/places.ts'
+import { FLOWS_MAX } from '../limits.ts'
+import type { EffortController } from './effort-controller.ts'
+import type { BatchSink, Outbound } from './outbound.ts'
+import type { Pool } from './pool.ts'
+import { BATCH_BYTES_MAX, Pump, type PumpedLink } from './pump.ts'
+import { SendingChannel, type SendingLink, type SendingStart } from './sending-channel.ts'
+import { SLOT_UNIT_BYTES, type Slot, SlotArena } from './slot-arena.ts'
+
+/** A full slot has room behind a batch, so that moving an incomplete record to the front is seldom needed. */
+const SLOT_UNITS = BATCH_BYTES_MAX / SLOT_UNIT_BYTES + 1
+
+/** What it asks of the link; Session has it. */
+export interface SenderLink extends PumpedLink, SendingLink {
+  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[]): void
+}
+
+/** What encodes and packs; Outbound does. */
+export type SenderPacker = Pick<
+  Outbound<SendingChannel>,
+  'underWay' | 'hasRoom' | 'observer' | 'warm' | 'encode' | 'close'
+>
+
+export class Sender {
+  private readonly link: SenderLink
+  private readonly memory: Uint8Array
+  private readonly regions: PoolRegions
+  private readonly slots: SlotArena
+  private readonly packer: SenderPacker
+  private readonly pump: Pump
+  private readonly channels = new Map<number, SendingChannel>()
+
+  /**
+   * @param packer makes it, with who takes its batches
+   * @param observer looks on as pages pass: learning
+   */
+  constructor(
+    link: SenderLink,
+    pool: Pool,
+    effort: EffortController,
+    packer: (sink: BatchSink<SendingChannel>) => SenderPacker,
+    observer?: PageObserver,
+  ) {
+    const { slots, kernel } = pool
+    this.link = link
+    this.memory = kernel.bytes
+    this.regions = PoolRegions.of(kernel.layout)
+    this.slots = new SlotArena(slots[0]!, slots.length, SLOT_UNITS, FLOWS_MAX)
+    this.packer = packer((channel, parts, { rawLength, packedLength, newBytes }) => {
+      this.pump.packed(channel.pumped, rawLength, packedLength, newBytes)
+      link.sendBatch(channel.number, rawLength, parts)
+      channel.owner.sent()
+      channel.settle()
+    })
+    this.packer.warm()
+    this.packer.observer = observer
+    this.pump = new Pump(link, this.packer, effort)
+  }
+
+  /** A slot for a channel; undefined where none is left. */
+  takeSlot(): Slot | undefined {
+    return this.slots.take()
+  }
+
+  /** No socket writes to it any more. */
+  giveSlot(slot: Slot): void {
+    this.slots.give(slot)
+  }
+
+  /** A flow was opened. */
+  open(start: SendingStart, slot: Slot): SendingChannel {
+    const channel = new SendingChannel(start, slot, this.memory, this.regions, this.link, this.pump)
+    this.channels.set(channel.number, channel)
+    this.pump.add(channel.pumped)
+    if (start.urgent || start.kind === 'preempt') this.link.setUrgent(channel.number, true)
+    return channel
+  }
+
+  /** A channel's flow is over; its slot is its socket's until that is closed. */
+  close(channel: SendingChannel): void {
+    channel.ended()
+    this.pump.remove(channel.pumped)
+    if (this.channels.get(channel.number) === channel) this.channels.delete(channel.number)
+  }
+
+  /**
+   * The link is about to pull: encodes what the pump wants.
+   * @returns true where it is to be called in the next turn of the event loop, whatever happens
+   */
+  work(nowMs: () => number): boolean {
+    const { pump, packer } = this
+    pump.nextTurn()
+    for (let job = pump.next(nowMs()); job; job = pump.next(nowMs())) {
+      const channel = this.channels.get(job.channel.number)!
+      const bytes = packer.encode(channel, job.effort, job.release)
+      pump.encoded(job.channel, bytes)
+      channel.owner.encoded(bytes, job.effort)
+    }
+    return pump.gathering
+  }
+
+  /** Nothing is encoded any more, and nothing comes out. */
+  end(): Promise<void> {
+    return this.packer.close()
+  }
+
+  /** When `tick` is due; Infinity: not before something arrives. */
+  get nextTickMs(): number {
+    return this.pump.nextTickMs
+  }
+
+  /** Sources have gone silent; `work` is due. */
+  tick(nowMs: number): void {
+    this.pump.tick(nowMs)
+  }
+}

@@ -1,0 +1,154 @@
+/**
+ * One channel on its way out: where its bytes wait, what finds records in them, and how its flow is brought to its end in
+ * order, once all that came of it is handed in. Sender makes it.
+ */
+import { FlowEncoder, type StreamFacts } from '../codec/flow-encoder.ts'
+import type { PoolRegions } from '../codec/places.ts'
+import type { Effort } from '../compression/effort.ts'
+import { ChannelLife } from '../migration/channel-life.ts'
+import type { ChannelKind } from '../qemu/channel-kind.ts'
+import { CODE } from '../wan/wire.ts'
+import type { OutboundChannel } from './batch-job.ts'
+import { ChannelBuffer } from './channel-buffer.ts'
+import { type MigrationMemory, parserFor } from './channel-parser.ts'
+import { type Pump, PumpedChannel } from './pump.ts'
+import type { Slot } from './slot-arena.ts'
+
+/** A read with less room than this would cut records for nothing. */
+const ROOM_MIN = 16 * 1024
+
+/** What a flow is told when it ends; Session has it. */
+export interface SendingLink {
+  /** A guest waits for what it sends. */
+  setUrgent(flow: number, urgent: boolean): void
+  finFlow(flow: number): void
+  resetFlow(flow: number, code: number, text: string): void
+}
+
+/** Whose channel it is: hears what its bytes say, and what became of them. */
+export interface SendingOwner extends StreamFacts {
+  /** So many bytes of it are in a batch: there may be room for more. */
+  encoded(rawBytes: number, effort: Effort): void
+  /** A batch of it was handed in. */
+  sent(): void
+}
+
+/** What a channel begins with. */
+export interface SendingStart {
+  /** Of its flow in the session. */
+  readonly number: number
+  readonly migration: number
+  readonly kind: ChannelKind
+  /** What the channels of its migration share. */
+  readonly memory: MigrationMemory
+  /** A guest waits for its pages from the start. */
+  readonly urgent: boolean
+  readonly owner: SendingOwner
+}
+
+export class SendingChannel implements OutboundChannel {
+  readonly number: number
+  readonly owner: SendingOwner
+  readonly slot: Slot
+  readonly encoder: FlowEncoder
+  readonly buffer: ChannelBuffer
+  /** As the pump sees it. */
+  readonly pumped: PumpedChannel
+  /** The pool's, in which its bytes lie. */
+  readonly memory: Uint8Array
+  private readonly link: SendingLink
+  private readonly pump: Pump
+  private readonly life = new ChannelLife('open')
+  /** With what its flow is torn down. */
+  private resetCode: number = CODE.NONE
+  private resetText = ''
+
+  constructor(
+    start: SendingStart,
+    slot: Slot,
+    memory: Uint8Array,
+    regions: PoolRegions,
+    link: SendingLink,
+    pump: Pump,
+  ) {
+    const { number, migration, kind, urgent, owner } = start
+    this.number = number
+    this.owner = owner
+    this.slot = slot
+    this.memory = memory
+    this.link = link
+    this.pump = pump
+    this.encoder = new FlowEncoder(migration, regions, owner)
+    this.encoder.parser = parserFor(kind, this.encoder, start.memory)
+    this.buffer = new ChannelBuffer(memory, slot.at, slot.bytes)
+    this.pumped = new PumpedChannel(number, this.encoder, slot.bytes)
+    this.pumped.urgent = urgent
+  }
+
+  /** It is torn down, or was. */
+  get isBroken(): boolean {
+    return this.life.isBroken
+  }
+
+  /** Nothing of it may be handed in any more. */
+  get isOver(): boolean {
+    return this.life.isOver
+  }
+
+  /** Where the next bytes of QEMU may land; undefined: not now. What waits is an incomplete record where it has to move. */
+  room(): Uint8Array | undefined {
+    return this.buffer.writable(this.pump.roomFor(this.pumped), ROOM_MIN, ROOM_MIN)
+  }
+
+  /** So many bytes are in `room`. @returns address of the first */
+  filled(count: number, nowMs: number): number {
+    const at = this.buffer.filled(count)
+    this.pump.arrives(this.pumped, nowMs)
+    this.encoder.push(this.memory, at, count)
+    return at
+  }
+
+  /** What came before it had a slot. */
+  begins(bytes: Uint8Array, nowMs: number): void {
+    if (bytes.length === 0) return
+    this.buffer.writable(bytes.length, bytes.length)!.set(bytes)
+    this.filled(bytes.length, nowMs)
+  }
+
+  /** A guest waits for what it sends. */
+  hurry(): void {
+    this.link.setUrgent(this.number, true)
+    this.pumped.urgent = true
+  }
+
+  /** Its QEMU sends no more: FIN is due behind what waits. */
+  ends(): void {
+    this.life.on('eof')
+    this.pumped.ended = true
+    this.settle()
+  }
+
+  /** Tears its flow down, behind the batches that are encoded already. Once. */
+  breakOff(code: number, text: string): void {
+    if (this.isBroken) return
+    this.life.on('broke')
+    this.resetCode = code
+    this.resetText = text
+    this.pumped.broken = true
+    this.settle()
+  }
+
+  /** Both directions have ended at the session, or that is gone. */
+  ended(): void {
+    this.life.on('ended')
+    this.pumped.broken = true
+  }
+
+  /** Hands in FIN or RESET where they are due: nothing of it is under way any more. */
+  settle(): void {
+    if (this.pumped.underWay > 0) return
+    const order = this.life.on(this.encoder.waiting === 0 ? 'emptied' : 'packed')
+    if (order === 'fin') this.link.finFlow(this.number)
+    else if (order === 'reset') this.link.resetFlow(this.number, this.resetCode, this.resetText)
+  }
+}

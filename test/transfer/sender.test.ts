@@ -1,0 +1,267 @@
+/** The way out of a session without sockets, clocks and threads: slots, order, ends, and sources that fall silent. */
+import t from 'tap'
+import { FLOWS_MAX } from '../../src/limits.ts'
+import { BlockTable } from '../../src/qemu/block-table.ts'
+import type { BatchReport } from '../../src/transfer/batch-job.ts'
+import { EffortController } from '../../src/transfer/effort-controller.ts'
+import type { BatchSink } from '../../src/transfer/outbound.ts'
+import type { Pool } from '../../src/transfer/pool.ts'
+import { Sender, type SenderPacker } from '../../src/transfer/sender.ts'
+import type { SendingChannel, SendingOwner, SendingStart } from '../../src/transfer/sending-channel.ts'
+import { SLOT_UNIT_BYTES } from '../../src/transfer/slot-arena.ts'
+import { CODE } from '../../src/wan/wire.ts'
+import { random } from '../template/makers.ts'
+
+const UNITS = FLOWS_MAX + 64
+const MEMORY = new Uint8Array(UNITS * SLOT_UNIT_BYTES)
+const MAIN = Buffer.from('5145564d00000003', 'hex')
+
+/** Batches that were encoded and have not come out, oldest first. */
+class Packer implements SenderPacker {
+  observer: undefined
+  readonly jobs: { channel: SendingChannel; bytes: Uint8Array; report: BatchReport }[] = []
+  private readonly sink: BatchSink<SendingChannel>
+
+  constructor(sink: BatchSink<SendingChannel>) {
+    this.sink = sink
+  }
+
+  get underWay(): number {
+    return this.jobs.length
+  }
+
+  get hasRoom(): boolean {
+    return this.jobs.length < 4
+  }
+
+  warm(): void {}
+
+  encode(channel: SendingChannel, _effort: unknown, release: boolean): number {
+    const { encoder, buffer } = channel
+    const rawLength = release ? encoder.waiting : encoder.ready
+    if (rawLength === 0) return 0
+    const loan = buffer.lend(rawLength)
+    const bytes = MEMORY.slice(loan.at, loan.at + rawLength)
+    encoder.batched(rawLength)
+    loan.release()
+    this.jobs.push({ channel, bytes, report: { rawLength, packedLength: rawLength, newBytes: rawLength } })
+    return rawLength
+  }
+
+  /** The oldest comes out. */
+  finish(): void {
+    const { channel, bytes, report } = this.jobs.shift()!
+    this.sink(channel, [bytes], report)
+  }
+
+  async close(): Promise<void> {}
+}
+
+/** A session that writes down what it is told; its link always has room. */
+class World {
+  readonly told: string[] = []
+  readonly sent = new Map<number, Buffer>()
+  credit = Number.POSITIVE_INFINITY
+  nowMs = 1000
+  packer!: Packer
+  readonly sender: Sender
+
+  constructor() {
+    const link = {
+      bulkRoom: () => 1e6,
+      bulkQuantum: () => 0,
+      waitingBytes: 0,
+      credit: () => this.credit,
+      pickFlow: (candidates: readonly number[]) => candidates[0]!,
+      setUrgent: (flow: number, urgent: boolean) => void this.told.push(`${flow} urgent ${urgent}`),
+      finFlow: (flow: number) => void this.told.push(`${flow} fin`),
+      resetFlow: (flow: number, code: number, text: string) => void this.told.push(`${flow} reset ${code} ${text}`),
+      sendBatch: (flow: number, rawLength: number, parts: readonly Uint8Array[]) => {
+        this.told.push(`${flow} batch ${rawLength}`)
+        this.sent.set(flow, Buffer.concat([this.sent.get(flow) ?? Buffer.alloc(0), ...parts]))
+      },
+    }
+    const pool = {
+      kernel: { bytes: MEMORY, layout: { templatePages: 0, ringPages: 0 } },
+      slots: Array.from({ length: UNITS }, (_, i) => i * SLOT_UNIT_BYTES),
+    } as unknown as Pool
+    this.sender = new Sender(link, pool, new EffortController(1), sink => {
+      this.packer = new Packer(sink)
+      return this.packer
+    })
+  }
+
+  open(number: number, more: Partial<SendingStart> = {}): { channel: SendingChannel; owner: Owner } {
+    const owner = new Owner()
+    const start = { number, migration: 1, kind: 'unknown', memory: {}, urgent: false, owner } as const
+    return { channel: this.sender.open({ ...start, ...more }, this.sender.takeSlot()!), owner }
+  }
+
+  /** QEMU's bytes arrive. @returns how many there was room for */
+  write(channel: SendingChannel, bytes: Uint8Array): number {
+    const room = channel.room()
+    if (!room) return 0
+    const count = Math.min(room.length, bytes.length)
+    room.set(bytes.subarray(0, count))
+    channel.filled(count, this.nowMs)
+    return count
+  }
+
+  /** Turns of the event loop, until there is nothing to do. */
+  work(): void {
+    while (this.sender.work(() => this.nowMs));
+  }
+}
+
+class Owner implements SendingOwner {
+  rawBytes = 0
+  batches = 0
+  readonly phases: string[] = []
+
+  encoded(rawBytes: number): void {
+    this.rawBytes += rawBytes
+  }
+
+  sent(): void {
+    this.batches++
+  }
+
+  phase(phase: string): void {
+    this.phases.push(phase)
+  }
+}
+
+t.test('FIN goes behind the last batch, RESET behind those that are encoded', t => {
+  const world = new World()
+  const { channel, owner } = world.open(1)
+  world.write(channel, Buffer.alloc(1000, 1))
+  world.work()
+  world.write(channel, Buffer.alloc(500, 2))
+  channel.ends()
+  t.same(world.told, [], 'bytes wait, and are under way')
+  world.work()
+  world.packer.finish()
+  t.same(world.told, ['1 batch 1000'])
+  world.packer.finish()
+  t.same(world.told.splice(0), ['1 batch 1000', '1 batch 500', '1 fin'])
+  t.match(owner, { rawBytes: 1500, batches: 2 })
+
+  const broken = world.open(2).channel
+  world.write(broken, Buffer.alloc(1000, 1))
+  world.work()
+  world.write(broken, Buffer.alloc(500, 2))
+  broken.breakOff(CODE.QEMU_LOST, 'gone')
+  broken.breakOff(CODE.NONE, 'a second time')
+  world.work()
+  t.same(world.told, [], 'a batch is under way')
+  world.packer.finish()
+  t.same(world.told.splice(0), ['2 batch 1000', `2 reset ${CODE.QEMU_LOST} gone`], 'what waited is lost')
+  t.match(broken, { isBroken: true, isOver: true })
+
+  const still = world.open(3).channel
+  still.ends()
+  t.same(world.told.splice(0), ['3 fin'], 'at once where there is nothing')
+  still.breakOff(CODE.PEER_LOST, 'late')
+  t.same(world.told.splice(0), [`3 reset ${CODE.PEER_LOST} late`], 'a finished one can break')
+
+  const ended = world.open(4).channel
+  world.write(ended, Buffer.alloc(10))
+  world.work()
+  world.sender.close(ended)
+  world.packer.finish()
+  t.same(world.told, ['4 batch 10'], 'the peer knows its end: nothing is said of it')
+  t.end()
+})
+
+t.test('an incomplete record goes out when its source falls silent', t => {
+  const world = new World()
+  const { channel, owner } = world.open(1, { kind: 'main', memory: { blocks: new BlockTable() } })
+  channel.begins(MAIN.subarray(0, 6), world.nowMs)
+  t.equal(world.sender.nextTickMs, Number.POSITIVE_INFINITY)
+  world.work()
+  t.equal(world.packer.underWay, 0)
+  t.equal(world.sender.nextTickMs, world.nowMs + 1, 'its rest may follow')
+  world.sender.tick(world.nowMs + 0.5)
+  world.work()
+  t.equal(world.packer.underWay, 0, 'not yet')
+  world.nowMs++
+  world.sender.tick(world.nowMs)
+  world.work()
+  world.packer.finish()
+  t.same(world.told, ['1 batch 6'])
+  t.equal(world.sender.nextTickMs, Number.POSITIVE_INFINITY)
+  world.write(channel, MAIN.subarray(6))
+  t.same(owner.phases, ['header'], 'its parser goes on')
+  t.end()
+})
+
+t.test('urgent from its start, or by its kind, or later', t => {
+  const world = new World()
+  world.open(1, { kind: 'preempt', memory: { blocks: new BlockTable() } })
+  world.open(2, { urgent: true })
+  const { channel } = world.open(3)
+  t.equal(channel.pumped.urgent, false)
+  channel.hurry()
+  t.equal(channel.pumped.urgent, true)
+  t.same(world.told, ['1 urgent true', '2 urgent true', '3 urgent true'])
+  t.end()
+})
+
+t.test('every place has a slot, and no more', t => {
+  const { sender } = new World()
+  const slots = Array.from({ length: FLOWS_MAX }, () => sender.takeSlot())
+  t.ok(slots.every(slot => slot !== undefined))
+  t.equal(sender.takeSlot(), undefined)
+  sender.giveSlot(slots[7]!)
+  t.ok(sender.takeSlot())
+  t.end()
+})
+
+t.test('whatever comes in whichever order, each flow gets its bytes and one end', t => {
+  for (let seed = 1; seed <= 100; seed++) {
+    const next = random(seed)
+    const world = new World()
+    const flows = Array.from({ length: 1 + next(5) }, (_, i) => ({
+      ...world.open(i + 1),
+      bytes: Buffer.from(Array.from({ length: next(300_000) }, () => next(256))),
+      at: 0,
+      end: '',
+    }))
+    const isOver = ({ end }: (typeof flows)[number]): boolean => end !== ''
+    for (let step = 0; step < 5000 && !flows.every(isOver); step++) {
+      world.nowMs += next(3) / 2
+      if (world.sender.nextTickMs <= world.nowMs) world.sender.tick(world.nowMs)
+      const flow = flows[next(flows.length)]!
+      const { channel, bytes } = flow
+      world.credit = next(4) === 0 ? 0 : 1e6
+      if (!isOver(flow)) {
+        flow.at += world.write(channel, bytes.subarray(flow.at, flow.at + next(60_000)))
+        if (flow.at === bytes.length) {
+          channel.ends()
+          flow.end = 'fin'
+        } else if (next(200) === 0) {
+          channel.breakOff(CODE.NONE, '')
+          flow.end = 'reset'
+        }
+      }
+      world.sender.work(() => world.nowMs)
+      if (world.packer.underWay > 0 && next(2) === 0) world.packer.finish()
+    }
+    world.credit = 1e6
+    for (let i = 0; i < 20; i++) {
+      world.work()
+      while (world.packer.underWay > 0) world.packer.finish()
+    }
+    for (const { channel, bytes, at, end } of flows) {
+      const got = world.sent.get(channel.number) ?? Buffer.alloc(0)
+      const whole = end === 'fin' ? got.equals(bytes) : got.equals(bytes.subarray(0, got.length)) && got.length <= at
+      const ends = world.told.filter(said => said.startsWith(`${channel.number} `) && !said.includes('batch'))
+      if (!whole || ends.length !== 1 || !ends[0]!.includes(end))
+        t.fail(`seed ${seed} flow ${channel.number}: ${got.length} of ${bytes.length} bytes, ${end}: ${ends}`)
+      const last = world.told.filter(said => said.startsWith(`${channel.number} `)).at(-1)
+      if (last !== ends[0]) t.fail(`seed ${seed} flow ${channel.number}: ${last} behind its end`)
+    }
+  }
+  t.pass('100 seeds')
+  t.end()
+})
