@@ -135,6 +135,15 @@ export const UNACKED_BYTES_MAX = 64 * 1024 * 1024
 export const UNACKED_FRAMES_MAX = 65536
 
 /**
+ * Of these a session may keep so many without asking the budget: 64 MiB in full frames. As many again may be under way that
+ * are acknowledged and that their connection has not counted.
+ */
+export const SENT_FRAMES_FREE = 4096
+
+/** What a frame that was sent costs beside the bytes it carries: an array, its buffer, a place in the ring, two records. */
+export const SENT_FRAME_BYTES = 300
+
+/**
  * Credit that each flow to us begins with, said in our hello: memory that a peer can take without having proven
  * anything, FLOWS_MAX times 64 KiB. Raised as soon as the flow is taken, out of the process's budget.
  */

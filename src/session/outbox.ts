@@ -3,6 +3,7 @@
  * what waits; each frame is kept until it is acknowledged, and goes out again where its connection was lost.
  */
 
+import type { Share } from '../fair-shares.ts'
 import { FRAME_PAYLOAD_BYTES_MAX, UNACKED_BYTES_MAX, UNACKED_FRAMES_MAX, WINDOW_BYTES_MIN } from '../limits.ts'
 import { encodeNumbers } from '../wan/bodies.ts'
 import { FLAG_MORE, FRAME, FRAME_HEAD_BYTES, SEQUENCE_END } from '../wan/wire.ts'
@@ -10,6 +11,7 @@ import type { AnswerRoom } from './answer-room.ts'
 import { Deque } from './deque.ts'
 import type { Flow } from './flow.ts'
 import { FrameRing, type Payload } from './frame-ring.ts'
+import { FrameRoom } from './frame-room.ts'
 import { FrameWriter } from './frame-writer.ts'
 import type { Path } from './path.ts'
 import { RATE_DEBT_BYTES, type RateCap } from './rate-cap.ts'
@@ -17,6 +19,8 @@ import { RATE_DEBT_BYTES, type RateCap } from './rate-cap.ts'
 /** Bulk leaves an eighth of the store to urgent frames. */
 export const BULK_BYTES_MAX = (UNACKED_BYTES_MAX / 8) * 7
 const BULK_FRAMES_MAX = (UNACKED_FRAMES_MAX / 8) * 7
+/** Where the budget has no room for more frames, bulk leaves so many to urgent ones. */
+const URGENT_FRAMES = 512
 export const FRAME_BYTES_MAX = FRAME_HEAD_BYTES + FRAME_PAYLOAD_BYTES_MAX
 
 // Where a frame is that was sent and not acknowledged; else the number of its connection.
@@ -51,16 +55,19 @@ export class Outbox {
   endsUnacked = 0
   private readonly rate: RateCap
   private readonly answers: AnswerRoom
+  private readonly room: FrameRoom
   private readonly urgentLane = new Deque<Entry>()
   private readonly bulkLane = new Deque<Entry>()
   private readonly creditLane = new Deque<Flow>()
   private readonly sent = new FrameRing()
-  /** Sequence numbers to send again, ascending, from resendAt on. */
-  private resend: number[] = []
-  private resendAt = 0
+  /** No frame before this number waits to go out again. */
+  private resendFrom = 1
+  /** Frames that were sent, on connections that stand, and not counted there. */
+  private underWayFrames = 0
 
-  constructor(rate: RateCap, answers: AnswerRoom) {
+  constructor(rate: RateCap, answers: AnswerRoom, memory: Share) {
     this.rate = rate
+    this.room = new FrameRoom(memory)
     this.answers = answers
   }
 
@@ -95,9 +102,9 @@ export class Outbox {
 
   /** One sequenced frame, the most pressing that may go. @param withCredit CREDIT goes too. @returns its bytes, or 0 */
   pull(path: Path, withCredit: boolean, nowMs: number, out: Uint8Array[]): number {
-    if (!path.hasRecords) return 0
+    if (this.underWayFrames >= 2 * this.room.frames) return 0 // acknowledged, and not counted
     const free = path.window - path.inFlight
-    if (this.skipAcknowledged()) {
+    if (this.findResend()) {
       // All that is newer would only wait for it at the far side.
       return free > 0 && this.rate.mayGo(0, nowMs) ? this.pullAgain(path, nowMs, out) : 0
     }
@@ -122,12 +129,15 @@ export class Outbox {
       path.ranDry()
       return 0
     }
-    const stored = this.lastSequence - this.acked < BULK_FRAMES_MAX && this.unackedBytes < BULK_BYTES_MAX
+    const frames = this.lastSequence - this.acked
+    const stored =
+      frames < BULK_FRAMES_MAX && this.room.holds(frames + URGENT_FRAMES) && this.unackedBytes < BULK_BYTES_MAX
     return free > 0 && stored && this.rate.mayGo(0, nowMs) ? this.pullEntry(path, this.bulkLane, bulk, nowMs, out) : 0
   }
 
   /** The peer has counted frames of a connection: they have arrived for good, whatever becomes of it. */
   delivered(path: Path, frames: number): void {
+    this.underWayFrames -= frames - path.deliveredFrames
     while (path.deliveredFrames < frames) {
       const sequence = path.takeDelivered()
       const slot = sequence & this.sent.mask
@@ -148,25 +158,20 @@ export class Outbox {
       else if (sent.type[slot] === FRAME.END) this.endsUnacked--
       sent.free(slot)
     }
+    this.room.settle(this.lastSequence - this.acked)
     return true
   }
 
   /** A connection is gone: what it carried and was not counted goes out again. */
   lost(path: Path): void {
-    const again: number[] = []
+    this.underWayFrames -= path.sentFrames - path.deliveredFrames
     path.eachUndelivered(sequence => {
       const slot = sequence & this.sent.mask
       if (sequence <= this.acked || this.sent.owner[slot] !== path.connection) return
       this.sent.owner[slot] = OWNER_RESEND
+      this.resendFrom = this.resendBytes === 0 ? sequence : Math.min(this.resendFrom, sequence)
       this.resendBytes += FRAME_HEAD_BYTES + this.sent.length[slot]!
-      again.push(sequence)
     })
-    if (again.length === 0) return
-    this.resend = this.resend
-      .slice(this.resendAt)
-      .concat(again)
-      .sort((a, b) => a - b)
-    this.resendAt = 0
   }
 
   stats(): { unacked: number; queued: number; resentBytes: number } {
@@ -179,42 +184,44 @@ export class Outbox {
     this.bulkLane.clear()
     this.creditLane.clear()
     this.sent.clear()
-    this.resend = []
-    this.resendAt = 0
+    this.room.clear()
     this.resendBytes = 0
     this.queuedBytes = 0
     this.unackedBytes = 0
     this.acked = this.lastSequence
   }
 
-  /** @returns whether there is something to send again */
-  private skipAcknowledged(): boolean {
-    while (this.resendAt < this.resend.length) {
-      if (this.resend[this.resendAt]! > this.acked) return true
-      this.resendAt++
-    }
-    if (this.resendAt > 0) {
-      this.resend = []
-      this.resendAt = 0
-    }
-    return false
+  /**
+   * Looks for the first frame that waits to go out again. One byte is read of each frame that does not, 60 us for all that
+   * may be kept: a peer that comes back over and over makes us look again, and no more.
+   * @returns whether there is one: `resendFrom` is its number
+   */
+  private findResend(): boolean {
+    if (this.resendBytes === 0) return false
+    const { owner, mask } = this.sent
+    let sequence = Math.max(this.resendFrom, this.acked + 1)
+    while (owner[sequence & mask] !== OWNER_RESEND) sequence++
+    this.resendFrom = sequence
+    return true
   }
 
   private get mayKeepMore(): boolean {
     return (
       this.lastSequence - this.acked < UNACKED_FRAMES_MAX &&
+      this.room.holds(this.lastSequence - this.acked + 1) &&
       this.unackedBytes + FRAME_BYTES_MAX <= UNACKED_BYTES_MAX &&
       this.lastSequence < SEQUENCE_END - 1
     )
   }
 
   private pullAgain(path: Path, nowMs: number, out: Uint8Array[]): number {
-    const sequence = this.resend[this.resendAt++]!
+    const sequence = this.resendFrom++
     const slot = sequence & this.sent.mask
     const size = FRAME_HEAD_BYTES + this.sent.length[slot]!
     this.resendBytes -= size
     this.resentBytes += size
     this.sent.owner[slot] = path.connection
+    this.underWayFrames++
     path.sent(sequence, size, nowMs)
     return this.writer.put(out, this.sent, sequence)
   }
@@ -284,6 +291,7 @@ export class Outbox {
     sent.owner[slot] = path.connection
     sent.payload[slot] = payload
     this.unackedBytes += size
+    this.underWayFrames++
     path.sent(sequence, size, nowMs)
     return this.writer.put(out, sent, sequence)
   }

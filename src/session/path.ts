@@ -105,11 +105,6 @@ export class Path {
     this.progressMs = Math.min(this.progressMs + ms, nowMs)
   }
 
-  /** False while the ring of frames under way is full: a peer that never counts what arrives. */
-  get hasRecords(): boolean {
-    return this.sends.records.hasRoom
-  }
-
   /** @returns whether something has become due */
   tick(nowMs: number): boolean {
     let due = false

@@ -3,10 +3,8 @@
  * arrays by field.
  */
 
-import { UNACKED_FRAMES_MAX } from '../limits.ts'
-
-/** Frames that a connection may have under way: twice what a session keeps, since some may be acknowledged elsewhere. */
-const RECORDS_MAX = 2 * UNACKED_FRAMES_MAX
+/** Rings up to this stay as they are: 46 KB. */
+const SIZE_KEPT = 1024
 
 export class SentRecords {
   sentFrames = 0
@@ -20,11 +18,6 @@ export class SentRecords {
   private firstSentThen = new Float64Array(256)
   private limitedThen = new Uint8Array(256)
 
-  /** False while as many are under way as there may be: a peer that never counts what arrives. */
-  get hasRoom(): boolean {
-    return this.sentFrames - this.deliveredFrames < RECORDS_MAX
-  }
-
   /** @param delivered, deliveredAtMs, firstSentAtMs, limited what DeliveryRate knows at the moment */
   push(
     sequence: number,
@@ -35,7 +28,10 @@ export class SentRecords {
     firstSentAtMs: number,
     limited: boolean,
   ): void {
-    if (this.sentFrames - this.deliveredFrames === this.sizes.length) this.grow()
+    const used = this.sentFrames - this.deliveredFrames
+    if (used === this.sizes.length) this.resize(2 * used)
+    // sixteen connections that were full one after the other must not keep what one may need
+    else if (used < this.sizes.length / 4 && this.sizes.length > SIZE_KEPT) this.resize(this.sizes.length / 2)
     const at = this.sentFrames++ & (this.sizes.length - 1)
     this.sequences[at] = sequence
     this.sizes[at] = size
@@ -91,8 +87,8 @@ export class SentRecords {
     for (let i = this.deliveredFrames; i < this.sentFrames; i++) call(this.sequences[i & (this.sizes.length - 1)]!)
   }
 
-  private grow(): void {
-    const size = this.sizes.length
+  private resize(size: number): void {
+    const before = this.sizes.length
     const old = [
       this.sequences,
       this.sizes,
@@ -103,16 +99,16 @@ export class SentRecords {
       this.limitedThen,
     ] as const
     const ring = [
-      new Float64Array(size * 2),
-      new Uint16Array(size * 2),
-      new Float64Array(size * 2),
-      new Float64Array(size * 2),
-      new Float64Array(size * 2),
-      new Float64Array(size * 2),
-      new Uint8Array(size * 2),
+      new Float64Array(size),
+      new Uint16Array(size),
+      new Float64Array(size),
+      new Float64Array(size),
+      new Float64Array(size),
+      new Float64Array(size),
+      new Uint8Array(size),
     ] as const
     for (let i = this.deliveredFrames; i < this.sentFrames; i++) {
-      for (let field = 0; field < ring.length; field++) ring[field]![i & (size * 2 - 1)] = old[field]![i & (size - 1)]!
+      for (let field = 0; field < ring.length; field++) ring[field]![i & (size - 1)] = old[field]![i & (before - 1)]!
     }
     this.sequences = ring[0]
     this.sizes = ring[1]

@@ -66,7 +66,7 @@ export class Session {
     this.flowPlaces = options.flowPlaces
     this.parts = { ...SESSION_PARTS, ...options.parts }
     this.answers = new this.parts.AnswerRoom(this.memory)
-    this.outbox = new this.parts.Outbox(this.rate, this.answers)
+    this.outbox = new this.parts.Outbox(this.rate, this.answers, this.memory)
     const { role, sink, memory, flowPlaces, outbox, answers, parts, initialCredit } = this
     this.flows = new Flows({
       ...{ role, sink, memory, flowPlaces, outbox, answers, parts, initialCredit },
