@@ -763,7 +763,7 @@ export const badVectors: readonly BadVector[] = [
   {
     name: 'PATCH of 513 copies',
     pool: T3,
-    columns: { ops: '61', lengths: `${'00 01 '.repeat(513)} 00 ff1b`, sources: '01 00*513', shifts: '00' },
+    columns: { ops: '61', lengths: `${'00 01 '.repeat(512)} 00 801c`, sources: '01 00*512', shifts: '00' },
     what: /more than 512 copies/,
   },
   { name: 'PASS without a packet', columns: { ops: 'e1' }, what: /more pages than the packet owes/ },
