@@ -58,7 +58,13 @@ export type ErrorCode = keyof typeof ERROR_EXIT
 /** Where it failed: a stream or file by name, and the byte in it, counted from its start. */
 export interface Where {
   readonly stream: string
-  readonly offset: number
+  /** None where it is about all of it: a file that cannot be opened. */
+  readonly offset?: number | undefined
+}
+
+/** As people read it, behind what failed; nothing where that names the file already. */
+export function whereText(where: Where | undefined): string {
+  return where?.offset === undefined ? '' : ` (${where.stream}, byte ${where.offset})`
 }
 
 /** What failed, where in which stream, and what an operator can do about it. */
@@ -72,7 +78,7 @@ export class ProxyError extends Error {
   readonly action: string
 
   constructor(code: ErrorCode, what: string, where: Where | undefined, action: string, options?: ErrorOptions) {
-    super(`${code}: ${what}${where ? ` (${where.stream} byte ${where.offset})` : ''}; ${action}`, options)
+    super(`${code}: ${what}${whereText(where)}; ${action}`, options)
     this.name = 'ProxyError'
     this.code = code
     this.what = what

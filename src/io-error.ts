@@ -30,10 +30,10 @@ const WHAT: Record<string, string> = {
 /**
  * An error of a system call on `path` as a ProxyError; ProxyErrors pass as they are. Whoever writes removes what it began.
  *
- * @param offset where in the file
+ * @param offset where in the file, where it is about a part of it
  * @param room how to need less of it
  */
-export function ioError(cause: unknown, doing: string, path: string, offset = 0, room = ''): ProxyError {
+export function ioError(cause: unknown, doing: string, path: string, offset?: number, room = ''): ProxyError {
   if (isProxyError(cause)) return cause
   const errno = (cause as NodeJS.ErrnoException | undefined)?.code ?? ''
   const words = WHAT[errno]
@@ -41,5 +41,11 @@ export function ioError(cause: unknown, doing: string, path: string, offset = 0,
   const action = NO_ROOM.includes(errno)
     ? `nothing is left behind; make room${room}`
     : (ACTION[errno] ?? 'see the cause')
-  return new ProxyError('IO', `${doing} ${path}: ${why}`, { stream: path, offset }, action, { cause })
+  return new ProxyError(
+    'IO',
+    `${doing} ${path}: ${why}`,
+    { stream: path, ...(offset === undefined ? {} : { offset }) },
+    action,
+    { cause },
+  )
 }

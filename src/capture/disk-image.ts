@@ -73,7 +73,7 @@ export class DiskImage {
     } catch (cause) {
       if (cause instanceof ProxyError) throw cause
       const what = `cannot read ${this.name}: ${(cause as Error).message}`
-      throw new ProxyError('IO', what, { stream: this.name, offset: 0 }, 'qemu-img check FILE', { cause })
+      throw new ProxyError('IO', what, { stream: this.name }, 'qemu-img check FILE', { cause })
     }
   }
 

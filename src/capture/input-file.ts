@@ -39,7 +39,7 @@ export class InputFile {
     try {
       const found = await stat(path)
       if (found.isDirectory()) {
-        throw new ProxyError('IO', `cannot read ${path}: it is a folder`, { stream: path, offset: 0 }, 'give a file')
+        throw new ProxyError('IO', `cannot read ${path}: it is a folder`, { stream: path }, 'give a file')
       }
       if (found.isFile()) return new InputFile(path, found.size, `${found.dev}:${found.ino}`)
       if (found.isBlockDevice()) return new InputFile(path, undefined, `block ${found.rdev}`)

@@ -1,6 +1,6 @@
 /** What a command prints on standard error when it fails, and its exit status. */
 import { printable } from '../bytes/printable.ts'
-import { ERROR_EXIT, isProxyError } from '../errors.ts'
+import { ERROR_EXIT, isProxyError, whereText } from '../errors.ts'
 
 /**
  * Prints `error:` and `hint:`, a line each, or with `--json` one object. Texts from outside are escaped here.
@@ -8,8 +8,9 @@ import { ERROR_EXIT, isProxyError } from '../errors.ts'
  */
 export function fail(error: unknown, json: boolean = process.argv.includes('--json')): number {
   if (isProxyError(error)) {
-    const where = error.where ? ` (${error.where.stream}, byte ${error.where.offset})` : ''
-    const lines = json ? [JSON.stringify({ error })] : [`error: ${error.what}${where}`, `hint: ${error.action}`]
+    const lines = json
+      ? [JSON.stringify({ error })]
+      : [`error: ${error.what}${whereText(error.where)}`, `hint: ${error.action}`]
     process.stderr.write(lines.map(line => `${printable(line)}\n`).join(''))
     return ERROR_EXIT[error.code]
   }

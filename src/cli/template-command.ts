@@ -191,7 +191,7 @@ export async function verifySets(
   // One set: its own error says it best.
   if (paths.length === 1 && problem !== undefined) throw problem
   const what = `${unsound.length} of ${paths.length} template sets ${unsound.length === 1 ? 'is' : 'are'} damaged`
-  const where = { stream: path, offset: problem?.where?.offset ?? damaged[0]!.offset }
+  const where = { stream: path, offset: problem ? problem.where?.offset : damaged[0]!.offset }
   throw new ProxyError('TEMPLATE_DAMAGED', what, where, 'damaged sets are not used; build or copy them again')
 }
 
@@ -399,7 +399,8 @@ async function verifySet(path: string, key: StoreKey | undefined, follow: boolea
 
 function printVerified({ path, digest, pages, damaged, problem }: VerifyResult): void {
   if (problem !== undefined) {
-    print(`damaged  ${path}: ${problem.what} (byte ${problem.where?.offset ?? 0})`)
+    const at = problem.where?.offset
+    print(`damaged  ${path}: ${problem.what}${at === undefined ? '' : ` (byte ${at})`}`)
     return
   }
   if (damaged.length === 0) {

@@ -249,16 +249,17 @@ function migrationOf(payload: Uint8Array): unknown {
 function inFile(error: unknown, name: string, helloBytes: number): unknown {
   if (!isProxyError(error) || error.where === undefined) return error
   const { code, what, where } = error
+  const { offset: at = 0 } = where
   const again = (text: string, offset: number, action: string): ProxyError =>
     new ProxyError(code, text, { stream: name, offset }, action, { cause: error })
   if (where.stream === 'hello') {
     if (code === 'PROTOCOL_VERSION') {
       const text = 'the file is of another version of the protocol'
-      return again(text, where.offset, 'decode it with the Pageferry that made it')
+      return again(text, at, 'decode it with the Pageferry that made it')
     }
-    return again(where.offset < HELLO_HEAD_BYTES ? 'not an encoded file' : what, where.offset, WHOLE_FILE)
+    return again(at < HELLO_HEAD_BYTES ? 'not an encoded file' : what, at, WHOLE_FILE)
   }
-  if (where.stream === 'connection') return again(what, helloBytes + where.offset, WHOLE_FILE)
+  if (where.stream === 'connection') return again(what, helloBytes + at, WHOLE_FILE)
   if (code !== 'BATCH_FORMAT' && code !== 'BATCH_CHECKSUM') return error
   const action = 'the file is damaged, or another version made it: encode again'
   return new ProxyError(code, what, where, action, { cause: error })

@@ -536,7 +536,7 @@ export class LinkServer {
 
 /** Whether it was found in the magic of a hello. */
 function isBeforeHello({ where }: ProxyError): boolean {
-  return where?.stream === 'hello' && where.offset < 8
+  return where?.stream === 'hello' && (where.offset ?? 8) < 8
 }
 
 function timeout(what: string): ProxyError {

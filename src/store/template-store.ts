@@ -229,7 +229,13 @@ export class TemplateStore {
       await file?.close().catch(() => {})
       await rm(temporary, { force: true }).catch(() => {})
       if (signal?.aborted && error === signal.reason) throw error
-      throw ioError(error, `cannot store a set of ${fileBytes} bytes in`, this.folder, 0, ', or choose fewer pages')
+      throw ioError(
+        error,
+        `cannot store a set of ${fileBytes} bytes in`,
+        this.folder,
+        undefined,
+        ', or choose fewer pages',
+      )
     } finally {
       temporaries.delete(temporary)
     }

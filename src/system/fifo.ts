@@ -35,7 +35,7 @@ export async function openFifo(path: string, name: string, signal: AbortSignal |
       }
       if (performance.now() > untilMs) {
         const what = `nobody has written to ${name} for ${WAIT_MS / 1000} s`
-        throw new ProxyError('IO', what, { stream: name, offset: 0 }, 'start what writes to it first')
+        throw new ProxyError('IO', what, { stream: name }, 'start what writes to it first')
       }
       await sleep(POLL_MS, undefined, { signal })
     }

@@ -60,7 +60,7 @@ export class QemuNbd {
     const said = this.told.trim().split('\n').at(-1)
     const why = missing ? 'qemu-nbd is not installed' : said || (cause as Error).message
     const action = missing ? 'install qemu-utils, or qemu-img convert -O raw FILE RAW elsewhere' : 'qemu-img check FILE'
-    return new ProxyError('IO', `cannot read ${path}: ${why}`, { stream: path, offset: 0 }, action, { cause })
+    return new ProxyError('IO', `cannot read ${path}: ${why}`, { stream: path }, action, { cause })
   }
 
   /** Ends the connection once what was written to it is sent, and the process. */

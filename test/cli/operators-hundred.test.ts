@@ -633,8 +633,8 @@ const inputs: Case[] = [
     estimate(at('half.stream')),
     { status: 0, out: /480\.3 kB of QEMU[\s\S]*the migration ends early, at byte [0-9,]+; if the capture .*mergecap/ },
   ],
-  ['of no file', estimate(at('none')), { status: 1, err: /does not exist/ }],
-  ['of a folder', estimate(at('empty')), { status: 1 }],
+  ['of no file', estimate(at('none')), { status: 1, err: /none: it does not exist \(ENOENT\)$/ }],
+  ['of a folder', estimate(at('empty')), { status: 1, err: /empty: it is a folder$/ }],
   [
     'of a FIFO that nobody writes',
     estimate(at('fifo')),

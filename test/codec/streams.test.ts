@@ -508,7 +508,7 @@ t.test('the command: what goes wrong', { skip: unsafe }, async t => {
   put('cut.pfy', file.subarray(0, -100))
   put('damaged.pfy', damaged)
   const files: readonly ['encode' | 'decode', string, string, RegExp][] = [
-    ['decode', 'input', 'out', /^6 PROTOCOL_SYNTAX: not an encoded file \(input byte 0\); give a file that/],
+    ['decode', 'input', 'out', /^6 PROTOCOL_SYNTAX: not an encoded file \(input, byte 0\); give a file that/],
     ['decode', 'damaged.pfy', 'out', /^5 BATCH_CHECKSUM: .* the file is damaged/],
     [
       'decode',

@@ -5,7 +5,7 @@ import { decodeCommand, encodeCommand, estimateCommand } from '../../src/cli/cod
 import { giveDashes, keepDashes } from '../../src/cli/dash.ts'
 import { storeCommand } from '../../src/cli/store-command.ts'
 import { templateCommand } from '../../src/cli/template-command.ts'
-import { ERROR_EXIT, isProxyError, ProxyError } from '../../src/errors.ts'
+import { ERROR_EXIT, isProxyError, ProxyError, whereText } from '../../src/errors.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { page, sha256 } from './makers.ts'
 
@@ -29,8 +29,7 @@ export async function runCommand(args: readonly string[]): Promise<number> {
     return 0
   } catch (error) {
     if (!isProxyError(error)) throw error
-    const where = error.where ? ` (${error.where.stream}, byte ${error.where.offset})` : ''
-    process.stderr.write(`error: ${error.what}${where}\nhint: ${error.action}\n`)
+    process.stderr.write(`error: ${error.what}${whereText(error.where)}\nhint: ${error.action}\n`)
     return ERROR_EXIT[error.code]
   }
 }
