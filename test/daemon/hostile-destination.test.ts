@@ -92,7 +92,8 @@ t.test('answers of one byte, each a frame', async t => {
 })
 
 t.test('sessions that are ended as soon as they are open', async t => {
-  let sessions = 0
+  /** When each began. */
+  const sessions: number[] = []
   const nothing = (): void => {}
   const server = new LinkServer({
     plaintext: true,
@@ -100,7 +101,7 @@ t.test('sessions that are ended as soon as they are open', async t => {
     accept: hello => ({
       ...{ sets: [], ring: hello.ring, places: hello.places, targets: [] },
       serve: link => {
-        sessions++
+        sessions.push(performance.now())
         setImmediate(() => void link.close())
         return {
           ...{ onOpen: nothing, onData: nothing, onBatch: nothing, onFin: nothing, onReset: nothing, onEnd: nothing },
@@ -114,13 +115,13 @@ t.test('sessions that are ended as soon as they are open', async t => {
   const folder = mkdtempSync(join(tmpdir(), 'pageferry-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
   const source = sourceOf(port, join(folder, 'source.sock'))
-  const beganMs = performance.now()
   await source.start()
   t.teardown(async () => {
     await source.abort()
     await source.ended
   })
-  await until('some sessions', () => sessions >= 8)
-  const ms = performance.now() - beganMs
-  t.ok(ms > 600, `8 sessions in ${ms.toFixed(0)} ms`)
+  await until('some sessions', () => sessions.length >= 8)
+  // a busy machine makes some of them long, not all
+  const apart = sessions.slice(1).map((ms, i) => ms - sessions[i]!)
+  t.ok(Math.min(...apart) > 95, `${apart.map(ms => ms.toFixed(0))} ms from one session to the next`)
 })
