@@ -3,7 +3,7 @@
  * opened. Connections are handed over in the order in which the kernel accepted them, before a byte of theirs is read.
  */
 import { lookup } from 'node:dns/promises'
-import { chmodSync, chownSync, lstatSync, readFileSync, realpathSync, unlinkSync } from 'node:fs'
+import { chmodSync, chownSync, fstatSync, lstatSync, readFileSync, realpathSync, unlinkSync } from 'node:fs'
 import net from 'node:net'
 import { basename, dirname, isAbsolute, join, resolve as resolvePath } from 'node:path'
 import { ProxyError } from '../errors.ts'
@@ -109,7 +109,7 @@ function beyond(address: Address, unit = false): ProxyError {
 }
 
 /** /proc/net/unix: Num RefCount Protocol Flags Type St Inode Path; St 01 is not connected, which a listener is. */
-const UNIX_LINE = /^\S+ \S+ \S+ \S+ \S+ 01 +\d+ (.+)$/
+const UNIX_LINE = /^\S+ \S+ \S+ \S+ \S+ 01 +(\d+) (.+)$/
 
 /** Where a path points to, links in its folders resolved; the file itself is not followed. */
 function realFile(path: string): string {
@@ -128,7 +128,7 @@ function realFile(path: string): string {
 export function isServed(path: string, table: string = readFileSync('/proc/self/net/unix', 'utf8')): boolean {
   const wanted = realFile(path)
   for (const line of table.split('\n')) {
-    const bound = UNIX_LINE.exec(line)?.[1]
+    const bound = UNIX_LINE.exec(line)?.[2]
     if (bound === undefined || bound.startsWith('@')) continue
     // Bound by a relative path in a folder that is not known: the same file name counts as served, to be safe.
     if (isAbsolute(bound) ? realFile(bound) === wanted : basename(bound) === basename(wanted)) return true
@@ -178,10 +178,22 @@ function withUmask<T>(mode: number, run: () => T): T {
   }
 }
 
-/** What a server is bound to, as seen by the kernel; undefined where it does not say (a Unix socket from systemd). */
-function boundAddress(server: net.Server): Address | undefined {
+/** Path of a listening Unix socket that somebody else bound; undefined where it has none, or is no such socket. */
+function pathOfSocket(fd: number, table: string = readFileSync('/proc/self/net/unix', 'utf8')): string | undefined {
+  const inode = String(fstatSync(fd).ino)
+  for (const line of table.split('\n')) {
+    const [, found, path] = UNIX_LINE.exec(line) ?? []
+    if (found === inode) return path
+  }
+  return undefined
+}
+
+/** What a server is bound to; undefined where nothing says it. Node does not for a Unix socket from systemd. */
+function boundAddress(server: net.Server, { fd }: BindOptions): Address | undefined {
   const bound = server.address()
   if (typeof bound === 'string') return { kind: 'unix', path: bound }
+  const path = bound === null && fd !== undefined ? pathOfSocket(fd) : undefined
+  if (path !== undefined) return { kind: 'unix', path }
   return bound ? { kind: 'tcp', host: bound.address, port: bound.port, portTo: bound.port } : undefined
 }
 
@@ -232,7 +244,7 @@ export async function listenSockets(
       throw error
     }
     if (isClosed) server.close() // meanwhile
-    const bound = boundAddress(server) ?? asked
+    const bound = boundAddress(server, where) ?? asked
     at = { address: bound, port: bound.kind === 'tcp' ? bound.port : undefined }
     addresses.push(bound)
     server.on('error', error => options.onAcceptError?.(error, bound))

@@ -290,6 +290,8 @@ t.test('socket activation', { skip: lacking('systemd-socket-activate') }, async 
     ['local', [4]],
   ])
   t.match(about.child, /^0 1 2( 3)?$/, 'children inherit no socket (3 is the folder that ls reads)')
+  const { listening } = said.find(line => 'listening' in line)!
+  t.same(listening, [`tcp:127.0.0.1:${port}`, `unix:${path}`], 'where they are, not how systemd calls them')
   t.same(
     said.filter(line => 'accepted' in line),
     [
