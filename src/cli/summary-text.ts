@@ -18,15 +18,24 @@ export function sentenceOf(told: SiteEvent): Sentence | undefined {
   return { text: `migration ${fields.migration} ended: ${line}`, fields: { id, target, machine, uuid } }
 }
 
+/** From so much more than the first pass on, what the guest wrote meanwhile is told of. */
+const AGAIN_FROM = 1.05
+
 /** The one line at the end of a migration that leaves. */
 export function summaryLine(summary: Departure): string {
-  const { pages, forecast } = summary
+  const { pages, forecast, firstPass } = summary
   const parts = Object.entries(pages)
     .filter(([, count]) => count > 0)
     .map(([name, count]) => `${count} ${name}`)
-  const beside = forecast
-    ? ` (forecast ${range(forecast.seconds, seconds => seconds.toFixed(1))} s, ${range(forecast.bytesWan, formatSize)})`
-    : ''
+  const said = forecast
+    ? `forecast ${range(forecast.seconds, seconds => seconds.toFixed(1))} s, ${range(forecast.bytesWan, formatSize)}`
+    : undefined
+  // the forecast is of one pass over the guest's memory
+  const again = firstPass !== undefined && summary.bytesIn > AGAIN_FROM * firstPass.bytesIn
+  const once = again
+    ? `the first pass took ${firstPass.seconds.toFixed(1)} s, ${formatSize(firstPass.bytesWan)}`
+    : undefined
+  const beside = said || once ? ` (${[said, once].filter(text => text !== undefined).join('; ')})` : ''
   return (
     `${outcome(summary)}; ${summary.channels}: ${formatSize(summary.bytesIn)} from QEMU, ` +
     `${formatSize(summary.bytesWan)} on the WAN (${(100 * summary.ratio).toFixed(1)} %), ${summary.seconds.toFixed(1)} s${beside}; ` +

@@ -36,6 +36,21 @@ export class BatchStats {
   /** Packed bytes by column. */
   columns = new Float64Array(COLUMN_COUNT)
 
+  /** Pages that were counted, those that were sent again too. */
+  get pages(): number {
+    return (
+      this.zeroPages +
+      this.fillPages +
+      this.samePages +
+      this.templatePages +
+      this.earlierPages +
+      this.patchPages +
+      this.newPages +
+      this.densePages +
+      this.opaquePages
+    )
+  }
+
   /** Raw bytes that cost time: of pages that were not known as a whole, and of what is no page. */
   get newBytes(): number {
     return (this.patchPages + this.newPages + this.densePages) * PAGE_SIZE + this.other

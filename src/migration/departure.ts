@@ -169,6 +169,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
       efforts: [...traffic.effortBytes],
       bytesBack: traffic.bytesBack,
       ...(traffic.forecast ? { forecast: traffic.forecast } : {}),
+      ...(traffic.firstPass ? { firstPass: traffic.firstPass } : {}),
       pages: pageCounts(counts),
       endedBy: record.endedBy,
     }

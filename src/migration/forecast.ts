@@ -1,21 +1,32 @@
-/** What a migration may still need, told once while it runs. */
+/** What is said of a migration on its way: what it may need. */
 import type { BatchStats } from '../codec/stats.ts'
 import { PAGE_SIZE } from '../codec/wire.ts'
 import type { BlockTable } from '../qemu/block-table.ts'
 
-/** A guest's memory is looked at in so many parts; what the first half of them needed tells of the other. */
-const PARTS = 16
-/** The first part is the firmware's and the kernel's: nothing else is like it. */
-const PART_FROM = 1
-const PART_AT = PARTS / 2
+/** Share of the guest's pages behind which it is told. */
+const TOLD_AT = 1 / 2
+/** What has passed last, as a share of the guest's pages: where memory grows fuller towards its end, this tells it. */
+const LATELY = 1 / 4
+/** How far points of what passed are apart: a large guest has very many batches. */
+const STEP = 1 / 64
+/** Of fewer batches nothing is known. */
+const BATCHES_MIN = 3
 
 /** From the least to the most. */
 export type Range = readonly [number, number]
 
+/** What passed up to some point of a migration. */
+export interface Passed {
+  readonly seconds: number
+  readonly bytesIn: number
+  readonly bytesWan: number
+}
+
 /**
- * What a migration may need, told halfway through the guest's memory: as if all that is left were like the part that
- * needed least so far, or like the one that needed most. One pass: what the guest writes meanwhile comes on top, and
- * memory unlike all that has passed is outside of it.
+ * What one pass over a guest's memory may need, told halfway: from what has passed, as if all that is left were empty, to
+ * that and as much for each page left as those so far needed, or the last quarter if that was more. What it cannot know:
+ * memory that is fuller than all that has passed, a link that changes, and what the guest writes meanwhile. That comes
+ * on top, in further passes.
  */
 export interface Forecast {
   /** When it was made, and at which effort. */
@@ -26,82 +37,64 @@ export interface Forecast {
   readonly bytesWan: Range
 }
 
-/** What had passed at some point of a migration. */
-interface Point {
+/** What had passed at some point. */
+interface Point extends Passed {
   /** Of the guest's pages. */
   readonly share: number
-  readonly seconds: number
-  readonly bytesIn: number
-  readonly bytesWan: number
 }
 
-/** Sees a migration pass until it can tell how it may go on. */
+/** Sees a migration pass. */
 export class Forecaster {
+  /** Once every page has passed, or as many: what that took. */
+  firstPass: Passed | undefined
   private pages = 0
-  private readonly points: Point[] = []
-  private done = false
+  private batches = 0
+  private told = false
+  /** The first is the last one that lies a quarter back. */
+  private readonly points: Point[] = [{ share: 0, seconds: 0, bytesIn: 0, bytesWan: 0 }]
 
   /**
    * Call after each batch, with the counts of all channels. `ms`: since the migration's start.
    * @returns the forecast, once
    */
   update(blocks: BlockTable, counts: () => BatchStats, ms: number, effort: number): Forecast | undefined {
-    if (this.done || !blocks.complete) return undefined
+    if (this.firstPass || !blocks.complete) return undefined
     if (this.pages === 0) {
       for (let block = 0; block < blocks.size; block++) this.pages += blocks.lengthBytes(block) / PAGE_SIZE
       if (this.pages === 0) return undefined
     }
-    const stats = counts()
-    const share = pagesOf(stats) / this.pages
-    const { points } = this
-    if (share < (PART_FROM + points.length) / PARTS) return undefined
-    points.push({ share, seconds: ms / 1000, bytesIn: stats.rawBytes, bytesWan: stats.packedBytes })
-    if (share < PART_AT / PARTS) return undefined
-    this.done = true
-    if (share >= 1 || points.length < 3) return undefined // too few batches: nothing is known of its parts
-    const range = (of: (point: Point) => number): Range => {
-      const now = of(points.at(-1)!)
-      const densities = points.slice(1).map((to, i) => {
-        const from = points[i]!
-        return (of(to) - of(from)) / (to.share - from.share)
-      })
-      const whole = (density: number): number => now + density * (1 - share)
-      return [whole(Math.min(...densities)), whole(Math.max(...densities))]
+    const { pages, rawBytes, packedBytes } = counts()
+    const now: Point = { share: pages / this.pages, seconds: ms / 1000, bytesIn: rawBytes, bytesWan: packedBytes }
+    this.batches++
+    if (now.share >= 1) {
+      this.told = true
+      const { seconds, bytesIn, bytesWan } = now
+      this.firstPass = { seconds: rounded(seconds, 3), bytesIn, bytesWan }
     }
-    const rounded = ([least, most]: Range, digits: number): Range => {
-      const scale = 10 ** digits
-      return [Math.round(least * scale) / scale, Math.round(most * scale) / scale]
+    if (this.told) return undefined
+    const { points } = this
+    while (points.length > 1 && points[1]!.share <= now.share - LATELY) points.shift()
+    const [lately] = points
+    if (now.share - points.at(-1)!.share >= STEP) points.push(now)
+    if (now.share < TOLD_AT) return undefined
+    this.told = true
+    if (this.batches < BATCHES_MIN) return undefined
+    const range = (of: (point: Passed) => number, digits: number): Range => {
+      const soFar = of(now)
+      const aPage = Math.max(soFar / now.share, (soFar - of(lately!)) / (now.share - lately!.share))
+      return [rounded(soFar, digits), rounded(soFar + aPage * (1 - now.share), digits)]
     }
     return {
-      atSeconds: Math.round(ms) / 1000,
+      atSeconds: rounded(now.seconds, 3),
       effort,
-      seconds: rounded(
-        range(point => point.seconds),
-        1,
-      ),
-      bytesIn: rounded(
-        range(point => point.bytesIn),
-        0,
-      ),
-      bytesWan: rounded(
-        range(point => point.bytesWan),
-        0,
-      ),
+      seconds: range(({ seconds }) => seconds, 1),
+      bytesIn: range(({ bytesIn }) => bytesIn, 0),
+      bytesWan: range(({ bytesWan }) => bytesWan, 0),
     }
   }
 }
 
-/** Pages that were counted, those sent again too. */
-function pagesOf(stats: BatchStats): number {
-  return (
-    stats.zeroPages +
-    stats.fillPages +
-    stats.samePages +
-    stats.templatePages +
-    stats.earlierPages +
-    stats.patchPages +
-    stats.newPages +
-    stats.densePages +
-    stats.opaquePages
-  )
+function rounded(value: number, digits: number): number {
+  const scale = 10 ** digits
+  return Math.round(value * scale) / scale
 }

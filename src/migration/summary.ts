@@ -3,7 +3,7 @@
  * units stand in the names.
  */
 import type { GuestName } from './channel-ends.ts'
-import type { Forecast } from './forecast.ts'
+import type { Forecast, Passed } from './forecast.ts'
 import type { Verdict } from './outcome.ts'
 
 /** At either side, at any time; of the guest what its channels say. */
@@ -66,6 +66,8 @@ export interface MigrationSummary extends Ended {
   readonly efforts: readonly number[]
   /** None where the migration was over too soon, or its memory could not be followed. */
   readonly forecast?: Forecast
+  /** What the forecast was about; the rest is what the guest wrote meanwhile, and the devices. None where it did not end. */
+  readonly firstPass?: Passed
   readonly pages: PageCounts
 }
 

@@ -1,7 +1,7 @@
 /** What has passed of a migration at its source, counted over all of its channels. */
 import { BatchStats } from '../codec/stats.ts'
 import type { BlockTable } from '../qemu/block-table.ts'
-import { type Forecast, Forecaster } from './forecast.ts'
+import { type Forecast, Forecaster, type Passed } from './forecast.ts'
 import type { PageCounts } from './summary.ts'
 
 export class Traffic {
@@ -14,6 +14,8 @@ export class Traffic {
   /** Of the return path. */
   bytesBack = 0
   forecast: Forecast | undefined
+  /** What one pass over the guest's memory took, once that is over. */
+  firstPass: Passed | undefined
   private readonly forecaster = new Forecaster()
 
   /** @param efforts how many levels there are */
@@ -33,6 +35,7 @@ export class Traffic {
   follow(blocks: BlockTable, counts: () => BatchStats, ms: number, effort: number): Forecast | undefined {
     const forecast = this.forecaster.update(blocks, counts, ms, effort)
     this.forecast ??= forecast
+    this.firstPass = this.forecaster.firstPass
     return forecast
   }
 

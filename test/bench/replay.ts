@@ -63,6 +63,8 @@ export interface ReplayOptions {
   readonly gates?: number
   readonly sourceArgs?: readonly string[]
   readonly destinationArgs?: readonly string[]
+  /** Beside this process's. */
+  readonly sourceEnv?: NodeJS.ProcessEnv
   /** Destination QEMUs stop reading after so many bytes, for so long. */
   readonly stall?: { readonly atBytes: number; readonly ms: number } | undefined
   /** Without proxies: the feeder reaches the sink by the link alone. */
@@ -123,12 +125,15 @@ export class Replay implements AsyncDisposable {
     ])
     const [wan] = await listening(destination)
     const link = await open(wan!)
-    const source = proxy([
-      'source',
-      ...['--peer', `127.0.0.1:${link?.port ?? wan}`, '--tls-creds', tls[0]!],
-      ...sink.ports.flatMap((_, i) => ['--listen', `g${i}=tcp:127.0.0.1:0`]),
-      ...sourceArgs,
-    ])
+    const source = proxy(
+      [
+        'source',
+        ...['--peer', `127.0.0.1:${link?.port ?? wan}`, '--tls-creds', tls[0]!],
+        ...sink.ports.flatMap((_, i) => ['--listen', `g${i}=tcp:127.0.0.1:0`]),
+        ...sourceArgs,
+      ],
+      options.sourceEnv,
+    )
     const ports = await listening(source)
     await told(source, line => line.msg === 'session open')
     return new Replay(source, destination, link, sink, ports, folder.remove)
@@ -208,8 +213,9 @@ class Sink {
   }
 }
 
-function proxy(args: readonly string[]): Proxy {
+function proxy(args: readonly string[], env: NodeJS.ProcessEnv = {}): Proxy {
   const child = spawnOwned([join(root, 'bin/pageferry'), ...args, '--json'], {
+    env: { ...process.env, ...env },
     stdio: ['ignore', 'pipe', 'inherit'],
   })
   const one: Proxy = { child, log: [], changed: () => {} }

@@ -4,11 +4,9 @@ import { sentenceOf, summaryLine } from '../../src/cli/summary-text.ts'
 import { BatchStats } from '../../src/codec/stats.ts'
 import { ChannelHead } from '../../src/migration/channel-ends.ts'
 import { Departure, type DepartureChannel } from '../../src/migration/departure.ts'
-import { Forecaster } from '../../src/migration/forecast.ts'
 import { Gate } from '../../src/migration/gates.ts'
 import type { Cause } from '../../src/migration/outcome.ts'
 import { PausedMigrations } from '../../src/migration/paused.ts'
-import { BlockTable } from '../../src/qemu/block-table.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import type { ParserMemory } from '../../src/qemu/main-stream.ts'
 import type { StreamPhase } from '../../src/qemu/record-sink.ts'
@@ -175,6 +173,11 @@ t.test('what is told while it runs, and at its end', t => {
   const told = departure.summary(3500)
   t.same(told.forecast, departure.traffic.forecast)
   t.match(summaryLine(told), /2\.5 s \(forecast 2\.0 to 3\.3 s, 100\.0 kB to 200\.0 kB\); pages/)
+  departure.traffic.firstPass = { seconds: 2.24, bytesIn: 960_000, bytesWan: 120_000 }
+  t.match(summaryLine(departure.summary(3500)), /200\.0 kB\); pages/, 'it was nearly all')
+  departure.traffic.firstPass = { seconds: 2.24, bytesIn: 500_000, bytesWan: 120_000 }
+  t.same(departure.summary(3500).firstPass, departure.traffic.firstPass)
+  t.match(summaryLine(departure.summary(3500)), /200\.0 kB; the first pass took 2\.2 s, 120\.0 kB\); pages/)
   t.end()
 })
 
@@ -198,43 +201,5 @@ t.test('ends as people read them', t => {
     outcome: 'failed',
     text: /no connection to the peer for 120 s/,
   })
-  t.end()
-})
-
-t.test('a forecast: the parts of the first half are the bounds of the other', t => {
-  const blocks = new BlockTable([
-    { idstr: 'pc.ram', lengthBytes: 1500 * 4096 },
-    { idstr: 'vga.vram', lengthBytes: 100 * 4096 },
-  ])
-  const stats = new BatchStats()
-  const forecaster = new Forecaster()
-  const counts = (): BatchStats => Object.assign(new BatchStats(), stats)
-  let ms = 0
-  const pass = (zero: number, whole: number) => {
-    ms += whole
-    stats.zeroPages += zero
-    stats.newPages += whole
-    stats.rawBytes += zero * 9 + whole * 4104
-    stats.packedBytes += whole * 1000
-    return forecaster.update(blocks, counts, ms, 3)
-  }
-  t.equal(pass(0, 50), undefined, 'the block list may still grow')
-  blocks.complete = true
-  t.equal(pass(0, 50), undefined)
-  for (const whole of [50, 100, 0, 50, 20, 60]) t.equal(pass(100 - whole, whole), undefined, 'not yet half of it')
-  t.same(
-    pass(0, 100),
-    {
-      atSeconds: 0.48,
-      effort: 3,
-      seconds: [0.5, 1.3],
-      bytesIn: [480 * 4104 + 320 * 9 + 800 * 9, 480 * 4104 + 320 * 9 + 800 * 4104],
-      bytesWan: [480_000, 1_280_000],
-    },
-    'as if the rest were all as the least, or all as the most',
-  )
-  t.equal(pass(400, 0), undefined, 'once')
-  const short = new Forecaster()
-  t.equal(short.update(blocks, counts, 1, 3), undefined, 'of one batch nothing is known')
   t.end()
 })
