@@ -4,8 +4,8 @@
  */
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { MainStreamParser, type StreamEnd } from '../qemu/main-stream.ts'
-import { MultifdParser, type MultifdSink } from '../qemu/multifd-channel.ts'
-import type { RecordSink } from '../qemu/record-sink.ts'
+import { MultifdParser } from '../qemu/multifd-channel.ts'
+import type { StreamSink } from '../qemu/stream-sink.ts'
 import { PAGE_SIZE } from '../qemu/wire.ts'
 import { SEARCH_LENGTH } from './limits.ts'
 import {
@@ -72,7 +72,7 @@ export class MendedChannel {
   /** The parser was made to go on behind a hole. */
   private resumed = false
 
-  constructor(kind: ChannelKind, events: RecordSink & MultifdSink, watcher: FeedWatcher) {
+  constructor(kind: ChannelKind, events: StreamSink, watcher: FeedWatcher) {
     this.main = kind === 'multifd' ? undefined : new MainStreamParser(events)
     this.multifd = kind === 'multifd' ? new MultifdParser(events) : undefined
     this.parser = (this.main ?? this.multifd)!

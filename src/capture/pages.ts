@@ -1,8 +1,7 @@
 /** The pages of an input, one input a VM: what templates are counted from. */
 import { type ErrorCode, isProxyError, ProxyError } from '../errors.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
-import type { MultifdSink } from '../qemu/multifd-channel.ts'
-import type { RecordSink } from '../qemu/record-sink.ts'
+import type { StreamSink } from '../qemu/stream-sink.ts'
 import { BatchPool, type PageBatch } from '../template/batch.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import { ChannelReader } from './channels.ts'
@@ -250,7 +249,7 @@ function endsEarly(stream: string, name: string): string {
 }
 
 /** Finds the pages of one channel and copies them where they are gathered. */
-class ChannelPages implements RecordSink, MultifdSink, FeedWatcher {
+class ChannelPages implements StreamSink, FeedWatcher {
   private readonly collector: PageCollector
   private readonly channel: MendedChannel
   private fault: { position: number; reason: string } | undefined

@@ -2,8 +2,7 @@
  * One channel on its way out: what its parser finds becomes records, which BatchEncoder makes batches of. What the far
  * side expects next is kept here from batch to batch.
  */
-import type { MultifdMethod, MultifdSink } from '../qemu/multifd-channel.ts'
-import type { RecordSink, StreamPhase } from '../qemu/record-sink.ts'
+import type { MultifdMethod, StreamPhase, StreamSink } from '../qemu/stream-sink.ts'
 import { MULTIFD_FLAG } from '../qemu/wire.ts'
 import type { PoolRegions } from './places.ts'
 import { Prediction } from './prediction.ts'
@@ -19,13 +18,13 @@ export interface ChannelParser {
 }
 
 /** What a parser tells of its stream beside records; see its sink. */
-export type StreamFacts = Partial<Pick<RecordSink & MultifdSink, 'phase' | 'strayed' | 'degraded' | 'compressed'>>
+export type StreamFacts = Partial<Pick<StreamSink, 'phase' | 'strayed' | 'degraded' | 'compressed'>>
 
 /** Records of pages from here on stay raw: no batch can say their numbers. */
 const OFFSET_END = PAGE_NUMBER_MAX * PAGE_SIZE
 
 /** A channel's parser, its records, and what the far side expects next. */
-export class FlowEncoder implements RecordSink, MultifdSink {
+export class FlowEncoder implements StreamSink {
   readonly migration: number
   readonly stats = new BatchStats()
   /** The channel's parser; undefined: all of it is relayed as OTHER. */
@@ -53,7 +52,7 @@ export class FlowEncoder implements RecordSink, MultifdSink {
     this.prediction = new Prediction(regions)
   }
 
-  // --- what the parser tells: RecordSink, PreemptSink and MultifdSink
+  // --- what the parser tells: StreamSink
 
   block(block: number, idstr: string): void {
     this.parserNames[block] = idstr
@@ -103,8 +102,6 @@ export class FlowEncoder implements RecordSink, MultifdSink {
   degraded(position: number, reason: string): void {
     this.facts.degraded?.(position, reason)
   }
-
-  hello(): void {}
 
   packet(start: number, end: number, pages: number, _zeroPages: number, flags: number, block: number): void {
     // headers of compressed packets stay raw: no pages of theirs follow

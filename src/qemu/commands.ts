@@ -1,7 +1,7 @@
 /** Commands of a main stream. Source: qemu-wire-format 2.3. */
 import { readU16, readU32, readU64 } from '../bytes/big-endian.ts'
 import { type Field, STEP } from './field.ts'
-import type { StreamPhase } from './record-sink.ts'
+import type { StreamPhase } from './stream-sink.ts'
 import type { Trail } from './way-back.ts'
 import { COMMAND, PACKAGED_LENGTH, PAGE_SIZE, POSTCOPY_ADVISE_LENGTH } from './wire.ts'
 

@@ -2,40 +2,8 @@ import { readU32, readU64 } from '../bytes/big-endian.ts'
 import { copyBytes, latin1 } from '../bytes/copy.ts'
 import { assert } from '../errors.ts'
 import { BlockTable } from './block-table.ts'
+import type { MultifdMethod, StreamSink } from './stream-sink.ts'
 import { MULTIFD, MULTIFD_FLAG, PAGE_SIZE } from './wire.ts'
-
-/** A compression method of multifd packets, whose data stays raw. */
-export type MultifdMethod = 'zlib' | 'zstd' | 'qpl' | 'uadk' | 'qatzip'
-
-/**
- * What the parser tells of a multifd channel. Positions count bytes from the start of the channel's stream. Bytes that
- * neither `packet` nor `pageBody` covers are raw: hello, compressed data, device state. Both come in ascending order
- * and never overlap.
- */
-export interface MultifdSink {
-  /** The hello is complete: [0, end). `channel` is its id, 0 to 254; channels do not connect in the order of ids. */
-  hello(channel: number, end: number): void
-  /** As RamSink's. Where the main channel's block list has not come yet, lengthBytes is 0 although it has one. */
-  block(block: number, idstr: string, lengthBytes: number): void
-  /**
-   * The header of a RAM packet is complete: [start, headerEnd), 1344 bytes. Then come zeroPage, and pageBody or
-   * opaquePage, for its pages.
-   *
-   * @param flags MULTIFD_FLAG bits; SYNC may come with pages (QEMU 7.2)
-   * @param block index of the RAMBlock of all its pages, -1 where it has none: then name and offsets are stale
-   */
-  packet(start: number, headerEnd: number, normalPages: number, zeroPages: number, flags: number, block: number): void
-  /** The packet makes this page zero: it has no bytes beyond its offset in the header. */
-  zeroPage(block: number, offset: number): void
-  /** A whole page of an uncompressed packet, [start, end), 4096 bytes, once all of them have been pushed. */
-  pageBody(start: number, end: number, block: number, offset: number): void
-  /** A compressed packet gives the page a content that we do not hold. */
-  opaquePage(block: number, offset: number): void
-  /** The first compressed packet, at `position`: nothing can be saved on it, so the operator should hear of it. */
-  compressed(method: MultifdMethod, position: number): void
-  /** As RecordSink's: everything from `position` on is raw for good. */
-  degraded(position: number, reason: string): void
-}
 
 /** Plain counts of a multifd channel. */
 export interface MultifdCounts {
@@ -74,7 +42,7 @@ export class MultifdParser {
     deviceStates: 0,
     opaqueBytes: 0,
   }
-  private readonly sink: MultifdSink
+  private readonly sink: StreamSink
   private readonly blocks: BlockTable
   private readonly told: boolean[] = []
   private compressedTold = false
@@ -96,7 +64,7 @@ export class MultifdParser {
   private degradedAt: number | undefined = undefined
 
   /** @param blocks the RAMBlocks of the migration, shared with its main channel */
-  constructor(sink: MultifdSink, blocks: BlockTable = new BlockTable()) {
+  constructor(sink: StreamSink, blocks: BlockTable = new BlockTable()) {
     this.sink = sink
     this.blocks = blocks
   }
@@ -193,7 +161,7 @@ export class MultifdParser {
     switch (this.state) {
       case STATE.HELLO:
         if (!this.prefixIsMultifd()) return
-        this.sink.hello(this.head[MULTIFD.HELLO_ID_AT]!, position)
+        this.sink.hello?.(this.head[MULTIFD.HELLO_ID_AT]!, position)
         this.next(STATE.PREFIX, MULTIFD.PREFIX_LENGTH)
         return
       case STATE.PREFIX:

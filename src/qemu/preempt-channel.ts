@@ -1,7 +1,7 @@
 import { assert } from '../errors.ts'
 import type { BlockTable } from './block-table.ts'
 import { type RamCounts, RamRecordReader, READ } from './ram-records.ts'
-import type { PreemptSink } from './record-sink.ts'
+import type { RecordSink } from './stream-sink.ts'
 
 /**
  * Reads a preempt channel, cut anywhere: bare RAM records without header, section or footer, with a CONTINUE state of
@@ -10,13 +10,13 @@ import type { PreemptSink } from './record-sink.ts'
 export class PreemptParser {
   /** Live counts. */
   readonly counts: RamCounts
-  private readonly sink: PreemptSink
+  private readonly sink: RecordSink
   private readonly records: RamRecordReader
   private streamPosition = 0
   private degradedAt: number | undefined = undefined
 
   /** @param blocks the RAMBlocks of the migration, as its main channel filled them */
-  constructor(sink: PreemptSink, blocks: BlockTable) {
+  constructor(sink: RecordSink, blocks: BlockTable) {
     this.sink = sink
     this.records = new RamRecordReader(sink, blocks)
     this.counts = this.records.counts

@@ -1,7 +1,7 @@
 import { HIGH_HALF_END, readU16, readU32, TWO_32 } from '../bytes/big-endian.ts'
 import { latin1 } from '../bytes/copy.ts'
 import type { BlockTable } from './block-table.ts'
-import type { RamSink } from './record-sink.ts'
+import type { RamSink } from './stream-sink.ts'
 import { COMPRESS_LENGTH_MAX, PAGE_SIZE, RAM_FLAG, RAM_FLAG_MASK, XBZRLE_ENCODING, XBZRLE_LENGTH_MAX } from './wire.ts'
 
 /** Plain counts of the records of one channel. */

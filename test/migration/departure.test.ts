@@ -9,7 +9,7 @@ import type { Cause } from '../../src/migration/outcome.ts'
 import { PausedMigrations } from '../../src/migration/paused.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import type { ParserMemory } from '../../src/qemu/main-stream.ts'
-import type { StreamPhase } from '../../src/qemu/record-sink.ts'
+import type { StreamPhase } from '../../src/qemu/stream-sink.ts'
 
 const SESSION = '0123456789abcdef0123456789abcdef'
 

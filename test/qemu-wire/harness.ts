@@ -1,8 +1,7 @@
 /** Runs a parser over bytes cut anywhere, writes its events as lines, and checks what holds for every stream. */
 import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
-import type { MultifdSink } from '../../src/qemu/multifd-channel.ts'
-import type { RecordSink, StreamPhase } from '../../src/qemu/record-sink.ts'
 import type { ReturnPathSink } from '../../src/qemu/return-path.ts'
+import type { StreamPhase, StreamSink } from '../../src/qemu/stream-sink.ts'
 
 const hex = (offset: number) => `0x${offset.toString(16)}`
 /** Longest record of which a caller may have to keep all but the last byte: word, idstr, page. */
@@ -12,8 +11,8 @@ function fail(message: string): never {
   throw new Error(message)
 }
 
-/** Writes events as lines, and throws where one breaks what record-sink.ts and multifd-channel.ts promise. */
-export class TraceSink implements RecordSink, MultifdSink, ReturnPathSink {
+/** Writes events as lines, and throws where one breaks what stream-sink.ts promises. */
+export class TraceSink implements StreamSink, ReturnPathSink {
   readonly lines: string[] = []
   /** The input, where record bytes are to be compared with what the event says. */
   private readonly input: Uint8Array | undefined

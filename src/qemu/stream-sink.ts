@@ -1,4 +1,4 @@
-/** What the parsers of channels with RAM records tell. */
+/** What the parsers of channels tell. */
 
 /**
  * What the records of a channel tell. Positions count bytes from the start of the channel's stream, below 2^53. Bytes
@@ -27,7 +27,8 @@ export interface RamSink {
   pageRecord(start: number, end: number, block: number, offset: number, named: boolean): void
   /**
    * A record that stays raw gives the destination's page a content that we do not hold: XBZRLE, COMPRESS_PAGE, or a
-   * ZERO whose fill is not 0. Comes in order with the record events, once the record's head is known.
+   * ZERO whose fill is not 0; or a compressed multifd packet does. Comes in order with the record events, once the
+   * record's head is known.
    */
   opaquePage(block: number, offset: number): void
 }
@@ -46,9 +47,9 @@ export type StreamPhase =
   | 'recovery' // a connection without header, after a postcopy pause
   | 'eof' // EOF element; seen in postcopy only, because in precopy it hides behind device state
 
-/** What the parser tells of a main stream; see {@link RamSink} for the record events. */
+/** What the parser of a main or a preempt channel tells. */
 export interface RecordSink extends RamSink {
-  /** @param position the first byte behind the field that told it */
+  /** Of main. @param position the first byte behind the field that told it */
   phase(phase: StreamPhase, position: number): void
   /**
    * A section that the parser cannot read, or cannot read on, begins at `position` or lies there. Its bytes are raw, and
@@ -57,13 +58,34 @@ export interface RecordSink extends RamSink {
   strayed?(position: number, reason: string): void
   /**
    * The parser does not understand the field that starts at `position`, and passes everything from there on raw for
-   * good. Called once at most. Record events before it stand; none follows.
+   * good. Called once at most. Events before it stand; none follows.
    */
   degraded(position: number, reason: string): void
 }
 
-/** What the parser tells of a preempt channel; see {@link RamSink} for the record events. */
-export interface PreemptSink extends RamSink {
-  /** As RecordSink's: everything from `position` on is raw for good. */
-  degraded(position: number, reason: string): void
+/** A compression method of multifd packets, whose data stays raw. */
+export type MultifdMethod = 'zlib' | 'zstd' | 'qpl' | 'uadk' | 'qatzip'
+
+/**
+ * What the parser of any channel tells. Multifd has packets in place of RAM records: what neither `packet` nor `pageBody`
+ * covers is raw (hello, compressed data, device state), and `block` has lengthBytes 0 where main's block list has not come
+ * yet, although it has one.
+ */
+export interface StreamSink extends RecordSink {
+  /** The hello is complete: [0, end). `channel` is its id, 0 to 254; channels do not connect in the order of ids. */
+  hello?(channel: number, end: number): void
+  /**
+   * The header of a RAM packet is complete: [start, headerEnd), 1344 bytes. Then come zeroPage, and pageBody or
+   * opaquePage, for its pages.
+   *
+   * @param flags MULTIFD_FLAG bits; SYNC may come with pages (QEMU 7.2)
+   * @param block index of the RAMBlock of all its pages, -1 where it has none: then name and offsets are stale
+   */
+  packet(start: number, headerEnd: number, normalPages: number, zeroPages: number, flags: number, block: number): void
+  /** The packet makes this page zero: it has no bytes beyond its offset in the header. */
+  zeroPage(block: number, offset: number): void
+  /** A whole page of an uncompressed packet, [start, end), 4096 bytes, once all of them have been pushed. */
+  pageBody(start: number, end: number, block: number, offset: number): void
+  /** The first compressed packet, at `position`: nothing can be saved on it, so the operator should hear of it. */
+  compressed(method: MultifdMethod, position: number): void
 }
