@@ -2,7 +2,7 @@
  * One channel at the destination: a flow of the session and a connection of QEMU. What is to be done with either, and when,
  * its life says (src/migration/destination-life.ts); here it is done.
  */
-import { FlowExpander } from '../codec/expander.ts'
+import { FlowExpander } from '../codec/flow-expander.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { ProxyError } from '../errors.ts'
 import type { Arrival } from '../migration/arrival.ts'

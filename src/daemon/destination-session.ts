@@ -4,7 +4,7 @@
  * waiting QEMU (wire format 1.3).
  */
 
-import { FlowExpander } from '../codec/expander.ts'
+import { FlowExpander } from '../codec/flow-expander.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'

@@ -1,5 +1,5 @@
 /** Reads a file that holds what the WAN would carry (docs/protocol.md, section 8): the channel's bytes come out. */
-import { FlowExpander } from '../codec/expander.ts'
+import { FlowExpander } from '../codec/flow-expander.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'

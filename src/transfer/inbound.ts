@@ -8,7 +8,8 @@
  */
 import { type ArrivedBatch, parseBatch } from '../codec/batch.ts'
 import { rawLengthOf } from '../codec/batch-head.ts'
-import { BatchExpander, type FlowExpander } from '../codec/expander.ts'
+import { BatchExpander } from '../codec/expander.ts'
+import type { FlowExpander } from '../codec/flow-expander.ts'
 import type { PageObserver } from '../codec/observer.ts'
 import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'

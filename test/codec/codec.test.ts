@@ -907,7 +907,7 @@ t.test('Outbound and Inbound: batches in order, memory lent and given back', asy
     ]),
   )
   const got: Buffer[][] = [[], []]
-  const { FlowExpander } = await import('../../src/codec/expander.ts')
+  const { FlowExpander } = await import('../../src/codec/flow-expander.ts')
   const flows = [0, 1].map(i => ({
     expander: new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring])),
     expanded(view: Uint8Array, release: () => void) {

@@ -1,0 +1,102 @@
+/** One channel on its way in: what the expander remembers of it from batch to batch. */
+import { ProxyError } from '../errors.ts'
+import { MULTIFD } from '../qemu/wire.ts'
+import type { PoolRegions } from './places.ts'
+import { Prediction } from './prediction.ts'
+import { PACKET_HEADER_SIZE, PACKET_PAGES_MAX, PAGE_NUMBER_MAX } from './wire.ts'
+
+export class FlowExpander {
+  readonly migration: number
+  readonly prediction: Prediction
+  /** The next head says the RAMBlock's name. */
+  named = false
+  /** Bytes given so far: the position in the channel's stream. */
+  position = 0
+  /** Page numbers of the packet that is being given, and how many of them were. */
+  private readonly packetPages = new Float64Array(PACKET_PAGES_MAX)
+  private packetCount = 0
+  private packetDone = 0
+
+  constructor(migration: number, regions: PoolRegions) {
+    this.migration = migration
+    this.prediction = new Prediction(regions)
+  }
+
+  /** A packet's header was given that promises more pages. */
+  get inPacket(): boolean {
+    return this.packetDone < this.packetCount
+  }
+
+  /** The packet's next page is the next one. */
+  takePage(): void {
+    this.prediction.page = this.packetPages[this.packetDone++]!
+  }
+
+  /** Pages of the packet of which nothing is said. @throws BATCH_FORMAT */
+  pass(count: number): void {
+    if (count > this.packetCount - this.packetDone) throw this.bad('PASS of more pages than the packet owes')
+    this.packetDone += count
+  }
+
+  /** @throws BATCH_FORMAT */
+  outsidePacket(): void {
+    if (this.inPacket) throw this.bad('an operation that cannot stand within a packet')
+  }
+
+  /** The next page is so many further on. @throws BATCH_FORMAT */
+  advance(pages: number): void {
+    const page = this.prediction.page + pages
+    if (page < 0 || page > PAGE_NUMBER_MAX) throw this.bad(`page number ${page}`)
+    this.prediction.page = page
+  }
+
+  /** The next page is the first of a RAMBlock. @throws BATCH_FORMAT */
+  enter(block: number): void {
+    const { prediction } = this
+    if (block >= prediction.names.count) throw this.bad(`BLOCK ${block} of ${prediction.names.count}`)
+    prediction.block = block
+    prediction.page = 0
+  }
+
+  /** Names a RAMBlock. @returns its number. @throws BATCH_FORMAT */
+  define(name: string): number {
+    const block = this.prediction.names.add(name)
+    if (block < 0) throw this.bad('more names of RAMBlocks than a flow may have')
+    return block
+  }
+
+  /** A packet's header stands at `at`: the pages that it names come next. @throws BATCH_FORMAT */
+  packet(bytes: Uint8Array, at: number): void {
+    const view = new DataView(bytes.buffer, at, PACKET_HEADER_SIZE)
+    const pages = view.getUint32(MULTIFD.NORMAL_PAGES_AT)
+    this.packetCount = 0
+    this.packetDone = 0
+    if (pages === 0 || pages > PACKET_PAGES_MAX) return
+    const nameAt = at + MULTIFD.BLOCK_AT
+    let length = 0
+    while (length < MULTIFD.BLOCK_LENGTH - 1 && bytes[nameAt + length] !== 0) length++
+    const name = nameIn(bytes, nameAt, length)
+    const known = this.prediction.names.find(name)
+    this.prediction.block = known >= 0 ? known : this.define(name)
+    for (let i = 0, word = MULTIFD.OFFSETS_AT; i < pages; i++, word += 8) {
+      // of the u64 the bits 12 to 51: halves, because all 64 do not fit a number
+      this.packetPages[i] = (view.getUint32(word) % 1048576) * 1048576 + (view.getUint32(word + 4) >>> 12)
+    }
+    this.packetCount = pages
+  }
+
+  /** What is wrong with its batch. */
+  bad(what: string): ProxyError {
+    return new ProxyError(
+      'BATCH_FORMAT',
+      `a batch breaks the format: ${what}`,
+      { stream: 'channel', offset: this.position },
+      'the session ends and the source guest goes on; both proxies must run versions that fit',
+    )
+  }
+}
+
+/** A RAMBlock's name, of which each character is one byte. */
+export function nameIn(bytes: Uint8Array, at: number, length: number): string {
+  return Buffer.from(bytes.buffer, at, length).toString('latin1')
+}

@@ -1,0 +1,231 @@
+/** Writes what a batch stands for: heads, pages and other bytes, in runs that the kernel gives at once. */
+import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
+import type { BatchColumns, ByteColumn } from './batch-columns.ts'
+import type { FlowExpander } from './flow-expander.ts'
+import type { PageObserver } from './observer.ts'
+import { PatchReader } from './patch-reader.ts'
+import { PoolRegions, placeIndex, REGION } from './places.ts'
+import { PAGE_SIZE } from './wire.ts'
+
+/** What an operation, a kernel call (65 ns) and a copy of PATCH count as work, in bytes that are copied in the same time. */
+export const WORK_PER_STEP = 256
+const WORK_PER_COPY = 128
+
+/** Flags of a head. */
+const HEAD = { ZERO: 0x02, PAGE: 0x08 } as const
+
+/** Everything that it writes is checked for its room first; what is refused is BATCH_FORMAT. */
+export class PageWriter {
+  observer: PageObserver | undefined
+  /** Work that it has cost so far, as BatchExpander counts it. */
+  work = 0
+  private readonly kernel: Kernel
+  private readonly bytes: Uint8Array
+  private readonly regions: PoolRegions
+  private readonly patches: PatchReader
+  private readonly places: number
+  private flow!: FlowExpander
+  /** Address of the next byte, and of the one behind the last. */
+  private out = 0
+  private end = 0
+  /** Flags of the kernel's expand functions for the run that `pageRun` allowed. */
+  private flags = 0
+
+  constructor(kernel: Kernel) {
+    this.kernel = kernel
+    this.bytes = kernel.bytes
+    this.regions = PoolRegions.of(kernel.layout)
+    this.patches = new PatchReader(kernel.bytes, this.regions)
+    this.places = kernel.layout.places
+  }
+
+  /** Begins a batch of `length` bytes at `out`. */
+  begin(flow: FlowExpander, out: number, length: number): void {
+    this.flow = flow
+    this.out = out
+    this.end = out + length
+  }
+
+  /** Bytes that were not given yet. */
+  get left(): number {
+    return this.end - this.out
+  }
+
+  /** OTHER, and headers of packets. */
+  copy(from: number, length: number): void {
+    this.room(length)
+    this.bytes.copyWithin(this.out, from, from + length)
+    this.out += length
+  }
+
+  /** ZERO. */
+  zeros(count: number): void {
+    const { flow } = this
+    let left = count
+    if (flow.named) {
+      this.namedHead(HEAD.ZERO)
+      this.room(1)
+      this.bytes[this.out++] = 0
+      flow.advance(1)
+      left--
+    }
+    if (left === 0) return
+    const { page } = flow.prediction
+    this.room(left * 9)
+    this.kernel.expandZeros(this.out, hi(page), lo(page), left)
+    this.out += left * 9
+    flow.advance(left)
+  }
+
+  /** REF. @param number which slot, as it came */
+  references(number: number, count: number): void {
+    const { flow, kernel, regions } = this
+    const { prediction } = flow
+    const region = regions.regionIn(number)
+    const slot = prediction.next[region]! + regions.deltaIn(number)
+    if (!regions.hold(region, slot, count)) throw flow.bad(`REF names slot ${slot}, outside its region`)
+    for (let done = 0; done < count; ) {
+      const n = this.pageRun(count - done)
+      const { page } = prediction
+      const got = kernel.expandPages(this.out, hi(page), lo(page), slot + done, n, this.place(), this.flags)
+      this.gave(got, n, region !== REGION.TEMPLATES)
+      done += n
+    }
+    prediction.next[region] = slot + count
+  }
+
+  /** SAME. */
+  same(count: number): void {
+    const { flow, kernel } = this
+    for (let done = 0; done < count; ) {
+      const n = this.pageRun(count - done)
+      const { page } = flow.prediction
+      const flags = this.flags | EXPAND.FROM_PLACE
+      const got = kernel.expandPages(this.out, hi(page), lo(page), 0, n, this.place(), flags)
+      if (got === FAILED) throw flow.bad('SAME at a place that has received nothing')
+      this.gave(got, n)
+      done += n
+    }
+  }
+
+  /** NEW and DENSE. @param from the column that has the pages */
+  whole(count: number, from: ByteColumn): void {
+    this.wholeAt(count, from.take(count * PAGE_SIZE, this.flow))
+  }
+
+  /** WORDS. @param pageAt where there is room for one page */
+  words(count: number, lag: number, from: ByteColumn, pageAt: number): void {
+    let at = from.take(count * PAGE_SIZE, this.flow)
+    for (let i = 0; i < count; i++, at += PAGE_SIZE) {
+      this.kernel.joinWords(at, lag, pageAt)
+      this.wholeAt(1, pageAt)
+    }
+  }
+
+  /** A page of FILL. */
+  fill(byte: number): void {
+    if (byte > 255) throw this.flow.bad(`FILL with ${byte}`)
+    const n = this.pageRun(1)
+    const { page } = this.flow.prediction
+    this.gave(this.kernel.expandFill(this.out, hi(page), lo(page), byte, n, this.flags), n)
+  }
+
+  /** A page of PATCH. @param tokensAt where there is room for its tokens */
+  patch(columns: BatchColumns, tokensAt: number): void {
+    const { flow, kernel, patches } = this
+    const n = this.pageRun(1)
+    const { page } = flow.prediction
+    const place = this.place()
+    patches.read(flow, columns, place === NONE ? NONE : kernel.placeOf(place), tokensAt)
+    const { tokens, literalBytes } = patches
+    this.work += tokens * WORK_PER_COPY
+    const literals = columns.pages.take(literalBytes, flow)
+    const used = kernel.expandPatch(this.out, hi(page), lo(page), tokensAt, tokens, literals, place, this.flags)
+    if (used !== literalBytes) throw flow.bad('PATCH that does not make a page')
+    this.gave(this.flags & EXPAND.BARE ? PAGE_SIZE : PAGE_SIZE + 8, n, true)
+  }
+
+  /** Pages that lie one behind the other from `at`. */
+  private wholeAt(count: number, at: number): void {
+    const { kernel, flow } = this
+    for (let done = 0; done < count; ) {
+      const n = this.pageRun(count - done)
+      const { page } = flow.prediction
+      const from = at + done * PAGE_SIZE
+      this.gave(kernel.expandNew(this.out, hi(page), lo(page), from, n, this.place(), this.flags), n, true)
+      done += n
+    }
+  }
+
+  /**
+   * Prepares the heads of the next page run: writes a named head, or takes a page of the packet.
+   * @returns how many pages of `left` one kernel call may give
+   */
+  private pageRun(left: number): number {
+    const { flow } = this
+    this.work += WORK_PER_STEP
+    if (flow.inPacket) {
+      flow.takePage()
+      this.flags = EXPAND.BARE
+      this.room(PAGE_SIZE)
+      return 1
+    }
+    if (flow.named) {
+      this.namedHead(HEAD.PAGE)
+      this.flags = EXPAND.BARE
+      this.room(PAGE_SIZE)
+      return 1
+    }
+    this.flags = 0
+    // the kernel takes places that follow each other: cut where the table wraps
+    const n = this.places === 0 ? left : Math.min(left, this.places - this.place())
+    this.room(n * (PAGE_SIZE + 8))
+    return n
+  }
+
+  /** Takes over what a kernel call gave. @param learn the pages are in no template set */
+  private gave(bytes: number, pages: number, learn = false): void {
+    const { flow } = this
+    if (bytes === FAILED) throw flow.bad('a reference outside the pool')
+    this.out += bytes
+    if (learn && this.observer) {
+      const step = bytes / pages
+      for (let i = 0; i < pages; i++)
+        this.observer.page(this.out - (pages - 1 - i) * step - PAGE_SIZE, flow.prediction.page + i)
+    }
+    flow.advance(pages)
+  }
+
+  private place(): number {
+    if (this.places === 0) return NONE
+    const { migration, prediction } = this.flow
+    return placeIndex(migration, prediction.block, prediction.page, this.places)
+  }
+
+  /** Head of a record without CONTINUE, with its idstr. */
+  private namedHead(flag: number): void {
+    const { flow, bytes } = this
+    const { names, block, page } = flow.prediction
+    const name = names.at(block)
+    this.room(9 + name.length)
+    const view = new DataView(bytes.buffer, this.out, 8)
+    view.setUint32(0, hi(page))
+    view.setUint32(4, (lo(page) | flag) >>> 0)
+    bytes[this.out + 8] = name.length
+    Buffer.from(bytes.buffer, this.out + 9, name.length).write(name, 'latin1')
+    this.out += 9 + name.length
+    flow.named = false
+  }
+
+  private room(bytes: number): void {
+    if (bytes > this.left) throw this.flow.bad('its operations give more bytes than it says')
+  }
+}
+
+/** High and low word of a page's byte offset. */
+function hi(page: number): number {
+  return Math.floor(page / 1048576)
+}
+function lo(page: number): number {
+  return (page % 1048576) * PAGE_SIZE
+}
