@@ -132,7 +132,14 @@ export class DestinationDaemon {
       const { address, port } = await this.server.listen(at)
       this.addresses.push({ address, port })
     }
-    setInterval(() => this.renewIdle(), this.options.renewMs ?? RENEW_MS).unref()
+    const renew = (): void => {
+      try {
+        this.renewIdle()
+      } catch (error) {
+        this.tellDefect(error)
+      }
+    }
+    setInterval(renew, this.options.renewMs ?? RENEW_MS).unref()
   }
 
   reload(): void {
@@ -221,8 +228,8 @@ export class DestinationDaemon {
       },
       // big sets may take longer than the peer waits: the next try finds them loaded
       discard: () => {
-        void pool.close()
         grant.release()
+        pool.close().catch(error => this.tellDefect(error))
       },
       serve: link => {
         const learning = options.learning?.begin(agreed, seedWords, pool, identity)
@@ -236,15 +243,20 @@ export class DestinationDaemon {
         this.sessions.set(link, session)
         this.grants.set(link, grant)
         options.onStatus?.(`${this.sessions.size} sessions`)
-        void link.ended.then(() => {
-          session.end('the session has ended')
-          learning?.end()
-          this.sessions.delete(link)
-          void pool.close()
-          grant.release()
-          this.grants.delete(link)
-          options.onStatus?.(`${this.sessions.size} sessions`)
-        })
+        const over = async (): Promise<void> => {
+          await link.ended
+          try {
+            session.end('the session has ended')
+            learning?.end()
+          } finally {
+            this.sessions.delete(link)
+            grant.release()
+            this.grants.delete(link)
+            options.onStatus?.(`${this.sessions.size} sessions`)
+            await pool.close()
+          }
+        }
+        over().catch(error => this.tellDefect(error))
         return session
       },
     }
@@ -273,6 +285,11 @@ export class DestinationDaemon {
       onFailure: error => void link.abort(error),
       onMigrationEnd: ({ level, ...summary }) => log[level]('migration ended', summary),
     })
+  }
+
+  /** One of ours that no session met while it lived. */
+  private tellDefect(error: unknown): void {
+    this.options.events.byFields().error('link.defect', { stack: (error as Error).stack })
   }
 
   /**

@@ -12,6 +12,7 @@ import type { DialQueue } from '../migration/dial-queue.ts'
 import type { Cause } from '../migration/outcome.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
 import type { Address } from '../relay/address.ts'
+import { guardedSink } from '../relay/guarded-sink.ts'
 import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
@@ -34,6 +35,10 @@ const GIVEN_UP = new Error('given up')
 export interface DestinationFlowHost {
   readonly options: { readonly session: Session; readonly pool: Pool; readonly log: SiteLog }
   readonly dials: DialQueue<DestinationFlow>
+  /** Ours, found by what a QEMU did: the session ends, and others go on. */
+  defect(error: unknown): void
+  /** Runs what the event loop calls: a defect of it is told. */
+  guard(run: () => void): void
   /** QEMU took a piece, or nobody wants it any more. */
   letGo(): void
   /** Its flow has ended, and QEMU has not got everything yet. */
@@ -113,7 +118,7 @@ export class DestinationFlow implements SocketSink {
     if (order === 'dial') host.dials.wants(this)
     else if (order === 'start') {
       for (const { bytes, release } of this.early.splice(0)) this.write(bytes, release)
-      socket!.start(this)
+      socket!.start(guardedSink(this, error => host.defect(error)))
     } else if (order === 'finish') socket!.finish()
     else if (order === 'refuse') this.tellRefused(why)
     else if (order === 'break') this.breakConnection()
@@ -209,12 +214,14 @@ export class DestinationFlow implements SocketSink {
   private write(bytes: Uint8Array, release: () => void): void {
     const { length } = bytes
     this.migration.bytesOut += length
-    this.socket!.write(bytes, error => {
-      this.host.letGo()
-      release()
-      // bytes that QEMU never got are not acknowledged, except where it needs them no more
-      if (!error || this.shut) this.taken(length)
-    })
+    this.socket!.write(bytes, error =>
+      this.host.guard(() => {
+        this.host.letGo()
+        release()
+        // bytes that QEMU never got are not acknowledged, except where it needs them no more
+        if (!error || this.shut) this.taken(length)
+      }),
+    )
   }
 
   private taken(bytes: number): void {

@@ -17,6 +17,7 @@ import type { PatienceTimes } from '../migration/patience.ts'
 import type { ArrivalSummary } from '../migration/summary.ts'
 import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
+import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
 import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
@@ -83,12 +84,9 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.arrivals = new Arrivals(sessionId, patience, ({ number, record }, reason) =>
       log.warn('migration given up', { migration: number, id: record.id, reason }),
     )
-    this.timer = new TickTimer(now, () => {
-      this.arrivals.tick(now())
-      this.timer.arm(this.arrivals.nextTickMs)
-    })
+    this.timer = new TickTimer(now, () => this.guard(() => this.tick()))
     this.parts = { ...DESTINATION_PARTS, ...options.parts }
-    this.dials = new this.parts.DialQueue(flow => void this.dial(flow))
+    this.dials = new this.parts.DialQueue(flow => void this.dial(flow).catch(error => this.defect(error)))
     this.inbound = this.parts.unpacker(options)
     this.inbound.observer = options.learning
   }
@@ -100,7 +98,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   // --- LinkSink
 
   onOpen(number: number, info: FlowInfo): void {
-    void this.options.pool.warm()
+    this.options.pool.warm().catch(error => this.defect(error))
     const migration = this.migrationOf(info)
     const flow = new DestinationFlow(this, number, info, migration)
     this.flows.set(number, flow)
@@ -127,13 +125,33 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   }
 
   private async dial(flow: DestinationFlow): Promise<void> {
+    let socket: QemuSocket | undefined
     try {
-      flow.connected(await this.parts.dial(flow.address!, { signal: flow.abort.signal }))
+      socket = await this.parts.dial(flow.address!, { signal: flow.abort.signal })
     } catch (error) {
       if (!isProxyError(error)) throw error
       flow.refused(error)
     }
+    if (socket) flow.connected(socket)
     this.dials.done(flow)
+  }
+
+  private tick(): void {
+    this.arrivals.tick(this.options.now())
+    this.timer.arm(this.arrivals.nextTickMs)
+  }
+
+  guard(run: () => void): void {
+    try {
+      run()
+    } catch (error) {
+      this.defect(error)
+    }
+  }
+
+  defect(error: unknown): void {
+    const what = `our own defect: ${(error as Error).message}`
+    this.options.onFailure(new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error }))
   }
 
   /** How it is: plain data. */

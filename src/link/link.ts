@@ -287,8 +287,12 @@ export class Link {
     return this.ended
   }
 
-  /** Ends at once: every flow is gone on both sides. */
+  /** Ends at once: every flow is gone on both sides. A defect of ours is told with its stack. */
   abort(error: ProxyError): Promise<ProxyError | undefined> {
+    if (error.code === 'INTERNAL') {
+      const { stack } = (error.cause ?? error) as Error
+      this.#logger.error('link.defect', { ...this.#named, stack })
+    }
     this.session.abort(error, this.#clock.now())
     this.wake()
     return this.ended
@@ -312,9 +316,7 @@ export class Link {
    */
   #defect(error: unknown): void {
     if (this.#over) throw error
-    const { stack, message } = error as Error
-    this.#logger.error('link.defect', { ...this.#named, stack })
-    const what = `our own defect: ${message}`
+    const what = `our own defect: ${(error as Error).message}`
     void this.abort(new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error }))
   }
 

@@ -101,7 +101,7 @@ export class Inbound {
       return
     }
     this.jobs.push({ channel, parts, packedBytes, rawBytes })
-    void this.pool.warm()
+    this.pool.warm().catch(error => this.defect(error))
     if (!this.running) void this.run()
   }
 
@@ -159,16 +159,17 @@ export class Inbound {
         this.turns.spend(WORK_PER_BATCH + this.expander.work - workBefore)
       }
     } catch (error) {
-      const what = `a batch could not be expanded: ${(error as Error).message}`
-      this.fail(
-        error instanceof ProxyError
-          ? error
-          : new ProxyError('INTERNAL', what, undefined, 'please report this', { cause: error }),
-      )
+      if (error instanceof ProxyError) this.fail(error)
+      else this.defect(error)
     } finally {
       this.running = false
       for (const done of this.waiters.splice(0)) done()
     }
+  }
+
+  private defect(error: unknown): void {
+    const what = `a batch could not be expanded: ${(error as Error).message}`
+    this.fail(new ProxyError('INTERNAL', what, undefined, 'please report this', { cause: error }))
   }
 
   private fail(error: ProxyError): void {

@@ -285,9 +285,15 @@ class Warmth {
     this.committedTo = kernel.layout.ringPages * PAGE_BYTES
   }
 
+  /** Rejects with a defect of either, as long as it is asked. */
   warm(): Promise<void> {
-    if (!this.committing && this.committed < this.wanted) void this.commit()
     this.remembered ??= this.remember()
+    if (!this.committing && this.committed < this.wanted) {
+      this.commit().catch(error => {
+        this.remembered = Promise.reject(error)
+        this.remembered.catch(() => {}) // who asks next is told
+      })
+    }
     return this.remembered
   }
 

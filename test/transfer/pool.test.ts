@@ -509,3 +509,16 @@ t.test(
     t.equal(`${stdout}${stderr}`, 'the old one\n')
   },
 )
+
+t.test('a defect in making ready is told to who asks next, and ends no process', async t => {
+  const pool = await new Pools().open(request('decoder', undefined, []))
+  t.teardown(() => pool.close())
+  const plant = (): never => {
+    throw new TypeError('planted')
+  }
+  Object.defineProperty(pool.kernel, 'commit', { value: plant })
+  await pool.warm()
+  await nextTurn(EVENT_LOOP)
+  await nextTurn(EVENT_LOOP)
+  await t.rejects(pool.warm(), { message: 'planted' })
+})
