@@ -64,7 +64,10 @@ export const FLOWS_OPEN_MAX = 8192
  */
 export const FLOWS_UNENDED_MAX = 4 * FLOWS_MAX
 
-/** OPENs that a server takes at once: all that may be open ... (some 50 us of CPU time each) */
+/**
+ * OPENs that a server takes at once: all that may be open ... (some 50 us of CPU time each). As many again for further
+ * channels of migrations that run: they were on their way when the last one began.
+ */
 export const OPENS_BURST = FLOWS_MAX
 
 /** ... and then a second: each may dial QEMU. What comes above is refused; a client that goes on all the same ends its session. */

@@ -6,12 +6,15 @@ import type { Flow } from './flow.ts'
 
 const NUMBER_MAX = 65535
 
+/** Which flows may be opened: of any migration, of those that run, none. */
+export type Opens = 'any' | 'running' | 'none'
+
 export class FlowTable {
   private readonly flows = new Map<number, Flow>()
   /** Numbers that the client has opened at least once: frames for them may come late. */
   private readonly opened = new Uint8Array((NUMBER_MAX + 1) / 8)
   private next = 1
-  /** OPENs that may still be taken at once; below 0: how many were refused. */
+  /** OPENs that may still be taken at once; below 0: how many came beyond that. */
   private opensLeft = OPENS_BURST
   private opensAtMs = 0
 
@@ -57,11 +60,12 @@ export class FlowTable {
   }
 
   /**
-   * Server: one more OPEN came.
+   * Server: one more OPEN came. A migration is refused at its first channel or not at all: its further channels may
+   * overdraw what is left by another burst, which is as many as a client that minds FLOWS_MAX can have on the way.
    * @param endsUnacked flows that the client may still take for open
-   * @returns whether to take it or to refuse it, or why the session must end
+   * @returns of which migrations it is taken, else refused; or why the session must end
    */
-  admit(endsUnacked: number, nowMs: number): { readonly take: boolean } | { readonly fault: string } {
+  admit(endsUnacked: number, nowMs: number): { readonly opens: Opens } | { readonly fault: string } {
     if (this.isFull) return { fault: `more than ${FLOWS_MAX} flows` }
     if (this.flows.size + endsUnacked >= FLOWS_UNENDED_MAX) {
       return { fault: `${endsUnacked} flows have ended, and the peer does not acknowledge it` }
@@ -69,7 +73,8 @@ export class FlowTable {
     const more = ((nowMs - this.opensAtMs) * OPENS_PER_SECOND) / 1000
     this.opensLeft = Math.min(OPENS_BURST, this.opensLeft + more) - 1
     this.opensAtMs = nowMs
-    return this.opensLeft < -OPENS_BURST ? { fault: 'OPEN over and over' } : { take: this.opensLeft >= 0 }
+    if (this.opensLeft < -2 * OPENS_BURST) return { fault: 'OPEN over and over' }
+    return { opens: this.opensLeft >= 0 ? 'any' : this.opensLeft >= -OPENS_BURST ? 'running' : 'none' }
   }
 
   /** Whether another flow of the same migration is open that was neither reset nor refused. */

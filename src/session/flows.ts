@@ -7,14 +7,14 @@ import { readU64 } from '../bytes/big-endian.ts'
 import { rawLengthOf } from '../codec/batch-head.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
-import { BATCH_WIRE_BYTES_MAX, CREDIT_TAKEN_BYTES, FLOWS_MAX } from '../limits.ts'
+import { BATCH_WIRE_BYTES_MAX, CHANNELS_A_MIGRATION, CREDIT_TAKEN_BYTES, FLOWS_MAX } from '../limits.ts'
 import { encodeOpen, encodeReason, type FlowInfo, parseOpen, reasonCode, reasonText } from '../wan/bodies.ts'
 import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL } from '../wan/wire.ts'
 import type { AnswerRoom } from './answer-room.ts'
 import type { FlowStats, Role, SessionSink } from './api.ts'
 import { Fairness } from './fairness.ts'
 import { Flow } from './flow.ts'
-import { FlowTable } from './flow-table.ts'
+import { FlowTable, type Opens } from './flow-table.ts'
 import { BatchParts, compact } from './inbox.ts'
 import type { Outbox } from './outbox.ts'
 import type { SessionParts } from './parts.ts'
@@ -34,8 +34,7 @@ export interface FlowHost {
   /** Bytes of credit that each flow to this side begins with. */
   readonly initialCredit: number
   now(): number
-  /** Which flows may be opened: of any migration, of those that run, none. */
-  opens(): 'any' | 'running' | 'none'
+  opens(): Opens
   /** The peer broke a rule: the session ends. */
   fault(code: ErrorCode, what: string): void
 }
@@ -151,13 +150,13 @@ export class Flows {
     if ('fault' in admitted) return this.host.fault('LIMIT_EXCEEDED', admitted.fault)
     const flow = this.addFlow(number, info)
     flow.wanIn += FRAME_HEAD_BYTES + payload.length
-    if (!this.mayOpen(flow)) {
+    if (!this.mayOpen(flow, this.host.opens())) {
       flow.untold = true
       this.reset(number, CODE.SHUTDOWN, 'takes no new migrations')
-    } else if (!admitted.take) {
+    } else if (!this.mayOpen(flow, admitted.opens)) {
       flow.untold = true
       this.reset(number, CODE.LIMIT_EXCEEDED, 'too many flows within a short time')
-    } else if (this.host.flowPlaces?.take(1) === false) {
+    } else if (!this.takePlace(flow)) {
       flow.untold = true
       this.reset(number, CODE.LIMIT_EXCEEDED, 'too many flows are open, of all sessions of this peer together')
     } else {
@@ -165,6 +164,18 @@ export class Flows {
       this.enqueue(FRAME.CREDIT, flow, [EMPTY])
       this.sink.onOpen(number, info)
     }
+  }
+
+  /**
+   * One flow more of all that an identity may have open. A migration begins where there are places for all channels that it
+   * may come to have; the only one of a session wherever there is one.
+   */
+  private takePlace(flow: Flow): boolean {
+    const { flowPlaces } = this.host
+    if (!flowPlaces) return true
+    const isScarce = flowPlaces.held > 0 && flowPlaces.room < CHANNELS_A_MIGRATION
+    if (isScarce && !this.table.isRunning(flow)) return false
+    return flowPlaces.take(1)
   }
 
   private deliverPart(flow: Flow, flags: number, payload: Uint8Array) {
@@ -209,7 +220,7 @@ export class Flows {
       throw new ProxyError(code, what, undefined, 'the migration is refused; QEMU goes on with its guest')
     }
     if (this.host.opens() === 'none') refuse('PROTOCOL_STATE', 'the session ends')
-    if (!this.mayOpen({ info })) refuse('PROTOCOL_STATE', 'no new migrations are taken')
+    if (!this.mayOpen({ info }, this.host.opens())) refuse('PROTOCOL_STATE', 'no new migrations are taken')
     if (this.table.isFull) refuse('LIMIT_EXCEEDED', `${FLOWS_MAX} flows are open`)
     const payload = encodeOpen(info)
     assert(parseOpen(payload), `a flow to ${info.target} cannot be described`)
@@ -332,8 +343,7 @@ export class Flows {
     this.answers.tell(laneBytes, flow => this.sink.onCredit(flow.number))
   }
 
-  private mayOpen(flow: { readonly info: FlowInfo }): boolean {
-    const opens = this.host.opens()
+  private mayOpen(flow: { readonly info: FlowInfo }, opens: Opens): boolean {
     return opens === 'any' || (opens === 'running' && this.table.isRunning(flow))
   }
 

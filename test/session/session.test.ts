@@ -912,6 +912,71 @@ t.test('OPEN over and over', async t => {
   t.equal(read.dead?.code, 'LIMIT_EXCEEDED', 'who goes on is let go')
 })
 
+t.test('a migration is refused at its first channel, never at a later one', async t => {
+  const bench = new Bench('server')
+  let next = 0
+  const channel = (migration: number): number => {
+    const flow = (next++ % 65535) + 1
+    bench.say(FRAME.OPEN, flow, openPayload({ ...INFO, migration }))
+    bench.pull()
+    bench.ack()
+    return flow
+  }
+  const isTaken = (flow: number): boolean => bench.log.some(line => line.startsWith(`open ${flow}`))
+  const end = (flow: number): void => {
+    bench.say(FRAME.RESET, flow, RESET_PAYLOAD)
+    bench.session.resetFlow(flow, 1, 'in turn')
+    bench.pull()
+    bench.ack()
+  }
+  // Four guests with 257 channels each, started anew each second, as their operator tries again and again.
+  let begun = 0
+  let refused = 0
+  for (let round = 0; round < 10; round++) {
+    const flows: number[] = []
+    for (let guest = 0; guest < 4; guest++) {
+      const migration = 1 + round * 4 + guest
+      const first = channel(migration)
+      flows.push(first)
+      if (!isTaken(first)) {
+        refused++
+        continue
+      }
+      begun++
+      for (let more = 1; more < 257; more++) {
+        const flow = channel(migration)
+        flows.push(flow)
+        if (!isTaken(flow)) t.fail(`migration ${migration} is refused at channel ${more + 1}`)
+      }
+    }
+    for (const flow of flows) end(flow)
+    bench.now += 1000
+  }
+  t.equal(bench.dead, null)
+  t.ok(begun >= 8 && refused > 0, `${begun} began, ${refused} were refused at their first channel`)
+})
+
+t.test('nor where the flows of all sessions of an identity come to their bound', async t => {
+  const places = new FairShares(2 * 600)
+  const benches = [1, 2].map(() => {
+    const bench = new Bench('server', {}, true, { flowPlaces: places.share('a') })
+    bench.session.attach(0, 0, 0)
+    return bench
+  }) as [Bench, Bench]
+  let flow = 0
+  const open = (bench: Bench, migration: number, channels: number): number => {
+    const before = bench.log.length
+    for (let i = 0; i < channels; i++) bench.say(FRAME.OPEN, ++flow, openPayload({ ...INFO, migration }))
+    return bench.log.slice(before).filter(line => line.startsWith('open')).length
+  }
+  const [first, second] = benches
+  t.equal(open(first, 1, 257), 257)
+  t.equal(open(second, 1, 257), 257)
+  t.equal(open(first, 2, 1), 0, 'a further one might lack places for its later channels')
+  t.equal(open(first, 1, 1), 1, 'one that runs has places')
+  t.equal(open(new Bench('server', {}, true, { flowPlaces: places.share('a') }), 1, 1), 1, 'a session has at least one')
+})
+
 t.test('flows that an identity has open are bounded over all of its sessions', async t => {
   const places = new FairShares(7)
   const [first, second, other] = ['a', 'a', 'b'].map(identity => {
