@@ -12,6 +12,7 @@ export class MigrationRecord {
   readonly id: string
   guest: GuestName = {}
   cause: Cause | undefined
+  private broke: Cause | undefined
   /** Status of SHUT, once it was heard. */
   shut: number | undefined
   /** The destination QEMU answers. */
@@ -76,6 +77,7 @@ export class MigrationRecord {
   /** Somebody ended it; who was first counts. */
   ended(cause: Cause): void {
     this.cause ??= cause
+    if (cause.how === 'broke') this.broke ??= cause
   }
 
   get endedBy(): string {
@@ -83,7 +85,7 @@ export class MigrationRecord {
   }
 
   verdict(): Verdict {
-    const { shut, answers, postcopy, readable, cause, unheard } = this
-    return judge({ shut, answers, whole: this.tail.isWhole, postcopy, readable, cause, unheard })
+    const { shut, answers, postcopy, readable, cause, broke, unheard } = this
+    return judge({ shut, answers, whole: this.tail.isWhole, postcopy, readable, cause, broke, unheard })
   }
 }

@@ -41,6 +41,21 @@ t.test('what happens to migrations', t => {
     ['whole, no return path', { answers: false, whole: true, cause: source }, 'completed', 'info', /no QEMU confirms/],
     ['the same', { answers: false, whole: true, cause: destination }, 'completed', 'info', /no QEMU confirms/],
     ['load fails', { answers: false, whole: true, cause: destinationBroke }, 'failed', 'error', /after the whole/],
+    [
+      'lost behind it',
+      { answers: false, whole: true, cause: source, broke: pair },
+      'failed',
+      'error',
+      /120 s, after the whole/,
+    ],
+    [
+      'load fails behind it',
+      { answers: false, whole: true, cause: source, broke: destinationBroke },
+      'failed',
+      'error',
+      /after/,
+    ],
+    ['a cancel, and the WAN', { cause: source, broke: pair }, 'cancelled', 'warn', /middle/],
     ['load fails, return path', { whole: true, cause: destination }, 'failed', 'error', /never said/],
     ['a break in postcopy', { postcopy: true, cause: sourceBroke }, 'failed', 'error', /in postcopy.*migrate-recover/],
     ['migrate-pause', { postcopy: true, cause: source }, 'failed', 'error', /in postcopy.*resume/],
@@ -62,9 +77,9 @@ t.test('every combination has one answer, and no failure is called otherwise', t
         for (const postcopy of [true, false])
           for (const readable of [true, false])
             for (const cause of CAUSES)
-              for (const unheard of [undefined, 'lost']) {
+              for (const [unheard, broke] of [[], ['lost'], [undefined, pair], ['lost', destinationBroke]] as const) {
                 count++
-                const facts = { shut, answers, whole, postcopy, readable, cause, unheard }
+                const facts = { shut, answers, whole, postcopy, readable, cause, broke, unheard }
                 const { outcome, reason, level } = judge(facts)
                 const said = JSON.stringify(facts)
                 if (reason === '') t.fail(`no reason: ${said}`)
@@ -72,9 +87,10 @@ t.test('every combination has one answer, and no failure is called otherwise', t
                 if (outcome === 'completed' && shut !== 0 && !(whole && !answers && !postcopy && readable))
                   t.fail(`completed without a word: ${said}`)
                 if (shut === 0 && outcome !== 'completed') t.fail(`SHUT counts above all: ${said}`)
+                if (outcome === 'completed' && shut !== 0 && broke) t.fail(`completed, and it broke: ${said}`)
                 if (outcome === 'cancelled' && (postcopy || whole)) t.fail(`cancelled, but the guest: ${said}`)
               }
-  t.equal(count, 3 * 2 * 2 * 2 * 2 * 6 * 2)
+  t.equal(count, 3 * 2 * 2 * 2 * 2 * 6 * 4)
   t.end()
 })
 
