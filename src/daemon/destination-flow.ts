@@ -145,6 +145,11 @@ export class DestinationFlow implements SocketSink {
     this.socket?.reset()
   }
 
+  /** A close in order ends a migration where it is main's: others may have said all that they have. */
+  private closedBy(cause: Cause): void {
+    if (this.migration.lead === this) this.endsBy(cause)
+  }
+
   private endsBy(cause: Cause): void {
     this.migration.record.ended(cause)
   }
@@ -230,7 +235,7 @@ export class DestinationFlow implements SocketSink {
 
   /** The source QEMU closed its direction; all before it is expanded. */
   finFromPeer(): void {
-    this.endsBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
+    this.closedBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
     this.on('fin', ENDED_EARLY)
   }
 
@@ -304,7 +309,7 @@ export class DestinationFlow implements SocketSink {
   }
 
   onEnd(): void {
-    this.endsBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
+    this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
     this.on('end')
     this.allSent()
   }
@@ -315,7 +320,7 @@ export class DestinationFlow implements SocketSink {
     if (!this.isOver) {
       const code = error?.code ?? how
       if (broke) this.endsBy({ by: 'destination', how: 'broke', text: `destination QEMU broke off (${code})` })
-      else this.endsBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
+      else this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
     }
     if (broke) {
       const text = `the destination QEMU's connection broke: ${error?.code ?? how}`

@@ -146,7 +146,7 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
       this.socket.reset()
       return
     }
-    this.endsBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
+    this.closedBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
     this.sending.ends()
     this.half.wake()
   }
@@ -246,7 +246,7 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
   /** The destination QEMU closed its direction, and has been given all that it sent. */
   finFromPeer(): void {
     if (this.moved) return
-    if (!this.over) this.endsBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
+    if (!this.over) this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
     this.socket.finish()
   }
 
@@ -310,6 +310,11 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
     if (head.isFull) return
     head.push(memory, at, count)
     migration!.record.begins(head)
+  }
+
+  /** A close in order ends a migration where it is main's: others may have said all that they have. */
+  private closedBy(cause: Cause): void {
+    if (this.migration?.lead === this) this.endsBy(cause)
   }
 
   private endsBy(cause: Cause): void {

@@ -121,6 +121,16 @@ t.test('a WAN that stays away ends every channel, at both sides', async t => {
   await told(t, pair, 'failed', 'failed', /no connection/)
 })
 
+t.test('a multifd channel that has ended in order before the WAN goes', async t => {
+  await using pair = await Daemons.start({ patienceMs: 500 })
+  await migrate(pair, PRECOPY.subarray(0, 500_000))
+  const multifd = await pair.dial()
+  multifd.end(MULTIFD)
+  await until('its end at the destination', () => pair.target.sockets[1]?.readableEnded === true)
+  pair.wan.cut(true)
+  await told(t, pair, 'failed', 'failed', /no connection/)
+})
+
 t.test('a WAN that goes away with the last word', async t => {
   await using pair = await Daemons.start({ patienceMs: 500 })
   const { destination } = await migrate(pair, PRECOPY)
