@@ -169,8 +169,24 @@ export class DestinationFlow implements SocketSink {
     this.on('begins')
   }
 
+  /**
+   * A target takes what comes first for its migration's main. @throws ProxyError TARGET_REFUSED where that has ended
+   * before it was dialled
+   */
+  checkTurn(): void {
+    if (this.leads || this.migration.isReached) return
+    if ([...this.migration.flows].some(flow => flow.leads && !flow.isOver)) return
+    throw new ProxyError('TARGET_REFUSED', 'its main ended before it was dialled', undefined, NOT_DIALLED)
+  }
+
+  /** It may come first at a target. */
+  private get leads(): boolean {
+    return this.info.kind !== 'multifd' && this.info.kind !== 'preempt'
+  }
+
   connected(socket: QemuSocket): void {
     this.socket = socket
+    if (this.leads) this.migration.isReached = true
     this.on('connected')
   }
 

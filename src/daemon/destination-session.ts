@@ -127,6 +127,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   private async dial(flow: DestinationFlow): Promise<void> {
     let socket: QemuSocket | undefined
     try {
+      flow.checkTurn()
       socket = await this.parts.dial(flow.address!, { signal: flow.abort.signal })
     } catch (error) {
       if (!isProxyError(error)) throw error

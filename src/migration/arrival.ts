@@ -14,6 +14,8 @@ export class Arrival<C> {
   readonly flows = new Set<C>()
   /** Its main channel, or what stands for it. */
   lead: C | undefined
+  /** Its target has taken a connection that may be the first. */
+  isReached = false
   bytesOut = 0
   bytesBack = 0
 

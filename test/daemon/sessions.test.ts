@@ -111,6 +111,7 @@ t.test('a source proxy that means harm cannot have a QEMU dialled for what is no
   await refused('unknown', Buffer.alloc(64))
   await refused('main', MAIN.subarray(0, 7)) // and its end
   await refused('preempt') // without a main
+  await refused('multifd', MULTIFD) // a target would take it for one
   const flow = session.openFlow({ target: 'default', migration: 9, kind: 'any' })
   for (const byte of MAIN) session.sendData(flow, Buffer.of(byte))
   await until('what begins as it should', () => pair.target.received[0]?.equals(MAIN) === true)
