@@ -13,7 +13,7 @@ import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { parseAddress } from '../../src/relay/address.ts'
-import { Random } from '../session/simulation.ts'
+import { Random } from '../helpers/virtual-time.ts'
 
 const ANSWER_BYTES_MAX = 8 << 20
 /** No byte for so long: even a machine that does ten other things moves one. */

@@ -11,7 +11,7 @@ import { Path } from '../../src/session/path.ts'
 import { ReceiveWindow } from '../../src/session/receive-window.ts'
 import type { Session } from '../../src/session/session.ts'
 import { FRAME } from '../../src/wan/wire.ts'
-import type { Random } from './simulation.ts'
+import type { Random } from '../helpers/virtual-time.ts'
 
 /** A mistake: in a part of one session, or around its calls. */
 export interface Plant {

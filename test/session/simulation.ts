@@ -11,6 +11,7 @@ import { CREDIT_FLOW_BYTES_MAX, WINDOW_BYTES_MIN } from '../../src/limits.ts'
 import type { SessionSink } from '../../src/session/api.ts'
 import { Session } from '../../src/session/session.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
+import { Agenda, Random } from '../helpers/virtual-time.ts'
 import type { Planter } from './plants.ts'
 
 /** What a run came to. */
@@ -23,88 +24,6 @@ export interface Outcome {
   readonly virtualMs: number
   readonly bytes: number
   readonly faults: readonly string[]
-}
-
-export class Random {
-  private state: number
-
-  constructor(seed: number) {
-    this.state = seed >>> 0
-  }
-
-  /** 0 <= x < 1 (mulberry32). */
-  next(): number {
-    this.state = (this.state + 0x6d2b79f5) >>> 0
-    let t = this.state
-    t = Math.imul(t ^ (t >>> 15), t | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return ((t ^ (t >>> 14)) >>> 0) / 0x1_0000_0000
-  }
-
-  /** An integer, low <= x <= high. */
-  int(low: number, high: number): number {
-    return low + Math.floor(this.next() * (high - low + 1))
-  }
-
-  chance(p: number): boolean {
-    return this.next() < p
-  }
-
-  pick<T>(of: readonly T[]): T {
-    return of[this.int(0, of.length - 1)]!
-  }
-}
-
-interface Event {
-  at: number
-  order: number
-  run: () => void
-}
-
-/** Events by time, then by the order in which they were planned. */
-class Agenda {
-  private heap: Event[] = []
-  private order = 0
-
-  get length(): number {
-    return this.heap.length
-  }
-
-  add(at: number, run: () => void): void {
-    const heap = this.heap
-    const event = { at, order: this.order++, run }
-    let i = heap.length
-    heap.push(event)
-    while (i > 0) {
-      const up = (i - 1) >> 1
-      if (!before(event, heap[up]!)) break
-      heap[i] = heap[up]!
-      i = up
-    }
-    heap[i] = event
-  }
-
-  take(): Event | undefined {
-    const heap = this.heap
-    const first = heap[0]
-    const last = heap.pop()
-    if (!last || heap.length === 0) return first
-    let i = 0
-    for (;;) {
-      let down = 2 * i + 1
-      if (down >= heap.length) break
-      if (down + 1 < heap.length && before(heap[down + 1]!, heap[down]!)) down++
-      if (!before(heap[down]!, last)) break
-      heap[i] = heap[down]!
-      i = down
-    }
-    heap[i] = last
-    return first
-  }
-}
-
-function before(a: Event, b: Event): boolean {
-  return a.at < b.at || (a.at === b.at && a.order < b.order)
 }
 
 class Failure extends Error {}
