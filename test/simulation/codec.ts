@@ -1,0 +1,185 @@
+/** What packs and expands in virtual time: bytes as they are, numbered, so that order over all flows is seen. */
+import { BATCH_FORMAT } from '../../src/codec/wire.ts'
+import type { DestinationUnpacker } from '../../src/daemon/destination-session.ts'
+import { CHANNEL_UNITS } from '../../src/limits.ts'
+import type { BatchReport } from '../../src/transfer/batch-job.ts'
+import type { InboundChannel } from '../../src/transfer/inbound.ts'
+import type { Pool } from '../../src/transfer/pool.ts'
+import type { SenderPacker } from '../../src/transfer/sender.ts'
+import type { SendingChannel } from '../../src/transfer/sending-channel.ts'
+import { SLOT_UNIT_BYTES } from '../../src/transfer/slot-arena.ts'
+import type { Random, VirtualTime } from '../helpers/virtual-time.ts'
+
+/** Memories of source sessions, in turns: a session before may still be written to by sockets that close. */
+const MEMORIES = Array.from({ length: 3 }, () => new Uint8Array(CHANNEL_UNITS * SLOT_UNIT_BYTES))
+let turn = 0
+
+/** A pool without a kernel: what the halves ask of it. */
+export function barePool(): Pool {
+  const bytes = MEMORIES[turn++ % MEMORIES.length]!
+  return {
+    kernel: { bytes, layout: { templatePages: 0, ringPages: 0 } },
+    workspaces: [],
+    slots: Array.from({ length: CHANNEL_UNITS }, (_, i) => i * SLOT_UNIT_BYTES),
+    slotBytes: SLOT_UNIT_BYTES,
+    warm: async () => {},
+  } as unknown as Pool
+}
+
+export interface Packing {
+  readonly channel: SendingChannel
+  readonly parts: Uint8Array[]
+  readonly report: BatchReport
+}
+
+type Sink = (channel: SendingChannel, parts: Uint8Array[], report: BatchReport) => void
+
+/** Packs nothing, and takes its time. */
+export class SlowPacker implements SenderPacker {
+  readonly pool: Pool
+  observer: undefined
+  private readonly time: VirtualTime
+  private readonly random: Random
+  private readonly sink: Sink
+  protected readonly jobs: Packing[] = []
+  private batches = 0
+  private closed = false
+
+  constructor(pool: Pool, time: VirtualTime, random: Random, sink: Sink) {
+    this.pool = pool
+    this.time = time
+    this.random = random
+    this.sink = sink
+  }
+
+  get underWay(): number {
+    return this.jobs.length
+  }
+
+  get hasRoom(): boolean {
+    return this.jobs.length < 4
+  }
+
+  warm(): void {}
+
+  encode(channel: SendingChannel, _effort: unknown, release: boolean): number {
+    const { encoder, buffer } = channel
+    const rawLength = release ? encoder.waiting : encoder.ready
+    if (rawLength === 0) return 0
+    const loan = buffer.lend(rawLength)
+    const head = [BATCH_FORMAT]
+    let value = rawLength
+    for (; value > 127; value >>>= 7) head.push((value & 127) | 128)
+    head.push(value)
+    const number = new Uint8Array(4)
+    new DataView(number.buffer).setUint32(0, this.batches++)
+    const body = this.copy(loan.at, rawLength)
+    encoder.batched(rawLength)
+    loan.release()
+    encoder.stats.rawBytes += rawLength
+    const parts = [new Uint8Array(head), number, body]
+    this.jobs.push({ channel, parts, report: { rawLength, packedLength: rawLength + 9, newBytes: rawLength } })
+    if (this.jobs.length === 1) this.next()
+    return rawLength
+  }
+
+  /** The bytes that are lent, which may be others as soon as they are given back. */
+  protected copy(at: number, length: number): Uint8Array {
+    return this.pool.kernel.bytes.slice(at, at + length)
+  }
+
+  private next(): void {
+    this.time.after(this.random.next() * this.random.pick([0.2, 1, 5]), () => {
+      if (this.closed) return
+      const { channel, parts, report } = this.out()
+      if (this.jobs.length > 0) this.next()
+      this.sink(channel, parts, report)
+    })
+  }
+
+  /** The batch that is packed now: the oldest. */
+  protected out(): Packing {
+    return this.jobs.shift()!
+  }
+
+  async close(): Promise<void> {
+    this.closed = true
+  }
+}
+
+type Arrived =
+  | { readonly channel: InboundChannel; readonly parts: readonly Uint8Array[] }
+  | { readonly then: () => void }
+
+/** Expands what SlowPacker made, one after the other. */
+export class SlowUnpacker implements DestinationUnpacker {
+  observer: undefined
+  /** Batches whose bytes nobody has given back. */
+  lent = 0
+  private readonly time: VirtualTime
+  private readonly random: Random
+  private readonly fail: (what: string) => void
+  private readonly jobs: Arrived[] = []
+  private batches = 0
+  private running = false
+  private closed = false
+
+  constructor(time: VirtualTime, random: Random, fail: (what: string) => void) {
+    this.time = time
+    this.random = random
+    this.fail = fail
+  }
+
+  push(channel: InboundChannel, parts: readonly Uint8Array[]): void {
+    if (this.closed) return
+    this.jobs.push({ channel, parts })
+    this.run()
+  }
+
+  mark(then: () => void): void {
+    if (!this.running) {
+      then()
+      return
+    }
+    this.jobs.push({ then })
+  }
+
+  close(): void {
+    this.closed = true
+    this.jobs.length = 0
+  }
+
+  private run(): void {
+    if (this.running) return
+    this.running = true
+    this.time.after(this.random.next() * this.random.pick([0.1, 0.5, 3]), () => {
+      this.running = false
+      while (this.jobs[0] && 'then' in this.jobs[0]) (this.jobs.shift() as { then: () => void }).then()
+      const job = this.jobs.shift()
+      if (job && 'channel' in job) this.expand(job.channel, Buffer.concat(job.parts))
+      while (this.jobs[0] && 'then' in this.jobs[0]) (this.jobs.shift() as { then: () => void }).then()
+      if (this.jobs.length > 0) this.run()
+    })
+  }
+
+  private expand(channel: InboundChannel, batch: Buffer): void {
+    let at = 1
+    while (batch[at]! > 127) at++
+    const number = batch.readUInt32BE(at + 1)
+    if (number !== this.batches++) this.fail(`batch ${number} is expanded as number ${this.batches - 1}`)
+    this.lent++
+    let given = false
+    // memory that is lent is written again once it is given back
+    const bytes = new Uint8Array(batch.subarray(at + 5))
+    this.give(channel, bytes, () => {
+      if (given) this.fail('memory of a batch is given back twice')
+      given = true
+      this.lent--
+      bytes.fill(0xee)
+    })
+  }
+
+  protected give(channel: InboundChannel, bytes: Uint8Array, release: () => void): void {
+    channel.expanded(bytes, release)
+  }
+}

@@ -1,0 +1,179 @@
+/** What the simulation must catch: sites that get one thing wrong, each in a class of its own. */
+import type { DestinationFlow } from '../../src/daemon/destination-flow.ts'
+import { DestinationSession } from '../../src/daemon/destination-session.ts'
+import { SourceConnection } from '../../src/daemon/source-connection.ts'
+import type { Migration, SourceFlow } from '../../src/daemon/source-flow.ts'
+import { SourceSession } from '../../src/daemon/source-session.ts'
+import { DialQueue } from '../../src/migration/dial-queue.ts'
+import { Gates, isOpen } from '../../src/migration/gates.ts'
+import { Outbox } from '../../src/session/outbox.ts'
+import { ReceiveWindow } from '../../src/session/receive-window.ts'
+import type { InboundChannel } from '../../src/transfer/inbound.ts'
+import { CODE } from '../../src/wan/wire.ts'
+import { type Packing, SlowPacker, SlowUnpacker } from './codec.ts'
+import type { SiteParts } from './sites.ts'
+
+const SourceGates = Gates<SourceFlow, Migration>
+
+export const PLANTS: Record<string, Partial<SiteParts>> = {
+  'channels do not wait for their main': {
+    Gates: class extends SourceGates {
+      override known(channel: SourceFlow, nowMs: number): void {
+        const { kind, gate } = channel
+        if (kind === 'multifd' && !isOpen(gate.migration)) channel.kind = 'main'
+        super.known(channel, nowMs)
+      }
+    },
+  },
+  'an unknown protocol is dialled': {
+    Gates: class extends SourceGates {
+      override known(channel: SourceFlow, nowMs: number): void {
+        if (channel.kind === 'unknown') channel.kind = isOpen(channel.gate.migration) ? 'multifd' : 'main'
+        super.known(channel, nowMs)
+      }
+    },
+  },
+  'postcopy is not heard of: silent channels are never dialled': {
+    Gates: class extends SourceGates {
+      override advised(): void {}
+    },
+  },
+  'who is gone stays at its gate': {
+    Gates: class extends SourceGates {
+      override left(): void {}
+    },
+  },
+  'a migration that has ended stays at its gate': {
+    Gates: class extends SourceGates {
+      override ended(migration: Migration): void {
+        const { gate } = migration
+        super.ended(migration)
+        gate.migration = migration
+      }
+    },
+  },
+  'a migration that the other side refused is broken, not moved': {
+    SourceSession: class extends SourceSession {
+      override onRefused(number: number, text: string): void {
+        this.onReset(number, CODE.SHUTDOWN, text)
+      }
+    },
+  },
+  'what came before a connection moved is forgotten': {
+    SourceConnection: class extends SourceConnection {
+      private moved = false
+
+      override detach(): void {
+        super.detach()
+        this.moved = true
+      }
+
+      override start(sink: Parameters<SourceConnection['start']>[0]): void {
+        const { moved } = this
+        super.start({
+          nextSlot: () => sink.nextSlot(),
+          onBytes: count => void (moved || sink.onBytes(count)),
+          onEnd: () => sink.onEnd(),
+          onClosed: closed => sink.onClosed(closed),
+        })
+      }
+    },
+  },
+  'the end of a return path is not handed on': {
+    SourceSession: class extends SourceSession {
+      override onFin(): void {}
+    },
+  },
+  'a flow that the peer tore down is not torn down here': {
+    SourceSession: class extends SourceSession {
+      override onReset(): void {}
+    },
+  },
+  'the same at the destination': {
+    DestinationSession: class extends DestinationSession {
+      override onReset(): void {}
+    },
+  },
+  'QEMUs at the destination outlive their session': {
+    DestinationSession: class extends DestinationSession {
+      override end(): void {}
+    },
+  },
+  'what QEMU took is not counted out': {
+    DestinationSession: class extends DestinationSession {
+      override letGo(): void {}
+    },
+  },
+  'targets are not dialled in turn': {
+    DialQueue: class extends DialQueue<DestinationFlow> {
+      private opened = 0
+
+      override add(flow: DestinationFlow, address: string): void {
+        super.add(flow, `${address} ${this.opened++}`)
+      }
+    },
+  },
+  'a flow that is gone stays in the queue of dials': {
+    DialQueue: class extends DialQueue<DestinationFlow> {
+      override gone(): void {}
+    },
+  },
+  'batches go out as they are packed': {
+    Packer: class extends SlowPacker {
+      protected override out(): Packing {
+        return this.jobs.splice(this.jobs.length - 1, 1)[0]!
+      }
+    },
+  },
+  'bytes are packed from memory that was given back': {
+    Packer: class extends SlowPacker {
+      protected override copy(at: number, length: number): Uint8Array {
+        return this.pool.kernel.bytes.subarray(at, at + length)
+      }
+    },
+  },
+  'memory of a batch is given back before QEMU has it': {
+    Unpacker: class extends SlowUnpacker {
+      protected override give(channel: InboundChannel, bytes: Uint8Array, release: () => void): void {
+        channel.expanded(bytes, () => {})
+        release()
+      }
+    },
+  },
+  'memory of a batch is never given back': {
+    Unpacker: class extends SlowUnpacker {
+      protected override give(channel: InboundChannel, bytes: Uint8Array): void {
+        channel.expanded(bytes, () => {})
+      }
+    },
+  },
+  'what a lost connection carried is forgotten': {
+    sourceLink: {
+      Outbox: class extends Outbox {
+        override lost(): void {}
+      },
+    },
+  },
+  'no credit for answers': {
+    sourceLink: {
+      ReceiveWindow: class extends ReceiveWindow {
+        override consume(): void {}
+      },
+    },
+  },
+  'no credit for batches': {
+    destinationLink: {
+      ReceiveWindow: class extends ReceiveWindow {
+        override consume(): void {}
+      },
+    },
+  },
+  'it wakes itself in every turn': {
+    SourceSession: class extends SourceSession {
+      override onWork(): void {
+        super.onWork()
+        this.wake()
+      }
+    },
+  },
+}

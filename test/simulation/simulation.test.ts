@@ -1,0 +1,61 @@
+/**
+ * A pair of sites in virtual time: guests that migrate while the WAN, the proxies and the QEMUs fail. What must hold is
+ * said in pair.ts, what is planted in plants.ts.
+ *
+ *     PAIR_SEED=17 PAIR_RUNS=1 node test/simulation/simulation.test.ts # one seed, line by line
+ *     PAIR_RUNS=20000 node test/simulation/simulation.test.ts          # a long run
+ */
+import t from 'tap'
+import { simulate } from './pair.ts'
+import { PLANTS } from './plants.ts'
+
+const ENOUGH = 300
+const FROM = Number(process.env.PAIR_SEED ?? 1)
+const RUNS = Number(process.env.PAIR_RUNS ?? ENOUGH)
+
+t.setTimeout(Math.max(300_000, RUNS * 1000)) // the machine may be busy
+
+/** What must have happened in so many seeds, so that none of it is left out in silence. */
+const HAPPENS = [
+  ...['cut', 'swallow', 'stall', 'outage', 'long outage', 'drain', 'stranger', 'cancel', 'target reads slowly'],
+  ...['source dies', 'destination dies', 'destination stops', 'source QEMU dies', 'target QEMU dies', 'target breaks'],
+  ...['source paused', 'target paused', 'recovery', 'recovery at another gate', 'long outage in postcopy'],
+]
+
+t.test('guests migrate, and what can fail fails', async t => {
+  const happened = new Set<string>()
+  let [attempts, completed] = [0, 0]
+  for (let seed = FROM; seed < FROM + RUNS; seed++) {
+    const outcome = await simulate(seed, {}, RUNS === 1 ? line => console.log(`# ${line}`) : undefined)
+    if (outcome.failure !== '') t.fail(`PAIR_SEED=${seed} PAIR_RUNS=1: ${outcome.failure}`)
+    attempts += outcome.attempts
+    completed += outcome.completed
+    for (const what of outcome.happened) happened.add(what)
+  }
+  t.pass(`seeds ${FROM} to ${FROM + RUNS - 1}: ${completed} of ${attempts} migrations came to their end`)
+  if (RUNS < ENOUGH) return
+  t.ok(completed > attempts / 2, 'most of them')
+  t.same(
+    HAPPENS.filter(what => !happened.has(what)),
+    [],
+    'everything has happened',
+  )
+})
+
+t.test('a seed is a run', async t => {
+  const runs: string[][] = [[], []]
+  for (const lines of runs) await simulate(3, {}, line => lines.push(line))
+  t.ok(runs[0]!.length > 10)
+  t.same(runs[0], runs[1])
+})
+
+t.test('each planted fault is found', async t => {
+  for (const [name, parts] of Object.entries(PLANTS)) {
+    let found = ''
+    for (let seed = 1; seed <= ENOUGH && found === ''; seed++) {
+      const { failure } = await simulate(seed, parts)
+      if (failure !== '') found = `seed ${seed}: ${failure.split('\n')[0]!.slice(0, 200)}`
+    }
+    t.not(found, '', `${name}: ${found}`)
+  }
+})

@@ -1,0 +1,486 @@
+/**
+ * Both sites in virtual time: the halves that ship, with what the daemons do around them. A proxy's process may die, and
+ * another one be started.
+ */
+import {
+  type DestinationParts,
+  DestinationSession,
+  type DestinationSessionOptions,
+} from '../../src/daemon/destination-session.ts'
+import type { SiteLog } from '../../src/daemon/events.ts'
+import { SourceConnection } from '../../src/daemon/source-connection.ts'
+import type { Moved, SourceGate } from '../../src/daemon/source-flow.ts'
+import { type SourceParts, SourceSession, type SourceSessionOptions } from '../../src/daemon/source-session.ts'
+import { ProxyError } from '../../src/errors.ts'
+import { FairShares } from '../../src/fair-shares.ts'
+import { PIECES_MAX } from '../../src/limits.ts'
+import { DialQueue } from '../../src/migration/dial-queue.ts'
+import { Gate, Gates, isOpen } from '../../src/migration/gates.ts'
+import type { PatienceTimes } from '../../src/migration/patience.ts'
+import { PausedMigrations } from '../../src/migration/paused.ts'
+import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
+import { type Address, formatAddress } from '../../src/relay/address.ts'
+import type { QemuSocket } from '../../src/relay/qemu-socket.ts'
+import type { SessionParts } from '../../src/session/parts.ts'
+import { EffortController } from '../../src/transfer/effort-controller.ts'
+import { Process, type Random, type VirtualTime } from '../helpers/virtual-time.ts'
+import { barePool, SlowPacker, SlowUnpacker } from './codec.ts'
+import { LocalConnection, type ProxyEnd, type QemuEnd } from './local.ts'
+import { ClientEnd, LinkEnd, type Wan, type WanServer } from './wan.ts'
+
+/** What sites are made of: the product, or a part of it that does something wrong. */
+export interface SiteParts {
+  readonly SourceSession: typeof SourceSession
+  readonly SourceConnection: typeof SourceConnection
+  readonly DestinationSession: typeof DestinationSession
+  readonly Gates: SourceParts['Gates']
+  readonly DialQueue: DestinationParts['DialQueue']
+  readonly Packer: typeof SlowPacker
+  readonly Unpacker: typeof SlowUnpacker
+  readonly sourceLink: Partial<SessionParts>
+  readonly destinationLink: Partial<SessionParts>
+}
+
+export const SITE_PARTS: SiteParts = {
+  SourceSession,
+  SourceConnection,
+  DestinationSession,
+  Gates,
+  DialQueue,
+  Packer: SlowPacker,
+  Unpacker: SlowUnpacker,
+  sourceLink: {},
+  destinationLink: {},
+}
+
+/** What happens around the sites. */
+export interface World {
+  readonly time: VirtualTime
+  readonly random: Random
+  readonly wan: Wan
+  readonly patience: PatienceTimes
+  readonly parts: SiteParts
+  readonly memoryBytes: number
+  /** A migration has ended, as one side tells it. */
+  told(side: 'source' | 'destination', summary: MigrationSummary | ArrivalSummary): void
+  refused(peer: string, reason: string): void
+  /** Numbers of sessions, over all processes. */
+  nextSession(): number
+  note(what: string): void
+  log(side: string): SiteLog
+  /** A connection to the QEMU at this address; a text: nobody listens. */
+  dialled(address: string, process: Process): LocalConnection | string
+  fail(what: string): never
+  /** As fail, said where an error would be caught. */
+  wrong(what: string): void
+  /** A session has ended: with an error only because nobody was there. */
+  sessionOver(process: Process, id: string, error: ProxyError | undefined): void
+}
+
+const SESSION_SHORT_PAUSE_MS = 100
+const NO_SESSION_PAUSE_MS = 1000
+
+interface Waiting extends Moved {
+  readonly timer: NodeJS.Timeout
+}
+
+/** The source proxy: src/daemon/source-daemon.ts without sockets and sets. */
+export class SourceSite {
+  readonly process: Process
+  readonly gates: readonly SourceGate[]
+  session: SourceSession | undefined
+  link: ClientEnd | undefined
+  readonly waiting: Waiting[] = []
+  readonly pieces = new FairShares(PIECES_MAX)
+  readonly memory: FairShares
+  drained = false
+  stopping = false
+  private readonly world: World
+  private readonly ends = new Set<ProxyEnd>()
+  private readonly paused = new PausedMigrations()
+  private migrations = 0
+
+  constructor(world: World, name: string, gates: number) {
+    this.world = world
+    this.process = new Process(name)
+    this.memory = new FairShares(world.memoryBytes)
+    this.gates = Array.from({ length: gates }, (_, i) => new Gate(`t${i}`))
+    world.time.as(this.process, () => this.open())
+  }
+
+  /** A QEMU, or somebody else, connects. */
+  connect(gate: number, peer: string): QemuEnd {
+    const { time, random, parts } = this.world
+    const local = new LocalConnection(time, random, this.process, peer)
+    this.ends.add(local.proxy)
+    time.afterAs(this.process, 0, () => {
+      const connection = new parts.SourceConnection(local.socket, time.nowMs)
+      this.accept(connection, this.gates[gate]!)
+    })
+    return local.qemu
+  }
+
+  private accept(socket: SourceConnection, gate: SourceGate): void {
+    if (this.stopping && !isOpen(gate.migration)) {
+      this.world.refused(socket.peer, 'stopping')
+      socket.reset()
+    } else if (this.takes(gate)) this.session!.accept(socket, gate)
+    else this.waiting.push(this.waits({ socket, gate }))
+  }
+
+  private takes(gate: SourceGate): boolean {
+    if (!this.session || this.link!.isOver || this.link!.connections === 0) return false
+    return isOpen(gate.migration) || (!this.drained && !this.stopping)
+  }
+
+  private waits({ socket, gate }: Moved): Waiting {
+    const leftMs = this.world.patience.precopyMs - (this.world.time.nowMs - socket.bornMs)
+    const timer = setTimeout(
+      () => {
+        const i = this.waiting.findIndex(entry => entry.socket === socket)
+        if (i >= 0) this.waiting.splice(i, 1)
+        this.world.refused(socket.peer, 'no session')
+        socket.reset()
+      },
+      Math.max(0, leftMs),
+    )
+    return { socket, gate, timer }
+  }
+
+  private takeBack(connections: readonly Moved[]): void {
+    this.drained = true
+    if (this.stopping) for (const { socket } of connections) socket.reset()
+    else this.waiting.unshift(...connections.map(connection => this.waits(connection)))
+  }
+
+  private admitWaiting(): void {
+    for (const entry of this.waiting.splice(0)) {
+      const { socket, gate, timer } = entry
+      if (!this.takes(gate)) this.waiting.push(entry)
+      else {
+        clearTimeout(timer)
+        if (socket.isClosed) continue
+        this.session!.accept(socket, gate)
+      }
+    }
+    this.world.time.promised = true
+  }
+
+  private open(): void {
+    const { world } = this
+    const { time, random, patience, parts, wan } = world
+    this.drained = false
+    const id = `${world.nextSession()}`.padStart(8, '0').padEnd(32, '0')
+    const beganMs = time.nowMs
+    const log = world.log(this.process.name)
+    const link: ClientEnd = new ClientEnd(
+      wan,
+      this.process,
+      id,
+      random.pick([1, 1, 2, 3]),
+      {
+        patienceMs: Math.max(patience.precopyMs, patience.postcopyMs),
+        memory: this.memory.share('peer'),
+        parts: parts.sourceLink,
+      },
+      () => {
+        const session: SourceSession = new parts.SourceSession({
+          session: link.session,
+          sessionId: id,
+          pool: barePool(),
+          seed: [0, 0],
+          effort: new EffortController('auto'),
+          queueTargetMs: 50,
+          pieces: this.pieces.share('peer'),
+          patience,
+          paused: this.paused,
+          log: { ...log, warn: (...told) => this.hears(told) },
+          now: () => time.nowMs,
+          nextMigration: () => ++this.migrations,
+          onSummary: summary => {
+            world.told('source', summary)
+            this.closeIfIdle()
+          },
+          onFailure: error => link.abort(error),
+          onMoved: connections => this.takeBack(connections),
+          onIdle: () => this.closeIfIdle(),
+          wake: () => link.wake(),
+          onDrain: () => {
+            this.drained = true
+            this.closeIfIdle()
+          },
+          onConnection: (_connection, up) => {
+            if (up) time.after(0, () => this.admitWaiting())
+          },
+          parts: {
+            packer: ({ pool }: SourceSessionOptions, sink) => new parts.Packer(pool, time, random, sink),
+            Gates: parts.Gates,
+          },
+        })
+        this.session = session
+        link.sink = session
+        time.after(0, () => this.admitWaiting())
+      },
+      error => {
+        world.sessionOver(this.process, id, error)
+        void this.session?.end('the session has ended')
+        this.session = undefined
+        this.link = undefined
+        if (this.stopping) return
+        const isShort = time.nowMs - beganMs < 1000
+        time.after(error ? NO_SESSION_PAUSE_MS : isShort ? SESSION_SHORT_PAUSE_MS : 0, () => this.open())
+      },
+    )
+    this.link = link
+  }
+
+  private hears(told: readonly unknown[]): void {
+    const [event, fields] = told as [string, { peer?: string; reason?: string; error?: string }]
+    this.world.note(`${this.process.name}: ${event} ${JSON.stringify(fields)}`)
+    if (event === 'connection refused') this.world.refused(fields.peer ?? '', fields.reason ?? fields.error ?? '')
+  }
+
+  private closeIfIdle(): void {
+    if (!this.link || (!this.stopping && !this.drained)) return
+    if ((this.session?.channelCount ?? 0) === 0) this.link.close()
+  }
+
+  /** In order: running migrations finish. */
+  stop(): void {
+    this.stopping = true
+    this.world.time.as(this.process, () => {
+      for (const entry of this.waiting.splice(0)) {
+        clearTimeout(entry.timer)
+        entry.socket.reset()
+      }
+      this.closeIfIdle()
+    })
+  }
+
+  /** It dies, and its kernel closes what it had; `silently`: with its host, nobody tells the WAN. */
+  kill(silently: boolean): void {
+    this.process.alive = false
+    for (const end of this.ends) end.die()
+    for (const wire of [...this.world.wan.wires]) {
+      if (wire.client?.process !== this.process) continue
+      if (silently) wire.swallows = true
+      else this.world.wan.close(wire, 'client')
+    }
+  }
+
+  /** What is left, where nothing should be. */
+  leftovers(): string[] {
+    const { session, gates, waiting, pieces, memory } = this
+    const left: string[] = []
+    const zero = (what: string, count: number): void =>
+      void (count !== 0 && left.push(`${count} ${what} at the source`))
+    zero('connections that wait', waiting.length)
+    zero('pieces', pieces.used)
+    zero('bytes of memory', memory.used)
+    if (session) {
+      zero('connections', session.connectionCount)
+      zero('channels', session.channelCount)
+      zero('migrations', session.status().length)
+    }
+    for (const { target, migration, next, waiting, silent } of gates) {
+      zero(`connections in gate ${target}`, waiting.length + silent.size + Number(next !== undefined))
+      zero(`migrations in gate ${target}`, Number(migration !== undefined))
+    }
+    return left
+  }
+}
+
+interface Member {
+  readonly link: LinkEnd
+  readonly session: DestinationSession
+  readonly unpacker: () => SlowUnpacker
+  readonly client: Process
+  succeededMs: number | undefined
+}
+
+/** The destination proxy: src/daemon/destination-daemon.ts and src/link/server.ts without sockets and sets. */
+export class DestinationSite implements WanServer {
+  readonly process: Process
+  readonly members = new Map<string, Member>()
+  readonly memory: FairShares
+  readonly pieces = new FairShares(PIECES_MAX)
+  stopping = false
+  private readonly known = new Set<string>()
+  private readonly world: World
+  private readonly ends = new Set<ProxyEnd>()
+  private readonly targets: ReadonlyMap<string, Address>
+
+  constructor(world: World, name: string, targets: ReadonlyMap<string, Address>) {
+    this.world = world
+    this.process = new Process(name)
+    this.targets = targets
+    this.memory = new FairShares(world.memoryBytes)
+    world.wan.server = this
+  }
+
+  hello(id: string, client: Process, resumes: boolean): LinkEnd | string {
+    const member = this.members.get(id)
+    if (member) return member.link
+    if (resumes || this.known.has(id)) return 'unknown session'
+    if (this.stopping) return 'stopping'
+    return this.begin(id, client).link
+  }
+
+  private begin(id: string, client: Process): Member {
+    const { world, process } = this
+    const { time, random, patience, parts } = world
+    this.known.add(id)
+    const link = new LinkEnd(
+      world.wan,
+      process,
+      'server',
+      id,
+      {
+        patienceMs: Math.max(patience.precopyMs, patience.postcopyMs),
+        memory: this.memory.share('peer'),
+        parts: parts.destinationLink,
+      },
+      error => {
+        world.sessionOver(process, id, error)
+        member.session.end('the session has ended')
+        this.members.delete(id)
+      },
+    )
+    let unpacker: SlowUnpacker | undefined
+    const session = new parts.DestinationSession({
+      session: link.session,
+      sessionId: id,
+      pool: NO_POOL,
+      seed: [0, 0],
+      holder: 'peer',
+      targets: () => this.targets,
+      patience,
+      pieces: this.pieces.share('peer'),
+      log: world.log(process.name),
+      now: () => time.nowMs,
+      onFailure: error => link.abort(error),
+      onMigrationEnd: summary => world.told('destination', summary),
+      parts: {
+        unpacker: (_options: DestinationSessionOptions) => {
+          unpacker = new parts.Unpacker(time, random, world.fail)
+          return unpacker
+        },
+        dial: (address, options) => this.dial(address, options?.signal),
+        DialQueue: parts.DialQueue,
+      },
+    })
+    link.sink = session
+    const member: Member = { link, session, unpacker: () => unpacker!, client, succeededMs: undefined }
+    for (const other of this.members.values()) {
+      if (other.client === client) continue
+      other.succeededMs ??= time.nowMs
+      this.endOrphan(other)
+    }
+    this.members.set(id, member)
+    const onConnection = session.onConnection.bind(session)
+    session.onConnection = (connection, up, standing) => {
+      onConnection(connection, up, standing)
+      if (!up) time.after(0, () => this.endOrphan(member))
+    }
+    return member
+  }
+
+  private endOrphan({ link, succeededMs }: Member): void {
+    if (succeededMs === undefined || link.isOver || link.connections > 0 || link.heardMs > succeededMs) return
+    link.abort(new ProxyError('PEER_LOST', 'the other proxy was started anew', undefined, 'its QEMUs are gone'))
+  }
+
+  /** In virtual time, as the dialler: after a while somebody takes the connection, or not. */
+  private dial(address: Address, signal: AbortSignal | undefined): Promise<QemuSocket> {
+    const { time, random } = this.world
+    const { process } = this
+    time.promised = true
+    return new Promise((resolve, reject) => {
+      let over = false
+      const refused = (what: string): void => {
+        if (over) return
+        over = true
+        time.promised = true
+        reject(new ProxyError('TARGET_REFUSED', what, undefined, ''))
+      }
+      if (signal?.aborted) refused('given up')
+      signal?.addEventListener('abort', () => refused('given up'), { once: true })
+      time.afterAs(process, random.next() * random.pick([0.5, 5, 200]), () => {
+        if (over) return
+        const local = this.world.dialled(formatAddress(address), process)
+        if (typeof local === 'string') {
+          refused(local)
+          return
+        }
+        over = true
+        this.ends.add(local.proxy)
+        time.promised = true
+        resolve(local.socket)
+      })
+    })
+  }
+
+  get channels(): number {
+    let channels = 0
+    for (const { session } of this.members.values()) channels += session.channelCount
+    return channels
+  }
+
+  /** Takes no new migrations on the sessions that there are. */
+  drain(): void {
+    this.world.time.as(this.process, () => {
+      for (const { link } of this.members.values()) link.session.drain()
+    })
+  }
+
+  /** In order: what runs finishes, then `ended` is called. */
+  stop(ended: () => void): void {
+    this.stopping = true
+    this.drain()
+    const look = (): void => {
+      if (this.channels > 0) {
+        this.world.time.after(50, look)
+        return
+      }
+      for (const { link } of this.members.values()) link.close()
+      const wait = (): void => {
+        if (this.members.size > 0) this.world.time.after(50, wait)
+        else ended()
+      }
+      wait()
+    }
+    this.world.time.as(this.process, look)
+  }
+
+  kill(silently: boolean): void {
+    this.process.alive = false
+    for (const end of this.ends) end.die()
+    for (const wire of [...this.world.wan.wires]) {
+      if (wire.server?.process !== this.process) continue
+      if (silently) wire.swallows = true
+      else this.world.wan.close(wire, 'server')
+    }
+  }
+
+  leftovers(): string[] {
+    const left: string[] = []
+    const zero = (what: string, count: number): void =>
+      void (count !== 0 && left.push(`${count} ${what} at the destination`))
+    zero('pieces', this.pieces.used)
+    zero('bytes of memory', this.memory.used)
+    for (const { session, unpacker } of this.members.values()) {
+      const { migrations, dialling, pieces } = session.status()
+      zero('channels', session.channelCount)
+      zero('migrations', migrations.length)
+      zero('flows to be dialled', dialling)
+      zero('pieces of a session', pieces)
+      zero('batches lent', unpacker().lent)
+    }
+    return left
+  }
+}
+
+const NO_POOL = {
+  kernel: { bytes: new Uint8Array(0), layout: { templatePages: 0, ringPages: 0 } },
+  warm: async () => {},
+} as unknown as DestinationSessionOptions['pool']
