@@ -103,7 +103,7 @@ t.test('images that cannot be read', { skip }, async t => {
     what: /not as a file/,
   })
   img('create', '-q', '-f', 'qcow2', '-u', '-b', 'nowhere.qcow2', '-F', 'qcow2', 'orphan.qcow2', '1M')
-  t.equal(await failure(() => PageInput.open(join(folder, 'orphan.qcow2'))), 'IO at 0', 'a chain that is broken')
+  t.equal(await failure(() => PageInput.open(join(folder, 'orphan.qcow2'))), 'IO', 'a chain that is broken')
 
   // A table of blocks that leads nowhere: found while reading.
   const torn = Buffer.from(bytes)

@@ -43,7 +43,7 @@ t.test('errors of the system', t => {
   t.match(ioError(system('ENOENT'), 'cannot read', 'a'), {
     code: 'IO',
     what: 'cannot read a: it does not exist (ENOENT)',
-    where: { stream: 'a', offset: 0 },
+    where: { stream: 'a', offset: undefined },
     action: 'check the path',
   })
   for (const code of ['ENOSPC', 'EDQUOT', 'EFBIG']) {

@@ -43,7 +43,7 @@ export async function failure(operation: () => unknown): Promise<string | undefi
     return undefined
   } catch (error) {
     if (!isProxyError(error)) throw error
-    return error.where === undefined ? error.code : `${error.code} at ${error.where.offset}`
+    return error.where?.offset === undefined ? error.code : `${error.code} at ${error.where.offset}`
   }
 }
 
