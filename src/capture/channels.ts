@@ -103,6 +103,10 @@ export class ChannelReader {
         'capture a migration without TLS: encrypted pages are unreadable',
       )
     }
+    if (headless?.beginsLate) {
+      const what = `no migration in this capture: ${headless.name} begins behind its other packets`
+      return new ProxyError('CAPTURE_FORMAT', what, where, 'put them in order first: reordercap FILE ORDERED')
+    }
     if (headless !== undefined) {
       const what = `no migration begins in this capture; it lacks the beginning of ${headless.name}`
       const action = `start the capture before the migration; ${JOIN_ROTATED}`

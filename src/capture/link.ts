@@ -37,7 +37,7 @@ const ETHERTYPE = {
 const FAMILY_IPV4 = 2
 const FAMILIES_IPV6 = [10, 24, 28, 30]
 /** IP protocols. Source: IANA protocol numbers. */
-const PROTOCOL = { IPV4: 4, TCP: 6, UDP: 17, IPV6: 41, GRE: 47, ESP: 50 } as const
+const PROTOCOL = { IPV4: 4, TCP: 6, UDP: 17, IPV6: 41, GRE: 47, ESP: 50, L2TP: 115 } as const
 /** IPv6 extension headers before the payload. Source: RFC 8200. */
 const EXTENSION = { HOP_BY_HOP: 0, ROUTING: 43, FRAGMENT: 44, AUTHENTICATION: 51, DESTINATION: 60 } as const
 const TCP_FLAG = { FIN: 0x01, SYN: 0x02, RST: 0x04 } as const
@@ -207,6 +207,9 @@ function findInPayload(packet: Packet, protocol: number, at: number, source: num
       return findInUdp(packet, at)
     case PROTOCOL.ESP:
       segment.opaque = 'IPsec'
+      return PACKET.OTHER
+    case PROTOCOL.L2TP: // version 3 needs no UDP
+      segment.opaque = 'L2TP'
       return PACKET.OTHER
     default:
       return PACKET.OTHER

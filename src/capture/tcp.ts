@@ -29,6 +29,8 @@ export interface HeadlessFlow {
   readonly name: string
   /** Payload bytes seen. */
   readonly lengthBytes: number
+  /** Its SYN came all the same, behind them: the packets are in no order. */
+  readonly beginsLate: boolean
 }
 
 /** The kinds that carry pages, whose connections are taken as channels. */
@@ -65,6 +67,8 @@ class Flow {
   opening: Buffer = Buffer.alloc(0)
   /** Payload bytes seen while headless. */
   seenLength = 0
+  /** Lowest sequence number seen before a SYN; -1 before any. */
+  lowest = -1
   /** Packets of which the capture holds a part only. */
   cutPackets = 0
 
@@ -95,13 +99,15 @@ export class TcpReassembler {
     let flow = this.flows.get(segment.key)
     if (segment.syn) {
       // The same SYN again is a retransmission; another one opens a new connection between the same ports.
-      if (flow !== undefined && flow.initial === segment.sequence) return
+      if (flow !== undefined && (flow.initial === segment.sequence || this.beginsLate(flow, segment.sequence))) return
       if (flow !== undefined) this.finish(flow)
       flow = this.add(segment.key, segment.sequence)
     } else if (flow === undefined) {
       if (segment.length + segment.missing === 0) return
       flow = this.add(segment.key, -1)
     }
+    if (flow.initial < 0 && (flow.lowest < 0 || ((segment.sequence - flow.lowest) | 0) < 0))
+      flow.lowest = segment.sequence
     if (flow.state === FLOW.Ignored) return
     if (segment.missing > 0) flow.cutPackets++
     if (segment.fin && flow.end < 0) {
@@ -122,6 +128,20 @@ export class TcpReassembler {
   /** The largest flow whose beginning the capture lacks, for the message where no channel was found. */
   get headless(): HeadlessFlow | undefined {
     return this.largestHeadless
+  }
+
+  /** A SYN behind bytes of its connection, which begin exactly where it says. @returns whether it is one */
+  private beginsLate(flow: Flow, sequence: number): boolean {
+    if (flow.initial >= 0 || flow.lowest !== sequence) return false
+    flow.initial = sequence
+    if (flow.state === FLOW.Headless) {
+      flow.state = FLOW.Unclassified
+      flow.next = sequence
+      this.release(flow)
+    }
+    const headless = this.largestHeadless
+    if (headless?.name === flow.name) this.largestHeadless = { ...headless, beginsLate: true }
+    return true
   }
 
   private add(name: string, initial: number): Flow {
@@ -279,7 +299,7 @@ export class TcpReassembler {
 
   private ignore(flow: Flow): void {
     if (flow.state === FLOW.Headless && flow.seenLength > (this.largestHeadless?.lengthBytes ?? 0)) {
-      this.largestHeadless = { name: flow.name, lengthBytes: flow.seenLength }
+      this.largestHeadless = { name: flow.name, lengthBytes: flow.seenLength, beginsLate: false }
     }
     flow.state = FLOW.Ignored
     this.dropHeld(flow)

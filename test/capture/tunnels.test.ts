@@ -135,6 +135,8 @@ t.test('or named, with advice', t => {
     ['WireGuard', through(ethernet(0x0800), ipv4(17), udp(51_820))],
     ['MACsec', ethernet(0x88e5)],
     ['L2TP', through(ethernet(0x0800), ipv4(17), udp(1701))],
+    ['L2TP', through(ethernet(0x0800), ipv4(115))],
+    ['L2TP', through(ethernet(0x86dd), ipv6(115))],
     ['GRE of another version', through(ethernet(0x0800), ipv4(47), gre(1, 0x880b))],
   ]
   for (const [name, wrap] of opaque) {
