@@ -6,7 +6,9 @@ import type { Teller } from '../daemon/run-proxy.ts'
 import { type CommonSettings, type CommonTexts, DEFAULTS } from '../daemon/settings.ts'
 import { EventLog } from '../daemon/text-log.ts'
 import { ProxyError } from '../errors.ts'
+import { FairShares } from '../fair-shares.ts'
 import { Learning, STATES_MAX } from '../learning/learning.ts'
+import { MEMORY_BUDGET_BYTES } from '../limits.ts'
 import { Credentials } from '../link/credentials.ts'
 import type { Role } from '../session/api.ts'
 import type { TemplateStore } from '../store/template-store.ts'
@@ -96,6 +98,8 @@ export function proxyOptions(
 export interface ProcessMemory {
   readonly pools: Pools
   readonly shares: RingShares
+  /** What peers can make it hold beyond what every session has for its own. */
+  readonly memory: FairShares
   /** Most pages that one session's ring may have. */
   readonly ringPages: number
 }
@@ -122,6 +126,7 @@ export function processMemory(bytes: number, newcomers: boolean): ProcessMemory 
   return {
     pools: new Pools({ setsBytesMax }),
     shares: new RingShares(bytes, newcomers),
+    memory: new FairShares(MEMORY_BUDGET_BYTES),
     ringPages: Math.floor(bytes / PAGE_SIZE),
   }
 }

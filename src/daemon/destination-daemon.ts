@@ -49,6 +49,8 @@ export interface DestinationOptions {
   /** Memories and shares of rings, where this process has several proxies. */
   readonly pools?: Pools
   readonly shares?: RingShares
+  /** MEMORY_BUDGET_BYTES, likewise. */
+  readonly memory?: FairShares | undefined
   /** Sessions at once. Default SESSIONS_MAX. */
   readonly sessionsMax?: number | undefined
   readonly queueTargetMs: number
@@ -97,6 +99,7 @@ export class DestinationDaemon {
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       accept: (hello, identity, holder) => this.acceptSession(hello, identity, holder),
       logger: options.events.byFields(),
+      memory: options.memory,
       ...(options.sessionsMax !== undefined && { sessionsMax: options.sessionsMax }),
       agent: 'pageferry',
     })

@@ -7,7 +7,7 @@ import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { FairShares } from '../fair-shares.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
-import { CHANNEL_UNITS, CONNECTIONS_HELD_MAX, HELLO_SETS_MAX, PIECES_MAX } from '../limits.ts'
+import { CHANNEL_UNITS, CONNECTIONS_HELD_MAX, HELLO_SETS_MAX, MEMORY_BUDGET_BYTES, PIECES_MAX } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
@@ -80,6 +80,8 @@ export interface SourceOptions {
   /** Memories and shares of rings, where this process has several proxies. */
   readonly pools?: Pools
   readonly shares?: RingShares
+  /** MEMORY_BUDGET_BYTES, likewise. */
+  readonly memory?: FairShares | undefined
   readonly effort: number | 'auto'
   readonly connections: number
   /** Bytes a second on the WAN, or Infinity; `setRate` changes it. */
@@ -125,6 +127,8 @@ export class SourceDaemon {
   private readonly failures = new RepeatedFailure()
   /** Of the other proxy, for our QEMUs. Counts pieces, not bytes. */
   private readonly pieces = new FairShares(PIECES_MAX)
+  /** Of all its sessions: one that drains goes on beside the next. */
+  private readonly memory: FairShares
   private wake: (() => void) | undefined
   /** Settles when the last session has ended after `stop`. */
   readonly ended: Promise<void>
@@ -138,6 +142,7 @@ export class SourceDaemon {
     this.pools = options.pools ?? new Pools()
     this.shares = options.shares ?? new RingShares(options.ringPages * PAGE_BYTES, false)
     this.shares.expect(this.peerName)
+    this.memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES)
     this.shape = shapeFor(options.effort)
     this.ringPages = Math.min(options.ringPages, ringPagesMax(this.shape, options.places))
     const pagesMax = Math.min(
@@ -419,6 +424,7 @@ export class SourceDaemon {
         patienceMs: Math.max(patience.precopyMs, patience.postcopyMs),
         queueTargetMs: options.queueTargetMs,
         rate: this.rate,
+        memory: this.memory.share(`to ${this.peerName}`), // a peer may be a client of this process too
       },
       logger: this.linkLog,
     })

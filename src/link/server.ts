@@ -64,6 +64,8 @@ export interface LinkServerOptions {
   readonly logger: LinkLogger
   readonly agent?: string
   readonly clock?: Clock
+  /** What sessions may hold beyond their own, where this process has other sessions too. Default: MEMORY_BUDGET_BYTES. */
+  readonly memory?: FairShares | undefined
   /** Sessions at once, of which an identity may have as many as are still free. */
   readonly sessionsMax?: number
   readonly helloTimeoutMs?: number
@@ -130,7 +132,7 @@ export class LinkServer {
   /** Of sessions, those that are being opened or are ending counted. */
   readonly #places: FairShares
   /** What sessions may hold beyond their own, shared by identity. */
-  readonly #memory = new FairShares(MEMORY_BUDGET_BYTES)
+  readonly #memory: FairShares
   /** Flows that may be open. */
   readonly #flowPlaces = new FairShares(FLOWS_OPEN_MAX)
   /** Sessions that the layer above is taking memory for. */
@@ -145,6 +147,7 @@ export class LinkServer {
     requireSecurity(options)
     this.#options = options
     this.#clock = options.clock ?? systemClock
+    this.#memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES)
     this.#places = new FairShares(options.sessionsMax ?? SESSIONS_MAX)
     const common = {
       clock: this.#clock,

@@ -5,6 +5,7 @@ import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events, type SiteEvent } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { ProxyError } from '../../src/errors.ts'
+import type { FairShares } from '../../src/fair-shares.ts'
 import type { LinkClient } from '../../src/link/client.ts'
 import type { Link } from '../../src/link/link.ts'
 import type { LinkServer } from '../../src/link/server.ts'
@@ -88,6 +89,8 @@ export interface DaemonsOptions {
   readonly patiencePostcopyMs?: number
   /** Ports where a source QEMU may connect; all lead to the same target. Default 1. */
   readonly gates?: number
+  /** Of both, as where one process has them. */
+  readonly memory?: FairShares
 }
 
 /** Both daemons of a pair in this process, a WAN between them. */
@@ -120,7 +123,7 @@ export class Daemons implements AsyncDisposable {
     this.told = told
   }
 
-  static async start({ store, gates = 1, ...times }: DaemonsOptions = {}): Promise<Daemons> {
+  static async start({ store, gates = 1, memory, ...times }: DaemonsOptions = {}): Promise<Daemons> {
     const target = new Target()
     target.server.listen(0, '127.0.0.1')
     await once(target.server, 'listening')
@@ -145,6 +148,7 @@ export class Daemons implements AsyncDisposable {
       placesMax: PLACES,
       queueTargetMs: 50,
       ...patience,
+      memory,
       events,
     })
     await destination.start()
@@ -164,6 +168,7 @@ export class Daemons implements AsyncDisposable {
       rate: Number.POSITIVE_INFINITY,
       queueTargetMs: 50,
       ...patience,
+      memory,
       events,
     })
     await source.start()

@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { ProxyError } from '../../src/errors.ts'
-import type { Share } from '../../src/fair-shares.ts'
+import { FairShares, type Share } from '../../src/fair-shares.ts'
 import { STATE } from '../../src/kernel/layout.ts'
 import type { LinkClient } from '../../src/link/client.ts'
 import type { Link } from '../../src/link/link.ts'
@@ -224,6 +224,19 @@ t.test('a QEMU that gives up between two sessions', async t => {
   next.write(MAIN)
   await until('the next one', () => pair.target.received[1]?.equals(MAIN) === true)
   t.equal(pair.target.sockets.length, 2, 'its target was not dialled')
+})
+
+t.test('all sessions of a process take of one memory, at the source too', async t => {
+  const memory = new FairShares(64 << 20)
+  await using pair = await Daemons.start({ memory })
+  await until('a session', () => pair.count('session open') === 2)
+  const shareOf = ({ session }: Link): Share => (session as unknown as { memory: Share }).memory
+  const shares = [shareOf((pair.source as unknown as { client: LinkClient }).client.link), shareOf(pair.link)]
+  for (const share of shares) t.ok(share.take(1 << 20))
+  t.equal(memory.used, 2 << 20)
+  await pair.loseSession()
+  await until('another session', () => pair.count('session open') === 4)
+  t.equal(memory.used, 0, 'a session that ends gives back what it had')
 })
 
 t.test('a source proxy that means harm takes bounded memory', async t => {
