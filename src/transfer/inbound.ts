@@ -7,40 +7,23 @@
  * its length. What waits to be expanded takes its packed bytes, which protocol.md §4 bounds by the raw ones.
  */
 import { type ArrivedBatch, parseBatch } from '../codec/batch.ts'
-import { rawLengthOf } from '../codec/batch-head.ts'
 import { BatchExpander } from '../codec/expander.ts'
 import type { FlowExpander } from '../codec/flow-expander.ts'
 import type { PageObserver } from '../codec/observer.ts'
 import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
-import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE } from '../limits.ts'
-import { Deque } from '../session/deque.ts'
+import { ExpandQueue, WORK_PER_BATCH, WORK_PER_MARK } from './expand-queue.ts'
 import type { Pool } from './pool.ts'
 import type { Turns } from './turns.ts'
 
 /** Batches up to this size are copied out instead of holding a slot of a whole megabyte. */
 const COPY_MAX = 65536
 
-/** What a batch costs besides its work, however small it is: some 30 us. */
-const WORK_PER_BATCH = 1 << 17
-/** What a piece costs that needs no expanding, or an end of a flow: some 5 us. */
-const WORK_PER_MARK = 1 << 14
-
 /** A channel as the expanding half sees it. */
 export interface InboundChannel {
   readonly expander: FlowExpander
   /** Takes expanded bytes, in order. `release` gives the memory back: call it once the bytes have been used. */
   expanded(bytes: Uint8Array, release: () => void): void
-}
-
-/** A batch, or something to do once all batches before it are expanded. */
-type Job = ArrivedJob | { readonly then: () => void }
-
-interface ArrivedJob {
-  readonly channel: InboundChannel
-  readonly parts: readonly Uint8Array[]
-  readonly packedBytes: number
-  readonly rawBytes: number
 }
 
 export class Inbound {
@@ -53,10 +36,7 @@ export class Inbound {
   /** The last slot is where batches are expanded that are copied out. */
   private readonly scratch: number
   private readonly free: number[]
-  private readonly jobs = new Deque<Job>()
-  /** Of the batches among them. */
-  private waitingPackedBytes = 0
-  private waitingRawBytes = 0
+  private readonly jobs = new ExpandQueue<InboundChannel>()
   private running = false
   private failed = false
 
@@ -84,23 +64,11 @@ export class Inbound {
   /** The next batch, whole, in pieces. */
   push(channel: InboundChannel, parts: readonly Uint8Array[]): void {
     if (this.failed) return
-    let packedBytes = 0
-    for (const part of parts) packedBytes += part.length
-    const rawBytes = Math.max(0, rawLengthOf(parts))
-    this.waitingPackedBytes += packedBytes
-    this.waitingRawBytes += rawBytes
-    if (this.waitingPackedBytes > BATCHES_WAITING_FREE_BYTES + BATCHES_WAITING_PER_RAW_BYTE * this.waitingRawBytes) {
-      this.fail(
-        new ProxyError(
-          'LIMIT_EXCEEDED',
-          `batches of ${this.waitingPackedBytes} bytes wait that expand to ${this.waitingRawBytes}`,
-          undefined,
-          'the session ends and the source guest goes on',
-        ),
-      )
+    const refused = this.jobs.push(channel, parts)
+    if (refused) {
+      this.fail(refused)
       return
     }
-    this.jobs.push({ channel, parts, packedBytes, rawBytes })
     this.pool.warm().catch(error => this.defect(error))
     if (!this.running) void this.run()
   }
@@ -112,13 +80,13 @@ export class Inbound {
       then()
       return
     }
-    this.jobs.push({ then })
+    this.jobs.mark(then)
     if (!this.running) void this.run()
   }
 
-  /** Batches not expanded yet. */
-  get underWay(): number {
-    return this.jobs.length + (this.running ? 1 : 0)
+  /** Batches and marks that wait for their turn. */
+  get waiting(): number {
+    return this.jobs.length
   }
 
   /** Resolves when all batches so far are expanded, or one failed. */
@@ -137,20 +105,17 @@ export class Inbound {
   private async run(): Promise<void> {
     this.running = true
     try {
-      while (!this.failed) {
-        const job = this.jobs.shift()
-        if (job === undefined) break
+      while (!this.failed && this.jobs.length > 0) {
         if (!this.turns.hasTime) {
           await this.turns.next(this.holder)
           if (this.failed) break
         }
+        const job = this.jobs.next()!
         if ('then' in job) {
           this.turns.spend(WORK_PER_MARK)
           job.then()
           continue
         }
-        this.waitingPackedBytes -= job.packedBytes
-        this.waitingRawBytes -= job.rawBytes
         const workBefore = this.expander.work
         const batch = parseBatch(job.parts)
         const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)

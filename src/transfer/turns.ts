@@ -6,7 +6,7 @@
 import type { EventLoop } from '../system/event-loop.ts'
 
 /** Work of a turn, as BatchExpander counts it: some 2 ms. What is begun is ended, so a turn may take one batch more. */
-const WORK_PER_TURN = 8 << 20
+export const WORK_PER_TURN = 8 << 20
 
 export class Turns {
   private done = 0
@@ -15,7 +15,7 @@ export class Turns {
    * Who goes on in the next turns, one in each: holders take turns, whatever each of them has waiting, and what is one
    * holder's goes in the order in which it came.
    */
-  private readonly waiting = new Map<string, (() => void)[]>()
+  protected readonly waiting = new Map<string, (() => void)[]>()
   private readonly loop: EventLoop
 
   constructor(loop: EventLoop) {

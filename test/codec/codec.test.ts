@@ -937,7 +937,7 @@ t.test('Outbound and Inbound: batches in order, memory lent and given back', asy
   await outbound.idle()
   await inbound.idle()
   t.same(errors, [])
-  t.same([outbound.underWay, inbound.underWay], [0, 0])
+  t.same([outbound.underWay, inbound.waiting], [0, 0])
   t.ok(marks > 0)
   t.ok(warmed[0]! > 4 && warmed[0] === warmed[1], `each batch has the ring made ready, at both sides: ${warmed}`)
   inputs.forEach((input, i) => {

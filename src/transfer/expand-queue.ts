@@ -1,0 +1,73 @@
+/**
+ * What a session expands next: batches, and what is to be done between them, strictly in the order in which they came,
+ * whatever their channels; how much of them may wait; what each costs of a turn (turns.ts). Pure.
+ */
+import { rawLengthOf } from '../codec/batch-head.ts'
+import { ProxyError } from '../errors.ts'
+import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE } from '../limits.ts'
+import { Deque } from '../session/deque.ts'
+
+/** What a batch costs besides its work, however small it is: some 30 us. */
+export const WORK_PER_BATCH = 1 << 17
+/** What a piece costs that needs no expanding, or an end of a flow: some 5 us. */
+export const WORK_PER_MARK = 1 << 14
+
+/** A whole batch, in pieces. @typeParam C - whose bytes it has */
+export interface BatchToExpand<C> {
+  readonly channel: C
+  readonly parts: readonly Uint8Array[]
+  readonly packedBytes: number
+  readonly rawBytes: number
+}
+
+/** A batch, or something to do once all batches before it are expanded. */
+export type ExpandJob<C> = BatchToExpand<C> | { readonly then: () => void }
+
+export class ExpandQueue<C> {
+  private readonly jobs = new Deque<ExpandJob<C>>()
+  /** Of the batches among them. */
+  private packedBytes = 0
+  private rawBytes = 0
+
+  get length(): number {
+    return this.jobs.length
+  }
+
+  /** @returns LIMIT_EXCEEDED where more packed bytes wait than their raw ones may have: it is not taken */
+  push(channel: C, parts: readonly Uint8Array[]): ProxyError | undefined {
+    let packedBytes = 0
+    for (const part of parts) packedBytes += part.length
+    const rawBytes = Math.max(0, rawLengthOf(parts))
+    const packed = this.packedBytes + packedBytes
+    const raw = this.rawBytes + rawBytes
+    if (packed > BATCHES_WAITING_FREE_BYTES + BATCHES_WAITING_PER_RAW_BYTE * raw) {
+      const what = `batches of ${packed} bytes wait that expand to ${raw}`
+      return new ProxyError('LIMIT_EXCEEDED', what, undefined, 'the session ends and the source guest goes on')
+    }
+    this.packedBytes = packed
+    this.rawBytes = raw
+    this.jobs.push({ channel, parts, packedBytes, rawBytes })
+    return undefined
+  }
+
+  /** Something to do behind all that waits. */
+  mark(then: () => void): void {
+    this.jobs.push({ then })
+  }
+
+  /** The next, which waits no more. */
+  next(): ExpandJob<C> | undefined {
+    const job = this.jobs.shift()
+    if (job && 'parts' in job) {
+      this.packedBytes -= job.packedBytes
+      this.rawBytes -= job.rawBytes
+    }
+    return job
+  }
+
+  clear(): void {
+    this.jobs.clear()
+    this.packedBytes = 0
+    this.rawBytes = 0
+  }
+}
