@@ -399,7 +399,7 @@ t.test('batches that have been expanded wait no more', async t => {
   let passed = 0
   for (; passed < 24 << 20 && errors.length === 0; passed += bytes.length) {
     inbound.push(channel(), [bytes])
-    if (inbound.underWay > 100) await inbound.idle()
+    if (inbound.waiting > 100) await inbound.idle()
   }
   await inbound.idle()
   t.same(errors, [], `${passed} bytes, one behind the other`)
