@@ -26,8 +26,12 @@ export class ColumnPacker {
   private readonly zstd: (ZstdPacker | undefined)[] = new Array(COLUMN_COUNT).fill(undefined)
   private readonly buffer: SharedArrayBuffer
   private worker: Worker | undefined
-  private readonly answers: ((lengths: number[]) => void)[] = []
-  private closed = false
+  private readonly answers: {
+    readonly done: (lengths: number[]) => void
+    readonly failed: (error: unknown) => void
+  }[] = []
+  /** Why its thread has ended. */
+  private failure: unknown
   private rawBytes = 0
   private freshStreams = 0
 
@@ -69,26 +73,23 @@ export class ColumnPacker {
         packedAt += room
       }
     }
-    if (jobs.length > 0) {
-      const lengths = await this.runLz4(jobs)
-      for (let i = 0; i < jobs.length; i++) {
-        const column = jobColumns[i]!
-        const packed = lengths[i]!
-        const out = jobs[i]!.out
-        pending.push(
-          packed === 0
-            ? stored(workspace, column)
-            : packedColumn(column, METHOD.LZ4, jobs[i]!.length, [workspace.bytes.slice(out, out + packed)]),
-        )
-      }
+    // both at once: what fails while nobody waits for it would end the process
+    const [columns, lengths] = await Promise.all([Promise.all(pending), jobs.length > 0 ? this.runLz4(jobs) : []])
+    for (let i = 0; i < jobs.length; i++) {
+      const column = jobColumns[i]!
+      const packed = lengths[i]!
+      const out = jobs[i]!.out
+      columns.push(
+        packed === 0
+          ? stored(workspace, column)
+          : packedColumn(column, METHOD.LZ4, jobs[i]!.length, [workspace.bytes.slice(out, out + packed)]),
+      )
     }
-    const columns = await Promise.all(pending)
     return columns.sort((a, b) => a.column - b.column)
   }
 
   /** Ends threads and streams. */
   async close(): Promise<void> {
-    this.closed = true
     for (const stream of this.zstd) stream?.close()
     await this.worker?.terminate()
   }
@@ -127,8 +128,12 @@ export class ColumnPacker {
   private runLz4(jobs: Lz4Job[]): Promise<number[]> {
     this.worker ??= this.startWorker()
     this.worker.ref()
-    return new Promise(done => {
-      this.answers.push(done)
+    return new Promise((done, failed) => {
+      if (this.failure !== undefined) {
+        failed(this.failure)
+        return
+      }
+      this.answers.push({ done, failed })
       this.worker!.postMessage(jobs)
     })
   }
@@ -136,11 +141,12 @@ export class ColumnPacker {
   private startWorker(): Worker {
     const worker = new Worker(new URL(workerFile(), import.meta.url), { workerData: { buffer: this.buffer } })
     worker.on('message', (lengths: number[]) => {
-      this.answers.shift()!(lengths)
+      this.answers.shift()!.done(lengths)
       if (this.answers.length === 0) worker.unref()
     })
     worker.on('error', error => {
-      if (!this.closed) throw error
+      this.failure = error
+      for (const { failed } of this.answers.splice(0)) failed(error)
     })
     worker.unref() // an idle thread keeps no process alive
     return worker

@@ -377,8 +377,9 @@ export class SourceDaemon {
         await this.runSession()
         // one that ends in order is followed by the next at once, but not over and over
         if (!this.stopping && performance.now() - beganMs < SESSION_SHORT_MS) await this.pause(SESSION_SHORT_PAUSE_MS)
-      } catch (error) {
-        if (!isProxyError(error)) throw error
+      } catch (cause) {
+        const error = asProxyError(cause)
+        if (error !== cause) this.tellDefect(cause)
         if (!this.stopping) {
           const said = this.failures.failed(`${error.code} ${error.what}`, performance.now())
           if (said) {
@@ -391,7 +392,7 @@ export class SourceDaemon {
       }
     }
     this.refuseNew()
-    await this.options.learning?.settled()
+    await this.options.learning?.settled().catch(error => this.tellDefect(error))
     this.resolveEnded()
   }
 
@@ -488,20 +489,24 @@ export class SourceDaemon {
       this.admitWaiting()
       const error = await client.link.ended
       if (error && !this.stopping) throw error
-    } catch (error) {
-      this.sets.exclude(error) // the next session goes without a damaged set
-      void client.link.abort(
-        isProxyError(error) ? error : new ProxyError('INTERNAL', String(error), undefined, 'please report this'),
-      )
+    } catch (cause) {
+      this.sets.exclude(cause) // the next session goes without a damaged set
+      const error = asProxyError(cause)
+      if (!client.link.over) void client.link.abort(error)
       throw error
     } finally {
       await session?.end('the session has ended')
-      learning?.end()
-      void pool?.close()
-      grant.release()
       this.session = undefined
       this.client = undefined
+      grant.release()
+      pool?.close().catch(error => this.tellDefect(error))
+      learning?.end()
     }
+  }
+
+  /** One of ours that no session could tell of. */
+  private tellDefect(error: unknown): void {
+    this.peerLog.error('link.defect', { stack: (error as Error).stack })
   }
 
   /** A session with nothing to do is closed where another is wanted, or none. */
@@ -527,4 +532,11 @@ export class SourceDaemon {
       }
     })
   }
+}
+
+/** What is none is a defect of ours, which ends one session. */
+function asProxyError(cause: unknown): ProxyError {
+  if (isProxyError(cause)) return cause
+  const what = `our own defect: ${(cause as Error).message}`
+  return new ProxyError('INTERNAL', what, undefined, 'please report it', { cause })
 }

@@ -55,6 +55,8 @@ export interface SourceFlowHost {
   release(flow: SourceFlow): void
   /** There may be something to encode. */
   wake(): void
+  /** Runs what the event loop calls: a defect that it finds ends the session. */
+  guard(run: () => void): void
 }
 
 export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
@@ -237,10 +239,12 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
     const sending = this.sending!
     this.migration!.traffic.bytesBack += payload.length
     this.returnPath?.push(payload, 0, payload.length)
-    this.socket.write(payload, error => {
-      pieces.give(1)
-      if (!sending.isOver && !error) session.consumed(this.number, payload.length)
-    })
+    this.socket.write(payload, error =>
+      this.half.guard(() => {
+        pieces.give(1)
+        if (!sending.isOver && !error) session.consumed(this.number, payload.length)
+      }),
+    )
   }
 
   /** The destination QEMU closed its direction, and has been given all that it sent. */

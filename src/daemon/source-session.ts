@@ -16,6 +16,7 @@ import type { PausedMigrations } from '../migration/paused.ts'
 import type { DepartureStatus, MigrationSummary } from '../migration/summary.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import type { StreamPhase } from '../qemu/stream-sink.ts'
+import { guardedSink } from '../relay/guarded-sink.ts'
 import type { Session } from '../session/session.ts'
 import type { EffortController } from '../transfer/effort-controller.ts'
 import { type BatchSink, Outbound } from '../transfer/outbound.ts'
@@ -97,7 +98,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
     this.patience = new Patience(options.patience)
     this.gates = new parts.Gates(this, { all: FLOWS_MAX, aMigration: CHANNELS_A_MIGRATION })
     this.sender = new Sender(session, pool, effort, sink => parts.packer(options, sink, onFailure), learning)
-    this.timer = new TickTimer(options.now, () => this.tick())
+    this.timer = new TickTimer(options.now, () => this.guard(() => this.tick()))
   }
 
   /** A batch was handed in: tells once how its migration is expected to go on. */
@@ -133,7 +134,6 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
 
   /** Takes a connection of QEMU. */
   accept(socket: SourceConnection, gate: SourceGate): void {
-    void this.options.pool.warm()
     if (this.ended) {
       this.options.log.warn('connection refused', { target: gate.target, reason: 'no session' })
       socket.reset()
@@ -141,9 +141,26 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
     }
     const flow = new SourceFlow(this, socket, gate)
     this.connections.add(flow)
-    this.gates.arrived(flow, this.options.now())
-    socket.start(flow)
-    this.arm()
+    this.options.pool.warm().catch(error => this.defect(error))
+    this.guard(() => {
+      this.gates.arrived(flow, this.options.now())
+      socket.start(guardedSink(flow, error => this.defect(error)))
+      this.arm()
+    })
+  }
+
+  guard(run: () => void): void {
+    try {
+      run()
+    } catch (error) {
+      this.defect(error)
+    }
+  }
+
+  /** One of ours, found by what a QEMU or time did: the session ends, and others go on. */
+  private defect(error: unknown): void {
+    const what = `our own defect: ${(error as Error).message}`
+    this.options.onFailure(new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error }))
   }
 
   /** One of the engines is due, or was when the timer was set. */
@@ -374,17 +391,23 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
     if (!this.ended) this.options.wake()
   }
 
-  /** Breaks all of QEMU's connections: the session is gone. */
-  async end(reason: string): Promise<void> {
+  /** Breaks all of QEMU's connections: the session is gone. @returns when nothing of it works any more; never rejects */
+  end(reason: string): Promise<void> {
     if (!this.ended) {
       this.ended = true
       this.timer.stop()
       this.gates.stop()
       this.flows.clear()
-      this.endConnections(reason)
       this.options.pieces.close()
+      const connections = [...this.connections]
+      try {
+        this.endConnections(connections, reason)
+      } catch (error) {
+        for (const { socket } of connections) socket.reset() // whatever is wrong, no QEMU waits for what never comes
+        this.defect(error)
+      }
     }
-    await this.sender.end()
+    return this.sender.end().catch(error => this.defect(error))
   }
 
   /** Ends migrations that have waited for the WAN long enough; the session itself may wait on for others. */
@@ -397,17 +420,17 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   }
 
   /** Breaks the connections of migrations that the other side may know of, and gives the others back. */
-  private endConnections(reason: string): void {
+  private endConnections(connections: readonly SourceFlow[], reason: string): void {
     const { session } = this.options
     const known = (migration: Migration): boolean => migration.isKnown(flow => session.isUnheard(flow))
     const lost = new Set<SourceFlow>()
-    for (const flow of this.connections) {
+    for (const flow of connections) {
       // those that are silent, or wait for their main, go with what runs at their gate
       const migration = flow.migration ?? (isOpen(flow.gate.migration) ? flow.gate.migration : undefined)
       if (migration && !migration.moved && known(migration)) lost.add(flow)
     }
     const moved: Moved[] = []
-    for (const flow of [...this.connections]) {
+    for (const flow of connections) {
       const { migration, gate } = flow
       if (lost.has(flow)) flow.sessionLost(reason)
       else {

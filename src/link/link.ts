@@ -264,7 +264,7 @@ export class Link {
     })
     socket.on('close', () => {
       this.#sockets.delete(socket)
-      this.#down(wire, failure ?? (wire.ending ? undefined : new Error('closed by the peer')))
+      this.#guard(() => this.#down(wire, failure ?? (wire.ending ? undefined : new Error('closed by the peer'))))
       this.wake()
     })
     this.#logger.info('link.up', { ...this.#named, connection, peer })
@@ -318,6 +318,14 @@ export class Link {
     if (this.#over) throw error
     const what = `our own defect: ${(error as Error).message}`
     void this.abort(new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error }))
+  }
+
+  #guard(run: () => void): void {
+    try {
+      run()
+    } catch (error) {
+      this.#defect(error)
+    }
   }
 
   /** What every event of a link has. */
@@ -376,11 +384,7 @@ export class Link {
     this.#scheduled = true
     setImmediate(() => {
       this.#scheduled = false
-      try {
-        this.#flush()
-      } catch (error) {
-        this.#defect(error)
-      }
+      this.#guard(() => this.#flush())
     })
   }
 

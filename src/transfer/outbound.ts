@@ -29,7 +29,7 @@ export class Outbound<C extends OutboundChannel> {
 
   /**
    * @param seed of the batch checksum, two u32
-   * @param onError a column could not be packed: a defect, after which nothing more comes out
+   * @param onError a column could not be packed, or a batch handed on: a defect, after which nothing more comes out
    */
   constructor(pool: Pool, seed: readonly [number, number], sink: BatchSink<C>, onError: (error: ProxyError) => void) {
     this.pool = pool
@@ -79,22 +79,25 @@ export class Outbound<C extends OutboundChannel> {
       columns: undefined,
     }
     this.jobs.push(job)
-    void this.pool.warm()
+    this.pool.warm().catch(cause => this.fail(cause))
     this.match(job)
-    this.packer.pack(job.workspace, rawLength, effort).then(
-      columns => {
+    this.packer
+      .pack(job.workspace, rawLength, effort)
+      .then(columns => {
         job.columns = columns
         this.drain()
-      },
-      cause => {
-        if (this.closed) return
-        this.closed = true
-        for (const done of this.waiters.splice(0)) done()
-        const what = `a batch could not be packed: ${(cause as Error).message}`
-        this.onError(new ProxyError('INTERNAL', what, undefined, 'please report this', { cause }))
-      },
-    )
+      })
+      .catch(cause => this.fail(cause))
     return rawLength
+  }
+
+  /** A defect: nothing comes out any more. */
+  private fail(cause: unknown): void {
+    if (this.closed) return
+    this.closed = true
+    for (const done of this.waiters.splice(0)) done()
+    const what = `a batch could not be sent: ${(cause as Error).message}`
+    this.onError(new ProxyError('INTERNAL', what, undefined, 'please report this', { cause }))
   }
 
   /** Here and at once: the encoder takes all that it needs of the channel's bytes. */

@@ -106,8 +106,8 @@ export class Sender {
   }
 
   /** Nothing is encoded any more, and nothing comes out. */
-  end(): Promise<void> {
-    return this.packer.close()
+  async end(): Promise<void> {
+    await this.packer.close()
   }
 
   /** When `tick` is due; Infinity: not before something arrives. */

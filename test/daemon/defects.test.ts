@@ -1,19 +1,26 @@
 /**
- * Defects of ours that a dial, a QEMU or a timer of the destination finds: they end the session that met them. The process
- * lives, and what comes next goes through.
+ * Defects of ours that a dial, a QEMU, a timer or a promise finds, at either side: they end the session that met them. The
+ * process lives, and what comes next goes through.
  */
 import type net from 'node:net'
 import t, { type Test } from 'tap'
+import { ColumnPacker } from '../../src/compression/column-packer.ts'
+import { LinkClient } from '../../src/link/client.ts'
 import { Arrivals } from '../../src/migration/arrivals.ts'
+import { Departure } from '../../src/migration/departure.ts'
+import { Patience } from '../../src/migration/patience.ts'
+import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { ReturnPathParser } from '../../src/qemu/return-path.ts'
 import { QemuSocket } from '../../src/relay/qemu-socket.ts'
 import { Session } from '../../src/session/session.ts'
+import { Sender } from '../../src/transfer/sender.ts'
+import { SendingChannel } from '../../src/transfer/sending-channel.ts'
 import { until } from '../helpers/until.ts'
 import { closed, Daemons, MAIN } from './daemons.ts'
 
 t.setTimeout(120_000)
 
-/** Makes the method throw when the destination calls it next, once. */
+/** Makes the method throw when it is called next by whom it is meant for, once. */
 function plant<T extends object>(t: Test, of: T, method: keyof T & string, isMeant: (self: object) => boolean): void {
   const whole = of[method] as (...given: unknown[]) => unknown
   const put = (value: unknown): void => {
@@ -88,4 +95,90 @@ t.test('time that passes', t =>
     pair.target.onConnection = () => pair.wan.cut(true)
     source.write(MAIN)
   }),
+)
+
+/** Lets this happen once the destination QEMU has a connection. */
+function onceDialled(run: (pair: Daemons) => void): (pair: Daemons, source: net.Socket) => void {
+  return (pair, source) => {
+    pair.target.onConnection = () => {
+      pair.target.onConnection = () => {}
+      run(pair)
+    }
+    source.write(MAIN)
+  }
+}
+
+/** A defect that is found when a session ends, or once it has. */
+function whenLost(plantIt: () => void): (pair: Daemons, source: net.Socket) => void {
+  return onceDialled(pair => {
+    plantIt()
+    void pair.loseSession()
+  })
+}
+
+t.test('what a source QEMU sends', t =>
+  survives(t, (_pair, source) => {
+    plant(t, MainStreamParser.prototype, 'push', () => true)
+    source.write(MAIN)
+  }),
+)
+
+t.test('a source QEMU that closes', t =>
+  survives(t, (_pair, source) => {
+    plant(t, SendingChannel.prototype, 'ends', () => true)
+    source.end(MAIN)
+  }),
+)
+
+t.test('a source QEMU that stops within a record', t =>
+  survives(t, (_pair, source) => {
+    plant(t, Sender.prototype, 'tick', () => true)
+    source.write(Buffer.from('5145564d000000030700', 'hex'))
+  }),
+)
+
+t.test('a batch that is packed', t =>
+  survives(t, (_pair, source) => {
+    plant(t, Departure.prototype, 'follow', () => true)
+    source.write(MAIN)
+  }),
+)
+
+t.test('bytes that a source QEMU took', t =>
+  survives(t, (pair, source) => {
+    plant(t, Session.prototype, 'consumed', self => self !== pair.link.session)
+    pair.target.onConnection = socket => socket.write('answer')
+    source.write(MAIN)
+  }),
+)
+
+t.test('what becomes of connections when their session ends', t =>
+  survives(
+    t,
+    whenLost(() => plant(t, Departure.prototype, 'isKnown', () => true)),
+  ),
+)
+
+t.test('threads of a session that has ended', t =>
+  survives(
+    t,
+    whenLost(() => plant(t, ColumnPacker.prototype, 'close', () => true)),
+  ),
+)
+
+t.test('the next session', t =>
+  survives(
+    t,
+    whenLost(() => plant(t, LinkClient.prototype, 'open', () => true)),
+  ),
+)
+
+t.test('a WAN connection that closes', t =>
+  survives(
+    t,
+    onceDialled(pair => {
+      plant(t, Patience.prototype, 'wan', () => true)
+      pair.wan.cut()
+    }),
+  ),
 )

@@ -1,0 +1,37 @@
+/** Packing that fails: it is told to who asked, and to nobody else. */
+import t from 'tap'
+import { BATCH_RAW_MAX, COLUMN } from '../../src/codec/wire.ts'
+import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
+import { ColumnPacker } from '../../src/compression/column-packer.ts'
+import { EFFORTS } from '../../src/compression/effort.ts'
+
+/** A batch whose columns go to LZ4's thread and to zstd. */
+function batch(): { packer: ColumnPacker; workspace: Workspace } {
+  const buffer = new SharedArrayBuffer(WORKSPACE_BYTES)
+  const workspace = new Workspace(new Uint8Array(buffer), 0)
+  workspace.columnLength[COLUMN.PAGES] = 100_000
+  return { packer: new ColumnPacker(buffer), workspace }
+}
+
+t.test('a thread that fails', async t => {
+  const { packer, workspace } = batch()
+  const columns = await packer.pack(workspace, BATCH_RAW_MAX, EFFORTS[1]!)
+  t.match(columns, [{ column: COLUMN.PAGES, rawLength: 100_000 }])
+  const outside = Object.assign(Object.create(workspace), { packedAt: WORKSPACE_BYTES })
+  await t.rejects(packer.pack(outside, BATCH_RAW_MAX, EFFORTS[1]!), RangeError)
+  await t.rejects(packer.pack(workspace, BATCH_RAW_MAX, EFFORTS[1]!), RangeError, 'it has ended')
+  await packer.close()
+})
+
+t.test('a stream that fails while the thread works', async t => {
+  const { packer, workspace } = batch()
+  workspace.columnLength[COLUMN.OTHER] = 100_000
+  await packer.pack(workspace, 0, EFFORTS[5]!)
+  const state = packer as unknown as { freshStreams: number; zstd: ({ fail(error: Error): void } | undefined)[] }
+  state.freshStreams = Number.POSITIVE_INFINITY // no other stream may begin: what has none goes to the thread
+  workspace.columnLength[COLUMN.WORDS] = 100_000
+  const packing = packer.pack(workspace, 0, EFFORTS[5]!)
+  state.zstd[COLUMN.PAGES]!.fail(new Error('planted'))
+  await t.rejects(packing, /planted/)
+  await packer.close()
+})
