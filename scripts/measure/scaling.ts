@@ -7,6 +7,7 @@
  * `--only` measures some parts anew and keeps the file's others. Every encoding and decoding is a process of its own (scaling-case.ts). Several migrations at once, and the replays over
  * links, go through two real proxies.
  */
+
 import { execFile, execFileSync } from 'node:child_process'
 import { mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { cpus, loadavg, totalmem } from 'node:os'
@@ -21,6 +22,7 @@ import { layoutMemory, longEntriesFor } from '../../src/kernel/kernel.ts'
 import { FLOWS_MAX } from '../../src/limits.ts'
 import { parseSize } from '../../src/quantity.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../../src/transfer/pool.ts'
+import { median } from '../harness/median.ts'
 import { Proxies } from '../harness/proxies.ts'
 import { spawnOwned, temporaryFolder } from '../harness/qemu/cleanup.ts'
 import { openWan, type Wan } from '../harness/wan/open.ts'
@@ -111,12 +113,6 @@ const LINKS = ['20Mbit,40ms', '100Mbit,40ms', '400Mbit,10ms']
 
 const program = fileURLToPath(new URL('./scaling-case.ts', import.meta.url))
 const run = promisify(execFile)
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b)
-  const middle = sorted.length >> 1
-  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2
-}
 
 async function caseOf<T>(...args: string[]): Promise<T> {
   const { stdout } = await run(process.execPath, [program, ...args], { timeout: 300_000 })

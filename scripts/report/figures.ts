@@ -1,5 +1,6 @@
 /** Runs to figures: medians with their spread, what compares with what, and issue 6's marks. Pure. */
 
+import { median } from '../harness/median.ts'
 import { parseLink } from '../harness/wan/link.ts'
 import { METHODS, type Method, type Profile, type Results, type Run } from '../measure/compare/results.ts'
 
@@ -37,9 +38,7 @@ export interface Cell {
 export function spreadOf(values: readonly (number | null)[]): Spread | undefined {
   const sorted = values.filter(value => value !== null).sort((a, b) => a - b)
   if (sorted.length === 0) return undefined
-  const middle = sorted.length >> 1
-  const median = sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2
-  return { median, least: sorted[0]!, most: sorted.at(-1)!, count: sorted.length }
+  return { median: median(sorted), least: sorted[0]!, most: sorted.at(-1)!, count: sorted.length }
 }
 
 export function mean(values: readonly number[]): number {

@@ -9,6 +9,7 @@ import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import Table from 'cli-table3'
+import { median } from '../../scripts/harness/median.ts'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
 import { FlowExpander } from '../../src/codec/flow-expander.ts'
 import { PoolRegions } from '../../src/codec/places.ts'
@@ -174,10 +175,6 @@ function peer(command: string, file: string): { seconds: number; bytes: number }
   const bytes = statSync(out, { throwIfNoEntry: false })?.size ?? 0
   if (!times || bytes === 0) return undefined
   return { seconds: Number(times[1]) + Number(times[2]), bytes }
-}
-
-function median(values: readonly number[]): number {
-  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!
 }
 
 async function main(): Promise<void> {

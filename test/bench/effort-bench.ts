@@ -3,7 +3,9 @@
  * migration at each effort and at auto, over links of several rates, interleaved; and without a pair. Shows whether auto
  * is as good as the best fixed effort, and where the pair costs time.
  */
+
 import Table from 'cli-table3'
+import { median } from '../../scripts/harness/median.ts'
 import { Replay, streamPath } from './replay.ts'
 
 const [
@@ -15,7 +17,6 @@ const [
 ] = process.argv.slice(2)
 const store = args.length > 0 ? args : []
 const columns = efforts.split(' ')
-const median = (values: number[]): number => values.sort((a, b) => a - b)[values.length >> 1]!
 
 const table = new Table({
   head: ['link', ...columns],

@@ -3,8 +3,11 @@
  * Cold: templates and input are many times the last-level cache. Give a stream recorded by the lab with
  * `--stream FILE --templates FILE[,FILE]` to see long matches on real memory instead.
  */
+
 import { openSync, readSync, statSync } from 'node:fs'
 import { parseArgs } from 'node:util'
+import { median } from '../../scripts/harness/median.ts'
+import { random } from '../../scripts/harness/random.ts'
 import {
   type Kernel,
   KIND,
@@ -47,7 +50,7 @@ function rate(units: number, run: () => void): number {
     run()
     rates.push(units / (cpuSeconds() - start))
   }
-  return rates.sort((a, b) => a - b)[2]!
+  return median(rates)
 }
 
 function report(name: string, value: number, unit: string): void {
@@ -82,13 +85,8 @@ function areas(k: Kernel) {
 }
 
 function fillRandom(words: Uint32Array, seed: number): void {
-  let x = seed | 1
-  for (let i = 0; i < words.length; i++) {
-    x ^= x << 13
-    x ^= x >>> 17
-    x ^= x << 5
-    words[i] = x
-  }
+  const next = random(seed)
+  for (let i = 0; i < words.length; i++) words[i] = next(2 ** 32)
 }
 
 function synthetic(): void {
@@ -112,14 +110,13 @@ function synthetic(): void {
   report('indexTemplates', (templates * PAGE) / 1e9 / (cpuSeconds() - start), 'GB/s')
 
   let stamp = 1
-  let pick = 12345
+  const pick = random(12345)
   const prepare = (hitPercent: number) => {
     for (let i = 0; i < inputPages; i++) {
-      pick = (Math.imul(pick, 1103515245) + 12345) >>> 0
-      const from = layout.templatesAt + ((pick >>> 4) % templates) * PAGE
+      const from = layout.templatesAt + pick(templates) * PAGE
       const to = a.free + i * PAGE
       k.bytes.copyWithin(to, from, from + PAGE)
-      if ((pick >>> 8) % 100 >= hitPercent) words(to + 64 * (i & 63), 1)[0] = stamp++
+      if (pick(100) >= hitPercent) words(to + 64 * (i & 63), 1)[0] = stamp++
     }
   }
   const match = (placesToo: boolean) => {
@@ -140,7 +137,7 @@ function synthetic(): void {
       match(true)
       rates.push(inputPages / 1e3 / (cpuSeconds() - from))
     }
-    report(`matchPages, ${hits} % in the pool, cold`, rates.slice(1).sort((x, y) => x - y)[2]!, 'k pages/s')
+    report(`matchPages, ${hits} % in the pool, cold`, median(rates.slice(1)), 'k pages/s')
   }
   prepare(100)
   match(true)
@@ -171,8 +168,7 @@ function synthetic(): void {
     'expandPages, runs of 8, cold',
     rate(gb, () => {
       for (let i = 0, n = calls * 8; i < n; i++) {
-        pick = (Math.imul(pick, 1103515245) + 12345) >>> 0
-        k.expandPages(a.free + (i % 64) * 33000, 0, 0, (pick >>> 4) % (templates - 8), 8, i & 0xffff, 0)
+        k.expandPages(a.free + (i % 64) * 33000, 0, 0, pick(templates - 8), 8, i & 0xffff, 0)
       }
     }),
     'GB/s',

@@ -1,15 +1,8 @@
 /** Streams of real bytes, of which a known share matches a known set of pages: what benchmarks run on. */
+
 import { readFileSync } from 'node:fs'
 import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
-
-/** Deterministic numbers below 2^32. */
-function random(seed: number): () => number {
-  let s = seed >>> 0
-  return () => {
-    s = (Math.imul(s ^ (s >>> 15), 0x2c1b3c6d) + 0x9e3779b9) >>> 0
-    return s
-  }
-}
+import { random } from '../../scripts/harness/random.ts'
 
 /** Pages of real bytes: the program that runs this, each made unlike all others by a counter in a few words. */
 export function realPages(count: number): Uint8Array {
@@ -38,9 +31,9 @@ export function streamOf(templates: Uint8Array, share: number, pages: number): U
   const templatePages = templates.length / 4096
   emitter.sectionPart(2)
   for (let i = 0; i < pages; i++) {
-    const t = next() % templatePages
+    const t = next(templatePages)
     page.set(templates.subarray(t * 4096, t * 4096 + 4096))
-    if (next() / 4294967296 >= share) new DataView(page.buffer).setUint32(4000, next() | 1)
+    if (next(2 ** 32) / 2 ** 32 >= share) new DataView(page.buffer).setUint32(4000, next(2 ** 32) | 1)
     emitter.page(i * 4096, page, i === 0 ? 'pc.ram' : undefined)
   }
   emitter.eos().footer(2).sectionEnd(2).eos().footer(2).eof()

@@ -8,6 +8,7 @@ import {
   multifdPacket,
   StreamEmitter,
 } from '../../scripts/harness/qemu/stream-emitter.ts'
+import { random } from '../../scripts/harness/random.ts'
 import { assembleBatch, type PackedColumn, parseBatch } from '../../src/codec/batch.ts'
 import { BatchEncoder } from '../../src/codec/encoder.ts'
 import { BatchExpander } from '../../src/codec/expander.ts'
@@ -33,6 +34,8 @@ import { Turns } from '../../src/transfer/turns.ts'
 import { decodeSession, type SecondPool, type SecondTerms, type SentBatch } from './second-decoder.ts'
 
 export const PAGE = 4096
+export { random }
+
 export type Implementation = 'simd' | 'twin'
 /** Without the built kernel its twin takes both parts. */
 export const SIMD: Implementation = kernelModule() === undefined ? 'twin' : 'simd'
@@ -40,17 +43,6 @@ export const SIMD: Implementation = kernelModule() === undefined ? 'twin' : 'sim
 /** Seed of the checksums, and its halves as the codec wants them: low, high. */
 export const SEED = 0x0123456789abcdefn
 export const SEED_WORDS = [0x89abcdef, 0x01234567] as const
-
-/** xorshift32: runs repeat. */
-export function random(seed: number): (below: number) => number {
-  let x = Math.imul(seed + 1, 2654435761) | 1
-  return below => {
-    x ^= x << 13
-    x ^= x >>> 17
-    x ^= x << 5
-    return (x >>> 0) % below
-  }
-}
 
 // ---- pools
 

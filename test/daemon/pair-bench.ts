@@ -10,6 +10,7 @@
  *     [--link 400Mbit,40ms,loss=0.1%] [--connections 1,2,4] [--congestion reno,bbr]   over a WAN between two network namespaces (root)
  *     [--profile DIR]          has both proxies write a CPU profile there (one round)
  */
+
 import type { ChildProcess } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -18,6 +19,7 @@ import { createInterface, type Interface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import Table from 'cli-table3'
+import { median } from '../../scripts/harness/median.ts'
 import { endChild, spawnOwned, temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import { parseLink } from '../../scripts/harness/wan/link.ts'
 import { PacketLink } from '../../scripts/harness/wan/packet-link.ts'
@@ -241,10 +243,6 @@ function list(text: string): string[] {
 /** Whole numbers, but of small ones a decimal. */
 function figure(value: number): string {
   return value.toFixed(value < 20 ? 1 : 0)
-}
-
-function median(values: readonly number[]): number {
-  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)]!
 }
 
 async function main(): Promise<void> {

@@ -5,6 +5,7 @@
  *
  *   node test/daemon/parked-bench.ts [RATE_MBIT]
  */
+
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
@@ -14,6 +15,7 @@ import { tmpdir } from 'node:os'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { median } from '../../scripts/harness/median.ts'
 
 const rate = Number(process.argv[2] ?? 100)
 const pageferry = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
@@ -117,8 +119,8 @@ async function measure(receiveBuffer: number | 'unix'): Promise<void> {
     await sleep(200)
   }
   const slow = ((received - from) * 8) / 1e3 / (performance.now() - fromMs)
-  const median = (column: number): number => queues.map(row => row[column]!).sort((a, b) => a - b)[10]!
-  const [receive, send, beyond, all] = [median(0), median(1), median(2), median(3)]
+  const middle = (column: number): number => median(queues.map(row => row[column]!))
+  const [receive, send, beyond, all] = [middle(0), middle(1), middle(2), middle(3)]
   const ms = (bytes: number): string => `${((bytes * 8) / 1e3 / rate).toFixed(0)} ms`
   process.stdout.write(
     `${receiveBuffer === 'unix' ? 'Unix socket' : `TCP, receive buffer ${receiveBuffer || 'as the kernel tunes it'}`}: ` +

@@ -1,7 +1,7 @@
 /** Answers of a destination QEMU over fresh pairs of daemons: a few here, as many as one likes with return-path.ts. */
 import t from 'tap'
+import { Random } from '../../scripts/harness/random.ts'
 import { Share } from '../../src/fair-shares.ts'
-import { Random } from '../helpers/virtual-time.ts'
 import { answerOnce } from './return-path.ts'
 
 t.setTimeout(240_000) // the machine may be busy

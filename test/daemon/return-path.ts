@@ -9,11 +9,11 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { Random } from '../../scripts/harness/random.ts'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { parseAddress } from '../../src/relay/address.ts'
-import { Random } from '../helpers/virtual-time.ts'
 
 const ANSWER_BYTES_MAX = 8 << 20
 /** No byte for so long: even a machine that does ten other things moves one. */

@@ -1,34 +1,4 @@
-/** What simulations stand on: numbers that follow from a seed, and a time that passes only when the simulation says so. */
-
-export class Random {
-  private state: number
-
-  constructor(seed: number) {
-    this.state = seed >>> 0
-  }
-
-  /** 0 <= x < 1 (mulberry32). */
-  next(): number {
-    this.state = (this.state + 0x6d2b79f5) >>> 0
-    let t = this.state
-    t = Math.imul(t ^ (t >>> 15), t | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return ((t ^ (t >>> 14)) >>> 0) / 0x1_0000_0000
-  }
-
-  /** An integer, low <= x <= high. */
-  int(low: number, high: number): number {
-    return low + Math.floor(this.next() * (high - low + 1))
-  }
-
-  chance(p: number): boolean {
-    return this.next() < p
-  }
-
-  pick<T>(of: readonly T[]): T {
-    return of[this.int(0, of.length - 1)]!
-  }
-}
+/** What simulations stand on: a time that passes only when the simulation says so. */
 
 interface Event {
   at: number

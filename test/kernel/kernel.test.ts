@@ -2,10 +2,12 @@
  * The kernel against its twin: every answer and every byte of memory; and encoder against decoder: what was matched
  * expands to the same pages and leaves the same ring, marks and places.
  */
+
 import { spawnSync } from 'node:child_process'
 import { cpSync, existsSync, utimesSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { random } from '../../scripts/harness/random.ts'
 import { isProxyError } from '../../src/errors.ts'
 import {
   EXPAND,
@@ -31,17 +33,6 @@ const PAGE = PAGE_BYTES
 /** Without the built kernel the twin is tested against itself, which still tests encoder against decoder. */
 const BUILT = existsSync(new URL('../../src/kernel/kernel.wasm', import.meta.url)) && kernelModule() !== undefined
 const FIRST = BUILT ? 'simd' : 'twin'
-
-/** xorshift32 from a seed: runs repeat. */
-function random(seed: number): (below: number) => number {
-  let x = seed | 1
-  return below => {
-    x ^= x << 13
-    x ^= x >>> 17
-    x ^= x << 5
-    return (x >>> 0) % below
-  }
-}
 
 const WORDS = 'the page that passed at this place was seen by another guest before, 0123456789 {"key": null}\n'
 

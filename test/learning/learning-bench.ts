@@ -1,6 +1,8 @@
 /** What learning costs a page: hash and table, in nanoseconds, by what the page is. `node test/learning/learning-bench.ts` */
+
 import { mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
+import { random } from '../../scripts/harness/random.ts'
 import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
 import { layoutMemory, loadKernel } from '../../src/kernel/kernel.ts'
 import { Learning } from '../../src/learning/learning.ts'
@@ -22,11 +24,8 @@ const kernel = loadKernel(layout)
 const workspaces = [new Workspace(kernel.bytes, layout.io)]
 const at = layout.io + WORKSPACE_BYTES
 const words = new Uint32Array(kernel.memory.buffer, at, PAGES * 1024)
-let x = 1
-for (let i = 0; i < words.length; i++) {
-  x = (Math.imul(x, 1664525) + 1013904223) >>> 0
-  words[i] = x
-}
+const next = random(1)
+for (let i = 0; i < words.length; i++) words[i] = next(2 ** 32)
 const folder = mkdtempSync(join(process.cwd(), '.cache', 'bench-'))
 const log = { info: () => {}, warn: (...told: unknown[]) => console.log(told[0]), error: () => {} }
 

@@ -1,9 +1,11 @@
 /** What the link's tests share: a clock that runs fast, ends that send and check patterns, a relay that misbehaves. */
+
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import net from 'node:net'
 import os from 'node:os'
 import path from 'node:path'
+import { random } from '../../scripts/harness/random.ts'
 import type { ProxyError } from '../../src/errors.ts'
 import type { Clock, LinkLogger, LinkSink, SessionTuning } from '../../src/link/api.ts'
 import { LinkClient, type LinkClientOptions } from '../../src/link/client.ts'
@@ -12,17 +14,6 @@ import { makePsk, makeX509, writeCredentialFiles } from '../../src/link/keygen.t
 import type { Link } from '../../src/link/link.ts'
 import { LinkServer, type LinkServerOptions } from '../../src/link/server.ts'
 import type { FlowInfo } from '../../src/session/api.ts'
-
-/** Seeded: xorshift32. */
-export function random(seed: number): () => number {
-  let x = seed | 1
-  return () => {
-    x ^= x << 13
-    x ^= x >>> 17
-    x ^= x << 5
-    return (x >>> 0) / 2 ** 32
-  }
-}
 
 /** Time that runs `factor` times as fast as the wall's: five seconds of heartbeat pass in half a second. */
 export function fastClock(factor: number): Clock {
@@ -60,7 +51,7 @@ export class TestLog implements LinkLogger {
 const PATTERN = (() => {
   const bytes = new Uint8Array(1 << 20)
   const next = random(0x5eed)
-  for (let i = 0; i < bytes.length; i++) bytes[i] = next() * 256
+  for (let i = 0; i < bytes.length; i++) bytes[i] = next(256)
   return bytes
 })()
 

@@ -6,6 +6,7 @@ import os from 'node:os'
 import path from 'node:path'
 import tls from 'node:tls'
 import t from 'tap'
+import { Random, random } from '../../scripts/harness/random.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { RETURNER_HANDSHAKES_MAX, RETURNERS_MAX, SESSION_IDLE_MS } from '../../src/limits.ts'
 import { LinkClient } from '../../src/link/client.ts'
@@ -25,7 +26,6 @@ import {
   offer,
   type PairOptions,
   Relay,
-  random,
   sleep,
   type TestClient,
   TestServer,
@@ -262,7 +262,7 @@ for (const [kind, connections] of [
   t.test(`${kind}, ${connections} connections: killed 50 times at random moments`, async t => {
     const seed = Number(process.env.LINK_SEED ?? 0xc0ffee) + connections
     t.comment(`seed ${seed}`)
-    const next = random(seed)
+    const random = new Random(seed)
     const clock = fastClock(10)
     const options = { ...(await pairOf(kind, t)), clock }
     const server = await start(t, options)
@@ -281,9 +281,9 @@ for (const [kind, connections] of [
       const before: number = ups
       await until('a new connection', () => client.end.ups > before && relay.pairs.size > 0)
       ups = client.end.ups
-      await sleep(next() * 25)
+      await sleep(random.between(0, 25))
       if (client.end.finished > total.count - 6) more()
-      const dice = next()
+      const dice = random.next()
       if (dice < 0.4) relay.cut(true)
       else if (dice < 0.7) relay.cut(false)
       else {
@@ -505,8 +505,8 @@ t.test('rubbish behind a good hello ends the connection, not the session', async
     socket.on('error', () => {})
     socket.write(encodeClientHello({ ...hello, session: id }))
     await new Promise(resolve => socket.once('data', resolve))
-    const bytes = Buffer.alloc(1 + Math.floor(next() * 5000))
-    for (let at = 0; at < bytes.length; at++) bytes[at] = next() * 256
+    const bytes = Buffer.alloc(1 + next(5000))
+    for (let at = 0; at < bytes.length; at++) bytes[at] = next(256)
     socket.end(bytes)
     socket.resume()
     await new Promise(resolve => socket.once('close', resolve))

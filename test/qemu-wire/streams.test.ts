@@ -2,10 +2,12 @@
  * Real streams of QEMU 7.2 and 10: test/vectors/qemu/streams/ (record-streams.ts makes them), pcap-fixtures/streams/, and
  * those of the guest lab where it has run.
  */
+
 import { closeSync, existsSync, openSync, readFileSync, readSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
+import { random } from '../../scripts/harness/random.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
 import { channelStart } from '../../src/qemu/channel-kind.ts'
 import { MainStreamParser, type ParserMemory } from '../../src/qemu/main-stream.ts'
@@ -36,10 +38,9 @@ const here = (path: string) => fileURLToPath(new URL(path, import.meta.url))
 /** Cuts of all sizes from a byte to 100 KB, the same each time. */
 function someCuts(input: Uint8Array): number[] {
   const cuts: number[] = []
-  let seed = input.length
+  const rand = random(input.length)
   for (let at = 0; ; ) {
-    seed = (Math.imul(seed, 1103515245) + 12345) >>> 0
-    at += 1 + (seed % 10 ** (1 + ((seed >>> 28) % 5)))
+    at += 1 + rand(10 ** (1 + rand(5)))
     if (at >= input.length) return cuts
     cuts.push(at)
   }
@@ -198,11 +199,7 @@ t.test('fixtures', { skip: existsSync(`${fixtures}index.json`) ? false : 'no pca
 })
 
 t.test('unknown sections between those of ram', t => {
-  let seed = 1
-  const rand = (below: number) => {
-    seed = (Math.imul(seed, 1103515245) + 12345) >>> 0
-    return (seed >>> 8) % below
-  }
+  const rand = random(1)
   const folders = [here('../vectors/qemu/streams/'), fixtures].filter(folder => existsSync(`${folder}index.json`))
   let streams = 0
   for (const folder of folders) {

@@ -17,6 +17,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { MigrationSettings, QemuGuest } from '../../scripts/harness/qemu/guest.ts'
 import { qemu10 } from '../../scripts/harness/qemu/versions.ts'
+import { Random } from '../../scripts/harness/random.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { until } from '../helpers/until.ts'
 import { ChannelRelay, FAULTS, type Fault, Guests, LINUX, Pair } from './pair.ts'
@@ -84,26 +85,6 @@ if (found.skip !== undefined) {
 }
 const qemu = found.qemu!
 
-/** 0 to 1, by mulberry32. */
-class Chance {
-  private state: number
-  constructor(seed: number) {
-    this.state = seed >>> 0
-  }
-  next(): number {
-    this.state = (this.state + 0x6d2b79f5) >>> 0
-    let t = Math.imul(this.state ^ (this.state >>> 15), this.state | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
-  }
-  between(from: number, to: number): number {
-    return from + this.next() * (to - from)
-  }
-  of<T>(list: readonly T[]): T {
-    return list[Math.floor(this.next() * list.length)]!
-  }
-}
-
 interface Outcome {
   failures: number
   readonly notes: string[]
@@ -128,8 +109,8 @@ const cutPlans: Record<'cuts' | 'four' | 'multifd' | 'postcopy', CutPlan> = {
 }
 
 /** Breaks the WAN once and waits until it stands again. */
-async function cutOnce(pair: Pair, chance: Chance): Promise<Fault> {
-  const fault = chance.of(FAULTS)
+async function cutOnce(pair: Pair, chance: Random): Promise<Fault> {
+  const fault = chance.pick(FAULTS)
   const ups = pair.log.filter(line => line.side === 'source' && line.event === 'link.up').length
   await pair.breakWan(
     fault,
@@ -143,7 +124,7 @@ async function cutOnce(pair: Pair, chance: Chance): Promise<Fault> {
   return fault
 }
 
-async function cuts(plan: CutPlan, total: number, chance: Chance, progress: (text: string) => void): Promise<Outcome> {
+async function cuts(plan: CutPlan, total: number, chance: Random, progress: (text: string) => void): Promise<Outcome> {
   const outcome: Outcome = { failures: 0, notes: [] }
   const counts: Record<Fault, number> = { reset: 0, drop: 0, stall: 0 }
   let done = 0
@@ -238,13 +219,13 @@ function stateOf(guest: QemuGuest): Promise<string> {
   return said(guest, () => guest.status())
 }
 
-async function mishaps(total: number, chance: Chance, progress: (text: string) => void): Promise<Outcome> {
+async function mishaps(total: number, chance: Random, progress: (text: string) => void): Promise<Outcome> {
   const outcome: Outcome = { failures: 0, notes: [] }
   const ends = new Map<string, number>()
   const settings: MigrationSettings = { capabilities: { 'return-path': true } }
   await using pair = await Pair.start({ processes: true, patienceMs: 2000, wan: '200Mbit,5ms' })
   for (let i = 0; i < total; i++) {
-    const mishap = chance.of(MISHAPS)
+    const mishap = chance.pick(MISHAPS)
     const afterMs = chance.between(0, 1600)
     const back = chance.next() < 0.5
     const multifd = chance.next() < 0.3
@@ -335,7 +316,7 @@ async function mishaps(total: number, chance: Chance, progress: (text: string) =
 
 // Something stands still ------------------------------------------------------------------------------------------------
 
-async function held(total: number, chance: Chance, progress: (text: string) => void): Promise<Outcome> {
+async function held(total: number, chance: Random, progress: (text: string) => void): Promise<Outcome> {
   const outcome: Outcome = { failures: 0, notes: [] }
   const what = ['main', 'multifd', 'return path', 'WAN'] as const
   for (let i = 0; i < total; i++) {
@@ -409,7 +390,7 @@ async function held(total: number, chance: Chance, progress: (text: string) => v
 let failed = 0
 const wanted = positionals.length > 0 ? scenarios.filter(name => positionals.includes(name)) : scenarios
 for (const name of wanted) {
-  const chance = new Chance(Number(values.seed))
+  const chance = new Random(Number(values.seed))
   const runs = values.runs === undefined ? RUNS[name] : Number(values.runs)
   const start = performance.now()
   const progress = (text: string): void => {

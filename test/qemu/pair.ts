@@ -21,6 +21,7 @@ import { endChild, spawnOwned, temporaryFolder } from '../../scripts/harness/qem
 import { type GuestOptions, QemuGuest } from '../../scripts/harness/qemu/guest.ts'
 import { compareMemory } from '../../scripts/harness/qemu/memory.ts'
 import type { QemuVersion } from '../../scripts/harness/qemu/versions.ts'
+import { random } from '../../scripts/harness/random.ts'
 import { parseLink } from '../../scripts/harness/wan/link.ts'
 import type { PacketLink } from '../../scripts/harness/wan/packet-link.ts'
 import { RelayLink } from '../../scripts/harness/wan/relay-link.ts'
@@ -426,13 +427,8 @@ function contentFile(): string {
     const program = readFileSync(process.execPath)
     const bytes = Buffer.alloc(CONTENT_MB << 20)
     program.copy(bytes, 0, 40 << 20, 43 << 20)
-    let state = 0x2545f491
-    for (let at = 3 << 20; at < 4 << 20; at += 4) {
-      state ^= state << 13
-      state ^= state >>> 17
-      state ^= state << 5
-      bytes.writeInt32LE(state, at)
-    }
+    const noise = random(1)
+    for (let at = 3 << 20; at < 4 << 20; at += 4) bytes.writeUInt32LE(noise(2 ** 32), at)
     for (let at = 4 << 20, line = 0; at < 5 << 20; line++) {
       at += bytes.write(
         `${line} GET /static/${(line * 7919) % 1000} 200 upstream ok ${line % 97} ms\n`,

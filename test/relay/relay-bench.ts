@@ -3,8 +3,10 @@
  * ways of reading. Source and sink are processes of their own, over loopback. `node test/relay/relay-bench.ts [GB]
  * [SLOT_KIB] [ROUNDS]`
  */
+
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { median } from '../../scripts/harness/median.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { dial } from '../../src/relay/dialer.ts'
 import { listen } from '../../src/relay/listener.ts'
@@ -103,7 +105,6 @@ async function run(mode: ReadMode, what: 'receive' | 'relay'): Promise<{ cpu: nu
   }
 }
 
-const median = (values: number[]): number => values.sort((a, b) => a - b)[values.length >> 1]!
 const results = new Map<string, { cpu: number[]; wall: number[]; note: string }>()
 for (let round = 0; round < rounds; round++) {
   for (const what of ['receive', 'relay'] as const) {

@@ -1,7 +1,7 @@
 /** Who may hold how much of what all peers share. */
 import t from 'tap'
+import { Random } from '../../scripts/harness/random.ts'
 import { FairShares } from '../../src/fair-shares.ts'
-import { Random } from '../helpers/virtual-time.ts'
 
 const ALL = Number.MAX_SAFE_INTEGER
 

@@ -1,5 +1,5 @@
 /** What the simulation must catch: sessions each of which gets one thing wrong. */
-
+import type { Random } from '../../scripts/harness/random.ts'
 import { FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
 import { AnswerRoom } from '../../src/session/answer-room.ts'
 import type { SessionSink } from '../../src/session/api.ts'
@@ -11,7 +11,6 @@ import { Path } from '../../src/session/path.ts'
 import { ReceiveWindow } from '../../src/session/receive-window.ts'
 import type { Session } from '../../src/session/session.ts'
 import { FRAME } from '../../src/wan/wire.ts'
-import type { Random } from '../helpers/virtual-time.ts'
 
 /** A mistake: in a part of one session, or around its calls. */
 export interface Plant {

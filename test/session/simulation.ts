@@ -3,15 +3,15 @@
  * links, the faults, and where each chunk is cut. A run fails with a text that says what was not kept: bytes in = bytes
  * out for each flow in order, batches in one order over all flows, progress (no deadlock), memory within bounds.
  */
-
 import { crc32 } from 'node:zlib'
+import { Random } from '../../scripts/harness/random.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { FairShares } from '../../src/fair-shares.ts'
 import { CREDIT_FLOW_BYTES_MAX, WINDOW_BYTES_MIN } from '../../src/limits.ts'
 import type { SessionSink } from '../../src/session/api.ts'
 import { Session } from '../../src/session/session.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
-import { Agenda, Random } from '../helpers/virtual-time.ts'
+import { Agenda } from '../helpers/virtual-time.ts'
 import type { Planter } from './plants.ts'
 
 /** What a run came to. */

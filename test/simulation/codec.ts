@@ -1,4 +1,5 @@
 /** What packs and expands in virtual time: bytes as they are, numbered, so that order over all flows is seen. */
+import type { Random } from '../../scripts/harness/random.ts'
 import { BATCH_FORMAT } from '../../src/codec/wire.ts'
 import type { DestinationUnpacker } from '../../src/daemon/destination-session.ts'
 import { CHANNEL_UNITS } from '../../src/limits.ts'
@@ -8,7 +9,7 @@ import type { Pool } from '../../src/transfer/pool.ts'
 import type { SenderPacker } from '../../src/transfer/sender.ts'
 import type { SendingChannel } from '../../src/transfer/sending-channel.ts'
 import { SLOT_UNIT_BYTES } from '../../src/transfer/slot-arena.ts'
-import type { Random, VirtualTime } from '../helpers/virtual-time.ts'
+import type { VirtualTime } from '../helpers/virtual-time.ts'
 
 /** Memories of source sessions, in turns: a session before may still be written to by sockets that close. */
 const MEMORIES = Array.from({ length: 3 }, () => new Uint8Array(CHANNEL_UNITS * SLOT_UNIT_BYTES))

@@ -1,7 +1,7 @@
 /** Guests that migrate: what their QEMUs write on each connection, and how they behave when something breaks. */
 import { multifdHello, StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
+import type { Random } from '../../scripts/harness/random.ts'
 import { COMMAND, PAGE_SIZE, RETURN_PATH } from '../../src/qemu/wire.ts'
-import type { Random } from '../helpers/virtual-time.ts'
 
 const BLOCK = 'pc.ram'
 const BLOCK_PAGES = 256

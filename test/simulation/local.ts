@@ -3,8 +3,9 @@
  * as its documents say: it keeps the slot it was given until bytes come, holds what it has no slot for, calls `done` when
  * the kernel has taken the bytes, reads on after a failed write.
  */
+import type { Random } from '../../scripts/harness/random.ts'
 import type { QemuSocket, SocketClosed, SocketSink, WriteDone } from '../../src/relay/qemu-socket.ts'
-import type { Process, Random, VirtualTime } from '../helpers/virtual-time.ts'
+import type { Process, VirtualTime } from '../helpers/virtual-time.ts'
 
 /** Bytes that a host's kernel holds of one direction. */
 const KERNEL_BYTES = 64 * 1024

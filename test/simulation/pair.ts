@@ -12,12 +12,13 @@
  * - no turn and no run is without end
  */
 import { setImmediate as turn } from 'node:timers/promises'
+import { Random } from '../../scripts/harness/random.ts'
 import type { SiteLog } from '../../src/daemon/events.ts'
 import type { ProxyError } from '../../src/errors.ts'
 import { MAIN_AWAITED_MS } from '../../src/migration/gates.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { parseAddress } from '../../src/relay/address.ts'
-import { type Process, Random, VirtualTime } from '../helpers/virtual-time.ts'
+import { type Process, VirtualTime } from '../helpers/virtual-time.ts'
 import * as guests from './guests.ts'
 import { LocalConnection, type QemuEnd } from './local.ts'
 import { DestinationSite, SITE_PARTS, type SiteParts, SourceSite, type World } from './sites.ts'

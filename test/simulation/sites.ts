@@ -2,6 +2,7 @@
  * Both sites in virtual time: the halves that ship, with what the daemons do around them. A proxy's process may die, and
  * another one be started.
  */
+import type { Random } from '../../scripts/harness/random.ts'
 import {
   type DestinationParts,
   DestinationSession,
@@ -23,7 +24,7 @@ import { type Address, formatAddress } from '../../src/relay/address.ts'
 import type { QemuSocket } from '../../src/relay/qemu-socket.ts'
 import type { SessionParts } from '../../src/session/parts.ts'
 import { EffortController } from '../../src/transfer/effort-controller.ts'
-import { Process, type Random, type VirtualTime } from '../helpers/virtual-time.ts'
+import { Process, type VirtualTime } from '../helpers/virtual-time.ts'
 import { barePool, SlowPacker, SlowUnpacker } from './codec.ts'
 import { LocalConnection, type ProxyEnd, type QemuEnd } from './local.ts'
 import { ClientEnd, LinkEnd, type Wan, type WanServer } from './wan.ts'

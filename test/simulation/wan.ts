@@ -2,6 +2,7 @@
  * The WAN in virtual time: sessions with their connections, as src/link has them, over pipes that cut, stall, swallow and
  * are away. Whoever owns a link end moves its bytes by `flush`.
  */
+import type { Random } from '../../scripts/harness/random.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { LINGER_MS } from '../../src/limits.ts'
 import type { LinkSink } from '../../src/link/api.ts'
@@ -9,7 +10,7 @@ import type { SessionOptions } from '../../src/session/api.ts'
 import { Session } from '../../src/session/session.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
 import { CODE } from '../../src/wan/wire.ts'
-import type { Process, Random, VirtualTime } from '../helpers/virtual-time.ts'
+import type { Process, VirtualTime } from '../helpers/virtual-time.ts'
 
 const BACKOFF_MIN_MS = 100
 const BACKOFF_MAX_MS = 5000

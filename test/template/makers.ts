@@ -1,26 +1,19 @@
 /** Makers of inputs: pages, migration streams, captures of them. Not by the code under test. */
+
 import { createHash } from 'node:crypto'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
+import { random } from '../../scripts/harness/random.ts'
 import { isProxyError } from '../../src/errors.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
 import { encodeHead, type SetMetadata, type SetRecords } from '../../src/template/format.ts'
 
+export { random }
+
 export const PAGE = 4096
 const BLOCK = 'pc.ram'
-
-/** xorshift32 from a seed: runs repeat. */
-export function random(seed: number): (below: number) => number {
-  let x = Math.imul(seed, 2654435761) | 1
-  return below => {
-    x ^= x << 13
-    x ^= x >>> 17
-    x ^= x << 5
-    return (x >>> 0) % below
-  }
-}
 
 /** The page of this number: pages of different numbers differ, of the same number do not; 0 is the zero page. */
 export function page(id: number): Buffer {

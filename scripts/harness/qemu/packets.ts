@@ -2,6 +2,7 @@
  * Just enough of capture files to make fixtures: reads what tcpdump writes, writes it as pcap or pcapng, disorders TCP
  * segments, and puts streams together in the simplest way there is, as a check that shares no code with src/capture.
  */
+import { Random } from '../random.ts'
 
 /** One captured packet. */
 export interface Packet {
@@ -194,11 +195,8 @@ export function reassemble(capture: Capture): Map<string, Buffer> {
  * other cuts, late (also after FIN), and a SYN sent twice. The same capture always gives the same result.
  */
 export function disorder(capture: Capture): Capture {
-  let state = 20_140_310
-  const chance = (part: number) => {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0
-    return state / 2 ** 32 < part
-  }
+  const random = new Random(20_140_310)
+  const chance = (part: number) => random.chance(part)
   const all = segments(capture)
   // A packet goes to a place on a line, whole numbers apart; what moves takes a place between two others.
   const places: { place: number; bytes: Buffer }[] = []

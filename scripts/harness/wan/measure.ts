@@ -4,8 +4,10 @@
  *   node measure.ts serve ADDRESS              prints the port that it took
  *   node measure.ts probe ADDRESS PORT MS      prints a Measurement after about MS milliseconds of sending
  */
+
 import { connect, createServer, type Socket } from 'node:net'
 import { fileURLToPath } from 'node:url'
+import { median } from '../median.ts'
 
 /** What one TCP connection got out of a link. */
 export interface Measurement {
@@ -77,7 +79,7 @@ export async function probe(host: string, port: number, sendMs: number): Promise
   }
   bulk.end()
   const { bitsPerSecond } = JSON.parse(await answer) as { bitsPerSecond: number }
-  return { bitsPerSecond, roundTripMs: echoesMs.sort((a, b) => a - b)[4]! }
+  return { bitsPerSecond, roundTripMs: median(echoesMs) }
 }
 
 function open(host: string, port: number): Promise<Socket> {

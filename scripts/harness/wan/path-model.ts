@@ -1,4 +1,5 @@
 /** When what is sent one way over a link arrives at its end, if it does. Pure: times come in as arguments. */
+import { Random } from '../random.ts'
 import type { Link } from './link.ts'
 
 /** One direction of a link. */
@@ -11,7 +12,7 @@ export class PathModel {
   clockStartMs: number
   private readonly link: Link
   private readonly msPerByte: number
-  private random: number
+  private readonly random: Random
   /** When the link has sent all that waits for it. */
   private freeMs = 0
   private lastArrivalMs = 0
@@ -21,7 +22,7 @@ export class PathModel {
     this.link = link
     this.clockStartMs = clockStartMs
     this.msPerByte = 8000 / link.bitsPerSecond
-    this.random = (Math.imul(link.seed, 2) + way) >>> 0
+    this.random = new Random(Math.imul(link.seed, 2) + way)
   }
 
   /** When the link next carries something: `nowMs` if it does now, Infinity if nobody knows. */
@@ -37,7 +38,7 @@ export class PathModel {
 
   /** Sends one packet. Returns when it arrives, or -1 if it never does. Arrivals never go back in time. */
   send(nowMs: number, bytes: number): number {
-    if (this.upAtMs(nowMs) > nowMs || (this.link.lossPart > 0 && this.next() < this.link.lossPart)) {
+    if (this.upAtMs(nowMs) > nowMs || (this.link.lossPart > 0 && this.random.next() < this.link.lossPart)) {
       this.counts.lost++
       return -1
     }
@@ -57,7 +58,7 @@ export class PathModel {
   sendStream(nowMs: number, bytes: number): number {
     const upMs = this.upAtMs(nowMs)
     let startMs = Math.max(upMs === Infinity ? nowMs : upMs, this.freeMs)
-    if (this.link.lossPart > 0 && this.next() < 1 - (1 - this.link.lossPart) ** Math.ceil(bytes / 1448)) {
+    if (this.link.lossPart > 0 && this.random.next() < 1 - (1 - this.link.lossPart) ** Math.ceil(bytes / 1448)) {
       this.counts.lost++
       this.lastArrivalMs = Math.max(this.lastArrivalMs, startMs + this.link.roundTripMs * 1.5)
     }
@@ -70,16 +71,8 @@ export class PathModel {
     this.counts.passed++
     this.counts.passedBytes += bytes
     const { jitterMs, roundTripMs } = this.link
-    const jitter = jitterMs > 0 ? (this.next() * 2 - 1) * jitterMs : 0
+    const jitter = jitterMs > 0 ? (this.random.next() * 2 - 1) * jitterMs : 0
     this.lastArrivalMs = Math.max(this.lastArrivalMs, this.freeMs + roundTripMs / 2 + jitter)
     return this.lastArrivalMs
-  }
-
-  /** 0 to 1, by mulberry32. */
-  private next(): number {
-    this.random = (this.random + 0x6d2b79f5) >>> 0
-    let t = Math.imul(this.random ^ (this.random >>> 15), this.random | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
   }
 }

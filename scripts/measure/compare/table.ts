@@ -1,18 +1,9 @@
 /** The results of a comparison on a terminal: medians. */
+
 import Table from 'cli-table3'
 import { formatSize } from '../../../src/quantity.ts'
+import { median } from '../../harness/median.ts'
 import type { Results, Run } from './results.ts'
-
-/** The middle of some numbers, or the mean of the two in the middle; undefined of none. */
-export function median(values: readonly number[]): number | undefined {
-  const sorted = values.toSorted((a, b) => a - b)
-  const half = sorted.length >> 1
-  return sorted.length % 2 === 1
-    ? sorted[half]
-    : sorted.length > 0
-      ? (sorted[half - 1]! + sorted[half]!) / 2
-      : undefined
-}
 
 /** One table for each guest on each link. */
 export function resultTables({ runs, profiles }: Results): string {
@@ -43,7 +34,7 @@ function table(runs: readonly Run[]): string {
     const of = done.length > 0 ? done : all
     const show = (value: (run: Run) => number | null, text: (value: number) => string): string => {
       const middle = median(of.map(value).filter(found => found !== null))
-      return middle === undefined ? '' : text(middle)
+      return Number.isNaN(middle) ? '' : text(middle)
     }
     const ms = (value: number): string => `${value.toFixed(0)} ms`
     const count = (of: number): string => (of === all.length ? `${of}` : `${of} of ${all.length}`)
