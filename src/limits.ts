@@ -116,6 +116,12 @@ export const BATCHES_WAITING_FREE_BYTES = 8 << 20
 export const BATCHES_WAITING_PER_RAW_BYTE = 3
 
 /**
+ * Of these what is more than the raw bytes is paid by the budget, beyond so many: credit has paid for the raw ones. An
+ * honest batch is as long as what it gives, and some bytes.
+ */
+export const BATCHES_WAITING_UNPAID_BYTES = 1 << 20
+
+/**
  * Names of RAMBlocks that one flow may make known, in bytes (protocol), each with NAME_EXTRA_BYTES more, which is what it
  * takes beside itself: 500 blocks of a guest with very many devices, and 40 MiB for all flows of a session.
  */
@@ -341,3 +347,9 @@ export const CAPABILITIES_MAX = 64
  * Above it learning ends until the next session, because the migration must not wait.
  */
 export const LEARN_WAITING_BYTES_MAX = 64 << 20
+
+/**
+ * Memory for learning in all sessions of a process, shared by identity (fair-shares.ts): the counts, and those pages. An
+ * identity alone gets half, nine sessions of 28 MiB or two beside a slow disk. A session that finds none stops learning.
+ */
+export const LEARN_MEMORY_BYTES = 512 << 20

@@ -4,7 +4,7 @@ import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { FairShares } from '../fair-shares.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
-import { PIECES_MAX } from '../limits.ts'
+import { MEMORY_BUDGET_BYTES, PIECES_MAX } from '../limits.ts'
 import type { Credentials } from '../link/credentials.ts'
 import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
@@ -78,6 +78,7 @@ export class DestinationDaemon {
   private readonly patience: PatienceTimes
   /** Pieces that wait for QEMUs. */
   private readonly pieces = new FairShares(PIECES_MAX)
+  private readonly memory: FairShares
   private stopping = false
   /** Where it listens, once started. */
   readonly addresses: { address: string; port: number }[] = []
@@ -89,6 +90,7 @@ export class DestinationDaemon {
     this.patience = { precopyMs: patienceMs, postcopyMs: patiencePostcopyMs }
     this.pools = options.pools ?? new Pools()
     this.shares = options.shares ?? new RingShares(2 * options.ringPagesMax * PAGE_BYTES, true)
+    this.memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES)
     // a ring is made smaller where it does not fit beside the sets
     this.sets = new SessionSets(
       options.store,
@@ -99,7 +101,7 @@ export class DestinationDaemon {
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       accept: (hello, identity, holder) => this.acceptSession(hello, identity, holder),
       logger: options.events.byFields(),
-      memory: options.memory,
+      memory: this.memory,
       ...(options.sessionsMax !== undefined && { sessionsMax: options.sessionsMax }),
       agent: 'pageferry',
     })
@@ -283,6 +285,7 @@ export class DestinationDaemon {
       targets: () => this.targets,
       patience: this.patience,
       pieces: this.pieces.share(holder),
+      waiting: this.memory.share(holder),
       log,
       now: () => performance.now(),
       onFailure: error => void link.abort(error),

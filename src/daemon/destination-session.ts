@@ -41,6 +41,8 @@ export interface DestinationSessionOptions {
   readonly patience: PatienceTimes
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
   readonly pieces: Share
+  /** What batches that wait to be expanded may take; closed likewise. */
+  readonly waiting: Share
   readonly log: SiteLog
   readonly now: () => number
   /** A batch was damaged: the session must end. */
@@ -61,7 +63,7 @@ export interface DestinationParts {
 }
 
 const DESTINATION_PARTS: DestinationParts = {
-  unpacker: ({ pool, seed, onFailure, holder }) => new Inbound(pool, seed, onFailure, holder),
+  unpacker: ({ pool, seed, onFailure, holder, waiting }) => new Inbound(pool, seed, onFailure, holder, waiting),
   DialQueue,
   dial,
 }

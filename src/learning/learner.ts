@@ -4,6 +4,7 @@
  * over the WAN. What depends on the order and why it is the same on both sides: docs/adr/0009-learning.md.
  */
 import { assert } from '../errors.ts'
+import type { Share } from '../fair-shares.ts'
 
 /** Distinct pages that are remembered unless said otherwise: 4 GiB of guests, in 28 MiB of memory. */
 export const LEARN_PAGES_MAX = 1 << 20
@@ -49,6 +50,8 @@ export interface LearnerOptions {
   /** Most pages that one migration may have in the spool, and that a set has; both sides must say the same. */
   readonly keepMax: number
   readonly spool: PageSpool
+  /** Pays for the table as it grows. Default: whatever it takes. */
+  readonly memory?: Pick<Share, 'take'> | undefined
   /** Random words that key the table, each side's own: who sends pages must not choose where they fall. */
   readonly key?: readonly [number, number]
 }
@@ -91,6 +94,7 @@ export class Learner {
   private readonly pagesMax: number
   private readonly keepMax: number
   private readonly spool: PageSpool
+  private readonly memory: Pick<Share, 'take'> | undefined
   private readonly key0: number
   private readonly key1: number
 
@@ -125,6 +129,7 @@ export class Learner {
     this.pagesMax = Math.max(1, Math.min(options.pagesMax, 2 ** 26))
     this.keepMax = options.keepMax
     this.spool = options.spool
+    this.memory = options.memory
     this.key0 = options.key?.[0] ?? 0
     this.key1 = options.key?.[1] ?? 0
   }
@@ -340,8 +345,7 @@ export class Learner {
       }
       this.forget(oldest)
     }
-    if (this.count === this.vmBits.length) this.grow()
-    return true
+    return this.count < this.vmBits.length || this.grow()
   }
 
   /**
@@ -388,15 +392,21 @@ export class Learner {
     this.reindex()
   }
 
-  private grow(): void {
+  /** @returns whether there is memory for it; learning has ended otherwise */
+  private grow(): boolean {
     const entries = Math.min(this.vmBits.length * 2, 2 ** Math.ceil(Math.log2(Math.max(this.pagesMax, ENTRIES_MIN))))
     assert(entries > this.count, 'the table of learned pages cannot grow')
+    if (this.broken || this.memory?.take((entries - this.count) * LEARN_ENTRY_LENGTH) === false) {
+      this.broken = true
+      return false
+    }
     this.hashes = grown(this.hashes, 2 * entries)
     this.vmBits = grown(this.vmBits, entries)
     this.tags = grown(this.tags, entries)
     this.contents = grown(this.contents, entries)
     this.index = new Uint32Array(2 * entries)
     for (let entry = 0; entry < this.count; entry++) this.insert(entry)
+    return true
   }
 
   private reindex(): void {

@@ -8,6 +8,7 @@ import type { PageObserver } from '../codec/observer.ts'
 import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
 import { FairShares } from '../fair-shares.ts'
 import type { Kernel } from '../kernel/kernel.ts'
+import { LEARN_MEMORY_BYTES } from '../limits.ts'
 import type { Log } from '../log.ts'
 import { MULTIFD } from '../qemu/wire.ts'
 import { pruneStore } from '../store/prune.ts'
@@ -81,6 +82,8 @@ const WAITING_BYTES_MIN = 8 * BLOCK_LENGTH
 
 /** By folder: several proxies of one process may use one store. */
 const rooms = new Map<string, FairShares>()
+/** Of the process. */
+const memory = new FairShares(LEARN_MEMORY_BYTES)
 
 export class Learning {
   readonly options: LearningOptions
@@ -256,12 +259,21 @@ export class Learning {
 
   private fresh(seed: readonly [number, number], owner: string): State {
     const { mode, store, log } = this.options
-    const spool = new EncryptedSpool(store.folder, this.room.share(owner), error => {
+    const own = memory.share(owner) // the spool closes it
+    const ends = (error: Error): void => {
       log.warn('learning stops until the next session', { error: error.message })
-    })
+    }
+    const spool = new EncryptedSpool(store.folder, this.room.share(owner), ends, own)
+    const counts = {
+      take: (bytes: number): boolean => {
+        const taken = own.take(bytes)
+        if (!taken) ends(new Error('other sessions have all memory for learning'))
+        return taken
+      },
+    }
     const random = randomBytes(8)
     const key = [random.readUInt32LE(0), random.readUInt32LE(4)] as const
-    const learner = new Learner({ mode, pagesMax: this.pagesMax, keepMax: this.keepMax, spool, key })
+    const learner = new Learner({ mode, pagesMax: this.pagesMax, keepMax: this.keepMax, spool, memory: counts, key })
     return { learner, spool, owner, seedLo: seed[0], seedHi: seed[1], puts: 0, closed: false }
   }
 

@@ -31,6 +31,7 @@ export class EncryptedSpool implements PageSpool {
   private readonly folder: string
   private readonly key = randomBytes(32)
   private readonly room: Share
+  private readonly memory: Share | undefined
   private readonly onFailure: (error: Error) => void
   private fd = -1
   private failed = false
@@ -50,12 +51,14 @@ export class EncryptedSpool implements PageSpool {
 
   /**
    * @param folder where the file is made; it has no name once it is open
+   * @param memory pays for blocks that wait for the disk: as they are and encrypted; where there is none learning ends
    * @param room what the file may take on the disk; where there is no more, learning ends. Given back by `close`
    */
-  constructor(folder: string, room: Share, onFailure: (error: Error) => void) {
+  constructor(folder: string, room: Share, onFailure: (error: Error) => void, memory?: Share) {
     this.folder = folder
     this.room = room
     this.onFailure = onFailure
+    this.memory = memory
   }
 
   /** Bytes of the file. */
@@ -135,6 +138,7 @@ export class EncryptedSpool implements PageSpool {
     if (!this.closing || this.waiting.size > 0) return
     this.letFileGo()
     this.room.close()
+    this.memory?.close()
   }
 
   /** Its blocks are free on the disk once it is closed. */
@@ -180,6 +184,10 @@ export class EncryptedSpool implements PageSpool {
       this.fail(new Error('the disk of the store is slower than the migration'))
       return
     }
+    if (this.memory?.take(2 * BLOCK_LENGTH) === false) {
+      this.fail(new Error('the disk of the store is slower than the migrations'))
+      return
+    }
     this.writing[block] = this.writings++
     this.waiting.set(block, plain)
     const sealed = createCipheriv(CIPHER, this.key, this.counter(block, 0)).update(plain)
@@ -190,6 +198,7 @@ export class EncryptedSpool implements PageSpool {
           return
         }
         this.waiting.delete(block)
+        this.memory?.give(2 * BLOCK_LENGTH)
         if (this.spare.length < SPARE_MAX && this.reads === 0) this.spare.push(plain)
         if (error) this.fail(error)
         else this.drop(block)

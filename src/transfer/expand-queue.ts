@@ -4,7 +4,8 @@
  */
 import { rawLengthOf } from '../codec/batch-head.ts'
 import { ProxyError } from '../errors.ts'
-import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE } from '../limits.ts'
+import type { Share } from '../fair-shares.ts'
+import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE, BATCHES_WAITING_UNPAID_BYTES } from '../limits.ts'
 import { Deque } from '../session/deque.ts'
 
 /** What a batch costs besides its work, however small it is: some 30 us. */
@@ -28,19 +29,25 @@ export class ExpandQueue<C> {
   /** Of the batches among them. */
   private packedBytes = 0
   private rawBytes = 0
+  private readonly memory: Share | undefined
+
+  /** @param memory pays for packed bytes that wait and that credit has not paid for. Default: nobody does */
+  constructor(memory?: Share) {
+    this.memory = memory
+  }
 
   get length(): number {
     return this.jobs.length
   }
 
-  /** @returns LIMIT_EXCEEDED where more packed bytes wait than their raw ones may have: it is not taken */
+  /** @returns LIMIT_EXCEEDED where more packed bytes wait than their raw ones may have, or can be paid for: it is not taken */
   push(channel: C, parts: readonly Uint8Array[]): ProxyError | undefined {
     let packedBytes = 0
     for (const part of parts) packedBytes += part.length
     const rawBytes = Math.max(0, rawLengthOf(parts))
     const packed = this.packedBytes + packedBytes
     const raw = this.rawBytes + rawBytes
-    if (packed > BATCHES_WAITING_FREE_BYTES + BATCHES_WAITING_PER_RAW_BYTE * raw) {
+    if (packed > BATCHES_WAITING_FREE_BYTES + BATCHES_WAITING_PER_RAW_BYTE * raw || !this.pay(packed, raw)) {
       const what = `batches of ${packed} bytes wait that expand to ${raw}`
       return new ProxyError('LIMIT_EXCEEDED', what, undefined, 'the session ends and the source guest goes on')
     }
@@ -61,6 +68,7 @@ export class ExpandQueue<C> {
     if (job && 'parts' in job) {
       this.packedBytes -= job.packedBytes
       this.rawBytes -= job.rawBytes
+      this.pay(this.packedBytes, this.rawBytes)
     }
     return job
   }
@@ -69,5 +77,22 @@ export class ExpandQueue<C> {
     this.jobs.clear()
     this.packedBytes = 0
     this.rawBytes = 0
+    this.pay(0, 0)
+  }
+
+  /** Nothing waits any more, nor ever will. */
+  close(): void {
+    this.clear()
+    this.memory?.close()
+  }
+
+  /** Takes or gives back what so many bytes that wait are to be paid for. @returns false where there is not as much */
+  private pay(packedBytes: number, rawBytes: number): boolean {
+    const { memory } = this
+    if (memory === undefined) return true
+    const need = Math.max(0, packedBytes - rawBytes - BATCHES_WAITING_UNPAID_BYTES)
+    if (need > memory.held) return memory.take(need - memory.held)
+    memory.give(memory.held - need)
+    return true
   }
 }

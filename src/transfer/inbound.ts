@@ -12,6 +12,7 @@ import type { FlowExpander } from '../codec/flow-expander.ts'
 import type { PageObserver } from '../codec/observer.ts'
 import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
+import type { Share } from '../fair-shares.ts'
 import { ExpandQueue, WORK_PER_BATCH, WORK_PER_MARK } from './expand-queue.ts'
 import type { Pool } from './pool.ts'
 import type { Turns } from './turns.ts'
@@ -36,7 +37,7 @@ export class Inbound {
   /** The last slot is where batches are expanded that are copied out. */
   private readonly scratch: number
   private readonly free: number[]
-  private readonly jobs = new ExpandQueue<InboundChannel>()
+  private readonly jobs: ExpandQueue<InboundChannel>
   private running = false
   private failed = false
 
@@ -44,14 +45,22 @@ export class Inbound {
    * @param seed of the batch checksum, two u32
    * @param onError a batch was damaged: pools may differ, nothing more is expanded
    * @param holder who gets turns for it: an identity, whose sessions share them
+   * @param memory pays for packed bytes that wait and that credit has not paid for; closed with this
    */
-  constructor(pool: Pool, seed: readonly [number, number], onError: (error: ProxyError) => void, holder = '') {
+  constructor(
+    pool: Pool,
+    seed: readonly [number, number],
+    onError: (error: ProxyError) => void,
+    holder = '',
+    memory?: Share,
+  ) {
     assert(pool.slots.length > 0 && pool.slotBytes >= 1 << 20, 'an expanding pool needs slots of a whole batch')
     this.pool = pool
     this.turns = pool.turns
     this.expander = new BatchExpander(pool.kernel, seed[0], seed[1])
     this.onError = onError
     this.holder = holder
+    this.jobs = new ExpandQueue(memory)
     this.free = pool.slots.slice(0, -1)
     this.scratch = pool.slots.at(-1)!
   }
@@ -98,7 +107,7 @@ export class Inbound {
 
   close(): void {
     this.failed = true
-    this.jobs.clear()
+    this.jobs.close()
     this.unpacker.close()
   }
 

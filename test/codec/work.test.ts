@@ -15,6 +15,7 @@ import { PoolRegions } from '../../src/codec/places.ts'
 import { COLUMN, METHOD, OP, operationsMax } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { isProxyError } from '../../src/errors.ts'
+import { FairShares, type Share } from '../../src/fair-shares.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import { Inbound, type InboundChannel } from '../../src/transfer/inbound.ts'
 import { mixture, op, packed, STEPS } from './costly-batches.ts'
@@ -297,7 +298,11 @@ t.test('an encoder whose level changes with every batch begins no more streams t
 type Taken = (bytes: Uint8Array, release: () => void) => void
 
 /** An Inbound, and a maker of channels whose bytes go there. */
-function inboundOf(expanded: Taken, slots = 3): { inbound: Inbound; errors: unknown[]; channel(): InboundChannel } {
+function inboundOf(
+  expanded: Taken,
+  slots = 3,
+  memory?: Share,
+): { inbound: Inbound; errors: unknown[]; channel(): InboundChannel } {
   const errors: unknown[] = []
   const pool = poolOf('decoder', SIMD, terms)
   const own = { ...pool, slots: Array.from({ length: slots }, () => pool.slots[0]!) }
@@ -305,7 +310,7 @@ function inboundOf(expanded: Taken, slots = 3): { inbound: Inbound; errors: unkn
     expander: new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring])),
     expanded,
   })
-  return { inbound: new Inbound(own, SEED_WORDS, error => errors.push(error)), errors, channel }
+  return { inbound: new Inbound(own, SEED_WORDS, error => errors.push(error), '', memory), errors, channel }
 }
 
 t.test('batches that came together are expanded over many turns of the event loop', async t => {
@@ -369,6 +374,37 @@ t.test('pieces that need no expanding are spread over turns, too, in their order
   )
   t.ok(Math.max(...turnsOf.values()) <= 1100, `at most ${Math.max(...turnsOf.values())} in a turn`)
   inbound.close()
+})
+
+t.test("and what credit has not paid for of them is the budget's", async t => {
+  const memory = new FairShares(4 << 20)
+  const { inbound, errors, channel } = inboundOf((_bytes, release) => release(), 3, memory.share('peer'))
+  const flow = channel()
+  // the first ones take all of a turn; those behind them are far longer than what they give
+  const busy = packed(mixture(200_000, [['other', 60_000]]), Buffer.alloc(200_000))
+  const columns = Array.from({ length: 10 }, (_, column) => ({ column, method: 0, rawLength: 1026 }))
+  const long = handBatch(
+    1,
+    0n,
+    columns.map(column => ({ ...column, packed: Buffer.alloc(1026) })),
+  )
+  for (let i = 0; i < 3; i++) inbound.push(flow, [busy])
+  let bytes = 0
+  for (; errors.length === 0 && bytes < 9 << 20; bytes += long.length) inbound.push(flow, [long])
+  t.match(errors, [{ code: 'LIMIT_EXCEEDED' }])
+  t.ok(bytes > 2 << 20 && bytes < 4 << 20, `${bytes} bytes waited: 1 MiB, and half of the budget`)
+  await inbound.idle()
+  inbound.close()
+  t.equal(memory.used, 0, 'given back')
+
+  const other = inboundOf((_bytes, release) => release(), 3, memory.share('peer'))
+  const gives = Buffer.alloc(65_536)
+  const honest = packed(mixture(gives.length, []), gives)
+  for (let i = 0; i < 400; i++) other.inbound.push(other.channel(), [honest])
+  t.equal(memory.used, 0, 'an honest batch needs nothing of it')
+  await other.inbound.idle()
+  t.same(other.errors, [])
+  other.inbound.close()
 })
 
 t.test('batches that wait are no longer on the wire than what they expand to pays for', async t => {

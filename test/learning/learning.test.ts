@@ -416,6 +416,30 @@ t.test('pages that wait: one identity alone has half of the room, over all of it
   t.end()
 })
 
+t.test('learning that finds no memory ends, and gives back what it had', async t => {
+  const path = folder(t)
+  const failures: string[] = []
+  const failed = (error: Error): void => void failures.push(error.message)
+  const memory = new FairShares(2 << 20)
+  const own = memory.share('a')
+  const spool = new EncryptedSpool(path, new FairShares(64 << 20).share('a'), failed, own)
+  const bytes = page(1)
+  let kept = 0
+  while (spool.keep(bytes, 0) >= 0) kept++
+  // two blocks on their way to the disk, as they are and encrypted; none of them comes there within this turn
+  t.equal(kept, 3 * (BLOCK_LENGTH / PAGE))
+  t.same(failures.length, 1)
+  t.equal(memory.used, 4 * BLOCK_LENGTH)
+  await until('what waited to be written', () => memory.used === 0)
+  const counts = new Learner({ mode: 'shared', pagesMax: 1 << 20, keepMax: 1, spool: new CountingSpool(), memory: own })
+  const slot = counts.slot(1)
+  for (let i = 0; i < 100_000; i++) counts.page(slot, i, i, i, bytes, 0)
+  t.ok(counts.broken, 'the table wants more than there is')
+  t.ok(own.held <= 1 << 20 && own.held > 0, `${own.held} bytes of 1 MiB`)
+  spool.close()
+  t.equal(memory.used, 0)
+})
+
 const set = (digest: string, owner: string, bytes: number, modifiedMs: number): OwnedSet => ({
   digest,
   owner,

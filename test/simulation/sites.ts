@@ -357,6 +357,7 @@ export class DestinationSite implements WanServer {
       targets: () => this.targets,
       patience,
       pieces: this.pieces.share('peer'),
+      waiting: this.memory.share('peer'),
       log: world.log(process.name),
       now: () => time.nowMs,
       onFailure: error => link.abort(error),
