@@ -841,8 +841,9 @@ t.test(
   async t => {
     const path = mkdtempSync(join(STREAMS, '..', 'learning-')) // memory of a guest: not into a small /tmp
     t.teardown(() => rmSync(path, { recursive: true, force: true }))
-    const source = new Side(path, 'source', { mode: 'all' })
-    const destination = new Side(path, 'destination', { mode: 'all' })
+    // a set may have an eighth of the disk's room: all of this guest
+    const source = new Side(path, 'source', { mode: 'all', maxBytes: 4e9 })
+    const destination = new Side(path, 'destination', { mode: 'all', maxBytes: 4e9 })
     await runSession(source, destination, [{ migration: 1, channels: [readFileSync(REAL[0]!)] }], random(1), {
       effort: 1,
     })
