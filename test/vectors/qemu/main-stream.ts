@@ -629,6 +629,15 @@ export const mainVectors: readonly MainVector[] = [
     trace: [...strayTrace, 'zero @a-@b 0 0x2000 named', ...stopTrace],
   },
   {
+    name: 'an unknown section whose body has ways back that are none',
+    why: 'behind footers: a section that is not there, PING of five bytes, a name no section has, ram once more',
+    input: `${unknownAt('body')} 7e 00000099 ${part} ${named('00')} 7e 00000007 08 0002 0005 0000000001 ${part} ${named('00')}
+      7e 00000007 01 00000008 03 610762 00000000 00000001 7e 00000008 ${part} ${named('00')}
+      7e 00000007 01 00000009 'ram' 00000000 00000004 0000000000000000 ${part} ${named('00')}
+      7e 00000007 ${part} @a ${named('00')} @b ${stop}`,
+    trace: [...strayTrace, 'zero @a-@b 0 0x0 named', ...stopTrace],
+  },
+  {
     name: 'the way back through commands, at the switch to postcopy',
     why: 'END of an unknown section stands right before it: SWITCHOVER_START, DISCARD, PING, PACKAGED, then ram',
     input: `${unknownAt('body')} 01 7e 00000007 ${part} @a ${named('00')} @b ${eos} ${footer} 03 00000007 7e 08 00 7e 00000007
