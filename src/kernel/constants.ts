@@ -53,9 +53,11 @@ export const KIND_NEW: u8 = 3
 export const KIND_NEW_DENSE: u8 = 4
 export const KIND_PATCH: u8 = 5
 export const KIND_WORDS: u8 = 6
+export const KIND_COLD: u8 = 7
 
 export const MATCH_LONG: u32 = 1
 export const MATCH_WORDS: u32 = 2
+export const MATCH_COLD: u32 = 4
 
 export const EXPAND_BARE: u32 = 1
 export const EXPAND_FROM_PLACE: u32 = 2

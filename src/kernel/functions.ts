@@ -2,6 +2,7 @@
 import {
   EXPAND_BARE,
   EXPAND_FROM_PLACE,
+  KIND_COLD,
   KIND_FILL,
   KIND_NEW,
   KIND_NEW_DENSE,
@@ -9,6 +10,7 @@ import {
   KIND_REF,
   KIND_SAME,
   KIND_WORDS,
+  MATCH_COLD,
   MATCH_LONG,
   MATCH_WORDS,
   RESULT_COPIES,
@@ -34,6 +36,8 @@ export const KIND = {
   PATCH: KIND_PATCH,
   /** Numbers in rows: 4096 bytes appended to `words`, the page as splitWords of WORDS.md makes it; slot: the lag. */
   WORDS: KIND_WORDS,
+  /** A page of a set on the disk: nothing is appended; slot: where the ring has it now, NONE without a ring. */
+  COLD: KIND_COLD,
 } as const
 
 /** Bits of `matchPages`' options. */
@@ -42,6 +46,8 @@ export const MATCH = {
   LONG: MATCH_LONG,
   /** Looks for pages of numbers in rows among the others. */
   WORDS: MATCH_WORDS,
+  /** `kinds` says, when it is handed in, which pages are known from a set on the disk: 1, of the others 0. */
+  COLD: MATCH_COLD,
 } as const
 
 /** Bits of the flags of the `expand` functions. */
@@ -86,12 +92,14 @@ export interface KernelFunctions {
   fillOf(at: number): number
   /** Whether a compressor would probably gain nothing from this page: under 100 ns, by 128 of its bytes. */
   isDense(at: number): boolean
+  /** Tells of n pages, whose addresses (u32) stand at `list`, which are neither known nor of one byte: u8 1, else 0, each at `out`. */
+  unknownPages(list: number, n: number, out: number): void
   /**
    * Decides what each of n pages becomes, in order, and remembers them as they pass.
    * @param list u32 address of each page; any alignment
    * @param places u32 index into the place table of each page; NONE (or one beyond the table): no place.
    *   Written: the slot that the place had received before, NONE where there was none
-   * @param kinds u8 KIND of each page (written)
+   * @param kinds u8 KIND of each page (written; with MATCH.COLD read first)
    * @param slots u32 of each page (written): see KIND
    * @param tokens area for tokens, room for n * 4096 bytes with MATCH.LONG (written)
    * @param literals area for bytes of NEW and PATCH pages, room for n * 4096 bytes (written)

@@ -222,6 +222,7 @@ function instantiate(
     samePage: (a, b) => e.samePage(a, b) !== 0,
     fillOf: e.fillOf,
     isDense: at => e.isDense(at) !== 0,
+    unknownPages: e.unknownPages,
     matchPages: e.matchPages,
     checksum: e.checksum,
     expandZeros: e.expandZeros,

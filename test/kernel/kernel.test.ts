@@ -145,6 +145,7 @@ function expandBatch(
       kinds[i + run] === kind &&
       kind !== KIND.PATCH &&
       kind !== KIND.WORDS &&
+      kind !== KIND.COLD &&
       (kind !== KIND.FILL || slots[i + run] === slots[i]) &&
       (kind !== KIND.REF || slots[i + run] === slots[i]! + run) &&
       places[i + run] === (places[i] === NONE ? NONE : places[i]! + run)
@@ -166,6 +167,8 @@ function expandBatch(
       k.joinWords(words, slots[i]!, a.joined)
       words += PAGE
       got = k.expandNew(out, hi, lo, a.joined, 1, places[i]!, bare)
+    } else if (kind === KIND.COLD) {
+      got = k.expandNew(out, hi, lo, a.pages + i * PAGE, 1, places[i]!, bare)
     } else {
       const from = kind === KIND.NEW ? literal : dense
       got = k.expandNew(out, hi, lo, from, run, places[i]!, bare)
@@ -189,6 +192,8 @@ interface Trial {
   readonly batch: number
   readonly options: number
   readonly longEntries?: number
+  /** Half of the unknown pages are taken for pages of a set on the disk. */
+  readonly cold?: true
 }
 
 /** One session: kernel and twin on both sides. Returns what was wrong, in words; and how often each kind came. */
@@ -210,7 +215,7 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
   const known: Uint8Array[] = []
   const atPlace: Uint8Array[] = []
   const wrong: string[] = []
-  const counts = [0, 0, 0, 0, 0, 0, 0]
+  const counts = [0, 0, 0, 0, 0, 0, 0, 0]
   for (let s = 0; s < c.templates; s++) {
     const page = new Uint8Array(PAGE)
     makePage(rand, known, page)
@@ -253,16 +258,33 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
       at += PAGE
       for (const k of encoders) k.bytes.set(page, list[i]!)
     }
+    const onDisk = Array.from({ length: n }, () => rand(2))
     for (const k of encoders) {
       new Uint32Array(k.memory.buffer, e.list, n).set(list)
       new Uint32Array(k.memory.buffer, e.places, n).set(places)
+      k.unknownPages(e.list, n, e.kinds)
+    }
+    const unknownDiffer = firstDifference(encoders[0]!, encoders[1]!)
+    if (unknownDiffer >= 0) wrong.push(`batch ${b}: kernel and twin differ at ${unknownDiffer} after unknownPages`)
+    const unknown = encoder.bytes.slice(e.kinds, e.kinds + n)
+    const cold = unknown.map((is, i) => (c.cold ? is & onDisk[i]! : 0))
+    for (const k of encoders) {
+      k.bytes.set(cold, e.kinds)
       k.matchPages(e.list, e.places, n, e.kinds, e.slots, e.tokens, e.literals, e.dense, e.words, c.options)
     }
     const differs = firstDifference(encoders[0]!, encoders[1]!)
     if (differs >= 0) wrong.push(`batch ${b}: kernel and twin differ at ${differs} after matchPages`)
     const kinds = encoder.bytes.slice(e.kinds, e.kinds + n)
     const slots = new Uint32Array(encoder.memory.buffer, e.slots, n).slice()
-    for (const kind of kinds) counts[kind]!++
+    kinds.forEach((kind, i) => {
+      counts[kind]!++
+      // behind the first a page may have become known, or have left the ring
+      if (i === 0 && kind > KIND.REF !== (unknown[0] === 1))
+        wrong.push(`batch ${b}: unknownPages says ${unknown[0]} of a page of kind ${kind}`)
+      if (cold[i] && (kind === KIND.FILL || (kind > KIND.REF && kind !== KIND.COLD)))
+        wrong.push(`batch ${b}: page ${i} is on the disk, and of kind ${kind}`)
+      if (!cold[i] && kind === KIND.COLD) wrong.push(`batch ${b}: page ${i} is not on the disk`)
+    })
     const { result } = encoder
     for (const k of decoders) {
       for (const [name, bytes] of [
@@ -272,6 +294,8 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
         ['words', result[RESULT.KIND_COUNT + KIND.WORDS]! * PAGE],
       ] as const)
         k.bytes.set(encoder.bytes.subarray(e[name], e[name] + bytes), d[name])
+      for (let i = 0; i < n; i++)
+        if (kinds[i] === KIND.COLD) k.bytes.set(encoder.bytes.subarray(list[i]!, list[i]! + PAGE), d.pages + i * PAGE)
       const got = expandBatch(k, d, n, kinds, slots, places, address, bare)
       if (got !== expected.length) wrong.push(`batch ${b}: ${k.implementation} expanded ${got} of ${expected.length}`)
       else if (Buffer.compare(expected, k.bytes.subarray(d.out, d.out + got)) !== 0)
@@ -324,6 +348,23 @@ t.test('kernel, twin, encoder and decoder agree after thousands of random pages'
         counts.slice(0, 5).every(n => n > 0),
         `every kind came: ${counts}`,
       )
+  }
+  t.end()
+})
+
+t.test('pages on the disk: kernel, twin, encoder and decoder agree', t => {
+  const cold = { templates: 60, ring: 64, places: 100, batches: 100, batch: 40, cold: true } as const
+  const long = { ...cold, options: MATCH.COLD | MATCH.LONG | MATCH.WORDS, longEntries: 4096 }
+  const trials: Trial[] = [
+    { ...cold, name: 'exact matches', seed: 41, options: MATCH.COLD },
+    { ...long, name: 'long matches too', seed: 42 },
+    { ...long, name: 'no ring', seed: 43, ring: 0 },
+    { ...long, name: 'not asked for', seed: 44, options: MATCH.LONG },
+  ]
+  for (const c of trials) {
+    const { wrong, counts } = runTrial(c)
+    t.same(c.options & MATCH.COLD ? wrong : [], [], c.name)
+    t.equal(counts[KIND.COLD]! > 0, (c.options & MATCH.COLD) !== 0, `${counts}`)
   }
   t.end()
 })

@@ -1,7 +1,7 @@
 // Encoder: what each page of a batch becomes.
 import {
-  KIND_FILL, KIND_NEW, KIND_NEW_DENSE, KIND_PATCH, KIND_REF, KIND_SAME, KIND_WORDS, MATCH_LONG, MATCH_WORDS, NONE, PAGE_BITS,
-  PAGE_BYTES, RESULT_COPIES, RESULT_DENSE_BYTES, RESULT_KIND_COUNT, RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES,
+  KIND_COLD, KIND_FILL, KIND_NEW, KIND_NEW_DENSE, KIND_PATCH, KIND_REF, KIND_SAME, KIND_WORDS, MATCH_COLD, MATCH_LONG,
+  MATCH_WORDS, NONE, PAGE_BITS, PAGE_BYTES, RESULT_COPIES, RESULT_DENSE_BYTES, RESULT_KIND_COUNT, RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES,
 } from '../constants'
 import {
   RESULT, longShift, placeTable, places, ringOrigin, ringTable, ringTableMask, scratch, slotAddress, state,
@@ -46,6 +46,14 @@ export function rememberTemplates(from: u32, to: u32): void {
   }
 }
 
+/** Which pages of a list are neither known nor of one byte. */
+export function unknownPages(list: usize, n: u32, out: usize): void {
+  for (let i: u32 = 0; i < n; i++) {
+    const at: usize = load<u32>(list + (<usize>i << 2))
+    store<u8>(out + <usize>i, fillOf(at) < 0 && find(at, hashPage(at)) == NONE ? 1 : 0)
+  }
+}
+
 export function matchPages(
   list: usize, placeList: usize, n: u32, kinds: usize, slots: usize, tokens: usize, literals: usize, dense: usize,
   words: usize, options: u32,
@@ -56,6 +64,7 @@ export function matchPages(
   let tokenAt = tokens
   let copied: u32 = 0
   const long = options & MATCH_LONG && longShift != 0
+  const cold = options & MATCH_COLD
   const result = state + RESULT
   memory.fill(result, 0, 64)
   const hashes = scratch + 256
@@ -108,10 +117,12 @@ export function matchPages(
           mark(slot)
           placeSet(place, slot)
         } else {
-          const lag = options & MATCH_WORDS ? wordsLag(at) : NONE
+          const isCold = cold && load<u8>(kinds + <usize>i)
+          const lag = options & MATCH_WORDS && !isCold ? wordsLag(at) : NONE
           const numbers = lag != NONE && sure
-          const count = long && !numbers ? matchLong(at, before, tokenAt, literal) : 0
-          if (count != 0) {
+          const count = long && !numbers && !isCold ? matchLong(at, before, tokenAt, literal) : 0
+          if (isCold) kind = KIND_COLD
+          else if (count != 0) {
             kind = KIND_PATCH
             tokenAt += <usize>count << 3
             literal += literalBytes
@@ -131,7 +142,7 @@ export function matchPages(
           }
           const inserted = insert(at, hash)
           if (long && inserted != NONE) {
-            if (numbers) indexLong(at, inserted)
+            if (numbers || isCold) indexLong(at, inserted)
             else rememberSamples(inserted)
           }
           placeSet(place, inserted)

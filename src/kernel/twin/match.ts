@@ -1,5 +1,6 @@
 /** Encoder: what each page of a batch becomes, as assembly/match.ts. */
 import {
+  KIND_COLD,
   KIND_FILL,
   KIND_NEW,
   KIND_NEW_DENSE,
@@ -7,6 +8,7 @@ import {
   KIND_REF,
   KIND_SAME,
   KIND_WORDS,
+  MATCH_COLD,
   MATCH_LONG,
   MATCH_WORDS,
   NONE,
@@ -35,7 +37,7 @@ export function makeMatcher(
   { insert, mark, placeGet, placeSet }: Ring,
   long: LongMatches,
   { wordsLag, isSure, splitWords }: Numbers,
-): Pick<KernelFunctions, 'indexTemplates' | 'rememberTemplates' | 'matchPages'> {
+): Pick<KernelFunctions, 'indexTemplates' | 'rememberTemplates' | 'unknownPages' | 'matchPages'> {
   const resultAt = (layout.state >>> 2) + RESULT_WORD
   const { found, sample, rememberSamples, matchLong } = long
 
@@ -59,6 +61,18 @@ export function makeMatcher(
       if (findTemplate(at) !== slot) continue
       sample(at)
       rememberSamples(slot)
+    }
+  }
+
+  function unknownPages(list: number, n: number, out: number): void {
+    for (let i = 0; i < n; i++) {
+      const at = words[(list >>> 2) + i]! >>> 0
+      let isUnknown = fillOf(at) < 0
+      if (isUnknown) {
+        hashPage(at)
+        isUnknown = find(at) === NONE
+      }
+      bytes[out + i] = isUnknown ? 1 : 0
     }
   }
 
@@ -95,10 +109,12 @@ export function makeMatcher(
           mark(slot)
           placeSet(place, slot)
         } else {
-          const lag = (options & MATCH_WORDS) !== 0 ? wordsLag(at) : -1
+          const isCold = (options & MATCH_COLD) !== 0 && bytes[kinds + i] !== 0
+          const lag = (options & MATCH_WORDS) !== 0 && !isCold ? wordsLag(at) : -1
           const numbers = lag >= 0 && isSure()
-          const count = isLong && !numbers ? matchLong(at, before, tokenAt, literal) : 0
-          if (count !== 0) {
+          const count = isLong && !numbers && !isCold ? matchLong(at, before, tokenAt, literal) : 0
+          if (isCold) kind = KIND_COLD
+          else if (count !== 0) {
             kind = KIND_PATCH
             tokenAt += count * TOKEN_BYTES
             literal += found.literalBytes
@@ -118,7 +134,7 @@ export function makeMatcher(
           }
           const inserted = insert(at, true)
           if (isLong && inserted !== NONE) {
-            if (numbers) sample(at)
+            if (numbers || isCold) sample(at)
             rememberSamples(inserted)
           }
           placeSet(place, inserted)
@@ -136,5 +152,5 @@ export function makeMatcher(
     words[resultAt + RESULT_COPIES] = copied
   }
 
-  return { indexTemplates, rememberTemplates, matchPages }
+  return { indexTemplates, rememberTemplates, unknownPages, matchPages }
 }
