@@ -1,7 +1,7 @@
 /** A template set in a file: opened, loaded and verified. Nothing it hands out is unverified. */
 import { ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
-import { HeadDecoder, isPage, type SetHead, type SetOutline } from '../template/format.ts'
+import { HeadDecoder, isPage, type RecordTaker, type SetHead, type SetOutline } from '../template/format.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import type { StoreKey } from './cipher.ts'
 import { SetBytes } from './set-bytes.ts'
@@ -187,8 +187,14 @@ export class SetFile {
   }
 }
 
-async function readHead(path: string, file: SetBytes, keepTable: boolean): Promise<HeadDecoder> {
-  const decoder = new HeadDecoder(path, file.lengthBytes, keepTable)
+/** Reads and checks all but the pages. @throws TEMPLATE_*, and errors of the system as they are */
+export async function readHead(
+  path: string,
+  file: SetBytes,
+  keepTable: boolean,
+  onRecord?: RecordTaker,
+): Promise<HeadDecoder> {
+  const decoder = new HeadDecoder(path, file.lengthBytes, keepTable, onRecord)
   const chunk = Buffer.allocUnsafe(HEAD_READ_LENGTH)
   for (let at = 0; decoder.outline === undefined; ) {
     const { bytesRead } = await file.read(chunk, 0, chunk.length, at)

@@ -9,6 +9,7 @@ import { writeDigest } from '../template/digest.ts'
 import { digestOfSet, encodeHead, encodeMetadata, type SetMetadata, type SetRecords } from '../template/format.ts'
 import { DIGEST_LENGTH, digestOfFileName, PAGE_SIZE, setFileName, setLayout } from '../template/wire.ts'
 import { Sealer, type StoreKey, sealedLength } from './cipher.ts'
+import { ColdSet } from './cold-set.ts'
 import { SetFile } from './set-file.ts'
 
 /** Pages of guests: for the owner alone. */
@@ -152,6 +153,11 @@ export class TemplateStore {
   /** Opens the one set whose digest starts so. @throws as {@link find} and SetFile.open */
   async open(prefix: string): Promise<SetFile> {
     return SetFile.open(this.pathOf(await this.find(prefix)), this.key, false)
+  }
+
+  /** Opens a set whose pages stay in its file. @throws as ColdSet.open */
+  openCold(digest: string): Promise<ColdSet> {
+    return ColdSet.open(this.pathOf(digest), this.key, false)
   }
 
   pathOf(digest: string): string {

@@ -135,6 +135,9 @@ export function isPage(head: SetHead, index: number, page: Uint8Array): boolean 
 const PROBES_PER_PAGE = 8
 const PROBES_FREE = 1024
 
+/** Takes a record of the table: RECORD_LENGTH bytes at `at`, valid until it returns. What it says is checked by the seal, later. */
+export type RecordTaker = (bytes: Uint8Array, at: number, page: number, pageCount: number) => void
+
 /**
  * Takes a file's bytes, cut anywhere, up to the first page, and checks all of them. It keeps copies only. Memory is
  * spent for the table as its bytes arrive, never on the word of the header alone, and a hole where the table should be
@@ -148,6 +151,7 @@ export class HeadDecoder {
   private readonly file: string
   private readonly fileLength: number | undefined
   private readonly keepTable: boolean
+  private readonly onRecord: RecordTaker | undefined
   /** Header and metadata; with `keepTable` the table too, as far as it is there. */
   private bytes = new Uint8Array(4096)
   private readonly seal = Buffer.alloc(DIGEST_LENGTH)
@@ -163,11 +167,13 @@ export class HeadDecoder {
    * @param fileLength its length in bytes, where it is known before the end
    * @param keepTable false: only the outline is wanted. The table is then hashed and dropped, in constant memory, and its
    * records are not looked for twins
+   * @param onRecord is told each record in order, before anything is known to be sound
    */
-  constructor(file: string, fileLength?: number, keepTable = true) {
+  constructor(file: string, fileLength?: number, keepTable = true, onRecord?: RecordTaker) {
     this.file = file
     this.fileLength = fileLength
     this.keepTable = keepTable
+    this.onRecord = onRecord
   }
 
   /**
@@ -219,10 +225,11 @@ export class HeadDecoder {
     for (let at = from; at < from + count; ) {
       const within = (inTable + at - from) % RECORD_LENGTH
       const take = Math.min(RECORD_LENGTH - within, from + count - at)
-      if (take === RECORD_LENGTH) this.refuseHole(chunk, at, tableAt + inTable + at - from)
+      if (take === RECORD_LENGTH) this.takeRecord(chunk, at, inTable + at - from, tableAt, sealAt)
       else {
         this.record.set(chunk.subarray(at, at + take), within)
-        if (within + take === RECORD_LENGTH) this.refuseHole(this.record, 0, tableAt + inTable + at - from - within)
+        if (within + take === RECORD_LENGTH)
+          this.takeRecord(this.record, 0, inTable + at - from - within, tableAt, sealAt)
       }
       at += take
     }
@@ -230,6 +237,12 @@ export class HeadDecoder {
     if (this.keepTable) this.take(chunk, from, this.length + count)
     else this.length += count
     return count
+  }
+
+  /** @param inTable where the record stands, in bytes from the first */
+  private takeRecord(bytes: Uint8Array, at: number, inTable: number, tableAt: number, sealAt: number): void {
+    this.refuseHole(bytes, at, tableAt + inTable)
+    this.onRecord?.(bytes, at, inTable / RECORD_LENGTH, (sealAt - tableAt) / RECORD_LENGTH)
   }
 
   /** @param offset of the record in the file */
