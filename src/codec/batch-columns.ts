@@ -2,7 +2,7 @@
 import type { FlowExpander } from './flow-expander.ts'
 import { restoreHeaders } from './packet-headers.ts'
 import { VarintReader } from './varint.ts'
-import { COLUMN, PACKET_HEADER_SIZE } from './wire.ts'
+import { COLUMN, PACKET_HEADER_SIZE, PAGE_SIZE } from './wire.ts'
 import type { Workspace } from './workspace.ts'
 
 /** A column of bytes. */
@@ -47,9 +47,12 @@ export class BatchColumns {
   readonly dense = new ByteColumn('dense')
   readonly words = new ByteColumn('words')
   readonly headers = new ByteColumn('headers')
+  /** Not a column: the pages that the column `cold` names, which somebody has fetched. */
+  readonly fetched = new ByteColumn('cold')
 
   /** Begins at the start of what a workspace holds. @throws BATCH_FORMAT */
-  begin({ bytes, columnAt, columnLength }: Workspace, flow: FlowExpander): void {
+  begin(workspace: Workspace, flow: FlowExpander): void {
+    const { bytes, columnAt, columnLength, packedAt, fetchedPages } = workspace
     const end = (column: number): number => columnAt[column]! + columnLength[column]!
     this.numbers.reset(bytes, columnAt[COLUMN.NUMBERS]!, end(COLUMN.NUMBERS))
     this.lengths.reset(bytes, columnAt[COLUMN.LENGTHS]!, end(COLUMN.LENGTHS))
@@ -60,6 +63,10 @@ export class BatchColumns {
     this.dense.reset(columnAt[COLUMN.DENSE]!, end(COLUMN.DENSE))
     this.words.reset(columnAt[COLUMN.WORDS]!, end(COLUMN.WORDS))
     this.headers.reset(columnAt[COLUMN.HEADERS]!, end(COLUMN.HEADERS))
+    this.fetched.reset(packedAt, packedAt + fetchedPages * PAGE_SIZE)
+    if (columnLength[COLUMN.COLD]! > 0 && fetchedPages === 0) {
+      throw flow.bad('pages of cold sets, of which none were agreed')
+    }
     if (columnLength[COLUMN.HEADERS]! % PACKET_HEADER_SIZE !== 0) {
       throw flow.bad('the column headers ends within a header')
     }
@@ -77,7 +84,8 @@ export class BatchColumns {
       this.pages.left === 0 &&
       this.dense.left === 0 &&
       this.words.left === 0 &&
-      this.headers.left === 0
+      this.headers.left === 0 &&
+      this.fetched.left === 0
     )
   }
 }

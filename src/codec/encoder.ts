@@ -7,6 +7,7 @@
  */
 import { assert } from '../errors.ts'
 import { type Kernel, KIND, MATCH, NONE, RESULT } from '../kernel/kernel.ts'
+import type { ColdPages } from './cold-pages.ts'
 import type { FlowEncoder } from './flow-encoder.ts'
 import type { PageObserver } from './observer.ts'
 import { transposeHeaders } from './packet-headers.ts'
@@ -15,7 +16,7 @@ import type { Prediction } from './prediction.ts'
 import { RECORD } from './records.ts'
 import { BatchStats } from './stats.ts'
 import { writeVarint, zigzag } from './varint.ts'
-import { BATCH_RAW_MAX, COLUMN, OP, PACKET_HEADER_SIZE, PAGE_SIZE } from './wire.ts'
+import { BATCH_RAW_MAX, COLUMN, EXTENDED, OP, PACKET_HEADER_SIZE, PAGE_SIZE } from './wire.ts'
 import { BATCH_PAGES_MAX, type Workspace } from './workspace.ts'
 
 /** Where the bytes of a batch lie in the kernel's memory. */
@@ -31,6 +32,14 @@ export class BatchEncoder {
   private readonly seedHi: number
   private readonly regions: PoolRegions
   observer: PageObserver | undefined
+  /** Who knows what the far side has on its disk. */
+  cold: ColdPages | undefined
+  /** By index of the page in its batch: the cold page that it is, where it is one. */
+  private readonly coldNumbers = new Float64Array(BATCH_PAGES_MAX)
+  /** The run that goes on, and where the column is. */
+  private coldFirst = 0
+  private coldCount = 0
+  private coldAt = 0
 
   // the workspace being filled
   private workspace!: Workspace
@@ -58,9 +67,10 @@ export class BatchEncoder {
    * Makes one batch of the first bytes that the flow has waiting: whole records, and where an incomplete one is among
    * them it goes as OTHER, and so does its rest. Fills the workspace's columns and its checksum.
    * @param from all of the flow's whole records at least; its bytes are needed until this returns
+   * @param useCold pages may be named that the far side has to read from its disk
    * @returns what became of its bytes
    */
-  encode(flow: FlowEncoder, from: Stretch, workspace: Workspace, longMatch: boolean): BatchStats {
+  encode(flow: FlowEncoder, from: Stretch, workspace: Workspace, longMatch: boolean, useCold = true): BatchStats {
     const { at: base, length: rawLength } = from
     assert(rawLength > 0 && rawLength <= BATCH_RAW_MAX, 'a batch is empty or too large')
     this.begin(workspace)
@@ -68,7 +78,7 @@ export class BatchEncoder {
     const { count: recordCount, pages } = records
     assert(pages <= BATCH_PAGES_MAX, 'more pages than a batch can hold')
     this.kernel.checksum(base, rawLength, this.seedLo, this.seedHi, workspace.checksumAt)
-    this.match(flow, base, longMatch)
+    this.match(flow, base, longMatch, useCold)
 
     let at = 0 // bytes of the batch that are described
     let page = 0 // index into the kernel's answers
@@ -136,6 +146,11 @@ export class BatchEncoder {
           else stats.earlierPages++
           break
         }
+        case KIND.COLD:
+          this.run(OP.EXTENDED, 1)
+          this.coldPage(prediction, this.coldNumbers[page]!)
+          stats.coldPages++
+          break
         case KIND.NEW:
           this.run(OP.NEW, 1)
           pagesAt += PAGE_SIZE
@@ -175,6 +190,7 @@ export class BatchEncoder {
       stats.other += rawLength - at
     }
     this.endRun()
+    this.endColdRun(prediction)
     this.finish(pagesAt)
     stats.rawBytes += rawLength
     stats.batches++
@@ -182,8 +198,9 @@ export class BatchEncoder {
     return stats
   }
 
-  /** Whether the far side sees this page as one that is no template: SAME says nothing of its content there. */
+  /** Whether the far side sees this page as one that is in no set: SAME says nothing of its content there. */
   private isLearned(kind: number, answer: number): boolean {
+    if (kind === KIND.COLD) return false
     return kind > KIND.SAME && (kind !== KIND.REF || this.regions.regionOf(answer) !== REGION.TEMPLATES)
   }
 
@@ -200,6 +217,8 @@ export class BatchEncoder {
     this.sources = at[COLUMN.SOURCES]!
     this.shifts = at[COLUMN.SHIFTS]!
     this.headers = at[COLUMN.HEADERS]!
+    this.coldAt = at[COLUMN.COLD]!
+    this.coldCount = 0
     this.runKind = 0
     this.runCount = 0
   }
@@ -216,6 +235,7 @@ export class BatchEncoder {
     columnLength[COLUMN.SOURCES] = this.sources - columnAt[COLUMN.SOURCES]!
     columnLength[COLUMN.SHIFTS] = this.shifts - columnAt[COLUMN.SHIFTS]!
     columnLength[COLUMN.HEADERS] = this.headers - columnAt[COLUMN.HEADERS]!
+    columnLength[COLUMN.COLD] = this.coldAt - columnAt[COLUMN.COLD]!
     if (columnLength[COLUMN.HEADERS]! > 0) transposeHeaders(this.bytes, columnAt[COLUMN.HEADERS]!, this.headers)
   }
 
@@ -223,7 +243,7 @@ export class BatchEncoder {
   private wordsBytes = 0
 
   /** Asks the kernel about every page of the batch. */
-  private match(flow: FlowEncoder, base: number, longMatch: boolean): void {
+  private match(flow: FlowEncoder, base: number, longMatch: boolean, useCold: boolean): void {
     const { workspace } = this
     const { kind, end, block, page, count, pages } = flow.records
     this.denseBytes = 0
@@ -239,6 +259,7 @@ export class BatchEncoder {
       places[n] = placeCount === 0 ? NONE : placeIndex(flow.migration, block[i]!, page[i]!, placeCount)
       n++
     }
+    const cold = useCold && this.cold !== undefined && this.findCold(this.cold, list)
     this.kernel.matchPages(
       workspace.listAt,
       workspace.placesAt,
@@ -249,10 +270,45 @@ export class BatchEncoder {
       workspace.columnAt[COLUMN.PAGES]!,
       workspace.columnAt[COLUMN.DENSE]!,
       workspace.columnAt[COLUMN.WORDS]!,
-      longMatch ? MATCH.LONG | MATCH.WORDS : 0,
+      (longMatch ? MATCH.LONG | MATCH.WORDS : 0) | (cold ? MATCH.COLD : 0),
     )
     this.denseBytes = this.kernel.result[RESULT.DENSE_BYTES]!
     this.wordsBytes = this.kernel.result[RESULT.KIND_COUNT + KIND.WORDS]! * PAGE_SIZE
+  }
+
+  /** Says in the list of kinds which pages are cold ones. @returns whether there are any */
+  private findCold(cold: ColdPages, list: Uint32Array): boolean {
+    const { bytes, coldNumbers } = this
+    const { kindsAt, listAt } = this.workspace
+    this.kernel.unknownPages(listAt, list.length, kindsAt)
+    let found = false
+    for (let i = 0; i < list.length; i++) {
+      if (bytes[kindsAt + i] === 0) continue
+      const number = cold.find(bytes, list[i]!)
+      if (number < 0) bytes[kindsAt + i] = 0
+      else {
+        coldNumbers[i] = number
+        found = true
+      }
+    }
+    return found
+  }
+
+  /** Adds a page to the current run of cold pages, or begins one. */
+  private coldPage(prediction: Prediction, number: number): void {
+    if (number !== this.coldFirst + this.coldCount || this.coldCount === 0) {
+      this.endColdRun(prediction)
+      this.coldFirst = number
+    }
+    this.coldCount++
+  }
+
+  private endColdRun(prediction: Prediction): void {
+    if (this.coldCount === 0) return
+    this.coldAt = writeVarint(this.bytes, this.coldAt, zigzag(this.coldFirst - prediction.cold))
+    this.coldAt = writeVarint(this.bytes, this.coldAt, this.coldCount - 1)
+    prediction.cold = this.coldFirst + this.coldCount
+    this.coldCount = 0
   }
 
   /** Makes the prediction of the next record head true. */
@@ -309,6 +365,7 @@ export class BatchEncoder {
       this.bytes[this.ops++] = this.runKind << 4
       this.ops = writeVarint(this.bytes, this.ops, count - 16)
     }
+    if (this.runKind === OP.EXTENDED) this.bytes[this.ops++] = EXTENDED.COLD
     this.runKind = 0
     this.runCount = 0
   }

@@ -10,7 +10,7 @@ import { type FlowExpander, nameIn } from './flow-expander.ts'
 import type { PageObserver } from './observer.ts'
 import { PageWriter, WORK_PER_STEP } from './page-writer.ts'
 import { unzigzag, VarintReader } from './varint.ts'
-import { COLUMN, LAG_MAX, OP, operationsMax, PACKET_HEADER_SIZE } from './wire.ts'
+import { COLUMN, EXTENDED, LAG_MAX, OP, operationsMax, PACKET_HEADER_SIZE } from './wire.ts'
 import type { Workspace } from './workspace.ts'
 
 /** Shared by all flows of a session, in the order of their batches. */
@@ -89,7 +89,9 @@ export class BatchExpander {
         count = 16 + longCounts.next()
         op = longCounts.position
       }
-      this.operation(byte >> 4, count)
+      if (byte >> 4 !== OP.EXTENDED) this.operation(byte >> 4, count)
+      else if (op === opsEnd) throw this.flow.bad('an extended operation that does not say which')
+      else this.extended(bytes[op++]!, count)
     }
   }
 
@@ -154,9 +156,13 @@ export class BatchExpander {
         flow.pass(count)
         break
       default:
-        assert(kind === OP.EXTENDED, 'an operation of more than four bits')
-        throw flow.bad('an extended operation: the peer speaks a later version')
+        assert(false, 'an operation of more than four bits')
     }
+  }
+
+  private extended(kind: number, count: number): void {
+    if (kind !== EXTENDED.COLD) throw this.flow.bad(`extended operation ${kind}: the peer speaks a later version`)
+    this.writer.fetched(count, this.columns.fetched)
   }
 
   private define(length: number): void {

@@ -10,6 +10,8 @@ import { PAGE_SIZE } from './wire.ts'
 /** What an operation, a kernel call (65 ns) and a copy of PATCH count as work, in bytes that are copied in the same time. */
 export const WORK_PER_STEP = 256
 const WORK_PER_COPY = 128
+/** And a page that was read from the disk and proven: 3 us for its SHA-256, as much again for the read. */
+const WORK_PER_COLD_PAGE = 4 * PAGE_SIZE
 
 /** Flags of a head. */
 const HEAD = { ZERO: 0x02, PAGE: 0x08 } as const
@@ -113,6 +115,12 @@ export class PageWriter {
     this.wholeAt(count, from.take(count * PAGE_SIZE, this.flow))
   }
 
+  /** COLD. @param from the pages that were fetched */
+  fetched(count: number, from: ByteColumn): void {
+    this.wholeAt(count, from.take(count * PAGE_SIZE, this.flow), false)
+    this.work += count * WORK_PER_COLD_PAGE
+  }
+
   /** WORDS. @param pageAt where there is room for one page */
   words(count: number, lag: number, from: ByteColumn, pageAt: number): void {
     let at = from.take(count * PAGE_SIZE, this.flow)
@@ -145,14 +153,14 @@ export class PageWriter {
     this.gave(this.flags & EXPAND.BARE ? PAGE_SIZE : PAGE_SIZE + 8, n, true)
   }
 
-  /** Pages that lie one behind the other from `at`. */
-  private wholeAt(count: number, at: number): void {
+  /** Pages that lie one behind the other from `at`. @param learn they are in no set */
+  private wholeAt(count: number, at: number, learn = true): void {
     const { kernel, flow } = this
     for (let done = 0; done < count; ) {
       const n = this.pageRun(count - done)
       const { page } = flow.prediction
       const from = at + done * PAGE_SIZE
-      this.gave(kernel.expandNew(this.out, hi(page), lo(page), from, n, this.place(), this.flags), n, true)
+      this.gave(kernel.expandNew(this.out, hi(page), lo(page), from, n, this.place(), this.flags), n, learn)
       done += n
     }
   }

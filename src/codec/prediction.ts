@@ -14,6 +14,8 @@ export class Prediction {
   page = 0
   /** The slot that a REF or PATCH would name next, in each region. */
   readonly next: number[]
+  /** The cold page that a run would begin with. */
+  cold = 0
 
   constructor(regions: PoolRegions) {
     this.next = [...regions.starts]

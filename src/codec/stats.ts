@@ -17,6 +17,8 @@ export class BatchStats {
   samePages = 0
   /** Pages found in a template set. */
   templatePages = 0
+  /** Pages found in a set on the disk. */
+  coldPages = 0
   /** Pages found among those that passed in this session. */
   earlierPages = 0
   /** Pages made of parts of the pool. */

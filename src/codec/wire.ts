@@ -38,8 +38,9 @@ export const COLUMN = {
   SHIFTS: 7,
   HEADERS: 8,
   WORDS: 9,
+  COLD: 10,
 } as const
-export const COLUMN_COUNT = 10
+export const COLUMN_COUNT = 11
 export const COLUMN_NAMES = [
   'ops',
   'numbers',
@@ -51,6 +52,7 @@ export const COLUMN_NAMES = [
   'shifts',
   'headers',
   'words',
+  'cold',
 ] as const
 
 export const METHOD = { STORED: 0, LZ4: 1, ZSTD: 2, ZSTD_FRESH: 3 } as const
@@ -60,7 +62,7 @@ export const LANE_SHIFT = 4
 
 /** High nibble of an operation byte. */
 export const OP = {
-  /** What follows says which operation: there are none yet. */
+  /** The byte behind it says which operation: EXTENDED. */
   EXTENDED: 0,
   ZERO: 1,
   REF: 2,
@@ -77,6 +79,11 @@ export const OP = {
   PACKET: 13,
   PASS: 14,
   WORDS: 15,
+} as const
+
+/** The byte behind an operation EXTENDED. */
+export const EXTENDED = {
+  COLD: 0,
 } as const
 
 /** WORDS: how many words back differences reach, below this. */

@@ -8,6 +8,9 @@ import { BATCH_RAW_MAX, COLUMN, COLUMN_COUNT, PACKET_HEADER_SIZE, PAGE_SIZE } fr
 /** Pages that one batch can hold. */
 export const BATCH_PAGES_MAX = BATCH_RAW_MAX / PAGE_SIZE
 
+/** Bytes of runs in cold sets: each page a run, of a number of 6 bytes at most and a count. */
+const COLD_BYTES_MAX = BATCH_PAGES_MAX * 16
+
 /** Worst case of a column, for a batch of BATCH_RAW_MAX bytes: a record of 9 bytes costs at most SEEK, BLOCK and itself. */
 const CAPACITY: readonly number[] = (() => {
   const capacity = new Array<number>(COLUMN_COUNT).fill(0)
@@ -21,6 +24,7 @@ const CAPACITY: readonly number[] = (() => {
   capacity[COLUMN.SHIFTS] = BATCH_RAW_MAX
   capacity[COLUMN.HEADERS] = BATCH_RAW_MAX + PACKET_HEADER_SIZE
   capacity[COLUMN.WORDS] = BATCH_RAW_MAX
+  capacity[COLUMN.COLD] = COLD_BYTES_MAX
   return capacity
 })()
 
@@ -44,8 +48,13 @@ export class Workspace {
   readonly kindsAt: number
   readonly slotsAt: number
   readonly tokensAt: number
-  /** Where a compressor may put what it makes of a column: room for BATCH_RAW_MAX bytes. */
+  /**
+   * Room for BATCH_RAW_MAX bytes. On the encoding side a compressor may put there what it makes of a column; on the
+   * expanding side the pages are fetched to it that the column `cold` names.
+   */
   readonly packedAt: number
+  /** How many pages were fetched: reset when a batch is unpacked. */
+  fetchedPages = 0
   readonly checksumAt: number
   /** 64 bytes for who looks on as batches pass: learning. */
   readonly observerAt: number

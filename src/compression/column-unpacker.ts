@@ -18,6 +18,7 @@ export class ColumnUnpacker {
    */
   unpack(batch: ArrivedBatch, workspace: Workspace): Promise<unknown> | undefined {
     workspace.columnLength.fill(0)
+    workspace.fetchedPages = 0
     let zstd = false
     this.rawBytes += batch.rawLength
     // these first: an error in them must not leave a stream at work on a workspace that others use again

@@ -20,6 +20,7 @@ import {
   TEXT_BYTES_MAX,
 } from '../limits.ts'
 import {
+  FEATURE,
   FEATURES,
   HELLO_HEAD_BYTES,
   MAGIC,
@@ -45,6 +46,8 @@ export interface ClientHello {
   /** Bytes of credit that each flow to the client begins with. */
   readonly credit: number
   readonly sets: readonly string[]
+  /** Further sets, which it would use from its disk; left out: none. Needs the feature COLD_SETS, as in the server's. */
+  readonly cold?: readonly string[]
   readonly ring: number
   readonly places: number
   readonly seed: string
@@ -60,6 +63,8 @@ export interface ServerHello {
   /** Bytes of credit that each flow to the server begins with. */
   readonly credit: number
   readonly sets: readonly string[]
+  /** Those of the client's `sets` and `cold` that it reads from its disk; left out: none. */
+  readonly cold?: readonly string[]
   readonly ring: number
   readonly places: number
   readonly targets: readonly string[]
@@ -237,13 +242,23 @@ export function agreedFeatures(hello: ClientHello): { readonly features?: readon
   return known.length === 0 ? {} : { features: known }
 }
 
-function setList(body: object): string[] {
-  const value = field(body, 'sets')
-  if (!Array.isArray(value)) fail('PROTOCOL_SYNTAX', 'sets is not an array')
+function setList(body: object, name = 'sets'): string[] {
+  const value = field(body, name)
+  if (!Array.isArray(value)) fail('PROTOCOL_SYNTAX', `${name} is not an array`)
   if (value.length > HELLO_SETS_MAX) fail('LIMIT_EXCEEDED', `${value.length} sets, more than ${HELLO_SETS_MAX}`)
   for (const digest of value) if (!isHex(digest, 64)) fail('PROTOCOL_SYNTAX', 'a set is not 64 hex digits')
   if (new Set(value).size !== value.length) fail('PROTOCOL_SYNTAX', 'a set is named twice')
   return value.slice()
+}
+
+/** @returns the cold sets where there are any, to be spread */
+function coldList(body: object): { readonly cold?: string[] } {
+  const said = features(body).features?.includes(FEATURE.COLD_SETS) && field(body, 'cold') !== undefined
+  if (!said) return {} // without the feature the field is one that nobody knows
+  const cold = setList(body, 'cold')
+  const sets = setList(body)
+  if (cold.some(digest => sets.includes(digest))) fail('PROTOCOL_SYNTAX', 'a set is named twice')
+  return cold.length === 0 ? {} : { cold }
 }
 
 /**
@@ -263,6 +278,7 @@ export function clientHelloOf(body: object): ClientHello {
     received: integer(body, 'received', 0, SEQUENCE_END - 1),
     credit: credit(body),
     sets: setList(body),
+    ...coldList(body),
     ring: integer(body, 'ring', 0, RING_PAGES_MAX),
     places: places(body),
     seed: hex(body, 'seed', 16),
@@ -293,6 +309,7 @@ export function serverHelloOf(body: object, asked?: ClientHello): ServerHello | 
     received: integer(body, 'received', 0, SEQUENCE_END - 1),
     credit: credit(body),
     sets: setList(body),
+    ...coldList(body),
     ring: integer(body, 'ring', 0, RING_PAGES_MAX),
     places: places(body),
     targets: targets.map(name => text({ target: name }, 'target', 1, TARGET_LENGTH_MAX)),
@@ -300,11 +317,15 @@ export function serverHelloOf(body: object, asked?: ClientHello): ServerHello | 
   }
   if (asked) {
     // The order matters: it gives the slots of the pool, and both sides must count them alike.
-    let from = 0
-    for (const digest of hello.sets) {
-      from = asked.sets.indexOf(digest, from) + 1
-      if (from === 0) fail('PROTOCOL_SYNTAX', 'the server uses sets that were not offered, or in another order')
+    const inOrder = (used: readonly string[], offered: readonly string[]): void => {
+      let from = 0
+      for (const digest of used) {
+        from = offered.indexOf(digest, from) + 1
+        if (from === 0) fail('PROTOCOL_SYNTAX', 'the server uses sets that were not offered, or in another order')
+      }
     }
+    inOrder(hello.sets, asked.sets)
+    inOrder(hello.cold ?? [], [...asked.sets, ...(asked.cold ?? [])])
     if (hello.features?.some(name => !asked.features?.includes(name))) {
       fail('PROTOCOL_SYNTAX', 'the server uses features that were not offered')
     }

@@ -12,11 +12,14 @@ export const VERSION_MINOR = 0
 /** Magic, both versions and the body's length. */
 export const HELLO_HEAD_BYTES = 16
 
-/**
- * Optional parts of the protocol that this version can do, by their names in hellos: none yet. Reserved are `lanes`,
- * `regions` and `extended-operations` (protocol.md §4 to §6).
- */
-export const FEATURES: readonly string[] = []
+/** Optional parts of the protocol, by their names in hellos. */
+export const FEATURE = {
+  /** Sets whose pages stay on the disk (protocol.md §5, §6). */
+  COLD_SETS: 'cold-sets',
+} as const
+
+/** Those that this version can do. Reserved are `lanes`, `regions` and `extended-operations` (protocol.md §4 to §6). */
+export const FEATURES: readonly string[] = Object.values(FEATURE)
 
 /** Type, flags, flow, length, sequence number, check. */
 export const FRAME_HEAD_BYTES = 16

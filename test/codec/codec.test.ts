@@ -111,8 +111,8 @@ const NO_POOL: VectorPool = {}
 function vectorTerms(pool: VectorPool = NO_POOL): Terms {
   let terms = termsOfVector.get(pool)
   if (terms === undefined) {
-    const { templates = [], ring = 0, places = 0 } = pool
-    terms = { templates: templates.map(bytes), ring, places }
+    const { templates = [], ring = 0, places = 0, cold } = pool
+    terms = { templates: templates.map(bytes), ring, places, ...(cold && { cold: cold.map(bytes) }) }
     termsOfVector.set(pool, terms)
   }
   return terms
@@ -145,11 +145,23 @@ t.test('numbers of the wire', t => {
   t.same([PLACE_BLOCK_STEP, PLACE_MIGRATION_STEP], [0x9e3779b1, 0x85ebca6b])
   t.same(
     { ...COLUMN },
-    { OPS: 0, NUMBERS: 1, OTHER: 2, PAGES: 3, DENSE: 4, LENGTHS: 5, SOURCES: 6, SHIFTS: 7, HEADERS: 8, WORDS: 9 },
+    {
+      OPS: 0,
+      NUMBERS: 1,
+      OTHER: 2,
+      PAGES: 3,
+      DENSE: 4,
+      LENGTHS: 5,
+      SOURCES: 6,
+      SHIFTS: 7,
+      HEADERS: 8,
+      WORDS: 9,
+      COLD: 10,
+    },
   )
   t.same(
     COLUMN_NAMES.map((_, column) => windowLogMax(column)),
-    [18, 18, 18, 23, 18, 18, 18, 18, 18, 23],
+    [18, 18, 18, 23, 18, 18, 18, 18, 18, 23, 18],
   )
   t.same([operationsMax(1), operationsMax(BATCH_RAW_MAX)], [256, 349781])
   t.same([columnBytesMax(1), columnBytesMax(1000)], [1026, 3024])
@@ -216,7 +228,7 @@ t.test('operations', async t => {
       t.equal(places.join(), vector.places, 'places')
     }
     for (const implementation of implementations) {
-      const receiver = new Receiver(poolOf('decoder', implementation, terms))
+      const receiver = new Receiver(poolOf('decoder', implementation, terms), false, terms)
       const wrong: string[] = []
       for (const [i, batch] of sent.entries()) {
         const got = await received(receiver, batch)
@@ -267,7 +279,7 @@ t.test('batches that are wrong', async t => {
     }
     const bad = handBatch(rawLength, 0n, storedColumns(columns))
     for (const implementation of implementations) {
-      const receiver = new Receiver(poolOf('decoder', implementation, terms))
+      const receiver = new Receiver(poolOf('decoder', implementation, terms), false, terms)
       for (const batch of sent) await receiver.receive(batch)
       const startMs = performance.now()
       await failsWith(`${name}: ${implementation}`, receiver, bad, what)
@@ -591,10 +603,9 @@ t.test('what the encoder says', t => {
   t.ok(encodeVectors.length > 0)
   for (const { name, kind, pool, pushes } of encodeVectors) {
     for (const implementation of implementations) {
-      const sender = new Sender(poolOf('encoder', implementation, vectorTerms(pool)), {
-        method: 'as they are',
-        longMatch: true,
-      })
+      const terms = vectorTerms(pool)
+      const packing = { method: 'as they are', longMatch: true } as const
+      const sender = new Sender(poolOf('encoder', implementation, terms), packing, false, terms)
       const channel = sender.open(kind)
       const got = pushes.map(({ input, release }) => {
         channel.push(bytes(input))
@@ -693,6 +704,8 @@ const anyRun = fc.record({
   /** Another migration in the same session. */
   other: fc.option(fc.array(withRecords, { maxLength: 6 })),
   templates: fc.constantFrom(0, 8),
+  /** Pages of sets on the disk: the first of those that templates are made of, or others. */
+  cold: fc.constantFrom(undefined, 4, 24),
   ring: fc.constantFrom(0, 1, 2, 8, 64),
   places: fc.constantFrom(0, 1, 16, 1024),
   encoder: fc.constantFrom(SIMD, 'twin' as const),
@@ -707,8 +720,10 @@ const total = new BatchStats()
 t.test('expand(encode(x)) = x: main, multifd and preempt over one pool, cut and released anywhere', async t => {
   await fc.assert(
     fc.asyncProperty(anyRun, async made => {
-      const terms: Terms = { templates: templatePages(made.templates), ring: made.ring, places: made.places }
-      const guest = new Guest(terms.templates)
+      const { templates, ring, places } = made
+      const cold = made.cold === undefined ? {} : { cold: templatePages(made.cold) }
+      const terms: Terms = { templates: templatePages(templates), ring, places, ...cold }
+      const guest = new Guest(made.cold === undefined ? terms.templates : templatePages(Math.max(templates, made.cold)))
       const scenario = {
         ...made,
         terms,
@@ -735,6 +750,7 @@ t.test('expand(encode(x)) = x: main, multifd and preempt over one pool, cut and 
     'fillPages',
     'samePages',
     'templatePages',
+    'coldPages',
     'earlierPages',
     'patchPages',
     'newPages',

@@ -10,13 +10,14 @@ import {
 } from '../../scripts/harness/qemu/stream-emitter.ts'
 import { random } from '../../scripts/harness/random.ts'
 import { assembleBatch, type PackedColumn, parseBatch } from '../../src/codec/batch.ts'
+import { type ColdPages, ColdRuns } from '../../src/codec/cold-pages.ts'
 import { BatchEncoder } from '../../src/codec/encoder.ts'
 import { BatchExpander } from '../../src/codec/expander.ts'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
 import { FlowExpander } from '../../src/codec/flow-expander.ts'
 import type { PageObserver } from '../../src/codec/observer.ts'
 import { PoolRegions } from '../../src/codec/places.ts'
-import { COLUMN_COUNT, METHOD } from '../../src/codec/wire.ts'
+import { COLUMN, COLUMN_COUNT, METHOD } from '../../src/codec/wire.ts'
 import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
 import { ColumnPacker } from '../../src/compression/column-packer.ts'
 import { ColumnUnpacker } from '../../src/compression/column-unpacker.ts'
@@ -51,6 +52,16 @@ export interface Terms {
   readonly templates: readonly Uint8Array[]
   readonly ring: number
   readonly places: number
+  /** Pages of sets that lie on the disk; none where it is left out. */
+  readonly cold?: readonly Uint8Array[]
+}
+
+/** Knows those pages, as the encoder asks for them. */
+function coldPagesOf({ cold }: Terms): ColdPages | undefined {
+  if (cold === undefined) return undefined
+  const key = (page: Uint8Array): string => Buffer.from(page).toString('latin1')
+  const numbers = new Map(cold.map((page, number) => [key(page), number]))
+  return { find: (bytes, at) => numbers.get(key(bytes.subarray(at, at + PAGE))) ?? -1 }
 }
 
 export const secondTerms = (terms: Terms): SecondTerms => ({ seed: SEED, ...terms })
@@ -201,12 +212,13 @@ export class Sender {
   private readonly blocks = new Map<number, BlockTable>()
   private channels = 0
 
-  constructor(pool: Pool, packing: Packing, observe = false) {
+  constructor(pool: Pool, packing: Packing, observe = false, terms?: Terms) {
     this.pool = pool
     this.packing = packing
     this.observed = new Observed(pool)
     this.encoder = new BatchEncoder(pool.kernel, ...SEED_WORDS)
     if (observe) this.encoder.observer = this.observed
+    if (terms) this.encoder.cold = coldPagesOf(terms)
     this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer)
   }
 
@@ -278,9 +290,12 @@ export class Receiver {
   private readonly expander: BatchExpander
   private readonly unpacker = new ColumnUnpacker()
   private readonly flows = new Map<number, FlowExpander>()
+  private readonly runs = new ColdRuns()
+  private readonly cold: readonly Uint8Array[]
 
-  constructor(pool: Pool, observe = false) {
+  constructor(pool: Pool, observe = false, terms?: Terms) {
     this.pool = pool
+    this.cold = terms?.cold ?? []
     this.observed = new Observed(pool)
     this.expander = new BatchExpander(pool.kernel, ...SEED_WORDS)
     if (observe) this.expander.observer = this.observed
@@ -315,9 +330,22 @@ export class Receiver {
       flow = new FlowExpander(migration, PoolRegions.of(this.pool.kernel.layout))
       this.flows.set(number, flow)
     }
+    this.fetch(flow, batch.rawLength)
     const out = this.pool.slots[0]!
     this.expander.expand(flow, this.pool.workspaces[0]!, batch.rawLength, batch.checksum, out)
     return Buffer.from(this.pool.kernel.bytes.subarray(out, out + batch.rawLength))
+  }
+
+  /** Fetches the cold pages that the batch names. */
+  private fetch({ prediction }: FlowExpander, rawLength: number): void {
+    const { runs } = this
+    const workspace = this.pool.workspaces[0]!
+    if (workspace.columnLength[COLUMN.COLD] === 0) return
+    runs.read(workspace, prediction, rawLength, this.cold.length)
+    for (let i = 0; i < runs.length; i++) {
+      for (let k = 0; k < runs.count[i]!; k++, workspace.fetchedPages++)
+        workspace.bytes.set(this.cold[runs.first[i]! + k]!, workspace.packedAt + workspace.fetchedPages * PAGE)
+    }
   }
 }
 
@@ -583,8 +611,8 @@ export interface Outcome {
 export async function run(scenario: Scenario): Promise<Outcome> {
   const { terms, seed, pushMax, whole } = scenario
   const rand = random(seed)
-  const sender = new Sender(poolOf('encoder', scenario.encoder, terms), scenario.packing, true)
-  const receiver = new Receiver(poolOf('decoder', scenario.decoder, terms), true)
+  const sender = new Sender(poolOf('encoder', scenario.encoder, terms), scenario.packing, true, terms)
+  const receiver = new Receiver(poolOf('decoder', scenario.decoder, terms), true, terms)
   const channels: Channel[] = []
   const outputs: Buffer[][] = scenario.channels.map(() => [])
   const at = scenario.channels.map(() => 0)

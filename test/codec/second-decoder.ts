@@ -20,6 +20,7 @@ const COLUMN_MAX = [
   2 ** 20,
   2 ** 20 + 1344,
   2 ** 20,
+  4096,
 ]
 const COLUMNS = COLUMN_MAX.length
 const ZERO_PAGE = Buffer.alloc(PAGE)
@@ -256,6 +257,8 @@ export interface SecondTerms {
   readonly templates: readonly Uint8Array[]
   readonly ring: number
   readonly places: number
+  /** Pages of the cold sets. */
+  readonly cold?: readonly Uint8Array[]
 }
 
 export class SecondPool {
@@ -320,6 +323,7 @@ interface SecondFlow {
   page: number
   named: boolean
   readonly next: [number, number]
+  cold: number
   /** Page numbers that the packet still owes. */
   owed: number[]
 }
@@ -340,10 +344,29 @@ function restorePackets(column: Buffer): Buffer {
 }
 
 /** The bytes of one batch out of its raw columns. */
-function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawLength: number): Buffer {
-  const names = ['ops', 'numbers', 'other', 'pages', 'dense', 'lengths', 'sources', 'shifts', 'headers', 'words']
+function expand(
+  pool: SecondPool,
+  coldPages: readonly Uint8Array[],
+  flow: SecondFlow,
+  raw: readonly Buffer[],
+  rawLength: number,
+): Buffer {
+  const names = [
+    'ops',
+    'numbers',
+    'other',
+    'pages',
+    'dense',
+    'lengths',
+    'sources',
+    'shifts',
+    'headers',
+    'words',
+    'cold',
+  ]
   const columns = raw.map((bytes, i) => new Bytes(i === 8 ? restorePackets(bytes) : bytes, names[i]!))
-  const [ops, numbers, other, pages, dense, lengths, sources, shifts, headers, words] = columns as [
+  const [ops, numbers, other, pages, dense, lengths, sources, shifts, headers, words, cold] = columns as [
+    Bytes,
     Bytes,
     Bytes,
     Bytes,
@@ -355,6 +378,14 @@ function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawL
     Bytes,
     Bytes,
   ]
+  const fetched: Buffer[] = []
+  while (cold.left > 0) {
+    const first = flow.cold + unzigzag(cold.varint())
+    flow.cold = first + cold.varint() + 1
+    need(fetched.length + flow.cold - first <= rawLength / PAGE, 'more cold pages than the batch can hold')
+    need(first >= 0 && flow.cold <= coldPages.length, 'a cold page that no set has')
+    for (let i = first; i < flow.cold; i++) fetched.push(Buffer.from(coldPages[i]!))
+  }
   const out: Buffer[] = []
   let length = 0
   const give = (bytes: Buffer): void => {
@@ -461,6 +492,15 @@ function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawL
       for (let i = 0; i < count; i++) work()
     }
     switch (op >> 4) {
+      case 0:
+        need(ops.u8() === 0, 'an extended operation that nobody knows')
+        each(() => {
+          const body = fetched.shift()
+          need(body, 'a cold page that was not named')
+          head(0x08)
+          literal(body)
+        })
+        break
       case 1:
         outside()
         each(() => {
@@ -569,6 +609,7 @@ function expand(pool: SecondPool, flow: SecondFlow, raw: readonly Buffer[], rawL
     }
   }
   need(length === rawLength, 'fewer bytes than the batch says')
+  need(fetched.length === 0, 'cold pages that are not used')
   for (const column of columns) need(column.left === 0, `${column.name} is not used up`)
   return Buffer.concat(out)
 }
@@ -596,11 +637,20 @@ export function decodeSession(
   const outputs = sent.map(({ flow: number, migration }, i) => {
     let flow = flows.get(number)
     if (flow === undefined) {
-      flow = { migration, names: [], block: 0, page: 0, named: false, next: [0, terms.templates.length], owed: [] }
+      flow = {
+        migration,
+        names: [],
+        block: 0,
+        page: 0,
+        named: false,
+        next: [0, terms.templates.length],
+        cold: 0,
+        owed: [],
+      }
       flows.set(number, flow)
     }
     const batch = batches[i]!
-    const bytes = expand(pool, flow, raw[i]!, batch.rawLength)
+    const bytes = expand(pool, terms.cold ?? [], flow, raw[i]!, batch.rawLength)
     need(!verify || checksum(bytes, terms.seed) === batch.checksum, `batch ${i} has another checksum`)
     return bytes
   })
@@ -631,6 +681,7 @@ export function readSet(file: Buffer): Buffer[] {
 
 interface FileHello {
   readonly sets: string[]
+  readonly cold?: string[]
   readonly ring: number
   readonly places: number
   readonly seed: string
@@ -695,6 +746,7 @@ export function decodeFile(file: Uint8Array, setOf: (digest: string) => Buffer =
     {
       seed: BigInt(`0x${hello.seed}`),
       templates: hello.sets.flatMap(digest => readSet(setOf(digest))),
+      cold: (hello.cold ?? []).flatMap(digest => readSet(setOf(digest))),
       ring: hello.ring,
       places: hello.places,
     },

@@ -10,6 +10,7 @@ import { ElfCoreReader } from '../../src/capture/elf-core.ts'
 import { hasChannels, recognize } from '../../src/capture/formats.ts'
 import { HEAD_LENGTH } from '../../src/capture/limits.ts'
 import { MendedBytes } from '../../src/capture/mended-bytes.ts'
+import { COLUMN, COLUMN_COUNT } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
 import { isProxyError } from '../../src/errors.ts'
@@ -203,6 +204,9 @@ const ALL_TERMS: readonly Terms[] = [
   { templates: [], ring: 1, places: 1 },
   { templates: templatePages(8), ring: 0, places: 16 },
   { templates: [], ring: 2, places: 0 },
+  // pages on the disk, some of which are templates too
+  { templates: templatePages(4), ring: 8, places: 64, cold: templatePages(16) },
+  { templates: [], ring: 0, places: 16, cold: templatePages(8) },
 ]
 
 function specs(rand: Rand, count: number, natures: number): PageSpec[] {
@@ -307,9 +311,10 @@ export class Fuzzer {
 
   /** A session in small batches, every kind of channel in it. */
   private session(terms: Terms, rand: Rand): SampleSession {
-    const guest = new Guest(terms.templates)
-    const sender = new Sender(poolOf('encoder', SIMD, terms), { method: 'as they are', longMatch: true })
-    const receiver = new Receiver(poolOf('decoder', SIMD, terms))
+    const guest = new Guest(terms.cold ?? terms.templates)
+    const packing = { method: 'as they are', longMatch: true } as const
+    const sender = new Sender(poolOf('encoder', SIMD, terms), packing, false, terms)
+    const receiver = new Receiver(poolOf('decoder', SIMD, terms), false, terms)
     const batches: SampleBatch[] = []
     const send = (channel: Channel, input: Uint8Array): void => {
       for (let at = 0; at < input.length; ) {
@@ -318,7 +323,9 @@ export class Fuzzer {
         at += take
         const sent = sender.sendNow(channel, at === input.length || rand(4) === 0)
         if (sent === undefined) continue
-        const columns = Array.from({ length: 9 }, (_, i) => Buffer.from(sender.pool.workspaces[0]!.column(i)))
+        const columns = Array.from({ length: COLUMN_COUNT }, (_, i) =>
+          Buffer.from(sender.pool.workspaces[0]!.column(i)),
+        )
         batches.push({ sent, output: receiver.receiveNow(sent), columns })
       }
     }
@@ -463,7 +470,8 @@ export class Fuzzer {
   private context(rand: Rand): { session: SampleSession; at: number; receiver: Receiver } {
     const session = this.sessions[rand(this.sessions.length)]!
     const at = rand(rand(2) ? Math.min(3, session.batches.length) : session.batches.length)
-    const receiver = new Receiver(poolOf('decoder', rand(4) ? SIMD : 'twin', session.terms))
+    const { terms } = session
+    const receiver = new Receiver(poolOf('decoder', rand(4) ? SIMD : 'twin', terms), false, terms)
     for (const { sent } of session.batches.slice(0, at)) receiver.receiveNow(sent)
     return { session, at, receiver }
   }
@@ -499,7 +507,7 @@ export class Fuzzer {
     const made = columns.map((bytes, i) => {
       const from = rand(6) === 0 ? other[i]! : bytes
       if (rand(3) > 0) return from
-      if (i === 0 || i === 1 || (i >= 5 && i <= 7)) return mutatedColumn(rand, from, i)
+      if (i === 0 || i === 1 || (i >= 5 && i <= 7) || i === COLUMN.COLD) return mutatedColumn(rand, from, i)
       return mutated(rand, { bytes: from }, other[i]!)
     })
     let rawLength = output.length
@@ -716,7 +724,7 @@ function mutatedColumn(rand: Rand, from: Buffer, column: number): Buffer {
   const out = [...from]
   for (let changes = 1 + rand(3); changes > 0; changes--) {
     const at = rand(out.length + 1)
-    const value = column === 0 ? (1 + rand(15)) * 16 + 1 + rand(3) : rand(4) ? rand(16) : rand(256)
+    const value = column === 0 ? (rand(9) ? rand(16) * 16 + 1 + rand(3) : 0) : rand(4) ? rand(16) : rand(256)
     switch (rand(4)) {
       case 0:
         out.splice(at, 1)

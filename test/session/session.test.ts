@@ -84,7 +84,7 @@ t.test('the numbers of the wire', async t => {
   t.same([...wire.MAGIC], [0x50, 0x47, 0x46, 0x59, 0x0d, 0x0a, 0x1a, 0x0a])
   t.same([wire.VERSION_MAJOR, wire.VERSION_MINOR, wire.HELLO_HEAD_BYTES, wire.FRAME_HEAD_BYTES], [1, 0, 16, 16])
   t.same([wire.FRAME_CHECKED_BYTES, wire.FLAG_MORE, wire.FRAME_OPTIONAL, wire.SEQUENCE_END], [12, 1, 128, 2 ** 48])
-  t.same(wire.FEATURES, [])
+  t.same(wire.FEATURES, ['cold-sets'])
   t.same(wire.REFUSALS, [
     'PROTOCOL_VERSION',
     'PROTOCOL_SYNTAX',
@@ -334,7 +334,8 @@ t.test('fields of hellos', async t => {
   t.same(clientHelloOf({ ...CLIENT, later: 1 }), CLIENT, 'unknown fields are ignored')
   const wanting = { ...CLIENT, features: ['lanes', 'of-a-later-version'] }
   t.same(clientHelloOf(wanting), wanting)
-  t.same(agreedFeatures(wanting), {}, 'none is known yet')
+  t.same(agreedFeatures(wanting), {}, 'none of these is known yet')
+  t.same(agreedFeatures({ ...CLIENT, features: ['lanes', 'cold-sets'] }), { features: ['cold-sets'] })
   t.same(clientHelloOf({ ...CLIENT, features: [] }), CLIENT)
   t.same(serverHelloOf({ ...SERVER, features: ['lanes'] }, wanting), { ...SERVER, features: ['lanes'] })
   t.equal(
@@ -343,6 +344,31 @@ t.test('fields of hellos', async t => {
     'not offered',
   )
   t.same(serverHelloOf({ ...SERVER }, CLIENT), SERVER)
+  const [far, near] = ['dd'.repeat(32), 'ff'.repeat(32)]
+  const cold = { ...CLIENT, features: ['cold-sets'], cold: [far, near] }
+  t.same(clientHelloOf(cold), cold)
+  t.same(clientHelloOf({ ...CLIENT, cold: 1 }), CLIENT, 'without its feature it is a field of another version')
+  t.same(clientHelloOf({ ...cold, cold: [] }), { ...CLIENT, features: ['cold-sets'] })
+  const answer = { ...SERVER, sets: CLIENT.sets.slice(1), features: ['cold-sets'], cold: [CLIENT.sets[0]!, near] }
+  t.same(serverHelloOf(answer, cold), answer, 'what the client would have in memory may stay on the disk')
+  for (const [what, change] of [
+    ['not offered', { cold: ['ee'.repeat(32)] }],
+    ['in another order', { cold: [near, CLIENT.sets[0]] }],
+    ['in memory too', { cold: [CLIENT.sets[1]] }],
+    ['twice', { cold: [near, near] }],
+    ['no digest', { cold: ['dd'] }],
+    ['no array', { cold: near }],
+  ] as const) {
+    t.equal(
+      codeOf(() => serverHelloOf({ ...answer, ...change }, cold)),
+      'PROTOCOL_SYNTAX',
+      what,
+    )
+  }
+  t.equal(
+    codeOf(() => clientHelloOf({ ...cold, cold: CLIENT.sets })),
+    'PROTOCOL_SYNTAX',
+  )
   const no = serverHelloOf({ agent: 'x', refuse: { code: 'PEER_LOST', text: 'unknown session' } })
   t.ok(isRefusal(no) && no.refuse.code === 'PEER_LOST')
   const later = serverHelloOf({ agent: 'x', refuse: { code: 'A_LATER_CODE', text: '' } })

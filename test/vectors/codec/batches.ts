@@ -14,6 +14,7 @@ export const COLUMN_NAMES = [
   'shifts',
   'headers',
   'words',
+  'cold',
 ] as const
 export type ColumnName = (typeof COLUMN_NAMES)[number]
 export type Columns = Partial<Record<ColumnName, string>>
@@ -23,6 +24,8 @@ export interface VectorPool {
   readonly templates?: readonly string[]
   readonly ring?: number
   readonly places?: number
+  /** One page for each cold one. */
+  readonly cold?: readonly string[]
 }
 
 export interface BatchVector {
@@ -172,6 +175,42 @@ export const batchVectors: readonly BatchVector[] = [
       {
         columns: { ops: '12 83 11 80 01', other: '"abc" 2d*17' },
         gives: `${zeros(0, 2)} "abc" ${zeros(2, 1)} 2d*17`,
+      },
+    ],
+  },
+  {
+    name: 'COLD: runs and operations are cut each in its own way; pages enter the ring',
+    pool: { templates: three, cold: ['c0*4095 01', 'c1*4095 02', 'c2*4095 03', 'c3*4095 04'], ring: 3, places: 8 },
+    batches: [
+      // pages 1 and 2, then 0: runs of 2 and 1, operations of 1 and 2 with a template between
+      {
+        columns: { ops: '01 00 21 02 00', numbers: '00', cold: '02 01 05 00' },
+        gives: `${pages('c1*4095 02', 0)} ${pages('a0*4096', 1)} ${pages('c2*4095 03', 2)} ${pages('c0*4095 01', 3)}`,
+      },
+      // what passed is known: by its place, and in the ring
+      { columns: { ops: 'a1 31 21', numbers: '07 01' }, gives: `${pages('c1*4095 02', 0)} ${pages('c1*4095 02', 1)}` },
+      // the flow goes on behind its last run; another flow begins at 0
+      { columns: { ops: '01 00', cold: '00 00' }, gives: pages('c1*4095 02', 2) },
+      { flow: 2, columns: { ops: '95 01 00', cold: '06 00' }, gives: pages('c3*4095 04', 5) },
+    ],
+    // the first ring slot was touched, so the one behind it was next
+    cursor: 0,
+    marks: '000',
+    ring: ['c1*4095 02', 'c1*4095 02', 'c3*4095 04'],
+    places: '5,-,-,3,3,4,5,-',
+  },
+  {
+    name: 'COLD: seventeen times, without a ring; a packet of multifd',
+    pool: { cold: Array.from({ length: 17 }, (_, i) => `${(16 + i).toString(16)}*4096`) },
+    batches: [
+      {
+        columns: { ops: '00 01 00', cold: '00 10' },
+        gives: Array.from({ length: 17 }, (_, i) => pages(`${(16 + i).toString(16)}*4096`, i)).join(' '),
+      },
+      {
+        flow: 2,
+        columns: { ops: 'd1 01 00', headers: packet('00000001', '00001000', '00*1024'), cold: '04 00' },
+        gives: `${packet('00000001', '00001000', '00*1024')} 12*4096`,
       },
     ],
   },
@@ -547,6 +586,7 @@ export const batchVectors: readonly BatchVector[] = [
   },
 ]
 
+const FOUR = { cold: ['c0*4096', 'c1*4096', 'c2*4096', 'c3*4096'] }
 const T3 = { templates: three, ring: 2, places: 2 }
 /** A varint of 2^53 - 17: with the 16 of a long count the highest there is. */
 const MOST = 'efffffffffffff0f'
@@ -557,7 +597,49 @@ const owing = {
 
 /** Columns of which each breaks the grammar in one way. All are BATCH_FORMAT. */
 export const badVectors: readonly BadVector[] = [
-  { name: 'operation 0', columns: { ops: '01' }, what: /extended operation: the peer speaks a later version/ },
+  { name: 'operation 0 that ends early', columns: { ops: '01' }, what: /extended operation that does not say which/ },
+  {
+    name: 'extended operation 1',
+    columns: { ops: '01 01' },
+    what: /extended operation 1: the peer speaks a later version/,
+  },
+  { name: 'COLD without a page', pool: FOUR, columns: { ops: '01 00' }, what: /cold ends early/ },
+  {
+    name: 'COLD of more pages than are named',
+    pool: FOUR,
+    columns: { ops: '02 00', cold: '00 00' },
+    what: /cold ends/,
+  },
+  {
+    name: 'a cold page that is not used',
+    pool: FOUR,
+    columns: { ops: '41', pages: '00*4096', cold: '00 00' },
+    what: /longer than its operations use/,
+  },
+  { name: 'a cold page of no set', columns: { ops: '01 00', cold: '00 00' }, what: /page 0 of 0/ },
+  { name: 'a cold page behind the last', pool: FOUR, columns: { ops: '01 00', cold: '08 00' }, what: /page 4 of 4/ },
+  { name: 'a cold page before the first', pool: FOUR, columns: { ops: '01 00', cold: '01 00' }, what: /page -1 of 4/ },
+  {
+    name: 'a run over the last cold page',
+    pool: FOUR,
+    columns: { ops: '02 00', cold: '06 01' },
+    rawLength: 2 * 4104,
+    what: /page 3 of 4/,
+  },
+  {
+    name: 'more cold pages than the batch can hold',
+    pool: FOUR,
+    columns: { ops: '01 00', cold: '00 00 00 00' },
+    what: /more than the 1 pages/,
+  },
+  { name: 'a cold run without a length', pool: FOUR, columns: { ops: '01 00', cold: '00' }, what: /cold ends early/ },
+  {
+    name: 'more than 4096 bytes of cold runs',
+    pool: FOUR,
+    columns: { ops: '01 00', cold: '00*4098' },
+    rawLength: 1 << 20,
+    what: /column 10 of 4098/,
+  },
   { name: 'WORDS without a lag', columns: { ops: 'f1', words: '00*4096' }, what: /numbers ends early/ },
   {
     name: 'WORDS with a lag of a page',
@@ -912,10 +994,10 @@ export const badHeads: readonly {
   { name: '2^53 bytes', batch: '01 80*7 10 sum 00', what: /shortest form/ },
   { name: 'a checksum that is cut', batch: '01 01 00*7', what: /head ends early/, offset: 2 },
   { name: 'no number of columns', batch: '01 01 sum', what: /head ends early/, offset: 2 },
-  { name: '11 columns', batch: '01 01 sum 0b', what: /11 columns/, offset: 10 },
+  { name: '12 columns', batch: '01 01 sum 0c', what: /12 columns/, offset: 10 },
   { name: '255 columns', batch: '01 01 sum ff', what: /255 columns/, offset: 10 },
   { name: 'a table that is cut', batch: '01 01 sum 01 00 00', what: /table ends early/, offset: 11 },
-  { name: 'column 10', batch: '01 01 sum 01 0a 00 01 00', what: /column 10 after -1/, offset: 11 },
+  { name: 'column 11', batch: '01 01 sum 01 0b 00 01 00', what: /column 11 after -1/, offset: 11 },
   { name: 'a column twice', batch: '01 01 sum 02 02 00 01 02 00 01 41 41', what: /column 2 after 2/, offset: 14 },
   { name: 'columns out of order', batch: '01 01 sum 02 02 00 01 00 00 01 41 81', what: /column 0 after 2/, offset: 14 },
   { name: 'method 4', batch: '01 01 sum 01 00 04 01 01 11', what: /unknown method 4/, offset: 12 },

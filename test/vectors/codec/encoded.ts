@@ -74,6 +74,29 @@ export const encodeVectors: readonly EncodeVector[] = [
     ],
   },
   {
+    name: 'pages of a set on the disk: a run, one that a template is too, one again, one step back',
+    kind: 'preempt',
+    pool: {
+      templates: ['00*2048 a0*2048'],
+      cold: ['00*2048 c0*2048', '00*2048 a0*2048', '00*2048 c2*2048', '00*2048 c3*2048'],
+      ring: 8,
+      places: 16,
+    },
+    pushes: [
+      {
+        input: `0000000000000008 'a' 00*2048 c2*2048 0000000000001028 00*2048 c3*2048 0000000000002028 00*2048 a0*2048
+          0000000000003028 00*2048 c2*2048 0000000000003028 00*2048 c2*2048 0000000000004028 00*2048 c0*2048`,
+        columns: {
+          // REF of the template: v = 0, in region 0; REF of the ring: the first page, v = 1
+          ops: 'c1 b1 02 00 21 21 a1 31 01 00',
+          numbers: '01 00 00 01 01',
+          other: '"a"',
+          cold: '04 01 07 00',
+        },
+      },
+    ],
+  },
+  {
     name: 'RAMBlocks by turns: named again, defined once',
     kind: 'main',
     pushes: [
