@@ -340,6 +340,20 @@ export const MACHINE_TYPE_LENGTH_MAX = 255
 /** Entries of the capabilities subsection; QEMU 10 knows 24 capabilities and lists 2 of them. */
 export const CAPABILITIES_MAX = 64
 
+// Sets that stay on the disk ---------------------------------------------------------------------------------------------
+
+/** Pages of them that one session may have: 128 GiB, for which a source keeps 740 MB in memory, a destination 540. */
+export const COLD_PAGES_MAX = 2 ** 25
+
+/** Bytes of one read: most matches come in runs, and 64 KiB take a disk hardly longer than 4. */
+export const COLD_READ_BYTES_MAX = 65536
+
+/** Reads at once, over all sessions: three of the four threads that the system's calls are made in. */
+export const COLD_READS_MAX = 3
+
+/** How long one is waited for, its turn included: a busy disk takes 20 ms a read, and a batch asks for 256 at most. */
+export const COLD_READ_MS_MAX = 5000
+
 // What proxies learn ---------------------------------------------------------------------------------------------------
 
 /**

@@ -155,9 +155,9 @@ export class TemplateStore {
     return SetFile.open(this.pathOf(await this.find(prefix)), this.key, false)
   }
 
-  /** Opens a set whose pages stay in its file. @throws as ColdSet.open */
-  openCold(digest: string): Promise<ColdSet> {
-    return ColdSet.open(this.pathOf(digest), this.key, false)
+  /** Opens the one set whose digest starts so; its pages stay in its file. @throws as {@link find} and ColdSet.open */
+  async openCold(prefix: string): Promise<ColdSet> {
+    return ColdSet.open(this.pathOf(await this.find(prefix)), this.key, false)
   }
 
   pathOf(digest: string): string {

@@ -1,0 +1,165 @@
+/**
+ * The expanding side of cold sets: reads the pages that a batch names, proves each where the expander will take it from, and
+ * asks for those that cannot be had. What it leaves in a workspace is what the sets say, or nothing.
+ */
+import { ColdRuns } from '../codec/cold-pages.ts'
+import type { FlowExpander } from '../codec/flow-expander.ts'
+import { COLUMN, PAGE_SIZE } from '../codec/wire.ts'
+import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
+import { ProxyError } from '../errors.ts'
+import { COLD_READ_MS_MAX } from '../limits.ts'
+import type { ColdSet } from '../store/cold-set.ts'
+import type { ColdList } from './cold-list.ts'
+import { type Deadline, type DiskReads, READ_PAGES_MAX } from './disk-reads.ts'
+
+/** Pages between two that are wanted which are read along: a second read costs more. */
+const GAP_PAGES_MAX = 3
+
+/** Pages that another side has, too: each is the page of its number, or it is not used. @throws where they cannot be had */
+export type AskForPages = (numbers: readonly number[]) => Promise<readonly Uint8Array[]>
+
+export interface ColdFetcherOptions {
+  readonly list: ColdList
+  readonly reads: DiskReads
+  /** Where to get what cannot be read; undefined: nowhere. */
+  readonly ask?: AskForPages | undefined
+  /** A set that could not be read, the first time: it should not be offered again as it is. */
+  readonly onFailure?: ((set: ColdSet, error: ProxyError) => void) | undefined
+}
+
+/** What has been fetched. */
+export interface ColdFetched {
+  /** Pages, reads that brought them, and pages that had to be asked for. */
+  pages: number
+  reads: number
+  asked: number
+}
+
+export class ColdFetcher {
+  readonly counts: ColdFetched = { pages: 0, reads: 0, asked: 0 }
+  private readonly options: ColdFetcherOptions
+  private readonly runs = new ColdRuns()
+  /** By place in the batch: the page's number. Places in the order of the numbers. */
+  private readonly numbers = new Float64Array(BATCH_PAGES_MAX)
+  private readonly order = new Uint16Array(BATCH_PAGES_MAX)
+  /** Sets that have failed are not read again: what a disk gives once is what it gives. */
+  private readonly failed = new Map<ColdSet, ProxyError>()
+
+  constructor(options: ColdFetcherOptions) {
+    this.options = options
+  }
+
+  /**
+   * Fetches what the column `cold` names into the workspace. One call at a time, in the order of batches.
+   * @returns undefined where the batch names nothing
+   * @throws BATCH_FORMAT; also as rejection TEMPLATE_*, IO where a page cannot be had from anywhere
+   */
+  fetch(flow: FlowExpander, workspace: Workspace, rawLength: number): Promise<void> | undefined {
+    if (workspace.columnLength[COLUMN.COLD] === 0) return undefined
+    const { runs, numbers } = this
+    runs.read(workspace, flow.prediction, rawLength, this.options.list.pages)
+    let place = 0
+    for (let run = 0; run < runs.length; run++) {
+      for (let i = 0; i < runs.count[run]!; i++) numbers[place++] = runs.first[run]! + i
+    }
+    return this.fetchPages(workspace)
+  }
+
+  private async fetchPages(workspace: Workspace): Promise<void> {
+    const { list, reads } = this.options
+    const { pages } = this.runs
+    const { numbers, counts } = this
+    const order = this.order.subarray(0, pages)
+    for (let place = 0; place < pages; place++) order[place] = place
+    order.sort((a, b) => numbers[a]! - numbers[b]!)
+    /** Places of pages that could not be had. */
+    const missing: number[] = []
+    const reading: Promise<void>[] = []
+    const deadline = reads.deadline()
+    for (let from = 0; from < pages; ) {
+      const first = numbers[order[from]!]!
+      const set = list.setOf(first)
+      const end = Math.min(first + READ_PAGES_MAX, list.starts[set + 1] ?? list.pages)
+      let to = from + 1
+      for (let last = first; to < pages; to++) {
+        const next = numbers[order[to]!]!
+        if (next >= end || next - last > GAP_PAGES_MAX + 1) break
+        last = next
+      }
+      reading.push(this.readRun(workspace, set, order.subarray(from, to), deadline, missing))
+      counts.reads++
+      from = to
+    }
+    await Promise.all(reading)
+    if (missing.length > 0) await this.askFor(workspace, missing)
+    counts.pages += pages
+    workspace.fetchedPages = pages
+  }
+
+  /** Reads from the page of the first place to that of the last. Never rejects: what cannot be had is missing. */
+  private async readRun(
+    workspace: Workspace,
+    setIndex: number,
+    places: Uint16Array,
+    deadline: Deadline,
+    missing: number[],
+  ): Promise<void> {
+    const { list, reads } = this.options
+    const { numbers } = this
+    const set = list.sets[setIndex]!
+    const start = list.starts[setIndex]!
+    const first = numbers[places[0]!]! - start
+    const count = numbers[places.at(-1)!]! - start - first + 1
+    if (this.failed.has(set)) {
+      missing.push(...places)
+      return
+    }
+    try {
+      const came = await reads.read(set, first, count, deadline, bytes => {
+        for (const place of places) {
+          const page = numbers[place]! - start
+          const at = workspace.packedAt + place * PAGE_SIZE
+          const from = (page - first) * PAGE_SIZE
+          workspace.bytes.set(bytes.subarray(from, from + PAGE_SIZE), at)
+          if (set.isPage(page, workspace.bytes.subarray(at, at + PAGE_SIZE))) continue
+          missing.push(place)
+          this.fail(set, set.damaged(page))
+        }
+      })
+      if (!came) throw late(set)
+    } catch (error) {
+      missing.push(...places)
+      this.fail(set, error as ProxyError)
+    }
+  }
+
+  private async askFor(workspace: Workspace, missing: readonly number[]): Promise<void> {
+    const { list, ask } = this.options
+    const { numbers } = this
+    const setOf = (place: number): ColdSet => list.sets[list.setOf(numbers[place]!)]!
+    const why = this.failed.get(setOf(missing[0]!))!
+    if (ask === undefined) throw why
+    const pages = await ask(missing.map(place => numbers[place]!))
+    for (const [i, place] of missing.entries()) {
+      const set = setOf(place)
+      const at = workspace.packedAt + place * PAGE_SIZE
+      workspace.bytes.set(pages[i]!.subarray(0, PAGE_SIZE), at)
+      // proven where it lies, as what was read is
+      const index = numbers[place]! - list.starts[list.setOf(numbers[place]!)]!
+      if (pages[i]!.length !== PAGE_SIZE || !set.isPage(index, workspace.bytes.subarray(at, at + PAGE_SIZE))) throw why
+    }
+    this.counts.asked += missing.length
+  }
+
+  private fail(set: ColdSet, error: ProxyError): void {
+    if (this.failed.has(set)) return
+    this.failed.set(set, error)
+    this.options.onFailure?.(set, error)
+  }
+}
+
+function late(set: ColdSet): ProxyError {
+  const where = { stream: set.path, offset: 0 }
+  const what = `the disk did not answer within ${COLD_READ_MS_MAX / 1000} s`
+  return new ProxyError('IO', what, where, 'not read any more in this session; look at the disk of the store')
+}

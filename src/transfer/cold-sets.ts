@@ -1,0 +1,138 @@
+/**
+ * The cold sets of a process: each opened once, whoever uses it, and what finds the pages of a list of them made once. What no
+ * session uses stays a while, because the next one comes soon.
+ */
+import { randomInt } from 'node:crypto'
+import { ProxyError } from '../errors.ts'
+import { COLD_PAGES_MAX } from '../limits.ts'
+import type { ColdSet } from '../store/cold-set.ts'
+import type { TemplateStore } from '../store/template-store.ts'
+import { EVENT_LOOP, type EventLoop } from '../system/event-loop.ts'
+import { ColdIndex } from './cold-index.ts'
+import { ColdList } from './cold-list.ts'
+import { DiskReads } from './disk-reads.ts'
+
+/** What a session has of them. */
+export interface ColdLease {
+  readonly list: ColdList
+  /** Encoders only. */
+  readonly index: ColdIndex | undefined
+  /** Of all sessions. */
+  readonly reads: DiskReads
+  /** The session is over. */
+  release(): void
+}
+
+interface Held<T> {
+  users: number
+  /** When the last of them ended, in ms. */
+  unusedMs: number
+  readonly value: Promise<T>
+}
+
+export class ColdSets {
+  readonly reads: DiskReads
+  private readonly loop: EventLoop
+  private readonly sets = new Map<string, Held<ColdSet>>()
+  private readonly indices = new Map<string, Held<ColdIndex>>()
+
+  constructor(loop: EventLoop = EVENT_LOOP) {
+    this.loop = loop
+    this.reads = new DiskReads(loop)
+  }
+
+  /** Sets that are open, used or not. */
+  get setCount(): number {
+    return this.sets.size
+  }
+
+  /**
+   * Opens those that are not open.
+   * @param indexed whether pages are to be found by their content
+   * @throws TEMPLATE_*, IO, LIMIT_EXCEEDED (more pages than a session may have)
+   */
+  async open(digests: readonly string[], store: TemplateStore | undefined, indexed: boolean): Promise<ColdLease> {
+    const taken: Held<unknown>[] = []
+    const take = <T>(all: Map<string, Held<T>>, key: string, make: () => Promise<T>): Promise<T> => {
+      let held = all.get(key)
+      if (held === undefined) {
+        held = { users: 0, unusedMs: 0, value: make() }
+        all.set(key, held)
+        held.value.catch(() => all.delete(key)) // whoever comes next tries it anew
+      }
+      held.users++
+      taken.push(held)
+      return held.value
+    }
+    const release = (): void => {
+      const nowMs = this.loop.nowMs()
+      for (const held of taken.splice(0)) {
+        held.users--
+        held.unusedMs = nowMs
+      }
+    }
+    try {
+      const opening = digests.map(digest => take(this.sets, digest, () => store!.openCold(digest)))
+      const results = await Promise.allSettled(opening)
+      const failed = results.find(result => result.status === 'rejected')
+      if (failed) throw failed.reason
+      const list = new ColdList(await Promise.all(opening))
+      if (list.pages > COLD_PAGES_MAX) throw tooMany(list.pages)
+      const index = indexed ? await take(this.indices, digests.join(' '), () => this.indexOf(list)) : undefined
+      return { list, index, reads: this.reads, release }
+    } catch (error) {
+      release()
+      throw error
+    }
+  }
+
+  private async indexOf(list: ColdList): Promise<ColdIndex> {
+    const index = new ColdIndex(list, randomInt(2 ** 32))
+    await index.fill(this.loop)
+    return index
+  }
+
+  /** A set turned out to be damaged: who comes next opens it anew. Sessions that have it keep it. */
+  forgetSet(digest: string): void {
+    const held = this.sets.get(digest)
+    if (held === undefined) return
+    this.sets.delete(digest)
+    this.retired.add(held)
+    for (const key of [...this.indices.keys()]) if (key.includes(digest)) this.indices.delete(key)
+  }
+  private readonly retired = new Set<Held<ColdSet>>()
+
+  /** Closes what no session has had since `untilMs`. @returns whether anything is left that nobody uses */
+  async forget(untilMs: number): Promise<boolean> {
+    const isOld = (held: Held<unknown>): boolean => held.users === 0 && held.unusedMs <= untilMs
+    for (const [key, held] of this.indices) if (isOld(held)) this.indices.delete(key)
+    const closing: Promise<void>[] = []
+    const close = (held: Held<ColdSet>): void => {
+      closing.push(
+        held.value.then(
+          set => set.close(),
+          () => {},
+        ),
+      )
+    }
+    for (const [digest, held] of this.sets) {
+      if (!isOld(held)) continue
+      this.sets.delete(digest)
+      close(held)
+    }
+    for (const held of this.retired) {
+      if (held.users > 0) continue
+      this.retired.delete(held)
+      close(held)
+    }
+    await Promise.all(closing)
+    return [...this.sets.values(), ...this.indices.values(), ...this.retired].some(({ users }) => users === 0)
+  }
+}
+
+function tooMany(pages: number): ProxyError {
+  const gib = Math.ceil(pages / 2 ** 18)
+  const what = `${gib} GiB of template sets on the disk`
+  const action = `a session uses ${COLD_PAGES_MAX / 2 ** 18} at most: remove sets (pageferry store prune)`
+  return new ProxyError('LIMIT_EXCEEDED', what, undefined, action)
+}

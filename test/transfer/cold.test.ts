@@ -1,0 +1,374 @@
+/** Cold sets at work: what finds their pages, what fetches them, and that neither ever gives another page. */
+import { closeSync, openSync, truncateSync, writeSync } from 'node:fs'
+import fc from 'fast-check'
+import t from 'tap'
+import { FlowExpander } from '../../src/codec/flow-expander.ts'
+import { PoolRegions } from '../../src/codec/places.ts'
+import { writeVarint, zigzag } from '../../src/codec/varint.ts'
+import { COLUMN } from '../../src/codec/wire.ts'
+import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
+import { COLD_READ_BYTES_MAX, COLD_READS_MAX } from '../../src/limits.ts'
+import { ColdSet, type PageBytes, PROOF_WORDS, writeProof } from '../../src/store/cold-set.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { EVENT_LOOP, type EventLoop } from '../../src/system/event-loop.ts'
+import type { SetOutline } from '../../src/template/format.ts'
+import { PAGE_SIZE, setLayout } from '../../src/template/wire.ts'
+import { type AskForPages, ColdFetcher } from '../../src/transfer/cold-fetcher.ts'
+import { ColdFinder } from '../../src/transfer/cold-finder.ts'
+import { ColdIndex } from '../../src/transfer/cold-index.ts'
+import { ColdList } from '../../src/transfer/cold-list.ts'
+import { ColdSets } from '../../src/transfer/cold-sets.ts'
+import { DiskReads } from '../../src/transfer/disk-reads.ts'
+import { page, putPages, scratch } from '../template/makers.ts'
+
+t.setTimeout(120_000)
+
+/** What a disk does with one read: gives, or fails. */
+type Disk = (into: Uint8Array, at: number, length: number, position: number) => Promise<number>
+
+/** A set that lies nowhere, on a disk that does as it is told. */
+function setOf(pages: readonly Uint8Array[], disk?: (sound: Disk) => Disk, name = 'made'): ColdSet {
+  const proofs = new Uint32Array(pages.length * PROOF_WORDS)
+  for (const [i, body] of pages.entries()) writeProof(body, proofs, i * PROOF_WORDS)
+  const layout = setLayout(pages.length, 20)
+  const all = Buffer.concat(pages)
+  const sound: Disk = async (into, at, length, position) => {
+    const from = position - layout.dataAt
+    into.set(all.subarray(from, from + length), at)
+    return Math.max(0, Math.min(length, all.length - from))
+  }
+  const read = disk?.(sound) ?? sound
+  const bytes: PageBytes = {
+    sealed: false,
+    read: async (into, at, length, position) => ({ bytesRead: await read(into, at, length, position) }),
+    close: async () => {},
+  }
+  const outline: SetOutline = {
+    digest: '0'.repeat(64),
+    metadata: { minVms: 1, vms: 1 },
+    pageCount: pages.length,
+    layout,
+  }
+  return new ColdSet(`/${name}.pfset`, outline, proofs, bytes)
+}
+
+/** A loop in which time goes so much faster. */
+const hurried = (ms: number): EventLoop => ({ ...EVENT_LOOP, after: (_, then) => void setTimeout(then, ms) })
+
+const numbered = (from: number, count: number): Buffer[] => Array.from({ length: count }, (_, i) => page(from + i))
+
+/** A workspace in memory of its own, and a flow. */
+function expanding(): { workspace: Workspace; flow: FlowExpander } {
+  const bytes = new Uint8Array(new SharedArrayBuffer(WORKSPACE_BYTES))
+  return { workspace: new Workspace(bytes, 0), flow: new FlowExpander(1, new PoolRegions([0, 0])) }
+}
+
+/** Names these pages in a workspace, as runs. */
+function name(workspace: Workspace, flow: FlowExpander, numbers: readonly number[]): void {
+  let at = workspace.columnAt[COLUMN.COLD]!
+  let next = flow.prediction.cold
+  for (let i = 0; i < numbers.length; ) {
+    let count = 1
+    while (numbers[i + count] === numbers[i]! + count) count++
+    at = writeVarint(workspace.bytes, at, zigzag(numbers[i]! - next))
+    at = writeVarint(workspace.bytes, at, count - 1)
+    next = numbers[i]! + count
+    i += count
+  }
+  workspace.columnLength[COLUMN.COLD] = at - workspace.columnAt[COLUMN.COLD]!
+  workspace.fetchedPages = 0
+}
+
+/** What was fetched. */
+function fetched({ bytes, packedAt, fetchedPages }: Workspace): Buffer[] {
+  return Array.from({ length: fetchedPages }, (_, i) =>
+    Buffer.from(bytes.subarray(packedAt + i * PAGE_SIZE, packedAt + (i + 1) * PAGE_SIZE)),
+  )
+}
+
+t.test('a list numbers pages over its sets', t => {
+  const list = new ColdList([0, 3, 0, 2, 0].map((count, i) => setOf(numbered(100 * i + 1, count))))
+  t.equal(list.pages, 5)
+  t.same(
+    [0, 1, 2, 3, 4].map(number => list.setOf(number)),
+    [1, 1, 1, 3, 3],
+  )
+  t.equal(new ColdList([]).pages, 0)
+  t.end()
+})
+
+t.test('the index finds each page, and nothing else', async t => {
+  const sets = [setOf(numbered(1, 700)), setOf(numbered(500, 900)), setOf([])]
+  const list = new ColdList(sets)
+  for (const key of [0, 1, 0xffffffff]) {
+    const index = new ColdIndex(list, key)
+    t.equal(index.find(sets[0]!.proofs, 0), -1, 'empty')
+    await index.fill(EVENT_LOOP)
+    const wrong: string[] = []
+    for (const [i, set] of sets.entries()) {
+      for (let n = 0; n < set.pageCount; n++) {
+        // those of the second set that the first has, too, are found there
+        const expected = i === 0 ? n : n < 201 ? 499 + n : 700 + n
+        const found = index.find(set.proofs, n * PROOF_WORDS)
+        if (found !== expected) wrong.push(`page ${n} of set ${i}: ${found}`)
+      }
+    }
+    t.same(wrong, [])
+    const other = setOf(numbered(5000, 3000)).proofs
+    for (let at = 0; at < other.length; at += PROOF_WORDS) if (index.find(other, at) >= 0) wrong.push(`found ${at}`)
+    for (let bit = 0; bit < 128; bit++) {
+      const near = sets[0]!.proofs.slice(0, PROOF_WORDS)
+      near[bit >> 5]! ^= 1 << (bit & 31)
+      if (index.find(near, 0) >= 0) wrong.push(`found with bit ${bit} changed`)
+    }
+    t.same(wrong, [], 'no other proof')
+    t.ok(index.bytes <= 6.3 * list.pages + 10, `${index.bytes} bytes for ${list.pages} pages`)
+  }
+  const none = new ColdIndex(new ColdList([]), 7)
+  await none.fill(EVENT_LOOP)
+  t.equal(none.find(sets[0]!.proofs, 0), -1)
+})
+
+t.test('proofs that were chosen to crowd take no longer', async t => {
+  // alike in all words but one: no SHA-256 of anything
+  const count = 20_000
+  const proofs = new Uint32Array(count * PROOF_WORDS)
+  for (let i = 0; i < count; i++) proofs[i * PROOF_WORDS + 1] = i << 12
+  const crowded = new ColdSet('/crowded', setOf(numbered(1, 1)).outline, proofs, undefined as unknown as PageBytes)
+  const outline = { ...crowded.outline, pageCount: count }
+  const index = new ColdIndex(new ColdList([new ColdSet('/crowded', outline, proofs, undefined as never)]), 12345)
+  const startMs = performance.now()
+  await index.fill(EVENT_LOOP)
+  t.ok(performance.now() - startMs < 3000, 'as fast as others: they stand everywhere')
+  t.equal(index.find(proofs, PROOF_WORDS * (count - 1)), count - 1)
+})
+
+t.test('where nothing is found, little is looked for', async t => {
+  const known = numbered(1, 100)
+  const index = new ColdIndex(new ColdList([setOf(known)]), 1)
+  await index.fill(EVENT_LOOP)
+  const finder = new ColdFinder(index)
+  const others = numbered(1000, 64)
+  const give = (pages: readonly Buffer[], times: number): number[] =>
+    Array.from({ length: times }, (_, i) => finder.find(pages[i % pages.length]!, 0))
+  t.same(give(known, 100), [...known.keys()], 'all are found')
+  t.equal(finder.looked, 100)
+  give(others, 20_000)
+  t.ok(finder.looked < 3000, `${finder.looked} looks for 20,000 pages that are not there`)
+  const found = give(known, 100)
+  const first = found.findIndex(number => number >= 0)
+  t.ok(first < 16, 'one of the next sixteen is looked at')
+  t.same(found.slice(first), [...known.keys()].slice(first), 'and brings all others back')
+  // any alignment
+  const bytes = new Uint8Array(PAGE_SIZE + 3)
+  bytes.set(known[40]!, 3)
+  t.equal(finder.find(bytes, 3), 40)
+})
+
+t.test('whatever is named is fetched: byte for byte, in few reads', async t => {
+  const sets = [numbered(1, 90), numbered(1000, 1), numbered(2000, 300)]
+  const all = sets.flat()
+  let reads: { first: number; bytes: number }[] = []
+  const list = new ColdList(
+    sets.map(pages =>
+      setOf(pages, sound => (into, at, length, position) => {
+        reads.push({ first: position, bytes: length })
+        return sound(into, at, length, position)
+      }),
+    ),
+  )
+  const { workspace, flow } = expanding()
+  const fetcher = new ColdFetcher({ list, reads: new DiskReads() })
+  const run = fc.tuple(fc.nat(all.length - 1), fc.integer({ min: 1, max: 40 }))
+  await fc.assert(
+    fc.asyncProperty(fc.array(run, { minLength: 1, maxLength: 30 }), async runs => {
+      const numbers = runs.flatMap(([first, count]) =>
+        Array.from({ length: Math.min(count, all.length - first) }, (_, i) => first + i),
+      )
+      numbers.length = Math.min(numbers.length, 256)
+      reads = []
+      name(workspace, flow, numbers)
+      await fetcher.fetch(flow, workspace, 1 << 20)
+      const got = fetched(workspace)
+      if (got.length !== numbers.length) throw new Error('another number of pages')
+      for (const [i, body] of got.entries()) if (!body.equals(all[numbers[i]!]!)) throw new Error(`page ${i} differs`)
+      const bytes = reads.reduce((sum, read) => sum + read.bytes, 0)
+      if (bytes > 4 * numbers.length * PAGE_SIZE) throw new Error(`${bytes} bytes read for ${numbers.length} pages`)
+      if (reads.some(read => read.bytes > COLD_READ_BYTES_MAX)) throw new Error('a read that is too large')
+    }),
+    { numRuns: 200 },
+  )
+  name(workspace, flow, [...Array(64).keys()])
+  reads = []
+  await fetcher.fetch(flow, workspace, 1 << 20)
+  t.equal(reads.length, 4, 'a run of 256 KiB in reads of 64')
+  name(workspace, flow, [80, 84, 88, 82, 86])
+  reads = []
+  await fetcher.fetch(flow, workspace, 1 << 20)
+  t.equal(reads.length, 1, 'neighbours in any order in one')
+  name(workspace, flow, [])
+  t.equal(fetcher.fetch(flow, workspace, 1 << 20), undefined, 'nothing')
+})
+
+/** Disks that fail in every way, and what they are told for. */
+const DISKS: readonly { name: string; disk: (sound: Disk) => Disk; code: string }[] = [
+  {
+    name: 'EIO',
+    disk: () => async () => {
+      throw Object.assign(new Error('i/o error, read'), { code: 'EIO' })
+    },
+    code: 'IO',
+  },
+  {
+    name: 'a bit that fell over',
+    disk: sound => async (into, at, length, position) => {
+      const got = await sound(into, at, length, position)
+      into[at + Math.floor(length / 2)]! ^= 4
+      return got
+    },
+    code: 'TEMPLATE_DAMAGED',
+  },
+  {
+    name: 'zeros',
+    disk: () => async (into, at, length) => {
+      into.fill(0, at, at + length)
+      return length
+    },
+    code: 'TEMPLATE_DAMAGED',
+  },
+  {
+    name: 'the page behind',
+    disk: sound => (into, at, length, position) => sound(into, at, length, position + PAGE_SIZE),
+    code: 'TEMPLATE_DAMAGED',
+  },
+  { name: 'no more bytes', disk: () => async () => 0, code: 'TEMPLATE_TRUNCATED' },
+  { name: 'silence', disk: () => () => new Promise(() => {}), code: 'IO' },
+  {
+    name: 'an answer that is late',
+    disk: sound => async (into, at, length, position) => {
+      await new Promise(done => setTimeout(done, 200))
+      return sound(into, at, length, position)
+    },
+    code: 'IO',
+  },
+]
+
+t.test('a disk that fails never gives a wrong page', async t => {
+  const good = numbered(1, 50)
+  const bad = numbered(1000, 50)
+  const all = [...good, ...bad]
+  for (const { name: how, disk, code } of DISKS) {
+    const list = new ColdList([setOf(good, undefined, 'good'), setOf(bad, disk, 'bad')])
+    const { workspace, flow } = expanding()
+    const reads = new DiskReads(hurried(60))
+    const named = [3, 4, 5, 60, 61, 90, 7]
+
+    const alone = new ColdFetcher({ list, reads })
+    name(workspace, flow, named)
+    const error = await alone.fetch(flow, workspace, 1 << 20)!.catch(thrown => thrown)
+    t.match(error, { code, where: { stream: '/bad.pfset' } }, `${how}: nobody to ask`)
+    t.equal(workspace.fetchedPages, 0, 'nothing is handed out')
+
+    const told: string[] = []
+    const asked: number[] = []
+    const ask: AskForPages = async numbers => {
+      asked.push(...numbers)
+      return numbers.map(number => all[number]!)
+    }
+    const fetcher = new ColdFetcher({
+      list,
+      reads: new DiskReads(hurried(60)),
+      ask,
+      onFailure: (set, { code }) => told.push(`${set.path} ${code}`),
+    })
+    for (let again = 0; again < 2; again++) {
+      name(workspace, flow, named)
+      await fetcher.fetch(flow, workspace, 1 << 20)
+      t.same(
+        fetched(workspace),
+        named.map(number => all[number]!),
+        `${how}: asked for, all are right`,
+      )
+    }
+    t.same(told, [`/bad.pfset ${code}`], 'told once')
+    t.ok(
+      asked.every(number => number >= 50) && asked.length <= 2 * new Set(asked).size,
+      'nothing is asked for that the disk has, nothing twice for one batch',
+    )
+    // who is asked has it not, or something else
+    for (const answer of [good[0]!, Buffer.alloc(0), all[60]!.subarray(0, -1)]) {
+      const lied = new ColdFetcher({
+        list,
+        reads: new DiskReads(hurried(60)),
+        ask: async numbers => numbers.map(() => answer),
+      })
+      name(workspace, flow, named)
+      t.match(await lied.fetch(flow, workspace, 1 << 20)!.catch(thrown => thrown), { code }, 'an answer is proven, too')
+      t.equal(workspace.fetchedPages, 0)
+    }
+  }
+})
+
+t.test('a late answer touches nothing', async t => {
+  const pages = numbered(1, 40)
+  const waiting: (() => void)[] = []
+  const list = new ColdList([
+    setOf(pages, sound => async (into, at, length, position) => {
+      await new Promise<void>(done => waiting.push(done))
+      return sound(into, at, length, position)
+    }),
+  ])
+  const reads = new DiskReads(hurried(30))
+  const { workspace, flow } = expanding()
+  const fetcher = new ColdFetcher({ list, reads })
+  name(workspace, flow, [0, 10, 20, 30, 39])
+  t.match(await fetcher.fetch(flow, workspace, 1 << 20)!.catch(thrown => thrown), {
+    code: 'IO',
+    what: /did not answer/,
+  })
+  t.equal(waiting.length, COLD_READS_MAX, 'so many reads are under way, and no more')
+  workspace.bytes.fill(0xee, workspace.packedAt, workspace.packedAt + 5 * PAGE_SIZE)
+  // they answer at last, and who waited behind them has gone
+  while (waiting.length > 0) {
+    for (const answer of waiting.splice(0)) answer()
+    await new Promise(done => setImmediate(done))
+  }
+  t.ok(fetched({ ...workspace, fetchedPages: 5 } as Workspace).every(body => body.every(byte => byte === 0xee)))
+  const again = new ColdFetcher({ list: new ColdList([setOf(pages)]), reads })
+  name(workspace, flow, [1, 2])
+  await again.fetch(flow, workspace, 1 << 20)
+  t.same(fetched(workspace), [pages[1], pages[2]], 'and whoever comes next finds the disk free')
+})
+
+t.test('sets of a process are opened once', async t => {
+  const { folder } = scratch(t.teardown)
+  const store = new TemplateStore(folder)
+  const digests = [await putPages(store, numbered(1, 20)), await putPages(store, numbered(100, 30))]
+  const sets = new ColdSets()
+  const [a, b] = await Promise.all([sets.open(digests, store, true), sets.open(digests, store, false)])
+  const c = await sets.open(digests.toReversed(), store, true)
+  t.equal(a.list.sets[0], b.list.sets[0])
+  t.equal(a.list.sets[0], c.list.sets[1])
+  t.ok(a.index !== undefined && b.index === undefined && c.index !== a.index)
+  const d = await sets.open(digests, store, true)
+  t.equal(d.index, a.index, 'one index a list')
+  t.equal(await sets.forget(Number.POSITIVE_INFINITY), false, 'all are used')
+  t.equal(sets.setCount, 2)
+
+  await t.rejects(sets.open([digests[0]!, 'f'.repeat(64)], store, true), { code: 'TEMPLATE_MISSING' })
+  const path = store.pathOf(digests[1]!)
+  const fd = openSync(path, 'r+')
+  writeSync(fd, Buffer.of(1), 0, 1, 40)
+  closeSync(fd)
+  sets.forgetSet(digests[1]!)
+  await t.rejects(sets.open(digests, store, true), { code: 'TEMPLATE_DAMAGED' }, 'read anew')
+  truncateSync(path, 10)
+  await t.rejects(sets.open(digests, store, true), { code: 'TEMPLATE_TRUNCATED' })
+  const body = Buffer.alloc(PAGE_SIZE)
+  await a.list.sets[0]!.read(3, 1, body)
+  t.same(body, page(4), 'who has a set keeps it')
+  for (const lease of [a, b, c, d]) lease.release()
+  t.equal(await sets.forget(Number.NEGATIVE_INFINITY), true, 'kept for a while')
+  await sets.forget(Number.POSITIVE_INFINITY)
+  t.equal(sets.setCount, 0)
+})
