@@ -39,7 +39,7 @@ export async function decodeStream(
     reader.end()
     return { bytes: reader.bytesOut }
   } finally {
-    reader.close()
+    await reader.close()
   }
 }
 
@@ -137,8 +137,9 @@ class EncodedFileReader {
     if (!this.frames.atBoundary) throw this.error('bytes behind the end')
   }
 
-  close(): void {
+  async close(): Promise<void> {
     this.inbound?.close()
+    await this.inbound?.pool.cold?.close()
   }
 
   /** @returns what follows the hello, undefined as long as that is not complete */
@@ -152,7 +153,8 @@ class EncodedFileReader {
     const pool = await openPool({
       role: 'decoder',
       sets: terms.sets,
-      store: requireStore(terms.sets, this.options.store),
+      cold: terms.cold,
+      store: requireStore([...terms.sets, ...(terms.cold ?? [])], this.options.store),
       ringPages: terms.ring,
       places: terms.places,
       workspaces: 1,

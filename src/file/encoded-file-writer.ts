@@ -19,7 +19,7 @@ import { Outbound } from '../transfer/outbound.ts'
 import { openPool } from '../transfer/pool.ts'
 import { encodeFrame, writeHead } from '../wan/frames.ts'
 import { encodeClientHello } from '../wan/hello.ts'
-import { FLAG_MORE, FRAME, FRAME_HEAD_BYTES } from '../wan/wire.ts'
+import { FEATURE, FLAG_MORE, FRAME, FRAME_HEAD_BYTES } from '../wan/wire.ts'
 import { FILE_FLOW, FILE_MIGRATION } from './encoded-file.ts'
 
 /** Bytes read at once: a batch. The headroom takes the incomplete record before it. */
@@ -30,6 +30,8 @@ export interface EncodeOptions {
   readonly store: TemplateStore | undefined
   /** Digests of the sets to use. */
   readonly sets: readonly string[]
+  /** Digests of those whose pages stay on the disk. */
+  readonly cold?: readonly string[] | undefined
   readonly ringPages: number
   readonly places: number
   readonly effort: Effort
@@ -59,6 +61,7 @@ export async function encodeStream(
   const pool = await openPool({
     role: 'encoder',
     sets: options.sets,
+    cold: options.cold,
     store: options.store,
     ringPages: options.ringPages,
     places: options.places,
@@ -128,6 +131,7 @@ export async function encodeStream(
     await file.flush()
   } finally {
     await outbound.close()
+    await pool.cold?.close()
   }
   return { stats: encoder.stats, fileBytes: file.bytes, degraded, endsEarly: endsEarly(encoder.parser) }
 }
@@ -168,7 +172,7 @@ class FileFrames {
     this.write = write
   }
 
-  begin({ sets, ringPages, places }: EncodeOptions, seed: Buffer): void {
+  begin({ sets, cold = [], ringPages, places }: EncodeOptions, seed: Buffer): void {
     this.out.push(
       encodeClientHello({
         agent: 'pageferry encode',
@@ -179,6 +183,7 @@ class FileFrames {
         received: 0,
         credit: CREDIT_INITIAL_BYTES,
         sets,
+        ...(cold.length > 0 && { features: [FEATURE.COLD_SETS], cold }),
         ring: ringPages,
         places,
         seed: seed.toString('hex'),

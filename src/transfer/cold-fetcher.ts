@@ -44,6 +44,7 @@ export class ColdFetcher {
   private readonly order = new Uint16Array(BATCH_PAGES_MAX)
   /** Sets that have failed are not read again: what a disk gives once is what it gives. */
   private readonly failed = new Map<ColdSet, ProxyError>()
+  private closed = false
 
   constructor(options: ColdFetcherOptions) {
     this.options = options
@@ -63,6 +64,11 @@ export class ColdFetcher {
       for (let i = 0; i < runs.count[run]!; i++) numbers[place++] = runs.first[run]! + i
     }
     return this.fetchPages(workspace)
+  }
+
+  /** The session is over: what still comes is written nowhere. */
+  close(): void {
+    this.closed = true
   }
 
   private async fetchPages(workspace: Workspace): Promise<void> {
@@ -116,6 +122,7 @@ export class ColdFetcher {
     }
     try {
       const came = await reads.read(set, first, count, deadline, bytes => {
+        if (this.closed) return // the workspace may be another session's by now
         for (const place of places) {
           const page = numbers[place]! - start
           const at = workspace.packedAt + place * PAGE_SIZE
@@ -140,6 +147,7 @@ export class ColdFetcher {
     const why = this.failed.get(setOf(missing[0]!))!
     if (ask === undefined) throw why
     const pages = await ask(missing.map(place => numbers[place]!))
+    if (this.closed) return
     for (const [i, place] of missing.entries()) {
       const set = setOf(place)
       const at = workspace.packedAt + place * PAGE_SIZE

@@ -19,8 +19,12 @@ export interface ColdLease {
   readonly index: ColdIndex | undefined
   /** Of all sessions. */
   readonly reads: DiskReads
-  /** The session is over. */
+  /** A set turned out to be damaged: who opens it next reads it anew. */
+  forget(digest: string): void
+  /** The session is over; another may come soon. */
   release(): void
+  /** The same where none comes: closes what nobody else uses. */
+  close(): Promise<void>
 }
 
 interface Held<T> {
@@ -71,6 +75,10 @@ export class ColdSets {
         held.unusedMs = nowMs
       }
     }
+    const close = async (): Promise<void> => {
+      release()
+      await this.forget(Number.POSITIVE_INFINITY)
+    }
     try {
       const opening = digests.map(digest => take(this.sets, digest, () => store!.openCold(digest)))
       const results = await Promise.allSettled(opening)
@@ -79,7 +87,7 @@ export class ColdSets {
       const list = new ColdList(await Promise.all(opening))
       if (list.pages > COLD_PAGES_MAX) throw tooMany(list.pages)
       const index = indexed ? await take(this.indices, digests.join(' '), () => this.indexOf(list)) : undefined
-      return { list, index, reads: this.reads, release }
+      return { list, index, reads: this.reads, forget: digest => this.forgetSet(digest), release, close }
     } catch (error) {
       release()
       throw error

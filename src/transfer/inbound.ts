@@ -13,6 +13,7 @@ import type { PageObserver } from '../codec/observer.ts'
 import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
+import { ColdFetcher, type ColdFetcherOptions } from './cold-fetcher.ts'
 import { ExpandQueue, WORK_PER_BATCH, WORK_PER_MARK } from './expand-queue.ts'
 import type { Pool } from './pool.ts'
 import type { Turns } from './turns.ts'
@@ -32,6 +33,8 @@ export class Inbound {
   private readonly turns: Turns
   private readonly expander: BatchExpander
   private readonly unpacker = new ColumnUnpacker()
+  /** Undefined where no sets on the disk were agreed. */
+  private readonly fetcher: ColdFetcher | undefined
   private readonly onError: (error: ProxyError) => void
   private readonly holder: string
   /** The last slot is where batches are expanded that are copied out. */
@@ -46,6 +49,7 @@ export class Inbound {
    * @param onError a batch was damaged: pools may differ, nothing more is expanded
    * @param holder who gets turns for it: an identity, whose sessions share them
    * @param memory pays for packed bytes that wait and that credit has not paid for; closed with this
+   * @param cold what to do where a page of a set cannot be read
    */
   constructor(
     pool: Pool,
@@ -53,11 +57,13 @@ export class Inbound {
     onError: (error: ProxyError) => void,
     holder = '',
     memory?: Share,
+    cold: Pick<ColdFetcherOptions, 'ask' | 'onFailure'> = {},
   ) {
     assert(pool.slots.length > 0 && pool.slotBytes >= 1 << 20, 'an expanding pool needs slots of a whole batch')
     this.pool = pool
     this.turns = pool.turns
     this.expander = new BatchExpander(pool.kernel, seed[0], seed[1])
+    if (pool.cold) this.fetcher = new ColdFetcher({ ...pool.cold, ...cold })
     this.onError = onError
     this.holder = holder
     this.jobs = new ExpandQueue(memory)
@@ -109,6 +115,7 @@ export class Inbound {
     this.failed = true
     this.jobs.close()
     this.unpacker.close()
+    this.fetcher?.close()
   }
 
   private async run(): Promise<void> {
@@ -129,6 +136,9 @@ export class Inbound {
         const batch = parseBatch(job.parts)
         const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)
         if (unpacking !== undefined) await unpacking
+        if (this.failed) break
+        const fetching = this.fetcher?.fetch(job.channel.expander, this.pool.workspaces[0]!, batch.rawLength)
+        if (fetching !== undefined) await fetching
         if (!this.failed) this.expand(job.channel, batch)
         this.turns.spend(WORK_PER_BATCH + this.expander.work - workBefore)
       }

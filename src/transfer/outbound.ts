@@ -10,6 +10,7 @@ import { ColumnPacker } from '../compression/column-packer.ts'
 import type { Effort } from '../compression/effort.ts'
 import { ProxyError } from '../errors.ts'
 import type { BatchJob, BatchReport, OutboundChannel } from './batch-job.ts'
+import { ColdFinder } from './cold-finder.ts'
 import type { Pool } from './pool.ts'
 
 /** Takes finished batches, in order. `parts` are not written again. */
@@ -34,6 +35,7 @@ export class Outbound<C extends OutboundChannel> {
   constructor(pool: Pool, seed: readonly [number, number], sink: BatchSink<C>, onError: (error: ProxyError) => void) {
     this.pool = pool
     this.encoder = new BatchEncoder(pool.kernel, seed[0], seed[1])
+    if (pool.cold?.index) this.encoder.cold = new ColdFinder(pool.cold.index)
     this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer)
     this.sink = sink
     this.onError = onError
@@ -103,7 +105,7 @@ export class Outbound<C extends OutboundChannel> {
   /** Here and at once: the encoder takes all that it needs of the channel's bytes. */
   private match(job: BatchJob<C>): void {
     const { channel, effort, workspace, loan } = job
-    job.counts = this.encoder.encode(channel.encoder, loan, workspace, effort.longMatch)
+    job.counts = this.encoder.encode(channel.encoder, loan, workspace, effort.longMatch, channel.isUrgent !== true)
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
     loan.release()
     channel.encoder.stats.add(job.counts)

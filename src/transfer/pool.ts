@@ -23,6 +23,7 @@ import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { EVENT_LOOP, type EventLoop, nextTurn } from '../system/event-loop.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
+import { type ColdLease, ColdSets } from './cold-sets.ts'
 import { Turns } from './turns.ts'
 
 export { PAGE_BYTES } from '../kernel/kernel.ts'
@@ -36,6 +37,8 @@ export const PLACES = 1 << 20
 export interface PoolTerms {
   /** Digests of the sets, in the order of their slots. */
   readonly sets: readonly string[]
+  /** Digests of those whose pages stay on the disk, in the order of their pages. */
+  readonly cold?: readonly string[] | undefined
   readonly ringPages: number
   /** Entries of the place table: a power of two, or 0. */
   readonly places: number
@@ -53,7 +56,7 @@ export interface PoolShape {
 }
 
 export interface PoolRequest extends PoolTerms, PoolShape {
-  /** Where the sets are; undefined where `sets` is empty. */
+  /** Where the sets are; undefined where there are none. */
   readonly store: TemplateStore | undefined
 }
 
@@ -64,6 +67,8 @@ export interface Pool {
   /** Address of each slot. */
   readonly slots: readonly number[]
   readonly slotBytes: number
+  /** The sets whose pages stay on the disk; undefined: none. */
+  readonly cold?: ColdLease | undefined
   /** Whose turn it is to expand, among all pools of the process. */
   readonly turns: Turns
   /**
@@ -100,6 +105,7 @@ export class Pools {
   private readonly unusedMs: number
   readonly setsBytesMax: number
   private arenas: Arena[] = []
+  private readonly coldSets: ColdSets
   /** Blocks that are being zeroed. */
   private readonly cleaning = new Set<Promise<void>>()
   private sweepDue = false
@@ -120,6 +126,7 @@ export class Pools {
   ) {
     this.loop = options.loop ?? EVENT_LOOP
     this.turns = new Turns(this.loop)
+    this.coldSets = new ColdSets(this.loop)
     this.setsBytesMax = options.setsBytesMax ?? Number.POSITIVE_INFINITY
     this.implementation = options.implementation
     this.unusedMs = options.unusedMs ?? UNUSED_MS
@@ -147,22 +154,28 @@ export class Pools {
   }
 
   /**
-   * Opens a session's pool: loads those sets that no session has loaded, each page verified against its digest.
+   * Opens a session's pool: loads those sets that no session has loaded, each page verified against its digest, and opens
+   * those that stay on the disk.
    * @throws TEMPLATE_*, LIMIT_EXCEEDED (more than 4 GiB, or than sets may take), IO
    */
   async open(request: PoolRequest): Promise<OpenPool> {
     await Promise.all(this.cleaning) // what is about to be free is better than what nobody has touched yet
     const files = new Map<string, SetFile>()
+    const { cold: coldSets = [], store, role } = request
+    const cold = coldSets.length > 0 ? await this.coldSets.open(coldSets, store, role === 'encoder') : undefined
     try {
       const { arena, lease } = await this.lease(request, files)
       let kernel: Kernel | undefined
       try {
         kernel = await arena.kernel(lease, this.implementation)
-        return this.pool(request, arena, lease, kernel)
+        return this.pool(request, arena, lease, kernel, cold)
       } catch (error) {
         await this.giveBack(arena, lease, kernel)
         throw error
       }
+    } catch (error) {
+      this.releaseCold(cold)
+      throw error
     } finally {
       for (const file of files.values()) await file.close()
     }
@@ -218,7 +231,13 @@ export class Pools {
     }
   }
 
-  private pool(request: PoolRequest, arena: Arena, lease: Lease, kernel: Kernel): OpenPool {
+  private pool(
+    request: PoolRequest,
+    arena: Arena,
+    lease: Lease,
+    kernel: Kernel,
+    cold: ColdLease | undefined,
+  ): OpenPool {
     let next = lease.layout.io
     const workspaces: Workspace[] = []
     for (let i = 0; i < request.workspaces; i++, next += WORKSPACE_BYTES)
@@ -232,14 +251,24 @@ export class Pools {
       workspaces,
       slots,
       slotBytes: request.slotBytes,
+      cold,
       turns: this.turns,
       warm: () => warmth.warm(),
       close: () => {
         warmth.end()
-        closed ??= this.giveBack(arena, lease, kernel)
+        if (closed === undefined) {
+          this.releaseCold(cold)
+          closed = this.giveBack(arena, lease, kernel)
+        }
         return closed
       },
     }
+  }
+
+  private releaseCold(cold: ColdLease | undefined): void {
+    if (cold === undefined) return
+    cold.release()
+    this.sweepLater()
   }
 
   private async giveBack(arena: Arena, lease: Lease, kernel: Kernel | undefined): Promise<void> {
@@ -262,8 +291,9 @@ export class Pools {
     const before = this.arenas.length
     this.arenas = this.arenas.filter(({ sessions, idleMs }) => sessions > 0 || idleMs > untilMs)
     for (const arena of this.arenas) await arena.forget(untilMs)
+    const coldLeft = await this.coldSets.forget(untilMs)
     this.sweepDue = false
-    if (this.arenas.some(arena => arena.hasUnused)) this.sweepLater()
+    if (coldLeft || this.arenas.some(arena => arena.hasUnused)) this.sweepLater()
     // V8 gives a shared memory back when it collects it, which a process that idles may never do
     if (this.arenas.length < before) collectGarbage()
   }

@@ -85,6 +85,10 @@ export class SendingChannel implements OutboundChannel {
     this.pumped.urgent = urgent
   }
 
+  get isUrgent(): boolean {
+    return this.pumped.urgent
+  }
+
   /** It is torn down, or was. */
   get isBroken(): boolean {
     return this.life.isBroken
