@@ -181,12 +181,14 @@ export class BatchParts {
 }
 
 /**
- * The payload, or a copy where a small view would pin a large chunk: what is kept is counted by its own bytes. Parts of a
- * batch are large, and on plain TCP four of them lie in one chunk: these go on without a copy.
+ * The payload, or a copy where a view would pin a chunk that is much larger: what is kept is counted by its own bytes. Full
+ * parts of a batch go on without a copy: on plain TCP four of them lie in one chunk of 64 KiB, which is the most that one
+ * pins. The last part of a batch may stand alone in such a chunk.
  */
 export function keepable(payload: Uint8Array): Uint8Array {
-  const large = payload.length >= FRAME_PAYLOAD_BYTES_MAX / 2
-  return large || payload.length * 2 >= payload.buffer.byteLength ? payload : payload.slice()
+  return payload.length === FRAME_PAYLOAD_BYTES_MAX || payload.length * 2 >= payload.buffer.byteLength
+    ? payload
+    : payload.slice()
 }
 
 /**
