@@ -1,16 +1,23 @@
 /** A destination proxy gone bad, against a source proxy whose QEMU reads nothing, as QEMU does where it awaits no answer. */
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { PIECES_MAX } from '../../src/limits.ts'
+import { readHello } from '../../src/link/greeting.ts'
 import type { Link } from '../../src/link/link.ts'
 import { LinkServer } from '../../src/link/server.ts'
 import { parseAddress } from '../../src/relay/address.ts'
+import { encodeFrame, FrameDecoder } from '../../src/wan/frames.ts'
+import { clientHelloOf, encodeServerHello } from '../../src/wan/hello.ts'
+import { FRAME } from '../../src/wan/wire.ts'
 import { until } from '../helpers/until.ts'
 import { TestLog } from '../link/harness.ts'
 import { MAIN, MULTIFD } from './daemons.ts'
@@ -124,4 +131,61 @@ t.test('sessions that are ended as soon as they are open', async t => {
   // a busy machine makes some of them long, not all
   const apart = sessions.slice(1).map((ms, i) => ms - sessions[i]!)
   t.ok(Math.min(...apart) > 95, `${apart.map(ms => ms.toFixed(0))} ms from one session to the next`)
+})
+
+t.test('a destination that takes everything, answers PING and acknowledges nothing', async t => {
+  let bytes = 0
+  const server = net.createServer(async socket => {
+    socket.on('error', () => {})
+    const { body } = await readHello(socket)
+    const { ring, places } = clientHelloOf(body)
+    const none = { sets: [], targets: ['default'], agent: 'hostile' }
+    socket.write(encodeServerHello({ ...none, ring, places, token: '0'.repeat(64), received: 0, credit: 65536 }))
+    let sequence = 0
+    const decoder = new FrameDecoder(({ type, flow, payload }) => {
+      const say = (answer: number, said: Uint8Array): void => {
+        socket.write(
+          encodeFrame(answer, 0, answer === FRAME.CREDIT ? flow : 0, answer === FRAME.CREDIT ? ++sequence : 0, said),
+        )
+      }
+      if (type === FRAME.PING) say(FRAME.PONG, payload.slice())
+      if (type === FRAME.OPEN) say(FRAME.CREDIT, Buffer.from('0000000010000000', 'hex'))
+      bytes += payload.length
+    })
+    socket.on('data', chunk => decoder.push(chunk)).resume()
+  })
+  await once(server.listen(0, '127.0.0.1'), 'listening')
+  const { port } = server.address() as net.AddressInfo
+  const folder = mkdtempSync(join(tmpdir(), 'pageferry-'))
+  const at = join(folder, 'source.sock')
+  const source = spawn(
+    fileURLToPath(new URL('../../bin/pageferry', import.meta.url)),
+    [
+      ...['source', '--json', '--plaintext', '--patience', '3s', '--pool-memory', '1MiB'],
+      ...['--listen', `unix:${at}`, '--peer', `127.0.0.1:${port}`],
+    ],
+    { stdio: ['ignore', 'pipe', 'inherit'] },
+  )
+  t.teardown(() => {
+    source.kill('SIGKILL')
+    server.close()
+    rmSync(folder, { recursive: true, force: true })
+  })
+  const lines: { msg: string; outcome?: string; reason?: string }[] = []
+  createInterface({ input: source.stdout! }).on('line', line => lines.push(JSON.parse(line)))
+  await until('a session', () => lines.some(({ msg }) => msg === 'session open'))
+  const qemu = net.connect({ path: at })
+  qemu.on('error', () => {})
+  const gone = once(qemu, 'close')
+  qemu.write(MAIN)
+  qemu.write(Buffer.alloc(1 << 20, 1))
+  await gone
+  t.ok(bytes > 0, 'it took what came')
+  await until('the end of the migration', () => lines.some(({ msg }) => msg === 'migration ended'))
+  t.match(
+    lines.find(({ msg }) => msg === 'migration ended'),
+    { outcome: 'failed' },
+    'the guest goes on at the source',
+  )
+  t.equal(source.exitCode, null, 'and so does the proxy')
 })
