@@ -7,7 +7,7 @@ import { PoolRegions } from '../codec/places.ts'
 import { ProxyError } from '../errors.ts'
 import type { Arrival } from '../migration/arrival.ts'
 import { ChannelHead } from '../migration/channel-ends.ts'
-import { type DestinationInput, DestinationLife, type DestinationOrder } from '../migration/destination-life.ts'
+import type { DestinationInput, DestinationLife, DestinationOrder } from '../migration/destination-life.ts'
 import type { DialQueue } from '../migration/dial-queue.ts'
 import type { Cause } from '../migration/outcome.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
@@ -87,7 +87,7 @@ export class DestinationFlow implements SocketSink {
     number: number,
     info: FlowInfo,
     migration: Arrival<DestinationFlow>,
-    life = new DestinationLife(),
+    life: DestinationLife,
   ) {
     this.host = host
     this.number = number

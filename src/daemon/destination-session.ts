@@ -4,28 +4,28 @@
  * waiting QEMU (wire format 1.3).
  */
 
-import { FlowExpander } from '../codec/flow-expander.ts'
-import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import type { LinkSink } from '../link/api.ts'
 import type { Arrival } from '../migration/arrival.ts'
 import { Arrivals } from '../migration/arrivals.ts'
+import { DESTINATION_TABLE, DestinationLife, type DestinationTable } from '../migration/destination-life.ts'
 import { DialQueue } from '../migration/dial-queue.ts'
 import type { PatienceTimes } from '../migration/patience.ts'
 import type { ArrivalSummary } from '../migration/summary.ts'
-import { type Address, formatAddress, targetAtPort } from '../relay/address.ts'
+import { type Address, formatAddress, targetOf } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
-import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
+import { Inbound } from '../transfer/inbound.ts'
 import type { Pool } from '../transfer/pool.ts'
 import { DestinationFlow, type DestinationFlowHost } from './destination-flow.ts'
 import type { SiteLog } from './events.ts'
 import type { DestinationStatus } from './status.ts'
 import { TickTimer } from './tick-timer.ts'
+import { UntoldChannels } from './untold-channels.ts'
 
 export interface DestinationSessionOptions {
   readonly session: Session
@@ -60,12 +60,15 @@ export interface DestinationParts {
   readonly unpacker: (options: DestinationSessionOptions) => DestinationUnpacker
   readonly DialQueue: typeof DialQueue<DestinationFlow>
   readonly dial: typeof dial
+  /** What its channels' lives follow. */
+  readonly channelTable: DestinationTable
 }
 
 const DESTINATION_PARTS: DestinationParts = {
   unpacker: ({ pool, seed, onFailure, holder, waiting }) => new Inbound(pool, seed, onFailure, holder, waiting),
   DialQueue,
   dial,
+  channelTable: DESTINATION_TABLE,
 }
 
 export class DestinationSession implements LinkSink, DestinationFlowHost {
@@ -76,8 +79,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   private readonly arrivals: Arrivals<DestinationFlow>
   private readonly timer: TickTimer
   readonly dials: DialQueue<DestinationFlow>
-  /** Expanders of flows that came while this side drains; their bytes are dropped. */
-  private readonly untold = new Map<number, { readonly info: FlowInfo; readonly channel: InboundChannel }>()
+  private readonly untold: UntoldChannels
   private ended = false
 
   constructor(options: DestinationSessionOptions) {
@@ -90,6 +92,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.parts = { ...DESTINATION_PARTS, ...options.parts }
     this.dials = new this.parts.DialQueue(flow => void this.dial(flow).catch(error => this.defect(error)))
     this.inbound = this.parts.unpacker(options)
+    this.untold = new UntoldChannels(options.session, options.pool, () => this.letGo())
     this.inbound.observer = options.learning
   }
 
@@ -102,12 +105,12 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   onOpen(number: number, info: FlowInfo): void {
     this.options.pool.warm().catch(error => this.defect(error))
     const migration = this.migrationOf(info)
-    const flow = new DestinationFlow(this, number, info, migration)
+    const flow = new DestinationFlow(this, number, info, migration, new DestinationLife(this.parts.channelTable))
     this.flows.set(number, flow)
     migration.flows.add(flow)
     let address: Address
     try {
-      address = this.resolve(info.target)
+      address = targetOf(info.target, this.options.targets())
       flow.opened(address)
     } catch (error) {
       if (!isProxyError(error)) throw error
@@ -187,31 +190,10 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
 
   onBatch(number: number, parts: readonly Uint8Array[]): void {
     // also of flows that broke here: the pool must follow every batch
-    const channel = this.flows.get(number) ?? this.untoldChannel(number)
+    const channel = this.flows.get(number) ?? this.untold.get(number)
     if (channel) {
       if (this.hold()) this.inbound.push(channel, parts)
     } else this.options.onFailure(unknownFlow(number))
-  }
-
-  /** Of a flow whose OPEN crossed our DRAIN: the session refused it, its batches came all the same. */
-  private untoldChannel(number: number): InboundChannel | undefined {
-    const { session, pool } = this.options
-    const info = session.infoOf(number)
-    if (!info) return undefined
-    let untold = this.untold.get(number)
-    if (untold?.info !== info) {
-      for (const [old, { info }] of this.untold) if (session.infoOf(old) !== info) this.untold.delete(old)
-      const channel: InboundChannel = {
-        expander: new FlowExpander(info.migration, PoolRegions.of(pool.kernel.layout)),
-        expanded: (_bytes, release) => {
-          this.letGo()
-          release()
-        },
-      }
-      untold = { info, channel }
-      this.untold.set(number, untold)
-    }
-    return untold.channel
   }
 
   onFin(number: number): void {
@@ -277,21 +259,6 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     // behind its last batches, as the source side has it
     if (!this.ended) this.inbound.mark(() => this.options.learning?.migrationEnded(migration.number))
     this.options.onMigrationEnd(migration.summary(this.options.now()))
-  }
-
-  /** @param name 'NAME' or 'NAME:PORT' */
-  private resolve(name: string): Address {
-    const colon = name.lastIndexOf(':')
-    const target = this.options.targets().get(colon < 0 ? name : name.slice(0, colon))
-    if (target === undefined) {
-      throw new ProxyError(
-        'TARGET_REFUSED',
-        `no target ${JSON.stringify(name)} here`,
-        undefined,
-        `give the destination proxy --target ${colon < 0 ? name : name.slice(0, colon)}=ADDRESS`,
-      )
-    }
-    return targetAtPort(target, colon < 0 ? undefined : Number(name.slice(colon + 1)))
   }
 }
 

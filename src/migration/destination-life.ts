@@ -61,7 +61,9 @@ const LIVES = { reset: BREAK, givenUp: BREAK, lost: ['over', 'break', 'leave'], 
 /** No connection, so nothing of its QEMU; and the session does not end a flow in which this side has ended nothing. */
 const UNCONNECTED = { end: null, sent: null, closed: null, broke: null, ended: null } as const
 
-export const DESTINATION_TABLE: Readonly<Record<DestinationState, DestinationRow>> = {
+export type DestinationTable = Readonly<Record<DestinationState, DestinationRow>>
+
+export const DESTINATION_TABLE: DestinationTable = {
   unread: {
     begins: ['awaited', 'dial'],
     refused: REFUSE,
@@ -211,7 +213,7 @@ export const BYTES_GO: Readonly<Record<DestinationState, BytesGo>> = {
 
 export class DestinationLife {
   private current: DestinationState = 'unread'
-  private readonly table: Readonly<Record<DestinationState, DestinationRow>>
+  private readonly table: DestinationTable
 
   /** @param table another one: a test's, which gets something wrong */
   constructor(table = DESTINATION_TABLE) {

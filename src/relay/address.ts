@@ -198,6 +198,23 @@ export function targetAtPort(target: Address, port: number | undefined): Address
 }
 
 /**
+ * What a flow's target is here.
+ * @param name 'NAME', or 'NAME:PORT' where the source proxy listens on several
+ * @param targets what may be dialled, by name
+ * @throws ProxyError TARGET_REFUSED where there is none, or it has no such port
+ */
+export function targetOf(name: string, targets: ReadonlyMap<string, Address>): Address {
+  const colon = name.lastIndexOf(':')
+  const known = colon < 0 ? name : name.slice(0, colon)
+  const target = targets.get(known)
+  if (target === undefined) {
+    const what = `no target ${JSON.stringify(name)} here`
+    throw new ProxyError('TARGET_REFUSED', what, undefined, `give the destination proxy --target ${known}=ADDRESS`)
+  }
+  return targetAtPort(target, colon < 0 ? undefined : Number(name.slice(colon + 1)))
+}
+
+/**
  * Where the other proxy listens: `HOST:PORT` or `[V6]:PORT`, `tcp:` in front or not.
  * @throws ProxyError ADDRESS
  */

@@ -11,10 +11,9 @@ import {
   type DestinationOrder,
   type DestinationRow,
   type DestinationState,
+  type DestinationTable as Table,
 } from '../../src/migration/destination-life.ts'
 import { random } from '../template/makers.ts'
-
-type Table = Readonly<Record<DestinationState, DestinationRow>>
 
 const INPUTS = [
   ...(['begins', 'refused', 'connected', 'fin', 'end', 'sent', 'closed', 'broke'] as const),

@@ -24,6 +24,7 @@ import {
   parseNamedAddress,
   RANGE_PORTS_MAX,
   targetAtPort,
+  targetOf,
 } from '../../src/relay/address.ts'
 import { dial } from '../../src/relay/dialer.ts'
 import { fileMode, groupId } from '../../src/relay/group.ts'
@@ -296,6 +297,16 @@ t.test('addresses', async t => {
   }
   t.equal(formatAddress(targetAtPort(parseAddress('tcp:h:5'), 11)), 'tcp:h:5', 'a single target takes any port')
   t.equal(formatAddress(targetAtPort(parseAddress('unix:/x'), undefined)), 'unix:/x')
+
+  const targets = new Map([
+    ['default', parseAddress('tcp:h:5')],
+    ['many', range],
+  ])
+  t.equal(formatAddress(targetOf('default', targets)), 'tcp:h:5')
+  t.equal(formatAddress(targetOf('many:12', targets)), 'tcp:h:12')
+  for (const name of ['many', 'many:13', 'many:x', 'other', 'other:5', '', ':5', 'default ']) {
+    t.equal((await failure(() => targetOf(name, targets))).code, 'TARGET_REFUSED', JSON.stringify(name))
+  }
 })
 
 /** Slots in shared WebAssembly memory between two connections: what arrives on one leaves by the other. */

@@ -4,6 +4,13 @@ import { DestinationSession } from '../../src/daemon/destination-session.ts'
 import { SourceConnection } from '../../src/daemon/source-connection.ts'
 import type { Migration, SourceFlow } from '../../src/daemon/source-flow.ts'
 import { SourceSession } from '../../src/daemon/source-session.ts'
+import {
+  DESTINATION_TABLE,
+  type DestinationInput,
+  type DestinationState,
+  type DestinationStep,
+  type DestinationTable,
+} from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
 import { Gates, isOpen } from '../../src/migration/gates.ts'
 import { Outbox } from '../../src/session/outbox.ts'
@@ -12,6 +19,11 @@ import type { InboundChannel } from '../../src/transfer/inbound.ts'
 import { CODE } from '../../src/wan/wire.ts'
 import { type Packing, SlowPacker, SlowUnpacker } from './codec.ts'
 import type { SiteParts } from './sites.ts'
+
+/** The table of channels at the destination with one pair changed. */
+function changed(state: DestinationState, input: DestinationInput, step: DestinationStep): DestinationTable {
+  return { ...DESTINATION_TABLE, [state]: { ...DESTINATION_TABLE[state], [input]: step } }
+}
 
 const SourceGates = Gates<SourceFlow, Migration>
 
@@ -113,6 +125,13 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
       }
     },
   },
+  'FIN that came before its connection is forgotten': {
+    channelTable: changed('said', 'connected', ['open', 'start']),
+  },
+  'the end of a QEMU is kept for itself': { channelTable: changed('ending', 'sent', ['finished']) },
+  'END cuts off what a QEMU is owed': { channelTable: changed('finished', 'ended', ['over', 'break', 'leave']) },
+  'a broken QEMU passes for one that has ended': { channelTable: changed('open', 'broke', ['leaving']) },
+  'a source that broke off is not told to its QEMU': { channelTable: changed('open', 'reset', ['broken', 'reset']) },
   'a flow that is gone stays in the queue of dials': {
     DialQueue: class extends DialQueue<DestinationFlow> {
       override gone(): void {}

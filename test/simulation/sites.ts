@@ -15,6 +15,7 @@ import { type SourceParts, SourceSession, type SourceSessionOptions } from '../.
 import { ProxyError } from '../../src/errors.ts'
 import { FairShares } from '../../src/fair-shares.ts'
 import { PIECES_MAX } from '../../src/limits.ts'
+import { DESTINATION_TABLE } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
 import { Gate, Gates, isOpen } from '../../src/migration/gates.ts'
 import type { PatienceTimes } from '../../src/migration/patience.ts'
@@ -36,6 +37,7 @@ export interface SiteParts {
   readonly DestinationSession: typeof DestinationSession
   readonly Gates: SourceParts['Gates']
   readonly DialQueue: DestinationParts['DialQueue']
+  readonly channelTable: DestinationParts['channelTable']
   readonly Packer: typeof SlowPacker
   readonly Unpacker: typeof SlowUnpacker
   readonly sourceLink: Partial<SessionParts>
@@ -48,6 +50,7 @@ export const SITE_PARTS: SiteParts = {
   DestinationSession,
   Gates,
   DialQueue,
+  channelTable: DESTINATION_TABLE,
   Packer: SlowPacker,
   Unpacker: SlowUnpacker,
   sourceLink: {},
@@ -369,6 +372,7 @@ export class DestinationSite implements WanServer {
         },
         dial: (address, options) => this.dial(address, options?.signal),
         DialQueue: parts.DialQueue,
+        channelTable: parts.channelTable,
       },
     })
     link.sink = session
