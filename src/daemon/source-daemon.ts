@@ -5,33 +5,31 @@
 import { randomBytes } from 'node:crypto'
 import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
-import { FairShares } from '../fair-shares.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
-import { CHANNEL_UNITS, CONNECTIONS_HELD_MAX, HELLO_SETS_MAX, MEMORY_BUDGET_BYTES, PIECES_MAX } from '../limits.ts'
+import { CONNECTIONS_HELD_MAX, HELLO_SETS_MAX } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
 import { Gate, isOpen } from '../migration/gates.ts'
 import { PausedMigrations } from '../migration/paused.ts'
+import { Waiting } from '../migration/waiting.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
-import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
-import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
-import { SLOT_UNIT_BYTES } from '../transfer/slot-arena.ts'
+import { type OpenPool, PAGE_BYTES } from '../transfer/pool.ts'
 import type { Events, SiteLog } from './events.ts'
 import { instanceOf, PROCESS, thisHost } from './instance.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
 import { SessionSets } from './session-sets.ts'
 import { SourceConnection } from './source-connection.ts'
 import type { Moved, SourceGate } from './source-flow.ts'
+import { SourceMemory, type SourceMemoryOptions } from './source-memory.ts'
 import { SourceSession } from './source-session.ts'
 import { type SourceStatus, withoutFlows } from './status.ts'
+import { TickTimer } from './tick-timer.ts'
 
-/** One is filled while two are packed and one waits for its turn. */
-const WORKSPACES = 4
 /** Who brings in what is learned here: the guests of this host, whichever peer they go to. */
 const OWN_GUESTS = ''
 
@@ -50,22 +48,7 @@ export interface ListenFor {
   readonly group?: number | undefined
 }
 
-function shapeFor(effort: number | 'auto'): PoolShape {
-  return {
-    role: 'encoder',
-    workspaces: WORKSPACES,
-    slots: CHANNEL_UNITS,
-    slotBytes: SLOT_UNIT_BYTES,
-    longMatch: effort === 'auto' || effort >= 2,
-  }
-}
-
-/** Pages of ring that a source proxy's session can have at most, whatever its options. */
-export function sourceRingPagesMax(places: number): number {
-  return ringPagesMax(shapeFor('auto'), places)
-}
-
-export interface SourceOptions {
+export interface SourceOptions extends SourceMemoryOptions {
   /** Where QEMU connects, each with the name of the target at the other side. */
   readonly listen: readonly ListenFor[]
   readonly beyondLoopback: boolean
@@ -74,15 +57,6 @@ export interface SourceOptions {
   readonly credentials: Credentials | undefined
   readonly store: TemplateStore | undefined
   readonly learning?: Learning | undefined
-  /** Most pages of ring that its session may have. */
-  readonly ringPages: number
-  readonly places: number
-  /** Memories and shares of rings, where this process has several proxies. */
-  readonly pools?: Pools
-  readonly shares?: RingShares
-  /** MEMORY_BUDGET_BYTES, likewise. */
-  readonly memory?: FairShares | undefined
-  readonly effort: number | 'auto'
   readonly connections: number
   /** Bytes a second on the WAN, or Infinity; `setRate` changes it. */
   readonly rate: number
@@ -97,11 +71,6 @@ export interface SourceOptions {
   readonly onStatus?: (status: string) => void
 }
 
-/** A connection of QEMU that waits for a session. */
-interface Waiting extends Moved {
-  readonly timer: NodeJS.Timeout
-}
-
 export class SourceDaemon {
   private readonly options: SourceOptions
   private readonly sets: SessionSets
@@ -109,15 +78,14 @@ export class SourceDaemon {
   /** One for each socket that is listened on: what comes in at one is one guest. */
   private readonly gates = new Map<Accepted, SourceGate>()
   private readonly paused = new PausedMigrations()
-  private readonly waiting: Waiting[] = []
+  private readonly memory: SourceMemory
+  private readonly waiting: Waiting<Moved>
+  /** Of those that wait. */
+  private readonly timer: TickTimer
   private client: LinkClient | undefined
   private session: SourceSession | undefined
   /** The peer takes no new flows on this session. */
   private drained = false
-  private readonly pools: Pools
-  private readonly shares: RingShares
-  private readonly shape: PoolShape
-  private readonly ringPages: number
   private stopping = false
   private migrations = 0
   private rate: number
@@ -125,10 +93,6 @@ export class SourceDaemon {
   private readonly qemuLog: SiteLog
   private readonly peerLog: SiteLog
   private readonly failures = new RepeatedFailure()
-  /** Of the other proxy, for our QEMUs. Counts pieces, not bytes. */
-  private readonly pieces = new FairShares(PIECES_MAX)
-  /** Of all its sessions: one that drains goes on beside the next. */
-  private readonly memory: FairShares
   private wake: (() => void) | undefined
   /** Settles when the last session has ended after `stop`. */
   readonly ended: Promise<void>
@@ -138,18 +102,14 @@ export class SourceDaemon {
     this.options = options
     this.rate = options.rate
     this.qemuLog = options.events.of('connections of QEMU')
-    this.peerLog = options.events.of(`${options.peer.host}:${options.peer.port}`)
-    this.pools = options.pools ?? new Pools()
-    this.shares = options.shares ?? new RingShares(options.ringPages * PAGE_BYTES, false)
-    this.shares.expect(this.peerName)
-    this.memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES)
-    this.shape = shapeFor(options.effort)
-    this.ringPages = Math.min(options.ringPages, ringPagesMax(this.shape, options.places))
-    const pagesMax = Math.min(
-      templatePagesMax(this.shape, this.ringPages, options.places),
-      Math.floor(this.pools.setsBytesMax / PAGE_BYTES),
+    this.peerLog = options.events.of(this.peerName)
+    this.memory = new SourceMemory(this.peerName, options)
+    this.waiting = new Waiting(options.patienceMs)
+    this.timer = new TickTimer(
+      () => performance.now(),
+      () => this.refuseOverdue(),
     )
-    this.sets = new SessionSets(options.store, options.events, pagesMax)
+    this.sets = new SessionSets(options.store, options.events, this.memory.setPagesMax)
     this.ended = new Promise(done => {
       this.resolveEnded = done
     })
@@ -177,7 +137,7 @@ export class SourceDaemon {
               migrations: session.status(),
             }
           : undefined,
-      waiting: this.waiting.length,
+      waiting: this.waiting.count,
       connections: session?.connectionCount ?? 0,
     }
   }
@@ -276,13 +236,10 @@ export class SourceDaemon {
     for (const [i, listener] of this.listeners.entries()) {
       if (!needed.has(this.options.listen[i]!.name)) void listener.close()
     }
-    for (const entry of this.waiting.splice(0)) {
-      if (isOpen(entry.gate.migration)) this.waiting.push(entry)
-      else {
-        clearTimeout(entry.timer)
-        entry.socket.reset()
-      }
-    }
+    this.waiting.handOn(
+      ({ gate }) => !isOpen(gate.migration),
+      ({ socket }) => socket.reset(),
+    )
   }
 
   private accept(accepted: QemuSocket, target: string, at: Accepted): void {
@@ -295,7 +252,7 @@ export class SourceDaemon {
       accepted.reset()
       return
     }
-    if (this.waiting.length + (this.session?.connectionCount ?? 0) >= CONNECTIONS_HELD_MAX) {
+    if (this.waiting.count + (this.session?.connectionCount ?? 0) >= CONNECTIONS_HELD_MAX) {
       this.qemuLog.warn('connection refused', { target, reason: `${CONNECTIONS_HELD_MAX} connections are held` })
       accepted.reset()
       return
@@ -308,7 +265,8 @@ export class SourceDaemon {
       }
       this.renewIfIdle()
     }
-    this.waiting.push(this.waits({ socket, gate }))
+    this.waiting.add({ socket, gate })
+    this.timer.arm(this.waiting.nextTickMs)
     this.wake?.()
     this.qemuLog.info('connection waits for a session', { target, at: formatAddress(at.address) })
   }
@@ -320,21 +278,14 @@ export class SourceDaemon {
     return isOpen(gate.migration) || (!this.drained && !this.stopping)
   }
 
-  private waits({ socket, gate }: Moved): Waiting {
-    const leftMs = this.options.patienceMs - (performance.now() - socket.bornMs)
-    const timer = setTimeout(
-      () => {
-        const i = this.waiting.findIndex(entry => entry.socket === socket)
-        if (i >= 0) this.waiting.splice(i, 1)
-        this.qemuLog.warn('connection refused', {
-          target: gate.target,
-          reason: `no session with the other proxy for ${this.options.patienceMs / 1000} s`,
-        })
-        socket.reset()
-      },
-      Math.max(0, leftMs),
-    )
-    return { socket, gate, timer }
+  /** Ends those that have waited for a session long enough. */
+  private refuseOverdue(): void {
+    const reason = `no session with the other proxy for ${this.options.patienceMs / 1000} s`
+    for (const { socket, gate } of this.waiting.over(performance.now())) {
+      this.qemuLog.warn('connection refused', { target: gate.target, reason })
+      socket.reset()
+    }
+    this.timer.arm(this.waiting.nextTickMs)
   }
 
   /** A session gives back what the other side never heard of. */
@@ -344,20 +295,19 @@ export class SourceDaemon {
       for (const { socket } of connections) socket.reset()
       return
     }
-    this.waiting.unshift(...connections.map(connection => this.waits(connection)))
+    this.waiting.addFirst(connections)
+    this.timer.arm(this.waiting.nextTickMs)
     this.qemuLog.info('connections wait for another session', { connections: connections.length })
   }
 
   /** There is a session, and it lives. */
   private admitWaiting(): void {
-    for (const entry of this.waiting.splice(0)) {
-      const { socket, gate, timer } = entry
-      if (!this.takes(gate)) this.waiting.push(entry)
-      else {
-        clearTimeout(timer)
+    this.waiting.handOn(
+      ({ gate }) => this.takes(gate),
+      ({ socket, gate }) => {
         if (!socket.isClosed) this.session!.accept(socket, gate)
-      }
-    }
+      },
+    )
   }
 
   /** The link's own lines, but while one session after the other cannot be opened `no session` says it all. */
@@ -392,6 +342,7 @@ export class SourceDaemon {
       }
     }
     this.refuseNew()
+    this.timer.stop()
     await this.options.learning?.settled().catch(error => this.tellDefect(error))
     this.resolveEnded()
   }
@@ -406,7 +357,7 @@ export class SourceDaemon {
     let learning: SessionLearning | undefined
     let session: SourceSession | undefined
     let pool: OpenPool | undefined
-    let grant: RingGrant = this.shares.take(this.peerName, this.ringPages * PAGE_BYTES)
+    let grant = this.memory.ring(this.memory.ringPagesMax)
     const ring = Math.floor(grant.bytes / PAGE_BYTES)
     this.drained = false
     const { patienceMs, patiencePostcopyMs = patienceMs } = options
@@ -425,7 +376,7 @@ export class SourceDaemon {
         patienceMs: Math.max(patience.precopyMs, patience.postcopyMs),
         queueTargetMs: options.queueTargetMs,
         rate: this.rate,
-        memory: this.memory.share(`to ${this.peerName}`), // a peer may be a client of this process too
+        memory: this.memory.budgetShare(),
       },
       logger: this.linkLog,
     })
@@ -434,9 +385,9 @@ export class SourceDaemon {
       const hello = await client.open()
       const agreed = hello.sets.filter(digest => !counted.includes(digest))
       grant.release()
-      grant = this.shares.take(this.peerName, hello.ring * PAGE_BYTES)
+      grant = this.memory.ring(hello.ring)
       const terms = { sets: agreed, store: options.store, ringPages: hello.ring, places: hello.places }
-      pool = await this.pools.open({ ...this.shape, ...terms }).catch(error => {
+      pool = await this.memory.open(terms).catch(error => {
         if (isProxyError(error, 'LIMIT_EXCEEDED')) this.sets.takeFewer()
         throw error
       })
@@ -450,7 +401,7 @@ export class SourceDaemon {
         learning,
         effort: new EffortController(options.effort),
         queueTargetMs: options.queueTargetMs,
-        pieces: this.pieces.share(this.peerName),
+        pieces: this.memory.piecesShare(),
         patience,
         paused: this.paused,
         log: this.qemuLog,
@@ -480,12 +431,12 @@ export class SourceDaemon {
       const failed = this.failures.recovered()
       this.peerLog.info('session open', {
         ...(failed > 0 && { failedBefore: failed }),
-        peer: `${options.peer.host}:${options.peer.port}`,
+        peer: this.peerName,
         sets: agreed.map(digest => digest.slice(0, 12)),
         templatePages: pool.kernel.layout.templatePages,
         link: client.link.id.slice(0, 8),
       })
-      options.onStatus?.(`session with ${options.peer.host}:${options.peer.port}, ${agreed.length} template sets`)
+      options.onStatus?.(`session with ${this.peerName}, ${agreed.length} template sets`)
       this.admitWaiting()
       const error = await client.link.ended
       if (error && !this.stopping) throw error

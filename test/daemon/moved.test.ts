@@ -11,7 +11,7 @@ t.setTimeout(60_000)
 /** The parts of a source daemon that this looks into. */
 interface Inside {
   readonly session: LinkSink & { readonly flows: ReadonlyMap<number, unknown> }
-  readonly waiting: readonly { readonly socket: { detach(): void } }[]
+  readonly waiting: { readonly connections: readonly { readonly socket: { detach(): void } }[] }
 }
 
 t.test('a peer that refuses a flow and then takes it, answers and resets it', async t => {
@@ -28,15 +28,15 @@ t.test('a peer that refuses a flow and then takes it, answers and resets it', as
   await until('a flow', () => inside.session?.flows.size === 1)
   const { session } = inside
   // a batch of it is still being packed, so that it is not reset yet
-  const [[number, flow]] = [...session.flows] as [[number, { afterBatch(): void }]]
-  flow.afterBatch = () => {}
+  const [[number, flow]] = [...session.flows] as [[number, { sending: { settle(): void } }]]
+  flow.sending.settle = () => {}
   session.onRefused!(number, 'takes no new migrations')
-  t.equal(inside.waiting.length, 1)
+  t.equal(inside.waiting.connections.length, 1)
   session.onTaken!(number)
   session.onData(number, Buffer.from('answer'))
   session.onFin(number)
   session.onReset(number, CODE.TARGET_REFUSED, 'no')
-  t.doesNotThrow(() => inside.waiting[0]!.socket.detach(), 'it may still go to another session')
+  t.doesNotThrow(() => inside.waiting.connections[0]!.socket.detach(), 'it may still go to another session')
   await new Promise(done => setImmediate(done))
   t.notOk(qemu.destroyed, 'the connection lives')
   t.equal(answered, 0)

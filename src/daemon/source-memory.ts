@@ -1,0 +1,94 @@
+/** What the sessions of a source proxy take of their process: memory for pages, and shares of what all of it holds. */
+import { FairShares, type Share } from '../fair-shares.ts'
+import { CHANNEL_UNITS, MEMORY_BUDGET_BYTES, PIECES_MAX } from '../limits.ts'
+import {
+  type OpenPool,
+  PAGE_BYTES,
+  type PoolRequest,
+  type PoolShape,
+  Pools,
+  ringPagesMax,
+  templatePagesMax,
+} from '../transfer/pool.ts'
+import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
+import { SLOT_UNIT_BYTES } from '../transfer/slot-arena.ts'
+
+/** One is filled while two are packed and one waits for its turn. */
+const WORKSPACES = 4
+
+function shapeFor(effort: number | 'auto'): PoolShape {
+  return {
+    role: 'encoder',
+    workspaces: WORKSPACES,
+    slots: CHANNEL_UNITS,
+    slotBytes: SLOT_UNIT_BYTES,
+    longMatch: effort === 'auto' || effort >= 2,
+  }
+}
+
+/** Pages of ring that a source proxy's session can have at most, whatever its options. */
+export function sourceRingPagesMax(places: number): number {
+  return ringPagesMax(shapeFor('auto'), places)
+}
+
+export interface SourceMemoryOptions {
+  /** Most pages of ring that its session may have. */
+  readonly ringPages: number
+  readonly places: number
+  readonly effort: number | 'auto'
+  /** Memories and shares of rings, where this process has several proxies. */
+  readonly pools?: Pools
+  readonly shares?: RingShares
+  /** MEMORY_BUDGET_BYTES, likewise. */
+  readonly memory?: FairShares | undefined
+}
+
+export class SourceMemory {
+  /** Pages of all template sets that a session can have. */
+  readonly setPagesMax: number
+  /** Pages of its ring, at most. */
+  readonly ringPagesMax: number
+  /** Who the other proxy is, among those of this process. */
+  private readonly peer: string
+  private readonly shape: PoolShape
+  private readonly pools: Pools
+  private readonly rings: RingShares
+  /** Of the other proxy, for our QEMUs. Counts pieces, not bytes. */
+  private readonly pieces = new FairShares(PIECES_MAX)
+  /** Of all its sessions: one that drains goes on beside the next. */
+  private readonly budget: FairShares
+
+  constructor(peer: string, { ringPages, places, effort, pools, shares, memory }: SourceMemoryOptions) {
+    this.peer = peer
+    this.shape = shapeFor(effort)
+    this.pools = pools ?? new Pools()
+    this.rings = shares ?? new RingShares(ringPages * PAGE_BYTES, false)
+    this.rings.expect(peer)
+    this.budget = memory ?? new FairShares(MEMORY_BUDGET_BYTES)
+    this.ringPagesMax = Math.min(ringPages, ringPagesMax(this.shape, places))
+    this.setPagesMax = Math.min(
+      templatePagesMax(this.shape, this.ringPagesMax, places),
+      Math.floor(this.pools.setsBytesMax / PAGE_BYTES),
+    )
+  }
+
+  /** Memory for a ring of so many pages, or of fewer. */
+  ring(pages: number): RingGrant {
+    return this.rings.take(this.peer, pages * PAGE_BYTES)
+  }
+
+  /** @throws as Pools.open */
+  open(terms: Omit<PoolRequest, keyof PoolShape>): Promise<OpenPool> {
+    return this.pools.open({ ...this.shape, ...terms })
+  }
+
+  /** How many pieces may wait for QEMUs. */
+  piecesShare(): Share {
+    return this.pieces.share(this.peer)
+  }
+
+  /** What a session may hold beside its pool. */
+  budgetShare(): Share {
+    return this.budget.share(`to ${this.peer}`) // a peer may be a client of this process too
+  }
+}

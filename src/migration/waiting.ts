@@ -1,0 +1,52 @@
+/**
+ * Connections of QEMU that wait for a session, in their order, each for as long as a broken WAN is waited for, counted from
+ * when it came: one that goes from session to session waits no longer for that. Pure: times come in.
+ */
+export interface WaitingConnection {
+  readonly socket: { readonly bornMs: number }
+}
+
+export class Waiting<C extends WaitingConnection> {
+  private readonly patienceMs: number
+  private connections: C[] = []
+
+  constructor(patienceMs: number) {
+    this.patienceMs = patienceMs
+  }
+
+  get count(): number {
+    return this.connections.length
+  }
+
+  /** When `over` is due; Infinity while none waits. */
+  get nextTickMs(): number {
+    return Math.min(...this.connections.map(({ socket }) => socket.bornMs)) + this.patienceMs
+  }
+
+  add(connection: C): void {
+    this.connections.push(connection)
+  }
+
+  /** They were here before: they go before those that came since. */
+  addFirst(connections: readonly C[]): void {
+    this.connections.unshift(...connections)
+  }
+
+  /** Hands those on for which this is so, one after the other: what becomes of one may change it for the next. */
+  handOn(isFor: (connection: C) => boolean, run: (connection: C) => void): void {
+    for (const connection of this.connections.splice(0)) {
+      if (isFor(connection)) run(connection)
+      else this.connections.push(connection)
+    }
+  }
+
+  /** @returns those that have waited long enough; they wait no more */
+  over(nowMs: number): C[] {
+    const over: C[] = []
+    this.handOn(
+      ({ socket }) => socket.bornMs + this.patienceMs <= nowMs,
+      connection => over.push(connection),
+    )
+    return over
+  }
+}

@@ -1,0 +1,39 @@
+/** Connections that wait for a session: order, and for how long. */
+import t from 'tap'
+import { Waiting } from '../../src/migration/waiting.ts'
+
+const connection = (name: string, bornMs: number) => ({ name, socket: { bornMs } })
+const names = (connections: readonly { name: string }[]): string => connections.map(({ name }) => name).join(' ')
+
+t.test('each waits from when it came, wherever it has been since', t => {
+  const waiting = new Waiting<ReturnType<typeof connection>>(100)
+  t.equal(waiting.nextTickMs, Number.POSITIVE_INFINITY)
+  waiting.add(connection('new', 50))
+  waiting.addFirst([connection('back', 10), connection('back too', 20)])
+  t.equal(waiting.nextTickMs, 110)
+  t.equal(names(waiting.over(109)), '')
+  t.equal(names(waiting.over(125)), 'back back too')
+  t.equal(waiting.nextTickMs, 150)
+  t.equal(waiting.count, 1)
+  t.end()
+})
+
+t.test('those that a session takes go in their order, and one may be the last', t => {
+  const waiting = new Waiting<ReturnType<typeof connection>>(100)
+  for (const name of ['a', 'b', 'not', 'c', 'd']) waiting.add(connection(name, 0))
+  const took: { name: string }[] = []
+  waiting.handOn(
+    ({ name }) => name !== 'not' && took.length < 3,
+    one => {
+      took.push(one)
+      if (one.name === 'b') waiting.addFirst([connection('back', 0)])
+    },
+  )
+  t.equal(names(took), 'a b c')
+  waiting.handOn(
+    () => true,
+    one => took.push(one),
+  )
+  t.equal(names(took), 'a b c back not d', 'none is lost')
+  t.end()
+})
