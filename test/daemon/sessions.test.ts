@@ -326,12 +326,15 @@ t.test('both pools are alike after any order of channels, cancels and reconnects
       const channels = [migration(pages(next(300))), ...[0, 1].map(id => multifdChannel(id, pages(next(150))))]
       await Promise.all(channels.map(send))
       const { sessions } = pair.destination as unknown as {
-        sessions: Map<Link, { channelCount: number; inbound: { pool: Pool; underWay: number } }>
+        sessions: Map<Link, { channelCount: number; inbound: { pool: Pool; waiting: number; running: boolean } }>
       }
       await sleep(100)
       await until('the end of all channels', () => session().channelCount === 0)
       const [far] = [...sessions.values()]
-      await until('the last batch', () => far!.channelCount === 0 && far!.inbound.underWay === 0)
+      await until(
+        'the last batch',
+        () => far!.channelCount === 0 && far!.inbound.waiting === 0 && !far!.inbound.running,
+      )
       for (const socket of sockets.splice(0)) socket.destroy() // a channel whose main was cancelled waits for another
       const digest = digestOf(session().options.pool)
       t.equal(digestOf(far!.inbound.pool), digest, `seed ${seed}, round ${round}`)
