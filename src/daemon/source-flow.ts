@@ -113,8 +113,8 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
     return this.sending?.slot
   }
 
-  get stats(): BatchStats {
-    return this.sending!.encoder.stats
+  get stats(): BatchStats | undefined {
+    return this.sending?.encoder.stats
   }
 
   get memory(): ParserMemory | undefined {

@@ -18,7 +18,8 @@ import { pageCounts, Traffic } from './traffic.ts'
 export interface DepartureChannel extends GateChannel {
   /** Number of its flow in the session. */
   readonly number: number
-  readonly stats: BatchStats
+  /** undefined: it has no flow, because the other side takes none any more. */
+  readonly stats: BatchStats | undefined
   /** Of a main: what its recovery would need. */
   readonly memory: ParserMemory | undefined
 }
@@ -83,7 +84,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
 
   /** A channel's flow is over. @returns whether it was the last */
   closed(channel: C): boolean {
-    this.traffic.ended.add(channel.stats)
+    if (channel.stats) this.traffic.ended.add(channel.stats)
     this.flows.delete(channel)
     return this.flows.size === 0
   }
@@ -129,7 +130,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
 
   /** Counts of all its channels so far. */
   private counts(): BatchStats {
-    return this.traffic.counts(Array.from(this.flows, ({ stats }) => stats))
+    return this.traffic.counts(Array.from(this.flows, ({ stats }) => stats).filter(stats => stats !== undefined))
   }
 
   /** @param effort of its next batch */

@@ -44,3 +44,21 @@ t.test('a peer that refuses a flow and then takes it, answers and resets it', as
   qemu.destroy()
   await gone
 })
+
+t.test('DRAIN between a connection and its first bytes', async t => {
+  await using daemons = await Daemons.start({ gates: 2 })
+  const running = await daemons.dial(0) // keeps the session
+  running.write(MAIN)
+  await until('its bytes at the destination', () => daemons.target.received[0]?.equals(MAIN) === true)
+  const late = await daemons.dial(1)
+  const inside = daemons.source as unknown as { session: { connectionCount: number } }
+  await until('the connection', () => inside.session.connectionCount === 2)
+  daemons.link.session.drain()
+  await until('DRAIN', () => daemons.count('peer drains: it takes no new migrations') === 1)
+  late.write(MAIN)
+  await until('its move', () => daemons.count('connections wait for another session') === 1)
+  t.equal(daemons.count('link.defect'), 0)
+  running.destroy()
+  daemons.target.sockets[0]!.destroy()
+  await until('its bytes, in another session', () => daemons.target.received[1]?.equals(MAIN) === true)
+})
