@@ -1,6 +1,6 @@
 /** How hard batches are packed: the controller by itself, and what ADR 0006 promises of the pump that ships. */
 import t from 'tap'
-import { EFFORT_MAX } from '../../src/compression/effort.ts'
+import { EFFORT_MAX, EFFORTS, type Effort } from '../../src/compression/effort.ts'
 import { QUEUE_TARGET_MS } from '../../src/limits.ts'
 import { EffortController, type Waiting } from '../../src/transfer/effort-controller.ts'
 import { BATCH_BYTES_MAX, Pump, PumpedChannel } from '../../src/transfer/pump.ts'
@@ -158,7 +158,7 @@ class Source {
 
 /** Seconds of a migration over a link of `wan` MB/s on such a machine: the pump that ships, in virtual time. */
 function simulate(
-  level: number | 'auto',
+  effort: EffortController,
   machine: Machine,
   contents: readonly number[],
   wan: number,
@@ -166,7 +166,6 @@ function simulate(
   rttMs = 0,
   seed = 1,
 ): number {
-  const effort = new EffortController(level)
   effort.begin(rttMs)
   const { take = Number.POSITIVE_INFINITY } = machine
   let random = seed
@@ -253,22 +252,91 @@ function simulate(
   return Math.max(nowMs, takenMs) / 1000
 }
 
-t.test('auto is about as fast as the best fixed effort, on any link', t => {
+/** Seconds of the best fixed effort, by case. */
+const bests = new Map<string, number>()
+
+/** A case in which `make`'s controllers are not what ADR 0006 promises, one after the other. */
+function* slowCases(make: () => EffortController): Generator<string, number> {
+  let cases = 0
   for (const [name, machine] of Object.entries<Machine>(MACHINES)) {
     for (const [kind, contents] of Object.entries(CONTENTS)) {
       for (const wan of [1, 2.5, 12.5, 40, 125, 400, 1250]) {
         const bytes = Math.min(800e6, wan * 60e6)
-        const fixed = machine.share.map((_, level) => simulate(level, machine, contents, wan, bytes))
-        const best = Math.min(...fixed)
-        for (const rttMs of [1, 40]) {
-          const auto = simulate('auto', machine, contents, wan, bytes, rttMs)
-          t.ok(
-            auto <= best * (contents.length > 1 ? 1.15 : 1.1) + START_S,
-            `${name}, ${kind}, ${wan} MB/s, ${rttMs} ms: ${auto} s, best ${best} s of ${fixed.join(', ')}`,
+        const where = `${name}, ${kind}, ${wan} MB/s`
+        let best = bests.get(where)
+        if (best === undefined) {
+          const fixed = machine.share.map((_, level) =>
+            simulate(new EffortController(level), machine, contents, wan, bytes),
           )
+          best = Math.min(...fixed)
+          bests.set(where, best)
+        }
+        for (const rttMs of [1, 40]) {
+          cases++
+          const auto = simulate(make(), machine, contents, wan, bytes, rttMs)
+          if (auto > best * (contents.length > 1 ? 1.15 : 1.1) + START_S)
+            yield `${where}, ${rttMs} ms: ${auto.toFixed(2)} s, best ${best.toFixed(2)} s`
         }
       }
     }
+  }
+  return cases
+}
+
+t.test('auto is about as fast as the best fixed effort, on any link', t => {
+  const slow = slowCases(() => new EffortController('auto'))
+  let next = slow.next()
+  for (; !next.done; next = slow.next()) t.fail(next.value)
+  t.equal(next.value, 4 * 2 * 7 * 2, 'cases')
+  t.end()
+})
+
+/** Controllers with a fault: the models must tell them from the one that ships. */
+const PLANTS: Record<string, typeof EffortController> = {
+  'it never moves': class extends EffortController {
+    override wait(): void {}
+  },
+  'it never hears that the CPU is waited for': class extends EffortController {
+    override wait(state: Waiting, nowMs: number, waitingBytes: number): void {
+      super.wait(state === 'cpu' ? 'wan' : state, nowMs, waitingBytes)
+    }
+  },
+  'it never hears that the link is': class extends EffortController {
+    override wait(state: Waiting, nowMs: number, waitingBytes: number): void {
+      super.wait(state === 'wan' ? 'cpu' : state, nowMs, waitingBytes)
+    }
+  },
+  'it does not know what has not arrived': class extends EffortController {
+    override wait(state: Waiting, nowMs: number): void {
+      super.wait(state, nowMs, 0)
+    }
+  },
+  'known pages count as new ones': class extends EffortController {
+    override sent(rawBytes: number, _newBytes: number, packedBytes: number): void {
+      super.sent(rawBytes, rawBytes, packedBytes)
+    }
+  },
+  'it decides ten times too late': class extends EffortController {
+    override wait(state: Waiting, nowMs: number, waitingBytes: number): void {
+      super.wait(state, nowMs / 10, waitingBytes)
+    }
+  },
+  'a level too high': class extends EffortController {
+    override effort(urgent: boolean): Effort {
+      return EFFORTS[Math.min(EFFORT_MAX - 1, super.effort(urgent).level + 1)]!
+    }
+  },
+  'a level too low': class extends EffortController {
+    override effort(urgent: boolean): Effort {
+      return EFFORTS[Math.max(0, super.effort(urgent).level - 1)]!
+    }
+  },
+}
+
+t.test('a controller that is made worse is found', t => {
+  for (const [name, Controller] of Object.entries(PLANTS)) {
+    const found = slowCases(() => new Controller('auto')).next()
+    t.notOk(found.done, `${name}: ${found.value}`)
   }
   t.end()
 })
