@@ -101,6 +101,13 @@ export class QemuEnd {
     this.link.proxy.readSoon()
   }
 
+  /** Sends no more, and reads on. */
+  shutdown(): void {
+    if (this.gone || this.broken) return
+    this.finOut = true
+    this.link.proxy.readSoon()
+  }
+
   /** RST: what the proxy has not read is lost, or not, by chance. */
   rst(): void {
     if (this.broken) return
