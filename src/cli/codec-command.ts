@@ -11,11 +11,13 @@ import { JOIN_ROTATED } from '../capture/missing.ts'
 import { readOneChannel } from '../capture/one-channel.ts'
 import { COLUMN, COLUMN_NAMES, PAGE_SIZE } from '../codec/wire.ts'
 import { EFFORT_MAX, EFFORTS, type Effort, parseEffort } from '../compression/effort.ts'
+import { DEFAULTS } from '../daemon/settings.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { decodeStream } from '../file/encoded-file-reader.ts'
 import { type EncodeResult, encodeStream } from '../file/encoded-file-writer.ts'
 import { OutputFile } from '../file/output-file.ts'
 import { formatCount, formatSize, parseCap, parseCount, parseSize } from '../quantity.ts'
+import { floorsOf } from '../store/set-floors.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { Interruption } from '../system/interruption.ts'
 import { digestOfFileName } from '../template/wire.ts'
@@ -31,6 +33,7 @@ interface CodecArguments {
   readonly storeKey: string | undefined
   readonly set: string[]
   readonly poolMemory: string
+  readonly setMemory: string
   readonly effort: string
   readonly channel: string | undefined
   readonly json: boolean
@@ -77,6 +80,12 @@ function codecOptions(yargs: Argv): Argv<CodecArguments> {
       type: 'string',
       requiresArg: true,
       default: POOL_MEMORY_DEFAULT,
+    })
+    .option('set-memory', {
+      describe: 'Memory for template sets, the newest first; the others are read from the disk',
+      type: 'string',
+      requiresArg: true,
+      default: DEFAULTS.setMemory,
     })
     .option('effort', {
       describe: `How hard to squeeze: 0 (references alone) to ${EFFORT_MAX}`,
@@ -159,21 +168,33 @@ export const estimateCommand: CommandModule<object, EstimateArguments> = {
 }
 
 /** Digests of the sets to use: those asked for, or all sound ones of the store. @throws TEMPLATE_*, USAGE, IO */
-async function chooseSets(store: TemplateStore | undefined, wanted: readonly string[]): Promise<string[]> {
+async function chooseSets(
+  store: TemplateStore | undefined,
+  wanted: readonly string[],
+  memoryBytes: number,
+): Promise<{ sets: string[]; cold: string[] }> {
   if (store === undefined) {
     if (wanted.length > 0) throw new ProxyError('USAGE', '--set without --store', undefined, 'give --store DIR')
-    return []
+    return { sets: [], cold: [] }
   }
-  if (wanted.length > 0) return Promise.all(wanted.map(prefix => store.find(prefix)))
-  const sets = await store.list()
-  for (const { problem } of sets) if (problem) tell(`note: ${problem.message}`)
-  return sets.filter(({ problem }) => problem === undefined).map(({ digest }) => digest)
+  const asked = await Promise.all(wanted.map(prefix => store.find(prefix)))
+  const chosen = (await store.list()).filter(({ digest }) => asked.length === 0 || asked.includes(digest))
+  for (const { problem } of chosen) {
+    if (problem && asked.length > 0) throw problem
+    if (problem) note(problem.message)
+  }
+  const sound = chosen.filter(({ problem }) => problem === undefined)
+  const { hot, cold, others } = floorsOf(sound, Math.floor(memoryBytes / PAGE_SIZE))
+  for (const digest of others) note(`set ${digest.slice(0, 12)} is left out: more than can be used at once`)
+  return { sets: [...hot], cold: [...cold] }
 }
 
 interface Job {
   readonly store: TemplateStore | undefined
   /** Digests of the sets to use; those that turn out to be damaged go. */
   readonly sets: string[]
+  /** Those whose pages stay on the disk. */
+  readonly cold: string[]
   /** They were asked for one by one: none may be missing. */
   readonly setsAsked: boolean
   readonly ringPages: number
@@ -185,7 +206,7 @@ async function jobOf(args: CodecArguments): Promise<Job> {
   const store = args.store === undefined ? undefined : await existingStore(args.store, args.storeKey)
   return {
     store,
-    sets: await chooseSets(store, args.set),
+    ...(await chooseSets(store, args.set, parseSize(args.setMemory, '--set-memory'))),
     setsAsked: args.set.length > 0,
     ringPages: Math.floor(parseSize(args.poolMemory, '--pool-memory') / PAGE_SIZE),
     effort: parseEffort(args.effort),
@@ -266,10 +287,11 @@ async function encodeTo(
       return await encodeStream(chunks, write ?? started, { ...job, places: PLACES, signal })
     } catch (error) {
       // Sets are loaded before the first byte is read or written.
-      const damaged = job.setsAsked ? -1 : job.sets.indexOf(damagedSet(error) ?? '')
-      if (damaged < 0) throw error
+      const damaged = damagedSet(error) ?? ''
+      const floor = [job.sets, job.cold].find(digests => digests.includes(damaged))
+      if (job.setsAsked || floor === undefined) throw error
       note((error as ProxyError).message)
-      job.sets.splice(damaged, 1)
+      floor.splice(floor.indexOf(damaged), 1)
     }
   }
 }
@@ -401,6 +423,7 @@ function estimateOf(input: string, { stats, fileBytes, degraded, endsEarly }: En
       fill: stats.fillPages,
       previous: stats.samePages,
       template: stats.templatePages,
+      disk: stats.coldPages,
       earlier: stats.earlierPages,
       patched: stats.patchPages,
       compressed: stats.newPages,
@@ -442,9 +465,10 @@ async function forecastOf(
 
 function printEstimate(estimate: Estimate, job: Job): void {
   const { input, qemuBytes, wanBytes, pages, columns, degraded, forecast, directSeconds } = estimate
+  const sets = job.sets.length + job.cold.length
   print(
     `${input}: ${formatSize(qemuBytes)} of QEMU, ${formatSize(wanBytes)} on the WAN (${percent(wanBytes, qemuBytes)}), ` +
-      `${job.sets.length} template set${job.sets.length === 1 ? '' : 's'}, effort ${job.effort.level} (${job.effort.name})`,
+      `${sets} template set${sets === 1 ? '' : 's'}, effort ${job.effort.level} (${job.effort.name})`,
   )
   const column = (index: number): number => columns[COLUMN_NAMES[index]!]!
   const heads = column(COLUMN.OPS) + column(COLUMN.NUMBERS) + column(COLUMN.HEADERS)
@@ -467,6 +491,7 @@ function printEstimate(estimate: Estimate, job: Job): void {
   row('one byte repeated', pages.fill!, undefined)
   row('as last sent', pages.previous!, undefined)
   row('in a template set', pages.template!, undefined)
+  if (job.cold.length > 0) row('in one on the disk', pages.disk!, column(COLUMN.COLD))
   row('passed earlier', pages.earlier!, undefined)
   row('partly known', pages.patched!, patches)
   row('literal (partly known, new)', pages.compressed!, column(COLUMN.PAGES) + column(COLUMN.WORDS))

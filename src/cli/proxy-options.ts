@@ -73,6 +73,12 @@ export function proxyOptions(
       type: 'string',
       requiresArg: true,
     })
+    .option('set-memory', {
+      describe: 'Memory for template sets, the newest first; the others are read from the disk',
+      type: 'string',
+      requiresArg: true,
+      default: DEFAULTS.setMemory,
+    })
     .option('queue-target', {
       describe: "Time that bytes may wait in the link beyond its round trip: it adds to the guest's downtime",
       type: 'string',
@@ -105,10 +111,12 @@ export interface ProcessMemory {
 }
 
 /**
+ * @param bytes for rings
+ * @param setBytes for sets, at most
  * @param newcomers whether peers come that nobody can count: there is a destination proxy
  * @throws USAGE where it could never be had
  */
-export function processMemory(bytes: number, newcomers: boolean): ProcessMemory {
+export function processMemory(bytes: number, setBytes: number, newcomers: boolean): ProcessMemory {
   // what a container may use is less than its host has; 0 or absurdly much: nobody said
   const allowed = process.constrainedMemory()
   const there = allowed > 0 ? Math.min(allowed, totalmem()) : totalmem()
@@ -122,7 +130,7 @@ export function processMemory(bytes: number, newcomers: boolean): ProcessMemory 
     )
   }
   // sets beyond one memory's are loaded again for the next, which must not take all that the host has
-  const setsBytesMax = Math.max(there / 2, there - bytes - (1 << 30))
+  const setsBytesMax = Math.min(setBytes, Math.max(there / 2, there - bytes - (1 << 30)))
   return {
     pools: new Pools({ setsBytesMax }),
     shares: new RingShares(bytes, newcomers),
@@ -152,7 +160,7 @@ export function proxySettings(
   { peerName, tlsServerName }: PeerNames,
   role: Role,
   events: Events,
-  memory: ProcessMemory = processMemory(settings.poolMemoryBytes, role === 'server'),
+  memory: ProcessMemory = processMemory(settings.poolMemoryBytes, settings.setMemoryBytes, role === 'server'),
 ) {
   const { tlsCreds: directory } = settings
   const credentials =

@@ -127,8 +127,8 @@ function tellMistakes({ config, json }: ServeArguments, mistakes: readonly Mista
 }
 
 /** @throws USAGE */
-function memoryOf({ poolMemoryBytes, wanListen }: Configuration): ProcessMemory {
-  return processMemory(poolMemoryBytes, wanListen.length > 0)
+function memoryOf({ poolMemoryBytes, setMemoryBytes, wanListen }: Configuration): ProcessMemory {
+  return processMemory(poolMemoryBytes, setMemoryBytes, wanListen.length > 0)
 }
 
 async function serve({ config, json }: ServeArguments, configuration: Configuration): Promise<void> {

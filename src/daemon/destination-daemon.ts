@@ -14,6 +14,7 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
 import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
 import type { ClientHello } from '../wan/hello.ts'
+import { FEATURE } from '../wan/wire.ts'
 import { DestinationSession } from './destination-session.ts'
 import type { Events } from './events.ts'
 import { SessionSets } from './session-sets.ts'
@@ -193,19 +194,25 @@ export class DestinationDaemon {
     // what learning has counted looks like a set without pages
     const counted = options.learning?.states ?? []
     const places = Math.min(hello.places, options.placesMax)
+    const usesCold = hello.features?.includes(FEATURE.COLD_SETS) === true
     let sets: string[]
+    let cold: string[]
     let pool: OpenPool
     let grant: RingGrant
     const ringMost = Math.min(hello.ring, options.ringPagesMax, ringPagesMax(SHAPE, places))
     let ring = ringMost
     let setsMax = hello.sets.length
     for (;;) {
-      const held = new Set(await this.sets.offer())
-      sets = hello.sets.filter(digest => held.has(digest)).slice(0, setsMax)
+      const held = await this.sets.offer()
+      sets = hello.sets.filter(digest => held.hot.includes(digest)).slice(0, setsMax)
+      // what has no room in this side's memory, or in the other's
+      const others = new Set(usesCold ? [...held.hot, ...held.cold] : [])
+      for (const digest of sets) others.delete(digest)
+      cold = [...hello.sets, ...(hello.cold ?? [])].filter(digest => others.has(digest))
       grant = this.shares.take(holder, ring * PAGE_BYTES)
       ring = Math.floor(grant.bytes / PAGE_BYTES)
       try {
-        pool = await this.pools.open({ ...SHAPE, sets, store: options.store, ringPages: ring, places })
+        pool = await this.pools.open({ ...SHAPE, sets, cold, store: options.store, ringPages: ring, places })
         break
       } catch (error) {
         grant.release()
@@ -224,6 +231,7 @@ export class DestinationDaemon {
     const seedWords = [seed.readUInt32BE(4), seed.readUInt32BE(0)] as const
     return {
       sets: agreed,
+      ...(cold.length > 0 && { cold }),
       ring,
       places,
       targets: [...this.targets.keys()],
@@ -243,6 +251,7 @@ export class DestinationDaemon {
           identity,
           agent: hello.agent,
           sets: sets.map(digest => digest.slice(0, 12)),
+          ...(cold.length > 0 && { cold: cold.map(digest => digest.slice(0, 12)) }),
           link: link.id.slice(0, 8),
         })
         this.sessions.set(link, session)
@@ -288,7 +297,10 @@ export class DestinationDaemon {
       waiting: this.memory.share(holder),
       log,
       now: () => performance.now(),
-      onFailure: error => void link.abort(error),
+      onFailure: error => {
+        this.sets.exclude(error, true) // a set that could not be read: the next session goes without
+        void link.abort(error)
+      },
       onMigrationEnd: ({ level, ...summary }) => log[level]('migration ended', summary),
     })
   }

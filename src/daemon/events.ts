@@ -46,14 +46,14 @@ export interface SiteEvents extends LinkEvents, LearningEvents {
   // template sets
   'template store cannot be read: going on without sets': Failure
   'template set not used': Failure & { readonly set: string }
-  'template sets left out: more than fit into memory beside --pool-memory': {
-    readonly sets: string
-    readonly hint: string
-  }
+  'template sets stay on the disk': { readonly sets: string; readonly hint: string }
+  'template sets left out: more than a session may have': { readonly sets: string; readonly hint: string }
   // sessions
   'session open': {
     readonly link: string
     readonly sets: readonly string[]
+    /** Sets that stay on the disk; left out: none. */
+    readonly cold?: readonly string[]
     /** At the destination: who the source proxy is. */
     readonly identity?: string
     readonly agent?: string

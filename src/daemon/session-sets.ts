@@ -1,10 +1,18 @@
 /** Which template sets a side brings into a session: the sound ones of its store. */
 import { basename } from 'node:path'
 import { isProxyError, type ProxyError } from '../errors.ts'
-import { HELLO_SETS_MAX } from '../limits.ts'
-import type { TemplateStore } from '../store/template-store.ts'
+import { floorsOf, type SetFloors } from '../store/set-floors.ts'
+import type { StoredSet, TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
 import type { SiteLog } from './events.ts'
+
+/** What to bring into a session. */
+export type OfferedSets = Pick<SetFloors, 'hot' | 'cold'>
+
+/** In place of a file's state: whatever it is when it is looked at next. */
+const AS_IT_IS = 'as it is'
+
+const NO_SETS: OfferedSets = { hot: [], cold: [] }
 
 export class SessionSets {
   private readonly store: TemplateStore | undefined
@@ -19,7 +27,8 @@ export class SessionSets {
   private pagesMax: number
   /** Template pages that were offered last. */
   private offeredPages = 0
-  /** Sets that were told to have no room, so that it is told once. */
+  /** Sets that were told to stay on the disk, and to have no room at all, so that it is told once. */
+  private onDisk = ''
   private roomless = ''
   /** Why the store could not be read, as it was told; undefined where it can be. */
   private unreadable: string | undefined
@@ -37,12 +46,13 @@ export class SessionSets {
   }
 
   /**
-   * Digests of the sets to offer, newest first. Their pages are verified when they are loaded, which reads them all anyway:
-   * see `exclude`. A set whose head is damaged is told once and left out. Of a store that is not there or cannot be read there
-   * are none, which is told once: migrations go on without. Of more than fit into memory the newest are taken, and the others told.
+   * Digests of the sets to offer, newest first. Their pages are verified when they are loaded or read: see `exclude`. A set
+   * whose head is damaged is told once and left out. Of a store that is not there or cannot be read there are none, which is
+   * told once: migrations go on without. Of more than fit into memory the newest are held there, and the others stay on the
+   * disk; so many that even their proofs would take too much are left out.
    */
-  async offer(): Promise<string[]> {
-    if (!this.store) return []
+  async offer(): Promise<OfferedSets> {
+    if (!this.store) return NO_SETS
     let sets: Awaited<ReturnType<TemplateStore['list']>>
     try {
       this.offered = await this.store.fingerprint()
@@ -53,34 +63,25 @@ export class SessionSets {
       if (!isProxyError(error, 'IO')) throw error
       this.offered = this.current = unreadable(error)
       this.tellUnreadable(error)
-      return []
+      return NO_SETS
     }
-    const sound: { digest: string; modified: number; pages: number }[] = []
-    for (const { digest, path, problem, modified, changed, fileBytes, pages } of sets) {
+    const sound: StoredSet[] = []
+    for (const set of sets) {
+      const { digest, path, problem, modified, changed, fileBytes } = set
       const state = `${digest} ${modified.getTime()} ${changed.getTime()} ${fileBytes}`
+      if (this.excluded.get(digest) === AS_IT_IS) this.excluded.set(digest, state)
       if (this.excluded.get(digest) === state) continue
       if (problem) this.tell(digest, state, path, problem)
       else {
         this.states.set(digest, { state, path })
-        sound.push({ digest, modified: modified.getTime(), pages })
+        sound.push(set)
       }
     }
-    sound.sort((a, b) => b.modified - a.modified)
-    const fitting: string[] = []
-    const others: string[] = []
-    let room = this.pagesMax
-    let offered = 0
-    for (const { digest, pages } of sound.slice(0, HELLO_SETS_MAX)) {
-      if (pages > room) others.push(digest)
-      else {
-        fitting.push(digest)
-        room -= pages
-        offered += pages
-      }
-    }
-    this.offeredPages = offered
+    const { hot, hotPages, cold, others } = floorsOf(sound, this.pagesMax)
+    this.offeredPages = hotPages
+    this.tellOnDisk(cold)
     this.tellRoomless(others)
-    return fitting
+    return { hot, cold }
   }
 
   /** What was offered last did not fit beside what other sessions have: half of it next time. */
@@ -88,12 +89,21 @@ export class SessionSets {
     this.pagesMax = Math.floor(Math.min(this.pagesMax, this.offeredPages) / 2)
   }
 
+  private tellOnDisk(cold: readonly string[]): void {
+    const sets = namesOf(cold)
+    if (sets !== this.onDisk && cold.length > 0) {
+      const hint = 'their pages are found whole, and parts of pages are not: --set-memory is for the newest sets'
+      this.log.info('template sets stay on the disk', { sets, hint })
+    }
+    this.onDisk = sets
+  }
+
   private tellRoomless(others: readonly string[]): void {
-    const names = others.map(digest => digest.slice(0, 12)).join(' ')
+    const names = namesOf(others)
     if (names !== this.roomless && others.length > 0) {
-      this.log.warn('template sets left out: more than fit into memory beside --pool-memory', {
+      this.log.warn('template sets left out: more than a session may have', {
         sets: names,
-        hint: 'the newest are used; remove sets (pageferry store prune), or give less --pool-memory',
+        hint: 'the newest are used; remove sets (pageferry store prune)',
       })
     }
     this.roomless = names
@@ -101,15 +111,17 @@ export class SessionSets {
 
   /**
    * A set could not be loaded: it is told, and not offered again as it is.
+   * @param inUse it was sound when it was offered, and is not any more: its file may have changed since
    * @returns false where the error is not about a set: nothing was done
    */
-  exclude(error: unknown): boolean {
+  exclude(error: unknown, inUse = false): boolean {
     const aboutSet = isProxyError(error) && (error.code.startsWith('TEMPLATE_') || error.code === 'IO')
     if (!aboutSet || !error.where) return false
     const digest = digestOfFileName(basename(error.where.stream))
     const known = digest === undefined ? undefined : this.states.get(digest)
     if (digest === undefined || known === undefined) return false
-    this.tell(digest, known.state, known.path, error)
+    const told = inUse && this.excluded.get(digest) === AS_IT_IS
+    if (!told) this.tell(digest, inUse ? AS_IT_IS : known.state, known.path, error)
     return true
   }
 
@@ -132,6 +144,11 @@ export class SessionSets {
       this.current = unreadable(error as Error)
     }
   }
+}
+
+/** As a log names them. */
+function namesOf(digests: readonly string[]): string {
+  return digests.map(digest => digest.slice(0, 12)).join(' ')
 }
 
 /** In place of a fingerprint: it changes when the store can be read. */

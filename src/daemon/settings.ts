@@ -14,6 +14,8 @@ export interface CommonSettings {
   readonly learnSizeBytes: number
   readonly learnAgeMs: number
   readonly poolMemoryBytes: number
+  /** Template sets beyond it stay on the disk. */
+  readonly setMemoryBytes: number
   readonly queueTargetMs: number
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy; undefined: as patienceMs. */
@@ -30,6 +32,7 @@ export interface CommonTexts {
   readonly learnSize: string
   readonly learnAge: string
   readonly poolMemory: string
+  readonly setMemory: string
   readonly queueTarget: string
   readonly patience: string
   readonly patiencePostcopy?: string | undefined
@@ -37,6 +40,7 @@ export interface CommonTexts {
 
 /** Where nothing is said. */
 export const DEFAULTS = {
+  setMemory: '512MiB',
   learnSize: '4GB',
   learnAge: '30d',
   queueTarget: `${QUEUE_TARGET_MS}ms`,
@@ -66,6 +70,7 @@ export function readCommon(texts: CommonTexts): CommonSettings {
     learnSizeBytes: parseSize(texts.learnSize, '--learn-size'),
     learnAgeMs: parseDuration(texts.learnAge, '--learn-age'),
     poolMemoryBytes: parseSize(texts.poolMemory, '--pool-memory'),
+    setMemoryBytes: parseSize(texts.setMemory, '--set-memory'),
     queueTargetMs: parseDuration(texts.queueTarget, '--queue-target'),
     patienceMs: parseDuration(texts.patience, '--patience'),
     patiencePostcopyMs:

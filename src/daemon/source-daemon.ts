@@ -19,6 +19,7 @@ import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
 import { type OpenPool, PAGE_BYTES } from '../transfer/pool.ts'
+import { FEATURE } from '../wan/wire.ts'
 import type { Events, SiteLog } from './events.ts'
 import { instanceOf, PROCESS, thisHost } from './instance.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
@@ -351,7 +352,8 @@ export class SourceDaemon {
     const { options } = this
     // what learning has counted goes as a set without pages: both sides have it, or begin anew
     const counted = options.learning?.states ?? []
-    const sets = [...(await this.sets.offer()).slice(0, HELLO_SETS_MAX - counted.length), ...counted]
+    const { hot, cold } = await this.sets.offer()
+    const sets = [...hot.slice(0, HELLO_SETS_MAX - counted.length), ...counted]
     if (this.stopping) return // meanwhile: nobody would end this session
     const seed = randomBytes(8)
     let learning: SessionLearning | undefined
@@ -371,6 +373,8 @@ export class SourceDaemon {
         agent: 'pageferry',
         ...this.instance,
         ...{ sets, ring, places: options.places, seed: seed.toString('hex') },
+        features: [FEATURE.COLD_SETS],
+        ...(cold.length > 0 && { cold }),
       },
       session: {
         patienceMs: Math.max(patience.precopyMs, patience.postcopyMs),
@@ -386,7 +390,8 @@ export class SourceDaemon {
       const agreed = hello.sets.filter(digest => !counted.includes(digest))
       grant.release()
       grant = this.memory.ring(hello.ring)
-      const terms = { sets: agreed, store: options.store, ringPages: hello.ring, places: hello.places }
+      const { ring: ringPages, places, cold: agreedCold = [] } = hello
+      const terms = { sets: agreed, cold: agreedCold, store: options.store, ringPages, places }
       pool = await this.memory.open(terms).catch(error => {
         if (isProxyError(error, 'LIMIT_EXCEEDED')) this.sets.takeFewer()
         throw error
@@ -433,10 +438,11 @@ export class SourceDaemon {
         ...(failed > 0 && { failedBefore: failed }),
         peer: this.peerName,
         sets: agreed.map(digest => digest.slice(0, 12)),
+        ...(agreedCold.length > 0 && { cold: agreedCold.map(digest => digest.slice(0, 12)) }),
         templatePages: pool.kernel.layout.templatePages,
         link: client.link.id.slice(0, 8),
       })
-      options.onStatus?.(`session with ${this.peerName}, ${agreed.length} template sets`)
+      options.onStatus?.(`session with ${this.peerName}, ${agreed.length + agreedCold.length} template sets`)
       this.admitWaiting()
       const error = await client.link.ended
       if (error && !this.stopping) throw error

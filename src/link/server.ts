@@ -41,7 +41,7 @@ import { quote } from './tls-errors.ts'
 import { WaitingRoom } from './waiting-room.ts'
 
 /** What the layer above decides about a new session. */
-export interface Accepted extends Pick<ServerHello, 'sets' | 'ring' | 'places' | 'targets'> {
+export interface Accepted extends Pick<ServerHello, 'sets' | 'cold' | 'ring' | 'places' | 'targets'> {
   /** Makes who serves the link, when the session is sure to be: take memory here, not before. */
   readonly serve: (link: Link) => LinkSink
   readonly session?: SessionTuning
@@ -338,6 +338,7 @@ export class LinkServer {
           received: link.session.received,
           credit: link.session.initialCredit,
           sets: accepted.sets,
+          ...(accepted.cold && { cold: accepted.cold }),
           ring: accepted.ring,
           places: accepted.places,
           targets: accepted.targets,

@@ -51,7 +51,7 @@ export function pageCounts(stats: BatchStats): PageCounts {
   return {
     zero: stats.zeroPages,
     same: stats.samePages,
-    template: stats.templatePages,
+    template: stats.templatePages + stats.coldPages,
     earlier: stats.earlierPages,
     fill: stats.fillPages,
     patched: stats.patchPages,

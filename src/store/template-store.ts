@@ -41,6 +41,8 @@ export interface StoredSet {
   readonly metadata: SetMetadata | undefined
 }
 
+type ListedOutline = Awaited<ReturnType<typeof SetFile.outline>>
+
 /** What a put did. */
 export interface PutResult {
   readonly digest: string
@@ -57,6 +59,8 @@ let exitHooked = false
 export class TemplateStore {
   readonly folder: string
   private readonly key: StoreKey | undefined
+  /** By path: what a sound set says of itself, and what tells its file from another; a head may have hundreds of megabytes. */
+  private readonly outlines = new Map<string, { readonly state: string; readonly outline: ListedOutline }>()
 
   /**
    * Touches nothing: the folder has to exist when something is read, and is made when something is put.
@@ -81,7 +85,8 @@ export class TemplateStore {
   }
 
   /**
-   * The sets of the store by name, their seals verified, in constant memory. Other files are ignored, and so is a folder
+   * The sets of the store by name, their seals verified, in constant memory; a file that was sound is read again only when
+   * it changes. Other files are ignored, and so is a folder
    * that is not there.
    *
    * @throws IO where the folder cannot be read
@@ -93,10 +98,13 @@ export class TemplateStore {
       // Before it is read: what changes meanwhile is seen the next time.
       const found = await lstat(path).catch(() => undefined)
       if (found === undefined) continue // removed meanwhile
-      let outline: Awaited<ReturnType<typeof SetFile.outline>> | undefined
+      const state = `${found.ino} ${found.size} ${found.mtimeMs} ${found.ctimeMs}`
+      const kept = this.outlines.get(path)
+      let outline = kept?.state === state ? kept.outline : undefined
       let problem: ProxyError | undefined
       try {
-        outline = await SetFile.outline(path, this.key, false)
+        outline ??= await SetFile.outline(path, this.key, false)
+        this.outlines.set(path, { state, outline })
       } catch (error) {
         if (!isProxyError(error)) throw error
         problem = error
@@ -105,6 +113,8 @@ export class TemplateStore {
       const { size: fileBytes, mtime: modified, ctime: changed } = found
       sets.push({ digest, path, fileBytes, modified, changed, sealed, problem, pages, metadata })
     }
+    const there = new Set(sets.map(({ path }) => path))
+    for (const path of this.outlines.keys()) if (!there.has(path)) this.outlines.delete(path)
     return sets
   }
 

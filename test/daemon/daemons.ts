@@ -12,6 +12,7 @@ import type { LinkServer } from '../../src/link/server.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
+import { Pools } from '../../src/transfer/pool.ts'
 
 const RING_PAGES = 256
 const PLACES = 1 << 12
@@ -84,6 +85,10 @@ export class Wan {
 
 export interface DaemonsOptions {
   readonly store?: TemplateStore
+  /** Of the destination's side; and what sets may take of its memory, and of the source's. */
+  readonly farStore?: TemplateStore
+  readonly farSetBytes?: number
+  readonly setBytes?: number
   /** Default 5 s. */
   readonly patienceMs?: number
   readonly patiencePostcopyMs?: number
@@ -91,6 +96,8 @@ export interface DaemonsOptions {
   readonly gates?: number
   /** Of both, as where one process has them. */
   readonly memory?: FairShares
+  /** Where both tell what happens. */
+  readonly events?: Events
 }
 
 /** Both daemons of a pair in this process, a WAN between them. */
@@ -123,12 +130,14 @@ export class Daemons implements AsyncDisposable {
     this.told = told
   }
 
-  static async start({ store, gates = 1, memory, ...times }: DaemonsOptions = {}): Promise<Daemons> {
+  static async start(options: DaemonsOptions = {}): Promise<Daemons> {
+    const { store, farStore, setBytes, farSetBytes, gates = 1, memory, events = new Events(), ...times } = options
+    const poolsOf = (setsBytesMax: number | undefined) =>
+      setsBytesMax === undefined ? {} : { pools: new Pools({ setsBytesMax }) }
     const target = new Target()
     target.server.listen(0, '127.0.0.1')
     await once(target.server, 'listening')
     const told: string[] = []
-    const events = new Events()
     const summaries: MigrationSummary[] = []
     const arrivals: ArrivalSummary[] = []
     events.subscribe(({ level, event, fields }) => {
@@ -143,7 +152,8 @@ export class Daemons implements AsyncDisposable {
       listen: [{ host: '127.0.0.1', port: 0 }],
       targets: new Map(names.map(name => [name, parseAddress(`tcp:127.0.0.1:${target.port}`)])),
       credentials: undefined,
-      store: undefined,
+      store: farStore,
+      ...poolsOf(farSetBytes),
       ringPagesMax: RING_PAGES,
       placesMax: PLACES,
       queueTargetMs: 50,
@@ -161,6 +171,7 @@ export class Daemons implements AsyncDisposable {
       peer: { host: '127.0.0.1', port: (wan.server.address() as net.AddressInfo).port },
       credentials: undefined,
       store,
+      ...poolsOf(setBytes),
       ringPages: RING_PAGES,
       places: PLACES,
       effort: 3, // zstd: batches are expanded a while after they came

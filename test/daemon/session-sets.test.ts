@@ -1,4 +1,4 @@
-/** Which sets a side brings into a session, where the store has more than fit. */
+/** Which sets a side brings into a session, and how, where the store has more than fit into memory. */
 import { utimesSync } from 'node:fs'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
@@ -8,40 +8,44 @@ import { page, putPages, scratch } from '../template/makers.ts'
 
 t.setTimeout(240_000) // the machine may be busy
 
-t.test('of more sets than fit the newest are brought, and the others told', async t => {
-  const store = new TemplateStore(scratch(t.teardown).folder)
-  const digests: string[] = []
-  // pages of each, the oldest first
-  for (const [i, count] of [3, 4, 6, 2].entries()) {
-    const pages = Array.from({ length: count }, (_, n) => page(100 * i + n + 1))
-    const digest = await putPages(store, pages)
-    utimesSync(store.pathOf(digest), 1e9 + i, 1e9 + i)
-    digests.push(digest)
-  }
-  const [a, b, c, d] = digests as [string, string, string, string]
-  const warnings: unknown[] = []
-  const events = new Events()
-  events.subscribe(({ event, fields }) => {
-    if (event.startsWith('template sets left out')) warnings.push((fields as { sets: string }).sets)
-  })
-  const offered = async (pagesMax?: number): Promise<string[]> => new SessionSets(store, events, pagesMax).offer()
-  t.same(await offered(), [d, c, b, a], 'the newest first')
-  t.same(await offered(15), [d, c, b, a], 'all that fit')
-  t.same(warnings, [])
-  t.same(await offered(11), [d, c, a], 'an older one where a newer is too large')
-  t.same(await offered(1), [])
-  const short = (...all: string[]): string => all.map(digest => digest.slice(0, 12)).join(' ')
-  t.same(warnings, [short(b), short(d, c, b, a)], 'which were left out')
+t.test(
+  'of more sets than fit the newest are held in memory, and the others stay on the disk, which is told',
+  async t => {
+    const store = new TemplateStore(scratch(t.teardown).folder)
+    const digests: string[] = []
+    // pages of each, the oldest first
+    for (const [i, count] of [3, 4, 6, 2].entries()) {
+      const pages = Array.from({ length: count }, (_, n) => page(100 * i + n + 1))
+      const digest = await putPages(store, pages)
+      utimesSync(store.pathOf(digest), 1e9 + i, 1e9 + i)
+      digests.push(digest)
+    }
+    const [a, b, c, d] = digests as [string, string, string, string]
+    const told: unknown[] = []
+    const events = new Events()
+    events.subscribe(({ event, fields }) => {
+      if (event === 'template sets stay on the disk') told.push((fields as { sets: string }).sets)
+      if (event.startsWith('template sets left out')) t.fail(event)
+    })
+    const offered = (pagesMax?: number) => new SessionSets(store, events, pagesMax).offer()
+    t.same(await offered(), { hot: [d, c, b, a], cold: [] }, 'the newest first')
+    t.same(await offered(15), { hot: [d, c, b, a], cold: [] }, 'all that fit')
+    t.same(told, [])
+    t.same(await offered(11), { hot: [d, c, a], cold: [b] }, 'an older one where a newer is too large')
+    t.same(await offered(1), { hot: [], cold: [d, c, b, a] })
+    const short = (...all: string[]): string => all.map(digest => digest.slice(0, 12)).join(' ')
+    t.same(told, [short(b), short(d, c, b, a)], 'which are not in memory')
 
-  warnings.length = 0
-  const sets = new SessionSets(store, events, 5)
-  t.same(await sets.offer(), [d, a])
-  t.same(await sets.offer(), [d, a])
-  t.same(warnings, [short(c, b)], 'told once')
-  sets.takeFewer()
-  t.same(await sets.offer(), [d], 'half as much where other sessions have taken the rest')
-  t.same(warnings.splice(0), [short(c, b), short(c, b, a)])
-  await store.remove(c)
-  t.same(await sets.offer(), [d])
-  t.same(warnings, [short(b, a)], 'and again when it changes')
-})
+    told.length = 0
+    const sets = new SessionSets(store, events, 5)
+    t.same(await sets.offer(), { hot: [d, a], cold: [c, b] })
+    t.same(await sets.offer(), { hot: [d, a], cold: [c, b] })
+    t.same(told, [short(c, b)], 'told once')
+    sets.takeFewer()
+    t.same(await sets.offer(), { hot: [d], cold: [c, b, a] }, 'half as much where other sessions have taken the rest')
+    t.same(told.splice(0), [short(c, b), short(c, b, a)])
+    await store.remove(c)
+    t.same(await sets.offer(), { hot: [d], cold: [b, a] })
+    t.same(told, [short(b, a)], 'and again when it changes')
+  },
+)

@@ -1,0 +1,42 @@
+/** Which sets are held in memory, and which stay on the disk: docs/adr/0010-cold-sets.md. */
+import { COLD_PAGES_MAX, HELLO_SETS_MAX } from '../limits.ts'
+import type { StoredSet } from './template-store.ts'
+
+/** Digests of sets, newest first. */
+export interface SetFloors {
+  /** To be held in memory. */
+  readonly hot: readonly string[]
+  /** Pages of those. */
+  readonly hotPages: number
+  /** To stay on the disk. */
+  readonly cold: readonly string[]
+  /** Too many even for that. */
+  readonly others: readonly string[]
+}
+
+/**
+ * The newest that fit are held in memory: they are closest to the guests that run, and the parts of their pages are found
+ * too. @param pagesMax that fit into memory
+ */
+export function floorsOf(
+  sets: readonly Pick<StoredSet, 'digest' | 'modified' | 'pages'>[],
+  pagesMax: number,
+): SetFloors {
+  const hot: string[] = []
+  const cold: string[] = []
+  const others: string[] = []
+  let hotPages = 0
+  let allPages = 0 // what is in memory here may stay on the disk at the other side
+  for (const { digest, pages } of sets.toSorted((a, b) => b.modified.getTime() - a.modified.getTime())) {
+    const isHot = hotPages + pages <= pagesMax && hot.length < HELLO_SETS_MAX
+    if (allPages + pages > COLD_PAGES_MAX || (!isHot && cold.length === HELLO_SETS_MAX)) {
+      others.push(digest)
+      continue
+    }
+    allPages += pages
+    if (isHot) hotPages += pages
+    const floor = isHot ? hot : cold
+    floor.push(digest)
+  }
+  return { hot, hotPages, cold, others }
+}

@@ -1,0 +1,129 @@
+/** Sets that stay on the disk, over both daemons: who has which where, and what becomes of a migration when a disk fails. */
+import { cpSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { Events } from '../../src/daemon/events.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { until } from '../helpers/until.ts'
+import { migration, page, putPages, scratch } from '../template/makers.ts'
+import { closed, Daemons } from './daemons.ts'
+
+t.setTimeout(240_000)
+
+const PAGE = 4096
+const small = Array.from({ length: 40 }, (_, i) => page(i + 1))
+const large = Array.from({ length: 400 }, (_, i) => page(1000 + i))
+/** A guest with pages of both sets, and of its own. */
+const guest = migration([...large.slice(50, 350), ...small, ...large.slice(0, 90), page(7777), page(7778), large[399]!])
+
+interface Stores {
+  readonly near: TemplateStore
+  readonly far: TemplateStore
+  readonly small: string
+  readonly large: string
+}
+
+/** The same two sets at both sides; the small one is newer. */
+async function stores(folder: string): Promise<Stores> {
+  const near = new TemplateStore(join(folder, 'near'))
+  const digests = { large: await putPages(near, large), small: await putPages(near, small) }
+  cpSync(near.folder, join(folder, 'far'), { recursive: true, preserveTimestamps: true })
+  return { near, far: new TemplateStore(join(folder, 'far')), ...digests }
+}
+
+/** What sessions were opened with, as the source tells it: of sets in memory and on the disk the first digits. */
+function opened(events: Events): { sets: readonly string[]; cold: readonly string[] }[] {
+  const all: { sets: readonly string[]; cold: readonly string[] }[] = []
+  events.subscribe(({ event, fields }) => {
+    if (event === 'session open' && fields.peer !== undefined) all.push({ sets: fields.sets, cold: fields.cold ?? [] })
+  })
+  return all
+}
+
+/** Sends a guest's stream. @returns what the target received, once all of it is there or the connection is gone */
+async function migrate(daemons: Daemons, bytes: Uint8Array): Promise<Buffer> {
+  const { target } = daemons
+  const number = target.received.length
+  const socket = await daemons.dial()
+  socket.resume() // or its end is never seen
+  socket.end(bytes)
+  await until(
+    'all bytes, or a connection that is gone',
+    () => (target.received[number]?.length ?? 0) >= bytes.length || socket.destroyed,
+  )
+  const received = target.received[number] ?? Buffer.alloc(0)
+  target.sockets[number]?.end()
+  await closed(socket)
+  return received
+}
+
+const short = (...digests: string[]) => digests.map(digest => digest.slice(0, 12))
+
+t.test('each side has in memory what fits, and both agree', async t => {
+  const made = await stores(scratch(t.teardown).folder)
+  const most = 1000 * PAGE
+  for (const [name, sizes, expected] of [
+    ['all in memory', {}, { sets: short(made.small, made.large), cold: [] }],
+    [
+      'the large one on both disks',
+      { setBytes: 100 * PAGE, farSetBytes: 100 * PAGE },
+      { sets: short(made.small), cold: short(made.large) },
+    ],
+    [
+      'the source has little memory',
+      { setBytes: 100 * PAGE, farSetBytes: most },
+      { sets: short(made.small), cold: short(made.large) },
+    ],
+    [
+      'the destination has little',
+      { setBytes: most, farSetBytes: 100 * PAGE },
+      { sets: short(made.small), cold: short(made.large) },
+    ],
+    ['neither has any', { setBytes: 0, farSetBytes: 0 }, { sets: [], cold: short(made.small, made.large) }],
+    ['nor the destination', { setBytes: most, farSetBytes: 0 }, { sets: [], cold: short(made.small, made.large) }],
+  ] as const) {
+    const events = new Events()
+    const sessions = opened(events)
+    await using daemons = await Daemons.start({ store: made.near, farStore: made.far, ...sizes, events })
+    await until('a session', () => sessions.length > 0)
+    t.same(sessions[0], expected, name)
+    t.ok((await migrate(daemons, guest)).equals(guest), `${name}: the same bytes`)
+    await until('the end', () => daemons.summaries.length === 1)
+    const { bytesWan } = daemons.summaries[0]!
+    t.ok(bytesWan < 20_000, `${name}: ${bytesWan} of ${guest.length} bytes on the WAN`)
+    t.equal(sessions.length, 1)
+  }
+})
+
+t.test('a set that goes away while a session has it', async t => {
+  const made = await stores(scratch(t.teardown).folder)
+  const events = new Events()
+  const sessions = opened(events)
+  const sizes = { setBytes: 0, farSetBytes: 0 }
+  await using daemons = await Daemons.start({ store: made.near, farStore: made.far, ...sizes, events })
+  await until('a session', () => sessions.length > 0)
+  rmSync(made.far.pathOf(made.large))
+  rmSync(made.near.pathOf(made.large))
+  t.ok((await migrate(daemons, guest)).equals(guest), 'its file is open')
+})
+
+t.test('a set that is damaged meanwhile: never a wrong byte, and the next session goes without', async t => {
+  const made = await stores(scratch(t.teardown).folder)
+  const events = new Events()
+  const sessions = opened(events)
+  const sizes = { setBytes: 0, farSetBytes: 0 }
+  await using daemons = await Daemons.start({ store: made.near, farStore: made.far, ...sizes, events })
+  await until('a session', () => sessions.length > 0)
+  const path = made.far.pathOf(made.large)
+  const bytes = readFileSync(path)
+  bytes[bytes.length - 200 * PAGE]! ^= 1
+  writeFileSync(path, bytes)
+  const first = await migrate(daemons, guest)
+  t.ok(first.equals(guest.subarray(0, first.length)), `${first.length} bytes came, all of them right`)
+  if (first.length < guest.length) {
+    await until('another session', () => sessions.length > 1)
+    t.same(sessions.at(-1), { sets: [], cold: short(made.small) }, 'without the damaged set')
+    t.equal(daemons.count('template set not used'), 1)
+    t.ok((await migrate(daemons, guest)).equals(guest), 'and the migration goes through')
+  }
+})
