@@ -9,6 +9,7 @@ import type { Share } from '../fair-shares.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
+import { TickTimer } from '../link/tick-timer.ts'
 import { Departure } from '../migration/departure.ts'
 import { type GateOrders, Gates, isOpen } from '../migration/gates.ts'
 import { Patience, type PatienceTimes } from '../migration/patience.ts'
@@ -27,7 +28,6 @@ import { CODE } from '../wan/wire.ts'
 import type { SiteLog } from './events.ts'
 import type { SourceConnection } from './source-connection.ts'
 import { type Migration, type Moved, SourceFlow, type SourceFlowHost, type SourceGate } from './source-flow.ts'
-import { TickTimer } from './tick-timer.ts'
 
 /** Time that bytes may wait in the link while a guest waits for pages: postcopy. */
 const URGENT_QUEUE_MS = 5

@@ -69,7 +69,7 @@ export const systemClock: Clock = {
 export interface LinkSink extends Omit<SessionSink, 'onLost'> {
   /**
    * Once at the end of a turn in which something changed, before bytes are pulled: the place to encode and hand in
-   * batches while `session.bulkWanted`.
+   * batches while `session.bulkRoom` is more than 0.
    */
   onWork(): void
   /**

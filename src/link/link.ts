@@ -11,6 +11,7 @@ import { FrameDecoder } from '../wan/frames.ts'
 import { CODE } from '../wan/wire.ts'
 import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
 import { KeyUse } from './key-use.ts'
+import { TickTimer } from './tick-timer.ts'
 
 /**
  * A connection is given more bytes only while fewer than this wait in Node's memory: what waits there can no longer be
@@ -117,8 +118,7 @@ export class Link {
   #error: ProxyError | undefined
   #over = false
   #scheduled = false
-  #cancelTimer: (() => void) | undefined
-  #timerDueMs = Number.POSITIVE_INFINITY
+  readonly #timer: TickTimer
   #tickDue = false
   /** Since when there is no flow. */
   #idleSinceMs: number | undefined
@@ -132,6 +132,12 @@ export class Link {
     this.#logger = options.logger
     this.#clock = options.clock
     this.#recordsMax = options.recordsMax
+    const { now, after } = options.clock
+    const tick = (): void => {
+      this.#tickDue = true
+      this.wake()
+    }
+    this.#timer = new TickTimer(now, tick, after)
     this.ended = new Promise(resolve => {
       this.#resolveEnded = resolve
     })
@@ -398,12 +404,12 @@ export class Link {
     if (this.session.state !== 'closed') this.#sink.onWork()
     const now = this.#clock.now()
     this.#pump(now)
-    this.#arm(now)
+    this.#timer.arm(this.session.nextTickMs)
     if (this.session.flowCount > 0) this.#idleSinceMs = undefined
     else this.#idleSinceMs ??= now
     if (this.session.state === 'closed' && this.#sockets.size === 0 && !this.#over) {
       this.#over = true
-      this.#cancelTimer?.()
+      this.#timer.stop()
       this.#resolveEnded(this.#error)
     }
   }
@@ -452,19 +458,5 @@ export class Link {
     wire.leaving = true
     const cancel = this.#clock.after(LINGER_MS, () => wire.socket.destroy())
     wire.socket.once('close', cancel)
-  }
-
-  /** One timer for the whole session. Too early does no harm, so a timer that fires sooner than needed is left alone. */
-  #arm(now: number): void {
-    const due = this.session.nextTickMs
-    if (due >= this.#timerDueMs) return
-    this.#cancelTimer?.()
-    this.#timerDueMs = due
-    this.#cancelTimer = this.#clock.after(Math.max(due - now, 0), () => {
-      this.#timerDueMs = Number.POSITIVE_INFINITY
-      this.#cancelTimer = undefined
-      this.#tickDue = true
-      this.wake()
-    })
   }
 }

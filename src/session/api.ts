@@ -61,7 +61,7 @@ export interface SessionSink {
   /** The heartbeat gave this connection up. It is detached already: close its socket. */
   onLost(connection: number, error: ProxyError): void
   /**
-   * There may be something to pull, `bulkWanted` may have become true, or `nextTickMs` may have come nearer. Comes
+   * There may be something to pull, `bulkRoom` may have become more than 0, or `nextTickMs` may have come nearer. Comes
    * often: set a flag here and do the work once, at the end of the turn.
    */
   onWork(): void

@@ -338,6 +338,12 @@ export class Flows {
     return this.fairness.pick(candidates.map(number => this.table.get(number)))?.number ?? -1
   }
 
+  /** As Session.setUrgent. */
+  setUrgent(number: number, urgent: boolean): void {
+    const flow = this.table.get(number)
+    if (flow) flow.urgent = urgent
+  }
+
   /** There may be more room than dataRoom gave. */
   tellRoom(laneBytes: number): void {
     this.answers.tell(laneBytes, flow => this.sink.onCredit(flow.number))

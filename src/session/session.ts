@@ -274,27 +274,26 @@ export class Session {
     const path = this.paths.get(connection)
     if (!path || path.done || maxBytes <= 0) return 0
     const { outbox } = this
-    const { writer } = outbox
     if (this.sessionState === 'closed') {
       path.done = true
-      return writer.putSmall(out, FRAME.BYE, encodeReason(this.bye?.code ?? CODE.NONE, this.bye?.text ?? ''))
+      return outbox.writer.putSmall(out, FRAME.BYE, encodeReason(this.bye?.code ?? CODE.NONE, this.bye?.text ?? ''))
     }
     this.rate.refill(nowMs)
     let total = 0
     const arrived = path.tell()
     if (arrived !== undefined) {
-      total += writer.putSmall(out, FRAME.ACK, encodeNumbers(this.inbox.acknowledged, arrived))
+      total += outbox.writer.putSmall(out, FRAME.ACK, encodeNumbers(this.inbox.acknowledged, arrived))
     }
     if (path.pong !== null) {
-      total += writer.putSmall(out, FRAME.PONG, path.pong)
+      total += outbox.writer.putSmall(out, FRAME.PONG, path.pong)
       path.pong = null
     }
     if (path.pingDue || nowMs >= path.pingDueMs) {
-      total += writer.putSmall(out, FRAME.PING, encodeNumbers(path.ping(nowMs)))
+      total += outbox.writer.putSmall(out, FRAME.PING, encodeNumbers(path.ping(nowMs)))
     }
     if (path.drainDue) {
       path.drainDue = false
-      total += writer.putSmall(out, FRAME.DRAIN, EMPTY)
+      total += outbox.writer.putSmall(out, FRAME.DRAIN, EMPTY)
     }
     const nothingWaited = outbox.acked === outbox.lastSequence
     while (total < maxBytes) {
@@ -407,7 +406,7 @@ export class Session {
 
   /**
    * WAN bytes that further batches should have together: what the windows have room for, less what waits already. Later
-   * is better: what is queued is parked.
+   * is better: what is queued is parked. More than 0: a further batch should be encoded and handed in.
    */
   bulkRoom(nowMs: number): number {
     this.nowMs = nowMs
@@ -428,11 +427,6 @@ export class Session {
     return bulkQuantum(this.paths, this.rate, this.targetMs)
   }
 
-  /** True while a further batch should be encoded and handed in. */
-  bulkWanted(nowMs: number): boolean {
-    return this.bulkRoom(nowMs) > 0
-  }
-
   /**
    * Which flow to encode a batch of next: that of the migration that has had the fewest WAN bytes while it wanted some;
    * flows of one migration take turns; urgent flows come first.
@@ -446,8 +440,7 @@ export class Session {
 
   /** Marks a flow whose bytes block a guest (postcopy, preempt): pickFlow takes it first. */
   setUrgent(flow: number, urgent: boolean): void {
-    const state = this.flows.get(flow)
-    if (state) state.urgent = urgent
+    this.flows.setUrgent(flow, urgent)
   }
 
   /** Caps what this side sends, bytes a second over all connections; Infinity: no cap. */

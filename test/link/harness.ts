@@ -224,7 +224,7 @@ export class End implements LinkSink {
       this.#fin(flow)
     }
     const now = this.link.now()
-    while (session.bulkWanted(now)) {
+    while (session.bulkRoom(now) > 0) {
       const candidates = [...this.flows.values()]
         .filter(flow => flow.bulk && flow.sent < flow.total && session.credit(flow.number) > 0)
         .map(flow => flow.number)

@@ -53,7 +53,7 @@ class Mill implements LinkSink {
     if (this.#flow === 0) return
     const { session } = this.#link
     const now = this.#link.now()
-    while (session.bulkWanted(now) && session.credit(this.#flow) >= this.#raw) {
+    while (session.bulkRoom(now) > 0 && session.credit(this.#flow) >= this.#raw) {
       session.pickFlow([this.#flow], now)
       session.sendBatch(this.#flow, this.#raw, this.#batch)
     }

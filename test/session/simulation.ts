@@ -526,7 +526,7 @@ class Simulation {
         this.handData(end, flow, lane, Math.min(room, this.random.int(1, this.random.pick([10, 3000, 40_000]))))
       }
     }
-    while (candidates.length > 0 && session.bulkWanted(this.now)) {
+    while (candidates.length > 0 && session.bulkRoom(this.now) > 0) {
       if (!Number.isInteger(session.bulkRoom(this.now))) fail(`bulkRoom gives ${session.bulkRoom(this.now)} bytes`)
       const number = session.pickFlow(candidates, this.now)
       const flow = end.byNumber.get(number) ?? fail(`picked flow ${number}`)

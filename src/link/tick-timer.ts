@@ -1,35 +1,37 @@
 /**
- * The one timer of a session's half: its engines say when they are due, and this wakes them. Too early does no harm, so a
+ * One timer for whoever has engines that say when they are due: a link, a session's half. Too early does no harm, so a
  * timer that fires sooner than needed is left alone.
  */
+import { type Clock, systemClock } from './api.ts'
+
 export class TickTimer {
   private readonly now: () => number
   private readonly tick: () => void
-  private timer: NodeJS.Timeout | undefined
+  private readonly after: Clock['after']
+  private cancel: () => void = () => {}
   private dueMs = Number.POSITIVE_INFINITY
 
   /** @param now milliseconds, monotonic. @param tick called once after each `arm`, not much sooner than asked for */
-  constructor(now: () => number, tick: () => void) {
+  constructor(now: () => number, tick: () => void, after = systemClock.after) {
     this.now = now
     this.tick = tick
+    this.after = after
   }
 
   /** Something is due then; Infinity: not before something happens. */
   arm(dueMs: number): void {
     if (dueMs >= this.dueMs) return
-    clearTimeout(this.timer)
+    this.cancel()
     this.dueMs = dueMs
-    this.timer = setTimeout(
-      () => {
-        this.dueMs = Number.POSITIVE_INFINITY
-        this.tick()
-      },
-      Math.max(0, dueMs - this.now()),
-    )
+    this.cancel = this.after(Math.max(0, dueMs - this.now()), () => {
+      this.dueMs = Number.POSITIVE_INFINITY
+      this.tick()
+    })
   }
 
+  /** For good. */
   stop(): void {
-    clearTimeout(this.timer)
+    this.cancel()
     this.dueMs = Number.NEGATIVE_INFINITY
   }
 }
