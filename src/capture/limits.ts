@@ -10,10 +10,22 @@ export const WRAPPINGS_MAX = 4
 export const CORE_SEGMENTS_MAX = 4096
 /** Where their table may stand: QEMU writes it right behind the header. */
 export const CORE_TABLE_AT_MAX = 1 << 20
+/** Images that stand one on the other: libvirt's block jobs keep them below some ten. */
+export const BACKING_CHAIN_MAX = 200
+/** Bytes that are read at a place where nothing says that the next ones are wanted too. */
+export const PLACED_JUMP_LENGTH = 64 << 10
+/** Pages of a kdump file: the largest that any architecture has. */
+export const KDUMP_BLOCK_MAX = 64 << 10
+/** Blocks of its notes: those of some thousand processors. */
+export const KDUMP_HEADERS_MAX = 4096
+/** Pieces of a flattened dump, at 28 bytes each: QEMU writes 16 KiB at once, so these are 64 GiB of packed pages. */
+export const FLAT_PIECES_MAX = 4 << 20
 /** Before the RAMBlocks of a mapped-ram file: a header, a configuration, perhaps some early device state. */
 export const MAPPED_START_MAX = 4 << 20
 /** Bitmap of a RAMBlock there: 4 TiB of guest. */
 export const MAPPED_BITMAP_MAX = 128 << 20
+/** Description at the end of a stream: QEMU's are some hundred kB, those of guests with hundreds of disks a few MB. */
+export const DESCRIPTION_LENGTH_MAX = 64 << 20
 /** Longest packet: capture tools cut at 262,144, and the largest segment offload hands up is 512 KiB (BIG TCP). */
 export const PACKET_LENGTH_MAX = 1 << 20
 /** Longest pcapng block: a packet with its options, or names and keys, which nobody has megabytes of. */
@@ -36,5 +48,14 @@ export const LAYERS_MAX = 16
 export const HEADLESS_LENGTH_MAX = 256 << 10
 /** zstd windows up to 2^27 bytes: its own default. `--long=31` would take 2 GiB. */
 export const ZSTD_WINDOW_LOG_MAX = 27
+/** Memory of an xz that unpacks: twice what its strongest preset takes. A file may ask for 4 GiB. */
+export const UNPACK_MEMORY_MAX = 128 << 20
+/**
+ * What is small may stand for much: an empty guest packed well, a disk that is one hole. So a file gives this many bytes for
+ * each that it has on its disk (zstd packs zeros 30,000 to 1, gzip 1,000 to 1, and no guest is all zeros) ...
+ */
+export const EXPANSION_MAX = 10_000
+/** ... and so many anyway; what would give more is no guest's memory, but a bomb. */
+export const EXPANSION_FREE = 1 << 30
 /** Migration channels of one input: a main and 255 multifd channels, tried again a few times. */
 export const CHANNELS_MAX = 1024
