@@ -3,15 +3,16 @@ import { constants, createGunzip, createZstdDecompress } from 'node:zlib'
 import { ProxyError } from '../errors.ts'
 import type { Chunks } from './input-file.ts'
 import { READ_LENGTH, ZSTD_WINDOW_LOG_MAX } from './limits.ts'
+import { type ToolPacking, toolPackingOf, unpackWithTool } from './unpack-tool.ts'
 import { ZstdFrames } from './zstd-frames.ts'
 
 /** Compression that is taken off. */
-export type Packing = 'zstd' | 'gzip'
+export type Packing = 'zstd' | 'gzip' | ToolPacking
 
 /** What the first bytes say; undefined: not packed, as far as can be seen. */
 export function packingOf(head: Uint8Array): Packing | undefined {
   if (head.length >= 4 && ZstdFrames.isMagic(Buffer.from(head.subarray(0, 4)).readUInt32LE(0))) return 'zstd'
-  return head.length >= 2 && head[0] === 0x1f && head[1] === 0x8b ? 'gzip' : undefined
+  return head.length >= 2 && head[0] === 0x1f && head[1] === 0x8b ? 'gzip' : toolPackingOf(head)
 }
 
 /**
@@ -21,9 +22,9 @@ export function packingOf(head: Uint8Array): Packing | undefined {
  * @throws CAPTURE_FORMAT for damaged compression, QEMU_TRUNCATED where compressed data end early
  */
 export function unpack(name: string, packing: Packing, chunks: Chunks): Chunks {
-  return packing === 'zstd'
-    ? decompress(name, zstdFrames(name, chunks), newZstd)
-    : decompress(name, oneFrame(chunks), newGunzip)
+  if (packing === 'zstd') return decompress(name, zstdFrames(name, chunks), newZstd)
+  if (packing === 'gzip') return decompress(name, oneFrame(chunks), newGunzip)
+  return unpackWithTool(name, packing, chunks)
 }
 
 /** A piece of a compressed frame. */
@@ -64,15 +65,16 @@ function newGunzip(): Decompressor {
 }
 
 async function* decompress(name: string, pieces: AsyncGenerator<FramePiece>, make: () => Decompressor): Chunks {
+  const fed = { bytes: 0 }
   for (let piece = await pieces.next(); !piece.done; piece = await pieces.next()) {
     const decompressor = make()
-    const fed = feedFrame(decompressor, piece.value, pieces)
-    fed.catch(error => decompressor.destroy(error as Error))
+    const feeding = feedFrame(decompressor, piece.value, pieces, fed)
+    feeding.catch(error => decompressor.destroy(error as Error))
     try {
       for await (const chunk of decompressor) yield chunk as Buffer
-      await fed
+      await feeding
     } catch (cause) {
-      throw undecompressable(name, cause)
+      throw undecompressable(name, cause, fed.bytes)
     } finally {
       decompressor.destroy()
     }
@@ -80,23 +82,31 @@ async function* decompress(name: string, pieces: AsyncGenerator<FramePiece>, mak
 }
 
 /** Feeds pieces up to the end of a frame. A piece is valid until the next one is asked for, so each has to be taken. */
-async function feedFrame(to: Decompressor, piece: FramePiece, pieces: AsyncGenerator<FramePiece>): Promise<void> {
+async function feedFrame(
+  to: Decompressor,
+  piece: FramePiece,
+  pieces: AsyncGenerator<FramePiece>,
+  fed: { bytes: number },
+): Promise<void> {
   while (!piece.last) {
     const { bytes } = piece
     await new Promise<void>((taken, failed) => {
       to.write(bytes, error => (error ? failed(error) : taken()))
     })
+    fed.bytes += bytes.length
     const next = await pieces.next()
     if (next.done) break
     piece = next.value
   }
+  if (piece.last) fed.bytes += piece.bytes.length
   to.end(piece.last ? piece.bytes : undefined)
 }
 
-function undecompressable(name: string, cause: unknown): unknown {
+/** @param offset compressed bytes that the decompressor had been given */
+function undecompressable(name: string, cause: unknown, offset: number): unknown {
   if (cause instanceof ProxyError) return cause
   const { code, message } = cause as NodeJS.ErrnoException
-  const where = { stream: name, offset: 0 }
+  const where = { stream: name, offset }
   if (code === 'Z_BUF_ERROR') {
     return new ProxyError('QEMU_TRUNCATED', 'the compressed data end early', where, 'copy it again, whole', { cause })
   }
