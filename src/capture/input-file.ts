@@ -11,6 +11,17 @@ export const STANDARD_INPUT = '-'
 /** Standard input by name: opened anew it would be another file, and a socket cannot be opened at all. */
 const STANDARD_INPUT_PATHS = [STANDARD_INPUT, '/dev/stdin', '/dev/fd/0', '/proc/self/fd/0']
 
+/** Bytes of what stat counts as a block, whatever the file system's are. */
+export const STAT_BLOCK = 512
+
+/** What the system says of a path. */
+interface Found {
+  readonly lengthBytes?: number
+  readonly storedBytes?: number
+  readonly identity?: string
+  readonly fifo?: boolean
+}
+
 /** Chunks in order. A chunk is valid until the next one is asked for. */
 export type Chunks = AsyncGenerator<Buffer, void, void>
 
@@ -19,18 +30,21 @@ export class InputFile {
   readonly name: string
   /** undefined where only its end will tell. */
   readonly lengthBytes: number | undefined
+  /** Bytes that it takes on its disk: fewer where it has holes. Undefined for what is no regular file. */
+  readonly storedBytes: number | undefined
   /** Two inputs of the same file have the same; undefined where it cannot be read twice. */
   readonly identity: string | undefined
   private readonly path: string
   private readonly fifo: boolean
   private taken = false
 
-  private constructor(path: string, lengthBytes?: number, identity?: string, fifo = false) {
+  private constructor(path: string, found: Found = {}) {
     this.path = path
     this.name = path === STANDARD_INPUT ? 'standard input' : path
-    this.lengthBytes = lengthBytes
-    this.identity = identity
-    this.fifo = fifo
+    this.lengthBytes = found.lengthBytes
+    this.storedBytes = found.storedBytes
+    this.identity = found.identity
+    this.fifo = found.fifo ?? false
   }
 
   /** @param path or `-` @throws IO */
@@ -41,9 +55,12 @@ export class InputFile {
       if (found.isDirectory()) {
         throw new ProxyError('IO', `cannot read ${path}: it is a folder`, { stream: path }, 'give a file')
       }
-      if (found.isFile()) return new InputFile(path, found.size, `${found.dev}:${found.ino}`)
-      if (found.isBlockDevice()) return new InputFile(path, undefined, `block ${found.rdev}`)
-      return new InputFile(path, undefined, undefined, found.isFIFO())
+      if (found.isFile()) {
+        const [lengthBytes, storedBytes] = [found.size, found.blocks * STAT_BLOCK]
+        return new InputFile(path, { lengthBytes, storedBytes, identity: `${found.dev}:${found.ino}` })
+      }
+      if (found.isBlockDevice()) return new InputFile(path, { identity: `block ${found.rdev}` })
+      return new InputFile(path, { fifo: found.isFIFO() })
     } catch (cause) {
       throw unreadable(path, cause)
     }
