@@ -42,9 +42,12 @@ export class DiskImage {
     this.server = server
   }
 
-  /** @throws IO where qemu-nbd is not there, or does not like the image */
-  static async open(path: string, format: ImageFormat): Promise<DiskImage> {
-    const server = await QemuNbd.start(path, format)
+  /**
+   * @param snapshot id or name of one within the image; undefined: the disk as it is now
+   * @throws IO where qemu-nbd is not there, or does not like the image
+   */
+  static async open(path: string, format: ImageFormat, snapshot?: string): Promise<DiskImage> {
+    const server = await QemuNbd.start(path, format, snapshot)
     try {
       const connection = new Connection(server.socket)
       return new DiskImage(path, await connection.greet(), connection, server)

@@ -4,15 +4,21 @@ import { SEALED_MAGIC, MAGIC as SET_MAGIC } from '../template/wire.ts'
 import { MAGIC as HELLO_MAGIC } from '../wan/wire.ts'
 import type { ImageFormat } from './disk-image.ts'
 import { isElfCore } from './elf-core.ts'
+import { FLATTENED_MAGIC } from './flattened.ts'
+import { KDUMP_MAGIC } from './kdump.ts'
 import { isMappedRam } from './mapped-ram.ts'
 
 /** What has channels of a migration: one as QEMU writes it (`stream`), or packets of which channels are put together. */
 export type ChannelFormat = 'stream' | 'pcap' | 'pcapng'
 /**
- * What is read. `mapped-ram`, `elf-core` and `disk` have pages and no migration: templates can be made of them. What comes next gets a
- * name here, a row below, and a reader in pages.ts.
+ * What is read. `mapped-ram`, `elf-core`, `memory` (flat) and `disk` have pages and no migration: templates can be made of
+ * them. What comes next gets a name here, a row below, and a reader in pages.ts.
  */
-export type InputFormat = ChannelFormat | 'mapped-ram' | 'elf-core' | 'disk'
+export type InputFormat = ChannelFormat | 'mapped-ram' | 'elf-core' | 'memory' | 'disk'
+
+/** What has no magic, or none that is looked for, and can be named instead: a word and what it is. */
+export const UNMARKED = { memory: 'flat memory', disk: 'a disk image' } as const
+export type Unmarked = keyof typeof UNMARKED
 
 export function hasChannels(format: InputFormat): format is ChannelFormat {
   return format === 'stream' || format === 'pcap' || format === 'pcapng'
@@ -26,9 +32,12 @@ export interface Recognized {
   readonly format: InputFormat | undefined
   /** What to do about one that cannot be read. */
   readonly hint: string
-  /** Of a disk image whose bytes are not the disk's. */
-  readonly image?: ImageFormat | undefined
+  /** Of a file in which the bytes of `format` lie here and there: what finds them. */
+  readonly image?: PlacedFormat | undefined
 }
+
+/** Files that are read by place. */
+export type PlacedFormat = ImageFormat | 'kdump'
 
 /** Where bytes of a magic stand. */
 interface Magic {
@@ -40,17 +49,15 @@ interface Row {
   readonly name: string
   readonly format?: InputFormat
   readonly hint?: string
-  readonly image?: ImageFormat
+  readonly image?: PlacedFormat
   /** Any of these. */
   readonly magics: readonly Magic[]
 }
 
 const GIVE =
-  'give a stream as QEMU writes it, a .pcap or .pcapng file or a libvirt save image, as they are or compressed with zstd or gzip'
+  'give a stream as QEMU writes it, a capture, a libvirt save image, a core or a disk image; --as memory for flat memory'
 const CAPTURE_AGAIN = 'write it as .pcap or .pcapng: tcpdump -w, or editcap -F pcapng'
 const AS_STREAM = 'give the migration as a stream: (qemu) migrate "exec:cat > FILE"'
-
-const unpackWith = (tool: string): string => `decompress it first: ${tool} FILE`
 
 const ROWS: readonly Row[] = [
   { name: 'a pcap capture', format: 'pcap', magics: pcapMagics(0xa1b2c3d4, 0xa1b23c4d) },
@@ -73,11 +80,9 @@ const ROWS: readonly Row[] = [
     magics: [{ bytes: 'LibvirtQemudPart' }],
   },
   { name: 'a program, not a core', magics: [{ bytes: '\x7fELF' }] },
-  {
-    name: 'a kdump file',
-    hint: AS_STREAM,
-    magics: [{ bytes: 'KDUMP   ' }, { bytes: 'makedumpfile\0' }, { bytes: 'DISKDUMP' }],
-  },
+  { name: 'a kdump file', format: 'memory', image: 'kdump', magics: [{ bytes: KDUMP_MAGIC }] },
+  { name: 'a flattened kdump file', format: 'memory', image: 'kdump', magics: [{ bytes: FLATTENED_MAGIC }] },
+  { name: 'a diskdump file', hint: AS_STREAM, magics: [{ bytes: 'DISKDUMP' }] },
   { name: 'a qcow2 disk image', format: 'disk', image: 'qcow2', magics: [{ bytes: 'QFI\xfb' }] },
   {
     name: 'a VMDK disk image',
@@ -98,10 +103,11 @@ const ROWS: readonly Row[] = [
       { bytes: 'XFSB' },
     ],
   },
-  { name: 'compressed with xz', hint: unpackWith('xz -dk'), magics: [{ bytes: '\xfd7zXZ\0' }] },
-  { name: 'compressed with bzip2', hint: unpackWith('bzip2 -dk'), magics: [{ bytes: 'BZh' }] },
-  { name: 'compressed with lz4', hint: unpackWith('lz4 -dk'), magics: [{ bytes: [0x04, 0x22, 0x4d, 0x18] }] },
-  { name: 'compressed with lzop', hint: unpackWith('lzop -dk'), magics: [{ bytes: '\x89LZO\0\r\n' }] },
+  {
+    name: 'compressed with lz4',
+    hint: 'decompress it first: lz4 -dk FILE',
+    magics: [{ bytes: [0x04, 0x22, 0x4d, 0x18] }],
+  },
   { name: 'a zip archive', hint: 'unpack it first, and give what is inside', magics: [{ bytes: 'PK\x03\x04' }] },
   { name: 'a tar archive', hint: 'unpack it first, and give what is inside', magics: [{ at: 257, bytes: 'ustar' }] },
 ]

@@ -4,21 +4,52 @@
  */
 import { ProxyError } from '../errors.ts'
 import { DiskImage } from './disk-image.ts'
-import { hasChannels, type InputFormat, type Recognized, recognize } from './formats.ts'
+import {
+  hasChannels,
+  type InputFormat,
+  type PlacedFormat,
+  type Recognized,
+  recognize,
+  UNMARKED,
+  type Unmarked,
+} from './formats.ts'
 import { type Chunks, InputFile } from './input-file.ts'
-import { isSaveImage, withoutSaveHeader } from './libvirt-save.ts'
-import { HEAD_LENGTH, WRAPPINGS_MAX } from './limits.ts'
+import { KdumpFile } from './kdump.ts'
+import { isSaveImage, SAVE_HEADER_LENGTH, saveStreamAt, withoutSaveHeader } from './libvirt-save.ts'
+import { EXPANSION_FREE, EXPANSION_MAX, HEAD_LENGTH, WRAPPINGS_MAX } from './limits.ts'
 import { type Packing, packingOf, unpack } from './packing.ts'
+import { chainOf } from './qcow2-chain.ts'
 
+const SAVE_IMAGE = 'a libvirt save image'
 /** What may be around an input, and is taken off. */
-type Wrapping = Packing | 'a libvirt save image'
+type Wrapping = Packing | typeof SAVE_IMAGE
 
 export interface InputOptions {
   /** It will be read more than once: what cannot be is refused. */
   readonly repeatable?: boolean
   /** It has to be a migration, not memory or a disk at rest. */
   readonly migration?: boolean
+  /** What it is, compression aside, whatever its bytes look like. */
+  readonly as?: Unmarked | undefined
+  /** A snapshot within a disk image, by id or name, in place of the disk as it is. */
+  readonly snapshot?: string | undefined
   readonly signal?: AbortSignal | undefined
+}
+
+/** A file whose bytes are found by place, and can be read again and again. */
+interface PlacedInput {
+  /** Of what is in it, unpacked. */
+  readonly lengthBytes: number
+  chunks(readBytes: (count: number) => void): Chunks
+  close(): void
+}
+
+/** What an input was found to be. */
+interface Nature {
+  readonly format: InputFormat
+  readonly takenFor: string
+  readonly wrappings: readonly Wrapping[]
+  readonly startsAt?: number
 }
 
 /** An input whose format is known and can be read. */
@@ -31,25 +62,25 @@ export class Input {
   readonly format: InputFormat
   /** What is around it, outermost first. */
   readonly wrappings: readonly Wrapping[]
+  /** The same in words, for people: `a libvirt save image, zstd: QEMU's main stream`. */
+  readonly takenFor: string
+  /** Where in the file what is read begins, where that is a matter of the format. */
+  readonly startsAt: number
   private readonly file: InputFile
-  private readonly image: DiskImage | undefined
+  private readonly image: PlacedInput | undefined
   /** Of an input that can be read once only: its reading, which began when it was recognized. */
   private begun: Reading | undefined
 
-  private constructor(
-    file: InputFile,
-    format: InputFormat,
-    wrappings: readonly Wrapping[],
-    begun: Reading | undefined,
-    image: DiskImage | undefined,
-  ) {
+  private constructor(file: InputFile, nature: Nature, begun: Reading | undefined, image: PlacedInput | undefined) {
     this.file = file
     this.name = file.name
     this.lengthBytes = image?.lengthBytes ?? file.lengthBytes
     this.image = image
     this.identity = file.identity
-    this.format = format
-    this.wrappings = wrappings
+    this.format = nature.format
+    this.wrappings = nature.wrappings
+    this.takenFor = nature.takenFor
+    this.startsAt = nature.startsAt ?? 0
     this.begun = begun
   }
 
@@ -74,22 +105,31 @@ export class Input {
     try {
       let inside = await peek(raw, HEAD_LENGTH)
       const wrappings: Wrapping[] = []
+      let startsAt = 0
       for (let next = wrappingOf(inside.head); next !== undefined; next = wrappingOf(inside.head)) {
         if (wrappings.length === WRAPPINGS_MAX) throw tooManyWrappings(file.name)
         wrappings.push(next)
-        chunks = unwrap(file.name, next, inside.chunks)
+        const { head } = inside
+        if (next === SAVE_IMAGE && head.length >= SAVE_HEADER_LENGTH) startsAt = saveStreamAt(file.name, head)
+        chunks = unwrap(file.name, next, inside.chunks, () => bytes)
         inside = await peek(chunks, HEAD_LENGTH)
       }
-      const found = recognize(inside.head)
-      if (found.format === undefined) throw notReadable(file.name, wrappings, found)
-      if (options.migration && !hasChannels(found.format)) throw noMigration(file.name, found.name)
-      if (found.image !== undefined) {
+      const { as, snapshot } = options
+      const found = as === undefined ? recognize(inside.head) : { name: UNMARKED[as], format: as, hint: '' }
+      const { format, image } = found
+      if (format === undefined) throw notReadable(file.name, wrappings, found)
+      if (options.migration && !hasChannels(format)) throw noMigration(file.name, found.name)
+      if (snapshot !== undefined && image !== 'qcow2') throw noSnapshots(file.name, found)
+      const takenFor = (name: string): string => (wrappings.length === 0 ? name : `${wrappings.join(', ')}: ${name}`)
+      if (image !== undefined) {
         if (wrappings.length > 0 || !file.repeatable) throw needsFile(file.name, found)
-        return new Input(file, found.format, wrappings, undefined, await DiskImage.open(file.name, found.image))
+        const opened = await openPlaced(file, image, snapshot)
+        return new Input(file, { format, wrappings, takenFor: found.name + opened.more }, undefined, opened.image)
       }
+      if (wrappings.length === 0) refuseHoles(file.name, file.lengthBytes, file.storedBytes)
       kept = !file.repeatable
       const begun = kept ? { chunks: inside.chunks, bytes, stop } : undefined
-      return new Input(file, found.format, wrappings, begun, undefined)
+      return new Input(file, { format, wrappings, takenFor: takenFor(found.name), startsAt }, begun, undefined)
     } finally {
       if (!kept) {
         stop.abort()
@@ -97,6 +137,11 @@ export class Input {
         await raw.return()
       }
     }
+  }
+
+  /** Whether compression is taken off. */
+  get packed(): boolean {
+    return this.wrappings.some(wrapping => wrapping !== SAVE_IMAGE)
   }
 
   /**
@@ -121,9 +166,13 @@ export class Input {
       }
       return
     }
-    const raw = file.chunks(readBytes)
+    let bytes = 0
+    const raw = file.chunks(count => {
+      bytes += count
+      readBytes(count)
+    })
     try {
-      yield* wrappings.reduce<Chunks>((chunks, wrapping) => unwrap(file.name, wrapping, chunks), raw)
+      yield* wrappings.reduce<Chunks>((chunks, wrapping) => unwrap(file.name, wrapping, chunks, () => bytes), raw)
     } finally {
       await raw.return()
     }
@@ -147,11 +196,61 @@ interface Reading {
 }
 
 function wrappingOf(head: Buffer): Wrapping | undefined {
-  return isSaveImage(head) ? 'a libvirt save image' : packingOf(head)
+  return isSaveImage(head) ? SAVE_IMAGE : packingOf(head)
 }
 
-function unwrap(name: string, wrapping: Wrapping, chunks: Chunks): Chunks {
-  return wrapping === 'a libvirt save image' ? withoutSaveHeader(name, chunks) : unpack(name, wrapping, chunks)
+/** @param readBytes bytes of the file read so far, which what comes out has to be worth */
+function unwrap(name: string, wrapping: Wrapping, chunks: Chunks, readBytes: () => number): Chunks {
+  if (wrapping === SAVE_IMAGE) return withoutSaveHeader(name, chunks)
+  return withinReason(name, unpack(name, wrapping, chunks), readBytes)
+}
+
+/** @throws LIMIT_EXCEEDED where a few bytes are unpacked without end, at the byte of the file that was too much */
+async function* withinReason(name: string, chunks: Chunks, readBytes: () => number): Chunks {
+  let bytes = 0
+  for await (const chunk of chunks) {
+    bytes += chunk.length
+    if (bytes > mostFrom(readBytes())) {
+      const what = `packed more than ${EXPANSION_MAX} to 1: this is no guest's memory`
+      throw new ProxyError('LIMIT_EXCEEDED', what, { stream: name, offset: readBytes() }, 'unpack it first, if it is')
+    }
+    yield chunk
+  }
+}
+
+function mostFrom(bytes: number): number {
+  return EXPANSION_FREE + bytes * EXPANSION_MAX
+}
+
+/** @throws LIMIT_EXCEEDED where nearly all of what it claims to have are holes */
+function refuseHoles(name: string, lengthBytes: number | undefined, storedBytes: number | undefined): void {
+  if (lengthBytes === undefined || storedBytes === undefined || lengthBytes <= mostFrom(storedBytes)) return
+  const what = `${lengthBytes} bytes, of which ${storedBytes} are there: the rest are holes`
+  throw new ProxyError('LIMIT_EXCEEDED', what, { stream: name, offset: 0 }, 'give what is in it')
+}
+
+async function openPlaced(
+  file: InputFile,
+  format: PlacedFormat,
+  snapshot: string | undefined,
+): Promise<{ image: PlacedInput; more: string }> {
+  if (format === 'kdump') return { image: await KdumpFile.open(file.name), more: '' }
+  const chain = format === 'qcow2' ? await chainOf(file.name) : undefined
+  const image = await DiskImage.open(file.name, format, snapshot)
+  try {
+    // What other formats name beside themselves is not looked for.
+    if (chain !== undefined) refuseHoles(file.name, image.lengthBytes, chain.storedBytes)
+  } catch (error) {
+    image.close()
+    throw error
+  }
+  const of = snapshot === undefined ? '' : `, its snapshot ${snapshot}`
+  const on = chain === undefined || chain.backing.length === 0 ? '' : `, on ${chain.backing.join(', on ')}`
+  return { image, more: of + on }
+}
+
+function noSnapshots(name: string, { name: what }: Recognized): ProxyError {
+  return new ProxyError('USAGE', `${name} is ${what}, without snapshots`, undefined, 'leave --snapshot out')
 }
 
 function notReadable(name: string, wrappings: readonly Wrapping[], { name: what, hint }: Recognized): ProxyError {
@@ -161,7 +260,7 @@ function notReadable(name: string, wrappings: readonly Wrapping[], { name: what,
 
 /** What is said where a migration is wanted. */
 export function noMigration(name: string, what: string): ProxyError {
-  const action = 'templates can be built from it; what is encoded or estimated is a migration'
+  const action = 'templates can be built from it, and estimate tells what it costs; what is encoded is a migration'
   return new ProxyError('CAPTURE_FORMAT', `${what}, which is no migration`, { stream: name, offset: 0 }, action)
 }
 

@@ -9,17 +9,22 @@ const MAGIC = Buffer.from('LibvirtQemudSave')
 const VERSION = 2
 /** u32 fields in the byte order of the host that wrote them, behind the magic. */
 const HEADER = { VERSION: 16, DATA_LENGTH: 20, FORMAT: 28 } as const
-const HEADER_LENGTH = 92
-/** How QEMU's stream behind it is packed. */
+/** Bytes of the header, before the description. */
+export const SAVE_HEADER_LENGTH = 92
+/** How QEMU's stream behind it is packed; `sparse` is a mapped-ram file whose places count from the start of this one. */
 const FORMATS = ['raw', 'gzip', 'bzip2', 'xz', 'lzop', 'zstd', 'sparse']
-const READ_FORMATS = ['raw', 'gzip', 'zstd']
 
 export function isSaveImage(head: Buffer): boolean {
   return head.subarray(0, MAGIC.length).equals(MAGIC)
 }
 
-/** Bytes before QEMU's stream. @throws CAPTURE_FORMAT for a version or packing that is not read */
-function streamAt(name: string, header: Buffer): number {
+/**
+ * Bytes before QEMU's stream.
+ *
+ * @param header the first {@link SAVE_HEADER_LENGTH} bytes
+ * @throws CAPTURE_FORMAT for a version or packing that is not read
+ */
+export function saveStreamAt(name: string, header: Buffer): number {
   const fail = (what: string, offset: number, action: string): ProxyError =>
     new ProxyError('CAPTURE_FORMAT', what, { stream: name, offset }, action)
   const little = header.readUInt32LE(HEADER.VERSION) === VERSION
@@ -31,12 +36,11 @@ function streamAt(name: string, header: Buffer): number {
       'save it with another libvirt',
     )
   }
-  const format = FORMATS[field(HEADER.FORMAT)] ?? `method ${field(HEADER.FORMAT)}`
-  if (!READ_FORMATS.includes(format)) {
+  if (field(HEADER.FORMAT) >= FORMATS.length) {
     const action = 'set save_image_format = "zstd" (or "raw") in /etc/libvirt/qemu.conf, and save again'
-    throw fail(`a libvirt save image, packed: ${format}`, HEADER.FORMAT, action)
+    throw fail(`a libvirt save image, packed by method ${field(HEADER.FORMAT)}`, HEADER.FORMAT, action)
   }
-  return HEADER_LENGTH + field(HEADER.DATA_LENGTH)
+  return SAVE_HEADER_LENGTH + field(HEADER.DATA_LENGTH)
 }
 
 /** The bytes behind header and description: QEMU's stream, as it is packed. @throws CAPTURE_FORMAT, QEMU_TRUNCATED */
@@ -48,8 +52,8 @@ export async function* withoutSaveHeader(name: string, chunks: Chunks): Chunks {
     let rest = chunk
     if (skip < 0) {
       header = Buffer.concat([header, chunk])
-      if (header.length < HEADER_LENGTH) continue
-      skip = streamAt(name, header)
+      if (header.length < SAVE_HEADER_LENGTH) continue
+      skip = saveStreamAt(name, header)
       rest = header
     }
     const left = Math.min(skip, rest.length)

@@ -48,9 +48,11 @@ export class MappedRamReader {
   /** Bytes of the block's pages taken so far. */
   private taken = 0
 
-  constructor(name: string, sink: MemorySink) {
+  /** @param startsAt where in the file its stream begins: the places in it are the file's */
+  constructor(name: string, sink: MemorySink, startsAt = 0) {
     this.name = name
     this.sink = sink
+    this.position = startsAt
   }
 
   /** @throws CAPTURE_FORMAT */

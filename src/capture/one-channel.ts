@@ -7,17 +7,26 @@ import { type Input, noMigration } from './input.ts'
 import type { Chunks } from './input-file.ts'
 import { MendedBytes } from './mended-bytes.ts'
 import { CAPTURE_WHOLE, missingText } from './missing.ts'
+import { PageInput } from './pages.ts'
+import { pagesAsStream } from './pages-as-stream.ts'
+import { untilStreamEnd } from './stream-end.ts'
 
 export interface ChannelChoice {
   /** Its number, from 1 in the order in which channels begin; undefined: the main channel, where there is one only. */
   readonly channel?: number | undefined
-  /** Read on behind bytes that a capture lacks, at the next record, with a note, instead of an error. */
-  readonly mend?: boolean
+  /**
+   * What counts is what its pages cost, not every byte. So: read on behind bytes that a capture lacks, at the next record;
+   * leave out what stands behind a stream's end; take memory and disks at rest for the migration that would carry them;
+   * each with a note.
+   */
+  readonly estimate?: boolean
   /** Told once, behind the last chunk: what else is there. */
   readonly note?: (text: string) => void
   /** Told how many bytes of the file were read. */
   readonly readBytes?: (count: number) => void
 }
+
+const BEHIND_THE_END = 'what stands behind the end of the migration is left out'
 
 interface Found {
   readonly kind: ChannelKind
@@ -35,14 +44,18 @@ interface Found {
 export function readOneChannel(input: Input, choice: ChannelChoice = {}): Chunks {
   const { name, format } = input
   if (hasChannels(format)) return chosenChannel(input, format, choice)
-  throw noMigration(name, format === 'disk' ? 'a disk image' : 'a guest at rest')
+  const { channel, estimate, note, readBytes } = choice
+  if (!estimate) throw noMigration(name, input.takenFor)
+  if (channel !== undefined) throw notThere(name, channel, [])
+  return pagesAsStream(PageInput.of(input, { partial: true, note: ({ text }) => note?.(text) }), readBytes)
 }
 
 async function* chosenChannel(input: Input, format: ChannelFormat, choice: ChannelChoice): Chunks {
-  const { channel, mend = false, note, readBytes } = choice
+  const { channel, estimate = false, note, readBytes } = choice
   if (format === 'stream') {
     if (channel !== undefined && channel !== 1) throw notThere(input.name, channel, [])
-    yield* input.chunks(readBytes)
+    const chunks = input.chunks(readBytes)
+    yield* estimate ? untilStreamEnd(chunks, () => note?.(BEHIND_THE_END)) : chunks
     return
   }
   const found: Found[] = []
@@ -86,7 +99,7 @@ async function* chosenChannel(input: Input, format: ChannelFormat, choice: Chann
     throw new ProxyError('USAGE', what, undefined, `choose a channel: ${listed(found)}`)
   }
   const { missing } = mended!
-  if (missing.gaps > 0 && (!mend || missing.lostAt !== undefined)) {
+  if (missing.gaps > 0 && (!estimate || missing.lostAt !== undefined)) {
     const where = { stream: `${input.name}, connection ${found[chosen]!.name}`, offset: missing.firstAt }
     throw new ProxyError('CAPTURE_GAP', missingText(missing), where, CAPTURE_WHOLE)
   }
@@ -101,7 +114,7 @@ async function* chosenChannel(input: Input, format: ChannelFormat, choice: Chann
 }
 
 function notThere(name: string, channel: number, found: readonly Found[]): ProxyError {
-  const action = found.length === 0 ? 'a stream is one channel: leave --channel out' : `choose: ${listed(found)}`
+  const action = found.length === 0 ? 'it has no other: leave --channel out' : `choose: ${listed(found)}`
   return new ProxyError('USAGE', `--channel ${channel}, which ${name} does not have`, undefined, action)
 }
 

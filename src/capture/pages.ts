@@ -7,7 +7,7 @@ import { PAGE_SIZE } from '../template/wire.ts'
 import { ChannelReader } from './channels.ts'
 import { ElfCoreReader, type MemorySink } from './elf-core.ts'
 import { hasChannels, type InputFormat } from './formats.ts'
-import { Input } from './input.ts'
+import { Input, type InputOptions } from './input.ts'
 import { MappedRamReader } from './mapped-ram.ts'
 import { type FeedWatcher, MendedChannel } from './mended-channel.ts'
 import { CAPTURE_WHOLE, JOIN_ROTATED, missingText } from './missing.ts'
@@ -23,7 +23,7 @@ export interface InputNote {
   readonly text: string
 }
 
-export interface PageInputOptions {
+export interface PageInputOptions extends Pick<InputOptions, 'as' | 'snapshot'> {
   /** Take the pages of streams that end early or cannot be read up to there, with a note, instead of an error. */
   readonly partial?: boolean
   readonly note?: (note: InputNote) => void
@@ -36,6 +36,8 @@ export class PageInput {
   readonly lengthBytes: number
   /** Two inputs of the same file have the same. */
   readonly identity: string
+  /** What it was taken for, in words. */
+  readonly takenFor: string
   private readonly input: Input
   private readonly options: PageInputOptions
   private readonly pool = new BatchPool()
@@ -45,13 +47,20 @@ export class PageInput {
     this.input = input
     this.name = input.name
     this.lengthBytes = input.lengthBytes ?? 0
-    this.identity = input.identity!
+    this.identity = input.identity ?? input.name
+    this.takenFor = input.takenFor
     this.options = options
   }
 
   /** @throws IO; CAPTURE_FORMAT for what is neither stream nor capture; USAGE for what cannot be read several times */
   static async open(path: string, options: PageInputOptions = {}): Promise<PageInput> {
-    return new PageInput(await Input.open(path, { repeatable: true }), options)
+    const { as, snapshot } = options
+    return PageInput.of(await Input.open(path, { repeatable: true, as, snapshot }), options)
+  }
+
+  /** @param input is closed by whoever closes this; its pages can be had as often as it can be read */
+  static of(input: Input, options: PageInputOptions = {}): PageInput {
+    return new PageInput(input, options)
   }
 
   /**
@@ -63,11 +72,23 @@ export class PageInput {
   async *pages(readBytes?: (count: number) => void): AsyncGenerator<PageBatch> {
     const collector = new PageCollector(this.name, this.pool)
     const reader = this.readerInto(collector)
-    for await (const chunk of this.input.chunks(readBytes)) {
-      reader.push(chunk)
-      yield* collector.full.splice(0)
+    // Behind the RAM of a stream stands what has no pages: device state, and on a volume whatever was there before. What
+    // is packed is read to its end, where its checksum is.
+    const endsWithRam = this.input.format === 'stream' && !this.input.packed
+    try {
+      for await (const chunk of this.input.chunks(readBytes)) {
+        reader.push(chunk)
+        yield* collector.full.splice(0)
+        if (endsWithRam && collector.ramComplete) break
+      }
+    } catch (error) {
+      collector.endsEarly(error)
     }
-    reader.end()
+    try {
+      reader.end()
+    } catch (error) {
+      collector.endsEarly(error)
+    }
     collector.endOfInput()
     yield* collector.full
     for (const note of collector.notes) this.tell(note)
@@ -81,17 +102,9 @@ export class PageInput {
     const { format } = this.input
     if (hasChannels(format)) return new ChannelReader(this.name, format, collector)
     const memory = new MemoryPages(collector)
-    if (format === 'disk') {
-      collector.notes.add('taken for a disk image: its blocks of 4 KiB')
-      return { push: chunk => memory.memory(chunk, 0, chunk.length), end: () => {} }
-    }
-    const core = format === 'elf-core'
-    collector.notes.add(`taken for the memory of a guest at rest: ${core ? 'an ELF core' : 'a mapped-ram file'}`)
-    const reader = core ? new ElfCoreReader(this.name, memory) : new MappedRamReader(this.name, memory)
-    return {
-      push: chunk => reader.push(chunk),
-      end: () => collector.catchingEnd(() => reader.end()),
-    }
+    if (format === 'elf-core') return new ElfCoreReader(this.name, memory)
+    if (format === 'mapped-ram') return new MappedRamReader(this.name, memory, this.input.startsAt)
+    return { push: chunk => memory.memory(chunk, 0, chunk.length), end: () => {} }
   }
 
   close(): void {
@@ -130,6 +143,8 @@ class PageCollector implements ChannelSink {
   private readonly channels = new Map<number, OpenChannel>()
   private mainComplete = false
   private readonly faults: ProxyError[] = []
+  /** The file itself, whatever is in it, ended early. */
+  private early: ProxyError | undefined
 
   constructor(input: string, pool: BatchPool) {
     this.input = input
@@ -172,14 +187,16 @@ class PageCollector implements ChannelSink {
     if (missing.gaps > 0) this.notes.add(`${name === this.input ? '' : `${name}: `}${missingText(missing)}${pagesText}`)
   }
 
-  /** Ends a reader: that the input ends early is a fault beside which its pages may be used. */
-  catchingEnd(end: () => void): void {
-    try {
-      end()
-    } catch (error) {
-      if (!isProxyError(error, 'QEMU_TRUNCATED')) throw error
-      this.faults.push(error)
-    }
+  /** The input ends early: a fault beside which its pages may be used. @throws any other error */
+  endsEarly(error: unknown): void {
+    if (this.early !== undefined) return // what its readers make of that is no news
+    if (!isProxyError(error, 'QEMU_TRUNCATED')) throw error
+    this.early = error
+  }
+
+  /** All RAM of the main channel that is being read has come. */
+  get ramComplete(): boolean {
+    return this.channels.get(0)?.pages.ramComplete ?? false
   }
 
   /** The last batch, where it holds anything. */
@@ -191,7 +208,7 @@ class PageCollector implements ChannelSink {
   /** What is wrong with the input. A migration that was cut and then tried again, with success, is not. */
   get fault(): ProxyError | undefined {
     const retried = this.mainComplete && this.faults.every(({ code }) => code === 'QEMU_TRUNCATED')
-    return retried ? undefined : this.faults[0]
+    return this.early ?? (retried ? undefined : this.faults[0])
   }
 
   /** The batch that takes the next page, at its `count`. */
@@ -295,6 +312,10 @@ class ChannelPages implements StreamSink, FeedWatcher {
     const { before } = this
     if (keep < pending) before.copyWithin(0, keep)
     chunk.copy(before, PENDING_MAX - keep, at + length - keep, at + length)
+  }
+
+  get ramComplete(): boolean {
+    return this.channel.parser.raw && this.channel.finish().ramComplete
   }
 
   finish(): {

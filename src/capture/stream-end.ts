@@ -4,7 +4,7 @@
  */
 import { readU32 } from '../bytes/big-endian.ts'
 import { MainStreamParser } from '../qemu/main-stream.ts'
-import type { RecordSink, StreamPhase } from '../qemu/record-sink.ts'
+import type { RecordSink, StreamPhase } from '../qemu/stream-sink.ts'
 import { ELEMENT } from '../qemu/wire.ts'
 import type { Chunks } from './input-file.ts'
 import { DESCRIPTION_LENGTH_MAX } from './limits.ts'

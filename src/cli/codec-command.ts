@@ -22,6 +22,7 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { Interruption } from '../system/interruption.ts'
 import { digestOfFileName } from '../template/wire.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
+import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
 import { print, printLines, tell } from './output.ts'
 import { existingStore, STORE_KEY_OPTION } from './store-key.ts'
 
@@ -52,13 +53,14 @@ interface DecodeArguments {
   readonly json: boolean
 }
 
-interface EstimateArguments extends CodecArguments {
+interface EstimateArguments extends CodecArguments, InputArguments {
   readonly inputs: string[]
   readonly rate: string | undefined
 }
 
 const INPUT =
-  'a migration stream, a .pcap or .pcapng capture or a libvirt save image of one; as it is, or zstd or gzip; - for standard input'
+  'a migration stream, a .pcap or .pcapng capture or a libvirt save image of one; as it is or compressed; - for standard input'
+const AT_REST = 'a core, a kdump or mapped-ram file or flat memory of a guest, or a disk image'
 
 function codecOptions(yargs: Argv): Argv<CodecArguments> {
   return yargs
@@ -155,15 +157,21 @@ export const estimateCommand: CommandModule<object, EstimateArguments> = {
   command: 'estimate <inputs..>',
   describe: 'Tell what a migration would save, and why',
   builder: yargs =>
-    (codecOptions(yargs) as Argv<EstimateArguments>)
-      .positional('inputs', { describe: `Each: ${INPUT}`, type: 'string', array: true, demandOption: true })
+    (inputOptions(codecOptions(yargs)) as Argv<EstimateArguments>)
+      .positional('inputs', {
+        describe: `Each: ${INPUT}; or ${AT_REST}`,
+        type: 'string',
+        array: true,
+        demandOption: true,
+      })
       .option('rate', {
         describe: 'Link, such as 100Mbit: forecasts the seconds at each effort',
         type: 'string',
         requiresArg: true,
       })
       .example('$0 estimate web2.stream --store S', 'bytes by class')
-      .example('$0 estimate web2.stream --store S --rate 100Mbit', 'seconds over such a link') as never,
+      .example('$0 estimate web2.stream --store S --rate 100Mbit', 'seconds over such a link')
+      .example('$0 estimate web2.qcow2 --store S', 'what moving its disk would cost') as never,
   handler: runEstimate,
 }
 
@@ -274,13 +282,13 @@ async function encodeTo(
 ): Promise<EncodeResult> {
   expect(input.lengthBytes)
   // What nobody will decode need not be what QEMU sent to the byte.
-  const mend = write === undefined
+  const estimate = write === undefined
   const { channel } = job
   for (;;) {
     try {
       const chunks = readOneChannel(input, {
         channel,
-        mend,
+        estimate,
         note: text => note(`${input.name}: ${text}`),
         readBytes: read,
       })
@@ -309,8 +317,10 @@ async function runEncode(args: EncodeArguments): Promise<void> {
   const output = new OutputFile(args.output)
   try {
     const startMs = performance.now()
+    let takenFor = ''
     const result = await attended(args.json || args.output === '-', async attendance => {
       const input = await Input.open(args.input, { migration: true, signal: attendance.signal })
+      takenFor = input.takenFor
       try {
         return await encodeTo(input, job, attendance, bytes => output.write(bytes))
       } finally {
@@ -322,6 +332,7 @@ async function runEncode(args: EncodeArguments): Promise<void> {
     const { stats, fileBytes, degraded, endsEarly } = result
     const line = {
       input: args.input,
+      takenFor,
       rawBytes: stats.rawBytes,
       fileBytes,
       ratio: ratio(fileBytes, stats.rawBytes),
@@ -332,7 +343,7 @@ async function runEncode(args: EncodeArguments): Promise<void> {
     if (args.json) tell(JSON.stringify(line))
     else if (args.output !== '-')
       print(
-        `${formatSize(stats.rawBytes)} to ${formatSize(fileBytes)}, ${percent(fileBytes, stats.rawBytes)}, in ${seconds.toFixed(1)} s`,
+        `${takenFor}: ${formatSize(stats.rawBytes)} to ${formatSize(fileBytes)}, ${percent(fileBytes, stats.rawBytes)}, in ${seconds.toFixed(1)} s`,
       )
     if (degraded && !args.json) tell(`note: relayed raw from byte ${degraded.position}: ${degraded.reason}`)
     if (endsEarly && !args.json) tell(`note: ${earlyText(stats.rawBytes)}`)
@@ -365,6 +376,8 @@ async function runDecode(args: DecodeArguments): Promise<void> {
 /** What `estimate --json` prints for one input. */
 export interface Estimate {
   readonly input: string
+  /** What it was taken for, in words. */
+  readonly takenFor: string
   readonly qemuBytes: number
   readonly wanBytes: number
   readonly ratio: number
@@ -389,7 +402,7 @@ async function runEstimate(args: EstimateArguments): Promise<void> {
   await attended(args.json, async attendance => {
     for (const path of args.inputs) {
       const input = await Input.open(path, {
-        migration: true,
+        ...openOptions(args),
         repeatable: rate !== undefined,
         signal: attendance.signal,
       })
@@ -397,7 +410,7 @@ async function runEstimate(args: EstimateArguments): Promise<void> {
         const result = await encodeTo(input, job, attendance, undefined)
         const forecast = rate === undefined ? undefined : await forecastOf(input, job, rate, attendance)
         estimates.push({
-          ...estimateOf(path, result),
+          ...estimateOf(path, input.takenFor, result),
           ...(forecast ? { forecast, directSeconds: result.stats.rawBytes / rate! } : {}),
         })
       } finally {
@@ -412,9 +425,11 @@ async function runEstimate(args: EstimateArguments): Promise<void> {
   for (const estimate of estimates) printEstimate(estimate, job)
 }
 
-function estimateOf(input: string, { stats, fileBytes, degraded, endsEarly }: EncodeResult): Estimate {
+function estimateOf(input: string, takenFor: string, result: EncodeResult): Estimate {
+  const { stats, fileBytes, degraded, endsEarly } = result
   return {
     input,
+    takenFor,
     qemuBytes: stats.rawBytes,
     wanBytes: fileBytes,
     ratio: ratio(fileBytes, stats.rawBytes),
@@ -464,8 +479,9 @@ async function forecastOf(
 }
 
 function printEstimate(estimate: Estimate, job: Job): void {
-  const { input, qemuBytes, wanBytes, pages, columns, degraded, forecast, directSeconds } = estimate
+  const { input, takenFor, qemuBytes, wanBytes, pages, columns, degraded, forecast, directSeconds } = estimate
   const sets = job.sets.length + job.cold.length
+  print(`${input}: taken for ${takenFor}`)
   print(
     `${input}: ${formatSize(qemuBytes)} of QEMU, ${formatSize(wanBytes)} on the WAN (${percent(wanBytes, qemuBytes)}), ` +
       `${sets} template set${sets === 1 ? '' : 's'}, effort ${job.effort.level} (${job.effort.name})`,

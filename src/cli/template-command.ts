@@ -16,6 +16,7 @@ import { COUNT_MEMORY_MIN } from '../template/count.ts'
 import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.ts'
 import type { SetOverlap } from '../template/summary.ts'
 import { PAGE_SIZE, SET_SUFFIX } from '../template/wire.ts'
+import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
 import { print, printLines, tell } from './output.ts'
 import { existingStore, openStore, STORE_KEY_OPTION, storeKeyOf } from './store-key.ts'
 
@@ -34,7 +35,7 @@ interface StoreArguments {
   readonly json: boolean
 }
 
-interface BuildArguments extends StoreArguments {
+interface BuildArguments extends StoreArguments, InputArguments {
   readonly inputs: string[]
   readonly minVms: string | undefined
   readonly maxSize: string | undefined
@@ -54,12 +55,12 @@ interface VerifyArguments extends Partial<StoreArguments> {
 
 const build: CommandModule<object, BuildArguments> = {
   command: 'build <inputs..>',
-  describe: 'Build a template set from captured migrations, one input a VM',
+  describe: 'Build a template set from guests and disk images, one input a VM',
   builder: yargs =>
-    (storeOptions(yargs) as Argv<BuildArguments>)
+    (inputOptions(storeOptions(yargs)) as Argv<BuildArguments>)
       .positional('inputs', {
         describe:
-          'Migration streams, .pcap or .pcapng captures, libvirt save images, ELF cores, mapped-ram files, disk images; as they are, or compressed with zstd or gzip',
+          'Migration streams, .pcap or .pcapng captures, libvirt save images, ELF cores, kdump and mapped-ram files, disk images; as they are or compressed',
         type: 'string',
         array: true,
         demandOption: true,
@@ -86,6 +87,7 @@ const build: CommandModule<object, BuildArguments> = {
         default: false,
       })
       .example('$0 template build --store /var/lib/pageferry web1.stream web2.stream db1.pcapng', 'pages of 2 or more')
+      .example('$0 template build --store S golden.qcow2', 'all of a disk image')
       .example('$0 template build --store S --max-size 100MB --min-vms 3 *.stream.zst', 'the best 100 MB') as never,
   handler: runBuild,
 }
@@ -212,7 +214,8 @@ async function runBuild(args: BuildArguments): Promise<void> {
   const inputs: PageInput[] = []
   try {
     for (const path of args.inputs) {
-      inputs.push(await PageInput.open(path, { partial: args.partial, note: note => notes.push(note) }))
+      const note = (note: InputNote): void => void notes.push(note)
+      inputs.push(await PageInput.open(path, { ...openOptions(args), partial: args.partial, note }))
     }
     refuseTwins(inputs)
     // What one guest alone has is its own; a golden image is what its guests have in common.
@@ -255,7 +258,8 @@ async function buildFrom(
     for (const signal of INTERRUPTIONS) process.off(signal, interrupt)
   }
   const seconds = (Date.now() - startMs) / 1000
-  if (args.json) printLines(JSON.stringify({ ...report, seconds, notes }, null, 2))
+  const taken = inputs.map(({ name, takenFor, lengthBytes }) => ({ input: name, takenFor, lengthBytes }))
+  if (args.json) printLines(JSON.stringify({ ...report, inputs: taken, seconds, notes }, null, 2))
   else await printBuilt(report, inputs, seconds)
   for (const { input, text } of notes) tell(`note: ${input}: ${text}`)
 }
@@ -315,12 +319,21 @@ async function newDisplay(json: boolean): Promise<Display> {
 async function printBuilt(report: BuildReport, inputs: readonly PageInput[], seconds: number): Promise<void> {
   const { totals, byVms, pages, digest, fileBytes, existed, path } = report
   const bytes = inputs.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0)
+  for (const { name, takenFor } of inputs) print(`input    ${name}: taken for ${takenFor}`)
   await printRows(byVms, inputs.length)
   const passes = totals.passes === 1 ? 'one pass' : `${totals.passes} passes`
-  print(`inputs   ${inputs.length} VMs, ${formatSize(bytes)}, ${formatCount(totals.pages)} pages, counted in ${passes}`)
+  const disks = inputs.filter(({ format }) => format === 'disk').length
+  const counted = [plural(inputs.length - disks, 'VM'), plural(disks, 'disk')].filter(text => !text.startsWith('0'))
+  print(
+    `inputs   ${counted.join(' and ')}, ${formatSize(bytes)}, ${formatCount(totals.pages)} pages, counted in ${passes}`,
+  )
   print(`set      ${formatCount(pages)} pages, ${formatSize(fileBytes)}, ${seconds.toFixed(1)} s`)
   print(`digest   ${digest}`)
   print(`file     ${path}${existed ? ' (was there already)' : ''}`)
+}
+
+function plural(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? '' : 's'}`
 }
 
 async function printRows(rows: readonly VmsRow[], vms: number): Promise<void> {

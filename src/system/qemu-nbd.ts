@@ -22,20 +22,24 @@ export class QemuNbd {
   private told = ''
   private connected: Socket | undefined
 
-  private constructor(path: string, format: string, at: string) {
+  private constructor(path: string, format: string, snapshot: string | undefined, at: string) {
     this.path = path
-    const args = ['--read-only', `--format=${format}`, `--socket=${at}`, '--', path]
+    const args = ['--read-only', `--format=${format}`, `--socket=${at}`, ...snapshotArgs(snapshot), '--', path]
     this.server = spawn('qemu-nbd', args, { stdio: ['ignore', 'ignore', 'pipe'] })
     this.server.stderr!.on('data', chunk => {
       this.told = (this.told + chunk).slice(-TOLD_CHARS_MAX)
     })
   }
 
-  /** @param format as qemu-nbd calls it. @throws IO where qemu-nbd is not there, or does not like the image */
-  static async start(path: string, format: string): Promise<QemuNbd> {
+  /**
+   * @param format as qemu-nbd calls it
+   * @param snapshot id or name of one within the image; undefined: the disk as it is now
+   * @throws IO where qemu-nbd is not there, or does not like the image
+   */
+  static async start(path: string, format: string, snapshot?: string): Promise<QemuNbd> {
     const folder = await mkdtemp(join(tmpdir(), 'pageferry-disk-'))
     const at = join(folder, 'nbd')
-    const nbd = new QemuNbd(path, format, at)
+    const nbd = new QemuNbd(path, format, snapshot, at)
     try {
       nbd.connected = await nbd.connectTo(at)
       return nbd
@@ -89,4 +93,11 @@ export class QemuNbd {
     }
     throw new Error(`qemu-nbd did not listen within ${WAIT_MS / 1000} s`)
   }
+}
+
+/** Its own syntax begins with `snapshot.`; there a comma is written twice. */
+function snapshotArgs(snapshot: string | undefined): string[] {
+  if (snapshot === undefined) return []
+  const name = snapshot.startsWith('snapshot.') ? `snapshot.name=${snapshot.replaceAll(',', ',,')}` : snapshot
+  return [`--load-snapshot=${name}`]
 }

@@ -6,7 +6,7 @@ import { zstdCompressSync } from 'node:zlib'
 import t from 'tap'
 import { PageInput } from '../../src/capture/pages.ts'
 import { pageferry } from '../template/cli-harness.ts'
-import { failure, PAGE, page, scratch, sha256 } from '../template/makers.ts'
+import { failure, migration, PAGE, page, scratch, sha256 } from '../template/makers.ts'
 
 t.setTimeout(120_000)
 const missing = ['qemu-img', 'qemu-nbd'].filter(tool => spawnSync(tool, ['--version']).status !== 0)
@@ -24,9 +24,8 @@ const DISK = Buffer.concat([first, ...BLOCKS.slice(0, 300), Buffer.alloc(HOLE), 
 put('disk.raw', DISK)
 
 /** SHA-256 of all the blocks that an input gives, how many there are, and what was said. */
-async function disk(name: string): Promise<{ blocks: number; sum: string; notes: string[] }> {
-  const notes: string[] = []
-  const input = await PageInput.open(join(folder, name), { note: ({ text }) => notes.push(text) })
+async function disk(name: string, snapshot?: string): Promise<{ blocks: number; sum: string }> {
+  const input = await PageInput.open(join(folder, name), { snapshot })
   try {
     let sums = ''
     let blocks = 0
@@ -40,7 +39,7 @@ async function disk(name: string): Promise<{ blocks: number; sum: string; notes:
       blocks += batch.count
       batch.release()
     }
-    return { blocks, sum: sha256(Buffer.from(sums)), notes }
+    return { blocks, sum: sha256(Buffer.from(sums)) }
   } finally {
     input.close()
   }
@@ -49,7 +48,6 @@ async function disk(name: string): Promise<{ blocks: number; sum: string; notes:
 t.test('images of every format give the same blocks', { skip }, async t => {
   const raw = await disk('disk.raw')
   t.equal(raw.blocks, DISK.length / PAGE)
-  t.match(raw.notes, [/taken for a disk image/])
   for (const [format, ...options] of [['qcow2'], ['qcow2', '-c'], ['vmdk'], ['vdi'], ['vhdx']] as const) {
     const name = `disk.${format}`
     img('convert', '-f', 'raw', '-O', format, ...options, 'disk.raw', name)
@@ -75,18 +73,109 @@ t.test('a template of a golden image', { skip }, async t => {
   const store = join(folder, 'store')
   const built = await pageferry('template', 'build', '--store', store, '--json', join(folder, 'golden.qcow2'))
   t.equal(built.status, 0, built.err)
-  const { metadata, pages, notes, totals } = JSON.parse(built.out)
+  const { metadata, pages, inputs, totals } = JSON.parse(built.out)
   t.same(metadata, { minVms: 1, vms: 1 }, 'one image is enough')
   t.equal(pages, 401, 'its blocks without those of one repeated byte')
-  t.match(notes, [{ text: /taken for a disk image/ }])
+  t.match(inputs, [{ input: /golden.qcow2$/, takenFor: 'a qcow2 disk image', lengthBytes: DISK.length }])
   t.equal(totals.pages, DISK.length / PAGE)
   const raw = await pageferry('template', 'build', '--store', store, '--json', join(folder, 'disk.raw'))
   t.equal(JSON.parse(raw.out).digest, JSON.parse(built.out).digest, 'the same set as of the raw image')
-  const estimate = await pageferry('estimate', join(folder, 'golden.qcow2'))
-  t.match(
-    [estimate.status, estimate.err],
-    [3, /a qcow2 disk image, which is no migration.*\nhint: templates can be built/],
+  const encode = await pageferry('encode', join(folder, 'golden.qcow2'), '-o', join(folder, 'encoded'))
+  t.match([encode.status, encode.err], [3, /a qcow2 disk image, which is no migration.*\nhint: templates can be built/])
+})
+
+t.test('what moving a disk would cost', { skip }, async t => {
+  img('convert', '-f', 'raw', '-O', 'qcow2', 'disk.raw', 'moved.qcow2')
+  const store = join(folder, 'known')
+  await pageferry('template', 'build', '--store', store, put('half.raw', DISK.subarray(0, 201 * PAGE)))
+  const { status, out, err } = await pageferry('estimate', join(folder, 'moved.qcow2'), '--store', store, '--json')
+  t.equal(status, 0, err)
+  const zeros = HOLE / PAGE
+  t.match(JSON.parse(out), [
+    {
+      takenFor: 'a qcow2 disk image',
+      pages: { zero: zeros, template: 201, opaque: 0 },
+      endsEarly: false,
+    },
+  ])
+  const [{ qemuBytes }] = JSON.parse(out)
+  t.ok(Math.abs(qemuBytes - (401 * (PAGE + 8) + zeros * 9)) < 500, `${qemuBytes} bytes`)
+  const text = await pageferry('estimate', join(folder, 'moved.qcow2'), '--store', store)
+  t.match(text.out, /moved.qcow2: taken for a qcow2 disk image\n/)
+  t.match(text.out, /in a template set \D* 201 /)
+})
+
+t.test('pages of several images and guests', { skip }, async t => {
+  const one = put('one.raw', Buffer.concat([first, ...BLOCKS.slice(0, 50)]))
+  const two = put('two.raw', Buffer.concat([first, ...BLOCKS.slice(30, 80)]))
+  const guest = put('guest', migration([...BLOCKS.slice(40, 60), ...BLOCKS.slice(70, 100)]))
+  const store = join(folder, 'several')
+  for (const [minVms, pages] of [
+    ['1', 101],
+    [undefined, 21 + 20],
+    ['3', 10],
+  ] as const) {
+    const rule = minVms === undefined ? [] : ['--min-vms', minVms]
+    const built = await pageferry('template', 'build', '--store', store, '--json', ...rule, one, two, guest)
+    t.equal(built.status, 0, built.err)
+    t.match(JSON.parse(built.out), { pages }, `in ${minVms ?? 'two'} or more`)
+  }
+  const text = await pageferry('template', 'build', '--store', store, one, two, guest)
+  t.match(text.out, /^input {4}.*one.raw: taken for a disk image$/m)
+  t.match(text.out, /^input {4}.*guest: taken for QEMU's main stream$/m)
+  t.match(text.out, /^inputs {3}1 VM and 2 disks, /m)
+})
+
+t.test('snapshots within an image', { skip }, async t => {
+  img('convert', '-f', 'raw', '-O', 'qcow2', 'disk.raw', 'snapped.qcow2')
+  for (const name of ['before', 'with, comma', 'snapshot.odd']) img('snapshot', '-c', name, 'snapped.qcow2')
+  put('later2', page(8000))
+  execFileSync('qemu-io', ['-f', 'qcow2', '-c', `write -s later2 ${PAGE} ${PAGE}`, 'snapped.qcow2'], { cwd: folder })
+  const now = await disk('snapped.qcow2')
+  const before = await disk('disk.raw')
+  t.not(now.sum, before.sum)
+  for (const name of ['before', '1', 'with, comma', 'snapshot.odd']) {
+    t.equal((await disk('snapped.qcow2', name)).sum, before.sum, name)
+  }
+  const at = join(folder, 'snapped.qcow2')
+  const store = join(folder, 'snaps')
+  const built = await pageferry('template', 'build', '--store', store, '--json', '--snapshot', 'before', at)
+  t.match(JSON.parse(built.out), { inputs: [{ takenFor: 'a qcow2 disk image, its snapshot before' }] })
+  const none = await PageInput.open(at, { snapshot: 'none' }).catch(caught => caught)
+  t.match(none, { code: 'IO', what: /snapshot/i })
+  t.equal(await failure(() => PageInput.open(join(folder, 'disk.raw'), { snapshot: 'before' })), 'USAGE')
+})
+
+t.test('what an image stands on', { skip }, async t => {
+  const open = async (name: string): Promise<string> => {
+    const input = await PageInput.open(join(folder, name))
+    input.close()
+    return input.takenFor
+  }
+  img('convert', '-f', 'raw', '-O', 'qcow2', 'disk.raw', 'ground.qcow2')
+  img('create', '-q', '-f', 'qcow2', '-b', 'ground.qcow2', '-F', 'qcow2', 'middle.qcow2')
+  img('create', '-q', '-f', 'qcow2', '-b', join(folder, 'middle.qcow2'), '-F', 'qcow2', 'upper.qcow2')
+  t.equal(
+    await open('upper.qcow2'),
+    `a qcow2 disk image, on ${join(folder, 'middle.qcow2')}, on ${join(folder, 'ground.qcow2')}`,
   )
+  /** An image that says it stands on this. */
+  const on = (name: string, backing: string): string => {
+    img('create', '-q', '-f', 'qcow2', '-u', '-b', backing, '-F', 'raw', name, '1M')
+    return name
+  }
+  const wrong = (name: string): Promise<string | undefined> => failure(() => open(name))
+  t.match(await wrong(on('net.qcow2', 'nbd:unix:/run/secret')), /^CAPTURE_FORMAT/, 'no file')
+  t.match(await wrong(on('json.qcow2', 'json:{"driver":"raw"}')), /^CAPTURE_FORMAT/)
+  on('round.qcow2', 'again.qcow2')
+  on('again.qcow2', 'round.qcow2')
+  t.equal(await wrong('round.qcow2'), 'CAPTURE_FORMAT at 8', 'a chain that comes back')
+  execFileSync('mkfifo', [join(folder, 'pipe')])
+  t.equal(await wrong(on('pipe.qcow2', 'pipe')), 'CAPTURE_FORMAT at 0', 'a FIFO is not waited for')
+  img('create', '-q', '-f', 'qcow2', '-o', 'data_file=data.raw', 'outside.qcow2', '1M')
+  t.equal(await wrong('outside.qcow2'), 'CAPTURE_FORMAT at 72', 'data elsewhere')
+  img('create', '-q', '-f', 'qcow2', 'huge.qcow2', '1P')
+  t.match(await wrong('huge.qcow2'), /^LIMIT_EXCEEDED/, 'a petabyte of nothing')
 })
 
 t.test('images that cannot be read', { skip }, async t => {

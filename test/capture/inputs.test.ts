@@ -51,6 +51,8 @@ t.test('what bytes are taken for', t => {
     [pcapng(connection(STREAM)), 'pcapng'],
     [elfCore([GUEST]), 'elf-core'],
     [elfCore([GUEST], { wide: false, little: false }), 'elf-core'],
+    [bytesWith(600, [0, 'KDUMP   ']), 'memory'],
+    [bytesWith(600, [0, 'makedumpfile\0']), 'memory'],
     [bytesWith(600, [0, 'QFI\xfb']), 'disk'],
     [bytesWith(600, [64, '\x7f\x10\xda\xbe']), 'disk'],
     [bytesWith(600, [510, '\x55\xaa']), 'disk'],
@@ -67,8 +69,8 @@ t.test('what bytes are taken for', t => {
     [bytesWith(600, [0, '\x34\xcd\xb2\xa1']), /its maker/],
     [bytesWith(600, [0, 'LibvirtQemudPart']), /libvirt save image that was not finished/],
     [bytesWith(600, [0, '\x7fELF\x02\x01\x01'], [16, '\x02']), /a program/],
-    [bytesWith(600, [0, 'KDUMP   ']), /kdump/],
-    [bytesWith(600, [0, '\xfd7zXZ\0']), /xz/],
+    [bytesWith(600, [0, 'DISKDUMP']), /diskdump/],
+    [bytesWith(600, [0, '\x04\x22\x4d\x18']), /lz4/],
     [bytesWith(600, [257, 'ustar']), /tar/],
     [bytesWith(600, [0, 'PGFY\r\n\x1a\n']), /pageferry encode/],
     [bytesWith(600, [0, '\x89PFSET\r\n']), /template set/],
@@ -194,7 +196,8 @@ t.test('mapped-ram files have pages', async t => {
     const error = await failure(() => pagesOf(put('wrong', mappedRam(blocks, change))))
     t.match(error, /^CAPTURE_FORMAT/, JSON.stringify(change))
   }
-  t.match(await failure(() => channelOf(put('mapped', file))), /^CAPTURE_FORMAT/, 'and are no migration')
+  const migration = { migration: true }
+  t.match(await failure(() => Input.open(put('mapped', file), migration)), /^CAPTURE_FORMAT/, 'and are no migration')
 })
 
 /** As libvirt saves: header, description, stream. */
@@ -224,16 +227,8 @@ t.test('libvirt save images', async t => {
   ] as const) {
     t.ok((await channelOf(put('save', bytes))).equals(STREAM), name)
   }
-  for (const [format, name] of [
-    [2, 'bzip2'],
-    [3, 'xz'],
-    [4, 'lzop'],
-    [6, 'sparse'],
-    [77, 'method 77'],
-  ] as const) {
-    const error = await Input.open(put('save', saveImage(STREAM, format))).catch(caught => caught)
-    t.match(error, { code: 'CAPTURE_FORMAT', what: new RegExp(`packed: ${name}`), action: /save_image_format/ })
-  }
+  const unknown = await Input.open(put('save', saveImage(STREAM, 77))).catch(caught => caught)
+  t.match(unknown, { code: 'CAPTURE_FORMAT', what: /packed by method 77/, action: /save_image_format/ })
   t.equal(await failure(() => Input.open(put('save', saveImage(STREAM, 0, true, 3)))), 'CAPTURE_FORMAT at 16')
   for (const length of [20, 91, 100]) {
     t.match(await failure(() => Input.open(put('save', saveImage(STREAM).subarray(0, length)))), /^QEMU_TRUNCATED/)
