@@ -67,6 +67,8 @@ export async function* unpackWithTool(name: string, packing: ToolPacking, chunks
     await feeding
   } finally {
     child.kill('SIGKILL')
+    // Whatever it started in its turn may hold the pipes open.
+    for (const pipe of child.stdio) pipe?.destroy()
   }
 }
 
