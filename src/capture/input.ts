@@ -111,7 +111,7 @@ export class Input {
         wrappings.push(next)
         const { head } = inside
         if (next === SAVE_IMAGE && head.length >= SAVE_HEADER_LENGTH) startsAt = saveStreamAt(file.name, head)
-        chunks = unwrap(file.name, next, inside.chunks, () => bytes)
+        chunks = unwrap(file.name, next, inside.chunks, () => bytes, signal)
         inside = await peek(chunks, HEAD_LENGTH)
       }
       const { as, snapshot } = options
@@ -167,13 +167,17 @@ export class Input {
       return
     }
     let bytes = 0
+    const stop = new AbortController()
+    const unpacked = (chunks: Chunks, wrapping: Wrapping): Chunks =>
+      unwrap(file.name, wrapping, chunks, () => bytes, stop.signal)
     const raw = file.chunks(count => {
       bytes += count
       readBytes(count)
     })
     try {
-      yield* wrappings.reduce<Chunks>((chunks, wrapping) => unwrap(file.name, wrapping, chunks, () => bytes), raw)
+      yield* wrappings.reduce<Chunks>(unpacked, raw)
     } finally {
+      stop.abort()
       await raw.return()
     }
   }
@@ -200,9 +204,15 @@ function wrappingOf(head: Buffer): Wrapping | undefined {
 }
 
 /** @param readBytes bytes of the file read so far, which what comes out has to be worth */
-function unwrap(name: string, wrapping: Wrapping, chunks: Chunks, readBytes: () => number): Chunks {
+function unwrap(
+  name: string,
+  wrapping: Wrapping,
+  chunks: Chunks,
+  readBytes: () => number,
+  signal: AbortSignal,
+): Chunks {
   if (wrapping === SAVE_IMAGE) return withoutSaveHeader(name, chunks)
-  return withinReason(name, unpack(name, wrapping, chunks), readBytes)
+  return withinReason(name, unpack(name, wrapping, chunks, signal), readBytes)
 }
 
 /** @throws LIMIT_EXCEEDED where a few bytes are unpacked without end, at the byte of the file that was too much */

@@ -19,12 +19,13 @@ export function packingOf(head: Uint8Array): Packing | undefined {
  * The bytes inside.
  *
  * @param name what errors call the input
+ * @param signal ends what may wait for bytes that never come
  * @throws CAPTURE_FORMAT for damaged compression, QEMU_TRUNCATED where compressed data end early
  */
-export function unpack(name: string, packing: Packing, chunks: Chunks): Chunks {
+export function unpack(name: string, packing: Packing, chunks: Chunks, signal: AbortSignal): Chunks {
   if (packing === 'zstd') return decompress(name, zstdFrames(name, chunks), newZstd)
   if (packing === 'gzip') return decompress(name, oneFrame(chunks), newGunzip)
-  return unpackWithTool(name, packing, chunks)
+  return unpackWithTool(name, packing, chunks, signal)
 }
 
 /** A piece of a compressed frame. */

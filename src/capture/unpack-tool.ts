@@ -39,10 +39,12 @@ export function toolPackingOf(head: Uint8Array): ToolPacking | undefined {
  * The bytes inside.
  *
  * @param name what errors call the input
+ * @param signal ends the program at once: one in another waits for bytes that may never come
  * @throws IO where the tool is not there, CAPTURE_FORMAT for damaged data, QEMU_TRUNCATED where they end early; at the
  * compressed byte up to which the tool had taken them
  */
-export async function* unpackWithTool(name: string, packing: ToolPacking, chunks: Chunks): Chunks {
+export async function* unpackWithTool(name: string, packing: ToolPacking, chunks: Chunks, signal: AbortSignal): Chunks {
+  signal.throwIfAborted()
   // No settings of the user's (XZ_OPT, LZOP, BZIP): they would change what the tools do.
   const env = { PATH: process.env.PATH, LC_ALL: 'C' }
   const child = spawn(packing, TOOLS[packing].args, { stdio: 'pipe', env })
@@ -53,6 +55,12 @@ export async function* unpackWithTool(name: string, packing: ToolPacking, chunks
   const ended = new Promise<{ error?: Error; status: number | null }>(done => {
     child.once('error', error => done({ error, status: null })).once('close', status => done({ status }))
   })
+  const end = (): void => {
+    child.kill('SIGKILL')
+    // Whatever it started in its turn may hold the pipes open.
+    for (const pipe of child.stdio) pipe?.destroy()
+  }
+  signal.addEventListener('abort', end)
   const fed = { bytes: 0 }
   let fault: { readonly cause: unknown } | undefined
   const feeding = feed(chunks, child.stdin, fed).catch((cause: unknown) => {
@@ -66,9 +74,8 @@ export async function* unpackWithTool(name: string, packing: ToolPacking, chunks
     if (error !== undefined || status !== 0) throw failed(name, packing, fed.bytes, error, told)
     await feeding
   } finally {
-    child.kill('SIGKILL')
-    // Whatever it started in its turn may hold the pipes open.
-    for (const pipe of child.stdio) pipe?.destroy()
+    signal.removeEventListener('abort', end)
+    end()
   }
 }
 
