@@ -2,10 +2,9 @@
  * A kdump file in makedumpfile's flattened form, as QEMU writes it to whatever cannot seek: pieces of the file, each with
  * its place, in the order in which they were written. Source: makedumpfile(8), -F; QEMU dump/dump.c, write_start_flat_header.
  */
-import type { FileHandle } from 'node:fs/promises'
 import { ProxyError } from '../errors.ts'
 import { FLAT_PIECES_MAX } from './limits.ts'
-import { type PlacedBytes, PlacedFile, Window } from './placed-bytes.ts'
+import { type PlacedBytes, Window } from './placed-bytes.ts'
 
 export const FLATTENED_MAGIC = 'makedumpfile\0'
 /** Before the first piece. */
@@ -16,7 +15,7 @@ const PIECES_AT_FIRST = 4096
 
 /** The file that the pieces make. What no piece has is zeros, as where a file was not written; or is missing, where pieces are. */
 export class FlattenedFile implements PlacedBytes {
-  private readonly file: PlacedFile
+  private readonly file: PlacedBytes
   private count = 0
   /** The end was there. */
   private whole = false
@@ -26,15 +25,14 @@ export class FlattenedFile implements PlacedBytes {
   /** Where the bytes stand. */
   private positions = new Float64Array(PIECES_AT_FIRST)
 
-  private constructor(file: FileHandle) {
-    this.file = new PlacedFile(file)
+  private constructor(file: PlacedBytes) {
+    this.file = file
   }
 
-  /** Goes over the pieces once. One that is cut at the end is left out. @throws CAPTURE_FORMAT, LIMIT_EXCEEDED */
-  static async open(file: FileHandle, name: string): Promise<FlattenedFile> {
+  /** Goes over the pieces once. @throws CAPTURE_FORMAT, LIMIT_EXCEEDED */
+  static async open(file: PlacedBytes, name: string): Promise<FlattenedFile> {
     const flattened = new FlattenedFile(file)
-    const { size } = await file.stat()
-    const window = new Window(flattened.file)
+    const window = new Window(file)
     for (let at = HEADER_LENGTH; ; ) {
       let header = window.find(at, PIECE_HEADER_LENGTH)
       if (header < 0) header = await window.move(at, PIECE_HEADER_LENGTH)
@@ -45,13 +43,12 @@ export class FlattenedFile implements PlacedBytes {
         flattened.whole = true
         break
       }
-      if (place < 0 || length <= 0 || !Number.isSafeInteger(place + length)) {
+      if (place < 0 || length <= 0 || !Number.isSafeInteger(place + at + PIECE_HEADER_LENGTH + length)) {
         const action = 'copy it again; or write it anew: (qemu) dump-guest-memory -z FILE'
         const where = { stream: name, offset: at }
         throw new ProxyError('CAPTURE_FORMAT', 'a piece of a flattened dump that is none', where, action)
       }
       at += PIECE_HEADER_LENGTH + length
-      if (at > size) break
       if (flattened.count === FLAT_PIECES_MAX) {
         const where = { stream: name, offset: at }
         const what = `a flattened dump of more than ${FLAT_PIECES_MAX} pieces`

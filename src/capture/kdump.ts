@@ -45,11 +45,11 @@ export class KdumpFile {
   /** Of the pages in it, unpacked. */
   readonly lengthBytes: number
   private readonly name: string
-  private readonly file: FileHandle
+  private readonly file: FileHandle | undefined
   private readonly bytes: PlacedBytes
   private readonly dump: Dump
 
-  private constructor(name: string, file: FileHandle, bytes: PlacedBytes, dump: Dump) {
+  private constructor(name: string, file: FileHandle | undefined, bytes: PlacedBytes, dump: Dump) {
     this.name = name
     this.file = file
     this.bytes = bytes
@@ -62,15 +62,24 @@ export class KdumpFile {
     let file: FileHandle | undefined
     try {
       file = await open(path)
-      const magic = Buffer.alloc(FLATTENED_MAGIC.length)
-      await file.read(magic, 0, magic.length, 0)
-      const flattened = magic.toString('latin1') === FLATTENED_MAGIC
-      const bytes = flattened ? await FlattenedFile.open(file, path) : new PlacedFile(file)
-      return new KdumpFile(path, file, bytes, await readHeaders(path, bytes))
+      return await KdumpFile.over(path, new PlacedFile(file), file)
     } catch (cause) {
       await file?.close()
       throw ioError(cause, 'cannot read', path)
     }
+  }
+
+  /**
+   * The same of bytes that are there.
+   *
+   * @param file is closed with it
+   */
+  static async over(name: string, bytes: PlacedBytes, file?: FileHandle): Promise<KdumpFile> {
+    const magic = Buffer.alloc(FLATTENED_MAGIC.length)
+    await bytes.read(magic, 0)
+    const flattened = magic.toString('latin1') === FLATTENED_MAGIC
+    const whole = flattened ? await FlattenedFile.open(bytes, name) : bytes
+    return new KdumpFile(name, file, whole, await readHeaders(name, whole))
   }
 
   /** All pages. @throws IO, CAPTURE_FORMAT, QEMU_TRUNCATED */
@@ -108,7 +117,7 @@ export class KdumpFile {
   }
 
   close(): void {
-    void this.file.close().catch(() => {})
+    void this.file?.close().catch(() => {})
   }
 
   /** @returns the index in the window's bytes */

@@ -8,8 +8,10 @@ import { zstdDecompressSync } from 'node:zlib'
 import { ChannelReader } from '../../src/capture/channels.ts'
 import { ElfCoreReader } from '../../src/capture/elf-core.ts'
 import { hasChannels, recognize } from '../../src/capture/formats.ts'
-import { HEAD_LENGTH } from '../../src/capture/limits.ts'
+import { KdumpFile } from '../../src/capture/kdump.ts'
+import { HEAD_LENGTH, PLACED_JUMP_LENGTH } from '../../src/capture/limits.ts'
 import { MendedBytes } from '../../src/capture/mended-bytes.ts'
+import type { PlacedBytes } from '../../src/capture/placed-bytes.ts'
 import { COLUMN, COLUMN_COUNT } from '../../src/codec/wire.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
@@ -44,6 +46,7 @@ import {
 } from '../codec/harness.ts'
 import { checksum, decodeSession, type SentBatch } from '../codec/second-decoder.ts'
 import { doctored } from '../qemu-wire/doctored.ts'
+import { flattened, kdump } from '../template/dumps.ts'
 import {
   connection,
   elfCore,
@@ -69,6 +72,17 @@ export interface Find {
   readonly text: string
   readonly inputs: Readonly<Record<string, Uint8Array>>
 }
+
+/** Header, the header behind it, bitmaps and descriptors of a kdump file; the first pieces of a flattened one. */
+const DUMP_HOT = Int32Array.from(
+  [
+    [0, 16],
+    [408, 448],
+    [4096, 4128],
+    [3 * 4096, 3 * 4096 + 8],
+    [4 * 4096, 4 * 4096 + 24 * 12],
+  ].flatMap(([from, to]) => Array.from({ length: to! - from! }, (_, i) => from! + i)),
+)
 
 // ---- what is mutated
 
@@ -254,6 +268,7 @@ export class Fuzzer {
   private readonly setDigest: string
   private readonly captures: Buffer[]
   private readonly cores: Buffer[]
+  private readonly dumps: Buffer[]
 
   constructor(seed: number) {
     this.seed = seed
@@ -296,6 +311,9 @@ export class Fuzzer {
       ...connection(multifdChannel(1, [page(3)]), { from: 50001 }),
     ]
     const runs = [[page(1), page(2)], [page(3)], [page(4), page(5)]]
+    const dumped = [...runs.flat(), page(0), page(0)]
+    const dump = kdump(dumped)
+    this.dumps = [dump, kdump(dumped, { wide: false, little: false }), flattened(dump)]
     this.cores = [elfCore(runs), elfCore(runs, { wide: false, little: false }), elfCore(runs, { address: 100 })]
     this.captures = [
       pcap(packets),
@@ -363,7 +381,7 @@ export class Fuzzer {
         text = this.setBytes(rand, inputs)
       } else if (turn < 985) {
         kind = 'capture'
-        text = this.capture(rand, inputs)
+        text = await this.capture(rand, inputs)
       } else {
         kind = 'return path'
         text = this.returnPath(rand, inputs)
@@ -599,8 +617,37 @@ export class Fuzzer {
     return undefined
   }
 
-  private capture(rand: Rand, inputs: Record<string, Uint8Array>): string | undefined {
-    return rand(5) === 0 ? this.core(rand, inputs) : this.packets(rand, inputs)
+  private async capture(rand: Rand, inputs: Record<string, Uint8Array>): Promise<string | undefined> {
+    const turn = rand(15)
+    if (turn === 0) return this.dump(rand, inputs)
+    return turn < 4 ? this.core(rand, inputs) : this.packets(rand, inputs)
+  }
+
+  /** A mutated kdump file: as many pages as it says, or a typed error, with reading that its bytes are worth. */
+  private async dump(rand: Rand, inputs: Record<string, Uint8Array>): Promise<string | undefined> {
+    const from = this.dumps[rand(this.dumps.length)]!
+    const bytes = mutated(rand, { bytes: from, hot: DUMP_HOT }, this.dumps[rand(this.dumps.length)]!)
+    inputs.dump = bytes
+    let read = 0
+    const source: PlacedBytes = {
+      read: async (into, at) => {
+        const length = Math.max(0, Math.min(into.length, bytes.length - at))
+        into.set(bytes.subarray(at, at + length))
+        read += length
+        return length
+      },
+    }
+    let memory = 0
+    try {
+      const file = await KdumpFile.over('dump', source)
+      for await (const chunk of file.chunks(() => {})) memory += chunk.length
+      if (memory !== file.lengthBytes) return `${memory} bytes of memory, and not ${file.lengthBytes}`
+    } catch (error) {
+      if (!isProxyError(error) || !/^(CAPTURE_FORMAT|QEMU_TRUNCATED)$/.test(error.code)) throw error
+    }
+    // A descriptor takes 24 bytes, and may jump, and its data may.
+    const most = 8 * bytes.length + (bytes.length / 24) * 2 * PLACED_JUMP_LENGTH
+    return read > most ? `${read} bytes read of a file of ${bytes.length}` : undefined
   }
 
   /** A mutated core: its memory, or a typed error; never more memory than the file has. */
