@@ -643,11 +643,11 @@ const inputs: Case[] = [
   ['of what encode made', estimate(at('a.pfy')), { status: 3, err: /pageferry encode/, hint: /decode it first/ }],
   ['of a template set', estimate(at(`full/${SET}`)), { status: 3, err: /a template set/, hint: /--store/ }],
   [
-    'of a disk',
+    'of a disk that is damaged, or without qemu-nbd',
     estimate(at('disk.qcow2')),
-    { status: 3, err: /qcow2 disk image, which is no migration/, hint: /templates/ },
+    { status: 1, err: /cannot read .*disk\.qcow2/, hint: /qemu-img check|qemu-utils/ },
   ],
-  ['of what xz packed', estimate(at('a.xz')), { status: 3, err: /compressed with xz/, hint: /xz -dk/ }],
+  ['of what xz did not pack', estimate(at('a.xz')), { status: 3, err: /xz data are damaged/, hint: /copy it again/ }],
   [
     'of a channel that a stream does not have',
     estimate(at('a.stream'), '--channel', '2'),
@@ -747,6 +747,11 @@ const inputs: Case[] = [
     { status: 1, stdout: openSync('/dev/full', 'w'), err: /ENOSPC/ },
   ],
   ['encode without an output', ['encode', at('a.stream')], { status: 2, err: /output/ }],
+  [
+    'encode of a disk',
+    ['encode', at('disk.qcow2'), '-o', at('x.pfy')],
+    { status: 3, err: /qcow2 disk image, which is no migration/, hint: /templates.*estimate/ },
+  ],
   [
     'encode of users',
     ['encode', '/etc/passwd', '-o', at('x.pfy')],
