@@ -255,6 +255,7 @@ export function unharmed(t: Tap.Test, figures: Figures, costs: Costs): void {
   const { lines, ...shown } = figures
   t.comment(JSON.stringify(shown))
   t.equal(figures.exit, undefined, 'the proxy lives')
+  if (figures.mistakes.length > 0) for (const line of lines) if (/link\.(down|dead)/.test(line)) t.comment(line)
   t.same(figures.mistakes, [], 'every honest migration came through, byte for byte')
   t.ok(figures.wholeMigrations > 0, `${figures.wholeMigrations} migrations meanwhile`)
   t.ok(figures.pings > 0 && figures.pingLateMs < PING_MS_MAX, `PING: ${figures.pingLateMs.toFixed(0)} ms late`)

@@ -101,10 +101,10 @@ async function pinger(): Promise<Metronome> {
     ? new Credentials({ role: 'client', directory: task.credentials, peerName: task.peerName })
     : undefined
   const peer = await Peer.dial({ port: task.port, credentials }, { agent: 'honest' })
-  peer.socket.on('close', () => mistakes.push('the connection of the PINGs was closed'))
+  peer.socket.on('close', () => mistakes.push(`the connection of the PINGs was closed: ${peer.goodbye}`))
+  peer.answersPings = true
   const metronome = new Metronome(() => peer.send(FRAME.PING, Buffer.from('pinged..')), pingCorelessMs)
   peer.onFrame = ({ type }) => {
-    if (type === FRAME.PING) peer.send(FRAME.PONG, Buffer.alloc(8)) // dead otherwise after 5 s without other frames
     if (type === FRAME.PONG) metronome.answered()
   }
   return metronome

@@ -69,6 +69,10 @@ export class Peer {
   readonly counts = new Map<number, number>()
   /** Acknowledge each chunk's frames, as a good peer does. */
   acknowledges = true
+  /** Answer each PING: a connection that sends nothing for 5 s is given up otherwise. */
+  answersPings = false
+  /** What BYE said, where one came. */
+  goodbye = ''
   /** Called for each frame: the object is used again for the next. */
   onFrame: (frame: Frame) => void = () => {}
 
@@ -80,6 +84,8 @@ export class Peer {
     const decoder = new FrameDecoder(frame => {
       this.counts.set(frame.type, (this.counts.get(frame.type) ?? 0) + 1)
       if (frame.type <= SEQUENCED_MAX) this.received++
+      if (frame.type === FRAME.PING && this.answersPings) this.send(FRAME.PONG, frame.payload.slice())
+      if (frame.type === FRAME.BYE) this.goodbye = Buffer.from(frame.payload.subarray(2)).toString()
       this.onFrame(frame)
     })
     const take = (chunk: Uint8Array): void => {

@@ -1330,7 +1330,8 @@ t.test('a proxy that was started anew ends what its dead process left behind', a
   const waits = [await open('one', 'b', '1'), await open('one', undefined, '1'), await open('other', 'a', '1')]
   for (const one of [dead, ...waits]) await kill(one)
   const silent = await open('one', 'c', '1')
-  silent.relay.swallow() // its host lost power: no FIN, no RST
+  silent.relay.refusing = true // its host lost power: no FIN, no RST, and nobody who dials again
+  silent.relay.swallow()
   const lives = await open('one', 'd', '1')
   for (const [instance, process] of [
     ['a', '2'],

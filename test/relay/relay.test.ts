@@ -36,6 +36,7 @@ import {
   type SocketClosed,
   type SocketSink,
 } from '../../src/relay/qemu-socket.ts'
+import { ownHost } from '../helpers/own-host.ts'
 import { until } from '../helpers/until.ts'
 
 t.setTimeout(300_000) // the machine may be busy
@@ -849,7 +850,7 @@ t.test('listeners', async t => {
   })
 
   t.test('a range of which a port is taken: the others work, and it is tried again', async t => {
-    const host = '127.83.71.29' // nobody else's
+    const host = ownHost()
     const other = net.createServer().listen(40001, host)
     await once(other, 'listening')
     const range = parseAddress(`tcp:${host}:40000-40002`)

@@ -26,6 +26,7 @@ import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { Notifier, takeListenFds } from '../../src/daemon/systemd.ts'
 import { isProxyError } from '../../src/errors.ts'
 import { PAGEFERRY } from '../cli/command.ts'
+import { ownHost } from '../helpers/own-host.ts'
 import { until } from '../helpers/until.ts'
 
 t.setTimeout(300_000) // the machine may be busy
@@ -318,7 +319,7 @@ t.test('socket activation', { skip: lacking('systemd-socket-activate') }, async 
 
 t.test('several sockets under one name', { skip: lacking('systemd-socket-activate') }, async t => {
   const path = join(folder, 'several.sock')
-  const host = '127.83.71.30' // nobody else's
+  const host = ownHost()
   const args = ['-l', `${host}:40000`, '-l', `${host}:40001`, '-l', path, '--fdname=qemu:qemu:qemu']
   const source = ['source', '--listen', 'web=fd:qemu', '--peer', '127.0.0.1:1', '--plaintext', '--json']
   const service = spawn('systemd-socket-activate', [...args, '-E', `PATH=${process.env.PATH}`, PAGEFERRY, ...source], {
