@@ -27,6 +27,7 @@ export class BatchWriter {
   /** The run of operations that goes on: 0 where there is none. */
   runKind = 0
   private runCount = 0
+  private coldOperation: number = EXTENDED.COLD
   /** The run of cold pages that goes on. */
   private coldFirst = 0
   private coldCount = 0
@@ -37,9 +38,13 @@ export class BatchWriter {
     this.regions = regions
   }
 
-  /** Begins at the start of a workspace's columns. */
-  begin(workspace: Workspace): void {
+  /**
+   * Begins at the start of a workspace's columns.
+   * @param coldOperation what becomes of this batch's cold pages: one of EXTENDED
+   */
+  begin(workspace: Workspace, coldOperation: number): void {
     this.workspace = workspace
+    this.coldOperation = coldOperation
     const at = workspace.columnAt
     this.ops = at[COLUMN.OPS]!
     this.numbers = at[COLUMN.NUMBERS]!
@@ -93,7 +98,7 @@ export class BatchWriter {
       this.bytes[this.ops++] = this.runKind << 4
       this.ops = writeVarint(this.bytes, this.ops, count - 16)
     }
-    if (this.runKind === OP.EXTENDED) this.bytes[this.ops++] = EXTENDED.COLD
+    if (this.runKind === OP.EXTENDED) this.bytes[this.ops++] = this.coldOperation
     this.runKind = 0
     this.runCount = 0
   }

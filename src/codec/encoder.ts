@@ -15,7 +15,7 @@ import { PoolRegions, placeIndex, REGION } from './places.ts'
 import { RECORD } from './records.ts'
 import { BatchStats } from './stats.ts'
 import { zigzag } from './varint.ts'
-import { BATCH_RAW_MAX, COLUMN, OP, PAGE_SIZE } from './wire.ts'
+import { BATCH_RAW_MAX, COLUMN, EXTENDED, OP, PAGE_SIZE } from './wire.ts'
 import { BATCH_PAGES_MAX, type Workspace } from './workspace.ts'
 
 /** Where the bytes of a batch lie in the kernel's memory. */
@@ -64,7 +64,8 @@ export class BatchEncoder {
     this.workspace = workspace
     const { columns } = this
     const { bytes } = columns
-    columns.begin(workspace)
+    // without long matches a page in the ring brings too little: it would be found in its set again
+    columns.begin(workspace, longMatch ? EXTENDED.COLD : EXTENDED.COLD_ONCE)
     const { records, prediction } = flow
     const { count: recordCount, pages } = records
     assert(pages <= BATCH_PAGES_MAX, 'more pages than a batch can hold')
@@ -221,7 +222,7 @@ export class BatchEncoder {
       workspace.columnAt[COLUMN.PAGES]!,
       workspace.columnAt[COLUMN.DENSE]!,
       workspace.columnAt[COLUMN.WORDS]!,
-      (longMatch ? MATCH.LONG | MATCH.WORDS : 0) | (cold ? MATCH.COLD : 0),
+      (longMatch ? MATCH.LONG | MATCH.WORDS : 0) | (cold ? MATCH.COLD : 0) | (longMatch ? 0 : MATCH.COLD_ONCE),
     )
     this.denseBytes = this.kernel.result[RESULT.DENSE_BYTES]!
     this.wordsBytes = this.kernel.result[RESULT.KIND_COUNT + KIND.WORDS]! * PAGE_SIZE

@@ -161,8 +161,8 @@ export class BatchExpander {
   }
 
   private extended(kind: number, count: number): void {
-    if (kind !== EXTENDED.COLD) throw this.flow.bad(`extended operation ${kind}: the peer speaks a later version`)
-    this.writer.fetched(count, this.columns.fetched)
+    if (kind > EXTENDED.COLD_ONCE) throw this.flow.bad(`extended operation ${kind}: the peer speaks a later version`)
+    this.writer.fetched(count, this.columns.fetched, kind === EXTENDED.COLD_ONCE)
   }
 
   private define(length: number): void {

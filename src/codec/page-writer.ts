@@ -115,9 +115,9 @@ export class PageWriter {
     this.wholeAt(count, from.take(count * PAGE_SIZE, this.flow))
   }
 
-  /** COLD. @param from the pages that were fetched */
-  fetched(count: number, from: ByteColumn): void {
-    this.wholeAt(count, from.take(count * PAGE_SIZE, this.flow), false)
+  /** COLD and COLD_ONCE. @param from the pages that were fetched */
+  fetched(count: number, from: ByteColumn, once: boolean): void {
+    this.wholeAt(count, from.take(count * PAGE_SIZE, this.flow), false, once ? EXPAND.ONCE : 0)
     this.work += count * WORK_PER_COLD_PAGE
   }
 
@@ -153,14 +153,14 @@ export class PageWriter {
     this.gave(this.flags & EXPAND.BARE ? PAGE_SIZE : PAGE_SIZE + 8, n, true)
   }
 
-  /** Pages that lie one behind the other from `at`. @param learn they are in no set */
-  private wholeAt(count: number, at: number, learn = true): void {
+  /** Pages that lie one behind the other from `at`. @param learn they are in no set @param flags more of EXPAND */
+  private wholeAt(count: number, at: number, learn = true, flags = 0): void {
     const { kernel, flow } = this
     for (let done = 0; done < count; ) {
       const n = this.pageRun(count - done)
       const { page } = flow.prediction
       const from = at + done * PAGE_SIZE
-      this.gave(kernel.expandNew(this.out, hi(page), lo(page), from, n, this.place(), this.flags), n, learn)
+      this.gave(kernel.expandNew(this.out, hi(page), lo(page), from, n, this.place(), this.flags | flags), n, learn)
       done += n
     }
   }

@@ -84,6 +84,8 @@ export const OP = {
 /** The byte behind an operation EXTENDED. */
 export const EXTENDED = {
   COLD: 0,
+  /** The page does not enter the ring. */
+  COLD_ONCE: 1,
 } as const
 
 /** WORDS: how many words back differences reach, below this. */

@@ -58,9 +58,11 @@ export const KIND_COLD: u8 = 7
 export const MATCH_LONG: u32 = 1
 export const MATCH_WORDS: u32 = 2
 export const MATCH_COLD: u32 = 4
+export const MATCH_COLD_ONCE: u32 = 8
 
 export const EXPAND_BARE: u32 = 1
 export const EXPAND_FROM_PLACE: u32 = 2
+export const EXPAND_ONCE: u32 = 4
 
 /** Flags in the low bits of a record's head: CONTINUE | PAGE and CONTINUE | ZERO. Source: QEMU migration/ram.c. */
 export const HEAD_PAGE: u32 = 0x28

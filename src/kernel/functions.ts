@@ -2,6 +2,7 @@
 import {
   EXPAND_BARE,
   EXPAND_FROM_PLACE,
+  EXPAND_ONCE,
   KIND_COLD,
   KIND_FILL,
   KIND_NEW,
@@ -11,6 +12,7 @@ import {
   KIND_SAME,
   KIND_WORDS,
   MATCH_COLD,
+  MATCH_COLD_ONCE,
   MATCH_LONG,
   MATCH_WORDS,
   RESULT_COPIES,
@@ -36,7 +38,7 @@ export const KIND = {
   PATCH: KIND_PATCH,
   /** Numbers in rows: 4096 bytes appended to `words`, the page as splitWords of WORDS.md makes it; slot: the lag. */
   WORDS: KIND_WORDS,
-  /** A page of a set on the disk: nothing is appended; slot: where the ring has it now, NONE without a ring. */
+  /** A page of a set on the disk: nothing is appended; slot: where the ring has it now, NONE where it has not. */
   COLD: KIND_COLD,
 } as const
 
@@ -48,6 +50,8 @@ export const MATCH = {
   WORDS: MATCH_WORDS,
   /** `kinds` says, when it is handed in, which pages are known from a set on the disk: 1, of the others 0. */
   COLD: MATCH_COLD,
+  /** Those pages do not enter the ring: nothing is copied or remembered of them. */
+  COLD_ONCE: MATCH_COLD_ONCE,
 } as const
 
 /** Bits of the flags of the `expand` functions. */
@@ -56,6 +60,8 @@ export const EXPAND = {
   BARE: EXPAND_BARE,
   /** `expandPages`: each page is what its place last received; the slot argument is not used. */
   FROM_PLACE: EXPAND_FROM_PLACE,
+  /** `expandNew`: the pages do not enter the ring, and their places have nothing. */
+  ONCE: EXPAND_ONCE,
 } as const
 
 /** Index into `Kernel.result`, which tells about the last `matchPages`. */

@@ -492,15 +492,21 @@ function expand(
       for (let i = 0; i < count; i++) work()
     }
     switch (op >> 4) {
-      case 0:
-        need(ops.u8() === 0, 'an extended operation that nobody knows')
+      case 0: {
+        const extended = ops.u8()
+        need(extended <= 1, 'an extended operation that nobody knows')
         each(() => {
           const body = fetched.shift()
           need(body, 'a cold page that was not named')
           head(0x08)
-          literal(body)
+          if (extended === 0) literal(body)
+          else {
+            pool.receive(flow, undefined)
+            page(body)
+          }
         })
         break
+      }
       case 1:
         outside()
         each(() => {

@@ -130,6 +130,7 @@ function expandBatch(
   places: Uint32Array,
   address: number,
   bare: number,
+  once: boolean,
 ): number {
   const recordBytes = PAGE + (bare ? 0 : 8)
   let literal = a.literals
@@ -168,7 +169,7 @@ function expandBatch(
       words += PAGE
       got = k.expandNew(out, hi, lo, a.joined, 1, places[i]!, bare)
     } else if (kind === KIND.COLD) {
-      got = k.expandNew(out, hi, lo, a.pages + i * PAGE, 1, places[i]!, bare)
+      got = k.expandNew(out, hi, lo, a.pages + i * PAGE, 1, places[i]!, bare | (once ? EXPAND.ONCE : 0))
     } else {
       const from = kind === KIND.NEW ? literal : dense
       got = k.expandNew(out, hi, lo, from, run, places[i]!, bare)
@@ -296,7 +297,8 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
         k.bytes.set(encoder.bytes.subarray(e[name], e[name] + bytes), d[name])
       for (let i = 0; i < n; i++)
         if (kinds[i] === KIND.COLD) k.bytes.set(encoder.bytes.subarray(list[i]!, list[i]! + PAGE), d.pages + i * PAGE)
-      const got = expandBatch(k, d, n, kinds, slots, places, address, bare)
+      const once = (c.options & MATCH.COLD_ONCE) !== 0
+      const got = expandBatch(k, d, n, kinds, slots, places, address, bare, once)
       if (got !== expected.length) wrong.push(`batch ${b}: ${k.implementation} expanded ${got} of ${expected.length}`)
       else if (Buffer.compare(expected, k.bytes.subarray(d.out, d.out + got)) !== 0)
         wrong.push(`batch ${b}: ${k.implementation} expanded other bytes`)
@@ -359,6 +361,8 @@ t.test('pages on the disk: kernel, twin, encoder and decoder agree', t => {
     { ...cold, name: 'exact matches', seed: 41, options: MATCH.COLD },
     { ...long, name: 'long matches too', seed: 42 },
     { ...long, name: 'no ring', seed: 43, ring: 0 },
+    { ...cold, name: 'that do not enter the ring', seed: 45, options: MATCH.COLD | MATCH.COLD_ONCE },
+    { ...long, name: 'the same beside long matches', seed: 46, options: long.options | MATCH.COLD_ONCE },
     { ...long, name: 'not asked for', seed: 44, options: MATCH.LONG },
   ]
   for (const c of trials) {

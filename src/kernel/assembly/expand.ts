@@ -1,5 +1,5 @@
 // Decoder: runs of records as QEMU's main stream has them (qemu-wire-format.md 2), or bare pages.
-import { EXPAND_BARE, EXPAND_FROM_PLACE, HEAD_PAGE, HEAD_ZERO, NONE, PAGE_BITS, PAGE_BYTES } from '../constants'
+import { EXPAND_BARE, EXPAND_FROM_PLACE, EXPAND_ONCE, HEAD_PAGE, HEAD_ZERO, NONE, PAGE_BITS, PAGE_BYTES } from '../constants'
 import { poolBytes, slotAddress } from './state'
 import { insert, known, mark, placeGet, placeSet } from './ring'
 
@@ -72,7 +72,7 @@ export function expandNew(
       a += PAGE_BYTES
     }
     memory.copy(p, literal, PAGE_BYTES)
-    const slot = insert(literal, 0)
+    const slot = flags & EXPAND_ONCE ? NONE : insert(literal, 0)
     if (placeFirst != NONE) placeSet(placeFirst + i, slot)
     p += PAGE_BYTES
     literal += PAGE_BYTES

@@ -1,7 +1,8 @@
 // Encoder: what each page of a batch becomes.
 import {
-  KIND_COLD, KIND_FILL, KIND_NEW, KIND_NEW_DENSE, KIND_PATCH, KIND_REF, KIND_SAME, KIND_WORDS, MATCH_COLD, MATCH_LONG,
-  MATCH_WORDS, NONE, PAGE_BITS, PAGE_BYTES, RESULT_COPIES, RESULT_DENSE_BYTES, RESULT_KIND_COUNT, RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES,
+  KIND_COLD, KIND_FILL, KIND_NEW, KIND_NEW_DENSE, KIND_PATCH, KIND_REF, KIND_SAME, KIND_WORDS, MATCH_COLD, MATCH_COLD_ONCE,
+  MATCH_LONG, MATCH_WORDS, NONE, PAGE_BITS, PAGE_BYTES, RESULT_COPIES, RESULT_DENSE_BYTES, RESULT_KIND_COUNT,
+  RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES,
 } from '../constants'
 import {
   RESULT, longShift, placeTable, places, ringOrigin, ringTable, ringTableMask, scratch, slotAddress, state,
@@ -140,7 +141,7 @@ export function matchPages(
             memory.copy(literal, at, PAGE_BYTES)
             literal += PAGE_BYTES
           }
-          const inserted = insert(at, hash)
+          const inserted = isCold && options & MATCH_COLD_ONCE ? NONE : insert(at, hash)
           if (long && inserted != NONE) {
             if (numbers || isCold) indexLong(at, inserted)
             else rememberSamples(inserted)

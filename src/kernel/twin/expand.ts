@@ -1,5 +1,14 @@
 /** Decoder: runs of records as QEMU's main stream has them, or bare pages: as assembly/expand.ts. */
-import { EXPAND_BARE, EXPAND_FROM_PLACE, HEAD_PAGE, HEAD_ZERO, NONE, PAGE_BITS, PAGE_BYTES } from '../constants.ts'
+import {
+  EXPAND_BARE,
+  EXPAND_FROM_PLACE,
+  EXPAND_ONCE,
+  HEAD_PAGE,
+  HEAD_ZERO,
+  NONE,
+  PAGE_BITS,
+  PAGE_BYTES,
+} from '../constants.ts'
 import { FAILED, type KernelFunctions } from '../functions.ts'
 import type { TwinMemory } from './memory.ts'
 import type { Ring } from './ring.ts'
@@ -98,7 +107,7 @@ export function makeExpander(
     if (head) putHeads(out, addressHi, addressLo, HEAD_PAGE, n, PAGE_BYTES + 8)
     for (let i = 0, p = out + head, from = literals; i < n; i++, p += PAGE_BYTES + head, from += PAGE_BYTES) {
       bytes.copyWithin(p, from, from + PAGE_BYTES)
-      const slot = insert(from, false)
+      const slot = flags & EXPAND_ONCE ? NONE : insert(from, false)
       if (placeFirst !== NONE) placeSet((placeFirst + i) >>> 0, slot)
     }
     return n * (PAGE_BYTES + head)

@@ -9,6 +9,7 @@ import {
   KIND_SAME,
   KIND_WORDS,
   MATCH_COLD,
+  MATCH_COLD_ONCE,
   MATCH_LONG,
   MATCH_WORDS,
   NONE,
@@ -132,7 +133,7 @@ export function makeMatcher(
             bytes.copyWithin(literal, at, at + PAGE_BYTES)
             literal += PAGE_BYTES
           }
-          const inserted = insert(at, true)
+          const inserted = isCold && (options & MATCH_COLD_ONCE) !== 0 ? NONE : insert(at, true)
           if (isLong && inserted !== NONE) {
             if (numbers || isCold) sample(at)
             rememberSamples(inserted)

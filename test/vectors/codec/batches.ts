@@ -200,6 +200,19 @@ export const batchVectors: readonly BatchVector[] = [
     places: '5,-,-,3,3,4,5,-',
   },
   {
+    name: 'COLD_ONCE: the ring stays as it is, the place has nothing',
+    pool: { cold: ['c0*4095 01', 'c1*4095 02'], ring: 2, places: 8 },
+    batches: [
+      {
+        columns: { ops: '41 a1 01 01 01 00', numbers: '01', pages: '11*4096', cold: '00 01' },
+        gives: `${pages('11*4096', 0)} ${pages('c0*4095 01', 0)} ${pages('c1*4095 02', 1)}`,
+      },
+    ],
+    cursor: 0,
+    ring: ['11*4096', 'c1*4095 02'],
+    places: '-,-,-,-,1,-,-,-',
+  },
+  {
     name: 'COLD: seventeen times, without a ring; a packet of multifd',
     pool: { cold: Array.from({ length: 17 }, (_, i) => `${(16 + i).toString(16)}*4096`) },
     batches: [
@@ -599,9 +612,9 @@ const owing = {
 export const badVectors: readonly BadVector[] = [
   { name: 'operation 0 that ends early', columns: { ops: '01' }, what: /extended operation that does not say which/ },
   {
-    name: 'extended operation 1',
-    columns: { ops: '01 01' },
-    what: /extended operation 1: the peer speaks a later version/,
+    name: 'extended operation 2',
+    columns: { ops: '01 02' },
+    what: /extended operation 2: the peer speaks a later version/,
   },
   { name: 'COLD without a page', pool: FOUR, columns: { ops: '01 00' }, what: /cold ends early/ },
   {
