@@ -342,6 +342,9 @@ export const CAPABILITIES_MAX = 64
 
 // Sets that stay on the disk ---------------------------------------------------------------------------------------------
 
+/** Pages of them that a server may have asked for and not been sent (protocol): all of one batch. */
+export const WANTED_PAGES_MAX = 256
+
 /** Pages of them that one session may have: 128 GiB, for which a source keeps 740 MB in memory, a destination 540. */
 export const COLD_PAGES_MAX = 2 ** 25
 

@@ -297,10 +297,8 @@ export class DestinationDaemon {
       waiting: this.memory.share(holder),
       log,
       now: () => performance.now(),
-      onFailure: error => {
-        this.sets.exclude(error, true) // a set that could not be read: the next session goes without
-        void link.abort(error)
-      },
+      onFailure: error => void link.abort(error),
+      onSetFailure: error => void this.sets.exclude(error, true), // the next session goes without
       onMigrationEnd: ({ level, ...summary }) => log[level]('migration ended', summary),
     })
   }

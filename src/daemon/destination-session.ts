@@ -20,6 +20,8 @@ import { dial } from '../relay/dialer.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
+import type { ColdFetcherOptions } from '../transfer/cold-fetcher.ts'
+import { ColdQuestions } from '../transfer/cold-questions.ts'
 import { Inbound } from '../transfer/inbound.ts'
 import type { Pool } from '../transfer/pool.ts'
 import { DestinationFlow, type DestinationFlowHost } from './destination-flow.ts'
@@ -47,6 +49,8 @@ export interface DestinationSessionOptions {
   readonly now: () => number
   /** A batch was damaged: the session must end. */
   readonly onFailure: (error: ProxyError) => void
+  /** A set on the disk cannot be read: the session goes on as long as the other side has its pages. */
+  readonly onSetFailure?: (error: ProxyError) => void
   /** A migration's last flow has ended. */
   readonly onMigrationEnd: (summary: ArrivalSummary) => void
   /** Others in place of parts of it: a test's, in virtual time or with a fault. */
@@ -57,7 +61,10 @@ export interface DestinationSessionOptions {
 export type DestinationUnpacker = Pick<Inbound, 'observer' | 'push' | 'mark' | 'close'>
 
 export interface DestinationParts {
-  readonly unpacker: (options: DestinationSessionOptions) => DestinationUnpacker
+  readonly unpacker: (
+    options: DestinationSessionOptions,
+    cold: Pick<ColdFetcherOptions, 'ask' | 'onFailure'>,
+  ) => DestinationUnpacker
   readonly DialQueue: typeof DialQueue<DestinationFlow>
   readonly dial: typeof dial
   /** What its channels' lives follow. */
@@ -65,7 +72,8 @@ export interface DestinationParts {
 }
 
 const DESTINATION_PARTS: DestinationParts = {
-  unpacker: ({ pool, seed, onFailure, holder, waiting }) => new Inbound(pool, seed, onFailure, holder, waiting),
+  unpacker: ({ pool, seed, onFailure, holder, waiting }, cold) =>
+    new Inbound(pool, seed, onFailure, holder, waiting, cold),
   DialQueue,
   dial,
   channelTable: DESTINATION_TABLE,
@@ -74,6 +82,7 @@ const DESTINATION_PARTS: DestinationParts = {
 export class DestinationSession implements LinkSink, DestinationFlowHost {
   readonly options: DestinationSessionOptions
   private readonly inbound: DestinationUnpacker
+  private readonly questions: ColdQuestions
   private readonly parts: DestinationParts
   private readonly flows = new Map<number, DestinationFlow>()
   private readonly arrivals: Arrivals<DestinationFlow>
@@ -91,7 +100,14 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.timer = new TickTimer(now, () => this.guard(() => this.tick()))
     this.parts = { ...DESTINATION_PARTS, ...options.parts }
     this.dials = new this.parts.DialQueue(flow => void this.dial(flow).catch(error => this.defect(error)))
-    this.inbound = this.parts.unpacker(options)
+    this.questions = new ColdQuestions(numbers => options.session.wantPages(numbers))
+    this.inbound = this.parts.unpacker(options, {
+      ask: this.questions.ask,
+      onFailure: (set, error) => {
+        options.pool.cold?.forget(set.digest)
+        options.onSetFailure?.(error)
+      },
+    })
     this.untold = new UntoldChannels(options.session, options.pool, () => this.letGo())
     this.inbound.observer = options.learning
   }
@@ -196,6 +212,12 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     } else this.options.onFailure(unknownFlow(number))
   }
 
+  onPage(number: number, page: Uint8Array | undefined): void {
+    if (this.questions.answered(number, page)) return
+    const what = `page ${number} of a set, which was not asked for`
+    this.options.onFailure(new ProxyError('PROTOCOL_STATE', what, undefined, 'the session ends'))
+  }
+
   onFin(number: number): void {
     const flow = this.flows.get(number)
     this.inbound.mark(() => flow?.finFromPeer())
@@ -239,6 +261,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.timer.stop()
     this.dials.stop()
     this.inbound.close()
+    this.questions.close()
     for (const flow of [...this.flows.values(), ...this.arrivals.creditors]) flow.sessionLost(reason)
     this.flows.clear()
     this.options.pieces.close()

@@ -419,6 +419,7 @@ export class SourceDaemon {
           this.closeIfIdle()
         },
         onFailure: error => void client.link.abort(error),
+        onSetFailure: error => void this.sets.exclude(error, true),
         onMoved: connections => this.takeBack(connections),
         onIdle: () => this.closeIfIdle(),
         wake: () => client.link.wake(),

@@ -19,6 +19,7 @@ import type { ChannelKind } from '../qemu/channel-kind.ts'
 import type { StreamPhase } from '../qemu/stream-sink.ts'
 import { guardedSink } from '../relay/guarded-sink.ts'
 import type { Session } from '../session/session.ts'
+import { ColdAnswers } from '../transfer/cold-answers.ts'
 import type { EffortController } from '../transfer/effort-controller.ts'
 import { type BatchSink, Outbound } from '../transfer/outbound.ts'
 import type { Pool } from '../transfer/pool.ts'
@@ -53,6 +54,8 @@ export interface SourceSessionOptions {
   readonly onSummary: (summary: MigrationSummary) => void
   /** The codec failed: the session must end. */
   readonly onFailure: (error: ProxyError) => void
+  /** A set on the disk, of which the other side asks for pages, cannot be read. */
+  readonly onSetFailure?: (error: ProxyError) => void
   /** Connections that the other side never heard of: for another session. */
   readonly onMoved: (connections: readonly Moved[]) => void
   /** A flow has ended: there may be none left. */
@@ -90,6 +93,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   private readonly patience: Patience
   private readonly timer: TickTimer
   private ended = false
+  private readonly answers: ColdAnswers | undefined
 
   constructor(options: SourceSessionOptions) {
     const { session, pool, effort, learning, onFailure } = options
@@ -98,6 +102,10 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
     this.patience = new Patience(options.patience)
     this.gates = new parts.Gates(this, { all: FLOWS_MAX, aMigration: CHANNELS_A_MIGRATION })
     this.sender = new Sender(session, pool, effort, sink => parts.packer(options, sink, onFailure), learning)
+    if (pool.cold) {
+      const send = (number: number, page: Uint8Array | undefined): void => session.sendPage(number, page)
+      this.answers = new ColdAnswers(pool.cold, send, error => options.onSetFailure?.(error))
+    }
     this.timer = new TickTimer(options.now, () => this.guard(() => this.tick()))
   }
 
@@ -319,6 +327,12 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
     }
   }
 
+  onWant(numbers: readonly number[]): void {
+    if (this.answers?.answer(numbers)) return
+    const what = 'pages of sets are asked for that were not named'
+    this.options.onFailure(new ProxyError('PROTOCOL_STATE', what, undefined, 'the session ends'))
+  }
+
   onFin(number: number): void {
     this.flows.get(number)?.finFromPeer()
   }
@@ -395,6 +409,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   end(reason: string): Promise<void> {
     if (!this.ended) {
       this.ended = true
+      this.answers?.close()
       this.timer.stop()
       this.gates.stop()
       this.flows.clear()

@@ -157,6 +157,8 @@ export class Link {
         },
         onEnd: flow => this.#sink.onEnd(flow),
         onCredit: flow => this.#sink.onCredit(flow),
+        onWant: numbers => (this.#sink.onWant ? this.#sink.onWant(numbers) : this.#unasked()),
+        onPage: (number, page) => (this.#sink.onPage ? this.#sink.onPage(number, page) : this.#unasked()),
         onDrain: () => this.#sink.onDrain(),
         onBye: (code, text) => {
           this.#logger.info('link.bye', { ...this.#named, code, text })
@@ -324,6 +326,11 @@ export class Link {
     if (this.#over) throw error
     const what = `our own defect: ${(error as Error).message}`
     void this.abort(new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error }))
+  }
+
+  #unasked(): void {
+    const what = 'pages of sets that were not agreed on'
+    void this.abort(new ProxyError('PROTOCOL_STATE', what, undefined, 'the session ends'))
   }
 
   #guard(run: () => void): void {

@@ -49,6 +49,10 @@ export interface SessionSink {
   onEnd(flow: number): void
   /** `credit(flow)` rose, or there is more room than `dataRoom` gave last. */
   onCredit(flow: number): void
+  /** Client, where cold sets were agreed: the server asks for these pages; each is to be answered by `sendPage`. */
+  onWant?(numbers: readonly number[]): void
+  /** Server, where cold sets were agreed: a page that `wantPages` asked for, a copy; undefined: the client cannot have it. */
+  onPage?(number: number, page: Uint8Array | undefined): void
   /** The peer takes and opens no new migrations. */
   onDrain(): void
   /** The peer ended the session; every flow is gone. Code 0: it owed nothing any more. */

@@ -29,10 +29,13 @@ const OWNER_ARRIVED = -2
 
 const EMPTY = new Uint8Array(0)
 
+/** What the outbox keeps of a flow. */
+type OutFlow = Pick<Flow, 'number' | 'send' | 'receive' | 'openSequence' | 'bulkEntries' | 'queuedBatches' | 'wanOut'>
+
 /** Something handed in that becomes one or more frames. */
 interface Entry {
   readonly type: number
-  readonly flow: Flow
+  readonly flow: OutFlow
   readonly parts: readonly Uint8Array[]
   /** Bytes not sent yet, and where they begin. */
   left: number
@@ -53,6 +56,12 @@ export class Outbox {
   resentBytes = 0
   /** ENDs that were handed in and not acknowledged. */
   endsUnacked = 0
+  /** Client: pages that the server has asked for and that were not sent. */
+  pagesOwed = 0
+  /** Stands for the flow of frames that have none. */
+  private readonly noFlow: OutFlow = {
+    ...{ number: 0, send: 'open', receive: 'open', openSequence: 0, bulkEntries: 0, queuedBatches: 0, wanOut: 0 },
+  }
   private readonly rate: RateCap
   private readonly answers: AnswerRoom
   private readonly room: FrameRoom
@@ -77,7 +86,7 @@ export class Outbox {
   }
 
   /** Puts an entry in its lane. @returns bytes of it */
-  enqueue(type: number, flow: Flow, parts: readonly Uint8Array[]): number {
+  enqueue(type: number, flow: OutFlow, parts: readonly Uint8Array[]): number {
     let left = 0
     for (const part of parts) left += part.length
     const entry: Entry = { type, flow, parts, left, part: 0, offset: 0 }
@@ -92,6 +101,11 @@ export class Outbox {
       this.urgentLane.push(entry)
     }
     return left
+  }
+
+  /** A sequenced frame of no flow. */
+  enqueueOwn(type: number, payload: Uint8Array): void {
+    this.enqueue(type, this.noFlow, [payload])
   }
 
   /** The flow's window is to be told, as it is when the frame goes. */
@@ -122,7 +136,7 @@ export class Outbox {
       if (!urgentGoes) return 0
       if (urgent.type !== FRAME.CREDIT) return this.pullEntry(path, this.urgentLane, urgent, nowMs, out)
       this.finish(this.urgentLane, urgent)
-      return this.pullCredit(path, urgent.flow, nowMs, out)
+      return this.pullCredit(path, urgent.flow as Flow, nowMs, out)
     }
     const bulk = this.first(this.bulkLane)
     if (!bulk) {
@@ -186,6 +200,7 @@ export class Outbox {
     this.sent.clear()
     this.room.clear()
     this.resendBytes = 0
+    this.pagesOwed = 0
     this.queuedBytes = 0
     this.unackedBytes = 0
     this.acked = this.lastSequence
@@ -255,6 +270,7 @@ export class Outbox {
     const { flow } = entry
     if (lane === this.bulkLane) flow.bulkEntries--
     if (entry.type === FRAME.BATCH) flow.queuedBatches--
+    else if (entry.type === FRAME.PAGE) this.pagesOwed--
     if (entry.left > 0) {
       // Dropped: data of a flow that was reset.
       this.queuedBytes -= entry.left
@@ -272,7 +288,7 @@ export class Outbox {
     path: Path,
     type: number,
     flags: number,
-    flow: Flow,
+    flow: OutFlow,
     length: number,
     payload: Payload,
     nowMs: number,

@@ -342,6 +342,16 @@ export class Session {
     this.flows.sendBatch(flow, rawLength, parts)
   }
 
+  /** Server: asks for cold pages, WANTED_PAGES_MAX at most, once those that were asked for before have come. */
+  wantPages(numbers: readonly number[]): void {
+    this.flows.wantPages(numbers)
+  }
+
+  /** Client: a cold page that was asked for; undefined: it cannot be had. The page is copied. */
+  sendPage(number: number, page: Uint8Array | undefined): void {
+    this.flows.sendPage(number, page)
+  }
+
   /** The local QEMU closed its direction: FIN after all that was handed in. Nothing may be sent on the flow after it. */
   finFlow(flow: number): void {
     this.flows.fin(flow)

@@ -15,8 +15,11 @@ import { type Deadline, type DiskReads, READ_PAGES_MAX } from './disk-reads.ts'
 /** Pages between two that are wanted which are read along: a second read costs more. */
 const GAP_PAGES_MAX = 3
 
-/** Pages that another side has, too: each is the page of its number, or it is not used. @throws where they cannot be had */
-export type AskForPages = (numbers: readonly number[]) => Promise<readonly Uint8Array[]>
+/**
+ * Pages that another side has, too, of numbers that differ: each is the page of its number, or it is not used. Undefined in
+ * place of one that cannot be had.
+ */
+export type AskForPages = (numbers: readonly number[]) => Promise<readonly (Uint8Array | undefined)[]>
 
 export interface ColdFetcherOptions {
   readonly list: ColdList
@@ -146,17 +149,20 @@ export class ColdFetcher {
     const setOf = (place: number): ColdSet => list.sets[list.setOf(numbers[place]!)]!
     const why = this.failed.get(setOf(missing[0]!))!
     if (ask === undefined) throw why
-    const pages = await ask(missing.map(place => numbers[place]!))
+    const wanted = [...new Set(missing.map(place => numbers[place]!))]
+    const pages = await ask(wanted)
     if (this.closed) return
-    for (const [i, place] of missing.entries()) {
+    for (const place of missing) {
       const set = setOf(place)
+      const page = pages[wanted.indexOf(numbers[place]!)]
+      if (page === undefined || page.length !== PAGE_SIZE) throw why
       const at = workspace.packedAt + place * PAGE_SIZE
-      workspace.bytes.set(pages[i]!.subarray(0, PAGE_SIZE), at)
+      workspace.bytes.set(page, at)
       // proven where it lies, as what was read is
       const index = numbers[place]! - list.starts[list.setOf(numbers[place]!)]!
-      if (pages[i]!.length !== PAGE_SIZE || !set.isPage(index, workspace.bytes.subarray(at, at + PAGE_SIZE))) throw why
+      if (!set.isPage(index, workspace.bytes.subarray(at, at + PAGE_SIZE))) throw why
     }
-    this.counts.asked += missing.length
+    this.counts.asked += wanted.length
   }
 
   private fail(set: ColdSet, error: ProxyError): void {

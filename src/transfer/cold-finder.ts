@@ -3,6 +3,7 @@ import type { ColdPages } from '../codec/cold-pages.ts'
 import { PAGE_SIZE } from '../codec/wire.ts'
 import { PROOF_WORDS, writeProof } from '../store/cold-set.ts'
 import type { ColdIndex } from './cold-index.ts'
+import type { NamedPages } from './named-pages.ts'
 
 /**
  * A look costs 3 us, so where none of the last pages was found only one in so many is looked at; the first that is found
@@ -18,13 +19,16 @@ export class ColdFinder implements ColdPages {
   looked = 0
   found = 0
   private readonly index: ColdIndex
+  private readonly named: NamedPages | undefined
   private readonly proof = new Uint32Array(PROOF_WORDS)
   /** Pages looked at since the last that was found, and those that are not looked at now. */
   private misses = 0
   private skip = 0
 
-  constructor(index: ColdIndex) {
+  /** @param named is told of each page that is found */
+  constructor(index: ColdIndex, named?: NamedPages) {
     this.index = index
+    this.named = named
   }
 
   find(bytes: Uint8Array, at: number): number {
@@ -38,6 +42,7 @@ export class ColdFinder implements ColdPages {
     const number = this.index.find(this.proof, 0)
     if (number >= 0) {
       this.found++
+      this.named?.add(number)
       this.misses = 0
       return number
     }

@@ -11,12 +11,15 @@ import { EVENT_LOOP, type EventLoop } from '../system/event-loop.ts'
 import { ColdIndex } from './cold-index.ts'
 import { ColdList } from './cold-list.ts'
 import { DiskReads } from './disk-reads.ts'
+import { NamedPages } from './named-pages.ts'
 
 /** What a session has of them. */
 export interface ColdLease {
   readonly list: ColdList
   /** Encoders only. */
   readonly index: ColdIndex | undefined
+  /** Pages that this session has named to its peer. */
+  readonly named: NamedPages
   /** Of all sessions. */
   readonly reads: DiskReads
   /** A set turned out to be damaged: who opens it next reads it anew. */
@@ -87,7 +90,9 @@ export class ColdSets {
       const list = new ColdList(await Promise.all(opening))
       if (list.pages > COLD_PAGES_MAX) throw tooMany(list.pages)
       const index = indexed ? await take(this.indices, digests.join(' '), () => this.indexOf(list)) : undefined
-      return { list, index, reads: this.reads, forget: digest => this.forgetSet(digest), release, close }
+      const { reads } = this
+      const forget = (digest: string): void => this.forgetSet(digest)
+      return { list, index, named: new NamedPages(), reads, forget, release, close }
     } catch (error) {
       release()
       throw error

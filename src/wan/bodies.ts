@@ -1,6 +1,7 @@
 /** Payloads of the frames that are no bytes of a channel (protocol.md §3), both ways. */
 
-import { readU16, TWO_32, writeU16, writeU64 } from '../bytes/big-endian.ts'
+import { readU16, readU64, TWO_32, writeU16, writeU64 } from '../bytes/big-endian.ts'
+import { PAGE_SIZE } from '../bytes/page-size.ts'
 import { LABEL_LENGTH_MAX, TARGET_LENGTH_MAX, TEXT_BYTES_MAX } from '../limits.ts'
 
 /** What OPEN says of a flow. */
@@ -57,6 +58,33 @@ function encodeText(text: string): Uint8Array {
   if (text.length * 3 <= TEXT_BYTES_MAX) return ENCODER.encode(text)
   const bytes = new Uint8Array(TEXT_BYTES_MAX)
   return bytes.slice(0, ENCODER.encodeInto(text, bytes).written)
+}
+
+/** WANT: numbers of cold pages. */
+export function encodeWant(numbers: readonly number[]): Uint8Array {
+  const payload = new Uint8Array(8 * numbers.length)
+  for (const [i, number] of numbers.entries()) writeU64(payload, 8 * i, number)
+  return payload
+}
+
+/** @returns undefined where the payload is none; a number beyond 2^53 is -1 */
+export function parseWant(payload: Uint8Array): number[] | undefined {
+  if (payload.length === 0 || payload.length % 8 !== 0) return undefined
+  return Array.from({ length: payload.length / 8 }, (_, i) => readU64(payload, 8 * i))
+}
+
+/** PAGE: a cold page's number, and the page; undefined: it cannot be had. */
+export function encodePage(number: number, page: Uint8Array | undefined): Uint8Array {
+  const payload = new Uint8Array(8 + (page?.length ?? 0))
+  writeU64(payload, 0, number)
+  if (page) payload.set(page, 8)
+  return payload
+}
+
+/** @returns undefined where the payload is none */
+export function parsePage(payload: Uint8Array): { number: number; page: Uint8Array | undefined } | undefined {
+  if (payload.length !== 8 && payload.length !== 8 + PAGE_SIZE) return undefined
+  return { number: readU64(payload, 0), page: payload.length > 8 ? payload.subarray(8) : undefined }
 }
 
 /** One number (CREDIT, PING) or two (ACK). */

@@ -6,8 +6,9 @@
 
 import { crc32 } from 'node:zlib'
 import { readU16, readU32, TWO_32, writeU16, writeU32 } from '../bytes/big-endian.ts'
+import { PAGE_SIZE } from '../bytes/page-size.ts'
 import { ProxyError } from '../errors.ts'
-import { FRAME_PAYLOAD_BYTES_MAX, OPEN_BYTES_MAX, TEXT_BYTES_MAX } from '../limits.ts'
+import { FRAME_PAYLOAD_BYTES_MAX, OPEN_BYTES_MAX, TEXT_BYTES_MAX, WANTED_PAGES_MAX } from '../limits.ts'
 import { FRAME, FRAME_CHECKED_BYTES, FRAME_HEAD_BYTES } from './wire.ts'
 
 /** One frame as it arrived. FrameDecoder hands out the same object each time: keep what is in it, not the object. */
@@ -32,6 +33,8 @@ for (const [type, min, max] of [
   [FRAME.RESET, 2, 2 + TEXT_BYTES_MAX],
   [FRAME.CREDIT, 8, 8],
   [FRAME.END, 0, 0],
+  [FRAME.WANT, 8, 8 * WANTED_PAGES_MAX],
+  [FRAME.PAGE, 8, 8 + PAGE_SIZE],
   [FRAME.ACK, 16, 16],
   [FRAME.PING, 8, 8],
   [FRAME.PONG, 8, 8],

@@ -36,6 +36,8 @@ export const FRAME = {
   RESET: 5,
   CREDIT: 6,
   END: 7,
+  WANT: 8,
+  PAGE: 9,
   ACK: 16,
   PING: 17,
   PONG: 18,

@@ -1,5 +1,5 @@
 /** Sets that stay on the disk, over both daemons: who has which where, and what becomes of a migration when a disk fails. */
-import { cpSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
@@ -107,23 +107,75 @@ t.test('a set that goes away while a session has it', async t => {
   t.ok((await migrate(daemons, guest)).equals(guest), 'its file is open')
 })
 
-t.test('a set that is damaged meanwhile: never a wrong byte, and the next session goes without', async t => {
+/** Lets the next session come, and tells what it has. */
+async function nextSession(daemons: Daemons, sessions: ReturnType<typeof opened>): Promise<unknown> {
+  const before = sessions.length
+  await daemons.loseSession()
+  await until('another session', () => sessions.length > before)
+  return sessions.at(-1)
+}
+
+/** What becomes of a file while sessions have it open. */
+const MISHAPS: readonly [string, (path: string) => void][] = [
+  ['a bit that fell over', path => change(path, flip)],
+  ['pages that became zero', path => change(path, bytes => bytes.fill(0, bytes.length - 300 * PAGE))],
+  ['a file that was cut', path => truncateSync(path, statSync(path).size - 150 * PAGE)],
+  ['nothing left of it', path => truncateSync(path, 0)],
+]
+/** Changes a bit of the 200th page from the end. */
+function flip(bytes: Buffer): void {
+  bytes[bytes.length - 200 * PAGE]! ^= 1
+}
+function change(path: string, how: (bytes: Buffer) => void): void {
+  const bytes = readFileSync(path)
+  how(bytes)
+  writeFileSync(path, bytes) // in place: what is open sees it
+}
+
+for (const [mishap, happen] of MISHAPS) {
+  t.test(`${mishap}, at the destination: the migration goes on`, async t => {
+    const made = await stores(scratch(t.teardown).folder)
+    const events = new Events()
+    const sessions = opened(events)
+    const sizes = { setBytes: 0, farSetBytes: 0 }
+    await using daemons = await Daemons.start({ store: made.near, farStore: made.far, ...sizes, events })
+    await until('a session', () => sessions.length > 0)
+    happen(made.far.pathOf(made.large))
+    t.ok((await migrate(daemons, guest)).equals(guest), 'with the right bytes')
+    t.equal(daemons.count('template set not used'), 1, 'it is told once')
+    t.ok((await migrate(daemons, guest)).equals(guest), 'and so the next one')
+    t.same(
+      await nextSession(daemons, sessions),
+      { sets: [], cold: short(made.small) },
+      'the next session is without it',
+    )
+    t.ok((await migrate(daemons, guest)).equals(guest))
+  })
+}
+
+t.test('damage at the source alone is nothing', async t => {
+  const made = await stores(scratch(t.teardown).folder)
+  await using daemons = await Daemons.start({ store: made.near, farStore: made.far, setBytes: 0, farSetBytes: 0 })
+  await until('a session', () => daemons.count('session open') === 2)
+  change(made.near.pathOf(made.large), bytes => bytes.fill(0xee, bytes.length - 400 * PAGE))
+  t.ok((await migrate(daemons, guest)).equals(guest), 'it reads no page')
+  t.equal(daemons.count('template set not used'), 0)
+})
+
+t.test('damage at both: never a wrong byte, and the next session goes without', async t => {
   const made = await stores(scratch(t.teardown).folder)
   const events = new Events()
   const sessions = opened(events)
   const sizes = { setBytes: 0, farSetBytes: 0 }
   await using daemons = await Daemons.start({ store: made.near, farStore: made.far, ...sizes, events })
   await until('a session', () => sessions.length > 0)
-  const path = made.far.pathOf(made.large)
-  const bytes = readFileSync(path)
-  bytes[bytes.length - 200 * PAGE]! ^= 1
-  writeFileSync(path, bytes)
-  const first = await migrate(daemons, guest)
-  t.ok(first.equals(guest.subarray(0, first.length)), `${first.length} bytes came, all of them right`)
-  if (first.length < guest.length) {
-    await until('another session', () => sessions.length > 1)
-    t.same(sessions.at(-1), { sets: [], cold: short(made.small) }, 'without the damaged set')
-    t.equal(daemons.count('template set not used'), 1)
-    t.ok((await migrate(daemons, guest)).equals(guest), 'and the migration goes through')
+  for (const store of [made.near, made.far]) {
+    change(store.pathOf(made.large), flip)
   }
+  const first = await migrate(daemons, guest)
+  t.ok(first.length < guest.length && first.equals(guest.subarray(0, first.length)), `${first.length} bytes, all right`)
+  await until('another session', () => sessions.length > 1)
+  t.same(sessions.at(-1), { sets: [], cold: short(made.small) }, 'without the damaged set')
+  t.equal(daemons.count('template set not used'), 2, 'each side tells it')
+  t.ok((await migrate(daemons, guest)).equals(guest), 'and the migration goes through')
 })

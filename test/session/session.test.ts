@@ -62,6 +62,8 @@ t.test('the numbers of the wire', async t => {
     RESET: 5,
     CREDIT: 6,
     END: 7,
+    WANT: 8,
+    PAGE: 9,
     ACK: 16,
     PING: 17,
     PONG: 18,
@@ -566,6 +568,54 @@ function batch(rawLength: number, bytes: number): Uint8Array {
   return join(new Uint8Array(head), new Uint8Array(Math.max(0, bytes - head.length)))
 }
 
+t.test('pages of sets that are asked for', t => {
+  const page = new Uint8Array(4096).fill(7)
+  const told: unknown[] = []
+  const server = new Bench('server', { onPage: (number, bytes) => told.push([number, bytes?.length]) })
+  server.session.wantPages([5, 2 ** 40])
+  t.same(server.pull(), ['8 0 16'])
+  t.same(Buffer.from(server.frames[0]!.payload).toString('hex'), '00000000000000050000010000000000')
+  server.say(FRAME.PAGE, 0, join(u64(5), page)).say(FRAME.PAGE, 0, u64(2 ** 40))
+  t.same(told.splice(0), [
+    [5, 4096],
+    [2 ** 40, undefined],
+  ])
+
+  const client = (): Bench => new Bench('client', { onWant: numbers => told.push(...numbers) })
+  const asked = client().say(FRAME.WANT, 0, join(u64(5), u64(6)))
+  t.same(told.splice(0), [5, 6])
+  asked.session.sendPage(5, page)
+  page.fill(0) // it was copied
+  asked.session.sendPage(6, undefined)
+  t.same(asked.pull(), ['9 0 4104', '9 0 8'])
+  t.ok(asked.frames[0]!.payload.subarray(8).every(byte => byte === 7))
+
+  const want = (count: number): Uint8Array => join(...Array.from({ length: count }, (_, i) => u64(i)))
+  const full = client().say(FRAME.WANT, 0, want(256))
+  for (let i = 0; i < 3; i++) full.session.sendPage(i, page)
+  t.equal(full.say(FRAME.WANT, 0, want(1)).dead?.code, 'LIMIT_EXCEEDED', 'so many at once, and answers that wait count')
+  const more = client().say(FRAME.WANT, 0, want(256))
+  for (let i = 0; i < 256; i++) more.session.sendPage(i, page)
+  while (more.pull().length > 0) more.ack()
+  t.equal(more.say(FRAME.WANT, 0, want(256)).dead, null, 'but not those that were sent')
+
+  for (const [name, code, bench] of [
+    ['WANT from the client', 'PROTOCOL_STATE', new Bench('server', { onWant: () => {} }).say(FRAME.WANT, 0, u64(1))],
+    ['PAGE from the server', 'PROTOCOL_STATE', new Bench('client', { onPage: () => {} }).say(FRAME.PAGE, 0, u64(1))],
+    ['WANT of a part of a number', 'PROTOCOL_SYNTAX', client().say(FRAME.WANT, 0, hex('000000000000000100'))],
+    [
+      'PAGE of a part of a page',
+      'PROTOCOL_SYNTAX',
+      new Bench('server', { onPage: () => {} }).say(FRAME.PAGE, 0, join(u64(1), ascii('x'))),
+    ],
+    ['WANT where nobody knows it', 'PROTOCOL_SYNTAX', new Bench('client').say(FRAME.WANT, 0, u64(1))],
+    ['PAGE where nobody knows it', 'PROTOCOL_SYNTAX', new Bench('server').say(FRAME.PAGE, 0, u64(1))],
+  ] as const) {
+    t.equal(bench.dead?.code, code, name)
+  }
+  t.end()
+})
+
 t.test('every state of a session and every input', async t => {
   // Written out once more, so that a slip in the table is seen.
   const expected: Record<SessionState, string> = {
@@ -856,7 +906,7 @@ t.test('a peer that breaks the rules', async t => {
     ['an unknown type', 'PROTOCOL_SYNTAX', () => server().sayNumbered(2, 99, 1, ascii('x'))],
     ['an unknown type without a number', 'PROTOCOL_SYNTAX', () => server().sayNumbered(0, 99, 1, ascii('x'))],
     ['type 0', 'PROTOCOL_SYNTAX', () => server().sayNumbered(2, 0, 1, ascii('x'))],
-    ['a type between the kinds', 'PROTOCOL_SYNTAX', () => server().sayNumbered(2, 9, 1, ascii('x'))],
+    ['a type between the kinds', 'PROTOCOL_SYNTAX', () => server().sayNumbered(2, 10, 1, ascii('x'))],
     ['DATA without a number', 'PROTOCOL_SYNTAX', () => server().sayNumbered(0, FRAME.DATA, 1, ascii('x'))],
     ['PING with a number', 'PROTOCOL_SYNTAX', () => server().sayNumbered(2, FRAME.PING, 0, u64(1))],
     [

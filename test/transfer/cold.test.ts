@@ -13,12 +13,16 @@ import { TemplateStore } from '../../src/store/template-store.ts'
 import { EVENT_LOOP, type EventLoop } from '../../src/system/event-loop.ts'
 import type { SetOutline } from '../../src/template/format.ts'
 import { PAGE_SIZE, setLayout } from '../../src/template/wire.ts'
+import { ColdAnswers } from '../../src/transfer/cold-answers.ts'
 import { type AskForPages, ColdFetcher } from '../../src/transfer/cold-fetcher.ts'
 import { ColdFinder } from '../../src/transfer/cold-finder.ts'
 import { ColdIndex } from '../../src/transfer/cold-index.ts'
 import { ColdList } from '../../src/transfer/cold-list.ts'
+import { ColdQuestions } from '../../src/transfer/cold-questions.ts'
 import { ColdSets } from '../../src/transfer/cold-sets.ts'
 import { DiskReads } from '../../src/transfer/disk-reads.ts'
+import { NamedPages } from '../../src/transfer/named-pages.ts'
+import { until } from '../helpers/until.ts'
 import { page, putPages, scratch } from '../template/makers.ts'
 
 t.setTimeout(120_000)
@@ -371,4 +375,68 @@ t.test('sets of a process are opened once', async t => {
   t.equal(await sets.forget(Number.NEGATIVE_INFINITY), true, 'kept for a while')
   await sets.forget(Number.POSITIVE_INFINITY)
   t.equal(sets.setCount, 0)
+})
+
+t.test('a set is not to be had by asking', async t => {
+  const { folder } = scratch(t.teardown)
+  const store = new TemplateStore(folder)
+  const pages = numbered(1, 50)
+  const cold = await new ColdSets().open([await putPages(store, pages)], store, true)
+  t.teardown(() => cold.close())
+  const finder = new ColdFinder(cold.index!, cold.named)
+  for (const number of [3, 4, 40]) t.equal(finder.find(pages[number]!, 0), number)
+  const sent = new Map<number, Buffer | undefined>()
+  const failed: string[] = []
+  const answers = new ColdAnswers(
+    cold,
+    (number, bytes) => sent.set(number, bytes && Buffer.from(bytes)),
+    error => failed.push(error.code),
+  )
+  const all = (count: number) => until('all answers', () => sent.size === count)
+  t.ok(answers.answer([40, 3]))
+  await all(2)
+  t.same(
+    [...sent],
+    [
+      [40, pages[40]],
+      [3, pages[3]],
+    ],
+  )
+  sent.clear()
+  for (const numbers of [[5], [3, 5], [-1], [50], [2 ** 60], [Number.NaN]])
+    t.notOk(answers.answer(numbers), `${numbers}`)
+
+  truncateSync(store.pathOf(cold.list.sets[0]!.digest), 0)
+  t.ok(answers.answer([3, 4]))
+  await all(2)
+  t.same([...sent.values()], [undefined, undefined], 'what cannot be had is said')
+  t.same(failed, ['TEMPLATE_TRUNCATED', 'TEMPLATE_TRUNCATED'])
+})
+
+t.test('questions are answered once', async t => {
+  const sent: number[][] = []
+  const questions = new ColdQuestions(numbers => sent.push([...numbers]))
+  t.notOk(questions.answered(1, page(1)), 'nobody asked')
+  const first = questions.ask([7, 9])
+  t.same(sent, [[7, 9]])
+  t.notOk(questions.answered(8, page(8)))
+  t.ok(questions.answered(9, page(9)))
+  t.notOk(questions.answered(9, page(9)), 'twice')
+  t.ok(questions.answered(7, undefined))
+  t.same(await first, [undefined, page(9)], 'in the order of the question')
+  t.notOk(questions.answered(7, page(7)), 'it is over')
+  const second = questions.ask([1])
+  questions.close()
+  t.same(await second, [undefined], 'the session ended')
+})
+
+t.test('pages that were named', t => {
+  const named = new NamedPages()
+  const numbers = [0, 7, 8, 32_767, 32_768, 2 ** 25 - 1]
+  for (const number of numbers) named.add(number)
+  for (const number of numbers) {
+    t.ok(named.has(number))
+    for (const other of [number - 1, number + 1]) t.equal(named.has(other), numbers.includes(other))
+  }
+  t.end()
 })
