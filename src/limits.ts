@@ -354,8 +354,14 @@ export const COLD_READ_BYTES_MAX = 65536
 /** Reads at once, over all sessions: three of the four threads that the system's calls are made in. */
 export const COLD_READS_MAX = 3
 
-/** How long one is waited for, its turn included: a busy disk takes 20 ms a read, and a batch asks for 256 at most. */
+/** How long the reads of a batch are waited for where nobody else has the pages: a busy disk takes 20 ms a read. */
 export const COLD_READ_MS_MAX = 5000
+
+/** The same where the other side has them, which gives them in a round trip. */
+export const COLD_PATIENCE_MS = 250
+
+/** Batches in a row for which a set's disk gave nothing in time: then it is not read any more in this session. */
+export const COLD_LATE_MAX = 8
 
 // What proxies learn ---------------------------------------------------------------------------------------------------
 

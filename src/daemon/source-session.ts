@@ -328,6 +328,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   }
 
   onWant(numbers: readonly number[]): void {
+    this.sender.coldAsked(this.options.now())
     if (this.answers?.answer(numbers)) return
     const what = 'pages of sets are asked for that were not named'
     this.options.onFailure(new ProxyError('PROTOCOL_STATE', what, undefined, 'the session ends'))

@@ -1,5 +1,6 @@
 /** The encoding side's answers: cold pages that the other side cannot read. */
 import type { ProxyError } from '../errors.ts'
+import { COLD_READ_MS_MAX } from '../limits.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import type { ColdLease } from './cold-sets.ts'
 
@@ -47,7 +48,7 @@ export class ColdAnswers {
       const page = number - list.starts[index]!
       let sent = false
       try {
-        await reads.read(set, page, 1, reads.deadline(), bytes => {
+        await reads.read(set, page, 1, reads.deadline(COLD_READ_MS_MAX), bytes => {
           if (this.closed) return
           if (!set.isPage(page, bytes.subarray(0, PAGE_SIZE))) throw set.damaged(page)
           this.send(number, bytes.subarray(0, PAGE_SIZE))

@@ -7,7 +7,7 @@ import type { FlowExpander } from '../codec/flow-expander.ts'
 import { COLUMN, PAGE_SIZE } from '../codec/wire.ts'
 import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
 import { ProxyError } from '../errors.ts'
-import { COLD_READ_MS_MAX } from '../limits.ts'
+import { COLD_LATE_MAX, COLD_PATIENCE_MS, COLD_READ_MS_MAX } from '../limits.ts'
 import type { ColdSet } from '../store/cold-set.ts'
 import type { ColdList } from './cold-list.ts'
 import { type Deadline, type DiskReads, READ_PAGES_MAX } from './disk-reads.ts'
@@ -45,6 +45,8 @@ export class ColdFetcher {
   /** By place in the batch: the page's number. Places in the order of the numbers. */
   private readonly numbers = new Float64Array(BATCH_PAGES_MAX)
   private readonly order = new Uint16Array(BATCH_PAGES_MAX)
+  /** By set: batches in a row for which its disk gave nothing in time. */
+  private readonly lateness = new Map<ColdSet, number>()
   /** Sets that have failed are not read again: what a disk gives once is what it gives. */
   private readonly failed = new Map<ColdSet, ProxyError>()
   private closed = false
@@ -75,7 +77,7 @@ export class ColdFetcher {
   }
 
   private async fetchPages(workspace: Workspace): Promise<void> {
-    const { list, reads } = this.options
+    const { list, reads, ask } = this.options
     const { pages } = this.runs
     const { numbers, counts } = this
     const order = this.order.subarray(0, pages)
@@ -84,7 +86,8 @@ export class ColdFetcher {
     /** Places of pages that could not be had. */
     const missing: number[] = []
     const reading: Promise<void>[] = []
-    const deadline = reads.deadline()
+    const deadline = reads.deadline(ask === undefined ? COLD_READ_MS_MAX : COLD_PATIENCE_MS)
+    const late = new Set<ColdSet>()
     for (let from = 0; from < pages; ) {
       const first = numbers[order[from]!]!
       const set = list.setOf(first)
@@ -95,11 +98,12 @@ export class ColdFetcher {
         if (next >= end || next - last > GAP_PAGES_MAX + 1) break
         last = next
       }
-      reading.push(this.readRun(workspace, set, order.subarray(from, to), deadline, missing))
+      reading.push(this.readRun(workspace, set, order.subarray(from, to), deadline, missing, late))
       counts.reads++
       from = to
     }
     await Promise.all(reading)
+    for (const set of late) this.wasLate(set)
     if (missing.length > 0) await this.askFor(workspace, missing)
     counts.pages += pages
     workspace.fetchedPages = pages
@@ -112,6 +116,7 @@ export class ColdFetcher {
     places: Uint16Array,
     deadline: Deadline,
     missing: number[],
+    late: Set<ColdSet>,
   ): Promise<void> {
     const { list, reads } = this.options
     const { numbers } = this
@@ -136,18 +141,30 @@ export class ColdFetcher {
           this.fail(set, set.damaged(page))
         }
       })
-      if (!came) throw late(set)
+      if (came) this.lateness.delete(set)
+      else {
+        missing.push(...places)
+        late.add(set)
+      }
     } catch (error) {
       missing.push(...places)
       this.fail(set, error as ProxyError)
     }
   }
 
+  /** Silent once is nothing where the other side has the pages; over and over it is. */
+  private wasLate(set: ColdSet): void {
+    const times = (this.lateness.get(set) ?? 0) + 1
+    this.lateness.set(set, times)
+    if (this.options.ask === undefined || times >= COLD_LATE_MAX) this.fail(set, tooLate(set))
+  }
+
   private async askFor(workspace: Workspace, missing: readonly number[]): Promise<void> {
     const { list, ask } = this.options
     const { numbers } = this
     const setOf = (place: number): ColdSet => list.sets[list.setOf(numbers[place]!)]!
-    const why = this.failed.get(setOf(missing[0]!))!
+    const first = setOf(missing[0]!)
+    const why = this.failed.get(first) ?? tooLate(first)
     if (ask === undefined) throw why
     const wanted = [...new Set(missing.map(place => numbers[place]!))]
     const pages = await ask(wanted)
@@ -155,14 +172,20 @@ export class ColdFetcher {
     for (const place of missing) {
       const set = setOf(place)
       const page = pages[wanted.indexOf(numbers[place]!)]
-      if (page === undefined || page.length !== PAGE_SIZE) throw why
+      if (page === undefined || page.length !== PAGE_SIZE) throw this.given(set, why)
       const at = workspace.packedAt + place * PAGE_SIZE
       workspace.bytes.set(page, at)
       // proven where it lies, as what was read is
       const index = numbers[place]! - list.starts[list.setOf(numbers[place]!)]!
-      if (!set.isPage(index, workspace.bytes.subarray(at, at + PAGE_SIZE))) throw why
+      if (!set.isPage(index, workspace.bytes.subarray(at, at + PAGE_SIZE))) throw this.given(set, why)
     }
     this.counts.asked += wanted.length
+  }
+
+  /** Nobody has a page of it: the session ends, and the set should not be in the next one. */
+  private given(set: ColdSet, error: ProxyError): ProxyError {
+    this.fail(set, error)
+    return error
   }
 
   private fail(set: ColdSet, error: ProxyError): void {
@@ -172,8 +195,8 @@ export class ColdFetcher {
   }
 }
 
-function late(set: ColdSet): ProxyError {
+function tooLate(set: ColdSet): ProxyError {
   const where = { stream: set.path, offset: 0 }
-  const what = `the disk did not answer within ${COLD_READ_MS_MAX / 1000} s`
+  const what = 'the disk does not answer in time'
   return new ProxyError('IO', what, where, 'not read any more in this session; look at the disk of the store')
 }

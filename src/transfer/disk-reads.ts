@@ -2,7 +2,7 @@
  * Reads of cold sets, of all sessions of a process: a few at once, each into a buffer of its own, so that a disk that hangs
  * holds some threads of libuv's pool and some memory, and never memory that somebody else uses again.
  */
-import { COLD_READ_BYTES_MAX, COLD_READ_MS_MAX, COLD_READS_MAX } from '../limits.ts'
+import { COLD_READ_BYTES_MAX, COLD_READS_MAX } from '../limits.ts'
 import type { ColdSet } from '../store/cold-set.ts'
 import { EVENT_LOOP, type EventLoop } from '../system/event-loop.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
@@ -29,10 +29,10 @@ export class DiskReads {
   }
 
   /** For reads that begin now: of one batch. */
-  deadline(): Deadline {
+  deadline(ms: number): Deadline {
     let isPast = false
     const passed = new Promise<void>(done => {
-      this.loop.after(COLD_READ_MS_MAX, () => {
+      this.loop.after(ms, () => {
         isPast = true
         done()
       })

@@ -65,9 +65,10 @@ export class Outbound<C extends OutboundChannel> {
   /**
    * Encodes one batch of what a channel has ready; it comes out of the sink later. Needs `hasRoom`.
    * @param release sends an incomplete record too, because its source idles
+   * @param useCold it may name pages that the other side has to read from its disk
    * @returns raw bytes taken; 0: there was nothing to take
    */
-  encode(channel: C, effort: Effort, release: boolean): number {
+  encode(channel: C, effort: Effort, release: boolean, useCold = true): number {
     const { encoder, buffer } = channel
     const rawLength = release ? encoder.waiting : encoder.ready
     if (rawLength === 0) return 0
@@ -82,7 +83,7 @@ export class Outbound<C extends OutboundChannel> {
     }
     this.jobs.push(job)
     this.pool.warm().catch(cause => this.fail(cause))
-    this.match(job)
+    this.match(job, useCold && channel.isUrgent !== true)
     this.packer
       .pack(job.workspace, rawLength, effort)
       .then(columns => {
@@ -103,9 +104,9 @@ export class Outbound<C extends OutboundChannel> {
   }
 
   /** Here and at once: the encoder takes all that it needs of the channel's bytes. */
-  private match(job: BatchJob<C>): void {
+  private match(job: BatchJob<C>, useCold: boolean): void {
     const { channel, effort, workspace, loan } = job
-    job.counts = this.encoder.encode(channel.encoder, loan, workspace, effort.longMatch, channel.isUrgent !== true)
+    job.counts = this.encoder.encode(channel.encoder, loan, workspace, effort.longMatch, useCold)
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
     loan.release()
     channel.encoder.stats.add(job.counts)

@@ -6,6 +6,7 @@
 import type { PageObserver } from '../codec/observer.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { FLOWS_MAX } from '../limits.ts'
+import { ColdRation } from './cold-ration.ts'
 import type { EffortController } from './effort-controller.ts'
 import type { BatchSink, Outbound } from './outbound.ts'
 import type { Pool } from './pool.ts'
@@ -34,6 +35,8 @@ export class Sender {
   private readonly slots: SlotArena
   private readonly packer: SenderPacker
   private readonly pump: Pump
+  /** How much the other side may be made to read from its disk. */
+  private readonly ration = new ColdRation()
   private readonly channels = new Map<number, SendingChannel>()
 
   /**
@@ -98,11 +101,16 @@ export class Sender {
     pump.nextTurn()
     for (let job = pump.next(nowMs()); job; job = pump.next(nowMs())) {
       const channel = this.channels.get(job.channel.number)!
-      const bytes = packer.encode(channel, job.effort, job.release)
+      const bytes = packer.encode(channel, job.effort, job.release, this.ration.next(nowMs()))
       pump.encoded(job.channel, bytes)
       channel.owner.encoded(bytes, job.effort)
     }
     return pump.gathering
+  }
+
+  /** The other side asks for pages of sets that it was named, and that its disk has not given in time. */
+  coldAsked(nowMs: number): void {
+    this.ration.asked(nowMs)
   }
 
   /** Nothing is encoded any more, and nothing comes out. */
