@@ -5,6 +5,11 @@ export function copyBytes(from: Uint8Array, fromAt: number, to: Uint8Array, toAt
   for (let i = 0; i < length; i++) to[toAt + i] = from[fromAt + i]!
 }
 
+/** A copy in memory of its own. The `slice` of a Buffer copies nothing, and a Uint8Array from outside may be one. */
+export function copyOf(bytes: Uint8Array): Uint8Array {
+  return new Uint8Array(bytes)
+}
+
 /** True where `length` bytes of both arrays are the same. */
 export function sameBytes(a: Uint8Array, aAt: number, b: Uint8Array, bAt: number, length: number): boolean {
   for (let i = 0; i < length; i++) if (a[aAt + i] !== b[bAt + i]) return false

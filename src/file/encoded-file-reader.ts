@@ -1,4 +1,5 @@
 /** Reads a file that holds what the WAN would carry (docs/protocol.md, section 8): the channel's bytes come out. */
+import { copyOf } from '../bytes/copy.ts'
 import { FlowExpander } from '../codec/flow-expander.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
@@ -126,7 +127,7 @@ class EncodedFileReader {
       throw inFile(error, this.options.name, this.helloBytes)
     }
     // The chunk is lent.
-    this.parts = this.parts.map(part => part.slice())
+    this.parts = this.parts.map(copyOf)
   }
 
   /** The file ended. @throws BATCH_TRUNCATED, PROTOCOL_SYNTAX */

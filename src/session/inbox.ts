@@ -1,5 +1,6 @@
 /** Sequenced frames of the peer: in order, each once, over all connections. And batches out of their parts. */
 
+import { copyOf } from '../bytes/copy.ts'
 import { rawLengthOf } from '../codec/batch-head.ts'
 import type { ErrorCode } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
@@ -188,7 +189,7 @@ export class BatchParts {
 export function keepable(payload: Uint8Array): Uint8Array {
   return payload.length === FRAME_PAYLOAD_BYTES_MAX || payload.length * 2 >= payload.buffer.byteLength
     ? payload
-    : payload.slice()
+    : copyOf(payload)
 }
 
 /**
@@ -196,5 +197,5 @@ export function keepable(payload: Uint8Array): Uint8Array {
  * plain TCP would pin eight times the bytes that credit counts.
  */
 export function compact(payload: Uint8Array): Uint8Array {
-  return payload.length + FRAME_HEAD_BYTES >= payload.buffer.byteLength ? payload : payload.slice()
+  return payload.length + FRAME_HEAD_BYTES >= payload.buffer.byteLength ? payload : copyOf(payload)
 }

@@ -8,6 +8,7 @@
  */
 
 import { readU64 } from '../bytes/big-endian.ts'
+import { copyOf } from '../bytes/copy.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import { FairShares, type Share } from '../fair-shares.ts'
 import { CONNECTIONS_MAX, CREDIT_INITIAL_BYTES, MEMORY_BUDGET_BYTES, PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
@@ -191,7 +192,7 @@ export class Session {
       case FRAME.ACK:
         return this.receiveAck(path, payload)
       case FRAME.PING:
-        path.pong = payload.slice()
+        path.pong = copyOf(payload)
         return this.sink.onWork()
       case FRAME.PONG:
         if (readU64(payload, 0) !== path.pingCount) return

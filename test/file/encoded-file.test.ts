@@ -1,7 +1,10 @@
 /** What may follow what in an encoded file, pair by pair, and how the system's errors are told. */
 import t from 'tap'
-import { FILE_ORDER, type FilePiece, type FilePlace } from '../../src/file/encoded-file-reader.ts'
+import { EFFORTS } from '../../src/compression/effort.ts'
+import { decodeStream, FILE_ORDER, type FilePiece, type FilePlace } from '../../src/file/encoded-file-reader.ts'
+import { encodeStream } from '../../src/file/encoded-file-writer.ts'
 import { ioError } from '../../src/io-error.ts'
+import { migration, page } from '../template/makers.ts'
 
 t.test('every frame in every place', t => {
   // By hand, from docs/protocol.md: + means a new place, anything else is what is wrong.
@@ -56,4 +59,33 @@ t.test('errors of the system', t => {
   const typed = ioError(system('EIO'), 'cannot read', 'a')
   t.equal(ioError(typed, 'cannot open', 'b'), typed, 'what is told already is not told again')
   t.end()
+})
+
+t.test('pieces of a file are read into the same memory again and again', async t => {
+  const pages = Array.from({ length: 600 }, (_, i) => page(i + 1))
+  const input = migration(pages)
+  const out: Uint8Array[] = []
+  const options = { store: undefined, sets: [], ringPages: 64, places: 64, effort: EFFORTS[0]! }
+  await encodeStream(
+    (async function* () {
+      yield input
+    })(),
+    bytes => void out.push(bytes.slice()),
+    options,
+  )
+  const file = Buffer.concat(out)
+  for (const length of [50_000, 262_144, 300_001]) {
+    // as a file is read: buffers of Node, of which one is written to while the other is taken
+    const lent = Buffer.alloc(length)
+    const reused = async function* (): AsyncGenerator<Uint8Array> {
+      for (let at = 0; at < file.length; at += length) {
+        const taken = file.copy(lent, 0, at, at + length)
+        yield lent.subarray(0, taken)
+        lent.fill(0xee)
+      }
+    }
+    const got: Buffer[] = []
+    await decodeStream(reused(), async bytes => void got.push(Buffer.from(bytes)), { store: undefined, name: 'file' })
+    t.ok(Buffer.concat(got).equals(input), `in pieces of ${length} bytes`)
+  }
 })
