@@ -2,17 +2,21 @@
 import { closeSync, openSync, truncateSync, writeSync } from 'node:fs'
 import fc from 'fast-check'
 import t from 'tap'
+import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
 import { FlowExpander } from '../../src/codec/flow-expander.ts'
 import { PoolRegions } from '../../src/codec/places.ts'
 import { writeVarint, zigzag } from '../../src/codec/varint.ts'
 import { COLUMN } from '../../src/codec/wire.ts'
 import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
+import { EFFORTS } from '../../src/compression/effort.ts'
 import { COLD_LATE_MAX, COLD_READ_BYTES_MAX, COLD_READS_MAX } from '../../src/limits.ts'
 import { ColdSet, type PageBytes, PROOF_WORDS, writeProof } from '../../src/store/cold-set.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { EVENT_LOOP, type EventLoop } from '../../src/system/event-loop.ts'
 import type { SetOutline } from '../../src/template/format.ts'
 import { PAGE_SIZE, setLayout } from '../../src/template/wire.ts'
+import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
+import { parserFor } from '../../src/transfer/channel-parser.ts'
 import { ColdAnswers } from '../../src/transfer/cold-answers.ts'
 import { type AskForPages, ColdFetcher } from '../../src/transfer/cold-fetcher.ts'
 import { ColdFinder } from '../../src/transfer/cold-finder.ts'
@@ -23,8 +27,10 @@ import { ColdRation } from '../../src/transfer/cold-ration.ts'
 import { ColdSets } from '../../src/transfer/cold-sets.ts'
 import { DiskReads } from '../../src/transfer/disk-reads.ts'
 import { NamedPages } from '../../src/transfer/named-pages.ts'
+import { Outbound } from '../../src/transfer/outbound.ts'
+import { Pools } from '../../src/transfer/pool.ts'
 import { until } from '../helpers/until.ts'
-import { page, putPages, scratch } from '../template/makers.ts'
+import { migration, page, putPages, scratch } from '../template/makers.ts'
 
 t.setTimeout(120_000)
 
@@ -484,4 +490,39 @@ t.test('pages that were named', t => {
     for (const other of [number - 1, number + 1]) t.equal(named.has(other), numbers.includes(other))
   }
   t.end()
+})
+
+t.test('nothing is named to a guest that waits, or by a ration', async t => {
+  const { folder } = scratch(t.teardown)
+  const store = new TemplateStore(folder)
+  const pages = numbered(1, 50)
+  const cold = [await putPages(store, pages)]
+  const pools = new Pools()
+  const shape = { role: 'encoder', workspaces: 2, slots: 1, slotBytes: 1 << 20, longMatch: true } as const
+  const pool = await pools.open({ ...shape, sets: [], cold, store, ringPages: 64, places: 64 })
+  const outbound = new Outbound(
+    pool,
+    [1, 2],
+    () => {},
+    error => t.fail(error.message),
+  )
+  const named = async (isUrgent: boolean, useCold: boolean): Promise<number> => {
+    const encoder = new FlowEncoder(1, PoolRegions.of(pool.kernel.layout))
+    encoder.parser = parserFor('main', encoder)
+    const buffer = new ChannelBuffer(pool.kernel.bytes, pool.slots[0]!, pool.slotBytes)
+    const bytes = migration(pages)
+    buffer.writable(bytes.length, bytes.length)!.set(bytes)
+    encoder.push(pool.kernel.bytes, buffer.filled(bytes.length), bytes.length)
+    outbound.encode({ encoder, buffer, isUrgent }, EFFORTS[1]!, true, useCold)
+    await outbound.idle()
+    return encoder.stats.coldPages
+  }
+  t.equal(await named(false, true), 50)
+  t.equal(await named(true, true), 0, 'after the switch to postcopy')
+  await outbound.close()
+  await pool.close()
+  const fresh = await pools.open({ ...shape, sets: [], cold, store, ringPages: 64, places: 64 })
+  t.equal(fresh.cold!.list.sets[0], pool.cold!.list.sets[0], 'the next session finds the set open')
+  t.notSame(fresh.cold!.named, pool.cold!.named, 'and knows nothing of what was named before')
+  await fresh.close()
 })
