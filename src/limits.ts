@@ -354,6 +354,9 @@ export const COLD_READ_BYTES_MAX = 65536
 /** Reads at once, over all sessions: three of the four threads that the system's calls are made in. */
 export const COLD_READS_MAX = 3
 
+/** Threads that read files that are not encrypted, over all sessions: a batch at a time each, 4 MiB of memory. */
+export const COLD_THREADS_MAX = 2
+
 /** How long the reads of a batch are waited for where nobody else has the pages: a busy disk takes 20 ms a read. */
 export const COLD_READ_MS_MAX = 5000
 

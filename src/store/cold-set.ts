@@ -26,7 +26,7 @@ export function writeProof(page: Uint8Array, into: Uint32Array, at: number): voi
 }
 
 /** Bytes of pages that somebody reads: SetBytes is one. */
-export type PageBytes = Pick<SetBytes, 'read' | 'close' | 'sealed'>
+export type PageBytes = Pick<SetBytes, 'read' | 'close' | 'sealed'> & Partial<Pick<SetBytes, 'fd'>>
 
 export class ColdSet {
   readonly path: string
@@ -74,11 +74,26 @@ export class ColdSet {
     return this.outline.pageCount
   }
 
+  /** The file, where its bytes are the set's; undefined: only `read` can read it. */
+  get fd(): number | undefined {
+    return this.bytes.fd
+  }
+
+  /** Where a page stands in the file. */
+  positionOf(index: number): number {
+    return this.outline.layout.dataAt + index * PAGE_SIZE
+  }
+
   /** Whether these bytes are the page of this index. */
   isPage(index: number, page: Uint8Array): boolean {
     writeDigest(page, digestBytes, 0)
-    const at = index * PROOF_WORDS
-    for (let i = 0; i < PROOF_WORDS; i++) if (this.proofs[at + i] !== digestWords[i]) return false
+    return this.isProof(index, digestWords, 0)
+  }
+
+  /** Whether the page of this index has the digest whose words stand at `at`. */
+  isProof(index: number, digest: Uint32Array, at: number): boolean {
+    const own = index * PROOF_WORDS
+    for (let i = 0; i < PROOF_WORDS; i++) if (this.proofs[own + i] !== digest[at + i]) return false
     return true
   }
 
@@ -87,7 +102,7 @@ export class ColdSet {
    * @throws TEMPLATE_TRUNCATED, TEMPLATE_DAMAGED (encrypted files), IO
    */
   async read(first: number, count: number, into: Uint8Array): Promise<void> {
-    const position = this.outline.layout.dataAt + first * PAGE_SIZE
+    const position = this.positionOf(first)
     const length = count * PAGE_SIZE
     if (!this.bytes.sealed) return this.readNow(into, length, position)
     const turn = this.last.then(() => this.readNow(into, length, position))
@@ -99,20 +114,28 @@ export class ColdSet {
     try {
       for (let have = 0; have < length; ) {
         const { bytesRead } = await this.bytes.read(into, have, length - have, position + have)
-        if (bytesRead === 0) {
-          const where = { stream: this.path, offset: position + have }
-          throw new ProxyError('TEMPLATE_TRUNCATED', 'the template set became shorter', where, NOT_USED)
-        }
+        if (bytesRead === 0) throw this.truncated(position + have)
         have += bytesRead
       }
     } catch (error) {
-      throw ioError(error, 'cannot read', this.path, position)
+      throw this.unreadable(error, position)
     }
+  }
+
+  /** What to throw where the file ends before this byte. */
+  truncated(offset: number): ProxyError {
+    const where = { stream: this.path, offset }
+    return new ProxyError('TEMPLATE_TRUNCATED', 'the template set became shorter', where, NOT_USED)
+  }
+
+  /** What to throw where the system did not read it. */
+  unreadable(cause: unknown, offset: number): ProxyError {
+    return ioError(cause, 'cannot read', this.path, offset)
   }
 
   /** What to throw where a page that was read is not the one of this index. */
   damaged(index: number): ProxyError {
-    const where = { stream: this.path, offset: this.outline.layout.dataAt + index * PAGE_SIZE }
+    const where = { stream: this.path, offset: this.positionOf(index) }
     return new ProxyError('TEMPLATE_DAMAGED', `page ${index} of the template set is damaged`, where, NOT_USED)
   }
 

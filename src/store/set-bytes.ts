@@ -55,6 +55,11 @@ export class SetBytes {
     }
   }
 
+  /** Of a file that is kept as it is: whoever reads it finds the set's bytes in their places. */
+  get fd(): number | undefined {
+    return this.sealed ? undefined : this.file.fd
+  }
+
   /** As FileHandle.read, of the plain bytes. One read at a time. @throws TEMPLATE_DAMAGED, and as FileHandle.read */
   async read(into: Uint8Array, at: number, length: number, position: number): Promise<{ bytesRead: number }> {
     if (this.unsealer === undefined) return this.file.read(into, at, length, position)

@@ -9,8 +9,11 @@ import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
 import { ProxyError } from '../errors.ts'
 import { COLD_LATE_MAX, COLD_PATIENCE_MS, COLD_READ_MS_MAX } from '../limits.ts'
 import type { ColdSet } from '../store/cold-set.ts'
+import { DIGEST_WORDS } from '../template/digest.ts'
 import type { ColdList } from './cold-list.ts'
-import { type Deadline, type DiskReads, READ_PAGES_MAX } from './disk-reads.ts'
+import { type DiskReads, READ_PAGES_MAX } from './disk-reads.ts'
+import type { Deadline } from './reading-threads.ts'
+import type { ReadingFailure } from './reading-worker.ts'
 
 /** Pages between two that are wanted which are read along: a second read costs more. */
 const GAP_PAGES_MAX = 3
@@ -36,6 +39,17 @@ export interface ColdFetched {
   pages: number
   reads: number
   asked: number
+}
+
+/** Pages of a set that are read at once, and the places in the batch of those that are wanted. */
+interface Run {
+  readonly set: ColdSet
+  /** Number of the set's first page. */
+  readonly start: number
+  /** Index in its set of the first page, and how many. */
+  readonly first: number
+  readonly count: number
+  readonly places: Uint16Array
 }
 
 export class ColdFetcher {
@@ -85,52 +99,99 @@ export class ColdFetcher {
     order.sort((a, b) => numbers[a]! - numbers[b]!)
     /** Places of pages that could not be had. */
     const missing: number[] = []
-    const reading: Promise<void>[] = []
-    const deadline = reads.deadline(ask === undefined ? COLD_READ_MS_MAX : COLD_PATIENCE_MS)
-    const late = new Set<ColdSet>()
+    const runs: Run[] = []
     for (let from = 0; from < pages; ) {
       const first = numbers[order[from]!]!
-      const set = list.setOf(first)
-      const end = Math.min(first + READ_PAGES_MAX, list.starts[set + 1] ?? list.pages)
+      const index = list.setOf(first)
+      const end = Math.min(first + READ_PAGES_MAX, list.starts[index + 1] ?? list.pages)
       let to = from + 1
-      for (let last = first; to < pages; to++) {
+      let last = first
+      for (; to < pages; to++) {
         const next = numbers[order[to]!]!
         if (next >= end || next - last > GAP_PAGES_MAX + 1) break
         last = next
       }
-      reading.push(this.readRun(workspace, set, order.subarray(from, to), deadline, missing, late))
-      counts.reads++
+      const set = list.sets[index]!
+      const places = order.subarray(from, to)
+      const start = list.starts[index]!
+      if (this.failed.has(set)) missing.push(...places)
+      else runs.push({ set, start, first: first - start, count: last - first + 1, places })
       from = to
     }
-    await Promise.all(reading)
+    counts.reads += runs.length
+    const deadline = reads.deadline(ask === undefined ? COLD_READ_MS_MAX : COLD_PATIENCE_MS)
+    const late = new Set<ColdSet>()
+    const inThread = runs.filter(({ set }) => set.fd !== undefined)
+    await Promise.all([
+      inThread.length > 0 && this.readInThread(workspace, inThread, deadline, missing, late),
+      ...runs
+        .filter(({ set }) => set.fd === undefined)
+        .map(run => this.readRun(workspace, run, deadline, missing, late)),
+    ])
     for (const set of late) this.wasLate(set)
     if (missing.length > 0) await this.askFor(workspace, missing)
     counts.pages += pages
     workspace.fetchedPages = pages
   }
 
-  /** Reads from the page of the first place to that of the last. Never rejects: what cannot be had is missing. */
-  private async readRun(
+  /** Reads runs of files that a thread can read. Never rejects: what cannot be had is missing. */
+  private async readInThread(
     workspace: Workspace,
-    setIndex: number,
-    places: Uint16Array,
+    runs: readonly Run[],
     deadline: Deadline,
     missing: number[],
     late: Set<ColdSet>,
   ): Promise<void> {
-    const { list, reads } = this.options
     const { numbers } = this
-    const set = list.sets[setIndex]!
-    const start = list.starts[setIndex]!
-    const first = numbers[places[0]!]! - start
-    const count = numbers[places.at(-1)!]! - start - first + 1
-    if (this.failed.has(set)) {
-      missing.push(...places)
-      return
+    const wanted = runs.map(({ set, start, first, count, places }) => ({
+      fd: set.fd!,
+      position: set.positionOf(first),
+      length: count * PAGE_SIZE,
+      wanted: Array.from(places, place => numbers[place]! - start - first),
+    }))
+    const came = await this.options.reads.threads.read(wanted, deadline, ({ bytes, digests, runs: read }) => {
+      if (this.closed) return // the workspace may be another session's by now
+      for (const [i, { set, first, places }] of runs.entries()) {
+        const { at, digestsAt, failure } = read[i]!
+        if (failure) {
+          const position = set.positionOf(first)
+          missing.push(...places)
+          this.fail(set, failure.code === '' ? set.truncated(position) : set.unreadable(systemError(failure), position))
+          continue
+        }
+        for (const [k, page] of wanted[i]!.wanted.entries()) {
+          const from = at + page * PAGE_SIZE
+          const place = places[k]!
+          if (set.isProof(first + page, digests, digestsAt + k * DIGEST_WORDS)) {
+            workspace.bytes.set(bytes.subarray(from, from + PAGE_SIZE), workspace.packedAt + place * PAGE_SIZE)
+          } else {
+            missing.push(place)
+            this.fail(set, set.damaged(first + page))
+          }
+        }
+      }
+    })
+    for (const { set, places } of runs) {
+      if (came) this.lateness.delete(set)
+      else {
+        missing.push(...places)
+        late.add(set)
+      }
     }
+  }
+
+  /** Reads a run of a file that only its set can read. Never rejects: what cannot be had is missing. */
+  private async readRun(
+    workspace: Workspace,
+    { set, start, first, count, places }: Run,
+    deadline: Deadline,
+    missing: number[],
+    late: Set<ColdSet>,
+  ): Promise<void> {
+    const { numbers } = this
     try {
-      const came = await reads.read(set, first, count, deadline, bytes => {
-        if (this.closed) return // the workspace may be another session's by now
+      const came = await this.options.reads.read(set, first, count, deadline, bytes => {
+        if (this.closed) return
         for (const place of places) {
           const page = numbers[place]! - start
           const at = workspace.packedAt + place * PAGE_SIZE
@@ -193,6 +254,11 @@ export class ColdFetcher {
     this.failed.set(set, error)
     this.options.onFailure?.(set, error)
   }
+}
+
+/** As the system would have thrown it here. */
+function systemError({ code, message }: ReadingFailure): Error {
+  return Object.assign(new Error(message), { code })
 }
 
 function tooLate(set: ColdSet): ProxyError {

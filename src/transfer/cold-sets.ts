@@ -139,6 +139,7 @@ export class ColdSets {
       close(held)
     }
     await Promise.all(closing)
+    if (this.sets.size + this.retired.size === 0) this.reads.threads.rest()
     return [...this.sets.values(), ...this.indices.values(), ...this.retired].some(({ users }) => users === 0)
   }
 }

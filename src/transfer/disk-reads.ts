@@ -6,19 +6,14 @@ import { COLD_READ_BYTES_MAX, COLD_READS_MAX } from '../limits.ts'
 import type { ColdSet } from '../store/cold-set.ts'
 import { EVENT_LOOP, type EventLoop } from '../system/event-loop.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
+import { type Deadline, ReadingThreads } from './reading-threads.ts'
 
 /** Pages of one read at most. */
 export const READ_PAGES_MAX = COLD_READ_BYTES_MAX / PAGE_SIZE
 
-/** Until when reads are waited for. */
-export interface Deadline {
-  /** Whether it is over. */
-  readonly isPast: boolean
-  /** Resolves when it is. */
-  readonly passed: Promise<void>
-}
-
 export class DiskReads {
+  /** For files that a thread can read by itself. */
+  readonly threads = new ReadingThreads()
   private readonly free: Buffer[] = []
   private readonly waiting: (() => void)[] = []
   private readonly loop: EventLoop

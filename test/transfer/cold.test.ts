@@ -1,5 +1,6 @@
 /** Cold sets at work: what finds their pages, what fetches them, and that neither ever gives another page. */
-import { closeSync, openSync, truncateSync, writeSync } from 'node:fs'
+import { closeSync, openSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
@@ -29,8 +30,9 @@ import { DiskReads } from '../../src/transfer/disk-reads.ts'
 import { NamedPages } from '../../src/transfer/named-pages.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { Pools } from '../../src/transfer/pool.ts'
+import { ReadingThreads } from '../../src/transfer/reading-threads.ts'
 import { until } from '../helpers/until.ts'
-import { migration, page, putPages, scratch } from '../template/makers.ts'
+import { migration, page, putPages, random, scratch } from '../template/makers.ts'
 
 t.setTimeout(120_000)
 
@@ -525,4 +527,115 @@ t.test('nothing is named to a guest that waits, or by a ration', async t => {
   t.equal(fresh.cold!.list.sets[0], pool.cold!.list.sets[0], 'the next session finds the set open')
   t.notSame(fresh.cold!.named, pool.cold!.named, 'and knows nothing of what was named before')
   await fresh.close()
+})
+
+t.test('threads read files: all at once, each what it was asked for', async t => {
+  const { folder } = scratch(t.teardown)
+  const path = join(folder, 'file')
+  const pages = numbered(1, 400)
+  writeFileSync(path, Buffer.concat([...pages, Buffer.alloc(100)]))
+  const fd = openSync(path, 'r')
+  t.teardown(() => closeSync(fd))
+  const threads = new ReadingThreads()
+  t.teardown(() => threads.rest())
+  const reads = new DiskReads()
+  const rand = random(5)
+  const wrong: string[] = []
+  const one = async (): Promise<void> => {
+    const runs = Array.from({ length: 1 + rand(60) }, () => {
+      const first = rand(380)
+      const count = 1 + rand(16)
+      return { fd, position: first * PAGE_SIZE, length: count * PAGE_SIZE, first, wanted: [0, count - 1, rand(count)] }
+    })
+    const came = await threads.read(runs, reads.deadline(60_000), ({ bytes, digests, runs: read }) => {
+      for (const [i, { first, wanted }] of runs.entries()) {
+        const { at, digestsAt, failure } = read[i]!
+        if (failure) wrong.push(failure.message)
+        for (const [k, page] of wanted.entries()) {
+          const body = pages[first + page]!
+          if (!body.equals(bytes.subarray(at + page * PAGE_SIZE, at + (page + 1) * PAGE_SIZE)))
+            wrong.push('other bytes')
+          const proof = new Uint32Array(PROOF_WORDS)
+          writeProof(body, proof, 0)
+          for (let word = 0; word < PROOF_WORDS; word++)
+            if (digests[digestsAt + 8 * k + word] !== proof[word]) wrong.push('another digest')
+        }
+      }
+    })
+    if (!came) wrong.push('late')
+  }
+  await Promise.all(Array.from({ length: 60 }, one))
+  t.same(wrong, [])
+
+  const failures: (string | undefined)[] = []
+  const run = { fd, position: 0, length: PAGE_SIZE, wanted: [0] }
+  const bad = [run, { ...run, fd: 999_999 }, { ...run, position: 400 * PAGE_SIZE }, run]
+  t.ok(
+    await threads.read(bad, reads.deadline(60_000), ({ runs, bytes }) => {
+      failures.push(...runs.map(({ failure }) => failure?.code))
+      t.ok(pages[0]!.equals(bytes.subarray(runs[3]!.at, runs[3]!.at + PAGE_SIZE)), 'the others are read')
+    }),
+  )
+  t.same(failures, [undefined, 'EBADF', '', undefined])
+
+  const never = (): void => void t.fail('it came too late')
+  const past = { isPast: true, passed: Promise.resolve() }
+  t.notOk(await threads.read([run], past, never), 'time is over')
+  threads.rest()
+  let again = false
+  t.ok(
+    await threads.read([run], reads.deadline(60_000), () => {
+      again = true
+    }),
+  )
+  t.ok(again, 'others come after those that ended')
+})
+
+t.test('a set in a file, and what becomes of it', async t => {
+  const { folder } = scratch(t.teardown)
+  const store = new TemplateStore(folder)
+  const pages = numbered(1, 300)
+  const set = await store.openCold(await putPages(store, pages))
+  t.teardown(() => set.close())
+  const list = new ColdList([setOf(numbered(9000, 10)), set])
+  const all = [...numbered(9000, 10), ...pages]
+  const reads = new DiskReads()
+  t.teardown(() => reads.threads.rest())
+  const { workspace, flow } = expanding()
+  const fetcher = new ColdFetcher({ list, reads })
+  await fc.assert(
+    fc.asyncProperty(fc.array(fc.nat(all.length - 1), { minLength: 1, maxLength: 256 }), async numbers => {
+      name(workspace, flow, numbers)
+      await fetcher.fetch(flow, workspace, 1 << 20)
+      const got = fetched(workspace)
+      if (got.length !== numbers.length || got.some((body, i) => !body.equals(all[numbers[i]!]!)))
+        throw new Error('other pages')
+    }),
+    { numRuns: 60 },
+  )
+  // one page of it changes, then it ends early
+  const fd = openSync(set.path, 'r+')
+  writeSync(fd, Buffer.of(1, 2, 3), 0, 3, set.positionOf(100) + 9)
+  closeSync(fd)
+  const asked: number[] = []
+  const asking = (): ColdFetcher =>
+    new ColdFetcher({
+      list,
+      reads,
+      ask: async numbers => {
+        asked.push(...numbers)
+        return numbers.map(number => all[number]!)
+      },
+    })
+  const named = [3, 109, 110, 111, 250]
+  for (const expected of [[110], [250]]) {
+    name(workspace, flow, named)
+    await asking().fetch(flow, workspace, 1 << 20)
+    t.same(
+      fetched(workspace),
+      named.map(number => all[number]!),
+    )
+    t.ok(expected.every(number => asked.includes(number)) && !asked.includes(3), `asked for ${asked.splice(0)}`)
+    truncateSync(set.path, set.positionOf(200))
+  }
 })
