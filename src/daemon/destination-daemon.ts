@@ -133,7 +133,8 @@ export class DestinationDaemon {
   /** @throws IO */
   async start(): Promise<void> {
     loadLz4() // takes 100 ms, which the first migration, or the switch to postcopy, would wait for
-    await this.sets.offer() // damaged sets are told now, not when the first peer comes
+    const { cold } = await this.sets.offer() // damaged sets are told now, not when the first peer comes
+    this.pools.warmCold(cold, this.options.store, SHAPE.role).catch(error => this.tellDefect(error))
     for (const at of this.options.listen) {
       const { address, port } = await this.server.listen(at)
       this.addresses.push({ address, port })

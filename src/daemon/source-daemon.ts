@@ -386,6 +386,7 @@ export class SourceDaemon {
     })
     this.client = client
     try {
+      void this.memory.warmCold(cold, options.store).catch(cause => client.link.abort(asProxyError(cause)))
       const hello = await client.open()
       const agreed = hello.sets.filter(digest => !counted.includes(digest))
       grant.release()

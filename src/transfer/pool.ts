@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { WORKSPACE_BYTES, Workspace } from '../codec/workspace.ts'
-import { ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import {
   type Kernel,
   kernelModule,
@@ -262,6 +262,19 @@ export class Pools {
         }
         return closed
       },
+    }
+  }
+
+  /**
+   * Opens sets that a session is likely to have on the disk: of a large store that takes seconds, in which the other side can
+   * do the same. Without a session they are let go as others are. What goes wrong is told when they are needed.
+   */
+  async warmCold(digests: readonly string[], store: TemplateStore | undefined, role: PoolShape['role']): Promise<void> {
+    if (digests.length === 0) return
+    try {
+      this.releaseCold(await this.coldSets.open(digests, store, role === 'encoder'))
+    } catch (error) {
+      if (!isProxyError(error)) throw error
     }
   }
 
