@@ -676,9 +676,9 @@ class Simulation implements World {
   /** Neither proxy has anything of a migration at this gate. */
   private isIdle(gate: number): boolean {
     const { source, destination } = this
-    const { target, migration, waiting, next } = source.gates[gate]!
-    if (migration || next || waiting.length > 0 || source.waiting.some(entry => entry.gate.target === target))
-      return false
+    const at = source.gates[gate]!
+    const { target, migration, waiting, next } = at
+    if (migration || next || waiting.length > 0 || source.hasWaiting(at)) return false
     for (const { session } of destination.members.values()) {
       if (session.status().migrations.some(migration => migration.target === target)) return false
     }

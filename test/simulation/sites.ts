@@ -15,12 +15,14 @@ import { type SourceParts, SourceSession, type SourceSessionOptions } from '../.
 import { ProxyError } from '../../src/errors.ts'
 import { FairShares } from '../../src/fair-shares.ts'
 import { PIECES_MAX } from '../../src/limits.ts'
+import { TickTimer } from '../../src/link/tick-timer.ts'
 import { DESTINATION_TABLE } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
 import { Gate, Gates, isOpen } from '../../src/migration/gates.ts'
 import type { PatienceTimes } from '../../src/migration/patience.ts'
 import { PausedMigrations } from '../../src/migration/paused.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
+import { Waiting } from '../../src/migration/waiting.ts'
 import { type Address, formatAddress } from '../../src/relay/address.ts'
 import type { QemuSocket } from '../../src/relay/qemu-socket.ts'
 import type { SessionParts } from '../../src/session/parts.ts'
@@ -84,17 +86,14 @@ export interface World {
 const SESSION_SHORT_PAUSE_MS = 100
 const NO_SESSION_PAUSE_MS = 1000
 
-interface Waiting extends Moved {
-  readonly timer: NodeJS.Timeout
-}
-
 /** The source proxy: src/daemon/source-daemon.ts without sockets and sets. */
 export class SourceSite {
   readonly process: Process
   readonly gates: readonly SourceGate[]
   session: SourceSession | undefined
   link: ClientEnd | undefined
-  readonly waiting: Waiting[] = []
+  private readonly waiting: Waiting<Moved>
+  private readonly timer: TickTimer
   readonly pieces = new FairShares(PIECES_MAX)
   readonly memory: FairShares
   drained = false
@@ -108,6 +107,11 @@ export class SourceSite {
     this.world = world
     this.process = new Process(name)
     this.memory = new FairShares(world.memoryBytes)
+    this.waiting = new Waiting(world.patience.precopyMs)
+    this.timer = new TickTimer(
+      () => world.time.nowMs,
+      () => this.refuseOverdue(),
+    )
     this.gates = Array.from({ length: gates }, (_, i) => new Gate(`t${i}`))
     world.time.as(this.process, () => this.open())
   }
@@ -129,7 +133,10 @@ export class SourceSite {
       this.world.refused(socket.peer, 'stopping')
       socket.reset()
     } else if (this.takes(gate)) this.session!.accept(socket, gate)
-    else this.waiting.push(this.waits({ socket, gate }))
+    else {
+      this.waiting.add({ socket, gate })
+      this.timer.arm(this.waiting.nextTickMs)
+    }
   }
 
   private takes(gate: SourceGate): boolean {
@@ -137,37 +144,44 @@ export class SourceSite {
     return isOpen(gate.migration) || (!this.drained && !this.stopping)
   }
 
-  private waits({ socket, gate }: Moved): Waiting {
-    const leftMs = this.world.patience.precopyMs - (this.world.time.nowMs - socket.bornMs)
-    const timer = setTimeout(
-      () => {
-        const i = this.waiting.findIndex(entry => entry.socket === socket)
-        if (i >= 0) this.waiting.splice(i, 1)
-        this.world.refused(socket.peer, 'no session')
-        socket.reset()
-      },
-      Math.max(0, leftMs),
-    )
-    return { socket, gate, timer }
+  private refuseOverdue(): void {
+    for (const { socket } of this.waiting.over(this.world.time.nowMs)) {
+      this.world.refused(socket.peer, 'no session')
+      socket.reset()
+    }
+    this.timer.arm(this.waiting.nextTickMs)
   }
 
   private takeBack(connections: readonly Moved[]): void {
     this.drained = true
     if (this.stopping) for (const { socket } of connections) socket.reset()
-    else this.waiting.unshift(...connections.map(connection => this.waits(connection)))
+    else {
+      this.waiting.addFirst(connections)
+      this.timer.arm(this.waiting.nextTickMs)
+    }
   }
 
   private admitWaiting(): void {
-    for (const entry of this.waiting.splice(0)) {
-      const { socket, gate, timer } = entry
-      if (!this.takes(gate)) this.waiting.push(entry)
-      else {
-        clearTimeout(timer)
-        if (socket.isClosed) continue
-        this.session!.accept(socket, gate)
-      }
-    }
+    this.waiting.handOn(
+      ({ gate }) => this.takes(gate),
+      ({ socket, gate }) => {
+        if (!socket.isClosed) this.session!.accept(socket, gate)
+      },
+    )
     this.world.time.promised = true
+  }
+
+  /** Whether any that came in at this gate waits for a session. */
+  hasWaiting(at: SourceGate): boolean {
+    let found = false
+    this.waiting.handOn(
+      ({ gate }) => {
+        found ||= gate === at
+        return false
+      },
+      () => {},
+    )
+    return found
   }
 
   private open(): void {
@@ -253,10 +267,11 @@ export class SourceSite {
   stop(): void {
     this.stopping = true
     this.world.time.as(this.process, () => {
-      for (const entry of this.waiting.splice(0)) {
-        clearTimeout(entry.timer)
-        entry.socket.reset()
-      }
+      this.waiting.handOn(
+        () => true,
+        ({ socket }) => socket.reset(),
+      )
+      this.timer.stop()
       this.closeIfIdle()
     })
   }
@@ -278,7 +293,7 @@ export class SourceSite {
     const left: string[] = []
     const zero = (what: string, count: number): void =>
       void (count !== 0 && left.push(`${count} ${what} at the source`))
-    zero('connections that wait', waiting.length)
+    zero('connections that wait', waiting.count)
     zero('pieces', pieces.used)
     zero('bytes of memory', memory.used)
     if (session) {
