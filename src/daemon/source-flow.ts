@@ -1,6 +1,6 @@
 /**
- * One connection of the source QEMU, and its flow once it has one: what the socket brings goes to the channel that sends it,
- * what the peer says of the flow goes to the socket.
+ * One channel at the source: a connection of QEMU, and its flow once it has one. What is to be done with either, and when,
+ * its life says (src/migration/source-life.ts); here it is done.
  */
 import type { BatchStats } from '../codec/stats.ts'
 import type { Effort } from '../compression/effort.ts'
@@ -9,6 +9,7 @@ import { ChannelStart } from '../migration/channel-start.ts'
 import type { Departure, DepartureChannel } from '../migration/departure.ts'
 import type { Gate } from '../migration/gates.ts'
 import type { Cause } from '../migration/outcome.ts'
+import type { SourceInput, SourceLife, SourceOrder } from '../migration/source-life.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { MainStreamParser, type ParserMemory } from '../qemu/main-stream.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
@@ -33,6 +34,14 @@ export interface Moved {
   readonly gate: SourceGate
 }
 
+/** How the other side is told that a flow is torn down. */
+interface Why {
+  readonly code: number
+  readonly text: string
+}
+
+const NO_REASON: Why = { code: CODE.NONE, text: '' }
+
 /** What a flow needs of the half that it belongs to. */
 export interface SourceFlowHost {
   readonly options: { readonly session: Session; readonly pieces: Share; readonly now: () => number }
@@ -51,7 +60,7 @@ export interface SourceFlowHost {
   sent(migration: Migration): void
   /** Its flow is over; a migration may be, with it. */
   left(flow: SourceFlow): void
-  /** Its socket is closed, too: nothing writes to its slot. */
+  /** Its connection is gone, too: nothing writes to its slot. */
   release(flow: SourceFlow): void
   /** There may be something to encode. */
   wake(): void
@@ -67,20 +76,20 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
   number = 0
   migration: Migration | undefined
   private readonly half: SourceFlowHost
+  private readonly life: SourceLife
   private readonly start = new ChannelStart()
   /** undefined before it is opened. */
   private sending: SendingChannel | undefined
   /** Of a migration's main: what its destination answers is followed. */
   private returnPath: ReturnPathParser | undefined
-  /** QEMU sends no more. */
-  private finished = false
-  private closed = false
+  /** With what its flow is torn down. */
+  private why = NO_REASON
   /** Its connection belongs to another session by now. */
-  private moved = false
-  private hasLeft = false
+  private detached = false
 
-  constructor(half: SourceFlowHost, socket: SourceConnection, gate: SourceGate) {
+  constructor(half: SourceFlowHost, socket: SourceConnection, gate: SourceGate, life: SourceLife) {
     this.half = half
+    this.life = life
     this.socket = socket
     this.gate = gate
   }
@@ -101,12 +110,7 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
   }
 
   get over(): boolean {
-    return this.finished || this.closed
-  }
-
-  /** What the peer still says of its flow is not for its connection. */
-  get isMoved(): boolean {
-    return this.moved
+    return this.life.isEnding || this.socket.isClosed
   }
 
   get slot(): Slot | undefined {
@@ -120,6 +124,54 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
   get memory(): ParserMemory | undefined {
     const parser = this.sending?.encoder.parser
     return parser instanceof MainStreamParser ? parser.memory() : undefined
+  }
+
+  // --- its life
+
+  /** @param why with what its flow is torn down, where that is what follows. @returns what was done */
+  private on(input: SourceInput, why = NO_REASON): readonly SourceOrder[] {
+    const orders = this.life.on(input)
+    for (const order of orders) this.carryOut(order, why)
+    return orders
+  }
+
+  private carryOut(order: SourceOrder, why: Why): void {
+    const { half, number, socket, sending } = this
+    const { session } = half.options
+    if (order === 'ungate') half.leaveGate(this)
+    else if (order === 'settle') socket.settle()
+    else if (order === 'finish') socket.finish()
+    else if (order === 'break') socket.reset()
+    else if (order === 'detach') this.detach()
+    else if (order === 'drain') {
+      sending!.ends()
+      half.wake()
+    } else if (order === 'drop') {
+      this.why = why
+      sending!.drops()
+    } else if (order === 'fin') session.finFlow(number)
+    else if (order === 'reset') session.resetFlow(number, this.why.code, this.why.text)
+    else if (order === 'leave') this.leave()
+    else if (this.detached || socket.isClosed) half.release(this)
+  }
+
+  private detach(): void {
+    this.socket.detach()
+    this.detached = true
+  }
+
+  private leave(): void {
+    if (this.sending) this.half.sender.close(this.sending)
+    this.half.left(this)
+  }
+
+  /** A close in order ends a migration where it is main's: others may have said all that they have. */
+  private closedBy(cause: Cause): void {
+    if (this.migration?.lead === this) this.endsBy(cause)
+  }
+
+  private endsBy(cause: Cause): void {
+    this.migration?.record.ended(cause)
   }
 
   // --- SocketSink
@@ -142,31 +194,18 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
   }
 
   onEnd(): void {
-    this.finished = true
-    if (!this.sending) {
-      this.half.leaveGate(this) // a probe, or a QEMU that gave up: the far side never hears of it
-      this.socket.reset()
-      return
-    }
     this.closedBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
-    this.sending.ends()
-    this.half.wake()
+    this.on('eof')
   }
 
   onClosed({ how, error }: SocketClosed): void {
-    this.closed = true
-    if (this.hasLeft) {
-      this.half.release(this)
+    if (how !== 'reset' && how !== 'error') {
+      this.on('closed')
       return
     }
-    this.half.leaveGate(this)
-    if (!this.sending) {
-      this.leave()
-      return
-    }
-    if (how !== 'reset' && how !== 'error') return
-    this.endsBy({ by: 'source', how: 'broke', text: `source QEMU broke off (${error?.code ?? how})` })
-    this.sending.breakOff(CODE.QEMU_LOST, `the source QEMU's connection broke: ${error?.code ?? how}`)
+    const code = error?.code ?? how
+    if (this.life.isUp) this.endsBy({ by: 'source', how: 'broke', text: `source QEMU broke off (${code})` })
+    this.on('broke', { code: CODE.QEMU_LOST, text: `the source QEMU's connection broke: ${code}` })
   }
 
   // --- SendingOwner
@@ -197,10 +236,15 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
     this.half.sent(this.migration!)
   }
 
+  packed(emptied: boolean): void {
+    this.on(emptied ? 'emptied' : 'packed')
+  }
+
   // --- the half
 
   /** Its flow exists: what came early is encoded now. */
   opened(number: number, migration: Migration, slot: Slot): void {
+    this.on('opened')
     const { half, kind } = this
     const nowMs = half.options.now()
     this.number = number
@@ -235,37 +279,38 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
   }
 
   fromPeer(payload: Uint8Array): void {
+    const { life } = this
     const { session, pieces } = this.half.options
-    const sending = this.sending!
     this.migration!.traffic.bytesBack += payload.length
     this.returnPath?.push(payload, 0, payload.length)
+    if (!life.isUp) {
+      pieces.give(1)
+      return
+    }
     this.socket.write(payload, error =>
       this.half.guard(() => {
         pieces.give(1)
-        if (!sending.isOver && !error) session.consumed(this.number, payload.length)
+        if (life.isUp && !error) session.consumed(this.number, payload.length)
       }),
     )
   }
 
   /** The destination QEMU closed its direction, and has been given all that it sent. */
   finFromPeer(): void {
-    if (this.moved) return
     if (!this.over) this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
-    this.socket.finish()
+    this.on('fin')
   }
 
   resetByPeer(code: number, text: string): void {
     const by = code === CODE.QEMU_LOST ? 'destination' : 'pair'
     this.endsBy({ by, how: 'broke', text: `the other side broke off: ${text || `code ${code}`}` })
-    this.sending?.breakOff(CODE.NONE, '')
-    if (!this.moved) this.socket.reset()
+    this.on('reset')
   }
 
   /** The other side has taken the flow. */
   taken(): void {
-    if (this.moved) return
     this.migration!.taken = true
-    this.socket.settle()
+    this.on('taken')
   }
 
   /**
@@ -274,35 +319,29 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
    */
   moveAway(): Moved[] {
     const { socket, gate } = this
-    const moved = this.moved || socket.isClosed ? [] : [{ socket, gate }]
-    if (!this.moved) socket.detach()
-    this.moved = true
-    this.half.leaveGate(this)
+    const lives = !socket.isClosed
     // without a flow in a session that lives nothing comes that could end it
-    if (!this.sending || this.half.over) this.leave()
-    else this.sending.breakOff(CODE.NONE, '')
-    return moved
+    const orders = this.on(this.half.over ? 'outlives' : 'moved')
+    return lives && orders.includes('detach') ? [{ socket, gate }] : []
   }
 
   /** The WAN has been gone for too long. @returns false where it was over already */
   giveUp(reason: string): boolean {
-    if (!this.sending || this.sending.isBroken) return false
+    if (!this.life.isUp) return false
     this.endsBy({ by: 'pair', how: 'broke', text: reason })
-    this.sending.breakOff(CODE.PEER_LOST, reason)
-    if (!this.moved) this.socket.reset()
+    this.on('givenUp', { code: CODE.PEER_LOST, text: reason })
     return true
   }
 
   /** Both directions have ended at the session. */
   sessionEnded(): void {
-    this.leave()
+    this.on('ended')
   }
 
   /** The session is gone, and this flow with it. */
   sessionLost(reason: string): void {
     this.endsBy({ by: 'pair', how: 'broke', text: reason })
-    this.socket.reset()
-    this.leave()
+    this.on('lost')
   }
 
   /** Bytes of its channel, for what is told of its migration. */
@@ -314,25 +353,5 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
     if (head.isFull) return
     head.push(memory, at, count)
     migration!.record.begins(head)
-  }
-
-  /** A close in order ends a migration where it is main's: others may have said all that they have. */
-  private closedBy(cause: Cause): void {
-    if (this.migration?.lead === this) this.endsBy(cause)
-  }
-
-  private endsBy(cause: Cause): void {
-    this.migration?.record.ended(cause)
-  }
-
-  private leave(): void {
-    if (this.hasLeft) return
-    this.hasLeft = true
-    if (this.sending) this.half.sender.close(this.sending)
-    // the gate outlives this session: the next one must not open what is gone
-    this.half.leaveGate(this)
-    // the socket may still write to the slot until it is closed
-    if (this.closed || this.moved || this.socket.isClosed) this.half.release(this)
-    this.half.left(this)
   }
 }

@@ -14,6 +14,7 @@ import { Departure } from '../migration/departure.ts'
 import { type GateOrders, Gates, isOpen } from '../migration/gates.ts'
 import { Patience, type PatienceTimes } from '../migration/patience.ts'
 import type { PausedMigrations } from '../migration/paused.ts'
+import { SOURCE_TABLE, SourceLife, type SourceTable } from '../migration/source-life.ts'
 import type { DepartureStatus, MigrationSummary } from '../migration/summary.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import type { StreamPhase } from '../qemu/stream-sink.ts'
@@ -76,11 +77,14 @@ export interface SourceParts {
     onError: (error: ProxyError) => void,
   ) => SenderPacker
   readonly Gates: typeof Gates<SourceFlow, Migration>
+  /** What its channels' lives follow. */
+  readonly channelTable: SourceTable
 }
 
 const SOURCE_PARTS: SourceParts = {
   packer: ({ pool, seed }, sink, onError) => new Outbound(pool, seed, sink, onError),
   Gates,
+  channelTable: SOURCE_TABLE,
 }
 
 export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<SourceFlow, Migration> {
@@ -89,6 +93,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   private readonly flows = new Map<number, SourceFlow>()
   /** All connections, those without a flow too. */
   private readonly connections = new Set<SourceFlow>()
+  private readonly channelTable: SourceTable
   private readonly gates: Gates<SourceFlow, Migration>
   private readonly patience: Patience
   private readonly timer: TickTimer
@@ -99,6 +104,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
     const { session, pool, effort, learning, onFailure } = options
     const parts = { ...SOURCE_PARTS, ...options.parts }
     this.options = options
+    this.channelTable = parts.channelTable
     this.patience = new Patience(options.patience)
     this.gates = new parts.Gates(this, { all: FLOWS_MAX, aMigration: CHANNELS_A_MIGRATION })
     this.sender = new Sender(session, pool, effort, sink => parts.packer(options, sink, onFailure), learning)
@@ -147,7 +153,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
       socket.reset()
       return
     }
-    const flow = new SourceFlow(this, socket, gate)
+    const flow = new SourceFlow(this, socket, gate, new SourceLife(this.channelTable))
     this.connections.add(flow)
     this.options.pool.warm().catch(error => this.defect(error))
     this.guard(() => {
@@ -318,7 +324,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
 
   onData(number: number, payload: Uint8Array): void {
     const flow = this.flows.get(number)
-    if (!flow || flow.isMoved) return
+    if (!flow) return
     const { pieces, onFailure } = this.options
     if (pieces.take(1)) flow.fromPeer(payload)
     else {

@@ -123,6 +123,12 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
     return this.taken || [...this.flows].some(({ number }) => !isUnheard(number))
   }
 
+  /** The other side never heard of it: its connections are another session's. */
+  goesOn(): void {
+    this.moved = true
+    if (this.gate.migration === this) this.gate.migration = undefined
+  }
+
   /** Call after each batch. @returns how it is expected to go on, once */
   follow(nowMs: number, effort: number): Forecast | undefined {
     return this.traffic.follow(this.blocks, () => this.counts(), nowMs - this.startMs, effort)

@@ -1,6 +1,6 @@
 /**
  * The life of a channel at the destination: when its QEMU is dialled, where its bytes go, and how both directions come to
- * their end, whatever comes first. A table, as the source's (src/migration/channel-life.ts): null is a defect of ours.
+ * their end, whatever comes first. A table, as the source's (src/migration/source-life.ts): null is a defect of ours.
  */
 import { assert } from '../errors.ts'
 

@@ -41,7 +41,7 @@ export interface GateChannel {
   kind: ChannelKind
   /** Not a byte has come. */
   readonly isSilent: boolean
-  /** QEMU has ended it. */
+  /** QEMU has ended it, or it is torn down. */
   readonly over: boolean
 }
 

@@ -87,7 +87,7 @@ export class Sender {
 
   /** A channel's flow is over; its slot is its socket's until that is closed. */
   close(channel: SendingChannel): void {
-    channel.ended()
+    channel.pumped.broken = true
     this.pump.remove(channel.pumped)
     if (this.channels.get(channel.number) === channel) this.channels.delete(channel.number)
   }

@@ -1,13 +1,11 @@
 /**
- * One channel on its way out: where its bytes wait, what finds records in them, and how its flow is brought to its end in
- * order, once all that came of it is handed in. Sender makes it.
+ * One channel on its way out: where its bytes wait, what finds records in them, and when all that came of it is handed in,
+ * so that its flow can end. Sender makes it.
  */
 import { FlowEncoder, type StreamFacts } from '../codec/flow-encoder.ts'
 import type { PoolRegions } from '../codec/places.ts'
 import type { Effort } from '../compression/effort.ts'
-import { ChannelLife } from '../migration/channel-life.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
-import { CODE } from '../wan/wire.ts'
 import type { OutboundChannel } from './batch-job.ts'
 import { ChannelBuffer } from './channel-buffer.ts'
 import { type MigrationMemory, parserFor } from './channel-parser.ts'
@@ -17,12 +15,10 @@ import type { Slot } from './slot-arena.ts'
 /** A read with less room than this would cut records for nothing. */
 const ROOM_MIN = 16 * 1024
 
-/** What a flow is told when it ends; Session has it. */
+/** What is said of a flow; Session has it. */
 export interface SendingLink {
   /** A guest waits for what it sends. */
   setUrgent(flow: number, urgent: boolean): void
-  finFlow(flow: number): void
-  resetFlow(flow: number, code: number, text: string): void
 }
 
 /** Whose channel it is: hears what its bytes say, and what became of them. */
@@ -31,6 +27,8 @@ export interface SendingOwner extends StreamFacts {
   encoded(rawBytes: number, effort: Effort): void
   /** A batch of it was handed in. */
   sent(): void
+  /** Nothing of it is under way. @param emptied and nothing waits: an end of it may be handed in */
+  packed(emptied: boolean): void
 }
 
 /** What a channel begins with. */
@@ -58,10 +56,6 @@ export class SendingChannel implements OutboundChannel {
   readonly memory: Uint8Array
   private readonly link: SendingLink
   private readonly pump: Pump
-  private readonly life = new ChannelLife('open')
-  /** With what its flow is torn down. */
-  private resetCode: number = CODE.NONE
-  private resetText = ''
 
   constructor(
     start: SendingStart,
@@ -87,16 +81,6 @@ export class SendingChannel implements OutboundChannel {
 
   get isUrgent(): boolean {
     return this.pumped.urgent
-  }
-
-  /** It is torn down, or was. */
-  get isBroken(): boolean {
-    return this.life.isBroken
-  }
-
-  /** Nothing of it may be handed in any more. */
-  get isOver(): boolean {
-    return this.life.isOver
   }
 
   /** Where the next bytes of QEMU may land; undefined: not now. What waits is an incomplete record where it has to move. */
@@ -125,34 +109,20 @@ export class SendingChannel implements OutboundChannel {
     this.pumped.urgent = true
   }
 
-  /** Its QEMU sends no more: FIN is due behind what waits. */
+  /** Its QEMU sends no more: what waits goes out, incomplete records too. */
   ends(): void {
-    this.life.on('eof')
     this.pumped.ended = true
     this.settle()
   }
 
-  /** Tears its flow down, behind the batches that are encoded already. Once. */
-  breakOff(code: number, text: string): void {
-    if (this.isBroken) return
-    this.life.on('broke')
-    this.resetCode = code
-    this.resetText = text
+  /** It is torn down: nothing of it is encoded any more. */
+  drops(): void {
     this.pumped.broken = true
     this.settle()
   }
 
-  /** Both directions have ended at the session, or that is gone. */
-  ended(): void {
-    this.life.on('ended')
-    this.pumped.broken = true
-  }
-
-  /** Hands in FIN or RESET where they are due: nothing of it is under way any more. */
+  /** Tells its owner where nothing of it is under way. */
   settle(): void {
-    if (this.pumped.underWay > 0) return
-    const order = this.life.on(this.encoder.waiting === 0 ? 'emptied' : 'packed')
-    if (order === 'fin') this.link.finFlow(this.number)
-    else if (order === 'reset') this.link.resetFlow(this.number, this.resetCode, this.resetText)
+    if (this.pumped.underWay === 0) this.owner.packed(this.encoder.waiting === 0)
   }
 }

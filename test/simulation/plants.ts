@@ -13,6 +13,13 @@ import {
 } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
 import { Gates, isOpen } from '../../src/migration/gates.ts'
+import {
+  SOURCE_TABLE,
+  type SourceInput,
+  type SourceState,
+  type SourceStep,
+  type SourceTable,
+} from '../../src/migration/source-life.ts'
 import { Outbox } from '../../src/session/outbox.ts'
 import { ReceiveWindow } from '../../src/session/receive-window.ts'
 import type { InboundChannel } from '../../src/transfer/inbound.ts'
@@ -21,8 +28,13 @@ import { type Packing, SlowPacker, SlowUnpacker } from './codec.ts'
 import type { SiteParts } from './sites.ts'
 
 /** The table of channels at the destination with one pair changed. */
-function changed(state: DestinationState, input: DestinationInput, step: DestinationStep): DestinationTable {
+function destination(state: DestinationState, input: DestinationInput, step: DestinationStep): DestinationTable {
   return { ...DESTINATION_TABLE, [state]: { ...DESTINATION_TABLE[state], [input]: step } }
+}
+
+/** The same of channels at the source. */
+function source(state: SourceState, input: SourceInput, step: SourceStep): SourceTable {
+  return { ...SOURCE_TABLE, [state]: { ...SOURCE_TABLE[state], [input]: step } }
 }
 
 const SourceGates = Gates<SourceFlow, Migration>
@@ -91,6 +103,18 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
       }
     },
   },
+  'FIN overtakes what waits': { sourceTable: source('ending', 'packed', ['finished', 'fin']) },
+  'the end of a source QEMU is kept for itself': { sourceTable: source('ending', 'emptied', ['finished']) },
+  'a source QEMU that broke off is not told': { sourceTable: source('breaking', 'emptied', ['broken']) },
+  'the source QEMU does not hear that its flow was torn down': {
+    sourceTable: source('open', 'reset', ['breaking', 'drop']),
+  },
+  'what a session loses is left alone': { sourceTable: source('open', 'lost', ['over', 'leave', 'free']) },
+  'a connection that broke stays at its gate': { sourceTable: source('unopened', 'broke', ['over', 'leave', 'free']) },
+  'a place at the source is never given back': { sourceTable: source('over', 'closed', ['over']) },
+  'a channel without a flow breaks where it could go on': {
+    sourceTable: source('unopened', 'outlives', ['over', 'ungate', 'break', 'leave', 'free']),
+  },
   'the end of a return path is not handed on': {
     SourceSession: class extends SourceSession {
       override onFin(): void {}
@@ -126,12 +150,16 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
     },
   },
   'FIN that came before its connection is forgotten': {
-    channelTable: changed('said', 'connected', ['open', 'start']),
+    destinationTable: destination('said', 'connected', ['open', 'start']),
   },
-  'the end of a QEMU is kept for itself': { channelTable: changed('ending', 'sent', ['finished']) },
-  'END cuts off what a QEMU is owed': { channelTable: changed('finished', 'ended', ['over', 'break', 'leave']) },
-  'a broken QEMU passes for one that has ended': { channelTable: changed('open', 'broke', ['leaving']) },
-  'a source that broke off is not told to its QEMU': { channelTable: changed('open', 'reset', ['broken', 'reset']) },
+  'the end of a QEMU is kept for itself': { destinationTable: destination('ending', 'sent', ['finished']) },
+  'END cuts off what a QEMU is owed': {
+    destinationTable: destination('finished', 'ended', ['over', 'break', 'leave']),
+  },
+  'a broken QEMU passes for one that has ended': { destinationTable: destination('open', 'broke', ['leaving']) },
+  'a source that broke off is not told to its QEMU': {
+    destinationTable: destination('open', 'reset', ['broken', 'reset']),
+  },
   'a flow that is gone stays in the queue of dials': {
     DialQueue: class extends DialQueue<DestinationFlow> {
       override gone(): void {}

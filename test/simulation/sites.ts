@@ -21,6 +21,7 @@ import { DialQueue } from '../../src/migration/dial-queue.ts'
 import { Gate, Gates, isOpen } from '../../src/migration/gates.ts'
 import type { PatienceTimes } from '../../src/migration/patience.ts'
 import { PausedMigrations } from '../../src/migration/paused.ts'
+import { SOURCE_TABLE } from '../../src/migration/source-life.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { Waiting } from '../../src/migration/waiting.ts'
 import { type Address, formatAddress } from '../../src/relay/address.ts'
@@ -38,8 +39,9 @@ export interface SiteParts {
   readonly SourceConnection: typeof SourceConnection
   readonly DestinationSession: typeof DestinationSession
   readonly Gates: SourceParts['Gates']
+  readonly sourceTable: SourceParts['channelTable']
   readonly DialQueue: DestinationParts['DialQueue']
-  readonly channelTable: DestinationParts['channelTable']
+  readonly destinationTable: DestinationParts['channelTable']
   readonly Packer: typeof SlowPacker
   readonly Unpacker: typeof SlowUnpacker
   readonly sourceLink: Partial<SessionParts>
@@ -51,8 +53,9 @@ export const SITE_PARTS: SiteParts = {
   SourceConnection,
   DestinationSession,
   Gates,
+  sourceTable: SOURCE_TABLE,
   DialQueue,
-  channelTable: DESTINATION_TABLE,
+  destinationTable: DESTINATION_TABLE,
   Packer: SlowPacker,
   Unpacker: SlowUnpacker,
   sourceLink: {},
@@ -233,6 +236,7 @@ export class SourceSite {
           parts: {
             packer: ({ pool }: SourceSessionOptions, sink) => new parts.Packer(pool, time, random, sink),
             Gates: parts.Gates,
+            channelTable: parts.sourceTable,
           },
         })
         this.session = session
@@ -387,7 +391,7 @@ export class DestinationSite implements WanServer {
         },
         dial: (address, options) => this.dial(address, options?.signal),
         DialQueue: parts.DialQueue,
-        channelTable: parts.channelTable,
+        channelTable: parts.destinationTable,
       },
     })
     link.sink = session

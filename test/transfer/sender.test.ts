@@ -1,6 +1,7 @@
 /** The way out of a session without sockets, clocks and threads: slots, order, ends, and sources that fall silent. */
 import t from 'tap'
 import { FLOWS_MAX } from '../../src/limits.ts'
+import { type SourceInput, SourceLife } from '../../src/migration/source-life.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
 import type { BatchReport } from '../../src/transfer/batch-job.ts'
 import { EffortController } from '../../src/transfer/effort-controller.ts'
@@ -9,7 +10,6 @@ import type { Pool } from '../../src/transfer/pool.ts'
 import { Sender, type SenderPacker } from '../../src/transfer/sender.ts'
 import type { SendingChannel, SendingOwner, SendingStart } from '../../src/transfer/sending-channel.ts'
 import { SLOT_UNIT_BYTES } from '../../src/transfer/slot-arena.ts'
-import { CODE } from '../../src/wan/wire.ts'
 import { random } from '../template/makers.ts'
 
 const UNITS = FLOWS_MAX + 64
@@ -74,8 +74,6 @@ class World {
       credit: () => this.credit,
       pickFlow: (candidates: readonly number[]) => candidates[0]!,
       setUrgent: (flow: number, urgent: boolean) => void this.told.push(`${flow} urgent ${urgent}`),
-      finFlow: (flow: number) => void this.told.push(`${flow} fin`),
-      resetFlow: (flow: number, code: number, text: string) => void this.told.push(`${flow} reset ${code} ${text}`),
       sendBatch: (flow: number, rawLength: number, parts: readonly Uint8Array[]) => {
         this.told.push(`${flow} batch ${rawLength}`)
         this.sent.set(flow, Buffer.concat([this.sent.get(flow) ?? Buffer.alloc(0), ...parts]))
@@ -92,9 +90,10 @@ class World {
   }
 
   open(number: number, more: Partial<SendingStart> = {}): { channel: SendingChannel; owner: Owner } {
-    const owner = new Owner()
+    const owner = new Owner(end => this.told.push(`${number} ${end}`))
     const start = { number, migration: 1, kind: 'unknown', memory: {}, urgent: false, owner } as const
-    return { channel: this.sender.open({ ...start, ...more }, this.sender.takeSlot()!), owner }
+    owner.channel = this.sender.open({ ...start, ...more }, this.sender.takeSlot()!)
+    return { channel: owner.channel, owner }
   }
 
   /** QEMU's bytes arrive. @returns how many there was room for */
@@ -113,10 +112,31 @@ class World {
   }
 }
 
+/** Brings its flow to its end as SourceFlow does. */
 class Owner implements SendingOwner {
   rawBytes = 0
   batches = 0
   readonly phases: string[] = []
+  channel!: SendingChannel
+  private readonly life = new SourceLife()
+  private readonly handIn: (end: 'fin' | 'reset') => void
+
+  constructor(handIn: (end: 'fin' | 'reset') => void) {
+    this.handIn = handIn
+    this.life.on('opened')
+  }
+
+  on(input: SourceInput): void {
+    for (const order of this.life.on(input)) {
+      if (order === 'drain') this.channel.ends()
+      else if (order === 'drop') this.channel.drops()
+      else if (order === 'fin' || order === 'reset') this.handIn(order)
+    }
+  }
+
+  packed(emptied: boolean): void {
+    this.on(emptied ? 'emptied' : 'packed')
+  }
 
   encoded(rawBytes: number): void {
     this.rawBytes += rawBytes
@@ -137,7 +157,7 @@ t.test('FIN goes behind the last batch, RESET behind those that are encoded', t 
   world.write(channel, Buffer.alloc(1000, 1))
   world.work()
   world.write(channel, Buffer.alloc(500, 2))
-  channel.ends()
+  owner.on('eof')
   t.same(world.told, [], 'bytes wait, and are under way')
   world.work()
   world.packer.finish()
@@ -146,27 +166,27 @@ t.test('FIN goes behind the last batch, RESET behind those that are encoded', t 
   t.same(world.told.splice(0), ['1 batch 1000', '1 batch 500', '1 fin'])
   t.match(owner, { rawBytes: 1500, batches: 2 })
 
-  const broken = world.open(2).channel
+  const { channel: broken, owner: breaks } = world.open(2)
   world.write(broken, Buffer.alloc(1000, 1))
   world.work()
   world.write(broken, Buffer.alloc(500, 2))
-  broken.breakOff(CODE.QEMU_LOST, 'gone')
-  broken.breakOff(CODE.NONE, 'a second time')
+  breaks.on('broke')
+  breaks.on('reset')
   world.work()
   t.same(world.told, [], 'a batch is under way')
   world.packer.finish()
-  t.same(world.told.splice(0), ['2 batch 1000', `2 reset ${CODE.QEMU_LOST} gone`], 'what waited is lost')
-  t.match(broken, { isBroken: true, isOver: true })
+  t.same(world.told.splice(0), ['2 batch 1000', '2 reset'], 'what waited is lost')
 
-  const still = world.open(3).channel
-  still.ends()
+  const { owner: still } = world.open(3)
+  still.on('eof')
   t.same(world.told.splice(0), ['3 fin'], 'at once where there is nothing')
-  still.breakOff(CODE.PEER_LOST, 'late')
-  t.same(world.told.splice(0), [`3 reset ${CODE.PEER_LOST} late`], 'a finished one can break')
+  still.on('givenUp')
+  t.same(world.told.splice(0), ['3 reset'], 'a finished one can break')
 
-  const ended = world.open(4).channel
+  const { channel: ended, owner: ends } = world.open(4)
   world.write(ended, Buffer.alloc(10))
   world.work()
+  ends.on('lost')
   world.sender.close(ended)
   world.packer.finish()
   t.same(world.told, ['4 batch 10'], 'the peer knows its end: nothing is said of it')
@@ -232,15 +252,15 @@ t.test('whatever comes in whichever order, each flow gets its bytes and one end'
       world.nowMs += next(3) / 2
       if (world.sender.nextTickMs <= world.nowMs) world.sender.tick(world.nowMs)
       const flow = flows[next(flows.length)]!
-      const { channel, bytes } = flow
+      const { channel, owner, bytes } = flow
       world.credit = next(4) === 0 ? 0 : 1e6
       if (!isOver(flow)) {
         flow.at += world.write(channel, bytes.subarray(flow.at, flow.at + next(60_000)))
         if (flow.at === bytes.length) {
-          channel.ends()
+          owner.on('eof')
           flow.end = 'fin'
         } else if (next(200) === 0) {
-          channel.breakOff(CODE.NONE, '')
+          owner.on('broke')
           flow.end = 'reset'
         }
       }
