@@ -1,6 +1,6 @@
 /**
  * The source proxy's half of a session: QEMU's connections become flows, their bytes batches. Joins relay (sockets),
- * transfer (codec) and session (WAN); decides nothing about bytes.
+ * transfer (codec) and session (WAN); what is decided, the engines in src/migration and src/transfer decide.
  */
 
 import { EFFORTS } from '../compression/effort.ts'
@@ -10,9 +10,9 @@ import type { SessionLearning } from '../learning/learning.ts'
 import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { TickTimer } from '../link/tick-timer.ts'
-import { Departure } from '../migration/departure.ts'
-import { type GateOrders, Gates, isOpen } from '../migration/gates.ts'
-import { Patience, type PatienceTimes } from '../migration/patience.ts'
+import { Departures } from '../migration/departures.ts'
+import { type GateOrders, Gates } from '../migration/gates.ts'
+import type { PatienceTimes } from '../migration/patience.ts'
 import type { PausedMigrations } from '../migration/paused.ts'
 import { SOURCE_TABLE, SourceLife, type SourceTable } from '../migration/source-life.ts'
 import type { DepartureStatus, MigrationSummary } from '../migration/summary.ts'
@@ -77,6 +77,7 @@ export interface SourceParts {
     onError: (error: ProxyError) => void,
   ) => SenderPacker
   readonly Gates: typeof Gates<SourceFlow, Migration>
+  readonly Departures: typeof Departures<SourceFlow>
   /** What its channels' lives follow. */
   readonly channelTable: SourceTable
 }
@@ -84,6 +85,7 @@ export interface SourceParts {
 const SOURCE_PARTS: SourceParts = {
   packer: ({ pool, seed }, sink, onError) => new Outbound(pool, seed, sink, onError),
   Gates,
+  Departures,
   channelTable: SOURCE_TABLE,
 }
 
@@ -91,22 +93,24 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   readonly options: SourceSessionOptions
   readonly sender: Sender
   private readonly flows = new Map<number, SourceFlow>()
-  /** All connections, those without a flow too. */
-  private readonly connections = new Set<SourceFlow>()
   private readonly channelTable: SourceTable
   private readonly gates: Gates<SourceFlow, Migration>
-  private readonly patience: Patience
+  private readonly departures: Departures<SourceFlow>
   private readonly timer: TickTimer
   private ended = false
   private readonly answers: ColdAnswers | undefined
 
   constructor(options: SourceSessionOptions) {
-    const { session, pool, effort, learning, onFailure } = options
+    const { session, sessionId, pool, effort, learning, patience, paused, nextMigration, log, onFailure } = options
     const parts = { ...SOURCE_PARTS, ...options.parts }
     this.options = options
     this.channelTable = parts.channelTable
-    this.patience = new Patience(options.patience)
     this.gates = new parts.Gates(this, { all: FLOWS_MAX, aMigration: CHANNELS_A_MIGRATION })
+    this.departures = new parts.Departures(
+      { session: sessionId, times: patience, paused, nextNumber: nextMigration, efforts: EFFORTS.length },
+      this.gates.migrations,
+      ({ number, record }, reason) => log.warn('migration given up', { migration: number, id: record.id, reason }),
+    )
     this.sender = new Sender(session, pool, effort, sink => parts.packer(options, sink, onFailure), learning)
     if (pool.cold) {
       const send = (number: number, page: Uint8Array | undefined): void => session.sendPage(number, page)
@@ -135,7 +139,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
 
   /** Connections that it has, opened or not. */
   get connectionCount(): number {
-    return this.connections.size
+    return this.departures.connections.size
   }
 
   /** Migrations that run, each as it is: plain data. */
@@ -154,7 +158,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
       return
     }
     const flow = new SourceFlow(this, socket, gate, new SourceLife(this.channelTable))
-    this.connections.add(flow)
+    this.departures.connections.add(flow)
     this.options.pool.warm().catch(error => this.defect(error))
     this.guard(() => {
       this.gates.arrived(flow, this.options.now())
@@ -179,10 +183,10 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
 
   /** One of the engines is due, or was when the timer was set. */
   private tick(): void {
-    const { gates, patience, sender } = this
+    const { gates, departures, sender } = this
     const nowMs = this.options.now()
     if (gates.nextTickMs <= nowMs) gates.tick(nowMs)
-    if (patience.nextTickMs <= nowMs) this.giveUp()
+    departures.tick(nowMs)
     if (sender.nextTickMs <= nowMs) {
       sender.tick(nowMs)
       this.wake()
@@ -191,7 +195,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   }
 
   private arm(): void {
-    this.timer.arm(Math.min(this.gates.nextTickMs, this.patience.nextTickMs, this.sender.nextTickMs))
+    this.timer.arm(Math.min(this.gates.nextTickMs, this.departures.nextTickMs, this.sender.nextTickMs))
   }
 
   /** Ends a connection that no destination QEMU is to hear of. */
@@ -212,15 +216,13 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   }
 
   release(flow: SourceFlow): void {
-    if (this.connections.delete(flow) && flow.slot) this.sender.giveSlot(flow.slot)
+    if (this.departures.connections.delete(flow) && flow.slot) this.sender.giveSlot(flow.slot)
   }
 
   left(flow: SourceFlow): void {
-    const { migration } = flow
-    const { paused, learning, now, onSummary } = this.options
+    const { learning, now, onSummary } = this.options
+    const migration = this.departures.left(flow)
     if (!migration) return
-    if (migration.lead === flow) migration.remember(paused)
-    if (!migration.closed(flow)) return
     this.gates.ended(migration)
     if (migration.moved) return
     // by END: then the other side knows it at the same point
@@ -235,19 +237,9 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   }
 
   begin(flow: SourceFlow): Migration {
-    const { gate, kind } = flow
-    const { nextMigration, now, effort, session, sessionId, paused } = this.options
+    const { now, effort, session } = this.options
     effort.begin(session.rttMinMs)
-    const startMs = now()
-    const migration = new Departure({
-      ...{ session: sessionId, number: nextMigration(), gate, startMs, kind, efforts: EFFORTS.length },
-    })
-    if (kind === 'recovery') {
-      // what QEMU gave up may not have ended here yet
-      for (const { migration: before } of this.connections) if (before?.lead?.over) before.remember(paused)
-      migration.memory = paused.take(gate)
-    }
-    return migration
+    return this.departures.begin(flow, now())
   }
 
   open(flow: SourceFlow, migration: Migration): void {
@@ -313,8 +305,8 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   /** While any guest waits for its pages, next to nothing may wait in the link. */
   private followUrgency(): void {
     if (this.ended) return
-    const urgent = [...this.gates.migrations].some(migration => migration.urgent && migration.flows.size > 0)
-    this.options.session.setQueueTarget(urgent ? URGENT_QUEUE_MS : this.options.queueTargetMs)
+    const { session, queueTargetMs } = this.options
+    session.setQueueTarget(this.departures.isUrgent ? URGENT_QUEUE_MS : queueTargetMs)
   }
 
   // --- LinkSink
@@ -362,8 +354,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   /** Gives the connections of a migration that the other side never heard of back, for another session. */
   private move(migration: Migration): void {
     if (migration.moved) return
-    migration.moved = true
-    if (migration.gate.migration === migration) migration.gate.migration = undefined
+    migration.goesOn()
     this.options.onMoved([...migration.flows].flatMap(flow => flow.moveAway()))
   }
 
@@ -386,8 +377,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   }
 
   onConnection(connection: number, up: boolean, standing: number, error?: Error): void {
-    this.patience.wan(standing > 0, this.options.now())
-    this.giveUp()
+    this.departures.wan(standing > 0, this.options.now())
     this.arm()
     this.options.onConnection(connection, up, error)
   }
@@ -421,9 +411,9 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
       this.gates.stop()
       this.flows.clear()
       this.options.pieces.close()
-      const connections = [...this.connections]
+      const connections = [...this.departures.connections]
       try {
-        this.endConnections(connections, reason)
+        this.endConnections(reason)
       } catch (error) {
         for (const { socket } of connections) socket.reset() // whatever is wrong, no QEMU waits for what never comes
         this.defect(error)
@@ -432,35 +422,12 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
     return this.sender.end().catch(error => this.defect(error))
   }
 
-  /** Ends migrations that have waited for the WAN long enough; the session itself may wait on for others. */
-  private giveUp(): void {
-    for (const { record, number, flows } of this.patience.over(this.gates.migrations, this.options.now())) {
-      const reason = this.patience.reason(record.postcopy)
-      const ended = [...flows].filter(flow => flow.giveUp(reason))
-      if (ended.length > 0) this.options.log.warn('migration given up', { migration: number, id: record.id, reason })
-    }
-  }
-
   /** Breaks the connections of migrations that the other side may know of, and gives the others back. */
-  private endConnections(connections: readonly SourceFlow[], reason: string): void {
-    const { session } = this.options
-    const known = (migration: Migration): boolean => migration.isKnown(flow => session.isUnheard(flow))
-    const lost = new Set<SourceFlow>()
-    for (const flow of connections) {
-      // those that are silent, or wait for their main, go with what runs at their gate
-      const migration = flow.migration ?? (isOpen(flow.gate.migration) ? flow.gate.migration : undefined)
-      if (migration && !migration.moved && known(migration)) lost.add(flow)
-    }
-    const moved: Moved[] = []
-    for (const flow of connections) {
-      const { migration, gate } = flow
-      if (lost.has(flow)) flow.sessionLost(reason)
-      else {
-        if (migration) migration.moved = true
-        if (gate.migration === migration) gate.migration = undefined
-        moved.push(...flow.moveAway())
-      }
-    }
-    if (moved.length > 0) this.options.onMoved(moved)
+  private endConnections(reason: string): void {
+    const { session, onMoved } = this.options
+    const { lost, goOn } = this.departures.part(flow => session.isUnheard(flow))
+    for (const flow of lost) flow.sessionLost(reason)
+    const moved = goOn.flatMap(flow => flow.moveAway())
+    if (moved.length > 0) onMoved(moved)
   }
 }

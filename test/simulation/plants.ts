@@ -4,6 +4,7 @@ import { DestinationSession } from '../../src/daemon/destination-session.ts'
 import { SourceConnection } from '../../src/daemon/source-connection.ts'
 import type { Migration, SourceFlow } from '../../src/daemon/source-flow.ts'
 import { SourceSession } from '../../src/daemon/source-session.ts'
+import { Departures } from '../../src/migration/departures.ts'
 import {
   DESTINATION_TABLE,
   type DestinationInput,
@@ -100,6 +101,27 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
           onEnd: () => sink.onEnd(),
           onClosed: closed => sink.onClosed(closed),
         })
+      }
+    },
+  },
+  'what the other side has taken goes on in another session': {
+    Departures: class extends Departures<SourceFlow> {
+      override part(): ReturnType<Departures<SourceFlow>['part']> {
+        return { lost: [], goOn: [...this.connections] }
+      }
+    },
+  },
+  'what the other side never heard of ends with its session': {
+    Departures: class extends Departures<SourceFlow> {
+      override part(): ReturnType<Departures<SourceFlow>['part']> {
+        return { lost: [...this.connections], goOn: [] }
+      }
+    },
+  },
+  'nobody waits for ever: a broken WAN is given up at once': {
+    Departures: class extends Departures<SourceFlow> {
+      override wan(up: boolean, nowMs: number): void {
+        super.wan(up, up ? nowMs : nowMs - 3_600_000)
       }
     },
   },

@@ -16,6 +16,7 @@ import { ProxyError } from '../../src/errors.ts'
 import { FairShares } from '../../src/fair-shares.ts'
 import { PIECES_MAX } from '../../src/limits.ts'
 import { TickTimer } from '../../src/link/tick-timer.ts'
+import { Departures } from '../../src/migration/departures.ts'
 import { DESTINATION_TABLE } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
 import { Gate, Gates, isOpen } from '../../src/migration/gates.ts'
@@ -39,6 +40,7 @@ export interface SiteParts {
   readonly SourceConnection: typeof SourceConnection
   readonly DestinationSession: typeof DestinationSession
   readonly Gates: SourceParts['Gates']
+  readonly Departures: SourceParts['Departures']
   readonly sourceTable: SourceParts['channelTable']
   readonly DialQueue: DestinationParts['DialQueue']
   readonly destinationTable: DestinationParts['channelTable']
@@ -53,6 +55,7 @@ export const SITE_PARTS: SiteParts = {
   SourceConnection,
   DestinationSession,
   Gates,
+  Departures,
   sourceTable: SOURCE_TABLE,
   DialQueue,
   destinationTable: DESTINATION_TABLE,
@@ -236,6 +239,7 @@ export class SourceSite {
           parts: {
             packer: ({ pool }: SourceSessionOptions, sink) => new parts.Packer(pool, time, random, sink),
             Gates: parts.Gates,
+            Departures: parts.Departures,
             channelTable: parts.sourceTable,
           },
         })
