@@ -314,6 +314,12 @@ export const CHANNEL_UNITS = FLOWS_MAX + 128 * 8
  */
 export const KEPT_BYTES_MAX = 512 * 1024
 
+/**
+ * Bytes of a connection that are read ahead while its flow cannot take them: all that QEMU says on a channel before its
+ * main goes on. An end behind them is seen, so that a channel that QEMU has closed does not wait for the next migration.
+ */
+export const AHEAD_BYTES = 4096
+
 // QEMU's streams: the wire allows more than any QEMU sends; a parser that met more has lost its place, or is being fed -----
 
 /** RAMBlocks of one guest. 256 DIMMs, a few ROMs a device: some hundreds. Each costs the codec a table. */

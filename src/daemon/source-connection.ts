@@ -3,8 +3,14 @@
  * taken its flow, so that it can begin again on another session, and QEMU sees nothing but a pause.
  */
 import { assert } from '../errors.ts'
-import { KEPT_BYTES_MAX } from '../limits.ts'
+import { AHEAD_BYTES, KEPT_BYTES_MAX } from '../limits.ts'
 import type { QemuSocket, SocketClosed, SocketSink, WriteDone } from '../relay/qemu-socket.ts'
+
+/** Takes what a connection delivers, and what else it says. */
+export interface ConnectionSink extends SocketSink {
+  /** QEMU has closed it, behind bytes for which the sink has no room yet. */
+  onEndBehind(): void
+}
 
 /** Looks to a flow like the socket, and to the socket like the flow. */
 export class SourceConnection implements SocketSink {
@@ -12,7 +18,7 @@ export class SourceConnection implements SocketSink {
   readonly bornMs: number
   private readonly socket: QemuSocket
   /** The flow that has it now; undefined between two sessions. */
-  private sink: SocketSink | undefined
+  private sink: ConnectionSink | undefined
   private started = false
   /** Where bytes land until the flow is taken: memory of no session, because the socket may still write to it then. */
   private own: Uint8Array | undefined
@@ -48,7 +54,7 @@ export class SourceConnection implements SocketSink {
   }
 
   /** Gives it to a flow: first all that came before. */
-  start(sink: SocketSink): void {
+  start(sink: ConnectionSink): void {
     assert(!this.sink, 'a connection has one flow')
     this.sink = sink
     if (!this.started) {
@@ -58,7 +64,10 @@ export class SourceConnection implements SocketSink {
     }
     const { closed } = this
     if (closed) process.nextTick(() => sink.onClosed(closed))
-    else this.resume()
+    else {
+      this.resume()
+      this.tellEndBehind()
+    }
   }
 
   /** Takes it from its flow, which the other proxy never heard of, for another one. */
@@ -103,10 +112,12 @@ export class SourceConnection implements SocketSink {
       this.poured = 0
       return this.sink?.nextSlot()
     }
-    // what the flow has no room for stays with QEMU
-    const room = this.poured < this.kept ? 0 : (this.sink?.nextSlot()?.length ?? 0)
-    const take = Math.min(room, KEPT_BYTES_MAX - this.kept)
-    if (take === 0) return undefined
+    // what the flow has no room for stays with QEMU, but for so much that an end behind it is seen
+    const waits = this.kept - this.poured
+    const room = waits > 0 ? 0 : (this.sink?.nextSlot()?.length ?? 0)
+    const ahead = this.taken ? 0 : AHEAD_BYTES - waits
+    const take = Math.min(Math.max(room, ahead), KEPT_BYTES_MAX - this.kept)
+    if (take <= 0) return undefined
     this.lentOwn = true
     const own = this.roomFor(this.kept + take)
     return own.subarray(this.kept, this.kept + take)
@@ -124,6 +135,7 @@ export class SourceConnection implements SocketSink {
   onEnd(): void {
     this.ended = true
     this.pour()
+    this.tellEndBehind()
   }
 
   onClosed(closed: SocketClosed): void {
@@ -139,6 +151,10 @@ export class SourceConnection implements SocketSink {
     if (own) room.set(own.subarray(0, this.kept))
     this.own = room
     return room
+  }
+
+  private tellEndBehind(): void {
+    if (this.ended && !this.endTold) this.sink?.onEndBehind()
   }
 
   /** Gives the flow what it has not had yet, as far as it has room. */

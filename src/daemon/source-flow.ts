@@ -14,13 +14,13 @@ import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { MainStreamParser, type ParserMemory } from '../qemu/main-stream.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
 import type { MultifdMethod, StreamPhase } from '../qemu/stream-sink.ts'
-import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
+import type { SocketClosed } from '../relay/qemu-socket.ts'
 import type { Session } from '../session/session.ts'
 import type { Sender } from '../transfer/sender.ts'
 import type { SendingChannel, SendingOwner } from '../transfer/sending-channel.ts'
 import type { Slot } from '../transfer/slot-arena.ts'
 import { CODE } from '../wan/wire.ts'
-import type { SourceConnection } from './source-connection.ts'
+import type { ConnectionSink, SourceConnection } from './source-connection.ts'
 
 /** All channels of one `migrate`. */
 export type Migration = Departure<SourceFlow>
@@ -50,6 +50,8 @@ export interface SourceFlowHost {
   readonly over: boolean
   /** Its first bytes tell what it is. */
   classified(flow: SourceFlow): void
+  /** QEMU has closed it, and what it said before waits for its flow. */
+  endsBehind(flow: SourceFlow): void
   /** It waits at its gate for nothing any more. */
   leaveGate(flow: SourceFlow): void
   /** Its migration's main has come to this. */
@@ -68,7 +70,7 @@ export interface SourceFlowHost {
   guard(run: () => void): void
 }
 
-export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
+export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwner {
   readonly socket: SourceConnection
   readonly gate: SourceGate
   kind: ChannelKind = 'unknown'
@@ -196,6 +198,10 @@ export class SourceFlow implements SocketSink, DepartureChannel, SendingOwner {
   onEnd(): void {
     this.closedBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
     this.on('eof')
+  }
+
+  onEndBehind(): void {
+    this.half.endsBehind(this)
   }
 
   onClosed({ how, error }: SocketClosed): void {

@@ -162,7 +162,10 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
     this.options.pool.warm().catch(error => this.defect(error))
     this.guard(() => {
       this.gates.arrived(flow, this.options.now())
-      socket.start(guardedSink(flow, error => this.defect(error)))
+      socket.start({
+        ...guardedSink(flow, error => this.defect(error)),
+        onEndBehind: () => this.guard(() => flow.onEndBehind()),
+      })
       this.arm()
     })
   }
@@ -209,6 +212,11 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
       ...(hint === undefined ? {} : { hint }),
     })
     socket.reset()
+  }
+
+  endsBehind(flow: SourceFlow): void {
+    this.gates.closed(flow, this.options.now())
+    this.arm()
   }
 
   leaveGate(flow: SourceFlow): void {

@@ -6,6 +6,7 @@
  * - multifd and preempt channels that speak belong to what is open at their gate, or wait for their main
  * - one that comes when its main has just been read to its end belongs to the next migration, if that one's main comes
  *   soon, else to this one
+ * - one that QEMU has closed while it waited belongs to no main that came in after that
  * - one that is silent may be the preempt channel of a migration that announced postcopy
  * - whatever begins otherwise, or never goes on, is refused: a destination QEMU that waits exits over it
  */
@@ -29,6 +30,13 @@ export const LATE_CHANNEL_MS = 200
 export const NOTHING_SAID_MS = 5000
 /** A channel's main comes within milliseconds, on a host that swaps within seconds. One that never comes holds no place. */
 export const MAIN_AWAITED_MS = 60_000
+/**
+ * One that QEMU has closed waits no longer: whatever came in before that has said by then what it is, or is refused; a main
+ * that waits for room has it.
+ */
+export const CLOSED_CHANNEL_MS = NOTHING_SAID_MS
+/** Why it is refused then. */
+const CLOSED_FIRST = 'that QEMU closed before its main came'
 /** A recovery has a main and a preempt channel. */
 const RECOVERY_CHANNELS = 2
 
@@ -94,7 +102,7 @@ export interface GatePlaces {
 
 interface Due<C> {
   readonly atMs: number
-  readonly what: 'silence' | 'main' | 'late' | 'preempt' | 'room'
+  readonly what: 'silence' | 'main' | 'closed' | 'late' | 'preempt' | 'room'
   readonly channel: C
 }
 
@@ -106,6 +114,11 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   readonly migrations = new Set<M>()
   private readonly orders: GateOrders<C, M>
   private readonly places: GatePlaces
+  /** Counts what happens: which of two came first. */
+  private events = 0
+  private readonly came = new WeakMap<C, number>()
+  /** Of those that QEMU closed while they waited. */
+  private readonly closedAt = new WeakMap<C, number>()
   private due: Due<C>[] = []
   private stopped = false
 
@@ -117,6 +130,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   /** A connection came in, or goes on here from another session. */
   arrived(channel: C, nowMs: number): void {
     const { gate } = channel
+    this.came.set(channel, ++this.events)
     gate.silent.add(channel)
     this.later('silence', channel, nowMs + NOTHING_SAID_MS)
     if (isOpen(gate.migration) && gate.migration.postcopyAdvised) this.dialSilent(gate, nowMs + PREEMPT_LATE_MS)
@@ -139,6 +153,13 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
       this.later('main', channel, nowMs + MAIN_AWAITED_MS)
       if ((gate.migration?.flows.size ?? 0) > 0) this.later('late', channel, nowMs + LATE_CHANNEL_MS)
     }
+  }
+
+  /** QEMU has closed it, and what it said before that is there: its main has come in by now, or never does. */
+  closed(channel: C, nowMs: number): void {
+    if (!channel.gate.waiting.includes(channel)) return
+    this.closedAt.set(channel, ++this.events)
+    this.later('closed', channel, nowMs + CLOSED_CHANNEL_MS)
   }
 
   /** Main announced postcopy: silent connections of the same gate, now or later, are the preempt channel. */
@@ -180,7 +201,8 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     for (const { what, channel } of now.sort((a, b) => a.atMs - b.atMs)) {
       if (this.stopped) return
       if (what === 'silence') this.silence(channel, nowMs)
-      else if (what === 'main') this.mainless(channel)
+      else if (what === 'main') this.mainless(channel, `whose main did not come for ${MAIN_AWAITED_MS / 1000} s`)
+      else if (what === 'closed') this.mainless(channel, CLOSED_FIRST)
       else if (what === 'late') this.late(channel)
       else if (what === 'preempt') this.preempt(channel)
       else if (channel.gate.next === channel) {
@@ -220,7 +242,11 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     this.orders.open(channel, migration)
     if (migration.flows.size === 0) this.ended(migration) // refused, or moved
     if (migration.moved || gate.migration !== migration) return
-    for (const waiting of gate.waiting.splice(0)) this.orders.open(waiting, migration)
+    for (const waiting of gate.waiting.splice(0)) {
+      if ((this.closedAt.get(waiting) ?? Number.POSITIVE_INFINITY) > this.came.get(channel)!)
+        this.orders.open(waiting, migration)
+      else this.orders.refuse(waiting, `a ${waiting.kind} channel ${CLOSED_FIRST}`)
+    }
     if (kind === 'recovery') this.advised(migration, nowMs)
   }
 
@@ -259,10 +285,10 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     }
   }
 
-  private mainless(channel: C): void {
+  private mainless(channel: C, reason: string): void {
     if (!channel.gate.waiting.includes(channel)) return
     this.left(channel)
-    this.orders.refuse(channel, `a ${channel.kind} channel whose main did not come for ${MAIN_AWAITED_MS / 1000} s`)
+    this.orders.refuse(channel, `a ${channel.kind} channel ${reason}`)
   }
 
   /** A channel whose main was read to its end before it was looked at: so on a busy machine. */

@@ -149,6 +149,24 @@ t.test('a channel that is seen after its main has ended', async t => {
   t.equal(pair.count('migration starts'), 2)
 })
 
+t.test("a channel whose QEMU gave up before its main came is not the next migration's", async t => {
+  await using pair = await Daemons.start()
+  await until('a session', () => pair.count('session open') === 2)
+  const given = await pair.dial()
+  given.end(MULTIFD)
+  // nothing is told of it yet: its main may be there, unread
+  const inside = pair.source as unknown as { session: { gates: { due: readonly { what: string }[] } } }
+  await until('its end', () => inside.session.gates.due.some(({ what }) => what === 'closed'))
+  const main = await pair.dial()
+  main.write(MAIN)
+  await until('the refusal', () => pair.count('connection refused') === 1)
+  const multifd = await pair.dial()
+  multifd.write(Buffer.concat([MULTIFD, Buffer.alloc(100_000, 7)]))
+  await until('its bytes', () => pair.target.received[1]?.length === MULTIFD.length + 100_000)
+  t.same(pair.target.received.length, 2)
+  t.ok(pair.target.received[0]!.equals(MAIN))
+})
+
 t.test('a migration that crosses DRAIN goes on with the next session, and the running one where it is', async t => {
   await using pair = await Daemons.start()
   const running = await pair.dial()

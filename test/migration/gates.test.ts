@@ -4,6 +4,7 @@
  */
 import t from 'tap'
 import {
+  CLOSED_CHANNEL_MS,
   Gate,
   type GateChannel,
   type GateMigration,
@@ -176,6 +177,45 @@ t.test('who is refused', t => {
   t.equal(world.says(world.arrive(gate), 'tls').run, encrypted.run, 'as they came')
   world.says(world.arrive(gate), 'multifd')
   t.match(reasons(), [/plain text beside/])
+  t.end()
+})
+
+t.test('one that QEMU closed while it waited', t => {
+  const world = new World()
+  const gate: TestGate = new Gate('default')
+  const orphan = world.says(world.arrive(gate), 'multifd')
+  world.gates.closed(orphan, world.nowMs)
+  const alive = world.says(world.arrive(gate), 'multifd')
+  const main = world.says(world.arrive(gate), 'main')
+  t.match(orphan, { run: undefined, refused: /closed before its main came/ }, 'the main came in behind its end')
+  t.equal(alive.run, main.run)
+  t.same(gate.waiting, [])
+  for (const channel of [main, alive]) world.ends(channel)
+
+  const slow = world.arrive(gate) // its first bytes are looked at last
+  const short = world.says(world.arrive(gate), 'multifd')
+  world.gates.closed(short, world.nowMs)
+  world.says(slow, 'main')
+  t.equal(short.run, slow.run, 'the main was there before')
+
+  world.ends(slow, false)
+  const late = world.says(world.arrive(gate), 'multifd')
+  world.gates.closed(late, world.nowMs)
+  world.pass(LATE_CHANNEL_MS)
+  t.equal(late.run, slow.run, 'the main that has just ended may be its own')
+  for (const channel of [slow, short, late]) world.ends(channel)
+
+  const alone = world.says(world.arrive(gate), 'preempt')
+  world.pass(1000)
+  world.gates.closed(alone, world.nowMs)
+  world.pass(CLOSED_CHANNEL_MS - 1)
+  t.equal(alone.refused, '')
+  world.pass(1)
+  t.match(alone, { run: undefined, refused: /closed before its main came/ }, 'it waits no whole minute')
+  const running = world.says(world.arrive(gate), 'main')
+  world.gates.closed(running, world.nowMs)
+  world.pass(CLOSED_CHANNEL_MS)
+  t.equal(running.refused, '', 'what does not wait is not meant')
   t.end()
 })
 

@@ -677,8 +677,8 @@ class Simulation implements World {
   private isIdle(gate: number): boolean {
     const { source, destination } = this
     const at = source.gates[gate]!
-    const { target, migration, waiting, next } = at
-    if (migration || next || waiting.length > 0 || source.hasWaiting(at)) return false
+    const { target, migration, next } = at
+    if (migration || next || source.hasWaiting(at)) return false
     for (const { session } of destination.members.values()) {
       if (session.status().migrations.some(migration => migration.target === target)) return false
     }

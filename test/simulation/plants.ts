@@ -63,6 +63,11 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
       override advised(): void {}
     },
   },
+  'what QEMU closed waits for whoever comes next': {
+    Gates: class extends SourceGates {
+      override closed(): void {}
+    },
+  },
   'who is gone stays at its gate': {
     Gates: class extends SourceGates {
       override left(): void {}
@@ -95,12 +100,7 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
 
       override start(sink: Parameters<SourceConnection['start']>[0]): void {
         const { moved } = this
-        super.start({
-          nextSlot: () => sink.nextSlot(),
-          onBytes: count => void (moved || sink.onBytes(count)),
-          onEnd: () => sink.onEnd(),
-          onClosed: closed => sink.onClosed(closed),
-        })
+        super.start({ ...sink, onBytes: count => void (moved || sink.onBytes(count)) })
       }
     },
   },
