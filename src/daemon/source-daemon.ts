@@ -13,7 +13,7 @@ import type { Credentials } from '../link/credentials.ts'
 import { TickTimer } from '../link/tick-timer.ts'
 import { Gate, isOpen } from '../migration/gates.ts'
 import { PausedMigrations } from '../migration/paused.ts'
-import { Waiting } from '../migration/waiting.ts'
+import { Reception } from '../migration/reception.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
@@ -80,13 +80,11 @@ export class SourceDaemon {
   private readonly gates = new Map<Accepted, SourceGate>()
   private readonly paused = new PausedMigrations()
   private readonly memory: SourceMemory
-  private readonly waiting: Waiting<Moved>
-  /** Of those that wait. */
+  private readonly reception: Reception<Moved>
+  /** Of those that wait for a session. */
   private readonly timer: TickTimer
   private client: LinkClient | undefined
   private session: SourceSession | undefined
-  /** The peer takes no new flows on this session. */
-  private drained = false
   private stopping = false
   private migrations = 0
   private rate: number
@@ -105,7 +103,12 @@ export class SourceDaemon {
     this.qemuLog = options.events.of('connections of QEMU')
     this.peerLog = options.events.of(this.peerName)
     this.memory = new SourceMemory(this.peerName, options)
-    this.waiting = new Waiting(options.patienceMs)
+    this.reception = new Reception(options.patienceMs, () => {
+      const { client, session } = this
+      if (!client) return undefined
+      const isUp = session !== undefined && !client.link.over && client.link.connections > 0
+      return { isUp, channels: session?.channelCount ?? 0, connections: session?.connectionCount ?? 0 }
+    })
     this.timer = new TickTimer(
       () => performance.now(),
       () => this.refuseOverdue(),
@@ -138,7 +141,7 @@ export class SourceDaemon {
               migrations: session.status(),
             }
           : undefined,
-      waiting: this.waiting.count,
+      waiting: this.reception.waiting.length,
       connections: session?.connectionCount ?? 0,
     }
   }
@@ -213,6 +216,7 @@ export class SourceDaemon {
   async stop(): Promise<void> {
     if (this.stopping) return
     this.stopping = true
+    this.reception.stop()
     this.refuseNew()
     if (this.session?.channelCount) {
       this.options.onStatus?.(`stopping: ${this.running} migrations finish`)
@@ -237,10 +241,7 @@ export class SourceDaemon {
     for (const [i, listener] of this.listeners.entries()) {
       if (!needed.has(this.options.listen[i]!.name)) void listener.close()
     }
-    this.waiting.handOn(
-      ({ gate }) => !isOpen(gate.migration),
-      ({ socket }) => socket.reset(),
-    )
+    for (const { socket } of this.reception.strangers()) socket.reset()
   }
 
   private accept(accepted: QemuSocket, target: string, at: Accepted): void {
@@ -249,66 +250,41 @@ export class SourceDaemon {
       gate = new Gate(target)
       this.gates.set(at, gate)
     }
-    if (this.stopping && !isOpen(gate.migration)) {
-      accepted.reset()
-      return
-    }
-    if (this.waiting.count + (this.session?.connectionCount ?? 0) >= CONNECTIONS_HELD_MAX) {
-      this.qemuLog.warn('connection refused', { target, reason: `${CONNECTIONS_HELD_MAX} connections are held` })
-      accepted.reset()
-      return
-    }
     const socket = new SourceConnection(accepted, performance.now())
-    if (this.takes(gate)) {
-      if (this.session!.channelCount > 0 || !this.sets.changed) {
-        this.session!.accept(socket, gate)
-        return
-      }
-      this.renewIfIdle()
+    const answer = this.reception.comes({ socket, gate }, () => this.sets.changed)
+    if (answer === 'session') this.session!.accept(socket, gate)
+    else if (answer === 'full' || answer === 'stopping') {
+      const reason = `${CONNECTIONS_HELD_MAX} connections are held`
+      if (answer === 'full') this.qemuLog.warn('connection refused', { target, reason })
+      socket.reset()
+    } else {
+      if (answer === 'renew') this.renewIfIdle()
+      this.timer.arm(this.reception.nextTickMs)
+      this.wake?.()
+      this.qemuLog.info('connection waits for a session', { target, at: formatAddress(at.address) })
     }
-    this.waiting.add({ socket, gate })
-    this.timer.arm(this.waiting.nextTickMs)
-    this.wake?.()
-    this.qemuLog.info('connection waits for a session', { target, at: formatAddress(at.address) })
-  }
-
-  /** Whether there is a session for connections that come in at a gate. */
-  private takes(gate: SourceGate): boolean {
-    // while the WAN is broken nobody knows whether the other side still has this session
-    if (!this.session || this.client!.link.over || this.client!.link.connections === 0) return false
-    return isOpen(gate.migration) || (!this.drained && !this.stopping)
   }
 
   /** Ends those that have waited for a session long enough. */
   private refuseOverdue(): void {
     const reason = `no session with the other proxy for ${this.options.patienceMs / 1000} s`
-    for (const { socket, gate } of this.waiting.over(performance.now())) {
+    for (const { socket, gate } of this.reception.over(performance.now())) {
       this.qemuLog.warn('connection refused', { target: gate.target, reason })
       socket.reset()
     }
-    this.timer.arm(this.waiting.nextTickMs)
+    this.timer.arm(this.reception.nextTickMs)
   }
 
   /** A session gives back what the other side never heard of. */
   private takeBack(connections: readonly Moved[]): void {
-    this.drained = true // if it lives: nothing new is for it
-    if (this.stopping) {
-      for (const { socket } of connections) socket.reset()
-      return
-    }
-    this.waiting.addFirst(connections)
-    this.timer.arm(this.waiting.nextTickMs)
-    this.qemuLog.info('connections wait for another session', { connections: connections.length })
+    for (const { socket } of this.reception.back(connections)) socket.reset()
+    this.timer.arm(this.reception.nextTickMs)
+    if (!this.stopping) this.qemuLog.info('connections wait for another session', { connections: connections.length })
   }
 
   /** There is a session, and it lives. */
   private admitWaiting(): void {
-    this.waiting.handOn(
-      ({ gate }) => this.takes(gate),
-      ({ socket, gate }) => {
-        if (!socket.isClosed) this.session!.accept(socket, gate)
-      },
-    )
+    this.reception.admit(({ socket, gate }) => this.session!.accept(socket, gate))
   }
 
   /** The link's own lines, but while one session after the other cannot be opened `no session` says it all. */
@@ -361,7 +337,7 @@ export class SourceDaemon {
     let pool: OpenPool | undefined
     let grant = this.memory.ring(this.memory.ringPagesMax)
     const ring = Math.floor(grant.bytes / PAGE_BYTES)
-    this.drained = false
+    this.reception.opens()
     const { patienceMs, patiencePostcopyMs = patienceMs } = options
     const patience = { precopyMs: patienceMs, postcopyMs: patiencePostcopyMs }
     const client = new LinkClient({
@@ -425,7 +401,7 @@ export class SourceDaemon {
         onIdle: () => this.closeIfIdle(),
         wake: () => client.link.wake(),
         onDrain: () => {
-          this.drained = true
+          this.reception.drain()
           this.closeIfIdle()
         },
         onConnection: (connection, up, error) => {
@@ -470,16 +446,14 @@ export class SourceDaemon {
 
   /** A session with nothing to do is closed where another is wanted, or none. */
   private closeIfIdle(): void {
-    if (!this.client || (!this.stopping && !this.drained)) return
-    if ((this.session?.channelCount ?? 0) === 0) void this.client.close()
+    if (this.reception.isDone) void this.client?.close()
   }
 
   /** Opens a new session, so that new template sets and certificates are used, where no migration would notice. */
   private renewIfIdle(): void {
-    if (this.client && (this.session?.channelCount ?? 0) === 0) {
-      this.drained = true
-      void this.client.close()
-    }
+    if (!this.client || (this.session?.channelCount ?? 0) > 0) return
+    this.reception.drain()
+    this.closeIfIdle()
   }
 
   private pause(ms: number): Promise<void> {

@@ -14,8 +14,9 @@ export class Waiting<C extends WaitingConnection> {
     this.patienceMs = patienceMs
   }
 
-  get count(): number {
-    return this.connections.length
+  /** In their order. */
+  get all(): readonly C[] {
+    return this.connections
   }
 
   /** When `over` is due; Infinity while none waits. */

@@ -11,7 +11,7 @@ t.setTimeout(60_000)
 /** The parts of a source daemon that this looks into. */
 interface Inside {
   readonly session: LinkSink & { readonly flows: ReadonlyMap<number, unknown> }
-  readonly waiting: { readonly connections: readonly { readonly socket: { detach(): void } }[] }
+  readonly reception: { readonly waiting: readonly { readonly socket: { detach(): void } }[] }
 }
 
 t.test('a peer that refuses a flow and then takes it, answers and resets it', async t => {
@@ -31,12 +31,12 @@ t.test('a peer that refuses a flow and then takes it, answers and resets it', as
   const [[number, flow]] = [...session.flows] as [[number, { sending: { settle(): void } }]]
   flow.sending.settle = () => {}
   session.onRefused!(number, 'takes no new migrations')
-  t.equal(inside.waiting.connections.length, 1)
+  t.equal(inside.reception.waiting.length, 1)
   session.onTaken!(number)
   session.onData(number, Buffer.from('answer'))
   session.onFin(number)
   session.onReset(number, CODE.TARGET_REFUSED, 'no')
-  t.doesNotThrow(() => inside.waiting.connections[0]!.socket.detach(), 'it may still go to another session')
+  t.doesNotThrow(() => inside.reception.waiting[0]!.socket.detach(), 'it may still go to another session')
   await new Promise(done => setImmediate(done))
   t.notOk(qemu.destroyed, 'the connection lives')
   t.equal(answered, 0)

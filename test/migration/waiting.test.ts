@@ -14,7 +14,7 @@ t.test('each waits from when it came, wherever it has been since', t => {
   t.equal(names(waiting.over(109)), '')
   t.equal(names(waiting.over(125)), 'back back too')
   t.equal(waiting.nextTickMs, 150)
-  t.equal(waiting.count, 1)
+  t.equal(waiting.all.length, 1)
   t.end()
 })
 

@@ -2,7 +2,7 @@
 import type { DestinationFlow } from '../../src/daemon/destination-flow.ts'
 import { DestinationSession } from '../../src/daemon/destination-session.ts'
 import { SourceConnection } from '../../src/daemon/source-connection.ts'
-import type { Migration, SourceFlow } from '../../src/daemon/source-flow.ts'
+import type { Migration, Moved, SourceFlow } from '../../src/daemon/source-flow.ts'
 import { SourceSession } from '../../src/daemon/source-session.ts'
 import { Departures } from '../../src/migration/departures.ts'
 import {
@@ -14,6 +14,7 @@ import {
 } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
 import { Gates, isOpen } from '../../src/migration/gates.ts'
+import { Reception } from '../../src/migration/reception.ts'
 import {
   SOURCE_TABLE,
   type SourceInput,
@@ -136,6 +137,32 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
   'a place at the source is never given back': { sourceTable: source('over', 'closed', ['over']) },
   'a channel without a flow breaks where it could go on': {
     sourceTable: source('unopened', 'outlives', ['over', 'ungate', 'break', 'leave', 'free']),
+  },
+  'what a session gave back is forgotten': {
+    Reception: class extends Reception<Moved> {
+      override back(): readonly Moved[] {
+        super.back([])
+        return []
+      }
+    },
+  },
+  'a session that is drained gets what it gave back': {
+    Reception: class extends Reception<Moved> {
+      override drain(): void {}
+
+      override back(connections: readonly Moved[]): readonly Moved[] {
+        const left = super.back(connections)
+        this.opens()
+        return left
+      }
+    },
+  },
+  'a drained session is kept': {
+    Reception: class extends Reception<Moved> {
+      override get isDone(): boolean {
+        return false
+      }
+    },
   },
   'the end of a return path is not handed on': {
     SourceSession: class extends SourceSession {

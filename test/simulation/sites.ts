@@ -19,12 +19,12 @@ import { TickTimer } from '../../src/link/tick-timer.ts'
 import { Departures } from '../../src/migration/departures.ts'
 import { DESTINATION_TABLE } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
-import { Gate, Gates, isOpen } from '../../src/migration/gates.ts'
+import { Gate, Gates } from '../../src/migration/gates.ts'
 import type { PatienceTimes } from '../../src/migration/patience.ts'
 import { PausedMigrations } from '../../src/migration/paused.ts'
+import { Reception } from '../../src/migration/reception.ts'
 import { SOURCE_TABLE } from '../../src/migration/source-life.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
-import { Waiting } from '../../src/migration/waiting.ts'
 import { type Address, formatAddress } from '../../src/relay/address.ts'
 import type { QemuSocket } from '../../src/relay/qemu-socket.ts'
 import type { SessionParts } from '../../src/session/parts.ts'
@@ -41,6 +41,7 @@ export interface SiteParts {
   readonly DestinationSession: typeof DestinationSession
   readonly Gates: SourceParts['Gates']
   readonly Departures: SourceParts['Departures']
+  readonly Reception: typeof Reception<Moved>
   readonly sourceTable: SourceParts['channelTable']
   readonly DialQueue: DestinationParts['DialQueue']
   readonly destinationTable: DestinationParts['channelTable']
@@ -56,6 +57,7 @@ export const SITE_PARTS: SiteParts = {
   DestinationSession,
   Gates,
   Departures,
+  Reception,
   sourceTable: SOURCE_TABLE,
   DialQueue,
   destinationTable: DESTINATION_TABLE,
@@ -98,11 +100,10 @@ export class SourceSite {
   readonly gates: readonly SourceGate[]
   session: SourceSession | undefined
   link: ClientEnd | undefined
-  private readonly waiting: Waiting<Moved>
+  private readonly reception: Reception<Moved>
   private readonly timer: TickTimer
   readonly pieces = new FairShares(PIECES_MAX)
   readonly memory: FairShares
-  drained = false
   stopping = false
   private readonly world: World
   private readonly ends = new Set<ProxyEnd>()
@@ -113,7 +114,12 @@ export class SourceSite {
     this.world = world
     this.process = new Process(name)
     this.memory = new FairShares(world.memoryBytes)
-    this.waiting = new Waiting(world.patience.precopyMs)
+    this.reception = new world.parts.Reception(world.patience.precopyMs, () => {
+      const { link, session } = this
+      if (!link) return undefined
+      const isUp = session !== undefined && !link.isOver && link.connections > 0
+      return { isUp, channels: session?.channelCount ?? 0, connections: session?.connectionCount ?? 0 }
+    })
     this.timer = new TickTimer(
       () => world.time.nowMs,
       () => this.refuseOverdue(),
@@ -135,65 +141,42 @@ export class SourceSite {
   }
 
   private accept(socket: SourceConnection, gate: SourceGate): void {
-    if (this.stopping && !isOpen(gate.migration)) {
-      this.world.refused(socket.peer, 'stopping')
-      socket.reset()
-    } else if (this.takes(gate)) this.session!.accept(socket, gate)
+    const answer = this.reception.comes({ socket, gate }, () => false)
+    if (answer === 'session') this.session!.accept(socket, gate)
+    else if (answer === 'waits') this.timer.arm(this.reception.nextTickMs)
     else {
-      this.waiting.add({ socket, gate })
-      this.timer.arm(this.waiting.nextTickMs)
+      this.world.refused(socket.peer, answer)
+      socket.reset()
     }
-  }
-
-  private takes(gate: SourceGate): boolean {
-    if (!this.session || this.link!.isOver || this.link!.connections === 0) return false
-    return isOpen(gate.migration) || (!this.drained && !this.stopping)
   }
 
   private refuseOverdue(): void {
-    for (const { socket } of this.waiting.over(this.world.time.nowMs)) {
+    for (const { socket } of this.reception.over(this.world.time.nowMs)) {
       this.world.refused(socket.peer, 'no session')
       socket.reset()
     }
-    this.timer.arm(this.waiting.nextTickMs)
+    this.timer.arm(this.reception.nextTickMs)
   }
 
   private takeBack(connections: readonly Moved[]): void {
-    this.drained = true
-    if (this.stopping) for (const { socket } of connections) socket.reset()
-    else {
-      this.waiting.addFirst(connections)
-      this.timer.arm(this.waiting.nextTickMs)
-    }
+    for (const { socket } of this.reception.back(connections)) socket.reset()
+    this.timer.arm(this.reception.nextTickMs)
   }
 
   private admitWaiting(): void {
-    this.waiting.handOn(
-      ({ gate }) => this.takes(gate),
-      ({ socket, gate }) => {
-        if (!socket.isClosed) this.session!.accept(socket, gate)
-      },
-    )
+    this.reception.admit(({ socket, gate }) => this.session!.accept(socket, gate))
     this.world.time.promised = true
   }
 
   /** Whether any that came in at this gate waits for a session. */
   hasWaiting(at: SourceGate): boolean {
-    let found = false
-    this.waiting.handOn(
-      ({ gate }) => {
-        found ||= gate === at
-        return false
-      },
-      () => {},
-    )
-    return found
+    return this.reception.waiting.some(({ gate }) => gate === at)
   }
 
   private open(): void {
     const { world } = this
     const { time, random, patience, parts, wan } = world
-    this.drained = false
+    this.reception.opens()
     const id = `${world.nextSession()}`.padStart(8, '0').padEnd(32, '0')
     const beganMs = time.nowMs
     const log = world.log(this.process.name)
@@ -230,7 +213,7 @@ export class SourceSite {
           onIdle: () => this.closeIfIdle(),
           wake: () => link.wake(),
           onDrain: () => {
-            this.drained = true
+            this.reception.drain()
             this.closeIfIdle()
           },
           onConnection: (_connection, up) => {
@@ -252,7 +235,10 @@ export class SourceSite {
         void this.session?.end('the session has ended')
         this.session = undefined
         this.link = undefined
-        if (this.stopping) return
+        if (this.stopping) {
+          for (const { socket } of this.reception.strangers()) socket.reset()
+          return
+        }
         const isShort = time.nowMs - beganMs < 1000
         time.after(error ? NO_SESSION_PAUSE_MS : isShort ? SESSION_SHORT_PAUSE_MS : 0, () => this.open())
       },
@@ -267,19 +253,15 @@ export class SourceSite {
   }
 
   private closeIfIdle(): void {
-    if (!this.link || (!this.stopping && !this.drained)) return
-    if ((this.session?.channelCount ?? 0) === 0) this.link.close()
+    if (this.reception.isDone) this.link?.close()
   }
 
   /** In order: running migrations finish. */
   stop(): void {
     this.stopping = true
     this.world.time.as(this.process, () => {
-      this.waiting.handOn(
-        () => true,
-        ({ socket }) => socket.reset(),
-      )
-      this.timer.stop()
+      this.reception.stop()
+      for (const { socket } of this.reception.strangers()) socket.reset()
       this.closeIfIdle()
     })
   }
@@ -297,11 +279,11 @@ export class SourceSite {
 
   /** What is left, where nothing should be. */
   leftovers(): string[] {
-    const { session, gates, waiting, pieces, memory } = this
+    const { session, gates, reception, pieces, memory } = this
     const left: string[] = []
     const zero = (what: string, count: number): void =>
       void (count !== 0 && left.push(`${count} ${what} at the source`))
-    zero('connections that wait', waiting.count)
+    zero('connections that wait', reception.waiting.length)
     zero('pieces', pieces.used)
     zero('bytes of memory', memory.used)
     if (session) {

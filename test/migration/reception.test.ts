@@ -1,0 +1,120 @@
+/** Where a connection goes that comes to a source proxy: by session, WAN, DRAIN, stop, and what runs at its gate. */
+import t from 'tap'
+import { CONNECTIONS_HELD_MAX } from '../../src/limits.ts'
+import type { GateChannel, GateMigration } from '../../src/migration/gates.ts'
+import { type Answer, type ReceivedConnection, Reception, type SessionNow } from '../../src/migration/reception.ts'
+
+const PATIENCE_MS = 100
+
+const IDLE: SessionNow = { isUp: true, channels: 0, connections: 0 }
+const BUSY: SessionNow = { isUp: true, channels: 1, connections: 3 }
+
+class World {
+  session: SessionNow | undefined
+  readonly reception = new Reception<ReceivedConnection>(PATIENCE_MS, () => this.session)
+
+  comes(runs = false, isStale = false): Answer {
+    return this.reception.comes(connection(runs), () => isStale)
+  }
+
+  /** @returns how many a session is given */
+  admitted(): number {
+    let admitted = 0
+    this.reception.admit(() => {
+      admitted++
+    })
+    return admitted
+  }
+}
+
+/** @param runs whether a migration runs at its gate */
+function connection(runs: boolean, more: Partial<ReceivedConnection['socket']> = {}): ReceivedConnection {
+  const flow = { over: false } as GateChannel
+  const migration: GateMigration | undefined = runs
+    ? { lead: flow, flows: new Set([flow]), lastMs: 0, postcopyAdvised: false, moved: false }
+    : undefined
+  return { socket: { bornMs: 0, isClosed: false, ...more }, gate: { migration } }
+}
+
+/** By session, then drained and stopping: what a new migration is told, and a channel of one that runs. */
+const EXPECTED: readonly (readonly [string, SessionNow | undefined, boolean, boolean, Answer, Answer])[] = [
+  ['none', undefined, false, false, 'waits', 'waits'],
+  ['none, stopping', undefined, false, true, 'stopping', 'waits'],
+  ['idle', IDLE, false, false, 'session', 'session'],
+  ['idle, drained', IDLE, true, false, 'waits', 'session'],
+  ['idle, stopping', IDLE, false, true, 'stopping', 'session'],
+  ['idle, drained and stopping', IDLE, true, true, 'stopping', 'session'],
+  ['busy', BUSY, false, false, 'session', 'session'],
+  ['busy, drained', BUSY, true, false, 'waits', 'session'],
+  ['busy, stopping', BUSY, false, true, 'stopping', 'session'],
+  ['without a WAN', { ...BUSY, isUp: false }, false, false, 'waits', 'waits'],
+  ['without a WAN, stopping', { ...BUSY, isUp: false }, false, true, 'stopping', 'waits'],
+  ['full', { ...BUSY, connections: CONNECTIONS_HELD_MAX }, false, false, 'full', 'full'],
+]
+
+t.test('where it goes', t => {
+  for (const [name, session, drained, stopping, fresh, further] of EXPECTED) {
+    const world = new World()
+    world.session = session
+    if (drained) world.reception.drain()
+    if (stopping) world.reception.stop()
+    t.equal(world.comes(false), fresh, `${name}: a new migration`)
+    t.equal(world.comes(true), further, `${name}: one that runs`)
+    t.equal(world.reception.waiting.length, [fresh, further].filter(answer => answer === 'waits').length)
+    t.equal(
+      world.reception.isDone,
+      (drained || stopping) && (session?.channels ?? 0) === 0,
+      `${name}: whether it is to end`,
+    )
+  }
+  t.end()
+})
+
+t.test('the next session is a better one', t => {
+  const world = new World()
+  world.session = BUSY
+  t.equal(world.comes(false, true), 'session', 'not for those that would have to wait for its end')
+  world.session = IDLE
+  t.equal(world.comes(false, true), 'renew')
+  t.equal(world.reception.waiting.length, 1)
+  const never = (): boolean => t.fail('asked') as boolean
+  world.session = undefined
+  t.equal(world.reception.comes(connection(false), never), 'waits')
+  world.session = BUSY
+  t.equal(world.reception.comes(connection(false), never), 'session', 'it is not looked for in vain')
+  t.end()
+})
+
+t.test('those that wait', t => {
+  const world = new World()
+  const { reception } = world
+  t.equal(reception.nextTickMs, Number.POSITIVE_INFINITY)
+  const [first, gone, further] = [connection(false), connection(false, { isClosed: true }), connection(true)]
+  for (const one of [first!, gone!, further!]) reception.comes(one, () => false)
+  t.equal(world.admitted(), 0, 'no session')
+  world.session = { ...IDLE, isUp: false }
+  t.equal(world.admitted(), 0, 'no WAN')
+  world.session = IDLE
+  t.equal(world.admitted(), 2, 'one has gone')
+  t.same(reception.waiting, [])
+
+  t.same(reception.back([first!, further!]), [])
+  t.same(reception.waiting, [first, further])
+  t.equal(world.admitted(), 1, 'the session that gave it back is drained')
+  reception.opens()
+  t.equal(world.admitted(), 1, 'the next is not')
+
+  const later = connection(false, { bornMs: 50 })
+  reception.back([first!, later])
+  t.equal(reception.nextTickMs, PATIENCE_MS)
+  t.same(reception.over(PATIENCE_MS - 1), [])
+  t.same(reception.over(PATIENCE_MS), [first])
+  t.same(reception.waiting, [later])
+
+  reception.back([further!])
+  reception.stop()
+  t.same(reception.strangers(), [later], 'what runs may have further channels')
+  t.same(reception.waiting, [further])
+  t.same(reception.back([first!]), [first], 'nobody takes it any more')
+  t.end()
+})
