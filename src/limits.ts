@@ -317,6 +317,7 @@ export const KEPT_BYTES_MAX = 512 * 1024
 /**
  * Bytes of a connection that are read ahead while its flow cannot take them: all that QEMU says on a channel before its
  * main goes on. An end behind them is seen, so that a channel that QEMU has closed does not wait for the next migration.
+ * An end behind more than these (and 4 KiB that the socket holds) is not: such a channel waits for MAIN_AWAITED_MS.
  */
 export const AHEAD_BYTES = 4096
 

@@ -679,6 +679,9 @@ class Simulation implements World {
     const at = source.gates[gate]!
     const { target, migration, next } = at
     if (migration || next || source.hasWaiting(at)) return false
+    // no proxy sees an end that lies behind more than it reads ahead: the next main would be given such a channel
+    const isUnseen = ({ end }: Channel): boolean => end !== undefined && end.outboxBytes > 0 && !end.orphaned
+    if (this.channels.some(channel => channel.attempt.gate === gate && isUnseen(channel))) return false
     for (const { session } of destination.members.values()) {
       if (session.status().migrations.some(migration => migration.target === target)) return false
     }
