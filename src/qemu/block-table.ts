@@ -1,4 +1,4 @@
-import { latin1, latin1Bytes, sameBytes } from '../bytes/copy.ts'
+import { copyOf, latin1, latin1Bytes, sameBytes } from '../bytes/copy.ts'
 import { RAM_BLOCKS_MAX } from '../limits.ts'
 
 /** A RAMBlock as one migration knows it. */
@@ -80,7 +80,7 @@ export class BlockTable {
     const block = this.idstrs.length
     if (block >= RAM_BLOCKS_MAX) return -1
     this.idstrs.push(latin1(bytes, at, length))
-    this.names.push(bytes.slice(at, at + length))
+    this.names.push(copyOf(bytes.subarray(at, at + length)))
     this.lengths.push(lengthBytes)
     const key = hash(bytes, at, length)
     this.chain.push(this.byHash.get(key) ?? -1)

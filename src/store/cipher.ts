@@ -5,6 +5,7 @@
 import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from 'node:crypto'
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { readU32, readU64, writeU32, writeU64 } from '../bytes/big-endian.ts'
+import { copyOf } from '../bytes/copy.ts'
 import { ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { SEALED_MAGIC as MAGIC } from '../template/wire.ts'
@@ -139,7 +140,7 @@ export class Unsealer {
       throw new ProxyError('USAGE', what, undefined, 'give --store-key with the key under which it was stored')
     }
     this.path = path
-    this.header = header.slice()
+    this.header = copyOf(header)
     this.lengthBytes = readU64(header, HEADER.LENGTH)
     const sealed = sealedLength(this.lengthBytes)
     if (fileLength < sealed) throw bad('TEMPLATE_TRUNCATED', 'the encrypted set ends early', fileLength)

@@ -241,6 +241,16 @@ t.test('many RAMBlocks', t => {
   t.end()
 })
 
+t.test('names stay when the memory that they came in is written again', t => {
+  const table = new BlockTable()
+  const chunk = Buffer.from('pc.ram') // as a file or a socket gives it: its slice is a view
+  t.equal(table.resolve(chunk, 0, 6), 0)
+  chunk.write('pc.rom')
+  t.equal(table.resolve(chunk, 0, 6), 1, 'another name')
+  t.equal(table.resolve(Buffer.from('pc.ram'), 0, 6), 0, 'the first is still known')
+  t.end()
+})
+
 t.test('channels of one migration share their RAMBlocks', t => {
   const blocks = new BlockTable()
   const channel = new TraceSink()
