@@ -7,10 +7,11 @@ import { deflateSync, gzipSync, zstdCompressSync } from 'node:zlib'
 import t from 'tap'
 import { Input } from '../../src/capture/input.ts'
 import { readOneChannel } from '../../src/capture/one-channel.ts'
-import { type InputNote, PageInput, type PageInputOptions } from '../../src/capture/pages.ts'
+import { type InputNote, PageInput } from '../../src/capture/pages.ts'
 import { pageferry } from '../template/cli-harness.ts'
 import { type Descriptor, flattened, type KdumpShape, kdump } from '../template/dumps.ts'
 import { elfCore, failure, migration, PAGE, page, scratch } from '../template/makers.ts'
+import { pageNumbers } from './page-numbers.ts'
 
 const HARNESS = new URL('../template/cli-harness.ts', import.meta.url).pathname
 t.setTimeout(300_000)
@@ -18,44 +19,24 @@ const { folder, put } = scratch(t.teardown)
 const GUEST = Array.from({ length: 40 }, (_, i) => page(i + 1))
 const IDS = GUEST.map((_, i) => i + 1)
 
-/** The numbers of the pages; each has to be that page to the byte. */
-async function pagesOf(path: string, options: PageInputOptions = {}): Promise<number[]> {
-  const input = await PageInput.open(path, options)
-  try {
-    const ids: number[] = []
-    for await (const batch of input.pages()) {
-      for (let i = 0; i < batch.count; i++) {
-        const bytes = batch.bytes.subarray(i * PAGE, (i + 1) * PAGE)
-        const id = bytes.readUInt32LE(8)
-        if (!page(id).equals(bytes)) throw new Error(`page ${ids.length} is wrong`)
-        ids.push(id)
-      }
-      batch.release()
-    }
-    return ids
-  } finally {
-    input.close()
-  }
-}
-
 t.test('kdump files have pages', async t => {
   const guest = [...GUEST.slice(0, 20), page(0), page(0), ...GUEST.slice(20)]
   const ids = [...IDS.slice(0, 20), 0, 0, ...IDS.slice(20)]
   for (const wide of [true, false]) {
     for (const little of [true, false]) {
       const file = kdump(guest, { wide, little })
-      t.same(await pagesOf(put('dump', file)), ids, `${wide ? 64 : 32} bits, ${little ? 'little' : 'big'}-endian`)
-      t.same(await pagesOf(put('flat', flattened(file))), ids, 'and flattened')
+      t.same(await pageNumbers(put('dump', file)), ids, `${wide ? 64 : 32} bits, ${little ? 'little' : 'big'}-endian`)
+      t.same(await pageNumbers(put('flat', flattened(file))), ids, 'and flattened')
     }
   }
-  const blocks = await pagesOf(put('large', kdump([...GUEST, ...GUEST.slice(0, 8)], { blockSize: 16_384 })))
+  const blocks = await pageNumbers(put('large', kdump([...GUEST, ...GUEST.slice(0, 8)], { blockSize: 16_384 })))
   t.same(blocks, [...IDS, ...IDS.slice(0, 8)], 'pages of 16 KiB')
   for (const length of [17, 4096, 1 << 20]) {
-    t.same(await pagesOf(put('flat', flattened(kdump(guest), length))), ids, `pieces of ${length}`)
+    t.same(await pageNumbers(put('flat', flattened(kdump(guest), length))), ids, `pieces of ${length}`)
   }
   // More than a window of descriptors, and of data.
   const many = Array.from({ length: 20_000 }, (_, i) => page((i * 7919) % 300))
-  const found = await pagesOf(
+  const found = await pageNumbers(
     put(
       'many',
       kdump(many, { blockSize: PAGE * 4, pack: bytes => ({ flags: 1, bytes: deflateSync(bytes, { level: 1 }) }) }),
@@ -73,9 +54,9 @@ t.test('kdump files have pages', async t => {
 
 t.test('kdump files that are damaged, cut, or not read', async t => {
   const fails = (shape: KdumpShape): Promise<string | undefined> =>
-    failure(() => pagesOf(put('dump', kdump(GUEST, shape))))
+    failure(() => pageNumbers(put('dump', kdump(GUEST, shape))))
   const said = (shape: KdumpShape): Promise<unknown> =>
-    pagesOf(put('dump', kdump(GUEST, shape))).catch(caught => caught)
+    pageNumbers(put('dump', kdump(GUEST, shape))).catch(caught => caught)
   const hint = { code: 'CAPTURE_FORMAT', action: /kdump-zlib/ }
   t.match(await said({ status: 2 }), { ...hint, what: /packed with lzo/ })
   t.match(await said({ status: 4 }), { ...hint, what: /packed with snappy/ })
@@ -107,30 +88,30 @@ t.test('kdump files that are damaged, cut, or not read', async t => {
     ['flattened', flattened(whole).subarray(0, -9000)],
     ['flattened without its end', flattened(whole, 5000, false).subarray(0, -9000)],
   ] as const) {
-    t.match(await failure(() => pagesOf(put('cut', bytes))), /^QEMU_TRUNCATED/, name)
+    t.match(await failure(() => pageNumbers(put('cut', bytes))), /^QEMU_TRUNCATED/, name)
     const notes: InputNote[] = []
-    const some = await pagesOf(put('cut', bytes), { partial: true, note: note => notes.push(note) })
+    const some = await pageNumbers(put('cut', bytes), { partial: true, note: note => notes.push(note) })
     t.same(some, IDS.slice(0, some.length), 'what is there')
     t.ok(some.length > 10, `${some.length} pages`)
     t.match(notes, [{ text: /ends early; the pages up to there are used/ }])
   }
-  t.match(await failure(() => pagesOf(put('head', whole.subarray(0, 300)))), /^QEMU_TRUNCATED/)
+  t.match(await failure(() => pageNumbers(put('head', whole.subarray(0, 300)))), /^QEMU_TRUNCATED/)
   const wrong = flattened(whole)
   wrong.writeBigInt64BE(-5n, 4096 + 8)
-  t.equal(await failure(() => pagesOf(put('wrong', wrong))), 'CAPTURE_FORMAT at 4096', 'a piece of negative length')
+  t.equal(await failure(() => pageNumbers(put('wrong', wrong))), 'CAPTURE_FORMAT at 4096', 'a piece of negative length')
   t.match(await failure(() => Input.open(put('dump.gz', gzipSync(whole)))), /^CAPTURE_FORMAT/, 'packed: not as a file')
 })
 
 t.test('flat memory', async t => {
   const flat = Buffer.concat(GUEST)
-  t.match(await failure(() => pagesOf(put('flat', flat))), /^CAPTURE_FORMAT/, 'is nothing by itself')
-  t.same(await pagesOf(put('flat', flat), { as: 'memory' }), IDS)
+  t.match(await failure(() => pageNumbers(put('flat', flat))), /^CAPTURE_FORMAT/, 'is nothing by itself')
+  t.same(await pageNumbers(put('flat', flat), { as: 'memory' }), IDS)
   t.same(
-    await pagesOf(put('flat', Buffer.concat([flat, Buffer.alloc(99)])), { as: 'memory' }),
+    await pageNumbers(put('flat', Buffer.concat([flat, Buffer.alloc(99)])), { as: 'memory' }),
     IDS,
     'whole pages of it',
   )
-  t.same(await pagesOf(put('flat.zst', zstdCompressSync(flat)), { as: 'memory' }), IDS, 'packed')
+  t.same(await pageNumbers(put('flat.zst', zstdCompressSync(flat)), { as: 'memory' }), IDS, 'packed')
   const disguised = Buffer.concat([migration(GUEST).subarray(0, 200), Buffer.alloc(PAGE - 200), flat])
   let pages = 0
   for await (const batch of (await PageInput.open(put('flat', disguised), { as: 'memory' })).pages()) {

@@ -6,7 +6,7 @@ import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
 import { HeldSegments } from '../../src/capture/held-segments.ts'
 import { REORDER_LENGTH_MAX } from '../../src/capture/limits.ts'
 import { MendedBytes } from '../../src/capture/mended-bytes.ts'
-import { type InputNote, PageInput } from '../../src/capture/pages.ts'
+import { PageInput } from '../../src/capture/pages.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { pageferry } from '../template/cli-harness.ts'
 import {
@@ -22,25 +22,14 @@ import {
   random,
   scratch,
 } from '../template/makers.ts'
+import { pageNumbers } from './page-numbers.ts'
 
 t.setTimeout(600_000) // the machine may be busy
 const { folder, put } = scratch(t.teardown)
 
-/** The numbers of the pages that an input gives; each has to be that page to the byte. */
-async function pagesOf(bytes: Buffer, notes: string[] = []): Promise<number[]> {
-  const note = ({ text }: InputNote): void => void notes.push(text)
-  const input = await PageInput.open(put('input', bytes), { note })
-  const ids: number[] = []
-  for await (const batch of input.pages()) {
-    for (let i = 0; i < batch.count; i++) {
-      const found = batch.bytes.subarray(i * PAGE, (i + 1) * PAGE)
-      const id = found.readUInt32LE(8)
-      if (!page(id).equals(found)) throw new Error(`page ${ids.length} is wrong`)
-      ids.push(id)
-    }
-    batch.release()
-  }
-  return ids
+/** The numbers of the pages that a capture gives; what it tells beside them goes to `notes`. */
+function pagesOf(bytes: Buffer, notes: string[] = []): Promise<number[]> {
+  return pageNumbers(put('input', bytes), { note: ({ text }) => void notes.push(text) })
 }
 
 const IDS = Array.from({ length: 600 }, (_, i) => i + 1)

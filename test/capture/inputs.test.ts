@@ -27,6 +27,7 @@ import {
   putPages,
   scratch,
 } from '../template/makers.ts'
+import { pageNumbers } from './page-numbers.ts'
 
 const HARNESS = new URL('../template/cli-harness.ts', import.meta.url).pathname
 const GUEST = Array.from({ length: 40 }, (_, i) => page(i + 1))
@@ -83,43 +84,27 @@ t.test('what bytes are taken for', t => {
   t.end()
 })
 
-/** The numbers of the pages that an input gives; each has to be that page to the byte. */
-async function pagesOf(path: string, partial = false): Promise<number[]> {
-  const input = await PageInput.open(path, { partial })
-  const ids: number[] = []
-  for await (const batch of input.pages()) {
-    for (let i = 0; i < batch.count; i++) {
-      const bytes = batch.bytes.subarray(i * PAGE, (i + 1) * PAGE)
-      const id = bytes.readUInt32LE(8)
-      if (!page(id).equals(bytes)) throw new Error(`page ${ids.length} is wrong`)
-      ids.push(id)
-    }
-    batch.release()
-  }
-  return ids
-}
-
 t.test('cores and disks have pages', async t => {
   const { put } = scratch(t.teardown)
   const ids = GUEST.map((_, i) => i + 1)
   const runs = [GUEST.slice(0, 7), GUEST.slice(7, 8), GUEST.slice(8)]
   for (const wide of [true, false]) {
     for (const little of [true, false]) {
-      t.same(await pagesOf(put('core', elfCore(runs, { wide, little }))), ids, `${wide ? 64 : 32} bits, ${little}`)
+      t.same(await pageNumbers(put('core', elfCore(runs, { wide, little }))), ids, `${wide ? 64 : 32} bits, ${little}`)
     }
   }
-  t.same(await pagesOf(put('core', elfCore(runs, { address: 100 }))), ids, 'segments that begin within a page')
-  t.same(await pagesOf(put('core.zst', zstdCompressSync(elfCore(runs)))), ids, 'packed')
+  t.same(await pageNumbers(put('core', elfCore(runs, { address: 100 }))), ids, 'segments that begin within a page')
+  t.same(await pageNumbers(put('core.zst', zstdCompressSync(elfCore(runs)))), ids, 'packed')
   const core = elfCore(runs)
   const early = put('early', core.subarray(0, -5000))
-  t.match(await failure(() => pagesOf(early)), /^QEMU_TRUNCATED/)
-  t.same(await pagesOf(early, true), ids.slice(0, -2), 'what is there of one that ends early')
-  t.match(await failure(() => pagesOf(put('head', core.subarray(0, 100)))), /^QEMU_TRUNCATED/)
+  t.match(await failure(() => pageNumbers(early)), /^QEMU_TRUNCATED/)
+  t.same(await pageNumbers(early, { partial: true }), ids.slice(0, -2), 'what is there of one that ends early')
+  t.match(await failure(() => pageNumbers(put('head', core.subarray(0, 100)))), /^QEMU_TRUNCATED/)
   const wrong = (at: number, value: number, length = 8): Promise<string | undefined> => {
     const bytes = Buffer.from(core)
     if (length === 8) bytes.writeBigUInt64LE(BigInt(value), at)
     else bytes.writeUInt16LE(value, at)
-    return failure(() => pagesOf(put('wrong', bytes)))
+    return failure(() => pageNumbers(put('wrong', bytes)))
   }
   t.equal(await wrong(32, 2 ** 40), 'CAPTURE_FORMAT at 32', 'a table far away')
   t.equal(await wrong(32, 8), 'CAPTURE_FORMAT at 32', 'a table within the header')
@@ -172,8 +157,8 @@ t.test('mapped-ram files have pages', async t => {
   const blocks = [holes, [undefined], GUEST.slice(30)]
   const file = mappedRam(blocks)
   t.equal(recognize(file.subarray(0, 4096)).format, 'mapped-ram')
-  t.same(await pagesOf(put('mapped', file)), ids)
-  t.same(await pagesOf(put('mapped.gz', gzipSync(file))), ids, 'packed')
+  t.same(await pageNumbers(put('mapped', file)), ids)
+  t.same(await pageNumbers(put('mapped.gz', gzipSync(file))), ids, 'packed')
   for (const step of [1, 7, 4095, 10_001]) {
     const found: number[] = []
     let page = Buffer.alloc(0)
@@ -190,10 +175,13 @@ t.test('mapped-ram files have pages', async t => {
     reader.end()
     t.same(found, ids, `by ${step}`)
   }
-  t.match(await failure(() => pagesOf(put('early', file.subarray(0, -20_000)))), /^QEMU_TRUNCATED/)
-  t.ok((await pagesOf(put('early', file.subarray(0, -20_000)), true)).length > 30, 'what is there of it')
+  t.match(await failure(() => pageNumbers(put('early', file.subarray(0, -20_000)))), /^QEMU_TRUNCATED/)
+  t.ok(
+    (await pageNumbers(put('early', file.subarray(0, -20_000)), { partial: true })).length > 30,
+    'what is there of it',
+  )
   for (const change of [{ version: 2 }, { pageSize: 16_384 }, { bitmapAt: 5 }, { pagesAt: 5 }, { total: PAGE }]) {
-    const error = await failure(() => pagesOf(put('wrong', mappedRam(blocks, change))))
+    const error = await failure(() => pageNumbers(put('wrong', mappedRam(blocks, change))))
     t.match(error, /^CAPTURE_FORMAT/, JSON.stringify(change))
   }
   const migration = { migration: true }

@@ -40,6 +40,16 @@ function opened(events: Events): { sets: readonly string[]; cold: readonly strin
   return all
 }
 
+/** A pair whose sets are all on the disk, with a session. */
+async function onDisks() {
+  const made = await stores(scratch(t.teardown).folder)
+  const events = new Events()
+  const sessions = opened(events)
+  const daemons = await Daemons.start({ store: made.near, farStore: made.far, setBytes: 0, farSetBytes: 0, events })
+  await until('a session', () => sessions.length > 0)
+  return { made, daemons, sessions }
+}
+
 /** Sends a guest's stream. @returns what the target received, once all of it is there or the connection is gone */
 async function migrate(daemons: Daemons, bytes: Uint8Array): Promise<Buffer> {
   const { target } = daemons
@@ -96,12 +106,8 @@ t.test('each side has in memory what fits, and both agree', async t => {
 })
 
 t.test('a set that goes away while a session has it', async t => {
-  const made = await stores(scratch(t.teardown).folder)
-  const events = new Events()
-  const sessions = opened(events)
-  const sizes = { setBytes: 0, farSetBytes: 0 }
-  await using daemons = await Daemons.start({ store: made.near, farStore: made.far, ...sizes, events })
-  await until('a session', () => sessions.length > 0)
+  const { made, daemons } = await onDisks()
+  await using _daemons = daemons
   rmSync(made.far.pathOf(made.large))
   rmSync(made.near.pathOf(made.large))
   t.ok((await migrate(daemons, guest)).equals(guest), 'its file is open')
@@ -134,12 +140,8 @@ function change(path: string, how: (bytes: Buffer) => void): void {
 
 for (const [mishap, happen] of MISHAPS) {
   t.test(`${mishap}, at the destination: the migration goes on`, async t => {
-    const made = await stores(scratch(t.teardown).folder)
-    const events = new Events()
-    const sessions = opened(events)
-    const sizes = { setBytes: 0, farSetBytes: 0 }
-    await using daemons = await Daemons.start({ store: made.near, farStore: made.far, ...sizes, events })
-    await until('a session', () => sessions.length > 0)
+    const { made, daemons, sessions } = await onDisks()
+    await using _daemons = daemons
     happen(made.far.pathOf(made.large))
     t.ok((await migrate(daemons, guest)).equals(guest), 'with the right bytes')
     t.equal(daemons.count('template set not used'), 1, 'it is told once')
@@ -163,12 +165,8 @@ t.test('damage at the source alone is nothing', async t => {
 })
 
 t.test('damage at both: never a wrong byte, and the next session goes without', async t => {
-  const made = await stores(scratch(t.teardown).folder)
-  const events = new Events()
-  const sessions = opened(events)
-  const sizes = { setBytes: 0, farSetBytes: 0 }
-  await using daemons = await Daemons.start({ store: made.near, farStore: made.far, ...sizes, events })
-  await until('a session', () => sessions.length > 0)
+  const { made, daemons, sessions } = await onDisks()
+  await using _daemons = daemons
   for (const store of [made.near, made.far]) {
     change(store.pathOf(made.large), flip)
   }
