@@ -131,7 +131,7 @@ export const NAME_EXTRA_BYTES = 32
 /** log2 of the zstd windows (protocol): of the columns that hold pages ... */
 export const PAGES_WINDOW_LOG_MAX = 23
 
-/** ... and of all others, which are small: with them ten streams keep 20 MiB a session, not 80. */
+/** ... and of all others, which are small: with them eleven streams keep 20 MiB a session, not 80. */
 export const OTHERS_WINDOW_LOG_MAX = 18
 
 /**

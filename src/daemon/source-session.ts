@@ -114,7 +114,11 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
     this.sender = new Sender(session, pool, effort, sink => parts.packer(options, sink, onFailure), learning)
     if (pool.cold) {
       const send = (number: number, page: Uint8Array | undefined): void => session.sendPage(number, page)
-      this.answers = new ColdAnswers(pool.cold, send, error => options.onSetFailure?.(error))
+      const { cold } = pool
+      this.answers = new ColdAnswers(cold, send, (set, error) => {
+        cold.forget(set.digest)
+        options.onSetFailure?.(error)
+      })
     }
     this.timer = new TickTimer(options.now, () => this.guard(() => this.tick()))
   }

@@ -13,8 +13,6 @@ import type { ChannelBuffer, Loan } from './channel-buffer.ts'
 export interface OutboundChannel {
   readonly encoder: FlowEncoder
   readonly buffer: ChannelBuffer
-  /** A guest waits for its bytes: nothing in them may have to be read from the far side's disk. */
-  readonly isUrgent?: boolean
 }
 
 export interface BatchJob<C extends OutboundChannel> {

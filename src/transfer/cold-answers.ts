@@ -1,13 +1,14 @@
 /** The encoding side's answers: cold pages that the other side cannot read. */
 import type { ProxyError } from '../errors.ts'
 import { COLD_READ_MS_MAX } from '../limits.ts'
+import type { ColdSet } from '../store/cold-set.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import type { ColdLease } from './cold-sets.ts'
 
 export class ColdAnswers {
   private readonly cold: ColdLease
   private readonly send: (number: number, page: Uint8Array | undefined) => void
-  private readonly onFailure: (error: ProxyError) => void
+  private readonly onFailure: (set: ColdSet, error: ProxyError) => void
   private closed = false
 
   /**
@@ -17,7 +18,7 @@ export class ColdAnswers {
   constructor(
     cold: ColdLease,
     send: (number: number, page: Uint8Array | undefined) => void,
-    onFailure: (error: ProxyError) => void,
+    onFailure: (set: ColdSet, error: ProxyError) => void,
   ) {
     this.cold = cold
     this.send = send
@@ -55,7 +56,7 @@ export class ColdAnswers {
           sent = true
         })
       } catch (error) {
-        this.onFailure(error as ProxyError)
+        this.onFailure(set, error as ProxyError)
       }
       if (this.closed) return
       if (!sent) this.send(number, undefined)

@@ -83,7 +83,7 @@ export class Outbound<C extends OutboundChannel> {
     }
     this.jobs.push(job)
     this.pool.warm().catch(cause => this.fail(cause))
-    this.match(job, useCold && channel.isUrgent !== true)
+    this.match(job, useCold)
     this.packer
       .pack(job.workspace, rawLength, effort)
       .then(columns => {

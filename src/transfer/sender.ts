@@ -99,13 +99,23 @@ export class Sender {
   work(nowMs: () => number): boolean {
     const { pump, packer } = this
     pump.nextTurn()
+    const waits = this.guestWaits
     for (let job = pump.next(nowMs()); job; job = pump.next(nowMs())) {
       const channel = this.channels.get(job.channel.number)!
-      const bytes = packer.encode(channel, job.effort, job.release, this.ration.next(nowMs()))
+      const bytes = packer.encode(channel, job.effort, job.release, !waits && this.ration.next(nowMs()))
       pump.encoded(job.channel, bytes)
       channel.owner.encoded(bytes, job.effort)
     }
     return pump.gathering
+  }
+
+  /**
+   * A guest waits for its pages. The other side expands a session's batches one after the other, so that no disk may stand
+   * before any of them, also not those of other guests.
+   */
+  private get guestWaits(): boolean {
+    for (const { isUrgent } of this.channels.values()) if (isUrgent) return true
+    return false
   }
 
   /** The other side asks for pages of sets that it was named, and that its disk has not given in time. */

@@ -12,6 +12,7 @@ import type { LinkServer } from '../../src/link/server.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
+import { EVENT_LOOP } from '../../src/system/event-loop.ts'
 import { Pools } from '../../src/transfer/pool.ts'
 
 const RING_PAGES = 256
@@ -100,6 +101,9 @@ export interface DaemonsOptions {
   readonly events?: Events
 }
 
+/** A disk is waited for, however busy the machine is: what is late here is what a test made late. */
+const PATIENT = { ...EVENT_LOOP, after: (ms: number, then: () => void) => EVENT_LOOP.after(100 * ms, then) }
+
 /** Both daemons of a pair in this process, a WAN between them. */
 export class Daemons implements AsyncDisposable {
   readonly target: Target
@@ -133,7 +137,7 @@ export class Daemons implements AsyncDisposable {
   static async start(options: DaemonsOptions = {}): Promise<Daemons> {
     const { store, farStore, setBytes, farSetBytes, gates = 1, memory, events = new Events(), ...times } = options
     const poolsOf = (setsBytesMax: number | undefined) =>
-      setsBytesMax === undefined ? {} : { pools: new Pools({ setsBytesMax }) }
+      setsBytesMax === undefined ? {} : { pools: new Pools({ setsBytesMax, loop: PATIENT }) }
     const target = new Target()
     target.server.listen(0, '127.0.0.1')
     await once(target.server, 'listening')

@@ -20,6 +20,8 @@ const MAIN = Buffer.from('5145564d00000003', 'hex')
 class Packer implements SenderPacker {
   observer: undefined
   readonly jobs: { channel: SendingChannel; bytes: Uint8Array; report: BatchReport }[] = []
+  /** Channels whose batches may name pages on the other side's disk. */
+  readonly mayName: number[] = []
   private readonly sink: BatchSink<SendingChannel>
 
   constructor(sink: BatchSink<SendingChannel>) {
@@ -36,13 +38,14 @@ class Packer implements SenderPacker {
 
   warm(): void {}
 
-  encode(channel: SendingChannel, _effort: unknown, release: boolean): number {
+  encode(channel: SendingChannel, _effort: unknown, release: boolean, useCold?: boolean): number {
     const { encoder, buffer } = channel
     const rawLength = release ? encoder.waiting : encoder.ready
     if (rawLength === 0) return 0
     const loan = buffer.lend(rawLength)
     const bytes = MEMORY.slice(loan.at, loan.at + rawLength)
     encoder.batched(rawLength)
+    if (useCold) this.mayName.push(channel.number)
     loan.release()
     this.jobs.push({ channel, bytes, report: { rawLength, packedLength: rawLength, newBytes: rawLength } })
     return rawLength
@@ -224,6 +227,25 @@ t.test('urgent from its start, or by its kind, or later', t => {
   channel.hurry()
   t.equal(channel.pumped.urgent, true)
   t.same(world.told, ['1 urgent true', '2 urgent true', '3 urgent true'])
+  t.end()
+})
+
+t.test('while one guest waits for its pages no batch names what a disk has to give', t => {
+  const world = new World()
+  const { channel } = world.open(1)
+  const write = () => {
+    world.write(channel, Buffer.alloc(100, 1))
+    world.work()
+    world.packer.finish()
+  }
+  write()
+  t.same(world.packer.mayName, [1])
+  const other = world.open(2, { migration: 2, urgent: true })
+  write()
+  t.same(world.packer.mayName, [1], 'the other side expands this one before that of the guest that waits')
+  world.sender.close(other.channel)
+  write()
+  t.same(world.packer.mayName, [1, 1])
   t.end()
 })
 
