@@ -2,6 +2,7 @@
  * The memory of an ELF core of a guest (QEMU's `dump-guest-memory`, `virsh dump --memory-only`): its PT_LOAD segments, in
  * the order of the file. 32 and 64 bits, either byte order. Source: System V ABI; QEMU dump/dump.c.
  */
+import { PAGE_SIZE } from '../bytes/page-size.ts'
 import { ProxyError } from '../errors.ts'
 import { CORE_SEGMENTS_MAX, CORE_TABLE_AT_MAX } from './limits.ts'
 
@@ -26,7 +27,6 @@ const LAYOUT = {
 } as const
 /** The count of segments where there are more than the field holds. */
 const COUNT_ELSEWHERE = 0xffff
-const PAGE_SIZE = 4096
 
 /** True where the head is that of a core, not of a program. */
 export function isElfCore(head: Uint8Array): boolean {

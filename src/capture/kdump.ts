@@ -3,8 +3,10 @@
  * makedumpfile): pages packed one by one, each behind a descriptor, in the order of their addresses. Both word lengths,
  * either byte order. Source: makedumpfile IMPLEMENTATION and diskdump_mod.h; QEMU include/sysemu/dump.h.
  */
+
 import { type FileHandle, open } from 'node:fs/promises'
 import { constants, inflateSync, zstdDecompressSync } from 'node:zlib'
+import { PAGE_SIZE } from '../bytes/page-size.ts'
 import { ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { FLATTENED_MAGIC, FlattenedFile } from './flattened.ts'
@@ -30,7 +32,6 @@ const PACKED_MASK = PACKED.ZLIB | PACKED.LZO | PACKED.SNAPPY | PACKED.ZSTD
 const INCOMPLETE = 8
 /** u64 place, u32 length, u32 flags, u64 flags of the page. */
 const DESCRIPTOR = { PLACE: 0, LENGTH: 8, FLAGS: 12, SIZE: 24 } as const
-const PAGE_SIZE = 4096
 const DUMP_AGAIN = 'dump it again as kdump-zlib: (qemu) dump-guest-memory -z FILE, makedumpfile -c'
 
 interface Dump {

@@ -33,14 +33,6 @@ export interface ColdFetcherOptions {
   readonly onFailure?: ((set: ColdSet, error: ProxyError) => void) | undefined
 }
 
-/** What has been fetched. */
-export interface ColdFetched {
-  /** Pages, reads that brought them, and pages that had to be asked for. */
-  pages: number
-  reads: number
-  asked: number
-}
-
 /** Pages of a set that are read at once, and the places in the batch of those that are wanted. */
 interface Run {
   readonly set: ColdSet
@@ -53,7 +45,6 @@ interface Run {
 }
 
 export class ColdFetcher {
-  readonly counts: ColdFetched = { pages: 0, reads: 0, asked: 0 }
   private readonly options: ColdFetcherOptions
   private readonly runs = new ColdRuns()
   /** By place in the batch: the page's number. Places in the order of the numbers. */
@@ -93,7 +84,7 @@ export class ColdFetcher {
   private async fetchPages(workspace: Workspace): Promise<void> {
     const { list, reads, ask } = this.options
     const { pages } = this.runs
-    const { numbers, counts } = this
+    const { numbers } = this
     const order = this.order.subarray(0, pages)
     for (let place = 0; place < pages; place++) order[place] = place
     order.sort((a, b) => numbers[a]! - numbers[b]!)
@@ -118,7 +109,6 @@ export class ColdFetcher {
       else runs.push({ set, start, first: first - start, count: last - first + 1, places })
       from = to
     }
-    counts.reads += runs.length
     const deadline = reads.deadline(ask === undefined ? COLD_READ_MS_MAX : COLD_PATIENCE_MS)
     const late = new Set<ColdSet>()
     const inThread = runs.filter(({ set }) => set.fd !== undefined)
@@ -130,7 +120,6 @@ export class ColdFetcher {
     ])
     for (const set of late) this.wasLate(set)
     if (missing.length > 0) await this.askFor(workspace, missing)
-    counts.pages += pages
     workspace.fetchedPages = pages
   }
 
@@ -240,7 +229,6 @@ export class ColdFetcher {
       const index = numbers[place]! - list.starts[list.setOf(numbers[place]!)]!
       if (!set.isPage(index, workspace.bytes.subarray(at, at + PAGE_SIZE))) throw this.given(set, why)
     }
-    this.counts.asked += wanted.length
   }
 
   /** Nobody has a page of it: the session ends, and the set should not be in the next one. */
