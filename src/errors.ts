@@ -97,6 +97,12 @@ export function isProxyError(error: unknown, code?: ErrorCode): error is ProxyEr
   return error instanceof ProxyError && (code === undefined || error.code === code)
 }
 
+/** For what was thrown and nobody throws on purpose: our own defect, which ends what it was found in, and no more. */
+export function defectOf(error: unknown): ProxyError {
+  const what = `our own defect: ${(error as Error).message}`
+  return new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error })
+}
+
 /** Our own defect: crash rather than guess. */
 export function assert(condition: unknown, message: string): asserts condition {
   if (!condition)

@@ -4,7 +4,7 @@
  * waiting QEMU (wire format 1.3).
  */
 
-import { isProxyError, ProxyError } from '../errors.ts'
+import { defectOf, isProxyError, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import type { LinkSink } from '../link/api.ts'
@@ -172,8 +172,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   }
 
   defect(error: unknown): void {
-    const what = `our own defect: ${(error as Error).message}`
-    this.options.onFailure(new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error }))
+    this.options.onFailure(defectOf(error))
   }
 
   /** How it is: plain data. */

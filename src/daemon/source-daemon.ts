@@ -4,7 +4,7 @@
  */
 import { randomBytes } from 'node:crypto'
 import { loadLz4 } from '../compression/lz4.ts'
-import { isProxyError, ProxyError } from '../errors.ts'
+import { defectOf, isProxyError, ProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
 import { CONNECTIONS_HELD_MAX, HELLO_SETS_MAX } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
@@ -469,7 +469,5 @@ export class SourceDaemon {
 
 /** What is none is a defect of ours, which ends one session. */
 function asProxyError(cause: unknown): ProxyError {
-  if (isProxyError(cause)) return cause
-  const what = `our own defect: ${(cause as Error).message}`
-  return new ProxyError('INTERNAL', what, undefined, 'please report it', { cause })
+  return isProxyError(cause) ? cause : defectOf(cause)
 }

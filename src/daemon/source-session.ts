@@ -4,7 +4,7 @@
  */
 
 import { EFFORTS } from '../compression/effort.ts'
-import { isProxyError, ProxyError } from '../errors.ts'
+import { defectOf, isProxyError, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import type { SessionLearning } from '../learning/learning.ts'
 import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
@@ -184,8 +184,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
 
   /** One of ours, found by what a QEMU or time did: the session ends, and others go on. */
   private defect(error: unknown): void {
-    const what = `our own defect: ${(error as Error).message}`
-    this.options.onFailure(new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error }))
+    this.options.onFailure(defectOf(error))
   }
 
   /** One of the engines is due, or was when the timer was set. */

@@ -1,7 +1,7 @@
 /** The side that dials: opens a session, keeps its connections up, and gives up when the patience ends. */
 import { randomBytes } from 'node:crypto'
 import type net from 'node:net'
-import { type ErrorCode, isProxyError, ProxyError } from '../errors.ts'
+import { defectOf, type ErrorCode, isProxyError, ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX, HELLO_TIMEOUT_MS, PATIENCE_MS } from '../limits.ts'
 import type { Session } from '../session/session.ts'
 import { type ClientHello, encodeClientHello, isRefusal, type ServerHello, serverHelloOf } from '../wan/hello.ts'
@@ -347,7 +347,7 @@ function asProxyError(error: unknown, logger: LinkLogger): ProxyError {
   const e = error as NodeJS.ErrnoException & { address?: string }
   if (e.code === undefined) {
     logger.error('link.defect', { stack: e.stack })
-    return new ProxyError('INTERNAL', `our own defect: ${e.message}`, undefined, 'please report it', { cause: error })
+    return defectOf(error)
   }
   return lost(`${e.code}${e.address ? ` ${e.address}` : ''}`, error)
 }

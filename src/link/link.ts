@@ -3,7 +3,7 @@
  * Knows nothing of how connections come to be: client.ts dials them, server.ts accepts them.
  */
 import type net from 'node:net'
-import { assert, ProxyError } from '../errors.ts'
+import { assert, defectOf, ProxyError } from '../errors.ts'
 import { LINGER_MS } from '../limits.ts'
 import type { Role } from '../session/api.ts'
 import { Session } from '../session/session.ts'
@@ -324,8 +324,7 @@ export class Link {
    */
   #defect(error: unknown): void {
     if (this.#over) throw error
-    const what = `our own defect: ${(error as Error).message}`
-    void this.abort(new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error }))
+    void this.abort(defectOf(error))
   }
 
   #unasked(): void {

@@ -4,7 +4,7 @@
  */
 import { randomBytes, timingSafeEqual } from 'node:crypto'
 import net from 'node:net'
-import { isProxyError, ProxyError } from '../errors.ts'
+import { defectOf, isProxyError, ProxyError } from '../errors.ts'
 import { FairShares } from '../fair-shares.ts'
 import {
   FLOWS_OPEN_MAX,
@@ -364,8 +364,7 @@ export class LinkServer {
     if (isProxyError(error)) return error
     const { stack } = error as Error
     this.#options.logger.error('link.defect', { peer: arrival.peer, identity: arrival.identity, stack })
-    const what = `our own defect: ${(error as Error).message}`
-    return new ProxyError('INTERNAL', what, undefined, 'please report it', { cause: error })
+    return defectOf(error)
   }
 
   /** Tells why, where somebody may be there to read it, and closes. */
