@@ -100,7 +100,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.timer = new TickTimer(now, () => this.guard(() => this.tick()))
     this.parts = { ...DESTINATION_PARTS, ...options.parts }
     this.dials = new this.parts.DialQueue(flow => void this.dial(flow).catch(error => this.defect(error)))
-    this.questions = new ColdQuestions(numbers => options.session.wantPages(numbers))
+    this.questions = new ColdQuestions(numbers => options.session.coldPages.ask(numbers))
     this.inbound = this.parts.unpacker(options, {
       ask: this.questions.ask,
       onFailure: (set, error) => {
@@ -236,6 +236,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.flows.get(number)?.sendBack()
   }
 
+  onWant(): void {}
   onDrain(): void {}
 
   onBye(code: number, text: string): void {

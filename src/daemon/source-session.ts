@@ -113,7 +113,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
     )
     this.sender = new Sender(session, pool, effort, sink => parts.packer(options, sink, onFailure), learning)
     if (pool.cold) {
-      const send = (number: number, page: Uint8Array | undefined): void => session.sendPage(number, page)
+      const send = (number: number, page: Uint8Array | undefined): void => session.coldPages.answer(number, page)
       const { cold } = pool
       this.answers = new ColdAnswers(cold, send, (set, error) => {
         cold.forget(set.digest)
@@ -324,6 +324,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
 
   onOpen(): void {}
   onBatch(): void {}
+  onPage(): void {}
 
   onData(number: number, payload: Uint8Array): void {
     const flow = this.flows.get(number)

@@ -64,6 +64,11 @@ class Unserved implements LinkSink {
     for (const word of this.told) word(sink)
   }
 
+  /** A client's peer may ask too early; that it may not ask at all says whoever serves. */
+  onWant(numbers: readonly number[]): void {
+    this.told.push(sink => sink.onWant(numbers))
+  }
+
   onDrain(): void {
     this.told.push(sink => sink.onDrain())
   }
@@ -84,6 +89,7 @@ class Unserved implements LinkSink {
   onReset = unserved
   onEnd = unserved
   onCredit = unserved
+  onPage = unserved
 }
 
 function unserved(): void {
@@ -157,8 +163,8 @@ export class Link {
         },
         onEnd: flow => this.#sink.onEnd(flow),
         onCredit: flow => this.#sink.onCredit(flow),
-        onWant: numbers => (this.#sink.onWant ? this.#sink.onWant(numbers) : this.#unasked()),
-        onPage: (number, page) => (this.#sink.onPage ? this.#sink.onPage(number, page) : this.#unasked()),
+        onWant: numbers => this.#sink.onWant(numbers),
+        onPage: (number, page) => this.#sink.onPage(number, page),
         onDrain: () => this.#sink.onDrain(),
         onBye: (code, text) => {
           this.#logger.info('link.bye', { ...this.#named, code, text })
@@ -325,11 +331,6 @@ export class Link {
   #defect(error: unknown): void {
     if (this.#over) throw error
     void this.abort(defectOf(error))
-  }
-
-  #unasked(): void {
-    const what = 'pages of sets that were not agreed on'
-    void this.abort(new ProxyError('PROTOCOL_STATE', what, undefined, 'the session ends'))
   }
 
   #guard(run: () => void): void {

@@ -49,10 +49,16 @@ export interface SessionSink {
   onEnd(flow: number): void
   /** `credit(flow)` rose, or there is more room than `dataRoom` gave last. */
   onCredit(flow: number): void
-  /** Client, where cold sets were agreed: the server asks for these pages; each is to be answered by `sendPage`. */
-  onWant?(numbers: readonly number[]): void
-  /** Server, where cold sets were agreed: a page that `wantPages` asked for, a copy; undefined: the client cannot have it. */
-  onPage?(number: number, page: Uint8Array | undefined): void
+  /**
+   * Client only: the server asks for these cold pages; each is to be answered by `coldPages.answer`. One that was not
+   * named, also because no cold sets were agreed on, is a broken rule: `abort`.
+   */
+  onWant(numbers: readonly number[]): void
+  /**
+   * Server only: a cold page, a copy; undefined: the client cannot have it. One that `coldPages.ask` did not ask for is a
+   * broken rule: `abort`.
+   */
+  onPage(number: number, page: Uint8Array | undefined): void
   /** The peer takes and opens no new migrations. */
   onDrain(): void
   /** The peer ended the session; every flow is gone. Code 0: it owed nothing any more. */

@@ -7,25 +7,8 @@ import { readU64 } from '../bytes/big-endian.ts'
 import { rawLengthOf } from '../codec/batch-head.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
-import {
-  BATCH_WIRE_BYTES_MAX,
-  CHANNELS_A_MIGRATION,
-  CREDIT_TAKEN_BYTES,
-  FLOWS_MAX,
-  WANTED_PAGES_MAX,
-} from '../limits.ts'
-import {
-  encodeOpen,
-  encodePage,
-  encodeReason,
-  encodeWant,
-  type FlowInfo,
-  parseOpen,
-  parsePage,
-  parseWant,
-  reasonCode,
-  reasonText,
-} from '../wan/bodies.ts'
+import { BATCH_WIRE_BYTES_MAX, CHANNELS_A_MIGRATION, CREDIT_TAKEN_BYTES, FLOWS_MAX } from '../limits.ts'
+import { encodeOpen, encodeReason, type FlowInfo, parseOpen, reasonCode, reasonText } from '../wan/bodies.ts'
 import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL } from '../wan/wire.ts'
 import type { AnswerRoom } from './answer-room.ts'
 import type { FlowStats, Role, SessionSink } from './api.ts'
@@ -101,8 +84,6 @@ export class Flows {
   /** A sequenced frame of the peer, in its order. */
   deliver(type: number, flags: number, number: number, payload: Uint8Array) {
     if (type === FRAME.OPEN) return this.deliverOpen(number, payload)
-    if (type === FRAME.WANT && this.sink.onWant) return this.deliverWant(payload)
-    if (type === FRAME.PAGE && this.sink.onPage) return this.deliverPage(payload)
     if (type > FRAME.END) {
       // Optional frames of later versions may be sequenced: they keep their place and do nothing.
       if (type < FRAME_OPTIONAL) this.host.fault('PROTOCOL_SYNTAX', `frame of type ${type}`)
@@ -154,23 +135,6 @@ export class Flows {
         return this.sink.onEnd(number)
       }
     }
-  }
-
-  private deliverWant(payload: Uint8Array) {
-    const numbers = parseWant(payload)
-    if (!numbers) return this.host.fault('PROTOCOL_SYNTAX', `WANT of ${payload.length} bytes`)
-    if (this.role === 'server') return this.host.fault('PROTOCOL_STATE', 'WANT from the client')
-    this.outbox.pagesOwed += numbers.length
-    if (this.outbox.pagesOwed > WANTED_PAGES_MAX)
-      return this.host.fault('LIMIT_EXCEEDED', `${this.outbox.pagesOwed} pages are asked for at once`)
-    this.sink.onWant!(numbers)
-  }
-
-  private deliverPage(payload: Uint8Array) {
-    const page = parsePage(payload)
-    if (!page) return this.host.fault('PROTOCOL_SYNTAX', `PAGE of ${payload.length} bytes`)
-    if (this.role === 'client') return this.host.fault('PROTOCOL_STATE', 'PAGE from the server')
-    this.sink.onPage!(page.number, page.page && compact(page.page))
   }
 
   private deliverOpen(number: number, payload: Uint8Array) {
@@ -288,22 +252,6 @@ export class Flows {
     const bytes = this.enqueue(FRAME.BATCH, state, parts)
     assert(bytes <= BATCH_WIRE_BYTES_MAX, `batch of ${bytes} bytes`)
     this.fairness.sent(state.share, bytes)
-  }
-
-  /** As Session.wantPages. */
-  wantPages(numbers: readonly number[]): void {
-    assert(this.role === 'server' && numbers.length <= WANTED_PAGES_MAX, 'too many pages are wanted')
-    if (this.over) return
-    this.outbox.enqueueOwn(FRAME.WANT, encodeWant(numbers))
-    this.sink.onWork()
-  }
-
-  /** As Session.sendPage. */
-  sendPage(number: number, page: Uint8Array | undefined): void {
-    assert(this.role === 'client', 'only the client sends pages')
-    if (this.over) return
-    this.outbox.enqueueOwn(FRAME.PAGE, encodePage(number, page))
-    this.sink.onWork()
   }
 
   /** As Session.finFlow. */

@@ -56,8 +56,8 @@ export class Outbox {
   resentBytes = 0
   /** ENDs that were handed in and not acknowledged. */
   endsUnacked = 0
-  /** Client: pages that the server has asked for and that were not sent. */
-  pagesOwed = 0
+  /** PAGEs that were sent. */
+  pagesSent = 0
   /** Stands for the flow of frames that have none. */
   private readonly noFlow: OutFlow = {
     ...{ number: 0, send: 'open', receive: 'open', openSequence: 0, bulkEntries: 0, queuedBatches: 0, wanOut: 0 },
@@ -200,7 +200,6 @@ export class Outbox {
     this.sent.clear()
     this.room.clear()
     this.resendBytes = 0
-    this.pagesOwed = 0
     this.queuedBytes = 0
     this.unackedBytes = 0
     this.acked = this.lastSequence
@@ -270,7 +269,7 @@ export class Outbox {
     const { flow } = entry
     if (lane === this.bulkLane) flow.bulkEntries--
     if (entry.type === FRAME.BATCH) flow.queuedBatches--
-    else if (entry.type === FRAME.PAGE) this.pagesOwed--
+    else if (entry.type === FRAME.PAGE) this.pagesSent++
     if (entry.left > 0) {
       // Dropped: data of a flow that was reset.
       this.queuedBytes -= entry.left

@@ -12,24 +12,24 @@ import { copyOf } from '../bytes/copy.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import { FairShares, type Share } from '../fair-shares.ts'
 import { CONNECTIONS_MAX, CREDIT_INITIAL_BYTES, MEMORY_BUDGET_BYTES, PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
-import { encodeNumbers, encodeReason, reasonCode, reasonText } from '../wan/bodies.ts'
+import { encodeReason, reasonCode, reasonText } from '../wan/bodies.ts'
 import { wireCode } from '../wan/codes.ts'
 import type { Frame } from '../wan/frames.ts'
 import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL } from '../wan/wire.ts'
 import type { AnswerRoom } from './answer-room.ts'
 import type { FlowInfo, Role, SessionOptions, SessionSink, SessionState, SessionStats } from './api.ts'
 import { bulkQuantum, bulkRoom } from './bulk.ts'
+import { ColdPages } from './cold-pages.ts'
 import { Flows } from './flows.ts'
 import type { Inbox } from './inbox.ts'
 import type { Outbox } from './outbox.ts'
 import { SESSION_PARTS, type SessionParts } from './parts.ts'
 import type { Path } from './path.ts'
+import { pullPathFrames } from './path-frames.ts'
 import { Paths } from './paths.ts'
 import { Patience } from './patience.ts'
 import { RateCap } from './rate-cap.ts'
 import { SESSION_TABLE, type SessionInput } from './states.ts'
-
-const EMPTY = new Uint8Array(0)
 
 export class Session {
   private readonly role: Role
@@ -46,6 +46,8 @@ export class Session {
 
   private readonly paths = new Paths()
   private readonly flows: Flows
+  /** Asks for cold pages, or answers: where the hellos agreed on cold sets. */
+  readonly coldPages: ColdPages
   private draining = false
   private peerDraining = false
   private readonly memory: Share
@@ -69,13 +71,15 @@ export class Session {
     this.answers = new this.parts.AnswerRoom(this.memory)
     this.outbox = new this.parts.Outbox(this.rate, this.answers, this.memory)
     const { role, sink, memory, flowPlaces, outbox, answers, parts, initialCredit } = this
+    const fault = (code: ErrorCode, what: string): void => this.fault(code, what)
     this.flows = new Flows({
       ...{ role, sink, memory, flowPlaces, outbox, answers, parts, initialCredit },
       now: () => this.nowMs,
       opens: () => this.opens,
-      fault: (code, what) => this.fault(code, what),
+      fault,
     })
-    this.inbox = new parts.Inbox((type, flags, flow, payload) => this.flows.deliver(type, flags, flow, payload), memory)
+    this.coldPages = new ColdPages({ role, sink, outbox, fault })
+    this.inbox = new parts.Inbox((type, flags, flow, payload) => this.deliver(type, flags, flow, payload), memory)
   }
 
   get state(): SessionState {
@@ -219,6 +223,13 @@ export class Session {
     else if (refused) this.fault(...refused)
   }
 
+  /** A sequenced frame of the peer, in its order. */
+  private deliver(type: number, flags: number, flow: number, payload: Uint8Array): void {
+    if (type === FRAME.WANT) this.coldPages.deliverWant(payload)
+    else if (type === FRAME.PAGE) this.coldPages.deliverPage(payload)
+    else this.flows.deliver(type, flags, flow, payload)
+  }
+
   /** Ends a connection that does not do its work; its frames go out again on another. */
   private giveUp(path: Path, why: string): void {
     const what = `connection ${path.connection} is given up: ${why}`
@@ -280,22 +291,7 @@ export class Session {
       return outbox.writer.putSmall(out, FRAME.BYE, encodeReason(this.bye?.code ?? CODE.NONE, this.bye?.text ?? ''))
     }
     this.rate.refill(nowMs)
-    let total = 0
-    const arrived = path.tell()
-    if (arrived !== undefined) {
-      total += outbox.writer.putSmall(out, FRAME.ACK, encodeNumbers(this.inbox.acknowledged, arrived))
-    }
-    if (path.pong !== null) {
-      total += outbox.writer.putSmall(out, FRAME.PONG, path.pong)
-      path.pong = null
-    }
-    if (path.pingDue || nowMs >= path.pingDueMs) {
-      total += outbox.writer.putSmall(out, FRAME.PING, encodeNumbers(path.ping(nowMs)))
-    }
-    if (path.drainDue) {
-      path.drainDue = false
-      total += outbox.writer.putSmall(out, FRAME.DRAIN, EMPTY)
-    }
+    let total = pullPathFrames(path, this.inbox.acknowledged, nowMs, outbox.writer, out)
     const nothingWaited = outbox.acked === outbox.lastSequence
     while (total < maxBytes) {
       const bytes = outbox.pull(path, this.sessionState !== 'closing', nowMs, out)
@@ -341,16 +337,6 @@ export class Session {
    */
   sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[]): void {
     this.flows.sendBatch(flow, rawLength, parts)
-  }
-
-  /** Server: asks for cold pages, WANTED_PAGES_MAX at most, once those that were asked for before have come. */
-  wantPages(numbers: readonly number[]): void {
-    this.flows.wantPages(numbers)
-  }
-
-  /** Client: a cold page that was asked for; undefined: it cannot be had. The page is copied. */
-  sendPage(number: number, page: Uint8Array | undefined): void {
-    this.flows.sendPage(number, page)
   }
 
   /** The local QEMU closed its direction: FIN after all that was handed in. Nothing may be sent on the flow after it. */
@@ -520,6 +506,7 @@ export class Session {
     this.memory.close()
     this.flowPlaces?.close()
     this.flows.clear()
+    this.coldPages.clear()
     this.answers.clear()
     this.outbox.clear()
     this.inbox.clear()

@@ -3,6 +3,7 @@ import { cpSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } f
 import { join } from 'node:path'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
+import type { LinkClient } from '../../src/link/client.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
 import { migration, page, putPages, scratch } from '../template/makers.ts'
@@ -154,6 +155,19 @@ for (const [mishap, happen] of MISHAPS) {
     t.ok((await migrate(daemons, guest)).equals(guest))
   })
 }
+
+t.test('where no cold sets were agreed on nobody asks for pages, or brings any', async t => {
+  await using daemons = await Daemons.start()
+  const near = (): LinkClient => (daemons.source as unknown as { client: LinkClient }).client
+  await until('a session', () => daemons.count('session open') === 2)
+  const asked = near().link.ended
+  daemons.link.session.coldPages.ask([7])
+  t.match(await asked, { code: 'PROTOCOL_STATE', what: 'pages of sets are asked for that were not named' })
+  await until('another session', () => daemons.count('session open') === 4)
+  const brought = daemons.link.ended
+  near().session.coldPages.answer(7, undefined)
+  t.match(await brought, { code: 'PROTOCOL_STATE', what: 'page 7 of a set, which was not asked for' })
+})
 
 t.test('damage at the source alone is nothing', async t => {
   const made = await stores(scratch(t.teardown).folder)

@@ -63,7 +63,7 @@ t.test('answers of one byte, each a frame', async t => {
         }
         return {
           ...{ onFin: nothing, onReset: nothing, onEnd: nothing, onDrain: nothing, onBye: nothing, onDead: nothing },
-          ...{ onData: nothing, onCredit: send, onWork: send },
+          ...{ onData: nothing, onWant: nothing, onPage: nothing, onCredit: send, onWork: send },
           onOpen: number => flows.push(number),
           onBatch: (number, _parts, rawLength) => link.session.consumed(number, rawLength),
         }
@@ -112,7 +112,8 @@ t.test('sessions that are ended as soon as they are open', async t => {
         setImmediate(() => void link.close())
         return {
           ...{ onOpen: nothing, onData: nothing, onBatch: nothing, onFin: nothing, onReset: nothing, onEnd: nothing },
-          ...{ onCredit: nothing, onDrain: nothing, onBye: nothing, onDead: nothing, onWork: nothing },
+          ...{ onCredit: nothing, onWant: nothing, onPage: nothing, onDrain: nothing, onBye: nothing, onDead: nothing },
+          onWork: nothing,
         }
       },
     }),

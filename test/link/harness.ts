@@ -110,6 +110,7 @@ export class End implements LinkSink {
   bye: number | undefined
   drained = false
   resets: string[] = []
+  readonly wanted: number[] = []
   ups = 0
   downs = 0
   onChange: () => void = () => {}
@@ -186,6 +187,12 @@ export class End implements LinkSink {
   onCredit(): void {
     this.#send()
   }
+
+  onWant(numbers: readonly number[]): void {
+    this.wanted.push(...numbers)
+  }
+
+  onPage(): void {}
 
   onDrain(): void {
     this.drained = true

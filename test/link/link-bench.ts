@@ -46,6 +46,8 @@ class Mill implements LinkSink {
   onReset(): void {}
   onEnd(): void {}
   onCredit(): void {}
+  onWant(): void {}
+  onPage(): void {}
   onDrain(): void {}
   onBye(): void {}
   onDead(): void {}

@@ -1404,12 +1404,14 @@ t.test('what is said of a session before anybody serves it is told then', async 
     ...{ host: '127.0.0.1', port: server.port, plaintext: true, offer: offer(), logger: server.log },
   })
   await client.open()
+  server.ends[0]!.link.session.coldPages.ask([7])
   server.server.drain()
   await until('DRAIN', () => (client.session as unknown as { peerDraining: boolean }).peerDraining)
   await server.ends[0]!.link.close()
   await client.link.ended
   const end = new End(client.link)
   client.link.serve(end)
+  t.same(end.wanted, [7])
   t.ok(end.drained)
   t.equal(end.bye, CODE.NONE)
   t.throws(() => client.link.serve(end), { code: 'INTERNAL' })

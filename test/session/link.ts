@@ -91,6 +91,8 @@ export class Link {
       onReset: nothing,
       onEnd: nothing,
       onCredit: nothing,
+      onWant: nothing,
+      onPage: nothing,
       onDrain: nothing,
       onBye: nothing,
       onDead: error => {

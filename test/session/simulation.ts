@@ -777,6 +777,8 @@ class Simulation {
         if (flow.lanes[end.side].told) this.sendBack(end, flow)
         else end.work = true
       },
+      onWant: () => fail('WANT that nobody sent'),
+      onPage: () => fail('PAGE that nobody sent'),
       onDrain: () => {
         if (!this.drained || end.side === 1) fail('DRAIN that nobody sent')
       },

@@ -189,6 +189,8 @@ export class LinkEnd {
         },
         onEnd: flow => sink().onEnd(flow),
         onCredit: flow => sink().onCredit(flow),
+        onWant: numbers => sink().onWant(numbers),
+        onPage: (number, page) => sink().onPage(number, page),
         onDrain: () => this.sink?.onDrain(),
         onBye: (code, text) => {
           this.sink?.onBye(code, text)
