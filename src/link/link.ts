@@ -10,8 +10,9 @@ import { Session } from '../session/session.ts'
 import { FrameDecoder } from '../wan/frames.ts'
 import { CODE } from '../wan/wire.ts'
 import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
+import { EndOfTurn } from './end-of-turn.ts'
 import { KeyUse } from './key-use.ts'
-import { TickTimer } from './tick-timer.ts'
+import { type Wire, Wires } from './wires.ts'
 
 /**
  * A connection is given more bytes only while fewer than this wait in Node's memory: what waits there can no longer be
@@ -22,26 +23,6 @@ const WRITE_BUFFER_BYTES_MAX = 128 * 1024
 const PULL_BYTES = 64 * 1024
 /** A write of less is made one piece: a copy costs less than the views of a batch of references (test/daemon/pair-bench.ts). */
 const JOIN_BYTES_MAX = 4096
-
-/** One connection, after its hello. */
-interface Wire {
-  readonly connection: number
-  readonly socket: net.Socket
-  readonly peer: string
-  /** False once the session has been told that it is gone, or it was never told of it. */
-  attached: boolean
-  /** Nothing more is written: our side of the socket was ended. */
-  ending: boolean
-  /** Something arrived after the hello: the path works, the peer took the hello. */
-  heard: boolean
-  readonly gone: (wire: Wire, error: Error | undefined) => void
-  /** undefined without TLS. */
-  readonly keys: KeyUse | undefined
-  /** Its keys are nearly used up; called once. */
-  worn: (() => void) | undefined
-  /** The session is over: whatever the peer does, the socket goes at a time that is set. */
-  leaving: boolean
-}
 
 export interface LinkOptions {
   readonly role: Role
@@ -116,20 +97,14 @@ export class Link {
   readonly #clock: Clock
   #sink: LinkSink = new Unserved()
   readonly #recordsMax: number | undefined
-  readonly #wires = new Map<number, Wire>()
-  /** Sockets that still linger: replaced or ended ones are no longer in #wires. */
-  readonly #sockets = new Set<net.Socket>()
+  readonly #wires = new Wires()
+  readonly #work: EndOfTurn
   readonly #out: Uint8Array[] = []
   #resolveEnded: (error: ProxyError | undefined) => void = () => {}
   #error: ProxyError | undefined
   #over = false
-  #scheduled = false
-  readonly #timer: TickTimer
-  #tickDue = false
   /** Since when there is no flow. */
   #idleSinceMs: number | undefined
-  /** Which connection is served first; moves on, so that none is always last. */
-  #turn = 0
 
   constructor(options: LinkOptions) {
     this.role = options.role
@@ -138,12 +113,7 @@ export class Link {
     this.#logger = options.logger
     this.#clock = options.clock
     this.#recordsMax = options.recordsMax
-    const { now, after } = options.clock
-    const tick = (): void => {
-      this.#tickDue = true
-      this.wake()
-    }
-    this.#timer = new TickTimer(now, tick, after)
+    this.#work = new EndOfTurn(options.clock, isDue => this.#guard(() => this.#flush(isDue)))
     this.ended = new Promise(resolve => {
       this.#resolveEnded = resolve
     })
@@ -198,7 +168,7 @@ export class Link {
 
   /** Connections that stand now. */
   get connections(): number {
-    return this.#wires.size
+    return this.#wires.count
   }
 
   /** For how long there has been no flow; 0 while there is one. */
@@ -231,7 +201,7 @@ export class Link {
     if (before) {
       // The session detaches it by itself when the new one is attached.
       before.attached = false
-      this.#wires.delete(connection)
+      this.#wires.remove(before)
       before.socket.destroy()
       before.gone(before, undefined)
     }
@@ -247,8 +217,7 @@ export class Link {
       worn,
       leaving: false,
     }
-    this.#wires.set(connection, wire)
-    this.#sockets.add(socket)
+    this.#wires.add(wire)
     let now = this.#clock.now()
     const decoder = new FrameDecoder(frame => {
       if (!wire.attached) return // what is left of a chunk after the connection was given up
@@ -277,12 +246,12 @@ export class Link {
       failure ??= error
     })
     socket.on('close', () => {
-      this.#sockets.delete(socket)
+      this.#wires.closed(wire)
       this.#guard(() => this.#down(wire, failure ?? (wire.ending ? undefined : new Error('closed by the peer'))))
       this.wake()
     })
     this.#logger.info('link.up', { ...this.#named, connection, peer })
-    this.#sink.onConnection?.(connection, true, this.#wires.size)
+    this.#sink.onConnection?.(connection, true, this.#wires.count)
     this.session.attach(connection, hello.received, now, hello.credit)
     if (rest.length > 0) take(rest)
     socket.resume()
@@ -375,7 +344,7 @@ export class Link {
   }
 
   #remove(wire: Wire, error: Error | undefined): void {
-    if (this.#wires.get(wire.connection) === wire) this.#wires.delete(wire.connection)
+    this.#wires.remove(wire)
     wire.socket.destroy()
     const reason = error instanceof ProxyError ? error.what : error?.message
     // The other side closes a worn connection as soon as it has the fresh one: often before we have it.
@@ -386,49 +355,29 @@ export class Link {
       peer: wire.peer,
       reason,
     })
-    this.#sink.onConnection?.(wire.connection, false, this.#wires.size, error)
+    this.#sink.onConnection?.(wire.connection, false, this.#wires.count, error)
     wire.gone(wire, error)
     this.wake()
   }
 
   /** Does the session's work and the sink's (`onWork`) at the end of this turn: once, however often it is asked for. */
   wake(): void {
-    if (this.#scheduled || this.#over) return
-    this.#scheduled = true
-    setImmediate(() => {
-      this.#scheduled = false
-      this.#guard(() => this.#flush())
-    })
+    this.#work.ask()
   }
 
-  #flush(): void {
-    if (this.#tickDue) {
-      // Here and not in the timer: between the two, Node reads its sockets. After a pause of this process (a long
-      // computation, a stopped VM) what the peer sent meanwhile is heard before the peer is declared dead.
-      this.#tickDue = false
-      this.session.tick(this.#clock.now())
-    }
+  #flush(isDue: boolean): void {
+    if (isDue) this.session.tick(this.#clock.now())
     if (this.session.state !== 'closed') this.#sink.onWork()
     const now = this.#clock.now()
-    this.#pump(now)
-    this.#timer.arm(this.session.nextTickMs)
+    // every socket is filled to its bound
+    this.#wires.serve(wire => this.#write(wire, now))
+    this.#work.askAt(this.session.nextTickMs)
     if (this.session.flowCount > 0) this.#idleSinceMs = undefined
     else this.#idleSinceMs ??= now
-    if (this.session.state === 'closed' && this.#sockets.size === 0 && !this.#over) {
+    if (this.session.state === 'closed' && this.#wires.isClosed && !this.#over) {
       this.#over = true
-      this.#timer.stop()
+      this.#work.stop()
       this.#resolveEnded(this.#error)
-    }
-  }
-
-  /** Fills every socket to its bound, a few frames at a time, so that connections stay alike in what they carry. */
-  #pump(now: number): void {
-    const wires = [...this.#wires.values()]
-    if (wires.length === 0) return
-    this.#turn = (this.#turn + 1) % wires.length
-    let idle = 0
-    for (let i = this.#turn; idle < wires.length; i = (i + 1) % wires.length) {
-      idle = this.#write(wires[i]!, now) ? 0 : idle + 1
     }
   }
 
