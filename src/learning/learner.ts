@@ -3,15 +3,11 @@
  * template set. Pure: both sides feed it the same pages in the same order and so hold the same state, without a byte
  * over the WAN. What depends on the order and why it is the same on both sides: docs/adr/0009-learning.md.
  */
-import { assert } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
+import { grown, IN_A_SET, KnownPages, MIGRATIONS_KEPT, NO_CONTENT } from './known-pages.ts'
 
 /** Distinct pages that are remembered unless said otherwise: 4 GiB of guests, in 28 MiB of memory. */
 export const LEARN_PAGES_MAX = 1 << 20
-/** Bytes of memory for one remembered page: hash, VMs, place, content, two slots of the index. */
-export const LEARN_ENTRY_LENGTH = 8 + 4 + 4 + 4 + 8
-/** Migrations that are remembered: a bit each of one word. */
-export const MIGRATIONS_KEPT = 32
 /** A set of fewer pages would cost more in each hello than it saves: its pages wait for the next. */
 export const SET_PAGES_MIN = 16
 
@@ -24,15 +20,6 @@ const SAME_PLACE_SHARE = 0.6
 const SAME_PLACE_MIN = 8
 /** ... and wherever it shares so much of all its pages, wherever they are. In doubt it is the same VM: nothing is kept. */
 const SAME_PAGES_SHARE = 0.8
-
-/** `content` of an entry: the page is in no spool, or in a set already. Everything below is a place in the spool. */
-const NO_CONTENT = 0xffff_ffff
-const IN_A_SET = 0xffff_fffe
-/** The word `tag`: slot of the migration that had the page last, above; page number there, modulo 2^27, below. */
-const TAG_PAGE_BITS = 27
-const TAG_PAGE_MASK = 2 ** TAG_PAGE_BITS - 1
-/** Entries at first; the arrays double as pages come. */
-const ENTRIES_MIN = 1 << 14
 
 /** Keeps pages until it is known whether they go into a set. */
 export interface PageSpool {
@@ -91,21 +78,9 @@ class Seen {
 
 export class Learner {
   readonly mode: 'shared' | 'all'
-  private readonly pagesMax: number
   private readonly keepMax: number
   private readonly spool: PageSpool
-  private readonly memory: Pick<Share, 'take'> | undefined
-  private readonly key0: number
-  private readonly key1: number
-
-  /** Distinct pages. Their order is that of first appearance, and stays so when some leave. */
-  private count = 0
-  private hashes = new Uint32Array(2 * ENTRIES_MIN)
-  private vmBits = new Uint32Array(ENTRIES_MIN)
-  private tags = new Uint32Array(ENTRIES_MIN)
-  private contents = new Uint32Array(ENTRIES_MIN)
-  /** Open addressing by `home`: entry + 1, or 0. Twice as many as entries fit. */
-  private index = new Uint32Array(2 * ENTRIES_MIN)
+  private readonly known: KnownPages
   /** Entries whose pages the spool has, in the order in which it took them: what a migration's end looks through. */
   private kept = new Uint32Array(64)
   private keptCount = 0
@@ -126,17 +101,14 @@ export class Learner {
 
   constructor(options: LearnerOptions) {
     this.mode = options.mode
-    this.pagesMax = Math.max(1, Math.min(options.pagesMax, 2 ** 26))
     this.keepMax = options.keepMax
     this.spool = options.spool
-    this.memory = options.memory
-    this.key0 = options.key?.[0] ?? 0
-    this.key1 = options.key?.[1] ?? 0
+    this.known = new KnownPages(options.pagesMax, options.memory, options.key)
   }
 
   /** Distinct pages remembered. */
   get pages(): number {
-    return this.count
+    return this.known.count
   }
 
   /** Migrations under way. */
@@ -146,12 +118,12 @@ export class Learner {
 
   /** Bytes of memory in use; at most LEARN_ENTRY_LENGTH for each of `pagesMax`, rounded up to a power of two. */
   get memoryBytes(): number {
-    return this.vmBits.length * LEARN_ENTRY_LENGTH
+    return this.known.memoryBytes
   }
 
   /** What names the state: equal on two sides that were fed alike, as far as 128 bits can tell. */
   get fold(): readonly number[] {
-    return [...this.passed, ...this.ends, this.migrations, this.count]
+    return [...this.passed, ...this.ends, this.migrations, this.known.count]
   }
 
   /**
@@ -186,32 +158,24 @@ export class Learner {
    */
   page(slot: number, lo: number, hi: number, page: number, bytes: Uint8Array, at: number): void {
     fold(this.passed, lo, hi)
-    const entry = this.find(lo, hi)
-    const bit = (1 << slot) >>> 0
+    const { known } = this
+    const entry = known.find(lo, hi)
     if (entry >= 0) {
-      const bits = this.vmBits[entry]!
-      if ((bits & bit) !== 0) return
+      if ((known.vmBits[entry]! & (1 << slot)) !== 0) return
       const seen = this.seen[slot]!
       seen.uniquePages++
-      const tag = this.tags[entry]!
-      const other = tag >>> TAG_PAGE_BITS
+      const other = known.lastSlot(entry)
       seen.shared[other]!++
-      if ((tag & TAG_PAGE_MASK) === page % (TAG_PAGE_MASK + 1)) seen.samePlace[other]!++
-      this.vmBits[entry] = bits | bit
-      this.tags[entry] = tagOf(slot, page)
-      if (this.contents[entry] === NO_CONTENT) this.contents[entry] = this.keep(seen, entry, bytes, at)
+      if (known.wasAt(entry, page)) seen.samePlace[other]!++
+      known.passed(entry, slot, page)
+      if (known.contents[entry] === NO_CONTENT) this.keep(seen, entry, bytes, at)
       return
     }
     const seen = this.seen[slot]!
     if (seen.full || !this.makeRoom(slot)) return
     seen.uniquePages++
-    const fresh = this.count++
-    this.hashes[2 * fresh] = lo
-    this.hashes[2 * fresh + 1] = hi
-    this.vmBits[fresh] = bit
-    this.tags[fresh] = tagOf(slot, page)
-    this.contents[fresh] = this.mode === 'all' ? this.keep(seen, fresh, bytes, at) : NO_CONTENT
-    this.insert(fresh)
+    const fresh = known.add(lo, hi, slot, page)
+    if (this.mode === 'all') this.keep(seen, fresh, bytes, at)
   }
 
   /**
@@ -268,16 +232,17 @@ export class Learner {
     let ended = 0
     for (let slot = 0; slot < MIGRATIONS_KEPT; slot++) if (this.seen[slot]?.ended) ended |= 1 << slot
     ended >>>= 0
+    const { vmBits, contents } = this.known
     const chosen: number[] = []
     let waiting = 0
     for (let i = 0; i < this.keptCount; i++) {
       const entry = this.kept[i]!
-      const vms = this.vmsOf(this.vmBits[entry]! & ended)
+      const vms = this.vmsOf(vmBits[entry]! & ended)
       if (vms >= least) chosen.push(entry)
-      else if ((this.vmBits[entry]! & ~ended) === 0) {
+      else if ((vmBits[entry]! & ~ended) === 0) {
         // a guest that came back: another VM that has the page brings it again
-        this.spool.free(this.contents[entry]!)
-        this.contents[entry] = NO_CONTENT
+        this.spool.free(contents[entry]!)
+        contents[entry] = NO_CONTENT
       } else this.kept[waiting++] = entry
     }
     const tooFew = chosen.length < SET_PAGES_MIN
@@ -287,15 +252,15 @@ export class Learner {
     chosen.sort((a, b) => a - b) // first appearance
     // what is too much is dropped for good, or every later set would begin with it
     for (const entry of chosen.splice(this.keepMax)) {
-      this.spool.free(this.contents[entry]!)
-      this.contents[entry] = IN_A_SET
+      this.spool.free(contents[entry]!)
+      contents[entry] = IN_A_SET
     }
     const places = new Uint32Array(chosen.length)
     const pageVms = new Uint8Array(chosen.length)
     chosen.forEach((entry, i) => {
-      places[i] = this.contents[entry]!
-      pageVms[i] = this.vmsOf(this.vmBits[entry]! & ended)
-      this.contents[entry] = IN_A_SET
+      places[i] = contents[entry]!
+      pageVms[i] = this.vmsOf(vmBits[entry]! & ended)
+      contents[entry] = IN_A_SET
     })
     return { mode: this.mode, places, pageVms, vms: this.vmsOf(ended) }
   }
@@ -311,17 +276,18 @@ export class Learner {
 
   // --- memory
 
-  private keep(seen: Seen, entry: number, bytes: Uint8Array, at: number): number {
-    if (seen.keptPages >= this.keepMax) return NO_CONTENT
+  /** Keeps the content of a page that is in no spool, unless this migration has so much there already. */
+  private keep(seen: Seen, entry: number, bytes: Uint8Array, at: number): void {
+    if (seen.keptPages >= this.keepMax) return
     const place = this.spool.keep(bytes, at)
     if (place < 0) {
       this.broken = true
-      return NO_CONTENT
+      return
     }
+    this.known.contents[entry] = place
     seen.keptPages++
     if (this.keptCount === this.kept.length) this.kept = grown(this.kept, 2 * this.keptCount)
     this.kept[this.keptCount++] = entry
-    return place
   }
 
   /** Slot of the migration that began first, other than `except`; -1: there is none. */
@@ -337,7 +303,7 @@ export class Learner {
 
   /** Room for one more page: the oldest migrations are forgotten first. */
   private makeRoom(slot: number): boolean {
-    while (this.count >= this.pagesMax) {
+    while (this.known.isFull) {
       const oldest = this.oldest(slot)
       if (oldest < 0) {
         this.seen[slot]!.full = true
@@ -345,12 +311,14 @@ export class Learner {
       }
       this.forget(oldest)
     }
-    return this.count < this.vmBits.length || this.grow()
+    if (!this.known.isCrowded || (!this.broken && this.known.grow())) return true
+    this.broken = true
+    return false
   }
 
   /**
-   * Forgets a migration, and the pages that only it had. That goes through the whole table, 40 ns an entry, but whoever
-   * filled the table is itself forgotten once 31 others have begun: a page that passed is gone through 32 times at most.
+   * Forgets a migration, and the pages that only it had. That goes through all pages, but whoever filled the table is
+   * itself forgotten once 31 others have begun: a page that passed is gone through 32 times at most.
    */
   private forget(slot: number): void {
     const { migration } = this.seen[slot]!
@@ -368,79 +336,12 @@ export class Learner {
       if (heir < 0) heir = other
       this.vmOf[other] = heir
     }
-    const bit = (1 << slot) >>> 0
-    const { hashes, vmBits, tags, contents } = this
-    let to = 0
-    for (let entry = 0; entry < this.count; entry++) {
-      const bits = (vmBits[entry]! & ~bit) >>> 0
-      if (bits === 0) {
-        if (contents[entry]! < IN_A_SET) this.spool.free(contents[entry]!)
-        continue
-      }
-      hashes[2 * to] = hashes[2 * entry]!
-      hashes[2 * to + 1] = hashes[2 * entry + 1]!
-      vmBits[to] = bits
-      const tag = tags[entry]!
-      // the place is lost with its migration: no page number is so high
-      tags[to] = tag >>> TAG_PAGE_BITS === slot ? tagOf(31 - Math.clz32(bits & -bits), TAG_PAGE_MASK) : tag
-      contents[to] = contents[entry]!
-      to++
-    }
-    this.count = to
+    const { known } = this
+    known.forget(slot, place => this.spool.free(place))
     this.keptCount = 0
-    for (let entry = 0; entry < to; entry++) if (contents[entry]! < IN_A_SET) this.kept[this.keptCount++] = entry
-    this.reindex()
-  }
-
-  /** @returns whether there is memory for it; learning has ended otherwise */
-  private grow(): boolean {
-    const entries = Math.min(this.vmBits.length * 2, 2 ** Math.ceil(Math.log2(Math.max(this.pagesMax, ENTRIES_MIN))))
-    assert(entries > this.count, 'the table of learned pages cannot grow')
-    if (this.broken || this.memory?.take((entries - this.count) * LEARN_ENTRY_LENGTH) === false) {
-      this.broken = true
-      return false
+    for (let entry = 0; entry < known.count; entry++) {
+      if (known.contents[entry]! < IN_A_SET) this.kept[this.keptCount++] = entry
     }
-    this.hashes = grown(this.hashes, 2 * entries)
-    this.vmBits = grown(this.vmBits, entries)
-    this.tags = grown(this.tags, entries)
-    this.contents = grown(this.contents, entries)
-    this.index = new Uint32Array(2 * entries)
-    for (let entry = 0; entry < this.count; entry++) this.insert(entry)
-    return true
-  }
-
-  private reindex(): void {
-    this.index.fill(0)
-    for (let entry = 0; entry < this.count; entry++) this.insert(entry)
-  }
-
-  /**
-   * Where a hash's entry is looked for first. The hash is under a seed that the peer knows, who can make any number of pages
-   * with the same word: mixed with words that it does not know they lie apart.
-   */
-  private home(lo: number, hi: number): number {
-    let h = Math.imul(lo ^ this.key0, 0x9e3779b1)
-    h = Math.imul(h ^ (h >>> 15) ^ hi ^ this.key1, 0x85ebca77)
-    h = Math.imul(h ^ (h >>> 13), 0xc2b2ae3d)
-    return (h ^ (h >>> 16)) >>> 0
-  }
-
-  private find(lo: number, hi: number): number {
-    const { index, hashes } = this
-    const mask = index.length - 1
-    for (let at = this.home(lo, hi) & mask; ; at = (at + 1) & mask) {
-      const entry = index[at]! - 1
-      if (entry < 0) return -1
-      if (hashes[2 * entry] === lo && hashes[2 * entry + 1] === hi) return entry
-    }
-  }
-
-  private insert(entry: number): void {
-    const { index } = this
-    const mask = index.length - 1
-    let at = this.home(this.hashes[2 * entry]!, this.hashes[2 * entry + 1]!) & mask
-    while (index[at] !== 0) at = (at + 1) & mask
-    index[at] = entry + 1
   }
 }
 
@@ -451,14 +352,4 @@ function fold(chain: Uint32Array, a: number, b: number): void {
   chain[2] = (chain[2]! ^ (chain[2]! >>> 15)) + chain[0]!
   chain[3] = (chain[3]! ^ (chain[3]! >>> 13)) + Math.imul(chain[1]!, 0xc2b2ae3d)
   chain[0] = chain[0]! ^ (chain[3]! >>> 16)
-}
-
-function tagOf(slot: number, page: number): number {
-  return ((slot << TAG_PAGE_BITS) | (page % (TAG_PAGE_MASK + 1))) >>> 0
-}
-
-function grown(old: Uint32Array<ArrayBuffer>, length: number): Uint32Array<ArrayBuffer> {
-  const larger = new Uint32Array(length)
-  larger.set(old)
-  return larger
 }
