@@ -13,7 +13,7 @@ const LEVELS = [
 /** Exceptions: what a folder may import from its own level, and where less than every lower level is allowed. */
 const BESIDE = {
   'codec/': ['kernel/'],
-  'transfer/': ['store/', 'system/'],
+  'transfer/': ['store/'],
   'capture/': ['system/'],
   'file/': ['store/', 'system/', 'transfer/'],
   'learning/': ['store/'],
@@ -38,7 +38,7 @@ const layers = LEVELS.flatMap((names, level) =>
 
 /** Sockets and timers: the proxies' ... */
 const WAITING = ['relay/', 'link/', 'daemon/']
-/** ... and the commands', which no proxy runs; the event loop, a part, is handed in. Globals (setTimeout): biome.json. */
+/** ... and the commands', which no proxy runs. Globals (setTimeout): biome.json. */
 const WAITING_COMMANDS = ['system/', 'qmp/']
 
 /** @type {import('dependency-cruiser').IConfiguration} */

@@ -23,7 +23,7 @@ import {
   writeKeys,
 } from '../kernel/kernel.ts'
 import type { SetFile } from '../store/set-file.ts'
-import { type EventLoop, nextTurn } from '../system/event-loop.ts'
+import { type EventLoop, nextTurn } from './event-loop.ts'
 import { Space } from './space.ts'
 
 /** Template pages that are put into a table in one turn of the event loop: about 1 ms. */

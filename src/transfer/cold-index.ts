@@ -4,8 +4,8 @@
  * share it.
  */
 import { PROOF_WORDS } from '../store/cold-set.ts'
-import { type EventLoop, nextTurn } from '../system/event-loop.ts'
 import type { ColdList } from './cold-list.ts'
+import { type EventLoop, nextTurn } from './event-loop.ts'
 
 /** Slots for each page: a look that finds nothing sees three of them on average. */
 const SLOTS_PER_PAGE = 1.25

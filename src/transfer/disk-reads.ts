@@ -4,8 +4,8 @@
  */
 import { COLD_READ_BYTES_MAX, COLD_READS_MAX } from '../limits.ts'
 import type { ColdSet } from '../store/cold-set.ts'
-import { EVENT_LOOP, type EventLoop } from '../system/event-loop.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
+import { EVENT_LOOP, type EventLoop } from './event-loop.ts'
 import { type Deadline, ReadingThreads } from './reading-threads.ts'
 
 /** Pages of one read at most. */

@@ -21,9 +21,9 @@ import {
 } from '../kernel/kernel.ts'
 import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { EVENT_LOOP, type EventLoop, nextTurn } from '../system/event-loop.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
 import { type ColdLease, ColdSets } from './cold-sets.ts'
+import { EVENT_LOOP, type EventLoop, nextTurn } from './event-loop.ts'
 import { Turns } from './turns.ts'
 
 export { PAGE_BYTES } from '../kernel/kernel.ts'

@@ -3,7 +3,7 @@
  * waits for a socket (a PING, another peer's migration) waits for one such share and not for all that came at once.
  */
 
-import type { EventLoop } from '../system/event-loop.ts'
+import type { EventLoop } from './event-loop.ts'
 
 /** Work of a turn, as BatchExpander counts it: some 2 ms. What is begun is ended, so a turn may take one batch more. */
 export const WORK_PER_TURN = 8 << 20

@@ -12,7 +12,7 @@ import type { LinkServer } from '../../src/link/server.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
-import { EVENT_LOOP } from '../../src/system/event-loop.ts'
+import { EVENT_LOOP } from '../../src/transfer/event-loop.ts'
 import { Pools } from '../../src/transfer/pool.ts'
 
 const RING_PAGES = 256

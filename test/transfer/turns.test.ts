@@ -3,7 +3,7 @@
  * counted. The simulation must find each of the faults that are planted below.
  */
 import t from 'tap'
-import { EVENT_LOOP, type EventLoop } from '../../src/system/event-loop.ts'
+import { EVENT_LOOP, type EventLoop } from '../../src/transfer/event-loop.ts'
 import { Turns, WORK_PER_TURN } from '../../src/transfer/turns.ts'
 import { random } from '../template/makers.ts'
 
