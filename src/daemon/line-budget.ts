@@ -3,21 +3,13 @@
  * and what is beyond is counted, so that nobody fills the disk or hides another's lines.
  */
 import { PEER_LINES_PER_MINUTE } from '../limits.ts'
+import { EVENT_LOOP, type EventLoop } from '../transfer/event-loop.ts'
 
 /** How often a count of lines that were left out is told. */
 const TELL_MS = 15_000
 const WINDOW_MS = 60_000
 /** Counts take their place in the minute too: both ends of it may have one. */
 const LINES = PEER_LINES_PER_MINUTE - (WINDOW_MS / TELL_MS + 1)
-
-/** Time, as the daemon has it; tests bring their own. */
-export interface BudgetClock {
-  now(): number
-  /** Calls `run` once after `ms`; keeps no process alive. */
-  after(ms: number, run: () => void): void
-}
-
-const WALL: BudgetClock = { now: () => performance.now(), after: (ms, run) => void setTimeout(run, ms).unref() }
 
 /** What one cause has written lately. */
 interface Account {
@@ -30,13 +22,16 @@ interface Account {
 
 export class LineBudget {
   private readonly onLeftOut: (cause: string, lines: number) => void
-  private readonly clock: BudgetClock
+  private readonly loop: Pick<EventLoop, 'nowMs' | 'after'>
   private readonly accounts = new Map<string, Account>()
 
   /** @param onLeftOut writes a line about lines that were left out */
-  constructor(onLeftOut: (cause: string, lines: number) => void, clock: BudgetClock = WALL) {
+  constructor(
+    onLeftOut: (cause: string, lines: number) => void,
+    loop: Pick<EventLoop, 'nowMs' | 'after'> = EVENT_LOOP,
+  ) {
     this.onLeftOut = onLeftOut
-    this.clock = clock
+    this.loop = loop
   }
 
   /**
@@ -45,7 +40,7 @@ export class LineBudget {
    * @param cause identity of a peer, or a name for those who have none
    */
   takes(cause: string): boolean {
-    const nowMs = this.clock.now()
+    const nowMs = this.loop.nowMs()
     let account = this.accounts.get(cause)
     if (!account) {
       this.forget(nowMs)
@@ -54,7 +49,7 @@ export class LineBudget {
     }
     account.lastMs = nowMs
     if (nowMs - account.at[account.next]! < WINDOW_MS) {
-      if (account.leftOut++ === 0) this.clock.after(TELL_MS, () => this.tell(cause, account))
+      if (account.leftOut++ === 0) this.loop.after(TELL_MS, () => this.tell(cause, account))
       return false
     }
     account.at[account.next] = nowMs
