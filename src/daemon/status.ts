@@ -36,8 +36,6 @@ export interface DestinationStatus {
   })[]
 }
 
-export type SiteStatus = SourceStatus | DestinationStatus
-
 /** A migration's flows are told as its channels. */
 export function withoutFlows({ flows: _, ...stats }: SessionStats): LinkStatus['stats'] {
   return stats
