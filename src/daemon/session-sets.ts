@@ -1,6 +1,7 @@
 /** Which template sets a side brings into a session: the sound ones of its store. */
 import { basename } from 'node:path'
 import { isProxyError, type ProxyError } from '../errors.ts'
+import { HELLO_SETS_MAX } from '../limits.ts'
 import { floorsOf, type SetFloors } from '../store/set-floors.ts'
 import type { StoredSet, TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
@@ -50,8 +51,9 @@ export class SessionSets {
    * whose head is damaged is told once and left out. Of a store that is not there or cannot be read there are none, which is
    * told once: migrations go on without. Of more than fit into memory the newest are held there, and the others stay on the
    * disk; so many that even their proofs would take too much are left out.
+   * @param taken places among the sets of a hello that something else has: what learning has counted
    */
-  async offer(): Promise<OfferedSets> {
+  async offer(taken = 0): Promise<OfferedSets> {
     if (!this.store) return NO_SETS
     let sets: Awaited<ReturnType<TemplateStore['list']>>
     try {
@@ -77,7 +79,7 @@ export class SessionSets {
         sound.push(set)
       }
     }
-    const { hot, hotPages, cold, others } = floorsOf(sound, this.pagesMax)
+    const { hot, hotPages, cold, others } = floorsOf(sound, this.pagesMax, HELLO_SETS_MAX - taken)
     this.offeredPages = hotPages
     this.tellOnDisk(cold)
     this.tellRoomless(others)

@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { loadLz4 } from '../compression/lz4.ts'
 import { defectOf, isProxyError, ProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
-import { CONNECTIONS_HELD_MAX, HELLO_SETS_MAX } from '../limits.ts'
+import { CONNECTIONS_HELD_MAX } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
@@ -328,8 +328,8 @@ export class SourceDaemon {
     const { options } = this
     // what learning has counted goes as a set without pages: both sides have it, or begin anew
     const counted = options.learning?.states ?? []
-    const { hot, cold } = await this.sets.offer()
-    const sets = [...hot.slice(0, HELLO_SETS_MAX - counted.length), ...counted]
+    const { hot, cold } = await this.sets.offer(counted.length)
+    const sets = [...hot, ...counted]
     if (this.stopping) return // meanwhile: nobody would end this session
     const seed = randomBytes(8)
     let learning: SessionLearning | undefined

@@ -16,11 +16,14 @@ export interface SetFloors {
 
 /**
  * The newest that fit are held in memory: they are closest to the guests that run, and the parts of their pages are found
- * too. @param pagesMax that fit into memory
+ * too.
+ * @param pagesMax that fit into memory
+ * @param hotMax sets that may be held there: as many as a hello has places for
  */
 export function floorsOf(
   sets: readonly Pick<StoredSet, 'digest' | 'modified' | 'pages'>[],
   pagesMax: number,
+  hotMax = HELLO_SETS_MAX,
 ): SetFloors {
   const hot: string[] = []
   const cold: string[] = []
@@ -28,7 +31,7 @@ export function floorsOf(
   let hotPages = 0
   let allPages = 0 // what is in memory here may stay on the disk at the other side
   for (const { digest, pages } of sets.toSorted((a, b) => b.modified.getTime() - a.modified.getTime())) {
-    const isHot = hotPages + pages <= pagesMax && hot.length < HELLO_SETS_MAX
+    const isHot = hotPages + pages <= pagesMax && hot.length < hotMax
     if (allPages + pages > COLD_PAGES_MAX || (!isHot && cold.length === HELLO_SETS_MAX)) {
       others.push(digest)
       continue

@@ -3,6 +3,7 @@ import { utimesSync } from 'node:fs'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
 import { SessionSets } from '../../src/daemon/session-sets.ts'
+import { HELLO_SETS_MAX } from '../../src/limits.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { page, putPages, scratch } from '../template/makers.ts'
 
@@ -49,3 +50,22 @@ t.test(
     t.same(told, [short(b, a)], 'and again when it changes')
   },
 )
+
+t.test('where all places of a hello are taken, and learning needs one, the oldest set stays on the disk', async t => {
+  const date = (i: number): Date => new Date(1e12 - i)
+  const list = Array.from({ length: HELLO_SETS_MAX }, (_, i) => ({
+    ...{ digest: `${i}`.padStart(64, '0'), path: `/store/${i}`, problem: undefined },
+    ...{ modified: date(i), changed: date(i), fileBytes: 4096, pages: 1 },
+  }))
+  const store = { fingerprint: async () => 'as it is', list: async () => list } as unknown as TemplateStore
+  const told: unknown[] = []
+  const events = new Events()
+  events.subscribe(({ event, fields }) => told.push([event, (fields as { sets?: string }).sets]))
+  const sets = new SessionSets(store, events)
+  t.equal((await sets.offer()).hot.length, HELLO_SETS_MAX)
+  t.same(told, [])
+  const { hot, cold } = await sets.offer(1)
+  const oldest = list.at(-1)!.digest
+  t.same([hot.length, cold], [HELLO_SETS_MAX - 1, [oldest]], 'it is used all the same')
+  t.same(told, [['template sets stay on the disk', oldest.slice(0, 12)]], 'and that is told')
+})

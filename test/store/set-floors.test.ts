@@ -31,5 +31,6 @@ t.test('what a session may have is bounded', t => {
   t.equal(many.hot.length, HELLO_SETS_MAX)
   t.equal(many.cold.length, HELLO_SETS_MAX, 'as many as a hello can name')
   t.equal(many.others.length, HELLO_SETS_MAX)
+  t.same(floorsOf(sets(1, 1, 1), 10, 2), { hot: ['0', '1'], hotPages: 2, cold: ['2'], others: [] }, 'places taken')
   t.end()
 })
