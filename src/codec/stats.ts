@@ -45,6 +45,7 @@ export class BatchStats {
       this.fillPages +
       this.samePages +
       this.templatePages +
+      this.coldPages +
       this.earlierPages +
       this.patchPages +
       this.newPages +

@@ -84,6 +84,20 @@ t.test('batches of zeros: a sixth of a guest in one', t => {
   t.end()
 })
 
+t.test('pages of sets on the disk are pages that have passed', t => {
+  const run = new Run()
+  let told: Forecast | undefined
+  for (let i = 0; i < 8; i++) {
+    run.stats.coldPages += 50
+    told = run.pass(0, 50) ?? told
+  }
+  t.ok(told, 'half of the guest')
+  run.stats.coldPages += 800
+  run.pass(0, 0)
+  t.ok(run.forecaster.firstPass, 'all of it')
+  t.end()
+})
+
 t.test('of which nothing is told', t => {
   const run = new Run()
   t.equal(run.pass(1000, 0), undefined, 'two batches')
