@@ -58,8 +58,8 @@ export interface SourceFlowHost {
   phase(migration: Migration, phase: StreamPhase): void
   /** What cannot be understood of a channel, and why. */
   relayedRaw(migration: Migration, kind: ChannelKind, reason: string, position?: number): void
-  /** A batch of its migration was handed in. */
-  sent(migration: Migration): void
+  /** A batch of it was handed in. */
+  sent(flow: SourceFlow): void
   /** Its flow is over; a migration may be, with it. */
   left(flow: SourceFlow): void
   /** Its connection is gone, too: nothing writes to its slot. */
@@ -234,12 +234,12 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
   }
 
   encoded(rawBytes: number, effort: Effort): void {
-    this.migration!.traffic.effortBytes[effort.level]! += rawBytes
+    this.migration!.traffic.encoded(this.sending!.encoder.stats, rawBytes, effort.level)
     this.socket.resume()
   }
 
   sent(): void {
-    this.half.sent(this.migration!)
+    this.half.sent(this)
   }
 
   packed(emptied: boolean): void {

@@ -124,10 +124,11 @@ export class SourceSession implements LinkSink, SourceFlowHost, GateOrders<Sourc
   }
 
   /** A batch was handed in: tells once how its migration is expected to go on. */
-  sent(migration: Migration): void {
+  sent(flow: SourceFlow): void {
     this.wake()
     const { effort, log, now } = this.options
-    const forecast = migration.follow(now(), effort.effort(migration.urgent).level)
+    const migration = flow.migration!
+    const forecast = migration.sent(flow, now(), effort.effort(migration.urgent).level)
     if (forecast === undefined) return
     log.info('migration halfway', { migration: migration.number, id: migration.record.id, ...forecast })
   }

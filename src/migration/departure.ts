@@ -129,9 +129,9 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
     if (this.gate.migration === this) this.gate.migration = undefined
   }
 
-  /** Call after each batch. @returns how it is expected to go on, once */
-  follow(nowMs: number, effort: number): Forecast | undefined {
-    return this.traffic.follow(this.blocks, () => this.counts(), nowMs - this.startMs, effort)
+  /** A batch of this channel was handed in. @returns how it is expected to go on, once */
+  sent({ stats }: C, nowMs: number, effort: number): Forecast | undefined {
+    return stats && this.traffic.sent(stats, this.blocks, nowMs - this.startMs, effort)
   }
 
   /** Counts of all its channels so far. */

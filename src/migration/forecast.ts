@@ -37,6 +37,9 @@ export interface Forecast {
   readonly bytesWan: Range
 }
 
+/** Counts of all channels of a migration so far. */
+export type Counted = Pick<BatchStats, 'pages' | 'rawBytes' | 'packedBytes'>
+
 /** What had passed at some point. */
 interface Point extends Passed {
   /** Of the guest's pages. */
@@ -54,16 +57,16 @@ export class Forecaster {
   private readonly points: Point[] = [{ share: 0, seconds: 0, bytesIn: 0, bytesWan: 0 }]
 
   /**
-   * Call after each batch, with the counts of all channels. `ms`: since the migration's start.
+   * Call after each batch. `ms`: since the migration's start.
    * @returns the forecast, once
    */
-  update(blocks: BlockTable, counts: () => BatchStats, ms: number, effort: number): Forecast | undefined {
+  update(blocks: BlockTable, counted: Counted, ms: number, effort: number): Forecast | undefined {
     if (this.firstPass || !blocks.complete) return undefined
     if (this.pages === 0) {
       for (let block = 0; block < blocks.size; block++) this.pages += blocks.lengthBytes(block) / PAGE_SIZE
       if (this.pages === 0) return undefined
     }
-    const { pages, rawBytes, packedBytes } = counts()
+    const { pages, rawBytes, packedBytes } = counted
     const now: Point = { share: pages / this.pages, seconds: ms / 1000, bytesIn: rawBytes, bytesWan: packedBytes }
     this.batches++
     if (now.share >= 1) {

@@ -1,7 +1,7 @@
 /** What has passed of a migration at its source, counted over all of its channels. */
 import { BatchStats } from '../codec/stats.ts'
 import type { BlockTable } from '../qemu/block-table.ts'
-import { type Forecast, Forecaster, type Passed } from './forecast.ts'
+import { type Counted, type Forecast, Forecaster, type Passed } from './forecast.ts'
 import type { PageCounts } from './summary.ts'
 
 export class Traffic {
@@ -17,6 +17,9 @@ export class Traffic {
   /** What one pass over the guest's memory took, once that is over. */
   firstPass: Passed | undefined
   private readonly forecaster = new Forecaster()
+  /** Of all channels, and of each as it was when it was last counted: there may be hundreds, and batches are many. */
+  private readonly counted = { pages: 0, rawBytes: 0, packedBytes: 0 }
+  private readonly channelsCounted = new Map<BatchStats, { -readonly [K in keyof Counted]: number }>()
 
   /** @param efforts how many levels there are */
   constructor(efforts: number) {
@@ -31,12 +34,35 @@ export class Traffic {
     return counts
   }
 
-  /** Call after each batch, `ms` after the migration's start. @returns the forecast, once */
-  follow(blocks: BlockTable, counts: () => BatchStats, ms: number, effort: number): Forecast | undefined {
-    const forecast = this.forecaster.update(blocks, counts, ms, effort)
+  /** A batch of a channel was encoded. @param stats all that was counted of the channel */
+  encoded(stats: BatchStats, rawBytes: number, effort: number): void {
+    this.effortBytes[effort]! += rawBytes
+    this.count(stats)
+  }
+
+  /** A batch of a channel was handed in, `ms` after the migration's start. @returns the forecast, once */
+  sent(stats: BatchStats, blocks: BlockTable, ms: number, effort: number): Forecast | undefined {
+    this.count(stats)
+    const forecast = this.forecaster.update(blocks, this.counted, ms, effort)
     this.forecast ??= forecast
     this.firstPass = this.forecaster.firstPass
     return forecast
+  }
+
+  private count(stats: BatchStats): void {
+    const { counted, channelsCounted } = this
+    let before = channelsCounted.get(stats)
+    if (!before) {
+      before = { pages: 0, rawBytes: 0, packedBytes: 0 }
+      channelsCounted.set(stats, before)
+    }
+    const { pages, rawBytes, packedBytes } = stats
+    counted.pages += pages - before.pages
+    counted.rawBytes += rawBytes - before.rawBytes
+    counted.packedBytes += packedBytes - before.packedBytes
+    before.pages = pages
+    before.rawBytes = rawBytes
+    before.packedBytes = packedBytes
   }
 
   /** 'main, 2 multifd' */

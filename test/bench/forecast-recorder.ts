@@ -10,18 +10,17 @@ const file = process.env.FORECAST_CURVE
 const recorded = new WeakMap<Forecaster, number>()
 const { update } = Forecaster.prototype
 if (file !== undefined)
-  Forecaster.prototype.update = function (blocks, counts, ms, effort) {
+  Forecaster.prototype.update = function (blocks, counted, ms, effort) {
     if (blocks.complete) {
       let pages = 0
       for (let block = 0; block < blocks.size; block++) pages += blocks.lengthBytes(block) / PAGE_SIZE
-      const stats = counts()
-      const share = stats.pages / pages
+      const share = counted.pages / pages
       const point = Math.floor(share * POINTS)
       if (point > (recorded.get(this) ?? 0)) {
         recorded.set(this, point)
-        const { rawBytes, packedBytes } = stats
+        const { rawBytes, packedBytes } = counted
         appendFileSync(file, `[${share.toFixed(4)},${(ms / 1000).toFixed(2)},${rawBytes},${packedBytes}]\n`)
       }
     }
-    return update.call(this, blocks, counts, ms, effort)
+    return update.call(this, blocks, counted, ms, effort)
   }

@@ -139,7 +139,7 @@ t.test('a source QEMU that stops within a record', t =>
 
 t.test('a batch that is packed', t =>
   survives(t, (_pair, source) => {
-    plant(t, Departure.prototype, 'follow', () => true)
+    plant(t, Departure.prototype, 'sent', () => true)
     source.write(MAIN)
   }),
 )

@@ -181,6 +181,39 @@ t.test('what is told while it runs, and at its end', t => {
   t.end()
 })
 
+t.test('how it is expected to go on, of what its channels bring', t => {
+  const departure = begun(['main', 'multifd', 'multifd'])
+  const channels = [...departure.flows]
+  departure.blocks.declare(Buffer.from('pc.ram'), 0, 6, 1000 * 4096)
+  departure.blocks.complete = true
+  let looked: Channel[] = []
+  for (const channel of channels) {
+    const { stats } = channel
+    Object.defineProperty(channel, 'stats', {
+      get: () => {
+        looked.push(channel)
+        return stats
+      },
+    })
+  }
+  for (let batch = 1; batch <= 6; batch++) {
+    const channel = channels[batch % 3]!
+    const { stats } = channel
+    stats.newPages += 100
+    stats.rawBytes += 410_000
+    departure.traffic.encoded(stats, 410_000, 2)
+    stats.packedBytes += 100_000
+    looked = []
+    const forecast = departure.sent(channel, 1000 + 100 * batch, 2)
+    t.same(new Set(looked), new Set([channel]), 'a batch costs what it brings, however many channels there are')
+    if (batch === 5) {
+      t.match(forecast, { atSeconds: 0.5, bytesIn: [2_050_000, 4_100_000], bytesWan: [500_000, 1_000_000] })
+    } else t.equal(forecast, undefined)
+  }
+  t.equal(departure.traffic.effortBytes[2], 6 * 410_000)
+  t.end()
+})
+
 t.test('ends as people read them', t => {
   const end = (number: number, cause?: Cause) => {
     const departure = begun(['main'], number)

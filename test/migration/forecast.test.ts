@@ -30,7 +30,7 @@ class Run {
     this.stats.newPages += whole
     this.stats.rawBytes += zero * 9 + whole * 4104
     this.stats.packedBytes += whole * 1000
-    return this.forecaster.update(this.blocks, () => this.stats, this.ms, 3)
+    return this.forecaster.update(this.blocks, this.stats, this.ms, 3)
   }
 }
 
@@ -108,11 +108,7 @@ t.test('of which nothing is told', t => {
   t.match(whole.forecaster.firstPass, { bytesIn: 14_400 })
   const unknown = new Run()
   const none = new BlockTable([], true)
-  t.equal(
-    unknown.forecaster.update(none, () => unknown.stats, 1, 3),
-    undefined,
-    'no RAMBlocks',
-  )
+  t.equal(unknown.forecaster.update(none, unknown.stats, 1, 3), undefined, 'no RAMBlocks')
   t.end()
 })
 
@@ -129,7 +125,7 @@ function heldAgainst(curve: Curves['curves'][number]): { said: Forecast | undefi
     stats.newPages = Math.floor(share * pages)
     stats.rawBytes = bytesIn
     stats.packedBytes = bytesWan
-    said = forecaster.update(blocks, () => stats, seconds * 1000, 0) ?? said
+    said = forecaster.update(blocks, stats, seconds * 1000, 0) ?? said
   }
   return { said, truth: forecaster.firstPass ?? curve }
 }
