@@ -5,8 +5,8 @@
 import type { LearningEvents } from '../learning/learning.ts'
 import type { LinkEvents } from '../link/api.ts'
 import type { Level, Log } from '../log.ts'
-import type { Forecast } from '../migration/forecast.ts'
-import type { ArrivalSummary, MigrationSummary } from '../migration/summary.ts'
+import type { SourceChannelEvents } from '../migration/source-channels.ts'
+import type { ArrivalSummary, MigrationSummary, NamedMigration } from '../migration/summary.ts'
 
 /** An error as it is told. */
 interface Failure {
@@ -14,14 +14,8 @@ interface Failure {
   readonly hint?: string
 }
 
-/** A migration as both sites call it: by number here, by id at both. */
-interface Named {
-  readonly migration: number
-  readonly id: string
-}
-
 /** Fields by the name of the event. */
-export interface SiteEvents extends LinkEvents, LearningEvents {
+export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEvents {
   // the process
   'listening for QEMU': { readonly at: string }
   'listening for source proxies': { readonly at: string }
@@ -68,20 +62,8 @@ export interface SiteEvents extends LinkEvents, LearningEvents {
   // migrations
   'connection waits for a session': { readonly target: string; readonly at: string }
   'connections wait for another session': { readonly connections: number }
-  'connection refused': {
-    readonly target: string
-    readonly reason?: string
-    readonly error?: string
-    readonly peer?: string | undefined
-    readonly began?: string
-    readonly hint?: string
-  }
-  'migration starts': Named & { readonly target: string; readonly kind: string; readonly peer?: string | undefined }
-  'migration arrives': Named & { readonly target: string; readonly kind: string }
-  'migration halfway': Named & Forecast
-  'relayed raw': Named & { readonly kind: string; readonly position?: number | undefined; readonly reason: string }
+  'migration arrives': NamedMigration & { readonly target: string; readonly kind: string }
   'target refused': Failure & { readonly migration: number; readonly target: string }
-  'migration given up': Named & { readonly reason: string }
   'migration ended': Omit<MigrationSummary, 'level'> | Omit<ArrivalSummary, 'level'>
 }
 

@@ -6,9 +6,10 @@ import type { BatchStats } from '../codec/stats.ts'
 import type { Effort } from '../compression/effort.ts'
 import type { Share } from '../fair-shares.ts'
 import { ChannelStart } from '../migration/channel-start.ts'
-import type { Departure, DepartureChannel } from '../migration/departure.ts'
+import type { Departure } from '../migration/departure.ts'
 import type { Gate } from '../migration/gates.ts'
 import type { Cause } from '../migration/outcome.ts'
+import type { SourceChannel, SourceChannels } from '../migration/source-channels.ts'
 import type { SourceInput, SourceLife, SourceOrder } from '../migration/source-life.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { MainStreamParser, type ParserMemory } from '../qemu/main-stream.ts'
@@ -46,31 +47,15 @@ const NO_REASON: Why = { code: CODE.NONE, text: '' }
 export interface SourceFlowHost {
   readonly options: { readonly session: Session; readonly pieces: Share; readonly now: () => number }
   readonly sender: Sender
-  /** The session has ended. */
-  readonly over: boolean
-  /** Its first bytes tell what it is. */
-  classified(flow: SourceFlow): void
-  /** QEMU has closed it, and what it said before waits for its flow. */
-  endsBehind(flow: SourceFlow): void
-  /** It waits at its gate for nothing any more. */
-  leaveGate(flow: SourceFlow): void
-  /** Its migration's main has come to this. */
-  phase(migration: Migration, phase: StreamPhase): void
-  /** What cannot be understood of a channel, and why. */
-  relayedRaw(migration: Migration, kind: ChannelKind, reason: string, position?: number): void
-  /** A batch of it was handed in. */
-  sent(flow: SourceFlow): void
-  /** Its flow is over; a migration may be, with it. */
-  left(flow: SourceFlow): void
-  /** Its connection is gone, too: nothing writes to its slot. */
-  release(flow: SourceFlow): void
+  /** All of its session's, to which it tells what happens to it. */
+  readonly channels: SourceChannels<SourceFlow, Slot>
   /** There may be something to encode. */
   wake(): void
   /** Runs what the event loop calls: a defect that it finds ends the session. */
   guard(run: () => void): void
 }
 
-export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwner {
+export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<SourceFlow, Slot> {
   readonly socket: SourceConnection
   readonly gate: SourceGate
   kind: ChannelKind = 'unknown'
@@ -97,6 +82,10 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
   }
 
   // --- what others know of it
+
+  get peer(): string {
+    return this.socket.peer
+  }
 
   get host(): string {
     return this.socket.peerHost
@@ -140,7 +129,7 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
   private carryOut(order: SourceOrder, why: Why): void {
     const { half, number, socket, sending } = this
     const { session } = half.options
-    if (order === 'ungate') half.leaveGate(this)
+    if (order === 'ungate') half.channels.leaveGate(this)
     else if (order === 'settle') socket.settle()
     else if (order === 'finish') socket.finish()
     else if (order === 'break') socket.reset()
@@ -154,7 +143,7 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
     } else if (order === 'fin') session.finFlow(number)
     else if (order === 'reset') session.resetFlow(number, this.why.code, this.why.text)
     else if (order === 'leave') this.leave()
-    else if (this.detached || socket.isClosed) half.release(this)
+    else if (this.detached || socket.isClosed) half.channels.release(this)
   }
 
   private detach(): void {
@@ -164,7 +153,7 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
 
   private leave(): void {
     if (this.sending) this.half.sender.close(this.sending)
-    this.half.left(this)
+    this.half.channels.left(this)
   }
 
   /** A close in order ends a migration where it is main's: others may have said all that they have. */
@@ -192,7 +181,7 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
     const kind = this.start.filled(count)
     if (kind === undefined) return
     this.kind = kind
-    this.half.classified(this)
+    this.half.channels.known(this)
   }
 
   onEnd(): void {
@@ -201,7 +190,7 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
   }
 
   onEndBehind(): void {
-    this.half.endsBehind(this)
+    this.half.channels.endsBehind(this)
   }
 
   onClosed({ how, error }: SocketClosed): void {
@@ -217,20 +206,20 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
   // --- SendingOwner
 
   phase(phase: StreamPhase): void {
-    this.half.phase(this.migration!, phase)
+    this.half.channels.phase(this.migration!, phase)
   }
 
   strayed(position: number, reason: string): void {
-    this.half.relayedRaw(this.migration!, this.kind, `${reason}: its end is looked for`, position)
+    this.half.channels.relayedRaw(this.migration!, this.kind, `${reason}: its end is looked for`, position)
   }
 
   degraded(position: number, reason: string): void {
-    this.half.relayedRaw(this.migration!, this.kind, reason, position)
+    this.half.channels.relayedRaw(this.migration!, this.kind, reason, position)
   }
 
   compressed(method: MultifdMethod): void {
     const advice = 'set multifd-compression none, the pair saves more'
-    this.half.relayedRaw(this.migration!, this.kind, `QEMU compresses multifd with ${method}: ${advice}`)
+    this.half.channels.relayedRaw(this.migration!, this.kind, `QEMU compresses multifd with ${method}: ${advice}`)
   }
 
   encoded(rawBytes: number, effort: Effort): void {
@@ -239,7 +228,7 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
   }
 
   sent(): void {
-    this.half.sent(this)
+    this.half.channels.sent(this)
   }
 
   packed(emptied: boolean): void {
@@ -247,6 +236,10 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
   }
 
   // --- the half
+
+  refused(): void {
+    this.socket.reset()
+  }
 
   /** Its flow exists: what came early is encoded now. */
   opened(number: number, migration: Migration, slot: Slot): void {
@@ -327,7 +320,7 @@ export class SourceFlow implements ConnectionSink, DepartureChannel, SendingOwne
     const { socket, gate } = this
     const lives = !socket.isClosed
     // without a flow in a session that lives nothing comes that could end it
-    const orders = this.on(this.half.over ? 'outlives' : 'moved')
+    const orders = this.on(this.half.channels.over ? 'outlives' : 'moved')
     return lives && orders.includes('detach') ? [{ socket, gate }] : []
   }
 

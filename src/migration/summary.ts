@@ -6,11 +6,14 @@ import type { GuestName } from './channel-ends.ts'
 import type { Forecast, Passed } from './forecast.ts'
 import type { Verdict } from './outcome.ts'
 
-/** At either side, at any time; of the guest what its channels say. */
-interface Told extends GuestName {
+/** A migration as both sites call it: by number at each, by id at both. */
+export interface NamedMigration {
   readonly migration: number
-  /** The same at both sites. */
   readonly id: string
+}
+
+/** At either side, at any time; of the guest what its channels say. */
+interface Told extends NamedMigration, GuestName {
   readonly target: string
   /** Since it began. */
   readonly seconds: number

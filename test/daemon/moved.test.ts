@@ -10,7 +10,7 @@ t.setTimeout(60_000)
 
 /** The parts of a source daemon that this looks into. */
 interface Inside {
-  readonly session: LinkSink & { readonly flows: ReadonlyMap<number, unknown> }
+  readonly session: LinkSink & { readonly channels: { readonly flows: ReadonlyMap<number, unknown> } }
   readonly reception: { readonly waiting: readonly { readonly socket: { detach(): void } }[] }
 }
 
@@ -25,10 +25,10 @@ t.test('a peer that refuses a flow and then takes it, answers and resets it', as
     answered += chunk.length
   })
   qemu.write(MAIN)
-  await until('a flow', () => inside.session?.flows.size === 1)
+  await until('a flow', () => inside.session?.channels.flows.size === 1)
   const { session } = inside
   // a batch of it is still being packed, so that it is not reset yet
-  const [[number, flow]] = [...session.flows] as [[number, { sending: { settle(): void } }]]
+  const [[number, flow]] = [...session.channels.flows] as [[number, { sending: { settle(): void } }]]
   flow.sending.settle = () => {}
   session.onRefused!(number, 'takes no new migrations')
   t.equal(inside.reception.waiting.length, 1)

@@ -155,8 +155,8 @@ t.test("a channel whose QEMU gave up before its main came is not the next migrat
   const given = await pair.dial()
   given.end(MULTIFD)
   // nothing is told of it yet: its main may be there, unread
-  const inside = pair.source as unknown as { session: { gates: { due: readonly { what: string }[] } } }
-  await until('its end', () => inside.session.gates.due.some(({ what }) => what === 'closed'))
+  const inside = pair.source as unknown as { session: { channels: { gates: { due: { what: string }[] } } } }
+  await until('its end', () => inside.session.channels.gates.due.some(({ what }) => what === 'closed'))
   const main = await pair.dial()
   main.write(MAIN)
   await until('the refusal', () => pair.count('connection refused') === 1)

@@ -1,0 +1,337 @@
+/**
+ * The channels of one session at its source, and the migrations that they are of: which of them get a flow, what becomes of
+ * those that get none, how urgent all of it is, and what is told of it. Joins the gates, the departures, and the session
+ * that has the flows. Pure: the time is asked for, orders go out, and `tick` is due at `nextTickMs`.
+ */
+import { isProxyError } from '../errors.ts'
+import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
+import type { Log } from '../log.ts'
+import type { ChannelKind } from '../qemu/channel-kind.ts'
+import type { StreamPhase } from '../qemu/stream-sink.ts'
+import type { FlowInfo } from '../wan/bodies.ts'
+import { CODE } from '../wan/wire.ts'
+import type { Departure, DepartureChannel } from './departure.ts'
+import { Departures, type DeparturesChannel, type DeparturesOptions } from './departures.ts'
+import type { Forecast } from './forecast.ts'
+import { type GateOrders, Gates } from './gates.ts'
+import type { DepartureStatus, NamedMigration } from './summary.ts'
+
+/** Time that bytes may wait in the link while a guest waits for pages: postcopy. */
+const URGENT_QUEUE_MS = 5
+
+/** What is told of them. */
+export interface SourceChannelEvents {
+  'connection refused': {
+    readonly target: string
+    readonly reason?: string
+    readonly error?: string
+    readonly peer?: string | undefined
+    readonly began?: string
+    readonly hint?: string
+  }
+  'migration starts': NamedMigration & {
+    readonly target: string
+    readonly kind: string
+    readonly peer?: string | undefined
+  }
+  'migration halfway': NamedMigration & Forecast
+  'relayed raw': NamedMigration & {
+    readonly kind: string
+    readonly position?: number | undefined
+    readonly reason: string
+  }
+  'migration given up': NamedMigration & { readonly reason: string }
+}
+
+/** A connection of QEMU, and its flow once it has one. SourceFlow is one. `S`: where its bytes lie until they are encoded. */
+export interface SourceChannel<C extends DepartureChannel, S> extends DeparturesChannel<C> {
+  /** Who has connected; and its first bytes, undefined where there are none. */
+  readonly peer: string
+  readonly began: string | undefined
+  readonly slot: S | undefined
+  /** No destination QEMU is to hear of it: it breaks. */
+  refused(): void
+  /** It has a flow. */
+  opened(number: number, migration: Departure<C>, slot: S): void
+  /** The session takes no flow any more: it goes on in another one, with its migration. */
+  unopened(migration: Departure<C>): void
+  /** A guest waits for what it sends. */
+  hurry(): void
+  /** The other side tore its flow down. */
+  resetByPeer(code: number, text: string): void
+  /** Both directions of its flow have ended. */
+  sessionEnded(): void
+  /** The session is gone, and its flow with it. */
+  sessionLost(reason: string): void
+}
+
+/** What is asked of the session; Session has it. */
+export interface SourceLink {
+  /** @throws ProxyError LIMIT_EXCEEDED, PROTOCOL_STATE */
+  openFlow(info: FlowInfo): number
+  isUnheard(flow: number): boolean
+  setQueueTarget(ms: number): void
+}
+
+/** Memory for channels; Sender has it. */
+export interface ChannelSlots<S> {
+  /** undefined: none is left. */
+  takeSlot(): S | undefined
+  giveSlot(slot: S): void
+}
+
+/** What is to be done. */
+export interface SourceOrders<C extends DepartureChannel> {
+  /** A migration begins. */
+  begins(): void
+  /** A migration's last channel has ended. */
+  ends(migration: Departure<C>): void
+  /** These are another session's: lets their connections go. */
+  move(channels: readonly C[]): void
+  /** There may be something to encode. */
+  wake(): void
+  /** `nextTickMs` may have come nearer. */
+  arm(): void
+}
+
+export interface SourceChannelsOptions<C extends SourceChannel<C, S>, S> {
+  readonly link: SourceLink
+  readonly slots: ChannelSlots<S>
+  readonly orders: SourceOrders<C>
+  readonly log: Log<SourceChannelEvents>
+  readonly now: () => number
+  readonly departures: DeparturesOptions
+  /** Level of the next batch's effort. @param urgent whether a guest waits for it */
+  readonly effort: (urgent: boolean) => number
+  /** Time that bytes may wait in the link while no guest waits for pages. */
+  readonly queueTargetMs: number
+  /** Others in place of these: a test's. */
+  readonly parts?: SourceChannelsParts<C>
+}
+
+export interface SourceChannelsParts<C extends DeparturesChannel<C>> {
+  readonly Gates: typeof Gates<C, Departure<C>>
+  readonly Departures: typeof Departures<C>
+}
+
+export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrders<C, Departure<C>> {
+  private readonly options: SourceChannelsOptions<C, S>
+  /** Those that have a flow, by its number. */
+  private readonly flows = new Map<number, C>()
+  private readonly gates: Gates<C, Departure<C>>
+  private readonly departures: Departures<C>
+  private ended = false
+
+  constructor(options: SourceChannelsOptions<C, S>) {
+    const parts: SourceChannelsParts<C> = options.parts ?? { Gates, Departures }
+    this.options = options
+    this.gates = new parts.Gates(this, { all: FLOWS_MAX, aMigration: CHANNELS_A_MIGRATION })
+    this.departures = new parts.Departures(options.departures, this.gates.migrations, ({ number, record }, reason) =>
+      options.log.warn('migration given up', { migration: number, id: record.id, reason }),
+    )
+  }
+
+  /** All connections, opened or not. */
+  get connections(): ReadonlySet<C> {
+    return this.departures.connections
+  }
+
+  /** How many have a flow. */
+  get count(): number {
+    return this.flows.size
+  }
+
+  /** The one that has this flow. */
+  get(number: number): C | undefined {
+    return this.flows.get(number)
+  }
+
+  /** The session has ended. */
+  get over(): boolean {
+    return this.ended
+  }
+
+  /** Migrations that run, each as it is: plain data. */
+  status(): DepartureStatus[] {
+    const { now, effort } = this.options
+    return Array.from(this.gates.migrations, migration => migration.status(now(), effort(migration.urgent)))
+  }
+
+  // --- what happens
+
+  /** A connection came in, or goes on here from another session. */
+  arrived(channel: C): void {
+    this.departures.connections.add(channel)
+    this.gates.arrived(channel, this.options.now())
+  }
+
+  /** Its first bytes tell what it is. */
+  known(channel: C): void {
+    this.gates.known(channel, this.options.now())
+    this.options.orders.arm()
+  }
+
+  /** QEMU has closed it, and what it said before waits for its flow. */
+  endsBehind(channel: C): void {
+    this.gates.closed(channel, this.options.now())
+    this.options.orders.arm()
+  }
+
+  /** It waits at its gate for nothing any more. */
+  leaveGate(channel: C): void {
+    this.gates.left(channel)
+  }
+
+  /** Its flow is over; a migration may be, with it. */
+  left(channel: C): void {
+    const migration = this.departures.left(channel)
+    if (!migration) return
+    this.gates.ended(migration)
+    if (migration.moved) return
+    if (migration.urgent) this.followUrgency()
+    this.options.orders.ends(migration)
+  }
+
+  /** Its connection is gone, too: nothing writes to its slot. */
+  release(channel: C): void {
+    const { slot } = channel
+    if (this.departures.connections.delete(channel) && slot !== undefined) this.options.slots.giveSlot(slot)
+  }
+
+  /** Main has come to this. */
+  phase(migration: Departure<C>, phase: StreamPhase): void {
+    const order = migration.phase(phase)
+    if (order === 'advised') {
+      this.gates.advised(migration, this.options.now())
+      this.options.orders.arm()
+    } else if (order === 'urgent') {
+      for (const channel of migration.flows) channel.hurry()
+      this.followUrgency()
+    }
+  }
+
+  /** A batch of it was handed in: tells once how its migration is expected to go on. */
+  sent(channel: C): void {
+    const { orders, now, effort, log } = this.options
+    orders.wake()
+    const migration = channel.migration!
+    const forecast = migration.sent(channel, now(), effort(migration.urgent))
+    if (forecast) log.info('migration halfway', { migration: migration.number, id: migration.record.id, ...forecast })
+  }
+
+  /** What cannot be understood of a channel, and why: told once a migration, and not for each of 255 channels. */
+  relayedRaw(migration: Departure<C>, kind: ChannelKind, reason: string, position?: number): void {
+    if (!migration.saysRaw(kind, reason)) return
+    const { number, record } = migration
+    this.options.log.warn('relayed raw', { migration: number, id: record.id, kind, position, reason })
+  }
+
+  /** The other side takes no flow of its migration: all of that goes on in another session, where it knows of none. */
+  refusedByPeer(number: number, text: string): void {
+    const channel = this.flows.get(number)
+    if (!channel?.migration) return
+    if (channel.migration.taken) channel.resetByPeer(CODE.SHUTDOWN, text)
+    else this.move(channel.migration)
+  }
+
+  /** Both directions of a flow have ended. */
+  endedBySession(number: number): void {
+    const channel = this.flows.get(number)
+    this.flows.delete(number)
+    channel?.sessionEnded()
+  }
+
+  /** The WAN has broken, or stands. */
+  wan(up: boolean): void {
+    this.departures.wan(up, this.options.now())
+    this.options.orders.arm()
+  }
+
+  /** When `tick` is due; Infinity: not before something happens. */
+  get nextTickMs(): number {
+    return Math.min(this.gates.nextTickMs, this.departures.nextTickMs)
+  }
+
+  tick(): void {
+    const nowMs = this.options.now()
+    if (this.gates.nextTickMs <= nowMs) this.gates.tick(nowMs)
+    this.departures.tick(nowMs)
+  }
+
+  /** The session is gone: breaks what the other side may know of, and lets all others go on in another one. */
+  end(reason: string): void {
+    this.ended = true
+    this.gates.stop()
+    this.flows.clear()
+    const { link, orders } = this.options
+    const { lost, goOn } = this.departures.part(flow => link.isUnheard(flow))
+    for (const channel of lost) channel.sessionLost(reason)
+    orders.move(goOn)
+  }
+
+  // --- GateOrders
+
+  begin(channel: C): Departure<C> {
+    this.options.orders.begins()
+    return this.departures.begin(channel, this.options.now())
+  }
+
+  open(channel: C, migration: Departure<C>): void {
+    const { link, slots, orders, log } = this.options
+    const { kind, gate, peer } = channel
+    const { target } = gate
+    const slot = slots.takeSlot()
+    if (slot === undefined) {
+      this.refuse(channel, `${FLOWS_MAX} channels have not ended`)
+      return
+    }
+    let number: number
+    try {
+      number = link.openFlow({ target, migration: migration.number, kind })
+    } catch (error) {
+      slots.giveSlot(slot)
+      if (!isProxyError(error)) throw error
+      if (error.code === 'PROTOCOL_STATE' && !migration.taken) {
+        // DRAIN came between this connection and its first bytes
+        channel.unopened(migration)
+        this.move(migration)
+        return
+      }
+      log.warn('connection refused', { target, error: error.message })
+      channel.refused()
+      return
+    }
+    this.flows.set(number, channel)
+    channel.opened(number, migration, slot)
+    if (migration.urgent) this.followUrgency() // a recovery that cannot be parsed tells no phase
+    if (migration.lead === channel) {
+      log.info('migration starts', { migration: migration.number, id: migration.record.id, target, kind, peer })
+    }
+    if (kind === 'tls') {
+      const advice = 'use plain TCP to the proxy'
+      this.relayedRaw(migration, kind, `QEMU encrypts this migration itself: nothing can be saved; ${advice}`)
+    }
+    orders.wake()
+  }
+
+  refuse(channel: C, reason: string, hint?: string): void {
+    const { gate, peer, began } = channel
+    const more = { ...(began !== undefined && { began }), ...(hint !== undefined && { hint }) }
+    this.options.log.warn('connection refused', { target: gate.target, peer, reason, ...more })
+    channel.refused()
+  }
+
+  /** The other side never heard of this migration. */
+  private move(migration: Departure<C>): void {
+    if (migration.moved) return
+    migration.goesOn()
+    this.options.orders.move([...migration.flows])
+  }
+
+  /** While any guest waits for its pages, next to nothing may wait in the link. */
+  private followUrgency(): void {
+    if (this.ended) return
+    const { link, queueTargetMs } = this.options
+    link.setQueueTarget(this.departures.isUrgent ? URGENT_QUEUE_MS : queueTargetMs)
+  }
+}
