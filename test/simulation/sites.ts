@@ -12,11 +12,11 @@ import type { SiteLog } from '../../src/daemon/events.ts'
 import { SourceConnection } from '../../src/daemon/source-connection.ts'
 import type { Moved, SourceGate } from '../../src/daemon/source-flow.ts'
 import type { SourceParts, SourceSessionOptions } from '../../src/daemon/source-parts.ts'
+import { SourceReception } from '../../src/daemon/source-reception.ts'
 import { SourceSession } from '../../src/daemon/source-session.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { FairShares } from '../../src/fair-shares.ts'
 import { PIECES_MAX } from '../../src/limits.ts'
-import { TickTimer } from '../../src/link/tick-timer.ts'
 import { Departures } from '../../src/migration/departures.ts'
 import { DESTINATION_TABLE } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
@@ -101,8 +101,7 @@ export class SourceSite {
   readonly gates: readonly SourceGate[]
   session: SourceSession | undefined
   link: ClientEnd | undefined
-  private readonly reception: Reception<Moved>
-  private readonly timer: TickTimer
+  private readonly reception: SourceReception
   readonly pieces = new FairShares(PIECES_MAX)
   readonly memory: FairShares
   stopping = false
@@ -115,16 +114,25 @@ export class SourceSite {
     this.world = world
     this.process = new Process(name)
     this.memory = new FairShares(world.memoryBytes)
-    this.reception = new world.parts.Reception(world.patience.precopyMs, () => {
-      const { link, session } = this
-      if (!link) return undefined
-      const isUp = session !== undefined && !link.isOver && link.connections > 0
-      return { isUp, channels: session?.channelCount ?? 0, connections: session?.connectionCount ?? 0 }
+    this.reception = new SourceReception({
+      patienceMs: world.patience.precopyMs,
+      now: () => world.time.nowMs,
+      present: () => {
+        const { link, session } = this
+        return (
+          link && {
+            isUp: session !== undefined && !link.isOver && link.connections > 0,
+            channels: session?.channelCount ?? 0,
+            connections: session?.connectionCount ?? 0,
+            accept: ({ socket, gate }) => session!.accept(socket, gate),
+            close: () => link.close(),
+          }
+        )
+      },
+      isStale: () => false,
+      onRejected: ({ socket }, why) => world.refused(socket.peer, why === 'overdue' ? 'no session' : why),
+      engine: world.parts.Reception,
     })
-    this.timer = new TickTimer(
-      () => world.time.nowMs,
-      () => this.refuseOverdue(),
-    )
     this.gates = Array.from({ length: gates }, (_, i) => new Gate(`t${i}`))
     world.time.as(this.process, () => this.open())
   }
@@ -136,36 +144,13 @@ export class SourceSite {
     this.ends.add(local.proxy)
     time.afterAs(this.process, 0, () => {
       const connection = new parts.SourceConnection(local.socket, time.nowMs)
-      this.accept(connection, this.gates[gate]!)
+      this.reception.comes({ socket: connection, gate: this.gates[gate]! })
     })
     return local.qemu
   }
 
-  private accept(socket: SourceConnection, gate: SourceGate): void {
-    const answer = this.reception.comes({ socket, gate }, () => false)
-    if (answer === 'session') this.session!.accept(socket, gate)
-    else if (answer === 'waits') this.timer.arm(this.reception.nextTickMs)
-    else {
-      this.world.refused(socket.peer, answer)
-      socket.reset()
-    }
-  }
-
-  private refuseOverdue(): void {
-    for (const { socket } of this.reception.over(this.world.time.nowMs)) {
-      this.world.refused(socket.peer, 'no session')
-      socket.reset()
-    }
-    this.timer.arm(this.reception.nextTickMs)
-  }
-
-  private takeBack(connections: readonly Moved[]): void {
-    for (const { socket } of this.reception.back(connections)) socket.reset()
-    this.timer.arm(this.reception.nextTickMs)
-  }
-
   private admitWaiting(): void {
-    this.reception.admit(({ socket, gate }) => this.session!.accept(socket, gate))
+    this.reception.admit()
     this.world.time.promised = true
   }
 
@@ -207,16 +192,13 @@ export class SourceSite {
           nextMigration: () => ++this.migrations,
           onSummary: summary => {
             world.told('source', summary)
-            this.closeIfIdle()
+            this.reception.closeIfIdle()
           },
           onFailure: error => link.abort(error),
-          onMoved: connections => this.takeBack(connections),
-          onIdle: () => this.closeIfIdle(),
+          onMoved: connections => this.reception.back(connections),
+          onIdle: () => this.reception.closeIfIdle(),
           wake: () => link.wake(),
-          onDrain: () => {
-            this.reception.drain()
-            this.closeIfIdle()
-          },
+          onDrain: () => this.reception.drain(),
           onConnection: (_connection, up) => {
             if (up) time.after(0, () => this.admitWaiting())
           },
@@ -237,7 +219,7 @@ export class SourceSite {
         this.session = undefined
         this.link = undefined
         if (this.stopping) {
-          for (const { socket } of this.reception.strangers()) socket.reset()
+          this.reception.rejectStrangers()
           return
         }
         const isShort = time.nowMs - beganMs < 1000
@@ -253,17 +235,13 @@ export class SourceSite {
     if (event === 'connection refused') this.world.refused(fields.peer ?? '', fields.reason ?? fields.error ?? '')
   }
 
-  private closeIfIdle(): void {
-    if (this.reception.isDone) this.link?.close()
-  }
-
   /** In order: running migrations finish. */
   stop(): void {
     this.stopping = true
     this.world.time.as(this.process, () => {
       this.reception.stop()
-      for (const { socket } of this.reception.strangers()) socket.reset()
-      this.closeIfIdle()
+      this.reception.rejectStrangers()
+      this.reception.closeIfIdle()
     })
   }
 

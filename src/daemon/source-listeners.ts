@@ -1,0 +1,90 @@
+/** Where QEMUs connect to a source proxy: the sockets that it listens on, and the gate of each. */
+import { Gate, isOpen } from '../migration/gates.ts'
+import { type Address, isRange } from '../relay/address.ts'
+import { type Accepted, type Listener, listen } from '../relay/listener.ts'
+import type { QemuSocket } from '../relay/qemu-socket.ts'
+import type { SiteLog } from './events.ts'
+import type { SourceGate } from './source-flow.ts'
+
+/** One of them, or a range. */
+export interface ListenFor {
+  /** Name of the target at the other side. */
+  readonly name: string
+  readonly address: Address
+  /** Of a Unix socket's file: mode, and id of the group that QEMU is in. */
+  readonly mode?: number | undefined
+  readonly group?: number | undefined
+}
+
+export interface SourceListenersOptions {
+  readonly listen: readonly ListenFor[]
+  readonly beyondLoopback: boolean
+  /** Sockets from systemd, by name. */
+  readonly fds?: ReadonlyMap<string, readonly number[]>
+}
+
+export class SourceListeners {
+  private readonly options: SourceListenersOptions
+  private readonly listeners: Listener[] = []
+  /** One for each socket that is listened on: what comes in at one is one guest. */
+  private readonly gates = new Map<Accepted, SourceGate>()
+
+  constructor(options: SourceListenersOptions) {
+    this.options = options
+  }
+
+  /**
+   * @param log of this process, and of what QEMUs make us say
+   * @throws ADDRESS, IO
+   */
+  async start(
+    accept: (socket: QemuSocket, gate: SourceGate, at: Address) => void,
+    log: SiteLog,
+    qemuLog: SiteLog,
+  ): Promise<void> {
+    const { fds, beyondLoopback } = this.options
+    for (const { name, address, mode, group } of this.options.listen) {
+      // libvirt's ports: the other side dials the same one. systemd may have opened several under one name.
+      const hasNumber = isRange(address) || address.kind === 'fd'
+      const target = ({ port }: Accepted): string => (hasNumber && port !== undefined ? `${name}:${port}` : name)
+      const listener = await listen(address, (socket, at) => accept(socket, this.gateOf(at, target(at)), at.address), {
+        ...{ beyondLoopback, mode, group },
+        ...(fds ? { fds } : {}),
+        onAcceptError: error => qemuLog.warn('accept failed', { error: error.message }),
+        onPortsTaken: (ports, { what, action }) =>
+          log.warn('ports are taken: tried again', { ports: ports.join(' '), error: what, hint: action }),
+        onPortFree: port => log.info('listening at one port more', { port }),
+      })
+      this.listeners.push(listener)
+    }
+  }
+
+  private gateOf(at: Accepted, target: string): SourceGate {
+    const known = this.gates.get(at)
+    if (known) return known
+    const gate: SourceGate = new Gate(target)
+    this.gates.set(at, gate)
+    return gate
+  }
+
+  /** What is listened on, once started. */
+  get addresses(): readonly Address[] {
+    return this.listeners.flatMap(listener => listener.addresses)
+  }
+
+  /** Migrations that run, whatever their session. */
+  get running(): number {
+    const found = new Set<unknown>()
+    for (const { migration } of this.gates.values()) if (migration?.flows.size) found.add(migration)
+    return found.size
+  }
+
+  /** Takes connections only where a migration runs, which may have further channels: for postcopy hours later. */
+  closeIdle(): void {
+    const running = [...this.gates.values()].filter(({ migration }) => isOpen(migration))
+    const needed = new Set(running.map(({ target }) => target.split(':')[0]))
+    for (const [i, listener] of this.listeners.entries()) {
+      if (!needed.has(this.options.listen[i]!.name)) void listener.close()
+    }
+  }
+}

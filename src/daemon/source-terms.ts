@@ -1,0 +1,116 @@
+/**
+ * What a source proxy brings into a session, and what it has of it once the other side has said what it takes: template
+ * sets, a ring, learning.
+ */
+import { randomBytes } from 'node:crypto'
+import { isProxyError } from '../errors.ts'
+import type { Learning, SessionLearning } from '../learning/learning.ts'
+import type { LinkClientOptions } from '../link/client.ts'
+import type { TemplateStore } from '../store/template-store.ts'
+import { type OpenPool, PAGE_BYTES } from '../transfer/pool.ts'
+import type { RingGrant } from '../transfer/ring-shares.ts'
+import type { ServerHello } from '../wan/hello.ts'
+import { FEATURE } from '../wan/wire.ts'
+import type { OfferedSets, SessionSets } from './session-sets.ts'
+import type { SourceMemory } from './source-memory.ts'
+
+/** Who brings in what is learned here: the guests of this host, whichever peer they go to. */
+const OWN_GUESTS = ''
+
+export interface SourceTermsOptions {
+  readonly places: number
+  readonly store: TemplateStore | undefined
+  readonly learning?: Learning | undefined
+}
+
+/** What both sides have agreed on. */
+export interface AgreedTerms {
+  /** Digests of sets: in memory, and on the disk. */
+  readonly sets: readonly string[]
+  readonly cold: readonly string[]
+  readonly pool: OpenPool
+  /** Two u32 of the hash seed, low word first. */
+  readonly seed: readonly [number, number]
+  readonly learning: SessionLearning | undefined
+}
+
+/** Of one session. `close` it. */
+export class SourceTerms {
+  /** For the hello. */
+  readonly offer: LinkClientOptions['offer']
+  private readonly options: SourceTermsOptions
+  private readonly memory: SourceMemory
+  private readonly sets: SessionSets
+  private readonly held: OfferedSets
+  /** Stands for what learning has counted: goes as a set without pages, which both sides have, or begin anew. */
+  private readonly counted: readonly string[]
+  private readonly seed = randomBytes(8)
+  private grant: RingGrant
+  private pool: OpenPool | undefined
+  private learning: SessionLearning | undefined
+
+  private constructor(
+    options: SourceTermsOptions,
+    memory: SourceMemory,
+    sets: SessionSets,
+    held: OfferedSets,
+    counted: readonly string[],
+  ) {
+    this.options = options
+    this.memory = memory
+    this.sets = sets
+    this.held = held
+    this.counted = counted
+    this.grant = memory.ring(memory.ringPagesMax)
+    this.offer = {
+      agent: 'pageferry',
+      sets: [...held.hot, ...counted],
+      ring: Math.floor(this.grant.bytes / PAGE_BYTES),
+      places: options.places,
+      seed: this.seed.toString('hex'),
+      features: [FEATURE.COLD_SETS],
+      ...(held.cold.length > 0 && { cold: held.cold }),
+    }
+  }
+
+  /** @returns what there is to offer now; undefined where `isOver` says meanwhile that nobody wants it */
+  static async make(
+    options: SourceTermsOptions,
+    memory: SourceMemory,
+    sets: SessionSets,
+    isOver: () => boolean,
+  ): Promise<SourceTerms | undefined> {
+    const counted = options.learning?.states ?? []
+    const held = await sets.offer(counted.length)
+    return isOver() ? undefined : new SourceTerms(options, memory, sets, held, counted)
+  }
+
+  /** Opens sets on the disk while the other side is asked which it has. */
+  warm(): Promise<void> {
+    return this.memory.warmCold(this.held.cold, this.options.store)
+  }
+
+  /** @param hello the other side's answer to `offer`. @throws as Pools.open */
+  async agree({ sets: taken, cold = [], ring: ringPages, places }: ServerHello): Promise<AgreedTerms> {
+    const { store, learning } = this.options
+    const sets = taken.filter(digest => !this.counted.includes(digest))
+    this.grant.release()
+    this.grant = this.memory.ring(ringPages)
+    const pool = await this.memory.open({ sets, cold, store, ringPages, places }).catch(error => {
+      if (isProxyError(error, 'LIMIT_EXCEEDED')) this.sets.takeFewer()
+      throw error
+    })
+    this.pool = pool
+    const seed = [this.seed.readUInt32BE(4), this.seed.readUInt32BE(0)] as const
+    this.learning = learning?.begin(taken, seed, pool, OWN_GUESTS)
+    return { sets, cold, pool, seed, learning: this.learning }
+  }
+
+  /** The session is over. @returns when its memory is clean for the next one */
+  async close(): Promise<void> {
+    this.grant.release()
+    const closed = this.pool?.close()
+    this.learning?.end()
+    await closed
+  }
+}
