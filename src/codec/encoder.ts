@@ -13,7 +13,7 @@ import type { FlowEncoder } from './flow-encoder.ts'
 import type { PageObserver } from './observer.ts'
 import { PoolRegions, placeIndex, REGION } from './places.ts'
 import { RECORD } from './records.ts'
-import { BatchStats } from './stats.ts'
+import { BatchCounts } from './stats.ts'
 import { zigzag } from './varint.ts'
 import { BATCH_RAW_MAX, COLUMN, EXTENDED, OP, PAGE_SIZE } from './wire.ts'
 import { BATCH_PAGES_MAX, type Workspace } from './workspace.ts'
@@ -58,7 +58,7 @@ export class BatchEncoder {
    * @param useCold pages may be named that the far side has to read from its disk
    * @returns what became of its bytes
    */
-  encode(flow: FlowEncoder, from: Stretch, workspace: Workspace, longMatch: boolean, useCold = true): BatchStats {
+  encode(flow: FlowEncoder, from: Stretch, workspace: Workspace, longMatch: boolean, useCold = true): BatchCounts {
     const { at: base, length: rawLength } = from
     assert(rawLength > 0 && rawLength <= BATCH_RAW_MAX, 'a batch is empty or too large')
     this.workspace = workspace
@@ -79,7 +79,7 @@ export class BatchEncoder {
     const kinds = bytes.subarray(workspace.kindsAt, workspace.kindsAt + pages)
     const answers = new Uint32Array(bytes.buffer, workspace.slotsAt, pages) // slot, byte, lag or tokens, by kind
     const before = new Uint32Array(bytes.buffer, workspace.placesAt, pages) // matchPages wrote it
-    const stats = new BatchStats()
+    const stats = new BatchCounts()
     for (let i = 0; i < recordCount; i++) {
       const start = records.start[i]!
       const end = records.end[i]!

@@ -44,10 +44,12 @@ export class ColumnPacker {
    * Packs all columns of a workspace. Calls must come in the order of the batches; they may overlap. The workspace must
    * stay untouched until the promise settles.
    * @param rawLength bytes that the batch expands to
+   * @returns at once where no column needs a thread: a batch of references, which costs little else
    */
-  async pack(workspace: Workspace, rawLength: number, effort: Effort): Promise<PackedColumn[]> {
+  pack(workspace: Workspace, rawLength: number, effort: Effort): PackedColumn[] | Promise<PackedColumn[]> {
     this.rawBytes += rawLength
-    const pending: (PackedColumn | Promise<PackedColumn>)[] = []
+    const ready: PackedColumn[] = []
+    const pending: Promise<PackedColumn>[] = []
     const jobs: Lz4Job[] = []
     const jobColumns: number[] = []
     let packedAt = workspace.packedAt
@@ -59,13 +61,15 @@ export class ColumnPacker {
         column === COLUMN.DENSE ||
         (length > INLINE_MAX && looksRandom(workspace.column(column)))
       ) {
-        pending.push(stored(workspace, column))
+        ready.push(stored(workspace, column))
       } else if (effort.zstd && length >= ZSTD_MIN && this.mayPackZstd(column)) {
-        pending.push(this.packZstd(workspace, column, ofPages(column) ? effort.zstd.pages : effort.zstd.others))
+        const packed = this.packZstd(workspace, column, ofPages(column) ? effort.zstd.pages : effort.zstd.others)
+        if (packed instanceof Promise) pending.push(packed)
+        else ready.push(packed)
       } else if (effort.method === 'stored' && column === COLUMN.PAGES) {
-        pending.push(stored(workspace, column))
+        ready.push(stored(workspace, column))
       } else if (length <= INLINE_MAX) {
-        pending.push(packInline(workspace, column))
+        ready.push(packInline(workspace, column))
       } else {
         const room = length - (length >> 5) // a gain of 3 % or none
         jobs.push({ at: workspace.columnAt[column]!, length, out: packedAt, room })
@@ -73,16 +77,27 @@ export class ColumnPacker {
         packedAt += room
       }
     }
+    if (pending.length === 0 && jobs.length === 0) return ready // in the order of columns
+    return this.gather(workspace, ready, pending, jobs, jobColumns)
+  }
+
+  private async gather(
+    workspace: Workspace,
+    columns: PackedColumn[],
+    pending: readonly Promise<PackedColumn>[],
+    jobs: readonly Lz4Job[],
+    jobColumns: readonly number[],
+  ): Promise<PackedColumn[]> {
     // both at once: what fails while nobody waits for it would end the process
-    const [columns, lengths] = await Promise.all([Promise.all(pending), jobs.length > 0 ? this.runLz4(jobs) : []])
-    for (let i = 0; i < jobs.length; i++) {
+    const [packed, lengths] = await Promise.all([Promise.all(pending), jobs.length > 0 ? this.runLz4(jobs) : []])
+    columns.push(...packed)
+    for (const [i, { length, out }] of jobs.entries()) {
       const column = jobColumns[i]!
-      const packed = lengths[i]!
-      const out = jobs[i]!.out
+      const end = out + lengths[i]!
       columns.push(
-        packed === 0
+        end === out
           ? stored(workspace, column)
-          : packedColumn(column, METHOD.LZ4, jobs[i]!.length, [workspace.bytes.slice(out, out + packed)]),
+          : packedColumn(column, METHOD.LZ4, length, [workspace.bytes.slice(out, end)]),
       )
     }
     return columns.sort((a, b) => a.column - b.column)
@@ -125,7 +140,7 @@ export class ColumnPacker {
     this.worker ??= this.startWorker()
   }
 
-  private runLz4(jobs: Lz4Job[]): Promise<number[]> {
+  private runLz4(jobs: readonly Lz4Job[]): Promise<number[]> {
     this.worker ??= this.startWorker()
     this.worker.ref()
     return new Promise((done, failed) => {

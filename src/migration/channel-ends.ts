@@ -121,7 +121,7 @@ export class ChannelTail {
   push(bytes: Uint8Array, at: number, length: number): void {
     const { last } = this
     const take = Math.min(length, TAIL_BYTES)
-    last.copyWithin(0, take)
+    if (take < TAIL_BYTES) last.copyWithin(0, take)
     for (let i = 0; i < take; i++) last[TAIL_BYTES - take + i] = bytes[at + length - take + i]!
   }
 

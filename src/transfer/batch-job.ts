@@ -4,7 +4,7 @@
  */
 import type { PackedColumn } from '../codec/batch.ts'
 import type { FlowEncoder } from '../codec/flow-encoder.ts'
-import type { BatchStats } from '../codec/stats.ts'
+import type { BatchCounts } from '../codec/stats.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import type { Effort } from '../compression/effort.ts'
 import type { ChannelBuffer, Loan } from './channel-buffer.ts'
@@ -24,7 +24,7 @@ export interface BatchJob<C extends OutboundChannel> {
   /** The channel's bytes: set by Outbound, read by the encoder, given back behind it. */
   readonly loan: Loan
   /** What became of them: set by the encoder, read by the sink. */
-  counts: BatchStats | undefined
+  counts: BatchCounts | undefined
   /** 8 bytes as the kernel writes them: set behind the encoder, read when the batch is put together. */
   checksum: Uint8Array | undefined
   /** Set by the packer, read when the batch is put together. */
@@ -37,6 +37,6 @@ export interface BatchReport {
   readonly rawLength: number
   /** Its bytes on the wire, frames excluded. */
   readonly packedLength: number
-  /** Raw bytes that cost time: BatchStats.newBytes. */
+  /** Raw bytes that cost time: BatchCounts.newBytes. */
   readonly newBytes: number
 }

@@ -112,7 +112,7 @@ export class EffortController {
     return urgent && effort.level > LEVEL_START ? EFFORTS[LEVEL_START]! : effort
   }
 
-  /** A batch is on its way: its raw bytes, those of them that cost time (BatchStats.newBytes), and what they became. */
+  /** A batch is on its way: its raw bytes, those of them that cost time (BatchCounts.newBytes), and what they became. */
   sent(rawBytes: number, newBytes: number, packedBytes: number): void {
     this.waitingBytes += packedBytes
     if (this.settling > 0) {

@@ -84,14 +84,18 @@ export class Outbound<C extends OutboundChannel> {
     this.jobs.push(job)
     this.pool.warm().catch(cause => this.fail(cause))
     this.match(job, useCold)
-    this.packer
-      .pack(job.workspace, rawLength, effort)
-      .then(columns => {
-        job.columns = columns
-        this.drain()
-      })
-      .catch(cause => this.fail(cause))
+    void this.pack(job)
     return rawLength
+  }
+
+  /** It comes out later, also where it is packed at once: who encodes counts it first. */
+  private async pack(job: BatchJob<C>): Promise<void> {
+    try {
+      job.columns = await this.packer.pack(job.workspace, job.loan.length, job.effort)
+      this.drain()
+    } catch (cause) {
+      this.fail(cause)
+    }
   }
 
   /** A defect: nothing comes out any more. */

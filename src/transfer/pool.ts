@@ -88,7 +88,7 @@ export interface OpenPool extends Pool {
  * Bytes of the ring ahead of what has passed that are committed while a migration runs. A first touch costs 3 us a page in a
  * virtual machine, more than all else done to a page: what is ready when the pages come, they need not wait for.
  */
-const COMMIT_AHEAD_BYTES = 32 << 20
+const COMMIT_AHEAD_BYTES = 8 << 20
 const COMMIT_STEP_BYTES = 1 << 20
 /** Template pages whose long matches are made known in one turn: about 1 ms. */
 const REMEMBER_STEP = 512

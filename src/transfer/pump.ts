@@ -104,7 +104,7 @@ export class Pump {
   private readonly link: PumpedLink
   private readonly packer: PumpedPacker
   private readonly effort: EffortController
-  private readonly channels = new Map<number, PumpedChannel>()
+  private readonly channels: PumpedChannel[] = []
   /** Turns of the event loop, counted while something arrives. */
   private turn = 0
   /** Raw bytes in the packer, and what is left of raw bytes lately: together what the packer is about to queue. */
@@ -122,11 +122,12 @@ export class Pump {
   }
 
   add(channel: PumpedChannel): void {
-    this.channels.set(channel.number, channel)
+    this.channels.push(channel)
   }
 
   remove(channel: PumpedChannel): void {
-    if (this.channels.get(channel.number) === channel) this.channels.delete(channel.number)
+    const index = this.channels.indexOf(channel)
+    if (index >= 0) this.channels.splice(index, 1)
   }
 
   /** A turn of the event loop begins in which something may have arrived. */
@@ -168,7 +169,7 @@ export class Pump {
     }
     if (!this.running) effort.wait('cpu', nowMs, link.waitingBytes)
     this.running = true
-    const channel = this.channels.get(picked)!
+    const channel = this.channels.find(({ number }) => number === picked)!
     return { channel, effort: effort.effort(channel.urgent), release: channel.release || channel.ended }
   }
 
@@ -181,7 +182,7 @@ export class Pump {
     this.underWayBytes += rawBytes
   }
 
-  /** A batch came out of the packer, and is handed in. @param newBytes as BatchStats counts them */
+  /** A batch came out of the packer, and is handed in. @param newBytes as BatchCounts counts them */
   packed(channel: PumpedChannel, rawBytes: number, packedBytes: number, newBytes: number): void {
     channel.underWay--
     channel.underWayBytes -= rawBytes
@@ -192,7 +193,7 @@ export class Pump {
 
   /** Sends incomplete records of sources that have gone silent, with the next job. */
   tick(nowMs: number): void {
-    for (const channel of this.channels.values()) {
+    for (const channel of this.channels) {
       if (mayIdle(channel) && nowMs - channel.arrivedMs >= IDLE_MS) channel.release = true
     }
     this.nextTickMs = Number.POSITIVE_INFINITY
@@ -201,7 +202,7 @@ export class Pump {
   private pick(nowMs: number): number {
     const { candidates } = this
     candidates.length = 0
-    for (const channel of this.channels.values()) if (this.canEncode(channel)) candidates.push(channel.number)
+    for (const channel of this.channels) if (this.canEncode(channel)) candidates.push(channel.number)
     return candidates.length > 0 ? this.link.pickFlow(candidates, nowMs) : -1
   }
 
@@ -210,7 +211,7 @@ export class Pump {
     let waiting = false
     this.gathering = false
     this.nextTickMs = Number.POSITIVE_INFINITY
-    for (const channel of this.channels.values()) {
+    for (const channel of this.channels) {
       // one without credit waits for its QEMU, not for us
       if (this.canEncode(channel)) waiting = true
       else if (this.gathers(channel)) this.gathering = true

@@ -18,8 +18,8 @@ t.test('a thread that fails', async t => {
   const columns = await packer.pack(workspace, BATCH_RAW_MAX, EFFORTS[1]!)
   t.match(columns, [{ column: COLUMN.PAGES, rawLength: 100_000 }])
   const outside = Object.assign(Object.create(workspace), { packedAt: WORKSPACE_BYTES })
-  await t.rejects(packer.pack(outside, BATCH_RAW_MAX, EFFORTS[1]!), RangeError)
-  await t.rejects(packer.pack(workspace, BATCH_RAW_MAX, EFFORTS[1]!), RangeError, 'it has ended')
+  await t.rejects(async () => packer.pack(outside, BATCH_RAW_MAX, EFFORTS[1]!), RangeError)
+  await t.rejects(async () => packer.pack(workspace, BATCH_RAW_MAX, EFFORTS[1]!), RangeError, 'it has ended')
   await packer.close()
 })
 
@@ -32,6 +32,6 @@ t.test('a stream that fails while the thread works', async t => {
   workspace.columnLength[COLUMN.WORDS] = 100_000
   const packing = packer.pack(workspace, 0, EFFORTS[5]!)
   state.zstd[COLUMN.PAGES]!.fail(new Error('planted'))
-  await t.rejects(packing, /planted/)
+  await t.rejects(async () => packing, /planted/)
   await packer.close()
 })
