@@ -3,10 +3,13 @@ import { Readable, Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { transform } from 'stream-transform'
 import { ProxyError } from '../errors.ts'
-import type { PageBatch } from '../template/batch.ts'
-import { type ChosenPages, type CountTotals, changedInput, PageCounter } from '../template/count.ts'
-import { encodeMetadata, type SetMetadata } from '../template/format.ts'
-import { PAGE_SIZE, pagesWithin } from '../template/wire.ts'
+import { BATCH_PAGES, type PageBatch } from '../template/batch.ts'
+import type { ChoiceTable } from '../template/choice-table.ts'
+import { type CountTotals, changedInput, PageCounter } from '../template/count.ts'
+import { isUniform, PAGE_WORDS, writeDigest } from '../template/digest.ts'
+import { encodeMetadata, type SetMetadata, type SetRecords } from '../template/format.ts'
+import { type PageTagger, TAG_LENGTH, TAG_WORDS } from '../template/page-tag.ts'
+import { DIGEST_LENGTH, PAGE_SIZE, pagesWithin } from '../template/wire.ts'
 import type { PutResult, TemplateStore } from './template-store.ts'
 
 /** One VM: something that gives the same pages each time it is asked. */
@@ -101,8 +104,104 @@ export async function buildSet(
   return { ...put, metadata, pages: chosen.count, totals: counter.totals, byVms: pagesByVms(chosen) }
 }
 
+/** What a build by choice did. */
+export interface ChosenReport extends PutResult {
+  readonly metadata: SetMetadata
+  readonly pages: number
+  /** Pages that the choice names and no input has. */
+  readonly missing: number
+  readonly totals: CountTotals
+  readonly byVms: readonly VmsRow[]
+}
+
+/**
+ * Takes the pages of a choice from inputs and puts them into the store, in order of first appearance in these.
+ *
+ * @param metadata of the set: what the choice says of itself
+ * @throws TEMPLATE_MISSING where no input has any of them, IO, whatever an input throws, the signal's reason
+ */
+export async function buildChosen(
+  inputs: readonly TemplateInput[],
+  choice: ChoiceTable,
+  tagger: PageTagger,
+  metadata: SetMetadata,
+  store: TemplateStore,
+  options: BuildOptions = {},
+): Promise<ChosenReport> {
+  const reader = new InputReader(inputs, options)
+  const firstsOfVms: number[] = []
+  let uniformPages = 0
+  let pages = 0
+  reader.beginPass('count')
+  for (let vm = 0; vm < inputs.length && !choice.complete; vm++) {
+    firstsOfVms.push(pages)
+    for await (const batch of taggedBatches(reader, vm, tagger)) {
+      const { count, digests, tagWords, uniform } = batch
+      for (let i = 0; i < count; i++) {
+        if (uniform[i] === 1) uniformPages++
+        else choice.show(tagWords, i * TAG_WORDS, digests, i * DIGEST_LENGTH, pages + i)
+      }
+      pages += count
+      if (choice.complete) break
+    }
+  }
+  if (choice.count === 0) {
+    const action = 'nothing was stored; give the inputs that were counted, and the --key of the count'
+    throw new ProxyError('TEMPLATE_MISSING', 'the inputs have no page of the choice', undefined, action)
+  }
+  const firstPageIn = (place: number, vm: number): number => choice.first(place) - (firstsOfVms[vm] ?? Infinity)
+  const chosen: PlacedPages = {
+    count: choice.count,
+    vms: place => choice.vms(place),
+    occurrences: place => choice.occurrences(place),
+    copyDigest: (place, into, at) => choice.copyDigest(place, into, at),
+    firstPageIn,
+  }
+  const put = await store.put(metadata, chosen, () => copyPass(chosen, reader), options.signal)
+  const totals = { pages, uniformPages, passes: 1 }
+  const missing = choice.named - choice.count
+  return { ...put, metadata, pages: choice.count, missing, totals, byVms: pagesByVms(chosen) }
+}
+
+/** A batch of which every page's tag is known. Valid until the next one is asked for. */
+export interface TaggedBatch {
+  readonly count: number
+  /** 1 where the page repeats one byte: it has no tag. */
+  readonly uniform: Uint8Array
+  /** SHA-256 of each page. */
+  readonly digests: Buffer
+  /** TAG_LENGTH bytes a page. */
+  readonly tags: Buffer
+  /** `tags` as words in the machine's order. */
+  readonly tagWords: Uint32Array
+}
+
+/** The pages of an input by their tags. */
+export async function* taggedBatches(reader: InputReader, vm: number, tagger: PageTagger): AsyncGenerator<TaggedBatch> {
+  const memory = new ArrayBuffer(BATCH_PAGES * TAG_LENGTH)
+  const tags = Buffer.from(memory)
+  const tagWords = new Uint32Array(memory)
+  for await (const batch of reader.batches(vm)) {
+    const { count, words, pages, digests, marks } = batch
+    for (let i = 0; i < count; i++) {
+      marks[i] = isUniform(words, i * PAGE_WORDS) ? 1 : 0
+      if (marks[i] === 1) continue
+      writeDigest(pages[i]!, digests, i * DIGEST_LENGTH)
+      tagger.write(digests, i * DIGEST_LENGTH, tags, i * TAG_LENGTH)
+    }
+    yield { count, uniform: marks, digests, tags, tagWords }
+    batch.release()
+  }
+}
+
+/** Pages of a set to be, by where the inputs show them. */
+interface PlacedPages extends SetRecords {
+  /** Where VM `vm` shows the page for the first time: place among its pages. Below 0 in VMs after that one. */
+  firstPageIn(place: number, vm: number): number
+}
+
 /** Reads inputs again and again, telling how far it is. */
-class InputReader {
+export class InputReader {
   readonly inputs: readonly TemplateInput[]
   private readonly options: BuildOptions
   private readonly totalBytes: number
@@ -179,7 +278,7 @@ async function countPass(counter: PageCounter, reader: InputReader): Promise<voi
 }
 
 /** The chosen pages in order, in runs of neighbours. A run is valid until the next is asked for. */
-async function* copyPass(chosen: ChosenPages, reader: InputReader): AsyncGenerator<Uint8Array> {
+async function* copyPass(chosen: PlacedPages, reader: InputReader): AsyncGenerator<Uint8Array> {
   reader.beginPass('copy')
   let place = 0
   for (let vm = 0; vm < reader.inputs.length && place < chosen.count; vm++) {
@@ -201,7 +300,7 @@ async function* copyPass(chosen: ChosenPages, reader: InputReader): AsyncGenerat
   }
 }
 
-function pagesByVms(chosen: ChosenPages): VmsRow[] {
+function pagesByVms(chosen: SetRecords): VmsRow[] {
   const rows = new Map<number, { vms: number; pages: number; occurrences: number }>()
   for (let place = 0; place < chosen.count; place++) {
     const vms = chosen.vms(place)
