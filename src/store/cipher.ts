@@ -36,6 +36,11 @@ export class StoreKey {
     this.id = Buffer.from(hkdfSync('sha256', key, '', 'pageferry store key id', KEY_ID_LENGTH))
   }
 
+  /** The key under which page counts tell pages apart, derived: counts do not open sets. */
+  countKey(): Uint8Array {
+    return new Uint8Array(hkdfSync('sha256', this.key, '', 'pageferry page counts', KEY_LENGTH))
+  }
+
   fileKey(salt: Uint8Array): Uint8Array {
     return new Uint8Array(hkdfSync('sha256', this.key, salt, 'pageferry set file', KEY_LENGTH))
   }
@@ -45,9 +50,9 @@ export class StoreKey {
  * Reads a key file: 32 bytes, or 64 hexadecimal digits and at most a line end.
  * @throws USAGE where it is no key, or everyone may read it; IO
  */
-export function readStoreKey(path: string): StoreKey {
+export function readStoreKey(path: string, option = '--store-key'): StoreKey {
   const bad = (what: string, action: string): ProxyError =>
-    new ProxyError('USAGE', `--store-key ${path}: ${what}`, undefined, action)
+    new ProxyError('USAGE', `${option} ${path}: ${what}`, undefined, action)
   let bytes = Buffer.alloc(KEY_TEXT_LENGTH_MAX + 1)
   let fd = -1
   try {
@@ -57,7 +62,7 @@ export function readStoreKey(path: string): StoreKey {
     if ((stat.mode & 0o007) !== 0) throw bad('everyone on this host may use it', `chmod 600 ${path}`)
     bytes = bytes.subarray(0, readSync(fd, bytes))
   } catch (error) {
-    throw ioError(error, 'cannot read --store-key', path)
+    throw ioError(error, `cannot read ${option}`, path)
   } finally {
     if (fd >= 0) closeSync(fd)
   }

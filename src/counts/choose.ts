@@ -1,0 +1,226 @@
+/** Chooses pages over any number of counts, out of core, and reads what was chosen. */
+import { ProxyError } from '../errors.ts'
+import { CHOICE_ENTRY_LENGTH, ChoiceTable } from '../template/choice-table.ts'
+import { encodeMetadata, type SetMetadata } from '../template/format.ts'
+import { TAG_LENGTH, TAG_WORDS } from '../template/page-tag.ts'
+import { COUNT_MAX, PAGES_MAX, pagesWithin } from '../template/wire.ts'
+import { COUNT_COLUMNS, ROW_GROUP } from './count.ts'
+import { DUCKDB_MEMORY_MIN, DuckDb, type ParquetFile, quoted } from './duckdb.ts'
+import { writeWhole } from './write-whole.ts'
+
+export interface ChooseRule {
+  /** A page is chosen from so many VMs on. */
+  readonly minVms: number
+  /** Limit of the set's file. */
+  readonly maxBytes?: number | undefined
+  /** Pages that are on a disk come before all others. */
+  readonly preferImages?: boolean | undefined
+}
+
+export interface ChooseOptions {
+  readonly memoryBytes: number
+  readonly spill?: string | undefined
+  readonly signal?: AbortSignal | undefined
+  /** Is told each step. */
+  readonly step?: ((text: string) => void) | undefined
+}
+
+export interface ChooseReport {
+  readonly path: string
+  readonly files: number
+  /** Rows of all counts. */
+  readonly rows: number
+  /** VMs of all counts, each once. */
+  readonly vms: number
+  readonly pages: number
+  /** Pages that the rule takes, had it no limit of size. */
+  readonly eligiblePages: number
+  readonly fileBytes: number
+}
+
+/** What a choice needs; `choose` writes its `place` too, the rank from 0. */
+const CHOICE_COLUMNS = {
+  digest: 'BLOB',
+  vms: 'BIGINT',
+  occurrences: 'BIGINT',
+  images: 'BIGINT',
+  key: 'VARCHAR',
+  min_vms: 'BIGINT',
+  max_bytes: 'BIGINT',
+  of_vms: 'BIGINT',
+} as const
+/** Bits of a place within a file; the file's own number stands above them. */
+const FIRST_BITS = 40
+
+/** @throws USAGE, IO, TEMPLATE_FORMAT for files that are no counts, TEMPLATE_MISSING, LIMIT_EXCEEDED, the signal's reason */
+export async function choosePages(
+  paths: readonly string[],
+  rule: ChooseRule,
+  path: string,
+  options: ChooseOptions,
+): Promise<ChooseReport> {
+  const { minVms, maxBytes, preferImages } = rule
+  const db = await DuckDb.open(options)
+  try {
+    const files: ParquetFile[] = []
+    for (const name of paths) files.push(await db.file(name, COUNT_COLUMNS, 'a page count'))
+    const rows = files.reduce((sum, file) => sum + file.rows, 0)
+    const all = `read_parquet([${files.map(file => quoted(file.path)).join(', ')}], filename = true, hive_partitioning = false)`
+    const { key, vms } = await keyAndVms(db, all)
+    if (minVms > vms) {
+      const what = `counts of ${vms} VM${vms === 1 ? '' : 's'} for pages of at least ${minVms}`
+      throw new ProxyError('USAGE', what, undefined, 'give counts of more VMs, or a smaller --min-vms')
+    }
+    const metadata: SetMetadata = { maxBytes, minVms, vms }
+    const most = maxBytes === undefined ? PAGES_MAX : pagesWithin(maxBytes, encodeMetadata(metadata).length)
+    if (most === 0)
+      throw new ProxyError('USAGE', `--max-size ${maxBytes} holds no page`, undefined, 'give at least 16KiB')
+
+    options.step?.(`${rows} rows of ${files.length} counts, ${vms} VMs`)
+    await db.run(groupSql(all, minVms))
+    const [{ count: eligible = 0 } = {}] = await db.rows('SELECT count(*) AS count FROM eligible')
+    const eligiblePages = Number(eligible)
+    if (eligiblePages === 0) {
+      const what = `no page is in ${minVms} or more of these ${vms} VMs`
+      throw new ProxyError(
+        'TEMPLATE_MISSING',
+        what,
+        undefined,
+        'nothing was written; give counts that have more in common',
+      )
+    }
+    if (maxBytes === undefined && eligiblePages > PAGES_MAX) {
+      throw new ProxyError('LIMIT_EXCEEDED', `${eligiblePages} pages in one set`, undefined, 'give a --max-size')
+    }
+    options.step?.(`${eligiblePages} pages of ${minVms} or more VMs`)
+    const order = `${preferImages ? 'least(images, 1) DESC, ' : ''}vms DESC, occurrences DESC, first, digest`
+    const fileBytes = await writeWhole(path, temporary =>
+      db.run(`COPY (
+        SELECT row_number() OVER (ORDER BY ${order}) - 1 AS place, digest::BLOB AS digest, vms, occurrences, images,
+          ${quoted(key)} AS key, ${minVms}::BIGINT AS min_vms, ${maxBytes ?? 'NULL'}::BIGINT AS max_bytes, ${vms}::BIGINT AS of_vms
+        FROM (SELECT * FROM eligible ORDER BY ${order} LIMIT ${most}) ORDER BY place
+      ) TO ${quoted(temporary)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE ${ROW_GROUP},
+        KV_METADATA {pageferry: ${quoted(JSON.stringify({ format: 'page choice', version: 1 }))}})`),
+    )
+    return { path, files: files.length, rows, vms, pages: Math.min(most, eligiblePages), eligiblePages, fileBytes }
+  } finally {
+    db.close()
+  }
+}
+
+/** The one key of all counts, and their VMs. Reads the two columns only, which take next to nothing. */
+async function keyAndVms(db: DuckDb, all: string): Promise<{ key: string; vms: number }> {
+  const keys = await db.rows(`SELECT DISTINCT key FROM ${all} LIMIT 2`)
+  if (keys.length > 1) {
+    const action = 'their digests cannot be compared; count again with one --key, or choose of each by itself'
+    throw new ProxyError('USAGE', 'the counts were made under different keys', undefined, action)
+  }
+  await db.run(
+    `CREATE TABLE vms AS SELECT vm, (row_number() OVER (ORDER BY vm))::INTEGER AS id FROM (SELECT DISTINCT vm FROM ${all})`,
+  )
+  const [{ count = 0 } = {}] = await db.rows('SELECT count(vm) AS count FROM vms')
+  return { key: String(keys[0]?.key ?? ''), vms: Number(count) }
+}
+
+/**
+ * A VM first, then VMs: one that was counted on two days, or on two hosts, is one. Its occurrences are those of the count
+ * that has most. docs/operations.md has the same for Spark and Trino.
+ */
+function groupSql(all: string, minVms: number): string {
+  const sound = `octet_length(digest) = ${TAG_LENGTH} AND occurrences > 0 AND first >= 0 AND first < ${2 ** FIRST_BITS} AND kind IN ('memory', 'disk') AND vm IS NOT NULL`
+  return `CREATE TABLE eligible AS
+    SELECT digest, count(*) AS vms, sum(occurrences)::BIGINT AS occurrences, count(*) FILTER (image) AS images, min(first) AS first
+    FROM (
+      SELECT digest, id, max(occurrences) AS occurrences, bool_or(kind = 'disk') AS image, min(first) AS first
+      FROM (
+        SELECT CASE WHEN coalesce(${sound}, false) THEN digest::UUID ELSE error('page count: a row that no count has') END AS digest,
+          vm, kind, occurrences, first + (parse_filename(filename, true)::BIGINT << ${FIRST_BITS}) AS first
+        FROM ${all}
+      ) JOIN vms USING (vm) GROUP BY digest, id
+    ) GROUP BY digest HAVING count(*) >= ${minVms}`
+}
+
+/** A choice, read. */
+export interface Choice {
+  readonly table: ChoiceTable
+  readonly metadata: SetMetadata
+  /** Id of the key of its counts; empty: none. */
+  readonly keyId: string
+}
+
+/**
+ * Reads a choice: of `template choose`, or of the same columns by whatever engine.
+ *
+ * @throws TEMPLATE_FORMAT, IO, USAGE, LIMIT_EXCEEDED where it takes more than the memory
+ */
+export async function readChoice(path: string, options: ChooseOptions): Promise<Choice> {
+  const db = await DuckDb.open({ ...options, memoryBytes: Math.max(options.memoryBytes, DUCKDB_MEMORY_MIN) })
+  const bad = (what: string): ProxyError =>
+    new ProxyError(
+      'TEMPLATE_FORMAT',
+      `${path}: ${what}`,
+      { stream: path },
+      'give a file that `pageferry template choose` wrote',
+    )
+  try {
+    const file = await db.file(path, CHOICE_COLUMNS, 'a choice of pages')
+    if (file.rows === 0) throw bad('a choice of no page')
+    if (file.rows > PAGES_MAX) throw bad(`${file.rows} pages in one set`)
+    if (file.rows * CHOICE_ENTRY_LENGTH > options.memoryBytes) {
+      const action = `give --memory at least ${Math.ceil((file.rows * CHOICE_ENTRY_LENGTH) / 2 ** 20)}MiB`
+      throw new ProxyError('LIMIT_EXCEEDED', `${file.rows} chosen pages do not fit into --memory`, undefined, action)
+    }
+    const about = await db.rows('SELECT DISTINCT key, min_vms, max_bytes, of_vms FROM read_parquet(?) LIMIT 2', [
+      file.path,
+    ])
+    if (about.length !== 1) throw bad('rows of several choices')
+    const { key, min_vms, max_bytes, of_vms } = about[0]!
+    const minVms = Number(min_vms ?? -1)
+    const vms = Number(of_vms ?? -1)
+    const maxBytes = max_bytes === null ? undefined : Number(max_bytes)
+    if (![minVms, maxBytes ?? 1].every(n => Number.isSafeInteger(n) && n > 0) || !(vms >= minVms && vms <= COUNT_MAX)) {
+      throw bad('a rule that cannot be')
+    }
+    const table = new ChoiceTable(path, file.rows)
+    await fill(db, file, table, vms, bad)
+    if (table.named !== file.rows) throw bad(`${table.named} of ${file.rows} rows`)
+    return { table, metadata: { maxBytes, minVms, vms }, keyId: String(key ?? '') }
+  } finally {
+    db.close()
+  }
+}
+
+async function fill(
+  db: DuckDb,
+  file: ParquetFile,
+  table: ChoiceTable,
+  ofVms: number,
+  bad: (what: string) => ProxyError,
+): Promise<void> {
+  const memory = new ArrayBuffer(TAG_LENGTH)
+  const tag = new Uint8Array(memory)
+  const words = new Uint32Array(memory, 0, TAG_WORDS)
+  let chunks: Awaited<ReturnType<typeof db.connection.stream>>
+  try {
+    chunks = await db.connection.stream('SELECT digest, vms, occurrences FROM read_parquet(?)', [file.path])
+    for (
+      let chunk = await chunks.fetchChunk();
+      chunk !== null && chunk.rowCount > 0;
+      chunk = await chunks.fetchChunk()
+    ) {
+      const [digests = [], vmCounts = [], occurrenceCounts = []] = chunk.getColumns()
+      for (let i = 0; i < digests.length; i++) {
+        const bytes = (digests[i] as { bytes: Uint8Array } | null)?.bytes
+        const vms = Number(vmCounts[i] ?? 0)
+        const occurrences = Number(occurrenceCounts[i] ?? 0)
+        if (bytes?.length !== TAG_LENGTH || !(vms >= 1 && vms <= ofVms && occurrences >= vms))
+          throw bad('a row that no choice has')
+        if (table.named === file.rows) throw bad(`more than ${file.rows} rows`)
+        tag.set(bytes)
+        table.add(words, 0, vms, occurrences)
+      }
+    }
+  } catch (error) {
+    throw db.typed(error)
+  }
+}

@@ -1,0 +1,226 @@
+/**
+ * DuckDB as counts use it: in a fixed memory, with a folder of its own for what does not fit, and files by names that are
+ * ours. The package is loaded here and nowhere else, and may be missing: only counting for a fleet needs its 70 MB.
+ */
+import { closeSync, constants, fstatSync, mkdtempSync, openSync, readSync, rmSync, symlinkSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import type { DuckDBConnection, DuckDBInstance, DuckDBValue } from '@duckdb/node-api'
+import { isProxyError, ProxyError } from '../errors.ts'
+import { ioError } from '../io-error.ts'
+
+/** The version that is tested, as package.json names it. */
+const PACKAGE = '@duckdb/node-api'
+const PACKAGE_VERSION = '1.5.6-r.1'
+/** Least memory for sorting pages. */
+export const DUCKDB_MEMORY_MIN = 128 << 20
+/** What DuckDB's own limit does not see takes about as much again: buffers of the parquet writer, columns being read. */
+const LIMIT_SHARE = 1 / 2
+/** Magic at both ends of a parquet file. */
+const MAGIC = 'PAR1'
+/** Bytes that a row takes at least in an honest file: tags cannot be compressed. */
+const ROW_LENGTH_MIN = 16
+const FOLDER = 'pageferry-count-'
+/** Characters that DuckDB takes for a pattern. */
+const PATTERN = /[*?[\]]/
+
+export interface DuckDbOptions {
+  /** From DUCKDB_MEMORY_MIN. */
+  readonly memoryBytes: number
+  /** Where a folder is made for what does not fit; undefined: the system's. */
+  readonly spill?: string | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+/** A parquet file that was looked at. */
+export interface ParquetFile {
+  /** As it was given. */
+  readonly name: string
+  /** A path for SQL that is ours. */
+  readonly path: string
+  readonly rows: number
+}
+
+export class DuckDb {
+  /** A folder of its own, which goes when it is closed. */
+  readonly folder: string
+  private readonly instance: DuckDBInstance
+  readonly connection: DuckDBConnection
+  private readonly signal: AbortSignal | undefined
+  private files = 0
+
+  private constructor(folder: string, instance: DuckDBInstance, connection: DuckDBConnection, signal?: AbortSignal) {
+    this.folder = folder
+    this.instance = instance
+    this.connection = connection
+    this.signal = signal
+    signal?.addEventListener('abort', this.interrupt)
+  }
+
+  /** @throws USAGE where the package is missing or the memory too small; IO */
+  static async open({ memoryBytes, spill, signal }: DuckDbOptions): Promise<DuckDb> {
+    if (memoryBytes < DUCKDB_MEMORY_MIN) {
+      const action = `counting takes at least ${DUCKDB_MEMORY_MIN >> 20}MiB`
+      throw new ProxyError('USAGE', `${memoryBytes} bytes of memory`, undefined, action)
+    }
+    const { DuckDBInstance } = await load()
+    const above = resolve(spill ?? tmpdir())
+    if (PATTERN.test(above)) {
+      const action = 'give --spill a folder without *, ? and brackets in its path'
+      throw new ProxyError('USAGE', `${above} would be taken for a pattern`, undefined, action)
+    }
+    let folder = ''
+    try {
+      folder = mkdtempSync(join(above, FOLDER)) // mode 0700: pages of guests are known by what lies there
+      const instance = await DuckDBInstance.create(':memory:', {
+        memory_limit: `${Math.floor((memoryBytes * LIMIT_SHARE) / 1024)}KiB`,
+        temp_directory: join(folder, 'spill'),
+        preserve_insertion_order: 'false',
+        // Nothing is fetched from anywhere because of a name.
+        autoinstall_known_extensions: 'false',
+        autoload_known_extensions: 'false',
+      })
+      return new DuckDb(folder, instance, await instance.connect(), signal)
+    } catch (error) {
+      if (folder !== '') rmSync(folder, { recursive: true, force: true })
+      throw ioError(error, 'cannot use', above)
+    }
+  }
+
+  /** @throws LIMIT_EXCEEDED, IO, TEMPLATE_FORMAT for files that cannot be read, the signal's reason */
+  async run(sql: string, values: DuckDBValue[] = []): Promise<void> {
+    try {
+      this.signal?.throwIfAborted()
+      await this.connection.run(sql, values)
+    } catch (error) {
+      throw this.typed(error)
+    }
+  }
+
+  /** All rows; for answers that are small. @throws as run */
+  async rows(sql: string, values: DuckDBValue[] = []): Promise<Record<string, DuckDBValue>[]> {
+    try {
+      this.signal?.throwIfAborted()
+      return (await this.connection.runAndReadAll(sql, values)).getRowObjects() as Record<string, DuckDBValue>[]
+    } catch (error) {
+      throw this.typed(error)
+    }
+  }
+
+  /**
+   * Looks whether a file is parquet with these columns, and no more rows than its bytes can hold.
+   *
+   * @param columns names with DuckDB's types
+   * @param what it should be, for errors: 'a page count'
+   * @throws TEMPLATE_FORMAT, IO, USAGE
+   */
+  async file(name: string, columns: Readonly<Record<string, string>>, what: string): Promise<ParquetFile> {
+    const bad = (why: string): ProxyError =>
+      new ProxyError(
+        'TEMPLATE_FORMAT',
+        `${name} is not ${what}: ${why}`,
+        { stream: name },
+        'nothing was written; leave it out',
+      )
+    const lengthBytes = lengthOfParquet(name, bad)
+    // By a name of ours no name is a pattern, an address or a partition to DuckDB.
+    const path = join(this.folder, `${String(this.files++).padStart(7, '0')}.parquet`)
+    symlinkSync(resolve(name), path)
+    try {
+      const found = await this.rows('SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM read_parquet(?))', [
+        path,
+      ])
+      for (const [column, type] of Object.entries(columns)) {
+        const has = found.find(({ column_name }) => column_name === column)?.column_type
+        if (has !== type)
+          throw bad(has === undefined ? `no column ${column}` : `column ${column} is ${has}, not ${type}`)
+      }
+      const [{ rows = 0 } = {}] = await this.rows('SELECT num_rows AS rows FROM parquet_file_metadata(?)', [path])
+      const count = Number(rows)
+      if (!(count >= 0 && count <= lengthBytes / ROW_LENGTH_MIN)) throw bad(`${count} rows in ${lengthBytes} bytes`)
+      return { name, path, rows: count }
+    } catch (error) {
+      if (isProxyError(error, 'TEMPLATE_FORMAT') && !error.what.startsWith(name)) throw bad(error.what)
+      throw error
+    }
+  }
+
+  close(): void {
+    this.signal?.removeEventListener('abort', this.interrupt)
+    this.connection.closeSync()
+    this.instance.closeSync()
+    rmSync(this.folder, { recursive: true, force: true })
+  }
+
+  /** What DuckDB throws, as what it means here. */
+  typed(error: unknown): unknown {
+    if (this.signal?.aborted) return this.signal.reason
+    if (isProxyError(error) || (error as NodeJS.ErrnoException).code !== undefined) return error
+    const message = error instanceof Error ? error.message.split('\n')[0]! : String(error)
+    if (!/^[A-Z][\w ]* Error: |^Failed to/.test(message) || message.startsWith('INTERNAL')) return error // not DuckDB's, or its defect
+    const cause = { cause: error }
+    const refused = /page count: (.*)$/.exec(message)
+    if (refused !== null) {
+      return new ProxyError(
+        'TEMPLATE_FORMAT',
+        refused[1]!,
+        undefined,
+        'nothing was written; leave that file out',
+        cause,
+      )
+    }
+    if (/no space|disk quota|max_temp_directory_size/i.test(message)) {
+      return new ProxyError('IO', message, undefined, 'give --spill a folder with more room', cause)
+    }
+    if (/^Out of Memory/.test(message))
+      return new ProxyError('LIMIT_EXCEEDED', message, undefined, 'give --memory more', cause)
+    if (/^IO Error/.test(message) && !/parquet|metadata|magic|corrupt/i.test(message)) {
+      return new ProxyError('IO', message, undefined, 'check the files, and the room on the disk', cause)
+    }
+    return new ProxyError(
+      'TEMPLATE_FORMAT',
+      message,
+      undefined,
+      'nothing was written; count again what is damaged',
+      cause,
+    )
+  }
+
+  private readonly interrupt = (): void => this.connection.interrupt()
+}
+
+/** A text as SQL has it. */
+export function quoted(text: string): string {
+  return `'${text.replaceAll("'", "''")}'`
+}
+
+async function load(): Promise<typeof import('@duckdb/node-api')> {
+  try {
+    return await import('@duckdb/node-api')
+  } catch (cause) {
+    const missing = (cause as NodeJS.ErrnoException).code === 'ERR_MODULE_NOT_FOUND'
+    const what = missing ? `counting needs ${PACKAGE}, which is not installed` : `${PACKAGE} cannot be loaded`
+    throw new ProxyError('USAGE', what, undefined, `npm install --no-save ${PACKAGE}@${PACKAGE_VERSION}`, { cause })
+  }
+}
+
+/** Its length, where it is a file with parquet's magic at both ends. */
+function lengthOfParquet(name: string, bad: (why: string) => ProxyError): number {
+  let fd = -1
+  try {
+    fd = openSync(name, constants.O_RDONLY | constants.O_NONBLOCK) // a FIFO would be waited for, for ever
+    const stat = fstatSync(fd)
+    if (!stat.isFile()) throw bad('not a regular file')
+    const ends = Buffer.alloc(2 * MAGIC.length)
+    if (stat.size >= 12) {
+      readSync(fd, ends, 0, MAGIC.length, 0)
+      readSync(fd, ends, MAGIC.length, MAGIC.length, stat.size - MAGIC.length)
+    }
+    if (ends.toString('latin1') !== MAGIC + MAGIC) throw bad('not a parquet file, or cut off')
+    return stat.size
+  } catch (error) {
+    throw ioError(error, 'cannot read', name)
+  } finally {
+    if (fd >= 0) closeSync(fd)
+  }
+}
