@@ -1,5 +1,5 @@
 /**
- * `pageferry template build|inspect|verify`. What only some of it needs is imported there: the other commands load this
+ * `pageferry template build|count|choose|inspect|verify`. What only some of it needs is imported there: the other commands load this
  * file too, and proxies have to start quickly.
  */
 import { readFile, stat, writeFile } from 'node:fs/promises'
@@ -9,13 +9,15 @@ import { type InputNote, PageInput } from '../capture/pages.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { formatCount, formatSize, parseCount, parseSize } from '../quantity.ts'
-import type { BuildProgress, BuildReport, BuildRule, VmsRow } from '../store/build.ts'
+import type { BuildReport, BuildRule, ChosenReport, VmsRow } from '../store/build.ts'
 import type { StoreKey } from '../store/cipher.ts'
 import { DAMAGED_MAX, type DamagedPage, SetFile } from '../store/set-file.ts'
 import { COUNT_MEMORY_MIN } from '../template/count.ts'
 import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.ts'
 import type { SetOverlap } from '../template/summary.ts'
 import { PAGE_SIZE, SET_SUFFIX } from '../template/wire.ts'
+import { newDisplay } from './build-display.ts'
+import { choose, count, countKeyOf, KEY_OPTION, refuseTwins } from './count-command.ts'
 import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
 import { print, printLines, tell } from './output.ts'
 import { existingStore, openStore, STORE_KEY_OPTION, storeKeyOf } from './store-key.ts'
@@ -26,8 +28,6 @@ const MIN_VMS_DEFAULT = 2
 const DAMAGED_LISTED_MAX = 20
 /** A terminal that hangs up ends a build as Ctrl-C does: without a rest. */
 const INTERRUPTIONS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
-/** The bar moves so often a second at most. */
-const BAR_FPS = 10
 
 interface StoreArguments {
   readonly store: string
@@ -41,6 +41,8 @@ interface BuildArguments extends StoreArguments, InputArguments {
   readonly maxSize: string | undefined
   readonly memory: string
   readonly partial: boolean
+  readonly choice: string | undefined
+  readonly key: string | undefined
 }
 
 interface InspectArguments extends Partial<StoreArguments> {
@@ -86,6 +88,13 @@ const build: CommandModule<object, BuildArguments> = {
         type: 'boolean',
         default: false,
       })
+      .option('choice', {
+        describe: 'Take the pages that this file names (template choose), in place of counting',
+        type: 'string',
+        requiresArg: true,
+        conflicts: ['min-vms', 'max-size'],
+      })
+      .option('key', KEY_OPTION)
       .example('$0 template build --store /var/lib/pageferry web1.stream web2.stream db1.pcapng', 'pages of 2 or more')
       .example('$0 template build --store S golden.qcow2', 'all of a disk image')
       .example('$0 template build --store S --max-size 100MB --min-vms 3 *.stream.zst', 'the best 100 MB') as never,
@@ -139,6 +148,8 @@ export const templateCommand: CommandModule = {
   builder: yargs =>
     yargs
       .command(build as CommandModule)
+      .command(count as CommandModule)
+      .command(choose as CommandModule)
       .command(inspect as CommandModule)
       .command(verify as CommandModule)
       .demandCommand(1)
@@ -220,6 +231,9 @@ async function runBuild(args: BuildArguments): Promise<void> {
     refuseTwins(inputs)
     // What one guest alone has is its own; a golden image is what its guests have in common.
     const minVms = asked ?? (inputs.length === 1 && inputs[0]!.format === 'disk' ? 1 : MIN_VMS_DEFAULT)
+    if (args.choice === undefined && args.key !== undefined) {
+      throw new ProxyError('USAGE', '--key without --choice', undefined, 'give the --choice that was counted with it')
+    }
     await buildFrom(inputs, { minVms, maxBytes, memoryBytes }, args, notes)
   } finally {
     for (const input of inputs) input.close() // an image's server would keep the process waiting
@@ -236,14 +250,21 @@ async function buildFrom(
   const stop = new AbortController()
   const interrupt = (signal: NodeJS.Signals): void => stop.abort(signal)
   for (const signal of INTERRUPTIONS) process.once(signal, interrupt)
-  const { buildSet } = await import('../store/build.ts')
   const display = await newDisplay(args.json)
-  let report: BuildReport
+  let report: BuildReport | ChosenReport
   try {
-    report = await buildSet(inputs, rule, openStore(args.store, args.storeKey), {
-      progress: display.show,
-      signal: stop.signal,
-    })
+    const store = openStore(args.store, args.storeKey)
+    const options = { progress: display.show, signal: stop.signal }
+    const { buildSet, buildChosen } = await import('../store/build.ts')
+    if (args.choice === undefined) report = await buildSet(inputs, rule, store, options)
+    else {
+      const { readChoice } = await import('../counts/choose.ts')
+      const { PageTagger } = await import('../template/page-tag.ts')
+      const key = countKeyOf(args.key)
+      const { table, metadata, keyId } = await readChoice(args.choice, { ...rule, signal: stop.signal })
+      if (keyId !== (key?.id ?? '')) throw otherKey(args.choice, keyId)
+      report = await buildChosen(inputs, table, new PageTagger(key?.bytes), metadata, store, options)
+    }
   } catch (error) {
     display.end()
     if (!stop.signal.aborted || error !== stop.signal.reason) throw error
@@ -264,63 +285,16 @@ async function buildFrom(
   for (const { input, text } of notes) tell(`note: ${input}: ${text}`)
 }
 
-/** The same file twice would make every page of one guest a page of two VMs. */
-function refuseTwins(inputs: readonly PageInput[]): void {
-  const seen = new Map<string, string>()
-  for (const { name, identity } of inputs) {
-    const twin = seen.get(identity)
-    if (twin !== undefined) {
-      const what = `${name} is the same file as ${twin}`
-      throw new ProxyError('USAGE', what, undefined, 'give each VM once: one input is one VM')
-    }
-    seen.set(identity, name)
-  }
-}
-
-interface Display {
-  show(progress: BuildProgress): void
-  end(): void
-}
-
-/** A bar on a terminal, a line a pass elsewhere, nothing where only JSON is wanted. */
-async function newDisplay(json: boolean): Promise<Display> {
-  let pass = 0
-  const title = ({ step, pass }: BuildProgress): string => (step === 'copy' ? 'storing' : `counting, pass ${pass}`)
-  if (!process.stderr.isTTY) {
-    const show = (progress: BuildProgress): void => {
-      if (json || progress.pass === pass) return
-      pass = progress.pass
-      tell(`${title(progress)}: ${formatSize(progress.totalBytes)}`)
-    }
-    return { show, end: () => {} }
-  }
-  const { SingleBar } = await import('cli-progress')
-  const format = '{title} [{bar}] {percentage} % of {total} {input}'
-  const formatValue = (value: number, _: unknown, type: string): string =>
-    type === 'total' ? formatSize(value) : String(value)
-  const options = { format, formatValue, fps: BAR_FPS, barsize: 30, stream: process.stderr, hideCursor: true }
-  const bar = new SingleBar({ ...options, clearOnComplete: true, barCompleteChar: '#', barIncompleteChar: '-' })
-  let active = false
-  return {
-    show(progress) {
-      const payload = { title: title(progress), input: progress.input }
-      if (pass !== progress.pass) bar.start(progress.totalBytes, progress.doneBytes, payload)
-      else bar.update(progress.doneBytes, payload)
-      pass = progress.pass
-      active = true
-    },
-    end() {
-      if (active) bar.stop()
-      active = false
-    },
-  }
-}
-
-async function printBuilt(report: BuildReport, inputs: readonly PageInput[], seconds: number): Promise<void> {
+async function printBuilt(
+  report: BuildReport | ChosenReport,
+  inputs: readonly PageInput[],
+  seconds: number,
+): Promise<void> {
   const { totals, byVms, pages, digest, fileBytes, existed, path } = report
   const bytes = inputs.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0)
   for (const { name, takenFor } of inputs) print(`input    ${name}: taken for ${takenFor}`)
-  await printRows(byVms, inputs.length)
+  const missing = 'missing' in report ? report.missing : undefined
+  await printRows(byVms, missing === undefined ? inputs.length : report.metadata.vms)
   const passes = totals.passes === 1 ? 'one pass' : `${totals.passes} passes`
   const disks = inputs.filter(({ format }) => format === 'disk').length
   const counted = [plural(inputs.length - disks, 'VM'), plural(disks, 'disk')].filter(text => !text.startsWith('0'))
@@ -328,8 +302,15 @@ async function printBuilt(report: BuildReport, inputs: readonly PageInput[], sec
     `inputs   ${counted.join(' and ')}, ${formatSize(bytes)}, ${formatCount(totals.pages)} pages, counted in ${passes}`,
   )
   print(`set      ${formatCount(pages)} pages, ${formatSize(fileBytes)}, ${seconds.toFixed(1)} s`)
+  if (missing !== undefined) print(`missing  ${formatCount(missing)} pages of the choice are in none of these inputs`)
   print(`digest   ${digest}`)
   print(`file     ${path}${existed ? ' (was there already)' : ''}`)
+}
+
+function otherKey(choice: string, keyId: string): ProxyError {
+  const what = keyId === '' ? `${choice} was counted without a key` : `${choice} was counted with the key ${keyId}`
+  const action = keyId === '' ? 'leave out --key' : 'give --key with the file that `template count` was given'
+  return new ProxyError('USAGE', what, undefined, action)
 }
 
 function plural(count: number, noun: string): string {

@@ -1,0 +1,360 @@
+/**
+ * Counts that hosts write and one reads: choices against a plain count in memory, sets by choice against `template build`,
+ * files that are no counts, the commands from outside. One run of 10^7 rows with COUNTS_LONG=1.
+ */
+import { spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { DuckDBValue } from '@duckdb/node-api'
+import fc from 'fast-check'
+import t from 'tap'
+import { type ChooseRule, choosePages, readChoice } from '../../src/counts/choose.ts'
+import { type CountInput, type CountKey, countPages } from '../../src/counts/count.ts'
+import { DuckDb } from '../../src/counts/duckdb.ts'
+import { buildChosen, buildSet } from '../../src/store/build.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { BatchPool } from '../../src/template/batch.ts'
+import { PageTagger } from '../../src/template/page-tag.ts'
+import { pageferry } from '../template/cli-harness.ts'
+import { failure, migration, PAGE, page, scratch, sha256 } from '../template/makers.ts'
+
+t.setTimeout(600_000) // the machine may be busy
+
+const MEMORY = 256 << 20
+const KEY: CountKey = { bytes: Buffer.alloc(32, 7), id: '0707070707070707' }
+
+/** An input of the pages of these numbers. */
+function input(vm: string, ids: readonly number[], kind: CountInput['kind'] = 'memory'): CountInput {
+  const pool = new BatchPool()
+  return {
+    name: vm,
+    vm,
+    kind,
+    lengthBytes: ids.length * PAGE,
+    async *pages() {
+      let batch = pool.take(0)
+      for (const [i, id] of ids.entries()) {
+        if (batch.full) {
+          yield batch
+          batch = pool.take(i)
+        }
+        page(id).copy(batch.bytes, batch.count++ * PAGE)
+      }
+      yield batch
+    },
+  }
+}
+
+/** Rows of a query over a parquet file, as a stranger would ask. */
+async function ask(sql: string): Promise<Record<string, DuckDBValue>[]> {
+  const db = await DuckDb.open({ memoryBytes: MEMORY })
+  try {
+    return await db.rows(sql)
+  } finally {
+    db.close()
+  }
+}
+
+t.test('the tag of a page', async t => {
+  const digests = Buffer.from(sha256(page(1)) + sha256(page(2)), 'hex')
+  const tag = Buffer.alloc(20)
+  new PageTagger().write(digests, 32, tag, 2)
+  t.equal(tag.toString('hex'), `0000${sha256(page(2)).slice(0, 32)}0000`, 'the beginning of its SHA-256')
+  new PageTagger(KEY.bytes).write(digests, 32, tag, 2)
+  const keyed = createHash('sha256').update(KEY.bytes).update(digests.subarray(32)).digest('hex')
+  t.equal(tag.toString('hex'), `0000${keyed.slice(0, 32)}0000`, 'under a key the beginning of another one')
+})
+
+t.test('a count, as any engine reads it', async t => {
+  const path = join(scratch(t.teardown).folder, "it's a count.parquet")
+  const inputs = [input('web', [1, 0, 2, 1]), input('image', [2, 3], 'disk'), input('web', [3, 3, 2])]
+  const report = await countPages(inputs, path, { memoryBytes: MEMORY })
+  t.match(report, { pages: 9, uniformPages: 1, rows: 5, vms: 2 })
+  const rows = await ask(
+    `SELECT lower(hex(digest)) AS digest, vm, kind, occurrences::INT AS n, first::INT AS first, key FROM read_parquet('${path.replaceAll("'", "''")}')`,
+  )
+  const row = (id: number, vm: string, kind: string, n: number, first: number) => {
+    return { digest: sha256(page(id)).slice(0, 32), vm, kind, n, first, key: '' }
+  }
+  const expected = [
+    row(1, 'web', 'memory', 2, 0),
+    row(2, 'web', 'memory', 2, 2),
+    row(2, 'image', 'disk', 1, 4),
+    row(3, 'image', 'disk', 1, 5),
+    row(3, 'web', 'memory', 2, 6),
+  ].sort((a, b) => (a.digest + a.vm < b.digest + b.vm ? -1 : 1))
+  t.same(rows, expected, 'by digest, a row a VM and kind')
+  t.same(readdirSync(join(path, '..')), ["it's a count.parquet"], 'and nothing beside it')
+})
+
+interface Fleet {
+  readonly vms: readonly { ids: number[]; disk: boolean }[]
+  readonly cut: number
+  readonly minVms: number
+  readonly mostPages: number | undefined
+  readonly keyed: boolean
+}
+
+t.test('what is chosen over counts is what template build chooses over their inputs', async t => {
+  const folder = scratch(t.teardown).folder
+  // A VM of nothing but uniform pages leaves no row: no count tells of it.
+  const ids = fc
+    .array(fc.integer({ min: 0, max: 24 }), { minLength: 1, maxLength: 40 })
+    .filter(ids => ids.some(id => id > 0))
+  const fleets: fc.Arbitrary<Fleet> = fc.record({
+    vms: fc.array(fc.record({ ids, disk: fc.boolean() }), { minLength: 1, maxLength: 5 }),
+    cut: fc.integer({ min: 0, max: 5 }),
+    minVms: fc.integer({ min: 1, max: 3 }),
+    mostPages: fc.option(fc.integer({ min: 1, max: 12 }), { nil: undefined }),
+    keyed: fc.boolean(),
+  })
+  let runs = 0
+  const property = fc.asyncProperty(fleets, async ({ vms, cut, minVms, mostPages, keyed }) => {
+    const run = join(folder, String(runs++))
+    mkdirSync(run)
+    const inputs = vms.map(({ ids, disk }, i) => input(`vm${i}`, ids, disk ? 'disk' : 'memory'))
+    const rule = { minVms, maxBytes: mostPages === undefined ? undefined : 8192 + mostPages * 4136 }
+    let built: string | undefined
+    const wrong = await failure(async () => {
+      built = (await buildSet(inputs, { ...rule, memoryBytes: 1 << 20 }, new TemplateStore(join(run, 'a')))).digest
+    })
+    const key = keyed ? KEY : undefined
+    const counts: string[] = []
+    for (const [i, part] of [inputs.slice(0, cut), inputs.slice(cut)].entries()) {
+      if (part.length === 0) continue
+      counts.push(join(run, `${i}.parquet`))
+      await countPages(part, counts.at(-1)!, { memoryBytes: MEMORY, key })
+    }
+    const out = join(run, 'choice.parquet')
+    let chosen: string | undefined
+    const wrongToo = await failure(async () => {
+      await choosePages(counts, rule, out, { memoryBytes: MEMORY })
+      const { table, metadata } = await readChoice(out, { memoryBytes: MEMORY })
+      const store = new TemplateStore(join(run, 'b'))
+      chosen = (await buildChosen(inputs, table, new PageTagger(key?.bytes), metadata, store)).digest
+    })
+    return wrong === wrongToo && built === chosen
+  })
+  await fc.assert(property, { numRuns: 40 })
+  t.ok(runs >= 40)
+})
+
+t.test('a VM is counted once, on whatever days and hosts', async t => {
+  const folder = scratch(t.teardown).folder
+  const at = (name: string): string => join(folder, name)
+  await countPages([input('web', [1, 2, 2])], at('monday'), { memoryBytes: MEMORY })
+  await countPages([input('web', [2, 3]), input('db', [3, 4])], at('tuesday'), { memoryBytes: MEMORY })
+  await countPages([input('golden', [4, 1], 'disk')], at('image'), { memoryBytes: MEMORY })
+  const choose = async (rule: ChooseRule): Promise<unknown> => {
+    const paths = ['monday', 'tuesday', 'image'].map(at)
+    const report = await choosePages(paths, rule, at('choice'), { memoryBytes: MEMORY })
+    t.equal(report.vms, 3)
+    const rows = await ask(
+      `SELECT lower(hex(digest)) AS digest, vms::INT AS vms, occurrences::INT AS n, images::INT AS images FROM read_parquet('${at('choice')}') ORDER BY place`,
+    )
+    const names = new Map([1, 2, 3, 4].map(id => [sha256(page(id)).slice(0, 32), id]))
+    return rows.map(({ digest, vms, n, images }) => [names.get(String(digest)), vms, n, images])
+  }
+  t.same(await choose({ minVms: 1 }), [
+    [1, 2, 2, 1],
+    [3, 2, 2, 0],
+    [4, 2, 2, 1],
+    [2, 1, 2, 0],
+  ])
+  t.same(await choose({ minVms: 2, preferImages: true, maxBytes: 4096 + 3 * 4136 }), [
+    [1, 2, 2, 1],
+    [4, 2, 2, 1],
+    [3, 2, 2, 0],
+  ])
+})
+
+t.test('the SQL of the documents chooses the same', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  const operations = readFileSync(new URL('../../docs/operations.md', import.meta.url), 'utf8')
+  const [, sql = ''] = /```sql\n([\s\S]*?)```/.exec(operations) ?? []
+  const inputs = [input('web', [5, 4, 3, 2, 1, 5]), input('db', [1, 2, 3, 7, 0]), input('golden', [3, 7, 1], 'disk')]
+  await countPages(inputs.slice(0, 2), at('a'), { memoryBytes: MEMORY })
+  await countPages([...inputs.slice(2), input('web', [5, 5, 5, 9])], at('b'), { memoryBytes: MEMORY })
+  await choosePages([at('a'), at('b')], { minVms: 2, maxBytes: 2 ** 32 }, at('choice'), { memoryBytes: MEMORY })
+  await ask(
+    `COPY (WITH counts AS (SELECT * FROM read_parquet(['${at('a')}', '${at('b')}'])) ${sql}) TO '${at('by-sql')}' (FORMAT parquet)`,
+  )
+  const digests: string[] = []
+  for (const name of ['choice', 'by-sql']) {
+    const { table, metadata } = await readChoice(at(name), { memoryBytes: MEMORY })
+    t.same(metadata, { maxBytes: 2 ** 32, minVms: 2, vms: 3 })
+    const store = new TemplateStore(at(`store of ${name}`))
+    digests.push((await buildChosen(inputs, table, new PageTagger(), metadata, store)).digest)
+  }
+  t.equal(digests[0], digests[1])
+})
+
+t.test('files that are no counts', async t => {
+  const folder = scratch(t.teardown).folder
+  const at = (name: string): string => join(folder, name)
+  await countPages([input('a', [1, 2, 3])], at('sound'), { memoryBytes: MEMORY })
+  await countPages([input('b', [1, 2, 3])], at('keyed'), { memoryBytes: MEMORY, key: KEY })
+  const choose = (...names: string[]): Promise<string | undefined> =>
+    failure(() => choosePages(names.map(at), { minVms: 1 }, at('choice'), { memoryBytes: MEMORY }))
+  writeFileSync(at('empty'), '')
+  writeFileSync(at('text'), 'digest,vm\n1,2\n')
+  writeFileSync(at('magic'), 'PAR1xxxxxxxxxxxxxxxxPAR1')
+  copyFileSync(at('sound'), at('cut'))
+  truncateSync(at('cut'), 200)
+  symlinkSync(at('sound'), at('link [*].parquet'))
+  const columns = 'digest::BLOB AS digest, vm, kind, occurrences, first, key'
+  const write = async (name: string, select: string): Promise<void> => {
+    await ask(`COPY (SELECT ${select} FROM read_parquet('${at('sound')}')) TO '${at(name)}' (FORMAT parquet)`)
+  }
+  await write('columns', 'digest, vm')
+  await write('types', columns.replace('occurrences', 'occurrences::VARCHAR AS occurrences'))
+  await write('short', columns.replace('digest::BLOB', "'\\xAB'::BLOB"))
+  await write('null', columns.replace('digest::BLOB', 'NULL::BLOB'))
+  await write('kind', columns.replace('kind', "'tape' AS kind"))
+  await write('none', columns.replace('occurrences', '0::BIGINT AS occurrences'))
+  await write('far', columns.replace('first', '(1::BIGINT << 41) AS first'))
+  await ask(
+    `COPY (SELECT repeat('a', 16)::BLOB AS digest, 'a' AS vm, 'disk' AS kind, 1::BIGINT AS occurrences, 1::BIGINT AS first, '' AS key FROM range(1000000)) TO '${at('absurd')}' (FORMAT parquet, COMPRESSION zstd)`,
+  )
+  for (const name of [
+    'empty',
+    'text',
+    'magic',
+    'cut',
+    'columns',
+    'types',
+    'short',
+    'null',
+    'kind',
+    'none',
+    'far',
+    'absurd',
+  ]) {
+    t.equal(await choose('sound', name), 'TEMPLATE_FORMAT', name)
+  }
+  t.equal(await choose('sound', 'keyed'), 'USAGE', 'another key')
+  t.equal(await choose('missing'), 'IO')
+  t.equal(await choose('.'), 'TEMPLATE_FORMAT', 'a folder')
+  t.notOk(
+    readdirSync(folder).some(name => /choice/.test(name)),
+    'nothing was written',
+  )
+  t.equal(await choose('link [*].parquet'), undefined, 'whatever its name')
+  for (const name of ['sound', 'short', 'absurd'])
+    t.equal(
+      await failure(() => readChoice(at(name), { memoryBytes: MEMORY })),
+      'TEMPLATE_FORMAT',
+      `${name} as a choice`,
+    )
+  t.equal(
+    await failure(() => readChoice(at('choice'), { memoryBytes: 100 })),
+    'LIMIT_EXCEEDED',
+    'a choice larger than memory',
+  )
+})
+
+t.test('damaged counts end in a typed error, or are read', async t => {
+  const folder = scratch(t.teardown).folder
+  const at = (name: string): string => join(folder, name)
+  await countPages(
+    [
+      input(
+        'a',
+        Array.from({ length: 300 }, (_, i) => i + 1),
+      ),
+    ],
+    at('sound'),
+    { memoryBytes: MEMORY },
+  )
+  const sound = readFileSync(at('sound'))
+  // In a process of its own: what DuckDB makes of them must not end it by a signal.
+  const script = `
+    import { readFileSync, writeFileSync } from 'node:fs'
+    import { choosePages } from '${new URL('../../src/counts/choose.ts', import.meta.url).pathname}'
+    import { random } from '${new URL('../../scripts/harness/random.ts', import.meta.url).pathname}'
+    const next = random(1)
+    for (let i = 0; i < 60; i++) {
+      const bytes = readFileSync('${at('sound')}')
+      const from = i % 2 === 0 ? 4 : bytes.length - ${Math.min(700, sound.length - 8)}
+      for (let n = next(3) + 1; n > 0; n--) bytes[from + next(bytes.length - 8 - from)] = next(256)
+      writeFileSync('${at('damaged')}', bytes)
+      try {
+        await choosePages(['${at('damaged')}'], { minVms: 1 }, '${at('choice')}', { memoryBytes: ${MEMORY} })
+      } catch (error) {
+        if (error.name !== 'ProxyError') throw error
+      }
+    }`
+  const { status, signal, stderr } = spawnSync(process.execPath, ['--input-type=module-typescript', '-e', script], {
+    encoding: 'utf8',
+  })
+  t.same([status, signal], [0, null], stderr)
+})
+
+t.test('the commands', async t => {
+  const folder = scratch(t.teardown).folder
+  const at = (name: string): string => join(folder, name)
+  const guest = (name: string, ids: readonly number[]): void => writeFileSync(at(name), migration(ids.map(page)))
+  guest('web.stream', [1, 2, 3])
+  guest('db.stream', [2, 3, 4])
+  writeFileSync(at('key'), '11'.repeat(32), { mode: 0o600 })
+  const count = (name: string, ...args: string[]) =>
+    pageferry('template', 'count', at(`${name}.stream`), '-o', at(`${name}.parquet`), ...args)
+  t.match(await count('web', '--vm', 'web', '--key', at('key')), { status: 0, out: /VM web\n[\s\S]*3 rows, 1 VM/ })
+  const json = await count('db', '--json', '--key', at('key'))
+  t.equal(json.status, 0, json.err)
+  t.match(JSON.parse(json.out), { pages: 3, rows: 3, vms: 1, inputs: [{ vm: /:\/.*db\.stream$/ }] })
+  const counts = [at('web.parquet'), at('db.parquet')]
+  const chosen = await pageferry('template', 'choose', ...counts, '-o', at('choice'))
+  t.match(chosen, { status: 0, out: /2 files, 6 rows, 2 VMs\nchosen {3}2 of 2 pages/ }, chosen.err)
+  const build = (...args: string[]) =>
+    pageferry('template', 'build', at('db.stream'), '--store', at('store'), '--choice', at('choice'), ...args)
+  t.match(await build(), { status: 2, err: /counted with the key/ })
+  t.match(await build('--key', at('key'), '--min-vms', '2'), { status: 2 })
+  const built = await build('--key', at('key'))
+  t.match(built, { status: 0, out: /set {6}2 pages[\s\S]*missing {2}0 pages/ }, built.err)
+  const plain = await pageferry(
+    'template',
+    'build',
+    at('web.stream'),
+    at('db.stream'),
+    '--store',
+    at('store'),
+    '--json',
+  )
+  const set = JSON.parse((await build('--key', at('key'), '--json')).out)
+  t.same([set.digest, set.missing, set.existed], [JSON.parse(plain.out).digest, 0, true], 'the set of template build')
+  guest('db.stream', [3, 4])
+  t.match(JSON.parse((await build('--key', at('key'), '--json')).out), { pages: 1, missing: 1 })
+  guest('db.stream', [9])
+  t.match(await build('--key', at('key')), { status: 4, err: /no page of the choice/ })
+  t.match(await pageferry('template', 'choose', at('web.stream'), '-o', at('x')), {
+    status: 4,
+    err: /not a page count/,
+  })
+  t.match(await pageferry('template', 'choose', ...counts, '--min-vms', '3', '-o', at('x')), { status: 2 })
+  t.match(await pageferry('template', 'choose', ...counts, '--memory', '1MiB', '-o', at('x')), {
+    status: 2,
+    err: /128MiB/,
+  })
+  t.match(await count('web', '--vm', 'a', '--vm', 'b'), { status: 2, err: /2 --vm for 1 inputs/ })
+  t.match(await count('web', '--spill', at('no')), { status: 1, err: /does not exist/ })
+})
+
+const long = process.env.COUNTS_LONG ? {} : { skip: 'ten million rows take a minute: COUNTS_LONG=1' }
+t.test('ten million rows in 256 MiB', long, async t => {
+  const folder = scratch(t.teardown).folder
+  const at = (i: number): string => join(folder, `${i}.parquet`)
+  const rows = 1e7
+  const perFile = rows / 10
+  for (let i = 0; i < 10; i++) {
+    // Pages 0 to half of them are in all files, the others in one.
+    await ask(`COPY (SELECT unhex(left(sha256((CASE WHEN n % 2 = 0 THEN n ELSE n + ${i} * 1000000000000 END)::VARCHAR), 32)) AS digest,
+      'vm${i}' AS vm, 'memory' AS kind, 1::BIGINT AS occurrences, n AS first, '' AS key FROM range(${perFile}) r(n) ORDER BY digest)
+      TO '${at(i)}' (FORMAT parquet, COMPRESSION zstd)`)
+  }
+  const paths = Array.from({ length: 10 }, (_, i) => at(i))
+  const report = await choosePages(paths, { minVms: 2 }, join(folder, 'choice'), { memoryBytes: MEMORY, spill: folder })
+  t.match(report, { rows, vms: 10, pages: perFile / 2 })
+})
