@@ -342,6 +342,49 @@ t.test('the commands', async t => {
   t.match(await count('web', '--spill', at('no')), { status: 1, err: /does not exist/ })
 })
 
+t.test('without DuckDB the commands say how to get it', t => {
+  const { folder } = scratch(t.teardown)
+  const hooks = `import { registerHooks } from 'node:module'
+    registerHooks({ resolve(name, context, next) {
+      if (name.startsWith('@duckdb/')) throw Object.assign(new Error(name), { code: 'ERR_MODULE_NOT_FOUND' })
+      return next(name, context)
+    } })`
+  const harness = new URL('../template/cli-harness.ts', import.meta.url).pathname
+  const args = [
+    '--import',
+    `data:text/javascript,${encodeURIComponent(hooks)}`,
+    harness,
+    'template',
+    'choose',
+    'x',
+    '-o',
+    join(folder, 'y'),
+  ]
+  const { status, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' })
+  t.match(stderr, /not installed\nhint: npm install --no-save @duckdb\/node-api@1\.5\.6-r\.1\n/)
+  t.equal(status, 2)
+  const { peerDependencies } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
+  t.equal(peerDependencies['@duckdb/node-api'], '1.5.6-r.1', 'the version that is tested')
+  t.end()
+})
+
+t.test('an interrupted choice leaves nothing', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  await countPages([input('a', [1, 2, 3])], at('count'), { memoryBytes: MEMORY })
+  const stop = new AbortController()
+  const reason = new Error('stop')
+  const step = (): void => stop.abort(reason)
+  const choice = choosePages([at('count')], { minVms: 1 }, at('choice'), {
+    memoryBytes: MEMORY,
+    spill: folder,
+    signal: stop.signal,
+    step,
+  })
+  await t.rejects(choice, reason)
+  t.same(readdirSync(folder), ['count'])
+})
+
 const long = process.env.COUNTS_LONG ? {} : { skip: 'ten million rows take a minute: COUNTS_LONG=1' }
 t.test('ten million rows in 256 MiB', long, async t => {
   const folder = scratch(t.teardown).folder
