@@ -15,7 +15,7 @@ const BESIDE = {
   'codec/': ['kernel/'],
   'transfer/': ['store/'],
   'capture/': ['system/'],
-  'counts/': ['store/'],
+  'counts/': ['store/', 'system/'],
   'file/': ['store/', 'system/', 'transfer/'],
   'learning/': ['store/'],
 }

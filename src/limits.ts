@@ -386,3 +386,6 @@ export const LEARN_WAITING_BYTES_MAX = 64 << 20
  * identity alone gets half, nine sessions of 28 MiB or two beside a slow disk. A session that finds none stops learning.
  */
 export const LEARN_MEMORY_BYTES = 512 << 20
+
+/** Bytes of a VM's name in page counts: the longest path with a host before it, and room. */
+export const VM_NAME_BYTES_MAX = 8192

@@ -3,15 +3,18 @@ import { hostname } from 'node:os'
 import { resolve } from 'node:path'
 import type { Argv, CommandModule } from 'yargs'
 import { type InputNote, PageInput } from '../capture/pages.ts'
-import type { ChooseReport } from '../counts/choose.ts'
+import type { ChooseProgress, ChooseReport } from '../counts/choose.ts'
 import type { CountInput, CountKey, CountReport } from '../counts/count.ts'
+import { discardUnfinished } from '../counts/unfinished.ts'
 import { ProxyError } from '../errors.ts'
+import { VM_NAME_BYTES_MAX } from '../limits.ts'
 import { formatCount, formatSize, parseCount, parseSize } from '../quantity.ts'
+import type { BuildProgress } from '../store/build.ts'
 import { readStoreKey } from '../store/cipher.ts'
 import { Interruption } from '../system/interruption.ts'
-import { newDisplay } from './build-display.ts'
 import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
 import { print, printLines, tell } from './output.ts'
+import { chooseStep, newDisplay, passStep, sortStep } from './progress-display.ts'
 
 const MEMORY_DEFAULT = '1GiB'
 const MIN_VMS_DEFAULT = '2'
@@ -149,13 +152,21 @@ async function runCount(args: CountArguments): Promise<void> {
     const what = `${args.vm.length} --vm for ${args.inputs.length} inputs`
     throw new ProxyError('USAGE', what, undefined, 'give one for each input, in their order, or none')
   }
+  for (const vm of args.vm) {
+    if (vm !== '' && Buffer.byteLength(vm) <= VM_NAME_BYTES_MAX) continue
+    const what = vm === '' ? 'an empty --vm' : `a --vm of ${Buffer.byteLength(vm)} bytes`
+    throw new ProxyError('USAGE', what, undefined, `give a name of 1 to ${VM_NAME_BYTES_MAX} bytes`)
+  }
   const startMs = Date.now()
   const notes: InputNote[] = []
   const inputs: PageInput[] = []
   const close = (): void => {
     for (const input of inputs.splice(0)) input.close() // an image's server would keep the process waiting
   }
-  const interruption = new Interruption(close)
+  const interruption = new Interruption(() => {
+    close()
+    discardUnfinished()
+  })
   const display = await newDisplay(args.json)
   let report: CountReport
   let taken: { input: string; takenFor: string; lengthBytes: number; vm: string }[]
@@ -175,13 +186,11 @@ async function runCount(args: CountArguments): Promise<void> {
       vm,
     }))
     const { countPages } = await import('../counts/count.ts')
-    const sorting = (): void => {
-      display.end()
-      if (!args.json) tell('sorting')
-    }
+    const progress = (progress: BuildProgress): void => display.show(passStep(progress))
+    const sorting = (pages: number, share: number): void => display.show(sortStep(pages, share))
     const { signal } = interruption
     const { spill } = args
-    const options = { memoryBytes, spill, key, progress: display.show, signal, sorting }
+    const options = { memoryBytes, spill, key, progress, signal, sorting }
     report = await countPages(counted, args.output, options)
   } finally {
     display.end()
@@ -216,15 +225,17 @@ async function runChoose(args: ChooseArguments): Promise<void> {
   const maxBytes = args.maxSize === undefined ? undefined : parseSize(args.maxSize, '--max-size')
   const memoryBytes = parseSize(args.memory, '--memory')
   const startMs = Date.now()
-  const interruption = new Interruption(() => {})
+  const interruption = new Interruption(discardUnfinished)
+  const display = await newDisplay(args.json)
   let report: ChooseReport
   try {
     const { choosePages } = await import('../counts/choose.ts')
-    const step = args.json ? undefined : tell
+    const progress = (progress: ChooseProgress): void => display.show(chooseStep(progress))
     const { signal } = interruption
     const rule = { minVms, maxBytes, preferImages: args.prefer === 'images' }
-    report = await choosePages(args.counts, rule, args.output, { memoryBytes, spill: args.spill, signal, step })
+    report = await choosePages(args.counts, rule, args.output, { memoryBytes, spill: args.spill, signal, progress })
   } finally {
+    display.end()
     interruption.end()
     endBy(interruption)
   }
@@ -241,5 +252,7 @@ async function runChoose(args: ChooseArguments): Promise<void> {
 
 /** A command that was interrupted ends as its sender expects. */
 function endBy({ by }: Interruption): void {
-  if (by !== undefined) process.kill(process.pid, by)
+  if (by === undefined) return
+  tell('interrupted; nothing was written')
+  process.kill(process.pid, by)
 }

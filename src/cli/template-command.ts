@@ -9,17 +9,17 @@ import { type InputNote, PageInput } from '../capture/pages.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { formatCount, formatSize, parseCount, parseSize } from '../quantity.ts'
-import type { BuildReport, BuildRule, ChosenReport, VmsRow } from '../store/build.ts'
+import type { BuildProgress, BuildReport, BuildRule, ChosenReport, VmsRow } from '../store/build.ts'
 import type { StoreKey } from '../store/cipher.ts'
 import { DAMAGED_MAX, type DamagedPage, SetFile } from '../store/set-file.ts'
 import { COUNT_MEMORY_MIN } from '../template/count.ts'
 import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.ts'
 import type { SetOverlap } from '../template/summary.ts'
 import { PAGE_SIZE, SET_SUFFIX } from '../template/wire.ts'
-import { newDisplay } from './build-display.ts'
 import { choose, count, countKeyOf, KEY_OPTION, refuseTwins } from './count-command.ts'
 import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
 import { print, printLines, tell } from './output.ts'
+import { newDisplay, passStep } from './progress-display.ts'
 import { existingStore, openStore, STORE_KEY_OPTION, storeKeyOf } from './store-key.ts'
 
 const MEMORY_DEFAULT = '512MiB'
@@ -254,7 +254,8 @@ async function buildFrom(
   let report: BuildReport | ChosenReport
   try {
     const store = openStore(args.store, args.storeKey)
-    const options = { progress: display.show, signal: stop.signal }
+    const progress = (progress: BuildProgress): void => display.show(passStep(progress))
+    const options = { progress, signal: stop.signal }
     const { buildSet, buildChosen } = await import('../store/build.ts')
     if (args.choice === undefined) report = await buildSet(inputs, rule, store, options)
     else {

@@ -1,11 +1,12 @@
 /** Chooses pages over any number of counts, out of core, and reads what was chosen. */
 import { ProxyError } from '../errors.ts'
+import { VM_NAME_BYTES_MAX } from '../limits.ts'
 import { CHOICE_ENTRY_LENGTH, ChoiceTable } from '../template/choice-table.ts'
 import { encodeMetadata, type SetMetadata } from '../template/format.ts'
 import { TAG_LENGTH, TAG_WORDS } from '../template/page-tag.ts'
 import { COUNT_MAX, PAGES_MAX, pagesWithin } from '../template/wire.ts'
-import { COUNT_COLUMNS, ROW_GROUP } from './count.ts'
-import { DUCKDB_MEMORY_MIN, DuckDb, type ParquetFile, quoted } from './duckdb.ts'
+import { COUNT_COLUMNS, copySql } from './count.ts'
+import { BAD_ROW_MARK, DUCKDB_MEMORY_MIN, DuckDb, type ParquetFile, parquet, quoted, type Share } from './duckdb.ts'
 import { writeWhole } from './write-whole.ts'
 
 export interface ChooseRule {
@@ -21,8 +22,24 @@ export interface ChooseOptions {
   readonly memoryBytes: number
   readonly spill?: string | undefined
   readonly signal?: AbortSignal | undefined
-  /** Is told each step. */
-  readonly step?: ((text: string) => void) | undefined
+}
+
+/** How far a choice is. Grouping comes in parts, one after the other. */
+export interface ChooseProgress {
+  readonly step: 'vms' | 'group' | 'rank'
+  /** From 1. */
+  readonly part: number
+  readonly parts: number
+  /** Rows that the step is about: of all counts, or pages that the rule takes. */
+  readonly rows: number
+  /** Of the part, 0 to 1. */
+  readonly share: number
+}
+
+export interface ChoosePagesOptions extends ChooseOptions {
+  readonly progress?: ((progress: ChooseProgress) => void) | undefined
+  /** In how many parts pages are grouped; undefined: as many as the memory asks for. */
+  readonly parts?: number | undefined
 }
 
 export interface ChooseReport {
@@ -51,92 +68,150 @@ const CHOICE_COLUMNS = {
 } as const
 /** Bits of a place within a file; the file's own number stands above them. */
 const FIRST_BITS = 40
+/**
+ * Bytes of DuckDB's limit that grouping takes a row, even where it spills: 5 were measured (ADR 0011). Where the rows need
+ * more than there is, they are grouped range by range of their digests, which are as good as random.
+ */
+const GROUP_BYTES_PER_ROW = 8
+/** Ranges are told apart by so many bytes of a digest. */
+const RANGE_BYTES = 2
+/** In SQL over {@link parquet}: the whole query fails, and says by which file. */
+const BAD_ROW = `error('${BAD_ROW_MARK}' || parse_filename(filename, true))`
+/** What stands in the column `key`. */
+const KEY_ID = /^(?:[0-9a-f]{16})?$/
 
 /** @throws USAGE, IO, TEMPLATE_FORMAT for files that are no counts, TEMPLATE_MISSING, LIMIT_EXCEEDED, the signal's reason */
 export async function choosePages(
   paths: readonly string[],
   rule: ChooseRule,
   path: string,
-  options: ChooseOptions,
+  options: ChoosePagesOptions,
 ): Promise<ChooseReport> {
-  const { minVms, maxBytes, preferImages } = rule
   const db = await DuckDb.open(options)
   try {
     const files: ParquetFile[] = []
     for (const name of paths) files.push(await db.file(name, COUNT_COLUMNS, 'a page count'))
     const rows = files.reduce((sum, file) => sum + file.rows, 0)
-    const all = `read_parquet([${files.map(file => quoted(file.path)).join(', ')}], filename = true, hive_partitioning = false)`
-    const { key, vms } = await keyAndVms(db, all)
-    if (minVms > vms) {
-      const what = `counts of ${vms} VM${vms === 1 ? '' : 's'} for pages of at least ${minVms}`
-      throw new ProxyError('USAGE', what, undefined, 'give counts of more VMs, or a smaller --min-vms')
-    }
-    const metadata: SetMetadata = { maxBytes, minVms, vms }
-    const most = maxBytes === undefined ? PAGES_MAX : pagesWithin(maxBytes, encodeMetadata(metadata).length)
-    if (most === 0)
-      throw new ProxyError('USAGE', `--max-size ${maxBytes} holds no page`, undefined, 'give at least 16KiB')
-
-    options.step?.(`${rows} rows of ${files.length} counts, ${vms} VMs`)
-    await db.run(groupSql(all, minVms))
-    const [{ count: eligible = 0 } = {}] = await db.rows('SELECT count(*) AS count FROM eligible')
-    const eligiblePages = Number(eligible)
-    if (eligiblePages === 0) {
-      const what = `no page is in ${minVms} or more of these ${vms} VMs`
-      throw new ProxyError(
-        'TEMPLATE_MISSING',
-        what,
-        undefined,
-        'nothing was written; give counts that have more in common',
-      )
-    }
-    if (maxBytes === undefined && eligiblePages > PAGES_MAX) {
-      throw new ProxyError('LIMIT_EXCEEDED', `${eligiblePages} pages in one set`, undefined, 'give a --max-size')
-    }
-    options.step?.(`${eligiblePages} pages of ${minVms} or more VMs`)
-    const order = `${preferImages ? 'least(images, 1) DESC, ' : ''}vms DESC, occurrences DESC, first, digest`
-    const fileBytes = await writeWhole(path, temporary =>
-      db.run(`COPY (
-        SELECT row_number() OVER (ORDER BY ${order}) - 1 AS place, digest::BLOB AS digest, vms, occurrences, images,
-          ${quoted(key)} AS key, ${minVms}::BIGINT AS min_vms, ${maxBytes ?? 'NULL'}::BIGINT AS max_bytes, ${vms}::BIGINT AS of_vms
-        FROM (SELECT * FROM eligible ORDER BY ${order} LIMIT ${most}) ORDER BY place
-      ) TO ${quoted(temporary)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE ${ROW_GROUP},
-        KV_METADATA {pageferry: ${quoted(JSON.stringify({ format: 'page choice', version: 1 }))}})`),
-    )
-    return { path, files: files.length, rows, vms, pages: Math.min(most, eligiblePages), eligiblePages, fileBytes }
+    const all = parquet(files.map(file => file.path))
+    const { progress = () => {}, parts = Math.ceil((rows * GROUP_BYTES_PER_ROW) / db.limitBytes) } = options
+    const { written, fileBytes } = await writeWhole(path, temporary => {
+      return rank(db, { sql: all, rows, ranges: rangesOf(parts) }, rule, temporary, progress)
+    })
+    return { path, files: files.length, rows, ...written, fileBytes }
   } finally {
     db.close()
   }
 }
 
+/** All counts together. */
+interface Counts {
+  /** As a table. */
+  readonly sql: string
+  readonly rows: number
+  /** Conditions that cut it into parts. */
+  readonly ranges: readonly string[]
+}
+
+/** Chooses of the counts, and writes what is chosen. */
+async function rank(
+  db: DuckDb,
+  { sql: all, rows, ranges }: Counts,
+  { minVms, maxBytes, preferImages }: ChooseRule,
+  path: string,
+  progress: (progress: ChooseProgress) => void,
+): Promise<Pick<ChooseReport, 'vms' | 'pages' | 'eligiblePages'>> {
+  const telling = (of: Omit<ChooseProgress, 'share'>): Share => {
+    const share: Share = share => progress({ ...of, share })
+    share(0)
+    return share
+  }
+  const { key, vms } = await keyAndVms(db, all, telling({ step: 'vms', part: 1, parts: 1, rows }))
+  if (minVms > vms) {
+    const what = `counts of ${vms} VM${vms === 1 ? '' : 's'} for pages of at least ${minVms}`
+    throw new ProxyError('USAGE', what, undefined, 'give counts of more VMs, or a smaller --min-vms')
+  }
+  const metadata: SetMetadata = { maxBytes, minVms, vms }
+  const most = maxBytes === undefined ? PAGES_MAX : pagesWithin(maxBytes, encodeMetadata(metadata).length)
+  if (most === 0) {
+    throw new ProxyError('USAGE', `--max-size ${maxBytes} holds no page`, undefined, 'give at least 16KiB')
+  }
+
+  const parts = ranges.length
+  for (const [i, range] of ranges.entries()) {
+    const into = i === 0 ? 'CREATE TABLE eligible AS' : 'INSERT INTO eligible'
+    await db.run(`${into} ${groupSql(all, range, minVms)}`, [], telling({ step: 'group', part: i + 1, parts, rows }))
+  }
+  const [{ count = 0 } = {}] = await db.rows('SELECT count(*) AS count FROM eligible')
+  const eligiblePages = Number(count)
+  if (eligiblePages === 0) {
+    const what = `no page is in ${minVms} or more of these ${vms} VMs`
+    const action = 'nothing was written; give counts that have more in common'
+    throw new ProxyError('TEMPLATE_MISSING', what, undefined, action)
+  }
+  if (maxBytes === undefined && eligiblePages > PAGES_MAX) {
+    throw new ProxyError('LIMIT_EXCEEDED', `${eligiblePages} pages in one set`, undefined, 'give a --max-size')
+  }
+  const order = `${preferImages ? 'least(images, 1) DESC, ' : ''}vms DESC, occurrences DESC, first, digest`
+  const ranked = `SELECT row_number() OVER (ORDER BY ${order}) - 1 AS place, digest::BLOB AS digest, vms, occurrences, images,
+      ${quoted(key)} AS key, ${minVms}::BIGINT AS min_vms, ${maxBytes ?? 'NULL'}::BIGINT AS max_bytes, ${vms}::BIGINT AS of_vms
+    FROM (SELECT * FROM eligible ORDER BY ${order} LIMIT ${most}) ORDER BY place`
+  const share = telling({ step: 'rank', part: 1, parts: 1, rows: eligiblePages })
+  await db.run(copySql(ranked, path, 'page choice'), [], share)
+  return { vms, pages: Math.min(most, eligiblePages), eligiblePages }
+}
+
 /** The one key of all counts, and their VMs. Reads the two columns only, which take next to nothing. */
-async function keyAndVms(db: DuckDb, all: string): Promise<{ key: string; vms: number }> {
+async function keyAndVms(db: DuckDb, all: string, share: Share): Promise<{ key: string; vms: number }> {
   const keys = await db.rows(`SELECT DISTINCT key FROM ${all} LIMIT 2`)
   if (keys.length > 1) {
     const action = 'their digests cannot be compared; count again with one --key, or choose of each by itself'
     throw new ProxyError('USAGE', 'the counts were made under different keys', undefined, action)
   }
+  const key = String(keys[0]?.key ?? '')
+  if (!KEY_ID.test(key)) {
+    throw new ProxyError('TEMPLATE_FORMAT', 'no key has such an id', undefined, 'nothing was written; count again')
+  }
+  const vm = `CASE WHEN strlen(vm) <= ${VM_NAME_BYTES_MAX} THEN vm ELSE ${BAD_ROW} END`
   await db.run(
-    `CREATE TABLE vms AS SELECT vm, (row_number() OVER (ORDER BY vm))::INTEGER AS id FROM (SELECT DISTINCT vm FROM ${all})`,
+    `CREATE TABLE vms AS SELECT vm, (row_number() OVER (ORDER BY vm))::INTEGER AS id FROM (SELECT DISTINCT ${vm} AS vm FROM ${all})`,
+    [],
+    share,
   )
-  const [{ count = 0 } = {}] = await db.rows('SELECT count(vm) AS count FROM vms')
-  return { key: String(keys[0]?.key ?? ''), vms: Number(count) }
+  const [{ count = 0 } = {}] = await db.rows('SELECT count(*) AS count FROM vms')
+  return { key, vms: Number(count) }
+}
+
+/** Conditions that take all digests, each once: so many ranges of about one size, or as many as RANGE_BYTES tell apart. */
+function rangesOf(count: number): string[] {
+  const ranges = Math.max(1, Math.min(count, 256 ** RANGE_BYTES))
+  const bound = (i: number): string => {
+    const hex = Math.floor((i * 256 ** RANGE_BYTES) / ranges).toString(16)
+    return `unhex('${hex.padStart(2 * RANGE_BYTES, '0')}')`
+  }
+  return Array.from({ length: ranges }, (_, i) => {
+    if (ranges === 1) return 'true'
+    if (i === 0) return `(digest IS NULL OR digest < ${bound(1)})` // what no count has is looked at, too
+    return i === ranges - 1 ? `digest >= ${bound(i)}` : `digest >= ${bound(i)} AND digest < ${bound(i + 1)}`
+  })
 }
 
 /**
- * A VM first, then VMs: one that was counted on two days, or on two hosts, is one. Its occurrences are those of the count
- * that has most. docs/operations.md has the same for Spark and Trino.
+ * Pages of a range that are in enough VMs. A VM first, then VMs: one that was counted on two days, or on two hosts, is one.
+ * Its occurrences are those of the count that has most. docs/operations.md has the same for Spark and Trino.
  */
-function groupSql(all: string, minVms: number): string {
-  const sound = `octet_length(digest) = ${TAG_LENGTH} AND occurrences > 0 AND first >= 0 AND first < ${2 ** FIRST_BITS} AND kind IN ('memory', 'disk') AND vm IS NOT NULL`
-  return `CREATE TABLE eligible AS
-    SELECT digest, count(*) AS vms, sum(occurrences)::BIGINT AS occurrences, count(*) FILTER (image) AS images, min(first) AS first
+function groupSql(all: string, range: string, minVms: number): string {
+  const ofVm = `octet_length(digest) = 0 AND occurrences = 0`
+  const ofPage = `octet_length(digest) = ${TAG_LENGTH} AND occurrences > 0 AND first >= 0 AND first < ${2 ** FIRST_BITS}`
+  const kind = `kind IN ('memory', 'disk')`
+  return `SELECT digest, count(*) AS vms, sum(occurrences)::BIGINT AS occurrences, count(*) FILTER (image) AS images, min(first) AS first
     FROM (
       SELECT digest, id, max(occurrences) AS occurrences, bool_or(kind = 'disk') AS image, min(first) AS first
       FROM (
-        SELECT CASE WHEN coalesce(${sound}, false) THEN digest::UUID ELSE error('page count: a row that no count has') END AS digest,
-          vm, kind, occurrences, first + (parse_filename(filename, true)::BIGINT << ${FIRST_BITS}) AS first
-        FROM ${all}
-      ) JOIN vms USING (vm) GROUP BY digest, id
+        SELECT vm, kind, occurrences, first + (parse_filename(filename, true)::BIGINT << ${FIRST_BITS}) AS first,
+          CASE WHEN coalesce(${ofPage} AND ${kind}, false) THEN digest::UUID
+            WHEN coalesce(${ofVm} AND ${kind}, false) THEN NULL ELSE ${BAD_ROW} END AS digest
+        FROM ${all} WHERE ${range}
+      ) JOIN vms USING (vm) WHERE digest IS NOT NULL GROUP BY digest, id
     ) GROUP BY digest HAVING count(*) >= ${minVms}`
 }
 
@@ -170,9 +245,7 @@ export async function readChoice(path: string, options: ChooseOptions): Promise<
       const action = `give --memory at least ${Math.ceil((file.rows * CHOICE_ENTRY_LENGTH) / 2 ** 20)}MiB`
       throw new ProxyError('LIMIT_EXCEEDED', `${file.rows} chosen pages do not fit into --memory`, undefined, action)
     }
-    const about = await db.rows('SELECT DISTINCT key, min_vms, max_bytes, of_vms FROM read_parquet(?) LIMIT 2', [
-      file.path,
-    ])
+    const about = await db.rows(`SELECT DISTINCT key, min_vms, max_bytes, of_vms FROM ${parquet([file.path])} LIMIT 2`)
     if (about.length !== 1) throw bad('rows of several choices')
     const { key, min_vms, max_bytes, of_vms } = about[0]!
     const minVms = Number(min_vms ?? -1)
@@ -181,10 +254,12 @@ export async function readChoice(path: string, options: ChooseOptions): Promise<
     if (![minVms, maxBytes ?? 1].every(n => Number.isSafeInteger(n) && n > 0) || !(vms >= minVms && vms <= COUNT_MAX)) {
       throw bad('a rule that cannot be')
     }
+    const keyId = String(key ?? '')
+    if (!KEY_ID.test(keyId)) throw bad('no key has such an id')
     const table = new ChoiceTable(path, file.rows)
     await fill(db, file, table, vms, bad)
     if (table.named !== file.rows) throw bad(`${table.named} of ${file.rows} rows`)
-    return { table, metadata: { maxBytes, minVms, vms }, keyId: String(key ?? '') }
+    return { table, metadata: { maxBytes, minVms, vms }, keyId }
   } finally {
     db.close()
   }
@@ -202,7 +277,7 @@ async function fill(
   const words = new Uint32Array(memory, 0, TAG_WORDS)
   let chunks: Awaited<ReturnType<typeof db.connection.stream>>
   try {
-    chunks = await db.connection.stream('SELECT digest, vms, occurrences FROM read_parquet(?)', [file.path])
+    chunks = await db.connection.stream(`SELECT digest, vms, occurrences FROM ${parquet([file.path])}`)
     for (
       let chunk = await chunks.fetchChunk();
       chunk !== null && chunk.rowCount > 0;

@@ -2,7 +2,7 @@
 import type { DuckDBAppender } from '@duckdb/node-api'
 import { type BuildOptions, InputReader, type TemplateInput, taggedBatches } from '../store/build.ts'
 import { PageTagger, TAG_LENGTH } from '../template/page-tag.ts'
-import { DuckDb, quoted } from './duckdb.ts'
+import { DuckDb, quoted, type Share } from './duckdb.ts'
 import { writeWhole } from './write-whole.ts'
 
 /** What an input is: a guest's memory, or a disk. */
@@ -25,8 +25,8 @@ export interface CountFileOptions extends BuildOptions {
   readonly memoryBytes: number
   readonly spill?: string | undefined
   readonly key?: CountKey | undefined
-  /** Is told when the inputs are read and rows are sorted. */
-  readonly sorting?: (() => void) | undefined
+  /** Is told how far sorting is, once the inputs are read: of how many pages, and 0 to 1. */
+  readonly sorting?: ((pages: number, share: number) => void) | undefined
 }
 
 export interface CountReport {
@@ -35,13 +35,16 @@ export interface CountReport {
   readonly pages: number
   /** Of these: pages of one repeated byte, which are not counted. */
   readonly uniformPages: number
-  /** Rows of the file. */
+  /** Rows of the file: those of pages, and one for each VM and kind. */
   readonly rows: number
   readonly vms: number
   readonly fileBytes: number
 }
 
-/** Columns of a count. docs/operations.md has the table. */
+/**
+ * Columns of a count. docs/operations.md has the table. A VM of which no page is counted was counted all the same, and a
+ * choice says of how many VMs it is: so each VM has a row without a page, empty digest and occurrences 0.
+ */
 export const COUNT_COLUMNS = {
   digest: 'BLOB',
   vm: 'VARCHAR',
@@ -52,7 +55,7 @@ export const COUNT_COLUMNS = {
 } as const
 
 /** Rows of a group: what a reader holds at once of a column. */
-export const ROW_GROUP = 122_880
+const ROW_GROUP = 122_880
 
 /** @throws USAGE, IO, LIMIT_EXCEEDED, whatever an input throws, the signal's reason */
 export async function countPages(
@@ -63,30 +66,40 @@ export async function countPages(
   const { memoryBytes, spill, signal, key } = options
   const db = await DuckDb.open({ memoryBytes, spill, signal })
   try {
-    await db.run('CREATE TABLE inputs (input INTEGER, vm VARCHAR, kind VARCHAR)')
-    for (const [input, { vm, kind }] of inputs.entries()) {
-      await db.run('INSERT INTO inputs VALUES (?, ?, ?)', [input, vm, kind])
-    }
-    await db.run('CREATE TABLE pages (digest BLOB, input INTEGER, first DOUBLE)')
-    const read = await readPages(db, inputs, options)
-    options.sorting?.()
-    const columns = `p.digest::BLOB AS digest, vm, kind, occurrences, first, ${quoted(key?.id ?? '')} AS key`
-    let rows = 0
-    const fileBytes = await writeWhole(path, async temporary => {
-      const [{ Count = 0 } = {}] = await db.rows(`COPY (
-        SELECT ${columns} FROM (
-          SELECT digest::UUID AS digest, vm, kind, count(*)::BIGINT AS occurrences, min(first)::BIGINT AS first
-          FROM pages JOIN inputs USING (input) GROUP BY ALL
-        ) p ORDER BY p.digest, vm, kind
-      ) TO ${quoted(temporary)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE ${ROW_GROUP},
-        KV_METADATA {pageferry: ${quoted(JSON.stringify({ format: 'page count', version: 1 }))}})`)
-      rows = Number(Count)
+    const { written, fileBytes } = await writeWhole(path, async temporary => {
+      await db.run('CREATE TABLE inputs (input INTEGER, vm VARCHAR, kind VARCHAR)')
+      for (const [input, { vm, kind }] of inputs.entries()) {
+        await db.run('INSERT INTO inputs VALUES (?, ?, ?)', [input, vm, kind])
+      }
+      await db.run('CREATE TABLE pages (digest BLOB, input INTEGER, first DOUBLE)')
+      const read = await readPages(db, inputs, options)
+      const share: Share = share => options.sorting?.(read.pages, share)
+      share(0)
+      const sql = copySql(countSql(key?.id ?? ''), temporary, 'page count')
+      const [{ Count = 0 } = {}] = await db.rows(sql, [], share)
+      return { ...read, rows: Number(Count) }
     })
     const vms = new Set(inputs.map(({ vm }) => vm)).size
-    return { path, ...read, rows, vms, fileBytes }
+    return { path, ...written, vms, fileBytes }
   } finally {
     db.close()
   }
+}
+
+/** Rows of a count, VMs first, then pages by digest. */
+function countSql(key: string): string {
+  return `SELECT coalesce(p.digest::BLOB, ''::BLOB) AS digest, vm, kind, occurrences, first, ${quoted(key)} AS key
+    FROM (
+      SELECT digest::UUID AS digest, vm, kind, count(*)::BIGINT AS occurrences, min(first)::BIGINT AS first
+      FROM pages JOIN inputs USING (input) GROUP BY ALL
+      UNION ALL SELECT DISTINCT NULL, vm, kind, 0, 0 FROM inputs
+    ) p ORDER BY p.digest NULLS FIRST, vm, kind`
+}
+
+/** Writes what a query gives to a file that exists: DuckDB's own temporary file beside it would be anybody's to read. */
+export function copySql(query: string, path: string, format: string): string {
+  return `COPY (${query}) TO ${quoted(path)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE ${ROW_GROUP},
+    USE_TMP_FILE false, KV_METADATA {pageferry: ${quoted(JSON.stringify({ format, version: 1 }))}})`
 }
 
 async function readPages(

@@ -3,11 +3,13 @@
  * ours. The package is loaded here and nowhere else, and may be missing: only counting for a fleet needs its 70 MB.
  */
 import { closeSync, constants, fstatSync, mkdtempSync, openSync, readSync, rmSync, symlinkSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { availableParallelism, tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import type { DuckDBConnection, DuckDBInstance, DuckDBValue } from '@duckdb/node-api'
-import { isProxyError, ProxyError } from '../errors.ts'
+import { type ErrorCode, isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
+import { meanwhile } from '../system/meanwhile.ts'
+import { finished, unfinished } from './unfinished.ts'
 
 /** The version that is tested, as package.json names it. */
 const PACKAGE = '@duckdb/node-api'
@@ -16,13 +18,23 @@ const PACKAGE_VERSION = '1.5.6-r.1'
 export const DUCKDB_MEMORY_MIN = 128 << 20
 /** What DuckDB's own limit does not see takes about as much again: buffers of the parquet writer, columns being read. */
 const LIMIT_SHARE = 1 / 2
+/** Each thread holds buffers of its own that the limit does not see: on a host of many cores not all are used. */
+const MEMORY_PER_THREAD = 64 << 20
 /** Magic at both ends of a parquet file. */
 const MAGIC = 'PAR1'
-/** Bytes that a row takes at least in an honest file: tags cannot be compressed. */
-const ROW_LENGTH_MIN = 16
+/** Bytes that a row takes at least in an honest file: each has a place of its own among the pages, tags may come again. */
+const ROW_LENGTH_MIN = 1
 const FOLDER = 'pageferry-count-'
+/** What an SQL error says before the number of a file with a row that cannot be. */
+export const BAD_ROW_MARK = 'pageferry: bad row in '
+const BAD_ROW = new RegExp(`${BAD_ROW_MARK}(\\d+)`)
 /** Characters that DuckDB takes for a pattern. */
 const PATTERN = /[*?[\]]/
+/** How often it is asked how far it is. */
+const PROGRESS_MS = 200
+
+/** Is told how much of it is done, 0 to 1, for as long as DuckDB knows. */
+export type Share = (share: number) => void
 
 export interface DuckDbOptions {
   /** From DUCKDB_MEMORY_MIN. */
@@ -44,15 +56,25 @@ export interface ParquetFile {
 export class DuckDb {
   /** A folder of its own, which goes when it is closed. */
   readonly folder: string
-  private readonly instance: DuckDBInstance
   readonly connection: DuckDBConnection
+  /** Bytes of DuckDB's own limit. */
+  readonly limitBytes: number
+  private readonly instance: DuckDBInstance
   private readonly signal: AbortSignal | undefined
-  private files = 0
+  /** Files by their number, as they were given. */
+  private readonly names: string[] = []
 
-  private constructor(folder: string, instance: DuckDBInstance, connection: DuckDBConnection, signal?: AbortSignal) {
+  private constructor(
+    folder: string,
+    instance: DuckDBInstance,
+    connection: DuckDBConnection,
+    limitBytes: number,
+    signal?: AbortSignal,
+  ) {
     this.folder = folder
     this.instance = instance
     this.connection = connection
+    this.limitBytes = limitBytes
     this.signal = signal
     signal?.addEventListener('abort', this.interrupt)
   }
@@ -69,39 +91,46 @@ export class DuckDb {
       const action = 'give --spill a folder without *, ? and brackets in its path'
       throw new ProxyError('USAGE', `${above} would be taken for a pattern`, undefined, action)
     }
+    const limitBytes = Math.floor(memoryBytes * LIMIT_SHARE)
+    const threads = Math.max(1, Math.min(availableParallelism(), Math.floor(memoryBytes / MEMORY_PER_THREAD)))
     let folder = ''
     try {
       folder = mkdtempSync(join(above, FOLDER)) // mode 0700: pages of guests are known by what lies there
+      unfinished(folder)
       const instance = await DuckDBInstance.create(':memory:', {
-        memory_limit: `${Math.floor((memoryBytes * LIMIT_SHARE) / 1024)}KiB`,
+        memory_limit: `${Math.floor(limitBytes / 1024)}KiB`,
+        threads: String(threads),
         temp_directory: join(folder, 'spill'),
         preserve_insertion_order: 'false',
         // Nothing is fetched from anywhere because of a name.
         autoinstall_known_extensions: 'false',
         autoload_known_extensions: 'false',
       })
-      return new DuckDb(folder, instance, await instance.connect(), signal)
+      const connection = await instance.connect()
+      await connection.run('SET enable_progress_bar = true; SET enable_progress_bar_print = false')
+      return new DuckDb(folder, instance, connection, limitBytes, signal)
     } catch (error) {
-      if (folder !== '') rmSync(folder, { recursive: true, force: true })
+      if (folder !== '') removeFolder(folder)
       throw ioError(error, 'cannot use', above)
     }
   }
 
   /** @throws LIMIT_EXCEEDED, IO, TEMPLATE_FORMAT for files that cannot be read, the signal's reason */
-  async run(sql: string, values: DuckDBValue[] = []): Promise<void> {
-    try {
-      this.signal?.throwIfAborted()
-      await this.connection.run(sql, values)
-    } catch (error) {
-      throw this.typed(error)
-    }
+  async run(sql: string, values: DuckDBValue[] = [], share?: Share): Promise<void> {
+    await this.rows(sql, values, share)
   }
 
   /** All rows; for answers that are small. @throws as run */
-  async rows(sql: string, values: DuckDBValue[] = []): Promise<Record<string, DuckDBValue>[]> {
+  async rows(sql: string, values: DuckDBValue[] = [], share?: Share): Promise<Record<string, DuckDBValue>[]> {
+    const ask = (): void => {
+      const { percentage } = this.connection.progress
+      if (percentage >= 0) share?.(Math.min(1, percentage / 100))
+    }
     try {
       this.signal?.throwIfAborted()
-      return (await this.connection.runAndReadAll(sql, values)).getRowObjects() as Record<string, DuckDBValue>[]
+      const answer = this.connection.runAndReadAll(sql, values)
+      const reader = await (share === undefined ? answer : meanwhile(answer, PROGRESS_MS, ask))
+      return reader.getRowObjects() as Record<string, DuckDBValue>[]
     } catch (error) {
       throw this.typed(error)
     }
@@ -124,12 +153,10 @@ export class DuckDb {
       )
     const lengthBytes = lengthOfParquet(name, bad)
     // By a name of ours no name is a pattern, an address or a partition to DuckDB.
-    const path = join(this.folder, `${String(this.files++).padStart(7, '0')}.parquet`)
+    const path = join(this.folder, `${String(this.names.push(name) - 1).padStart(7, '0')}.parquet`)
     symlinkSync(resolve(name), path)
     try {
-      const found = await this.rows('SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM read_parquet(?))', [
-        path,
-      ])
+      const found = await this.rows(`SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM ${parquet([path])})`)
       for (const [column, type] of Object.entries(columns)) {
         const has = found.find(({ column_name }) => column_name === column)?.column_type
         if (has !== type)
@@ -149,44 +176,44 @@ export class DuckDb {
     this.signal?.removeEventListener('abort', this.interrupt)
     this.connection.closeSync()
     this.instance.closeSync()
-    rmSync(this.folder, { recursive: true, force: true })
+    removeFolder(this.folder)
   }
 
   /** What DuckDB throws, as what it means here. */
   typed(error: unknown): unknown {
     if (this.signal?.aborted) return this.signal.reason
     if (isProxyError(error) || (error as NodeJS.ErrnoException).code !== undefined) return error
-    const message = error instanceof Error ? error.message.split('\n')[0]! : String(error)
-    if (!/^[A-Z][\w ]* Error: |^Failed to/.test(message) || message.startsWith('INTERNAL')) return error // not DuckDB's, or its defect
-    const cause = { cause: error }
-    const refused = /page count: (.*)$/.exec(message)
-    if (refused !== null) {
-      return new ProxyError(
-        'TEMPLATE_FORMAT',
-        refused[1]!,
-        undefined,
-        'nothing was written; leave that file out',
-        cause,
-      )
+    const text = error instanceof Error ? error.message.split('\n')[0]! : String(error)
+    if (!/^[A-Z][\w ]* Error: |^Failed to/.test(text) || text.startsWith('INTERNAL')) return error // not DuckDB's, or its defect
+    const message = text.replaceAll(/\/\S*\/(\d{7})\.parquet/g, (path, number) =>
+      path.startsWith(this.folder) ? (this.names[Number(number)] ?? path) : path,
+    )
+    const typed = (code: ErrorCode, what: string, action: string): ProxyError =>
+      new ProxyError(code, what, undefined, action, { cause: error })
+    const [, bad] = BAD_ROW.exec(text) ?? []
+    if (bad !== undefined) {
+      const what = `${this.names[Number(bad)]} is not a page count: a row that no count has`
+      return typed('TEMPLATE_FORMAT', what, 'nothing was written; leave it out')
     }
     if (/no space|disk quota|max_temp_directory_size/i.test(message)) {
-      return new ProxyError('IO', message, undefined, 'give --spill a folder with more room', cause)
+      return typed('IO', message, 'nothing is left behind; make room where -o is, or give --spill a folder with more')
     }
-    if (/^Out of Memory/.test(message))
-      return new ProxyError('LIMIT_EXCEEDED', message, undefined, 'give --memory more', cause)
+    if (/^Out of Memory/.test(message)) return typed('LIMIT_EXCEEDED', message, 'give --memory more')
     if (/^IO Error/.test(message) && !/parquet|metadata|magic|corrupt/i.test(message)) {
-      return new ProxyError('IO', message, undefined, 'check the files, and the room on the disk', cause)
+      return typed('IO', message, 'check the files, and the room on the disk')
     }
-    return new ProxyError(
-      'TEMPLATE_FORMAT',
-      message,
-      undefined,
-      'nothing was written; count again what is damaged',
-      cause,
-    )
+    return typed('TEMPLATE_FORMAT', message, 'nothing was written; count again what is damaged')
   }
 
   private readonly interrupt = (): void => this.connection.interrupt()
+}
+
+/**
+ * Files of ours as a table: columns by their names, so that counts of a later version may have more. Without
+ * `hive_partitioning` a folder `key=1` above them would be a column.
+ */
+export function parquet(paths: readonly string[]): string {
+  return `read_parquet([${paths.map(quoted).join(', ')}], filename = true, union_by_name = true, hive_partitioning = false)`
 }
 
 /** A text as SQL has it. */
@@ -194,12 +221,18 @@ export function quoted(text: string): string {
   return `'${text.replaceAll("'", "''")}'`
 }
 
+function removeFolder(folder: string): void {
+  rmSync(folder, { recursive: true, force: true })
+  finished(folder)
+}
+
 async function load(): Promise<typeof import('@duckdb/node-api')> {
   try {
     return await import('@duckdb/node-api')
   } catch (cause) {
     const missing = (cause as NodeJS.ErrnoException).code === 'ERR_MODULE_NOT_FOUND'
-    const what = missing ? `counting needs ${PACKAGE}, which is not installed` : `${PACKAGE} cannot be loaded`
+    const why = cause instanceof Error ? cause.message.split('\n')[0] : String(cause)
+    const what = missing ? `counting needs ${PACKAGE}, which is not installed` : `${PACKAGE} cannot be loaded: ${why}`
     throw new ProxyError('USAGE', what, undefined, `npm install --no-save ${PACKAGE}@${PACKAGE_VERSION}`, { cause })
   }
 }

@@ -2,13 +2,25 @@
  * Counts that hosts write and one reads: choices against a plain count in memory, sets by choice against `template build`,
  * files that are no counts, the commands from outside. One run of 10^7 rows with COUNTS_LONG=1.
  */
-import { spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { copyFileSync, mkdirSync, readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import { once } from 'node:events'
+import {
+  copyFileSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import type { DuckDBValue } from '@duckdb/node-api'
 import fc from 'fast-check'
 import t from 'tap'
+import { COMMANDS } from '../../src/cli/commands.ts'
 import { type ChooseRule, choosePages, readChoice } from '../../src/counts/choose.ts'
 import { type CountInput, type CountKey, countPages } from '../../src/counts/count.ts'
 import { DuckDb } from '../../src/counts/duckdb.ts'
@@ -21,6 +33,7 @@ import { failure, migration, PAGE, page, scratch, sha256 } from '../template/mak
 
 t.setTimeout(600_000) // the machine may be busy
 
+const HARNESS = new URL('../template/cli-harness.ts', import.meta.url).pathname
 const MEMORY = 256 << 20
 const KEY: CountKey = { bytes: Buffer.alloc(32, 7), id: '0707070707070707' }
 
@@ -70,13 +83,14 @@ t.test('a count, as any engine reads it', async t => {
   const path = join(scratch(t.teardown).folder, "it's a count.parquet")
   const inputs = [input('web', [1, 0, 2, 1]), input('image', [2, 3], 'disk'), input('web', [3, 3, 2])]
   const report = await countPages(inputs, path, { memoryBytes: MEMORY })
-  t.match(report, { pages: 9, uniformPages: 1, rows: 5, vms: 2 })
+  t.match(report, { pages: 9, uniformPages: 1, rows: 7, vms: 2 })
   const rows = await ask(
     `SELECT lower(hex(digest)) AS digest, vm, kind, occurrences::INT AS n, first::INT AS first, key FROM read_parquet('${path.replaceAll("'", "''")}')`,
   )
   const row = (id: number, vm: string, kind: string, n: number, first: number) => {
     return { digest: sha256(page(id)).slice(0, 32), vm, kind, n, first, key: '' }
   }
+  const rowOfVm = (vm: string, kind: string) => ({ digest: '', vm, kind, n: 0, first: 0, key: '' })
   const expected = [
     row(1, 'web', 'memory', 2, 0),
     row(2, 'web', 'memory', 2, 2),
@@ -84,8 +98,39 @@ t.test('a count, as any engine reads it', async t => {
     row(3, 'image', 'disk', 1, 5),
     row(3, 'web', 'memory', 2, 6),
   ].sort((a, b) => (a.digest + a.vm < b.digest + b.vm ? -1 : 1))
+  expected.unshift(rowOfVm('image', 'disk'), rowOfVm('web', 'memory'))
   t.same(rows, expected, 'by digest, a row a VM and kind')
   t.same(readdirSync(join(path, '..')), ["it's a count.parquet"], 'and nothing beside it')
+  t.equal(statSync(path).mode & 0o777, 0o600, 'for its owner alone')
+})
+
+t.test('many VMs in one count take few bytes a row', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  const ids = Array.from({ length: 4000 }, (_, i) => i + 1)
+  const clones = Array.from({ length: 8 }, (_, i) => input(`clone ${i}`, ids))
+  const count = at('count')
+  const { rows, fileBytes } = await countPages(clones, count, { memoryBytes: MEMORY })
+  t.equal(rows, 8 * 4001)
+  t.comment(`${fileBytes} bytes, ${(fileBytes / rows).toFixed(1)} a row`)
+  const report = await choosePages([count], { minVms: 8 }, at('choice'), { memoryBytes: MEMORY })
+  t.match(report, { rows, vms: 8, pages: 4000 })
+})
+
+t.test('VMs without a page that is counted are VMs', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  const paths = ['a', 'b', 'c'].map(at)
+  await countPages([input('full', [1, 2])], paths[0]!, { memoryBytes: MEMORY })
+  await countPages([input('empty', [0, 0, 0])], paths[1]!, { memoryBytes: MEMORY })
+  await countPages([input('none', [])], paths[2]!, { memoryBytes: MEMORY })
+  const choice = at('choice')
+  t.match(await choosePages(paths, { minVms: 1 }, choice, { memoryBytes: MEMORY }), { vms: 3, pages: 2 })
+  t.match(await readChoice(choice, { memoryBytes: MEMORY }), { metadata: { vms: 3 } })
+  t.equal(
+    await failure(() => choosePages(paths.slice(1), { minVms: 1 }, choice, { memoryBytes: MEMORY })),
+    'TEMPLATE_MISSING',
+  )
 })
 
 interface Fleet {
@@ -94,23 +139,22 @@ interface Fleet {
   readonly minVms: number
   readonly mostPages: number | undefined
   readonly keyed: boolean
+  readonly parts: number
 }
 
 t.test('what is chosen over counts is what template build chooses over their inputs', async t => {
   const folder = scratch(t.teardown).folder
-  // A VM of nothing but uniform pages leaves no row: no count tells of it.
-  const ids = fc
-    .array(fc.integer({ min: 0, max: 24 }), { minLength: 1, maxLength: 40 })
-    .filter(ids => ids.some(id => id > 0))
+  const ids = fc.array(fc.integer({ min: 0, max: 24 }), { minLength: 1, maxLength: 40 })
   const fleets: fc.Arbitrary<Fleet> = fc.record({
     vms: fc.array(fc.record({ ids, disk: fc.boolean() }), { minLength: 1, maxLength: 5 }),
     cut: fc.integer({ min: 0, max: 5 }),
     minVms: fc.integer({ min: 1, max: 3 }),
     mostPages: fc.option(fc.integer({ min: 1, max: 12 }), { nil: undefined }),
     keyed: fc.boolean(),
+    parts: fc.integer({ min: 1, max: 5 }),
   })
   let runs = 0
-  const property = fc.asyncProperty(fleets, async ({ vms, cut, minVms, mostPages, keyed }) => {
+  const property = fc.asyncProperty(fleets, async ({ vms, cut, minVms, mostPages, keyed, parts }) => {
     const run = join(folder, String(runs++))
     mkdirSync(run)
     const inputs = vms.map(({ ids, disk }, i) => input(`vm${i}`, ids, disk ? 'disk' : 'memory'))
@@ -129,7 +173,7 @@ t.test('what is chosen over counts is what template build chooses over their inp
     const out = join(run, 'choice.parquet')
     let chosen: string | undefined
     const wrongToo = await failure(async () => {
-      await choosePages(counts, rule, out, { memoryBytes: MEMORY })
+      await choosePages(counts, rule, out, { memoryBytes: MEMORY, parts })
       const { table, metadata } = await readChoice(out, { memoryBytes: MEMORY })
       const store = new TemplateStore(join(run, 'b'))
       chosen = (await buildChosen(inputs, table, new PageTagger(key?.bytes), metadata, store)).digest
@@ -215,6 +259,10 @@ t.test('files that are no counts', async t => {
   await write('kind', columns.replace('kind', "'tape' AS kind"))
   await write('none', columns.replace('occurrences', '0::BIGINT AS occurrences'))
   await write('far', columns.replace('first', '(1::BIGINT << 41) AS first'))
+  await write('key', columns.replace('key', "'0707\n' AS key"))
+  await write('name', columns.replace('vm', "repeat('a', 8193) AS vm"))
+  await write('no name', columns.replace('vm', 'NULL::VARCHAR AS vm'))
+  await write('no place', columns.replace('first', 'NULL::BIGINT AS first'))
   await ask(
     `COPY (SELECT repeat('a', 16)::BLOB AS digest, 'a' AS vm, 'disk' AS kind, 1::BIGINT AS occurrences, 1::BIGINT AS first, '' AS key FROM range(1000000)) TO '${at('absurd')}' (FORMAT parquet, COMPRESSION zstd)`,
   )
@@ -230,9 +278,17 @@ t.test('files that are no counts', async t => {
     'kind',
     'none',
     'far',
+    'key',
+    'name',
+    'no name',
+    'no place',
     'absurd',
   ]) {
-    t.equal(await choose('sound', name), 'TEMPLATE_FORMAT', name)
+    for (const names of [['sound', name], [name, 'sound'], [name]]) {
+      const error = await choosePages(names.map(at), { minVms: 1 }, at('choice'), { memoryBytes: MEMORY }).catch(e => e)
+      if (name === 'key' && names.length > 1) t.match(error, { code: 'USAGE', what: /different keys/ })
+      else t.match(error, { code: 'TEMPLATE_FORMAT', what: new RegExp(`/${name}\\b|no key`) }, names.join())
+    }
   }
   t.equal(await choose('sound', 'keyed'), 'USAGE', 'another key')
   t.equal(await choose('missing'), 'IO')
@@ -242,6 +298,7 @@ t.test('files that are no counts', async t => {
     'nothing was written',
   )
   t.equal(await choose('link [*].parquet'), undefined, 'whatever its name')
+  t.equal(await choose('sound', 'sound'), undefined, 'the same twice')
   for (const name of ['sound', 'short', 'absurd'])
     t.equal(
       await failure(() => readChoice(at(name), { memoryBytes: MEMORY })),
@@ -301,13 +358,24 @@ t.test('the commands', async t => {
   writeFileSync(at('key'), '11'.repeat(32), { mode: 0o600 })
   const count = (name: string, ...args: string[]) =>
     pageferry('template', 'count', at(`${name}.stream`), '-o', at(`${name}.parquet`), ...args)
-  t.match(await count('web', '--vm', 'web', '--key', at('key')), { status: 0, out: /VM web\n[\s\S]*3 rows, 1 VM/ })
+  t.match(await count('web', '--vm', 'web', '--key', at('key')), {
+    status: 0,
+    out: /VM web\n[\s\S]*4 rows, 1 VM/,
+    err: /^counting, pass 1: .*\nsorting: 3 pages\n/,
+  })
   const json = await count('db', '--json', '--key', at('key'))
   t.equal(json.status, 0, json.err)
-  t.match(JSON.parse(json.out), { pages: 3, rows: 3, vms: 1, inputs: [{ vm: /:\/.*db\.stream$/ }] })
+  t.match(JSON.parse(json.out), { pages: 3, rows: 4, vms: 1, inputs: [{ vm: /:\/.*db\.stream$/ }] })
   const counts = [at('web.parquet'), at('db.parquet')]
   const chosen = await pageferry('template', 'choose', ...counts, '-o', at('choice'))
-  t.match(chosen, { status: 0, out: /2 files, 6 rows, 2 VMs\nchosen {3}2 of 2 pages/ }, chosen.err)
+  t.match(chosen, { status: 0, out: /2 files, 8 rows, 2 VMs\nchosen {3}2 of 2 pages/ }, chosen.err)
+  t.equal(chosen.err, 'reading names: 8 rows\ngrouping: 8 rows\nranking: 2 pages\n', 'a line a step')
+  const quiet = await pageferry('template', 'choose', ...counts, '-o', at('choice'), '--json')
+  t.match(JSON.parse(quiet.out), { files: 2, rows: 8, vms: 2, pages: 2, eligiblePages: 2 })
+  t.equal(quiet.err, '')
+  for (const name of ['count', 'choose', 'build']) {
+    t.match((await pageferry('template', name, '--help')).out, /Examples:\n {2}\S/)
+  }
   const build = (...args: string[]) =>
     pageferry('template', 'build', at('db.stream'), '--store', at('store'), '--choice', at('choice'), ...args)
   t.match(await build(), { status: 2, err: /counted with the key/ })
@@ -339,30 +407,53 @@ t.test('the commands', async t => {
     err: /128MiB/,
   })
   t.match(await count('web', '--vm', 'a', '--vm', 'b'), { status: 2, err: /2 --vm for 1 inputs/ })
+  t.match(await count('web', '--vm', ''), { status: 2, err: /an empty --vm/ })
+  t.match(await count('web', '--vm', 'a'.repeat(8193)), { status: 2, err: /a --vm of 8193 bytes/ })
   t.match(await count('web', '--spill', at('no')), { status: 1, err: /does not exist/ })
 })
 
-t.test('without DuckDB the commands say how to get it', t => {
-  const { folder } = scratch(t.teardown)
+t.test('without DuckDB the commands say how to get it, and all others work', t => {
+  const { folder, put } = scratch(t.teardown)
   const hooks = `import { registerHooks } from 'node:module'
     registerHooks({ resolve(name, context, next) {
       if (name.startsWith('@duckdb/')) throw Object.assign(new Error(name), { code: 'ERR_MODULE_NOT_FOUND' })
       return next(name, context)
     } })`
-  const harness = new URL('../template/cli-harness.ts', import.meta.url).pathname
-  const args = [
-    '--import',
-    `data:text/javascript,${encodeURIComponent(hooks)}`,
-    harness,
-    'template',
-    'choose',
-    'x',
-    '-o',
-    join(folder, 'y'),
-  ]
-  const { status, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' })
-  t.match(stderr, /not installed\nhint: npm install --no-save @duckdb\/node-api@1\.5\.6-r\.1\n/)
-  t.equal(status, 2)
+  const main = new URL('../../src/cli/main.ts', import.meta.url).pathname
+  const run = (...args: string[]) =>
+    spawnSync(process.execPath, ['--import', `data:text/javascript,${encodeURIComponent(hooks)}`, main, ...args], {
+      encoding: 'utf8',
+    })
+  const guest = put('a.stream', migration([1, 2, 3].map(page)))
+  const other = put('b.stream', migration([2, 3, 4].map(page)))
+  const [store, out] = [join(folder, 'store'), join(folder, 'out')]
+  const inputs = [guest, other]
+  for (const args of [
+    ['count', ...inputs, '-o', out],
+    ['choose', 'x', '-o', out],
+    ['build', ...inputs, '--store', store, '--choice', 'x'],
+  ]) {
+    const { status, stderr } = run('template', ...args)
+    t.match(
+      stderr,
+      /@duckdb\/node-api, which is not installed\nhint: npm install --no-save @duckdb\/node-api@1\.5\.6-r\.1\n/,
+    )
+    t.equal(status, 2, args[0])
+  }
+  t.equal(JSON.parse(run('template', 'choose', 'x', '-o', out, '--json').stderr).error.code, 'USAGE')
+  const commands = COMMANDS.map(({ command }) => [command.split(' ')[0]!, '--help'])
+  for (const args of [
+    ['--version'],
+    ['--help'],
+    ...commands,
+    ...['count', 'choose', 'build'].map(name => ['template', name, '--help']),
+    ['template', 'build', ...inputs, '--store', store],
+    ['store', 'list', '--store', store],
+    ['estimate', guest, '--store', store],
+  ]) {
+    const { status, stderr } = run(...args)
+    t.equal(status, 0, `${args.join(' ')}: ${stderr}`)
+  }
   const { peerDependencies } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
   t.equal(peerDependencies['@duckdb/node-api'], '1.5.6-r.1', 'the version that is tested')
   t.end()
@@ -374,15 +465,187 @@ t.test('an interrupted choice leaves nothing', async t => {
   await countPages([input('a', [1, 2, 3])], at('count'), { memoryBytes: MEMORY })
   const stop = new AbortController()
   const reason = new Error('stop')
-  const step = (): void => stop.abort(reason)
+  const progress = (): void => stop.abort(reason)
   const choice = choosePages([at('count')], { minVms: 1 }, at('choice'), {
     memoryBytes: MEMORY,
     spill: folder,
     signal: stop.signal,
-    step,
+    progress,
   })
   await t.rejects(choice, reason)
   t.same(readdirSync(folder), ['count'])
+})
+
+t.test('counts of other versions, and of nothing', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  await countPages([input('a', [1, 2, 3])], at('a'), { memoryBytes: MEMORY })
+  await countPages([input('b', [2, 3, 4])], at('b'), { memoryBytes: MEMORY })
+  const write = (name: string, select: string) =>
+    ask(`COPY (SELECT ${select} FROM read_parquet('${at('b')}')) TO '${at(name)}' (FORMAT parquet)`)
+  await write('later', '{x: 1} AS host, *, now() AS seen')
+  await write('other later', "'x' AS host, *")
+  await ask(
+    `COPY (SELECT key, first, occurrences, kind, vm, digest FROM read_parquet('${at('b')}')) TO '${at('turned')}' (FORMAT parquet)`,
+  )
+  await ask(`COPY (SELECT * FROM read_parquet('${at('b')}') WHERE false) TO '${at('none')}' (FORMAT parquet)`)
+  const choose = async (...names: string[]) => {
+    const { vms, pages } = await choosePages(names.map(at), { minVms: 2 }, at('choice'), { memoryBytes: MEMORY })
+    return { vms, pages }
+  }
+  for (const other of ['b', 'later', 'turned']) {
+    t.same(await choose('a', other), { vms: 2, pages: 2 }, other)
+    t.same(await choose(other, 'none', 'a', other), { vms: 2, pages: 2 }, `${other} first`)
+  }
+  t.same(await choose('a', 'later', 'other later'), { vms: 2, pages: 2 }, 'columns of one name and two types')
+  t.equal(await failure(() => choose('none')), 'USAGE')
+  await write('pages', "repeat('a', 32)::BLOB AS digest, * EXCLUDE digest")
+  t.equal(await failure(() => choose('a', 'pages')), 'TEMPLATE_FORMAT', 'digests of another length')
+})
+
+t.test('names are names', async t => {
+  const { folder } = scratch(t.teardown)
+  const names = [
+    'a\'b"c',
+    'line\nfeed',
+    '[*].parquet',
+    "x'); DROP TABLE vms; --",
+    '$1 %s',
+    'key=1',
+    `${'n'.repeat(250)}`,
+  ]
+  for (const name of names) {
+    const within = join(folder, name)
+    mkdirSync(within)
+    const count = join(within, name)
+    const choice = join(within, `${name.slice(0, 100)} choice`)
+    // DuckDB takes patterns in the path of its own folder for patterns
+    const spill = /[*?[\]]/.test(name) ? undefined : within
+    const options = { memoryBytes: MEMORY, spill }
+    await countPages([input(name, [1, 2]), input(`${name}2`, [2, 3])], count, options)
+    t.match(await choosePages([count], { minVms: 2 }, choice, options), { vms: 2, pages: 1 }, name)
+    t.match(await readChoice(choice, options), { metadata: { vms: 2 } }, name)
+    t.same(readdirSync(within).sort(), [name, `${name.slice(0, 100)} choice`].sort(), 'and nothing beside')
+    t.equal(statSync(choice).mode & 0o777, 0o600)
+  }
+  const spill = join(folder, '[*].parquet')
+  t.equal(
+    await failure(() => countPages([input('a', [1])], join(folder, 'x'), { memoryBytes: MEMORY, spill })),
+    'USAGE',
+  )
+})
+
+t.test('what is written is a file, or nothing', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  const count = (path: string) =>
+    failure(() => countPages([input('a', [1])], path, { memoryBytes: MEMORY, spill: folder }))
+  spawnSync('mkfifo', [at('fifo')])
+  for (const path of [at('fifo'), folder, '-']) t.equal(await count(path), 'USAGE', path)
+  t.ok(lstatSync(at('fifo')).isFIFO())
+  t.equal(await count(at('none/x')), 'IO')
+  mkdirSync(at('elsewhere'))
+  writeFileSync(at('elsewhere/file'), 'old')
+  symlinkSync(at('elsewhere/file'), at('link'))
+  t.equal(await count(at('link')), undefined)
+  t.ok(lstatSync(at('link')).isSymbolicLink())
+  t.ok(readFileSync(at('elsewhere/file')).subarray(0, 4).equals(Buffer.from('PAR1')), 'a link leads to the file')
+  t.same(readdirSync(folder).sort(), ['elsewhere', 'fifo', 'link'])
+  t.same(readdirSync(at('elsewhere')), ['file'])
+})
+
+t.test('a full disk', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  mkdirSync(at('disk'))
+  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', at('disk')])
+  if (mounted.status !== 0) return void t.pass('skipped: a tmpfs cannot be mounted here', { skip: true })
+  t.teardown(() => spawnSync('umount', [at('disk')]))
+  const ids = Array.from({ length: 20_000 }, (_, i) => i + 1)
+  writeFileSync(at('disk/count'), 'before')
+  const options = { memoryBytes: MEMORY, spill: folder }
+  const full = { code: 'IO', what: /no space left|No space left/, action: /make room/ }
+  t.match(await countPages([input('a', ids)], at('disk/count'), options).catch(error => error), full)
+  await countPages([input('a', ids)], at('count'), options)
+  t.match(await choosePages([at('count')], { minVms: 1 }, at('disk/count'), options).catch(error => error), full)
+  t.equal(readFileSync(at('disk/count'), 'latin1'), 'before', 'what was there is there')
+  t.same(readdirSync(at('disk')), ['count'], 'no half file is left')
+  t.same(readdirSync(folder).sort(), ['count', 'disk'])
+  const error = await countPages([input('a', ids)], at('x'), { memoryBytes: 128 << 20, spill: at('disk') }).catch(
+    e => e,
+  )
+  t.notOk(
+    error instanceof Error && error.name !== 'ProxyError',
+    'where nothing is to be spilled, that disk may be full',
+  )
+})
+
+t.test('a process that ends in the middle takes along what it began', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  const source = (path: string): string => new URL(`../../src/${path}`, import.meta.url).pathname
+  // Something that does not react to the signal: the time to clear up passes.
+  const script = `
+    import { writeFileSync } from 'node:fs'
+    import { discardUnfinished, unfinished } from '${source('counts/unfinished.ts')}'
+    import { writeWhole } from '${source('counts/write-whole.ts')}'
+    import { Interruption } from '${source('system/interruption.ts')}'
+    const { signal } = new Interruption(discardUnfinished)
+    setInterval(() => {}, 1000)
+    await writeWhole('${at('out')}', async path => {
+      writeFileSync(path, 'half')
+      process.send?.('begun')
+      if (process.argv[1] === 'exit') process.exit(3)
+      await new Promise(() => {})
+    })`
+  for (const how of ['exit', 'SIGINT'] as const) {
+    const args = ['--input-type=module-typescript', '-e', script, how]
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] })
+    await once(child, 'message')
+    if (how === 'exit') await once(child, 'exit')
+    else {
+      t.equal(readdirSync(folder).length, 1, 'a part of it is there')
+      child.kill(how)
+      t.same(await once(child, 'exit'), [null, how])
+    }
+    t.same(readdirSync(folder), [], how)
+  }
+})
+
+t.test('Ctrl-C', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  mkdirSync(at('spill'))
+  const pages = Array.from({ length: 5000 }, (_, i) => page(i + 1))
+  writeFileSync(at('a.stream'), migration(pages))
+  await countPages(
+    [
+      input(
+        'a',
+        Array.from({ length: 5000 }, (_, i) => i + 1),
+      ),
+    ],
+    at('count'),
+    { memoryBytes: MEMORY },
+  )
+  const before = readdirSync(folder)
+  for (const args of [
+    ['count', at('a.stream')],
+    ['choose', at('count'), '--min-vms', '1'],
+  ]) {
+    const all = [HARNESS, 'template', ...args, '-o', at('out'), '--spill', at('spill')]
+    const child = spawn(process.execPath, all, { stdio: ['ignore', 'ignore', 'pipe'] })
+    let told = ''
+    child.stderr.on('data', text => {
+      told += text
+    })
+    await once(child.stderr, 'data')
+    child.kill('SIGINT')
+    const [status, signal] = await once(child, 'close')
+    t.ok(signal === 'SIGINT' || status === 130, `${args[0]}: ${signal ?? status}: ${told}`)
+    t.match(told, /interrupted; nothing was written\n$/)
+    t.same([readdirSync(folder), readdirSync(at('spill'))], [before, []], 'nothing is left')
+  }
 })
 
 const long = process.env.COUNTS_LONG ? {} : { skip: 'ten million rows take a minute: COUNTS_LONG=1' }

@@ -1,0 +1,21 @@
+/** What counting has begun on disks and not finished: it goes even where the process ends in the middle. */
+import { rmSync } from 'node:fs'
+
+const begun = new Set<string>()
+
+/** A file or folder that belongs to nobody until {@link finished} says so. */
+export function unfinished(path: string): void {
+  if (begun.size === 0) process.once('exit', discardUnfinished)
+  begun.add(path)
+}
+
+/** It has its place, or is gone. */
+export function finished(path: string): void {
+  begun.delete(path)
+  if (begun.size === 0) process.off('exit', discardUnfinished)
+}
+
+/** Removes all of it at once: the process is about to end. */
+export function discardUnfinished(): void {
+  for (const path of begun) rmSync(path, { recursive: true, force: true })
+}
