@@ -12,7 +12,7 @@ import { SourceChannels, type SourceOrders } from '../migration/source-channels.
 import { SourceLife, type SourceTable } from '../migration/source-life.ts'
 import type { DepartureStatus } from '../migration/summary.ts'
 import { guardedSink } from '../relay/guarded-sink.ts'
-import { ColdAnswers } from '../transfer/cold-answers.ts'
+import { ColdAnswers } from '../transfer/cold/cold-answers.ts'
 import { Sender } from '../transfer/sender.ts'
 import type { Slot } from '../transfer/slot-arena.ts'
 import type { SourceConnection } from './source-connection.ts'

@@ -10,7 +10,7 @@ import { ColumnPacker } from '../compression/column-packer.ts'
 import type { Effort } from '../compression/effort.ts'
 import { ProxyError } from '../errors.ts'
 import type { BatchJob, BatchReport, OutboundChannel } from './batch-job.ts'
-import { ColdFinder } from './cold-finder.ts'
+import { ColdFinder } from './cold/cold-finder.ts'
 import type { Pool } from './pool.ts'
 
 /** Takes finished batches, in order. `parts` are not written again. */

@@ -22,7 +22,7 @@ import {
 import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
-import { type ColdLease, ColdSets } from './cold-sets.ts'
+import { type ColdLease, ColdSets } from './cold/cold-sets.ts'
 import { EVENT_LOOP, type EventLoop, nextTurn } from './event-loop.ts'
 import { Turns } from './turns.ts'
 

@@ -6,7 +6,7 @@
 import type { PageObserver } from '../codec/observer.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { FLOWS_MAX } from '../limits.ts'
-import { ColdRation } from './cold-ration.ts'
+import { ColdRation } from './cold/cold-ration.ts'
 import type { EffortController } from './effort-controller.ts'
 import type { BatchSink, Outbound } from './outbound.ts'
 import type { Pool } from './pool.ts'

@@ -2,14 +2,14 @@
  * The expanding side of cold sets: reads the pages that a batch names, proves each where the expander will take it from, and
  * asks for those that cannot be had. What it leaves in a workspace is what the sets say, or nothing.
  */
-import { ColdRuns } from '../codec/cold-pages.ts'
-import type { FlowExpander } from '../codec/flow-expander.ts'
-import { COLUMN, PAGE_SIZE } from '../codec/wire.ts'
-import { BATCH_PAGES_MAX, type Workspace } from '../codec/workspace.ts'
-import { ProxyError } from '../errors.ts'
-import { COLD_LATE_MAX, COLD_PATIENCE_MS, COLD_READ_MS_MAX } from '../limits.ts'
-import type { ColdSet } from '../store/cold-set.ts'
-import { DIGEST_WORDS } from '../template/digest.ts'
+import { ColdRuns } from '../../codec/cold-pages.ts'
+import type { FlowExpander } from '../../codec/flow-expander.ts'
+import { COLUMN, PAGE_SIZE } from '../../codec/wire.ts'
+import { BATCH_PAGES_MAX, type Workspace } from '../../codec/workspace.ts'
+import { ProxyError } from '../../errors.ts'
+import { COLD_LATE_MAX, COLD_PATIENCE_MS, COLD_READ_MS_MAX } from '../../limits.ts'
+import type { ColdSet } from '../../store/cold-set.ts'
+import { DIGEST_WORDS } from '../../template/digest.ts'
 import type { ColdList } from './cold-list.ts'
 import { type DiskReads, READ_PAGES_MAX } from './disk-reads.ts'
 import type { Deadline } from './reading-threads.ts'

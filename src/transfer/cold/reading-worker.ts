@@ -1,8 +1,8 @@
 /** A thread that reads pages of files and digests them, so that neither a disk nor SHA-256 holds up whoever waits for sockets. */
 import { readSync } from 'node:fs'
 import { parentPort, workerData } from 'node:worker_threads'
-import { writeDigest } from '../template/digest.ts'
-import { DIGEST_LENGTH, PAGE_SIZE } from '../template/wire.ts'
+import { writeDigest } from '../../template/digest.ts'
+import { DIGEST_LENGTH, PAGE_SIZE } from '../../template/wire.ts'
 
 /** A stretch of a file, and which of its pages to digest. */
 export interface ReadingRun {

@@ -1,5 +1,5 @@
 /** The cold sets that a session agreed on: their pages are numbered from 0, one set behind the other. docs/protocol.md §5. */
-import type { ColdSet } from '../store/cold-set.ts'
+import type { ColdSet } from '../../store/cold-set.ts'
 
 export class ColdList {
   readonly sets: readonly ColdSet[]

@@ -3,9 +3,9 @@
  * each proof, so that a page that is not there costs one look. Never changed once it is filled: sessions with the same list
  * share it.
  */
-import { PROOF_WORDS } from '../store/cold-set.ts'
+import { PROOF_WORDS } from '../../store/cold-set.ts'
+import { type EventLoop, nextTurn } from '../event-loop.ts'
 import type { ColdList } from './cold-list.ts'
-import { type EventLoop, nextTurn } from './event-loop.ts'
 
 /** Slots for each page: a look that finds nothing sees three of them on average. */
 const SLOTS_PER_PAGE = 1.25

@@ -1,8 +1,8 @@
 /** The encoding side's answers: cold pages that the other side cannot read. */
-import type { ProxyError } from '../errors.ts'
-import { COLD_READ_MS_MAX } from '../limits.ts'
-import type { ColdSet } from '../store/cold-set.ts'
-import { PAGE_SIZE } from '../template/wire.ts'
+import type { ProxyError } from '../../errors.ts'
+import { COLD_READ_MS_MAX } from '../../limits.ts'
+import type { ColdSet } from '../../store/cold-set.ts'
+import { PAGE_SIZE } from '../../template/wire.ts'
 import type { ColdLease } from './cold-sets.ts'
 
 export class ColdAnswers {

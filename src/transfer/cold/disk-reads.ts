@@ -2,10 +2,10 @@
  * Reads of cold sets, of all sessions of a process: a few at once, each into a buffer of its own, so that a disk that hangs
  * holds some threads of libuv's pool and some memory, and never memory that somebody else uses again.
  */
-import { COLD_READ_BYTES_MAX, COLD_READS_MAX } from '../limits.ts'
-import type { ColdSet } from '../store/cold-set.ts'
-import { PAGE_SIZE } from '../template/wire.ts'
-import { EVENT_LOOP, type EventLoop } from './event-loop.ts'
+import { COLD_READ_BYTES_MAX, COLD_READS_MAX } from '../../limits.ts'
+import type { ColdSet } from '../../store/cold-set.ts'
+import { PAGE_SIZE } from '../../template/wire.ts'
+import { EVENT_LOOP, type EventLoop } from '../event-loop.ts'
 import { type Deadline, ReadingThreads } from './reading-threads.ts'
 
 /** Pages of one read at most. */

@@ -1,7 +1,7 @@
 /** The encoding side of cold sets: tells of a page which one it is. It reads no file: docs/adr/0010-cold-sets.md. */
-import type { ColdPages } from '../codec/cold-pages.ts'
-import { PAGE_SIZE } from '../codec/wire.ts'
-import { PROOF_WORDS, writeProof } from '../store/cold-set.ts'
+import type { ColdPages } from '../../codec/cold-pages.ts'
+import { PAGE_SIZE } from '../../codec/wire.ts'
+import { PROOF_WORDS, writeProof } from '../../store/cold-set.ts'
 import type { ColdIndex } from './cold-index.ts'
 import type { NamedPages } from './named-pages.ts'
 

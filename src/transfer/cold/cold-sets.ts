@@ -3,14 +3,14 @@
  * session uses stays a while, because the next one comes soon.
  */
 import { randomInt } from 'node:crypto'
-import { ProxyError } from '../errors.ts'
-import { COLD_PAGES_MAX } from '../limits.ts'
-import type { ColdSet } from '../store/cold-set.ts'
-import type { TemplateStore } from '../store/template-store.ts'
+import { ProxyError } from '../../errors.ts'
+import { COLD_PAGES_MAX } from '../../limits.ts'
+import type { ColdSet } from '../../store/cold-set.ts'
+import type { TemplateStore } from '../../store/template-store.ts'
+import { EVENT_LOOP, type EventLoop } from '../event-loop.ts'
 import { ColdIndex } from './cold-index.ts'
 import { ColdList } from './cold-list.ts'
 import { DiskReads } from './disk-reads.ts'
-import { EVENT_LOOP, type EventLoop } from './event-loop.ts'
 import { NamedPages } from './named-pages.ts'
 
 /** What a session has of them. */

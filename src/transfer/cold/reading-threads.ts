@@ -3,9 +3,9 @@
  * itself alone, and writes nowhere that somebody else uses.
  */
 import { Worker } from 'node:worker_threads'
-import { BATCH_PAGES_MAX } from '../codec/workspace.ts'
-import { COLD_THREADS_MAX } from '../limits.ts'
-import { DIGEST_LENGTH, PAGE_SIZE } from '../template/wire.ts'
+import { BATCH_PAGES_MAX } from '../../codec/workspace.ts'
+import { COLD_THREADS_MAX } from '../../limits.ts'
+import { DIGEST_LENGTH, PAGE_SIZE } from '../../template/wire.ts'
 import type { ReadingFailure, ReadingRun } from './reading-worker.ts'
 
 /** Until when reads are waited for. */
