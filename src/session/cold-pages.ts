@@ -15,15 +15,16 @@ import type { Outbox } from './outbox.ts'
 export interface ColdPagesHost {
   readonly role: Role
   readonly sink: Pick<SessionSink, 'onWant' | 'onPage' | 'onWork'>
-  readonly outbox: Pick<Outbox, 'enqueueOwn' | 'pagesSent'>
+  readonly outbox: Pick<Outbox, 'enqueueOwn' | 'ownFrames'>
   /** The peer broke a rule: the session ends. */
   fault(code: ErrorCode, what: string): void
 }
 
 export class ColdPages {
   private readonly host: ColdPagesHost
-  /** Client: pages that the server has asked for so far. */
+  /** Client: pages that the server has asked for so far, and that were handed in. */
   private asked = 0
+  private answered = 0
   private over = false
 
   constructor(host: ColdPagesHost) {
@@ -44,6 +45,7 @@ export class ColdPages {
     const { role, outbox, sink } = this.host
     assert(role === 'client', 'only the client sends pages')
     if (this.over) return
+    this.answered++
     outbox.enqueueOwn(FRAME.PAGE, encodePage(number, page))
     sink.onWork()
   }
@@ -55,8 +57,8 @@ export class ColdPages {
     if (!numbers) return this.host.fault('PROTOCOL_SYNTAX', `WANT of ${payload.length} bytes`)
     if (role === 'server') return this.host.fault('PROTOCOL_STATE', 'WANT from the client')
     this.asked += numbers.length
-    // An answer that waits to be sent is memory that the server decides over.
-    const owed = this.asked - outbox.pagesSent
+    // An answer that waits to be sent is memory that the server decides over. A client has no other frames of its own.
+    const owed = this.asked - this.answered + outbox.ownFrames
     if (owed > WANTED_PAGES_MAX) return this.host.fault('LIMIT_EXCEEDED', `${owed} pages are asked for at once`)
     sink.onWant(numbers)
   }

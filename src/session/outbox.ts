@@ -32,6 +32,12 @@ const EMPTY = new Uint8Array(0)
 /** What the outbox keeps of a flow. */
 type OutFlow = Pick<Flow, 'number' | 'send' | 'receive' | 'openSequence' | 'bulkEntries' | 'queuedBatches' | 'wanOut'>
 
+/** A sequenced frame of no flow: it goes whole. */
+interface OwnFrame {
+  readonly type: number
+  readonly payload: Uint8Array
+}
+
 /** Something handed in that becomes one or more frames. */
 interface Entry {
   readonly type: number
@@ -56,17 +62,13 @@ export class Outbox {
   resentBytes = 0
   /** ENDs that were handed in and not acknowledged. */
   endsUnacked = 0
-  /** PAGEs that were sent. */
-  pagesSent = 0
-  /** Stands for the flow of frames that have none. */
-  private readonly noFlow: OutFlow = {
-    ...{ number: 0, send: 'open', receive: 'open', openSequence: 0, bulkEntries: 0, queuedBatches: 0, wanOut: 0 },
-  }
   private readonly rate: RateCap
   private readonly answers: AnswerRoom
   private readonly room: FrameRoom
   private readonly urgentLane = new Deque<Entry>()
   private readonly bulkLane = new Deque<Entry>()
+  /** Frames of no flow. */
+  private readonly ownLane = new Deque<OwnFrame>()
   private readonly creditLane = new Deque<Flow>()
   private readonly sent = new FrameRing()
   /** No frame before this number waits to go out again. */
@@ -82,7 +84,8 @@ export class Outbox {
 
   /** Nothing waits, and all is acknowledged. CREDIT does not count. */
   get isFlushed(): boolean {
-    return this.urgentLane.length + this.bulkLane.length === 0 && this.acked >= this.lastSequence
+    const waiting = this.urgentLane.length + this.ownLane.length + this.bulkLane.length
+    return waiting === 0 && this.acked >= this.lastSequence
   }
 
   /** Puts an entry in its lane. @returns bytes of it */
@@ -103,9 +106,14 @@ export class Outbox {
     return left
   }
 
-  /** A sequenced frame of no flow. */
+  /** A sequenced frame of no flow: behind urgent ones, before batches. */
   enqueueOwn(type: number, payload: Uint8Array): void {
-    this.enqueue(type, this.noFlow, [payload])
+    this.ownLane.push({ type, payload })
+  }
+
+  /** Frames of no flow that wait. */
+  get ownFrames(): number {
+    return this.ownLane.length
   }
 
   /** The flow's window is to be told, as it is when the frame goes. */
@@ -137,6 +145,12 @@ export class Outbox {
       if (urgent.type !== FRAME.CREDIT) return this.pullEntry(path, this.urgentLane, urgent, nowMs, out)
       this.finish(this.urgentLane, urgent)
       return this.pullCredit(path, urgent.flow as Flow, nowMs, out)
+    }
+    const own = this.ownLane.peek()
+    if (own) {
+      if (!urgentGoes) return 0
+      this.ownLane.shift()
+      return this.putNew(path, own.type, 0, 0, own.payload.length, own.payload, nowMs, out)
     }
     const bulk = this.first(this.bulkLane)
     if (!bulk) {
@@ -196,6 +210,7 @@ export class Outbox {
   clear(): void {
     this.urgentLane.clear()
     this.bulkLane.clear()
+    this.ownLane.clear()
     this.creditLane.clear()
     this.sent.clear()
     this.room.clear()
@@ -256,7 +271,8 @@ export class Outbox {
     const payload = length === 0 ? EMPTY : takePayload(entry, length)
     entry.left -= length
     const more = type === FRAME.BATCH && entry.left > 0
-    const bytes = this.putNew(path, type, more ? FLAG_MORE : 0, flow, length, payload, nowMs, out)
+    const bytes = this.putNew(path, type, more ? FLAG_MORE : 0, flow.number, length, payload, nowMs, out)
+    if (type === FRAME.OPEN) flow.openSequence = this.lastSequence
     flow.wanOut += bytes
     if (type === FRAME.DATA) this.answers.sent(length)
     if (type === FRAME.DATA || type === FRAME.BATCH) this.queuedBytes -= length
@@ -269,7 +285,6 @@ export class Outbox {
     const { flow } = entry
     if (lane === this.bulkLane) flow.bulkEntries--
     if (entry.type === FRAME.BATCH) flow.queuedBatches--
-    else if (entry.type === FRAME.PAGE) this.pagesSent++
     if (entry.left > 0) {
       // Dropped: data of a flow that was reset.
       this.queuedBytes -= entry.left
@@ -279,7 +294,7 @@ export class Outbox {
 
   private pullCredit(path: Path, flow: Flow, nowMs: number, out: Uint8Array[]): number {
     const payload = encodeNumbers(flow.window.grant())
-    return this.putNew(path, FRAME.CREDIT, 0, flow, payload.length, payload, nowMs, out)
+    return this.putNew(path, FRAME.CREDIT, 0, flow.number, payload.length, payload, nowMs, out)
   }
 
   /** Gives a frame its number, keeps it, and puts it out. */
@@ -287,21 +302,20 @@ export class Outbox {
     path: Path,
     type: number,
     flags: number,
-    flow: OutFlow,
+    flow: number,
     length: number,
     payload: Payload,
     nowMs: number,
     out: Uint8Array[],
   ): number {
     const sequence = ++this.lastSequence
-    if (type === FRAME.OPEN) flow.openSequence = sequence
     const { sent } = this
     sent.span(this.acked, sequence)
     const slot = sequence & sent.mask
     const size = FRAME_HEAD_BYTES + length
     sent.type[slot] = type
     sent.flags[slot] = flags
-    sent.flow[slot] = flow.number
+    sent.flow[slot] = flow
     sent.length[slot] = length
     sent.owner[slot] = path.connection
     sent.payload[slot] = payload
