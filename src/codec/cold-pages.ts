@@ -18,7 +18,7 @@ export interface ColdPages {
 /** The runs of one batch: what its column `cold` says. */
 export class ColdRuns {
   /** Number of the first page of each run, and how many pages it has. */
-  readonly first = new Float64Array(BATCH_PAGES_MAX)
+  readonly first = new Uint32Array(BATCH_PAGES_MAX)
   readonly count = new Int32Array(BATCH_PAGES_MAX)
   /** Runs, and pages of all. */
   length = 0

@@ -34,7 +34,7 @@ export class BatchEncoder {
   /** Who knows what the far side has on its disk. */
   cold: ColdPages | undefined
   /** By index of the page in its batch: the cold page that it is, where it is one. */
-  private readonly coldNumbers = new Float64Array(BATCH_PAGES_MAX)
+  private readonly coldNumbers = new Uint32Array(BATCH_PAGES_MAX)
   private readonly columns: BatchWriter
   private workspace!: Workspace
   private refRegion = 0

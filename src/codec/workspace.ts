@@ -8,7 +8,7 @@ import { BATCH_RAW_MAX, COLUMN, COLUMN_COUNT, PACKET_HEADER_SIZE, PAGE_SIZE } fr
 /** Pages that one batch can hold. */
 export const BATCH_PAGES_MAX = BATCH_RAW_MAX / PAGE_SIZE
 
-/** Bytes of runs in cold sets: each page a run, of a number of 6 bytes at most and a count. */
+/** Bytes of the column cold (protocol): at worst each page is a run, of a varint for where and a byte for how many. */
 const COLD_BYTES_MAX = BATCH_PAGES_MAX * 16
 
 /** Worst case of a column, for a batch of BATCH_RAW_MAX bytes: a record of 9 bytes costs at most SEEK, BLOCK and itself. */
