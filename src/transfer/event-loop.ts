@@ -6,15 +6,18 @@ export interface EventLoop {
   nowMs(): number
   /** Calls back in the next turn, once sockets had theirs. */
   soon(then: () => void): void
-  /** Calls back after so many milliseconds, where the process lives that long. */
-  after(ms: number, then: () => void): void
+  /** Calls back after so many milliseconds, where the process lives that long. @returns takes it back */
+  after(ms: number, then: () => void): () => void
 }
 
 /** This process's. */
 export const EVENT_LOOP: EventLoop = {
   nowMs: () => performance.now(),
   soon: then => void setImmediate(then),
-  after: (ms, then) => void setTimeout(then, ms).unref(),
+  after: (ms, then) => {
+    const timer = setTimeout(then, ms).unref()
+    return () => clearTimeout(timer)
+  },
 }
 
 /** Resolves in the next turn. */

@@ -27,7 +27,7 @@ import { ColdRation } from '../../src/transfer/cold/cold-ration.ts'
 import { ColdSets } from '../../src/transfer/cold/cold-sets.ts'
 import { DiskReads } from '../../src/transfer/cold/disk-reads.ts'
 import { NamedPages } from '../../src/transfer/cold/named-pages.ts'
-import { ReadingThreads } from '../../src/transfer/cold/reading-threads.ts'
+import { ReadingThreads, type ReadPages } from '../../src/transfer/cold/reading-threads.ts'
 import { EVENT_LOOP, type EventLoop } from '../../src/transfer/event-loop.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { Pools } from '../../src/transfer/pool.ts'
@@ -66,7 +66,13 @@ function setOf(pages: readonly Uint8Array[], disk?: (sound: Disk) => Disk, name 
 }
 
 /** A loop in which time goes so much faster. */
-const hurried = (ms: number): EventLoop => ({ ...EVENT_LOOP, after: (_, then) => void setTimeout(then, ms) })
+const hurried = (ms: number): EventLoop => ({
+  ...EVENT_LOOP,
+  after: (_, then) => {
+    const timer = setTimeout(then, ms)
+    return () => clearTimeout(timer)
+  },
+})
 
 const numbered = (from: number, count: number): Buffer[] => Array.from({ length: count }, (_, i) => page(from + i))
 
@@ -354,6 +360,32 @@ t.test('a late answer touches nothing', async t => {
   t.same(fetched(workspace), [pages[1], pages[2]], 'and whoever comes next finds the disk free')
 })
 
+t.test('a batch that was read leaves no timer behind', async t => {
+  const pages = numbered(1, 40)
+  let timers = 0
+  const counting: EventLoop = {
+    ...EVENT_LOOP,
+    after: () => {
+      timers++
+      return () => void timers--
+    },
+  }
+  const broken = async (): Promise<number> => {
+    throw Object.assign(new Error('i/o error, read'), { code: 'EIO' })
+  }
+  const { workspace, flow } = expanding()
+  for (const [disk, code] of [
+    [undefined, undefined],
+    [() => broken, 'IO'],
+  ] as const) {
+    const fetcher = new ColdFetcher({ list: new ColdList([setOf(pages, disk)]), reads: new DiskReads(counting) })
+    name(workspace, flow, [0, 10, 20])
+    const error = await fetcher.fetch(flow, workspace, 1 << 20)!.catch(thrown => thrown)
+    t.equal(error?.code, code)
+    t.equal(timers, 0)
+  }
+})
+
 t.test('a disk that is silent for good is not asked for ever', async t => {
   const pages = numbered(1, 40)
   let reads = 0
@@ -547,7 +579,7 @@ t.test('threads read files: all at once, each what it was asked for', async t =>
       const count = 1 + rand(16)
       return { fd, position: first * PAGE_SIZE, length: count * PAGE_SIZE, first, wanted: [0, count - 1, rand(count)] }
     })
-    const came = await threads.read(runs, reads.deadline(60_000), ({ bytes, digests, runs: read }) => {
+    const use = ({ bytes, digests, runs: read }: ReadPages): void => {
       for (const [i, { first, wanted }] of runs.entries()) {
         const { at, digestsAt, failure } = read[i]!
         if (failure) wrong.push(failure.message)
@@ -561,7 +593,8 @@ t.test('threads read files: all at once, each what it was asked for', async t =>
             if (digests[digestsAt + 8 * k + word] !== proof[word]) wrong.push('another digest')
         }
       }
-    })
+    }
+    const came = await reads.within(60_000, deadline => threads.read(runs, deadline, use))
     if (!came) wrong.push('late')
   }
   await Promise.all(Array.from({ length: 60 }, one))
@@ -571,10 +604,12 @@ t.test('threads read files: all at once, each what it was asked for', async t =>
   const run = { fd, position: 0, length: PAGE_SIZE, wanted: [0] }
   const bad = [run, { ...run, fd: 999_999 }, { ...run, position: 400 * PAGE_SIZE }, run]
   t.ok(
-    await threads.read(bad, reads.deadline(60_000), ({ runs, bytes }) => {
-      failures.push(...runs.map(({ failure }) => failure?.code))
-      t.ok(pages[0]!.equals(bytes.subarray(runs[3]!.at, runs[3]!.at + PAGE_SIZE)), 'the others are read')
-    }),
+    await reads.within(60_000, deadline =>
+      threads.read(bad, deadline, ({ runs, bytes }) => {
+        failures.push(...runs.map(({ failure }) => failure?.code))
+        t.ok(pages[0]!.equals(bytes.subarray(runs[3]!.at, runs[3]!.at + PAGE_SIZE)), 'the others are read')
+      }),
+    ),
   )
   t.same(failures, [undefined, 'EBADF', '', undefined])
 
@@ -584,9 +619,11 @@ t.test('threads read files: all at once, each what it was asked for', async t =>
   threads.rest()
   let again = false
   t.ok(
-    await threads.read([run], reads.deadline(60_000), () => {
-      again = true
-    }),
+    await reads.within(60_000, deadline =>
+      threads.read([run], deadline, () => {
+        again = true
+      }),
+    ),
   )
   t.ok(again, 'others come after those that ended')
 })

@@ -383,6 +383,7 @@ t.test('what no session uses is let go, but not at once', async t => {
       t.notOk(sweep, 'one look at a time')
       t.equal(ms, 60_000)
       sweep = then
+      return () => {}
     },
   }
   const pools = new Pools({ loop })

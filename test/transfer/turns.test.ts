@@ -57,7 +57,9 @@ class Loop implements EventLoop {
     this.callbacks.push(then)
   }
 
-  after(): void {}
+  after(): () => void {
+    return () => {}
+  }
 
   async turn(): Promise<void> {
     for (const then of this.callbacks.splice(0)) then()

@@ -49,12 +49,13 @@ export class ColdAnswers {
       const page = number - list.starts[index]!
       let sent = false
       try {
-        await reads.read(set, page, 1, reads.deadline(COLD_READ_MS_MAX), bytes => {
+        const use = (bytes: Uint8Array): void => {
           if (this.closed) return
           if (!set.isPage(page, bytes.subarray(0, PAGE_SIZE))) throw set.damaged(page)
           this.send(number, bytes.subarray(0, PAGE_SIZE))
           sent = true
-        })
+        }
+        await reads.within(COLD_READ_MS_MAX, deadline => reads.read(set, page, 1, deadline, use))
       } catch (error) {
         this.onFailure(set, error as ProxyError)
       }

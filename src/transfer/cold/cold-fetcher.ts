@@ -48,7 +48,7 @@ export class ColdFetcher {
   private readonly options: ColdFetcherOptions
   private readonly runs = new ColdRuns()
   /** By place in the batch: the page's number. Places in the order of the numbers. */
-  private readonly numbers = new Float64Array(BATCH_PAGES_MAX)
+  private readonly numbers = new Uint32Array(BATCH_PAGES_MAX)
   private readonly order = new Uint16Array(BATCH_PAGES_MAX)
   /** By set: batches in a row for which its disk gave nothing in time. */
   private readonly lateness = new Map<ColdSet, number>()
@@ -109,15 +109,15 @@ export class ColdFetcher {
       else runs.push({ set, start, first: first - start, count: last - first + 1, places })
       from = to
     }
-    const deadline = reads.deadline(ask === undefined ? COLD_READ_MS_MAX : COLD_PATIENCE_MS)
     const late = new Set<ColdSet>()
     const inThread = runs.filter(({ set }) => set.fd !== undefined)
-    await Promise.all([
-      inThread.length > 0 && this.readInThread(workspace, inThread, deadline, missing, late),
-      ...runs
-        .filter(({ set }) => set.fd === undefined)
-        .map(run => this.readRun(workspace, run, deadline, missing, late)),
-    ])
+    const others = runs.filter(({ set }) => set.fd === undefined)
+    await reads.within(ask === undefined ? COLD_READ_MS_MAX : COLD_PATIENCE_MS, deadline =>
+      Promise.all([
+        inThread.length > 0 && this.readInThread(workspace, inThread, deadline, missing, late),
+        ...others.map(run => this.readRun(workspace, run, deadline, missing, late)),
+      ]),
+    )
     for (const set of late) this.wasLate(set)
     if (missing.length > 0) await this.askFor(workspace, missing)
     workspace.fetchedPages = pages

@@ -23,20 +23,27 @@ export class DiskReads {
     this.loop = loop
   }
 
-  /** For reads that begin now: of one batch. */
-  deadline(ms: number): Deadline {
+  /** Reads of one batch: they are waited for so long, and what comes later than their end is not used. */
+  async within<T>(ms: number, reads: (deadline: Deadline) => Promise<T>): Promise<T> {
     let isPast = false
+    let pass!: () => void
     const passed = new Promise<void>(done => {
-      this.loop.after(ms, () => {
-        isPast = true
-        done()
-      })
+      pass = done
     })
-    return {
-      get isPast() {
-        return isPast
-      },
-      passed,
+    const takeBack = this.loop.after(ms, () => {
+      isPast = true
+      pass()
+    })
+    try {
+      return await reads({
+        get isPast() {
+          return isPast
+        },
+        passed,
+      })
+    } finally {
+      isPast = true
+      takeBack()
     }
   }
 
