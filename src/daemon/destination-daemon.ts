@@ -203,8 +203,8 @@ export class DestinationDaemon {
     const ringMost = Math.min(hello.ring, options.ringPagesMax, ringPagesMax(SHAPE, places))
     let ring = ringMost
     let setsMax = hello.sets.length
+    let held = await this.sets.offer()
     for (;;) {
-      const held = await this.sets.offer()
       sets = hello.sets.filter(digest => held.hot.includes(digest)).slice(0, setsMax)
       // what has no room in this side's memory, or in the other's
       const others = new Set(usesCold ? [...held.hot, ...held.cold] : [])
@@ -217,7 +217,10 @@ export class DestinationDaemon {
         break
       } catch (error) {
         grant.release()
-        if (this.sets.exclude(error)) continue // once more, without the damaged set
+        if (this.sets.exclude(error)) {
+          held = await this.sets.offer() // without the damaged set
+          continue
+        }
         if (!isProxyError(error, 'LIMIT_EXCEEDED') || (ring === 0 && setsMax === 0)) throw error
         // a smaller ring leaves room for sets; where other sessions have taken what sets may have, those wanted most are left
         if (ring > ringMost >> 4) ring >>= 1
