@@ -11,7 +11,6 @@ import { JOIN_ROTATED } from '../capture/missing.ts'
 import { readOneChannel } from '../capture/one-channel.ts'
 import { COLUMN, COLUMN_NAMES, PAGE_SIZE } from '../codec/wire.ts'
 import { EFFORT_MAX, EFFORTS, type Effort, parseEffort } from '../compression/effort.ts'
-import { DEFAULTS } from '../daemon/settings.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { decodeStream } from '../file/encoded-file-reader.ts'
 import { type EncodeResult, encodeStream } from '../file/encoded-file-writer.ts'
@@ -24,6 +23,7 @@ import { digestOfFileName } from '../template/wire.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
 import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
 import { print, printLines, tell } from './output.ts'
+import { SET_MEMORY_OPTION } from './set-memory.ts'
 import { existingStore, STORE_KEY_OPTION } from './store-key.ts'
 
 /** What `encode` and `estimate` use where nothing is said: the ratio of a 100 Mbit/s link. */
@@ -83,12 +83,7 @@ function codecOptions(yargs: Argv): Argv<CodecArguments> {
       requiresArg: true,
       default: POOL_MEMORY_DEFAULT,
     })
-    .option('set-memory', {
-      describe: 'Memory for template sets, the newest first; the others are read from the disk',
-      type: 'string',
-      requiresArg: true,
-      default: DEFAULTS.setMemory,
-    })
+    .option('set-memory', SET_MEMORY_OPTION)
     .option('effort', {
       describe: `How hard to squeeze: 0 (references alone) to ${EFFORT_MAX}`,
       type: 'string',

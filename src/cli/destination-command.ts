@@ -2,20 +2,14 @@
 import type { Argv, CommandModule } from 'yargs'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
-import { readCommon } from '../daemon/settings.ts'
+import { DEFAULTS, readCommon } from '../daemon/settings.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import type { ListenAt } from '../link/server.ts'
 import { parseCount } from '../quantity.ts'
 import { type Address, isLoopback, parseAddress, parseNamedAddress } from '../relay/address.ts'
-import {
-  newTeller,
-  POOL_MEMORY_OF_ALL_DEFAULT,
-  type ProxyArguments,
-  proxyOptions,
-  proxySettings,
-} from './proxy-options.ts'
+import { newTeller, type ProxyArguments, proxyOptions, proxySettings } from './proxy-options.ts'
 
 interface DestinationArguments extends ProxyArguments {
   readonly listen: string[]
@@ -27,7 +21,7 @@ interface DestinationArguments extends ProxyArguments {
 const POOL_MEMORY = {
   describe:
     'Memory for pages that have passed, of all source proxies together; one alone gets half at most, and no more than its own --pool-memory',
-  default: POOL_MEMORY_OF_ALL_DEFAULT,
+  default: DEFAULTS.poolMemoryOfAll,
 }
 
 export const destinationCommand: CommandModule<object, DestinationArguments> = {

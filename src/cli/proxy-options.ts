@@ -15,11 +15,9 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import { PLACES, Pools } from '../transfer/pool.ts'
 import { RingShares } from '../transfer/ring-shares.ts'
+import { SET_MEMORY_OPTION } from './set-memory.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 import { sentenceOf } from './summary-text.ts'
-
-/** What a process that takes sessions has for all their rings: one peer alone has half of it, what a source proxy offers. */
-export const POOL_MEMORY_OF_ALL_DEFAULT = '512MiB'
 
 export interface ProxyArguments extends CommonTexts {
   readonly peerName: string | undefined
@@ -73,12 +71,7 @@ export function proxyOptions(
       type: 'string',
       requiresArg: true,
     })
-    .option('set-memory', {
-      describe: 'Memory for template sets, the newest first; the others are read from the disk',
-      type: 'string',
-      requiresArg: true,
-      default: DEFAULTS.setMemory,
-    })
+    .option('set-memory', SET_MEMORY_OPTION)
     .option('queue-target', {
       describe: "Time that bytes may wait in the link beyond its round trip: it adds to the guest's downtime",
       type: 'string',

@@ -78,7 +78,7 @@ const SCHEMA = (() => {
     store: z.string().optional(),
     'tls-creds': z.string().optional(),
     plaintext: z.boolean().default(false),
-    'pool-memory': size('pool-memory').prefault('512MiB'),
+    'pool-memory': size('pool-memory').prefault(DEFAULTS.poolMemoryOfAll),
     'set-memory': size('set-memory').prefault(DEFAULTS.setMemory),
     effort: text(value => parseEffortOrAuto(value, 'effort')).prefault('auto'),
     'queue-target': duration('queue-target').prefault(DEFAULTS.queueTarget),

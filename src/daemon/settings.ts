@@ -40,6 +40,8 @@ export interface CommonTexts {
 
 /** Where nothing is said. */
 export const DEFAULTS = {
+  /** What a process that takes sessions has for all their rings: one peer alone has half of it, what a source proxy offers. */
+  poolMemoryOfAll: '512MiB',
   setMemory: '512MiB',
   learnSize: '4GB',
   learnAge: '30d',
