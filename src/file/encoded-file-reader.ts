@@ -6,7 +6,7 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import { BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
-import { openPool } from '../transfer/pool.ts'
+import { type OpenPool, openPool } from '../transfer/pool.ts'
 import { type Frame, FrameDecoder } from '../wan/frames.ts'
 import { clientHelloOf, HelloDecoder } from '../wan/hello.ts'
 import { FEATURES, FLAG_MORE, FRAME, FRAME_OPTIONAL, HELLO_HEAD_BYTES } from '../wan/wire.ts'
@@ -101,6 +101,7 @@ class EncodedFileReader {
   private place: FilePlace = 'start'
   /** Sequence number of the frame before. */
   private sequence = 0
+  private pool: OpenPool | undefined
   private inbound: Inbound | undefined
   private flow: InboundChannel | undefined
   /** Parts of the batch under way. */
@@ -140,7 +141,7 @@ class EncodedFileReader {
 
   async close(): Promise<void> {
     this.inbound?.close()
-    await this.inbound?.pool.cold?.close()
+    await this.pool?.close()
   }
 
   /** @returns what follows the hello, undefined as long as that is not complete */
@@ -151,7 +152,7 @@ class EncodedFileReader {
     const terms = clientHelloOf(got.body)
     const unknown = terms.features?.find(name => !FEATURES.includes(name))
     if (unknown !== undefined) throw this.error(`the file needs ${unknown}`, 'PROTOCOL_VERSION')
-    const pool = await openPool({
+    this.pool = await openPool({
       role: 'decoder',
       sets: terms.sets,
       cold: terms.cold,
@@ -164,7 +165,7 @@ class EncodedFileReader {
       longMatch: false,
     })
     const seed = Buffer.from(terms.seed, 'hex')
-    this.inbound = new Inbound(pool, [seed.readUInt32BE(4), seed.readUInt32BE(0)], error => {
+    this.inbound = new Inbound(this.pool, [seed.readUInt32BE(4), seed.readUInt32BE(0)], error => {
       this.failure = error
     })
     return got.rest

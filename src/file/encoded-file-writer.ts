@@ -16,7 +16,7 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { ChannelBuffer } from '../transfer/channel-buffer.ts'
 import { parserFor } from '../transfer/channel-parser.ts'
 import { Outbound } from '../transfer/outbound.ts'
-import { openPool } from '../transfer/pool.ts'
+import { openPool, type Pool } from '../transfer/pool.ts'
 import { encodeFrame, writeHead } from '../wan/frames.ts'
 import { encodeClientHello } from '../wan/hello.ts'
 import { FEATURE, FLAG_MORE, FRAME, FRAME_HEAD_BYTES } from '../wan/wire.ts'
@@ -70,7 +70,20 @@ export async function encodeStream(
     slotBytes: HEADROOM_BYTES + READ_BYTES + 65536,
     longMatch: options.effort.longMatch,
   })
-  await pool.warm()
+  try {
+    await pool.warm()
+    return await encodeInto(pool, input, write, options)
+  } finally {
+    await pool.close()
+  }
+}
+
+async function encodeInto(
+  pool: Pool,
+  input: AsyncIterable<Uint8Array>,
+  write: (bytes: Uint8Array) => Promise<void> | void,
+  options: EncodeOptions,
+): Promise<EncodeResult> {
   const seed = randomBytes(8)
   const file = new FileFrames(write)
   file.begin(options, seed)
@@ -131,7 +144,6 @@ export async function encodeStream(
     await file.flush()
   } finally {
     await outbound.close()
-    await pool.cold?.close()
   }
   return { stats: encoder.stats, fileBytes: file.bytes, degraded, endsEarly: endsEarly(encoder.parser) }
 }

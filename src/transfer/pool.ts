@@ -115,6 +115,7 @@ export class Pools {
   /**
    * @param options.setsBytesMax bytes that sets may take in all memories together: where sessions do not fit into one memory
    *   another one has the same sets again
+   * @param options.unusedMs how long what no session uses is kept for the next one; 0: nothing is, for there is none
    */
   constructor(
     options: {
@@ -162,8 +163,9 @@ export class Pools {
     await Promise.all(this.cleaning) // what is about to be free is better than what nobody has touched yet
     const files = new Map<string, SetFile>()
     const { cold: coldSets = [], store, role } = request
-    const cold = coldSets.length > 0 ? await this.coldSets.open(coldSets, store, role === 'encoder') : undefined
+    let cold: ColdLease | undefined
     try {
+      if (coldSets.length > 0) cold = await this.coldSets.open(coldSets, store, role === 'encoder')
       const { arena, lease } = await this.lease(request, files)
       let kernel: Kernel | undefined
       try {
@@ -174,7 +176,7 @@ export class Pools {
         throw error
       }
     } catch (error) {
-      this.releaseCold(cold)
+      await this.releaseCold(cold)
       throw error
     } finally {
       for (const file of files.values()) await file.close()
@@ -256,10 +258,7 @@ export class Pools {
       warm: () => warmth.warm(),
       close: () => {
         warmth.end()
-        if (closed === undefined) {
-          this.releaseCold(cold)
-          closed = this.giveBack(arena, lease, kernel)
-        }
+        closed ??= Promise.all([this.releaseCold(cold), this.giveBack(arena, lease, kernel)]).then(() => {})
         return closed
       },
     }
@@ -271,20 +270,27 @@ export class Pools {
    */
   async warmCold(digests: readonly string[], store: TemplateStore | undefined, role: PoolShape['role']): Promise<void> {
     if (digests.length === 0) return
+    let cold: ColdLease | undefined
     try {
-      this.releaseCold(await this.coldSets.open(digests, store, role === 'encoder'))
+      cold = await this.coldSets.open(digests, store, role === 'encoder')
     } catch (error) {
       if (!isProxyError(error)) throw error
     }
+    await this.releaseCold(cold)
   }
 
-  private releaseCold(cold: ColdLease | undefined): void {
-    if (cold === undefined) return
-    cold.release()
-    this.sweepLater()
+  /** @param cold undefined: its sets could not all be opened */
+  private async releaseCold(cold: ColdLease | undefined): Promise<void> {
+    cold?.release()
+    if (this.unusedMs === 0) await this.coldSets.forget(Number.POSITIVE_INFINITY)
+    else if (this.coldSets.setCount > 0) this.sweepLater()
   }
 
   private async giveBack(arena: Arena, lease: Lease, kernel: Kernel | undefined): Promise<void> {
+    if (this.unusedMs === 0 && arena.sessions === 1) {
+      this.arenas = this.arenas.filter(other => other !== arena) // as it is: nobody comes who wants it clean
+      return
+    }
     const cleaned = arena.giveBack(lease, kernel, this.loop.nowMs())
     this.cleaning.add(cleaned)
     await cleaned
@@ -370,9 +376,9 @@ class Warmth {
   }
 }
 
-/** A pool in a memory of its own, for as long as the program runs: commands. @throws as Pools.open */
+/** A pool in a memory of its own, for commands: `close` lets go of it, and closes all files. @throws as Pools.open */
 export function openPool(request: PoolRequest): Promise<OpenPool> {
-  return new Pools().open(request)
+  return new Pools({ unusedMs: 0 }).open(request)
 }
 
 /**

@@ -2,7 +2,7 @@
  * Encoding against sets that stay on the disk, and back: the same bytes or a typed error, whatever happens to the files of
  * either side.
  */
-import { cpSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { cpSync, readdirSync, readFileSync, readlinkSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
@@ -110,6 +110,60 @@ t.test('there and back, at every effort', async t => {
       t.ok(decodeFile(file, () => readFileSync(pair.path)).equals(input), `${what}: second decoder`)
     }
   }
+})
+
+/** Sets that this process has open. */
+function openSets(): string[] {
+  return readdirSync('/proc/self/fd').flatMap(fd => {
+    try {
+      const path = readlinkSync(`/proc/self/fd/${fd}`)
+      return path.endsWith('.pfset') ? [path] : []
+    } catch {
+      return [] // the one that listed them
+    }
+  })
+}
+
+t.test('however it ends, no set stays open', async t => {
+  const pair = await sides(scratch(t.teardown).folder)
+  const { source, destination, digest } = pair
+  const damaged = await putPages(
+    source,
+    image.map((_, i) => page(5000 + i)),
+  )
+  const bytes = readFileSync(source.pathOf(damaged))
+  bytes[bytes.length - 1]! ^= 1
+  writeFileSync(source.pathOf(damaged), bytes)
+  const failing = new Error('no more')
+  const fail = (): never => {
+    throw failing
+  }
+  async function* cut(): AsyncGenerator<Uint8Array> {
+    yield migration(image)
+    throw failing
+  }
+  const encode = (
+    input: AsyncIterable<Uint8Array>,
+    { sets = [], cold = [digest], write = () => {} }: { sets?: string[]; cold?: string[]; write?: () => void },
+  ) => encodeStream(input, write, { ...RING, store: source, sets, cold, effort: EFFORTS[3]! })
+  const guest = () => pieces(migration(guestPages(4)))
+  await encode(guest(), {})
+  t.same(openSets(), [], 'in order')
+  await t.rejects(encode(guest(), { sets: [damaged] }), { code: 'TEMPLATE_DAMAGED' })
+  t.same(openSets(), [], 'a set that was to be loaded is damaged')
+  await t.rejects(encode(guest(), { cold: [digest, 'f'.repeat(64)] }), { code: 'TEMPLATE_MISSING' })
+  t.same(openSets(), [], 'one that was to stay on the disk is not there')
+  await t.rejects(encode(cut(), {}), failing)
+  t.same(openSets(), [], 'the input fails')
+  await t.rejects(encode(guest(), { write: fail }), failing)
+  t.same(openSets(), [], 'the output fails')
+
+  const { file } = await encoded(migration(guestPages(4)), pair, 3)
+  await t.rejects(
+    decodeStream(pieces(file), async () => fail(), { store: destination, name: 'file' }),
+    failing,
+  )
+  t.same(openSets(), [], 'nor behind decode')
 })
 
 t.test('the source reads no page', async t => {

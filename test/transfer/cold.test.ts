@@ -467,7 +467,6 @@ t.test('a set is not to be had by asking', async t => {
   const store = new TemplateStore(folder)
   const pages = numbered(1, 50)
   const cold = await new ColdSets().open([await putPages(store, pages)], store, true)
-  t.teardown(() => cold.close())
   const finder = new ColdFinder(cold.index!, cold.named)
   for (const number of [3, 4, 40]) t.equal(finder.find(pages[number]!, 0), number)
   const sent = new Map<number, Buffer | undefined>()

@@ -24,10 +24,8 @@ export interface ColdLease {
   readonly reads: DiskReads
   /** A set turned out to be damaged: who opens it next reads it anew. */
   forget(digest: string): void
-  /** The session is over; another may come soon. */
+  /** The session is over: what nobody else uses is closed by `ColdSets.forget`. */
   release(): void
-  /** The same where none comes: closes what nobody else uses. */
-  close(): Promise<void>
 }
 
 interface Held<T> {
@@ -78,10 +76,6 @@ export class ColdSets {
         held.unusedMs = nowMs
       }
     }
-    const close = async (): Promise<void> => {
-      release()
-      await this.forget(Number.POSITIVE_INFINITY)
-    }
     try {
       const opening = digests.map(digest => take(this.sets, digest, () => store!.openCold(digest)))
       const results = await Promise.allSettled(opening)
@@ -92,7 +86,7 @@ export class ColdSets {
       const index = indexed ? await take(this.indices, digests.join(' '), () => this.indexOf(list)) : undefined
       const { reads } = this
       const forget = (digest: string): void => this.forgetSet(digest)
-      return { list, index, named: new NamedPages(), reads, forget, release, close }
+      return { list, index, named: new NamedPages(), reads, forget, release }
     } catch (error) {
       release()
       throw error
