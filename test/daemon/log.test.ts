@@ -80,7 +80,13 @@ t.test('a budget', async t => {
       written.push(nowMs)
       leftOut += lines
     },
-    { nowMs: () => nowMs, after: (ms, run) => void timers.push({ at: nowMs + ms, run }) },
+    {
+      nowMs: () => nowMs,
+      after: (ms, run) => {
+        timers.push({ at: nowMs + ms, run })
+        return () => {}
+      },
+    },
   )
   let taken = 0
   for (let i = 0; i < 10_000; i++) {

@@ -592,6 +592,18 @@ t.test('pages of sets that are asked for', t => {
   t.same(asked.pull(), ['9 0 4104', '9 0 8'])
   t.ok(asked.frames[0]!.payload.subarray(8).every(byte => byte === 7))
 
+  const busy = client().say(FRAME.WANT, 0, u64(5))
+  const bulk = busy.session.openFlow(INFO)
+  busy.session.sendBatch(bulk, 5, [batch(5, 10)])
+  busy.session.coldPages.answer(5, page)
+  const small = busy.session.openFlow(INFO)
+  busy.session.sendData(small, ascii('urgent'))
+  t.same(
+    busy.pull().map(frame => frame.split(' ')[0]),
+    [FRAME.OPEN, FRAME.OPEN, FRAME.DATA, FRAME.PAGE, FRAME.BATCH].map(String),
+    'behind what is urgent, before batches',
+  )
+
   const want = (count: number): Uint8Array => join(...Array.from({ length: count }, (_, i) => u64(i)))
   const full = client().say(FRAME.WANT, 0, want(256))
   for (let i = 0; i < 3; i++) full.session.coldPages.answer(i, page)
