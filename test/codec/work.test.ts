@@ -17,7 +17,9 @@ import { EFFORTS } from '../../src/compression/effort.ts'
 import { isProxyError } from '../../src/errors.ts'
 import { FairShares, type Share } from '../../src/fair-shares.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
+import { MULTIFD } from '../../src/qemu/wire.ts'
 import { Inbound, type InboundChannel } from '../../src/transfer/inbound.ts'
+import { readsOf } from '../helpers/reads-of.ts'
 import { mixture, op, packed, STEPS } from './costly-batches.ts'
 import { handBatch, varint } from './hand-batch.ts'
 import { PAGE, poolOf, Receiver, random, SEED, SEED_WORDS, Sender, SIMD, type Terms, templatePages } from './harness.ts'
@@ -198,6 +200,31 @@ t.test('a name that is said twice is the first of that name', t => {
       `looked up ${lookedUp} they were said`,
     )
   }
+  t.end()
+})
+
+t.test('a packet finds its name in one step, however many the flow has named', t => {
+  const flow = new FlowExpander(1, new PoolRegions([terms.templates.length, terms.ring]))
+  const { names } = flow.prediction
+  const reads = readsOf(names, 'names')
+  const name = (i: number) => String(i).padStart(3, '0')
+  while (names.add(name(names.count)) >= 0);
+  const known = names.count
+  t.ok(known > 900, `${known} names`)
+  const header = new Uint8Array(MULTIFD.HEADER_LENGTH)
+  header[MULTIFD.NORMAL_PAGES_AT + 3] = 1
+  const packet = (block: number): number => {
+    header.set(Buffer.from(name(block)), MULTIFD.BLOCK_AT)
+    flow.packet(header, 0)
+    return flow.prediction.block
+  }
+  reads()
+  t.equal(packet(known - 1), known - 1)
+  const first = reads()
+  t.ok(first > 0 && first <= known, `the first packet reads ${first} names: an index is made`)
+  for (let block = 0; block < known; block++) if (packet(block) !== block) t.fail(`${block} is another`)
+  const rest = reads()
+  t.ok(rest <= known, `${known} more packets read ${rest} names`)
   t.end()
 })
 

@@ -21,6 +21,7 @@ import { PreemptParser } from '../../src/qemu/preempt-channel.ts'
 import { ReturnPathParser } from '../../src/qemu/return-path.ts'
 import * as wire from '../../src/qemu/wire.ts'
 import { RETURN_PATH } from '../../src/qemu/wire.ts'
+import { readsOf } from '../helpers/reads-of.ts'
 import { type MainVector, mainVectors } from '../vectors/qemu/main-stream.ts'
 import { type WireVector, wireBytes, wireTrace } from '../vectors/qemu/notation.ts'
 import { multifdVectors, preemptVectors, returnPathVectors } from '../vectors/qemu/other-channels.ts'
@@ -238,6 +239,49 @@ t.test('many RAMBlocks', t => {
   const sections = new StreamEmitter().header()
   for (let i = 0; i <= 1024; i++) sections.sectionStart(i, 'dirty-bitmap').raw(Uint8Array.of(1)).footer(i)
   t.match(traceOf(sections.bytes(), [], main).at(-1), /^degraded \d+ too many sections$/)
+  t.end()
+})
+
+t.test('a RAMBlock is found in one step, however many there are', t => {
+  const table = new BlockTable()
+  const reads = readsOf(table, 'names')
+  // As long as names may be, and they differ at their ends.
+  const name = (i: number) => Buffer.from(`${'n'.repeat(250)}${String(i).padStart(5, '0')}`)
+  for (let i = 0; i < RAM_BLOCKS_MAX; i++) if (table.resolve(name(i), 0, 255) !== i) t.fail(`${i} is another`)
+  const made = reads()
+  t.ok(made < 10, `${made} names were read to find that each is new: two may have the same hash by chance`)
+  for (let i = 0; i < RAM_BLOCKS_MAX; i++) if (table.find(name(i), 0, 255) !== i) t.fail(`${i} is another`)
+  const found = reads()
+  t.ok(found >= RAM_BLOCKS_MAX && found < RAM_BLOCKS_MAX + 10, `${found} reads for as many lookups`)
+  t.end()
+})
+
+t.test('commands on a way back count as all others do', t => {
+  const commands = new StreamEmitter()
+    .command(11)
+    .command(6, wireBytes("00 'pc.ram' 00 0000000000010000 0000000000010000").bytes)
+    .ping(2)
+    .packaged(new StreamEmitter().command(4).ping(3).command(5).bytes())
+    .ping(4)
+  const countsOf = (section: Uint8Array) => {
+    const out = new StreamEmitter()
+      .header()
+      .ramStart(5, [{ idstr: 'pc.ram', lengthBytes: 1 << 20 }])
+      .eos()
+      .footer(5)
+    const input = out.raw(section).raw(commands.bytes()).sectionPart(5).zero(0, 'pc.ram').eos().footer(5).bytes()
+    const sink = new TraceSink()
+    const parser = new MainStreamParser(sink)
+    sink.pushedTo = input.length
+    parser.push(input, 0, input.length)
+    t.notOk(parser.raw)
+    return { commands: parser.counts.commands, packagedBytes: parser.counts.packagedBytes }
+  }
+  const plain = countsOf(new Uint8Array(0))
+  t.equal(plain.packagedBytes, 19)
+  t.same(plain.commands, [0, 0, 2, 0, 0, 0, 1, 1, 0, 0, 0, 1], 'those in the package are its own')
+  const unknown = new StreamEmitter().sectionStart(7, 'new').raw(new Uint8Array(9)).footer(7).bytes()
+  t.same(countsOf(unknown), plain)
   t.end()
 })
 

@@ -11,6 +11,7 @@ const ramStart = "01 00000002 'ram' 00000000 00000004 @ram"
 const pcRam = "'pc.ram' 0000000000100000"
 const oneBlock = `${ramStart} 0000000000100004 ${pcRam}`
 const eos = '0000000000000010'
+const flush = '0000000000000200'
 const footer = '7e 00000002'
 const part = '02 00000002'
 const end = '03 00000002'
@@ -638,6 +639,29 @@ export const mainVectors: readonly MainVector[] = [
     trace: [...strayTrace, 'zero @a-@b 0 0x0 named', ...stopTrace],
   },
   {
+    name: 'MULTIFD_FLUSH is no way back: what follows it has to be one',
+    why: 'a word without a page could be chance; more of them than wrong ways are followed, then one before a record',
+    input: `${unknownAt('body')} ${`7e 00000007 ${part} ${flush} ff*8 `.repeat(20)}
+      7e 00000007 ${part} ${flush} ${flush} @a ${named('00')} @b ${stop}`,
+    trace: [...strayTrace, 'zero @a-@b 0 0x0 named', ...stopTrace],
+  },
+  {
+    name: 'an empty PART of ram ends in the footer of ram, or is none',
+    why: 'the footer of a section that is not there, and a byte that is no footer, each before what looks like a record',
+    input: `${unknownAt('body')} 7e 00000007 ${part} ${eos} 7e 00000006 ${part} ${named('00')}
+      7e 00000007 ${part} ${eos} 7f 00000002 ${part} ${named('00')}
+      7e 00000007 ${part} @a 0000000000001002 'pc.ram' 00 @b ${stop}`,
+    trace: [...strayTrace, 'zero @a-@b 0 0x1000 named', ...stopTrace],
+  },
+  {
+    name: 'a PACKAGED of another length is no way back',
+    why: 'its length is four bytes that say how long the package is',
+    input: `${unknownAt('body')} 7e 00000007 08 0007 0003 00000000 ${part} ${named('00')}
+      7e 00000007 08 0007 0005 00000000 ${part} ${named('00')}
+      7e 00000007 08 0007 0004 00000000 @post ${part} @a 0000000000001002 'pc.ram' 00 @b ${eos} ${footer}`,
+    trace: [...strayTrace, 'phase postcopy @post', 'zero @a-@b 0 0x1000 named'],
+  },
+  {
     name: 'the way back through commands, at the switch to postcopy',
     why: 'END of an unknown section stands right before it: SWITCHOVER_START, DISCARD, PING, PACKAGED, then ram',
     input: `${unknownAt('body')} 01 7e 00000007 ${part} @a ${named('00')} @b ${eos} ${footer} 03 00000007 7e 08 00 7e 00000007
@@ -768,6 +792,20 @@ export const mainVectors: readonly MainVector[] = [
       'strayed @start unknown section "new"',
       'zero @c-@d 0 0x6000',
       'page @e-@f 0 0x7000',
+      ...stopTrace,
+    ],
+  },
+  {
+    name: 'MULTIFD_FLUSH on the way back where there are no footers',
+    why: 'it stands before and between the two records, and is none of them',
+    input: `"QEVM" 00000003 ${oneBlock} ${eos} ${part} @a ${named('00')} @b ${eos} @start 01 00000007 'new' 00000000 00000001
+      11*9 ${part} ${flush} 0000000000005022 00 ${flush} @c 0000000000006022 00 @d ${eos} ${end} ${eos}
+      @end 04 00000000 'timer' 00000000 00000002`,
+    trace: [
+      ...beginTrace,
+      'zero @a-@b 0 0x0 named',
+      'strayed @start unknown section "new"',
+      'zero @c-@d 0 0x6000',
       ...stopTrace,
     ],
   },
