@@ -17,6 +17,7 @@ import { LinkServer } from '../../src/link/server.ts'
 import { type ClientHello, encodeClientHello, HelloDecoder } from '../../src/wan/hello.ts'
 import { CODE } from '../../src/wan/wire.ts'
 import { until } from '../helpers/until.ts'
+import { type CrlOptions, makeCrl } from './crl.ts'
 import {
   credentials,
   End,
@@ -1039,47 +1040,6 @@ t.test('server name indication: only where it is asked for', async t => {
   for (const serverName of ['', '192.0.2.1', '::1'])
     t.throws(() => credentials(`${dir}/site-a`, { serverName }), { code: 'USAGE', what: /server name/ })
 })
-
-interface CrlOptions {
-  /** From now. */
-  readonly fromMs?: number
-  readonly toMs?: number | undefined
-  /** File of the certificate that it revokes. */
-  readonly revoked?: string
-}
-
-async function makeCrl(dir: string, options: CrlOptions): Promise<string> {
-  const { fromMs = -60_000, toMs, revoked } = { toMs: 3_600_000, ...options }
-  const [asn1, pki, { webcrypto, X509Certificate }] = await Promise.all([
-    import('asn1js'),
-    import('pkijs'),
-    import('node:crypto'),
-  ])
-  const pem = fs.readFileSync(`${dir}/site-a/ca-cert.pem`)
-  const ca = pki.Certificate.fromBER(new Uint8Array(new X509Certificate(pem).raw).buffer)
-  const der = Buffer.from(fs.readFileSync(`${dir}/ca-key.pem`, 'utf8').replaceAll(/-----.*-----|\s/g, ''), 'base64')
-  const key = await webcrypto.subtle.importKey('pkcs8', der, { name: 'ECDSA', namedCurve: 'P-256' }, false, ['sign'])
-  const crl = new pki.CertificateRevocationList()
-  crl.version = 1
-  crl.issuer = ca.subject
-  crl.thisUpdate = new pki.Time({ type: 0, value: new Date(Date.now() + fromMs) })
-  if (toMs !== undefined) crl.nextUpdate = new pki.Time({ type: 0, value: new Date(Date.now() + toMs) })
-  if (revoked) {
-    const serial = new X509Certificate(fs.readFileSync(revoked)).serialNumber
-    crl.revokedCertificates = [
-      new pki.RevokedCertificate({
-        userCertificate: new asn1.Integer({ valueHex: new Uint8Array(Buffer.from(serial, 'hex')).buffer }),
-        revocationDate: new pki.Time({ type: 0, value: new Date(Date.now() - 30_000) }),
-      }),
-    ]
-  }
-  await crl.sign(key, 'SHA-256')
-  const text = Buffer.from(crl.toSchema(true).toBER(false))
-    .toString('base64')
-    .match(/.{1,64}/g)!
-    .join('\n')
-  return `-----BEGIN X509 CRL-----\n${text}\n-----END X509 CRL-----\n`
-}
 
 t.test('DRAIN: no new flows, running ones end, new sessions are refused', async t => {
   const server = await start(t, {})

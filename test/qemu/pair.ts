@@ -456,6 +456,8 @@ export interface GuestsOptions {
   readonly memoryMb?: number
   readonly args?: readonly string[]
   readonly name?: string
+  /** Network namespace of both QEMUs. */
+  readonly netns?: string
 }
 
 /** A source guest and the QEMU that waits for it. */
@@ -501,8 +503,12 @@ export class Guests implements AsyncDisposable {
   }
 
   private static common(options: GuestsOptions, qemu: QemuVersion): GuestOptions {
-    const { workload, args, machine, memoryMb } = options
-    const more = { ...(machine === undefined ? {} : { machine }), ...(memoryMb === undefined ? {} : { memoryMb }) }
+    const { workload, args, machine, memoryMb, netns } = options
+    const more = {
+      ...(machine === undefined ? {} : { machine }),
+      ...(memoryMb === undefined ? {} : { memoryMb }),
+      ...(netns === undefined ? {} : { netns }),
+    }
     if (workload) return { qemu, workload, ...more, ...(args ? { args } : {}) }
     const loader = ['-device', `loader,file=${contentFile()},addr=0x200000,force-raw=on`]
     return {
