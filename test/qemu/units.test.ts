@@ -70,6 +70,8 @@ t.test('the shipped units', { skip }, async t => {
     '/etc/systemd/system/pageferry-source.socket.d/override.conf',
     '[Socket]\nListenStream=127.0.0.1:4445\nListenStream=/run/pageferry/source.sock\nSocketGroup=daemon\n',
   )
+  /** Of the lines that say that a peer was refused: one that is on its way out refuses for other reasons, too. */
+  const revoked = ({ hint }: Line): boolean => /has revoked it/.test(String(hint))
   const known = new Set<string>()
   /** The set that was not in the store before, as logs name it. */
   const newSet = (folder: string): string => {
@@ -189,7 +191,7 @@ t.test('the shipped units', { skip }, async t => {
     host.write(`${tls}/ca-crl.pem`, revoking, 0o600)
     const from = destination.lines.length
     await host.run('systemctl', 'restart', DESTINATION)
-    t.match(await destination.said('link.refused', () => true, from), { hint: /has revoked it/ })
+    t.match(await destination.said('link.refused', revoked, from), { level: 40 })
   })
 
   await t.test('keys of a lasting user are read again by reload', async t => {
@@ -215,7 +217,7 @@ t.test('the shipped units', { skip }, async t => {
     await host.run('systemctl', 'reload', DESTINATION)
     await destination.said('certificates and keys read again', () => true, far)
     await host.run('systemctl', 'reload', SOURCE) // which has a session, and opens another one
-    t.match(await destination.said('link.refused', () => true, far), { hint: /has revoked it/ })
+    t.match(await destination.said('link.refused', revoked, far), { level: 40 })
   })
 
   await t.test('nothing else was said', async t => {
