@@ -78,11 +78,12 @@ export class Credit {
     return true
   }
 
-  /** Resolves with the next frame, when the peer is gone, or then. */
+  /** Resolves with the next frame, when the peer is gone, or then (Infinity: never). */
   changed(untilMs: number): Promise<void> {
     if (this.peer.isClosed) return Promise.resolve()
     return new Promise(resolve => {
-      const timer = setTimeout(resolve, Math.max(0, untilMs - performance.now()))
+      const waitMs = Math.max(0, untilMs - performance.now())
+      const timer = Number.isFinite(untilMs) ? setTimeout(resolve, waitMs) : undefined
       this.wake = () => {
         clearTimeout(timer)
         resolve()

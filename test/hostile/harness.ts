@@ -38,8 +38,8 @@ const HONEST = 'honest'
 export const PING_MS_MAX = 250
 /** Lines that an attack may bring in a minute. */
 export const LINES_PER_MINUTE_MAX = 100
-/** Starting programs on a machine that others use as well. */
-const START_MS_MAX = 60_000
+/** Starting programs, and other single steps, on a machine that others use as well. */
+const STEP_MS_MAX = 60_000
 
 /** What the honest process is told. */
 export interface HonestTask {
@@ -63,6 +63,8 @@ export interface HonestFigures {
   /** Migrations that failed or brought wrong bytes, the PING connection closed. */
   readonly mistakes: readonly string[]
   readonly pings: number
+  /** Sessions of the PINGs that were asked to go, from the start on. */
+  readonly moves: number
   /** Longest time from PING to PONG, and the longest beyond what the machine was late by meanwhile. */
   readonly pingMs: number
   readonly pingLateMs: number
@@ -201,17 +203,18 @@ export class Siege implements AsyncDisposable {
 
   /** Waits for a condition, while all processes live. */
   async until(what: string, condition: () => boolean): Promise<void> {
-    await this.children.settled(until(what, condition, START_MS_MAX))
+    await this.children.settled(until(what, condition, STEP_MS_MAX))
   }
 
   /**
-   * Runs an attack, and then until one more honest migration has begun and ended, well or not.
+   * Runs an attack, however long a busy machine takes for it (the test's own limit ends it), and then until one more honest
+   * migration has begun and ended, well or not.
    * @returns what the honest ones felt from its beginning on
    */
   async under(attack: () => Promise<void>): Promise<Figures> {
     const from = this.lines.length
     await ask(this.honest, 'begin')
-    await this.children.settled(attack())
+    await this.children.alive(attack())
     const { migrations } = await ask(this.honest, 'figures')
     let figures = await ask(this.honest, 'figures')
     // two ends: the first may be of one that was under way when the attack was over
@@ -255,7 +258,7 @@ export function unharmed(t: Tap.Test, figures: Figures, costs: Costs): void {
   const { lines, ...shown } = figures
   t.comment(JSON.stringify(shown))
   t.equal(figures.exit, undefined, 'the proxy lives')
-  if (figures.mistakes.length > 0) for (const line of lines) if (/link\.(down|dead)/.test(line)) t.comment(line)
+  if (figures.mistakes.length > 0) for (const line of lines) if (/link\.(down|dead|bye)/.test(line)) t.comment(line)
   t.same(figures.mistakes, [], 'every honest migration came through, byte for byte')
   t.ok(figures.wholeMigrations > 0, `${figures.wholeMigrations} migrations meanwhile`)
   t.ok(figures.pings > 0 && figures.pingLateMs < PING_MS_MAX, `PING: ${figures.pingLateMs.toFixed(0)} ms late`)
@@ -351,14 +354,19 @@ class Children {
     return this.settled(found).finally(() => this.waiting.delete(look))
   }
 
-  /** Waits, but not for ever, and not for what a dead process would have to do. */
+  /** Waits, but not for what a dead process would have to do. */
+  alive<T>(promise: Promise<T>): Promise<T> {
+    return Promise.race([promise, this.failed])
+  }
+
+  /** And not for ever. */
   async settled<T>(promise: Promise<T>): Promise<T> {
     let timer: NodeJS.Timeout | undefined
     const late = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new Error(`nothing within ${START_MS_MAX / 1000} s`)), START_MS_MAX)
+      timer = setTimeout(() => reject(new Error(`nothing within ${STEP_MS_MAX / 1000} s`)), STEP_MS_MAX)
     })
     try {
-      return await Promise.race([promise, this.failed, late])
+      return await Promise.race([this.alive(promise), late])
     } finally {
       clearTimeout(timer)
     }

@@ -59,6 +59,11 @@ class Metronome {
 
   private readonly beat: () => void
 
+  /** One has been sent and is not answered. */
+  get isWaiting(): boolean {
+    return this.sentMs > 0
+  }
+
   readonly answered = (): void => {
     this.spans.push(this.open())
     this.sentMs = 0
@@ -77,6 +82,8 @@ class Metronome {
 }
 
 const mistakes: string[] = []
+/** How often the PINGs went on to another session. */
+let moves = 0
 
 /** A thread of this process that only sends back what it gets: what it is late by, this machine is late by. */
 async function control(): Promise<Metronome> {
@@ -96,17 +103,55 @@ async function control(): Promise<Metronome> {
   return metronome
 }
 
+/**
+ * An idle session whose ring others want is asked to go (DRAIN), and closed if it has not gone five seconds later. A source
+ * proxy opens another one then, and so do the PINGs.
+ */
 async function pinger(): Promise<Metronome> {
   const credentials = task.credentials
     ? new Credentials({ role: 'client', directory: task.credentials, peerName: task.peerName })
     : undefined
-  const peer = await Peer.dial({ port: task.port, credentials }, { agent: 'honest' })
-  peer.socket.on('close', () => mistakes.push(`the connection of the PINGs was closed: ${peer.goodbye}`))
-  peer.answersPings = true
-  const metronome = new Metronome(() => peer.send(FRAME.PING, Buffer.from('pinged..')), pingCorelessMs)
-  peer.onFrame = ({ type }) => {
-    if (type === FRAME.PONG) metronome.answered()
+  const dial = (): Promise<Peer> => Peer.dial({ port: task.port, credentials }, { agent: 'honest' })
+  let peer = await dial()
+  /** Where the PING went that is to be answered. */
+  let pinged = peer
+  const ping = (): void => {
+    pinged = peer
+    pinged.send(FRAME.PING, Buffer.from('pinged..'))
   }
+  const metronome = new Metronome(ping, pingCorelessMs)
+  const attend = (one: Peer): void => {
+    let isAsked = false
+    const leave = (): void => {
+      if (one === peer || one === pinged) return
+      one.send(FRAME.BYE, Buffer.alloc(2))
+      one.socket.end()
+    }
+    const move = async (): Promise<void> => {
+      peer = await dial()
+      attend(peer)
+      moves++
+      // the last PING may still be answered where it went, but not by a session that is no more
+      if (!metronome.isWaiting || one.isClosed) pinged = peer
+      if (metronome.isWaiting && one.isClosed) ping()
+      leave()
+    }
+    one.socket.on('close', () => {
+      if (!isAsked) mistakes.push(`the connection of the PINGs was closed: ${one.goodbye}`)
+      else if (metronome.isWaiting && one === pinged && one !== peer) ping()
+    })
+    one.onFrame = ({ type }) => {
+      if (type === FRAME.PONG && one === pinged) {
+        pinged = peer
+        metronome.answered()
+        leave()
+      }
+      if (type !== FRAME.DRAIN || isAsked) return
+      isAsked = true
+      move().catch(error => mistakes.push(`no other connection for the PINGs: ${error.message}`))
+    }
+  }
+  attend(peer)
   return metronome
 }
 
@@ -218,6 +263,7 @@ function figures(pings: Metronome, controls: Metronome): HonestFigures {
     longestMigrationMs: Math.max(0, ...ended.map(round => round.toMs - round.fromMs)),
     mistakes: [...mistakes, ...ended.flatMap(round => (round.wrong === undefined ? [] : [round.wrong]))],
     pings: trips.length,
+    moves,
     pingMs: Math.max(0, ...trips.map(trip => trip.toMs - trip.fromMs)),
     pingLateMs,
     controlMs: Math.max(0, ...checks.map(check => check.toMs - check.fromMs)),

@@ -69,10 +69,10 @@ export class Peer {
   readonly counts = new Map<number, number>()
   /** Acknowledge each chunk's frames, as a good peer does. */
   acknowledges = true
-  /** Answer each PING: a connection that sends nothing for 5 s is given up otherwise. */
-  answersPings = false
+  /** Answer each PING: who waits for its turn on a busy machine sends nothing for 5 s, and would be given up. */
+  answersPings = true
   /** What BYE said, where one came. */
-  goodbye = ''
+  goodbye = 'no BYE'
   /** Called for each frame: the object is used again for the next. */
   onFrame: (frame: Frame) => void = () => {}
 
@@ -85,7 +85,7 @@ export class Peer {
       this.counts.set(frame.type, (this.counts.get(frame.type) ?? 0) + 1)
       if (frame.type <= SEQUENCED_MAX) this.received++
       if (frame.type === FRAME.PING && this.answersPings) this.send(FRAME.PONG, frame.payload.slice())
-      if (frame.type === FRAME.BYE) this.goodbye = Buffer.from(frame.payload.subarray(2)).toString()
+      if (frame.type === FRAME.BYE) this.goodbye = `BYE ${frame.payload[1]} ${Buffer.from(frame.payload.subarray(2))}`
       this.onFrame(frame)
     })
     const take = (chunk: Uint8Array): void => {
