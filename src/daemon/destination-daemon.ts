@@ -149,8 +149,13 @@ export class DestinationDaemon {
     setInterval(renew, this.options.renewMs ?? RENEW_MS).unref()
   }
 
+  /** Reads certificates and keys again. */
   reload(): void {
-    this.options.credentials?.reload()
+    const { credentials } = this.options
+    if (!credentials) return
+    credentials.reload()
+    // what was read may revoke who was let in: each proves itself again, as soon as its migrations are over
+    for (const link of this.server.links) link.session.drain()
   }
 
   /** What an operator should mend in the credentials. */

@@ -7,6 +7,7 @@ import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { ProxyError } from '../../src/errors.ts'
 import type { FairShares } from '../../src/fair-shares.ts'
 import type { LinkClient } from '../../src/link/client.ts'
+import type { Credentials } from '../../src/link/credentials.ts'
 import type { Link } from '../../src/link/link.ts'
 import type { LinkServer } from '../../src/link/server.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
@@ -99,6 +100,8 @@ export interface DaemonsOptions {
   readonly memory?: FairShares
   /** Where both tell what happens. */
   readonly events?: Events
+  /** Default: no TLS. */
+  readonly credentials?: { readonly source: Credentials; readonly destination: Credentials }
 }
 
 /** A disk is waited for, however busy the machine is: what is late here is what a test made late. */
@@ -135,7 +138,17 @@ export class Daemons implements AsyncDisposable {
   }
 
   static async start(options: DaemonsOptions = {}): Promise<Daemons> {
-    const { store, farStore, setBytes, farSetBytes, gates = 1, memory, events = new Events(), ...times } = options
+    const {
+      store,
+      farStore,
+      setBytes,
+      farSetBytes,
+      gates = 1,
+      memory,
+      events = new Events(),
+      credentials,
+      ...times
+    } = options
     const poolsOf = (setsBytesMax: number | undefined) =>
       setsBytesMax === undefined ? {} : { pools: new Pools({ setsBytesMax, loop: PATIENT }) }
     const target = new Target()
@@ -155,7 +168,7 @@ export class Daemons implements AsyncDisposable {
     const destination = new DestinationDaemon({
       listen: [{ host: '127.0.0.1', port: 0 }],
       targets: new Map(names.map(name => [name, parseAddress(`tcp:127.0.0.1:${target.port}`)])),
-      credentials: undefined,
+      credentials: credentials?.destination,
       store: farStore,
       ...poolsOf(farSetBytes),
       ringPagesMax: RING_PAGES,
@@ -173,7 +186,7 @@ export class Daemons implements AsyncDisposable {
       listen: names.map(name => ({ name, address: parseAddress('tcp:127.0.0.1:0') })),
       beyondLoopback: false,
       peer: { host: '127.0.0.1', port: (wan.server.address() as net.AddressInfo).port },
-      credentials: undefined,
+      credentials: credentials?.source,
       store,
       ...poolsOf(setBytes),
       ringPages: RING_PAGES,
