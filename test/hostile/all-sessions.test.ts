@@ -14,7 +14,7 @@ import { BATCHES_WAITING_UNPAID_BYTES, MEMORY_BUDGET_BYTES, SESSIONS_MAX } from 
 import { FRAME } from '../../src/wan/wire.ts'
 import { handBatch } from '../codec/hand-batch.ts'
 import { checksum } from '../codec/second-decoder.ts'
-import { CHANNEL_START, Credit, greedyTarget, plainBatch, sendBatch } from './greedy.ts'
+import { begun, CHANNEL_START, Credit, greedyTarget, plainBatch, sendBatch } from './greedy.ts'
 import { Siege, unharmed } from './harness.ts'
 import { type Peer, usualHello } from './peer.ts'
 
@@ -80,26 +80,6 @@ async function hole(): Promise<{ address: string } & AsyncDisposable> {
   }
 }
 
-/**
- * A session whose first flow was taken. One without a flow is asked to go (DRAIN) within five seconds where rings can be
- * shared better, and takes no new migration then: who wants to keep it begins one at once, and dials again where the two
- * crossed.
- * @throws Error where there is no place for another session
- */
-async function taken(siege: Siege): Promise<{ peer: Peer; credit: Credit }> {
-  for (;;) {
-    const peer = await siege.peer({ ring: 2 ** 22, places: 2 ** 20 })
-    const credit = new Credit(peer)
-    peer.open(1, 'greedy', 1)
-    while (!peer.isClosed && !peer.counts.has(FRAME.CREDIT) && !peer.counts.has(FRAME.RESET))
-      await credit.changed(Number.POSITIVE_INFINITY)
-    if (peer.counts.has(FRAME.CREDIT)) return { peer, credit }
-    const closed = peer.isClosed || once(peer.socket, 'close')
-    peer.send(FRAME.BYE, Buffer.alloc(2))
-    await closed
-  }
-}
-
 /** Batches that give nothing that they pay for, until the proxy ends the session or has taken them. */
 async function floodWaiting(peer: Peer): Promise<void> {
   const columns = Array.from({ length: 10 }, (_, column) => ({ column, method: 0, rawLength: 1026 }))
@@ -125,10 +105,10 @@ t.test('every session of an identity takes all that it can', { timeout: 200_000 
   let sessions = 0
   let flows = 0
   const figures = await siege.under(async () => {
-    const first: Awaited<ReturnType<typeof taken>>[] = []
+    const first: Awaited<ReturnType<typeof begun>>[] = []
     for (let refused = false; !refused; ) {
       try {
-        first.push(await taken(siege))
+        first.push(await begun(() => siege.peer({ ring: 2 ** 22, places: 2 ** 20 }), 'greedy'))
       } catch (error) {
         t.match((error as Error).message, /LIMIT_EXCEEDED/)
         refused = true

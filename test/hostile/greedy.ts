@@ -71,9 +71,14 @@ export class Credit {
     return true
   }
 
+  /** Bytes that may be sent on a flow, in all. */
+  of(flow: number): number {
+    return this.allowed.get(flow) ?? 0
+  }
+
   private take(flow: number, bytes: number): boolean {
     const used = (this.used.get(flow) ?? 0) + bytes
-    if (used > (this.allowed.get(flow) ?? 0)) return false
+    if (used > this.of(flow)) return false
     this.used.set(flow, used)
     return true
   }
@@ -89,5 +94,24 @@ export class Credit {
         resolve()
       }
     })
+  }
+}
+
+/**
+ * A session whose flow 1 was taken. One without a flow is asked to go (DRAIN) within five seconds where rings can be shared
+ * better, and takes no new migration then: who wants to keep it begins one at once, and dials again where the two crossed.
+ * @throws what `dial` throws
+ */
+export async function begun(dial: () => Promise<Peer>, target: string): Promise<{ peer: Peer; credit: Credit }> {
+  for (;;) {
+    const peer = await dial()
+    const credit = new Credit(peer)
+    peer.open(1, target)
+    while (!peer.isClosed && !peer.counts.has(FRAME.CREDIT) && !peer.counts.has(FRAME.RESET))
+      await credit.changed(Number.POSITIVE_INFINITY)
+    if (peer.counts.has(FRAME.CREDIT)) return { peer, credit }
+    const closed = peer.isClosed || once(peer.socket, 'close')
+    peer.send(FRAME.BYE, Buffer.alloc(2))
+    await closed
   }
 }

@@ -58,7 +58,7 @@ t.test('a peer that shakes hands without end', async t => {
     const endMs = performance.now() + 3000
     let shaken = 0
     const shake = async (): Promise<void> => {
-      while (performance.now() < endMs) {
+      while (performance.now() < endMs || shaken <= 10) {
         try {
           const socket = await connect(way)
           shaken++

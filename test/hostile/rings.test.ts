@@ -4,9 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
-import { FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
-import { FLAG_MORE, FRAME } from '../../src/wan/wire.ts'
 import { poolOf, random, Sender, SIMD } from '../codec/harness.ts'
+import { begun, type Credit, sendBatch } from './greedy.ts'
 import { Siege, unharmed } from './harness.ts'
 import type { Peer } from './peer.ts'
 
@@ -32,38 +31,21 @@ function guest(pages: number): Uint8Array {
   return out.eos().footer(2).bytes()
 }
 
-/** Sends a stream as batches of a flow, as fast as its credit allows. */
-async function migrate(peer: Peer, flow: number, stream: Uint8Array, ring: number): Promise<void> {
-  let credit = 0
-  let more = (): void => {}
-  peer.onFrame = ({ type, flow: of, payload }) => {
-    if (type !== FRAME.CREDIT || of !== flow) return
-    credit = Number(Buffer.from(payload).readBigUInt64BE())
-    more()
-  }
+/** Sends a stream as batches of flow 1, as fast as its credit allows. */
+async function migrate(peer: Peer, credit: Credit, stream: Uint8Array, ring: number): Promise<void> {
   const sender = new Sender(poolOf('encoder', SIMD, { templates: [], ring, places: 4096 }), {
     method: 'as they are',
     longMatch: false,
   })
-  peer.open(flow, 'sink')
   const channel = sender.open('main', 1)
   let sent = 0
   for (let at = 0; at < stream.length && !peer.isClosed; ) {
     const take = Math.min(32 * 1024, stream.length - at)
-    while (sent + take > credit && !peer.isClosed) {
-      await new Promise<void>(resolve => {
-        more = resolve
-        peer.socket.once('close', () => resolve())
-      })
-    }
+    while (sent + take > credit.of(1) && !peer.isClosed) await credit.changed(Number.POSITIVE_INFINITY)
     channel.push(stream.subarray(at, at + take))
     at += take
     sent += take
-    const batch = sender.sendNow(channel, true)!.bytes
-    for (let from = 0; from < batch.length; from += FRAME_PAYLOAD_BYTES_MAX) {
-      const part = batch.subarray(from, from + FRAME_PAYLOAD_BYTES_MAX)
-      peer.send(FRAME.BATCH, part, flow, from + part.length < batch.length ? FLAG_MORE : 0)
-    }
+    sendBatch(peer, 1, sender.sendNow(channel, true)!.bytes)
     await peer.flushed()
   }
   await sender.close()
@@ -89,18 +71,18 @@ t.test('many sessions with full rings', { timeout: 240_000 }, async t => {
   const figures = await siege.under(async () => {
     const peers: Peer[] = []
     for (let i = 0; i < SESSIONS; i++) {
-      let peer: Peer
+      let session: Awaited<ReturnType<typeof begun>>
       try {
-        peer = await siege.peer({ ring: 65536 })
-      } catch {
+        session = await begun(() => siege.peer({ ring: 65536 }), 'sink')
+      } catch (error) {
+        t.match((error as Error).message, /LIMIT_EXCEEDED/)
         break // no more sessions for this identity
       }
+      const { peer, credit } = session
       peers.push(peer)
       rings.push((peer.hello.ring * PAGE) / 2 ** 20)
-      if (peer.hello.ring > 0) await migrate(peer, 1, guest(peer.hello.ring), peer.hello.ring)
+      if (peer.hello.ring > 0) await migrate(peer, credit, guest(peer.hello.ring), peer.hello.ring)
       // nothing is expected of these any more but that they stay
-      const heartbeat = setInterval(() => peer.send(FRAME.PING, new Uint8Array(8)), 1000)
-      peer.socket.once('close', () => clearInterval(heartbeat))
     }
     t.comment(`rings of ${rings.map(mib => mib.toFixed(1)).join(', ')} MiB`)
     for (const peer of peers) peer.close()
