@@ -1,6 +1,5 @@
 /** `pageferry encode`, `decode`, `estimate`: the codec without a network. */
 
-import { constants } from 'node:os'
 import { basename } from 'node:path'
 import { SingleBar } from 'cli-progress'
 import Table from 'cli-table3'
@@ -248,12 +247,10 @@ async function attended<T>(quiet: boolean, work: (attendance: Attendance) => Pro
         bar?.update(Math.min(read, total))
       },
     })
-  } catch (error) {
-    if (interruption.by !== undefined) process.exitCode = 128 + constants.signals[interruption.by]
-    throw error
   } finally {
     bar?.stop()
     interruption.end()
+    process.exitCode ??= interruption.status
   }
 }
 

@@ -196,7 +196,7 @@ async function runCount(args: CountArguments): Promise<void> {
     display.end()
     interruption.end()
     close()
-    endBy(interruption)
+    process.exitCode ??= interruption.status
   }
   const seconds = (Date.now() - startMs) / 1000
   if (args.json) printLines(JSON.stringify({ ...report, inputs: taken, seconds, notes }, null, 2))
@@ -237,7 +237,7 @@ async function runChoose(args: ChooseArguments): Promise<void> {
   } finally {
     display.end()
     interruption.end()
-    endBy(interruption)
+    process.exitCode ??= interruption.status
   }
   const seconds = (Date.now() - startMs) / 1000
   if (args.json) {
@@ -248,11 +248,4 @@ async function runChoose(args: ChooseArguments): Promise<void> {
   print(`counts   ${formatCount(files)} files, ${formatCount(rows)} rows, ${formatCount(vms)} VMs`)
   print(`chosen   ${formatCount(pages)} of ${formatCount(eligiblePages)} pages in ${minVms} or more VMs`)
   print(`file     ${report.path}, ${formatSize(fileBytes)}, ${seconds.toFixed(1)} s`)
-}
-
-/** A command that was interrupted ends as its sender expects. */
-function endBy({ by }: Interruption): void {
-  if (by === undefined) return
-  tell('interrupted; nothing was written')
-  process.kill(process.pid, by)
 }

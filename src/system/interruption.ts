@@ -1,4 +1,5 @@
 /** Ctrl-C, and what else asks a command to end before its work is done. */
+import { constants } from 'node:os'
 import { ProxyError } from '../errors.ts'
 
 /** How long what was interrupted may take to clear up: a write to a pipe that nobody reads never ends. */
@@ -22,9 +23,9 @@ export class Interruption {
     return this.stop.signal
   }
 
-  /** The signal that came. */
-  get by(): NodeJS.Signals | undefined {
-    return this.came
+  /** With what the process ends where a signal came: 128 and its number, as a shell says it. */
+  get status(): number | undefined {
+    return this.came && 128 + constants.signals[this.came]
   }
 
   /** The work is over: signals do again what they do by themselves. */
