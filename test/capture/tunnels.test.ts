@@ -198,14 +198,20 @@ t.test('tcpdump itself, rotating', { skip: !tcpdump && 'tcpdump is not installed
   client.end(large)
   client.resume()
   await once(client, 'close')
-  const size = (): number => readdirSync(folder).reduce((sum, name) => sum + readFileSync(join(folder, name)).length, 0)
-  await until('all packets', () => size() > large.length)
+  const number = (name: string): number => Number(/\d*$/.exec(name)![0])
+  const files = (): string[] => readdirSync(folder).sort((a, b) => number(a) - number(b))
+  const captured = () => channelsOf(Buffer.concat(files().map(name => readFileSync(join(folder, name))))).streams
+  // it writes its last packets some time after the connection has ended, and each file may end within one until then
+  await until('all packets', () => {
+    try {
+      return captured()[0]?.length === large.length
+    } catch {
+      return false
+    }
+  })
   dump.kill('SIGINT')
   await once(dump, 'close')
-  const number = (name: string): number => Number(/\d*$/.exec(name)![0])
-  const files = readdirSync(folder).sort((a, b) => number(a) - number(b))
-  t.ok(files.length > 2, files.join())
-  const { streams } = channelsOf(Buffer.concat(files.map(name => readFileSync(join(folder, name)))))
-  const dropped = !/\n0 packets dropped by kernel/.test(`\n${told}`)
-  t.ok(dropped || (streams.length === 1 && streams[0]!.equals(large)), `put together: ${told.trim()}`)
+  t.ok(files().length > 2, files().join())
+  const streams = captured()
+  t.ok(streams.length === 1 && streams[0]!.equals(large), `put together: ${told.trim()}`)
 })
