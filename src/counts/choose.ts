@@ -79,6 +79,8 @@ const RANGE_BYTES = 2
 const BAD_ROW = `error('${BAD_ROW_MARK}' || parse_filename(filename, true))`
 /** What stands in the column `key`. */
 const KEY_ID = /^(?:[0-9a-f]{16})?$/
+/** In SQL: of a key so much that a longer one is known. Texts are cut by DuckDB, whose memory is limited, not by us. */
+const KEY = 'left(key, 17) AS key'
 
 /** @throws USAGE, IO, TEMPLATE_FORMAT for files that are no counts, TEMPLATE_MISSING, LIMIT_EXCEEDED, the signal's reason */
 export async function choosePages(
@@ -162,7 +164,7 @@ async function rank(
 
 /** The one key of all counts, and their VMs. Reads the two columns only, which take next to nothing. */
 async function keyAndVms(db: DuckDb, all: string, share: Share): Promise<{ key: string; vms: number }> {
-  const keys = await db.rows(`SELECT DISTINCT key FROM ${all} LIMIT 2`)
+  const keys = await db.rows(`SELECT DISTINCT ${KEY} FROM ${all} LIMIT 2`)
   if (keys.length > 1) {
     const action = 'their digests cannot be compared; count again with one --key, or choose of each by itself'
     throw new ProxyError('USAGE', 'the counts were made under different keys', undefined, action)
@@ -245,7 +247,9 @@ export async function readChoice(path: string, options: ChooseOptions): Promise<
       const action = `give --memory at least ${Math.ceil((file.rows * CHOICE_ENTRY_LENGTH) / 2 ** 20)}MiB`
       throw new ProxyError('LIMIT_EXCEEDED', `${file.rows} chosen pages do not fit into --memory`, undefined, action)
     }
-    const about = await db.rows(`SELECT DISTINCT key, min_vms, max_bytes, of_vms FROM ${parquet([file.path])} LIMIT 2`)
+    const about = await db.rows(
+      `SELECT DISTINCT ${KEY}, min_vms, max_bytes, of_vms FROM ${parquet([file.path])} LIMIT 2`,
+    )
     if (about.length !== 1) throw bad('rows of several choices')
     const { key, min_vms, max_bytes, of_vms } = about[0]!
     const minVms = Number(min_vms ?? -1)
@@ -277,7 +281,8 @@ async function fill(
   const words = new Uint32Array(memory, 0, TAG_WORDS)
   let chunks: Awaited<ReturnType<typeof db.connection.stream>>
   try {
-    chunks = await db.connection.stream(`SELECT digest, vms, occurrences FROM ${parquet([file.path])}`)
+    const digest = `CASE WHEN octet_length(digest) = ${TAG_LENGTH} THEN digest END`
+    chunks = await db.connection.stream(`SELECT ${digest}, vms, occurrences FROM ${parquet([file.path])}`)
     for (
       let chunk = await chunks.fetchChunk();
       chunk !== null && chunk.rowCount > 0;

@@ -60,8 +60,8 @@ function input(vm: string, ids: readonly number[], kind: CountInput['kind'] = 'm
 }
 
 /** Rows of a query over a parquet file, as a stranger would ask. */
-async function ask(sql: string): Promise<Record<string, DuckDBValue>[]> {
-  const db = await DuckDb.open({ memoryBytes: MEMORY })
+async function ask(sql: string, memoryBytes = MEMORY): Promise<Record<string, DuckDBValue>[]> {
+  const db = await DuckDb.open({ memoryBytes })
   try {
     return await db.rows(sql)
   } finally {
@@ -260,6 +260,10 @@ t.test('files that are no counts', async t => {
   await write('none', columns.replace('occurrences', '0::BIGINT AS occurrences'))
   await write('far', columns.replace('first', '(1::BIGINT << 41) AS first'))
   await write('key', columns.replace('key', "'0707\n' AS key"))
+  await write(
+    'long key',
+    columns.replace('key', "repeat('0', 17 + occurrences::INTEGER * (first::INTEGER + 1)) AS key"),
+  )
   await write('name', columns.replace('vm', "repeat('a', 8193) AS vm"))
   await write('no name', columns.replace('vm', 'NULL::VARCHAR AS vm'))
   await write('no place', columns.replace('first', 'NULL::BIGINT AS first'))
@@ -279,6 +283,7 @@ t.test('files that are no counts', async t => {
     'none',
     'far',
     'key',
+    'long key',
     'name',
     'no name',
     'no place',
@@ -286,7 +291,7 @@ t.test('files that are no counts', async t => {
   ]) {
     for (const names of [['sound', name], [name, 'sound'], [name]]) {
       const error = await choosePages(names.map(at), { minVms: 1 }, at('choice'), { memoryBytes: MEMORY }).catch(e => e)
-      if (name === 'key' && names.length > 1) t.match(error, { code: 'USAGE', what: /different keys/ })
+      if (name.endsWith('key') && names.length > 1) t.match(error, { code: 'USAGE', what: /different keys/ })
       else t.match(error, { code: 'TEMPLATE_FORMAT', what: new RegExp(`/${name}\\b|no key`) }, names.join())
     }
   }
@@ -312,6 +317,25 @@ t.test('files that are no counts', async t => {
   )
 })
 
+t.test('texts of a size that no length of the file suggests', async t => {
+  const folder = scratch(t.teardown).folder
+  const at = (name: string): string => join(folder, name)
+  const options = { memoryBytes: MEMORY / 2 }
+  const giant = `repeat('a', ${80 << 20})`
+  const others = `'memory' AS kind, 1::BIGINT AS occurrences, 1::BIGINT AS first, 1::BIGINT AS vms, 0::BIGINT AS images,
+    1::BIGINT AS min_vms, 1::BIGINT AS max_bytes, 1::BIGINT AS of_vms`
+  for (const [name, columns] of [
+    ['digest', `${giant}::BLOB AS digest, 'a' AS vm, '' AS key`],
+    ['key', `repeat('a', 16)::BLOB AS digest, 'a' AS vm, ${giant} AS key`],
+  ] as const) {
+    const sql = `COPY (SELECT ${columns}, ${others}) TO '${at(name)}' (FORMAT parquet, COMPRESSION zstd)`
+    await ask(sql, 4 * MEMORY)
+    t.ok(statSync(at(name)).size < 1 << 16, `${name}: a small file`)
+    t.equal(await failure(() => choosePages([at(name)], { minVms: 1 }, at('choice'), options)), 'LIMIT_EXCEEDED', name)
+    t.equal(await failure(() => readChoice(at(name), options)), 'LIMIT_EXCEEDED', `${name} of a choice`)
+  }
+})
+
 t.test('damaged counts end in a typed error, or are read', async t => {
   const folder = scratch(t.teardown).folder
   const at = (name: string): string => join(folder, name)
@@ -325,20 +349,22 @@ t.test('damaged counts end in a typed error, or are read', async t => {
     at('sound'),
     { memoryBytes: MEMORY },
   )
-  const sound = readFileSync(at('sound'))
+  await choosePages([at('sound')], { minVms: 1 }, at('choice'), { memoryBytes: MEMORY })
   // In a process of its own: what DuckDB makes of them must not end it by a signal.
   const script = `
     import { readFileSync, writeFileSync } from 'node:fs'
-    import { choosePages } from '${new URL('../../src/counts/choose.ts', import.meta.url).pathname}'
+    import { choosePages, readChoice } from '${new URL('../../src/counts/choose.ts', import.meta.url).pathname}'
     import { random } from '${new URL('../../scripts/harness/random.ts', import.meta.url).pathname}'
     const next = random(1)
-    for (let i = 0; i < 60; i++) {
-      const bytes = readFileSync('${at('sound')}')
-      const from = i % 2 === 0 ? 4 : bytes.length - ${Math.min(700, sound.length - 8)}
+    const options = { memoryBytes: ${MEMORY} }
+    for (let i = 0; i < 80; i++) {
+      const bytes = readFileSync(i % 4 < 2 ? '${at('sound')}' : '${at('choice')}')
+      const from = i % 2 === 0 ? 4 : Math.max(4, bytes.length - 700)
       for (let n = next(3) + 1; n > 0; n--) bytes[from + next(bytes.length - 8 - from)] = next(256)
       writeFileSync('${at('damaged')}', bytes)
       try {
-        await choosePages(['${at('damaged')}'], { minVms: 1 }, '${at('choice')}', { memoryBytes: ${MEMORY} })
+        if (i % 4 < 2) await choosePages(['${at('damaged')}'], { minVms: 1 }, '${at('chosen')}', options)
+        else await readChoice('${at('damaged')}', options)
       } catch (error) {
         if (error.name !== 'ProxyError') throw error
       }
