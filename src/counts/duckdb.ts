@@ -2,9 +2,19 @@
  * DuckDB as counts use it: in a fixed memory, with a folder of its own for what does not fit, and files by names that are
  * ours. The package is loaded here and nowhere else, and may be missing: only counting for a fleet needs its 70 MB.
  */
-import { closeSync, constants, fstatSync, mkdtempSync, openSync, readSync, rmSync, symlinkSync } from 'node:fs'
+import {
+  closeSync,
+  constants,
+  existsSync,
+  fstatSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  rmSync,
+  symlinkSync,
+} from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'
-import { join, resolve } from 'node:path'
+import { basename, dirname, join, resolve } from 'node:path'
 import type { DuckDBConnection, DuckDBInstance, DuckDBValue } from '@duckdb/node-api'
 import { type ErrorCode, isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
@@ -233,8 +243,19 @@ async function load(): Promise<typeof import('@duckdb/node-api')> {
     const missing = (cause as NodeJS.ErrnoException).code === 'ERR_MODULE_NOT_FOUND'
     const why = cause instanceof Error ? cause.message.split('\n')[0] : String(cause)
     const what = missing ? `counting needs ${PACKAGE}, which is not installed` : `${PACKAGE} cannot be loaded: ${why}`
-    throw new ProxyError('USAGE', what, undefined, `npm install --no-save ${PACKAGE}@${PACKAGE_VERSION}`, { cause })
+    throw new ProxyError('USAGE', what, undefined, installing(), { cause })
   }
+}
+
+/** How to bring the package to where it is looked for. */
+function installing(): string {
+  const name = `${PACKAGE}@${PACKAGE_VERSION}`
+  const root = resolve(import.meta.dirname, '../..')
+  const above = dirname(root)
+  if (basename(above) !== 'node_modules') return `in ${root}: npm install --no-save ${name}`
+  // In a folder that is no project npm would take everything else away.
+  const project = dirname(above)
+  return existsSync(join(project, 'package.json')) ? `in ${project}: npm install ${name}` : `npm install -g ${name}`
 }
 
 /** Its length, where it is a file with parquet's magic at both ends. */

@@ -462,7 +462,7 @@ t.test('without DuckDB the commands say how to get it, and all others work', t =
     const { status, stderr } = run('template', ...args)
     t.match(
       stderr,
-      /@duckdb\/node-api, which is not installed\nhint: npm install --no-save @duckdb\/node-api@1\.5\.6-r\.1\n/,
+      /@duckdb\/node-api, which is not installed\nhint: in \/\S+: npm install --no-save @duckdb\/node-api@1\.5\.6-r\.1\n/,
     )
     t.equal(status, 2, args[0])
   }
