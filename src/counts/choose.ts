@@ -69,10 +69,11 @@ const CHOICE_COLUMNS = {
 /** Bits of a place within a file; the file's own number stands above them. */
 const FIRST_BITS = 40
 /**
- * Bytes of DuckDB's limit that grouping takes a row, even where it spills: 5 were measured (ADR 0011). Where the rows need
- * more than there is, they are grouped range by range of their digests, which are as good as random.
+ * Bytes of DuckDB's limit that grouping may take a row. Spilling, it takes 5 to 7 and gets slow (ADR 0011). Where the rows
+ * need more than there is, they are grouped range by range of their digests, which are as good as random; counts are sorted
+ * by them, so that of each range little more is read than what is in it.
  */
-const GROUP_BYTES_PER_ROW = 8
+const GROUP_BYTES_PER_ROW = 16
 /** Ranges are told apart by so many bytes of a digest. */
 const RANGE_BYTES = 2
 /** In SQL over {@link parquet}: the whole query fails, and says by which file. */
@@ -95,7 +96,7 @@ export async function choosePages(
     for (const name of paths) files.push(await db.file(name, COUNT_COLUMNS, 'a page count'))
     const rows = files.reduce((sum, file) => sum + file.rows, 0)
     const all = parquet(files.map(file => file.path))
-    const { progress = () => {}, parts = Math.ceil((rows * GROUP_BYTES_PER_ROW) / db.limitBytes) } = options
+    const { progress = () => {}, parts = Math.ceil((rows * GROUP_BYTES_PER_ROW) / db.roomBytes) } = options
     const { written, fileBytes } = await writeWhole(path, temporary => {
       return rank(db, { sql: all, rows, ranges: rangesOf(parts) }, rule, temporary, progress)
     })

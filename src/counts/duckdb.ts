@@ -28,8 +28,10 @@ const PACKAGE_VERSION = '1.5.6-r.1'
 export const DUCKDB_MEMORY_MIN = 128 << 20
 /** What DuckDB's own limit does not see takes about as much again: buffers of the parquet writer, columns being read. */
 const LIMIT_SHARE = 1 / 2
-/** Each thread holds buffers of its own that the limit does not see: on a host of many cores not all are used. */
-const MEMORY_PER_THREAD = 64 << 20
+/** Each thread holds buffers of its own, and not all of them are seen by the limit: on a host of many cores not all are used. */
+const MEMORY_PER_THREAD = 128 << 20
+/** What each thread takes of the limit whatever there is to do: blocks that it fills at once (measured: 20 MiB). */
+const LIMIT_PER_THREAD = 24 << 20
 /** Magic at both ends of a parquet file. */
 const MAGIC = 'PAR1'
 /** Bytes that a row takes at least in an honest file: each has a place of its own among the pages, tags may come again. */
@@ -67,8 +69,8 @@ export class DuckDb {
   /** A folder of its own, which goes when it is closed. */
   readonly folder: string
   readonly connection: DuckDBConnection
-  /** Bytes of DuckDB's own limit. */
-  readonly limitBytes: number
+  /** Bytes of DuckDB's limit that are there for rows. */
+  readonly roomBytes: number
   private readonly instance: DuckDBInstance
   private readonly signal: AbortSignal | undefined
   /** Files by their number, as they were given. */
@@ -78,13 +80,13 @@ export class DuckDb {
     folder: string,
     instance: DuckDBInstance,
     connection: DuckDBConnection,
-    limitBytes: number,
+    roomBytes: number,
     signal?: AbortSignal,
   ) {
     this.folder = folder
     this.instance = instance
     this.connection = connection
-    this.limitBytes = limitBytes
+    this.roomBytes = roomBytes
     this.signal = signal
     signal?.addEventListener('abort', this.interrupt)
   }
@@ -118,7 +120,7 @@ export class DuckDb {
       })
       const connection = await instance.connect()
       await connection.run('SET enable_progress_bar = true; SET enable_progress_bar_print = false')
-      return new DuckDb(folder, instance, connection, limitBytes, signal)
+      return new DuckDb(folder, instance, connection, limitBytes - threads * LIMIT_PER_THREAD, signal)
     } catch (error) {
       if (folder !== '') removeFolder(folder)
       throw ioError(error, 'cannot use', above)

@@ -6,11 +6,14 @@
  * A quarter of each VM's pages are drawn from as many as give each to five VMs; the others are its own. The counts stay in
  * .cache/counts-bench for the next run. docs/adr/0011-fleet-counts.md has what was measured.
  */
-import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
 import { copySql } from '../../src/counts/count.ts'
 import { DuckDb } from '../../src/counts/duckdb.ts'
+import { meanwhile } from '../../src/system/meanwhile.ts'
 
 const FILES = 10
 const VMS_PER_FILE = 4
@@ -52,18 +55,28 @@ for (const memory of memories.length === 0 ? ['256MiB'] : memories) {
   const spill = mkdtempSync(join(folder, 'spill-'))
   const out = join(spill, 'choice')
   const args = ['template', 'choose', ...counts, '--memory', memory, '--max-size', '4GiB', '--spill', spill, '-o', out]
-  const { status, stdout, stderr } = spawnSync(
-    process.execPath,
-    [join(root, 'test/template/cli-harness.ts'), ...args],
-    {
-      encoding: 'utf8',
-      env: { ...process.env, HARNESS_PEAK: '1' },
-    },
-  )
-  const peakKb = Number(/VmHWM:\s*(\d+)/.exec(stderr)?.[1])
+  const { status, stdout, stderr, peakKb } = await measured(args)
   const told = stderr.split('\n').filter(line => /^(error|hint|grouping.*of)/.test(line))
   console.log(`--memory ${memory}: status ${status}, ${(peakKb / 1024).toFixed(0)} MiB at the peak`)
   console.log([...stdout.split('\n').filter(line => !line.startsWith('file')), ...told].join('\n'))
   console.log(/file .*/.exec(stdout)?.[0]?.replace(/ \S+choice/, '') ?? '')
   rmSync(spill, { recursive: true })
+}
+
+/** Runs the command, and looks how much memory it has. */
+async function measured(args: readonly string[]) {
+  const child = spawn(join(root, 'bin/pageferry'), args, { stdio: ['ignore', 'pipe', 'pipe'] })
+  let peakKb = 0
+  const look = (): void => {
+    try {
+      const [, kb] = /VmHWM:\s*(\d+)/.exec(readFileSync(`/proc/${child.pid}/status`, 'latin1')) ?? []
+      peakKb = Math.max(peakKb, Number(kb ?? 0))
+    } catch {} // it has just ended
+  }
+  const [stdout, stderr, [status]] = await meanwhile(
+    Promise.all([text(child.stdout), text(child.stderr), once(child, 'exit')]),
+    100,
+    look,
+  )
+  return { status, stdout, stderr, peakKb }
 }
