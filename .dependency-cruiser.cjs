@@ -5,7 +5,7 @@ const LEVELS = [
   ['qemu/', 'template/', 'wan/'],
   ['kernel/', 'codec/'],
   ['compression/', 'session/', 'migration/'],
-  ['store/', 'capture/', 'counts/', 'transfer/', 'file/', 'relay/', 'link/', 'learning/', 'qmp/', 'system/'],
+  ['store/', 'remote/', 'capture/', 'counts/', 'transfer/', 'file/', 'relay/', 'link/', 'learning/', 'qmp/', 'system/'],
   ['daemon/'],
   ['cli/'],
 ]
@@ -18,6 +18,7 @@ const BESIDE = {
   'counts/': ['store/', 'system/'],
   'file/': ['store/', 'system/', 'transfer/'],
   'learning/': ['store/'],
+  'remote/': ['store/'],
 }
 const ONLY = { 'kernel/': LEVELS[0] }
 
@@ -38,7 +39,7 @@ const layers = LEVELS.flatMap((names, level) =>
 )
 
 /** Sockets and timers: the proxies' ... */
-const WAITING = ['relay/', 'link/', 'daemon/']
+const WAITING = ['relay/', 'link/', 'remote/', 'daemon/']
 /** ... and the commands', which no proxy runs. Globals (setTimeout): biome.json. */
 const WAITING_COMMANDS = ['system/', 'qmp/']
 

@@ -49,6 +49,22 @@ export const ERROR_EXIT = {
   TARGET_REFUSED: 9,
   /** A QEMU went away, or this side's operator ended the migration. */
   QEMU_LOST: 10,
+  /** A remote store cannot be reached, broke off, or does not work just now: worth another try. */
+  STORE_LOST: 12,
+  /** A remote store does not let us: credentials that are missing or not enough, a bucket that is not there. */
+  STORE_REFUSED: 12,
+  /** A remote store answered what no honest store answers. */
+  STORE_ANSWER: 12,
+  /** Not the document of a channel, or one of an unknown version. */
+  CHANNEL_FORMAT: 13,
+  /** The document of a channel is signed by nobody that this host trusts. */
+  CHANNEL_UNTRUSTED: 13,
+  /** The document of a channel is older than what is in force, or has expired. */
+  CHANNEL_STALE: 13,
+  /** No remote store has a channel of that name. */
+  CHANNEL_MISSING: 13,
+  /** A channel was changed by somebody else meanwhile, or names sets that the store does not have. */
+  CHANNEL_CONFLICT: 13,
   /** A defect of ours. */
   INTERNAL: 70,
 } as const

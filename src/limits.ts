@@ -373,6 +373,59 @@ export const COLD_PATIENCE_MS = 250
 /** Batches in a row for which a set's disk gave nothing in time: then it is not read any more in this session. */
 export const COLD_LATE_MAX = 8
 
+// Remote stores ----------------------------------------------------------------------------------------------------------
+
+/** Bytes of a channel's document: 512 sets take 55 KiB, and an older proxy must be able to skip what a later one adds. */
+export const CHANNEL_BYTES_MAX = 256 << 10
+
+/** Sets in force in a channel: as many as two hellos' lists, in memory and on the disk, hold together. */
+export const CHANNEL_SETS_MAX = 512
+
+/** Signatures of a channel's document: a key, its successor, and others' whom this host does not ask. */
+export const CHANNEL_SIGNATURES_MAX = 16
+
+/** Bytes of an answer of S3 that is no object: a listing has 1,000 names of at most 1 KiB, each with some tags. */
+export const STORE_ANSWER_BYTES_MAX = 4 << 20
+
+/** Listings of one folder of S3, a thousand names each: a million sets. */
+export const STORE_LISTINGS_MAX = 1000
+
+/** Bytes of one part of an upload, in memory as it is signed: S3 takes 10,000 parts, and the largest set has 4,200. */
+export const STORE_PART_BYTES = 16 << 20
+
+/** An upload may take a second for so many bytes, so that a stall ends: ten minutes a part. */
+export const STORE_UPLOAD_BYTES_A_SECOND = 28 << 10
+
+/** Redirects that one request follows, within its host: a web server needs one for a moved folder. */
+export const STORE_REDIRECTS_MAX = 3
+
+/** How long a remote store may take from the request to the head of its answer, connecting included. */
+export const STORE_ANSWER_MS = 30_000
+
+/** A transfer has stalled where so long ... */
+export const STORE_STALL_MS = 30_000
+
+/** ... brings fewer bytes than this: at such a rate a set of 1 GB would take three weeks. */
+export const STORE_STALL_BYTES = 16 << 10
+
+/** Attempts in a row that bring nothing, after which a fetch gives a store up. */
+export const FETCH_ATTEMPTS_MAX = 5
+
+/** Bytes of a disk that no fetched set takes: logs and what proxies learn need some, too. */
+export const STORE_FREE_BYTES_MIN = 64 << 20
+
+/** How often a host asks for a channel's document: a thousand hosts are 17 questions a second, answered without a body. */
+export const CHANNEL_POLL_MS = 60_000
+
+/** The longest that failures in a row make of it. */
+export const CHANNEL_POLL_MS_MAX = 15 * 60_000
+
+/** Who fetches touches its lock this often ... */
+export const FETCH_LOCK_TOUCH_MS = 10_000
+
+/** ... and one untouched for so long belongs to nobody: several touches missed, on a busy machine too. */
+export const FETCH_LOCK_IDLE_MS = 60_000
+
 // What proxies learn ---------------------------------------------------------------------------------------------------
 
 /**

@@ -23,6 +23,9 @@ const WRITE_LENGTH = 1 << 20
 const TEMPORARY = /^\.put-(\d+)-[0-9a-f]+\.tmp$/
 /** A put writes all the time. One untouched for so long, by a process that is not there, will not go on. */
 const TEMPORARY_IDLE_MS = 10 * 60_000
+/** What a fetch left that was ended (src/remote/fetcher.ts). The next one goes on from there, for a day. */
+const FETCHED_PART = /^\.fetch-[0-9a-f]{64}[-.][0-9a-z.-]+$/
+const FETCHED_PART_IDLE_MS = 24 * 3_600_000
 
 /** One set of a store, as a listing shows it. */
 export interface StoredSet {
@@ -121,12 +124,14 @@ export class TemplateStore {
   /**
    * A text that is another one as soon as sets come, go, are replaced, or become readable. Opens nothing.
    *
+   * @param counts which sets count
    * @throws IO where the folder is not there or cannot be read
    */
-  async fingerprint(): Promise<string> {
+  async fingerprint(counts: (digest: string) => boolean = () => true): Promise<string> {
     await this.requireThere()
     const lines: string[] = []
     for (const digest of await this.digests()) {
+      if (!counts(digest)) continue
       const found = await lstat(this.pathOf(digest)).catch(() => undefined)
       lines.push(`${digest} ${found?.size} ${found?.mtimeMs} ${found?.ctimeMs}`)
     }
@@ -170,6 +175,11 @@ export class TemplateStore {
     return ColdSet.open(this.pathOf(await this.find(prefix)), this.key, false)
   }
 
+  /** Whether what is put is kept encrypted. */
+  get encrypts(): boolean {
+    return this.key !== undefined
+  }
+
   pathOf(digest: string): string {
     return join(this.folder, setFileName(digest))
   }
@@ -186,6 +196,17 @@ export class TemplateStore {
       throw error
     } finally {
       await file?.close()
+    }
+  }
+
+  /** True where the set is there, its head sound and its file as long as that says; its pages are not read. @throws IO, USAGE */
+  async isWhole(digest: string): Promise<boolean> {
+    try {
+      await SetFile.outline(this.pathOf(digest), this.key, false)
+      return true
+    } catch (error) {
+      if (isProxyError(error) && error.code.startsWith('TEMPLATE_')) return false
+      throw error
     }
   }
 
@@ -277,16 +298,18 @@ export class TemplateStore {
     }
   }
 
-  /** Removes what killed puts left. @param dryRun only tells @returns its names */
+  /** Removes what killed puts and fetches left. @param dryRun only tells @returns its names */
   async sweep(dryRun = false): Promise<string[]> {
     const swept: string[] = []
     for (const name of await this.names()) {
+      const isFetched = FETCHED_PART.test(name)
       const owner = TEMPORARY.exec(name)?.[1]
-      if (owner === undefined || isRunning(Number(owner))) continue
+      if (!isFetched && (owner === undefined || isRunning(Number(owner)))) continue
       const path = join(this.folder, name)
       const found = await stat(path).catch(() => undefined)
       // The time guards a put by a process that we cannot see: in another container, on the same folder.
-      if (!found || Date.now() - found.mtimeMs <= TEMPORARY_IDLE_MS) continue
+      const idleMs = isFetched ? FETCHED_PART_IDLE_MS : TEMPORARY_IDLE_MS
+      if (!found || Date.now() - found.mtimeMs <= idleMs) continue
       swept.push(name)
       if (!dryRun) await rm(path, { force: true })
     }
@@ -368,7 +391,7 @@ function pagesDiffer(place: number): ProxyError {
 }
 
 /** Gives the file to whom the folder says. Root alone can give files away; others make them their own. */
-async function shareAsFolder(file: FileHandle, folder: string): Promise<void> {
+export async function shareAsFolder(file: FileHandle, folder: string): Promise<void> {
   const { uid, gid, mode } = await stat(folder)
   if ((mode & SHARED_FOLDER) === SHARED_FOLDER) await file.chmod(FILE_MODE | GROUP_READS)
   if (process.geteuid?.() === 0) await file.chown(uid, gid)
@@ -384,7 +407,7 @@ function isRunning(pid: number): boolean {
 }
 
 /** A renamed file survives a power cut only once its folder is on the disk too. */
-async function syncFolder(folder: string): Promise<void> {
+export async function syncFolder(folder: string): Promise<void> {
   const handle = await open(folder, 'r')
   try {
     await handle.sync()
