@@ -82,6 +82,11 @@ export class SetFile {
     return this.file.sealed
   }
 
+  /** The whole set as it is elsewhere, decrypted: one reader at a time. */
+  get bytes(): SetBytes {
+    return this.file
+  }
+
   /** Bytes that {@link load} fills. */
   get pagesLength(): number {
     return this.head.pageCount * PAGE_SIZE

@@ -19,18 +19,23 @@ export interface SetFloors {
  * too.
  * @param pagesMax that fit into memory
  * @param hotMax sets that may be held there: as many as a hello has places for
+ * @param comesLast sets that are older than all others, whatever their files say
  */
 export function floorsOf(
   sets: readonly Pick<StoredSet, 'digest' | 'modified' | 'pages'>[],
   pagesMax: number,
   hotMax = HELLO_SETS_MAX,
+  comesLast: (digest: string) => boolean = () => false,
 ): SetFloors {
   const hot: string[] = []
   const cold: string[] = []
   const others: string[] = []
   let hotPages = 0
   let allPages = 0 // what is in memory here may stay on the disk at the other side
-  for (const { digest, pages } of sets.toSorted((a, b) => b.modified.getTime() - a.modified.getTime())) {
+  const sorted = sets.toSorted(
+    (a, b) => Number(comesLast(a.digest)) - Number(comesLast(b.digest)) || b.modified.getTime() - a.modified.getTime(),
+  )
+  for (const { digest, pages } of sorted) {
     const isHot = hotPages + pages <= pagesMax && hot.length < hotMax
     if (allPages + pages > COLD_PAGES_MAX || (!isHot && cold.length === HELLO_SETS_MAX)) {
       others.push(digest)

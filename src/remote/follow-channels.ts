@@ -1,0 +1,204 @@
+/** A host's sets kept as its channels say: once, or for as long as it runs. docs/adr/0012-remote-stores.md. */
+import type { KeyObject } from 'node:crypto'
+import { mkdir, stat } from 'node:fs/promises'
+import { setTimeout as pause } from 'node:timers/promises'
+import { isProxyError, type ProxyError } from '../errors.ts'
+import { ioError } from '../io-error.ts'
+import type { TemplateStore } from '../store/template-store.ts'
+import type { ChannelDocument, ChannelSet } from './channel.ts'
+import { ChannelFollower } from './channel-follower.ts'
+import { ChannelSource } from './channel-source.ts'
+import { bytesLeftOf, fetchSet } from './fetcher.ts'
+import { HostChannels } from './host-channels.ts'
+import { makeRoom } from './make-room.ts'
+import type { RemoteStore } from './remote-store.ts'
+
+/** What is told on the way. */
+export type FollowEvent =
+  | { readonly kind: 'fetched'; readonly channel: string; readonly digest: string; readonly bytes: number }
+  | { readonly kind: 'in force'; readonly channel: string; readonly serial: number; readonly sets: number }
+  /** Made room. */
+  | { readonly kind: 'removed'; readonly digest: string }
+  | { readonly kind: 'failed'; readonly channel: string; readonly error: ProxyError }
+
+export interface FollowOptions {
+  /** In the order in which they are asked. */
+  readonly stores: readonly RemoteStore[]
+  /** This host's own. */
+  readonly into: TemplateStore
+  readonly channels: readonly string[]
+  readonly trusted: readonly KeyObject[]
+  /** Bytes that sets from remote stores may have. */
+  readonly maxBytes?: number | undefined
+  readonly tell: (event: FollowEvent) => void
+  readonly progress?: (digest: string, doneBytes: number, totalBytes: number) => void
+  readonly signal?: AbortSignal | undefined
+}
+
+/**
+ * Brings the host to what its channels say, once.
+ * @throws the first failure, after the other channels; the signal's reason
+ */
+export async function syncChannels(options: FollowOptions): Promise<void> {
+  const hosts = new HostChannels(options.into.folder)
+  let first: unknown
+  for (const channel of options.channels) {
+    const follower = new HostFollower(channel, hosts, options)
+    try {
+      while (await follower.step());
+    } catch (error) {
+      options.signal?.throwIfAborted()
+      if (!isProxyError(error)) throw error
+      options.tell({ kind: 'failed', channel, error })
+      first ??= error
+    }
+  }
+  if (first !== undefined) throw first
+}
+
+/** Channels that are followed until the signal ends it. */
+export interface Following {
+  /** Settles when it has ended. Failures are told, and it goes on; rejects for a defect of ours. */
+  readonly ended: Promise<void>
+  /** Asks at once, not at its pace. */
+  askNow(): void
+}
+
+/** Follows the channels, one act of each in turn: a large set of one holds up the others for as long as it takes. */
+export function followChannels(options: FollowOptions): Following {
+  const hosts = new HostChannels(options.into.folder)
+  const followers = options.channels.map(channel => new HostFollower(channel, hosts, options))
+  let wake: (() => void) | undefined
+  const follow = async (): Promise<void> => {
+    while (!options.signal?.aborted) {
+      let isIdle = true
+      for (const follower of followers) {
+        try {
+          if (await follower.step()) isIdle = false
+        } catch (error) {
+          if (options.signal?.aborted) return
+          if (!isProxyError(error)) throw error
+          options.tell({ kind: 'failed', channel: follower.channel, error })
+        }
+      }
+      if (!isIdle) continue
+      const untilMs = Math.min(...followers.map(follower => follower.restsUntilMs))
+      const woken = new AbortController()
+      wake = () => woken.abort()
+      options.signal?.addEventListener('abort', wake)
+      await pause(Math.max(1, untilMs - performance.now()), undefined, { signal: woken.signal }).catch(() => {})
+      options.signal?.removeEventListener('abort', wake)
+      wake = undefined
+    }
+  }
+  return {
+    ended: follow(),
+    askNow: () => {
+      for (const follower of followers) follower.askNow()
+      wake?.()
+    },
+  }
+}
+
+/** One channel of this host: does what its follower says. */
+class HostFollower {
+  readonly channel: string
+  restsUntilMs = 0
+  private readonly follower: ChannelFollower
+  private readonly source: ChannelSource
+  private readonly hosts: HostChannels
+  private readonly options: FollowOptions
+
+  constructor(channel: string, hosts: HostChannels, options: FollowOptions) {
+    const { stores, trusted } = options
+    this.channel = channel
+    this.hosts = hosts
+    this.options = options
+    this.source = new ChannelSource(stores, channel)
+    this.follower = new ChannelFollower({ channel, trusted, chance: Math.random })
+  }
+
+  askNow(): void {
+    this.follower.askNow()
+  }
+
+  /** @returns false where there is nothing to do before `restsUntilMs` @throws what failed; it is tried again by itself */
+  async step(): Promise<boolean> {
+    const { follower, channel, options } = this
+    const act = follower.act(performance.now(), Date.now())
+    switch (act.kind) {
+      case 'wait':
+        this.restsUntilMs = act.untilMs
+        return false
+      case 'ask': {
+        const [bytes, accepted] = await this.orFailed(async () => [
+          await this.source.ask(options.signal),
+          await this.hosts.accepted(channel),
+        ])
+        const isNew = follower.answered(bytes, accepted, performance.now(), Date.now())
+        if (!isNew && accepted) await this.mend(accepted)
+        return true
+      }
+      case 'fetch':
+        await this.orFailed(() => this.fetch(act.set, act.of))
+        follower.fetched(act.set.digest)
+        return true
+      case 'accept': {
+        const { channel: said } = await this.orFailed(() => this.hosts.accept(act.document))
+        follower.acceptedIt()
+        options.tell({ kind: 'in force', channel, serial: said.serial, sets: said.sets.length })
+        return true
+      }
+    }
+  }
+
+  private async orFailed<T>(act: () => Promise<T>): Promise<T> {
+    try {
+      return await act()
+    } catch (error) {
+      this.follower.failed(performance.now())
+      throw error
+    }
+  }
+
+  /** Somebody removed what is in force. */
+  private async mend(accepted: ChannelDocument): Promise<void> {
+    for (const set of accepted.channel.sets) {
+      if ((await this.lengthOf(set.digest)) === undefined) await this.fetch(set, accepted)
+    }
+  }
+
+  private async fetch(set: ChannelSet, { channel: { sets } }: ChannelDocument): Promise<void> {
+    const { hosts, options, channel } = this
+    const { into, stores, signal, progress } = options
+    const { digest } = set
+    const isThere = (await this.lengthOf(digest)) !== undefined
+    // verified when it came into force, and again by every session that uses it
+    if (isThere && (await hosts.inForce(Date.now())).now.has(digest) && (await into.isWhole(digest))) return
+    if (!isThere) {
+      await mkdir(into.folder, { recursive: true, mode: 0o700 }).catch(error => {
+        throw ioError(error, 'cannot use store', into.folder)
+      })
+      let needBytes = 0
+      for (const other of sets) {
+        if ((await this.lengthOf(other.digest)) !== undefined) continue
+        needBytes += other.bytes - Math.min(other.bytes, await bytesLeftOf(into.folder, other.digest).catch(() => 0))
+      }
+      const rule = { maxBytes: options.maxBytes, keep: new Set(sets.map(other => other.digest)) }
+      for (const removed of await makeRoom(into, hosts, needBytes, rule, Date.now())) {
+        options.tell({ kind: 'removed', digest: removed })
+      }
+      await hosts.noteFetched(digest) // before it is there: not used until it is in force
+    }
+    const fetched = await fetchSet(stores, into, digest, {
+      lengthBytes: set.bytes,
+      signal,
+      progress: (doneBytes, totalBytes) => progress?.(digest, doneBytes, totalBytes),
+    })
+    if (!fetched.existed) options.tell({ kind: 'fetched', channel, digest, bytes: fetched.fileBytes })
+  }
+
+  private async lengthOf(digest: string): Promise<number | undefined> {
+    return (await stat(this.options.into.pathOf(digest)).catch(() => undefined))?.size
+  }
+}

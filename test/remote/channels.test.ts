@@ -1,0 +1,286 @@
+/** Promotions as they reach a host: whole, once, and never back unless the operator says so. */
+import { createPrivateKey, createPublicKey } from 'node:crypto'
+import {
+  copyFileSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { makeChannelKey } from '../../src/remote/channel-keys.ts'
+import { FolderStore } from '../../src/remote/folder-store.ts'
+import { followChannels } from '../../src/remote/follow-channels.ts'
+import { keyOfChannel, keyOfOldChannel, keyOfSet } from '../../src/remote/remote-store.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { until } from '../helpers/until.ts'
+import { failure, page, putPages } from '../template/makers.ts'
+import { host, operator } from './sites.ts'
+
+t.setTimeout(240_000) // the machine may be busy
+
+t.test('push, promote, sync; promote, roll back', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const one = await site.push(1)
+  const two = await site.push(100)
+  t.equal(await failure(() => here.sync()), 'CHANNEL_MISSING')
+  t.match(await site.promote([one]), { serial: 1, sets: [{ digest: one }] })
+  await here.sync()
+  t.same(await here.usable(), [one])
+  t.ok(readFileSync(here.store.pathOf(one)).equals(readFileSync(join(site.folder, keyOfSet(one)))))
+  t.match(here.events.slice(-2), [
+    { kind: 'fetched', digest: one },
+    { kind: 'in force', serial: 1 },
+  ])
+  const told = here.events.length
+  await here.sync()
+  t.equal(here.events.length, told, 'nothing new')
+
+  t.match(await site.promote([two, one]), { serial: 2 })
+  t.same(await here.usable(), [one], 'not before it was looked')
+  await here.sync()
+  t.same(await here.usable(), [one, two].sort())
+  t.match(await site.promote([two]), { serial: 3 })
+  await here.sync()
+  t.same(await here.usable(), [two], 'what is not in force any more is not used, though it is there')
+  t.match(await site.rollback(), { serial: 4, from: 2 })
+  await here.sync()
+  t.same(await here.usable(), [one, two].sort())
+  t.match(await site.rollback(1), { serial: 5, from: 1 })
+  await here.sync()
+  t.same(await here.usable(), [one])
+  t.equal(await failure(() => site.rollback(17)), 'CHANNEL_MISSING')
+  t.same(
+    readdirSync(join(site.folder, 'channels/stable')),
+    [1, 2, 3, 4].map(n => `000000000${n}.json`),
+  )
+})
+
+t.test('sets that people put stay in use', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const mine = await putPages(here.store, [page(7000)])
+  const one = await site.push(1)
+  const two = await site.push(100)
+  await site.promote([one])
+  await here.sync()
+  await site.promote([two])
+  await here.sync()
+  t.same(await here.usable(), [mine, two].sort())
+  // one that somebody has built here too, and that a channel names for a while
+  await putPages(
+    here.store,
+    Array.from({ length: 50 }, (_, i) => page(300 + i)),
+  )
+  const three = await site.push(300)
+  await site.promote([three])
+  await here.sync()
+  await site.promote([two])
+  await here.sync()
+  t.same(await here.usable(), [mine, two, three].sort())
+})
+
+t.test('two sites that do not switch at one moment use what was in force before', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const one = await site.push(1)
+  const two = await site.push(100)
+  await site.promote([one])
+  await here.sync()
+  await site.promote([two], { overlapMs: 3_600_000 })
+  await here.sync()
+  t.same(await here.usable(), [one, two].sort(), 'the other site may not have the new one yet')
+  t.same(await here.usable(Date.now() + 3_601_000), [two], 'for an hour')
+  await site.rollback()
+  await here.sync()
+  t.same(await here.usable(), [one], 'what is taken back is out of use at once')
+})
+
+t.test('a store that says again what was in force', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const one = await site.push(1)
+  const two = await site.push(100)
+  await site.promote([one])
+  await site.promote([two])
+  await here.sync()
+  copyFileSync(join(site.folder, keyOfOldChannel('stable', 1)), join(site.folder, keyOfChannel('stable')))
+  t.equal(await failure(() => here.sync()), 'CHANNEL_STALE')
+  t.same(await here.usable(), [two])
+  t.equal(await failure(() => site.promote([one], { serial: 1 })), 'USAGE')
+  await site.promote([one], { serial: 3 })
+  await here.sync()
+  t.same(await here.usable(), [one])
+  // a host that has lost what it accepted must not be led back by it
+  const accepted = join(here.store.folder, '.channel-stable.json')
+  truncateSync(accepted, 20)
+  t.equal(await failure(() => here.sync()), 'CHANNEL_FORMAT')
+  t.same(await here.usable(), [], 'nor are its sets used')
+})
+
+t.test('whoever may write to the store, and has no key', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const one = await site.push(1)
+  const two = await site.push(100)
+  await site.promote([one])
+  await here.sync()
+  const stranger = createPrivateKey(makeChannelKey().privatePem)
+  t.equal(await failure(() => site.promote([two], { keys: [stranger] })), 'CHANNEL_UNTRUSTED', 'told who promotes')
+  await site.promote([two], { keys: [stranger], trusted: site.trusted })
+  t.equal(await failure(() => here.sync()), 'CHANNEL_UNTRUSTED')
+  t.same(await here.usable(), [one])
+  t.equal(await failure(() => site.promote([one])), 'CHANNEL_UNTRUSTED', 'nor is it counted on from that')
+  // an earlier document in which other sets stand must not be what a rollback signs
+  await site.promote([one], { trusted: [createPublicKey(stranger)] })
+  t.equal(await failure(() => site.rollback()), 'CHANNEL_UNTRUSTED')
+  t.match(await site.rollback(undefined, { trusted: [createPublicKey(stranger)] }), { serial: 4, from: 2 })
+  writeFileSync(join(site.folder, keyOfChannel('stable')), 'hello')
+  t.equal(await failure(() => here.sync()), 'CHANNEL_FORMAT')
+  t.same(await here.usable(), [one])
+})
+
+t.test('two that promote at the same time', async t => {
+  const site = operator(t.teardown)
+  const one = await site.push(1)
+  const two = await site.push(100)
+  await site.promote([one])
+  const both = await Promise.allSettled([site.promote([one]), site.promote([two])])
+  const won = both.filter(({ status }) => status === 'fulfilled')
+  t.ok(won.length <= 1, 'one at most')
+  for (const result of both) {
+    if (result.status === 'rejected') t.match(result.reason.code, /CHANNEL_CONFLICT|STORE_LOST/)
+  }
+  t.equal(await failure(() => site.promote(['ab'.repeat(32)])), 'CHANNEL_CONFLICT', 'a set that is not there')
+})
+
+t.test('ended in the middle: what was in force stays, and the rest is fetched later', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const one = await site.push(1)
+  await site.promote([one])
+  await here.sync()
+  const [two, three] = [await site.push(100), await site.push(200)].sort() as [string, string]
+  await site.promote([two, three])
+  const stop = new AbortController()
+  const reason = new Error('enough')
+  await t.rejects(
+    here.sync({
+      signal: stop.signal,
+      tell: event => void (event.kind === 'fetched' && event.digest === two && stop.abort(reason)),
+    }),
+    /enough/,
+  )
+  t.same(await here.usable(), [one])
+  t.ok((await here.store.digests()).includes(two), 'though one of the two is there')
+  rmSync(join(site.folder, keyOfSet(three)))
+  t.equal(await failure(() => here.sync()), 'TEMPLATE_MISSING', 'nor where one of them is gone')
+  t.same(await here.usable(), [one])
+  await site.push(100)
+  await site.push(200)
+  await here.sync()
+  t.same(await here.usable(), [two, three])
+})
+
+t.test('the next store, where the first one fails', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const one = await site.push(1)
+  await site.promote([one])
+  const away = new FolderStore(join(site.folder, 'nowhere'))
+  await here.sync({ stores: [away, site.remote] })
+  t.same(await here.usable(), [one])
+  t.equal(await failure(() => here.sync({ stores: [away] })), 'STORE_LOST')
+})
+
+t.test('kept under a size', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const mine = await putPages(
+    here.store,
+    Array.from({ length: 60 }, (_, i) => page(5000 + i)),
+  )
+  const sets: string[] = []
+  for (let i = 0; i < 4; i++) sets.push(await site.push(100 * (i + 1)))
+  const bytes = statSync(join(site.folder, keyOfSet(sets[0]!))).size
+  const maxBytes = 2 * bytes + 100
+  for (let i = 0; i < 4; i++) {
+    await site.promote([sets[i]!])
+    await here.sync({ maxBytes })
+    // as if days lay between
+    for (let j = 0; j <= i; j++) {
+      const used = new Date(Date.now() - (10 - j) * 86_400_000)
+      for (const path of [join(here.store.folder, `.fetched-${sets[j]}`), here.store.pathOf(sets[j]!)]) {
+        try {
+          utimesSync(path, used, used)
+        } catch {}
+      }
+    }
+  }
+  t.same(await here.store.digests(), [mine, sets[2]!, sets[3]!].sort(), 'those longest out of force go')
+  t.same(
+    here.events.flatMap(event => (event.kind === 'removed' ? [event.digest] : [])),
+    [sets[0], sets[1]],
+  )
+  t.notOk(here.names().includes(`.fetched-${sets[0]}`))
+  await site.promote(sets.slice(0, 3))
+  t.equal(await failure(() => here.sync({ maxBytes })), 'IO', 'more than there is room for: not begun')
+  t.same(await here.usable(), [mine, sets[3]!].sort())
+  await site.promote([sets[0]!, sets[1]!])
+  t.equal(await failure(() => here.sync({ maxBytes })), 'IO', 'what is in force stays until the new ones are there')
+  t.same(await here.usable(), [mine, sets[3]!].sort())
+})
+
+t.test('removed by hand, damaged by hand', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const one = await site.push(1)
+  await site.promote([one])
+  await here.sync()
+  rmSync(here.store.pathOf(one))
+  await here.sync()
+  t.equal(await here.store.holds(one), true, 'it is fetched again')
+  truncateSync(here.store.pathOf(one), 10_000)
+  await site.promote([one])
+  await here.sync()
+  t.equal(await here.store.holds(one), true)
+})
+
+t.test('followed for as long as it runs, by two processes of a host', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const stop = new AbortController()
+  const options = (events: unknown[]) => ({
+    stores: [site.remote],
+    into: new TemplateStore(here.store.folder),
+    channels: ['stable', 'other'],
+    trusted: site.trusted,
+    tell: (event: unknown) => events.push(event),
+    signal: stop.signal,
+  })
+  const events: { kind: string }[][] = [[], []]
+  const running = events.map(each => followChannels(options(each)))
+  const one = await site.push(1)
+  const two = await site.push(100)
+  const now = (): void => {
+    for (const { askNow } of running) askNow()
+  }
+  await until('a failure', () => events.every(each => each.some(({ kind }) => kind === 'failed')))
+  for (const digests of [[one], [two], [one, two]]) {
+    await site.promote(digests)
+    now()
+    await until('it to be in force', async () => (await here.usable()).join() === digests.toSorted().join())
+  }
+  await site.rollback()
+  now()
+  await until('it to be taken back', async () => (await here.usable()).join() === two)
+  stop.abort()
+  await Promise.all(running.map(({ ended }) => ended))
+  const fetched = events.flat().filter(({ kind }) => kind === 'fetched')
+  t.equal(fetched.length, 2, 'each set was fetched once')
+})
