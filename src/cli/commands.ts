@@ -34,7 +34,7 @@ export const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'store <command>',
-    describe: 'List, clear up and check the template sets of a store',
+    describe: 'List, clear up, check and share the template sets of stores',
     load: async () => (await import('./store-command.ts')).storeCommand,
   },
   {

@@ -2,6 +2,7 @@
 import type { Argv, CommandModule } from 'yargs'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
+import type { SetSupply } from '../daemon/set-supply.ts'
 import { DEFAULTS, readCommon } from '../daemon/settings.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
@@ -9,7 +10,7 @@ import { SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import type { ListenAt } from '../link/server.ts'
 import { parseCount } from '../quantity.ts'
 import { type Address, isLoopback, parseAddress, parseNamedAddress } from '../relay/address.ts'
-import { newTeller, type ProxyArguments, proxyOptions, proxySettings } from './proxy-options.ts'
+import { newTeller, type ProxyArguments, proxyOptions, proxySettings, startSupply } from './proxy-options.ts'
 
 interface DestinationArguments extends ProxyArguments {
   readonly listen: string[]
@@ -114,7 +115,8 @@ function sessionCount(text: string): number {
 
 async function runDestination(args: DestinationArguments): Promise<void> {
   const teller = newTeller(args.json)
-  const settings = proxySettings(readCommon(args), args, 'server', teller.events)
+  const common = readCommon(args)
+  const settings = proxySettings(common, args, 'server', teller.events)
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }
   const targets = new Map<string, Address>()
@@ -133,9 +135,12 @@ async function runDestination(args: DestinationArguments): Promise<void> {
     sessionsMax: sessionCount(args.sessionsMax),
     onStatus: text => status.tell(text),
   })
-  await runProxy(daemon, teller, status, () =>
+  let supply: SetSupply | undefined
+  const started = (): void => {
     teller.events.info('listening for source proxies', {
       at: daemon.addresses.map(({ address, port }) => `${address}:${port}`).join(' '),
-    }),
-  )
+    })
+    supply = startSupply(common, teller.events)
+  }
+  await runProxy(daemon, teller, status, started, () => supply?.askNow())
 }

@@ -3,6 +3,7 @@ import { totalmem } from 'node:os'
 import type { Argv } from 'yargs'
 import { Events, type SiteLog } from '../daemon/events.ts'
 import type { Teller } from '../daemon/run-proxy.ts'
+import { SetSupply } from '../daemon/set-supply.ts'
 import { type CommonSettings, type CommonTexts, DEFAULTS } from '../daemon/settings.ts'
 import { EventLog } from '../daemon/text-log.ts'
 import { ProxyError } from '../errors.ts'
@@ -17,6 +18,7 @@ import { PLACES, Pools } from '../transfer/pool.ts'
 import { RingShares } from '../transfer/ring-shares.ts'
 import { SET_MEMORY_OPTION } from './set-memory.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
+import { CHANNEL_OPTION, STORE_INSECURE_OPTION, STORE_SIZE_OPTION, STORES_OPTION, TRUST_OPTION } from './store-names.ts'
 import { sentenceOf } from './summary-text.ts'
 
 export interface ProxyArguments extends CommonTexts {
@@ -30,8 +32,12 @@ export function proxyOptions(
   poolMemory: { readonly describe: string; readonly default: string },
 ): Argv<ProxyArguments> {
   return yargs
-    .option('store', { describe: 'Folder of template sets', type: 'string', requiresArg: true })
+    .option('store', STORES_OPTION)
     .option('store-key', STORE_KEY_OPTION)
+    .option('store-insecure', STORE_INSECURE_OPTION)
+    .option('store-size', STORE_SIZE_OPTION)
+    .option('channel', CHANNEL_OPTION)
+    .option('trust', TRUST_OPTION)
     .option('learn', {
       describe:
         'Template sets made of pages that pass: those of two VMs or more; all, for guests that come back; or none. Both sides must say the same',
@@ -138,6 +144,13 @@ export function newTeller(json: boolean): Teller {
   const log = new EventLog(json, sentenceOf)
   events.subscribe(log.take)
   return { events, log }
+}
+
+/** Begins to fetch what channels say, where the operator asked for it. */
+export function startSupply({ supply: settings }: CommonSettings, events: Events): SetSupply | undefined {
+  const supply = settings && new SetSupply(settings, events)
+  supply?.start()
+  return supply
 }
 
 /** Who the other side is. */

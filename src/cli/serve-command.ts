@@ -10,6 +10,7 @@ import {
 } from '../daemon/configuration.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { type Runnable, runProxy, type StatusLine } from '../daemon/run-proxy.ts'
+import type { SetSupply } from '../daemon/set-supply.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
@@ -17,10 +18,11 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import { Credentials } from '../link/credentials.ts'
 import { formatAddress } from '../relay/address.ts'
 import { groupId } from '../relay/group.ts'
+import { readTrustedKeys } from '../remote/channel-keys.ts'
 import type { Role } from '../session/api.ts'
 import { listenAt } from './destination-command.ts'
 import { print, printLines, tell } from './output.ts'
-import { newTeller, type ProcessMemory, processMemory, proxySettings } from './proxy-options.ts'
+import { newTeller, type ProcessMemory, processMemory, proxySettings, startSupply } from './proxy-options.ts'
 import { storeKeyOf } from './store-key.ts'
 
 interface ServeArguments {
@@ -82,7 +84,7 @@ function missingThings(configuration: Configuration, { lineOf }: ReadConfigurati
       mistakes.push({ line: lineOf([key]), what: error.what, hint: error.action })
     }
   }
-  const { tlsCreds, store, storeKey } = configuration
+  const { tlsCreds, store, storeKey, supply } = configuration
   const roles: Role[] = []
   if (configuration.peers.length > 0) roles.push('client')
   if (configuration.wanListen.length > 0) roles.push('server')
@@ -91,6 +93,7 @@ function missingThings(configuration: Configuration, { lineOf }: ReadConfigurati
   check('pool-memory', () => void memoryOf(configuration))
   if (store !== undefined) check('store', () => checkFolder(store))
   if (storeKey !== undefined) check('store-key', () => void storeKeyOf(storeKey))
+  if (supply !== undefined) check('trust', () => void readTrustedKeys(supply.trust))
   for (const { listen } of configuration.peers) for (const { group } of listen) check('listeners', () => groupOf(group))
   return mistakes.sort((a, b) => a.line - b.line)
 }
@@ -195,8 +198,10 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
       return proxies.reduce((sum, proxy) => sum + proxy.running, 0)
     },
   }
+  let supply: SetSupply | undefined
   /** Takes over what may change while migrations run; the file as a whole is right, or nothing of it counts. */
   const reloadSettings = (): void => {
+    supply?.askNow()
     const { configuration: next, mistakes } = readFile(config)
     if (!next) {
       for (const { line, what, hint } of mistakes)
@@ -209,5 +214,9 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     const settings = needRestart(configuration, next)
     if (settings.length > 0) events.warn('a restart is needed for changed settings', { settings: settings.join(', ') })
   }
-  await runProxy(all, teller, status, () => events.info('serving', { from: where }), reloadSettings)
+  const started = (): void => {
+    events.info('serving', { from: where })
+    supply = startSupply(configuration, events)
+  }
+  await runProxy(all, teller, status, started, reloadSettings)
 }

@@ -2,6 +2,7 @@
 import type { Argv, CommandModule } from 'yargs'
 import { parseEffortOrAuto } from '../compression/effort.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
+import type { SetSupply } from '../daemon/set-supply.ts'
 import { readCommon } from '../daemon/settings.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
@@ -13,7 +14,7 @@ import { parseCap, parseCount } from '../quantity.ts'
 import { formatAddress, parseNamedAddress, parsePeer } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
-import { newTeller, type ProxyArguments, proxyOptions, proxySettings } from './proxy-options.ts'
+import { newTeller, type ProxyArguments, proxyOptions, proxySettings, startSupply } from './proxy-options.ts'
 
 interface SourceArguments extends ProxyArguments {
   readonly listen: string[]
@@ -105,7 +106,8 @@ function readCap(path: string): number {
 async function runSource(args: SourceArguments): Promise<void> {
   const teller = newTeller(args.json)
   const { events } = teller
-  const settings = proxySettings(readCommon(args), args, 'client', events)
+  const common = readCommon(args)
+  const settings = proxySettings(common, args, 'client', events)
   const most = sourceRingPagesMax(PLACES)
   if (settings.ringPages > most) {
     const mib = Math.floor(most / 256)
@@ -127,8 +129,13 @@ async function runSource(args: SourceArguments): Promise<void> {
     fds: takeListenFds(),
     onStatus: text => status.tell(text),
   })
-  const started = (): void => events.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') })
+  let supply: SetSupply | undefined
+  const started = (): void => {
+    events.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') })
+    supply = startSupply(common, events)
+  }
   await runProxy(daemon, teller, status, started, () => {
+    supply?.askNow()
     if (rateFile === undefined) return
     const cap = readCap(rateFile)
     daemon.setRate(cap)

@@ -1,8 +1,9 @@
-/** `pageferry store list|prune|verify`. */
+/** `pageferry store`: a host's own store; what it shares with others is in store-share-command.ts. */
 import type { Argv, CommandModule } from 'yargs'
 import { formatCount, formatSize, parseDuration, parseSize } from '../quantity.ts'
 import { print, printLines } from './output.ts'
 import { existingStore, storeKeyOf } from './store-key.ts'
+import { SHARE_COMMANDS } from './store-share-command.ts'
 import { storeOptions, verifySets } from './template-command.ts'
 
 interface StoreArguments {
@@ -111,12 +112,10 @@ const verify: CommandModule<object, StoreArguments> = {
 /** `store` with its subcommands, for the main program's yargs. Handlers throw ProxyErrors. */
 export const storeCommand: CommandModule = {
   command: 'store <command>',
-  describe: 'List, clear up and check the template sets of a store',
+  describe: 'List, clear up, check and share the template sets of stores',
   builder: yargs =>
     yargs
-      .command(list as CommandModule)
-      .command(prune as CommandModule)
-      .command(verify as CommandModule)
+      .command([list, prune, verify, ...SHARE_COMMANDS] as unknown as CommandModule)
       .demandCommand(1)
       .strict(),
   handler: () => {},

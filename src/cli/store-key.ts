@@ -1,4 +1,6 @@
 /** `--store-key`, for every command that reads or writes a store. */
+import { ProxyError } from '../errors.ts'
+import { isRemoteName } from '../remote/remote-store.ts'
 import { readStoreKey, type StoreKey } from '../store/cipher.ts'
 import { TemplateStore } from '../store/template-store.ts'
 
@@ -22,5 +24,9 @@ export async function existingStore(folder: string, keyPath: string | undefined)
 
 /** The store of `--store` and `--store-key`, which may still have to be made. @throws USAGE, IO */
 export function openStore(folder: string, keyPath: string | undefined): TemplateStore {
+  if (isRemoteName(folder)) {
+    const hint = 'give a folder; `pageferry store pull` and `store push` bring sets from one to the other'
+    throw new ProxyError('USAGE', `${folder} is a remote store`, undefined, hint)
+  }
   return new TemplateStore(folder, storeKeyOf(keyPath))
 }

@@ -10,6 +10,8 @@ import { CONNECTIONS_MAX, SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import { parseCap, parseDuration, parseSize } from '../quantity.ts'
 import { type Address, formatAddress, isLoopback, isRange, parseAddress, parsePeer } from '../relay/address.ts'
 import { fileMode } from '../relay/group.ts'
+import { requireChannelName } from '../remote/channel.ts'
+import { isRemoteName } from '../remote/remote-store.ts'
 import { type CommonSettings, DEFAULTS } from './settings.ts'
 
 /** One thing that is wrong with a configuration file. */
@@ -61,6 +63,10 @@ function text<T>(read: (value: string) => T) {
   })
 }
 
+const channelName = (value: string): string => {
+  requireChannelName(value)
+  return value
+}
 const size = (name: string) => text(value => parseSize(value, name))
 const duration = (name: string) => text(value => parseDuration(value, name))
 
@@ -85,6 +91,11 @@ const SCHEMA = (() => {
     patience: duration('patience').prefault(DEFAULTS.patience),
     'patience-postcopy': duration('patience-postcopy').optional(),
     'store-key': z.string().optional(),
+    'remote-stores': z.array(z.string()).default([]),
+    'store-insecure': z.boolean().default(false),
+    'store-size': size('store-size').optional(),
+    channels: z.array(text(channelName)).default([]),
+    trust: z.string().optional(),
     learn: z.enum(['off', 'shared', 'all']).optional(),
     'learn-size': size('learn-size').optional(),
     'learn-age': duration('learn-age').optional(),
@@ -180,6 +191,20 @@ export function readConfiguration(content: string): ReadConfiguration {
       if (file[key] !== undefined && file[key] !== 'off')
         mistake([key], `${key} without store`, 'name a folder under store')
   }
+  const remote = file['remote-stores']
+  if (remote.length > 0 || file.channels.length > 0 || file.trust !== undefined || file['store-size'] !== undefined) {
+    if (file.store === undefined) mistake(['remote-stores'], 'remote stores without store', 'name a folder under store')
+    if (remote.length === 0) mistake(['channels'], 'channels without remote-stores', 'list s3://BUCKET/PREFIX, for one')
+    if (file.channels.length === 0) mistake(['remote-stores'], 'remote-stores without channels', 'name those to follow')
+    if (file.trust === undefined) mistake(['channels'], 'channels without trust', 'name the file with the public keys')
+  }
+  for (const [i, name] of remote.entries())
+    if (!isRemoteName(name))
+      mistake(
+        ['remote-stores', i],
+        `${name} is no remote store`,
+        's3://BUCKET/PREFIX, https://HOST/PATH or file:///PATH',
+      )
   if (file.listeners.length === 0 && !file.wan)
     mistake([], 'nothing to do', 'give listeners with peers, or wan with targets')
   for (const [i, listener] of file.listeners.entries()) {
@@ -259,6 +284,18 @@ export function readConfiguration(content: string): ReadConfiguration {
       tlsCreds: file['tls-creds'],
       store: file.store,
       storeKey: file['store-key'],
+      supply:
+        file.store === undefined || file.trust === undefined
+          ? undefined
+          : {
+              own: file.store,
+              storeKey: file['store-key'],
+              remote,
+              insecure: file['store-insecure'],
+              channels: file.channels,
+              trust: file.trust,
+              maxBytes: file['store-size'],
+            },
       learn: file.learn,
       learnSizeBytes: file['learn-size'] ?? parseSize(DEFAULTS.learnSize, 'learn-size'),
       learnAgeMs: file['learn-age'] ?? parseDuration(DEFAULTS.learnAge, 'learn-age'),
@@ -300,10 +337,18 @@ export function needRestart(before: Configuration, after: Configuration): string
     wanListen,
     peerName,
     sessionsMax,
+    supply,
     ...rest
   }: Configuration): Map<string, string> =>
     new Map([
-      ...Object.entries(rest).map(([key, value]) => [kebab(key), JSON.stringify(value)] as const),
+      ...Object.entries({
+        ...rest,
+        remoteStores: supply?.remote,
+        storeInsecure: supply?.insecure,
+        channels: supply?.channels,
+        trust: supply?.trust,
+        storeSizeBytes: supply?.maxBytes,
+      }).map(([key, value]) => [kebab(key), JSON.stringify(value)] as const),
       ['wan', JSON.stringify([wanListen, peerName, sessionsMax])],
       ...peers.map(({ rate, ...peer }) => [`peers.${peer.name}`, JSON.stringify(peer)] as const),
     ])

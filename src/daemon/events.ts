@@ -39,6 +39,11 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   rate: { readonly bytesPerSecond: number | 'none' }
   // template sets
   'template store cannot be read: going on without sets': Failure
+  'what is in force cannot be read': Failure
+  'sets are not fetched': Failure & { readonly channel?: string; readonly times: number; readonly seconds: number }
+  'template set fetched': { readonly channel: string; readonly set: string; readonly bytes: number }
+  'template sets in force': { readonly channel: string; readonly serial: number; readonly sets: number }
+  'template set removed: out of force, and its room is needed': { readonly set: string }
   'template set not used': Failure & { readonly set: string }
   'template sets stay on the disk': { readonly sets: string; readonly hint: string }
   'template sets left out: more than a session may have': { readonly sets: string; readonly hint: string }

@@ -1,7 +1,8 @@
-/** Which template sets a side brings into a session: the sound ones of its store. */
+/** Which template sets a side brings into a session: the sound ones of its store that are in force. */
 import { basename } from 'node:path'
 import { isProxyError, type ProxyError } from '../errors.ts'
 import { HELLO_SETS_MAX } from '../limits.ts'
+import { HostChannels, type InForce, isUsable } from '../remote/host-channels.ts'
 import { floorsOf, type SetFloors } from '../store/set-floors.ts'
 import type { StoredSet, TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
@@ -18,6 +19,10 @@ const NO_SETS: OfferedSets = { hot: [], cold: [] }
 export class SessionSets {
   private readonly store: TemplateStore | undefined
   private readonly log: SiteLog
+  /** What channels say of the store's sets. */
+  private readonly channels: HostChannels | undefined
+  /** What is wrong with what they say, as it was told. */
+  private channelProblem: string | undefined
   /** The store's fingerprint when sets were offered last; '' before that. */
   private offered = ''
   /** Sets that were offered, and sets that must not be: digest to what tells one file from the next of that name. */
@@ -36,6 +41,7 @@ export class SessionSets {
 
   constructor(store: TemplateStore | undefined, log: SiteLog, pagesMax = Number.POSITIVE_INFINITY) {
     this.store = store
+    this.channels = store && new HostChannels(store.folder)
     this.pagesMax = pagesMax
     this.log = log
     if (store) setInterval(() => void this.look(), 2000).unref()
@@ -56,9 +62,11 @@ export class SessionSets {
   async offer(taken = 0): Promise<OfferedSets> {
     if (!this.store) return NO_SETS
     let sets: Awaited<ReturnType<TemplateStore['list']>>
+    let inForce: InForce
     try {
-      this.offered = await this.store.fingerprint()
-      sets = await this.store.list()
+      inForce = await this.channels!.inForce(Date.now())
+      this.offered = await this.fingerprint(inForce)
+      sets = (await this.store.list()).filter(({ digest }) => isUsable(inForce, digest))
       this.current = this.offered
       this.unreadable = undefined
     } catch (error) {
@@ -67,6 +75,7 @@ export class SessionSets {
       this.tellUnreadable(error)
       return NO_SETS
     }
+    this.tellChannels(inForce)
     const sound: StoredSet[] = []
     for (const set of sets) {
       const { digest, path, problem, modified, changed, fileBytes } = set
@@ -79,7 +88,9 @@ export class SessionSets {
         sound.push(set)
       }
     }
-    const { hot, hotPages, cold, others } = floorsOf(sound, this.pagesMax, HELLO_SETS_MAX - taken)
+    const { hot, hotPages, cold, others } = floorsOf(sound, this.pagesMax, HELLO_SETS_MAX - taken, digest =>
+      inForce.before.has(digest),
+    )
     this.offeredPages = hotPages
     this.tellOnDisk(cold)
     this.tellRoomless(others)
@@ -139,9 +150,23 @@ export class SessionSets {
     this.log.warn('template store cannot be read: going on without sets', { error: message, hint: action })
   }
 
+  /** A document that was accepted and is damaged now. */
+  private tellChannels({ problem }: InForce): void {
+    if (problem !== undefined && problem.message !== this.channelProblem) {
+      const hint = 'its sets are not used; remove .channel-NAME.json from the store, and it is fetched again'
+      this.log.warn('what is in force cannot be read', { error: problem.message, hint })
+    }
+    this.channelProblem = problem?.message
+  }
+
+  private async fingerprint(inForce: InForce): Promise<string> {
+    const files = await this.store!.fingerprint(digest => isUsable(inForce, digest))
+    return `${files} ${[...inForce.before].join()}`
+  }
+
   private async look(): Promise<void> {
     try {
-      this.current = await this.store!.fingerprint()
+      this.current = await this.fingerprint(await this.channels!.inForce(Date.now()))
     } catch (error) {
       this.current = unreadable(error as Error)
     }

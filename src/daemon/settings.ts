@@ -2,6 +2,9 @@
 import { ProxyError } from '../errors.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
 import { parseDuration, parseSize } from '../quantity.ts'
+import { requireChannelName } from '../remote/channel.ts'
+import { storeNames } from '../remote/open-store.ts'
+import type { SupplySettings } from './set-supply.ts'
 
 export interface CommonSettings {
   /** Folder with certificates or keys; undefined: plain text, because the operator said so. */
@@ -9,6 +12,8 @@ export interface CommonSettings {
   readonly store: string | undefined
   /** File with this host's key. */
   readonly storeKey: string | undefined
+  /** Where sets come from; undefined: they are there. */
+  readonly supply: SupplySettings | undefined
   /** undefined: shared where there is a store. */
   readonly learn: 'off' | 'shared' | 'all' | undefined
   readonly learnSizeBytes: number
@@ -26,8 +31,13 @@ export interface CommonSettings {
 export interface CommonTexts {
   readonly tlsCreds?: string | undefined
   readonly plaintext: boolean
-  readonly store?: string | undefined
+  /** Its own, and remote ones. */
+  readonly store?: readonly string[] | undefined
   readonly storeKey?: string | undefined
+  readonly storeInsecure: boolean
+  readonly storeSize?: string | undefined
+  readonly channel?: readonly string[] | undefined
+  readonly trust?: string | undefined
   readonly learn?: 'off' | 'shared' | 'all' | undefined
   readonly learnSize: string
   readonly learnAge: string
@@ -51,7 +61,8 @@ export const DEFAULTS = {
 
 /** @throws USAGE, with the option that is wrong */
 export function readCommon(texts: CommonTexts): CommonSettings {
-  const { tlsCreds, plaintext, store, storeKey, learn } = texts
+  const { tlsCreds, plaintext, storeKey, learn } = texts
+  const { own: store, remote } = storeNames(texts.store)
   if (plaintext && tlsCreds !== undefined)
     throw new ProxyError('USAGE', '--plaintext and --tls-creds', undefined, 'give one of them')
   if (!plaintext && tlsCreds === undefined) {
@@ -68,6 +79,7 @@ export function readCommon(texts: CommonTexts): CommonSettings {
     tlsCreds,
     store,
     storeKey,
+    supply: readSupply(texts, store, remote),
     learn,
     learnSizeBytes: parseSize(texts.learnSize, '--learn-size'),
     learnAgeMs: parseDuration(texts.learnAge, '--learn-age'),
@@ -77,5 +89,32 @@ export function readCommon(texts: CommonTexts): CommonSettings {
     patienceMs: parseDuration(texts.patience, '--patience'),
     patiencePostcopyMs:
       texts.patiencePostcopy === undefined ? undefined : parseDuration(texts.patiencePostcopy, '--patience-postcopy'),
+  }
+}
+
+/** What `--channel` and remote stores ask for. @throws USAGE where the one is there without the other */
+function readSupply(
+  texts: CommonTexts,
+  own: string | undefined,
+  remote: readonly string[],
+): SupplySettings | undefined {
+  const { channel: channels = [], trust, storeKey, storeInsecure, storeSize } = texts
+  if (channels.length === 0 && remote.length === 0 && trust === undefined && storeSize === undefined) return undefined
+  const missing = (what: string, action: string): ProxyError => new ProxyError('USAGE', what, undefined, action)
+  if (remote.length === 0) throw missing('no remote store under --store', 'give --store s3://BUCKET/PREFIX, for one')
+  if (own === undefined)
+    throw missing('remote stores without a folder', "give --store DIR too, for this host's own sets")
+  if (channels.length === 0)
+    throw missing('remote stores without --channel', 'give --channel NAME: which sets to fetch')
+  if (trust === undefined) throw missing('--channel without --trust', 'give --trust FILE: who may sign channels')
+  for (const name of channels) requireChannelName(name)
+  return {
+    own,
+    storeKey,
+    remote,
+    insecure: storeInsecure,
+    channels,
+    trust,
+    maxBytes: storeSize === undefined ? undefined : parseSize(storeSize, '--store-size'),
   }
 }

@@ -10,11 +10,16 @@ const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 export class Interruption {
   private readonly stop = new AbortController()
   private readonly atLast: () => void
+  private readonly hint: string
   private came: NodeJS.Signals | undefined
 
-  /** @param atLast what has to be done at once where clearing up took too long: the process ends right after it */
-  constructor(atLast: () => void) {
+  /**
+   * @param atLast what has to be done at once where clearing up took too long: the process ends right after it
+   * @param hint what is left, for people
+   */
+  constructor(atLast: () => void, hint = 'nothing is left behind; start again') {
     this.atLast = atLast
+    this.hint = hint
     for (const name of SIGNALS) process.on(name, this.interrupt)
   }
 
@@ -36,7 +41,7 @@ export class Interruption {
   private readonly interrupt = (signal: NodeJS.Signals): void => {
     this.came = signal
     this.end()
-    this.stop.abort(new ProxyError('IO', 'interrupted', undefined, 'nothing is left behind; start again'))
+    this.stop.abort(new ProxyError('IO', 'interrupted', undefined, this.hint))
     setTimeout(() => {
       this.atLast()
       process.kill(process.pid, signal) // now by the system's own rule

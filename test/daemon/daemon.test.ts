@@ -64,6 +64,13 @@ targets: { default: tcp:127.0.0.1:1 }
   t.same(needRestart(before, site('address: "a:2"', 'queue-target: 20ms\n')), ['queue-target', 'peers.dc2'])
   t.same(needRestart(before, { ...before, peers: [] }), ['peers.dc2'])
   t.same(needRestart(before, site('address: "a:1"', 'patience: 200s\n')), ['patience'], 'nothing that was not said')
+  const fetching = (channels: string, rest = '') =>
+    site('address: "a:1"', `store: s\nremote-stores: ["file:///s"]\nchannels: [${channels}]\ntrust: k\n${rest}`)
+  t.same(
+    needRestart(fetching('a'), fetching('b', 'store-size: 1GB\n')),
+    ['channels', 'store-size'],
+    'as the file has it',
+  )
   t.end()
 })
 
@@ -186,7 +193,7 @@ t.test('arguments', t => {
   t.throws(() => parseEffort('6'), { code: 'USAGE' })
   t.equal(
     new Set(Object.values(ERROR_EXIT).filter(status => status > 2 && status < 126)).size,
-    9,
+    11,
     'exit statuses of the table in operations.md',
   )
   t.end()

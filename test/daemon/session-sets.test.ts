@@ -57,7 +57,11 @@ t.test('where all places of a hello are taken, and learning needs one, the oldes
     ...{ digest: `${i}`.padStart(64, '0'), path: `/store/${i}`, problem: undefined },
     ...{ modified: date(i), changed: date(i), fileBytes: 4096, pages: 1 },
   }))
-  const store = { fingerprint: async () => 'as it is', list: async () => list } as unknown as TemplateStore
+  const store = {
+    folder: '/store',
+    fingerprint: async () => 'as it is',
+    list: async () => list,
+  } as unknown as TemplateStore
   const told: unknown[] = []
   const events = new Events()
   events.subscribe(({ event, fields }) => told.push([event, (fields as { sets?: string }).sets]))

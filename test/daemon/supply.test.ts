@@ -1,0 +1,187 @@
+/** Proxies whose sets come from a channel, as processes: migrations never wait for it, whatever the store does. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import net from 'node:net'
+import { join } from 'node:path'
+import t from 'tap'
+import { PAGEFERRY } from '../cli/command.ts'
+import { until } from '../helpers/until.ts'
+import { type HostileServer, hostileServer } from '../remote/hostile-server.ts'
+import { type Operator, operator } from '../remote/sites.ts'
+import { migration, page, scratch } from '../template/makers.ts'
+import { Target } from './daemons.ts'
+
+t.setTimeout(240_000) // the machine may be busy
+
+class Running implements AsyncDisposable {
+  readonly lines: Record<string, unknown>[] = []
+  readonly child: ChildProcess
+  readonly exit: Promise<unknown>
+
+  constructor(...args: string[]) {
+    this.child = spawn(PAGEFERRY, [...args, '--json', '--plaintext'], { stdio: ['ignore', 'pipe', 'inherit'] })
+    this.exit = once(this.child, 'exit')
+    let rest = ''
+    this.child.stdout!.setEncoding('utf8').on('data', (text: string) => {
+      const lines = (rest + text).split('\n')
+      rest = lines.pop()!
+      for (const line of lines) this.lines.push(JSON.parse(line))
+    })
+  }
+
+  of(event: string): Record<string, unknown>[] {
+    return this.lines.filter(({ msg }) => msg === event)
+  }
+
+  async said(event: string, fits: (line: Record<string, unknown>) => boolean = () => true) {
+    return await until(
+      () => `${event}: ${JSON.stringify(this.lines.slice(-10))}`,
+      () => this.of(event).find(fits),
+    )
+  }
+
+  /** Process id of the process that follows channels. */
+  async supplier(): Promise<number> {
+    return await until('the process that fetches', () => childrenOf(this.child.pid!).find(isSupplier))
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.child.kill('SIGKILL')
+    await this.exit
+  }
+}
+
+function childrenOf(pid: number): number[] {
+  return readdirSync(`/proc/${pid}/task`).flatMap(task =>
+    readFileSync(`/proc/${pid}/task/${task}/children`, 'latin1').trim().split(' ').filter(Boolean).map(Number),
+  )
+}
+
+function isSupplier(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes('supply-process')
+  } catch {
+    return false
+  }
+}
+
+/** Gives out what stands in the operator's folder. */
+function publish(server: HostileServer, { folder }: Operator): void {
+  for (const under of ['sets', 'channels']) {
+    for (const name of readdirSync(join(folder, under), { withFileTypes: true })) {
+      if (name.isFile()) server.objects.set(`${under}/${name.name}`, readFileSync(join(folder, under, name.name)))
+    }
+  }
+}
+
+t.test('a pair that follows a channel', async t => {
+  const { folder } = scratch(t.teardown)
+  const site = operator(t.teardown)
+  const server = await hostileServer(t.teardown)
+  const trust = join(folder, 'channel.pub')
+  writeFileSync(trust, site.trusted[0]!.export({ format: 'pem', type: 'spki' }))
+  const [local, at] = [join(folder, 'source.sock'), join(folder, 'target.sock')]
+  await using target = new Target()
+  target.server.listen(at)
+  await once(target.server, 'listening')
+  const following = (own: string): string[] => [
+    ...['--store', join(folder, own), '--store', server.url],
+    ...['--channel', 'stable', '--trust', trust, '--store-size', '1GB', '--learn', 'off'],
+  ]
+  const one = await site.push(1, 300)
+  await site.promote([one])
+  publish(server, site)
+
+  await using far = new Running(
+    'destination',
+    '--listen',
+    'tcp:127.0.0.1:0',
+    '--target',
+    `unix:${at}`,
+    ...following('far'),
+  )
+  const [, port] = /:(\d+)$/.exec(String((await far.said('listening for source proxies')).at))!
+  await using near = new Running(
+    'source',
+    '--listen',
+    `unix:${local}`,
+    '--peer',
+    `127.0.0.1:${port}`,
+    ...following('near'),
+  )
+  const both = [near, far]
+  const migrate = async (pages: readonly Buffer[]): Promise<void> => {
+    const number = target.received.length
+    const stream = migration(pages)
+    const qemu = net.connect(local)
+    qemu.on('error', () => {})
+    qemu.resume()
+    qemu.end(stream)
+    await until('all of it', () => (target.received[number]?.length ?? 0) >= stream.length)
+    t.ok(target.received[number]!.equals(stream), 'the bytes are right')
+    target.sockets[number]!.end()
+    await once(qemu, 'close')
+  }
+  const guest = Array.from({ length: 300 }, (_, i) => page(i + 1))
+  /** A session that was open before is renewed for the migration that comes once the change was seen. */
+  const migrateUntilUsed = (digest: string): Promise<unknown> =>
+    until(`a session with ${digest}`, async () => {
+      await migrate(guest)
+      return near.of('session open').some(({ sets }) => (sets as string[]).includes(digest.slice(0, 12)))
+    })
+
+  for (const each of both) await each.said('template sets in force', ({ serial }) => serial === 1)
+  await migrateUntilUsed(one)
+  await until('a migration that what was fetched made small', async () => {
+    await migrate(guest)
+    return near.of('migration ended').some(({ bytesIn, bytesWan }) => Number(bytesWan) < Number(bytesIn) / 20)
+  })
+  for (const each of both) {
+    const nice = readFileSync(`/proc/${await each.supplier()}/stat`, 'latin1')
+      .split(') ')[1]!
+      .split(' ')[16]
+    t.equal(nice, '19', 'at the lowest priority')
+  }
+
+  // one side after the other: in between both have the set of before
+  const two = await site.push(1000, 300)
+  await site.promote([two], { overlapMs: 3_600_000 })
+  publish(server, site)
+  near.child.kill('SIGHUP')
+  await near.said('template sets in force', ({ serial }) => serial === 2)
+  await migrate(guest)
+  far.child.kill('SIGHUP')
+  await far.said('template sets in force', ({ serial }) => serial === 2)
+  await migrateUntilUsed(two)
+  await migrate([...guest, ...Array.from({ length: 300 }, (_, i) => page(1000 + i))])
+
+  // a store that accepts connections and answers nothing, one that lies, one that is gone
+  await site.promote([one, two])
+  publish(server, site)
+  const lie = Buffer.from(server.objects.get('channels/stable.json')!)
+  lie[lie.length - 100]! ^= 1
+  server.objects.set('channels/stable.json', lie)
+  near.child.kill('SIGHUP')
+  await near.said('sets are not fetched', ({ channel }) => channel === 'stable')
+  server.script.push(...Array.from({ length: 20 }, () => () => {}))
+  const asked = server.requests.length
+  far.child.kill('SIGHUP')
+  await until('a question that is not answered', () => server.requests.length > asked)
+  await migrate(guest)
+  t.equal(far.of('template sets in force').length, 2, 'what was in force stays')
+
+  // the process that fetches dies, and the proxy dies
+  const before = await far.supplier()
+  process.kill(before, 'SIGKILL')
+  await far.said('sets are not fetched', ({ error }) => error === 'SIGKILL')
+  await until('another one', async () => (await far.supplier()) !== before)
+  await migrate(guest)
+  const last = await far.supplier()
+  far.child.kill('SIGTERM')
+  t.same(await far.exit, [0, null], 'a proxy ends though its process waits for a store')
+  await until('its end', () => !isSupplier(last))
+  const other = await near.supplier()
+  near.child.kill('SIGKILL')
+  await until('the end of the other', () => !isSupplier(other))
+})
