@@ -20,7 +20,11 @@ function storeOf(count: number): { store: TemplateStore; digests: string[] } {
     ...{ digest: `${i}`.padStart(64, '0'), path: `/store/${i}`, problem: undefined, fileBytes: 4096, pages: 1 },
     ...{ modified: new Date(1e12 - i), changed: new Date(1e12 - i) },
   }))
-  const store = { fingerprint: async () => 'as it is', list: async () => sets } as unknown as TemplateStore
+  const store = {
+    folder: '/store',
+    fingerprint: async () => 'as it is',
+    list: async () => sets,
+  } as unknown as TemplateStore
   return { store, digests: sets.map(({ digest }) => digest) }
 }
 
