@@ -25,6 +25,7 @@ export class SessionSets {
   private channelProblem: string | undefined
   /** The store's fingerprint when sets were offered last; '' before that. */
   private offered = ''
+  private looking = false
   /** Sets that were offered, and sets that must not be: digest to what tells one file from the next of that name. */
   private readonly states = new Map<string, { readonly state: string; readonly path: string }>()
   private readonly excluded = new Map<string, string>()
@@ -165,10 +166,15 @@ export class SessionSets {
   }
 
   private async look(): Promise<void> {
+    // of a disk that hangs each look would keep one of libuv's threads, until zstd finds none
+    if (this.looking) return
+    this.looking = true
     try {
       this.current = await this.fingerprint(await this.channels!.inForce(Date.now()))
     } catch (error) {
       this.current = unreadable(error as Error)
+    } finally {
+      this.looking = false
     }
   }
 }

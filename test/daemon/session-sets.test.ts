@@ -1,11 +1,14 @@
 /** Which sets a side brings into a session, and how, where the store has more than fit into memory. */
 import { utimesSync } from 'node:fs'
+import { mock } from 'node:test'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
 import { SessionSets } from '../../src/daemon/session-sets.ts'
 import { HELLO_SETS_MAX } from '../../src/limits.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import { until } from '../helpers/until.ts'
 import { page, putPages, scratch } from '../template/makers.ts'
+import { storeOf } from './store-of.ts'
 
 t.setTimeout(240_000) // the machine may be busy
 
@@ -52,16 +55,7 @@ t.test(
 )
 
 t.test('where all places of a hello are taken, and learning needs one, the oldest set stays on the disk', async t => {
-  const date = (i: number): Date => new Date(1e12 - i)
-  const list = Array.from({ length: HELLO_SETS_MAX }, (_, i) => ({
-    ...{ digest: `${i}`.padStart(64, '0'), path: `/store/${i}`, problem: undefined },
-    ...{ modified: date(i), changed: date(i), fileBytes: 4096, pages: 1 },
-  }))
-  const store = {
-    folder: '/store',
-    fingerprint: async () => 'as it is',
-    list: async () => list,
-  } as unknown as TemplateStore
+  const { store, digests } = storeOf(HELLO_SETS_MAX)
   const told: unknown[] = []
   const events = new Events()
   events.subscribe(({ event, fields }) => told.push([event, (fields as { sets?: string }).sets]))
@@ -69,7 +63,21 @@ t.test('where all places of a hello are taken, and learning needs one, the oldes
   t.equal((await sets.offer()).hot.length, HELLO_SETS_MAX)
   t.same(told, [])
   const { hot, cold } = await sets.offer(1)
-  const oldest = list.at(-1)!.digest
+  const oldest = digests.at(-1)!
   t.same([hot.length, cold], [HELLO_SETS_MAX - 1, [oldest]], 'it is used all the same')
   t.same(told, [['template sets stay on the disk', oldest.slice(0, 12)]], 'and that is told')
+})
+
+t.test('a store that hangs is not looked at again meanwhile', async t => {
+  mock.timers.enable({ apis: ['setInterval'] })
+  t.teardown(() => mock.timers.reset())
+  const { store } = storeOf(1)
+  let looks = 0
+  const fingerprint = (): Promise<string> => (looks++ === 0 ? new Promise(() => {}) : Promise.resolve('as it is'))
+  const sets = new SessionSets(Object.assign(store, { fingerprint }), new Events())
+  mock.timers.tick(2000)
+  await until('the first look', () => looks === 1)
+  mock.timers.tick(10_000)
+  await sets.offer()
+  t.equal(looks, 2, 'that one, and what is looked at before sets are offered')
 })

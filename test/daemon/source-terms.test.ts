@@ -6,27 +6,13 @@ import { SourceMemory } from '../../src/daemon/source-memory.ts'
 import { SourceTerms } from '../../src/daemon/source-terms.ts'
 import type { Learning } from '../../src/learning/learning.ts'
 import { HELLO_SETS_MAX } from '../../src/limits.ts'
-import type { TemplateStore } from '../../src/store/template-store.ts'
 import { PAGE_BYTES } from '../../src/transfer/pool.ts'
 import { RingShares } from '../../src/transfer/ring-shares.ts'
+import { storeOf } from './store-of.ts'
 
 const PLACES = 1 << 12
 const RING_PAGES = 16
 const COUNTED = 'c'.repeat(64)
-
-/** A store with so many sets of a page, the newest first. */
-function storeOf(count: number): { store: TemplateStore; digests: string[] } {
-  const sets = Array.from({ length: count }, (_, i) => ({
-    ...{ digest: `${i}`.padStart(64, '0'), path: `/store/${i}`, problem: undefined, fileBytes: 4096, pages: 1 },
-    ...{ modified: new Date(1e12 - i), changed: new Date(1e12 - i) },
-  }))
-  const store = {
-    folder: '/store',
-    fingerprint: async () => 'as it is',
-    list: async () => sets,
-  } as unknown as TemplateStore
-  return { store, digests: sets.map(({ digest }) => digest) }
-}
 
 /** Learning that has counted something. */
 function learningOf(): { learning: Learning; begun: (readonly string[])[]; ended: () => number } {
