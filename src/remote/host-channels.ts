@@ -4,12 +4,12 @@
  */
 import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, lstat, open, readdir, rename, rm, utimes } from 'node:fs/promises'
+import { type FileHandle, lstat, open, rename, rm, utimes } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isProxyError, type ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { CHANNEL_BYTES_MAX } from '../limits.ts'
-import { shareAsFolder, syncFolder } from '../store/template-store.ts'
+import { namesIn, shareAsFolder, syncFolder } from '../store/template-store.ts'
 import { type ChannelDocument, decodeChannel } from './channel.ts'
 import { isChannelName } from './remote-store.ts'
 
@@ -63,7 +63,7 @@ export class HostChannels {
     const before = new Set<string>()
     const fetched = new Set<string>()
     let problem: ProxyError | undefined
-    for (const file of await this.names()) {
+    for (const file of await namesIn(this.folder)) {
       const digest = FETCHED.exec(file)?.[1]
       if (digest !== undefined) fetched.add(digest)
       const name = ACCEPTED.exec(file)?.[1]
@@ -132,15 +132,6 @@ export class HostChannels {
 
   private pathOf(name: string, which = ''): string {
     return join(this.folder, `.channel-${name}${which}.json`)
-  }
-
-  private async names(): Promise<string[]> {
-    try {
-      return await readdir(this.folder)
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
-      throw ioError(error, 'cannot read store', this.folder)
-    }
   }
 
   private async read(path: string, name: string): Promise<KeptDocument | undefined> {

@@ -141,7 +141,7 @@ export class TemplateStore {
   /** Digests of the sets by their names alone, ascending; nothing is opened. @throws IO */
   async digests(): Promise<string[]> {
     const found: string[] = []
-    for (const name of await this.names()) {
+    for (const name of await namesIn(this.folder)) {
       const digest = digestOfFileName(name)
       if (digest !== undefined) found.push(digest)
     }
@@ -289,19 +289,10 @@ export class TemplateStore {
     }
   }
 
-  private async names(): Promise<string[]> {
-    try {
-      return await readdir(this.folder)
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
-      throw ioError(error, 'cannot read store', this.folder)
-    }
-  }
-
   /** Removes what killed puts and fetches left. @param dryRun only tells @returns its names */
   async sweep(dryRun = false): Promise<string[]> {
     const swept: string[] = []
-    for (const name of await this.names()) {
+    for (const name of await namesIn(this.folder)) {
       const isFetched = FETCHED_PART.test(name)
       const owner = TEMPORARY.exec(name)?.[1]
       if (!isFetched && (owner === undefined || isRunning(Number(owner)))) continue
@@ -403,6 +394,16 @@ function isRunning(pid: number): boolean {
     return true
   } catch (error) {
     return (error as NodeJS.ErrnoException).code !== 'ESRCH'
+  }
+}
+
+/** Names of what lies in a store's folder; none where it is not there. @throws IO */
+export async function namesIn(folder: string): Promise<string[]> {
+  try {
+    return await readdir(folder)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return []
+    throw ioError(error, 'cannot read store', folder)
   }
 }
 
