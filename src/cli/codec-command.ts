@@ -18,6 +18,7 @@ import { formatCount, formatSize, parseCap, parseCount, parseSize } from '../qua
 import { floorsOf } from '../store/set-floors.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { Interruption } from '../system/interruption.ts'
+import { discardUnfinished } from '../system/unfinished.ts'
 import { digestOfFileName } from '../template/wire.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
 import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
@@ -227,7 +228,7 @@ interface Attendance {
 
 /** Runs with a progress bar on a terminal and a signal that Ctrl-C aborts. */
 async function attended<T>(quiet: boolean, work: (attendance: Attendance) => Promise<T>): Promise<T> {
-  const interruption = new Interruption(OutputFile.discardAll)
+  const interruption = new Interruption(discardUnfinished)
   let bar: SingleBar | undefined
   let total = 0
   let read = 0

@@ -3,7 +3,6 @@
  * file too, and proxies have to start quickly.
  */
 import { readFile, stat, writeFile } from 'node:fs/promises'
-import { constants } from 'node:os'
 import type { Argv, CommandModule } from 'yargs'
 import { type InputNote, PageInput } from '../capture/pages.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
@@ -12,6 +11,8 @@ import { formatCount, formatSize, parseCount, parseSize } from '../quantity.ts'
 import type { BuildProgress, BuildReport, BuildRule, ChosenReport, VmsRow } from '../store/build.ts'
 import type { StoreKey } from '../store/cipher.ts'
 import { DAMAGED_MAX, type DamagedPage, SetFile } from '../store/set-file.ts'
+import { Interruption } from '../system/interruption.ts'
+import { discardUnfinished } from '../system/unfinished.ts'
 import { COUNT_MEMORY_MIN } from '../template/count.ts'
 import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.ts'
 import type { SetOverlap } from '../template/summary.ts'
@@ -27,8 +28,6 @@ const MIN_VMS_DEFAULT = 2
 /** Damaged pages that are listed one by one. */
 const DAMAGED_LISTED_MAX = 20
 /** A terminal that hangs up ends a build as Ctrl-C does: without a rest. */
-const INTERRUPTIONS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
-
 interface StoreArguments {
   readonly store: string
   readonly storeKey: string | undefined
@@ -247,37 +246,28 @@ async function buildFrom(
   notes: readonly InputNote[],
 ): Promise<void> {
   const startMs = Date.now()
-  const stop = new AbortController()
-  const interrupt = (signal: NodeJS.Signals): void => stop.abort(signal)
-  for (const signal of INTERRUPTIONS) process.once(signal, interrupt)
+  const interruption = new Interruption(discardUnfinished, 'nothing was stored; start again')
+  const { signal } = interruption
   const display = await newDisplay(args.json)
   let report: BuildReport | ChosenReport
   try {
     const store = openStore(args.store, args.storeKey)
     const progress = (progress: BuildProgress): void => display.show(passStep(progress))
-    const options = { progress, signal: stop.signal }
+    const options = { progress, signal }
     const { buildSet, buildChosen } = await import('../store/build.ts')
     if (args.choice === undefined) report = await buildSet(inputs, rule, store, options)
     else {
       const { readChoice } = await import('../counts/choose.ts')
       const { PageTagger } = await import('../template/page-tag.ts')
       const key = countKeyOf(args.key)
-      const { table, metadata, keyId } = await readChoice(args.choice, { ...rule, signal: stop.signal })
+      const { table, metadata, keyId } = await readChoice(args.choice, { ...rule, signal })
       if (keyId !== (key?.id ?? '')) throw otherKey(args.choice, keyId)
       report = await buildChosen(inputs, table, new PageTagger(key?.bytes), metadata, store, options)
     }
-  } catch (error) {
-    display.end()
-    if (!stop.signal.aborted || error !== stop.signal.reason) throw error
-    tell('interrupted; nothing was stored')
-    // The signal's default ends the process as its sender expects; the status is for those who handle it otherwise.
-    process.exitCode = 128 + constants.signals[stop.signal.reason as NodeJS.Signals]
-    for (const signal of INTERRUPTIONS) process.off(signal, interrupt)
-    process.kill(process.pid, stop.signal.reason as NodeJS.Signals)
-    return
   } finally {
     display.end()
-    for (const signal of INTERRUPTIONS) process.off(signal, interrupt)
+    interruption.end()
+    process.exitCode ??= interruption.status
   }
   const seconds = (Date.now() - startMs) / 1000
   const taken = inputs.map(({ name, takenFor, lengthBytes }) => ({ input: name, takenFor, lengthBytes }))

@@ -19,7 +19,7 @@ import type { DuckDBConnection, DuckDBInstance, DuckDBValue } from '@duckdb/node
 import { type ErrorCode, isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { meanwhile } from '../system/meanwhile.ts'
-import { finished, unfinished } from './unfinished.ts'
+import { finished, unfinished } from '../system/unfinished.ts'
 
 /** The version that is tested, as package.json names it. */
 const PACKAGE = '@duckdb/node-api'

@@ -4,7 +4,7 @@ import { open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
-import { finished, unfinished } from './unfinished.ts'
+import { finished, unfinished } from '../system/unfinished.ts'
 
 /**
  * Writes `path` by way of a file beside it, for its owner alone.

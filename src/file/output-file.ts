@@ -1,15 +1,12 @@
 /** A file that a command writes: whole under its name, or not there at all. */
 import { randomBytes } from 'node:crypto'
-import { rmSync } from 'node:fs'
 import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { ioError } from '../io-error.ts'
 import { writeStandardOutput } from '../system/standard-output.ts'
+import { finished, unfinished } from '../system/unfinished.ts'
 
 /** A batch comes in a dozen pieces, most of them short, and each write is a trip to libuv's pool. */
 const GATHER_BYTES = 256 * 1024
-
-/** What is not finished, of all output files. */
-const temporaries = new Set<string>()
 
 /**
  * A file that appears under its name only once it is whole. `-` is standard output. What exists and is no regular file
@@ -50,11 +47,6 @@ export class OutputFile {
     }
   }
 
-  /** Removes what is not finished of all of them, at once: the process is about to end. */
-  static discardAll(): void {
-    for (const path of temporaries) rmSync(path, { force: true })
-  }
-
   /** Puts the file under its name. */
   async finish(): Promise<void> {
     if (this.path === '-') return
@@ -65,7 +57,7 @@ export class OutputFile {
       await file.close()
       if (this.temporary === undefined) return
       await rename(this.temporary, this.target)
-      temporaries.delete(this.temporary)
+      finished(this.temporary)
       this.temporary = undefined
     } catch (cause) {
       throw ioError(cause, 'cannot write', this.path)
@@ -84,7 +76,7 @@ export class OutputFile {
     this.file = undefined
     if (this.temporary === undefined) return
     await rm(this.temporary, { force: true })
-    temporaries.delete(this.temporary)
+    finished(this.temporary)
     this.temporary = undefined
   }
 
@@ -95,8 +87,7 @@ export class OutputFile {
     const temporary = `${this.target}.part-${process.pid}-${randomBytes(4).toString('hex')}`
     const file = await open(temporary, 'wx') // what somebody put there under this name is not written to
     this.temporary = temporary
-    temporaries.add(temporary)
-    if (temporaries.size === 1) process.once('exit', OutputFile.discardAll)
+    unfinished(temporary)
     return file
   }
 }

@@ -613,7 +613,7 @@ t.test('a process that ends in the middle takes along what it began', async t =>
   // Something that does not react to the signal: the time to clear up passes.
   const script = `
     import { writeFileSync } from 'node:fs'
-    import { discardUnfinished, unfinished } from '${source('counts/unfinished.ts')}'
+    import { discardUnfinished, unfinished } from '${source('system/unfinished.ts')}'
     import { writeWhole } from '${source('counts/write-whole.ts')}'
     import { Interruption } from '${source('system/interruption.ts')}'
     const { signal } = new Interruption(discardUnfinished)

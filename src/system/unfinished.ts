@@ -1,4 +1,4 @@
-/** What counting has begun on disks and not finished: it goes even where the process ends in the middle. */
+/** What a command has begun on disks and not finished: it goes even where the process ends in the middle. */
 import { rmSync } from 'node:fs'
 
 const begun = new Set<string>()
