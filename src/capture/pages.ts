@@ -23,7 +23,7 @@ export interface InputNote {
   readonly text: string
 }
 
-export interface PageInputOptions extends Pick<InputOptions, 'as' | 'snapshot'> {
+export interface PageInputOptions extends Pick<InputOptions, 'as' | 'snapshot' | 'signal'> {
   /** Take the pages of streams that end early or cannot be read up to there, with a note, instead of an error. */
   readonly partial?: boolean
   readonly note?: (note: InputNote) => void
@@ -54,8 +54,8 @@ export class PageInput {
 
   /** @throws IO; CAPTURE_FORMAT for what is neither stream nor capture; USAGE for what cannot be read several times */
   static async open(path: string, options: PageInputOptions = {}): Promise<PageInput> {
-    const { as, snapshot } = options
-    return PageInput.of(await Input.open(path, { repeatable: true, as, snapshot }), options)
+    const { as, snapshot, signal } = options
+    return PageInput.of(await Input.open(path, { repeatable: true, as, snapshot, signal }), options)
   }
 
   /** @param input is closed by whoever closes this; its pages can be had as often as it can be read */

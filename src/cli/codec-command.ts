@@ -17,11 +17,11 @@ import { OutputFile } from '../file/output-file.ts'
 import { formatCount, formatSize, parseCap, parseCount, parseSize } from '../quantity.ts'
 import { floorsOf } from '../store/set-floors.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { Interruption } from '../system/interruption.ts'
 import { discardUnfinished } from '../system/unfinished.ts'
 import { digestOfFileName } from '../template/wire.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
 import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
+import { interruptible } from './interruptible.ts'
 import { print, printLines, tell } from './output.ts'
 import { SET_MEMORY_OPTION } from './set-memory.ts'
 import { existingStore, STORE_KEY_OPTION } from './store-key.ts'
@@ -228,31 +228,30 @@ interface Attendance {
 
 /** Runs with a progress bar on a terminal and a signal that Ctrl-C aborts. */
 async function attended<T>(quiet: boolean, work: (attendance: Attendance) => Promise<T>): Promise<T> {
-  const interruption = new Interruption(discardUnfinished)
   let bar: SingleBar | undefined
   let total = 0
   let read = 0
-  try {
-    return await work({
-      signal: interruption.signal,
-      expect: bytes => {
-        if (bytes === undefined || bytes === 0 || quiet || !process.stderr.isTTY) return
-        total = bytes
-        read = 0
-        const format = '{bar} {percentage} %  {eta_formatted} left'
-        bar ??= new SingleBar({ format, stream: process.stderr, clearOnComplete: true, fps: 10 })
-        bar.start(total, 0)
-      },
-      read: bytes => {
-        read += bytes
-        bar?.update(Math.min(read, total))
-      },
-    })
-  } finally {
-    bar?.stop()
-    interruption.end()
-    process.exitCode ??= interruption.status
-  }
+  return interruptible(discardUnfinished, 'nothing is left behind; start again', async signal => {
+    try {
+      return await work({
+        signal,
+        expect: bytes => {
+          if (bytes === undefined || bytes === 0 || quiet || !process.stderr.isTTY) return
+          total = bytes
+          read = 0
+          const format = '{bar} {percentage} %  {eta_formatted} left'
+          bar ??= new SingleBar({ format, stream: process.stderr, clearOnComplete: true, fps: 10 })
+          bar.start(total, 0)
+        },
+        read: bytes => {
+          read += bytes
+          bar?.update(Math.min(read, total))
+        },
+      })
+    } finally {
+      bar?.stop()
+    }
+  })
 }
 
 /** What `--channel` and damaged sets leave to say. */

@@ -2,18 +2,19 @@
 import { hostname } from 'node:os'
 import { resolve } from 'node:path'
 import type { Argv, CommandModule } from 'yargs'
-import { type InputNote, PageInput } from '../capture/pages.ts'
-import type { ChooseProgress, ChooseReport } from '../counts/choose.ts'
-import type { CountInput, CountKey, CountReport } from '../counts/count.ts'
+import type { InputNote, PageInput } from '../capture/pages.ts'
+import type { ChooseProgress } from '../counts/choose.ts'
+import type { CountInput, CountKey } from '../counts/count.ts'
 import { ProxyError } from '../errors.ts'
 import { VM_NAME_BYTES_MAX } from '../limits.ts'
 import { formatCount, formatSize, parseCount, parseSize } from '../quantity.ts'
 import type { BuildProgress } from '../store/build.ts'
 import { readStoreKey } from '../store/cipher.ts'
-import { Interruption } from '../system/interruption.ts'
 import { discardUnfinished } from '../system/unfinished.ts'
-import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
+import { type InputArguments, inputOptions } from './input-options.ts'
+import { interruptible } from './interruptible.ts'
 import { print, printLines, tell } from './output.ts'
+import { withPageInputs } from './page-inputs.ts'
 import { chooseStep, newDisplay, passStep, sortStep } from './progress-display.ts'
 
 const MEMORY_DEFAULT = '1GiB'
@@ -108,19 +109,6 @@ export function countKeyOf(path: string | undefined): CountKey | undefined {
   return { bytes: key.countKey(), id: key.id.toString('hex') }
 }
 
-/** The same file twice would make every page of one guest a page of two VMs. */
-export function refuseTwins(inputs: readonly Pick<PageInput, 'name' | 'identity'>[]): void {
-  const seen = new Map<string, string>()
-  for (const { name, identity } of inputs) {
-    const twin = seen.get(identity)
-    if (twin !== undefined) {
-      const what = `${name} is the same file as ${twin}`
-      throw new ProxyError('USAGE', what, undefined, 'give each VM once: one input is one VM')
-    }
-    seen.set(identity, name)
-  }
-}
-
 function commonOptions(yargs: Argv): Argv<CommonArguments> {
   return yargs
     .option('output', {
@@ -159,45 +147,32 @@ async function runCount(args: CountArguments): Promise<void> {
   }
   const startMs = Date.now()
   const notes: InputNote[] = []
-  const inputs: PageInput[] = []
-  const close = (): void => {
-    for (const input of inputs.splice(0)) input.close() // an image's server would keep the process waiting
-  }
-  const interruption = new Interruption(() => {
-    close()
-    discardUnfinished()
-  })
-  const display = await newDisplay(args.json)
-  let report: CountReport
-  let taken: { input: string; takenFor: string; lengthBytes: number; vm: string }[]
-  try {
-    for (const path of args.inputs) {
-      const note = (note: InputNote): void => void notes.push(note)
-      inputs.push(await PageInput.open(path, { ...openOptions(args), partial: args.partial, note }))
-    }
-    refuseTwins(inputs)
-    const counted = inputs.map((input, i) =>
-      countInput(input, args.vm[i] ?? `${hostname()}:${resolve(args.inputs[i]!)}`),
-    )
-    taken = counted.map(({ vm }, i) => ({
-      input: inputs[i]!.name,
-      takenFor: inputs[i]!.takenFor,
-      lengthBytes: inputs[i]!.lengthBytes,
-      vm,
-    }))
-    const { countPages } = await import('../counts/count.ts')
-    const progress = (progress: BuildProgress): void => display.show(passStep(progress))
-    const sorting = (pages: number, share: number): void => display.show(sortStep(pages, share))
-    const { signal } = interruption
-    const { spill } = args
-    const options = { memoryBytes, spill, key, progress, signal, sorting }
-    report = await countPages(counted, args.output, options)
-  } finally {
-    display.end()
-    interruption.end()
-    close()
-    process.exitCode ??= interruption.status
-  }
+  const { report, taken } = await withPageInputs(
+    args,
+    notes,
+    'nothing is left behind; start again',
+    async (inputs, signal) => {
+      const counted = inputs.map((input, i) =>
+        countInput(input, args.vm[i] ?? `${hostname()}:${resolve(args.inputs[i]!)}`),
+      )
+      const taken = counted.map(({ vm }, i) => ({
+        input: inputs[i]!.name,
+        takenFor: inputs[i]!.takenFor,
+        lengthBytes: inputs[i]!.lengthBytes,
+        vm,
+      }))
+      const { countPages } = await import('../counts/count.ts')
+      const display = await newDisplay(args.json)
+      const progress = (progress: BuildProgress): void => display.show(passStep(progress))
+      const sorting = (pages: number, share: number): void => display.show(sortStep(pages, share))
+      const options = { memoryBytes, spill: args.spill, key, progress, signal, sorting }
+      try {
+        return { report: await countPages(counted, args.output, options), taken }
+      } finally {
+        display.end()
+      }
+    },
+  )
   const seconds = (Date.now() - startMs) / 1000
   if (args.json) printLines(JSON.stringify({ ...report, inputs: taken, seconds, notes }, null, 2))
   else {
@@ -225,20 +200,17 @@ async function runChoose(args: ChooseArguments): Promise<void> {
   const maxBytes = args.maxSize === undefined ? undefined : parseSize(args.maxSize, '--max-size')
   const memoryBytes = parseSize(args.memory, '--memory')
   const startMs = Date.now()
-  const interruption = new Interruption(discardUnfinished)
-  const display = await newDisplay(args.json)
-  let report: ChooseReport
-  try {
+  const rule = { minVms, maxBytes, preferImages: args.prefer === 'images' }
+  const report = await interruptible(discardUnfinished, 'nothing is left behind; start again', async signal => {
     const { choosePages } = await import('../counts/choose.ts')
+    const display = await newDisplay(args.json)
     const progress = (progress: ChooseProgress): void => display.show(chooseStep(progress))
-    const { signal } = interruption
-    const rule = { minVms, maxBytes, preferImages: args.prefer === 'images' }
-    report = await choosePages(args.counts, rule, args.output, { memoryBytes, spill: args.spill, signal, progress })
-  } finally {
-    display.end()
-    interruption.end()
-    process.exitCode ??= interruption.status
-  }
+    try {
+      return await choosePages(args.counts, rule, args.output, { memoryBytes, spill: args.spill, signal, progress })
+    } finally {
+      display.end()
+    }
+  })
   const seconds = (Date.now() - startMs) / 1000
   if (args.json) {
     printLines(JSON.stringify({ ...report, seconds }, null, 2))

@@ -13,7 +13,7 @@ import { HostChannels } from '../remote/host-channels.ts'
 import { storeNames } from '../remote/open-store.ts'
 import { findRemoteSet, type PublishOptions, promote, pushSet, rollback } from '../remote/publish.ts'
 import { keyOfChannel } from '../remote/remote-store.ts'
-import { Interruption } from '../system/interruption.ts'
+import { interruptible } from './interruptible.ts'
 import { print, printLines, tell } from './output.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 import {
@@ -72,17 +72,21 @@ const push: CommandModule<object, HostArguments & { sets: string[]; all: boolean
     const own = openStore(requireOwn(stores), storeKey)
     await own.requireThere()
     const remote = await openWritable(stores, storeInsecure)
-    await interruptible('what was put whole stays there', async signal => {
-      const pushed: object[] = []
-      for (const digest of all ? await own.digests() : await Promise.all(sets.map(prefix => own.find(prefix)))) {
-        const progress = progressOf(json, digest)
-        const result = await pushSet(own, remote, digest, progress, signal)
-        pushed.push(result)
-        const what = result.existed ? 'is there already' : 'put'
-        if (!json) print(`${digest.slice(0, 16)}  ${formatSize(result.lengthBytes)}, ${what}: ${remote.name}`)
-      }
-      if (json) printLines(JSON.stringify(pushed, null, 2))
-    })
+    await interruptible(
+      () => {},
+      'what was put whole stays there',
+      async signal => {
+        const pushed: object[] = []
+        for (const digest of all ? await own.digests() : await Promise.all(sets.map(prefix => own.find(prefix)))) {
+          const progress = progressOf(json, digest)
+          const result = await pushSet(own, remote, digest, progress, signal)
+          pushed.push(result)
+          const what = result.existed ? 'is there already' : 'put'
+          if (!json) print(`${digest.slice(0, 16)}  ${formatSize(result.lengthBytes)}, ${what}: ${remote.name}`)
+        }
+        if (json) printLines(JSON.stringify(pushed, null, 2))
+      },
+    )
     remote.close()
   },
 }
@@ -104,18 +108,22 @@ const pull: CommandModule<object, HostArguments & { sets: string[] }> = {
     const own = openStore(requireOwn(stores), storeKey)
     const remotes = await openRemotes(stores, storeInsecure)
     const lister = remotes.find(({ writer }) => writer !== undefined) ?? remotes[0]!
-    await interruptible('what was fetched is gone on with the next time', async signal => {
-      const pulled: object[] = []
-      for (const prefix of sets) {
-        const digest = await findRemoteSet(lister, prefix)
-        const result = await fetchSet(remotes, own, digest, { signal, progress: progressOf(json, digest) })
-        await new HostChannels(own.folder).forgetFetched(digest) // a channel's set stays too from now on
-        pulled.push(result)
-        const what = result.existed ? 'is there already' : `fetched, ${formatSize(result.receivedBytes)} received`
-        if (!json) print(`${digest.slice(0, 16)}  ${formatSize(result.fileBytes)}, ${what}`)
-      }
-      if (json) printLines(JSON.stringify(pulled, null, 2))
-    })
+    await interruptible(
+      () => {},
+      'what was fetched is gone on with the next time',
+      async signal => {
+        const pulled: object[] = []
+        for (const prefix of sets) {
+          const digest = await findRemoteSet(lister, prefix)
+          const result = await fetchSet(remotes, own, digest, { signal, progress: progressOf(json, digest) })
+          await new HostChannels(own.folder).forgetFetched(digest) // a channel's set stays too from now on
+          pulled.push(result)
+          const what = result.existed ? 'is there already' : `fetched, ${formatSize(result.receivedBytes)} received`
+          if (!json) print(`${digest.slice(0, 16)}  ${formatSize(result.fileBytes)}, ${what}`)
+        }
+        if (json) printLines(JSON.stringify(pulled, null, 2))
+      },
+    )
     for (const remote of remotes) remote.close()
   },
 }
@@ -158,8 +166,11 @@ const sync: CommandModule<object, SyncArguments> = {
       show(done, total)
     }
     try {
-      await interruptible('what is in force stays; what was fetched is gone on with the next time', signal =>
-        syncChannels({ stores: remotes, into, channels, trusted, maxBytes, tell: tellEvent, progress, signal }),
+      await interruptible(
+        () => {},
+        'what is in force stays; what was fetched is gone on with the next time',
+        signal =>
+          syncChannels({ stores: remotes, into, channels, trusted, maxBytes, tell: tellEvent, progress, signal }),
       )
     } finally {
       if (json) printLines(JSON.stringify(events, null, 2))
@@ -336,17 +347,6 @@ export const SHARE_COMMANDS = [
   show,
   key,
 ] as readonly unknown[] as readonly CommandModule[]
-
-/** Does what Ctrl-C may end before it is done. @param left what it leaves then, for people */
-async function interruptible(left: string, work: (signal: AbortSignal) => Promise<void>): Promise<void> {
-  const interruption = new Interruption(() => {}, left)
-  try {
-    await work(interruption.signal)
-  } finally {
-    interruption.end()
-    process.exitCode ??= interruption.status
-  }
-}
 
 async function readPublish(args: PublishArguments): Promise<PublishOptions> {
   requireChannelName(args.channel)

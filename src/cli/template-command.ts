@@ -4,22 +4,21 @@
  */
 import { readFile, stat, writeFile } from 'node:fs/promises'
 import type { Argv, CommandModule } from 'yargs'
-import { type InputNote, PageInput } from '../capture/pages.ts'
+import type { InputNote, PageInput } from '../capture/pages.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { formatCount, formatSize, parseCount, parseSize } from '../quantity.ts'
 import type { BuildProgress, BuildReport, BuildRule, ChosenReport, VmsRow } from '../store/build.ts'
 import type { StoreKey } from '../store/cipher.ts'
 import { DAMAGED_MAX, type DamagedPage, SetFile } from '../store/set-file.ts'
-import { Interruption } from '../system/interruption.ts'
-import { discardUnfinished } from '../system/unfinished.ts'
 import { COUNT_MEMORY_MIN } from '../template/count.ts'
 import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.ts'
 import type { SetOverlap } from '../template/summary.ts'
 import { PAGE_SIZE, SET_SUFFIX } from '../template/wire.ts'
-import { choose, count, countKeyOf, KEY_OPTION, refuseTwins } from './count-command.ts'
-import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
+import { choose, count, countKeyOf, KEY_OPTION } from './count-command.ts'
+import { type InputArguments, inputOptions } from './input-options.ts'
 import { print, printLines, tell } from './output.ts'
+import { withPageInputs } from './page-inputs.ts'
 import { newDisplay, passStep } from './progress-display.ts'
 import { existingStore, openStore, STORE_KEY_OPTION, storeKeyOf } from './store-key.ts'
 
@@ -221,22 +220,14 @@ async function runBuild(args: BuildArguments): Promise<void> {
   }
 
   const notes: InputNote[] = []
-  const inputs: PageInput[] = []
-  try {
-    for (const path of args.inputs) {
-      const note = (note: InputNote): void => void notes.push(note)
-      inputs.push(await PageInput.open(path, { ...openOptions(args), partial: args.partial, note }))
-    }
-    refuseTwins(inputs)
+  await withPageInputs(args, notes, 'nothing was stored; start again', async (inputs, signal) => {
     // What one guest alone has is its own; a golden image is what its guests have in common.
     const minVms = asked ?? (inputs.length === 1 && inputs[0]!.format === 'disk' ? 1 : MIN_VMS_DEFAULT)
     if (args.choice === undefined && args.key !== undefined) {
       throw new ProxyError('USAGE', '--key without --choice', undefined, 'give the --choice that was counted with it')
     }
-    await buildFrom(inputs, { minVms, maxBytes, memoryBytes }, args, notes)
-  } finally {
-    for (const input of inputs) input.close() // an image's server would keep the process waiting
-  }
+    await buildFrom(inputs, { minVms, maxBytes, memoryBytes }, args, notes, signal)
+  })
 }
 
 async function buildFrom(
@@ -244,10 +235,9 @@ async function buildFrom(
   rule: BuildRule,
   args: BuildArguments,
   notes: readonly InputNote[],
+  signal: AbortSignal,
 ): Promise<void> {
   const startMs = Date.now()
-  const interruption = new Interruption(discardUnfinished, 'nothing was stored; start again')
-  const { signal } = interruption
   const display = await newDisplay(args.json)
   let report: BuildReport | ChosenReport
   try {
@@ -266,8 +256,6 @@ async function buildFrom(
     }
   } finally {
     display.end()
-    interruption.end()
-    process.exitCode ??= interruption.status
   }
   const seconds = (Date.now() - startMs) / 1000
   const taken = inputs.map(({ name, takenFor, lengthBytes }) => ({ input: name, takenFor, lengthBytes }))

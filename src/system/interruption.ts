@@ -17,7 +17,7 @@ export class Interruption {
    * @param atLast what has to be done at once where clearing up took too long: the process ends right after it
    * @param hint what is left, for people
    */
-  constructor(atLast: () => void, hint = 'nothing is left behind; start again') {
+  constructor(atLast: () => void, hint: string) {
     this.atLast = atLast
     this.hint = hint
     for (const name of SIGNALS) process.on(name, this.interrupt)

@@ -17,5 +17,11 @@ export function finished(path: string): void {
 
 /** Removes all of it at once: the process is about to end. */
 export function discardUnfinished(): void {
-  for (const path of begun) rmSync(path, { recursive: true, force: true })
+  for (const path of begun) {
+    try {
+      rmSync(path, { recursive: true, force: true, maxRetries: 3 })
+    } catch {
+      // somebody writes to it still: the others go all the same
+    }
+  }
 }

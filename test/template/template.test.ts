@@ -1322,9 +1322,15 @@ t.test('the commands', async t => {
 
   const args = [HARNESS, 'template', 'build', '--store', join(folder, 'other'), ...inputs]
   const child = spawn(process.execPath, [...args, '--memory', '1GiB'], { stdio: ['ignore', 'ignore', 'pipe'] })
-  child.stderr!.once('data', () => child.kill('SIGINT'))
-  await once(child, 'exit')
+  let told = ''
+  child
+    .stderr!.once('data', () => child.kill('SIGINT'))
+    .on('data', text => {
+      told += text
+    })
+  await once(child, 'close')
   t.equal(child.exitCode, 130, 'Ctrl-C')
+  t.match(told, /error: interrupted\nhint: nothing was stored; start again\n$/)
   t.same(existsSync(join(folder, 'other')) ? readdirSync(join(folder, 'other')) : [], [], 'leaves nothing')
 })
 
