@@ -51,21 +51,30 @@ export class SetSupply {
   /** Starts the process, and starts it anew where it dies. It ends with this one, which it does not keep alive. */
   start(): void {
     const file = import.meta.url.endsWith('.ts') ? './supply-process.ts' : './supply-process.js'
-    const child = fork(fileURLToPath(new URL(file, import.meta.url)), { stdio: ['ignore', 'ignore', 'pipe', 'ipc'] })
-    this.child = child
+    let child: ChildProcess | undefined
     let words = ''
-    child.stderr!.setEncoding('utf8').on('data', (text: string) => (words = (words + text).slice(-LAST_WORDS_CHARS)))
-    child.on('message', (message: SupplyMessage) => this.take(message))
     let isOver = false
     const over = (reason: string): void => {
       if (isOver) return
       isOver = true
+      if (this.child === child) this.child = undefined
       this.died(reason, words.trim())
     }
-    child.on('error', error => over(error.message))
-    child.on('exit', (status, signal) => over(signal ?? `status ${status}`))
-    unref(child)
-    child.send(this.settings, () => {}) // where it is gone already, its exit tells
+    // a host that is out of descriptors, processes or memory: the proxy goes on, and with it its migrations
+    try {
+      child = fork(fileURLToPath(new URL(file, import.meta.url)), { stdio: ['ignore', 'ignore', 'pipe', 'ipc'] })
+      this.child = child
+      child.on('error', error => over(error.message))
+      child.on('exit', (status, signal) => over(signal ?? `status ${status}`))
+      if (child.pid === undefined) return // no process and no pipes: its error tells
+      child.stderr!.setEncoding('utf8').on('data', (text: string) => (words = (words + text).slice(-LAST_WORDS_CHARS)))
+      child.on('message', (message: SupplyMessage) => this.take(message))
+      unref(child)
+      child.send(this.settings, () => {}) // where it is gone already, its exit tells
+    } catch (error) {
+      child?.kill('SIGKILL')
+      over((error as Error).message)
+    }
   }
 
   /** Asks the stores at once, not at its pace. */

@@ -1,10 +1,12 @@
 /** Proxies whose sets come from a channel, as processes: migrations never wait for it, whatever the store does. */
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, fork, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
+import { Events } from '../../src/daemon/events.ts'
+import { SetSupply, type SupplySettings } from '../../src/daemon/set-supply.ts'
 import { PAGEFERRY } from '../cli/command.ts'
 import { until } from '../helpers/until.ts'
 import { type HostileServer, hostileServer } from '../remote/hostile-server.ts'
@@ -13,6 +15,46 @@ import { migration, page, scratch } from '../template/makers.ts'
 import { Target } from './daemons.ts'
 
 t.setTimeout(240_000) // the machine may be busy
+
+/** Of a supply whose process cannot be started. */
+const NOWHERE: SupplySettings = {
+  own: '/nonexistent/own',
+  storeKey: undefined,
+  remote: ['file:///nonexistent/remote'],
+  insecure: false,
+  channels: ['stable'],
+  trust: '/nonexistent/channel.pub',
+  maxBytes: undefined,
+}
+
+t.test('a host on which no process can be started', async t => {
+  const told: unknown[] = []
+  const events = new Events()
+  events.subscribe(({ fields }) => told.push((fields as { error: unknown }).error))
+  const supply = new SetSupply(NOWHERE, events)
+  const { execPath } = process
+  t.teardown(() => (process.execPath = execPath))
+  process.execPath = 'no such\0name' // thrown, as ENOMEM is
+  supply.start()
+  t.match(told, [/null bytes/])
+  process.execPath = '/nonexistent/node' // reported by an event
+  await until('another attempt', () => told.length === 2)
+  t.match(told[1], /ENOENT/)
+  process.execPath = execPath
+  await until('a process that starts, and does not find its key', () =>
+    told.some(error => /channel.pub/.test(`${error}`)),
+  )
+
+  // descriptors: such a child has neither pipes nor a channel
+  const child = fork(new URL('starved-child.ts', import.meta.url), [], {
+    stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+  })
+  const said: unknown[] = []
+  child.on('message', message => said.push(message))
+  const [status] = await once(child, 'exit')
+  t.equal(status, 0)
+  t.match(said, [/EMFILE/, /channel.pub/], 'told, and started once there are descriptors')
+})
 
 class Running implements AsyncDisposable {
   readonly lines: Record<string, unknown>[] = []
