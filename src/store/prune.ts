@@ -1,12 +1,12 @@
 /** Makes room in a store. Proxies have the sets that they use in memory, so any may go at any time. */
-import type { StoredSet, TemplateStore } from './template-store.ts'
+import { digestOfFetched, namesIn, type StoredSet, type TemplateStore } from './template-store.ts'
 
 export interface PruneRule {
   /** Bytes of files that stay; the newest stay. */
   readonly maxBytes?: number | undefined
   /** Sets that were put longer ago go. */
   readonly maxAgeMs?: number | undefined
-  /** Only sets that proxies learned; those that people built stay, and do not count. */
+  /** Only sets that proxies learned here; those that people built, or that came from remote stores, stay and do not count. */
   readonly learnedOnly?: boolean
   /** Digests of sets that stay whatever the rule says. */
   readonly keep?: readonly string[]
@@ -37,7 +37,10 @@ export async function pruneStore(store: TemplateStore, rule: PruneRule, nowMs = 
   const sets = (await store.list()).sort(
     (a, b) => b.modified.getTime() - a.modified.getTime() || (a.digest < b.digest ? -1 : 1),
   )
-  const counted = sets.filter(set => !rule.learnedOnly || set.metadata?.learned !== undefined)
+  const fetched = new Set((await namesIn(store.folder)).map(digestOfFetched))
+  const isLearned = ({ digest, metadata }: StoredSet): boolean =>
+    metadata?.learned !== undefined && !fetched.has(digest)
+  const counted = sets.filter(set => !rule.learnedOnly || isLearned(set))
   const isYoung = (set: StoredSet): boolean => nowMs - set.modified.getTime() <= maxAgeMs
   const chosen = new Set(rule.choose?.(counted.filter(isYoung)))
   for (const set of counted) {

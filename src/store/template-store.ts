@@ -23,6 +23,8 @@ const WRITE_LENGTH = 1 << 20
 const TEMPORARY = /^\.put-(\d+)-[0-9a-f]+\.tmp$/
 /** A put writes all the time. One untouched for so long, by a process that is not there, will not go on. */
 const TEMPORARY_IDLE_MS = 10 * 60_000
+/** Beside a set that came from a remote store (src/remote/host-channels.ts): empty. */
+const FETCHED = /^\.fetched-([0-9a-f]{64})$/
 /** What a fetch left that was ended (src/remote/fetcher.ts). The next one goes on from there, for a day. */
 const FETCHED_PART = /^\.fetch-[0-9a-f]{64}[-.][0-9a-z.-]+$/
 const FETCHED_PART_IDLE_MS = 24 * 3_600_000
@@ -395,6 +397,11 @@ function isRunning(pid: number): boolean {
   } catch (error) {
     return (error as NodeJS.ErrnoException).code !== 'ESRCH'
   }
+}
+
+/** The set of which a file of this name says that it came from a remote store. */
+export function digestOfFetched(name: string): string | undefined {
+  return FETCHED.exec(name)?.[1]
 }
 
 /** Names of what lies in a store's folder; none where it is not there. @throws IO */

@@ -679,6 +679,10 @@ t.test('prune: by age, by size, learned ones alone, and only told', async t => {
   t.same(await gone({ maxBytes: 3 * one }), [3, 4])
   t.same(await gone({ maxBytes: one, learnedOnly: true }), [2, 4])
   t.same(await gone({ maxBytes: 0, learnedOnly: true, keep: [sets[2]!] }), [0, 4])
+  const fetched = join(path, `.fetched-${sets[4]}`)
+  writeFileSync(fetched, '')
+  t.same(await gone({ maxBytes: one, learnedOnly: true }), [2], 'what a proxy elsewhere learned, and a channel brought')
+  rmSync(fetched)
   t.ok(existsSync(rest), 'dry runs remove nothing')
 
   const run = (...args: string[]) =>
