@@ -60,10 +60,14 @@ export class FetchLock {
     }
   }
 
+  /** Whether nobody has taken it over: after a pause of this process somebody may have. */
+  async isHeld(): Promise<boolean> {
+    return (await stat(this.path).catch(() => undefined))?.ino === this.ino
+  }
+
   async release(): Promise<void> {
     clearInterval(this.touching)
-    const found = await stat(this.path).catch(() => undefined)
-    if (found?.ino === this.ino) await rm(this.path, { force: true }).catch(() => {}) // else it is another's by now
+    if (await this.isHeld()) await rm(this.path, { force: true }).catch(() => {}) // else it is another's by now
   }
 }
 

@@ -9,12 +9,12 @@ import { join } from 'node:path'
 import { isProxyError, type ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { CHANNEL_BYTES_MAX } from '../limits.ts'
-import { namesIn, shareAsFolder, syncFolder } from '../store/template-store.ts'
+import { digestOfFetched, namesIn, shareAsFolder, syncFolder } from '../store/template-store.ts'
 import { type ChannelDocument, decodeChannel } from './channel.ts'
+import { FetchLock } from './fetch-lock.ts'
 import { isChannelName } from './remote-store.ts'
 
 const ACCEPTED = /^\.channel-([a-z0-9-]+)\.json$/
-const FETCHED = /^\.fetched-([0-9a-f]{64})$/
 
 /** Which sets a host uses at a moment. */
 export interface InForce {
@@ -64,7 +64,7 @@ export class HostChannels {
     const fetched = new Set<string>()
     let problem: ProxyError | undefined
     for (const file of await namesIn(this.folder)) {
-      const digest = FETCHED.exec(file)?.[1]
+      const digest = digestOfFetched(file)
       if (digest !== undefined) fetched.add(digest)
       const name = ACCEPTED.exec(file)?.[1]
       if (name === undefined || !isChannelName(name)) continue
@@ -93,18 +93,24 @@ export class HostChannels {
    * quicker, with this one or a later one: that stays.
    * @param document checked, and its sets all there
    * @returns what is in force now
-   * @throws IO: what was in force stays
+   * @throws IO: what was in force stays; the signal's reason
    */
-  async accept(document: ChannelDocument): Promise<ChannelDocument> {
+  async accept(document: ChannelDocument, signal?: AbortSignal): Promise<ChannelDocument> {
     const { channel: name, serial } = document.channel
-    const current = (await this.read(this.pathOf(name), name))?.document
-    if (current !== undefined) {
-      if (current.channel.serial >= serial) return current
-      await this.noteUsed(current.channel.sets.map(({ digest }) => digest))
-      await this.write(this.pathOf(name, '.before'), current.bytes)
+    // looking, comparing and renaming are one step: of two processes the one with the earlier document must not end last
+    const lock = await FetchLock.take(this.folder, `channel-${name}`, signal)
+    try {
+      const current = (await this.read(this.pathOf(name), name))?.document
+      if (current !== undefined) {
+        if (current.channel.serial >= serial) return current
+        await this.noteUsed(current.channel.sets.map(({ digest }) => digest))
+        await this.write(this.pathOf(name, '.before'), current.bytes, lock)
+      }
+      await this.write(this.pathOf(name), document.bytes, lock)
+      return document
+    } finally {
+      await lock.release()
     }
-    await this.write(this.pathOf(name), document.bytes)
-    return document
   }
 
   /** Notes that a set comes from a remote store, before it is there. @throws IO */
@@ -157,8 +163,8 @@ export class HostChannels {
     }
   }
 
-  /** Whole, and on the disk. */
-  private async write(path: string, bytes: Uint8Array): Promise<void> {
+  /** Whole, and on the disk. @param lock has to be ours still */
+  private async write(path: string, bytes: Uint8Array, lock?: FetchLock): Promise<void> {
     const temporary = join(this.folder, `.put-${process.pid}-${randomBytes(8).toString('hex')}.tmp`)
     try {
       const file = await open(temporary, 'wx', 0o600)
@@ -169,6 +175,8 @@ export class HostChannels {
       } finally {
         await file.close()
       }
+      // whoever was stopped for a minute has lost it
+      if (lock && !(await lock.isHeld())) throw new Error('another process was quicker; it is tried again')
       await rename(temporary, path)
       await syncFolder(this.folder)
     } catch (error) {
