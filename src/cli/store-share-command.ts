@@ -170,7 +170,16 @@ const sync: CommandModule<object, SyncArguments> = {
         () => {},
         'what is in force stays; what was fetched is gone on with the next time',
         signal =>
-          syncChannels({ stores: remotes, into, channels, trusted, maxBytes, tell: tellEvent, progress, signal }),
+          syncChannels({
+            stores: remotes,
+            into,
+            channels,
+            trusted: () => trusted,
+            maxBytes,
+            tell: tellEvent,
+            progress,
+            signal,
+          }),
       )
     } finally {
       if (json) printLines(JSON.stringify(events, null, 2))

@@ -22,7 +22,7 @@ async function supply(settings: SupplySettings): Promise<Following> {
     stores,
     into: new TemplateStore(own, storeKey === undefined ? undefined : readStoreKey(storeKey)),
     channels,
-    trusted: readTrustedKeys(trust),
+    trusted: () => readTrustedKeys(trust), // at each check: a key that was removed counts no more
     maxBytes,
     tell: (event: FollowEvent) => {
       if (event.kind !== 'failed') tell(event)

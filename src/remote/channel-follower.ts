@@ -28,15 +28,15 @@ const EXPECTED = {
   resting: [],
   asking: ['answered', 'failed'],
   fetching: ['fetched', 'failed'],
-  accepting: ['accepted', 'failed'],
+  accepting: ['accepted', 'lost', 'failed'],
 } as const satisfies Record<State, readonly string[]>
 
-export type FollowerInput = 'answered' | 'failed' | 'fetched' | 'accepted'
+export type FollowerInput = 'answered' | 'failed' | 'fetched' | 'accepted' | 'lost'
 
 export interface FollowerOptions {
   readonly channel: string
-  /** Public halves of keys that this host trusts. */
-  readonly trusted: readonly KeyObject[]
+  /** Public halves of keys that this host trusts, as things are when it is asked; what it throws fails the check. */
+  readonly trusted: () => readonly KeyObject[]
   /** From 0 to 1. */
   readonly chance: () => number
 }
@@ -55,9 +55,16 @@ export class ChannelFollower {
   /** After a failure: not before. */
   private fetchAtMs = 0
   private fetchFailures = 0
+  /** How often sets of the document were gone when it was to come into force. */
+  private losses = 0
 
   constructor(options: FollowerOptions) {
     this.options = options
+  }
+
+  /** The document that is good, and not in force yet. */
+  get pending(): ChannelDocument | undefined {
+    return this.next
   }
 
   /** Asks as soon as nothing is under way, and fetches what failed: somebody knows that there is something new. */
@@ -70,6 +77,8 @@ export class ChannelFollower {
    * What to do now; it is under way then.
    * @param nowMs of a clock that only goes forward
    * @param dateMs milliseconds since 1970
+   * @throws CHANNEL_UNTRUSTED, CHANNEL_STALE where the document that waits is not good any more, and what `trusted` throws:
+   * it is dropped, and asked for again later
    */
   act(nowMs: number, dateMs: number): Act {
     if (this.state !== 'resting') throw new RangeError(`${this.state} is under way`)
@@ -81,6 +90,7 @@ export class ChannelFollower {
     }
     if (this.next === undefined) return { kind: 'wait', untilMs: this.pollAtMs }
     if (nowMs < this.fetchAtMs) return { kind: 'wait', untilMs: Math.min(this.pollAtMs, this.fetchAtMs) }
+    this.checkNext(this.next, nowMs, dateMs)
     const set = this.next.channel.sets.find(({ digest }) => !this.have.has(digest))
     if (set !== undefined) {
       this.state = 'fetching'
@@ -132,6 +142,18 @@ export class ChannelFollower {
     this.turnTo(undefined)
   }
 
+  /**
+   * Sets of the document to accept are not there any more: they are fetched again before it is.
+   * @returns whether at once; where it was not the first time, later: whoever removes them may do it again
+   */
+  lost(digests: readonly string[], nowMs: number): boolean {
+    this.take('lost')
+    for (const digest of digests) this.have.delete(digest)
+    if (this.losses++ === 0) return true
+    this.fetchAtMs = nowMs + this.pauseMs(++this.fetchFailures)
+    return false
+  }
+
   /** Whatever was under way: again, later. */
   failed(nowMs: number): void {
     const was = this.state
@@ -150,6 +172,19 @@ export class ChannelFollower {
     this.have.clear()
     this.fetchAtMs = 0
     this.fetchFailures = 0
+    this.losses = 0
+  }
+
+  /** It was good when it came: a key may have been taken from those that are trusted since, and its time may be over. */
+  private checkNext(next: ChannelDocument, nowMs: number, dateMs: number): void {
+    try {
+      checkSignature(next, this.options.trusted())
+      checkFreshness(next, undefined, dateMs)
+    } catch (error) {
+      this.pollFailed(nowMs)
+      this.turnTo(undefined)
+      throw error
+    }
   }
 
   private take(input: FollowerInput): void {
@@ -170,9 +205,9 @@ export class ChannelFollower {
       throw new ProxyError('CHANNEL_MISSING', `no store has channel ${channel}`, undefined, action)
     }
     const document = decodeChannel(bytes, channel)
-    // believed before; what is in force also where it was signed by a key that is not trusted any more
-    const isBelieved = [accepted, this.next].some(known => known && Buffer.compare(known.signed, document.signed) === 0)
-    if (!isBelieved) checkSignature(document, trusted)
+    // what is in force stays, also where it was signed by a key that is not trusted any more
+    const isInForce = accepted !== undefined && Buffer.compare(accepted.signed, document.signed) === 0
+    if (!isInForce) checkSignature(document, trusted())
     return checkFreshness(document, accepted, dateMs) ? document : undefined
   }
 

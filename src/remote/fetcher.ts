@@ -324,12 +324,6 @@ async function ownPart(folder: string, digest: string, copy: boolean): Promise<s
   }
 }
 
-/** Bytes of the set that a fetch has left which was ended: the next one goes on from there. */
-export async function bytesLeftOf(folder: string, digest: string): Promise<number> {
-  const sizes = (await partsOf(folder, digest)).map(({ size }) => size)
-  return Math.max(0, ...sizes)
-}
-
 async function partsOf(folder: string, digest: string): Promise<{ path: string; size: number }[]> {
   const left: { path: string; size: number }[] = []
   for (const name of await readdir(folder)) {

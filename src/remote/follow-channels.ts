@@ -2,13 +2,13 @@
 import type { KeyObject } from 'node:crypto'
 import { mkdir, stat } from 'node:fs/promises'
 import { setTimeout as pause } from 'node:timers/promises'
-import { isProxyError, type ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import type { ChannelDocument, ChannelSet } from './channel.ts'
 import { ChannelFollower } from './channel-follower.ts'
 import { ChannelSource } from './channel-source.ts'
-import { bytesLeftOf, fetchSet } from './fetcher.ts'
+import { fetchSet } from './fetcher.ts'
 import { HostChannels } from './host-channels.ts'
 import { makeRoom } from './make-room.ts'
 import type { RemoteStore } from './remote-store.ts'
@@ -27,7 +27,8 @@ export interface FollowOptions {
   /** This host's own. */
   readonly into: TemplateStore
   readonly channels: readonly string[]
-  readonly trusted: readonly KeyObject[]
+  /** As things are when it is asked; what it throws fails the check. */
+  readonly trusted: () => readonly KeyObject[]
   /** Bytes that sets from remote stores may have. */
   readonly maxBytes?: number | undefined
   readonly tell: (event: FollowEvent) => void
@@ -40,10 +41,10 @@ export interface FollowOptions {
  * @throws the first failure, after the other channels; the signal's reason
  */
 export async function syncChannels(options: FollowOptions): Promise<void> {
-  const hosts = new HostChannels(options.into.folder)
+  const followers = followersOf(options)
   let first: unknown
-  for (const channel of options.channels) {
-    const follower = new HostFollower(channel, hosts, options)
+  for (const follower of followers) {
+    const { channel } = follower
     try {
       while (await follower.step());
     } catch (error) {
@@ -66,8 +67,7 @@ export interface Following {
 
 /** Follows the channels, one act of each in turn: a large set of one holds up the others for as long as it takes. */
 export function followChannels(options: FollowOptions): Following {
-  const hosts = new HostChannels(options.into.folder)
-  const followers = options.channels.map(channel => new HostFollower(channel, hosts, options))
+  const followers = followersOf(options)
   let wake: (() => void) | undefined
   const follow = async (): Promise<void> => {
     while (!options.signal?.aborted) {
@@ -100,6 +100,14 @@ export function followChannels(options: FollowOptions): Following {
   }
 }
 
+function followersOf(options: FollowOptions): HostFollower[] {
+  const hosts = new HostChannels(options.into.folder)
+  const followers: HostFollower[] = []
+  const pending = (): ChannelSet[] => followers.flatMap(follower => follower.pending)
+  for (const channel of options.channels) followers.push(new HostFollower(channel, hosts, pending, options))
+  return followers
+}
+
 /** One channel of this host: does what its follower says. */
 class HostFollower {
   readonly channel: string
@@ -107,15 +115,23 @@ class HostFollower {
   private readonly follower: ChannelFollower
   private readonly source: ChannelSource
   private readonly hosts: HostChannels
+  /** Sets that any channel is about to need. */
+  private readonly allPending: () => readonly ChannelSet[]
   private readonly options: FollowOptions
 
-  constructor(channel: string, hosts: HostChannels, options: FollowOptions) {
+  constructor(channel: string, hosts: HostChannels, allPending: () => readonly ChannelSet[], options: FollowOptions) {
     const { stores, trusted } = options
     this.channel = channel
     this.hosts = hosts
+    this.allPending = allPending
     this.options = options
     this.source = new ChannelSource(stores, channel)
     this.follower = new ChannelFollower({ channel, trusted, chance: Math.random })
+  }
+
+  /** Sets of the document that is not in force yet. */
+  get pending(): readonly ChannelSet[] {
+    return this.follower.pending?.channel.sets ?? []
   }
 
   askNow(): void {
@@ -144,7 +160,15 @@ class HostFollower {
         follower.fetched(act.set.digest)
         return true
       case 'accept': {
-        const { channel: said } = await this.orFailed(() => this.hosts.accept(act.document))
+        const { sets } = act.document.channel
+        const lost = await this.orFailed(() => this.missingOf(sets))
+        if (lost.length > 0) {
+          if (follower.lost(lost, performance.now())) return true
+          const what = `set ${lost[0]!.slice(0, 12)} is removed again and again before it is in force`
+          const action = 'something else removes sets from this store: another --store-size, `pageferry store prune`'
+          throw new ProxyError('IO', what, { stream: options.into.folder }, action)
+        }
+        const { channel: said } = await this.orFailed(() => this.hosts.accept(act.document, options.signal))
         follower.acceptedIt()
         options.tell({ kind: 'in force', channel, serial: said.serial, sets: said.sets.length })
         return true
@@ -179,13 +203,9 @@ class HostFollower {
       await mkdir(into.folder, { recursive: true, mode: 0o700 }).catch(error => {
         throw ioError(error, 'cannot use store', into.folder)
       })
-      let needBytes = 0
-      for (const other of sets) {
-        if ((await this.lengthOf(other.digest)) !== undefined) continue
-        needBytes += other.bytes - Math.min(other.bytes, await bytesLeftOf(into.folder, other.digest).catch(() => 0))
-      }
-      const rule = { maxBytes: options.maxBytes, keep: new Set(sets.map(other => other.digest)) }
-      for (const removed of await makeRoom(into, hosts, needBytes, rule, Date.now())) {
+      const keep = new Set([...sets, ...this.allPending()].map(other => other.digest))
+      const rule = { maxBytes: options.maxBytes, keep }
+      for (const removed of await makeRoom(into, hosts, sets, rule, Date.now())) {
         options.tell({ kind: 'removed', digest: removed })
       }
       await hosts.noteFetched(digest) // before it is there: not used until it is in force
@@ -198,7 +218,23 @@ class HostFollower {
     if (!fetched.existed) options.tell({ kind: 'fetched', channel, digest, bytes: fetched.fileBytes })
   }
 
+  /** Which are not there, or not whole: whatever made room, or a person, may have removed what was. @throws IO */
+  private async missingOf(sets: readonly ChannelSet[]): Promise<string[]> {
+    const missing: string[] = []
+    for (const { digest } of sets) {
+      const isThere = (await this.lengthOf(digest)) !== undefined && (await this.options.into.isWhole(digest))
+      if (!isThere) missing.push(digest)
+    }
+    return missing
+  }
+
   private async lengthOf(digest: string): Promise<number | undefined> {
-    return (await stat(this.options.into.pathOf(digest)).catch(() => undefined))?.size
+    const path = this.options.into.pathOf(digest)
+    try {
+      return (await stat(path)).size
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+      throw ioError(error, 'cannot look at', path)
+    }
   }
 }

@@ -1,11 +1,18 @@
 /** Keeps what came from remote stores under a size. docs/adr/0012-remote-stores.md, 10. */
-import { stat, statfs } from 'node:fs/promises'
+import { rm, stat, statfs } from 'node:fs/promises'
+import { join } from 'node:path'
 import { ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
-import { STORE_FREE_BYTES_MIN } from '../limits.ts'
+import { FETCH_LOCK_IDLE_MS, STORE_FREE_BYTES_MIN } from '../limits.ts'
 import { formatSize } from '../quantity.ts'
-import type { TemplateStore } from '../store/template-store.ts'
+import { namesIn, type TemplateStore } from '../store/template-store.ts'
+import type { ChannelSet } from './channel.ts'
 import type { HostChannels } from './host-channels.ts'
+
+/** What a fetch writes to, and leaves where it is ended: fetcher.ts goes on from there. */
+const PART = /^\.fetch-([0-9a-f]{64})-[0-9a-f]+\.part$/
+/** What was noted as fetched and is not there: somebody may be just about to fetch it. After so long nobody is. */
+const FORGET_MS = 24 * 3_600_000
 
 export interface RoomRule {
   /** Bytes that sets from remote stores may have; undefined: as much as the disk has. */
@@ -14,39 +21,62 @@ export interface RoomRule {
   readonly keep: ReadonlySet<string>
 }
 
+/** A set that came from a remote store, or what is there of one. */
+interface Fetched {
+  readonly digest: string
+  readonly bytes: number
+  readonly usedMs: number
+  /** Path of what a fetch has left; undefined: it is whole. */
+  readonly part: string | undefined
+}
+
 /**
  * Removes sets that came from remote stores and are in no channel in force, those first that have been unused for longest,
- * until one of so many bytes fits.
+ * until those that are wanted fit; before them, what is left of fetches that nobody needs any more.
  *
+ * @param wanted the sets to have; what is there of them counts
  * @returns digests of what was removed
- * @throws IO where it does not fit though they are gone
+ * @throws IO where it does not fit though they are gone; what is wrong with a document in force: its sets are not known then,
+ * so that none is removed
  */
 export async function makeRoom(
   store: TemplateStore,
   channels: HostChannels,
-  needBytes: number,
+  wanted: readonly ChannelSet[],
   { maxBytes = Number.POSITIVE_INFINITY, keep }: RoomRule,
   nowMs: number,
 ): Promise<string[]> {
-  const { now, before, fetched } = await channels.inForce(nowMs)
-  const there: { digest: string; bytes: number; usedMs: number }[] = []
-  let haveBytes = 0
-  for (const digest of fetched) {
+  const { now, before, fetched, problem } = await channels.inForce(nowMs)
+  const noted = new Set([...fetched, ...wanted.map(({ digest }) => digest)])
+  const parts = (await partsIn(store.folder)).filter(({ digest }) => noted.has(digest))
+  const there: Fetched[] = [...parts]
+  let needBytes = 0
+  const wantedBytes = new Map(wanted.map(({ digest, bytes }) => [digest, bytes]))
+  for (const digest of noted) {
     const found = await stat(store.pathOf(digest)).catch(() => undefined)
+    const usedMs = await channels.usedMs(digest)
     if (found === undefined) {
-      if (!keep.has(digest)) await channels.forgetFetched(digest)
-      continue
+      const left = Math.max(0, ...parts.filter(part => part.digest === digest).map(({ bytes }) => bytes))
+      needBytes += Math.max(0, (wantedBytes.get(digest) ?? 0) - left)
+      const isForgotten = fetched.has(digest) && left === 0 && nowMs - usedMs > FORGET_MS
+      if (isForgotten && !keep.has(digest)) await channels.forgetFetched(digest)
+    } else if (fetched.has(digest)) {
+      there.push({ digest, bytes: found.size, usedMs: Math.max(found.mtimeMs, usedMs), part: undefined })
     }
-    haveBytes += found.size
-    there.push({ digest, bytes: found.size, usedMs: Math.max(found.mtimeMs, await channels.usedMs(digest)) })
   }
+  let haveBytes = there.reduce((sum, { bytes }) => sum + bytes, 0)
   const removed: string[] = []
+  const rank = ({ digest, part }: Fetched): number => (part !== undefined ? 0 : before.has(digest) ? 2 : 1)
   const idle = there
-    .filter(({ digest }) => !keep.has(digest) && !now.has(digest))
-    .sort((a, b) => Number(before.has(a.digest)) - Number(before.has(b.digest)) || a.usedMs - b.usedMs)
+    .filter(({ digest, usedMs, part }) => {
+      const isWritten = part !== undefined && nowMs - usedMs <= FETCH_LOCK_IDLE_MS
+      return !keep.has(digest) && !now.has(digest) && !isWritten
+    })
+    .sort((a, b) => rank(a) - rank(b) || a.usedMs - b.usedMs)
   for (;;) {
     const freeBytes = await freeBytesOf(store.folder)
     if (haveBytes + needBytes <= maxBytes && needBytes + STORE_FREE_BYTES_MIN <= freeBytes) return removed
+    if (problem) throw problem
     const oldest = idle.shift()
     if (oldest === undefined) {
       const isFull = haveBytes + needBytes <= maxBytes
@@ -56,11 +86,32 @@ export async function makeRoom(
       const action = isFull ? 'make room on that disk' : 'give more to --store-size, or promote fewer sets'
       throw new ProxyError('IO', what, { stream: store.folder }, `${action}; what is in force stays`)
     }
-    await store.remove(oldest.digest)
-    await channels.forgetFetched(oldest.digest)
     haveBytes -= oldest.bytes
-    removed.push(oldest.digest)
+    if (oldest.part !== undefined) await removePart(oldest.part)
+    else {
+      await store.remove(oldest.digest)
+      await channels.forgetFetched(oldest.digest)
+      removed.push(oldest.digest)
+    }
   }
+}
+
+async function partsIn(folder: string): Promise<Fetched[]> {
+  const parts: Fetched[] = []
+  for (const name of await namesIn(folder)) {
+    const digest = PART.exec(name)?.[1]
+    if (digest === undefined) continue
+    const part = join(folder, name)
+    const found = await stat(part).catch(() => undefined)
+    if (found?.isFile()) parts.push({ digest, bytes: found.size, usedMs: found.mtimeMs, part })
+  }
+  return parts
+}
+
+async function removePart(path: string): Promise<void> {
+  await rm(path, { force: true }).catch(error => {
+    throw ioError(error, 'cannot remove', path)
+  })
 }
 
 async function freeBytesOf(folder: string): Promise<number> {

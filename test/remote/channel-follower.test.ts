@@ -2,6 +2,7 @@
 import { createPrivateKey, createPublicKey } from 'node:crypto'
 import t from 'tap'
 import { Random } from '../../scripts/harness/random.ts'
+import { ProxyError } from '../../src/errors.ts'
 import { type Channel, type ChannelDocument, decodeChannel, encodeChannel } from '../../src/remote/channel.ts'
 import { type Act, ChannelFollower, type FollowerInput } from '../../src/remote/channel-follower.ts'
 import { makeChannelKey } from '../../src/remote/channel-keys.ts'
@@ -9,7 +10,7 @@ import { failure } from '../template/makers.ts'
 
 const key = createPrivateKey(makeChannelKey().privatePem)
 const other = createPrivateKey(makeChannelKey().privatePem)
-const trusted = [createPublicKey(key)]
+const trusted = () => [createPublicKey(key)]
 const DATE_MS = Date.UTC(2026, 10, 29)
 
 function document(serial: number, digits: string, change: Partial<Channel> = {}, by = key): ChannelDocument {
@@ -134,9 +135,76 @@ t.test('what is not to be believed changes nothing', async t => {
     t.equal(await failure(() => follower.answered(bytes, last, 0, DATE_MS)), code)
     t.equal(kindOf(follower.act(1, DATE_MS)), 'wait 120000')
   }
-  const follower = new ChannelFollower({ channel: 'stable', trusted: [createPublicKey(other)], chance: () => 0.5 })
+  const follower = new ChannelFollower({
+    channel: 'stable',
+    trusted: () => [createPublicKey(other)],
+    chance: () => 0.5,
+  })
   follower.act(0, DATE_MS)
   t.equal(follower.answered(last.bytes, last, 0, DATE_MS), false, 'what is in force was believed when it came')
+})
+
+t.test('a key that is trusted no more while a document waits', async t => {
+  let keys = trusted
+  const follower = new ChannelFollower({ channel: 'stable', trusted: () => keys(), chance: () => 0.5 })
+  const answer = (nowMs: number): Promise<unknown> =>
+    failure(() => follower.answered(document(2, 'a').bytes, undefined, nowMs, DATE_MS))
+  /** Up to where it is to be put in force. */
+  const wait = async (): Promise<void> => {
+    follower.askNow()
+    t.equal(follower.act(0, DATE_MS).kind, 'ask')
+    t.equal(await answer(0), undefined)
+    t.equal(follower.act(0, DATE_MS).kind, 'fetch')
+    follower.fetched('a'.repeat(64))
+  }
+  await wait()
+  keys = () => [createPublicKey(other)]
+  t.equal(await failure(() => follower.act(0, DATE_MS)), 'CHANNEL_UNTRUSTED', 'though no store was asked meanwhile')
+  t.equal(follower.pending, undefined)
+  t.equal(kindOf(follower.act(0, DATE_MS)), 'wait 120000')
+  keys = trusted
+  await wait()
+  keys = () => [createPublicKey(other)]
+  follower.askNow()
+  follower.act(0, DATE_MS)
+  t.equal(await answer(0), 'CHANNEL_UNTRUSTED', 'nor is it believed because it was')
+  keys = trusted
+  await wait()
+  keys = () => {
+    throw new ProxyError('USAGE', 'no public key', undefined, 'give one')
+  }
+  t.equal(await failure(() => follower.act(0, DATE_MS)), 'USAGE', 'a file that cannot be read trusts nobody')
+  follower.askNow()
+  t.equal(follower.act(0, DATE_MS).kind, 'ask')
+  t.equal(await answer(0), 'USAGE')
+})
+
+t.test('a document that expires while its sets are fetched', async t => {
+  const follower = newFollower()
+  follower.act(0, DATE_MS)
+  follower.answered(document(2, 'a', { expiresMs: DATE_MS + 1000 }).bytes, undefined, 0, DATE_MS)
+  t.equal(follower.act(0, DATE_MS + 999).kind, 'fetch')
+  follower.fetched('a'.repeat(64))
+  t.equal(await failure(() => follower.act(0, DATE_MS + 1000)), 'CHANNEL_STALE')
+  t.equal(kindOf(follower.act(0, DATE_MS + 1000)), 'wait 120000')
+})
+
+t.test('sets that go before the document is in force', async t => {
+  const follower = newFollower()
+  follower.act(0, DATE_MS)
+  follower.answered(document(2, 'ab').bytes, undefined, 0, DATE_MS)
+  const fetch = (digit: string): void => {
+    t.match(follower.act(0, DATE_MS), { kind: 'fetch', set: { digest: digit.repeat(64) } })
+    follower.fetched(digit.repeat(64))
+  }
+  fetch('a')
+  fetch('b')
+  t.equal(follower.act(0, DATE_MS).kind, 'accept')
+  t.equal(follower.lost(['a'.repeat(64)], 0), true)
+  fetch('a')
+  t.equal(follower.act(0, DATE_MS).kind, 'accept')
+  t.equal(follower.lost(['b'.repeat(64)], 0), false, 'again: not in a circle without end')
+  t.equal(kindOf(follower.act(0, DATE_MS)), 'wait 60000')
 })
 
 t.test('every input in every state', async t => {
@@ -145,12 +213,13 @@ t.test('every input in every state', async t => {
     failed: follower => follower.failed(0),
     fetched: follower => follower.fetched('a'.repeat(64)),
     accepted: follower => follower.acceptedIt(),
+    lost: follower => follower.lost(['a'.repeat(64)], 0),
   }
   const allowed = {
     resting: [],
     asking: ['answered', 'failed'],
     fetching: ['failed', 'fetched'],
-    accepting: ['failed', 'accepted'],
+    accepting: ['failed', 'accepted', 'lost'],
   }
   for (const [state, expected] of Object.entries(allowed)) {
     const taken: string[] = []

@@ -12,9 +12,11 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { decodeChannel, encodeChannel } from '../../src/remote/channel.ts'
 import { makeChannelKey } from '../../src/remote/channel-keys.ts'
 import { FolderStore } from '../../src/remote/folder-store.ts'
 import { followChannels } from '../../src/remote/follow-channels.ts'
+import { HostChannels } from '../../src/remote/host-channels.ts'
 import { keyOfChannel, keyOfOldChannel, keyOfSet } from '../../src/remote/remote-store.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
@@ -236,6 +238,124 @@ t.test('kept under a size', async t => {
   t.same(await here.usable(), [mine, sets[3]!].sort())
 })
 
+t.test('sets that go before what names them is in force', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const [one, two] = [await site.push(1), await site.push(100)].sort() as [string, string]
+  await site.promote([one, two])
+  let removals = 0
+  await here.sync({
+    tell: event => {
+      if (event.kind !== 'fetched' || event.digest !== two) return
+      removals++
+      rmSync(here.store.pathOf(one)) // another process makes room
+    },
+  })
+  t.equal(removals, 1)
+  t.same(await here.store.digests(), [one, two], 'fetched again')
+  t.same(await here.usable(), [one, two])
+
+  await site.promote([one])
+  await here.sync()
+  rmSync(here.store.pathOf(two))
+  await site.promote([two, one])
+  removals = 0
+  const error = await here
+    .sync({
+      tell: event => {
+        if (event.kind !== 'fetched') return
+        removals++
+        rmSync(here.store.pathOf(event.digest))
+      },
+    })
+    .catch((error: unknown) => error)
+  t.match(error, { code: 'IO', what: /again and again/ })
+  t.equal(removals, 2)
+  t.match((await here.channels.accepted('stable'))?.channel, { serial: 2 }, 'never in force without it')
+})
+
+t.test('two processes that accept at the same time', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const one = await site.push(1)
+  await site.promote([one])
+  await here.sync()
+  const documents = Array.from({ length: 5 }, (_, i) => {
+    const { channel } = decodeChannel(readFileSync(join(site.folder, keyOfChannel('stable'))), 'stable')
+    return decodeChannel(encodeChannel({ ...channel, serial: 6 - i }, [site.key]), 'stable')
+  })
+  const accepted = await Promise.all(documents.map(each => new HostChannels(here.store.folder).accept(each)))
+  t.equal((await here.channels.accepted('stable'))?.channel.serial, 6, 'the last one stays')
+  t.ok(accepted.every(({ channel }, i) => channel.serial >= 6 - i))
+  t.same(
+    here.names().filter(name => name.endsWith('.lock')),
+    [],
+  )
+})
+
+t.test('room is made for one channel, and not of another', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const [one, two, three] = [await site.push(1), await site.push(100), await site.push(200)]
+  const bytes = statSync(join(site.folder, keyOfSet(one))).size
+  const maxBytes = 2 * bytes + 100
+  await site.promote([one])
+  await here.sync()
+  await site.promote([two], { channel: 'other' })
+  await here.sync({ channels: ['other'] })
+  // a document that cannot be read: nobody knows which sets are in force
+  const path = join(here.store.folder, '.channel-stable.json')
+  const kept = readFileSync(path)
+  truncateSync(path, 20)
+  await site.promote([three], { channel: 'other' })
+  t.equal(await failure(() => here.sync({ channels: ['other'], maxBytes })), 'CHANNEL_FORMAT')
+  t.equal(await here.store.holds(one), true)
+  writeFileSync(path, kept)
+
+  // fetched ahead for one, and not removed for the other
+  const ahead = { notBeforeMs: Date.now() + 3_600_000 }
+  await site.promote([three], ahead)
+  await here.sync()
+  await site.promote([await site.push(300)], { channel: 'other' })
+  t.equal(await failure(() => here.sync({ channels: ['stable', 'other'], maxBytes: 3 * bytes + 100 })), 'IO')
+  t.equal(await here.store.holds(three), true)
+})
+
+t.test('what a fetch has left counts as well, and a note of what is just fetched stays', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const [one, two, three] = [await site.push(1), await site.push(100), await site.push(200)]
+  const bytes = statSync(join(site.folder, keyOfSet(one))).size
+  await site.promote([one])
+  await here.sync()
+  const part = (digest: string): string => join(here.store.folder, `.fetch-${digest}-0123456789abcdef.part`)
+  for (const digest of [two, three]) {
+    copyFileSync(join(site.folder, keyOfSet(digest)), part(digest))
+    truncateSync(part(digest), bytes - 1000)
+    writeFileSync(join(here.store.folder, `.fetched-${digest}`), '')
+  }
+  await site.promote([two])
+  const maxBytes = 2 * bytes + 100
+  t.equal(await failure(() => here.sync({ maxBytes })), 'IO', 'somebody is writing it')
+  const idle = new Date(Date.now() - 3_600_000)
+  utimesSync(part(three), idle, idle)
+  await here.sync({ maxBytes })
+  t.same(await here.usable(), [two])
+  t.notOk(
+    here.names().some(name => name.endsWith('.part')),
+    'nobody needs it',
+  )
+
+  await site.promote([one])
+  await here.sync()
+  t.ok(here.names().includes(`.fetched-${three}`), 'another process may be about to fetch it')
+  const old = new Date(Date.now() - 90_000_000)
+  utimesSync(join(here.store.folder, `.fetched-${three}`), old, old)
+  await site.promote([await site.push(300)])
+  await here.sync()
+  t.notOk(here.names().includes(`.fetched-${three}`))
+})
+
 t.test('removed by hand, damaged by hand', async t => {
   const site = operator(t.teardown)
   const here = host(t.teardown, site)
@@ -259,7 +379,7 @@ t.test('followed for as long as it runs, by two processes of a host', async t =>
     stores: [site.remote],
     into: new TemplateStore(here.store.folder),
     channels: ['stable', 'other'],
-    trusted: site.trusted,
+    trusted: () => site.trusted,
     tell: (event: unknown) => events.push(event),
     signal: stop.signal,
   })

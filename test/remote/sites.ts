@@ -82,7 +82,7 @@ export function host(teardown: Teardown, { remote, trusted }: Pick<Operator, 're
         stores: [remote],
         into: store,
         channels: ['stable'],
-        trusted,
+        trusted: () => trusted,
         tell: event => events.push(event),
         ...change,
       }),
