@@ -19,7 +19,7 @@ const supply = new SetSupply(
   {
     own: nowhere,
     storeKey: undefined,
-    remote: ['file:///nonexistent'],
+    remote: ['nowhere:'],
     insecure: false,
     channels: ['stable'],
     trust: nowhere,
