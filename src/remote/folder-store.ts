@@ -1,6 +1,6 @@
 /** A remote store in a folder: a disk that hosts share, or what a web server gives out. */
 import { randomBytes } from 'node:crypto'
-import { constants, createReadStream } from 'node:fs'
+import { constants } from 'node:fs'
 import { type FileHandle, link, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { isProxyError, type ProxyError } from '../errors.ts'
@@ -67,7 +67,10 @@ export class FolderStore implements RemoteStore, StoreWriter {
       const current = tagOf(found)
       const lengthBytes = Number(found.size)
       const start = from <= lengthBytes && (tag === undefined || tag === current) ? from : 0
-      return { lengthBytes, tag: current, from: start, body: this.pieces(file, start, lengthBytes - start, signal) }
+      // a file that grows is none of a store's, and cut off where it ended; a stream of no bytes cannot be asked for
+      const stream = file.createReadStream({ start, end: Math.max(start, lengthBytes - 1) })
+      const body = bodyOf(stream, lengthBytes - start, this.name, signal)
+      return { lengthBytes, tag: current, from: start, body }
     } catch (error) {
       await file.close()
       throw error
@@ -185,22 +188,6 @@ export class FolderStore implements RemoteStore, StoreWriter {
       throw ioError(error, 'cannot write', this.pathOf(key))
     } finally {
       await rm(temporary, { force: true }).catch(() => {})
-    }
-  }
-
-  private async *pieces(
-    file: FileHandle,
-    start: number,
-    lengthBytes: number,
-    signal: AbortSignal | undefined,
-  ): AsyncGenerator<Uint8Array, void> {
-    try {
-      if (lengthBytes === 0) return
-      // a file that grows is none of a store's, and cut off where it ended
-      const stream = createReadStream('', { fd: file, start, end: start + lengthBytes - 1, autoClose: false })
-      yield* bodyOf(stream, lengthBytes, this.name, signal)
-    } finally {
-      await file.close()
     }
   }
 

@@ -28,7 +28,7 @@ export interface OpenObject {
   readonly from: number
   /**
    * Exactly the bytes from there to the end. Whoever does not read it to the end leaves the loop or calls `return`, which
-   * closes the connection. @throws STORE_LOST where it breaks off or stalls
+   * closes the connection, also of a body that was never begun. @throws STORE_LOST where it breaks off or stalls
    */
   readonly body: AsyncGenerator<Uint8Array, void>
 }
@@ -173,12 +173,30 @@ function reasonOf(cause: unknown): string {
  * @param stream ours: destroyed at the end, whichever it is
  * @throws STORE_LOST where it stalls or ends early, STORE_ANSWER where there is more, the signal's reason
  */
-export async function* bodyOf(
+export function bodyOf(
   stream: Readable,
   lengthBytes: number,
   store: string,
   signal?: AbortSignal,
   stallMs = STORE_STALL_MS,
+): AsyncGenerator<Uint8Array, void> {
+  const body = piecesOf(stream, lengthBytes, store, signal, stallMs)
+  const end = body.return.bind(body)
+  // a generator that was never begun runs no `finally`
+  body.return = value => {
+    stream.destroy()
+    return end(value)
+  }
+  stream.on('error', () => {}) // whoever reads it is told; what nobody reads may break
+  return body
+}
+
+async function* piecesOf(
+  stream: Readable,
+  lengthBytes: number,
+  store: string,
+  signal: AbortSignal | undefined,
+  stallMs: number,
 ): AsyncGenerator<Uint8Array, void> {
   let have = 0
   let seen = 0

@@ -5,8 +5,9 @@ import t from 'tap'
 import { FolderStore } from '../../src/remote/folder-store.ts'
 import { HttpStore } from '../../src/remote/http-store.ts'
 import { type ReadAt, type RemoteStore, wholeBody, writerOf } from '../../src/remote/remote-store.ts'
+import { until } from '../helpers/until.ts'
 import { failure, scratch } from '../template/makers.ts'
-import { breaksAfter, hostileServer, says } from './hostile-server.ts'
+import { breaksAfter, honest, hostileServer, says } from './hostile-server.ts'
 
 const OBJECT = Buffer.alloc(300_000, 'content of an object. ')
 
@@ -62,6 +63,40 @@ for (const kind of ['folder', 'web server'] as const) {
     if (kind === 'web server') t.equal(await failure(async () => writerOf(store)), 'USAGE')
   })
 }
+
+/** Files and sockets that this process has open. */
+function openOnes(): number {
+  return readdirSync('/proc/self/fd').length
+}
+
+t.test('what was opened and is not read is closed', { timeout: 60_000 }, async t => {
+  const { folder } = scratch(t.teardown)
+  writeFileSync(join(folder, 'o'), OBJECT)
+  const store = new FolderStore(folder)
+  const { tag } = (await store.read('o', OBJECT.length)) as { tag: string }
+  const before = openOnes()
+  for (let i = 0; i < 20; i++) {
+    t.equal(await store.read('o', OBJECT.length, { unlessTag: tag }), 'unchanged')
+    t.equal(await failure(() => store.read('o', 10)), 'STORE_ANSWER')
+    await (await store.open('o'))!.body.return()
+  }
+  await until(`${before} files`, () => openOnes() <= before)
+
+  let sockets = 0
+  const server = await hostileServer(t.teardown)
+  server.objects.set('o', Buffer.alloc(8 << 20)) // more than the buffers of a socket take
+  const remote = new HttpStore(server.url)
+  t.teardown(() => remote.close())
+  for (let i = 0; i < 20; i++) {
+    server.script.push((request, response) => {
+      sockets++
+      request.socket.on('close', () => sockets--)
+      honest(server.objects)(request, response)
+    })
+    await (await remote.open('o'))!.body.return()
+  }
+  await until('no sockets', () => sockets === 0)
+})
 
 t.test('a folder is written whole, and by one at a time', { timeout: 60_000 }, async t => {
   const { folder } = scratch(t.teardown)
