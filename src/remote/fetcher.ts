@@ -149,7 +149,7 @@ class Transfer {
   private readonly options: FetchOptions
   private readonly tags = new Map<RemoteStore, string | undefined>()
   private verifier: SetVerifier | undefined
-  /** What stands before this byte is not from the answer that came last. */
+  /** What stands before this byte is not from the answer that came last; 0 where none came. */
   private beganAt = 0
   /** What was there before, to be looked at once the set's length is known. */
   private part: FileHandle | undefined
@@ -178,10 +178,11 @@ class Transfer {
   async *pieces(): AsyncGenerator<GoodPiece, void> {
     const { options } = this
     let last: ProxyError | undefined
+    let farthest = this.verifier?.position ?? 0
+    const begunAnew = new Set<RemoteStore>()
     for (let attempts = 0; !this.verifier?.isWhole; ) {
       const [store] = this.stores
       if (store === undefined) throw last ?? this.missing()
-      const before = this.receivedBytes
       try {
         if (!(yield* this.from(store))) this.giveUp()
       } catch (error) {
@@ -189,14 +190,22 @@ class Transfer {
         if (!isProxyError(error) || error.code === 'IO') throw error
         this.verifier?.breakOff()
         last = error
-        if (this.receivedBytes > before) attempts = 0
+        // bytes of a head that were taken back are nothing gained, however often they come
+        const position = this.verifier?.position ?? 0
+        if (position > farthest) {
+          farthest = position
+          attempts = 0
+        }
         // a head of which one half is another store's, or what a crash made of a file: once more from this one alone
-        const isMixed = this.verifier?.position === 0 && this.beganAt > 0
+        const isMixed = position === 0 && this.beganAt > 0 && !begunAnew.has(store)
         if (error.code === 'STORE_LOST') {
           if (++attempts === FETCH_ATTEMPTS_MAX * this.stores.length) throw error
           this.takeNext()
           if (attempts % this.stores.length === 0) await this.pause(attempts / this.stores.length)
-        } else if (!isMixed) {
+        } else if (isMixed) {
+          begunAnew.add(store)
+          farthest = 0
+        } else {
           this.giveUp()
           attempts = 0
         }
@@ -225,6 +234,7 @@ class Transfer {
   /** @returns false where the store does not have it */
   private async *from(store: RemoteStore): AsyncGenerator<GoodPiece, boolean> {
     const { signal, progress } = this.options
+    this.beganAt = 0
     const from = this.verifier?.position ?? 0
     let opened = await store.open(keyOfSet(this.digest), { from, tag: this.tags.get(store), signal })
     if (opened === undefined) return false

@@ -70,6 +70,21 @@ async function place(
   }
 }
 
+/** One that is kept encrypted. */
+function sealedStore(teardown: (end: () => void) => void): TemplateStore {
+  const { folder, put } = scratch(teardown)
+  const keyFile = put('key', randomBytes(32))
+  chmodSync(keyFile, 0o600)
+  return new TemplateStore(join(folder, 'store'), readStoreKey(keyFile))
+}
+
+/** As a crash may leave it: half a head that is the set's, and half of it not. */
+function leaveHead({ folder }: TemplateStore): void {
+  mkdirSync(folder)
+  const wrong = Buffer.concat([SET.subarray(0, 3000), Buffer.alloc(1500, 0x55)])
+  writeFileSync(join(folder, `.fetch-${DIGEST}-${'0'.repeat(16)}.part`), wrong)
+}
+
 const WHOLE = [setFileName(DIGEST)]
 const REST = [`.fetch-${DIGEST}-X.part`]
 
@@ -140,13 +155,53 @@ t.test('what a crash made of a part', { timeout: 60_000 }, async t => {
   }
   for (const lengthBytes of [undefined, SET.length]) {
     const { fetch, store, server } = await place(t)
-    mkdirSync(store.folder)
-    const wrong = Buffer.concat([SET.subarray(0, 3000), Buffer.alloc(1500, 0x55)])
-    writeFileSync(join(store.folder, `.fetch-${DIGEST}-${'0'.repeat(16)}.part`), wrong)
+    leaveHead(store)
     await fetch({ lengthBytes })
     t.ok(readFileSync(store.pathOf(DIGEST)).equals(SET), 'half a head that is wrong: the whole of it once more')
     t.equal(server.requests.at(-1), `GET /store/${KEY}`)
   }
+})
+
+t.test('a store that has nothing good is not asked for ever', { timeout: 60_000 }, async t => {
+  const bad = new Map([[KEY, Buffer.from(SET)]])
+  bad.get(KEY)![4500]! ^= 1
+  // breaks off once what it gave has been kept
+  let cut = (): void => {}
+  const half: Answer = (_, response) => {
+    cut = () => void response.destroy()
+    response.writeHead(200, { 'content-length': SET.length }).write(SET.subarray(0, 1000))
+  }
+  const progress = (done: number): void => {
+    if (done === 1000) cut()
+  }
+
+  const mixed = await place(t)
+  leaveHead(mixed.store)
+  mixed.server.script.push(honest(mixed.server.objects), ...Array.from({ length: 30 }, () => says(403)))
+  t.equal(await failure(() => mixed.fetch({ lengthBytes: SET.length })), 'STORE_REFUSED', 'after a head of two halves')
+  t.equal(mixed.server.requests.length, 2)
+
+  const halves = await place(t)
+  for (let i = 0; i < 15; i++) halves.server.script.push(half, honest(bad))
+  t.match(await failure(() => halves.fetch({ progress })), /^TEMPLATE_DAMAGED/, 'halves that do not go together')
+  t.equal(halves.server.requests.length, 4, 'begun anew once')
+
+  const one = await place(t)
+  const other = await hostileServer(t.teardown)
+  other.objects.set(KEY, SET)
+  for (const { script } of [one.server, other]) script.push(...Array.from({ length: 30 }, () => half))
+  const second = new HttpStore(other.url)
+  t.teardown(() => second.close())
+  const pauses: number[] = []
+  const pauseMs = (attempt: number): number => {
+    pauses.push(attempt)
+    return 0
+  }
+  // which keeps nothing of a head on the disk
+  const sealed = sealedStore(t.teardown)
+  const fetch = () => fetchSet([one.remote, second], sealed, DIGEST, { pauseMs, progress })
+  t.equal(await failure(fetch), 'STORE_LOST', 'two that break off in the head')
+  t.same(pauses, [1, 2, 3, 4])
 })
 
 t.test('what is not the set', { timeout: 60_000 }, async t => {
@@ -290,10 +345,7 @@ t.test('killed in the middle: the next process goes on', { timeout: 120_000 }, a
 
 t.test('into a store that is kept encrypted', { timeout: 60_000 }, async t => {
   const { server, remote } = await place(t)
-  const { folder, put } = scratch(t.teardown)
-  const keyFile = put('key', randomBytes(32))
-  chmodSync(keyFile, 0o600)
-  const store = new TemplateStore(join(folder, 'store'), readStoreKey(keyFile))
+  const store = sealedStore(t.teardown)
   server.script.push(breaksAfter(server.objects, 200_000), breaksAfter(server.objects, 5000))
   t.match(await fetchSet([remote], store, DIGEST, { pauseMs: () => 0 }), { existed: false, receivedBytes: SET.length })
   t.equal(await store.holds(DIGEST), true)
@@ -303,7 +355,7 @@ t.test('into a store that is kept encrypted', { timeout: 60_000 }, async t => {
   const bad = Buffer.from(SET)
   bad[SET.length - 1]! ^= 1
   server.objects.set(KEY, bad)
-  const other = new TemplateStore(join(folder, 'other'), readStoreKey(keyFile))
+  const other = sealedStore(t.teardown)
   t.match(await failure(() => fetchSet([remote], other, DIGEST)), /^TEMPLATE_DAMAGED/)
   t.same(readdirSync(other.folder), [])
 })
