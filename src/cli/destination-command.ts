@@ -2,7 +2,7 @@
 import type { Argv, CommandModule } from 'yargs'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
-import type { SetSupply } from '../daemon/set-supply.ts'
+import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
 import { DEFAULTS, readCommon } from '../daemon/settings.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
@@ -116,6 +116,7 @@ function sessionCount(text: string): number {
 async function runDestination(args: DestinationArguments): Promise<void> {
   const teller = newTeller(args.json)
   const common = readCommon(args)
+  if (common.supply) await checkSupply(common.supply)
   const settings = proxySettings(common, args, 'server', teller.events)
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }

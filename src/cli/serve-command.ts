@@ -10,7 +10,7 @@ import {
 } from '../daemon/configuration.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { type Runnable, runProxy, type StatusLine } from '../daemon/run-proxy.ts'
-import type { SetSupply } from '../daemon/set-supply.ts'
+import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
@@ -19,6 +19,7 @@ import { Credentials } from '../link/credentials.ts'
 import { formatAddress } from '../relay/address.ts'
 import { groupId } from '../relay/group.ts'
 import { readTrustedKeys } from '../remote/channel-keys.ts'
+import { openRemoteStore } from '../remote/open-store.ts'
 import type { Role } from '../session/api.ts'
 import { listenAt } from './destination-command.ts'
 import { print, printLines, tell } from './output.ts'
@@ -56,7 +57,7 @@ export const serveCommand: CommandModule<object, ServeArguments> = {
 async function runServe(args: ServeArguments): Promise<void> {
   const file = readFile(args.config)
   const { configuration } = file
-  const mistakes = args.check && configuration ? missingThings(configuration, file) : file.mistakes
+  const mistakes = args.check && configuration ? await missingThings(configuration, file) : file.mistakes
   if (!configuration || mistakes.length > 0) {
     tellMistakes(args, mistakes)
     throw wrong(args.config, mistakes)
@@ -73,15 +74,15 @@ function readFile(path: string): ReadConfiguration {
   return readConfiguration(readSmallFile(path, '--config'))
 }
 
-/** What the file names and this host does not have, or may not read: keys, certificates, the store. */
-function missingThings(configuration: Configuration, { lineOf }: ReadConfiguration): Mistake[] {
+/** What the file names and this host does not have, or may not read: keys, certificates, stores. */
+async function missingThings(configuration: Configuration, { lineOf }: ReadConfiguration): Promise<Mistake[]> {
   const mistakes: Mistake[] = []
-  const check = (key: string, look: () => unknown): void => {
+  const check = async (path: string | readonly PropertyKey[], look: () => unknown): Promise<void> => {
     try {
-      look()
+      await look()
     } catch (error) {
       if (!isProxyError(error)) throw error
-      mistakes.push({ line: lineOf([key]), what: error.what, hint: error.action })
+      mistakes.push({ line: lineOf(typeof path === 'string' ? [path] : path), what: error.what, hint: error.action })
     }
   }
   const { tlsCreds, store, storeKey, supply } = configuration
@@ -89,12 +90,18 @@ function missingThings(configuration: Configuration, { lineOf }: ReadConfigurati
   if (configuration.peers.length > 0) roles.push('client')
   if (configuration.wanListen.length > 0) roles.push('server')
   if (tlsCreds !== undefined)
-    for (const role of roles) check('tls-creds', () => void new Credentials({ role, directory: tlsCreds }))
-  check('pool-memory', () => void memoryOf(configuration))
-  if (store !== undefined) check('store', () => checkFolder(store))
-  if (storeKey !== undefined) check('store-key', () => void storeKeyOf(storeKey))
-  if (supply !== undefined) check('trust', () => void readTrustedKeys(supply.trust))
-  for (const { listen } of configuration.peers) for (const { group } of listen) check('listeners', () => groupOf(group))
+    for (const role of roles) await check('tls-creds', () => void new Credentials({ role, directory: tlsCreds }))
+  await check('pool-memory', () => void memoryOf(configuration))
+  if (store !== undefined) await check('store', () => checkFolder(store))
+  if (storeKey !== undefined) await check('store-key', () => void storeKeyOf(storeKey))
+  if (supply !== undefined) {
+    const { trust, remote, insecure } = supply
+    await check('trust', () => void readTrustedKeys(trust))
+    for (const [i, name] of remote.entries())
+      await check(['remote-stores', i], async () => (await openRemoteStore(name, { insecure })).close())
+  }
+  for (const { listen } of configuration.peers)
+    for (const { group } of listen) await check('listeners', () => groupOf(group))
   return mistakes.sort((a, b) => a.line - b.line)
 }
 
@@ -135,6 +142,7 @@ function memoryOf({ poolMemoryBytes, setMemoryBytes, wanListen }: Configuration)
 }
 
 async function serve({ config, json }: ServeArguments, configuration: Configuration): Promise<void> {
+  if (configuration.supply) await checkSupply(configuration.supply)
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }
   const proxies: Runnable[] = []

@@ -2,7 +2,7 @@
 import type { Argv, CommandModule } from 'yargs'
 import { parseEffortOrAuto } from '../compression/effort.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
-import type { SetSupply } from '../daemon/set-supply.ts'
+import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
 import { readCommon } from '../daemon/settings.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
@@ -107,6 +107,7 @@ async function runSource(args: SourceArguments): Promise<void> {
   const teller = newTeller(args.json)
   const { events } = teller
   const common = readCommon(args)
+  if (common.supply) await checkSupply(common.supply)
   const settings = proxySettings(common, args, 'client', events)
   const most = sourceRingPagesMax(PLACES)
   if (settings.ringPages > most) {

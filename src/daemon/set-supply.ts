@@ -1,7 +1,9 @@
 /** Keeps a proxy's store as its channels say, by a process of its own: supply-process.ts. */
 import { type ChildProcess, fork } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
+import { readTrustedKeys } from '../remote/channel-keys.ts'
 import type { FollowEvent } from '../remote/follow-channels.ts'
+import { openRemoteStore } from '../remote/open-store.ts'
 import type { Events } from './events.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
 
@@ -20,6 +22,16 @@ export interface SupplySettings {
   readonly trust: string
   /** Bytes that sets of remote stores may have. */
   readonly maxBytes: number | undefined
+}
+
+/**
+ * That the settings are right, before a process is told them that is started again and again: mistakes end the start. Asks no
+ * store; what is away may come back.
+ * @throws USAGE, IO
+ */
+export async function checkSupply({ remote, insecure, trust }: SupplySettings): Promise<void> {
+  readTrustedKeys(trust)
+  for (const name of remote) (await openRemoteStore(name, { insecure })).close()
 }
 
 /** What the process tells. */

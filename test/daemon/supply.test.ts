@@ -7,9 +7,10 @@ import { join } from 'node:path'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
 import { SetSupply, type SupplySettings } from '../../src/daemon/set-supply.ts'
+import { makeChannelKey } from '../../src/remote/channel-keys.ts'
 import { PAGEFERRY } from '../cli/command.ts'
 import { until } from '../helpers/until.ts'
-import { type HostileServer, hostileServer } from '../remote/hostile-server.ts'
+import { type HostileServer, honest, hostileServer } from '../remote/hostile-server.ts'
 import { type Operator, operator } from '../remote/sites.ts'
 import { migration, page, scratch } from '../template/makers.ts'
 import { Target } from './daemons.ts'
@@ -54,6 +55,43 @@ t.test('a host on which no process can be started', async t => {
   const [status] = await once(child, 'exit')
   t.equal(status, 0)
   t.match(said, [/EMFILE/, /no such kind/], 'told, and started once there are descriptors')
+})
+
+t.test('settings that no other attempt makes right end the start', async t => {
+  const { folder } = scratch(t.teardown)
+  const trust = join(folder, 'channel.pub')
+  const none = join(folder, 'none.pub')
+  writeFileSync(trust, makeChannelKey().publicPem)
+  writeFileSync(none, 'no key')
+  const config = join(folder, 'site.yaml')
+  const cases: readonly (readonly [string, string, RegExp])[] = [
+    ['http://192.0.2.1/sets', trust, /192\.0\.2\.1/],
+    ['https://', trust, /https:/],
+    [`file://${folder}`, none, /no public key/],
+  ]
+  for (const [remote, keys, said] of cases) {
+    const supply = ['--store', folder, '--store', remote, '--channel', 'stable', '--trust', keys, '--plaintext']
+    const file = { store: folder, 'remote-stores': [remote], channels: ['stable'], trust: keys, plaintext: true }
+    const wan = { wan: { listen: ['tcp:127.0.0.1:0'] }, targets: { a: `unix:${folder}/qemu.sock` } }
+    writeFileSync(config, JSON.stringify({ ...file, ...wan }, null, 2)) // JSON is YAML
+    const commands = [
+      ['source', '--listen', `unix:${folder}/source.sock`, '--peer', '127.0.0.1:1', ...supply],
+      ['destination', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${folder}/qemu.sock`, ...supply],
+      ['serve', '--config', config],
+      ['serve', '--config', config, '--check'],
+    ]
+    await Promise.all(
+      commands.map(async args => {
+        const child = spawn(PAGEFERRY, args, { stdio: ['ignore', 'ignore', 'pipe'] })
+        const [text, status] = await Promise.all([
+          child.stderr.toArray().then(parts => Buffer.concat(parts).toString()),
+          once(child, 'exit').then(([status]) => status),
+        ])
+        t.equal(status, 2, args.join(' '))
+        t.match(text, said)
+      }),
+    )
+  }
 })
 
 class Running implements AsyncDisposable {
@@ -116,6 +154,29 @@ function publish(server: HostileServer, { folder }: Operator): void {
     }
   }
 }
+
+t.test('a proxy that ends while a set is fetched', async t => {
+  const { folder } = scratch(t.teardown)
+  const site = operator(t.teardown)
+  const server = await hostileServer(t.teardown)
+  const trust = join(folder, 'channel.pub')
+  writeFileSync(trust, site.trusted[0]!.export({ format: 'pem', type: 'spki' }))
+  await site.promote([await site.push(1)])
+  publish(server, site)
+  server.script.push(honest(server.objects), () => {}) // the document, and no set
+  const own = join(folder, 'own')
+  await using proxy = new Running(
+    ...['destination', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${folder}/qemu.sock`, '--learn', 'off'],
+    ...['--store', own, '--store', server.url, '--channel', 'stable', '--trust', trust],
+  )
+  await until('the set to be asked for', () => server.requests.length === 2)
+  const locks = (): string[] => readdirSync(own).filter(name => name.endsWith('.lock'))
+  t.equal(locks().length, 1)
+  const supplier = await proxy.supplier()
+  proxy.child.kill('SIGKILL')
+  await until('the end of the process that fetches', () => !isSupplier(supplier))
+  t.same(locks(), [], 'the next one need not wait until its lock is old')
+})
 
 t.test('a pair that follows a channel', async t => {
   const { folder } = scratch(t.teardown)
