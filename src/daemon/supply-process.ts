@@ -11,11 +11,14 @@ import { readStoreKey } from '../store/cipher.ts'
 import { TemplateStore } from '../store/template-store.ts'
 import type { SupplyMessage, SupplySettings } from './set-supply.ts'
 
+/** How long it may take to give back what it holds, once the proxy has ended. */
+const END_MS = 2000
+
 function tell(message: SupplyMessage): void {
   if (process.connected) process.send!(message)
 }
 
-async function supply(settings: SupplySettings): Promise<Following> {
+async function supply(settings: SupplySettings, signal: AbortSignal): Promise<Following> {
   const { own, storeKey, remote, insecure, channels, trust, maxBytes } = settings
   const stores = await Promise.all(remote.map(name => openRemoteStore(name, { insecure })))
   return followChannels({
@@ -24,6 +27,7 @@ async function supply(settings: SupplySettings): Promise<Following> {
     channels,
     trusted: () => readTrustedKeys(trust), // at each check: a key that was removed counts no more
     maxBytes,
+    signal,
     tell: (event: FollowEvent) => {
       if (event.kind !== 'failed') tell(event)
       else {
@@ -36,22 +40,31 @@ async function supply(settings: SupplySettings): Promise<Following> {
 
 // a terminal's Ctrl-C comes to all of its processes: a proxy lets migrations end first
 for (const signal of ['SIGINT', 'SIGHUP'] as const) process.on(signal, () => {})
-process.on('disconnect', () => process.exit())
+const stop = new AbortController()
+let isWorking = false
+process.on('disconnect', () => {
+  stop.abort(new Error('the proxy has ended'))
+  if (!isWorking) process.exit()
+  setTimeout(() => process.exit(), END_MS) // a disk or a store that hangs
+})
 try {
   setPriority(constants.priority.PRIORITY_LOW) // disks' too: the kernel makes one of the other
 } catch {
   // forbidden by whatever started the proxy: a transfer is bound by the network anyway
 }
 process.once('message', (settings: SupplySettings) => {
-  supply(settings)
+  isWorking = true
+  supply(settings, stop.signal)
     .then(({ ended, askNow }) => {
       process.on('message', askNow)
       return ended
     })
+    .then(() => process.exit()) // its locks are given back
     .catch((error: unknown) => {
       if (!isProxyError(error)) throw error
       tell({ kind: 'failed', channel: '', code: error.code, error: error.what, hint: error.action })
       process.exitCode = 1
+      isWorking = false
       process.disconnect()
     })
 })
