@@ -11,8 +11,8 @@ const ACTION: Record<string, string> = {
   EROFS: 'the file system is read-only',
   EMFILE: 'allow this process more open files',
 }
-/** Where there is no room for a file. */
-const NO_ROOM = ['ENOSPC', 'EDQUOT', 'EFBIG']
+/** Codes of the system where there is no room for a file. */
+export const NO_ROOM: readonly string[] = ['ENOSPC', 'EDQUOT', 'EFBIG']
 
 /** What failed in words, where the system's own word is not one for people. */
 const WHAT: Record<string, string> = {

@@ -8,7 +8,7 @@ import { copyFile, type FileHandle, mkdir, open, readdir, rename, rm, stat } fro
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { assert, isProxyError, ProxyError } from '../errors.ts'
-import { ioError } from '../io-error.ts'
+import { ioError, NO_ROOM } from '../io-error.ts'
 import { FETCH_ATTEMPTS_MAX } from '../limits.ts'
 import { shareAsFolder, syncFolder, type TemplateStore } from '../store/template-store.ts'
 import { occurrencesOfPage, type SetHead, type SetRecords, vmsOfPage } from '../template/format.ts'
@@ -22,6 +22,8 @@ const PAUSE_MS_MAX = 30_000
 const SET_BYTES_MAX = setLayout(PAGES_MAX, METADATA_LENGTH_MAX).lengthBytes
 /** Bytes of one read of what is there already. */
 const READ_LENGTH = 1 << 20
+/** In the name of a part whose owner has ended and closed it. */
+const LEFT = 'left-'
 
 export interface FetchOptions {
   /** Bytes of the set, where a channel tells them. */
@@ -69,7 +71,7 @@ export async function fetchSet(
   const lock = await FetchLock.take(into.folder, digest, options.signal, options.lockIdleMs)
   try {
     const meanwhile = lock.hasWaited ? await existing() : undefined
-    return meanwhile ?? (await (into.encrypts ? fetchSealed : fetchPlain)(stores, into, digest, options, lock))
+    return meanwhile ?? (await (into.encrypts ? fetchSealed : fetchPlain)(stores, into, digest, options))
   } finally {
     await lock.release()
   }
@@ -81,10 +83,9 @@ async function fetchPlain(
   into: TemplateStore,
   digest: string,
   options: FetchOptions,
-  { isTakenOver }: FetchLock,
 ): Promise<Fetched> {
   const path = into.pathOf(digest)
-  const part = await ownPart(into.folder, digest, isTakenOver)
+  const part = await ownPart(into.folder, digest)
   let file: FileHandle | undefined
   try {
     file = await open(part, constants.O_RDWR | constants.O_CREAT, 0o600)
@@ -102,11 +103,12 @@ async function fetchPlain(
     return { digest, path, fileBytes: lengthBytes, existed: false, receivedBytes }
   } catch (error) {
     await file?.close().catch(() => {})
-    if (options.signal?.aborted && error === options.signal.reason) throw error
-    const told = ioError(error, 'cannot keep set in', into.folder)
+    const isEnded = options.signal?.aborted && error === options.signal.reason
+    const told = isEnded ? undefined : ioError(error, 'cannot keep set in', into.folder)
     // a full disk is left as it was; anything else may go on from there
-    if (told.code === 'IO') await rm(part, { force: true }).catch(() => {})
-    throw told
+    if (told?.code === 'IO') await rm(part, { force: true }).catch(() => {})
+    else await rename(part, leftPath(into.folder, digest)).catch(() => {})
+    throw told ?? error
   }
 }
 
@@ -314,35 +316,58 @@ function pauseOf(attempt: number): number {
   return Math.min(PAUSE_MS_MAX, 1000 * 2 ** (attempt - 1)) * (0.5 + Math.random() / 2)
 }
 
-/**
- * A file for this process alone, with the most that others left of the set.
- * @param copy whoever left it may still write to it
- */
-async function ownPart(folder: string, digest: string, copy: boolean): Promise<string> {
+/** Where a fetch that ends lays its part, closed: nobody writes to it any more. */
+function leftPath(folder: string, digest: string): string {
+  return join(folder, `.fetch-${digest}-${LEFT}${randomBytes(8).toString('hex')}.part`)
+}
+
+/** A file for this process alone, with the most that others have of the set. @returns its path @throws IO */
+async function ownPart(folder: string, digest: string): Promise<string> {
   const own = join(folder, `.fetch-${digest}-${randomBytes(8).toString('hex')}.part`)
   try {
-    const left = await partsOf(folder, digest)
-    const [longest, ...others] = left.sort((a, b) => b.size - a.size)
-    if (longest) {
-      if (copy) await copyFile(longest.path, own, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE)
-      else await rename(longest.path, own)
-      for (const { path } of copy ? left : others) await rm(path, { force: true })
-    }
+    const parts = (await partsOf(folder, digest)).sort((a, b) => b.size - a.size)
+    for (const part of parts) if (await takePart(part, own)) break
+    for (const { path } of parts) await rm(path, { force: true })
     return own
   } catch (error) {
+    await rm(own, { force: true }).catch(() => {})
     throw ioError(error, 'cannot use store', folder)
   }
 }
 
-async function partsOf(folder: string, digest: string): Promise<{ path: string; size: number }[]> {
-  const left: { path: string; size: number }[] = []
+/** @returns false where it is gone */
+async function takePart({ path, isLeft }: Part, own: string): Promise<boolean> {
+  try {
+    // of what was not left by its owner nobody knows whether that is dead, or was stopped and will write to it again
+    if (isLeft) await rename(path, own)
+    else await copyFile(path, own, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE)
+    return true
+  } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT') return false
+    if (isLeft || !NO_ROOM.includes(code)) throw error
+    await rm(own, { force: true }) // anew then: what is there makes room for it
+    return true
+  }
+}
+
+interface Part {
+  readonly path: string
+  readonly size: number
+  /** Closed by its owner. */
+  readonly isLeft: boolean
+}
+
+async function partsOf(folder: string, digest: string): Promise<Part[]> {
+  const parts: Part[] = []
+  const begin = `.fetch-${digest}-`
   for (const name of await readdir(folder)) {
-    if (!name.startsWith(`.fetch-${digest}-`) || !name.endsWith('.part')) continue
+    if (!name.startsWith(begin) || !name.endsWith('.part')) continue
     const path = join(folder, name)
     const found = await stat(path).catch(() => undefined)
-    if (found?.isFile()) left.push({ path, size: found.size })
+    if (found?.isFile()) parts.push({ path, size: found.size, isLeft: name.startsWith(LEFT, begin.length) })
   }
-  return left
+  return parts
 }
 
 async function writeAt(file: FileHandle, bytes: Uint8Array, at: number): Promise<void> {

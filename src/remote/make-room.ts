@@ -10,7 +10,7 @@ import type { ChannelSet } from './channel.ts'
 import type { HostChannels } from './host-channels.ts'
 
 /** What a fetch writes to, and leaves where it is ended: fetcher.ts goes on from there. */
-const PART = /^\.fetch-([0-9a-f]{64})-[0-9a-f]+\.part$/
+const PART = /^\.fetch-([0-9a-f]{64})-(?:left-)?[0-9a-f]+\.part$/
 /** What was noted as fetched and is not there: somebody may be just about to fetch it. After so long nobody is. */
 const FORGET_MS = 24 * 3_600_000
 

@@ -4,14 +4,17 @@ import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import {
   chmodSync,
+  closeSync,
   existsSync,
   mkdirSync,
+  openSync,
   readdirSync,
   readFileSync,
   statSync,
   truncateSync,
   utimesSync,
   writeFileSync,
+  writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -86,7 +89,8 @@ function leaveHead({ folder }: TemplateStore): void {
 }
 
 const WHOLE = [setFileName(DIGEST)]
-const REST = [`.fetch-${DIGEST}-X.part`]
+/** Of a fetch that has ended. */
+const REST = [`.fetch-${DIGEST}-left-X.part`]
 
 t.test('a set is fetched once, and is the same', { timeout: 60_000 }, async t => {
   const { fetch, store, names, server } = await place(t)
@@ -333,12 +337,26 @@ t.test('killed in the middle: the next process goes on', { timeout: 120_000 }, a
   await until('bytes of it', () => size() > 850_000)
   child.kill('SIGKILL')
   await exited
-  t.same(names().sort(), [...REST, `.fetch-${DIGEST}.lock`])
+  t.same(names().sort(), [`.fetch-${DIGEST}-X.part`, `.fetch-${DIGEST}.lock`])
   // as if a minute had passed
   const past = new Date(Date.now() - 61_000)
   utimesSync(join(store.folder, `.fetch-${DIGEST}.lock`), past, past)
   const { receivedBytes } = await fetch()
   t.ok(receivedBytes < SET.length - 850_000)
+  t.ok(readFileSync(store.pathOf(DIGEST)).equals(SET))
+  t.same(names(), WHOLE)
+})
+
+t.test('a part whose owner is stopped, and writes to it long after', { timeout: 60_000 }, async t => {
+  const { fetch, store, names } = await place(t)
+  mkdirSync(store.folder)
+  const part = join(store.folder, `.fetch-${DIGEST}-${'0'.repeat(16)}.part`)
+  writeFileSync(part, SET.subarray(0, 500_000))
+  const owners = openSync(part, 'r+')
+  t.teardown(() => closeSync(owners))
+  const { receivedBytes } = await fetch()
+  t.ok(receivedBytes <= SET.length - 500_000 + 4096, 'it is gone on with')
+  writeSync(owners, Buffer.alloc(3000), 0, 3000, 2000) // of a head that is not verified yet
   t.ok(readFileSync(store.pathOf(DIGEST)).equals(SET))
   t.same(names(), WHOLE)
 })
