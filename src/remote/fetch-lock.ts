@@ -3,7 +3,8 @@
  * stopped for an hour may believe that it holds one, and does no harm (docs/adr/0012-remote-stores.md, 9).
  */
 import { randomBytes } from 'node:crypto'
-import { open, rename, rm, stat, utimes } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { type FileHandle, link, open, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { ioError } from '../io-error.ts'
@@ -11,24 +12,35 @@ import { FETCH_LOCK_IDLE_MS, FETCH_LOCK_TOUCH_MS } from '../limits.ts'
 
 /** How often those who wait look. */
 const LOOK_MS = 250
+const TOKEN_LENGTH = 16
+/** Tells nothing: whoever may look into the folder may read it. */
+const MODE = 0o644
+
+/** A lock as it lies in the folder. */
+interface Found {
+  readonly mtimeMs: number
+  /** Its owner's; shorter where that has just begun, or was killed in between. */
+  readonly token: string
+}
 
 export class FetchLock {
-  /** Of somebody who did not give it back: killed, or stopped for long. What it wrote may still be written to. */
-  readonly isTakenOver: boolean
-  /** Somebody else had it first, and gave it back. */
+  /** Somebody else had it first, and gave it back, or was killed. */
   readonly hasWaited: boolean
   private readonly path: string
-  private readonly ino: number
+  /** What the lock says while it is ours. Not its inode: the file of who took it over may get the same. */
+  private readonly token: string
+  /** Of our own file, wherever it lies by now: another's must not be touched. */
+  private readonly file: FileHandle
   private readonly touching: NodeJS.Timeout
 
-  private constructor(path: string, ino: number, isTakenOver: boolean, hasWaited: boolean) {
+  private constructor(path: string, token: string, file: FileHandle, hasWaited: boolean) {
     this.path = path
-    this.ino = ino
-    this.isTakenOver = isTakenOver
+    this.token = token
+    this.file = file
     this.hasWaited = hasWaited
     this.touching = setInterval(() => {
       const now = new Date()
-      utimes(path, now, now).catch(() => {}) // taken over, or the folder is gone: what is fetched tells
+      file.utimes(now, now).catch(() => {}) // the folder is gone: what is fetched tells
     }, FETCH_LOCK_TOUCH_MS).unref()
   }
 
@@ -40,46 +52,83 @@ export class FetchLock {
     idleMs = FETCH_LOCK_IDLE_MS,
   ): Promise<FetchLock> {
     const path = join(folder, `.fetch-${digest}.lock`)
-    let isTakenOver = false
     for (let hasWaited = false; ; hasWaited = true) {
       signal?.throwIfAborted()
-      try {
-        const file = await open(path, 'wx', 0o600)
-        const { ino } = await file.stat()
-        await file.close()
-        return new FetchLock(path, ino, isTakenOver, hasWaited)
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw ioError(error, 'cannot lock', path)
-      }
-      const found = await stat(path).catch(() => undefined)
-      if (found !== undefined && Date.now() - found.mtimeMs > idleMs) {
-        isTakenOver = await takeAway(path, found.ino)
-        continue
-      }
-      await pause(LOOK_MS, undefined, { signal }).catch(() => signal?.throwIfAborted())
+      const taken = await create(path)
+      if (taken !== undefined) return new FetchLock(path, taken.token, taken.file, hasWaited)
+      const found = await look(path)
+      if (found === undefined) continue
+      if (Date.now() - found.mtimeMs > idleMs) await takeAway(path, found.token)
+      else await pause(LOOK_MS, undefined, { signal }).catch(() => signal?.throwIfAborted())
     }
   }
 
-  /** Whether nobody has taken it over: after a pause of this process somebody may have. */
+  /** Whether nobody has taken it over: after a pause of this process somebody may have. @throws IO */
   async isHeld(): Promise<boolean> {
-    return (await stat(this.path).catch(() => undefined))?.ino === this.ino
+    return (await look(this.path))?.token === this.token
   }
 
   async release(): Promise<void> {
     clearInterval(this.touching)
-    if (await this.isHeld()) await rm(this.path, { force: true }).catch(() => {}) // else it is another's by now
+    try {
+      if (await this.isHeld()) await rm(this.path, { force: true }) // else it is another's by now
+    } catch {
+      // it grows old
+    }
+    await this.file.close().catch(() => {})
   }
 }
 
-/** Several may want to: a rename has one winner. */
-async function takeAway(path: string, ino: number): Promise<boolean> {
+/** @returns undefined where there is one @throws IO */
+async function create(path: string): Promise<{ token: string; file: FileHandle } | undefined> {
+  const token = randomBytes(TOKEN_LENGTH / 2).toString('hex')
+  let file: FileHandle | undefined
+  try {
+    file = await open(path, 'wx', MODE)
+    await file.chmod(MODE) // whatever the umask says
+    await file.writeFile(token)
+    return { token, file }
+  } catch (error) {
+    if (file === undefined && (error as NodeJS.ErrnoException).code === 'EEXIST') return undefined
+    if (file !== undefined) await rm(path, { force: true }).catch(() => {})
+    await file?.close().catch(() => {})
+    throw ioError(error, 'cannot lock', path)
+  }
+}
+
+/** @returns undefined where there is none @throws IO */
+async function look(path: string): Promise<Found | undefined> {
+  let file: FileHandle | undefined
+  try {
+    file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW)
+    const { mtimeMs } = await file.stat()
+    const bytes = Buffer.alloc(TOKEN_LENGTH + 1)
+    const { bytesRead } = await file.read(bytes, 0, bytes.length, 0)
+    return { mtimeMs, token: bytes.toString('latin1', 0, bytesRead) }
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw ioError(error, 'cannot look at lock', path)
+  } finally {
+    await file?.close().catch(() => {})
+  }
+}
+
+/**
+ * An old lock. Several may want to: a rename has one winner, and the one that comes late may hold the winner's new lock then.
+ * @param token of the old one
+ * @throws IO
+ */
+async function takeAway(path: string, token: string): Promise<void> {
   const aside = `${path}-${randomBytes(8).toString('hex')}`
   try {
     await rename(path, aside)
-  } catch {
-    return false
+    const got = await look(aside)
+    if (got === undefined) return
+    // where a third one was quicker there are two owners: that costs a transfer
+    if (got.token !== token) await link(aside, path).catch(() => {})
+    await rm(aside, { force: true })
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return
+    throw ioError(error, 'cannot take over', path)
   }
-  const { ino: got } = await stat(aside)
-  await rm(aside, { force: true })
-  return got === ino
 }
