@@ -247,12 +247,24 @@ export class S3Store implements RemoteStore, StoreWriter {
 
   async replace(key: string, bytes: Uint8Array, tag: string | undefined, signal?: AbortSignal): Promise<boolean> {
     // some makers' stores know no condition on what is written, and do not say so
-    const there = await this.read(key, Number.MAX_SAFE_INTEGER, { unlessTag: tag, signal })
+    const there = await this.get(key, tag === undefined ? {} : { IfNoneMatch: tag }, signal)
+    if (typeof there === 'object') there.body.destroy() // whatever it is, it is not what is to be replaced
     if (tag === undefined ? there !== undefined : there !== 'unchanged') return false
-    const condition = tag === undefined ? { IfNoneMatch: '*' } : { IfMatch: tag }
-    if (!(await this.putSmall(key, bytes, condition, signal))) return false
-    const now = await this.read(key, bytes.length, { signal })
-    return typeof now === 'object' && Buffer.compare(now.bytes, bytes) === 0
+    await this.putSmall(key, bytes, tag === undefined ? { IfNoneMatch: '*' } : { IfMatch: tag }, signal)
+    // refused or not: where an answer is lost, the client asks again, and is refused because of what it wrote itself
+    return await this.says(key, bytes, signal)
+  }
+
+  /** Whether these bytes are what stands there. Reads no more than them. */
+  private async says(key: string, bytes: Uint8Array, signal: AbortSignal | undefined): Promise<boolean> {
+    const now = await this.get(key, {}, signal)
+    if (typeof now !== 'object') return false
+    if (now.lengthBytes !== bytes.length) {
+      now.body.destroy()
+      return false
+    }
+    const body = bodyOf(now.body, now.lengthBytes, this.name, signal, this.stallMs)
+    return Buffer.compare(await wholeBody(body, now.lengthBytes), bytes) === 0
   }
 
   async remove(key: string): Promise<void> {

@@ -3,7 +3,7 @@ import t from 'tap'
 import { type RemoteStore, wholeBody } from '../../src/remote/remote-store.ts'
 import { S3Store } from '../../src/remote/s3-store.ts'
 import { failure } from '../template/makers.ts'
-import { type Answer, breaksAfter, hostileServer, says } from './hostile-server.ts'
+import { type Answer, breaksAfter, honest, hostileServer, says } from './hostile-server.ts'
 
 t.setTimeout(240_000) // the machine may be busy
 
@@ -152,4 +152,59 @@ t.test('what it can do wrong', async t => {
   }
   server.script.length = 0
   t.equal(await get(), '300000 from 0, same', 'and it works as before')
+})
+
+t.test('what is written on a condition', async t => {
+  const server = await hostileServer(t.teardown)
+  const { objects, script } = server
+  withKeys(new URL(server.url).origin)
+  const store = await S3Store.of('s3://store', { answerMs: 20_000, stallMs: 20_000 })
+  t.teardown(() => store.close())
+  const [ours, theirs, longer] = ['ours', 'their', "another's"].map(text => Buffer.from(text)) as [
+    Buffer,
+    Buffer,
+    Buffer,
+  ]
+  const serve = honest(objects)
+  /** Somebody, perhaps we, has written this before the request is refused. */
+  const refusedFor = (bytes: Buffer): Answer => {
+    return (request, response) => {
+      objects.set('o', bytes)
+      request.resume().on('end', () => says(412)(request, response))
+    }
+  }
+  const answerLost: Answer = request => {
+    request.resume().on('end', () => {
+      objects.set('o', ours)
+      request.socket.destroy()
+    })
+  }
+
+  script.push(serve, answerLost, refusedFor(ours))
+  t.equal(await store.replace('o', ours, undefined), true, 'it was we who wrote it')
+  t.equal(script.length, 0)
+  objects.set('o', theirs)
+  const found = await store.read('o', 100)
+  if (typeof found !== 'object') throw new Error('not read')
+  script.push(serve, answerLost, refusedFor(ours))
+  t.equal(await store.replace('o', ours, found.tag), true, 'also in place of another')
+
+  for (const bytes of [Buffer.from('OURS'), longer]) {
+    objects.delete('o')
+    script.push(serve, refusedFor(bytes))
+    t.equal(await store.replace('o', ours, undefined), false, 'somebody else was quicker')
+  }
+
+  // what stands there is not what was read, and as long as it likes
+  let sent = 0
+  script.push((_, response) => {
+    response.writeHead(200, { etag: '"new"', 'content-length': 2 ** 40 })
+    const more = (): void => {
+      while (!response.destroyed && response.write(Buffer.alloc(1 << 16))) sent += 1 << 16
+    }
+    response.on('drain', more)
+    more()
+  })
+  t.equal(await store.replace('o', ours, found.tag), false)
+  t.ok(sent < 64 << 20, `${sent} bytes`)
 })
