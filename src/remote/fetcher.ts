@@ -13,7 +13,7 @@ import { FETCH_ATTEMPTS_MAX } from '../limits.ts'
 import { shareAsFolder, syncFolder, type TemplateStore } from '../store/template-store.ts'
 import { occurrencesOfPage, type SetHead, type SetRecords, vmsOfPage } from '../template/format.ts'
 import { DIGEST_LENGTH, METADATA_LENGTH_MAX, PAGES_MAX, RECORD, RECORD_LENGTH, setLayout } from '../template/wire.ts'
-import { FetchLock } from './fetch-lock.ts'
+import { FileLock } from './file-lock.ts'
 import { keyOfSet, type RemoteStore, strange } from './remote-store.ts'
 import { type GoodPiece, SetVerifier } from './set-verifier.ts'
 
@@ -68,7 +68,7 @@ export async function fetchSet(
   await mkdir(into.folder, { recursive: true, mode: 0o700 }).catch(error => {
     throw ioError(error, 'cannot use store', into.folder)
   })
-  const lock = await FetchLock.take(into.folder, digest, options.signal, options.lockIdleMs)
+  const lock = await FileLock.take(join(into.folder, `.fetch-${digest}.lock`), options.signal, options.lockIdleMs)
   try {
     const meanwhile = lock.hasWaited ? await existing() : undefined
     return meanwhile ?? (await (into.encrypts ? fetchSealed : fetchPlain)(stores, into, digest, options))

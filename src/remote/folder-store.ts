@@ -5,8 +5,8 @@ import { type FileHandle, link, mkdir, open, readdir, rename, rm, stat } from 'n
 import { dirname, join } from 'node:path'
 import { isProxyError, type ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
-import { FETCH_LOCK_IDLE_MS } from '../limits.ts'
 import { shareAsFolder, syncFolder } from '../store/template-store.ts'
+import { FileLock } from './file-lock.ts'
 import {
   bodyOf,
   type ListedObject,
@@ -139,15 +139,18 @@ export class FolderStore implements RemoteStore, StoreWriter {
       key,
       file => file.writeFile(bytes),
       async temporary => {
-        const lock = `${this.pathOf(key)}.lock`
-        await takeLock(lock, this.name)
+        const path = `${this.pathOf(key)}.lock`
+        // comparing and renaming are one step; whoever has the lock has it for a moment, so that nobody waits
+        const lock = await FileLock.takeNow(path)
+        if (lock === undefined) throw lost(this.name, `${path}: somebody else is writing`)
         try {
           const found = await stat(this.pathOf(key), { bigint: true }).catch(notThere)
           if ((found && tagOf(found)) !== tag) return false
+          if (!(await lock.isHeld())) throw lost(this.name, `${path}: somebody else was quicker`) // this process was stopped
           await rename(temporary, this.pathOf(key))
           return true
         } finally {
-          await rm(lock, { force: true })
+          await lock.release()
         }
       },
     )
@@ -229,20 +232,4 @@ function tagOf({ ino, size, mtimeNs }: { ino: bigint; size: bigint; mtimeNs: big
 function notThere(error: NodeJS.ErrnoException): undefined {
   if (error.code === 'ENOENT') return undefined
   throw error
-}
-
-/** Held for a rename. One that is old is of a process that was killed. @throws STORE_LOST where another one has it */
-async function takeLock(path: string, store: string): Promise<void> {
-  for (let isLast = false; ; isLast = true) {
-    try {
-      await (await open(path, 'wx', FILE_MODE)).close()
-      return
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
-    }
-    const found = await stat(path).catch(notThere)
-    const isOld = found !== undefined && Date.now() - found.mtimeMs > FETCH_LOCK_IDLE_MS
-    if (isLast || (found !== undefined && !isOld)) throw lost(store, `${path}: somebody else is writing`)
-    if (isOld) await rm(path, { force: true })
-  }
 }

@@ -11,7 +11,7 @@ import { ioError } from '../io-error.ts'
 import { CHANNEL_BYTES_MAX } from '../limits.ts'
 import { digestOfFetched, namesIn, shareAsFolder, syncFolder } from '../store/template-store.ts'
 import { type ChannelDocument, decodeChannel } from './channel.ts'
-import { FetchLock } from './fetch-lock.ts'
+import { FileLock } from './file-lock.ts'
 import { isChannelName } from './remote-store.ts'
 
 const ACCEPTED = /^\.channel-([a-z0-9-]+)\.json$/
@@ -98,7 +98,7 @@ export class HostChannels {
   async accept(document: ChannelDocument, signal?: AbortSignal): Promise<ChannelDocument> {
     const { channel: name, serial } = document.channel
     // looking, comparing and renaming are one step: of two processes the one with the earlier document must not end last
-    const lock = await FetchLock.take(this.folder, `channel-${name}`, signal)
+    const lock = await FileLock.take(join(this.folder, `.fetch-channel-${name}.lock`), signal)
     try {
       const current = (await this.read(this.pathOf(name), name))?.document
       if (current !== undefined) {
@@ -164,7 +164,7 @@ export class HostChannels {
   }
 
   /** Whole, and on the disk. @param lock has to be ours still */
-  private async write(path: string, bytes: Uint8Array, lock?: FetchLock): Promise<void> {
+  private async write(path: string, bytes: Uint8Array, lock?: FileLock): Promise<void> {
     const temporary = join(this.folder, `.put-${process.pid}-${randomBytes(8).toString('hex')}.tmp`)
     try {
       const file = await open(temporary, 'wx', 0o600)

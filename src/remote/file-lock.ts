@@ -1,11 +1,10 @@
 /**
- * Who fetches a set, of all processes that fill one folder. It saves transfers and nothing hangs on it: a process that was
- * stopped for an hour may believe that it holds one, and does no harm (docs/adr/0012-remote-stores.md, 9).
+ * A file that says who is at something, of all processes that see its folder. It saves work, and no set hangs on it: a process
+ * that was stopped for an hour may believe that it holds one, and does no harm (docs/adr/0012-remote-stores.md, 9).
  */
 import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
 import { type FileHandle, link, open, rename, rm } from 'node:fs/promises'
-import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { ioError } from '../io-error.ts'
 import { FETCH_LOCK_IDLE_MS, FETCH_LOCK_TOUCH_MS } from '../limits.ts'
@@ -23,7 +22,7 @@ interface Found {
   readonly token: string
 }
 
-export class FetchLock {
+export class FileLock {
   /** Somebody else had it first, and gave it back, or was killed. */
   readonly hasWaited: boolean
   private readonly path: string
@@ -44,23 +43,20 @@ export class FetchLock {
     }, FETCH_LOCK_TOUCH_MS).unref()
   }
 
-  /** Waits for it as long as somebody touches it. @param folder has to be there @throws IO, the signal's reason */
-  static async take(
-    folder: string,
-    digest: string,
-    signal?: AbortSignal,
-    idleMs = FETCH_LOCK_IDLE_MS,
-  ): Promise<FetchLock> {
-    const path = join(folder, `.fetch-${digest}.lock`)
+  /** Waits for it as long as somebody touches it. @param path its folder has to be there @throws IO, the signal's reason */
+  static async take(path: string, signal?: AbortSignal, idleMs = FETCH_LOCK_IDLE_MS): Promise<FileLock> {
     for (let hasWaited = false; ; hasWaited = true) {
       signal?.throwIfAborted()
       const taken = await create(path)
-      if (taken !== undefined) return new FetchLock(path, taken.token, taken.file, hasWaited)
-      const found = await look(path)
-      if (found === undefined) continue
-      if (Date.now() - found.mtimeMs > idleMs) await takeAway(path, found.token)
-      else await pause(LOOK_MS, undefined, { signal }).catch(() => signal?.throwIfAborted())
+      if (taken !== undefined) return new FileLock(path, taken.token, taken.file, hasWaited)
+      if (await isTaken(path, idleMs)) await pause(LOOK_MS, undefined, { signal }).catch(() => signal?.throwIfAborted())
     }
+  }
+
+  /** @returns undefined where somebody else has it @throws IO */
+  static async takeNow(path: string, idleMs = FETCH_LOCK_IDLE_MS): Promise<FileLock | undefined> {
+    const taken = (await create(path)) ?? ((await isTaken(path, idleMs)) ? undefined : await create(path))
+    return taken && new FileLock(path, taken.token, taken.file, false)
   }
 
   /** Whether nobody has taken it over: after a pause of this process somebody may have. @throws IO */
@@ -111,6 +107,15 @@ async function look(path: string): Promise<Found | undefined> {
   } finally {
     await file?.close().catch(() => {})
   }
+}
+
+/** Whether somebody has it who lives; one of who does not is taken away. @throws IO */
+async function isTaken(path: string, idleMs: number): Promise<boolean> {
+  const found = await look(path)
+  if (found === undefined) return false
+  if (Date.now() - found.mtimeMs <= idleMs) return true
+  await takeAway(path, found.token)
+  return false
 }
 
 /**

@@ -2,7 +2,7 @@
 import { existsSync, readdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { FetchLock } from '../../src/remote/fetch-lock.ts'
+import { FileLock } from '../../src/remote/file-lock.ts'
 import { failure, scratch } from '../template/makers.ts'
 
 t.setTimeout(120_000)
@@ -16,8 +16,8 @@ function old(path: string): void {
 
 t.test('whoever was stopped knows that it was taken over, whatever its file is called within the disk', async t => {
   const { folder } = scratch(t.teardown)
-  const path = join(folder, '.fetch-x.lock')
-  const first = await FetchLock.take(folder, 'x', undefined, IDLE_MS)
+  const path = join(folder, 'x.lock')
+  const first = await FileLock.take(path, undefined, IDLE_MS)
   const text = readFileSync(path)
   const { ino } = statSync(path)
   t.equal(await first.isHeld(), true)
@@ -29,7 +29,7 @@ t.test('whoever was stopped knows that it was taken over, whatever its file is c
   t.equal(existsSync(path), true, "another's stays")
   // ours in another inode
   rmSync(path)
-  const second = await FetchLock.take(folder, 'x', undefined, IDLE_MS)
+  const second = await FileLock.take(path, undefined, IDLE_MS)
   t.not(readFileSync(path).toString(), text.toString(), 'each has a token of its own')
   await second.release()
   t.same(readdirSync(folder), [])
@@ -37,13 +37,13 @@ t.test('whoever was stopped knows that it was taken over, whatever its file is c
 
 t.test('an old one is taken over, by one of many', async t => {
   const { folder } = scratch(t.teardown)
-  const path = join(folder, '.fetch-x.lock')
-  const dead = await FetchLock.take(folder, 'x', undefined, IDLE_MS)
+  const path = join(folder, 'x.lock')
+  const dead = await FileLock.take(path, undefined, IDLE_MS)
   old(path)
   let holders = 0
   let most = 0
   const one = async (): Promise<void> => {
-    const lock = await FetchLock.take(folder, 'x', undefined, IDLE_MS)
+    const lock = await FileLock.take(path, undefined, IDLE_MS)
     most = Math.max(most, ++holders)
     t.equal(await dead.isHeld(), false)
     holders--
@@ -57,5 +57,5 @@ t.test('an old one is taken over, by one of many', async t => {
 
 t.test('what stands in its place and is none', async t => {
   const { folder } = scratch(t.teardown)
-  t.equal(await failure(() => FetchLock.take(join(folder, 'nowhere'), 'x')), 'IO')
+  t.equal(await failure(() => FileLock.take(join(folder, 'nowhere/x.lock'))), 'IO')
 })
