@@ -78,6 +78,7 @@ export function followChannels(options: FollowOptions): Following {
         } catch (error) {
           if (options.signal?.aborted) return
           if (!isProxyError(error)) throw error
+          isIdle = false // whoever asked meanwhile could not wake it
           options.tell({ kind: 'failed', channel: follower.channel, error })
         }
       }

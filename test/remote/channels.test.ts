@@ -12,12 +12,13 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { ProxyError } from '../../src/errors.ts'
 import { decodeChannel, encodeChannel } from '../../src/remote/channel.ts'
 import { makeChannelKey } from '../../src/remote/channel-keys.ts'
 import { FolderStore } from '../../src/remote/folder-store.ts'
 import { followChannels } from '../../src/remote/follow-channels.ts'
 import { HostChannels } from '../../src/remote/host-channels.ts'
-import { keyOfChannel, keyOfOldChannel, keyOfSet } from '../../src/remote/remote-store.ts'
+import { keyOfChannel, keyOfOldChannel, keyOfSet, type RemoteStore } from '../../src/remote/remote-store.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
 import { failure, page, putPages } from '../template/makers.ts'
@@ -403,4 +404,114 @@ t.test('followed for as long as it runs, by two processes of a host', async t =>
   await Promise.all(running.map(({ ended }) => ended))
   const fetched = events.flat().filter(({ kind }) => kind === 'fetched')
   t.equal(fetched.length, 2, 'each set was fetched once')
+})
+
+/** A store of which a test sees what it is asked, and holds an answer back. */
+function watched({ remote }: { readonly remote: RemoteStore }): {
+  readonly store: RemoteStore
+  readonly asked: string[]
+  before: (key: string) => Promise<void> | void
+} {
+  const asked: string[] = []
+  const seen = async (key: string): Promise<void> => {
+    asked.push(key)
+    await watching.before(key)
+  }
+  const store: RemoteStore = {
+    name: remote.name,
+    writer: undefined,
+    read: async (key, ...rest) => {
+      await seen(key)
+      return await remote.read(key, ...rest)
+    },
+    open: async (key, ...rest) => {
+      await seen(key)
+      return await remote.open(key, ...rest)
+    },
+    lengthOf: (key, signal) => remote.lengthOf(key, signal),
+    close: () => {},
+  }
+  const watching: ReturnType<typeof watched> = { store, asked, before: () => {} }
+  return watching
+}
+
+t.test('asked for again and again while a set is fetched', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const [one, two, three] = [await site.push(1), await site.push(100), await site.push(200)]
+  await site.promote([one, two])
+  const [first] = decodeChannel(readFileSync(join(site.folder, keyOfChannel('stable'))), 'stable').channel.sets
+  const watching = watched(site)
+  let release = (): void => {}
+  const held = new Promise<void>(done => (release = done))
+  let begun = (): void => {}
+  const underWay = new Promise<void>(done => (begun = done))
+  watching.before = key => {
+    if (key !== keyOfSet(first!.digest)) return
+    begun()
+    return held
+  }
+  const stop = new AbortController()
+  t.teardown(() => stop.abort())
+  const { ended, askNow } = followChannels({
+    stores: [watching.store],
+    into: here.store,
+    channels: ['stable'],
+    trusted: () => site.trusted,
+    tell: event => here.events.push(event),
+    signal: stop.signal,
+  })
+  await underWay
+  await site.promote([three])
+  for (let i = 0; i < 3; i++) askNow()
+  release()
+  await until('the other one to be in force', async () => (await here.usable()).join() === three)
+  stop.abort()
+  await ended
+  const document = keyOfChannel('stable')
+  const sets = [first!.digest, three].map(keyOfSet)
+  t.same(watching.asked, [document, sets[0], document, sets[1]], 'one fetch at a time, and asked once in between')
+  t.notOk(
+    here.events.some(({ kind }) => kind === 'failed'),
+    'what was under way ended as ever',
+  )
+  t.match(
+    here.events.filter(({ kind }) => kind === 'in force'),
+    [{ serial: 2 }],
+  )
+})
+
+t.test('asked for while a question is under way that fails', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const [one, two] = [await site.push(1), await site.push(100)]
+  await site.promote([one])
+  const watching = watched(site)
+  const stop = new AbortController()
+  t.teardown(() => stop.abort())
+  const { ended, askNow } = followChannels({
+    stores: [watching.store],
+    into: here.store,
+    channels: ['stable'],
+    trusted: () => site.trusted,
+    tell: event => here.events.push(event),
+    signal: stop.signal,
+  })
+  await until('the first one to be in force', async () => (await here.usable()).join() === one)
+  await site.promote([two])
+  let isAway = true
+  watching.before = () => {
+    if (!isAway) return
+    isAway = false
+    askNow()
+    throw new ProxyError('STORE_LOST', 'away', undefined, 'try again')
+  }
+  askNow()
+  await until('the other one to be in force', async () => (await here.usable()).join() === two, 30_000)
+  t.match(
+    here.events.filter(({ kind }) => kind !== 'fetched'),
+    [{ serial: 1 }, { kind: 'failed' }, { serial: 2 }],
+  )
+  stop.abort()
+  await ended
 })
