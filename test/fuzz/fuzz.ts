@@ -9,8 +9,10 @@ import { type Find, Fuzzer } from './cases.ts'
 
 /** A case that takes longer hangs: the slowest take some 100 ms. */
 const CASE_MAX_MS = 30_000
-/** Memory that all cases together may take on top of what the first thousands took. */
+/** Memory that all cases together may take on top of what the first of each worker took. */
 const GROWTH_MAX_BYTES = 400 << 20
+/** Until then heaps and shared memories grow to what they stay at: by 10,000 to a third, by 50,000 to nine tenths. */
+const SETTLED_CASES = 100_000
 /** Different finds after which there is enough to do. */
 const FINDS_MAX = 10
 
@@ -97,7 +99,7 @@ async function main(): Promise<number> {
     const done = threads.reduce((sum, _, i) => sum + counters[i * 2]!, 0)
     const { rss } = process.memoryUsage()
     most = Math.max(most, rss)
-    if (settled === 0 && done > 5000 * workers) settled = rss
+    if (settled === 0 && done > SETTLED_CASES * workers) settled = rss
     const rate = done / ((nowMs - startMs) / 1000)
     const line = `${((nowMs - startMs) / 1000).toFixed(0)} s  ${done} cases  ${rate.toFixed(0)}/s  ${(rss / 2 ** 20).toFixed(0)} MiB  ${finds} finds`
     if (process.stdout.isTTY) process.stdout.write(`\r${line}`)
