@@ -53,6 +53,8 @@ export interface PoolShape {
   readonly slotBytes: number
   /** Whether long matches may be asked for (encoder): costs a table of 4 bytes for each 64 bytes of the pool. */
   readonly longMatch: boolean
+  /** Whether the whole ring is committed as soon as the session is open, in turns that have time. */
+  readonly commitsRing?: boolean
 }
 
 export interface PoolRequest extends PoolTerms, PoolShape {
@@ -246,7 +248,7 @@ export class Pools {
       workspaces.push(new Workspace(kernel.bytes, next))
     const slots: number[] = []
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
-    const warmth = new Warmth(kernel, this.loop)
+    const warmth = new Warmth(kernel, this.loop, request.commitsRing ?? false)
     let closed: Promise<void> | undefined
     return {
       kernel,
@@ -323,26 +325,24 @@ class Warmth {
   private readonly kernel: Kernel
   private readonly loop: EventLoop
   private readonly committedTo: number
+  private readonly aheadBytes: number
   private committed = 0
   private remembered: Promise<void> | undefined
   private committing = false
   private ended = false
 
-  constructor(kernel: Kernel, loop: EventLoop) {
+  constructor(kernel: Kernel, loop: EventLoop, commitsRing: boolean) {
     this.kernel = kernel
     this.loop = loop
     this.committedTo = kernel.layout.ringPages * PAGE_BYTES
+    this.aheadBytes = commitsRing ? this.committedTo : COMMIT_AHEAD_BYTES
+    if (commitsRing) this.commitMore()
   }
 
   /** Rejects with a defect of either, as long as it is asked. */
   warm(): Promise<void> {
     this.remembered ??= this.remember()
-    if (!this.committing && this.committed < this.wanted) {
-      this.commit().catch(error => {
-        this.remembered = Promise.reject(error)
-        this.remembered.catch(() => {}) // who asks next is told
-      })
-    }
+    this.commitMore()
     return this.remembered
   }
 
@@ -351,7 +351,15 @@ class Warmth {
   }
 
   private get wanted(): number {
-    return Math.min(this.committedTo, this.kernel.ringUsed * PAGE_BYTES + COMMIT_AHEAD_BYTES)
+    return Math.min(this.committedTo, this.kernel.ringUsed * PAGE_BYTES + this.aheadBytes)
+  }
+
+  private commitMore(): void {
+    if (this.committing || this.committed >= this.wanted) return
+    this.commit().catch(error => {
+      this.remembered = Promise.reject(error)
+      this.remembered.catch(() => {}) // who asks next is told
+    })
   }
 
   private async commit(): Promise<void> {

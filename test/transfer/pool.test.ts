@@ -511,6 +511,29 @@ t.test(
   },
 )
 
+t.test('a ring is committed when its session opens where that is asked for, and else ahead of a migration', async t => {
+  for (const commitsRing of [true, false]) {
+    const pool = await new Pools().open({
+      ...request('encoder', undefined, []),
+      ringPages: 16 * (MIB / 4096),
+      commitsRing,
+    })
+    const { ring } = pool.kernel.layout
+    const ends: number[] = []
+    Object.defineProperty(pool.kernel, 'commit', { value: (at: number, n: number) => ends.push((at + n - ring) / MIB) })
+    const turns = async () => {
+      for (let i = 0; i < 40; i++) await nextTurn(EVENT_LOOP)
+    }
+    await turns()
+    t.equal(ends.at(-1), commitsRing ? 16 : undefined, 'nobody has asked')
+    await pool.warm()
+    await turns()
+    t.equal(ends.at(-1), commitsRing ? 16 : 8, 'a migration has begun')
+    t.equal(new Set(ends).size, ends.length, 'nothing twice')
+    await pool.close()
+  }
+})
+
 t.test('a defect in making ready is told to who asks next, and ends no process', async t => {
   const pool = await new Pools().open(request('decoder', undefined, []))
   t.teardown(() => pool.close())
