@@ -130,11 +130,14 @@ async function readPages(
         pages += count
       }
     }
-    appender.flushSync()
+    appender.closeSync()
   } catch (error) {
+    try {
+      appender?.closeSync()
+    } catch {
+      // it tries to write again what could not be written: that is told already
+    }
     throw db.typed(error)
-  } finally {
-    appender?.closeSync()
   }
   return { pages, uniformPages }
 }

@@ -233,9 +233,14 @@ export function quoted(text: string): string {
   return `'${text.replaceAll("'", "''")}'`
 }
 
+/** Or the end of the process does: what failed before is not hidden by this. */
 function removeFolder(folder: string): void {
-  rmSync(folder, { recursive: true, force: true })
-  finished(folder)
+  try {
+    rmSync(folder, { recursive: true, force: true })
+    finished(folder)
+  } catch {
+    // it stays among what is unfinished
+  }
 }
 
 async function load(): Promise<typeof import('@duckdb/node-api')> {

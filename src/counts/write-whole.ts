@@ -1,10 +1,10 @@
 /** A file that is there whole or not at all: written beside its place, then renamed. */
 import { randomBytes } from 'node:crypto'
-import { open, realpath, rename, rm, stat } from 'node:fs/promises'
+import { open, realpath, rename, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
-import { finished, unfinished } from '../system/unfinished.ts'
+import { discard, finished, unfinished } from '../system/unfinished.ts'
 
 /**
  * Writes `path` by way of a file beside it, for its owner alone.
@@ -26,17 +26,25 @@ export async function writeWhole<T>(
     // Ours before DuckDB opens it: what cannot be written is said in the system's words, and only we may read it.
     await (await open(temporary, 'wx', 0o600)).close()
     const written = await write(temporary)
-    const file = await open(temporary, 'r+')
-    await file.datasync()
-    await file.close()
+    await sync(temporary)
     await rename(temporary, whole)
+    finished(temporary)
     return { written, fileBytes: (await stat(whole)).size }
   } catch (error) {
-    if (temporary !== undefined) await rm(temporary, { force: true })
+    if (temporary !== undefined) await discard(temporary)
     throw (error as NodeJS.ErrnoException).code === undefined ? error : ioError(error, 'cannot write', path)
-  } finally {
-    if (temporary !== undefined) finished(temporary)
   }
+}
+
+async function sync(path: string): Promise<void> {
+  const file = await open(path, 'r+')
+  try {
+    await file.datasync()
+  } catch (error) {
+    await file.close().catch(() => {})
+    throw error
+  }
+  await file.close() // some file systems tell only now that they have no room
 }
 
 /** Where the file goes: a link leads on to its file. A device or pipe is not replaced by a file. */

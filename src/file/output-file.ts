@@ -1,9 +1,9 @@
 /** A file that a command writes: whole under its name, or not there at all. */
 import { randomBytes } from 'node:crypto'
-import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
+import { type FileHandle, open, realpath, rename, stat } from 'node:fs/promises'
 import { ioError } from '../io-error.ts'
 import { writeStandardOutput } from '../system/standard-output.ts'
-import { finished, unfinished } from '../system/unfinished.ts'
+import { discard, finished, unfinished } from '../system/unfinished.ts'
 
 /** A batch comes in a dozen pieces, most of them short, and each write is a trip to libuv's pool. */
 const GATHER_BYTES = 256 * 1024
@@ -52,6 +52,7 @@ export class OutputFile {
     if (this.path === '-') return
     try {
       const file = this.file ?? (await this.open())
+      this.file = file // discard() closes it where the rest cannot be written
       await this.writeGathered(file)
       this.file = undefined
       await file.close()
@@ -70,13 +71,12 @@ export class OutputFile {
     await writeAll(file, bytes)
   }
 
-  /** Removes what is not finished. */
+  /** Removes what is not finished. Never fails: what failed before is what is to be told. */
   async discard(): Promise<void> {
     await this.file?.close().catch(() => {})
     this.file = undefined
     if (this.temporary === undefined) return
-    await rm(this.temporary, { force: true })
-    finished(this.temporary)
+    await discard(this.temporary)
     this.temporary = undefined
   }
 

@@ -1,5 +1,6 @@
 /** What a command has begun on disks and not finished: it goes even where the process ends in the middle. */
 import { rmSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
 
 const begun = new Set<string>()
 
@@ -13,6 +14,16 @@ export function unfinished(path: string): void {
 export function finished(path: string): void {
   begun.delete(path)
   if (begun.size === 0) process.off('exit', discardUnfinished)
+}
+
+/** Removes a file of them. Where that fails it hides no failure before it: the end of the process tries again. */
+export async function discard(path: string): Promise<void> {
+  try {
+    await rm(path, { force: true })
+    finished(path)
+  } catch {
+    // it stays among them
+  }
 }
 
 /** Removes all of it at once: the process is about to end. */

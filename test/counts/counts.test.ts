@@ -11,6 +11,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  rmSync,
   statSync,
   symlinkSync,
   truncateSync,
@@ -24,6 +25,8 @@ import { COMMANDS } from '../../src/cli/commands.ts'
 import { type ChooseRule, choosePages, readChoice } from '../../src/counts/choose.ts'
 import { type CountInput, type CountKey, countPages } from '../../src/counts/count.ts'
 import { DuckDb } from '../../src/counts/duckdb.ts'
+import { writeWhole } from '../../src/counts/write-whole.ts'
+import { ProxyError } from '../../src/errors.ts'
 import { buildChosen, buildSet } from '../../src/store/build.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { BatchPool } from '../../src/template/batch.ts'
@@ -578,6 +581,18 @@ t.test('what is written is a file, or nothing', async t => {
   t.ok(readFileSync(at('elsewhere/file')).subarray(0, 4).equals(Buffer.from('PAR1')), 'a link leads to the file')
   t.same(readdirSync(folder).sort(), ['elsewhere', 'fifo', 'link'])
   t.same(readdirSync(at('elsewhere')), ['file'])
+})
+
+t.test('what fails while cleaning up does not hide what failed before', async t => {
+  const { folder } = scratch(t.teardown)
+  const first = new ProxyError('IO', 'first', undefined, '')
+  const work = writeWhole(join(folder, 'out'), async path => {
+    rmSync(path)
+    mkdirSync(path)
+    writeFileSync(join(path, 'x'), '') // a folder with something in it is not removed as a file is
+    throw first
+  })
+  await t.rejects(work, first)
 })
 
 t.test('a full disk', async t => {

@@ -1,10 +1,13 @@
 /** What may follow what in an encoded file, pair by pair, and how the system's errors are told. */
+import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { decodeStream, FILE_ORDER, type FilePiece, type FilePlace } from '../../src/file/encoded-file-reader.ts'
 import { encodeStream } from '../../src/file/encoded-file-writer.ts'
+import { OutputFile } from '../../src/file/output-file.ts'
 import { ioError } from '../../src/io-error.ts'
-import { migration, page } from '../template/makers.ts'
+import { migration, page, scratch } from '../template/makers.ts'
 
 t.test('every frame in every place', t => {
   // By hand, from docs/protocol.md: + means a new place, anything else is what is wrong.
@@ -88,4 +91,23 @@ t.test('pieces of a file are read into the same memory again and again', async t
     await decodeStream(reused(), async bytes => void got.push(Buffer.from(bytes)), { store: undefined, name: 'file' })
     t.ok(Buffer.concat(got).equals(input), `in pieces of ${length} bytes`)
   }
+})
+
+t.test('what fails while cleaning up does not hide what failed before', async t => {
+  const { folder } = scratch(t.teardown)
+  const output = new OutputFile(join(folder, 'out'))
+  await output.write(Buffer.from('some'))
+  const [part = ''] = readdirSync(folder)
+  rmSync(join(folder, part))
+  mkdirSync(join(folder, part))
+  writeFileSync(join(folder, part, 'x'), '') // a folder with something in it is not removed as a file is
+  const first = new Error('first')
+  const work = async (): Promise<void> => {
+    try {
+      throw first
+    } finally {
+      await output.discard()
+    }
+  }
+  await t.rejects(work(), first)
 })
