@@ -216,7 +216,9 @@ class HostFollower {
       signal,
       progress: (doneBytes, totalBytes) => progress?.(digest, doneBytes, totalBytes),
     })
-    if (!fetched.existed) options.tell({ kind: 'fetched', channel, digest, bytes: fetched.fileBytes })
+    if (fetched.existed) return
+    await hosts.noteFetched(digest) // another process may have forgotten it, as it was not there yet
+    options.tell({ kind: 'fetched', channel, digest, bytes: fetched.fileBytes })
   }
 
   /** Which are not there, or not whole: whatever made room, or a person, may have removed what was. @throws IO */

@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
 import { type FileHandle, lstat, open, rename, rm, utimes } from 'node:fs/promises'
 import { join } from 'node:path'
-import { isProxyError, type ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { CHANNEL_BYTES_MAX } from '../limits.ts'
 import { digestOfFetched, namesIn, shareAsFolder, syncFolder } from '../store/template-store.ts'
@@ -150,7 +150,7 @@ export class HostChannels {
       file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW)
       const bytes = Buffer.alloc(CHANNEL_BYTES_MAX + 1)
       const { bytesRead } = await file.read(bytes, 0, bytes.length, 0)
-      const document = decodeChannel(bytes.subarray(0, bytesRead), name)
+      const document = decodeKept(bytes.subarray(0, bytesRead), name, path)
       const read = { state, document, acceptedMs: found.mtimeMs }
       this.kept.set(path, read)
       return read
@@ -183,5 +183,17 @@ export class HostChannels {
       await rm(temporary, { force: true }).catch(() => {})
       throw ioError(error, 'cannot write', path)
     }
+  }
+}
+
+/** What is damaged here is not mended by another promotion. @throws CHANNEL_FORMAT */
+function decodeKept(bytes: Uint8Array, name: string, path: string): ChannelDocument {
+  try {
+    return decodeChannel(bytes, name)
+  } catch (error) {
+    if (!isProxyError(error)) throw error
+    const action =
+      'no other takes its place, lest an older one does: remove it, and what the channel says is fetched anew'
+    throw new ProxyError(error.code, `${path}: ${error.what}`, { stream: path }, action, { cause: error })
   }
 }

@@ -36,8 +36,8 @@ interface Fetched {
  *
  * @param wanted the sets to have; what is there of them counts
  * @returns digests of what was removed
- * @throws IO where it does not fit though they are gone; what is wrong with a document in force: its sets are not known then,
- * so that none is removed
+ * @throws IO where it does not fit though they are gone; by its own code what is wrong with a document in force, where it does
+ * not fit: its sets are not known then, so that no set is removed
  */
 export async function makeRoom(
   store: TemplateStore,
@@ -47,19 +47,24 @@ export async function makeRoom(
   nowMs: number,
 ): Promise<string[]> {
   const { now, before, fetched, problem } = await channels.inForce(nowMs)
+  const isNeeded = (digest: string): boolean => keep.has(digest) || now.has(digest)
   const noted = new Set([...fetched, ...wanted.map(({ digest }) => digest)])
   const parts = (await partsIn(store.folder)).filter(({ digest }) => noted.has(digest))
   const there: Fetched[] = [...parts]
+  // a fetch goes on with one, and removes the others
+  const longest = new Map<string, Fetched>()
+  for (const part of parts) if (part.bytes > (longest.get(part.digest)?.bytes ?? -1)) longest.set(part.digest, part)
   let needBytes = 0
   const wantedBytes = new Map(wanted.map(({ digest, bytes }) => [digest, bytes]))
   for (const digest of noted) {
     const found = await stat(store.pathOf(digest)).catch(() => undefined)
     const usedMs = await channels.usedMs(digest)
     if (found === undefined) {
-      const left = Math.max(0, ...parts.filter(part => part.digest === digest).map(({ bytes }) => bytes))
+      const left = longest.get(digest)?.bytes ?? 0
       needBytes += Math.max(0, (wantedBytes.get(digest) ?? 0) - left)
-      const isForgotten = fetched.has(digest) && left === 0 && nowMs - usedMs > FORGET_MS
-      if (isForgotten && !keep.has(digest)) await channels.forgetFetched(digest)
+      // 0: its note has gone meanwhile, and a new one may come
+      const isOld = usedMs > 0 && nowMs - usedMs > FORGET_MS
+      if (isOld && left === 0 && !isNeeded(digest) && !before.has(digest)) await channels.forgetFetched(digest)
     } else if (fetched.has(digest)) {
       there.push({ digest, bytes: found.size, usedMs: Math.max(found.mtimeMs, usedMs), part: undefined })
     }
@@ -68,17 +73,19 @@ export async function makeRoom(
   const removed: string[] = []
   const rank = ({ digest, part }: Fetched): number => (part !== undefined ? 0 : before.has(digest) ? 2 : 1)
   const idle = there
-    .filter(({ digest, usedMs, part }) => {
-      const isWritten = part !== undefined && nowMs - usedMs <= FETCH_LOCK_IDLE_MS
-      return !keep.has(digest) && !now.has(digest) && !isWritten
+    .filter(each => {
+      const { digest, usedMs, part } = each
+      if (part === undefined) return problem === undefined && !isNeeded(digest)
+      const isWritten = nowMs - usedMs <= FETCH_LOCK_IDLE_MS
+      return !isWritten && (!isNeeded(digest) || longest.get(digest) !== each)
     })
     .sort((a, b) => rank(a) - rank(b) || a.usedMs - b.usedMs)
   for (;;) {
     const freeBytes = await freeBytesOf(store.folder)
     if (haveBytes + needBytes <= maxBytes && needBytes + STORE_FREE_BYTES_MIN <= freeBytes) return removed
-    if (problem) throw problem
     const oldest = idle.shift()
     if (oldest === undefined) {
+      if (problem) throw noRoom(needBytes, problem)
       const isFull = haveBytes + needBytes <= maxBytes
       const what = isFull
         ? `${store.folder} has ${formatSize(freeBytes)} free, and a set needs ${formatSize(needBytes)}`
@@ -94,6 +101,11 @@ export async function makeRoom(
       removed.push(oldest.digest)
     }
   }
+}
+
+function noRoom(needBytes: number, problem: ProxyError): ProxyError {
+  const what = `no room for ${formatSize(needBytes)}, as it is not known which sets are in force: ${problem.what}`
+  return new ProxyError(problem.code, what, problem.where, problem.action, { cause: problem })
 }
 
 async function partsIn(folder: string): Promise<Fetched[]> {

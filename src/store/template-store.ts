@@ -281,10 +281,10 @@ export class TemplateStore {
     return { digest, path, fileBytes, existed: false }
   }
 
-  /** Removes a set. @throws IO */
+  /** Removes a set; somebody else may have done so. @throws IO */
   async remove(digest: string): Promise<void> {
     try {
-      await rm(this.pathOf(digest))
+      await rm(this.pathOf(digest), { force: true })
       await syncFolder(this.folder)
     } catch (error) {
       throw ioError(error, 'cannot remove', this.pathOf(digest))

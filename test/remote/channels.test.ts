@@ -2,6 +2,7 @@
 import { createPrivateKey, createPublicKey } from 'node:crypto'
 import {
   copyFileSync,
+  existsSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -309,7 +310,8 @@ t.test('room is made for one channel, and not of another', async t => {
   const kept = readFileSync(path)
   truncateSync(path, 20)
   await site.promote([three], { channel: 'other' })
-  t.equal(await failure(() => here.sync({ channels: ['other'], maxBytes })), 'CHANNEL_FORMAT')
+  const told = await here.sync({ channels: ['other'], maxBytes }).catch((error: unknown) => error)
+  t.match(told, { code: 'CHANNEL_FORMAT', what: /^no room for .*: .*channel/, where: { stream: path } })
   t.equal(await here.store.holds(one), true)
   writeFileSync(path, kept)
 
@@ -320,6 +322,16 @@ t.test('room is made for one channel, and not of another', async t => {
   await site.promote([await site.push(300)], { channel: 'other' })
   t.equal(await failure(() => here.sync({ channels: ['stable', 'other'], maxBytes: 3 * bytes + 100 })), 'IO')
   t.equal(await here.store.holds(three), true)
+
+  // what nobody needs goes all the same
+  truncateSync(path, 20)
+  const part = join(here.store.folder, `.fetch-${'0'.repeat(64)}-left-0123456789abcdef.part`)
+  writeFileSync(part, Buffer.alloc(bytes))
+  writeFileSync(join(here.store.folder, `.fetched-${'0'.repeat(64)}`), '')
+  const idle = new Date(Date.now() - 3_600_000)
+  utimesSync(part, idle, idle)
+  await here.sync({ channels: ['other'], maxBytes: 4 * bytes + 100 })
+  t.equal(existsSync(part), false)
 })
 
 t.test('what a fetch has left counts as well, and a note of what is just fetched stays', async t => {
@@ -335,11 +347,14 @@ t.test('what a fetch has left counts as well, and a note of what is just fetched
     truncateSync(part(digest), bytes - 1000)
     writeFileSync(join(here.store.folder, `.fetched-${digest}`), '')
   }
+  // another of the one that is wanted: only the longest is gone on with
+  const spare = part(two).replace('-0123', '-1123')
+  writeFileSync(spare, Buffer.alloc(bytes - 2000))
   await site.promote([two])
   const maxBytes = 2 * bytes + 100
   t.equal(await failure(() => here.sync({ maxBytes })), 'IO', 'somebody is writing it')
   const idle = new Date(Date.now() - 3_600_000)
-  utimesSync(part(three), idle, idle)
+  for (const path of [part(three), spare]) utimesSync(path, idle, idle)
   await here.sync({ maxBytes })
   t.same(await here.usable(), [two])
   t.notOk(
@@ -355,6 +370,29 @@ t.test('what a fetch has left counts as well, and a note of what is just fetched
   await site.promote([await site.push(300)])
   await here.sync()
   t.notOk(here.names().includes(`.fetched-${three}`))
+})
+
+t.test('another process that makes room while a set is fetched', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const [one, two] = [await site.push(1), await site.push(100)]
+  const bytes = statSync(join(site.folder, keyOfSet(one))).size
+  await site.promote([one])
+  await here.sync({ progress: digest => rmSync(join(here.store.folder, `.fetched-${digest}`), { force: true }) })
+  t.ok(here.names().includes(`.fetched-${one}`), 'it forgot a set that was not there yet')
+  await site.promote([two])
+  await here.sync()
+  t.same(await here.usable(), [two], 'out of force is out of use')
+  // it removes what this one is about to
+  const three = await site.push(200)
+  const removing = here.store.remove.bind(here.store)
+  here.store.remove = async digest => {
+    rmSync(here.store.pathOf(digest))
+    await removing(digest)
+  }
+  await site.promote([three])
+  await here.sync({ maxBytes: 2 * bytes + 100 })
+  t.same(await here.usable(), [three])
 })
 
 t.test('removed by hand, damaged by hand', async t => {
@@ -508,10 +546,10 @@ t.test('asked for while a question is under way that fails', async t => {
   }
   askNow()
   await until('the other one to be in force', async () => (await here.usable()).join() === two, 30_000)
+  stop.abort()
+  await ended
   t.match(
     here.events.filter(({ kind }) => kind !== 'fetched'),
     [{ serial: 1 }, { kind: 'failed' }, { serial: 2 }],
   )
-  stop.abort()
-  await ended
 })
