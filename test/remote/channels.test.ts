@@ -105,6 +105,21 @@ t.test('two sites that do not switch at one moment use what was in force before'
   t.same(await here.usable(), [one], 'what is taken back is out of use at once')
 })
 
+t.test('a channel that is not followed any more stays in force until its documents are removed', async t => {
+  const site = operator(t.teardown)
+  const here = host(t.teardown, site)
+  const [one, two, three] = [await site.push(1), await site.push(100), await site.push(200)]
+  for (const digest of [one, two]) {
+    await site.promote([digest], { overlapMs: 3_600_000 })
+    await here.sync()
+  }
+  await site.promote([three], { channel: 'other' })
+  await here.sync({ channels: ['other'] })
+  t.same(await here.usable(), [one, two, three].sort())
+  for (const name of ['.channel-stable.json', '.channel-stable.before.json']) rmSync(join(here.store.folder, name))
+  t.same(await here.usable(), [three])
+})
+
 t.test('a store that says again what was in force', async t => {
   const site = operator(t.teardown)
   const here = host(t.teardown, site)
@@ -311,7 +326,7 @@ t.test('room is made for one channel, and not of another', async t => {
   truncateSync(path, 20)
   await site.promote([three], { channel: 'other' })
   const told = await here.sync({ channels: ['other'], maxBytes }).catch((error: unknown) => error)
-  t.match(told, { code: 'CHANNEL_FORMAT', what: /^no room for .*: .*channel/, where: { stream: path } })
+  t.match(told, { code: 'CHANNEL_FORMAT', what: /^no room for .*: .*channel of sets stable/, where: { stream: path } })
   t.equal(await here.store.holds(one), true)
   writeFileSync(path, kept)
 
