@@ -55,7 +55,7 @@ export const ERROR_EXIT = {
   STORE_REFUSED: 12,
   /** A remote store answered what no honest store answers. */
   STORE_ANSWER: 12,
-  /** Not the document of a channel, or one of an unknown version. */
+  /** A channel is one of sets here (src/remote/), none of QEMU's: not its document, or one of an unknown version. */
   CHANNEL_FORMAT: 13,
   /** The document of a channel is signed by nobody that this host trusts. */
   CHANNEL_UNTRUSTED: 13,

@@ -20,7 +20,8 @@ export const STORE_INSECURE_OPTION = {
 } as const
 
 export const CHANNEL_OPTION = {
-  describe: 'Channel to follow: the sets that it names are fetched from the remote stores; may be given several times',
+  describe:
+    'Channel of sets to follow: those that it names are fetched from the remote stores; may be given several times',
   type: 'string',
   array: true,
   nargs: 1,
@@ -28,7 +29,7 @@ export const CHANNEL_OPTION = {
 } as const
 
 export const TRUST_OPTION = {
-  describe: 'File with the public keys that may sign channels',
+  describe: 'File with the public keys that may sign channels of sets',
   type: 'string',
   requiresArg: true,
 } as const

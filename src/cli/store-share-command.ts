@@ -297,7 +297,7 @@ const show: CommandModule<object, Arguments & { channel: string; trust: string |
       const found = await remote.read(keyOfChannel(name), CHANNEL_BYTES_MAX)
       remote.close()
       if (found === undefined || found === 'unchanged') {
-        const what = `no channel ${name} in ${remote.name}`
+        const what = `no channel of sets ${name} in ${remote.name}`
         throw new ProxyError('CHANNEL_MISSING', what, undefined, '`pageferry store promote` makes it')
       }
       const document = decodeChannel(found.bytes, name)

@@ -202,7 +202,7 @@ export class ChannelFollower {
     const { channel, trusted } = this.options
     if (bytes === undefined) {
       const action = '`pageferry store promote` makes it; what is in force stays'
-      throw new ProxyError('CHANNEL_MISSING', `no store has channel ${channel}`, undefined, action)
+      throw new ProxyError('CHANNEL_MISSING', `no store has channel of sets ${channel}`, undefined, action)
     }
     const document = decodeChannel(bytes, channel)
     // what is in force stays, also where it was signed by a key that is not trusted any more

@@ -67,7 +67,7 @@ export interface ChannelDocument {
 export function requireChannelName(name: string): void {
   if (isChannelName(name)) return
   const action = 'small letters, digits, and "-" between them; 64 at most'
-  throw new ProxyError('USAGE', `a channel ${JSON.stringify(name)}`, undefined, action)
+  throw new ProxyError('USAGE', `no name of a channel of sets: ${JSON.stringify(name)}`, undefined, action)
 }
 
 /** How a key is known: the beginning of the SHA-256 of its public half (the 32 bytes of RFC 8032). */
@@ -211,7 +211,7 @@ export function checkFreshness(next: ChannelDocument, last: ChannelDocument | un
 }
 
 function error(code: ErrorCode, name: string, what: string, action: string, options?: ErrorOptions): ProxyError {
-  return new ProxyError(code, `channel ${name}: ${what}`, undefined, action, options)
+  return new ProxyError(code, `channel of sets ${name}: ${what}`, undefined, action, options)
 }
 
 function wrong(name: string, what: string, options?: ErrorOptions): ProxyError {

@@ -150,7 +150,7 @@ export async function rollback(options: PublishOptions, toSerial?: number): Prom
     )
     return { ...said, from: serial }
   }
-  const what = `channel ${channel} of ${remote.name} has no earlier document ${toSerial === undefined ? 'with other sets' : `of serial ${toSerial}`}`
+  const what = `channel of sets ${channel} of ${remote.name} has no earlier document ${toSerial === undefined ? 'with other sets' : `of serial ${toSerial}`}`
   throw new ProxyError('CHANNEL_MISSING', what, undefined, '`pageferry store promote` names sets by hand')
 }
 
@@ -204,7 +204,7 @@ async function put(
   const bytes = encodeChannel(said, keys)
   if (current) await writer.replace(keyOfOldChannel(channel, last), current.document.bytes, undefined)
   if (!(await writer.replace(keyOfChannel(channel), bytes, current?.tag))) {
-    const what = `channel ${channel} of ${remote.name} was changed by somebody else meanwhile`
+    const what = `channel of sets ${channel} of ${remote.name} was changed by somebody else meanwhile`
     throw new ProxyError(
       'CHANNEL_CONFLICT',
       what,

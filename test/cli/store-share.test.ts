@@ -109,7 +109,7 @@ t.test('what people do wrong', async t => {
     ],
     ['a time that is none', ['promote', 'stable', one, ...PROMOTE, '--at', 'tomorrow'], 2, /2027-01-31T03:00Z/],
     ['a key that is there', ['key', 'channel.key'], 1, /channel\.key/],
-    ['no such channel', ['show', 'other', '--store', remote], 13, /no channel other/],
+    ['no such channel', ['show', 'other', '--store', remote], 13, /no channel of sets other/],
     ['nothing before', ['rollback', 'other', ...PROMOTE], 13, /no earlier document/],
     ['no private key for hosts', [...SYNC.map(arg => arg.replace('.key.pub', '.key'))], 2, /no public key/],
   ]

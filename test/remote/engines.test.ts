@@ -139,5 +139,5 @@ t.test('HTTPS', { skip: noNginx }, async t => {
   t.equal(stranger.status, 12, 'a certificate of a CA that nobody knows')
   t.match(stranger.stderr, /self-signed|unable to/)
   rmSync(join(folder, 'remote', keyOfChannel('stable')))
-  t.match(await store(...syncing), /^13 .*no store has channel stable/s)
+  t.match(await store(...syncing), /^13 .*no store has channel of sets stable/s)
 })
