@@ -55,6 +55,11 @@ export interface ChooseReport {
   readonly fileBytes: number
 }
 
+const COUNT_FILE = { what: 'a page count', action: 'nothing was written; leave it out, or count again' }
+const CHOICE_FILE = {
+  what: 'a choice of pages',
+  action: 'nothing was stored; give a file that `pageferry template choose` wrote',
+}
 /** What a choice needs; `choose` writes its `place` too, the rank from 0. */
 const CHOICE_COLUMNS = {
   digest: 'BLOB',
@@ -93,7 +98,7 @@ export async function choosePages(
   const db = await DuckDb.open(options)
   try {
     const files: ParquetFile[] = []
-    for (const name of paths) files.push(await db.file(name, COUNT_COLUMNS, 'a page count'))
+    for (const name of paths) files.push(await db.file(name, COUNT_COLUMNS, COUNT_FILE))
     const rows = files.reduce((sum, file) => sum + file.rows, 0)
     const all = parquet(files.map(file => file.path))
     const { progress = () => {}, parts = Math.ceil((rows * GROUP_BYTES_PER_ROW) / db.roomBytes) } = options
@@ -241,7 +246,7 @@ export async function readChoice(path: string, options: ChooseOptions): Promise<
       'give a file that `pageferry template choose` wrote',
     )
   try {
-    const file = await db.file(path, CHOICE_COLUMNS, 'a choice of pages')
+    const file = await db.file(path, CHOICE_COLUMNS, CHOICE_FILE)
     if (file.rows === 0) throw bad('a choice of no page')
     if (file.rows > PAGES_MAX) throw bad(`${file.rows} pages in one set`)
     if (file.rows * CHOICE_ENTRY_LENGTH > options.memoryBytes) {

@@ -37,9 +37,31 @@ const MAGIC = 'PAR1'
 /** Bytes that a row takes at least in an honest file: each has a place of its own among the pages, tags may come again. */
 const ROW_LENGTH_MIN = 1
 const FOLDER = 'pageferry-count-'
+const SPILL = 'spill'
 /** What an SQL error says before the number of a file with a row that cannot be. */
 export const BAD_ROW_MARK = 'pageferry: bad row in '
-const BAD_ROW = new RegExp(`${BAD_ROW_MARK}(\\d+)`)
+const BAD_ROW = new RegExp(`^${BAD_ROW_MARK}(\\d+)`)
+/** How DuckDB begins an error: with its type (src/common/exception.cpp), which its appender leaves out. */
+const TYPE = /^(?:([A-Z][A-Za-z ]*) Error: |(Failed to append: ))/
+/** What a type means here. All others, of queries that are ours, come from the bytes of a file. */
+const MEANING: Readonly<Record<string, Meaning>> = {
+  IO: 'system',
+  Permission: 'system',
+  'Out of Memory': 'memory',
+  INTERRUPT: 'defect', // nobody asked for it
+  INTERNAL: 'defect',
+  FATAL: 'defect',
+  Parser: 'defect',
+  Syntax: 'defect',
+  Catalog: 'defect',
+}
+type Meaning = 'system' | 'memory' | 'defect' | 'file'
+/** An IO error that is none: a file whose bytes promise more than there are. */
+const TOO_SHORT = 'Could not read enough bytes'
+/** DuckDB's type is Out of Memory, but it is the disk that has no room: by its own measure, before the system says so. */
+const NOT_SPILLED = 'failed to offload data block'
+/** The system's own words, with which DuckDB ends what failed on a disk. */
+const NO_ROOM = /: (?:No space left on device|Disk quota exceeded|File too large)$/m
 /** Characters that DuckDB takes for a pattern. */
 const PATTERN = /[*?[\]]/
 /** How often it is asked how far it is. */
@@ -54,6 +76,20 @@ export interface DuckDbOptions {
   /** Where a folder is made for what does not fit; undefined: the system's. */
   readonly spill?: string | undefined
   readonly signal?: AbortSignal | undefined
+}
+
+/** What a file should be. */
+export interface FileKind {
+  /** 'a page count' */
+  readonly what: string
+  /** What to do about one that is not. */
+  readonly action: string
+}
+
+/** A file as it was given. */
+interface NamedFile {
+  readonly name: string
+  readonly kind: FileKind
 }
 
 /** A parquet file that was looked at. */
@@ -73,16 +109,20 @@ export class DuckDb {
   readonly roomBytes: number
   private readonly instance: DuckDBInstance
   private readonly signal: AbortSignal | undefined
-  /** Files by their number, as they were given. */
-  private readonly names: string[] = []
+  /** By their number. */
+  private readonly files: NamedFile[] = []
+  /** What `folder` is in. */
+  private readonly above: string
 
   private constructor(
+    above: string,
     folder: string,
     instance: DuckDBInstance,
     connection: DuckDBConnection,
     roomBytes: number,
     signal?: AbortSignal,
   ) {
+    this.above = above
     this.folder = folder
     this.instance = instance
     this.connection = connection
@@ -112,7 +152,7 @@ export class DuckDb {
       const instance = await DuckDBInstance.create(':memory:', {
         memory_limit: `${Math.floor(limitBytes / 1024)}KiB`,
         threads: String(threads),
-        temp_directory: join(folder, 'spill'),
+        temp_directory: join(folder, SPILL),
         preserve_insertion_order: 'false',
         // Nothing is fetched from anywhere because of a name.
         autoinstall_known_extensions: 'false',
@@ -120,7 +160,7 @@ export class DuckDb {
       })
       const connection = await instance.connect()
       await connection.run('SET enable_progress_bar = true; SET enable_progress_bar_print = false')
-      return new DuckDb(folder, instance, connection, limitBytes - threads * LIMIT_PER_THREAD, signal)
+      return new DuckDb(above, folder, instance, connection, limitBytes - threads * LIMIT_PER_THREAD, signal)
     } catch (error) {
       if (folder !== '') removeFolder(folder)
       throw ioError(error, 'cannot use', above)
@@ -152,36 +192,29 @@ export class DuckDb {
    * Looks whether a file is parquet with these columns, and no more rows than its bytes can hold.
    *
    * @param columns names with DuckDB's types
-   * @param what it should be, for errors: 'a page count'
+   * @param kind what it should be
    * @throws TEMPLATE_FORMAT, IO, USAGE
    */
-  async file(name: string, columns: Readonly<Record<string, string>>, what: string): Promise<ParquetFile> {
-    const bad = (why: string): ProxyError =>
-      new ProxyError(
-        'TEMPLATE_FORMAT',
-        `${name} is not ${what}: ${why}`,
-        { stream: name },
-        'nothing was written; leave it out',
-      )
+  async file(name: string, columns: Readonly<Record<string, string>>, kind: FileKind): Promise<ParquetFile> {
+    const named = { name, kind }
+    const bad = (why: string): ProxyError => notWhat(named, why)
     const lengthBytes = lengthOfParquet(name, bad)
     // By a name of ours no name is a pattern, an address or a partition to DuckDB.
-    const path = join(this.folder, `${String(this.names.push(name) - 1).padStart(7, '0')}.parquet`)
+    const path = join(this.folder, `${String(this.files.push(named) - 1).padStart(7, '0')}.parquet`)
     symlinkSync(resolve(name), path)
-    try {
-      const found = await this.rows(`SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM ${parquet([path])})`)
-      for (const [column, type] of Object.entries(columns)) {
-        const has = found.find(({ column_name }) => column_name === column)?.column_type
-        if (has !== type)
-          throw bad(has === undefined ? `no column ${column}` : `column ${column} is ${has}, not ${type}`)
-      }
-      const [{ rows = 0 } = {}] = await this.rows('SELECT num_rows AS rows FROM parquet_file_metadata(?)', [path])
-      const count = Number(rows)
-      if (!(count >= 0 && count <= lengthBytes / ROW_LENGTH_MIN)) throw bad(`${count} rows in ${lengthBytes} bytes`)
-      return { name, path, rows: count }
-    } catch (error) {
-      if (isProxyError(error, 'TEMPLATE_FORMAT') && !error.what.startsWith(name)) throw bad(error.what)
-      throw error
+    const ask = (sql: string, values?: DuckDBValue[]): Promise<Record<string, DuckDBValue>[]> =>
+      this.rows(sql, values).catch(error => {
+        throw isProxyError(error, 'TEMPLATE_FORMAT') && error.where === undefined ? bad(error.what) : error
+      })
+    const found = await ask(`SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM ${parquet([path])})`)
+    for (const [column, type] of Object.entries(columns)) {
+      const has = found.find(({ column_name }) => column_name === column)?.column_type
+      if (has !== type) throw bad(has === undefined ? `no column ${column}` : `column ${column} is ${has}, not ${type}`)
     }
+    const [{ rows = 0 } = {}] = await ask('SELECT num_rows AS rows FROM parquet_file_metadata(?)', [path])
+    const count = Number(rows)
+    if (!(count >= 0 && count <= lengthBytes / ROW_LENGTH_MIN)) throw bad(`${count} rows in ${lengthBytes} bytes`)
+    return { name, path, rows: count }
   }
 
   close(): void {
@@ -194,27 +227,46 @@ export class DuckDb {
   /** What DuckDB throws, as what it means here. */
   typed(error: unknown): unknown {
     if (this.signal?.aborted) return this.signal.reason
-    if (isProxyError(error) || (error as NodeJS.ErrnoException).code !== undefined) return error
-    const text = error instanceof Error ? error.message.split('\n')[0]! : String(error)
-    if (!/^[A-Z][\w ]* Error: |^Failed to/.test(text) || text.startsWith('INTERNAL')) return error // not DuckDB's, or its defect
-    const message = text.replaceAll(/\/\S*\/(\d{7})\.parquet/g, (path, number) =>
-      path.startsWith(this.folder) ? (this.names[Number(number)] ?? path) : path,
-    )
-    const typed = (code: ErrorCode, what: string, action: string): ProxyError =>
-      new ProxyError(code, what, undefined, action, { cause: error })
-    const [, bad] = BAD_ROW.exec(text) ?? []
-    if (bad !== undefined) {
-      const what = `${this.names[Number(bad)]} is not a page count: a row that no count has`
-      return typed('TEMPLATE_FORMAT', what, 'nothing was written; leave it out')
+    if (isProxyError(error) || !(error instanceof Error)) return error
+    const [head = '', type = '', appending] = TYPE.exec(error.message) ?? []
+    const told = error.message.slice(head.length)
+    const meaning = appending === undefined ? (MEANING[type] ?? 'file') : meaningOfAppending(told)
+    if (head === '' || meaning === 'defect') return error
+    const line = told.split('\n')[0]!
+    const noSpill = 'nothing is left behind; make room there, or give --spill another folder'
+    if (line.startsWith(NOT_SPILLED)) {
+      const what = `no room in ${this.above} for what does not fit into memory: ${line}`
+      return typed('IO', what, this.above, noSpill, error)
     }
-    if (/no space|disk quota|max_temp_directory_size/i.test(message)) {
-      return typed('IO', message, 'nothing is left behind; make room where -o is, or give --spill a folder with more')
+    if (meaning === 'memory') return typed('LIMIT_EXCEEDED', line, undefined, 'give --memory more', error)
+    const { text, file } = this.named(line)
+    if (meaning === 'system' && !line.startsWith(TOO_SHORT)) {
+      const spilling = told.includes(`"${join(this.folder, SPILL)}`)
+      const noRoom = spilling ? noSpill : 'nothing is left behind; make room where -o is'
+      const action = NO_ROOM.test(told) ? noRoom : 'check the files, and the disks that they are on'
+      return typed('IO', text, spilling ? this.above : file?.name, action, error)
     }
-    if (/^Out of Memory/.test(message)) return typed('LIMIT_EXCEEDED', message, 'give --memory more')
-    if (/^IO Error/.test(message) && !/parquet|metadata|magic|corrupt/i.test(message)) {
-      return typed('IO', message, 'check the files, and the room on the disk')
-    }
-    return typed('TEMPLATE_FORMAT', message, 'nothing was written; count again what is damaged')
+    const [, bad] = BAD_ROW.exec(line) ?? []
+    const badFile = bad === undefined ? undefined : this.files[Number(bad)]
+    if (badFile !== undefined) return notWhat(badFile, 'a row that it cannot have', error)
+    // Not every error of DuckDB names the file: of one alone it is known.
+    const about = file ?? (this.files.length === 1 ? this.files[0] : undefined)
+    if (about !== undefined) return notWhat(about, text, error)
+    const action = 'nothing was written; give each file alone to find the damaged one'
+    return typed('TEMPLATE_FORMAT', text, undefined, action, error)
+  }
+
+  /** An error's text with files by the names that they were given by, and the first of these files. */
+  private named(text: string): { text: string; file: NamedFile | undefined } {
+    let first: NamedFile | undefined
+    const [before = '', ...parts] = text.split(`${this.folder}/`)
+    const named = parts.map(part => {
+      const [path = '', number] = /^(\d{7})\.parquet/.exec(part) ?? []
+      const file = number === undefined ? undefined : this.files[Number(number)]
+      first ??= file
+      return file === undefined ? `${this.folder}/${part}` : file.name + part.slice(path.length)
+    })
+    return { text: before + named.join(''), file: first }
   }
 
   private readonly interrupt = (): void => this.connection.interrupt()
@@ -231,6 +283,20 @@ export function parquet(paths: readonly string[]): string {
 /** A text as SQL has it. */
 export function quoted(text: string): string {
   return `'${text.replaceAll("'", "''")}'`
+}
+
+/** The appender says what failed without its type, in the words of the same places. */
+function meaningOfAppending(told: string): Meaning {
+  if (NO_ROOM.test(told)) return 'system'
+  return told.startsWith(NOT_SPILLED) || /^(?:could not|failed to) (?:allocate|pin) /.test(told) ? 'memory' : 'defect'
+}
+
+function typed(code: ErrorCode, what: string, path: string | undefined, action: string, cause: unknown): ProxyError {
+  return new ProxyError(code, what, path === undefined ? undefined : { stream: path }, action, { cause })
+}
+
+function notWhat({ name, kind }: NamedFile, why: string, cause?: unknown): ProxyError {
+  return typed('TEMPLATE_FORMAT', `${name} is not ${kind.what}: ${why}`, name, kind.action, cause)
 }
 
 /** Or the end of the process does: what failed before is not hidden by this. */

@@ -621,6 +621,94 @@ t.test('a full disk', async t => {
   )
 })
 
+t.test('what DuckDB says of disks and memory', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  mkdirSync(at('disk'))
+  // In a namespace of its own: nobody else sees the disk, and it goes with the process.
+  const script = `
+    import { writeFileSync } from 'node:fs'
+    import { DuckDb } from '${new URL('../../src/counts/duckdb.ts', import.meta.url).pathname}'
+    const outcomes = {}
+    const sort = db => db.run('CREATE TABLE x AS SELECT sha256(n::VARCHAR) AS d FROM range(2000000) r(n) ORDER BY d')
+    const append = async db => {
+      await db.run('CREATE TABLE pages (digest BLOB)')
+      const appender = await db.connection.createAppender('pages')
+      try {
+        for (let i = 0; i < 1e7; i++) {
+          appender.appendBlob(Buffer.alloc(16, i))
+          appender.endRow()
+        }
+      } catch (error) {
+        throw db.typed(error)
+      }
+    }
+    for (const [name, work] of Object.entries({
+      sort,
+      append,
+      'no disk': async db => {
+        await db.run("SET temp_directory = ''")
+        await append(db)
+      },
+      'filled by others': async db => {
+        try {
+          for (let i = 0; ; i++) writeFileSync('${at('disk')}/' + i, Buffer.alloc(65536))
+        } catch {}
+        await sort(db)
+      },
+    })) {
+      const db = await DuckDb.open({ memoryBytes: 128 << 20, spill: '${at('disk')}' })
+      try {
+        await work(db)
+        outcomes[name] = 'done'
+      } catch (error) {
+        outcomes[name] = error.name === 'ProxyError' ? error : String(error)
+      }
+      db.close()
+    }
+    console.log(JSON.stringify(outcomes))`
+  const mount = 'mount -t tmpfs -o size=8m tmpfs "$1" && shift && exec "$@"'
+  const mounted = (...command: string[]) =>
+    spawnSync('unshare', ['--mount', 'sh', '-c', mount, 'sh', at('disk'), ...command], { encoding: 'utf8' })
+  if (mounted('true').status !== 0)
+    return void t.pass('skipped: nothing can be mounted here (not root)', { skip: true })
+  const { status, stdout, stderr } = mounted(process.execPath, '--input-type=module-typescript', '-e', script)
+  t.equal(status, 0, stderr)
+  const outcomes = JSON.parse(stdout)
+  const full = { code: 'IO', where: { stream: at('disk') }, action: /make room there, or give --spill another folder/ }
+  for (const name of ['sort', 'append', 'filled by others']) t.match(outcomes[name], full, name)
+  t.match(outcomes['no disk'], { code: 'LIMIT_EXCEEDED', action: /--memory more/ })
+  t.same(readdirSync(folder), ['disk'])
+})
+
+t.test('an error is what DuckDB says it is, whatever files are called', async t => {
+  const folder = join(scratch(t.teardown).folder, 'a folder: No space left on device')
+  mkdirSync(folder)
+  const name = join(folder, 'corrupt Out of Memory.parquet')
+  await countPages([input('a', [1, 2, 3])], name, { memoryBytes: MEMORY, spill: folder })
+  const db = await DuckDb.open({ memoryBytes: MEMORY, spill: folder })
+  try {
+    const { path } = await db.file(name, {}, { what: 'a page count', action: 'leave it out' })
+    const typed = (text: string): unknown => db.typed(new Error(text))
+    t.match(typed(`IO Error: Could not read from file "${path}": Input/output error`), {
+      code: 'IO',
+      what: `Could not read from file "${name}": Input/output error`,
+      where: { stream: name },
+      action: /check/,
+    })
+    const damaged = { code: 'TEMPLATE_FORMAT', where: { stream: name }, action: 'leave it out' }
+    t.match(typed(`IO Error: Could not read enough bytes from file "${path}": attempted to read 9 bytes`), damaged)
+    t.match(typed(`Invalid Input Error: No magic bytes found at end of file '${path}'`), damaged)
+    t.match(typed("Invalid Error: don't know what type: Out of Memory"), damaged, 'by its type alone')
+    t.match(typed('Invalid Input Error: pageferry: bad row in 0'), damaged)
+    for (const text of ['INTERNAL Error: x', 'INTERRUPT Error: Interrupted!', 'Parser Error: x', 'x is undefined']) {
+      t.equal((typed(text) as Error).message, text, 'a defect of ours passes as it is')
+    }
+  } finally {
+    db.close()
+  }
+})
+
 t.test('a process that ends in the middle takes along what it began', async t => {
   const { folder } = scratch(t.teardown)
   const at = (name: string): string => join(folder, name)
