@@ -6,7 +6,16 @@ import { encodeMetadata, type SetMetadata } from '../template/format.ts'
 import { TAG_LENGTH, TAG_WORDS } from '../template/page-tag.ts'
 import { COUNT_MAX, PAGES_MAX, pagesWithin } from '../template/wire.ts'
 import { COUNT_COLUMNS, copySql } from './count.ts'
-import { BAD_ROW_MARK, DUCKDB_MEMORY_MIN, DuckDb, type ParquetFile, parquet, quoted, type Share } from './duckdb.ts'
+import {
+  BAD_ROW_MARK,
+  DUCKDB_MEMORY_MIN,
+  DuckDb,
+  notWhat,
+  type ParquetFile,
+  parquet,
+  quoted,
+  type Share,
+} from './duckdb.ts'
 import { writeWhole } from './write-whole.ts'
 
 export interface ChooseRule {
@@ -170,7 +179,8 @@ async function rank(
 
 /** The one key of all counts, and their VMs. Reads the two columns only, which take next to nothing. */
 async function keyAndVms(db: DuckDb, all: string, share: Share): Promise<{ key: string; vms: number }> {
-  const keys = await db.rows(`SELECT DISTINCT ${KEY} FROM ${all} LIMIT 2`)
+  const known = `CASE WHEN key IS NULL THEN ${BAD_ROW} ELSE key END AS key`
+  const keys = await db.rows(`SELECT DISTINCT ${KEY} FROM (SELECT ${known} FROM ${all}) LIMIT 2`)
   if (keys.length > 1) {
     const action = 'their digests cannot be compared; count again with one --key, or choose of each by itself'
     throw new ProxyError('USAGE', 'the counts were made under different keys', undefined, action)
@@ -232,47 +242,57 @@ export interface Choice {
 }
 
 /**
- * Reads a choice: of `template choose`, or of the same columns by whatever engine.
+ * Reads a choice: of `template choose`, or of the same columns by whatever engine. Its table and what DuckDB takes to read
+ * it stay together within the memory.
  *
  * @throws TEMPLATE_FORMAT, IO, USAGE, LIMIT_EXCEEDED where it takes more than the memory
  */
 export async function readChoice(path: string, options: ChooseOptions): Promise<Choice> {
-  const db = await DuckDb.open({ ...options, memoryBytes: Math.max(options.memoryBytes, DUCKDB_MEMORY_MIN) })
-  const bad = (what: string): ProxyError =>
-    new ProxyError(
-      'TEMPLATE_FORMAT',
-      `${path}: ${what}`,
-      { stream: path },
-      'give a file that `pageferry template choose` wrote',
-    )
+  const db = await DuckDb.open({ ...options, memoryBytes: Math.min(options.memoryBytes, DUCKDB_MEMORY_MIN) })
+  const bad = (why: string): ProxyError => notWhat({ name: path, kind: CHOICE_FILE }, why)
   try {
     const file = await db.file(path, CHOICE_COLUMNS, CHOICE_FILE)
-    if (file.rows === 0) throw bad('a choice of no page')
+    if (file.rows === 0) throw bad('no page')
     if (file.rows > PAGES_MAX) throw bad(`${file.rows} pages in one set`)
-    if (file.rows * CHOICE_ENTRY_LENGTH > options.memoryBytes) {
-      const action = `give --memory at least ${Math.ceil((file.rows * CHOICE_ENTRY_LENGTH) / 2 ** 20)}MiB`
-      throw new ProxyError('LIMIT_EXCEEDED', `${file.rows} chosen pages do not fit into --memory`, undefined, action)
+    const needBytes = DUCKDB_MEMORY_MIN + file.rows * CHOICE_ENTRY_LENGTH
+    if (needBytes > options.memoryBytes) {
+      const action = `give --memory at least ${Math.ceil(needBytes / 2 ** 20)}MiB`
+      const what = `${file.rows} chosen pages do not fit into --memory`
+      throw new ProxyError('LIMIT_EXCEEDED', what, { stream: path }, action)
     }
-    const about = await db.rows(
-      `SELECT DISTINCT ${KEY}, min_vms, max_bytes, of_vms FROM ${parquet([file.path])} LIMIT 2`,
-    )
-    if (about.length !== 1) throw bad('rows of several choices')
-    const { key, min_vms, max_bytes, of_vms } = about[0]!
-    const minVms = Number(min_vms ?? -1)
-    const vms = Number(of_vms ?? -1)
-    const maxBytes = max_bytes === null ? undefined : Number(max_bytes)
-    if (![minVms, maxBytes ?? 1].every(n => Number.isSafeInteger(n) && n > 0) || !(vms >= minVms && vms <= COUNT_MAX)) {
-      throw bad('a rule that cannot be')
-    }
-    const keyId = String(key ?? '')
-    if (!KEY_ID.test(keyId)) throw bad('no key has such an id')
+    const { keyId, metadata } = await aboutChoice(db, file, bad)
     const table = new ChoiceTable(path, file.rows)
-    await fill(db, file, table, vms, bad)
+    await fill(db, file, table, metadata.vms, bad)
     if (table.named !== file.rows) throw bad(`${table.named} of ${file.rows} rows`)
-    return { table, metadata: { maxBytes, minVms, vms }, keyId }
+    return { table, metadata, keyId }
   } finally {
     db.close()
   }
+}
+
+/** What every row says of all. */
+async function aboutChoice(
+  db: DuckDb,
+  file: ParquetFile,
+  bad: (why: string) => ProxyError,
+): Promise<Pick<Choice, 'keyId' | 'metadata'>> {
+  const of = (columns: string): string => `SELECT ${columns} FROM ${parquet([file.path], 'file_row_number = true')}`
+  const [nothing] = await db.rows(
+    `${of('min(file_row_number) AS row')} WHERE key IS NULL OR min_vms IS NULL OR of_vms IS NULL HAVING count(*) > 0`,
+  )
+  if (nothing !== undefined) throw bad(`row ${nothing.row} has no key (empty where there was none), min_vms or of_vms`)
+  const about = await db.rows(`SELECT DISTINCT * FROM (${of(`${KEY}, min_vms, max_bytes, of_vms`)}) LIMIT 2`)
+  if (about.length !== 1) throw bad('rows of several choices')
+  const { key, min_vms, max_bytes, of_vms } = about[0]!
+  const minVms = Number(min_vms)
+  const vms = Number(of_vms)
+  const maxBytes = max_bytes === null ? undefined : Number(max_bytes)
+  if (![minVms, maxBytes ?? 1].every(n => Number.isSafeInteger(n) && n > 0) || !(vms >= minVms && vms <= COUNT_MAX)) {
+    throw bad(`a rule that cannot be: min_vms ${min_vms}, max_bytes ${max_bytes}, of_vms ${of_vms}`)
+  }
+  const keyId = String(key)
+  if (!KEY_ID.test(keyId)) throw bad('no key has such an id')
+  return { keyId, metadata: { maxBytes, minVms, vms } }
 }
 
 async function fill(
@@ -280,27 +300,29 @@ async function fill(
   file: ParquetFile,
   table: ChoiceTable,
   ofVms: number,
-  bad: (what: string) => ProxyError,
+  bad: (why: string) => ProxyError,
 ): Promise<void> {
   const memory = new ArrayBuffer(TAG_LENGTH)
   const tag = new Uint8Array(memory)
   const words = new Uint32Array(memory, 0, TAG_WORDS)
-  let chunks: Awaited<ReturnType<typeof db.connection.stream>>
   try {
     const digest = `CASE WHEN octet_length(digest) = ${TAG_LENGTH} THEN digest END`
-    chunks = await db.connection.stream(`SELECT ${digest}, vms, occurrences FROM ${parquet([file.path])}`)
+    const rows = parquet([file.path], 'file_row_number = true')
+    const chunks = await db.connection.stream(`SELECT ${digest}, vms, occurrences, file_row_number FROM ${rows}`)
     for (
       let chunk = await chunks.fetchChunk();
       chunk !== null && chunk.rowCount > 0;
       chunk = await chunks.fetchChunk()
     ) {
-      const [digests = [], vmCounts = [], occurrenceCounts = []] = chunk.getColumns()
+      const [digests = [], vmCounts = [], occurrenceCounts = [], numbers = []] = chunk.getColumns()
       for (let i = 0; i < digests.length; i++) {
         const bytes = (digests[i] as { bytes: Uint8Array } | null)?.bytes
+        if (bytes?.length !== TAG_LENGTH) throw bad(`row ${numbers[i]} has no digest of ${TAG_LENGTH} bytes`)
         const vms = Number(vmCounts[i] ?? 0)
         const occurrences = Number(occurrenceCounts[i] ?? 0)
-        if (bytes?.length !== TAG_LENGTH || !(vms >= 1 && vms <= ofVms && occurrences >= vms))
-          throw bad('a row that no choice has')
+        if (!(vms >= 1 && vms <= ofVms && occurrences >= vms)) {
+          throw bad(`row ${numbers[i]}: ${occurrenceCounts[i]} occurrences in ${vmCounts[i]} of ${ofVms} VMs`)
+        }
         if (table.named === file.rows) throw bad(`more than ${file.rows} rows`)
         tag.set(bytes)
         table.add(words, 0, vms, occurrences)

@@ -134,7 +134,7 @@ export class DuckDb {
   /** @throws USAGE where the package is missing or the memory too small; IO */
   static async open({ memoryBytes, spill, signal }: DuckDbOptions): Promise<DuckDb> {
     if (memoryBytes < DUCKDB_MEMORY_MIN) {
-      const action = `counting takes at least ${DUCKDB_MEMORY_MIN >> 20}MiB`
+      const action = `counts and choices take at least ${DUCKDB_MEMORY_MIN >> 20}MiB`
       throw new ProxyError('USAGE', `${memoryBytes} bytes of memory`, undefined, action)
     }
     const { DuckDBInstance } = await load()
@@ -276,8 +276,9 @@ export class DuckDb {
  * Files of ours as a table: columns by their names, so that counts of a later version may have more. Without
  * `hive_partitioning` a folder `key=1` above them would be a column.
  */
-export function parquet(paths: readonly string[]): string {
-  return `read_parquet([${paths.map(quoted).join(', ')}], filename = true, union_by_name = true, hive_partitioning = false)`
+export function parquet(paths: readonly string[], ...options: string[]): string {
+  const all = ['filename = true', 'union_by_name = true', 'hive_partitioning = false', ...options]
+  return `read_parquet([${paths.map(quoted).join(', ')}], ${all.join(', ')})`
 }
 
 /** A text as SQL has it. */
@@ -295,7 +296,8 @@ function typed(code: ErrorCode, what: string, path: string | undefined, action: 
   return new ProxyError(code, what, path === undefined ? undefined : { stream: path }, action, { cause })
 }
 
-function notWhat({ name, kind }: NamedFile, why: string, cause?: unknown): ProxyError {
+/** A file that is not what it should be. */
+export function notWhat({ name, kind }: NamedFile, why: string, cause?: unknown): ProxyError {
   return typed('TEMPLATE_FORMAT', `${name} is not ${kind.what}: ${why}`, name, kind.action, cause)
 }
 

@@ -268,6 +268,7 @@ t.test('files that are no counts', async t => {
     columns.replace('key', "repeat('0', 17 + occurrences::INTEGER * (first::INTEGER + 1)) AS key"),
   )
   await write('name', columns.replace('vm', "repeat('a', 8193) AS vm"))
+  await write('keyless', columns.replace('key', 'NULL::VARCHAR AS key'))
   await write('no name', columns.replace('vm', 'NULL::VARCHAR AS vm'))
   await write('no place', columns.replace('first', 'NULL::BIGINT AS first'))
   await ask(
@@ -290,6 +291,7 @@ t.test('files that are no counts', async t => {
     'name',
     'no name',
     'no place',
+    'keyless',
     'absurd',
   ]) {
     for (const names of [['sound', name], [name, 'sound'], [name]]) {
@@ -313,11 +315,57 @@ t.test('files that are no counts', async t => {
       'TEMPLATE_FORMAT',
       `${name} as a choice`,
     )
-  t.equal(
-    await failure(() => readChoice(at('choice'), { memoryBytes: 100 })),
-    'LIMIT_EXCEEDED',
-    'a choice larger than memory',
-  )
+})
+
+t.test('a choice is read within its memory', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  await countPages([input('a', [1, 2, 3])], at('count'), { memoryBytes: MEMORY })
+  await choosePages([at('count')], { minVms: 1 }, at('choice'), { memoryBytes: MEMORY })
+  const read = (memoryBytes: number) => readChoice(at('choice'), { memoryBytes }).catch(error => error)
+  const needBytes = (128 << 20) + 3 * 76 // DuckDB and three pages
+  t.match(await read(needBytes), { metadata: { vms: 1 } })
+  const where = { stream: at('choice') }
+  t.match(await read(needBytes - 1), { code: 'LIMIT_EXCEEDED', where, action: 'give --memory at least 129MiB' })
+  t.match(await read(100), { code: 'USAGE', action: /at least 128MiB/ })
+})
+
+t.test('files that are no choices', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  await countPages([input('a', [1, 2, 3])], at('count'), { memoryBytes: MEMORY })
+  await choosePages([at('count')], { minVms: 1 }, at('choice'), { memoryBytes: MEMORY })
+  const read = async (name: string): Promise<unknown> =>
+    readChoice(at(name), { memoryBytes: MEMORY }).catch(error => error)
+  const second = (column: string, value: string): string =>
+    `CASE WHEN place = 1 THEN ${value} ELSE ${column} END AS ${column}`
+  const cases: readonly [string, string, RegExp][] = [
+    ['digest', second('digest', 'NULL'), /row 1 has no digest of 16 bytes/],
+    ['digest', second('digest', "'\\x00'::BLOB"), /row 1 has no digest of 16 bytes/],
+    ['key', second('key', 'NULL'), /row 1 has no key/],
+    ['key', 'NULL::VARCHAR AS key', /row 0 has no key/],
+    ['min_vms', second('min_vms', 'NULL'), /row 1 has no key .*, min_vms or of_vms/],
+    ['of_vms', second('of_vms', 'NULL'), /row 1 has no key .*, min_vms or of_vms/],
+    ['max_bytes', second('max_bytes', '1'), /rows of several choices/],
+    ['max_bytes', '0::BIGINT AS max_bytes', /a rule that cannot be: min_vms 1, max_bytes 0, of_vms 1/],
+    ['vms', second('vms', 'NULL'), /row 1: 1 occurrences in null of 1 VMs/],
+    ['occurrences', second('occurrences', '0'), /row 1: 0 occurrences in 1 of 1 VMs/],
+  ]
+  for (const [column, value, what] of cases) {
+    await ask(
+      `COPY (SELECT * REPLACE (${value}) FROM read_parquet('${at('choice')}') ORDER BY place) TO '${at('bad')}' (FORMAT parquet)`,
+    )
+    const expected = { code: 'TEMPLATE_FORMAT', what, where: { stream: at('bad') }, action: /template choose` wrote/ }
+    t.match(await read('bad'), expected, `${column}: ${value}`)
+  }
+  const bytes = readFileSync(at('choice'))
+  bytes.fill(0xff, 4, 200)
+  writeFileSync(at('bad'), bytes)
+  t.match(await read('bad'), {
+    code: 'TEMPLATE_FORMAT',
+    where: { stream: at('bad') },
+    action: /template choose` wrote/,
+  })
 })
 
 t.test('texts of a size that no length of the file suggests', async t => {
