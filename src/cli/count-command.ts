@@ -21,7 +21,8 @@ const MEMORY_DEFAULT = '1GiB'
 const MIN_VMS_DEFAULT = '2'
 
 export const KEY_OPTION = {
-  describe: 'File with the key of all counts (32 bytes, or 64 hex digits): a count then tells nothing to others',
+  describe:
+    'File with the key of all counts (32 bytes, or 64 hex digits): others then cannot ask a count for a page that they hold',
   type: 'string',
   requiresArg: true,
 } as const
