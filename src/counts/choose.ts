@@ -314,6 +314,7 @@ async function fill(
       chunk !== null && chunk.rowCount > 0;
       chunk = await chunks.fetchChunk()
     ) {
+      db.throwIfInterrupted()
       const [digests = [], vmCounts = [], occurrenceCounts = [], numbers = []] = chunk.getColumns()
       for (let i = 0; i < digests.length; i++) {
         const bytes = (digests[i] as { bytes: Uint8Array } | null)?.bytes

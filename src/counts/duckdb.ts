@@ -64,7 +64,7 @@ const NOT_SPILLED = 'failed to offload data block'
 const NO_ROOM = /: (?:No space left on device|Disk quota exceeded|File too large)$/m
 /** Characters that DuckDB takes for a pattern. */
 const PATTERN = /[*?[\]]/
-/** How often it is asked how far it is. */
+/** How often a query that runs is looked after. */
 const PROGRESS_MS = 200
 
 /** Is told how much of it is done, 0 to 1, for as long as DuckDB knows. */
@@ -167,6 +167,11 @@ export class DuckDb {
     }
   }
 
+  /** @throws the signal's reason */
+  throwIfInterrupted(): void {
+    this.signal?.throwIfAborted()
+  }
+
   /** @throws LIMIT_EXCEEDED, IO, TEMPLATE_FORMAT for files that cannot be read, the signal's reason */
   async run(sql: string, values: DuckDBValue[] = [], share?: Share): Promise<void> {
     await this.rows(sql, values, share)
@@ -174,14 +179,15 @@ export class DuckDb {
 
   /** All rows; for answers that are small. @throws as run */
   async rows(sql: string, values: DuckDBValue[] = [], share?: Share): Promise<Record<string, DuckDBValue>[]> {
-    const ask = (): void => {
+    const look = (): void => {
+      if (this.signal?.aborted) this.interrupt() // again: DuckDB forgets it where it comes while a query is prepared
+      if (share === undefined) return
       const { percentage } = this.connection.progress
-      if (percentage >= 0) share?.(Math.min(1, percentage / 100))
+      if (percentage >= 0) share(Math.min(1, percentage / 100))
     }
     try {
-      this.signal?.throwIfAborted()
-      const answer = this.connection.runAndReadAll(sql, values)
-      const reader = await (share === undefined ? answer : meanwhile(answer, PROGRESS_MS, ask))
+      this.throwIfInterrupted()
+      const reader = await meanwhile(this.connection.runAndReadAll(sql, values), PROGRESS_MS, look)
       return reader.getRowObjects() as Record<string, DuckDBValue>[]
     } catch (error) {
       throw this.typed(error)

@@ -825,6 +825,48 @@ t.test('Ctrl-C', async t => {
   }
 })
 
+t.test('Ctrl-C ends a query that takes long', async t => {
+  const { folder } = scratch(t.teardown)
+  const at = (name: string): string => join(folder, name)
+  mkdirSync(at('spill'))
+  // One query that nobody waits for, where a command has its queries.
+  const script = `
+    import { DuckDb } from '${new URL('../../src/counts/duckdb.ts', import.meta.url).pathname}'
+    import { writeWhole } from '${new URL('../../src/counts/write-whole.ts', import.meta.url).pathname}'
+    import { interruptible } from '${new URL('../../src/cli/interruptible.ts', import.meta.url).pathname}'
+    import { fail } from '${new URL('../../src/cli/failure.ts', import.meta.url).pathname}'
+    import { discardUnfinished } from '${new URL('../../src/system/unfinished.ts', import.meta.url).pathname}'
+    const work = async signal => {
+      const db = await DuckDb.open({ memoryBytes: ${MEMORY}, spill: '${at('spill')}', signal })
+      try {
+        await writeWhole('${at('out')}', async () => {
+          const query = db.rows('SELECT count(*) FROM range(1000000000000) WHERE sha256(range::VARCHAR) = 1::VARCHAR')
+          process.send('asked')
+          await query
+        })
+      } finally {
+        db.close()
+      }
+    }
+    await interruptible(discardUnfinished, 'hint', work).catch(error => {
+      const status = fail(error)
+      process.exitCode ??= status
+    })
+    process.disconnect()`
+  const child = spawn(process.execPath, ['--input-type=module-typescript', '-e', script], {
+    stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+  })
+  let told = ''
+  child.stderr!.on('data', text => {
+    told += text
+  })
+  await once(child, 'message')
+  child.kill('SIGINT')
+  t.same(await once(child, 'close'), [130, null], told)
+  t.equal(told, 'error: interrupted\nhint: hint\n')
+  t.same([readdirSync(folder), readdirSync(at('spill'))], [['spill'], []], 'nothing is left')
+})
+
 const long = process.env.COUNTS_LONG ? {} : { skip: 'ten million rows take a minute: COUNTS_LONG=1' }
 t.test('ten million rows in 128 and 256 MiB', long, async t => {
   const folder = scratch(t.teardown).folder
