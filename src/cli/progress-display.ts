@@ -70,3 +70,14 @@ export function chooseStep({ step, part, parts, rows, share }: ChooseProgress): 
 export function sortStep(pages: number, share: number): Step {
   return { title: 'sorting', size: `${formatCount(pages)} pages`, at: '', share }
 }
+
+/** A set on its way to or from a remote store. */
+export function transferStep(
+  doing: 'sending' | 'fetching',
+  digest: string,
+  doneBytes: number,
+  totalBytes: number,
+): Step {
+  const title = `${doing} set ${digest.slice(0, 16)}`
+  return { title, size: formatSize(totalBytes), at: '', share: doneBytes / Math.max(1, totalBytes) }
+}

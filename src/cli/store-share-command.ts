@@ -14,7 +14,8 @@ import { storeNames } from '../remote/open-store.ts'
 import { findRemoteSet, type PublishOptions, promote, pushSet, rollback } from '../remote/publish.ts'
 import { keyOfChannel } from '../remote/remote-store.ts'
 import { interruptible } from './interruptible.ts'
-import { print, printLines, tell } from './output.ts'
+import { print, printLines } from './output.ts'
+import { newDisplay, transferStep } from './progress-display.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 import {
   CHANNEL_OPTION,
@@ -31,8 +32,6 @@ import {
 const EXPIRES_DEFAULT = '90d'
 /** How long hosts go on using what was in force before: longer than any of them takes to fetch. */
 const OVERLAP_DEFAULT = '1d'
-/** Progress is told so often at most. */
-const PROGRESS_MS = 5000
 
 interface Arguments {
   readonly store: string[]
@@ -72,14 +71,16 @@ const push: CommandModule<object, HostArguments & { sets: string[]; all: boolean
     const own = openStore(requireOwn(stores), storeKey)
     await own.requireThere()
     const remote = await openWritable(stores, storeInsecure)
+    const display = await newDisplay(json)
     await interruptible(
-      () => {},
+      () => display.end(),
       'what was put whole stays there',
       async signal => {
         const pushed: object[] = []
         for (const digest of all ? await own.digests() : await Promise.all(sets.map(prefix => own.find(prefix)))) {
-          const progress = progressOf(json, digest)
-          const result = await pushSet(own, remote, digest, progress, signal)
+          const progress = (doneBytes: number, totalBytes: number): void =>
+            display.show(transferStep('sending', digest, doneBytes, totalBytes))
+          const result = await pushSet(own, remote, digest, progress, signal).finally(() => display.end())
           pushed.push(result)
           const what = result.existed ? 'is there already' : 'put'
           if (!json) print(`${digest.slice(0, 16)}  ${formatSize(result.lengthBytes)}, ${what}: ${remote.name}`)
@@ -108,14 +109,17 @@ const pull: CommandModule<object, HostArguments & { sets: string[] }> = {
     const own = openStore(requireOwn(stores), storeKey)
     const remotes = await openRemotes(stores, storeInsecure)
     const lister = remotes.find(({ writer }) => writer !== undefined) ?? remotes[0]!
+    const display = await newDisplay(json)
     await interruptible(
-      () => {},
+      () => display.end(),
       'what was fetched is gone on with the next time',
       async signal => {
         const pulled: object[] = []
         for (const prefix of sets) {
           const digest = await findRemoteSet(lister, prefix)
-          const result = await fetchSet(remotes, own, digest, { signal, progress: progressOf(json, digest) })
+          const progress = (doneBytes: number, totalBytes: number): void =>
+            display.show(transferStep('fetching', digest, doneBytes, totalBytes))
+          const result = await fetchSet(remotes, own, digest, { signal, progress }).finally(() => display.end())
           await new HostChannels(own.folder).forgetFetched(digest) // a channel's set stays too from now on
           pulled.push(result)
           const what = result.existed ? 'is there already' : `fetched, ${formatSize(result.receivedBytes)} received`
@@ -155,19 +159,17 @@ const sync: CommandModule<object, SyncArguments> = {
     const maxBytes = args.storeSize === undefined ? undefined : parseSize(args.storeSize, '--store-size')
     const remotes = await openRemotes(stores, args.storeInsecure)
     const events: FollowEvent[] = []
+    const display = await newDisplay(json)
     const tellEvent = (event: FollowEvent): void => {
       events.push(event)
+      display.end()
       if (!json) for (const line of linesOf(event)) print(line)
     }
-    const progresses = new Map<string, (done: number, total: number) => void>()
-    const progress = (digest: string, done: number, total: number): void => {
-      const show = progresses.get(digest) ?? progressOf(json, digest)
-      progresses.set(digest, show)
-      show(done, total)
-    }
+    const progress = (digest: string, doneBytes: number, totalBytes: number): void =>
+      display.show(transferStep('fetching', digest, doneBytes, totalBytes))
     try {
       await interruptible(
-        () => {},
+        () => display.end(),
         'what is in force stays; what was fetched is gone on with the next time',
         signal =>
           syncChannels({
@@ -182,6 +184,7 @@ const sync: CommandModule<object, SyncArguments> = {
           }),
       )
     } finally {
+      display.end()
       if (json) printLines(JSON.stringify(events, null, 2))
       for (const remote of remotes) remote.close()
     }
@@ -399,16 +402,6 @@ function printChannel(said: Channel, json: boolean, head: string): void {
   print(`issued ${date(said.issuedMs)}, from ${date(said.notBeforeMs)}, accepted until ${date(said.expiresMs)}`)
   for (const { digest, bytes } of said.sets) print(`${digest}  ${formatSize(bytes)}`)
   if (said.sets.length === 0) print('no sets')
-}
-
-/** A line now and then, where it takes long; nothing where only JSON is wanted. */
-function progressOf(json: boolean, digest: string): (doneBytes: number, totalBytes: number) => void {
-  let toldMs = performance.now()
-  return (doneBytes, totalBytes) => {
-    if (json || performance.now() - toldMs < PROGRESS_MS) return
-    toldMs = performance.now()
-    tell(`${digest.slice(0, 16)}  ${formatSize(doneBytes)} of ${formatSize(totalBytes)}`)
-  }
 }
 
 function linesOf(event: FollowEvent): string[] {
