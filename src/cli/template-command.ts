@@ -26,7 +26,6 @@ const MEMORY_DEFAULT = '512MiB'
 const MIN_VMS_DEFAULT = 2
 /** Damaged pages that are listed one by one. */
 const DAMAGED_LISTED_MAX = 20
-/** A terminal that hangs up ends a build as Ctrl-C does: without a rest. */
 interface StoreArguments {
   readonly store: string
   readonly storeKey: string | undefined
