@@ -8,7 +8,7 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { deflateSync, inflateSync } from 'node:zlib'
+import { deflateSync } from 'node:zlib'
 import { InputFile } from '../../src/capture/input-file.ts'
 import { BatchEncoder } from '../../src/codec/encoder.ts'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
@@ -24,49 +24,10 @@ import { parserFor } from '../../src/transfer/channel-parser.ts'
 import { openPool, PLACES, POOL_MEMORY_DEFAULT } from '../../src/transfer/pool.ts'
 import { temporaryFolder } from '../harness/qemu/cleanup.ts'
 import { COMPARE_FOLDER, labStream, labTemplates, TEMPLATE_GUESTS } from './lab-streams.ts'
-
-/** How a page travelled; the place in this list is its number in a map. */
-export const PAGE_CLASSES = [
-  'not sent',
-  'zero',
-  'fill',
-  'same',
-  'template',
-  'earlier',
-  'parts',
-  'whole',
-  'incompressible',
-] as const
-export type PageClass = (typeof PAGE_CLASSES)[number]
-
-/** The pages of one RAMBlock, by one way of encoding. */
-export interface MethodMap {
-  readonly method: 'paper' | 'pair'
-  /** One byte a page, the number of its class the first time it was sent; deflated, base64. */
-  readonly classes: string
-  /** Pages sent by class, those sent again counted again. */
-  readonly sent: Readonly<Record<PageClass, number>>
-}
-
-export interface PageMap {
-  readonly format: 1
-  /** What to type to get such a file again. */
-  readonly command: string
-  readonly stream: string
-  readonly streamBytes: number
-  readonly templates: { readonly from: readonly string[]; readonly minVms: number; readonly pages: number }
-  readonly block: string
-  readonly pages: number
-  readonly maps: readonly MethodMap[]
-}
+import { type MethodMap, PAGE_CLASSES, type PageClass, type PageMap } from './page-map-file.ts'
 
 const READ_BYTES = 512 * 1024
 const HEADROOM_BYTES = 16384
-
-/** The class number of each page of a map. */
-export function pageClasses(map: MethodMap): Uint8Array {
-  return inflateSync(Buffer.from(map.classes, 'base64'))
-}
 
 /** Reads operations back (docs/protocol.md §6): which pages, and how each of them travelled. */
 class OperationReader {

@@ -1,6 +1,6 @@
 /** What the report says, as blocks. Pure: the same results give the same report. */
 import { METHODS, type Method, type Profile } from '../measure/compare/results.ts'
-import type { PageMap } from '../measure/page-map.ts'
+import type { PageMap } from '../measure/page-map-file.ts'
 import type { Scaling } from '../measure/scaling.ts'
 import { type BarRow, bars, lines, stacks, ticksTo } from './charts.ts'
 import type { Block, Figure, Report, Table, TableCell, Text } from './document.ts'

@@ -1,6 +1,6 @@
 /** The map of a guest's memory: blocks of the report out of a PageMap. */
 
-import { type MethodMap, PAGE_CLASSES, type PageClass, type PageMap, pageClasses } from '../measure/page-map.ts'
+import { type MethodMap, PAGE_CLASSES, type PageClass, type PageMap, pageClasses } from '../measure/page-map-file.ts'
 import { escapeText } from './charts.ts'
 import type { Block, Text } from './document.ts'
 import { indexedPng } from './png.ts'

@@ -5,7 +5,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Results, Run } from '../measure/compare/results.ts'
-import type { PageMap } from '../measure/page-map.ts'
+import type { PageMap } from '../measure/page-map-file.ts'
 import type { Scaling } from '../measure/scaling.ts'
 
 /** One file each; the last two may be missing. */

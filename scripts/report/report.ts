@@ -10,13 +10,14 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { root } from '../measure/lab-streams.ts'
 import { reportOf } from './content.ts'
 import type { Text } from './document.ts'
 import { Figures } from './figures.ts'
 import { html } from './html.ts'
 import { markdown } from './markdown.ts'
 import { keepMeasured, readMeasured, slimmer } from './measured.ts'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
 
 const PAGE_BYTES_MAX = 1e6
 const REMARKS = fileURLToPath(new URL('remarks.md', import.meta.url))

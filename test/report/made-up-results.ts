@@ -5,7 +5,7 @@
  */
 import { deflateSync } from 'node:zlib'
 import type { Method, Results, Run } from '../../scripts/measure/compare/results.ts'
-import { PAGE_CLASSES, type PageClass, type PageMap } from '../../scripts/measure/page-map.ts'
+import { PAGE_CLASSES, type PageClass, type PageMap } from '../../scripts/measure/page-map-file.ts'
 import type { Scaling } from '../../scripts/measure/scaling.ts'
 
 const GUESTS = [
