@@ -75,7 +75,7 @@ export class DestinationFlow implements SocketSink {
   private readonly head = new ChannelHead()
   /** The first bytes have not told yet what begins so. */
   private headAwaited = true
-  /** SHUT with success was read: it must reach the source, or the guest runs on both sides (wire format 1.6). */
+  /** SHUT with success was read: it must reach the source, or the guest runs on both sides (qemu-wire-format 1.6). */
   private shut = false
   private readonly returnPath: ReturnPathParser
   /** Bytes of QEMU that the session has no room for yet. */

@@ -1,7 +1,7 @@
 /**
  * The destination proxy's half of a session: flows become connections to the destination QEMU, batches its bytes. Dials
  * only what its own configuration names, in the order in which flows were opened, and never otherwise: a probe kills a
- * waiting QEMU (wire format 1.3).
+ * waiting QEMU (qemu-wire-format 1.3).
  */
 
 import { defectOf, isProxyError, ProxyError } from '../errors.ts'

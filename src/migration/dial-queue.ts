@@ -1,6 +1,6 @@
 /**
  * In which order targets are dialled: QEMU 7.2 tells channels by the order of their connections, so those of one target
- * are dialled one after the other, as their flows were opened, each when there is something to say (wire format 1.3). Pure:
+ * are dialled one after the other, as their flows were opened, each when there is something to say (qemu-wire-format 1.3). Pure:
  * `dial` is an order, and `done` its answer.
  */
 

@@ -13,7 +13,7 @@
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { admission } from './channel-places.ts'
 
-/** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (wire format 1.3). */
+/** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (qemu-wire-format 1.3). */
 export const PREEMPT_SILENT_MS = 200
 /**
  * And one that comes later: QEMU from 8.0 on opens it when postcopy starts. Page requests do not wait for this: the first

@@ -60,7 +60,7 @@ export function judge(facts: EndFacts): Verdict {
   if (shut === 0) {
     const reason = 'the destination QEMU has taken over'
     if (unheard === undefined) return { outcome: 'completed', reason, level: 'info' }
-    // wire format 1.6: a source that does not hear of SHUT lets its guest go on
+    // qemu-wire-format 1.6: a source that does not hear of SHUT lets its guest go on
     const unsure = `${reason}, but the source may not have heard of it (${unheard}): see that the guest runs once`
     return { outcome: 'completed', reason: unsure, level: 'error' }
   }

@@ -295,7 +295,7 @@ async function mishaps(total: number, chance: Random, progress: (text: string) =
     // state `device` does the same without proxies, every time.
     const shutLost = (mishap === 'cancel' || / proxy$/.test(mishap)) && /failed|cancelled/.test(migration)
     if (shutLost && there === 'running') {
-      outcome.notes.push(`run ${i}: ${end}: after QEMU's last byte (${Math.round(afterMs)} ms): wire format 1.6`)
+      outcome.notes.push(`run ${i}: ${end}: after QEMU's last byte (${Math.round(afterMs)} ms): qemu-wire-format 1.6`)
     } else if (both || running === 2 || (running === 0 && !killedOwner)) {
       outcome.failures++
       outcome.notes.push(

@@ -359,7 +359,7 @@ async function recover(
     )
   }
   await waitFor(source, 'postcopy-active', onProgress)
-  // before it has run, a destination that loses its connection exits (wire format 1.6)
+  // before it has run, a destination that loses its connection exits (qemu-wire-format 1.6)
   await destination.waitStatus(['paused', 'prelaunch'], 60_000)
   await sleep(300)
   if (mode.postcopy === 'lost' && pair) {
