@@ -15,24 +15,40 @@ const TRIES_MAX = 1000
  * from which the kernel gives ports away, and who else claims ports this way meets the lock, an abstract Unix socket,
  * which like the port belongs to the network namespace.
  */
-export async function claimPort(): Promise<number> {
+export function claimPort(): Promise<number> {
+  return claimPorts(1)
+}
+
+/** Several of them, one next to the other. @returns the first */
+export async function claimPorts(count: number): Promise<number> {
   const end = Number(readFileSync('/proc/sys/net/ipv4/ip_local_port_range', 'latin1').trim().split(/\s+/)[0])
-  if (end <= LOWEST) throw new Error(`the kernel gives away ports from ${end} on: none is left to claim`)
+  if (end - count < LOWEST) throw new Error(`the kernel gives away ports from ${end} on: none is left to claim`)
   for (let i = 0; i < TRIES_MAX; i++) {
-    const port = LOWEST + Math.floor(Math.random() * (end - LOWEST))
-    const lock = await listening({ path: `\0pageferry-port-${port}` })
-    if (!lock) continue
-    const server = await listening({ port, host: '127.0.0.1' })
-    if (!server) {
-      lock.close()
-      continue
+    const first = LOWEST + Math.floor(Math.random() * (end - count + 1 - LOWEST))
+    const locks: net.Server[] = []
+    for (let port = first; port < first + count; port++) {
+      const lock = await claim(port)
+      if (!lock) break
+      locks.push(lock)
     }
-    server.close()
-    await once(server, 'close')
-    lock.unref()
-    return port
+    if (locks.length === count) return first
+    for (const lock of locks) lock.close()
   }
   throw new Error(`${TRIES_MAX} ports are all taken`)
+}
+
+/** @returns what holds it, undefined where another has it */
+async function claim(port: number): Promise<net.Server | undefined> {
+  const lock = await listening({ path: `\0pageferry-port-${port}` })
+  if (!lock) return undefined
+  const server = await listening({ port, host: '127.0.0.1' })
+  if (!server) {
+    lock.close()
+    return undefined
+  }
+  server.close()
+  await once(server, 'close')
+  return lock.unref()
 }
 
 /** A server at this address, undefined where another has it. */

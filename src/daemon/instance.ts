@@ -12,7 +12,7 @@ export const PROCESS = randomBytes(8).toString('hex')
 /**
  * A name that one source proxy has in all of its processes, and that no two proxies have at once: two processes of one
  * host cannot hold the same listening addresses, and a proxy holds on to them while it has a migration.
- * @param addresses where this proxy listens, as it is bound
+ * @param addresses where this proxy listens (SourceListeners.names)
  * @returns 32 hex digits; undefined where nothing tells this host from others
  */
 export function instanceOf(

@@ -124,7 +124,7 @@ export class SourceDaemon {
   /** What this proxy is called in all of its processes. */
   private get instance(): { readonly instance?: string; readonly process: string } {
     const { host, port } = this.options.peer
-    const instance = instanceOf(...thisHost(), this.addresses.map(formatAddress), `${host}:${port}`)
+    const instance = instanceOf(...thisHost(), this.listeners.names, `${host}:${port}`)
     return { process: PROCESS, ...(instance !== undefined && { instance }) }
   }
 

@@ -1,6 +1,6 @@
 /** Where QEMUs connect to a source proxy: the sockets that it listens on, and the gate of each. */
 import { Gate, isOpen } from '../migration/gates.ts'
-import { type Address, isRange } from '../relay/address.ts'
+import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { SiteLog } from './events.ts'
@@ -70,6 +70,17 @@ export class SourceListeners {
   /** What is listened on, once started. */
   get addresses(): readonly Address[] {
     return this.listeners.flatMap(listener => listener.addresses)
+  }
+
+  /**
+   * Where it was told to listen, the same in all of its processes: as configured, because a port of a range may be taken
+   * at one start and free at the next; as bound where only that tells two proxies apart.
+   */
+  get names(): readonly string[] {
+    return this.options.listen.flatMap(({ address }, i) => {
+      const isOwn = address.kind === 'unix' || (address.kind === 'tcp' && address.port !== 0)
+      return (isOwn ? [address] : (this.listeners[i]?.addresses ?? [])).map(formatAddress)
+    })
   }
 
   /** Migrations that run, whatever their session. */

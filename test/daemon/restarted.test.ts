@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { claimPorts } from '../../scripts/harness/claimed-port.ts'
 import { thisHost } from '../../src/daemon/instance.ts'
 import { until } from '../helpers/until.ts'
 import { MAIN, Target } from './daemons.ts'
@@ -54,10 +55,19 @@ t.test(
     await once(target.server, 'listening')
     await using destination = new Running('destination', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${at}`)
     const [, port] = /:(\d+)$/.exec(String((await destination.said('listening for source proxies')).at))!
-    const source = (): Running => new Running('source', '--listen', `unix:${local}`, '--peer', `127.0.0.1:${port}`)
+    // a port that another has at the first start, and nobody at the second
+    const taken = await claimPorts(2)
+    const other = net.createServer().listen(taken, '127.0.0.1')
+    await once(other, 'listening')
+    const source = (): Running =>
+      new Running(
+        ...['source', '--peer', `127.0.0.1:${port}`, '--listen', `unix:${local}`],
+        ...['--listen', `ports=tcp:127.0.0.1:${taken}-${taken + 1}`],
+      )
     {
       await using first = source()
       await first.said('session open')
+      await first.said('ports are taken: tried again')
       const qemu = net.connect(local)
       qemu.on('error', () => {})
       qemu.write(MAIN)
@@ -65,6 +75,8 @@ t.test(
     }
     await destination.said('link.down')
     t.notOk(target.sockets[0]!.destroyed, 'the destination waits for it')
+    other.close()
+    await once(other, 'close')
     await using second = source()
     await second.said('session open')
     await until(
