@@ -43,7 +43,7 @@ function isThere(directory: string, name: string): boolean {
 function read(file: string, secret: boolean, warnings: string[]): Buffer {
   let fd: number
   try {
-    fd = fs.openSync(file, 'r')
+    fd = fs.openSync(file, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK) // a FIFO would be waited for, for ever
   } catch (error) {
     const missing = (error as NodeJS.ErrnoException).code === 'ENOENT'
     throw new ProxyError(

@@ -74,6 +74,9 @@ execFileSync(PAGEFERRY, ['keygen', 'psk', '--dir', at('psk'), '--name', 'ams', '
 execFileSync('cp', ['-r', at('pki/ams'), at('receives')])
 execFileSync('cp', ['-r', at('pki/ams'), at('mixed')])
 for (const name of ['client-cert.pem', 'client-key.pem']) rmSync(at(`receives/${name}`))
+for (const name of ['fifo-ca', 'turns']) execFileSync('cp', ['-r', at('pki/ams'), at(name)])
+rmSync(at('fifo-ca/ca-cert.pem'))
+spawnSync('mkfifo', [at('fifo-ca/ca-cert.pem')])
 writeFileSync(at('mixed/client-key.pem'), readFileSync(at('pki/fra/client-key.pem')))
 symlinkSync('../elsewhere', at('planted/ams'))
 spawnSync('mkfifo', [at('fifo')])
@@ -214,6 +217,11 @@ const proxies: Case[] = [
   ['no folder of keys', ['source', '--peer', 'fra:1', '--tls-creds', at('none')], { status: 1, err: /none/ }],
   ['a folder without keys', ['source', '--peer', 'fra:1', '--tls-creds', at('empty')], { status: 1, err: /empty/ }],
   ['a file for a folder of keys', ['source', '--peer', 'fra:1', '--tls-creds', at('a-file')], { status: 1 }],
+  [
+    'a FIFO for a certificate',
+    ['source', '--peer', 'fra:1', '--tls-creds', at('fifo-ca')],
+    { status: 2, err: /ca-cert\.pem: not a credential file/ },
+  ],
   ["another's key", ['source', '--peer', 'fra:1', '--tls-creds', at('mixed')], { status: 2, err: /not the key of/ }],
   [
     'keys that may not be read',
@@ -458,6 +466,26 @@ const serve: Case[] = [
     'a host that only receives needs no client certificate',
     ['serve', '--config', at('i.yaml')],
     { status: 0, out: /serving[\s\S]*stopped\n$/, raw: '', when: [[/ serving/, command => command.kill('SIGTERM')]] },
+  ],
+  [
+    'a certificate that has become a FIFO ends nothing',
+    ['serve', '--config', site('turns.yaml', RECEIVES.replace('receives', 'turns'))],
+    {
+      status: 0,
+      out: /certificates and keys not read: the old ones stay[^\n]*not a credential file[\s\S]*stopped\n$/,
+      raw: '',
+      when: [
+        [
+          / serving/,
+          command => {
+            rmSync(at('turns/ca-cert.pem'))
+            spawnSync('mkfifo', [at('turns/ca-cert.pem')])
+            command.kill('SIGHUP')
+          },
+        ],
+        [/the old ones stay/, command => command.kill('SIGTERM')],
+      ],
+    },
   ],
   [
     'a file that has become wrong ends nothing',
