@@ -239,6 +239,11 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   onWant(): void {}
   onDrain(): void {}
 
+  onStalled(sinceMs: number): void {
+    const reason = this.arrivals.stalled(sinceMs, this.options.now())
+    if (reason !== undefined) this.options.onFailure(new ProxyError('PEER_LOST', reason, undefined, 'the session ends'))
+  }
+
   onBye(code: number, text: string): void {
     this.end(code === 0 ? 'the other proxy ended the session' : `the other proxy ended the session: ${text}`)
   }

@@ -202,6 +202,11 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     this.options.onConnection(connection, up, error)
   }
 
+  onStalled(sinceMs: number): void {
+    const reason = this.channels.stalled(sinceMs)
+    if (reason !== undefined) this.options.onFailure(new ProxyError('PEER_LOST', reason, undefined, 'the session ends'))
+  }
+
   onBye(code: number, text: string): void {
     void this.end(code === 0 ? 'the other proxy ended the session' : `the other proxy ended the session: ${text}`)
   }

@@ -135,6 +135,7 @@ export class Link {
         onCredit: flow => this.#sink.onCredit(flow),
         onWant: numbers => this.#sink.onWant(numbers),
         onPage: (number, page) => this.#sink.onPage(number, page),
+        onStalled: sinceMs => this.#sink.onStalled?.(sinceMs),
         onDrain: () => this.#sink.onDrain(),
         onBye: (code, text) => {
           this.#logger.info('link.bye', { ...this.#named, code, text })

@@ -93,9 +93,27 @@ export class Arrivals<C extends ArrivalChannel<C>> {
   /** Ends migrations that have waited long enough; the session itself may wait on for others. */
   private giveUp(nowMs: number): void {
     for (const migration of this.patience.over(this.running.values(), nowMs)) {
-      const reason = this.patience.reason(migration.record.postcopy)
-      const ended = [...migration.flows].filter(flow => flow.giveUp(reason))
-      if (ended.length > 0) this.onGivenUp(migration, reason)
+      this.end(migration, this.patience.reason(migration.record.postcopy))
     }
+  }
+
+  /**
+   * The WAN stands, but nothing has been acknowledged since then: ends those that have waited long enough.
+   * @returns why the session must end, where it has nobody left to wait for: what it would still tell of them does not
+   *   get through
+   */
+  stalled(sinceMs: number, nowMs: number): string | undefined {
+    let reason: string | undefined
+    const over = this.patience.overStalled(this.running.values(), sinceMs, nowMs)
+    for (const migration of over) {
+      reason = this.patience.reason(migration.record.postcopy, true)
+      this.end(migration, reason)
+    }
+    return over.length === this.running.size ? reason : undefined
+  }
+
+  private end(migration: Arrival<C>, reason: string): void {
+    const ended = [...migration.flows].filter(flow => flow.giveUp(reason))
+    if (ended.length > 0) this.onGivenUp(migration, reason)
   }
 }

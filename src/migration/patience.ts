@@ -1,5 +1,5 @@
 /**
- * How long a broken WAN is waited for, migration by migration: before the switch to postcopy giving up costs nothing,
+ * How long a WAN that is broken, or brings nothing, is waited for, migration by migration: before the switch to postcopy giving up costs nothing,
  * the guest goes on at the source; after it the guest stands still while it is waited for, and pauses when it is not.
  */
 
@@ -47,14 +47,26 @@ export class Patience {
     return over
   }
 
+  /**
+   * The WAN stands, but nothing has been acknowledged since then, which is waited for no longer.
+   * @returns those whose time is over
+   */
+  overStalled<M extends PatientMigration>(running: Iterable<M>, sinceMs: number, nowMs: number): M[] {
+    return [...running].filter(({ record }) => nowMs - sinceMs >= this.limitMs(record.postcopy))
+  }
+
   /** When a migration is given up; Infinity while the WAN stands. */
   endMs(postcopy: boolean): number {
-    return this.brokenMs + (postcopy ? this.times.postcopyMs : this.times.precopyMs)
+    return this.brokenMs + this.limitMs(postcopy)
+  }
+
+  private limitMs(postcopy: boolean): number {
+    return postcopy ? this.times.postcopyMs : this.times.precopyMs
   }
 
   /** Why, for the log. */
-  reason(postcopy: boolean): string {
-    const seconds = (postcopy ? this.times.postcopyMs : this.times.precopyMs) / 1000
-    return `no connection to the other proxy for ${seconds} s${postcopy ? ' after the switch to postcopy' : ''}`
+  reason(postcopy: boolean, isStalled = false): string {
+    const what = isStalled ? 'nothing was acknowledged by the other proxy' : 'no connection to the other proxy'
+    return `${what} for ${this.limitMs(postcopy) / 1000} s${postcopy ? ' after the switch to postcopy' : ''}`
   }
 }

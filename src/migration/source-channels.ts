@@ -247,6 +247,11 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     this.options.orders.arm()
   }
 
+  /** The WAN stands, but nothing has been acknowledged since then. @returns why the session must end */
+  stalled(sinceMs: number): string | undefined {
+    return this.departures.stalled(sinceMs, this.options.now())
+  }
+
   /** When `tick` is due; Infinity: not before something happens. */
   get nextTickMs(): number {
     return Math.min(this.gates.nextTickMs, this.departures.nextTickMs)

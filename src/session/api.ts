@@ -59,6 +59,11 @@ export interface SessionSink {
    * broken rule: `abort`.
    */
   onPage(number: number, page: Uint8Array | undefined): void
+  /**
+   * Connections stand, but nothing of what was sent has been acknowledged since then: told by every tick, long before the
+   * session's own patience ends.
+   */
+  onStalled?(sinceMs: number): void
   /** The peer takes and opens no new migrations. */
   onDrain(): void
   /** The peer ended the session; every flow is gone. Code 0: it owed nothing any more. */

@@ -32,6 +32,11 @@ export class Patience {
     this.progressMs = Math.min(this.progressMs + ms, nowMs)
   }
 
+  /** Since when nothing was acknowledged, with time without connections left out. */
+  get stalledSinceMs(): number {
+    return this.progressMs
+  }
+
   /** When a session without connections ends. */
   get brokenUntilMs(): number {
     return this.brokenSinceMs + this.limitMs

@@ -157,8 +157,10 @@ export class Session {
       this.rate.wakeMs = Number.POSITIVE_INFINITY
       work = true
     }
-    const over = this.patience.over(this.isBroken, this.outbox.acked < this.outbox.lastSequence, nowMs)
+    const isWaiting = this.outbox.acked < this.outbox.lastSequence
+    const over = this.patience.over(this.isBroken, isWaiting, nowMs)
     if (over !== undefined) this.fault('PEER_LOST', over)
+    else if (isWaiting && !this.isBroken) this.sink.onStalled?.(this.patience.stalledSinceMs)
     if (work) this.sink.onWork()
   }
 

@@ -1,12 +1,13 @@
 /** A destination proxy gone bad, against a source proxy whose QEMU reads nothing, as QEMU does where it awaits no answer. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
+import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
@@ -134,59 +135,95 @@ t.test('sessions that are ended as soon as they are open', async t => {
   t.ok(Math.min(...apart) > 95, `${apart.map(ms => ms.toFixed(0))} ms from one session to the next`)
 })
 
-t.test('a destination that takes everything, answers PING and acknowledges nothing', async t => {
-  let bytes = 0
-  const server = net.createServer(async socket => {
-    socket.on('error', () => {})
-    const { body } = await readHello(socket)
-    const { ring, places } = clientHelloOf(body)
-    const none = { sets: [], targets: ['default'], agent: 'hostile' }
-    socket.write(encodeServerHello({ ...none, ring, places, token: '0'.repeat(64), received: 0, credit: 65536 }))
-    let sequence = 0
-    const decoder = new FrameDecoder(({ type, flow, payload }) => {
-      const say = (answer: number, said: Uint8Array): void => {
-        socket.write(
-          encodeFrame(answer, 0, answer === FRAME.CREDIT ? flow : 0, answer === FRAME.CREDIT ? ++sequence : 0, said),
-        )
-      }
-      if (type === FRAME.PING) say(FRAME.PONG, payload.slice())
-      if (type === FRAME.OPEN) say(FRAME.CREDIT, Buffer.from('0000000010000000', 'hex'))
-      bytes += payload.length
-    })
-    socket.on('data', chunk => decoder.push(chunk)).resume()
-  })
-  await once(server.listen(0, '127.0.0.1'), 'listening')
-  const { port } = server.address() as net.AddressInfo
-  const folder = mkdtempSync(join(tmpdir(), 'pageferry-'))
-  const at = join(folder, 'source.sock')
-  const source = spawn(
-    fileURLToPath(new URL('../../bin/pageferry', import.meta.url)),
-    [
-      ...['source', '--json', '--plaintext', '--patience', '3s', '--pool-memory', '1MiB'],
-      ...['--listen', `unix:${at}`, '--peer', `127.0.0.1:${port}`],
-    ],
-    { stdio: ['ignore', 'pipe', 'inherit'] },
+/** Of a real QEMU, beyond its switch to postcopy. */
+const POSTCOPY = zstdDecompressSync(
+  readFileSync(new URL('../vectors/qemu/streams/10-hugepages-postcopy.0-main.zst', import.meta.url)),
+).subarray(0, -100)
+
+/** Patience before the switch to postcopy, and behind it, in seconds: the session's is the greater one. */
+const PATIENCES = [
+  { precopy: 3, postcopy: 3, stream: MAIN },
+  { precopy: 3, postcopy: 300, stream: MAIN },
+  { precopy: 300, postcopy: 3, stream: POSTCOPY },
+] as const
+
+for (const { precopy, postcopy, stream } of PATIENCES)
+  t.test(
+    `a destination that acknowledges nothing, --patience ${precopy}s --patience-postcopy ${postcopy}s`,
+    async t => {
+      let bytes = 0
+      const server = net.createServer(async socket => {
+        socket.on('error', () => {})
+        const { body } = await readHello(socket)
+        const { ring, places } = clientHelloOf(body)
+        const none = { sets: [], targets: ['default'], agent: 'hostile' }
+        socket.write(encodeServerHello({ ...none, ring, places, token: '0'.repeat(64), received: 0, credit: 65536 }))
+        let sequence = 0
+        const decoder = new FrameDecoder(({ type, flow, payload }) => {
+          const say = (answer: number, said: Uint8Array): void => {
+            socket.write(
+              encodeFrame(
+                answer,
+                0,
+                answer === FRAME.CREDIT ? flow : 0,
+                answer === FRAME.CREDIT ? ++sequence : 0,
+                said,
+              ),
+            )
+          }
+          if (type === FRAME.PING) say(FRAME.PONG, payload.slice())
+          if (type === FRAME.OPEN) say(FRAME.CREDIT, Buffer.from('0000000010000000', 'hex'))
+          bytes += payload.length
+        })
+        socket.on('data', chunk => decoder.push(chunk)).resume()
+      })
+      await once(server.listen(0, '127.0.0.1'), 'listening')
+      const { port } = server.address() as net.AddressInfo
+      const folder = mkdtempSync(join(tmpdir(), 'pageferry-'))
+      const at = join(folder, 'source.sock')
+      const source = spawn(
+        fileURLToPath(new URL('../../bin/pageferry', import.meta.url)),
+        [
+          ...[
+            'source',
+            '--json',
+            '--plaintext',
+            '--patience',
+            `${precopy}s`,
+            '--patience-postcopy',
+            `${postcopy}s`,
+            '--pool-memory',
+            '1MiB',
+          ],
+          ...['--listen', `unix:${at}`, '--peer', `127.0.0.1:${port}`],
+        ],
+        { stdio: ['ignore', 'pipe', 'inherit'] },
+      )
+      t.teardown(() => {
+        source.kill('SIGKILL')
+        server.close()
+        rmSync(folder, { recursive: true, force: true })
+      })
+      const lines: { msg: string; outcome?: string; reason?: string }[] = []
+      createInterface({ input: source.stdout! }).on('line', line => lines.push(JSON.parse(line)))
+      await until('a session', () => lines.some(({ msg }) => msg === 'session open'))
+      const qemu = net.connect({ path: at })
+      qemu.on('error', () => {})
+      const gone = once(qemu, 'close')
+      qemu.write(stream)
+      qemu.write(Buffer.alloc(1 << 20, 1))
+      const fromMs = performance.now()
+      await gone
+      qemu.destroy()
+      const seconds = (performance.now() - fromMs) / 1000
+      t.ok(seconds > 2.5 && seconds < 60, `given up after ${seconds.toFixed(1)} s`)
+      t.ok(bytes > 0, 'it took what came')
+      await until('the end of the migration', () => lines.some(({ msg }) => msg === 'migration ended'))
+      t.match(
+        lines.find(({ msg }) => msg === 'migration ended'),
+        { outcome: 'failed' },
+        'the guest goes on at the source',
+      )
+      t.equal(source.exitCode, null, 'and so does the proxy')
+    },
   )
-  t.teardown(() => {
-    source.kill('SIGKILL')
-    server.close()
-    rmSync(folder, { recursive: true, force: true })
-  })
-  const lines: { msg: string; outcome?: string; reason?: string }[] = []
-  createInterface({ input: source.stdout! }).on('line', line => lines.push(JSON.parse(line)))
-  await until('a session', () => lines.some(({ msg }) => msg === 'session open'))
-  const qemu = net.connect({ path: at })
-  qemu.on('error', () => {})
-  const gone = once(qemu, 'close')
-  qemu.write(MAIN)
-  qemu.write(Buffer.alloc(1 << 20, 1))
-  await gone
-  t.ok(bytes > 0, 'it took what came')
-  await until('the end of the migration', () => lines.some(({ msg }) => msg === 'migration ended'))
-  t.match(
-    lines.find(({ msg }) => msg === 'migration ended'),
-    { outcome: 'failed' },
-    'the guest goes on at the source',
-  )
-  t.equal(source.exitCode, null, 'and so does the proxy')
-})

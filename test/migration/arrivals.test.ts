@@ -100,6 +100,20 @@ t.test('a WAN that stays away', t => {
   t.end()
 })
 
+t.test('a WAN that stands and brings nothing', t => {
+  const world = new World()
+  t.equal(world.arrivals.stalled(0, 1e9), undefined, 'nobody waits: the session may')
+  const [precopy, postcopy] = [world.channel(1), world.channel(2)]
+  postcopy.migration.record.postcopy = true
+  t.equal(world.arrivals.stalled(0, 4999), undefined)
+  t.same(world.said, [])
+  t.equal(world.arrivals.stalled(0, 5000), undefined, 'the session waits on for the other')
+  t.same([precopy.over, world.said], ['', [`2: ${postcopy.over}`]])
+  t.match(world.arrivals.stalled(0, 30_000), /^nothing was acknowledged/, 'nobody is left')
+  t.equal(precopy.over, 'nothing was acknowledged by the other proxy for 30 s')
+  t.end()
+})
+
 t.test('what a QEMU is owed', t => {
   const world = new World()
   const [a, b, c] = [1, 1, 2].map(number => world.channel(number)) as [Channel, Channel, Channel]

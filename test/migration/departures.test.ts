@@ -167,6 +167,23 @@ t.test('a WAN that stays away', t => {
   t.end()
 })
 
+t.test('a WAN that stands and brings nothing', t => {
+  const world = new World()
+  const [main] = world.migrate(new Gate('a'), ['main'])
+  const [postcopy] = world.migrate(new Gate('b'), ['main'])
+  postcopy!.migration!.phase('postcopy')
+  t.equal(world.departures.stalled(0, 29_999), undefined)
+  t.same(world.said, [])
+  t.equal(world.departures.stalled(0, 30_000), undefined, 'the session waits on for the other')
+  const reason = 'nothing was acknowledged by the other proxy for 30 s'
+  t.same([main!.givenUp, postcopy!.givenUp], [reason, ''])
+  t.equal(world.departures.stalled(0, 31_000), undefined)
+  t.same(world.said.splice(0), [`1: ${reason}`], 'once')
+  t.match(world.departures.stalled(0, 90_000), /for 90 s after the switch/, 'nobody is left')
+  t.match(world.said, [/^2: nothing was acknowledged/])
+  t.end()
+})
+
 t.test('a guest that waits, as long as anything of it runs', t => {
   const world = new World()
   const [main] = world.migrate(new Gate('a'), ['main'])

@@ -4,6 +4,17 @@ import { Patience } from '../../src/migration/patience.ts'
 
 const migration = (postcopy: boolean) => ({ record: { postcopy } })
 
+t.test('a WAN that stands and brings nothing, likewise', t => {
+  const patience = new Patience({ precopyMs: 3000, postcopyMs: 300_000 })
+  const [before, behind] = [migration(false), migration(true)]
+  t.same(patience.overStalled([before, behind], 1000, 3999), [])
+  t.same(patience.overStalled([before, behind], 1000, 4000), [before])
+  t.same(patience.overStalled([before, behind], 1000, 301_000), [before, behind])
+  t.equal(patience.reason(false, true), 'nothing was acknowledged by the other proxy for 3 s')
+  t.same(patience.over([before, behind], 1e9), [], 'and stands')
+  t.end()
+})
+
 t.test('each waits as long as its own patience says', t => {
   const patience = new Patience({ precopyMs: 5000, postcopyMs: 2500 })
   const [before, behind] = [migration(false), migration(true)]

@@ -1123,6 +1123,34 @@ t.test('frames ahead of a missing one take memory that is bounded', async t => {
   t.equal(bench.log.length, sequence, 'all that was held is there')
 })
 
+t.test('since when a peer acknowledges nothing is told while it can be reached', t => {
+  const told: number[] = []
+  const bench = new Bench('client', { onStalled: sinceMs => told.push(sinceMs) })
+  const { session } = bench
+  const at = (ms: number): number[] => {
+    for (; bench.now < ms; bench.now += 500) {
+      bench.say(FRAME.PING, 0, u64(bench.now))
+      session.tick(bench.now)
+      bench.pull()
+    }
+    return [...new Set(told.splice(0))]
+  }
+  t.same(at(5000), [], 'nothing is waited for')
+  const flow = session.openFlow(INFO)
+  session.sendData(flow, ascii('hello'))
+  bench.pull()
+  t.same(at(10_000), [5000])
+  session.detach(0, bench.now)
+  t.same(at(14_000), [], 'that of a lost connection is another')
+  session.attach(0, 0, bench.now)
+  bench.sequencedFrames = 0
+  bench.pull()
+  t.same(at(20_000), [9000], 'and does not count')
+  session.attach(1, 1, bench.now)
+  t.same(at(22_000), [20_000], 'a frame was acknowledged')
+  t.end()
+})
+
 t.test('a peer that takes everything and acknowledges nothing', async t => {
   const bench = new Bench('client')
   const { session } = bench

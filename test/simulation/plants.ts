@@ -126,6 +126,13 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
       }
     },
   },
+  'what is not acknowledged at once is given up': {
+    Departures: class extends Departures<SourceFlow> {
+      override stalled(sinceMs: number, nowMs: number): string | undefined {
+        return super.stalled(sinceMs - 3_600_000, nowMs)
+      }
+    },
+  },
   'FIN overtakes what waits': { sourceTable: source('ending', 'packed', ['finished', 'fin']) },
   'the end of a source QEMU is kept for itself': { sourceTable: source('ending', 'emptied', ['finished']) },
   'a source QEMU that broke off is not told': { sourceTable: source('breaking', 'emptied', ['broken']) },

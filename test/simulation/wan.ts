@@ -191,6 +191,7 @@ export class LinkEnd {
         onCredit: flow => sink().onCredit(flow),
         onWant: numbers => sink().onWant(numbers),
         onPage: (number, page) => sink().onPage(number, page),
+        onStalled: sinceMs => this.sink?.onStalled?.(sinceMs),
         onDrain: () => this.sink?.onDrain(),
         onBye: (code, text) => {
           this.sink?.onBye(code, text)
