@@ -9,7 +9,7 @@ import { ProxyError } from '../errors.ts'
 import { SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import type { ListenAt } from '../link/server.ts'
 import { parseCount } from '../quantity.ts'
-import { type Address, isLoopback, parseAddress, parseNamedAddress } from '../relay/address.ts'
+import { type Address, isLoopback, parseAddress, parseNamedAddress, requireApart } from '../relay/address.ts'
 import { newTeller, type ProxyArguments, proxyOptions, proxySettings, startSupply } from './proxy-options.ts'
 
 interface DestinationArguments extends ProxyArguments {
@@ -127,6 +127,7 @@ async function runDestination(args: DestinationArguments): Promise<void> {
       throw new ProxyError('USAGE', `--target ${text}`, undefined, `a second target ${name}: write NAME=ADDRESS`)
     targets.set(name, address)
   }
+  requireApart(args.listen.map(parseAddress))
   const daemon = new DestinationDaemon({
     ...settings,
     listen: args.listen.flatMap(text => listenAt(text, args.plaintext, args.plaintextAnywhere, fds)),

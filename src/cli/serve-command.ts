@@ -85,14 +85,15 @@ async function missingThings(configuration: Configuration, { lineOf }: ReadConfi
       mistakes.push({ line: lineOf(typeof path === 'string' ? [path] : path), what: error.what, hint: error.action })
     }
   }
-  const { tlsCreds, store, storeKey, supply } = configuration
+  const { tlsCreds, store, storeKey, supply, learn } = configuration
+  const isWritten = learn !== 'off' || supply !== undefined
   const roles: Role[] = []
   if (configuration.peers.length > 0) roles.push('client')
   if (configuration.wanListen.length > 0) roles.push('server')
   if (tlsCreds !== undefined)
     for (const role of roles) await check('tls-creds', () => void new Credentials({ role, directory: tlsCreds }))
   await check('pool-memory', () => void memoryOf(configuration))
-  if (store !== undefined) await check('store', () => checkFolder(store))
+  if (store !== undefined) await check('store', () => checkFolder(store, isWritten))
   if (storeKey !== undefined) await check('store-key', () => void storeKeyOf(storeKey))
   if (supply !== undefined) {
     const { trust, remote, insecure } = supply
@@ -111,10 +112,10 @@ function groupOf(group: string | undefined): number | undefined {
 }
 
 /** @throws IO */
-function checkFolder(path: string): void {
+function checkFolder(path: string, isWritten: boolean): void {
   try {
     if (!statSync(path).isDirectory()) throw new ProxyError('IO', `${path} is no folder`, undefined, 'give a folder')
-    accessSync(path, constants.R_OK | constants.W_OK | constants.X_OK)
+    accessSync(path, constants.R_OK | constants.X_OK | (isWritten ? constants.W_OK : 0))
   } catch (error) {
     if (isProxyError(error)) throw error
     const hint = 'make it, for the user that the proxy runs as: install -d -m 700 -o USER FOLDER'

@@ -11,7 +11,7 @@ import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX } from '../limits.ts'
 import { parseCap, parseCount } from '../quantity.ts'
-import { formatAddress, parseNamedAddress, parsePeer } from '../relay/address.ts'
+import { formatAddress, parseNamedAddress, parsePeer, requireApart } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
 import { newTeller, type ProxyArguments, proxyOptions, proxySettings, startSupply } from './proxy-options.ts'
@@ -119,9 +119,11 @@ async function runSource(args: SourceArguments): Promise<void> {
   const { rate, rateFile } = args
   const mode = fileMode(args.socketMode)
   const group = args.socketGroup === undefined ? undefined : groupId(args.socketGroup)
+  const listen = args.listen.map(text => ({ ...parseNamedAddress(text), mode, group }))
+  requireApart(listen.map(({ address }) => address))
   const daemon = new SourceDaemon({
     ...settings,
-    listen: args.listen.map(text => ({ ...parseNamedAddress(text), mode, group })),
+    listen,
     beyondLoopback: args.listenAnywhere,
     peer: parsePeer(args.peer),
     effort: parseEffortOrAuto(args.effort),

@@ -7,8 +7,18 @@ import { z } from 'zod'
 import { parseEffortOrAuto } from '../compression/effort.ts'
 import { isProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX, SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
+import { requireServerName } from '../link/credentials.ts'
 import { parseCap, parseDuration, parseSize } from '../quantity.ts'
-import { type Address, formatAddress, isLoopback, isRange, parseAddress, parsePeer } from '../relay/address.ts'
+import {
+  type Address,
+  formatAddress,
+  inTheWay,
+  isLoopback,
+  isRange,
+  OWN_SOCKET_HINT,
+  parseAddress,
+  parsePeer,
+} from '../relay/address.ts'
 import { fileMode } from '../relay/group.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { isRemoteName } from '../remote/remote-store.ts'
@@ -78,7 +88,7 @@ const SCHEMA = (() => {
     connections: z.int().min(1).max(CONNECTIONS_MAX).default(1),
     rate: text(value => parseCap(value, 'rate')).default(Number.POSITIVE_INFINITY),
     'peer-name': z.string().optional(),
-    'tls-server-name': z.string().optional(),
+    'tls-server-name': text(requireServerName).optional(),
   })
   return z.strictObject({
     store: z.string().optional(),
@@ -256,6 +266,14 @@ export function readConfiguration(content: string): ReadConfiguration {
         `plaintext at ${formatAddress(at)}`,
         'anyone who reaches that port could migrate a guest here',
       )
+  }
+  const sockets = [
+    ...file.listeners.map(({ at: { at, text } }, i) => ({ at, text, path: ['listeners', i, 'at'] })),
+    ...(file.wan?.listen ?? []).map(({ at, text }, i) => ({ at, text, path: ['wan', 'listen', i] })),
+  ]
+  for (const [i, { at, text, path }] of sockets.entries()) {
+    if (sockets.slice(0, i).some(before => inTheWay(at, before.at)))
+      mistake(path, `${text} is listened at twice`, OWN_SOCKET_HINT)
   }
   if (mistakes.length > 0) return { mistakes: mistakes.sort((a, b) => a.line - b.line), lineOf }
 

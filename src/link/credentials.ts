@@ -44,6 +44,13 @@ export interface CredentialsOptions {
   readonly serverName?: string
 }
 
+/** A name for TLS server name indication, as it is. @throws ProxyError USAGE */
+export function requireServerName(name: string): string {
+  if (name !== '' && net.isIP(name) === 0) return name
+  const hint = 'TLS sends names only, not addresses (RFC 6066)'
+  throw new ProxyError('USAGE', `server name ${quote(name)}`, undefined, hint)
+}
+
 /** A connection after its TLS handshake. */
 export interface SecuredSocket {
   readonly socket: tls.TLSSocket
@@ -90,10 +97,7 @@ export class Credentials {
     this.directory = options.directory
     this.peerName = options.peerName
     this.#options = options
-    if (options.serverName !== undefined && (options.serverName === '' || net.isIP(options.serverName) !== 0)) {
-      const what = `server name ${quote(options.serverName)}`
-      throw new ProxyError('USAGE', what, undefined, 'TLS sends names only, not addresses (RFC 6066)')
-    }
+    if (options.serverName !== undefined) requireServerName(options.serverName)
     this.#loaded = this.#load()
   }
 

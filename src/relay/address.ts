@@ -227,6 +227,28 @@ export function parsePeer(text: string): { readonly host: string; readonly port:
   return { host: v6 ?? plain!, port }
 }
 
+const ANY_HOST = new Set(['', '::'])
+
+/** Whether one socket would be in the way of the other: the same path, or a port of the same address. */
+export function inTheWay(a: Address, b: Address): boolean {
+  if (a.kind === 'unix' && b.kind === 'unix') return a.path === b.path
+  if (a.kind !== 'tcp' || b.kind !== 'tcp') return false
+  if (a.port === 0 || b.port === 0 || a.port > b.portTo || b.port > a.portTo) return false
+  if (a.host === b.host || ANY_HOST.has(a.host) || ANY_HOST.has(b.host)) return true
+  const [one, other] = [a.host, b.host].sort() // 0.0.0.0 sorts before every other address of IPv4
+  return one === '0.0.0.0' && isIPv4(other!)
+}
+
+/** What to do about sockets that are in each other's way. */
+export const OWN_SOCKET_HINT = 'give each an address or a port of its own'
+
+/** @throws ProxyError ADDRESS where one of them is in the way of another: the system would name another program */
+export function requireApart(addresses: readonly Address[]): void {
+  const twice = addresses.find((at, i) => addresses.slice(0, i).some(before => inTheWay(at, before)))
+  if (twice === undefined) return
+  throw new ProxyError('ADDRESS', `${formatAddress(twice)} is listened at twice`, undefined, OWN_SOCKET_HINT)
+}
+
 /** True for an IP literal that never leaves this host: 127.0.0.0/8, ::1, and the former as IPv6. */
 export function isLoopbackIp(ip: string): boolean {
   if (isIPv4(ip)) return ip.startsWith('127.')

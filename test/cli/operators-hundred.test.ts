@@ -120,6 +120,7 @@ spawnSync('mkfifo', [at(`odd/${'a'.repeat(64)}.pfset`)])
 writeFileSync(at(`odd/${'b'.repeat(64)}.pfset`), '')
 writeFileSync(at(`odd/\x1b[31m\n.pfset`), 'x')
 chmodSync(at('locked'), 0o500)
+mkdirSync(at('shown'), 0o755)
 execFileSync(PAGEFERRY, ['encode', at('a.stream'), '-o', at('a.pfy'), '--store', at('full')], { stdio: 'ignore' })
 writeFileSync(at('cut.pfy'), readFileSync(at('a.pfy')).subarray(0, -40))
 const bent = readFileSync(at('a.pfy'))
@@ -217,6 +218,16 @@ const proxies: Case[] = [
   ['no folder of keys', ['source', '--peer', 'fra:1', '--tls-creds', at('none')], { status: 1, err: /none/ }],
   ['a folder without keys', ['source', '--peer', 'fra:1', '--tls-creds', at('empty')], { status: 1, err: /empty/ }],
   ['a file for a folder of keys', ['source', '--peer', 'fra:1', '--tls-creds', at('a-file')], { status: 1 }],
+  [
+    'two listeners of a source at one Unix socket',
+    ['source', '--plaintext', '--peer', 'fra:1', '--listen', 'unix:a.sock', '--listen', 'b=unix:a.sock'],
+    { status: 2, err: /unix:a\.sock is listened at twice/ },
+  ],
+  [
+    'two listeners of a destination at one port',
+    [...DESTINATION, '--listen', `tcp:127.0.0.1:${TAKEN}`, '--listen', `tcp:127.0.0.1:${TAKEN}`],
+    { status: 2, err: /is listened at twice/ },
+  ],
   [
     'a FIFO for a certificate',
     ['source', '--peer', 'fra:1', '--tls-creds', at('fifo-ca')],
@@ -456,6 +467,77 @@ const serve: Case[] = [
     'a store that is a file',
     ['serve', '--config', site('m.yaml', `${RECEIVES}store: ${at('a-file')}\n`), '--check'],
     { status: 2, raw: /m\.yaml:4: .*no folder/ },
+  ],
+  [
+    'a store that may only be read, where nothing writes to it',
+    [
+      'serve',
+      '--config',
+      site('p.yaml', `${SENDS('fra', 'tcp:127.0.0.1:0')}store: ${at('shown')}\nlearn: off\n`),
+      '--check',
+    ],
+    { status: 0, out: /no mistakes/, raw: '', uid: NOBODY, skip: !isRoot && 'as root only' },
+  ],
+  [
+    'a store that may only be read, where learning writes to it',
+    ['serve', '--config', site('q.yaml', `${SENDS('fra', 'tcp:127.0.0.1:0')}store: ${at('shown')}\n`), '--check'],
+    { status: 2, raw: /q\.yaml:4: EACCES/, uid: NOBODY, skip: !isRoot && 'as root only' },
+  ],
+  [
+    'an address for a server name',
+    [
+      'serve',
+      '--config',
+      site('r.yaml', SENDS('fra', 'tcp:127.0.0.1:0').replace('1" }', '1", tls-server-name: "192.0.2.1" }')),
+      '--check',
+    ],
+    { status: 2, raw: /r\.yaml:2: .*tls-server-name: server name "192\.0\.2\.1"/ },
+  ],
+  [
+    'two listeners at one Unix socket',
+    [
+      'serve',
+      '--config',
+      site(
+        's.yaml',
+        `${SENDS('fra', 'unix:/run/q.sock')}  - { at: "unix:/run/q.sock", peer: fra, target: b }\n`
+          .replace('[{', '\n  - {')
+          .replace('}]', '}'),
+      ),
+      '--check',
+    ],
+    { status: 2, raw: /s\.yaml:5: unix:\/run\/q\.sock is listened at twice/ },
+  ],
+  [
+    'a listener within the range of another',
+    [
+      'serve',
+      '--config',
+      site(
+        't.yaml',
+        `${SENDS('fra', 'tcp:127.0.0.1:4444-4446')}  - { at: "tcp:127.0.0.1:4445", peer: fra, target: b }\n`
+          .replace('[{', '\n  - {')
+          .replace('}]', '}'),
+      ),
+      '--check',
+    ],
+    { status: 2, raw: /t\.yaml:5: tcp:127\.0\.0\.1:4445 is listened at twice/ },
+  ],
+  [
+    'the WAN at the port of a listener',
+    [
+      'serve',
+      '--config',
+      site(
+        'u.yaml',
+        `tls-creds: ${at('pki/ams')}
+wan: { listen: ["tcp:0.0.0.0:9444"] }
+targets: { default: "unix:${at('nobody.sock')}" }
+${SENDS('fra', 'tcp:127.0.0.1:9444').replace('plaintext: true\n', '')}`,
+      ),
+      '--check',
+    ],
+    { status: 2, raw: /u\.yaml:2: tcp:0\.0\.0\.0:9444 is listened at twice/ },
   ],
   [
     'a store key that is not there',
