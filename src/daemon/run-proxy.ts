@@ -1,11 +1,9 @@
 /** How a proxy runs as a process: signals, what systemd is told, a look at its certificates now and then. */
 import { isProxyError } from '../errors.ts'
+import { CredentialsWatch } from './credentials-watch.ts'
 import type { Events } from './events.ts'
 import { Notifier } from './systemd.ts'
 import type { EventLog } from './text-log.ts'
-
-/** How often certificates and revocation lists are looked at, whether they expire soon. */
-const CREDENTIALS_LOOK_MS = 12 * 3_600_000
 
 /** A process that tells what happens, and its log. */
 export interface Teller {
@@ -47,11 +45,11 @@ export async function runProxy(
 ): Promise<void> {
   const notifier = new Notifier(why => events.warn('systemd is not told', { reason: why }))
   status.tell = text => notifier.status(text)
-  const warn = (): void => {
-    for (const warning of new Set(proxy.warnings)) events.warn('credentials', { warning })
-  }
-  warn()
-  setInterval(warn, CREDENTIALS_LOOK_MS).unref() // what is valid at the start expires while a proxy runs
+  const watch = new CredentialsWatch(
+    () => proxy.warnings,
+    warning => events.warn('credentials', { warning }),
+  )
+  watch.start()
   let running = false
   let asked: NodeJS.Signals | undefined
   let end: () => void
@@ -82,7 +80,7 @@ export async function runProxy(
     try {
       proxy.reload()
       events.info('certificates and keys read again')
-      warn()
+      watch.renew()
     } catch (error) {
       events.error('certificates and keys not read: the old ones stay', reasonOf(error))
     }
