@@ -2,6 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import { type FileHandle, open, realpath, rename, stat } from 'node:fs/promises'
 import { ioError } from '../io-error.ts'
+import { openFifoToWrite } from '../system/fifo.ts'
 import { writeStandardOutput } from '../system/standard-output.ts'
 import { discard, finished, unfinished } from '../system/unfinished.ts'
 
@@ -82,6 +83,7 @@ export class OutputFile {
 
   private async open(): Promise<FileHandle> {
     const there = await stat(this.path).catch(() => undefined)
+    if (there?.isFIFO()) return openFifoToWrite(this.path)
     if (there !== undefined && !there.isFile()) return open(this.path, 'w')
     if (there !== undefined) this.target = await realpath(this.path) // a link goes on leading to the file
     const temporary = `${this.target}.part-${process.pid}-${randomBytes(4).toString('hex')}`

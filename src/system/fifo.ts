@@ -1,11 +1,12 @@
-/** Reading of a FIFO whose writer comes late, or never. */
+/** A FIFO whose other end comes late, or never. */
 import { closeSync, constants, openSync, readSync } from 'node:fs'
+import { type FileHandle, open } from 'node:fs/promises'
 import { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { ProxyError } from '../errors.ts'
 
-/** A FIFO that nobody opens for writing is waited for so long: who writes to it is started at about the same time ... */
+/** A FIFO that nobody opens at the other end is waited for so long: who does is started at about the same time ... */
 const WAIT_MS = 10_000
 /** ... and looked at so often meanwhile. */
 const POLL_MS = 50
@@ -42,6 +43,30 @@ export async function openFifo(path: string, name: string, signal: AbortSignal |
   } catch (error) {
     closeSync(fd)
     throw error
+  }
+}
+
+/**
+ * A FIFO to write to, once somebody has it open for reading.
+ * @throws IO where nobody reads; the system's errors as they are
+ */
+export async function openFifoToWrite(path: string): Promise<FileHandle> {
+  for (const untilMs = performance.now() + WAIT_MS; ; ) {
+    try {
+      const probe = openSync(path, constants.O_WRONLY | constants.O_NONBLOCK)
+      try {
+        return await open(path, 'w') // a second time, because writes are to wait for the reader
+      } finally {
+        closeSync(probe)
+      }
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENXIO') throw error
+    }
+    if (performance.now() > untilMs) {
+      const what = `nobody has read from ${path} for ${WAIT_MS / 1000} s`
+      throw new ProxyError('IO', what, { stream: path }, 'start what reads from it first')
+    }
+    await sleep(POLL_MS)
   }
 }
 

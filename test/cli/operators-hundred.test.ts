@@ -79,7 +79,7 @@ rmSync(at('fifo-ca/ca-cert.pem'))
 spawnSync('mkfifo', [at('fifo-ca/ca-cert.pem')])
 writeFileSync(at('mixed/client-key.pem'), readFileSync(at('pki/fra/client-key.pem')))
 symlinkSync('../elsewhere', at('planted/ams'))
-spawnSync('mkfifo', [at('fifo')])
+for (const name of ['fifo', 'unread']) spawnSync('mkfifo', [at(name)])
 writeFileSync(at('a-file'), 'x')
 writeFileSync(at('garbage'), Buffer.from('\0\x01\x02QEVM\xff'.repeat(100), 'latin1'))
 writeFileSync(at('open-key'), `${'ab'.repeat(32)}\n`, { mode: 0o644 })
@@ -745,6 +745,11 @@ const inputs: Case[] = [
   ],
   ['of no file', estimate(at('none')), { status: 1, err: /none: it does not exist \(ENOENT\)$/ }],
   ['of a folder', estimate(at('empty')), { status: 1, err: /empty: it is a folder$/ }],
+  [
+    'to a FIFO that nobody reads',
+    ['encode', at('a.stream'), '-o', at('unread')],
+    { status: 1, err: /nobody has read from .*unread for 10 s/, hint: /start what reads/, waits: true },
+  ],
   [
     'of a FIFO that nobody writes',
     estimate(at('fifo')),
