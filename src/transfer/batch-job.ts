@@ -19,6 +19,8 @@ export interface BatchJob<C extends OutboundChannel> {
   /** Set by Outbound, read by all. */
   readonly channel: C
   readonly effort: Effort
+  /** It may name pages that the other side has to read from its disk: set by Outbound, read by the encoder. */
+  readonly useCold: boolean
   /** Set by Outbound, filled by the encoder, read by the packer; Outbound's again when the batch is out. */
   readonly workspace: Workspace
   /** The channel's bytes: set by Outbound, read by the encoder, given back behind it. */

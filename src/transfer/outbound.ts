@@ -75,6 +75,7 @@ export class Outbound<C extends OutboundChannel> {
     const job: BatchJob<C> = {
       channel,
       effort,
+      useCold,
       workspace: this.free.pop()!,
       loan: buffer.lend(rawLength),
       counts: undefined,
@@ -83,7 +84,7 @@ export class Outbound<C extends OutboundChannel> {
     }
     this.jobs.push(job)
     this.pool.warm().catch(cause => this.fail(cause))
-    this.match(job, useCold)
+    this.match(job)
     void this.pack(job)
     return rawLength
   }
@@ -108,8 +109,8 @@ export class Outbound<C extends OutboundChannel> {
   }
 
   /** Here and at once: the encoder takes all that it needs of the channel's bytes. */
-  private match(job: BatchJob<C>, useCold: boolean): void {
-    const { channel, effort, workspace, loan } = job
+  private match(job: BatchJob<C>): void {
+    const { channel, effort, useCold, workspace, loan } = job
     job.counts = this.encoder.encode(channel.encoder, loan, workspace, effort.longMatch, useCold)
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
     loan.release()
