@@ -30,7 +30,10 @@ const OWNER_ARRIVED = -2
 const EMPTY = new Uint8Array(0)
 
 /** What the outbox keeps of a flow. */
-type OutFlow = Pick<Flow, 'number' | 'send' | 'receive' | 'openSequence' | 'bulkEntries' | 'queuedBatches' | 'wanOut'>
+type OutFlow = Pick<
+  Flow,
+  'number' | 'send' | 'receive' | 'openSequence' | 'bulkEntries' | 'queuedBatches' | 'wanOut' | 'window'
+>
 
 /** A sequenced frame of no flow: it goes whole. */
 interface OwnFrame {
@@ -144,7 +147,7 @@ export class Outbox {
       if (!urgentGoes) return 0
       if (urgent.type !== FRAME.CREDIT) return this.pullEntry(path, this.urgentLane, urgent, nowMs, out)
       this.finish(this.urgentLane, urgent)
-      return this.pullCredit(path, urgent.flow as Flow, nowMs, out)
+      return this.pullCredit(path, urgent.flow, nowMs, out)
     }
     const own = this.ownLane.peek()
     if (own) {
@@ -292,7 +295,7 @@ export class Outbox {
     }
   }
 
-  private pullCredit(path: Path, flow: Flow, nowMs: number, out: Uint8Array[]): number {
+  private pullCredit(path: Path, flow: OutFlow, nowMs: number, out: Uint8Array[]): number {
     const payload = encodeNumbers(flow.window.grant())
     return this.putNew(path, FRAME.CREDIT, 0, flow.number, payload.length, payload, nowMs, out)
   }
