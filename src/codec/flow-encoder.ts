@@ -2,6 +2,8 @@
  * One channel on its way out: what its parser finds becomes records, which BatchEncoder makes batches of. What the far
  * side expects next is kept here from batch to batch.
  */
+
+import type { ParserMemory } from '../qemu/main-stream.ts'
 import type { MultifdMethod, StreamPhase, StreamSink } from '../qemu/stream-sink.ts'
 import { MULTIFD_FLAG } from '../qemu/wire.ts'
 import type { PoolRegions } from './places.ts'
@@ -15,6 +17,8 @@ export interface ChannelParser {
   push(chunk: Uint8Array, at: number, length: number): void
   readonly pending: number
   readonly position: number
+  /** What its stream says of the guest's memory; a parser of other streams lacks it. */
+  memory?(): ParserMemory
 }
 
 /** What a parser tells of its stream beside records; see its sink. */

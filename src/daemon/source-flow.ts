@@ -12,7 +12,7 @@ import type { Cause } from '../migration/outcome.ts'
 import type { SourceChannel, SourceChannels } from '../migration/source-channels.ts'
 import type { SourceInput, SourceLife, SourceOrder } from '../migration/source-life.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
-import { MainStreamParser, type ParserMemory } from '../qemu/main-stream.ts'
+import type { ParserMemory } from '../qemu/main-stream.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
 import type { MultifdMethod, StreamPhase } from '../qemu/stream-sink.ts'
 import type { SocketClosed } from '../relay/qemu-socket.ts'
@@ -113,8 +113,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   }
 
   get memory(): ParserMemory | undefined {
-    const parser = this.sending?.encoder.parser
-    return parser instanceof MainStreamParser ? parser.memory() : undefined
+    return this.sending?.encoder.parser?.memory?.()
   }
 
   // --- its life
