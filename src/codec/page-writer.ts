@@ -1,5 +1,6 @@
 /** Writes what a batch stands for: heads, pages and other bytes, in runs that the kernel gives at once. */
 import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
+import { RAM_FLAG } from '../qemu/wire.ts'
 import type { BatchColumns, ByteColumn } from './batch-columns.ts'
 import type { FlowExpander } from './flow-expander.ts'
 import type { PageObserver } from './observer.ts'
@@ -12,9 +13,6 @@ export const WORK_PER_STEP = 256
 const WORK_PER_COPY = 128
 /** And a page that was read from the disk and proven: 3 us for its SHA-256, as much again for the read. */
 const WORK_PER_COLD_PAGE = 4 * PAGE_SIZE
-
-/** Flags of a head. */
-const HEAD = { ZERO: 0x02, PAGE: 0x08 } as const
 
 /** Everything that it writes is checked for its room first; what is refused is BATCH_FORMAT. */
 export class PageWriter {
@@ -65,7 +63,7 @@ export class PageWriter {
     const { flow } = this
     let left = count
     if (flow.named) {
-      this.namedHead(HEAD.ZERO)
+      this.namedHead(RAM_FLAG.ZERO)
       this.room(1)
       this.bytes[this.out++] = 0
       flow.advance(1)
@@ -179,7 +177,7 @@ export class PageWriter {
       return 1
     }
     if (flow.named) {
-      this.namedHead(HEAD.PAGE)
+      this.namedHead(RAM_FLAG.PAGE)
       this.flags = EXPAND.BARE
       this.room(PAGE_SIZE)
       return 1

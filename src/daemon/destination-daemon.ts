@@ -4,7 +4,7 @@ import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { FairShares } from '../fair-shares.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
-import { MEMORY_BUDGET_BYTES, PIECES_MAX } from '../limits.ts'
+import { BATCH_RAW_BYTES_MAX, MEMORY_BUDGET_BYTES, PIECES_MAX } from '../limits.ts'
 import type { Credentials } from '../link/credentials.ts'
 import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
@@ -13,7 +13,7 @@ import type { Address } from '../relay/address.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
 import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
-import type { ClientHello } from '../wan/hello.ts'
+import { type ClientHello, seedWords } from '../wan/hello.ts'
 import { FEATURE } from '../wan/wire.ts'
 import { DestinationSession } from './destination-session.ts'
 import type { Events } from './events.ts'
@@ -22,12 +22,11 @@ import { type DestinationStatus, withoutFlows } from './status.ts'
 
 /** Expanded batches that QEMU's sockets have not taken yet; further ones are copied. */
 const OUTPUT_SLOTS = 8
-const OUTPUT_BYTES = 1 << 20
 const SHAPE: PoolShape = {
   role: 'decoder',
   workspaces: 1,
   slots: OUTPUT_SLOTS,
-  slotBytes: OUTPUT_BYTES,
+  slotBytes: BATCH_RAW_BYTES_MAX,
   longMatch: false,
 }
 /** How often an idle session is looked at, whether new template sets are worth a new one. */
@@ -236,8 +235,7 @@ export class DestinationDaemon {
       }
     }
     const agreed = hello.sets.filter(digest => sets.includes(digest) || counted.includes(digest))
-    const seed = Buffer.from(hello.seed, 'hex')
-    const seedWords = [seed.readUInt32BE(4), seed.readUInt32BE(0)] as const
+    const seed = seedWords(Buffer.from(hello.seed, 'hex'))
     return {
       sets: agreed,
       ...(cold.length > 0 && { cold }),
@@ -254,8 +252,8 @@ export class DestinationDaemon {
         pool.close().catch(error => this.tellDefect(error))
       },
       serve: link => {
-        const learning = options.learning?.begin(agreed, seedWords, pool, identity)
-        const session = this.makeSession(link, holder, pool, seedWords, learning)
+        const learning = options.learning?.begin(agreed, seed, pool, identity)
+        const session = this.makeSession(link, holder, pool, seed, learning)
         options.events.of(identity).info('session open', {
           identity,
           agent: hello.agent,

@@ -9,7 +9,7 @@ import type { LinkClientOptions } from '../link/client.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { type OpenPool, PAGE_BYTES } from '../transfer/pool.ts'
 import type { RingGrant } from '../transfer/ring-shares.ts'
-import type { ServerHello } from '../wan/hello.ts'
+import { type ServerHello, seedWords } from '../wan/hello.ts'
 import { FEATURE } from '../wan/wire.ts'
 import type { OfferedSets, SessionSets } from './session-sets.ts'
 import type { SourceMemory } from './source-memory.ts'
@@ -101,7 +101,7 @@ export class SourceTerms {
       throw error
     })
     this.pool = pool
-    const seed = [this.seed.readUInt32BE(4), this.seed.readUInt32BE(0)] as const
+    const seed = seedWords(this.seed)
     this.learning = learning?.begin(taken, seed, pool, OWN_GUESTS)
     return { sets, cold, pool, seed, learning: this.learning }
   }

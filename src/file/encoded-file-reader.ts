@@ -3,12 +3,12 @@ import { copyOf } from '../bytes/copy.ts'
 import { FlowExpander } from '../codec/flow-expander.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
-import { BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
+import { BATCH_RAW_BYTES_MAX, BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
 import { type OpenPool, openPool } from '../transfer/pool.ts'
 import { type Frame, FrameDecoder } from '../wan/frames.ts'
-import { clientHelloOf, HelloDecoder } from '../wan/hello.ts'
+import { clientHelloOf, HelloDecoder, seedWords } from '../wan/hello.ts'
 import { FEATURES, FLAG_MORE, FRAME, FRAME_OPTIONAL, HELLO_HEAD_BYTES } from '../wan/wire.ts'
 import { FILE_FLOW, FILE_MIGRATION } from './encoded-file.ts'
 
@@ -161,11 +161,10 @@ class EncodedFileReader {
       places: terms.places,
       workspaces: 1,
       slots: 4,
-      slotBytes: 1 << 20,
+      slotBytes: BATCH_RAW_BYTES_MAX,
       longMatch: false,
     })
-    const seed = Buffer.from(terms.seed, 'hex')
-    this.inbound = new Inbound(this.pool, [seed.readUInt32BE(4), seed.readUInt32BE(0)], error => {
+    this.inbound = new Inbound(this.pool, seedWords(Buffer.from(terms.seed, 'hex')), error => {
       this.failure = error
     })
     return got.rest

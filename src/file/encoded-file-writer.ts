@@ -18,7 +18,7 @@ import { parserFor } from '../transfer/channel-parser.ts'
 import { Outbound } from '../transfer/outbound.ts'
 import { openPool, type Pool } from '../transfer/pool.ts'
 import { encodeFrame, writeHead } from '../wan/frames.ts'
-import { encodeClientHello } from '../wan/hello.ts'
+import { encodeClientHello, seedWords } from '../wan/hello.ts'
 import { FEATURE, FLAG_MORE, FRAME, FRAME_HEAD_BYTES } from '../wan/wire.ts'
 import { FILE_FLOW, FILE_MIGRATION } from './encoded-file.ts'
 
@@ -91,7 +91,7 @@ async function encodeInto(
   let failure: ProxyError | undefined
   const outbound = new Outbound(
     pool,
-    [seed.readUInt32BE(4), seed.readUInt32BE(0)],
+    seedWords(seed),
     (_channel, parts) => file.batch(parts),
     error => {
       failure = error

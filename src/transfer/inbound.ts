@@ -13,6 +13,7 @@ import type { PageObserver } from '../codec/observer.ts'
 import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
+import { BATCH_RAW_BYTES_MAX } from '../limits.ts'
 import { ColdFetcher, type ColdFetcherOptions } from './cold/cold-fetcher.ts'
 import { ExpandQueue, WORK_PER_BATCH, WORK_PER_MARK } from './expand-queue.ts'
 import type { Pool } from './pool.ts'
@@ -59,7 +60,10 @@ export class Inbound {
     memory?: Share,
     cold: Pick<ColdFetcherOptions, 'ask' | 'onFailure'> = {},
   ) {
-    assert(pool.slots.length > 0 && pool.slotBytes >= 1 << 20, 'an expanding pool needs slots of a whole batch')
+    assert(
+      pool.slots.length > 0 && pool.slotBytes >= BATCH_RAW_BYTES_MAX,
+      'an expanding pool needs slots of a whole batch',
+    )
     this.pool = pool
     this.turns = pool.turns
     this.expander = new BatchExpander(pool.kernel, seed[0], seed[1])

@@ -96,6 +96,11 @@ function encode(body: unknown): Uint8Array {
   return bytes
 }
 
+/** The two u32 that a hello's seed of 8 bytes is to the kernel, the low one first. */
+export function seedWords(seed: Buffer): readonly [number, number] {
+  return [seed.readUInt32BE(4), seed.readUInt32BE(0)]
+}
+
 /** @throws ProxyError as `clientHelloOf`, where this side's own configuration breaks a bound */
 export function encodeClientHello(hello: ClientHello): Uint8Array {
   return encode(clientHelloOf(hello))

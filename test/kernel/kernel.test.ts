@@ -9,6 +9,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { random } from '../../scripts/harness/random.ts'
 import { isProxyError } from '../../src/errors.ts'
+import { HEAD_PAGE, HEAD_ZERO } from '../../src/kernel/constants.ts'
 import {
   EXPAND,
   FAILED,
@@ -26,6 +27,7 @@ import {
   TOKEN_BYTES,
 } from '../../src/kernel/kernel.ts'
 import { SCRATCH_BYTES } from '../../src/kernel/layout.ts'
+import { RAM_FLAG } from '../../src/qemu/wire.ts'
 
 t.setTimeout(300_000) // the machine may be busy
 
@@ -332,6 +334,11 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
   }
   return { wrong, counts }
 }
+
+t.test("heads have QEMU's flags, which the kernel may not import", async t => {
+  t.equal(HEAD_PAGE, RAM_FLAG.CONTINUE | RAM_FLAG.PAGE)
+  t.equal(HEAD_ZERO, RAM_FLAG.CONTINUE | RAM_FLAG.ZERO)
+})
 
 t.test('kernel, twin, encoder and decoder agree after thousands of random pages', t => {
   const trials: Trial[] = [
