@@ -271,6 +271,12 @@ export const SESSION_IDLE_MS = 30_000
  */
 export const PEER_LINES_PER_MINUTE = 100
 
+/** Those of them that are kept for how migrations ended, which nothing else can push out. */
+export const PEER_OUTCOMES_PER_MINUTE = 40
+
+/** The same of this site's own QEMUs, beside their other lines: an evacuation is some hundred guests in a minute. */
+export const QEMU_OUTCOMES_PER_MINUTE = 500
+
 /** How long one that was refused may take to read why. */
 export const REFUSAL_LINGER_MS = 1000
 

@@ -83,6 +83,9 @@ export type SiteEvent = {
   }
 }[keyof SiteEvents]
 
+/** The cause of what QEMUs and others at a source's listeners make it tell. */
+export const QEMUS = 'connections of QEMU'
+
 export type SiteLog = Log<SiteEvents>
 
 /** Where all parts of a process tell what happens, and whoever wants to know listens. */

@@ -9,11 +9,11 @@ import { EVENT_LOOP, type EventLoop } from '../transfer/event-loop.ts'
 const TELL_MS = 15_000
 const WINDOW_MS = 60_000
 /** Counts take their place in the minute too: both ends of it may have one. */
-const LINES = PEER_LINES_PER_MINUTE - (WINDOW_MS / TELL_MS + 1)
+const COUNTS = WINDOW_MS / TELL_MS + 1
 
 /** What one cause has written lately. */
 interface Account {
-  /** When its last {@link LINES} lines were written: a ring. */
+  /** When its last lines were written: a ring. */
   readonly at: Float64Array
   next: number
   leftOut: number
@@ -35,16 +35,22 @@ export class LineBudget {
   }
 
   /**
-   * Whether there is room for one more line of a cause: at most {@link PEER_LINES_PER_MINUTE} in any minute, those about
-   * lines left out included.
+   * Whether there is room for one more line of a cause: at most `perMinute` in any minute, those about lines left out
+   * included.
    * @param cause identity of a peer, or a name for those who have none
+   * @param perMinute the same for a cause at each call
    */
-  takes(cause: string): boolean {
+  takes(cause: string, perMinute = PEER_LINES_PER_MINUTE): boolean {
     const nowMs = this.loop.nowMs()
     let account = this.accounts.get(cause)
     if (!account) {
       this.forget(nowMs)
-      account = { at: new Float64Array(LINES).fill(Number.NEGATIVE_INFINITY), next: 0, leftOut: 0, lastMs: nowMs }
+      account = {
+        at: new Float64Array(perMinute - COUNTS).fill(Number.NEGATIVE_INFINITY),
+        next: 0,
+        leftOut: 0,
+        lastMs: nowMs,
+      }
       this.accounts.set(cause, account)
     }
     account.lastMs = nowMs
@@ -53,7 +59,7 @@ export class LineBudget {
       return false
     }
     account.at[account.next] = nowMs
-    account.next = (account.next + 1) % LINES
+    account.next = (account.next + 1) % account.at.length
     return true
   }
 

@@ -13,7 +13,7 @@ import type { MigrationSummary } from '../migration/summary.ts'
 import { type Address, formatAddress } from '../relay/address.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
-import type { Events, SiteLog } from './events.ts'
+import { type Events, QEMUS, type SiteLog } from './events.ts'
 import { instanceOf, PROCESS, thisHost } from './instance.ts'
 import { asProxyError, SessionKeeper } from './session-keeper.ts'
 import { SessionSets } from './session-sets.ts'
@@ -66,7 +66,7 @@ export class SourceDaemon {
   constructor(options: SourceOptions) {
     this.options = options
     this.rate = options.rate
-    this.qemuLog = options.events.of('connections of QEMU')
+    this.qemuLog = options.events.of(QEMUS)
     this.peerLog = options.events.of(this.peerName)
     this.memory = new SourceMemory(this.peerName, options)
     this.listeners = new SourceListeners(options)

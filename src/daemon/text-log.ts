@@ -1,7 +1,8 @@
 /** The log of the proxies on a terminal, in a journal or a file: a line of text, or of JSON where that is asked for. */
 import { printable } from '../bytes/printable.ts'
+import { PEER_LINES_PER_MINUTE, PEER_OUTCOMES_PER_MINUTE, QEMU_OUTCOMES_PER_MINUTE } from '../limits.ts'
 import type { Level } from '../log.ts'
-import type { SiteEvent } from './events.ts'
+import { QEMUS, type SiteEvent } from './events.ts'
 import { LineBudget } from './line-budget.ts'
 import { LineWriter } from './line-writer.ts'
 
@@ -24,9 +25,9 @@ export class EventLog {
   private readonly json: boolean
   private readonly sentenceOf: (event: SiteEvent) => Sentence | undefined
   private readonly writer: LineWriter
-  private readonly budget = new LineBudget((cause, lines) =>
-    this.write('warn', 'lines left out: too many in a minute', { cause, lines }),
-  )
+  /** How migrations ended is apart: what alerting waits for is not pushed out by noise. */
+  private readonly outcomes = new LineBudget((cause, lines) => this.tellLeftOut(`${cause}, outcomes`, lines))
+  private readonly others = new LineBudget((cause, lines) => this.tellLeftOut(cause, lines))
 
   /**
    * @param json one JSON object a line, for collectors
@@ -44,7 +45,7 @@ export class EventLog {
 
   /** Writes an event, unless its cause has had its lines. */
   readonly take = (told: SiteEvent): void => {
-    if (told.cause !== undefined && !this.budget.takes(told.cause)) return
+    if (told.cause !== undefined && !this.hasRoom(told.event, told.cause)) return
     const sentence = this.json ? undefined : this.sentenceOf(told)
     this.write(told.level, sentence?.text ?? told.event, sentence?.fields ?? told.fields)
   }
@@ -52,6 +53,15 @@ export class EventLog {
   /** Resolves when all lines are written, or it has been waited for long enough. */
   settle(): Promise<void> {
     return this.writer.settle(SETTLE_MS)
+  }
+
+  private hasRoom(event: string, cause: string): boolean {
+    if (event !== 'migration ended') return this.others.takes(cause, PEER_LINES_PER_MINUTE - PEER_OUTCOMES_PER_MINUTE)
+    return this.outcomes.takes(cause, cause === QEMUS ? QEMU_OUTCOMES_PER_MINUTE : PEER_OUTCOMES_PER_MINUTE)
+  }
+
+  private tellLeftOut(cause: string, lines: number): void {
+    this.write('warn', 'lines left out: too many in a minute', { cause, lines })
   }
 
   private write(level: Level, event: string, fields: object): void {

@@ -7,10 +7,10 @@ import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
-import { Events, type SiteEvent } from '../../src/daemon/events.ts'
+import { Events, QEMUS, type SiteEvent } from '../../src/daemon/events.ts'
 import { LineBudget } from '../../src/daemon/line-budget.ts'
 import { EventLog } from '../../src/daemon/text-log.ts'
-import { PEER_LINES_PER_MINUTE } from '../../src/limits.ts'
+import { PEER_LINES_PER_MINUTE, PEER_OUTCOMES_PER_MINUTE, QEMU_OUTCOMES_PER_MINUTE } from '../../src/limits.ts'
 
 t.setTimeout(240_000) // the machine may be busy
 
@@ -252,4 +252,29 @@ t.test('a disk that is full, and has room again', { skip: !root && 'mounts a tmp
   t.equal(lost.lines + kept.split('\n').length - 1, 2000, 'each line is written or counted')
   t.equal((JSON.parse(last!) as { i: number }).i, 0)
   t.equal(end, '')
+})
+
+t.test('noise does not push outcomes out, and both are bounded', async t => {
+  for (const json of [false, true])
+    for (const [cause, room] of [
+      [QEMUS, QEMU_OUTCOMES_PER_MINUTE],
+      ['x509:CN=hostile;', PEER_OUTCOMES_PER_MINUTE],
+    ] as const) {
+      const path = join(folder, 'outcomes')
+      const fd = openSync(path, 'w')
+      const log = new EventLog(json, undefined, fd)
+      const tell = (event: string, times: number): void => {
+        for (let i = 0; i < times; i++) log.take({ level: 'error', event, fields: {}, cause } as unknown as SiteEvent)
+      }
+      tell('target refused', 1000)
+      tell('migration ended', 1)
+      tell('migration ended', 1000)
+      await log.settle()
+      closeSync(fd)
+      const lines = readFileSync(path, 'utf8').trim().split('\n')
+      const ended = lines.filter(line => line.includes('migration ended')).length
+      t.ok(ended > room - 10 && ended <= room, `${cause}: ${ended} outcomes`)
+      const noise = lines.length - ended
+      t.ok(noise > 0 && noise <= PEER_LINES_PER_MINUTE - PEER_OUTCOMES_PER_MINUTE, `${noise} others`)
+    }
 })
