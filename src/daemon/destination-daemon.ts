@@ -99,7 +99,7 @@ export class DestinationDaemon {
     )
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
-      accept: (hello, identity, holder) => this.acceptSession(hello, identity, holder),
+      accept: (hello, _identity, holder) => this.acceptSession(hello, holder),
       logger: options.events.byFields(),
       memory: this.memory,
       ...(options.sessionsMax !== undefined && { sessionsMax: options.sessionsMax }),
@@ -193,7 +193,7 @@ export class DestinationDaemon {
     await this.server.close(CLOSE_GRACE_MS)
   }
 
-  private async acceptSession(hello: ClientHello, identity: string, holder: string): Promise<Accepted> {
+  private async acceptSession(hello: ClientHello, holder: string): Promise<Accepted> {
     const { options } = this
     if (this.stopping) throw new ProxyError('PEER_LOST', 'this proxy is stopping', undefined, 'it will be back')
     // what learning has counted looks like a set without pages
@@ -252,10 +252,10 @@ export class DestinationDaemon {
         pool.close().catch(error => this.tellDefect(error))
       },
       serve: link => {
-        const learning = options.learning?.begin(agreed, seed, pool, identity)
+        const learning = options.learning?.begin(agreed, seed, pool, holder)
         const session = this.makeSession(link, holder, pool, seed, learning)
-        options.events.of(identity).info('session open', {
-          identity,
+        options.events.of(holder).info('session open', {
+          identity: holder,
           agent: hello.agent,
           sets: sets.map(digest => digest.slice(0, 12)),
           ...(cold.length > 0 && { cold: cold.map(digest => digest.slice(0, 12)) }),
@@ -290,7 +290,7 @@ export class DestinationDaemon {
     seed: readonly [number, number],
     learning: SessionLearning | undefined,
   ): DestinationSession {
-    const log = this.options.events.of(link.identity)
+    const log = this.options.events.of(holder)
     return new DestinationSession({
       session: link.session,
       sessionId: link.id,

@@ -460,7 +460,7 @@ export class LinkServer {
       },
       logger,
       clock: this.#clock,
-      identity,
+      identity: holder,
       recordsMax: this.#options.recordsMax,
     })
     link.serve(accepted.serve(link))
@@ -470,7 +470,7 @@ export class LinkServer {
     this.#members.set(link.id, member)
     logger.info('link.open', {
       link: link.id.slice(0, 8),
-      identity,
+      identity: holder,
       agent: hello.agent,
       connections: hello.connections,
     })

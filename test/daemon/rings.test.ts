@@ -76,6 +76,11 @@ class Source {
 }
 
 t.test('seventeen sources', { timeout: 120_000 }, async t => {
+  const events = new Events()
+  const causes = new Set<string | undefined>()
+  events.subscribe(({ event, cause }) => {
+    if (event === 'session open' || event === 'link.open') causes.add(cause)
+  })
   const daemon = new DestinationDaemon({
     listen: [{ host: '127.0.0.1', port: 0 }],
     targets: new Map(),
@@ -86,7 +91,7 @@ t.test('seventeen sources', { timeout: 120_000 }, async t => {
     queueTargetMs: 50,
     patienceMs: 60_000,
     renewMs: 50,
-    events: new Events(),
+    events,
   })
   await daemon.start()
   const port = daemon.addresses[0]!.port
@@ -105,6 +110,7 @@ t.test('seventeen sources', { timeout: 120_000 }, async t => {
     first.every(mib => mib > 0),
     `whoever came had something: ${first.map(mib => mib.toFixed(2))}`,
   )
+  t.equal(causes.size, SOURCES, 'and lines of the log of its own')
   const share = TOTAL_MIB / (SOURCES + 1)
   const isFair = (): boolean => sources.every(({ ringMib }) => ringMib >= share / 2 - 1 && ringMib <= 2 * share)
   for (let left = 1000; left > 0 && !isFair(); left--) await new Promise(resolve => setTimeout(resolve, 20))
