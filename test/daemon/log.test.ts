@@ -190,8 +190,10 @@ for (const [json, kind] of [
     const first = await logs(child, 100)
     const { rss } = await logs(child, 50_000)
     t.ok(rss - first.rss < 64 << 20, `${Math.round((rss - first.rss) / 2 ** 20)} MiB more for 50,000 lines`)
-    const all = text(child.stdout ?? createReadStream(fifo))
-    if (kind === 'pipe') for (const end of ends) setTimeout(() => closeSync(end), 1000) // the reader has it open by then
+    const read = child.stdout ?? createReadStream(fifo)
+    const all = text(read)
+    if (kind === 'pipe') await once(read, 'open') // else nobody has it open to read for a moment
+    for (const end of ends) closeSync(end)
     await logs(child, 1) // it is read again
     child.disconnect()
     const lines = (await all).trimEnd().split('\n')

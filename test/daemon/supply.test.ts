@@ -133,9 +133,21 @@ class Running implements AsyncDisposable {
 }
 
 function childrenOf(pid: number): number[] {
-  return readdirSync(`/proc/${pid}/task`).flatMap(task =>
-    readFileSync(`/proc/${pid}/task/${task}/children`, 'latin1').trim().split(' ').filter(Boolean).map(Number),
+  return entriesOf(() => readdirSync(`/proc/${pid}/task`)).flatMap(task =>
+    entriesOf(() => readFileSync(`/proc/${pid}/task/${task}/children`, 'latin1').trim().split(' '))
+      .filter(Boolean)
+      .map(Number),
   )
+}
+
+/** None of a process or thread that has ended meanwhile. */
+function entriesOf(read: () => string[]): string[] {
+  try {
+    return read()
+  } catch (error) {
+    if (['ENOENT', 'ESRCH'].includes((error as NodeJS.ErrnoException).code ?? '')) return []
+    throw error
+  }
 }
 
 function isSupplier(pid: number): boolean {

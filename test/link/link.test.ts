@@ -6,6 +6,7 @@ import os from 'node:os'
 import path from 'node:path'
 import tls from 'node:tls'
 import t from 'tap'
+import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { Random, random } from '../../scripts/harness/random.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { RETURNER_HANDSHAKES_MAX, RETURNERS_MAX, SESSION_IDLE_MS } from '../../src/limits.ts'
@@ -374,13 +375,10 @@ t.test('the patience ends on both sides', async t => {
 
 t.test('opening: nobody there, then somebody; or nobody at all', async t => {
   const clock = fastClock(20)
-  const probe = net.createServer()
-  await new Promise<void>(resolve => probe.listen(0, '127.0.0.1', resolve))
-  const { port } = probe.address() as net.AddressInfo
-  await new Promise(resolve => probe.close(resolve))
+  const port = await claimPort()
   const late = join(t, port, { clock })
   const opening = late.client.open()
-  await sleep(100)
+  await until('a dial that is refused', () => late.log.of('link.dial').length > 0)
   const server = new TestServer({ clock })
   t.teardown(() => server.server.close(0))
   await server.listen(port)

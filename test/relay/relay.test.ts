@@ -11,6 +11,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
+import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { isProxyError, ProxyError } from '../../src/errors.ts'
 import {
   type Address,
@@ -28,7 +29,7 @@ import {
 } from '../../src/relay/address.ts'
 import { dial } from '../../src/relay/dialer.ts'
 import { fileMode, groupId } from '../../src/relay/group.ts'
-import { type Accepted, isServed, type Listener, listen, listenSockets } from '../../src/relay/listener.ts'
+import { type Accepted, isServed, listen, listenSockets } from '../../src/relay/listener.ts'
 import {
   acceptQemuSocket,
   type QemuSocket,
@@ -814,24 +815,19 @@ t.test('listeners', async t => {
   })
 
   t.test('a range of ports: each is told apart; all or none', async t => {
-    let listener: Listener | undefined
-    let from = 0
+    const host = ownHost()
+    const from = 40010
     const got: Accepted[] = []
-    for (let attempt = 0; !listener && attempt < 20; attempt++) {
-      from = 20000 + Math.floor(Math.random() * 10000)
-      const range = parseAddress(`tcp:127.0.0.1:${from}-${from + 7}`)
-      listener = await listen(range, (socket, at) => {
-        got.push(at)
-        socket.reset()
-      }).catch(() => undefined)
-    }
-    if (!listener) throw new Error('no free range')
+    const listener = await listen(parseAddress(`tcp:${host}:${from}-${from + 7}`), (socket, at) => {
+      got.push(at)
+      socket.reset()
+    })
     t.same(
       listener.addresses.map(a => (a.kind === 'tcp' ? a.port : -1)),
       [0, 1, 2, 3, 4, 5, 6, 7].map(i => from + i),
     )
     for (const offset of [3, 0, 7]) {
-      const peer = net.connect(from + offset, '127.0.0.1')
+      const peer = net.connect(from + offset, host)
       peer.on('error', () => {})
       await until('reset', () => peer.destroyed)
     }
@@ -839,11 +835,11 @@ t.test('listeners', async t => {
       got.map(at => at.port),
       [from + 3, from, from + 7],
     )
-    const overlap = parseAddress(`tcp:127.0.0.1:${from - 2}-${from + 1}`)
+    const overlap = parseAddress(`tcp:${host}:${from - 2}-${from + 1}`)
     const error = await failure(() => listen(overlap, () => {}))
     t.match(error.message, /EADDRINUSE/)
     t.match(error.what, new RegExp(`:${from} `), 'the port that is taken is named')
-    const free = net.createServer().listen(from - 2, '127.0.0.1')
+    const free = net.createServer().listen(from - 2, host)
     await once(free, 'listening')
     free.close()
     await listener.close()
@@ -979,10 +975,7 @@ t.test('listeners', async t => {
 
 t.test('the dialler', async t => {
   t.test('nobody there', async t => {
-    const probe = net.createServer().listen(0, '127.0.0.1')
-    await once(probe, 'listening')
-    const { port } = probe.address() as net.AddressInfo
-    probe.close()
+    const port = await claimPort()
     const error = await failure(() => dial(parseAddress(`tcp:127.0.0.1:${port}`)))
     t.equal(error.code, 'TARGET_REFUSED')
     t.match(error.what, new RegExp(`tcp:127.0.0.1:${port} refused`))
