@@ -1,6 +1,6 @@
 /**
  * Answers of a destination QEMU over fresh pairs of daemons and real sockets: each pair carries bytes one way and an
- * answer of any size the other, cut at random. Whatever does not arrive within `STALLED_MS` has stalled.
+ * answer of any size the other, cut at random; in plain or by TLS, over a link of 0 or 40 ms, as the seed says. Whatever does not arrive within `STALLED_MS` has stalled.
  *
  *   node test/daemon/return-path.ts [pairs] [seed]
  */
@@ -10,10 +10,13 @@ import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Random } from '../../scripts/harness/random.ts'
+import { parseLink } from '../../scripts/harness/wan/link.ts'
+import { RelayLink } from '../../scripts/harness/wan/relay-link.ts'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { parseAddress } from '../../src/relay/address.ts'
+import { credentials, makeCredentials } from '../link/harness.ts'
 
 const ANSWER_BYTES_MAX = 8 << 20
 /** No byte for so long: even a machine that does ten other things moves one. */
@@ -48,12 +51,23 @@ async function writeCut(socket: net.Socket, bytes: Buffer, random: Random): Prom
   }
 }
 
+/** Directory of the keys of all pairs, made once. */
+let keys: Promise<string> | undefined
+
+function keysOnce(): Promise<string> {
+  keys ??= makeCredentials('x509', { teardown: remove => process.once('exit', remove) })
+  return keys
+}
+
 /**
- * One fresh pair and its answers, one behind the other on channels of their own.
+ * One fresh pair and its answers, one behind the other on channels of their own. Four seeds that follow each other are
+ * the four ways: plain or TLS, 0 or 40 ms.
  * @returns bytes of the answers
  * @throws Error where one stalls or differs
  */
-export async function answerOnce(random: Random): Promise<number> {
+export async function answerOnce(seed: number): Promise<number> {
+  const random = new Random(seed)
+  const directory = seed & 1 ? await keysOnce() : undefined
   const some = (length: number): Buffer => {
     const start = random.int(0, PERIOD - 1)
     return PATTERN.subarray(start, start + length)
@@ -85,7 +99,8 @@ export async function answerOnce(random: Random): Promise<number> {
   const destination = new DestinationDaemon({
     listen: [{ host: '127.0.0.1', port: 0 }],
     targets: new Map([['default', parseAddress(`unix:${path}`)]]),
-    credentials: undefined,
+    credentials:
+      directory === undefined ? undefined : credentials(`${directory}/site-b`, { role: 'server', peerName: 'site-a' }),
     store: undefined,
     ringPagesMax: 16,
     placesMax: 16,
@@ -94,11 +109,13 @@ export async function answerOnce(random: Random): Promise<number> {
     events,
   })
   await destination.start()
+  const wan = { host: '127.0.0.1', port: destination.addresses[0]!.port }
+  const relay = seed & 2 ? await RelayLink.open(parseLink('1Gbit,40ms'), wan) : undefined
   const source = new SourceDaemon({
     listen: [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
     beyondLoopback: false,
-    peer: { host: '127.0.0.1', port: destination.addresses[0]!.port },
-    credentials: undefined,
+    peer: { host: '127.0.0.1', port: relay?.port ?? wan.port },
+    credentials: directory === undefined ? undefined : credentials(`${directory}/site-a`, { peerName: 'site-b' }),
     store: undefined,
     ringPages: 16,
     places: 16,
@@ -118,6 +135,7 @@ export async function answerOnce(random: Random): Promise<number> {
     await source.abort()
     await source.ended
     await destination.abort()
+    await relay?.[Symbol.asyncDispose]()
     rmSync(folder, { recursive: true, force: true })
   }
   return talks.reduce((sum, { answer }) => sum + answer.length, 0)
@@ -156,7 +174,7 @@ if (import.meta.main) {
   let bytes = 0
   for (let i = 0; i < pairs; i++) {
     try {
-      bytes += await answerOnce(new Random(seed + i))
+      bytes += await answerOnce(seed + i)
     } catch (error) {
       console.error(`seed ${seed + i}: ${(error as Error).message}`)
       process.exitCode = 1
