@@ -19,6 +19,8 @@ export interface CommandOptions {
   readonly stderr?: number | 'closed' | undefined
   readonly env?: Readonly<Record<string, string>> | undefined
   readonly uid?: number | undefined
+  /** As systemd starts it: LISTEN_PID is its own process id. */
+  readonly activated?: boolean | undefined
   /** What to do with a command that goes on, as soon as its output so far matches. */
   readonly when?: readonly (readonly [pattern: RegExp, act: (command: ChildProcess) => void])[] | undefined
 }
@@ -33,7 +35,7 @@ export interface Outcome {
 
 /** Runs a command to its end. */
 export async function run(args: readonly string[], options: CommandOptions): Promise<Outcome> {
-  const { cwd, input, stdout, stderr, env, uid, when = [] } = options
+  const { cwd, input, stdout, stderr, env, uid, activated = false, when = [] } = options
   const startMs = performance.now()
   const pipes: StdioOptions = [
     input === undefined ? 'ignore' : 'pipe',
@@ -41,12 +43,16 @@ export async function run(args: readonly string[], options: CommandOptions): Pro
     typeof stderr === 'number' ? stderr : 'pipe',
   ]
   // tap has every Node that is spawned write down that it ran, by NODE_OPTIONS, where another user may not write
-  const command = spawn('env', ['-u', 'NODE_OPTIONS', PAGEFERRY, ...args], {
-    cwd,
-    stdio: pipes,
-    env: { ...process.env, ...env },
-    ...(uid === undefined ? {} : { uid, gid: uid }),
-  })
+  const command = spawn(
+    'sh',
+    ['-c', `${activated ? 'export LISTEN_PID=$$; ' : ''}unset NODE_OPTIONS; exec "$0" "$@"`, PAGEFERRY, ...args],
+    {
+      cwd,
+      stdio: pipes,
+      env: { ...process.env, ...env },
+      ...(uid === undefined ? {} : { uid, gid: uid }),
+    },
+  )
   const said = { stdout: '', stderr: '' }
   let next = 0
   let hung = false

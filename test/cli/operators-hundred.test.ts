@@ -58,6 +58,8 @@ type Case = readonly [name: string, args: readonly string[], expected: Expected]
 
 const isRoot = process.getuid?.() === 0
 const NOBODY = 65534
+/** A group that we may give files to, another than our own where we may. */
+const GROUP = isRoot ? NOBODY : process.getgid!()
 
 t.setTimeout(600_000) // the machine may be busy
 
@@ -273,11 +275,9 @@ const proxies: Case[] = [
     [...SOURCE, '--listen', 'fd:qemu'],
     { status: 2, err: /systemd passed no socket/ },
   ],
-  [
-    'nonsense from systemd',
-    SOURCE,
-    { status: 2, env: { LISTEN_PID: 'x', LISTEN_FDS: 'x' }, skip: 'the process id is not known before it starts' },
-  ],
+  ['nonsense from systemd', SOURCE, { status: 2, env: { LISTEN_FDS: 'x' }, err: /LISTEN_FDS/, activated: true }],
+  ['no mode of a socket', [...SOURCE, '--socket-mode', '0999'], { status: 2, hint: /three octal digits/ }],
+  ['no group of a socket', [...SOURCE, '--socket-group', '-'], { status: 2, hint: /libvirt-qemu/ }],
   ['a rate of 0', [...SOURCE, '--rate', '0Mbit'], { status: 2, hint: /nothing would ever arrive/ }],
   ['no rate', [...SOURCE, '--rate', 'fast'], { status: 2, hint: /200Mbit/ }],
   ['two rates', [...SOURCE, '--rate', '1Mbit', '--rate-file', at('rate')], { status: 2, err: /mutually exclusive/ }],
@@ -323,6 +323,23 @@ const proxies: Case[] = [
       out: /listening for QEMU[\s\S]*stopped\n$/,
       raw: '',
       when: [[/listening/, command => command.kill('SIGTERM')]],
+    },
+  ],
+  [
+    "source with a socket for QEMU's group",
+    [...SOURCE, '--listen', `unix:${at('group.sock')}`, '--socket-mode', '0660', '--socket-group', String(GROUP)],
+    {
+      status: 0,
+      raw: '',
+      when: [
+        [
+          /listening[^\n]*group\.sock/,
+          command => {
+            const { mode, gid } = lstatSync(at('group.sock'))
+            command.kill((mode & 0o777) === 0o660 && gid === GROUP ? 'SIGTERM' : 'SIGKILL')
+          },
+        ],
+      ],
     },
   ],
   [
