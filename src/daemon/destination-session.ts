@@ -211,6 +211,9 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     } else this.options.onFailure(unknownFlow(number))
   }
 
+  onTaken(): void {}
+  onRefused(): void {}
+
   onPage(number: number, page: Uint8Array | undefined): void {
     if (this.questions.answered(number, page)) return
     const what = `page ${number} of a set, which was not asked for`

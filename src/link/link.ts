@@ -8,7 +8,6 @@ import { LINGER_MS } from '../limits.ts'
 import type { Role } from '../session/api.ts'
 import { Session } from '../session/session.ts'
 import { FrameDecoder } from '../wan/frames.ts'
-import { CODE } from '../wan/wire.ts'
 import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
 import { EndOfTurn } from './end-of-turn.ts'
 import { KeyUse } from './key-use.ts'
@@ -68,6 +67,8 @@ class Unserved implements LinkSink {
   onBatch = unserved
   onFin = unserved
   onReset = unserved
+  onTaken = unserved
+  onRefused = unserved
   onEnd = unserved
   onCredit = unserved
   onPage = unserved
@@ -126,11 +127,8 @@ export class Link {
         onBatch: (flow, parts, rawLength) => this.#sink.onBatch(flow, parts, rawLength),
         onFin: flow => this.#sink.onFin(flow),
         onReset: (flow, code, text) => this.#sink.onReset(flow, code, text),
-        onTaken: flow => this.#sink.onTaken?.(flow),
-        onRefused: (flow, text) => {
-          if (this.#sink.onRefused) this.#sink.onRefused(flow, text)
-          else this.#sink.onReset(flow, CODE.SHUTDOWN, text)
-        },
+        onTaken: flow => this.#sink.onTaken(flow),
+        onRefused: (flow, text) => this.#sink.onRefused(flow, text),
         onEnd: flow => this.#sink.onEnd(flow),
         onCredit: flow => this.#sink.onCredit(flow),
         onWant: numbers => this.#sink.onWant(numbers),

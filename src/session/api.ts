@@ -39,12 +39,12 @@ export interface SessionSink {
    */
   onReset(flow: number, code: number, text: string): void
   /** Client only: the server has taken the flow; told once, before anything else of the flow, unless this side reset it. */
-  onTaken?(flow: number): void
+  onTaken(flow: number): void
   /**
    * Client only: the server refused the flow because it takes no new migrations or its session ends. No QEMU heard of
-   * it: its bytes may go out again on another session. All else as with onReset, which comes where this is not there.
+   * it: its bytes may go out again on another session. All else as with onReset.
    */
-  onRefused?(flow: number, text: string): void
+  onRefused(flow: number, text: string): void
   /** Both directions have ended and the peer knows: the flow is no more. Not called for flows that die with the session. */
   onEnd(flow: number): void
   /** `credit(flow)` rose, or there is more room than `dataRoom` gave last. */

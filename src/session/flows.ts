@@ -113,7 +113,7 @@ export class Flows {
         const refused = flow.receive === 'asked' && code === CODE.SHUTDOWN
         if (!this.enterReceive(flow, 'reset', !refused)) return
         if (flow.send !== 'reset') {
-          if (refused && this.sink.onRefused) this.sink.onRefused(number, reasonText(payload))
+          if (refused) this.sink.onRefused(number, reasonText(payload))
           else this.sink.onReset(number, code, reasonText(payload))
         }
         return this.endFlow(flow)
@@ -209,7 +209,7 @@ export class Flows {
     }
     const asked = flow.receive === 'asked'
     flow.receive = next
-    if (asked && takes && flow.send !== 'reset') this.sink.onTaken?.(flow.number)
+    if (asked && takes && flow.send !== 'reset') this.sink.onTaken(flow.number)
     return true
   }
 

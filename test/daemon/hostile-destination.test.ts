@@ -63,7 +63,16 @@ t.test('answers of one byte, each a frame', async t => {
           }
         }
         return {
-          ...{ onFin: nothing, onReset: nothing, onEnd: nothing, onDrain: nothing, onBye: nothing, onDead: nothing },
+          ...{
+            onTaken: nothing,
+            onRefused: nothing,
+            onFin: nothing,
+            onReset: nothing,
+            onEnd: nothing,
+            onDrain: nothing,
+            onBye: nothing,
+            onDead: nothing,
+          },
           ...{ onData: nothing, onWant: nothing, onPage: nothing, onCredit: send, onWork: send },
           onOpen: number => flows.push(number),
           onBatch: (number, _parts, rawLength) => link.session.consumed(number, rawLength),
@@ -112,7 +121,16 @@ t.test('sessions that are ended as soon as they are open', async t => {
         sessions.push(performance.now())
         setImmediate(() => void link.close())
         return {
-          ...{ onOpen: nothing, onData: nothing, onBatch: nothing, onFin: nothing, onReset: nothing, onEnd: nothing },
+          ...{
+            onTaken: nothing,
+            onRefused: nothing,
+            onOpen: nothing,
+            onData: nothing,
+            onBatch: nothing,
+            onFin: nothing,
+            onReset: nothing,
+            onEnd: nothing,
+          },
           ...{ onCredit: nothing, onWant: nothing, onPage: nothing, onDrain: nothing, onBye: nothing, onDead: nothing },
           onWork: nothing,
         }

@@ -30,9 +30,9 @@ t.test('a peer that refuses a flow and then takes it, answers and resets it', as
   // a batch of it is still being packed, so that it is not reset yet
   const [[number, flow]] = [...session.channels.flows] as [[number, { sending: { settle(): void } }]]
   flow.sending.settle = () => {}
-  session.onRefused!(number, 'takes no new migrations')
+  session.onRefused(number, 'takes no new migrations')
   t.equal(inside.reception.waiting.length, 1)
-  session.onTaken!(number)
+  session.onTaken(number)
   session.onData(number, Buffer.from('answer'))
   session.onFin(number)
   session.onReset(number, CODE.TARGET_REFUSED, 'no')

@@ -14,6 +14,7 @@ import { makePsk, makeX509, writeCredentialFiles } from '../../src/link/keygen.t
 import type { Link } from '../../src/link/link.ts'
 import { LinkServer, type LinkServerOptions } from '../../src/link/server.ts'
 import type { FlowInfo } from '../../src/session/api.ts'
+import { CODE } from '../../src/wan/wire.ts'
 
 /** Time that runs `factor` times as fast as the wall's: five seconds of heartbeat pass in half a second. */
 export function fastClock(factor: number): Clock {
@@ -176,6 +177,12 @@ export class End implements LinkSink {
   onReset(number: number, code: number, text: string): void {
     this.resets.push(`${code} ${text}`)
     this.link.session.resetFlow(number, 0, '')
+  }
+
+  onTaken(): void {}
+
+  onRefused(number: number, text: string): void {
+    this.onReset(number, CODE.SHUTDOWN, text)
   }
 
   onEnd(number: number): void {

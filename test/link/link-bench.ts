@@ -44,6 +44,8 @@ class Mill implements LinkSink {
   }
   onFin(): void {}
   onReset(): void {}
+  onTaken(): void {}
+  onRefused(): void {}
   onEnd(): void {}
   onCredit(): void {}
   onWant(): void {}

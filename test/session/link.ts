@@ -89,6 +89,8 @@ export class Link {
       },
       onFin: nothing,
       onReset: nothing,
+      onTaken: nothing,
+      onRefused: nothing,
       onEnd: nothing,
       onCredit: nothing,
       onWant: nothing,

@@ -1454,11 +1454,6 @@ t.test('taking and refusing a flow', async t => {
   client.pull()
   client.say(FRAME.END, 1)
   t.equal(client.log.at(-1), 'end 1')
-
-  const plain = new Bench('client', { onRefused: undefined } as never)
-  plain.session.openFlow(INFO)
-  plain.say(FRAME.RESET, 1, REFUSED_PAYLOAD)
-  t.same(plain.log, ['reset 1 10 not now'])
 })
 
 t.test('what the server of a session that has ended never heard of', async t => {

@@ -9,7 +9,6 @@ import type { LinkSink } from '../../src/link/api.ts'
 import type { SessionOptions } from '../../src/session/api.ts'
 import { Session } from '../../src/session/session.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
-import { CODE } from '../../src/wan/wire.ts'
 import type { Process, VirtualTime } from '../helpers/virtual-time.ts'
 
 const BACKOFF_MIN_MS = 100
@@ -182,11 +181,8 @@ export class LinkEnd {
         onBatch: (flow, parts, rawLength) => sink().onBatch(flow, parts, rawLength),
         onFin: flow => sink().onFin(flow),
         onReset: (flow, code, text) => sink().onReset(flow, code, text),
-        onTaken: flow => sink().onTaken?.(flow),
-        onRefused: (flow, text) => {
-          if (sink().onRefused) sink().onRefused!(flow, text)
-          else sink().onReset(flow, CODE.SHUTDOWN, text)
-        },
+        onTaken: flow => sink().onTaken(flow),
+        onRefused: (flow, text) => sink().onRefused(flow, text),
         onEnd: flow => sink().onEnd(flow),
         onCredit: flow => sink().onCredit(flow),
         onWant: numbers => sink().onWant(numbers),
