@@ -141,9 +141,9 @@ t.test('a channel that is seen after its main has ended', async t => {
   late.write(MULTIFD)
   await until('its channel', () => pair.target.received[1]?.equals(MULTIFD) === true)
   const early = await pair.dial() // of the next migration
-  early.write(MULTIFD)
   const next = await pair.dial()
-  next.write(MAIN)
+  early.write(MULTIFD)
+  next.write(MAIN) // in the same turn: 200 ms later it would be too late
   await until('the next main', () => pair.target.received[2]?.equals(MAIN) === true)
   await until('its channel', () => pair.target.received[3]?.equals(MULTIFD) === true)
   t.equal(pair.count('migration starts'), 2)
