@@ -12,22 +12,14 @@ import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { PIECES_MAX } from '../../src/limits.ts'
-import { readHello } from '../../src/link/greeting.ts'
-import type { Link } from '../../src/link/link.ts'
 import { LinkServer } from '../../src/link/server.ts'
 import { parseAddress } from '../../src/relay/address.ts'
-import { encodeFrame, FrameDecoder } from '../../src/wan/frames.ts'
-import { clientHelloOf, encodeServerHello } from '../../src/wan/hello.ts'
-import { FRAME } from '../../src/wan/wire.ts'
 import { until } from '../helpers/until.ts'
+import { AcknowledgesNothing, OneByteAnswers } from '../hostile/destinations.ts'
 import { TestLog } from '../link/harness.ts'
 import { MAIN, MULTIFD } from './daemons.ts'
 
 t.setTimeout(120_000)
-
-/** Pieces that are handed in at a time, and when there are none to be expected any more: the sockets' own buffers take some. */
-const STEP = 1000
-const PIECES_ENOUGH = 1_000_000
 
 function sourceOf(port: number, at: string): SourceDaemon {
   return new SourceDaemon({
@@ -42,46 +34,8 @@ function sourceOf(port: number, at: string): SourceDaemon {
 }
 
 t.test('answers of one byte, each a frame', async t => {
-  const links: Link[] = []
-  let pieces = 0
-  const server = new LinkServer({
-    plaintext: true,
-    logger: new TestLog(),
-    accept: hello => ({
-      ...{ sets: [], ring: hello.ring, places: hello.places, targets: [] },
-      serve: link => {
-        links.push(link)
-        const nothing = (): void => {}
-        const flows: number[] = []
-        const send = (): void => {
-          for (const flow of flows) {
-            for (let i = 0; i < STEP && pieces < PIECES_ENOUGH; i++) {
-              if (link.session.dataRoom(flow, STEP) === 0) break
-              link.session.sendData(flow, Uint8Array.of(0))
-              pieces++
-            }
-          }
-        }
-        return {
-          ...{
-            onTaken: nothing,
-            onRefused: nothing,
-            onFin: nothing,
-            onReset: nothing,
-            onEnd: nothing,
-            onDrain: nothing,
-            onBye: nothing,
-            onDead: nothing,
-          },
-          ...{ onData: nothing, onWant: nothing, onPage: nothing, onCredit: send, onWork: send },
-          onOpen: number => flows.push(number),
-          onBatch: (number, _parts, rawLength) => link.session.consumed(number, rawLength),
-        }
-      },
-    }),
-  })
-  const { port } = await server.listen({ host: '127.0.0.1', port: 0 })
-  t.teardown(() => server.close(0))
+  await using hostile = await OneByteAnswers.start()
+  const { port } = hostile
   // a Unix socket, because it has small buffers
   const folder = mkdtempSync(join(tmpdir(), 'pageferry-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
@@ -100,12 +54,12 @@ t.test('answers of one byte, each a frame', async t => {
     qemu.pause()
     qemu.write(start)
   }
-  await until('the session to end', () => links[0]?.over === true || pieces === PIECES_ENOUGH, 60_000)
-  t.comment(`${pieces} pieces`)
-  t.ok(links[0]!.over, 'it ends')
-  const error = await links[0]!.ended
+  await until('the session to end', () => hostile.isOver, 60_000)
+  t.comment(`${hostile.pieces} pieces`)
+  t.ok(hostile.links[0]!.over, 'it ends')
+  const error = await hostile.links[0]!.ended
   t.equal(error, undefined, 'by a BYE of the source')
-  t.ok(pieces > PIECES_MAX / 2, 'not before')
+  t.ok(hostile.pieces > PIECES_MAX / 2, 'not before')
 })
 
 t.test('sessions that are ended as soon as they are open', async t => {
@@ -169,34 +123,8 @@ for (const { precopy, postcopy, stream } of PATIENCES)
   t.test(
     `a destination that acknowledges nothing, --patience ${precopy}s --patience-postcopy ${postcopy}s`,
     async t => {
-      let bytes = 0
-      const server = net.createServer(async socket => {
-        socket.on('error', () => {})
-        const { body } = await readHello(socket)
-        const { ring, places } = clientHelloOf(body)
-        const none = { sets: [], targets: ['default'], agent: 'hostile' }
-        socket.write(encodeServerHello({ ...none, ring, places, token: '0'.repeat(64), received: 0, credit: 65536 }))
-        let sequence = 0
-        const decoder = new FrameDecoder(({ type, flow, payload }) => {
-          const say = (answer: number, said: Uint8Array): void => {
-            socket.write(
-              encodeFrame(
-                answer,
-                0,
-                answer === FRAME.CREDIT ? flow : 0,
-                answer === FRAME.CREDIT ? ++sequence : 0,
-                said,
-              ),
-            )
-          }
-          if (type === FRAME.PING) say(FRAME.PONG, payload.slice())
-          if (type === FRAME.OPEN) say(FRAME.CREDIT, Buffer.from('0000000010000000', 'hex'))
-          bytes += payload.length
-        })
-        socket.on('data', chunk => decoder.push(chunk)).resume()
-      })
-      await once(server.listen(0, '127.0.0.1'), 'listening')
-      const { port } = server.address() as net.AddressInfo
+      await using hostile = await AcknowledgesNothing.start()
+      const { port } = hostile
       const folder = mkdtempSync(join(tmpdir(), 'pageferry-'))
       const at = join(folder, 'source.sock')
       const source = spawn(
@@ -219,7 +147,6 @@ for (const { precopy, postcopy, stream } of PATIENCES)
       )
       t.teardown(() => {
         source.kill('SIGKILL')
-        server.close()
         rmSync(folder, { recursive: true, force: true })
       })
       const lines: { msg: string; outcome?: string; reason?: string }[] = []
@@ -235,7 +162,7 @@ for (const { precopy, postcopy, stream } of PATIENCES)
       qemu.destroy()
       const seconds = (performance.now() - fromMs) / 1000
       t.ok(seconds > 2.5 && seconds < 60, `given up after ${seconds.toFixed(1)} s`)
-      t.ok(bytes > 0, 'it took what came')
+      t.ok(hostile.bytes > 0, 'it took what came')
       await until('the end of the migration', () => lines.some(({ msg }) => msg === 'migration ended'))
       t.match(
         lines.find(({ msg }) => msg === 'migration ended'),

@@ -17,7 +17,7 @@
  */
 import { type ChildProcess, fork, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -93,6 +93,11 @@ export interface SiegeOptions {
   /** Further arguments of `pageferry destination`. */
   readonly destinationArguments?: readonly string[]
   readonly sourceArguments?: readonly string[]
+  /**
+   * Port of a hostile destination, without TLS: what is besieged is then a `pageferry serve`, the honest ones' destination
+   * and at `siege.gate` a source proxy of that one. Destination arguments and pool memory are its own.
+   */
+  readonly hostileDestination?: number
   /** Where the honest source proxy dials in place of the destination proxy's port: a relay's, for example. */
   readonly through?: (port: number) => Promise<number>
 }
@@ -130,6 +135,11 @@ export class Siege implements AsyncDisposable {
     this.linesPerMigration = linesPerMigration
   }
 
+  /** Where QEMUs connect whose destination is hostile: a Unix socket. */
+  get gate(): string {
+    return join(this.folder, 'gate.sock')
+  }
+
   /** Starts all of it, and lets some honest migrations pass. */
   static async start(options: SiegeOptions = {}): Promise<Siege> {
     const folder = mkdtempSync(join(tmpdir(), 'pageferry-siege-'))
@@ -142,18 +152,33 @@ export class Siege implements AsyncDisposable {
       }
       const security = (name: string): string[] => (plaintext ? ['--plaintext'] : ['--tls-creds', join(folder, name)])
       const target = join(folder, 'target.sock')
-      const destination = children.pageferry('destination', [
+      const alone = [
         ...['destination', '--json', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${target}`],
-        ...[
-          '--pool-memory',
-          options.poolMemory ?? '16MiB',
-          ...security(DESTINATION),
-          ...(options.destinationArguments ?? []),
-        ],
-      ])
+        ...['--pool-memory', options.poolMemory ?? '16MiB', ...security(DESTINATION)],
+        ...(options.destinationArguments ?? []),
+      ]
+      const both = ['serve', '--json', '--config', join(folder, 'serve.yaml')]
+      const { hostileDestination } = options
+      if (hostileDestination !== undefined) {
+        const configuration = {
+          ...{ plaintext: true, patience: '10s', 'pool-memory': '64MiB' },
+          wan: { listen: ['tcp:127.0.0.1:0'] },
+          targets: { default: `unix:${target}` },
+          peers: { hostile: { address: `127.0.0.1:${hostileDestination}` } },
+          listeners: [{ at: `unix:${join(folder, 'gate.sock')}`, peer: 'hostile' }],
+        }
+        writeFileSync(both.at(-1)!, JSON.stringify(configuration))
+      }
+      const destination = children.pageferry('destination', hostileDestination === undefined ? alone : both)
       children.destination = destination
-      const listening = await children.line('listening for source proxies')
-      const port = Number(/:(\d+)$/.exec(String(listening.at))![1])
+      let port: number
+      if (hostileDestination === undefined) {
+        const { at } = await children.line('listening for source proxies')
+        port = Number(/:(\d+)$/.exec(String(at))![1])
+      } else {
+        // 'serving' tells what is configured; this line tells what is bound, where it is not that of the dialler
+        port = Number((await children.line('link.plaintext', ({ address }) => address !== undefined)).port)
+      }
       const source = join(folder, 'source.sock')
       const peer = options.through ? await options.through(port) : port
       children.pageferry('source', [
@@ -161,7 +186,7 @@ export class Siege implements AsyncDisposable {
         ...[...security(HONEST), ...(plaintext ? [] : ['--peer-name', DESTINATION])],
         ...(options.sourceArguments ?? []),
       ])
-      await children.line('session open')
+      await children.line('session open', fields => fields.peer === `127.0.0.1:${peer}`)
       const task: HonestTask = {
         port,
         credentials: plaintext ? undefined : join(folder, HONEST),
@@ -343,11 +368,14 @@ class Children {
   }
 
   /** Waits for a line of any of them. */
-  line(message: string): Promise<Record<string, unknown>> {
+  line(
+    message: string,
+    isIt: (fields: Record<string, unknown>) => boolean = () => true,
+  ): Promise<Record<string, unknown>> {
     let look!: (fields: Record<string, unknown>) => void
     const found = new Promise<Record<string, unknown>>(resolve => {
       look = fields => {
-        if (fields.msg === message) resolve(fields)
+        if (fields.msg === message && isIt(fields)) resolve(fields)
       }
       this.waiting.add(look)
     })
