@@ -353,6 +353,26 @@ export const MACHINE_TYPE_LENGTH_MAX = 255
 /** Entries of the capabilities subsection; QEMU 10 knows 24 capabilities and lists 2 of them. */
 export const CAPABILITIES_MAX = 64
 
+// NBD: the wire allows more than any client or server sends; what meets more is relayed raw -------------------------------
+
+/**
+ * Requests of one connection that are not answered. QEMU's mirror has 16 under way, nbdcopy 64, Linux 128 a connection; each
+ * costs 38 bytes in a table that is at most half full.
+ */
+export const NBD_REQUESTS_MAX = 4096
+
+/** Bytes of an export's or a metadata context's name: the protocol's own limit of strings. They are kept. */
+export const NBD_NAME_BYTES_MAX = 4096
+
+/**
+ * Bytes of the data of an option, and of a reply to one. What is not kept is passed, so this is no memory; but the longest
+ * that anybody sends has two strings, and a length beyond tells that the place is lost.
+ */
+export const NBD_OPTION_BYTES_MAX = 65536
+
+/** Metadata contexts that a client may have chosen: QEMU offers two and one for each bitmap. */
+export const NBD_CONTEXTS_MAX = 64
+
 // Sets that stay on the disk ---------------------------------------------------------------------------------------------
 
 /** Pages of them that a server may have asked for and not been sent (protocol): all of one batch. */
