@@ -250,7 +250,7 @@ async function record(plan: Plan, qemu: QemuVersion, directory: string): Promise
     await source.cont() // a background snapshot is of a running guest
     await source.qmp.execute('migrate', { uri })
     await source.waitMigration()
-    recordings.push({ sourcePort: 0, forward: [readFileSync(join(directory, 'stream'))], back: [] })
+    recordings.push({ sourcePort: 0, forward: [readFileSync(join(directory, 'stream'))], back: [], order: [] })
   } else {
     const { parameters: _, ...capabilities } = settings
     const compression = plan.settings?.parameters?.['multifd-compression']

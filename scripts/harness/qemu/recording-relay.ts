@@ -1,5 +1,5 @@
 /** A TCP relay that keeps every byte of every connection: what a capture of the same connections must reassemble to. */
-import { connect, createServer, type Server, type Socket } from 'node:net'
+import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net'
 
 /** One connection, in the order in which the source opened them. */
 export interface Recording {
@@ -9,7 +9,12 @@ export interface Recording {
   readonly forward: Buffer[]
   /** Bytes from destination to source: the return path, or none. */
   readonly back: Buffer[]
+  /** Bytes of each chunk in the order in which the relay took them, those from the destination negative. */
+  readonly order: number[]
 }
+
+/** Where connections go. */
+export type RelayTarget = { readonly host: string; readonly port: number } | { readonly path: string }
 
 /**
  * Relays to one address, raw, and records. Each connection is relayed as soon as those before it stand, as QEMU 7.2
@@ -23,25 +28,27 @@ export class RecordingRelay implements AsyncDisposable {
   private dialled = Promise.resolve()
   private onIdle = () => {}
 
-  private constructor(target: { readonly host: string; readonly port: number }) {
+  private constructor(target: RelayTarget) {
     this.server = createServer({ allowHalfOpen: true, noDelay: true, pauseOnConnect: true }, near => {
       this.open++
-      const recording: Recording = { sourcePort: near.remotePort!, forward: [], back: [] }
+      const recording: Recording = { sourcePort: near.remotePort!, forward: [], back: [], order: [] }
       this.recordings.push(recording)
       this.dialled = this.dialled.then(() => this.relay(near, target, recording))
     })
   }
 
   /** Listens on `listen` and relays to `target`. */
-  static async start(
-    listen: { host: string; port: number },
-    target: { host: string; port: number },
-  ): Promise<RecordingRelay> {
+  static async start(listen: { host: string; port: number }, target: RelayTarget): Promise<RecordingRelay> {
     const relay = new RecordingRelay(target)
     await new Promise<void>((resolve, reject) =>
       relay.server.once('error', reject).listen(listen.port, listen.host, resolve),
     )
     return relay
+  }
+
+  /** Where it listens, if it was told port 0. */
+  get port(): number {
+    return (this.server.address() as AddressInfo).port
   }
 
   /** Listens no longer, and waits until every connection has ended both ways. */
@@ -61,11 +68,7 @@ export class RecordingRelay implements AsyncDisposable {
   }
 
   /** Gives the connection its other half; settled once that stands. */
-  private relay(
-    near: Socket,
-    target: { readonly host: string; readonly port: number },
-    recording: Recording,
-  ): Promise<void> {
+  private relay(near: Socket, target: RelayTarget, recording: Recording): Promise<void> {
     const far = connect({ ...target, allowHalfOpen: true, noDelay: true })
     for (const socket of [near, far]) {
       this.sockets.add(socket)
@@ -75,16 +78,17 @@ export class RecordingRelay implements AsyncDisposable {
     const ended = () => {
       if (--ends === 0 && --this.open === 0) this.onIdle()
     }
-    pump(near, far, recording.forward, ended)
-    pump(far, near, recording.back, ended)
+    pump(near, far, recording.forward, length => recording.order.push(length), ended)
+    pump(far, near, recording.back, length => recording.order.push(-length), ended)
     near.resume()
     return new Promise(resolve => far.once('connect', resolve).once('close', () => resolve()))
   }
 }
 
-function pump(from: Socket, to: Socket, record: Buffer[], ended: () => void): void {
+function pump(from: Socket, to: Socket, record: Buffer[], note: (length: number) => void, ended: () => void): void {
   from.on('data', chunk => {
     record.push(chunk)
+    note(chunk.length)
     if (!to.write(chunk)) {
       from.pause()
       to.once('drain', () => from.resume())
