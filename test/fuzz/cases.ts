@@ -45,6 +45,9 @@ import {
   templatePages,
 } from '../codec/harness.ts'
 import { checksum, decodeSession, type SentBatch } from '../codec/second-decoder.ts'
+import { messagesOf, reordered, sideOf } from '../nbd-wire/conversations.ts'
+import { lengthOf, type Step, traceOf } from '../nbd-wire/harness.ts'
+import { simpleNbd } from '../nbd-wire/simple-decoder.ts'
 import { doctored } from '../qemu-wire/doctored.ts'
 import { flattened, kdump } from '../template/dumps.ts'
 import {
@@ -60,6 +63,7 @@ import {
   pcapOf,
   sha256,
 } from '../template/makers.ts'
+import { conversation, nbdVectors } from '../vectors/nbd/conversations.ts'
 import { mainVectors } from '../vectors/qemu/main-stream.ts'
 import { wireBytes } from '../vectors/qemu/notation.ts'
 import { multifdVectors, preemptVectors, returnPathVectors } from '../vectors/qemu/other-channels.ts'
@@ -261,6 +265,7 @@ interface SampleSession {
 
 export class Fuzzer {
   private readonly seed: number
+  private readonly only: string | undefined
   private readonly samples: Record<'main' | 'multifd' | 'preempt', Sample[]>
   private readonly sessions: SampleSession[]
   private readonly returns: Buffer[]
@@ -270,8 +275,10 @@ export class Fuzzer {
   private readonly cores: Buffer[]
   private readonly dumps: Buffer[]
 
-  constructor(seed: number) {
+  /** @param only the one kind of cases to run */
+  constructor(seed: number, only?: string) {
     this.seed = seed
+    this.only = only
     const rand = random(seed)
     const main: Sample[] = []
     const multifd: Sample[] = []
@@ -356,35 +363,30 @@ export class Fuzzer {
   /** Runs a case. Throws nothing. */
   async run(number: number): Promise<Find | undefined> {
     const rand = random((Math.imul(this.seed, 0x9e3779b1) + number) | 0)
-    const turn = rand(1000)
+    let turn = rand(1000)
     const inputs: Record<string, Uint8Array> = {}
     let kind = ''
+    /** Of a thousand cases so many. */
+    const cases: [string, number, () => string | undefined | Promise<string | undefined>][] = [
+      ['streams', 540, () => this.streams(rand, inputs)],
+      ['nbd', 60, () => this.nbd(rand, inputs)],
+      ['batch bytes', 140, () => this.batchBytes(rand, inputs)],
+      ['batch columns', 160, () => this.batchColumns(rand, inputs)],
+      ['packed batch', 12, () => this.packedBatch(rand, inputs)],
+      ['streams packed', 8, () => this.streamsPacked(rand, inputs)],
+      ['set', 30, () => this.setBytes(rand, inputs)],
+      ['capture', 35, () => this.capture(rand, inputs)],
+      ['return path', 15, () => this.returnPath(rand, inputs)],
+    ]
     try {
       let text: string | undefined
-      if (turn < 600) {
-        kind = 'streams'
-        text = this.streams(rand, inputs)
-      } else if (turn < 740) {
-        kind = 'batch bytes'
-        text = await this.batchBytes(rand, inputs)
-      } else if (turn < 900) {
-        kind = 'batch columns'
-        text = this.batchColumns(rand, inputs)
-      } else if (turn < 912) {
-        kind = 'packed batch'
-        text = await this.packedBatch(rand, inputs)
-      } else if (turn < 920) {
-        kind = 'streams packed'
-        text = await this.streamsPacked(rand, inputs)
-      } else if (turn < 950) {
-        kind = 'set'
-        text = this.setBytes(rand, inputs)
-      } else if (turn < 985) {
-        kind = 'capture'
-        text = await this.capture(rand, inputs)
-      } else {
-        kind = 'return path'
-        text = this.returnPath(rand, inputs)
+      for (const [name, share, one] of cases) {
+        if (this.only === undefined ? turn < share : name === this.only) {
+          kind = name
+          text = await one()
+          break
+        }
+        turn -= share
       }
       return text === undefined ? undefined : { kind, text, inputs }
     } catch (error) {
@@ -722,6 +724,42 @@ export class Fuzzer {
       if (positions.size > 0) return 'channels without an end'
     } catch (error) {
       if (!isProxyError(error) || !/^CAPTURE_(FORMAT|GAP)$/.test(error.code)) throw error
+    }
+    return undefined
+  }
+
+  /** A conversation of NBD with changes: the same events however it is cut, and those of the other decoder. */
+  private nbd(rand: Rand, inputs: Record<string, Uint8Array>): string | undefined {
+    const steps: Step[] = rand(4)
+      ? reordered(rand, messagesOf(rand, rand(12)))
+      : conversation(nbdVectors[rand(nbdVectors.length)]!.steps).steps
+    for (let changes = rand(4); changes > 0 && steps.length > 0; changes--) {
+      const at = rand(2) ? rand(steps.length) : rand(Math.min(12, steps.length))
+      const { from, bytes } = steps[at]!
+      const other = Buffer.from(steps[rand(steps.length)]!.bytes)
+      const turn = rand(10)
+      if (turn === 0) steps.splice(at, 1)
+      else if (turn === 1) steps.splice(rand(steps.length), 0, steps[at]!)
+      else if (turn === 2) steps.splice(at, 2, ...steps.slice(at, at + 2).reverse())
+      else steps[at] = { from, bytes: mutated(rand, { bytes: Buffer.from(bytes) }, other) }
+    }
+    // as a vector says it
+    const text = steps.map(
+      ({ from, bytes }) => `${from === 'client' ? 'C' : 'S'} ${Buffer.from(bytes).toString('hex')}`,
+    )
+    inputs.conversation = Buffer.from(text.join('\n'))
+    const whole = traceOf(steps)
+    const most = Math.max([1, 9, 300, 5000][rand(4)]!, lengthOf(steps) >> 8) // byte by byte where that is soon done
+    const cuts: number[] = []
+    for (let at = 1 + rand(most); at < lengthOf(steps); at += 1 + rand(most)) cuts.push(at)
+    if (traceOf(steps, cuts).lines.join('\n') !== whole.lines.join('\n')) return 'other events where it is cut'
+    const simple = simpleNbd(sideOf(steps, 'client'), sideOf(steps, 'server'))
+    for (const side of ['client', 'server'] as const) {
+      // Neither gives up for all of the other's reasons, but both say the same until one does.
+      const told = whole[side].filter(line => !line.startsWith('raw'))
+      const both = Math.min(told.length, simple[side].length)
+      const at = told.findIndex((line, i) => i < both && line !== simple[side][i])
+      if (at >= 0) return `the decoders differ: ${told[at]} | ${simple[side][at]}`
     }
     return undefined
   }

@@ -1,6 +1,6 @@
 /**
  * Fuzzing by the clock: `npm run fuzz`. FUZZ_SECONDS (600), FUZZ_SEED (the time), FUZZ_WORKERS (2); FUZZ_CASE runs one
- * case again. Finds go to .cache/fuzz/ with their inputs, and make the exit status 1.
+ * case again, FUZZ_ONLY one kind of cases ('nbd'). Finds go to .cache/fuzz/ with their inputs, and make the exit status 1.
  */
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -27,7 +27,7 @@ interface Task {
 
 async function work({ seed, first, step, shared }: Task): Promise<void> {
   const [done, current] = [new Int32Array(shared, first * 8, 1), new Int32Array(shared, first * 8 + 4, 1)]
-  const fuzzer = new Fuzzer(seed)
+  const fuzzer = new Fuzzer(seed, process.env.FUZZ_ONLY)
   for (let number = first; ; number += step) {
     Atomics.store(current, 0, number)
     const find = await fuzzer.run(number)
@@ -58,7 +58,7 @@ async function main(): Promise<number> {
   const seed = environment('FUZZ_SEED', Date.now() % 1e9)
   const one = process.env.FUZZ_CASE
   if (one !== undefined) {
-    const find = await new Fuzzer(seed).run(Number(one))
+    const find = await new Fuzzer(seed, process.env.FUZZ_ONLY).run(Number(one))
     console.log(find ? `${find.kind}: ${find.text}\n${keep(seed, Number(one), find)}` : 'nothing found')
     return find ? 1 : 0
   }
