@@ -1,16 +1,22 @@
 /** What QEMU itself writes of one guest, in its several ways: the same pages come out of each as input of template build. */
 import { spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { closeSync, openSync, readFileSync, statSync, unlinkSync, writeFileSync, writeSync } from 'node:fs'
+import net from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
 import { bootSector } from '../../scripts/harness/guest/boot-sector.ts'
-import { temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
+import { endChild, spawnOwned, temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import { QemuGuest } from '../../scripts/harness/qemu/guest.ts'
+import { readPcap, reassemble } from '../../scripts/harness/qemu/packets.ts'
 import { qemuVersions } from '../../scripts/harness/qemu/versions.ts'
 import { Input } from '../../src/capture/input.ts'
 import { readOneChannel } from '../../src/capture/one-channel.ts'
 import { PageInput, type PageInputOptions } from '../../src/capture/pages.ts'
+import { buildSet } from '../../src/store/build.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { until } from '../helpers/until.ts'
 
 t.setTimeout(300_000)
 const { qemus, skips } = await qemuVersions()
@@ -57,9 +63,62 @@ function compare(memory: Set<string>, found: Set<string>): Difference {
   }
 }
 
+/** Digest of the template set of an input's pages. */
+async function setOf(path: string): Promise<string> {
+  const store = new TemplateStore(`${path}.store`)
+  const { digest } = await buildSet(
+    [await PageInput.open(path)],
+    { minVms: 1, maxBytes: undefined, memoryBytes: 1 << 28 },
+    store,
+  )
+  return digest
+}
+
 const SAVE_HEADER_LENGTH = 92
 /** Where libvirt's stream begins: behind its header, a description and 64 KiB for a longer one. */
 const SAVE_STREAM_AT = SAVE_HEADER_LENGTH + 66_000
+
+/** What libvirt writes before the stream. @param format 0: raw; 6: sparse */
+function saveHeader(format: number): Buffer {
+  const header = Buffer.alloc(SAVE_STREAM_AT)
+  header.write('LibvirtQemudSave', 'latin1')
+  header.writeUInt32LE(2, 16)
+  header.writeUInt32LE(SAVE_STREAM_AT - SAVE_HEADER_LENGTH, 20)
+  header.writeUInt32LE(format, 28)
+  return header
+}
+
+/** Bytes that came to a port, by a capture that may still be written: a packet by half, one that comes later. */
+function capturedTo(port: number, path: string): number {
+  try {
+    const streams = [...reassemble(readPcap(readFileSync(path)))]
+    return streams.find(([key]) => key.endsWith(`:${port}`))?.[1].length ?? 0
+  } catch {
+    return 0
+  }
+}
+
+/** Has tcpdump watch a migration to a socket that only takes bytes. @returns why there is no capture; undefined: it is there */
+async function captureMigration(guest: QemuGuest, path: string): Promise<string | undefined> {
+  let length = 0
+  await using sink = net.createServer(socket => socket.on('data', chunk => (length += chunk.length)))
+  sink.listen(0, '127.0.0.1')
+  await once(sink, 'listening')
+  const { port } = sink.address() as net.AddressInfo
+  const watch = ['-i', 'lo', '-n', '-s', '262144', '-B', '65536', '-U', '--immediate-mode', '-Z', 'root', '-w', path]
+  const tcpdump = spawnOwned(['tcpdump', ...watch, 'tcp', 'port', `${port}`], { stdio: ['ignore', 'ignore', 'pipe'] })
+  let said = ''
+  tcpdump.stderr!.setEncoding('utf8').on('data', (text: string) => (said += text))
+  try {
+    await until('tcpdump', () => said.includes('listening on') || tcpdump.exitCode !== null || !tcpdump.pid)
+    if (tcpdump.exitCode !== null || !tcpdump.pid) return said.trim() || 'tcpdump cannot be started'
+    await guest.migrate(`tcp:127.0.0.1:${port}`)
+    await until('all that was sent in the capture', () => capturedTo(port, path) === length)
+    return undefined
+  } finally {
+    await endChild(tcpdump)
+  }
+}
 
 for (const qemu of qemus) {
   t.test(`QEMU ${qemu.version}: one guest in every form that it writes`, async t => {
@@ -83,6 +142,31 @@ for (const qemu of qemus) {
     const stream = await pagesOf(at('stream'))
     t.equal(compare(core, stream).lacks, 0, 'the stream has all of the core')
     t.ok(compare(core, stream).has < 50, 'and little besides: what is no memory of the machine')
+
+    // What a migration sends, in every shape in which an operator may have it.
+    const again = async (): Promise<QemuGuest> => {
+      // A QEMU migrates a guest at rest once: each time another one, that has the guest from the stream.
+      const incoming = `exec:cat ${at('stream')}`
+      const twin = await QemuGuest.start({ ...guest.options, paused: true, incoming })
+      await twin.waitStatus(['paused', 'prelaunch'])
+      return twin
+    }
+    await using captured = await again()
+    const lacks = await captureMigration(captured, at('pcap'))
+    if (lacks !== undefined) t.pass('a capture of a migration', { skip: lacks })
+    writeFileSync(at('save'), Buffer.concat([saveHeader(0), readFileSync(at('stream'))]))
+    const shapes = ['save', ...(lacks === undefined ? ['pcap'] : [])]
+    if (qemu.major >= 9) {
+      await using mapped = await again()
+      await mapped.migrate(`file:${at('mapped-ram')}`, { capabilities: { 'mapped-ram': true } })
+      shapes.push('mapped-ram')
+    }
+    const set = await setOf(at('stream'))
+    for (const shape of shapes) {
+      t.same(await pagesOf(at(shape)), stream, `${shape} has the pages of the stream`)
+      t.equal(await setOf(at(shape)), set, `${shape}: so it makes the same set`)
+    }
+
     t.same(await pagesOf(at('kdump')), core, 'the flattened kdump file has what the core has')
     if (qemu.major >= 9) t.same(await pagesOf(at('kdump-raw')), core, 'and so has the one that is not')
     const deflated = spawnSync('makedumpfile', ['-R', at('deflated')], { input: readFileSync(at('kdump')) })
@@ -114,16 +198,7 @@ for (const qemu of qemus) {
       if (startsAt > 0) {
         // As libvirt 11 has QEMU write a save image of the format `sparse`.
         const file = openSync(at('mapped'), 'r+')
-        const header = Buffer.alloc(SAVE_HEADER_LENGTH)
-        header.write('LibvirtQemudSave', 'latin1')
-        for (const [field, value] of [
-          [16, 2],
-          [20, startsAt - SAVE_HEADER_LENGTH],
-          [28, 6],
-        ] as const) {
-          header.writeUInt32LE(value, field)
-        }
-        writeSync(file, header, 0, header.length, 0)
+        writeSync(file, saveHeader(6), 0, SAVE_HEADER_LENGTH, 0)
         closeSync(file)
       }
       const mapped = await pagesOf(at('mapped'))
