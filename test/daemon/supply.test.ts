@@ -1,8 +1,7 @@
 /** Proxies whose sets come from a channel, as processes: migrations never wait for it, whatever the store does. */
-import { type ChildProcess, fork, spawn } from 'node:child_process'
+import { fork, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import net from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
@@ -13,7 +12,7 @@ import { until } from '../helpers/until.ts'
 import { type HostileServer, honest, hostileServer } from '../remote/hostile-server.ts'
 import { type Operator, operator } from '../remote/sites.ts'
 import { migration, page, scratch } from '../template/makers.ts'
-import { Target } from './daemons.ts'
+import { isSupplier, Running, RunningPair } from './running.ts'
 
 t.setTimeout(240_000) // the machine may be busy
 
@@ -94,70 +93,6 @@ t.test('settings that no other attempt makes right end the start', async t => {
   }
 })
 
-class Running implements AsyncDisposable {
-  readonly lines: Record<string, unknown>[] = []
-  readonly child: ChildProcess
-  readonly exit: Promise<unknown>
-
-  constructor(...args: string[]) {
-    this.child = spawn(PAGEFERRY, [...args, '--json', '--plaintext'], { stdio: ['ignore', 'pipe', 'inherit'] })
-    this.exit = once(this.child, 'exit')
-    let rest = ''
-    this.child.stdout!.setEncoding('utf8').on('data', (text: string) => {
-      const lines = (rest + text).split('\n')
-      rest = lines.pop()!
-      for (const line of lines) this.lines.push(JSON.parse(line))
-    })
-  }
-
-  of(event: string): Record<string, unknown>[] {
-    return this.lines.filter(({ msg }) => msg === event)
-  }
-
-  async said(event: string, fits: (line: Record<string, unknown>) => boolean = () => true) {
-    return await until(
-      () => `${event}: ${JSON.stringify(this.lines.slice(-10))}`,
-      () => this.of(event).find(fits),
-    )
-  }
-
-  /** Process id of the process that follows channels. */
-  async supplier(): Promise<number> {
-    return await until('the process that fetches', () => childrenOf(this.child.pid!).find(isSupplier))
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.child.kill('SIGKILL')
-    await this.exit
-  }
-}
-
-function childrenOf(pid: number): number[] {
-  return entriesOf(() => readdirSync(`/proc/${pid}/task`)).flatMap(task =>
-    entriesOf(() => readFileSync(`/proc/${pid}/task/${task}/children`, 'latin1').trim().split(' '))
-      .filter(Boolean)
-      .map(Number),
-  )
-}
-
-/** None of a process or thread that has ended meanwhile. */
-function entriesOf(read: () => string[]): string[] {
-  try {
-    return read()
-  } catch (error) {
-    if (['ENOENT', 'ESRCH'].includes((error as NodeJS.ErrnoException).code ?? '')) return []
-    throw error
-  }
-}
-
-function isSupplier(pid: number): boolean {
-  try {
-    return readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes('supply-process')
-  } catch {
-    return false
-  }
-}
-
 /** Gives out what stands in the operator's folder. */
 function publish(server: HostileServer, { folder }: Operator): void {
   for (const under of ['sets', 'channels']) {
@@ -196,10 +131,6 @@ t.test('a pair that follows a channel', async t => {
   const server = await hostileServer(t.teardown)
   const trust = join(folder, 'channel.pub')
   writeFileSync(trust, site.trusted[0]!.export({ format: 'pem', type: 'spki' }))
-  const [local, at] = [join(folder, 'source.sock'), join(folder, 'target.sock')]
-  await using target = new Target()
-  target.server.listen(at)
-  await once(target.server, 'listening')
   const following = (own: string): string[] => [
     ...['--store', join(folder, own), '--store', server.url],
     ...['--channel', 'stable', '--trust', trust, '--store-size', '1GB', '--learn', 'off'],
@@ -208,35 +139,12 @@ t.test('a pair that follows a channel', async t => {
   await site.promote([one])
   publish(server, site)
 
-  await using far = new Running(
-    'destination',
-    '--listen',
-    'tcp:127.0.0.1:0',
-    '--target',
-    `unix:${at}`,
-    ...following('far'),
-  )
-  const [, port] = /:(\d+)$/.exec(String((await far.said('listening for source proxies')).at))!
-  await using near = new Running(
-    'source',
-    '--listen',
-    `unix:${local}`,
-    '--peer',
-    `127.0.0.1:${port}`,
-    ...following('near'),
-  )
+  await using pair = await RunningPair.start(folder, { near: following('near'), far: following('far') })
+  const { near, far } = pair
   const both = [near, far]
   const migrate = async (pages: readonly Buffer[]): Promise<void> => {
-    const number = target.received.length
     const stream = migration(pages)
-    const qemu = net.connect(local)
-    qemu.on('error', () => {})
-    qemu.resume()
-    qemu.end(stream)
-    await until('all of it', () => (target.received[number]?.length ?? 0) >= stream.length)
-    t.ok(target.received[number]!.equals(stream), 'the bytes are right')
-    target.sockets[number]!.end()
-    await once(qemu, 'close')
+    t.ok((await pair.migrate(stream)).equals(stream), 'the bytes are right')
   }
   const guest = Array.from({ length: 300 }, (_, i) => page(i + 1))
   /** A session that was open before is renewed for the migration that comes once the change was seen. */
