@@ -51,6 +51,8 @@ export class Target implements AsyncDisposable {
 export class Wan {
   private readonly sockets = new Set<net.Socket>()
   still = false
+  /** That have passed, both ways. */
+  bytes = 0
   readonly server: net.Server
 
   constructor(port: number) {
@@ -66,7 +68,10 @@ export class Wan {
       ] as const) {
         this.sockets.add(from)
         from.on('error', () => {})
-        from.on('data', chunk => this.still || to.write(chunk))
+        from.on('data', chunk => {
+          this.bytes += chunk.length
+          if (!this.still) to.write(chunk)
+        })
         from.on('close', () => to.destroy())
       }
     })

@@ -6,7 +6,7 @@ import net from 'node:net'
 import { join } from 'node:path'
 import { PAGEFERRY } from '../cli/command.ts'
 import { until } from '../helpers/until.ts'
-import { Target } from './daemons.ts'
+import { Target, Wan } from './daemons.ts'
 
 /** One that runs, and all that it has told. */
 export class Running implements AsyncDisposable {
@@ -83,12 +83,14 @@ export interface PairArguments {
 export class RunningPair implements AsyncDisposable {
   readonly near: Running
   readonly far: Running
+  readonly wan: Wan
   private readonly target: Target
   private readonly local: string
 
-  private constructor(near: Running, far: Running, target: Target, local: string) {
+  private constructor(near: Running, far: Running, wan: Wan, target: Target, local: string) {
     this.near = near
     this.far = far
+    this.wan = wan
     this.target = target
     this.local = local
   }
@@ -101,13 +103,21 @@ export class RunningPair implements AsyncDisposable {
     await once(target.server, 'listening')
     const destination = new Running('destination', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${at}`, ...far)
     const [, port] = /:(\d+)$/.exec(String((await destination.said('listening for source proxies')).at))!
-    const source = new Running('source', '--listen', `unix:${local}`, '--peer', `127.0.0.1:${port}`, ...near)
+    const wan = new Wan(Number(port))
+    wan.server.listen(0, '127.0.0.1')
+    await once(wan.server, 'listening')
+    const peer = `127.0.0.1:${(wan.server.address() as net.AddressInfo).port}`
+    const source = new Running('source', '--listen', `unix:${local}`, '--peer', peer, ...near)
     await source.said('listening for QEMU')
-    return new RunningPair(source, destination, target, local)
+    return new RunningPair(source, destination, wan, target, local)
   }
 
-  /** Sends a guest's stream. @returns what arrived, once all is there or the connection is gone */
-  async migrate(stream: Buffer): Promise<Buffer> {
+  /**
+   * Sends a guest's stream.
+   * @returns what arrived, once all is there or the connection is gone, and the bytes that passed on the WAN meanwhile
+   */
+  async migrate(stream: Buffer): Promise<{ readonly arrived: Buffer; readonly wanBytes: number }> {
+    const before = this.wan.bytes
     const number = this.target.received.length
     const qemu = net.connect(this.local)
     qemu.on('error', () => {})
@@ -117,17 +127,14 @@ export class RunningPair implements AsyncDisposable {
     await until('all bytes, or a connection that is gone', () => arrived().length >= stream.length || qemu.destroyed)
     this.target.sockets[number]?.end()
     if (!qemu.closed) await once(qemu, 'close')
-    return arrived()
-  }
-
-  /** Bytes that the source's n-th migration put on the WAN. */
-  async wanBytes(n: number): Promise<number> {
-    return Number((await until(`the end of migration ${n}`, () => this.near.of('migration ended')[n])).bytesWan)
+    return { arrived: arrived(), wanBytes: this.wan.bytes - before }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.near[Symbol.asyncDispose]()
     await this.far[Symbol.asyncDispose]()
     await this.target[Symbol.asyncDispose]()
+    this.wan.cut()
+    this.wan.server.close()
   }
 }

@@ -9,8 +9,8 @@ import { SetSupply, type SupplySettings } from '../../src/daemon/set-supply.ts'
 import { makeChannelKey } from '../../src/remote/channel-keys.ts'
 import { PAGEFERRY } from '../cli/command.ts'
 import { until } from '../helpers/until.ts'
-import { type HostileServer, honest, hostileServer } from '../remote/hostile-server.ts'
-import { type Operator, operator } from '../remote/sites.ts'
+import { honest, hostileServer } from '../remote/hostile-server.ts'
+import { operator, publish } from '../remote/sites.ts'
 import { migration, page, scratch } from '../template/makers.ts'
 import { isSupplier, Running, RunningPair } from './running.ts'
 
@@ -93,15 +93,6 @@ t.test('settings that no other attempt makes right end the start', async t => {
   }
 })
 
-/** Gives out what stands in the operator's folder. */
-function publish(server: HostileServer, { folder }: Operator): void {
-  for (const under of ['sets', 'channels']) {
-    for (const name of readdirSync(join(folder, under), { withFileTypes: true })) {
-      if (name.isFile()) server.objects.set(`${under}/${name.name}`, readFileSync(join(folder, under, name.name)))
-    }
-  }
-}
-
 t.test('a proxy that ends while a set is fetched', async t => {
   const { folder } = scratch(t.teardown)
   const site = operator(t.teardown)
@@ -144,7 +135,7 @@ t.test('a pair that follows a channel', async t => {
   const both = [near, far]
   const migrate = async (pages: readonly Buffer[]): Promise<void> => {
     const stream = migration(pages)
-    t.ok((await pair.migrate(stream)).equals(stream), 'the bytes are right')
+    t.ok((await pair.migrate(stream)).arrived.equals(stream), 'the bytes are right')
   }
   const guest = Array.from({ length: 300 }, (_, i) => page(i + 1))
   /** A session that was open before is renewed for the migration that comes once the change was seen. */

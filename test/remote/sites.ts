@@ -1,6 +1,6 @@
 /** A remote store in a folder, an operator who promotes, and hosts that follow. */
 import { createPrivateKey, createPublicKey, type KeyObject } from 'node:crypto'
-import { existsSync, mkdirSync, readdirSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { makeChannelKey } from '../../src/remote/channel-keys.ts'
 import { FolderStore } from '../../src/remote/folder-store.ts'
@@ -9,6 +9,7 @@ import { HostChannels, isUsable } from '../../src/remote/host-channels.ts'
 import { type PublishOptions, promote, pushSet, rollback } from '../../src/remote/publish.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { page, putPages, scratch } from '../template/makers.ts'
+import type { HostileServer } from './hostile-server.ts'
 
 type Teardown = (end: () => void) => void
 
@@ -91,5 +92,14 @@ export function host(teardown: Teardown, { remote, trusted }: Pick<Operator, 're
       return (await store.digests()).filter(digest => isUsable(inForce, digest))
     },
     names: () => (existsSync(store.folder) ? readdirSync(store.folder).sort() : []),
+  }
+}
+
+/** Gives out what stands in the operator's folder. */
+export function publish(server: HostileServer, { folder }: Operator): void {
+  for (const under of ['sets', 'channels']) {
+    for (const name of readdirSync(join(folder, under), { withFileTypes: true })) {
+      if (name.isFile()) server.objects.set(`${under}/${name.name}`, readFileSync(join(folder, under, name.name)))
+    }
   }
 }
