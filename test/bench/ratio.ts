@@ -2,11 +2,24 @@
  * `make bench-ratio`: what the codec leaves of captured migrations of Debian guests, beside zstd with the same knowledge,
  * in one run on the same bytes. Needs the lab's streams (`make lab`). Writes test/bench/ratio.csv, which is kept under
  * review: a change of ratio is seen there.
+ *
+ *   node test/bench/ratio.ts --images     only what the guests' disk image brings; writes nothing
  */
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import {
+  appendFileSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
 import Table from 'cli-table3'
 import { InputFile } from '../../src/capture/input-file.ts'
 import { PageInput } from '../../src/capture/pages.ts'
@@ -24,6 +37,11 @@ const csv = join(root, 'test/bench/ratio.csv')
 /** Templates never come from the target guest. */
 const OTHERS = ['idle', 'nginx', 'redis', 'compiling']
 const TARGETS = ['nginx-k2', 'postgres', 'python']
+/** The disk that all guests boot from, before any of them has written to it. */
+const IMAGE = join(root, '.cache/lab/base/disk.raw')
+/** Of one kernel build: the kernel is not on that disk. */
+const IMAGE_TARGETS = ['nginx', 'postgres']
+const IMAGE_OTHERS = ['idle', 'redis', 'compiling', 'python']
 /** The ring is as large as the prototype's, which kept every page of the session. */
 const RING_PAGES = 131_072
 const PLACES = 1 << 20
@@ -67,6 +85,8 @@ async function build(name: string, guests: readonly string[], minVms: number): P
 
 interface Encoding {
   readonly store: TemplateStore | undefined
+  /** Digests of its sets that stay on the disk, as they would at both sides; the others are in memory. */
+  readonly cold?: readonly string[]
   readonly ringPages?: number
   readonly places?: number
   readonly effort: number
@@ -75,7 +95,7 @@ interface Encoding {
 /** @returns bytes on the WAN and CPU seconds; the pool is loaded before the clock starts, as a proxy's is */
 async function encode(
   stream: string,
-  { store, ringPages = RING_PAGES, places = PLACES, effort }: Encoding,
+  { store, cold = [], ringPages = RING_PAGES, places = PLACES, effort }: Encoding,
 ): Promise<{ bytes: number; seconds: number }> {
   const before = { user: 0, system: 0 }
   let started = false
@@ -88,10 +108,11 @@ async function encode(
       yield chunk
     }
   }
-  const sets = store ? await store.digests() : []
+  const sets = store ? (await store.digests()).filter(digest => !cold.includes(digest)) : []
   const { fileBytes } = await encodeStream(timed(), () => {}, {
     store,
     sets,
+    ...(cold.length > 0 && { cold }),
     ringPages,
     places,
     effort: EFFORTS[effort]!,
@@ -100,9 +121,16 @@ async function encode(
   return { bytes: fileBytes, seconds: (user + system) / 1e6 }
 }
 
-/** zstd with a reference of raw bytes, as a skilled user would rig it up. undefined where zstd is not installed. */
-function zstd(stream: string, reference: string, level: number): { bytes: number; seconds: number } | undefined {
+/**
+ * zstd with a reference of raw bytes, as a skilled user would rig it up: it takes the window from the length of what it
+ * packs, whatever `--long` says, so zeros make that as long as the reference. undefined where zstd is not installed, or the
+ * reference is longer than its longest window.
+ */
+function zstd(raw: string, reference: string, level: number): { bytes: number; seconds: number } | undefined {
   const out = join(work, 'peer.zst')
+  const stream = join(work, 'peer.stream')
+  copyFileSync(raw, stream)
+  truncateSync(stream, Math.max(statSync(raw).size, statSync(reference).size))
   const command = `TIMEFORMAT='%U %S'; time zstd -q -${level} --long=31 --patch-from="$1" "$2" -f -o "$3"`
   const run = spawnSync('bash', ['-c', command, 'bash', reference, stream, out], { encoding: 'utf8' })
   const times = /([\d.]+) ([\d.]+)\s*$/.exec(run.stderr)
@@ -180,7 +208,54 @@ async function dirtyRounds(stream: string, store: TemplateStore): Promise<void> 
   }
 }
 
+/** What the image brings, alone, and with guests of it. */
+async function images(): Promise<void> {
+  const image = new TemplateStore(join(work, 'image'))
+  const rule = { maxBytes: undefined, memoryBytes: 1 << 30 }
+  await buildSet([await PageInput.open(IMAGE, { as: 'disk' })], { ...rule, minVms: 1 }, image)
+  const [imageSet] = await image.digests()
+  process.stderr.write(`the image: ${statSync(image.pathOf(imageSet!)).size} bytes of pages\n`)
+  for (const target of IMAGE_TARGETS) {
+    const [other] = IMAGE_TARGETS.filter(name => name !== target)
+    const others = [...IMAGE_OTHERS, other!]
+    await withImage('the image', target, image)
+    await withImage('the image, on the disk', target, image, [imageSet!])
+    for (const [kase, guests, minVms] of [
+      ['one other guest', [other!], 1],
+      ['pages of 2 or more of 5 other guests', others, 2],
+      ['everything of 5 other guests', others, 1],
+    ] as const) {
+      const store = await build(`${target}-${guests.length}-${minVms}`, guests, minVms)
+      await withImage(kase, target, store)
+      copyFileSync(image.pathOf(imageSet!), join(store.folder, basename(image.pathOf(imageSet!))))
+      await withImage(`${kase}, and the image`, target, store)
+      await withImage(`${kase}, and the image on the disk`, target, store, [imageSet!])
+      rmSync(store.folder, { recursive: true })
+    }
+  }
+}
+
+/** A target at effort 3 with all sets of a store; beside zstd with the same pages, unless that was done with them in memory. */
+async function withImage(
+  kase: string,
+  stream: string,
+  store: TemplateStore,
+  cold: readonly string[] = [],
+): Promise<void> {
+  const raw = statSync(path(stream)).size
+  if (cold.length === 0) {
+    const reference = join(work, 'reference')
+    rmSync(reference, { force: true })
+    for (const digest of await store.digests()) appendFileSync(reference, readFileSync(store.pathOf(digest)))
+    const peer = zstd(path(stream), reference, 3)
+    if (peer) add(kase, stream, 'zstd -3 --long=31 --patch-from', peer.bytes, raw, peer.seconds)
+  }
+  const { bytes, seconds } = await encode(path(stream), { store, cold, effort: 3 })
+  add(kase, stream, `effort 3 (${EFFORTS[3]!.name})`, bytes, raw, seconds)
+}
+
 async function main(): Promise<void> {
+  const { values } = parseArgs({ options: { images: { type: 'boolean', default: false } } })
   const needed = [...OTHERS, ...TARGETS, 'nginx-k2-again', 'nginx-k2-limited', 'postgres-limited']
   const missing = needed.filter(name => !existsSync(path(name)))
   if (missing.length > 0) {
@@ -190,6 +265,15 @@ async function main(): Promise<void> {
   }
   rmSync(work, { recursive: true, force: true })
   mkdirSync(work, { recursive: true })
+  if (!values.images) await guests()
+  await images()
+  rmSync(work, { recursive: true, force: true })
+  show()
+  if (!values.images) writeRows()
+}
+
+/** What pages of other guests bring, at every effort. */
+async function guests(): Promise<void> {
   const shared = await build('shared', OTHERS, 2)
   const all = await build('all', OTHERS, 1)
   const same = await build('same', ['nginx-k2'], 1)
@@ -206,8 +290,9 @@ async function main(): Promise<void> {
   await ladder('all unique pages of 4 other guests', 'nginx-k2', all, await setFile(all), [2, 3, 4])
   await ladder('the same guest a minute later', 'nginx-k2-again', same, await setFile(same), [2, 3, 4])
   for (const stream of ['nginx-k2-limited', 'postgres-limited']) await dirtyRounds(stream, shared)
-  rmSync(work, { recursive: true, force: true })
+}
 
+function show(): void {
   const table = new Table({
     head: ['case', 'stream', 'by', '% of QEMU', 'MB/s of CPU'],
     colAligns: ['left', 'left', 'left', 'right', 'right'],
@@ -215,6 +300,9 @@ async function main(): Promise<void> {
   })
   for (const row of rows) table.push([row.case, row.stream, row.by, row.percent.toFixed(2), row.megabytesPerSecond])
   process.stdout.write(`${table.toString()}\n`)
+}
+
+function writeRows(): void {
   const quote = (value: string | number): string =>
     typeof value === 'string' && /[",]/.test(value) ? `"${value.replaceAll('"', '""')}"` : String(value)
   const lines = rows.map(row => Object.values(row).map(quote).join(','))
