@@ -53,7 +53,7 @@ bench-latency: ready-guest ## downtime and page faults, direct and through the p
 	@node test/qemu/latency.ts
 fixtures: ready-guest ## makes the captures in pcap-fixtures/ again
 	@node scripts/capture-fixtures.ts
-demo: ready-guest ## two guests make templates, a third moves over an emulated WAN, directly and through the pair
+demo: ready-guest ## templates of two guests and of their disk image; a third moves over an emulated WAN, directly and through the pair
 	@$(NPM) run demo
 lab: ready-guest ## Debian guests under load, captured (long)
 	@node scripts/lab/lab.ts

@@ -3,9 +3,9 @@
  *
  *   node scripts/demo/demo.ts [--link 100Mbit,40ms] [--system-qemu]
  *
- * Two small Linux guests are booted and captured, and templates made of what they have in common. A third, running guest
- * is then migrated twice from the same state over an emulated WAN: directly, and through the pair. Its memory is compared
- * from outside, page by page, and from inside, by checksums that the guest takes itself. Exit status 1 when anything differs.
+ * Two small Linux guests are booted and captured, and templates made of what they have in common; others are made of the
+ * disk image of such a guest, without any guest. A third, running guest is then migrated from the same state over an
+ * emulated WAN: directly, and through the pair with either templates. Its memory is compared from outside, page by page, and from inside, by checksums that the guest takes itself. Exit status 1 when anything differs.
  */
 import { readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
@@ -19,6 +19,7 @@ import { reportHeartbeats } from '../harness/qemu/heartbeat.ts'
 import { compareMemory } from '../harness/qemu/memory.ts'
 import { type FoundQemu, type QemuVersion, qemu10, systemQemu } from '../harness/qemu/versions.ts'
 import { openWan, type Wan } from '../harness/wan/open.ts'
+import { guestImage } from './image.ts'
 import { type Result, resultBars, resultTable } from './table.ts'
 
 const MEMORY_MB = 256
@@ -155,10 +156,15 @@ async function demo(link: string, onlySystem: boolean): Promise<void> {
     const captured = ['first', 'second', 'third'].map(name => formatSize(statSync(stream(name)).size))
     step(`captured: ${captured.join(', ')}`)
 
-    const store = join(folder, 'source-store')
-    await pageferry('template', 'build', '--store', store, stream('first'), stream('second'))
-    const [set] = readdirSync(store).filter(name => name.endsWith('.pfset'))
-    step(`templates built from the first two: ${formatSize(statSync(join(store, set!)).size)}`)
+    const build = async (name: string, ...from: string[]): Promise<string> => {
+      const store = join(folder, name)
+      await pageferry('template', 'build', '--store', store, ...from)
+      const [set] = readdirSync(store).filter(file => file.endsWith('.pfset'))
+      step(`templates built from ${name}: ${formatSize(statSync(join(store, set!)).size)}`)
+      return store
+    }
+    const image = await build("the guests' disk image", '--as', 'disk', await guestImage(folder))
+    const store = await build('the first two guests', stream('first'), stream('second'))
 
     const results: Result[] = []
     step('migrating the third directly')
@@ -174,16 +180,21 @@ async function demo(link: string, onlySystem: boolean): Promise<void> {
       ),
     )
 
-    step('migrating it through the pair, with TLS')
-    await using pair = await Proxies.start(wan, folder, store)
-    const { sourceUri, targetUri } = pair
-    try {
-      results.push(await migrate(wan, qemu, stream('third'), { name: 'through Pageferry', sourceUri, targetUri }, sums))
-    } catch (error) {
-      console.error(pair.log)
-      throw error
+    const throughPair = async (name: string, templates: string) => {
+      await using pair = await Proxies.start(wan, join(folder, name), templates)
+      const { sourceUri, targetUri } = pair
+      try {
+        results.push(await migrate(wan, qemu, stream('third'), { name, sourceUri, targetUri }, sums))
+      } catch (error) {
+        console.error(pair.log)
+        throw error
+      }
+      return await pair.summary()
     }
-    const summary = await pair.summary()
+    step('migrating it through the pair, with TLS, and what the image has')
+    await throughPair('through Pageferry, the image alone', image)
+    step('migrating it through the pair with what the two guests have')
+    const summary = await throughPair('through Pageferry, two guests', store)
 
     console.log(`\n${resultTable(results)}\n\n${resultBars(results)}`)
     if (summary) {
@@ -201,7 +212,7 @@ async function demo(link: string, onlySystem: boolean): Promise<void> {
   if (differences.length > 0) {
     console.log(`\nNot equal:\n${differences.map(what => `  ${what}`).join('\n')}`)
     process.exitCode = 1
-  } else console.log('\nThe guest runs on at the destination, with every page equal, both ways.')
+  } else console.log('\nThe guest runs on at the destination, with every page equal, all three ways.')
 }
 
 const { values } = parseArgs({
