@@ -1,12 +1,12 @@
 /** Sets that stay on the disk, over both daemons: who has which where, and what becomes of a migration when a disk fails. */
-import { cpSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import { cpSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
 import type { LinkClient } from '../../src/link/client.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
-import { migration, page, putPages, scratch } from '../template/makers.ts'
+import { migration, page, putPages, scratch, setBytes } from '../template/makers.ts'
 import { closed, Daemons } from './daemons.ts'
 
 t.setTimeout(240_000)
@@ -14,6 +14,7 @@ t.setTimeout(240_000)
 const PAGE = 4096
 const small = Array.from({ length: 40 }, (_, i) => page(i + 1))
 const large = Array.from({ length: 400 }, (_, i) => page(1000 + i))
+const others = Array.from({ length: 400 }, (_, i) => page(9000 + i))
 /** A guest with pages of both sets, and of its own. */
 const guest = migration([...large.slice(50, 350), ...small, ...large.slice(0, 90), page(7777), page(7778), large[399]!])
 
@@ -128,6 +129,7 @@ const MISHAPS: readonly [string, (path: string) => void][] = [
   ['pages that became zero', path => change(path, bytes => bytes.fill(0, bytes.length - 300 * PAGE))],
   ['a file that was cut', path => truncateSync(path, statSync(path).size - 150 * PAGE)],
   ['nothing left of it', path => truncateSync(path, 0)],
+  ['another set written over it', path => writeFileSync(path, setBytes(others))],
 ]
 /** Changes a bit of the 200th page from the end. */
 function flip(bytes: Buffer): void {
@@ -191,3 +193,39 @@ t.test('damage at both: never a wrong byte, and the next session goes without', 
   t.equal(daemons.count('template set not used'), 2, 'each side tells it')
   t.ok((await migrate(daemons, guest)).equals(guest), 'and the migration goes through')
 })
+
+/** Both sides hold both sets, in memory or on the disk. */
+const FLOORS = [
+  ['in memory', {}],
+  ['on the disk', { setBytes: 0, farSetBytes: 0 }],
+] as const
+/** What becomes of a name in the store; what a session has open stays as it is. */
+const REPLACED: readonly [string, (path: string) => void][] = [
+  ['removed', path => rmSync(path)],
+  ['removed, and cut when it came again', path => putAt(path, readFileSync(path).subarray(0, 300 * PAGE))],
+  ['replaced by another', path => putAt(path, setBytes(others))],
+]
+function putAt(path: string, bytes: Buffer): void {
+  writeFileSync(`${path}.new`, bytes)
+  renameSync(`${path}.new`, path)
+}
+
+for (const [where, sizes] of FLOORS) {
+  for (const [mishap, happen] of REPLACED) {
+    for (const side of ['near', 'far'] as const) {
+      t.test(`a set ${where} is ${mishap}: ${side}`, async t => {
+        const made = await stores(scratch(t.teardown).folder)
+        const events = new Events()
+        const sessions = opened(events)
+        await using daemons = await Daemons.start({ store: made.near, farStore: made.far, ...sizes, events })
+        await until('a session', () => sessions.length > 0)
+        happen(made[side].pathOf(made.large))
+        t.ok((await migrate(daemons, guest)).equals(guest), 'the session goes on with what it has')
+        await nextSession(daemons, sessions)
+        const { sets, cold } = sessions.at(-1)!
+        t.same([...sets, ...cold], short(made.small), 'the next one is without it')
+        t.ok((await migrate(daemons, guest)).equals(guest), 'and migrates')
+      })
+    }
+  }
+}
