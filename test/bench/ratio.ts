@@ -1,9 +1,9 @@
 /**
  * `make bench-ratio`: what the codec leaves of captured migrations of Debian guests, beside zstd with the same knowledge,
- * in one run on the same bytes. Needs the lab's streams (`make lab`). Writes test/bench/ratio.csv, which is kept under
- * review: a change of ratio is seen there.
+ * in one run on the same bytes. Needs the lab's streams (`make lab`). Writes test/bench/images.csv, what the guests' disk
+ * image brings, and test/bench/ratio.csv, which are kept under review: a change of ratio is seen there.
  *
- *   node test/bench/ratio.ts --images     only what the guests' disk image brings; writes nothing
+ *   node test/bench/ratio.ts --images     the former alone
  */
 import { spawnSync } from 'node:child_process'
 import {
@@ -32,7 +32,6 @@ import { TemplateStore } from '../../src/store/template-store.ts'
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const streams = join(root, '.cache/lab/streams')
 const work = join(root, '.cache/bench-ratio')
-const csv = join(root, 'test/bench/ratio.csv')
 
 /** Templates never come from the target guest. */
 const OTHERS = ['idle', 'nginx', 'redis', 'compiling']
@@ -57,7 +56,7 @@ interface Row {
   readonly megabytesPerSecond: number
 }
 
-const rows: Row[] = []
+let rows: Row[] = []
 const path = (name: string): string => join(streams, `${name}.stream`)
 
 function add(kase: string, stream: string, by: string, bytes: number, raw: number, cpuSeconds: number): void {
@@ -265,11 +264,14 @@ async function main(): Promise<void> {
   }
   rmSync(work, { recursive: true, force: true })
   mkdirSync(work, { recursive: true })
-  if (!values.images) await guests()
   await images()
+  writeRows('images.csv')
+  if (!values.images) {
+    rows = []
+    await guests()
+    writeRows('ratio.csv')
+  }
   rmSync(work, { recursive: true, force: true })
-  show()
-  if (!values.images) writeRows()
 }
 
 /** What pages of other guests bring, at every effort. */
@@ -292,7 +294,8 @@ async function guests(): Promise<void> {
   for (const stream of ['nginx-k2-limited', 'postgres-limited']) await dirtyRounds(stream, shared)
 }
 
-function show(): void {
+/** Shows the rows that there are, and writes them to this file. */
+function writeRows(name: string): void {
   const table = new Table({
     head: ['case', 'stream', 'by', '% of QEMU', 'MB/s of CPU'],
     colAligns: ['left', 'left', 'left', 'right', 'right'],
@@ -300,13 +303,10 @@ function show(): void {
   })
   for (const row of rows) table.push([row.case, row.stream, row.by, row.percent.toFixed(2), row.megabytesPerSecond])
   process.stdout.write(`${table.toString()}\n`)
-}
-
-function writeRows(): void {
   const quote = (value: string | number): string =>
     typeof value === 'string' && /[",]/.test(value) ? `"${value.replaceAll('"', '""')}"` : String(value)
   const lines = rows.map(row => Object.values(row).map(quote).join(','))
-  writeFileSync(csv, `${Object.keys(rows[0]!).join(',')}\n${lines.join('\n')}\n`)
+  writeFileSync(join(root, 'test/bench', name), `${Object.keys(rows[0]!).join(',')}\n${lines.join('\n')}\n`)
 }
 
 await main()
