@@ -109,6 +109,7 @@ for arch in "$@"; do
     npm ci --no-progress --omit=dev --ignore-scripts --os=linux --cpu="$cpu" --libc=glibc
     export CC="$triplet-gcc" CXX="$triplet-g++" CXXFLAGS="-ffile-prefix-map=$modules=." CFLAGS="-ffile-prefix-map=$modules=."
     export npm_config_nodedir="$modules/node_modules/node-linux-$cpu" npm_config_arch="$cpu"
+    rm -f node_modules/.bin/node # a foreign Node, before the one that builds
     npm rebuild lz4
   ) > "$log" 2>&1 || { tail -n 30 "$log" >&2; fail "no npm packages for $arch" 'is the npm registry reachable?'; }
   find "$modules/node_modules" -name '*.node' -path '*/build/Release/*' | grep -q 'lz4\.node' ||

@@ -15,7 +15,7 @@ export function bashCompletion(commands: readonly Command[]): string {
   const path = commands.map(({ words }) => words.join(' ')).filter(Boolean)
   return `# bash completion for pageferry, made from its help
 _pageferry() {
-  local current=\${COMP_WORDS[COMP_CWORD]} previous=\${COMP_WORDS[COMP_CWORD - 1]} command= words= word
+  local current=\${COMP_WORDS[COMP_CWORD]} previous=\${COMP_WORDS[COMP_CWORD - 1]} command='' words='' word
   COMPREPLY=()
   for word in "\${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
     case "\${command:+$command }$word" in

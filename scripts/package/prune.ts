@@ -11,20 +11,9 @@ const [folder] = process.argv.slice(2)
 if (folder === undefined) throw new Error('usage: prune.ts NODE_MODULES')
 
 const STAYS = /\.(js|cjs|mjs|node)$|^package\.json$/
-const GOES = new Set([
-  '.bin',
-  'test',
-  'tests',
-  'benchmark',
-  'examples',
-  'doc',
-  'docs',
-  'share',
-  'include',
-  'obj.target',
-  '.deps',
-  'man',
-])
+/** Of a package's own folder; deeper, the same names may be parts of its program (yaml/dist/doc). */
+const GOES = new Set(['test', 'tests', 'benchmark', 'examples', 'doc', 'docs', 'share', 'include', 'man'])
+const GOES_ANYWHERE = new Set(['.bin', 'obj.target', '.deps'])
 
 /** @returns whether nothing is left */
 function prune(path: string, within: readonly string[]): boolean {
@@ -34,7 +23,8 @@ function prune(path: string, within: readonly string[]): boolean {
       isFolder: stat.isDirectory(),
       isFile: stat.isFile(),
     }))()
-    if (isFolder && !GOES.has(name)) {
+    const isOwn = within.length === (within[0]?.startsWith('@') ? 2 : 1)
+    if (isFolder && !(isOwn && GOES.has(name)) && !GOES_ANYWHERE.has(name)) {
       if (prune(entry, [...within, name])) rmdirSync(entry)
     } else if (!isFile || !stays(name, within)) rmSync(entry, { recursive: true })
   }
