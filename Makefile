@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: test-under-load report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
+.PHONY: deb test-deb test-under-load report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -21,6 +21,10 @@ ready-guest:
 
 build: ready ## dist/: plain JavaScript and the kernel, for a package
 	@$(NPM) run build
+deb: ready ## Debian packages for amd64 and arm64, with a Node of their own, into .cache/deb; ARCH=amd64 VERSION=1.2.3-1
+	@VERSION=$(VERSION) sh scripts/package/build-deb.sh $(ARCH)
+test-deb: ready ## builds them twice, compares, and tries them in Debian 12 and 13 (as root; a quarter of an hour)
+	@scripts/package/test-deb.sh
 check: ready ## types, lint, format, layers, cited documents
 	@$(NPM) run check
 fix: ready ## format, and what lint can mend by itself
