@@ -14,8 +14,7 @@ export LC_ALL=C.UTF-8 TZ=UTC
 
 fail() {
   echo "error: $1" >&2
-  exit_hint=${2-}
-  [ -z "$exit_hint" ] || echo "hint: $exit_hint" >&2
+  echo "hint: $2" >&2
   exit 1
 }
 
@@ -33,10 +32,16 @@ needs dpkg-deb dpkg
 needs npm npm
 needs make make
 needs python3 python3
+# a compiler and its tools for each, by the name that they have wherever this is
+needs_compiler() { # TRIPLET PACKAGE ARCH
+  [ "$(dpkg --print-architecture)" != "$3" ] || set -- "$1" "" "$3"
+  needs "$1-g++" "g++${2:+-$2}"
+  needs "$1-strip" "binutils${2:+-$2}"
+}
 for arch in "$@"; do
   case $arch in
-    amd64) needs x86_64-linux-gnu-g++ g++-x86-64-linux-gnu && needs x86_64-linux-gnu-strip binutils-x86-64-linux-gnu ;;
-    arm64) needs aarch64-linux-gnu-g++ g++-aarch64-linux-gnu && needs aarch64-linux-gnu-strip binutils-aarch64-linux-gnu ;;
+    amd64) needs_compiler x86_64-linux-gnu x86-64-linux-gnu amd64 ;;
+    arm64) needs_compiler aarch64-linux-gnu aarch64-linux-gnu arm64 ;;
     *) fail "unknown architecture: $arch" 'amd64 or arm64' ;;
   esac
 done
@@ -125,7 +130,7 @@ for arch in "$@"; do
   find "$tree/usr/lib/pageferry/node_modules" \( -name '*.node' -o -name node -path '*/bin/node' \) -type f |
     while read -r binary; do
       "$triplet-strip" --strip-unneeded --remove-section=.comment "$binary"
-      "$triplet-objdump" -p "$binary" | grep -q 'file format elf64' || fail "$binary is no program"
+      "$triplet-objdump" -p "$binary" | grep -q 'file format elf64' || fail "$binary is no program" 'look at the npm packages'
     done
 
   # Folders and files as Debian has them, whatever this checkout's owner may.
