@@ -1,11 +1,13 @@
 #!/bin/sh
 # Boots a root, which is mounted already, in namespaces of its own: boot-root.sh ROOT PIDFILE. Ends when it is killed, and
-# systemd with it. PIDFILE gets the process id of its systemd, as this namespace counts.
+# systemd with it. PIDFILE gets the process id of its systemd, as this namespace counts,
+# PIDFILE.cgroup the folder of its cgroup, which whoever kills it removes.
 set -eu
 host=$1 pidfile=$2
 unified=/sys/fs/cgroup/unified
 [ -d "$unified" ] || unified=/sys/fs/cgroup
 group=$(mktemp -d "$unified/pageferry-deb.XXXXXX")
+echo "$group" > "$pidfile.cgroup"
 # shellcheck disable=SC2016 # for the shells within
 exec unshare --fork --kill-child sh -c '
   echo $$ > "$3/cgroup.procs"

@@ -247,6 +247,8 @@ try_in() {
   else skip "$suite: an upgrade over a running pair" "systemd does not run here: $(tail -n 1 "$work/$suite.console")"; fi
   kill -KILL "$boot" 2> /dev/null
   wait "$boot" 2> /dev/null
+  # shellcheck disable=SC2016
+  timeout 20 sh -c 'until find "$1" -depth -type d -exec rmdir {} + 2> /dev/null; do sleep 0.2; done' - "$(cat "$work/$suite.pid.cgroup")"
 
   ok "$suite: removes" "${inside[@]}" dpkg --remove pageferry
   removed() {
