@@ -138,6 +138,7 @@ export function page(
   const title = `.TH ${head.name.toUpperCase().replaceAll('-', '\\-')} ${head.section} ${head.date} "Pageferry ${head.version}" "Pageferry"`
   return [
     `'\\" t`,
+    '.ds AD l', // where a groff sets its own at each paragraph,
     title,
     '.nh',
     '.ad l',
