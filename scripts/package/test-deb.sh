@@ -173,7 +173,7 @@ try_in() {
   listing() {
     # names, and of what dpkg and the system write by themselves nothing
     (cd "$host" && find . -xdev \( -path ./proc -o -path ./dev -o -path ./tmp -o -path ./run -o -path ./sys -o -path ./var/lib/dpkg \
-      -o -path ./var/cache -o -path ./var/log -o -path ./var/lib/apt -o -path ./var/tmp -o -path ./var/lib/systemd -o -path ./usr/sbin/policy-rc.d \) -prune -o -print | LC_ALL=C sort)
+      -o -path ./var/cache -o -path ./var/log -o -path ./var/lib/apt -o -path ./var/tmp -o -path ./var/lib/systemd -o -path ./usr/sbin/policy-rc.d -o -path ./etc/.updated -o -path ./var/.updated \) -prune -o -print | LC_ALL=C sort)
   }
   listing > "$memory/before"
 
