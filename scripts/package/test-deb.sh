@@ -246,7 +246,7 @@ try_in() {
   if booted "$work/$suite.pid"; then
     running_pair "$suite" "$host" "$(cat "$work/$suite.pid")"
   else skip "$suite: an upgrade over a running pair" "systemd does not run here: $(tail -n 1 "$work/$suite.console")"; fi
-  kill -KILL "$boot" 2> /dev/null
+  kill -KILL "$(cat "$work/$suite.pid")" "$boot" 2> /dev/null # its systemd, and with it all that runs there
   wait "$boot" 2> /dev/null
   # shellcheck disable=SC2016
   timeout 20 sh -c 'until find "$1" -depth -type d -exec rmdir {} + 2> /dev/null; do sleep 0.2; done' - "$(cat "$work/$suite.pid.cgroup")"
