@@ -18,7 +18,7 @@
 import { type ChildProcess, fork, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { availableParallelism, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
@@ -35,7 +35,13 @@ const DESTINATION = 'destination'
 const HONEST = 'honest'
 
 /** A PING may wait so long, beside what the machine itself is late by. */
-export const PING_MS_MAX = 250
+const PING_MS_MAX = 250
+/**
+ * Programs that want a core at once, above which the limit grows with them: the attack itself, its proxy, the honest ones
+ * and a second test file are about as many. What a core-less thread waits for is counted out (honest.ts); what it does
+ * meanwhile in the kernel, in interrupts and in faults, is not, and takes as many times as long.
+ */
+const USUAL_LOAD_PER_CORE = 3
 /** Lines that an attack may bring in a minute. */
 export const LINES_PER_MINUTE_MAX = 100
 /** Starting programs, and other single steps, on a machine that others use as well. */
@@ -286,7 +292,11 @@ export function unharmed(t: Tap.Test, figures: Figures, costs: Costs): void {
   if (figures.mistakes.length > 0) for (const line of lines) if (/link\.(down|dead|bye)/.test(line)) t.comment(line)
   t.same(figures.mistakes, [], 'every honest migration came through, byte for byte')
   t.ok(figures.wholeMigrations > 0, `${figures.wholeMigrations} migrations meanwhile`)
-  t.ok(figures.pings > 0 && figures.pingLateMs < PING_MS_MAX, `PING: ${figures.pingLateMs.toFixed(0)} ms late`)
+  const lateMax = PING_MS_MAX * Math.max(1, loadavg()[0]! / availableParallelism() / USUAL_LOAD_PER_CORE)
+  t.ok(
+    figures.pings > 0 && figures.pingLateMs < lateMax,
+    `PING: ${figures.pingLateMs.toFixed(0)} ms late, ${lateMax.toFixed(0)} at most`,
+  )
   const linesMax = Math.ceil(LINES_PER_MINUTE_MAX * Math.max(1, figures.seconds / 60))
   t.ok(figures.attackLines <= linesMax, `${figures.attackLines} lines in the log, ${linesMax} at most`)
   const { residentPeakBytes: peak, residentBeforeBytes: before } = figures
