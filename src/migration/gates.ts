@@ -5,7 +5,7 @@
  * - main, or recovery, begins a migration at its gate; TLS does where none is open, because its order cannot be known
  * - multifd and preempt channels that speak belong to what is open at their gate, or wait for their main
  * - one that comes when its main has just been read to its end belongs to the next migration, if that one's main comes
- *   soon, else to this one
+ *   soon, else to this one; one that has come already and waits for room is soon enough
  * - one that QEMU has closed while it waited belongs to no main that came in after that
  * - one that is silent may be the preempt channel of a migration that announced postcopy
  * - whatever begins otherwise, or never goes on, is refused: a destination QEMU that waits exits over it
@@ -258,6 +258,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   private preempt(channel: C): void {
     const { gate } = channel
     const { migration } = gate
+    if (gate.next) return // it will be the next one's, or nobody's
     if (!gate.silent.has(channel) || !channel.isSilent || !isOpen(migration) || !migration.postcopyAdvised) return
     // the destination QEMU would take a stranger for its preempt channel
     if (channel.host !== migration.lead?.host) return
@@ -274,7 +275,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     if (!channel.isSilent) {
       gate.silent.delete(channel)
       this.orders.refuse(channel, `it began as QEMU's channels do, and nothing followed for ${seconds} s`)
-    } else if (isOpen(gate.migration)) this.later('silence', channel, nowMs + NOTHING_SAID_MS)
+    } else if (gate.next || isOpen(gate.migration)) this.later('silence', channel, nowMs + NOTHING_SAID_MS)
     else {
       gate.silent.delete(channel)
       this.orders.refuse(
@@ -295,7 +296,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   private late(channel: C): void {
     const { gate } = channel
     const { migration } = gate
-    if (!gate.waiting.includes(channel) || !migration?.flows.size) return // it has another main, or none
+    if (!gate.waiting.includes(channel) || gate.next || !migration?.flows.size) return // it has another main, or none
     this.left(channel)
     this.orders.open(channel, migration)
   }

@@ -280,6 +280,40 @@ t.test('no room for another, and after the end', t => {
   t.end()
 })
 
+t.test('a main that waits for room behind another of its gate', t => {
+  const world = new World(Gates, { all: 18, aMigration: 8 })
+  const gate: TestGate = new Gate('default')
+  const others: TestGate = new Gate('others')
+  const before = world.says(world.arrive(gate, 'qemu'), 'main')
+  const other = world.says(world.arrive(others), 'main')
+  world.gates.advised(before.run!, world.nowMs)
+  const main = world.says(world.arrive(gate, 'qemu'), 'main')
+  t.equal(gate.next, main)
+  const preempt = world.arrive(gate, 'qemu')
+  world.pass(PREEMPT_LATE_MS)
+  t.equal(preempt.run, undefined, 'the one before has not ended, and what comes now is not its preempt channel')
+
+  const early = world.says(world.arrive(gate, 'qemu'), 'multifd')
+  world.ends(before, false)
+  const late = world.says(world.arrive(gate, 'qemu'), 'multifd')
+  world.pass(LATE_CHANNEL_MS)
+  t.same([early.run, late.run], [undefined, undefined], 'nor has it more of what speaks')
+
+  for (let i = 0; i < 4; i++) {
+    world.pass(1700)
+    world.says(world.arrive(others), 'multifd') // so the main waits on
+  }
+  t.match([main.run, preempt.refused], [undefined, ''], 'a silent one waits as long')
+  world.pass(2000)
+  t.ok(main.run)
+  t.same([early.run, late.run], [main.run, main.run])
+  world.gates.advised(main.run!, world.nowMs)
+  world.pass(PREEMPT_SILENT_MS)
+  t.equal(preempt.run, main.run)
+  t.not(other.run, main.run)
+  t.end()
+})
+
 /** Guests that migrate one after the other at some gates, with probes and strangers between. @returns what went wrong */
 function simulate(seed: number, make: typeof Gates<Channel, Run>): string {
   const next = random(seed)
