@@ -482,7 +482,11 @@ class Simulation implements World {
 
   private preempt(attempt: Attempt): Channel {
     const { random } = this
-    const channel = this.channel(attempt, 'preempt', guests.preemptScript(random, random.pick([0, 1, 10])))
+    let bytes: Uint8Array
+    // the first bytes of two pages may be alike, and a target knows a channel by nothing else
+    do bytes = guests.preemptScript(random, random.pick([0, 1, 10]))
+    while (this.byName.has(nameOf(bytes)))
+    const channel = this.channel(attempt, 'preempt', bytes)
     channel.limit = 0 // until pages are asked for
     return channel
   }
