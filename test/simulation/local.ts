@@ -53,6 +53,8 @@ export class QemuEnd {
   /** Handed to the kernel, not yet read by the proxy. */
   outbox: Uint8Array[] = []
   outboxBytes = 0
+  /** The proxy has been given so many of its bytes. */
+  readBytes = 0
   finOut = false
   /** This end is closed: what still comes for it is answered with RST. */
   gone = false
@@ -295,6 +297,7 @@ export class ProxyEnd {
       if (this.slot) {
         this.slot.set(bytes)
         this.slot = undefined
+        qemu.readBytes += count
         this.sink.onBytes(count)
       } else if (!this.take(bytes)) return
       if (!this.resetting) this.slot = this.askSlot()
@@ -333,6 +336,7 @@ export class ProxyEnd {
       const count = Math.min(bytes.length - at, slot.length)
       slot.set(bytes.subarray(at, at + count))
       at += count
+      this.link.qemu.readBytes += count
       this.sink!.onBytes(count)
     }
     return true

@@ -99,6 +99,8 @@ class Attempt {
   completed = false
   /** The source QEMU closed in the middle, and nobody else had. */
   cancelled = false
+  /** Likewise, in postcopy: it pauses. */
+  left = false
   readonly told: string[] = []
 
   constructor(name: string, gate: number, target: TargetQemu, startMs: number, options: Attempt['options']) {
@@ -127,9 +129,16 @@ class TargetQemu {
   readonly channels: TargetChannel[] = []
   tookOver = false
   inPostcopy = false
+  /** On its main, behind what says that; -1 before it. */
+  postcopyAt = -1
   paused = false
   /** It has gone, well or not. */
   over = false
+
+  /** Its proxy has read that it is in postcopy. */
+  get saidPostcopy(): boolean {
+    return this.postcopyAt >= 0 && (this.channels[0]?.end.readBytes ?? 0) >= this.postcopyAt
+  }
 }
 
 /** A connection that it took. */
@@ -378,7 +387,9 @@ class Simulation implements World {
     } else if (attempt.shutHeard && side === 'source') {
       this.wrong(`${name}: the source QEMU has heard SHUT, and the source tells: ${outcome}, ${reason}`)
     }
-    if (outcome === 'cancelled' && !attempt.cancelled)
+    // the destination does not parse main: it knows of postcopy by a recovery, or by what its QEMU answers
+    const unaware = side === 'destination' && attempt.left && !options.recovery && !target.saidPostcopy
+    if (outcome === 'cancelled' && !attempt.cancelled && !unaware)
       this.wrong(`${name}: cancelled, says the ${side}: it was not (${reason})`)
   }
 
@@ -589,8 +600,8 @@ class Simulation implements World {
     if (attempt.over) return
     attempt.excuses.add('cancelled')
     this.happened.add('cancel')
-    const cancelled = !attempt.inPostcopy
-    attempt.cancelled = cancelled || attempt.cancelled
+    if (attempt.inPostcopy) attempt.left = true
+    else attempt.cancelled = true
     if (random.chance(0.3)) {
       this.happened.add('source connection broke')
       const channel = random.pick(attempt.channels)
@@ -777,6 +788,7 @@ class Simulation implements World {
       if (!options.recovery && !qemu.inPostcopy && tc.received >= attempt.postcopyAt) {
         qemu.inPostcopy = true
         this.answer(tc, guests.pong(3))
+        qemu.postcopyAt = tc.answers.length
         this.askForPages(tc)
         if (!this.quiet && random.chance(0.3)) {
           time.afterAs(undefined, random.next() * random.pick([1, 50]), () => this.breakInPostcopy(attempt))
