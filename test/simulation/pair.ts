@@ -666,7 +666,8 @@ class Simulation implements World {
       if (mayPause && !target.tookOver && !target.over) {
         // one in haste does not look whether both proxies are through; a recovery that never reached it is tried again
         const hasty = target.paused && random.chance(0.02)
-        if (hasty || ((target.paused || target.channels.length === 0) && this.isIdle(gate))) {
+        const mayGoOn = hasty || ((target.paused || target.channels.length === 0) && this.isIdle(gate))
+        if (mayGoOn && !this.isTaken(gate, target)) {
           this.operators--
           this.recover(attempt, hasty)
         } else time.afterAs(undefined, 100, go) // the other QEMU has not noticed
@@ -701,6 +702,12 @@ class Simulation implements World {
       if (session.status().migrations.some(migration => migration.target === target)) return false
     }
     return !source.session?.status().some(migration => migration.target === target)
+  }
+
+  /** Another guest has come to this gate, and its target listens. */
+  private isTaken(gate: number, target: TargetQemu): boolean {
+    const there = this.targets.get(this.addressOf(gate))
+    return there !== undefined && there !== target && there.address !== ''
   }
 
   private recover(before: Attempt, hasty: boolean): void {
