@@ -9,6 +9,9 @@ const RAM_ID = 2
 /** By these many first bytes a connection is known. */
 export const NAME_BYTES = 48
 
+/** Of main: the device description, with which it ends. */
+export const MAIN_END_BYTES = 32
+
 export type Kind = 'main' | 'multifd' | 'preempt' | 'tls' | 'recovery'
 
 /** What a guest's channels carry, in order. */

@@ -469,6 +469,8 @@ class Simulation implements World {
     for (let i = 0; i < multifd; i++) {
       this.channel(attempt, 'multifd', guests.multifdScript(random, this.attempts.length, i, size * 3))
     }
+    // main waits for all multifd channels before its end (qemu-wire-format 4.4)
+    if (multifd > 0) attempt.main.limit -= guests.MAIN_END_BYTES
     if (attempt.options.preempt !== 'none') this.preempt(attempt)
     this.begin(attempt)
     if (!this.quiet && random.chance(0.15))
@@ -550,7 +552,12 @@ class Simulation implements World {
     }
     if (channel.written < bytes.length) {
       time.afterAs(undefined, random.next() * random.pick([0.2, 2, 20]), () => this.write(channel))
-    } else this.look(attempt)
+    } else {
+      const isWritten = ({ kind, written, bytes }: Channel): boolean => kind !== 'multifd' || written === bytes.length
+      if (channel.kind === 'multifd' && attempt.channels.every(isWritten))
+        attempt.main.limit = attempt.main.bytes.length
+      this.look(attempt)
+    }
   }
 
   private wrote(attempt: Attempt): void {
