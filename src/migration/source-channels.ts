@@ -329,8 +329,10 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
   /** The other side never heard of this migration. */
   private move(migration: Departure<C>): void {
     if (migration.moved) return
+    // those that are silent, or wait for their main, go with it: here it would never come
+    const goWith = [...this.connections].filter(({ migration: of, gate }) => !of && gate.migration === migration)
     migration.goesOn()
-    this.options.orders.move([...migration.flows])
+    this.options.orders.move([...migration.flows, ...goWith])
   }
 
   /** While any guest waits for its pages, next to nothing may wait in the link. */

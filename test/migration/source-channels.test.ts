@@ -295,6 +295,26 @@ t.test('flows that the other side refuses', t => {
   t.end()
 })
 
+t.test('what has no flow goes on with the migration of its gate', t => {
+  const world = new World()
+  const gate: TestGate = new Gate('a')
+  const [main] = world.migrate(gate, 'main')
+  const silent = world.connect(gate) // its preempt channel, perhaps
+  const elsewhere = world.connect(new Gate('b'))
+  world.channels.refusedByPeer(main!.number, 'drains')
+  t.same(world.moved, [[main, silent]])
+  t.equal(elsewhere.told.length, 0)
+
+  const drained = new World()
+  const other: TestGate = new Gate('a')
+  const early = drained.says(drained.connect(other), 'multifd')
+  drained.refusal = failure('PROTOCOL_STATE')
+  const late = drained.says(drained.connect(other), 'main')
+  t.same(drained.moved, [[late, early]])
+  t.same([late.told, early.told], [['unopened'], []])
+  t.end()
+})
+
 t.test('while a guest waits for its pages next to nothing waits in the link', t => {
   const world = new World()
   const [main, multifd] = world.migrate(new Gate('a'), 'main', 'multifd')
