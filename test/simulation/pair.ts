@@ -703,7 +703,10 @@ class Simulation implements World {
     const { target, migration, next } = at
     if (migration || next || source.hasWaiting(at)) return false
     // no proxy sees an end that lies behind more than it reads ahead: the next main would be given such a channel
-    const isUnseen = ({ end }: Channel): boolean => end !== undefined && end.outboxBytes > 0 && !end.orphaned
+    const isUnseen = ({ end, written }: Channel): boolean => {
+      if (!end || end.orphaned) return false
+      return end.outboxBytes > 0 || (end.readBytes < written && !end.broken) // in its kernel, or held by its socket
+    }
     if (this.channels.some(channel => channel.attempt.gate === gate && isUnseen(channel))) return false
     for (const { session } of destination.members.values()) {
       if (session.status().migrations.some(migration => migration.target === target)) return false
