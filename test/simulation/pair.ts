@@ -542,7 +542,13 @@ class Simulation implements World {
   private write(channel: Channel): void {
     const { random, time } = this
     const { attempt, end, bytes } = channel
-    if (attempt.over || !end || channel.endMs >= 0) return
+    if (attempt.over || !end) return
+    if (channel.endMs >= 0 || end.orphaned) {
+      // a write meets its end; main waits for multifd, and may write nothing that would meet its own
+      const meets = channel.kind === 'multifd' || end.orphaned
+      if (meets && channel.written < bytes.length) this.sourceBreaks(attempt)
+      return
+    }
     const most = random.pick([8, 100, 5000, 64 * 1024])
     // the first bytes of a channel come at once
     const least = channel.written === 0 ? Math.min(guests.NAME_BYTES, bytes.length) : 0
