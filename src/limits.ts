@@ -266,8 +266,8 @@ export const SESSIONS_CEILING = 4096
 export const SESSION_IDLE_MS = 30_000
 
 /**
- * Log lines that one peer, one host's QEMUs or all strangers together may cause in a minute, counts of lines left out
- * included. An ordinary migration has four; at 200 bytes a line a hostile one fills 29 MB a day.
+ * Log lines that one peer may cause in a minute, outcomes and counts of lines left out included. An ordinary migration
+ * has four; at 200 bytes a line a hostile one fills 29 MB a day. QEMUs and strangers have what is left without outcomes.
  */
 export const PEER_LINES_PER_MINUTE = 100
 
