@@ -1,10 +1,8 @@
 import { HIGH_HALF_END, readU16, readU32, readU64, TWO_32 } from '../bytes/big-endian.ts'
 import { latin1 } from '../bytes/copy.ts'
-import { assert } from '../errors.ts'
 import { NBD_NAME_BYTES_MAX, NBD_OPTION_BYTES_MAX } from '../limits.ts'
 import { type Dialogue, NO_OPTION } from './dialogue.ts'
-import { Head } from './head.ts'
-import { RequestFields } from './requests.ts'
+import { DirectionParser } from './direction-parser.ts'
 import type { NbdSink } from './sink.ts'
 import {
   CLIENT_FLAGS_LENGTH,
@@ -18,23 +16,16 @@ import {
 } from './wire.ts'
 
 /** What the next byte, or the one behind what is passed, belongs to. */
-const STATE = { FLAGS: 0, OPTION: 1, OPTION_REST: 2, REQUEST: 3, ENDED: 4, RAW: 5 } as const
+const STATE = { FLAGS: 0, OPTION: 1, OPTION_REST: 2, REQUEST: 3, ENDED: 4 } as const
 
 /** Places from here on are not exact numbers. */
 const PLACES_END = HIGH_HALF_END * TWO_32
 
 /**
- * Reads what the client of a connection says, cut anywhere, and tells its sink what lies where. It keeps no reference to a
- * chunk, and never throws on what a peer sends. Its {@link Dialogue} is shared with the server's parser, to which the other
- * direction's bytes are pushed as they come. Source: nbd-wire 2 and 3.
+ * Reads what the client of a connection says, cut anywhere, and tells its sink what lies where. Its {@link Dialogue} is
+ * shared with the server's parser, to which the other direction's bytes are pushed as they come. Source: nbd-wire 2 and 3.
  */
-export class ClientParser {
-  private readonly sink: NbdSink
-  private readonly dialogue: Dialogue
-  private readonly head = new Head(CLIENT_FLAGS_LENGTH)
-  private readonly request = new RequestFields()
-  private state: number = STATE.FLAGS
-  private streamPosition = 0
+export class ClientParser extends DirectionParser {
   /** Of the option that is being passed. */
   private option = 0
   private optionStart = 0
@@ -43,63 +34,15 @@ export class ClientParser {
   private endedBy = ''
 
   constructor(sink: NbdSink, dialogue: Dialogue) {
-    this.sink = sink
-    this.dialogue = dialogue
-  }
-
-  /** Bytes of the direction taken so far. */
-  get position(): number {
-    return this.streamPosition
-  }
-
-  /**
-   * Bytes at the end of what was taken that belong to an incomplete head. In transmission 31 at most: a caller that keeps
-   * them in front of its next chunk has every head in one piece when it is told.
-   */
-  get pending(): number {
-    return this.head.have
-  }
-
-  /** Bytes to come that are a payload's, or of an option that is not looked at. */
-  get passable(): number {
-    return this.head.skip
-  }
-
-  /** True where everything from here on is not looked at. */
-  get raw(): boolean {
-    return this.state === STATE.RAW
-  }
-
-  /** True inside a message: a direction that ends here was cut. */
-  get midMessage(): boolean {
-    return this.head.have > 0 || this.head.skip > 0
-  }
-
-  /** Takes the next `length` bytes from the client, which lie in `chunk` from `at`, cut anywhere. */
-  push(chunk: Uint8Array, at: number, length: number): void {
-    const end = at + length
-    assert(at >= 0 && length >= 0 && end <= chunk.length, 'bytes outside their chunk')
-    const base = this.streamPosition - at
-    const { head } = this
-    while (at < end && this.state !== STATE.RAW) {
-      if (head.skip > 0) {
-        at = head.pass(at, end)
-        if (head.skip === 0 && this.state === STATE.OPTION_REST) this.optionDone(base + at)
-        continue
-      }
-      if (head.have === 0 && !this.mayBegin(base + at)) break
-      at = head.read(chunk, at, end, base)
-      if (head.have === head.need) this.step(base + at)
-    }
-    this.streamPosition = base + end
+    super('client', CLIENT_FLAGS_LENGTH, sink, dialogue)
   }
 
   /** A message begins at `position`. Nothing may before the server has said what the client has to know for it. */
-  private mayBegin(position: number): boolean {
+  protected mayBegin(position: number): boolean {
     const { dialogue } = this
     if (this.state === STATE.REQUEST) return true
     if (this.state === STATE.ENDED) this.giveUp(position, `bytes behind ${this.endedBy}`)
-    else if (dialogue.serverLost) this.giveUp(position, 'the server is not understood')
+    else if (dialogue.lost.server) this.giveUp(position, 'the server is not understood')
     else if (!dialogue.greeted) this.giveUp(position, 'the client spoke before the server')
     else if (dialogue.pending !== NO_OPTION)
       this.giveUp(position, 'the client did not wait for the answer to an option')
@@ -108,13 +51,17 @@ export class ClientParser {
       this.extended = dialogue.extended
       this.next(STATE.REQUEST, 0)
     }
-    return this.state !== STATE.RAW
+    return !this.raw
   }
 
-  private step(position: number): undefined {
+  protected step(position: number): undefined {
     if (this.state === STATE.REQUEST) this.requestStep(position)
     else if (this.state === STATE.OPTION) this.optionStep(position)
     else this.flagsStep()
+  }
+
+  protected passed(position: number): undefined {
+    if (this.state === STATE.OPTION_REST) this.optionDone(position)
   }
 
   private flagsStep(): undefined {
@@ -213,7 +160,7 @@ export class ClientParser {
     request.offset = offset
     request.lengthBytes = hasPayload && type !== COMMAND.WRITE ? 0 : length
     request.payloadBytes = hasPayload ? length : 0
-    if (type !== COMMAND.DISC && !dialogue.serverLost) {
+    if (type !== COMMAND.DISC && !dialogue.lost.server) {
       if (dialogue.requests.find(request.cookieHigh, request.cookieLow) >= 0) {
         return this.giveUp(head.start, 'a cookie that is under way')
       }
@@ -237,11 +184,5 @@ export class ClientParser {
     this.state = state
     const request = this.extended ? EXTENDED_REQUEST.LENGTH : REQUEST.LENGTH
     this.head.next(state === STATE.REQUEST ? request : OPTION_HEAD_LENGTH, skip)
-  }
-
-  private giveUp(position: number, reason: string): undefined {
-    this.next(STATE.RAW, 0)
-    this.dialogue.clientLost = true
-    this.sink.raw('client', position, reason)
   }
 }

@@ -22,9 +22,8 @@ export class Dialogue {
   tls = false
   /** What the handshake led to; undefined before transmission. */
   exported: NbdExport | undefined = undefined
-  /** The direction was given up. */
-  clientLost = false
-  serverLost = false
+  /** Directions that were given up. */
+  readonly lost = { client: false, server: false }
   readonly requests = new Requests()
 
   /** Options that were agreed. */

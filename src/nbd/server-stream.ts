@@ -1,10 +1,8 @@
 import { readU16, readU32, readU64 } from '../bytes/big-endian.ts'
 import { latin1 } from '../bytes/copy.ts'
-import { assert } from '../errors.ts'
 import { NBD_NAME_BYTES_MAX, NBD_OPTION_BYTES_MAX } from '../limits.ts'
 import { type Dialogue, NO_OPTION } from './dialogue.ts'
-import { Head } from './head.ts'
-import { RequestFields } from './requests.ts'
+import { DirectionParser } from './direction-parser.ts'
 import type { NbdSink } from './sink.ts'
 import {
   CHUNK,
@@ -34,87 +32,40 @@ import {
 } from './wire.ts'
 
 /** What the next byte, or the one behind what is passed, belongs to. */
-const STATE = { GREETING: 0, OPTION_REPLY: 1, OPTION_REPLY_REST: 2, EXPORT: 3, MESSAGE: 4, RAW: 5 } as const
+const STATE = { GREETING: 0, OPTION_REPLY: 1, OPTION_REPLY_REST: 2, EXPORT: 3, MESSAGE: 4 } as const
 
-/** As {@link ClientParser}, for what the server says. Source: nbd-wire 2 and 4. */
-export class ServerParser {
-  private readonly sink: NbdSink
-  private readonly dialogue: Dialogue
-  private readonly head = new Head(GREETING_LENGTH)
-  private readonly request = new RequestFields()
-  private state: number = STATE.GREETING
-  private streamPosition = 0
+/** As ClientParser, for what the server says. Source: nbd-wire 2 and 4. */
+export class ServerParser extends DirectionParser {
   /** Of the reply to an option that is being passed. */
   private replyStart = 0
   private replyType = 0
 
   constructor(sink: NbdSink, dialogue: Dialogue) {
-    this.sink = sink
-    this.dialogue = dialogue
+    super('server', GREETING_LENGTH, sink, dialogue)
   }
 
-  /** Bytes of the direction taken so far. */
-  get position(): number {
-    return this.streamPosition
-  }
-
-  /** As ClientParser's; in transmission 43 at most. */
-  get pending(): number {
-    return this.head.have
-  }
-
-  /** As ClientParser's. */
-  get passable(): number {
-    return this.head.skip
-  }
-
-  /** True where everything from here on is not looked at. */
-  get raw(): boolean {
-    return this.state === STATE.RAW
-  }
-
-  /** True inside a message: a direction that ends here was cut. */
-  get midMessage(): boolean {
-    return this.head.have > 0 || this.head.skip > 0
-  }
-
-  /** Takes the next `length` bytes from the server, which lie in `chunk` from `at`, cut anywhere. */
-  push(chunk: Uint8Array, at: number, length: number): void {
-    const end = at + length
-    assert(at >= 0 && length >= 0 && end <= chunk.length, 'bytes outside their chunk')
-    const base = this.streamPosition - at
-    const { head } = this
-    while (at < end && this.state !== STATE.RAW) {
-      if (head.skip > 0) {
-        at = head.pass(at, end)
-        if (head.skip === 0 && this.state === STATE.OPTION_REPLY_REST) this.optionReplyDone(base + at)
-        continue
-      }
-      if (head.have === 0 && this.state !== STATE.MESSAGE && !this.mayBegin(base + at)) break
-      at = head.read(chunk, at, end, base)
-      if (head.have === head.need) this.step(base + at)
-    }
-    this.streamPosition = base + end
-  }
-
-  /** A message of the handshake begins at `position`: an answer to what was asked. */
-  private mayBegin(position: number): boolean {
+  /** A message begins at `position`: in the handshake an answer to what was asked. */
+  protected mayBegin(position: number): boolean {
     const { dialogue, head } = this
-    if (this.state === STATE.GREETING) return true
-    if (dialogue.clientLost) this.giveUp(position, 'the client is not understood')
+    if (this.state === STATE.MESSAGE || this.state === STATE.GREETING) return true
+    if (dialogue.lost.client) this.giveUp(position, 'the client is not understood')
     else if (dialogue.pending === NO_OPTION) this.giveUp(position, 'a reply without an option')
     else if (dialogue.pending === OPTION.EXPORT_NAME) {
       this.state = STATE.EXPORT
       head.need = EXPORT_LENGTH + (dialogue.noZeroes ? 0 : EXPORT_ZEROES)
     }
-    return this.state !== STATE.RAW
+    return !this.raw
   }
 
-  private step(position: number): undefined {
+  protected step(position: number): undefined {
     if (this.state === STATE.MESSAGE) this.messageStep(position)
     else if (this.state === STATE.OPTION_REPLY) this.optionReplyStep(position)
     else if (this.state === STATE.EXPORT) this.exportStep()
     else this.greetingStep()
+  }
+
+  protected passed(position: number): undefined {
+    if (this.state === STATE.OPTION_REPLY_REST) this.optionReplyDone(position)
   }
 
   // ---- handshake ----
@@ -337,12 +288,6 @@ export class ServerParser {
   private bad(reason: string): false {
     this.giveUp(this.head.start, reason)
     return false
-  }
-
-  private giveUp(position: number, reason: string): undefined {
-    this.next(STATE.RAW, 0)
-    this.dialogue.serverLost = true
-    this.sink.raw('server', position, reason)
   }
 }
 
