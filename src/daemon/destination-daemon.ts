@@ -324,11 +324,24 @@ export class DestinationDaemon {
     for (const link of this.server.links) {
       if ((this.sessions.get(link)?.channelCount ?? 0) > 0) continue
       const grant = this.grants.get(link)
-      if (grant?.isExcessive && this.asked.has(link)) void link.close()
+      if (grant?.isExcessive && this.asked.has(link)) this.dismiss(link)
       else if (this.sets.changed || grant?.isExcessive || grant?.isStarved) {
         this.asked.add(link)
         link.session.drain()
       }
     }
+  }
+
+  /** Closes an idle session that stays though it was asked to go. */
+  private dismiss(link: Link): void {
+    const { state } = link.session
+    if (state !== 'live' && state !== 'broken') return // it is being closed: what it owes is on its way, or its WAN is away
+    const reason = 'it holds more memory than its share, and stayed when it was asked to go'
+    this.options.events.of(link.identity).info('idle session closed', {
+      link: link.id.slice(0, 8),
+      identity: link.identity,
+      reason,
+    })
+    void link.close(reason)
   }
 }

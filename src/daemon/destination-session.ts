@@ -247,8 +247,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     if (reason !== undefined) this.options.onFailure(new ProxyError('PEER_LOST', reason, undefined, 'the session ends'))
   }
 
-  onBye(code: number, text: string): void {
-    this.end(code === 0 ? 'the other proxy ended the session' : `the other proxy ended the session: ${text}`)
+  onBye(_code: number, text: string): void {
+    this.end(text === '' ? 'the other proxy ended the session' : `the other proxy ended the session: ${text}`)
   }
 
   onDead(error: ProxyError): void {

@@ -61,6 +61,8 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
     readonly templatePages?: number
     readonly failedBefore?: number
   }
+  /** At the destination: its memory is given to others. */
+  'idle session closed': { readonly link: string; readonly identity: string; readonly reason: string }
   'no session': Failure & { readonly times?: number; readonly seconds?: number }
   'WAN connection lost': Failure & { readonly connection: number }
   'peer drains: it takes no new migrations': Record<never, never>

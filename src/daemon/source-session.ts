@@ -207,8 +207,8 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     if (reason !== undefined) this.options.onFailure(new ProxyError('PEER_LOST', reason, undefined, 'the session ends'))
   }
 
-  onBye(code: number, text: string): void {
-    void this.end(code === 0 ? 'the other proxy ended the session' : `the other proxy ended the session: ${text}`)
+  onBye(_code: number, text: string): void {
+    void this.end(text === '' ? 'the other proxy ended the session' : `the other proxy ended the session: ${text}`)
   }
 
   onDead(error: ProxyError): void {

@@ -262,9 +262,12 @@ export class Link {
     this.session.drain()
   }
 
-  /** Ends in order: delivers all that was handed in, then BYE. Settles with `ended`. */
-  close(): Promise<ProxyError | undefined> {
-    this.session.close(this.#clock.now())
+  /**
+   * Ends in order: delivers all that was handed in, then BYE. Settles with `ended`.
+   * @param why told to the peer
+   */
+  close(why?: string): Promise<ProxyError | undefined> {
+    this.session.close(this.#clock.now(), why)
     this.wake()
     return this.ended
   }

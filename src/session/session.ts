@@ -467,9 +467,11 @@ export class Session {
   /**
    * Ends the session in order: once all that was handed in is acknowledged, BYE 0 goes out on every connection. Flows
    * that have not ended by then end with it: drain, and wait for flowCount 0, to let them finish.
+   * @param why told to the peer
    */
-  close(nowMs: number): void {
+  close(nowMs: number, why = ''): void {
     this.nowMs = nowMs
+    if (why !== '' && this.bye?.code === CODE.NONE) this.bye = { code: CODE.NONE, text: why }
     if (this.sessionState === 'opening') this.patience.lost(nowMs) // now the patience runs
     this.enter('close')
     this.checkFlushed()

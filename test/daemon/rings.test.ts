@@ -5,6 +5,7 @@ import t from 'tap'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events } from '../../src/daemon/events.ts'
 import { readHello } from '../../src/link/greeting.ts'
+import { reasonCode, reasonText } from '../../src/wan/bodies.ts'
 import { encodeFrame, FrameDecoder } from '../../src/wan/frames.ts'
 import { encodeClientHello, isRefusal, serverHelloOf } from '../../src/wan/hello.ts'
 import { FRAME } from '../../src/wan/wire.ts'
@@ -23,6 +24,8 @@ class Source {
   ringMib = 0
   /** Sessions that the other side ended. */
   ended = 0
+  /** What its sessions were told when they were closed. */
+  readonly told: string[] = []
   private readonly name: string
   private readonly port: number
   private readonly stays: boolean
@@ -59,8 +62,11 @@ class Source {
         })
       })
     }
-    const decoder = new FrameDecoder(({ type }) => {
-      if (type === FRAME.BYE) this.ended++
+    const decoder = new FrameDecoder(({ type, payload }) => {
+      if (type === FRAME.BYE) {
+        this.ended++
+        this.told.push(`${reasonCode(payload)} ${reasonText(payload)}`)
+      }
       if (type === FRAME.BYE || (type === FRAME.DRAIN && !(this.stays && this.ended === 0))) leave()
     })
     socket.on('data', chunk => decoder.push(chunk))
@@ -78,7 +84,9 @@ class Source {
 t.test('seventeen sources', { timeout: 120_000 }, async t => {
   const events = new Events()
   const causes = new Set<string | undefined>()
-  events.subscribe(({ event, cause }) => {
+  const closed: { link: string; identity: string; reason: string }[] = []
+  events.subscribe(({ event, cause, fields }) => {
+    if (event === 'idle session closed') closed.push(fields)
     if (event === 'session open' || event === 'link.open') causes.add(cause)
   })
   const daemon = new DestinationDaemon({
@@ -116,6 +124,10 @@ t.test('seventeen sources', { timeout: 120_000 }, async t => {
   for (let left = 1000; left > 0 && !isFair(); left--) await new Promise(resolve => setTimeout(resolve, 20))
   t.ok(isFair(), `then all have about ${share.toFixed(0)} MiB: ${sources.map(({ ringMib }) => Math.round(ringMib))}`)
   t.ok(sources[1]!.ended > 0, 'whoever had more than its share and did not go was closed')
+  const told = closed.find(({ identity }) => identity === '127.0.0.11')
+  t.match(told, { reason: /stayed when it was asked/ }, 'which is logged')
+  t.equal(new Set(closed.map(({ link }) => link)).size, closed.length, 'once a session')
+  t.match(sources[1]!.told[0], /^0 .*stayed when it was asked/, 'and told to the peer')
   for (const source of sources) source.close()
   await daemon.abort()
 })
