@@ -9,6 +9,7 @@ import { Worker } from 'node:worker_threads'
 import { zstdDecompressSync } from 'node:zlib'
 import { Credentials } from '../../src/link/credentials.ts'
 import { FRAME } from '../../src/wan/wire.ts'
+import { corelessMs } from '../helpers/own-time.ts'
 import { migration, page } from '../template/makers.ts'
 import type { HonestFigures, HonestTask } from './harness.ts'
 import { Peer } from './peer.ts'
@@ -31,11 +32,6 @@ interface Span {
   readonly corelessMs: number
 }
 
-/** Time that the first thread of a process has been ready to run without a core. Source: Linux, scheduler/sched-stats.rst */
-function corelessMs(pid: number): number {
-  const [, ns] = readFileSync(`/proc/${pid}/task/${pid}/schedstat`, 'latin1').split(' ')
-  return Number(ns) / 1e6
-}
 /** Of both ends of a PING: what other programs of this machine take from it is not the attack's doing. */
 const pingCorelessMs = (): number => corelessMs(task.destinationPid) + corelessMs(process.pid)
 
