@@ -17,6 +17,7 @@ import { makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
 import { LinkServer } from '../../src/link/server.ts'
 import { type ClientHello, encodeClientHello, HelloDecoder } from '../../src/wan/hello.ts'
 import { CODE } from '../../src/wan/wire.ts'
+import { stopwatch } from '../helpers/own-time.ts'
 import { until } from '../helpers/until.ts'
 import { type CrlOptions, makeCrl } from './crl.ts'
 import {
@@ -835,13 +836,13 @@ t.test('1,000 slow handshakes leave room for others', async t => {
     slow.push(socket)
   }
   await until('all to arrive', () => server.server.stats.connectionsAccepted >= 1001)
-  const startMs = performance.now()
+  const ownMs = stopwatch()
   const newcomer = join(t, server.port, options)
   await newcomer.client.open()
   newcomer.end.open(1_000_000, 1_000_000, false)
   good.end.open(1_000_000, 1_000_000, true)
   await until('both to be served', () => newcomer.end.finished === 1 && good.end.finished === 1)
-  const tookMs = performance.now() - startMs
+  const tookMs = ownMs()
   t.ok(tookMs < 3000, `a newcomer was served in ${Math.round(tookMs)} ms`)
   t.equal(good.end.downs, 0)
   const { strangers, crowdedOut } = server.server.stats

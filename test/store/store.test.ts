@@ -22,6 +22,7 @@ import { SetFile } from '../../src/store/set-file.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { encodeHead, HeadDecoder } from '../../src/template/format.ts'
 import { PAGES_MAX, setLayout } from '../../src/template/wire.ts'
+import { stopwatch } from '../helpers/own-time.ts'
 import { failure, page, putPages, recordsOf, scratch, setBytes, sha256 } from '../template/makers.ts'
 
 const root = process.geteuid?.() === 0
@@ -98,10 +99,10 @@ t.test('digests that are none', async t => {
     },
   }
   const head = Buffer.concat([...encodeHead({ minVms: 2, vms: 2 }, twisted)])
-  const startMs = performance.now()
+  const ownMs = stopwatch()
   const decoder = new HeadDecoder('set')
   t.match(await failure(() => decoder.push(head)), /^TEMPLATE_FORMAT at \d+$/)
-  t.ok(performance.now() - startMs < 10_000, 'without comparing each with all others')
+  t.ok(ownMs() < 10_000, 'without comparing each with all others')
   const outline = new HeadDecoder('set', undefined, false)
   const honest = setBytes(Array.from({ length: 300 }, (_, i) => page(i + 1)))
   for (let at = 0; at < honest.length && outline.outline === undefined; at += 37)

@@ -31,6 +31,7 @@ import { ReadingThreads, type ReadPages } from '../../src/transfer/cold/reading-
 import { EVENT_LOOP, type EventLoop } from '../../src/transfer/event-loop.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { Pools } from '../../src/transfer/pool.ts'
+import { stopwatch } from '../helpers/own-time.ts'
 import { until } from '../helpers/until.ts'
 import { migration, page, putPages, random, scratch } from '../template/makers.ts'
 
@@ -156,9 +157,9 @@ t.test('proofs that were chosen to crowd take no longer', async t => {
   const crowded = new ColdSet('/crowded', setOf(numbered(1, 1)).outline, proofs, undefined as unknown as PageBytes)
   const outline = { ...crowded.outline, pageCount: count }
   const index = new ColdIndex(new ColdList([new ColdSet('/crowded', outline, proofs, undefined as never)]), 12345)
-  const startMs = performance.now()
+  const ownMs = stopwatch()
   await index.fill(EVENT_LOOP)
-  t.ok(performance.now() - startMs < 3000, 'as fast as others: they stand everywhere')
+  t.ok(ownMs() < 3000, 'as fast as others: they stand everywhere')
   t.equal(index.find(proofs, PROOF_WORDS * (count - 1)), count - 1)
 })
 
