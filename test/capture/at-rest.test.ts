@@ -14,7 +14,7 @@ import { elfCore, failure, migration, PAGE, page, scratch } from '../template/ma
 import { pageNumbers } from './page-numbers.ts'
 
 const HARNESS = new URL('../template/cli-harness.ts', import.meta.url).pathname
-t.setTimeout(300_000)
+t.setTimeout(590_000)
 const { folder, put } = scratch(t.teardown)
 const GUEST = Array.from({ length: 40 }, (_, i) => page(i + 1))
 const IDS = GUEST.map((_, i) => i + 1)

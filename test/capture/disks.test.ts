@@ -8,7 +8,7 @@ import { PageInput } from '../../src/capture/pages.ts'
 import { pageferry } from '../template/cli-harness.ts'
 import { failure, migration, PAGE, page, scratch, sha256 } from '../template/makers.ts'
 
-t.setTimeout(120_000)
+t.setTimeout(590_000)
 const missing = ['qemu-img', 'qemu-nbd'].filter(tool => spawnSync(tool, ['--version']).status !== 0)
 const skip = missing.length > 0 && `${missing.join(', ')}: not installed`
 const { folder, put } = scratch(t.teardown)

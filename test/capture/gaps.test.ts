@@ -24,7 +24,7 @@ import {
 } from '../template/makers.ts'
 import { pageNumbers } from './page-numbers.ts'
 
-t.setTimeout(600_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 const { folder, put } = scratch(t.teardown)
 
 /** The numbers of the pages that a capture gives; what it tells beside them goes to `notes`. */

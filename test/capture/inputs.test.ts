@@ -34,7 +34,7 @@ const GUEST = Array.from({ length: 40 }, (_, i) => page(i + 1))
 const STREAM = migration(GUEST)
 const OTHER = migration(GUEST.slice(0, 9))
 
-t.setTimeout(600_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 /** Bytes with these at these places. */
 function bytesWith(length: number, ...places: readonly [at: number, text: string][]): Buffer {

@@ -9,7 +9,7 @@ import { isProxyError } from '../../src/errors.ts'
 import { until } from '../helpers/until.ts'
 import { failure, migration, page, scratch } from '../template/makers.ts'
 
-t.setTimeout(300_000)
+t.setTimeout(590_000)
 const TOOLS = ['bzip2', 'xz', 'lzop'] as const
 const skipOf = (tool: string): string | false => spawnSync(tool, ['--version']).error !== undefined && `no ${tool} here`
 const STREAM = migration(Array.from({ length: 500 }, (_, i) => page(i + 1)))

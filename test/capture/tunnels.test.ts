@@ -10,7 +10,7 @@ import { type ChannelFormat, recognize } from '../../src/capture/formats.ts'
 import { until } from '../helpers/until.ts'
 import { connection, migration, packetBytes, page, pcap, pcapng, pcapOf, scratch } from '../template/makers.ts'
 
-t.setTimeout(600_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 const STREAM = migration(Array.from({ length: 30 }, (_, i) => page(i + 1)))
 const ETHERNET = 1
 const SLL = 113

@@ -2,7 +2,7 @@
 import t from 'tap'
 import { COMMANDS, commandsFor } from '../../src/cli/commands.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 t.test('help shows of a command what it is', async t => {
   for (const { command, describe, load } of COMMANDS) {

@@ -62,7 +62,7 @@ const NOBODY = 65534
 /** A group that we may give files to, another than our own where we may. */
 const GROUP = isRoot ? NOBODY : process.getgid!()
 
-t.setTimeout(600_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const folder = mkdtempSync(join(tmpdir(), 'pageferry-hundred-'))
 t.teardown(() => rmSync(folder, { recursive: true, force: true }))

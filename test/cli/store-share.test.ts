@@ -12,7 +12,7 @@ import { TemplateStore } from '../../src/store/template-store.ts'
 import { page, putPages, scratch } from '../template/makers.ts'
 import { type Outcome, PAGEFERRY, run } from './command.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const { folder } = scratch(t.teardown)
 const at = (name: string): string => join(folder, name)

@@ -87,7 +87,7 @@ import { checksum, decodeSession, type SentBatch } from './second-decoder.ts'
 const bytes = (notation: string) => (notation.trim() === '' ? new Uint8Array(0) : wireBytes(notation).bytes)
 const implementations = [...new Set([SIMD, 'twin'] as const)]
 
-t.setTimeout(300_000)
+t.setTimeout(590_000)
 
 /** Of streams of pages. */
 const WINDOW_LOG = windowLogMax(COLUMN.PAGES)

@@ -25,7 +25,7 @@ import { handBatch, varint } from './hand-batch.ts'
 import { PAGE, poolOf, Receiver, random, SEED, SEED_WORDS, Sender, SIMD, type Terms, templatePages } from './harness.ts'
 import { checksum, decodeSession, type SentBatch } from './second-decoder.ts'
 
-t.setTimeout(240_000)
+t.setTimeout(590_000)
 
 const MIB = 1 << 20
 const terms: Terms = { templates: templatePages(8), ring: 64, places: 1024 }

@@ -34,7 +34,7 @@ import { PageTagger } from '../../src/template/page-tag.ts'
 import { pageferry } from '../template/cli-harness.ts'
 import { failure, migration, PAGE, page, scratch, sha256 } from '../template/makers.ts'
 
-t.setTimeout(600_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const HARNESS = new URL('../template/cli-harness.ts', import.meta.url).pathname
 const MEMORY = 256 << 20

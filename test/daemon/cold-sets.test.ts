@@ -9,7 +9,7 @@ import { until } from '../helpers/until.ts'
 import { migration, page, putPages, scratch, setBytes } from '../template/makers.ts'
 import { closed, Daemons } from './daemons.ts'
 
-t.setTimeout(240_000)
+t.setTimeout(590_000)
 
 const PAGE = 4096
 const small = Array.from({ length: 40 }, (_, i) => page(i + 1))

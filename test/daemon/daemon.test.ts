@@ -7,7 +7,7 @@ import { ERROR_EXIT } from '../../src/errors.ts'
 import { adviseOn, type QemuSettings } from '../../src/qmp/advice.ts'
 import { parsePeer } from '../../src/relay/address.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 t.test('a configuration that is right', t => {
   const { configuration, mistakes } = readConfiguration(

@@ -18,7 +18,7 @@ import { SendingChannel } from '../../src/transfer/sending-channel.ts'
 import { until } from '../helpers/until.ts'
 import { closed, Daemons, MAIN } from './daemons.ts'
 
-t.setTimeout(120_000)
+t.setTimeout(590_000)
 
 /** Makes the method throw when it is called next by whom it is meant for, once. */
 function plant<T extends object>(t: Test, of: T, method: keyof T & string, isMeant: (self: object) => boolean): void {

@@ -11,7 +11,7 @@ import { migration, PAGE, page, putPages, scratch } from '../template/makers.ts'
 import { FailingDisk, noFailingDisks, noSmallDisks, SmallDisk } from './failing-disk.ts'
 import { RunningPair } from './running.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 const skip = noFailingDisks() ?? false
 
 /** That nothing makes smaller: where the set is not used, all of it passes on the WAN. */

@@ -19,7 +19,7 @@ import { AcknowledgesNothing, OneByteAnswers } from '../hostile/destinations.ts'
 import { TestLog } from '../link/harness.ts'
 import { MAIN, MULTIFD } from './daemons.ts'
 
-t.setTimeout(120_000)
+t.setTimeout(590_000)
 
 function sourceOf(port: number, at: string): SourceDaemon {
   return new SourceDaemon({

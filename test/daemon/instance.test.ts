@@ -2,7 +2,7 @@
 import t from 'tap'
 import { instanceOf, PROCESS, thisHost } from '../../src/daemon/instance.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 t.test('the same proxy, and no other', t => {
   const name = instanceOf('abc', 'host', ['tcp:127.0.0.1:4444', 'unix:/a'], 'far:9444')

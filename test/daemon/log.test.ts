@@ -12,7 +12,7 @@ import { LineBudget } from '../../src/daemon/line-budget.ts'
 import { EventLog } from '../../src/daemon/text-log.ts'
 import { PEER_LINES_PER_MINUTE, PEER_OUTCOMES_PER_MINUTE, QEMU_OUTCOMES_PER_MINUTE } from '../../src/limits.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const folder = mkdtempSync(join(tmpdir(), 'pageferry-log-'))
 t.teardown(() => rmSync(folder, { recursive: true, force: true }))

@@ -6,7 +6,7 @@ import { GATHERING_MS } from '../../src/migration/channel-places.ts'
 import { until } from '../helpers/until.ts'
 import { closed, Daemons, MAIN, MULTIFD } from './daemons.ts'
 
-t.setTimeout(240_000)
+t.setTimeout(590_000)
 
 const MULTIFD_CHANNELS = 255
 

@@ -6,7 +6,7 @@ import { CODE } from '../../src/wan/wire.ts'
 import { until } from '../helpers/until.ts'
 import { Daemons, MAIN } from './daemons.ts'
 
-t.setTimeout(60_000)
+t.setTimeout(590_000)
 
 /** The parts of a source daemon that this looks into. */
 interface Inside {

@@ -7,7 +7,7 @@ import type { Outcome } from '../../src/migration/outcome.ts'
 import { until } from '../helpers/until.ts'
 import { closed, Daemons, MULTIFD } from './daemons.ts'
 
-t.setTimeout(600_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 function recording(name: string): Buffer {
   return zstdDecompressSync(readFileSync(new URL(`../vectors/qemu/streams/${name}.zst`, import.meta.url)))

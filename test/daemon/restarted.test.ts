@@ -13,7 +13,7 @@ import { thisHost } from '../../src/daemon/instance.ts'
 import { until } from '../helpers/until.ts'
 import { MAIN, Target } from './daemons.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const PAGEFERRY = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
 

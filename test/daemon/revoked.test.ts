@@ -7,7 +7,7 @@ import { makeCrl } from '../link/crl.ts'
 import { credentials, makeCredentials } from '../link/harness.ts'
 import { Daemons, MAIN } from './daemons.ts'
 
-t.setTimeout(120_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 t.test('a revoked peer goes when its migrations are over', async t => {
   const keys = await makeCredentials('x509', t)

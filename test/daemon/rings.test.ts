@@ -12,7 +12,7 @@ import { FRAME } from '../../src/wan/wire.ts'
 import { until } from '../helpers/until.ts'
 import { usualHello } from '../hostile/peer.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const PAGE = 4096
 const MIB = 1 << 20

@@ -10,7 +10,7 @@ import { until } from '../helpers/until.ts'
 import { page, putPages, scratch } from '../template/makers.ts'
 import { storeOf } from './store-of.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 t.test(
   'of more sets than fit the newest are held in memory, and the others stay on the disk, which is told',

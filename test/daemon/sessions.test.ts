@@ -21,7 +21,7 @@ import { until } from '../helpers/until.ts'
 import { migration, multifdChannel, PAGE, page, random } from '../template/makers.ts'
 import { closed, Daemons, MAIN, MULTIFD, Target } from './daemons.ts'
 
-t.setTimeout(240_000) // proxies as processes: on a busy machine each takes seconds to start
+t.setTimeout(590_000) // proxies as processes: on a busy machine each takes seconds to start
 
 t.test('connections without a migration outlive a lost session', async t => {
   await using pair = await Daemons.start()

@@ -14,7 +14,7 @@ import { operator, publish } from '../remote/sites.ts'
 import { migration, page, scratch } from '../template/makers.ts'
 import { isSupplier, Running, RunningPair } from './running.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 /** Of a supply whose process cannot be started. */
 const NOWHERE: SupplySettings = {

@@ -7,7 +7,7 @@ import { doctored } from '../qemu-wire/doctored.ts'
 import { random } from '../template/makers.ts'
 import { Daemons } from './daemons.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const recorded = new URL('../../pcap-fixtures/streams/qemu-10-return-path.main.zst', import.meta.url)
 const WHOLE = zstdDecompressSync(readFileSync(recorded))

@@ -15,7 +15,7 @@ import { PAGE_SIZE } from '../../src/template/wire.ts'
 import { decodeFile } from '../codec/second-decoder.ts'
 import { migration, multifdChannel, page, putPages, random, scratch } from '../template/makers.ts'
 
-t.setTimeout(240_000)
+t.setTimeout(590_000)
 
 const RING = { ringPages: 256, places: 1 << 12 }
 

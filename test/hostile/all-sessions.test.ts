@@ -18,7 +18,7 @@ import { begun, CHANNEL_START, Credit, greedyTarget, plainBatch, sendBatch } fro
 import { Siege, unharmed } from './harness.ts'
 import { type Peer, usualHello } from './peer.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 const MIB = 1 << 20
 const PAGE = 4096

@@ -10,7 +10,7 @@ import { Credit, greedyTarget, sendBatch } from './greedy.ts'
 import { Siege, unharmed } from './harness.ts'
 import type { Peer } from './peer.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 /** The attack lasts so long, and for so many batches: on a busy machine longer. */
 const ATTACK_MS = 4000

@@ -8,7 +8,7 @@ import { MAIN, MULTIFD } from '../daemon/daemons.ts'
 import { AcknowledgesNothing, OneByteAnswers } from './destinations.ts'
 import { Siege, unharmed } from './harness.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 /** Beyond what docs/security.md says: honest migrations, and what V8 has not collected. */
 const SLACK_BYTES = 64 << 20

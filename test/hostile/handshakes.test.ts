@@ -9,7 +9,7 @@ import t from 'tap'
 import { Siege, unharmed } from './harness.ts'
 import { connect, Peer } from './peer.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 /** The first bytes of a TLS 1.3 handshake. */
 async function clientHello(): Promise<Buffer> {

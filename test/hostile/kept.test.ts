@@ -10,7 +10,7 @@ import { FRAME } from '../../src/wan/wire.ts'
 import { CHANNEL_START, plainBatch, sendBatch } from './greedy.ts'
 import { Siege, unharmed } from './harness.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 const MIB = 1 << 20
 

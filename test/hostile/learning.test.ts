@@ -15,7 +15,7 @@ import { until } from '../helpers/until.ts'
 import { Credit, greedyTarget } from './greedy.ts'
 import { Siege, unharmed } from './harness.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 /** The attack lasts so long, and for so many bytes of pages: on a busy machine longer. */
 const ATTACK_MS = 6000

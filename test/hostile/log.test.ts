@@ -3,7 +3,7 @@ import t from 'tap'
 import { FRAME } from '../../src/wan/wire.ts'
 import { LINES_PER_MINUTE_MAX, Siege, unharmed } from './harness.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 const FORGED =
   '\n{"level":50,"time":"2026-01-01T00:00:00.000Z","msg":"forged"}\n\x1b[2J\x1b]0;pwned\x07\x9b31m\u2028\u202e'

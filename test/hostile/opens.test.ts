@@ -2,7 +2,7 @@
 import t from 'tap'
 import { Siege, unharmed } from './harness.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 for (const reads of [false, true]) {
   t.test(`OPEN and RESET by a peer that reads ${reads ? 'all' : 'nothing'}`, async t => {

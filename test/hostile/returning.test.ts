@@ -11,7 +11,7 @@ import { STRANGERS_MAX } from '../../src/limits.ts'
 import { Siege, unharmed } from './harness.ts'
 import { Peer } from './peer.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 const PER_SECOND = 3700
 const CUTS = 3

@@ -9,7 +9,7 @@ import { begun, type Credit, sendBatch } from './greedy.ts'
 import { Siege, unharmed } from './harness.ts'
 import type { Peer } from './peer.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 const PAGE = 4096
 const POOL_MIB = 64

@@ -4,7 +4,7 @@ import { SESSIONS_MAX } from '../../src/limits.ts'
 import { Siege, unharmed } from './harness.ts'
 import { Peer } from './peer.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 t.test('an identity that opens sessions without end gets its share, and others find places', async t => {
   await using siege = await Siege.start()

@@ -4,7 +4,7 @@ import net from 'node:net'
 import t from 'tap'
 import { Siege, unharmed } from './harness.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 const IDLE = 600
 

@@ -17,7 +17,7 @@ import { until } from '../helpers/until.ts'
 import { HOSTILE_NAMES, type HostileName, Siege, unharmed } from './harness.ts'
 import { type Peer, usualHello } from './peer.ts'
 
-t.setTimeout(590_000) // the machine may be busy: ten times as long, as a file may take (scripts/test.sh)
+t.setTimeout(590_000) // the machine may be busy
 
 const FLOWS = 1023
 /** One flow more. */

@@ -29,7 +29,7 @@ import {
 import { SCRATCH_BYTES } from '../../src/kernel/layout.ts'
 import { RAM_FLAG } from '../../src/qemu/wire.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const PAGE = PAGE_BYTES
 /** Without the built kernel the twin is tested against itself, which still tests encoder against decoder. */

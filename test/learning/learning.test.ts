@@ -44,7 +44,7 @@ import { until } from '../helpers/until.ts'
 import { migration, multifdChannel, PAGE, page, random, sha256 } from '../template/makers.ts'
 import { type Guest, runSession, Side } from './sides.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const MAIN = new URL('../../src/cli/main.ts', import.meta.url).pathname
 const STREAMS = new URL('../../.cache/lab/streams/', import.meta.url).pathname

@@ -7,7 +7,7 @@ import { DIAL_HEAD_START_MS } from '../../src/limits.ts'
 import { systemClock } from '../../src/link/api.ts'
 import { Dialer } from '../../src/link/dial.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 /** Sockets that a test makes answer. */
 class Dialled extends EventEmitter {

@@ -34,7 +34,7 @@ import {
   TestServer,
 } from './harness.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 type Test = Parameters<Parameters<typeof t.test>[0]>[0]
 

@@ -6,7 +6,7 @@ import { Door } from '../../src/link/door.ts'
 import { addressGroup, KnownAddresses } from '../../src/link/known-addresses.ts'
 import { WaitingRoom } from '../../src/link/waiting-room.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 interface Item {
   readonly name: string

@@ -3,7 +3,7 @@ import t from 'tap'
 import { KeyUse } from '../../src/link/key-use.ts'
 import { credentials, makeClient, makeCredentials, TestServer } from './harness.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 t.test('records are counted, not bytes', async t => {
   const use = new KeyUse(10)

@@ -11,7 +11,7 @@ import { FRAME } from '../../src/wan/wire.ts'
 import { usualHello } from '../hostile/peer.ts'
 import { fastClock, TestServer } from './harness.ts'
 
-t.setTimeout(60_000)
+t.setTimeout(590_000)
 
 t.test('a session that ends while its peer reads nothing gives its place back', async t => {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'pageferry-unread-'))

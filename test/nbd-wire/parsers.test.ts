@@ -3,7 +3,7 @@ import { conversation, nbdVectors } from '../vectors/nbd/conversations.ts'
 import { wireTrace } from '../vectors/qemu/notation.ts'
 import { cutsThatDiffer, lengthOf, type Step, traceOf } from './harness.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 /** Steps cut off behind so many bytes of all. */
 function beginning(steps: readonly Step[], length: number): Step[] {

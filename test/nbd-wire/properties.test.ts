@@ -13,7 +13,7 @@ import { messagesOf, reordered, sideOf } from './conversations.ts'
 import { lengthOf, TraceSink, traceOf } from './harness.ts'
 import { simpleNbd } from './simple-decoder.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const seeds = fc.integer({ min: 0, max: 2 ** 31 })
 

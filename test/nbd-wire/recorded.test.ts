@@ -9,7 +9,7 @@ import { lengthOf, type Step, type TraceSink, traceOf } from './harness.ts'
 import type { ConversationNote, RecordingNote } from './record-conversations.ts'
 import { simpleNbd } from './simple-decoder.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const folder = fileURLToPath(new URL('../vectors/nbd/streams/', import.meta.url))
 const notes = JSON.parse(readFileSync(`${folder}index.json`, 'utf8')) as RecordingNote[]

@@ -27,7 +27,7 @@ import { type WireVector, wireBytes, wireTrace } from '../vectors/qemu/notation.
 import { multifdVectors, preemptVectors, returnPathVectors } from '../vectors/qemu/other-channels.ts'
 import { type AnyParser, cutsThatDiffer, TraceSink, traceOf } from './harness.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const memory: ParserMemory = {
   blocks: [{ idstr: 'pc.ram', lengthBytes: 1 << 20 }],

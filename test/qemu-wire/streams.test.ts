@@ -19,7 +19,7 @@ import { type AnyParser, type TraceSink, traceOf } from './harness.ts'
 import { LOADED_AT, loadedPages } from './loaded-pages.ts'
 import { simpleMain, simpleMultifd, simplePreempt } from './simple-decoder.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 /** What both index.json files say of a migration. */
 interface MigrationNote {

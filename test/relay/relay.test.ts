@@ -40,7 +40,7 @@ import {
 import { ownHost } from '../helpers/own-host.ts'
 import { until } from '../helpers/until.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const MODES: readonly ReadMode[] = ['onread', 'data']
 const LOOPBACK = parseAddress('tcp:127.0.0.1:0')

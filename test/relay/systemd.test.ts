@@ -29,7 +29,7 @@ import { PAGEFERRY } from '../cli/command.ts'
 import { ownHost } from '../helpers/own-host.ts'
 import { until } from '../helpers/until.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const folder = mkdtempSync(join(tmpdir(), 'pageferry-systemd-'))
 t.teardown(() => rmSync(folder, { recursive: true, force: true }))

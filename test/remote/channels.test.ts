@@ -25,7 +25,7 @@ import { until } from '../helpers/until.ts'
 import { failure, page, putPages } from '../template/makers.ts'
 import { host, operator } from './sites.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 t.test('push, promote, sync; promote, roll back', async t => {
   const site = operator(t.teardown)

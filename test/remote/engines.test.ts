@@ -13,7 +13,7 @@ import { run } from '../cli/command.ts'
 import { failure, page, putPages, scratch, sha256 } from '../template/makers.ts'
 import { missing, nginx, SWIFT_PROGRAMS, swift } from './engines.ts'
 
-t.setTimeout(300_000) // Swift takes its time to start
+t.setTimeout(590_000) // Swift takes its time to start
 
 const noSwift = missing(...SWIFT_PROGRAMS) ?? false
 const noNginx = missing('nginx') ?? false

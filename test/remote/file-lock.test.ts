@@ -5,7 +5,7 @@ import t from 'tap'
 import { FileLock } from '../../src/remote/file-lock.ts'
 import { failure, scratch } from '../template/makers.ts'
 
-t.setTimeout(120_000)
+t.setTimeout(590_000)
 
 const IDLE_MS = 3_600_000
 

@@ -5,7 +5,7 @@ import { S3Store } from '../../src/remote/s3-store.ts'
 import { failure } from '../template/makers.ts'
 import { type Answer, breaksAfter, honest, hostileServer, says } from './hostile-server.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const OBJECT = Buffer.alloc(300_000, 'content of an object. ')
 

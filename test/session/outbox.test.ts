@@ -11,7 +11,7 @@ import { RateCap } from '../../src/session/rate-cap.ts'
 import { ReceiveWindow } from '../../src/session/receive-window.ts'
 import { FRAME } from '../../src/wan/wire.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 /** A connection that takes whatever there is. */
 class WidePath extends Path {

@@ -33,7 +33,7 @@ import * as wire from '../../src/wan/wire.ts'
 import { PLANTS } from './plants.ts'
 import { simulate } from './simulation.ts'
 
-t.setTimeout(300_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const hex = (text: string): Uint8Array => new Uint8Array(Buffer.from(text.replaceAll(' ', ''), 'hex'))
 const ascii = (text: string): Uint8Array => new TextEncoder().encode(text)

@@ -10,7 +10,7 @@ import { encodeHead, type SetRecords } from '../../src/template/format.ts'
 import { PAGE_SIZE, RECORD_LENGTH, setLayout } from '../../src/template/wire.ts'
 import { failure, page, putPages, random, scratch, sha256 } from '../template/makers.ts'
 
-t.setTimeout(120_000)
+t.setTimeout(590_000)
 
 const PAGES = 100
 const pages = Array.from({ length: PAGES }, (_, i) => page(i + 1))

@@ -80,7 +80,7 @@ const ROOT = new URL('../..', import.meta.url).pathname
 const HARNESS = new URL('./cli-harness.ts', import.meta.url).pathname
 
 // Commands, kills and a few hundred megabytes take their time on a busy machine.
-t.setTimeout(600_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 // ---- the format ----
 

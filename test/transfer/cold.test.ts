@@ -35,7 +35,7 @@ import { stopwatch } from '../helpers/own-time.ts'
 import { until } from '../helpers/until.ts'
 import { migration, page, putPages, random, scratch } from '../template/makers.ts'
 
-t.setTimeout(120_000)
+t.setTimeout(590_000)
 
 /** What a disk does with one read: gives, or fails. */
 type Disk = (into: Uint8Array, at: number, length: number, position: number) => Promise<number>

@@ -5,7 +5,7 @@ import { QUEUE_TARGET_MS } from '../../src/limits.ts'
 import { EffortController, type Waiting } from '../../src/transfer/effort-controller.ts'
 import { BATCH_BYTES_MAX, Pump, PumpedChannel } from '../../src/transfer/pump.ts'
 
-t.setTimeout(240_000)
+t.setTimeout(590_000)
 
 /** Tells the controller what is waited for, and a batch of so many bytes by level, raw and packed, a millisecond at a time. */
 function run(

@@ -30,7 +30,7 @@ import {
 } from '../codec/harness.ts'
 import { putPages, scratch } from '../template/makers.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 const MIB = 1 << 20
 
