@@ -111,6 +111,19 @@ export const TOKEN_COST: u32 = 4
 
 // pages of numbers: WORDS.md ---------------------------------------------------------------------------------------------
 
+/** Sampled: NUMBERS_BYTES of each NUMBERS_STEP, from NUMBERS_FIRST on. What lies before it is compared with, too. */
+export const NUMBERS_FIRST: u32 = 192
+export const NUMBERS_STEP: u32 = 256
+export const NUMBERS_BYTES: u32 = 64
+/** Words back that a page may be sent with the differences of; a page that repeats itself as it is has the lag 0. */
+export const LAG_1: u32 = 2
+export const LAG_2: u32 = 4
+export const LAG_3: u32 = 6
+export const LAG_4: u32 = 16
+/** Words back where zstd finds an equal word by itself. */
+export const NEAR_1: u32 = 1
+export const NEAR_2: u32 = 2
+export const NEAR_3: u32 = 4
 /** Sampled bytes (of 1024) that must repeat for a page to be taken without a look for long matches. */
 export const SURE: u32 = 980
 /** Sampled bytes by which another page must gain. */

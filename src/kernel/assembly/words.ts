@@ -1,5 +1,8 @@
 // Pages of numbers in rows: addresses, counters. What they are sent as, and why: ../WORDS.md.
-import { GAIN_MIN, NONE, PAGE_BYTES, SURE } from '../constants'
+import {
+  GAIN_MIN, LAG_1, LAG_2, LAG_3, LAG_4, NEAR_1, NEAR_2, NEAR_3, NONE, NUMBERS_BYTES, NUMBERS_FIRST, NUMBERS_STEP,
+  PAGE_BYTES, SURE,
+} from '../constants'
 import { scratch } from './state'
 
 /** Area in the scratch for a page of differences. */
@@ -19,46 +22,48 @@ function total(sums: v128): u32 {
   return i32x4.extract_lane(four, 0) + i32x4.extract_lane(four, 1) + i32x4.extract_lane(four, 2) + i32x4.extract_lane(four, 3)
 }
 
-/** Whether two steps of words are equal, byte by byte. */
+/** Whether the words at `p` equal those so many words back. */
 // @ts-ignore: decorator
-@inline function steps(a: v128, b: v128, c: v128): v128 {
-  return i8x16.eq(i32x4.sub(a, b), i32x4.sub(b, c))
+@inline function same(words: v128, p: usize, back: usize): v128 {
+  return i32x4.eq(words, v128.load(p - (back << 2)))
+}
+
+/** Whether the words' step from those `lag` words back equals the step to these, byte by byte. */
+// @ts-ignore: decorator
+@inline function steps(words: v128, p: usize, lag: usize): v128 {
+  const back = v128.load(p - (lag << 2))
+  return i8x16.eq(i32x4.sub(words, back), i32x4.sub(back, v128.load(p - (lag << 3))))
 }
 
 /** Words back that make the page's words differences which repeat, 0: they do so themselves; NONE: neither. */
 export function wordsLag(at: usize): u32 {
   let repeat = i8x16.splat(0)
   let s0 = repeat
+  let s1 = repeat
   let s2 = repeat
+  let s3 = repeat
   let s4 = repeat
-  let s6 = repeat
-  let s16 = repeat
-  for (let block = at + 192; block < at + PAGE_BYTES; block += 256) {
-    for (let p = block; p < block + 64; p += 16) {
+  for (let block = at + NUMBERS_FIRST; block < at + PAGE_BYTES; block += NUMBERS_STEP) {
+    for (let p = block; p < block + NUMBERS_BYTES; p += 16) {
       const w = v128.load(p)
-      const w1 = v128.load(p - 4)
-      const w2 = v128.load(p - 8)
-      const w4 = v128.load(p - 16)
-      const w6 = v128.load(p - 24)
-      const w16 = v128.load(p - 64)
-      repeat = count(repeat, v128.or(v128.or(i32x4.eq(w, w1), i32x4.eq(w, w2)), i32x4.eq(w, w4)))
-      s0 = count(s0, i8x16.eq(w, w1))
-      s2 = count(s2, steps(w, w2, w4))
-      s4 = count(s4, steps(w, w4, v128.load(p - 32)))
-      s6 = count(s6, steps(w, w6, v128.load(p - 48)))
-      s16 = count(s16, steps(w, w16, v128.load(p - 128)))
+      repeat = count(repeat, v128.or(v128.or(same(w, p, NEAR_1), same(w, p, NEAR_2)), same(w, p, NEAR_3)))
+      s0 = count(s0, i8x16.eq(w, v128.load(p - 4)))
+      s1 = count(s1, steps(w, p, LAG_1))
+      s2 = count(s2, steps(w, p, LAG_2))
+      s3 = count(s3, steps(w, p, LAG_3))
+      s4 = count(s4, steps(w, p, LAG_4))
     }
   }
   let lag: u32 = 0
   let best = total(s0)
-  let n = total(s2)
-  if (n > best) { best = n; lag = 2 }
+  let n = total(s1)
+  if (n > best) { best = n; lag = LAG_1 }
+  n = total(s2)
+  if (n > best) { best = n; lag = LAG_2 }
+  n = total(s3)
+  if (n > best) { best = n; lag = LAG_3 }
   n = total(s4)
-  if (n > best) { best = n; lag = 4 }
-  n = total(s6)
-  if (n > best) { best = n; lag = 6 }
-  n = total(s16)
-  if (n > best) { best = n; lag = 16 }
+  if (n > best) { best = n; lag = LAG_4 }
   sure = best >= SURE
   return best > total(repeat) + GAIN_MIN ? lag : NONE
 }

@@ -1,8 +1,22 @@
 /** Pages of numbers in rows, as assembly/words.ts. Why so: WORDS.md. */
-import { GAIN_MIN, PAGE_BYTES, SURE } from '../constants.ts'
+import {
+  GAIN_MIN,
+  LAG_1,
+  LAG_2,
+  LAG_3,
+  LAG_4,
+  NEAR_1,
+  NEAR_2,
+  NEAR_3,
+  NUMBERS_BYTES,
+  NUMBERS_FIRST,
+  NUMBERS_STEP,
+  PAGE_BYTES,
+  SURE,
+} from '../constants.ts'
 import type { TwinMemory } from './memory.ts'
 
-const LAGS = [0, 2, 4, 6, 16]
+const LAGS = [0, LAG_1, LAG_2, LAG_3, LAG_4]
 
 export interface Numbers {
   /** The lag under which the page's words repeat themselves, or -1. */
@@ -26,15 +40,14 @@ export function makeNumbers({ bytes, word }: TwinMemory): Numbers {
   function wordsLag(at: number): number {
     let repeat = 0
     equal.fill(0)
-    for (let block = at + 192; block < at + PAGE_BYTES; block += 256) {
-      for (let p = block; p < block + 64; p += 4) {
+    for (let block = at + NUMBERS_FIRST; block < at + PAGE_BYTES; block += NUMBERS_STEP) {
+      for (let p = block; p < block + NUMBERS_BYTES; p += 4) {
         const w = word(p)
-        const before = word(p - 4)
-        if (w === before || w === word(p - 8) || w === word(p - 16)) repeat += 4
-        equal[0]! += equalBytes(w, before)
+        if (w === word(p - 4 * NEAR_1) || w === word(p - 4 * NEAR_2) || w === word(p - 4 * NEAR_3)) repeat += 4
+        equal[0]! += equalBytes(w, word(p - 4))
         for (let i = 1; i < LAGS.length; i++) {
-          const back = word(p - LAGS[i]! * 4)
-          equal[i]! += equalBytes(w - back, back - word(p - LAGS[i]! * 8))
+          const back = word(p - 4 * LAGS[i]!)
+          equal[i]! += equalBytes(w - back, back - word(p - 8 * LAGS[i]!))
         }
       }
     }
