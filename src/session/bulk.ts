@@ -18,7 +18,7 @@ export function bulkRoom({ queuedBytes, resendBytes, unackedBytes }: Outbox, pat
 }
 
 /** WAN bytes of room that are worth waiting for: what the link takes in a part of the queue target, at most half of what can be. */
-export function bulkQuantum(paths: Paths, rate: RateCap, targetMs: number): number {
+export function bulkQuantum(paths: Paths, rate: RateCap): number {
   const most = Math.min(READY_BYTES + paths.windowBytes, Math.max(rate.readyBytes, READY_BYTES))
-  return Math.min((paths.rate / 1000) * targetMs * LATE_SHARE, most / 2)
+  return Math.min((paths.rate / 1000) * paths.targetMs * LATE_SHARE, most / 2)
 }

@@ -370,6 +370,7 @@ export class Flows {
   /** The session is over: all of them are gone. */
   clear(): void {
     this.over = true
+    this.host.flowPlaces?.close()
     const { acked } = this.outbox
     const isUnheard = ({ receive, openSequence: opened }: Flow) =>
       receive === 'asked' && (opened === 0 || opened > acked)

@@ -21,7 +21,17 @@ export interface PathsTick {
 export class Paths {
   private readonly byNumber: (Path | null)[] = new Array(CONNECTIONS_MAX).fill(null)
   private standing: readonly Path[] = []
+  private readonly PathClass: typeof Path
+  /** Milliseconds that bytes may wait in the link beyond its round trip. */
+  targetMs: number
+  /** This side takes no new migrations: told on each connection, now or later. */
+  draining = false
   private tickedMs = 0
+
+  constructor(PathClass: typeof Path, targetMs: number) {
+    this.PathClass = PathClass
+    this.targetMs = targetMs
+  }
 
   get(connection: number): Path | null {
     return this.byNumber[connection] ?? null
@@ -36,15 +46,29 @@ export class Paths {
     return this.standing.length
   }
 
-  add(path: Path, nowMs: number): void {
+  /** @param connection one that is not among them */
+  add(connection: number, nowMs: number): Path {
+    const path = new this.PathClass(connection, this.targetMs, nowMs)
+    path.drainDue = this.draining
     if (this.count === 0) this.tickedMs = nowMs
-    this.byNumber[path.connection] = path
+    this.byNumber[connection] = path
     this.list()
+    return path
   }
 
   remove(path: Path): void {
     this.byNumber[path.connection] = null
     this.list()
+  }
+
+  setTarget(ms: number): void {
+    this.targetMs = ms
+    for (const path of this.standing) path.setTarget(ms)
+  }
+
+  drain(): void {
+    this.draining = true
+    for (const path of this.standing) path.drainDue = true
   }
 
   private list(): void {

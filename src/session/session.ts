@@ -23,7 +23,7 @@ import { ColdPages } from './cold-pages.ts'
 import { Flows } from './flows.ts'
 import type { Inbox } from './inbox.ts'
 import type { Outbox } from './outbox.ts'
-import { SESSION_PARTS, type SessionParts } from './parts.ts'
+import { SESSION_PARTS } from './parts.ts'
 import type { Path } from './path.ts'
 import { pullPathFrames } from './path-frames.ts'
 import { Paths } from './paths.ts'
@@ -34,24 +34,20 @@ import { SESSION_TABLE, type SessionInput } from './states.ts'
 export class Session {
   private readonly role: Role
   private readonly sink: SessionSink
-  private readonly parts: SessionParts
   /** Credit that each flow to this side begins with: `credit` of our hello. */
   readonly initialCredit: number
-  private targetMs: number
   private nowMs = 0
   private sessionState: SessionState = 'opening'
   private readonly patience: Patience
   /** What BYE says; undefined: the peer has said it. */
   private bye: { readonly code: number; readonly text: string } | undefined = { code: CODE.NONE, text: '' }
 
-  private readonly paths = new Paths()
+  private readonly paths: Paths
   private readonly flows: Flows
   /** Asks for cold pages, or answers: where the hellos agreed on cold sets. */
   readonly coldPages: ColdPages
-  private draining = false
   private peerDraining = false
   private readonly memory: Share
-  private readonly flowPlaces: Share | undefined
 
   private readonly answers: AnswerRoom
   private readonly outbox: Outbox
@@ -62,18 +58,18 @@ export class Session {
     this.role = options.role
     this.sink = options.sink
     this.patience = new Patience(options.patienceMs ?? PATIENCE_MS)
-    this.targetMs = options.queueTargetMs ?? QUEUE_TARGET_MS
     this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY)
     this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
     this.memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES).share('')
-    this.flowPlaces = options.flowPlaces
-    this.parts = { ...SESSION_PARTS, ...options.parts }
-    this.answers = new this.parts.AnswerRoom(this.memory)
-    this.outbox = new this.parts.Outbox(this.rate, this.answers, this.memory)
-    const { role, sink, memory, flowPlaces, outbox, answers, parts, initialCredit } = this
+    const parts = { ...SESSION_PARTS, ...options.parts }
+    this.paths = new Paths(parts.Path, options.queueTargetMs ?? QUEUE_TARGET_MS)
+    this.answers = new parts.AnswerRoom(this.memory)
+    this.outbox = new parts.Outbox(this.rate, this.answers, this.memory)
+    const { role, sink, memory, outbox, answers, initialCredit } = this
     const fault = (code: ErrorCode, what: string): void => this.fault(code, what)
     this.flows = new Flows({
-      ...{ role, sink, memory, flowPlaces, outbox, answers, parts, initialCredit },
+      ...{ role, sink, memory, outbox, answers, parts, initialCredit },
+      flowPlaces: options.flowPlaces,
       now: () => this.nowMs,
       opens: () => this.opens,
       fault,
@@ -111,9 +107,7 @@ export class Session {
     const old = this.paths.get(connection)
     if (old) this.dropPath(old)
     if (this.isBroken) this.patience.found(nowMs)
-    const path = new this.parts.Path(connection, this.targetMs, nowMs)
-    path.drainDue = this.draining
-    this.paths.add(path, nowMs)
+    const path = this.paths.add(connection, nowMs)
     this.enter('attach')
     if (this.sessionState === 'closed') path.done = this.bye === undefined
     else if (peerReceived > this.outbox.lastSequence)
@@ -398,7 +392,7 @@ export class Session {
   private get opens(): 'any' | 'running' | 'none' {
     const { sessionState: state } = this
     if (state === 'closed' || state === 'closing' || state === 'stranded') return 'none'
-    return this.draining || (this.role === 'client' && this.peerDraining) ? 'running' : 'any'
+    return this.paths.draining || (this.role === 'client' && this.peerDraining) ? 'running' : 'any'
   }
 
   // What to encode ---------------------------------------------------------------------------------------------------
@@ -423,7 +417,7 @@ export class Session {
    * whatever it holds. What the link takes in a part of the queue target, never more than half of what room can become.
    */
   bulkQuantum(): number {
-    return bulkQuantum(this.paths, this.rate, this.targetMs)
+    return bulkQuantum(this.paths, this.rate)
   }
 
   /**
@@ -450,8 +444,7 @@ export class Session {
 
   /** Sets the time that bytes may wait in the link beyond its round trip: less while a guest waits for its pages. */
   setQueueTarget(ms: number): void {
-    this.targetMs = ms
-    for (const path of this.paths.all) path.setTarget(ms)
+    this.paths.setTarget(ms)
     this.sink.onWork()
   }
 
@@ -459,8 +452,7 @@ export class Session {
 
   /** Tells the peer that this side opens and takes no new migrations; running ones go on. */
   drain(): void {
-    this.draining = true
-    for (const path of this.paths.all) path.drainDue = true
+    this.paths.drain()
     this.sink.onWork()
   }
 
@@ -508,7 +500,6 @@ export class Session {
   /** Lets go of all memory. */
   private clear(): void {
     this.memory.close()
-    this.flowPlaces?.close()
     this.flows.clear()
     this.coldPages.clear()
     this.answers.clear()
