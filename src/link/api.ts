@@ -1,6 +1,7 @@
 /** What the link layer is handed from above: where it logs, what time it is, and who gets what arrives. */
+import type { ProxyError } from '../errors.ts'
 import type { Log } from '../log.ts'
-import type { SessionOptions, SessionSink } from '../session/api.ts'
+import type { FlowSink, SessionOptions } from '../session/api.ts'
 
 /** What a link tells of itself: the first digits of its session, and who the peer is ('' before that is known). */
 interface OfLink {
@@ -65,8 +66,12 @@ export const systemClock: Clock = {
   },
 }
 
-/** A session's sink; the link deals with `onLost` by itself. */
-export interface LinkSink extends Omit<SessionSink, 'onLost'> {
+/** What a link tells whoever serves it: what its session tells of flows, and how the link itself fares. */
+export interface LinkSink extends FlowSink {
+  /** The peer ended the session; every flow is gone. Code 0: it owed nothing any more. */
+  onBye(code: number, text: string): void
+  /** The session ended on this side; every flow is gone. */
+  onDead(error: ProxyError): void
   /**
    * Once at the end of a turn in which something changed, before bytes are pulled: the place to encode and hand in
    * batches while `session.bulkRoom` is more than 0.
@@ -76,11 +81,11 @@ export interface LinkSink extends Omit<SessionSink, 'onLost'> {
    * A connection came up, or went down with `error` (undefined: closed in order).
    * @param standing how many connections there are now
    */
-  onConnection?(connection: number, up: boolean, standing: number, error?: Error): void
+  onConnection(connection: number, up: boolean, standing: number, error?: Error): void
 }
 
 /** What a session can be told at its birth. */
-export type SessionTuning = Omit<SessionOptions, 'role' | 'sink'>
+export type SessionTuning = Omit<SessionOptions, 'role' | 'transport'>
 
 /** Name and version for the logs of the other side. */
 export const AGENT_DEFAULT = 'pageferry'

@@ -3,9 +3,10 @@
  * Knows nothing of how connections come to be: client.ts dials them, server.ts accepts them.
  */
 import type net from 'node:net'
-import { assert, defectOf, ProxyError } from '../errors.ts'
+import { defectOf, ProxyError } from '../errors.ts'
 import { LINGER_MS } from '../limits.ts'
-import type { Role } from '../session/api.ts'
+import type { Role, TransportSink } from '../session/api.ts'
+import { Served } from '../session/served.ts'
 import { Session } from '../session/session.ts'
 import { FrameDecoder } from '../wan/frames.ts'
 import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
@@ -36,50 +37,8 @@ export interface LinkOptions {
   readonly recordsMax?: number | undefined
 }
 
-/** Stands in until a link is served: nothing of a flow can come before that, but word of the session can. */
-class Unserved implements LinkSink {
-  private told: ((sink: LinkSink) => void)[] = []
-
-  tell(sink: LinkSink): void {
-    for (const word of this.told) word(sink)
-  }
-
-  /** A client's peer may ask too early; that it may not ask at all says whoever serves. */
-  onWant(numbers: readonly number[]): void {
-    this.told.push(sink => sink.onWant(numbers))
-  }
-
-  onDrain(): void {
-    this.told.push(sink => sink.onDrain())
-  }
-
-  onBye(code: number, text: string): void {
-    this.told.push(sink => sink.onBye(code, text))
-  }
-
-  onDead(error: ProxyError): void {
-    this.told.push(sink => sink.onDead(error))
-  }
-
-  onWork(): void {}
-  onOpen = unserved
-  onData = unserved
-  onBatch = unserved
-  onFin = unserved
-  onReset = unserved
-  onTaken = unserved
-  onRefused = unserved
-  onEnd = unserved
-  onCredit = unserved
-  onPage = unserved
-}
-
-function unserved(): void {
-  assert(false, 'a flow before anybody serves the link')
-}
-
 /** A live session. What flows through it goes by `session`; `link` is about connections and ending. */
-export class Link {
+export class Link implements TransportSink {
   readonly role: Role
   /** 32 hex digits, the same on both sides: name it in logs. */
   readonly id: string
@@ -96,7 +55,7 @@ export class Link {
   trouble = ''
   readonly #logger: LinkLogger
   readonly #clock: Clock
-  #sink: LinkSink = new Unserved()
+  readonly #served = new Served<LinkSink>()
   readonly #recordsMax: number | undefined
   readonly #wires = new Wires()
   readonly #work: EndOfTurn
@@ -121,47 +80,17 @@ export class Link {
     this.session = new Session({
       ...options.session,
       role: options.role,
-      sink: {
-        onOpen: (flow, info) => this.#sink.onOpen(flow, info),
-        onData: (flow, payload) => this.#sink.onData(flow, payload),
-        onBatch: (flow, parts, rawLength) => this.#sink.onBatch(flow, parts, rawLength),
-        onFin: flow => this.#sink.onFin(flow),
-        onReset: (flow, code, text) => this.#sink.onReset(flow, code, text),
-        onTaken: flow => this.#sink.onTaken(flow),
-        onRefused: (flow, text) => this.#sink.onRefused(flow, text),
-        onEnd: flow => this.#sink.onEnd(flow),
-        onCredit: flow => this.#sink.onCredit(flow),
-        onWant: numbers => this.#sink.onWant(numbers),
-        onPage: (number, page) => this.#sink.onPage(number, page),
-        onStalled: sinceMs => this.#sink.onStalled?.(sinceMs),
-        onDrain: () => this.#sink.onDrain(),
-        onBye: (code, text) => {
-          this.#logger.info('link.bye', { ...this.#named, code, text })
-          this.#sink.onBye(code, text)
-          this.wake()
-        },
-        onDead: ended => {
-          const error = this.#withTrouble(ended)
-          this.#error ??= error
-          this.#logger.warn('link.dead', { ...this.#named, code: error.code, reason: error.what })
-          this.#sink.onDead(error)
-          this.wake()
-        },
-        onLost: (connection, error) => this.#lost(connection, error),
-        onWork: () => this.wake(),
-      },
+      transport: this,
     })
   }
 
   /**
-   * Who gets what arrives, from now on; once. What the peer may say before anybody serves (that it drains, or its end) is
-   * told now. A server's session is served before its first connection, a client's before its first flow.
+   * Who gets what arrives, from now on; once. What may come before anybody serves (what the peer says of the session, and
+   * its end) is told now. A server's session is served before its first connection, a client's before its first flow.
    */
   serve(sink: LinkSink): void {
-    const before = this.#sink
-    assert(before instanceof Unserved, 'a link is served once')
-    this.#sink = sink
-    before.tell(sink)
+    this.session.serve(sink)
+    this.#served.begin(sink)
     this.wake()
   }
 
@@ -250,7 +179,7 @@ export class Link {
       this.wake()
     })
     this.#logger.info('link.up', { ...this.#named, connection, peer })
-    this.#sink.onConnection?.(connection, true, this.#wires.count)
+    this.#served.maybe?.onConnection(connection, true, this.#wires.count)
     this.session.attach(connection, hello.received, now, hello.credit)
     if (rest.length > 0) take(rest)
     socket.resume()
@@ -288,6 +217,35 @@ export class Link {
     return this.#clock.now()
   }
 
+  // --- TransportSink
+
+  onBye(code: number, text: string): void {
+    this.#logger.info('link.bye', { ...this.#named, code, text })
+    this.#served.tell(sink => sink.onBye(code, text))
+    this.wake()
+  }
+
+  onDead(ended: ProxyError): void {
+    const error = this.#withTrouble(ended)
+    this.#error ??= error
+    this.#logger.warn('link.dead', { ...this.#named, code: error.code, reason: error.what })
+    this.#served.tell(sink => sink.onDead(error))
+    this.wake()
+  }
+
+  onLost(connection: number, error: ProxyError): void {
+    const wire = this.#wires.get(connection)
+    if (!wire) return
+    wire.attached = false // the session knows
+    this.#remove(wire, error)
+  }
+
+  onWork(): void {
+    this.wake()
+  }
+
+  // --- its own
+
   /** A patience that ran out says why nothing came of it: a name in a certificate is mended elsewhere than a route. */
   #withTrouble(error: ProxyError): ProxyError {
     if (error.code !== 'PEER_LOST' || this.trouble === '') return error
@@ -315,14 +273,6 @@ export class Link {
   /** What every event of a link has. */
   get #named(): { readonly link: string; readonly identity: string } {
     return { link: this.id.slice(0, 8), identity: this.identity }
-  }
-
-  /** The heartbeat gave a connection up. */
-  #lost(connection: number, error: ProxyError): void {
-    const wire = this.#wires.get(connection)
-    if (!wire) return
-    wire.attached = false // the session knows
-    this.#remove(wire, error)
   }
 
   /** A socket closed or brought what is no frame. */
@@ -357,7 +307,7 @@ export class Link {
       peer: wire.peer,
       reason,
     })
-    this.#sink.onConnection?.(wire.connection, false, this.#wires.count, error)
+    this.#served.maybe?.onConnection(wire.connection, false, this.#wires.count, error)
     wire.gone(wire, error)
     this.wake()
   }
@@ -369,7 +319,7 @@ export class Link {
 
   #flush(isDue: boolean): void {
     if (isDue) this.session.tick(this.#clock.now())
-    if (this.session.state !== 'closed') this.#sink.onWork()
+    if (this.session.state !== 'closed') this.#served.maybe?.onWork()
     const now = this.#clock.now()
     // every socket is filled to its bound
     this.#wires.serve(wire => this.#write(wire, now))

@@ -15,10 +15,10 @@ export type { FlowInfo, SessionState }
 export type Role = 'client' | 'server'
 
 /**
- * What a session tells the layer above. All of it is called from inside a call of that layer (receive, tick, pull, ...)
- * and may call the session again, except receive, tick and pull.
+ * What a session tells whoever serves its flows. All of it, and all of TransportSink, is called from inside a call of the
+ * session (receive, tick, pull, ...) and may call it again, except receive, tick and pull.
  */
-export interface SessionSink {
+export interface FlowSink {
   /** Server only: the client opened a flow. Dial its target; `resetFlow` where that fails. */
   onOpen(flow: number, info: FlowInfo): void
   /** Bytes of the flow, in order. The view stays valid; call `consumed` once the local QEMU's socket took them. */
@@ -63,9 +63,13 @@ export interface SessionSink {
    * Connections stand, but nothing of what was sent has been acknowledged since then: told by every tick, long before the
    * session's own patience ends.
    */
-  onStalled?(sinceMs: number): void
+  onStalled(sinceMs: number): void
   /** The peer takes and opens no new migrations. */
   onDrain(): void
+}
+
+/** What a session tells the owner of its connections. */
+export interface TransportSink {
   /** The peer ended the session; every flow is gone. Code 0: it owed nothing any more. */
   onBye(code: number, text: string): void
   /**
@@ -84,7 +88,7 @@ export interface SessionSink {
 
 export interface SessionOptions {
   readonly role: Role
-  readonly sink: SessionSink
+  readonly transport: TransportSink
   /** Milliseconds without any connection after which the session is given up. Default PATIENCE_MS. */
   readonly patienceMs?: number
   /** Milliseconds that bytes may wait in the link beyond its round trip. Default QUEUE_TARGET_MS. */

@@ -7,14 +7,16 @@ import { assert, type ErrorCode } from '../errors.ts'
 import { WANTED_PAGES_MAX } from '../limits.ts'
 import { encodePage, encodeWant, parsePage, parseWant } from '../wan/bodies.ts'
 import { FRAME } from '../wan/wire.ts'
-import type { Role, SessionSink } from './api.ts'
+import type { FlowSink, Role, TransportSink } from './api.ts'
 import { compact } from './inbox.ts'
 import type { Outbox } from './outbox.ts'
+import type { Served } from './served.ts'
 
 /** What they need of the session that they are in. */
 export interface ColdPagesHost {
   readonly role: Role
-  readonly sink: Pick<SessionSink, 'onWant' | 'onPage' | 'onWork'>
+  readonly served: Pick<Served<FlowSink>, 'sink' | 'tell'>
+  readonly transport: Pick<TransportSink, 'onWork'>
   readonly outbox: Pick<Outbox, 'enqueueOwn' | 'ownFrames'>
   /** The peer broke a rule: the session ends. */
   fault(code: ErrorCode, what: string): void
@@ -33,26 +35,26 @@ export class ColdPages {
 
   /** Server: asks for pages, WANTED_PAGES_MAX at most, once those that were asked for before have come. */
   ask(numbers: readonly number[]): void {
-    const { role, outbox, sink } = this.host
+    const { role, outbox, transport } = this.host
     assert(role === 'server' && numbers.length <= WANTED_PAGES_MAX, 'too many pages are wanted')
     if (this.over) return
     outbox.enqueueOwn(FRAME.WANT, encodeWant(numbers))
-    sink.onWork()
+    transport.onWork()
   }
 
   /** Client: a page that was asked for; undefined: it cannot be had. The page is copied. */
   answer(number: number, page: Uint8Array | undefined): void {
-    const { role, outbox, sink } = this.host
+    const { role, outbox, transport } = this.host
     assert(role === 'client', 'only the client sends pages')
     if (this.over) return
     this.answered++
     outbox.enqueueOwn(FRAME.PAGE, encodePage(number, page))
-    sink.onWork()
+    transport.onWork()
   }
 
   /** A WANT of the peer, in its order. */
   deliverWant(payload: Uint8Array) {
-    const { role, outbox, sink } = this.host
+    const { role, outbox, served } = this.host
     const numbers = parseWant(payload)
     if (!numbers) return this.host.fault('PROTOCOL_SYNTAX', `WANT of ${payload.length} bytes`)
     if (role === 'server') return this.host.fault('PROTOCOL_STATE', 'WANT from the client')
@@ -60,16 +62,17 @@ export class ColdPages {
     // An answer that waits to be sent is memory that the server decides over. A client has no other frames of its own.
     const owed = this.asked - this.answered + outbox.ownFrames
     if (owed > WANTED_PAGES_MAX) return this.host.fault('LIMIT_EXCEEDED', `${owed} pages are asked for at once`)
-    sink.onWant(numbers)
+    // a client's peer may ask too early; that it may not ask at all says whoever serves
+    served.tell(sink => sink.onWant(numbers))
   }
 
   /** A PAGE of the peer, in its order. */
   deliverPage(payload: Uint8Array) {
-    const { role, sink } = this.host
+    const { role, served } = this.host
     const page = parsePage(payload)
     if (!page) return this.host.fault('PROTOCOL_SYNTAX', `PAGE of ${payload.length} bytes`)
     if (role === 'client') return this.host.fault('PROTOCOL_STATE', 'PAGE from the server')
-    sink.onPage(page.number, page.page && compact(page.page))
+    served.sink.onPage(page.number, page.page && compact(page.page))
   }
 
   /** The session is over: nothing more is asked or answered. */

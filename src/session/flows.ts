@@ -11,13 +11,14 @@ import { BATCH_WIRE_BYTES_MAX, CHANNELS_A_MIGRATION, CREDIT_TAKEN_BYTES, FLOWS_M
 import { encodeOpen, encodeReason, type FlowInfo, parseOpen, reasonCode, reasonText } from '../wan/bodies.ts'
 import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL } from '../wan/wire.ts'
 import type { AnswerRoom } from './answer-room.ts'
-import type { FlowStats, Role, SessionSink } from './api.ts'
+import type { FlowSink, FlowStats, Role, TransportSink } from './api.ts'
 import { Fairness } from './fairness.ts'
 import { Flow } from './flow.ts'
 import { FlowTable, type Opens } from './flow-table.ts'
 import { BatchParts, compact } from './inbox.ts'
 import type { Outbox } from './outbox.ts'
 import type { SessionParts } from './parts.ts'
+import type { Served } from './served.ts'
 import { RECEIVE_TABLE, type ReceiveInput } from './states.ts'
 
 const EMPTY = new Uint8Array(0)
@@ -25,7 +26,8 @@ const EMPTY = new Uint8Array(0)
 /** What flows need of the session that they are in. */
 export interface FlowHost {
   readonly role: Role
-  readonly sink: SessionSink
+  readonly served: Served<FlowSink>
+  readonly transport: TransportSink
   readonly memory: Share
   readonly flowPlaces: Share | undefined
   readonly outbox: Outbox
@@ -46,7 +48,8 @@ export class Flows {
   private peerCredit = 0
   private readonly host: FlowHost
   private readonly role: Role
-  private readonly sink: SessionSink
+  private readonly served: Served<FlowSink>
+  private readonly transport: TransportSink
   private readonly outbox: Outbox
   private readonly answers: AnswerRoom
   private readonly table = new FlowTable()
@@ -57,7 +60,8 @@ export class Flows {
   constructor(host: FlowHost) {
     this.host = host
     this.role = host.role
-    this.sink = host.sink
+    this.served = host.served
+    this.transport = host.transport
     this.outbox = host.outbox
     this.answers = host.answers
   }
@@ -77,7 +81,7 @@ export class Flows {
     this.peerCredit = peerCredit
     for (const flow of this.table.all()) {
       flow.creditTotal += peerCredit
-      this.sink.onCredit(flow.number)
+      this.served.sink.onCredit(flow.number)
     }
   }
 
@@ -99,22 +103,22 @@ export class Flows {
     switch (type) {
       case FRAME.DATA: {
         if (!this.enterReceive(flow, 'data') || !this.takeCredit(flow, payload.length)) return
-        if (flow.send !== 'reset') this.sink.onData(number, compact(payload))
+        if (flow.send !== 'reset') this.served.sink.onData(number, compact(payload))
         return
       }
       case FRAME.BATCH:
         return this.deliverPart(flow, flags, payload)
       case FRAME.FIN:
         if (!this.enterReceive(flow, 'fin')) return
-        if (flow.send !== 'reset') this.sink.onFin(number)
+        if (flow.send !== 'reset') this.served.sink.onFin(number)
         return this.endFlow(flow)
       case FRAME.RESET: {
         const code = reasonCode(payload)
         const refused = flow.receive === 'asked' && code === CODE.SHUTDOWN
         if (!this.enterReceive(flow, 'reset', !refused)) return
         if (flow.send !== 'reset') {
-          if (refused) this.sink.onRefused(number, reasonText(payload))
-          else this.sink.onReset(number, code, reasonText(payload))
+          if (refused) this.served.sink.onRefused(number, reasonText(payload))
+          else this.served.sink.onReset(number, code, reasonText(payload))
         }
         return this.endFlow(flow)
       }
@@ -123,7 +127,7 @@ export class Flows {
         const total = readU64(payload, 0)
         if (total < flow.creditTotal) return this.host.fault('PROTOCOL_STATE', `flow ${number} loses credit`)
         flow.creditTotal = total
-        if (flow.send === 'open') this.sink.onCredit(number)
+        if (flow.send === 'open') this.served.sink.onCredit(number)
         return
       }
       case FRAME.END: {
@@ -132,7 +136,7 @@ export class Flows {
           return this.host.fault('PROTOCOL_STATE', `END for flow ${number}, which has not ended`)
         if (!this.enterReceive(flow, 'end')) return
         this.forget(flow)
-        return this.sink.onEnd(number)
+        return this.served.sink.onEnd(number)
       }
     }
   }
@@ -162,7 +166,7 @@ export class Flows {
     } else {
       flow.window.grow(CREDIT_TAKEN_BYTES)
       this.enqueue(FRAME.CREDIT, flow, [EMPTY])
-      this.sink.onOpen(number, info)
+      this.served.sink.onOpen(number, info)
     }
   }
 
@@ -183,7 +187,7 @@ export class Flows {
     const batch = this.batch.add(flow.number, flags, payload)
     if (batch === undefined) return
     if (!('parts' in batch)) return this.host.fault(...batch)
-    if (this.takeCredit(flow, batch.rawLength)) this.sink.onBatch(flow.number, batch.parts, batch.rawLength)
+    if (this.takeCredit(flow, batch.rawLength)) this.served.sink.onBatch(flow.number, batch.parts, batch.rawLength)
   }
 
   private takeCredit(flow: Flow, bytes: number): boolean {
@@ -209,7 +213,7 @@ export class Flows {
     }
     const asked = flow.receive === 'asked'
     flow.receive = next
-    if (asked && takes && flow.send !== 'reset') this.sink.onTaken(flow.number)
+    if (asked && takes && flow.send !== 'reset') this.served.sink.onTaken(flow.number)
     return true
   }
 
@@ -298,7 +302,7 @@ export class Flows {
   private offerCredit(flow: Flow): void {
     if (flow.window.due || !flow.isListening || !flow.window.isWorthTelling) return
     this.outbox.enqueueCredit(flow)
-    this.sink.onWork()
+    this.transport.onWork()
   }
 
   private addFlow(number: number, info: FlowInfo): Flow {
@@ -324,12 +328,12 @@ export class Flows {
     if (this.table.get(flow.number) !== flow) return // a sink's own call was first
     this.enqueue(FRAME.END, flow, [])
     this.forget(flow)
-    if (!flow.untold) this.sink.onEnd(flow.number)
+    if (!flow.untold) this.served.sink.onEnd(flow.number)
   }
 
   private enqueue(type: number, flow: Flow, parts: readonly Uint8Array[]): number {
     const bytes = this.outbox.enqueue(type, flow, parts)
-    this.sink.onWork()
+    this.transport.onWork()
     return bytes
   }
 
@@ -346,7 +350,7 @@ export class Flows {
 
   /** There may be more room than dataRoom gave. */
   tellRoom(laneBytes: number): void {
-    this.answers.tell(laneBytes, flow => this.sink.onCredit(flow.number))
+    this.answers.tell(laneBytes, flow => this.served.sink.onCredit(flow.number))
   }
 
   private mayOpen(flow: { readonly info: FlowInfo }, opens: Opens): boolean {

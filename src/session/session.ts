@@ -17,7 +17,7 @@ import { wireCode } from '../wan/codes.ts'
 import type { Frame } from '../wan/frames.ts'
 import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL } from '../wan/wire.ts'
 import type { AnswerRoom } from './answer-room.ts'
-import type { FlowInfo, Role, SessionOptions, SessionSink, SessionState, SessionStats } from './api.ts'
+import type { FlowInfo, FlowSink, Role, SessionOptions, SessionState, SessionStats, TransportSink } from './api.ts'
 import { bulkQuantum, bulkRoom } from './bulk.ts'
 import { ColdPages } from './cold-pages.ts'
 import { Flows } from './flows.ts'
@@ -29,11 +29,13 @@ import { pullPathFrames } from './path-frames.ts'
 import { Paths } from './paths.ts'
 import { Patience } from './patience.ts'
 import { RateCap } from './rate-cap.ts'
+import { Served } from './served.ts'
 import { SESSION_TABLE, type SessionInput } from './states.ts'
 
 export class Session {
   private readonly role: Role
-  private readonly sink: SessionSink
+  private readonly transport: TransportSink
+  private readonly served = new Served<FlowSink>()
   /** Credit that each flow to this side begins with: `credit` of our hello. */
   readonly initialCredit: number
   private nowMs = 0
@@ -56,7 +58,7 @@ export class Session {
 
   constructor(options: SessionOptions) {
     this.role = options.role
-    this.sink = options.sink
+    this.transport = options.transport
     this.patience = new Patience(options.patienceMs ?? PATIENCE_MS)
     this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY)
     this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
@@ -65,16 +67,16 @@ export class Session {
     this.paths = new Paths(parts.Path, options.queueTargetMs ?? QUEUE_TARGET_MS)
     this.answers = new parts.AnswerRoom(this.memory)
     this.outbox = new parts.Outbox(this.rate, this.answers, this.memory)
-    const { role, sink, memory, outbox, answers, initialCredit } = this
+    const { role, transport, served, memory, outbox, answers, initialCredit } = this
     const fault = (code: ErrorCode, what: string): void => this.fault(code, what)
     this.flows = new Flows({
-      ...{ role, sink, memory, outbox, answers, parts, initialCredit },
+      ...{ role, transport, served, memory, outbox, answers, parts, initialCredit },
       flowPlaces: options.flowPlaces,
       now: () => this.nowMs,
       opens: () => this.opens,
       fault,
     })
-    this.coldPages = new ColdPages({ role, sink, outbox, fault })
+    this.coldPages = new ColdPages({ role, transport, served, outbox, fault })
     this.inbox = new parts.Inbox((type, flags, flow, payload) => this.deliver(type, flags, flow, payload), memory)
   }
 
@@ -116,7 +118,7 @@ export class Session {
       this.acknowledge(peerReceived)
       this.flows.learnCredit(peerCredit)
     }
-    this.sink.onWork()
+    this.transport.onWork()
   }
 
   /** A connection is gone: what it carried and was not acknowledged goes out again on others, or after the next attach. */
@@ -129,7 +131,7 @@ export class Session {
       this.enter('lose')
       this.patience.lost(nowMs)
     }
-    this.sink.onWork()
+    this.transport.onWork()
   }
 
   private dropPath(path: Path): void {
@@ -154,8 +156,8 @@ export class Session {
     const isWaiting = this.outbox.acked < this.outbox.lastSequence
     const over = this.patience.over(this.isBroken, isWaiting, nowMs)
     if (over !== undefined) this.fault('PEER_LOST', over)
-    else if (isWaiting && !this.isBroken) this.sink.onStalled?.(this.patience.stalledSinceMs)
-    if (work) this.sink.onWork()
+    else if (isWaiting && !this.isBroken) this.served.maybe?.onStalled(this.patience.stalledSinceMs)
+    if (work) this.transport.onWork()
   }
 
   /** When `tick` is to be called next; Infinity: never, unless onWork comes. */
@@ -193,25 +195,25 @@ export class Session {
         return this.receiveAck(path, payload)
       case FRAME.PING:
         path.pong = copyOf(payload)
-        return this.sink.onWork()
+        return this.transport.onWork()
       case FRAME.PONG:
         if (readU64(payload, 0) !== path.pingCount) return
         path.ponged(nowMs)
         this.flows.tellRoom(this.paths.laneBytes)
-        return this.sink.onWork() // its window may have grown
+        return this.transport.onWork() // its window may have grown
       case FRAME.BYE:
         return this.receiveBye(payload)
       case FRAME.DRAIN:
         if (this.peerDraining) return
         this.peerDraining = true
-        return this.sink.onDrain()
+        return this.served.tell(sink => sink.onDrain())
       default:
         if (type < FRAME_OPTIONAL) this.fault('PROTOCOL_SYNTAX', `frame of type ${type} without a sequence number`)
     }
   }
 
   private receiveSequenced(path: Path, { type, flags, flow, sequence, payload }: Frame) {
-    if (path.arrived(FRAME_HEAD_BYTES + payload.length, this.nowMs)) this.sink.onWork()
+    if (path.arrived(FRAME_HEAD_BYTES + payload.length, this.nowMs)) this.transport.onWork()
     const refused = this.inbox.take(type, flags, flow, sequence, payload)
     // Others have the memory. What came is not acknowledged, and so comes again; the missing frame with it.
     if (refused === 'no memory')
@@ -230,7 +232,7 @@ export class Session {
   private giveUp(path: Path, why: string): void {
     const what = `connection ${path.connection} is given up: ${why}`
     this.detach(path.connection, this.nowMs)
-    this.sink.onLost(
+    this.transport.onLost(
       path.connection,
       new ProxyError('PEER_LOST', what, undefined, 'its frames are sent again on another'),
     )
@@ -252,7 +254,7 @@ export class Session {
       path.measure(this.nowMs)
     }
     this.acknowledge(sequence)
-    this.sink.onWork()
+    this.transport.onWork()
   }
 
   private acknowledge(sequence: number): void {
@@ -266,7 +268,7 @@ export class Session {
     this.bye = undefined
     for (const path of this.paths.all) path.done = true
     this.clear()
-    this.sink.onBye(reasonCode(payload), reasonText(payload))
+    this.transport.onBye(reasonCode(payload), reasonText(payload))
   }
 
   // What is sent -----------------------------------------------------------------------------------------------------
@@ -307,6 +309,11 @@ export class Session {
   }
 
   // Flows ------------------------------------------------------------------------------------------------------------
+
+  /** Who gets what arrives, from now on; once. What may come before (that the peer drains, or asks for pages) is told now. */
+  serve(sink: FlowSink): void {
+    this.served.begin(sink)
+  }
 
   /**
    * Client only: opens a flow.
@@ -439,13 +446,13 @@ export class Session {
   /** Caps what this side sends, bytes a second over all connections; Infinity: no cap. */
   setRate(bytesPerSecond: number): void {
     this.rate.set(bytesPerSecond, this.nowMs)
-    this.sink.onWork()
+    this.transport.onWork()
   }
 
   /** Sets the time that bytes may wait in the link beyond its round trip: less while a guest waits for its pages. */
   setQueueTarget(ms: number): void {
     this.paths.setTarget(ms)
-    this.sink.onWork()
+    this.transport.onWork()
   }
 
   // The end ----------------------------------------------------------------------------------------------------------
@@ -453,7 +460,7 @@ export class Session {
   /** Tells the peer that this side opens and takes no new migrations; running ones go on. */
   drain(): void {
     this.paths.drain()
-    this.sink.onWork()
+    this.transport.onWork()
   }
 
   /**
@@ -467,7 +474,7 @@ export class Session {
     if (this.sessionState === 'opening') this.patience.lost(nowMs) // now the patience runs
     this.enter('close')
     this.checkFlushed()
-    this.sink.onWork()
+    this.transport.onWork()
   }
 
   /** Ends the session at once, with BYE and onDead. A batch that failed to expand: `abort(error)`. */
@@ -481,7 +488,7 @@ export class Session {
     if (!this.outbox.isFlushed) return
     this.enter('flushed')
     this.clear()
-    this.sink.onWork()
+    this.transport.onWork()
   }
 
   private fault(code: ErrorCode, what: string): void {
@@ -493,8 +500,8 @@ export class Session {
     this.enter('die')
     this.bye = { code: wireCode(error.code), text: error.what }
     this.clear()
-    this.sink.onDead(error)
-    this.sink.onWork()
+    this.transport.onDead(error)
+    this.transport.onWork()
   }
 
   /** Lets go of all memory. */

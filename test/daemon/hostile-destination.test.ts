@@ -14,6 +14,7 @@ import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { PIECES_MAX } from '../../src/limits.ts'
 import { LinkServer } from '../../src/link/server.ts'
 import { parseAddress } from '../../src/relay/address.ts'
+import { SilentSink } from '../helpers/silent-sink.ts'
 import { until } from '../helpers/until.ts'
 import { AcknowledgesNothing, OneByteAnswers } from '../hostile/destinations.ts'
 import { TestLog } from '../link/harness.ts'
@@ -65,7 +66,6 @@ t.test('answers of one byte, each a frame', async t => {
 t.test('sessions that are ended as soon as they are open', async t => {
   /** When each began. */
   const sessions: number[] = []
-  const nothing = (): void => {}
   const server = new LinkServer({
     plaintext: true,
     logger: new TestLog(),
@@ -74,20 +74,7 @@ t.test('sessions that are ended as soon as they are open', async t => {
       serve: link => {
         sessions.push(performance.now())
         setImmediate(() => void link.close())
-        return {
-          ...{
-            onTaken: nothing,
-            onRefused: nothing,
-            onOpen: nothing,
-            onData: nothing,
-            onBatch: nothing,
-            onFin: nothing,
-            onReset: nothing,
-            onEnd: nothing,
-          },
-          ...{ onCredit: nothing, onWant: nothing, onPage: nothing, onDrain: nothing, onBye: nothing, onDead: nothing },
-          onWork: nothing,
-        }
+        return new SilentSink()
       },
     }),
   })

@@ -7,6 +7,7 @@ import { LinkServer } from '../../src/link/server.ts'
 import { encodeFrame, FrameDecoder } from '../../src/wan/frames.ts'
 import { clientHelloOf, encodeServerHello } from '../../src/wan/hello.ts'
 import { FRAME } from '../../src/wan/wire.ts'
+import { sinkOf } from '../helpers/silent-sink.ts'
 import { TestLog } from '../link/harness.ts'
 
 /** Pieces that are handed in at a time, and when there are none to be expected any more: the sockets' own buffers take some. */
@@ -25,7 +26,6 @@ export class OneByteAnswers implements AsyncDisposable {
       ...{ sets: [], ring: hello.ring, places: hello.places, targets: [] },
       serve: link => {
         this.links.push(link)
-        const nothing = (): void => {}
         const flows: number[] = []
         const send = (): void => {
           for (const flow of flows) {
@@ -36,21 +36,12 @@ export class OneByteAnswers implements AsyncDisposable {
             }
           }
         }
-        return {
-          ...{
-            onTaken: nothing,
-            onRefused: nothing,
-            onFin: nothing,
-            onReset: nothing,
-            onEnd: nothing,
-            onDrain: nothing,
-            onBye: nothing,
-            onDead: nothing,
-          },
-          ...{ onData: nothing, onWant: nothing, onPage: nothing, onCredit: send, onWork: send },
+        return sinkOf({
           onOpen: number => flows.push(number),
           onBatch: (number, _parts, rawLength) => link.session.consumed(number, rawLength),
-        }
+          onCredit: send,
+          onWork: send,
+        })
       },
     }),
   })

@@ -7,7 +7,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { random } from '../../scripts/harness/random.ts'
 import type { ProxyError } from '../../src/errors.ts'
-import type { Clock, LinkLogger, LinkSink, SessionTuning } from '../../src/link/api.ts'
+import type { Clock, LinkLogger, SessionTuning } from '../../src/link/api.ts'
 import { LinkClient, type LinkClientOptions } from '../../src/link/client.ts'
 import { Credentials, type CredentialsOptions } from '../../src/link/credentials.ts'
 import { makePsk, makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
@@ -15,6 +15,7 @@ import type { Link } from '../../src/link/link.ts'
 import { LinkServer, type LinkServerOptions } from '../../src/link/server.ts'
 import type { FlowInfo } from '../../src/session/api.ts'
 import { CODE } from '../../src/wan/wire.ts'
+import { SilentSink } from '../helpers/silent-sink.ts'
 
 /** Time that runs `factor` times as fast as the wall's: five seconds of heartbeat pass in half a second. */
 export function fastClock(factor: number): Clock {
@@ -101,7 +102,7 @@ function batchOf(raw: number, body: Uint8Array): Uint8Array[] {
  * One end of a link: sends `total` bytes of a pattern on each flow, checks what comes. A flow's target says how much
  * the server sends back: "echo:BYTES".
  */
-export class End implements LinkSink {
+export class End extends SilentSink {
   readonly link: Link
   readonly flows = new Map<number, EndFlow>()
   readonly mistakes: string[] = []
@@ -119,6 +120,7 @@ export class End implements LinkSink {
   stuck = false
 
   constructor(link: Link) {
+    super()
     this.link = link
   }
 
@@ -131,7 +133,7 @@ export class End implements LinkSink {
     return number
   }
 
-  onOpen(number: number, info: FlowInfo): void {
+  override onOpen(number: number, info: FlowInfo): void {
     const back = Number(info.target.split(':')[1])
     this.#add(number, number + 1000, back, false)
     this.#send()
@@ -141,11 +143,11 @@ export class End implements LinkSink {
     this.flows.set(number, { number, key, total, bulk, sent: 0, finSent: false, got: 0, gotFin: false })
   }
 
-  onData(number: number, payload: Uint8Array): void {
+  override onData(number: number, payload: Uint8Array): void {
     this.#take(number, payload, payload.length)
   }
 
-  onBatch(number: number, parts: readonly Uint8Array[], rawLength: number): void {
+  override onBatch(number: number, parts: readonly Uint8Array[], rawLength: number): void {
     const all = Buffer.concat(parts)
     let head = 1
     while (all[head]! >= 128) head++
@@ -168,61 +170,57 @@ export class End implements LinkSink {
     if (!this.stuck) this.link.session.consumed(number, raw)
   }
 
-  onFin(number: number): void {
+  override onFin(number: number): void {
     const flow = this.flows.get(number)!
     flow.gotFin = true
     this.onChange()
   }
 
-  onReset(number: number, code: number, text: string): void {
+  override onReset(number: number, code: number, text: string): void {
     this.resets.push(`${code} ${text}`)
     this.link.session.resetFlow(number, 0, '')
   }
 
-  onTaken(): void {}
-
-  onRefused(number: number, text: string): void {
+  override onRefused(number: number, text: string): void {
     this.onReset(number, CODE.SHUTDOWN, text)
   }
 
-  onEnd(number: number): void {
+  override onEnd(number: number): void {
     this.flows.delete(number)
     this.finished++
     this.onChange()
   }
 
-  onCredit(): void {
+  override onCredit(): void {
     this.#send()
   }
 
-  onWant(numbers: readonly number[]): void {
+  override onWant(numbers: readonly number[]): void {
     this.wanted.push(...numbers)
   }
 
-  onPage(): void {}
-
-  onDrain(): void {
+  override onDrain(): void {
     this.drained = true
     this.onChange()
   }
 
-  onBye(code: number): void {
+  override onBye(code: number): void {
     this.bye = code
     this.onChange()
   }
 
-  onDead(error: ProxyError): void {
+  override onDead(error: ProxyError): void {
     this.dead = error
     this.onChange()
   }
 
-  onConnection(_connection: number, up: boolean): void {
+  override onConnection(_connection: number, up: boolean): void {
     if (up) this.ups++
     else this.downs++
     this.onChange()
   }
 
-  onWork(): void {
+  override onWork(): void {
     this.#send()
   }
 

@@ -6,18 +6,19 @@ import { fork } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
-import type { LinkLogger, LinkSink } from '../../src/link/api.ts'
+import type { LinkLogger } from '../../src/link/api.ts'
 import { LinkClient } from '../../src/link/client.ts'
 import { Credentials } from '../../src/link/credentials.ts'
 import { makePsk, makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
 import type { Link } from '../../src/link/link.ts'
 import { LinkServer } from '../../src/link/server.ts'
+import { SilentSink } from '../helpers/silent-sink.ts'
 
 const quiet: LinkLogger = { info() {}, warn() {}, error: console.error }
 const offer = { sets: [], ring: 0, places: 0, seed: '0'.repeat(16) }
 
 /** Takes everything and gives credit at once, or sends batches without end. */
-class Mill implements LinkSink {
+class Mill extends SilentSink {
   bytes = 0
   flows = 0
   readonly #link: Link
@@ -26,6 +27,7 @@ class Mill implements LinkSink {
   readonly #raw: number
 
   constructor(link: Link, batchBytes: number) {
+    super()
     this.#link = link
     this.#raw = 256 * 1024
     // Format, raw length 256 KiB as a varint.
@@ -34,26 +36,14 @@ class Mill implements LinkSink {
   start(): void {
     this.#flow = this.#link.session.openFlow({ target: 'x', migration: 1, kind: 'main' })
   }
-  onOpen(): void {}
-  onData(flow: number, payload: Uint8Array): void {
+  override onData(flow: number, payload: Uint8Array): void {
     this.#link.session.consumed(flow, payload.length)
   }
-  onBatch(flow: number, parts: readonly Uint8Array[], raw: number): void {
+  override onBatch(flow: number, parts: readonly Uint8Array[], raw: number): void {
     for (const part of parts) this.bytes += part.length
     this.#link.session.consumed(flow, raw)
   }
-  onFin(): void {}
-  onReset(): void {}
-  onTaken(): void {}
-  onRefused(): void {}
-  onEnd(): void {}
-  onCredit(): void {}
-  onWant(): void {}
-  onPage(): void {}
-  onDrain(): void {}
-  onBye(): void {}
-  onDead(): void {}
-  onWork(): void {
+  override onWork(): void {
     if (this.#flow === 0) return
     const { session } = this.#link
     const now = this.#link.now()

@@ -1,8 +1,11 @@
 /** Cold pages that are asked for and answered, without a session around them: session.test.ts has them within one. */
 import t from 'tap'
 import { WANTED_PAGES_MAX } from '../../src/limits.ts'
+import type { FlowSink } from '../../src/session/api.ts'
 import { ColdPages } from '../../src/session/cold-pages.ts'
+import { Served } from '../../src/session/served.ts'
 import { FRAME } from '../../src/wan/wire.ts'
+import { sinkOf } from '../helpers/silent-sink.ts'
 
 const PAGE = 4096
 
@@ -16,14 +19,18 @@ function end(role: 'client' | 'server') {
       told.push(['frame', type, payload.length])
     },
   }
+  const served = new Served<FlowSink>()
+  served.begin(
+    sinkOf({
+      onWant: numbers => told.push(['want', ...numbers]),
+      onPage: (number, page) => told.push(['page', number, page?.length]),
+    }),
+  )
   const pages = new ColdPages({
     role,
     outbox,
-    sink: {
-      onWant: numbers => told.push(['want', ...numbers]),
-      onPage: (number, page) => told.push(['page', number, page?.length]),
-      onWork: () => told.push('work'),
-    },
+    served,
+    transport: { onWork: () => told.push('work') },
     fault: (code, what) => void told.push([code, what]),
   })
   return { pages, outbox, told }

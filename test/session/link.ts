@@ -4,9 +4,9 @@
  */
 
 import { FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
-import type { SessionSink } from '../../src/session/api.ts'
 import { Session } from '../../src/session/session.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
+import { type SilentSink, sinkOf } from '../helpers/silent-sink.ts'
 
 export interface LinkOptions {
   /** Bytes a millisecond, for each connection. */
@@ -45,8 +45,6 @@ class Half {
   }
 }
 
-const nothing = () => {}
-
 export class Link {
   readonly options: LinkOptions
   readonly client: Session
@@ -73,41 +71,36 @@ export class Link {
 
   constructor(options: LinkOptions) {
     this.options = options
-    const sink = (side: 'client' | 'server'): SessionSink => ({
-      onOpen: nothing,
-      onData: flow => {
-        if (side === 'client') return
-        this.urgentMsMax = Math.max(this.urgentMsMax, this.now - this.urgentSentAt)
-        this.urgentSentAt = -1
-        this.server.consumed(flow, 1)
-      },
-      onBatch: (flow, parts, rawLength) => {
-        const migration = (this.options.flows ?? [1])[flow - 1]!
-        this.rawBy.set(migration, (this.rawBy.get(migration) ?? 0) + rawLength)
-        for (const part of parts) this.arrivedBytes += part.length
-        this.server.consumed(flow, rawLength)
-      },
-      onFin: nothing,
-      onReset: nothing,
-      onTaken: nothing,
-      onRefused: nothing,
-      onEnd: nothing,
-      onCredit: nothing,
-      onWant: nothing,
-      onPage: nothing,
-      onDrain: nothing,
-      onBye: nothing,
-      onDead: error => {
-        throw error
-      },
-      onLost: (connection, error) => {
-        throw new Error(`connection ${connection}`, { cause: error })
-      },
-      onWork: nothing,
-    })
+    const sink = (side: 'client' | 'server'): SilentSink =>
+      sinkOf({
+        onData: flow => {
+          if (side === 'client') return
+          this.urgentMsMax = Math.max(this.urgentMsMax, this.now - this.urgentSentAt)
+          this.urgentSentAt = -1
+          this.server.consumed(flow, 1)
+        },
+        onBatch: (flow, parts, rawLength) => {
+          const migration = (this.options.flows ?? [1])[flow - 1]!
+          this.rawBy.set(migration, (this.rawBy.get(migration) ?? 0) + rawLength)
+          for (const part of parts) this.arrivedBytes += part.length
+          this.server.consumed(flow, rawLength)
+        },
+        onDead: error => {
+          throw error
+        },
+        onLost: (connection, error) => {
+          throw new Error(`connection ${connection}`, { cause: error })
+        },
+      })
     const tuning = { queueTargetMs: options.targetMs ?? 50, rate: options.rate ?? Number.POSITIVE_INFINITY }
-    this.client = new Session({ role: 'client', sink: sink('client'), ...tuning })
-    this.server = new Session({ role: 'server', sink: sink('server'), ...tuning })
+    const session = (role: 'client' | 'server'): Session => {
+      const hears = sink(role)
+      const made = new Session({ role, transport: hears, ...tuning })
+      made.serve(hears)
+      return made
+    }
+    this.client = session('client')
+    this.server = session('server')
     options.rates.forEach((_, connection) => {
       this.up.push(new Half())
       this.down.push(new Half())

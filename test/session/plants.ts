@@ -2,7 +2,7 @@
 import type { Random } from '../../scripts/harness/random.ts'
 import { FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
 import { AnswerRoom } from '../../src/session/answer-room.ts'
-import type { SessionSink } from '../../src/session/api.ts'
+import type { FlowSink } from '../../src/session/api.ts'
 import type { Flow } from '../../src/session/flow.ts'
 import { Inbox } from '../../src/session/inbox.ts'
 import { Outbox } from '../../src/session/outbox.ts'
@@ -19,7 +19,7 @@ export interface Plant {
 }
 
 /** Makes the mistake for one fresh session. */
-export type Planter = (random: Random, sink: SessionSink) => Plant
+export type Planter = (random: Random, sink: FlowSink) => Plant
 
 export const PLANTS: Record<string, Planter> = {
   'resumes one frame too far': () => ({

@@ -7,7 +7,7 @@ import { readU16, readU64 } from '../../src/bytes/big-endian.ts'
 import { isProxyError, ProxyError } from '../../src/errors.ts'
 import { FairShares } from '../../src/fair-shares.ts'
 import * as limits from '../../src/limits.ts'
-import type { SessionOptions, SessionSink, SessionState } from '../../src/session/api.ts'
+import type { SessionOptions, SessionState } from '../../src/session/api.ts'
 import { Session } from '../../src/session/session.ts'
 import {
   RECEIVE_TABLE,
@@ -30,6 +30,7 @@ import {
   serverHelloOf,
 } from '../../src/wan/hello.ts'
 import * as wire from '../../src/wan/wire.ts'
+import { type SilentSink, sinkOf } from '../helpers/silent-sink.ts'
 import { PLANTS } from './plants.ts'
 import { simulate } from './simulation.ts'
 
@@ -467,7 +468,7 @@ class Bench {
 
   constructor(
     role: 'client' | 'server',
-    sink: Partial<SessionSink> = {},
+    sink: Partial<SilentSink> = {},
     attach = true,
     options: Partial<SessionOptions> = {},
   ) {
@@ -477,34 +478,30 @@ class Bench {
       (...args: unknown[]) => {
         this.log.push([name, ...args.filter(arg => typeof arg !== 'object')].join(' '))
       }
-    this.session = new Session({
-      role,
-      initialCredit: CREDIT,
-      ...options,
-      sink: {
-        onOpen: note('open'),
-        onData: (flow, payload) => this.log.push(`data ${flow} ${payload.length}`),
-        onBatch: (flow, parts, rawLength) =>
-          this.log.push(`batch ${flow} ${parts.reduce((sum, part) => sum + part.length, 0)} ${rawLength}`),
-        onFin: note('fin'),
-        onReset: note('reset'),
-        onTaken: note('taken'),
-        onRefused: note('refused'),
-        onEnd: note('end'),
-        onCredit: note('credit'),
-        onWant: note('want'),
-        onPage: note('page'),
-        onDrain: note('drain'),
-        onBye: note('bye'),
-        onDead: error => {
-          this.dead = error
-          this.log.push(`dead ${error.code}`)
-        },
-        onLost: note('lost'),
-        onWork: () => {},
-        ...sink,
+    const hears = sinkOf({
+      onOpen: note('open'),
+      onData: (flow, payload) => this.log.push(`data ${flow} ${payload.length}`),
+      onBatch: (flow, parts, rawLength) =>
+        this.log.push(`batch ${flow} ${parts.reduce((sum, part) => sum + part.length, 0)} ${rawLength}`),
+      onFin: note('fin'),
+      onReset: note('reset'),
+      onTaken: note('taken'),
+      onRefused: note('refused'),
+      onEnd: note('end'),
+      onCredit: note('credit'),
+      onWant: note('want'),
+      onPage: note('page'),
+      onDrain: note('drain'),
+      onBye: note('bye'),
+      onDead: error => {
+        this.dead = error
+        this.log.push(`dead ${error.code}`)
       },
+      onLost: note('lost'),
+      ...sink,
     })
+    this.session = new Session({ role, initialCredit: CREDIT, ...options, transport: hears })
+    this.session.serve(hears)
     if (!attach) return
     this.session.attach(0, 0, 0, CREDIT)
     this.pull() // the first PING
@@ -1121,6 +1118,37 @@ t.test('frames ahead of a missing one take memory that is bounded', async t => {
   t.equal(bench.dead, null)
   bench.sayNumbered(2, FRAME.DATA, 1, chunk.subarray(0, 100))
   t.equal(bench.log.length, sequence, 'all that was held is there')
+})
+
+t.test('before anybody serves a session what is told of it waits, or is not missed', t => {
+  const told: string[] = []
+  const sink = sinkOf({
+    onWant: numbers => told.push(`want ${numbers}`),
+    onDrain: () => told.push('drain'),
+    onStalled: sinceMs => told.push(`stalled ${sinceMs}`),
+  })
+  const client = new Session({ role: 'client', transport: sink })
+  client.attach(0, 0, 0)
+  const hear = (type: number, sequence = 0, payload: Uint8Array = new Uint8Array(0)): void =>
+    client.receive(0, { type, flags: 0, flow: 0, sequence, payload }, 0)
+  hear(FRAME.WANT, 1, join(u64(3), u64(4)))
+  hear(FRAME.DRAIN)
+  hear(FRAME.WANT, 2, u64(5))
+  client.coldPages.answer(3, undefined)
+  client.pull(0, 1 << 20, 0, [])
+  client.tick(1000)
+  t.same(told, [])
+  client.serve(sink)
+  t.same(told.splice(0), ['want 3,4', 'drain', 'want 5'], 'in their order')
+  client.tick(2000)
+  hear(FRAME.WANT, 3, u64(6))
+  t.same(told, ['stalled 0', 'want 6'])
+  t.throws(() => client.serve(sink), { code: 'INTERNAL' }, 'once')
+  const server = new Session({ role: 'server', transport: sink })
+  server.attach(0, 0, 0)
+  const open = { type: FRAME.OPEN, flags: 0, flow: 1, sequence: 1, payload: openPayload() }
+  t.throws(() => server.receive(0, open, 0), { code: 'INTERNAL' }, 'a flow is for nobody')
+  t.end()
 })
 
 t.test('since when a peer acknowledges nothing is told while it can be reached', t => {

@@ -8,7 +8,7 @@ import { Random } from '../../scripts/harness/random.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { FairShares } from '../../src/fair-shares.ts'
 import { CREDIT_FLOW_BYTES_MAX, WINDOW_BYTES_MIN } from '../../src/limits.ts'
-import type { SessionSink } from '../../src/session/api.ts'
+import type { FlowSink, TransportSink } from '../../src/session/api.ts'
 import { Session } from '../../src/session/session.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
 import { Agenda } from '../helpers/virtual-time.ts'
@@ -265,13 +265,14 @@ class Simulation {
       const plant = planter?.(random, sink)
       const session = new Session({
         role,
-        sink,
+        transport: sink,
         rate,
         queueTargetMs: random.pick([50, 50, 5, 200]),
         initialCredit: this.credits[end.side],
         memory: this.budget.share(role),
         ...(plant?.parts && { parts: plant.parts }),
       })
+      session.serve(sink)
       plant?.wrap?.(session)
       return session
     }
@@ -698,7 +699,7 @@ class Simulation {
     end.session.resetFlow(flow.number, 1, 'QEMU is gone')
   }
 
-  private sinkOf(end: End): SessionSink {
+  private sinkOf(end: End): FlowSink & TransportSink {
     const other = end.side === 0 ? 1 : 0
     const flowOf = (number: number) => end.byNumber.get(number) ?? fail(`told of unknown flow ${number}`)
     return {
@@ -779,6 +780,7 @@ class Simulation {
       },
       onWant: () => fail('WANT that nobody sent'),
       onPage: () => fail('PAGE that nobody sent'),
+      onStalled: () => {},
       onDrain: () => {
         if (!this.drained || end.side === 1) fail('DRAIN that nobody sent')
       },

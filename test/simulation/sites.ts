@@ -210,7 +210,7 @@ export class SourceSite {
           },
         })
         this.session = session
-        link.sink = session
+        link.serve(session)
         time.after(0, () => this.admitWaiting())
       },
       error => {
@@ -359,7 +359,7 @@ export class DestinationSite implements WanServer {
         channelTable: parts.destinationTable,
       },
     })
-    link.sink = session
+    link.serve(session)
     const member: Member = { link, session, unpacker: () => unpacker!, client, succeededMs: undefined }
     for (const other of this.members.values()) {
       if (other.client === client) continue

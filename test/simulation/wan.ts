@@ -6,7 +6,7 @@ import type { Random } from '../../scripts/harness/random.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { LINGER_MS } from '../../src/limits.ts'
 import type { LinkSink } from '../../src/link/api.ts'
-import type { SessionOptions } from '../../src/session/api.ts'
+import type { SessionOptions, TransportSink } from '../../src/session/api.ts'
 import { Session } from '../../src/session/session.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
 import type { Process, VirtualTime } from '../helpers/virtual-time.ts'
@@ -141,14 +141,13 @@ export class Wan {
 }
 
 /** One session at one side, with its connections: src/link/link.ts. */
-export class LinkEnd {
+export class LinkEnd implements TransportSink {
   readonly wan: Wan
   readonly process: Process
   readonly role: 'client' | 'server'
   readonly id: string
   readonly session: Session
-  /** Set before anything of a flow comes. */
-  sink: LinkSink | undefined
+  private sink: LinkSink | undefined
   over = false
   heardMs = Number.NEGATIVE_INFINITY
   error: ProxyError | undefined
@@ -163,7 +162,7 @@ export class LinkEnd {
     process: Process,
     role: 'client' | 'server',
     id: string,
-    options: Omit<SessionOptions, 'role' | 'sink'>,
+    options: Omit<SessionOptions, 'role' | 'transport'>,
     ended: (error: ProxyError | undefined) => void,
   ) {
     this.wan = wan
@@ -171,44 +170,36 @@ export class LinkEnd {
     this.role = role
     this.id = id
     this.ended = ended
-    const sink = (): LinkSink => this.sink!
-    this.session = new Session({
-      ...options,
-      role,
-      sink: {
-        onOpen: (flow, info) => sink().onOpen(flow, info),
-        onData: (flow, payload) => sink().onData(flow, payload),
-        onBatch: (flow, parts, rawLength) => sink().onBatch(flow, parts, rawLength),
-        onFin: flow => sink().onFin(flow),
-        onReset: (flow, code, text) => sink().onReset(flow, code, text),
-        onTaken: flow => sink().onTaken(flow),
-        onRefused: (flow, text) => sink().onRefused(flow, text),
-        onEnd: flow => sink().onEnd(flow),
-        onCredit: flow => sink().onCredit(flow),
-        onWant: numbers => sink().onWant(numbers),
-        onPage: (number, page) => sink().onPage(number, page),
-        onStalled: sinceMs => this.sink?.onStalled?.(sinceMs),
-        onDrain: () => this.sink?.onDrain(),
-        onBye: (code, text) => {
-          this.sink?.onBye(code, text)
-          this.wake()
-        },
-        onDead: error => {
-          this.error ??= error
-          this.sink?.onDead(error)
-          this.wake()
-        },
-        onLost: connection => {
-          const wire = this.wires.get(connection)
-          if (wire) {
-            this.forget(wire)
-            wan.close(wire, this.role)
-            this.tell(connection, false, new Error('given up'))
-          }
-        },
-        onWork: () => this.wake(),
-      },
-    })
+    this.session = new Session({ ...options, role, transport: this })
+  }
+
+  /** Before anything of a flow comes. */
+  serve(sink: LinkSink): void {
+    this.sink = sink
+    this.session.serve(sink)
+  }
+
+  onBye(code: number, text: string): void {
+    this.sink?.onBye(code, text)
+    this.wake()
+  }
+
+  onDead(error: ProxyError): void {
+    this.error ??= error
+    this.sink?.onDead(error)
+    this.wake()
+  }
+
+  onLost(connection: number): void {
+    const wire = this.wires.get(connection)
+    if (!wire) return
+    this.forget(wire)
+    this.wan.close(wire, this.role)
+    this.tell(connection, false, new Error('given up'))
+  }
+
+  onWork(): void {
+    this.wake()
   }
 
   get connections(): number {
@@ -275,7 +266,7 @@ export class LinkEnd {
   }
 
   private tell(connection: number, up: boolean, error?: Error): void {
-    this.sink?.onConnection?.(connection, up, this.wires.size, error)
+    this.sink?.onConnection(connection, up, this.wires.size, error)
   }
 
   close(): void {
@@ -361,7 +352,7 @@ export class ClientEnd extends LinkEnd {
     process: Process,
     id: string,
     connections: number,
-    options: Omit<SessionOptions, 'role' | 'sink'>,
+    options: Omit<SessionOptions, 'role' | 'transport'>,
     opened: () => void,
     ended: (error: ProxyError | undefined) => void,
   ) {
