@@ -35,6 +35,8 @@ const GIVEN_UP = new Error('given up')
 export interface DestinationFlowHost {
   readonly options: { readonly session: Session; readonly pool: Pool; readonly log: SiteLog }
   readonly dials: DialQueue<DestinationFlow>
+  /** There is something to say to its QEMU. */
+  wantsDial(flow: DestinationFlow): void
   /** Ours, found by what a QEMU did: the session ends, and others go on. */
   defect(error: unknown): void
   /** Runs what the event loop calls: a defect of it is told. */
@@ -115,7 +117,7 @@ export class DestinationFlow implements SocketSink {
   private carryOut(order: DestinationOrder, why: Why): void {
     const { host, number, socket } = this
     const { session } = host.options
-    if (order === 'dial') host.dials.wants(this)
+    if (order === 'dial') host.wantsDial(this)
     else if (order === 'start') {
       for (const { bytes, release } of this.early.splice(0)) this.write(bytes, release)
       socket!.start(guardedSink(this, error => host.defect(error)))

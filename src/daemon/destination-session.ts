@@ -88,6 +88,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   private readonly arrivals: Arrivals<DestinationFlow>
   private readonly timer: TickTimer
   readonly dials: DialQueue<DestinationFlow>
+  /** Those that have something to say before the source knows that their migration is taken. */
+  private readonly unconfirmed = new Set<DestinationFlow>()
   private readonly untold: UntoldChannels
   private ended = false
 
@@ -143,6 +145,21 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     const arrival = this.arrivals.begin(migration, target, now())
     log.info('migration arrives', { migration, id: arrival.record.id, target, kind })
     return arrival
+  }
+
+  /**
+   * Not before the source knows that its migration is taken: until then the source may send it again on another session,
+   * and whoever listens there by then would get what this QEMU has had. It takes as long as to open a connection directly.
+   */
+  wantsDial(flow: DestinationFlow): void {
+    if (this.isConfirmed(flow.migration)) this.dials.wants(flow)
+    else this.unconfirmed.add(flow)
+  }
+
+  private isConfirmed(migration: Arrival<DestinationFlow>): boolean {
+    const { session } = this.options
+    migration.isConfirmed ||= [...migration.flows].some(({ number }) => session.isKnownTaken(number))
+    return migration.isConfirmed
   }
 
   private async dial(flow: DestinationFlow): Promise<void> {
@@ -255,7 +272,14 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.end(error.message)
   }
 
-  onWork(): void {}
+  /** The source may have acknowledged that migrations are taken. */
+  onWork(): void {
+    for (const flow of this.unconfirmed) {
+      if (!this.isConfirmed(flow.migration)) continue
+      this.unconfirmed.delete(flow)
+      this.dials.wants(flow)
+    }
+  }
 
   onConnection(_connection: number, _up: boolean, standing: number): void {
     this.arrivals.wan(standing > 0, this.options.now())
@@ -285,6 +309,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   }
 
   left(flow: DestinationFlow): void {
+    this.unconfirmed.delete(flow)
     const migration = this.arrivals.left(flow)
     if (!migration) return
     // behind its last batches, as the source side has it

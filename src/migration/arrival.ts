@@ -14,6 +14,8 @@ export class Arrival<C> {
   readonly flows = new Set<C>()
   /** Its main channel, or what stands for it. */
   lead: C | undefined
+  /** The source knows that this side has it, and so sends it on no other session: its target may hear of it. */
+  isConfirmed = false
   /** Its target has taken a connection that may be the first. */
   isReached = false
   bytesOut = 0

@@ -16,6 +16,8 @@ export class Flow implements Candidate {
   untold = false
   /** Client: sequence number of its OPEN; 0 before it is sent. */
   openSequence = 0
+  /** Server: of the first CREDIT, with which it took the flow; likewise. */
+  takenSequence = 0
   urgent = false
   turn = 0
 

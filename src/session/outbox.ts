@@ -32,7 +32,15 @@ const EMPTY = new Uint8Array(0)
 /** What the outbox keeps of a flow. */
 type OutFlow = Pick<
   Flow,
-  'number' | 'send' | 'receive' | 'openSequence' | 'bulkEntries' | 'queuedBatches' | 'wanOut' | 'window'
+  | 'number'
+  | 'send'
+  | 'receive'
+  | 'openSequence'
+  | 'takenSequence'
+  | 'bulkEntries'
+  | 'queuedBatches'
+  | 'wanOut'
+  | 'window'
 >
 
 /** A sequenced frame of no flow: it goes whole. */
@@ -297,7 +305,9 @@ export class Outbox {
 
   private pullCredit(path: Path, flow: OutFlow, nowMs: number, out: Uint8Array[]): number {
     const payload = encodeNumbers(flow.window.grant())
-    return this.putNew(path, FRAME.CREDIT, 0, flow.number, payload.length, payload, nowMs, out)
+    const bytes = this.putNew(path, FRAME.CREDIT, 0, flow.number, payload.length, payload, nowMs, out)
+    if (flow.takenSequence === 0) flow.takenSequence = this.lastSequence
+    return bytes
   }
 
   /** Gives a frame its number, keeps it, and puts it out. */

@@ -368,6 +368,12 @@ export class Session {
     return this.flows.unheard.has(flow)
   }
 
+  /** Server: whether the client knows that the flow is taken: from then on it does not send it on another session. */
+  isKnownTaken(flow: number): boolean {
+    const taken = this.flows.get(flow)?.takenSequence ?? 0
+    return taken > 0 && taken <= this.outbox.acked
+  }
+
   /** Raw bytes that the peer still lets us hand in for this flow. 0 for a flow that is gone. */
   credit(flow: number): number {
     return this.flows.get(flow)?.credit ?? 0

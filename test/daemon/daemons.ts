@@ -51,6 +51,8 @@ export class Target implements AsyncDisposable {
 export class Wan {
   private readonly sockets = new Set<net.Socket>()
   still = false
+  /** What the destination says is lost, what it is told arrives. */
+  mute = false
   /** That have passed, both ways. */
   bytes = 0
   readonly server: net.Server
@@ -70,7 +72,7 @@ export class Wan {
         from.on('error', () => {})
         from.on('data', chunk => {
           this.bytes += chunk.length
-          if (!this.still) to.write(chunk)
+          if (!this.still && !(this.mute && from === far)) to.write(chunk)
         })
         from.on('close', () => to.destroy())
       }

@@ -21,10 +21,13 @@ import { until } from '../helpers/until.ts'
 import { migration, multifdChannel, PAGE, page, random } from '../template/makers.ts'
 import { closed, Daemons, MAIN, MULTIFD, Target } from './daemons.ts'
 
+/** Where a connection waits for the next session, which takes its time on a busy machine. */
+const UNHURRIED = { patienceMs: 60_000 }
+
 t.setTimeout(590_000) // proxies as processes: on a busy machine each takes seconds to start
 
 t.test('connections without a migration outlive a lost session', async t => {
-  await using pair = await Daemons.start()
+  await using pair = await Daemons.start(UNHURRIED)
   await until('a session', () => pair.count('session open') === 2)
   const waiting = await pair.dial() // its main has not come yet
   waiting.write(MULTIFD)
@@ -168,7 +171,7 @@ t.test("a channel whose QEMU gave up before its main came is not the next migrat
 })
 
 t.test('a migration that crosses DRAIN goes on with the next session, and the running one where it is', async t => {
-  await using pair = await Daemons.start()
+  await using pair = await Daemons.start(UNHURRIED)
   const running = await pair.dial()
   running.write(MAIN)
   await until('main', () => pair.target.received[0]?.equals(MAIN) === true)
@@ -210,7 +213,7 @@ t.test('a running migration has further channels while the destination stops', a
 })
 
 t.test('a migration that a dead peer never heard of goes on with the next session', async t => {
-  await using pair = await Daemons.start()
+  await using pair = await Daemons.start(UNHURRIED)
   await until('a session', () => pair.count('session open') === 2)
   pair.wan.still = true // and nobody knows yet
   const main = await pair.dial()
@@ -223,6 +226,27 @@ t.test('a migration that a dead peer never heard of goes on with the next sessio
   await until('all of it', () => pair.target.received[0]?.length === bytes.length)
   t.ok(pair.target.received[0]!.equals(bytes), 'every byte, once')
   t.same([pair.target.sockets.length, pair.count('session open')], [1, 4])
+})
+
+t.test('a migration that a peer took, and then died before anybody knew, reaches a QEMU once', async t => {
+  await using pair = await Daemons.start(UNHURRIED)
+  await until('a session', () => pair.count('session open') === 2)
+  pair.wan.mute = true
+  const main = await pair.dial()
+  main.write(MAIN)
+  const { sessions } = pair.destination as unknown as {
+    sessions: ReadonlyMap<Link, { unconfirmed?: ReadonlySet<unknown> }>
+  }
+  const hasCome = (): boolean => [...sessions.values()].some(({ unconfirmed }) => unconfirmed?.size === 1)
+  await until('main, at the destination', () => hasCome() || pair.target.sockets.length > 0)
+  await pair.link.abort(new ProxyError('PEER_LOST', 'the proxy was restarted', undefined, 'test'))
+  pair.wan.mute = false
+  pair.wan.cut()
+  await until('the next session', () => pair.count('session open') === 4)
+  await until('its bytes', () => pair.target.received.some(bytes => bytes.equals(MAIN)))
+  main.write('more')
+  await until('all of it', () => pair.target.received.some(bytes => bytes.length === MAIN.length + 4))
+  t.equal(pair.target.sockets.length, 1, 'whoever listened there before heard nothing')
 })
 
 t.test('a QEMU that gives up between two sessions', async t => {

@@ -1514,6 +1514,22 @@ t.test('what the server of a session that has ended never heard of', async t => 
   )
 })
 
+t.test('whether the client knows that a flow is taken', async t => {
+  const server = new Bench('server').say(FRAME.OPEN, 1, openPayload())
+  t.notOk(server.session.isKnownTaken(1), 'nobody has been told')
+  server.pull()
+  t.notOk(server.session.isKnownTaken(1), 'what is sent may be lost')
+  server.ack()
+  t.ok(server.session.isKnownTaken(1))
+  server.say(FRAME.OPEN, 2, openPayload())
+  server.pull()
+  t.notOk(server.session.isKnownTaken(2), 'each for itself')
+  server.session.detach(0, 0)
+  server.session.attach(0, 2, 0)
+  t.ok(server.session.isKnownTaken(2), 'as a hello says it')
+  t.notOk(server.session.isKnownTaken(3), 'of one that nobody opened')
+})
+
 t.test('what a lost connection carried goes out again', async t => {
   const bench = new Bench('client')
   const { session } = bench
