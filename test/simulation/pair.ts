@@ -96,6 +96,8 @@ class Attempt {
   readonly excuses = new Set<string>()
   shutHeard = false
   over = false
+  /** Its operator is done with it: another guest may come to its gate. */
+  seenOff = false
   completed = false
   /** The source QEMU closed in the middle, and nobody else had. */
   cancelled = false
@@ -405,6 +407,10 @@ class Simulation implements World {
     if (reason === 'no session' || reason === 'stopping') {
       const patientMs = this.time.nowMs - this.troubleMs
       if (patientMs < 2 * this.patience.precopyMs + NOTICED_MS) attempt.excuses.add(reason)
+      // a hello that is swallowed costs 10 s: a few of them, and no session was there for as long as the patience
+      const unheardMs = this.time.nowMs - this.wan.heardMs
+      if (reason === 'no session' && this.wan.helloLostMs > this.wan.heardMs && unheardMs >= this.patience.precopyMs)
+        attempt.excuses.add('no hello got through')
     } else if (reason.includes('no room') || reason.includes('may be no room')) {
       attempt.excuses.add('no room')
       if (attempt.channels.some(({ target }) => target))
@@ -440,8 +446,9 @@ class Simulation implements World {
   private migrate(gate: number): void {
     const { random, time } = this
     if (this.guestsLeft === 0) return
-    if (this.attempts.some(attempt => attempt.gate === gate && !attempt.over)) {
-      time.afterAs(undefined, 200, () => this.migrate(gate)) // a recovery came in here
+    if (this.attempts.some(attempt => attempt.gate === gate && !attempt.seenOff)) {
+      // a recovery came in here; what it, or a guest behind it, still sends must not meet another target
+      time.afterAs(undefined, 200, () => this.migrate(gate))
       return
     }
     this.guestsLeft--
@@ -642,7 +649,8 @@ class Simulation implements World {
     const orphaned = channel.end?.orphaned === true
     if (!orphaned && target?.closedInOrder && channel.heard !== target.answers.length)
       this.fail(`${attempt.name}: ${channel.kind} ends with ${channel.heard} of ${target.answers.length} answers`)
-    if (!orphaned && target && !target.finished && target.shutAt < 0)
+    // one that dies may have closed its direction before that
+    if (!orphaned && target && !target.finished && !target.halfClosed && target.shutAt < 0)
       this.fail(`${attempt.name}: ${channel.kind} ends in order, and nobody closed it`)
     if (channel !== attempt.main) return // QEMU reads main alone
     if (!attempt.shutHeard && attempt.options.returnPath) this.sourceBreaks(attempt)
@@ -684,6 +692,7 @@ class Simulation implements World {
         const mayGoOn = hasty || ((target.paused || target.channels.length === 0) && this.isIdle(gate))
         if (mayGoOn && !this.isTaken(gate, target)) {
           this.operators--
+          attempt.seenOff = true
           this.recover(attempt, hasty)
         } else time.afterAs(undefined, 100, go) // the other QEMU has not noticed
       } else if (
@@ -696,6 +705,7 @@ class Simulation implements World {
         time.afterAs(undefined, 100, go)
       } else {
         this.operators--
+        attempt.seenOff = true
         this.quit(target)
         this.migrate(gate)
       }

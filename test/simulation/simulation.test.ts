@@ -10,6 +10,16 @@ import { simulate } from './pair.ts'
 import { PLANTS } from './plants.ts'
 
 const ENOUGH = 300
+/** A planted fault is found in so many seeds: some need a channel that comes at the wrong moment. */
+const FOUND_WITHIN = 1500
+/** Seeds that found something. */
+const FOUND = [
+  10896, // a guest was sent again whose target had it: its destination died before the source heard that it was taken
+  30919, // the same, to another guest's target
+  33682, // model: a target closed its direction, and died
+  34562, // model: no hello got through
+  35930, // model: a guest came to a gate where a recovery had been, before that gate was free
+]
 const FROM = Number(process.env.PAIR_SEED ?? 1)
 const RUNS = Number(process.env.PAIR_RUNS ?? ENOUGH)
 
@@ -32,6 +42,9 @@ t.test('guests migrate, and what can fail fails', async t => {
     completed += outcome.completed
     for (const what of outcome.happened) happened.add(what)
   }
+  if (RUNS === ENOUGH) {
+    for (const seed of FOUND) t.equal((await simulate(seed)).failure, '', `PAIR_SEED=${seed} PAIR_RUNS=1`)
+  }
   t.pass(`seeds ${FROM} to ${FROM + RUNS - 1}: ${completed} of ${attempts} migrations came to their end`)
   if (RUNS < ENOUGH) return
   t.ok(completed > attempts / 2, 'most of them')
@@ -52,7 +65,7 @@ t.test('a seed is a run', async t => {
 t.test('each planted fault is found', async t => {
   for (const [name, parts] of Object.entries(PLANTS)) {
     let found = ''
-    for (let seed = 1; seed <= ENOUGH && found === ''; seed++) {
+    for (let seed = 1; seed <= FOUND_WITHIN && found === ''; seed++) {
       const { failure } = await simulate(seed, parts)
       if (failure !== '') found = `seed ${seed}: ${failure.split('\n')[0]!.slice(0, 200)}`
     }

@@ -91,6 +91,9 @@ export class Wan {
   readonly wires = new Set<Wire>()
   /** Nobody is reached before this time. */
   awayUntilMs = 0
+  /** When a client last heard of its session, or got one; and when a hello was last given up. */
+  heardMs = 0
+  helloLostMs = 0
   /** Link ends that have work to do in this turn. */
   readonly awake = new Set<LinkEnd>()
 
@@ -317,6 +320,7 @@ export class LinkEnd implements TransportSink {
   private readonly decoders = new WeakMap<Wire, (bytes: Uint8Array) => void>()
 
   private deliver(wire: Wire, far: LinkEnd, bytes: Uint8Array): void {
+    if (far.role === 'client') this.wan.heardMs = this.wan.time.nowMs
     let take = far.decoders.get(wire)
     if (!take) {
       take = far.receives(wire)
@@ -400,6 +404,7 @@ export class ClientEnd extends LinkEnd {
     wire.client = this
     time.afterAs(process, HELLO_TIMEOUT_MS, () => {
       if (over) return
+      wan.helloLostMs = time.nowMs
       wan.close(wire, 'client')
       failed()
     })
@@ -440,6 +445,7 @@ export class ClientEnd extends LinkEnd {
       return
     }
     this.backoffMs.delete(number)
+    this.wan.heardMs = this.wan.time.nowMs
     const first = !this.known
     this.known = true
     if (first) this.opened()
