@@ -11,8 +11,11 @@ import { BATCH_PAGES_MAX, type Workspace } from './workspace.ts'
 
 /** Who knows the pages of a session's cold sets. */
 export interface ColdPages {
-  /** Number of the page that these PAGE_SIZE bytes at `at` are, proven; -1: of none, or not looked for. */
-  find(bytes: Uint8Array, at: number): number
+  /**
+   * Number of the page that these PAGE_SIZE bytes at `at` are, proven; -1: of none, or not looked for.
+   * @param migration whose page it is, by number
+   */
+  find(bytes: Uint8Array, at: number, migration: number): number
 }
 
 /** The runs of one batch: what its column `cold` says. */

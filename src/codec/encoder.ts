@@ -211,7 +211,7 @@ export class BatchEncoder {
       places[n] = placeCount === 0 ? NONE : placeIndex(flow.migration, block[i]!, page[i]!, placeCount)
       n++
     }
-    const cold = useCold && this.cold !== undefined && this.findCold(this.cold, list)
+    const cold = useCold && this.cold !== undefined && this.findCold(this.cold, list, flow.migration)
     this.kernel.matchPages(
       workspace.listAt,
       workspace.placesAt,
@@ -229,7 +229,7 @@ export class BatchEncoder {
   }
 
   /** Says in the list of kinds which pages are cold ones. @returns whether there are any */
-  private findCold(cold: ColdPages, list: Uint32Array): boolean {
+  private findCold(cold: ColdPages, list: Uint32Array, migration: number): boolean {
     const { coldNumbers, kernel } = this
     const { bytes } = kernel
     const { kindsAt, listAt } = this.workspace
@@ -237,7 +237,7 @@ export class BatchEncoder {
     let found = false
     for (let i = 0; i < list.length; i++) {
       if (bytes[kindsAt + i] === 0) continue
-      const number = cold.find(bytes, list[i]!)
+      const number = cold.find(bytes, list[i]!, migration)
       if (number < 0) bytes[kindsAt + i] = 0
       else {
         coldNumbers[i] = number

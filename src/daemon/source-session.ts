@@ -43,8 +43,9 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
       effort: urgent => effort.effort(urgent).level,
     })
     if (pool.cold) {
-      const send = (number: number, page: Uint8Array | undefined): void => session.coldPages.answer(number, page)
       const { cold } = pool
+      const send = (number: number, page: Uint8Array | undefined): void =>
+        this.channels.brought(cold.named.namedBy(number)!, session.coldPages.answer(number, page))
       this.answers = new ColdAnswers(cold, send, (set, error) => {
         cold.forget(set.digest)
         options.onSetFailure?.(error)

@@ -152,7 +152,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
       postcopy: this.record.postcopy,
       bytes: rawBytes,
       bytesBack: this.traffic.bytesBack,
-      bytesWan: packedBytes,
+      bytesWan: packedBytes + this.traffic.broughtBytes,
       effort,
     }
   }
@@ -162,6 +162,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
     const { record, traffic } = this
     const counts = this.counts()
     const { rawBytes, packedBytes } = counts
+    const bytesWan = packedBytes + traffic.broughtBytes
     return {
       migration: this.number,
       id: record.id,
@@ -171,8 +172,8 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
       channels: traffic.channels,
       seconds: Math.round(nowMs - this.startMs) / 1000,
       bytesIn: rawBytes,
-      bytesWan: packedBytes,
-      ratio: rawBytes === 0 ? 1 : Math.round((packedBytes / rawBytes) * 10000) / 10000,
+      bytesWan,
+      ratio: rawBytes === 0 ? 1 : Math.round((bytesWan / rawBytes) * 10000) / 10000,
       efforts: [...traffic.effortBytes],
       bytesBack: traffic.bytesBack,
       ...(traffic.forecast ? { forecast: traffic.forecast } : {}),

@@ -219,6 +219,11 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     if (forecast) log.info('migration halfway', { migration: migration.number, id: migration.record.id, ...forecast })
   }
 
+  /** A page of a set was asked for behind a batch of this migration: what that takes on the WAN. */
+  brought(number: number, bytes: number): void {
+    for (const migration of this.gates.migrations) if (migration.number === number) migration.traffic.brought(bytes)
+  }
+
   /** What cannot be understood of a channel, and why: told once a migration, and not for each of 255 channels. */
   relayedRaw(migration: Departure<C>, kind: ChannelKind, reason: string, position?: number): void {
     if (!migration.saysRaw(kind, reason)) return

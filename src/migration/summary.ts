@@ -33,7 +33,7 @@ export interface MigrationStatus extends Told {
 
 /** One that runs, at the source. */
 export interface DepartureStatus extends MigrationStatus {
-  /** Bytes on the WAN, of batches that have been packed. */
+  /** Bytes on the WAN: batches that have been packed, and pages of sets that the other side asked for. */
   readonly bytesWan: number
   /** Effort of the next batch. */
   readonly effort: number
@@ -60,7 +60,7 @@ export interface PageCounts {
 export interface MigrationSummary extends Ended {
   /** 'main, 2 multifd' */
   readonly channels: string
-  /** Bytes that QEMU sent, and the batches that carried them. */
+  /** Bytes that QEMU sent; the batches that carried them, and pages of sets that the other side asked for. */
   readonly bytesIn: number
   readonly bytesWan: number
   /** bytesWan / bytesIn. */

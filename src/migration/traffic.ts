@@ -13,6 +13,8 @@ export class Traffic {
   readonly effortBytes: number[]
   /** Of the return path. */
   bytesBack = 0
+  /** On the WAN for pages of sets that the other side asked for: in no channel's counts. */
+  broughtBytes = 0
   forecast: Forecast | undefined
   /** What one pass over the guest's memory took, once that is over. */
   firstPass: Passed | undefined
@@ -32,6 +34,12 @@ export class Traffic {
     counts.add(this.ended)
     for (const stats of open) counts.add(stats)
     return counts
+  }
+
+  /** A page was asked for, and sent. */
+  brought(bytes: number): void {
+    this.broughtBytes += bytes
+    this.counted.packedBytes += bytes
   }
 
   /** A batch of a channel was encoded. @param stats all that was counted of the channel */

@@ -5,7 +5,7 @@
 
 import { assert, type ErrorCode } from '../errors.ts'
 import { WANTED_PAGES_MAX } from '../limits.ts'
-import { encodePage, encodeWant, parsePage, parseWant } from '../wan/bodies.ts'
+import { encodePage, encodeWant, parsePage, parseWant, WANTED_BYTES } from '../wan/bodies.ts'
 import { FRAME } from '../wan/wire.ts'
 import type { FlowSink, Role, TransportSink } from './api.ts'
 import { compact } from './inbox.ts'
@@ -42,14 +42,19 @@ export class ColdPages {
     transport.onWork()
   }
 
-  /** Client: a page that was asked for; undefined: it cannot be had. The page is copied. */
-  answer(number: number, page: Uint8Array | undefined): void {
+  /**
+   * Client: a page that was asked for; undefined: it cannot be had. The page is copied.
+   * @returns what the question and the answer take on the WAN, frames excluded
+   */
+  answer(number: number, page: Uint8Array | undefined): number {
     const { role, outbox, transport } = this.host
     assert(role === 'client', 'only the client sends pages')
-    if (this.over) return
+    if (this.over) return 0
     this.answered++
-    outbox.enqueueOwn(FRAME.PAGE, encodePage(number, page))
+    const payload = encodePage(number, page)
+    outbox.enqueueOwn(FRAME.PAGE, payload)
     transport.onWork()
+    return WANTED_BYTES + payload.length
   }
 
   /** A WANT of the peer, in its order. */

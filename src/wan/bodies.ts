@@ -60,17 +60,20 @@ function encodeText(text: string): Uint8Array {
   return bytes.slice(0, ENCODER.encodeInto(text, bytes).written)
 }
 
+/** Of WANT, for each page. */
+export const WANTED_BYTES = 8
+
 /** WANT: numbers of cold pages. */
 export function encodeWant(numbers: readonly number[]): Uint8Array {
-  const payload = new Uint8Array(8 * numbers.length)
-  for (const [i, number] of numbers.entries()) writeU64(payload, 8 * i, number)
+  const payload = new Uint8Array(WANTED_BYTES * numbers.length)
+  for (const [i, number] of numbers.entries()) writeU64(payload, WANTED_BYTES * i, number)
   return payload
 }
 
 /** @returns undefined where the payload is none; a number beyond 2^53 is -1 */
 export function parseWant(payload: Uint8Array): number[] | undefined {
-  if (payload.length === 0 || payload.length % 8 !== 0) return undefined
-  return Array.from({ length: payload.length / 8 }, (_, i) => readU64(payload, 8 * i))
+  if (payload.length === 0 || payload.length % WANTED_BYTES !== 0) return undefined
+  return Array.from({ length: payload.length / WANTED_BYTES }, (_, i) => readU64(payload, WANTED_BYTES * i))
 }
 
 /** PAGE: a cold page's number, and the page; undefined: it cannot be had. */

@@ -158,6 +158,23 @@ for (const [mishap, happen] of MISHAPS) {
   })
 }
 
+t.test('pages that the source brings count as bytes on the WAN', async t => {
+  const { made, daemons } = await onDisks()
+  await using _daemons = daemons
+  truncateSync(made.far.pathOf(made.large), 0)
+  const before = daemons.wan.bytes
+  t.ok((await migrate(daemons, guest)).equals(guest))
+  await until('the end', () => daemons.summaries.length === 1)
+  const { bytesWan, ratio, bytesIn } = daemons.summaries[0]!
+  const passed = daemons.wan.bytes - before
+  t.ok(passed > 200 * PAGE, `${passed} bytes passed: the pages were brought`)
+  t.ok(
+    bytesWan <= passed && bytesWan > 0.97 * passed,
+    `${bytesWan} are told: all but heads of frames, heartbeats, ACKs`,
+  )
+  t.equal(ratio, Math.round((bytesWan / bytesIn) * 10_000) / 10_000)
+})
+
 t.test('where no cold sets were agreed on nobody asks for pages, or brings any', async t => {
   await using daemons = await Daemons.start()
   const near = (): LinkClient => (daemons.source as unknown as { client: LinkClient }).client

@@ -211,6 +211,10 @@ t.test('how it is expected to go on, of what its channels bring', t => {
     } else t.equal(forecast, undefined)
   }
   t.equal(departure.traffic.effortBytes[2], 6 * 410_000)
+  const { bytesWan } = departure.status(2000, 2)
+  departure.traffic.brought(4112)
+  t.equal(departure.status(2000, 2).bytesWan, bytesWan + 4112, 'a page that was asked for')
+  t.equal(departure.summary(2000).bytesWan, bytesWan + 4112)
   t.end()
 })
 

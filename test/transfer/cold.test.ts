@@ -170,7 +170,7 @@ t.test('where nothing is found, little is looked for', async t => {
   const finder = new ColdFinder(index)
   const others = numbered(1000, 64)
   const give = (pages: readonly Buffer[], times: number): number[] =>
-    Array.from({ length: times }, (_, i) => finder.find(pages[i % pages.length]!, 0))
+    Array.from({ length: times }, (_, i) => finder.find(pages[i % pages.length]!, 0, 1))
   t.same(give(known, 100), [...known.keys()], 'all are found')
   t.equal(finder.looked, 100)
   give(others, 20_000)
@@ -182,7 +182,7 @@ t.test('where nothing is found, little is looked for', async t => {
   // any alignment
   const bytes = new Uint8Array(PAGE_SIZE + 3)
   bytes.set(known[40]!, 3)
-  t.equal(finder.find(bytes, 3), 40)
+  t.equal(finder.find(bytes, 3, 1), 40)
 })
 
 t.test('whatever is named is fetched: byte for byte, in few reads', async t => {
@@ -469,7 +469,7 @@ t.test('a set is not to be had by asking', async t => {
   const pages = numbered(1, 50)
   const cold = await new ColdSets().open([await putPages(store, pages)], store, true)
   const finder = new ColdFinder(cold.index!, cold.named)
-  for (const number of [3, 4, 40]) t.equal(finder.find(pages[number]!, 0), number)
+  for (const number of [3, 4, 40]) t.equal(finder.find(pages[number]!, 0, 1), number)
   const sent = new Map<number, Buffer | undefined>()
   const failed: string[] = []
   const answers = new ColdAnswers(
@@ -517,12 +517,16 @@ t.test('questions are answered once', async t => {
 
 t.test('pages that were named', t => {
   const named = new NamedPages()
-  const numbers = [0, 7, 8, 32_767, 32_768, 2 ** 25 - 1]
-  for (const number of numbers) named.add(number)
-  for (const number of numbers) {
-    t.ok(named.has(number))
-    for (const other of [number - 1, number + 1]) t.equal(named.has(other), numbers.includes(other))
+  const numbers = [0, 7, 8, 1023, 1024, 2 ** 25 - 1]
+  for (const [i, number] of numbers.entries()) named.add(number, i + 1)
+  for (const [i, number] of numbers.entries()) {
+    t.equal(named.namedBy(number), i + 1)
+    for (const other of [number - 1, number + 1]) {
+      if (!numbers.includes(other)) t.equal(named.namedBy(other), undefined)
+    }
   }
+  named.add(7, 99)
+  t.equal(named.namedBy(7), 99, 'for whom it was named last')
   t.end()
 })
 

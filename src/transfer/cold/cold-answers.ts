@@ -31,7 +31,7 @@ export class ColdAnswers {
    * @returns false where one of them was never named: none is sent
    */
   answer(numbers: readonly number[]): boolean {
-    if (!numbers.every(number => this.cold.named.has(number))) return false
+    if (numbers.some(number => this.cold.named.namedBy(number) === undefined)) return false
     void this.sendAll(numbers)
     return true
   }

@@ -31,7 +31,7 @@ export class ColdFinder implements ColdPages {
     this.named = named
   }
 
-  find(bytes: Uint8Array, at: number): number {
+  find(bytes: Uint8Array, at: number, migration: number): number {
     if (this.skip > 0) {
       this.skip--
       return -1
@@ -42,7 +42,7 @@ export class ColdFinder implements ColdPages {
     const number = this.index.find(this.proof, 0)
     if (number >= 0) {
       this.found++
-      this.named?.add(number)
+      this.named?.add(number, migration)
       this.misses = 0
       return number
     }

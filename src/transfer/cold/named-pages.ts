@@ -1,22 +1,23 @@
-/** Numbers of cold pages, a bit each: which of them a session has named. Takes memory as pages are named. */
+/** Which cold pages a session has named, and for which migration last. Takes memory as pages are named. */
 
 /** Numbers of one piece: 4 KiB. */
-const PIECE = 32_768
+const PIECE = 1024
 
 export class NamedPages {
-  private readonly pieces: (Uint8Array | undefined)[] = []
+  /** By number: a migration's; 0 where it was not named. */
+  private readonly pieces: (Uint32Array | undefined)[] = []
 
-  add(number: number): void {
+  /** @param migration its number, from 1 on */
+  add(number: number, migration: number): void {
     const at = Math.floor(number / PIECE)
-    const piece = this.pieces[at] ?? new Uint8Array(PIECE / 8)
+    const piece = this.pieces[at] ?? new Uint32Array(PIECE)
     this.pieces[at] = piece
-    const bit = number % PIECE
-    piece[bit >> 3]! |= 1 << (bit & 7)
+    piece[number % PIECE] = migration
   }
 
-  has(number: number): boolean {
-    const bit = number % PIECE
+  /** The migration that named it last; undefined: none has. */
+  namedBy(number: number): number | undefined {
     const piece = number >= 0 ? this.pieces[Math.floor(number / PIECE)] : undefined
-    return piece !== undefined && (piece[bit >> 3]! & (1 << (bit & 7))) !== 0
+    return piece?.[number % PIECE] || undefined
   }
 }
