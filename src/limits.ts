@@ -390,6 +390,9 @@ export const COLD_READS_MAX = 3
 /** Threads that read files that are not encrypted, over all sessions: a batch at a time each, 4 MiB of memory. */
 export const COLD_THREADS_MAX = 2
 
+/** What a proxy that has stopped has to end by itself: reads that a disk answers are over by then, others keep it for good. */
+export const EXIT_MS_MAX = 2000
+
 /** How long the reads of a batch are waited for where nobody else has the pages: a busy disk takes 20 ms a read. */
 export const COLD_READ_MS_MAX = 5000
 

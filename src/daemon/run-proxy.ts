@@ -2,6 +2,7 @@
 import { isProxyError } from '../errors.ts'
 import { CredentialsWatch } from './credentials-watch.ts'
 import type { Events } from './events.ts'
+import { leave } from './leave.ts'
 import { Notifier } from './systemd.ts'
 import type { EventLog } from './text-log.ts'
 
@@ -35,6 +36,7 @@ export interface StatusLine {
  * (their source guests go on), SIGHUP reads certificates and keys again. Tells systemd where it started us.
  *
  * @param reloadSettings what else SIGHUP reads again; throws where the old settings stay
+ * Behind its end the process ends, whatever a disk does.
  */
 export async function runProxy(
   proxy: Runnable,
@@ -110,6 +112,7 @@ export async function runProxy(
   await notifier.close()
   events.info('stopped')
   await log.settle()
+  leave()
 }
 
 function reasonOf(error: unknown): { readonly error: string; readonly hint?: string } {

@@ -99,14 +99,18 @@ export class FailingDisk implements AsyncDisposable {
 
   /** Pulls it out: reads under way end, and there is no file any more. */
   async pull(): Promise<void> {
-    if (this.server.exitCode !== null || this.server.signalCode !== null) return
     this.forget()
+    await this.end()
+  }
+
+  private async end(): Promise<void> {
+    if (this.server.exitCode !== null || this.server.signalCode !== null) return
     this.server.kill('SIGKILL')
     await once(this.server, 'exit')
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.pull() // whoever waits for it gets an error, and can end
+    await this.end() // whoever waits for it gets an error, and can end; of a slow disk forgetting takes minutes
     await endChild(this.server)
     this.unmount()
   }

@@ -131,6 +131,20 @@ t.test('one that is slower than the WAN', { skip }, async t => {
   await migrated(t, pair, 'the next one')
 })
 
+t.test('one that hangs, and a proxy that is stopped', { skip }, async t => {
+  await using disks = new AsyncDisposableStack()
+  const sites = await sitesOf(scratch(t.teardown).folder, disks, { far: true })
+  await using pair = await pairOf(sites)
+  await used(t, pair, sites)
+  sites.farDisk!.slow(10_000) // a minute for a read
+  await migrated(t, pair, 'while it hangs')
+  pair.far.child.kill('SIGTERM')
+  await pair.far.said('stopped')
+  const saidMs = performance.now()
+  t.same(await pair.far.exit, [0, null], 'it ends as it should')
+  t.ok(performance.now() - saidMs < 20_000, 'and soon')
+})
+
 t.test('one that is pulled out', { skip }, async t => {
   await using disks = new AsyncDisposableStack()
   const sites = await sitesOf(scratch(t.teardown).folder, disks, { far: true })
