@@ -28,6 +28,7 @@ const SHAPE: PoolShape = {
   slots: OUTPUT_SLOTS,
   slotBytes: BATCH_RAW_BYTES_MAX,
   longMatch: false,
+  ringInAdvance: 'spare', // peers decide how many sessions there are
 }
 /** How often an idle session is looked at, whether new template sets are worth a new one. */
 const RENEW_MS = 5000

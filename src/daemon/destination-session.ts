@@ -121,6 +121,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   // --- LinkSink
 
   onOpen(number: number, info: FlowInfo): void {
+    this.options.pool.migrates(true)
     this.options.pool.warm().catch(error => this.defect(error))
     const migration = this.migrationOf(info)
     const flow = new DestinationFlow(this, number, info, migration, new DestinationLife(this.parts.channelTable))
@@ -250,6 +251,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     const flow = this.flows.get(number)
     this.flows.delete(number)
     flow?.sessionEnded()
+    if (this.flows.size === 0) this.options.pool.migrates(false)
   }
 
   onCredit(number: number): void {

@@ -24,7 +24,7 @@ function shapeFor(effort: number | 'auto'): PoolShape {
     slots: CHANNEL_UNITS,
     slotBytes: SLOT_UNIT_BYTES,
     longMatch: effort === 'auto' || effort >= 2,
-    commitsRing: true, // nobody but this site's operator opens sessions here, and --pool-memory is what they gave for all
+    ringInAdvance: 'always', // nobody but this site's operator opens sessions here, and --pool-memory is what they gave for all
   }
 }
 

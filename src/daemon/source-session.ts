@@ -77,6 +77,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
       return
     }
     const flow = new SourceFlow(this, socket, gate, new SourceLife(this.channelTable))
+    this.options.pool.migrates(true)
     this.options.pool.warm().catch(error => this.defect(error))
     this.guard(() => {
       this.channels.arrived(flow)
@@ -134,6 +135,10 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     // by END: then the other side knows it at the same point
     if (!this.channels.over) learning?.migrationEnded(migration.number)
     onSummary(migration.summary(now()))
+  }
+
+  rests(): void {
+    this.options.pool.migrates(false)
   }
 
   move(flows: readonly SourceFlow[]): void {

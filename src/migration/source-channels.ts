@@ -86,6 +86,8 @@ export interface SourceOrders<C extends DepartureChannel> {
   begins(): void
   /** A migration's last channel has ended. */
   ends(migration: Departure<C>): void
+  /** No connection is left. */
+  rests(): void
   /** These are another session's: lets their connections go. */
   move(channels: readonly C[]): void
   /** There may be something to encode. */
@@ -195,7 +197,11 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
   /** Its connection is gone, too: nothing writes to its slot. */
   release(channel: C): void {
     const { slot } = channel
-    if (this.departures.connections.delete(channel) && slot !== undefined) this.options.slots.giveSlot(slot)
+    const { connections } = this.departures
+    if (!connections.delete(channel)) return
+    const { slots, orders } = this.options
+    if (slot !== undefined) slots.giveSlot(slot)
+    if (connections.size === 0) orders.rests()
   }
 
   /** Main has come to this. */

@@ -23,8 +23,9 @@ import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
 import { type ColdLease, ColdSets } from './cold/cold-sets.ts'
-import { EVENT_LOOP, type EventLoop, nextTurn } from './event-loop.ts'
+import { EVENT_LOOP, type EventLoop } from './event-loop.ts'
 import { Turns } from './turns.ts'
+import { type RingInAdvance, SpareRing, Warmth } from './warmth.ts'
 
 export { PAGE_BYTES } from '../kernel/kernel.ts'
 
@@ -53,8 +54,8 @@ export interface PoolShape {
   readonly slotBytes: number
   /** Whether long matches may be asked for (encoder): costs a table of 4 bytes for each 64 bytes of the pool. */
   readonly longMatch: boolean
-  /** Whether the whole ring is committed as soon as the session is open, in turns that have time. */
-  readonly commitsRing?: boolean
+  /** What of the ring is committed before a migration comes, in turns that have time. Default: never. */
+  readonly ringInAdvance?: RingInAdvance
 }
 
 export interface PoolRequest extends PoolTerms, PoolShape {
@@ -78,22 +79,17 @@ export interface Pool {
    * loop. Cheap where nothing is to do. @returns settles when long matches of the templates are known
    */
   warm(): Promise<void>
+  /** Whether it has migrations: what is not for them is made ready when none runs. */
+  migrates(isRunning: boolean): void
 }
 
 /** A pool of the process's memory. */
 export interface OpenPool extends Pool {
+  /** Resolves when what was asked for in advance is ready, or is not waited for: a migration has begun, or the session is over. */
+  readonly ready: Promise<void>
   /** The session is over, and nothing writes to its areas any more. Resolves when they are clean for the next one. */
   close(): Promise<void>
 }
-
-/**
- * Bytes of the ring ahead of what has passed that are committed while a migration runs. A first touch costs 3 us a page in a
- * virtual machine, more than all else done to a page: what is ready when the pages come, they need not wait for.
- */
-const COMMIT_AHEAD_BYTES = 8 << 20
-const COMMIT_STEP_BYTES = 1 << 20
-/** Template pages whose long matches are made known in one turn: about 1 ms. */
-const REMEMBER_STEP = 512
 
 /** How long sets that no session uses stay in memory, and a memory without sessions stays: the next session comes soon. */
 const UNUSED_MS = 60_000
@@ -113,6 +109,7 @@ export class Pools {
   private sweepDue = false
   private readonly loop: EventLoop
   private readonly turns: Turns
+  private readonly spare = new SpareRing()
 
   /**
    * @param options.setsBytesMax bytes that sets may take in all memories together: where sessions do not fit into one memory
@@ -248,7 +245,7 @@ export class Pools {
       workspaces.push(new Workspace(kernel.bytes, next))
     const slots: number[] = []
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
-    const warmth = new Warmth(kernel, this.loop, request.commitsRing ?? false)
+    const warmth = new Warmth(kernel, this.loop, request.ringInAdvance ?? 'never', this.spare)
     let closed: Promise<void> | undefined
     return {
       kernel,
@@ -257,7 +254,9 @@ export class Pools {
       slotBytes: request.slotBytes,
       cold,
       turns: this.turns,
+      ready: warmth.ready,
       warm: () => warmth.warm(),
+      migrates: isRunning => warmth.migrates(isRunning),
       close: () => {
         warmth.end()
         closed ??= Promise.all([this.releaseCold(cold), this.giveBack(arena, lease, kernel)]).then(() => {})
@@ -317,70 +316,6 @@ export class Pools {
     if (coldLeft || this.arenas.some(arena => arena.hasUnused)) this.sweepLater()
     // V8 gives a shared memory back when it collects it, which a process that idles may never do
     if (this.arenas.length < before) collectGarbage()
-  }
-}
-
-/** Makes ready what a session will need, while its migrations run. */
-class Warmth {
-  private readonly kernel: Kernel
-  private readonly loop: EventLoop
-  private readonly committedTo: number
-  private readonly aheadBytes: number
-  private committed = 0
-  private remembered: Promise<void> | undefined
-  private committing = false
-  private ended = false
-
-  constructor(kernel: Kernel, loop: EventLoop, commitsRing: boolean) {
-    this.kernel = kernel
-    this.loop = loop
-    this.committedTo = kernel.layout.ringPages * PAGE_BYTES
-    this.aheadBytes = commitsRing ? this.committedTo : COMMIT_AHEAD_BYTES
-    if (commitsRing) this.commitMore()
-  }
-
-  /** Rejects with a defect of either, as long as it is asked. */
-  warm(): Promise<void> {
-    this.remembered ??= this.remember()
-    this.commitMore()
-    return this.remembered
-  }
-
-  end(): void {
-    this.ended = true
-  }
-
-  private get wanted(): number {
-    return Math.min(this.committedTo, this.kernel.ringUsed * PAGE_BYTES + this.aheadBytes)
-  }
-
-  private commitMore(): void {
-    if (this.committing || this.committed >= this.wanted) return
-    this.commit().catch(error => {
-      this.remembered = Promise.reject(error)
-      this.remembered.catch(() => {}) // who asks next is told
-    })
-  }
-
-  private async commit(): Promise<void> {
-    this.committing = true
-    while (this.committed < this.wanted) {
-      await nextTurn(this.loop)
-      if (this.ended) return
-      const length = Math.min(COMMIT_STEP_BYTES, this.committedTo - this.committed)
-      this.kernel.commit(this.kernel.layout.ring + this.committed, length)
-      this.committed += length
-    }
-    this.committing = false
-  }
-
-  private async remember(): Promise<void> {
-    const { longEntries, templatePages } = this.kernel.layout
-    for (let from = 0; longEntries > 0 && from < templatePages; from += REMEMBER_STEP) {
-      if (from > 0) await nextTurn(this.loop)
-      if (this.ended) return
-      this.kernel.rememberTemplates(from, Math.min(templatePages, from + REMEMBER_STEP))
-    }
   }
 }
 

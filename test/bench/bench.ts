@@ -62,6 +62,7 @@ function poolOf(role: 'encoder' | 'decoder', templates: Uint8Array): Pool {
     slotBytes,
     turns: new Turns(EVENT_LOOP),
     warm: async () => {},
+    migrates: () => {},
   }
 }
 

@@ -104,6 +104,7 @@ export function poolOf(role: 'encoder' | 'decoder', implementation: Implementati
     slotBytes: SLOT_BYTES,
     turns: new Turns(EVENT_LOOP),
     warm: async () => {},
+    migrates: () => {},
   }
   kept.set(name, { pool, templates })
   return pool

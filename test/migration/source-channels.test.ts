@@ -150,6 +150,10 @@ class World implements SourceLink, SourceOrders<Channel> {
     this.said.push(`ends ${migration.number}`)
   }
 
+  rests(): void {
+    this.said.push('rests')
+  }
+
   move(channels: readonly Channel[]): void {
     this.moved.push([...channels])
   }
@@ -216,7 +220,7 @@ t.test('a migration from its first channel to its end', t => {
   world.channels.release(multifd!)
   t.equal(world.slots.length, 3, 'once')
   world.closes(main!)
-  t.same(world.said, ['ends 1'])
+  t.same(world.said, ['ends 1', 'rests'])
   t.same([world.channels.count, world.channels.connections.size, world.slots.length], [0, 0, SLOTS])
   t.same(world.channels.status(), [])
   t.end()

@@ -24,6 +24,7 @@ export function barePool(): Pool {
     slots: Array.from({ length: CHANNEL_UNITS }, (_, i) => i * SLOT_UNIT_BYTES),
     slotBytes: SLOT_UNIT_BYTES,
     warm: async () => {},
+    migrates: () => {},
   } as unknown as Pool
 }
 

@@ -473,4 +473,5 @@ export class DestinationSite implements WanServer {
 const NO_POOL = {
   kernel: { bytes: new Uint8Array(0), layout: { templatePages: 0, ringPages: 0 } },
   warm: async () => {},
+  migrates: () => {},
 } as unknown as DestinationSessionOptions['pool']

@@ -14,6 +14,7 @@ import { EVENT_LOOP, type EventLoop, nextTurn } from '../../src/transfer/event-l
 import { type OpenPool, type PoolRequest, Pools, ringPagesMax, templatePagesMax } from '../../src/transfer/pool.ts'
 import { RingShares } from '../../src/transfer/ring-shares.ts'
 import { Space } from '../../src/transfer/space.ts'
+import type { RingInAdvance } from '../../src/transfer/warmth.ts'
 import {
   Guest,
   mainStream,
@@ -511,27 +512,134 @@ t.test(
   },
 )
 
-t.test('a ring is committed when its session opens where that is asked for, and else ahead of a migration', async t => {
-  for (const commitsRing of [true, false]) {
-    const pool = await new Pools().open({
-      ...request('encoder', undefined, []),
-      ringPages: 16 * (MIB / 4096),
-      commitsRing,
-    })
-    const { ring } = pool.kernel.layout
-    const ends: number[] = []
-    Object.defineProperty(pool.kernel, 'commit', { value: (at: number, n: number) => ends.push((at + n - ring) / MIB) })
-    const turns = async () => {
-      for (let i = 0; i < 40; i++) await nextTurn(EVENT_LOOP)
-    }
+interface Ring {
+  readonly pool: OpenPool
+  /** How much of it is committed. */
+  readonly mib: () => number
+}
+
+/** A session with a ring of 16 MiB. */
+async function ringOf(pools: Pools, ringInAdvance: RingInAdvance): Promise<Ring> {
+  const pool = await pools.open({ ...request('decoder', undefined, []), ringPages: 16 * (MIB / PAGE), ringInAdvance })
+  let next = pool.kernel.layout.ring
+  Object.defineProperty(pool.kernel, 'commit', {
+    value: (at: number, length: number) => {
+      if (at !== next) throw new Error(`${at} is committed, not ${next}`) // nothing twice, nothing left out
+      next += length
+    },
+  })
+  return { pool, mib: () => (next - pool.kernel.layout.ring) / MIB }
+}
+
+async function turns(count = 40): Promise<void> {
+  for (let i = 0; i < count; i++) await nextTurn(EVENT_LOOP)
+}
+
+/** Whether it has settled by now. */
+async function isSettled(promise: Promise<void>): Promise<boolean> {
+  return (await Promise.race([promise, Promise.resolve('not yet')])) === undefined
+}
+
+t.test('a ring is committed before a migration comes where that is asked for, and else ahead of it', async t => {
+  for (const inAdvance of ['always', 'spare', 'never'] as const) {
+    const { pool, mib } = await ringOf(new Pools(), inAdvance)
+    t.equal(await isSettled(pool.ready), inAdvance !== 'always', 'only what is always committed is waited for')
     await turns()
-    t.equal(ends.at(-1), commitsRing ? 16 : undefined, 'nobody has asked')
+    t.equal(mib(), inAdvance === 'never' ? 0 : 16, inAdvance)
+    t.ok(await isSettled(pool.ready))
+    pool.migrates(true)
     await pool.warm()
     await turns()
-    t.equal(ends.at(-1), commitsRing ? 16 : 8, 'a migration has begun')
-    t.equal(new Set(ends).size, ends.length, 'nothing twice')
+    t.equal(mib(), inAdvance === 'never' ? 8 : 16, 'a migration has begun')
     await pool.close()
   }
+  const none = await new Pools().open({ ...request('encoder', undefined, [], 0), ringInAdvance: 'always' })
+  await none.ready
+  await none.close()
+})
+
+t.test('a migration waits for no ring to be committed', async t => {
+  const pools = new Pools()
+  const { pool, mib } = await ringOf(pools, 'always')
+  await turns(3)
+  t.ok(mib() > 0 && mib() < 8, `${mib()} MiB are ready when it comes`)
+  pool.migrates(true)
+  await pool.warm()
+  t.ok(await isSettled(pool.ready), 'its session is told of at once')
+  await turns()
+  t.equal(mib(), 8, 'only what is ahead of it is committed')
+  passed(pool, 1024)
+  await pool.warm()
+  await turns()
+  t.equal(mib(), 12, 'as its pages pass')
+  pool.migrates(false)
+  await turns()
+  t.equal(mib(), 16, 'and the rest when it is over')
+  await pool.close()
+
+  const { pool: short } = await ringOf(pools, 'always')
+  t.notOk(await isSettled(short.ready))
+  await short.close()
+  t.ok(await isSettled(short.ready), 'nor does whoever waits for a session that has ended')
+})
+
+t.test('of the rings of many sessions one is committed in advance', async t => {
+  const pools = new Pools()
+  const sessions: Ring[] = []
+  for (let i = 0; i < 4; i++) sessions.push(await ringOf(pools, 'spare'))
+  const [a, b, c, d] = sessions as [Ring, Ring, Ring, Ring]
+  const now = () => sessions.map(({ mib }) => mib())
+  await turns()
+  t.same(now(), [16, 0, 0, 0], 'of the one that came first')
+  a.pool.migrates(true)
+  a.pool.migrates(true)
+  await turns()
+  t.same(now(), [16, 0, 0, 0], 'while a migration runs none is')
+  a.pool.migrates(false)
+  await turns()
+  t.same(now(), [16, 0, 0, 0], 'and afterwards there is one again: sessions that begin and end gain no more')
+  b.pool.migrates(true)
+  await b.pool.warm()
+  await turns()
+  t.same(now(), [16, 8, 0, 0], 'another has what is ahead of it')
+  await a.pool.close()
+  await turns()
+  t.same(now(), [16, 8, 0, 0], 'nothing is done as long as it runs')
+  b.pool.migrates(false)
+  await turns()
+  t.same(now(), [16, 16, 0, 0], 'then the spare one is the one of which most is there')
+  const closed = b.pool.close()
+  await turns(4)
+  c.pool.migrates(true)
+  const then = now()
+  t.ok(then[2]! > 0 && then[2]! < 8, 'the next one, until')
+  await turns()
+  t.same(now(), then, 'a migration begins: nothing is committed for whoever asks for nothing')
+  await closed
+  await c.pool.close() // while its migration runs
+  await turns()
+  t.same([d.mib(), then[3]], [16, 0], 'a session that ends stands in nobody’s way')
+  await d.pool.close()
+})
+
+t.test('many idle sessions cost one ring', async t => {
+  const ringPages = 32 * (MIB / PAGE)
+  const pools = new Pools()
+  const before = resident()
+  const sessions: OpenPool[] = []
+  for (let i = 0; i < 16; i++)
+    sessions.push(await pools.open({ ...request('decoder', undefined, []), ringPages, ringInAdvance: 'spare' }))
+  const grown = () => (resident() - before) / MIB
+  await turns()
+  t.ok(grown() >= 30 && grown() < 32 + 24, `${grown()} MiB for 16 sessions with rings of 32`)
+  for (const pool of sessions) {
+    pool.migrates(true)
+    await turns(2)
+    pool.migrates(false)
+    await turns()
+  }
+  t.ok(grown() < 32 + 24, `${grown()} MiB when each has had a flow`)
+  await Promise.all(sessions.map(pool => pool.close()))
 })
 
 t.test('a defect in making ready is told to who asks next, and ends no process', async t => {
