@@ -245,6 +245,8 @@ export class SourceDaemon {
       session = this.makeSession(client, agreed)
       this.session = session
       client.link.serve(session)
+      // whoever waits for this line finds all of it ready; a QEMU that comes before does not wait
+      if (this.reception.waiting.length === 0) await Promise.race([agreed.pool.ready, client.link.ended])
       this.tellOpen(client, agreed)
       this.reception.admit()
       const error = await client.link.ended

@@ -98,6 +98,8 @@ export interface DaemonsOptions {
   readonly farStore?: TemplateStore
   readonly farSetBytes?: number
   readonly setBytes?: number
+  /** Of the source's side, instead. */
+  readonly pools?: Pools
   /** Default 5 s. */
   readonly patienceMs?: number
   readonly patiencePostcopyMs?: number
@@ -150,6 +152,7 @@ export class Daemons implements AsyncDisposable {
       farStore,
       setBytes,
       farSetBytes,
+      pools,
       gates = 1,
       memory,
       events = new Events(),
@@ -196,6 +199,7 @@ export class Daemons implements AsyncDisposable {
       credentials: credentials?.source,
       store,
       ...poolsOf(setBytes),
+      ...(pools && { pools }),
       ringPages: RING_PAGES,
       places: PLACES,
       effort: 3, // zstd: batches are expanded a while after they came

@@ -16,7 +16,8 @@ import type { LinkClient } from '../../src/link/client.ts'
 import type { Link } from '../../src/link/link.ts'
 import type { DialQueue } from '../../src/migration/dial-queue.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
-import type { Pool } from '../../src/transfer/pool.ts'
+import { EVENT_LOOP } from '../../src/transfer/event-loop.ts'
+import { type Pool, Pools } from '../../src/transfer/pool.ts'
 import { until } from '../helpers/until.ts'
 import { migration, multifdChannel, PAGE, page, random } from '../template/makers.ts'
 import { closed, Daemons, MAIN, MULTIFD, Target } from './daemons.ts'
@@ -47,6 +48,30 @@ t.test('connections without a migration outlive a lost session', async t => {
   }
   t.pass('with a migration that the other side knows they end')
   await until('an end', () => pair.summaries.length === 1 && pair.arrivals.length === 1)
+})
+
+t.test('a session is told of when its ring is committed, or when a QEMU comes that does not wait for that', async t => {
+  for (const comes of [false, true]) {
+    const held: (() => void)[] = []
+    let holds = true
+    const soon = (then: () => void): void => void (holds ? held.push(then) : EVENT_LOOP.soon(then))
+    await using pair = await Daemons.start({ pools: new Pools({ loop: { ...EVENT_LOOP, soon } }) })
+    const { source, destination } = pair
+    await until('a session', () => source.status().session !== undefined && destination.status().sessions.length === 1)
+    t.equal(pair.count('session open'), 1, 'the destination tells of it, the source does not yet')
+    if (comes) {
+      const main = await pair.dial()
+      main.write(MAIN)
+      await until('main', () => pair.target.received[0]?.equals(MAIN) === true)
+      t.equal(pair.count('connection waits for a session'), 0)
+    } else {
+      holds = false
+      for (const then of held.splice(0)) then()
+    }
+    await until('both tell of it', () => pair.count('session open') === 2)
+    holds = false
+    for (const then of held.splice(0)) then()
+  }
 })
 
 t.test('a connection whose server would speak first, as NBD, does not wait for ever', async t => {
