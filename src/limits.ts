@@ -393,6 +393,12 @@ export const COLD_THREADS_MAX = 2
 /** What a proxy that has stopped has to end by itself: reads that a disk answers are over by then, others keep it for good. */
 export const EXIT_MS_MAX = 2000
 
+/**
+ * How long a session's opening waits for its sets: half of what the other side waits for our hello. What is read later is
+ * used in the next session.
+ */
+export const SETS_WAIT_MS = 5000
+
 /** How long the reads of a batch are waited for where nobody else has the pages: a busy disk takes 20 ms a read. */
 export const COLD_READ_MS_MAX = 5000
 

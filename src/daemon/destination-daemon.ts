@@ -4,7 +4,7 @@ import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { FairShares } from '../fair-shares.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
-import { BATCH_RAW_BYTES_MAX, MEMORY_BUDGET_BYTES, PIECES_MAX } from '../limits.ts'
+import { BATCH_RAW_BYTES_MAX, MEMORY_BUDGET_BYTES, PIECES_MAX, SETS_WAIT_MS } from '../limits.ts'
 import type { Credentials } from '../link/credentials.ts'
 import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
@@ -218,7 +218,15 @@ export class DestinationDaemon {
       grant = this.shares.take(holder, ring * PAGE_BYTES)
       ring = Math.floor(grant.bytes / PAGE_BYTES)
       try {
-        pool = await this.pools.open({ ...SHAPE, sets, cold, store: options.store, ringPages: ring, places })
+        pool = await this.pools.open({
+          ...SHAPE,
+          sets,
+          cold,
+          store: options.store,
+          ringPages: ring,
+          places,
+          setsMs: SETS_WAIT_MS,
+        })
         break
       } catch (error) {
         grant.release()

@@ -1,11 +1,12 @@
 /** Which template sets a side brings into a session: the sound ones of its store that are in force. */
 import { basename } from 'node:path'
-import { isProxyError, type ProxyError } from '../errors.ts'
-import { HELLO_SETS_MAX } from '../limits.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
+import { HELLO_SETS_MAX, SETS_WAIT_MS } from '../limits.ts'
 import { HostChannels, type InForce, isUsable } from '../remote/host-channels.ts'
 import { floorsOf, type SetFloors } from '../store/set-floors.ts'
 import type { StoredSet, TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
+import { SetsLate } from '../transfer/sets-late.ts'
 import type { SiteLog } from './events.ts'
 
 /** What to bring into a session. */
@@ -13,6 +14,9 @@ export type OfferedSets = Pick<SetFloors, 'hot' | 'cold'>
 
 /** In place of a file's state: whatever it is when it is looked at next. */
 const AS_IT_IS = 'as it is'
+
+/** In place of the fingerprint of what was offered: it changes when a set has been read that came too late. */
+const READ_MEANWHILE = 'read meanwhile'
 
 const NO_SETS: OfferedSets = { hot: [], cold: [] }
 
@@ -26,10 +30,14 @@ export class SessionSets {
   /** The store's fingerprint when sets were offered last; '' before that. */
   private offered = ''
   private looking = false
+  /** Its disk does not answer who wants to offer sets. */
+  private stuck = false
   /** Sets that were offered, and sets that must not be: digest to what tells one file from the next of that name. */
   private readonly states = new Map<string, { readonly state: string; readonly path: string }>()
   private readonly excluded = new Map<string, string>()
   private current = ''
+  /** Sets that were told to be late: of a slow disk each session's would be. */
+  private readonly toldLate = new Set<string>()
   /** Template pages that fit into a session, whatever else it needs. */
   private pagesMax: number
   /** Template pages that were offered last. */
@@ -58,16 +66,36 @@ export class SessionSets {
    * whose head is damaged is told once and left out. Of a store that is not there or cannot be read there are none, which is
    * told once: migrations go on without. Of more than fit into memory the newest are held there, and the others stay on the
    * disk; so many that even their proofs would take too much are left out.
+   * Of a store that does not answer in SETS_WAIT_MS there are none until it has.
    * @param taken places among the sets of a hello that something else has: what learning has counted
    */
   async offer(taken = 0): Promise<OfferedSets> {
-    if (!this.store) return NO_SETS
+    if (!this.store || this.stuck) return NO_SETS
+    const looking = this.lookUp(this.store, taken)
+    let timer: NodeJS.Timeout | undefined
+    const late = new Promise<undefined>(done => {
+      timer = setTimeout(done, SETS_WAIT_MS, undefined)
+    })
+    const offered = await Promise.race([looking, late]).finally(() => clearTimeout(timer))
+    if (offered) return offered
+    this.stuck = true
+    const what = `the disk has not answered in ${SETS_WAIT_MS / 1000} s`
+    this.tellUnreadable(new ProxyError('IO', what, undefined, 'look at the disk of the store'))
+    const answered = (): void => {
+      this.stuck = false
+      this.offered = READ_MEANWHILE
+    }
+    void looking.then(answered, answered) // an error comes again
+    return NO_SETS
+  }
+
+  private async lookUp(store: TemplateStore, taken: number): Promise<OfferedSets> {
     let sets: Awaited<ReturnType<TemplateStore['list']>>
     let inForce: InForce
     try {
       inForce = await this.channels!.inForce(Date.now())
       this.offered = await this.fingerprint(inForce)
-      sets = (await this.store.list()).filter(({ digest }) => isUsable(inForce, digest))
+      sets = (await store.list()).filter(({ digest }) => isUsable(inForce, digest))
       this.current = this.offered
       this.unreadable = undefined
     } catch (error) {
@@ -129,6 +157,7 @@ export class SessionSets {
    * @returns false where the error is not about a set: nothing was done
    */
   exclude(error: unknown, inUse = false): boolean {
+    if (error instanceof SetsLate) return this.excludeLate(error)
     const aboutSet = isProxyError(error) && (error.code.startsWith('TEMPLATE_') || error.code === 'IO')
     if (!aboutSet || !error.where) return false
     const digest = digestOfFileName(basename(error.where.stream))
@@ -137,6 +166,24 @@ export class SessionSets {
     const told = inUse && this.excluded.get(digest) === AS_IT_IS
     if (!told) this.tell(digest, inUse ? AS_IT_IS : known.state, known.path, error)
     return true
+  }
+
+  /** They are offered again when they have been read. @returns false where none of them was offered */
+  private excludeLate({ sets, settled, what, action }: SetsLate): boolean {
+    const late = sets.flatMap(digest => {
+      const known = this.states.get(digest)
+      if (known === undefined) return []
+      this.excluded.set(digest, known.state)
+      const told = this.toldLate.has(digest)
+      this.toldLate.add(digest)
+      if (!told) this.log.warn('template set not used', { set: known.path, error: what, hint: action })
+      return [{ digest, state: known.state }]
+    })
+    void settled.then(() => {
+      for (const { digest, state } of late) if (this.excluded.get(digest) === state) this.excluded.delete(digest)
+      this.offered = READ_MEANWHILE
+    })
+    return late.length > 0
   }
 
   private tell(digest: string, state: string, path: string, { code, message, action }: ProxyError): void {

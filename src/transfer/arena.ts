@@ -42,6 +42,7 @@ interface LoadedSet {
   unusedMs: number
   /** Settles when all pages are there and verified. */
   loaded: Promise<void>
+  isThere: boolean
   failed: boolean
 }
 
@@ -110,6 +111,11 @@ export class Arena {
     return this.sets.get(digest)?.pages
   }
 
+  /** Whether all pages of a set are here. */
+  hasLoaded(digest: string): boolean {
+    return this.sets.get(digest)?.isThere === true
+  }
+
   /** Sets that are here, used or not. */
   get setCount(): number {
     return this.sets.size
@@ -165,7 +171,7 @@ export class Arena {
       if (!set) {
         const at = take(pages * PAGE_BYTES)
         if (at === undefined) return giveUp()
-        set = { digest, at, pages, users: 0, unusedMs: 0, loaded: Promise.resolve(), failed: false }
+        set = { digest, at, pages, users: 0, unusedMs: 0, loaded: Promise.resolve(), isThere: false, failed: false }
         fresh.push(set)
       }
       sets.push(set)
@@ -215,6 +221,7 @@ export class Arena {
   private async load(set: LoadedSet, file: SetFile): Promise<void> {
     try {
       await file.load(new Uint8Array(this.memory.buffer), set.at)
+      set.isThere = true
     } catch (error) {
       // whoever comes next reads it anew, into another place: those that wait for it here give theirs back
       set.failed = true

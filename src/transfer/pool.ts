@@ -24,6 +24,7 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
 import { type ColdLease, ColdSets } from './cold/cold-sets.ts'
 import { EVENT_LOOP, type EventLoop } from './event-loop.ts'
+import { SetsLate } from './sets-late.ts'
 import { Turns } from './turns.ts'
 import { type RingInAdvance, SpareRing, Warmth } from './warmth.ts'
 
@@ -61,6 +62,8 @@ export interface PoolShape {
 export interface PoolRequest extends PoolTerms, PoolShape {
   /** Where the sets are; undefined where there are none. */
   readonly store: TemplateStore | undefined
+  /** How long sets are waited for. Default: as long as it takes. */
+  readonly setsMs?: number
 }
 
 /** A kernel with its areas. */
@@ -156,15 +159,45 @@ export class Pools {
   /**
    * Opens a session's pool: loads those sets that no session has loaded, each page verified against its digest, and opens
    * those that stay on the disk.
-   * @throws TEMPLATE_*, LIMIT_EXCEEDED (more than 4 GiB, or than sets may take), IO
+   * @throws TEMPLATE_*, LIMIT_EXCEEDED (more than 4 GiB, or than sets may take), IO; SetsLate after `setsMs`: what has not
+   * come is read on, and kept for the next session for as long as what no session uses
    */
   async open(request: PoolRequest): Promise<OpenPool> {
+    const { setsMs, sets, cold = [] } = request
+    let coldOpen = cold.length === 0
+    const opening = this.openAll(request, () => {
+      coldOpen = true
+    })
+    if (setsMs === undefined) return opening
+    const late = await this.isLate(opening, setsMs)
+    if (!late) return opening
+    const missing = coldOpen ? sets.filter(digest => !this.arenas.some(arena => arena.hasLoaded(digest))) : cold
+    if (missing.length === 0) return opening // it computes
+    const settled = opening.then(pool => pool.close()).catch(() => {}) // who comes next tries it anew
+    throw new SetsLate(missing, settled, setsMs)
+  }
+
+  /** @returns whether this takes longer than so many ms */
+  private async isLate(opening: Promise<unknown>, ms: number): Promise<boolean> {
+    let takeBack = (): void => {}
+    const late = new Promise<boolean>(done => {
+      takeBack = this.loop.after(ms, () => done(true))
+    })
+    const opened = opening.then(
+      () => false,
+      () => false,
+    )
+    return Promise.race([opened, late]).finally(takeBack)
+  }
+
+  private async openAll(request: PoolRequest, coldIsOpen: () => void): Promise<OpenPool> {
     await Promise.all(this.cleaning) // what is about to be free is better than what nobody has touched yet
     const files = new Map<string, SetFile>()
     const { cold: coldSets = [], store, role } = request
     let cold: ColdLease | undefined
     try {
       if (coldSets.length > 0) cold = await this.coldSets.open(coldSets, store, role === 'encoder')
+      coldIsOpen()
       const { arena, lease } = await this.lease(request, files)
       let kernel: Kernel | undefined
       try {

@@ -211,6 +211,45 @@ t.test('damage at both: never a wrong byte, and the next session goes without', 
   t.ok((await migrate(daemons, guest)).equals(guest), 'and the migration goes through')
 })
 
+/** A store whose disk gives nothing of one set until `give`. */
+class SlowStore extends TemplateStore {
+  readonly slow: string
+  give!: () => void
+  private readonly given = new Promise<void>(done => {
+    this.give = done
+  })
+
+  constructor(folder: string, slow: string) {
+    super(folder)
+    this.slow = slow
+  }
+
+  override async open(digest: string) {
+    if (digest === this.slow) await this.given
+    return super.open(digest)
+  }
+}
+
+for (const side of ['near', 'far'] as const) {
+  t.test(`a set in memory that its disk does not give: ${side}`, async t => {
+    const made = await stores(scratch(t.teardown).folder)
+    const slow = new SlowStore(made[side].folder, made.large)
+    const events = new Events()
+    const sessions = opened(events)
+    const sites = side === 'near' ? { store: slow, farStore: made.far } : { store: made.near, farStore: slow }
+    await using daemons = await Daemons.start({ ...sites, patienceMs: 60_000, events })
+    t.ok((await migrate(daemons, guest)).equals(guest), 'no migration waits for it')
+    t.same(sessions, [{ sets: [], cold: [] }], 'both sides go without what that disk had not given')
+    t.equal(daemons.count('template set not used'), 2, 'each set is told once')
+    slow.give()
+    await until('a session that has it', async () => {
+      t.ok((await migrate(daemons, guest)).equals(guest))
+      return sessions.at(-1)!.sets.length === 2
+    })
+    t.equal(daemons.count('template set not used'), 2)
+  })
+}
+
 /** Both sides hold both sets, in memory or on the disk. */
 const FLOORS = [
   ['in memory', {}],

@@ -166,6 +166,15 @@ t.test('a set that is to be in memory, and cannot be read', { skip }, async t =>
   t.same((await pair.near.said('session open')).sets, [])
 })
 
+t.test('a set that is to be in memory, and comes slowly', { skip }, async t => {
+  await using disks = new AsyncDisposableStack()
+  const sites = await sitesOf(scratch(t.teardown).folder, disks, { far: true })
+  sites.farDisk!.slow(400_000) // three minutes for the set
+  await using pair = await pairOf(sites, '512MiB')
+  await migrated(t, pair, 'without it')
+  t.same(pair.near.of('session open')[0]!.sets, [])
+})
+
 const noRoom = noSmallDisks(join(scratch(t.teardown).folder, 'disk')) ?? false
 
 t.test('a disk that is full while a set is fetched', { skip: noRoom }, async t => {

@@ -54,6 +54,29 @@ t.test(
   },
 )
 
+t.test('a store whose disk does not answer is not waited for, and used once it has', async t => {
+  const { store, digests } = storeOf(2)
+  const { list } = store
+  let answer = (): void => {}
+  const answered = new Promise<void>(done => {
+    answer = done
+  })
+  store.list = async () => {
+    await answered
+    return list.call(store)
+  }
+  const told: unknown[] = []
+  const events = new Events()
+  events.subscribe(({ event, fields }) => told.push([event, (fields as { error: string }).error]))
+  const sets = new SessionSets(store, events)
+  for (let i = 0; i < 2; i++) t.same(await sets.offer(), { hot: [], cold: [] })
+  t.match(told, [['template store cannot be read: going on without sets', /has not answered in 5 s/]])
+  t.equal(told.length, 1, 'it is told once')
+  answer()
+  await until('a change', () => sets.changed)
+  t.same((await sets.offer()).hot, digests)
+})
+
 t.test('where all places of a hello are taken, and learning needs one, the oldest set stays on the disk', async t => {
   const { store, digests } = storeOf(HELLO_SETS_MAX)
   const told: unknown[] = []

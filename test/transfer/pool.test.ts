@@ -13,6 +13,7 @@ import { TemplateStore } from '../../src/store/template-store.ts'
 import { EVENT_LOOP, type EventLoop, nextTurn } from '../../src/transfer/event-loop.ts'
 import { type OpenPool, type PoolRequest, Pools, ringPagesMax, templatePagesMax } from '../../src/transfer/pool.ts'
 import { RingShares } from '../../src/transfer/ring-shares.ts'
+import { SetsLate } from '../../src/transfer/sets-late.ts'
 import { Space } from '../../src/transfer/space.ts'
 import type { RingInAdvance } from '../../src/transfer/warmth.ts'
 import {
@@ -34,6 +35,24 @@ import { putPages, scratch } from '../template/makers.ts'
 t.setTimeout(590_000) // the machine may be busy
 
 const MIB = 1 << 20
+
+/** A store whose disk gives nothing of a set until `give`. */
+class SlowStore extends TemplateStore {
+  give!: () => void
+  private readonly given = new Promise<void>(done => {
+    this.give = done
+  })
+
+  override async open(digest: string) {
+    await this.given
+    return super.open(digest)
+  }
+
+  override async openCold(digest: string) {
+    await this.given
+    return super.openCold(digest)
+  }
+}
 
 type Teardown = { teardown: (end: () => void) => void }
 
@@ -653,4 +672,26 @@ t.test('a defect in making ready is told to who asks next, and ends no process',
   await nextTurn(EVENT_LOOP)
   await nextTurn(EVENT_LOOP)
   await t.rejects(pool.warm(), { message: 'planted' })
+})
+
+t.test('sets of a disk that is late', async t => {
+  const alive = setInterval(() => {}, 1000) // what Pools waits for keeps no process alive
+  t.teardown(() => clearInterval(alive))
+  const { store, digests } = await storeOf(t, [0, 10], [10, 40])
+  const [there, late] = digests as [string, string]
+  for (const floor of ['sets', 'cold'] as const) {
+    const slow = new SlowStore(store.folder)
+    const pools = new Pools()
+    const first = await pools.open(request('decoder', store, [there]))
+    const wanted = { ...request('decoder', slow, [there]), [floor]: floor === 'sets' ? [there, late] : [late] }
+    const error = await pools.open({ ...wanted, setsMs: 20 }).catch(cause => cause)
+    t.ok(error instanceof SetsLate, floor)
+    t.same(error.sets, [late], 'what is in memory is not late')
+    const without = await pools.open({ ...request('decoder', slow, [there]), setsMs: 20 })
+    slow.give()
+    await error.settled
+    const whole = await pools.open({ ...wanted, store: undefined, setsMs: 20 })
+    t.equal(whole.kernel.layout.templatePages, floor === 'sets' ? 40 : 10, 'it was read on, and kept')
+    for (const pool of [first, without, whole]) await pool.close()
+  }
 })
