@@ -31,9 +31,9 @@ files() { find test -name '*.test.ts' "$@" | LC_ALL=C sort; }
 # limits are for what hangs: beside other work a file takes ten times as long
 # real QEMUs take a core each, so one file at a time
 # shellcheck disable=SC2046
-unit() { run 2 600 $(files -not -path 'test/qemu/*'); }
+unit() { run 2 900 $(files -not -path 'test/qemu/*'); }
 # shellcheck disable=SC2046
-qemu() { run 1 480 $(files -path 'test/qemu/*'); }
+qemu() { run 1 900 $(files -path 'test/qemu/*'); }
 
 mkdir -p .cache
 case ${1:-all} in

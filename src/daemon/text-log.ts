@@ -51,8 +51,8 @@ export class EventLog {
   }
 
   /** Resolves when all lines are written, or it has been waited for long enough. */
-  settle(): Promise<void> {
-    return this.writer.settle(SETTLE_MS)
+  settle(patienceMs = SETTLE_MS): Promise<void> {
+    return this.writer.settle(patienceMs)
   }
 
   private hasRoom(event: string, cause: string): boolean {
