@@ -46,7 +46,7 @@ t.test('a peer that refuses a flow and then takes it, answers and resets it', as
 })
 
 t.test('DRAIN between a connection and its first bytes', async t => {
-  await using daemons = await Daemons.start({ gates: 2 })
+  await using daemons = await Daemons.start({ gates: 2, patienceMs: 60_000 })
   const running = await daemons.dial(0) // keeps the session
   running.write(MAIN)
   await until('its bytes at the destination', () => daemons.target.received[0]?.equals(MAIN) === true)
