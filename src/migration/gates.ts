@@ -3,7 +3,11 @@
  * in, what it begins with, and when. Pure: times come in, orders go out, and `tick` is due at `nextTickMs`.
  *
  * - main, or recovery, begins a migration at its gate; TLS does where none is open, because its order cannot be known
- * - multifd and preempt channels that speak belong to what is open at their gate, or wait for their main
+ * - one for whose channels there is no room yet waits, and later ones of its gate wait behind it, a recovery too: waiting
+ *   changes when a migration begins, never which channels it has
+ * - multifd and preempt channels that speak belong to the last main of their gate that is open or waits for room, or wait
+ *   for the first that comes
+ * - whatever is encrypted where its main is not, or is not where it is, is refused, whichever of the two came first
  * - one that comes when its main has just been read to its end belongs to the next migration, if that one's main comes
  *   soon, else to this one; one that has come already and waits for room is soon enough
  * - one that QEMU has closed while it waited belongs to no main that came in after that
@@ -11,7 +15,7 @@
  * - whatever begins otherwise, or never goes on, is refused: a destination QEMU that waits exits over it
  */
 import type { ChannelKind } from '../qemu/channel-kind.ts'
-import { admission } from './channel-places.ts'
+import { type Admission, admission, GATHERING_MS } from './channel-places.ts'
 
 /** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (qemu-wire-format 1.3). */
 export const PREEMPT_SILENT_MS = 200
@@ -30,10 +34,9 @@ export const LATE_CHANNEL_MS = 200
 export const NOTHING_SAID_MS = 5000
 /** A channel's main comes within milliseconds, on a host that swaps within seconds. One that never comes holds no place. */
 export const MAIN_AWAITED_MS = 60_000
-/**
- * One that QEMU has closed waits no longer: whatever came in before that has said by then what it is, or is refused; a main
- * that waits for room has it.
- */
+/** A main that waits for room is refused after this. Room is there within seconds, unless others begin and end all the time. */
+export const ROOM_AWAITED_MS = 60_000
+/** One that QEMU has closed waits no longer: whatever came in before that has said by then what it is, or is refused. */
 export const CLOSED_CHANNEL_MS = NOTHING_SAID_MS
 /** Why it is refused then. */
 const CLOSED_FIRST = 'that QEMU closed before its main came'
@@ -71,9 +74,9 @@ export class Gate<C extends GateChannel = GateChannel, M extends GateMigration =
   /** Name of the target at the other side: 'default', 'NAME', with ':PORT' for one port of a range. */
   readonly target: string
   migration: M | undefined
-  /** The main of the migration that begins here once there is room for its channels. */
-  next: C | undefined
-  /** Channels whose kind is known, waiting for their main. */
+  /** Migrations that begin here once there is room for their channels, in their order. */
+  readonly turns: Turn<C>[] = []
+  /** Channels whose kind is known, waiting for their main to come. */
   readonly waiting: C[] = []
   /** Channels whose kind is not known: silent, or begun. */
   readonly silent = new Set<C>()
@@ -81,6 +84,19 @@ export class Gate<C extends GateChannel = GateChannel, M extends GateMigration =
   constructor(target: string) {
     this.target = target
   }
+
+  /** That of the last main which waits for room. */
+  get lastTurn(): Turn<C> | undefined {
+    return this.turns.findLast(({ main }) => main)
+  }
+}
+
+/** A migration that waits for room. */
+interface Turn<C> {
+  /** undefined: it is gone, and what came behind it is to be refused, not taken for another's. */
+  main: C | undefined
+  /** Those that came since, and before the next main. */
+  readonly channels: C[]
 }
 
 /** What is to be done. */
@@ -102,7 +118,7 @@ export interface GatePlaces {
 
 interface Due<C> {
   readonly atMs: number
-  readonly what: 'silence' | 'main' | 'closed' | 'late' | 'preempt' | 'room'
+  readonly what: 'silence' | 'main' | 'closed' | 'late' | 'preempt' | 'room' | 'crowded'
   readonly channel: C
 }
 
@@ -140,24 +156,25 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   known(channel: C, nowMs: number): void {
     const { gate, kind } = channel
     gate.silent.delete(channel)
-    const reason = strange(kind, gate)
-    if (reason !== '') {
-      this.orders.refuse(channel, reason)
-      return
-    }
-    const leads = kind === 'main' || kind === 'recovery' || (kind === 'tls' && !isOpen(gate.migration) && !gate.next)
-    if (leads) this.lead(channel, nowMs)
-    else if (isOpen(gate.migration) && !gate.next) this.orders.open(channel, gate.migration)
+    const turn = gate.lastTurn
+    const migration = isOpen(gate.migration) ? gate.migration : undefined
+    const main = turn?.main ?? migration?.lead
+    const reason = strange(kind, main?.kind)
+    if (reason !== '') this.orders.refuse(channel, reason)
+    else if (kind === 'main' || kind === 'recovery' || (kind === 'tls' && !main)) this.lead(channel, nowMs)
+    else if (migration && !turn) this.orders.open(channel, migration)
     else {
-      gate.waiting.push(channel)
+      const waiting = turn?.channels ?? gate.waiting
+      waiting.push(channel)
       this.later('main', channel, nowMs + MAIN_AWAITED_MS)
-      if ((gate.migration?.flows.size ?? 0) > 0) this.later('late', channel, nowMs + LATE_CHANNEL_MS)
+      if (!turn && gate.migration?.flows.size) this.later('late', channel, nowMs + LATE_CHANNEL_MS)
     }
   }
 
   /** QEMU has closed it, and what it said before that is there: its main has come in by now, or never does. */
   closed(channel: C, nowMs: number): void {
-    if (!channel.gate.waiting.includes(channel)) return
+    const { gate } = channel
+    if (!gate.waiting.includes(channel)) return // one that came behind a main has it
     this.closedAt.set(channel, ++this.events)
     this.later('closed', channel, nowMs + CLOSED_CHANNEL_MS)
   }
@@ -173,9 +190,12 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   left(channel: C): void {
     const { gate } = channel
     gate.silent.delete(channel)
-    if (gate.next === channel) gate.next = undefined
-    const waiting = gate.waiting.indexOf(channel)
-    if (waiting >= 0) gate.waiting.splice(waiting, 1)
+    remove(gate.waiting, channel)
+    for (const turn of [...gate.turns]) {
+      if (turn.main === channel) turn.main = undefined
+      remove(turn.channels, channel)
+      if (!turn.main && turn.channels.length === 0) remove(gate.turns, turn)
+    }
   }
 
   /** A migration's last channel has ended. */
@@ -205,36 +225,61 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
       else if (what === 'closed') this.mainless(channel, CLOSED_FIRST)
       else if (what === 'late') this.late(channel)
       else if (what === 'preempt') this.preempt(channel)
-      else if (channel.gate.next === channel) {
-        channel.gate.next = undefined
-        this.lead(channel, nowMs)
-      }
+      else if (what === 'room') this.room(channel, nowMs)
+      else this.crowded(channel)
     }
   }
 
   private later(what: Due<C>['what'], channel: C, atMs: number): void {
     if (this.stopped) return
+    if (what === 'room' && this.due.some(due => due.what === what && due.channel === channel)) return
     this.due.push({ what, channel, atMs })
     this.nextTickMs = Math.min(this.nextTickMs, atMs)
   }
 
-  /** A migration begins with this channel, where there is room for all that it may have. */
+  /**
+   * A migration begins with this channel, where there is room for all that it may have and none waits before it. A recovery
+   * needs little, but must not overtake: it would be given the channels of the main that waits, and that main, once it
+   * begins, its preempt channel.
+   */
   private lead(channel: C, nowMs: number): void {
-    const gate: Gate<C, M> = channel.gate
-    const { kind } = channel
+    const { turns }: Gate<C, M> = channel.gate
+    turns.push({ main: channel, channels: [] })
+    this.room(channel, nowMs)
+    if (turns.some(({ main }) => main === channel)) this.later('crowded', channel, nowMs + ROOM_AWAITED_MS)
+  }
+
+  /** This main is in its gate's line: begins whatever has room, one after the other, as far as that goes. */
+  private room(channel: C, nowMs: number): void {
+    const { turns }: Gate<C, M> = channel.gate
+    for (let turn = turns[0]; turn && !this.stopped; turn = turns[0]) {
+      const { main } = turn
+      const admitted = main && this.admission(main, nowMs)
+      if (admitted?.answer === 'wait') {
+        this.later('room', main!, admitted.untilMs)
+        break
+      }
+      if (admitted?.answer === 'now') this.begin(turn, main!, nowMs)
+      else {
+        turns.shift()
+        const open = Array.from(this.migrations, ({ flows }) => flows.size).reduce((sum, channels) => sum + channels, 0)
+        this.refuseTurn(turn, `${open} channels are open: there may be no room for all of another migration`)
+      }
+    }
+    const behind = turns.findIndex(({ main }) => main === channel)
+    if (behind > 0) this.later('room', channel, nowMs + GATHERING_MS) // the one before it may be given up
+  }
+
+  private admission({ kind }: C, nowMs: number): Admission {
     const { all, aMigration } = this.places
-    const running = [...this.migrations].map(({ flows, lastMs }) => ({ channels: flows.size, lastMs }))
-    const admitted = admission(all, running, kind === 'recovery' ? RECOVERY_CHANNELS : aMigration, aMigration, nowMs)
-    if (admitted.answer === 'never') {
-      const open = running.reduce((sum, { channels }) => sum + channels, 0)
-      this.orders.refuse(channel, `${open} channels are open: there may be no room for all of another migration`)
-      return
-    }
-    if (admitted.answer === 'wait') {
-      gate.next = channel
-      this.later('room', channel, admitted.untilMs)
-      return
-    }
+    const running = Array.from(this.migrations, ({ flows, lastMs }) => ({ channels: flows.size, lastMs }))
+    return admission(all, running, kind === 'recovery' ? RECOVERY_CHANNELS : aMigration, aMigration, nowMs)
+  }
+
+  /** Its turn is over where it has begun; else what came behind it is left there. */
+  private begin(turn: Turn<C>, channel: C, nowMs: number): void {
+    const gate: Gate<C, M> = channel.gate
+    turn.main = undefined
     const migration = this.orders.begin(channel)
     gate.migration = migration
     migration.lead = channel
@@ -242,12 +287,31 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     this.orders.open(channel, migration)
     if (migration.flows.size === 0) this.ended(migration) // refused, or moved
     if (migration.moved || gate.migration !== migration) return
-    for (const waiting of gate.waiting.splice(0)) {
-      if ((this.closedAt.get(waiting) ?? Number.POSITIVE_INFINITY) > this.came.get(channel)!)
+    remove(gate.turns, turn)
+    for (const waiting of [...gate.waiting.splice(0), ...turn.channels.splice(0)]) {
+      const reason = strange(waiting.kind, channel.kind)
+      if (reason !== '') this.orders.refuse(waiting, reason)
+      else if ((this.closedAt.get(waiting) ?? Number.POSITIVE_INFINITY) > this.came.get(channel)!)
         this.orders.open(waiting, migration)
       else this.orders.refuse(waiting, `a ${waiting.kind} channel ${CLOSED_FIRST}`)
     }
-    if (kind === 'recovery') this.advised(migration, nowMs)
+    if (channel.kind === 'recovery') this.advised(migration, nowMs)
+  }
+
+  private crowded(channel: C): void {
+    const { turns }: Gate<C, M> = channel.gate
+    const turn = turns.find(({ main }) => main === channel)
+    if (!turn) return
+    remove(turns, turn)
+    this.refuseTurn(turn, `there was no room for all channels of another migration for ${ROOM_AWAITED_MS / 1000} s`)
+  }
+
+  /** It waits no more, and nothing that came behind its main is another's. */
+  private refuseTurn({ main, channels }: Turn<C>, reason: string): void {
+    if (main) this.orders.refuse(main, reason)
+    for (const channel of channels.splice(0)) {
+      this.orders.refuse(channel, main ? reason : `a ${channel.kind} channel whose main is gone`)
+    }
   }
 
   private dialSilent(gate: Gate<C, M>, atMs: number): void {
@@ -258,7 +322,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   private preempt(channel: C): void {
     const { gate } = channel
     const { migration } = gate
-    if (gate.next) return // it will be the next one's, or nobody's
+    if (gate.lastTurn) return // it will be the next one's, or nobody's
     if (!gate.silent.has(channel) || !channel.isSilent || !isOpen(migration) || !migration.postcopyAdvised) return
     // the destination QEMU would take a stranger for its preempt channel
     if (channel.host !== migration.lead?.host) return
@@ -275,7 +339,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     if (!channel.isSilent) {
       gate.silent.delete(channel)
       this.orders.refuse(channel, `it began as QEMU's channels do, and nothing followed for ${seconds} s`)
-    } else if (gate.next || isOpen(gate.migration)) this.later('silence', channel, nowMs + NOTHING_SAID_MS)
+    } else if (gate.lastTurn || isOpen(gate.migration)) this.later('silence', channel, nowMs + NOTHING_SAID_MS)
     else {
       gate.silent.delete(channel)
       this.orders.refuse(
@@ -296,7 +360,8 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   private late(channel: C): void {
     const { gate } = channel
     const { migration } = gate
-    if (!gate.waiting.includes(channel) || gate.next || !migration?.flows.size) return // it has another main, or none
+    if (!gate.waiting.includes(channel) || gate.lastTurn || !migration?.flows.size) return // it has another main, or none
+    if (strange(channel.kind, migration.lead?.kind) !== '') return // its own main may come
     this.left(channel)
     this.orders.open(channel, migration)
   }
@@ -307,11 +372,16 @@ export function isOpen<M extends GateMigration>(migration: M | undefined): migra
   return migration !== undefined && migration.flows.size > 0 && migration.lead?.over !== true
 }
 
-/** Why a connection cannot be QEMU's, '' where it can. */
-function strange(kind: ChannelKind, { migration }: Gate): string {
+/** Why a connection cannot be QEMU's, '' where it can. @param main what the one that it would belong to is, if any */
+function strange(kind: ChannelKind, main: ChannelKind | undefined): string {
   if (kind === 'unknown') return 'it does not begin as a channel of QEMU does: a probe, or another protocol'
-  if (kind === 'main' || kind === 'recovery' || !isOpen(migration)) return ''
-  const encrypted = migration.lead?.kind === 'tls'
+  if (kind === 'main' || kind === 'recovery' || main === undefined) return ''
+  const encrypted = main === 'tls'
   if (encrypted === (kind === 'tls')) return ''
   return encrypted ? 'plain text beside a migration that QEMU encrypts' : 'TLS beside a migration in plain text'
+}
+
+function remove<T>(list: T[], item: T): void {
+  const at = list.indexOf(item)
+  if (at >= 0) list.splice(at, 1)
 }

@@ -3,6 +3,7 @@
  * The simulation must find each of the faults that are planted below.
  */
 import t from 'tap'
+import { GATHERING_MS } from '../../src/migration/channel-places.ts'
 import {
   CLOSED_CHANNEL_MS,
   Gate,
@@ -16,6 +17,7 @@ import {
   NOTHING_SAID_MS,
   PREEMPT_LATE_MS,
   PREEMPT_SILENT_MS,
+  ROOM_AWAITED_MS,
 } from '../../src/migration/gates.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import { random } from '../template/makers.ts'
@@ -57,6 +59,8 @@ class World implements GateOrders<Channel, Run> {
   readonly gates: Gates<Channel, Run>
   readonly opened: Channel[] = []
   readonly refused: Channel[] = []
+  /** Whether there are flows. */
+  opens = true
 
   constructor(make: typeof Gates<Channel, Run> = Gates, places = { all: 1280, aMigration: 258 }) {
     this.gates = new make(this, places)
@@ -67,6 +71,10 @@ class World implements GateOrders<Channel, Run> {
   }
 
   open(channel: Channel, run: Run): void {
+    if (!this.opens) {
+      this.refuse(channel, 'no flow')
+      return
+    }
     channel.run = run
     run.flows.add(channel)
     run.lastMs = this.nowMs
@@ -288,7 +296,7 @@ t.test('a main that waits for room behind another of its gate', t => {
   const other = world.says(world.arrive(others), 'main')
   world.gates.advised(before.run!, world.nowMs)
   const main = world.says(world.arrive(gate, 'qemu'), 'main')
-  t.equal(gate.next, main)
+  t.equal(gate.lastTurn?.main, main)
   const preempt = world.arrive(gate, 'qemu')
   world.pass(PREEMPT_LATE_MS)
   t.equal(preempt.run, undefined, 'the one before has not ended, and what comes now is not its preempt channel')
@@ -311,6 +319,261 @@ t.test('a main that waits for room behind another of its gate', t => {
   world.pass(PREEMPT_SILENT_MS)
   t.equal(preempt.run, main.run)
   t.not(other.run, main.run)
+  t.end()
+})
+
+/** Room for one that has just begun, and for two that have gathered. */
+const NARROW = { all: 300, aMigration: 258 }
+
+t.test('mains that wait for room at one gate keep their order, and each its channels', t => {
+  const world = new World(Gates, NARROW)
+  const gate: TestGate = new Gate('default')
+  world.says(world.arrive(new Gate<Channel, Run>('other')), 'main')
+  const first = world.says(world.arrive(gate), 'main')
+  const ofFirst = world.says(world.arrive(gate), 'multifd')
+  const second = world.says(world.arrive(gate), 'main')
+  const ofSecond = world.says(world.arrive(gate), 'multifd')
+  t.same([first.run, second.run], [undefined, undefined])
+  world.pass(GATHERING_MS)
+  t.ok(first.run)
+  t.same([ofFirst.run, second.run, ofSecond.run], [first.run, undefined, undefined])
+  world.pass(GATHERING_MS)
+  t.ok(second.run)
+  t.same([ofSecond.run, gate.migration], [second.run, second.run])
+  t.not(second.run, first.run)
+  t.same([gate.turns, gate.waiting], [[], []])
+  t.end()
+})
+
+t.test('one of them gives up', t => {
+  const world = new World(Gates, NARROW)
+  const gate: TestGate = new Gate('default')
+  world.says(world.arrive(new Gate<Channel, Run>('other')), 'main')
+  const first = world.says(world.arrive(gate), 'main')
+  const ofFirst = world.says(world.arrive(gate), 'multifd')
+  const second = world.says(world.arrive(gate), 'main')
+  world.ends(first)
+  world.pass(GATHERING_MS)
+  t.match(ofFirst, { run: undefined, refused: /whose main is gone/ }, "it is never the second one's")
+  t.ok(second.run)
+  t.equal(first.run, undefined)
+
+  const third = world.says(world.arrive(gate), 'main')
+  world.ends(third)
+  t.same(gate.turns, [])
+  t.equal(world.says(world.arrive(gate), 'multifd').run, second.run, 'nobody waits, and this one is open')
+  t.end()
+})
+
+t.test('no room for a minute', t => {
+  const world = new World(Gates, { all: 20, aMigration: 8 })
+  const gate: TestGate = new Gate('default')
+  const busy = [0, 1].map(i => new Gate<Channel, Run>(`busy${i}`))
+  const running = busy.map(other => world.says(world.arrive(other), 'main'))
+  const main = world.says(world.arrive(gate), 'main')
+  const behind = world.says(world.arrive(gate), 'multifd')
+  const startMs = world.nowMs
+  for (let i = 0; main.refused === '' && i < 100; i++) {
+    world.pass(900)
+    world.ends(running[i % 2]!) // one goes and another comes, at once
+    running[i % 2] = world.says(world.arrive(busy[i % 2]!), 'main')
+  }
+  t.ok(world.nowMs - startMs >= ROOM_AWAITED_MS && world.nowMs - startMs < ROOM_AWAITED_MS + 1000)
+  t.match(main, { run: undefined, refused: /no room .* for 60 s/ })
+  t.match(behind, { run: undefined, refused: /no room .* for 60 s/ }, 'with all that came behind it')
+  t.same(gate.turns, [])
+  t.end()
+})
+
+t.test('the main of one that waits is refused by the other side', t => {
+  const world = new World(Gates, NARROW)
+  const gate: TestGate = new Gate('default')
+  world.says(world.arrive(new Gate<Channel, Run>('other')), 'main')
+  const main = world.says(world.arrive(gate), 'main')
+  const behind = world.says(world.arrive(gate), 'multifd')
+  world.opens = false
+  world.pass(GATHERING_MS)
+  t.match([main, behind], [{ refused: /no flow/ }, { refused: /whose main is gone/ }])
+  t.same([gate.migration, gate.turns, gate.waiting], [undefined, [], []])
+  t.end()
+})
+
+t.test('a recovery waits behind a main of its gate', t => {
+  const world = new World(Gates, NARROW)
+  const gate: TestGate = new Gate('default')
+  world.says(world.arrive(new Gate<Channel, Run>('other')), 'main')
+  const main = world.says(world.arrive(gate, 'qemu'), 'main')
+  const multifd = world.says(world.arrive(gate, 'qemu'), 'multifd')
+  // it needs two places, and they are there: but what waits here is not its own
+  const recovery = world.says(world.arrive(gate, 'qemu'), 'recovery')
+  const preempt = world.arrive(gate, 'qemu')
+  world.pass(PREEMPT_SILENT_MS)
+  t.same(
+    [main, multifd, recovery, preempt].map(({ run }) => run),
+    Array(4).fill(undefined),
+  )
+  const alone = world.says(world.arrive(new Gate<Channel, Run>('third')), 'recovery')
+  t.ok(alone.run, 'at another gate one begins at once')
+  world.pass(GATHERING_MS)
+  t.ok(main.run && multifd.run === main.run)
+  t.ok(recovery.run && recovery.run !== main.run, 'and here as soon as the main has begun')
+  world.pass(PREEMPT_SILENT_MS)
+  t.equal(preempt.run, recovery.run)
+  t.equal(gate.migration, recovery.run)
+  t.end()
+})
+
+t.test('TLS and plain text are never one migration, whichever waits', t => {
+  for (const [lead, stranger] of [
+    ['main', 'tls'],
+    ['tls', 'multifd'],
+  ] as const) {
+    const world = new World(Gates, NARROW)
+    const gate: TestGate = new Gate('default')
+    world.says(world.arrive(new Gate<Channel, Run>('other')), 'main')
+    const first = world.says(world.arrive(gate), lead)
+    t.match(world.says(world.arrive(gate), stranger).refused, /beside/, `${stranger} behind ${lead}`)
+    world.pass(GATHERING_MS)
+    t.same(
+      world.opened.filter(({ run }) => run === first.run),
+      [first],
+    )
+  }
+
+  const world = new World()
+  const gate: TestGate = new Gate('default')
+  const multifd = world.says(world.arrive(gate), 'multifd')
+  const tls = world.says(world.arrive(gate), 'tls')
+  t.match(multifd, { run: undefined, refused: /plain text beside/ }, 'multifd before TLS')
+  world.ends(tls, false)
+  const late = world.says(world.arrive(gate), 'multifd')
+  world.pass(LATE_CHANNEL_MS)
+  t.same([late.run, late.refused], [undefined, ''], 'nor has one that is encrypted and has ended such a late one')
+  t.equal(world.says(world.arrive(gate), 'main').run, late.run)
+  t.ok(late.run)
+  t.end()
+})
+
+/** What is there at a gate, and how it comes about. `room`: a migration elsewhere leaves none. */
+const STATES: Record<string, { readonly room?: false; readonly said: readonly ChannelKind[]; readonly over?: true }> = {
+  nothing: { said: [] },
+  'plain, open': { said: ['main'] },
+  'TLS, open': { said: ['tls'] },
+  'plain, ended': { said: ['main'], over: true },
+  'TLS, ended': { said: ['tls'], over: true },
+  'nothing, no room': { room: false, said: [] },
+  'plain, waits': { room: false, said: ['main'] },
+  'TLS, waits': { room: false, said: ['tls'] },
+  'recovery, then plain waits': { room: false, said: ['recovery', 'main'] },
+  'TLS waits, then plain': { room: false, said: ['tls', 'main'] },
+}
+const KINDS: readonly ChannelKind[] = ['main', 'recovery', 'multifd', 'preempt', 'tls', 'unknown']
+/**
+ * begins a migration, is put in `line` until there is room, is opened into the one that is open, `waits` behind the last in
+ * line, is `early` for a main that has not come, or is refused (`-`): by kind.
+ */
+const DECISIONS: Record<string, string> = {
+  nothing: 'begins begins early early begins -',
+  'plain, open': 'begins begins opened opened - -',
+  'TLS, open': 'begins begins - - opened -',
+  'plain, ended': 'begins begins early early begins -',
+  'TLS, ended': 'begins begins early early begins -',
+  'nothing, no room': 'line begins early early line -',
+  'plain, waits': 'line line waits waits - -',
+  'TLS, waits': 'line line - - waits -',
+  'recovery, then plain waits': 'line line waits waits - -',
+  'TLS waits, then plain': 'line line waits waits - -',
+}
+
+function decision(gate: TestGate, channel: Channel): string {
+  if (channel.refused !== '') return '-'
+  if (channel.run) return channel.run.lead === channel ? 'begins' : 'opened'
+  if (gate.turns.at(-1)?.main === channel) return 'line'
+  if (gate.turns.at(-1)?.channels.includes(channel)) return 'waits'
+  return gate.waiting.includes(channel) ? 'early' : 'forgotten'
+}
+
+t.test('every kind in every state of a gate', t => {
+  t.same(Object.keys(STATES), Object.keys(DECISIONS))
+  for (const [state, { room = true, said, over = false }] of Object.entries(STATES)) {
+    const decisions = KINDS.map(kind => {
+      const world = new World(Gates, NARROW)
+      const gate: TestGate = new Gate('default')
+      if (!room) world.says(world.arrive(new Gate<Channel, Run>('other')), 'main')
+      for (const before of said) {
+        const channel = world.says(world.arrive(gate), before)
+        if (over) world.ends(channel, false)
+      }
+      if (room) world.pass(GATHERING_MS) // so that two have room
+      return decision(gate, world.says(world.arrive(gate), kind))
+    })
+    t.equal(decisions.join(' '), DECISIONS[state], state)
+  }
+  t.end()
+})
+
+/** Longest that anything waits which is no silent one beside a migration that runs. */
+const PATIENCE_MS = MAIN_AWAITED_MS + ROOM_AWAITED_MS + 2 * GATHERING_MS
+
+/** Whatever comes in any order, at gates with little room. @returns what went wrong */
+function disorder(seed: number, make: typeof Gates<Channel, Run>): string {
+  const next = random(seed)
+  const world = new World(make, { all: 20 + next(20), aMigration: 8 })
+  const gates = Array.from({ length: 1 + next(3) }, (_, i) => new Gate<Channel, Run>(`t${i}`))
+  const all: Channel[] = []
+  /** The last main of each gate, and those that came behind one while it lived. */
+  const mains = new Map<TestGate, Channel>()
+  const behind = new Map<Channel, Channel>()
+  const lives = (channel?: Channel): boolean => channel !== undefined && !channel.over && channel.refused === ''
+  const say = (channel: Channel, kind: ChannelKind): void => {
+    const { gate } = channel
+    const last = mains.get(gate)
+    const main = lives(last) ? last : undefined
+    world.says(channel, kind)
+    const leads = kind === 'tls' && (channel.run?.lead === channel || gate.lastTurn?.main === channel)
+    if (leads || kind === 'main' || kind === 'recovery') mains.set(gate, channel)
+    else if (main) behind.set(channel, main)
+  }
+  for (let step = 0; step < 60; step++) {
+    const gate = gates[next(gates.length)]!
+    const what = next(12)
+    const channel = all[next(Math.max(all.length, 1))]
+    if (what < 6) {
+      all.push(world.arrive(gate))
+      const kind = (['main', 'multifd', 'multifd', 'tls', 'preempt', 'recovery', 'main', 'unknown'] as const)[next(8)]!
+      if (next(8) > 0) say(all.at(-1)!, kind)
+    } else if (what < 8 && lives(channel)) world.ends(channel!, next(3) > 0)
+    else if (what === 8 && lives(channel) && !channel!.run) world.gates.closed(channel!, world.nowMs)
+    else if (what === 9) world.pass(next(30_000))
+    else world.pass(next(1000))
+  }
+  for (const [channel, main] of behind) {
+    if (channel.run && channel.run.lead !== main)
+      return `a ${channel.kind} channel of another's: it came behind a main that ${main.run ? 'runs' : 'never ran'}`
+  }
+  for (const { run, kind } of all) {
+    if (run?.lead && (kind === 'tls') !== (run.lead.kind === 'tls')) return `${kind} led by ${run.lead.kind}`
+  }
+  for (let i = 0; i < 2; i++) {
+    world.pass(PATIENCE_MS)
+    for (const channel of all) if (channel.run && !channel.over) world.ends(channel)
+  }
+  world.pass(PATIENCE_MS)
+  const forgotten = all.find(({ run, refused, over }) => !run && refused === '' && !over)
+  if (forgotten) return `a ${forgotten.kind} channel is forgotten`
+  for (const { turns, waiting, silent } of gates)
+    if (turns.length + waiting.length + silent.size > 0) return 'something is left at a gate'
+  return ''
+}
+
+const DISORDERS = 1000
+
+t.test('whatever comes is opened or refused, or goes', t => {
+  for (let seed = 1; seed <= DISORDERS; seed++) {
+    const fault = disorder(seed, Gates)
+    if (fault !== '') t.fail(`seed ${seed}: ${fault}`)
+  }
+  t.pass(`${DISORDERS} seeds`)
   t.end()
 })
 
@@ -413,7 +676,7 @@ function simulate(seed: number, make: typeof Gates<Channel, Run>): string {
   return faults[0] ?? ''
 }
 
-/** Gates with a fault in them. */
+/** Gates with a fault in them, which one of the two simulations finds. */
 const PLANTS: readonly { name: string; make: typeof Gates<Channel, Run> }[] = [
   {
     name: 'who is gone stays at its gate',
@@ -472,6 +735,36 @@ const PLANTS: readonly { name: string; make: typeof Gates<Channel, Run> }[] = [
     },
   },
   {
+    name: 'a main takes the place of one that waits',
+    make: class extends Gates<Channel, Run> {
+      override known(channel: Channel, nowMs: number): void {
+        const { gate, kind } = channel
+        if (kind === 'main' && gate.lastTurn) gate.turns.pop()
+        super.known(channel, nowMs)
+      }
+    },
+  },
+  {
+    name: 'whatever waits is of the main that begins',
+    make: class extends Gates<Channel, Run> {
+      override known(channel: Channel, nowMs: number): void {
+        super.known(channel, nowMs)
+        for (const { channels } of channel.gate.turns) channel.gate.waiting.push(...channels.splice(0))
+      }
+    },
+  },
+  {
+    name: 'a recovery does not wait',
+    make: class extends Gates<Channel, Run> {
+      override known(channel: Channel, nowMs: number): void {
+        const { gate, kind } = channel
+        const before = kind === 'recovery' ? gate.turns.splice(0) : []
+        super.known(channel, nowMs)
+        gate.turns.push(...before)
+      }
+    },
+  },
+  {
     name: 'time stands still',
     make: class extends Gates<Channel, Run> {
       override tick(): void {
@@ -497,7 +790,7 @@ t.test('each planted fault is found', t => {
     let found = ''
     for (let seed = 1; seed <= SEEDS && found === ''; seed++) {
       try {
-        found = simulate(seed, make)
+        found = simulate(seed, make) || disorder(seed, make)
       } catch (error) {
         found = String(error)
       }

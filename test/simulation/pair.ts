@@ -718,8 +718,8 @@ class Simulation implements World {
   private isIdle(gate: number): boolean {
     const { source, destination } = this
     const at = source.gates[gate]!
-    const { target, migration, next } = at
-    if (migration || next || source.hasWaiting(at)) return false
+    const { target, migration, turns } = at
+    if (migration || turns.length > 0 || source.hasWaiting(at)) return false
     // no proxy sees an end that lies behind more than it reads ahead: the next main would be given such a channel
     const isUnseen = ({ end, written }: Channel): boolean => {
       if (!end || end.orphaned) return false

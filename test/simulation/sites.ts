@@ -270,8 +270,8 @@ export class SourceSite {
       zero('channels', session.channelCount)
       zero('migrations', session.status().length)
     }
-    for (const { target, migration, next, waiting, silent } of gates) {
-      zero(`connections in gate ${target}`, waiting.length + silent.size + Number(next !== undefined))
+    for (const { target, migration, turns, waiting, silent } of gates) {
+      zero(`connections in gate ${target}`, waiting.length + silent.size + turns.length)
       zero(`migrations in gate ${target}`, Number(migration !== undefined))
     }
     return left
