@@ -224,7 +224,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
       else if (what === 'main') this.mainless(channel, `whose main did not come for ${MAIN_AWAITED_MS / 1000} s`)
       else if (what === 'closed') this.mainless(channel, CLOSED_FIRST)
       else if (what === 'late') this.late(channel)
-      else if (what === 'preempt') this.preempt(channel)
+      else if (what === 'preempt') this.preempt(channel, nowMs)
       else if (what === 'room') this.room(channel, nowMs)
       else this.crowded(channel)
     }
@@ -319,11 +319,15 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   }
 
   /** The time is over in which a silent connection might have said what it is. */
-  private preempt(channel: C): void {
+  private preempt(channel: C, nowMs: number): void {
     const { gate } = channel
     const { migration } = gate
-    if (gate.lastTurn) return // it will be the next one's, or nobody's
     if (!gate.silent.has(channel) || !channel.isSilent || !isOpen(migration) || !migration.postcopyAdvised) return
+    // of the next one, perhaps; where that gives up, of this one after all
+    if (gate.lastTurn) {
+      this.later('preempt', channel, nowMs + PREEMPT_LATE_MS)
+      return
+    }
     // the destination QEMU would take a stranger for its preempt channel
     if (channel.host !== migration.lead?.host) return
     for (const { kind, over } of migration.flows) if (kind === 'preempt' && !over) return

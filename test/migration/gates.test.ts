@@ -365,6 +365,21 @@ t.test('one of them gives up', t => {
   t.end()
 })
 
+t.test('a silent preempt channel while another main waits for room', t => {
+  const world = new World(Gates, { all: 300, aMigration: 258 })
+  const gate: TestGate = new Gate('default')
+  const running = world.says(world.arrive(gate), 'main')
+  world.gates.advised(running.run!, world.nowMs)
+  const silent = world.arrive(gate)
+  const waits = world.says(world.arrive(gate), 'main')
+  world.pass(PREEMPT_SILENT_MS + PREEMPT_LATE_MS)
+  t.equal(silent.run, undefined, "it may be the next one's")
+  world.ends(waits)
+  world.pass(2 * PREEMPT_LATE_MS)
+  t.equal(silent.run, running.run, 'there is no next one')
+  t.end()
+})
+
 t.test('no room for a minute', t => {
   const world = new World(Gates, { all: 20, aMigration: 8 })
   const gate: TestGate = new Gate('default')
