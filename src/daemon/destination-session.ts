@@ -90,6 +90,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   readonly dials: DialQueue<DestinationFlow>
   /** Those that have something to say before the source knows that their migration is taken. */
   private readonly unconfirmed = new Set<DestinationFlow>()
+  /** What the source had acknowledged when those were looked at last. */
+  private lookedAt = 0
   private readonly untold: UntoldChannels
   private ended = false
 
@@ -159,7 +161,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
 
   private isConfirmed(migration: Arrival<DestinationFlow>): boolean {
     const { session } = this.options
-    migration.isConfirmed ||= [...migration.flows].some(({ number }) => session.isKnownTaken(number))
+    if (!migration.isConfirmed)
+      for (const { number } of migration.flows) if (session.isKnownTaken(number)) migration.isConfirmed = true
     return migration.isConfirmed
   }
 
@@ -276,8 +279,12 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
 
   /** The source may have acknowledged that migrations are taken. */
   onWork(): void {
+    const { acked } = this.options.session
+    if (this.unconfirmed.size === 0 || acked === this.lookedAt) return
+    this.lookedAt = acked
+    for (const migration of new Set([...this.unconfirmed].map(flow => flow.migration))) this.isConfirmed(migration)
     for (const flow of this.unconfirmed) {
-      if (!this.isConfirmed(flow.migration)) continue
+      if (!flow.migration.isConfirmed) continue
       this.unconfirmed.delete(flow)
       this.dials.wants(flow)
     }

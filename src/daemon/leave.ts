@@ -1,4 +1,5 @@
 /** How a proxy's process ends where a disk hangs. */
+import { accessSync, constants } from 'node:fs'
 import { EXIT_MS_MAX } from '../limits.ts'
 
 /**
@@ -11,6 +12,7 @@ export function leave(): void {
     // as it is now: an upgrade may have removed its file
     const node = '/proc/self/exe'
     try {
+      accessSync(node, constants.X_OK) // one that fails would abort this process, and leave a core
       process.execve!(node, [node, '-e', `process.exitCode = ${process.exitCode ?? 0}`], {})
     } catch {
       process.kill(process.pid, 'SIGKILL')

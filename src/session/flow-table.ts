@@ -3,11 +3,18 @@
 import { FLOWS_MAX, FLOWS_UNENDED_MAX, OPENS_BURST, OPENS_PER_SECOND } from '../limits.ts'
 import type { FlowInfo } from '../wan/bodies.ts'
 import type { Flow } from './flow.ts'
+import type { SessionState } from './states.ts'
 
 const NUMBER_MAX = 65535
 
 /** Which flows may be opened: of any migration, of those that run, none. */
 export type Opens = 'any' | 'running' | 'none'
+
+/** @param drains whether running migrations alone may have further flows */
+export function opensIn(state: SessionState, drains: boolean): Opens {
+  if (state === 'closed' || state === 'closing' || state === 'stranded') return 'none'
+  return drains ? 'running' : 'any'
+}
 
 export class FlowTable {
   private readonly flows = new Map<number, Flow>()

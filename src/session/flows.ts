@@ -293,12 +293,6 @@ export class Flows {
     this.offerCredit(state)
   }
 
-  /** As Session.setWindow. */
-  setWindow(flow: number, bytes: number): void {
-    const state = this.table.get(flow)
-    if (state?.window.grow(bytes)) this.offerCredit(state)
-  }
-
   private offerCredit(flow: Flow): void {
     if (flow.window.due || !flow.isListening || !flow.window.isWorthTelling) return
     this.outbox.enqueueCredit(flow)

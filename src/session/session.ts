@@ -20,6 +20,7 @@ import type { AnswerRoom } from './answer-room.ts'
 import type { FlowInfo, FlowSink, Role, SessionOptions, SessionState, SessionStats, TransportSink } from './api.ts'
 import { bulkQuantum, bulkRoom } from './bulk.ts'
 import { ColdPages } from './cold-pages.ts'
+import { opensIn } from './flow-table.ts'
 import { Flows } from './flows.ts'
 import type { Inbox } from './inbox.ts'
 import type { Outbox } from './outbox.ts'
@@ -73,7 +74,7 @@ export class Session {
       ...{ role, transport, served, memory, outbox, answers, parts, initialCredit },
       flowPlaces: options.flowPlaces,
       now: () => this.nowMs,
-      opens: () => this.opens,
+      opens: () => opensIn(this.sessionState, this.paths.draining || (role === 'client' && this.peerDraining)),
       fault,
     })
     this.coldPages = new ColdPages({ role, transport, served, outbox, fault })
@@ -368,6 +369,11 @@ export class Session {
     return this.flows.unheard.has(flow)
   }
 
+  /** Sequence number up to which the peer has all frames. */
+  get acked(): number {
+    return this.outbox.acked
+  }
+
   /** Server: whether the client knows that the flow is taken: from then on it does not send it on another session. */
   isKnownTaken(flow: number): boolean {
     const taken = this.flows.get(flow)?.takenSequence ?? 0
@@ -389,23 +395,12 @@ export class Session {
     return this.flows.dataRoom(flow, wanted, this.paths.laneBytes)
   }
 
-  /** The local QEMU's socket took so many raw bytes of the flow: the peer may send as many more. */
+  /**
+   * The local QEMU's socket took so many raw bytes of the flow: the peer may send as many more. Its window grows while the
+   * QEMU keeps up, as far as the memory budget has it.
+   */
   consumed(flow: number, bytes: number): void {
     this.flows.consumed(flow, bytes, Math.max(this.paths.rttMs, 1))
-  }
-
-  /**
-   * Credit window given to the peer for this flow, as far as the memory budget has it; grows by itself while the local
-   * QEMU keeps up. Never shrinks.
-   */
-  setWindow(flow: number, bytes: number): void {
-    this.flows.setWindow(flow, bytes)
-  }
-
-  private get opens(): 'any' | 'running' | 'none' {
-    const { sessionState: state } = this
-    if (state === 'closed' || state === 'closing' || state === 'stranded') return 'none'
-    return this.paths.draining || (this.role === 'client' && this.peerDraining) ? 'running' : 'any'
   }
 
   // What to encode ---------------------------------------------------------------------------------------------------
