@@ -378,7 +378,7 @@ export const NBD_CONTEXTS_MAX = 64
 /** Pages of them that a server may have asked for and not been sent (protocol): all of one batch. */
 export const WANTED_PAGES_MAX = 256
 
-/** Pages of them that one session may have: 128 GiB, for which a source keeps 740 MB in memory, a destination 540. */
+/** Pages of them that one session may have: 128 GiB, for which a source keeps up to 870 MB in memory, a destination 540. */
 export const COLD_PAGES_MAX = 2 ** 25
 
 /** Bytes of one read: most matches come in runs, and 64 KiB take a disk hardly longer than 4. */
