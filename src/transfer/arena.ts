@@ -25,6 +25,7 @@ import {
 import type { SetFile } from '../store/set-file.ts'
 import { type EventLoop, nextTurn } from './event-loop.ts'
 import { Space } from './space.ts'
+import { SparePages } from './warmth.ts'
 
 /** Template pages that are put into a table in one turn of the event loop: about 1 ms. */
 const INDEX_STEP = 1024
@@ -72,6 +73,7 @@ export interface WantedSet {
 
 export class Arena {
   readonly memory: WebAssembly.Memory
+  readonly sparePages: SparePages
   /** Sessions that live. */
   sessions = 0
   /** When the last of them ended, in ms. */
@@ -102,6 +104,7 @@ export class Arena {
     }
     this.memory = memory
     this.pagesMax = pagesMax
+    this.sparePages = new SparePages(pagesMax * WASM_PAGE_BYTES)
     this.space = new Space(end, pagesMax * WASM_PAGE_BYTES - SLACK_BYTES)
     writeKeys(memory.buffer, keys, pageKey)
   }

@@ -112,7 +112,7 @@ export class Pools {
   private sweepDue = false
   private readonly loop: EventLoop
   private readonly turns: Turns
-  private readonly spare = new SpareRing()
+  private readonly spare = new SpareRing(() => this.arenas.reduce((sum, { sparePages }) => sum + sparePages.bytes, 0))
 
   /**
    * @param options.setsBytesMax bytes that sets may take in all memories together: where sessions do not fit into one memory
@@ -278,7 +278,7 @@ export class Pools {
       workspaces.push(new Workspace(kernel.bytes, next))
     const slots: number[] = []
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
-    const warmth = new Warmth(kernel, this.loop, request.ringInAdvance ?? 'never', this.spare)
+    const warmth = new Warmth(kernel, this.loop, request.ringInAdvance ?? 'never', this.spare, arena.sparePages)
     let closed: Promise<void> | undefined
     return {
       kernel,

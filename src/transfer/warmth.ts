@@ -6,8 +6,8 @@ import { type Kernel, PAGE_BYTES } from '../kernel/kernel.ts'
 import { type EventLoop, nextTurn } from './event-loop.ts'
 
 /**
- * What of a ring is committed before a migration comes: all of it; all of it where no other ring of the process is, and no
- * migration runs; nothing.
+ * What of a ring is committed before a migration comes: all of it; all of it where no other ring of the process is or was,
+ * and no migration runs; nothing.
  */
 export type RingInAdvance = 'always' | 'spare' | 'never'
 
@@ -18,13 +18,59 @@ const COMMIT_STEP_BYTES = 1 << 20
 /** Template pages whose long matches are made known in one turn: about 1 ms. */
 const REMEMBER_STEP = 512
 
+/** Pages of a memory that were committed for a spare ring: they stay so as long as the memory, whoever has their place. */
+export class SparePages {
+  bytes = 0
+  private readonly pages: Uint8Array
+
+  constructor(memoryBytes: number) {
+    this.pages = new Uint8Array(memoryBytes / PAGE_BYTES)
+  }
+
+  /** How many bytes of a stretch are, before the first that are not. */
+  ready(at: number, length: number): number {
+    const first = this.pages.indexOf(0, at / PAGE_BYTES)
+    return first < 0 ? length : Math.min(length, first * PAGE_BYTES - at)
+  }
+
+  /** Bytes of a stretch that are not. */
+  missing(at: number, length: number): number {
+    let bytes = 0
+    for (const page of this.stretch(at, length)) if (page === 0) bytes += PAGE_BYTES
+    return bytes
+  }
+
+  add(at: number, length: number): void {
+    this.bytes += this.missing(at, length)
+    this.stretch(at, length).fill(1)
+  }
+
+  private stretch(at: number, length: number): Uint8Array {
+    return this.pages.subarray(at / PAGE_BYTES, (at + length) / PAGE_BYTES)
+  }
+}
+
 /**
  * Which of the rings that wait for a migration is the spare one: the one of which most is committed, and of several the one
- * that came first. So there is one, however often sessions come, begin and end.
+ * that came first. What was committed for one that is over counts as long as its memory, so all of it is one ring, however
+ * often sessions come, begin and end.
  */
 export class SpareRing {
   private readonly idle = new Set<Warmth>()
+  private readonly committedBytes: () => number
   private running = 0
+
+  /** @param committedBytes of all memories: what is committed for spare rings, of sessions that live and that are over */
+  constructor(committedBytes: () => number) {
+    this.committedBytes = committedBytes
+  }
+
+  /** Puts a stretch of a ring of so many bytes down as committed. False: all that is would be more than the ring. */
+  takes(pages: SparePages, at: number, length: number, ringBytes: number): boolean {
+    if (this.committedBytes() + pages.missing(at, length) > ringBytes) return false
+    pages.add(at, length)
+    return true
+  }
 
   /** A session waits for a migration. */
   waits(ring: Warmth): void {
@@ -68,20 +114,24 @@ export class Warmth {
   private readonly loop: EventLoop
   private readonly inAdvance: RingInAdvance
   private readonly spare: SpareRing
+  private readonly sparePages: SparePages
   private readonly ringBytes: number
-  private committed = 0
+  private committed: number
   private remembered: Promise<void> | undefined
   private committing = false
   private migrating = false
   private ended = false
   private resolveReady!: () => void
 
-  constructor(kernel: Kernel, loop: EventLoop, inAdvance: RingInAdvance, spare: SpareRing) {
+  /** @param sparePages of the memory that the session is in */
+  constructor(kernel: Kernel, loop: EventLoop, inAdvance: RingInAdvance, spare: SpareRing, sparePages: SparePages) {
     this.kernel = kernel
     this.loop = loop
     this.ringBytes = kernel.layout.ringPages * PAGE_BYTES
     this.inAdvance = this.ringBytes === 0 ? 'never' : inAdvance
     this.spare = spare
+    this.sparePages = sparePages
+    this.committed = this.inAdvance === 'spare' ? sparePages.ready(kernel.layout.ring, this.ringBytes) : 0
     this.ready = new Promise(done => {
       this.resolveReady = done
     })
@@ -140,8 +190,13 @@ export class Warmth {
   private get wanted(): number {
     const { ringBytes, inAdvance, migrating, spare } = this
     if (!migrating && (inAdvance === 'always' || (inAdvance === 'spare' && spare.is(this)))) return ringBytes
-    if (this.remembered === undefined) return 0 // nothing has begun yet
-    return Math.min(ringBytes, this.kernel.ringUsed * PAGE_BYTES + COMMIT_AHEAD_BYTES)
+    return this.ahead
+  }
+
+  /** Those that a migration needs soon. */
+  private get ahead(): number {
+    if (this.remembered === undefined) return 0 // none has begun yet
+    return Math.min(this.ringBytes, this.kernel.ringUsed * PAGE_BYTES + COMMIT_AHEAD_BYTES)
   }
 
   private async commit(): Promise<void> {
@@ -150,8 +205,11 @@ export class Warmth {
       await nextTurn(this.loop)
       if (this.ended) return
       if (this.committed >= this.wanted) break // a migration has begun
+      const at = this.kernel.layout.ring + this.committed
       const length = Math.min(COMMIT_STEP_BYTES, this.ringBytes - this.committed)
-      this.kernel.commit(this.kernel.layout.ring + this.committed, length)
+      const isSpare = this.inAdvance === 'spare' && this.committed >= this.ahead
+      if (isSpare && !this.spare.takes(this.sparePages, at, length, this.ringBytes)) break
+      this.kernel.commit(at, length)
       this.committed += length
     }
     this.committing = false

@@ -537,17 +537,20 @@ interface Ring {
   readonly mib: () => number
 }
 
-/** A session with a ring of 16 MiB. */
-async function ringOf(pools: Pools, ringInAdvance: RingInAdvance): Promise<Ring> {
-  const pool = await pools.open({ ...request('decoder', undefined, []), ringPages: 16 * (MIB / PAGE), ringInAdvance })
-  let next = pool.kernel.layout.ring
+/** A session with a ring of so many MiB. */
+async function ringOf(pools: Pools, ringInAdvance: RingInAdvance, ringMib = 16): Promise<Ring> {
+  const ringPages = ringMib * (MIB / PAGE)
+  const pool = await pools.open({ ...request('decoder', undefined, []), ringPages, ringInAdvance })
+  let next: number | undefined
+  let bytes = 0
   Object.defineProperty(pool.kernel, 'commit', {
     value: (at: number, length: number) => {
-      if (at !== next) throw new Error(`${at} is committed, not ${next}`) // nothing twice, nothing left out
-      next += length
+      if (at !== (next ?? at)) throw new Error(`${at} is committed, not ${next}`) // nothing twice, nothing left out
+      next = at + length
+      bytes += length
     },
   })
-  return { pool, mib: () => (next - pool.kernel.layout.ring) / MIB }
+  return { pool, mib: () => bytes / MIB }
 }
 
 async function turns(count = 40): Promise<void> {
@@ -608,8 +611,15 @@ t.test('of the rings of many sessions one is committed in advance', async t => {
   for (let i = 0; i < 4; i++) sessions.push(await ringOf(pools, 'spare'))
   const [a, b, c, d] = sessions as [Ring, Ring, Ring, Ring]
   const now = () => sessions.map(({ mib }) => mib())
+  await turns(4)
+  c.pool.migrates(true)
+  const then = now()
+  t.ok(then[0]! > 0 && then[0]! < 8, 'of the one that came first, until')
   await turns()
-  t.same(now(), [16, 0, 0, 0], 'of the one that came first')
+  t.same(now(), then, 'a migration begins: nothing is committed for whoever asks for nothing')
+  c.pool.migrates(false)
+  await turns()
+  t.same(now(), [16, 0, 0, 0], 'then all of it')
   a.pool.migrates(true)
   a.pool.migrates(true)
   await turns()
@@ -621,24 +631,77 @@ t.test('of the rings of many sessions one is committed in advance', async t => {
   await b.pool.warm()
   await turns()
   t.same(now(), [16, 8, 0, 0], 'another has what is ahead of it')
+  b.pool.migrates(false)
+  c.pool.migrates(true)
+  await c.pool.close() // while its migration runs
   await a.pool.close()
   await turns()
-  t.same(now(), [16, 8, 0, 0], 'nothing is done as long as it runs')
-  b.pool.migrates(false)
+  t.same(now(), [16, 8, 0, 0], 'what one that is over had is in memory still: there is none for another')
+  const again = await ringOf(pools, 'spare')
+  t.equal(again.pool.kernel.layout.ring, a.pool.kernel.layout.ring)
   await turns()
-  t.same(now(), [16, 16, 0, 0], 'then the spare one is the one of which most is there')
-  const closed = b.pool.close()
-  await turns(4)
-  c.pool.migrates(true)
-  const then = now()
-  t.ok(then[2]! > 0 && then[2]! < 8, 'the next one, until')
-  await turns()
-  t.same(now(), then, 'a migration begins: nothing is committed for whoever asks for nothing')
-  await closed
-  await c.pool.close() // while its migration runs
-  await turns()
-  t.same([d.mib(), then[3]], [16, 0], 'a session that ends stands in nobody’s way')
+  t.equal(again.mib(), 0, 'and whoever has its place has it ready')
+  await b.pool.close()
   await d.pool.close()
+  const between = await ringOf(pools, 'spare', 0)
+  await again.pool.close()
+  const larger = await ringOf(pools, 'spare', 24)
+  t.not(larger.pool.kernel.layout.ring, a.pool.kernel.layout.ring)
+  await turns()
+  t.equal(larger.mib(), 24 - 16, 'one that is larger and elsewhere gets what it has more')
+  await larger.pool.close()
+  await between.pool.close()
+  const whole = await ringOf(pools, 'spare', 64)
+  const moved = whole.pool.kernel.layout.ring - a.pool.kernel.layout.ring // its tables are larger
+  t.ok(moved > 0 && moved < MIB, `${moved} bytes`)
+  await turns(80)
+  t.equal(whole.mib(), 64 - 16, 'a place that is ready in part is made ready, but for what it has moved')
+  await whole.pool.close()
+})
+
+/** Distinct MiB of rings of these sessions that are committed. */
+function committedOf() {
+  const pages = new Set<number>()
+  const watch = (pool: OpenPool): OpenPool => {
+    const { commit } = pool.kernel
+    Object.defineProperty(pool.kernel, 'commit', {
+      value: (at: number, length: number) => {
+        for (let p = at; p < at + length; p += PAGE) pages.add(p)
+        commit(at, length)
+      },
+    })
+    return pool
+  }
+  return { watch, mib: () => (pages.size * PAGE) / MIB }
+}
+
+t.test('sessions that end and come again have one ring committed', async t => {
+  const committed = committedOf()
+  const pools = new Pools()
+  const opened = async (mib: number): Promise<OpenPool> => {
+    const ringPages = mib * (MIB / PAGE)
+    const pool = committed.watch(
+      await pools.open({ ...request('decoder', undefined, []), ringPages, places: 0, ringInAdvance: 'spare' }),
+    )
+    await turns()
+    return pool
+  }
+  const sessions: OpenPool[] = []
+  for (let i = 0; i < 6; i++) sessions.push(await opened(8))
+  t.equal(committed.mib(), 8)
+  for (let i = 0; i < 6; i++) {
+    await sessions[i]!.close()
+    sessions[i] = await opened(8)
+  }
+  t.equal(committed.mib(), 8, 'in the places of others')
+  for (const pool of sessions.splice(0)) await pool.close()
+  for (let mib = 8; mib < 16; mib++) {
+    const pool = await opened(mib)
+    sessions.push(await opened(0)) // whose place keeps the two around it from being one
+    await pool.close()
+  }
+  t.ok(committed.mib() <= 15, `${committed.mib()} MiB, in places that nobody had before`)
+  for (const pool of sessions) await pool.close()
 })
 
 t.test('many idle sessions cost one ring', async t => {
