@@ -159,6 +159,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
       listen: peer.listen.map(entry => ({ ...entry, group: groupOf(entry.group) })),
       beyondLoopback: false,
       peer,
+      name: peer.name,
       effort: configuration.effort,
       connections: peer.connections,
       rate: peer.rate,

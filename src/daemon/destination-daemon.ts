@@ -18,7 +18,7 @@ import { FEATURE } from '../wan/wire.ts'
 import { DestinationSession } from './destination-session.ts'
 import type { Events } from './events.ts'
 import { SessionSets } from './session-sets.ts'
-import { type DestinationStatus, withoutFlows } from './status.ts'
+import { type DestinationStatus, expiriesOf, type LinkStatus, withoutFlows } from './status.ts'
 
 /** Expanded batches that QEMU's sockets have not taken yet; further ones are copied. */
 const OUTPUT_SLOTS = 8
@@ -74,6 +74,8 @@ export class DestinationDaemon {
   private readonly pools: Pools
   private readonly shares: RingShares
   private readonly grants = new Map<Link, RingGrant>()
+  /** What each session of `sessions` uses. */
+  private readonly setCounts = new WeakMap<Link, Pick<LinkStatus, 'sets' | 'coldSets'>>()
   /** Idle sessions that were asked to end, so that their rings can be shared anew. */
   private readonly asked = new WeakSet<Link>()
   private readonly patience: PatienceTimes
@@ -112,11 +114,13 @@ export class DestinationDaemon {
   status(): DestinationStatus {
     return {
       role: 'destination',
+      certificates: expiriesOf(this.options.credentials),
       listening: this.addresses.map(({ address, port }) => `${address}:${port}`),
       stopping: this.stopping,
       sessions: Array.from(this.sessions, ([link, session]) => ({
         link: link.id.slice(0, 8),
         peer: link.identity,
+        ...this.setCounts.get(link)!,
         stats: withoutFlows(link.session.stats()),
         ...session.status(),
       })),
@@ -271,6 +275,7 @@ export class DestinationDaemon {
           link: link.id.slice(0, 8),
         })
         this.sessions.set(link, session)
+        this.setCounts.set(link, { sets: sets.length, coldSets: cold.length })
         this.grants.set(link, grant)
         options.onStatus?.(`${this.sessions.size} sessions`)
         const over = async (): Promise<void> => {
@@ -315,7 +320,7 @@ export class DestinationDaemon {
       now: () => performance.now(),
       onFailure: error => void link.abort(error),
       onSetFailure: error => void this.sets.exclude(error, true), // the next session goes without
-      onMigrationEnd: ({ level, ...summary }) => log[level]('migration ended', summary),
+      onMigrationEnd: ({ level, ...summary }) => log[level]('migration ended', { ...summary, peer: holder }),
     })
   }
 

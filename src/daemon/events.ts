@@ -36,7 +36,7 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   'settings not read: the old ones stay': Failure
   'mistake in the settings': { readonly at: string; readonly what: string; readonly hint: string }
   'a restart is needed for changed settings': { readonly settings: string }
-  rate: { readonly bytesPerSecond: number | 'none' }
+  rate: { readonly bytesPerSecond: number | 'none'; readonly peer?: string }
   // template sets
   'template store cannot be read: going on without sets': Failure
   'what is in force cannot be read': Failure
@@ -71,7 +71,10 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   'connections wait for another session': { readonly connections: number }
   'migration arrives': NamedMigration & { readonly target: string; readonly kind: string }
   'target refused': Failure & { readonly migration: number; readonly target: string }
-  'migration ended': Omit<MigrationSummary, 'level'> | Omit<ArrivalSummary, 'level'>
+  'migration ended': (Omit<MigrationSummary, 'level'> | Omit<ArrivalSummary, 'level'>) & {
+    /** Where it went, or whence it came: the other proxy, as it is called in a status. */
+    readonly peer: string
+  }
 }
 
 /** What happened, once. */

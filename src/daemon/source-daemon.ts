@@ -24,10 +24,12 @@ import { SourceMemory, type SourceMemoryOptions } from './source-memory.ts'
 import { type PresentSession, type Rejection, SourceReception } from './source-reception.ts'
 import { SourceSession } from './source-session.ts'
 import { type AgreedTerms, SourceTerms, type SourceTermsOptions } from './source-terms.ts'
-import { type SourceStatus, withoutFlows } from './status.ts'
+import { expiriesOf, type SourceStatus, withoutFlows } from './status.ts'
 
 export interface SourceOptions extends SourceListenersOptions, SourceMemoryOptions, SourceTermsOptions {
   readonly peer: { readonly host: string; readonly port: number }
+  /** What the peer is called here. Default: HOST:PORT. */
+  readonly name?: string
   /** undefined: plain text, because the operator said so. */
   readonly credentials: Credentials | undefined
   readonly connections: number
@@ -52,6 +54,8 @@ export class SourceDaemon {
   private readonly reception: SourceReception
   private client: LinkClient | undefined
   private session: SourceSession | undefined
+  /** Of that session. */
+  private agreed: AgreedTerms | undefined
   private stopping = false
   private migrations = 0
   private rate: number
@@ -95,18 +99,29 @@ export class SourceDaemon {
     return `${host}:${port}`
   }
 
+  /** What it is called for people. */
+  private get name(): string {
+    return this.options.name ?? this.peerName
+  }
+
   /** How it is just now. */
   status(): SourceStatus {
-    const { client, session } = this
+    const { client, session, agreed } = this
     return {
       role: 'source',
+      peer: this.name,
+      address: this.peerName,
+      rate: Number.isFinite(this.rate) ? this.rate : undefined,
+      certificates: expiriesOf(this.options.credentials),
       listening: this.addresses.map(formatAddress),
       stopping: this.stopping,
       session:
-        client && session
+        client && session && agreed
           ? {
               link: client.link.id.slice(0, 8),
-              peer: this.peerName,
+              peer: this.name,
+              sets: agreed.sets.length,
+              coldSets: agreed.cold.length,
               stats: withoutFlows(client.session.stats()),
               migrations: session.status(),
             }
@@ -244,6 +259,7 @@ export class SourceDaemon {
       const agreed = await terms.agree(await client.open())
       session = this.makeSession(client, agreed)
       this.session = session
+      this.agreed = agreed
       client.link.serve(session)
       // whoever waits for this line finds all of it ready; a QEMU that comes before does not wait
       if (this.reception.waiting.length === 0) await Promise.race([agreed.pool.ready, client.link.ended])
@@ -259,6 +275,7 @@ export class SourceDaemon {
     } finally {
       await session?.end('the session has ended')
       this.session = undefined
+      this.agreed = undefined
       this.client = undefined
       terms.close().catch(error => this.tellDefect(error))
     }
@@ -330,7 +347,7 @@ export class SourceDaemon {
   }
 
   private migrationEnded({ level, ...fields }: MigrationSummary): void {
-    this.qemuLog[level]('migration ended', fields)
+    this.qemuLog[level]('migration ended', { ...fields, peer: this.name })
     if (this.stopping) this.refuseNew()
     this.reception.closeIfIdle()
   }

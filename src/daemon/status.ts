@@ -1,4 +1,5 @@
 /** How a proxy is, when it is asked: plain data, a snapshot. Units stand in the names; times are since the beginning. */
+import type { Credentials } from '../link/credentials.ts'
 import type { DepartureStatus, MigrationStatus } from '../migration/summary.ts'
 import type { SessionStats } from '../session/api.ts'
 
@@ -8,11 +9,26 @@ export interface LinkStatus {
   readonly link: string
   /** Who the other proxy is: as it proved it, or where it is. */
   readonly peer: string
+  /** Template sets that both sides have, in memory and on the disk. */
+  readonly sets: number
+  readonly coldSets: number
   readonly stats: Omit<SessionStats, 'flows'>
+}
+
+/** A certificate or a list of revoked ones, and the end of its time. */
+export interface Expiry {
+  readonly file: string
+  readonly expires: string
 }
 
 export interface SourceStatus {
   readonly role: 'source'
+  /** What the other proxy is called here, and where it is. */
+  readonly peer: string
+  readonly address: string
+  /** Cap on the WAN, bytes a second; undefined: none. */
+  readonly rate: number | undefined
+  readonly certificates: readonly Expiry[]
   readonly listening: readonly string[]
   readonly stopping: boolean
   /** undefined: there is none just now. */
@@ -25,6 +41,7 @@ export interface SourceStatus {
 
 export interface DestinationStatus {
   readonly role: 'destination'
+  readonly certificates: readonly Expiry[]
   readonly listening: readonly string[]
   readonly stopping: boolean
   readonly sessions: readonly (LinkStatus & {
@@ -34,6 +51,13 @@ export interface DestinationStatus {
     /** DATA frames and batches that wait for QEMUs. */
     readonly pieces: number
   })[]
+}
+
+export function expiriesOf(credentials: Credentials | undefined): Expiry[] {
+  const periods = credentials?.periods ?? []
+  return periods
+    .filter(({ toMs }) => Number.isFinite(toMs))
+    .map(({ file, toMs }) => ({ file, expires: new Date(toMs).toISOString() }))
 }
 
 /** A migration's flows are told as its channels. */

@@ -111,6 +111,11 @@ export class Credentials {
     return [...this.#loaded.warnings, ...complaints(this.#loaded.periods)]
   }
 
+  /** From when to when certificates and revocation lists are valid. */
+  get periods(): readonly Period[] {
+    return this.#loaded.periods
+  }
+
   /** SHA-256 of our certificate (X.509) or our username (PSK client), for the log. */
   get describe(): string {
     const l = this.#loaded

@@ -123,8 +123,8 @@ export class Daemons implements AsyncDisposable {
   readonly source: SourceDaemon
   /** Names of the events of both, in order. */
   readonly told: readonly string[]
-  readonly summaries: MigrationSummary[]
-  readonly arrivals: ArrivalSummary[]
+  readonly summaries: (MigrationSummary & { readonly peer: string })[]
+  readonly arrivals: (ArrivalSummary & { readonly peer: string })[]
   readonly wan: Wan
   private readonly clients: net.Socket[] = []
 
@@ -134,8 +134,8 @@ export class Daemons implements AsyncDisposable {
     wan: Wan,
     source: SourceDaemon,
     told: string[],
-    summaries: MigrationSummary[],
-    arrivals: ArrivalSummary[],
+    summaries: Daemons['summaries'],
+    arrivals: Daemons['arrivals'],
   ) {
     this.summaries = summaries
     this.arrivals = arrivals
@@ -165,8 +165,8 @@ export class Daemons implements AsyncDisposable {
     target.server.listen(0, '127.0.0.1')
     await once(target.server, 'listening')
     const told: string[] = []
-    const summaries: MigrationSummary[] = []
-    const arrivals: ArrivalSummary[] = []
+    const summaries: Daemons['summaries'] = []
+    const arrivals: Daemons['arrivals'] = []
     events.subscribe(({ level, event, fields }) => {
       told.push(event)
       if (event !== 'migration ended') return

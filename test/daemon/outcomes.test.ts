@@ -30,13 +30,14 @@ async function migrate(pair: Daemons, bytes: Buffer): Promise<{ source: net.Sock
 }
 
 /** What both sides say of the migration that ended last. */
-async function told(t: Test, pair: Daemons, source: Outcome, destination: Outcome, reason: RegExp): Promise<void> {
+async function told(t: Test, pair: Daemons, source: Outcome, destination: Outcome, reason: RegExp) {
   await until('both summaries', () => pair.summaries.length > 0 && pair.arrivals.length > 0)
   const [summary, arrival] = [pair.summaries.pop()!, pair.arrivals.pop()!]
   t.match(summary, { outcome: source, reason }, `source: ${summary.reason}`)
   t.match(arrival, { outcome: destination }, `destination: ${arrival.reason}`)
   t.equal(arrival.id, summary.id, `one name for it at both sites: ${summary.id}`)
   t.equal(arrival.machine, summary.machine)
+  return [summary, arrival]
 }
 
 t.test('a migration that is completed', async t => {
@@ -170,7 +171,8 @@ for (const postcopyWaits of [true, false]) {
 
 t.test('how both proxies are, while a migration runs and after it', async t => {
   await using pair = await Daemons.start()
-  t.match(pair.source.status(), { role: 'source', stopping: false, waiting: 0, connections: 0 })
+  const { peer } = pair.source.status()
+  t.match(pair.source.status(), { role: 'source', stopping: false, waiting: 0, connections: 0, address: peer })
   const { source, destination } = await migrate(pair, PRECOPY.subarray(0, 500_000))
   const [here, there] = [pair.source.status(), pair.destination.status()]
   t.same(structuredClone([here, there]), [here, there], 'plain data')
@@ -183,6 +185,12 @@ t.test('how both proxies are, while a migration runs and after it', async t => {
   t.ok(departure!.bytes > 400_000 && departure!.bytesWan > 0, `${departure!.bytes} bytes`)
   destination.on('end', () => destination.end())
   source.end()
-  await told(t, pair, 'cancelled', 'cancelled', /middle/)
+  t.match(here.session, { peer, sets: 0, coldSets: 0 })
+  const ends = await told(t, pair, 'cancelled', 'cancelled', /middle/)
+  t.same(
+    ends.map(({ peer }) => peer),
+    [peer, there.sessions[0]!.peer],
+    'each says who the other is',
+  )
   t.same([pair.source.status().session!.migrations, pair.destination.status().sessions[0]!.migrations], [[], []])
 })

@@ -223,7 +223,12 @@ t.test('ends as people read them', t => {
     const departure = begun(['main'], number)
     if (cause) departure.record.ended(cause)
     const { level, ...fields } = departure.summary(2000)
-    const sentence = sentenceOf({ level, event: 'migration ended', fields, cause: undefined })
+    const sentence = sentenceOf({
+      level,
+      event: 'migration ended',
+      fields: { ...fields, peer: 'dc2' },
+      cause: undefined,
+    })
     return { level, outcome: fields.outcome, ...sentence }
   }
   t.match(
