@@ -65,6 +65,10 @@ export const ERROR_EXIT = {
   CHANNEL_MISSING: 13,
   /** A channel was changed by somebody else meanwhile, or names sets that the store does not have. */
   CHANNEL_CONFLICT: 13,
+  /** No migration of that id runs here. */
+  MIGRATION_MISSING: 14,
+  /** A migration whose guest may run at the destination already is not cancelled here. */
+  CANCEL_REFUSED: 14,
   /** A defect of ours. */
   INTERNAL: 70,
 } as const

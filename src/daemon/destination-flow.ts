@@ -258,8 +258,11 @@ export class DestinationFlow implements SocketSink {
   }
 
   resetByPeer(code: number, text: string): void {
-    const by = code === CODE.QEMU_LOST ? 'source' : 'pair'
-    this.endsBy({ by, how: 'broke', text: `the source side broke off${text ? `: ${text}` : ''}` })
+    if (code === CODE.CANCELLED) this.endsBy({ by: 'operator', how: 'broke', text })
+    else {
+      const by = code === CODE.QEMU_LOST ? 'source' : 'pair'
+      this.endsBy({ by, how: 'broke', text: `the source side broke off${text ? `: ${text}` : ''}` })
+    }
     this.on('reset')
   }
 

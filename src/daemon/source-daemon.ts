@@ -9,7 +9,7 @@ import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
 import { PausedMigrations } from '../migration/paused.ts'
-import type { MigrationSummary } from '../migration/summary.ts'
+import type { MigrationSummary, NamedMigration } from '../migration/summary.ts'
 import { type Address, formatAddress } from '../relay/address.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
@@ -171,6 +171,11 @@ export class SourceDaemon {
   setRate(bytesPerSecond: number): void {
     this.rate = bytesPerSecond
     this.client?.session.setRate(bytesPerSecond)
+  }
+
+  /** Ends a migration that leaves here. @returns undefined: none of that id does. @throws ProxyError CANCEL_REFUSED */
+  cancel(id: string): NamedMigration | undefined {
+    return this.session?.cancel(id)
   }
 
   /** Takes no new migrations; running ones finish. */

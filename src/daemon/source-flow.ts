@@ -41,6 +41,8 @@ interface Why {
   readonly text: string
 }
 
+const CANCELLED: Cause = { by: 'operator', how: 'broke', text: 'cancelled by the operator of the source proxy' }
+
 const NO_REASON: Why = { code: CODE.NONE, text: '' }
 
 /** What a flow needs of the half that it belongs to. */
@@ -325,9 +327,17 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
 
   /** The WAN has been gone for too long. @returns false where it was over already */
   giveUp(reason: string): boolean {
+    return this.tearDown({ by: 'pair', how: 'broke', text: reason }, CODE.PEER_LOST)
+  }
+
+  cancel(): boolean {
+    return this.tearDown(CANCELLED, CODE.CANCELLED)
+  }
+
+  private tearDown(cause: Cause, code: number): boolean {
     if (!this.life.isUp) return false
-    this.endsBy({ by: 'pair', how: 'broke', text: reason })
-    this.on('givenUp', { code: CODE.PEER_LOST, text: reason })
+    this.endsBy(cause)
+    this.on('givenUp', { code, text: cause.text })
     return true
   }
 

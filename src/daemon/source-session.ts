@@ -10,7 +10,7 @@ import type { LinkSink } from '../link/api.ts'
 import { TickTimer } from '../link/tick-timer.ts'
 import { SourceChannels, type SourceOrders } from '../migration/source-channels.ts'
 import { SourceLife, type SourceTable } from '../migration/source-life.ts'
-import type { DepartureStatus } from '../migration/summary.ts'
+import type { DepartureStatus, NamedMigration } from '../migration/summary.ts'
 import { guardedSink } from '../relay/guarded-sink.ts'
 import { ColdAnswers } from '../transfer/cold/cold-answers.ts'
 import { Sender } from '../transfer/sender.ts'
@@ -67,6 +67,11 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
   /** Migrations that run, each as it is: plain data. */
   status(): DepartureStatus[] {
     return this.channels.status()
+  }
+
+  /** Ends a migration. See SourceChannels. */
+  cancel(id: string): NamedMigration | undefined {
+    return this.channels.cancel(id)
   }
 
   /** Takes a connection of QEMU. */

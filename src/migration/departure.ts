@@ -37,6 +37,9 @@ export interface DepartureOptions<C extends DepartureChannel> {
   readonly efforts: number
 }
 
+/** From these on the destination QEMU may get all that it needs to run the guest. */
+const HANDING_OVER: ReadonlySet<StreamPhase> = new Set(['switchover', 'ram-end', 'snapshot-devices', 'eof'])
+
 /** What follows of a phase: `advised` for those silent at its gate, `urgent` for all of its channels. */
 export type PhaseOrder = 'advised' | 'urgent' | undefined
 
@@ -62,6 +65,10 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
   /** QEMU's main stream came to its own end. */
   private whole = false
   private remembered = false
+  /** Main is behind the last page: device state follows, and then the guest may run at the destination. */
+  private handsOver = false
+  /** Main was not understood somewhere: nobody can tell what has passed of it. */
+  private obscure = false
   /** What has been said of it to be relayed raw. */
   private readonly saidRaw = new Set<string>()
 
@@ -91,6 +98,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
 
   /** Main is at a point that means something. */
   phase(phase: StreamPhase): PhaseOrder {
+    if (HANDING_OVER.has(phase)) this.handsOver = true
     if (phase === 'eof') this.whole = true
     else if (phase === 'return-path') this.record.answers = true
     else if (phase === 'postcopy-advise') return 'advised'
@@ -108,6 +116,22 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
     this.remembered = true
     const memory = this.whole || !this.urgent ? undefined : this.lead?.memory
     if (memory) paused.keep(this.gate, memory)
+  }
+
+  /**
+   * Why it must not be cancelled here: its guest may run at the destination, and would run at the source too if that never
+   * heard of it (qemu-wire-format 1.6). undefined: the guest is certainly at the source.
+   */
+  get cancelRefusal(): string | undefined {
+    if (this.record.postcopy) return 'it is in postcopy: its guest runs at the destination'
+    if (this.handsOver) return 'its guest is being handed over'
+    if (this.obscure || !this.record.readable) return 'its stream is not understood, so it may be about to hand over'
+    return undefined
+  }
+
+  /** A channel of it is relayed raw, for now or for good. */
+  relayedRaw(kind: ChannelKind): void {
+    if (kind !== 'multifd' && kind !== 'preempt') this.obscure = true
   }
 
   /** Whether this has not been said yet: once a migration, and not for each of 255 channels. */

@@ -20,7 +20,8 @@ export class MigrationRecord {
   /** The guest may run at the destination, on pages that have not come. */
   postcopy = false
   unheard: string | undefined
-  private readable = true
+  /** Main can be read, as far as its first bytes tell. */
+  readable = true
   private readonly tail = new ChannelTail()
 
   /** @param session 32 hex digits */

@@ -5,7 +5,8 @@
 
 /**
  * - `completed`: the guest is at the destination, as far as anyone told
- * - `cancelled`: the source ended it in the middle, as on `migrate_cancel`; the guest is at the source
+ * - `cancelled`: the source ended it in the middle, as on `migrate_cancel`, or the operator of its proxy; the guest is at
+ *   the source
  * - `failed`: something broke; `reason` says what, and where the guest is
  * - `unknown`: QEMU encrypts its stream, or relays what nobody can read: it ended, and no more can be told
  */
@@ -13,8 +14,11 @@ export type Outcome = 'completed' | 'cancelled' | 'failed' | 'unknown'
 
 /** Who ended a migration, and how: the first that did counts. */
 export interface Cause {
-  /** A QEMU, or the pair itself: the WAN, the other proxy, a target that is refused, a bound. */
-  readonly by: 'source' | 'destination' | 'pair'
+  /**
+   * A QEMU; the pair itself: the WAN, the other proxy, a target that is refused, a bound; or who runs the source proxy,
+   * while the guest was certainly there.
+   */
+  readonly by: 'source' | 'destination' | 'pair' | 'operator'
   /** `closed`: FIN, with all bytes before it. `broke`: RST, an error, or the pair's own decision. */
   readonly how: 'closed' | 'broke'
   /** For the log: 'source QEMU broke off (ECONNRESET)'. */
@@ -65,7 +69,8 @@ export function judge(facts: EndFacts): Verdict {
     return { outcome: 'completed', reason: unsure, level: 'error' }
   }
   // where the source gave up first, the destination's error is only the answer to that
-  if (shut !== undefined && cause.by !== 'source') return failed(`the destination QEMU reports error ${shut}`)
+  if (shut !== undefined && cause.by !== 'source' && cause.by !== 'operator')
+    return failed(`the destination QEMU reports error ${shut}`)
   if (!readable) {
     if (cause.how === 'broke') return failed(cause.text)
     return { outcome: 'unknown', reason: `${cause.text}; QEMU's own encryption hides how it ended`, level: 'warn' }
@@ -82,6 +87,7 @@ export function judge(facts: EndFacts): Verdict {
     return { outcome: 'completed', reason, level: 'info' }
   }
   if (whole) return failed(`${cause.text}, and the destination QEMU never said that it had taken over`)
+  if (cause.by === 'operator') return { outcome: 'cancelled', reason: cause.text, level: 'warn' }
   if (cause.by === 'source' && cause.how === 'closed') {
     const reason = 'the source QEMU closed in the middle of its stream: cancelled there, or that QEMU is gone'
     return { outcome: 'cancelled', reason, level: 'warn' }

@@ -3,7 +3,7 @@
  * those that get none, how urgent all of it is, and what is told of it. Joins the gates, the departures, and the session
  * that has the flows. Pure: the time is asked for, orders go out, and `tick` is due at `nextTickMs`.
  */
-import { isProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
 import type { Log } from '../log.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
@@ -41,6 +41,7 @@ export interface SourceChannelEvents {
     readonly reason: string
   }
   'migration given up': NamedMigration & { readonly reason: string }
+  'migration cancelled': NamedMigration
 }
 
 /** A connection of QEMU, and its flow once it has one. SourceFlow is one. `S`: where its bytes lie until they are encoded. */
@@ -55,6 +56,8 @@ export interface SourceChannel<C extends DepartureChannel, S> extends Departures
   opened(number: number, migration: Departure<C>, slot: S): void
   /** The session takes no flow any more: it goes on in another one, with its migration. */
   unopened(migration: Departure<C>): void
+  /** The operator ends its migration. @returns false where it was over already */
+  cancel(): boolean
   /** A guest waits for what it sends. */
   hurry(): void
   /** The other side tore its flow down. */
@@ -161,6 +164,28 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
 
   // --- what happens
 
+  /**
+   * An operator ends a migration: its guest goes on at the source.
+   * @returns undefined where none of that id runs here
+   * @throws ProxyError CANCEL_REFUSED where the guest may run at the destination already
+   */
+  cancel(id: string): NamedMigration | undefined {
+    for (const migration of this.gates.migrations) {
+      const { number, record, cancelRefusal } = migration
+      if (record.id !== id) continue
+      if (cancelRefusal !== undefined) {
+        const hint = 'ask its QEMU: migrate_cancel, or virsh domjobabort'
+        throw new ProxyError('CANCEL_REFUSED', `migration ${id}: ${cancelRefusal}`, undefined, hint)
+      }
+      const cancelled = [...migration.flows].filter(channel => channel.cancel())
+      if (cancelled.length === 0) return undefined // it is ending
+      const named = { migration: number, id }
+      this.options.log.warn('migration cancelled', named)
+      return named
+    }
+    return undefined
+  }
+
   /** A connection came in, or goes on here from another session. */
   arrived(channel: C): void {
     this.departures.connections.add(channel)
@@ -232,6 +257,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
 
   /** What cannot be understood of a channel, and why: told once a migration, and not for each of 255 channels. */
   relayedRaw(migration: Departure<C>, kind: ChannelKind, reason: string, position?: number): void {
+    migration.relayedRaw(kind)
     if (!migration.saysRaw(kind, reason)) return
     const { number, record } = migration
     this.options.log.warn('relayed raw', { migration: number, id: record.id, kind, position, reason })

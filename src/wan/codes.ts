@@ -6,10 +6,12 @@ export function wireCode(code: ErrorCode): number {
   return (CODE as Record<string, number>)[code] ?? CODE.INTERNAL
 }
 
-/** The error code for a code of RESET or BYE; SHUTDOWN and NONE are a QEMU_LOST to the side that hears them. */
+/** Codes without an error of their name: to the side that hears them the other QEMU is gone. */
+const LOST_TO_US: readonly number[] = [CODE.NONE, CODE.SHUTDOWN, CODE.CANCELLED]
+
+/** The error code for a code of RESET or BYE. */
 export function errorCodeOf(wire: number): ErrorCode {
-  for (const [name, value] of Object.entries(CODE)) {
-    if (value === wire && name !== 'NONE' && name !== 'SHUTDOWN') return name as ErrorCode
-  }
-  return wire === CODE.NONE || wire === CODE.SHUTDOWN ? 'QEMU_LOST' : 'INTERNAL'
+  if (LOST_TO_US.includes(wire)) return 'QEMU_LOST'
+  for (const [name, value] of Object.entries(CODE)) if (value === wire) return name as ErrorCode
+  return 'INTERNAL'
 }

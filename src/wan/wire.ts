@@ -67,6 +67,7 @@ export const CODE = {
   LIMIT_EXCEEDED: 8,
   INTERNAL: 9,
   SHUTDOWN: 10,
+  CANCELLED: 11,
 } as const
 
 /** What a server may refuse a hello with; what has no name here is INTERNAL. */

@@ -68,6 +68,30 @@ t.test('a migration that is cancelled', async t => {
   }
 })
 
+t.test('a migration that an operator cancels', async t => {
+  await using pair = await Daemons.start()
+  const { source, destination } = await migrate(pair, PRECOPY.subarray(0, 500_000))
+  const { id } = pair.source.status().session!.migrations[0]!
+  t.equal(pair.source.cancel('00000000-1'), undefined)
+  t.same(pair.source.cancel(id), { migration: 1, id })
+  await Promise.all([closed(source), closed(destination)])
+  await told(t, pair, 'cancelled', 'cancelled', /operator of the source proxy/)
+  t.equal(pair.count('migration cancelled'), 1)
+  t.equal(pair.source.cancel(id), undefined, 'it is over')
+
+  for (const [stream, why] of [
+    [PRECOPY, /handed over/],
+    [POSTCOPY, /postcopy/],
+  ] as const) {
+    const { source, destination } = await migrate(pair, stream)
+    const { id } = pair.source.status().session!.migrations[0]!
+    t.throws(() => pair.source.cancel(id), { code: 'CANCEL_REFUSED', what: why })
+    destination.end(stream === PRECOPY ? PRECOPY_BACK : POSTCOPY_BACK)
+    source.on('end', () => source.end())
+    await told(t, pair, 'completed', 'completed', /has taken over/)
+  }
+})
+
 t.test('a migration that fails', async t => {
   await using pair = await Daemons.start()
   const dies = await migrate(pair, PRECOPY.subarray(0, 500_000))

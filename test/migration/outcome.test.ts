@@ -12,7 +12,8 @@ const sourceBroke: Cause = { by: 'source', how: 'broke', text: 'source QEMU brok
 const destination: Cause = { by: 'destination', how: 'closed', text: 'destination QEMU closed' }
 const destinationBroke: Cause = { by: 'destination', how: 'broke', text: 'destination QEMU broke off' }
 const pair: Cause = { by: 'pair', how: 'broke', text: 'no connection to the peer for 120 s' }
-const CAUSES = [undefined, source, sourceBroke, destination, destinationBroke, pair]
+const operator: Cause = { by: 'operator', how: 'broke', text: 'cancelled by the operator of the source proxy' }
+const CAUSES = [undefined, source, sourceBroke, destination, destinationBroke, pair, operator]
 
 /** A precopy migration with a return path, in the middle. */
 const middle: EndFacts = {
@@ -34,6 +35,8 @@ t.test('what happens to migrations', t => {
     ['a cancel, answered by an error', { shut: 1, cause: source }, 'cancelled', 'warn', /middle/],
     ['a cancel', { cause: source }, 'cancelled', 'warn', /middle/],
     ['a cancel, no return path', { answers: false, cause: source }, 'cancelled', 'warn', /middle/],
+    ['a cancel by the operator', { cause: operator }, 'cancelled', 'warn', /^cancelled by the operator/],
+    ['the same, answered by an error', { shut: 1, cause: operator }, 'cancelled', 'warn', /operator/],
     ['a source that dies', { cause: sourceBroke }, 'failed', 'error', /source QEMU broke off, before the end/],
     ['a destination that dies', { cause: destination }, 'failed', 'error', /destination QEMU closed, before the end/],
     ['the same, seen as RST', { cause: destinationBroke }, 'failed', 'error', /broke off, before the end/],
@@ -90,7 +93,7 @@ t.test('every combination has one answer, and no failure is called otherwise', t
                 if (outcome === 'completed' && shut !== 0 && broke) t.fail(`completed, and it broke: ${said}`)
                 if (outcome === 'cancelled' && (postcopy || whole)) t.fail(`cancelled, but the guest: ${said}`)
               }
-  t.equal(count, 3 * 2 * 2 * 2 * 2 * 6 * 4)
+  t.equal(count, 3 * 2 * 2 * 2 * 2 * 7 * 4)
   t.end()
 })
 

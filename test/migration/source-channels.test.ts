@@ -14,6 +14,7 @@ import {
   type SourceOrders,
 } from '../../src/migration/source-channels.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
+import type { StreamPhase } from '../../src/qemu/stream-sink.ts'
 import type { FlowInfo } from '../../src/wan/bodies.ts'
 import { CODE } from '../../src/wan/wire.ts'
 
@@ -65,6 +66,11 @@ class Channel implements SourceChannel<Channel, number> {
 
   hurry(): void {
     this.told.push('hurry')
+  }
+
+  cancel(): boolean {
+    this.told.push('cancelled')
+    return true
   }
 
   giveUp(): boolean {
@@ -223,6 +229,66 @@ t.test('a migration from its first channel to its end', t => {
   t.same(world.said, ['ends 1', 'rests'])
   t.same([world.channels.count, world.channels.connections.size, world.slots.length], [0, 0, SLOTS])
   t.same(world.channels.status(), [])
+  t.end()
+})
+
+t.test('an operator cancels a migration while its guest is certainly at the source', t => {
+  const ID = '01234567-1'
+  const begun = (): [World, Channel[]] => {
+    const world = new World()
+    const channels = world.migrate(new Gate('web'), 'main', 'multifd')
+    world.said.length = 0
+    return [world, channels]
+  }
+  const [world, channels] = begun()
+  t.equal(world.channels.cancel('01234567-2'), undefined, 'another one')
+  t.same(world.channels.cancel(ID), { migration: 1, id: ID })
+  t.same(
+    channels.map(({ told }) => told),
+    [
+      ['opened', 'cancelled'],
+      ['opened', 'cancelled'],
+    ],
+  )
+  t.same(world.said, ['migration cancelled {"migration":1}'])
+  for (const channel of channels) world.closes(channel)
+  t.equal(world.channels.cancel(ID), undefined, 'over')
+
+  type Act = (world: World, main: Channel, multifd: Channel) => void
+  const phase =
+    (phase: StreamPhase): Act =>
+    (world, main) =>
+      world.channels.phase(main.migration!, phase)
+  const refused: [string, Act, RegExp][] = [
+    ['behind the last page', phase('ram-end'), /handed over/],
+    ['the guest is stopped', phase('switchover'), /handed over/],
+    ['devices of a snapshot', phase('snapshot-devices'), /handed over/],
+    ['postcopy', phase('postcopy'), /postcopy/],
+    [
+      'a main that is not understood',
+      ({ channels }, { migration }) => channels.relayedRaw(migration!, 'main', 'no'),
+      /not understood/,
+    ],
+    ['TLS', (_, { migration }) => migration!.record.leads('tls'), /not understood/],
+  ]
+  for (const [what, act, why] of refused) {
+    const [world, [main, multifd]] = begun()
+    act(world, main!, multifd!)
+    t.throws(() => world.channels.cancel(ID), { code: 'CANCEL_REFUSED', what: why, action: /migrate_cancel/ }, what)
+    t.notMatch(main!.told, ['opened', 'cancelled'])
+  }
+  const harmless: [string, Act][] = [
+    ['postcopy may follow', phase('postcopy-advise')],
+    [
+      'a multifd channel that is compressed',
+      ({ channels }, { migration }) => channels.relayedRaw(migration!, 'multifd', 'no'),
+    ],
+  ]
+  for (const [what, act] of harmless) {
+    const [world, [main, multifd]] = begun()
+    act(world, main!, multifd!)
+    t.match(world.channels.cancel(ID), { id: ID }, what)
+  }
   t.end()
 })
 

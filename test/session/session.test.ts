@@ -84,6 +84,7 @@ t.test('the numbers of the wire', async t => {
     LIMIT_EXCEEDED: 8,
     INTERNAL: 9,
     SHUTDOWN: 10,
+    CANCELLED: 11,
   })
   t.same([...wire.MAGIC], [0x50, 0x47, 0x46, 0x59, 0x0d, 0x0a, 0x1a, 0x0a])
   t.same([wire.VERSION_MAJOR, wire.VERSION_MINOR, wire.HELLO_HEAD_BYTES, wire.FRAME_HEAD_BYTES], [1, 0, 16, 16])
@@ -119,11 +120,12 @@ t.test('the numbers of the wire', async t => {
     [1, 2, 7, 9, 9],
     'error codes that the wire has no number for are INTERNAL',
   )
-  t.same([0, 1, 3, 9, 10, 4711].map(errorCodeOf), [
+  t.same([0, 1, 3, 9, 10, 11, 4711].map(errorCodeOf), [
     'QEMU_LOST',
     'QEMU_LOST',
     'PEER_LOST',
     'INTERNAL',
+    'QEMU_LOST',
     'QEMU_LOST',
     'INTERNAL',
   ])
