@@ -477,3 +477,24 @@ export const LEARN_MEMORY_BYTES = 512 << 20
 
 /** Bytes of a VM's name in page counts: the longest path with a host before it, and room. */
 export const VM_NAME_BYTES_MAX = 8192
+
+// The control socket, and the port of metrics ---------------------------------------------------------------------------
+
+/** Connections at once; another displaces the oldest. Those who ask are a handful: people, a monitor, a page. */
+export const CONTROL_CLIENTS_MAX = 32
+
+/** From connect to the last byte of the answer: an answer takes milliseconds. */
+export const CONTROL_CLIENT_MS = 10_000
+
+/** Bytes of a request's head, and characters of its body: a browser's head has 1 KiB, a body a name and a rate. */
+export const CONTROL_HEAD_BYTES_MAX = 8192
+export const CONTROL_BODY_BYTES_MAX = 4096
+
+/** Bytes of an answer that a command takes: 4,096 sessions with a kilobyte each, and their migrations. */
+export const CONTROL_ANSWER_BYTES_MAX = 64 << 20
+
+/** Migrations that ended and are told of: the last weeks of most sites, and a file that is written in a millisecond ... */
+export const HISTORY_MIGRATIONS_MAX = 1000
+
+/** ... of so many bytes at most, whatever names are in it: 500 each, 5 KiB where every character has to be escaped. */
+export const HISTORY_BYTES_MAX = 8 << 20

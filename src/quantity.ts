@@ -70,6 +70,11 @@ export function parseCap(text: string, option: string): number {
   return rate
 }
 
+/** A cap that can be taken away: `none` is Infinity. @throws USAGE */
+export function parseCapOrNone(text: string, option: string): number {
+  return text === 'none' ? Number.POSITIVE_INFINITY : parseCap(text, option)
+}
+
 /** Milliseconds: `30s`, `500ms`, `5min`, `2h`. @throws USAGE */
 export function parseDuration(text: string, option: string): number {
   const example = 'a duration like 30s, 500ms or 5min'

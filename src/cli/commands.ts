@@ -28,6 +28,26 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => plain((await import('./serve-command.ts')).serveCommand),
   },
   {
+    command: 'status',
+    describe: 'Tell what running proxies do: sessions, migrations, how far they are',
+    load: async () => plain((await import('./status-command.ts')).statusCommand),
+  },
+  {
+    command: 'history',
+    describe: 'List the migrations that ended last, how, and what they saved',
+    load: async () => plain((await import('./history-command.ts')).historyCommand),
+  },
+  {
+    command: 'rate <peer> <rate>',
+    describe: 'Cap what a running proxy sends to a peer, migrations that run too',
+    load: async () => plain((await import('./rate-command.ts')).rateCommand),
+  },
+  {
+    command: 'cancel <migration>',
+    describe: 'End a migration at the site that its guest leaves: the guest goes on there',
+    load: async () => plain((await import('./cancel-command.ts')).cancelCommand),
+  },
+  {
     command: 'template <command>',
     describe: 'Build, show and check template sets',
     load: async () => (await import('./template-command.ts')).templateCommand,

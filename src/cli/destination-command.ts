@@ -1,9 +1,11 @@
 /** `pageferry destination`: the proxy beside the destination QEMU. */
 import type { Argv, CommandModule } from 'yargs'
+import { Control } from '../daemon/control.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
 import { DEFAULTS, readCommon } from '../daemon/settings.ts'
+import { Site } from '../daemon/site.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
@@ -144,5 +146,7 @@ async function runDestination(args: DestinationArguments): Promise<void> {
     })
     supply = startSupply(common, teller.events)
   }
-  await runProxy(daemon, teller, status, started, () => supply?.askNow())
+  const { events } = teller
+  const control = new Control(common, new Site([], daemon, events), events)
+  await runProxy(daemon, teller, status, control, started, () => supply?.askNow())
 }

@@ -1,14 +1,10 @@
 /** The command `pageferry`: reads arguments, calls one function, prints, sets the exit status. */
-import { readFileSync } from 'node:fs'
 import yargs from 'yargs'
+import { VERSION } from '../daemon/version.ts'
 import { ProxyError } from '../errors.ts'
 import { commandsFor } from './commands.ts'
 import { giveDashes, keepDashes } from './dash.ts'
 import { fail } from './failure.ts'
-
-const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
-  version: string
-}
 
 const EPILOGUE = `First real use: docs are in README.md; every option and exit status in docs/operations.md.
 
@@ -30,7 +26,7 @@ async function run(): Promise<void> {
     .recommendCommands()
     .strict()
     .wrap(Math.min(120, process.stdout.columns ?? 100))
-    .version(version)
+    .version(VERSION)
     .alias('h', 'help')
     .epilogue(EPILOGUE)
     .exitProcess(false)

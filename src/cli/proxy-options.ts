@@ -96,6 +96,17 @@ export function proxyOptions(
       requiresArg: true,
       defaultDescription: 'as --patience',
     })
+    .option('control', {
+      describe: 'Unix socket (0600) at which `pageferry status`, `history`, `rate` and `cancel` find this proxy',
+      type: 'string',
+      requiresArg: true,
+    })
+    .option('history', {
+      describe: 'File of this proxy alone in which the migrations that ended last are kept over restarts',
+      type: 'string',
+      requiresArg: true,
+      defaultDescription: 'none: they are kept in memory',
+    })
     .option('json', { describe: 'Log JSON, one object a line', type: 'boolean', default: false }) as never
 }
 

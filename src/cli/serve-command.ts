@@ -8,9 +8,11 @@ import {
   type ReadConfiguration,
   readConfiguration,
 } from '../daemon/configuration.ts'
+import { Control } from '../daemon/control.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { type Runnable, runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
+import { Site } from '../daemon/site.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
@@ -228,5 +230,6 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     events.info('serving', { from: where })
     supply = startSupply(configuration, events)
   }
-  await runProxy(all, teller, status, started, reloadSettings)
+  const control = new Control(configuration, new Site([...sources.values()], destination, events), events)
+  await runProxy(all, teller, status, control, started, reloadSettings)
 }

@@ -1,16 +1,18 @@
 /** `pageferry source`: the proxy beside the source QEMU. */
 import type { Argv, CommandModule } from 'yargs'
 import { parseEffortOrAuto } from '../compression/effort.ts'
+import { Control } from '../daemon/control.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
 import { readCommon } from '../daemon/settings.ts'
+import { Site } from '../daemon/site.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { sourceRingPagesMax } from '../daemon/source-memory.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX } from '../limits.ts'
-import { parseCap, parseCount } from '../quantity.ts'
+import { parseCap, parseCapOrNone, parseCount } from '../quantity.ts'
 import { formatAddress, parseNamedAddress, parsePeer, requireApart } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
@@ -100,7 +102,7 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
 /** What a file of --rate-file says, comments (#) left out. @throws USAGE, IO */
 function readCap(path: string): number {
   const text = readSmallFile(path, '--rate-file').replaceAll(/#.*/g, '').trim()
-  return text === 'none' ? Number.POSITIVE_INFINITY : parseCap(text, `--rate-file ${path}:`)
+  return parseCapOrNone(text, `--rate-file ${path}:`)
 }
 
 async function runSource(args: SourceArguments): Promise<void> {
@@ -137,7 +139,8 @@ async function runSource(args: SourceArguments): Promise<void> {
     events.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') })
     supply = startSupply(common, events)
   }
-  await runProxy(daemon, teller, status, started, () => {
+  const control = new Control(common, new Site([daemon], undefined, events), events)
+  await runProxy(daemon, teller, status, control, started, () => {
     supply?.askNow()
     if (rateFile === undefined) return
     const cap = readCap(rateFile)

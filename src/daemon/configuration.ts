@@ -77,6 +77,10 @@ const channelName = (value: string): string => {
   requireChannelName(value)
   return value
 }
+const socketPath = (value: string): string => {
+  parseAddress(`unix:${value}`)
+  return value
+}
 const size = (name: string) => text(value => parseSize(value, name))
 const duration = (name: string) => text(value => parseDuration(value, name))
 
@@ -100,6 +104,8 @@ const SCHEMA = (() => {
     'queue-target': duration('queue-target').prefault(DEFAULTS.queueTarget),
     patience: duration('patience').prefault(DEFAULTS.patience),
     'patience-postcopy': duration('patience-postcopy').optional(),
+    control: text(socketPath).optional(),
+    history: z.string().optional(),
     'store-key': z.string().optional(),
     'remote-stores': z.array(z.string()).default([]),
     'store-insecure': z.boolean().default(false),
@@ -323,6 +329,8 @@ export function readConfiguration(content: string): ReadConfiguration {
       queueTargetMs: file['queue-target'],
       patienceMs: file.patience,
       patiencePostcopyMs: file['patience-postcopy'],
+      control: file.control,
+      history: file.history,
       peers,
       wanListen,
       peerName: file.wan?.['peer-name'],

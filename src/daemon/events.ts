@@ -28,6 +28,8 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   'ending running migrations: their source guests go on': Record<never, never>
   stopped: Record<never, never>
   'systemd is not told': { readonly reason: string }
+  'history is not kept': Failure
+  'lines of the history are damaged': { readonly file: string; readonly lines: number }
   // settings and keys
   credentials: { readonly warning: string }
   'certificates and keys read again': Record<never, never>

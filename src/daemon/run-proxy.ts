@@ -26,6 +26,12 @@ export interface Runnable {
   readonly ended?: Promise<void>
 }
 
+/** What those who run a proxy ask, from before it listens until it has ended. */
+export interface Beside {
+  start(): Promise<void>
+  close(): Promise<void>
+}
+
 /** Where a proxy tells how it is: its `onStatus`, wired to systemd by `runProxy`. */
 export interface StatusLine {
   tell: (status: string) => void
@@ -42,6 +48,7 @@ export async function runProxy(
   proxy: Runnable,
   { events, log }: Teller,
   status: StatusLine,
+  beside: Beside,
   started: () => void,
   reloadSettings: () => void = () => {},
 ): Promise<void> {
@@ -98,8 +105,10 @@ export async function runProxy(
   process.on('SIGINT', onSignal)
   process.on('SIGHUP', reload)
   try {
+    await beside.start()
     await proxy.start()
   } catch (error) {
+    await beside.close()
     await proxy.abort() // what was started before it failed would keep the process alive
     throw error
   }
@@ -109,6 +118,7 @@ export async function runProxy(
   notifier.startWatchdog()
   if (asked !== undefined) stop(asked)
   await ended
+  await beside.close()
   await notifier.close()
   events.info('stopped')
   await log.settle()

@@ -25,6 +25,10 @@ export interface CommonSettings {
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy; undefined: as patienceMs. */
   readonly patiencePostcopyMs: number | undefined
+  /** Path of the control socket; undefined: none. */
+  readonly control: string | undefined
+  /** File for the migrations that ended last; undefined: they are kept in memory. */
+  readonly history: string | undefined
 }
 
 /** The same as people write it. */
@@ -46,6 +50,8 @@ export interface CommonTexts {
   readonly queueTarget: string
   readonly patience: string
   readonly patiencePostcopy?: string | undefined
+  readonly control?: string | undefined
+  readonly history?: string | undefined
 }
 
 /** Where nothing is said. */
@@ -89,6 +95,8 @@ export function readCommon(texts: CommonTexts): CommonSettings {
     patienceMs: parseDuration(texts.patience, '--patience'),
     patiencePostcopyMs:
       texts.patiencePostcopy === undefined ? undefined : parseDuration(texts.patiencePostcopy, '--patience-postcopy'),
+    control: texts.control,
+    history: texts.history,
   }
 }
 

@@ -3,7 +3,7 @@
  * (docs/operations.md). Whatever goes wrong, every one of them ends, says what is wrong in one line and what to do in the
  * next, and prints neither a stack trace nor a character that a terminal obeys.
  */
-import { execFileSync, spawnSync } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import {
   chmodSync,
@@ -35,7 +35,8 @@ import { serveQmp } from './fake-qmp.ts'
 const AT_ONCE = 2
 
 interface Expected extends Omit<CommandOptions, 'cwd'> {
-  readonly status: number
+  /** Exit status, or the signal that ended it. */
+  readonly status: number | NodeJS.Signals
   /** What standard output must match; '' where it must be empty, nothing where the case is not about it. */
   readonly out?: RegExp | ''
   /** What `error:` must match, and `hint:` in the next line. */
@@ -57,6 +58,8 @@ const leavesNothing = (names: RegExp) => (): string | undefined =>
 
 type Case = readonly [name: string, args: readonly string[], expected: Expected]
 
+/** Proxies run here as units, which `pageferry status` finds. */
+const hasUnits = readdirSync('/run').some(name => name.startsWith('pageferry-')) && 'a proxy runs on this host'
 const isRoot = process.getuid?.() === 0
 const NOBODY = 65534
 /** A group that we may give files to, another than our own where we may. */
@@ -178,6 +181,22 @@ peers: { fra: { address: "127.0.0.1:1" } }
 listeners: [{ at: "${at}", peer: ${peer} }]
 `
 
+/** A proxy that runs, and the socket of one that was killed. */
+const proxy = spawn(
+  PAGEFERRY,
+  ['source', '--listen', 'tcp:127.0.0.1:0', '--peer', 'fra:1', '--plaintext', '--control', at('ctl')],
+  { stdio: ['ignore', 'pipe', 'inherit'] },
+)
+t.teardown(() => proxy.kill('SIGKILL'))
+await new Promise<void>(done => {
+  proxy.stdout!.setEncoding('utf8').on('data', text => /listening/.test(text) && done())
+})
+for (const name of ['stale', 'left'])
+  spawnSync(process.execPath, [
+    '-e',
+    `require('net').createServer().listen(${JSON.stringify(at(name))}, () => process.kill(process.pid, 'SIGKILL'))`,
+  ])
+
 const SOURCE = ['source', '--listen', 'tcp:127.0.0.1:0', '--peer', '127.0.0.1:1', '--plaintext']
 const DESTINATION = ['destination', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${at('q.sock')}`, '--plaintext']
 const X509 = ['keygen', 'x509', '--name', 'ams', '--peer-name', 'fra']
@@ -222,6 +241,9 @@ for (const command of [
   'estimate',
   'keygen',
   'doctor',
+  'status',
+  'rate',
+  'cancel',
 ])
   general.push([
     `help of ${command}`,
@@ -763,6 +785,85 @@ const doctor: Case[] = [
   ['a line without end', qmp('a-line'), { status: 1, err: /a line of more than/ }],
 ]
 
+const asked = (...args: string[]): string[] => [...args, '--control', at('ctl')]
+const control: Case[] = [
+  [
+    'status',
+    asked('status'),
+    { status: 0, out: /^pageferry 0[^\n]*\nto fra:1: no session\n {2}QEMU connects/, raw: '' },
+  ],
+  [
+    'status as JSON',
+    asked('status', '--json'),
+    { status: 0, after: ({ stdout }) => (JSON.parse(stdout).sources[0].peer === 'fra:1' ? undefined : 'another peer') },
+  ],
+  [
+    'status, watched',
+    asked('status', '--watch', '--json'),
+    {
+      status: 'SIGINT',
+      out: /^(\{"api":1,[^\n]+\}\n)+$/,
+      raw: '',
+      when: [[/\n.+\n/, command => command.kill('SIGINT')]],
+    },
+  ],
+  [
+    'status to a full disk',
+    asked('status'),
+    { status: 1, stdout: openSync('/dev/full', 'w'), err: /cannot be written/ },
+  ],
+  ['status, watched by a reader that has gone', asked('status', '--watch'), { status: 0, stdout: 'closed', raw: '' }],
+  ['status of nobody', ['status'], { status: 1, err: /no control socket: \/run/, hint: /--control/, skip: hasUnits }],
+  [
+    'status of no socket',
+    ['status', '--control', at('none')],
+    { status: 1, err: /ENOENT/, hint: /is the proxy running/ },
+  ],
+  ['status of a file', ['status', '--control', at('a-file')], { status: 1, err: /ECONNREFUSED|ENOTSOCK/ }],
+  ['status of a proxy that is gone', ['status', '--control', at('stale')], { status: 1, hint: /start it again/ }],
+  [
+    'status by somebody else',
+    asked('status'),
+    { status: 1, err: /EACCES/, hint: /as root/, uid: NOBODY, skip: !isRoot && 'as root only' },
+  ],
+  ['status of a QEMU', ['status', '--control', at('qmp/sound')], { status: 1, err: /is no proxy/ }],
+  ['status of silence', ['status', '--control', at('qmp/silent')], { status: 1, err: /no answer/, waits: true }],
+  ['status at a path that is too long', ['status', '--control', `/${'x'.repeat(108)}`], { status: 2, hint: /107/ }],
+  ['a path that would write to the terminal', ['status', '--control', at(ESC)], { status: 1, err: /\\u001b\[31m/ }],
+  ['rate of a peer', asked('rate', 'fra:1', '80Mbit'), { status: 0, out: /^fra:1: 80\.0 Mbit\/s, was /, raw: '' }],
+  ['rate as JSON', asked('rate', 'fra:1', 'none', '--json'), { status: 0, out: /^\{"peer":"fra:1"[^\n]*\}\n$/ }],
+  ['rate of whom', asked('rate'), { status: 2, err: /Not enough/ }],
+  ['rate of a peer that is not known', asked('rate', 'ams', '80Mbit'), { status: 2, err: /"ams"/, hint: /fra:1/ }],
+  ['no rate of a peer', asked('rate', 'fra:1', 'fast'), { status: 2, err: /"fast"/, hint: /200Mbit/ }],
+  ['rate of nobody', ['rate', 'fra:1', '1Mbit', '--control', at('none')], { status: 1, err: /ENOENT/ }],
+  ['cancel of what', asked('cancel'), { status: 2, err: /Not enough/ }],
+  ['cancel of nothing that runs', asked('cancel', '0-1'), { status: 14, err: /no migration 0-1/, hint: /status/ }],
+  ['cancel of what would write to the terminal', asked('cancel', '\x1b[31m'), { status: 14, err: /\\u001b\[31m/ }],
+  [
+    'a control socket that is served',
+    [...SOURCE, '--control', at('ctl')],
+    { status: 1, err: /--control: .*ctl is served by a process that runs/, hint: /choose another path/ },
+  ],
+  ['a control socket in no folder', [...SOURCE, '--control', at('none/c')], { status: 1, err: /--control: .*ENOENT/ }],
+  ['a control socket in place of a file', [...SOURCE, '--control', at('a-file')], { status: 1, err: /is no socket/ }],
+  [
+    'a control socket with a path that is too long',
+    [...SOURCE, '--control', `/${'x'.repeat(108)}`],
+    { status: 2, hint: /107/ },
+  ],
+  [
+    'a control socket of a proxy that was killed',
+    [...SOURCE, '--control', at('left')],
+    {
+      status: 0,
+      out: /listening[\s\S]*stopped\n$/,
+      raw: '',
+      when: [[/listening/, command => command.kill('SIGTERM')]],
+      after: () => (existsSync(at('left')) ? 'it is left' : undefined),
+    },
+  ],
+]
+
 const estimate = (...args: string[]): string[] => ['estimate', ...args]
 const inputs: Case[] = [
   ['estimate of what', ['estimate'], { status: 2, err: /Not enough/ }],
@@ -1020,7 +1121,7 @@ function complaints(outcome: Outcome, expected: Expected): string[] {
 }
 
 t.test("an operator's hundred", async t => {
-  const cases = [...general, ...proxies, ...serve, ...keygen, ...doctor, ...inputs]
+  const cases = [...general, ...proxies, ...serve, ...keygen, ...doctor, ...control, ...inputs]
   let ran = 0
   const queue = cases.filter(([, , { waits }]) => !waits)
   const waiting = cases.filter(([, , { waits }]) => waits)
@@ -1051,5 +1152,5 @@ t.test("an operator's hundred", async t => {
   )
   t.ok(ran >= 100, `${ran} cases`)
 })
-for (const [, , { stdout, stderr }] of [...general, ...proxies, ...serve, ...keygen, ...doctor, ...inputs])
+for (const [, , { stdout, stderr }] of [...general, ...proxies, ...serve, ...keygen, ...doctor, ...control, ...inputs])
   for (const fd of [stdout, stderr]) if (typeof fd === 'number') t.teardown(() => closeSync(fd))

@@ -1,0 +1,32 @@
+/** `pageferry rate PEER RATE`: a cap on the WAN while migrations run. */
+import type { CommandModule } from 'yargs'
+import type { RateChange } from '../daemon/site.ts'
+import { formatRate, parseCapOrNone } from '../quantity.ts'
+import { askFirst, CONTROL_OPTION, JSON_OPTION } from './control-option.ts'
+import { print } from './output.ts'
+
+interface RateArguments {
+  readonly peer: string
+  readonly rate: string
+  readonly control: string | undefined
+  readonly json: boolean
+}
+
+export const rateCommand: CommandModule<object, RateArguments> = {
+  command: 'rate <peer> <rate>',
+  describe: 'Cap what a running proxy sends to a peer, migrations that run too',
+  builder: yargs =>
+    yargs
+      .positional('peer', { describe: 'As `pageferry status` calls it, or HOST:PORT', type: 'string' })
+      .positional('rate', { describe: '200Mbit, 25MB/s; none: no cap', type: 'string' })
+      .option('control', CONTROL_OPTION)
+      .option('json', JSON_OPTION)
+      .example('$0 rate dc2 100Mbit', 'until it is said again, a reload, or the next start')
+      .example('$0 rate dc2 none', 'as fast as the link is') as never,
+  handler: async ({ peer, rate, control, json }) => {
+    parseCapOrNone(rate, 'RATE')
+    const change = (await askFirst(control, 'POST /rate', { peer, rate })) as RateChange
+    const text = (bytes: number | undefined): string => (typeof bytes === 'number' ? formatRate(bytes) : 'no cap')
+    print(json ? JSON.stringify(change) : `${change.peer}: ${text(change.rate)}, was ${text(change.before)}`)
+  },
+}

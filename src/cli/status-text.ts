@@ -1,0 +1,84 @@
+/** How people read a status: a paragraph for each proxy, a line for what is about it, another for each migration. */
+import type { SiteStatus } from '../daemon/control-api.ts'
+import type { DestinationStatus, Expiry, LinkStatus, SourceStatus } from '../daemon/status.ts'
+import type { DepartureStatus, MigrationStatus } from '../migration/summary.ts'
+import { formatRate, formatSize } from '../quantity.ts'
+
+const DAY_MS = 86_400_000
+/** An end that is nearer is worth a line. */
+const EXPIRY_TOLD_DAYS = 30
+
+export function statusText({ version, process, started, sources, destination }: SiteStatus, now: Date): string {
+  const up = formatDuration((now.getTime() - Date.parse(started)) / 1000)
+  const lines = [`pageferry ${version}, process ${process}, up ${up}`]
+  for (const source of sources) lines.push(...sourceLines(source))
+  if (destination) lines.push(...destinationLines(destination))
+  const certificates = new Map([...sources, ...(destination ? [destination] : [])].flatMap(fileEntries))
+  for (const [file, expires] of certificates) {
+    const days = Math.floor((Date.parse(expires) - now.getTime()) / DAY_MS)
+    if (days < EXPIRY_TOLD_DAYS) lines.push(`! ${file} ${days < 0 ? 'has expired' : `expires in ${days} days`}`)
+  }
+  return lines.join('\n')
+}
+
+function fileEntries({ certificates }: { readonly certificates: readonly Expiry[] }): [string, string][] {
+  return certificates.map(({ file, expires }) => [file, expires])
+}
+
+function sourceLines({ peer, address, rate, listening, stopping, session, waiting }: SourceStatus): string[] {
+  const to = peer === address ? address : `${peer} (${address})`
+  const lines = [`to ${to}${stopping ? ', stopping' : ''}: ${session ? linkText(session) : 'no session'}`]
+  if (rate !== undefined) lines[0] += `, cap ${formatRate(rate)}`
+  lines.push(`  QEMU connects to ${listening.join(' ') || 'nothing yet'}`)
+  if (waiting > 0) lines.push(`  ${waiting} connections of QEMU wait for a session`)
+  for (const migration of session?.migrations ?? []) lines.push(`  ${departureText(migration)}`)
+  return lines
+}
+
+function destinationLines({ listening, stopping, sessions }: DestinationStatus): string[] {
+  const lines = [`from other sites, at ${listening.join(' ')}${stopping ? ', stopping' : ''}`]
+  if (sessions.length === 0) lines.push('  no session')
+  for (const session of sessions) {
+    lines.push(`  ${session.peer}: ${linkText(session)}`)
+    for (const migration of session.migrations) lines.push(`    ${arrivalText(migration)}`)
+  }
+  return lines
+}
+
+function linkText({ link, stats, sets, coldSets }: LinkStatus): string {
+  const parts = [`session ${link}`]
+  if (stats.state !== 'live') parts.push(stats.state)
+  if (stats.rttMs > 0) parts.push(`round trip ${stats.rttMs.toFixed(1)} ms`)
+  if (stats.rate > 0) parts.push(`link ${formatRate(stats.rate)}`)
+  parts.push(`${sets + coldSets} template sets`)
+  return parts.join(', ')
+}
+
+function departureText(migration: DepartureStatus): string {
+  const { bytesWan, bytes, effort } = migration
+  const share = bytes > 0 ? ` (${((100 * bytesWan) / bytes).toFixed(1)} %)` : ''
+  return `${nameText(migration)}: ${formatSize(bytes)} from QEMU, ${formatSize(bytesWan)} on the WAN${share}, effort ${effort}`
+}
+
+function arrivalText(migration: MigrationStatus): string {
+  return `${nameText(migration)}: ${formatSize(migration.bytes)} to QEMU`
+}
+
+function nameText({ id, target, uuid, machine, seconds, postcopy }: MigrationStatus): string {
+  const who = [target, uuid ?? machine].filter(text => text !== undefined).join(', ')
+  return `migration ${id} (${who})${postcopy ? ' in postcopy' : ''} for ${formatDuration(seconds)}`
+}
+
+/** '12.3 s', '4 min 5 s', '3 h 4 min', '12 d 3 h'. */
+export function formatDuration(seconds: number): string {
+  if (seconds < 60) return `${Math.max(0, seconds).toFixed(1)} s`
+  const units: [number, string][] = [
+    [86_400, 'd'],
+    [3600, 'h'],
+    [60, 'min'],
+    [1, 's'],
+  ]
+  const first = units.findIndex(([size]) => seconds >= size)
+  const [[size, unit], [smaller, smallerUnit]] = [units[first]!, units[first + 1]!]
+  return `${Math.floor(seconds / size)} ${unit} ${Math.floor((seconds % size) / smaller)} ${smallerUnit}`
+}

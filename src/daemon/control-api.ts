@@ -1,0 +1,44 @@
+/**
+ * What passes over the control socket, for both ends. A proxy that an upgrade has let run is asked by a newer command, so
+ * fields are added and never change their meaning while CONTROL_API stays.
+ */
+import type { DestinationStatus, SourceStatus } from './status.ts'
+
+export const CONTROL_API = 1
+
+/** GET /history */
+export interface SiteHistory {
+  readonly api: typeof CONTROL_API
+  /** The oldest first. */
+  readonly migrations: readonly PastMigration[]
+}
+
+/** A migration that has ended. */
+export interface PastMigration {
+  readonly ended: string
+  readonly id: string
+  /** Whether its guest was to leave here or to come. */
+  readonly direction: 'out' | 'in'
+  readonly peer: string
+  readonly target: string
+  readonly machine?: string
+  readonly uuid?: string
+  readonly outcome: string
+  readonly reason: string
+  readonly seconds: number
+  /** Of QEMU; and on the WAN, where its guest was to leave here. */
+  readonly bytes: number
+  readonly bytesWan?: number
+}
+
+/** GET /status */
+export interface SiteStatus {
+  readonly api: typeof CONTROL_API
+  readonly version: string
+  /** Its process id. */
+  readonly process: number
+  /** When it was started. */
+  readonly started: string
+  readonly sources: readonly SourceStatus[]
+  readonly destination: DestinationStatus | undefined
+}

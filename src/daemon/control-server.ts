@@ -1,0 +1,159 @@
+/**
+ * A small HTTP server for those who run the proxies: on a Unix socket that only its owner opens, or on a port of this host.
+ * A connection has one request and little time, whoever wants a place that is taken gets the oldest one's, and what is
+ * sent to us is bounded, so that nobody who stalls or never reads holds anything for long.
+ */
+import http from 'node:http'
+import net from 'node:net'
+import { isProxyError, ProxyError } from '../errors.ts'
+import { CONTROL_BODY_BYTES_MAX, CONTROL_CLIENT_MS, CONTROL_CLIENTS_MAX, CONTROL_HEAD_BYTES_MAX } from '../limits.ts'
+import { type Address, formatAddress } from '../relay/address.ts'
+import { type Listener, listenSockets } from '../relay/listener.ts'
+
+export interface Answer {
+  readonly type: string
+  readonly body: string
+}
+
+/** By `GET /status`: what answers. @throws ProxyError what the asker is told */
+export type Routes = ReadonlyMap<string, (body: string) => Answer | Promise<Answer>>
+
+/** In so many turns a client's time passes: a machine that stood still meanwhile counts as one of them. */
+const TURNS = 10
+
+/** Loopback by name or number, with or without a port: what a browser that was lured here does not say (DNS rebinding). */
+const OWN_HOST = /^(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/i
+
+export class ControlServer {
+  private readonly routes: Routes
+  private readonly onDefect: (error: unknown) => void
+  private readonly http: http.Server
+  /** In the order in which they came, with the turns of the clock that each has left. */
+  private readonly clients = new Map<net.Socket, number>()
+  private clock: NodeJS.Timeout | undefined
+  private readonly clientMs: number
+  private listener: Listener | undefined
+  private anyHost = true
+
+  /**
+   * @param onDefect told of what a route throws that is no ProxyError
+   * @param clientMs how long a connection may take
+   */
+  constructor(routes: Routes, onDefect: (error: unknown) => void, clientMs = CONTROL_CLIENT_MS) {
+    this.clientMs = clientMs
+    this.routes = routes
+    this.onDefect = onDefect
+    this.http = http.createServer({ maxHeaderSize: CONTROL_HEAD_BYTES_MAX }, (request, response) => {
+      this.take(request, response).catch(error => {
+        onDefect(error)
+        response.destroy()
+      })
+    })
+  }
+
+  /** @throws ProxyError IO, ADDRESS */
+  async listen(address: Address): Promise<void> {
+    this.anyHost = address.kind === 'unix'
+    if (address.kind === 'unix' && (await answers(address.path))) throw taken(address)
+    this.clock = setInterval(() => this.turn(), this.clientMs / TURNS).unref()
+    // an accept that fails (no descriptors) costs this client its answer, and nobody else anything
+    this.listener = await listenSockets(address, socket => this.come(socket), { onAcceptError: () => {} })
+  }
+
+  /** Where it listens, once it does. */
+  get addresses(): readonly Address[] {
+    return this.listener?.addresses ?? []
+  }
+
+  async close(): Promise<void> {
+    await this.listener?.close()
+    clearInterval(this.clock)
+    for (const socket of this.clients.keys()) socket.destroy()
+  }
+
+  private turn(): void {
+    for (const [socket, left] of this.clients) {
+      if (left === 0) socket.destroy()
+      else this.clients.set(socket, left - 1)
+    }
+  }
+
+  private come(socket: net.Socket): void {
+    const { clients } = this
+    if (clients.size >= CONTROL_CLIENTS_MAX) {
+      const [oldest] = clients.keys()
+      clients.delete(oldest!)
+      oldest!.destroy()
+    }
+    clients.set(socket, TURNS)
+    socket.on('close', () => void clients.delete(socket))
+    this.http.emit('connection', socket)
+    socket.resume() // it was accepted paused
+  }
+
+  private async take(request: http.IncomingMessage, response: http.ServerResponse): Promise<void> {
+    const { method = '', url = '', headers } = request
+    const [path = ''] = url.split('?')
+    let body = ''
+    try {
+      for await (const chunk of request.setEncoding('utf8')) if (body.length <= CONTROL_BODY_BYTES_MAX) body += chunk
+    } catch {
+      return // it went away
+    }
+    if (body.length > CONTROL_BODY_BYTES_MAX) return send(response, 413, refusal('the request is too long'))
+    if (!this.anyHost && !OWN_HOST.test(headers.host ?? ''))
+      return send(response, 403, refusal('another host is asked for'))
+    const route = this.routes.get(`${method} ${path}`)
+    if (!route) {
+      const known = [...this.routes.keys()].some(name => name.endsWith(` ${path}`))
+      return send(
+        response,
+        known ? 405 : 404,
+        refusal(`no ${method} ${path} here: ${[...this.routes.keys()].join(', ')}`),
+      )
+    }
+    try {
+      send(response, 200, await route(body))
+    } catch (error) {
+      if (isProxyError(error)) return send(response, 400, json({ error }))
+      this.onDefect(error)
+      send(response, 500, refusal('a defect of Pageferry: its log says more'))
+    }
+  }
+}
+
+export function json(value: unknown): Answer {
+  return { type: 'application/json', body: `${JSON.stringify(value)}\n` }
+}
+
+function refusal(what: string): Answer {
+  return json({ error: { code: 'USAGE', what, where: null, action: 'ask as `pageferry status` does' } })
+}
+
+function send(response: http.ServerResponse, status: number, { type, body }: Answer): void {
+  response.writeHead(status, {
+    'content-type': type,
+    'content-length': Buffer.byteLength(body),
+    'cache-control': 'no-store',
+    connection: 'close',
+  })
+  response.end(body)
+}
+
+/** Whether somebody takes connections there, in whatever network namespace. */
+function answers(path: string): Promise<boolean> {
+  return new Promise(done => {
+    const socket = net.connect(path)
+    socket.on('connect', () => {
+      socket.destroy()
+      done(true)
+    })
+    socket.on('error', () => done(false)) // nobody, or listening will tell
+  })
+}
+
+function taken(address: Address): ProxyError {
+  const what = `${formatAddress(address)} is served by a process that runs`
+  const hint = '`pageferry status --control PATH` tells which: stop it, or choose another path'
+  return new ProxyError('IO', what, undefined, hint)
+}

@@ -1,0 +1,76 @@
+/** The proxies of one process, as whoever runs them asks for them and tells them: by names of peers and ids of migrations. */
+import { ProxyError } from '../errors.ts'
+import { CONTROL_API, type SiteStatus } from './control-api.ts'
+import type { DestinationDaemon } from './destination-daemon.ts'
+import type { SiteLog } from './events.ts'
+import type { SourceDaemon } from './source-daemon.ts'
+import { VERSION } from './version.ts'
+
+/** What of a proxy is asked; the daemons have it. */
+export type ControlledSource = Pick<SourceDaemon, 'status' | 'setRate' | 'cancel'>
+export type ControlledDestination = Pick<DestinationDaemon, 'status'>
+
+/** A cap that was changed, bytes a second; undefined: none. */
+export interface RateChange {
+  readonly peer: string
+  readonly before: number | undefined
+  readonly rate: number | undefined
+}
+
+export class Site {
+  private readonly sources: readonly ControlledSource[]
+  private readonly destination: ControlledDestination | undefined
+  private readonly log: SiteLog
+  private readonly started = new Date().toISOString()
+
+  constructor(sources: readonly ControlledSource[], destination: ControlledDestination | undefined, log: SiteLog) {
+    this.sources = sources
+    this.destination = destination
+    this.log = log
+  }
+
+  status(): SiteStatus {
+    return {
+      api: CONTROL_API,
+      version: VERSION,
+      process: process.pid,
+      started: this.started,
+      sources: this.sources.map(source => source.status()),
+      destination: this.destination?.status(),
+    }
+  }
+
+  /**
+   * Caps what goes to a peer, until that is said again, on SIGHUP or at the next start.
+   * @param peer its name here, or its address
+   * @param bytesPerSecond Infinity: no cap
+   * @throws ProxyError USAGE where there is no such peer
+   */
+  setRate(peer: string, bytesPerSecond: number): RateChange {
+    const statuses = this.sources.map(source => source.status())
+    const at = statuses.findIndex(status => status.peer === peer || status.address === peer)
+    if (at < 0) {
+      const names = statuses.map(status => status.peer).join(', ')
+      const hint = names === '' ? 'this proxy only receives: say it to the source proxy' : `peers are: ${names}`
+      throw new ProxyError('USAGE', `no peer ${JSON.stringify(peer)}`, undefined, hint)
+    }
+    const { peer: name, rate: before } = statuses[at]!
+    this.sources[at]!.setRate(bytesPerSecond)
+    const rate = Number.isFinite(bytesPerSecond) ? bytesPerSecond : undefined
+    this.log.info('rate', { peer: name, bytesPerSecond: rate ?? 'none' })
+    return { peer: name, before, rate }
+  }
+
+  /** Ends a migration that leaves here: its guest goes on. @throws ProxyError MIGRATION_MISSING, CANCEL_REFUSED */
+  cancel(id: string): { readonly migration: number; readonly id: string } {
+    for (const source of this.sources) {
+      const cancelled = source.cancel(id)
+      if (cancelled) return cancelled
+    }
+    const arrives = this.destination?.status().sessions.some(({ migrations }) => migrations.some(one => one.id === id))
+    const [what, hint] = arrives
+      ? [`migration ${id} arrives here`, 'cancel it at the site that its guest leaves']
+      : [`no migration ${id} leaves here`, '`pageferry status` lists those that run; it may be over']
+    throw new ProxyError('MIGRATION_MISSING', what, undefined, hint)
+  }
+}
