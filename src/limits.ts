@@ -498,3 +498,6 @@ export const HISTORY_MIGRATIONS_MAX = 1000
 
 /** ... of so many bytes at most, whatever names are in it: 500 each, 5 KiB where every character has to be escaped. */
 export const HISTORY_BYTES_MAX = 8 << 20
+
+/** Peers that have figures of their own: whoever may connect as somebody may do so under many names. */
+export const METRICS_PEERS_MAX = 256

@@ -101,6 +101,11 @@ export function proxyOptions(
       type: 'string',
       requiresArg: true,
     })
+    .option('metrics', {
+      describe: 'HOST:PORT on loopback, or unix:PATH, where Prometheus finds /metrics; the control socket has them too',
+      type: 'string',
+      requiresArg: true,
+    })
     .option('history', {
       describe: 'File of this proxy alone in which the migrations that ended last are kept over restarts',
       type: 'string',

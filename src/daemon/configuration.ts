@@ -22,7 +22,7 @@ import {
 import { fileMode } from '../relay/group.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { isRemoteName } from '../remote/remote-store.ts'
-import { type CommonSettings, DEFAULTS } from './settings.ts'
+import { type CommonSettings, DEFAULTS, parseMetricsAddress } from './settings.ts'
 
 /** One thing that is wrong with a configuration file. */
 export interface Mistake {
@@ -106,6 +106,7 @@ const SCHEMA = (() => {
     'patience-postcopy': duration('patience-postcopy').optional(),
     control: text(socketPath).optional(),
     history: z.string().optional(),
+    metrics: text(parseMetricsAddress).optional(),
     'store-key': z.string().optional(),
     'remote-stores': z.array(z.string()).default([]),
     'store-insecure': z.boolean().default(false),
@@ -331,6 +332,7 @@ export function readConfiguration(content: string): ReadConfiguration {
       patiencePostcopyMs: file['patience-postcopy'],
       control: file.control,
       history: file.history,
+      metrics: file.metrics,
       peers,
       wanListen,
       peerName: file.wan?.['peer-name'],

@@ -1,11 +1,12 @@
 /** What a proxy's process offers to those who run it, beside its migrations. */
 import { isProxyError, ProxyError } from '../errors.ts'
 import { parseCapOrNone } from '../quantity.ts'
-import { parseAddress } from '../relay/address.ts'
+import { type Address, formatAddress, parseAddress } from '../relay/address.ts'
 import { CONTROL_API, type SiteHistory } from './control-api.ts'
 import { type Answer, ControlServer, json, type Routes } from './control-server.ts'
 import type { Events } from './events.ts'
 import { History } from './history.ts'
+import { Metrics } from './metrics.ts'
 import type { Site } from './site.ts'
 
 export interface ControlSettings {
@@ -13,6 +14,8 @@ export interface ControlSettings {
   readonly control: string | undefined
   /** File in which the migrations that ended last are kept; undefined: they are forgotten with the process. */
   readonly history?: string | undefined
+  /** Where metrics can be had beside the control socket. */
+  readonly metrics?: Address | undefined
 }
 
 export class Control {
@@ -20,7 +23,8 @@ export class Control {
   private readonly site: Site
   private readonly events: Events
   private history: History | undefined
-  private server: ControlServer | undefined
+  private metrics: Metrics | undefined
+  private readonly servers: ControlServer[] = []
 
   constructor(settings: ControlSettings, site: Site, events: Events) {
     this.settings = settings
@@ -30,32 +34,47 @@ export class Control {
 
   /** @throws ProxyError IO, ADDRESS */
   async start(): Promise<void> {
-    const { control, history: path } = this.settings
-    if (control === undefined && path === undefined) return
-    const history = new History(path, this.events)
-    this.history = history
-    if (control !== undefined)
-      this.server = await this.serve(controlRoutes(this.site, history), '--control', `unix:${control}`)
+    const { settings, site, events } = this
+    const { control, history: path, metrics: address } = settings
+    if (control !== undefined || path !== undefined) this.history = new History(path, events)
+    if (control === undefined && address === undefined) return
+    const metrics = await Metrics.load(() => site.status(), events)
+    this.metrics = metrics
+    const routes = metricsRoutes(metrics)
+    if (address !== undefined) await this.serve(routes, '--metrics', address)
+    if (control === undefined) return
+    const all = new Map([...controlRoutes(site, this.history!), ...routes])
+    await this.serve(all, '--control', parseAddress(`unix:${control}`))
+  }
+
+  /** Where it can be asked, once started. */
+  get addresses(): readonly string[] {
+    return this.servers.flatMap(({ addresses }) => addresses.map(formatAddress))
   }
 
   async close(): Promise<void> {
-    await this.server?.close()
+    for (const server of this.servers) await server.close()
+    this.metrics?.close()
     await this.history?.close()
   }
 
   /** @param option that named the address */
-  private async serve(routes: Routes, option: string, address: string): Promise<ControlServer> {
+  private async serve(routes: Routes, option: string, address: Address): Promise<void> {
     const server = new ControlServer(routes, error =>
       this.events.error('link.defect', { stack: (error as Error).stack }),
     )
     try {
-      await server.listen(parseAddress(address))
+      await server.listen(address)
+      this.servers.push(server)
     } catch (error) {
       if (!isProxyError(error)) throw error
       throw new ProxyError(error.code, `${option}: ${error.what}`, undefined, error.action, { cause: error })
     }
-    return server
   }
+}
+
+function metricsRoutes(metrics: Metrics): Routes {
+  return new Map([['GET /metrics', async () => ({ type: metrics.contentType, body: await metrics.text() })]])
 }
 
 function controlRoutes(site: Site, history: History): Routes {

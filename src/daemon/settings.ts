@@ -2,6 +2,7 @@
 import { ProxyError } from '../errors.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
 import { parseDuration, parseSize } from '../quantity.ts'
+import { type Address, isRange, parseAddress } from '../relay/address.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { storeNames } from '../remote/open-store.ts'
 import type { SupplySettings } from './set-supply.ts'
@@ -29,6 +30,8 @@ export interface CommonSettings {
   readonly control: string | undefined
   /** File for the migrations that ended last; undefined: they are kept in memory. */
   readonly history: string | undefined
+  /** Where metrics can be had beside the control socket. */
+  readonly metrics: Address | undefined
 }
 
 /** The same as people write it. */
@@ -52,6 +55,7 @@ export interface CommonTexts {
   readonly patiencePostcopy?: string | undefined
   readonly control?: string | undefined
   readonly history?: string | undefined
+  readonly metrics?: string | undefined
 }
 
 /** Where nothing is said. */
@@ -64,6 +68,13 @@ export const DEFAULTS = {
   queueTarget: `${QUEUE_TARGET_MS}ms`,
   patience: `${PATIENCE_MS / 1000}s`,
 } as const
+
+/** HOST:PORT, or an address as others are written; that it is this host's is seen when it is bound. @throws ADDRESS */
+export function parseMetricsAddress(text: string): Address {
+  const address = parseAddress(/^(tcp|unix|fd):/.test(text) ? text : `tcp:${text}`)
+  if (address.kind !== 'fd' && !isRange(address)) return address
+  throw new ProxyError('ADDRESS', `metrics at ${text}`, undefined, 'give 127.0.0.1:PORT, or unix:PATH')
+}
 
 /** @throws USAGE, with the option that is wrong */
 export function readCommon(texts: CommonTexts): CommonSettings {
@@ -97,6 +108,7 @@ export function readCommon(texts: CommonTexts): CommonSettings {
       texts.patiencePostcopy === undefined ? undefined : parseDuration(texts.patiencePostcopy, '--patience-postcopy'),
     control: texts.control,
     history: texts.history,
+    metrics: texts.metrics === undefined ? undefined : parseMetricsAddress(texts.metrics),
   }
 }
 
