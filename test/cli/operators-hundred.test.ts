@@ -826,7 +826,7 @@ const control: Case[] = [
     asked('status'),
     { status: 1, err: /EACCES/, hint: /as root/, uid: NOBODY, skip: !isRoot && 'as root only' },
   ],
-  ['status of a QEMU', ['status', '--control', at('qmp/sound')], { status: 1, err: /is no proxy/ }],
+  ['status of a QEMU', ['status', '--control', at('qmp/human')], { status: 1, err: /is no proxy/ }],
   ['status of silence', ['status', '--control', at('qmp/silent')], { status: 1, err: /no answer/, waits: true }],
   ['status at a path that is too long', ['status', '--control', `/${'x'.repeat(108)}`], { status: 2, hint: /107/ }],
   ['a path that would write to the terminal', ['status', '--control', at(ESC)], { status: 1, err: /\\u001b\[31m/ }],

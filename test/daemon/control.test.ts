@@ -42,6 +42,7 @@ t.test('both proxies of a pair are asked and told', async t => {
     new Control({ control: far }, new Site([], pair.destination, events), events),
   ]
   for (const control of controls) await control.start()
+  t.teardown(() => Promise.all(controls.map(control => control.close())))
   t.equal(lstatSync(near).mode & 0o777, 0o600)
   const statusOf = async (path: string): Promise<SiteStatus> => (await askProxy(path, 'GET /status')) as SiteStatus
 
