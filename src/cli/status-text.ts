@@ -1,6 +1,7 @@
 /** How people read a status: a paragraph for each proxy, a line for what is about it, another for each migration. */
 import type { SiteStatus } from '../daemon/control-api.ts'
 import type { DestinationStatus, Expiry, LinkStatus, SourceStatus } from '../daemon/status.ts'
+import type { MigrationProgress } from '../migration/progress.ts'
 import type { DepartureStatus, MigrationStatus } from '../migration/summary.ts'
 import { formatRate, formatSize } from '../quantity.ts'
 
@@ -31,7 +32,10 @@ function sourceLines({ peer, address, rate, listening, stopping, session, waitin
   if (rate !== undefined) lines[0] += `, cap ${formatRate(rate)}`
   lines.push(`  QEMU connects to ${listening.join(' ') || 'nothing yet'}`)
   if (waiting > 0) lines.push(`  ${waiting} connections of QEMU wait for a session`)
-  for (const migration of session?.migrations ?? []) lines.push(`  ${departureText(migration)}`)
+  for (const migration of session?.migrations ?? []) {
+    lines.push(`  ${departureText(migration)}`)
+    if (migration.progress) lines.push(`    ${progressText(migration.progress)}`)
+  }
   return lines
 }
 
@@ -58,6 +62,17 @@ function departureText(migration: DepartureStatus): string {
   const { bytesWan, bytes, effort } = migration
   const share = bytes > 0 ? ` (${((100 * bytesWan) / bytes).toFixed(1)} %)` : ''
   return `${nameText(migration)}: ${formatSize(bytes)} from QEMU, ${formatSize(bytesWan)} on the WAN${share}, effort ${effort}`
+}
+
+/** 'pass 2, 43 %: 240.1 Mbit/s from QEMU, ..., 12.0 s to the end of the pass, 20.4 s to that of the migration' */
+function progressText(progress: MigrationProgress): string {
+  const { pass, share, bytesPerSecond, wanBytesPerSecond, passSeconds, seconds, converges } = progress
+  const rates = `${formatRate(bytesPerSecond)} from QEMU, ${formatRate(wanBytesPerSecond)} on the WAN`
+  const parts = [`pass ${pass}, ${Math.floor(100 * share)} %: ${rates}`]
+  if (passSeconds !== undefined) parts.push(`${formatDuration(passSeconds)} to the end of the pass`)
+  if (seconds !== undefined) parts.push(`${formatDuration(seconds)} to that of the migration`)
+  if (converges === false) parts.push('the guest writes as fast as this: it does not converge')
+  return parts.join(', ')
 }
 
 function arrivalText(migration: MigrationStatus): string {

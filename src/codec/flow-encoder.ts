@@ -44,10 +44,14 @@ export class FlowEncoder implements StreamSink {
   batchStart = 0
   /** Stream position behind the last byte pushed. */
   position = 0
+  /** Of the last page that is in a batch: the parser's index of its RAMBlock, and its number there. */
+  place: { readonly block: number; readonly page: number } | undefined
 
   private readonly facts: StreamFacts
   private readonly parserNames: string[] = []
   private readonly indexOf: number[] = []
+  /** The parser's index by our own. */
+  private readonly parserBlocks: number[] = []
 
   /** @param facts hears what the parser tells beside records */
   constructor(migration: number, regions: PoolRegions, facts: StreamFacts = {}) {
@@ -148,6 +152,7 @@ export class FlowEncoder implements StreamSink {
     if (own !== undefined) return own
     const index = this.prediction.names.add(this.parserNames[parserBlock]!)
     this.indexOf[parserBlock] = index
+    if (index >= 0) this.parserBlocks[index] = parserBlock
     return index
   }
 
@@ -173,7 +178,15 @@ export class FlowEncoder implements StreamSink {
 
   /** The first `length` of the bytes not yet in a batch are in one now, and their records. */
   batched(length: number): void {
-    this.records.clear()
+    const { records } = this
+    for (let last = records.count - 1; last >= 0; last--) {
+      const kind = records.kind[last]
+      if (kind === RECORD.PACKET || kind === RECORD.PASS) continue
+      const more = kind === RECORD.ZEROS ? this.zeroCount(last) - 1 : 0
+      this.place = { block: this.parserBlocks[records.block[last]!]!, page: records.page[last]! + more }
+      break
+    }
+    records.clear()
     this.batchStart += length
   }
 

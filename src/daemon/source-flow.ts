@@ -9,6 +9,7 @@ import { ChannelStart } from '../migration/channel-start.ts'
 import type { Departure } from '../migration/departure.ts'
 import type { Gate } from '../migration/gates.ts'
 import type { Cause } from '../migration/outcome.ts'
+import type { MemoryPlace } from '../migration/progress.ts'
 import type { SourceChannel, SourceChannels } from '../migration/source-channels.ts'
 import type { SourceInput, SourceLife, SourceOrder } from '../migration/source-life.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
@@ -112,6 +113,10 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
 
   get stats(): BatchStats | undefined {
     return this.sending?.encoder.stats
+  }
+
+  get place(): MemoryPlace | undefined {
+    return this.sending?.encoder.place
   }
 
   get memory(): ParserMemory | undefined {

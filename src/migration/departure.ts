@@ -11,6 +11,7 @@ import type { Forecast } from './forecast.ts'
 import type { Gate, GateChannel, GateMigration } from './gates.ts'
 import { MigrationRecord } from './migration-record.ts'
 import type { PausedMigrations } from './paused.ts'
+import { type MemoryPlace, type MigrationProgress, Progress } from './progress.ts'
 import type { DepartureStatus, MigrationSummary } from './summary.ts'
 import { pageCounts, Traffic } from './traffic.ts'
 
@@ -20,6 +21,8 @@ export interface DepartureChannel extends GateChannel {
   readonly number: number
   /** undefined: it has no flow, because the other side takes none any more. */
   readonly stats: BatchStats | undefined
+  /** Where the last page of it lies that is in a batch. */
+  readonly place: MemoryPlace | undefined
   /** Of a main: what its recovery would need. */
   readonly memory: ParserMemory | undefined
 }
@@ -37,6 +40,12 @@ export interface DepartureOptions<C extends DepartureChannel> {
   readonly efforts: number
 }
 
+/** How it goes on, where that is to be told now: once, and now and then. */
+export interface Sent {
+  readonly forecast?: Forecast | undefined
+  readonly progress?: MigrationProgress | undefined
+}
+
 /** From these on the destination QEMU may get all that it needs to run the guest. */
 const HANDING_OVER: ReadonlySet<StreamPhase> = new Set(['switchover', 'ram-end', 'snapshot-devices', 'eof'])
 
@@ -50,6 +59,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
   readonly record: MigrationRecord
   readonly blocks = new BlockTable()
   readonly traffic: Traffic
+  private readonly progress: Progress<C>
   readonly flows = new Set<C>()
   lead: C | undefined
   /** What its first connection knew, where this is a recovery. */
@@ -79,6 +89,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
     this.record = new MigrationRecord(session, number)
     this.record.leads(kind)
     this.traffic = new Traffic(efforts)
+    this.progress = new Progress(startMs)
     this.urgent = kind === 'recovery'
   }
 
@@ -153,9 +164,14 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
     if (this.gate.migration === this) this.gate.migration = undefined
   }
 
-  /** A batch of this channel was handed in. @returns how it is expected to go on, once */
-  sent({ stats }: C, nowMs: number, effort: number): Forecast | undefined {
-    return stats && this.traffic.sent(stats, this.blocks, nowMs - this.startMs, effort)
+  /** A batch of this channel was handed in. @returns what is to be told of that */
+  sent(channel: C, nowMs: number, effort: number): Sent {
+    const { stats, place } = channel
+    if (!stats) return {}
+    const { blocks, traffic, progress, record } = this
+    const forecast = traffic.sent(stats, blocks, nowMs - this.startMs, effort)
+    const isDue = !record.postcopy && progress.sent(channel, place, blocks, traffic.counted, nowMs)
+    return { forecast, progress: isDue ? progress.status(traffic.counted, nowMs) : undefined }
   }
 
   /** Counts of all its channels so far. */
@@ -165,12 +181,16 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
 
   /** @param effort of its next batch */
   status(nowMs: number, effort: number): DepartureStatus {
-    const { rawBytes, packedBytes } = this.counts()
+    const counts = this.counts()
+    const { rawBytes, packedBytes } = counts
+    // pages are asked for in postcopy, in no order
+    const progress = this.record.postcopy ? undefined : this.progress.status(counts, nowMs)
     return {
       migration: this.number,
       id: this.record.id,
       target: this.gate.target,
       ...this.record.guest,
+      ...(progress && { progress }),
       seconds: Math.round(nowMs - this.startMs) / 1000,
       channels: this.flows.size,
       postcopy: this.record.postcopy,

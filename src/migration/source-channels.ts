@@ -14,6 +14,7 @@ import type { Departure, DepartureChannel } from './departure.ts'
 import { Departures, type DeparturesChannel, type DeparturesOptions } from './departures.ts'
 import type { Forecast } from './forecast.ts'
 import { type GateOrders, Gates } from './gates.ts'
+import type { MigrationProgress } from './progress.ts'
 import type { DepartureStatus, NamedMigration } from './summary.ts'
 
 /** Time that bytes may wait in the link while a guest waits for pages: postcopy. */
@@ -35,6 +36,7 @@ export interface SourceChannelEvents {
     readonly peer?: string | undefined
   }
   'migration halfway': NamedMigration & Forecast
+  'migration progress': NamedMigration & MigrationProgress
   'relayed raw': NamedMigration & {
     readonly kind: string
     readonly position?: number | undefined
@@ -241,13 +243,15 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     }
   }
 
-  /** A batch of it was handed in: tells once how its migration is expected to go on. */
+  /** A batch of it was handed in: tells once how its migration is expected to go on, and now and then how far it is. */
   sent(channel: C): void {
     const { orders, now, effort, log } = this.options
     orders.wake()
     const migration = channel.migration!
-    const forecast = migration.sent(channel, now(), effort(migration.urgent))
-    if (forecast) log.info('migration halfway', { migration: migration.number, id: migration.record.id, ...forecast })
+    const { forecast, progress } = migration.sent(channel, now(), effort(migration.urgent))
+    const named = { migration: migration.number, id: migration.record.id }
+    if (forecast) log.info('migration halfway', { ...named, ...forecast })
+    if (progress) log.info('migration progress', { ...named, ...progress })
   }
 
   /** A page of a set was asked for behind a batch of this migration: what that takes on the WAN. */

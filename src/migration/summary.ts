@@ -5,6 +5,7 @@
 import type { GuestName } from './channel-ends.ts'
 import type { Forecast, Passed } from './forecast.ts'
 import type { Verdict } from './outcome.ts'
+import type { MigrationProgress } from './progress.ts'
 
 /** A migration as both sites call it: by number at each, by id at both. */
 export interface NamedMigration {
@@ -37,6 +38,8 @@ export interface DepartureStatus extends MigrationStatus {
   readonly bytesWan: number
   /** Effort of the next batch. */
   readonly effort: number
+  /** Not in postcopy, nor where nothing is known of the guest's memory. */
+  readonly progress?: MigrationProgress
 }
 
 /** One that is over. `level` is for alerting. */

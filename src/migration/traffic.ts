@@ -20,7 +20,7 @@ export class Traffic {
   firstPass: Passed | undefined
   private readonly forecaster = new Forecaster()
   /** Of all channels, and of each as it was when it was last counted: there may be hundreds, and batches are many. */
-  private readonly counted = { pages: 0, rawBytes: 0, packedBytes: 0 }
+  readonly counted = { pages: 0, rawBytes: 0, packedBytes: 0 }
   private readonly channelsCounted = new Map<BatchStats, { -readonly [K in keyof Counted]: number }>()
 
   /** @param efforts how many levels there are */

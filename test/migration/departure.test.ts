@@ -21,6 +21,7 @@ class Channel implements DepartureChannel {
   kind: ChannelKind
   over = false
   readonly number: number
+  readonly place = undefined
   readonly memory: ParserMemory = { blocks: [], blocksComplete: true, sections: [], machineType: 'pc' }
 
   constructor(gate: Gate<Channel, Departure<Channel>>, kind: ChannelKind, number: number) {
@@ -204,7 +205,7 @@ t.test('how it is expected to go on, of what its channels bring', t => {
     departure.traffic.encoded(stats, 410_000, 2)
     stats.packedBytes += 100_000
     looked = []
-    const forecast = departure.sent(channel, 1000 + 100 * batch, 2)
+    const { forecast } = departure.sent(channel, 1000 + 100 * batch, 2)
     t.same(new Set(looked), new Set([channel]), 'a batch costs what it brings, however many channels there are')
     if (batch === 5) {
       t.match(forecast, { atSeconds: 0.5, bytesIn: [2_050_000, 4_100_000], bytesWan: [500_000, 1_000_000] })

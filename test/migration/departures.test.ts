@@ -20,6 +20,7 @@ class Channel implements DeparturesChannel<Channel> {
   readonly host = 'host'
   readonly isSilent = false
   readonly stats = undefined
+  readonly place = undefined
   readonly memory = MEMORY
   kind: ChannelKind
   over = false

@@ -30,6 +30,7 @@ class Channel implements SourceChannel<Channel, number> {
   readonly host = 'here'
   readonly peer = 'here:1'
   readonly stats = undefined
+  readonly place = undefined
   readonly memory = undefined
   /** What it was told, in order. */
   readonly told: string[] = []

@@ -161,6 +161,9 @@ export class Pair implements AsyncDisposable {
   readonly arrivals: ArrivalSummary[] = []
   readonly folder: string
   wan!: RelayLink
+  /** Of daemons in this process. */
+  source: SourceDaemon | undefined
+  destination: DestinationDaemon | undefined
   private readonly removeFolder: () => void
   private readonly proxies = new Map<Side, Proxy>()
   private readonly gates: { readonly name: string; readonly source: string; readonly target: string }[] = []
@@ -241,6 +244,7 @@ export class Pair implements AsyncDisposable {
       events: this.eventsOf('source'),
     })
     await daemon.start()
+    this.source = daemon
     this.proxies.set('source', {
       stop: async () => {
         await daemon.stop()
@@ -274,6 +278,7 @@ export class Pair implements AsyncDisposable {
       events: this.eventsOf('destination'),
     })
     await daemon.start()
+    this.destination = daemon
     this.proxies.set('destination', { stop: () => daemon.stop(), kill: () => daemon.abort() })
   }
 

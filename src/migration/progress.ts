@@ -1,0 +1,176 @@
+/**
+ * How far a migration is, how fast, and how long it will still take: from where in the guest's memory its last records lay,
+ * and what passed until then. Pure: times come in.
+ *
+ * QEMU goes through dirty pages in the order of their addresses, so that a place behind which a channel falls back begins
+ * its next pass, and a place says how much of a pass is done, whatever is dirty. How much the guest wrote during a pass is
+ * what the next one brings: passes that shrink converge.
+ */
+import { PAGE_SIZE } from '../codec/wire.ts'
+import type { BlockTable } from '../qemu/block-table.ts'
+import type { Counted } from './forecast.ts'
+
+/** Rates are those of so long ... */
+const WINDOW_MS = 10_000
+/** ... of points that are so far apart at least. */
+const POINT_MS = 500
+/** Of less of a pass nothing is said of the rest of it. */
+const SHARE_MIN = 0.02
+/** Of less of a pass it is not said how much it brings. */
+const SHARE_JUDGED = 0.25
+/** Passes that do not shrink by more than this come to no end that anybody waits for. */
+const SHRINKS = 0.95
+/** QEMU stops the guest where the rest takes no longer: its default of downtime-limit. */
+const DOWNTIME_S = 0.3
+/** A line is told at each tenth of a pass, and so long behind the last one at the soonest. */
+const TOLD_SHARE = 0.1
+const TOLD_MS = 10_000
+
+/** Where in the guest's memory: a RAMBlock of the table, and a page of it. */
+export interface MemoryPlace {
+  readonly block: number
+  readonly page: number
+}
+
+export interface MigrationProgress {
+  /** From 1. */
+  readonly pass: number
+  /** Of that pass, 0 to 1. */
+  readonly share: number
+  /** What QEMU gets rid of, and what goes onto the WAN of it, over the last ten seconds. */
+  readonly bytesPerSecond: number
+  readonly wanBytesPerSecond: number
+  /** To the end of the pass, at the rates of now. */
+  readonly passSeconds?: number
+  /** To the end of the migration, where it converges; from the second pass on. */
+  readonly seconds?: number
+  /** Whether passes shrink; from the second one on. */
+  readonly converges?: boolean
+}
+
+interface Point {
+  readonly ms: number
+  readonly rawBytes: number
+  readonly packedBytes: number
+}
+
+/** Where a channel was last, and in which pass. */
+interface Position {
+  pass: number
+  at: number
+}
+
+/** @typeParam C - a channel */
+export class Progress<C extends object> {
+  private readonly positions = new WeakMap<C, Position>()
+  private pass = 1
+  /** Furthest place of any channel in this pass, bytes from the first RAMBlock's start. */
+  private at = 0
+  private passMs: number
+  private passPages = 0
+  /** Pages of the pass before. */
+  private beforePages = 0
+  private pages = 0
+  private readonly points: Point[]
+  /** Where each RAMBlock begins, and behind the last one: all of the guest's memory. */
+  private starts: readonly number[] = []
+  private toldMs: number
+  private toldTenth = 0
+
+  constructor(startMs: number) {
+    this.passMs = startMs
+    this.toldMs = startMs
+    this.points = [{ ms: startMs, rawBytes: 0, packedBytes: 0 }]
+  }
+
+  /**
+   * A batch of a channel was handed in.
+   * @param place of the last page in it; undefined: there is none
+   * @returns whether it is time for a line about it
+   */
+  sent(channel: C, place: MemoryPlace | undefined, blocks: BlockTable, counted: Counted, nowMs: number): boolean {
+    const { points } = this
+    this.pages = counted.pages
+    if (nowMs - points.at(-1)!.ms >= POINT_MS) {
+      points.push({ ms: nowMs, rawBytes: counted.rawBytes, packedBytes: counted.packedBytes })
+      while (points.length > 2 && points[1]!.ms <= nowMs - WINDOW_MS) points.shift()
+    }
+    if (place && blocks.complete) this.moves(channel, this.bytesTo(place, blocks), nowMs)
+    return this.isLineDue(nowMs)
+  }
+
+  /** @returns undefined where nothing is known of the guest's memory. */
+  status(counted: Pick<Counted, 'rawBytes' | 'packedBytes'>, nowMs: number): MigrationProgress | undefined {
+    const { starts, pass, share } = this
+    if (starts.length === 0) return undefined
+    const [since] = this.points
+    const seconds = Math.max(nowMs - since!.ms, 1) / 1000
+    const rate = (bytes: number, before: number): number => Math.round(Math.max(0, bytes - before) / seconds)
+    return {
+      pass,
+      share: rounded(share, 4),
+      bytesPerSecond: rate(counted.rawBytes, since!.rawBytes),
+      wanBytesPerSecond: rate(counted.packedBytes, since!.packedBytes),
+      ...this.expected(nowMs),
+    }
+  }
+
+  /** Of the present pass. */
+  private get share(): number {
+    const all = this.starts.at(-1) ?? 0
+    return all === 0 ? 0 : Math.min(1, this.at / all)
+  }
+
+  private expected(nowMs: number): Pick<MigrationProgress, 'passSeconds' | 'seconds' | 'converges'> {
+    const { share, pass } = this
+    if (share < SHARE_MIN) return {}
+    const elapsed = (nowMs - this.passMs) / 1000
+    const whole = elapsed / share
+    const passSeconds = rounded(whole - elapsed, 1)
+    if (pass === 1 || share < SHARE_JUDGED || this.beforePages === 0) return { passSeconds }
+    const shrinks = (this.pages - this.passPages) / share / this.beforePages
+    if (shrinks >= SHRINKS) return { passSeconds, converges: false }
+    let seconds = whole - elapsed
+    for (let next = whole * shrinks; next > DOWNTIME_S; next *= shrinks) seconds += next
+    return { passSeconds, converges: true, seconds: rounded(seconds, 1) }
+  }
+
+  private moves(channel: C, at: number, nowMs: number): void {
+    let position = this.positions.get(channel)
+    if (!position) {
+      position = { pass: this.pass, at }
+      this.positions.set(channel, position)
+    } else if (at < position.at) position.pass = Math.max(position.pass + 1, this.pass)
+    position.at = at
+    if (position.pass > this.pass) {
+      this.pass = position.pass
+      this.beforePages = this.pages - this.passPages
+      this.passPages = this.pages
+      this.passMs = nowMs
+      this.at = at
+      this.toldTenth = 0
+    } else if (position.pass === this.pass) this.at = Math.max(this.at, at)
+  }
+
+  private bytesTo({ block, page }: MemoryPlace, blocks: BlockTable): number {
+    if (this.starts.length !== blocks.size + 1) {
+      const starts = [0]
+      for (let i = 0; i < blocks.size; i++) starts.push(starts[i]! + blocks.lengthBytes(i))
+      this.starts = starts
+    }
+    return this.starts[block]! + (page + 1) * PAGE_SIZE
+  }
+
+  private isLineDue(nowMs: number): boolean {
+    const tenth = Math.floor(this.share / TOLD_SHARE)
+    if (tenth <= this.toldTenth || nowMs - this.toldMs < TOLD_MS) return false
+    this.toldTenth = tenth
+    this.toldMs = nowMs
+    return true
+  }
+}
+
+function rounded(value: number, digits: number): number {
+  const scale = 10 ** digits
+  return Math.round(value * scale) / scale
+}

@@ -1,0 +1,75 @@
+/** Real migrations as they are asked about and told over the control sockets: how far they are, a cap, a cancel. */
+import { join } from 'node:path'
+import t from 'tap'
+import { MigrationFailedError } from '../../scripts/harness/qemu/guest.ts'
+import { qemu10 } from '../../scripts/harness/qemu/versions.ts'
+import { Control } from '../../src/daemon/control.ts'
+import type { SiteHistory, SiteStatus } from '../../src/daemon/control-api.ts'
+import { Events } from '../../src/daemon/events.ts'
+import { Site } from '../../src/daemon/site.ts'
+import type { DepartureStatus } from '../../src/migration/summary.ts'
+import { askProxy } from '../../src/system/control-client.ts'
+import { until } from '../helpers/until.ts'
+import { Guests, Pair } from './pair.ts'
+
+t.setTimeout(400_000)
+
+const found = await qemu10()
+const RETURN_PATH = { capabilities: { 'return-path': true } }
+
+t.test('a guest moves, is watched, and stays where that is said', { skip: found.skip ?? false }, async t => {
+  await using pair = await Pair.start({ wan: '0ms' })
+  const events = new Events()
+  const control = join(pair.folder, 'control')
+  const asked = new Control({ control }, new Site([pair.source!], pair.destination!, events), events)
+  await asked.start()
+  t.teardown(() => asked.close())
+  const running = async (): Promise<DepartureStatus | undefined> =>
+    ((await askProxy(control, 'GET /status')) as SiteStatus).sources[0]!.session?.migrations[0]
+
+  await t.test('cancelled over the socket', async t => {
+    await using guests = await Guests.start({ qemu: found.qemu! })
+    await guests.destination.listen(pair.targetUri(), RETURN_PATH)
+    const slow = { ...RETURN_PATH, parameters: { 'max-bandwidth': 1_000_000 } }
+    await guests.source.startMigration(pair.sourceUri(), slow)
+    const shares = new Set<number>()
+    const { id } = await until('a quarter of the first pass', async () => {
+      const status = await running()
+      if (!status?.progress) return undefined
+      shares.add(status.progress.share)
+      return status.progress.share > 0.25 && status
+    })
+    t.ok([...shares].every(share => share >= 0 && share <= 1))
+    t.match(await askProxy(control, 'POST /cancel', { migration: id }), { id })
+    await t.rejects(guests.source.waitMigration(), MigrationFailedError)
+    t.equal(await guests.source.status(), 'running', 'the guest goes on at the source')
+    const { outcome } = await pair.summary(1)
+    t.equal(outcome, 'cancelled')
+    t.equal((await pair.arrival(1)).outcome, 'cancelled', 'the other site says so, too')
+  })
+
+  await t.test('watched to its end', async t => {
+    await using guests = await Guests.start({ qemu: found.qemu! })
+    await guests.destination.listen(pair.targetUri(), RETURN_PATH)
+    const strict = { ...RETURN_PATH, parameters: { 'max-bandwidth': 3_000_000, 'downtime-limit': 1 } }
+    await guests.source.startMigration(pair.sourceUri(), strict)
+    let last = 0
+    const second = await until('a second pass', async () => {
+      const status = await running()
+      const { pass = 0, share = 0 } = status?.progress ?? {}
+      if (pass === 1 && share < last - 0.001) t.fail(`from ${last} back to ${share}`)
+      last = pass === 1 ? share : last
+      return pass > 1 && status
+    })
+    t.ok(last > 0.5, `the first pass was seen to ${last}`)
+    const sync = (await guests.source.qmp.execute('query-migrate')) as { ram: { 'dirty-sync-count': number } }
+    t.ok(sync.ram['dirty-sync-count'] >= 2, 'QEMU is in a later pass, too')
+    t.match(second.progress, { bytesPerSecond: Number, wanBytesPerSecond: Number })
+    await guests.source.configure({ parameters: { 'downtime-limit': 2000, 'max-bandwidth': 0 } })
+    await guests.source.waitMigration()
+    t.equal(await guests.differingPages(), 0)
+    t.equal((await pair.summary(2)).outcome, 'completed')
+    // this history listens to other events than the pair's: it has none, and says so
+    t.match((await askProxy(control, 'GET /history')) as SiteHistory, { migrations: [] })
+  })
+})
