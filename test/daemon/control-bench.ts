@@ -1,0 +1,79 @@
+/**
+ * What being watched costs a migration: CPU time, memory and seconds of a source proxy whose metrics are scraped a thousand
+ * times a minute and whose status is asked every second, beside one that offers neither. By turns.
+ *
+ *   node test/daemon/control-bench.ts [ROUNDS] [MEGABYTES]
+ */
+import { randomBytes } from 'node:crypto'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import http from 'node:http'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { askProxy } from '../../src/system/control-client.ts'
+import { migration } from '../template/makers.ts'
+import { RunningPair } from './running.ts'
+
+const [rounds = 3, megabytes = 15] = process.argv.slice(2).map(Number)
+/** A thousand a minute. */
+const SCRAPE_MS = 60
+/** The kernel's, in which /proc counts. */
+const TICKS_PER_SECOND = 100
+
+const stream = migration(Array.from({ length: megabytes * 256 }, () => randomBytes(4096)))
+
+/** CPU seconds of a process, and its memory in MB. */
+function used(pid: number): { readonly cpu: number; readonly rss: number } {
+  const fields = readFileSync(`/proc/${pid}/stat`, 'latin1').replace(/^.*\) /, '').split(' ')
+  return { cpu: (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND, rss: (Number(fields[21]) * 4096) / 1e6 }
+}
+
+function scrape(socketPath: string): Promise<number> {
+  return new Promise((done, failed) => {
+    http
+      .get({ socketPath, path: '/metrics', agent: false }, response => {
+        let bytes = 0
+        response.on('data', chunk => {
+          bytes += chunk.length
+        })
+        response.on('end', () => done(bytes))
+      })
+      .on('error', failed)
+  })
+}
+
+async function once(isWatched: boolean): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'pageferry-bench-'))
+  const control = join(folder, 'control')
+  const near = ['--rate', '12Mbit', ...(isWatched ? ['--control', control, '--history', join(folder, 'history')] : [])]
+  await using pair = await RunningPair.start(folder, { near, far: [] })
+  await pair.near.said('session open')
+  const pid = pair.near.child.pid!
+  let isOver = false
+  let scrapes = 0
+  const watch = async (): Promise<void> => {
+    for (let next = performance.now(); !isOver; next += SCRAPE_MS) {
+      await scrape(control)
+      if (++scrapes % 17 === 0) await askProxy(control, 'GET /status')
+      await sleep(Math.max(0, next + SCRAPE_MS - performance.now()))
+    }
+  }
+  const before = used(pid)
+  const watching = isWatched ? watch() : Promise.resolve()
+  await pair.migrate(stream)
+  const { seconds } = await pair.near.said('migration ended')
+  isOver = true
+  await watching
+  const after = used(pid)
+  console.log(
+    [
+      isWatched ? `watched (${scrapes} scrapes)` : 'alone',
+      `${seconds} s`,
+      `${(after.cpu - before.cpu).toFixed(2)} s of CPU`,
+      `${after.rss.toFixed(0)} MB, ${before.rss.toFixed(0)} before`,
+    ].join(', '),
+  )
+  rmSync(folder, { recursive: true, force: true })
+}
+
+for (let round = 0; round < rounds; round++) for (const isWatched of [false, true]) await once(isWatched)
