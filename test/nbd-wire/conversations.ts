@@ -41,8 +41,26 @@ function payload(rand: Rand, length: number): Uint8Array<ArrayBuffer> {
   return bytes
 }
 
+/** What a conversation is about. */
+export interface Subject {
+  /** Offsets are below so many times 1, 512 or 4096. */
+  readonly offsets: number
+  /** Commands, each as likely as any other. */
+  readonly types: readonly number[]
+  /** Bytes of a request. */
+  readonly length: (rand: Rand) => number
+  /** What is written or read. */
+  readonly data: (rand: Rand, length: number, offset: number) => Uint8Array
+}
+const ANYTHING: Subject = {
+  offsets: 1 << 20,
+  types: [0, 0, 1, 1, 3, 4, 5, 6, 7, 8],
+  length: rand => (rand(3) ? rand(200) : rand(9000)),
+  data: payload,
+}
+
 /** A conversation of messages in an order in which they can be said; any other order that keeps `after` is possible too. */
-export function messagesOf(rand: Rand, requestsMax = 12): Message[] {
+export function messagesOf(rand: Rand, requestsMax = 12, subject = ANYTHING): Message[] {
   const messages: Message[] = []
   const say = (from: Step['from'], bytes: Uint8Array, after = messages.length - 1): number =>
     messages.push({ from, bytes, after }) - 1
@@ -131,13 +149,14 @@ export function messagesOf(rand: Rand, requestsMax = 12): Message[] {
     )
     say('server', answer(7, 1))
   }
-  transmission(rand, messages, { structured, extended, requestsMax })
+  transmission(rand, messages, subject, { structured, extended, requestsMax })
   return messages
 }
 
 function transmission(
   rand: Rand,
   messages: Message[],
+  subject: Subject,
   { structured, extended, requestsMax }: { structured: boolean; extended: boolean; requestsMax: number },
 ): void {
   const say = (from: Step['from'], bytes: Uint8Array, after: number): number =>
@@ -155,11 +174,11 @@ function transmission(
       const cookie = [...free.keys()][rand(free.size)]!
       heard = Math.max(heard, free.get(cookie)!)
       free.delete(cookie)
-      const type = extended && rand(9) === 0 ? 77 : [0, 0, 1, 1, 3, 4, 5, 6, 7, 8][rand(10)]!
+      const type = extended && rand(9) === 0 ? 77 : subject.types[rand(subject.types.length)]!
       const withPayload = extended ? type === 1 || rand(8) === 0 : type === 1
-      const length = type === 3 ? 0 : rand(3) ? rand(200) : rand(9000)
+      const length = type === 3 ? 0 : subject.length(rand)
       const flags = rand(32) | (extended && withPayload && (type !== 1 || rand(2)) ? 32 : 0)
-      const offset = rand(1 << 20) * [1, 512, 4096][rand(3)]!
+      const offset = rand(subject.offsets) * [1, 512, 4096][rand(3)]!
       const bytes = Buffer.alloc(extended ? 32 : 28)
       bytes.writeUInt32BE(extended ? 0x21e41c71 : 0x25609513)
       bytes.writeUInt16BE(flags, 4)
@@ -167,13 +186,14 @@ function transmission(
       bytes.writeBigUInt64BE(cookie, 8)
       bytes.writeBigUInt64BE(BigInt(offset), 16)
       bytes.writeUInt32BE(length, bytes.length - 4)
-      const message = say('client', Buffer.concat([bytes, payload(rand, withPayload ? length : 0)]), heard)
+      const body = subject.data(rand, withPayload ? length : 0, offset)
+      const message = say('client', Buffer.concat([bytes, body]), heard)
       const effect = withPayload && type !== 1 ? 0 : length
       underWay.push({ type, cookie, offset, length: effect, message, chunks: 0, to: 0 })
     } else {
       const at = rand(underWay.length)
       const one = underWay[at]!
-      const { bytes, done } = answerOf(rand, one, structured, extended)
+      const { bytes, done } = answerOf(rand, one, subject, structured, extended)
       const message = say('server', bytes, one.message)
       if (!done) continue
       underWay.splice(at, 1)
@@ -192,6 +212,7 @@ function transmission(
 function answerOf(
   rand: Rand,
   one: UnderWay,
+  subject: Subject,
   structured: boolean,
   extended: boolean,
 ): { bytes: Uint8Array; done: boolean } {
@@ -202,7 +223,7 @@ function answerOf(
     head.writeUInt32BE(0x67446698)
     head.writeUInt32BE(failed ? 5 : 0, 4)
     head.writeBigUInt64BE(one.cookie, 8)
-    const data = one.type === 0 && !failed ? payload(rand, one.length) : new Uint8Array(0)
+    const data = one.type === 0 && !failed ? subject.data(rand, one.length, one.offset) : new Uint8Array(0)
     return { bytes: Buffer.concat([head, data]), done: true }
   }
   let type = 0
@@ -222,7 +243,7 @@ function answerOf(
     type = 1 + rand(2)
     const length = rand(2) ? one.length - one.to : 1 + rand(one.length - one.to)
     const place = new ByteWriter().u64(one.offset + one.to)
-    body = type === 1 ? place.raw(payload(rand, length)).bytes() : place.u32(length).bytes()
+    body = type === 1 ? place.raw(subject.data(rand, length, one.offset + one.to)).bytes() : place.u32(length).bytes()
     one.to += length
   } else if (one.type === 7 && !done) {
     const extents = 1 + rand(4)

@@ -1,37 +1,17 @@
 /** Real conversations of clients and servers that nobody here wrote: test/vectors/nbd/streams/ (record-conversations.ts). */
-import { readFileSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
-import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
 import { random } from '../../scripts/harness/random.ts'
 import { type Message, reordered, sideOf } from './conversations.ts'
 import { lengthOf, type Step, type TraceSink, traceOf } from './harness.ts'
-import type { ConversationNote, RecordingNote } from './record-conversations.ts'
+import { recordings } from './recordings.ts'
 import { simpleNbd } from './simple-decoder.ts'
 
 t.setTimeout(590_000) // the machine may be busy
-
-const folder = fileURLToPath(new URL('../vectors/nbd/streams/', import.meta.url))
-const notes = JSON.parse(readFileSync(`${folder}index.json`, 'utf8')) as RecordingNote[]
-const bytesOf = (file: string) => zstdDecompressSync(readFileSync(folder + file))
 
 /** Where a recording ends in raw, and why. */
 const RAW: Readonly<Record<string, readonly string[]>> = {
   oldstyle: ['raw server 8 oldstyle handshake', 'raw client 0 the server is not understood'],
   tls: ['raw server 38 TLS', 'raw client 20 the server is not understood'],
-}
-
-function stepsOf({ order, client, server }: ConversationNote): Step[] {
-  const bytes = { client: bytesOf(client.file), server: bytesOf(server.file) }
-  const at = { client: 0, server: 0 }
-  const steps = order.split(' ').map(word => {
-    const length = Number(word)
-    const from = length > 0 ? ('client' as const) : ('server' as const)
-    at[from] += Math.abs(length)
-    return { from, bytes: bytes[from].subarray(at[from] - Math.abs(length), at[from]) }
-  })
-  if (at.client !== client.lengthBytes || at.server !== server.lengthBytes) throw new Error('the order is not whole')
-  return steps
 }
 
 /** Where two traces part, or ''. */
@@ -94,11 +74,10 @@ function messagesOf(steps: readonly Step[], { client, server }: TraceSink): Mess
 
 const seen = new Set<string>()
 
-t.ok(notes.length > 0, 'there are recordings')
-for (const { name, connections } of notes) {
+t.ok(recordings.length > 0, 'there are recordings')
+for (const { name, connections } of recordings) {
   t.test(name, t => {
-    for (const connection of connections) {
-      const steps = stepsOf(connection)
+    for (const steps of connections) {
       const whole = traceOf(steps)
       const rand = random(lengthOf(steps))
       const cuts: number[] = []
@@ -120,7 +99,7 @@ for (const { name, connections } of notes) {
           t.equal(unlike(delayed.server, whole.server), '', 'the same answers, whatever the delay')
         }
       }
-      const simple = simpleNbd(bytesOf(connection.client.file), bytesOf(connection.server.file))
+      const simple = simpleNbd(sideOf(steps, 'client'), sideOf(steps, 'server'))
       t.same(simple.stopped, [], 'the other decoder reads all of it')
       const told = (lines: readonly string[]) => lines.filter(line => !line.startsWith('raw'))
       t.equal(
