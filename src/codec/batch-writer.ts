@@ -11,6 +11,9 @@ import { writeVarint, zigzag } from './varint.ts'
 import { COLUMN, EXTENDED, OP, PACKET_HEADER_SIZE, PAGE_SIZE } from './wire.ts'
 import type { Workspace } from './workspace.ts'
 
+/** Kinds of runs from here on are extended operations. */
+export const EXTENDED_RUN = 16
+
 export class BatchWriter {
   readonly bytes: Uint8Array
   private readonly regions: PoolRegions
@@ -27,7 +30,6 @@ export class BatchWriter {
   /** The run of operations that goes on: 0 where there is none. */
   runKind = 0
   private runCount = 0
-  private coldOperation: number = EXTENDED.COLD
   /** The run of cold pages that goes on. */
   private coldFirst = 0
   private coldCount = 0
@@ -38,13 +40,9 @@ export class BatchWriter {
     this.regions = regions
   }
 
-  /**
-   * Begins at the start of a workspace's columns.
-   * @param coldOperation what becomes of this batch's cold pages: one of EXTENDED
-   */
-  begin(workspace: Workspace, coldOperation: number): void {
+  /** Begins at the start of a workspace's columns. */
+  begin(workspace: Workspace): void {
     this.workspace = workspace
-    this.coldOperation = coldOperation
     const at = workspace.columnAt
     this.ops = at[COLUMN.OPS]!
     this.numbers = at[COLUMN.NUMBERS]!
@@ -80,7 +78,7 @@ export class BatchWriter {
     if (columnLength[COLUMN.HEADERS]! > 0) transposeHeaders(this.bytes, columnAt[COLUMN.HEADERS]!, this.headers)
   }
 
-  /** Adds to the current run of operations, or begins one. */
+  /** Adds to the current run of operations, or begins one. @param kind one of OP, or EXTENDED_RUN + one of EXTENDED */
   run(kind: number, count: number): void {
     if (this.runKind !== kind) {
       this.endRun()
@@ -93,12 +91,13 @@ export class BatchWriter {
   endRun(): void {
     const count = this.runCount
     if (count === 0) return
-    if (count < 16) this.bytes[this.ops++] = (this.runKind << 4) | count
+    const kind = this.runKind < EXTENDED_RUN ? this.runKind << 4 : 0
+    if (count < 16) this.bytes[this.ops++] = kind | count
     else {
-      this.bytes[this.ops++] = this.runKind << 4
+      this.bytes[this.ops++] = kind
       this.ops = writeVarint(this.bytes, this.ops, count - 16)
     }
-    if (this.runKind === OP.EXTENDED) this.bytes[this.ops++] = this.coldOperation
+    if (this.runKind >= EXTENDED_RUN) this.bytes[this.ops++] = this.runKind - EXTENDED_RUN
     this.runKind = 0
     this.runCount = 0
   }
@@ -163,6 +162,14 @@ export class BatchWriter {
     this.endRun()
     this.bytes.copyWithin(this.headers, address, address + PACKET_HEADER_SIZE)
     this.headers += PACKET_HEADER_SIZE
+  }
+
+  /** An EXPORT. */
+  export(form: number, block: number): void {
+    this.run(EXTENDED_RUN + EXTENDED.EXPORT, 1)
+    this.endRun()
+    this.number(form)
+    this.number(block)
   }
 
   /** Adds a page to the current run of cold pages, or begins one. */

@@ -7,8 +7,9 @@
  */
 import { assert } from '../errors.ts'
 import { type Kernel, KIND, MATCH, NONE, RESULT } from '../kernel/kernel.ts'
-import { BatchWriter } from './batch-writer.ts'
+import { BatchWriter, EXTENDED_RUN } from './batch-writer.ts'
 import type { ColdPages } from './cold-pages.ts'
+import { DiskMessages } from './disk-messages.ts'
 import type { FlowEncoder } from './flow-encoder.ts'
 import type { PageObserver } from './observer.ts'
 import { PoolRegions, placeIndex, REGION } from './places.ts'
@@ -65,7 +66,8 @@ export class BatchEncoder {
     const { columns } = this
     const { bytes } = columns
     // without long matches a page in the ring brings too little: it would be found in its set again
-    columns.begin(workspace, longMatch ? EXTENDED.COLD : EXTENDED.COLD_ONCE)
+    const coldRun = EXTENDED_RUN + (longMatch ? EXTENDED.COLD : EXTENDED.COLD_ONCE)
+    columns.begin(workspace)
     const { records, prediction } = flow
     const { count: recordCount, pages } = records
     assert(pages <= BATCH_PAGES_MAX, 'more pages than a batch can hold')
@@ -98,9 +100,14 @@ export class BatchEncoder {
         stats.heads += end - start
         continue
       }
+      if (kind === RECORD.MESSAGE) {
+        this.message(flow, base + start, records.page[i]!, records.block[i]!)
+        stats.heads += end - start
+        continue
+      }
       if (kind === RECORD.BARE_PAGE) {
         prediction.block = records.block[i]!
-        prediction.page = records.page[i]! // the packet's header says where
+        prediction.page = records.page[i]! // the packet's header or the message says where
       } else this.goTo(flow, records.block[i]!, records.page[i]!, records.named[i] === 1)
       if (kind === RECORD.ZEROS) {
         const count = flow.zeroCount(i)
@@ -114,6 +121,11 @@ export class BatchEncoder {
       const answer = answers[page]!
       switch (kinds[page]) {
         case KIND.FILL:
+          if (answer === 0 && prediction.messages) {
+            columns.run(OP.ZERO, 1)
+            stats.zeroPages++
+            break
+          }
           columns.run(OP.FILL, 1)
           columns.number(answer)
           stats.fillPages++
@@ -136,7 +148,7 @@ export class BatchEncoder {
           break
         }
         case KIND.COLD:
-          columns.run(OP.EXTENDED, 1)
+          columns.run(coldRun, 1)
           columns.coldPage(prediction, this.coldNumbers[page]!)
           stats.coldPages++
           break
@@ -245,6 +257,19 @@ export class BatchEncoder {
       }
     }
     return found
+  }
+
+  /** A message of a disk. @param offset,dataBytes of its data */
+  private message(flow: FlowEncoder, at: number, offset: number, dataBytes: number): void {
+    const { prediction, exported } = flow
+    const { columns } = this
+    if (prediction.messages === undefined) {
+      columns.export(exported.form, exported.block)
+      prediction.messages = new DiskMessages()
+      prediction.messages.begin(exported.form, exported.block)
+    }
+    columns.run(EXTENDED_RUN + EXTENDED.MESSAGE, 1)
+    prediction.messages.say(columns.bytes, at, offset, dataBytes, columns)
   }
 
   /** Makes the prediction of the next record head true. */

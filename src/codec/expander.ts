@@ -21,6 +21,8 @@ export class BatchExpander {
   private readonly columns = new BatchColumns()
   private readonly longCounts = new VarintReader('ops')
   private readonly writer: PageWriter
+  /** Whether the session carries disks: their operations are refused in others. */
+  disks = false
   private flow!: FlowExpander
   private workspace!: Workspace
   /** Work but the writer's. */
@@ -99,6 +101,11 @@ export class BatchExpander {
     const { flow, columns, writer } = this
     switch (kind) {
       case OP.ZERO:
+        if (flow.owedBlocks > 0) {
+          if (count > flow.owedBlocks) throw flow.bad('ZERO of more blocks than the message owes')
+          writer.zeroBlocks(count)
+          break
+        }
         flow.outsidePacket()
         writer.zeros(count)
         break
@@ -161,8 +168,34 @@ export class BatchExpander {
   }
 
   private extended(kind: number, count: number): void {
-    if (kind > EXTENDED.COLD_ONCE) throw this.flow.bad(`extended operation ${kind}: the peer speaks a later version`)
-    this.writer.fetched(count, this.columns.fetched, kind === EXTENDED.COLD_ONCE)
+    if (kind > (this.disks ? EXTENDED.MESSAGE : EXTENDED.COLD_ONCE)) {
+      throw this.flow.bad(`extended operation ${kind}: the peer speaks a later version`)
+    }
+    if (kind === EXTENDED.EXPORT) this.export(count)
+    else if (kind === EXTENDED.MESSAGE) this.messages(count)
+    else this.writer.fetched(count, this.columns.fetched, kind === EXTENDED.COLD_ONCE)
+  }
+
+  private export(count: number): void {
+    const { flow } = this
+    const { numbers } = this.columns
+    flow.outsidePacket()
+    this.once(count, 'EXPORT')
+    flow.export(numbers.next(), numbers.next())
+  }
+
+  private messages(count: number): void {
+    const { flow, writer } = this
+    const { messages } = flow.prediction
+    if (messages === undefined) throw flow.bad('MESSAGE before EXPORT')
+    for (let i = 0; i < count; i++) {
+      flow.outsidePacket()
+      this.ownWork += WORK_PER_STEP
+      const wrong = messages.read(this.columns.numbers)
+      if (wrong !== '') throw flow.bad(wrong)
+      writer.message(messages)
+      flow.owe(messages)
+    }
   }
 
   private define(length: number): void {

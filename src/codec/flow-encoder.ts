@@ -139,6 +139,29 @@ export class FlowEncoder implements StreamSink {
     this.facts.compressed?.(method, position)
   }
 
+  // --- what a DiskConnection tells
+
+  /** Transmission begins, of messages of this form and blocks that have the places of this number. */
+  exports(form: number, block: number): void {
+    this.exported = { form, block }
+  }
+
+  /** What the far side is told before the first message. */
+  exported = { form: 0, block: 0 }
+
+  /** The head of a message, and the data behind it. @returns whether blocks of that may be told */
+  message(start: number, end: number, offset: number, dataBytes: number): boolean {
+    if (start < this.batchStart) return false // its first bytes went out raw: so does all of it
+    this.add(RECORD.MESSAGE, start, end, dataBytes | 0, offset, false)
+    return true
+  }
+
+  /** A whole block of the message's data. */
+  diskBlock(start: number, end: number, number: number): void {
+    if (start < this.batchStart) this.add(RECORD.PASS, end, end, 0, 0, false)
+    else this.add(RECORD.BARE_PAGE, start, end, this.exported.block, number, false)
+  }
+
   private packetBlock = 0
   /** The packet's header went out raw, at least in parts: so do its pages. */
   private packetRaw = false

@@ -1,9 +1,10 @@
 /** One channel on its way in: what the expander remembers of it from batch to batch. */
 import { ProxyError } from '../errors.ts'
 import { MULTIFD } from '../qemu/wire.ts'
+import { DiskMessages, firstBlock, wholeBlocks } from './disk-messages.ts'
 import type { PoolRegions } from './places.ts'
 import { Prediction } from './prediction.ts'
-import { PACKET_HEADER_SIZE, PACKET_PAGES_MAX, PAGE_NUMBER_MAX } from './wire.ts'
+import { EXPORT_NUMBER_MAX, FORM, PACKET_HEADER_SIZE, PACKET_PAGES_MAX, PAGE_NUMBER_MAX } from './wire.ts'
 
 export class FlowExpander {
   readonly migration: number
@@ -16,6 +17,8 @@ export class FlowExpander {
   private readonly packetPages = new Float64Array(PACKET_PAGES_MAX)
   private packetCount = 0
   private packetDone = 0
+  /** Blocks that a disk's message still brings. */
+  owedBlocks = 0
 
   constructor(migration: number, regions: PoolRegions) {
     this.migration = migration
@@ -27,20 +30,33 @@ export class FlowExpander {
     return this.packetDone < this.packetCount
   }
 
+  /** The next of the blocks that a message brings are so many pages. */
+  takeBlocks(count: number): void {
+    this.owedBlocks -= count
+  }
+
   /** The packet's next page is the next one. */
   takePage(): void {
     this.prediction.page = this.packetPages[this.packetDone++]!
   }
 
-  /** Pages of the packet of which nothing is said. @throws BATCH_FORMAT */
+  /** Pages of the packet or message of which nothing is said. @throws BATCH_FORMAT */
   pass(count: number): void {
+    if (this.owedBlocks > 0) {
+      if (count > this.owedBlocks) throw this.bad('PASS of more blocks than the message owes')
+      this.takeBlocks(count)
+      this.advance(count)
+      return
+    }
     if (count > this.packetCount - this.packetDone) throw this.bad('PASS of more pages than the packet owes')
     this.packetDone += count
   }
 
   /** @throws BATCH_FORMAT */
   outsidePacket(): void {
-    if (this.inPacket) throw this.bad('an operation that cannot stand within a packet')
+    if (this.inPacket || this.owedBlocks > 0) {
+      throw this.bad('an operation that cannot stand within a packet or message')
+    }
   }
 
   /** The next page is so many further on. @throws BATCH_FORMAT */
@@ -83,6 +99,28 @@ export class FlowExpander {
       this.packetPages[i] = (view.getUint32(word) % 1048576) * 1048576 + (view.getUint32(word + 4) >>> 12)
     }
     this.packetCount = pages
+  }
+
+  /** A connection of a disk begins. @throws BATCH_FORMAT */
+  export(form: number, block: number): void {
+    if (form < FORM.REQUEST || form > FORM.EXTENDED_DATA_CHUNK || block >= EXPORT_NUMBER_MAX) {
+      throw this.bad(`EXPORT of the form ${form} and the number ${block}`)
+    }
+    const { prediction } = this
+    prediction.messages ??= new DiskMessages()
+    prediction.messages.begin(form, block)
+    prediction.block = block
+    prediction.page = 0
+    this.named = false
+  }
+
+  /** The head of a disk's message was given: the blocks of its data come next. */
+  owe({ block, offset, dataBytes }: DiskMessages): void {
+    this.owedBlocks = wholeBlocks(offset, dataBytes)
+    if (this.owedBlocks === 0) return
+    this.named = false
+    this.prediction.block = block
+    this.prediction.page = firstBlock(offset)
   }
 
   /** What is wrong with its batch. */

@@ -2,6 +2,7 @@
 import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
 import { RAM_FLAG } from '../qemu/wire.ts'
 import type { BatchColumns, ByteColumn } from './batch-columns.ts'
+import type { DiskMessages } from './disk-messages.ts'
 import type { FlowExpander } from './flow-expander.ts'
 import type { PageObserver } from './observer.ts'
 import { PatchReader } from './patch-reader.ts'
@@ -56,6 +57,22 @@ export class PageWriter {
     this.room(length)
     this.bytes.copyWithin(this.out, from, from + length)
     this.out += length
+  }
+
+  /** Head of a disk's message. */
+  message(message: DiskMessages): void {
+    this.room(message.headLength)
+    message.writeHead(this.bytes, this.out)
+    this.out += message.headLength
+  }
+
+  /** ZERO, of blocks that a message brings. */
+  zeroBlocks(count: number): void {
+    for (let done = 0; done < count; ) {
+      const n = this.pageRun(count - done)
+      this.gave(this.kernel.expandFill(this.out, 0, 0, 0, n, this.flags), n)
+      done += n
+    }
   }
 
   /** ZERO. */
@@ -170,6 +187,13 @@ export class PageWriter {
   private pageRun(left: number): number {
     const { flow } = this
     this.work += WORK_PER_STEP
+    if (flow.owedBlocks > 0) {
+      this.flags = EXPAND.BARE
+      const n = this.placesInRow(Math.min(left, flow.owedBlocks))
+      this.room(n * PAGE_SIZE)
+      flow.takeBlocks(n)
+      return n
+    }
     if (flow.inPacket) {
       flow.takePage()
       this.flags = EXPAND.BARE
@@ -183,10 +207,14 @@ export class PageWriter {
       return 1
     }
     this.flags = 0
-    // the kernel takes places that follow each other: cut where the table wraps
-    const n = this.places === 0 ? left : Math.min(left, this.places - this.place())
+    const n = this.placesInRow(left)
     this.room(n * (PAGE_SIZE + 8))
     return n
+  }
+
+  /** The kernel takes places that follow each other: cut where the table wraps. */
+  private placesInRow(pages: number): number {
+    return this.places === 0 ? pages : Math.min(pages, this.places - this.place())
   }
 
   /** Takes over what a kernel call gave. @param learn the pages are in no template set */

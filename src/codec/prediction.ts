@@ -3,6 +3,7 @@
  * comes otherwise.
  */
 import { BlockNames } from './block-names.ts'
+import type { DiskMessages } from './disk-messages.ts'
 import type { PoolRegions } from './places.ts'
 
 export class Prediction {
@@ -16,6 +17,8 @@ export class Prediction {
   readonly next: number[]
   /** The cold page that a run would begin with. */
   cold = 0
+  /** The next message of a disk's connection; undefined before an EXPORT. */
+  messages: DiskMessages | undefined = undefined
 
   constructor(regions: PoolRegions) {
     this.next = [...regions.starts]

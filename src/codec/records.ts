@@ -4,8 +4,11 @@
  */
 import { assert } from '../errors.ts'
 
-/** What a record is: a run of zero records, a page with its head, a page without, a packet's header, a page that went raw. */
-export const RECORD = { ZEROS: 0, PAGE: 1, BARE_PAGE: 2, PACKET: 3, PASS: 4 } as const
+/**
+ * What a record is: a run of zero records, a page with its head, a page without (of a packet or a disk), a packet's header,
+ * a page that went raw, the head of a disk's message.
+ */
+export const RECORD = { ZEROS: 0, PAGE: 1, BARE_PAGE: 2, PACKET: 3, PASS: 4, MESSAGE: 5 } as const
 
 /** Most of one batch: 116,508 zero records of 9 bytes are 1 MiB. */
 const RECORDS_MAX = 1 << 17
@@ -18,11 +21,11 @@ export class RecordList {
   /** First byte, and the one behind the last, from the first byte that is in no batch yet. */
   start = new Int32Array(RECORDS_FIRST)
   end = new Int32Array(RECORDS_FIRST)
-  /** The flow's own index of the RAMBlock. */
+  /** The flow's own index of the RAMBlock; of a MESSAGE how many bytes of data it brings, as u32. */
   block = new Int32Array(RECORDS_FIRST)
   /** 1: the first record says its RAMBlock's name. */
   named = new Uint8Array(RECORDS_FIRST)
-  /** Page number of the first. */
+  /** Page number of the first; of a MESSAGE the offset of its data. */
   page = new Float64Array(RECORDS_FIRST)
   count = 0
   /** PAGE and BARE_PAGE among them. */

@@ -1,5 +1,5 @@
 /**
- * Numbers of a batch: docs/protocol.md §4 to §7. They stand nowhere else; test/codec pins each by literal.
+ * Numbers of a batch: docs/protocol.md §4 to §7, §9. They stand nowhere else; test/codec pins each by literal.
  */
 import { PAGE_SIZE } from '../bytes/page-size.ts'
 import {
@@ -86,7 +86,24 @@ export const EXTENDED = {
   COLD: 0,
   /** The page does not enter the ring. */
   COLD_ONCE: 1,
+  /** Disks (protocol.md §9): what the messages of a connection are like, and whose blocks they bring. */
+  EXPORT: 2,
+  /** Heads of its messages. */
+  MESSAGE: 3,
 } as const
+
+/** What EXPORT says of messages: which of NBD's heads theirs is. A connection has one of these in each direction. */
+export const FORM = {
+  REQUEST: 1,
+  EXTENDED_REQUEST: 2,
+  /** Of replies those with data alone. */
+  SIMPLE_REPLY: 3,
+  DATA_CHUNK: 4,
+  EXTENDED_DATA_CHUNK: 5,
+} as const
+
+/** Exports have numbers below this: as the places of their blocks name them. */
+export const EXPORT_NUMBER_MAX = 2 ** 31
 
 /** WORDS: how many words back differences reach, below this. */
 export const LAG_MAX = PAGE_SIZE / 4

@@ -16,6 +16,9 @@ import {
   BATCH_RAW_MAX,
   COLUMN,
   columnBytesMax,
+  EXPORT_NUMBER_MAX,
+  EXTENDED,
+  FORM,
   freshStreamsMax,
   LANE_SHIFT,
   METHOD,
@@ -111,8 +114,8 @@ const NO_POOL: VectorPool = {}
 function vectorTerms(pool: VectorPool = NO_POOL): Terms {
   let terms = termsOfVector.get(pool)
   if (terms === undefined) {
-    const { templates = [], ring = 0, places = 0, cold } = pool
-    terms = { templates: templates.map(bytes), ring, places, ...(cold && { cold: cold.map(bytes) }) }
+    const { templates = [], ring = 0, places = 0, disks = false, cold } = pool
+    terms = { templates: templates.map(bytes), ring, places, disks, ...(cold && { cold: cold.map(bytes) }) }
     termsOfVector.set(pool, terms)
   }
   return terms
@@ -191,6 +194,9 @@ t.test('numbers of the wire', t => {
       WORDS: 15,
     },
   )
+  t.same({ ...EXTENDED }, { COLD: 0, COLD_ONCE: 1, EXPORT: 2, MESSAGE: 3 })
+  t.same({ ...FORM }, { REQUEST: 1, EXTENDED_REQUEST: 2, SIMPLE_REPLY: 3, DATA_CHUNK: 4, EXTENDED_DATA_CHUNK: 5 })
+  t.equal(EXPORT_NUMBER_MAX, 2147483648)
   t.end()
 })
 

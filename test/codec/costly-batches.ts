@@ -138,6 +138,25 @@ const builders: Record<string, Build> = {
     }
     return 4104 * times
   },
+  exports: ({ columns }, _, count) => {
+    for (let i = 0; i < count; i++) {
+      columns[COLUMN.OPS]!.push(0x01, 0x02)
+      columns[COLUMN.NUMBERS]!.push(3, 5)
+    }
+    return 0
+  },
+  /** Of the shortest form, every word of each said at length; they bring no data. */
+  messages: ({ columns }, room, count) => {
+    const times = Math.min(count, Math.floor(room / 28))
+    columns[COLUMN.OPS]!.push(0x01, 0x02)
+    columns[COLUMN.NUMBERS]!.push(1, 5)
+    const least = varint(2 ** 32 - 3)
+    for (let i = 0; i < times; i++) {
+      columns[COLUMN.OPS]!.push(0x01, 0x03)
+      columns[COLUMN.NUMBERS]!.push(0x3e, ...least, ...least, ...least, ...least, ...least)
+    }
+    return 28 * times
+  },
   packets: ({ columns }, room, count) => {
     const times = Math.min(count, Math.floor(room / 1344))
     for (let i = 0; i < times; i++) columns[COLUMN.OPS]!.push(0xd1)

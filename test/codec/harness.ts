@@ -54,6 +54,8 @@ export interface Terms {
   readonly places: number
   /** Pages of sets that lie on the disk; none where it is left out. */
   readonly cold?: readonly Uint8Array[]
+  /** The session carries disks. */
+  readonly disks?: boolean
 }
 
 /** Knows those pages, as the encoder asks for them. */
@@ -299,6 +301,7 @@ export class Receiver {
     this.cold = terms?.cold ?? []
     this.observed = new Observed(pool)
     this.expander = new BatchExpander(pool.kernel, ...SEED_WORDS)
+    this.expander.disks = terms?.disks ?? false
     if (observe) this.expander.observer = this.observed
   }
 

@@ -1,5 +1,5 @@
 /**
- * A second decoder of what crosses the WAN, written from docs/protocol.md §4 to §8, src/kernel/HASH.md and
+ * A second decoder of what crosses the WAN, written from docs/protocol.md §4 to §9, src/kernel/HASH.md and
  * docs/template-format.md alone. It shares no code with src/, has everything in memory, and takes its time: whole
  * columns first, then operation by operation, page by page. Whatever the documents forbid is an Error.
  */
@@ -259,6 +259,8 @@ export interface SecondTerms {
   readonly places: number
   /** Pages of the cold sets. */
   readonly cold?: readonly Uint8Array[]
+  /** The feature `disks` was agreed. */
+  readonly disks?: boolean
 }
 
 export class SecondPool {
@@ -326,6 +328,63 @@ interface SecondFlow {
   cold: number
   /** Page numbers that the packet still owes. */
   owed: number[]
+  /** §9: what EXPORT said, the message before, and blocks that it still owes. */
+  disk: SecondDisk | undefined
+  blocks: number
+}
+
+interface SecondDisk {
+  readonly form: number
+  readonly export: number
+  type: bigint
+  cookie: bigint
+  offset: bigint
+  length: bigint
+  next: bigint
+}
+
+const LOW = 0xffffffffn
+const MAGICS = ['', '25609513', '21e41c71', '67446698', '668e33ef', '6e8a278c']
+
+/** The next message: its head, and how many bytes of data it brings. */
+function nextMessage(disk: SecondDisk, numbers: Bytes): { head: Buffer; data: bigint } {
+  const { form } = disk
+  const bits = numbers.varint()
+  need(bits < 2 ** [0, 6, 7, 6, 6, 9][form]!, 'a word that the form does not have')
+  /** A word, of which `i` is the bit. */
+  const word = (i: number, expected: bigint): bigint => {
+    if (Math.floor(bits / 2 ** i) % 2 === 0) return expected
+    const v = numbers.varint()
+    need(v < 2 ** 32, 'a difference of more than 32 bits')
+    return BigInt.asUintN(32, expected + BigInt(unzigzag(v)))
+  }
+  const pair = (i: number, low: bigint, high: bigint): bigint => {
+    const one = word(i, low)
+    return one + (word(i + 1, high) << 32n)
+  }
+  disk.type = word(0, disk.type)
+  disk.cookie = pair(1, BigInt.asUintN(32, disk.cookie + 1n), disk.cookie >> 32n)
+  disk.offset = pair(3, disk.next & LOW, disk.next >> 32n)
+  disk.length = pair(5, disk.length & LOW, disk.length >> 32n)
+  const asked = pair(7, disk.offset & LOW, disk.offset >> 32n)
+  disk.next = BigInt.asUintN(64, disk.offset + disk.length)
+  const hex = (value: bigint, digits: number) =>
+    BigInt.asUintN(4 * digits, value)
+      .toString(16)
+      .padStart(digits, '0')
+  const start = MAGICS[form]! + hex(disk.type, 8) + hex(disk.cookie, 16)
+  const [offset, length] = [hex(disk.offset, 16), disk.length]
+  const rest = [
+    '',
+    offset + hex(length, 8),
+    offset + hex(length, 16),
+    '',
+    hex(length + 8n, 8) + offset,
+    hex(asked, 16) + hex(length + 8n, 16) + offset,
+  ][form]!
+  const data = form > 2 || disk.type % 65536n === 1n ? length : 0n
+  need(data === 0n || disk.offset + data <= 2n ** 52n, 'data beyond the last block that has a number')
+  return { head: Buffer.from(start + rest, 'hex'), data }
 }
 
 function restorePackets(column: Buffer): Buffer {
@@ -346,7 +405,7 @@ function restorePackets(column: Buffer): Buffer {
 /** The bytes of one batch out of its raw columns. */
 function expand(
   pool: SecondPool,
-  coldPages: readonly Uint8Array[],
+  { cold: coldPages = [], disks = false }: SecondTerms,
   flow: SecondFlow,
   raw: readonly Buffer[],
   rawLength: number,
@@ -393,12 +452,16 @@ function expand(
     need(length <= rawLength, 'more bytes than the batch says')
     out.push(bytes)
   }
-  const outside = () => need(flow.owed.length === 0, 'not while a packet owes pages')
+  const outside = () => need(flow.owed.length + flow.blocks === 0, 'not while pages are owed')
   const goTo = (page: number): void => {
     need(page >= 0 && page <= 2 ** 40, `page number ${page}`)
     flow.page = page
   }
   const head = (flag: number): void => {
+    if (flow.blocks > 0) {
+      flow.blocks--
+      return
+    }
     if (flow.owed.length > 0) {
       flow.page = flow.owed.shift()!
       return
@@ -415,6 +478,20 @@ function expand(
   const page = (bytes: Buffer): void => {
     give(bytes)
     goTo(flow.page + 1)
+  }
+  const message = (): void => {
+    outside()
+    need(flow.disk, 'a message before an export')
+    const { head, data } = nextMessage(flow.disk, numbers)
+    give(head)
+    const { offset } = flow.disk
+    const first = (offset + 4095n) / 4096n
+    const behind = (offset + data) / 4096n
+    if (behind <= first) return
+    flow.blocks = Number(behind - first)
+    flow.block = flow.disk.export
+    flow.page = Number(first)
+    flow.named = false
   }
   const patch = (): Buffer => {
     const base = pool.at(flow)
@@ -494,7 +571,22 @@ function expand(
     switch (op >> 4) {
       case 0: {
         const extended = ops.u8()
-        need(extended <= 1, 'an extended operation that nobody knows')
+        need(extended <= (disks ? 3 : 1), 'an extended operation that nobody knows')
+        if (extended === 3) {
+          each(message)
+          break
+        }
+        if (extended === 2) {
+          outside()
+          need(count === 1, 'EXPORT with a count')
+          const [form, number] = [numbers.varint(), numbers.varint()]
+          need(form >= 1 && form <= 5 && number < 2 ** 31, 'EXPORT of something else')
+          flow.disk = { form, export: number, type: 0n, cookie: 0n, offset: 0n, length: 0n, next: 0n }
+          flow.block = number
+          flow.page = 0
+          flow.named = false
+          break
+        }
         each(() => {
           const body = fetched.shift()
           need(body, 'a cold page that was not named')
@@ -508,6 +600,14 @@ function expand(
         break
       }
       case 1:
+        if (flow.blocks > 0) {
+          need(count <= flow.blocks, 'ZERO of more blocks than are owed')
+          each(() => {
+            head(0)
+            page(ZERO_PAGE)
+          })
+          break
+        }
         outside()
         each(() => {
           head(0x02)
@@ -598,6 +698,12 @@ function expand(
         packet()
         break
       case 14:
+        if (flow.blocks > 0) {
+          need(count <= flow.blocks, 'PASS of more than the message owes')
+          flow.blocks -= count
+          goTo(flow.page + count)
+          break
+        }
         need(count <= flow.owed.length, 'PASS of more than the packet owes')
         flow.owed.splice(0, count)
         break
@@ -652,11 +758,13 @@ export function decodeSession(
         next: [0, terms.templates.length],
         cold: 0,
         owed: [],
+        disk: undefined,
+        blocks: 0,
       }
       flows.set(number, flow)
     }
     const batch = batches[i]!
-    const bytes = expand(pool, terms.cold ?? [], flow, raw[i]!, batch.rawLength)
+    const bytes = expand(pool, terms, flow, raw[i]!, batch.rawLength)
     need(!verify || checksum(bytes, terms.seed) === batch.checksum, `batch ${i} has another checksum`)
     return bytes
   })

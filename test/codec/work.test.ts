@@ -28,7 +28,7 @@ import { checksum, decodeSession, type SentBatch } from './second-decoder.ts'
 t.setTimeout(590_000)
 
 const MIB = 1 << 20
-const terms: Terms = { templates: templatePages(8), ring: 64, places: 1024 }
+const terms: Terms = { templates: templatePages(8), ring: 64, places: 1024, disks: true }
 
 /** Steps for each raw byte, and for a batch besides: operations, columns, copies; names once a flow. */
 const WORK_PER_RAW_BYTE = 110
@@ -162,7 +162,7 @@ t.test('the most expensive batches that can be made, searched for', t => {
   let what = ''
   let expanded = 0
   const check = (rawLength: number, steps: readonly (readonly [string, number])[]): boolean => {
-    const receiver = new Receiver(poolOf('decoder', SIMD, terms))
+    const receiver = new Receiver(poolOf('decoder', SIMD, terms), false, terms)
     const bytes = packed(mixture(rawLength, steps))
     if (tried(receiver, bytes) === 'expanded') expanded++
     const beyond = (receiver.work - WORK_FREE) / rawLength
@@ -248,12 +248,12 @@ t.test('the worst takes no longer than a few honest ones', t => {
   const channel = sender.open('preempt')
   channel.push(out.bytes())
   const honest = sender.sendNow(channel, true)!.bytes
-  const bad = ['other', 'zero', 'named', 'copies', 'skip', 'packets'].map(name => {
+  const bad = ['other', 'zero', 'named', 'copies', 'skip', 'packets', 'exports', 'messages'].map(name => {
     const operations = name === 'named' ? MIB / 7 : MIB / 3.1
     return packed(mixture(MIB, [[name, Math.floor(operations)]]))
   })
   const seconds = (bytes: Uint8Array): number => {
-    const receiver = new Receiver(poolOf('decoder', SIMD, terms))
+    const receiver = new Receiver(poolOf('decoder', SIMD, terms), false, terms)
     let best = Number.POSITIVE_INFINITY
     for (let i = 0; i < 7; i++) {
       const before = process.threadCpuUsage() // what others take of the machine is none of it

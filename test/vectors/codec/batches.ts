@@ -1,5 +1,5 @@
 /**
- * Batches made by hand from docs/protocol.md §4 to §7, in the notation of ../qemu/notation.ts; `sum` in a whole batch
+ * Batches made by hand from docs/protocol.md §4 to §7 and §9, in the notation of ../qemu/notation.ts; `sum` in a whole batch
  * stands for 8 bytes that test/codec fills in by the second decoder's checksum, everything else is literal.
  */
 
@@ -26,6 +26,8 @@ export interface VectorPool {
   readonly places?: number
   /** One page for each cold one. */
   readonly cold?: readonly string[]
+  /** It carries disks. */
+  readonly disks?: boolean
 }
 
 export interface BatchVector {
@@ -83,6 +85,15 @@ const three = ['a0*4096', 'a1*4096', 'a2*4096']
 const packet = (normal: string, dataBytes: string, offsets: string) =>
   `11223344 00000001 00000000 00000080 ${normal} ${dataBytes} 0000000000000007 00000000 00*28 "pc.ram" 00*250 ${offsets}`
 
+/** A session that carries disks; block p of export 5 in migration 1 has place p mod 8. */
+const DISKS = { disks: true, ring: 4, places: 8 }
+
+/** A WRITE of blocks 0 and 1 of export 5 that brings neither. */
+const owingBlocks = {
+  columns: { ops: '01 02 01 03', numbers: '01 05 21 02 808001' },
+  gives: '25609513 0000 0001 0000000000000001 0000000000000000 00002000',
+}
+
 export const wholeVectors: readonly WholeVector[] = [
   {
     name: 'one byte',
@@ -132,6 +143,134 @@ export const wholeVectors: readonly WholeVector[] = [
 ]
 
 export const batchVectors: readonly BatchVector[] = [
+  {
+    name: 'writes to a disk: bytes before and behind whole blocks, blocks of zeroes, blocks that were there, two connections',
+    pool: DISKS,
+    batches: [
+      {
+        columns: {
+          ops: '01 02 01 03  80 50 42 84',
+          numbers: '01 05  29 02 c03e c88101',
+          other: '11*96 22*4',
+          pages: 'a0*4096 a1*4096',
+        },
+        gives: '25609513 0000 0001 0000000000000001 0000000000000fa0 00002064  11*96 a0*4096 a1*4096 22*4',
+      },
+      {
+        columns: { ops: '01 03 80 ec1f 11 80 58', numbers: '00', other: '33*4092 44*104' },
+        gives: '25609513 0000 0001 0000000000000002 0000000000003004 00002064  33*4092 00*4096 44*104',
+      },
+      {
+        columns: { ops: '01 03 32', numbers: '28 cf8102 c701' },
+        gives: '25609513 0000 0001 0000000000000003 0000000000001000 00002000  a0*4096 a1*4096',
+      },
+      {
+        flow: 2,
+        columns: { ops: '01 02 01 03 31', numbers: '02 05  29 82808002 808001 8040' },
+        gives: '21e41c71 0020 0001 0000000000000001 0000000000002000 0000000000001000  a1*4096',
+      },
+    ],
+    cursor: 2,
+    marks: '1100',
+    places: '-,0,1,-,-,-,-,-',
+  },
+  {
+    name: 'messages without data in a row, and an offset that carries',
+    pool: DISKS,
+    batches: [
+      {
+        columns: { ops: '01 02 03 03', numbers: '01 05 01 06 00 00' },
+        gives: [1, 2, 3]
+          .map(cookie => `25609513 0000 0003 000000000000000${cookie} 0000000000000000 00000000`)
+          .join(' '),
+      },
+      {
+        flow: 2,
+        columns: { ops: '01 02 02 03', numbers: '02 05  69 08 01 02 04  00' },
+        gives: `21e41c71 0000 0004 0000000000000001 00000000ffffffff 0000000200000001
+          21e41c71 0000 0004 0000000000000002 0000000300000000 0000000200000001`,
+      },
+      {
+        // another connection: nothing is as it was
+        flow: 2,
+        columns: { ops: '01 02 01 03', numbers: '02 06 00' },
+        gives: '21e41c71 0000 0000 0000000000000001 0000000000000000 0000000000000000',
+      },
+    ],
+  },
+  {
+    name: 'a length of 2^32 in an extended chunk: 8 bytes are its offset',
+    pool: DISKS,
+    batches: [
+      {
+        columns: { ops: '01 02 01 03', numbers: '05 05  20 0f' },
+        gives: '6e8a278c 0000 0000 0000000000000001 0000000000000000 0000000100000000 0000000000000000',
+      },
+    ],
+  },
+  {
+    name: 'replies with data: simple, a chunk, an extended chunk of a part of its request',
+    pool: DISKS,
+    batches: [
+      {
+        columns: { ops: '01 02 01 03 41', numbers: '03 05  20 8040', pages: 'b0*4096' },
+        gives: '67446698 00000000 0000000000000001  b0*4096',
+      },
+      {
+        flow: 2,
+        columns: { ops: '01 02 01 03 31', numbers: '04 05  21 828008 8040' },
+        gives: '668e33ef 0001 0001 0000000000000001 00001008 0000000000000000  b0*4096',
+      },
+      {
+        flow: 3,
+        columns: { ops: '01 02 01 03 71', numbers: '05 05  a901 828008 8040 8040 ff3f  55' },
+        gives: '6e8a278c 0001 0001 0000000000000001 0000000000000000 0000000000001008 0000000000001000  55*4096',
+      },
+    ],
+    places: '0,-,-,-,-,-,-,-',
+  },
+  {
+    name: 'blocks of which nothing is said, and blocks in later batches than their head',
+    pool: DISKS,
+    batches: [
+      owingBlocks,
+      { flow: 2, columns: { ops: '41', pages: 'c9*4096' }, gives: pages('c9*4096', 0) },
+      { columns: { ops: '81', other: '01' }, gives: '01' },
+      { columns: { ops: 'e1 80 ef1f 41', other: '02*4095', pages: 'c1*4096' }, gives: '02*4095 c1*4096' },
+      {
+        columns: { ops: '01 03 12', numbers: '00' },
+        gives: '25609513 0000 0001 0000000000000002 0000000000002000 00002000 00*8192',
+      },
+    ],
+    cursor: 2,
+    places: '-,1,-,0,-,-,-,-',
+  },
+  {
+    name: 'the last block that has a number, from a set on the disk',
+    pool: { ...DISKS, cold: ['c0*4096'] },
+    batches: [
+      {
+        columns: { ops: '01 02 01 03 01 00', numbers: '01 05  39 02 ff3f feff7f 8040', cold: '00 00' },
+        gives: '25609513 0000 0001 0000000000000001 000ffffffffff000 00001000  c0*4096',
+      },
+    ],
+    places: '-,-,-,-,-,-,-,0',
+  },
+  {
+    name: 'EXPORT and MESSAGE take back that the next head says a name',
+    pool: DISKS,
+    batches: [
+      {
+        columns: { ops: 'c1 b1 01 02 41', numbers: '01 00 01 05', other: '"x"', pages: 'd0*4096' },
+        gives: pages('d0*4096', 0),
+      },
+      {
+        columns: { ops: 'b1 01 03 42', numbers: '00 21 02 8040', pages: 'd1*4096 d2*4096' },
+        gives: `25609513 0000 0001 0000000000000001 0000000000000000 00001000  d1*4096 ${pages('d2*4096', 1)}`,
+      },
+    ],
+    places: '1,2,-,-,-,-,-,-',
+  },
   {
     name: 'ZERO: runs, a count of 16, a count of 17, two ops in a row',
     batches: [
@@ -610,6 +749,117 @@ const owing = {
 
 /** Columns of which each breaks the grammar in one way. All are BATCH_FORMAT. */
 export const badVectors: readonly BadVector[] = [
+  {
+    name: 'a message where no disks were agreed',
+    columns: { ops: '01 03' },
+    what: /extended operation 3: the peer speaks a later version/,
+  },
+  { name: 'extended operation 4', pool: DISKS, columns: { ops: '01 04' }, what: /extended operation 4: the peer/ },
+  { name: 'EXPORT of the form 0', pool: DISKS, columns: { ops: '01 02', numbers: '00 00' }, what: /the form 0/ },
+  { name: 'EXPORT of the form 6', pool: DISKS, columns: { ops: '01 02', numbers: '06 00' }, what: /the form 6/ },
+  {
+    name: 'EXPORT of the number 2^31',
+    pool: DISKS,
+    columns: { ops: '01 02', numbers: '01 8080808008' },
+    what: /the number 2147483648/,
+  },
+  {
+    name: 'EXPORT with a count',
+    pool: DISKS,
+    columns: { ops: '02 02', numbers: '01 00 01 00' },
+    what: /EXPORT with the count 2/,
+  },
+  {
+    name: 'EXPORT without a number',
+    pool: DISKS,
+    columns: { ops: '01 02', numbers: '01' },
+    what: /numbers ends early/,
+  },
+  { name: 'MESSAGE before EXPORT', pool: DISKS, columns: { ops: '01 03', numbers: '00' }, what: /before EXPORT/ },
+  ...[
+    { form: 1, bits: '40' },
+    { form: 2, bits: '8001' },
+    { form: 3, bits: '40' },
+    { form: 4, bits: '40' },
+    { form: 5, bits: '8004' },
+    { form: 1, bits: '80808080 8008' },
+  ].map(({ form, bits }) => ({
+    name: `a message of the form ${form} with the words ${bits}`,
+    pool: DISKS,
+    columns: { ops: '01 02 01 03', numbers: `0${form} 00 ${bits} 00*20` },
+    what: /words that it does not have/,
+  })),
+  {
+    name: 'a difference of more than a word',
+    pool: DISKS,
+    columns: { ops: '01 02 01 03', numbers: '01 00 01 8080808010' },
+    what: /a difference of 4294967296/,
+  },
+  {
+    name: 'a message without its numbers',
+    pool: DISKS,
+    columns: { ops: '01 02 01 03', numbers: '01 00 21 02' },
+    what: /numbers ends early/,
+  },
+  {
+    name: 'a message longer than its batch',
+    pool: DISKS,
+    columns: { ops: '01 02 01 03', numbers: '01 00 00' },
+    rawLength: 27,
+    what: /more bytes than it says/,
+  },
+  {
+    name: 'data behind the last block that has a number',
+    pool: DISKS,
+    columns: { ops: '01 02 01 03', numbers: '01 00 39 02 ff3f feff7f 8240' },
+    what: /where no block has a number/,
+  },
+  {
+    name: 'data at the end of all offsets',
+    pool: DISKS,
+    columns: { ops: '01 02 01 03', numbers: '01 00 39 02 01 01 02' },
+    what: /where no block has a number/,
+  },
+  {
+    name: 'ZERO of more blocks than are owed',
+    pool: DISKS,
+    before: owingBlocks,
+    columns: { ops: '13' },
+    rawLength: 3 * 4096,
+    what: /ZERO of more blocks/,
+  },
+  {
+    name: 'PASS of more blocks than are owed',
+    pool: DISKS,
+    before: owingBlocks,
+    columns: { ops: 'e3' },
+    what: /PASS of more blocks/,
+  },
+  ...[
+    { name: 'SKIP', ops: '91' },
+    { name: 'SEEK', ops: 'a1' },
+    { name: 'BLOCK', ops: 'b2' },
+    { name: 'PACKET', ops: 'd1' },
+    { name: 'EXPORT', ops: '01 02' },
+    { name: 'MESSAGE', ops: '01 03' },
+  ].map(({ name, ops }) => ({
+    name: `${name} while blocks are owed`,
+    pool: DISKS,
+    before: owingBlocks,
+    columns: {
+      ops: `41 ${ops}`,
+      numbers: '01 00',
+      pages: '11*4096',
+      headers: packet('00000000', '00000000', '00*1024'),
+    },
+    what: /cannot stand within a packet or message/,
+  })),
+  {
+    name: 'a message that follows one which brings blocks',
+    pool: DISKS,
+    columns: { ops: '01 02 02 03', numbers: '01 05 21 02 808001 00' },
+    what: /cannot stand within a packet or message/,
+  },
   { name: 'operation 0 that ends early', columns: { ops: '01' }, what: /extended operation that does not say which/ },
   {
     name: 'extended operation 2',

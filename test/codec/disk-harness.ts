@@ -1,0 +1,150 @@
+/** Connections of disks through both ends of a session: what the tests of disks share. */
+import { DiskConnection } from '../../src/codec/disk-connection.ts'
+import type { Direction } from '../../src/nbd/sink.ts'
+import { type Subject, sideOf } from '../nbd-wire/conversations.ts'
+import type { Step } from '../nbd-wire/harness.ts'
+import {
+  type Channel,
+  type Guest,
+  NATURE,
+  PAGE,
+  type PageSpec,
+  poolOf,
+  poolState,
+  poolsAlike,
+  Receiver,
+  Sender,
+  SIMD,
+  secondState,
+  secondTerms,
+  stateDifference,
+  type Terms,
+} from './harness.ts'
+import { decodeSession, type SentBatch } from './second-decoder.ts'
+
+type Rand = (below: number) => number
+
+/** One direction of a connection on its way out. */
+export interface DiskChannel {
+  readonly channel: Channel
+  readonly connection: DiskConnection
+}
+
+export function openDisk(sender: Sender, encoded: Direction, migration = 1): DiskChannel {
+  const channel = sender.open('unknown', migration)
+  return { channel, connection: new DiskConnection(channel.flow, encoded) }
+}
+
+/** How a conversation is cut: by chance, or at one byte of the direction that is encoded. */
+export interface Cuts {
+  readonly rand: Rand
+  /** Most bytes of a piece. */
+  readonly most: number
+  /** Behind so many bytes of the direction it is PAGE instead. */
+  readonly bytewise?: number
+  /** One piece in so many makes a batch. */
+  readonly batchOf: number
+  /** One batch in so many takes what is incomplete, too. */
+  readonly releaseOf: number
+}
+
+/**
+ * Gives the connection what both sides say, in pieces. Bytes of the direction that is encoded go through the session.
+ * @returns what came out
+ */
+export function through(
+  { channel, connection }: DiskChannel,
+  steps: readonly Step[],
+  encoded: Direction,
+  { rand, most: first, bytewise = Number.POSITIVE_INFINITY, batchOf, releaseOf }: Cuts,
+  sender: Sender,
+  receiver: Receiver,
+): Buffer {
+  const outputs: Buffer[] = []
+  const send = (release: boolean): void => {
+    const sent = sender.sendNow(channel, release)
+    if (sent) outputs.push(receiver.receiveNow(sent))
+  }
+  for (const { from, bytes } of steps) {
+    for (let at = 0; at < bytes.length; ) {
+      const most = channel.flow.position < bytewise ? first : PAGE
+      const take = Math.min(1 + rand(most), bytes.length - at, channel.room)
+      const piece = bytes.subarray(at, at + take)
+      at += take
+      if (from !== encoded) {
+        const heard = Buffer.concat([Buffer.of(9), piece])
+        connection.listen(heard, 1, piece.length)
+        heard.fill(0xdd)
+        continue
+      }
+      channel.push(piece)
+      if (channel.room < most || rand(batchOf) === 0) send(rand(releaseOf) === 0)
+    }
+  }
+  send(true)
+  return Buffer.concat(outputs)
+}
+
+/** What became of a conversation: '' or what is wrong, and its batches. */
+export interface Carried {
+  readonly wrong: string
+  readonly sent: readonly SentBatch[]
+  readonly channel: Channel
+}
+
+/** One direction of a conversation through a session of its own, and its batches through the second decoder. */
+export function carried(
+  steps: readonly Step[],
+  encoded: Direction,
+  terms: Terms,
+  cuts: Cuts,
+  { longMatch = true, twin = false, second = true } = {},
+): Carried {
+  const implementation = twin ? 'twin' : SIMD
+  const packing = { method: 'as they are', longMatch } as const
+  const sender = new Sender(poolOf('encoder', implementation, terms), packing, true, terms)
+  const receiver = new Receiver(poolOf('decoder', twin ? SIMD : implementation, terms), true, terms)
+  const disk = openDisk(sender, encoded)
+  const got = through(disk, steps, encoded, cuts, sender, receiver)
+  const { sent } = sender
+  const wrongs: string[] = []
+  if (!got.equals(sideOf(steps, encoded))) wrongs.push('other bytes')
+  if (!poolsAlike(sender.pool, receiver.pool)) wrongs.push('other pools')
+  if (sender.observed.lines.join() !== receiver.observed.lines.join()) wrongs.push('observers saw different blocks')
+  if (second) {
+    const other = decodeSession(secondTerms(terms), sent)
+    if (!Buffer.concat(other.outputs).equals(got)) wrongs.push('other bytes in the second decoder')
+    const difference = stateDifference(poolState(receiver.pool), secondState(other.pool))
+    if (difference) wrongs.push(`another pool in the second decoder: ${difference}`)
+  }
+  return { wrong: wrongs.join('; '), sent, channel: disk.channel }
+}
+
+/** A disk that conversations are made up about: blocks as guests have pages, at few places, mostly some at once. */
+export function diskOf(guest: Guest): Subject {
+  const data: Subject['data'] = (rand, length, offset) => {
+    const out = new Uint8Array(length)
+    for (let at = 0; at < length; ) {
+      const block = Math.floor((offset + at) / PAGE)
+      const within = (offset + at) % PAGE
+      const spec: PageSpec = {
+        block: 0,
+        page: block % 48,
+        nature: rand(3) ? rand(12) : NATURE.AGAIN,
+        a: rand(60),
+        b: rand(999),
+      }
+      const body = spec.nature === NATURE.ZERO ? new Uint8Array(PAGE) : guest.body(spec)
+      const part = body.subarray(within, within + length - at)
+      out.set(part, at)
+      at += part.length
+    }
+    return out
+  }
+  return {
+    offsets: 24,
+    types: [0, 0, 0, 1, 1, 1, 1, 3, 4, 6],
+    length: rand => (rand(5) ? rand(40_000) : rand(200)),
+    data,
+  }
+}
