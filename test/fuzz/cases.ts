@@ -21,6 +21,7 @@ import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { MultifdParser } from '../../src/qemu/multifd-channel.ts'
 import { ReturnPathParser } from '../../src/qemu/return-path.ts'
 import { encodeHead, HeadDecoder, isPage, type SetRecords } from '../../src/template/format.ts'
+import { carried, diskOf, openDisk } from '../codec/disk-harness.ts'
 import { handBatch } from '../codec/hand-batch.ts'
 import {
   type Channel,
@@ -225,6 +226,9 @@ const ALL_TERMS: readonly Terms[] = [
   // pages on the disk, some of which are templates too
   { templates: templatePages(4), ring: 8, places: 64, cold: templatePages(16) },
   { templates: [], ring: 0, places: 16, cold: templatePages(8) },
+  // disks
+  { templates: templatePages(8), ring: 8, places: 64, disks: true },
+  { templates: templatePages(4), ring: 2, places: 0, cold: templatePages(16), disks: true },
 ]
 
 function specs(rand: Rand, count: number, natures: number): PageSpec[] {
@@ -357,6 +361,13 @@ export class Fuzzer {
     send(sender.open('main'), mainStream(guest, [specs(rand, 6, NATURES)]))
     send(sender.open('multifd'), multifdStream(guest, 0, [specs(rand, 4, PAGE_NATURES), specs(rand, 2, PAGE_NATURES)]))
     send(sender.open('main', 2), mainStream(guest, [specs(rand, 4, NATURES)]))
+    for (const encoded of terms.disks ? (['client', 'server'] as const) : []) {
+      const { channel, connection } = openDisk(sender, encoded)
+      for (const { from, bytes } of messagesOf(rand, 12, diskOf(guest))) {
+        if (from === encoded) send(channel, bytes)
+        else connection.listen(bytes, 0, bytes.length)
+      }
+    }
     return { terms, batches }
   }
 
@@ -368,8 +379,9 @@ export class Fuzzer {
     let kind = ''
     /** Of a thousand cases so many. */
     const cases: [string, number, () => string | undefined | Promise<string | undefined>][] = [
-      ['streams', 540, () => this.streams(rand, inputs)],
+      ['streams', 510, () => this.streams(rand, inputs)],
       ['nbd', 60, () => this.nbd(rand, inputs)],
+      ['disks', 30, () => this.disks(rand, inputs)],
       ['batch bytes', 140, () => this.batchBytes(rand, inputs)],
       ['batch columns', 160, () => this.batchColumns(rand, inputs)],
       ['packed batch', 12, () => this.packedBatch(rand, inputs)],
@@ -728,11 +740,8 @@ export class Fuzzer {
     return undefined
   }
 
-  /** A conversation of NBD with changes: the same events however it is cut, and those of the other decoder. */
-  private nbd(rand: Rand, inputs: Record<string, Uint8Array>): string | undefined {
-    const steps: Step[] = rand(4)
-      ? reordered(rand, messagesOf(rand, rand(12)))
-      : conversation(nbdVectors[rand(nbdVectors.length)]!.steps).steps
+  /** Makes changes to a conversation of NBD, and notes it. */
+  private changed(rand: Rand, steps: Step[], inputs: Record<string, Uint8Array>): void {
     for (let changes = rand(4); changes > 0 && steps.length > 0; changes--) {
       const at = rand(2) ? rand(steps.length) : rand(Math.min(12, steps.length))
       const { from, bytes } = steps[at]!
@@ -748,6 +757,27 @@ export class Fuzzer {
       ({ from, bytes }) => `${from === 'client' ? 'C' : 'S'} ${Buffer.from(bytes).toString('hex')}`,
     )
     inputs.conversation = Buffer.from(text.join('\n'))
+  }
+
+  /** A conversation of NBD with changes, as it goes through a session's pool. */
+  private disks(rand: Rand, inputs: Record<string, Uint8Array>): string | undefined {
+    const terms = ALL_TERMS.filter(({ disks }) => disks)[rand(2)]!
+    const steps: Step[] = rand(8)
+      ? reordered(rand, messagesOf(rand, rand(12), diskOf(new Guest(terms.templates))))
+      : conversation(nbdVectors[rand(nbdVectors.length)]!.steps).steps
+    this.changed(rand, steps, inputs)
+    const most = Math.max([1, 40, 5000, 100_000][rand(4)]!, lengthOf(steps) >> 10)
+    const cuts = { rand, most, batchOf: 1 + rand(Math.ceil(9000 / most)), releaseOf: 1 + rand(9) }
+    const options = { longMatch: rand(3) > 0, twin: rand(4) === 0, second: rand(4) === 0 }
+    return carried(steps, rand(2) ? 'client' : 'server', terms, cuts, options).wrong || undefined
+  }
+
+  /** A conversation of NBD with changes: the same events however it is cut, and those of the other decoder. */
+  private nbd(rand: Rand, inputs: Record<string, Uint8Array>): string | undefined {
+    const steps: Step[] = rand(4)
+      ? reordered(rand, messagesOf(rand, rand(12)))
+      : conversation(nbdVectors[rand(nbdVectors.length)]!.steps).steps
+    this.changed(rand, steps, inputs)
     const whole = traceOf(steps)
     const most = Math.max([1, 9, 300, 5000][rand(4)]!, lengthOf(steps) >> 8) // byte by byte where that is soon done
     const cuts: number[] = []
@@ -810,9 +840,12 @@ function mutatedColumn(rand: Rand, from: Buffer, column: number): Buffer {
   for (let changes = 1 + rand(3); changes > 0; changes--) {
     const at = rand(out.length + 1)
     const value = column === 0 ? (rand(9) ? rand(16) * 16 + 1 + rand(3) : 0) : rand(4) ? rand(16) : rand(256)
-    switch (rand(4)) {
+    switch (rand(column === 0 ? 5 : 4)) {
       case 0:
         out.splice(at, 1)
+        break
+      case 4:
+        out.splice(at, 0, 1 + rand(3), rand(5)) // extended operations
         break
       case 1:
         out.splice(at, 0, value)
