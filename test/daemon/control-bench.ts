@@ -24,7 +24,9 @@ const stream = migration(Array.from({ length: megabytes * 256 }, () => randomByt
 
 /** CPU seconds of a process, and its memory in MB. */
 function used(pid: number): { readonly cpu: number; readonly rss: number } {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'latin1').replace(/^.*\) /, '').split(' ')
+  const fields = readFileSync(`/proc/${pid}/stat`, 'latin1')
+    .replace(/^.*\) /, '')
+    .split(' ')
   return { cpu: (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND, rss: (Number(fields[21]) * 4096) / 1e6 }
 }
 
