@@ -394,8 +394,8 @@ export const COLD_THREADS_MAX = 2
 export const EXIT_MS_MAX = 2000
 
 /**
- * How long a session's opening waits for its sets: half of what the other side waits for our hello. What is read later is
- * used in the next session.
+ * How long a session's opening waits for a side's disk, from the listing of its store to its last set: half of what the other
+ * side waits for our hello. While something is late nobody waits for it again. What is read later is used in the next session.
  */
 export const SETS_WAIT_MS = 5000
 

@@ -212,6 +212,7 @@ export class DestinationDaemon {
     const ringMost = Math.min(hello.ring, options.ringPagesMax, ringPagesMax(SHAPE, places))
     let ring = ringMost
     let setsMax = hello.sets.length
+    const untilMs = performance.now() + SETS_WAIT_MS
     let held = await this.sets.offer()
     for (;;) {
       sets = hello.sets.filter(digest => held.hot.includes(digest)).slice(0, setsMax)
@@ -229,13 +230,13 @@ export class DestinationDaemon {
           store: options.store,
           ringPages: ring,
           places,
-          setsMs: SETS_WAIT_MS,
+          setsMs: Math.max(0, untilMs - performance.now()),
         })
         break
       } catch (error) {
         grant.release()
         if (this.sets.exclude(error)) {
-          held = await this.sets.offer() // without the damaged set
+          held = this.sets.stillOf(held)
           continue
         }
         if (!isProxyError(error, 'LIMIT_EXCEEDED') || (ring === 0 && setsMax === 0)) throw error

@@ -3,6 +3,7 @@ import { basename } from 'node:path'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { HELLO_SETS_MAX, SETS_WAIT_MS } from '../limits.ts'
 import { HostChannels, type InForce, isUsable } from '../remote/host-channels.ts'
+import { OneAtATime } from '../store/one-at-a-time.ts'
 import { floorsOf, type SetFloors } from '../store/set-floors.ts'
 import type { StoredSet, TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
@@ -19,6 +20,15 @@ const AS_IT_IS = 'as it is'
 const READ_MEANWHILE = 'read meanwhile'
 
 const NO_SETS: OfferedSets = { hot: [], cold: [] }
+
+/** Who looks at a store, among all proxies of the process that use it. */
+const lookers = new WeakMap<TemplateStore, OneAtATime>()
+
+function lookersAt(store: TemplateStore): OneAtATime {
+  const known = lookers.get(store) ?? new OneAtATime()
+  lookers.set(store, known)
+  return known
+}
 
 export class SessionSets {
   private readonly store: TemplateStore | undefined
@@ -71,7 +81,8 @@ export class SessionSets {
    */
   async offer(taken = 0): Promise<OfferedSets> {
     if (!this.store || this.stuck) return NO_SETS
-    const looking = this.lookUp(this.store, taken)
+    const { store } = this
+    const looking = lookersAt(store).run(() => this.lookUp(store, taken))
     let timer: NodeJS.Timeout | undefined
     const late = new Promise<undefined>(done => {
       timer = setTimeout(done, SETS_WAIT_MS, undefined)
@@ -124,6 +135,15 @@ export class SessionSets {
     this.tellOnDisk(cold)
     this.tellRoomless(others)
     return { hot, cold }
+  }
+
+  /** What of this was not excluded since it was offered. */
+  stillOf({ hot, cold }: OfferedSets): OfferedSets {
+    const isStill = (digest: string): boolean => {
+      const excluded = this.excluded.get(digest)
+      return excluded === undefined || (excluded !== AS_IT_IS && excluded !== this.states.get(digest)?.state)
+    }
+    return { hot: hot.filter(isStill), cold: cold.filter(isStill) }
   }
 
   /** What was offered last did not fit beside what other sessions have: half of it next time. */
@@ -217,7 +237,9 @@ export class SessionSets {
     if (this.looking) return
     this.looking = true
     try {
-      this.current = await this.fingerprint(await this.channels!.inForce(Date.now()))
+      this.current = await lookersAt(this.store!).run(async () =>
+        this.fingerprint(await this.channels!.inForce(Date.now())),
+      )
     } catch (error) {
       this.current = unreadable(error as Error)
     } finally {

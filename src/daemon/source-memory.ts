@@ -1,6 +1,6 @@
 /** What the sessions of a source proxy take of their process: memory for pages, and shares of what all of it holds. */
 import { FairShares, type Share } from '../fair-shares.ts'
-import { CHANNEL_UNITS, MEMORY_BUDGET_BYTES, PIECES_MAX, SETS_WAIT_MS } from '../limits.ts'
+import { CHANNEL_UNITS, MEMORY_BUDGET_BYTES, PIECES_MAX } from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import {
   type OpenPool,
@@ -81,7 +81,7 @@ export class SourceMemory {
 
   /** @throws as Pools.open */
   open(terms: Omit<PoolRequest, keyof PoolShape>): Promise<OpenPool> {
-    return this.pools.open({ ...this.shape, ...terms, setsMs: SETS_WAIT_MS })
+    return this.pools.open({ ...this.shape, ...terms })
   }
 
   /** Opens sets on the disk while the other side is asked which it has. */

@@ -5,6 +5,7 @@
 import { randomBytes } from 'node:crypto'
 import { isProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
+import { SETS_WAIT_MS } from '../limits.ts'
 import type { LinkClientOptions } from '../link/client.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { type OpenPool, PAGE_BYTES } from '../transfer/pool.ts'
@@ -42,6 +43,8 @@ export class SourceTerms {
   private readonly memory: SourceMemory
   private readonly sets: SessionSets
   private readonly held: OfferedSets
+  /** What is left of SETS_WAIT_MS: waiting for the other side takes none of it. */
+  private readonly setsMs: number
   /** Stands for what learning has counted: goes as a set without pages, which both sides have, or begin anew. */
   private readonly counted: readonly string[]
   private readonly seed = randomBytes(8)
@@ -55,12 +58,14 @@ export class SourceTerms {
     sets: SessionSets,
     held: OfferedSets,
     counted: readonly string[],
+    setsMs: number,
   ) {
     this.options = options
     this.memory = memory
     this.sets = sets
     this.held = held
     this.counted = counted
+    this.setsMs = setsMs
     this.grant = memory.ring(memory.ringPagesMax)
     this.offer = {
       agent: 'pageferry',
@@ -81,8 +86,10 @@ export class SourceTerms {
     isOver: () => boolean,
   ): Promise<SourceTerms | undefined> {
     const counted = options.learning?.states ?? []
+    const untilMs = performance.now() + SETS_WAIT_MS
     const held = await sets.offer(counted.length)
-    return isOver() ? undefined : new SourceTerms(options, memory, sets, held, counted)
+    const setsMs = Math.max(0, untilMs - performance.now())
+    return isOver() ? undefined : new SourceTerms(options, memory, sets, held, counted, setsMs)
   }
 
   /** Opens sets on the disk while the other side is asked which it has. */
@@ -92,11 +99,12 @@ export class SourceTerms {
 
   /** @param hello the other side's answer to `offer`. @throws as Pools.open */
   async agree({ sets: taken, cold = [], ring: ringPages, places }: ServerHello): Promise<AgreedTerms> {
+    const { setsMs } = this
     const { store, learning } = this.options
     const sets = taken.filter(digest => !this.counted.includes(digest))
     this.grant.release()
     this.grant = this.memory.ring(ringPages)
-    const pool = await this.memory.open({ sets, cold, store, ringPages, places }).catch(error => {
+    const pool = await this.memory.open({ sets, cold, store, ringPages, places, setsMs }).catch(error => {
       if (isProxyError(error, 'LIMIT_EXCEEDED')) this.sets.takeFewer()
       throw error
     })

@@ -22,6 +22,7 @@ import {
   writeConfig,
   writeKeys,
 } from '../kernel/kernel.ts'
+import type { OneAtATime } from '../store/one-at-a-time.ts'
 import type { SetFile } from '../store/set-file.ts'
 import { type EventLoop, nextTurn } from './event-loop.ts'
 import { Space } from './space.ts'
@@ -84,10 +85,16 @@ export class Arena {
   private readonly indices = new Map<string, TemplateIndex>()
   private readonly pagesMax: number
   private readonly loop: EventLoop
+  private readonly opening: OneAtATime
 
-  /** @param pageKey 256 random bytes. @throws LIMIT_EXCEEDED where no addresses can be had for `leastBytes` */
-  constructor(pageKey: Uint8Array, leastBytes: number, loop: EventLoop) {
+  /**
+   * @param pageKey 256 random bytes
+   * @param opening in whose turns sets are loaded
+   * @throws LIMIT_EXCEEDED where no addresses can be had for `leastBytes`
+   */
+  constructor(pageKey: Uint8Array, leastBytes: number, loop: EventLoop, opening: OneAtATime) {
     this.loop = loop
+    this.opening = opening
     const { keys, end } = layoutKeys()
     this.keys = keys
     let pagesMax = MEMORY_PAGES_MAX
@@ -198,7 +205,8 @@ export class Arena {
     index.users++
     for (const set of fresh) {
       this.sets.set(set.digest, set)
-      set.loaded = this.load(set, open(set.digest))
+      const file = open(set.digest)
+      set.loaded = this.opening.run(() => this.load(set, file))
       set.loaded.catch(() => {}) // whoever waits for it hears
     }
     for (const set of sets) set.users++

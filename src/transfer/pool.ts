@@ -19,6 +19,7 @@ import {
   SLACK_BYTES,
   WASM_PAGE_BYTES,
 } from '../kernel/kernel.ts'
+import { OneAtATime } from '../store/one-at-a-time.ts'
 import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
@@ -100,6 +101,13 @@ const UNUSED_MS = 60_000
 /** Bytes of a memory that sessions can take of. */
 const ARENA_BYTES = MEMORY_PAGES_MAX * WASM_PAGE_BYTES - SLACK_BYTES - layoutKeys().end
 
+/** How far an opening is. */
+interface Opening {
+  /** Sets whose files are opened to be loaded, whether or not another memory has them. */
+  readonly asked: Set<string>
+  lease?: Lease
+}
+
 /** All memories of a process. */
 export class Pools {
   private readonly implementation: 'simd' | 'twin' | undefined
@@ -107,6 +115,10 @@ export class Pools {
   readonly setsBytesMax: number
   private arenas: Arena[] = []
   private readonly coldSets: ColdSets
+  /** Sets are opened and loaded in its turns. */
+  private readonly setsInTurn = new OneAtATime()
+  /** Openings that were given up, and whose sets have not come yet: who is behind them waits in vain. */
+  private late = 0
   /** Blocks that are being zeroed. */
   private readonly cleaning = new Set<Promise<void>>()
   private sweepDue = false
@@ -129,7 +141,7 @@ export class Pools {
   ) {
     this.loop = options.loop ?? EVENT_LOOP
     this.turns = new Turns(this.loop)
-    this.coldSets = new ColdSets(this.loop)
+    this.coldSets = new ColdSets(this.loop, this.setsInTurn)
     this.setsBytesMax = options.setsBytesMax ?? Number.POSITIVE_INFINITY
     this.implementation = options.implementation
     this.unusedMs = options.unusedMs ?? UNUSED_MS
@@ -160,21 +172,37 @@ export class Pools {
    * Opens a session's pool: loads those sets that no session has loaded, each page verified against its digest, and opens
    * those that stay on the disk.
    * @throws TEMPLATE_*, LIMIT_EXCEEDED (more than 4 GiB, or than sets may take), IO; SetsLate after `setsMs`: what has not
-   * come is read on, and kept for the next session for as long as what no session uses
+   * come is read on, and kept for the next session for as long as what no session uses. Sets are read one at a time, so those
+   * behind a late one are late too; while there is one nothing is waited for.
    */
   async open(request: PoolRequest): Promise<OpenPool> {
-    const { setsMs, sets, cold = [] } = request
-    let coldOpen = cold.length === 0
-    const opening = this.openAll(request, () => {
-      coldOpen = true
-    })
+    const { setsMs } = request
+    const progress: Opening = { asked: new Set() }
+    const opening = this.openAll(request, progress)
     if (setsMs === undefined) return opening
-    const late = await this.isLate(opening, setsMs)
-    if (!late) return opening
-    const missing = coldOpen ? sets.filter(digest => !this.arenas.some(arena => arena.hasLoaded(digest))) : cold
+    const isLate = await this.isLate(opening, this.late > 0 ? 0 : setsMs)
+    if (!isLate) return opening
+    const missing = this.missing(request, progress)
     if (missing.length === 0) return opening // it computes
-    const settled = opening.then(pool => pool.close()).catch(() => {}) // who comes next tries it anew
-    throw new SetsLate(missing, settled, setsMs)
+    this.late++
+    const settled = opening
+      .then(pool => pool.close())
+      .catch(() => {}) // who comes next tries it anew
+      .finally(() => this.late--)
+    throw new SetsLate(missing, settled)
+  }
+
+  /** Sets that an opening still waits for. */
+  private missing({ sets, cold = [] }: PoolRequest, { asked, lease }: Opening): string[] {
+    const isThere = (digest: string): boolean =>
+      !asked.has(digest) && this.arenas.some(arena => arena.hasLoaded(digest))
+    return [
+      ...cold.filter(digest => !this.coldSets.hasOpen(digest)),
+      // another memory may have it: what counts is the one that the session is in
+      ...(lease
+        ? lease.index.sets.filter(set => !set.isThere).map(set => set.digest)
+        : sets.filter(set => !isThere(set))),
+    ]
   }
 
   /** @returns whether this takes longer than so many ms */
@@ -190,15 +218,15 @@ export class Pools {
     return Promise.race([opened, late]).finally(takeBack)
   }
 
-  private async openAll(request: PoolRequest, coldIsOpen: () => void): Promise<OpenPool> {
+  private async openAll(request: PoolRequest, progress: Opening): Promise<OpenPool> {
     await Promise.all(this.cleaning) // what is about to be free is better than what nobody has touched yet
     const files = new Map<string, SetFile>()
     const { cold: coldSets = [], store, role } = request
     let cold: ColdLease | undefined
     try {
       if (coldSets.length > 0) cold = await this.coldSets.open(coldSets, store, role === 'encoder')
-      coldIsOpen()
-      const { arena, lease } = await this.lease(request, files)
+      const { arena, lease } = await this.lease(request, files, progress)
+      progress.lease = lease
       let kernel: Kernel | undefined
       try {
         kernel = await arena.kernel(lease, this.implementation)
@@ -216,7 +244,11 @@ export class Pools {
   }
 
   /** Room in the memory that has most of the sets, or in the next; else in a new one. Opens files only of sets to be loaded. */
-  private async lease(request: PoolRequest, files: Map<string, SetFile>): Promise<{ arena: Arena; lease: Lease }> {
+  private async lease(
+    request: PoolRequest,
+    files: Map<string, SetFile>,
+    { asked }: Opening,
+  ): Promise<{ arena: Arena; lease: Lease }> {
     for (let forgotten = false; ; ) {
       // nothing may come between what is looked up and what is taken: all of this happens in one turn
       const missing = new Set<string>()
@@ -254,14 +286,15 @@ export class Pools {
         if (missing.size === 0) {
           const bytes = poolBytes(request, pages)
           if (bytes > ARENA_BYTES) throw tooLarge(request, pages, bytes)
-          const arena = new Arena(randomBytes(256), bytes, this.loop)
+          const arena = new Arena(randomBytes(256), bytes, this.loop, this.setsInTurn)
           const lease = take(arena)
           if (!lease) throw tooLarge(request, pages, bytes)
           this.arenas.push(arena)
           return { arena, lease }
         }
       }
-      for (const digest of missing) files.set(digest, await request.store!.open(digest))
+      for (const digest of missing) asked.add(digest)
+      for (const digest of missing) files.set(digest, await this.setsInTurn.run(() => request.store!.open(digest)))
     }
   }
 

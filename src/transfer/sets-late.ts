@@ -1,5 +1,6 @@
 /** Sets that a session waited for in vain: it opens without them, and they are read on for the next one. */
 import { ProxyError } from '../errors.ts'
+import { SETS_WAIT_MS } from '../limits.ts'
 
 export class SetsLate extends ProxyError {
   /** Digests of those that have not come. */
@@ -7,9 +8,10 @@ export class SetsLate extends ProxyError {
   /** Settles when they have, or will not; never rejects. */
   readonly settled: Promise<void>
 
-  constructor(sets: readonly string[], settled: Promise<void>, ms: number) {
+  constructor(sets: readonly string[], settled: Promise<void>) {
     const action = 'used in the next session once it has been read; look at the disk of the store'
-    super('IO', `the disk has not given it in ${ms / 1000} s`, undefined, action)
+    const what = `the disk has not given it, or a set that is read before it, in ${SETS_WAIT_MS / 1000} s`
+    super('IO', what, undefined, action)
     this.sets = sets
     this.settled = settled
   }

@@ -91,16 +91,25 @@ t.test('where all places of a hello are taken, and learning needs one, the oldes
   t.same(told, [['template sets stay on the disk', oldest.slice(0, 12)]], 'and that is told')
 })
 
-t.test('a store that hangs is not looked at again meanwhile', async t => {
+t.test('a store that hangs is looked at once, whoever wants to', async t => {
   mock.timers.enable({ apis: ['setInterval'] })
   t.teardown(() => mock.timers.reset())
-  const { store } = storeOf(1)
+  const { store, digests } = storeOf(1)
   let looks = 0
-  const fingerprint = (): Promise<string> => (looks++ === 0 ? new Promise(() => {}) : Promise.resolve('as it is'))
-  const sets = new SessionSets(Object.assign(store, { fingerprint }), new Events())
+  let answer = (): void => {}
+  const answered = new Promise<string>(done => {
+    answer = () => done('as it is')
+  })
+  const fingerprint = (): Promise<string> => (looks++ === 0 ? answered : Promise.resolve('as it is'))
+  Object.assign(store, { fingerprint })
+  const [sets, others] = [new SessionSets(store, new Events()), new SessionSets(store, new Events())]
   mock.timers.tick(2000)
   await until('the first look', () => looks === 1)
   mock.timers.tick(10_000)
-  await sets.offer()
-  t.equal(looks, 2, 'that one, and what is looked at before sets are offered')
+  const offered = await Promise.all([sets.offer(), others.offer()])
+  t.same(offered, Array(2).fill({ hot: [], cold: [] }), 'who wants to offer sets goes without')
+  t.equal(looks, 1, 'and takes no thread of its own')
+  answer()
+  await until('its sets', async () => (await sets.offer()).hot.length > 0)
+  t.same((await others.offer()).hot, digests)
 })

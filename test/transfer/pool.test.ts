@@ -3,10 +3,13 @@
  * gives back is clean and used again.
  */
 
-import { spawnSync } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { cpSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { open as openFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
+import { deflate } from 'node:zlib'
 import t from 'tap'
 import { isProxyError } from '../../src/errors.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
@@ -757,4 +760,52 @@ t.test('sets of a disk that is late', async t => {
     t.equal(whole.kernel.layout.templatePages, floor === 'sets' ? 40 : 10, 'it was read on, and kept')
     for (const pool of [first, without, whole]) await pool.close()
   }
+})
+
+t.test('a disk that hangs takes one thread of the pool, whatever it has', async t => {
+  const alive = setInterval(() => {}, 1000)
+  t.teardown(() => clearInterval(alive))
+  const made = await storeOf(t, [0, 2], [2, 4], [4, 6], [6, 8], [8, 10], [10, 12])
+  const [there, ...hung] = made.digests as [string, ...string[]]
+  for (const floor of ['sets', 'cold'] as const) {
+    const { store } = await storeOf(t, [0, 2])
+    // a FIFO that nobody writes to: who opens it keeps a thread, as with a disk that hangs
+    for (const digest of hung) execFileSync('mkfifo', [store.pathOf(digest)])
+    const inThread = (digest: string) => openFile(store.pathOf(digest)).then(() => Promise.reject(new Error('a FIFO')))
+    const disk = Object.create(store, { open: { value: inThread }, openCold: { value: inThread } }) as TemplateStore
+    const pools = new Pools()
+    const first = await pools.open(request('decoder', store, [there]))
+    const wanted = { ...request('decoder', disk, [there]), [floor]: floor === 'sets' ? [there, ...hung] : hung }
+    const error = await pools.open({ ...wanted, setsMs: 20 }).catch(cause => cause)
+    t.same(error.sets, hung, 'the one that hangs, and those behind it')
+    const beganMs = performance.now()
+    const again = await pools.open({ ...wanted, setsMs: 600_000 }).catch(cause => cause)
+    t.same(again.sets, hung)
+    t.ok(performance.now() - beganMs < 300_000, 'and while it hangs nobody waits for it again')
+    const compressed = await promisify(deflate)('by a thread of the pool')
+    t.ok(compressed.length > 0, 'a thread is left')
+    const unblock = hung.map(digest => spawn('sh', ['-c', 'exec 3<>"$0"; read -r _ <&3', store.pathOf(digest)]))
+    await error.settled
+    await again.settled
+    for (const each of unblock) each.kill()
+    await first.close()
+  }
+})
+
+t.test('a set that another memory has is late where it is read again', async t => {
+  const alive = setInterval(() => {}, 1000)
+  t.teardown(() => clearInterval(alive))
+  const { store, digests } = await storeOf(t, [0, 10])
+  const slow = new SlowStore(store.folder)
+  const pools = new Pools()
+  const first = await pools.open(request('decoder', store, digests, 600_000))
+  const wanted = { ...request('decoder', slow, digests, 600_000), setsMs: 20 }
+  const error = await pools.open(wanted).catch(cause => cause)
+  t.ok(error instanceof SetsLate)
+  t.same(error.sets, digests)
+  slow.give()
+  await error.settled
+  const second = await pools.open(wanted)
+  t.equal(pools.stats.length, 2, 'in a second memory')
+  for (const pool of [first, second]) await pool.close()
 })

@@ -6,6 +6,7 @@ import { randomInt } from 'node:crypto'
 import { ProxyError } from '../../errors.ts'
 import { COLD_PAGES_MAX } from '../../limits.ts'
 import type { ColdSet } from '../../store/cold-set.ts'
+import { OneAtATime } from '../../store/one-at-a-time.ts'
 import type { TemplateStore } from '../../store/template-store.ts'
 import { EVENT_LOOP, type EventLoop } from '../event-loop.ts'
 import { ColdIndex } from './cold-index.ts'
@@ -33,16 +34,20 @@ interface Held<T> {
   /** When the last of them ended, in ms. */
   unusedMs: number
   readonly value: Promise<T>
+  isThere: boolean
 }
 
 export class ColdSets {
   readonly reads: DiskReads
   private readonly loop: EventLoop
+  private readonly opening: OneAtATime
   private readonly sets = new Map<string, Held<ColdSet>>()
   private readonly indices = new Map<string, Held<ColdIndex>>()
 
-  constructor(loop: EventLoop = EVENT_LOOP) {
+  /** @param opening in whose turns sets are opened */
+  constructor(loop: EventLoop = EVENT_LOOP, opening = new OneAtATime()) {
     this.loop = loop
+    this.opening = opening
     this.reads = new DiskReads(loop)
   }
 
@@ -51,8 +56,13 @@ export class ColdSets {
     return this.sets.size
   }
 
+  /** Whether a set has been opened. */
+  hasOpen(digest: string): boolean {
+    return this.sets.get(digest)?.isThere === true
+  }
+
   /**
-   * Opens those that are not open.
+   * Opens those that are not open, in this order.
    * @param indexed whether pages are to be found by their content
    * @throws TEMPLATE_*, IO, LIMIT_EXCEEDED (more pages than a session may have)
    */
@@ -61,9 +71,15 @@ export class ColdSets {
     const take = <T>(all: Map<string, Held<T>>, key: string, make: () => Promise<T>): Promise<T> => {
       let held = all.get(key)
       if (held === undefined) {
-        held = { users: 0, unusedMs: 0, value: make() }
-        all.set(key, held)
-        held.value.catch(() => all.delete(key)) // whoever comes next tries it anew
+        const made: Held<T> = { users: 0, unusedMs: 0, value: make(), isThere: false }
+        all.set(key, made)
+        made.value.then(
+          () => {
+            made.isThere = true
+          },
+          () => all.delete(key), // whoever comes next tries it anew
+        )
+        held = made
       }
       held.users++
       taken.push(held)
@@ -77,7 +93,9 @@ export class ColdSets {
       }
     }
     try {
-      const opening = digests.map(digest => take(this.sets, digest, () => store!.openCold(digest)))
+      const opening = digests.map(digest =>
+        take(this.sets, digest, () => this.opening.run(() => store!.openCold(digest))),
+      )
       const results = await Promise.allSettled(opening)
       const failed = results.find(result => result.status === 'rejected')
       if (failed) throw failed.reason
