@@ -242,7 +242,7 @@ export class Daemons implements AsyncDisposable {
 
   /** Lets the next OPEN cross DRAIN. */
   drainUnsaid(): void {
-    ;(this.link.session as unknown as { draining: boolean }).draining = true
+    ;(this.link.session as unknown as { paths: { draining: boolean } }).paths.draining = true
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

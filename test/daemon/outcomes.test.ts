@@ -122,7 +122,7 @@ t.test('a migration that fails', async t => {
 })
 
 t.test('a WAN that stays away', async t => {
-  await using pair = await Daemons.start({ patienceMs: 500 })
+  await using pair = await Daemons.start({ patienceMs: 2000 })
   await migrate(pair, PRECOPY.subarray(0, 500_000))
   pair.wan.cut(true)
   await told(t, pair, 'failed', 'failed', /no connection/)
@@ -147,7 +147,7 @@ t.test('a WAN that stays away ends every channel, at both sides', async t => {
 })
 
 t.test('a multifd channel that has ended in order before the WAN goes', async t => {
-  await using pair = await Daemons.start({ patienceMs: 500 })
+  await using pair = await Daemons.start({ patienceMs: 2000 })
   await migrate(pair, PRECOPY.subarray(0, 500_000))
   const multifd = await pair.dial()
   multifd.end(MULTIFD)
@@ -157,7 +157,7 @@ t.test('a multifd channel that has ended in order before the WAN goes', async t 
 })
 
 t.test('a WAN that goes away with the last word', async t => {
-  await using pair = await Daemons.start({ patienceMs: 500 })
+  await using pair = await Daemons.start({ patienceMs: 2000 })
   const { destination } = await migrate(pair, PRECOPY)
   pair.wan.still = true
   destination.end(PRECOPY_BACK)
