@@ -125,7 +125,7 @@ t.test('seventeen sources', async t => {
   await until('fair shares', isFair, 200_000)
   t.pass(`then all have about ${share.toFixed(0)} MiB: ${sources.map(({ ringMib }) => Math.round(ringMib))}`)
   t.ok(sources[1]!.ended > 0, 'whoever had more than its share and did not go was closed')
-  const told = closed.find(({ identity }) => identity === '127.0.0.11')
+  const told = closed.find(({ identity }) => identity === 'plain 127.0.0.11')
   t.match(told, { reason: /stayed when it was asked/ }, 'which is logged')
   t.equal(new Set(closed.map(({ link }) => link)).size, closed.length, 'once a session')
   t.match(sources[1]!.told[0], /^0 .*stayed when it was asked/, 'and told to the peer')
