@@ -136,6 +136,20 @@ t.test('the shipped units', { skip }, async t => {
     }
   })
 
+  await t.test('root asks both what they do, and did', async t => {
+    const status = await host.run('pageferry', 'status')
+    t.match(status, /^to 127\.0\.0\.1:9444: session/m)
+    t.match(status, /^from other sites, at /m)
+    const history = JSON.parse(await host.run('pageferry', 'history', '--json')) as { direction: string }[]
+    t.same(
+      history.map(({ direction }) => direction).sort(),
+      ['in', 'out'],
+      'the migration that started them, as both saw it',
+    )
+    for (const role of ['source', 'destination'])
+      await until(`the history of the ${role}`, () => readdirSync(host.path(PRIVATE)).includes(`${role}.history`))
+  })
+
   await t.test('what root puts into the store while they run', async t => {
     const has = (set: string) => (line: Line) => (line.sets as string[]).includes(set)
     await build(1, STORE)
