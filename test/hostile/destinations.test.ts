@@ -13,7 +13,7 @@ t.setTimeout(590_000) // the machine may be busy
 /** Beyond what docs/security.md says: honest migrations, and what V8 has not collected. */
 const SLACK_BYTES = 64 << 20
 /** Half of all pieces, 300 bytes each, and several times that before V8 collects them: docs/security.md. */
-const PIECES_RESIDENT_BYTES = 140e6
+const PIECES_RESIDENT_BYTES = 200e6
 
 /** A QEMU that reads nothing. */
 async function connect(at: string, ...bytes: Uint8Array[]): Promise<net.Socket> {

@@ -182,5 +182,6 @@ t.test('pieces of one byte, by three peers at once', async t => {
     }
     await Promise.all(HOSTILE_NAMES.map(flood))
   })
-  unharmed(t, figures, { grownBytesMax: 300 * PIECES_MAX + SLACK_BYTES })
+  // of the 300 bytes a piece V8 keeps several times what lives before it collects: docs/security.md
+  unharmed(t, figures, { grownBytesMax: 3 * 300 * PIECES_MAX + SLACK_BYTES })
 })

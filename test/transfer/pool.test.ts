@@ -556,8 +556,9 @@ async function ringOf(pools: Pools, ringInAdvance: RingInAdvance, ringMib = 16):
   return { pool, mib: () => bytes / MIB }
 }
 
-async function turns(count = 40): Promise<void> {
-  for (let i = 0; i < count; i++) await nextTurn(EVENT_LOOP)
+/** As many turns as so many MiB take. */
+async function turns(mib = 40): Promise<void> {
+  for (let i = 0; i < 8 * mib; i++) await nextTurn(EVENT_LOOP)
 }
 
 /** Whether it has settled by now. */
