@@ -30,7 +30,9 @@ import { SparePages } from './warmth.ts'
 
 /** Template pages that are put into a table in one turn of the event loop: about 1 ms. */
 const INDEX_STEP = 1024
-/** Bytes that are zeroed, or found to be zero, in one turn: less than 0.1 ms, ten times that where memory is slow. */
+/** How long a turn may take of others for zeroing: what that is in bytes, memory decides, which may be ten times as slow. */
+const CLEAN_TURN_MS = 0.5
+/** Bytes that are zeroed, or found to be zero, before it is looked whether the turn is over. */
 const CLEAN_STEP_BYTES = 256 << 10
 
 /** A template set in memory. */
@@ -313,6 +315,7 @@ export class Arena {
   private async free(at: number, length: number, touched = length): Promise<void> {
     if (length === 0) return
     const bytes = new Uint8Array(this.memory.buffer, at, length)
+    let turnMs = this.loop.nowMs()
     for (let from = 0; from < touched; from += CLEAN_STEP_BYTES) {
       const to = Math.min(touched, from + CLEAN_STEP_BYTES)
       for (let page = from; page < to; page += PAGE_BYTES) {
@@ -320,7 +323,9 @@ export class Arena {
         // pages that nobody wrote to are left alone, or they would take memory now
         if (!isZero(bytes, page, end)) bytes.fill(0, page, end)
       }
+      if (to < touched && this.loop.nowMs() - turnMs < CLEAN_TURN_MS) continue
       await nextTurn(this.loop)
+      turnMs = this.loop.nowMs()
     }
     this.space.give(at, length)
   }
