@@ -44,7 +44,7 @@ export class FlowEncoder implements StreamSink {
   batchStart = 0
   /** Stream position behind the last byte pushed. */
   position = 0
-  /** Of the last page that is in a batch: the parser's index of its RAMBlock, and its number there. */
+  /** Of the last page of RAM that is in a batch: the parser's index of its RAMBlock, and its number there. */
   place: { readonly block: number; readonly page: number } | undefined
 
   private readonly facts: StreamFacts
@@ -204,9 +204,10 @@ export class FlowEncoder implements StreamSink {
     const { records } = this
     for (let last = records.count - 1; last >= 0; last--) {
       const kind = records.kind[last]
-      if (kind === RECORD.PACKET || kind === RECORD.PASS) continue
+      if (kind === RECORD.PACKET || kind === RECORD.PASS || kind === RECORD.MESSAGE) continue
       const more = kind === RECORD.ZEROS ? this.zeroCount(last) - 1 : 0
-      this.place = { block: this.parserBlocks[records.block[last]!]!, page: records.page[last]! + more }
+      const block = this.parserBlocks[records.block[last]!]
+      if (block !== undefined) this.place = { block, page: records.page[last]! + more } // else a disk's
       break
     }
     records.clear()
