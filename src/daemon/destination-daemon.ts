@@ -19,6 +19,7 @@ import { DestinationSession } from './destination-session.ts'
 import type { Events } from './events.ts'
 import { SessionSets } from './session-sets.ts'
 import { type DestinationStatus, expiriesOf, type LinkStatus, withoutFlows } from './status.ts'
+import { AGENT } from './version.ts'
 
 /** Expanded batches that QEMU's sockets have not taken yet; further ones are copied. */
 const OUTPUT_SLOTS = 8
@@ -74,8 +75,8 @@ export class DestinationDaemon {
   private readonly pools: Pools
   private readonly shares: RingShares
   private readonly grants = new Map<Link, RingGrant>()
-  /** What each session of `sessions` uses. */
-  private readonly setCounts = new WeakMap<Link, Pick<LinkStatus, 'sets' | 'coldSets'>>()
+  /** Of each session of `sessions`: who the other proxy says it is, and which sets are used. */
+  private readonly terms = new WeakMap<Link, Pick<LinkStatus, 'agent' | 'sets' | 'coldSets'>>()
   /** Idle sessions that were asked to end, so that their rings can be shared anew. */
   private readonly asked = new WeakSet<Link>()
   private readonly patience: PatienceTimes
@@ -106,7 +107,7 @@ export class DestinationDaemon {
       logger: options.events.byFields(),
       memory: this.memory,
       ...(options.sessionsMax !== undefined && { sessionsMax: options.sessionsMax }),
-      agent: 'pageferry',
+      agent: AGENT,
     })
   }
 
@@ -120,7 +121,7 @@ export class DestinationDaemon {
       sessions: Array.from(this.sessions, ([link, session]) => ({
         link: link.id.slice(0, 8),
         peer: link.identity,
-        ...this.setCounts.get(link)!,
+        ...this.terms.get(link)!,
         stats: withoutFlows(link.session.stats()),
         ...session.status(),
       })),
@@ -276,7 +277,7 @@ export class DestinationDaemon {
           link: link.id.slice(0, 8),
         })
         this.sessions.set(link, session)
-        this.setCounts.set(link, { sets: sets.length, coldSets: cold.length })
+        this.terms.set(link, { agent: hello.agent, sets: sets.length, coldSets: cold.length })
         this.grants.set(link, grant)
         options.onStatus?.(`${this.sessions.size} sessions`)
         const over = async (): Promise<void> => {

@@ -120,6 +120,7 @@ export class SourceDaemon {
           ? {
               link: client.link.id.slice(0, 8),
               peer: this.name,
+              agent: agreed.agent,
               sets: agreed.sets.length,
               coldSets: agreed.cold.length,
               stats: withoutFlows(client.session.stats()),

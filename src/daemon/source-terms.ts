@@ -14,6 +14,7 @@ import { type ServerHello, seedWords } from '../wan/hello.ts'
 import { FEATURE } from '../wan/wire.ts'
 import type { OfferedSets, SessionSets } from './session-sets.ts'
 import type { SourceMemory } from './source-memory.ts'
+import { AGENT } from './version.ts'
 
 /** Who brings in what is learned here: the guests of this host, whichever peer they go to. */
 const OWN_GUESTS = ''
@@ -26,6 +27,8 @@ export interface SourceTermsOptions {
 
 /** What both sides have agreed on. */
 export interface AgreedTerms {
+  /** Name and version of the other proxy. */
+  readonly agent: string
   /** Digests of sets: in memory, and on the disk. */
   readonly sets: readonly string[]
   readonly cold: readonly string[]
@@ -68,7 +71,7 @@ export class SourceTerms {
     this.setsMs = setsMs
     this.grant = memory.ring(memory.ringPagesMax)
     this.offer = {
-      agent: 'pageferry',
+      agent: AGENT,
       sets: [...held.hot, ...counted],
       ring: Math.floor(this.grant.bytes / PAGE_BYTES),
       places: options.places,
@@ -98,7 +101,7 @@ export class SourceTerms {
   }
 
   /** @param hello the other side's answer to `offer`. @throws as Pools.open */
-  async agree({ sets: taken, cold = [], ring: ringPages, places }: ServerHello): Promise<AgreedTerms> {
+  async agree({ agent, sets: taken, cold = [], ring: ringPages, places }: ServerHello): Promise<AgreedTerms> {
     const { setsMs } = this
     const { store, learning } = this.options
     const sets = taken.filter(digest => !this.counted.includes(digest))
@@ -111,7 +114,7 @@ export class SourceTerms {
     this.pool = pool
     const seed = seedWords(this.seed)
     this.learning = learning?.begin(taken, seed, pool, OWN_GUESTS)
-    return { sets, cold, pool, seed, learning: this.learning }
+    return { agent, sets, cold, pool, seed, learning: this.learning }
   }
 
   /** The session is over. @returns when its memory is clean for the next one */

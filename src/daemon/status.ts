@@ -9,6 +9,8 @@ export interface LinkStatus {
   readonly link: string
   /** Who the other proxy is: as it proved it, or where it is. */
   readonly peer: string
+  /** Its name and version, as it tells them. */
+  readonly agent: string
   /** Template sets that both sides have, in memory and on the disk. */
   readonly sets: number
   readonly coldSets: number
