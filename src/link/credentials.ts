@@ -3,7 +3,7 @@
  * of QEMU's tls-creds objects, so that the files made for QEMU's own TLS serve here as they are.
  * Source: QEMU crypto/tlscredsx509.c, crypto/tlscredspsk.c.
  */
-import { randomBytes } from 'node:crypto'
+import { randomBytes, type X509Certificate } from 'node:crypto'
 import net from 'node:net'
 import tls from 'node:tls'
 import { ProxyError } from '../errors.ts'
@@ -56,6 +56,8 @@ export interface SecuredSocket {
   readonly socket: tls.TLSSocket
   /** Stable over renewal of the certificate: `x509:` subject and alternative names, or `psk:` username. */
   readonly identity: string
+  /** The peer's, where it has one: a TLS socket of Node's gives it away once. */
+  readonly certificate: X509Certificate | undefined
 }
 
 /** What one reading of the directory gave. Immutable: connections that began with it keep it. */
@@ -179,11 +181,12 @@ export class Credentials {
             if (!offered || !socket.isSessionReused() || socket.getPeerX509Certificate()) {
               throw auth('the server did not prove the pre-shared key', 'both sides need the same line in keys.psk')
             }
-            resolve({ socket, identity: `psk:${loaded.username}` })
+            resolve({ socket, identity: `psk:${loaded.username}`, certificate: undefined })
           } else {
             if (!socket.authorized)
               throw auth(`the server's certificate is not trusted: ${text(socket)}`, trustHint(text(socket)))
-            resolve({ socket, identity: certificateIdentity(socket) })
+            const certificate = socket.getPeerX509Certificate()
+            resolve({ socket, identity: certificateIdentity(certificate), certificate })
           }
         } catch (error) {
           socket.destroy()
@@ -200,7 +203,7 @@ export class Credentials {
    * @returns also where the client is not to be let in, with `refusal`, so that it can be told why through the link
    * @throws ProxyError PEER_AUTH where no TLS connection came to be
    */
-  accept(raw: net.Socket): Promise<SecuredSocket & { readonly refusal: ProxyError | undefined }> {
+  accept(raw: net.Socket): Promise<Omit<SecuredSocket, 'certificate'> & { readonly refusal: ProxyError | undefined }> {
     const loaded = this.#loaded
     return new Promise((resolve, reject) => {
       const closed = (): void => waiter.failed(undefined)
@@ -250,7 +253,7 @@ export class Credentials {
     }
     const cert = socket.getPeerX509Certificate()
     if (!cert) return { identity: '', refusal: auth('no client certificate', CA_HINT) }
-    const identity = certificateIdentity(socket)
+    const identity = certificateIdentity(cert)
     if (!socket.authorized) {
       return {
         identity,
@@ -354,8 +357,7 @@ function checkName(name: string, cert: tls.PeerCertificate): Error | undefined {
 }
 
 /** Subject and alternative names, not the fingerprint: a renewed certificate is still the same peer. */
-function certificateIdentity(socket: tls.TLSSocket): string {
-  const cert = socket.getPeerX509Certificate()
+function certificateIdentity(cert: X509Certificate | undefined): string {
   if (!cert) return ''
   return `x509:${cert.subject.replaceAll('\n', ',')};${cert.subjectAltName ?? ''}`
 }

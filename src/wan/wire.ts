@@ -43,6 +43,8 @@ export const FRAME = {
   PONG: 18,
   BYE: 19,
   DRAIN: 20,
+  /** Of those that are ignored (FRAME_OPTIONAL): it will never have a meaning. */
+  PAD: 255,
 } as const
 
 /** Frame types with this bit are ignored by a side that does not know them. */

@@ -71,6 +71,7 @@ t.test('the numbers of the wire', async t => {
     PONG: 18,
     BYE: 19,
     DRAIN: 20,
+    PAD: 255,
   })
   t.same(wire.CODE, {
     NONE: 0,
