@@ -78,6 +78,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => plain((await import('./keygen-command.ts')).keygenCommand),
   },
   {
+    command: 'check',
+    describe: 'Look whether two sites fit together, and say what mends what does not',
+    load: async () => plain((await import('./check-command.ts')).checkCommand),
+  },
+  {
     command: 'doctor',
     describe: 'Read the settings of a running QEMU and say what to change for the pair',
     load: async () => plain((await import('./doctor-command.ts')).doctorCommand),

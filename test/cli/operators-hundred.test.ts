@@ -244,6 +244,7 @@ for (const command of [
   'status',
   'rate',
   'cancel',
+  'check',
 ])
   general.push([
     `help of ${command}`,
@@ -868,6 +869,58 @@ const control: Case[] = [
   ],
 ]
 
+const CHECK = ['check', '--peer', `127.0.0.1:${TAKEN}`, '--tls-creds', at('pki/ams')]
+const check: Case[] = [
+  ['check of nobody', ['check'], { status: 1, err: /no control socket: \/run/, hint: /--control/, skip: hasUnits }],
+  [
+    'check by a proxy that runs',
+    ['check', '--control', at('ctl')],
+    { status: 15, out: /fra:1\n {2}WRONG {4}session/, raw: '' },
+  ],
+  ['check of a peer without a port', ['check', '--peer', 'fra', '--plaintext'], { status: 2, hint: /HOST:PORT/ }],
+  ['check without keys', ['check', '--peer', 'fra:1'], { status: 2, err: /--tls-creds/, hint: /--plaintext/ }],
+  ['check with keys and without', [...CHECK, '--plaintext'], { status: 2, err: /--plaintext and --tls-creds/ }],
+  ['check of a file and of keys', [...CHECK, '--config', at('i.yaml')], { status: 2, err: /mutually exclusive/ }],
+  [
+    'check of a peer that is not there',
+    ['check', '--peer', '127.0.0.1:1', '--plaintext'],
+    { status: 15, out: /WRONG {4}peer .*ECONNREFUSED\n +mend: at 127\.0\.0\.1: systemctl start/, raw: '' },
+  ],
+  [
+    'check of what never answers',
+    CHECK,
+    { status: 15, out: /WRONG {4}certificate .*no answer within 10 s/, waits: true },
+  ],
+  [
+    'check with keys that are not there',
+    ['check', '--peer', 'fra:1', '--tls-creds', at('none')],
+    { status: 15, out: /^this site\n {2}WRONG {4}keys .*\n +mend: `pageferry keygen/, raw: '' },
+  ],
+  [
+    'check of a store that is not there, as JSON',
+    ['check', '--peer', '127.0.0.1:1', '--plaintext', '--store', at('none'), '--json'],
+    { status: 15, out: /"what": "store",\s+"state": "wrong"/, raw: '' },
+  ],
+  [
+    'check of a site that only receives',
+    ['check', '--config', at('i.yaml')],
+    { status: 0, out: /guests only come here/ },
+  ],
+  [
+    'check of no such peer',
+    ['check', '--config', at('x.yaml'), '--peer', 'x'],
+    { status: 2, err: /no peer "x"/, hint: /fra/ },
+  ],
+  [
+    'check of a file with mistakes',
+    ['check', '--config', at('d.yaml')],
+    { status: 2, err: /d\.yaml:3: no peer "toString"/ },
+  ],
+  ['check of no file', ['check', '--config', at('none')], { status: 1, err: /none/ }],
+  ['check with a rate that is none', [...CHECK, '--throughput', '--rate', 'x'], { status: 2, hint: /200Mbit/ }],
+]
+site('x.yaml', SENDS('fra', 'tcp:127.0.0.1:0'))
+
 const estimate = (...args: string[]): string[] => ['estimate', ...args]
 const inputs: Case[] = [
   ['estimate of what', ['estimate'], { status: 2, err: /Not enough/ }],
@@ -1125,7 +1178,7 @@ function complaints(outcome: Outcome, expected: Expected): string[] {
 }
 
 t.test("an operator's hundred", async t => {
-  const cases = [...general, ...proxies, ...serve, ...keygen, ...doctor, ...control, ...inputs]
+  const cases = [...general, ...proxies, ...serve, ...keygen, ...doctor, ...control, ...check, ...inputs]
   let ran = 0
   const queue = cases.filter(([, , { waits }]) => !waits)
   const waiting = cases.filter(([, , { waits }]) => waits)
@@ -1156,5 +1209,14 @@ t.test("an operator's hundred", async t => {
   )
   t.ok(ran >= 100, `${ran} cases`)
 })
-for (const [, , { stdout, stderr }] of [...general, ...proxies, ...serve, ...keygen, ...doctor, ...control, ...inputs])
+for (const [, , { stdout, stderr }] of [
+  ...general,
+  ...proxies,
+  ...serve,
+  ...keygen,
+  ...doctor,
+  ...control,
+  ...check,
+  ...inputs,
+])
   for (const fd of [stdout, stderr]) if (typeof fd === 'number') t.teardown(() => closeSync(fd))
