@@ -12,7 +12,15 @@ import { SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import type { ListenAt } from '../link/server.ts'
 import { parseCount } from '../quantity.ts'
 import { type Address, isLoopback, parseAddress, parseNamedAddress, requireApart } from '../relay/address.ts'
-import { newTeller, type ProxyArguments, proxyOptions, proxySettings, startSupply } from './proxy-options.ts'
+import { checkOptions, listenChecks } from './check-settings.ts'
+import {
+  newTeller,
+  type ProxyArguments,
+  processMemory,
+  proxyOptions,
+  proxySettings,
+  startSupply,
+} from './proxy-options.ts'
 
 interface DestinationArguments extends ProxyArguments {
   readonly listen: string[]
@@ -115,20 +123,50 @@ function sessionCount(text: string): number {
   return count
 }
 
+/** @throws USAGE, ADDRESS */
+function targetsOf(texts: readonly string[]): Map<string, Address> {
+  const targets = new Map<string, Address>()
+  for (const text of texts) {
+    const { name, address } = parseNamedAddress(text)
+    if (targets.has(name))
+      throw new ProxyError('USAGE', `--target ${text}`, undefined, `a second target ${name}: write NAME=ADDRESS`)
+    targets.set(name, address)
+  }
+  return targets
+}
+
+/** Stands for whatever systemd passes: that is seen at a start alone. */
+const ANY_FDS = { get: () => [] } as unknown as ReadonlyMap<string, readonly number[]>
+
+/** `--check`. @throws USAGE */
+function checkDestination(args: DestinationArguments): Promise<void> {
+  const { plaintext, plaintextAnywhere, peerName } = args
+  const addressOf = (text: string): Address => {
+    listenAt(text, plaintext, plaintextAnywhere, ANY_FDS)
+    return parseAddress(text)
+  }
+  return checkOptions({
+    json: args.json,
+    common: () => readCommon(args),
+    memory: ({ poolMemoryBytes, setMemoryBytes }) => processMemory(poolMemoryBytes, setMemoryBytes, true),
+    own: [
+      () => targetsOf(args.target),
+      () => sessionCount(args.sessionsMax),
+      ...listenChecks(args.listen, addressOf, { beyondLoopback: true }),
+    ],
+    role: { role: 'server', ...(peerName !== undefined && { peerName }) },
+  })
+}
+
 async function runDestination(args: DestinationArguments): Promise<void> {
+  if (args.check) return checkDestination(args)
   const teller = newTeller(args.json)
   const common = readCommon(args)
   if (common.supply) await checkSupply(common.supply)
   const settings = proxySettings(common, args, 'server', teller.events)
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }
-  const targets = new Map<string, Address>()
-  for (const text of args.target) {
-    const { name, address } = parseNamedAddress(text)
-    if (targets.has(name))
-      throw new ProxyError('USAGE', `--target ${text}`, undefined, `a second target ${name}: write NAME=ADDRESS`)
-    targets.set(name, address)
-  }
+  const targets = targetsOf(args.target)
   requireApart(args.listen.map(parseAddress))
   const daemon = new DestinationDaemon({
     ...settings,

@@ -23,6 +23,7 @@ import { sentenceOf } from './summary-text.ts'
 
 export interface ProxyArguments extends CommonTexts {
   readonly peerName: string | undefined
+  readonly check: boolean
   readonly json: boolean
 }
 
@@ -111,6 +112,11 @@ export function proxyOptions(
       type: 'string',
       requiresArg: true,
       defaultDescription: 'none: they are kept in memory',
+    })
+    .option('check', {
+      describe: 'Only look whether a start would find anything wrong: every mistake, with a hint; nothing is bound',
+      type: 'boolean',
+      default: false,
     })
     .option('json', { describe: 'Log JSON, one object a line', type: 'boolean', default: false }) as never
 }

@@ -1,5 +1,4 @@
 /** `pageferry serve --config FILE`: both roles in one process. */
-import { accessSync, constants, statSync } from 'node:fs'
 import type { CommandModule } from 'yargs'
 import {
   type Configuration,
@@ -16,17 +15,14 @@ import { Site } from '../daemon/site.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
-import { isProxyError, ProxyError } from '../errors.ts'
-import { Credentials } from '../link/credentials.ts'
 import { formatAddress } from '../relay/address.ts'
 import { groupId } from '../relay/group.ts'
-import { readTrustedKeys } from '../remote/channel-keys.ts'
-import { openRemoteStore } from '../remote/open-store.ts'
+import { checkListen } from '../relay/listener.ts'
 import type { Role } from '../session/api.ts'
+import { looker, missingThings, tellMistakes, wrong } from './check-settings.ts'
 import { listenAt } from './destination-command.ts'
-import { print, printLines, tell } from './output.ts'
+import { print } from './output.ts'
 import { newTeller, type ProcessMemory, processMemory, proxySettings, startSupply } from './proxy-options.ts'
-import { storeKeyOf } from './store-key.ts'
 
 interface ServeArguments {
   readonly config: string
@@ -59,10 +55,10 @@ export const serveCommand: CommandModule<object, ServeArguments> = {
 async function runServe(args: ServeArguments): Promise<void> {
   const file = readFile(args.config)
   const { configuration } = file
-  const mistakes = args.check && configuration ? await missingThings(configuration, file) : file.mistakes
+  const mistakes = args.check && configuration ? await missing(configuration, file) : file.mistakes
   if (!configuration || mistakes.length > 0) {
-    tellMistakes(args, mistakes)
-    throw wrong(args.config, mistakes)
+    tellMistakes(args.json, mistakes, ({ line }) => `${args.config}:${line}: `)
+    throw wrong(args.config, mistakes.length)
   }
   if (args.check) {
     print(args.json ? '[]' : `${args.config}: no mistakes`)
@@ -76,67 +72,34 @@ function readFile(path: string): ReadConfiguration {
   return readConfiguration(readSmallFile(path, '--config'))
 }
 
-/** What the file names and this host does not have, or may not read: keys, certificates, stores. */
-async function missingThings(configuration: Configuration, { lineOf }: ReadConfiguration): Promise<Mistake[]> {
+/** What the file names and this host does not have, or may not read. */
+async function missing(configuration: Configuration, { lineOf }: ReadConfiguration): Promise<Mistake[]> {
   const mistakes: Mistake[] = []
-  const check = async (path: string | readonly PropertyKey[], look: () => unknown): Promise<void> => {
-    try {
-      await look()
-    } catch (error) {
-      if (!isProxyError(error)) throw error
-      mistakes.push({ line: lineOf(typeof path === 'string' ? [path] : path), what: error.what, hint: error.action })
+  const look = looker((key, { what, action }) => {
+    mistakes.push({ line: lineOf(typeof key === 'string' ? [key] : key), what, hint: action })
+  })
+  const { peers, wanListen } = configuration
+  const roles: Role[] = []
+  if (peers.length > 0) roles.push('client')
+  if (wanListen.length > 0) roles.push('server')
+  await missingThings(
+    configuration,
+    roles.map(role => ({ role })),
+    look,
+  )
+  await look('pool-memory', () => void memoryOf(configuration))
+  for (const { listen } of peers) {
+    for (const { address, group } of listen) {
+      await look('listeners', () => groupOf(group))
+      await look('listeners', () => checkListen(address))
     }
   }
-  const { tlsCreds, store, storeKey, supply, learn } = configuration
-  const isWritten = learn !== 'off' || supply !== undefined
-  const roles: Role[] = []
-  if (configuration.peers.length > 0) roles.push('client')
-  if (configuration.wanListen.length > 0) roles.push('server')
-  if (tlsCreds !== undefined)
-    for (const role of roles) await check('tls-creds', () => void new Credentials({ role, directory: tlsCreds }))
-  await check('pool-memory', () => void memoryOf(configuration))
-  if (store !== undefined) await check('store', () => checkFolder(store, isWritten))
-  if (storeKey !== undefined) await check('store-key', () => void storeKeyOf(storeKey))
-  if (supply !== undefined) {
-    const { trust, remote, insecure } = supply
-    await check('trust', () => void readTrustedKeys(trust))
-    for (const [i, name] of remote.entries())
-      await check(['remote-stores', i], async () => (await openRemoteStore(name, { insecure })).close())
-  }
-  for (const { listen } of configuration.peers)
-    for (const { group } of listen) await check('listeners', () => groupOf(group))
   return mistakes.sort((a, b) => a.line - b.line)
 }
 
 /** @throws USAGE, IO */
 function groupOf(group: string | undefined): number | undefined {
   return group === undefined ? undefined : groupId(group)
-}
-
-/** @throws IO */
-function checkFolder(path: string, isWritten: boolean): void {
-  try {
-    if (!statSync(path).isDirectory()) throw new ProxyError('IO', `${path} is no folder`, undefined, 'give a folder')
-    accessSync(path, constants.R_OK | constants.X_OK | (isWritten ? constants.W_OK : 0))
-  } catch (error) {
-    if (isProxyError(error)) throw error
-    const hint = 'make it, for the user that the proxy runs as: install -d -m 700 -o USER FOLDER'
-    throw new ProxyError('IO', (error as Error).message, undefined, hint, { cause: error })
-  }
-}
-
-function wrong(path: string, mistakes: readonly Mistake[]): ProxyError {
-  const count = `${mistakes.length} mistake${mistakes.length === 1 ? '' : 's'}`
-  return new ProxyError('USAGE', `${count} in ${path}`, undefined, 'mend them and try `--check` again')
-}
-
-function tellMistakes({ config, json }: ServeArguments, mistakes: readonly Mistake[]): void {
-  if (json) printLines(JSON.stringify(mistakes, null, 2))
-  else
-    for (const { line, what, hint } of mistakes) {
-      tell(`${config}:${line}: ${what}`)
-      tell(`  hint: ${hint}`)
-    }
 }
 
 /** @throws USAGE */
@@ -218,7 +181,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     if (!next) {
       for (const { line, what, hint } of mistakes)
         events.error('mistake in the settings', { at: `${config}:${line}`, what, hint })
-      throw wrong(config, mistakes)
+      throw wrong(config, mistakes.length)
     }
     for (const { name, rate } of next.peers) sources.get(name)?.setRate(rate)
     destination?.setTargets(next.targets)

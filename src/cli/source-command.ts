@@ -13,10 +13,18 @@ import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX } from '../limits.ts'
 import { parseCap, parseCapOrNone, parseCount } from '../quantity.ts'
-import { formatAddress, parseNamedAddress, parsePeer, requireApart } from '../relay/address.ts'
+import { type Address, formatAddress, parseNamedAddress, parsePeer, requireApart } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
-import { newTeller, type ProxyArguments, proxyOptions, proxySettings, startSupply } from './proxy-options.ts'
+import { checkOptions, listenChecks } from './check-settings.ts'
+import {
+  newTeller,
+  type ProxyArguments,
+  processMemory,
+  proxyOptions,
+  proxySettings,
+  startSupply,
+} from './proxy-options.ts'
 
 interface SourceArguments extends ProxyArguments {
   readonly listen: string[]
@@ -28,6 +36,7 @@ interface SourceArguments extends ProxyArguments {
   readonly connections: string
   readonly rate: string | undefined
   readonly rateFile: string | undefined
+  readonly tlsServerName: string | undefined
 }
 
 const POOL_MEMORY = {
@@ -95,7 +104,8 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
         conflicts: 'rate',
       })
       .example('$0 source --peer 192.0.2.7:9444 --store S --tls-creds keys', 'QEMU migrates to tcp:127.0.0.1:4444')
-      .example('$0 source --listen tcp:127.0.0.1:49152-49215 --peer far:9444 ...', "libvirt's ports") as never,
+      .example('$0 source --listen tcp:127.0.0.1:49152-49215 --peer far:9444 ...', "libvirt's ports")
+      .example('$0 source --peer far:9444 ... --check', 'before a restart') as never,
   handler: runSource,
 }
 
@@ -105,32 +115,73 @@ function readCap(path: string): number {
   return parseCapOrNone(text, `--rate-file ${path}:`)
 }
 
+/** What the options say, each by itself. @throws USAGE, ADDRESS, IO from each */
+function readersOf(args: SourceArguments) {
+  const { rate, rateFile } = args
+  const mode = () => fileMode(args.socketMode)
+  const group = () => (args.socketGroup === undefined ? undefined : groupId(args.socketGroup))
+  return {
+    peer: () => parsePeer(args.peer),
+    mode,
+    group,
+    listen: () => {
+      const listen = args.listen.map(parseNamedAddress).map(address => ({ ...address, mode: mode(), group: group() }))
+      requireApart(listen.map(({ address }) => address))
+      return listen
+    },
+    effort: () => parseEffortOrAuto(args.effort),
+    connections: () => connectionCount(args.connections),
+    rate: () => (rateFile !== undefined ? readCap(rateFile) : rate !== undefined ? parseCap(rate, '--rate') : Infinity),
+  }
+}
+
+/** @throws USAGE where one session cannot have so many */
+function requireRing(ringPages: number, poolMemory: string): void {
+  const most = sourceRingPagesMax(PLACES)
+  if (ringPages <= most) return
+  const mib = Math.floor(most / 256)
+  const hint = `give ${mib}MiB at most, and less where template sets are to lie beside it`
+  throw new ProxyError('USAGE', `--pool-memory ${poolMemory}: a session can have ${mib} MiB`, undefined, hint)
+}
+
+/** `--check`. @throws USAGE */
+function checkSource(args: SourceArguments): Promise<void> {
+  const { peer, effort, connections, rate, mode, group } = readersOf(args)
+  const { peerName, tlsServerName: serverName, listenAnywhere: beyondLoopback } = args
+  const addressOf = (text: string): Address => parseNamedAddress(text).address
+  return checkOptions({
+    json: args.json,
+    common: () => readCommon(args),
+    memory: ({ poolMemoryBytes, setMemoryBytes }) =>
+      requireRing(processMemory(poolMemoryBytes, setMemoryBytes, false).ringPages, args.poolMemory),
+    own: [peer, effort, connections, rate, mode, group, ...listenChecks(args.listen, addressOf, { beyondLoopback })],
+    role: {
+      role: 'client',
+      ...(peerName !== undefined && { peerName }),
+      ...(serverName !== undefined && { serverName }),
+    },
+  })
+}
+
 async function runSource(args: SourceArguments): Promise<void> {
+  if (args.check) return checkSource(args)
   const teller = newTeller(args.json)
   const { events } = teller
   const common = readCommon(args)
   if (common.supply) await checkSupply(common.supply)
   const settings = proxySettings(common, args, 'client', events)
-  const most = sourceRingPagesMax(PLACES)
-  if (settings.ringPages > most) {
-    const mib = Math.floor(most / 256)
-    const hint = `give ${mib}MiB at most, and less where template sets are to lie beside it`
-    throw new ProxyError('USAGE', `--pool-memory ${args.poolMemory}: a session can have ${mib} MiB`, undefined, hint)
-  }
+  requireRing(settings.ringPages, args.poolMemory)
   const status: StatusLine = { tell: () => {} }
-  const { rate, rateFile } = args
-  const mode = fileMode(args.socketMode)
-  const group = args.socketGroup === undefined ? undefined : groupId(args.socketGroup)
-  const listen = args.listen.map(text => ({ ...parseNamedAddress(text), mode, group }))
-  requireApart(listen.map(({ address }) => address))
+  const read = readersOf(args)
+  const { rateFile } = args
   const daemon = new SourceDaemon({
     ...settings,
-    listen,
+    listen: read.listen(),
     beyondLoopback: args.listenAnywhere,
-    peer: parsePeer(args.peer),
-    effort: parseEffortOrAuto(args.effort),
-    connections: connectionCount(args.connections),
-    rate: rateFile !== undefined ? readCap(rateFile) : rate !== undefined ? parseCap(rate, '--rate') : Infinity,
+    peer: read.peer(),
+    effort: read.effort(),
+    connections: read.connections(),
+    rate: read.rate(),
     fds: takeListenFds(),
     onStatus: text => status.tell(text),
   })

@@ -3,11 +3,21 @@
  * opened. Connections are handed over in the order in which the kernel accepted them, before a byte of theirs is read.
  */
 import { lookup } from 'node:dns/promises'
-import { chmodSync, chownSync, fstatSync, lstatSync, readFileSync, realpathSync, unlinkSync } from 'node:fs'
+import {
+  accessSync,
+  chmodSync,
+  chownSync,
+  constants,
+  fstatSync,
+  lstatSync,
+  readFileSync,
+  realpathSync,
+  unlinkSync,
+} from 'node:fs'
 import net from 'node:net'
 import { basename, dirname, isAbsolute, join, resolve as resolvePath } from 'node:path'
 import { ProxyError } from '../errors.ts'
-import { type Address, expandRange, formatAddress, isLoopbackIp, isRange } from './address.ts'
+import { type Address, expandRange, formatAddress, isLoopbackIp, isRange, type TcpAddress } from './address.ts'
 import { acceptQemuSocket, type QemuSocket, type ReadMode } from './qemu-socket.ts'
 
 /**
@@ -144,11 +154,43 @@ function removeStale(address: Address, path: string): void {
   } catch {
     return // nothing there
   }
-  if (!isSocket) {
-    throw new ProxyError('IO', `${path} exists and is no socket`, undefined, 'move it away or choose another path')
-  }
+  if (!isSocket) throw noSocket(path)
   if (isServed(path)) throw failed(address, Object.assign(new Error('served'), { code: 'EADDRINUSE' }))
   unlinkSync(path)
+}
+
+/** The IP address to bind. @throws ADDRESS where others could connect and must not, IO where there is no such host */
+async function hostFor(address: TcpAddress, { beyondLoopback }: ListenOptions): Promise<string> {
+  let host = address.host === '' ? '::' : address.host
+  if (!net.isIP(host)) {
+    try {
+      host = (await lookup(host, { verbatim: true })).address
+    } catch (error) {
+      throw failed(address, error as NodeJS.ErrnoException)
+    }
+  }
+  if (!beyondLoopback && !isLoopbackIp(host)) throw beyond(address)
+  return host
+}
+
+/**
+ * What `listenSockets` would find wrong, as far as that shows without binding; nothing is touched. What a proxy that runs
+ * already holds is not wrong: it may be the one that is to be started again. Of `fd:` systemd alone knows.
+ * @throws ProxyError ADDRESS, IO
+ */
+export async function checkListen(address: Address, options: ListenOptions = {}): Promise<void> {
+  if (address.kind === 'tcp') await hostFor(address, options)
+  if (address.kind !== 'unix') return
+  try {
+    accessSync(dirname(resolvePath(address.path)), constants.W_OK | constants.X_OK)
+  } catch (error) {
+    throw failed(address, error as NodeJS.ErrnoException)
+  }
+  if (lstatSync(address.path, { throwIfNoEntry: false })?.isSocket() === false) throw noSocket(address.path)
+}
+
+function noSocket(path: string): ProxyError {
+  return new ProxyError('IO', `${path} exists and is no socket`, undefined, 'move it away or choose another path')
 }
 
 /** Gives a Unix socket's file its group, then its mode: the other way round, our own group would be let in for a moment. */
@@ -273,16 +315,8 @@ export async function listenSockets(
       await open(address, { path: address.path })
       share(address.path, options)
     } else {
-      let host = address.host === '' ? '::' : address.host
-      if (!net.isIP(host)) {
-        try {
-          host = (await lookup(host, { verbatim: true })).address
-        } catch (error) {
-          throw failed(address, error as NodeJS.ErrnoException)
-        }
-      }
       // Before it is bound, so that there is no moment in which others can connect.
-      if (!options.beyondLoopback && !isLoopbackIp(host)) throw beyond(address)
+      let host = await hostFor(address, options)
       let refusal: ProxyError | undefined
       for (const single of expandRange(address)) {
         if (single.kind !== 'tcp') continue

@@ -429,6 +429,56 @@ const proxies: Case[] = [
     [...DESTINATION, '--listen', `tcp:127.0.0.1:${TAKEN}`],
     { status: 1, err: /EADDRINUSE/ },
   ],
+  ['source, looked at before a start', [...SOURCE, '--check'], { status: 0, out: /^no mistakes\n$/, raw: '' }],
+  ['the same as JSON', [...SOURCE, '--check', '--json'], { status: 0, out: /^\[\]\n$/, raw: '' }],
+  [
+    'source with one mistake after the other',
+    [
+      ...['source', '--peer', 'fra', '--tls-creds', at('mixed'), '--store', at('none'), '--effort', '6', '--rate', 'x'],
+      ...['--listen', 'tcp:0.0.0.0:0', '--listen', `unix:${at('a-file')}`, '--listen', `unix:${at('none/s')}`],
+      ...['--pool-memory', '100000GiB', '--metrics', '192.0.2.1:1', '--control', at('a-file'), '--check'],
+    ],
+    { status: 2, raw: /^(.+\n {2}hint: .+\n){11}error: 11 mistakes in the options\nhint: .+\n$/ },
+  ],
+  [
+    'mistakes of a source as JSON',
+    [...SOURCE, '--effort', '6', '--check', '--json'],
+    { status: 2, out: /^\[\n {2}\{\n {4}"what": /, raw: /^\{"error":\{"code":"USAGE","what":"1 mistake in/ },
+  ],
+  [
+    'source with sockets at one path, looked at',
+    [...SOURCE, '--listen', 'unix:a.sock', '--listen', 'b=unix:a.sock', '--check'],
+    { status: 2, raw: /a\.sock is listened at twice/ },
+  ],
+  [
+    'source of a unit, looked at by hand',
+    ['source', '--listen', 'fd:qemu', ...SOURCE.slice(3), '--check'],
+    { status: 0 },
+  ],
+  [
+    'source that runs already, looked at',
+    [...SOURCE, '--listen', `tcp:127.0.0.1:${TAKEN}`, '--control', at('ctl'), '--check'],
+    { status: 0, out: /no mistakes/, raw: '' },
+  ],
+  [
+    'destination, looked at before a start',
+    [...DESTINATION, '--check'],
+    { status: 0, out: /^no mistakes\n$/, raw: '' },
+  ],
+  [
+    'destination with one mistake after the other',
+    [
+      ...['destination', '--plaintext', '--listen', 'tcp:0.0.0.0:0', '--listen', `unix:${at('w')}`],
+      ...['--target', 'tcp:127.0.0.1:1', '--target', 'tcp:127.0.0.1:2', '--sessions-max', '1', '--store', at('none')],
+      '--check',
+    ],
+    { status: 2, raw: /^(.+\n {2}hint: .+\n){5}error: 5 mistakes in the options\nhint: .+\n$/ },
+  ],
+  [
+    'destination with keys that may not be read, looked at',
+    [...DESTINATION.slice(0, -1), '--tls-creds', at('pki/ams'), '--check'],
+    { status: 2, raw: /EACCES|ermission/, uid: NOBODY, skip: !isRoot && 'as root only' },
+  ],
   [
     'destination starts and stops',
     DESTINATION,
