@@ -21,8 +21,8 @@ export type SiteNames = readonly [string, ...string[]]
 /** 256 bits, as GnuTLS's psktool makes. */
 const PSK_BYTES = 32
 /** A clock that is a little behind must not find the new certificates to be of the future. */
-const BACKDATE_MS = 3_600_000
-const DAY_MS = 86_400_000
+export const BACKDATE_MS = 3_600_000
+export const DAY_MS = 86_400_000
 /** Where the CA's private key goes: beside the sites' directories, so that copying one of them does not take it along. */
 export const CA_KEY_FILE = 'ca-key.pem'
 
@@ -73,15 +73,26 @@ export async function makeX509(
   const issuer = { name: caName, keys: caKeys }
   const caCert = await makeCertificate({ name: caName, keys: caKeys, issuer, notBefore, notAfter })
   const files: CredentialFile[] = [{ path: CA_KEY_FILE, content: await keyPem(caKeys) }]
-  for (const names of [site, peer, ...more]) {
-    const add = (name: string, content: string): unknown => files.push({ path: path.join(names[0], name), content })
-    add(CREDENTIAL_FILE.ca, caCert)
-    for (const use of ['server', 'client'] as const) {
-      const keys = await generateKeys()
-      const cert = await makeCertificate({ name: names[0], keys, issuer, notBefore, notAfter, leaf: { use, names } })
-      add(use === 'server' ? CREDENTIAL_FILE.serverCert : CREDENTIAL_FILE.clientCert, cert)
-      add(use === 'server' ? CREDENTIAL_FILE.serverKey : CREDENTIAL_FILE.clientKey, await keyPem(keys))
-    }
+  for (const names of [site, peer, ...more])
+    files.push(...(await makeSite(names, issuer, caCert, { notBefore, notAfter })))
+  return files
+}
+
+/** Keys and certificates of one site. @param caCert in PEM, of the issuer */
+export async function makeSite(
+  names: SiteNames,
+  issuer: CertificateSpec['issuer'],
+  caCert: string,
+  period: Pick<CertificateSpec, 'notBefore' | 'notAfter'>,
+): Promise<CredentialFile[]> {
+  const files: CredentialFile[] = []
+  const add = (name: string, content: string): unknown => files.push({ path: path.join(names[0], name), content })
+  add(CREDENTIAL_FILE.ca, caCert)
+  for (const use of ['server', 'client'] as const) {
+    const keys = await generateKeys()
+    const cert = await makeCertificate({ name: names[0], keys, issuer, ...period, leaf: { use, names } })
+    add(use === 'server' ? CREDENTIAL_FILE.serverCert : CREDENTIAL_FILE.clientCert, cert)
+    add(use === 'server' ? CREDENTIAL_FILE.serverKey : CREDENTIAL_FILE.clientKey, await keyPem(keys))
   }
   return files
 }
@@ -136,19 +147,19 @@ export function writeCredentialFiles(directory: string, files: readonly Credenti
 }
 
 /** A name in an open directory, whatever happens to the path that led there. */
-function inFolder(fd: number, name: string): string {
+export function inFolder(fd: number, name: string): string {
   return `/proc/self/fd/${fd}/${name}`
 }
 
 /** Runs, with errors of the system as ours. */
-function naming<T>(name: string, run: () => T): T {
+export function naming<T>(name: string, run: () => T, hint = 'choose another directory'): T {
   try {
     return run()
   } catch (error) {
     if (isProxyError(error)) throw error
     const code = (error as NodeJS.ErrnoException).code ?? 'cannot be written'
     if (code === 'EEXIST') throw exists(name)
-    throw new ProxyError('IO', `${name}: ${code}`, undefined, 'choose another directory', { cause: error })
+    throw new ProxyError('IO', `${name}: ${code}`, undefined, hint, { cause: error })
   }
 }
 
@@ -175,7 +186,7 @@ function makeFolders(directory: string, undo: (() => void)[]): void {
 }
 
 /** Opens a directory; one of a site must be no link, and ours alone. */
-function openFolder(at: string, name: string, open: number[]): number {
+export function openFolder(at: string, name: string, open: number[]): number {
   const isSite = at !== name
   const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW } = fs.constants
   return naming(name, () => {
@@ -202,7 +213,7 @@ function exists(file: string): ProxyError {
   return new ProxyError('USAGE', `${file} exists`, undefined, 'choose another directory; keygen never overwrites')
 }
 
-function checkSites(...sites: readonly SiteNames[]): void {
+export function checkSites(...sites: readonly SiteNames[]): void {
   for (const name of sites.flat()) {
     if (!net.isIP(name) && !/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name)) {
       throw new ProxyError(
@@ -237,7 +248,7 @@ function pem(label: string, der: ArrayBuffer): string {
 
 interface CertificateSpec {
   readonly name: string
-  readonly keys: webcrypto.CryptoKeyPair
+  readonly keys: Pick<webcrypto.CryptoKeyPair, 'publicKey'>
   readonly issuer: { readonly name: string; readonly keys: webcrypto.CryptoKeyPair }
   readonly notBefore: Date
   readonly notAfter: Date
@@ -245,7 +256,7 @@ interface CertificateSpec {
   readonly leaf?: { readonly use: 'server' | 'client'; readonly names: SiteNames }
 }
 
-async function makeCertificate(spec: CertificateSpec): Promise<string> {
+export async function makeCertificate(spec: CertificateSpec): Promise<string> {
   // Loaded here: a proxy that runs has no use for them. adr/0007
   const [asn1, pki] = await Promise.all([import('asn1js'), import('pkijs')])
   const cert = new pki.Certificate()
@@ -306,7 +317,7 @@ function serial(): ArrayBuffer {
 }
 
 /** RFC 7093, method 1: the leftmost 160 bits of the SHA-256 of the public key. */
-async function keyId(keys: webcrypto.CryptoKeyPair): Promise<ArrayBuffer> {
+async function keyId(keys: Pick<webcrypto.CryptoKeyPair, 'publicKey'>): Promise<ArrayBuffer> {
   const raw = await webcrypto.subtle.exportKey('raw', keys.publicKey)
   return (await webcrypto.subtle.digest('SHA-256', raw)).slice(0, 20)
 }

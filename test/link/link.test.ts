@@ -202,9 +202,9 @@ t.test('keygen refuses to overwrite and to make nonsense', async t => {
     username: 'qemu',
     days: 9,
   }
-  const files = await keygen({ ...args, kind: 'x509' })
+  const { files } = await keygen({ ...args, kind: 'x509' })
   t.equal(files.length, 11)
-  for (const file of files) t.equal(fs.statSync(path.join(dir, file.path)).mode & 0o777, 0o600, file.path)
+  for (const file of files) t.equal(fs.statSync(path.join(dir, file)).mode & 0o777, 0o600, file)
   t.notOk(fs.existsSync(`${dir}/a.example/ca-key.pem`), 'no site gets the CA key')
   await t.rejects(keygen({ ...args, kind: 'x509' }), { code: 'USAGE', what: /ca-key.pem exists/ })
   await keygen({ ...args, kind: 'psk' })
