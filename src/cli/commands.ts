@@ -84,7 +84,7 @@ export const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'doctor',
-    describe: 'Read the settings of a running QEMU and say what to change for the pair',
+    describe: 'Read the settings of a running QEMU and say, or set, what to change for the pair',
     load: async () => plain((await import('./doctor-command.ts')).doctorCommand),
   },
 ]

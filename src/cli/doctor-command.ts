@@ -1,8 +1,9 @@
 /** `pageferry doctor`: reads the settings of running QEMUs and says what to change for the pair. */
 import type { CommandModule } from 'yargs'
-import { isProxyError, ProxyError } from '../errors.ts'
-import { type Advice, adviseOn, type QemuSettings } from '../qmp/advice.ts'
-import { QmpClient } from '../qmp/qmp-client.ts'
+import { type Advice, adviseOn, commandsOf, type Mend, mend, type QemuSettings, type QemuSide } from '../qmp/advice.ts'
+import { noAnswer, openQmp, parseQmpAddress } from '../qmp/qmp-address.ts'
+import { type QmpClient, QmpError } from '../qmp/qmp-client.ts'
+import { mendText, readSettings } from '../qmp/settings.ts'
 import { parseCap } from '../quantity.ts'
 import { print, printLines } from './output.ts'
 
@@ -10,6 +11,8 @@ interface DoctorArguments {
   readonly qmp: string
   readonly qmpDestination: string | undefined
   readonly rate: string | undefined
+  readonly fix: boolean
+  readonly keep: readonly string[]
   readonly json: boolean
 }
 
@@ -18,84 +21,114 @@ const EXIT_MATTERS = 11
 
 export const doctorCommand: CommandModule<object, DoctorArguments> = {
   command: 'doctor',
-  describe: 'Read the settings of a running QEMU and say what to change for the pair',
+  describe: 'Read the settings of a running QEMU and say, or set, what to change for the pair',
   builder: yargs =>
     yargs
       .option('qmp', {
-        describe: 'QMP socket of the source QEMU',
+        describe: 'QMP socket of the source QEMU; ssh:HOST:/PATH on another host',
         type: 'string',
         requiresArg: true,
         demandOption: true,
       })
       .option('qmp-destination', { describe: 'QMP socket of the destination QEMU', type: 'string', requiresArg: true })
       .option('rate', { describe: 'The WAN, such as 100Mbit', type: 'string', requiresArg: true })
+      .option('fix', { describe: 'Set it, and say what was set before', type: 'boolean', default: false })
+      .option('keep', {
+        describe: 'A setting that --fix leaves as it is, by its name; several',
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        default: [],
+      })
       .option('json', { describe: 'Print JSON', type: 'boolean', default: false })
       .example('$0 doctor --qmp /run/vm1/qmp.sock', 'before a migration; nothing is changed')
-      .epilogue('Exit status 0: nothing that matters; 11: something does.') as never,
+      .example('$0 doctor --qmp /run/vm1/qmp.sock --qmp-destination ssh:fra:/run/vm1/qmp.sock --fix', 'sets it on both')
+      .epilogue('Exit status 0: nothing that matters; 11: something does, with --fix: it could not be set.') as never,
   handler: runDoctor,
 }
 
-/** How long each step of a QEMU may take: it answers at once, or is not what we take it for. */
-const STEP_MS = 10_000
 /** Characters of a line about one setting; a QEMU says less. */
 const LINE_CHARS_MAX = 1000
 
-async function read(path: string, side: QemuSettings['side']): Promise<QemuSettings> {
-  let client: QmpClient | undefined
-  try {
-    client = await QmpClient.connect(path, STEP_MS, { keepsEvents: false, answerMs: STEP_MS })
-    const capabilities = await client.execute('query-migrate-capabilities')
-    const parameters = await client.execute('query-migrate-parameters')
-    return { version: client.version, side, capabilities: statesOf(capabilities), parameters: fieldsOf(parameters) }
-  } catch (cause) {
-    if (isProxyError(cause)) throw cause
-    throw new ProxyError(
-      'IO',
-      `no answer from QEMU at ${path}: ${(cause as Error).message}`,
-      undefined,
-      'give the socket of -qmp unix:PATH,server=on; it serves one client at a time, so stop what else is connected',
-      { cause },
-    )
-  } finally {
-    client?.close()
-  }
+/** One of the QEMUs, and how to reach it. */
+interface Asked {
+  readonly side: QemuSide
+  readonly at: string
 }
 
-function notUnderstood(command: string): ProxyError {
-  return new ProxyError('IO', `the answer to ${command} is not QEMU's`, undefined, 'give the socket of a QEMU')
-}
-
-/** @throws IO */
-function statesOf(answer: unknown): Record<string, boolean> {
-  if (!Array.isArray(answer)) throw notUnderstood('query-migrate-capabilities')
-  const states = answer.map((entry: unknown) => {
-    const { capability, state } = (entry ?? {}) as { capability?: unknown; state?: unknown }
-    if (typeof capability !== 'string' || typeof state !== 'boolean') throw notUnderstood('query-migrate-capabilities')
-    return [capability, state] as const
-  })
-  return Object.fromEntries(states)
-}
-
-/** @throws IO */
-function fieldsOf(answer: unknown): Record<string, unknown> {
-  if (typeof answer !== 'object' || answer === null || Array.isArray(answer))
-    throw notUnderstood('query-migrate-parameters')
-  return answer as Record<string, unknown>
+/** What became of a setting that `--fix` was to set. */
+interface Fixed extends Mend {
+  /** What QEMU says against it; none: it is set. */
+  readonly refused?: string
 }
 
 async function runDoctor(args: DoctorArguments): Promise<void> {
-  const qemus = [await read(args.qmp, 'source')]
-  if (args.qmpDestination !== undefined) qemus.push(await read(args.qmpDestination, 'destination'))
-  const advice = adviseOn(qemus, args.rate === undefined ? undefined : parseCap(args.rate, '--rate'))
+  const asked: Asked[] = [{ side: 'source', at: args.qmp }]
+  if (args.qmpDestination !== undefined) asked.push({ side: 'destination', at: args.qmpDestination })
+  const linkBytes = args.rate === undefined ? undefined : parseCap(args.rate, '--rate')
+  let qemus = await readAll(asked)
+  let fixed: Fixed[] | undefined
+  if (args.fix) {
+    fixed = []
+    const mends = mend(qemus, { linkBytes, keep: args.keep })
+    for (const one of asked) fixed.push(...(await fix(one, mends)))
+    qemus = await readAll(asked) // what is left is what QEMU says, not what we think that we did
+  }
+  const advice = adviseOn(qemus, linkBytes).filter(({ change }) => !args.fix || !args.keep.includes(change.name))
   if (advice.some(({ severity }) => severity === 'matters')) process.exitCode = EXIT_MATTERS
   if (args.json) {
-    const found = { qemus: qemus.map(({ side, version }) => ({ side, version })), advice }
+    const found = { qemus: qemus.map(({ side, version }) => ({ side, version })), ...(fixed && { fixed }), advice }
     printLines(JSON.stringify(found, null, 2))
     return
   }
   for (const { side, version } of qemus) print(`${side}: QEMU ${version}`)
-  if (advice.length === 0) print('nothing to change')
+  for (const one of fixed ?? []) {
+    const said = one.refused === undefined ? 'set' : 'NOT set'
+    print(`${said}: ${one.side}: ${mendText(one)}${one.refused === undefined ? '' : `: ${one.refused}`}`)
+  }
+  if (advice.length === 0) print(fixed?.length ? 'nothing is left to change' : 'nothing to change')
   for (const piece of advice) for (const line of render(piece)) print(line)
+}
+
+async function readAll(asked: readonly Asked[]): Promise<QemuSettings[]> {
+  const qemus: QemuSettings[] = []
+  for (const { side, at } of asked) qemus.push(await withQmp({ side, at }, client => readSettings(client, side)))
+  return qemus
+}
+
+/** Sets one after the other, so that one which QEMU refuses keeps no other from being set. */
+async function fix({ side, at }: Asked, mends: readonly Mend[]): Promise<Fixed[]> {
+  const own = mends.filter(one => one.side === side)
+  if (own.length === 0) return []
+  return withQmp({ side, at }, async client => {
+    const fixed: Fixed[] = []
+    for (const one of own) fixed.push(await setOne(client, one))
+    return fixed
+  })
+}
+
+async function setOne(client: QmpClient, one: Mend): Promise<Fixed> {
+  const [command] = commandsOf([one])
+  try {
+    await client.execute(command!.execute, command!.arguments)
+    return one
+  } catch (error) {
+    if (!(error instanceof QmpError)) throw error
+    return { ...one, refused: error.message }
+  }
+}
+
+/** @throws ProxyError */
+async function withQmp<T>({ side, at }: Asked, work: (client: QmpClient) => Promise<T>): Promise<T> {
+  const address = parseQmpAddress(at, side === 'source' ? '--qmp' : '--qmp-destination')
+  const client = await openQmp(address)
+  try {
+    return await work(client)
+  } catch (error) {
+    throw noAnswer(at, error)
+  } finally {
+    client.close()
+  }
 }
 
 function render({ side, severity, setting, why, qmp, virsh }: Advice): string[] {

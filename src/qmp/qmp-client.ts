@@ -126,14 +126,16 @@ export class QmpClient extends EventEmitter<{ event: [QmpEvent]; close: [] }> {
 
   /**
    * Has QEMU carry out one command.
+   * @param answerMs in place of what the connection was opened with, for one that QEMU may be slow with
    * @returns what QEMU returned
    * @throws QmpError when QEMU refuses, QmpConnectionError when the connection ends first
    */
-  execute<T = unknown>(command: string, args?: Record<string, unknown>): Promise<T> {
-    if (this.closed) return Promise.reject(new QmpConnectionError(`${command}: QMP is closed`))
+  execute<T = unknown>(command: string, args?: Record<string, unknown>, answerMs = this.answerMs): Promise<T> {
+    if (this.closed) {
+      return Promise.reject(new QmpConnectionError(`${command}: ${this.failure?.message ?? 'QMP is closed'}`))
+    }
     const id = this.nextId++
     return new Promise<T>((resolve, reject) => {
-      const { answerMs } = this
       const late = (): void => this.fail(`${command}: no answer for ${answerMs! / 1000} s`)
       const timer = answerMs === undefined ? undefined : setTimeout(late, answerMs)
       const settle =
