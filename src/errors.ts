@@ -69,6 +69,14 @@ export const ERROR_EXIT = {
   MIGRATION_MISSING: 14,
   /** A migration whose guest may run at the destination already is not cancelled here. */
   CANCEL_REFUSED: 14,
+  /** QEMU refuses a setting or the migration itself: nothing has begun. */
+  MIGRATION_REFUSED: 16,
+  /** A migration failed; the reason is QEMU's. */
+  MIGRATION_FAILED: 17,
+  /** A migration was cancelled, by a limit in time or by somebody else: the guest goes on at the source. */
+  MIGRATION_CANCELLED: 18,
+  /** A migration in postcopy lost its connection: the guest stands still until it is recovered. */
+  MIGRATION_PAUSED: 19,
   /** A defect of ours. */
   INTERNAL: 70,
 } as const

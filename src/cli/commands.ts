@@ -83,6 +83,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => plain((await import('./check-command.ts')).checkCommand),
   },
   {
+    command: 'migrate',
+    describe: "Move a QEMU's guest through the pair, without libvirt: set, start, watch, cancel",
+    load: async () => plain((await import('./migrate-command.ts')).migrateCommand),
+  },
+  {
     command: 'doctor',
     describe: 'Read the settings of a running QEMU and say, or set, what to change for the pair',
     load: async () => plain((await import('./doctor-command.ts')).doctorCommand),

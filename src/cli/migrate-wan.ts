@@ -1,0 +1,76 @@
+/** What a migration costs on the WAN, asked of the source proxy: the one that began there after it was first asked. */
+import { CONTROL_API, type PastMigration, type SiteHistory } from '../daemon/control-api.ts'
+import { isProxyError } from '../errors.ts'
+import { askProxy, pause } from '../system/control-client.ts'
+import { controlSockets, statusOf } from './control-option.ts'
+
+/** A proxy tells of a migration's end a moment after QEMU does; of one that it never saw, never. */
+const HISTORY_LOOKS = 20
+const HISTORY_LOOK_MS = 250
+
+/** One migration's bytes on the WAN. */
+export class WanWatch {
+  private readonly path: string
+  /** Migrations of before. */
+  private readonly known: ReadonlySet<string>
+  private id: string | undefined
+  private asking = false
+  /** Bytes on the WAN so far, where they are known. */
+  bytes: number | undefined
+
+  private constructor(path: string, known: ReadonlySet<string>) {
+    this.path = path
+    this.known = known
+  }
+
+  /** @throws ProxyError where no proxy answers there */
+  static async start(control: string): Promise<WanWatch> {
+    const [path] = controlSockets(control)
+    const running = (await statusOf(path!)).sources.flatMap(({ session }) => session?.migrations ?? [])
+    const past = await historyOf(path!)
+    return new WanWatch(path!, new Set([...running, ...past].map(({ id }) => id)))
+  }
+
+  /** Looks again, while it runs; a look that fails is none. */
+  async look(): Promise<void> {
+    if (this.asking) return
+    this.asking = true
+    try {
+      const running = (await statusOf(this.path)).sources.flatMap(({ session }) => session?.migrations ?? [])
+      this.take(running)
+    } catch (error) {
+      if (!isProxyError(error)) throw error
+    } finally {
+      this.asking = false
+    }
+  }
+
+  /** Waits until the proxy tells its end. @returns what it told, if anything */
+  async ended(): Promise<PastMigration | undefined> {
+    try {
+      for (let looks = 0; looks < HISTORY_LOOKS; looks++) {
+        const past = await historyOf(this.path)
+        this.take(past)
+        const found = past.find(({ id }) => id === this.id)
+        if (found) return found
+        await pause(HISTORY_LOOK_MS)
+      }
+    } catch (error) {
+      if (!isProxyError(error)) throw error
+    }
+    return undefined
+  }
+
+  private take(migrations: readonly { readonly id: string; readonly bytesWan?: number }[]): void {
+    const fresh = migrations.filter(({ id }) => !this.known.has(id))
+    this.id ??= fresh.length === 1 ? fresh[0]!.id : undefined // which of two it is, nobody says
+    const own = fresh.find(({ id }) => id === this.id)
+    if (own?.bytesWan !== undefined) this.bytes = own.bytesWan
+  }
+}
+
+async function historyOf(path: string): Promise<readonly PastMigration[]> {
+  const answer = (await askProxy(path, 'GET /history')) as Partial<SiteHistory> | null
+  const all = answer?.api === CONTROL_API && Array.isArray(answer.migrations) ? answer.migrations : []
+  return all.filter(({ direction }) => direction === 'out')
+}
