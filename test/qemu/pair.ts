@@ -121,6 +121,8 @@ export type Side = 'source' | 'destination'
 export interface PairOptions {
   /** Run bin/pageferry twice, instead of both daemons in this process. */
   readonly processes?: boolean
+  /** More arguments of the source proxy, with `processes`. */
+  readonly sourceArgs?: readonly string[]
   /** Default: plain text on the WAN. */
   readonly tls?: 'x509' | 'psk'
   readonly sourceStore?: string
@@ -224,6 +226,7 @@ export class Pair implements AsyncDisposable {
         ...['--connections', String(options.connections ?? 1)],
         ...this.gates.flatMap(({ name, source }) => ['--listen', `${name}=${source}`]),
         ...(options.sourceStore === undefined ? [] : ['--store', options.sourceStore]),
+        ...(options.sourceArgs ?? []),
       ])
       this.proxies.set('source', proxy)
       return
@@ -460,6 +463,8 @@ export interface GuestsOptions {
   readonly runs?: boolean
   readonly memoryMb?: number
   readonly args?: readonly string[]
+  /** More arguments of one of them. */
+  readonly sideArgs?: Readonly<Partial<Record<Side, readonly string[]>>>
   readonly name?: string
   /** Network namespace of both QEMUs. */
   readonly netns?: string
@@ -487,7 +492,7 @@ export class Guests implements AsyncDisposable {
 
   static async startSource(options: GuestsOptions): Promise<QemuGuest> {
     const guest = await QemuGuest.start({
-      ...Guests.common(options, options.qemu),
+      ...Guests.common(options, options.qemu, 'source'),
       name: `${options.name ?? ''}source`,
       ...(options.workload ? { booted: true, paused: options.paused ?? false } : {}),
     })
@@ -500,15 +505,17 @@ export class Guests implements AsyncDisposable {
 
   static startDestination(options: GuestsOptions): Promise<QemuGuest> {
     return QemuGuest.start({
-      ...Guests.common(options, options.destinationQemu ?? options.qemu),
+      ...Guests.common(options, options.destinationQemu ?? options.qemu, 'destination'),
       name: `${options.name ?? ''}destination`,
       incoming: 'defer',
       paused: !options.runs,
     })
   }
 
-  private static common(options: GuestsOptions, qemu: QemuVersion): GuestOptions {
-    const { workload, args, machine, memoryMb, netns } = options
+  private static common(options: GuestsOptions, qemu: QemuVersion, side: Side): GuestOptions {
+    const { workload, machine, memoryMb, netns } = options
+    const own = options.sideArgs?.[side]
+    const args = options.args || own ? [...(options.args ?? []), ...(own ?? [])] : undefined
     const more = {
       ...(machine === undefined ? {} : { machine }),
       ...(memoryMb === undefined ? {} : { memoryMb }),
