@@ -501,3 +501,6 @@ export const HISTORY_BYTES_MAX = 8 << 20
 
 /** Peers that have figures of their own: whoever may connect as somebody may do so under many names. */
 export const METRICS_PEERS_MAX = 256
+
+/** One rendering of metrics answers all who ask within so long. Prometheus asks every few seconds; the rates that it makes of them are off by this at most. */
+export const METRICS_FRESH_MS = 500

@@ -94,12 +94,8 @@ export class ControlServer {
   private async take(request: http.IncomingMessage, response: http.ServerResponse): Promise<void> {
     const { method = '', url = '', headers } = request
     const [path = ''] = url.split('?')
-    let body = ''
-    try {
-      for await (const chunk of request.setEncoding('utf8')) if (body.length <= CONTROL_BODY_BYTES_MAX) body += chunk
-    } catch {
-      return // it went away
-    }
+    const body = await bodyOf(request)
+    if (body === undefined) return
     if (body.length > CONTROL_BODY_BYTES_MAX) return send(response, 413, refusal('the request is too long'))
     if (!this.anyHost && !OWN_HOST.test(headers.host ?? ''))
       return send(response, 403, refusal('another host is asked for'))
@@ -120,6 +116,20 @@ export class ControlServer {
       send(response, 500, refusal('a defect of Pageferry: its log says more'))
     }
   }
+}
+
+/** A little more than we take where it is too long; undefined: whoever asks went away. */
+async function bodyOf(request: http.IncomingMessage): Promise<string | undefined> {
+  const { headers } = request
+  // reading one costs a third of an answer, and who looks sends none
+  if (headers['content-length'] === undefined && headers['transfer-encoding'] === undefined) return ''
+  let body = ''
+  try {
+    for await (const chunk of request.setEncoding('utf8')) if (body.length <= CONTROL_BODY_BYTES_MAX) body += chunk
+  } catch {
+    return undefined
+  }
+  return body
 }
 
 export function json(value: unknown): Answer {

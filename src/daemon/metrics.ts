@@ -1,6 +1,6 @@
 /** What Prometheus scrapes, by prom-client (ADR 0014): gauges from a status, counters from events as they come. */
 import type { Counter, Gauge, Histogram, Registry } from 'prom-client'
-import { METRICS_PEERS_MAX } from '../limits.ts'
+import { METRICS_FRESH_MS, METRICS_PEERS_MAX } from '../limits.ts'
 import type { SiteStatus } from './control-api.ts'
 import type { Events, SiteEvent } from './events.ts'
 import type { LinkStatus } from './status.ts'
@@ -19,7 +19,11 @@ type Ended = Extract<SiteEvent, { event: 'migration ended' }>['fields']
 export class Metrics {
   private readonly registry: Registry
   private readonly status: () => SiteStatus
+  private readonly freshMs: number
   private readonly unsubscribe: () => void
+  /** The last rendering, and when it was begun. */
+  private rendered: Promise<string> | undefined
+  private renderedMs = 0
   private readonly peers = new Set<string>()
   /** Those of a destination proxy that had a session: each is down when it has none. */
   private readonly known = new Set<string>()
@@ -48,12 +52,20 @@ export class Metrics {
   private readonly cpu: Counter
   private readonly memory: Gauge
 
-  /** @param status asked at each scrape */
-  static async load(status: () => SiteStatus, events: Events): Promise<Metrics> {
-    return new Metrics(await import('prom-client'), status, events) // 30 ms, of those who want it
+  /**
+   * @param status asked at each rendering
+   * @param freshMs how long a rendering serves all who ask
+   */
+  static async load(status: () => SiteStatus, events: Events, freshMs = METRICS_FRESH_MS): Promise<Metrics> {
+    return new Metrics(await import('prom-client'), status, events, freshMs) // 30 ms, of those who want it
   }
 
-  private constructor(client: typeof import('prom-client'), status: () => SiteStatus, events: Events) {
+  private constructor(
+    client: typeof import('prom-client'),
+    status: () => SiteStatus,
+    events: Events,
+    freshMs: number,
+  ) {
     const registry = new client.Registry()
     const registers = [registry]
     const gauge = <L extends string = never>(name: string, help: string, ...labelNames: L[]): Gauge<L> =>
@@ -62,6 +74,7 @@ export class Metrics {
       new client.Counter({ name, help, labelNames, registers })
     this.registry = registry
     this.status = status
+    this.freshMs = freshMs
     this.buildInfo = gauge('pageferry_build_info', 'Always 1.', 'version', 'role')
     this.sessionUp = gauge('pageferry_session_up', 'Whether there is a session with the other proxy.', 'peer')
     this.roundTrip = gauge('pageferry_link_round_trip_seconds', 'Round trip to the other proxy, smoothed.', 'peer')
@@ -112,8 +125,23 @@ export class Metrics {
     return this.registry.contentType
   }
 
-  /** All of it, as it is now. */
-  text(): Promise<string> {
+  /**
+   * All of it, as it is now or was a moment ago: whoever asks many times a second gets one rendering. The process' CPU
+   * time alone, which the kernel adds up over all threads, costs as much as an answer.
+   */
+  async text(): Promise<string> {
+    const nowMs = performance.now()
+    if (this.rendered === undefined || nowMs - this.renderedMs >= this.freshMs) {
+      this.renderedMs = nowMs
+      this.rendered = this.render()
+      this.rendered.catch(() => {
+        this.rendered = undefined // whoever asks is told; the next one may have it
+      })
+    }
+    return this.rendered
+  }
+
+  private async render(): Promise<string> {
     this.collect(this.status())
     return this.registry.metrics()
   }

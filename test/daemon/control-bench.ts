@@ -3,9 +3,10 @@
  * times a minute and whose status is asked every second, beside one that offers neither. By turns.
  *
  *   node test/daemon/control-bench.ts [ROUNDS] [MEGABYTES]
+ *   node test/daemon/control-bench.ts scrapes [COUNT]     CPU time for each scrape of a proxy that does nothing else
  */
 import { randomBytes } from 'node:crypto'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import http from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -14,13 +15,10 @@ import { askProxy } from '../../src/system/control-client.ts'
 import { migration } from '../template/makers.ts'
 import { RunningPair } from './running.ts'
 
-const [rounds = 3, megabytes = 15] = process.argv.slice(2).map(Number)
 /** A thousand a minute. */
 const SCRAPE_MS = 60
 /** The kernel's, in which /proc counts. */
 const TICKS_PER_SECOND = 100
-
-const stream = migration(Array.from({ length: megabytes * 256 }, () => randomBytes(4096)))
 
 /** CPU seconds of a process, and its memory in MB. */
 function used(pid: number): { readonly cpu: number; readonly rss: number } {
@@ -44,7 +42,7 @@ function scrape(socketPath: string): Promise<number> {
   })
 }
 
-async function once(isWatched: boolean): Promise<void> {
+async function once(isWatched: boolean, stream: Buffer): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), 'pageferry-bench-'))
   const control = join(folder, 'control')
   const near = ['--rate', '12Mbit', ...(isWatched ? ['--control', control, '--history', join(folder, 'history')] : [])]
@@ -78,4 +76,47 @@ async function once(isWatched: boolean): Promise<void> {
   rmSync(folder, { recursive: true, force: true })
 }
 
-for (let round = 0; round < rounds; round++) for (const isWatched of [false, true]) await once(isWatched)
+/** Milliseconds of CPU time of all threads that a process has, as the scheduler counts them. */
+function cpuMs(pid: number): number {
+  const times = readdirSync(`/proc/${pid}/task`).map(task =>
+    Number(readFileSync(`/proc/${pid}/task/${task}/schedstat`, 'latin1').split(' ')[0]),
+  )
+  return times.reduce((sum, ns) => sum + ns / 1e6, 0)
+}
+
+/** At a thousand a minute and one after the other, less what the proxy takes while nobody asks. */
+async function scrapes(count: number): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'pageferry-bench-'))
+  const control = join(folder, 'control')
+  await using pair = await RunningPair.start(folder, { near: ['--control', control], far: [] })
+  await pair.near.said('session open')
+  const pid = pair.near.child.pid!
+  /** Of CPU time and of time, while `work` runs. */
+  const spent = async (work: () => Promise<unknown>) => {
+    const [beforeCpu, beforeMs] = [cpuMs(pid), performance.now()]
+    await work()
+    return { cpu: cpuMs(pid) - beforeCpu, ms: performance.now() - beforeMs }
+  }
+  const idle = await spent(() => sleep(5000))
+  for (const paceMs of [SCRAPE_MS, 0]) {
+    const each: string[] = []
+    for (let part = 0; part < 5; part++) {
+      const { cpu, ms } = await spent(async () => {
+        for (let i = 0; i < count / 5; i++) {
+          await scrape(control)
+          if (paceMs > 0) await sleep(paceMs)
+        }
+      })
+      each.push(((cpu - (ms * idle.cpu) / idle.ms) / (count / 5)).toFixed(2))
+    }
+    console.log(`${paceMs > 0 ? 'a thousand a minute' : 'one after the other'}: ${each.join(', ')} ms of CPU time a scrape`)
+  }
+  rmSync(folder, { recursive: true, force: true })
+}
+
+if (process.argv[2] === 'scrapes') await scrapes(Number(process.argv[3] ?? 500))
+else {
+  const [rounds = 3, megabytes = 15] = process.argv.slice(2).map(Number)
+  const stream = migration(Array.from({ length: megabytes * 256 }, () => randomBytes(4096)))
+  for (let round = 0; round < rounds; round++) for (const isWatched of [false, true]) await once(isWatched, stream)
+}

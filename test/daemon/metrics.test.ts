@@ -30,7 +30,7 @@ const NOTHING: SiteStatus = { api: 1, version: '1.2.3', process: 1, started: '',
 async function world(status: Partial<SiteStatus> = {}) {
   const events = new Events()
   const told = { ...NOTHING, ...status }
-  const metrics = await Metrics.load(() => told, events)
+  const metrics = await Metrics.load(() => told, events, 0)
   return { events, metrics, told, values: async () => valuesOf(await metrics.text()) }
 }
 
@@ -132,6 +132,24 @@ t.test('a peer that was here is down when it has gone', async t => {
   const text = Object.keys(await values()).filter(name => name.startsWith('pageferry_session_up'))
   t.equal(text.length, METRICS_PEERS_MAX + 1, 'there are only so many peers')
   t.ok(text.includes('pageferry_session_up{peer="others"}'))
+})
+
+t.test('a rendering serves all who ask while it is fresh', async t => {
+  for (const [freshMs, renderings] of [
+    [Number.POSITIVE_INFINITY, 2],
+    [0, 101],
+  ] as const) {
+    let asked = 0
+    const status = (): SiteStatus => {
+      if (++asked === 1) throw new Error('of the first')
+      return NOTHING
+    }
+    const metrics = await Metrics.load(status, new Events(), freshMs)
+    await t.rejects(metrics.text(), { message: 'of the first' })
+    const texts = await Promise.all(Array.from({ length: 100 }, () => metrics.text()))
+    t.equal(asked, renderings, 'one that failed serves nobody else')
+    t.ok(texts.every(text => text.includes('pageferry_build_info')))
+  }
 })
 
 /** Asks as Prometheus does. */
