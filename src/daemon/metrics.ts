@@ -13,6 +13,7 @@ const DURATION_BUCKETS = [1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600, 4 * 36
 const ERROR_BUCKETS = [0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1]
 
 type Direction = 'out' | 'in'
+const RESULTS = ['completed', 'cancelled', 'failed', 'unknown'] as const
 type Side = 'qemu' | 'wan'
 type Ended = Extract<SiteEvent, { event: 'migration ended' }>['fields']
 
@@ -60,12 +61,7 @@ export class Metrics {
     return new Metrics(await import('prom-client'), status, events, freshMs) // 30 ms, of those who want it
   }
 
-  private constructor(
-    client: typeof import('prom-client'),
-    status: () => SiteStatus,
-    events: Events,
-    freshMs: number,
-  ) {
+  private constructor(client: typeof import('prom-client'), status: () => SiteStatus, events: Events, freshMs: number) {
     const registry = new client.Registry()
     const registers = [registry]
     const gauge = <L extends string = never>(name: string, help: string, ...labelNames: L[]): Gauge<L> =>
@@ -192,6 +188,7 @@ export class Metrics {
       this.waiting.inc({ peer }, waiting)
       if (rate !== undefined) this.rateLimit.set({ peer }, rate)
       this.running.inc({ peer, direction: 'out' }, session?.migrations.length ?? 0)
+      this.countsFrom(peer, 'out', running)
       if (!session) continue
       this.link(peer, session)
       for (const { bytes, bytesWan, effort } of session.migrations) {
@@ -201,7 +198,11 @@ export class Metrics {
       }
     }
     for (const name of destination?.sessions.map(({ peer }) => this.peer(peer)) ?? []) this.known.add(name)
-    for (const peer of this.known) this.sessionUp.set({ peer }, 0)
+    for (const peer of this.known) {
+      this.sessionUp.set({ peer }, 0)
+      this.running.inc({ peer, direction: 'in' }, 0)
+      this.countsFrom(peer, 'in', running)
+    }
     for (const session of destination?.sessions ?? []) {
       const peer = this.peer(session.peer)
       this.sessionUp.set({ peer }, 1)
@@ -223,6 +224,14 @@ export class Metrics {
     this.linkRate.set({ peer }, stats.rate)
     this.sets.set({ peer, place: 'memory' }, sets)
     this.sets.set({ peer, place: 'disk' }, coldSets)
+  }
+
+  /** Counters begin at 0 with their peer: of one that begins at 1 Prometheus sees no increase. */
+  private countsFrom(peer: string, direction: Direction, running: Map<string, number>): void {
+    for (const result of RESULTS) this.migrations.inc({ peer, direction, result }, 0)
+    this.breaks.inc({ peer }, 0)
+    addTo(running, keyOf(peer, direction, 'qemu'), 0)
+    if (direction === 'out') addTo(running, keyOf(peer, direction, 'wan'), 0)
   }
 
   /** A migration that goes on in another session begins anew: a counter never falls because of that. */

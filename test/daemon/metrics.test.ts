@@ -94,6 +94,8 @@ t.test('what runs is told, and its counters never fall', async t => {
     'pageferry_migrations_running{peer="dc2",direction="out"}': 1,
     'pageferry_certificate_expiry_timestamp_seconds{role="source"}': 1893456000,
     [bytes]: 1000,
+    'pageferry_migrations_total{peer="dc2",direction="out",result="failed"}': 0,
+    'pageferry_session_breaks_total{peer="dc2"}': 0,
   })
   const set = (migrations: readonly object[] | undefined): void => {
     Object.assign(told, { sources: [source('dc2', migrations)] })
@@ -127,7 +129,11 @@ t.test('a peer that was here is down when it has gone', async t => {
     'pageferry_session_up{peer="evil\\"} 1\\npageferry_build_info 2"}': 1,
   })
   sessions()
-  t.match(await values(), { 'pageferry_session_up{peer="ams"}': 0 })
+  t.match(await values(), {
+    'pageferry_session_up{peer="ams"}': 0,
+    'pageferry_migrations_running{peer="ams",direction="in"}': 0,
+    'pageferry_migrations_total{peer="ams",direction="in",result="failed"}': 0,
+  })
   sessions(...Array.from({ length: 1000 }, (_, i) => `p${i}`))
   const text = Object.keys(await values()).filter(name => name.startsWith('pageferry_session_up'))
   t.equal(text.length, METRICS_PEERS_MAX + 1, 'there are only so many peers')
