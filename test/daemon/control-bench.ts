@@ -109,7 +109,9 @@ async function scrapes(count: number): Promise<void> {
       })
       each.push(((cpu - (ms * idle.cpu) / idle.ms) / (count / 5)).toFixed(2))
     }
-    console.log(`${paceMs > 0 ? 'a thousand a minute' : 'one after the other'}: ${each.join(', ')} ms of CPU time a scrape`)
+    console.log(
+      `${paceMs > 0 ? 'a thousand a minute' : 'one after the other'}: ${each.join(', ')} ms of CPU time a scrape`,
+    )
   }
   rmSync(folder, { recursive: true, force: true })
 }

@@ -115,10 +115,12 @@ t.test('each alert is shown to fire and to be silent, and says what to do', t =>
 
 /** Names and labels of metrics that a query speaks of. */
 function metricsIn(expr: string): { readonly name: string; readonly labels: readonly string[] }[] {
-  return [...expr.matchAll(/\b(pageferry_\w+|process_\w+|up|ALERTS)\b(?:\{([^}]*)\})?/g)].map(([, name, matchers = '']) => ({
-    name: name!,
-    labels: [...matchers.matchAll(/(\w+)\s*(?:=~|!~|!=|=)/g)].map(([, label]) => label!),
-  }))
+  return [...expr.matchAll(/\b(pageferry_\w+|process_\w+|up|ALERTS)\b(?:\{([^}]*)\})?/g)].map(
+    ([, name, matchers = '']) => ({
+      name: name!,
+      labels: [...matchers.matchAll(/(\w+)\s*(?:=~|!~|!=|=)/g)].map(([, label]) => label!),
+    }),
+  )
 }
 
 t.test('they name only metrics and labels that there are', async t => {
@@ -256,74 +258,88 @@ class Prometheus implements AsyncDisposable {
   }
 }
 
-t.test('a real Prometheus sees a migration that stands still, and how it failed', { skip: lacking('prometheus') }, async t => {
-  const events = new Events()
-  await using pair = await Daemons.start({ events })
-  const settings = { control: undefined, metrics: parseAddress('tcp:127.0.0.1:0') }
-  const control = new Control(settings, new Site([pair.source], pair.destination, events), events)
-  await control.start()
-  t.teardown(() => control.close())
-  const [, target] = /^tcp:(.*)$/.exec(control.addresses[0]!)!
+t.test(
+  'a real Prometheus sees a migration that stands still, and how it failed',
+  { skip: lacking('prometheus') },
+  async t => {
+    const events = new Events()
+    await using pair = await Daemons.start({ events })
+    const settings = { control: undefined, metrics: parseAddress('tcp:127.0.0.1:0') }
+    const control = new Control(settings, new Site([pair.source], pair.destination, events), events)
+    await control.start()
+    t.teardown(() => control.close())
+    const [, target] = /^tcp:(.*)$/.exec(control.addresses[0]!)!
 
-  // the same alerts, that do not wait for minutes
-  const soon = parse(rulesText.replaceAll('[2m]', '[10s]')) as Rules
-  for (const rule of soon.groups.flatMap(group => group.rules)) if (rule.for !== undefined) rule.for = '1s'
-  writeFileSync(join(folder.path, 'soon.yaml'), stringify(soon))
-  await using prometheus = await Prometheus.start(join(folder.path, 'prometheus'), {
-    global: { scrape_interval: '1s', evaluation_interval: '1s' },
-    rule_files: [join(folder.path, 'soon.yaml')],
-    scrape_configs: [{ job_name: 'pageferry', static_configs: [{ targets: [target] }] }],
-  })
-  await until('its first scrape', async () => (await prometheus.query('pageferry_session_up == 1')).length > 0, 120_000)
-
-  const { peer } = pair.source.status()
-  const qemu = await pair.dial()
-  const feed = setInterval(() => qemu.write(Buffer.alloc(20_000)), 100)
-  t.teardown(() => clearInterval(feed))
-  qemu.write(Buffer.concat([MAIN, Buffer.alloc(100_000)]))
-  const of = `peer="${peer}",direction="out"`
-  await until(
-    'a rate of bytes at both sides',
-    async () =>
-      (await prometheus.query(`rate(pageferry_migration_bytes_total{${of},side="qemu"}[10s]) > 0`)).length === 1 &&
-      (await prometheus.query('rate(pageferry_migration_bytes_total{direction="in"}[10s]) > 0')).length === 1,
-    120_000,
-  )
-  t.match(await prometheus.query(`pageferry_migrations_running{${of}}`), [{ value: [Number, '1'] }])
-  t.match(await prometheus.query('up{job="pageferry"}'), [{ value: [Number, '1'] }])
-  const firing = async (name: string): Promise<ApiAlert | undefined> =>
-    (await prometheus.alerts()).find(
-      ({ labels, state }) => labels.alertname === name && labels.direction === 'out' && state === 'firing',
+    // the same alerts, that do not wait for minutes
+    const soon = parse(rulesText.replaceAll('[2m]', '[10s]')) as Rules
+    for (const rule of soon.groups.flatMap(group => group.rules)) if (rule.for !== undefined) rule.for = '1s'
+    writeFileSync(join(folder.path, 'soon.yaml'), stringify(soon))
+    await using prometheus = await Prometheus.start(join(folder.path, 'prometheus'), {
+      global: { scrape_interval: '1s', evaluation_interval: '1s' },
+      rule_files: [join(folder.path, 'soon.yaml')],
+      scrape_configs: [{ job_name: 'pageferry', static_configs: [{ targets: [target] }] }],
+    })
+    await until(
+      'its first scrape',
+      async () => (await prometheus.query('pageferry_session_up == 1')).length > 0,
+      120_000,
     )
-  t.equal(await firing('PageferryMigrationStalled'), undefined, 'not while it goes on')
 
-  clearInterval(feed)
-  const stalled = await until('the alert', () => firing('PageferryMigrationStalled'), 120_000)
-  t.match(stalled, {
-    labels: { severity: 'critical', peer, job: 'pageferry', instance: target },
-    annotations: { summary: `No byte of 1 migrations between ${target} and ${peer} for minutes` },
-  })
+    const { peer } = pair.source.status()
+    const qemu = await pair.dial()
+    const feed = setInterval(() => qemu.write(Buffer.alloc(20_000)), 100)
+    t.teardown(() => clearInterval(feed))
+    qemu.write(Buffer.concat([MAIN, Buffer.alloc(100_000)]))
+    const of = `peer="${peer}",direction="out"`
+    await until(
+      'a rate of bytes at both sides',
+      async () =>
+        (await prometheus.query(`rate(pageferry_migration_bytes_total{${of},side="qemu"}[10s]) > 0`)).length === 1 &&
+        (await prometheus.query('rate(pageferry_migration_bytes_total{direction="in"}[10s]) > 0')).length === 1,
+      120_000,
+    )
+    t.match(await prometheus.query(`pageferry_migrations_running{${of}}`), [{ value: [Number, '1'] }])
+    t.match(await prometheus.query('up{job="pageferry"}'), [{ value: [Number, '1'] }])
+    const firing = async (name: string): Promise<ApiAlert | undefined> =>
+      (await prometheus.alerts()).find(
+        ({ labels, state }) => labels.alertname === name && labels.direction === 'out' && state === 'firing',
+      )
+    t.equal(await firing('PageferryMigrationStalled'), undefined, 'not while it goes on')
 
-  pair.target.sockets[0]!.destroy()
-  qemu.destroy()
-  const failed = await until('how it ended', () => firing('PageferryMigrationFailed'), 120_000)
-  t.match(failed, { labels: { result: 'failed', peer }, annotations: { description: /^Direction out\./ } })
-  await until('nothing that stands still', async () => (await firing('PageferryMigrationStalled')) === undefined, 120_000)
+    clearInterval(feed)
+    const stalled = await until('the alert', () => firing('PageferryMigrationStalled'), 120_000)
+    t.match(stalled, {
+      labels: { severity: 'critical', peer, job: 'pageferry', instance: target },
+      annotations: { summary: `No byte of 1 migrations between ${target} and ${peer} for minutes` },
+    })
 
-  const silent: string[] = []
-  for (const { title, expr } of queries) if ((await prometheus.query(expr)).length === 0) silent.push(title)
-  // no cap, no certificates, nothing that waits, has completed or was told a forecast; the effort of what runs
-  t.same(
-    new Set(silent),
-    new Set([
-      'First certificate expires',
-      'Rate of the link and its cap',
-      'Migrations that run, and that wait',
-      'How long they took',
-      'Forecasts',
-      'Pages by what was sent of them',
-      'Effort',
-    ]),
-    'all other panels show something',
-  )
-})
+    // the destination QEMU dies
+    const reset = new Promise(done => qemu.on('error', () => {}).on('close', done))
+    pair.target.sockets[0]!.resetAndDestroy()
+    await reset
+    const failed = await until('how it ended', () => firing('PageferryMigrationFailed'), 120_000)
+    t.match(failed, { labels: { result: 'failed', peer }, annotations: { description: /^Direction out\./ } })
+    await until(
+      'nothing that stands still',
+      async () => (await firing('PageferryMigrationStalled')) === undefined,
+      120_000,
+    )
+
+    const silent: string[] = []
+    for (const { title, expr } of queries) if ((await prometheus.query(expr)).length === 0) silent.push(title)
+    // no cap, no certificates, nothing that waits, has completed or was told a forecast; the effort of what runs
+    t.same(
+      new Set(silent),
+      new Set([
+        'First certificate expires',
+        'Rate of the link and its cap',
+        'Migrations that run, and that wait',
+        'How long they took',
+        'Forecasts',
+        'Pages by what was sent of them',
+        'Effort',
+      ]),
+      'all other panels show something',
+    )
+  },
+)
