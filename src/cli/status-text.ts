@@ -64,13 +64,16 @@ function departureText(migration: DepartureStatus): string {
   return `${nameText(migration)}: ${formatSize(bytes)} from QEMU, ${formatSize(bytesWan)} on the WAN${share}, effort ${effort}`
 }
 
-/** 'pass 2, 43 %: 240.1 Mbit/s from QEMU, ..., 12.0 s to the end of the pass, 20.4 s to that of the migration' */
+/** 'pass 2, 43 %: 240.1 Mbit/s from QEMU, ..., 12.0 s to the end of the pass, 14.1 s to 20.4 s to that of the migration' */
 function progressText(progress: MigrationProgress): string {
-  const { pass, share, bytesPerSecond, wanBytesPerSecond, passSeconds, seconds, converges } = progress
+  const { pass, share, bytesPerSecond, wanBytesPerSecond, passSeconds, secondsBetween, converges } = progress
   const rates = `${formatRate(bytesPerSecond)} from QEMU, ${formatRate(wanBytesPerSecond)} on the WAN`
   const parts = [`pass ${pass}, ${Math.floor(100 * share)} %: ${rates}`]
   if (passSeconds !== undefined) parts.push(`${formatDuration(passSeconds)} to the end of the pass`)
-  if (seconds !== undefined) parts.push(`${formatDuration(seconds)} to that of the migration`)
+  if (secondsBetween) {
+    const [least, most] = secondsBetween.map(formatDuration)
+    parts.push(`${least} to ${most} to that of the migration`)
+  }
   if (converges === false) parts.push('the guest writes as fast as this: it does not converge')
   return parts.join(', ')
 }

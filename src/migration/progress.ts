@@ -20,6 +20,11 @@ const SHARE_MIN = 0.02
 const SHARE_JUDGED = 0.25
 /** Passes that do not shrink by more than this come to no end that anybody waits for. */
 const SHRINKS = 0.95
+/**
+ * Of less of the first pass nothing is said of the migration's end: guests have most of their pages at low addresses, so
+ * that what is left may take a tenth of what it would if it went on.
+ */
+const SHARE_HALF = 0.5
 /** QEMU stops the guest where the rest takes no longer: its default of downtime-limit. */
 const DOWNTIME_S = 0.3
 /** A line is told at each tenth of a pass, and so long behind the last one at the soonest. */
@@ -44,6 +49,11 @@ export interface MigrationProgress {
   readonly passSeconds?: number
   /** To the end of the migration, where it converges; from the second pass on. */
   readonly seconds?: number
+  /**
+   * Between which it ends, where it converges; from half of the first pass on. In that pass what the guest writes is not
+   * known: nothing, with nothing in what is left, up to as much again as that pass.
+   */
+  readonly secondsBetween?: readonly [number, number]
   /** Whether passes shrink; from the second one on. */
   readonly converges?: boolean
 }
@@ -67,7 +77,11 @@ export class Progress<C extends object> {
   /** Furthest place of any channel in this pass, bytes from the first RAMBlock's start. */
   private at = 0
   private passMs: number
+  /** Where this pass began: its first dirty page may lie far behind the first page. */
+  private passAt = 0
   private passPages = 0
+  /** Seconds that the pass before took. */
+  private beforeSeconds = 0
   /** Pages of the pass before. */
   private beforePages = 0
   private pages = 0
@@ -121,18 +135,30 @@ export class Progress<C extends object> {
     return all === 0 ? 0 : Math.min(1, this.at / all)
   }
 
-  private expected(nowMs: number): Pick<MigrationProgress, 'passSeconds' | 'seconds' | 'converges'> {
-    const { share, pass } = this
-    if (share < SHARE_MIN) return {}
+  private expected(nowMs: number): Pick<MigrationProgress, 'passSeconds' | 'seconds' | 'secondsBetween' | 'converges'> {
+    const { share, pass, beforePages, beforeSeconds } = this
     const elapsed = (nowMs - this.passMs) / 1000
+    if (share < SHARE_MIN) return pass === 1 ? {} : { secondsBetween: between(0, beforeSeconds) }
     const whole = elapsed / share
-    const passSeconds = rounded(whole - elapsed, 1)
-    if (pass === 1 || share < SHARE_JUDGED || this.beforePages === 0) return { passSeconds }
-    const shrinks = (this.pages - this.passPages) / share / this.beforePages
+    const left = whole - elapsed
+    const passSeconds = rounded(left, 1)
+    if (pass === 1)
+      return share < SHARE_HALF ? { passSeconds } : { passSeconds, secondsBetween: between(0, left + whole) }
+    // passes that halve at least take no longer together than the one before them
+    if (share < SHARE_JUDGED || beforePages === 0)
+      return { passSeconds, secondsBetween: between(0, Math.max(left, beforeSeconds - elapsed)) }
+    const sent = this.pages - this.passPages
+    const shrinks = sent / share / beforePages
     if (shrinks >= SHRINKS) return { passSeconds, converges: false }
-    let seconds = whole - elapsed
-    for (let next = whole * shrinks; next > DOWNTIME_S; next *= shrinks) seconds += next
-    return { passSeconds, converges: true, seconds: rounded(seconds, 1) }
+    const seconds = rounded(left + furtherSeconds(whole, shrinks), 1)
+    // at least as if no more of this pass were dirty; at most as if what is left of it were as dense as it was from its
+    // first page on, and as if passes shrank less and less: a guest writes the same pages again, so that half of the
+    // time brings more than half of them
+    const soFar = furtherSeconds(elapsed, sent / beforePages)
+    const rest = (1 - share) / Math.max(share - this.passAt / this.starts.at(-1)!, SHARE_MIN)
+    const dense = Math.min(Math.sqrt((sent * (1 + rest)) / beforePages), SHRINKS)
+    const most = elapsed * rest + furtherSeconds(elapsed * (1 + rest), dense)
+    return { passSeconds, converges: true, seconds, secondsBetween: between(soFar, Math.max(most, seconds)) }
   }
 
   private moves(channel: C, at: number, nowMs: number): void {
@@ -144,6 +170,8 @@ export class Progress<C extends object> {
     position.at = at
     if (position.pass > this.pass) {
       this.pass = position.pass
+      this.passAt = at
+      this.beforeSeconds = (nowMs - this.passMs) / 1000
       this.beforePages = this.pages - this.passPages
       this.passPages = this.pages
       this.passMs = nowMs
@@ -168,6 +196,18 @@ export class Progress<C extends object> {
     this.toldMs = nowMs
     return true
   }
+}
+
+/** Of all passes behind one of so many seconds, each smaller by that factor, until QEMU stops the guest. */
+function furtherSeconds(whole: number, shrinks: number): number {
+  let seconds = 0
+  for (let next = whole * shrinks; next > DOWNTIME_S; next *= shrinks) seconds += next
+  return seconds
+}
+
+/** With the time that the guest is stopped for. */
+function between(least: number, most: number): readonly [number, number] {
+  return [rounded(least, 1), rounded(most + DOWNTIME_S, 1)]
 }
 
 function rounded(value: number, digits: number): number {

@@ -1,0 +1,42 @@
+/** What `pageferry status` prints of a migration on its way. */
+import t from 'tap'
+import { statusText } from '../../src/cli/status-text.ts'
+import type { SiteStatus } from '../../src/daemon/control-api.ts'
+
+const NOW = new Date('2027-01-01T00:01:00Z')
+
+/** The line about its progress. */
+function lineOf(progress: object): string | undefined {
+  const migration = { id: 'a-1', target: 'default', seconds: 60, bytes: 4e9, bytesWan: 1e9, effort: 3, progress }
+  const session = { link: 'ab12', peer: 'ams', sets: 1, coldSets: 0, stats: { state: 'live', rttMs: 20, rate: 1e7 } }
+  const source = { role: 'source', peer: 'ams', address: '192.0.2.1:9444', listening: ['tcp:127.0.0.1:4444'] }
+  const status = {
+    ...{ api: 1, version: '1.2.3', process: 7, started: '2027-01-01T00:00:00Z', destination: undefined },
+    sources: [{ ...source, certificates: [], session: { ...session, migrations: [migration] }, waiting: 0 }],
+  } as unknown as SiteStatus
+  return statusText(status, NOW)
+    .split('\n')
+    .find(line => line.includes('pass '))
+    ?.trim()
+}
+
+const rates = { bytesPerSecond: 30_000_000, wanBytesPerSecond: 10_000_000 }
+
+t.test('how far, and between which times it ends', t => {
+  t.equal(
+    lineOf({ pass: 1, share: 0.257, ...rates, passSeconds: 125 }),
+    'pass 1, 25 %: 240.0 Mbit/s from QEMU, 80.0 Mbit/s on the WAN, 2 min 5 s to the end of the pass',
+  )
+  t.equal(
+    lineOf({
+      ...{ pass: 2, share: 0.6, ...rates, passSeconds: 12, seconds: 16.2 },
+      ...{ converges: true, secondsBetween: [14.1, 70] },
+    }),
+    'pass 2, 60 %: 240.0 Mbit/s from QEMU, 80.0 Mbit/s on the WAN, 12.0 s to the end of the pass, 14.1 s to 1 min 10 s to that of the migration',
+  )
+  t.match(
+    lineOf({ pass: 3, share: 0.6, ...rates, passSeconds: 12, converges: false }),
+    /the end of the pass, the guest writes as fast as this: it does not converge$/,
+  )
+  t.end()
+})
