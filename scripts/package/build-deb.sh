@@ -76,8 +76,10 @@ node "$here/pages.ts" "$common/usr/share" "$SOURCE_DATE_EPOCH" "$upstream" > /de
 units=$common/usr/lib/systemd/system
 mkdir -p "$units/pageferry-.service.d" "$common/usr/lib/sysusers.d" "$common/usr/lib/tmpfiles.d" \
   "$common/etc/pageferry" "$common/etc/apparmor.d" "$common/etc/needrestart/conf.d" "$common/usr/share/lintian/overrides"
-cp systemd/*.service systemd/*.socket "$here"/debian/*.service "$here"/debian/*.socket "$units/"
-cp systemd/*.env "$here/debian/pageferry.yaml" "$common/etc/pageferry/"
+cp systemd/*.service systemd/*.socket "$units/"
+cp systemd/*.env systemd/pageferry.yaml "$common/etc/pageferry/"
+mkdir -p "$common/usr/share/pageferry"
+cp monitoring/pageferry.rules.yaml monitoring/grafana-dashboard.json "$common/usr/share/pageferry/"
 cp "$here/debian/service.conf" "$units/pageferry-.service.d/10-package.conf"
 cp "$here/debian/sysusers" "$common/usr/lib/sysusers.d/pageferry.conf"
 cp "$here/debian/tmpfiles" "$common/usr/lib/tmpfiles.d/pageferry.conf"

@@ -120,7 +120,7 @@ writePage('pageferry.yaml', 5, 'settings of pageferry serve', [
   '.SH "KEYS THAT ARE OPTIONS TOO"',
   ...sharedKeys().flatMap(optionEntry),
   '.SH "THE FILE AS IT IS INSTALLED"',
-  ...verbatim(readFileSync(join(root, 'scripts/package/debian/pageferry.yaml'), 'utf8').trimEnd().split('\n')),
+  ...verbatim(readFileSync(join(root, 'systemd/pageferry.yaml'), 'utf8').trimEnd().split('\n')),
   '.SH "SEE ALSO"',
   '\\fBpageferry\\-serve\\fR(1), \\fBpageferry\\-operations\\fR(7)',
 ])

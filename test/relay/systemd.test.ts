@@ -365,6 +365,8 @@ t.test('unit files', { skip: lacking('systemd-analyze') }, async t => {
   t.same(names.toSorted(), [
     'pageferry-destination.service',
     'pageferry-destination.socket',
+    'pageferry-serve.service',
+    'pageferry-serve.socket',
     'pageferry-source.service',
     'pageferry-source.socket',
   ])
