@@ -69,6 +69,7 @@ export class BatchEncoder {
     const coldRun = EXTENDED_RUN + (longMatch ? EXTENDED.COLD : EXTENDED.COLD_ONCE)
     columns.begin(workspace)
     const { records, prediction } = flow
+    const observer = flow.isLearned ? this.observer : undefined
     const { count: recordCount, pages } = records
     assert(pages <= BATCH_PAGES_MAX, 'more pages than a batch can hold')
     this.kernel.checksum(base, rawLength, this.seedLo, this.seedHi, workspace.checksumAt)
@@ -180,12 +181,11 @@ export class BatchEncoder {
           stats.patchLiteral += literal
         }
       }
-      if (this.observer && this.isLearned(kinds[page]!, answer))
-        this.observer.page(base + end - PAGE_SIZE, prediction.page)
+      if (observer && this.isLearned(kinds[page]!, answer)) observer.page(base + end - PAGE_SIZE, prediction.page)
       prediction.page++
       page++
     }
-    this.observer?.batch(flow.migration, flow.batchStart, base, rawLength)
+    observer?.batch(flow.migration, flow.batchStart, base, rawLength)
     if (at < rawLength) {
       columns.copyOther(base + at, rawLength - at)
       stats.other += rawLength - at

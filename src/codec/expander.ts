@@ -69,7 +69,7 @@ export class BatchExpander {
     if (writer.left !== 0) throw flow.bad(`its operations give ${writer.left} bytes less than it says`)
     if (!columns.used) throw flow.bad('a column is longer than its operations use')
     this.verify(rawLength, checksum, out)
-    writer.observer?.batch(flow.migration, flow.position, out, rawLength)
+    writer.done(flow.position, out, rawLength)
     flow.position += rawLength
   }
 

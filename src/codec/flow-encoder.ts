@@ -31,6 +31,8 @@ const OFFSET_END = PAGE_NUMBER_MAX * PAGE_SIZE
 export class FlowEncoder implements StreamSink {
   readonly migration: number
   readonly stats = new BatchStats()
+  /** Whether its pages are shown to the observer: a guest's memory, and not its disk. */
+  isLearned = true
   /** The channel's parser; undefined: all of it is relayed as OTHER. */
   parser: ChannelParser | undefined
 

@@ -9,6 +9,8 @@ import { EXPORT_NUMBER_MAX, FORM, PACKET_HEADER_SIZE, PACKET_PAGES_MAX, PAGE_NUM
 export class FlowExpander {
   readonly migration: number
   readonly prediction: Prediction
+  /** Whether its pages are shown to the observer, as at the other side. */
+  isLearned = true
   /** The next head says the RAMBlock's name. */
   named = false
   /** Bytes given so far: the position in the channel's stream. */

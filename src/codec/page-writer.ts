@@ -18,6 +18,8 @@ const WORK_PER_COLD_PAGE = 4 * PAGE_SIZE
 /** Everything that it writes is checked for its room first; what is refused is BATCH_FORMAT. */
 export class PageWriter {
   observer: PageObserver | undefined
+  /** Of the batch at hand. */
+  private looksOn: PageObserver | undefined
   /** Work that it has cost so far, as BatchExpander counts it. */
   work = 0
   private readonly kernel: Kernel
@@ -43,8 +45,14 @@ export class PageWriter {
   /** Begins a batch of `length` bytes at `out`. */
   begin(flow: FlowExpander, out: number, length: number): void {
     this.flow = flow
+    this.looksOn = flow.isLearned ? this.observer : undefined
     this.out = out
     this.end = out + length
+  }
+
+  /** All of it was given: `position` is that of its first byte in the channel. */
+  done(position: number, out: number, length: number): void {
+    this.looksOn?.batch(this.flow.migration, position, out, length)
   }
 
   /** Bytes that were not given yet. */
@@ -219,13 +227,13 @@ export class PageWriter {
 
   /** Takes over what a kernel call gave. @param learn the pages are in no template set */
   private gave(bytes: number, pages: number, learn = false): void {
-    const { flow } = this
+    const { flow, looksOn } = this
     if (bytes === FAILED) throw flow.bad('a reference outside the pool')
     this.out += bytes
-    if (learn && this.observer) {
+    if (learn && looksOn) {
       const step = bytes / pages
       for (let i = 0; i < pages; i++)
-        this.observer.page(this.out - (pages - 1 - i) * step - PAGE_SIZE, flow.prediction.page + i)
+        looksOn.page(this.out - (pages - 1 - i) * step - PAGE_SIZE, flow.prediction.page + i)
     }
     flow.advance(pages)
   }

@@ -8,6 +8,7 @@ import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
 import type { InboundChannel } from '../transfer/inbound.ts'
 import type { Pool } from '../transfer/pool.ts'
+import { KIND_DISK } from '../wan/wire.ts'
 
 export class UntoldChannels {
   private readonly session: Session
@@ -30,8 +31,10 @@ export class UntoldChannels {
     if (known?.info === info) return known.channel
     // numbers are used again: those that are gone are forgotten
     for (const [old, { info }] of this.channels) if (this.session.infoOf(old) !== info) this.channels.delete(old)
+    const expander = new FlowExpander(info.migration, PoolRegions.of(this.pool.kernel.layout))
+    expander.isLearned = info.kind !== KIND_DISK
     const channel: InboundChannel = {
-      expander: new FlowExpander(info.migration, PoolRegions.of(this.pool.kernel.layout)),
+      expander,
       expanded: (_bytes, release) => {
         this.letGo()
         release()

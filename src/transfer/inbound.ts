@@ -103,6 +103,11 @@ export class Inbound {
     if (!this.running) void this.run()
   }
 
+  /** Whether the session carries disks. */
+  set disks(carries: boolean) {
+    this.expander.disks = carries
+  }
+
   /** Batches and marks that wait for their turn. */
   get waiting(): number {
     return this.jobs.length

@@ -16,10 +16,15 @@ export const HELLO_HEAD_BYTES = 16
 export const FEATURE = {
   /** Sets whose pages stay on the disk (protocol.md §5, §6). */
   COLD_SETS: 'cold-sets',
+  /** Connections of NBD (protocol.md §9). */
+  DISKS: 'disks',
 } as const
 
 /** Those that this version can do. Reserved are `lanes`, `regions` and `extended-operations` (protocol.md §4 to §6). */
 export const FEATURES: readonly string[] = Object.values(FEATURE)
+
+/** The kind in OPEN of a connection of a disk. */
+export const KIND_DISK = 'disk'
 
 /** Type, flags, flow, length, sequence number, check. */
 export const FRAME_HEAD_BYTES = 16
