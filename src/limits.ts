@@ -303,6 +303,16 @@ export const OWED_MS = 60_000
 export const CHANNELS_A_MIGRATION = 258
 
 /**
+ * Connections of disks in one session, with flows beside the channels: QEMU opens one a disk, nbdcopy four, qemu-img up to
+ * sixteen. What is left of FLOWS_MAX has room for four migrations, which is what it was made for.
+ */
+export const DISK_CONNECTIONS_MAX = 128
+
+/** Names of exports that are told of one disk transfer, and characters of each: who connects may ask for any. */
+export const EXPORTS_TOLD_MAX = 16
+export const EXPORT_TOLD_LENGTH_MAX = 255
+
+/**
  * Connections of QEMUs at once that a source proxy holds for one peer, those that wait for their main or for a session
  * counted: as many again as flows may be open. Each costs some kilobytes until its flow is opened.
  */

@@ -11,7 +11,14 @@ import { ProxyError } from '../errors.ts'
 import { SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import type { ListenAt } from '../link/server.ts'
 import { parseCount } from '../quantity.ts'
-import { type Address, isLoopback, parseAddress, parseNamedAddress, requireApart } from '../relay/address.ts'
+import {
+  type Address,
+  isLoopback,
+  parseAddress,
+  parseNamedAddress,
+  requireApart,
+  requireOthers,
+} from '../relay/address.ts'
 import { checkOptions, listenChecks } from './check-settings.ts'
 import {
   newTeller,
@@ -25,6 +32,7 @@ import {
 interface DestinationArguments extends ProxyArguments {
   readonly listen: string[]
   readonly target: string[]
+  readonly disks: string[] | undefined
   readonly plaintextAnywhere: boolean
   readonly sessionsMax: string
 }
@@ -54,6 +62,12 @@ export const destinationCommand: CommandModule<object, DestinationArguments> = {
         array: true,
         requiresArg: true,
         demandOption: true,
+      })
+      .option('disks', {
+        describe: 'The server of disks (NBD), such as `nbd-server-start` of the destination QEMU; spelled as --target',
+        type: 'string',
+        array: true,
+        requiresArg: true,
       })
       .option('sessions-max', {
         describe: 'Source proxies at once; one identity may have as many as are still free',
@@ -123,16 +137,24 @@ function sessionCount(text: string): number {
   return count
 }
 
-/** @throws USAGE, ADDRESS */
-function targetsOf(texts: readonly string[]): Map<string, Address> {
+/** @throws ADDRESS, USAGE */
+function targetsOf(texts: readonly string[], option: string): Map<string, Address> {
   const targets = new Map<string, Address>()
   for (const text of texts) {
     const { name, address } = parseNamedAddress(text)
     if (targets.has(name))
-      throw new ProxyError('USAGE', `--target ${text}`, undefined, `a second target ${name}: write NAME=ADDRESS`)
+      throw new ProxyError('USAGE', `${option} ${text}`, undefined, `a second target ${name}: write NAME=ADDRESS`)
     targets.set(name, address)
   }
   return targets
+}
+
+/** @throws ADDRESS, USAGE */
+function serversOf(args: DestinationArguments) {
+  const targets = targetsOf(args.target, '--target')
+  const disks = targetsOf(args.disks ?? [], '--disks')
+  requireOthers(targets, disks)
+  return { targets, disks }
 }
 
 /** Stands for whatever systemd passes: that is seen at a start alone. */
@@ -150,7 +172,7 @@ function checkDestination(args: DestinationArguments): Promise<void> {
     common: () => readCommon(args),
     memory: ({ poolMemoryBytes, setMemoryBytes }) => processMemory(poolMemoryBytes, setMemoryBytes, true),
     own: [
-      () => targetsOf(args.target),
+      () => serversOf(args),
       () => sessionCount(args.sessionsMax),
       ...listenChecks(args.listen, addressOf, { beyondLoopback: true }),
     ],
@@ -166,12 +188,13 @@ async function runDestination(args: DestinationArguments): Promise<void> {
   const settings = proxySettings(common, args, 'server', teller.events)
   const fds = takeListenFds()
   const status: StatusLine = { tell: () => {} }
-  const targets = targetsOf(args.target)
+  const { targets, disks } = serversOf(args)
   requireApart(args.listen.map(parseAddress))
   const daemon = new DestinationDaemon({
     ...settings,
     listen: args.listen.flatMap(text => listenAt(text, args.plaintext, args.plaintextAnywhere, fds)),
     targets,
+    disks,
     ringPagesMax: settings.ringPages,
     placesMax: settings.places,
     sessionsMax: sessionCount(args.sessionsMax),

@@ -28,6 +28,7 @@ import {
 
 interface SourceArguments extends ProxyArguments {
   readonly listen: string[]
+  readonly disks: string[] | undefined
   readonly peer: string
   readonly socketMode: string
   readonly socketGroup: string | undefined
@@ -57,6 +58,13 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
         requiresArg: true,
         default: ['tcp:127.0.0.1:4444'],
       })
+      .option('disks', {
+        describe:
+          'Where clients of disks (NBD) connect, such as `blockdev-mirror` or `virsh migrate --disks-uri`; spelled as --listen',
+        type: 'string',
+        array: true,
+        requiresArg: true,
+      })
       .option('peer', {
         describe: 'HOST:PORT of the destination proxy',
         type: 'string',
@@ -64,7 +72,7 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
         demandOption: true,
       })
       .option('socket-mode', {
-        describe: 'Mode of the files of --listen unix:PATH: 0660 lets a group in',
+        describe: 'Mode of the files of --listen and --disks unix:PATH: 0660 lets a group in',
         type: 'string',
         requiresArg: true,
         default: '0600',
@@ -75,7 +83,7 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
         requiresArg: true,
       })
       .option('listen-anywhere', {
-        describe: 'Lets --listen name an address that other hosts reach: nothing authenticates them',
+        describe: 'Lets --listen and --disks name an address that other hosts reach: nothing authenticates them',
         type: 'boolean',
         default: false,
       })
@@ -105,7 +113,11 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
       })
       .example('$0 source --peer 192.0.2.7:9444 --store S --tls-creds keys', 'QEMU migrates to tcp:127.0.0.1:4444')
       .example('$0 source --listen tcp:127.0.0.1:49152-49215 --peer far:9444 ...', "libvirt's ports")
-      .example('$0 source --peer far:9444 ... --check', 'before a restart') as never,
+      .example('$0 source --peer far:9444 ... --check', 'before a restart')
+      .example(
+        '$0 source --disks tcp:127.0.0.1:10809 --peer far:9444 ...',
+        'disks, too: a mirror to that port',
+      ) as never,
   handler: runSource,
 }
 
@@ -124,10 +136,12 @@ function readersOf(args: SourceArguments) {
     peer: () => parsePeer(args.peer),
     mode,
     group,
-    listen: () => {
-      const listen = args.listen.map(parseNamedAddress).map(address => ({ ...address, mode: mode(), group: group() }))
-      requireApart(listen.map(({ address }) => address))
-      return listen
+    listeners: () => {
+      const at = (text: string) => ({ ...parseNamedAddress(text), mode: mode(), group: group() })
+      const listen = args.listen.map(at)
+      const disks = (args.disks ?? []).map(at)
+      requireApart([...listen, ...disks].map(({ address }) => address))
+      return { listen, disks }
     },
     effort: () => parseEffortOrAuto(args.effort),
     connections: () => connectionCount(args.connections),
@@ -154,7 +168,10 @@ function checkSource(args: SourceArguments): Promise<void> {
     common: () => readCommon(args),
     memory: ({ poolMemoryBytes, setMemoryBytes }) =>
       requireRing(processMemory(poolMemoryBytes, setMemoryBytes, false).ringPages, args.poolMemory),
-    own: [peer, effort, connections, rate, mode, group, ...listenChecks(args.listen, addressOf, { beyondLoopback })],
+    own: [
+      ...[peer, effort, connections, rate, mode, group],
+      ...listenChecks([...args.listen, ...(args.disks ?? [])], addressOf, { beyondLoopback }),
+    ],
     role: {
       role: 'client',
       ...(peerName !== undefined && { peerName }),
@@ -176,7 +193,7 @@ async function runSource(args: SourceArguments): Promise<void> {
   const { rateFile } = args
   const daemon = new SourceDaemon({
     ...settings,
-    listen: read.listen(),
+    ...read.listeners(),
     beyondLoopback: args.listenAnywhere,
     peer: read.peer(),
     effort: read.effort(),
@@ -187,7 +204,9 @@ async function runSource(args: SourceArguments): Promise<void> {
   })
   let supply: SetSupply | undefined
   const started = (): void => {
-    events.info('listening for QEMU', { at: daemon.addresses.map(formatAddress).join(' ') })
+    const disksAt = daemon.diskAddresses.map(formatAddress).join(' ')
+    const told = { at: daemon.addresses.map(formatAddress).join(' '), ...(disksAt !== '' && { disks: disksAt }) }
+    events.info('listening for QEMU', told)
     supply = startSupply(common, events)
   }
   const control = new Control(common, new Site([daemon], undefined, events), events)

@@ -1,8 +1,9 @@
 /** How people read a status: a paragraph for each proxy, a line for what is about it, another for each migration. */
+import { printable } from '../bytes/printable.ts'
 import type { SiteStatus } from '../daemon/control-api.ts'
 import type { DestinationStatus, Expiry, LinkStatus, SourceStatus } from '../daemon/status.ts'
 import type { MigrationProgress } from '../migration/progress.ts'
-import type { DepartureStatus, MigrationStatus } from '../migration/summary.ts'
+import type { DepartureStatus, DiskDepartureStatus, DiskStatus, MigrationStatus } from '../migration/summary.ts'
 import { formatRate, formatSize } from '../quantity.ts'
 
 const DAY_MS = 86_400_000
@@ -26,16 +27,18 @@ function fileEntries({ certificates }: { readonly certificates: readonly Expiry[
   return certificates.map(({ file, expires }) => [file, expires])
 }
 
-function sourceLines({ peer, address, rate, listening, stopping, session, waiting }: SourceStatus): string[] {
+function sourceLines({ peer, address, rate, listening, disksAt, stopping, session, waiting }: SourceStatus): string[] {
   const to = peer === address ? address : `${peer} (${address})`
   const lines = [`to ${to}${stopping ? ', stopping' : ''}: ${session ? linkText(session) : 'no session'}`]
   if (rate !== undefined) lines[0] += `, cap ${formatRate(rate)}`
   lines.push(`  QEMU connects to ${listening.join(' ') || 'nothing yet'}`)
+  if (disksAt?.length) lines.push(`  clients of disks connect to ${disksAt.join(' ')}`)
   if (waiting > 0) lines.push(`  ${waiting} connections of QEMU wait for a session`)
   for (const migration of session?.migrations ?? []) {
     lines.push(`  ${departureText(migration)}`)
     if (migration.progress) lines.push(`    ${progressText(migration.progress)}`)
   }
+  for (const transfer of session?.disks ?? []) lines.push(`  ${diskDepartureText(transfer)}`)
   return lines
 }
 
@@ -45,6 +48,7 @@ function destinationLines({ listening, stopping, sessions }: DestinationStatus):
   for (const session of sessions) {
     lines.push(`  ${session.peer}: ${linkText(session)}`)
     for (const migration of session.migrations) lines.push(`    ${arrivalText(migration)}`)
+    for (const transfer of session.disks ?? []) lines.push(`    ${diskText(transfer)} to the server`)
   }
   return lines
 }
@@ -59,9 +63,23 @@ function linkText({ link, stats, sets, coldSets }: LinkStatus): string {
 }
 
 function departureText(migration: DepartureStatus): string {
-  const { bytesWan, bytes, effort } = migration
+  return `${nameText(migration)}: ${formatSize(migration.bytes)} from QEMU, ${wanText(migration)}`
+}
+
+function wanText({ bytesWan, bytes, effort }: DepartureStatus | DiskDepartureStatus): string {
   const share = bytes > 0 ? ` (${((100 * bytesWan) / bytes).toFixed(1)} %)` : ''
-  return `${nameText(migration)}: ${formatSize(bytes)} from QEMU, ${formatSize(bytesWan)} on the WAN${share}, effort ${effort}`
+  return `${formatSize(bytesWan)} on the WAN${share}, effort ${effort}`
+}
+
+function diskDepartureText(transfer: DiskDepartureStatus): string {
+  const exports = transfer.exports.length > 0 ? `; exports: ${transfer.exports.map(printable).join(' ')}` : ''
+  return `${diskText(transfer)} from its clients, ${wanText(transfer)}${exports}`
+}
+
+/** 'disks 1f2e3d4c-2 (web), 2 connections for 4.2 s: 1.2 GB', as far as both sides know it. */
+function diskText({ id, target, connections, seconds, bytes, bytesBack }: DiskStatus): string {
+  const who = `disks ${id} (${target}), ${connections} connection${connections === 1 ? '' : 's'}`
+  return `${who} for ${formatDuration(seconds)}: ${formatSize(bytesBack)} of the server back, ${formatSize(bytes)}`
 }
 
 /** 'pass 2, 43 %: 240.1 Mbit/s from QEMU, ..., 12.0 s to the end of the pass, 14.1 s to 20.4 s to that of the migration' */

@@ -2,7 +2,13 @@
 
 import type { SiteEvent } from '../daemon/events.ts'
 import type { Sentence } from '../daemon/text-log.ts'
-import type { ArrivalSummary, MigrationSummary } from '../migration/summary.ts'
+import type {
+  ArrivalSummary,
+  DiskArrivalSummary,
+  DiskDepartureSummary,
+  MigrationSummary,
+  PageCounts,
+} from '../migration/summary.ts'
 import { formatSize } from '../quantity.ts'
 
 type Departure = Omit<MigrationSummary, 'level'>
@@ -10,6 +16,7 @@ type Arrival = Omit<ArrivalSummary, 'level'>
 
 /** The sentence of an event; undefined where its name and fields are as good. */
 export function sentenceOf(told: SiteEvent): Sentence | undefined {
+  if (told.event === 'disk transfer ended') return diskSentence(told.fields)
   if (told.event !== 'migration ended') return undefined
   const { fields } = told
   const line = 'bytesWan' in fields ? summaryLine(fields) : arrivalLine(fields)
@@ -24,9 +31,6 @@ const AGAIN_FROM = 1.05
 /** The one line at the end of a migration that leaves. */
 export function summaryLine(summary: Departure): string {
   const { pages, forecast, firstPass } = summary
-  const parts = Object.entries(pages)
-    .filter(([, count]) => count > 0)
-    .map(([name, count]) => `${count} ${name}`)
   const said = forecast
     ? `forecast ${range(forecast.seconds, seconds => seconds.toFixed(1))} s, ${range(forecast.bytesWan, formatSize)}`
     : undefined
@@ -39,8 +43,26 @@ export function summaryLine(summary: Departure): string {
   return (
     `${outcome(summary)}; ${summary.channels}: ${formatSize(summary.bytesIn)} from QEMU, ` +
     `${formatSize(summary.bytesWan)} on the WAN (${(100 * summary.ratio).toFixed(1)} %), ${summary.seconds.toFixed(1)} s${beside}; ` +
-    `pages: ${parts.join(', ') || 'none'}; ${summary.endedBy}`
+    `pages: ${countsText(pages)}; ${summary.endedBy}`
   )
+}
+
+function countsText(counts: PageCounts): string {
+  const parts = Object.entries(counts).filter(([, count]) => count > 0)
+  return parts.map(([name, count]) => `${count} ${name}`).join(', ') || 'none'
+}
+
+function diskSentence(fields: Omit<DiskDepartureSummary, 'level'> | Omit<DiskArrivalSummary, 'level'>): Sentence {
+  const { transfer, id, target, connections, seconds, bytesBack, endedBy } = fields
+  const many = `${connections} connection${connections === 1 ? '' : 's'}`
+  const passed =
+    'bytesWan' in fields
+      ? `${formatSize(fields.bytesIn)} from clients, ${formatSize(fields.bytesWan)} on the WAN (${(100 * fields.ratio).toFixed(1)} %)`
+      : `${formatSize(fields.bytesOut)} to the server`
+  const blocks = 'blocks' in fields ? `; blocks: ${countsText(fields.blocks)}` : ''
+  const line = `${many}: ${passed}, ${formatSize(bytesBack)} back, ${seconds.toFixed(1)} s${blocks}; ${endedBy}`
+  const exports = 'exports' in fields && fields.exports.length > 0 ? { exports: fields.exports } : {}
+  return { text: `disk transfer ${transfer} ended: ${line}`, fields: { id, target, ...exports } }
 }
 
 function arrivalLine(summary: Arrival): string {

@@ -41,6 +41,8 @@ export interface DestinationOptions {
   readonly listen: readonly ListenAt[]
   /** What may be dialled, by name; `setTargets` changes it. */
   readonly targets: ReadonlyMap<string, Address>
+  /** What may be dialled for disks, by name; likewise. Default: nothing. */
+  readonly disks?: ReadonlyMap<string, Address>
   /** undefined: plain text, because the operator said so. */
   readonly credentials: Credentials | undefined
   readonly store: TemplateStore | undefined
@@ -69,6 +71,7 @@ export interface DestinationOptions {
 export class DestinationDaemon {
   private readonly options: DestinationOptions
   private targets: ReadonlyMap<string, Address>
+  private disks: ReadonlyMap<string, Address>
   private readonly server: LinkServer
   private readonly sets: SessionSets
   private readonly sessions = new Map<Link, DestinationSession>()
@@ -90,6 +93,7 @@ export class DestinationDaemon {
   constructor(options: DestinationOptions) {
     this.options = options
     this.targets = options.targets
+    this.disks = options.disks ?? new Map()
     const { patienceMs, patiencePostcopyMs = patienceMs } = options
     this.patience = { precopyMs: patienceMs, postcopyMs: patiencePostcopyMs }
     this.pools = options.pools ?? new Pools()
@@ -169,8 +173,9 @@ export class DestinationDaemon {
   }
 
   /** What may be dialled from now on; connections to a target that is gone go on. */
-  setTargets(targets: ReadonlyMap<string, Address>): void {
+  setTargets(targets: ReadonlyMap<string, Address>, disks: ReadonlyMap<string, Address> = new Map()): void {
     this.targets = targets
+    this.disks = disks
   }
 
   /** Takes no more sessions and flows; running migrations finish. */
@@ -268,7 +273,8 @@ export class DestinationDaemon {
       },
       serve: link => {
         const learning = options.learning?.begin(agreed, seed, pool, holder)
-        const session = this.makeSession(link, holder, pool, seed, learning)
+        const disks = hello.features?.includes(FEATURE.DISKS) === true
+        const session = this.makeSession(link, holder, pool, seed, learning, disks)
         options.events.of(holder).info('session open', {
           identity: holder,
           agent: hello.agent,
@@ -305,6 +311,7 @@ export class DestinationDaemon {
     pool: DestinationSession['options']['pool'],
     seed: readonly [number, number],
     learning: SessionLearning | undefined,
+    disks: boolean,
   ): DestinationSession {
     const log = this.options.events.of(holder)
     return new DestinationSession({
@@ -315,6 +322,7 @@ export class DestinationDaemon {
       holder,
       learning,
       targets: () => this.targets,
+      disks: disks ? () => this.disks : undefined,
       patience: this.patience,
       pieces: this.pieces.share(holder),
       waiting: this.memory.share(holder),
@@ -323,6 +331,7 @@ export class DestinationDaemon {
       onFailure: error => void link.abort(error),
       onSetFailure: error => void this.sets.exclude(error, true), // the next session goes without
       onMigrationEnd: ({ level, ...summary }) => log[level]('migration ended', { ...summary, peer: holder }),
+      onDiskEnd: ({ level, ...summary }) => log[level]('disk transfer ended', { ...summary, peer: holder }),
     })
   }
 

@@ -1,5 +1,5 @@
 /**
- * One channel at the destination: a flow of the session and a connection of QEMU. What is to be done with either, and when,
+ * One channel at the destination, or one connection of a disk: a flow of the session and a connection of QEMU. What is to be done with either, and when,
  * its life says (src/migration/destination-life.ts); here it is done.
  */
 import { FlowExpander } from '../codec/flow-expander.ts'
@@ -17,7 +17,7 @@ import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.
 import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
 import type { Pool } from '../transfer/pool.ts'
-import { CODE } from '../wan/wire.ts'
+import { CODE, KIND_DISK } from '../wan/wire.ts'
 import type { SiteLog } from './events.ts'
 
 /** Bytes of the return path that one read may bring: a bitmap at a recovery has megabytes ... */
@@ -76,10 +76,11 @@ export class DestinationFlow implements SocketSink {
   private readonly early: { bytes: Uint8Array; release: () => void }[] = []
   private readonly head = new ChannelHead()
   /** The first bytes have not told yet what begins so. */
-  private headAwaited = true
+  private headAwaited: boolean
   /** SHUT with success was read: it must reach the source, or the guest runs on both sides (qemu-wire-format 1.6). */
   private shut = false
-  private readonly returnPath: ReturnPathParser
+  /** A disk's server says nothing of a migration. */
+  private readonly returnPath: ReturnPathParser | undefined
   /** Bytes of QEMU that the session has no room for yet. */
   private back: Uint8Array | undefined
   private slab = new Uint8Array(0)
@@ -97,9 +98,21 @@ export class DestinationFlow implements SocketSink {
     this.migration = migration
     this.life = life
     this.expander = new FlowExpander(info.migration, PoolRegions.of(host.options.pool.kernel.layout))
+    this.expander.isLearned = !this.isDisk
+    this.headAwaited = !this.isDisk
+    if (this.isDisk) return
     this.returnPath = migration.record.returnPath(status => {
       this.shut = status === 0
     })
+  }
+
+  /** What is dialled for it is a disk's server. */
+  get isDisk(): boolean {
+    return this.info.kind === KIND_DISK
+  }
+
+  private get server(): string {
+    return this.isDisk ? "disk's server" : 'destination QEMU'
   }
 
   /** Nobody wants its connection any more. */
@@ -160,13 +173,23 @@ export class DestinationFlow implements SocketSink {
 
   /**
    * It may be dialled once it has something to say. A preempt channel may be silent, so it is dialled without a byte, but
-   * only where its migration has a main.
+   * only where its migration has a main; and so is a disk's connection, whose server speaks first.
    * @throws ProxyError TARGET_REFUSED
    */
   opened(address: Address): void {
     this.address = address
-    if (this.info.kind !== 'preempt') return
-    if (![...this.migration.flows].some(flow => flow !== this && flow.info.kind !== 'preempt' && !flow.isOver))
+    if (this.migration.isDisk !== this.isDisk)
+      throw new ProxyError(
+        'TARGET_REFUSED',
+        'a disk within a migration, or the other way round',
+        undefined,
+        NOT_DIALLED,
+      )
+    if (this.info.kind !== 'preempt' && !this.isDisk) return
+    if (
+      !this.isDisk &&
+      ![...this.migration.flows].some(flow => flow !== this && flow.info.kind !== 'preempt' && !flow.isOver)
+    )
       throw new ProxyError('TARGET_REFUSED', 'a preempt channel without a migration', undefined, NOT_DIALLED)
     this.on('begins')
   }
@@ -201,6 +224,7 @@ export class DestinationFlow implements SocketSink {
   /** Looks at bytes before they go on: at the first of a channel for what it is, at all of a main for how it ends. */
   private look(bytes: Uint8Array): void {
     const { head, migration } = this
+    if (this.isDisk) return
     if (!head.isFull) {
       head.push(bytes, 0, bytes.length)
       migration.record.begins(head)
@@ -304,7 +328,7 @@ export class DestinationFlow implements SocketSink {
 
   onBytes(count: number): void {
     this.back = this.slab.subarray(0, count)
-    this.returnPath.push(this.slab, 0, count)
+    this.returnPath?.push(this.slab, 0, count)
     this.slab = this.slab.subarray(count)
     this.sendBack()
   }
@@ -340,11 +364,11 @@ export class DestinationFlow implements SocketSink {
     const broke = (how === 'reset' || how === 'error') && !this.shut
     if (!this.isOver) {
       const code = error?.code ?? how
-      if (broke) this.endsBy({ by: 'destination', how: 'broke', text: `destination QEMU broke off (${code})` })
+      if (broke) this.endsBy({ by: 'destination', how: 'broke', text: `${this.server} broke off (${code})` })
       else this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
     }
     if (broke) {
-      const text = `the destination QEMU's connection broke: ${error?.code ?? how}`
+      const text = `the ${this.server}'s connection broke: ${error?.code ?? how}`
       this.on('broke', { code: CODE.QEMU_LOST, text })
     } else {
       this.on('closed')

@@ -14,7 +14,7 @@ import { Arrivals } from '../migration/arrivals.ts'
 import { DESTINATION_TABLE, DestinationLife, type DestinationTable } from '../migration/destination-life.ts'
 import { DialQueue } from '../migration/dial-queue.ts'
 import type { PatienceTimes } from '../migration/patience.ts'
-import type { ArrivalSummary } from '../migration/summary.ts'
+import type { ArrivalSummary, DiskArrivalSummary } from '../migration/summary.ts'
 import { type Address, formatAddress, targetOf } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
@@ -24,6 +24,7 @@ import type { ColdFetcherOptions } from '../transfer/cold/cold-fetcher.ts'
 import { ColdQuestions } from '../transfer/cold/cold-questions.ts'
 import { Inbound } from '../transfer/inbound.ts'
 import type { Pool } from '../transfer/pool.ts'
+import { KIND_DISK } from '../wan/wire.ts'
 import { DestinationFlow, type DestinationFlowHost } from './destination-flow.ts'
 import type { SiteLog } from './events.ts'
 import type { DestinationStatus } from './status.ts'
@@ -40,6 +41,8 @@ export interface DestinationSessionOptions {
   readonly learning?: SessionLearning | undefined
   /** What may be dialled now, by name. */
   readonly targets: () => ReadonlyMap<string, Address>
+  /** The same for disks; undefined where the session carries none. */
+  readonly disks: (() => ReadonlyMap<string, Address>) | undefined
   readonly patience: PatienceTimes
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
   readonly pieces: Share
@@ -53,6 +56,8 @@ export interface DestinationSessionOptions {
   readonly onSetFailure?: (error: ProxyError) => void
   /** A migration's last flow has ended. */
   readonly onMigrationEnd: (summary: ArrivalSummary) => void
+  /** The same of a disk transfer. */
+  readonly onDiskEnd: (summary: DiskArrivalSummary) => void
   /** Others in place of parts of it: a test's, in virtual time or with a fault. */
   readonly parts?: Partial<DestinationParts> | undefined
 }
@@ -72,8 +77,11 @@ export interface DestinationParts {
 }
 
 const DESTINATION_PARTS: DestinationParts = {
-  unpacker: ({ pool, seed, onFailure, holder, waiting }, cold) =>
-    new Inbound(pool, seed, onFailure, holder, waiting, cold),
+  unpacker: ({ pool, seed, onFailure, holder, waiting, disks }, cold) => {
+    const inbound = new Inbound(pool, seed, onFailure, holder, waiting, cold)
+    inbound.disks = disks !== undefined
+    return inbound
+  },
   DialQueue,
   dial,
   channelTable: DESTINATION_TABLE,
@@ -129,9 +137,10 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     const flow = new DestinationFlow(this, number, info, migration, new DestinationLife(this.parts.channelTable))
     this.flows.set(number, flow)
     migration.flows.add(flow)
+    migration.channels++
     let address: Address
     try {
-      address = targetOf(info.target, this.options.targets())
+      address = this.targetOf(info)
       flow.opened(address)
     } catch (error) {
       if (!isProxyError(error)) throw error
@@ -141,12 +150,23 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.dials.add(flow, formatAddress(address))
   }
 
+  /** @throws ProxyError TARGET_REFUSED */
+  private targetOf({ kind, target }: FlowInfo): Address {
+    const { targets, disks } = this.options
+    if (kind !== KIND_DISK) return targetOf(target, targets())
+    if (disks) return targetOf(target, disks(), '--disks')
+    throw new ProxyError('TARGET_REFUSED', 'a disk in a session without', undefined, 'the other proxy is at fault')
+  }
+
   private migrationOf({ migration, target, kind }: FlowInfo): Arrival<DestinationFlow> {
     const running = this.arrivals.get(migration)
     if (running) return running
     const { log, now } = this.options
-    const arrival = this.arrivals.begin(migration, target, now())
-    log.info('migration arrives', { migration, id: arrival.record.id, target, kind })
+    const isDisk = kind === KIND_DISK
+    const arrival = this.arrivals.begin(migration, target, isDisk, now())
+    const { id } = arrival.record
+    if (isDisk) log.info('disk transfer arrives', { transfer: migration, id, target })
+    else log.info('migration arrives', { migration, id, target, kind })
     return arrival
   }
 
@@ -197,10 +217,12 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   }
 
   /** How it is: plain data. */
-  status(): Pick<DestinationStatus['sessions'][number], 'migrations' | 'dialling' | 'pieces'> {
+  status(): Pick<DestinationStatus['sessions'][number], 'migrations' | 'disks' | 'dialling' | 'pieces'> {
     const nowMs = this.options.now()
+    const all = [...this.arrivals.all]
     return {
-      migrations: Array.from(this.arrivals.all, migration => migration.status(nowMs)),
+      migrations: all.filter(({ isDisk }) => !isDisk).map(migration => migration.status(nowMs)),
+      disks: all.filter(({ isDisk }) => isDisk).map(transfer => transfer.diskStatus(nowMs)),
       dialling: this.dials.waiting,
       pieces: this.options.pieces.held,
     }
@@ -321,6 +343,10 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.unconfirmed.delete(flow)
     const migration = this.arrivals.left(flow)
     if (!migration) return
+    if (migration.isDisk) {
+      this.options.onDiskEnd(migration.diskSummary(this.options.now()))
+      return
+    }
     // behind its last batches, as the source side has it
     if (!this.ended) this.inbound.mark(() => this.options.learning?.migrationEnded(migration.number))
     this.options.onMigrationEnd(migration.summary(this.options.now()))

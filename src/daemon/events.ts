@@ -6,7 +6,13 @@ import type { LearningEvents } from '../learning/learning.ts'
 import type { LinkEvents } from '../link/api.ts'
 import type { Level, Log } from '../log.ts'
 import type { SourceChannelEvents } from '../migration/source-channels.ts'
-import type { ArrivalSummary, MigrationSummary, NamedMigration } from '../migration/summary.ts'
+import type {
+  ArrivalSummary,
+  DiskArrivalSummary,
+  DiskDepartureSummary,
+  MigrationSummary,
+  NamedMigration,
+} from '../migration/summary.ts'
 
 /** An error as it is told. */
 interface Failure {
@@ -17,7 +23,7 @@ interface Failure {
 /** Fields by the name of the event. */
 export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEvents {
   // the process
-  'listening for QEMU': { readonly at: string }
+  'listening for QEMU': { readonly at: string; readonly disks?: string }
   'listening for source proxies': { readonly at: string }
   serving: { readonly from: readonly string[] }
   'ports are taken: tried again': Failure & { readonly ports: string }
@@ -73,6 +79,10 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   'connections wait for another session': { readonly connections: number }
   'migration arrives': NamedMigration & { readonly target: string; readonly kind: string }
   'target refused': Failure & { readonly migration: number; readonly target: string }
+  'disk transfer arrives': { readonly transfer: number; readonly id: string; readonly target: string }
+  'disk transfer ended': (Omit<DiskDepartureSummary, 'level'> | Omit<DiskArrivalSummary, 'level'>) & {
+    readonly peer: string
+  }
   'migration ended': (Omit<MigrationSummary, 'level'> | Omit<ArrivalSummary, 'level'>) & {
     /** Where it went, or whence it came: the other proxy, as it is called in a status. */
     readonly peer: string

@@ -9,7 +9,8 @@ import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
 import { PausedMigrations } from '../migration/paused.ts'
-import type { MigrationSummary, NamedMigration } from '../migration/summary.ts'
+import type { DiskDepartureSummary, MigrationSummary, NamedMigration } from '../migration/summary.ts'
+import { waitingMs } from '../migration/waiting.ts'
 import { type Address, formatAddress } from '../relay/address.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
@@ -114,6 +115,7 @@ export class SourceDaemon {
       rate: Number.isFinite(this.rate) ? this.rate : undefined,
       certificates: expiriesOf(this.options.credentials),
       listening: this.addresses.map(formatAddress),
+      disksAt: this.diskAddresses.map(formatAddress),
       stopping: this.stopping,
       session:
         client && session && agreed
@@ -125,6 +127,7 @@ export class SourceDaemon {
               coldSets: agreed.cold.length,
               stats: withoutFlows(client.session.stats()),
               migrations: session.status(),
+              disks: session.diskStatus(),
             }
           : undefined,
       waiting: this.reception.waiting.length,
@@ -135,6 +138,11 @@ export class SourceDaemon {
   /** Addresses that are listened on, once started. */
   get addresses(): readonly Address[] {
     return this.listeners.addresses
+  }
+
+  /** Those for disks. */
+  get diskAddresses(): readonly Address[] {
+    return this.listeners.diskAddresses
   }
 
   /** What this proxy is called in all of its processes. */
@@ -216,7 +224,7 @@ export class SourceDaemon {
 
   private tellRejected({ gate }: Moved, why: Rejection): void {
     if (why === 'stopping') return
-    const patience = `no session with the other proxy for ${this.options.patienceMs / 1000} s`
+    const patience = `no session with the other proxy for ${waitingMs(gate, this.options.patienceMs) / 1000} s`
     const reason = why === 'full' ? `${CONNECTIONS_HELD_MAX} connections are held` : patience
     this.qemuLog.warn('connection refused', { target: gate.target, reason })
   }
@@ -309,11 +317,11 @@ export class SourceDaemon {
     })
   }
 
-  private makeSession(client: LinkClient, { pool, seed, learning }: AgreedTerms): SourceSession {
+  private makeSession(client: LinkClient, { pool, seed, learning, disks }: AgreedTerms): SourceSession {
     const { effort, queueTargetMs } = this.options
     const { reception } = this
     return new SourceSession({
-      ...{ session: client.session, sessionId: client.link.id, pool, seed, learning, queueTargetMs },
+      ...{ session: client.session, sessionId: client.link.id, pool, seed, learning, queueTargetMs, disks },
       effort: new EffortController(effort),
       pieces: this.memory.piecesShare(),
       patience: this.patience,
@@ -322,6 +330,7 @@ export class SourceDaemon {
       now: () => performance.now(),
       nextMigration: () => ++this.migrations,
       onSummary: summary => this.migrationEnded(summary),
+      onDiskSummary: summary => this.disksEnded(summary),
       onFailure: error => void client.link.abort(error),
       onSetFailure: error => void this.sets.exclude(error, true),
       onMoved: connections => {
@@ -354,6 +363,15 @@ export class SourceDaemon {
 
   private migrationEnded({ level, ...fields }: MigrationSummary): void {
     this.qemuLog[level]('migration ended', { ...fields, peer: this.name })
+    this.lessRuns()
+  }
+
+  private disksEnded({ level, ...fields }: DiskDepartureSummary): void {
+    this.qemuLog[level]('disk transfer ended', { ...fields, peer: this.name })
+    this.lessRuns()
+  }
+
+  private lessRuns(): void {
     if (this.stopping) this.refuseNew()
     this.reception.closeIfIdle()
   }

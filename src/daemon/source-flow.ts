@@ -1,18 +1,18 @@
 /**
- * One channel at the source: a connection of QEMU, and its flow once it has one. What is to be done with either, and when,
- * its life says (src/migration/source-life.ts); here it is done.
+ * One channel at the source, or one connection of a disk: a connection of QEMU, and its flow once it has one. What is to be
+ * done with either, and when, its life says (src/migration/source-life.ts); here it is done.
  */
 import type { BatchStats } from '../codec/stats.ts'
 import type { Effort } from '../compression/effort.ts'
 import type { Share } from '../fair-shares.ts'
 import { ChannelStart } from '../migration/channel-start.ts'
 import type { Departure } from '../migration/departure.ts'
-import type { Gate } from '../migration/gates.ts'
+import type { FlowKind, Gate } from '../migration/gates.ts'
 import type { Cause } from '../migration/outcome.ts'
 import type { MemoryPlace } from '../migration/progress.ts'
 import type { SourceChannel, SourceChannels } from '../migration/source-channels.ts'
 import type { SourceInput, SourceLife, SourceOrder } from '../migration/source-life.ts'
-import type { ChannelKind } from '../qemu/channel-kind.ts'
+import type { Direction, NbdExport } from '../nbd/sink.ts'
 import type { ParserMemory } from '../qemu/main-stream.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
 import type { MultifdMethod, StreamPhase } from '../qemu/stream-sink.ts'
@@ -21,7 +21,7 @@ import type { Session } from '../session/session.ts'
 import type { Sender } from '../transfer/sender.ts'
 import type { SendingChannel, SendingOwner } from '../transfer/sending-channel.ts'
 import type { Slot } from '../transfer/slot-arena.ts'
-import { CODE } from '../wan/wire.ts'
+import { CODE, KIND_DISK } from '../wan/wire.ts'
 import type { ConnectionSink, SourceConnection } from './source-connection.ts'
 
 /** All channels of one `migrate`. */
@@ -61,7 +61,7 @@ export interface SourceFlowHost {
 export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<SourceFlow, Slot> {
   readonly socket: SourceConnection
   readonly gate: SourceGate
-  kind: ChannelKind = 'unknown'
+  kind: FlowKind
   /** Number of its flow in the session; 0 before it is opened. */
   number = 0
   migration: Migration | undefined
@@ -74,6 +74,10 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   private returnPath: ReturnPathParser | undefined
   /** With what its flow is torn down. */
   private why = NO_REASON
+  /** Bytes of the other side have come. */
+  private answered = false
+  /** Of a disk's connection: it has been told that a direction is not understood. */
+  private saidRaw = false
   /** Its connection belongs to another session by now. */
   private detached = false
 
@@ -82,6 +86,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     this.life = life
     this.socket = socket
     this.gate = gate
+    this.kind = gate.isDisk ? KIND_DISK : 'unknown'
   }
 
   // --- what others know of it
@@ -101,6 +106,10 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   /** Its first bytes, for logs; undefined where there are none. */
   get began(): string | undefined {
     return this.isSilent ? undefined : this.start.head.shown
+  }
+
+  get isUnanswered(): boolean {
+    return !this.answered
   }
 
   get over(): boolean {
@@ -174,7 +183,8 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   // --- SocketSink
 
   nextSlot(): Uint8Array | undefined {
-    return this.sending ? this.sending.room() : this.start.room
+    if (this.sending) return this.sending.room()
+    return this.gate.isDisk ? undefined : this.start.room // what a disk's client says need not tell what it is
   }
 
   onBytes(count: number): void {
@@ -205,8 +215,9 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
       return
     }
     const code = error?.code ?? how
-    if (this.life.isUp) this.endsBy({ by: 'source', how: 'broke', text: `source QEMU broke off (${code})` })
-    this.on('broke', { code: CODE.QEMU_LOST, text: `the source QEMU's connection broke: ${code}` })
+    const who = this.gate.isDisk ? "disk's client" : 'source QEMU'
+    if (this.life.isUp) this.endsBy({ by: 'source', how: 'broke', text: `${who} broke off (${code})` })
+    this.on('broke', { code: CODE.QEMU_LOST, text: `the ${who}'s connection broke: ${code}` })
   }
 
   // --- SendingOwner
@@ -217,6 +228,17 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
 
   strayed(position: number, reason: string): void {
     this.half.channels.relayedRaw(this.migration!, this.kind, `${reason}: its end is looked for`, position)
+  }
+
+  exported({ name, sizeBytes }: NbdExport): void {
+    this.half.channels.exported(this.migration!, name, sizeBytes)
+  }
+
+  raw(_direction: Direction, position: number, reason: string): void {
+    if (this.saidRaw) return
+    this.saidRaw = true
+    const tls = 'TLS within the connection: nothing can be saved; the WAN has TLS of its own'
+    this.half.channels.relayedRaw(this.migration!, this.kind, reason === 'TLS' ? tls : reason, position)
   }
 
   degraded(position: number, reason: string): void {
@@ -287,7 +309,9 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     const { life } = this
     const { session, pieces } = this.half.options
     this.migration!.traffic.bytesBack += payload.length
+    this.answered = true
     this.returnPath?.push(payload, 0, payload.length)
+    this.sending!.hears(payload)
     if (!life.isUp) {
       pieces.give(1)
       return
@@ -360,6 +384,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   /** Bytes of its channel, for what is told of its migration. */
   private follow(at: number, count: number): void {
     const { migration, sending } = this
+    if (this.gate.isDisk) return
     const { head } = this.start
     const { memory } = sending!
     if (migration!.lead === this) migration!.record.main(memory, at, count)

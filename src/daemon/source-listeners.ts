@@ -1,4 +1,4 @@
-/** Where QEMUs connect to a source proxy: the sockets that it listens on, and the gate of each. */
+/** Where QEMUs connect to a source proxy, for migrations and for disks: the sockets that it listens on, and the gate of each. */
 import { Gate, isOpen } from '../migration/gates.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
@@ -18,6 +18,8 @@ export interface ListenFor {
 
 export interface SourceListenersOptions {
   readonly listen: readonly ListenFor[]
+  /** Where clients of disks connect; names are of targets for disks. */
+  readonly disks?: readonly ListenFor[]
   readonly beyondLoopback: boolean
   /** Sockets from systemd, by name. */
   readonly fds?: ReadonlyMap<string, readonly number[]>
@@ -25,7 +27,7 @@ export interface SourceListenersOptions {
 
 export class SourceListeners {
   private readonly options: SourceListenersOptions
-  private readonly listeners: Listener[] = []
+  private readonly listeners: { readonly at: Listener; readonly name: string; readonly isDisk: boolean }[] = []
   /** One for each socket that is listened on: what comes in at one is one guest. */
   private readonly gates = new Map<Accepted, SourceGate>()
 
@@ -43,11 +45,12 @@ export class SourceListeners {
     qemuLog: SiteLog,
   ): Promise<void> {
     const { fds, beyondLoopback } = this.options
-    for (const { name, address, mode, group } of this.options.listen) {
+    for (const { name, address, mode, group, isDisk } of this.all) {
       // libvirt's ports: the other side dials the same one. systemd may have opened several under one name.
       const hasNumber = isRange(address) || address.kind === 'fd'
       const target = ({ port }: Accepted): string => (hasNumber && port !== undefined ? `${name}:${port}` : name)
-      const listener = await listen(address, (socket, at) => accept(socket, this.gateOf(at, target(at)), at.address), {
+      const gateOf = (at: Accepted): SourceGate => this.gateOf(at, target(at), isDisk)
+      const listener = await listen(address, (socket, at) => accept(socket, gateOf(at), at.address), {
         ...{ beyondLoopback, mode, group },
         ...(fds ? { fds } : {}),
         onAcceptError: error => qemuLog.warn('accept failed', { error: error.message }),
@@ -55,21 +58,31 @@ export class SourceListeners {
           log.warn('ports are taken: tried again', { ports: ports.join(' '), error: what, hint: action }),
         onPortFree: port => log.info('listening at one port more', { port }),
       })
-      this.listeners.push(listener)
+      this.listeners.push({ at: listener, name, isDisk })
     }
   }
 
-  private gateOf(at: Accepted, target: string): SourceGate {
+  private get all(): (ListenFor & { readonly isDisk: boolean })[] {
+    const { listen, disks = [] } = this.options
+    return [...listen.map(at => ({ ...at, isDisk: false })), ...disks.map(at => ({ ...at, isDisk: true }))]
+  }
+
+  private gateOf(at: Accepted, target: string, isDisk: boolean): SourceGate {
     const known = this.gates.get(at)
     if (known) return known
-    const gate: SourceGate = new Gate(target)
+    const gate: SourceGate = new Gate(target, isDisk)
     this.gates.set(at, gate)
     return gate
   }
 
-  /** What is listened on, once started. */
+  /** What is listened on for migrations, once started. */
   get addresses(): readonly Address[] {
-    return this.listeners.flatMap(listener => listener.addresses)
+    return this.listeners.filter(({ isDisk }) => !isDisk).flatMap(({ at }) => at.addresses)
+  }
+
+  /** The same for disks. */
+  get diskAddresses(): readonly Address[] {
+    return this.listeners.filter(({ isDisk }) => isDisk).flatMap(({ at }) => at.addresses)
   }
 
   /**
@@ -77,13 +90,13 @@ export class SourceListeners {
    * at one start and free at the next; as bound where only that tells two proxies apart.
    */
   get names(): readonly string[] {
-    return this.options.listen.flatMap(({ address }, i) => {
+    return this.all.flatMap(({ address }, i) => {
       const isOwn = address.kind === 'unix' || (address.kind === 'tcp' && address.port !== 0)
-      return (isOwn ? [address] : (this.listeners[i]?.addresses ?? [])).map(formatAddress)
+      return (isOwn ? [address] : (this.listeners[i]?.at.addresses ?? [])).map(formatAddress)
     })
   }
 
-  /** Migrations that run, whatever their session. */
+  /** Migrations and disk transfers that run, whatever their session. */
   get running(): number {
     const found = new Set<unknown>()
     for (const { migration } of this.gates.values()) if (migration?.flows.size) found.add(migration)
@@ -93,9 +106,8 @@ export class SourceListeners {
   /** Takes connections only where a migration runs, which may have further channels: for postcopy hours later. */
   closeIdle(): void {
     const running = [...this.gates.values()].filter(({ migration }) => isOpen(migration))
-    const needed = new Set(running.map(({ target }) => target.split(':')[0]))
-    for (const [i, listener] of this.listeners.entries()) {
-      if (!needed.has(this.options.listen[i]!.name)) void listener.close()
-    }
+    const isNeeded = (name: string, isDisk: boolean): boolean =>
+      running.some(gate => gate.isDisk === isDisk && gate.target.split(':')[0] === name)
+    for (const { at, name, isDisk } of this.listeners) if (!isNeeded(name, isDisk)) void at.close()
   }
 }

@@ -8,7 +8,7 @@ import type { PatienceTimes } from '../migration/patience.ts'
 import type { PausedMigrations } from '../migration/paused.ts'
 import type { SourceChannelsParts } from '../migration/source-channels.ts'
 import { SOURCE_TABLE, type SourceTable } from '../migration/source-life.ts'
-import type { MigrationSummary } from '../migration/summary.ts'
+import type { DiskDepartureSummary, MigrationSummary } from '../migration/summary.ts'
 import type { Session } from '../session/session.ts'
 import type { EffortController } from '../transfer/effort-controller.ts'
 import { type BatchSink, Outbound } from '../transfer/outbound.ts'
@@ -25,6 +25,8 @@ export interface SourceSessionOptions {
   readonly pool: Pool
   readonly seed: readonly [number, number]
   readonly learning?: SessionLearning | undefined
+  /** The other side can take disks. */
+  readonly disks: boolean
   readonly effort: EffortController
   readonly queueTargetMs: number
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
@@ -37,6 +39,8 @@ export interface SourceSessionOptions {
   /** Number of the next migration; shared by the sessions of a process so that logs stay unambiguous. */
   readonly nextMigration: () => number
   readonly onSummary: (summary: MigrationSummary) => void
+  /** A disk transfer is over. */
+  readonly onDiskSummary: (summary: DiskDepartureSummary) => void
   /** The codec failed: the session must end. */
   readonly onFailure: (error: ProxyError) => void
   /** A set on the disk, of which the other side asks for pages, cannot be read. */

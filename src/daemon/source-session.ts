@@ -10,7 +10,7 @@ import type { LinkSink } from '../link/api.ts'
 import { TickTimer } from '../link/tick-timer.ts'
 import { SourceChannels, type SourceOrders } from '../migration/source-channels.ts'
 import { SourceLife, type SourceTable } from '../migration/source-life.ts'
-import type { DepartureStatus, NamedMigration } from '../migration/summary.ts'
+import type { DepartureStatus, DiskDepartureStatus, NamedMigration } from '../migration/summary.ts'
 import { guardedSink } from '../relay/guarded-sink.ts'
 import { ColdAnswers } from '../transfer/cold/cold-answers.ts'
 import { Sender } from '../transfer/sender.ts'
@@ -28,14 +28,15 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
   private readonly answers: ColdAnswers | undefined
 
   constructor(options: SourceSessionOptions) {
-    const { session, sessionId, pool, effort, learning, patience, paused, nextMigration, queueTargetMs, log, now } =
+    const { session, sessionId, pool, effort, learning, patience, paused, nextMigration, queueTargetMs, disks } =
       options
+    const { log, now } = options
     const parts = { ...SOURCE_PARTS, ...options.parts }
     this.options = options
     this.channelTable = parts.channelTable
     this.sender = new Sender(session, pool, effort, sink => parts.packer(options, sink, options.onFailure), learning)
     this.channels = new SourceChannels<SourceFlow, Slot>({
-      ...{ link: session, slots: this.sender, orders: this, log, now, queueTargetMs, parts },
+      ...{ link: session, slots: this.sender, orders: this, log, now, queueTargetMs, disks, parts },
       departures: {
         ...{ session: sessionId, times: patience, paused },
         ...{ nextNumber: nextMigration, efforts: EFFORTS.length },
@@ -69,6 +70,11 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     return this.channels.status()
   }
 
+  /** Disk transfers that run, likewise. */
+  diskStatus(): DiskDepartureStatus[] {
+    return this.channels.diskStatus()
+  }
+
   /** Ends a migration. See SourceChannels. */
   cancel(id: string): NamedMigration | undefined {
     return this.channels.cancel(id)
@@ -90,6 +96,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
         ...guardedSink(flow, error => this.defect(error)),
         onEndBehind: () => this.guard(() => flow.onEndBehind()),
       })
+      if (gate.isDisk) this.channels.disk(flow)
       this.arm()
     })
   }
@@ -136,7 +143,11 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
   }
 
   ends(migration: Migration): void {
-    const { learning, now, onSummary } = this.options
+    const { learning, now, onSummary, onDiskSummary } = this.options
+    if (migration.isDisk) {
+      onDiskSummary(migration.diskSummary(now()))
+      return
+    }
     // by END: then the other side knows it at the same point
     if (!this.channels.over) learning?.migrationEnded(migration.number)
     onSummary(migration.summary(now()))

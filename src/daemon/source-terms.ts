@@ -36,6 +36,8 @@ export interface AgreedTerms {
   /** Two u32 of the hash seed, low word first. */
   readonly seed: readonly [number, number]
   readonly learning: SessionLearning | undefined
+  /** The other side can take disks. */
+  readonly disks: boolean
 }
 
 /** Of one session. `close` it. */
@@ -76,7 +78,7 @@ export class SourceTerms {
       ring: Math.floor(this.grant.bytes / PAGE_BYTES),
       places: options.places,
       seed: this.seed.toString('hex'),
-      features: [FEATURE.COLD_SETS],
+      features: [FEATURE.COLD_SETS, FEATURE.DISKS],
       ...(held.cold.length > 0 && { cold: held.cold }),
     }
   }
@@ -101,7 +103,7 @@ export class SourceTerms {
   }
 
   /** @param hello the other side's answer to `offer`. @throws as Pools.open */
-  async agree({ agent, sets: taken, cold = [], ring: ringPages, places }: ServerHello): Promise<AgreedTerms> {
+  async agree({ agent, sets: taken, cold = [], ring: ringPages, places, features }: ServerHello): Promise<AgreedTerms> {
     const { setsMs } = this
     const { store, learning } = this.options
     const sets = taken.filter(digest => !this.counted.includes(digest))
@@ -114,7 +116,8 @@ export class SourceTerms {
     this.pool = pool
     const seed = seedWords(this.seed)
     this.learning = learning?.begin(taken, seed, pool, OWN_GUESTS)
-    return { agent, sets, cold, pool, seed, learning: this.learning }
+    const disks = features?.includes(FEATURE.DISKS) === true
+    return { agent, sets, cold, pool, seed, learning: this.learning, disks }
   }
 
   /** The session is over. @returns when its memory is clean for the next one */

@@ -1,6 +1,6 @@
 /** How a proxy is, when it is asked: plain data, a snapshot. Units stand in the names; times are since the beginning. */
 import type { Credentials } from '../link/credentials.ts'
-import type { DepartureStatus, MigrationStatus } from '../migration/summary.ts'
+import type { DepartureStatus, DiskDepartureStatus, DiskStatus, MigrationStatus } from '../migration/summary.ts'
 import type { SessionStats } from '../session/api.ts'
 
 /** A session with another proxy. */
@@ -32,9 +32,16 @@ export interface SourceStatus {
   readonly rate: number | undefined
   readonly certificates: readonly Expiry[]
   readonly listening: readonly string[]
+  /** Where clients of disks connect. */
+  readonly disksAt: readonly string[]
   readonly stopping: boolean
   /** undefined: there is none just now. */
-  readonly session: (LinkStatus & { readonly migrations: readonly DepartureStatus[] }) | undefined
+  readonly session:
+    | (LinkStatus & {
+        readonly migrations: readonly DepartureStatus[]
+        readonly disks: readonly DiskDepartureStatus[]
+      })
+    | undefined
   /** Connections of QEMU that wait for a session. */
   readonly waiting: number
   /** Connections that the session has, those that are no channel yet counted. */
@@ -48,6 +55,7 @@ export interface DestinationStatus {
   readonly stopping: boolean
   readonly sessions: readonly (LinkStatus & {
     readonly migrations: readonly MigrationStatus[]
+    readonly disks: readonly DiskStatus[]
     /** Flows whose QEMU is not dialled yet. */
     readonly dialling: number
     /** DATA frames and batches that wait for QEMUs. */

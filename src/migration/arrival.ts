@@ -1,6 +1,6 @@
-/** One migration as its destination proxy sees it: its channels, what has passed, and what is told of it. Pure. */
+/** One migration, or one disk transfer, as its destination proxy sees it: its channels, what has passed, and what is told of it. Pure. */
 import { MigrationRecord } from './migration-record.ts'
-import type { ArrivalSummary, MigrationStatus } from './summary.ts'
+import type { ArrivalSummary, DiskArrivalSummary, DiskStatus, MigrationStatus } from './summary.ts'
 
 /** @typeParam C - a channel of it */
 export class Arrival<C> {
@@ -9,6 +9,10 @@ export class Arrival<C> {
   /** Name of its target. */
   readonly target: string
   readonly startMs: number
+  /** It is a disk transfer: its first flow said so. */
+  readonly isDisk: boolean
+  /** Channels that it has had. */
+  channels = 0
   readonly record: MigrationRecord
   /** Channels that have not ended. */
   readonly flows = new Set<C>()
@@ -22,10 +26,11 @@ export class Arrival<C> {
   bytesBack = 0
 
   /** @param session 32 hex digits */
-  constructor(session: string, number: number, target: string, nowMs: number) {
+  constructor(session: string, number: number, target: string, isDisk: boolean, nowMs: number) {
     this.record = new MigrationRecord(session, number)
     this.number = number
     this.target = target
+    this.isDisk = isDisk
     this.startMs = nowMs
   }
 
@@ -53,6 +58,34 @@ export class Arrival<C> {
       target,
       ...record.guest,
       ...record.verdict(),
+      seconds: this.seconds(nowMs),
+      bytesOut,
+      bytesBack,
+      endedBy: record.endedBy,
+    }
+  }
+
+  diskStatus(nowMs: number): DiskStatus {
+    const { number, target, record, flows, bytesOut, bytesBack } = this
+    return {
+      transfer: number,
+      id: record.id,
+      target,
+      seconds: this.seconds(nowMs),
+      connections: flows.size,
+      bytes: bytesOut,
+      bytesBack,
+    }
+  }
+
+  diskSummary(nowMs: number): DiskArrivalSummary {
+    const { number, target, record, channels, bytesOut, bytesBack } = this
+    return {
+      level: record.isBroken ? 'warn' : 'info',
+      transfer: number,
+      id: record.id,
+      target,
+      connections: channels,
       seconds: this.seconds(nowMs),
       bytesOut,
       bytesBack,

@@ -45,9 +45,9 @@ export class Arrivals<C extends ArrivalChannel<C>> {
     return this.running.get(number)
   }
 
-  /** A migration's first channel was opened. */
-  begin(number: number, target: string, nowMs: number): Arrival<C> {
-    const migration = new Arrival<C>(this.session, number, target, nowMs)
+  /** A migration's first channel was opened, or a disk's connection. */
+  begin(number: number, target: string, isDisk: boolean, nowMs: number): Arrival<C> {
+    const migration = new Arrival<C>(this.session, number, target, isDisk, nowMs)
     this.running.set(number, migration)
     return migration
   }

@@ -1,18 +1,18 @@
 /**
  * One `migrate` as its source proxy sees it: its channels, what is known of it, and what its main channel's phases mean for
- * the others. Pure.
+ * the others. Or one disk transfer, whose connections have no main among them, no phases and no outcome. Pure.
  */
 import type { BatchStats } from '../codec/stats.ts'
+import { EXPORT_TOLD_LENGTH_MAX, EXPORTS_TOLD_MAX } from '../limits.ts'
 import { BlockTable } from '../qemu/block-table.ts'
-import type { ChannelKind } from '../qemu/channel-kind.ts'
 import type { ParserMemory } from '../qemu/main-stream.ts'
 import type { StreamPhase } from '../qemu/stream-sink.ts'
 import type { Forecast } from './forecast.ts'
-import type { Gate, GateChannel, GateMigration } from './gates.ts'
+import type { FlowKind, Gate, GateChannel, GateMigration } from './gates.ts'
 import { MigrationRecord } from './migration-record.ts'
 import type { PausedMigrations } from './paused.ts'
 import { type MemoryPlace, type MigrationProgress, Progress } from './progress.ts'
-import type { DepartureStatus, MigrationSummary } from './summary.ts'
+import type { DepartureStatus, DiskDepartureStatus, DiskDepartureSummary, MigrationSummary } from './summary.ts'
 import { pageCounts, Traffic } from './traffic.ts'
 
 /** A channel of it, once it has a flow. */
@@ -35,7 +35,7 @@ export interface DepartureOptions<C extends DepartureChannel> {
   readonly gate: Gate<C, Departure<C>>
   readonly startMs: number
   /** Of the channel that it begins with. */
-  readonly kind: ChannelKind
+  readonly kind: FlowKind
   /** How many levels of effort there are. */
   readonly efforts: number
 }
@@ -81,6 +81,10 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
   private obscure = false
   /** What has been said of it to be relayed raw. */
   private readonly saidRaw = new Set<string>()
+  /** Of a disk transfer: how many connections it has had. */
+  private connections = 0
+  /** Exports that its clients have asked for. */
+  private readonly exports = new Set<string>()
 
   constructor({ session, number, gate, startMs, kind, efforts }: DepartureOptions<C>) {
     this.number = number
@@ -93,16 +97,22 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
     this.urgent = kind === 'recovery'
   }
 
+  /** It is a disk transfer. */
+  get isDisk(): boolean {
+    return this.gate.isDisk
+  }
+
   /** A channel of it has a flow. */
   opened(channel: C, nowMs: number): void {
     this.flows.add(channel)
-    this.traffic.kinds.push(channel.kind)
+    if (this.isDisk) this.connections++
+    else this.traffic.kinds.push(channel.kind)
     this.lastMs = nowMs
   }
 
   /** A channel's flow is over. @returns whether it was the last */
   closed(channel: C): boolean {
-    if (channel.stats) this.traffic.ended.add(channel.stats)
+    if (channel.stats) this.traffic.leaves(channel.stats)
     this.flows.delete(channel)
     return this.flows.size === 0
   }
@@ -141,16 +151,24 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
   }
 
   /** A channel of it is relayed raw, for now or for good. */
-  relayedRaw(kind: ChannelKind): void {
+  relayedRaw(kind: FlowKind): void {
     if (kind !== 'multifd' && kind !== 'preempt') this.obscure = true
   }
 
   /** Whether this has not been said yet: once a migration, and not for each of 255 channels. */
-  saysRaw(kind: ChannelKind, reason: string): boolean {
+  saysRaw(kind: FlowKind, reason: string): boolean {
     const words = `${kind} ${reason}`
     if (this.saidRaw.has(words)) return false
     this.saidRaw.add(words)
     return true
+  }
+
+  /** A client of it has got an export. @returns its name, where that is to be told: each once, as far as there is room */
+  exported(name: string): string | undefined {
+    const told = name.slice(0, EXPORT_TOLD_LENGTH_MAX)
+    if (this.exports.has(told) || this.exports.size >= EXPORTS_TOLD_MAX) return undefined
+    this.exports.add(told)
+    return told
   }
 
   /** The other side has it, or may. @param isUnheard whether it certainly never heard of this flow */
@@ -167,7 +185,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
   /** A batch of this channel was handed in. @returns what is to be told of that */
   sent(channel: C, nowMs: number, effort: number): Sent {
     const { stats, place } = channel
-    if (!stats) return {}
+    if (!stats || this.isDisk) return {}
     const { blocks, traffic, progress, record } = this
     const forecast = traffic.sent(stats, blocks, nowMs - this.startMs, effort)
     const isDue = !record.postcopy && progress.sent(channel, place, blocks, traffic.counted, nowMs)
@@ -198,6 +216,47 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
       bytesBack: this.traffic.bytesBack,
       bytesWan: packedBytes + this.traffic.broughtBytes,
       effort,
+    }
+  }
+
+  /** Of a disk transfer. @param effort of its next batch */
+  diskStatus(nowMs: number, effort: number): DiskDepartureStatus {
+    const { rawBytes, packedBytes } = this.counts()
+    return {
+      transfer: this.number,
+      id: this.record.id,
+      target: this.gate.target,
+      exports: [...this.exports],
+      seconds: Math.round(nowMs - this.startMs) / 1000,
+      connections: this.flows.size,
+      bytes: rawBytes,
+      bytesBack: this.traffic.bytesBack,
+      bytesWan: packedBytes + this.traffic.broughtBytes,
+      effort,
+    }
+  }
+
+  /** Of a disk transfer, once it is over. */
+  diskSummary(nowMs: number): DiskDepartureSummary {
+    const { record, traffic } = this
+    const counts = this.counts()
+    const { rawBytes, packedBytes } = counts
+    const bytesWan = packedBytes + traffic.broughtBytes
+    return {
+      level: record.isBroken ? 'warn' : 'info',
+      transfer: this.number,
+      id: record.id,
+      target: this.gate.target,
+      exports: [...this.exports],
+      connections: this.connections,
+      seconds: Math.round(nowMs - this.startMs) / 1000,
+      bytesIn: rawBytes,
+      bytesWan,
+      ratio: rawBytes === 0 ? 1 : Math.round((bytesWan / rawBytes) * 10000) / 10000,
+      efforts: [...traffic.effortBytes],
+      bytesBack: traffic.bytesBack,
+      blocks: pageCounts(counts),
+      endedBy: record.endedBy,
     }
   }
 

@@ -13,9 +13,13 @@
  * - one that QEMU has closed while it waited belongs to no main that came in after that
  * - one that is silent may be the preempt channel of a migration that announced postcopy
  * - whatever begins otherwise, or never goes on, is refused: a destination QEMU that waits exits over it
+ *
+ * Gates of disks are others: whatever comes in there is a connection of NBD, whose server speaks first, so it is opened
+ * at once. Those that are open at one gate at a time are one *disk transfer*, which stands where a migration stands.
  */
 import type { ChannelKind } from '../qemu/channel-kind.ts'
-import { type Admission, admission, GATHERING_MS } from './channel-places.ts'
+import type { KIND_DISK } from '../wan/wire.ts'
+import { type Admission, admission, GATHERING_MS, type Gathering } from './channel-places.ts'
 
 /** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (qemu-wire-format 1.3). */
 export const PREEMPT_SILENT_MS = 200
@@ -36,6 +40,11 @@ export const NOTHING_SAID_MS = 5000
 export const MAIN_AWAITED_MS = 60_000
 /** A main that waits for room is refused after this. Room is there within seconds, unless others begin and end all the time. */
 export const ROOM_AWAITED_MS = 60_000
+/**
+ * A disk's client waits for the server's greeting in the middle of a command, and a QEMU's guest stands still meanwhile:
+ * rather an error.
+ */
+export const GREETING_AWAITED_MS = 10_000
 /** One that QEMU has closed waits no longer: whatever came in before that has said by then what it is, or is refused. */
 export const CLOSED_CHANNEL_MS = NOTHING_SAID_MS
 /** Why it is refused then. */
@@ -43,22 +52,28 @@ const CLOSED_FIRST = 'that QEMU closed before its main came'
 /** A recovery has a main and a preempt channel. */
 const RECOVERY_CHANNELS = 2
 
+/** What a connection is: a channel of QEMU's migration, or a disk's. */
+export type FlowKind = ChannelKind | typeof KIND_DISK
+
 /** A connection of QEMU, perhaps. */
 export interface GateChannel {
   readonly gate: Gate
   /** Where it comes from. */
   readonly host: string
-  /** As its first bytes tell; of one that was silent 'preempt' once it is opened. */
-  kind: ChannelKind
+  /** As its first bytes tell; of one that was silent 'preempt' once it is opened; at a gate of disks known beforehand. */
+  kind: FlowKind
   /** Not a byte has come. */
   readonly isSilent: boolean
   /** QEMU has ended it, or it is torn down. */
   readonly over: boolean
+  /** Not a byte of the other side has come for it. */
+  readonly isUnanswered: boolean
 }
 
-/** All channels of one `migrate`. */
+/** All channels of one `migrate`, or connections of one disk transfer. */
 export interface GateMigration {
-  /** Main, or what came first where that cannot be told. */
+  readonly gate: Gate
+  /** Main, or what came first where that cannot be told. A disk transfer has none. */
   lead: GateChannel | undefined
   /** Channels that have not ended. */
   readonly flows: ReadonlySet<GateChannel>
@@ -73,6 +88,8 @@ export interface GateMigration {
 export class Gate<C extends GateChannel = GateChannel, M extends GateMigration = GateMigration> {
   /** Name of the target at the other side: 'default', 'NAME', with ':PORT' for one port of a range. */
   readonly target: string
+  /** Connections of NBD come in here, and nothing else. */
+  readonly isDisk: boolean
   migration: M | undefined
   /** Migrations that begin here once there is room for their channels, in their order. */
   readonly turns: Turn<C>[] = []
@@ -81,8 +98,9 @@ export class Gate<C extends GateChannel = GateChannel, M extends GateMigration =
   /** Channels whose kind is not known: silent, or begun. */
   readonly silent = new Set<C>()
 
-  constructor(target: string) {
+  constructor(target: string, isDisk = false) {
     this.target = target
+    this.isDisk = isDisk
   }
 
   /** That of the last main which waits for room. */
@@ -107,6 +125,8 @@ export interface GateOrders<C extends GateChannel, M extends GateMigration> {
   open(channel: C, migration: M): void
   /** No destination QEMU is to hear of it: break it, and say why. */
   refuse(channel: C, reason: string, hint?: string): void
+  /** A disk's server has not said a word: whoever waits for it stands still. */
+  unanswered(channel: C, reason: string): void
 }
 
 /** How many channels there may be. */
@@ -114,11 +134,13 @@ export interface GatePlaces {
   readonly all: number
   /** Of one migration, at most. */
   readonly aMigration: number
+  /** Connections of disks, which are no channels. */
+  readonly disks: number
 }
 
 interface Due<C> {
   readonly atMs: number
-  readonly what: 'silence' | 'main' | 'closed' | 'late' | 'preempt' | 'room' | 'crowded'
+  readonly what: 'silence' | 'main' | 'closed' | 'late' | 'preempt' | 'room' | 'crowded' | 'greeting'
   readonly channel: C
 }
 
@@ -150,6 +172,28 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     gate.silent.add(channel)
     this.later('silence', channel, nowMs + NOTHING_SAID_MS)
     if (isOpen(gate.migration) && gate.migration.postcopyAdvised) this.dialSilent(gate, nowMs + PREEMPT_LATE_MS)
+  }
+
+  /** A connection came in at a gate of disks. */
+  disk(channel: C, nowMs: number): void {
+    const gate: Gate<C, M> = channel.gate
+    const { disks } = this.places
+    let open = 0
+    for (const { gate: at, flows } of this.migrations) if (at.isDisk) open += flows.size
+    if (open >= disks) {
+      this.orders.refuse(channel, `${open} connections of disks are open`)
+      return
+    }
+    let { migration } = gate
+    // of another session, or on its way there: what comes now is no part of it
+    if (!isOpen(migration) || migration.moved || !this.migrations.has(migration)) {
+      migration = this.orders.begin(channel)
+      gate.migration = migration
+      this.migrations.add(migration)
+    }
+    this.orders.open(channel, migration)
+    if (migration.flows.size === 0) this.ended(migration)
+    else this.later('greeting', channel, nowMs + GREETING_AWAITED_MS)
   }
 
   /** Its first bytes tell what it is: `channel.kind`. */
@@ -201,8 +245,8 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   /** A migration's last channel has ended. */
   ended(migration: M): void {
     this.migrations.delete(migration)
-    const gate = migration.lead?.gate
-    if (gate?.migration === migration) gate.migration = undefined
+    const { gate } = migration
+    if (gate.migration === migration) gate.migration = undefined
   }
 
   /** The session has ended: it orders nothing more. */
@@ -226,6 +270,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
       else if (what === 'late') this.late(channel)
       else if (what === 'preempt') this.preempt(channel, nowMs)
       else if (what === 'room') this.room(channel, nowMs)
+      else if (what === 'greeting') this.greeting(channel)
       else this.crowded(channel)
     }
   }
@@ -272,7 +317,10 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
 
   private admission({ kind }: C, nowMs: number): Admission {
     const { all, aMigration } = this.places
-    const running = Array.from(this.migrations, ({ flows, lastMs }) => ({ channels: flows.size, lastMs }))
+    const running: Gathering[] = []
+    for (const { gate, flows, lastMs } of this.migrations) {
+      if (!gate.isDisk) running.push({ channels: flows.size, lastMs }) // disks have places of their own
+    }
     return admission(all, running, kind === 'recovery' ? RECOVERY_CHANNELS : aMigration, aMigration, nowMs)
   }
 
@@ -349,9 +397,14 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
       this.orders.refuse(
         channel,
         `nothing came for ${seconds} s: not a migration, whose source speaks first`,
-        'disks (NBD) must go past the pair: virsh migrate --disks-uri',
+        'a disk (NBD) goes to a listener of its own: --disks',
       )
     }
+  }
+
+  private greeting(channel: C): void {
+    if (channel.over || !channel.isUnanswered) return
+    this.orders.unanswered(channel, `the disk's server said nothing for ${GREETING_AWAITED_MS / 1000} s`)
   }
 
   private mainless(channel: C, reason: string): void {
@@ -377,7 +430,7 @@ export function isOpen<M extends GateMigration>(migration: M | undefined): migra
 }
 
 /** Why a connection cannot be QEMU's, '' where it can. @param main what the one that it would belong to is, if any */
-function strange(kind: ChannelKind, main: ChannelKind | undefined): string {
+function strange(kind: FlowKind, main: FlowKind | undefined): string {
   if (kind === 'unknown') return 'it does not begin as a channel of QEMU does: a probe, or another protocol'
   if (kind === 'main' || kind === 'recovery' || main === undefined) return ''
   const encrypted = main === 'tls'

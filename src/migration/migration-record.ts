@@ -1,7 +1,7 @@
 /** What one side learns of a migration while it passes: who it is, and how it ends. */
-import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { ReturnPathParser } from '../qemu/return-path.ts'
 import { type ChannelHead, ChannelTail, type GuestName } from './channel-ends.ts'
+import type { FlowKind } from './gates.ts'
 import { type Cause, judge, type Verdict } from './outcome.ts'
 
 /** PINGs within PACKAGED and behind it: who answers them has begun with postcopy. Source: qemu-wire-format 2.3. */
@@ -30,7 +30,7 @@ export class MigrationRecord {
   }
 
   /** Its main channel is there, or what stands for it. */
-  leads(kind: ChannelKind): void {
+  leads(kind: FlowKind): void {
     this.readable = kind === 'main' || kind === 'recovery'
     if (kind === 'recovery') this.postcopy = true
   }
@@ -79,6 +79,11 @@ export class MigrationRecord {
   ended(cause: Cause): void {
     this.cause ??= cause
     if (cause.how === 'broke') this.broke ??= cause
+  }
+
+  /** Somebody broke it off, or a connection of it. */
+  get isBroken(): boolean {
+    return this.broke !== undefined
   }
 
   get endedBy(): string {

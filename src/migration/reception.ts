@@ -8,7 +8,7 @@ import { Waiting, type WaitingConnection } from './waiting.ts'
 
 export interface ReceivedConnection extends WaitingConnection {
   readonly socket: { readonly bornMs: number; readonly isClosed: boolean }
-  readonly gate: { readonly migration: GateMigration | undefined }
+  readonly gate: { readonly migration: GateMigration | undefined; readonly isDisk: boolean }
 }
 
 /** The session that there is. */

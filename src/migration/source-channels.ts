@@ -4,18 +4,17 @@
  * that has the flows. Pure: the time is asked for, orders go out, and `tick` is due at `nextTickMs`.
  */
 import { isProxyError, ProxyError } from '../errors.ts'
-import { CHANNELS_A_MIGRATION, FLOWS_MAX } from '../limits.ts'
+import { CHANNELS_A_MIGRATION, DISK_CONNECTIONS_MAX, FLOWS_MAX } from '../limits.ts'
 import type { Log } from '../log.ts'
-import type { ChannelKind } from '../qemu/channel-kind.ts'
 import type { StreamPhase } from '../qemu/stream-sink.ts'
 import type { FlowInfo } from '../wan/bodies.ts'
 import { CODE } from '../wan/wire.ts'
 import type { Departure, DepartureChannel } from './departure.ts'
 import { Departures, type DeparturesChannel, type DeparturesOptions } from './departures.ts'
 import type { Forecast } from './forecast.ts'
-import { type GateOrders, Gates } from './gates.ts'
+import { type FlowKind, type GateOrders, Gates } from './gates.ts'
 import type { MigrationProgress } from './progress.ts'
-import type { DepartureStatus, NamedMigration } from './summary.ts'
+import type { DepartureStatus, DiskDepartureStatus, NamedMigration } from './summary.ts'
 
 /** Time that bytes may wait in the link while a guest waits for pages: postcopy. */
 const URGENT_QUEUE_MS = 5
@@ -42,6 +41,13 @@ export interface SourceChannelEvents {
     readonly position?: number | undefined
     readonly reason: string
   }
+  'disk transfer starts': {
+    readonly transfer: number
+    readonly id: string
+    readonly target: string
+    readonly peer?: string | undefined
+  }
+  'disk export': { readonly transfer: number; readonly id: string; readonly export: string; readonly bytes: number }
   'migration given up': NamedMigration & { readonly reason: string }
   'migration cancelled': NamedMigration
 }
@@ -108,6 +114,8 @@ export interface SourceChannelsOptions<C extends SourceChannel<C, S>, S> {
   readonly log: Log<SourceChannelEvents>
   readonly now: () => number
   readonly departures: DeparturesOptions
+  /** The other side can take disks. */
+  readonly disks: boolean
   /** Level of the next batch's effort. @param urgent whether a guest waits for it */
   readonly effort: (urgent: boolean) => number
   /** Time that bytes may wait in the link while no guest waits for pages. */
@@ -132,7 +140,9 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
   constructor(options: SourceChannelsOptions<C, S>) {
     const parts: SourceChannelsParts<C> = options.parts ?? { Gates, Departures }
     this.options = options
-    this.gates = new parts.Gates(this, { all: FLOWS_MAX, aMigration: CHANNELS_A_MIGRATION })
+    this.gates = new parts.Gates(this, {
+      ...{ all: FLOWS_MAX - DISK_CONNECTIONS_MAX, aMigration: CHANNELS_A_MIGRATION, disks: DISK_CONNECTIONS_MAX },
+    })
     this.departures = new parts.Departures(options.departures, this.gates.migrations, ({ number, record }, reason) =>
       options.log.warn('migration given up', { migration: number, id: record.id, reason }),
     )
@@ -161,7 +171,15 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
   /** Migrations that run, each as it is: plain data. */
   status(): DepartureStatus[] {
     const { now, effort } = this.options
-    return Array.from(this.gates.migrations, migration => migration.status(now(), effort(migration.urgent)))
+    const migrations = [...this.gates.migrations].filter(({ isDisk }) => !isDisk)
+    return migrations.map(migration => migration.status(now(), effort(migration.urgent)))
+  }
+
+  /** Disk transfers that run, likewise. */
+  diskStatus(): DiskDepartureStatus[] {
+    const { now, effort } = this.options
+    const transfers = [...this.gates.migrations].filter(({ isDisk }) => isDisk)
+    return transfers.map(transfer => transfer.diskStatus(now(), effort(false)))
   }
 
   // --- what happens
@@ -174,7 +192,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
   cancel(id: string): NamedMigration | undefined {
     for (const migration of this.gates.migrations) {
       const { number, record, cancelRefusal } = migration
-      if (record.id !== id) continue
+      if (record.id !== id || migration.isDisk) continue
       if (cancelRefusal !== undefined) {
         const hint = 'ask its QEMU: migrate_cancel, or virsh domjobabort'
         throw new ProxyError('CANCEL_REFUSED', `migration ${id}: ${cancelRefusal}`, undefined, hint)
@@ -191,7 +209,24 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
   /** A connection came in, or goes on here from another session. */
   arrived(channel: C): void {
     this.departures.connections.add(channel)
-    this.gates.arrived(channel, this.options.now())
+    if (!channel.gate.isDisk) this.gates.arrived(channel, this.options.now())
+  }
+
+  /** A disk's connection has arrived, and can be read: it waits for its server, which speaks first. */
+  disk(channel: C): void {
+    if (channel.over) return
+    const hint = 'bring the other proxy to this version; memory goes on as it does'
+    if (this.options.disks) this.gates.disk(channel, this.options.now())
+    else this.refuse(channel, 'the other proxy is older, and cannot carry disks', hint)
+    this.options.orders.arm()
+  }
+
+  /** A disk's client and its server have agreed on an export. */
+  exported(transfer: Departure<C>, name: string, bytes: number): void {
+    const told = transfer.exported(name)
+    const { number, record } = transfer
+    if (told !== undefined)
+      this.options.log.info('disk export', { transfer: number, id: record.id, export: told, bytes })
   }
 
   /** Its first bytes tell what it is. */
@@ -260,7 +295,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
   }
 
   /** What cannot be understood of a channel, and why: told once a migration, and not for each of 255 channels. */
-  relayedRaw(migration: Departure<C>, kind: ChannelKind, reason: string, position?: number): void {
+  relayedRaw(migration: Departure<C>, kind: FlowKind, reason: string, position?: number): void {
     migration.relayedRaw(kind)
     if (!migration.saysRaw(kind, reason)) return
     const { number, record } = migration
@@ -350,7 +385,11 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     this.flows.set(number, channel)
     channel.opened(number, migration, slot)
     if (migration.urgent) this.followUrgency() // a recovery that cannot be parsed tells no phase
-    if (migration.lead === channel) {
+    if (migration.isDisk) {
+      if (migration.flows.size === 1) {
+        log.info('disk transfer starts', { transfer: migration.number, id: migration.record.id, target, peer })
+      }
+    } else if (migration.lead === channel) {
       log.info('migration starts', { migration: migration.number, id: migration.record.id, target, kind, peer })
     }
     if (kind === 'tls') {
@@ -365,6 +404,13 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     const more = { ...(began !== undefined && { began }), ...(hint !== undefined && { hint }) }
     this.options.log.warn('connection refused', { target: gate.target, peer, reason, ...more })
     channel.refused()
+  }
+
+  unanswered(channel: C, reason: string): void {
+    const { gate, peer } = channel
+    const hint = 'look at the disk server, at the destination'
+    this.options.log.warn('connection refused', { target: gate.target, peer, reason, hint })
+    channel.giveUp(reason)
   }
 
   /** The other side never heard of this migration. */

@@ -82,3 +82,58 @@ export interface ArrivalSummary extends Ended {
   /** Bytes given to QEMU. */
   readonly bytesOut: number
 }
+
+/** A disk transfer at either side, at any time: what connections of NBD at one listener are, from the first to the last. */
+interface DiskTold {
+  /** Its number in the session, among those of migrations. */
+  readonly transfer: number
+  /** The same at both sites. */
+  readonly id: string
+  readonly target: string
+  readonly seconds: number
+  /** Bytes of its server. */
+  readonly bytesBack: number
+}
+
+/** One that runs, as either side sees it. */
+export interface DiskStatus extends DiskTold {
+  /** That are open. */
+  readonly connections: number
+  /** Bytes of its clients. */
+  readonly bytes: number
+}
+
+/** One that runs, at the source. */
+export interface DiskDepartureStatus extends DiskStatus {
+  /** What its clients asked for, as they named it. */
+  readonly exports: readonly string[]
+  readonly bytesWan: number
+  /** Effort of the next batch. */
+  readonly effort: number
+}
+
+/** One that is over: whether a mirror is complete its QEMU knows, not the pair. `level` is for alerting. */
+interface DiskEnded extends DiskTold {
+  /** `warn` where a connection of it broke. */
+  readonly level: 'info' | 'warn'
+  /** That it had in all. */
+  readonly connections: number
+  /** The first break of a connection, or how all came to their end. */
+  readonly endedBy: string
+}
+
+export interface DiskDepartureSummary extends DiskEnded {
+  readonly exports: readonly string[]
+  /** As of a migration. */
+  readonly bytesIn: number
+  readonly bytesWan: number
+  readonly ratio: number
+  readonly efforts: readonly number[]
+  /** Blocks of 4096 bytes by what was sent of them. */
+  readonly blocks: PageCounts
+}
+
+export interface DiskArrivalSummary extends DiskEnded {
+  /** Bytes given to its server. */
+  readonly bytesOut: number
+}

@@ -42,6 +42,12 @@ export class Traffic {
     this.counted.packedBytes += bytes
   }
 
+  /** A channel has ended. */
+  leaves(stats: BatchStats): void {
+    this.ended.add(stats)
+    this.channelsCounted.delete(stats)
+  }
+
   /** A batch of a channel was encoded. @param stats all that was counted of the channel */
   encoded(stats: BatchStats, rawBytes: number, effort: number): void {
     this.effortBytes[effort]! += rawBytes

@@ -1,9 +1,18 @@
 /**
  * Connections of QEMU that wait for a session, in their order, each for as long as a broken WAN is waited for, counted from
- * when it came: one that goes from session to session waits no longer for that. Pure: times come in.
+ * when it came: one that goes from session to session waits no longer for that. A disk's waits no longer than for its
+ * server's greeting, which is what it waits for. Pure: times come in.
  */
+import { GREETING_AWAITED_MS } from './gates.ts'
+
 export interface WaitingConnection {
   readonly socket: { readonly bornMs: number }
+  readonly gate: { readonly isDisk: boolean }
+}
+
+/** How long a connection that came in here waits for a session. */
+export function waitingMs({ isDisk }: WaitingConnection['gate'], patienceMs: number): number {
+  return isDisk ? Math.min(patienceMs, GREETING_AWAITED_MS) : patienceMs
 }
 
 export class Waiting<C extends WaitingConnection> {
@@ -21,7 +30,7 @@ export class Waiting<C extends WaitingConnection> {
 
   /** When `over` is due; Infinity while none waits. */
   get nextTickMs(): number {
-    return Math.min(...this.connections.map(({ socket }) => socket.bornMs)) + this.patienceMs
+    return Math.min(...this.connections.map(connection => this.overMs(connection)))
   }
 
   add(connection: C): void {
@@ -45,9 +54,13 @@ export class Waiting<C extends WaitingConnection> {
   over(nowMs: number): C[] {
     const over: C[] = []
     this.handOn(
-      ({ socket }) => socket.bornMs + this.patienceMs <= nowMs,
+      connection => this.overMs(connection) <= nowMs,
       connection => over.push(connection),
     )
     return over
+  }
+
+  private overMs({ socket, gate }: C): number {
+    return socket.bornMs + waitingMs(gate, this.patienceMs)
   }
 }

@@ -201,15 +201,16 @@ export function targetAtPort(target: Address, port: number | undefined): Address
  * What a flow's target is here.
  * @param name 'NAME', or 'NAME:PORT' where the source proxy listens on several
  * @param targets what may be dialled, by name
+ * @param option by which the destination proxy is given them
  * @throws ProxyError TARGET_REFUSED where there is none, or it has no such port
  */
-export function targetOf(name: string, targets: ReadonlyMap<string, Address>): Address {
+export function targetOf(name: string, targets: ReadonlyMap<string, Address>, option = '--target'): Address {
   const colon = name.lastIndexOf(':')
   const known = colon < 0 ? name : name.slice(0, colon)
   const target = targets.get(known)
   if (target === undefined) {
-    const what = `no target ${JSON.stringify(name)} here`
-    throw new ProxyError('TARGET_REFUSED', what, undefined, `give the destination proxy --target ${known}=ADDRESS`)
+    const what = `no target ${JSON.stringify(name)}${option === '--target' ? '' : ' for disks'} here`
+    throw new ProxyError('TARGET_REFUSED', what, undefined, `give the destination proxy ${option} ${known}=ADDRESS`)
   }
   return targetAtPort(target, colon < 0 ? undefined : Number(name.slice(colon + 1)))
 }
@@ -247,6 +248,18 @@ export function requireApart(addresses: readonly Address[]): void {
   const twice = addresses.find((at, i) => addresses.slice(0, i).some(before => inTheWay(at, before)))
   if (twice === undefined) return
   throw new ProxyError('ADDRESS', `${formatAddress(twice)} is listened at twice`, undefined, OWN_SOCKET_HINT)
+}
+
+/**
+ * @throws ProxyError ADDRESS where what is dialled for disks may be dialled for migrations: a QEMU that waits for one exits
+ *   over any other connection
+ */
+export function requireOthers(targets: ReadonlyMap<string, Address>, disks: ReadonlyMap<string, Address>): void {
+  for (const disk of disks.values()) {
+    if (![...targets.values()].some(target => inTheWay(target, disk))) continue
+    const hint = 'a QEMU that waits for a migration exits over a connection for its disk: give each a port of its own'
+    throw new ProxyError('ADDRESS', `${formatAddress(disk)} is a target of migrations, too`, undefined, hint)
+  }
 }
 
 /** True for an IP literal that never leaves this host: 127.0.0.0/8, ::1, and the former as IPv6. */

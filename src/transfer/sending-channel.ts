@@ -2,10 +2,12 @@
  * One channel on its way out: where its bytes wait, what finds records in them, and when all that came of it is handed in,
  * so that its flow can end. Sender makes it.
  */
+import { DiskConnection, type DiskFacts } from '../codec/disk-connection.ts'
 import { FlowEncoder, type StreamFacts } from '../codec/flow-encoder.ts'
 import type { PoolRegions } from '../codec/places.ts'
 import type { Effort } from '../compression/effort.ts'
-import type { ChannelKind } from '../qemu/channel-kind.ts'
+import type { FlowKind } from '../migration/gates.ts'
+import { KIND_DISK } from '../wan/wire.ts'
 import type { OutboundChannel } from './batch-job.ts'
 import { ChannelBuffer } from './channel-buffer.ts'
 import { type MigrationMemory, parserFor } from './channel-parser.ts'
@@ -22,7 +24,7 @@ export interface SendingLink {
 }
 
 /** Whose channel it is: hears what its bytes say, and what became of them. */
-export interface SendingOwner extends StreamFacts {
+export interface SendingOwner extends StreamFacts, DiskFacts {
   /** So many bytes of it are in a batch: there may be room for more. */
   encoded(rawBytes: number, effort: Effort): void
   /** A batch of it was handed in. */
@@ -36,7 +38,7 @@ export interface SendingStart {
   /** Of its flow in the session. */
   readonly number: number
   readonly migration: number
-  readonly kind: ChannelKind
+  readonly kind: FlowKind
   /** What the channels of its migration share. */
   readonly memory: MigrationMemory
   /** A guest waits for its pages from the start. */
@@ -56,6 +58,8 @@ export class SendingChannel implements OutboundChannel {
   readonly memory: Uint8Array
   private readonly link: SendingLink
   private readonly pump: Pump
+  /** Where it is a disk's. */
+  private readonly disk: DiskConnection | undefined
 
   constructor(
     start: SendingStart,
@@ -73,7 +77,10 @@ export class SendingChannel implements OutboundChannel {
     this.link = link
     this.pump = pump
     this.encoder = new FlowEncoder(migration, regions, owner)
-    this.encoder.parser = parserFor(kind, this.encoder, start.memory)
+    if (kind === KIND_DISK) {
+      this.disk = new DiskConnection(this.encoder, 'client', owner) // it becomes the parser
+      this.encoder.isLearned = false
+    } else this.encoder.parser = parserFor(kind, this.encoder, start.memory)
     this.buffer = new ChannelBuffer(memory, slot.at, slot.bytes)
     this.pumped = new PumpedChannel(number, this.encoder, slot.bytes)
     this.pumped.urgent = urgent
@@ -94,6 +101,11 @@ export class SendingChannel implements OutboundChannel {
     this.pump.arrives(this.pumped, nowMs)
     this.encoder.push(this.memory, at, count)
     return at
+  }
+
+  /** Bytes of the other side, before they are given to whom they are for. */
+  hears(bytes: Uint8Array): void {
+    this.disk?.listen(bytes, 0, bytes.length)
   }
 
   /** What came before it had a slot. */

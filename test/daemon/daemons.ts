@@ -105,6 +105,14 @@ export interface DaemonsOptions {
   readonly patiencePostcopyMs?: number
   /** Ports where a source QEMU may connect; all lead to the same target. Default 1. */
   readonly gates?: number
+  /** Where a disk's server listens. */
+  readonly disks?: string
+  /** Page count of both rings. Default 256. */
+  readonly ringPages?: number
+  /** Default 3. */
+  readonly effort?: number
+  /** Bytes a second on the WAN. Default: all. */
+  readonly rate?: number
   /** Of both, as where one process has them. */
   readonly memory?: FairShares
   /** Where both tell what happens. */
@@ -125,6 +133,7 @@ export class Daemons implements AsyncDisposable {
   readonly told: readonly string[]
   readonly summaries: (MigrationSummary & { readonly peer: string })[]
   readonly arrivals: (ArrivalSummary & { readonly peer: string })[]
+  readonly disksEnded: readonly Extract<SiteEvent, { event: 'disk transfer ended' }>['fields'][]
   readonly wan: Wan
   private readonly clients: net.Socket[] = []
 
@@ -136,7 +145,9 @@ export class Daemons implements AsyncDisposable {
     told: string[],
     summaries: Daemons['summaries'],
     arrivals: Daemons['arrivals'],
+    disksEnded: Daemons['disksEnded'],
   ) {
+    this.disksEnded = disksEnded
     this.summaries = summaries
     this.arrivals = arrivals
     this.target = target
@@ -157,6 +168,10 @@ export class Daemons implements AsyncDisposable {
       memory,
       events = new Events(),
       credentials,
+      disks,
+      ringPages = RING_PAGES,
+      effort = 3, // zstd: batches are expanded a while after they came
+      rate = Number.POSITIVE_INFINITY,
       ...times
     } = options
     const poolsOf = (setsBytesMax: number | undefined) =>
@@ -167,8 +182,10 @@ export class Daemons implements AsyncDisposable {
     const told: string[] = []
     const summaries: Daemons['summaries'] = []
     const arrivals: Daemons['arrivals'] = []
+    const disksEnded: Extract<SiteEvent, { event: 'disk transfer ended' }>['fields'][] = []
     events.subscribe(({ level, event, fields }) => {
       told.push(event)
+      if (event === 'disk transfer ended') disksEnded.push(fields)
       if (event !== 'migration ended') return
       if ('bytesWan' in fields) summaries.push({ ...fields, level })
       else arrivals.push({ ...fields, level })
@@ -178,10 +195,11 @@ export class Daemons implements AsyncDisposable {
     const destination = new DestinationDaemon({
       listen: [{ host: '127.0.0.1', port: 0 }],
       targets: new Map(names.map(name => [name, parseAddress(`tcp:127.0.0.1:${target.port}`)])),
+      ...(disks !== undefined && { disks: new Map([['default', parseAddress(disks)]]) }),
       credentials: credentials?.destination,
       store: farStore,
       ...poolsOf(farSetBytes),
-      ringPagesMax: RING_PAGES,
+      ringPagesMax: ringPages,
       placesMax: PLACES,
       queueTargetMs: 50,
       ...patience,
@@ -194,24 +212,25 @@ export class Daemons implements AsyncDisposable {
     await once(wan.server, 'listening')
     const source = new SourceDaemon({
       listen: names.map(name => ({ name, address: parseAddress('tcp:127.0.0.1:0') })),
+      disks: disks === undefined ? [] : [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
       beyondLoopback: false,
       peer: { host: '127.0.0.1', port: (wan.server.address() as net.AddressInfo).port },
       credentials: credentials?.source,
       store,
       ...poolsOf(setBytes),
       ...(pools && { pools }),
-      ringPages: RING_PAGES,
+      ringPages,
       places: PLACES,
-      effort: 3, // zstd: batches are expanded a while after they came
+      effort,
       connections: 1,
-      rate: Number.POSITIVE_INFINITY,
+      rate,
       queueTargetMs: 50,
       ...patience,
       memory,
       events,
     })
     await source.start()
-    return new Daemons(target, destination, wan, source, told, summaries, arrivals)
+    return new Daemons(target, destination, wan, source, told, summaries, arrivals, disksEnded)
   }
 
   async dial(gate = 0): Promise<net.Socket> {
@@ -222,6 +241,12 @@ export class Daemons implements AsyncDisposable {
     socket.on('error', () => {})
     await once(socket, 'connect')
     return socket
+  }
+
+  /** Where a disk's client connects. */
+  get diskPort(): number {
+    const [address] = this.source.diskAddresses
+    return address?.kind === 'tcp' ? address.port : 0
   }
 
   /** How often either of them told it. */

@@ -16,7 +16,7 @@ class Channel {
 
   constructor(arrivals: Arrivals<Channel>, number: number, nowMs: number) {
     this.arrivals = arrivals
-    this.migration = arrivals.get(number) ?? arrivals.begin(number, 'default', nowMs)
+    this.migration = arrivals.get(number) ?? arrivals.begin(number, 'default', false, nowMs)
     this.migration.flows.add(this)
   }
 

@@ -17,6 +17,7 @@ class Channel implements DepartureChannel {
   readonly gate: Gate<Channel, Departure<Channel>>
   readonly host = 'host'
   readonly isSilent = false
+  readonly isUnanswered = false
   readonly stats = new BatchStats()
   kind: ChannelKind
   over = false

@@ -19,6 +19,7 @@ class Channel implements DeparturesChannel<Channel> {
   readonly gate: TestGate
   readonly host = 'host'
   readonly isSilent = false
+  readonly isUnanswered = false
   readonly stats = undefined
   readonly place = undefined
   readonly memory = MEMORY

@@ -31,6 +31,7 @@ class Channel implements GateChannel {
   readonly guest: Guest | undefined
   kind: ChannelKind = 'unknown'
   isSilent = true
+  isUnanswered = true
   over = false
   run: Run | undefined
   refused = ''
@@ -43,11 +44,16 @@ class Channel implements GateChannel {
 }
 
 class Run implements GateMigration {
+  readonly gate: TestGate
   lead: Channel | undefined
   readonly flows = new Set<Channel>()
   lastMs = 0
   postcopyAdvised = false
   moved = false
+
+  constructor(gate: TestGate) {
+    this.gate = gate
+  }
 }
 
 interface Guest {
@@ -63,11 +69,11 @@ class World implements GateOrders<Channel, Run> {
   opens = true
 
   constructor(make: typeof Gates<Channel, Run> = Gates, places = { all: 1280, aMigration: 258 }) {
-    this.gates = new make(this, places)
+    this.gates = new make(this, { ...places, disks: 2 })
   }
 
-  begin(): Run {
-    return new Run()
+  begin(channel: Channel): Run {
+    return new Run(channel.gate)
   }
 
   open(channel: Channel, run: Run): void {
@@ -84,6 +90,10 @@ class World implements GateOrders<Channel, Run> {
   refuse(channel: Channel, reason: string): void {
     channel.refused = reason
     this.refused.push(channel)
+  }
+
+  unanswered(channel: Channel, reason: string): void {
+    this.refuse(channel, reason)
   }
 
   arrive(gate: TestGate, host = 'here', guest?: Guest): Channel {

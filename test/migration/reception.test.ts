@@ -1,7 +1,7 @@
 /** Where a connection goes that comes to a source proxy: by session, WAN, DRAIN, stop, and what runs at its gate. */
 import t from 'tap'
 import { CONNECTIONS_HELD_MAX } from '../../src/limits.ts'
-import type { GateChannel, GateMigration } from '../../src/migration/gates.ts'
+import { Gate, type GateChannel, type GateMigration } from '../../src/migration/gates.ts'
 import { type Answer, type ReceivedConnection, Reception, type SessionNow } from '../../src/migration/reception.ts'
 
 const PATIENCE_MS = 100
@@ -31,9 +31,9 @@ class World {
 function connection(runs: boolean, more: Partial<ReceivedConnection['socket']> = {}): ReceivedConnection {
   const flow = { over: false } as GateChannel
   const migration: GateMigration | undefined = runs
-    ? { lead: flow, flows: new Set([flow]), lastMs: 0, postcopyAdvised: false, moved: false }
+    ? { gate: new Gate(''), lead: flow, flows: new Set([flow]), lastMs: 0, postcopyAdvised: false, moved: false }
     : undefined
-  return { socket: { bornMs: 0, isClosed: false, ...more }, gate: { migration } }
+  return { socket: { bornMs: 0, isClosed: false, ...more }, gate: { migration, isDisk: false } }
 }
 
 /** By session, then drained and stopping: what a new migration is told, and a channel of one that runs. */

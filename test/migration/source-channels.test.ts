@@ -36,6 +36,7 @@ class Channel implements SourceChannel<Channel, number> {
   readonly told: string[] = []
   kind: ChannelKind = 'unknown'
   isSilent = true
+  isUnanswered = true
   over = false
   number = 0
   slot: number | undefined
@@ -127,6 +128,7 @@ class World implements SourceLink, SourceOrders<Channel> {
       },
       effort: urgent => (urgent ? 1 : 3),
       queueTargetMs: QUEUE_MS,
+      disks: true,
     })
   }
 

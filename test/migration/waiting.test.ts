@@ -2,7 +2,7 @@
 import t from 'tap'
 import { Waiting } from '../../src/migration/waiting.ts'
 
-const connection = (name: string, bornMs: number) => ({ name, socket: { bornMs } })
+const connection = (name: string, bornMs: number, isDisk = false) => ({ name, socket: { bornMs }, gate: { isDisk } })
 const names = (connections: readonly { name: string }[]): string => connections.map(({ name }) => name).join(' ')
 
 t.test('each waits from when it came, wherever it has been since', t => {
@@ -15,6 +15,21 @@ t.test('each waits from when it came, wherever it has been since', t => {
   t.equal(names(waiting.over(125)), 'back back too')
   t.equal(waiting.nextTickMs, 150)
   t.equal(waiting.all.length, 1)
+  t.end()
+})
+
+t.test('a disk waits as long as for its server, whose greeting it waits for', t => {
+  const waiting = new Waiting<ReturnType<typeof connection>>(100_000)
+  waiting.add(connection('memory', 0))
+  waiting.add(connection('disk', 5, true))
+  t.equal(waiting.nextTickMs, 10_005)
+  t.equal(names(waiting.over(10_005)), 'disk')
+  t.equal(waiting.nextTickMs, 100_000)
+  waiting.add(connection('later disk', 95_000, true))
+  t.equal(new Waiting<ReturnType<typeof connection>>(100).nextTickMs, Number.POSITIVE_INFINITY)
+  const impatient = new Waiting<ReturnType<typeof connection>>(100)
+  impatient.add(connection('disk', 0, true))
+  t.equal(impatient.nextTickMs, 100, 'nor longer than anybody waits')
   t.end()
 })
 

@@ -190,6 +190,8 @@ export class SourceSite {
           log: { ...log, warn: (...told) => this.hears(told) },
           now: () => time.nowMs,
           nextMigration: () => ++this.migrations,
+          disks: false,
+          onDiskSummary: () => {},
           onSummary: summary => {
             world.told('source', summary)
             this.reception.closeIfIdle()
@@ -349,6 +351,8 @@ export class DestinationSite implements WanServer {
       now: () => time.nowMs,
       onFailure: error => link.abort(error),
       onMigrationEnd: summary => world.told('destination', summary),
+      disks: undefined,
+      onDiskEnd: () => {},
       parts: {
         unpacker: (_options: DestinationSessionOptions) => {
           unpacker = new parts.Unpacker(time, random, world.fail)
