@@ -88,8 +88,8 @@ async function missing(configuration: Configuration, { lineOf }: ReadConfigurati
     look,
   )
   await look('pool-memory', () => void memoryOf(configuration))
-  for (const { listen } of peers) {
-    for (const { address, group } of listen) {
+  for (const { listen, disks } of peers) {
+    for (const { address, group } of [...listen, ...disks]) {
       await look('listeners', () => groupOf(group))
       await look('listeners', () => checkListen(address))
     }
@@ -122,6 +122,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     const daemon = new SourceDaemon({
       ...proxySettings(configuration, peer, 'client', events, memory),
       listen: peer.listen.map(entry => ({ ...entry, group: groupOf(entry.group) })),
+      disks: peer.disks.map(entry => ({ ...entry, group: groupOf(entry.group) })),
       beyondLoopback: false,
       peer,
       name: peer.name,
@@ -133,7 +134,8 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     })
     proxies.push(daemon)
     sources.set(peer.name, daemon)
-    where.push(`${peer.listen.map(({ address }) => formatAddress(address)).join(' ')} to ${peer.name}`)
+    const at = [...peer.listen, ...peer.disks].map(({ address }) => formatAddress(address))
+    where.push(`${at.join(' ')} to ${peer.name}`)
   }
   if (configuration.wanListen.length > 0) {
     const settings = proxySettings(configuration, configuration, 'server', events, memory)
@@ -143,6 +145,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
         listenAt(formatAddress(at), configuration.tlsCreds === undefined, false, fds),
       ),
       targets: configuration.targets,
+      disks: configuration.disks,
       ringPagesMax: settings.ringPages,
       placesMax: settings.places,
       sessionsMax: configuration.sessionsMax,
@@ -184,7 +187,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
       throw wrong(config, mistakes.length)
     }
     for (const { name, rate } of next.peers) sources.get(name)?.setRate(rate)
-    destination?.setTargets(next.targets)
+    destination?.setTargets(next.targets, next.disks)
     events.info('settings read again', { counting: 'rate of peers, targets' })
     const settings = needRestart(configuration, next)
     if (settings.length > 0) events.warn('a restart is needed for changed settings', { settings: settings.join(', ') })

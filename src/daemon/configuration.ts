@@ -15,6 +15,7 @@ import {
   inTheWay,
   isLoopback,
   isRange,
+  OTHER_TARGET_HINT,
   OWN_SOCKET_HINT,
   parseAddress,
   parsePeer,
@@ -40,13 +41,17 @@ export interface PeerConfiguration {
   readonly rate: number
   readonly peerName: string | undefined
   readonly tlsServerName: string | undefined
-  readonly listen: readonly {
-    readonly name: string
-    readonly address: Address
-    readonly mode: number | undefined
-    /** Name or number. */
-    readonly group: string | undefined
-  }[]
+  readonly listen: readonly ListenerConfiguration[]
+  /** The same for disks. */
+  readonly disks: readonly ListenerConfiguration[]
+}
+
+interface ListenerConfiguration {
+  readonly name: string
+  readonly address: Address
+  readonly mode: number | undefined
+  /** Name or number. */
+  readonly group: string | undefined
 }
 
 export interface Configuration extends CommonSettings {
@@ -56,6 +61,8 @@ export interface Configuration extends CommonSettings {
   readonly peerName: string | undefined
   readonly sessionsMax: number
   readonly targets: ReadonlyMap<string, Address>
+  /** The same for disks. */
+  readonly disks: ReadonlyMap<string, Address>
 }
 
 const NAME = z.string().regex(/^[A-Za-z0-9_.-]{1,64}$/, 'a name has letters, digits, "_", "-" and ".", 64 at most')
@@ -123,6 +130,7 @@ const SCHEMA = (() => {
           at: address,
           peer: NAME,
           target: NAME.default('default'),
+          disks: z.boolean().default(false),
           mode: text(fileMode).optional(),
           group: z.coerce.string().optional(),
         }),
@@ -136,6 +144,7 @@ const SCHEMA = (() => {
       })
       .optional(),
     targets: z.record(NAME, address).default({}),
+    disks: z.record(NAME, address).default({}),
   })
 })()
 
@@ -242,7 +251,7 @@ export function readConfiguration(content: string): ReadConfiguration {
         `${where} can be reached from other hosts`,
         'nothing authenticates QEMU: use a loopback address or a Unix socket',
       )
-    for (const [name, target] of Object.entries(file.targets)) {
+    for (const [name, target] of [...Object.entries(file.targets), ...Object.entries(file.disks)]) {
       if (overlap(at, target.at))
         mistake(
           ['listeners', i, 'at'],
@@ -261,8 +270,14 @@ export function readConfiguration(content: string): ReadConfiguration {
   }
   if (file.wan && Object.keys(file.targets).length === 0)
     mistake(['wan'], 'wan without targets', 'name the destination QEMUs under targets')
-  if (!file.wan && Object.keys(file.targets).length > 0)
-    mistake(['targets'], 'targets without wan', 'say under wan where source proxies connect')
+  for (const key of ['targets', 'disks'] as const) {
+    if (!file.wan && Object.keys(file[key]).length > 0)
+      mistake([key], `${key} without wan`, 'say under wan where source proxies connect')
+  }
+  for (const [name, { at, text }] of Object.entries(file.disks)) {
+    if (Object.values(file.targets).some(target => inTheWay(at, target.at)))
+      mistake(['disks', name], `${text} is a target of migrations, too`, OTHER_TARGET_HINT)
+  }
   const wanListen = (file.wan?.listen ?? []).map(({ at }) => at)
   for (const [i, at] of wanListen.entries()) {
     if (at.kind === 'unix' || isRange(at))
@@ -284,6 +299,10 @@ export function readConfiguration(content: string): ReadConfiguration {
   }
   if (mistakes.length > 0) return { mistakes: mistakes.sort((a, b) => a.line - b.line), lineOf }
 
+  const listenersOf = (name: string, isDisk: boolean): ListenerConfiguration[] =>
+    file.listeners
+      .filter(({ peer, disks }) => peer === name && disks === isDisk)
+      .map(({ target, at, mode, group }) => ({ name: target, address: at.at, mode, group }))
   const peers = Object.entries(file.peers).map(([name, peer]) => {
     return {
       name,
@@ -292,14 +311,8 @@ export function readConfiguration(content: string): ReadConfiguration {
       rate: peer.rate,
       peerName: peer['peer-name'],
       tlsServerName: peer['tls-server-name'],
-      listen: file.listeners
-        .filter(listener => listener.peer === name)
-        .map(listener => ({
-          name: listener.target,
-          address: listener.at.at,
-          mode: listener.mode,
-          group: listener.group,
-        })),
+      listen: listenersOf(name, false),
+      disks: listenersOf(name, true),
     }
   })
   return {
@@ -338,6 +351,7 @@ export function readConfiguration(content: string): ReadConfiguration {
       peerName: file.wan?.['peer-name'],
       sessionsMax: file.wan?.['sessions-max'] ?? SESSIONS_MAX,
       targets: new Map(Object.entries(file.targets).map(([name, { at }]) => [name, at])),
+      disks: new Map(Object.entries(file.disks).map(([name, { at }]) => [name, at])),
     },
   }
 }
@@ -362,6 +376,7 @@ export function needRestart(before: Configuration, after: Configuration): string
   const settings = ({
     peers,
     targets,
+    disks,
     wanListen,
     peerName,
     sessionsMax,

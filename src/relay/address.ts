@@ -250,6 +250,10 @@ export function requireApart(addresses: readonly Address[]): void {
   throw new ProxyError('ADDRESS', `${formatAddress(twice)} is listened at twice`, undefined, OWN_SOCKET_HINT)
 }
 
+/** What to do where a target of disks is one of migrations. */
+export const OTHER_TARGET_HINT =
+  'a QEMU that waits for a migration exits over a connection for its disk: give each a port of its own'
+
 /**
  * @throws ProxyError ADDRESS where what is dialled for disks may be dialled for migrations: a QEMU that waits for one exits
  *   over any other connection
@@ -257,8 +261,12 @@ export function requireApart(addresses: readonly Address[]): void {
 export function requireOthers(targets: ReadonlyMap<string, Address>, disks: ReadonlyMap<string, Address>): void {
   for (const disk of disks.values()) {
     if (![...targets.values()].some(target => inTheWay(target, disk))) continue
-    const hint = 'a QEMU that waits for a migration exits over a connection for its disk: give each a port of its own'
-    throw new ProxyError('ADDRESS', `${formatAddress(disk)} is a target of migrations, too`, undefined, hint)
+    throw new ProxyError(
+      'ADDRESS',
+      `${formatAddress(disk)} is a target of migrations, too`,
+      undefined,
+      OTHER_TARGET_HINT,
+    )
   }
 }
 
