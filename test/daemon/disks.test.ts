@@ -1,41 +1,399 @@
 /** Disks through both daemons over loopback, with servers and clients that nobody here wrote. */
 import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { readFileSync, writeFileSync } from 'node:fs'
+import net from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
+import { syntheticStream } from '../../scripts/harness/qemu/stream-emitter.ts'
+import { Random } from '../../scripts/harness/random.ts'
+import { Events, type SiteEvent } from '../../src/daemon/events.ts'
+import { DISK_CONNECTIONS_MAX } from '../../src/limits.ts'
+import { FEATURE, FEATURES } from '../../src/wan/wire.ts'
 import { until } from '../helpers/until.ts'
-import { Daemons } from './daemons.ts'
-import { NBD_SKIP, Nbdkit, nbdcopy, nbdsh } from './nbd.ts'
+import type { Step } from '../nbd-wire/harness.ts'
+import { recordings } from '../nbd-wire/recordings.ts'
+import { closed, Daemons, type DaemonsOptions, MAIN, Target } from './daemons.ts'
+import { NBD_SKIP, Nbdkit, nbdcopy, nbdsh, QEMU_IMG_SKIP, qemuImg } from './nbd.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
 const MIB = 1 << 20
-const RING_PAGES = 8192
+const PAGE = 4096
 
-/** A disk as guests have them: text, noise, repetitions and holes, and an end that is no whole block. */
+/** A disk as guests have them: noise, text, and holes; its end is no whole block. */
 function image(bytes: number): Buffer {
   const disk = Buffer.alloc(bytes)
-  const noise = randomBytes(MIB)
   for (let at = 0; at < bytes; at += MIB) {
+    const end = Math.min(bytes, at + MIB)
     const part = (at / MIB) % 4
-    if (part === 0) noise.copy(disk, at, 0, Math.min(MIB, bytes - at))
-    else if (part === 1) disk.fill(`line ${at} of a file that compresses well\n`, at, Math.min(bytes, at + MIB))
-    else if (part === 2) randomBytes(Math.min(MIB / 2, bytes - at)).copy(disk, at + 512)
+    if (part === 0) randomBytes(end - at).copy(disk, at)
+    else if (part === 1) disk.fill(`line ${at} of a file that compresses well\n`, at, end)
+    else if (part === 2) randomBytes(Math.min(MIB / 2, end - at)).copy(disk, at)
   }
   return disk
 }
 
 const digest = (bytes: Buffer): string => createHash('sha256').update(bytes).digest('hex')
 
-t.test('a disk is pushed by nbdcopy, block for block, over several connections', { skip: NBD_SKIP }, async t => {
+/** A pair, and all that it tells. */
+class Disks implements AsyncDisposable {
+  readonly daemons: Daemons
+  readonly told: SiteEvent[]
+
+  private constructor(daemons: Daemons, told: SiteEvent[]) {
+    this.daemons = daemons
+    this.told = told
+  }
+
+  static async start(at: string, options: DaemonsOptions = {}): Promise<Disks> {
+    const events = new Events()
+    const told: SiteEvent[] = []
+    events.subscribe(event => told.push(event))
+    return new Disks(await Daemons.start({ disks: at, ringPages: 8192, effort: 1, events, ...options }), told)
+  }
+
+  get uri(): string {
+    return `nbd://127.0.0.1:${this.daemons.diskPort}`
+  }
+
+  of<E extends SiteEvent['event']>(event: E): Extract<SiteEvent, { event: E }>['fields'][] {
+    return this.told.filter(one => one.event === event).map(({ fields }) => fields as never)
+  }
+
+  /** A client that reads nothing yet. */
+  connect(): net.Socket {
+    const socket = net.connect({ port: this.daemons.diskPort, host: '127.0.0.1', allowHalfOpen: true })
+    socket.on('error', () => {})
+    return socket
+  }
+
+  async dial(): Promise<net.Socket> {
+    const socket = this.connect()
+    await once(socket, 'connect')
+    return socket
+  }
+
+  /** What both sides tell of a transfer that has ended: source, destination. */
+  async ended() {
+    return await until('both summaries', () => {
+      const ended = this.of('disk transfer ended')
+      const near = ended.find(fields => 'bytesWan' in fields)
+      const far = ended.find(fields => 'bytesOut' in fields)
+      return near && far && 'bytesWan' in near && 'bytesOut' in far && { near, far }
+    })
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.daemons[Symbol.asyncDispose]()
+  }
+}
+
+/** A disk's server by hand, at a port. */
+async function server(): Promise<Target> {
+  const target = new Target()
+  target.server.listen(0, '127.0.0.1')
+  await once(target.server, 'listening')
+  return target
+}
+
+t.test('nbdcopy pushes a disk and pulls it back', { skip: NBD_SKIP }, async t => {
   const folder = t.testdir()
-  const disk = image(24 * MIB + 1536)
-  writeFileSync(join(folder, 'near'), disk)
-  writeFileSync(join(folder, 'far'), Buffer.alloc(disk.length))
-  await using server = await Nbdkit.start('file', join(folder, 'far'))
-  await using daemons = await Daemons.start({ disks: `unix:${server.socket}`, ringPages: RING_PAGES })
-  await nbdcopy(join(folder, 'near'), `nbd://127.0.0.1:${daemons.diskPort}`, '--flush')
-  t.equal(digest(readFileSync(join(folder, 'far'))), digest(disk))
-  await until('both summaries', () => daemons.disksEnded.length === 2)
-  console.log(daemons.disksEnded, daemons.told)
+  const disk = image(12 * MIB + 1536)
+  const [near, far, back] = ['near', 'far', 'back'].map(name => join(folder, name)) as [string, string, string]
+  writeFileSync(near, disk)
+  writeFileSync(far, Buffer.alloc(disk.length))
+  await using kit = await Nbdkit.start('file', far)
+  await using pair = await Disks.start(`unix:${kit.socket}`)
+  await nbdcopy(near, pair.uri, '--flush')
+  t.equal(digest(readFileSync(far)), digest(disk))
+  const pushed = await pair.ended()
+  t.match(pushed.near, { target: 'default', exports: [''], endedBy: 'both sides closed', id: pushed.far.id })
+  t.equal(pushed.near.bytesIn, pushed.far.bytesOut)
+  t.equal(pushed.near.bytesBack, pushed.far.bytesBack)
+  t.ok(pushed.near.connections >= 1 && pushed.near.connections === pushed.far.connections)
+  t.ok(pushed.near.bytesWan < 0.7 * pushed.near.bytesIn, `${pushed.near.bytesWan} of ${pushed.near.bytesIn} on the WAN`)
+  t.same(pair.of('relayed raw'), [], 'all of it is understood')
+  t.equal(pair.of('disk export')[0]?.bytes, disk.length)
+
+  pair.told.length = 0
+  await nbdcopy(pair.uri, back)
+  t.equal(digest(readFileSync(back)), digest(disk))
+  const pulled = await pair.ended()
+  t.ok(pulled.near.bytesBack > 6 * MIB, 'what the server says goes back as it is')
+  t.equal(pulled.near.id === pushed.near.id, false)
+})
+
+t.test('writes of any size and place, with all that a client may ask for', { skip: NBD_SKIP }, async t => {
+  await using kit = await Nbdkit.start('memory', '3M')
+  await using pair = await Disks.start(`unix:${kit.socket}`)
+  const printed = await nbdsh(
+    pair.uri,
+    'import random, hashlib',
+    'r = random.Random(7)',
+    'size = h.get_size()',
+    'model = bytearray(size)',
+    'for i in range(150):',
+    '    at = r.randrange(size)',
+    '    n = min(size - at, r.choice([1, 511, 512, 4095, 4096, 4097, 12288, 70000]))',
+    '    what = r.randrange(10)',
+    '    if what < 6:',
+    '        data = r.randbytes(n) if what < 3 else bytes([i % 7]) * n',
+    '        h.pwrite(data, at, nbd.CMD_FLAG_FUA if i % 9 == 0 else 0)',
+    '        model[at:at+n] = data',
+    '    elif what == 6: h.zero(n, at); model[at:at+n] = bytes(n)',
+    '    elif what == 7: h.trim(n, at); model[at:at+n] = h.pread(n, at)',
+    '    elif what == 8: h.flush(); h.cache(n, at)',
+    '    else: assert h.pread(n, at) == model[at:at+n]',
+    'assert h.pread(size, 0) == model',
+    'print(size)',
+  )
+  t.equal(printed.trim(), String(3 * MIB))
+  const { near } = await pair.ended()
+  t.same(pair.of('relayed raw'), [])
+  t.match(near, { endedBy: 'both sides closed', connections: 1 })
+})
+
+t.test('qemu-img converts into the pair and compares through it', { skip: NBD_SKIP || QEMU_IMG_SKIP }, async t => {
+  const folder = t.testdir()
+  const near = join(folder, 'near')
+  writeFileSync(near, image(12 * MIB))
+  await using kit = await Nbdkit.start('memory', String(12 * MIB))
+  await using pair = await Disks.start(`unix:${kit.socket}`)
+  await qemuImg('convert', '-n', '-f', 'raw', '-O', 'raw', near, pair.uri)
+  t.match(await qemuImg('compare', '-f', 'raw', '-F', 'raw', near, kit.uri), /identical/)
+  t.match(await qemuImg('compare', '-f', 'raw', '-F', 'raw', near, pair.uri), /identical/, 'read through the pair')
+  t.same(pair.of('relayed raw'), [])
+})
+
+t.test('a WAN that is cut in the middle, over and over', { skip: NBD_SKIP }, async t => {
+  const folder = t.testdir()
+  const disk = image(12 * MIB)
+  const [near, far] = [join(folder, 'near'), join(folder, 'far')]
+  writeFileSync(near, disk)
+  writeFileSync(far, Buffer.alloc(disk.length))
+  await using kit = await Nbdkit.start('file', far)
+  await using pair = await Disks.start(`unix:${kit.socket}`, { patienceMs: 60_000 })
+  const { wan } = pair.daemons
+  let copied = false
+  const copy = nbdcopy(near, pair.uri, '--flush').finally(() => {
+    copied = true
+  })
+  let cuts = 0
+  for (let at = MIB / 2; cuts < 6; at += MIB / 2) {
+    await until('bytes on the WAN', () => wan.bytes > at || copied)
+    if (copied) break
+    wan.cut()
+    cuts++
+  }
+  await copy
+  t.equal(digest(readFileSync(far)), digest(disk))
+  t.ok(cuts >= 4, `${cuts} cuts`)
+  t.ok(pair.of('WAN connection lost').length >= 1)
+  const { near: told } = await pair.ended()
+  t.match(told, { endedBy: 'both sides closed' }, 'its client saw nothing but pauses')
+})
+
+t.test('memory behind a disk finds its blocks', { skip: NBD_SKIP }, async t => {
+  const folder = t.testdir()
+  const disk = randomBytes(4 * MIB)
+  const near = join(folder, 'near')
+  writeFileSync(near, disk)
+  await using kit = await Nbdkit.start('memory', String(disk.length))
+  // a page cache: blocks of the disk, in another order
+  const pages = Array.from({ length: disk.length / PAGE }, (_, i) => {
+    const block = (i * 37) % (disk.length / PAGE)
+    return { idstr: 'pc.ram', offset: i * PAGE, body: disk.subarray(block * PAGE, block * PAGE + PAGE) }
+  })
+  const stream = syntheticStream([{ idstr: 'pc.ram', lengthBytes: disk.length }], [pages])
+  const wanBytes: number[] = []
+  for (const first of [false, true]) {
+    await using pair = await Disks.start(`unix:${kit.socket}`)
+    const { daemons } = pair
+    if (first) {
+      await nbdcopy(near, pair.uri)
+      await pair.ended()
+    }
+    const qemu = await daemons.dial()
+    qemu.resume()
+    qemu.end(stream)
+    await until('the stream', () => daemons.target.received[0]?.length === stream.length)
+    t.equal(digest(daemons.target.received[0]!), digest(Buffer.from(stream)))
+    daemons.target.sockets[0]!.end()
+    const summary = await until('its summary', () => daemons.summaries[0])
+    wanBytes.push(summary.bytesWan)
+    if (first) t.ok(summary.pages.earlier > 1000, `${summary.pages.earlier} pages stood in the disk`)
+  }
+  const [alone, behind] = wanBytes as [number, number]
+  t.comment(`${stream.length} bytes of memory: ${alone} on the WAN, behind the disk ${behind}`)
+  t.ok(behind < 0.02 * alone)
+})
+
+/** Plays a conversation over two sockets, each party as it heard the other, in pieces. @returns what each got */
+async function play(near: net.Socket, far: net.Socket, steps: readonly Step[], seed: number) {
+  const random = new Random(seed)
+  const heard = { client: [] as Buffer[], server: [] as Buffer[] }
+  const got = { client: 0, server: 0 }
+  const sockets = { client: near, server: far }
+  for (const who of ['client', 'server'] as const) {
+    sockets[who].on('data', (chunk: Buffer) => {
+      heard[who].push(chunk)
+      got[who] += chunk.length
+    })
+  }
+  const said = { client: 0, server: 0 }
+  for (const { from, bytes } of steps) {
+    const other = from === 'client' ? 'server' : 'client'
+    if (got[from] < said[other]) await until(`what the ${other} said`, () => got[from] >= said[other])
+    for (let at = 0; at < bytes.length; ) {
+      const take = Math.min(bytes.length - at, 1 + Math.floor(random.next() * (random.next() < 0.5 ? 40 : 70_000)))
+      sockets[from].write(bytes.subarray(at, at + take))
+      at += take
+      if (random.next() < 0.3) await new Promise(done => setImmediate(done))
+    }
+    said[from] += bytes.length
+  }
+  await until('all of it', () => got.server >= said.client && got.client >= said.server)
+  return { server: Buffer.concat(heard.server), client: Buffer.concat(heard.client) }
+}
+
+const sideOf = (steps: readonly Step[], side: Step['from']): Buffer =>
+  Buffer.concat(steps.filter(({ from }) => from === side).map(({ bytes }) => bytes))
+
+t.test('every conversation that was recorded, in pieces, and the WAN is cut meanwhile', async t => {
+  await using far = await server()
+  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`, { patienceMs: 60_000 })
+  let seed = 1
+  const cutting = setInterval(() => pair.daemons.wan.cut(), 300)
+  t.teardown(() => clearInterval(cutting))
+  for (const { name, connections } of recordings) {
+    const wrong: string[] = []
+    for (const steps of connections) {
+      const number = far.sockets.length
+      const near = await pair.dial()
+      const socket = await until('the server is dialled', () => far.sockets[number])
+      const heard = await play(near, socket, steps, seed++)
+      for (const side of ['client', 'server'] as const) {
+        const other = side === 'client' ? 'server' : 'client'
+        if (!heard[other].equals(sideOf(steps, side))) wrong.push(`what the ${side} said`)
+      }
+      near.end()
+      socket.end()
+      await Promise.all([closed(near), closed(socket)])
+    }
+    t.same(wrong, [], name)
+  }
+  const raw = pair.of('relayed raw').map(({ reason }) => reason)
+  t.ok(
+    raw.some(reason => reason.startsWith('TLS within the connection')),
+    'STARTTLS is said',
+  )
+  t.ok(raw.includes('oldstyle handshake'))
+})
+
+t.test('a client that only waits is greeted; who says nothing that NBD is passes as it is', async t => {
+  await using far = await server()
+  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  far.onConnection = socket => socket.write('SSH-2.0-who is there?')
+  const near = await pair.dial()
+  const [greeting] = await once(near, 'data')
+  t.equal(String(greeting), 'SSH-2.0-who is there?')
+  near.end('nobody')
+  await until('its words', () => String(far.received[0]) === 'nobody')
+  far.sockets[0]!.end()
+  await closed(near)
+  t.equal(pair.of('relayed raw').length, 1, 'said once')
+  t.match(pair.of('relayed raw')[0], { kind: 'disk', reason: 'not an NBD server' })
+})
+
+t.test('a server that is not there, and a target that nobody gave', async t => {
+  await using far = await server()
+  const { port } = far
+  await using pair = await Disks.start(`tcp:127.0.0.1:${port}`)
+  const { daemons } = pair
+  far.server.close()
+  await once(far.server, 'close')
+  await closed(pair.connect().resume())
+  t.match(pair.of('target refused')[0]?.error, /ECONNREFUSED|refused/)
+  daemons.destination.setTargets(new Map())
+  await closed(pair.connect().resume())
+  t.match(pair.of('target refused')[1], {
+    error: 'no target "default" for disks here',
+    hint: /--disks default=ADDRESS/,
+  })
+  const { near } = await pair.ended()
+  t.match(near.endedBy, /broke off/)
+  t.equal(pair.told.find(({ event }) => event === 'disk transfer ended')?.level, 'warn')
+})
+
+t.test('one more connection than there may be is refused, and memory has its place beside them', async t => {
+  await using far = await server()
+  far.onConnection = socket => socket.write('NBDMAGIC')
+  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  const near: net.Socket[] = []
+  while (near.length < DISK_CONNECTIONS_MAX) near.push((await pair.dial()).resume())
+  await until('all are dialled', () => far.sockets.length === DISK_CONNECTIONS_MAX)
+  await closed(pair.connect().resume())
+  t.match(pair.of('connection refused')[0], { reason: `${DISK_CONNECTIONS_MAX} connections of disks are open` })
+  const qemu = await pair.daemons.dial()
+  qemu.write(MAIN)
+  await until('a migration beside them', () => pair.daemons.target.received[0]?.equals(MAIN))
+  for (const socket of near.splice(0, 1)) socket.destroy()
+  await until('one has left', () => pair.daemons.source.status().session?.disks[0]?.connections === near.length)
+  const again = await pair.dial()
+  await once(again, 'data')
+  t.equal(pair.of('disk transfer starts').length, 1, 'all are one transfer')
+  for (const socket of [...near, again]) socket.destroy()
+})
+
+t.test('a peer that is older: disks are refused, memory goes on', async t => {
+  const known = FEATURES as string[]
+  known.splice(known.indexOf(FEATURE.DISKS), 1)
+  t.teardown(() => known.push(FEATURE.DISKS))
+  await using far = await server()
+  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  await closed(pair.connect().resume())
+  t.match(pair.of('connection refused')[0], { reason: 'the other proxy is older, and cannot carry disks' })
+  t.equal(far.sockets.length, 0)
+  const qemu = await pair.daemons.dial()
+  qemu.write(MAIN)
+  await until('a migration', () => pair.daemons.target.received[0]?.equals(MAIN))
+})
+
+t.test('what a session that is lost means to a disk', async t => {
+  await using far = await server()
+  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  const near = await pair.dial()
+  far.onConnection = socket => socket.write('NBDMAGIC')
+  const early = await pair.dial()
+  await once(early, 'data')
+  near.resume()
+  await pair.daemons.loseSession()
+  await Promise.all([closed(near), closed(early.resume())])
+  t.pass('its client and its server see a broken connection')
+  await Promise.all(far.sockets.map(socket => closed(socket)))
+  const next = await pair.dial()
+  t.equal(String((await once(next, 'data'))[0]), 'NBDMAGIC', 'and the next connection finds the next session')
+  next.destroy()
+})
+
+t.test('a drain waits for disks, and takes further connections of them', async t => {
+  await using far = await server()
+  far.onConnection = socket => socket.write('NBDMAGIC')
+  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  const { source } = pair.daemons
+  const first = await pair.dial()
+  await once(first, 'data')
+  let ended = false
+  void source.ended.then(() => {
+    ended = true
+  })
+  await source.stop()
+  const second = await pair.dial()
+  await once(second, 'data')
+  t.notOk(ended)
+  for (const socket of [first, second]) socket.end()
+  for (const socket of far.sockets) socket.end()
+  await source.ended
+  t.equal(pair.of('disk transfer starts').length, 1)
 })

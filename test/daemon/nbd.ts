@@ -65,7 +65,9 @@ export class Nbdkit implements AsyncDisposable {
 
 /** Runs Python with libnbd's `h`, connected to `uri`. @returns what it prints */
 export async function nbdsh(uri: string, ...lines: string[]): Promise<string> {
-  const { stdout } = await run('nbdsh', ['-u', uri, '-c', lines.join('\n')])
+  // the system's Python has the module, whichever comes first elsewhere
+  const env = { ...process.env, PATH: '/usr/bin:/bin' }
+  const { stdout } = await run('nbdsh', ['-u', uri, '-c', lines.join('\n')], { env })
   return stdout
 }
 

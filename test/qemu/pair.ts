@@ -137,6 +137,8 @@ export interface PairOptions {
   readonly effort?: number | 'auto'
   /** Listening ports of the source proxy, each with its own target: migrations at once. Default 1. */
   readonly gates?: number
+  /** Carries a disk, too: see diskNear and diskFar. */
+  readonly disks?: boolean
   /** QEMU's side goes over Unix sockets. */
   readonly unix?: boolean
   /** What the source proxy connects to in place of the destination proxy. */
@@ -211,6 +213,16 @@ export class Pair implements AsyncDisposable {
     return this.gates[gate]!.target
   }
 
+  /** Unix socket where a mirror's client connects. */
+  get diskNear(): string {
+    return join(this.folder, 'disk-near')
+  }
+
+  /** Unix socket where its server must listen. */
+  get diskFar(): string {
+    return join(this.folder, 'disk-far')
+  }
+
   /** Has the destination proxy dial something else for a gate; only of daemons in this process. */
   retarget(gate: number, address: Address): void {
     this.targets.set(this.gates[gate]!.name, address)
@@ -227,12 +239,14 @@ export class Pair implements AsyncDisposable {
         ...this.gates.flatMap(({ name, source }) => ['--listen', `${name}=${source}`]),
         ...(options.sourceStore === undefined ? [] : ['--store', options.sourceStore]),
         ...(options.sourceArgs ?? []),
+        ...(options.disks ? ['--disks', `unix:${this.diskNear}`] : []),
       ])
       this.proxies.set('source', proxy)
       return
     }
     const daemon = new SourceDaemon({
       listen: this.gates.map(({ name, source }) => ({ name, address: parseAddress(source) })),
+      disks: options.disks ? [{ name: 'default', address: parseAddress(`unix:${this.diskNear}`) }] : [],
       beyondLoopback: false,
       peer: { host, port },
       credentials: this.credentials('client'),
@@ -264,6 +278,7 @@ export class Pair implements AsyncDisposable {
         ...['--listen', `tcp:${this.wanHost}:${this.wanPort}`],
         ...this.gates.flatMap(({ name, target }) => ['--target', `${name}=${target}`]),
         ...(options.destinationStore === undefined ? [] : ['--store', options.destinationStore]),
+        ...(options.disks ? ['--disks', `unix:${this.diskFar}`] : []),
       ])
       this.proxies.set('destination', proxy)
       return
@@ -272,6 +287,7 @@ export class Pair implements AsyncDisposable {
     const daemon = new DestinationDaemon({
       listen: [{ host: '127.0.0.1', port: this.wanPort }],
       targets: this.targets,
+      disks: new Map(options.disks ? [['default', parseAddress(`unix:${this.diskFar}`)]] : []),
       credentials: this.credentials('server'),
       store: options.destinationStore === undefined ? undefined : new TemplateStore(options.destinationStore),
       ringPagesMax: RING_PAGES,

@@ -1,0 +1,165 @@
+/** Disks of real QEMUs through the pair: a mirror, the WAN broken in it, and the guest's memory behind it. */
+import { createHash, randomBytes } from 'node:crypto'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { QemuGuest } from '../../scripts/harness/qemu/guest.ts'
+import { type FoundQemu, type QemuVersion, qemu10, systemQemu } from '../../scripts/harness/qemu/versions.ts'
+import type { DiskDepartureSummary } from '../../src/migration/summary.ts'
+import { until } from '../helpers/until.ts'
+import { Pair } from './pair.ts'
+
+t.setTimeout(590_000) // the machine may be busy
+
+const MIB = 1 << 20
+const PAGE = 4096
+const DISK_BYTES = 16 * MIB
+/** Where the guest has blocks of its disk in memory: its page cache. */
+const CACHE = { at: 2 * MIB, bytes: 10 * MIB }
+const RETURN_PATH = { capabilities: { 'return-path': true } }
+
+/** Half of it in use: noise, which nothing compresses. */
+function image(): Buffer {
+  const disk = Buffer.alloc(DISK_BYTES)
+  for (const [from, length] of [
+    [0, 5],
+    [8, 4],
+    [14, 1],
+  ] as const)
+    randomBytes(length * MIB).copy(disk, from * MIB)
+  return disk
+}
+
+const digest = (path: string): string => createHash('sha256').update(readFileSync(path)).digest('hex')
+
+/** A guest that does nothing, with a disk; its memory holds what is in `cache`. */
+async function guest(qemu: QemuVersion, folder: string, name: string, cache?: string): Promise<QemuGuest> {
+  const bios = new Uint8Array(65536)
+  bios.set([0xfa, 0xf4, 0xeb, 0xfd], 65520) // at the reset vector: cli, hlt, again
+  writeFileSync(join(folder, 'bios'), bios)
+  return await QemuGuest.start({
+    ...{ qemu, name, machine: 'pc-i440fx-7.2', memoryMb: 16, bootSector: new Uint8Array(512), paused: true },
+    ...(cache === undefined ? { incoming: 'defer' } : {}),
+    args: [
+      ...['-bios', join(folder, 'bios')],
+      ...['-blockdev', `driver=raw,node-name=disk,file.driver=file,file.filename=${join(folder, name)}`],
+      ...['-device', 'virtio-blk-pci,drive=disk,id=vd0'],
+      ...(cache === undefined ? [] : ['-device', `loader,file=${cache},addr=${CACHE.at},force-raw=on`]),
+    ],
+  })
+}
+
+interface Mirror {
+  readonly source: QemuGuest
+  readonly destination: QemuGuest
+}
+
+/** Exports the destination's disk, and begins to mirror the source's onto it through the pair. */
+async function begin({ source, destination }: Mirror, pair: Pair, copyMode: string): Promise<void> {
+  await destination.qmp.execute('nbd-server-start', { addr: { type: 'unix', data: { path: pair.diskFar } } })
+  const exported = { type: 'nbd', id: 'export', 'node-name': 'disk', name: 'disk', writable: true }
+  await destination.qmp.execute('block-export-add', exported)
+  await source.qmp.execute('blockdev-add', {
+    'node-name': 'remote',
+    driver: 'raw',
+    file: { driver: 'nbd', server: { type: 'unix', path: pair.diskNear }, export: 'disk' },
+  })
+  await source.qmp.execute('blockdev-mirror', {
+    ...{ 'job-id': 'mirror', device: 'disk', target: 'remote', sync: 'full', 'copy-mode': copyMode },
+  })
+}
+
+type Jobs = readonly { readonly ready?: boolean }[]
+const jobs = async ({ source }: Mirror): Promise<Jobs> =>
+  (await source.qmp.execute('query-block-jobs')) as unknown as Jobs
+
+async function ready(mirror: Mirror): Promise<void> {
+  await until('the mirror to be ready', async () => {
+    const [job] = await jobs(mirror)
+    if (!job) throw new Error('the mirror failed')
+    return job.ready
+  })
+}
+
+/** Writes as the guest would. */
+async function writes({ source }: Mirror, ...commands: readonly string[]): Promise<void> {
+  for (const command of commands) {
+    const line = `qemu-io -d /machine/peripheral/vd0/virtio-backend "${command}"`
+    const said = await source.qmp.execute('human-monitor-command', { 'command-line': line })
+    if (typeof said === 'string' && /error|failed/i.test(said)) throw new Error(said)
+  }
+}
+
+const finds: readonly (readonly [string, FoundQemu, string])[] = [
+  ['7.2', await systemQemu(), 'background'],
+  ['10', await qemu10(), 'write-blocking'],
+]
+for (const [version, { qemu, skip }, copyMode] of finds) {
+  t.test(`QEMU ${version} mirrors its disk (${copyMode}), and its memory follows`, { skip: skip ?? false }, async t => {
+    const folder = t.testdir()
+    const disk = image()
+    writeFileSync(join(folder, 'source'), disk)
+    writeFileSync(join(folder, 'destination'), Buffer.alloc(DISK_BYTES))
+    writeFileSync(join(folder, 'cache'), disk.subarray(0, CACHE.bytes))
+    await using pair = await Pair.start({ disks: true, effort: 2, tls: 'psk' })
+    await using source = await guest(qemu!, folder, 'source', join(folder, 'cache'))
+    await using destination = await guest(qemu!, folder, 'destination')
+    const mirror = { source, destination }
+    const cut = pair.wan.cutAfter('forward', 2 * MIB)
+    await begin(mirror, pair, copyMode)
+    await cut
+    await pair.breakWan('reset', 300)
+    await ready(mirror)
+    await writes(mirror, 'write -P 0x5a 1024 512', 'write -P 0x33 2097152 65536', 'write -z 65536 8192', 'flush')
+    await pair.breakWan('drop', 300)
+    await writes(mirror, 'write -f -P 0x44 3000000 100', 'write -P 0x77 9437184 262144')
+    await source.qmp.execute('block-job-cancel', { device: 'mirror' }) // of one that is ready: ends in sync
+    await until('the job to end', async () => (await jobs(mirror)).length === 0)
+    t.equal(digest(join(folder, 'destination')), digest(join(folder, 'source')), 'both disks are equal')
+    t.not(digest(join(folder, 'source')), createHash('sha256').update(disk).digest('hex'), 'the guest wrote')
+    await source.qmp.execute('blockdev-del', { 'node-name': 'remote' })
+    await destination.qmp.execute('nbd-server-stop')
+    const told = await pair.waitLog(
+      ({ side, event }) => side === 'source' && event === 'disk transfer ended',
+      'the end of the disk transfer',
+    )
+    const disks = told.fields as unknown as DiskDepartureSummary
+    t.match(disks, { exports: ['disk'], endedBy: 'both sides closed' })
+    t.equal(pair.log.filter(({ event }) => event === 'relayed raw').length, 0, 'all of it is understood')
+
+    await destination.listen(pair.targetUri(), RETURN_PATH)
+    await source.migrate(pair.sourceUri(), RETURN_PATH)
+    const memory = await pair.summary()
+    t.equal(memory.outcome, 'completed')
+    t.ok(memory.pages.earlier > 1700, `${memory.pages.earlier} pages stood in the disk`)
+    t.comment(
+      `QEMU ${version}: the disk ${disks.bytesIn} bytes, ${disks.bytesWan} on the WAN; ` +
+        `memory ${memory.bytesIn}, ${memory.bytesWan} on the WAN, ${memory.pages.earlier} pages of the disk`,
+    )
+    t.ok(memory.bytesWan < 0.05 * CACHE.bytes, 'so its memory costs next to nothing')
+  })
+
+  t.test(
+    `QEMU ${version}: a proxy that dies fails the mirror, and the guest goes on`,
+    { skip: skip ?? false },
+    async t => {
+      const folder = t.testdir()
+      writeFileSync(join(folder, 'source'), image())
+      writeFileSync(join(folder, 'destination'), Buffer.alloc(DISK_BYTES))
+      writeFileSync(join(folder, 'cache'), Buffer.alloc(PAGE))
+      await using pair = await Pair.start({ disks: true })
+      await using source = await guest(qemu!, folder, 'source', join(folder, 'cache'))
+      await using destination = await guest(qemu!, folder, 'destination')
+      const mirror = { source, destination }
+      await begin(mirror, pair, copyMode)
+      await ready(mirror)
+      await pair.kill('destination')
+      await until('the source to break off', () => pair.log.some(({ event }) => event === 'disk transfer ended'))
+      await writes(mirror, 'write -P 0x11 0 65536', 'flush')
+      await until('the job to fail', async () => (await jobs(mirror)).length === 0)
+      await source.qmp.execute('cont')
+      t.equal(await source.status(), 'running')
+      await writes(mirror, 'write -P 0x22 0 65536', 'flush')
+    },
+  )
+}
