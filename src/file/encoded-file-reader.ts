@@ -9,7 +9,7 @@ import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
 import { type OpenPool, openPool } from '../transfer/pool.ts'
 import { type Frame, FrameDecoder } from '../wan/frames.ts'
 import { clientHelloOf, HelloDecoder, seedWords } from '../wan/hello.ts'
-import { FEATURES, FLAG_MORE, FRAME, FRAME_OPTIONAL, HELLO_HEAD_BYTES } from '../wan/wire.ts'
+import { FEATURE, FEATURES, FLAG_MORE, FRAME, FRAME_OPTIONAL, HELLO_HEAD_BYTES } from '../wan/wire.ts'
 import { FILE_FLOW, FILE_MIGRATION } from './encoded-file.ts'
 
 export interface DecodeOptions {
@@ -167,6 +167,7 @@ class EncodedFileReader {
     this.inbound = new Inbound(this.pool, seedWords(Buffer.from(terms.seed, 'hex')), error => {
       this.failure = error
     })
+    this.inbound.disks = terms.features?.includes(FEATURE.DISKS) === true
     return got.rest
   }
 

@@ -200,6 +200,7 @@ for (const name of ['stale', 'left'])
 
 const SOURCE = ['source', '--listen', 'tcp:127.0.0.1:0', '--peer', '127.0.0.1:1', '--plaintext']
 const DESTINATION = ['destination', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${at('q.sock')}`, '--plaintext']
+const DISKS = ['--disks', 'tcp:127.0.0.1:2']
 const X509 = ['keygen', 'x509', '--name', 'ams', '--peer-name', 'fra']
 
 // --- the table
@@ -416,6 +417,28 @@ const proxies: Case[] = [
     'destination without a target',
     ['destination', '--listen', 'tcp:127.0.0.1:0', '--plaintext'],
     { status: 2, err: /target/ },
+  ],
+  ['two disks of one name', [...DESTINATION, ...DISKS, ...DISKS], { status: 2, hint: /a second target default/ }],
+  [
+    'a disk where migrations are dialled',
+    [...DESTINATION, '--target', 'web=tcp:127.0.0.1:1', '--disks', 'tcp:127.0.0.1:1'],
+    { status: 2, err: /is a target of migrations, too/, hint: /a port of its own/ },
+  ],
+  ['a disk with slashes', [...SOURCE, '--disks', 'tcp://127.0.0.1:1'], { status: 2, hint: /drop the slashes/ }],
+  [
+    'a disk at the port for memory',
+    [...SOURCE, '--listen', 'tcp:127.0.0.1:1', '--disks', 'tcp:127.0.0.1:1'],
+    { status: 2, err: /is listened at twice/ },
+  ],
+  ['a disk for everyone', [...SOURCE, '--disks', 'tcp:0.0.0.0:0'], { status: 2, hint: /--listen-anywhere/ }],
+  [
+    'source with disks says where',
+    [...SOURCE, '--disks', `unix:${at('d')}`],
+    {
+      status: 0,
+      out: /listening for QEMU.* disks=unix:\S+\/d\n/,
+      when: [[/listening/, command => command.kill('SIGTERM')]],
+    },
   ],
   ['two targets of one name', [...DESTINATION, '--target', 'tcp:127.0.0.1:1'], { status: 2, hint: /NAME=ADDRESS/ }],
   [

@@ -19,12 +19,17 @@ peers:
 listeners:
   - { at: "tcp:127.0.0.2:49152-49215", peer: dc2 }
   - { at: "unix:/run/pageferry/in.sock", peer: dc2, target: web }
+  - { at: "tcp:127.0.0.2:10809", peer: dc2, disks: true }
 wan: { listen: ["tcp:[::]:9444", "fd:wan"], peer-name: near.example, sessions-max: 200 }
 targets:
   default: tcp:127.0.0.1:49152-49215
+disks:
+  default: tcp:127.0.0.1:10809
 `,
   )
   t.same(mistakes, [])
+  t.match(configuration!.peers[0]!.disks, [{ name: 'default', address: { host: '127.0.0.2', port: 10809 } }])
+  t.match(configuration!.disks.get('default'), { host: '127.0.0.1', port: 10809 })
   const [peer] = configuration!.peers
   t.match(peer, {
     host: '2001:db8::7',
@@ -59,7 +64,7 @@ targets: { default: tcp:127.0.0.1:1 }
 `)
   const before = site('address: "a:1"')
   t.same(needRestart(before, site('address: "a:1", rate: 1Gbit')), [])
-  const other = { ...before, targets: new Map(), wanListen: [] }
+  const other = { ...before, targets: new Map(), disks: new Map([['d', before.wanListen[0]!]]), wanListen: [] }
   t.same(needRestart(before, other), ['wan'])
   t.same(needRestart(before, site('address: "a:2"', 'queue-target: 20ms\n')), ['queue-target', 'peers.dc2'])
   t.same(needRestart(before, { ...before, peers: [] }), ['peers.dc2'])
@@ -126,6 +131,39 @@ targets: { default: "tcp:127.0.0.1:4440-4450" }
         /^8 plaintext at/,
         /^8 unix:\/x/,
       ],
+    ],
+    [
+      'disks',
+      `plaintext: true
+peers: { a: { address: "10.0.0.1:1" } }
+listeners:
+  - { at: "tcp:127.0.0.2:1", peer: a, disks: yes }
+  - { at: "tcp:127.0.0.1:2", peer: a, disks: true }
+wan: { listen: ["tcp:127.0.0.1:9444"] }
+targets: { default: "tcp:127.0.0.1:3-5" }
+disks: { default: "tcp:127.0.0.1:4", other: "tcp:127.0.0.1:2" }
+`,
+      [/^4 listeners.0.disks/],
+    ],
+    [
+      'disks that are in the way',
+      `plaintext: true
+peers: { a: { address: "10.0.0.1:1" } }
+listeners: [{ at: "tcp:127.0.0.1:2", peer: a, disks: true }]
+wan: { listen: ["tcp:127.0.0.1:9444"] }
+targets: { default: "tcp:127.0.0.1:3-5" }
+disks: { default: "tcp:127.0.0.1:4", other: "tcp:127.0.0.1:2" }
+`,
+      [/^3 tcp:127.0.0.1:2 is where target other is dialled/, /^6 tcp:127.0.0.1:4 is a target of migrations, too/],
+    ],
+    [
+      'disks without wan',
+      `plaintext: true
+peers: { a: { address: "10.0.0.1:1" } }
+listeners: [{ at: "tcp:127.0.0.1:2", peer: a }]
+disks: { default: "tcp:127.0.0.1:4" }
+`,
+      [/^4 disks without wan/],
     ],
     ['wan without targets', 'plaintext: true\nwan: { listen: ["tcp:127.0.0.1:1"] }', [/^2 wan without targets/]],
   ]

@@ -68,6 +68,16 @@ class Disks implements AsyncDisposable {
     return socket
   }
 
+  /** What its server says first. */
+  async greeting(socket: net.Socket): Promise<string> {
+    try {
+      return String((await once(socket, 'data'))[0])
+    } catch (cause) {
+      const last = this.told.slice(-12).map(({ event, fields }) => `${event} ${JSON.stringify(fields)}`)
+      throw new Error(`no greeting; told: ${last.join('\n')}`, { cause })
+    }
+  }
+
   async dial(): Promise<net.Socket> {
     const socket = this.connect()
     await once(socket, 'connect')
@@ -296,8 +306,7 @@ t.test('a client that only waits is greeted; who says nothing that NBD is passes
   await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
   far.onConnection = socket => socket.write('SSH-2.0-who is there?')
   const near = await pair.dial()
-  const [greeting] = await once(near, 'data')
-  t.equal(String(greeting), 'SSH-2.0-who is there?')
+  t.equal(await pair.greeting(near), 'SSH-2.0-who is there?')
   near.end('nobody')
   await until('its words', () => String(far.received[0]) === 'nobody')
   far.sockets[0]!.end()
@@ -338,10 +347,10 @@ t.test('one more connection than there may be is refused, and memory has its pla
   const qemu = await pair.daemons.dial()
   qemu.write(MAIN)
   await until('a migration beside them', () => pair.daemons.target.received[0]?.equals(MAIN))
-  for (const socket of near.splice(0, 1)) socket.destroy()
+  for (const socket of near.splice(0, 1)) socket.resetAndDestroy()
   await until('one has left', () => pair.daemons.source.status().session?.disks[0]?.connections === near.length)
   const again = await pair.dial()
-  await once(again, 'data')
+  await pair.greeting(again)
   t.equal(pair.of('disk transfer starts').length, 1, 'all are one transfer')
   for (const socket of [...near, again]) socket.destroy()
 })
@@ -366,14 +375,14 @@ t.test('what a session that is lost means to a disk', async t => {
   const near = await pair.dial()
   far.onConnection = socket => socket.write('NBDMAGIC')
   const early = await pair.dial()
-  await once(early, 'data')
+  await pair.greeting(early)
   near.resume()
   await pair.daemons.loseSession()
   await Promise.all([closed(near), closed(early.resume())])
   t.pass('its client and its server see a broken connection')
   await Promise.all(far.sockets.map(socket => closed(socket)))
   const next = await pair.dial()
-  t.equal(String((await once(next, 'data'))[0]), 'NBDMAGIC', 'and the next connection finds the next session')
+  t.equal(await pair.greeting(next), 'NBDMAGIC', 'and the next connection finds the next session')
   next.destroy()
 })
 
@@ -383,14 +392,14 @@ t.test('a drain waits for disks, and takes further connections of them', async t
   await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
   const { source } = pair.daemons
   const first = await pair.dial()
-  await once(first, 'data')
+  await pair.greeting(first)
   let ended = false
   void source.ended.then(() => {
     ended = true
   })
   await source.stop()
   const second = await pair.dial()
-  await once(second, 'data')
+  await pair.greeting(second)
   t.notOk(ended)
   for (const socket of [first, second]) socket.end()
   for (const socket of far.sockets) socket.end()
