@@ -42,6 +42,7 @@ export class Metrics {
   private readonly waiting: Gauge<'peer'>
   private readonly sets: Gauge<'peer' | 'place'>
   private readonly running: Gauge<'peer' | 'direction'>
+  private readonly disks: Gauge<'peer' | 'direction'>
   private readonly expiry: Gauge<'role'>
   private readonly breaks: Counter<'peer'>
   private readonly migrations: Counter<'peer' | 'direction' | 'result'>
@@ -80,6 +81,7 @@ export class Metrics {
     this.waiting = gauge('pageferry_connections_waiting', 'Connections of QEMU that wait for a session.', 'peer')
     this.sets = gauge('pageferry_template_sets', 'Template sets that a session uses.', 'peer', 'place')
     this.running = gauge('pageferry_migrations_running', 'Migrations that run.', 'peer', 'direction')
+    this.disks = gauge('pageferry_disk_connections', 'Connections of disks that are open.', 'peer', 'direction')
     this.expiry = gauge(
       'pageferry_certificate_expiry_timestamp_seconds',
       'When the first certificate or revocation list of this proxy expires.',
@@ -177,7 +179,7 @@ export class Metrics {
 
   private collect({ version, sources, destination }: SiteStatus): void {
     const gauges = [this.sessionUp, this.roundTrip, this.linkRate, this.rateLimit, this.effort, this.waiting]
-    for (const gauge of [...gauges, this.sets, this.running, this.expiry]) gauge.reset()
+    for (const gauge of [...gauges, this.sets, this.running, this.disks, this.expiry]) gauge.reset()
     const role = sources.length === 0 ? 'destination' : destination ? 'serve' : 'source'
     this.buildInfo.set({ version, role }, 1)
     const running = new Map<string, number>()
@@ -189,6 +191,7 @@ export class Metrics {
       if (rate !== undefined) this.rateLimit.set({ peer }, rate)
       this.running.inc({ peer, direction: 'out' }, session?.migrations.length ?? 0)
       this.countsFrom(peer, 'out', running)
+      this.disks.inc({ peer, direction: 'out' }, connectionsOf(session?.disks))
       if (!session) continue
       this.link(peer, session)
       for (const { bytes, bytesWan, effort } of session.migrations) {
@@ -207,6 +210,7 @@ export class Metrics {
       const peer = this.peer(session.peer)
       this.sessionUp.set({ peer }, 1)
       this.running.inc({ peer, direction: 'in' }, session.migrations.length)
+      this.disks.inc({ peer, direction: 'in' }, connectionsOf(session.disks))
       this.link(peer, session)
       for (const { bytes } of session.migrations) addTo(running, keyOf(peer, 'in', 'qemu'), bytes)
     }
@@ -273,6 +277,10 @@ export class Metrics {
   private nameOf(address: string): string {
     return this.status().sources.find(source => source.address === address)?.peer ?? address
   }
+}
+
+function connectionsOf(disks: readonly { readonly connections: number }[] = []): number {
+  return disks.reduce((sum, { connections }) => sum + connections, 0)
 }
 
 function keyOf(peer: string, direction: Direction, side: Side): string {

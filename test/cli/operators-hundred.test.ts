@@ -430,7 +430,7 @@ const proxies: Case[] = [
     [...SOURCE, '--listen', 'tcp:127.0.0.1:1', '--disks', 'tcp:127.0.0.1:1'],
     { status: 2, err: /is listened at twice/ },
   ],
-  ['a disk for everyone', [...SOURCE, '--disks', 'tcp:0.0.0.0:0'], { status: 2, hint: /--listen-anywhere/ }],
+  ['a disk for everyone', [...SOURCE, '--disks', 'tcp:0.0.0.0:0'], { status: 2, hint: /listen on 127/ }],
   [
     'source with disks says where',
     [...SOURCE, '--disks', `unix:${at('d')}`],

@@ -39,7 +39,7 @@ const source = (peer: string, migrations: readonly object[] | undefined) =>
     ...{ role: 'source', peer, address: '192.0.2.7:9444', rate: 1000, listening: [], stopping: false, waiting: 2 },
     ...{ connections: 0, certificates: [{ file: 'a', expires: '2030-01-01T00:00:00.000Z' }] },
     session: migrations && {
-      ...{ link: 'a', peer, sets: 3, coldSets: 1, migrations },
+      ...{ link: 'a', peer, sets: 3, coldSets: 1, migrations, disks: [{ connections: 2 }, { connections: 3 }] },
       stats: { rttMs: 20, rate: 5000 },
     },
   }) as unknown as SiteStatus['sources'][number]
@@ -92,6 +92,7 @@ t.test('what runs is told, and its counters never fall', async t => {
     'pageferry_template_sets{peer="dc2",place="memory"}': 3,
     'pageferry_template_sets{peer="dc2",place="disk"}': 1,
     'pageferry_migrations_running{peer="dc2",direction="out"}': 1,
+    'pageferry_disk_connections{peer="dc2",direction="out"}': 5,
     'pageferry_certificate_expiry_timestamp_seconds{role="source"}': 1893456000,
     [bytes]: 1000,
     'pageferry_migrations_total{peer="dc2",direction="out",result="failed"}': 0,
@@ -117,7 +118,15 @@ t.test('a peer that was here is down when it has gone', async t => {
   const { told, values } = await world()
   const sessions = (...peers: string[]): void => {
     const stats = { rttMs: 1, rate: 1 }
-    const some = peers.map(peer => ({ link: '', peer, sets: 0, coldSets: 0, stats, migrations: [{ bytes: 7 }] }))
+    const some = peers.map(peer => ({
+      link: '',
+      peer,
+      sets: 0,
+      coldSets: 0,
+      stats,
+      migrations: [{ bytes: 7 }],
+      disks: [],
+    }))
     const destination = { role: 'destination', certificates: [], listening: [], stopping: false, sessions: some }
     Object.assign(told, { destination })
   }
@@ -125,6 +134,7 @@ t.test('a peer that was here is down when it has gone', async t => {
   t.match(await values(), {
     'pageferry_session_up{peer="ams"}': 1,
     'pageferry_migrations_running{peer="ams",direction="in"}': 2,
+    'pageferry_disk_connections{peer="ams",direction="in"}': 0,
     'pageferry_migration_bytes_total{peer="ams",direction="in",side="qemu"}': 14,
     'pageferry_session_up{peer="evil\\"} 1\\npageferry_build_info 2"}': 1,
   })
