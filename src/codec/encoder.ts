@@ -14,6 +14,7 @@ import type { FlowEncoder } from './flow-encoder.ts'
 import type { PageObserver } from './observer.ts'
 import { PoolRegions, placeIndex, REGION } from './places.ts'
 import { RECORD } from './records.ts'
+import type { SetGains } from './set-gains.ts'
 import { BatchCounts } from './stats.ts'
 import { zigzag } from './varint.ts'
 import { BATCH_RAW_MAX, COLUMN, EXTENDED, OP, PAGE_SIZE } from './wire.ts'
@@ -34,6 +35,8 @@ export class BatchEncoder {
   observer: PageObserver | undefined
   /** Who knows what the far side has on its disk. */
   cold: ColdPages | undefined
+  /** Who counts what sets bring. */
+  gains: SetGains | undefined
   /** By index of the page in its batch: the cold page that it is, where it is one. */
   private readonly coldNumbers = new Uint32Array(BATCH_PAGES_MAX)
   private readonly columns: BatchWriter
@@ -195,6 +198,7 @@ export class BatchEncoder {
     columns.finish(pagesAt, this.denseBytes, this.wordsBytes)
     stats.rawBytes += rawLength
     stats.batches++
+    this.gains?.encoded(stats, kinds, answers, this.coldNumbers, bytes, workspace.tokensAt)
     flow.batched(rawLength)
     return stats
   }

@@ -9,6 +9,7 @@ import { BatchColumns } from './batch-columns.ts'
 import { type FlowExpander, nameIn } from './flow-expander.ts'
 import type { PageObserver } from './observer.ts'
 import { PageWriter, WORK_PER_STEP } from './page-writer.ts'
+import type { SetGains } from './set-gains.ts'
 import { unzigzag, VarintReader } from './varint.ts'
 import { COLUMN, EXTENDED, LAG_MAX, OP, operationsMax, PACKET_HEADER_SIZE } from './wire.ts'
 import type { Workspace } from './workspace.ts'
@@ -39,6 +40,11 @@ export class BatchExpander {
   /** Who looks on as pages pass: learning. */
   set observer(observer: PageObserver | undefined) {
     this.writer.observer = observer
+  }
+
+  /** Who counts what sets bring. */
+  set gains(gains: SetGains | undefined) {
+    this.writer.gains = gains
   }
 
   /**

@@ -7,6 +7,7 @@ import type { FlowExpander } from './flow-expander.ts'
 import type { PageObserver } from './observer.ts'
 import { PatchReader } from './patch-reader.ts'
 import { PoolRegions, placeIndex, REGION } from './places.ts'
+import type { SetGains } from './set-gains.ts'
 import { PAGE_SIZE } from './wire.ts'
 
 /** What an operation, a kernel call (65 ns) and a copy of PATCH count as work, in bytes that are copied in the same time. */
@@ -20,6 +21,8 @@ export class PageWriter {
   observer: PageObserver | undefined
   /** Of the batch at hand. */
   private looksOn: PageObserver | undefined
+  /** Who counts what sets bring. */
+  gains: SetGains | undefined
   /** Work that it has cost so far, as BatchExpander counts it. */
   work = 0
   private readonly kernel: Kernel
@@ -116,6 +119,7 @@ export class PageWriter {
       this.gave(got, n, region !== REGION.TEMPLATES)
       done += n
     }
+    if (region === REGION.TEMPLATES) this.gains?.references(slot, count)
     prediction.next[region] = slot + count
   }
 
@@ -173,6 +177,7 @@ export class PageWriter {
     const literals = columns.pages.take(literalBytes, flow)
     const used = kernel.expandPatch(this.out, hi(page), lo(page), tokensAt, tokens, literals, place, this.flags)
     if (used !== literalBytes) throw flow.bad('PATCH that does not make a page')
+    this.gains?.parts(this.bytes, tokensAt, tokens)
     this.gave(this.flags & EXPAND.BARE ? PAGE_SIZE : PAGE_SIZE + 8, n, true)
   }
 

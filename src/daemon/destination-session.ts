@@ -63,7 +63,8 @@ export interface DestinationSessionOptions {
 }
 
 /** What expands: Inbound. */
-export type DestinationUnpacker = Pick<Inbound, 'observer' | 'push' | 'mark' | 'close'>
+export type DestinationUnpacker = Pick<Inbound, 'observer' | 'push' | 'mark' | 'close'> &
+  Partial<Pick<Inbound, 'gains'>>
 
 export interface DestinationParts {
   readonly unpacker: (
@@ -164,6 +165,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     const { log, now } = this.options
     const isDisk = kind === KIND_DISK
     const arrival = this.arrivals.begin(migration, target, isDisk, now())
+    this.inbound.gains?.open(migration)
     const { id } = arrival.record
     if (isDisk) log.info('disk transfer arrives', { transfer: migration, id, target })
     else log.info('migration arrives', { migration, id, target, kind })
@@ -349,7 +351,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     }
     // behind its last batches, as the source side has it
     if (!this.ended) this.inbound.mark(() => this.options.learning?.migrationEnded(migration.number))
-    this.options.onMigrationEnd(migration.summary(this.options.now()))
+    const sets = this.inbound.gains?.take(migration.number) ?? []
+    this.options.onMigrationEnd({ ...migration.summary(this.options.now()), ...(sets.length > 0 && { sets }) })
   }
 }
 

@@ -150,7 +150,8 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     }
     // by END: then the other side knows it at the same point
     if (!this.channels.over) learning?.migrationEnded(migration.number)
-    onSummary(migration.summary(now()))
+    const sets = this.sender.takeGains(migration.number)
+    onSummary({ ...migration.summary(now()), ...(sets.length > 0 && { sets }) })
   }
 
   rests(): void {
@@ -158,6 +159,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
   }
 
   move(flows: readonly SourceFlow[]): void {
+    for (const { migration } of flows) if (migration) this.sender.takeGains(migration.number)
     const moved = flows.flatMap(flow => flow.moveAway())
     // of a session that lives also where nobody is left to go on: nothing new is for it
     if (moved.length > 0 || !this.channels.over) this.options.onMoved(moved)

@@ -2,6 +2,7 @@
  * What is told of a migration: as it is while it runs, and once when it is over. Plain data, logged and printed as it is;
  * units stand in the names.
  */
+import type { SetGain } from '../codec/set-gains.ts'
 import type { GuestName } from './channel-ends.ts'
 import type { Forecast, Passed } from './forecast.ts'
 import type { Verdict } from './outcome.ts'
@@ -45,6 +46,8 @@ export interface DepartureStatus extends MigrationStatus {
 /** One that is over. `level` is for alerting. */
 interface Ended extends Told, Verdict {
   readonly endedBy: string
+  /** What template sets brought, the most first; left out: nothing. */
+  readonly sets?: readonly SetGain[]
 }
 
 /** Pages by what was sent of them. */

@@ -10,13 +10,14 @@ import { type ArrivedBatch, parseBatch } from '../codec/batch.ts'
 import { BatchExpander } from '../codec/expander.ts'
 import type { FlowExpander } from '../codec/flow-expander.ts'
 import type { PageObserver } from '../codec/observer.ts'
+import type { SetGains } from '../codec/set-gains.ts'
 import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import { BATCH_RAW_BYTES_MAX } from '../limits.ts'
 import { ColdFetcher, type ColdFetcherOptions } from './cold/cold-fetcher.ts'
 import { ExpandQueue, WORK_PER_BATCH, WORK_PER_MARK } from './expand-queue.ts'
-import type { Pool } from './pool.ts'
+import { gainsOf, type Pool } from './pool.ts'
 import type { Turns } from './turns.ts'
 
 /** Batches up to this size are copied out instead of holding a slot of a whole megabyte. */
@@ -31,6 +32,8 @@ export interface InboundChannel {
 
 export class Inbound {
   readonly pool: Pool
+  /** What sets bring to the migrations that it is told of; undefined: there are none. */
+  readonly gains: SetGains | undefined
   private readonly turns: Turns
   private readonly expander: BatchExpander
   private readonly unpacker = new ColumnUnpacker()
@@ -67,7 +70,9 @@ export class Inbound {
     this.pool = pool
     this.turns = pool.turns
     this.expander = new BatchExpander(pool.kernel, seed[0], seed[1])
-    if (pool.cold) this.fetcher = new ColdFetcher({ ...pool.cold, ...cold })
+    this.gains = gainsOf(pool)
+    this.expander.gains = this.gains
+    if (pool.cold) this.fetcher = new ColdFetcher({ ...pool.cold, ...cold, gains: this.gains })
     this.onError = onError
     this.holder = holder
     this.jobs = new ExpandQueue(memory)
@@ -142,6 +147,7 @@ export class Inbound {
           continue
         }
         const workBefore = this.expander.work
+        this.gains?.begin(job.channel.expander.migration)
         const batch = parseBatch(job.parts)
         const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)
         if (unpacking !== undefined) await unpacking

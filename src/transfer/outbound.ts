@@ -5,13 +5,14 @@
 import { assembleBatch } from '../codec/batch.ts'
 import { BatchEncoder } from '../codec/encoder.ts'
 import type { PageObserver } from '../codec/observer.ts'
+import type { SetGains } from '../codec/set-gains.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import { ColumnPacker } from '../compression/column-packer.ts'
 import type { Effort } from '../compression/effort.ts'
 import { ProxyError } from '../errors.ts'
 import type { BatchJob, BatchReport, OutboundChannel } from './batch-job.ts'
 import { ColdFinder } from './cold/cold-finder.ts'
-import type { Pool } from './pool.ts'
+import { gainsOf, type Pool } from './pool.ts'
 
 /** Takes finished batches, in order. `parts` are not written again. */
 export type BatchSink<C> = (channel: C, parts: Uint8Array[], report: BatchReport) => void
@@ -19,6 +20,8 @@ export type BatchSink<C> = (channel: C, parts: Uint8Array[], report: BatchReport
 /** @typeParam C the channels whose batches it makes, as the sink wants them back */
 export class Outbound<C extends OutboundChannel> {
   readonly pool: Pool
+  /** What sets bring, by migration; undefined: there are none. */
+  readonly gains: SetGains | undefined
   private readonly encoder: BatchEncoder
   private readonly packer: ColumnPacker
   private readonly sink: BatchSink<C>
@@ -36,6 +39,8 @@ export class Outbound<C extends OutboundChannel> {
     this.pool = pool
     this.encoder = new BatchEncoder(pool.kernel, seed[0], seed[1])
     if (pool.cold?.index) this.encoder.cold = new ColdFinder(pool.cold.index, pool.cold.named)
+    this.gains = gainsOf(pool)
+    this.encoder.gains = this.gains
     this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer)
     this.sink = sink
     this.onError = onError
@@ -111,6 +116,8 @@ export class Outbound<C extends OutboundChannel> {
   /** Here and at once: the encoder takes all that it needs of the channel's bytes. */
   private match(job: BatchJob<C>): void {
     const { channel, effort, useCold, workspace, loan } = job
+    this.gains?.open(channel.encoder.migration)
+    this.gains?.begin(channel.encoder.migration)
     job.counts = this.encoder.encode(channel.encoder, loan, workspace, effort.longMatch, useCold)
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
     loan.release()

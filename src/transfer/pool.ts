@@ -5,6 +5,7 @@
 import { randomBytes } from 'node:crypto'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
+import { type NumberedSets, SetGains } from '../codec/set-gains.ts'
 import { WORKSPACE_BYTES, Workspace } from '../codec/workspace.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import {
@@ -74,6 +75,8 @@ export interface Pool {
   /** Address of each slot. */
   readonly slots: readonly number[]
   readonly slotBytes: number
+  /** The sets in memory, by their slots; undefined: it is not asked. */
+  readonly sets?: NumberedSets | undefined
   /** The sets whose pages stay on the disk; undefined: none. */
   readonly cold?: ColdLease | undefined
   /** Whose turn it is to expand, among all pools of the process. */
@@ -318,6 +321,7 @@ export class Pools {
       workspaces,
       slots,
       slotBytes: request.slotBytes,
+      sets: numbered(lease.index.sets),
       cold,
       turns: this.turns,
       ready: warmth.ready,
@@ -383,6 +387,21 @@ export class Pools {
     // V8 gives a shared memory back when it collects it, which a process that idles may never do
     if (this.arenas.length < before) collectGarbage()
   }
+}
+
+/** Counts what the sets of a pool bring; undefined where there are none. */
+export function gainsOf({ sets, cold }: Pool): SetGains | undefined {
+  if (!cold && (sets?.pages ?? 0) === 0) return undefined
+  return new SetGains(sets ?? numbered([]), cold?.list)
+}
+
+function numbered(sets: readonly WantedSet[]): NumberedSets {
+  let pages = 0
+  const starts = sets.map(set => {
+    pages += set.pages
+    return pages - set.pages
+  })
+  return { digests: sets.map(({ digest }) => digest), starts, pages }
 }
 
 /** A pool in a memory of its own, for commands: `close` lets go of it, and closes all files. @throws as Pools.open */

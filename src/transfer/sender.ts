@@ -5,6 +5,7 @@
 
 import type { PageObserver } from '../codec/observer.ts'
 import { PoolRegions } from '../codec/places.ts'
+import type { SetGain } from '../codec/set-gains.ts'
 import { FLOWS_MAX } from '../limits.ts'
 import { ColdRation } from './cold/cold-ration.ts'
 import type { EffortController } from './effort-controller.ts'
@@ -26,7 +27,8 @@ export interface SenderLink extends PumpedLink, SendingLink {
 export type SenderPacker = Pick<
   Outbound<SendingChannel>,
   'underWay' | 'hasRoom' | 'observer' | 'warm' | 'encode' | 'close'
->
+> &
+  Partial<Pick<Outbound<SendingChannel>, 'gains'>>
 
 export class Sender {
   private readonly link: SenderLink
@@ -126,6 +128,11 @@ export class Sender {
   /** Nothing is encoded any more, and nothing comes out. */
   async end(): Promise<void> {
     await this.packer.close()
+  }
+
+  /** A migration is over, or another session's. @returns what sets brought to it */
+  takeGains(migration: number): readonly SetGain[] {
+    return this.packer.gains?.take(migration) ?? []
   }
 
   /** When `tick` is due; Infinity: not before something arrives. */

@@ -4,6 +4,7 @@
  */
 import { ColdRuns } from '../../codec/cold-pages.ts'
 import type { FlowExpander } from '../../codec/flow-expander.ts'
+import type { SetGains } from '../../codec/set-gains.ts'
 import { COLUMN, PAGE_SIZE } from '../../codec/wire.ts'
 import { BATCH_PAGES_MAX, type Workspace } from '../../codec/workspace.ts'
 import { ProxyError } from '../../errors.ts'
@@ -27,6 +28,8 @@ export type AskForPages = (numbers: readonly number[]) => Promise<readonly (Uint
 export interface ColdFetcherOptions {
   readonly list: ColdList
   readonly reads: DiskReads
+  /** Who counts what sets bring. */
+  readonly gains?: SetGains | undefined
   /** Where to get what cannot be read; undefined: nowhere. */
   readonly ask?: AskForPages | undefined
   /** A set that could not be read, the first time: it should not be offered again as it is. */
@@ -72,6 +75,7 @@ export class ColdFetcher {
     let place = 0
     for (let run = 0; run < runs.length; run++) {
       for (let i = 0; i < runs.count[run]!; i++) numbers[place++] = runs.first[run]! + i
+      this.options.gains?.coldPages(runs.first[run]!, runs.count[run]!)
     }
     return this.fetchPages(workspace)
   }

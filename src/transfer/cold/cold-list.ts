@@ -1,8 +1,10 @@
 /** The cold sets that a session agreed on: their pages are numbered from 0, one set behind the other. docs/protocol.md §5. */
+import type { NumberedSets } from '../../codec/set-gains.ts'
 import type { ColdSet } from '../../store/cold-set.ts'
 
-export class ColdList {
+export class ColdList implements NumberedSets {
   readonly sets: readonly ColdSet[]
+  readonly digests: readonly string[]
   /** Number of the first page of each set. */
   readonly starts: readonly number[]
   /** Pages of all. */
@@ -16,6 +18,7 @@ export class ColdList {
       pages += pageCount
     }
     this.sets = sets
+    this.digests = sets.map(({ digest }) => digest)
     this.starts = starts
     this.pages = pages
   }
