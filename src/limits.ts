@@ -509,6 +509,15 @@ export const HISTORY_MIGRATIONS_MAX = 1000
 /** ... of so many bytes at most, whatever names are in it: 500 each, 5 KiB where every character has to be escaped. */
 export const HISTORY_BYTES_MAX = 8 << 20
 
+/** Sets of which it is noted what they brought: a store has tens, and some hundred have gone before ... */
+export const SET_USES_MAX = 4096
+
+/** ... in a file of so many bytes at most: 280 each. */
+export const SET_USES_BYTES_MAX = 2 << 20
+
+/** Sets that the history names of a migration: those that brought most. */
+export const HISTORY_SETS_MAX = 8
+
 /** Peers that have figures of their own: whoever may connect as somebody may do so under many names. */
 export const METRICS_PEERS_MAX = 256
 

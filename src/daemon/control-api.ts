@@ -2,6 +2,7 @@
  * What passes over the control socket, for both ends. A proxy that an upgrade has let run is asked by a newer command, so
  * fields are added and never change their meaning while CONTROL_API stays.
  */
+import type { SetGain } from '../codec/set-gains.ts'
 import type { DestinationStatus, SourceStatus } from './status.ts'
 
 export const CONTROL_API = 1
@@ -29,6 +30,8 @@ export interface PastMigration {
   /** Of QEMU; and on the WAN, where its guest was to leave here. */
   readonly bytes: number
   readonly bytesWan?: number
+  /** What template sets brought: those that brought most, the most first. */
+  readonly sets?: readonly SetGain[]
 }
 
 /** GET /status */

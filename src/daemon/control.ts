@@ -7,11 +7,14 @@ import { type Answer, ControlServer, json, type Routes } from './control-server.
 import type { Events } from './events.ts'
 import { History } from './history.ts'
 import { Metrics } from './metrics.ts'
+import { SetLedger } from './set-ledger.ts'
 import type { Site } from './site.ts'
 
 export interface ControlSettings {
   /** Path of the control socket. */
   readonly control: string | undefined
+  /** Folder of the host's own store, where it is noted what sets bring. */
+  readonly store?: string | undefined
   /** File in which the migrations that ended last are kept; undefined: they are forgotten with the process. */
   readonly history?: string | undefined
   /** Where metrics can be had beside the control socket. */
@@ -24,6 +27,7 @@ export class Control {
   private readonly events: Events
   private history: History | undefined
   private metrics: Metrics | undefined
+  private ledger: SetLedger | undefined
   private readonly servers: ControlServer[] = []
 
   constructor(settings: ControlSettings, site: Site, events: Events) {
@@ -35,7 +39,8 @@ export class Control {
   /** @throws ProxyError IO, ADDRESS */
   async start(): Promise<void> {
     const { settings, site, events } = this
-    const { control, history: path, metrics: address } = settings
+    const { control, history: path, metrics: address, store } = settings
+    if (store !== undefined) this.ledger = new SetLedger(store, events)
     if (control !== undefined || path !== undefined) this.history = new History(path, events)
     if (control === undefined && address === undefined) return
     const metrics = await Metrics.load(() => site.status(), events)
@@ -56,6 +61,7 @@ export class Control {
     for (const server of this.servers) await server.close()
     this.metrics?.close()
     await this.history?.close()
+    await this.ledger?.close()
   }
 
   /** @param option that named the address */

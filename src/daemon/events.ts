@@ -36,6 +36,8 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   'systemd is not told': { readonly reason: string }
   'history is not kept': Failure
   'lines of the history are damaged': { readonly file: string; readonly lines: number }
+  'what sets bring is not kept': Failure
+  'what sets brought is begun anew': Failure
   // settings and keys
   credentials: { readonly warning: string }
   'certificates and keys read again': Record<never, never>

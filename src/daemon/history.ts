@@ -5,7 +5,7 @@
 import { open, rename, rm } from 'node:fs/promises'
 import { isProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
-import { HISTORY_BYTES_MAX, HISTORY_MIGRATIONS_MAX } from '../limits.ts'
+import { HISTORY_BYTES_MAX, HISTORY_MIGRATIONS_MAX, HISTORY_SETS_MAX } from '../limits.ts'
 import type { PastMigration } from './control-api.ts'
 import type { Events, SiteEvent, SiteLog } from './events.ts'
 import { readSmallFile } from './small-file.ts'
@@ -67,6 +67,7 @@ export class History {
       seconds: fields.seconds,
       bytes: out ? fields.bytesIn : fields.bytesOut,
       ...(out && { bytesWan: fields.bytesWan }),
+      ...(fields.sets && { sets: fields.sets.slice(0, HISTORY_SETS_MAX) }),
     })
     if (this.path === undefined || this.isStrange) return
     this.isDue = true
