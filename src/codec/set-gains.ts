@@ -25,23 +25,32 @@ export interface SetGain {
   readonly bytes: number
 }
 
-type Tally = Map<string, { pages: number; bytes: number }>
+interface Gain {
+  pages: number
+  bytes: number
+}
+
+/** By index of the set: those in the pool first, then those on the disk. */
+type Tally = Map<number, Gain>
 
 /** A set's stretch of numbers, looked up last: pages of a set come together. */
 class Stretch {
   readonly sets: NumberedSets
+  /** Index of its first set in a tally. */
+  private readonly first: number
   from = 0
   to = 0
-  digest = ''
+  set = 0
 
-  constructor(sets: NumberedSets) {
+  constructor(sets: NumberedSets, first: number) {
     this.sets = sets
+    this.first = first
   }
 
   /** Finds the set that has this page, which is below `pages`. */
   find(number: number): void {
     if (number >= this.from && number < this.to) return
-    const { starts, digests, pages } = this.sets
+    const { starts, pages } = this.sets
     let low = 0
     for (let high = starts.length - 1; low < high; ) {
       const middle = (low + high + 1) >> 1
@@ -51,7 +60,7 @@ class Stretch {
     }
     this.from = starts[low]!
     this.to = starts[low + 1] ?? pages
-    this.digest = digests[low]!
+    this.set = this.first + low
   }
 }
 
@@ -61,11 +70,13 @@ export class SetGains {
   private readonly cold: Stretch | undefined
   private readonly tallies = new Map<number, Tally>()
   private tally: Tally | undefined
+  private readonly digests: readonly string[]
 
   /** @param hot sets in the pool, @param cold on the disk */
   constructor(hot: NumberedSets, cold: NumberedSets | undefined) {
-    this.hot = new Stretch(hot)
-    this.cold = cold && new Stretch(cold)
+    this.hot = new Stretch(hot, 0)
+    this.cold = cold && new Stretch(cold, hot.digests.length)
+    this.digests = [...hot.digests, ...(cold?.digests ?? [])]
   }
 
   /** A migration has begun: what batches of others bring is nobody's. */
@@ -83,9 +94,8 @@ export class SetGains {
     const tally = this.tallies.get(migration)
     this.tallies.delete(migration)
     if (this.tally === tally) this.tally = undefined
-    return Array.from(tally ?? [], ([set, { pages, bytes }]) => ({ set, pages, bytes })).sort(
-      (a, b) => b.bytes - a.bytes,
-    )
+    const gains = Array.from(tally ?? [], ([set, gain]) => ({ set: this.digests[set]!, ...gain }))
+    return gains.sort((a, b) => b.bytes - a.bytes)
   }
 
   /** Pages out of the pool, in a row from a slot of its sets on. */
@@ -109,7 +119,7 @@ export class SetGains {
         (bytes[token + 4]! | (bytes[token + 5]! << 8) | (bytes[token + 6]! << 16) | (bytes[token + 7]! << 24)) >>> 0
       if (source >= setBytes) continue
       hot.find(Math.floor(source / PAGE_SIZE))
-      this.add(hot.digest, 0, copy)
+      this.add(hot.set, 0, copy)
     }
   }
 
@@ -133,7 +143,7 @@ export class SetGains {
     const { hot, cold } = this
     // one set in memory is what most have
     const isOne = hot.sets.digests.length === 1
-    if (isOne && templatePages > 0) this.add(hot.sets.digests[0]!, templatePages, templatePages * PAGE_SIZE)
+    if (isOne && templatePages > 0) this.add(0, templatePages, templatePages * PAGE_SIZE)
     if (isOne && patchPages + coldPages === 0) return
     let at = tokensAt
     for (let page = 0; page < kinds.length; page++) {
@@ -143,12 +153,12 @@ export class SetGains {
         hot.find(answers[page]!)
         const first = page
         while (page + 1 < kinds.length && kinds[page + 1] === KIND.REF && isIn(hot, answers[page + 1]!)) page++
-        this.add(hot.digest, page + 1 - first, (page + 1 - first) * PAGE_SIZE)
+        this.add(hot.set, page + 1 - first, (page + 1 - first) * PAGE_SIZE)
       } else if (kind === KIND.COLD && cold) {
         cold.find(coldNumbers[page]!)
         const first = page
         while (page + 1 < kinds.length && kinds[page + 1] === KIND.COLD && isIn(cold, coldNumbers[page + 1]!)) page++
-        this.add(cold.digest, page + 1 - first, (page + 1 - first) * PAGE_SIZE)
+        this.add(cold.set, page + 1 - first, (page + 1 - first) * PAGE_SIZE)
       } else if (kind === KIND.PATCH) {
         this.parts(bytes, at, answers[page]!)
         at += answers[page]! * 8
@@ -160,19 +170,19 @@ export class SetGains {
     for (let done = 0; done < count; ) {
       stretch.find(number + done)
       const n = Math.min(count - done, stretch.to - number - done)
-      this.add(stretch.digest, n, n * PAGE_SIZE)
+      this.add(stretch.set, n, n * PAGE_SIZE)
       done += n
     }
   }
 
-  private add(digest: string, pages: number, bytes: number): void {
+  private add(set: number, pages: number, bytes: number): void {
     const { tally } = this
     if (tally === undefined) return
-    const gain = tally.get(digest)
+    const gain = tally.get(set)
     if (gain) {
       gain.pages += pages
       gain.bytes += bytes
-    } else tally.set(digest, { pages, bytes })
+    } else tally.set(set, { pages, bytes })
   }
 }
 

@@ -10,7 +10,8 @@ import type { SetGain } from '../codec/set-gains.ts'
 import { ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { SET_USES_BYTES_MAX, SET_USES_MAX } from '../limits.ts'
-import { shareAsFolder, syncFolder } from './template-store.ts'
+import { newestFirst } from './prune.ts'
+import { type StoredSet, shareAsFolder, syncFolder } from './template-store.ts'
 
 const FILE = '.uses.json'
 const VERSION = 1
@@ -45,6 +46,22 @@ export interface ReadUses {
 export function recentBytesAt(use: SetUse | undefined, nowMs: number): number {
   if (use === undefined) return 0
   return use.recentBytes * 2 ** (-Math.max(0, nowMs - use.lastMs) / HALF_LIFE_MS)
+}
+
+/** When a set brought something last; where it never did, when it was put: nobody can have used it before. */
+export function usedMs(uses: SetUses, { digest, modified }: Pick<StoredSet, 'digest' | 'modified'>): number {
+  return Math.max(uses.get(digest)?.lastMs ?? 0, modified.getTime())
+}
+
+/**
+ * Orders sets for who has to let some go: those that were put within `graceMs`, the newest first, as nobody can know yet what
+ * they will bring; then by what they brought lately for each byte that they take; then those that brought nothing, the newest first.
+ */
+export function byGain(uses: SetUses, graceMs: number, nowMs: number): (a: StoredSet, b: StoredSet) => number {
+  const isFresh = ({ modified }: StoredSet): boolean => nowMs - modified.getTime() <= graceMs
+  const worth = (set: StoredSet): number =>
+    isFresh(set) ? 0 : recentBytesAt(uses.get(set.digest), nowMs) / Math.max(1, set.fileBytes)
+  return (a, b) => Number(isFresh(b)) - Number(isFresh(a)) || worth(b) - worth(a) || newestFirst(a, b)
 }
 
 /** These, and what a migration had of sets beside it. Of too many those go that were used least lately. */

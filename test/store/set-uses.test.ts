@@ -1,10 +1,20 @@
 /** What is noted of sets: kept whole, bounded, and begun anew where it is damaged. */
-import { mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { SET_USES_BYTES_MAX, SET_USES_MAX } from '../../src/limits.ts'
-import { readUses, recentBytesAt, type SetUses, withMigration, writeUses } from '../../src/store/set-uses.ts'
-import { failure, scratch } from '../template/makers.ts'
+import { newestFirst, pruneStore } from '../../src/store/prune.ts'
+import {
+  byGain,
+  readUses,
+  recentBytesAt,
+  type SetUses,
+  usedMs,
+  withMigration,
+  writeUses,
+} from '../../src/store/set-uses.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { failure, page, putPages, scratch } from '../template/makers.ts'
 
 const DAY = 86_400_000
 const NOW = Date.parse('2027-01-31T03:00:00.000Z')
@@ -117,4 +127,51 @@ t.test('what cannot be read is an error', async t => {
   symlinkSync(join(folder, 'elsewhere'), join(linked, '.uses.json'))
   t.equal(await failure(() => readUses(linked)), 'IO', 'a link is not followed')
   t.equal(await failure(() => writeUses(join(folder, 'missing'), NONE)), 'IO')
+})
+
+t.test('what is removed first: what brings least for its size, and what is not used', async t => {
+  const { folder } = scratch(t.teardown)
+  const store = new TemplateStore(folder)
+  const sets: string[] = []
+  const put = async (pages: number, days: number): Promise<string> => {
+    const digest = await putPages(
+      store,
+      Array.from({ length: pages }, (_, i) => page(1000 * sets.length + i + 1)),
+    )
+    utimesSync(store.pathOf(digest), NOW / 1000, NOW / 1000 - 86_400 * days)
+    sets.push(digest)
+    return digest
+  }
+  const large = await put(200, 100) // brought most, and little for its size
+  const small = await put(10, 90)
+  const idle = await put(10, 20)
+  const old = await put(10, 80) // brought much, long ago
+  const fresh = await put(10, 2)
+  let uses = withMigration(NONE, [{ set: old, pages: 100, bytes: 900_000 }], NOW - 200 * DAY)
+  uses = withMigration(
+    uses,
+    [
+      { set: large, pages: 50, bytes: 200_000 },
+      { set: small, pages: 40, bytes: 160_000 },
+    ],
+    NOW - 10 * DAY,
+  )
+  const order = byGain(uses, 7 * DAY, NOW)
+  const sorted = (await store.list()).sort(order).map(({ digest }) => sets.indexOf(digest))
+  t.same(sorted, [4, 1, 3, 0, 2], 'fresh, small, old, large, idle')
+  t.same(
+    (await store.list()).sort(byGain(NONE, 7 * DAY, NOW)).map(({ digest }) => digest),
+    (await store.list()).sort(newestFirst).map(({ digest }) => digest),
+    'where nothing is noted the newest come first',
+  )
+  const gone = async (rule: Parameters<typeof pruneStore>[1]): Promise<number[]> =>
+    (await pruneStore(store, { ...rule, dryRun: true }, NOW)).removed.map(({ digest }) => sets.indexOf(digest)).sort()
+  const size = statSync(store.pathOf(small)).size
+  t.same(await gone({ order, maxBytes: 3 * size }), [0, 2])
+  t.same(await gone({ order, maxBytes: 2 * size }), [0, 2, 3])
+  t.same(await gone({ maxBytes: 3 * size }), [0, 1], 'without an order the newest stay')
+  const unused = (maxMs: number) => ({ maxMs, usedMs: (set: Parameters<typeof usedMs>[1]) => usedMs(uses, set) })
+  t.same(await gone({ unused: unused(15 * DAY) }), [2, 3])
+  t.same(await gone({ unused: unused(30 * DAY) }), [3], 'one that nobody used, but was put since')
+  t.same(await gone({ unused: unused(DAY), keep: [idle, fresh] }), [0, 1, 3])
 })
