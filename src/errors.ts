@@ -27,6 +27,8 @@ export const ERROR_EXIT = {
   TEMPLATE_TRUNCATED: 4,
   /** A set that was asked for is not in the store. */
   TEMPLATE_MISSING: 4,
+  /** A set that is signed by nobody whom this host trusts, where that is asked for. */
+  TEMPLATE_UNTRUSTED: 4,
   /** A batch that breaks the grammar of docs/protocol.md. */
   BATCH_FORMAT: 5,
   /** A batch that did not expand to the bytes its checksum promises. Nothing of it reached QEMU. */

@@ -515,6 +515,10 @@ export const SET_USES_MAX = 4096
 /** ... in a file of so many bytes at most: 280 each. */
 export const SET_USES_BYTES_MAX = 2 << 20
 
+/** Who may have signed a set, and bytes of what they wrote. */
+export const SET_SIGNATURES_MAX = 16
+export const SET_SIGNATURE_BYTES_MAX = 4096
+
 /** Sets that the history names of a migration: those that brought most. */
 export const HISTORY_SETS_MAX = 8
 

@@ -37,12 +37,13 @@ export async function missingThings(
   roles: readonly Omit<CredentialsOptions, 'directory'>[],
   look: Look,
 ): Promise<void> {
-  const { tlsCreds, store, storeKey, supply, learn, control, metrics } = settings
+  const { tlsCreds, store, storeKey, signers, supply, learn, control, metrics } = settings
   const isWritten = learn !== 'off' || supply !== undefined
   if (tlsCreds !== undefined)
     for (const role of roles) await look('tls-creds', () => void new Credentials({ ...role, directory: tlsCreds }))
   if (store !== undefined) await look('store', () => checkFolder(store, isWritten))
   if (storeKey !== undefined) await look('store-key', () => void storeKeyOf(storeKey))
+  if (signers !== undefined) await look('signers', () => void readTrustedKeys(signers))
   if (supply !== undefined) {
     const { trust, remote, insecure } = supply
     await look('trust', () => void readTrustedKeys(trust))

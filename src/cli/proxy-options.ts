@@ -11,6 +11,7 @@ import { FairShares } from '../fair-shares.ts'
 import { Learning, STATES_MAX } from '../learning/learning.ts'
 import { MEMORY_BUDGET_BYTES } from '../limits.ts'
 import { Credentials } from '../link/credentials.ts'
+import { SetSigners } from '../remote/set-signature.ts'
 import type { Role } from '../session/api.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
@@ -18,7 +19,14 @@ import { PLACES, Pools } from '../transfer/pool.ts'
 import { RingShares } from '../transfer/ring-shares.ts'
 import { SET_MEMORY_OPTION } from './set-memory.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
-import { CHANNEL_OPTION, STORE_INSECURE_OPTION, STORE_SIZE_OPTION, STORES_OPTION, TRUST_OPTION } from './store-names.ts'
+import {
+  CHANNEL_OPTION,
+  SIGNERS_OPTION,
+  STORE_INSECURE_OPTION,
+  STORE_SIZE_OPTION,
+  STORES_OPTION,
+  TRUST_OPTION,
+} from './store-names.ts'
 import { sentenceOf } from './summary-text.ts'
 
 export interface ProxyArguments extends CommonTexts {
@@ -39,6 +47,10 @@ export function proxyOptions(
     .option('store-size', STORE_SIZE_OPTION)
     .option('channel', CHANNEL_OPTION)
     .option('trust', TRUST_OPTION)
+    .option('signers', {
+      ...SIGNERS_OPTION,
+      describe: `${SIGNERS_OPTION.describe}: no other sets are used, and nothing is learned`,
+    })
     .option('learn', {
       describe:
         'Template sets made of pages that pass: those of two VMs or more; all, for guests that come back; or none. Both sides must say the same',
@@ -204,6 +216,10 @@ export function proxySettings(
   return {
     credentials,
     store,
+    signers:
+      store === undefined || settings.signers === undefined
+        ? undefined
+        : new SetSigners(store.folder, settings.signers),
     learning: learningOf(settings, store, events.of('learning'), role),
     ...memory,
     places: PLACES,

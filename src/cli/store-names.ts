@@ -34,6 +34,12 @@ export const TRUST_OPTION = {
   requiresArg: true,
 } as const
 
+export const SIGNERS_OPTION = {
+  describe: 'File with the public keys that may sign template sets',
+  type: 'string',
+  requiresArg: true,
+} as const
+
 export const STORE_SIZE_OPTION = {
   describe: 'Bytes that sets of remote stores may have here: those out of force and longest unused go',
   type: 'string',

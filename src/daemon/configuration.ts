@@ -23,7 +23,7 @@ import {
 import { fileMode } from '../relay/group.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { isRemoteName } from '../remote/remote-store.ts'
-import { type CommonSettings, DEFAULTS, parseMetricsAddress } from './settings.ts'
+import { type CommonSettings, DEFAULTS, LEARNED_UNSIGNED, parseMetricsAddress } from './settings.ts'
 
 /** One thing that is wrong with a configuration file. */
 export interface Mistake {
@@ -120,6 +120,7 @@ const SCHEMA = (() => {
     'store-size': size('store-size').optional(),
     channels: z.array(text(channelName)).default([]),
     trust: z.string().optional(),
+    signers: z.string().optional(),
     learn: z.enum(['off', 'shared', 'all']).optional(),
     'learn-size': size('learn-size').optional(),
     'learn-age': duration('learn-age').optional(),
@@ -216,6 +217,11 @@ export function readConfiguration(content: string): ReadConfiguration {
     for (const key of ['store-key', 'learn', 'learn-size', 'learn-age'] as const)
       if (file[key] !== undefined && file[key] !== 'off')
         mistake([key], `${key} without store`, 'name a folder under store')
+  }
+  if (file.signers !== undefined) {
+    if (file.store === undefined) mistake(['signers'], 'signers without store', 'name a folder under store')
+    if (file.learn !== undefined && file.learn !== 'off')
+      mistake(['learn'], `signers, and learn: ${file.learn}`, LEARNED_UNSIGNED)
   }
   const remote = file['remote-stores']
   if (remote.length > 0 || file.channels.length > 0 || file.trust !== undefined || file['store-size'] !== undefined) {
@@ -322,6 +328,7 @@ export function readConfiguration(content: string): ReadConfiguration {
       tlsCreds: file['tls-creds'],
       store: file.store,
       storeKey: file['store-key'],
+      signers: file.signers,
       supply:
         file.store === undefined || file.trust === undefined
           ? undefined
@@ -334,7 +341,7 @@ export function readConfiguration(content: string): ReadConfiguration {
               trust: file.trust,
               maxBytes: file['store-size'],
             },
-      learn: file.learn,
+      learn: file.learn ?? (file.signers === undefined ? undefined : 'off'),
       learnSizeBytes: file['learn-size'] ?? parseSize(DEFAULTS.learnSize, 'learn-size'),
       learnAgeMs: file['learn-age'] ?? parseDuration(DEFAULTS.learnAge, 'learn-age'),
       poolMemoryBytes: file['pool-memory'],

@@ -10,6 +10,7 @@ import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
 import type { PatienceTimes } from '../migration/patience.ts'
 import type { Address } from '../relay/address.ts'
+import type { SetSigners } from '../remote/set-signature.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
 import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
@@ -46,6 +47,8 @@ export interface DestinationOptions {
   /** undefined: plain text, because the operator said so. */
   readonly credentials: Credentials | undefined
   readonly store: TemplateStore | undefined
+  /** Whose signatures its sets must have; undefined: it is not asked for. */
+  readonly signers?: SetSigners | undefined
   readonly learning?: Learning | undefined
   /** Most pages of ring that a session may have. */
   readonly ringPagesMax: number
@@ -104,6 +107,7 @@ export class DestinationDaemon {
       options.store,
       options.events,
       Math.min(templatePagesMax(SHAPE, 0, options.placesMax), Math.floor(this.pools.setsBytesMax / PAGE_BYTES)),
+      options.signers,
     )
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),

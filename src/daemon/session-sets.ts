@@ -3,6 +3,7 @@ import { basename } from 'node:path'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { HELLO_SETS_MAX, SETS_WAIT_MS } from '../limits.ts'
 import { HostChannels, type InForce, isUsable } from '../remote/host-channels.ts'
+import type { SetSigners } from '../remote/set-signature.ts'
 import { OneAtATime } from '../store/one-at-a-time.ts'
 import { floorsOf, type SetFloors } from '../store/set-floors.ts'
 import type { StoredSet, TemplateStore } from '../store/template-store.ts'
@@ -33,6 +34,9 @@ function lookersAt(store: TemplateStore): OneAtATime {
 export class SessionSets {
   private readonly store: TemplateStore | undefined
   private readonly log: SiteLog
+  private readonly signers: SetSigners | undefined
+  /** Sets that were told to be signed by nobody who may, and why. */
+  private untrusted = new Map<string, string>()
   /** What channels say of the store's sets. */
   private readonly channels: HostChannels | undefined
   /** What is wrong with what they say, as it was told. */
@@ -58,8 +62,15 @@ export class SessionSets {
   /** Why the store could not be read, as it was told; undefined where it can be. */
   private unreadable: string | undefined
 
-  constructor(store: TemplateStore | undefined, log: SiteLog, pagesMax = Number.POSITIVE_INFINITY) {
+  /** @param signers whose signatures sets must have; undefined: it is not asked for */
+  constructor(
+    store: TemplateStore | undefined,
+    log: SiteLog,
+    pagesMax = Number.POSITIVE_INFINITY,
+    signers?: SetSigners | undefined,
+  ) {
     this.store = store
+    this.signers = signers
     this.channels = store && new HostChannels(store.folder)
     this.pagesMax = pagesMax
     this.log = log
@@ -106,7 +117,7 @@ export class SessionSets {
     try {
       inForce = await this.channels!.inForce(Date.now())
       this.offered = await this.fingerprint(inForce)
-      sets = (await store.list()).filter(({ digest }) => isUsable(inForce, digest))
+      sets = await this.trusted((await store.list()).filter(({ digest }) => isUsable(inForce, digest)))
       this.current = this.offered
       this.unreadable = undefined
     } catch (error) {
@@ -135,6 +146,19 @@ export class SessionSets {
     this.tellOnDisk(cold)
     this.tellRoomless(others)
     return { hot, cold }
+  }
+
+  /** Those that are signed as they must be; each of the others is told once. */
+  private async trusted(sets: readonly StoredSet[]): Promise<StoredSet[]> {
+    if (!this.signers) return [...sets]
+    const refused = await this.signers.refusals(sets.map(({ digest }) => digest))
+    for (const { digest, path } of sets) {
+      const error = refused.get(digest)
+      if (error === undefined || this.untrusted.get(digest) === error.message) continue
+      this.log.warn('template set not used', { set: path, error: error.message, hint: error.action })
+    }
+    this.untrusted = new Map(Array.from(refused, ([digest, { message }]) => [digest, message]))
+    return sets.filter(({ digest }) => !refused.has(digest))
   }
 
   /** What of this was not excluded since it was offered. */
@@ -229,7 +253,8 @@ export class SessionSets {
 
   private async fingerprint(inForce: InForce): Promise<string> {
     const files = await this.store!.fingerprint(digest => isUsable(inForce, digest))
-    return `${files} ${[...inForce.before].join()}`
+    const signatures = this.signers ? await this.signers.fingerprint(await this.store!.digests()) : ''
+    return `${files} ${[...inForce.before].join()} ${signatures}`
   }
 
   private async look(): Promise<void> {

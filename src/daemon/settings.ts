@@ -13,6 +13,8 @@ export interface CommonSettings {
   readonly store: string | undefined
   /** File with this host's key. */
   readonly storeKey: string | undefined
+  /** File with the public keys of those who may sign sets; undefined: it is not asked who made them. */
+  readonly signers: string | undefined
   /** Where sets come from; undefined: they are there. */
   readonly supply: SupplySettings | undefined
   /** undefined: shared where there is a store. */
@@ -45,6 +47,7 @@ export interface CommonTexts {
   readonly storeSize?: string | undefined
   readonly channel?: readonly string[] | undefined
   readonly trust?: string | undefined
+  readonly signers?: string | undefined
   readonly learn?: 'off' | 'shared' | 'all' | undefined
   readonly learnSize: string
   readonly learnAge: string
@@ -69,6 +72,9 @@ export const DEFAULTS = {
   patience: `${PATIENCE_MS / 1000}s`,
 } as const
 
+/** Why a site that wants signatures does not learn. */
+export const LEARNED_UNSIGNED = 'learned sets are signed by nobody, and would not be used: --learn off'
+
 /** HOST:PORT, or an address as others are written; that it is this host's is seen when it is bound. @throws ADDRESS */
 export function parseMetricsAddress(text: string): Address {
   const address = parseAddress(/^(tcp|unix|fd):/.test(text) ? text : `tcp:${text}`)
@@ -78,7 +84,7 @@ export function parseMetricsAddress(text: string): Address {
 
 /** @throws USAGE, with the option that is wrong */
 export function readCommon(texts: CommonTexts): CommonSettings {
-  const { tlsCreds, plaintext, storeKey, learn } = texts
+  const { tlsCreds, plaintext, storeKey, signers } = texts
   const { own: store, remote } = storeNames(texts.store)
   if (plaintext && tlsCreds !== undefined)
     throw new ProxyError('USAGE', '--plaintext and --tls-creds', undefined, 'give one of them')
@@ -90,12 +96,18 @@ export function readCommon(texts: CommonTexts): CommonSettings {
       '`pageferry keygen` makes certificates or keys for both sides; --plaintext goes without, where the link is safe by itself',
     )
   }
+  const learn = texts.learn ?? (signers === undefined ? undefined : 'off')
   if (store === undefined && learn !== undefined && learn !== 'off')
     throw new ProxyError('USAGE', `--learn ${learn} without --store`, undefined, 'give --store DIR')
+  if (signers !== undefined && store === undefined)
+    throw new ProxyError('USAGE', '--signers without --store', undefined, 'give --store DIR')
+  if (signers !== undefined && learn !== 'off')
+    throw new ProxyError('USAGE', `--signers and --learn ${learn}`, undefined, LEARNED_UNSIGNED)
   return {
     tlsCreds,
     store,
     storeKey,
+    signers,
     supply: readSupply(texts, store, remote),
     learn,
     learnSizeBytes: parseSize(texts.learnSize, '--learn-size'),

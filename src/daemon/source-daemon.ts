@@ -75,7 +75,7 @@ export class SourceDaemon {
     this.peerLog = options.events.of(this.peerName)
     this.memory = new SourceMemory(this.peerName, options)
     this.listeners = new SourceListeners(options)
-    this.sets = new SessionSets(options.store, options.events, this.memory.setPagesMax)
+    this.sets = new SessionSets(options.store, options.events, this.memory.setPagesMax, options.signers)
     this.reception = new SourceReception({
       patienceMs: options.patienceMs,
       now: () => performance.now(),

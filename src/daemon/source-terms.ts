@@ -7,6 +7,7 @@ import { isProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
 import { SETS_WAIT_MS } from '../limits.ts'
 import type { LinkClientOptions } from '../link/client.ts'
+import type { SetSigners } from '../remote/set-signature.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { type OpenPool, PAGE_BYTES } from '../transfer/pool.ts'
 import type { RingGrant } from '../transfer/ring-shares.ts'
@@ -22,6 +23,8 @@ const OWN_GUESTS = ''
 export interface SourceTermsOptions {
   readonly places: number
   readonly store: TemplateStore | undefined
+  /** Whose signatures its sets must have; undefined: it is not asked for. */
+  readonly signers?: SetSigners | undefined
   readonly learning?: Learning | undefined
 }
 

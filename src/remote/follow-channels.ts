@@ -12,6 +12,7 @@ import { fetchSet } from './fetcher.ts'
 import { HostChannels } from './host-channels.ts'
 import { makeRoom } from './make-room.ts'
 import type { RemoteStore } from './remote-store.ts'
+import { fetchSignature } from './set-signature.ts'
 
 /** What is told on the way. */
 export type FollowEvent =
@@ -211,6 +212,8 @@ class HostFollower {
       }
       await hosts.noteFetched(digest) // before it is there: not used until it is in force
     }
+    // before it is there: from then on it may be used
+    await fetchSignature(stores, into.folder, digest, signal)
     const fetched = await fetchSet(stores, into, digest, {
       lengthBytes: set.bytes,
       signal,

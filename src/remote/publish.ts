@@ -16,6 +16,7 @@ import {
   serialOfOldChannel,
   writerOf,
 } from './remote-store.ts'
+import { pushSignature } from './set-signature.ts'
 
 export interface Pushed {
   readonly digest: string
@@ -25,7 +26,7 @@ export interface Pushed {
 }
 
 /**
- * Puts a set of a host's own store into a remote one, every page checked before.
+ * Puts a set of a host's own store into a remote one, every page checked before, and who signed it.
  * @param key of this host, where its sets are kept encrypted; in the remote store they are not
  * @param progress told how many bytes have gone, of all
  * @throws USAGE, TEMPLATE_*, IO, STORE_*, the signal's reason
@@ -51,6 +52,7 @@ export async function pushSet(
       progress?.(doneBytes, lengthBytes)
     }
     const isPut = there === undefined && (await writer.put(key, set.bytes, more, signal))
+    await pushSignature(store.folder, remote, set.head.digest)
     return { digest: set.head.digest, lengthBytes, existed: !isPut }
   } finally {
     await set.close()

@@ -7,7 +7,14 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { writeDigest } from '../template/digest.ts'
 import { digestOfSet, encodeHead, encodeMetadata, type SetMetadata, type SetRecords } from '../template/format.ts'
-import { DIGEST_LENGTH, digestOfFileName, PAGE_SIZE, setFileName, setLayout } from '../template/wire.ts'
+import {
+  DIGEST_LENGTH,
+  digestOfFileName,
+  PAGE_SIZE,
+  setFileName,
+  setLayout,
+  signatureFileName,
+} from '../template/wire.ts'
 import { Sealer, type StoreKey, sealedLength } from './cipher.ts'
 import { ColdSet } from './cold-set.ts'
 import { SetFile } from './set-file.ts'
@@ -281,10 +288,11 @@ export class TemplateStore {
     return { digest, path, fileBytes, existed: false }
   }
 
-  /** Removes a set; somebody else may have done so. @throws IO */
+  /** Removes a set, and who signed it; somebody else may have done so. @throws IO */
   async remove(digest: string): Promise<void> {
     try {
       await rm(this.pathOf(digest), { force: true })
+      await rm(join(this.folder, signatureFileName(digest)), { force: true })
       await syncFolder(this.folder)
     } catch (error) {
       throw ioError(error, 'cannot remove', this.pathOf(digest))

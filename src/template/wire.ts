@@ -66,6 +66,11 @@ export function setFileName(digest: string): string {
   return digest + SET_SUFFIX
 }
 
+/** Name of the file beside a set that says who signed it. */
+export function signatureFileName(digest: string): string {
+  return `${setFileName(digest)}.sig`
+}
+
 /** The digest that a file name promises, undefined where it is no name of a set. */
 export function digestOfFileName(name: string): string | undefined {
   return name.length === 2 * DIGEST_LENGTH + SET_SUFFIX.length && /^[0-9a-f]{64}\.pfset$/.test(name)

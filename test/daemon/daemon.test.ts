@@ -71,6 +71,9 @@ targets: { default: tcp:127.0.0.1:1 }
   t.same(needRestart(before, site('address: "a:1"', 'patience: 200s\n')), ['patience'], 'nothing that was not said')
   const fetching = (channels: string, rest = '') =>
     site('address: "a:1"', `store: s\nremote-stores: ["file:///s"]\nchannels: [${channels}]\ntrust: k\n${rest}`)
+  const storing = (rest = '') => site('address: "a:1"', `store: s\n${rest}`)
+  t.same(needRestart(storing(), storing('signers: k\n')), ['signers', 'learn'])
+  t.equal(storing('signers: k\n').learn, 'off', 'learned sets are signed by nobody')
   t.same(
     needRestart(fetching('a'), fetching('b', 'store-size: 1GB\n')),
     ['channels', 'store-size'],
@@ -164,6 +167,16 @@ listeners: [{ at: "tcp:127.0.0.1:2", peer: a }]
 disks: { default: "tcp:127.0.0.1:4" }
 `,
       [/^4 disks without wan/],
+    ],
+    [
+      'signers, without what they sign, and with what nobody does',
+      `plaintext: true
+signers: k
+learn: all
+wan: { listen: ["tcp:127.0.0.1:1"] }
+targets: { default: "tcp:127.0.0.1:2" }
+`,
+      [/^2 signers without store/, /^3 learn without store/, /^3 signers, and learn: all/],
     ],
     ['wan without targets', 'plaintext: true\nwan: { listen: ["tcp:127.0.0.1:1"] }', [/^2 wan without targets/]],
   ]
