@@ -13,6 +13,7 @@ import { HostChannels } from '../remote/host-channels.ts'
 import { storeNames } from '../remote/open-store.ts'
 import { findRemoteSet, type PublishOptions, promote, pushSet, rollback } from '../remote/publish.ts'
 import { keyOfChannel } from '../remote/remote-store.ts'
+import { fetchSignature } from '../remote/set-signature.ts'
 import { interruptible } from './interruptible.ts'
 import { print, printLines } from './output.ts'
 import { newDisplay, transferStep } from './progress-display.ts'
@@ -119,6 +120,7 @@ const pull: CommandModule<object, HostArguments & { sets: string[] }> = {
           const digest = await findRemoteSet(lister, prefix)
           const progress = (doneBytes: number, totalBytes: number): void =>
             display.show(transferStep('fetching', digest, doneBytes, totalBytes))
+          await fetchSignature(remotes, own.folder, digest, signal)
           const result = await fetchSet(remotes, own, digest, { signal, progress }).finally(() => display.end())
           await new HostChannels(own.folder).forgetFetched(digest) // a channel's set stays too from now on
           pulled.push(result)
@@ -319,7 +321,7 @@ const show: CommandModule<object, Arguments & { channel: string; trust: string |
 
 const key: CommandModule<object, { file: string; json: boolean }> = {
   command: 'key <file>',
-  describe: 'Make a key that signs channels: FILE for whoever promotes, FILE.pub for every host',
+  describe: 'Make a key that signs channels or sets: FILE for whoever does so, FILE.pub for every host',
   builder: yargs =>
     yargs
       .positional('file', { describe: 'Where to write it', type: 'string', demandOption: true })

@@ -133,11 +133,12 @@ const packets = connection(stream)
 writeFileSync(at('two.pcap'), pcap([...packets, ...connection(stream, { from: 50_001 })]))
 writeFileSync(at('lossy.pcap'), pcap(packets.filter((_, i) => i !== 50)))
 const build = ['template', 'build', at('a.stream'), at('b.zst'), '--store']
-for (const store of ['full', 'damaged', 'odd', 'locked', 'twin']) mkdirSync(at(store))
+for (const store of ['full', 'damaged', 'odd', 'locked', 'twin', 'noted']) mkdirSync(at(store))
 execFileSync(PAGEFERRY, [...build, at('full')], { stdio: 'ignore' })
 const [SET = ''] = readdirSync(at('full'))
 const DIGEST = SET.slice(0, 12)
-for (const store of ['damaged', 'odd', 'twin']) cpSync(at(`full/${SET}`), at(`${store}/${SET}`))
+for (const store of ['damaged', 'odd', 'twin', 'noted']) cpSync(at(`full/${SET}`), at(`${store}/${SET}`))
+writeFileSync(at('noted/.uses.json'), '{"version":1,\x1b[31m')
 const damaged = readFileSync(at(`full/${SET}`))
 damaged[damaged.length - 100]! ^= 1
 writeFileSync(at(`damaged/${SET}`), damaged)
@@ -1265,6 +1266,44 @@ const inputs: Case[] = [
     'verify of a store with what is no set',
     ['store', 'verify', '--store', at('odd')],
     { status: 4, out: /sound/, raw: /./ },
+  ],
+  ['what sets brought', ['store', 'list', '--store', at('full')], { status: 0, out: /brought.*nothing/s }],
+  [
+    'what sets brought, where it is noted no more',
+    ['store', 'list', '--store', at('noted')],
+    { status: 0, out: new RegExp(DIGEST), raw: /warning: .*is damaged.*begun anew/ },
+  ],
+  [
+    'prune by what cannot be read',
+    ['store', 'prune', '--store', at('noted'), '--max-unused', '1d'],
+    { status: 1, hint: /--by age/, after: () => (existsSync(at(`noted/${SET}`)) ? undefined : 'the set is gone') },
+  ],
+  ['prune by nothing that is known', ['store', 'prune', '--store', at('full'), '--by', 'luck'], { status: 2 }],
+  ['prune with a time that is none', ['store', 'prune', '--store', at('full'), '--max-unused', 'long'], { status: 2 }],
+  ['sign without a key', ['store', 'sign', DIGEST, '--store', at('full')], { status: 2, err: /key/ }],
+  ['sign with what is no key', ['store', 'sign', DIGEST, '--store', at('full'), '--key', at('garbage')], { status: 2 }],
+  [
+    'sign with a key that is not there',
+    ['store', 'sign', DIGEST, '--store', at('full'), '--key', at('none')],
+    { status: 1, err: /does not exist/ },
+  ],
+  [
+    'verify against what are no keys',
+    ['store', 'verify', '--store', at('full'), '--signers', at('garbage')],
+    { status: 2, err: /no public key/ },
+  ],
+  [
+    'signers without a store',
+    ['source', '--peer', '192.0.2.7:9444', '--plaintext', '--signers', at('garbage')],
+    { status: 2, err: /--signers without --store/ },
+  ],
+  [
+    'signers, and learning what nobody signs',
+    [
+      ...['source', '--peer', '192.0.2.7:9444', '--plaintext', '--store', at('full')],
+      ...['--signers', at('garbage'), '--learn', 'shared'],
+    ],
+    { status: 2, hint: /signed by nobody/ },
   ],
   ['prune of how much', ['store', 'prune', '--store', at('full')], { status: 0, out: /removed 0 sets/ }],
   [
