@@ -345,14 +345,16 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.unconfirmed.delete(flow)
     const migration = this.arrivals.left(flow)
     if (!migration) return
+    const { learning, now, onDiskEnd, onMigrationEnd } = this.options
+    const gains = this.inbound.gains?.take(migration.number) ?? []
+    const sets = gains.length > 0 && { sets: gains }
     if (migration.isDisk) {
-      this.options.onDiskEnd(migration.diskSummary(this.options.now()))
+      onDiskEnd({ ...migration.diskSummary(now()), ...sets })
       return
     }
     // behind its last batches, as the source side has it
-    if (!this.ended) this.inbound.mark(() => this.options.learning?.migrationEnded(migration.number))
-    const sets = this.inbound.gains?.take(migration.number) ?? []
-    this.options.onMigrationEnd({ ...migration.summary(this.options.now()), ...(sets.length > 0 && { sets }) })
+    if (!this.ended) this.inbound.mark(() => learning?.migrationEnded(migration.number))
+    onMigrationEnd({ ...migration.summary(now()), ...sets })
   }
 }
 

@@ -1,6 +1,6 @@
 /**
- * Notes what sets bring to migrations that end, in the store's own small file: src/store/set-uses.ts. Migrations do not wait
- * for it; several processes of a host may do so, one at a time. What cannot be written is kept for the next try.
+ * Notes what sets bring to migrations and disk transfers that end, in the store's own small file: src/store/set-uses.ts.
+ * None waits for it; several processes of a host may do so, one at a time. What cannot be written is kept for the next try.
  */
 import { join } from 'node:path'
 import type { SetGain } from '../codec/set-gains.ts'
@@ -22,7 +22,7 @@ interface Ended {
 export class SetLedger {
   private readonly folder: string
   private readonly log: SiteLog
-  /** Migrations that are not noted yet. */
+  /** Those that are not noted yet. */
   private waiting: Ended[] = []
   private timer: NodeJS.Timeout | undefined
   private writing: Promise<void> | undefined
@@ -51,7 +51,7 @@ export class SetLedger {
   }
 
   private take(told: SiteEvent): void {
-    if (told.event !== 'migration ended') return
+    if (told.event !== 'migration ended' && told.event !== 'disk transfer ended') return
     const { sets } = told.fields
     if (sets === undefined) return
     this.waiting.push({ sets, endedMs: Date.now() })

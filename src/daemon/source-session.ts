@@ -144,14 +144,15 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
 
   ends(migration: Migration): void {
     const { learning, now, onSummary, onDiskSummary } = this.options
+    const gains = this.sender.takeGains(migration.number)
+    const sets = gains.length > 0 && { sets: gains }
     if (migration.isDisk) {
-      onDiskSummary(migration.diskSummary(now()))
+      onDiskSummary({ ...migration.diskSummary(now()), ...sets })
       return
     }
     // by END: then the other side knows it at the same point
     if (!this.channels.over) learning?.migrationEnded(migration.number)
-    const sets = this.sender.takeGains(migration.number)
-    onSummary({ ...migration.summary(now()), ...(sets.length > 0 && { sets }) })
+    onSummary({ ...migration.summary(now()), ...sets })
   }
 
   rests(): void {

@@ -123,6 +123,8 @@ interface DiskEnded extends DiskTold {
   readonly connections: number
   /** The first break of a connection, or how all came to their end. */
   readonly endedBy: string
+  /** What template sets brought, the most first; left out: nothing. */
+  readonly sets?: readonly SetGain[]
 }
 
 export interface DiskDepartureSummary extends DiskEnded {

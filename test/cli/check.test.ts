@@ -268,6 +268,7 @@ t.test('of a proxy without a session, and one that an upgrade let run', t => {
       peer: 'fra',
       address: 'fra:9444',
       certificates: [{ file: 'c.pem', expires }],
+      disksAt: [],
       session: undefined,
     },
   ] as const

@@ -9,10 +9,12 @@ import { syntheticStream } from '../../scripts/harness/qemu/stream-emitter.ts'
 import { Random } from '../../scripts/harness/random.ts'
 import { Events, type SiteEvent } from '../../src/daemon/events.ts'
 import { DISK_CONNECTIONS_MAX } from '../../src/limits.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
 import { FEATURE, FEATURES } from '../../src/wan/wire.ts'
 import { until } from '../helpers/until.ts'
 import type { Step } from '../nbd-wire/harness.ts'
 import { recordings } from '../nbd-wire/recordings.ts'
+import { putPages } from '../template/makers.ts'
 import { closed, Daemons, type DaemonsOptions, MAIN, Target } from './daemons.ts'
 import { NBD_SKIP, Nbdkit, nbdcopy, nbdsh, QEMU_IMG_SKIP, qemuImg } from './nbd.ts'
 
@@ -237,6 +239,23 @@ t.test('memory behind a disk finds its blocks', { skip: NBD_SKIP }, async t => {
   const [alone, behind] = wanBytes as [number, number]
   t.comment(`${stream.length} bytes of memory: ${alone} on the WAN, behind the disk ${behind}`)
   t.ok(behind < 0.02 * alone)
+})
+
+t.test('what a set brings to a disk is counted at both sides', { skip: NBD_SKIP }, async t => {
+  const folder = t.testdir()
+  const golden = Array.from({ length: 512 }, () => randomBytes(PAGE))
+  const store = new TemplateStore(join(folder, 'store'))
+  const set = await putPages(store, golden)
+  const disk = Buffer.concat([randomBytes(MIB), ...golden.slice(100), randomBytes(MIB)])
+  const near = join(folder, 'near')
+  writeFileSync(near, disk)
+  await using kit = await Nbdkit.start('memory', String(disk.length))
+  await using pair = await Disks.start(`unix:${kit.socket}`, { store, farStore: store })
+  await nbdcopy(near, pair.uri)
+  await pair.ended()
+  const [departed, arrived] = pair.of('disk transfer ended')
+  t.same(departed!.sets, [{ set, pages: 412, bytes: 412 * PAGE }])
+  t.same(arrived!.sets, departed!.sets)
 })
 
 /** Plays a conversation over two sockets, each party as it heard the other, in pieces. @returns what each got */
