@@ -7,10 +7,11 @@ import { wishesOf } from '../qmp/migration-wishes.ts'
 import { openQmp, parseQmpAddress } from '../qmp/qmp-address.ts'
 import type { QmpClient } from '../qmp/qmp-client.ts'
 import { parseCap, parseCapOrNone, parseCount, parseDuration } from '../quantity.ts'
-import { formatAddress, isRange, parseAddress } from '../relay/address.ts'
+import { formatAddress, isLoopback, isRange, parseAddress } from '../relay/address.ts'
 import { SignalCount } from '../system/signal-count.ts'
 import { MigrateDisplay } from './migrate-display.ts'
 import { WanWatch } from './migrate-wan.ts'
+import { goOnUnheard } from './output.ts'
 
 interface MigrateArguments {
   readonly qmp: string
@@ -95,12 +96,14 @@ async function runMigrate(args: MigrateArguments): Promise<void> {
   const { task, source: near, destination: far } = read(args)
   const clients: { source?: QmpClient; destination?: QmpClient } = {}
   let signals: SignalCount | undefined
+  let heardAgain = (): void => {}
   try {
     const wan = args.control === undefined ? undefined : await WanWatch.start(args.control)
     const source = await openQmp(near)
     clients.source = source
     const destination = far && (await openQmp(far))
     if (destination) clients.destination = destination
+    heardAgain = goOnUnheard() // a reader that goes away ends no migration
     signals = new SignalCount() // until here nothing is changed, and a signal ends the command as any other
     const versions = { source: source.version, ...(destination && { destination: destination.version }) }
     const { isTTY, columns } = process.stderr
@@ -125,12 +128,16 @@ async function runMigrate(args: MigrateArguments): Promise<void> {
     clients.source?.close()
     clients.destination?.close()
     signals?.end()
+    heardAgain()
   }
 }
 
 /** @throws USAGE, ADDRESS */
 function read(args: MigrateArguments) {
-  const { keep, autoConverge } = args
+  const { autoConverge } = args
+  const to = endpoint(args.to, '--to')
+  // on its way to a proxy of another host the guest's memory stays encrypted, whatever that costs
+  const keep = isLoopback(parseAddress(to)) ? args.keep : [...args.keep, 'tls-creds']
   const far = args.farQmp === undefined ? undefined : parseQmpAddress(args.farQmp, '--far-qmp')
   if (args.incoming !== undefined && far === undefined) {
     const hint = 'give --far-qmp, over which it is told; or have it listen by itself'
@@ -154,7 +161,7 @@ function read(args: MigrateArguments) {
     keep,
   })
   const task: Omit<CourseTask, 'versions'> = {
-    to: endpoint(args.to, '--to'),
+    to,
     incoming: maybe(args.incoming, one => endpoint(one, '--incoming')),
     wishes,
     keep,

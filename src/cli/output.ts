@@ -11,6 +11,21 @@ export function printLines(text: string): void {
   process.stdout.write(`${text.split('\n').map(printable).join('\n')}\n`)
 }
 
+/**
+ * From now on output that cannot be written is dropped, for work that is worth more than what is said of it.
+ * @returns ends that
+ */
+export function goOnUnheard(): () => void {
+  const { stdout } = process
+  const before = stdout.listeners('error') as ((error: Error) => void)[]
+  const drop = (): void => {}
+  stdout.removeAllListeners('error').on('error', drop)
+  return () => {
+    stdout.off('error', drop)
+    for (const listener of before) stdout.on('error', listener)
+  }
+}
+
 /** One line about how it goes, on standard error. */
 export function tell(line: string): void {
   process.stderr.write(`${printable(line)}\n`)

@@ -157,7 +157,7 @@ export function adviseOn(qemus: readonly QemuSettings[], linkBytes?: number): Ad
       add(
         'better',
         `${name} on`,
-        'works; what QEMU leaves out or repeats for it is relayed as it is',
+        `works; what QEMU leaves out or repeats for it is relayed as it is${name === 'x-ignore-shared' ? '. It has to stay on where both QEMUs map the same memory' : ''}`,
         capability(name, false),
         'not offered by libvirt',
       )
@@ -208,6 +208,12 @@ export interface MendOptions {
   readonly wanted?: readonly (Change & { readonly why: string })[]
 }
 
+/**
+ * Never set here: they say what a migration is for. Without `x-ignore-shared` a destination that maps the same memory as
+ * its source would write into a guest that runs.
+ */
+const MEANT: ReadonlySet<string> = new Set(['x-ignore-shared', 'x-colo'])
+
 /** One piece of advice may bring another: a destination is set as its source is going to be. It ends after two or three. */
 const ROUNDS_MAX = 5
 
@@ -224,6 +230,7 @@ export function mend(qemus: readonly QemuSettings[], { linkBytes, keep = [], wan
   for (let round = 0; round < ROUNDS_MAX; round++) {
     const advice = adviseOn(settings, linkBytes).filter(
       ({ change: { side, name } }) =>
+        !MEANT.has(name) &&
         !keep.includes(name) &&
         !asked.has(`${side} ${name}`) &&
         (linkBytes !== undefined || name !== 'avail-switchover-bandwidth'),

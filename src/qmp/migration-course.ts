@@ -304,7 +304,11 @@ class Running {
     const answer = yield* this.tryAsk('source', 'migrate', { uri: to })
     if (answer.kind === 'refused') {
       this.began = false
-      throw this.refused(`the source QEMU does not migrate: ${answer.why}`, 'nothing has begun, the guest goes on')
+      const listens = this.listens ? '' : '; the destination QEMU listens from now on'
+      throw this.refused(
+        `the source QEMU does not migrate: ${answer.why}`,
+        `nothing has begun, the guest goes on${listens}`,
+      )
     }
     this.require('source', answer)
     yield* this.tell({ event: 'started', to })

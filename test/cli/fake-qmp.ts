@@ -1,4 +1,4 @@
-/** Sockets that are, or are not, a QEMU's QMP: what `doctor` may be pointed at. */
+/** Sockets that are, or are not, a QEMU's QMP: what `doctor` and `migrate` may be pointed at. */
 import net from 'node:net'
 
 const GREETING = { QMP: { version: { qemu: { major: 7, minor: 2, micro: 22 }, package: '' }, capabilities: [] } }
@@ -55,6 +55,7 @@ export const QMP_SERVERS: Readonly<Record<string, (socket: net.Socket) => void>>
   'no-version': qemu({}, { QMP: {} }),
   'odd-version': qemu({}, { QMP: { version: { qemu: { major: 'x\x1b', minor: {}, micro: null } } } }),
   'null-answers': qemu({ 'query-migrate-capabilities': null }),
+  'null-state': qemu({ 'query-status': null }),
   'odd-answers': qemu({ 'query-migrate-capabilities': [null, 1, { capability: 5 }] }),
   'odd-parameters': qemu({ 'query-migrate-capabilities': CAPABILITIES, 'query-migrate-parameters': 'x' }),
   'never-answers': qemu({ 'query-migrate-capabilities': undefined }),

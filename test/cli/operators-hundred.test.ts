@@ -27,6 +27,7 @@ import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
 import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
+import { ModelQemu, serveModel } from '../qmp/model-qemu.ts'
 import { connection, migration, page, pcap } from '../template/makers.ts'
 import { type CommandOptions, type Outcome, PAGEFERRY, run } from './command.ts'
 import { serveQmp } from './fake-qmp.ts'
@@ -164,6 +165,12 @@ const noDisk = disk === '' && 'a tmpfs is mounted: as root only'
 
 const stopQmp = await serveQmp(at('qmp'))
 t.teardown(stopQmp)
+// QEMUs that go on from one command to the next: each is for one case
+for (const name of ['plain', 'forever', 'fixed', 'ssh', 'idle'])
+  for (const side of ['near', 'far']) {
+    const model = new ModelQemu(side === 'near' || name === 'idle' ? {} : { incoming: 'defer' })
+    t.teardown(await serveModel(model, at(`qmp/${name}-${side}`)))
+  }
 /** A port that is taken for as long as the test runs. */
 const taken = net.createServer().listen(0, '127.0.0.1')
 await new Promise<void>(done => taken.once('listening', done))
@@ -244,6 +251,7 @@ for (const command of [
   'estimate',
   'keygen',
   'doctor',
+  'migrate',
   'status',
   'rate',
   'cancel',
@@ -897,6 +905,21 @@ const doctor: Case[] = [
     { status: 11, out: /destination: QEMU/, raw: '' },
   ],
   ['no rate of the link', [...qmp('sound'), '--rate', 'x'], { status: 2, hint: /200Mbit/ }],
+  [
+    'a QEMU that is mended',
+    [...qmp('fixed-near'), '--fix'],
+    { status: 0, out: /^set: source: max-bandwidth: 134217728 -> 0$/m, raw: '' },
+  ],
+  [
+    'one that takes it, and stays as it was',
+    [...qmp('matters'), '--fix'],
+    { status: 11, out: /set: source: tls-creds: .*forged[\s\S]*! source: tls-creds/, raw: '' },
+  ],
+  [
+    'two, of which one is far away',
+    [...qmp('sound'), '--qmp-destination', 'ssh:-oProxyCommand=touch:/q'],
+    { status: 2, err: /ProxyCommand/, hint: /ssh:HOST:\/PATH/ },
+  ],
   ['the human monitor', qmp('human'), { status: 1, err: /human monitor/, hint: /-qmp unix/ }],
   ['the human monitor, with a line', qmp('human-asked'), { status: 1, err: /human monitor/ }],
   ['null', qmp('null'), { status: 1, err: /not QMP/ }],
@@ -913,6 +936,65 @@ const doctor: Case[] = [
   ['events without end', qmp('events'), { status: 1, err: /without an answer/ }],
   ['a greeting, then events without end', qmp('events-greeted'), { status: 1, err: /without an answer/ }],
   ['a line without end', qmp('a-line'), { status: 1, err: /a line of more than/ }],
+]
+
+const moves = (name: string, ...more: string[]): string[] => [
+  ...['migrate', '--qmp', at(`qmp/${name}`), '--to', 'tcp:127.0.0.1:4444', ...more],
+]
+const pairOf = (name: string, ...more: string[]): string[] =>
+  moves(`${name}-near`, '--far-qmp', at(`qmp/${name}-far`), '--incoming', 'tcp:127.0.0.1:5555', ...more)
+const migrates: Case[] = [
+  ['migrate what', ['migrate'], { status: 2, err: /qmp/ }],
+  ['migrate where to', ['migrate', '--qmp', at('qmp/sound')], { status: 2, err: /to/ }],
+  ['no address', ['migrate', '--qmp', at('none'), '--to', 'fra'], { status: 2, err: /fra/, hint: /tcp:HOST:PORT/ }],
+  ['an address of libvirt', ['migrate', '--qmp', at('none'), '--to', 'tcp://fra:1'], { status: 2, hint: /slashes/ }],
+  ['a program', ['migrate', '--qmp', at('none'), '--to', 'exec:rm'], { status: 2, hint: /only tcp: and unix:/ }],
+  ['several ports', ['migrate', '--qmp', at('none'), '--to', 'tcp:fra:1-2'], { status: 2, hint: /one address/ }],
+  ['no port', ['migrate', '--qmp', at('none'), '--to', 'tcp:fra:0'], { status: 2, hint: /one address/ }],
+  ['no QEMU', moves('none'), { status: 1, err: /ENOENT/, hint: /-qmp unix/ }],
+  ['who listens', moves('sound', '--incoming', 'tcp:127.0.0.1:1'), { status: 2, err: /without --far-qmp/ }],
+  ['no percentage', moves('sound', '--auto-converge', '--throttle-max', '100'), { status: 2, hint: /1 to 99/ }],
+  ['a throttle of what', moves('sound', '--throttle-max', '50'), { status: 2, hint: /--auto-converge/ }],
+  ['no time', moves('sound', '--timeout', 'soon'), { status: 2, hint: /30s/ }],
+  ['no pass', moves('sound', '--postcopy-after', '0'), { status: 2, hint: /from 1/ }],
+  ['no bandwidth', moves('sound', '--max-bandwidth', '0'), { status: 2 }],
+  ['no host', moves('sound', '--far-qmp', 'ssh:fra'), { status: 2, hint: /ssh:HOST:\/PATH/ }],
+  ['an option of ssh', moves('sound', '--far-qmp', 'ssh:-x:/q'), { status: 2, err: /--far-qmp/ }],
+  ['a shell over there', moves('sound', '--far-qmp', "ssh:fra:/q'$(id)"), { status: 2, hint: /letters, digits/ }],
+  ['no control socket', moves('sound', '--control', at('none')), { status: 1, err: /ENOENT/ }],
+  ['the human monitor of one that moves', moves('human'), { status: 1, err: /human monitor/ }],
+  ['a QEMU that refuses to move', moves('refuses'), { status: 1, err: /no\\n\\u001b\[31m/ }],
+  ['null for its state', moves('null-state'), { status: 1, err: /query-status/ }],
+  ['events without end from one that moves', moves('events-greeted'), { status: 1, err: /without an answer/ }],
+  [
+    'a guest that moves',
+    pairOf('plain'),
+    {
+      status: 0,
+      out: /^completed after 3\.0 s: .*42 ms.*\n.*destination QEMU: running/,
+      raw: /^set at[\s\S]*put back/,
+    },
+  ],
+  [
+    'the same, watched by a proxy that does not see it',
+    pairOf('forever', '--control', at('ctl'), '--json'),
+    { status: 0, out: /"event":"ended","result":"completed"/, raw: '' },
+  ],
+  [
+    'a destination that runs already',
+    pairOf('idle'),
+    { status: 16, err: /does not wait for a guest: it is running/, hint: /-incoming defer/ },
+  ],
+  [
+    'a destination that nobody tells where to listen',
+    moves('fixed-near', '--far-qmp', at('qmp/fixed-far')),
+    { status: 16, err: /waits to be told/, hint: /--incoming URI/ },
+  ],
+  [
+    'no ssh',
+    moves('ssh-near', '--far-qmp', `ssh:nowhere.invalid:${at('qmp/ssh-far')}`),
+    { status: 1, err: /ssh:nowhere\.invalid.*ssh (says|ENOENT)/, hint: /-qmp unix/, waits: true },
+  ],
 ]
 
 const asked = (...args: string[]): string[] => [...args, '--control', at('ctl')]
@@ -1344,7 +1426,7 @@ function complaints(outcome: Outcome, expected: Expected): string[] {
   return found
 }
 
-const ALL = [...general, ...proxies, ...serve, ...keygen, ...doctor, ...control, ...check, ...inputs]
+const ALL = [...general, ...proxies, ...serve, ...keygen, ...doctor, ...migrates, ...control, ...check, ...inputs]
 /** HUNDRED='^renew' runs those whose names it matches: all of them take minutes. */
 const ONLY = process.env.HUNDRED === undefined ? undefined : new RegExp(process.env.HUNDRED)
 
