@@ -527,3 +527,14 @@ export const METRICS_PEERS_MAX = 256
 
 /** One rendering of metrics answers all who ask within so long. Prometheus asks every few seconds; the rates that it makes of them are off by this at most. */
 export const METRICS_FRESH_MS = 500
+
+// The program of --hook ------------------------------------------------------------------------------------------------
+
+/** How long it may run: it writes a line somewhere, or asks a server. The end of a proxy waits as long for the last one. */
+export const HOOK_MS_MAX = 10_000
+
+/** Runs at once: of a storm of migrations a few, so that it takes no core from them ... */
+export const HOOKS_RUNNING_MAX = 4
+
+/** ... and runs that wait, those that run counted: the starts and ends of so many that begin or break off at once. */
+export const HOOKS_WAITING_MAX = 256

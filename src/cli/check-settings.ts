@@ -1,5 +1,6 @@
 /** `--check` of the proxies: everything that a start would find wrong, with nothing bound, dialled or written. */
 import { accessSync, constants, statSync } from 'node:fs'
+import { requireHook } from '../daemon/hook.ts'
 import type { CommonSettings } from '../daemon/settings.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { Credentials, type CredentialsOptions } from '../link/credentials.ts'
@@ -37,7 +38,7 @@ export async function missingThings(
   roles: readonly Omit<CredentialsOptions, 'directory'>[],
   look: Look,
 ): Promise<void> {
-  const { tlsCreds, store, storeKey, signers, supply, learn, control, metrics } = settings
+  const { tlsCreds, store, storeKey, signers, supply, learn, control, metrics, hook } = settings
   const isWritten = learn !== 'off' || supply !== undefined
   if (tlsCreds !== undefined)
     for (const role of roles) await look('tls-creds', () => void new Credentials({ ...role, directory: tlsCreds }))
@@ -57,6 +58,7 @@ export async function missingThings(
       if (statSync(control, { throwIfNoEntry: false })) await checkListen(address)
     })
   if (metrics !== undefined) await look('metrics', () => checkListen(metrics))
+  if (hook !== undefined) await look('hook', () => void requireHook(hook))
 }
 
 /** @throws IO */

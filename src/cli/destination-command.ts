@@ -27,6 +27,7 @@ import {
   proxyOptions,
   proxySettings,
   startSupply,
+  tellStart,
 } from './proxy-options.ts'
 
 interface DestinationArguments extends ProxyArguments {
@@ -182,7 +183,7 @@ function checkDestination(args: DestinationArguments): Promise<void> {
 
 async function runDestination(args: DestinationArguments): Promise<void> {
   if (args.check) return checkDestination(args)
-  const teller = newTeller(args.json)
+  const teller = newTeller(args.json, args.logLevel)
   const common = readCommon(args)
   if (common.supply) await checkSupply(common.supply)
   const settings = proxySettings(common, args, 'server', teller.events)
@@ -209,5 +210,6 @@ async function runDestination(args: DestinationArguments): Promise<void> {
   }
   const { events } = teller
   const control = new Control(common, new Site([], daemon, events), events)
+  await tellStart(events, 'destination', common)
   await runProxy(daemon, teller, status, control, started, () => supply?.askNow())
 }

@@ -5,15 +5,18 @@ import { Events, type SiteLog } from '../daemon/events.ts'
 import type { Teller } from '../daemon/run-proxy.ts'
 import { SetSupply } from '../daemon/set-supply.ts'
 import { type CommonSettings, type CommonTexts, DEFAULTS } from '../daemon/settings.ts'
-import { EventLog } from '../daemon/text-log.ts'
+import { EventLog, LEVELS } from '../daemon/text-log.ts'
+import { VERSION } from '../daemon/version.ts'
 import { ProxyError } from '../errors.ts'
 import { FairShares } from '../fair-shares.ts'
 import { Learning, STATES_MAX } from '../learning/learning.ts'
 import { MEMORY_BUDGET_BYTES } from '../limits.ts'
+import { kindOf } from '../link/credential-files.ts'
 import { Credentials } from '../link/credentials.ts'
+import type { Level } from '../log.ts'
 import { SetSigners } from '../remote/set-signature.ts'
 import type { Role } from '../session/api.ts'
-import type { TemplateStore } from '../store/template-store.ts'
+import { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import { PLACES, Pools } from '../transfer/pool.ts'
 import { RingShares } from '../transfer/ring-shares.ts'
@@ -125,6 +128,18 @@ export function proxyOptions(
       requiresArg: true,
       defaultDescription: 'none: they are kept in memory',
     })
+    .option('log-level', {
+      describe: 'What is in the log: all, what is to be looked at, or what is lost',
+      choices: LEVELS,
+      requiresArg: true,
+      default: 'info',
+    })
+    .option('hook', {
+      describe:
+        'Program that is run at the start, at half and at the end of each migration, with its facts in variables',
+      type: 'string',
+      requiresArg: true,
+    })
     .option('check', {
       describe: 'Only look whether a start would find anything wrong: every mistake, with a hint; nothing is bound',
       type: 'boolean',
@@ -172,12 +187,35 @@ export function processMemory(bytes: number, setBytes: number, newcomers: boolea
   }
 }
 
-/** @param json how the log is written */
-export function newTeller(json: boolean): Teller {
+/** @param json how the log is written; what is less than `level` is not */
+export function newTeller(json: boolean, level: Level): Teller {
   const events = new Events()
-  const log = new EventLog(json, sentenceOf)
+  const log = new EventLog(json, sentenceOf, 1, level)
   events.subscribe(log.take)
   return { events, log }
+}
+
+/**
+ * The first line of a log: what runs, and how.
+ * @param rates caps of what goes to peers; none: it only receives
+ */
+export async function tellStart(
+  events: Events,
+  role: string,
+  { tlsCreds, store, learn = 'shared' }: CommonSettings,
+  rates: Readonly<Record<string, number>> = {},
+): Promise<void> {
+  const capped = Object.entries(rates).map(([peer, rate]) => [peer, Number.isFinite(rate) ? rate : ('none' as const)])
+  const sets = store === undefined ? undefined : await new TemplateStore(store).digests().catch(() => [])
+  events.info('started', {
+    version: VERSION,
+    role,
+    tls: tlsCreds === undefined ? 'none' : kindOf(tlsCreds),
+    ...(sets !== undefined && { sets: sets.length }),
+    learn: store === undefined ? 'off' : learn,
+    ...(capped.length > 0 && { rates: Object.fromEntries(capped) }),
+    node: process.version,
+  })
 }
 
 /** Begins to fetch what channels say, where the operator asked for it. */

@@ -22,7 +22,7 @@ import type { Role } from '../session/api.ts'
 import { looker, missingThings, tellMistakes, wrong } from './check-settings.ts'
 import { listenAt } from './destination-command.ts'
 import { print } from './output.ts'
-import { newTeller, type ProcessMemory, processMemory, proxySettings, startSupply } from './proxy-options.ts'
+import { newTeller, type ProcessMemory, processMemory, proxySettings, startSupply, tellStart } from './proxy-options.ts'
 
 interface ServeArguments {
   readonly config: string
@@ -114,7 +114,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   const proxies: Runnable[] = []
   const sources = new Map<string, SourceDaemon>()
   let destination: DestinationDaemon | undefined
-  const teller = newTeller(json)
+  const teller = newTeller(json, configuration.logLevel)
   const { events } = teller
   const memory = memoryOf(configuration)
   const where: string[] = []
@@ -197,5 +197,8 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     supply = startSupply(configuration, events)
   }
   const control = new Control(configuration, new Site([...sources.values()], destination, events), events)
+  const rates = Object.fromEntries(configuration.peers.map(({ name, rate }) => [name, rate]))
+  const role = [sources.size > 0 && 'source', destination && 'destination'].filter(Boolean).join(' and ')
+  await tellStart(events, role, configuration, rates)
   await runProxy(all, teller, status, control, started, reloadSettings)
 }

@@ -24,6 +24,7 @@ import {
   proxyOptions,
   proxySettings,
   startSupply,
+  tellStart,
 } from './proxy-options.ts'
 
 interface SourceArguments extends ProxyArguments {
@@ -182,7 +183,7 @@ function checkSource(args: SourceArguments): Promise<void> {
 
 async function runSource(args: SourceArguments): Promise<void> {
   if (args.check) return checkSource(args)
-  const teller = newTeller(args.json)
+  const teller = newTeller(args.json, args.logLevel)
   const { events } = teller
   const common = readCommon(args)
   if (common.supply) await checkSupply(common.supply)
@@ -210,6 +211,7 @@ async function runSource(args: SourceArguments): Promise<void> {
     supply = startSupply(common, events)
   }
   const control = new Control(common, new Site([daemon], undefined, events), events)
+  await tellStart(events, 'source', common, { [args.peer]: read.rate() })
   await runProxy(daemon, teller, status, control, started, () => {
     supply?.askNow()
     if (rateFile === undefined) return

@@ -1,6 +1,6 @@
 /** How people read the end of a migration: one line, where JSON has all fields. */
 
-import type { SiteEvent } from '../daemon/events.ts'
+import type { SiteEvent, SiteEvents } from '../daemon/events.ts'
 import type { Sentence } from '../daemon/text-log.ts'
 import type {
   ArrivalSummary,
@@ -9,7 +9,7 @@ import type {
   MigrationSummary,
   PageCounts,
 } from '../migration/summary.ts'
-import { formatSize } from '../quantity.ts'
+import { formatRate, formatSize } from '../quantity.ts'
 
 type Departure = Omit<MigrationSummary, 'level'>
 type Arrival = Omit<ArrivalSummary, 'level'>
@@ -17,12 +17,23 @@ type Arrival = Omit<ArrivalSummary, 'level'>
 /** The sentence of an event; undefined where its name and fields are as good. */
 export function sentenceOf(told: SiteEvent): Sentence | undefined {
   if (told.event === 'disk transfer ended') return diskSentence(told.fields)
+  if (told.event === 'started') return { text: startLine(told.fields), fields: {} }
   if (told.event !== 'migration ended') return undefined
   const { fields } = told
   const line = 'bytesWan' in fields ? summaryLine(fields) : arrivalLine(fields)
   const { id, target, machine, uuid } = fields
   // by what one finds the same migration at the other site, and the guest
   return { text: `migration ${fields.migration} ended: ${line}`, fields: { id, target, machine, uuid } }
+}
+
+const TLS = { x509: 'TLS with certificates', psk: 'TLS with a pre-shared key', none: 'no TLS' } as const
+
+function startLine({ version, role, tls, sets, learn, rates = {}, node }: SiteEvents['started']): string {
+  const caps = Object.entries(rates).map(
+    ([peer, rate]) => `to ${peer} ${rate === 'none' ? 'without a cap' : `at most ${formatRate(rate)}`}`,
+  )
+  const store = sets === undefined ? ['no store'] : [`${sets} template sets`, `learning ${learn}`]
+  return `pageferry ${version}, ${role}: ${[TLS[tls], ...store, ...caps, `Node ${node.slice(1)}`].join(', ')}`
 }
 
 /** From so much more than the first pass on, what the guest wrote meanwhile is told of. */

@@ -24,6 +24,7 @@ import { fileMode } from '../relay/group.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { isRemoteName } from '../remote/remote-store.ts'
 import { type CommonSettings, DEFAULTS, LEARNED_UNSIGNED, parseMetricsAddress } from './settings.ts'
+import { LEVELS } from './text-log.ts'
 
 /** One thing that is wrong with a configuration file. */
 export interface Mistake {
@@ -114,6 +115,8 @@ const SCHEMA = (() => {
     control: text(socketPath).optional(),
     history: z.string().optional(),
     metrics: text(parseMetricsAddress).optional(),
+    'log-level': z.enum(LEVELS).default('info'),
+    hook: z.string().optional(),
     'store-key': z.string().optional(),
     'remote-stores': z.array(z.string()).default([]),
     'store-insecure': z.boolean().default(false),
@@ -353,6 +356,8 @@ export function readConfiguration(content: string): ReadConfiguration {
       control: file.control,
       history: file.history,
       metrics: file.metrics,
+      logLevel: file['log-level'],
+      hook: file.hook,
       peers,
       wanListen,
       peerName: file.wan?.['peer-name'],

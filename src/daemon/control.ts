@@ -6,6 +6,7 @@ import { CONTROL_API, type SiteHistory } from './control-api.ts'
 import { type Answer, ControlServer, json, type Routes } from './control-server.ts'
 import type { Events } from './events.ts'
 import { History } from './history.ts'
+import { Hook } from './hook.ts'
 import { Metrics } from './metrics.ts'
 import { SetLedger } from './set-ledger.ts'
 import type { Site } from './site.ts'
@@ -19,6 +20,8 @@ export interface ControlSettings {
   readonly history?: string | undefined
   /** Where metrics can be had beside the control socket. */
   readonly metrics?: Address | undefined
+  /** Program that is told of migrations. */
+  readonly hook?: string | undefined
 }
 
 export class Control {
@@ -28,6 +31,7 @@ export class Control {
   private history: History | undefined
   private metrics: Metrics | undefined
   private ledger: SetLedger | undefined
+  private hook: Hook | undefined
   private readonly servers: ControlServer[] = []
 
   constructor(settings: ControlSettings, site: Site, events: Events) {
@@ -39,8 +43,9 @@ export class Control {
   /** @throws ProxyError IO, ADDRESS */
   async start(): Promise<void> {
     const { settings, site, events } = this
-    const { control, history: path, metrics: address, store } = settings
+    const { control, history: path, metrics: address, store, hook } = settings
     if (store !== undefined) this.ledger = new SetLedger(store, events)
+    if (hook !== undefined) this.hook = new Hook(hook, events, id => site.peerOf(id))
     if (control !== undefined || path !== undefined) this.history = new History(path, events)
     if (control === undefined && address === undefined) return
     const metrics = await Metrics.load(() => site.status(), events)
@@ -62,6 +67,7 @@ export class Control {
     this.metrics?.close()
     await this.history?.close()
     await this.ledger?.close()
+    await this.hook?.close()
   }
 
   /** @param option that named the address */

@@ -23,6 +23,18 @@ interface Failure {
 /** Fields by the name of the event. */
 export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEvents {
   // the process
+  started: {
+    readonly version: string
+    readonly role: string
+    /** 'none': because the operator said so. */
+    readonly tls: 'x509' | 'psk' | 'none'
+    /** Template sets in the store; left out: there is none. */
+    readonly sets?: number
+    readonly learn: 'off' | 'shared' | 'all'
+    /** Cap of what goes to each peer, bytes a second. */
+    readonly rates?: Readonly<Record<string, number | 'none'>>
+    readonly node: string
+  }
   'listening for QEMU': { readonly at: string; readonly disks?: string }
   'listening for source proxies': { readonly at: string }
   serving: { readonly from: readonly string[] }
@@ -35,6 +47,14 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   stopped: Record<never, never>
   'systemd is not told': { readonly reason: string }
   'history is not kept': Failure
+  'hook failed': Failure & {
+    readonly at?: string
+    readonly migration?: string
+    readonly times?: number
+    readonly seconds?: number
+  }
+  /** Too many wait, or none can be run. */
+  'hook left out': { readonly at: string; readonly migration: string }
   'lines of the history are damaged': { readonly file: string; readonly lines: number }
   'what sets bring is not kept': Failure
   'what sets brought is begun anew': Failure

@@ -1,6 +1,7 @@
 /** What both proxies of a process go by, as values: read once, from options or from the file of `pageferry serve`. */
 import { ProxyError } from '../errors.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
+import type { Level } from '../log.ts'
 import { parseDuration, parseSize } from '../quantity.ts'
 import { type Address, isRange, parseAddress } from '../relay/address.ts'
 import { requireChannelName } from '../remote/channel.ts'
@@ -34,6 +35,10 @@ export interface CommonSettings {
   readonly history: string | undefined
   /** Where metrics can be had beside the control socket. */
   readonly metrics: Address | undefined
+  /** What is less is not in the log. */
+  readonly logLevel: Level
+  /** Program that is told of migrations; undefined: none. */
+  readonly hook: string | undefined
 }
 
 /** The same as people write it. */
@@ -59,6 +64,8 @@ export interface CommonTexts {
   readonly control?: string | undefined
   readonly history?: string | undefined
   readonly metrics?: string | undefined
+  readonly logLevel: Level
+  readonly hook?: string | undefined
 }
 
 /** Where nothing is said. */
@@ -120,6 +127,8 @@ export function readCommon(texts: CommonTexts): CommonSettings {
       texts.patiencePostcopy === undefined ? undefined : parseDuration(texts.patiencePostcopy, '--patience-postcopy'),
     control: texts.control,
     history: texts.history,
+    logLevel: texts.logLevel,
+    hook: texts.hook,
     metrics: texts.metrics === undefined ? undefined : parseMetricsAddress(texts.metrics),
   }
 }

@@ -40,6 +40,13 @@ export class Site {
     }
   }
 
+  /** Where a migration that runs goes, or whence it comes. */
+  peerOf(id: string): string | undefined {
+    const { sources, destination } = this.status()
+    const sessions = [...sources.map(({ session }) => session), ...(destination?.sessions ?? [])]
+    return sessions.find(session => session?.migrations.some(migration => migration.id === id))?.peer
+  }
+
   /**
    * Caps what goes to a peer, until that is said again, on SIGHUP or at the next start.
    * @param peer its name here, or its address

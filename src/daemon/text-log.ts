@@ -1,4 +1,5 @@
 /** The log of the proxies on a terminal, in a journal or a file: a line of text, or of JSON where that is asked for. */
+import { fstatSync } from 'node:fs'
 import { printable } from '../bytes/printable.ts'
 import { PEER_LINES_PER_MINUTE, PEER_OUTCOMES_PER_MINUTE, QEMU_OUTCOMES_PER_MINUTE } from '../limits.ts'
 import type { Level } from '../log.ts'
@@ -10,6 +11,11 @@ const PREFIX: Readonly<Record<Level, string>> = { info: '', warn: 'warning: ', e
 
 /** As collectors know them from bunyan and pino. */
 const NUMBER: Readonly<Record<Level, number>> = { info: 30, warn: 40, error: 50 }
+
+/** As the journal sorts them: sd-daemon(3). It takes them off again, so JSON stays JSON. */
+const PRIORITY: Readonly<Record<Level, string>> = { info: '<6>', warn: '<4>', error: '<3>' }
+
+export const LEVELS = ['info', 'warn', 'error'] as const satisfies readonly Level[]
 
 /** How long the end of a proxy waits for a log that is slow. */
 const SETTLE_MS = 1000
@@ -23,6 +29,8 @@ export interface Sentence {
 /** The log of this process: one event is one line, whatever outside text stands in it, and nothing waits for its reader. */
 export class EventLog {
   private readonly json: boolean
+  private readonly least: number
+  private readonly priority: (level: Level) => string
   private readonly sentenceOf: (event: SiteEvent) => Sentence | undefined
   private readonly writer: LineWriter
   /** How migrations ended is apart: what alerting waits for is not pushed out by noise. */
@@ -33,9 +41,19 @@ export class EventLog {
    * @param json one JSON object a line, for collectors
    * @param sentenceOf how people read an event, where its name and fields are not all
    * @param fd where to
+   * @param level what is less is left out
+   * @param isJournal `fd` is read by journald
    */
-  constructor(json: boolean, sentenceOf: (event: SiteEvent) => Sentence | undefined = () => undefined, fd = 1) {
+  constructor(
+    json: boolean,
+    sentenceOf: (event: SiteEvent) => Sentence | undefined = () => undefined,
+    fd = 1,
+    level: Level = 'info',
+    isJournal = isReadByJournal(fd),
+  ) {
     this.json = json
+    this.least = NUMBER[level]
+    this.priority = isJournal ? level => PRIORITY[level] : () => ''
     this.sentenceOf = sentenceOf
     this.writer = new LineWriter(fd, lines =>
       this.format('warn', 'log lines were lost: they could not be written', { lines }),
@@ -45,6 +63,7 @@ export class EventLog {
 
   /** Writes an event, unless its cause has had its lines. */
   readonly take = (told: SiteEvent): void => {
+    if (NUMBER[told.level] < this.least) return
     if (told.cause !== undefined && !this.hasRoom(told.event, told.cause)) return
     const sentence = this.json ? undefined : this.sentenceOf(told)
     this.write(told.level, sentence?.text ?? told.event, sentence?.fields ?? told.fields)
@@ -69,7 +88,19 @@ export class EventLog {
   }
 
   private format(level: Level, event: string, fields: object): string {
-    return this.json ? jsonLine(level, event, fields) : textLine(level, event, fields)
+    return this.priority(level) + (this.json ? jsonLine(level, event, fields) : textLine(level, event, fields))
+  }
+}
+
+/** Whether a descriptor is the one that systemd connected to the journal: JOURNAL_STREAM of systemd.exec(5). */
+function isReadByJournal(fd: number): boolean {
+  const { JOURNAL_STREAM } = process.env
+  if (JOURNAL_STREAM === undefined) return false
+  try {
+    const { dev, ino } = fstatSync(fd)
+    return JOURNAL_STREAM === `${dev}:${ino}`
+  } catch {
+    return false
   }
 }
 

@@ -98,7 +98,7 @@ execFileSync(PAGEFERRY, ['keygen', 'psk', '--dir', at('psk'), '--name', 'ams', '
 execFileSync('cp', ['-r', at('pki/ams'), at('receives')])
 execFileSync('cp', ['-r', at('pki/ams'), at('mixed')])
 for (const name of ['client-cert.pem', 'client-key.pem']) rmSync(at(`receives/${name}`))
-cpSync(at('pki'), at('renewed'), { recursive: true })
+execFileSync('cp', ['-a', at('pki'), at('renewed')])
 for (const name of ['fifo-ca', 'turns']) execFileSync('cp', ['-r', at('pki/ams'), at(name)])
 rmSync(at('fifo-ca/ca-cert.pem'))
 spawnSync('mkfifo', [at('fifo-ca/ca-cert.pem')])
@@ -511,6 +511,34 @@ const proxies: Case[] = [
     'destination with keys that may not be read, looked at',
     [...DESTINATION.slice(0, -1), '--tls-creds', at('pki/ams'), '--check'],
     { status: 2, raw: /EACCES|ermission/, uid: NOBODY, skip: !isRoot && 'as root only' },
+  ],
+  ['a hook that is not there', [...SOURCE, '--hook', at('none')], { status: 2, err: /hook .*none/, hint: /chmod 755/ }],
+  ['a hook that nobody may run', [...SOURCE, '--hook', at('a-file')], { status: 2, err: /EACCES/, hint: /chmod 755/ }],
+  [
+    'a hook that is a folder, looked at',
+    [...SOURCE, '--hook', at('empty'), '--check'],
+    { status: 2, raw: /: no file/ },
+  ],
+  ['no level of the log', [...SOURCE, '--log-level', 'loud'], { status: 2, err: /loud/ }],
+  [
+    'source with a hook, which says how it runs',
+    [...SOURCE, '--hook', '/bin/true', '--rate', '8Mbit'],
+    {
+      status: 0,
+      out: /^\S+ pageferry 0\S+, source: no TLS, no store, to 127\.0\.0\.1:1 at most 8\.0 Mbit\/s, Node \d[\s\S]*stopped\n$/,
+      raw: '',
+      when: [[/listening/, command => command.kill('SIGTERM')]],
+    },
+  ],
+  [
+    'source that says only what is to be looked at',
+    [...SOURCE, '--log-level', 'warn', '--json'],
+    {
+      status: 0,
+      out: /^(\{"level":[45]0[^\n]+\}\n)+$/,
+      raw: '',
+      when: [[/no session/, command => command.kill('SIGTERM')]],
+    },
   ],
   [
     'destination starts and stops',
@@ -1125,7 +1153,7 @@ const check: Case[] = [
   [
     'check of a file with mistakes',
     ['check', '--config', at('d.yaml')],
-    { status: 2, err: /d\.yaml:3: no peer "toString"/ },
+    { status: 2, err: /d\.yaml:2: no listener leads to peer/, hint: /has all 2/ },
   ],
   ['check of no file', ['check', '--config', at('none')], { status: 1, err: /none/ }],
   ['check with a rate that is none', [...CHECK, '--throughput', '--rate', 'x'], { status: 2, hint: /200Mbit/ }],

@@ -1,7 +1,7 @@
 /** The log: one event is one line, nobody gets more lines than are his, and nothing waits for who reads it. */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, createReadStream, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { closeSync, createReadStream, fstatSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
@@ -282,4 +282,39 @@ t.test('noise does not push outcomes out, and both are bounded', async t => {
       const noise = lines.length - ended
       t.ok(noise > 0 && noise <= PEER_LINES_PER_MINUTE - PEER_OUTCOMES_PER_MINUTE, `${noise} others`)
     }
+})
+
+t.test('levels, and priorities for the journal', async t => {
+  const path = join(folder, 'levels')
+  const lines = async (level: 'info' | 'warn' | 'error', isJournal: boolean, json = false): Promise<string[]> => {
+    const fd = openSync(path, 'w')
+    const log = new EventLog(json, undefined, fd, level, isJournal)
+    for (const of of ['info', 'warn', 'error'] as const)
+      log.take({ level: of, event: of, fields: {} } as unknown as SiteEvent)
+    await log.settle(READER_MS)
+    closeSync(fd)
+    return readFileSync(path, 'utf8').trim().split('\n')
+  }
+  t.equal((await lines('info', false)).length, 3)
+  t.match(await lines('warn', false), [/ warning: warn$/, / error: error$/])
+  t.match(await lines('error', false), [/^\d.* error: error$/])
+  t.match(await lines('info', true), [/^<6>\d.* info$/, /^<4>\d.* warning: warn$/, /^<3>\d.* error: error$/])
+  t.match(await lines('error', true, true), [/^<3>\{"level":50,/])
+})
+
+t.test('it is the journal only where that reads this descriptor', async t => {
+  const path = join(folder, 'stream')
+  const fd = openSync(path, 'w')
+  t.teardown(() => {
+    closeSync(fd)
+    delete process.env.JOURNAL_STREAM
+  })
+  const { dev, ino } = fstatSync(fd)
+  for (const stream of ['1:2', `${dev}:${ino}`]) {
+    process.env.JOURNAL_STREAM = stream
+    const log = new EventLog(false, undefined, fd)
+    log.take({ level: 'info', event: 'stopped', fields: {}, cause: undefined })
+    await log.settle(READER_MS)
+  }
+  t.match(readFileSync(path, 'utf8').trim().split('\n'), [/^\d.* stopped$/, /^<6>\d.* stopped$/])
 })
