@@ -308,6 +308,9 @@ export const CHANNELS_A_MIGRATION = 258
  */
 export const DISK_CONNECTIONS_MAX = 128
 
+/** Reasons for which parts of one migration or disk transfer were said to be relayed raw: each once, and then no more. */
+export const RAW_REASONS_TOLD_MAX = 64
+
 /** Names of exports that are told of one disk transfer, and characters of each: who connects may ask for any. */
 export const EXPORTS_TOLD_MAX = 16
 export const EXPORT_TOLD_LENGTH_MAX = 255

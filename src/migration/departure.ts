@@ -3,7 +3,7 @@
  * the others. Or one disk transfer, whose connections have no main among them, no phases and no outcome. Pure.
  */
 import type { BatchStats } from '../codec/stats.ts'
-import { EXPORT_TOLD_LENGTH_MAX, EXPORTS_TOLD_MAX } from '../limits.ts'
+import { EXPORT_TOLD_LENGTH_MAX, EXPORTS_TOLD_MAX, RAW_REASONS_TOLD_MAX } from '../limits.ts'
 import { BlockTable } from '../qemu/block-table.ts'
 import type { ParserMemory } from '../qemu/main-stream.ts'
 import type { StreamPhase } from '../qemu/stream-sink.ts'
@@ -158,7 +158,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
   /** Whether this has not been said yet: once a migration, and not for each of 255 channels. */
   saysRaw(kind: FlowKind, reason: string): boolean {
     const words = `${kind} ${reason}`
-    if (this.saidRaw.has(words)) return false
+    if (this.saidRaw.has(words) || this.saidRaw.size >= RAW_REASONS_TOLD_MAX) return false
     this.saidRaw.add(words)
     return true
   }

@@ -2,9 +2,10 @@
 import t from 'tap'
 import { sentenceOf, summaryLine } from '../../src/cli/summary-text.ts'
 import { BatchStats } from '../../src/codec/stats.ts'
+import { EXPORT_TOLD_LENGTH_MAX, EXPORTS_TOLD_MAX, RAW_REASONS_TOLD_MAX } from '../../src/limits.ts'
 import { ChannelHead } from '../../src/migration/channel-ends.ts'
 import { Departure, type DepartureChannel } from '../../src/migration/departure.ts'
-import { Gate } from '../../src/migration/gates.ts'
+import { type FlowKind, Gate } from '../../src/migration/gates.ts'
 import type { Cause } from '../../src/migration/outcome.ts'
 import { PausedMigrations } from '../../src/migration/paused.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
@@ -19,13 +20,13 @@ class Channel implements DepartureChannel {
   readonly isSilent = false
   readonly isUnanswered = false
   readonly stats = new BatchStats()
-  kind: ChannelKind
+  kind: FlowKind
   over = false
   readonly number: number
   readonly place = undefined
   readonly memory: ParserMemory = { blocks: [], blocksComplete: true, sections: [], machineType: 'pc' }
 
-  constructor(gate: Gate<Channel, Departure<Channel>>, kind: ChannelKind, number: number) {
+  constructor(gate: Gate<Channel, Departure<Channel>>, kind: FlowKind, number: number) {
     this.gate = gate
     this.kind = kind
     this.number = number
@@ -68,6 +69,35 @@ t.test('phases', t => {
     { urgent: true, record: { postcopy: true } },
     'from its start, whether it can be read or not',
   )
+  t.end()
+})
+
+t.test('a disk transfer: no migration, and bounded in what is told of it', t => {
+  const gate = new Gate<Channel, Departure<Channel>>('web', true)
+  const transfer = new Departure<Channel>({
+    ...{ session: SESSION, number: 4, gate, startMs: 1000, kind: 'disk', efforts: 6 },
+  })
+  const channels = [1, 2].map(number => new Channel(gate, 'disk', number))
+  for (const channel of channels) transfer.opened(channel, 1000)
+  t.match(transfer, { isDisk: true, urgent: false, lead: undefined })
+  t.equal(transfer.exported('vda'), 'vda')
+  t.equal(transfer.exported('vda'), undefined, 'each is told once')
+  t.equal(transfer.exported('x'.repeat(5000))?.length, EXPORT_TOLD_LENGTH_MAX)
+  for (let i = 0; i < 100; i++) transfer.exported(`v${i}`)
+  channels[0]!.stats.rawBytes = 1000
+  channels[0]!.stats.packedBytes = 100
+  t.same(transfer.sent(channels[0]!, 9000, 3), {}, 'no forecast, no progress')
+  const status = transfer.diskStatus(3000, 2)
+  t.match(status, { transfer: 4, id: '01234567-4', connections: 2, bytes: 1000, bytesWan: 100, seconds: 2, effort: 2 })
+  t.equal(status.exports.length, EXPORTS_TOLD_MAX)
+  t.equal(transfer.closed(channels[0]!), false)
+  transfer.record.ended({ by: 'source', how: 'broke', text: 'it broke off' })
+  t.equal(transfer.closed(channels[1]!), true, 'it ends with its last connection')
+  const summary = transfer.diskSummary(5000)
+  t.match(summary, { level: 'warn', connections: 2, bytesIn: 1000, bytesWan: 100, ratio: 0.1, endedBy: 'it broke off' })
+  let said = 0
+  for (let i = 0; i < 1000; i++) if (transfer.saysRaw('disk', `option ${i}`)) said++
+  t.equal(said, RAW_REASONS_TOLD_MAX)
   t.end()
 })
 
