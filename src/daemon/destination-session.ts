@@ -107,9 +107,10 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   constructor(options: DestinationSessionOptions) {
     this.options = options
     const { sessionId, patience, log, now } = options
-    this.arrivals = new Arrivals(sessionId, patience, ({ number, record }, reason) =>
-      log.warn('migration given up', { migration: number, id: record.id, reason }),
-    )
+    this.arrivals = new Arrivals(sessionId, patience, ({ number, record: { id }, isDisk }, reason) => {
+      if (isDisk) log.warn('disk transfer given up', { transfer: number, id, reason })
+      else log.warn('migration given up', { migration: number, id, reason })
+    })
     this.timer = new TickTimer(now, () => this.guard(() => this.tick()))
     this.parts = { ...DESTINATION_PARTS, ...options.parts }
     this.dials = new this.parts.DialQueue(flow => void this.dial(flow).catch(error => this.defect(error)))

@@ -48,6 +48,7 @@ export interface SourceChannelEvents {
     readonly peer?: string | undefined
   }
   'disk export': { readonly transfer: number; readonly id: string; readonly export: string; readonly bytes: number }
+  'disk transfer given up': { readonly transfer: number; readonly id: string; readonly reason: string }
   'migration given up': NamedMigration & { readonly reason: string }
   'migration cancelled': NamedMigration
 }
@@ -143,8 +144,8 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     this.gates = new parts.Gates(this, {
       ...{ all: FLOWS_MAX - DISK_CONNECTIONS_MAX, aMigration: CHANNELS_A_MIGRATION, disks: DISK_CONNECTIONS_MAX },
     })
-    this.departures = new parts.Departures(options.departures, this.gates.migrations, ({ number, record }, reason) =>
-      options.log.warn('migration given up', { migration: number, id: record.id, reason }),
+    this.departures = new parts.Departures(options.departures, this.gates.migrations, (given, reason) =>
+      this.tellGivenUp(given, reason),
     )
   }
 
@@ -337,6 +338,13 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     const nowMs = this.options.now()
     if (this.gates.nextTickMs <= nowMs) this.gates.tick(nowMs)
     this.departures.tick(nowMs)
+  }
+
+  private tellGivenUp({ number, record, isDisk }: Departure<C>, reason: string): void {
+    const { log } = this.options
+    const { id } = record
+    if (isDisk) log.warn('disk transfer given up', { transfer: number, id, reason })
+    else log.warn('migration given up', { migration: number, id, reason })
   }
 
   /** The session is gone: breaks what the other side may know of, and lets all others go on in another one. */

@@ -7,6 +7,8 @@ import { join } from 'node:path'
 import t from 'tap'
 import { syntheticStream } from '../../scripts/harness/qemu/stream-emitter.ts'
 import { Random } from '../../scripts/harness/random.ts'
+import { statusText } from '../../src/cli/status-text.ts'
+import { sentenceOf } from '../../src/cli/summary-text.ts'
 import { Events, type SiteEvent } from '../../src/daemon/events.ts'
 import { DISK_CONNECTIONS_MAX } from '../../src/limits.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
@@ -127,6 +129,14 @@ t.test('nbdcopy pushes a disk and pulls it back', { skip: NBD_SKIP }, async t =>
   t.ok(pushed.near.bytesWan < 0.7 * pushed.near.bytesIn, `${pushed.near.bytesWan} of ${pushed.near.bytesIn} on the WAN`)
   t.same(pair.of('relayed raw'), [], 'all of it is understood')
   t.equal(pair.of('disk export')[0]?.bytes, disk.length)
+  const sentences = pair.told.map(event => sentenceOf(event)?.text).filter(text => text !== undefined)
+  const [arrived, left] = sentences.sort((a, b) => a.length - b.length) as [string, string]
+  t.match(left, /^disk transfer 1 ended: \d connections?: [\d.]+ MB from clients, [\d.]+ MB on the WAN \(\d+\.\d %\), /)
+  t.match(left, /; blocks: .*\d+ whole.*; both sides closed$/)
+  t.match(
+    arrived,
+    /^disk transfer 1 ended: \d connections?: [\d.]+ MB to the server, .* back, .* s; both sides closed$/,
+  )
 
   pair.told.length = 0
   await nbdcopy(pair.uri, back)
@@ -363,6 +373,13 @@ t.test('one more connection than there may be is refused, and memory has its pla
   await until('all are dialled', () => far.sockets.length === DISK_CONNECTIONS_MAX)
   await closed(pair.connect().resume())
   t.match(pair.of('connection refused')[0], { reason: `${DISK_CONNECTIONS_MAX} connections of disks are open` })
+  const { source, destination } = pair.daemons
+  const about = { api: 1, version: '1', process: 1, started: new Date().toISOString() } as const
+  const text = statusText({ ...about, sources: [source.status()], destination: destination.status() }, new Date())
+  const line = `disks \\S+-1 \\(default\\), ${DISK_CONNECTIONS_MAX} connections for [\\d.]+ s: 1.0 kB of the server back, 0 bytes`
+  t.match(text, new RegExp(`  clients of disks connect to tcp:127.0.0.1:${pair.daemons.diskPort}\n`))
+  t.match(text, new RegExp(`  ${line} from its clients, 0 bytes on the WAN, effort \\d`))
+  t.match(text, new RegExp(`    ${line} to the server`))
   const qemu = await pair.daemons.dial()
   qemu.write(MAIN)
   await until('a migration beside them', () => pair.daemons.target.received[0]?.equals(MAIN))
@@ -403,6 +420,20 @@ t.test('what a session that is lost means to a disk', async t => {
   const next = await pair.dial()
   t.equal(await pair.greeting(next), 'NBDMAGIC', 'and the next connection finds the next session')
   next.destroy()
+})
+
+t.test('a WAN that stays away', async t => {
+  await using far = await server()
+  far.onConnection = socket => socket.write('NBDMAGIC')
+  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`, { patienceMs: 1000 })
+  const near = await pair.dial()
+  await pair.greeting(near)
+  pair.daemons.wan.cut(true)
+  await Promise.all([closed(near.resume()), closed(far.sockets[0]!)])
+  await until('both sides tell', () => pair.of('disk transfer given up').length === 2)
+  const { near: told } = await pair.ended()
+  t.match(told.endedBy, /the WAN/)
+  t.same(pair.of('migration given up'), [])
 })
 
 t.test('a drain waits for disks, and takes further connections of them', async t => {
