@@ -537,7 +537,7 @@ const proxies: Case[] = [
       status: 0,
       out: /^(\{"level":[45]0[^\n]+\}\n)+$/,
       raw: '',
-      when: [[/no session/, command => command.kill('SIGTERM')]],
+      when: [[/link\.dial/, command => command.kill('SIGTERM')]],
     },
   ],
   [

@@ -289,8 +289,8 @@ t.test('levels, and priorities for the journal', async t => {
   const lines = async (level: 'info' | 'warn' | 'error', isJournal: boolean, json = false): Promise<string[]> => {
     const fd = openSync(path, 'w')
     const log = new EventLog(json, undefined, fd, level, isJournal)
-    for (const of of ['info', 'warn', 'error'] as const)
-      log.take({ level: of, event: of, fields: {} } as unknown as SiteEvent)
+    for (const one of ['info', 'warn', 'error'] as const)
+      log.take({ level: one, event: one, fields: {} } as unknown as SiteEvent)
     await log.settle(READER_MS)
     closeSync(fd)
     return readFileSync(path, 'utf8').trim().split('\n')
