@@ -51,12 +51,7 @@ export async function missingThings(
     for (const [i, name] of remote.entries())
       await look(['remote-stores', i], async () => (await openRemoteStore(name, { insecure })).close())
   }
-  // its folder may be one that systemd makes at the start
-  if (control !== undefined)
-    await look('control', async () => {
-      const address = parseAddress(`unix:${control}`)
-      if (statSync(control, { throwIfNoEntry: false })) await checkListen(address)
-    })
+  if (control !== undefined) await look('control', () => checkListen(parseAddress(`unix:${control}`)))
   if (metrics !== undefined) await look('metrics', () => checkListen(metrics))
   if (hook !== undefined) await look('hook', () => void requireHook(hook))
 }

@@ -8,6 +8,7 @@ import {
   chmodSync,
   chownSync,
   constants,
+  existsSync,
   fstatSync,
   lstatSync,
   readFileSync,
@@ -181,8 +182,10 @@ async function hostFor(address: TcpAddress, { beyondLoopback }: ListenOptions): 
 export async function checkListen(address: Address, options: ListenOptions = {}): Promise<void> {
   if (address.kind === 'tcp') await hostFor(address, options)
   if (address.kind !== 'unix') return
+  const folder = dirname(resolvePath(address.path))
+  if (folder.startsWith('/run/') && !existsSync(folder)) return // one that systemd makes at the start: RuntimeDirectory=
   try {
-    accessSync(dirname(resolvePath(address.path)), constants.W_OK | constants.X_OK)
+    accessSync(folder, constants.W_OK | constants.X_OK)
   } catch (error) {
     throw failed(address, error as NodeJS.ErrnoException)
   }

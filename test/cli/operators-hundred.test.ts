@@ -710,6 +710,26 @@ ${SENDS('fra', 'tcp:127.0.0.1:9444').replace('plaintext: true\n', '')}`,
     { status: 2, raw: /u\.yaml:2: tcp:0\.0\.0\.0:9444 is listened at twice/ },
   ],
   [
+    'a socket in a folder that systemd makes',
+    ['serve', '--config', site('v.yaml', SENDS('fra', 'unix:/run/pageferry-none/in.sock')), '--check'],
+    { status: 0, out: /no mistakes/, raw: '' },
+  ],
+  [
+    'a hook that is not there, in a file',
+    [
+      'serve',
+      '--config',
+      site('w.yaml', `${SENDS('fra', 'unix:/run/pageferry-none/in.sock')}hook: ${at('none')}\n`),
+      '--check',
+    ],
+    { status: 2, raw: /w\.yaml:4: hook .*none/ },
+  ],
+  [
+    'a level of the log that is none',
+    ['serve', '--config', site('y.yaml', `${RECEIVES}log-level: loud\n`), '--check'],
+    { status: 2, raw: /y\.yaml:4: log-level: / },
+  ],
+  [
     'a store key that is not there',
     ['serve', '--config', site('n.yaml', `${RECEIVES}store: ${at('store')}\nstore-key: ${at('none')}\n`), '--check'],
     { status: 2, raw: /n\.yaml:5: / },

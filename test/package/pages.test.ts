@@ -10,6 +10,8 @@ import { readHelp } from '../../scripts/package/help.ts'
 import { markdown } from '../../scripts/package/roff.ts'
 import { COMMANDS } from '../../src/cli/commands.ts'
 
+t.setTimeout(590_000) // a help for each command, and the machine may be busy
+
 const program = fileURLToPath(new URL('../../scripts/package/pages.ts', import.meta.url))
 const { path: share, remove } = temporaryFolder('pages')
 t.teardown(remove)
