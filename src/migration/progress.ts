@@ -25,6 +25,8 @@ const SHRINKS = 0.95
  * that what is left may take a tenth of what it would if it went on.
  */
 const SHARE_HALF = 0.5
+/** Until a pass is judged: it and all that follow take so much of the one before, where each is at most 0.6 of that. */
+const UNJUDGED = 1.5
 /** QEMU stops the guest where the rest takes no longer: its default of downtime-limit. */
 const DOWNTIME_S = 0.3
 /** A line is told at each tenth of a pass, and so long behind the last one at the soonest. */
@@ -138,15 +140,15 @@ export class Progress<C extends object> {
   private expected(nowMs: number): Pick<MigrationProgress, 'passSeconds' | 'seconds' | 'secondsBetween' | 'converges'> {
     const { share, pass, beforePages, beforeSeconds } = this
     const elapsed = (nowMs - this.passMs) / 1000
-    if (share < SHARE_MIN) return pass === 1 ? {} : { secondsBetween: between(0, beforeSeconds) }
+    const unjudged = UNJUDGED * beforeSeconds - elapsed
+    if (share < SHARE_MIN) return pass === 1 ? {} : { secondsBetween: between(0, Math.max(0, unjudged)) }
     const whole = elapsed / share
     const left = whole - elapsed
     const passSeconds = rounded(left, 1)
     if (pass === 1)
       return share < SHARE_HALF ? { passSeconds } : { passSeconds, secondsBetween: between(0, left + whole) }
-    // passes that halve at least take no longer together than the one before them
     if (share < SHARE_JUDGED || beforePages === 0)
-      return { passSeconds, secondsBetween: between(0, Math.max(left, beforeSeconds - elapsed)) }
+      return { passSeconds, secondsBetween: between(0, Math.max(left, unjudged)) }
     const sent = this.pages - this.passPages
     const shrinks = sent / share / beforePages
     if (shrinks >= SHRINKS) return { passSeconds, converges: false }
