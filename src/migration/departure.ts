@@ -216,6 +216,7 @@ export class Departure<C extends DepartureChannel> implements GateMigration {
       bytesBack: this.traffic.bytesBack,
       bytesWan: packedBytes + this.traffic.broughtBytes,
       effort,
+      pages: pageCounts(counts),
     }
   }
 

@@ -39,6 +39,8 @@ export interface DepartureStatus extends MigrationStatus {
   readonly bytesWan: number
   /** Effort of the next batch. */
   readonly effort: number
+  /** Of batches that have been packed. */
+  readonly pages: PageCounts
   /** Not in postcopy, nor where nothing is known of the guest's memory. */
   readonly progress?: MigrationProgress
 }
