@@ -18,6 +18,17 @@ export interface Answer {
 /** By `GET /status`: what answers. @throws ProxyError what the asker is told */
 export type Routes = ReadonlyMap<string, (body: string) => Answer | Promise<Answer>>
 
+export interface ControlServerOptions {
+  /** How long a connection may take. */
+  readonly clientMs?: number
+  /** Of every answer, beside its own. */
+  readonly headers?: Readonly<Record<string, string>>
+  /** What whoever asks for what is not there is told, where it is not to be told what is. */
+  readonly hint?: string
+  /** On a Unix socket too only who asks for loopback is answered: browsers reach it through a tunnel. */
+  readonly isForBrowsers?: boolean
+}
+
 /** In so many turns a client's time passes: a machine that stood still meanwhile counts as one of them. */
 const TURNS = 10
 
@@ -31,16 +42,15 @@ export class ControlServer {
   /** In the order in which they came, with the turns of the clock that each has left. */
   private readonly clients = new Map<net.Socket, number>()
   private clock: NodeJS.Timeout | undefined
+  private readonly options: ControlServerOptions
   private readonly clientMs: number
   private listener: Listener | undefined
   private anyHost = true
 
-  /**
-   * @param onDefect told of what a route throws that is no ProxyError
-   * @param clientMs how long a connection may take
-   */
-  constructor(routes: Routes, onDefect: (error: unknown) => void, clientMs = CONTROL_CLIENT_MS) {
-    this.clientMs = clientMs
+  /** @param onDefect told of what a route throws that is no ProxyError */
+  constructor(routes: Routes, onDefect: (error: unknown) => void, options: ControlServerOptions = {}) {
+    this.options = options
+    this.clientMs = options.clientMs ?? CONTROL_CLIENT_MS
     this.routes = routes
     this.onDefect = onDefect
     this.http = http.createServer({ maxHeaderSize: CONTROL_HEAD_BYTES_MAX }, (request, response) => {
@@ -53,7 +63,7 @@ export class ControlServer {
 
   /** @throws ProxyError IO, ADDRESS */
   async listen(address: Address): Promise<void> {
-    this.anyHost = address.kind === 'unix'
+    this.anyHost = address.kind === 'unix' && this.options.isForBrowsers !== true
     if (address.kind === 'unix' && (await answers(address.path))) throw taken(address)
     this.clock = setInterval(() => this.turn(), this.clientMs / TURNS).unref()
     // an accept that fails (no descriptors) costs this client its answer, and nobody else anything
@@ -95,25 +105,27 @@ export class ControlServer {
     const { method = '', url = '', headers } = request
     const [path = ''] = url.split('?')
     const body = await bodyOf(request)
-    if (body === undefined) return
-    if (body.length > CONTROL_BODY_BYTES_MAX) return send(response, 413, refusal('the request is too long'))
-    if (!this.anyHost && !OWN_HOST.test(headers.host ?? ''))
-      return send(response, 403, refusal('another host is asked for'))
+    if (body === undefined) return // it went away
+    const { hint, headers: all = {} } = this.options
+    const answer = (status: number, what: Answer, more: Readonly<Record<string, string>> = {}): void =>
+      send(response, status, what, { ...all, ...more })
+    const refuse = (status: number, what: string, more?: Readonly<Record<string, string>>): void =>
+      answer(status, refusal(what, hint), more)
+    if (body.length > CONTROL_BODY_BYTES_MAX) return refuse(413, 'the request is too long')
+    if (!this.anyHost && !OWN_HOST.test(headers.host ?? '')) return refuse(403, 'another host is asked for')
     const route = this.routes.get(`${method} ${path}`)
     if (!route) {
-      const known = [...this.routes.keys()].some(name => name.endsWith(` ${path}`))
-      return send(
-        response,
-        known ? 405 : 404,
-        refusal(`no ${method} ${path} here: ${[...this.routes.keys()].join(', ')}`),
-      )
+      const names = [...this.routes.keys()]
+      const allowed = names.filter(name => name.endsWith(` ${path}`)).map(name => name.split(' ')[0])
+      const what = `no ${method} ${path} here${hint === undefined ? `: ${names.join(', ')}` : ''}`
+      return allowed.length > 0 ? refuse(405, what, { allow: allowed.join(', ') }) : refuse(404, what)
     }
     try {
-      send(response, 200, await route(body))
+      answer(200, await route(body))
     } catch (error) {
-      if (isProxyError(error)) return send(response, 400, json({ error }))
+      if (isProxyError(error)) return answer(400, json({ error }))
       this.onDefect(error)
-      send(response, 500, refusal('a defect of Pageferry: its log says more'))
+      refuse(500, 'a defect of Pageferry: its log says more')
     }
   }
 }
@@ -136,16 +148,23 @@ export function json(value: unknown): Answer {
   return { type: 'application/json', body: `${JSON.stringify(value)}\n` }
 }
 
-function refusal(what: string): Answer {
-  return json({ error: { code: 'USAGE', what, where: null, action: 'ask as `pageferry status` does' } })
+function refusal(what: string, action = 'ask as `pageferry status` does'): Answer {
+  return json({ error: { code: 'USAGE', what, where: null, action } })
 }
 
-function send(response: http.ServerResponse, status: number, { type, body }: Answer): void {
+function send(
+  response: http.ServerResponse,
+  status: number,
+  { type, body }: Answer,
+  headers: Readonly<Record<string, string>>,
+): void {
   response.writeHead(status, {
     'content-type': type,
     'content-length': Buffer.byteLength(body),
     'cache-control': 'no-store',
+    'x-content-type-options': 'nosniff',
     connection: 'close',
+    ...headers,
   })
   response.end(body)
 }

@@ -149,7 +149,7 @@ t.test('those who stall, flood or never read', async t => {
       ],
     ]),
     error => t.equal((error as Error).message, 'ours'),
-    500,
+    { clientMs: 500 },
   )
   await server.listen(parseAddress(`unix:${path}`))
   const connect = async (text = ''): Promise<net.Socket> => {
