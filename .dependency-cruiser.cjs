@@ -7,6 +7,7 @@ const LEVELS = [
   ['compression/', 'session/', 'migration/'],
   ['store/', 'remote/', 'capture/', 'counts/', 'transfer/', 'file/', 'relay/', 'link/', 'learning/', 'qmp/', 'system/'],
   ['daemon/'],
+  ['dashboard/'],
   ['cli/'],
 ]
 

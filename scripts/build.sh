@@ -8,3 +8,6 @@ sh scripts/build-kernel.sh
 rm -rf dist
 node node_modules/typescript/bin/tsc -p tsconfig.build.json
 cp src/kernel/kernel.wasm dist/kernel/
+# the dashboard's page, which is served as it is written
+mkdir -p dist/dashboard/page
+cp src/dashboard/page/* dist/dashboard/page/

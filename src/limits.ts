@@ -491,7 +491,7 @@ export const LEARN_MEMORY_BYTES = 512 << 20
 /** Bytes of a VM's name in page counts: the longest path with a host before it, and room. */
 export const VM_NAME_BYTES_MAX = 8192
 
-// The control socket, and the port of metrics ---------------------------------------------------------------------------
+// The control socket, the port of metrics, and the dashboard -----------------------------------------------------------
 
 /** Connections at once; another displaces the oldest. Those who ask are a handful: people, a monitor, a page. */
 export const CONTROL_CLIENTS_MAX = 32

@@ -38,6 +38,11 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: async () => plain((await import('./history-command.ts')).historyCommand),
   },
   {
+    command: 'dashboard',
+    describe: 'Show what running proxies do as a page in the browser, live, until Ctrl-C',
+    load: async () => plain((await import('./dashboard-command.ts')).dashboardCommand),
+  },
+  {
     command: 'rate <peer> <rate>',
     describe: 'Cap what a running proxy sends to a peer, migrations that run too',
     load: async () => plain((await import('./rate-command.ts')).rateCommand),

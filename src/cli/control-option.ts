@@ -1,6 +1,6 @@
 /** Where commands find the proxies that run on this host. */
 import { existsSync } from 'node:fs'
-import { CONTROL_API, type SiteStatus } from '../daemon/control-api.ts'
+import { CONTROL_API, type PastMigration, type SiteHistory, type SiteStatus } from '../daemon/control-api.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { parseAddress } from '../relay/address.ts'
 import { askProxy } from '../system/control-client.ts'
@@ -40,6 +40,14 @@ export async function statusOf(path: string): Promise<SiteStatus> {
   if (status?.api === CONTROL_API) return status as SiteStatus
   const version = typeof status?.version === 'string' ? ` ${status.version}` : ''
   const what = `the proxy at ${path} is of another version${version}, and speaks otherwise`
+  throw new ProxyError('PROTOCOL_VERSION', what, undefined, "ask with that version's command, or restart the proxy")
+}
+
+/** The oldest first. @throws ProxyError as {@link statusOf} */
+export async function historyOf(path: string): Promise<readonly PastMigration[]> {
+  const answer = (await askProxy(path, 'GET /history')) as Partial<SiteHistory> | null
+  if (answer?.api === CONTROL_API && Array.isArray(answer.migrations)) return answer.migrations
+  const what = `the proxy at ${path} is of another version, and speaks otherwise`
   throw new ProxyError('PROTOCOL_VERSION', what, undefined, "ask with that version's command, or restart the proxy")
 }
 

@@ -1,10 +1,8 @@
 /** `pageferry history`: the migrations of this host that ended last. */
 import type { CommandModule } from 'yargs'
-import { CONTROL_API, type PastMigration, type SiteHistory } from '../daemon/control-api.ts'
-import { ProxyError } from '../errors.ts'
+import type { PastMigration } from '../daemon/control-api.ts'
 import { formatSize } from '../quantity.ts'
-import { askProxy } from '../system/control-client.ts'
-import { CONTROL_OPTION, controlSockets, JSON_OPTION } from './control-option.ts'
+import { CONTROL_OPTION, controlSockets, historyOf, JSON_OPTION } from './control-option.ts'
 import { print, printLines } from './output.ts'
 import { formatDuration } from './status-text.ts'
 
@@ -29,13 +27,6 @@ export const historyCommand: CommandModule<object, HistoryArguments> = {
     else if (all.length === 0) print('no migration has ended')
     else printLines(await tableOf(all))
   },
-}
-
-async function historyOf(path: string): Promise<readonly PastMigration[]> {
-  const answer = (await askProxy(path, 'GET /history')) as Partial<SiteHistory> | null
-  if (answer?.api === CONTROL_API && Array.isArray(answer.migrations)) return answer.migrations
-  const what = `the proxy at ${path} is of another version, and speaks otherwise`
-  throw new ProxyError('PROTOCOL_VERSION', what, undefined, "ask with that version's command, or restart the proxy")
 }
 
 async function tableOf(migrations: readonly PastMigration[]): Promise<string> {

@@ -82,11 +82,15 @@ export const DEFAULTS = {
 /** Why a site that wants signatures does not learn. */
 export const LEARNED_UNSIGNED = 'learned sets are signed by nobody, and would not be used: --learn off'
 
-/** HOST:PORT, or an address as others are written; that it is this host's is seen when it is bound. @throws ADDRESS */
-export function parseMetricsAddress(text: string): Address {
+/**
+ * HOST:PORT, or an address as others are written; that it is this host's is seen when it is bound.
+ * @param what listens there, for the error
+ * @throws ADDRESS
+ */
+export function parseMetricsAddress(text: string, what = 'metrics'): Address {
   const address = parseAddress(/^(tcp|unix|fd):/.test(text) ? text : `tcp:${text}`)
   if (address.kind !== 'fd' && !isRange(address)) return address
-  throw new ProxyError('ADDRESS', `metrics at ${text}`, undefined, 'give 127.0.0.1:PORT, or unix:PATH')
+  throw new ProxyError('ADDRESS', `${what} at ${text}`, undefined, 'give 127.0.0.1:PORT, or unix:PATH')
 }
 
 /** @throws USAGE, with the option that is wrong */

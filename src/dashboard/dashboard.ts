@@ -1,0 +1,70 @@
+/**
+ * A page in the browser that shows what proxies do, live. Read-only: there is no request that changes anything. On a port
+ * of loopback, which every user of the host reaches, its address has a secret in it; a Unix socket is its owner's alone.
+ */
+import { randomBytes } from 'node:crypto'
+import { printable } from '../bytes/printable.ts'
+import { type Answer, ControlServer, type Routes } from '../daemon/control-server.ts'
+import type { Address } from '../relay/address.ts'
+import { Lookout, type Proxies } from './lookout.ts'
+import { makePage, type Page } from './page.ts'
+
+/** Of the secret: whoever guesses a million times a second needs longer than there are stars. */
+const SECRET_BYTES = 16
+
+/** What browsers do with an answer beyond showing it: nothing. */
+const HEADERS = {
+  'referrer-policy': 'no-referrer', // the address is secret
+  'cross-origin-opener-policy': 'same-origin',
+  'cross-origin-resource-policy': 'same-origin',
+  'x-frame-options': 'DENY',
+}
+
+const HINT = 'open the address that `pageferry dashboard` printed'
+
+export class Dashboard {
+  private readonly address: Address
+  private readonly server: ControlServer
+  private readonly root: string
+  private readonly lookout: Lookout
+
+  /** @param onDefect told of what is no ProxyError */
+  constructor(address: Address, proxies: Proxies, onDefect: (error: unknown) => void) {
+    this.address = address
+    this.root = address.kind === 'unix' ? '/' : `/${randomBytes(SECRET_BYTES).toString('base64url')}/`
+    this.lookout = new Lookout(proxies, () => performance.now())
+    const page = makePage()
+    this.server = new ControlServer(this.routes(page), onDefect, {
+      headers: { ...HEADERS, 'content-security-policy': page.policy },
+      hint: HINT,
+      isForBrowsers: true,
+    })
+  }
+
+  /** @returns where it is: what is opened in a browser, or of a Unix socket its address */
+  async start(): Promise<string> {
+    await this.server.listen(this.address)
+    const [at] = this.server.addresses
+    if (at?.kind !== 'tcp') return `unix:${(at as { readonly path: string }).path}`
+    return `http://${at.host.includes(':') ? `[${at.host}]` : at.host}:${at.port}${this.root}`
+  }
+
+  async close(): Promise<void> {
+    await this.server.close()
+  }
+
+  private routes({ html }: Page): Routes {
+    const { root, lookout } = this
+    return new Map<string, () => Answer | Promise<Answer>>([
+      [`GET ${root}`, () => ({ type: 'text/html; charset=utf-8', body: html })],
+      [`GET ${root}data`, async () => outsideJson(await lookout.look())],
+      [`GET ${root}history`, async () => outsideJson(await lookout.history())],
+    ])
+  }
+}
+
+/** Names of guests and peers are theirs to choose: nothing invisible in them reaches the page. */
+function outsideJson(value: unknown): Answer {
+  const body = JSON.stringify(value, (_, one) => (typeof one === 'string' ? printable(one) : one))
+  return { type: 'application/json', body }
+}

@@ -1,0 +1,146 @@
+/** Looks at the proxies again and again, while somebody looks at the page. */
+import { byId, element, keep, setText } from './elements.js'
+import { runningOf, showMigrations } from './migrations.js'
+import { savedBy, showHistory, showTables } from './tables.js'
+import { formatRate, formatSaved, formatSize } from './text.js'
+
+/** @typedef {import('../dashboard-api.ts').Look} Look */
+/** @typedef {import('../dashboard-api.ts').PastLook} PastLook */
+/** @typedef {import('../dashboard-api.ts').Failure} Failure */
+
+const RUNNING_MS = 1000
+const IDLE_MS = 2000
+/** Migrations end while nobody looks, too. */
+const HISTORY_MS = 60_000
+/** A proxy that hangs is waited for 30 s by the one whom we ask. */
+const ANSWER_MS = 40_000
+
+let paused = false
+let showsAll = false
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let timer
+let isLooking = false
+/** @type {PastLook} */
+let past = { migrations: [], failures: [] }
+let pastMs = Number.NEGATIVE_INFINITY
+/** Migrations that ran when it was looked last, by key, with what they are called. @type {Map<string, string>} */
+let ran = new Map()
+
+/** @param {string} name @returns {Promise<any>} */
+async function ask(name) {
+  const answer = await fetch(name, { cache: 'no-store', signal: AbortSignal.timeout(ANSWER_MS) })
+  if (!answer.ok) throw new Error(`it answers ${answer.status}`)
+  return await answer.json()
+}
+
+/** @param {readonly Failure[]} failures */
+function alarm(failures) {
+  keep(
+    byId('alarms'),
+    failures,
+    ({ what }) => what,
+    ({ what, action }) => ({
+      node: element('p', { class: 'alarm' }, element('strong', {}, what), element('br'), `What to do: ${action}`),
+    }),
+    () => {},
+  )
+}
+
+/** @param {readonly [string, string, string][]} tiles */
+function showTiles(tiles) {
+  keep(
+    byId('tiles'),
+    tiles,
+    ([name]) => name,
+    ([name]) => {
+      const [value, note] = [element('dd'), element('dd', { class: 'note' })]
+      return { node: element('div', {}, element('dt', {}, name), value, note), value, note }
+    },
+    (parts, [, value, note]) => {
+      setText(parts.value, value)
+      setText(parts.note, note)
+    },
+  )
+}
+
+/** @param {Look} look */
+function show({ at, sites, failure }) {
+  const failures = [...(failure ? [failure] : []), ...sites.flatMap(one => (one.failure ? [one.failure] : []))]
+  alarm(failures)
+  const running = runningOf(sites)
+  showMigrations(running)
+  showTables(sites, Date.parse(at))
+  const now = new Map(running.map(({ key, status }) => [key, status.id]))
+  const news = []
+  for (const [key, id] of now) if (!ran.has(key)) news.push(`Migration ${id} runs.`)
+  for (const [key, id] of ran) if (!now.has(key)) news.push(`Migration ${id} has ended.`)
+  if (news.length > 0) setText(byId('news'), news.join(' '))
+  if ([...ran.keys()].some(key => !now.has(key))) pastMs = Number.NEGATIVE_INFINITY
+  ran = now
+
+  const sources = sites.flatMap(({ status }) => status?.sources ?? [])
+  const sessions = [
+    ...sources.map(({ session }) => session),
+    ...sites.flatMap(({ status }) => status?.destination?.sessions ?? []),
+  ]
+  const live = sessions.filter(session => session?.stats.state === 'live').length
+  const rate = running.reduce((sum, { out }) => sum + (out?.progress?.wanBytesPerSecond ?? 0), 0)
+  const leaving = running.filter(({ out }) => out).length
+  const { bytes, bytesWan } = savedBy(past.migrations)
+  showTiles([
+    ['Running', String(running.length), `${leaving} leaving, ${running.length - leaving} coming`],
+    ['On the WAN', formatRate(rate), 'of migrations that leave'],
+    ['Sessions', `${live} of ${sessions.length}`, 'live'],
+    [
+      'Saved',
+      formatSaved(bytes, bytesWan) || '–',
+      bytes > 0 ? `${formatSize(bytes - bytesWan)} that did not cross` : 'none has left',
+    ],
+  ])
+  document.title = running.length > 0 ? `(${running.length}) Pageferry` : 'Pageferry'
+  setText(byId('fresh'), `As of ${at.slice(11, 19)} UTC`)
+}
+
+async function lookOnce() {
+  try {
+    const look = await ask('data')
+    show(look)
+    if (performance.now() - pastMs < HISTORY_MS) return
+    pastMs = performance.now()
+    past = await ask('history')
+    showHistory(past.migrations, showsAll)
+    show(look)
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error)
+    alarm([
+      {
+        what: `The command that serves this page does not answer (${why}): nothing here is new.`,
+        action: 'is `pageferry dashboard` running? Each start of it has another address.',
+      },
+    ])
+  }
+}
+
+async function look() {
+  clearTimeout(timer)
+  if (isLooking) return
+  isLooking = true
+  await lookOnce()
+  isLooking = false
+  if (!paused && !document.hidden) timer = setTimeout(look, ran.size > 0 ? RUNNING_MS : IDLE_MS)
+}
+
+document.addEventListener('visibilitychange', () => {
+  if (!document.hidden && !paused) void look()
+})
+byId('pause').addEventListener('click', () => {
+  paused = !paused
+  byId('pause').setAttribute('aria-pressed', String(paused))
+  if (!paused) void look()
+  else clearTimeout(timer)
+})
+byId('more').addEventListener('click', () => {
+  showsAll = !showsAll
+  showHistory(past.migrations, showsAll)
+})
+void look()
