@@ -25,18 +25,18 @@ quietly() {
   rm -f "$log"
 }
 
-# For test/report, which opens the report's page.
+# For test/report and test/dashboard, which open pages.
 install_browser() {
   for name in chromium-headless-shell chromium chromium-browser google-chrome; do
     command -v "$name" > /dev/null && return
   done
   if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-    echo 'Installing chromium-headless-shell, for the test of the report (once)' >&2
+    echo 'Installing chromium-headless-shell, for the tests of pages (once)' >&2
     export DEBIAN_FRONTEND=noninteractive
     install='apt-get -qq install -y --no-install-recommends chromium-headless-shell'
     if $install > /dev/null 2>&1 || { apt-get -qq update > /dev/null 2>&1 && $install > /dev/null 2>&1; }; then return; fi
   fi
-  echo "note: without Chromium, the test of the report's page is skipped" >&2
+  echo "note: without Chromium, the tests of the report's page and of the dashboard are skipped" >&2
 }
 
 stamp=node_modules/.pageferry-ready

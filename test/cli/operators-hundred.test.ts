@@ -256,6 +256,7 @@ for (const command of [
   'rate',
   'cancel',
   'check',
+  'dashboard',
 ])
   general.push([
     `help of ${command}`,
@@ -1090,6 +1091,54 @@ const control: Case[] = [
   ['status of silence', ['status', '--control', at('qmp/silent')], { status: 1, err: /no answer/, waits: true }],
   ['status at a path that is too long', ['status', '--control', `/${'x'.repeat(108)}`], { status: 2, hint: /107/ }],
   ['a path that would write to the terminal', ['status', '--control', at(ESC)], { status: 1, err: /\\u001b\[31m/ }],
+  [
+    'the page',
+    asked('dashboard'),
+    {
+      status: 0,
+      out: /^the page is at http:\/\/127\.0\.0\.1:\d+\/[\w-]{22}\/\n$/,
+      raw: '',
+      when: [[/page is at/, command => command.kill('SIGINT')]],
+    },
+  ],
+  [
+    'the page at a socket',
+    asked('dashboard', '--listen', `unix:${at('page')}`),
+    {
+      status: 0,
+      out: /^the page is at unix:.*\/page\n$/,
+      raw: '',
+      when: [
+        [/page is at/, command => command.kill((lstatSync(at('page')).mode & 0o777) === 0o600 ? 'SIGTERM' : 'SIGKILL')],
+      ],
+      after: () => (existsSync(at('page')) ? 'it is left' : undefined),
+    },
+  ],
+  ['the page for other hosts', asked('dashboard', '--listen', '0.0.0.0:0'), { status: 2, err: /other hosts/ }],
+  ['the page at no address', asked('dashboard', '--listen', 'here'), { status: 2, out: '', err: /here/ }],
+  ['the page at a range', asked('dashboard', '--listen', '127.0.0.1:1-9'), { status: 2, err: /--listen at/ }],
+  [
+    'the page at a port that is taken',
+    asked('dashboard', '--listen', `127.0.0.1:${TAKEN}`),
+    { status: 1, out: '', err: /EADDRINUSE/, hint: /another program/ },
+  ],
+  [
+    'the page in place of a file',
+    asked('dashboard', '--listen', `unix:${at('a-file')}`),
+    { status: 1, out: '', err: /is no socket/ },
+  ],
+  [
+    'the page of nobody',
+    ['dashboard', '--control', at('none')],
+    { status: 1, out: '', err: /ENOENT/, hint: /is the proxy running/ },
+  ],
+  ['the page of a proxy that is gone', ['dashboard', '--control', at('stale')], { status: 1, hint: /start it again/ }],
+  ['the page of a QEMU', ['dashboard', '--control', at('qmp/human')], { status: 1, err: /is no proxy/ }],
+  [
+    'where the page is, to a full disk',
+    asked('dashboard'),
+    { status: 1, stdout: openSync('/dev/full', 'w'), err: /cannot be written/ },
+  ],
   ['rate of a peer', asked('rate', 'fra:1', '80Mbit'), { status: 0, out: /^fra:1: 80\.0 Mbit\/s, was /, raw: '' }],
   ['rate as JSON', asked('rate', 'fra:1', 'none', '--json'), { status: 0, out: /^\{"peer":"fra:1"[^\n]*\}\n$/ }],
   ['rate of whom', asked('rate'), { status: 2, err: /Not enough/ }],

@@ -1,22 +1,29 @@
 /**
  * What being watched costs a migration: CPU time, memory and seconds of a source proxy whose metrics are scraped a thousand
- * times a minute and whose status is asked every second, beside one that offers neither. By turns.
+ * times a minute and whose status is asked every second, of one whose page is open (`pageferry dashboard`), and of one that
+ * offers neither. By turns.
  *
  *   node test/daemon/control-bench.ts [ROUNDS] [MEGABYTES]
  *   node test/daemon/control-bench.ts scrapes [COUNT]     CPU time for each scrape of a proxy that does nothing else
  */
+import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import http from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { askProxy } from '../../src/system/control-client.ts'
+import { PAGEFERRY } from '../cli/command.ts'
 import { migration } from '../template/makers.ts'
 import { RunningPair } from './running.ts'
 
 /** A thousand a minute. */
 const SCRAPE_MS = 60
+/** As the page does it while a migration runs. */
+const PAGE_MS = 1000
 /** The kernel's, in which /proc counts. */
 const TICKS_PER_SECOND = 100
 
@@ -42,32 +49,49 @@ function scrape(socketPath: string): Promise<number> {
   })
 }
 
-async function once(isWatched: boolean, stream: Buffer): Promise<void> {
+/** @returns how often it was looked, once told to end */
+async function watch(control: string, isOver: () => boolean): Promise<string> {
+  let scrapes = 0
+  for (let next = performance.now(); !isOver(); next += SCRAPE_MS) {
+    await scrape(control)
+    if (++scrapes % 17 === 0) await askProxy(control, 'GET /status')
+    await sleep(Math.max(0, next + SCRAPE_MS - performance.now()))
+  }
+  return `${scrapes} scrapes`
+}
+
+async function openPage(control: string, isOver: () => boolean): Promise<string> {
+  const command = spawn(PAGEFERRY, ['dashboard', '--control', control], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const [line] = (await once(createInterface({ input: command.stdout }), 'line')) as [string]
+  const address = /http\S+/.exec(line)![0]
+  let looks = 0
+  for (; !isOver(); looks++) {
+    await (await fetch(`${address}data`)).text()
+    await sleep(PAGE_MS)
+  }
+  command.kill()
+  await once(command, 'exit')
+  return `${looks} looks of the page`
+}
+
+async function measure(how: typeof watch | undefined, stream: Buffer): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), 'pageferry-bench-'))
   const control = join(folder, 'control')
-  const near = ['--rate', '12Mbit', ...(isWatched ? ['--control', control, '--history', join(folder, 'history')] : [])]
+  const near = ['--rate', '12Mbit', ...(how ? ['--control', control, '--history', join(folder, 'history')] : [])]
   await using pair = await RunningPair.start(folder, { near, far: [] })
   await pair.near.said('session open')
   const pid = pair.near.child.pid!
   let isOver = false
-  let scrapes = 0
-  const watch = async (): Promise<void> => {
-    for (let next = performance.now(); !isOver; next += SCRAPE_MS) {
-      await scrape(control)
-      if (++scrapes % 17 === 0) await askProxy(control, 'GET /status')
-      await sleep(Math.max(0, next + SCRAPE_MS - performance.now()))
-    }
-  }
   const before = used(pid)
-  const watching = isWatched ? watch() : Promise.resolve()
+  const watching = how?.(control, () => isOver)
   await pair.migrate(stream)
   const { seconds } = await pair.near.said('migration ended')
   isOver = true
-  await watching
+  const looked = await watching
   const after = used(pid)
   console.log(
     [
-      isWatched ? `watched (${scrapes} scrapes)` : 'alone',
+      looked ?? 'alone',
       `${seconds} s`,
       `${(after.cpu - before.cpu).toFixed(2)} s of CPU`,
       `${after.rss.toFixed(0)} MB, ${before.rss.toFixed(0)} before`,
@@ -120,5 +144,6 @@ if (process.argv[2] === 'scrapes') await scrapes(Number(process.argv[3] ?? 500))
 else {
   const [rounds = 3, megabytes = 15] = process.argv.slice(2).map(Number)
   const stream = migration(Array.from({ length: megabytes * 256 }, () => randomBytes(4096)))
-  for (let round = 0; round < rounds; round++) for (const isWatched of [false, true]) await once(isWatched, stream)
+  for (let round = 0; round < rounds; round++)
+    for (const how of [undefined, watch, openPage]) await measure(how, stream)
 }

@@ -84,7 +84,7 @@ export class RunningPair implements AsyncDisposable {
   readonly near: Running
   readonly far: Running
   readonly wan: Wan
-  private readonly target: Target
+  readonly target: Target
   private readonly local: string
 
   private constructor(near: Running, far: Running, wan: Wan, target: Target, local: string) {
