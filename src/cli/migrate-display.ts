@@ -68,8 +68,7 @@ export class MigrateDisplay {
     this.saidSeconds = seconds
     this.said = `${state} ${tenth}`
     const bytesWan = this.options.bytesWan()
-    if (json)
-      print(JSON.stringify({ event: 'progress', seconds, ...info, ...(bytesWan !== undefined && { bytesWan }) }))
+    if (json) print(JSON.stringify(progressFields(seconds, info, bytesWan)))
     else tell(progressText(seconds, info, bytesWan))
   }
 
@@ -112,7 +111,13 @@ export function progressText(seconds: number, info: MigrationInfo, bytesWan: num
   return `${formatDuration(seconds)}${pass ? `, pass ${pass}` : ''}: ${parts.join(', ')}`
 }
 
-function endLines({ result, info, source, destination }: Outcome, bytesWan: number | undefined): string[] {
+function progressFields(seconds: number, info: MigrationInfo, bytesWan: number | undefined): object {
+  const { phase: _, listens: _listens, ...figures } = info
+  const rounded = Math.round(1000 * seconds) / 1000
+  return { event: 'progress', seconds: rounded, ...figures, ...(bytesWan !== undefined && { bytesWan }) }
+}
+
+function endLines({ result, error, info, source, destination }: Outcome, bytesWan: number | undefined): string[] {
   const { totalMs, downtimeMs, transferredBytes, postcopyBytes, pass } = info ?? {}
   const parts: string[] = []
   if (downtimeMs !== undefined) parts.push(`the guest stood still for ${downtimeMs} ms`)
@@ -129,7 +134,7 @@ function endLines({ result, info, source, destination }: Outcome, bytesWan: numb
   const lines = [`${head}${parts.length > 0 ? `: ${parts.join(', ')}` : ''}`]
   const guests = [destination && `destination QEMU: ${destination}`, source && `source QEMU: ${source}`].filter(Boolean)
   if (guests.length > 0) lines.push(guests.join(', '))
-  if (result === 'completed' && source === 'postmigrate')
+  if (result === 'completed' && error === undefined && source === 'postmigrate')
     lines.push('the source QEMU holds the guest stopped as it left: `quit` it when all is well')
   return lines
 }

@@ -79,6 +79,15 @@ t.test('completed', async t => {
   t.same([source.settings, destination.settings], before)
 })
 
+t.test('nobody reads what it says, and it is done all the same', async t => {
+  const { near, far, source, destination } = await models(t)
+  const before = source.settings
+  const outcome = await migrate(near, far, ['--json'], { stdout: 'closed' })
+  t.equal(outcome.status, 0, outcome.stderr)
+  t.equal(destination.state, 'running')
+  t.same(source.settings, before)
+})
+
 t.test('as JSON, from another host, by ssh', async t => {
   const { near, far } = await models(t, { version: '7.2.22' }, { version: '7.2.22' })
   const outcome = await migrate(near, `ssh:root@fra:${far}`, ['--json'], { env })

@@ -166,11 +166,12 @@ const noDisk = disk === '' && 'a tmpfs is mounted: as root only'
 const stopQmp = await serveQmp(at('qmp'))
 t.teardown(stopQmp)
 // QEMUs that go on from one command to the next: each is for one case
-for (const name of ['plain', 'forever', 'fixed', 'ssh', 'idle'])
-  for (const side of ['near', 'far']) {
-    const model = new ModelQemu(side === 'near' || name === 'idle' ? {} : { incoming: 'defer' })
-    t.teardown(await serveModel(model, at(`qmp/${name}-${side}`)))
-  }
+for (const name of ['plain', 'watched', 'fixed', 'ssh', 'idle']) {
+  const [near, far] = [new ModelQemu(), new ModelQemu(name === 'idle' ? {} : { incoming: 'defer' })]
+  near.destination = far
+  t.teardown(await serveModel(near, at(`qmp/${name}-near`)))
+  t.teardown(await serveModel(far, at(`qmp/${name}-far`)))
+}
 /** A port that is taken for as long as the test runs. */
 const taken = net.createServer().listen(0, '127.0.0.1')
 await new Promise<void>(done => taken.once('listening', done))
@@ -1026,7 +1027,7 @@ const migrates: Case[] = [
   ],
   [
     'the same, watched by a proxy that does not see it',
-    pairOf('forever', '--control', at('ctl'), '--json'),
+    pairOf('watched', '--control', at('ctl'), '--json'),
     { status: 0, out: /"event":"ended","result":"completed"/, raw: '' },
   ],
   [
