@@ -190,7 +190,7 @@ export async function pushSignature(folder: string, remote: RemoteStore, digest:
 
 /**
  * Brings the signature of a set here, where a store has one and there is none yet. What is none is left: it says nothing.
- * @throws IO, STORE_*, the signal's reason
+ * @throws IO, STORE_* where none of the stores answered, the signal's reason
  */
 export async function fetchSignature(
   stores: readonly RemoteStore[],
@@ -204,9 +204,11 @@ export async function fetchSignature(
   })
   if (here) return
   let failure: unknown
+  let isAnswered = false
   for (const store of stores) {
     try {
       const found = await store.read(keyOfSignature(digest), SET_SIGNATURE_BYTES_MAX, { signal })
+      isAnswered = true
       if (found === undefined || found === 'unchanged') continue
       const document = decodeSetSignature(found.bytes, digest)
       await mkdir(folder, { recursive: true, mode: 0o700 }).catch(error => {
@@ -219,7 +221,8 @@ export async function fetchSignature(
       if (error.code !== 'TEMPLATE_UNTRUSTED') failure ??= error
     }
   }
-  if (failure) throw failure
+  // of several stores one may be away: the set comes from another
+  if (failure && !isAnswered) throw failure
 }
 
 // --- where a site asks for it

@@ -20,6 +20,7 @@ import { FolderStore } from '../../src/remote/folder-store.ts'
 import { followChannels } from '../../src/remote/follow-channels.ts'
 import { HostChannels } from '../../src/remote/host-channels.ts'
 import { keyOfChannel, keyOfOldChannel, keyOfSet, type RemoteStore } from '../../src/remote/remote-store.ts'
+import { keyOfSignature } from '../../src/remote/set-signature.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
 import { failure, page, putPages } from '../template/makers.ts'
@@ -522,8 +523,8 @@ t.test('asked for again and again while a set is fetched', async t => {
   stop.abort()
   await ended
   const document = keyOfChannel('stable')
-  const sets = [first!.digest, three].map(keyOfSet)
-  t.same(watching.asked, [document, sets[0], document, sets[1]], 'one fetch at a time, and asked once in between')
+  const [early, late] = [first!.digest, three].map(digest => [keyOfSignature(digest), keyOfSet(digest)])
+  t.same(watching.asked, [document, ...early!, document, ...late!], 'one fetch at a time, and asked once in between')
   t.notOk(
     here.events.some(({ kind }) => kind === 'failed'),
     'what was under way ended as ever',

@@ -230,6 +230,8 @@ t.test('a store that lies about it, or is away', async t => {
   t.ok(await readSetSignature(own, A), 'the next store has it')
   rmSync(at(`own/${A}.pfset.sig`))
   t.equal(await code(() => fetchSignature(stores('nowhere'), own, A)), 'STORE_LOST')
+  await fetchSignature(stores('nowhere', 'empty'), own, A)
+  t.equal(await readSetSignature(own, A), undefined, 'one is away, and the other has none')
   await fetchSignature(stores('nowhere', 'honest'), own, A)
   t.ok(await readSetSignature(own, A))
   writeFileSync(at(`own/${A}.pfset.sig`), 'rubbish')
