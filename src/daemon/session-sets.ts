@@ -20,6 +20,9 @@ const AS_IT_IS = 'as it is'
 /** In place of the fingerprint of what was offered: it changes when a set has been read that came too late. */
 const READ_MEANWHILE = 'read meanwhile'
 
+/** What a listing has read of sets is kept for the session that opens them. */
+const TABLES_KEPT_MS = 60_000
+
 const NO_SETS: OfferedSets = { hot: [], cold: [] }
 
 /** Who looks at a store, among all proxies of the process that use it. */
@@ -44,6 +47,7 @@ export class SessionSets {
   /** The store's fingerprint when sets were offered last; '' before that. */
   private offered = ''
   private looking = false
+  private listedMs = 0
   /** Its disk does not answer who wants to offer sets. */
   private stuck = false
   /** Sets that were offered, and sets that must not be: digest to what tells one file from the next of that name. */
@@ -117,7 +121,7 @@ export class SessionSets {
     try {
       inForce = await this.channels!.inForce(Date.now())
       this.offered = await this.fingerprint(inForce)
-      sets = await this.trusted((await store.list()).filter(({ digest }) => isUsable(inForce, digest)))
+      sets = await this.trusted((await store.list(true)).filter(({ digest }) => isUsable(inForce, digest)))
       this.current = this.offered
       this.unreadable = undefined
     } catch (error) {
@@ -143,6 +147,8 @@ export class SessionSets {
       inForce.before.has(digest),
     )
     this.offeredPages = hotPages
+    store.dropTables(cold)
+    this.listedMs = performance.now()
     this.tellOnDisk(cold)
     this.tellRoomless(others)
     return { hot, cold }
@@ -258,6 +264,8 @@ export class SessionSets {
   }
 
   private async look(): Promise<void> {
+    // whoever opens them has done so by now, or another proxy of this process had them open
+    if (performance.now() - this.listedMs > TABLES_KEPT_MS) this.store!.dropTables()
     // of a disk that hangs each look would keep one of libuv's threads, until zstd finds none
     if (this.looking) return
     this.looking = true

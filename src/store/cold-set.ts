@@ -14,7 +14,8 @@ import { readHead } from './set-file.ts'
 
 /** Words of a proof: the first 128 bits of a page's SHA-256, in the machine's order. */
 export const PROOF_WORDS = 4
-const PROOF_LENGTH = 4 * PROOF_WORDS
+/** Proofs are compared with digests as the machine has them. */
+const IS_LITTLE = new Uint8Array(Uint32Array.of(1).buffer)[0] === 1
 
 const digestBytes = Buffer.from(new ArrayBuffer(DIGEST_LENGTH))
 const digestWords = new Uint32Array(digestBytes.buffer)
@@ -23,6 +24,33 @@ const digestWords = new Uint32Array(digestBytes.buffer)
 export function writeProof(page: Uint8Array, into: Uint32Array, at: number): void {
   writeDigest(page, digestBytes, 0)
   for (let i = 0; i < PROOF_WORDS; i++) into[at + i] = digestWords[i]!
+}
+
+/** What a set's table says, its seal verified. */
+export interface SetTable {
+  readonly outline: SetOutline
+  /** PROOF_WORDS a page. */
+  readonly proofs: Uint32Array
+  /** Of the file: `SetBytes.state`. */
+  readonly state: string
+}
+
+async function readTable(path: string, file: SetBytes): Promise<Omit<SetTable, 'state'>> {
+  let proofs = new Uint32Array(0)
+  let of: ArrayBufferLike | undefined
+  let view: DataView = new DataView(new ArrayBuffer(0))
+  const { outline } = await readHead(path, file, false, (bytes, at, page, pageCount) => {
+    // for all at once: the system gives it page by page, as it is touched, and a hole in the table ends this
+    if (proofs.length === 0) proofs = new Uint32Array(pageCount * PROOF_WORDS)
+    if (bytes.buffer !== of) {
+      of = bytes.buffer
+      view = new DataView(of)
+    }
+    const from = bytes.byteOffset + at + RECORD.DIGEST
+    const to = page * PROOF_WORDS
+    for (let i = 0; i < PROOF_WORDS; i++) proofs[to + i] = view.getUint32(from + 4 * i, IS_LITTLE)
+  })
+  return { outline: outline!, proofs }
 }
 
 /** Bytes of pages that somebody reads: SetBytes is one. */
@@ -46,23 +74,31 @@ export class ColdSet {
 
   /**
    * Opens a set and verifies all but its pages. Memory is taken for the proofs alone.
+   * @param kept what was read of it before: used where it is still the same file
    * @throws IO, TEMPLATE_*, USAGE (an encrypted set, and the key is missing or another)
    */
-  static async open(path: string, key: StoreKey | undefined, follow = true): Promise<ColdSet> {
+  static async open(path: string, key: StoreKey | undefined, follow = true, kept?: SetTable): Promise<ColdSet> {
     let file: SetBytes | undefined
     try {
       file = await SetBytes.open(path, key, follow)
-      let proofs = new Uint8Array(0)
-      const { outline } = await readHead(path, file, false, (bytes, at, page, pageCount) => {
-        // for all at once: the system gives it page by page, as it is touched, and a hole in the table ends this
-        if (proofs.length === 0) proofs = new Uint8Array(pageCount * PROOF_LENGTH)
-        const to = page * PROOF_LENGTH
-        for (let i = 0; i < PROOF_LENGTH; i++) proofs[to + i] = bytes[at + RECORD.DIGEST + i]!
-      })
-      return new ColdSet(path, outline!, new Uint32Array(proofs.buffer), file)
+      const { outline, proofs } = kept?.state === file.state ? kept : await readTable(path, file)
+      return new ColdSet(path, outline, proofs, file)
     } catch (error) {
       await file?.close()
       throw ioError(error, 'cannot open', path)
+    }
+  }
+
+  /** What {@link open} reads, without keeping the file. @throws as that */
+  static async table(path: string, key: StoreKey | undefined): Promise<SetTable & { readonly sealed: boolean }> {
+    let file: SetBytes | undefined
+    try {
+      file = await SetBytes.open(path, key, false)
+      return { ...(await readTable(path, file)), state: file.state, sealed: file.sealed }
+    } catch (error) {
+      throw ioError(error, 'cannot open', path)
+    } finally {
+      await file?.close()
     }
   }
 

@@ -1,13 +1,20 @@
 /** The bytes of a set file, whether it is kept as it is or encrypted. */
-import { constants } from 'node:fs'
+import { constants, type Stats } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import { ProxyError } from '../errors.ts'
 import { CHUNK_LENGTH, SEALED_HEADER_LENGTH, SEALED_MAGIC, type StoreKey, Unsealer } from './cipher.ts'
+
+/** Another one as soon as a file is replaced or changed. */
+export function fileState({ ino, size, mtimeMs, ctimeMs }: Stats): string {
+  return `${ino} ${size} ${mtimeMs} ${ctimeMs}`
+}
 
 export class SetBytes {
   /** Bytes of the set, without what encryption adds. */
   readonly lengthBytes: number
   readonly sealed: boolean
+  /** What tells this file from another in its place: {@link fileState}. */
+  readonly state: string
   private readonly file: FileHandle
   private readonly unsealer: Unsealer | undefined
   /** The chunk that was opened last: reads follow each other, and seldom end where a chunk does. */
@@ -15,8 +22,9 @@ export class SetBytes {
   private chunkIndex = -1
   private sealedChunk: Buffer | undefined
 
-  private constructor(file: FileHandle, lengthBytes: number, unsealer: Unsealer | undefined) {
+  private constructor(file: FileHandle, state: string, lengthBytes: number, unsealer: Unsealer | undefined) {
     this.file = file
+    this.state = state
     this.lengthBytes = lengthBytes
     this.sealed = unsealer !== undefined
     this.unsealer = unsealer
@@ -46,9 +54,10 @@ export class SetBytes {
       if (!stat.isFile()) throw refused('not a regular file')
       const { bytesRead, buffer } = await file.read(Buffer.alloc(SEALED_HEADER_LENGTH), 0, SEALED_HEADER_LENGTH, 0)
       const header = buffer.subarray(0, bytesRead)
-      if (!header.subarray(0, SEALED_MAGIC.length).equals(SEALED_MAGIC)) return new SetBytes(file, stat.size, undefined)
+      if (!header.subarray(0, SEALED_MAGIC.length).equals(SEALED_MAGIC))
+        return new SetBytes(file, fileState(stat), stat.size, undefined)
       const unsealer = new Unsealer(path, header, stat.size, key)
-      return new SetBytes(file, unsealer.lengthBytes, unsealer)
+      return new SetBytes(file, fileState(stat), unsealer.lengthBytes, unsealer)
     } catch (error) {
       await file.close()
       throw error

@@ -5,6 +5,7 @@ import { type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat } from '
 import { join } from 'node:path'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
+import { COLD_PAGES_MAX } from '../limits.ts'
 import { writeDigest } from '../template/digest.ts'
 import { digestOfSet, encodeHead, encodeMetadata, type SetMetadata, type SetRecords } from '../template/format.ts'
 import {
@@ -16,7 +17,8 @@ import {
   signatureFileName,
 } from '../template/wire.ts'
 import { Sealer, type StoreKey, sealedLength } from './cipher.ts'
-import { ColdSet } from './cold-set.ts'
+import { ColdSet, type SetTable } from './cold-set.ts'
+import { fileState } from './set-bytes.ts'
 import { SetFile } from './set-file.ts'
 
 /** Pages of guests: for the owner alone. */
@@ -74,6 +76,10 @@ export class TemplateStore {
   /** By path: what a sound set says of itself, and what tells its file from another; a head may have hundreds of megabytes. */
   private readonly outlines = new Map<string, { readonly state: string; readonly outline: ListedOutline }>()
 
+  /** By path: what a listing read, so that whoever opens the set next need not read hundreds of megabytes again. */
+  private readonly tables = new Map<string, SetTable>()
+  private tablePages = 0
+
   /**
    * Touches nothing: the folder has to exist when something is read, and is made when something is put.
    * @param key of this host: what is put is encrypted, and what is encrypted can be read
@@ -101,21 +107,22 @@ export class TemplateStore {
    * it changes. Other files are ignored, and so is a folder
    * that is not there.
    *
+   * @param keepTables what is read of sets is kept for `openCold`, until `dropTables`
    * @throws IO where the folder cannot be read
    */
-  async list(): Promise<StoredSet[]> {
+  async list(keepTables = false): Promise<StoredSet[]> {
     const sets: StoredSet[] = []
     for (const digest of await this.digests()) {
       const path = this.pathOf(digest)
       // Before it is read: what changes meanwhile is seen the next time.
       const found = await lstat(path).catch(() => undefined)
       if (found === undefined) continue // removed meanwhile
-      const state = `${found.ino} ${found.size} ${found.mtimeMs} ${found.ctimeMs}`
+      const state = fileState(found)
       const kept = this.outlines.get(path)
       let outline = kept?.state === state ? kept.outline : undefined
       let problem: ProxyError | undefined
       try {
-        outline ??= await SetFile.outline(path, this.key, false)
+        outline ??= await this.outlineOf(path, keepTables)
         this.outlines.set(path, { state, outline })
       } catch (error) {
         if (!isProxyError(error)) throw error
@@ -128,6 +135,30 @@ export class TemplateStore {
     const there = new Set(sets.map(({ path }) => path))
     for (const path of this.outlines.keys()) if (!there.has(path)) this.outlines.delete(path)
     return sets
+  }
+
+  private async outlineOf(path: string, keepTable: boolean): Promise<ListedOutline> {
+    if (!keepTable) return SetFile.outline(path, this.key, false)
+    const table = await ColdSet.table(path, this.key)
+    this.takeTable(path) // of the file that was there before
+    if (this.tablePages + table.outline.pageCount <= COLD_PAGES_MAX) {
+      this.tablePages += table.outline.pageCount
+      this.tables.set(path, table)
+    }
+    return { ...table.outline, sealed: table.sealed }
+  }
+
+  /** Lets go of what a listing has kept of tables. @param but digests of sets that are about to be opened */
+  dropTables(but: readonly string[] = []): void {
+    const wanted = new Set(but.map(digest => this.pathOf(digest)))
+    for (const path of this.tables.keys()) if (!wanted.has(path)) this.takeTable(path)
+  }
+
+  private takeTable(path: string): SetTable | undefined {
+    const kept = this.tables.get(path)
+    this.tables.delete(path)
+    this.tablePages -= kept?.outline.pageCount ?? 0
+    return kept
   }
 
   /**
@@ -181,7 +212,8 @@ export class TemplateStore {
 
   /** Opens the one set whose digest starts so; its pages stay in its file. @throws as {@link find} and ColdSet.open */
   async openCold(prefix: string): Promise<ColdSet> {
-    return ColdSet.open(this.pathOf(await this.find(prefix)), this.key, false)
+    const path = this.pathOf(await this.find(prefix))
+    return ColdSet.open(path, this.key, false, this.takeTable(path))
   }
 
   /** Whether what is put is kept encrypted. */

@@ -415,6 +415,7 @@ t.test('a stop while sets are looked through', async t => {
   const store = {
     fingerprint: () => sleep(100, 'no sets'),
     list: () => sleep(300, []),
+    dropTables: () => {},
   } as unknown as TemplateStore
   await using pair = await Daemons.start({ store })
   await sleep(150)

@@ -11,6 +11,7 @@ export function storeOf(count: number): { store: TemplateStore; digests: string[
     folder: '/store',
     fingerprint: async () => 'as it is',
     list: async () => sets,
+    dropTables: () => {},
   } as unknown as TemplateStore
   return { store, digests: sets.map(({ digest }) => digest) }
 }

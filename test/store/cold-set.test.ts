@@ -1,5 +1,5 @@
 /** Sets whose pages stay in their files: what is read is proven, whatever happens to the file meanwhile. */
-import { closeSync, openSync, renameSync, rmSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, renameSync, rmSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { readStoreKey } from '../../src/store/cipher.ts'
@@ -179,4 +179,42 @@ t.test('a million pages take 16 MB', async t => {
   t.ok(grown < 48e6, `${grown} bytes more are resident`)
   t.notOk(set.isPage(count - 1, Buffer.alloc(PAGE_SIZE)))
   await set.read(count - 1, 1, Buffer.alloc(PAGE_SIZE))
+})
+
+t.test('what a listing has read of a set is not read again to open it', async t => {
+  const { folder } = scratch(t.teardown)
+  const store = new TemplateStore(folder)
+  const [one, two] = [await putPages(store, [page(1), page(2), page(3)]), await putPages(store, [page(4)])]
+  const tables = (store as unknown as { tables: Map<string, { proofs: Uint32Array }> }).tables
+  t.equal((await store.list()).length, 2)
+  t.equal(tables.size, 0, 'a command that lists keeps nothing')
+  const fresh = new TemplateStore(folder)
+  const own = (fresh as unknown as { tables: typeof tables }).tables
+  await fresh.list(true)
+  t.equal(own.size, 2)
+  const proofs = own.get(fresh.pathOf(one))!.proofs
+  const opened = await fresh.openCold(one)
+  t.equal(opened.proofs, proofs, 'the very ones')
+  const other = await store.openCold(one)
+  t.same(opened.proofs, other.proofs, 'which are those in the file')
+  await other.close()
+  t.ok(opened.isPage(2, page(3)) && !opened.isPage(1, page(3)))
+  t.equal(own.size, 1, 'kept for one who opens it')
+  fresh.dropTables([two])
+  t.equal(own.size, 1)
+  fresh.dropTables()
+  t.equal(own.size, 0)
+  await opened.close()
+
+  // another file in its place, or a damaged one: read anew, and told
+  const last = new TemplateStore(folder)
+  await last.list(true)
+  const bytes = readFileSync(last.pathOf(one))
+  bytes[bytes.indexOf(Buffer.from(sha256(page(2)), 'hex')) + 3]! ^= 1
+  writeFileSync(last.pathOf(one), bytes)
+  t.equal(await failure(() => last.openCold(one)), await failure(() => new TemplateStore(folder).openCold(one)))
+  t.equal((await failure(() => last.openCold(one)))?.startsWith('TEMPLATE_DAMAGED'), true)
+  const set = await last.openCold(two)
+  t.ok(set.isPage(0, page(4)))
+  await set.close()
 })
