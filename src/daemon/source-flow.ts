@@ -74,6 +74,8 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   private returnPath: ReturnPathParser | undefined
   /** With what its flow is torn down. */
   private why = NO_REASON
+  /** Its QEMU closed before it had a flow. */
+  private endedEarly = false
   /** Bytes of the other side have come. */
   private answered = false
   /** Of a disk's connection: it has been told that a direction is not understood. */
@@ -113,7 +115,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   }
 
   get over(): boolean {
-    return this.life.isEnding || this.socket.isClosed
+    return this.life.isEnding || this.endedEarly || this.socket.isClosed
   }
 
   get slot(): Slot | undefined {
@@ -202,6 +204,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
 
   onEnd(): void {
     this.closedBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
+    this.endedEarly = this.number === 0
     this.on('eof')
   }
 

@@ -422,6 +422,29 @@ t.test('what a session that is lost means to a disk', async t => {
   next.destroy()
 })
 
+t.test('a connection that crosses the end of a session goes on in the next one', async t => {
+  await using far = await server()
+  far.onConnection = socket => {
+    socket.write('NBDMAGIC')
+    socket.on('end', () => socket.end())
+  }
+  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  const { daemons } = pair
+  await until('a session', () => pair.of('session open').length === 2)
+  daemons.drainUnsaid()
+  const near = await pair.dial()
+  const brief = await pair.dial()
+  brief.end()
+  t.equal(await pair.greeting(near), 'NBDMAGIC')
+  t.equal(pair.of('connections wait for another session').length, 1)
+  await closed(brief.resume())
+  await until('one is left', () => daemons.source.status().session?.disks[0]?.connections === 1)
+  near.end('bye')
+  await until('its words', () => far.received.some(words => String(words) === 'bye'))
+  await closed(near.resume())
+  await until('none is left', () => daemons.source.status().session?.disks.length === 0)
+})
+
 t.test('a WAN that stays away', async t => {
   await using far = await server()
   far.onConnection = socket => socket.write('NBDMAGIC')
