@@ -49,8 +49,9 @@ function scrape(socketPath: string): Promise<number> {
   })
 }
 
-/** @returns how often it was looked, once told to end */
-async function watch(control: string, isOver: () => boolean): Promise<string> {
+/** @param looks called at the first look @returns how often it was looked, once told to end */
+async function watch(control: string, isOver: () => boolean, looks: () => void): Promise<string> {
+  looks()
   let scrapes = 0
   for (let next = performance.now(); !isOver(); next += SCRAPE_MS) {
     await scrape(control)
@@ -60,18 +61,19 @@ async function watch(control: string, isOver: () => boolean): Promise<string> {
   return `${scrapes} scrapes`
 }
 
-async function openPage(control: string, isOver: () => boolean): Promise<string> {
+async function openPage(control: string, isOver: () => boolean, looks: () => void): Promise<string> {
   const command = spawn(PAGEFERRY, ['dashboard', '--control', control], { stdio: ['ignore', 'pipe', 'inherit'] })
   const [line] = (await once(createInterface({ input: command.stdout }), 'line')) as [string]
   const address = /http\S+/.exec(line)![0]
-  let looks = 0
-  for (; !isOver(); looks++) {
+  let count = 0
+  for (; !isOver(); count++) {
     await (await fetch(`${address}data`)).text()
+    looks()
     await sleep(PAGE_MS)
   }
   command.kill()
   await once(command, 'exit')
-  return `${looks} looks of the page`
+  return `${count} looks of the page`
 }
 
 async function measure(how: typeof watch | undefined, stream: Buffer): Promise<void> {
@@ -82,8 +84,12 @@ async function measure(how: typeof watch | undefined, stream: Buffer): Promise<v
   await pair.near.said('session open')
   const pid = pair.near.child.pid!
   let isOver = false
+  let watching: Promise<string> | undefined
+  if (how)
+    await new Promise<void>(looks => {
+      watching = how(control, () => isOver, looks)
+    })
   const before = used(pid)
-  const watching = how?.(control, () => isOver)
   await pair.migrate(stream)
   const { seconds } = await pair.near.said('migration ended')
   isOver = true

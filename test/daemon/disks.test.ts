@@ -266,7 +266,7 @@ t.test('what a set brings to a disk is counted at both sides', { skip: NBD_SKIP 
   const [departed, arrived] = pair.of('disk transfer ended')
   // what its socket cut while nothing followed goes as it is
   t.match(departed!.sets, [{ set }])
-  const [{ pages }] = departed!.sets as [{ pages: number }]
+  const { pages } = departed!.sets![0]!
   t.ok(pages > 350 && pages <= 412, `${pages} of 412 pages`)
   t.same(arrived!.sets, departed!.sets)
 })
