@@ -101,13 +101,13 @@ t.test('a proxy that ends while a set is fetched', async t => {
   writeFileSync(trust, site.trusted[0]!.export({ format: 'pem', type: 'spki' }))
   await site.promote([await site.push(1)])
   publish(server, site)
-  server.script.push(honest(server.objects), () => {}) // the document, and no set
+  server.script.push(honest(server.objects), honest(server.objects), () => {}) // the document, no signature, and no set
   const own = join(folder, 'own')
   await using proxy = new Running(
     ...['destination', '--listen', 'tcp:127.0.0.1:0', '--target', `unix:${folder}/qemu.sock`, '--learn', 'off'],
     ...['--store', own, '--store', server.url, '--channel', 'stable', '--trust', trust],
   )
-  await until('the set to be asked for', () => server.requests.length === 2)
+  await until('the set to be asked for', () => server.requests.length === 3)
   const locks = (): string[] => readdirSync(own).filter(name => name.endsWith('.lock'))
   t.equal(locks().length, 1)
   const supplier = await proxy.supplier()
