@@ -1,0 +1,3 @@
+import { operatorsHundred } from './operators-hundred.ts'
+
+operatorsHundred('proxies')
