@@ -403,7 +403,8 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   }
 
   private greeting(channel: C): void {
-    if (channel.over || !channel.isUnanswered) return
+    // one whose client has left counts too: a server that hangs would hold its place for ever
+    if (!channel.isUnanswered || ![...this.migrations].some(({ flows }) => flows.has(channel))) return
     this.orders.unanswered(channel, `the disk's server said nothing for ${GREETING_AWAITED_MS / 1000} s`)
   }
 

@@ -415,10 +415,10 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
   }
 
   unanswered(channel: C, reason: string): void {
+    if (!channel.giveUp(reason)) return // it is ending
     const { gate, peer } = channel
     const hint = 'look at the disk server, at the destination'
     this.options.log.warn('connection refused', { target: gate.target, peer, reason, hint })
-    channel.giveUp(reason)
   }
 
   /** The other side never heard of this migration. */

@@ -300,6 +300,10 @@ t.test("a disk's server that says nothing", t => {
   world.ends(gone)
   world.pass(GREETING_AWAITED_MS)
   t.equal(gone.refused, '', 'one that has left is not told of')
+  const closed = world.disk(gate)
+  world.ends(closed, false)
+  world.pass(GREETING_AWAITED_MS)
+  t.match(closed.refused, /said nothing for 10 s/, 'its client has closed, and a server that hangs would never')
   t.end()
 })
 
