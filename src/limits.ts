@@ -308,6 +308,13 @@ export const CHANNELS_A_MIGRATION = 258
  */
 export const DISK_CONNECTIONS_MAX = 128
 
+/**
+ * Connections of disks that a source proxy opens at once, and then a second. It takes no byte to open one, so a client that
+ * comes over and over would use up what the other side takes of all (OPENS_PER_SECOND), and end the session with it.
+ */
+export const DISK_OPENS_BURST = 2 * DISK_CONNECTIONS_MAX
+export const DISK_OPENS_PER_SECOND = OPENS_PER_SECOND / 2
+
 /** Reasons for which parts of one migration or disk transfer were said to be relayed raw: each once, and then no more. */
 export const RAW_REASONS_TOLD_MAX = 64
 

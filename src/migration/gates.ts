@@ -17,6 +17,7 @@
  * Gates of disks are others: whatever comes in there is a connection of NBD, whose server speaks first, so it is opened
  * at once. Those that are open at one gate at a time are one *disk transfer*, which stands where a migration stands.
  */
+import { DISK_OPENS_BURST, DISK_OPENS_PER_SECOND } from '../limits.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
 import type { KIND_DISK } from '../wan/wire.ts'
 import { type Admission, admission, GATHERING_MS, type Gathering } from './channel-places.ts'
@@ -158,6 +159,9 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   /** Of those that QEMU closed while they waited. */
   private readonly closedAt = new WeakMap<C, number>()
   private due: Due<C>[] = []
+  /** Connections of disks that may still be opened at once, as of then. */
+  private disksLeft = DISK_OPENS_BURST
+  private disksAtMs = 0
   private stopped = false
 
   constructor(orders: GateOrders<C, M>, places: GatePlaces) {
@@ -184,6 +188,10 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
       this.orders.refuse(channel, `${open} connections of disks are open`)
       return
     }
+    if (!this.takesDisk(nowMs)) {
+      this.orders.refuse(channel, `connections of disks come faster than ${DISK_OPENS_PER_SECOND} a second`)
+      return
+    }
     let { migration } = gate
     // of another session, or on its way there: what comes now is no part of it
     if (!isOpen(migration) || migration.moved || !this.migrations.has(migration)) {
@@ -194,6 +202,16 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     this.orders.open(channel, migration)
     if (migration.flows.size === 0) this.ended(migration)
     else this.later('greeting', channel, nowMs + GREETING_AWAITED_MS)
+  }
+
+  /** Whether there is an opening left for one more. */
+  private takesDisk(nowMs: number): boolean {
+    const more = (Math.max(0, nowMs - this.disksAtMs) * DISK_OPENS_PER_SECOND) / 1000
+    this.disksLeft = Math.min(DISK_OPENS_BURST, this.disksLeft + more)
+    this.disksAtMs = nowMs
+    if (this.disksLeft < 1) return false
+    this.disksLeft--
+    return true
   }
 
   /** Its first bytes tell what it is: `channel.kind`. */

@@ -3,6 +3,7 @@
  * The simulation must find each of the faults that are planted below.
  */
 import t from 'tap'
+import { DISK_OPENS_BURST, DISK_OPENS_PER_SECOND } from '../../src/limits.ts'
 import { GATHERING_MS } from '../../src/migration/channel-places.ts'
 import {
   CLOSED_CHANNEL_MS,
@@ -304,6 +305,21 @@ t.test("a disk's server that says nothing", t => {
   world.ends(closed, false)
   world.pass(GREETING_AWAITED_MS)
   t.match(closed.refused, /said nothing for 10 s/, 'its client has closed, and a server that hangs would never')
+  t.end()
+})
+
+t.test('clients of disks that come over and over', t => {
+  const world = new World()
+  const gate: TestGate = new Gate('default', true)
+  for (let i = 0; i < DISK_OPENS_BURST; i++) world.ends(world.disk(gate))
+  t.same(world.refused, [])
+  t.match(world.disk(gate), { run: undefined, refused: /faster than \d+ a second/ })
+  t.equal(gate.migration, undefined)
+  world.pass(1000 / DISK_OPENS_PER_SECOND)
+  t.equal(world.disk(gate).refused, '')
+  t.match(world.disk(gate).refused, /faster/)
+  world.pass(60_000)
+  t.equal(world.disk(gate).refused, '')
   t.end()
 })
 
