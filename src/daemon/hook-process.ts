@@ -3,7 +3,8 @@
  * one does, once what it runs has ended. Programs run without a shell and without arguments, a few at once, those of one
  * migration in their order; one that takes too long is killed with all that it has started.
  */
-import { spawn } from 'node:child_process'
+import { type ChildProcessByStdio, spawn } from 'node:child_process'
+import type { Readable } from 'node:stream'
 import { HOOK_MS_MAX, HOOKS_RUNNING_MAX } from '../limits.ts'
 
 /** One run of the program. */
@@ -45,6 +46,7 @@ function run(call: HookCall): void {
   running.add(migration)
   let isOver = false
   let words = ''
+  let timer: NodeJS.Timeout | undefined
   const over = (error?: string): void => {
     if (isOver) return
     isOver = true
@@ -54,14 +56,12 @@ function run(call: HookCall): void {
     if (process.connected) process.send!(message, () => {})
     next()
   }
-  // a group of its own, so that all of it can be killed
-  const child = spawn(program, [], {
-    cwd: '/',
-    env: { PATH: process.env.PATH ?? '/usr/bin:/bin', ...environment },
-    stdio: ['ignore', 'ignore', 'pipe'],
-    detached: true,
-  })
-  const timer = setTimeout(() => {
+  const child = start(environment)
+  if (child instanceof Error) {
+    setImmediate(over, child.message)
+    return
+  }
+  timer = setTimeout(() => {
     kill(child.pid)
     child.stderr.destroy()
     over(`killed: it ran for ${HOOK_MS_MAX / 1000} s`)
@@ -75,6 +75,24 @@ function run(call: HookCall): void {
     const said = words.trim()
     over(status === 0 ? undefined : said === '' ? why : `${why}: ${said}`)
   })
+}
+
+/** Some errors Node tells at once: a program that is being written, a system without memory, descriptors or processes. */
+function start(environment: HookCall['environment']): ChildProcessByStdio<null, null, Readable> | Error {
+  try {
+    // a group of its own, so that all of it can be killed
+    const child = spawn(program, [], {
+      cwd: '/',
+      env: { PATH: process.env.PATH ?? '/usr/bin:/bin', ...environment },
+      stdio: ['ignore', 'ignore', 'pipe'],
+      detached: true,
+    })
+    if (child.stderr) return child
+    child.on('error', () => {})
+    return new Error('it cannot be started: too many open files')
+  } catch (error) {
+    return error as Error
+  }
 }
 
 /** A program's group, with whatever is left of it. */

@@ -83,7 +83,7 @@ export class Hook {
     const facts = factsOf(told)
     if (!facts) return
     // the status has the migration once this turn is over
-    setImmediate(() => this.run({ PEER: this.peerOf(facts.MIGRATION), ...facts }))
+    setImmediate(() => this.run(facts))
   }
 
   private run(facts: NamedFacts): void {
@@ -95,7 +95,9 @@ export class Hook {
     }
     this.running++
     this.leftOut = 0
-    const call: HookCall = { at, migration, environment: environmentOf(facts) }
+    // a status of all that runs: not for each migration that a peer begins, who is known
+    const PEER = facts.PEER ?? this.peerOf(migration)
+    const call: HookCall = { at, migration, environment: environmentOf({ ...facts, PEER }) }
     child.send(call, error => {
       if (error) this.over() // its exit tells
     })

@@ -1,5 +1,5 @@
 /** The program of --hook: what it is told, in which order, how many run, and that nothing waits for it. */
-import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, closeSync, existsSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
@@ -163,6 +163,29 @@ t.test('one that fails, and one that never ends', async t => {
   }
   await until('it and what it started are gone', () => lines().every(pid => !lives(Number(pid))))
   await slow.close()
+})
+
+t.test('one that is being replaced fails, and those that wait behind it do not', async t => {
+  const { path, lines } = program('busy', 'echo "$PAGEFERRY_MIGRATION" >> "$OUT"')
+  const events = new Events()
+  const failed: SiteEvents['hook failed'][] = []
+  events.subscribe(({ event, fields }) => event === 'hook failed' && failed.push(fields as SiteEvents['hook failed']))
+  const asked: string[] = []
+  const hook = new Hook(path, events, id => {
+    asked.push(id)
+    return undefined
+  })
+  const writing = openSync(path, 'r+')
+  events.info('migration arrives', ARRIVES)
+  await until('its failure', () => failed.length === 1)
+  t.match(failed[0], { at: 'start', migration: 'a-1', error: /ETXTBSY/ })
+  closeSync(writing)
+  events.of('x509:CN=ams').info('migration arrives', { ...ARRIVES, id: 'a-2' })
+  await until('the next', () => lines().length > 0)
+  await hook.close()
+  t.same(lines(), ['a-2'])
+  t.equal(failed.length, 1, 'the process that runs it lives')
+  t.same(asked, ['a-1'], 'whose peer is told is not looked for')
 })
 
 t.test('its process is started again', async t => {
