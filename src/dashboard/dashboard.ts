@@ -6,6 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { printable } from '../bytes/printable.ts'
 import { type Answer, ControlServer, type Routes } from '../daemon/control-server.ts'
 import type { Address } from '../relay/address.ts'
+import { ANSWER_MS } from '../system/control-client.ts'
 import { Lookout, type Proxies } from './lookout.ts'
 import { makePage, type Page } from './page.ts'
 
@@ -19,6 +20,9 @@ const HEADERS = {
   'cross-origin-resource-policy': 'same-origin',
   'x-frame-options': 'DENY',
 }
+
+/** A proxy that hangs is said to hang; whoever asked of it is still there then, and stops at 40 s. */
+const CLIENT_MS = ANSWER_MS + 5000
 
 const HINT = 'open the address that `pageferry dashboard` printed'
 
@@ -37,6 +41,7 @@ export class Dashboard {
     this.server = new ControlServer(this.routes(page), onDefect, {
       headers: { ...HEADERS, 'content-security-policy': page.policy },
       hint: HINT,
+      clientMs: CLIENT_MS,
       isForBrowsers: true,
     })
   }

@@ -5,7 +5,7 @@ import { ERROR_EXIT, type ErrorCode, ProxyError } from '../errors.ts'
 import { CONTROL_ANSWER_BYTES_MAX } from '../limits.ts'
 
 /** A proxy answers in milliseconds, on a machine that is busy too. */
-const ANSWER_MS = 30_000
+export const ANSWER_MS = 30_000
 
 const HINTS: Readonly<Record<string, string>> = {
   ENOENT: 'is the proxy running, and with `--control` at this path?',

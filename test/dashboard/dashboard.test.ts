@@ -14,7 +14,7 @@ import type { Look, PastLook } from '../../src/dashboard/dashboard-api.ts'
 import { Lookout, type Proxies } from '../../src/dashboard/lookout.ts'
 import { makePage } from '../../src/dashboard/page.ts'
 import { ProxyError } from '../../src/errors.ts'
-import { CONTROL_CLIENTS_MAX } from '../../src/limits.ts'
+import { CONTROL_CLIENT_MS, CONTROL_CLIENTS_MAX } from '../../src/limits.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { run } from '../cli/command.ts'
 import { closed } from '../daemon/daemons.ts'
@@ -242,6 +242,13 @@ t.test('a proxy is asked once, however many watch, and not again while it hangs'
   void lookout.look()
   await new Promise(done => setImmediate(done))
   t.equal(answers.length, 2, 'at once it is not')
+})
+
+t.test('a proxy that answers late, or never, is told as such: the page is there until then', async t => {
+  const statusOf = (): Promise<SiteStatus> =>
+    new Promise((_, failed) => setTimeout(() => failed(GONE), 1.3 * CONTROL_CLIENT_MS))
+  await using server = await served(proxiesOf({ statusOf }))
+  t.match(JSON.parse((await ask(`${server.address}data`)).body), { sites: [{ failure: { what: GONE.what } }] })
 })
 
 t.test('a crowd is bounded, and displaces nobody who asks now', async t => {
