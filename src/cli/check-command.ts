@@ -124,11 +124,27 @@ interface CheckedSite {
 async function runCheck(args: CheckArguments): Promise<void> {
   const cap = args.rate === undefined ? Number.POSITIVE_INFINITY : parseCap(args.rate, '--rate')
   const asksProxies = args.peer === undefined && args.config === undefined
+  requireUsed(args, asksProxies)
   const findings = asksProxies ? await askProxies(args.control) : await lookAround(siteOf(args), args, cap)
   findings.push(clockFinding(await isClockSynchronized()))
   if (findings.some(({ state }) => state === 'wrong')) process.exitCode = EXIT_WRONG
   if (args.json) printLines(JSON.stringify({ findings }, null, 2))
   else for (const line of rendered(findings)) print(line)
+}
+
+/** That nothing was said which would not count: a check that passes otherwise says less than one thinks. @throws USAGE */
+function requireUsed(args: CheckArguments, asksProxies: boolean): void {
+  const { tlsCreds, peerName, tlsServerName, plaintext, store, storeKey, throughput, rate, config } = args
+  const ofFile = { 'peer-name': peerName, 'tls-server-name': tlsServerName, 'store-key': storeKey }
+  const ofPeer = { 'tls-creds': tlsCreds, store, ...ofFile }
+  const refuse = (idle: Readonly<Record<string, unknown>>, where: string, hint: string): void => {
+    const name = Object.keys(idle).find(one => idle[one] !== undefined && idle[one] !== false)
+    if (name !== undefined) throw new ProxyError('USAGE', `--${name} ${where}`, undefined, hint)
+  }
+  const dials =
+    'give --peer HOST:PORT or --config FILE; without them proxies that run are asked, and nothing is dialled'
+  if (asksProxies) refuse({ ...ofPeer, plaintext, throughput, rate }, 'without --peer', dials)
+  if (config !== undefined) refuse({ ...ofFile, plaintext }, 'with --config', 'the file says it')
 }
 
 async function askProxies(control: string | undefined): Promise<Finding[]> {
