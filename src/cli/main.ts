@@ -13,6 +13,22 @@ A pair for one guest:
   pageferry source --listen tcp:127.0.0.1:4444 --peer 192.0.2.7:9444 --store DIR --tls-creds DIR
   (qemu) migrate tcp:127.0.0.1:4444`
 
+/**
+ * yargs makes a list of an option that is given twice, which commands do not expect of one that has one value.
+ * @param options what yargs knows of them
+ * @throws ProxyError USAGE
+ */
+function requireOnce(args: Record<string, unknown>, options: unknown): true {
+  const { string, number, array, choices } = options as Record<'string' | 'number' | 'array', readonly string[]> & {
+    readonly choices: object
+  }
+  const name = [...string, ...number, ...Object.keys(choices)].find(
+    one => Array.isArray(args[one]) && !array.includes(one),
+  )
+  if (name === undefined) return true
+  throw new ProxyError('USAGE', `--${name} is given twice`, undefined, 'say it once: it has one value')
+}
+
 async function run(): Promise<void> {
   const args = keepDashes(process.argv.slice(2))
   const parser = yargs(args)
@@ -25,6 +41,7 @@ async function run(): Promise<void> {
     .demandCommand(1, 'a command is missing')
     .recommendCommands()
     .strict()
+    .check(requireOnce, true)
     .wrap(Math.min(120, process.stdout.columns ?? 100))
     .version(VERSION)
     .alias('h', 'help')

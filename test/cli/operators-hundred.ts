@@ -996,6 +996,11 @@ const pairOf = (name: string, ...more: string[]): string[] =>
 const migrates: Case[] = [
   ['migrate what', ['migrate'], { status: 2, err: /qmp/ }],
   ['migrate where to', ['migrate', '--qmp', at('qmp/sound')], { status: 2, err: /to/ }],
+  [
+    'an option that is given twice',
+    ['migrate', '--qmp', at('none'), '--qmp', at('none'), '--to', 'tcp:fra:1'],
+    { status: 2, err: /--qmp is given twice/ },
+  ],
   ['no address', ['migrate', '--qmp', at('none'), '--to', 'fra'], { status: 2, err: /fra/, hint: /tcp:HOST:PORT/ }],
   ['an address of libvirt', ['migrate', '--qmp', at('none'), '--to', 'tcp://fra:1'], { status: 2, hint: /slashes/ }],
   ['a program', ['migrate', '--qmp', at('none'), '--to', 'exec:rm'], { status: 2, hint: /only tcp: and unix:/ }],
@@ -1185,6 +1190,16 @@ const check: Case[] = [
     'check by a proxy that runs',
     ['check', '--control', at('ctl')],
     { status: 15, out: /fra:1\n {2}WRONG {4}session/, raw: '' },
+  ],
+  [
+    'check with keys and nobody to dial',
+    ['check', '--control', at('none'), '--tls-creds', at('pki/ams')],
+    { status: 2, err: /--tls-creds without --peer/, hint: /--config FILE/ },
+  ],
+  [
+    'check with what the file says',
+    ['check', '--config', at('i.yaml'), '--peer-name', 'fra'],
+    { status: 2, err: /--peer-name with --config/ },
   ],
   ['check of a peer without a port', ['check', '--peer', 'fra', '--plaintext'], { status: 2, hint: /HOST:PORT/ }],
   ['check without keys', ['check', '--peer', 'fra:1'], { status: 2, err: /--tls-creds/, hint: /--plaintext/ }],
