@@ -67,24 +67,26 @@ async function runDoctor(args: DoctorArguments): Promise<void> {
   if (args.qmpDestination !== undefined) asked.push({ side: 'destination', at: args.qmpDestination })
   const linkBytes = args.rate === undefined ? undefined : parseCap(args.rate, '--rate')
   let qemus = await readAll(asked)
+  if (!args.json) for (const { side, version } of qemus) print(`${side}: QEMU ${version}`)
   let fixed: Fixed[] | undefined
   if (args.fix) {
     fixed = []
     const mends = mend(qemus, { linkBytes, keep: args.keep })
-    for (const one of asked) fixed.push(...(await fix(one, mends)))
-    qemus = await readAll(asked) // what is left is what QEMU says, not what we think that we did
+    try {
+      for (const one of asked) await fix(one, mends, fixed, args.json ? () => {} : tellFixed)
+      qemus = await readAll(asked) // what is left is what QEMU says, not what we think that we did
+    } catch (error) {
+      // what was set stays set, and nobody else knows what it was before
+      if (args.json && fixed.length > 0) printLines(JSON.stringify({ qemus: qemus.map(named), fixed }, null, 2))
+      throw error
+    }
   }
   const advice = adviseOn(qemus, linkBytes).filter(({ change }) => !args.fix || !args.keep.includes(change.name))
   if (advice.some(({ severity }) => severity === 'matters')) process.exitCode = EXIT_MATTERS
   if (args.json) {
-    const found = { qemus: qemus.map(({ side, version }) => ({ side, version })), ...(fixed && { fixed }), advice }
+    const found = { qemus: qemus.map(named), ...(fixed && { fixed }), advice }
     printLines(JSON.stringify(found, null, 2))
     return
-  }
-  for (const { side, version } of qemus) print(`${side}: QEMU ${version}`)
-  for (const one of fixed ?? []) {
-    const said = one.refused === undefined ? 'set' : 'NOT set'
-    print(`${said}: ${one.side}: ${mendText(one)}${one.refused === undefined ? '' : `: ${one.refused}`}`)
   }
   if (advice.length === 0) print(fixed?.length ? 'nothing is left to change' : 'nothing to change')
   for (const piece of advice) for (const line of render(piece)) print(line)
@@ -96,14 +98,33 @@ async function readAll(asked: readonly Asked[]): Promise<QemuSettings[]> {
   return qemus
 }
 
-/** Sets one after the other, so that one which QEMU refuses keeps no other from being set. */
-async function fix({ side, at }: Asked, mends: readonly Mend[]): Promise<Fixed[]> {
+function named({ side, version }: QemuSettings): { readonly side: QemuSide; readonly version: string } {
+  return { side, version }
+}
+
+function tellFixed(one: Fixed): void {
+  const said = one.refused === undefined ? 'set' : 'NOT set'
+  print(`${said}: ${one.side}: ${mendText(one)}${one.refused === undefined ? '' : `: ${one.refused}`}`)
+}
+
+/**
+ * Sets one after the other, so that one which QEMU refuses keeps no other from being set.
+ * @param fixed gets each as it is done
+ */
+async function fix(
+  { side, at }: Asked,
+  mends: readonly Mend[],
+  fixed: Fixed[],
+  told: (one: Fixed) => void,
+): Promise<void> {
   const own = mends.filter(one => one.side === side)
-  if (own.length === 0) return []
-  return withQmp({ side, at }, async client => {
-    const fixed: Fixed[] = []
-    for (const one of own) fixed.push(await setOne(client, one))
-    return fixed
+  if (own.length === 0) return
+  await withQmp({ side, at }, async client => {
+    for (const one of own) {
+      const done = await setOne(client, one)
+      fixed.push(done)
+      told(done)
+    }
   })
 }
 

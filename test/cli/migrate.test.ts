@@ -270,6 +270,20 @@ t.test('doctor --fix', async t => {
   t.match(JSON.parse(again.stdout), { fixed: [], advice: [] }, 'nothing is set twice')
 })
 
+t.test('doctor --fix that loses a QEMU on its way tells what it has set', async t => {
+  for (const more of [[], ['--json']]) {
+    // answers once, and not when it is looked what has become of it
+    const instead: ModelOptions['instead'] = (command, count) =>
+      command === 'query-migrate-parameters' && count > 0 ? 'close' : undefined
+    const { near, far, source } = await models(t, {}, { instead })
+    const outcome = await run(['doctor', '--qmp', near, '--qmp-destination', far, '--fix', ...more], { cwd: folder })
+    t.equal(outcome.status, 1, outcome.stderr)
+    t.match(source.settings, { 'return-path': true, 'max-bandwidth': 0 })
+    if (more.length === 0) t.match(outcome.stdout, /\nset: source: max-bandwidth: 134217728 -> 0\n/)
+    else t.match(JSON.parse(outcome.stdout), { fixed: [{ name: 'return-path', before: false }, {}, {}] })
+  }
+})
+
 t.test('doctor --fix that QEMU refuses, and what is kept', async t => {
   const instead: ModelOptions['instead'] = command =>
     command === 'migrate-set-capabilities' ? { error: 'There is a migration process in progress' } : undefined
