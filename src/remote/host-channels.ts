@@ -2,14 +2,13 @@
  * What is in force on this host: documents that were accepted, each with the one before, and which sets came from remote
  * stores, in small files of the host's own store. docs/adr/0012-remote-stores.md, 6 and 7.
  */
-import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, lstat, open, rename, rm, utimes } from 'node:fs/promises'
+import { type FileHandle, lstat, open, rm, utimes } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { CHANNEL_BYTES_MAX } from '../limits.ts'
-import { digestOfFetched, namesIn, shareAsFolder, syncFolder } from '../store/template-store.ts'
+import { digestOfFetched, namesIn, putBeside } from '../store/template-store.ts'
 import { type ChannelDocument, decodeChannel } from './channel.ts'
 import { FileLock } from './file-lock.ts'
 import { isChannelName } from './remote-store.ts'
@@ -164,25 +163,11 @@ export class HostChannels {
   }
 
   /** Whole, and on the disk. @param lock has to be ours still */
-  private async write(path: string, bytes: Uint8Array, lock?: FileLock): Promise<void> {
-    const temporary = join(this.folder, `.put-${process.pid}-${randomBytes(8).toString('hex')}.tmp`)
-    try {
-      const file = await open(temporary, 'wx', 0o600)
-      try {
-        await shareAsFolder(file, this.folder)
-        await file.writeFile(bytes)
-        await file.sync()
-      } finally {
-        await file.close()
-      }
+  private write(path: string, bytes: Uint8Array, lock?: FileLock): Promise<void> {
+    return putBeside(path, bytes, async () => {
       // whoever was stopped for a minute has lost it
       if (lock && !(await lock.isHeld())) throw new Error('another process was quicker; it is tried again')
-      await rename(temporary, path)
-      await syncFolder(this.folder)
-    } catch (error) {
-      await rm(temporary, { force: true }).catch(() => {})
-      throw ioError(error, 'cannot write', path)
-    }
+    })
   }
 }
 

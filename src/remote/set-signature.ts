@@ -3,14 +3,14 @@
  * digest in it is of all that the set is, so whoever signs it signs every page. Written in one form only, as a channel's
  * document is, with the same kind of keys.
  */
-import { type KeyObject, randomBytes, sign, verify } from 'node:crypto'
+import { type KeyObject, sign, verify } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, lstat, mkdir, open, rename, rm } from 'node:fs/promises'
+import { type FileHandle, lstat, mkdir, open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { SET_SIGNATURE_BYTES_MAX, SET_SIGNATURES_MAX } from '../limits.ts'
-import { shareAsFolder, syncFolder } from '../store/template-store.ts'
+import { putBeside } from '../store/template-store.ts'
 import { signatureFileName } from '../template/wire.ts'
 import { keyIdOf } from './channel.ts'
 import { readTrustedKeys } from './channel-keys.ts'
@@ -147,23 +147,7 @@ export async function readSetSignature(folder: string, digest: string): Promise<
 
 /** Whole, and on the disk. @throws IO */
 export async function writeSetSignature(folder: string, document: SetSignature): Promise<void> {
-  const path = join(folder, signatureFileName(document.digest))
-  const temporary = join(folder, `.put-${process.pid}-${randomBytes(8).toString('hex')}.tmp`)
-  try {
-    const file = await open(temporary, 'wx', 0o600)
-    try {
-      await shareAsFolder(file, folder)
-      await file.writeFile(bytesOf(document))
-      await file.sync()
-    } finally {
-      await file.close()
-    }
-    await rename(temporary, path)
-    await syncFolder(folder)
-  } catch (error) {
-    await rm(temporary, { force: true }).catch(() => {})
-    throw ioError(error, 'cannot write', path)
-  }
+  await putBeside(join(folder, signatureFileName(document.digest)), bytesOf(document))
 }
 
 // --- beside sets of remote stores

@@ -2,16 +2,15 @@
  * What each set of a store has brought to the migrations of this host, in a small file beside the sets. It decides what is
  * removed first and nothing else, so where it is damaged it is begun anew. docs/adr/0016-life-of-a-set.md.
  */
-import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
-import { type FileHandle, open, rename, rm } from 'node:fs/promises'
+import { type FileHandle, open } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { SetGain } from '../codec/set-gains.ts'
 import { ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { SET_USES_BYTES_MAX, SET_USES_MAX } from '../limits.ts'
 import { newestFirst } from './prune.ts'
-import { type StoredSet, shareAsFolder, syncFolder } from './template-store.ts'
+import { putBeside, type StoredSet } from './template-store.ts'
 
 const FILE = '.uses.json'
 const VERSION = 1
@@ -108,7 +107,6 @@ export async function readUses(folder: string): Promise<ReadUses> {
 
 /** Whole, and on the disk. @throws IO */
 export async function writeUses(folder: string, uses: SetUses): Promise<void> {
-  const path = join(folder, FILE)
   const sets = Array.from(bounded(uses), ([digest, { firstMs, lastMs, recentBytes, ...use }]) => ({
     digest,
     ...use,
@@ -116,23 +114,7 @@ export async function writeUses(folder: string, uses: SetUses): Promise<void> {
     first: new Date(firstMs).toISOString(),
     last: new Date(lastMs).toISOString(),
   }))
-  // swept where its process was killed, as a put's is
-  const temporary = join(folder, `.put-${process.pid}-${randomBytes(8).toString('hex')}.tmp`)
-  try {
-    const file = await open(temporary, 'wx', 0o600)
-    try {
-      await shareAsFolder(file, folder)
-      await file.writeFile(`${JSON.stringify({ version: VERSION, sets })}\n`)
-      await file.sync()
-    } finally {
-      await file.close()
-    }
-    await rename(temporary, path)
-    await syncFolder(folder)
-  } catch (error) {
-    await rm(temporary, { force: true }).catch(() => {})
-    throw ioError(error, 'cannot write', path)
-  }
+  await putBeside(join(folder, FILE), `${JSON.stringify({ version: VERSION, sets })}\n`)
 }
 
 function decode(path: string, text: string): ReadUses {

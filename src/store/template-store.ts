@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import { rmSync } from 'node:fs'
 import { type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { COLD_PAGES_MAX } from '../limits.ts'
@@ -428,6 +428,37 @@ export async function shareAsFolder(file: FileHandle, folder: string): Promise<v
   const { uid, gid, mode } = await stat(folder)
   if ((mode & SHARED_FOLDER) === SHARED_FOLDER) await file.chmod(FILE_MODE | GROUP_READS)
   if (process.geteuid?.() === 0) await file.chown(uid, gid)
+}
+
+/**
+ * Writes a small file beside the sets: whole, and on the disk. What a process leaves that is killed is swept, as a put's is.
+ * @param path of the file
+ * @param ready asked once all is written: where it rejects, nothing has changed
+ * @throws IO
+ */
+export async function putBeside(
+  path: string,
+  content: string | Uint8Array,
+  ready?: () => Promise<void>,
+): Promise<void> {
+  const folder = dirname(path)
+  const temporary = join(folder, `.put-${process.pid}-${randomBytes(8).toString('hex')}.tmp`)
+  try {
+    const file = await open(temporary, 'wx', FILE_MODE)
+    try {
+      await shareAsFolder(file, folder)
+      await file.writeFile(content)
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+    await ready?.()
+    await rename(temporary, path)
+    await syncFolder(folder)
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => {})
+    throw ioError(error, 'cannot write', path)
+  }
 }
 
 function isRunning(pid: number): boolean {
