@@ -308,9 +308,9 @@ export function readConfiguration(content: string): ReadConfiguration {
   }
   if (mistakes.length > 0) return { mistakes: mistakes.sort((a, b) => a.line - b.line), lineOf }
 
-  const listenersOf = (name: string, isDisk: boolean): ListenerConfiguration[] =>
+  const listenersOf = (name: string, ofDisks: boolean): ListenerConfiguration[] =>
     file.listeners
-      .filter(({ peer, disks }) => peer === name && disks === isDisk)
+      .filter(({ peer, disks }) => peer === name && disks === ofDisks)
       .map(({ target, at, mode, group }) => ({ name: target, address: at.at, mode, group }))
   const peers = Object.entries(file.peers).map(([name, peer]) => {
     return {

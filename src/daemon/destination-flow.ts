@@ -5,12 +5,11 @@
 import { FlowExpander } from '../codec/flow-expander.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { ProxyError } from '../errors.ts'
-import type { Arrival } from '../migration/arrival.ts'
-import { ChannelHead } from '../migration/channel-ends.ts'
+import { type Arrival, NOT_DIALLED } from '../migration/arrival.ts'
+import type { ChannelWatch } from '../migration/channel-watch.ts'
 import type { DestinationInput, DestinationLife, DestinationOrder } from '../migration/destination-life.ts'
 import type { DialQueue } from '../migration/dial-queue.ts'
 import type { Cause } from '../migration/outcome.ts'
-import type { ReturnPathParser } from '../qemu/return-path.ts'
 import type { Address } from '../relay/address.ts'
 import { guardedSink } from '../relay/guarded-sink.ts'
 import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
@@ -24,9 +23,6 @@ import type { SiteLog } from './events.ts'
 const READ_BYTES = 65536
 /** ... all else some bytes; most channels have none. A read with less room than this would cut a message for nothing. */
 const READ_MIN = 4096
-
-/** What a peer's flow is told that no QEMU began: the destination QEMU would exit over it. */
-const NOT_DIALLED = 'the destination QEMU was not dialled'
 
 /** Why a dial ends that nobody waits for; made once, because a peer may bring about thousands of them. */
 const GIVEN_UP = new Error('given up')
@@ -74,13 +70,7 @@ export class DestinationFlow implements SocketSink {
   private socket: QemuSocket | undefined
   /** Expanded before the connection stood. */
   private readonly early: { bytes: Uint8Array; release: () => void }[] = []
-  private readonly head = new ChannelHead()
-  /** The first bytes have not told yet what begins so. */
-  private headAwaited: boolean
-  /** SHUT with success was read: it must reach the source, or the guest runs on both sides (qemu-wire-format 1.6). */
-  private shut = false
-  /** A disk's server says nothing of a migration. */
-  private readonly returnPath: ReturnPathParser | undefined
+  private readonly watch: ChannelWatch | undefined
   /** Bytes of QEMU that the session has no room for yet. */
   private back: Uint8Array | undefined
   private slab = new Uint8Array(0)
@@ -98,21 +88,13 @@ export class DestinationFlow implements SocketSink {
     this.migration = migration
     this.life = life
     this.expander = new FlowExpander(info.migration, PoolRegions.of(host.options.pool.kernel.layout))
-    this.expander.isLearned = !this.isDisk
-    this.headAwaited = !this.isDisk
-    if (this.isDisk) return
-    this.returnPath = migration.record.returnPath(status => {
-      this.shut = status === 0
-    })
+    this.expander.isLearned = info.kind !== KIND_DISK
+    this.watch = migration.watch()
   }
 
-  /** What is dialled for it is a disk's server. */
-  get isDisk(): boolean {
-    return this.info.kind === KIND_DISK
-  }
-
-  private get server(): string {
-    return this.isDisk ? "disk's server" : 'destination QEMU'
+  /** SHUT with success was read. */
+  private get shut(): boolean {
+    return this.watch?.shut === true
   }
 
   /** Nobody wants its connection any more. */
@@ -171,27 +153,10 @@ export class DestinationFlow implements SocketSink {
 
   // --- its dial
 
-  /**
-   * It may be dialled once it has something to say. A preempt channel may be silent, so it is dialled without a byte, but
-   * only where its migration has a main; and so is a disk's connection, whose server speaks first.
-   * @throws ProxyError TARGET_REFUSED
-   */
+  /** It may be dialled: at once, or when it has something to say. @throws ProxyError TARGET_REFUSED */
   opened(address: Address): void {
     this.address = address
-    if (this.migration.isDisk !== this.isDisk)
-      throw new ProxyError(
-        'TARGET_REFUSED',
-        'a disk within a migration, or the other way round',
-        undefined,
-        NOT_DIALLED,
-      )
-    if (this.info.kind !== 'preempt' && !this.isDisk) return
-    if (
-      !this.isDisk &&
-      ![...this.migration.flows].some(flow => flow !== this && flow.info.kind !== 'preempt' && !flow.isOver)
-    )
-      throw new ProxyError('TARGET_REFUSED', 'a preempt channel without a migration', undefined, NOT_DIALLED)
-    this.on('begins')
+    if (this.migration.admits(this)) this.on('begins')
   }
 
   /**
@@ -223,24 +188,17 @@ export class DestinationFlow implements SocketSink {
 
   /** Looks at bytes before they go on: at the first of a channel for what it is, at all of a main for how it ends. */
   private look(bytes: Uint8Array): void {
-    const { head, migration } = this
-    if (this.isDisk) return
-    if (!head.isFull) {
-      head.push(bytes, 0, bytes.length)
-      migration.record.begins(head)
+    const { watch, migration } = this
+    if (!watch) return
+    const kind = watch.begins(bytes)
+    if (kind === 'main' || kind === 'recovery' || (kind === 'tls' && !migration.lead)) {
+      migration.lead = this
+      migration.record.leads(kind)
     }
-    if (this.headAwaited) {
-      const { kind } = head
-      this.headAwaited = kind === undefined
-      if (kind === 'main' || kind === 'recovery' || (kind === 'tls' && !migration.lead)) {
-        migration.lead = this
-        migration.record.leads(kind)
-      }
-      if (kind === 'unknown') {
-        const text = 'what came does not begin as a channel of QEMU does'
-        this.on('refused', { code: CODE.TARGET_REFUSED, text, hint: NOT_DIALLED })
-      } else if (kind !== undefined) this.on('begins')
-    }
+    if (kind === 'unknown') {
+      const text = 'what came does not begin as a channel of QEMU does'
+      this.on('refused', { code: CODE.TARGET_REFUSED, text, hint: NOT_DIALLED })
+    } else if (kind !== undefined) this.on('begins')
     if (migration.lead === this) migration.record.main(bytes, 0, bytes.length)
   }
 
@@ -328,7 +286,7 @@ export class DestinationFlow implements SocketSink {
 
   onBytes(count: number): void {
     this.back = this.slab.subarray(0, count)
-    this.returnPath?.push(this.slab, 0, count)
+    this.watch?.answers(this.slab, 0, count)
     this.slab = this.slab.subarray(count)
     this.sendBack()
   }
@@ -362,13 +320,14 @@ export class DestinationFlow implements SocketSink {
   onClosed({ how, error }: SocketClosed): void {
     // behind SHUT it may close before it has read its last bytes (VMDESC): a good end, not a break
     const broke = (how === 'reset' || how === 'error') && !this.shut
+    const { server } = this.migration
     if (!this.isOver) {
       const code = error?.code ?? how
-      if (broke) this.endsBy({ by: 'destination', how: 'broke', text: `${this.server} broke off (${code})` })
+      if (broke) this.endsBy({ by: 'destination', how: 'broke', text: `${server} broke off (${code})` })
       else this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
     }
     if (broke) {
-      const text = `the ${this.server}'s connection broke: ${error?.code ?? how}`
+      const text = `the ${server}'s connection broke: ${error?.code ?? how}`
       this.on('broke', { code: CODE.QEMU_LOST, text })
     } else {
       this.on('closed')

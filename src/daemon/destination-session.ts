@@ -13,6 +13,8 @@ import type { Arrival } from '../migration/arrival.ts'
 import { Arrivals } from '../migration/arrivals.ts'
 import { DESTINATION_TABLE, DestinationLife, type DestinationTable } from '../migration/destination-life.ts'
 import { DialQueue } from '../migration/dial-queue.ts'
+import { DiskArrival } from '../migration/disk-arrival.ts'
+import { MigrationArrival } from '../migration/migration-arrival.ts'
 import type { PatienceTimes } from '../migration/patience.ts'
 import type { ArrivalSummary, DiskArrivalSummary } from '../migration/summary.ts'
 import { type Address, formatAddress, targetOf } from '../relay/address.ts'
@@ -107,10 +109,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   constructor(options: DestinationSessionOptions) {
     this.options = options
     const { sessionId, patience, log, now } = options
-    this.arrivals = new Arrivals(sessionId, patience, ({ number, record: { id }, isDisk }, reason) => {
-      if (isDisk) log.warn('disk transfer given up', { transfer: number, id, reason })
-      else log.warn('migration given up', { migration: number, id, reason })
-    })
+    this.arrivals = new Arrivals(sessionId, patience, (given, reason) => given.tellGivenUp(log, reason))
     this.timer = new TickTimer(now, () => this.guard(() => this.tick()))
     this.parts = { ...DESTINATION_PARTS, ...options.parts }
     this.dials = new this.parts.DialQueue(flow => void this.dial(flow).catch(error => this.defect(error)))
@@ -164,12 +163,9 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     const running = this.arrivals.get(migration)
     if (running) return running
     const { log, now } = this.options
-    const isDisk = kind === KIND_DISK
-    const arrival = this.arrivals.begin(migration, target, isDisk, now())
+    const arrival = this.arrivals.begin(migration, target, kind, now())
     this.inbound.gains?.open(migration)
-    const { id } = arrival.record
-    if (isDisk) log.info('disk transfer arrives', { transfer: migration, id, target })
-    else log.info('migration arrives', { migration, id, target, kind })
+    arrival.tellArrives(log, kind)
     return arrival
   }
 
@@ -222,10 +218,9 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   /** How it is: plain data. */
   status(): Pick<DestinationStatus['sessions'][number], 'migrations' | 'disks' | 'dialling' | 'pieces'> {
     const nowMs = this.options.now()
-    const all = [...this.arrivals.all]
     return {
-      migrations: all.filter(({ isDisk }) => !isDisk).map(migration => migration.status(nowMs)),
-      disks: all.filter(({ isDisk }) => isDisk).map(transfer => transfer.diskStatus(nowMs)),
+      migrations: this.arrivals.migrations.map(migration => migration.status(nowMs)),
+      disks: this.arrivals.transfers.map(transfer => transfer.status(nowMs)),
       dialling: this.dials.waiting,
       pieces: this.options.pieces.held,
     }
@@ -349,13 +344,12 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     const { learning, now, onDiskEnd, onMigrationEnd } = this.options
     const gains = this.inbound.gains?.take(migration.number) ?? []
     const sets = gains.length > 0 && { sets: gains }
-    if (migration.isDisk) {
-      onDiskEnd({ ...migration.diskSummary(now()), ...sets })
-      return
+    if (migration instanceof DiskArrival) onDiskEnd({ ...migration.summary(now()), ...sets })
+    else if (migration instanceof MigrationArrival) {
+      // behind its last batches, as the source side has it
+      if (!this.ended) this.inbound.mark(() => learning?.migrationEnded(migration.number))
+      onMigrationEnd({ ...migration.summary(now()), ...sets })
     }
-    // behind its last batches, as the source side has it
-    if (!this.ended) this.inbound.mark(() => learning?.migrationEnded(migration.number))
-    onMigrationEnd({ ...migration.summary(now()), ...sets })
   }
 }
 

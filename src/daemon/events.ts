@@ -5,13 +5,13 @@
 import type { LearningEvents } from '../learning/learning.ts'
 import type { LinkEvents } from '../link/api.ts'
 import type { Level, Log } from '../log.ts'
-import type { SourceChannelEvents } from '../migration/source-channels.ts'
+import type { ArrivalEvents } from '../migration/arrival-events.ts'
+import type { SourceChannelEvents } from '../migration/source-events.ts'
 import type {
   ArrivalSummary,
   DiskArrivalSummary,
   DiskDepartureSummary,
   MigrationSummary,
-  NamedMigration,
 } from '../migration/summary.ts'
 
 /** An error as it is told. */
@@ -21,7 +21,7 @@ interface Failure {
 }
 
 /** Fields by the name of the event. */
-export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEvents {
+export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEvents, ArrivalEvents {
   // the process
   started: {
     readonly version: string
@@ -99,9 +99,7 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   // migrations
   'connection waits for a session': { readonly target: string; readonly at: string }
   'connections wait for another session': { readonly connections: number }
-  'migration arrives': NamedMigration & { readonly target: string; readonly kind: string }
   'target refused': Failure & { readonly migration: number; readonly target: string }
-  'disk transfer arrives': { readonly transfer: number; readonly id: string; readonly target: string }
   'disk transfer ended': (Omit<DiskDepartureSummary, 'level'> | Omit<DiskArrivalSummary, 'level'>) & {
     readonly peer: string
   }

@@ -21,10 +21,10 @@ import type { Session } from '../session/session.ts'
 import type { Sender } from '../transfer/sender.ts'
 import type { SendingChannel, SendingOwner } from '../transfer/sending-channel.ts'
 import type { Slot } from '../transfer/slot-arena.ts'
-import { CODE, KIND_DISK } from '../wan/wire.ts'
+import { CODE } from '../wan/wire.ts'
 import type { ConnectionSink, SourceConnection } from './source-connection.ts'
 
-/** All channels of one `migrate`. */
+/** All channels of one `migrate`, or all connections of one disk transfer. */
 export type Migration = Departure<SourceFlow>
 
 /** A listening port, as this half sees it. */
@@ -67,7 +67,8 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   migration: Migration | undefined
   private readonly half: SourceFlowHost
   private readonly life: SourceLife
-  private readonly start = new ChannelStart()
+  /** undefined: a disk's, which need not tell what it is. */
+  private readonly start: ChannelStart | undefined
   /** undefined before it is opened. */
   private sending: SendingChannel | undefined
   /** Of a migration's main: what its destination answers is followed. */
@@ -88,7 +89,8 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     this.life = life
     this.socket = socket
     this.gate = gate
-    this.kind = gate.isDisk ? KIND_DISK : 'unknown'
+    this.kind = gate.traits.first
+    if (gate.kind === 'migration') this.start = new ChannelStart()
   }
 
   // --- what others know of it
@@ -102,12 +104,12 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   }
 
   get isSilent(): boolean {
-    return this.start.isSilent
+    return this.start?.isSilent ?? true
   }
 
   /** Its first bytes, for logs; undefined where there are none. */
   get began(): string | undefined {
-    return this.isSilent ? undefined : this.start.head.shown
+    return this.isSilent ? undefined : this.start?.head.shown
   }
 
   get isUnanswered(): boolean {
@@ -185,8 +187,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   // --- SocketSink
 
   nextSlot(): Uint8Array | undefined {
-    if (this.sending) return this.sending.room()
-    return this.gate.isDisk ? undefined : this.start.room // what a disk's client says need not tell what it is
+    return this.sending ? this.sending.room() : this.start?.room
   }
 
   onBytes(count: number): void {
@@ -196,7 +197,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
       this.half.wake()
       return
     }
-    const kind = this.start.filled(count)
+    const kind = this.start!.filled(count)
     if (kind === undefined) return
     this.kind = kind
     this.half.channels.known(this)
@@ -218,7 +219,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
       return
     }
     const code = error?.code ?? how
-    const who = this.gate.isDisk ? "disk's client" : 'source QEMU'
+    const { client: who } = this.gate.traits
     if (this.life.isUp) this.endsBy({ by: 'source', how: 'broke', text: `${who} broke off (${code})` })
     this.on('broke', { code: CODE.QEMU_LOST, text: `the ${who}'s connection broke: ${code}` })
   }
@@ -279,22 +280,23 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     const nowMs = half.options.now()
     this.number = number
     this.migration = migration
-    const { blocks, memory, urgent, record } = migration
+    const { parsing, urgent } = migration
     this.sending = half.sender.open(
-      {
-        ...{ number, migration: migration.number, kind, urgent, owner: this },
-        memory: { blocks, ...(memory ? { recovery: memory } : {}) },
-      },
+      { number, migration: migration.number, kind, urgent, owner: this, memory: parsing },
       slot,
     )
     migration.opened(this, nowMs)
-    const leads = migration.lead === this
-    if (leads) this.returnPath = record.returnPath()
-    record.begins(this.start.head)
-    const { bytes } = this.start
-    if (leads) record.main(bytes, 0, bytes.length)
-    this.sending.begins(bytes, nowMs)
+    if (this.start) this.begins(this.start, nowMs)
     this.socket.resume()
+  }
+
+  /** What told what it is goes first. */
+  private begins({ head, bytes }: ChannelStart, nowMs: number): void {
+    const { record, lead } = this.migration!
+    if (lead === this) this.returnPath = record.returnPath()
+    record.begins(head)
+    if (lead === this) record.main(bytes, 0, bytes.length)
+    this.sending!.begins(bytes, nowMs)
   }
 
   /** The session is in the middle of closing: it goes on in another one, with its migration. */
@@ -386,9 +388,9 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
 
   /** Bytes of its channel, for what is told of its migration. */
   private follow(at: number, count: number): void {
-    const { migration, sending } = this
-    if (this.gate.isDisk) return
-    const { head } = this.start
+    const { migration, sending, start } = this
+    if (!start) return
+    const { head } = start
     const { memory } = sending!
     if (migration!.lead === this) migration!.record.main(memory, at, count)
     if (head.isFull) return

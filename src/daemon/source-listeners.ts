@@ -1,5 +1,5 @@
 /** Where QEMUs connect to a source proxy, for migrations and for disks: the sockets that it listens on, and the gate of each. */
-import { Gate, isOpen } from '../migration/gates.ts'
+import { Gate, type GateKind, isOpen } from '../migration/gates.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
@@ -27,7 +27,7 @@ export interface SourceListenersOptions {
 
 export class SourceListeners {
   private readonly options: SourceListenersOptions
-  private readonly listeners: { readonly at: Listener; readonly name: string; readonly isDisk: boolean }[] = []
+  private readonly listeners: { readonly at: Listener; readonly name: string; readonly kind: GateKind }[] = []
   /** One for each socket that is listened on: what comes in at one is one guest. */
   private readonly gates = new Map<Accepted, SourceGate>()
 
@@ -45,11 +45,11 @@ export class SourceListeners {
     qemuLog: SiteLog,
   ): Promise<void> {
     const { fds, beyondLoopback } = this.options
-    for (const { name, address, mode, group, isDisk } of this.all) {
+    for (const { name, address, mode, group, kind } of this.all) {
       // libvirt's ports: the other side dials the same one. systemd may have opened several under one name.
       const hasNumber = isRange(address) || address.kind === 'fd'
       const target = ({ port }: Accepted): string => (hasNumber && port !== undefined ? `${name}:${port}` : name)
-      const gateOf = (at: Accepted): SourceGate => this.gateOf(at, target(at), isDisk)
+      const gateOf = (at: Accepted): SourceGate => this.gateOf(at, target(at), kind)
       const listener = await listen(address, (socket, at) => accept(socket, gateOf(at), at.address), {
         ...{ beyondLoopback, mode, group },
         ...(fds ? { fds } : {}),
@@ -58,31 +58,38 @@ export class SourceListeners {
           log.warn('ports are taken: tried again', { ports: ports.join(' '), error: what, hint: action }),
         onPortFree: port => log.info('listening at one port more', { port }),
       })
-      this.listeners.push({ at: listener, name, isDisk })
+      this.listeners.push({ at: listener, name, kind })
     }
   }
 
-  private get all(): (ListenFor & { readonly isDisk: boolean })[] {
+  private get all(): (ListenFor & { readonly kind: GateKind })[] {
     const { listen, disks = [] } = this.options
-    return [...listen.map(at => ({ ...at, isDisk: false })), ...disks.map(at => ({ ...at, isDisk: true }))]
+    return [
+      ...listen.map(at => ({ ...at, kind: 'migration' as const })),
+      ...disks.map(at => ({ ...at, kind: 'disk' as const })),
+    ]
   }
 
-  private gateOf(at: Accepted, target: string, isDisk: boolean): SourceGate {
+  private gateOf(at: Accepted, target: string, kind: GateKind): SourceGate {
     const known = this.gates.get(at)
     if (known) return known
-    const gate: SourceGate = new Gate(target, isDisk)
+    const gate: SourceGate = new Gate(target, kind)
     this.gates.set(at, gate)
     return gate
   }
 
   /** What is listened on for migrations, once started. */
   get addresses(): readonly Address[] {
-    return this.listeners.filter(({ isDisk }) => !isDisk).flatMap(({ at }) => at.addresses)
+    return this.addressesOf('migration')
   }
 
   /** The same for disks. */
   get diskAddresses(): readonly Address[] {
-    return this.listeners.filter(({ isDisk }) => isDisk).flatMap(({ at }) => at.addresses)
+    return this.addressesOf('disk')
+  }
+
+  private addressesOf(of: GateKind): readonly Address[] {
+    return this.listeners.filter(({ kind }) => kind === of).flatMap(({ at }) => at.addresses)
   }
 
   /**
@@ -106,8 +113,8 @@ export class SourceListeners {
   /** Takes connections only where a migration runs, which may have further channels: for postcopy hours later. */
   closeIdle(): void {
     const running = [...this.gates.values()].filter(({ migration }) => isOpen(migration))
-    const isNeeded = (name: string, isDisk: boolean): boolean =>
-      running.some(gate => gate.isDisk === isDisk && gate.target.split(':')[0] === name)
-    for (const { at, name, isDisk } of this.listeners) if (!isNeeded(name, isDisk)) void at.close()
+    const isNeeded = (name: string, kind: GateKind): boolean =>
+      running.some(gate => gate.kind === kind && gate.target.split(':')[0] === name)
+    for (const { at, name, kind } of this.listeners) if (!isNeeded(name, kind)) void at.close()
   }
 }

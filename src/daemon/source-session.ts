@@ -8,6 +8,8 @@ import { EFFORTS } from '../compression/effort.ts'
 import { defectOf, ProxyError } from '../errors.ts'
 import type { LinkSink } from '../link/api.ts'
 import { TickTimer } from '../link/tick-timer.ts'
+import { DiskDeparture } from '../migration/disk-departure.ts'
+import { MigrationDeparture } from '../migration/migration-departure.ts'
 import { SourceChannels, type SourceOrders } from '../migration/source-channels.ts'
 import { SourceLife, type SourceTable } from '../migration/source-life.ts'
 import type { DepartureStatus, DiskDepartureStatus, NamedMigration } from '../migration/summary.ts'
@@ -96,7 +98,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
         ...guardedSink(flow, error => this.defect(error)),
         onEndBehind: () => this.guard(() => flow.onEndBehind()),
       })
-      if (gate.isDisk) this.channels.disk(flow)
+      this.channels.readable(flow)
       this.arm()
     })
   }
@@ -146,13 +148,12 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     const { learning, now, onSummary, onDiskSummary } = this.options
     const gains = this.sender.takeGains(migration.number)
     const sets = gains.length > 0 && { sets: gains }
-    if (migration.isDisk) {
-      onDiskSummary({ ...migration.diskSummary(now()), ...sets })
-      return
+    if (migration instanceof DiskDeparture) onDiskSummary({ ...migration.summary(now()), ...sets })
+    else if (migration instanceof MigrationDeparture) {
+      // by END: then the other side knows it at the same point
+      if (!this.channels.over) learning?.migrationEnded(migration.number)
+      onSummary({ ...migration.summary(now()), ...sets })
     }
-    // by END: then the other side knows it at the same point
-    if (!this.channels.over) learning?.migrationEnded(migration.number)
-    onSummary({ ...migration.summary(now()), ...sets })
   }
 
   rests(): void {

@@ -1,22 +1,36 @@
-/** One migration, or one disk transfer, as its destination proxy sees it: its channels, what has passed, and what is told of it. Pure. */
+/** What a migration and a disk transfer have in common at their destination proxy: channels, and what has passed. Pure. */
+import { ProxyError } from '../errors.ts'
+import type { Log } from '../log.ts'
+import type { ArrivalEvents } from './arrival-events.ts'
+import type { ChannelWatch } from './channel-watch.ts'
 import { MigrationRecord } from './migration-record.ts'
-import type { ArrivalSummary, DiskArrivalSummary, DiskStatus, MigrationStatus } from './summary.ts'
+
+/** What a peer's flow is told that no QEMU began: the destination QEMU would exit over it. */
+export const NOT_DIALLED = 'the destination QEMU was not dialled'
+
+/** A channel of it, as far as that is looked at here. */
+export interface ArrivingChannel {
+  /** As OPEN has it. */
+  readonly info: { readonly kind: string }
+  /** Nobody wants its connection any more. */
+  readonly isOver: boolean
+}
 
 /** @typeParam C - a channel of it */
-export class Arrival<C> {
+export abstract class Arrival<C extends ArrivingChannel> {
   /** In its session. */
   readonly number: number
   /** Name of its target. */
   readonly target: string
+  /** What is dialled for it, as people read it. */
+  abstract readonly server: string
   readonly startMs: number
-  /** It is a disk transfer: its first flow said so. */
-  readonly isDisk: boolean
   /** Channels that it has had. */
   channels = 0
   readonly record: MigrationRecord
   /** Channels that have not ended. */
   readonly flows = new Set<C>()
-  /** Its main channel, or what stands for it. */
+  /** Its main channel, or what stands for it; a disk transfer has none. */
   lead: C | undefined
   /** The source knows that this side has it, and so sends it on no other session: its target may hear of it. */
   isConfirmed = false
@@ -26,74 +40,35 @@ export class Arrival<C> {
   bytesBack = 0
 
   /** @param session 32 hex digits */
-  constructor(session: string, number: number, target: string, isDisk: boolean, nowMs: number) {
+  constructor(session: string, number: number, target: string, nowMs: number) {
     this.record = new MigrationRecord(session, number)
     this.number = number
     this.target = target
-    this.isDisk = isDisk
     this.startMs = nowMs
   }
 
-  status(nowMs: number): MigrationStatus {
-    const { number, target, record, flows, bytesOut, bytesBack } = this
-    return {
-      migration: number,
-      id: record.id,
-      target,
-      ...record.guest,
-      seconds: this.seconds(nowMs),
-      channels: flows.size,
-      postcopy: record.postcopy,
-      bytes: bytesOut,
-      bytesBack,
-    }
-  }
+  /** For a channel of it; undefined: nobody looks at what passes. */
+  abstract watch(): ChannelWatch | undefined
 
-  /** Once its last channel has ended. */
-  summary(nowMs: number): ArrivalSummary {
-    const { number, target, record, bytesOut, bytesBack } = this
-    return {
-      migration: number,
-      id: record.id,
-      target,
-      ...record.guest,
-      ...record.verdict(),
-      seconds: this.seconds(nowMs),
-      bytesOut,
-      bytesBack,
-      endedBy: record.endedBy,
-    }
-  }
+  /**
+   * Takes a channel.
+   * @returns whether it is dialled at once, whatever it says
+   * @throws ProxyError TARGET_REFUSED: it cannot be one of this
+   */
+  abstract admits(channel: C): boolean
 
-  diskStatus(nowMs: number): DiskStatus {
-    const { number, target, record, flows, bytesOut, bytesBack } = this
-    return {
-      transfer: number,
-      id: record.id,
-      target,
-      seconds: this.seconds(nowMs),
-      connections: flows.size,
-      bytes: bytesOut,
-      bytesBack,
-    }
-  }
+  /** @param kind of the channel that it begins with */
+  abstract tellArrives(log: Log<ArrivalEvents>, kind: string): void
 
-  diskSummary(nowMs: number): DiskArrivalSummary {
-    const { number, target, record, channels, bytesOut, bytesBack } = this
-    return {
-      level: record.isBroken ? 'warn' : 'info',
-      transfer: number,
-      id: record.id,
-      target,
-      connections: channels,
-      seconds: this.seconds(nowMs),
-      bytesOut,
-      bytesBack,
-      endedBy: record.endedBy,
-    }
-  }
+  /** The WAN was waited for in vain. */
+  abstract tellGivenUp(log: Log<ArrivalEvents>, reason: string): void
 
-  private seconds(nowMs: number): number {
+  protected seconds(nowMs: number): number {
     return Math.round(nowMs - this.startMs) / 1000
   }
+}
+
+/** @returns why one or the other is refused */
+export function mixed(): ProxyError {
+  return new ProxyError('TARGET_REFUSED', 'a disk within a migration, or the other way round', undefined, NOT_DIALLED)
 }

@@ -1,13 +1,16 @@
 /**
- * The migrations that arrive in one session, and what time does to them: how long a WAN that is gone is waited for, and how
+ * The migrations and disk transfers that arrive in one session, and what time does to them: how long a WAN that is gone is waited for, and how
  * long a QEMU may take what an ended flow owes it. Pure: times come in, channels are told, and `tick` is due at `nextTickMs`.
  */
 import { OWED_MS } from '../limits.ts'
-import { Arrival } from './arrival.ts'
+import { KIND_DISK } from '../wan/wire.ts'
+import type { Arrival, ArrivingChannel } from './arrival.ts'
+import { DiskArrival } from './disk-arrival.ts'
+import { MigrationArrival } from './migration-arrival.ts'
 import { Patience, type PatienceTimes } from './patience.ts'
 
 /** A channel, and what it can be told. DestinationFlow is one. */
-export interface ArrivalChannel<C> {
+export interface ArrivalChannel<C extends ArrivingChannel> extends ArrivingChannel {
   readonly migration: Arrival<C>
   /** The WAN has been gone for too long. @returns false where it was over already */
   giveUp(reason: string): boolean
@@ -31,9 +34,14 @@ export class Arrivals<C extends ArrivalChannel<C>> {
     this.onGivenUp = onGivenUp
   }
 
-  /** Those that run. */
-  get all(): Iterable<Arrival<C>> {
-    return this.running.values()
+  /** Migrations that run. */
+  get migrations(): MigrationArrival<C>[] {
+    return [...this.running.values()].filter(one => one instanceof MigrationArrival)
+  }
+
+  /** Disk transfers that run. */
+  get transfers(): DiskArrival<C>[] {
+    return [...this.running.values()].filter(one => one instanceof DiskArrival)
   }
 
   /** Channels that are owed something. */
@@ -45,9 +53,10 @@ export class Arrivals<C extends ArrivalChannel<C>> {
     return this.running.get(number)
   }
 
-  /** A migration's first channel was opened, or a disk's connection. */
-  begin(number: number, target: string, isDisk: boolean, nowMs: number): Arrival<C> {
-    const migration = new Arrival<C>(this.session, number, target, isDisk, nowMs)
+  /** The first channel of a migration was opened, or the first connection of a disk transfer. @param kind which */
+  begin(number: number, target: string, kind: string, nowMs: number): Arrival<C> {
+    const Kind = kind === KIND_DISK ? DiskArrival<C> : MigrationArrival<C>
+    const migration = new Kind(this.session, number, target, nowMs)
     this.running.set(number, migration)
     return migration
   }

@@ -1,10 +1,12 @@
 /**
- * The migrations that leave in one session, with all connections of their QEMUs: how long a WAN that is gone is waited for,
+ * The migrations and disk transfers that leave in one session, with all connections of their QEMUs: how long a WAN that is gone is waited for,
  * what is kept for a recovery, and which connections end with the session. Pure: times come in, channels are told, and
  * `tick` is due at `nextTickMs`.
  */
-import { Departure, type DepartureChannel } from './departure.ts'
+import type { Departure, DepartureChannel, DepartureOptions } from './departure.ts'
+import { DiskDeparture } from './disk-departure.ts'
 import { type Gate, isOpen } from './gates.ts'
+import { MigrationDeparture } from './migration-departure.ts'
 import { Patience, type PatienceTimes } from './patience.ts'
 import type { PausedMigrations } from './paused.ts'
 
@@ -32,17 +34,17 @@ export class Departures<C extends DeparturesChannel<C>> {
   /** All connections, those without a flow too. */
   readonly connections = new Set<C>()
   private readonly options: DeparturesOptions
-  private readonly running: ReadonlySet<Departure<C>>
+  private readonly running: Iterable<Departure<C>>
   private readonly patience: Patience
   private readonly onGivenUp: (migration: Departure<C>, reason: string) => void
 
   /**
-   * @param running those that run: Gates has them
+   * @param running those that run, looked through anew each time
    * @param onGivenUp told once of each migration that the WAN was waited for in vain
    */
   constructor(
     options: DeparturesOptions,
-    running: ReadonlySet<Departure<C>>,
+    running: Iterable<Departure<C>>,
     onGivenUp: (migration: Departure<C>, reason: string) => void,
   ) {
     this.options = options
@@ -58,15 +60,25 @@ export class Departures<C extends DeparturesChannel<C>> {
   }
 
   /** A migration begins with this channel. */
-  begin({ gate, kind }: C, nowMs: number): Departure<C> {
-    const { session, nextNumber, efforts, paused } = this.options
-    const migration = new Departure<C>({ session, number: nextNumber(), gate, startMs: nowMs, kind, efforts })
+  begin({ gate, kind }: C, nowMs: number): MigrationDeparture<C> {
+    const { paused } = this.options
+    const migration = new MigrationDeparture<C>({ ...this.next(gate, nowMs), kind })
     if (kind === 'recovery') {
       // what QEMU gave up may not have ended here yet
       for (const { migration: before } of this.connections) if (before?.lead?.over) before.remember(paused)
       migration.memory = paused.take(gate)
     }
     return migration
+  }
+
+  /** The same of a disk transfer. */
+  beginDisks({ gate }: C, nowMs: number): DiskDeparture<C> {
+    return new DiskDeparture<C>(this.next(gate, nowMs))
+  }
+
+  private next(gate: Gate<C, Departure<C>>, startMs: number): DepartureOptions<C> {
+    const { session, nextNumber, efforts } = this.options
+    return { session, number: nextNumber(), gate, startMs, efforts }
   }
 
   /** A channel is of its migration no more. @returns the migration, where it was the last */
@@ -110,7 +122,7 @@ export class Departures<C extends DeparturesChannel<C>> {
       reason = this.patience.reason(migration.record.postcopy, true)
       this.end(migration, reason)
     }
-    return over.length === this.running.size ? reason : undefined
+    return over.length === [...this.running].length ? reason : undefined
   }
 
   private end(migration: Departure<C>, reason: string): void {

@@ -14,12 +14,10 @@
  * - one that is silent may be the preempt channel of a migration that announced postcopy
  * - whatever begins otherwise, or never goes on, is refused: a destination QEMU that waits exits over it
  *
- * Gates of disks are others: whatever comes in there is a connection of NBD, whose server speaks first, so it is opened
- * at once. Those that are open at one gate at a time are one *disk transfer*, which stands where a migration stands.
+ * Gates of disks are others: disk-gates.ts.
  */
-import { DISK_OPENS_BURST, DISK_OPENS_PER_SECOND } from '../limits.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
-import type { KIND_DISK } from '../wan/wire.ts'
+import { KIND_DISK } from '../wan/wire.ts'
 import { type Admission, admission, GATHERING_MS, type Gathering } from './channel-places.ts'
 
 /** A connection that was silent when main announced postcopy is dialled as the preempt channel so long after (qemu-wire-format 1.3). */
@@ -72,25 +70,49 @@ export interface GateChannel {
 }
 
 /** All channels of one `migrate`, or connections of one disk transfer. */
-export interface GateMigration {
+export interface GateTransfer {
   readonly gate: Gate
   /** Main, or what came first where that cannot be told. A disk transfer has none. */
-  lead: GateChannel | undefined
+  readonly lead: GateChannel | undefined
   /** Channels that have not ended. */
   readonly flows: ReadonlySet<GateChannel>
-  /** When its last channel came. */
-  readonly lastMs: number
-  postcopyAdvised: boolean
   /** Its connections went to another session. */
   readonly moved: boolean
 }
 
-/** Where connections come in: one listening port. Its channels belong to one migration at a time. Outlives sessions. */
-export class Gate<C extends GateChannel = GateChannel, M extends GateMigration = GateMigration> {
+/** All channels of one `migrate`. */
+export interface GateMigration extends GateTransfer {
+  lead: GateChannel | undefined
+  /** When its last channel came. */
+  readonly lastMs: number
+  postcopyAdvised: boolean
+}
+
+/** What comes in at a gate: channels of migrations, or connections of NBD and nothing else. */
+export type GateKind = 'migration' | 'disk'
+
+/** What gates of a kind differ by, but for who decides there: Gates, DiskGates. */
+interface GateTraits {
+  /** Who connects, as people read it. */
+  readonly client: string
+  /** What a connection is before it has said a word. */
+  readonly first: FlowKind
+  /** How long one waits for a session, at most. */
+  readonly waitsMs: number
+}
+
+const TRAITS: Readonly<Record<GateKind, GateTraits>> = {
+  migration: { client: 'source QEMU', first: 'unknown', waitsMs: Number.POSITIVE_INFINITY },
+  // what it waits for is its server's greeting
+  disk: { client: "disk's client", first: KIND_DISK, waitsMs: GREETING_AWAITED_MS },
+}
+
+/** Where connections come in: one listening port. What it has belongs to one migration, or disk transfer, at a time. Outlives sessions. */
+export class Gate<C extends GateChannel = GateChannel, M extends GateTransfer = GateTransfer> {
   /** Name of the target at the other side: 'default', 'NAME', with ':PORT' for one port of a range. */
   readonly target: string
-  /** Connections of NBD come in here, and nothing else. */
-  readonly isDisk: boolean
+  readonly kind: GateKind
+  /** What runs here. */
   migration: M | undefined
   /** Migrations that begin here once there is room for their channels, in their order. */
   readonly turns: Turn<C>[] = []
@@ -99,9 +121,13 @@ export class Gate<C extends GateChannel = GateChannel, M extends GateMigration =
   /** Channels whose kind is not known: silent, or begun. */
   readonly silent = new Set<C>()
 
-  constructor(target: string, isDisk = false) {
+  constructor(target: string, kind: GateKind = 'migration') {
     this.target = target
-    this.isDisk = isDisk
+    this.kind = kind
+  }
+
+  get traits(): GateTraits {
+    return TRAITS[this.kind]
   }
 
   /** That of the last main which waits for room. */
@@ -119,15 +145,13 @@ interface Turn<C> {
 }
 
 /** What is to be done. */
-export interface GateOrders<C extends GateChannel, M extends GateMigration> {
+export interface GateOrders<C extends GateChannel, M extends GateTransfer> {
   /** A migration begins with this channel: makes it. */
   begin(channel: C): M
   /** Opens its flow. Where that cannot be, the connection is refused, or the whole migration moved. */
   open(channel: C, migration: M): void
   /** No destination QEMU is to hear of it: break it, and say why. */
   refuse(channel: C, reason: string, hint?: string): void
-  /** A disk's server has not said a word: whoever waits for it stands still. */
-  unanswered(channel: C, reason: string): void
 }
 
 /** How many channels there may be. */
@@ -135,18 +159,23 @@ export interface GatePlaces {
   readonly all: number
   /** Of one migration, at most. */
   readonly aMigration: number
-  /** Connections of disks, which are no channels. */
-  readonly disks: number
 }
 
 interface Due<C> {
   readonly atMs: number
-  readonly what: 'silence' | 'main' | 'closed' | 'late' | 'preempt' | 'room' | 'crowded' | 'greeting'
+  readonly what: 'silence' | 'main' | 'closed' | 'late' | 'preempt' | 'room' | 'crowded'
   readonly channel: C
 }
 
-/** One for a session; the gates themselves outlive it. */
-export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M extends GateMigration> {
+/**
+ * One for a session; the gates themselves outlive it.
+ * @typeParam R - what else may run at gates of the same class
+ */
+export class Gates<
+  C extends GateChannel & { readonly gate: Gate<C, R> },
+  M extends GateMigration & R,
+  R extends GateTransfer = M,
+> {
   /** When `tick` is due; Infinity: not before something happens. */
   nextTickMs = Number.POSITIVE_INFINITY
   /** Those that run. */
@@ -159,9 +188,6 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   /** Of those that QEMU closed while they waited. */
   private readonly closedAt = new WeakMap<C, number>()
   private due: Due<C>[] = []
-  /** Connections of disks that may still be opened at once, as of then. */
-  private disksLeft = DISK_OPENS_BURST
-  private disksAtMs = 0
   private stopped = false
 
   constructor(orders: GateOrders<C, M>, places: GatePlaces) {
@@ -175,43 +201,8 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     this.came.set(channel, ++this.events)
     gate.silent.add(channel)
     this.later('silence', channel, nowMs + NOTHING_SAID_MS)
-    if (isOpen(gate.migration) && gate.migration.postcopyAdvised) this.dialSilent(gate, nowMs + PREEMPT_LATE_MS)
-  }
-
-  /** A connection came in at a gate of disks. */
-  disk(channel: C, nowMs: number): void {
-    const gate: Gate<C, M> = channel.gate
-    const { disks } = this.places
-    let open = 0
-    for (const { gate: at, flows } of this.migrations) if (at.isDisk) open += flows.size
-    if (open >= disks) {
-      this.orders.refuse(channel, `${open} connections of disks are open`)
-      return
-    }
-    if (!this.takesDisk(nowMs)) {
-      this.orders.refuse(channel, `connections of disks come faster than ${DISK_OPENS_PER_SECOND} a second`)
-      return
-    }
-    let { migration } = gate
-    // of another session, or on its way there: what comes now is no part of it
-    if (!isOpen(migration) || migration.moved || !this.migrations.has(migration)) {
-      migration = this.orders.begin(channel)
-      gate.migration = migration
-      this.migrations.add(migration)
-    }
-    this.orders.open(channel, migration)
-    if (migration.flows.size === 0) this.ended(migration)
-    else this.later('greeting', channel, nowMs + GREETING_AWAITED_MS)
-  }
-
-  /** Whether there is an opening left for one more. */
-  private takesDisk(nowMs: number): boolean {
-    const more = (Math.max(0, nowMs - this.disksAtMs) * DISK_OPENS_PER_SECOND) / 1000
-    this.disksLeft = Math.min(DISK_OPENS_BURST, this.disksLeft + more)
-    this.disksAtMs = nowMs
-    if (this.disksLeft < 1) return false
-    this.disksLeft--
-    return true
+    const migration = this.at(gate)
+    if (isOpen(migration) && migration.postcopyAdvised) this.dialSilent(gate, nowMs + PREEMPT_LATE_MS)
   }
 
   /** Its first bytes tell what it is: `channel.kind`. */
@@ -219,7 +210,8 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     const { gate, kind } = channel
     gate.silent.delete(channel)
     const turn = gate.lastTurn
-    const migration = isOpen(gate.migration) ? gate.migration : undefined
+    const running = this.at(gate)
+    const migration = isOpen(running) ? running : undefined
     const main = turn?.main ?? migration?.lead
     const reason = strange(kind, main?.kind)
     if (reason !== '') this.orders.refuse(channel, reason)
@@ -244,7 +236,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   /** Main announced postcopy: silent connections of the same gate, now or later, are the preempt channel. */
   advised(migration: M, nowMs: number): void {
     migration.postcopyAdvised = true
-    const gate = migration.lead?.gate as Gate<C, M> | undefined
+    const gate = migration.lead?.gate as Gate<C, R> | undefined
     if (gate) this.dialSilent(gate, nowMs + PREEMPT_SILENT_MS)
   }
 
@@ -288,9 +280,13 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
       else if (what === 'late') this.late(channel)
       else if (what === 'preempt') this.preempt(channel, nowMs)
       else if (what === 'room') this.room(channel, nowMs)
-      else if (what === 'greeting') this.greeting(channel)
       else this.crowded(channel)
     }
+  }
+
+  /** What runs at a gate of migrations: nothing else can. */
+  private at({ migration }: Gate<C, R>): M | undefined {
+    return migration as M | undefined
   }
 
   private later(what: Due<C>['what'], channel: C, atMs: number): void {
@@ -306,7 +302,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
    * begins, its preempt channel.
    */
   private lead(channel: C, nowMs: number): void {
-    const { turns }: Gate<C, M> = channel.gate
+    const { turns }: Gate<C, R> = channel.gate
     turns.push({ main: channel, channels: [] })
     this.room(channel, nowMs)
     if (turns.some(({ main }) => main === channel)) this.later('crowded', channel, nowMs + ROOM_AWAITED_MS)
@@ -314,7 +310,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
 
   /** This main is in its gate's line: begins whatever has room, one after the other, as far as that goes. */
   private room(channel: C, nowMs: number): void {
-    const { turns }: Gate<C, M> = channel.gate
+    const { turns }: Gate<C, R> = channel.gate
     for (let turn = turns[0]; turn && !this.stopped; turn = turns[0]) {
       const { main } = turn
       const admitted = main && this.admission(main, nowMs)
@@ -336,15 +332,13 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   private admission({ kind }: C, nowMs: number): Admission {
     const { all, aMigration } = this.places
     const running: Gathering[] = []
-    for (const { gate, flows, lastMs } of this.migrations) {
-      if (!gate.isDisk) running.push({ channels: flows.size, lastMs }) // disks have places of their own
-    }
+    for (const { flows, lastMs } of this.migrations) running.push({ channels: flows.size, lastMs })
     return admission(all, running, kind === 'recovery' ? RECOVERY_CHANNELS : aMigration, aMigration, nowMs)
   }
 
   /** Its turn is over where it has begun; else what came behind it is left there. */
   private begin(turn: Turn<C>, channel: C, nowMs: number): void {
-    const gate: Gate<C, M> = channel.gate
+    const gate: Gate<C, R> = channel.gate
     turn.main = undefined
     const migration = this.orders.begin(channel)
     gate.migration = migration
@@ -352,7 +346,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     this.migrations.add(migration)
     this.orders.open(channel, migration)
     if (migration.flows.size === 0) this.ended(migration) // refused, or moved
-    if (migration.moved || gate.migration !== migration) return
+    if (migration.moved || this.at(gate) !== migration) return
     remove(gate.turns, turn)
     for (const waiting of [...gate.waiting.splice(0), ...turn.channels.splice(0)]) {
       const reason = strange(waiting.kind, channel.kind)
@@ -365,7 +359,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   }
 
   private crowded(channel: C): void {
-    const { turns }: Gate<C, M> = channel.gate
+    const { turns }: Gate<C, R> = channel.gate
     const turn = turns.find(({ main }) => main === channel)
     if (!turn) return
     remove(turns, turn)
@@ -380,14 +374,14 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     }
   }
 
-  private dialSilent(gate: Gate<C, M>, atMs: number): void {
+  private dialSilent(gate: Gate<C, R>, atMs: number): void {
     for (const channel of gate.silent) this.later('preempt', channel, atMs)
   }
 
   /** The time is over in which a silent connection might have said what it is. */
   private preempt(channel: C, nowMs: number): void {
     const { gate } = channel
-    const { migration } = gate
+    const migration = this.at(gate)
     if (!gate.silent.has(channel) || !channel.isSilent || !isOpen(migration) || !migration.postcopyAdvised) return
     // of the next one, perhaps; where that gives up, of this one after all
     if (gate.lastTurn) {
@@ -420,12 +414,6 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
     }
   }
 
-  private greeting(channel: C): void {
-    // one whose client has left counts too: a server that hangs would hold its place for ever
-    if (!channel.isUnanswered || ![...this.migrations].some(({ flows }) => flows.has(channel))) return
-    this.orders.unanswered(channel, `the disk's server said nothing for ${GREETING_AWAITED_MS / 1000} s`)
-  }
-
   private mainless(channel: C, reason: string): void {
     if (!channel.gate.waiting.includes(channel)) return
     this.left(channel)
@@ -435,7 +423,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
   /** A channel whose main was read to its end before it was looked at: so on a busy machine. */
   private late(channel: C): void {
     const { gate } = channel
-    const { migration } = gate
+    const migration = this.at(gate)
     if (!gate.waiting.includes(channel) || gate.lastTurn || !migration?.flows.size) return // it has another main, or none
     if (strange(channel.kind, migration.lead?.kind) !== '') return // its own main may come
     this.left(channel)
@@ -444,7 +432,7 @@ export class Gates<C extends GateChannel & { readonly gate: Gate<C, M> }, M exte
 }
 
 /** Whether channels that come now belong to it. One that QEMU has given up may still have bytes to deliver. */
-export function isOpen<M extends GateMigration>(migration: M | undefined): migration is M {
+export function isOpen<M extends GateTransfer>(migration: M | undefined): migration is M {
   return migration !== undefined && migration.flows.size > 0 && migration.lead?.over !== true
 }
 

@@ -3,12 +3,12 @@
  * waits, or nowhere; and whether a session is wanted yet. Pure: times come in.
  */
 import { CONNECTIONS_HELD_MAX } from '../limits.ts'
-import { type GateMigration, isOpen } from './gates.ts'
+import { type Gate, isOpen } from './gates.ts'
 import { Waiting, type WaitingConnection } from './waiting.ts'
 
 export interface ReceivedConnection extends WaitingConnection {
   readonly socket: { readonly bornMs: number; readonly isClosed: boolean }
-  readonly gate: { readonly migration: GateMigration | undefined; readonly isDisk: boolean }
+  readonly gate: WaitingConnection['gate'] & Pick<Gate, 'migration'>
 }
 
 /** The session that there is. */

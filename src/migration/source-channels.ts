@@ -3,7 +3,7 @@
  * those that get none, how urgent all of it is, and what is told of it. Joins the gates, the departures, and the session
  * that has the flows. Pure: the time is asked for, orders go out, and `tick` is due at `nextTickMs`.
  */
-import { isProxyError, ProxyError } from '../errors.ts'
+import { assert, isProxyError, ProxyError } from '../errors.ts'
 import { CHANNELS_A_MIGRATION, DISK_CONNECTIONS_MAX, FLOWS_MAX } from '../limits.ts'
 import type { Log } from '../log.ts'
 import type { StreamPhase } from '../qemu/stream-sink.ts'
@@ -11,47 +11,15 @@ import type { FlowInfo } from '../wan/bodies.ts'
 import { CODE } from '../wan/wire.ts'
 import type { Departure, DepartureChannel } from './departure.ts'
 import { Departures, type DeparturesChannel, type DeparturesOptions } from './departures.ts'
-import type { Forecast } from './forecast.ts'
-import { type FlowKind, type GateOrders, Gates } from './gates.ts'
-import type { MigrationProgress } from './progress.ts'
+import { DiskDeparture } from './disk-departure.ts'
+import { type DiskGateOrders, DiskGates } from './disk-gates.ts'
+import { type FlowKind, Gates } from './gates.ts'
+import { MigrationDeparture } from './migration-departure.ts'
+import type { SourceChannelEvents } from './source-events.ts'
 import type { DepartureStatus, DiskDepartureStatus, NamedMigration } from './summary.ts'
 
 /** Time that bytes may wait in the link while a guest waits for pages: postcopy. */
 const URGENT_QUEUE_MS = 5
-
-/** What is told of them. */
-export interface SourceChannelEvents {
-  'connection refused': {
-    readonly target: string
-    readonly reason?: string
-    readonly error?: string
-    readonly peer?: string | undefined
-    readonly began?: string
-    readonly hint?: string
-  }
-  'migration starts': NamedMigration & {
-    readonly target: string
-    readonly kind: string
-    readonly peer?: string | undefined
-  }
-  'migration halfway': NamedMigration & Forecast
-  'migration progress': NamedMigration & MigrationProgress
-  'relayed raw': NamedMigration & {
-    readonly kind: string
-    readonly position?: number | undefined
-    readonly reason: string
-  }
-  'disk transfer starts': {
-    readonly transfer: number
-    readonly id: string
-    readonly target: string
-    readonly peer?: string | undefined
-  }
-  'disk export': { readonly transfer: number; readonly id: string; readonly export: string; readonly bytes: number }
-  'disk transfer given up': { readonly transfer: number; readonly id: string; readonly reason: string }
-  'migration given up': NamedMigration & { readonly reason: string }
-  'migration cancelled': NamedMigration
-}
 
 /** A connection of QEMU, and its flow once it has one. SourceFlow is one. `S`: where its bytes lie until they are encoded. */
 export interface SourceChannel<C extends DepartureChannel, S> extends DeparturesChannel<C> {
@@ -126,26 +94,37 @@ export interface SourceChannelsOptions<C extends SourceChannel<C, S>, S> {
 }
 
 export interface SourceChannelsParts<C extends DeparturesChannel<C>> {
-  readonly Gates: typeof Gates<C, Departure<C>>
+  readonly Gates: typeof Gates<C, MigrationDeparture<C>, Departure<C>>
   readonly Departures: typeof Departures<C>
 }
 
-export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrders<C, Departure<C>> {
+export class SourceChannels<C extends SourceChannel<C, S>, S> {
   private readonly options: SourceChannelsOptions<C, S>
   /** Those that have a flow, by its number. */
   private readonly flows = new Map<number, C>()
-  private readonly gates: Gates<C, Departure<C>>
+  private readonly gates: Gates<C, MigrationDeparture<C>, Departure<C>>
+  private readonly diskGates: DiskGates<C, DiskDeparture<C>, Departure<C>>
   private readonly departures: Departures<C>
   private ended = false
 
   constructor(options: SourceChannelsOptions<C, S>) {
     const parts: SourceChannelsParts<C> = options.parts ?? { Gates, Departures }
     this.options = options
-    this.gates = new parts.Gates(this, {
-      ...{ all: FLOWS_MAX - DISK_CONNECTIONS_MAX, aMigration: CHANNELS_A_MIGRATION, disks: DISK_CONNECTIONS_MAX },
-    })
-    this.departures = new parts.Departures(options.departures, this.gates.migrations, (given, reason) =>
-      this.tellGivenUp(given, reason),
+    const orders: Pick<DiskGateOrders<C, Departure<C>>, 'open' | 'refuse' | 'unanswered'> = {
+      open: (...opened) => this.open(...opened),
+      refuse: (...refused) => this.refuse(...refused),
+      unanswered: (...silent) => this.unanswered(...silent),
+    }
+    this.gates = new parts.Gates(
+      { ...orders, begin: channel => this.begins(() => this.departures.begin(channel, options.now())) },
+      { all: FLOWS_MAX - DISK_CONNECTIONS_MAX, aMigration: CHANNELS_A_MIGRATION },
+    )
+    this.diskGates = new DiskGates<C, DiskDeparture<C>, Departure<C>>(
+      { ...orders, begin: channel => this.begins(() => this.departures.beginDisks(channel, options.now())) },
+      DISK_CONNECTIONS_MAX,
+    )
+    this.departures = new parts.Departures(options.departures, this.running, (given, reason) =>
+      given.tellGivenUp(options.log, reason),
     )
   }
 
@@ -169,18 +148,21 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     return this.ended
   }
 
+  /** Migrations and disk transfers that run. */
+  private readonly running: Iterable<Departure<C>> = {
+    [Symbol.iterator]: () => [...this.gates.migrations, ...this.diskGates.transfers].values(),
+  }
+
   /** Migrations that run, each as it is: plain data. */
   status(): DepartureStatus[] {
     const { now, effort } = this.options
-    const migrations = [...this.gates.migrations].filter(({ isDisk }) => !isDisk)
-    return migrations.map(migration => migration.status(now(), effort(migration.urgent)))
+    return Array.from(this.gates.migrations, migration => migration.status(now(), effort(migration.urgent)))
   }
 
   /** Disk transfers that run, likewise. */
   diskStatus(): DiskDepartureStatus[] {
     const { now, effort } = this.options
-    const transfers = [...this.gates.migrations].filter(({ isDisk }) => isDisk)
-    return transfers.map(transfer => transfer.diskStatus(now(), effort(false)))
+    return Array.from(this.diskGates.transfers, transfer => transfer.status(now(), effort(false)))
   }
 
   // --- what happens
@@ -192,15 +174,14 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
    */
   cancel(id: string): NamedMigration | undefined {
     for (const migration of this.gates.migrations) {
-      const { number, record, cancelRefusal } = migration
-      if (record.id !== id || migration.isDisk) continue
+      const { named, cancelRefusal } = migration
+      if (named.id !== id) continue
       if (cancelRefusal !== undefined) {
         const hint = 'ask its QEMU: migrate_cancel, or virsh domjobabort'
         throw new ProxyError('CANCEL_REFUSED', `migration ${id}: ${cancelRefusal}`, undefined, hint)
       }
       const cancelled = [...migration.flows].filter(channel => channel.cancel())
       if (cancelled.length === 0) return undefined // it is ending
-      const named = { migration: number, id }
       this.options.log.warn('migration cancelled', named)
       return named
     }
@@ -210,24 +191,23 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
   /** A connection came in, or goes on here from another session. */
   arrived(channel: C): void {
     this.departures.connections.add(channel)
-    if (!channel.gate.isDisk) this.gates.arrived(channel, this.options.now())
+    if (channel.gate.kind === 'migration') this.gates.arrived(channel, this.options.now())
   }
 
-  /** A disk's connection has arrived, and can be read: it waits for its server, which speaks first. */
-  disk(channel: C): void {
-    if (channel.over) return
+  /** One that has arrived can be read. That of a disk waits for its server, which speaks first. */
+  readable(channel: C): void {
+    if (channel.gate.kind !== 'disk' || channel.over) return
     const hint = 'bring the other proxy to this version; memory goes on as it does'
-    if (this.options.disks) this.gates.disk(channel, this.options.now())
+    if (this.options.disks) this.diskGates.arrived(channel, this.options.now())
     else this.refuse(channel, 'the other proxy is older, and cannot carry disks', hint)
     this.options.orders.arm()
   }
 
   /** A disk's client and its server have agreed on an export. */
   exported(transfer: Departure<C>, name: string, bytes: number): void {
+    assert(transfer instanceof DiskDeparture, 'an export within a migration')
     const told = transfer.exported(name)
-    const { number, record } = transfer
-    if (told !== undefined)
-      this.options.log.info('disk export', { transfer: number, id: record.id, export: told, bytes })
+    if (told !== undefined) this.options.log.info('disk export', { ...transfer.named, export: told, bytes })
   }
 
   /** Its first bytes tell what it is. */
@@ -249,12 +229,12 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
 
   /** Its flow is over; a migration may be, with it. */
   left(channel: C): void {
-    const migration = this.departures.left(channel)
-    if (!migration) return
-    this.gates.ended(migration)
-    if (migration.moved) return
-    if (migration.urgent) this.followUrgency()
-    this.options.orders.ends(migration)
+    const last = this.departures.left(channel)
+    if (last instanceof MigrationDeparture) this.gates.ended(last)
+    else if (last instanceof DiskDeparture) this.diskGates.ended(last)
+    if (!last || last.moved) return
+    if (last.urgent) this.followUrgency()
+    this.options.orders.ends(last)
   }
 
   /** Its connection is gone, too: nothing writes to its slot. */
@@ -269,6 +249,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
 
   /** Main has come to this. */
   phase(migration: Departure<C>, phase: StreamPhase): void {
+    assert(migration instanceof MigrationDeparture, 'a phase of a disk')
     const order = migration.phase(phase)
     if (order === 'advised') {
       this.gates.advised(migration, this.options.now())
@@ -292,7 +273,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
 
   /** A page of a set was asked for behind a batch of this migration: what that takes on the WAN. */
   brought(number: number, bytes: number): void {
-    for (const migration of this.gates.migrations) if (migration.number === number) migration.traffic.brought(bytes)
+    for (const migration of this.running) if (migration.number === number) migration.traffic.brought(bytes)
   }
 
   /** What cannot be understood of a channel, and why: told once a migration, and not for each of 255 channels. */
@@ -331,26 +312,21 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
 
   /** When `tick` is due; Infinity: not before something happens. */
   get nextTickMs(): number {
-    return Math.min(this.gates.nextTickMs, this.departures.nextTickMs)
+    return Math.min(this.gates.nextTickMs, this.diskGates.nextTickMs, this.departures.nextTickMs)
   }
 
   tick(): void {
     const nowMs = this.options.now()
     if (this.gates.nextTickMs <= nowMs) this.gates.tick(nowMs)
+    this.diskGates.tick(nowMs)
     this.departures.tick(nowMs)
-  }
-
-  private tellGivenUp({ number, record, isDisk }: Departure<C>, reason: string): void {
-    const { log } = this.options
-    const { id } = record
-    if (isDisk) log.warn('disk transfer given up', { transfer: number, id, reason })
-    else log.warn('migration given up', { migration: number, id, reason })
   }
 
   /** The session is gone: breaks what the other side may know of, and lets all others go on in another one. */
   end(reason: string): void {
     this.ended = true
     this.gates.stop()
+    this.diskGates.stop()
     this.flows.clear()
     const { link, orders } = this.options
     const { lost, goOn } = this.departures.part(flow => link.isUnheard(flow))
@@ -358,16 +334,16 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     orders.move(goOn)
   }
 
-  // --- GateOrders
+  // --- orders of the gates
 
-  begin(channel: C): Departure<C> {
+  private begins<D>(begin: () => D): D {
     this.options.orders.begins()
-    return this.departures.begin(channel, this.options.now())
+    return begin()
   }
 
-  open(channel: C, migration: Departure<C>): void {
+  private open(channel: C, migration: Departure<C>): void {
     const { link, slots, orders, log } = this.options
-    const { kind, gate, peer } = channel
+    const { kind, gate } = channel
     const { target } = gate
     const slot = slots.takeSlot()
     if (slot === undefined) {
@@ -393,13 +369,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     this.flows.set(number, channel)
     channel.opened(number, migration, slot)
     if (migration.urgent) this.followUrgency() // a recovery that cannot be parsed tells no phase
-    if (migration.isDisk) {
-      if (migration.flows.size === 1) {
-        log.info('disk transfer starts', { transfer: migration.number, id: migration.record.id, target, peer })
-      }
-    } else if (migration.lead === channel) {
-      log.info('migration starts', { migration: migration.number, id: migration.record.id, target, kind, peer })
-    }
+    migration.tellStart(log, channel)
     if (kind === 'tls') {
       const advice = 'use plain TCP to the proxy'
       this.relayedRaw(migration, kind, `QEMU encrypts this migration itself: nothing can be saved; ${advice}`)
@@ -407,14 +377,14 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> implements GateOrd
     orders.wake()
   }
 
-  refuse(channel: C, reason: string, hint?: string): void {
+  private refuse(channel: C, reason: string, hint?: string): void {
     const { gate, peer, began } = channel
     const more = { ...(began !== undefined && { began }), ...(hint !== undefined && { hint }) }
     this.options.log.warn('connection refused', { target: gate.target, peer, reason, ...more })
     channel.refused()
   }
 
-  unanswered(channel: C, reason: string): void {
+  private unanswered(channel: C, reason: string): void {
     if (!channel.giveUp(reason)) return // it is ending
     const { gate, peer } = channel
     const hint = 'look at the disk server, at the destination'

@@ -14,6 +14,12 @@ export interface NamedMigration {
   readonly id: string
 }
 
+/** The same of a disk transfer: its number is among those of migrations. */
+export interface NamedTransfer {
+  readonly transfer: number
+  readonly id: string
+}
+
 /** At either side, at any time; of the guest what its channels say. */
 interface Told extends NamedMigration, GuestName {
   readonly target: string
@@ -89,11 +95,7 @@ export interface ArrivalSummary extends Ended {
 }
 
 /** A disk transfer at either side, at any time: what connections of NBD at one listener are, from the first to the last. */
-interface DiskTold {
-  /** Its number in the session, among those of migrations. */
-  readonly transfer: number
-  /** The same at both sites. */
-  readonly id: string
+interface DiskTold extends NamedTransfer {
   readonly target: string
   readonly seconds: number
   /** Bytes of its server. */

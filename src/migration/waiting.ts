@@ -1,18 +1,17 @@
 /**
  * Connections of QEMU that wait for a session, in their order, each for as long as a broken WAN is waited for, counted from
- * when it came: one that goes from session to session waits no longer for that. A disk's waits no longer than for its
- * server's greeting, which is what it waits for. Pure: times come in.
+ * when it came: one that goes from session to session waits no longer for that. Pure: times come in.
  */
-import { GREETING_AWAITED_MS } from './gates.ts'
+import type { Gate } from './gates.ts'
 
 export interface WaitingConnection {
   readonly socket: { readonly bornMs: number }
-  readonly gate: { readonly isDisk: boolean }
+  readonly gate: { readonly traits: Pick<Gate['traits'], 'waitsMs'> }
 }
 
 /** How long a connection that came in here waits for a session. */
-export function waitingMs({ isDisk }: WaitingConnection['gate'], patienceMs: number): number {
-  return isDisk ? Math.min(patienceMs, GREETING_AWAITED_MS) : patienceMs
+export function waitingMs({ traits }: WaitingConnection['gate'], patienceMs: number): number {
+  return Math.min(patienceMs, traits.waitsMs)
 }
 
 export class Waiting<C extends WaitingConnection> {

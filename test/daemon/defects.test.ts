@@ -8,6 +8,7 @@ import { ColumnPacker } from '../../src/compression/column-packer.ts'
 import { LinkClient } from '../../src/link/client.ts'
 import { Arrivals } from '../../src/migration/arrivals.ts'
 import { Departure } from '../../src/migration/departure.ts'
+import { MigrationDeparture } from '../../src/migration/migration-departure.ts'
 import { Patience } from '../../src/migration/patience.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { ReturnPathParser } from '../../src/qemu/return-path.ts'
@@ -139,7 +140,7 @@ t.test('a source QEMU that stops within a record', t =>
 
 t.test('a batch that is packed', t =>
   survives(t, (_pair, source) => {
-    plant(t, Departure.prototype, 'sent', () => true)
+    plant(t, MigrationDeparture.prototype, 'sent', () => true)
     source.write(MAIN)
   }),
 )

@@ -10,14 +10,19 @@ const TIMES = { precopyMs: 30_000, postcopyMs: 5000 }
 
 class Channel {
   readonly migration: Arrival<Channel>
+  readonly info = { kind: 'main' }
   readonly arrivals: Arrivals<Channel>
   over = ''
   isOverdue = false
 
   constructor(arrivals: Arrivals<Channel>, number: number, nowMs: number) {
     this.arrivals = arrivals
-    this.migration = arrivals.get(number) ?? arrivals.begin(number, 'default', false, nowMs)
+    this.migration = arrivals.get(number) ?? arrivals.begin(number, 'default', 'main', nowMs)
     this.migration.flows.add(this)
+  }
+
+  get isOver(): boolean {
+    return this.over !== ''
   }
 
   giveUp(reason: string): boolean {
@@ -124,7 +129,7 @@ t.test('what a QEMU is owed', t => {
   t.equal(world.arrivals.left(b), b.migration)
   world.arrivals.owes(c, world.nowMs)
   t.equal(world.arrivals.left(c), c.migration)
-  t.same([...world.arrivals.all], [])
+  t.same(world.arrivals.migrations, [])
   t.same(world.arrivals.creditors, [a, b, c])
   world.arrivals.settled(c)
   world.pass(OWED_MS - 11)

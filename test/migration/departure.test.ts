@@ -4,8 +4,10 @@ import { sentenceOf, summaryLine } from '../../src/cli/summary-text.ts'
 import { BatchStats } from '../../src/codec/stats.ts'
 import { EXPORT_TOLD_LENGTH_MAX, EXPORTS_TOLD_MAX, RAW_REASONS_TOLD_MAX } from '../../src/limits.ts'
 import { ChannelHead } from '../../src/migration/channel-ends.ts'
-import { Departure, type DepartureChannel } from '../../src/migration/departure.ts'
+import type { Departure, DepartureChannel } from '../../src/migration/departure.ts'
+import { DiskDeparture } from '../../src/migration/disk-departure.ts'
 import { type FlowKind, Gate } from '../../src/migration/gates.ts'
+import { MigrationDeparture } from '../../src/migration/migration-departure.ts'
 import type { Cause } from '../../src/migration/outcome.ts'
 import { PausedMigrations } from '../../src/migration/paused.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
@@ -34,9 +36,9 @@ class Channel implements DepartureChannel {
 }
 
 /** A migration that has begun with a channel of this kind at 1000 ms, and has further ones. */
-function begun(kinds: readonly ChannelKind[], number = 3): Departure<Channel> {
+function begun(kinds: readonly ChannelKind[], number = 3): MigrationDeparture<Channel> {
   const gate = new Gate<Channel, Departure<Channel>>('web')
-  const departure = new Departure<Channel>({
+  const departure = new MigrationDeparture<Channel>({
     session: SESSION,
     number,
     gate,
@@ -73,13 +75,11 @@ t.test('phases', t => {
 })
 
 t.test('a disk transfer: no migration, and bounded in what is told of it', t => {
-  const gate = new Gate<Channel, Departure<Channel>>('web', true)
-  const transfer = new Departure<Channel>({
-    ...{ session: SESSION, number: 4, gate, startMs: 1000, kind: 'disk', efforts: 6 },
-  })
+  const gate = new Gate<Channel, Departure<Channel>>('web', 'disk')
+  const transfer = new DiskDeparture<Channel>({ session: SESSION, number: 4, gate, startMs: 1000, efforts: 6 })
   const channels = [1, 2].map(number => new Channel(gate, 'disk', number))
   for (const channel of channels) transfer.opened(channel, 1000)
-  t.match(transfer, { isDisk: true, urgent: false, lead: undefined })
+  t.match(transfer, { urgent: false, lead: undefined })
   t.equal(transfer.exported('vda'), 'vda')
   t.equal(transfer.exported('vda'), undefined, 'each is told once')
   t.equal(transfer.exported('x'.repeat(5000))?.length, EXPORT_TOLD_LENGTH_MAX)
@@ -87,13 +87,13 @@ t.test('a disk transfer: no migration, and bounded in what is told of it', t => 
   channels[0]!.stats.rawBytes = 1000
   channels[0]!.stats.packedBytes = 100
   t.same(transfer.sent(channels[0]!, 9000, 3), {}, 'no forecast, no progress')
-  const status = transfer.diskStatus(3000, 2)
+  const status = transfer.status(3000, 2)
   t.match(status, { transfer: 4, id: '01234567-4', connections: 2, bytes: 1000, bytesWan: 100, seconds: 2, effort: 2 })
   t.equal(status.exports.length, EXPORTS_TOLD_MAX)
   t.equal(transfer.closed(channels[0]!), false)
   transfer.record.ended({ by: 'source', how: 'broke', text: 'it broke off' })
   t.equal(transfer.closed(channels[1]!), true, 'it ends with its last connection')
-  const summary = transfer.diskSummary(5000)
+  const summary = transfer.summary(5000)
   t.match(summary, { level: 'warn', connections: 2, bytesIn: 1000, bytesWan: 100, ratio: 0.1, endedBy: 'it broke off' })
   let said = 0
   for (let i = 0; i < 1000; i++) if (transfer.saysRaw('disk', `option ${i}`)) said++

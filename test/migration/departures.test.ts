@@ -6,12 +6,13 @@ import t from 'tap'
 import type { Departure } from '../../src/migration/departure.ts'
 import { Departures, type DeparturesChannel } from '../../src/migration/departures.ts'
 import { Gate } from '../../src/migration/gates.ts'
+import type { MigrationDeparture } from '../../src/migration/migration-departure.ts'
 import { PausedMigrations } from '../../src/migration/paused.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import { random } from '../template/makers.ts'
 
-type Migration = Departure<Channel>
-type TestGate = Gate<Channel, Migration>
+type Migration = MigrationDeparture<Channel>
+type TestGate = Gate<Channel, Departure<Channel>>
 
 const MEMORY = { blocks: [], blocksComplete: true, sections: [], machineType: 'pc' }
 

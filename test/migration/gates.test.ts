@@ -3,7 +3,6 @@
  * The simulation must find each of the faults that are planted below.
  */
 import t from 'tap'
-import { DISK_OPENS_BURST, DISK_OPENS_PER_SECOND } from '../../src/limits.ts'
 import { GATHERING_MS } from '../../src/migration/channel-places.ts'
 import {
   CLOSED_CHANNEL_MS,
@@ -12,7 +11,6 @@ import {
   type GateMigration,
   type GateOrders,
   Gates,
-  GREETING_AWAITED_MS,
   isOpen,
   LATE_CHANNEL_MS,
   MAIN_AWAITED_MS,
@@ -71,7 +69,7 @@ class World implements GateOrders<Channel, Run> {
   opens = true
 
   constructor(make: typeof Gates<Channel, Run> = Gates, places = { all: 1280, aMigration: 258 }) {
-    this.gates = new make(this, { ...places, disks: 2 })
+    this.gates = new make(this, places)
   }
 
   begin(channel: Channel): Run {
@@ -94,20 +92,9 @@ class World implements GateOrders<Channel, Run> {
     this.refused.push(channel)
   }
 
-  unanswered(channel: Channel, reason: string): void {
-    this.refuse(channel, reason)
-  }
-
   arrive(gate: TestGate, host = 'here', guest?: Guest): Channel {
     const channel = new Channel(gate, host, guest)
     this.gates.arrived(channel, this.nowMs)
-    return channel
-  }
-
-  /** A disk's client connects. */
-  disk(gate: TestGate): Channel {
-    const channel = new Channel(gate, 'here', undefined)
-    this.gates.disk(channel, this.nowMs)
     return channel
   }
 
@@ -243,100 +230,6 @@ t.test('one that QEMU closed while it waited', t => {
   world.gates.closed(running, world.nowMs)
   world.pass(CLOSED_CHANNEL_MS)
   t.equal(running.refused, '', 'what does not wait is not meant')
-  t.end()
-})
-
-t.test('disks: opened at once, together with those that are open at their gate', t => {
-  const world = new World()
-  const gate: TestGate = new Gate('default', true)
-  const one = world.disk(gate)
-  const two = world.disk(gate)
-  t.same(world.opened, [one, two])
-  t.equal(one.run, two.run, 'both are one transfer')
-  t.equal(gate.migration, one.run)
-  world.pass(NOTHING_SAID_MS)
-  t.same(world.refused, [], 'who says nothing waits for the server')
-  const three = world.disk(gate)
-  t.match(three, { run: undefined, refused: '2 connections of disks are open' })
-  world.ends(one)
-  const four = world.disk(gate)
-  t.equal(four.run, two.run, 'a client that comes again')
-  world.ends(two)
-  world.ends(four)
-  t.equal(gate.migration, undefined)
-  const other: TestGate = new Gate('default', true)
-  t.not(world.disk(gate).run, one.run, 'the next transfer')
-  t.not(world.disk(other).run, gate.migration, 'each gate has its own')
-  t.end()
-})
-
-t.test('disks take no place of a migration, and no part in one', t => {
-  const world = new World(Gates, { all: 258, aMigration: 258 })
-  const disks: TestGate = new Gate('default', true)
-  world.disk(disks)
-  world.disk(disks)
-  const gate: TestGate = new Gate('default')
-  const main = world.says(world.arrive(gate), 'main')
-  t.ok(main.run, 'it begins beside them')
-  t.not(main.run, disks.migration)
-  world.gates.advised(main.run!, world.nowMs)
-  world.pass(PREEMPT_SILENT_MS)
-  t.equal(main.run!.flows.size, 1, 'a silent disk is no preempt channel')
-  t.end()
-})
-
-t.test("a disk's server that says nothing", t => {
-  const world = new World()
-  const gate: TestGate = new Gate('default', true)
-  const mute = world.disk(gate)
-  const greeted = world.disk(gate)
-  greeted.isUnanswered = false
-  world.pass(GREETING_AWAITED_MS - 1)
-  t.same(world.refused, [])
-  world.pass(1)
-  t.same(world.refused, [mute])
-  t.match(mute.refused, /said nothing for 10 s/)
-  world.ends(mute)
-  const gone = world.disk(gate)
-  world.ends(gone)
-  world.pass(GREETING_AWAITED_MS)
-  t.equal(gone.refused, '', 'one that has left is not told of')
-  const closed = world.disk(gate)
-  world.ends(closed, false)
-  world.pass(GREETING_AWAITED_MS)
-  t.match(closed.refused, /said nothing for 10 s/, 'its client has closed, and a server that hangs would never')
-  t.end()
-})
-
-t.test('clients of disks that come over and over', t => {
-  const world = new World()
-  const gate: TestGate = new Gate('default', true)
-  for (let i = 0; i < DISK_OPENS_BURST; i++) world.ends(world.disk(gate))
-  t.same(world.refused, [])
-  t.match(world.disk(gate), { run: undefined, refused: /faster than \d+ a second/ })
-  t.equal(gate.migration, undefined)
-  world.pass(1000 / DISK_OPENS_PER_SECOND)
-  t.equal(world.disk(gate).refused, '')
-  t.match(world.disk(gate).refused, /faster/)
-  world.pass(60_000)
-  t.equal(world.disk(gate).refused, '')
-  t.end()
-})
-
-t.test('a disk that comes when its transfer has moved, or is of another session', t => {
-  const world = new World()
-  const gate: TestGate = new Gate('default', true)
-  const before = world.disk(gate)
-  before.run!.moved = true
-  const next = world.disk(gate)
-  t.not(next.run, before.run)
-  const session = new World()
-  t.not(session.disk(gate).run, next.run)
-  const refusing = new World()
-  refusing.opens = false
-  const elsewhere: TestGate = new Gate('default', true)
-  t.equal(refusing.disk(elsewhere).refused, 'no flow')
-  t.equal(elsewhere.migration, undefined, 'nothing is left of it')
   t.end()
 })
 

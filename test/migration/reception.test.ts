@@ -33,7 +33,10 @@ function connection(runs: boolean, more: Partial<ReceivedConnection['socket']> =
   const migration: GateMigration | undefined = runs
     ? { gate: new Gate(''), lead: flow, flows: new Set([flow]), lastMs: 0, postcopyAdvised: false, moved: false }
     : undefined
-  return { socket: { bornMs: 0, isClosed: false, ...more }, gate: { migration, isDisk: false } }
+  return {
+    socket: { bornMs: 0, isClosed: false, ...more },
+    gate: { migration, traits: { waitsMs: Number.POSITIVE_INFINITY } },
+  }
 }
 
 /** By session, then drained and stopping: what a new migration is told, and a channel of one that runs. */

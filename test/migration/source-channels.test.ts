@@ -410,11 +410,42 @@ t.test('while a guest waits for its pages next to nothing waits in the link', t 
   t.end()
 })
 
+t.test('disks take no place of a migration, and no part in one', t => {
+  const world = new World()
+  const disks: TestGate = new Gate('web', 'disk')
+  const connect = (): Channel => {
+    const channel = new Channel(disks)
+    world.channels.arrived(channel)
+    t.equal(channel.migration, undefined, 'not before it can be read')
+    world.channels.readable(channel)
+    return channel
+  }
+  const [one, two] = [connect(), connect()]
+  t.equal(one.migration, two.migration, 'both are one transfer')
+  t.match(world.said.splice(0), ['begins', /^disk transfer starts/, 'wake', 'wake'])
+  const gate: TestGate = new Gate('web')
+  const [main] = world.migrate(gate, 'main')
+  t.not(main!.migration, disks.migration)
+  world.channels.phase(main!.migration!, 'postcopy-advise')
+  world.nowMs += PREEMPT_SILENT_MS
+  world.channels.tick()
+  t.equal(main!.migration!.flows.size, 1, 'a silent disk is no preempt channel')
+  t.match([world.channels.status(), world.channels.diskStatus()], [[{ channels: 1 }], [{ connections: 2 }]])
+  t.equal(world.channels.cancel(one.migration!.record.id), undefined, 'its QEMU ends it')
+  world.said.length = 0
+  world.closes(one)
+  t.same(world.said, [])
+  world.closes(two)
+  t.same(world.said, ['ends 1'])
+  t.equal(disks.migration, undefined)
+  t.end()
+})
+
 t.test('the end of a session', t => {
   const world = new World()
   const [known, beside] = world.migrate(new Gate('a'), 'main', 'multifd')
   known!.migration!.taken = true
-  known!.migration!.phase('postcopy')
+  world.channels.phase(known!.migration!, 'postcopy')
   const [fresh] = world.migrate(new Gate('b'), 'main')
   const silent = world.connect(new Gate('c'))
   world.unheard.add(fresh!.number)

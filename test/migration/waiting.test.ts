@@ -1,8 +1,12 @@
 /** Connections that wait for a session: order, and for how long. */
 import t from 'tap'
+import { Gate, type GateKind } from '../../src/migration/gates.ts'
 import { Waiting } from '../../src/migration/waiting.ts'
 
-const connection = (name: string, bornMs: number, isDisk = false) => ({ name, socket: { bornMs }, gate: { isDisk } })
+const connection = (name: string, bornMs: number, kind: GateKind = 'migration') => ({
+  ...{ name, socket: { bornMs } },
+  gate: new Gate('web', kind),
+})
 const names = (connections: readonly { name: string }[]): string => connections.map(({ name }) => name).join(' ')
 
 t.test('each waits from when it came, wherever it has been since', t => {
@@ -21,14 +25,14 @@ t.test('each waits from when it came, wherever it has been since', t => {
 t.test('a disk waits as long as for its server, whose greeting it waits for', t => {
   const waiting = new Waiting<ReturnType<typeof connection>>(100_000)
   waiting.add(connection('memory', 0))
-  waiting.add(connection('disk', 5, true))
+  waiting.add(connection('disk', 5, 'disk'))
   t.equal(waiting.nextTickMs, 10_005)
   t.equal(names(waiting.over(10_005)), 'disk')
   t.equal(waiting.nextTickMs, 100_000)
-  waiting.add(connection('later disk', 95_000, true))
+  waiting.add(connection('later disk', 95_000, 'disk'))
   t.equal(new Waiting<ReturnType<typeof connection>>(100).nextTickMs, Number.POSITIVE_INFINITY)
   const impatient = new Waiting<ReturnType<typeof connection>>(100)
-  impatient.add(connection('disk', 0, true))
+  impatient.add(connection('disk', 0, 'disk'))
   t.equal(impatient.nextTickMs, 100, 'nor longer than anybody waits')
   t.end()
 })

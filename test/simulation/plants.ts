@@ -14,6 +14,7 @@ import {
 } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
 import { Gates, isOpen } from '../../src/migration/gates.ts'
+import type { MigrationDeparture } from '../../src/migration/migration-departure.ts'
 import { Reception } from '../../src/migration/reception.ts'
 import {
   SOURCE_TABLE,
@@ -39,7 +40,7 @@ function source(state: SourceState, input: SourceInput, step: SourceStep): Sourc
   return { ...SOURCE_TABLE, [state]: { ...SOURCE_TABLE[state], [input]: step } }
 }
 
-const SourceGates = Gates<SourceFlow, Migration>
+const SourceGates = Gates<SourceFlow, MigrationDeparture<SourceFlow>, Migration>
 
 export const PLANTS: Record<string, Partial<SiteParts>> = {
   'channels do not wait for their main': {
@@ -76,7 +77,7 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
   },
   'a migration that has ended stays at its gate': {
     Gates: class extends SourceGates {
-      override ended(migration: Migration): void {
+      override ended(migration: MigrationDeparture<SourceFlow>): void {
         const { gate } = migration
         super.ended(migration)
         gate.migration = migration
