@@ -475,6 +475,12 @@ export const CHANNEL_POLL_MS = 60_000
 /** The longest that failures in a row make of it. */
 export const CHANNEL_POLL_MS_MAX = 15 * 60_000
 
+/**
+ * How often a host asks who signed a set in force that nobody has signed: a thousand hosts with twenty such sets are 6
+ * questions a second. One that uses no sets without a signature asks with each poll.
+ */
+export const SIGNATURE_POLL_MS = 60 * 60_000
+
 /** Who fetches touches its lock this often ... */
 export const FETCH_LOCK_TOUCH_MS = 10_000
 

@@ -120,7 +120,7 @@ const pull: CommandModule<object, HostArguments & { sets: string[] }> = {
           const digest = await findRemoteSet(lister, prefix)
           const progress = (doneBytes: number, totalBytes: number): void =>
             display.show(transferStep('fetching', digest, doneBytes, totalBytes))
-          await fetchSignature(remotes, own.folder, digest, signal)
+          await fetchSignature(remotes, own.folder, digest, { signal, isEnough: () => false }) // asked for by hand
           const result = await fetchSet(remotes, own, digest, { signal, progress }).finally(() => display.end())
           await new HostChannels(own.folder).forgetFetched(digest) // a channel's set stays too from now on
           pulled.push(result)
@@ -410,6 +410,8 @@ function linesOf(event: FollowEvent): string[] {
   switch (event.kind) {
     case 'fetched':
       return [`${event.digest.slice(0, 16)}  ${formatSize(event.bytes)}, fetched`]
+    case 'signed':
+      return [`${event.digest.slice(0, 16)}  signed meanwhile`]
     case 'in force':
       return [`channel ${event.channel}: serial ${event.serial} is in force, ${event.sets} sets`]
     case 'removed':

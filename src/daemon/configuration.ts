@@ -342,6 +342,7 @@ export function readConfiguration(content: string): ReadConfiguration {
               insecure: file['store-insecure'],
               channels: file.channels,
               trust: file.trust,
+              signers: file.signers,
               maxBytes: file['store-size'],
             },
       learn: file.learn ?? (file.signers === undefined ? undefined : 'off'),

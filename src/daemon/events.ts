@@ -72,6 +72,7 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   'what is in force cannot be read': Failure
   'sets are not fetched': Failure & { readonly channel?: string; readonly times: number; readonly seconds: number }
   'template set fetched': { readonly channel: string; readonly set: string; readonly bytes: number }
+  'template set signed': { readonly channel: string; readonly set: string }
   'template sets in force': { readonly channel: string; readonly serial: number; readonly sets: number }
   'template set removed: out of force, and its room is needed': { readonly set: string }
   'template set not used': Failure & { readonly set: string }

@@ -20,6 +20,8 @@ export interface SupplySettings {
   readonly channels: readonly string[]
   /** File with public keys. */
   readonly trust: string
+  /** File with public keys of which one has to have signed each set that sessions use; undefined: it is not asked for. */
+  readonly signers: string | undefined
   /** Bytes that sets of remote stores may have. */
   readonly maxBytes: number | undefined
 }
@@ -122,6 +124,8 @@ export class SetSupply {
     const { channel } = message
     if (message.kind === 'fetched') {
       events.info('template set fetched', { channel, set: message.digest.slice(0, 12), bytes: message.bytes })
+    } else if (message.kind === 'signed') {
+      events.info('template set signed', { channel, set: message.digest.slice(0, 12) })
     } else events.info('template sets in force', { channel, serial: message.serial, sets: message.sets })
   }
 }

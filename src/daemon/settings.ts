@@ -143,7 +143,7 @@ function readSupply(
   own: string | undefined,
   remote: readonly string[],
 ): SupplySettings | undefined {
-  const { channel: channels = [], trust, storeKey, storeInsecure, storeSize } = texts
+  const { channel: channels = [], trust, signers, storeKey, storeInsecure, storeSize } = texts
   if (channels.length === 0 && remote.length === 0 && trust === undefined && storeSize === undefined) return undefined
   const missing = (what: string, action: string): ProxyError => new ProxyError('USAGE', what, undefined, action)
   if (remote.length === 0) throw missing('no remote store under --store', 'give --store s3://BUCKET/PREFIX, for one')
@@ -160,6 +160,7 @@ function readSupply(
     insecure: storeInsecure,
     channels,
     trust,
+    signers,
     maxBytes: storeSize === undefined ? undefined : parseSize(storeSize, '--store-size'),
   }
 }

@@ -19,13 +19,14 @@ function tell(message: SupplyMessage): void {
 }
 
 async function supply(settings: SupplySettings, signal: AbortSignal): Promise<Following> {
-  const { own, storeKey, remote, insecure, channels, trust, maxBytes } = settings
+  const { own, storeKey, remote, insecure, channels, trust, signers, maxBytes } = settings
   const stores = await Promise.all(remote.map(name => openRemoteStore(name, { insecure })))
   return followChannels({
     stores,
     into: new TemplateStore(own, storeKey === undefined ? undefined : readStoreKey(storeKey)),
     channels,
     trusted: () => readTrustedKeys(trust), // at each check: a key that was removed counts no more
+    signers: signers === undefined ? undefined : () => readTrustedKeys(signers),
     maxBytes,
     signal,
     tell: (event: FollowEvent) => {

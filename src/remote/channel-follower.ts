@@ -5,7 +5,7 @@
  */
 import type { KeyObject } from 'node:crypto'
 import { ProxyError } from '../errors.ts'
-import { CHANNEL_POLL_MS, CHANNEL_POLL_MS_MAX } from '../limits.ts'
+import { CHANNEL_POLL_MS, CHANNEL_POLL_MS_MAX, SIGNATURE_POLL_MS } from '../limits.ts'
 import { type ChannelDocument, type ChannelSet, checkFreshness, checkSignature, decodeChannel } from './channel.ts'
 
 /** Of a pause, so that hosts that were started together do not ask together. */
@@ -37,6 +37,8 @@ export interface FollowerOptions {
   readonly channel: string
   /** Public halves of keys that this host trusts, as things are when it is asked; what it throws fails the check. */
   readonly trusted: () => readonly KeyObject[]
+  /** Whether this host uses only sets that somebody signed. Default: not. */
+  readonly needsSigners?: boolean
   /** From 0 to 1. */
   readonly chance: () => number
 }
@@ -57,6 +59,8 @@ export class ChannelFollower {
   private fetchFailures = 0
   /** How often sets of the document were gone when it was to come into force. */
   private losses = 0
+  /** Not before it is asked who signed sets that are in force. */
+  private signersAtMs = 0
 
   constructor(options: FollowerOptions) {
     this.options = options
@@ -71,6 +75,14 @@ export class ChannelFollower {
   askNow(): void {
     this.isWanted = true
     this.fetchAtMs = 0
+    this.signersAtMs = 0
+  }
+
+  /** Behind an answer that brought nothing new: whether it is time to ask who signed the sets in force. It is asked then. */
+  looksForSigners(nowMs: number): boolean {
+    if (this.options.needsSigners !== true && nowMs < this.signersAtMs) return false
+    this.signersAtMs = nowMs + SIGNATURE_POLL_MS
+    return true
   }
 
   /**

@@ -12,12 +12,14 @@ import { fetchSet } from './fetcher.ts'
 import { HostChannels } from './host-channels.ts'
 import { makeRoom } from './make-room.ts'
 import type { RemoteStore } from './remote-store.ts'
-import { fetchSignature } from './set-signature.ts'
+import { fetchSignature, type SetSignature, signerOf } from './set-signature.ts'
 
 /** What is told on the way. */
 export type FollowEvent =
   | { readonly kind: 'fetched'; readonly channel: string; readonly digest: string; readonly bytes: number }
   | { readonly kind: 'in force'; readonly channel: string; readonly serial: number; readonly sets: number }
+  /** Somebody signed a set that was there already. */
+  | { readonly kind: 'signed'; readonly channel: string; readonly digest: string }
   /** Made room. */
   | { readonly kind: 'removed'; readonly digest: string }
   | { readonly kind: 'failed'; readonly channel: string; readonly error: ProxyError }
@@ -30,6 +32,8 @@ export interface FollowOptions {
   readonly channels: readonly string[]
   /** As things are when it is asked; what it throws fails the check. */
   readonly trusted: () => readonly KeyObject[]
+  /** Keys of which one has to have signed a set here, as things are when it is asked; undefined: anybody will do, or nobody. */
+  readonly signers?: (() => readonly KeyObject[]) | undefined
   /** Bytes that sets from remote stores may have. */
   readonly maxBytes?: number | undefined
   readonly tell: (event: FollowEvent) => void
@@ -122,13 +126,13 @@ class HostFollower {
   private readonly options: FollowOptions
 
   constructor(channel: string, hosts: HostChannels, allPending: () => readonly ChannelSet[], options: FollowOptions) {
-    const { stores, trusted } = options
+    const { stores, trusted, signers } = options
     this.channel = channel
     this.hosts = hosts
     this.allPending = allPending
     this.options = options
     this.source = new ChannelSource(stores, channel)
-    this.follower = new ChannelFollower({ channel, trusted, chance: Math.random })
+    this.follower = new ChannelFollower({ channel, trusted, needsSigners: signers !== undefined, chance: Math.random })
   }
 
   /** Sets of the document that is not in force yet. */
@@ -154,7 +158,10 @@ class HostFollower {
           await this.hosts.accepted(channel),
         ])
         const isNew = follower.answered(bytes, accepted, performance.now(), Date.now())
-        if (!isNew && accepted) await this.mend(accepted)
+        if (!isNew && accepted) {
+          await this.mend(accepted)
+          await this.lookForSigners(accepted)
+        }
         return true
       }
       case 'fetch':
@@ -194,6 +201,21 @@ class HostFollower {
     }
   }
 
+  /** A set may be signed when it is in force already. */
+  private async lookForSigners({ channel: { sets } }: ChannelDocument): Promise<void> {
+    const { channel, options } = this
+    if (!this.follower.looksForSigners(performance.now())) return
+    for (const { digest } of sets)
+      if (await this.fetchSignature(digest)) options.tell({ kind: 'signed', channel, digest })
+  }
+
+  /** @returns whether something was brought */
+  private async fetchSignature(digest: string): Promise<boolean> {
+    const { stores, into, signers, signal } = this.options
+    const isEnough = (here: SetSignature): boolean => signers === undefined || isSignedBy(here, signers)
+    return await fetchSignature(stores, into.folder, digest, { signal, isEnough })
+  }
+
   private async fetch(set: ChannelSet, { channel: { sets } }: ChannelDocument): Promise<void> {
     const { hosts, options, channel } = this
     const { into, stores, signal, progress } = options
@@ -213,7 +235,7 @@ class HostFollower {
       await hosts.noteFetched(digest) // before it is there: not used until it is in force
     }
     // before it is there: from then on it may be used
-    await fetchSignature(stores, into.folder, digest, signal)
+    await this.fetchSignature(digest)
     const fetched = await fetchSet(stores, into, digest, {
       lengthBytes: set.bytes,
       signal,
@@ -242,5 +264,16 @@ class HostFollower {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
       throw ioError(error, 'cannot look at', path)
     }
+  }
+}
+
+/** Not where nobody can say who is trusted, either: then sessions use no set, which is told by who asks for it. */
+function isSignedBy(document: SetSignature, trusted: () => readonly KeyObject[]): boolean {
+  try {
+    signerOf(document, trusted())
+    return true
+  } catch (error) {
+    if (!isProxyError(error)) throw error
+    return false
   }
 }

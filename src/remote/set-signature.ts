@@ -172,21 +172,29 @@ export async function pushSignature(folder: string, remote: RemoteStore, digest:
   throw lost(remote.name, `the signature of set ${digest.slice(0, 12)} is changed again and again by somebody else`)
 }
 
+export interface FetchSignatureOptions {
+  /** Whether what lies here will do, so that no store is asked; default: whatever it is. */
+  readonly isEnough?: (here: SetSignature) => boolean
+  readonly signal?: AbortSignal | undefined
+}
+
 /**
- * Brings the signature of a set here, where a store has one and there is none yet. What is none is left: it says nothing.
- * @throws IO, STORE_* where none of the stores answered, the signal's reason
+ * Brings the signature of a set here, where a store has one that says more than what lies here. What is none is left: it
+ * says nothing.
+ * @returns whether something was brought
+ * @throws IO, STORE_* where none of the stores answered, the signal's reason, what `isEnough` throws
  */
 export async function fetchSignature(
   stores: readonly RemoteStore[],
   folder: string,
   digest: string,
-  signal?: AbortSignal,
-): Promise<void> {
+  { isEnough = () => true, signal }: FetchSignatureOptions = {},
+): Promise<boolean> {
   const here = await readSetSignature(folder, digest).catch(error => {
     if (isProxyError(error, 'TEMPLATE_UNTRUSTED')) return undefined
     throw error
   })
-  if (here) return
+  if (here && isEnough(here)) return false
   let failure: unknown
   let isAnswered = false
   for (const store of stores) {
@@ -195,11 +203,13 @@ export async function fetchSignature(
       isAnswered = true
       if (found === undefined || found === 'unchanged') continue
       const document = decodeSetSignature(found.bytes, digest)
+      // a store that lacks one of ours takes none away, but for what this host wants
+      if (here && !saysMore(document, here) && !isEnough(document)) continue
       await mkdir(folder, { recursive: true, mode: 0o700 }).catch(error => {
         throw ioError(error, 'cannot use store', folder)
       })
       await writeSetSignature(folder, document)
-      return
+      return true
     } catch (error) {
       if (!isProxyError(error)) throw error
       if (error.code !== 'TEMPLATE_UNTRUSTED') failure ??= error
@@ -207,6 +217,14 @@ export async function fetchSignature(
   }
   // of several stores one may be away: the set comes from another
   if (failure && !isAnswered) throw failure
+  return false
+}
+
+/** Whether all that signed here signed there, and somebody else too. */
+function saysMore(there: SetSignature, here: SetSignature): boolean {
+  const has = ({ key, signature }: SetSignature['signatures'][number]): boolean =>
+    there.signatures.some(other => other.key === key && Buffer.compare(other.signature, signature) === 0)
+  return there.signatures.length > here.signatures.length && here.signatures.every(has)
 }
 
 // --- where a site asks for it

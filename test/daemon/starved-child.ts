@@ -23,6 +23,7 @@ const supply = new SetSupply(
     insecure: false,
     channels: ['stable'],
     trust: nowhere,
+    signers: undefined,
     maxBytes: undefined,
   },
   events,

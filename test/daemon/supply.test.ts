@@ -24,6 +24,7 @@ const NOWHERE: SupplySettings = {
   insecure: false,
   channels: ['stable'],
   trust: '/nonexistent/channel.pub',
+  signers: undefined,
   maxBytes: undefined,
 }
 

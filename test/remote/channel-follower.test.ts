@@ -119,6 +119,24 @@ t.test('asked for by hand', async t => {
   t.equal(follower.act(5, DATE_MS).kind, 'fetch')
 })
 
+t.test('how often it is asked who signed what is in force', async t => {
+  for (const [needsSigners, times] of [
+    [false, [0, 3_600_000]],
+    [true, Array.from({ length: 70 }, (_, i) => i * 60_000)],
+  ] as const) {
+    const follower = new ChannelFollower({ channel: 'stable', trusted, needsSigners, chance: () => 0.5 })
+    const asked: number[] = []
+    for (let nowMs = 0; nowMs < 70 * 60_000; nowMs += 60_000) {
+      follower.act(nowMs, DATE_MS)
+      follower.answered(document(1, 'a').bytes, document(1, 'a'), nowMs, DATE_MS)
+      if (follower.looksForSigners(nowMs)) asked.push(nowMs)
+    }
+    t.same(asked, times)
+    follower.askNow()
+    t.ok(follower.looksForSigners(4_200_001), 'by hand: at once')
+  }
+})
+
 t.test('what is not to be believed changes nothing', async t => {
   const last = document(5, 'a')
   const cases: readonly (readonly [string, Uint8Array | undefined])[] = [

@@ -216,6 +216,48 @@ t.test('it goes with a set to a remote store and from there to hosts', async t =
   t.equal(signerOf((await readSetSignature(far.store.folder, digest))!, [second.open]), second.id)
 })
 
+t.test('signed when it is in force already', async t => {
+  const site = operator(t.teardown)
+  const { remote, folder, promote } = site
+  const made = scratch(t.teardown)
+  const built = new TemplateStore(made.folder)
+  const digests = [await putPages(built, [page(1)]), await putPages(built, [page(2)])].sort() as [string, string]
+  for (const digest of digests) await pushSet(built, remote, digest)
+  await promote(digests)
+  const far = host(t.teardown, site)
+  const keysOf = async (digest: string): Promise<string[]> =>
+    (await readSetSignature(far.store.folder, digest))?.signatures.map(({ key }) => key) ?? []
+  await far.sync()
+  const told = far.events.length
+  const sign = async (digest: string, key: Key): Promise<void> => {
+    const before = await readSetSignature(built.folder, digest)
+    await writeSetSignature(built.folder, signSet(digest, key.secret, NOW, before))
+    await pushSet(built, remote, digest)
+  }
+  await sign(digests[0], first)
+  await far.sync()
+  t.same(await keysOf(digests[0]), [first.id])
+  t.same(await keysOf(digests[1]), [])
+  t.match(far.events.slice(told), [{ kind: 'signed', channel: 'stable', digest: digests[0] }], 'nothing else is told')
+
+  // a second one beside it: asked for where the first is not enough
+  await sign(digests[0], second)
+  await far.sync()
+  t.same(await keysOf(digests[0]), [first.id], 'whoever signed it will do')
+  await far.sync({ signers: () => [second.open] })
+  t.same(await keysOf(digests[0]), [first.id, second.id])
+  await far.sync({ signers: () => [stranger.open] })
+  t.same(await keysOf(digests[0]), [first.id, second.id], 'there is nothing better')
+
+  // somebody takes one away at the store: it stays here, until this host wants who signed there
+  const there = join(folder, `sets/${digests[0]}.pfset.sig`)
+  writeFileSync(there, await written(signSet(digests[0], stranger.secret, NOW), t))
+  await far.sync({ signers: () => [makeKey().open] })
+  t.same(await keysOf(digests[0]), [first.id, second.id])
+  await far.sync({ signers: () => [stranger.open] })
+  t.same(await keysOf(digests[0]), [stranger.id])
+})
+
 t.test('a store that lies about it, or is away', async t => {
   const { folder } = scratch(t.teardown)
   const at = (name: string): string => join(folder, name)
