@@ -541,6 +541,12 @@ export const HISTORY_SETS_MAX = 8
 /** Peers that have figures of their own: whoever may connect as somebody may do so under many names. */
 export const METRICS_PEERS_MAX = 256
 
+/** Template sets that have figures of their own: two series each. Sets that proxies learn come and go. */
+export const METRICS_SETS_MAX = 32
+
+/** A set that brought nothing for so long gives its figures' place to another. */
+export const METRICS_SET_IDLE_MS = 86_400_000
+
 /** One rendering of metrics answers all who ask within so long. Prometheus asks every few seconds; the rates that it makes of them are off by this at most. */
 export const METRICS_FRESH_MS = 500
 

@@ -3,6 +3,7 @@ import type { Counter, Gauge, Histogram, Registry } from 'prom-client'
 import { METRICS_FRESH_MS, METRICS_PEERS_MAX } from '../limits.ts'
 import type { SiteStatus } from './control-api.ts'
 import type { Events, SiteEvent } from './events.ts'
+import { SetMetrics } from './set-metrics.ts'
 import type { LinkStatus } from './status.ts'
 
 /** Peers beyond METRICS_PEERS_MAX: who may connect may have many names. */
@@ -53,6 +54,7 @@ export class Metrics {
   private readonly forecastError: Histogram
   private readonly cpu: Counter
   private readonly memory: Gauge
+  private readonly setGains: SetMetrics
 
   /**
    * @param status asked at each rendering
@@ -113,6 +115,7 @@ export class Metrics {
       buckets: ERROR_BUCKETS,
       registers,
     })
+    this.setGains = new SetMetrics(client, registers)
     this.cpu = counter('process_cpu_seconds_total', 'CPU time of the process.')
     this.memory = gauge('process_resident_memory_bytes', 'Memory of the process.')
     gauge('process_start_time_seconds', 'When the process was started, since 1970.').set(performance.timeOrigin / 1000)
@@ -141,6 +144,7 @@ export class Metrics {
 
   private async render(): Promise<string> {
     this.collect(this.status())
+    this.setGains.collect()
     return this.registry.metrics()
   }
 
@@ -151,6 +155,8 @@ export class Metrics {
   // --- as it comes
 
   private take(told: SiteEvent): void {
+    if (told.event === 'migration ended' || told.event === 'disk transfer ended')
+      this.setGains.take(told.fields.sets ?? [])
     if (told.event === 'migration ended') this.ended(told.fields)
     else if (told.event === 'template set not used') this.damaged.inc()
     // at a source the cause is where the peer is; at a destination the link tells, and who caused it is who it was

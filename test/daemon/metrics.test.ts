@@ -9,8 +9,9 @@ import { Control } from '../../src/daemon/control.ts'
 import type { SiteStatus } from '../../src/daemon/control-api.ts'
 import { Events } from '../../src/daemon/events.ts'
 import { Metrics } from '../../src/daemon/metrics.ts'
+import { SetMetrics } from '../../src/daemon/set-metrics.ts'
 import { Site } from '../../src/daemon/site.ts'
-import { METRICS_PEERS_MAX } from '../../src/limits.ts'
+import { METRICS_PEERS_MAX, METRICS_SET_IDLE_MS, METRICS_SETS_MAX } from '../../src/limits.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { arrived, departed } from '../helpers/ended-migrations.ts'
 import { until } from '../helpers/until.ts'
@@ -75,6 +76,68 @@ t.test('what has ended is counted', async t => {
     'pageferry_session_breaks_total{peer="192.0.2.9:1"}': 1,
     'pageferry_session_breaks_total{peer="x509:ams"}': 1,
   })
+})
+
+t.test('what sets brought', async t => {
+  const { events, values } = await world()
+  const setOf = (i: number): string => i.toString(16).padStart(12, '0').padEnd(64, '0')
+  const nameOf = (i: number): string => setOf(i).slice(0, 12)
+  const bring = (...sets: number[]): void => {
+    const gains = sets.map(i => ({ set: setOf(i), pages: 10, bytes: 50_000 }))
+    events.info('migration ended', { ...departed(1), sets: gains })
+  }
+  const bytes = async (): Promise<Record<string, number>> =>
+    Object.fromEntries(
+      Object.entries(await values()).flatMap(([name, value]) => {
+        const [, set] = /^pageferry_template_set_bytes_total\{set="(.*)"\}$/.exec(name) ?? []
+        return set === undefined ? [] : [[set, value]]
+      }),
+    )
+  t.same(await bytes(), {})
+  bring(1, 2)
+  t.same(await bytes(), { [nameOf(1)]: 0, [nameOf(2)]: 0 }, 'a counter begins at 0')
+  t.same(await bytes(), { [nameOf(1)]: 50_000, [nameOf(2)]: 50_000 })
+  bring(2)
+  t.equal((await values())[`pageferry_template_set_pages_total{set="${nameOf(2)}"}`], 20)
+  bring(...Array.from({ length: 20 }, (_, i) => 3 + i))
+  await bytes()
+  const some = await bytes()
+  t.equal(Object.keys(some).length, 2 + 8 + 1, 'the eight that brought most, and the rest together')
+  t.equal(some.others, 12 * 50_000)
+  for (let i = 100; i < 200; i++) bring(i)
+  await bytes()
+  const all = await bytes()
+  t.equal(Object.keys(all).length, METRICS_SETS_MAX + 1, 'there are only so many')
+  t.equal(
+    Object.values(all).reduce((sum, each) => sum + each, 0),
+    (3 + 20 + 100) * 50_000,
+    'and nothing is lost',
+  )
+  const told = events as unknown as { info(event: string, fields: object): void }
+  told.info('disk transfer ended', { sets: [{ set: setOf(1), pages: 1, bytes: 4096 }] })
+  t.equal((await bytes())[nameOf(1)], 54_096, 'disks count too')
+})
+
+t.test('a set that brings nothing any more gives its place to another', async t => {
+  let nowMs = 0
+  const client = await import('prom-client')
+  const registry = new client.Registry()
+  const metrics = new SetMetrics(client, [registry], () => nowMs)
+  const bring = (i: number): void => metrics.take([{ set: `${i}`.padStart(12, '0'), pages: 1, bytes: 4096 }])
+  const sets = async (): Promise<string[]> => {
+    metrics.collect()
+    return [...(await registry.metrics()).matchAll(/set_pages_total\{set="0*(\w+)"\}/g)].map(([, set]) => set!)
+  }
+  for (let i = 1; i <= METRICS_SETS_MAX; i++) bring(i)
+  nowMs = METRICS_SET_IDLE_MS - 1
+  bring(1)
+  bring(99)
+  t.notOk((await sets()).includes('99'), 'within a day')
+  nowMs++
+  bring(100)
+  const after = await sets()
+  t.ok(after.includes('100') && after.includes('1') && !after.includes('2'), 'the one that was silent longest')
+  t.equal(after.length, METRICS_SETS_MAX + 1)
 })
 
 t.test('what runs is told, and its counters never fall', async t => {
