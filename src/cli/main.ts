@@ -5,6 +5,7 @@ import { ProxyError } from '../errors.ts'
 import { commandsFor } from './commands.ts'
 import { giveDashes, keepDashes } from './dash.ts'
 import { fail } from './failure.ts'
+import { printLines } from './output.ts'
 
 const EPILOGUE = `First real use: docs are in README.md; every option and exit status in docs/operations.md.
 
@@ -31,6 +32,10 @@ function requireOnce(args: Record<string, unknown>, options: unknown): true {
 
 async function run(): Promise<void> {
   const args = keepDashes(process.argv.slice(2))
+  if (args.includes('--version') && args.includes('--json')) {
+    const { about } = await import('../daemon/about.ts')
+    return printLines(JSON.stringify(about(), null, 2))
+  }
   const parser = yargs(args)
     .middleware(giveDashes, true)
     .scriptName('pageferry')
@@ -43,7 +48,7 @@ async function run(): Promise<void> {
     .strict()
     .check(requireOnce, true)
     .wrap(Math.min(120, process.stdout.columns ?? 100))
-    .version(VERSION)
+    .version('version', 'Show the version; with --json also Node, codecs, kernel, protocol', VERSION)
     .alias('h', 'help')
     .epilogue(EPILOGUE)
     .exitProcess(false)

@@ -1,6 +1,7 @@
 /** Options that both proxies take, and what is made of them. */
 import { totalmem } from 'node:os'
 import type { Argv } from 'yargs'
+import { loadLz4 } from '../compression/lz4.ts'
 import { Events, type SiteLog } from '../daemon/events.ts'
 import type { Teller } from '../daemon/run-proxy.ts'
 import { SetSupply } from '../daemon/set-supply.ts'
@@ -9,6 +10,7 @@ import { EventLog, LEVELS } from '../daemon/text-log.ts'
 import { VERSION } from '../daemon/version.ts'
 import { ProxyError } from '../errors.ts'
 import { FairShares } from '../fair-shares.ts'
+import { kernelModule } from '../kernel/kernel.ts'
 import { Learning, STATES_MAX } from '../learning/learning.ts'
 import { MEMORY_BUDGET_BYTES } from '../limits.ts'
 import { kindOf } from '../link/credential-files.ts'
@@ -215,6 +217,8 @@ export async function tellStart(
     learn: store === undefined ? 'off' : learn,
     ...(capped.length > 0 && { rates: Object.fromEntries(capped) }),
     node: process.version,
+    lz4: loadLz4().implementation,
+    kernel: kernelModule() ? 'simd' : 'twin',
   })
 }
 

@@ -28,12 +28,17 @@ export function sentenceOf(told: SiteEvent): Sentence | undefined {
 
 const TLS = { x509: 'TLS with certificates', psk: 'TLS with a pre-shared key', none: 'no TLS' } as const
 
-function startLine({ version, role, tls, sets, learn, rates = {}, node }: SiteEvents['started']): string {
+/** What is slower than it could be is said; else nobody needs to know. */
+const LZ4 = { lz4: [], 'lz4-napi': ['LZ4 by lz4-napi, which is slower'] } as const
+const KERNEL = { simd: [], twin: ['no WebAssembly kernel, its slow twin'] } as const
+
+function startLine(fields: SiteEvents['started']): string {
+  const { version, role, tls, sets, learn, rates = {}, node, lz4, kernel } = fields
   const caps = Object.entries(rates).map(
     ([peer, rate]) => `to ${peer} ${rate === 'none' ? 'without a cap' : `at most ${formatRate(rate)}`}`,
   )
   const store = sets === undefined ? ['no store'] : [`${sets} template sets`, `learning ${learn}`]
-  return `pageferry ${version}, ${role}: ${[TLS[tls], ...store, ...caps, `Node ${node.slice(1)}`].join(', ')}`
+  return `pageferry ${version}, ${role}: ${[TLS[tls], ...store, ...caps, `Node ${node.slice(1)}`, ...LZ4[lz4], ...KERNEL[kernel]].join(', ')}`
 }
 
 /** From so much more than the first pass on, what the guest wrote meanwhile is told of. */

@@ -34,6 +34,9 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
     /** Cap of what goes to each peer, bytes a second. */
     readonly rates?: Readonly<Record<string, number | 'none'>>
     readonly node: string
+    /** What packs and matches: `lz4` and `simd`, or what stands in for them and is slower. */
+    readonly lz4: 'lz4' | 'lz4-napi'
+    readonly kernel: 'simd' | 'twin'
   }
   'listening for QEMU': { readonly at: string; readonly disks?: string }
   'listening for source proxies': { readonly at: string }

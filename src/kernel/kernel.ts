@@ -6,6 +6,7 @@
  * All addresses are bytes in the kernel's memory (0 to 2^32 - 1). Nothing is allocated per page. Encoder and decoder
  * keep the same ring, marks and places by making the same calls in the same order.
  */
+import { createHash } from 'node:crypto'
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -89,16 +90,34 @@ export interface LoadOptions {
   readonly module?: WebAssembly.Module
 }
 
+/** What scripts/build-kernel.sh enables beyond the first version of WebAssembly. */
+const FEATURES = ['simd', 'bulk-memory', 'threads'] as const
+/** Digits of a build's name. */
+const BUILD_DIGITS = 12
+
 let compiled: WebAssembly.Module | undefined
+
+const modulePath = (): string => fileURLToPath(new URL('./kernel.wasm', import.meta.url))
+
+/** Which kernel works here: the module by the first digits of its SHA-256, or the twin. */
+export function kernelBuild(): {
+  readonly implementation: 'simd' | 'twin'
+  readonly build?: string
+  readonly features: readonly string[]
+} {
+  if (!kernelModule()) return { implementation: 'twin', features: [] }
+  const build = createHash('sha256').update(readFileSync(modulePath())).digest('hex').slice(0, BUILD_DIGITS)
+  return { implementation: 'simd', build, features: FEATURES }
+}
 
 /** The built module, compiled once; undefined where it was not built or this machine has no WebAssembly SIMD. */
 export function kernelModule(): WebAssembly.Module | undefined {
   if (compiled) return compiled
-  const file = fileURLToPath(new URL('./kernel.wasm', import.meta.url))
-  if (typeof WebAssembly === 'undefined' || !existsSync(file)) return undefined
-  const bytes = readFileSync(file)
+  const path = modulePath()
+  if (typeof WebAssembly === 'undefined' || !existsSync(path)) return undefined
+  const bytes = readFileSync(path)
   if (!WebAssembly.validate(bytes)) return undefined
-  assertNewerThanSources(file)
+  assertNewerThanSources(path)
   compiled = new WebAssembly.Module(bytes)
   return compiled
 }

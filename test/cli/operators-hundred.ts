@@ -216,6 +216,8 @@ const X509 = ['keygen', 'x509', '--name', 'ams', '--peer-name', 'fra']
 
 const general: Case[] = [
   ['the version', ['--version'], { status: 0, out: /^\d+\.\d+\.\d+\n$/, raw: '' }],
+  ['what this is made of', ['--version', '--json'], { status: 0, out: /^\{\n {2}"version": "\d[\s\S]*"lz4"/, raw: '' }],
+  ['the version beside a command', ['status', '--version'], { status: 0, out: /^\d+\.\d+\.\d+\n$/, raw: '' }],
   ['help', ['--help'], { status: 0, out: /Commands:[\s\S]*pageferry source[\s\S]*doctor/, raw: '' }],
   ['help, the short way', ['-h'], { status: 0, out: /Commands:/, raw: '' }],
   ['no command', [], { status: 2, out: '', err: /a command is missing/, hint: /--help/ }],
