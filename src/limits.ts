@@ -560,3 +560,8 @@ export const HOOKS_RUNNING_MAX = 4
 
 /** ... and runs that wait, those that run counted: the starts and ends of so many that begin or break off at once. */
 export const HOOKS_WAITING_MAX = 256
+
+// Caps -----------------------------------------------------------------------------------------------------------------
+
+/** Entries of a schedule: each hour of a week has fewer, and nobody reads more. */
+export const SCHEDULE_ENTRIES_MAX = 256

@@ -70,9 +70,9 @@ export function parseCap(text: string, option: string): number {
   return rate
 }
 
-/** A cap that can be taken away: `none` is Infinity. @throws USAGE */
+/** A cap that can be taken away: `none`, or `unlimited`, is Infinity. @throws USAGE */
 export function parseCapOrNone(text: string, option: string): number {
-  return text === 'none' ? Number.POSITIVE_INFINITY : parseCap(text, option)
+  return text === 'none' || text === 'unlimited' ? Number.POSITIVE_INFINITY : parseCap(text, option)
 }
 
 /** Milliseconds: `30s`, `500ms`, `5min`, `2h`. @throws USAGE */

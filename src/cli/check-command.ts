@@ -186,7 +186,11 @@ function siteOfFile(path: string, only: string | undefined): CheckedSite {
   }
   return {
     ...{ tlsCreds, store, storeKey, serverPeerName, isServer: wanListen.length > 0 },
-    peers: peers.map(({ listen, ...peer }) => ({ ...peer, targets: [...new Set(listen.map(one => one.name))] })),
+    peers: peers.map(({ listen, caps, ...peer }) => ({
+      ...peer,
+      rate: caps.at(Date.now()).bytesPerSecond,
+      targets: [...new Set(listen.map(one => one.name))],
+    })),
   }
 }
 

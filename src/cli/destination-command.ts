@@ -209,7 +209,7 @@ async function runDestination(args: DestinationArguments): Promise<void> {
     supply = startSupply(common, teller.events)
   }
   const { events } = teller
-  const control = new Control(common, new Site([], daemon, events), events)
+  const control = new Control(common, new Site([], daemon), events)
   await tellStart(events, 'destination', common)
   await runProxy(daemon, teller, status, control, started, () => supply?.askNow())
 }

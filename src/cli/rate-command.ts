@@ -4,6 +4,7 @@ import type { RateChange } from '../daemon/site.ts'
 import { formatRate, parseCapOrNone } from '../quantity.ts'
 import { askFirst, CONTROL_OPTION, JSON_OPTION } from './control-option.ts'
 import { print } from './output.ts'
+import { capText } from './status-text.ts'
 
 interface RateArguments {
   readonly peer: string
@@ -18,15 +19,19 @@ export const rateCommand: CommandModule<object, RateArguments> = {
   builder: yargs =>
     yargs
       .positional('peer', { describe: 'As `pageferry status` calls it, or HOST:PORT', type: 'string' })
-      .positional('rate', { describe: '200Mbit, 25MB/s; none: no cap', type: 'string' })
+      .positional('rate', {
+        describe: '200Mbit, 25MB/s; none: no cap; schedule: what the settings say, at once',
+        type: 'string',
+      })
       .option('control', CONTROL_OPTION)
       .option('json', JSON_OPTION)
-      .example('$0 rate dc2 100Mbit', 'until it is said again, a reload, or the next start')
+      .example('$0 rate dc2 100Mbit', "until its schedule's next change, a reload or the next start")
+      .example('$0 rate dc2 schedule', 'what the settings say counts again')
       .example('$0 rate dc2 none', 'as fast as the link is') as never,
   handler: async ({ peer, rate, control, json }) => {
-    parseCapOrNone(rate, 'RATE')
+    if (rate !== 'schedule') parseCapOrNone(rate, 'RATE')
     const change = (await askFirst(control, 'POST /rate', { peer, rate })) as RateChange
-    const text = (bytes: number | undefined): string => (typeof bytes === 'number' ? formatRate(bytes) : 'no cap')
-    print(json ? JSON.stringify(change) : `${change.peer}: ${text(change.rate)}, was ${text(change.before)}`)
+    const was = typeof change.before === 'number' ? formatRate(change.before) : 'no cap'
+    print(json ? JSON.stringify(change) : `${change.peer}: ${capText(change.rate, change)}; it was ${was}`)
   },
 }

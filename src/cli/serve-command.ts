@@ -128,7 +128,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
       name: peer.name,
       effort: configuration.effort,
       connections: peer.connections,
-      rate: peer.rate,
+      rate: peer.caps,
       fds,
       onStatus: text => status.tell(`${peer.name}: ${text}`),
     })
@@ -186,9 +186,9 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
         events.error('mistake in the settings', { at: `${config}:${line}`, what, hint })
       throw wrong(config, mistakes.length)
     }
-    for (const { name, rate } of next.peers) sources.get(name)?.setRate(rate)
+    for (const { name, caps } of next.peers) sources.get(name)?.caps.renew(caps)
     destination?.setTargets(next.targets, next.disks)
-    events.info('settings read again', { counting: 'rate of peers, targets' })
+    events.info('settings read again', { counting: 'caps of peers, targets' })
     const settings = needRestart(configuration, next)
     if (settings.length > 0) events.warn('a restart is needed for changed settings', { settings: settings.join(', ') })
   }
@@ -196,8 +196,8 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     events.info('serving', { from: where })
     supply = startSupply(configuration, events)
   }
-  const control = new Control(configuration, new Site([...sources.values()], destination, events), events)
-  const rates = Object.fromEntries(configuration.peers.map(({ name, rate }) => [name, rate]))
+  const control = new Control(configuration, new Site([...sources.values()], destination), events)
+  const rates = Object.fromEntries(Array.from(sources, ([name, { caps }]) => [name, caps.bytesPerSecond]))
   const role = [sources.size > 0 && 'source', destination && 'destination'].filter(Boolean).join(' and ')
   await tellStart(events, role, configuration, rates)
   await runProxy(all, teller, status, control, started, reloadSettings)

@@ -13,6 +13,7 @@ import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX } from '../limits.ts'
 import { parseCap, parseCapOrNone, parseCount } from '../quantity.ts'
+import { RateSchedule, requireTimeZone } from '../rate-schedule.ts'
 import { type Address, formatAddress, parseNamedAddress, parsePeer, requireApart } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
@@ -37,7 +38,9 @@ interface SourceArguments extends ProxyArguments {
   readonly effort: string
   readonly connections: string
   readonly rate: string | undefined
+  readonly rateSchedule: string | undefined
   readonly rateFile: string | undefined
+  readonly timeZone: string | undefined
   readonly tlsServerName: string | undefined
 }
 
@@ -106,11 +109,23 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
         default: '1',
       })
       .option('rate', { describe: 'Cap on the WAN, such as 200Mbit', type: 'string', requiresArg: true })
-      .option('rate-file', {
-        describe: 'File with the cap, or `none`; read again on SIGHUP',
+      .option('rate-schedule', {
+        describe:
+          'Caps by time: `mon-fri 08:00-18:00 200Mbit, sat,sun none`; the first entry that fits counts, and --rate where none does',
         type: 'string',
         requiresArg: true,
-        conflicts: 'rate',
+      })
+      .option('rate-file', {
+        describe: 'File with the cap, `none`, or a schedule; read again on SIGHUP',
+        type: 'string',
+        requiresArg: true,
+        conflicts: ['rate', 'rate-schedule'],
+      })
+      .option('time-zone', {
+        describe: 'Of schedules, such as Europe/Amsterdam',
+        type: 'string',
+        requiresArg: true,
+        defaultDescription: "this host's",
       })
       .example('$0 source --peer 192.0.2.7:9444 --store S --tls-creds keys', 'QEMU migrates to tcp:127.0.0.1:4444')
       .example('$0 source --listen tcp:127.0.0.1:49152-49215 --peer far:9444 ...', "libvirt's ports")
@@ -123,14 +138,24 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
 }
 
 /** What a file of --rate-file says, comments (#) left out. @throws USAGE, IO */
-function readCap(path: string): number {
+function readCaps(path: string, zone: string | undefined): RateSchedule {
   const text = readSmallFile(path, '--rate-file').replaceAll(/#.*/g, '').trim()
-  return parseCapOrNone(text, `--rate-file ${path}:`)
+  const option = `--rate-file ${path}:`
+  if (text.includes(' ') || text.includes('\n')) return RateSchedule.parse(text, Number.POSITIVE_INFINITY, zone, option)
+  return RateSchedule.always(parseCapOrNone(text, option))
+}
+
+/** @throws USAGE, IO */
+function capsOf({ rate, rateSchedule, rateFile, timeZone }: SourceArguments): RateSchedule {
+  const zone = timeZone === undefined ? undefined : requireTimeZone(timeZone, '--time-zone')
+  if (rateFile !== undefined) return readCaps(rateFile, zone)
+  const otherwise = rate === undefined ? Number.POSITIVE_INFINITY : parseCap(rate, '--rate')
+  if (rateSchedule === undefined) return RateSchedule.always(otherwise)
+  return RateSchedule.parse(rateSchedule, otherwise, zone, '--rate-schedule')
 }
 
 /** What the options say, each by itself. @throws USAGE, ADDRESS, IO from each */
 function readersOf(args: SourceArguments) {
-  const { rate, rateFile } = args
   const mode = () => fileMode(args.socketMode)
   const group = () => (args.socketGroup === undefined ? undefined : groupId(args.socketGroup))
   return {
@@ -146,7 +171,7 @@ function readersOf(args: SourceArguments) {
     },
     effort: () => parseEffortOrAuto(args.effort),
     connections: () => connectionCount(args.connections),
-    rate: () => (rateFile !== undefined ? readCap(rateFile) : rate !== undefined ? parseCap(rate, '--rate') : Infinity),
+    rate: () => capsOf(args),
   }
 }
 
@@ -210,14 +235,12 @@ async function runSource(args: SourceArguments): Promise<void> {
     events.info('listening for QEMU', told)
     supply = startSupply(common, events)
   }
-  const control = new Control(common, new Site([daemon], undefined, events), events)
-  await tellStart(events, 'source', common, { [args.peer]: read.rate() })
+  const control = new Control(common, new Site([daemon], undefined), events)
+  await tellStart(events, 'source', common, { [args.peer]: daemon.caps.bytesPerSecond })
   await runProxy(daemon, teller, status, control, started, () => {
     supply?.askNow()
     if (rateFile === undefined) return
-    const cap = readCap(rateFile)
-    daemon.setRate(cap)
-    events.info('rate', { bytesPerSecond: cap === Infinity ? 'none' : cap })
+    daemon.caps.renew(read.rate())
   })
 }
 

@@ -1,5 +1,6 @@
 /** How people read a status: a paragraph for each proxy, a line for what is about it, another for each migration. */
 import { printable } from '../bytes/printable.ts'
+import type { CapStatus } from '../daemon/cap-keeper.ts'
 import type { SiteStatus } from '../daemon/control-api.ts'
 import type { DestinationStatus, Expiry, LinkStatus, SourceStatus } from '../daemon/status.ts'
 import type { MigrationProgress } from '../migration/progress.ts'
@@ -27,10 +28,11 @@ function fileEntries({ certificates }: { readonly certificates: readonly Expiry[
   return certificates.map(({ file, expires }) => [file, expires])
 }
 
-function sourceLines({ peer, address, rate, listening, disksAt, stopping, session, waiting }: SourceStatus): string[] {
+function sourceLines(source: SourceStatus): string[] {
+  const { peer, address, rate, cap, listening, disksAt, stopping, session, waiting } = source
   const to = peer === address ? address : `${peer} (${address})`
   const lines = [`to ${to}${stopping ? ', stopping' : ''}: ${session ? linkText(session) : 'no session'}`]
-  if (rate !== undefined) lines[0] += `, cap ${formatRate(rate)}`
+  if (rate !== undefined || cap?.until !== undefined) lines[0] += `, ${capText(rate, cap)}`
   lines.push(`  QEMU connects to ${listening.join(' ') || 'nothing yet'}`)
   if (disksAt?.length) lines.push(`  clients of disks connect to ${disksAt.join(' ')}`)
   if (waiting > 0) lines.push(`  ${waiting} connections of QEMU wait for a session`)
@@ -60,6 +62,24 @@ function linkText({ link, stats, sets, coldSets }: LinkStatus): string {
   if (stats.rate > 0) parts.push(`link ${formatRate(stats.rate)}`)
   parts.push(`${sets + coldSets} template sets`)
   return parts.join(', ')
+}
+
+/** 'cap 200.0 Mbit/s (mon-fri 08:00-18:00 200Mbit) until 2026-11-30 18:00, then no cap'. */
+export function capText(rate: number | undefined, cap: CapStatus | undefined): string {
+  const named = (bytes: number | 'none' | undefined): string =>
+    typeof bytes === 'number' ? `cap ${formatRate(bytes)}` : 'no cap'
+  const why = cap?.by === 'command' ? ' by command' : cap?.entry === undefined ? '' : ` (${printable(cap.entry)})`
+  const until = cap?.until === undefined ? '' : ` until ${formatMoment(cap.until)}, then ${named(cap.next)}`
+  return `${named(rate)}${why}${until}`
+}
+
+/** As clocks show it here: '2026-11-30 18:00'. */
+function formatMoment(iso: string): string {
+  const date = new Date(iso)
+  if (Number.isNaN(date.getTime())) return '?'
+  const two = (value: number): string => String(value).padStart(2, '0')
+  const day = [date.getFullYear(), two(date.getMonth() + 1), two(date.getDate())].join('-')
+  return `${day} ${two(date.getHours())}:${two(date.getMinutes())}`
 }
 
 function departureText(migration: DepartureStatus): string {

@@ -9,6 +9,7 @@ import { isProxyError } from '../errors.ts'
 import { CONNECTIONS_MAX, SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
 import { requireServerName } from '../link/credentials.ts'
 import { parseCap, parseDuration, parseSize } from '../quantity.ts'
+import { RateSchedule, requireTimeZone } from '../rate-schedule.ts'
 import {
   type Address,
   formatAddress,
@@ -39,7 +40,8 @@ export interface PeerConfiguration {
   readonly host: string
   readonly port: number
   readonly connections: number
-  readonly rate: number
+  /** What may go to it when. */
+  readonly caps: RateSchedule
   readonly peerName: string | undefined
   readonly tlsServerName: string | undefined
   readonly listen: readonly ListenerConfiguration[]
@@ -99,6 +101,7 @@ const SCHEMA = (() => {
     address: text(parsePeer),
     connections: z.int().min(1).max(CONNECTIONS_MAX).default(1),
     rate: text(value => parseCap(value, 'rate')).default(Number.POSITIVE_INFINITY),
+    'rate-schedule': z.union([z.string(), z.array(z.string()).min(1)]).optional(),
     'peer-name': z.string().optional(),
     'tls-server-name': text(requireServerName).optional(),
   })
@@ -109,6 +112,7 @@ const SCHEMA = (() => {
     'pool-memory': size('pool-memory').prefault(DEFAULTS.poolMemoryOfAll),
     'set-memory': size('set-memory').prefault(DEFAULTS.setMemory),
     effort: text(value => parseEffortOrAuto(value, 'effort')).prefault('auto'),
+    'time-zone': text(value => requireTimeZone(value, 'time-zone')).optional(),
     'queue-target': duration('queue-target').prefault(DEFAULTS.queueTarget),
     patience: duration('patience').prefault(DEFAULTS.patience),
     'patience-postcopy': duration('patience-postcopy').optional(),
@@ -269,6 +273,18 @@ export function readConfiguration(content: string): ReadConfiguration {
         )
     }
   }
+  const zone = file['time-zone']
+  const caps = new Map<string, RateSchedule>()
+  for (const [name, { rate, 'rate-schedule': schedule }] of Object.entries(file.peers)) {
+    try {
+      const written = typeof schedule === 'string' ? schedule : schedule?.join('\n')
+      const always = written === undefined
+      caps.set(name, always ? RateSchedule.always(rate) : RateSchedule.parse(written, rate, zone, 'rate-schedule'))
+    } catch (error) {
+      if (!isProxyError(error)) throw error
+      mistake(['peers', name, 'rate-schedule'], error.what, error.action)
+    }
+  }
   for (const [name] of Object.entries(file.peers)) {
     if (!file.listeners.some(listener => listener.peer === name))
       mistake(
@@ -317,7 +333,7 @@ export function readConfiguration(content: string): ReadConfiguration {
       name,
       ...peer.address,
       connections: peer.connections,
-      rate: peer.rate,
+      caps: caps.get(name)!,
       peerName: peer['peer-name'],
       tlsServerName: peer['tls-server-name'],
       listen: listenersOf(name, false),
@@ -406,7 +422,7 @@ export function needRestart(before: Configuration, after: Configuration): string
         storeSizeBytes: supply?.maxBytes,
       }).map(([key, value]) => [kebab(key), JSON.stringify(value)] as const),
       ['wan', JSON.stringify([wanListen, peerName, sessionsMax])],
-      ...peers.map(({ rate, ...peer }) => [`peers.${peer.name}`, JSON.stringify(peer)] as const),
+      ...peers.map(({ caps, ...peer }) => [`peers.${peer.name}`, JSON.stringify(peer)] as const),
     ])
   const was = settings(before)
   const is = settings(after)

@@ -97,7 +97,7 @@ function controlRoutes(site: Site, history: History): Routes {
       'POST /rate',
       body => {
         const { peer, rate } = textsOf(body, ['peer', 'rate'])
-        return json(site.setRate(peer!, parseCapOrNone(rate!, 'rate')))
+        return json(site.setRate(peer!, rate === 'schedule' ? rate : parseCapOrNone(rate!, 'rate')))
       },
     ],
     ['POST /cancel', body => json(site.cancel(textsOf(body, ['migration']).migration!))],

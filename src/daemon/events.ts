@@ -13,6 +13,7 @@ import type {
   DiskDepartureSummary,
   MigrationSummary,
 } from '../migration/summary.ts'
+import type { CapTold } from './cap-keeper.ts'
 
 /** An error as it is told. */
 interface Failure {
@@ -69,7 +70,8 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   'settings not read: the old ones stay': Failure
   'mistake in the settings': { readonly at: string; readonly what: string; readonly hint: string }
   'a restart is needed for changed settings': { readonly settings: string }
-  rate: { readonly bytesPerSecond: number | 'none'; readonly peer?: string }
+  /** Another cap counts from now on: by the settings, by their schedule, or by command. */
+  rate: CapTold & { readonly peer: string }
   // template sets
   'template store cannot be read: going on without sets': Failure
   'what is in force cannot be read': Failure

@@ -1,17 +1,17 @@
 /** The proxies of one process, as whoever runs them asks for them and tells them: by names of peers and ids of migrations. */
 import { ProxyError } from '../errors.ts'
+import type { CapStatus } from './cap-keeper.ts'
 import { CONTROL_API, type SiteStatus } from './control-api.ts'
 import type { DestinationDaemon } from './destination-daemon.ts'
-import type { SiteLog } from './events.ts'
 import type { SourceDaemon } from './source-daemon.ts'
 import { VERSION } from './version.ts'
 
 /** What of a proxy is asked; the daemons have it. */
-export type ControlledSource = Pick<SourceDaemon, 'status' | 'setRate' | 'cancel'>
+export type ControlledSource = Pick<SourceDaemon, 'status' | 'caps' | 'cancel'>
 export type ControlledDestination = Pick<DestinationDaemon, 'status'>
 
 /** A cap that was changed, bytes a second; undefined: none. */
-export interface RateChange {
+export interface RateChange extends CapStatus {
   readonly peer: string
   readonly before: number | undefined
   readonly rate: number | undefined
@@ -20,13 +20,11 @@ export interface RateChange {
 export class Site {
   private readonly sources: readonly ControlledSource[]
   private readonly destination: ControlledDestination | undefined
-  private readonly log: SiteLog
   private readonly started = new Date().toISOString()
 
-  constructor(sources: readonly ControlledSource[], destination: ControlledDestination | undefined, log: SiteLog) {
+  constructor(sources: readonly ControlledSource[], destination: ControlledDestination | undefined) {
     this.sources = sources
     this.destination = destination
-    this.log = log
   }
 
   status(): SiteStatus {
@@ -48,12 +46,13 @@ export class Site {
   }
 
   /**
-   * Caps what goes to a peer, until that is said again, on SIGHUP or at the next start.
+   * Caps what goes to a peer, until its schedule's next change; where it has none, until that is said again, on SIGHUP or
+   * at the next start.
    * @param peer its name here, or its address
-   * @param bytesPerSecond Infinity: no cap
+   * @param bytesPerSecond Infinity: no cap; 'schedule': what the settings say
    * @throws ProxyError USAGE where there is no such peer
    */
-  setRate(peer: string, bytesPerSecond: number): RateChange {
+  setRate(peer: string, bytesPerSecond: number | 'schedule'): RateChange {
     const statuses = this.sources.map(source => source.status())
     const at = statuses.findIndex(status => status.peer === peer || status.address === peer)
     if (at < 0) {
@@ -62,10 +61,11 @@ export class Site {
       throw new ProxyError('USAGE', `no peer ${JSON.stringify(peer)}`, undefined, hint)
     }
     const { peer: name, rate: before } = statuses[at]!
-    this.sources[at]!.setRate(bytesPerSecond)
-    const rate = Number.isFinite(bytesPerSecond) ? bytesPerSecond : undefined
-    this.log.info('rate', { peer: name, bytesPerSecond: rate ?? 'none' })
-    return { peer: name, before, rate }
+    const { caps } = this.sources[at]!
+    if (bytesPerSecond === 'schedule') caps.follow()
+    else caps.say(bytesPerSecond)
+    const rate = Number.isFinite(caps.bytesPerSecond) ? caps.bytesPerSecond : undefined
+    return { peer: name, before, rate, ...caps.status() }
   }
 
   /** Ends a migration that leaves here: its guest goes on. @throws ProxyError MIGRATION_MISSING, CANCEL_REFUSED */

@@ -11,9 +11,11 @@ import type { Credentials } from '../link/credentials.ts'
 import { PausedMigrations } from '../migration/paused.ts'
 import type { DiskDepartureSummary, MigrationSummary, NamedMigration } from '../migration/summary.ts'
 import { waitingMs } from '../migration/waiting.ts'
+import { RateSchedule } from '../rate-schedule.ts'
 import { type Address, formatAddress } from '../relay/address.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
+import { CapKeeper } from './cap-keeper.ts'
 import { type Events, QEMUS, type SiteLog } from './events.ts'
 import { instanceOf, PROCESS, thisHost } from './instance.ts'
 import { asProxyError, SessionKeeper } from './session-keeper.ts'
@@ -34,8 +36,8 @@ export interface SourceOptions extends SourceListenersOptions, SourceMemoryOptio
   /** undefined: plain text, because the operator said so. */
   readonly credentials: Credentials | undefined
   readonly connections: number
-  /** Bytes a second on the WAN, or Infinity; `setRate` changes it. */
-  readonly rate: number
+  /** Bytes a second on the WAN, or Infinity; or which when. `caps` changes it. */
+  readonly rate: number | RateSchedule
   readonly queueTargetMs: number
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy. Default: patienceMs. */
@@ -59,18 +61,18 @@ export class SourceDaemon {
   private agreed: AgreedTerms | undefined
   private stopping = false
   private migrations = 0
-  private rate: number
   /** What QEMUs and others at our listeners make us say, and what the other proxy does. */
   private readonly qemuLog: SiteLog
   private readonly peerLog: SiteLog
   private readonly keeper: SessionKeeper
+  /** What may go to the other proxy. */
+  readonly caps: CapKeeper
   /** Settles when the last session has ended after `stop`. */
   readonly ended: Promise<void>
   private resolveEnded!: () => void
 
   constructor(options: SourceOptions) {
     this.options = options
-    this.rate = options.rate
     this.qemuLog = options.events.of(QEMUS)
     this.peerLog = options.events.of(this.peerName)
     this.memory = new SourceMemory(this.peerName, options)
@@ -88,6 +90,11 @@ export class SourceDaemon {
       isOver: () => this.stopping,
       log: this.peerLog,
       onStatus: options.onStatus,
+    })
+    this.caps = new CapKeeper({
+      schedule: typeof options.rate === 'number' ? RateSchedule.always(options.rate) : options.rate,
+      apply: bytesPerSecond => this.client?.session.setRate(bytesPerSecond),
+      tell: told => options.events.info('rate', { ...told, peer: this.name }),
     })
     this.ended = new Promise(done => {
       this.resolveEnded = done
@@ -107,12 +114,13 @@ export class SourceDaemon {
 
   /** How it is just now. */
   status(): SourceStatus {
-    const { client, session, agreed } = this
+    const { client, session, agreed, caps } = this
     return {
       role: 'source',
       peer: this.name,
       address: this.peerName,
-      rate: Number.isFinite(this.rate) ? this.rate : undefined,
+      rate: Number.isFinite(caps.bytesPerSecond) ? caps.bytesPerSecond : undefined,
+      cap: caps.status(),
       certificates: expiriesOf(this.options.credentials),
       listening: this.addresses.map(formatAddress),
       disksAt: this.diskAddresses.map(formatAddress),
@@ -161,6 +169,7 @@ export class SourceDaemon {
   async start(): Promise<void> {
     loadLz4() // takes 100 ms, which the first migration, or the switch to postcopy, would wait for
     await this.listeners.start((...came) => this.accept(...came), this.options.events, this.qemuLog)
+    this.caps.start()
     void this.keepSession()
   }
 
@@ -174,12 +183,6 @@ export class SourceDaemon {
   /** What an operator should mend in the credentials. */
   get warnings(): readonly string[] {
     return this.options.credentials?.warnings ?? []
-  }
-
-  /** Caps the WAN from now on, running migrations too; Infinity: no cap. */
-  setRate(bytesPerSecond: number): void {
-    this.rate = bytesPerSecond
-    this.client?.session.setRate(bytesPerSecond)
   }
 
   /** Ends a migration that leaves here. @returns undefined: none of that id does. @throws ProxyError CANCEL_REFUSED */
@@ -255,6 +258,7 @@ export class SourceDaemon {
   /** Opens one session after the other for as long as the proxy runs. */
   private async keepSession(): Promise<void> {
     await this.keeper.keep()
+    this.caps.stop()
     this.refuseNew()
     this.reception.close()
     await this.options.learning?.settled().catch(error => this.tellDefect(error))
@@ -310,7 +314,7 @@ export class SourceDaemon {
       session: {
         patienceMs: Math.max(precopyMs, postcopyMs),
         queueTargetMs,
-        rate: this.rate,
+        rate: this.caps.bytesPerSecond,
         memory: this.memory.budgetShare(),
       },
       logger: this.linkLog,

@@ -2,6 +2,7 @@
 import type { Credentials } from '../link/credentials.ts'
 import type { DepartureStatus, DiskDepartureStatus, DiskStatus, MigrationStatus } from '../migration/summary.ts'
 import type { SessionStats } from '../session/api.ts'
+import type { CapStatus } from './cap-keeper.ts'
 
 /** A session with another proxy. */
 export interface LinkStatus {
@@ -28,8 +29,10 @@ export interface SourceStatus {
   /** What the other proxy is called here, and where it is. */
   readonly peer: string
   readonly address: string
-  /** Cap on the WAN, bytes a second; undefined: none. */
+  /** Cap on the WAN just now, bytes a second; undefined: none. */
   readonly rate: number | undefined
+  /** Why it is that, and when it changes. Of a proxy of before it is not known. */
+  readonly cap?: CapStatus
   readonly certificates: readonly Expiry[]
   readonly listening: readonly string[]
   /** Where clients of disks connect. */

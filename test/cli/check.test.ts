@@ -208,8 +208,8 @@ t.test('the command, beside a migration that runs, dialling and by the control s
   })
   const [near, far] = [join(folder, 'near'), join(folder, 'far')]
   const controls = [
-    new Control({ control: near }, new Site([pair.source], undefined, events), events),
-    new Control({ control: far }, new Site([], pair.destination, events), events),
+    new Control({ control: near }, new Site([pair.source], undefined), events),
+    new Control({ control: far }, new Site([], pair.destination), events),
   ]
   for (const control of controls) await control.start()
   t.teardown(() => Promise.all(controls.map(control => control.close())))

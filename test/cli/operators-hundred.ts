@@ -111,6 +111,7 @@ writeFileSync(at('open-key'), `${'ab'.repeat(32)}\n`, { mode: 0o644 })
 writeFileSync(at('short-key'), 'abcd\n', { mode: 0o600 })
 writeFileSync(at('no-rate'), 'fast\n')
 writeFileSync(at('rate'), '# a cap\n20Mbit\n')
+writeFileSync(at('rates'), '# at work\nmon-fri 8:00-18:00 20Mbit # less\nnone\n')
 const ESC = 'esc\x1b[31m\nerror: forged\u202e'
 writeFileSync(at(ESC), 'x')
 
@@ -342,6 +343,52 @@ const proxies: Case[] = [
   ['a FIFO of a rate', [...SOURCE, '--rate-file', at('fifo')], { status: 1, err: /is no file/ }],
   ['a device of a rate', [...SOURCE, '--rate-file', '/dev/zero'], { status: 1, err: /is no file/ }],
   ['a file without a rate', [...SOURCE, '--rate-file', at('no-rate')], { status: 2, err: /"fast"/ }],
+  [
+    'a schedule and a file of a rate',
+    [...SOURCE, '--rate-schedule', 'mon 1Mbit', '--rate-file', at('rate')],
+    { status: 2, err: /mutually exclusive/ },
+  ],
+  [
+    'no schedule',
+    [...SOURCE, '--rate-schedule', ''],
+    { status: 2, err: /--rate-schedule: nothing in it/, hint: /mon-fri/ },
+  ],
+  [
+    'days of no week',
+    [...SOURCE, '--rate-schedule', 'mon-fry 1Mbit'],
+    { status: 2, err: /"mon-fry"/, hint: /mon-fri/ },
+  ],
+  ['a time without a rate', [...SOURCE, '--rate-schedule', 'mon 8:00-9:00'], { status: 2, err: /has no rate/ }],
+  [
+    'no time',
+    [...SOURCE, '--rate-schedule', 'mon 8:00-8:00 1Mbit'],
+    { status: 2, err: /"8:00-8:00"/, hint: /08:00-18:00/ },
+  ],
+  [
+    'no time zone',
+    [...SOURCE, '--time-zone', 'Mars'],
+    { status: 2, err: /--time-zone "Mars"/, hint: /Europe\/Amsterdam/ },
+  ],
+  [
+    'a schedule that would write to the terminal',
+    [...SOURCE, '--rate-schedule', '\x1b[31m 1Mbit', '--check'],
+    { status: 2, raw: /u001b\[31m/ },
+  ],
+  [
+    'source with a schedule, looked at',
+    [...SOURCE, '--rate', '1Gbit', '--rate-schedule', 'mon-fri 8:00-18:00 200Mbit, sat none', '--check'],
+    { status: 0, out: /^no mistakes\n$/, raw: '' },
+  ],
+  [
+    'source with a schedule says what counts now',
+    [...SOURCE, '--rate', '1Gbit', '--rate-schedule', 'mon-sun 0:00-24:00 200Mbit', '--time-zone', 'Asia/Kathmandu'],
+    {
+      status: 0,
+      out: /to 127\.0\.0\.1:1 at most 200\.0 Mbit\/s/,
+      raw: '',
+      when: [[/listening/, command => command.kill('SIGTERM')]],
+    },
+  ],
   ['no connections', [...SOURCE, '--connections', '0'], { status: 2 }],
   ['too many connections', [...SOURCE, '--connections', '17'], { status: 2, hint: /1 to 16/ }],
   ['no effort', [...SOURCE, '--effort', '6'], { status: 2 }],
@@ -414,12 +461,17 @@ const proxies: Case[] = [
     [...SOURCE, '--rate-file', at('rate')],
     {
       status: 0,
-      out: /rate bytesPerSecond=2500000/,
+      out: /rate bytesPerSecond=2500000 by=settings peer=127\.0\.0\.1:1\n/,
       when: [
         [/listening/, command => command.kill('SIGHUP')],
         [/rate bytes/, command => command.kill('SIGTERM')],
       ],
     },
+  ],
+  [
+    'source with a schedule in a file, looked at',
+    [...SOURCE, '--rate-file', at('rates'), '--check'],
+    { status: 0, out: /^no mistakes\n$/, raw: '' },
   ],
   [
     'destination without a listener',
@@ -590,6 +642,19 @@ const serve: Case[] = [
     'a peer with a name of Object',
     ['serve', '--config', site('d.yaml', SENDS('toString', 'tcp:127.0.0.1:0')), '--check'],
     { status: 2, raw: /d\.yaml:3: no peer "toString"/ },
+  ],
+  [
+    'a schedule that is none',
+    [
+      'serve',
+      '--config',
+      site(
+        'times.yaml',
+        'plaintext: true\npeers:\n  a:\n    address: "h:1"\n    rate-schedule: [ "mon 1Mbit", "tue" ]\n',
+      ),
+      '--check',
+    ],
+    { status: 2, raw: /times\.yaml:5: rate-schedule: "tue" has no rate\n +hint: / },
   ],
   [
     'a peer __proto__',
@@ -1147,7 +1212,16 @@ const control: Case[] = [
     asked('dashboard'),
     { status: 1, stdout: openSync('/dev/full', 'w'), err: /cannot be written/ },
   ],
-  ['rate of a peer', asked('rate', 'fra:1', '80Mbit'), { status: 0, out: /^fra:1: 80\.0 Mbit\/s, was /, raw: '' }],
+  [
+    'rate of a peer',
+    asked('rate', 'fra:1', '80Mbit'),
+    { status: 0, out: /^fra:1: cap 80\.0 Mbit\/s by command; it was [^\n]+\n$/, raw: '' },
+  ],
+  [
+    'rate of a peer, as the settings say it',
+    asked('rate', 'fra:1', 'schedule'),
+    { status: 0, out: /^fra:1: no cap; it was [^\n]+\n$/, raw: '' },
+  ],
   ['rate as JSON', asked('rate', 'fra:1', 'none', '--json'), { status: 0, out: /^\{"peer":"fra:1"[^\n]*\}\n$/ }],
   ['rate of whom', asked('rate'), { status: 2, err: /Not enough/ }],
   ['rate of a peer that is not known', asked('rate', 'ams', '80Mbit'), { status: 2, err: /"ams"/, hint: /fra:1/ }],

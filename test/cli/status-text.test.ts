@@ -1,6 +1,6 @@
 /** What `pageferry status` prints of a migration on its way. */
 import t from 'tap'
-import { statusText } from '../../src/cli/status-text.ts'
+import { capText, statusText } from '../../src/cli/status-text.ts'
 import type { SiteStatus } from '../../src/daemon/control-api.ts'
 
 const NOW = new Date('2027-01-01T00:01:00Z')
@@ -38,5 +38,23 @@ t.test('how far, and between which times it ends', t => {
     lineOf({ pass: 3, share: 0.6, ...rates, passSeconds: 12, converges: false }),
     /the end of the pass, the guest writes as fast as this: it does not converge$/,
   )
+  t.end()
+})
+
+t.test('a cap, why it is that, and what comes next', t => {
+  process.env.TZ = 'Europe/Amsterdam' // as clocks show it where the command runs
+  const until = '2026-11-30T17:00:00.000Z'
+  t.equal(capText(25e6, undefined), 'cap 200.0 Mbit/s', 'of a proxy of before')
+  t.equal(capText(25e6, { by: 'settings' }), 'cap 200.0 Mbit/s')
+  t.equal(
+    capText(25e6, { by: 'schedule', entry: 'mon-fri 08:00-18:00 200Mbit', until, next: 'none' }),
+    'cap 200.0 Mbit/s (mon-fri 08:00-18:00 200Mbit) until 2026-11-30 18:00, then no cap',
+  )
+  t.equal(
+    capText(undefined, { by: 'settings', until, next: 1e6 }),
+    'no cap until 2026-11-30 18:00, then cap 8.0 Mbit/s',
+  )
+  t.equal(capText(1e6, { by: 'command' }), 'cap 8.0 Mbit/s by command')
+  t.equal(capText(1e6, { by: 'command', until: 'x', next: 'none' }), 'cap 8.0 Mbit/s by command until ?, then no cap')
   t.end()
 })

@@ -38,8 +38,8 @@ t.test('both proxies of a pair are asked and told', async t => {
   await using pair = await Daemons.start({ events })
   const [near, far] = [join(folder, 'near'), join(folder, 'far')]
   const controls = [
-    new Control({ control: near }, new Site([pair.source], undefined, events), events),
-    new Control({ control: far }, new Site([], pair.destination, events), events),
+    new Control({ control: near }, new Site([pair.source], undefined), events),
+    new Control({ control: far }, new Site([], pair.destination), events),
   ]
   for (const control of controls) await control.start()
   t.teardown(() => Promise.all(controls.map(control => control.close())))
@@ -59,10 +59,13 @@ t.test('both proxies of a pair are asked and told', async t => {
   const { peer } = (await statusOf(near)).sources[0]!
   t.match(await statusOf(near), { api: 1, process: process.pid, sources: [{ role: 'source', stopping: false }] })
 
-  t.same(await askProxy(near, 'POST /rate', { peer, rate: '80Mbit' }), { peer, rate: 10_000_000 })
-  t.match((await statusOf(near)).sources, [{ rate: 10_000_000 }])
-  t.same(await askProxy(near, 'POST /rate', { peer, rate: 'none' }), { peer, before: 10_000_000 })
-  t.equal(pair.count('rate'), 2)
+  t.same(await askProxy(near, 'POST /rate', { peer, rate: '80Mbit' }), { peer, rate: 10_000_000, by: 'command' })
+  t.match((await statusOf(near)).sources, [{ rate: 10_000_000, cap: { by: 'command' } }])
+  t.same(await askProxy(near, 'POST /rate', { peer, rate: 'none' }), {
+    ...{ peer, before: 10_000_000, by: 'command' },
+  })
+  t.same(await askProxy(near, 'POST /rate', { peer, rate: 'schedule' }), { peer, by: 'settings' })
+  t.equal(pair.count('rate'), 3)
   const refusals: [string, string, object | undefined, object][] = [
     [near, 'POST /rate', { peer: 'x', rate: 'none' }, { code: 'USAGE', action: new RegExp(peer) }],
     [near, 'POST /rate', { peer, rate: '0Mbit' }, { code: 'USAGE', action: /nothing would ever arrive/ }],

@@ -35,10 +35,10 @@ disks:
     host: '2001:db8::7',
     port: 9444,
     connections: 4,
-    rate: 25_000_000,
     peerName: 'far.example',
     tlsServerName: 'gate.example',
   })
+  t.equal(peer!.caps.at(0).bytesPerSecond, 25_000_000)
   t.same(
     peer!.listen.map(({ name }) => name),
     ['default', 'web'],
@@ -54,6 +54,35 @@ disks:
   t.end()
 })
 
+t.test('caps by time', t => {
+  const file = (more: string) =>
+    readConfiguration(`plaintext: true
+time-zone: Europe/Amsterdam
+listeners: [{ at: "tcp:127.0.0.2:1", peer: dc2 }]
+peers:
+  dc2:
+    address: "a:1"
+    rate: 1Gbit
+${more}
+`)
+  const capAt = (more: string, iso: string) =>
+    file(more).configuration?.peers[0]?.caps.at(Date.parse(iso)).bytesPerSecond
+  const list = `    rate-schedule:
+      - mon-fri 08:00-18:00 8Mbit # at work
+      - sat,sun none`
+  t.equal(capAt(list, '2026-11-30T07:00:00Z'), 1e6, '08:00 there')
+  t.equal(capAt(list, '2026-11-30T06:59:00Z'), 125e6, 'else the plain cap')
+  t.equal(capAt(list, '2026-12-05T12:00:00Z'), Number.POSITIVE_INFINITY)
+  t.equal(capAt('    rate-schedule: mon-fri 08:00-18:00 8Mbit, sat none', '2026-11-30T07:00:00Z'), 1e6, 'or a text')
+  t.match(file('    rate-schedule: [mon-fri 8Mbit, weekend none]').mistakes, [
+    { line: 8, what: /"weekend" is no day, time or rate/, hint: /mon-fri 08:00-18:00 200Mbit/ },
+  ])
+  t.match(file('    rate-schedule: []').mistakes, [{ line: 8 }])
+  const { mistakes } = readConfiguration('plaintext: true\ntime-zone: Mars/Olympus\n')
+  t.match(mistakes, [{ line: 2, what: /time-zone "Mars\/Olympus"; give a name such as Europe\/Amsterdam/ }])
+  t.end()
+})
+
 t.test('what counts only after a restart', t => {
   const file = (text: string) => readConfiguration(`plaintext: true\n${text}`).configuration!
   const site = (peer: string, rest = '') =>
@@ -64,6 +93,7 @@ targets: { default: tcp:127.0.0.1:1 }
 `)
   const before = site('address: "a:1"')
   t.same(needRestart(before, site('address: "a:1", rate: 1Gbit')), [])
+  t.same(needRestart(before, site('address: "a:1", rate-schedule: "mon 1Gbit"', 'time-zone: UTC\n')), [])
   const other = { ...before, targets: new Map(), disks: new Map([['d', before.wanListen[0]!]]), wanListen: [] }
   t.same(needRestart(before, other), ['wan'])
   t.same(needRestart(before, site('address: "a:2"', 'queue-target: 20ms\n')), ['queue-target', 'peers.dc2'])

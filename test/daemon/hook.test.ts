@@ -41,11 +41,7 @@ t.test('a migration between two sites', async t => {
   const events = new Events()
   await using pair = await Daemons.start({ events })
   // one process tells for both here
-  const control = new Control(
-    { control: undefined, hook: path },
-    new Site([pair.source], pair.destination, events),
-    events,
-  )
+  const control = new Control({ control: undefined, hook: path }, new Site([pair.source], pair.destination), events)
   await control.start()
   const qemu = await pair.dial()
   qemu.write(MAIN)

@@ -252,7 +252,7 @@ t.test('of a pair with a migration that runs', async t => {
   const events = new Events()
   await using pair = await Daemons.start({ events })
   const settings = { control: join(folder, 'control'), metrics: parseAddress('tcp:127.0.0.1:0') }
-  const control = new Control(settings, new Site([pair.source], pair.destination, events), events)
+  const control = new Control(settings, new Site([pair.source], pair.destination), events)
   await control.start()
   t.teardown(() => control.close())
   const [, port] = /:(\d+)$/.exec(control.addresses[0]!)!

@@ -473,15 +473,15 @@ for (const command of ['source', 'serve']) {
     const peer = `127.0.0.1:${await destination.port('listening for source proxies')}`
     const file = `${folder}/settings`
     const local = await claimPort()
-    const setRate = (rate: string, more = ''): void => {
+    const setRate = (rate: string, caps: string, more = ''): void => {
       const site = `plaintext: true
 effort: 0
-peers: { far: { address: "${peer}", rate: ${rate} } }
+peers: { far: { address: "${peer}", ${caps} } }
 listeners: [{ at: "tcp:127.0.0.1:${local}", peer: far }]
 ${more}`
       writeFileSync(file, command === 'source' ? `${rate} # of 100\n` : site)
     }
-    setRate('4Mbit')
+    setRate('4Mbit', 'rate: 4Mbit')
     await using source =
       command === 'source'
         ? new Running(
@@ -523,9 +523,11 @@ ${more}`
       }
     }
     const before = await between(0, 5)
-    setRate('16Mbit', 'patience: 60s')
+    const always = 'mon-sun 0:00-24:00 16Mbit' // a schedule, which does not change while we look
+    setRate(always, `rate: 1Mbit, rate-schedule: "${always}"`, 'patience: 60s')
     source.child.kill('SIGHUP')
-    await source.said(command === 'source' ? 'rate bytesPerSecond=2000000' : 'settings read again')
+    await source.said('rate bytesPerSecond=2000000 by=schedule')
+    if (command === 'serve') await source.said('settings read again')
     const after = await between(6, 18)
     t.pass(`4 Mbit/s: ${before.toFixed(1)}, then 16: ${after.toFixed(1)}`)
     if (command === 'serve') await source.said('a restart is needed for changed settings settings=')

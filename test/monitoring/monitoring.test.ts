@@ -265,7 +265,7 @@ t.test(
     const events = new Events()
     await using pair = await Daemons.start({ events })
     const settings = { control: undefined, metrics: parseAddress('tcp:127.0.0.1:0') }
-    const control = new Control(settings, new Site([pair.source], pair.destination, events), events)
+    const control = new Control(settings, new Site([pair.source], pair.destination), events)
     await control.start()
     t.teardown(() => control.close())
     const [, target] = /^tcp:(.*)$/.exec(control.addresses[0]!)!

@@ -21,7 +21,7 @@ t.test('a guest moves, is watched, and stays where that is said', { skip: found.
   await using pair = await Pair.start({ wan: '0ms' })
   const events = new Events()
   const control = join(pair.folder, 'control')
-  const asked = new Control({ control }, new Site([pair.source!], pair.destination!, events), events)
+  const asked = new Control({ control }, new Site([pair.source!], pair.destination!), events)
   await asked.start()
   t.teardown(() => asked.close())
   const running = async (): Promise<DepartureStatus | undefined> =>
