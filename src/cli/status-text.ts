@@ -1,5 +1,6 @@
 /** How people read a status: a paragraph for each proxy, a line for what is about it, another for each migration. */
 import { printable } from '../bytes/printable.ts'
+import type { MemoryMapStatus } from '../codec/memory-map.ts'
 import type { CapStatus } from '../daemon/cap-keeper.ts'
 import type { SiteStatus } from '../daemon/control-api.ts'
 import type { DestinationStatus, Expiry, LinkStatus, SourceStatus } from '../daemon/status.ts'
@@ -8,6 +9,10 @@ import type { DepartureStatus, DiskDepartureStatus, DiskStatus, MigrationStatus 
 import { formatRate, formatSize } from '../quantity.ts'
 
 const DAY_MS = 86_400_000
+/** Of the line that shows a guest's memory. */
+const MAP_COLUMNS = 64
+/** A column of it, from nothing to all. */
+const LEVELS = ' ▁▂▃▄▅▆▇█'
 /** An end that is nearer is worth a line. */
 const EXPIRY_TOLD_DAYS = 30
 
@@ -39,6 +44,7 @@ function sourceLines(source: SourceStatus): string[] {
   for (const migration of session?.migrations ?? []) {
     lines.push(`  ${departureText(migration)}`)
     if (migration.progress) lines.push(`    ${progressText(migration.progress)}`)
+    if (migration.map) lines.push(`    ${mapText(migration.map)}`)
   }
   for (const transfer of session?.disks ?? []) lines.push(`  ${diskDepartureText(transfer)}`)
   return lines
@@ -114,6 +120,22 @@ function progressText(progress: MigrationProgress): string {
   }
   if (converges === false) parts.push('the guest writes as fast as this: it does not converge')
   return parts.join(', ')
+}
+
+/** 'memory ▕███▆▁    ▏ 43 % of 1.1 GB': the guest's, by address, as far as it has passed. */
+export function mapText({ bytes, cellBytes, empty, known, sent }: MemoryMapStatus): string {
+  const cells = empty.length
+  const shares = empty.map((share, i) => Math.min(1, (share + known[i]! + sent[i]!) / 100))
+  const columns = Math.min(MAP_COLUMNS, cells)
+  let line = ''
+  for (let column = 0; column < columns; column++) {
+    const of = shares.slice(Math.floor((column * cells) / columns), Math.floor(((column + 1) * cells) / columns))
+    const share = of.reduce((sum, one) => sum + one, 0) / of.length
+    // a little is not nothing, and all but a little is not all
+    line += LEVELS[share === 0 ? 0 : Math.max(1, Math.floor(share * (LEVELS.length - 1)))]
+  }
+  const passed = shares.reduce((sum, share, i) => sum + share * Math.min(cellBytes, bytes - i * cellBytes), 0)
+  return `memory ▕${line}▏ ${Math.floor((100 * passed) / bytes)} % of ${formatSize(bytes)}`
 }
 
 function arrivalText(migration: MigrationStatus): string {

@@ -199,7 +199,7 @@ export class BatchEncoder {
     stats.rawBytes += rawLength
     stats.batches++
     this.gains?.encoded(stats, kinds, answers, this.coldNumbers, bytes, workspace.tokensAt)
-    flow.batched(rawLength)
+    flow.batched(rawLength, kinds)
     return stats
   }
 

@@ -3,9 +3,11 @@
  * side expects next is kept here from batch to batch.
  */
 
+import { KIND } from '../kernel/kernel.ts'
 import type { ParserMemory } from '../qemu/main-stream.ts'
 import type { MultifdMethod, StreamPhase, StreamSink } from '../qemu/stream-sink.ts'
 import { MULTIFD_FLAG } from '../qemu/wire.ts'
+import { MAPPED, type MemoryMap } from './memory-map.ts'
 import type { PoolRegions } from './places.ts'
 import { Prediction } from './prediction.ts'
 import { RECORD, RecordList } from './records.ts'
@@ -27,6 +29,11 @@ export type StreamFacts = Partial<Pick<StreamSink, 'phase' | 'strayed' | 'degrad
 /** Records of pages from here on stay raw: no batch can say their numbers. */
 const OFFSET_END = PAGE_NUMBER_MAX * PAGE_SIZE
 
+/** By KIND of a page: what a map tells of it. */
+const MAPPED_AS = new Uint8Array(Object.keys(KIND).length).fill(MAPPED.SENT)
+MAPPED_AS[KIND.FILL] = MAPPED.EMPTY
+for (const kind of [KIND.SAME, KIND.REF, KIND.COLD]) MAPPED_AS[kind] = MAPPED.KNOWN
+
 /** A channel's parser, its records, and what the far side expects next. */
 export class FlowEncoder implements StreamSink {
   readonly migration: number
@@ -35,6 +42,8 @@ export class FlowEncoder implements StreamSink {
   isLearned = true
   /** The channel's parser; undefined: all of it is relayed as OTHER. */
   parser: ChannelParser | undefined
+  /** Where it is noted which pages have passed: that of its migration. */
+  map: MemoryMap | undefined
 
   /** Since the last batch, positions from `batchStart` on. */
   readonly records = new RecordList()
@@ -69,7 +78,11 @@ export class FlowEncoder implements StreamSink {
   }
 
   zeroRecord(start: number, end: number, parserBlock: number, offset: number, named: boolean): void {
-    if (start < this.batchStart) return // its first bytes went out raw while the source was idle: so does the rest
+    if (start < this.batchStart) {
+      // its first bytes went out raw while the source was idle: so does the rest
+      this.map?.add(parserBlock, offset / PAGE_SIZE, 1, MAPPED.EMPTY)
+      return
+    }
     if (offset >= OFFSET_END) return
     const block = this.ownBlock(parserBlock)
     if (block < 0) return
@@ -91,14 +104,19 @@ export class FlowEncoder implements StreamSink {
   }
 
   pageRecord(start: number, end: number, parserBlock: number, offset: number, named: boolean): void {
-    if (start < this.batchStart || offset >= OFFSET_END) return
+    if (start < this.batchStart) {
+      this.map?.add(parserBlock, offset / PAGE_SIZE, 1, MAPPED.SENT)
+      return
+    }
+    if (offset >= OFFSET_END) return
     const block = this.ownBlock(parserBlock)
     if (block < 0) return
     this.add(RECORD.PAGE, start, end, block, offset / PAGE_SIZE, named)
   }
 
-  opaquePage(): void {
+  opaquePage(block: number, offset: number): void {
     this.stats.opaquePages++
+    this.map?.add(block, offset / PAGE_SIZE, 1, MAPPED.SENT)
   }
 
   phase(phase: StreamPhase, position: number): void {
@@ -124,14 +142,16 @@ export class FlowEncoder implements StreamSink {
     this.add(RECORD.PACKET, start, end, 0, 0, false)
   }
 
-  zeroPage(): void {
+  zeroPage(block: number, offset: number): void {
     this.stats.zeroPages++
+    this.map?.add(block, offset / PAGE_SIZE, 1, MAPPED.EMPTY)
   }
 
-  pageBody(start: number, end: number, _block: number, offset: number): void {
-    if (this.packetRaw) return
-    if (start < this.batchStart) {
-      this.add(RECORD.PASS, end, end, 0, 0, false)
+  pageBody(start: number, end: number, block: number, offset: number): void {
+    const isRaw = start < this.batchStart
+    if (isRaw || this.packetRaw) {
+      this.map?.add(block, offset / PAGE_SIZE, 1, MAPPED.SENT)
+      if (!this.packetRaw) this.add(RECORD.PASS, end, end, 0, 0, false)
       return
     }
     this.add(RECORD.BARE_PAGE, start, end, this.packetBlock, (offset / PAGE_SIZE) % PAGE_NUMBER_MAX, false)
@@ -201,9 +221,13 @@ export class FlowEncoder implements StreamSink {
     this.parser?.push(bytes, address, length)
   }
 
-  /** The first `length` of the bytes not yet in a batch are in one now, and their records. */
-  batched(length: number): void {
-    const { records } = this
+  /**
+   * The first `length` of the bytes not yet in a batch are in one now, and their records.
+   * @param kinds KIND of each page among them
+   */
+  batched(length: number, kinds: Uint8Array): void {
+    const { records, map } = this
+    if (map) this.enter(map, kinds)
     for (let last = records.count - 1; last >= 0; last--) {
       const kind = records.kind[last]
       if (kind === RECORD.PACKET || kind === RECORD.PASS || kind === RECORD.MESSAGE) continue
@@ -214,6 +238,36 @@ export class FlowEncoder implements StreamSink {
     }
     records.clear()
     this.batchStart += length
+  }
+
+  /** Notes the pages of the records, by runs of those that became the same: test/bench/map-bench.ts has what it costs. */
+  private enter(map: MemoryMap, kinds: Uint8Array): void {
+    const { parserBlocks } = this
+    const { kind, start, end: behind, block, page, named, count } = this.records
+    let runBlock = 0
+    let runKind = -1
+    let first = 0
+    let end = 0
+    let n = 0
+    for (let i = 0; i < count; i++) {
+      const record = kind[i]
+      let pages = 1
+      let became: number = MAPPED.EMPTY
+      if (record === RECORD.PAGE || record === RECORD.BARE_PAGE) became = MAPPED_AS[kinds[n++]!]!
+      else if (record === RECORD.ZEROS) pages = named[i] === 0 ? (behind[i]! - start[i]!) / 9 : this.zeroCount(i)
+      else continue
+      const at = page[i]!
+      if (at === end && became === runKind && block[i] === runBlock) {
+        end += pages
+        continue
+      }
+      if (runKind >= 0) map.add(parserBlocks[runBlock]!, first, end - first, runKind)
+      runBlock = block[i]!
+      runKind = became
+      first = at
+      end = at + pages
+    }
+    if (runKind >= 0) map.add(parserBlocks[runBlock]!, first, end - first, runKind)
   }
 
   /** Bytes that a batch could take now: all but an incomplete record. */

@@ -2,6 +2,7 @@
  * What a migration and a disk transfer have in common at their source proxy: connections that have flows, what is counted
  * of them, and whether the other side knows of them. Pure.
  */
+import type { MemoryMap } from '../codec/memory-map.ts'
 import type { BatchStats } from '../codec/stats.ts'
 import { RAW_REASONS_TOLD_MAX } from '../limits.ts'
 import type { Log } from '../log.ts'
@@ -73,7 +74,7 @@ export abstract class Departure<C extends DepartureChannel> implements GateTrans
   }
 
   /** What parsers of its channels share: nothing, where they are of disks. */
-  get parsing(): { readonly blocks?: BlockTable; readonly recovery?: ParserMemory } {
+  get parsing(): { readonly blocks?: BlockTable; readonly map?: MemoryMap; readonly recovery?: ParserMemory } {
     return {}
   }
 

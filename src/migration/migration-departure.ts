@@ -2,6 +2,7 @@
  * One `migrate` as its source proxy sees it: its channels, what is known of it, and what its main channel's phases mean for
  * the others. Pure.
  */
+import { MemoryMap } from '../codec/memory-map.ts'
 import type { Log } from '../log.ts'
 import { BlockTable } from '../qemu/block-table.ts'
 import type { ParserMemory } from '../qemu/main-stream.ts'
@@ -27,6 +28,7 @@ export type PhaseOrder = 'advised' | 'urgent' | undefined
 
 export class MigrationDeparture<C extends DepartureChannel> extends Departure<C> implements GateMigration {
   readonly blocks = new BlockTable()
+  readonly map = new MemoryMap(this.blocks)
   private readonly progress: Progress<C>
   /** What its first connection knew, where this is a recovery. */
   memory: ParserMemory | undefined
@@ -53,8 +55,8 @@ export class MigrationDeparture<C extends DepartureChannel> extends Departure<C>
   }
 
   override get parsing() {
-    const { blocks, memory } = this
-    return { blocks, ...(memory ? { recovery: memory } : {}) }
+    const { blocks, map, memory } = this
+    return { blocks, map, ...(memory ? { recovery: memory } : {}) }
   }
 
   override opened(channel: C, nowMs: number): void {
@@ -125,11 +127,13 @@ export class MigrationDeparture<C extends DepartureChannel> extends Departure<C>
     const counts = this.counts()
     // pages are asked for in postcopy, in no order
     const progress = record.postcopy ? undefined : this.progress.status(counts, nowMs)
+    const map = this.map.status()
     return {
       ...this.named,
       target: this.gate.target,
       ...record.guest,
       ...(progress && { progress }),
+      ...(map && { map }),
       seconds: this.seconds(nowMs),
       channels: this.flows.size,
       postcopy: record.postcopy,

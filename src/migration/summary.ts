@@ -2,6 +2,7 @@
  * What is told of a migration: as it is while it runs, and once when it is over. Plain data, logged and printed as it is;
  * units stand in the names.
  */
+import type { MemoryMapStatus } from '../codec/memory-map.ts'
 import type { SetGain } from '../codec/set-gains.ts'
 import type { GuestName } from './channel-ends.ts'
 import type { Forecast, Passed } from './forecast.ts'
@@ -49,6 +50,8 @@ export interface DepartureStatus extends MigrationStatus {
   readonly pages: PageCounts
   /** Not in postcopy, nor where nothing is known of the guest's memory. */
   readonly progress?: MigrationProgress
+  /** Which of the guest's memory has passed; not where nothing is known of it. */
+  readonly map?: MemoryMapStatus
 }
 
 /** One that is over. `level` is for alerting. */

@@ -1,5 +1,6 @@
 /** Which parser follows which kind of channel. */
 import type { ChannelParser, FlowEncoder } from '../codec/flow-encoder.ts'
+import type { MemoryMap } from '../codec/memory-map.ts'
 import { assert } from '../errors.ts'
 import type { BlockTable } from '../qemu/block-table.ts'
 import type { ChannelKind } from '../qemu/channel-kind.ts'
@@ -11,6 +12,8 @@ import { PreemptParser } from '../qemu/preempt-channel.ts'
 export interface MigrationMemory {
   /** RAMBlocks, as its main channel names them. */
   readonly blocks?: BlockTable
+  /** Which of its memory has passed. */
+  readonly map?: MemoryMap
   /** The parser's state of the first connection, for a recovery. */
   readonly recovery?: ParserMemory
 }

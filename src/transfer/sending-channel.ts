@@ -80,7 +80,10 @@ export class SendingChannel implements OutboundChannel {
     if (kind === KIND_DISK) {
       this.disk = new DiskConnection(this.encoder, 'client', owner) // it becomes the parser
       this.encoder.isLearned = false
-    } else this.encoder.parser = parserFor(kind, this.encoder, start.memory)
+    } else {
+      this.encoder.parser = parserFor(kind, this.encoder, start.memory)
+      this.encoder.map = start.memory.map
+    }
     this.buffer = new ChannelBuffer(memory, slot.at, slot.bytes)
     this.pumped = new PumpedChannel(number, this.encoder, slot.bytes)
     this.pumped.urgent = urgent

@@ -1,6 +1,6 @@
 /** What `pageferry status` prints of a migration on its way. */
 import t from 'tap'
-import { capText, statusText } from '../../src/cli/status-text.ts'
+import { capText, mapText, statusText } from '../../src/cli/status-text.ts'
 import type { SiteStatus } from '../../src/daemon/control-api.ts'
 
 const NOW = new Date('2027-01-01T00:01:00Z')
@@ -56,5 +56,22 @@ t.test('a cap, why it is that, and what comes next', t => {
   )
   t.equal(capText(1e6, { by: 'command' }), 'cap 8.0 Mbit/s by command')
   t.equal(capText(1e6, { by: 'command', until: 'x', next: 'none' }), 'cap 8.0 Mbit/s by command until ?, then no cap')
+  t.end()
+})
+
+t.test('which of the memory has passed: a line of blocks', t => {
+  const zeros = (count: number): number[] => new Array(count).fill(0)
+  const line = (sent: number[], bytes = sent.length * 4096): string =>
+    mapText({ bytes, cellBytes: 4096, empty: zeros(sent.length), known: zeros(sent.length), sent })
+  t.equal(line([100, 50, 1, 0]), 'memory ▕█▄▁ ▏ 37 % of 16.4 kB')
+  t.equal(
+    line([250, 99, 0]),
+    'memory ▕█▇ ▏ 66 % of 12.3 kB',
+    'sent again is no more than all; all but a little is not all',
+  )
+  t.equal(line([100, 100, 0, 100], 3 * 4096 + 1), 'memory ▕██ █▏ 66 % of 12.3 kB', 'the last is smaller')
+  const wide = line(Array.from({ length: 512 }, (_, i) => (i < 260 ? 100 : 0)))
+  t.equal(wide, `memory ▕${'█'.repeat(32)}▄${' '.repeat(31)}▏ 50 % of 2.1 MB`)
+  t.equal(line(Array.from({ length: 100 }, () => 100)), `memory ▕${'█'.repeat(64)}▏ 100 % of 409.6 kB`)
   t.end()
 })

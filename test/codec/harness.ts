@@ -235,6 +235,11 @@ export class Sender {
     return new Channel(this.pool, number, kind, migration, recovery ? { blocks, recovery } : { blocks })
   }
 
+  /** RAMBlocks of a migration that has a channel. */
+  blocksOf(migration: number): BlockTable {
+    return this.blocks.get(migration)!
+  }
+
   /** Makes a batch of what the channel has, and packs it. Undefined: there was nothing. */
   async send(channel: Channel, release: boolean): Promise<SentBatch | undefined> {
     const { packing } = this

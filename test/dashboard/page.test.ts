@@ -37,6 +37,8 @@ const CODES: Readonly<Record<string, object>> = {
   Enter: { windowsVirtualKeyCode: 13, text: '\r' },
   ArrowLeft: { windowsVirtualKeyCode: 37 },
   Home: { windowsVirtualKeyCode: 36 },
+  End: { windowsVirtualKeyCode: 35 },
+  PageDown: { windowsVirtualKeyCode: 34 },
 }
 
 /** What axe-core finds wrong, a line each. */
@@ -70,6 +72,7 @@ t.test('a migration, from its beginning to its end', { skip }, async t => {
     const first = await page.evaluate<number>(`document.querySelector('progress').value`)
     t.ok(first <= 41, `${first} %`)
     t.equal(await page.evaluate(textOf('.pass')), 'Pass 1 ')
+    await sees(page, `/^all 6\\.1 MB: (39|40) % has passed$/.test(${textOf('.memory-at')})`)
     await guest.send(0.4, 1)
     await sees(page, `document.querySelector('progress').value >= 99`)
     await guest.send(0, 0.5, 3)
@@ -105,10 +108,40 @@ t.test('a migration, from its beginning to its end', { skip }, async t => {
     const heights = new Map(drawn)
     for (const name of ['line s-qemu', 'area s-empty', 'area s-template', 'area s-whole'])
       t.ok(heights.get(name)! > 5, `${name}: ${heights.get(name)} pixels`)
-    await page.pointAt('.over', 0)
-    t.equal(await page.evaluate(textOf('.at')), 'after 0 s')
+    await page.pointAt('.plots .over', 0)
+    t.equal(await page.evaluate(textOf('.plots .at')), 'after 0 s')
     await page.pointAt('h1')
-    t.equal(await page.evaluate(textOf('.at')), 'now')
+    t.equal(await page.evaluate(textOf('.plots .at')), 'now')
+  })
+
+  await t.test('the map of its memory has what passed, by address', async t => {
+    const { sources } = (await askProxy(shown.control, 'GET /status')) as SiteStatus
+    const map = sources[0]!.session!.migrations[0]!.map!
+    t.match(map, { bytes: 1500 * 4096, cellBytes: 3 * 4096 })
+    const sumOf = (cell: number): number => map.empty[cell]! + map.known[cell]! + map.sent[cell]!
+    t.ok(
+      map.sent.every((_, cell) => sumOf(cell) >= 100),
+      'all of it',
+    )
+    t.ok(sumOf(0) > 100 && sumOf(499) === 100, 'and one page in three of the first half again')
+    await sees(page, `${textOf('.memory-at')} === 'all 6.1 MB: 100 % has passed'`)
+    const legend = await page.evaluate<string>(`document.querySelector('.memory').closest('figure').textContent`)
+    t.match(legend, /empty \d+ %known to the other side \d+ %sent \d+ %sent again 1\d %$/)
+    const boxes = await page.evaluate<Record<string, { width: number; height: number }>>(
+      `Object.fromEntries([...document.querySelectorAll('.memory path')].map(path => [path.getAttribute('class'), path.getBoundingClientRect().toJSON()]))`,
+    )
+    const rows = Math.ceil(500 / 64)
+    for (const name of ['ground', 'area s-empty', 'area s-template', 'area s-whole'])
+      t.ok(boxes[name]!.height > 14 * (rows - 1), `${name}: ${boxes[name]!.height} pixels high`)
+    t.ok(boxes.again!.height < 14 * (rows / 2 + 1), 'the first half was sent again')
+
+    // as where one points: the text says the same as the proxy
+    await page.pointAt('.memory', 0.999)
+    const cell = 64 * 4 + 63 // the middle of 8 rows is the top of the fifth
+    const at = (index: number): string => `${((index * 3 * 4096) / 1e6).toFixed(1)} MB`
+    t.equal(await page.evaluate(textOf('.memory-at')), `${at(cell)} to ${at(cell + 1)}: 100 % has passed`)
+    await page.pointAt('h1')
+    t.match(await page.evaluate(textOf('.memory-at')), /^all /)
   })
 
   await t.test('light and dark, narrow and wide, axe-core finds nothing', async t => {
@@ -134,13 +167,14 @@ t.test('a migration, from its beginning to its end', { skip }, async t => {
     const first = `document.querySelector('a[href], button, [tabindex="0"]').focus()`
     await page.evaluate(first)
     const order = [await page.evaluate<string>(focused)]
-    for (let i = 0; i < 10; i++) {
+    for (let i = 0; i < 11; i++) {
       await press(page, 'Tab')
       order.push(await page.evaluate<string>(focused))
     }
     t.same(order, [
       'To the running migrations',
       ...['Running', 'Sessions', 'Proxies', 'History', 'pause'],
+      'Guest memory by address: part of it',
       'Rate of QEMU and of the WAN: point in time',
       'Guest memory by class, and bytes on the WAN: point in time',
       ...['Table of sessions', 'Table of proxies', 'Table of past migrations'],
@@ -149,17 +183,32 @@ t.test('a migration, from its beginning to its end', { skip }, async t => {
       await page.evaluate(`[...document.querySelectorAll('[tabindex]')].some(one => one.tabIndex > 0)`),
       'in the order of the page',
     )
-    await page.evaluate(`document.querySelector('.over').focus()`)
+    await page.evaluate(`document.querySelector('.plots .over').focus()`)
     t.not(
-      await page.evaluate(`getComputedStyle(document.querySelector('.over')).outlineStyle`),
+      await page.evaluate(`getComputedStyle(document.querySelector('.plots .over')).outlineStyle`),
       'none',
       'where it is can be seen',
     )
     await press(page, 'Home')
-    t.equal(await page.evaluate(textOf('.at')), 'after 0 s')
+    t.equal(await page.evaluate(textOf('.plots .at')), 'after 0 s')
     t.match(
-      await page.evaluate(`document.querySelector('.over').getAttribute('aria-valuetext')`),
+      await page.evaluate(`document.querySelector('.plots .over').getAttribute('aria-valuetext')`),
       /^after 0 s: from QEMU 0\.0 Mbit\/s, on the WAN/,
+    )
+    const slider = `document.querySelector('[aria-label^="Guest memory by address"]')`
+    await page.evaluate(`${slider}.focus()`)
+    for (const [key, cell] of [
+      ['End', 499],
+      ['PageDown', 435],
+      ['ArrowLeft', 434],
+      ['Home', 0],
+    ] as const) {
+      await press(page, key)
+      t.equal(await page.evaluate(`${slider}.getAttribute('aria-valuenow')`), String(cell), key)
+    }
+    t.match(
+      await page.evaluate(`${slider}.getAttribute('aria-valuetext')`),
+      /^0 bytes to 12\.3 kB: 100 % has passed; empty \d+ %, known to the other side \d+ %, sent \d+ %, sent again \d+ %$/,
     )
     await page.evaluate(`document.querySelector('.skip').focus()`)
     await press(page, 'Enter')

@@ -1,6 +1,7 @@
 /** A migration at its source: what its phases mean, what is kept for a recovery, and what is told of it. */
 import t from 'tap'
 import { sentenceOf, summaryLine } from '../../src/cli/summary-text.ts'
+import { MAPPED } from '../../src/codec/memory-map.ts'
 import { BatchStats } from '../../src/codec/stats.ts'
 import { EXPORT_TOLD_LENGTH_MAX, EXPORTS_TOLD_MAX, RAW_REASONS_TOLD_MAX } from '../../src/limits.ts'
 import { ChannelHead } from '../../src/migration/channel-ends.ts'
@@ -71,6 +72,20 @@ t.test('phases', t => {
     { urgent: true, record: { postcopy: true } },
     'from its start, whether it can be read or not',
   )
+  t.end()
+})
+
+t.test('the map of its memory, once that is known, and in postcopy too', t => {
+  const departure = begun(['main'])
+  t.notOk('map' in departure.status(2000, 2))
+  const name = Buffer.from('pc.ram')
+  departure.blocks.declare(name, 0, name.length, 2 * 4096)
+  departure.blocks.complete = true
+  departure.map.add(0, 1, 1, MAPPED.KNOWN)
+  const map = { bytes: 8192, cellBytes: 4096, empty: [0, 0], known: [0, 100], sent: [0, 0] }
+  t.same(departure.status(2000, 2).map, map)
+  departure.phase('postcopy')
+  t.same(departure.status(2000, 2).map, map)
   t.end()
 })
 

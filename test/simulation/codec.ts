@@ -76,7 +76,7 @@ export class SlowPacker implements SenderPacker {
     const number = new Uint8Array(4)
     new DataView(number.buffer).setUint32(0, this.batches++)
     const body = this.copy(loan.at, rawLength)
-    encoder.batched(rawLength)
+    encoder.batched(rawLength, new Uint8Array(encoder.records.pages))
     loan.release()
     encoder.stats.rawBytes += rawLength
     const parts = [new Uint8Array(head), number, body]

@@ -44,7 +44,7 @@ class Packer implements SenderPacker {
     if (rawLength === 0) return 0
     const loan = buffer.lend(rawLength)
     const bytes = MEMORY.slice(loan.at, loan.at + rawLength)
-    encoder.batched(rawLength)
+    encoder.batched(rawLength, new Uint8Array(encoder.records.pages))
     if (useCold) this.mayName.push(channel.number)
     loan.release()
     this.jobs.push({ channel, bytes, report: { rawLength, packedLength: rawLength, newBytes: rawLength } })

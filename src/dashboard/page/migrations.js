@@ -1,12 +1,13 @@
 /** A card for each migration that runs: how far, how fast, how long still, and what became of its pages. */
 import { byId, element, keep, setText } from './elements.js'
+import { MemoryPicture } from './memory.js'
 import { Plot } from './plot.js'
 import { CLASSES, PAGE_BYTES, Series } from './series.js'
 import { counted, formatDuration, formatRate, formatSaved, formatSize, formatTime } from './text.js'
 
 /** @typedef {import('../../migration/summary.ts').DepartureStatus} DepartureStatus */
 /** @typedef {import('../../migration/summary.ts').MigrationStatus} MigrationStatus */
-/** A proxy of before has no counts of pages. */
+/** A proxy of before has no counts of pages, and no map. */
 /** @typedef {{ key: string, peer: string, out: DepartureStatus | undefined, status: MigrationStatus }} Running */
 
 /** @type {Map<string, Series>} */
@@ -86,8 +87,10 @@ function makeCard({ key, peer, out, status }) {
       format: formatSize,
     })
   const plots = element('div', { class: 'plots' }, rates.node, ...(classes ? [classes.node] : []))
-  const node = element('article', { class: 'card', 'aria-labelledby': id }, title, about, label, warning, list, plots)
-  return { node, about, label, bar, pass, share, warning, facts, rates, classes }
+  const memory = new MemoryPicture()
+  const parts = [title, about, label, warning, list, memory.node, plots]
+  const node = element('article', { class: 'card', 'aria-labelledby': id }, ...parts)
+  return { node, about, label, bar, pass, share, warning, facts, memory, rates, classes }
 }
 
 /** @param {ReturnType<typeof makeCard>} card @param {Running} running */
@@ -134,6 +137,7 @@ function updateCard(card, { key, out, status }) {
     tell('passSeconds', progress?.passSeconds === undefined ? '–' : formatDuration(progress.passSeconds))
     tell('seconds', restText(out))
   }
+  card.memory.show(out?.map)
   card.rates.show(points.map(({ seconds, rate, rateWan }) => ({ seconds, values: out ? [rate, rateWan] : [rate] })))
   card.classes?.show(points.map(({ seconds, classes, bytesWan }) => ({ seconds, values: classes, over: bytesWan })))
 }

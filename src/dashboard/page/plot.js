@@ -22,6 +22,29 @@ export function axisEnd(most) {
   return [1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10].map(part => part * power).find(end => end >= most * 0.9999) ?? most
 }
 
+/**
+ * Where a key moves what stands at `now`; undefined: it is none that moves.
+ *
+ * @param {string} key
+ * @param {number} now @param {number} last
+ * @param {number} page how far PageUp and PageDown go
+ */
+export function movedBy(key, now, last, page) {
+  /** @type {Record<string, number>} */
+  const steps = {
+    ArrowLeft: -1,
+    ArrowDown: -1,
+    ArrowRight: 1,
+    ArrowUp: 1,
+    PageDown: -page,
+    PageUp: page,
+    Home: -last,
+    End: last,
+  }
+  if (!Object.hasOwn(steps, key) || last < 0) return undefined
+  return Math.min(last, Math.max(0, now + steps[key]))
+}
+
 /** @param {number} value */
 const rounded = value => Math.round(value * 10) / 10
 
@@ -167,20 +190,9 @@ export class Plot {
   /** @param {KeyboardEvent} event */
   key(event) {
     const last = this.points.length - 1
-    const now = this.marked ?? last
-    /** @type {Record<string, number>} */
-    const steps = {
-      ArrowLeft: -1,
-      ArrowDown: -1,
-      ArrowRight: 1,
-      ArrowUp: 1,
-      PageDown: -10,
-      PageUp: 10,
-      Home: -last,
-      End: last,
-    }
-    if (!Object.hasOwn(steps, event.key) || last < 0) return
+    const moved = movedBy(event.key, this.marked ?? last, last, 10)
+    if (moved === undefined) return
     event.preventDefault()
-    this.move(Math.min(last, Math.max(0, now + steps[event.key])))
+    this.move(moved)
   }
 }
