@@ -4,10 +4,12 @@ import { basename } from 'node:path'
 import { SingleBar } from 'cli-progress'
 import Table from 'cli-table3'
 import type { Argv, CommandModule } from 'yargs'
+import { DiskMirror } from '../capture/disk-mirror.ts'
 import { Input } from '../capture/input.ts'
 import { InputFile, STANDARD_INPUT } from '../capture/input-file.ts'
 import { JOIN_ROTATED } from '../capture/missing.ts'
 import { readOneChannel } from '../capture/one-channel.ts'
+import { PageInput } from '../capture/pages.ts'
 import { COLUMN, COLUMN_NAMES, PAGE_SIZE } from '../codec/wire.ts'
 import { EFFORT_MAX, EFFORTS, type Effort, parseEffort } from '../compression/effort.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
@@ -150,7 +152,7 @@ export const decodeCommand: CommandModule<object, DecodeArguments> = {
 
 export const estimateCommand: CommandModule<object, EstimateArguments> = {
   command: 'estimate <inputs..>',
-  describe: 'Tell what a migration would save, and why',
+  describe: 'Tell what a migration, or the mirror of a disk, would save, and why',
   builder: yargs =>
     (inputOptions(codecOptions(yargs)) as Argv<EstimateArguments>)
       .positional('inputs', {
@@ -166,7 +168,10 @@ export const estimateCommand: CommandModule<object, EstimateArguments> = {
       })
       .example('$0 estimate web2.stream --store S', 'bytes by class')
       .example('$0 estimate web2.stream --store S --rate 100Mbit', 'seconds over such a link')
-      .example('$0 estimate web2.qcow2 --store S', 'what moving its disk would cost') as never,
+      .example(
+        '$0 estimate web2.qcow2 --store S',
+        'what moving its disk would cost: as its mirror, before its memory',
+      ) as never,
   handler: runEstimate,
 }
 
@@ -259,6 +264,17 @@ function note(text: string): void {
   tell(`note: ${text}`)
 }
 
+/** What became of an input. */
+interface Encoded extends EncodeResult {
+  /** Of a disk: blocks that its mirror only names, as they are zero; some are sent, beside others. */
+  readonly zeroBlocks?: number
+}
+
+/** Whether it is estimated as a mirror, and not as a migration. */
+function isDisk({ format }: Input): boolean {
+  return format === 'disk'
+}
+
 /**
  * Encodes a channel of the input. A set whose pages turn out to be damaged is said and left out, as one whose head is,
  * unless it was asked for by name.
@@ -271,20 +287,24 @@ async function encodeTo(
   { signal, expect, read }: Attendance,
   write: ((bytes: Uint8Array) => Promise<void> | void) | undefined,
   started: () => void = () => {},
-): Promise<EncodeResult> {
+): Promise<Encoded> {
   expect(input.lengthBytes)
   // What nobody will decode need not be what QEMU sent to the byte.
   const estimate = write === undefined
   const { channel } = job
+  const say = (text: string): void => note(`${input.name}: ${text}`)
   for (;;) {
     try {
-      const chunks = readOneChannel(input, {
-        channel,
-        estimate,
-        note: text => note(`${input.name}: ${text}`),
-        readBytes: read,
-      })
-      return await encodeStream(chunks, write ?? started, { ...job, places: PLACES, signal })
+      const options = { ...job, places: PLACES, signal }
+      if (estimate && isDisk(input) && channel === undefined) {
+        const pages = PageInput.of(input, { partial: true, note: ({ text }) => say(text) })
+        const mirror = new DiskMirror(pages)
+        const server = (): Uint8Array => mirror.answer()
+        const result = await encodeStream(mirror.chunks(read), started, { ...options, server })
+        return { ...result, zeroBlocks: mirror.zeroBlocks }
+      }
+      const chunks = readOneChannel(input, { channel, estimate, note: say, readBytes: read })
+      return await encodeStream(chunks, write ?? started, options)
     } catch (error) {
       // Sets are loaded before the first byte is read or written.
       const damaged = damagedSet(error) ?? ''
@@ -370,9 +390,12 @@ export interface Estimate {
   readonly input: string
   /** What it was taken for, in words. */
   readonly takenFor: string
+  /** What would carry it: of a disk its mirror, of all else a migration. */
+  readonly carriedBy: 'migration' | 'mirror'
   readonly qemuBytes: number
   readonly wanBytes: number
   readonly ratio: number
+  /** Or blocks of 4 KiB. */
   readonly pages: Readonly<Record<string, number>>
   /** Bytes of the WAN by column of the format. */
   readonly columns: Readonly<Record<string, number>>
@@ -402,7 +425,7 @@ async function runEstimate(args: EstimateArguments): Promise<void> {
         const result = await encodeTo(input, job, attendance, undefined)
         const forecast = rate === undefined ? undefined : await forecastOf(input, job, rate, attendance)
         estimates.push({
-          ...estimateOf(path, input.takenFor, result),
+          ...estimateOf(path, input, result),
           ...(forecast ? { forecast, directSeconds: result.stats.rawBytes / rate! } : {}),
         })
       } finally {
@@ -417,16 +440,17 @@ async function runEstimate(args: EstimateArguments): Promise<void> {
   for (const estimate of estimates) printEstimate(estimate, job)
 }
 
-function estimateOf(input: string, takenFor: string, result: EncodeResult): Estimate {
-  const { stats, fileBytes, degraded, endsEarly } = result
+function estimateOf(path: string, input: Input, result: Encoded): Estimate {
+  const { stats, fileBytes, degraded, endsEarly, zeroBlocks } = result
   return {
-    input,
-    takenFor,
+    input: path,
+    takenFor: input.takenFor,
+    carriedBy: zeroBlocks === undefined ? 'migration' : 'mirror',
     qemuBytes: stats.rawBytes,
     wanBytes: fileBytes,
     ratio: ratio(fileBytes, stats.rawBytes),
     pages: {
-      zero: stats.zeroPages,
+      zero: stats.zeroPages + (zeroBlocks ?? 0),
       fill: stats.fillPages,
       previous: stats.samePages,
       template: stats.templatePages,
@@ -472,6 +496,7 @@ async function forecastOf(
 
 function printEstimate(estimate: Estimate, job: Job): void {
   const { input, takenFor, qemuBytes, wanBytes, pages, columns, degraded, forecast, directSeconds } = estimate
+  const mirror = estimate.carriedBy === 'mirror'
   const sets = job.sets.length + job.cold.length
   print(`${input}: taken for ${takenFor}`)
   print(
@@ -482,7 +507,7 @@ function printEstimate(estimate: Estimate, job: Job): void {
   const heads = column(COLUMN.OPS) + column(COLUMN.NUMBERS) + column(COLUMN.HEADERS)
   const patches = column(COLUMN.LENGTHS) + column(COLUMN.SOURCES) + column(COLUMN.SHIFTS)
   const classes = new Table({
-    head: ['class', 'pages', 'of QEMU', 'on the WAN'],
+    head: ['class', mirror ? 'blocks' : 'pages', 'of QEMU', 'on the WAN'],
     colAligns: ['left', 'right', 'right', 'right'],
     style: { head: [], border: [], compact: true },
   })
@@ -495,7 +520,8 @@ function printEstimate(estimate: Estimate, job: Job): void {
       wan === undefined ? 'in heads' : formatSize(wan),
     ])
   }
-  classes.push(['zero', formatCount(pages.zero!), formatSize(pages.zero! * 9), 'in heads'])
+  if (mirror) classes.push(['zero', formatCount(pages.zero!), '', 'in heads'])
+  else classes.push(['zero', formatCount(pages.zero!), formatSize(pages.zero! * 9), 'in heads'])
   row('one byte repeated', pages.fill!, undefined)
   row('as last sent', pages.previous!, undefined)
   row('in a template set', pages.template!, undefined)
@@ -505,7 +531,7 @@ function printEstimate(estimate: Estimate, job: Job): void {
   row('literal (partly known, new)', pages.compressed!, column(COLUMN.PAGES) + column(COLUMN.WORDS))
   row('incompressible', pages.incompressible!, column(COLUMN.DENSE))
   classes.push(['heads, references', '', '', formatSize(heads)])
-  classes.push(['device state and others', '', '', formatSize(column(COLUMN.OTHER))])
+  classes.push([mirror ? 'others' : 'device state and others', '', '', formatSize(column(COLUMN.OTHER))])
   printLines(classes.toString())
   if (degraded) print(`relayed raw from byte ${degraded.position}: ${degraded.reason}`)
   if (estimate.endsEarly) print(earlyText(qemuBytes))

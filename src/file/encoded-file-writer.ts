@@ -4,6 +4,7 @@
  */
 
 import { randomBytes } from 'node:crypto'
+import { DiskConnection } from '../codec/disk-connection.ts'
 import { FlowEncoder } from '../codec/flow-encoder.ts'
 import { PoolRegions } from '../codec/places.ts'
 import type { BatchStats } from '../codec/stats.ts'
@@ -35,6 +36,11 @@ export interface EncodeOptions {
   readonly ringPages: number
   readonly places: number
   readonly effort: Effort
+  /**
+   * The input is what a client of a disk says, and this is what its server says: asked for before the first piece and behind
+   * each of them. Only for estimates: no file says that it holds such a connection.
+   */
+  readonly server?: (() => Uint8Array) | undefined
   /** Called with the bytes read so far. */
   readonly progress?: (bytes: number) => void
   readonly signal?: AbortSignal
@@ -103,11 +109,16 @@ async function encodeInto(
       degraded = { position, reason }
     },
   })
+  const disk =
+    options.server &&
+    diskOf(encoder, options.server, (position, reason) => {
+      degraded = { position, reason }
+    })
   const memory = pool.kernel.bytes
   const buffer = new ChannelBuffer(memory, pool.slots[0]!, pool.slotBytes)
   /** Bytes that the next batch takes beside an incomplete record of the one before. */
   let wanted = READ_BYTES
-  let classified = false
+  let classified = disk !== undefined
   let read = 0
   const encode = async (release: boolean): Promise<void> => {
     await outbound.room()
@@ -118,7 +129,8 @@ async function encodeInto(
     wanted = READ_BYTES
   }
   try {
-    for await (const chunk of withWholeHead(input)) {
+    disk?.()
+    for await (const chunk of disk ? input : withWholeHead(input)) {
       options.signal?.throwIfAborted()
       for (let at = 0; at < chunk.length; ) {
         const take = Math.min(chunk.length - at, wanted)
@@ -134,6 +146,7 @@ async function encodeInto(
         wanted -= take
         if (wanted === 0) await encode(false)
       }
+      disk?.()
       read += chunk.length
       options.progress?.(read)
     }
@@ -146,6 +159,23 @@ async function encodeInto(
     await outbound.close()
   }
   return { stats: encoder.stats, fileBytes: file.bytes, degraded, endsEarly: endsEarly(encoder.parser) }
+}
+
+/** Has the encoder take its channel for a disk's. @returns what has it hear the server */
+function diskOf(
+  encoder: FlowEncoder,
+  server: () => Uint8Array,
+  raw: (position: number, reason: string) => void,
+): () => void {
+  const connection = new DiskConnection(encoder, 'client', {
+    raw: (direction, position, reason) => {
+      if (direction === 'client') raw(position, reason)
+    },
+  })
+  return () => {
+    const said = server()
+    connection.listen(said, 0, said.length)
+  }
 }
 
 function endsEarly(parser: FlowEncoder['parser']): boolean {

@@ -1,18 +1,21 @@
 /** Disks of real QEMUs through the pair: a mirror, the WAN broken in it, and the guest's memory behind it. */
 import { createHash, randomBytes } from 'node:crypto'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, readSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { QemuGuest } from '../../scripts/harness/qemu/guest.ts'
 import { type FoundQemu, type QemuVersion, qemu10, systemQemu } from '../../scripts/harness/qemu/versions.ts'
+import type { Estimate } from '../../src/cli/codec-command.ts'
 import type { DiskDepartureSummary } from '../../src/migration/summary.ts'
 import { until } from '../helpers/until.ts'
+import { pageferry } from '../template/cli-harness.ts'
 import { Pair } from './pair.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
 const MIB = 1 << 20
 const PAGE = 4096
+const HOLE = 65_536
 const DISK_BYTES = 16 * MIB
 /** Where the guest has blocks of its disk in memory: its page cache. */
 const CACHE = { at: 2 * MIB, bytes: 10 * MIB }
@@ -162,4 +165,65 @@ for (const [version, { qemu, skip }, copyMode] of finds) {
       await writes(mirror, 'write -P 0x22 0 65536', 'flush')
     },
   )
+}
+
+/** A disk as images are: code, some of it twice, and holes wherever 64 KiB are zero: those that QEMU does not send. */
+function realImage(path: string): void {
+  const code = Buffer.alloc(24 * MIB)
+  const program = openSync(process.execPath, 'r')
+  readSync(program, code, 0, code.length, 40 * MIB)
+  closeSync(program)
+  writeFileSync(path, '')
+  truncateSync(path, 48 * MIB)
+  const file = openSync(path, 'r+')
+  for (const [to, from, length] of [
+    [0, 0, 12],
+    [20, 12, 12],
+    [40, 14, 3],
+  ] as const) {
+    for (let at = 0; at < length * MIB; at += HOLE) {
+      const piece = code.subarray(from * MIB + at, from * MIB + at + HOLE)
+      if (piece.some(byte => byte !== 0)) writeSync(file, piece, 0, HOLE, to * MIB + at)
+    }
+  }
+  closeSync(file)
+}
+
+for (const [version, { qemu, skip }, copyMode] of finds) {
+  t.test(`QEMU ${version}: a mirror costs what was estimated`, { skip: skip ?? false }, async t => {
+    const folder = t.testdir()
+    const [disk, store, half] = ['source', 'store', 'half'].map(name => join(folder, name)) as [string, string, string]
+    realImage(disk)
+    writeFileSync(half, readFileSync(disk).subarray(0, 12 * MIB))
+    writeFileSync(join(folder, 'destination'), '')
+    truncateSync(join(folder, 'destination'), 48 * MIB)
+    const built = await pageferry('template', 'build', '--as', 'disk', '--store', store, half)
+    t.equal(built.status, 0, built.err)
+    const said = await pageferry('estimate', '--as', 'disk', '--store', store, '--pool-memory', '32MiB', '--json', disk)
+    t.equal(said.status, 0, said.err)
+    const [estimate] = JSON.parse(said.out) as [Estimate]
+
+    const stores = { sourceStore: store, destinationStore: store }
+    await using pair = await Pair.start({ ...stores, disks: true, effort: 3, tls: 'psk' })
+    await using source = await guest(qemu!, folder, 'source', half)
+    await using destination = await guest(qemu!, folder, 'destination')
+    const mirror = { source, destination }
+    await begin(mirror, pair, copyMode)
+    await ready(mirror)
+    await source.qmp.execute('block-job-cancel', { device: 'mirror' })
+    await until('the job to end', async () => (await jobs(mirror)).length === 0)
+    t.equal(digest(join(folder, 'destination')), digest(disk), 'both disks are equal')
+    await source.qmp.execute('blockdev-del', { 'node-name': 'remote' })
+    const told = await pair.waitLog(
+      ({ side, event }) => side === 'source' && event === 'disk transfer ended',
+      'the end of the disk transfer',
+    )
+    const { bytesWan, bytesIn, blocks } = told.fields as unknown as DiskDepartureSummary
+    const { wanBytes, qemuBytes, pages } = estimate
+    t.comment(`estimated ${wanBytes} of ${qemuBytes} bytes, and it took ${bytesWan} of ${bytesIn}`)
+    t.ok(Math.abs(wanBytes - bytesWan) < 0.1 * bytesWan, `${wanBytes} bytes were estimated, ${bytesWan} it took`)
+    t.ok(Math.abs(qemuBytes - bytesIn) < 0.02 * bytesIn, `${qemuBytes} of QEMU, ${bytesIn}`)
+    t.ok(pages.template! > 2000 && Math.abs(pages.template! - blocks.template) <= 20, `${blocks.template} were known`)
+    t.ok(pages.earlier! > 400 && Math.abs(pages.earlier! - blocks.earlier) <= 50, `${blocks.earlier} passed before`)
+  })
 }
