@@ -9,6 +9,7 @@ import type { Estimate } from '../../src/cli/codec-command.ts'
 import type { DiskDepartureSummary } from '../../src/migration/summary.ts'
 import { until } from '../helpers/until.ts'
 import { pageferry } from '../template/cli-harness.ts'
+import { type CopyMode, exportDisk, Mirror } from './mirror.ts'
 import { Pair } from './pair.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -52,40 +53,8 @@ async function guest(qemu: QemuVersion, folder: string, name: string, cache?: st
   })
 }
 
-interface Mirror {
-  readonly source: QemuGuest
-  readonly destination: QemuGuest
-}
-
-/** Exports the destination's disk, and begins to mirror the source's onto it through the pair. */
-async function begin({ source, destination }: Mirror, pair: Pair, copyMode: string): Promise<void> {
-  await destination.qmp.execute('nbd-server-start', { addr: { type: 'unix', data: { path: pair.diskFar } } })
-  const exported = { type: 'nbd', id: 'export', 'node-name': 'disk', name: 'disk', writable: true }
-  await destination.qmp.execute('block-export-add', exported)
-  await source.qmp.execute('blockdev-add', {
-    'node-name': 'remote',
-    driver: 'raw',
-    file: { driver: 'nbd', server: { type: 'unix', path: pair.diskNear }, export: 'disk' },
-  })
-  await source.qmp.execute('blockdev-mirror', {
-    ...{ 'job-id': 'mirror', device: 'disk', target: 'remote', sync: 'full', 'copy-mode': copyMode },
-  })
-}
-
-type Jobs = readonly { readonly ready?: boolean }[]
-const jobs = async ({ source }: Mirror): Promise<Jobs> =>
-  (await source.qmp.execute('query-block-jobs')) as unknown as Jobs
-
-async function ready(mirror: Mirror): Promise<void> {
-  await until('the mirror to be ready', async () => {
-    const [job] = await jobs(mirror)
-    if (!job) throw new Error('the mirror failed')
-    return job.ready
-  })
-}
-
 /** Writes as the guest would. */
-async function writes({ source }: Mirror, ...commands: readonly string[]): Promise<void> {
+async function writes(source: QemuGuest, ...commands: readonly string[]): Promise<void> {
   for (const command of commands) {
     const line = `qemu-io -d /machine/peripheral/vd0/virtio-backend "${command}"`
     const said = await source.qmp.execute('human-monitor-command', { 'command-line': line })
@@ -93,7 +62,7 @@ async function writes({ source }: Mirror, ...commands: readonly string[]): Promi
   }
 }
 
-const finds: readonly (readonly [string, FoundQemu, string])[] = [
+const finds: readonly (readonly [string, FoundQemu, CopyMode])[] = [
   ['7.2', await systemQemu(), 'background'],
   ['10', await qemu10(), 'write-blocking'],
 ]
@@ -107,20 +76,18 @@ for (const [version, { qemu, skip }, copyMode] of finds) {
     await using pair = await Pair.start({ disks: true, effort: 2, tls: 'psk' })
     await using source = await guest(qemu!, folder, 'source', join(folder, 'cache'))
     await using destination = await guest(qemu!, folder, 'destination')
-    const mirror = { source, destination }
+    await exportDisk(destination, pair.diskFar)
     const cut = pair.wan.cutAfter('forward', 2 * MIB)
-    await begin(mirror, pair, copyMode)
+    const mirror = await Mirror.begin(source, pair.diskNear, { copyMode })
     await cut
     await pair.breakWan('reset', 300)
-    await ready(mirror)
-    await writes(mirror, 'write -P 0x5a 1024 512', 'write -P 0x33 2097152 65536', 'write -z 65536 8192', 'flush')
+    await mirror.ready()
+    await writes(source, 'write -P 0x5a 1024 512', 'write -P 0x33 2097152 65536', 'write -z 65536 8192', 'flush')
     await pair.breakWan('drop', 300)
-    await writes(mirror, 'write -f -P 0x44 3000000 100', 'write -P 0x77 9437184 262144')
-    await source.qmp.execute('block-job-cancel', { device: 'mirror' }) // of one that is ready: ends in sync
-    await until('the job to end', async () => (await jobs(mirror)).length === 0)
+    await writes(source, 'write -f -P 0x44 3000000 100', 'write -P 0x77 9437184 262144')
+    await mirror.complete()
     t.equal(digest(join(folder, 'destination')), digest(join(folder, 'source')), 'both disks are equal')
     t.not(digest(join(folder, 'source')), createHash('sha256').update(disk).digest('hex'), 'the guest wrote')
-    await source.qmp.execute('blockdev-del', { 'node-name': 'remote' })
     await destination.qmp.execute('nbd-server-stop')
     const told = await pair.waitLog(
       ({ side, event }) => side === 'source' && event === 'disk transfer ended',
@@ -153,16 +120,16 @@ for (const [version, { qemu, skip }, copyMode] of finds) {
       await using pair = await Pair.start({ disks: true })
       await using source = await guest(qemu!, folder, 'source', join(folder, 'cache'))
       await using destination = await guest(qemu!, folder, 'destination')
-      const mirror = { source, destination }
-      await begin(mirror, pair, copyMode)
-      await ready(mirror)
+      await exportDisk(destination, pair.diskFar)
+      const mirror = await Mirror.begin(source, pair.diskNear, { copyMode })
+      await mirror.ready()
       await pair.kill('destination')
       await until('the source to break off', () => pair.log.some(({ event }) => event === 'disk transfer ended'))
-      await writes(mirror, 'write -P 0x11 0 65536', 'flush')
-      await until('the job to fail', async () => (await jobs(mirror)).length === 0)
+      await writes(source, 'write -P 0x11 0 65536', 'flush')
+      t.type(await mirror.end(), 'string', 'the job fails')
       await source.qmp.execute('cont')
       t.equal(await source.status(), 'running')
-      await writes(mirror, 'write -P 0x22 0 65536', 'flush')
+      await writes(source, 'write -P 0x22 0 65536', 'flush')
     },
   )
 }
@@ -207,13 +174,11 @@ for (const [version, { qemu, skip }, copyMode] of finds) {
     await using pair = await Pair.start({ ...stores, disks: true, effort: 3, tls: 'psk' })
     await using source = await guest(qemu!, folder, 'source', half)
     await using destination = await guest(qemu!, folder, 'destination')
-    const mirror = { source, destination }
-    await begin(mirror, pair, copyMode)
-    await ready(mirror)
-    await source.qmp.execute('block-job-cancel', { device: 'mirror' })
-    await until('the job to end', async () => (await jobs(mirror)).length === 0)
+    await exportDisk(destination, pair.diskFar)
+    const mirror = await Mirror.begin(source, pair.diskNear, { copyMode })
+    await mirror.ready()
+    await mirror.complete()
     t.equal(digest(join(folder, 'destination')), digest(disk), 'both disks are equal')
-    await source.qmp.execute('blockdev-del', { 'node-name': 'remote' })
     const told = await pair.waitLog(
       ({ side, event }) => side === 'source' && event === 'disk transfer ended',
       'the end of the disk transfer',

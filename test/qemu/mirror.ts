@@ -1,0 +1,124 @@
+/** A disk that a source QEMU mirrors to a destination QEMU, as libvirt has them do it, and the guest's memory behind it. */
+import type { MigrationSettings, MigrationStats, QemuGuest } from '../../scripts/harness/qemu/guest.ts'
+import { until } from '../helpers/until.ts'
+
+const JOB = 'mirror'
+const TARGET = 'remote'
+const EXPORT = 'disk'
+
+/** How QEMU copies what the guest writes meanwhile: later, or before the guest is told that it was written. */
+export type CopyMode = 'background' | 'write-blocking'
+
+export interface MirrorOptions {
+  readonly copyMode: CopyMode
+  /** `top`: only what lies above the image that both sites have. Default: all of it. */
+  readonly sync?: 'full' | 'top'
+  /** QEMU's name of the disk, at both; default `disk`. */
+  readonly disk?: string
+  /** Bytes a second, before the pair. */
+  readonly speed?: number
+}
+
+/** Has a destination export its disk over a Unix socket, for anybody to write to. */
+export async function exportDisk(destination: QemuGuest, path: string, disk = 'disk'): Promise<void> {
+  await destination.qmp.execute('nbd-server-start', { addr: { type: 'unix', data: { path } } })
+  const exported = { type: 'nbd', id: 'export', 'node-name': disk, name: EXPORT, writable: true }
+  await destination.qmp.execute('block-export-add', exported)
+}
+
+/** A job of the source's. */
+export class Mirror {
+  readonly source: QemuGuest
+  /** Of the source's events, those from here on are about this job. */
+  private readonly since: number
+
+  private constructor(source: QemuGuest) {
+    this.source = source
+    this.since = source.qmp.events.length
+  }
+
+  /** Begins to mirror the source's disk to the export behind this Unix socket. @throws QmpError where it is not there */
+  static async begin(source: QemuGuest, path: string, options: MirrorOptions): Promise<Mirror> {
+    const { copyMode, sync = 'full', disk = 'disk', speed } = options
+    const mirror = new Mirror(source)
+    const server = { type: 'unix', path }
+    await source.qmp.execute('blockdev-add', {
+      ...{ 'node-name': TARGET, driver: 'raw', discard: 'unmap', 'detect-zeroes': 'unmap' },
+      file: { driver: 'nbd', server, export: EXPORT },
+    })
+    const more = { sync, 'copy-mode': copyMode, ...(speed === undefined ? {} : { speed }) }
+    await source.qmp.execute('blockdev-mirror', { 'job-id': JOB, device: disk, target: TARGET, ...more })
+    return mirror
+  }
+
+  /** Waits until all has been copied but what the guest goes on to write. @throws Error where the job ends first */
+  async ready(patienceMs?: number): Promise<void> {
+    const { qmp } = this.source
+    const { event, data } = await qmp.waitEvent(
+      ({ event }) => event === 'BLOCK_JOB_READY' || event === 'BLOCK_JOB_COMPLETED' || event === 'BLOCK_JOB_CANCELLED',
+      patienceMs ?? 120_000,
+      this.since,
+    )
+    if (event !== 'BLOCK_JOB_READY') throw new Error(`the mirror ended: ${data.error ?? event}`)
+  }
+
+  /** Ends one that is ready, in sync: nothing of the source is missing at the other site. @throws Error where it failed */
+  async complete(): Promise<void> {
+    await this.source.qmp.execute('block-job-cancel', { device: JOB })
+    const error = await this.end()
+    if (error !== undefined) throw new Error(`the mirror failed at its end: ${error}`)
+    await this.release()
+  }
+
+  /** Ends it as it is. */
+  async cancel(): Promise<void> {
+    await this.source.qmp.execute('block-job-cancel', { device: JOB, force: true })
+    await this.end()
+    await this.release()
+  }
+
+  /** Waits for its end. @returns what QEMU says was wrong, where something was */
+  async end(): Promise<string | undefined> {
+    const { qmp } = this.source
+    const ended = ({ event }: { event: string }) => event === 'BLOCK_JOB_COMPLETED' || event === 'BLOCK_JOB_CANCELLED'
+    const { data } = await qmp.waitEvent(ended, 120_000, this.since)
+    await until('the job to be gone', async () => (await this.jobs()).length === 0)
+    return data.error as string | undefined
+  }
+
+  /** Closes the connection of a job that has ended. */
+  async release(): Promise<void> {
+    await this.source.qmp.execute('blockdev-del', { 'node-name': TARGET })
+  }
+
+  /** Bytes that the job has copied, of all that it knows. */
+  async jobs(): Promise<readonly { readonly offset: number; readonly len: number; readonly ready?: boolean }[]> {
+    return await this.source.qmp.execute('query-block-jobs')
+  }
+
+  /**
+   * Moves the guest's memory behind its disk: the guest is stopped, then the mirror is completed, then comes the rest.
+   * The destination stays stopped.
+   */
+  async follow(
+    destination: QemuGuest,
+    uris: { readonly source: string; readonly target: string },
+    settings: MigrationSettings = {},
+  ): Promise<MigrationStats> {
+    const { source } = this
+    const capabilities = { 'return-path': true, 'pause-before-switchover': true, ...settings.capabilities }
+    await destination.listen(uris.target, { capabilities: { 'return-path': true } })
+    await source.startMigration(uris.source, { capabilities, parameters: settings.parameters ?? {} })
+    await until('the guest to be stopped', async () => {
+      const info = await source.migrationInfo()
+      if (info.status === 'failed' || info.status === 'cancelled') throw new Error(`migration ${info['error-desc']}`)
+      return info.status === 'pre-switchover'
+    })
+    await this.complete()
+    await source.qmp.execute('migrate-continue', { state: 'pre-switchover' })
+    const stats = await source.waitMigration()
+    await destination.waitStatus(['paused', 'prelaunch'])
+    await destination.qmp.execute('nbd-server-stop')
+    return stats
+  }
+}
