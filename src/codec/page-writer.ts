@@ -34,8 +34,9 @@ export class PageWriter {
   /** Address of the next byte, and of the one behind the last. */
   private out = 0
   private end = 0
-  /** Flags of the kernel's expand functions for the run that `pageRun` allowed. */
+  /** Flags of the kernel's expand functions for the run that `pageRun` allowed, and the place of its first page. */
   private flags = 0
+  private place = NONE
 
   constructor(kernel: Kernel) {
     this.kernel = kernel
@@ -115,7 +116,7 @@ export class PageWriter {
     for (let done = 0; done < count; ) {
       const n = this.pageRun(count - done)
       const { page } = prediction
-      const got = kernel.expandPages(this.out, hi(page), lo(page), slot + done, n, this.place(), this.flags)
+      const got = kernel.expandPages(this.out, hi(page), lo(page), slot + done, n, this.place, this.flags)
       this.gave(got, n, region !== REGION.TEMPLATES)
       done += n
     }
@@ -130,7 +131,7 @@ export class PageWriter {
       const n = this.pageRun(count - done)
       const { page } = flow.prediction
       const flags = this.flags | EXPAND.FROM_PLACE
-      const got = kernel.expandPages(this.out, hi(page), lo(page), 0, n, this.place(), flags)
+      const got = kernel.expandPages(this.out, hi(page), lo(page), 0, n, this.place, flags)
       if (got === FAILED) throw flow.bad('SAME at a place that has received nothing')
       this.gave(got, n)
       done += n
@@ -170,7 +171,7 @@ export class PageWriter {
     const { flow, kernel, patches } = this
     const n = this.pageRun(1)
     const { page } = flow.prediction
-    const place = this.place()
+    const { place } = this
     patches.read(flow, columns, place === NONE ? NONE : kernel.placeOf(place), tokensAt)
     const { tokens, literalBytes } = patches
     this.work += tokens * WORK_PER_COPY
@@ -188,7 +189,7 @@ export class PageWriter {
       const n = this.pageRun(count - done)
       const { page } = flow.prediction
       const from = at + done * PAGE_SIZE
-      this.gave(kernel.expandNew(this.out, hi(page), lo(page), from, n, this.place(), this.flags | flags), n, learn)
+      this.gave(kernel.expandNew(this.out, hi(page), lo(page), from, n, this.place, this.flags | flags), n, learn)
       done += n
     }
   }
@@ -209,12 +210,14 @@ export class PageWriter {
     }
     if (flow.inPacket) {
       flow.takePage()
+      this.findPlace()
       this.flags = EXPAND.BARE
       this.room(PAGE_SIZE)
       return 1
     }
     if (flow.named) {
       this.namedHead(RAM_FLAG.PAGE)
+      this.findPlace()
       this.flags = EXPAND.BARE
       this.room(PAGE_SIZE)
       return 1
@@ -227,7 +230,8 @@ export class PageWriter {
 
   /** The kernel takes places that follow each other: cut where the table wraps. */
   private placesInRow(pages: number): number {
-    return this.places === 0 ? pages : Math.min(pages, this.places - this.place())
+    this.findPlace()
+    return this.places === 0 ? pages : Math.min(pages, this.places - this.place)
   }
 
   /** Takes over what a kernel call gave. @param learn the pages are in no template set */
@@ -243,10 +247,9 @@ export class PageWriter {
     flow.advance(pages)
   }
 
-  private place(): number {
-    if (this.places === 0) return NONE
+  private findPlace(): void {
     const { migration, prediction } = this.flow
-    return placeIndex(migration, prediction.block, prediction.page, this.places)
+    if (this.places > 0) this.place = placeIndex(migration, prediction.block, prediction.page, this.places)
   }
 
   /** Head of a record without CONTINUE, with its idstr. */

@@ -12,8 +12,9 @@ export const REGION = {
 
 /** Index of a place in the session's table. `places` is a power of two. */
 export function placeIndex(migration: number, block: number, page: number, places: number): number {
-  const salt = (Math.imul(block, PLACE_BLOCK_STEP) + Math.imul(migration, PLACE_MIGRATION_STEP)) >>> 0
-  return ((page % 4294967296) + salt) % places
+  // bits and no remainders: those of numbers beyond 31 bits are divided in floating point, once or twice a page
+  const salt = Math.imul(block, PLACE_BLOCK_STEP) + Math.imul(migration, PLACE_MIGRATION_STEP)
+  return ((page + salt) & (places - 1)) >>> 0
 }
 
 /** The slots of each region, and how the wire names a slot by its region. */
