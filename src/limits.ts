@@ -565,3 +565,6 @@ export const HOOKS_WAITING_MAX = 256
 
 /** Entries of a schedule: each hour of a week has fewer, and nobody reads more. */
 export const SCHEDULE_ENTRIES_MAX = 256
+
+/** Weights are whole numbers to this: of a hundredth nobody could see a tenth. */
+export const WEIGHT_MAX = 100

@@ -1,5 +1,6 @@
 /** `pageferry serve --config FILE`: both roles in one process. */
 import type { CommandModule } from 'yargs'
+import { CapKeeper } from '../daemon/cap-keeper.ts'
 import {
   type Configuration,
   type Mistake,
@@ -11,6 +12,7 @@ import { Control } from '../daemon/control.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { type Runnable, runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
+import { ALL_PEERS } from '../daemon/settings.ts'
 import { Site } from '../daemon/site.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
@@ -19,6 +21,7 @@ import { formatAddress } from '../relay/address.ts'
 import { groupId } from '../relay/group.ts'
 import { checkListen } from '../relay/listener.ts'
 import type { Role } from '../session/api.ts'
+import { type CapShare, SharedCap } from '../session/shared-cap.ts'
 import { looker, missingThings, tellMistakes, wrong } from './check-settings.ts'
 import { listenAt } from './destination-command.ts'
 import { print } from './output.ts'
@@ -118,7 +121,21 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   const { events } = teller
   const memory = memoryOf(configuration)
   const where: string[] = []
+  const weights = { ...configuration.weights }
+  const together = new SharedCap(Number.POSITIVE_INFINITY)
+  const shares = new Map<string, CapShare>()
+  const capsOfAll = new CapKeeper({
+    schedule: configuration.caps,
+    apply: bytesPerSecond => {
+      together.set(bytesPerSecond, performance.now())
+      for (const source of sources.values()) source.capChanged()
+    },
+    tell: told => events.info('rate', { ...told, peer: ALL_PEERS }),
+  })
+  together.set(capsOfAll.bytesPerSecond, performance.now())
   for (const peer of configuration.peers) {
+    const shared = together.join(peer.share)
+    shares.set(peer.name, shared)
     const daemon = new SourceDaemon({
       ...proxySettings(configuration, peer, 'client', events, memory),
       listen: peer.listen.map(entry => ({ ...entry, group: groupOf(entry.group) })),
@@ -129,6 +146,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
       effort: configuration.effort,
       connections: peer.connections,
       rate: peer.caps,
+      ...{ shared, weights },
       fds,
       onStatus: text => status.tell(`${peer.name}: ${text}`),
     })
@@ -158,6 +176,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   }
   const all: Runnable = {
     start: async () => {
+      capsOfAll.start()
       for (const proxy of proxies) await proxy.start()
     },
     stop: async () => {
@@ -186,9 +205,14 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
         events.error('mistake in the settings', { at: `${config}:${line}`, what, hint })
       throw wrong(config, mistakes.length)
     }
-    for (const { name, caps } of next.peers) sources.get(name)?.caps.renew(caps)
+    Object.assign(weights, next.weights)
+    capsOfAll.renew(next.caps)
+    for (const { name, caps, share } of next.peers) {
+      Object.assign(shares.get(name) ?? {}, { weight: share })
+      sources.get(name)?.caps.renew(caps)
+    }
     destination?.setTargets(next.targets, next.disks)
-    events.info('settings read again', { counting: 'caps of peers, targets' })
+    events.info('settings read again', { counting: 'caps, shares, targets' })
     const settings = needRestart(configuration, next)
     if (settings.length > 0) events.warn('a restart is needed for changed settings', { settings: settings.join(', ') })
   }
@@ -196,8 +220,13 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     events.info('serving', { from: where })
     supply = startSupply(configuration, events)
   }
-  const control = new Control(configuration, new Site([...sources.values()], destination), events)
+  const control = new Control(
+    configuration,
+    new Site([...sources.values()], destination, sources.size > 0 ? capsOfAll : undefined),
+    events,
+  )
   const rates = Object.fromEntries(Array.from(sources, ([name, { caps }]) => [name, caps.bytesPerSecond]))
+  if (sources.size > 0 && Number.isFinite(capsOfAll.bytesPerSecond)) rates[ALL_PEERS] = capsOfAll.bytesPerSecond
   const role = [sources.size > 0 && 'source', destination && 'destination'].filter(Boolean).join(' and ')
   await tellStart(events, role, configuration, rates)
   await runProxy(all, teller, status, control, started, reloadSettings)

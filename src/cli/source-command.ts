@@ -4,7 +4,7 @@ import { parseEffortOrAuto } from '../compression/effort.ts'
 import { Control } from '../daemon/control.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
-import { readCommon } from '../daemon/settings.ts'
+import { parseWeights, readCommon } from '../daemon/settings.ts'
 import { Site } from '../daemon/site.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
@@ -41,6 +41,7 @@ interface SourceArguments extends ProxyArguments {
   readonly rateSchedule: string | undefined
   readonly rateFile: string | undefined
   readonly timeZone: string | undefined
+  readonly shares: string
   readonly tlsServerName: string | undefined
 }
 
@@ -121,6 +122,13 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
         requiresArg: true,
         conflicts: ['rate', 'rate-schedule'],
       })
+      .option('shares', {
+        describe:
+          'What each migration and each disk transfer gets of the WAN beside others, by weight: disks=1,memory=3',
+        type: 'string',
+        requiresArg: true,
+        default: 'disks=1,memory=1',
+      })
       .option('time-zone', {
         describe: 'Of schedules, such as Europe/Amsterdam',
         type: 'string',
@@ -172,6 +180,7 @@ function readersOf(args: SourceArguments) {
     effort: () => parseEffortOrAuto(args.effort),
     connections: () => connectionCount(args.connections),
     rate: () => capsOf(args),
+    weights: () => parseWeights(args.shares, '--shares'),
   }
 }
 
@@ -186,7 +195,7 @@ function requireRing(ringPages: number, poolMemory: string): void {
 
 /** `--check`. @throws USAGE */
 function checkSource(args: SourceArguments): Promise<void> {
-  const { peer, effort, connections, rate, mode, group } = readersOf(args)
+  const { peer, effort, connections, rate, weights, mode, group } = readersOf(args)
   const { peerName, tlsServerName: serverName, listenAnywhere: beyondLoopback } = args
   const addressOf = (text: string): Address => parseNamedAddress(text).address
   return checkOptions({
@@ -195,7 +204,7 @@ function checkSource(args: SourceArguments): Promise<void> {
     memory: ({ poolMemoryBytes, setMemoryBytes }) =>
       requireRing(processMemory(poolMemoryBytes, setMemoryBytes, false).ringPages, args.poolMemory),
     own: [
-      ...[peer, effort, connections, rate, mode, group],
+      ...[peer, effort, connections, rate, weights, mode, group],
       ...listenChecks([...args.listen, ...(args.disks ?? [])], addressOf, { beyondLoopback }),
     ],
     role: {
@@ -225,6 +234,7 @@ async function runSource(args: SourceArguments): Promise<void> {
     effort: read.effort(),
     connections: read.connections(),
     rate: read.rate(),
+    weights: read.weights(),
     fds: takeListenFds(),
     onStatus: text => status.tell(text),
   })
@@ -241,6 +251,7 @@ async function runSource(args: SourceArguments): Promise<void> {
     supply?.askNow()
     if (rateFile === undefined) return
     daemon.caps.renew(read.rate())
+    events.info('settings read again', { counting: 'cap' })
   })
 }
 

@@ -16,9 +16,11 @@ const LEVELS = ' ▁▂▃▄▅▆▇█'
 /** An end that is nearer is worth a line. */
 const EXPIRY_TOLD_DAYS = 30
 
-export function statusText({ version, process, started, sources, destination }: SiteStatus, now: Date): string {
+export function statusText({ version, process, started, all, sources, destination }: SiteStatus, now: Date): string {
   const up = formatDuration((now.getTime() - Date.parse(started)) / 1000)
   const lines = [`pageferry ${version}, process ${process}, up ${up}`]
+  if (all && (all.rate !== undefined || all.cap?.until !== undefined))
+    lines.push(`to all peers together: ${capText(all.rate, all.cap)}`)
   for (const source of sources) lines.push(...sourceLines(source))
   if (destination) lines.push(...destinationLines(destination))
   const certificates = new Map([...sources, ...(destination ? [destination] : [])].flatMap(fileEntries))

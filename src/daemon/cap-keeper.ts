@@ -63,11 +63,18 @@ export class CapKeeper {
     clearTimeout(this.timer)
   }
 
-  /** Settings were read again: what was said by command is over. */
+  /** Settings were read again: what was said by command is over. Told where that makes a difference now. */
   renew(schedule: RateSchedule): void {
+    const before = this.told
     this.schedule = schedule
     this.foresee(Date.now())
-    this.follow()
+    this.said = undefined
+    this.look()
+    const { told } = this
+    const isSame = Object.keys({ ...before, ...told }).every(
+      key => before[key as keyof CapTold] === told[key as keyof CapTold],
+    )
+    if (!isSame) this.tell()
   }
 
   /** Another cap until the schedule's next change; where there is none, until something else is said. */
@@ -123,8 +130,12 @@ export class CapKeeper {
   }
 
   private tell(): void {
+    this.options.tell(this.told)
+  }
+
+  private get told(): CapTold {
     const { by, until } = this.status()
-    this.options.tell({ bytesPerSecond: orNone(this.inForce), by, ...(until !== undefined && { until }) })
+    return { bytesPerSecond: orNone(this.inForce), by, ...(until !== undefined && { until }) }
   }
 }
 

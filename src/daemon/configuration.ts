@@ -6,7 +6,7 @@ import { type Document, isScalar, LineCounter, parseDocument, visit } from 'yaml
 import { z } from 'zod'
 import { parseEffortOrAuto } from '../compression/effort.ts'
 import { isProxyError } from '../errors.ts'
-import { CONNECTIONS_MAX, SESSIONS_CEILING, SESSIONS_MAX } from '../limits.ts'
+import { CONNECTIONS_MAX, SESSIONS_CEILING, SESSIONS_MAX, WEIGHT_MAX } from '../limits.ts'
 import { requireServerName } from '../link/credentials.ts'
 import { parseCap, parseDuration, parseSize } from '../quantity.ts'
 import { RateSchedule, requireTimeZone } from '../rate-schedule.ts'
@@ -24,7 +24,8 @@ import {
 import { fileMode } from '../relay/group.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { isRemoteName } from '../remote/remote-store.ts'
-import { type CommonSettings, DEFAULTS, LEARNED_UNSIGNED, parseMetricsAddress } from './settings.ts'
+import type { Weights } from '../session/fairness.ts'
+import { ALL_PEERS, type CommonSettings, DEFAULTS, LEARNED_UNSIGNED, parseMetricsAddress } from './settings.ts'
 import { LEVELS } from './text-log.ts'
 
 /** One thing that is wrong with a configuration file. */
@@ -42,6 +43,8 @@ export interface PeerConfiguration {
   readonly connections: number
   /** What may go to it when. */
   readonly caps: RateSchedule
+  /** Its weight among peers, where they share a cap. */
+  readonly share: number
   readonly peerName: string | undefined
   readonly tlsServerName: string | undefined
   readonly listen: readonly ListenerConfiguration[]
@@ -58,6 +61,10 @@ interface ListenerConfiguration {
 }
 
 export interface Configuration extends CommonSettings {
+  /** What may go to all peers together, when. */
+  readonly caps: RateSchedule
+  /** What memory and disks get beside each other. */
+  readonly weights: Readonly<Weights>
   readonly effort: number | 'auto'
   readonly peers: readonly PeerConfiguration[]
   readonly wanListen: readonly Address[]
@@ -97,11 +104,16 @@ const duration = (name: string) => text(value => parseDuration(value, name))
 /** What the file may hold; what comes out of it are values. */
 const SCHEMA = (() => {
   const address = text(value => ({ text: value, at: parseAddress(value) }))
+  const weight = z.int().min(1).max(WEIGHT_MAX).default(1)
+  const caps = {
+    rate: text(value => parseCap(value, 'rate')).default(Number.POSITIVE_INFINITY),
+    'rate-schedule': z.union([z.string(), z.array(z.string()).min(1)]).optional(),
+  }
   const peer = z.strictObject({
     address: text(parsePeer),
     connections: z.int().min(1).max(CONNECTIONS_MAX).default(1),
-    rate: text(value => parseCap(value, 'rate')).default(Number.POSITIVE_INFINITY),
-    'rate-schedule': z.union([z.string(), z.array(z.string()).min(1)]).optional(),
+    ...caps,
+    share: weight,
     'peer-name': z.string().optional(),
     'tls-server-name': text(requireServerName).optional(),
   })
@@ -112,6 +124,8 @@ const SCHEMA = (() => {
     'pool-memory': size('pool-memory').prefault(DEFAULTS.poolMemoryOfAll),
     'set-memory': size('set-memory').prefault(DEFAULTS.setMemory),
     effort: text(value => parseEffortOrAuto(value, 'effort')).prefault('auto'),
+    ...caps,
+    shares: z.strictObject({ memory: weight, disks: weight }).prefault({}),
     'time-zone': text(value => requireTimeZone(value, 'time-zone')).optional(),
     'queue-target': duration('queue-target').prefault(DEFAULTS.queueTarget),
     patience: duration('patience').prefault(DEFAULTS.patience),
@@ -155,6 +169,12 @@ const SCHEMA = (() => {
     disks: z.record(NAME, address).default({}),
   })
 })()
+
+/** Caps as the schema has them. */
+interface Caps {
+  readonly rate: number
+  readonly 'rate-schedule'?: string | string[] | undefined
+}
 
 /** What a file says. */
 export interface ReadConfiguration {
@@ -274,17 +294,20 @@ export function readConfiguration(content: string): ReadConfiguration {
     }
   }
   const zone = file['time-zone']
-  const caps = new Map<string, RateSchedule>()
-  for (const [name, { rate, 'rate-schedule': schedule }] of Object.entries(file.peers)) {
+  const capsAt = (path: readonly string[], { rate, 'rate-schedule': schedule }: Caps): RateSchedule => {
+    const written = typeof schedule === 'string' ? schedule : schedule?.join('\n')
     try {
-      const written = typeof schedule === 'string' ? schedule : schedule?.join('\n')
-      const always = written === undefined
-      caps.set(name, always ? RateSchedule.always(rate) : RateSchedule.parse(written, rate, zone, 'rate-schedule'))
+      if (written !== undefined) return RateSchedule.parse(written, rate, zone, 'rate-schedule')
     } catch (error) {
       if (!isProxyError(error)) throw error
-      mistake(['peers', name, 'rate-schedule'], error.what, error.action)
+      mistake([...path, 'rate-schedule'], error.what, error.action)
     }
+    return RateSchedule.always(rate)
   }
+  const capsOfAll = capsAt([], file)
+  const caps = new Map(Object.entries(file.peers).map(([name, peer]) => [name, capsAt(['peers', name], peer)]))
+  if (Object.hasOwn(file.peers, ALL_PEERS))
+    mistake(['peers', ALL_PEERS], `a peer called ${ALL_PEERS}`, 'the word stands for all of them: choose another name')
   for (const [name] of Object.entries(file.peers)) {
     if (!file.listeners.some(listener => listener.peer === name))
       mistake(
@@ -334,6 +357,7 @@ export function readConfiguration(content: string): ReadConfiguration {
       ...peer.address,
       connections: peer.connections,
       caps: caps.get(name)!,
+      share: peer.share,
       peerName: peer['peer-name'],
       tlsServerName: peer['tls-server-name'],
       listen: listenersOf(name, false),
@@ -375,6 +399,8 @@ export function readConfiguration(content: string): ReadConfiguration {
       metrics: file.metrics,
       logLevel: file['log-level'],
       hook: file.hook,
+      caps: capsOfAll,
+      weights: file.shares,
       peers,
       wanListen,
       peerName: file.wan?.['peer-name'],
@@ -397,12 +423,14 @@ function strayAlias(document: Document.Parsed): number {
 }
 
 /**
- * What differs between two configurations and counts only after a restart: all but the rates of peers, and targets where
+ * What differs between two configurations and counts only after a restart: all but caps and shares, and targets where
  * source proxies are listened for.
  * @returns names as in the file
  */
 export function needRestart(before: Configuration, after: Configuration): string[] {
   const settings = ({
+    caps,
+    weights,
     peers,
     targets,
     disks,
@@ -422,7 +450,7 @@ export function needRestart(before: Configuration, after: Configuration): string
         storeSizeBytes: supply?.maxBytes,
       }).map(([key, value]) => [kebab(key), JSON.stringify(value)] as const),
       ['wan', JSON.stringify([wanListen, peerName, sessionsMax])],
-      ...peers.map(({ caps, ...peer }) => [`peers.${peer.name}`, JSON.stringify(peer)] as const),
+      ...peers.map(({ caps, share, ...peer }) => [`peers.${peer.name}`, JSON.stringify(peer)] as const),
     ])
   const was = settings(before)
   const is = settings(after)

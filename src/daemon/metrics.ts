@@ -4,6 +4,7 @@ import { METRICS_FRESH_MS, METRICS_PEERS_MAX } from '../limits.ts'
 import type { SiteStatus } from './control-api.ts'
 import type { Events, SiteEvent } from './events.ts'
 import { SetMetrics } from './set-metrics.ts'
+import { ALL_PEERS } from './settings.ts'
 import type { LinkStatus } from './status.ts'
 
 /** Peers beyond METRICS_PEERS_MAX: who may connect may have many names. */
@@ -78,7 +79,11 @@ export class Metrics {
     this.sessionUp = gauge('pageferry_session_up', 'Whether there is a session with the other proxy.', 'peer')
     this.roundTrip = gauge('pageferry_link_round_trip_seconds', 'Round trip to the other proxy, smoothed.', 'peer')
     this.linkRate = gauge('pageferry_link_rate_bytes_per_second', 'What the link delivered lately.', 'peer')
-    this.rateLimit = gauge('pageferry_rate_limit_bytes_per_second', 'Cap on the WAN, where there is one.', 'peer')
+    this.rateLimit = gauge(
+      'pageferry_rate_limit_bytes_per_second',
+      'Cap on the WAN that counts now, where there is one.',
+      'peer',
+    )
     this.effort = gauge('pageferry_effort', 'Effort of the next batch, 0 to 5, while a migration leaves.', 'peer')
     this.waiting = gauge('pageferry_connections_waiting', 'Connections of QEMU that wait for a session.', 'peer')
     this.sets = gauge('pageferry_template_sets', 'Template sets that a session uses.', 'peer', 'place')
@@ -183,12 +188,13 @@ export class Metrics {
 
   // --- as it is
 
-  private collect({ version, sources, destination }: SiteStatus): void {
+  private collect({ version, all, sources, destination }: SiteStatus): void {
     const gauges = [this.sessionUp, this.roundTrip, this.linkRate, this.rateLimit, this.effort, this.waiting]
     for (const gauge of [...gauges, this.sets, this.running, this.disks, this.expiry]) gauge.reset()
     const role = sources.length === 0 ? 'destination' : destination ? 'serve' : 'source'
     this.buildInfo.set({ version, role }, 1)
     const running = new Map<string, number>()
+    if (all?.rate !== undefined) this.rateLimit.set({ peer: ALL_PEERS }, all.rate)
 
     for (const { peer: name, rate, session, waiting } of sources) {
       const peer = this.peer(name)

@@ -1,11 +1,12 @@
 /** What both proxies of a process go by, as values: read once, from options or from the file of `pageferry serve`. */
 import { ProxyError } from '../errors.ts'
-import { PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
+import { PATIENCE_MS, QUEUE_TARGET_MS, WEIGHT_MAX } from '../limits.ts'
 import type { Level } from '../log.ts'
 import { parseDuration, parseSize } from '../quantity.ts'
 import { type Address, isRange, parseAddress } from '../relay/address.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { storeNames } from '../remote/open-store.ts'
+import type { Weights } from '../session/fairness.ts'
 import type { SupplySettings } from './set-supply.ts'
 
 export interface CommonSettings {
@@ -78,6 +79,29 @@ export const DEFAULTS = {
   queueTarget: `${QUEUE_TARGET_MS}ms`,
   patience: `${PATIENCE_MS / 1000}s`,
 } as const
+
+/** What a cap on all peers together is of, where a peer is named. */
+export const ALL_PEERS = 'all'
+
+/**
+ * What memory and disks get beside each other: `disks=1,memory=3`. What is not named has 1.
+ * @throws USAGE
+ */
+export function parseWeights(text: string, option: string): Weights {
+  const weights: Weights = { memory: 1, disks: 1 }
+  const named = new Set<string>()
+  for (const part of text.split(',')) {
+    const [, name, value] = /^\s*(memory|disks)=(\d{1,3})\s*$/.exec(part) ?? []
+    const weight = Number(value)
+    if (name === undefined || named.has(name) || weight < 1 || weight > WEIGHT_MAX) {
+      const hint = `give disks=1,memory=3: whole numbers from 1 to ${WEIGHT_MAX}`
+      throw new ProxyError('USAGE', `${option} ${JSON.stringify(text)}`, undefined, hint)
+    }
+    named.add(name)
+    weights[name as keyof Weights] = weight
+  }
+  return weights
+}
 
 /** Why a site that wants signatures does not learn. */
 export const LEARNED_UNSIGNED = 'learned sets are signed by nobody, and would not be used: --learn off'

@@ -1,8 +1,9 @@
 /** The proxies of one process, as whoever runs them asks for them and tells them: by names of peers and ids of migrations. */
 import { ProxyError } from '../errors.ts'
-import type { CapStatus } from './cap-keeper.ts'
+import type { CapKeeper, CapStatus } from './cap-keeper.ts'
 import { CONTROL_API, type SiteStatus } from './control-api.ts'
 import type { DestinationDaemon } from './destination-daemon.ts'
+import { ALL_PEERS } from './settings.ts'
 import type { SourceDaemon } from './source-daemon.ts'
 import { VERSION } from './version.ts'
 
@@ -20,9 +21,16 @@ export interface RateChange extends CapStatus {
 export class Site {
   private readonly sources: readonly ControlledSource[]
   private readonly destination: ControlledDestination | undefined
+  /** Of all peers together. */
+  private readonly caps: CapKeeper | undefined
   private readonly started = new Date().toISOString()
 
-  constructor(sources: readonly ControlledSource[], destination: ControlledDestination | undefined) {
+  constructor(
+    sources: readonly ControlledSource[],
+    destination: ControlledDestination | undefined,
+    caps?: CapKeeper | undefined,
+  ) {
+    this.caps = caps
     this.sources = sources
     this.destination = destination
   }
@@ -33,6 +41,7 @@ export class Site {
       version: VERSION,
       process: process.pid,
       started: this.started,
+      ...(this.caps && { all: { rate: rateOf(this.caps), cap: this.caps.status() } }),
       sources: this.sources.map(source => source.status()),
       destination: this.destination?.status(),
     }
@@ -48,24 +57,27 @@ export class Site {
   /**
    * Caps what goes to a peer, until its schedule's next change; where it has none, until that is said again, on SIGHUP or
    * at the next start.
-   * @param peer its name here, or its address
+   * @param peer its name here, or its address; `all`: a cap on all peers together, where there are several
    * @param bytesPerSecond Infinity: no cap; 'schedule': what the settings say
    * @throws ProxyError USAGE where there is no such peer
    */
   setRate(peer: string, bytesPerSecond: number | 'schedule'): RateChange {
-    const statuses = this.sources.map(source => source.status())
-    const at = statuses.findIndex(status => status.peer === peer || status.address === peer)
-    if (at < 0) {
-      const names = statuses.map(status => status.peer).join(', ')
-      const hint = names === '' ? 'this proxy only receives: say it to the source proxy' : `peers are: ${names}`
-      throw new ProxyError('USAGE', `no peer ${JSON.stringify(peer)}`, undefined, hint)
-    }
-    const { peer: name, rate: before } = statuses[at]!
-    const { caps } = this.sources[at]!
+    const { name, caps } = this.capsOf(peer)
+    const before = rateOf(caps)
     if (bytesPerSecond === 'schedule') caps.follow()
     else caps.say(bytesPerSecond)
-    const rate = Number.isFinite(caps.bytesPerSecond) ? caps.bytesPerSecond : undefined
-    return { peer: name, before, rate, ...caps.status() }
+    return { peer: name, before, rate: rateOf(caps), ...caps.status() }
+  }
+
+  /** @throws ProxyError USAGE where there is no such peer */
+  private capsOf(peer: string): { readonly name: string; readonly caps: CapKeeper } {
+    if (this.caps && peer === ALL_PEERS) return { name: peer, caps: this.caps }
+    const statuses = this.sources.map(source => source.status())
+    const at = statuses.findIndex(status => status.peer === peer || status.address === peer)
+    if (at >= 0) return { name: statuses[at]!.peer, caps: this.sources[at]!.caps }
+    const names = [...statuses.map(status => status.peer), ...(this.caps ? [ALL_PEERS] : [])].join(', ')
+    const hint = names === '' ? 'this proxy only receives: say it to the source proxy' : `peers are: ${names}`
+    throw new ProxyError('USAGE', `no peer ${JSON.stringify(peer)}`, undefined, hint)
   }
 
   /** Ends a migration that leaves here: its guest goes on. @throws ProxyError MIGRATION_MISSING, CANCEL_REFUSED */
@@ -80,4 +92,9 @@ export class Site {
       : [`no migration ${id} leaves here`, '`pageferry status` lists those that run; it may be over']
     throw new ProxyError('MIGRATION_MISSING', what, undefined, hint)
   }
+}
+
+/** Of a status: bytes a second; undefined: no cap. */
+function rateOf({ bytesPerSecond }: CapKeeper): number | undefined {
+  return Number.isFinite(bytesPerSecond) ? bytesPerSecond : undefined
 }

@@ -14,6 +14,8 @@ import { waitingMs } from '../migration/waiting.ts'
 import { RateSchedule } from '../rate-schedule.ts'
 import { type Address, formatAddress } from '../relay/address.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
+import type { Weights } from '../session/fairness.ts'
+import type { CapShare } from '../session/shared-cap.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
 import { CapKeeper } from './cap-keeper.ts'
 import { type Events, QEMUS, type SiteLog } from './events.ts'
@@ -38,6 +40,10 @@ export interface SourceOptions extends SourceListenersOptions, SourceMemoryOptio
   readonly connections: number
   /** Bytes a second on the WAN, or Infinity; or which when. `caps` changes it. */
   readonly rate: number | RateSchedule
+  /** Its share of a cap on all peers of the process together. */
+  readonly shared?: CapShare
+  /** What memory and disks get beside each other. Default: the same. */
+  readonly weights?: Readonly<Weights>
   readonly queueTargetMs: number
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy. Default: patienceMs. */
@@ -185,6 +191,11 @@ export class SourceDaemon {
     return this.options.credentials?.warnings ?? []
   }
 
+  /** The cap on all peers has changed: more may go than a moment before. */
+  capChanged(): void {
+    this.client?.link.wake()
+  }
+
   /** Ends a migration that leaves here. @returns undefined: none of that id does. @throws ProxyError CANCEL_REFUSED */
   cancel(id: string): NamedMigration | undefined {
     return this.session?.cancel(id)
@@ -305,7 +316,7 @@ export class SourceDaemon {
   }
 
   private makeClient({ offer }: SourceTerms): LinkClient {
-    const { peer, credentials, connections, queueTargetMs } = this.options
+    const { peer, credentials, connections, queueTargetMs, shared, weights } = this.options
     const { precopyMs, postcopyMs } = this.patience
     return new LinkClient({
       ...{ host: peer.host, port: peer.port, connections },
@@ -314,7 +325,7 @@ export class SourceDaemon {
       session: {
         patienceMs: Math.max(precopyMs, postcopyMs),
         queueTargetMs,
-        rate: this.caps.bytesPerSecond,
+        ...{ rate: this.caps.bytesPerSecond, shared, weights },
         memory: this.memory.budgetShare(),
       },
       logger: this.linkLog,

@@ -6,7 +6,9 @@
 import type { ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import type { FlowInfo } from '../wan/bodies.ts'
+import type { Weights } from './fairness.ts'
 import type { SessionParts } from './parts.ts'
+import type { CapShare } from './shared-cap.ts'
 import type { SessionState } from './states.ts'
 
 export type { FlowInfo, SessionState }
@@ -95,6 +97,10 @@ export interface SessionOptions {
   readonly queueTargetMs?: number
   /** Cap on what this side sends, in bytes a second over all connections. Default: none (Infinity). */
   readonly rate?: number
+  /** Its share of a cap that other sessions of the process have, too. */
+  readonly shared?: CapShare | undefined
+  /** What migrations and disk transfers get beside each other. Default: the same. */
+  readonly weights?: Readonly<Weights> | undefined
   /** Bytes of credit that each flow to this side begins with, as said in its hello. Default CREDIT_INITIAL_BYTES. */
   readonly initialCredit?: number
   /**

@@ -1,16 +1,26 @@
 /**
- * Who sends next: start-time fair queueing over migrations, by the WAN bytes that they have had. Who was idle does not
- * get the time back. Flows of one migration take turns.
+ * Who sends next: start-time fair queueing over migrations and disk transfers, by the WAN bytes that they have had for
+ * their weight. Who was idle does not get the time back. Flows of one migration take turns.
  */
 
 /** WAN bytes that a batch is taken for before there was one. */
 const TYPICAL_BYTES = 32768
 
+/**
+ * What each migration, and each disk transfer, gets of the WAN beside others: as much as its weight to theirs. They may
+ * change at any time: from then on bytes count by the new ones.
+ */
+export interface Weights {
+  memory: number
+  disks: number
+}
+
 /** What a migration has had. */
 export interface Share {
   readonly number: number
+  readonly kind: keyof Weights
   flows: number
-  /** Virtual time at which its next batch starts: WAN bytes that it has had, or was given for when it was idle. */
+  /** Virtual time at which its next batch starts: WAN bytes by weight that it has had, or was given for when it was idle. */
   start: number
   /** Batches picked and not handed in yet, charged with `typicalBytes` each. */
   picked: number
@@ -28,15 +38,21 @@ export interface Candidate {
 }
 
 export class Fairness {
+  private readonly weights: Readonly<Weights>
   private readonly shares = new Map<number, Share>()
   private virtualTime = 0
   private turn = 0
 
+  constructor(weights: Readonly<Weights> = { memory: 1, disks: 1 }) {
+    this.weights = weights
+  }
+
   /** One more flow of a migration. */
-  join(migration: number): Share {
+  join(migration: number, kind: keyof Weights = 'memory'): Share {
     let share = this.shares.get(migration)
     if (!share) {
-      share = { number: migration, flows: 0, start: this.virtualTime, picked: 0, typicalBytes: TYPICAL_BYTES }
+      const start = this.virtualTime
+      share = { number: migration, kind, flows: 0, start, picked: 0, typicalBytes: TYPICAL_BYTES }
       this.shares.set(migration, share)
     }
     share.flows++
@@ -58,7 +74,8 @@ export class Fairness {
     if (!best) return undefined
     const { share } = best
     this.virtualTime = Math.max(this.virtualTime, share.start)
-    share.start = this.virtualTime + share.typicalBytes
+    share.start = this.virtualTime
+    this.charge(share, share.typicalBytes)
     share.picked++
     best.turn = ++this.turn
     return best
@@ -68,11 +85,16 @@ export class Fairness {
   sent(share: Share, bytes: number): void {
     if (share.picked > 0) {
       share.picked--
-      share.start += bytes - share.typicalBytes
+      this.charge(share, bytes - share.typicalBytes)
     } else {
-      share.start += bytes
+      this.charge(share, bytes)
     }
     share.typicalBytes += (bytes - share.typicalBytes) / 4
+  }
+
+  /** So many WAN bytes of it went out that nobody picked. */
+  charge(share: Share, bytes: number): void {
+    share.start += bytes / this.weights[share.kind]
   }
 
   private goesBefore(a: Candidate, b: Candidate): boolean {

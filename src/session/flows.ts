@@ -9,10 +9,10 @@ import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import { BATCH_WIRE_BYTES_MAX, CHANNELS_A_MIGRATION, CREDIT_TAKEN_BYTES, FLOWS_MAX } from '../limits.ts'
 import { encodeOpen, encodeReason, type FlowInfo, parseOpen, reasonCode, reasonText } from '../wan/bodies.ts'
-import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL } from '../wan/wire.ts'
+import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL, KIND_DISK } from '../wan/wire.ts'
 import type { AnswerRoom } from './answer-room.ts'
 import type { FlowSink, FlowStats, Role, TransportSink } from './api.ts'
-import { Fairness } from './fairness.ts'
+import { Fairness, type Weights } from './fairness.ts'
 import { Flow } from './flow.ts'
 import { FlowTable, type Opens } from './flow-table.ts'
 import { BatchParts, compact } from './inbox.ts'
@@ -33,6 +33,7 @@ export interface FlowHost {
   readonly outbox: Outbox
   readonly answers: AnswerRoom
   readonly parts: SessionParts
+  readonly weights: Readonly<Weights> | undefined
   /** Bytes of credit that each flow to this side begins with. */
   readonly initialCredit: number
   now(): number
@@ -53,7 +54,7 @@ export class Flows {
   private readonly outbox: Outbox
   private readonly answers: AnswerRoom
   private readonly table = new FlowTable()
-  private readonly fairness = new Fairness()
+  private readonly fairness: Fairness
   private readonly batch = new BatchParts()
   private over = false
 
@@ -64,6 +65,7 @@ export class Flows {
     this.transport = host.transport
     this.outbox = host.outbox
     this.answers = host.answers
+    this.fairness = new Fairness(host.weights)
   }
 
   /** Flows that have not ended. */
@@ -241,7 +243,7 @@ export class Flows {
     state.enterSend('data')
     if (state.send === 'reset' || state.receive === 'reset') return
     state.spend(bytes.length)
-    state.share.start += bytes.length
+    this.fairness.charge(state.share, bytes.length)
     this.enqueue(FRAME.DATA, state, [bytes])
   }
 
@@ -303,7 +305,8 @@ export class Flows {
     const { parts, initialCredit, memory } = this.host
     const receive = this.role === 'client' ? 'asked' : 'open'
     const window = new parts.ReceiveWindow(initialCredit, memory, this.host.now())
-    const flow = new Flow(number, info, this.fairness.join(info.migration), receive, this.peerCredit, window)
+    const share = this.fairness.join(info.migration, info.kind === KIND_DISK ? 'disks' : 'memory')
+    const flow = new Flow(number, info, share, receive, this.peerCredit, window)
     this.table.add(flow)
     return flow
   }

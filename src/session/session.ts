@@ -61,7 +61,7 @@ export class Session {
     this.role = options.role
     this.transport = options.transport
     this.patience = new Patience(options.patienceMs ?? PATIENCE_MS)
-    this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY)
+    this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY, options.shared)
     this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
     this.memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES).share('')
     const parts = { ...SESSION_PARTS, ...options.parts }
@@ -72,7 +72,7 @@ export class Session {
     const fault = (code: ErrorCode, what: string): void => this.fault(code, what)
     this.flows = new Flows({
       ...{ role, transport, served, memory, outbox, answers, parts, initialCredit },
-      flowPlaces: options.flowPlaces,
+      ...{ flowPlaces: options.flowPlaces, weights: options.weights },
       now: () => this.nowMs,
       opens: () => opensIn(this.sessionState, this.paths.draining || (role === 'client' && this.peerDraining)),
       fault,
@@ -429,8 +429,8 @@ export class Session {
   }
 
   /**
-   * Which flow to encode a batch of next: that of the migration that has had the fewest WAN bytes while it wanted some;
-   * flows of one migration take turns; urgent flows come first.
+   * Which flow to encode a batch of next: that of the migration that has had the fewest WAN bytes for its weight while it
+   * wanted some; flows of one migration take turns; urgent flows come first.
    * @param candidates flows that have bytes to encode and credit for them
    * @returns one of them, or -1 where there is none
    */

@@ -461,10 +461,10 @@ const proxies: Case[] = [
     [...SOURCE, '--rate-file', at('rate')],
     {
       status: 0,
-      out: /rate bytesPerSecond=2500000 by=settings peer=127\.0\.0\.1:1\n/,
+      out: /settings read again counting=cap\n/,
       when: [
         [/listening/, command => command.kill('SIGHUP')],
-        [/rate bytes/, command => command.kill('SIGTERM')],
+        [/settings read/, command => command.kill('SIGTERM')],
       ],
     },
   ],
@@ -642,6 +642,55 @@ const serve: Case[] = [
     'a peer with a name of Object',
     ['serve', '--config', site('d.yaml', SENDS('toString', 'tcp:127.0.0.1:0')), '--check'],
     { status: 2, raw: /d\.yaml:3: no peer "toString"/ },
+  ],
+  [
+    'shares and caps of all peers, looked at',
+    [
+      'serve',
+      '--config',
+      site(
+        'shares.yaml',
+        `plaintext: true
+rate: 1Gbit
+rate-schedule: mon-fri 08:00-18:00 200Mbit
+shares: { memory: 3 }
+peers: { a: { address: "h:1", share: 2 } }
+listeners: [{ at: "tcp:127.0.0.1:0", peer: a }]
+`,
+      ),
+      '--check',
+    ],
+    { status: 0, out: /shares\.yaml: no mistakes\n$/, raw: '' },
+  ],
+  [
+    'shares that are none',
+    [
+      'serve',
+      '--config',
+      site(
+        'no-shares.yaml',
+        `plaintext: true
+shares: { memory: 0, cpu: 1 }
+peers: { a: { address: "h:1", share: 101 }, all: { address: "h:2" } }
+listeners: [{ at: "tcp:127.0.0.1:0", peer: a }]
+`,
+      ),
+      '--check',
+    ],
+    { status: 2, raw: /:2: shares\.memory: [\s\S]*:2: unknown setting "cpu"[\s\S]*:3: peers\.a\.share: / },
+  ],
+  [
+    'a peer called all',
+    [
+      'serve',
+      '--config',
+      site(
+        'all.yaml',
+        'plaintext: true\npeers: { all: { address: "h:2" } }\nlisteners: [{ at: "tcp:127.0.0.1:0", peer: all }]\n',
+      ),
+      '--check',
+    ],
+    { status: 2, raw: /:2: a peer called all\n +hint: / },
   ],
   [
     'a schedule that is none',
@@ -1223,6 +1272,7 @@ const control: Case[] = [
     { status: 0, out: /^fra:1: no cap; it was [^\n]+\n$/, raw: '' },
   ],
   ['rate as JSON', asked('rate', 'fra:1', 'none', '--json'), { status: 0, out: /^\{"peer":"fra:1"[^\n]*\}\n$/ }],
+  ['rate of all peers, of a proxy with one', asked('rate', 'all', '1Mbit'), { status: 2, err: /"all"/, hint: /fra:1/ }],
   ['rate of whom', asked('rate'), { status: 2, err: /Not enough/ }],
   ['rate of a peer that is not known', asked('rate', 'ams', '80Mbit'), { status: 2, err: /"ams"/, hint: /fra:1/ }],
   ['no rate of a peer', asked('rate', 'fra:1', 'fast'), { status: 2, err: /"fast"/, hint: /200Mbit/ }],

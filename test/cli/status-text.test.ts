@@ -41,6 +41,25 @@ t.test('how far, and between which times it ends', t => {
   t.end()
 })
 
+t.test('a cap on all peers has a line of its own', t => {
+  const status = {
+    api: 1,
+    version: '1',
+    process: 7,
+    started: NOW.toISOString(),
+    sources: [],
+    destination: undefined,
+  } as const
+  const lines = (all: SiteStatus['all']): string[] =>
+    statusText({ ...status, ...(all && { all }) }, NOW)
+      .split('\n')
+      .slice(1)
+  t.same(lines({ rate: 1e6, cap: { by: 'command' } }), ['to all peers together: cap 8.0 Mbit/s by command'])
+  t.same(lines({ rate: undefined, cap: { by: 'settings' } }), [], 'not where there is none')
+  t.same(lines(undefined), [])
+  t.end()
+})
+
 t.test('a cap, why it is that, and what comes next', t => {
   process.env.TZ = 'Europe/Amsterdam' // as clocks show it where the command runs
   const until = '2026-11-30T17:00:00.000Z'

@@ -116,6 +116,17 @@ t.test('settings that were read again count at once, a command before them no mo
   t.same(log.slice(6), ['10:00 apply 7', '10:00 tell 7 by settings until for good'], 'and no more of the old one')
 })
 
+t.test('settings that were read again and say the same are not told', async t => {
+  const { keeper, log } = keeperAt(9)
+  keeper.renew(scheduleOf(OFFICE))
+  t.same(log, [])
+  keeper.renew(scheduleOf('mon-fri 08:00-17:00 200Mbit'))
+  t.same(log, ['09:00 tell 200 by schedule until 17:00'], 'it ends sooner')
+  keeper.say(200 * MBIT)
+  keeper.renew(scheduleOf('mon-fri 08:00-17:00 200Mbit'))
+  t.same(log.slice(1), ['09:00 tell 200 by command until 17:00', '09:00 tell 200 by schedule until 17:00'])
+})
+
 t.test('a clock that is put forward or back counts within a minute', async t => {
   const { keeper, log } = keeperAt(9)
   keeper.say(50 * MBIT)

@@ -7,6 +7,7 @@ import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
+import { CapKeeper } from '../../src/daemon/cap-keeper.ts'
 import { Control } from '../../src/daemon/control.ts'
 import type { SiteStatus } from '../../src/daemon/control-api.ts'
 import { ControlServer, json } from '../../src/daemon/control-server.ts'
@@ -14,6 +15,7 @@ import { Events } from '../../src/daemon/events.ts'
 import { Site } from '../../src/daemon/site.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { CONTROL_BODY_BYTES_MAX, CONTROL_CLIENTS_MAX, CONTROL_HEAD_BYTES_MAX } from '../../src/limits.ts'
+import { RateSchedule } from '../../src/rate-schedule.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { askProxy } from '../../src/system/control-client.ts'
 import { closed, Daemons, MAIN } from './daemons.ts'
@@ -86,6 +88,19 @@ t.test('both proxies of a pair are asked and told', async t => {
   source.end()
   for (const control of controls) await control.close()
   t.match(await failure(() => statusOf(near)), { code: 'IO', what: /ENOENT/ }, 'its file is gone')
+})
+
+t.test('a cap on all peers together', async t => {
+  const told: number[] = []
+  const schedule = RateSchedule.always(Number.POSITIVE_INFINITY)
+  const caps = new CapKeeper({ schedule, apply: bytes => told.push(bytes), tell: () => {} })
+  const site = new Site([], undefined, caps)
+  t.same(site.status().all, { rate: undefined, cap: { by: 'settings' } })
+  t.same(site.setRate('all', 1000), { peer: 'all', before: undefined, rate: 1000, by: 'command' })
+  t.same(site.status().all, { rate: 1000, cap: { by: 'command' } })
+  t.same(site.setRate('all', 'schedule'), { peer: 'all', before: 1000, rate: undefined, by: 'settings' })
+  t.same(told, [1000, Number.POSITIVE_INFINITY])
+  t.match(await failure(async () => site.setRate('a', 1)), { code: 'USAGE', action: 'peers are: all' })
 })
 
 t.test('a socket that is there', async t => {

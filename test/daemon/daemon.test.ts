@@ -78,6 +78,16 @@ ${more}
     { line: 8, what: /"weekend" is no day, time or rate/, hint: /mon-fri 08:00-18:00 200Mbit/ },
   ])
   t.match(file('    rate-schedule: []').mistakes, [{ line: 8 }])
+  const other = readConfiguration(`plaintext: true
+rate: 8Mbit
+shares: { disks: 2 }
+peers: { dc2: { address: "a:1", share: 5 } }
+listeners: [{ at: "tcp:127.0.0.2:1", peer: dc2 }]
+`).configuration!
+  t.equal(other.caps.at(0).bytesPerSecond, 1e6, 'of all peers')
+  t.same(other.weights, { memory: 1, disks: 2 })
+  t.equal(other.peers[0]!.share, 5)
+  t.same(file(list).configuration!.weights, { memory: 1, disks: 1 })
   const { mistakes } = readConfiguration('plaintext: true\ntime-zone: Mars/Olympus\n')
   t.match(mistakes, [{ line: 2, what: /time-zone "Mars\/Olympus"; give a name such as Europe\/Amsterdam/ }])
   t.end()
@@ -94,6 +104,7 @@ targets: { default: tcp:127.0.0.1:1 }
   const before = site('address: "a:1"')
   t.same(needRestart(before, site('address: "a:1", rate: 1Gbit')), [])
   t.same(needRestart(before, site('address: "a:1", rate-schedule: "mon 1Gbit"', 'time-zone: UTC\n')), [])
+  t.same(needRestart(before, site('address: "a:1", share: 2', 'rate: 1Gbit\nshares: { disks: 2 }\n')), [])
   const other = { ...before, targets: new Map(), disks: new Map([['d', before.wanListen[0]!]]), wanListen: [] }
   t.same(needRestart(before, other), ['wan'])
   t.same(needRestart(before, site('address: "a:2"', 'queue-target: 20ms\n')), ['queue-target', 'peers.dc2'])

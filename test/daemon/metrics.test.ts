@@ -45,6 +45,15 @@ const source = (peer: string, migrations: readonly object[] | undefined) =>
     },
   }) as unknown as SiteStatus['sources'][number]
 
+t.test('the cap on all peers is one more', async t => {
+  const all = { rate: 5000, cap: { by: 'settings' } } as const
+  const { values } = await world({ all, sources: [source('dc2', undefined)] })
+  t.match(await values(), {
+    'pageferry_rate_limit_bytes_per_second{peer="all"}': 5000,
+    'pageferry_rate_limit_bytes_per_second{peer="dc2"}': 1000,
+  })
+})
+
 t.test('what has ended is counted', async t => {
   const { events, values } = await world()
   for (let i = 1; i <= 3; i++) events.info('migration ended', departed(i))

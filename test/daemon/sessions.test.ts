@@ -524,10 +524,11 @@ ${more}`
     }
     const before = await between(0, 5)
     const always = 'mon-sun 0:00-24:00 16Mbit' // a schedule, which does not change while we look
-    setRate(always, `rate: 1Mbit, rate-schedule: "${always}"`, 'patience: 60s')
+    // at serve of all peers together: of its own this one has more
+    setRate(always, 'rate: 1Gbit', `rate: 1Mbit\nrate-schedule: "${always}"\npatience: 60s`)
     source.child.kill('SIGHUP')
-    await source.said('rate bytesPerSecond=2000000 by=schedule')
-    if (command === 'serve') await source.said('settings read again')
+    await source.said(`rate bytesPerSecond=2000000 by=schedule peer=${command === 'serve' ? 'all' : peer}`)
+    await source.said('settings read again')
     const after = await between(6, 18)
     t.pass(`4 Mbit/s: ${before.toFixed(1)}, then 16: ${after.toFixed(1)}`)
     if (command === 'serve') await source.said('a restart is needed for changed settings settings=')

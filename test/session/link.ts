@@ -4,8 +4,11 @@
  */
 
 import { FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
+import type { Weights } from '../../src/session/fairness.ts'
 import { Session } from '../../src/session/session.ts'
+import type { CapShare } from '../../src/session/shared-cap.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
+import { KIND_DISK } from '../../src/wan/wire.ts'
 import { type SilentSink, sinkOf } from '../helpers/silent-sink.ts'
 
 export interface LinkOptions {
@@ -19,8 +22,11 @@ export interface LinkOptions {
   readonly batchBytes?: number
   /** Raw bytes for each byte on the WAN. */
   readonly ratio?: number
-  /** Migration of each flow. */
+  /** Migration of each flow; below 0: a disk transfer. */
   readonly flows?: readonly number[]
+  /** Of the client. */
+  readonly weights?: Weights
+  readonly shared?: CapShare
 }
 
 interface Chunk {
@@ -93,9 +99,10 @@ export class Link {
         },
       })
     const tuning = { queueTargetMs: options.targetMs ?? 50, rate: options.rate ?? Number.POSITIVE_INFINITY }
+    const { weights, shared } = options
     const session = (role: 'client' | 'server'): Session => {
       const hears = sink(role)
-      const made = new Session({ role, transport: hears, ...tuning })
+      const made = new Session({ role, transport: hears, ...tuning, ...(role === 'client' && { weights, shared }) })
       made.serve(hears)
       return made
     }
@@ -110,7 +117,8 @@ export class Link {
       this.server.attach(connection, 0, 0)
     })
     for (const migration of options.flows ?? [1]) {
-      this.flows.push(this.client.openFlow({ target: 'vm', migration, kind: 'main' }))
+      const kind = migration < 0 ? KIND_DISK : 'main'
+      this.flows.push(this.client.openFlow({ target: 'vm', migration: Math.abs(migration), kind }))
     }
   }
 

@@ -3,6 +3,7 @@
  * near the target, migrations share fairly, and a cap is kept. The figures are those of link.ts, which steps 0.25 ms.
  */
 import t from 'tap'
+import { type CapShare, SharedCap } from '../../src/session/shared-cap.ts'
 import { Link, type LinkOptions } from './link.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -103,6 +104,69 @@ t.test('shares of migrations', async t => {
   link.run(4000)
   const share = link.rawBy.get(1)! / (link.rawBy.get(1)! + link.rawBy.get(2)!)
   t.ok(Math.abs(share - 0.5) < 0.03, `one flow against four of another migration: ${share.toFixed(3)}`)
+})
+
+t.test('weights of memory and disks', async t => {
+  const weights = { memory: 3, disks: 1 }
+  // a migration with two flows, another with one, and a disk transfer with four connections
+  const link = warm({ rates: [12_500], rttMs: [20], flows: [1, 1, 2, -3, -3, -3, -3], ratio: 2, weights }, 1000)
+  link.run(4000)
+  const shares = (): number[] => {
+    const sum = [...link.rawBy.values()].reduce((a, b) => a + b, 0)
+    return [1, 2, -3].map(migration => (link.rawBy.get(migration) ?? 0) / sum)
+  }
+  const near = (found: number[], wanted: number[]): boolean =>
+    found.every((one, i) => Math.abs(one - wanted[i]!) < 0.03)
+  t.ok(near(shares(), [3 / 7, 3 / 7, 1 / 7]), `each migration has three times as much: ${shares()}`)
+  t.ok(used(link, 4000) > 0.95, 'of a busy link')
+  Object.assign(weights, { memory: 1, disks: 2 })
+  link.run(200)
+  link.resetFigures()
+  link.run(4000)
+  t.ok(near(shares(), [1 / 4, 1 / 4, 2 / 4]), `other weights count while they run: ${shares()}`)
+})
+
+/** Links whose clients share a cap, in the same time. @returns bytes a ms that each had */
+function shared(links: readonly Link[], ms: number): number[] {
+  const run = (forMs: number): void => {
+    for (let i = 0; i < forMs; i++) for (const link of links) link.run(1)
+  }
+  run(1000)
+  for (const link of links) link.resetFigures()
+  run(ms)
+  return links.map(link => link.arrivedBytes / ms)
+}
+
+t.test('a cap that sessions share, by weight', async t => {
+  const near = (found: number[], wanted: number[]): boolean =>
+    found.every((one, i) => Math.abs(one - wanted[i]!) < 0.04 * Math.max(500, wanted[i]!))
+  const cap = new SharedCap(4e6)
+  const [one, two, three] = [cap.join(1), cap.join(2), cap.join(1)]
+  const link = (share: CapShare, more: Partial<LinkOptions> = {}) =>
+    new Link({ rates: [12_500], rttMs: [20], shared: share, ...more })
+  const links = [link(one), link(two, { rttMs: [60] }), link(three)]
+  const even = shared(links, 3000)
+  t.ok(near(even, [1000, 2000, 1000]), `4000 bytes a ms, one has twice the weight: ${even.map(Math.round)}`)
+  links[1]!.feeding = false
+  const idle = shared(links, 3000)
+  t.ok(near(idle, [2000, 0, 2000]), `what one does not want the others have: ${idle.map(Math.round)}`)
+  links[1]!.feeding = true
+  links[1]!.client.setRate(5e5)
+  const capped = shared(links, 3000)
+  t.ok(near(capped, [1750, 500, 1750]), `also of one whose own cap is less: ${capped.map(Math.round)}`)
+  links[1]!.client.setRate(Number.POSITIVE_INFINITY)
+  Object.assign(three, { weight: 5 })
+  const others = shared(links, 3000)
+  t.ok(near(others, [500, 1000, 2500]), `other weights count at once: ${others.map(Math.round)}`)
+  cap.set(8e6, links[0]!.now)
+  const more = shared(links, 3000)
+  t.ok(near(more, [1000, 2000, 5000]), `and another cap: ${more.map(Math.round)}`)
+  links[0]!.options.rates[0] = 500 // a link that is slower than its share
+  const slow = shared(links, 3000)
+  t.ok(near(slow, [500, 2143, 5357]), `a link that is slower than its share leaves the rest: ${slow.map(Math.round)}`)
+  cap.set(Number.POSITIVE_INFINITY, links[0]!.now)
+  const free = shared(links, 2000)
+  t.ok(free[1]! > 11_500 && free[2]! > 11_500, `without a cap each is as fast as its link: ${free.map(Math.round)}`)
 })
 
 t.test('urgent bytes on a full link', async t => {

@@ -1,5 +1,6 @@
 /** The pump by itself: what each channel does in each of its situations, and how much of it a batch takes. */
 import t from 'tap'
+import { Fairness, type Weights } from '../../src/session/fairness.ts'
 import { EffortController } from '../../src/transfer/effort-controller.ts'
 import { BATCH_BYTES_MAX, Pump, PumpedChannel } from '../../src/transfer/pump.ts'
 
@@ -188,5 +189,90 @@ t.test('only those that can be encoded are asked whose turn it is', t => {
   t.same(bench.picked, [[7, 9]])
   ready.broken = true
   t.equal(bench.pump.next(0)?.channel, other)
+  t.end()
+})
+
+/**
+ * Channels whose sources send a piece in each turn of the event loop as long as there is room, and a link that takes
+ * `wanPerMs`: what each migration gets of it, as a share.
+ */
+function sharesOf(weights: Weights, sources: readonly Source[], wanPerMs: number): number[] {
+  const fairness = new Fairness(weights)
+  const flows = sources.map(({ migration }, number) => ({
+    ...{ number, urgent: false, turn: 0 },
+    share: fairness.join(Math.abs(migration), migration < 0 ? 'disks' : 'memory'),
+  }))
+  let queued = 0
+  const link = {
+    bulkRoom: () => Math.max(0, READY - queued),
+    bulkQuantum: () => READY / 2,
+    waitingBytes: 0,
+    credit: () => 1 << 24,
+    pickFlow: (candidates: readonly number[]) => fairness.pick(candidates.map(number => flows[number]))?.number ?? -1,
+  }
+  const pump = new Pump(link, { underWay: 0, hasRoom: true }, new EffortController(1))
+  const channels = sources.map((_, number) => new PumpedChannel(number, { ready: 0, waiting: 0 }, BATCH_BYTES_MAX))
+  for (const channel of channels) pump.add(channel)
+  const had = new Map<number, number>()
+  for (let nowMs = 0; nowMs < 20_000; nowMs += 0.25) {
+    pump.nextTurn()
+    sources.forEach(({ pieceBytes, everyMs = 0 }, number) => {
+      const channel = channels[number]!
+      const piece = nowMs % Math.max(everyMs, 0.25) === 0 ? Math.min(pieceBytes, pump.roomFor(channel)) : 0
+      if (piece <= 0) return
+      pump.arrives(channel, nowMs)
+      holds(channel, channel.bytes.ready + piece)
+    })
+    for (let job = pump.next(nowMs); job; job = pump.next(nowMs)) {
+      const { number, bytes } = job.channel
+      const raw = bytes.ready
+      const wan = Math.round(raw / sources[number]!.ratio)
+      holds(job.channel, 0)
+      pump.encoded(job.channel, raw)
+      pump.packed(job.channel, raw, wan, raw)
+      queued += wan
+      fairness.sent(flows[number]!.share, wan)
+      had.set(sources[number]!.migration, (had.get(sources[number]!.migration) ?? 0) + wan)
+    }
+    queued = Math.max(0, queued - wanPerMs / 4)
+  }
+  const sum = [...had.values()].reduce((a, b) => a + b, 0)
+  return [...new Set(sources.map(({ migration }) => migration))].map(one => (had.get(one) ?? 0) / sum)
+}
+
+const READY = 256 * KIB
+
+interface Source {
+  /** Below 0: a disk transfer. */
+  readonly migration: number
+  readonly pieceBytes: number
+  /** Default: in every turn. */
+  readonly everyMs?: number
+  readonly ratio: number
+}
+
+t.test('weights hold in what is picked, whatever the sources are like', t => {
+  const memory: Source = { migration: 1, pieceBytes: 64 * KIB, ratio: 3 }
+  const disk: Source = { migration: -2, pieceBytes: 256 * KIB, ratio: 1 }
+  const near = (found: readonly number[], wanted: readonly number[]): boolean =>
+    found.every((share, i) => Math.abs(share - wanted[i]!) < 0.03)
+  for (const [name, weights, sources, wanted] of [
+    ['as many bytes on the WAN, however they pack', [1, 1], [memory, disk], [1 / 2, 1 / 2]],
+    ['three for one', [3, 1], [memory, disk], [3 / 4, 1 / 4]],
+    ['one for ten', [1, 10], [memory, disk], [1 / 11, 10 / 11]],
+    ['a disk with four connections is one transfer', [3, 1], [memory, disk, disk, disk, disk], [3 / 4, 1 / 4]],
+    ['each of two migrations', [3, 1], [memory, disk, { ...memory, migration: 3 }], [3 / 7, 1 / 7, 3 / 7]],
+    // 16 KiB in 4 ms, a third of it on the WAN: a ninth of what the link takes
+    [
+      'who has little is given no more than that',
+      [9, 1],
+      [{ ...memory, pieceBytes: 16 * KIB, everyMs: 4 }, disk],
+      [0.11, 0.89],
+    ],
+  ] as const) {
+    const [ofMemory, ofDisks] = weights
+    const found = sharesOf({ memory: ofMemory, disks: ofDisks }, sources, 12_500)
+    t.ok(near(found, wanted), `${name}: ${found.map(share => share.toFixed(3))}`)
+  }
   t.end()
 })
