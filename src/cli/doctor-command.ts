@@ -1,15 +1,25 @@
 /** `pageferry doctor`: reads the settings of running QEMUs and says what to change for the pair. */
 import type { CommandModule } from 'yargs'
-import { type Advice, adviseOn, commandsOf, type Mend, mend, type QemuSettings, type QemuSide } from '../qmp/advice.ts'
+import { ProxyError } from '../errors.ts'
+import {
+  type Advice,
+  adviseOn,
+  commandsOf,
+  type Mend,
+  mend,
+  type QemuSettings,
+  type QemuSide,
+  requireKeepable,
+} from '../qmp/advice.ts'
 import { noAnswer, openQmp, parseQmpAddress } from '../qmp/qmp-address.ts'
 import { type QmpClient, QmpError } from '../qmp/qmp-client.ts'
 import { mendText, readSettings } from '../qmp/settings.ts'
 import { parseCap } from '../quantity.ts'
+import { type FarQmpArguments, farQmpOf, farQmpOptions } from './far-qmp.ts'
 import { print, printLines } from './output.ts'
 
-interface DoctorArguments {
+interface DoctorArguments extends FarQmpArguments {
   readonly qmp: string
-  readonly qmpDestination: string | undefined
   readonly rate: string | undefined
   readonly fix: boolean
   readonly keep: readonly string[]
@@ -30,7 +40,7 @@ export const doctorCommand: CommandModule<object, DoctorArguments> = {
         requiresArg: true,
         demandOption: true,
       })
-      .option('qmp-destination', { describe: 'QMP socket of the destination QEMU', type: 'string', requiresArg: true })
+      .options(farQmpOptions('The same of the destination QEMU'))
       .option('rate', { describe: 'The WAN, such as 100Mbit', type: 'string', requiresArg: true })
       .option('fix', { describe: 'Set it, and say what was set before', type: 'boolean', default: false })
       .option('keep', {
@@ -42,7 +52,7 @@ export const doctorCommand: CommandModule<object, DoctorArguments> = {
       })
       .option('json', { describe: 'Print JSON', type: 'boolean', default: false })
       .example('$0 doctor --qmp /run/vm1/qmp.sock', 'before a migration; nothing is changed')
-      .example('$0 doctor --qmp /run/vm1/qmp.sock --qmp-destination ssh:fra:/run/vm1/qmp.sock --fix', 'sets it on both')
+      .example('$0 doctor --qmp /run/vm1/qmp.sock --far-qmp ssh:fra:/run/vm1/qmp.sock --fix', 'sets it on both')
       .epilogue('Exit status 0: nothing that matters; 11: something does, with --fix: it could not be set.') as never,
   handler: runDoctor,
 }
@@ -64,7 +74,11 @@ interface Fixed extends Mend {
 
 async function runDoctor(args: DoctorArguments): Promise<void> {
   const asked: Asked[] = [{ side: 'source', at: args.qmp }]
-  if (args.qmpDestination !== undefined) asked.push({ side: 'destination', at: args.qmpDestination })
+  const far = farQmpOf(args)
+  if (far !== undefined) asked.push({ side: 'destination', at: far })
+  if (args.keep.length > 0 && !args.fix)
+    throw new ProxyError('USAGE', '--keep without --fix', undefined, 'without --fix nothing is set')
+  requireKeepable(args.keep, '--keep')
   const linkBytes = args.rate === undefined ? undefined : parseCap(args.rate, '--rate')
   let qemus = await readAll(asked)
   if (!args.json) for (const { side, version } of qemus) print(`${side}: QEMU ${version}`)
@@ -141,7 +155,7 @@ async function setOne(client: QmpClient, one: Mend): Promise<Fixed> {
 
 /** @throws ProxyError */
 async function withQmp<T>({ side, at }: Asked, work: (client: QmpClient) => Promise<T>): Promise<T> {
-  const address = parseQmpAddress(at, side === 'source' ? '--qmp' : '--qmp-destination')
+  const address = parseQmpAddress(at, side === 'source' ? '--qmp' : '--far-qmp')
   const client = await openQmp(address)
   try {
     return await work(client)

@@ -4,6 +4,7 @@ import { ProxyError } from '../errors.ts'
 import { PSK_USERNAME_DEFAULT } from '../link/credential-files.ts'
 import { CA_KEY_FILE, makePsk, makeX509, type SiteNames, writeCredentialFiles } from '../link/keygen.ts'
 import { addX509, renewX509 } from '../link/keygen-renew.ts'
+import { parseCount } from '../quantity.ts'
 import { printLines } from './output.ts'
 
 interface KeygenArgs {
@@ -12,12 +13,14 @@ interface KeygenArgs {
   name: string[] | undefined
   peerName: string[] | undefined
   username: string
-  days: number
+  days: string
   json?: boolean
 }
 
 /** Long enough that a first set-up does not end in an outage that nobody expects; renewal is a matter of seconds. */
-const DAYS_DEFAULT = 3650
+const DAYS_DEFAULT = '3650'
+/** A century: what ends later ends with whoever made it. */
+const DAYS_MAX = 36_500
 
 const [SITE_A, SITE_B] = [['site-a'], ['site-b']] as const
 
@@ -64,7 +67,7 @@ export const keygenCommand: CommandModule<object, KeygenArgs> = {
         describe: "psk: name of the key; QEMU's own default",
       })
       .option('days', {
-        type: 'number',
+        type: 'string',
         default: DAYS_DEFAULT,
         requiresArg: true,
         describe: 'x509: how long the certificates are valid',
@@ -94,9 +97,10 @@ export interface Made {
  * @throws ProxyError USAGE, IO
  */
 export async function keygen(args: Omit<KeygenArgs, 'json'>): Promise<Made> {
-  const { kind, dir, username, days } = args
-  if (!(days >= 1 && days <= 36_500)) throw new ProxyError('USAGE', `--days ${days}`, undefined, '1 to 36500')
-  if (kind === 'renew' || kind === 'add') return goOn(kind, args)
+  const { kind, dir, username } = args
+  const days = parseCount(args.days, '--days', 1)
+  if (days > DAYS_MAX) throw new ProxyError('USAGE', `--days ${args.days}`, undefined, `give 1 to ${DAYS_MAX}`)
+  if (kind === 'renew' || kind === 'add') return goOn(kind, { ...args, days })
   const [site, peer] = [args.name ?? SITE_A, args.peerName ?? SITE_B] as unknown as [SiteNames, SiteNames]
   if (site.length === 0 || peer.length === 0)
     throw new ProxyError('USAGE', 'a site without a name', undefined, 'say --name SITE_A --peer-name SITE_B')
@@ -106,7 +110,10 @@ export async function keygen(args: Omit<KeygenArgs, 'json'>): Promise<Made> {
 }
 
 /** With the CA that x509 made. @throws USAGE, IO */
-async function goOn(kind: 'renew' | 'add', { dir, name, peerName, days }: Omit<KeygenArgs, 'json'>): Promise<Made> {
+async function goOn(
+  kind: 'renew' | 'add',
+  { dir, name, peerName, days }: Pick<KeygenArgs, 'dir' | 'name' | 'peerName'> & { readonly days: number },
+): Promise<Made> {
   if (peerName !== undefined)
     throw new ProxyError('USAGE', `--peer-name with ${kind}`, undefined, 'name sites by --name alone')
   if (kind === 'renew') {

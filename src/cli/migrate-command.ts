@@ -1,6 +1,7 @@
 /** `pageferry migrate`: moves a guest of a QEMU without libvirt, over QMP: settings, start, progress, cancel, end. */
 import type { CommandModule } from 'yargs'
 import { ProxyError } from '../errors.ts'
+import { requireKeepable } from '../qmp/advice.ts'
 import { type CourseTask, migrationCourse, type PostcopyAfter } from '../qmp/migration-course.ts'
 import { runCourse } from '../qmp/migration-run.ts'
 import { wishesOf } from '../qmp/migration-wishes.ts'
@@ -9,13 +10,13 @@ import type { QmpClient } from '../qmp/qmp-client.ts'
 import { parseCap, parseCapOrNone, parseCount, parseDuration } from '../quantity.ts'
 import { formatAddress, isLoopback, isRange, parseAddress } from '../relay/address.ts'
 import { SignalCount } from '../system/signal-count.ts'
+import { type FarQmpArguments, farQmpOf, farQmpOptions } from './far-qmp.ts'
 import { MigrateDisplay } from './migrate-display.ts'
 import { WanWatch } from './migrate-wan.ts'
 import { goOnUnheard } from './output.ts'
 
-interface MigrateArguments {
+interface MigrateArguments extends FarQmpArguments {
   readonly qmp: string
-  readonly farQmp: string | undefined
   readonly to: string
   readonly incoming: string | undefined
   readonly rate: string | undefined
@@ -45,7 +46,7 @@ export const migrateCommand: CommandModule<object, MigrateArguments> = {
   builder: yargs =>
     yargs
       .option('qmp', { ...text('QMP socket of the source QEMU; ssh:HOST:/PATH on another host'), demandOption: true })
-      .option('far-qmp', text('The same of the destination QEMU. Without it, that one must be set and listen already'))
+      .options(farQmpOptions('The same of the destination QEMU. Without it, that one must be set and listen already'))
       .option('to', {
         ...text('Where the source QEMU connects: a listener of the source proxy, tcp:HOST:PORT or unix:PATH'),
         demandOption: true,
@@ -138,7 +139,8 @@ function read(args: MigrateArguments) {
   const to = endpoint(args.to, '--to')
   // on its way to a proxy of another host the guest's memory stays encrypted, whatever that costs
   const keep = isLoopback(parseAddress(to)) ? args.keep : [...args.keep, 'tls-creds']
-  const far = args.farQmp === undefined ? undefined : parseQmpAddress(args.farQmp, '--far-qmp')
+  const far = maybe(farQmpOf(args), one => parseQmpAddress(one, '--far-qmp'))
+  requireKeepable(args.keep, '--keep')
   if (args.incoming !== undefined && far === undefined) {
     const hint = 'give --far-qmp, over which it is told; or have it listen by itself'
     throw new ProxyError('USAGE', '--incoming without --far-qmp', undefined, hint)

@@ -164,7 +164,7 @@ function capsOf({ rate, rateSchedule, rateFile, timeZone }: SourceArguments): Ra
 
 /** What the options say, each by itself. @throws USAGE, ADDRESS, IO from each */
 function readersOf(args: SourceArguments) {
-  const mode = () => fileMode(args.socketMode)
+  const mode = () => fileMode(args.socketMode, '--socket-mode')
   const group = () => (args.socketGroup === undefined ? undefined : groupId(args.socketGroup))
   return {
     peer: () => parsePeer(args.peer),

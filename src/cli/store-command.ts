@@ -204,36 +204,47 @@ const verify: CommandModule<object, StoreArguments & { signers: string | undefin
   handler: async ({ store, storeKey, signers, json }) => {
     const key = storeKeyOf(storeKey)
     const folder = await existingStore(store, storeKey)
-    if (signers !== undefined) await requireSigned(folder, readTrustedKeys(signers), json)
-    await verifySets(
-      (await folder.digests()).map(digest => folder.pathOf(digest)),
-      json,
-      key,
-      false,
-    )
+    const signed = signers === undefined ? undefined : await signaturesOf(folder, readTrustedKeys(signers), json)
+    const paths = (await folder.digests()).map(digest => folder.pathOf(digest))
+    try {
+      await verifySets(paths, json, key, false, path => signed?.byPath.get(path))
+    } catch (error) {
+      if (signed?.error === undefined || !isProxyError(error)) throw error
+      const { code, what, where, action } = error
+      throw new ProxyError(code, `${what}; ${signed.error.what}`, where, action, { cause: error })
+    }
+    if (signed?.error) throw signed.error
   },
 }
 
-/** @throws TEMPLATE_UNTRUSTED where a set is not signed as it must be, after all of them were looked at */
-async function requireSigned(store: TemplateStore, trusted: readonly KeyObject[], json: boolean): Promise<void> {
-  const digests = await store.digests()
+/** What is known of who signed a set: a name of a key, or why it does not count. As JSON has it. */
+type Signed = { readonly signedBy: string } | { readonly unsigned: string }
+
+/** Looks at the signatures of all sets, whatever is wrong with one. */
+async function signaturesOf(
+  store: TemplateStore,
+  trusted: readonly KeyObject[],
+  json: boolean,
+): Promise<{ readonly byPath: ReadonlyMap<string, Signed>; readonly error: ProxyError | undefined }> {
+  const byPath = new Map<string, Signed>()
   const refused: ProxyError[] = []
-  for (const digest of digests) {
+  for (const digest of await store.digests()) {
     try {
       const document = await readSetSignature(store.folder, digest)
-      const by = signerOf(document ?? { digest, signedMs: 0, signatures: [] }, trusted)
-      if (!json) print(`signed   ${digest} by ${by}`)
+      const signedBy = signerOf(document ?? { digest, signedMs: 0, signatures: [] }, trusted)
+      byPath.set(store.pathOf(digest), { signedBy })
+      if (!json) print(`signed   ${digest} by ${signedBy}`)
     } catch (error) {
-      if (!isProxyError(error, 'TEMPLATE_UNTRUSTED')) throw error
+      if (!isProxyError(error)) throw error
       refused.push(error)
+      byPath.set(store.pathOf(digest), { unsigned: error.what })
       if (!json) print(`unsigned ${digest}: ${error.what}`)
     }
   }
-  const [first] = refused
-  if (first === undefined) return
-  if (refused.length === 1) throw first
-  const what = `${refused.length} of ${digests.length} template sets are not signed by a trusted key`
-  throw new ProxyError('TEMPLATE_UNTRUSTED', what, undefined, first.action)
+  const [first, ...others] = refused
+  if (first === undefined || others.length === 0) return { byPath, error: first }
+  const what = `${refused.length} of ${byPath.size} template sets are not signed by a trusted key`
+  return { byPath, error: new ProxyError('TEMPLATE_UNTRUSTED', what, undefined, first.action) }
 }
 
 interface SignArguments extends StoreArguments {

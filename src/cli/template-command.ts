@@ -180,6 +180,7 @@ export interface VerifyResult {
 /**
  * Verifies the sets and prints a line each, more for damaged ones.
  * @param follow whether paths may be symbolic links, which a store does not follow
+ * @param more what else JSON says of one
  * @throws TEMPLATE_DAMAGED where any is not sound
  */
 export async function verifySets(
@@ -187,6 +188,7 @@ export async function verifySets(
   json: boolean,
   key: StoreKey | undefined,
   follow: boolean,
+  more: (path: string) => object | undefined = () => undefined,
 ): Promise<void> {
   const results: VerifyResult[] = []
   for (const path of paths) {
@@ -194,7 +196,14 @@ export async function verifySets(
     results.push(result)
     if (!json) printVerified(result)
   }
-  if (json) printLines(JSON.stringify(results, null, 2))
+  if (json)
+    printLines(
+      JSON.stringify(
+        results.map(result => ({ ...result, ...more(result.path) })),
+        null,
+        2,
+      ),
+    )
   const unsound = results.filter(({ problem, damaged }) => problem !== undefined || damaged.length > 0)
   if (unsound.length === 0) return
   const [{ problem, path, damaged } = results[0]!] = unsound

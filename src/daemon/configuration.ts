@@ -153,7 +153,7 @@ const SCHEMA = (() => {
           peer: NAME,
           target: NAME.default('default'),
           disks: z.boolean().default(false),
-          mode: text(fileMode).optional(),
+          mode: text(value => fileMode(value)).optional(),
           group: z.coerce.string().optional(),
         }),
       )

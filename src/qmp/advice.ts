@@ -3,6 +3,8 @@
  * query-migrate-parameters return. Source: qemu-wire-format 1.5, 1.7, 8; docs/operations.md.
  */
 
+import { ProxyError } from '../errors.ts'
+
 /** Which of the two QEMUs of a migration. */
 export type QemuSide = 'source' | 'destination'
 
@@ -196,6 +198,21 @@ function differences(qemus: readonly QemuSettings[]): Advice[] {
     add(setting, why, { kind: 'parameter', name: 'multifd-channels', value: channels })
   }
   return found
+}
+
+/** All that is ever set here or by migration-wishes.ts unasked, and so all that can be kept from it. */
+export const KEEPABLE: ReadonlySet<string> = new Set([
+  ...ALIKE,
+  ...['avail-switchover-bandwidth', 'compress', 'events', 'max-bandwidth', 'multifd-channels', 'multifd-compression'],
+  ...['pause-before-switchover', 'tls-creds', 'x-colo', 'x-ignore-shared'],
+])
+
+/** @throws USAGE for a name that would keep nothing: a slip that shows when the setting has been changed */
+export function requireKeepable(names: readonly string[], option: string): void {
+  const stray = names.find(name => !KEEPABLE.has(name))
+  if (stray === undefined) return
+  const hint = `nothing of that name is ever set; what is: ${[...KEEPABLE].sort().join(', ')}`
+  throw new ProxyError('USAGE', `${option} ${JSON.stringify(stray)}`, undefined, hint)
 }
 
 /** How settings are mended. */

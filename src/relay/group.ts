@@ -27,7 +27,7 @@ export function groupId(text: string): number {
  * A file mode in octal digits: `0660`.
  * @throws ProxyError USAGE
  */
-export function fileMode(text: string): number {
+export function fileMode(text: string, option = 'mode'): number {
   if (/^0?[0-7]{3}$/.test(text)) return Number.parseInt(text, 8)
-  throw new ProxyError('USAGE', `mode ${JSON.stringify(text)}`, undefined, 'three octal digits, such as 0660')
+  throw new ProxyError('USAGE', `${option} ${JSON.stringify(text)}`, undefined, 'three octal digits, such as 0660')
 }

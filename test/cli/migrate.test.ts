@@ -254,7 +254,7 @@ for (const [name, source, more, status, err] of statuses)
 
 t.test('doctor --fix', async t => {
   const { near, far, source, destination } = await models(t, { parameters: { 'tls-creds': 'tls0' } })
-  const args = ['doctor', '--qmp', near, '--qmp-destination', far, '--fix']
+  const args = ['doctor', '--qmp', near, '--far-qmp', far, '--fix']
   const outcome = await run([...args, '--rate', '100Mbit'], { cwd: folder })
   t.equal(outcome.status, 0, outcome.stderr)
   t.match(outcome.stdout, /^source: QEMU 10\.0\.13\ndestination: QEMU 10\.0\.13\n/)
@@ -276,7 +276,7 @@ t.test('doctor --fix that loses a QEMU on its way tells what it has set', async 
     const instead: ModelOptions['instead'] = (command, count) =>
       command === 'query-migrate-parameters' && count > 0 ? 'close' : undefined
     const { near, far, source } = await models(t, {}, { instead })
-    const outcome = await run(['doctor', '--qmp', near, '--qmp-destination', far, '--fix', ...more], { cwd: folder })
+    const outcome = await run(['doctor', '--qmp', near, '--far-qmp', far, '--fix', ...more], { cwd: folder })
     t.equal(outcome.status, 1, outcome.stderr)
     t.match(source.settings, { 'return-path': true, 'max-bandwidth': 0 })
     if (more.length === 0) t.match(outcome.stdout, /\nset: source: max-bandwidth: 134217728 -> 0\n/)

@@ -922,6 +922,12 @@ function copiesKeys(dir: string, host: string): (outcome: Outcome) => string | u
 }
 
 const keygen: Case[] = [
+  [
+    'keygen for no days',
+    ['keygen', 'x509', '--dir', at('k0'), '--days', 'abc'],
+    { status: 2, err: /--days abc/, hint: /whole/ },
+  ],
+  ['keygen for ever', ['keygen', 'x509', '--dir', at('k0'), '--days', '36501'], { status: 2, hint: /36500/ }],
   ['keygen of what', ['keygen', '--dir', at('k1')], { status: 2, err: /Not enough/ }],
   ['keygen of something else', ['keygen', 'ssh', '--dir', at('k1')], { status: 2, err: /psk/ }],
   ['keygen to where', ['keygen', 'psk'], { status: 2, err: /dir/ }],
@@ -1065,10 +1071,26 @@ const doctor: Case[] = [
       after: ({ stdout }) => (Array.isArray(JSON.parse(stdout).advice) ? undefined : 'no advice'),
     },
   ],
+  ['two QEMUs', [...qmp('sound'), '--far-qmp', at('qmp/matters')], { status: 11, out: /destination: QEMU/, raw: '' }],
   [
-    'two QEMUs',
-    [...qmp('sound'), '--qmp-destination', at('qmp/matters')],
-    { status: 11, out: /destination: QEMU/, raw: '' },
+    'keep what nobody sets',
+    [...qmp('sound'), '--fix', '--keep', 'max-bandwith'],
+    { status: 2, err: /"max-bandwith"/, hint: /max-bandwidth/ },
+  ],
+  [
+    'keep what is not set anyway',
+    [...qmp('sound'), '--keep', 'max-bandwidth'],
+    { status: 2, err: /--keep without --fix/ },
+  ],
+  [
+    'the other QEMU by its old name, and by its new one',
+    [...qmp('sound'), '--qmp-destination', at('none'), '--far-qmp', at('none')],
+    { status: 2, err: /mutually exclusive/ },
+  ],
+  [
+    'the other QEMU by the name of before',
+    [...qmp('sound'), '--qmp-destination', at('none')],
+    { status: 1, err: /none/ },
   ],
   ['no rate of the link', [...qmp('sound'), '--rate', 'x'], { status: 2, hint: /200Mbit/ }],
   [
@@ -1083,7 +1105,7 @@ const doctor: Case[] = [
   ],
   [
     'two, of which one is far away',
-    [...qmp('sound'), '--qmp-destination', 'ssh:-oProxyCommand=touch:/q'],
+    [...qmp('sound'), '--far-qmp', 'ssh:-oProxyCommand=touch:/q'],
     { status: 2, err: /ProxyCommand/, hint: /ssh:HOST:\/PATH/ },
   ],
   ['the human monitor', qmp('human'), { status: 1, err: /human monitor/, hint: /-qmp unix/ }],
@@ -1116,6 +1138,11 @@ const migrates: Case[] = [
     'an option that is given twice',
     ['migrate', '--qmp', at('none'), '--qmp', at('none'), '--to', 'tcp:fra:1'],
     { status: 2, err: /--qmp is given twice/ },
+  ],
+  [
+    'keep what nobody sets, of a migration',
+    ['migrate', '--qmp', at('none'), '--to', 'tcp:fra:1', '--keep', 'downtime-limt'],
+    { status: 2, err: /--keep "downtime-limt"/, hint: /tls-creds/ },
   ],
   ['no address', ['migrate', '--qmp', at('none'), '--to', 'fra'], { status: 2, err: /fra/, hint: /tcp:HOST:PORT/ }],
   ['an address of libvirt', ['migrate', '--qmp', at('none'), '--to', 'tcp://fra:1'], { status: 2, hint: /slashes/ }],

@@ -96,6 +96,12 @@ t.test('who made them', async t => {
   const half = await store('verify', '--signers', 'set.key.pub')
   t.equal(half.status, 4)
   t.match(half.stdout, new RegExp(`unsigned ${oldest}: .*not signed by a trusted key, but by ${told.signedBy[0]}`))
+  t.match(half.stdout, /signed [\s\S]*sound [\s\S]*sound [\s\S]*sound /, 'and every page is looked at all the same')
+  const json = await store('verify', '--signers', 'set.key.pub', '--json')
+  t.equal(json.status, 4)
+  const sets = JSON.parse(json.stdout) as { digest: string; signedBy?: string; unsigned?: string; damaged: unknown[] }[]
+  t.match(sets.find(({ digest }) => digest === oldest)!, { unsigned: /not signed by a trusted key/, damaged: [] })
+  t.equal(sets.filter(({ signedBy }) => signedBy !== undefined).length, 2)
   await good('sign', oldest, '--key', 'set.key')
   t.match(await good('verify', '--signers', 'set.key.pub'), /signed .*signed .*signed .*sound .*sound .*sound /s)
   const listed = JSON.parse(await good('list', '--json')) as { digest: string; signedBy: string[] }[]
@@ -107,6 +113,14 @@ t.test('who made them', async t => {
   bytes[bytes.length - 1]! ^= 1
   writeFileSync(path, bytes)
   rmSync(`${path}.sig`)
+  const both = await store('verify', '--signers', 'set.key.pub')
+  t.equal(both.status, 4)
+  t.match(both.stdout, new RegExp(`unsigned ${middle}[\\s\\S]*damaged .*[\\s\\S]*`))
+  t.match(
+    both.stderr,
+    /1 of 3 template sets is damaged; .*not signed|1 of 3 template sets is damaged; .*nobody/,
+    'both are said',
+  )
   const damaged = await store('sign', middle, '--key', 'set.key')
   t.equal(damaged.status, 4)
   t.notOk(existsSync(`${path}.sig`))

@@ -200,7 +200,7 @@ t.test('keygen refuses to overwrite and to make nonsense', async t => {
     name: ['a.example', '192.0.2.1'],
     peerName: ['b', '::1', '2001:db8::7'],
     username: 'qemu',
-    days: 9,
+    days: '9',
   }
   const { files } = await keygen({ ...args, kind: 'x509' })
   t.equal(files.length, 11)
@@ -210,7 +210,7 @@ t.test('keygen refuses to overwrite and to make nonsense', async t => {
   await keygen({ ...args, kind: 'psk' })
   await t.rejects(keygen({ ...args, kind: 'psk' }), { code: 'USAGE', what: /keys.psk exists/ })
   t.equal(fs.readFileSync(`${dir}/b/keys.psk`, 'utf8'), fs.readFileSync(`${dir}/a.example/keys.psk`, 'utf8'))
-  for (const wrong of [{ name: [] }, { name: ['../x'] }, { name: ['b'] }, { days: 0 }, { name: ['.'] }]) {
+  for (const wrong of [{ name: [] }, { name: ['../x'] }, { name: ['b'] }, { days: '0' }, { name: ['.'] }]) {
     await t.rejects(keygen({ ...args, dir: `${dir}/new`, kind: 'x509', ...wrong }), { code: 'USAGE' })
   }
   await t.rejects(keygen({ ...args, dir: `${dir}/new`, kind: 'psk', username: 'a b' }), { code: 'USAGE' })

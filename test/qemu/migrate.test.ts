@@ -120,7 +120,7 @@ t.test('the destination QEMU dies', skipOf(ten), async t => {
 
 t.test('doctor --fix on a QEMU that runs', skipOf(seven), async t => {
   const { near, far, source, destination } = await start(t, { qemu: seven.qemu! })
-  const outcome = await run(['doctor', '--qmp', near, '--qmp-destination', far, '--fix', '--json'], { cwd: folder })
+  const outcome = await run(['doctor', '--qmp', near, '--far-qmp', far, '--fix', '--json'], { cwd: folder })
   t.equal(outcome.status, 0, outcome.stderr)
   const { fixed, advice } = JSON.parse(outcome.stdout)
   t.same(

@@ -1,6 +1,7 @@
 /** What is set so that nothing is left to advise; where a QMP socket is. */
 import t from 'tap'
-import { adviseOn, commandsOf, mend, type QemuSettings } from '../../src/qmp/advice.ts'
+import { adviseOn, commandsOf, KEEPABLE, mend, type QemuSettings, requireKeepable } from '../../src/qmp/advice.ts'
+import { wishesOf } from '../../src/qmp/migration-wishes.ts'
 import { formatQmpAddress, parseQmpAddress } from '../../src/qmp/qmp-address.ts'
 
 const settings = (
@@ -113,5 +114,32 @@ t.test('where a QMP socket is', t => {
   ]
   for (const text of wrong)
     t.throws(() => parseQmpAddress(text, '--qmp'), { code: 'ADDRESS', action: /ssh/ }, JSON.stringify(text))
+  t.end()
+})
+
+t.test('whatever is set can be kept, and nothing else is taken for it', t => {
+  const all = ['multifd', 'xbzrle', 'compress', 'x-colo', 'x-ignore-shared', 'postcopy-ram']
+  const source = settings('source', all, {
+    ...{ 'tls-creds': 'tls0', 'multifd-compression': 'zstd', 'max-bandwidth': 128 << 20, 'multifd-channels': 4 },
+    'avail-switchover-bandwidth': 0,
+  })
+  const off = settings('source', [])
+  const far = settings('destination', [], { 'multifd-channels': 2 })
+  const advised = [
+    [source, far],
+    [off, far],
+    [settings('source', ['multifd']), far],
+  ].flatMap(both => adviseOn(both, 1))
+  const unasked = wishesOf({ hasDestination: true, postcopy: false, autoConverge: false, keep: [] })
+  const names = [...advised.map(({ change }) => change.name), ...unasked.map(({ name }) => name)]
+  t.ok(new Set(names).size >= 12, `${new Set(names).size} names`)
+  t.same(
+    names.filter(name => !KEEPABLE.has(name)),
+    [],
+  )
+  requireKeepable([...KEEPABLE], '--keep')
+  t.throws(() => requireKeepable(['max-bandwith'], '--keep'), {
+    ...{ code: 'USAGE', what: '--keep "max-bandwith"', action: /max-bandwidth/ },
+  })
   t.end()
 })
