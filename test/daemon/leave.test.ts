@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { scratch } from '../template/makers.ts'
 
-t.setTimeout(240_000) // the machine may be busy
+t.setTimeout(590_000) // the machine may be busy
 
 /** Reads of a FIFO that somebody holds open and nobody writes to, in a thread and in libuv's pool. */
 const HANGS = {

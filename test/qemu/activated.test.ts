@@ -16,7 +16,7 @@ import { qemu10 } from '../../scripts/harness/qemu/versions.ts'
 import { until } from '../helpers/until.ts'
 import { Guests } from './pair.ts'
 
-t.setTimeout(120_000)
+t.setTimeout(590_000)
 
 const pageferry = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
 const found = await qemu10()

@@ -12,7 +12,7 @@ import { defaultMatrices, planJobs } from '../../scripts/measure/compare/plan.ts
 import type { Results, Run } from '../../scripts/measure/compare/results.ts'
 import { resultTables } from '../../scripts/measure/compare/table.ts'
 
-t.setTimeout(240_000)
+t.setTimeout(590_000)
 const { qemu, skip } = await qemu10()
 
 t.test('the plan: the first round of everything, then what the marks are about', t => {

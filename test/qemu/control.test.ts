@@ -12,7 +12,7 @@ import { askProxy } from '../../src/system/control-client.ts'
 import { until } from '../helpers/until.ts'
 import { Guests, Pair } from './pair.ts'
 
-t.setTimeout(400_000)
+t.setTimeout(590_000)
 
 const found = await qemu10()
 const RETURN_PATH = { capabilities: { 'return-path': true } }

@@ -14,7 +14,7 @@ import { formatLink, LINK_PROFILES, parseLink } from '../../scripts/harness/wan/
 import { PacketLink, packetLinkSupport } from '../../scripts/harness/wan/packet-link.ts'
 import { RelayLink } from '../../scripts/harness/wan/relay-link.ts'
 
-t.setTimeout(300_000)
+t.setTimeout(590_000)
 const [system, ten] = [await systemQemu(), await qemu10()]
 const tiny = { bootSector: bootSector(), memoryMb: 16 }
 const workload = { workload: 'busy', rate: 2, busymb: 4, content: 7, contentmb: 4 } as const

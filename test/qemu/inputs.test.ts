@@ -18,7 +18,7 @@ import { buildSet } from '../../src/store/build.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
 
-t.setTimeout(300_000)
+t.setTimeout(590_000)
 const { qemus, skips } = await qemuVersions()
 for (const skip of skips) t.comment(`skipped: ${skip}`)
 const folder = temporaryFolder('inputs')

@@ -18,7 +18,7 @@ import { parseAddress } from '../../src/relay/address.ts'
 import { until } from '../helpers/until.ts'
 import { FAULTS, Guests, type GuestsOptions, LINUX, Pair } from './pair.ts'
 
-t.setTimeout(300_000)
+t.setTimeout(590_000)
 
 const pageferry = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
 const unlimited = { 'max-bandwidth': 0 }

@@ -14,7 +14,7 @@ import { makeCrl } from '../link/crl.ts'
 import { Guests } from './pair.ts'
 import { type Journal, type Line, SystemdHost } from './systemd-host.ts'
 
-t.setTimeout(400_000)
+t.setTimeout(590_000)
 
 const pageferry = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
 const SOURCE = 'pageferry-source.service'
