@@ -8,7 +8,6 @@ import type { LibvirtHost } from './host.ts'
 const SERIAL = '/run/pageferry/serial'
 /** A QMP socket beside libvirt's own, which serves libvirt alone: for `pageferry doctor`. */
 const QMP = '/run/pageferry/qmp'
-const DISK = '/run/images/guest.img'
 
 /** A busybox guest of scripts/harness/guest. */
 export interface DomainOptions {
@@ -55,16 +54,6 @@ export class Domain {
   </qemu:commandline>
 </domain>
 `
-  }
-
-  /** A disk to attach: the guest does not use it. */
-  static readonly diskXml = `<disk type='file' device='disk'>
-  <driver name='qemu' type='raw'/><source file='${DISK}'/><target dev='vda' bus='virtio'/>
-</disk>
-`
-
-  static diskPath(host: LibvirtHost): string {
-    return host.path(DISK)
   }
 
   static qmpPath(host: LibvirtHost): string {

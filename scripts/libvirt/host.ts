@@ -79,6 +79,11 @@ export class LibvirtHost implements AsyncDisposable {
     return `/proc/${this.init}/root${inside}`
   }
 
+  /** Runs a command among this host's files. @throws what execFile does */
+  async execute(...command: string[]): Promise<void> {
+    await run('nsenter', ['--mount', `--target=${this.init}`, ...command])
+  }
+
   /** How the other host's libvirt connects here. */
   get uri(): string {
     return `qemu+tcp://${this.site.address}/system`

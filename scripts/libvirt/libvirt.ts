@@ -24,9 +24,10 @@ import { guestFiles, type QemuVersion, qemu10, systemQemu } from '../harness/qem
 import type { Told } from '../harness/told.ts'
 import { parseLink } from '../harness/wan/link.ts'
 import { PacketLink, packetLinkSupport } from '../harness/wan/packet-link.ts'
+import { Disk, type DiskKind } from './disk.ts'
 import { Console, Domain } from './domain.ts'
 import { LibvirtHost, VirshError } from './host.ts'
-import { PAGEFERRY, ProxyProcess } from './proxy.ts'
+import { type DiskTransfer, PAGEFERRY, ProxyProcess } from './proxy.ts'
 
 const run = promisify(execFile)
 const MEMORY_MB = 128
@@ -41,6 +42,11 @@ const BACK_WITHOUT_REQUESTS = 16
 
 /** On both hosts: libvirt knows one path for both. */
 const UNIX_SOCKET = '/run/pageferry/migrate.sock'
+
+/** Where a disk goes to a host, by its name: another port and path than the other way, as both proxies have both roles. */
+const DISK_PORTS: Readonly<Record<string, number>> = { ams: 10_811, fra: 10_810 }
+const diskAddress = (to: string) => `tcp:127.0.0.1:${DISK_PORTS[to]}`
+const diskSocket = (to: string) => `/run/pageferry/disk-to-${to}.sock`
 
 /** One way to move the guest. */
 interface Move {
@@ -61,10 +67,10 @@ interface Move {
   readonly refused?: RegExp
   /** virsh must fail, and the guest go on where it is. */
   readonly fails?: boolean
-  /** The guest gets a disk first. */
-  readonly plugs?: boolean
-  /** The disk goes too. */
-  readonly disk?: boolean
+  /** The guest gets a disk first, in place of the one that it has. */
+  readonly plugs?: DiskKind
+  /** The disk goes too, by --disks-uri with such an address. */
+  readonly disk?: 'tcp' | 'unix'
 }
 
 interface Outcome {
@@ -76,6 +82,7 @@ interface Outcome {
   readonly seconds?: number
   readonly downtimeMs?: number
   readonly memory?: string
+  readonly disk?: string
 }
 
 /** Past the pair, for comparison; and through `pageferry source` and `destination`, with flags of virsh. */
@@ -106,9 +113,25 @@ const BOTH_WAYS: readonly Move[] = [
   { name: 'cancelled', flags: [], cancel: true },
   { name: 'after that', flags: [] },
   { name: 'tunnelled', flags: ['--p2p', '--tunnelled', '--migrateuri', 'tcp://127.0.0.2'], refused: /tunnelled/ },
-  { name: 'disk, through the pair', flags: ['--copy-storage-all'], plugs: true, fails: true },
-  { name: 'disk, past the pair', flags: ['--copy-storage-all'], disk: true },
+  { name: 'disk without --disks-uri', flags: ['--copy-storage-all'], plugs: 'raw', fails: true },
+  { name: 'disk, past the pair', flags: ['--copy-storage-all'], disk: 'tcp', past: true },
+  ...disks('--copy-storage-all'),
+  ...disks('--copy-storage-inc', 'overlay'),
 ]
+
+/** There and back, by either kind of address, with and without the guest's writes waiting for the other site. */
+function disks(copy: string, plugs?: DiskKind): Move[] {
+  const moves: Move[] = []
+  for (const more of [[], ['--copy-storage-synchronous-writes']])
+    for (const disk of ['tcp', 'unix'] as const)
+      for (const way of ['', ', back'])
+        moves.push({
+          ...{ name: `disk, ${[copy, ...more].join(' ').replaceAll('--copy-storage-', '')}, ${disk}${way}`, disk },
+          flags: [copy, ...more],
+          ...(plugs !== undefined && moves.length === 0 ? { plugs } : {}),
+        })
+  return moves
+}
 
 /** Everything that was not as it must be. */
 const wrong: string[] = []
@@ -129,6 +152,7 @@ class Run implements AsyncDisposable {
   private sums = ''
   private readonly folder: string
   private xmlPath = ''
+  private disk: Disk | undefined
 
   constructor(
     link: PacketLink,
@@ -189,9 +213,12 @@ class Run implements AsyncDisposable {
     const command = ['migrate', '--live', GUEST, there.uri, ...move.flags]
     if (move.refused) return this.refused(command, move.refused)
     if (move.past) command.push('--listen-address', '0.0.0.0', '--migrateuri', `tcp://${there.site.address}`)
-    if (move.plugs) await this.plugDisk()
-    if (move.disk) {
-      command.push('--disks-uri', `tcp://${there.site.address}:49300`)
+    if (move.plugs) await this.plug(new Disk(move.plugs))
+    const disk = move.disk === undefined ? undefined : this.disk!
+    if (move.flags.some(flag => flag.startsWith('--copy-storage'))) await this.disk!.empty(there)
+    if (disk) {
+      const address = move.past ? `tcp://${there.site.address}:49300` : `tcp://${diskAddress(there.name).slice(4)}`
+      command.push('--disks-uri', move.disk === 'unix' ? `unix://${diskSocket(there.name)}` : address)
     }
     // QEMU before 9 loses dirty pages of a running guest without KVM: there, the guest is stopped first.
     const postcopy = move.running === true || move.asks === true
@@ -207,7 +234,15 @@ class Run implements AsyncDisposable {
     const beganMs = performance.now()
     const moving = here.virshFor(MOVE_MS, ...command)
     if (move.asks) await Promise.race([moving, this.underWay().then(() => here.virsh('migrate-postcopy', GUEST))])
+    let ended = false
+    const end = () => {
+      ended = true
+    }
+    moving.then(end, end)
+    const writing = disk?.write(here, GUEST, () => ended)
+    writing?.catch(end) // told when virsh has come to its end
     await moving
+    const writes = await writing
     const seconds = (performance.now() - beganMs) / 1000
     const wanBytes = (await this.wanBytes()) - bytesBefore
     this.here = there
@@ -232,7 +267,10 @@ class Run implements AsyncDisposable {
     }
     if (reportHeartbeats(sourceBeats, this.console.heartbeats).disorder > 0)
       throw new Error('the heartbeat does not go on')
-    if (move.disk) execFileSync('cmp', [Domain.diskPath(here), Domain.diskPath(there)], { stdio: 'ignore' })
+    await disk?.compare(here, there)
+    const mirror = disk && !move.past ? await this.proxies.get(here)!.disk() : undefined
+    if (disk && !move.past && mirror?.endedBy !== 'both sides closed')
+      throw new Error(`its disk did not go through the pair: ${mirror?.endedBy}`)
     const summary = move.past ? undefined : await this.proxies.get(here)!.summary()
     if (!move.past && !summary) throw new Error('it did not go through the pair')
     if (move.asks && summary && summary.bytesBack <= BACK_WITHOUT_REQUESTS)
@@ -240,23 +278,22 @@ class Run implements AsyncDisposable {
     return {
       ...{ result: 'arrived', wanBytes, seconds, memory },
       ...(summary ? { fromQemu: summary.bytesIn, result: `arrived: ${summary.channels}` } : {}),
+      ...(disk ? { disk: diskText(disk, there, writes!, mirror) } : {}),
       ...(await this.downtime()),
     }
   }
 
-  /** Gives the guest a disk, with something on it, that the other host has only as an empty file. */
-  private async plugDisk(): Promise<void> {
-    for (const host of this.hosts) execFileSync('truncate', ['-s', '16M', Domain.diskPath(host)])
-    execFileSync('dd', [
-      `if=${process.execPath}`,
-      `of=${Domain.diskPath(this.here)}`,
-      'bs=1M',
-      'count=12',
-      'conv=notrunc',
-      'status=none',
-    ])
+  /** Gives the guest a disk, with something on it, in place of the one that it has. */
+  private async plug(disk: Disk): Promise<void> {
     const file = join(this.folder, 'disk.xml')
-    writeFileSync(file, Domain.diskXml)
+    if (this.disk) {
+      writeFileSync(file, this.disk.xml)
+      await this.here.virsh('detach-device', GUEST, file)
+      // The guest has no driver that would let go of it: QEMU takes it away at the next reset, or when it arrives elsewhere.
+    }
+    this.disk = disk
+    await disk.fill(this.here)
+    writeFileSync(file, disk.xml)
     await this.here.virsh('attach-device', GUEST, file)
   }
 
@@ -352,16 +389,17 @@ class Run implements AsyncDisposable {
 
   table(): string {
     const table = new Table({
-      head: ['virsh migrate --live', '', 'on the WAN', 'from QEMU', 'virsh took', 'downtime', 'memory'],
+      head: ['virsh migrate --live', '', 'on the WAN', 'from QEMU', 'virsh took', 'downtime', 'memory', 'disk'],
       colAligns: ['left', 'left', 'right', 'right', 'right', 'right', 'left'],
       style: { head: [], border: [], compact: true },
     })
     const size = (bytes: number | undefined) => (bytes === undefined ? '' : formatSize(bytes))
-    for (const { move, result, wanBytes, fromQemu, seconds, downtimeMs, memory } of this.outcomes) {
+    for (const { move, result, wanBytes, fromQemu, seconds, downtimeMs, memory, disk } of this.outcomes) {
       const took = seconds === undefined ? '' : `${seconds.toFixed(1)} s`
       const downtime = downtimeMs === undefined ? '' : `${downtimeMs} ms`
-      const what = move.flags.join(' ') || `(${move.name})`
-      table.push([what, result, size(wanBytes), size(fromQemu), took, downtime, memory ?? ''])
+      const uri = move.disk === undefined || move.past ? [] : ['--disks-uri', `${move.disk}://`]
+      const what = [...move.flags, ...uri].join(' ') || `(${move.name})`
+      table.push([what, result, size(wanBytes), size(fromQemu), took, downtime, memory ?? '', disk ?? ''])
     }
     return table.toString()
   }
@@ -370,6 +408,11 @@ class Run implements AsyncDisposable {
     this.console?.[Symbol.dispose]()
     await this.stopProxies()
   }
+}
+
+function diskText(disk: Disk, host: LibvirtHost, writes: number, mirror: DiskTransfer | undefined): string {
+  const carried = mirror ? `${formatSize(mirror.bytesIn)} of QEMU, ${formatSize(mirror.bytesWan)} on the WAN; ` : ''
+  return `equal; ${carried}${writes} writes meanwhile; takes ${formatSize(disk.allocated(host))}`
 }
 
 /** Why there can be no libvirt here, if so. */
@@ -475,9 +518,14 @@ peers:
   ${there.name}: { address: "${there.site.address}:${wanPort}", peer-name: ${there.name}.example.net }
 listeners:
   - { at: "tcp:127.0.0.2:${therePorts}", peer: ${there.name} }
+  - { at: "${diskAddress(there.name)}", peer: ${there.name}, disks: true }
+  - { at: "unix:${here.path(diskSocket(there.name))}", peer: ${there.name}, disks: true, target: local }
 wan: { listen: ["tcp:${here.site.address}:${wanPort}"] }
 targets:
   default: tcp:127.0.0.3:${herePorts}
+disks:
+  default: ${diskAddress(here.name)}
+  local: unix:${here.path(diskSocket(here.name))}
 `,
       )
       await moves.startProxy(here, ['serve', '--config', config], 'serving')

@@ -2,7 +2,7 @@
 import type { ChildProcess } from 'node:child_process'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import type { MigrationSummary } from '../../src/migration/summary.ts'
+import type { DiskDepartureSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { endChild } from '../harness/qemu/cleanup.ts'
 import { hear, type Told } from '../harness/told.ts'
 import type { Site } from '../harness/wan/packet-link.ts'
@@ -11,9 +11,13 @@ import type { Site } from '../harness/wan/packet-link.ts'
 export const PAGEFERRY = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
 const START_MS = 60_000
 
+/** A disk that left through it. */
+export type DiskTransfer = Pick<DiskDepartureSummary, 'bytesIn' | 'bytesWan' | 'endedBy'>
+
 export class ProxyProcess implements AsyncDisposable {
   /** Of the migrations that left through it. */
   private readonly summaries: MigrationSummary[] = []
+  private readonly disks: DiskTransfer[] = []
   private readonly child: ChildProcess
   private said = ''
 
@@ -40,6 +44,7 @@ export class ProxyProcess implements AsyncDisposable {
       hear(child, ({ event, fields, level }, line) => {
         proxy.said += `${line}\n`
         if (event === 'migration ended' && 'bytesWan' in fields) proxy.summaries.push({ ...fields, level })
+        if (event === 'disk transfer ended' && 'bytesWan' in fields) proxy.disks.push(fields)
         if (event !== until) return
         clearTimeout(late)
         resolve()
@@ -52,6 +57,12 @@ export class ProxyProcess implements AsyncDisposable {
   async summary(): Promise<MigrationSummary | undefined> {
     for (let i = 0; i < 40 && this.summaries.length === 0; i++) await sleep(50)
     return this.summaries.shift()
+  }
+
+  /** What it says of the disk that has just left through it. */
+  async disk(): Promise<DiskTransfer | undefined> {
+    for (let i = 0; i < 40 && this.disks.length === 0; i++) await sleep(50)
+    return this.disks.shift()
   }
 
   /** Its last lines. */
