@@ -4,7 +4,7 @@ import { cpSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import type { MigrationSummary } from '../../src/migration/summary.ts'
+import type { DiskDepartureSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { claimPort } from './claimed-port.ts'
 import { endChild } from './qemu/cleanup.ts'
 import { hear } from './told.ts'
@@ -27,6 +27,8 @@ export async function pageferry(...args: string[]): Promise<string> {
 export interface ProxiesOptions {
   /** Default x509. */
   readonly tls?: 'x509' | 'psk'
+  /** Carry disks too: see diskNear and diskFar. */
+  readonly disks?: boolean
   /** More arguments for both proxies, and for the source's alone. */
   readonly both?: readonly string[]
   readonly source?: readonly string[]
@@ -38,12 +40,18 @@ export class Proxies implements AsyncDisposable {
   readonly sourceUri: string
   /** Where the destination QEMU listens. */
   readonly targetUri: string
+  /** Unix sockets: where a client of disks connects, and where its server listens. */
+  readonly diskNear: string
+  readonly diskFar: string
   readonly summaries: MigrationSummary[] = []
+  readonly disks: Omit<DiskDepartureSummary, 'level'>[] = []
   private readonly children = new Map<SiteName, ChildProcess>()
   private said = ''
   private isOpen = false
 
-  private constructor(sourceUri: string, targetUri: string) {
+  private constructor(folder: string, sourceUri: string, targetUri: string) {
+    this.diskNear = join(folder, 'disk-near')
+    this.diskFar = join(folder, 'disk-far')
     this.sourceUri = sourceUri
     this.targetUri = targetUri
   }
@@ -62,7 +70,7 @@ export class Proxies implements AsyncDisposable {
     const keys = join(folder, 'keys')
     const sites = ['--name', names.source, '--peer-name', names.destination]
     await pageferry('keygen', options.tls ?? 'x509', '--dir', keys, ...sites)
-    const pair = new Proxies(`tcp:127.0.0.1:${await claimPort()}`, `tcp:127.0.0.1:${await claimPort()}`)
+    const pair = new Proxies(folder, `tcp:127.0.0.1:${await claimPort()}`, `tcp:127.0.0.1:${await claimPort()}`)
     const settings = (site: SiteName) => {
       const copy = join(folder, 'stores', site)
       if (store !== undefined) cpSync(store, copy, { recursive: true })
@@ -70,6 +78,7 @@ export class Proxies implements AsyncDisposable {
       return [
         ...['--tls-creds', join(keys, names[site]), ...(options.tls === 'psk' ? [] : ['--peer-name', peerName])],
         ...(store === undefined ? [] : ['--store', copy]),
+        ...(options.disks ? ['--disks', `unix:${site === 'source' ? pair.diskNear : pair.diskFar}`] : []),
         ...(options.both ?? []),
       ]
     }
@@ -107,6 +116,12 @@ export class Proxies implements AsyncDisposable {
     return this.summaries.shift()
   }
 
+  /** What it says of the disk that has just left. */
+  async disk(): Promise<Omit<DiskDepartureSummary, 'level'> | undefined> {
+    for (let i = 0; i < 100 && this.disks.length === 0; i++) await new Promise(done => setTimeout(done, 50))
+    return this.disks.shift()
+  }
+
   /** The last lines of both logs, for when something went wrong. */
   get log(): string {
     return this.said.split('\n').slice(-12).join('\n')
@@ -131,6 +146,7 @@ export class Proxies implements AsyncDisposable {
         this.said += `${site}: ${line}\n`
         if (event === 'session open') this.isOpen = true
         if (event === 'migration ended' && 'bytesWan' in fields) this.summaries.push({ ...fields, level })
+        if (event === 'disk transfer ended' && 'bytesWan' in fields) this.disks.push(fields)
         if (event !== 'listening for QEMU' && event !== 'listening for source proxies') return
         clearTimeout(late)
         resolve()

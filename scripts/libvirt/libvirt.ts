@@ -46,7 +46,10 @@ const UNIX_SOCKET = '/run/pageferry/migrate.sock'
 /** Where a disk goes to a host, by its name: another port and path than the other way, as both proxies have both roles. */
 const DISK_PORTS: Readonly<Record<string, number>> = { ams: 10_811, fra: 10_810 }
 const diskAddress = (to: string) => `tcp:127.0.0.1:${DISK_PORTS[to]}`
-const diskSocket = (to: string) => `/run/pageferry/disk-to-${to}.sock`
+/** Sockets for memory and disks, as KubeVirt names them: a word for the guest, and the port that libvirt would take. */
+const MEMORY = 49_152
+const DISKS = 49_153
+const socketTo = (to: string, port: number) => `/run/pageferry/${GUEST}-to-${to}-${port}-source.sock`
 
 /** One way to move the guest. */
 interface Move {
@@ -218,7 +221,11 @@ class Run implements AsyncDisposable {
     if (move.flags.some(flag => flag.startsWith('--copy-storage'))) await this.disk!.empty(there)
     if (disk) {
       const address = move.past ? `tcp://${there.site.address}:49300` : `tcp://${diskAddress(there.name).slice(4)}`
-      command.push('--disks-uri', move.disk === 'unix' ? `unix://${diskSocket(there.name)}` : address)
+      if (move.disk === 'tcp') command.push('--disks-uri', address)
+      else {
+        command.push('--migrateuri', `unix://${socketTo(there.name, MEMORY)}`)
+        command.push('--disks-uri', `unix://${socketTo(there.name, DISKS)}`)
+      }
     }
     // QEMU before 9 loses dirty pages of a running guest without KVM: there, the guest is stopped first.
     const postcopy = move.running === true || move.asks === true
@@ -397,7 +404,9 @@ class Run implements AsyncDisposable {
     for (const { move, result, wanBytes, fromQemu, seconds, downtimeMs, memory, disk } of this.outcomes) {
       const took = seconds === undefined ? '' : `${seconds.toFixed(1)} s`
       const downtime = downtimeMs === undefined ? '' : `${downtimeMs} ms`
-      const uri = move.disk === undefined || move.past ? [] : ['--disks-uri', `${move.disk}://`]
+      const uris =
+        move.disk === 'unix' ? ['--migrateuri', 'unix://', '--disks-uri', 'unix://'] : ['--disks-uri', 'tcp://']
+      const uri = move.disk === undefined || move.past ? [] : uris
       const what = [...move.flags, ...uri].join(' ') || `(${move.name})`
       table.push([what, result, size(wanBytes), size(fromQemu), took, downtime, memory ?? '', disk ?? ''])
     }
@@ -519,13 +528,15 @@ peers:
 listeners:
   - { at: "tcp:127.0.0.2:${therePorts}", peer: ${there.name} }
   - { at: "${diskAddress(there.name)}", peer: ${there.name}, disks: true }
-  - { at: "unix:${here.path(diskSocket(there.name))}", peer: ${there.name}, disks: true, target: local }
+  - { at: "unix:${here.path(socketTo(there.name, MEMORY))}", peer: ${there.name}, target: local }
+  - { at: "unix:${here.path(socketTo(there.name, DISKS))}", peer: ${there.name}, disks: true, target: local }
 wan: { listen: ["tcp:${here.site.address}:${wanPort}"] }
 targets:
   default: tcp:127.0.0.3:${herePorts}
+  local: unix:${here.path(socketTo(here.name, MEMORY))}
 disks:
   default: ${diskAddress(here.name)}
-  local: unix:${here.path(diskSocket(here.name))}
+  local: unix:${here.path(socketTo(here.name, DISKS))}
 `,
       )
       await moves.startProxy(here, ['serve', '--config', config], 'serving')

@@ -4,12 +4,12 @@ import { closeSync, openSync, readFileSync, readSync, truncateSync, writeFileSyn
 import { join } from 'node:path'
 import t from 'tap'
 import { QemuGuest } from '../../scripts/harness/qemu/guest.ts'
+import { type CopyMode, exportDisk, Mirror } from '../../scripts/harness/qemu/mirror.ts'
 import { type FoundQemu, type QemuVersion, qemu10, systemQemu } from '../../scripts/harness/qemu/versions.ts'
 import type { Estimate } from '../../src/cli/codec-command.ts'
 import type { DiskDepartureSummary } from '../../src/migration/summary.ts'
 import { until } from '../helpers/until.ts'
 import { pageferry } from '../template/cli-harness.ts'
-import { type CopyMode, exportDisk, Mirror } from './mirror.ts'
 import { Pair } from './pair.ts'
 
 t.setTimeout(590_000) // the machine may be busy

@@ -315,6 +315,18 @@ export class Pair implements AsyncDisposable {
     else wan.restore()
   }
 
+  /** The same, and waits until both proxies have found each other again, where they lost each other. */
+  async breakWanOnce(fault: Fault, forMs: number): Promise<void> {
+    const ups = () => this.log.filter(({ side, event }) => side === 'source' && event === 'link.up').length
+    const before = ups()
+    await this.breakWan(fault, forMs)
+    if (fault === 'stall') return
+    await until(
+      () => `a connection after ${fault}`,
+      () => ups() > before,
+    )
+  }
+
   /** Ends a proxy in order. */
   async stop(side: Side): Promise<void> {
     await this.proxies.get(side)?.stop()

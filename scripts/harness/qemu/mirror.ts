@@ -1,10 +1,13 @@
 /** A disk that a source QEMU mirrors to a destination QEMU, as libvirt has them do it, and the guest's memory behind it. */
-import type { MigrationSettings, MigrationStats, QemuGuest } from '../../scripts/harness/qemu/guest.ts'
-import { until } from '../helpers/until.ts'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { MigrationSettings, MigrationStats, QemuGuest } from './guest.ts'
 
 const JOB = 'mirror'
 const TARGET = 'remote'
 const EXPORT = 'disk'
+
+/** Where an export is: the path of a Unix socket, or an address. */
+export type ExportAddress = string | { readonly host: string; readonly port: number }
 
 /** How QEMU copies what the guest writes meanwhile: later, or before the guest is told that it was written. */
 export type CopyMode = 'background' | 'write-blocking'
@@ -19,11 +22,17 @@ export interface MirrorOptions {
   readonly speed?: number
 }
 
-/** Has a destination export its disk over a Unix socket, for anybody to write to. */
-export async function exportDisk(destination: QemuGuest, path: string, disk = 'disk'): Promise<void> {
-  await destination.qmp.execute('nbd-server-start', { addr: { type: 'unix', data: { path } } })
+/** Has a destination export its disk, for anybody to write to. */
+export async function exportDisk(destination: QemuGuest, at: ExportAddress, disk = 'disk'): Promise<void> {
+  const { type, ...data } = socketAddress(at)
+  await destination.qmp.execute('nbd-server-start', { addr: { type, data } })
   const exported = { type: 'nbd', id: 'export', 'node-name': disk, name: EXPORT, writable: true }
   await destination.qmp.execute('block-export-add', exported)
+}
+
+function socketAddress(at: ExportAddress) {
+  if (typeof at === 'string') return { type: 'unix', path: at } as const
+  return { type: 'inet', host: at.host, port: String(at.port) } as const
 }
 
 /** A job of the source's. */
@@ -37,14 +46,13 @@ export class Mirror {
     this.since = source.qmp.events.length
   }
 
-  /** Begins to mirror the source's disk to the export behind this Unix socket. @throws QmpError where it is not there */
-  static async begin(source: QemuGuest, path: string, options: MirrorOptions): Promise<Mirror> {
+  /** Begins to mirror the source's disk to an export. @throws QmpError where it is not there */
+  static async begin(source: QemuGuest, to: ExportAddress, options: MirrorOptions): Promise<Mirror> {
     const { copyMode, sync = 'full', disk = 'disk', speed } = options
     const mirror = new Mirror(source)
-    const server = { type: 'unix', path }
     await source.qmp.execute('blockdev-add', {
       ...{ 'node-name': TARGET, driver: 'raw', discard: 'unmap', 'detect-zeroes': 'unmap' },
-      file: { driver: 'nbd', server, export: EXPORT },
+      file: { driver: 'nbd', server: socketAddress(to), export: EXPORT },
     })
     const more = { sync, 'copy-mode': copyMode, ...(speed === undefined ? {} : { speed }) }
     await source.qmp.execute('blockdev-mirror', { 'job-id': JOB, device: disk, target: TARGET, ...more })
@@ -82,7 +90,7 @@ export class Mirror {
     const { qmp } = this.source
     const ended = ({ event }: { event: string }) => event === 'BLOCK_JOB_COMPLETED' || event === 'BLOCK_JOB_CANCELLED'
     const { data } = await qmp.waitEvent(ended, 120_000, this.since)
-    await until('the job to be gone', async () => (await this.jobs()).length === 0)
+    while ((await this.jobs()).length > 0) await sleep(5)
     return data.error as string | undefined
   }
 
@@ -109,11 +117,11 @@ export class Mirror {
     const capabilities = { 'return-path': true, 'pause-before-switchover': true, ...settings.capabilities }
     await destination.listen(uris.target, { capabilities: { 'return-path': true } })
     await source.startMigration(uris.source, { capabilities, parameters: settings.parameters ?? {} })
-    await until('the guest to be stopped', async () => {
+    for (let status: string | undefined; status !== 'pre-switchover'; await sleep(5)) {
       const info = await source.migrationInfo()
-      if (info.status === 'failed' || info.status === 'cancelled') throw new Error(`migration ${info['error-desc']}`)
-      return info.status === 'pre-switchover'
-    })
+      status = info.status
+      if (status === 'failed' || status === 'cancelled') throw new Error(`migration ${status}: ${info['error-desc']}`)
+    }
     await this.complete()
     await source.qmp.execute('migrate-continue', { state: 'pre-switchover' })
     const stats = await source.waitMigration()
