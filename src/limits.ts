@@ -329,6 +329,12 @@ export const EXPORT_TOLD_LENGTH_MAX = 255
 export const CONNECTIONS_HELD_MAX = 2 * FLOWS_MAX
 
 /**
+ * Sessions that a source proxy has left to their disks, while the next takes migrations. Each has a pool at both sides for as
+ * long as a mirror lives; where there are so many, what comes waits for the end of one, as for that of a migration.
+ */
+export const SESSIONS_LEFT_MAX = 3
+
+/**
  * Memory of a session's channels, in units of 64 KiB: one for each flow that may be open, and for 128 of them eight more,
  * with which they have whole batches. Taken as channels come.
  */

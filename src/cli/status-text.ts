@@ -36,7 +36,7 @@ function fileEntries({ certificates }: { readonly certificates: readonly Expiry[
 }
 
 function sourceLines(source: SourceStatus): string[] {
-  const { peer, address, rate, cap, listening, disksAt, stopping, session, waiting } = source
+  const { peer, address, rate, cap, listening, disksAt, stopping, session, left, waiting } = source
   const to = peer === address ? address : `${peer} (${address})`
   const lines = [`to ${to}${stopping ? ', stopping' : ''}: ${session ? linkText(session) : 'no session'}`]
   if (rate !== undefined || cap?.until !== undefined) lines[0] += `, ${capText(rate, cap)}`
@@ -49,6 +49,10 @@ function sourceLines(source: SourceStatus): string[] {
     if (migration.map) lines.push(`    ${mapText(migration.map)}`)
   }
   for (const transfer of session?.disks ?? []) lines.push(`  ${diskDepartureText(transfer)}`)
+  for (const one of left ?? []) {
+    lines.push(`  left to its disks: ${linkText(one)}`)
+    for (const transfer of one.disks) lines.push(`    ${diskDepartureText(transfer)}`)
+  }
   return lines
 }
 

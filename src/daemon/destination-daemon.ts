@@ -8,6 +8,7 @@ import { BATCH_RAW_BYTES_MAX, MEMORY_BUDGET_BYTES, PIECES_MAX, SETS_WAIT_MS } fr
 import type { Credentials } from '../link/credentials.ts'
 import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
+import { BehindDisks } from '../migration/behind-disks.ts'
 import type { PatienceTimes } from '../migration/patience.ts'
 import type { Address } from '../relay/address.ts'
 import type { SetSigners } from '../remote/set-signature.ts'
@@ -83,8 +84,9 @@ export class DestinationDaemon {
   private readonly grants = new Map<Link, RingGrant>()
   /** Of each session of `sessions`: who the other proxy says it is, and which sets are used. */
   private readonly terms = new WeakMap<Link, Pick<LinkStatus, 'agent' | 'sets' | 'coldSets'>>()
-  /** Idle sessions that were asked to end, so that their rings can be shared anew. */
+  /** Sessions that were asked to end: idle ones, so that their rings can be shared anew, and such that have disks alone. */
   private readonly asked = new WeakSet<Link>()
+  private readonly behind = new WeakMap<Link, BehindDisks>()
   private readonly patience: PatienceTimes
   /** Pieces that wait for QEMUs. */
   private readonly pieces = new FairShares(PIECES_MAX)
@@ -351,7 +353,11 @@ export class DestinationDaemon {
   private renewIdle(): void {
     if (this.stopping) return
     for (const link of this.server.links) {
-      if ((this.sessions.get(link)?.channelCount ?? 0) > 0) continue
+      const session = this.sessions.get(link)
+      if (session && session.channelCount > 0) {
+        this.renewBeside(link, session)
+        continue
+      }
       const grant = this.grants.get(link)
       if (grant?.isExcessive && this.asked.has(link)) this.dismiss(link)
       else if (this.sets.changed || grant?.isExcessive || grant?.isStarved) {
@@ -359,6 +365,16 @@ export class DestinationDaemon {
         link.session.drain()
       }
     }
+  }
+
+  /** A session that has disks alone, which may take hours, is left to them where there are other template sets. */
+  private renewBeside(link: Link, session: DestinationSession): void {
+    if (session.migrationChannelCount > 0 || !this.sets.changed || this.asked.has(link)) return
+    const behind = this.behind.get(link) ?? new BehindDisks()
+    this.behind.set(link, behind)
+    if (behind.isKept(session.transfers)) return
+    this.asked.add(link)
+    link.session.drain()
   }
 
   /** Closes an idle session that stays though it was asked to go. */

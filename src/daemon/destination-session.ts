@@ -129,12 +129,24 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     return this.flows.size
   }
 
+  /** How many of them are of migrations. */
+  get migrationChannelCount(): number {
+    let count = 0
+    for (const { migration } of this.flows.values()) if (migration instanceof MigrationArrival) count++
+    return count
+  }
+
+  /** Disk transfers that run. */
+  get transfers(): readonly DiskArrival<DestinationFlow>[] {
+    return this.arrivals.transfers
+  }
+
   // --- LinkSink
 
   onOpen(number: number, info: FlowInfo): void {
-    this.options.pool.migrates(true)
-    this.options.pool.warm().catch(error => this.defect(error))
     const migration = this.migrationOf(info)
+    if (migration instanceof MigrationArrival) this.options.pool.migrates(true)
+    this.options.pool.warm().catch(error => this.defect(error))
     const flow = new DestinationFlow(this, number, info, migration, new DestinationLife(this.parts.channelTable))
     this.flows.set(number, flow)
     migration.flows.add(flow)
@@ -274,7 +286,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     const flow = this.flows.get(number)
     this.flows.delete(number)
     flow?.sessionEnded()
-    if (this.flows.size === 0) this.options.pool.migrates(false)
+    if (flow?.migration instanceof MigrationArrival && this.migrationChannelCount === 0)
+      this.options.pool.migrates(false)
   }
 
   onCredit(number: number): void {

@@ -99,6 +99,9 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   }
   /** At the destination: its memory is given to others. */
   'idle session closed': { readonly link: string; readonly identity: string; readonly reason: string }
+  /** What comes waits for the next one: it serves the disks that it has to their end. */
+  'session left to its disks': { readonly link: string }
+  'session that was left has broken': Failure
   'no session': Failure & { readonly times?: number; readonly seconds?: number }
   'WAN connection lost': Failure & { readonly connection: number }
   'peer drains: it takes no new migrations': Record<never, never>

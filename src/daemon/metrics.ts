@@ -196,14 +196,15 @@ export class Metrics {
     const running = new Map<string, number>()
     if (all?.rate !== undefined) this.rateLimit.set({ peer: ALL_PEERS }, all.rate)
 
-    for (const { peer: name, rate, session, waiting } of sources) {
+    for (const { peer: name, rate, session, left, waiting } of sources) {
       const peer = this.peer(name)
       this.sessionUp.set({ peer }, session ? 1 : 0)
       this.waiting.inc({ peer }, waiting)
       if (rate !== undefined) this.rateLimit.set({ peer }, rate)
       this.running.inc({ peer, direction: 'out' }, session?.migrations.length ?? 0)
       this.countsFrom(peer, 'out', running)
-      this.disks.inc({ peer, direction: 'out' }, connectionsOf(session?.disks))
+      for (const one of [session, ...(left ?? [])])
+        this.disks.inc({ peer, direction: 'out' }, connectionsOf(one?.disks))
       if (!session) continue
       this.link(peer, session)
       for (const { bytes, bytesWan, effort } of session.migrations) {

@@ -4,7 +4,7 @@
  */
 import { loadLz4 } from '../compression/lz4.ts'
 import { ProxyError } from '../errors.ts'
-import { CONNECTIONS_HELD_MAX } from '../limits.ts'
+import { CONNECTIONS_HELD_MAX, SESSIONS_LEFT_MAX } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
@@ -15,6 +15,7 @@ import { RateSchedule } from '../rate-schedule.ts'
 import { type Address, formatAddress } from '../relay/address.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { Weights } from '../session/fairness.ts'
+import { RateBucket } from '../session/rate-cap.ts'
 import type { CapShare } from '../session/shared-cap.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
 import { CapKeeper } from './cap-keeper.ts'
@@ -27,9 +28,10 @@ import type { Moved, SourceGate } from './source-flow.ts'
 import { SourceListeners, type SourceListenersOptions } from './source-listeners.ts'
 import { SourceMemory, type SourceMemoryOptions } from './source-memory.ts'
 import { type PresentSession, type Rejection, SourceReception } from './source-reception.ts'
+import { SourceRun } from './source-run.ts'
 import { SourceSession } from './source-session.ts'
 import { type AgreedTerms, SourceTerms, type SourceTermsOptions } from './source-terms.ts'
-import { expiriesOf, type SourceStatus, withoutFlows } from './status.ts'
+import { expiriesOf, type SourceStatus } from './status.ts'
 
 export interface SourceOptions extends SourceListenersOptions, SourceMemoryOptions, SourceTermsOptions {
   readonly peer: { readonly host: string; readonly port: number }
@@ -61,12 +63,14 @@ export class SourceDaemon {
   private readonly paused = new PausedMigrations()
   private readonly memory: SourceMemory
   private readonly reception: SourceReception
-  private client: LinkClient | undefined
-  private session: SourceSession | undefined
-  /** Of that session. */
-  private agreed: AgreedTerms | undefined
+  /** The session that takes what comes. */
+  private run: SourceRun | undefined
+  /** Those that were left, each until its last disk has gone; with what settles then. */
+  private readonly left = new Map<SourceRun, Promise<void>>()
   private stopping = false
   private migrations = 0
+  /** Of all sessions. */
+  private readonly rate: RateBucket
   /** What QEMUs and others at our listeners make us say, and what the other proxy does. */
   private readonly qemuLog: SiteLog
   private readonly peerLog: SiteLog
@@ -81,27 +85,28 @@ export class SourceDaemon {
     this.options = options
     this.qemuLog = options.events.of(QEMUS)
     this.peerLog = options.events.of(this.peerName)
-    this.memory = new SourceMemory(this.peerName, options)
+    this.memory = new SourceMemory(this.peerName, (options.disks ?? []).length > 0, options)
     this.listeners = new SourceListeners(options)
     this.sets = new SessionSets(options.store, options.events, this.memory.setPagesMax, options.signers)
     this.reception = new SourceReception({
       patienceMs: options.patienceMs,
       now: () => performance.now(),
       present: () => this.present,
-      isStale: () => this.sets.changed,
+      isStale: () => this.sets.changed || (this.run?.isNarrow === true && this.left.size === 0),
       onRejected: (connection, why) => this.tellRejected(connection, why),
     })
     this.keeper = new SessionKeeper({
-      run: () => this.runSession(),
+      run: () => this.keepRun(),
       isOver: () => this.stopping,
       log: this.peerLog,
       onStatus: options.onStatus,
     })
     this.caps = new CapKeeper({
       schedule: typeof options.rate === 'number' ? RateSchedule.always(options.rate) : options.rate,
-      apply: bytesPerSecond => this.client?.session.setRate(bytesPerSecond),
+      apply: bytesPerSecond => this.setRate(bytesPerSecond),
       tell: told => options.events.info('rate', { ...told, peer: this.name }),
     })
+    this.rate = new RateBucket(this.caps.bytesPerSecond, options.shared)
     this.ended = new Promise(done => {
       this.resolveEnded = done
     })
@@ -120,7 +125,7 @@ export class SourceDaemon {
 
   /** How it is just now. */
   status(): SourceStatus {
-    const { client, session, agreed, caps } = this
+    const { caps } = this
     return {
       role: 'source',
       peer: this.name,
@@ -131,22 +136,21 @@ export class SourceDaemon {
       listening: this.addresses.map(formatAddress),
       disksAt: this.diskAddresses.map(formatAddress),
       stopping: this.stopping,
-      session:
-        client && session && agreed
-          ? {
-              link: client.link.id.slice(0, 8),
-              peer: this.name,
-              agent: agreed.agent,
-              sets: agreed.sets.length,
-              coldSets: agreed.cold.length,
-              stats: withoutFlows(client.session.stats()),
-              migrations: session.status(),
-              disks: session.diskStatus(),
-            }
-          : undefined,
+      session: this.run?.status(this.name),
+      left: Array.from(this.left.keys(), run => run.status(this.name)).filter(status => status !== undefined),
       waiting: this.reception.waiting.length,
-      connections: session?.connectionCount ?? 0,
+      connections: this.connections,
     }
+  }
+
+  /** All sessions. */
+  private get runs(): SourceRun[] {
+    return [...(this.run ? [this.run] : []), ...this.left.keys()]
+  }
+
+  /** Connections of QEMUs that they have, opened or not. */
+  private get connections(): number {
+    return this.runs.reduce((sum, { session }) => sum + (session?.connectionCount ?? 0), 0)
   }
 
   /** Addresses that are listened on, once started. */
@@ -191,14 +195,24 @@ export class SourceDaemon {
     return this.options.credentials?.warnings ?? []
   }
 
+  /** Caps the WAN from now on, running migrations too; Infinity: no cap. */
+  private setRate(bytesPerSecond: number): void {
+    this.rate.set(bytesPerSecond, performance.now())
+    for (const { client } of this.runs) client.session.setRate(bytesPerSecond)
+  }
+
   /** The cap on all peers has changed: more may go than a moment before. */
   capChanged(): void {
-    this.client?.link.wake()
+    for (const { client } of this.runs) client.link.wake()
   }
 
   /** Ends a migration that leaves here. @returns undefined: none of that id does. @throws ProxyError CANCEL_REFUSED */
   cancel(id: string): NamedMigration | undefined {
-    return this.session?.cancel(id)
+    for (const { session } of this.runs) {
+      const cancelled = session?.cancel(id)
+      if (cancelled) return cancelled
+    }
+    return undefined
   }
 
   /** Takes no new migrations; running ones finish. */
@@ -207,7 +221,7 @@ export class SourceDaemon {
     this.stopping = true
     this.reception.stop()
     this.refuseNew()
-    if (this.session?.channelCount) {
+    if (this.runs.some(({ session }) => session?.channelCount)) {
       this.options.onStatus?.(`stopping: ${this.running} migrations finish`)
       this.options.events.info('stopping: running migrations finish first', { migrations: this.running })
     }
@@ -218,9 +232,8 @@ export class SourceDaemon {
   /** Ends everything now: running migrations fail, their source guests go on. */
   async abort(): Promise<void> {
     await this.stop()
-    void this.client?.link.abort(
-      new ProxyError('QEMU_LOST', 'the source proxy was stopped', undefined, 'start the migration again'),
-    )
+    const stopped = new ProxyError('QEMU_LOST', 'the source proxy was stopped', undefined, 'start the migration again')
+    for (const { client } of this.runs) void client.link.abort(stopped)
   }
 
   /** Refuses what belongs to no running migration. */
@@ -245,16 +258,20 @@ export class SourceDaemon {
 
   /** The session that there is, for those that wait for one. */
   private get present(): PresentSession | undefined {
-    const { client, session } = this
-    return (
-      client && {
-        isUp: session !== undefined && !client.link.over && client.link.connections > 0,
-        channels: session?.channelCount ?? 0,
-        connections: session?.connectionCount ?? 0,
-        accept: ({ socket, gate }) => session!.accept(socket, gate),
-        close: () => void client.close(),
-      }
-    )
+    const { run } = this
+    if (!run) return undefined
+    const { client, session } = run
+    return {
+      isUp: session !== undefined && !client.link.over && client.link.connections > 0,
+      channels: session?.channelCount ?? 0,
+      ofMigrations: session?.migrationChannelCount ?? 0,
+      transfers: session?.channels.transfers ?? [],
+      canBeLeft: this.left.size < SESSIONS_LEFT_MAX && !client.link.over,
+      connections: this.connections,
+      accept: ({ socket, gate }) => session!.accept(socket, gate),
+      close: () => void client.close(),
+      leave: () => this.leave(run),
+    }
   }
 
   /** The link's own lines, but while one session after the other cannot be opened `no session` says it all. */
@@ -272,24 +289,30 @@ export class SourceDaemon {
     this.caps.stop()
     this.refuseNew()
     this.reception.close()
+    await Promise.all(this.left.values())
     await this.options.learning?.settled().catch(error => this.tellDefect(error))
     this.resolveEnded()
   }
 
-  private async runSession(): Promise<void> {
+  /** Opens a session. @returns when it has ended, or was left: then it ends by itself */
+  private async keepRun(): Promise<void> {
     const terms = await SourceTerms.make(this.options, this.memory, this.sets, () => this.stopping)
     if (!terms) return
     this.reception.opens()
-    const client = this.makeClient(terms)
-    this.client = client
-    let session: SourceSession | undefined
+    const run = new SourceRun(this.makeClient(terms), terms, this.left.size > 0)
+    this.run = run
+    run.over = this.live(run)
+    await Promise.race([run.over, run.left])
+  }
+
+  private async live(run: SourceRun): Promise<void> {
+    const { client, terms } = run
     try {
       void terms.warm().catch(cause => client.link.abort(asProxyError(cause)))
       const agreed = await terms.agree(await client.open())
-      session = this.makeSession(client, agreed)
-      this.session = session
-      this.agreed = agreed
-      client.link.serve(session)
+      run.session = this.makeSession(run, agreed)
+      run.agreed = agreed
+      client.link.serve(run.session)
       // whoever waits for this line finds all of it ready; a QEMU that comes before does not wait
       if (this.reception.waiting.length === 0) await Promise.race([agreed.pool.ready, client.link.ended])
       this.tellOpen(client, agreed)
@@ -302,12 +325,33 @@ export class SourceDaemon {
       if (!client.link.over) void client.link.abort(error)
       throw error
     } finally {
-      await session?.end('the session has ended')
-      this.session = undefined
-      this.agreed = undefined
-      this.client = undefined
+      await run.session?.end('the session has ended')
+      if (this.run === run) this.run = undefined
       terms.close().catch(error => this.tellDefect(error))
     }
+  }
+
+  /** The session that there is serves its disks to their end: the next one is opened for what comes. */
+  private leave(run: SourceRun): void {
+    if (this.run !== run || !run.session) return
+    this.peerLog.info('session left to its disks', { link: run.client.link.id.slice(0, 8) })
+    run.session.channels.leave()
+    this.run = undefined
+    this.left.set(run, this.endLeft(run))
+    run.leave()
+    this.keeper.wake()
+  }
+
+  /** @returns when one that was left has ended; never rejects */
+  private async endLeft(run: SourceRun): Promise<void> {
+    try {
+      await run.over
+    } catch (cause) {
+      const { what, action } = asProxyError(cause)
+      this.peerLog.warn('session that was left has broken', { error: what, hint: action })
+    }
+    this.left.delete(run)
+    this.reception.closeIfIdle() // one more can be left
   }
 
   private get patience(): { readonly precopyMs: number; readonly postcopyMs: number } {
@@ -316,7 +360,7 @@ export class SourceDaemon {
   }
 
   private makeClient({ offer }: SourceTerms): LinkClient {
-    const { peer, credentials, connections, queueTargetMs, shared, weights } = this.options
+    const { peer, credentials, connections, queueTargetMs, weights } = this.options
     const { precopyMs, postcopyMs } = this.patience
     return new LinkClient({
       ...{ host: peer.host, port: peer.port, connections },
@@ -325,14 +369,15 @@ export class SourceDaemon {
       session: {
         patienceMs: Math.max(precopyMs, postcopyMs),
         queueTargetMs,
-        ...{ rate: this.caps.bytesPerSecond, shared, weights },
+        ...{ rate: this.rate, weights },
         memory: this.memory.budgetShare(),
       },
       logger: this.linkLog,
     })
   }
 
-  private makeSession(client: LinkClient, { pool, seed, learning, disks }: AgreedTerms): SourceSession {
+  private makeSession(run: SourceRun, { pool, seed, learning, disks }: AgreedTerms): SourceSession {
+    const { client } = run
     const { effort, queueTargetMs } = this.options
     const { reception } = this
     return new SourceSession({
@@ -349,13 +394,15 @@ export class SourceDaemon {
       onFailure: error => void client.link.abort(error),
       onSetFailure: error => void this.sets.exclude(error, true),
       onMoved: connections => {
-        reception.back(connections)
+        reception.back(connections, this.run === run)
         if (this.stopping) return
         this.qemuLog.info('connections wait for another session', { connections: connections.length })
       },
-      onIdle: () => reception.closeIfIdle(),
+      onIdle: () => (this.run === run ? reception.closeIfIdle() : run.closeIfIdle()),
       wake: () => client.link.wake(),
-      onDrain: () => reception.drain(),
+      onDrain: () => {
+        if (this.run === run) reception.drain()
+      },
       onConnection: (connection, up, error) => {
         if (!up && error) this.peerLog.warn('WAN connection lost', { connection, error: error.message })
         if (up) reception.admit()

@@ -60,12 +60,17 @@ export class SourceMemory {
   /** Of all its sessions: one that drains goes on beside the next. */
   private readonly budget: FairShares
 
-  constructor(peer: string, { ringPages, places, effort, pools, shares, memory }: SourceMemoryOptions) {
+  /** @param isTwofold a session may be opened beside another one, which has been left to its disks */
+  constructor(
+    peer: string,
+    isTwofold: boolean,
+    { ringPages, places, effort, pools, shares, memory }: SourceMemoryOptions,
+  ) {
     this.peer = peer
     this.shape = shapeFor(effort)
     this.pools = pools ?? new Pools()
     this.rings = shares ?? new RingShares(ringPages * PAGE_BYTES, false)
-    this.rings.expect(peer)
+    this.rings.expect(peer, isTwofold)
     this.budget = memory ?? new FairShares(MEMORY_BUDGET_BYTES)
     this.ringPagesMax = Math.min(ringPages, ringPagesMax(this.shape, places))
     this.setPagesMax = Math.min(

@@ -12,6 +12,8 @@ export interface PresentSession extends SessionNow {
   accept(connection: Moved): void
   /** Ends it in order: it has nothing to do. */
   close(): void
+  /** Another one takes what comes: it serves its disks to their end. */
+  leave(): void
 }
 
 /** Why a connection is reset: too many are held, no new migrations are taken, or no session came. */
@@ -58,9 +60,9 @@ export class SourceReception {
     return answer
   }
 
-  /** A session gives these back: the other side never heard of them. */
-  back(connections: readonly Moved[]): void {
-    for (const { socket } of this.engine.back(connections)) socket.reset()
+  /** A session gives these back: the other side never heard of them. @param isPresent it is the one that there is */
+  back(connections: readonly Moved[], isPresent = true): void {
+    for (const { socket } of this.engine.back(connections, isPresent)) socket.reset()
     this.arm()
   }
 
@@ -90,14 +92,16 @@ export class SourceReception {
     for (const { socket } of this.engine.strangers()) socket.reset()
   }
 
-  /** A session with nothing to do is closed where another is wanted, or none. */
+  /** A session with nothing to do is closed where another is wanted, or none; one that has disks alone is left. */
   closeIfIdle(): void {
-    if (this.engine.isDone) this.options.present()?.close()
+    const { engine, options } = this
+    if (engine.isDone) options.present()?.close()
+    else if (engine.isLeft) options.present()?.leave()
   }
 
   /** The next session would be a better one: the present one ends where no migration would notice. */
   renewIfIdle(): void {
-    if (this.options.present()?.channels === 0) this.drain()
+    if (this.engine.isIdle) this.drain()
   }
 
   /** There will be no session any more: nobody is waited for. */

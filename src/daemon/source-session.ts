@@ -62,6 +62,11 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     return this.channels.count
   }
 
+  /** How many of them are of migrations. */
+  get migrationChannelCount(): number {
+    return this.channels.countOfMigrations
+  }
+
   /** Connections that it has, opened or not. */
   get connectionCount(): number {
     return this.channels.connections.size
@@ -90,7 +95,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
       return
     }
     const flow = new SourceFlow(this, socket, gate, new SourceLife(this.channelTable))
-    this.options.pool.migrates(true)
+    if (gate.kind === 'migration') this.options.pool.migrates(true)
     this.options.pool.warm().catch(error => this.defect(error))
     this.guard(() => {
       this.channels.arrived(flow)

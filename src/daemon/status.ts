@@ -24,6 +24,12 @@ export interface Expiry {
   readonly expires: string
 }
 
+/** A session of a source proxy. */
+export interface SourceSessionStatus extends LinkStatus {
+  readonly migrations: readonly DepartureStatus[]
+  readonly disks: readonly DiskDepartureStatus[]
+}
+
 export interface SourceStatus {
   readonly role: 'source'
   /** What the other proxy is called here, and where it is. */
@@ -39,15 +45,12 @@ export interface SourceStatus {
   readonly disksAt: readonly string[]
   readonly stopping: boolean
   /** undefined: there is none just now. */
-  readonly session:
-    | (LinkStatus & {
-        readonly migrations: readonly DepartureStatus[]
-        readonly disks: readonly DiskDepartureStatus[]
-      })
-    | undefined
+  readonly session: SourceSessionStatus | undefined
+  /** Those that were left: they serve the disks that they have, and end with them. */
+  readonly left: readonly SourceSessionStatus[]
   /** Connections of QEMU that wait for a session. */
   readonly waiting: number
-  /** Connections that the session has, those that are no channel yet counted. */
+  /** Connections that the sessions have, those that are no channel yet counted. */
   readonly connections: number
 }
 

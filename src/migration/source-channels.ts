@@ -66,7 +66,7 @@ export interface SourceOrders<C extends DepartureChannel> {
   begins(): void
   /** A migration's last channel has ended. */
   ends(migration: Departure<C>): void
-  /** No connection is left. */
+  /** No connection of a migration is left. */
   rests(): void
   /** These are another session's: lets their connections go. */
   move(channels: readonly C[]): void
@@ -136,6 +136,18 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
   /** How many have a flow. */
   get count(): number {
     return this.flows.size
+  }
+
+  /** How many of them are of migrations. */
+  get countOfMigrations(): number {
+    let count = 0
+    for (const { gate } of this.flows.values()) if (gate.kind === 'migration') count++
+    return count
+  }
+
+  /** Disk transfers that run. */
+  get transfers(): ReadonlySet<DiskDeparture<C>> {
+    return this.diskGates.transfers
   }
 
   /** The one that has this flow. */
@@ -237,6 +249,12 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     this.options.orders.ends(last)
   }
 
+  /** Whether any connection is one of a migration, or may become one. */
+  private get hasMigrations(): boolean {
+    for (const { gate } of this.connections) if (gate.kind === 'migration') return true
+    return false
+  }
+
   /** Its connection is gone, too: nothing writes to its slot. */
   release(channel: C): void {
     const { slot } = channel
@@ -244,7 +262,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     if (!connections.delete(channel)) return
     const { slots, orders } = this.options
     if (slot !== undefined) slots.giveSlot(slot)
-    if (connections.size === 0) orders.rests()
+    if (channel.gate.kind === 'migration' && !this.hasMigrations) orders.rests()
   }
 
   /** Main has come to this. */
@@ -320,6 +338,11 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     if (this.gates.nextTickMs <= nowMs) this.gates.tick(nowMs)
     this.diskGates.tick(nowMs)
     this.departures.tick(nowMs)
+  }
+
+  /** What has no flow yet goes on in another session: this one serves what it has to its end. */
+  leave(): void {
+    this.options.orders.move([...this.connections].filter(({ migration }) => !migration))
   }
 
   /** The session is gone: breaks what the other side may know of, and lets all others go on in another one. */

@@ -8,7 +8,7 @@ import type { Share } from '../fair-shares.ts'
 import type { FlowInfo } from '../wan/bodies.ts'
 import type { Weights } from './fairness.ts'
 import type { SessionParts } from './parts.ts'
-import type { CapShare } from './shared-cap.ts'
+import type { RateBucket } from './rate-cap.ts'
 import type { SessionState } from './states.ts'
 
 export type { FlowInfo, SessionState }
@@ -95,10 +95,8 @@ export interface SessionOptions {
   readonly patienceMs?: number
   /** Milliseconds that bytes may wait in the link beyond its round trip. Default QUEUE_TARGET_MS. */
   readonly queueTargetMs?: number
-  /** Cap on what this side sends, in bytes a second over all connections. Default: none (Infinity). */
-  readonly rate?: number
-  /** Its share of a cap that other sessions of the process have, too. */
-  readonly shared?: CapShare | undefined
+  /** Cap on what this side sends, in bytes a second over all connections; or one that sessions share. Default: none (Infinity). */
+  readonly rate?: number | RateBucket
   /** What migrations and disk transfers get beside each other. Default: the same. */
   readonly weights?: Readonly<Weights> | undefined
   /** Bytes of credit that each flow to this side begins with, as said in its hello. Default CREDIT_INITIAL_BYTES. */

@@ -61,7 +61,7 @@ export class Session {
     this.role = options.role
     this.transport = options.transport
     this.patience = new Patience(options.patienceMs ?? PATIENCE_MS)
-    this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY, options.shared)
+    this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY)
     this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
     this.memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES).share('')
     const parts = { ...SESSION_PARTS, ...options.parts }

@@ -22,11 +22,15 @@ interface Held {
 
 /** Part of a share that a further session of the same identity gets at least: the one before it may be ending. */
 const FURTHER_PART = 4
+/** Part of its share that an identity leaves to a further session, where it may need one beside the first for hours. */
+const KEPT_PART = 8
 
 export class RingShares {
   readonly totalBytes: number
   private readonly newcomers: boolean
   private readonly expected = new Set<string>()
+  /** Of those the ones that may need two sessions. */
+  private readonly twofold = new Set<string>()
   private readonly held = new Set<Held>()
 
   /** @param newcomers whether identities may come that nobody expects: a destination proxy's peers */
@@ -35,9 +39,13 @@ export class RingShares {
     this.newcomers = newcomers
   }
 
-  /** An identity that always has its share, whether it has a session or not: a source proxy's own peer. */
-  expect(identity: string): void {
+  /**
+   * An identity that always has its share, whether it has a session or not: a source proxy's own peer.
+   * @param isTwofold it may need a session beside another one: its first one leaves a part to that
+   */
+  expect(identity: string, isTwofold = false): void {
     this.expected.add(identity)
+    if (isTwofold) this.twofold.add(identity)
   }
 
   /** Takes what a session that wants `wanted` bytes may have now. Never more in all than there is. */
@@ -67,7 +75,8 @@ export class RingShares {
       if (entry.identity === identity) own += entry.bytes
     }
     const share = this.share(identity)
-    const room = this.newcomers ? Math.floor(free / 2) : free
+    let room = this.newcomers ? Math.floor(free / 2) : free
+    if (own === 0 && this.twofold.has(identity)) room = Math.min(room, share - Math.floor(share / KEPT_PART))
     return Math.max(0, Math.min(wanted, Math.max(share - own, Math.floor(share / FURTHER_PART)), room))
   }
 

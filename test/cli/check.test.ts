@@ -270,6 +270,7 @@ t.test('of a proxy without a session, and one that an upgrade let run', t => {
       certificates: [{ file: 'c.pem', expires }],
       disksAt: [],
       session: undefined,
+      left: [],
     },
   ] as const
   const findings = statusFindings({ ...base, sources, destination: undefined }, NOW)

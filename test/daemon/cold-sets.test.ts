@@ -177,7 +177,7 @@ t.test('pages that the source brings count as bytes on the WAN', async t => {
 
 t.test('where no cold sets were agreed on nobody asks for pages, or brings any', async t => {
   await using daemons = await Daemons.start()
-  const near = (): LinkClient => (daemons.source as unknown as { client: LinkClient }).client
+  const near = (): LinkClient => (daemons.source as unknown as { run: { client: LinkClient } }).run.client
   await until('a session', () => daemons.count('session open') === 2)
   const asked = near().link.ended
   daemons.link.session.coldPages.ask([7])

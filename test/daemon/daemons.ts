@@ -256,7 +256,7 @@ export class Daemons implements AsyncDisposable {
 
   /** Ends the session as a WAN does that stays away; the source daemon opens the next one. */
   async loseSession(): Promise<void> {
-    const { client } = this.source as unknown as { client: LinkClient }
+    const { client } = (this.source as unknown as { run: { client: LinkClient } }).run
     await client.link.abort(new ProxyError('PEER_LOST', 'test', undefined, 'test'))
   }
 

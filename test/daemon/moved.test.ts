@@ -10,14 +10,16 @@ t.setTimeout(590_000)
 
 /** The parts of a source daemon that this looks into. */
 interface Inside {
-  readonly session: LinkSink & { readonly channels: { readonly flows: ReadonlyMap<number, unknown> } }
+  readonly run:
+    | { readonly session?: LinkSink & { readonly channels: { readonly flows: ReadonlyMap<number, unknown> } } }
+    | undefined
   readonly reception: { readonly waiting: readonly { readonly socket: { detach(): void } }[] }
 }
 
 t.test('a peer that refuses a flow and then takes it, answers and resets it', async t => {
   await using daemons = await Daemons.start()
   const inside = daemons.source as unknown as Inside
-  await until('a session', () => inside.session !== undefined)
+  await until('a session', () => inside.run?.session !== undefined)
   daemons.wan.still = true // nothing is taken
   const qemu = await daemons.dial()
   let answered = 0
@@ -25,8 +27,8 @@ t.test('a peer that refuses a flow and then takes it, answers and resets it', as
     answered += chunk.length
   })
   qemu.write(MAIN)
-  await until('a flow', () => inside.session?.channels.flows.size === 1)
-  const { session } = inside
+  await until('a flow', () => inside.run?.session?.channels.flows.size === 1)
+  const session = inside.run!.session!
   // a batch of it is still being packed, so that it is not reset yet
   const [[number, flow]] = [...session.channels.flows] as [[number, { sending: { settle(): void } }]]
   flow.sending.settle = () => {}
@@ -51,8 +53,8 @@ t.test('DRAIN between a connection and its first bytes', async t => {
   running.write(MAIN)
   await until('its bytes at the destination', () => daemons.target.received[0]?.equals(MAIN) === true)
   const late = await daemons.dial(1)
-  const inside = daemons.source as unknown as { session: { connectionCount: number } }
-  await until('the connection', () => inside.session.connectionCount === 2)
+  const inside = daemons.source as unknown as { run: { session: { connectionCount: number } } }
+  await until('the connection', () => inside.run.session.connectionCount === 2)
   daemons.link.session.drain()
   await until('DRAIN', () => daemons.count('peer drains: it takes no new migrations') === 1)
   late.write(MAIN)

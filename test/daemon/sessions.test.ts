@@ -124,7 +124,7 @@ t.test('nothing but what begins as a channel of QEMU reaches a destination QEMU'
 t.test('a source proxy that means harm cannot have a QEMU dialled for what is none', async t => {
   await using pair = await Daemons.start()
   await until('a session', () => pair.count('session open') === 2)
-  const { session } = (pair.source as unknown as { client: LinkClient }).client
+  const { session } = (pair.source as unknown as { run: { client: LinkClient } }).run.client
   const refused = async (kind: string, ...pieces: Buffer[]): Promise<void> => {
     const before = pair.count('target refused')
     const flow = session.openFlow({ target: 'default', migration: 9, kind })
@@ -183,8 +183,10 @@ t.test("a channel whose QEMU gave up before its main came is not the next migrat
   const given = await pair.dial()
   given.end(MULTIFD)
   // nothing is told of it yet: its main may be there, unread
-  const inside = pair.source as unknown as { session: { channels: { gates: { due: { what: string }[] } } } }
-  await until('its end', () => inside.session.channels.gates.due.some(({ what }) => what === 'closed'))
+  const inside = pair.source as unknown as {
+    run: { session: { channels: { gates: { due: { what: string }[] } } } }
+  }
+  await until('its end', () => inside.run.session.channels.gates.due.some(({ what }) => what === 'closed'))
   const main = await pair.dial()
   main.write(MAIN)
   await until('the refusal', () => pair.count('connection refused') === 1)
@@ -298,7 +300,10 @@ t.test('all sessions of a process take of one memory, at the source too', async 
   await using pair = await Daemons.start({ memory })
   await until('a session', () => pair.count('session open') === 2)
   const shareOf = ({ session }: Link): Share => (session as unknown as { memory: Share }).memory
-  const shares = [shareOf((pair.source as unknown as { client: LinkClient }).client.link), shareOf(pair.link)]
+  const shares = [
+    shareOf((pair.source as unknown as { run: { client: LinkClient } }).run.client.link),
+    shareOf(pair.link),
+  ]
   for (const share of shares) t.ok(share.take(1 << 20))
   t.equal(memory.used, 2 << 20)
   await pair.loseSession()
@@ -309,7 +314,7 @@ t.test('all sessions of a process take of one memory, at the source too', async 
 t.test('a source proxy that means harm takes bounded memory', async t => {
   await using pair = await Daemons.start()
   await until('a session', () => pair.count('session open') === 2)
-  const { session } = (pair.source as unknown as { client: LinkClient }).client
+  const { session } = (pair.source as unknown as { run: { client: LinkClient } }).run.client
   const info = { target: 'default', migration: 9, kind: 'main' }
   session.openFlow(info) // is silent, and so holds up the dials of those behind it
   const { link } = pair
@@ -385,7 +390,7 @@ t.test('both pools are alike after any order of channels, cancels and reconnects
       sockets.push(socket)
     }
     const session = (): { channelCount: number; options: { pool: Pool } } =>
-      (source as unknown as { session: ReturnType<typeof session> }).session
+      (source as unknown as { run: { session: ReturnType<typeof session> } }).run.session
     await until('a session', () => pair.count('session open') === 2)
     const first = session()
     for (let round = 0; round < 6; round++) {

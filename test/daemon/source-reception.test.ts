@@ -7,8 +7,12 @@ import { Gate } from '../../src/migration/gates.ts'
 class Session implements PresentSession {
   isUp = true
   channels = 0
+  ofMigrations = 0
+  readonly transfers = []
+  canBeLeft = true
   connections = 0
   closed = 0
+  left = 0
   readonly accepted: Moved[] = []
 
   accept(connection: Moved): void {
@@ -17,6 +21,10 @@ class Session implements PresentSession {
 
   close(): void {
     this.closed++
+  }
+
+  leave(): void {
+    this.left++
   }
 }
 

@@ -29,7 +29,7 @@ t.test('what is offered fits into a hello, and what learning has counted with it
   const { store, digests } = storeOf(HELLO_SETS_MAX)
   const { learning } = learningOf()
   const shares = new RingShares(RING_PAGES * PAGE_BYTES, false)
-  const memory = new SourceMemory('peer', { ringPages: RING_PAGES, places: PLACES, effort: 1, shares })
+  const memory = new SourceMemory('peer', false, { ringPages: RING_PAGES, places: PLACES, effort: 1, shares })
   const sets = new SessionSets(store, new Events())
   const options = { places: PLACES, store, learning }
   const terms = await SourceTerms.make(options, memory, sets, () => false)
@@ -46,7 +46,7 @@ t.test('what is offered fits into a hello, and what learning has counted with it
 
 t.test('what was agreed on', async t => {
   const { learning, begun, ended } = learningOf()
-  const memory = new SourceMemory('peer', { ringPages: RING_PAGES, places: PLACES, effort: 1 })
+  const memory = new SourceMemory('peer', false, { ringPages: RING_PAGES, places: PLACES, effort: 1 })
   const sets = new SessionSets(undefined, new Events())
   const terms = await SourceTerms.make({ places: PLACES, store: undefined, learning }, memory, sets, () => false)
   t.same(terms!.offer.sets, [COUNTED])

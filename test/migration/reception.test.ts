@@ -6,8 +6,10 @@ import { type Answer, type ReceivedConnection, Reception, type SessionNow } from
 
 const PATIENCE_MS = 100
 
-const IDLE: SessionNow = { isUp: true, channels: 0, connections: 0 }
-const BUSY: SessionNow = { isUp: true, channels: 1, connections: 3 }
+const IDLE: SessionNow = {
+  ...{ isUp: true, channels: 0, ofMigrations: 0, transfers: [], canBeLeft: true, connections: 0 },
+}
+const BUSY: SessionNow = { ...IDLE, channels: 1, ofMigrations: 1, connections: 3 }
 
 class World {
   session: SessionNow | undefined
@@ -101,23 +103,72 @@ t.test('those that wait', t => {
   t.equal(world.admitted(), 2, 'one has gone')
   t.same(reception.waiting, [])
 
-  t.same(reception.back([first!, further!]), [])
+  t.same(reception.back([first!, further!], true), [])
   t.same(reception.waiting, [first, further])
   t.equal(world.admitted(), 1, 'the session that gave it back is drained')
   reception.opens()
   t.equal(world.admitted(), 1, 'the next is not')
 
   const later = connection(false, { bornMs: 50 })
-  reception.back([first!, later])
+  reception.back([first!, later], true)
   t.equal(reception.nextTickMs, PATIENCE_MS)
   t.same(reception.over(PATIENCE_MS - 1), [])
   t.same(reception.over(PATIENCE_MS), [first])
   t.same(reception.waiting, [later])
 
-  reception.back([further!])
+  reception.back([further!], true)
   reception.stop()
   t.same(reception.strangers(), [later], 'what runs may have further channels')
   t.same(reception.waiting, [further])
-  t.same(reception.back([first!]), [first], 'nobody takes it any more')
+  t.same(reception.back([first!], true), [first], 'nobody takes it any more')
+  t.end()
+})
+
+t.test('a session that has disks alone is left, where another one is wanted', t => {
+  const world = new World()
+  const { reception } = world
+  const flows = new Set(['a', 'b'])
+  const disks: SessionNow = { ...IDLE, channels: 2, transfers: [{ flows }] }
+  world.session = disks
+  t.equal(reception.isLeft, false, 'nothing else is wanted')
+  t.equal(reception.isIdle, true)
+  reception.drain()
+  t.same([reception.isLeft, reception.isDone], [true, false])
+  world.session = { ...disks, channels: 3, ofMigrations: 1 }
+  t.same([reception.isLeft, reception.isIdle], [false, false], 'a migration is waited for')
+  world.session = { ...disks, canBeLeft: false }
+  t.same([reception.isLeft, reception.isIdle], [false, false], 'there are too many')
+  t.equal(world.comes(), 'waits')
+  world.session = disks
+  reception.back([connection(false)], false)
+  reception.opens()
+  t.equal(reception.isLeft, false)
+  reception.back([connection(false)], false)
+  t.equal(reception.isLeft, false, 'what one that was left gives back is no word on the one that there is')
+  reception.drain()
+  reception.stop()
+  t.same([reception.isLeft, reception.isDone], [false, false], 'no other one will come: it ends with its disks')
+  world.session = IDLE
+  t.equal(reception.isDone, true)
+  t.end()
+})
+
+t.test('one that is stale is kept for the memory behind its disks, and not for disks that came since', t => {
+  const world = new World()
+  const flows = new Set(['a', 'b'])
+  const session = (): SessionNow => ({ ...IDLE, channels: flows.size, transfers: [{ flows }] })
+  world.session = session()
+  t.equal(world.comes(), 'session')
+  t.equal(world.comes(false, true), 'session', 'memory finds the blocks of its disk here')
+  flows.add('c').delete('a')
+  t.equal(world.comes(false, true), 'session')
+  flows.delete('b')
+  world.session = session()
+  t.equal(world.comes(false, true), 'renew')
+  world.session = { ...session(), ofMigrations: 1 }
+  t.equal(world.comes(false, true), 'session', 'a migration runs')
+  world.reception.opens()
+  world.session = session()
+  t.equal(world.comes(false, true), 'session', 'the next one is looked at anew')
   t.end()
 })

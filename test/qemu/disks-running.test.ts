@@ -164,10 +164,10 @@ t.test(
       await using destination = await guest(qemu!, folder, 'destination')
       await exportDisk(destination, pair.diskFar)
       const mirror = await Mirror.begin(source, pair.diskNear, BACKGROUND)
-    await mirror.ready()
-    const change = { id: 'mirror', type: 'mirror', 'copy-mode': 'write-blocking' }
-    await source.qmp.execute('block-job-change', change) // as Proxmox VE does
-    await arrives(t, pair, qemu!, folder, source, destination, mirror)
+      await mirror.ready()
+      const change = { id: 'mirror', type: 'mirror', 'copy-mode': 'write-blocking' }
+      await source.qmp.execute('block-job-change', change) // as Proxmox VE does
+      await arrives(t, pair, qemu!, folder, source, destination, mirror)
     })
 
     await t.test('a guest that dies', async t => {

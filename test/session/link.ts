@@ -5,6 +5,7 @@
 
 import { FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
 import type { Weights } from '../../src/session/fairness.ts'
+import { RateBucket } from '../../src/session/rate-cap.ts'
 import { Session } from '../../src/session/session.ts'
 import type { CapShare } from '../../src/session/shared-cap.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
@@ -98,11 +99,11 @@ export class Link {
           throw new Error(`connection ${connection}`, { cause: error })
         },
       })
-    const tuning = { queueTargetMs: options.targetMs ?? 50, rate: options.rate ?? Number.POSITIVE_INFINITY }
-    const { weights, shared } = options
+    const { weights, shared, rate = Number.POSITIVE_INFINITY, targetMs: queueTargetMs = 50 } = options
     const session = (role: 'client' | 'server'): Session => {
       const hears = sink(role)
-      const made = new Session({ role, transport: hears, ...tuning, ...(role === 'client' && { weights, shared }) })
+      const ofRole = role === 'client' ? { rate: new RateBucket(rate, shared), weights } : { rate }
+      const made = new Session({ role, transport: hears, queueTargetMs, ...ofRole })
       made.serve(hears)
       return made
     }

@@ -149,7 +149,7 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
   'what a session gave back is forgotten': {
     Reception: class extends Reception<Moved> {
       override back(): readonly Moved[] {
-        super.back([])
+        super.back([], true)
         return []
       }
     },
@@ -159,7 +159,7 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
       override drain(): void {}
 
       override back(connections: readonly Moved[]): readonly Moved[] {
-        const left = super.back(connections)
+        const left = super.back(connections, true)
         this.opens()
         return left
       }

@@ -123,9 +123,13 @@ export class SourceSite {
           link && {
             isUp: session !== undefined && !link.isOver && link.connections > 0,
             channels: session?.channelCount ?? 0,
+            ofMigrations: session?.migrationChannelCount ?? 0,
+            transfers: session?.channels.transfers ?? [],
+            canBeLeft: false,
             connections: session?.connectionCount ?? 0,
             accept: ({ socket, gate }) => session!.accept(socket, gate),
             close: () => link.close(),
+            leave: () => {},
           }
         )
       },

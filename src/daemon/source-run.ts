@@ -1,0 +1,50 @@
+/** One session of a source proxy, with all that it stands on. */
+import type { LinkClient } from '../link/client.ts'
+import type { SourceSession } from './source-session.ts'
+import type { AgreedTerms, SourceTerms } from './source-terms.ts'
+import { type SourceSessionStatus, withoutFlows } from './status.ts'
+
+export class SourceRun {
+  readonly client: LinkClient
+  readonly terms: SourceTerms
+  /** It was opened beside another, which had most of the memory for passed pages. */
+  readonly isNarrow: boolean
+  /** Settles when another one takes its place, while it serves what it has. */
+  readonly left: Promise<void>
+  leave!: () => void
+  /** What both sides have agreed on, and its half, once it is open. */
+  agreed: AgreedTerms | undefined
+  session: SourceSession | undefined
+  /** Settles when all of it has ended. */
+  over: Promise<void> = Promise.resolve()
+
+  constructor(client: LinkClient, terms: SourceTerms, isNarrow: boolean) {
+    this.client = client
+    this.terms = terms
+    this.isNarrow = isNarrow
+    this.left = new Promise(done => {
+      this.leave = done
+    })
+  }
+
+  /** How it is just now, once it is open. @param peer what the other side is called */
+  status(peer: string): SourceSessionStatus | undefined {
+    const { client, session, agreed } = this
+    if (!session || !agreed) return undefined
+    return {
+      link: client.link.id.slice(0, 8),
+      peer,
+      agent: agreed.agent,
+      sets: agreed.sets.length,
+      coldSets: agreed.cold.length,
+      stats: withoutFlows(client.session.stats()),
+      migrations: session.status(),
+      disks: session.diskStatus(),
+    }
+  }
+
+  /** One that was left ends with its last connection. */
+  closeIfIdle(): void {
+    if (this.session?.channelCount === 0) void this.client.close()
+  }
+}
