@@ -340,6 +340,9 @@ export const SESSIONS_LEFT_MAX = 3
  */
 export const CHANNEL_UNITS = FLOWS_MAX + 128 * 8
 
+/** Of those for whole batches, as many as disks leave to migrations: 128 disks that were there first would have them all. */
+export const CHANNEL_UNITS_KEPT = 64 * 8
+
 /**
  * Bytes of a connection that are kept until the other proxy has taken its flow, and so the most that QEMU gets rid of
  * in the one round trip that a direct connection would have taken to stand.

@@ -13,7 +13,7 @@ import type { Departure, DepartureChannel } from './departure.ts'
 import { Departures, type DeparturesChannel, type DeparturesOptions } from './departures.ts'
 import { DiskDeparture } from './disk-departure.ts'
 import { type DiskGateOrders, DiskGates } from './disk-gates.ts'
-import { type FlowKind, Gates } from './gates.ts'
+import { type FlowKind, type GateKind, Gates } from './gates.ts'
 import { MigrationDeparture } from './migration-departure.ts'
 import type { SourceChannelEvents } from './source-events.ts'
 import type { DepartureStatus, DiskDepartureStatus, NamedMigration } from './summary.ts'
@@ -55,8 +55,8 @@ export interface SourceLink {
 
 /** Memory for channels; Sender has it. */
 export interface ChannelSlots<S> {
-  /** undefined: none is left. */
-  takeSlot(): S | undefined
+  /** For a channel that came in at a gate of this kind; undefined: none is left. */
+  takeSlot(at: GateKind): S | undefined
   giveSlot(slot: S): void
 }
 
@@ -368,7 +368,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     const { link, slots, orders, log } = this.options
     const { kind, gate } = channel
     const { target } = gate
-    const slot = slots.takeSlot()
+    const slot = slots.takeSlot(gate.kind)
     if (slot === undefined) {
       this.refuse(channel, `${FLOWS_MAX} channels have not ended`)
       return

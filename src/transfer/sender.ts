@@ -6,7 +6,8 @@
 import type { PageObserver } from '../codec/observer.ts'
 import { PoolRegions } from '../codec/places.ts'
 import type { SetGain } from '../codec/set-gains.ts'
-import { FLOWS_MAX } from '../limits.ts'
+import { CHANNEL_UNITS_KEPT, FLOWS_MAX } from '../limits.ts'
+import type { GateKind } from '../migration/gates.ts'
 import { ColdRation } from './cold/cold-ration.ts'
 import type { EffortController } from './effort-controller.ts'
 import type { BatchSink, Outbound } from './outbound.ts'
@@ -68,9 +69,9 @@ export class Sender {
     this.pump = new Pump(link, this.packer, effort)
   }
 
-  /** A slot for a channel; undefined where none is left. */
-  takeSlot(): Slot | undefined {
-    return this.slots.take()
+  /** A slot for a channel that came in at a gate of this kind; undefined where none is left. */
+  takeSlot(at: GateKind): Slot | undefined {
+    return this.slots.take(at === 'disk' ? CHANNEL_UNITS_KEPT : 0)
   }
 
   /** No socket writes to it any more. */

@@ -35,10 +35,13 @@ export class SlotArena {
     this.placesLeft = places
   }
 
-  /** A slot, as large as the others leave room for; undefined where all places are taken. */
-  take(): Slot | undefined {
+  /**
+   * A slot, as large as the others leave room for; undefined where all places are taken.
+   * @param kept units beside the places that are left to others, whoever has had how many
+   */
+  take(kept = 0): Slot | undefined {
     if (this.placesLeft === 0) return undefined
-    const spare = this.free - (this.placesLeft - 1)
+    const spare = this.free - (this.placesLeft - 1) - kept
     const full = spare >= this.fullUnits ? this.find(this.fullUnits) : -1
     // small ones stand at the other end, so that full ones find whole stretches
     const units = full >= 0 ? this.fullUnits : 1

@@ -95,7 +95,7 @@ class World {
   open(number: number, more: Partial<SendingStart> = {}): { channel: SendingChannel; owner: Owner } {
     const owner = new Owner(end => this.told.push(`${number} ${end}`))
     const start = { number, migration: 1, kind: 'unknown', memory: {}, urgent: false, owner } as const
-    owner.channel = this.sender.open({ ...start, ...more }, this.sender.takeSlot()!)
+    owner.channel = this.sender.open({ ...start, ...more }, this.sender.takeSlot('migration')!)
     return { channel: owner.channel, owner }
   }
 
@@ -251,11 +251,11 @@ t.test('while one guest waits for its pages no batch names what a disk has to gi
 
 t.test('every place has a slot, and no more', t => {
   const { sender } = new World()
-  const slots = Array.from({ length: FLOWS_MAX }, () => sender.takeSlot())
+  const slots = Array.from({ length: FLOWS_MAX }, () => sender.takeSlot('migration'))
   t.ok(slots.every(slot => slot !== undefined))
-  t.equal(sender.takeSlot(), undefined)
+  t.equal(sender.takeSlot('migration'), undefined)
   sender.giveSlot(slots[7]!)
-  t.ok(sender.takeSlot())
+  t.ok(sender.takeSlot('migration'))
   t.end()
 })
 

@@ -1,5 +1,6 @@
 /** Slots of channels: none overlaps another, and the last place is as good as the first. */
 import t from 'tap'
+import { CHANNEL_UNITS, CHANNEL_UNITS_KEPT, CHANNELS_A_MIGRATION, DISK_CONNECTIONS_MAX, FLOWS_MAX } from '../../src/limits.ts'
 import { SLOT_UNIT_BYTES, type Slot, SlotArena } from '../../src/transfer/slot-arena.ts'
 import { random } from '../template/makers.ts'
 
@@ -20,6 +21,21 @@ t.test('few channels have full slots, many have one each', t => {
   for (const slot of slots) arena.give(slot)
   t.equal(arena.take()!.at, 4096)
   t.throws(() => arena.give(slots[7]!), /nobody has/)
+  t.end()
+})
+
+t.test('memory that comes behind 128 disks has whole batches', t => {
+  const arena = new SlotArena(4096, CHANNEL_UNITS, FULL, FLOWS_MAX)
+  const isFull = (slot: Slot | undefined): boolean => slot?.bytes === FULL * SLOT_UNIT_BYTES
+  const disks = Array.from({ length: DISK_CONNECTIONS_MAX }, () => arena.take(CHANNEL_UNITS_KEPT)!)
+  t.equal(disks.filter(isFull).length, 64)
+  const channels = Array.from({ length: CHANNELS_A_MIGRATION }, () => arena.take())
+  t.equal(channels.filter(isFull).length, 64)
+  t.ok(isFull(channels[0]), 'main is the first')
+  for (const slot of [...disks, ...channels]) arena.give(slot!)
+  for (let i = 0; i < 64; i++) arena.take()
+  t.ok(isFull(arena.take(CHANNEL_UNITS_KEPT)) === false, 'behind many channels a disk has a small one')
+  t.ok(isFull(arena.take()), 'which they have not')
   t.end()
 })
 
