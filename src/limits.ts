@@ -180,6 +180,9 @@ export const CREDIT_FLOW_BYTES_MAX = 256 * 1024 * 1024
  */
 export const MEMORY_BUDGET_BYTES = 512 * 1024 * 1024
 
+/** What windows of disks leave of an identity's part of it: they live for hours and never shrink, and memory comes behind them. */
+export const CREDIT_KEPT_BYTES = 64 * 1024 * 1024
+
 /** Frames ahead of a missing one that a session may hold without asking the budget: connections of one session seldom differ by more. */
 export const HELD_FREE_BYTES = 1 << 20
 

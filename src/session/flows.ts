@@ -7,7 +7,13 @@ import { readU64 } from '../bytes/big-endian.ts'
 import { rawLengthOf } from '../codec/batch-head.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
-import { BATCH_WIRE_BYTES_MAX, CHANNELS_A_MIGRATION, CREDIT_TAKEN_BYTES, FLOWS_MAX } from '../limits.ts'
+import {
+  BATCH_WIRE_BYTES_MAX,
+  CHANNELS_A_MIGRATION,
+  CREDIT_KEPT_BYTES,
+  CREDIT_TAKEN_BYTES,
+  FLOWS_MAX,
+} from '../limits.ts'
 import { encodeOpen, encodeReason, type FlowInfo, parseOpen, reasonCode, reasonText } from '../wan/bodies.ts'
 import { CODE, FRAME, FRAME_HEAD_BYTES, FRAME_OPTIONAL, KIND_DISK } from '../wan/wire.ts'
 import type { AnswerRoom } from './answer-room.ts'
@@ -304,8 +310,9 @@ export class Flows {
   private addFlow(number: number, info: FlowInfo): Flow {
     const { parts, initialCredit, memory } = this.host
     const receive = this.role === 'client' ? 'asked' : 'open'
-    const window = new parts.ReceiveWindow(initialCredit, memory, this.host.now())
-    const share = this.fairness.join(info.migration, info.kind === KIND_DISK ? 'disks' : 'memory')
+    const isDisk = info.kind === KIND_DISK
+    const window = new parts.ReceiveWindow(initialCredit, memory, this.host.now(), isDisk ? CREDIT_KEPT_BYTES : 0)
+    const share = this.fairness.join(info.migration, isDisk ? 'disks' : 'memory')
     const flow = new Flow(number, info, share, receive, this.peerCredit, window)
     this.table.add(flow)
     return flow

@@ -11,6 +11,7 @@ export class ReceiveWindow {
   due = false
   private readonly initial: number
   private readonly memory: Share
+  private readonly kept: number
   private bytes: number
   private consumed = 0
   /** The total that the peer has been told. */
@@ -19,8 +20,12 @@ export class ReceiveWindow {
   private epochMs: number
   private epochBytes = 0
 
-  /** @param initial bytes that every flow has; growth comes out of `memory` */
-  constructor(initial: number, memory: Share, nowMs: number) {
+  /**
+   * @param initial bytes that every flow has; growth comes out of `memory`
+   * @param kept bytes of that which its growth leaves to others
+   */
+  constructor(initial: number, memory: Share, nowMs: number, kept = 0) {
+    this.kept = kept
     this.initial = initial
     this.memory = memory
     this.bytes = initial
@@ -52,8 +57,9 @@ export class ReceiveWindow {
 
   /** Grows to `bytes`, as far as the budget has them. Never shrinks. @returns whether it did */
   grow(bytes: number): boolean {
-    const more = Math.min(bytes, CREDIT_FLOW_BYTES_MAX) - this.bytes
-    const taken = more > 0 ? this.memory.takeUpTo(more) : 0
+    const { memory, kept } = this
+    const more = Math.min(bytes, CREDIT_FLOW_BYTES_MAX, this.bytes + memory.room - kept) - this.bytes
+    const taken = more > 0 ? memory.takeUpTo(more) : 0
     this.bytes += taken
     return taken > 0
   }

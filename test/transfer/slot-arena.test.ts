@@ -1,6 +1,12 @@
 /** Slots of channels: none overlaps another, and the last place is as good as the first. */
 import t from 'tap'
-import { CHANNEL_UNITS, CHANNEL_UNITS_KEPT, CHANNELS_A_MIGRATION, DISK_CONNECTIONS_MAX, FLOWS_MAX } from '../../src/limits.ts'
+import {
+  CHANNEL_UNITS,
+  CHANNEL_UNITS_KEPT,
+  CHANNELS_A_MIGRATION,
+  DISK_CONNECTIONS_MAX,
+  FLOWS_MAX,
+} from '../../src/limits.ts'
 import { SLOT_UNIT_BYTES, type Slot, SlotArena } from '../../src/transfer/slot-arena.ts'
 import { random } from '../template/makers.ts'
 
