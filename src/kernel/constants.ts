@@ -91,6 +91,10 @@ export const SAMPLE_BELOW: u32 = 1 << 27
 export const SAMPLE_ADD: u32 = 0x5bd1e995
 /** At most one in so many bytes is sampled. */
 export const SAMPLE_GAP: u32 = 16
+/** Where a page's samples are taken, at most all of them: in 64 bytes of so many ... */
+export const SAMPLE_STEP: u32 = 64
+/** ... and of a page of a cold set, of which few parts are wanted and which is found whole in its set again. */
+export const SAMPLE_STEP_COLD: u32 = 256
 /** Bytes of a sampled window: what is hashed, and what must be equal. */
 export const WINDOW: u32 = 16
 /** What the hash of a window's four words, each times P1 to P4, multiplies these with. */

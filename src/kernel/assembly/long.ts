@@ -1,6 +1,6 @@
 // Long matches: parts of a page anywhere in the pool. Why so, and what else was tried: ../LONG-MATCH.md.
 import {
-  NONE, P1, P2, P3, P4, PAGE_BITS, PAGE_BYTES, RUN_FAR, RUN_NEAR, SAMPLE_GAP, SAVED_MIN, SCORE_BYTES, TOKEN_COST, WAYS, WINDOW,
+  NONE, P1, P2, P3, P4, PAGE_BITS, PAGE_BYTES, RUN_FAR, RUN_NEAR, SAMPLE_GAP, SAMPLE_STEP, SAVED_MIN, SCORE_BYTES, TOKEN_COST, WAYS, WINDOW,
   WINDOW_FACTOR_1, WINDOW_FACTOR_2, WINDOW_FACTOR_3, WINDOW_FACTOR_4,
 } from '../constants'
 import {
@@ -28,8 +28,17 @@ export let literalBytes: u32 = 0
   return i32x4.gt_s(below, i32x4.add(i32x4.add(a, b), add))
 }
 
-/** Finds the sampled positions of a page, and the hash of the window at each. */
-function sample(at: usize): void {
+/** Which positions of 16 bytes at `p` are sampled. */
+// @ts-ignore: decorator
+@inline function sampledBits(p: usize, k1: v128, k2: v128, add: v128, below: v128, m1: v128, m2: v128, m3: v128): u16 {
+  // lane i of the vector at p + k is position 4i + k
+  const even = v128.bitselect(sampled(p, k1, k2, add, below), sampled(p + 1, k1, k2, add, below), m1)
+  const odd = v128.bitselect(sampled(p + 2, k1, k2, add, below), sampled(p + 3, k1, k2, add, below), m2)
+  return <u16>i8x16.bitmask(v128.bitselect(even, odd, m3))
+}
+
+/** Finds the sampled positions of 64 bytes in `step` of a page, and the hash of the window at each. */
+function sample(at: usize, step: u32): void {
   const k1 = i32x4.splat(prime1)
   const k2 = i32x4.splat(prime2)
   const add = i32x4.splat(sampleAdd)
@@ -39,17 +48,18 @@ function sample(at: usize): void {
   const m3 = i32x4.splat(laneMask3)
   const masks = scratch + MASK
   // first without a branch, since whether 16 bytes have a sample cannot be predicted
-  for (let base: usize = 0; base < <usize>(PAGE_BYTES - WINDOW); base += 16) {
-    const p = at + base
-    // lane i of the vector at p + k is position base + 4i + k
-    const even = v128.bitselect(sampled(p, k1, k2, add, below), sampled(p + 1, k1, k2, add, below), m1)
-    const odd = v128.bitselect(sampled(p + 2, k1, k2, add, below), sampled(p + 3, k1, k2, add, below), m2)
-    store<u16>(masks + (base >> 3), <u16>i8x16.bitmask(v128.bitselect(even, odd, m3)))
+  if (step == SAMPLE_STEP) {
+    for (let base: usize = 0; base < <usize>(PAGE_BYTES - WINDOW); base += 16)
+      store<u16>(masks + (base >> 3), sampledBits(at + base, k1, k2, add, below, m1, m2, m3))
+    store<u16>(masks, 0, 510)
+  } else {
+    for (let base: usize = 0; base < PAGE_BYTES; base += step)
+      for (let p: usize = base; p < base + SAMPLE_STEP; p += 16)
+        store<u16>(masks + (p >> 3), sampledBits(at + p, k1, k2, add, below, m1, m2, m3))
   }
-  store<u16>(masks, 0, 510)
   let n: u32 = 0
   let next: u32 = 0
-  for (let base: u32 = 0; base < PAGE_BYTES; base += 64) {
+  for (let base: u32 = 0; base < PAGE_BYTES; base += step) {
     let bits = load<u64>(masks + <usize>(base >> 3))
     while (bits) {
       const position = base + <u32>ctz(bits)
@@ -102,8 +112,9 @@ export function rememberSamples(slot: u32): void {
   }
 }
 
-export function indexLong(at: usize, slot: u32): void {
-  sample(at)
+/** @param step as of sample */
+export function indexLong(at: usize, slot: u32, step: u32): void {
+  sample(at, step)
   rememberSamples(slot)
 }
 
@@ -256,7 +267,7 @@ function candidate(hash: u32, position: u32): u32 {
  * what was written then has no meaning.
  */
 export function matchLong(at: usize, previous: u32, tokens: usize, literals: usize): u32 {
-  sample(at)
+  sample(at, SAMPLE_STEP)
   page = at
   end = high = scanned = 0
   tokenTo = tokens

@@ -2,7 +2,7 @@
 import {
   KIND_COLD, KIND_FILL, KIND_NEW, KIND_NEW_DENSE, KIND_PATCH, KIND_REF, KIND_SAME, KIND_WORDS, MATCH_COLD, MATCH_COLD_ONCE,
   MATCH_LONG, MATCH_WORDS, NONE, PAGE_BITS, PAGE_BYTES, RESULT_COPIES, RESULT_DENSE_BYTES, RESULT_KIND_COUNT,
-  RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES,
+  RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES, SAMPLE_STEP, SAMPLE_STEP_COLD,
 } from '../constants'
 import {
   RESULT, longShift, placeTable, places, ringOrigin, ringTable, ringTableMask, scratch, slotAddress, state,
@@ -43,7 +43,7 @@ export function rememberTemplates(from: u32, to: u32): void {
   if (longShift == 0) return
   for (let slot = from; slot < to; slot++) {
     const at = slotAddress(slot)
-    if (findTemplate(at, hashPage(at)) == slot) indexLong(at, slot)
+    if (findTemplate(at, hashPage(at)) == slot) indexLong(at, slot, SAMPLE_STEP)
   }
 }
 
@@ -143,7 +143,7 @@ export function matchPages(
           }
           const inserted = isCold && options & MATCH_COLD_ONCE ? NONE : insert(at, hash)
           if (long && inserted != NONE) {
-            if (numbers || isCold) indexLong(at, inserted)
+            if (numbers || isCold) indexLong(at, inserted, isCold ? SAMPLE_STEP_COLD : SAMPLE_STEP)
             else rememberSamples(inserted)
           }
           placeSet(place, inserted)

@@ -12,6 +12,7 @@ import {
   SAMPLE_ADD,
   SAMPLE_BELOW,
   SAMPLE_GAP,
+  SAMPLE_STEP,
   SAVED_MIN,
   SCORE_BYTES,
   TOKEN_COST,
@@ -30,7 +31,8 @@ export interface LongMatches {
   readonly isThere: boolean
   /** About the last matchLong: copies, and bytes of the page's own. */
   readonly found: { readonly copies: number; readonly literalBytes: number }
-  sample(at: number): void
+  /** @param step samples are taken in SAMPLE_STEP bytes of so many */
+  sample(at: number, step: number): void
   rememberSamples(slot: number): void
   matchLong(at: number, previous: number, tokens: number, literals: number): number
 }
@@ -45,14 +47,14 @@ export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches
   let samples = 0
   const found = { copies: 0, literalBytes: 0 }
 
-  function sample(at: number): void {
+  function sample(at: number, step: number): void {
     let n = 0
     let next = 0
     let a = word(at)
     let b = word(at + 4)
     for (let position = 0; position < PAGE_BYTES - WINDOW; position++) {
       const x = (Math.imul(a, P1) + Math.imul(b, P2) + SAMPLE_ADD) >>> 0
-      if (x < SAMPLE_BELOW && position >= next) {
+      if (x < SAMPLE_BELOW && position >= next && position % step < SAMPLE_STEP) {
         next = position + SAMPLE_GAP
         positions[n++] = position
       }
@@ -190,7 +192,7 @@ export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches
   }
 
   function matchLong(at: number, previous: number, tokens: number, literals: number): number {
-    sample(at)
+    sample(at, SAMPLE_STEP)
     page = at
     end = 0
     high = 0

@@ -20,6 +20,8 @@ import {
   RESULT_LITERAL_BYTES,
   RESULT_TOKEN_BYTES,
   RESULT_WORD,
+  SAMPLE_STEP,
+  SAMPLE_STEP_COLD,
 } from '../constants.ts'
 import { type KernelFunctions, TOKEN_BYTES } from '../functions.ts'
 import type { Hash } from './hash.ts'
@@ -60,7 +62,7 @@ export function makeMatcher(
       const at = slotAddress(slot)
       hashPage(at)
       if (findTemplate(at) !== slot) continue
-      sample(at)
+      sample(at, SAMPLE_STEP)
       rememberSamples(slot)
     }
   }
@@ -135,7 +137,7 @@ export function makeMatcher(
           }
           const inserted = isCold && (options & MATCH_COLD_ONCE) !== 0 ? NONE : insert(at, true)
           if (isLong && inserted !== NONE) {
-            if (numbers || isCold) sample(at)
+            if (numbers || isCold) sample(at, isCold ? SAMPLE_STEP_COLD : SAMPLE_STEP)
             rememberSamples(inserted)
           }
           placeSet(place, inserted)
