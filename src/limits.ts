@@ -422,6 +422,9 @@ export const COLD_READS_MAX = 3
 /** Threads that read files that are not encrypted, over all sessions: a batch at a time each, 4 MiB of memory. */
 export const COLD_THREADS_MAX = 2
 
+/** Threads that digest pages beside the one that encodes, over all sessions: with two it does a third of them. */
+export const COLD_DIGEST_THREADS_MAX = 2
+
 /** What a proxy that has stopped has to end by itself: reads that a disk answers are over by then, others keep it for good. */
 export const EXIT_MS_MAX = 2000
 

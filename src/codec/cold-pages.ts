@@ -12,10 +12,14 @@ import { BATCH_PAGES_MAX, type Workspace } from './workspace.ts'
 /** Who knows the pages of a session's cold sets. */
 export interface ColdPages {
   /**
-   * Number of the page that these PAGE_SIZE bytes at `at` are, proven; -1: of none, or not looked for.
-   * @param migration whose page it is, by number
+   * Says which of these pages are cold ones, proven.
+   * @param pages address in `bytes` of the PAGE_SIZE bytes of each
+   * @param unknown 1 for those to look for; becomes 0 for those that are none, or were not looked for
+   * @param numbers gets the number of each that is one
+   * @param migration whose pages they are, by number
+   * @returns whether there are any
    */
-  find(bytes: Uint8Array, at: number, migration: number): number
+  find(bytes: Uint8Array, pages: Uint32Array, unknown: Uint8Array, numbers: Uint32Array, migration: number): boolean
 }
 
 /** The runs of one batch: what its column `cold` says. */

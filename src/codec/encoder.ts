@@ -246,21 +246,11 @@ export class BatchEncoder {
 
   /** Says in the list of kinds which pages are cold ones. @returns whether there are any */
   private findCold(cold: ColdPages, list: Uint32Array, migration: number): boolean {
-    const { coldNumbers, kernel } = this
-    const { bytes } = kernel
+    const { kernel } = this
     const { kindsAt, listAt } = this.workspace
     kernel.unknownPages(listAt, list.length, kindsAt)
-    let found = false
-    for (let i = 0; i < list.length; i++) {
-      if (bytes[kindsAt + i] === 0) continue
-      const number = cold.find(bytes, list[i]!, migration)
-      if (number < 0) bytes[kindsAt + i] = 0
-      else {
-        coldNumbers[i] = number
-        found = true
-      }
-    }
-    return found
+    const unknown = kernel.bytes.subarray(kindsAt, kindsAt + list.length)
+    return cold.find(kernel.bytes, list, unknown, this.coldNumbers, migration)
   }
 
   /** A message of a disk. @param offset,dataBytes of its data */

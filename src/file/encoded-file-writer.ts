@@ -41,6 +41,8 @@ export interface EncodeOptions {
    * each of them. Only for estimates: no file says that it holds such a connection.
    */
   readonly server?: (() => Uint8Array) | undefined
+  /** The ring's memory is taken before anything is read, as a source proxy does it; default: as it is needed. */
+  readonly ringInAdvance?: boolean
   /** Called with the bytes read so far. */
   readonly progress?: (bytes: number) => void
   readonly signal?: AbortSignal
@@ -75,8 +77,10 @@ export async function encodeStream(
     slots: 1,
     slotBytes: HEADROOM_BYTES + READ_BYTES + 65536,
     longMatch: options.effort.longMatch,
+    ringInAdvance: options.ringInAdvance ? 'always' : 'never',
   })
   try {
+    await pool.ready
     await pool.warm()
     return await encodeInto(pool, input, write, options)
   } finally {

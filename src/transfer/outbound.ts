@@ -38,7 +38,7 @@ export class Outbound<C extends OutboundChannel> {
   constructor(pool: Pool, seed: readonly [number, number], sink: BatchSink<C>, onError: (error: ProxyError) => void) {
     this.pool = pool
     this.encoder = new BatchEncoder(pool.kernel, seed[0], seed[1])
-    if (pool.cold?.index) this.encoder.cold = new ColdFinder(pool.cold.index, pool.cold.named)
+    if (pool.cold?.index) this.encoder.cold = new ColdFinder(pool.cold.index, pool.cold.named, pool.cold.digesters)
     this.gains = gainsOf(pool)
     this.encoder.gains = this.gains
     this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer)

@@ -63,7 +63,16 @@ function coldPagesOf({ cold }: Terms): ColdPages | undefined {
   if (cold === undefined) return undefined
   const key = (page: Uint8Array): string => Buffer.from(page).toString('latin1')
   const numbers = new Map(cold.map((page, number) => [key(page), number]))
-  return { find: (bytes, at) => numbers.get(key(bytes.subarray(at, at + PAGE))) ?? -1 }
+  return {
+    find: (bytes, pages, unknown, found) => {
+      for (const [i, at] of pages.entries()) {
+        const number = unknown[i] === 0 ? undefined : numbers.get(key(bytes.subarray(at, at + PAGE)))
+        unknown[i] = number === undefined ? 0 : 1
+        if (number !== undefined) found[i] = number
+      }
+      return unknown.includes(1)
+    },
+  }
 }
 
 export const secondTerms = (terms: Terms): SecondTerms => ({ seed: SEED, ...terms })

@@ -11,6 +11,7 @@ import type { TemplateStore } from '../../store/template-store.ts'
 import { EVENT_LOOP, type EventLoop } from '../event-loop.ts'
 import { ColdIndex } from './cold-index.ts'
 import { ColdList } from './cold-list.ts'
+import { DigestThreads } from './digest-threads.ts'
 import { DiskReads } from './disk-reads.ts'
 import { NamedPages } from './named-pages.ts'
 
@@ -23,6 +24,7 @@ export interface ColdLease {
   readonly named: NamedPages
   /** Of all sessions. */
   readonly reads: DiskReads
+  readonly digesters: DigestThreads
   /** A set turned out to be damaged: who opens it next reads it anew. */
   forget(digest: string): void
   /** The session is over: what nobody else uses is closed by `ColdSets.forget`. */
@@ -39,6 +41,7 @@ interface Held<T> {
 
 export class ColdSets {
   readonly reads: DiskReads
+  readonly digesters = new DigestThreads()
   private readonly loop: EventLoop
   private readonly opening: OneAtATime
   private readonly sets = new Map<string, Held<ColdSet>>()
@@ -102,9 +105,9 @@ export class ColdSets {
       const list = new ColdList(await Promise.all(opening))
       if (list.pages > COLD_PAGES_MAX) throw tooMany(list.pages)
       const index = indexed ? await take(this.indices, digests.join(' '), () => this.indexOf(list)) : undefined
-      const { reads } = this
+      const { reads, digesters } = this
       const forget = (digest: string): void => this.forgetSet(digest)
-      return { list, index, named: new NamedPages(), reads, forget, release }
+      return { list, index, named: new NamedPages(), reads, digesters, forget, release }
     } catch (error) {
       release()
       throw error
@@ -152,6 +155,7 @@ export class ColdSets {
     }
     await Promise.all(closing)
     if (this.sets.size + this.retired.size === 0) this.reads.threads.rest()
+    if (this.indices.size === 0) this.digesters.rest()
     return [...this.sets.values(), ...this.indices.values(), ...this.retired].some(({ users }) => users === 0)
   }
 }
