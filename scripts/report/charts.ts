@@ -88,12 +88,17 @@ export function stacks(label: string, rows: readonly StackRow[]): string {
   return svg(rows.length * STACK_ROW, label, drawn.join(''))
 }
 
+/** With a name of its own, where x alone does not say what it is. */
+export type Point = readonly [x: number, y: number, name?: string]
+
 export interface LinePlot {
   readonly label: string
   readonly lines: readonly {
     readonly series: string
     readonly name: string
-    readonly points: readonly (readonly [x: number, y: number])[]
+    readonly points: readonly Point[]
+    /** Points that its line does not go through. */
+    readonly loose?: readonly Point[]
   }[]
   readonly height: number
   /** Ticks of both axes, the last being the end of the axis; logarithmic axes begin with their first tick. */
@@ -123,20 +128,24 @@ export function lines(plot: LinePlot): string {
     const anchor = i === xTicks.length - 1 ? 'end' : i === 0 ? 'start' : 'middle'
     return `<text class="tick" x="${percent(x(tick), 1)}" y="${height - 5}" style="text-anchor:${anchor}">${escapeText(plot.xText(tick))}</text>`
   })
-  const paths = plot.lines.map(({ series, points }) => {
+  const paths = plot.lines.map(({ series, points, loose = [] }) => {
     const at = points.map(([px, py]) => `${Math.round(x(px) * 1000)} ${yOf(py)}`)
     const dots = plot.dots
-      ? points.map(([px, py]) => `<circle class="dot" cx="${percent(x(px), 1)}" cy="${yOf(py)}" r="3"/>`).join('')
+      ? [...points, ...loose]
+          .map(([px, py]) => `<circle class="dot" cx="${percent(x(px), 1)}" cy="${yOf(py)}" r="3"/>`)
+          .join('')
       : ''
     return (
       `<g class="series s-${series}" data-series="${series}"><svg viewBox="0 0 1000 ${height}" preserveAspectRatio="none" width="100%" height="${height}">` +
       `<path class="line" d="M${at.join('L')}"/></svg>${dots}</g>`
     )
   })
-  const data = plot.lines.map(({ series, name, points }) => ({
+  const data = plot.lines.map(({ series, name, points, loose = [] }) => ({
     series,
     name,
-    points: points.map(([px, py]) => [Math.round(x(px) * 10000) / 10000, plot.xText(px), plot.yText(py)]),
+    points: [...points, ...loose]
+      .sort(([one], [other]) => one - other)
+      .map(([px, py, said]) => [Math.round(x(px) * 10000) / 10000, said ?? plot.xText(px), plot.yText(py)]),
   }))
   const cross = `<line class="cross" x1="0" x2="0" y1="14" y2="${bottom}" visibility="hidden"/>`
   return svg(
@@ -145,6 +154,16 @@ export function lines(plot: LinePlot): string {
     `${grid.join('')}${paths.join('')}${heights.join('')}${ticks.join('')}${cross}`,
     ` data-lines="${escapeText(JSON.stringify(data))}"`,
   )
+}
+
+/** 1, 3, 10, 30 and so on, from at or below `least` to at or above `most`: of a logarithmic axis. */
+export function logarithmicTicks(least: number, most: number): number[] {
+  const at = (i: number): number => (i % 2 === 0 ? 1 : 3) * 10 ** Math.floor(i / 2)
+  let i = 2 * Math.floor(Math.log10(least))
+  while (at(i + 1) <= least) i++
+  const ticks = [at(i)]
+  while (ticks.at(-1)! < most) ticks.push(at(++i))
+  return ticks
 }
 
 /** Round numbers from 0 that end at or above `most`: three to six of them. */

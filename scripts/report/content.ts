@@ -5,8 +5,10 @@ import type { Scaling } from '../measure/scaling.ts'
 import { type BarRow, bars, lines, stacks, ticksTo } from './charts.ts'
 import type { Block, Figure, Report, Table, TableCell, Text } from './document.ts'
 import { type Cell, type Figures, type Mark, mean, PAPER } from './figures.ts'
+import { linkFigure } from './link-content.ts'
 import { memoryMapBlocks } from './map-content.ts'
 import { passEnds } from './measured.ts'
+import { column, METHOD_NAMES, outcomeText } from './names.ts'
 import { digits, formatCount, formatSize, milliseconds, percent, rate, seconds, spread } from './quantities.ts'
 import { scalingBlocks } from './scaling-content.ts'
 
@@ -17,18 +19,6 @@ export interface Sources {
   readonly scaling: Scaling | undefined
   /** By heading of remarks.md. */
   readonly remarks: ReadonlyMap<string, Text>
-}
-
-/** Short names for plots and tables; METHODS has what they mean. */
-export const METHOD_NAMES: Readonly<Record<Method, string>> = {
-  direct: 'direct',
-  xbzrle: 'XBZRLE',
-  'multifd-zstd': 'multifd + zstd',
-  'auto-converge': 'auto-converge',
-  'zstd-pipe': 'zstd pipe',
-  wanproxy: 'WANProxy',
-  paper: "paper's method",
-  pair: 'the pair',
 }
 
 /** Classes of bytes, in the order in which they are drawn: name in the results, series in style.css, name for people. */
@@ -45,8 +35,6 @@ const CLASSES: readonly (readonly [name: string, series: string, label: string])
   ['other', 'other', 'device state, heads'],
 ]
 
-const column = (name: Text, numeric = true) => ({ name, numeric })
-
 /** The whole report. */
 export function reportOf(sources: Sources): Report {
   const { figures } = sources
@@ -55,14 +43,15 @@ export function reportOf(sources: Sources): Report {
     title: 'Pageferry: what migrations cost',
     subtitle: `The same running guests, moved by QEMU alone, by its own helpers, by what a skilled user would rig up, and through Pageferry. Measured ${startedAt.slice(0, 10)} at commit ${commit}.`,
     blocks: [
+      ...linkFigure(figures),
       ...summaryBlocks(sources),
-      ...markBlocks(sources),
       ...paperBlocks(figures),
       ...overviewBlocks(figures),
       ...peerBlocks(figures),
       ...memoryMapBlocks(sources.map, sources.remarks.get('map')),
       ...scalingBlocks(sources.scaling, sources.remarks.get('scaling')),
       ...machineBlocks(sources),
+      ...markBlocks(sources),
     ],
   }
 }
@@ -90,7 +79,8 @@ function summaryBlocks({ figures, remarks }: Sources): Block[] {
 }
 
 function markBlocks({ figures, remarks }: Sources): Block[] {
-  const marks = figures.marks()
+  // what was missed stands at the end
+  const marks = figures.marks().toSorted((a, b) => Number(a.state === 'missed') - Number(b.state === 'missed'))
   const why = ({ id, state, detail }: Mark): Text => {
     const reason = state === 'missed' ? (remarks.get(id) ?? 'The reason is not known yet.') : ''
     return [detail, reason].filter(Boolean).join(detail.endsWith('.') ? ' ' : '. ')
@@ -174,11 +164,6 @@ function missing(figures: Figures, profile: string, guest: string, method: Metho
     if (cell.completed === 0) return { text: `${METHOD_NAMES[one]}: ${outcomeText(cell)}`, state: 'failed' }
   }
   return ''
-}
-
-function outcomeText(cell: Cell): string {
-  const outcome = cell.runs[0]!.outcome
-  return outcome === 'completed' ? 'completed' : outcome.replaceAll('-', ' ')
 }
 
 /** `metro: 1 Gbit/s, 2 ms (netem)`, as it was measured. */

@@ -32,8 +32,8 @@ function table({ caption, columns, rows }: Table): string {
   const body = rows.map(row => `<tr>${row.map((one, i) => cell(one, columns[i]!.numeric, i === 0)).join('')}</tr>`)
   // a region that scrolls by itself must be reached by keys
   return (
-    `<div class="scroll" tabindex="0" role="region" aria-label="${escapeText(caption)}"><table><caption>${inline(caption)}</caption>` +
-    `<thead><tr>${head.join('')}</tr></thead><tbody>${body.join('')}</tbody></table></div>`
+    `<section class="scroll" tabindex="0" aria-label="${escapeText(caption)}"><table><caption>${inline(caption)}</caption>` +
+    `<thead><tr>${head.join('')}</tr></thead><tbody>${body.join('')}</tbody></table></section>`
   )
 }
 
@@ -44,7 +44,7 @@ function figure({ title, note, legend, plot, table: behind }: Figure): string {
   )
   const keyRow = keys.length > 0 ? `<div class="keys" role="group" aria-label="Pick out">${keys.join('')}</div>` : ''
   return (
-    `<section class="figure"><h4>${inline(title)}</h4><p class="note">${inline(note)}</p>${keyRow}${plot}` +
+    `<section class="figure"><h3>${inline(title)}</h3><p class="note">${inline(note)}</p>${keyRow}${plot}` +
     `<details class="behind"><summary>Figures behind this plot</summary>${table(behind)}</details></section>`
   )
 }
@@ -80,7 +80,7 @@ export function html({ title, subtitle, blocks }: Report, data: unknown): string
     one.kind === 'heading' && one.level === 2 ? [`<a href="#${one.id}">${inline(one.text)}</a>`] : [],
   )
   const json = JSON.stringify(data).replaceAll('<', '\\u003c')
-  return `<!doctype html>
+  return `<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">

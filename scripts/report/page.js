@@ -1,4 +1,5 @@
-// What the report's page does beyond showing itself: tips where one points, series picked out, the results saved. All
+// What the report's page does beyond showing itself: tips where one points or arrow keys go, series picked out, the
+// results saved. All
 // of it is in the tables too, so the page is whole without this.
 
 {
@@ -23,9 +24,12 @@
   }
 
   function pointAtLines(plot, event) {
-    plot.parsed ??= JSON.parse(plot.dataset.lines)
     const box = plot.getBoundingClientRect()
-    const part = (event.clientX - box.left) / box.width
+    return textOfLines(plot, (event.clientX - box.left) / box.width)
+  }
+
+  function textOfLines(plot, part) {
+    plot.parsed ??= JSON.parse(plot.dataset.lines)
     const found = plot.parsed
       .filter(({ points }) => part <= points.at(-1)[0] + 0.02 && part >= points[0][0] - 0.02)
       .map(line => [line.name, nearest(line.points, part)])
@@ -35,6 +39,39 @@
     cross.setAttribute('x2', `${part * 100}%`)
     cross.setAttribute('visibility', 'visible')
     return found.map(([name, [, x, y]]) => `${name}: ${y} at ${x}`).join('\n')
+  }
+
+  /** Arrow keys go from point to point, and what is there is told as where one points. */
+  function makeKeys(plot) {
+    plot.parsed ??= JSON.parse(plot.dataset.lines)
+    const parts = [...new Set(plot.parsed.flatMap(({ points }) => points.map(([part]) => part)))].sort((a, b) => a - b)
+    const last = parts.length - 1
+    const set = attributes => {
+      for (const [name, value] of Object.entries(attributes)) plot.setAttribute(name, value)
+    }
+    set({ tabindex: 0, role: 'slider', 'aria-valuemin': 0, 'aria-valuemax': last })
+    let now = 0
+    const go = to => {
+      now = Math.min(last, Math.max(0, to))
+      const text = textOfLines(plot, parts[now])
+      set({ 'aria-valuenow': now, 'aria-valuetext': text.replaceAll('\n', ', ') })
+      return text
+    }
+    go(0)
+    plot.querySelector('.cross').setAttribute('visibility', 'hidden')
+    const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }
+    plot.addEventListener('keydown', event => {
+      const to = { Home: 0, End: last }[event.key] ?? (event.key in steps ? now + steps[event.key] : undefined)
+      if (to === undefined) return
+      event.preventDefault()
+      const text = go(to)
+      const { left, top, width, height } = plot.getBoundingClientRect()
+      show(text, { clientX: left + parts[now] * width, clientY: top + height / 2 })
+    })
+    plot.addEventListener('blur', () => {
+      tip.hidden = true
+      plot.querySelector('.cross').setAttribute('visibility', 'hidden')
+    })
   }
 
   // --- maps: which page, and how it travelled
@@ -107,6 +144,7 @@
     if (text) show(text, event)
     else tip.hidden = true
   }
+  for (const plot of document.querySelectorAll('[data-lines]')) makeKeys(plot)
   document.addEventListener('pointermove', point)
   document.addEventListener('pointerdown', point)
   addEventListener(

@@ -4,12 +4,12 @@ import type { CodecCost, Scaling } from '../measure/scaling.ts'
 import { bars, lines } from './charts.ts'
 import type { Block, Table, Text } from './document.ts'
 import { at, extrapolations, forecast, type Line, lineThrough, streamShare } from './extrapolate.ts'
+import { column } from './names.ts'
 import { digits, formatCount, formatSize, percent, rate, seconds } from './quantities.ts'
 
 const GB = 1e9
 const RATES = [20e6, 100e6, 400e6, 1e9, 2.5e9, 10e9]
 
-const column = (name: Text, numeric = true) => ({ name, numeric })
 const cpuPerGb = (cpuSeconds: number, rawBytes: number): string => digits((cpuSeconds / rawBytes) * GB)
 const duration = (value: number): string => seconds(value * 1000)
 

@@ -4,9 +4,11 @@
  */
 import { spawnSync } from 'node:child_process'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { inflateSync } from 'node:zlib'
+import { HtmlValidate } from 'html-validate'
 import t from 'tap'
 import { temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import type { CodecCost, Scaling } from '../../scripts/measure/scaling.ts'
@@ -16,9 +18,20 @@ import { indexedPng } from '../../scripts/report/png.ts'
 import { BrowserPage, findBrowser } from './browser.ts'
 import { madeUpMap, madeUpResults, madeUpScaling } from './made-up-results.ts'
 
+t.setTimeout(590_000) // the machine may be busy
+
 const program = new URL('../../scripts/report/report.ts', import.meta.url).pathname
 const { path: folder, remove } = temporaryFolder('report')
 t.teardown(remove)
+
+const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
+
+/** What axe-core finds wrong, a line each. */
+async function violations(page: BrowserPage): Promise<string[]> {
+  await page.evaluate(axe)
+  return await page.evaluate<string[]>(`axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) =>
+    violations.flatMap(({ id, nodes }) => nodes.map(({ target, failureSummary }) => id + ': ' + target + ': ' + failureSummary)))`)
+}
 
 function report(results: unknown, out: string): { status: number | null; said: string } {
   const fresh = join(folder, 'fresh')
@@ -219,8 +232,8 @@ t.test('the page in a browser', { skip: browser ? false : 'no Chromium: scripts/
         saved: JSON.parse(document.getElementById('data').textContent).results.runs.length,
       })`),
       {
-        figures: 12,
-        behind: 12,
+        figures: 13,
+        behind: 13,
         unnamed: 0,
         maps: [
           [512, 4],
@@ -229,6 +242,55 @@ t.test('the page in a browser', { skip: browser ? false : 'no Chromium: scripts/
         saved: 96,
       },
     )
+  })
+
+  await t.test('its first screen is time against link, and what was missed stands at its end', async t => {
+    const found = await page.evaluate<{
+      top: number
+      bottom: number
+      first: string
+      last: string
+      misses: string[]
+    }>(`(() => {
+      const plot = document.querySelector('.plot')
+      const { top, bottom } = plot.getBoundingClientRect()
+      const headings = [...document.querySelectorAll('main h2')].map(one => one.textContent)
+      const states = [...document.querySelectorAll('#marks ~ .scroll tbody tr')].map(row => row.cells[1].textContent)
+      return { top, bottom, first: headings[0], last: headings.at(-1), misses: states }
+    })()`)
+    t.ok(found.top > 0 && found.bottom <= 900, `the plot is from ${found.top} to ${found.bottom}`)
+    t.match(found, { first: 'Time against link', last: 'What was promised, and what came out' })
+    t.match(found.misses.at(-1), /missed/)
+    t.notOk(found.misses.slice(0, -1).some(state => state.includes('missed')))
+    const dots = await page.evaluate<Record<string, number>>(
+      `Object.fromEntries([...document.querySelectorAll('#links + .figure .series')].map(one => [one.dataset.series, one.querySelectorAll('.dot').length]))`,
+    )
+    t.same(dots, { direct: 2, 'multifd-zstd': 2, pair: 2 }, 'a dot for each link that was measured')
+  })
+
+  await t.test('by the keyboard, and with axe-core', async t => {
+    const plot = `document.querySelector('#links + .figure .plot')`
+    await page.evaluate(`${plot}.focus()`)
+    for (const key of ['ArrowRight', 'Home', 'End'])
+      for (const type of ['keyDown', 'keyUp']) await page.send('Input.dispatchKeyEvent', { type, key, code: key })
+    const said = await page.evaluate<string>(`${plot}.getAttribute('aria-valuetext')`)
+    t.match(said, /^direct: 1(\.\d+)? s at lan: 10 Gbit\/s, .*, the pair: 1\.\d+ s at lan/)
+    t.equal(await page.evaluate(`document.getElementById('tip').hidden`), false, 'and it is seen')
+    for (const scheme of ['light', 'dark'] as const) {
+      await page.look(1200, 900, scheme)
+      t.same(await violations(page), [], scheme)
+    }
+    await page.look(1200, 900, 'light')
+    const validator = new HtmlValidate({
+      extends: ['html-validate:recommended'],
+      // widths and colours of plots are data
+      rules: { 'no-inline-style': 'off', 'long-title': 'off' },
+    })
+    const { results } = await validator.validateString(readFileSync(path, 'utf8'))
+    const wrong = results.flatMap(({ messages }) =>
+      messages.map(({ ruleId, message, line }) => `${line}: ${message} (${ruleId})`),
+    )
+    t.same(wrong.slice(0, 20), [], 'html-validate has nothing to say')
   })
 
   await t.test('pointing tells what is there', async t => {
