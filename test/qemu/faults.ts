@@ -11,22 +11,33 @@
  * postcopy    the same while the guest already runs at the destination
  * mishaps     cancel, either QEMU killed, either proxy killed, at any moment
  * held        main, multifd, return path, or the whole WAN stands still for 30 s
+ * disks       Debian guests that write files (QEMU 7.2 and 10; `make lab` first), their disks mirrored, 20 cuts in each mirror
+ *             and the memory behind it; either proxy killed
  */
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { MigrationSettings, QemuGuest } from '../../scripts/harness/qemu/guest.ts'
-import { qemu10 } from '../../scripts/harness/qemu/versions.ts'
+import { qemu10, systemQemu } from '../../scripts/harness/qemu/versions.ts'
 import { Random } from '../../scripts/harness/random.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { until } from '../helpers/until.ts'
+import { diskFaults, diskFaultsSkip } from './disk-faults.ts'
 import { ChannelRelay, FAULTS, type Fault, Guests, LINUX, Pair } from './pair.ts'
 
-const scenarios = ['cuts', 'four', 'multifd', 'postcopy', 'mishaps', 'held'] as const
+const scenarios = ['cuts', 'four', 'multifd', 'postcopy', 'mishaps', 'held', 'disks'] as const
 type Scenario = (typeof scenarios)[number]
 /** How often the WAN breaks in one migration. */
 const CUTS_PER_MIGRATION = 10
-const RUNS: Record<Scenario, number> = { cuts: 100, four: 100, multifd: 100, postcopy: 100, mishaps: 50, held: 4 }
+const RUNS: Record<Scenario, number> = {
+  cuts: 100,
+  four: 100,
+  multifd: 100,
+  postcopy: 100,
+  mishaps: 50,
+  held: 4,
+  disks: 2,
+}
 const HELD_MS = 30_000
 /** First bytes of a main and of a multifd channel. */
 const MAIN = '5145564d'
@@ -45,6 +56,7 @@ Real migrations over a WAN that breaks, and everything else that can break. Exit
   postcopy    ${RUNS.postcopy} while the guest already runs at the destination
   mishaps     ${RUNS.mishaps} times cancel, either QEMU killed, either proxy killed, at any moment
   held        ${RUNS.held} times main, multifd, return path, or the whole WAN stands still for ${HELD_MS / 1000} s
+  disks       ${RUNS.disks} Debian guests moved with their disks, 20 cuts each, by each QEMU; either proxy killed
 
   --runs N    so many cuts or mishaps of each scenario
   --seed N    another run of chance; default 1
@@ -111,16 +123,8 @@ const cutPlans: Record<'cuts' | 'four' | 'multifd' | 'postcopy', CutPlan> = {
 /** Breaks the WAN once and waits until it stands again. */
 async function cutOnce(pair: Pair, chance: Random): Promise<Fault> {
   const fault = chance.pick(FAULTS)
-  const ups = pair.log.filter(line => line.side === 'source' && line.event === 'link.up').length
-  await pair.breakWan(
-    fault,
-    fault === 'drop' ? 0 : fault === 'reset' ? chance.between(0, 500) : chance.between(20, 2000),
-  )
-  if (fault === 'stall') return fault
-  await until(
-    () => `a connection after ${fault}`,
-    () => pair.log.filter(line => line.side === 'source' && line.event === 'link.up').length > ups,
-  )
+  const forMs = fault === 'drop' ? 0 : fault === 'reset' ? chance.between(0, 500) : chance.between(20, 2000)
+  await pair.breakWanOnce(fault, forMs)
   return fault
 }
 
@@ -385,6 +389,17 @@ async function held(total: number, chance: Random, progress: (text: string) => v
   return outcome
 }
 
+// Disks ----------------------------------------------------------------------------------------------------------------
+
+async function disks(total: number, chance: Random, progress: (text: string) => void): Promise<Outcome> {
+  const skip = diskFaultsSkip()
+  if (skip !== undefined) return { failures: 0, notes: [`skipped: ${skip}`] }
+  const { qemu: old, skip: missing } = await systemQemu()
+  const outcome = await diskFaults(old ? [old, qemu] : [qemu], total, chance, progress)
+  if (!old) outcome.notes.push(`one QEMU alone: ${missing}`)
+  return outcome
+}
+
 // ----------------------------------------------------------------------------------------------------------------------
 
 let failed = 0
@@ -399,6 +414,7 @@ for (const name of wanted) {
   }
   let outcome: Outcome
   if (name === 'mishaps') outcome = await mishaps(runs, chance, progress)
+  else if (name === 'disks') outcome = await disks(runs, chance, progress)
   else if (name === 'held') outcome = await held(runs, chance, progress)
   else outcome = await cuts(cutPlans[name], runs, chance, progress)
   if (process.stdout.isTTY) process.stdout.write('\n')
