@@ -145,7 +145,8 @@ export class Proxies implements AsyncDisposable {
       hear(child, ({ event, fields, level }, line) => {
         this.said += `${site}: ${line}\n`
         if (event === 'session open') this.isOpen = true
-        if (event === 'migration ended' && 'bytesWan' in fields) this.summaries.push({ ...fields, level })
+        if (event === 'migration ended' && 'bytesWan' in fields)
+          this.summaries.push({ ...fields, level: level as 'info' })
         if (event === 'disk transfer ended' && 'bytesWan' in fields) this.disks.push(fields)
         if (event !== 'listening for QEMU' && event !== 'listening for source proxies') return
         clearTimeout(late)

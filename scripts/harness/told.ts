@@ -7,6 +7,7 @@ import type { SiteEvent } from '../../src/daemon/events.ts'
 export type Told = { [E in SiteEvent as E['event']]: Pick<E, 'event' | 'level' | 'fields'> }[SiteEvent['event']]
 
 const LEVELS = new Map([
+  [20, 'debug'],
   [30, 'info'],
   [40, 'warn'],
   [50, 'error'],

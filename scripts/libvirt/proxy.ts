@@ -43,7 +43,8 @@ export class ProxyProcess implements AsyncDisposable {
       child.once('exit', code => fail(`ended with ${code}`))
       hear(child, ({ event, fields, level }, line) => {
         proxy.said += `${line}\n`
-        if (event === 'migration ended' && 'bytesWan' in fields) proxy.summaries.push({ ...fields, level })
+        if (event === 'migration ended' && 'bytesWan' in fields)
+          proxy.summaries.push({ ...fields, level: level as 'info' })
         if (event === 'disk transfer ended' && 'bytesWan' in fields) proxy.disks.push(fields)
         if (event !== until) return
         clearTimeout(late)

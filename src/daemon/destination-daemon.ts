@@ -113,7 +113,7 @@ export class DestinationDaemon {
     )
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
-      accept: (hello, _identity, holder) => this.acceptSession(hello, holder),
+      accept: (hello, _identity, holder, peer) => this.acceptSession(hello, holder, peer),
       logger: options.events.byFields(),
       memory: this.memory,
       ...(options.sessionsMax !== undefined && { sessionsMax: options.sessionsMax }),
@@ -210,7 +210,7 @@ export class DestinationDaemon {
     await this.server.close(CLOSE_GRACE_MS)
   }
 
-  private async acceptSession(hello: ClientHello, holder: string): Promise<Accepted> {
+  private async acceptSession(hello: ClientHello, holder: string, from: string): Promise<Accepted> {
     const { options } = this
     if (this.stopping) throw new ProxyError('PEER_LOST', 'this proxy is stopping', undefined, 'it will be back')
     // what learning has counted looks like a set without pages
@@ -284,6 +284,7 @@ export class DestinationDaemon {
         options.events.of(holder).info('session open', {
           identity: holder,
           agent: hello.agent,
+          from,
           sets: sets.map(digest => digest.slice(0, 12)),
           ...(cold.length > 0 && { cold: cold.map(digest => digest.slice(0, 12)) }),
           link: link.id.slice(0, 8),

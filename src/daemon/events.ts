@@ -4,7 +4,7 @@
  */
 import type { LearningEvents } from '../learning/learning.ts'
 import type { LinkEvents } from '../link/api.ts'
-import type { Level, Log } from '../log.ts'
+import type { DetailLog, Level, Log } from '../log.ts'
 import type { ArrivalEvents } from '../migration/arrival-events.ts'
 import type { SourceChannelEvents } from '../migration/source-events.ts'
 import type {
@@ -89,9 +89,11 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
     readonly sets: readonly string[]
     /** Sets that stay on the disk; left out: none. */
     readonly cold?: readonly string[]
-    /** At the destination: who the source proxy is. */
+    /** Name and version of the other proxy. */
+    readonly agent: string
+    /** At the destination: who the source proxy is, and where its first connection came from. */
     readonly identity?: string
-    readonly agent?: string
+    readonly from?: string
     /** At the source: where the destination proxy is, and how often it was tried before. */
     readonly peer?: string
     readonly templatePages?: number
@@ -135,7 +137,7 @@ export const QEMUS = 'connections of QEMU'
 export type SiteLog = Log<SiteEvents>
 
 /** Where all parts of a process tell what happens, and whoever wants to know listens. */
-export class Events implements SiteLog {
+export class Events implements DetailLog<SiteEvents> {
   private readonly listeners = new Set<(event: SiteEvent) => void>()
 
   /** @param hears called for each event, at once; it must not throw. @returns ends it */
@@ -144,12 +146,13 @@ export class Events implements SiteLog {
     return () => void this.listeners.delete(hears)
   }
 
+  readonly debug: SiteLog['info'] = (...[event, fields]) => this.tell('debug', event, fields)
   readonly info: SiteLog['info'] = (...[event, fields]) => this.tell('info', event, fields)
   readonly warn: SiteLog['warn'] = (...[event, fields]) => this.tell('warn', event, fields)
   readonly error: SiteLog['error'] = (...[event, fields]) => this.tell('error', event, fields)
 
   /** The same for what `cause` makes us tell: the log gives each cause so many lines a minute. */
-  of(cause: string): SiteLog {
+  of(cause: string): DetailLog<SiteEvents> {
     return this.causedBy(() => cause)
   }
 
@@ -157,19 +160,21 @@ export class Events implements SiteLog {
    * The same for a layer that serves many: what an event is about says who caused it. Those with an `identity` are its,
    * those about a `peer` that has none yet are of all strangers together, others are our own.
    */
-  byFields(): SiteLog {
+  byFields(): DetailLog<SiteEvents> {
     return this.causedBy(({ identity, peer }) => {
       if (typeof identity === 'string') return identity
       return peer === undefined ? undefined : 'strangers'
     })
   }
 
-  private causedBy(causeOf: (fields: { identity?: unknown; peer?: unknown }) => string | undefined): SiteLog {
+  private causedBy(
+    causeOf: (fields: { identity?: unknown; peer?: unknown }) => string | undefined,
+  ): DetailLog<SiteEvents> {
     const at =
       (level: Level): SiteLog['info'] =>
       (...[event, fields]) =>
         this.tell(level, event, fields, causeOf(fields ?? {}))
-    return { info: at('info'), warn: at('warn'), error: at('error') }
+    return { debug: at('debug'), info: at('info'), warn: at('warn'), error: at('error') }
   }
 
   private tell(level: Level, event: keyof SiteEvents, fields: object = {}, cause?: string): void {

@@ -8,6 +8,7 @@ import { CONNECTIONS_HELD_MAX, SESSIONS_LEFT_MAX } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
+import type { DetailLog } from '../log.ts'
 import { PausedMigrations } from '../migration/paused.ts'
 import type { DiskDepartureSummary, MigrationSummary, NamedMigration } from '../migration/summary.ts'
 import { waitingMs } from '../migration/waiting.ts'
@@ -19,7 +20,7 @@ import { RateBucket } from '../session/rate-cap.ts'
 import type { CapShare } from '../session/shared-cap.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
 import { CapKeeper } from './cap-keeper.ts'
-import { type Events, QEMUS, type SiteLog } from './events.ts'
+import { type Events, QEMUS, type SiteEvents, type SiteLog } from './events.ts'
 import { instanceOf, PROCESS, thisHost } from './instance.ts'
 import { asProxyError, SessionKeeper } from './session-keeper.ts'
 import { SessionSets } from './session-sets.ts'
@@ -73,7 +74,7 @@ export class SourceDaemon {
   private readonly rate: RateBucket
   /** What QEMUs and others at our listeners make us say, and what the other proxy does. */
   private readonly qemuLog: SiteLog
-  private readonly peerLog: SiteLog
+  private readonly peerLog: DetailLog<SiteEvents>
   private readonly keeper: SessionKeeper
   /** What may go to the other proxy. */
   readonly caps: CapKeeper
@@ -276,9 +277,12 @@ export class SourceDaemon {
 
   /** The link's own lines, but while one session after the other cannot be opened `no session` says it all. */
   private readonly linkLog: LinkLogger = {
+    debug: (...told) => this.peerLog.debug(...told),
     info: (...told) => this.peerLog.info(...told),
     warn: (...told) => {
-      if (!this.keeper.isFailing) this.peerLog.warn(...told)
+      if (told[0] === 'link.down')
+        this.peerLog.debug(...told) // `WAN connection lost` says it
+      else if (!this.keeper.isFailing) this.peerLog.warn(...told)
     },
     error: (...told) => this.peerLog.error(...told),
   }
@@ -410,11 +414,12 @@ export class SourceDaemon {
     })
   }
 
-  private tellOpen({ link }: LinkClient, { sets, cold, pool }: AgreedTerms): void {
+  private tellOpen({ link }: LinkClient, { agent, sets, cold, pool }: AgreedTerms): void {
     const failed = this.keeper.opened()
     this.peerLog.info('session open', {
       ...(failed > 0 && { failedBefore: failed }),
       peer: this.peerName,
+      agent,
       sets: sets.map(digest => digest.slice(0, 12)),
       ...(cold.length > 0 && { cold: cold.map(digest => digest.slice(0, 12)) }),
       templatePages: pool.kernel.layout.templatePages,

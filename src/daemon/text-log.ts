@@ -7,15 +7,15 @@ import { QEMUS, type SiteEvent } from './events.ts'
 import { LineBudget } from './line-budget.ts'
 import { LineWriter } from './line-writer.ts'
 
-const PREFIX: Readonly<Record<Level, string>> = { info: '', warn: 'warning: ', error: 'error: ' }
+const PREFIX: Readonly<Record<Level, string>> = { debug: '', info: '', warn: 'warning: ', error: 'error: ' }
 
 /** As collectors know them from bunyan and pino. */
-const NUMBER: Readonly<Record<Level, number>> = { info: 30, warn: 40, error: 50 }
+const NUMBER: Readonly<Record<Level, number>> = { debug: 20, info: 30, warn: 40, error: 50 }
 
 /** As the journal sorts them: sd-daemon(3). It takes them off again, so JSON stays JSON. */
-const PRIORITY: Readonly<Record<Level, string>> = { info: '<6>', warn: '<4>', error: '<3>' }
+const PRIORITY: Readonly<Record<Level, string>> = { debug: '<7>', info: '<6>', warn: '<4>', error: '<3>' }
 
-export const LEVELS = ['info', 'warn', 'error'] as const satisfies readonly Level[]
+export const LEVELS = ['debug', 'info', 'warn', 'error'] as const satisfies readonly Level[]
 
 /** How long the end of a proxy waits for a log that is slow. */
 const SETTLE_MS = 1000

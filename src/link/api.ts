@@ -1,6 +1,6 @@
 /** What the link layer is handed from above: where it logs, what time it is, and who gets what arrives. */
 import type { ProxyError } from '../errors.ts'
-import type { Log } from '../log.ts'
+import type { DetailLog } from '../log.ts'
 import type { FlowSink, SessionOptions } from '../session/api.ts'
 
 /** What a link tells of itself: the first digits of its session, and who the peer is ('' before that is known). */
@@ -47,7 +47,7 @@ export interface LinkEvents {
   }
 }
 
-export type LinkLogger = Log<LinkEvents>
+export type LinkLogger = DetailLog<LinkEvents>
 
 /** Time, injected so that tests can let it run faster than the wall's. */
 export interface Clock {

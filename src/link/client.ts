@@ -243,7 +243,11 @@ export class LinkClient {
       if (this.#token === null) {
         this.#token = hello.token
         this.#hello = hello
-        o.logger.info('link.open', { link: this.link.id.slice(0, 8), identity: this.link.identity, agent: hello.agent })
+        o.logger.debug('link.open', {
+          link: this.link.id.slice(0, 8),
+          identity: this.link.identity,
+          agent: hello.agent,
+        })
       } else if (this.#token !== hello.token) {
         throw new ProxyError('PROTOCOL_STATE', 'the server changed the token', undefined, 'the session ends')
       }

@@ -145,7 +145,7 @@ export class Link implements TransportSink {
       worn,
       leaving: false,
     }
-    this.#wires.add(wire)
+    const isBack = this.#wires.add(wire)
     let now = this.#clock.now()
     const decoder = new FrameDecoder(frame => {
       if (!wire.attached) return // what is left of a chunk after the connection was given up
@@ -178,7 +178,8 @@ export class Link implements TransportSink {
       this.#guard(() => this.#down(wire, failure ?? (wire.ending ? undefined : new Error('closed by the peer'))))
       this.wake()
     })
-    this.#logger.info('link.up', { ...this.#named, connection, peer })
+    // that there is a session is told above, with the connections that it begins with
+    this.#logger[isBack ? 'info' : 'debug']('link.up', { ...this.#named, connection, peer })
     this.#served.maybe?.onConnection(connection, true, this.#wires.count)
     this.session.attach(connection, hello.received, now, hello.credit)
     if (rest.length > 0) take(rest)
@@ -301,7 +302,7 @@ export class Link implements TransportSink {
     const reason = error instanceof ProxyError ? error.what : error?.message
     // The other side closes a worn connection as soon as it has the fresh one: often before we have it.
     const isMishap = error !== undefined && !this.over && wire.keys?.isWorn !== true
-    this.#logger[isMishap ? 'warn' : 'info']('link.down', {
+    this.#logger[isMishap ? 'warn' : 'debug']('link.down', {
       ...this.#named,
       connection: wire.connection,
       peer: wire.peer,

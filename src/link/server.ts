@@ -60,7 +60,7 @@ export interface LinkServerOptions {
    * @param holder whose share of what is bounded it gets: the identity, without TLS the address with it
    * Throw ProxyError to refuse; its code and `what` go to the peer.
    */
-  readonly accept: (hello: ClientHello, identity: string, holder: string) => Accepted | Promise<Accepted>
+  readonly accept: (hello: ClientHello, identity: string, holder: string, peer: string) => Accepted | Promise<Accepted>
   readonly logger: LinkLogger
   readonly agent?: string
   readonly clock?: Clock
@@ -420,7 +420,7 @@ export class LinkServer {
     return member
   }
 
-  async #open(hello: ClientHello, identity: string, { raw, group }: Arrival): Promise<Member> {
+  async #open(hello: ClientHello, identity: string, { raw, group, peer }: Arrival): Promise<Member> {
     const { accept, logger, credentials } = this.#options
     if (this.#draining) throw new ProxyError('LIMIT_EXCEEDED', 'this side takes no new sessions', undefined, 'refused')
     const holder = credentials ? identity : `${identity} ${group}`
@@ -439,7 +439,7 @@ export class LinkServer {
     this.#opening.add(hello.session)
     let accepted: Accepted
     try {
-      accepted = await accept(hello, identity, holder)
+      accepted = await accept(hello, identity, holder, peer)
       if (raw.destroyed) {
         accepted.discard?.()
         throw new ProxyError('PEER_LOST', 'closed before our hello', undefined, 'closed')
@@ -468,7 +468,7 @@ export class LinkServer {
     const member: Member = { link, token, identity, holder, accepted, leave, hello, succeededMs: undefined }
     this.#succeed(member)
     this.#members.set(link.id, member)
-    logger.info('link.open', {
+    logger.debug('link.open', {
       link: link.id.slice(0, 8),
       identity: holder,
       agent: hello.agent,

@@ -26,6 +26,8 @@ export class Wires {
   readonly #standing = new Map<number, Wire>()
   /** Those too that linger: of wires that were replaced or have ended. */
   readonly #sockets = new Set<net.Socket>()
+  /** Numbers that have stood. */
+  readonly #known = new Set<number>()
   /** Which one is served first; moves on, so that none is always last. */
   #turn = 0
 
@@ -43,9 +45,13 @@ export class Wires {
     return this.#sockets.size === 0
   }
 
-  add(wire: Wire): void {
+  /** @returns whether one of that number stood before */
+  add(wire: Wire): boolean {
+    const isBack = this.#known.has(wire.connection)
+    this.#known.add(wire.connection)
     this.#standing.set(wire.connection, wire)
     this.#sockets.add(wire.socket)
+    return isBack
   }
 
   /** It stands no more, where another has not taken its number already; its socket may still be open. */

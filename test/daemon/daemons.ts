@@ -187,8 +187,8 @@ export class Daemons implements AsyncDisposable {
       told.push(event)
       if (event === 'disk transfer ended') disksEnded.push(fields)
       if (event !== 'migration ended') return
-      if ('bytesWan' in fields) summaries.push({ ...fields, level })
-      else arrivals.push({ ...fields, level })
+      if ('bytesWan' in fields) summaries.push({ ...fields, level: level as 'info' })
+      else arrivals.push({ ...fields, level: level as 'info' })
     })
     const names = Array.from({ length: gates }, (_, i) => (i === 0 ? 'default' : `t${i}`))
     const patience = { patienceMs: 5000, ...times }

@@ -11,6 +11,8 @@ import { Events, QEMUS, type SiteEvent } from '../../src/daemon/events.ts'
 import { LineBudget } from '../../src/daemon/line-budget.ts'
 import { EventLog } from '../../src/daemon/text-log.ts'
 import { PEER_LINES_PER_MINUTE, PEER_OUTCOMES_PER_MINUTE, QEMU_OUTCOMES_PER_MINUTE } from '../../src/limits.ts'
+import { until } from '../helpers/until.ts'
+import { Daemons } from './daemons.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
@@ -286,16 +288,23 @@ t.test('noise does not push outcomes out, and both are bounded', async t => {
 
 t.test('levels, and priorities for the journal', async t => {
   const path = join(folder, 'levels')
-  const lines = async (level: 'info' | 'warn' | 'error', isJournal: boolean, json = false): Promise<string[]> => {
+  const lines = async (
+    level: 'debug' | 'info' | 'warn' | 'error',
+    isJournal: boolean,
+    json = false,
+  ): Promise<string[]> => {
     const fd = openSync(path, 'w')
     const log = new EventLog(json, undefined, fd, level, isJournal)
-    for (const one of ['info', 'warn', 'error'] as const)
+    for (const one of ['debug', 'info', 'warn', 'error'] as const)
       log.take({ level: one, event: one, fields: {} } as unknown as SiteEvent)
     await log.settle(READER_MS)
     closeSync(fd)
     return readFileSync(path, 'utf8').trim().split('\n')
   }
   t.equal((await lines('info', false)).length, 3)
+  t.equal((await lines('debug', false)).length, 4)
+  t.match(await lines('debug', true), [/^<7>\d.* debug$/, /^<6>/, /^<4>/, /^<3>/])
+  t.match(await lines('debug', false, true), [/^\{"level":20,/, /30/, /40/, /50/])
   t.match(await lines('warn', false), [/ warning: warn$/, / error: error$/])
   t.match(await lines('error', false), [/^\d.* error: error$/])
   t.match(await lines('info', true), [/^<6>\d.* info$/, /^<4>\d.* warning: warn$/, /^<3>\d.* error: error$/])
@@ -317,4 +326,36 @@ t.test('it is the journal only where that reads this descriptor', async t => {
     await log.settle(READER_MS)
   }
   t.match(readFileSync(path, 'utf8').trim().split('\n'), [/^\d.* stopped$/, /^<6>\d.* stopped$/])
+})
+
+t.test('that there is a session is told once at either side', async t => {
+  const events = new Events()
+  const told: { event: string; level: string; fields: object }[] = []
+  events.subscribe(({ event, level, fields }) => told.push({ event, level, fields }))
+  await using pair = await Daemons.start({ events })
+  await until('the session', () => pair.count('session open') === 2)
+  const logged = told.filter(({ level, event }) => level !== 'debug' && event !== 'link.plaintext')
+  const about = logged.filter(({ event }) => /^(session|link)/.test(event))
+  t.same(
+    about.map(({ event }) => event),
+    ['session open', 'session open'],
+  )
+  for (const { fields } of about) t.match(fields, { link: /^[0-9a-f]{8}$/, agent: /^pageferry \d/ })
+  t.match(
+    about.find(({ fields }) => 'identity' in fields),
+    { fields: { from: /^127\.0\.0\.1:\d+$/ } },
+    'with the address that it came from',
+  )
+  const details = told.filter(({ level }) => level === 'debug').map(({ event }) => event)
+  t.same(details.sort(), ['link.open', 'link.open', 'link.up', 'link.up'], 'the rest is for who wants it in detail')
+
+  told.length = 0
+  pair.wan.cut()
+  await until('the way back', () => told.filter(({ event }) => event === 'link.up').length === 2)
+  const broke = told.filter(({ level }) => level !== 'debug').map(({ event, level }) => `${event} ${level}`)
+  t.same(
+    broke.filter(text => !text.startsWith('link.plaintext')).sort(),
+    ['WAN connection lost warn', 'link.down warn', 'link.up info', 'link.up info'],
+    'a break once at either side, and that it is over',
+  )
 })

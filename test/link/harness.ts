@@ -36,6 +36,9 @@ export interface LogLine {
 
 export class TestLog implements LinkLogger {
   readonly lines: LogLine[] = []
+  debug(event: string, fields: object): void {
+    this.lines.push({ level: 'debug', event, fields: { ...fields } })
+  }
   info(event: string, fields: object): void {
     this.lines.push({ level: 'info', event, fields: { ...fields } })
   }

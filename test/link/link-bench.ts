@@ -14,7 +14,7 @@ import type { Link } from '../../src/link/link.ts'
 import { LinkServer } from '../../src/link/server.ts'
 import { SilentSink } from '../helpers/silent-sink.ts'
 
-const quiet: LinkLogger = { info() {}, warn() {}, error: console.error }
+const quiet: LinkLogger = { debug() {}, info() {}, warn() {}, error: console.error }
 const offer = { sets: [], ring: 0, places: 0, seed: '0'.repeat(16) }
 
 /** Takes everything and gives credit at once, or sends batches without end. */

@@ -1115,7 +1115,7 @@ t.test('sessions that are being opened, or given up, count', async t => {
       accept: async hello => {
         asked++
         await new Promise<void>(resolve => gates.push(resolve))
-        return server.accept(hello, 'plain', 'plain')
+        return server.accept(hello, 'plain', 'plain', 'here')
       },
     },
   })
@@ -1321,9 +1321,9 @@ t.test('what is wrong with the server itself is told as such, and tried again', 
   const server: TestServer = await start(t, {
     ...options,
     server: {
-      accept: (hello, identity, holder) => {
+      accept: (...came) => {
         if (failures++ < 2) throw new TypeError('planted')
-        return server.accept(hello, identity, holder)
+        return server.accept(...came)
       },
     },
   })

@@ -98,7 +98,7 @@ t.test('real migrations through a pair that systemd starts', { skip }, async t =
   }
   t.match(await source.said('session open'), { peer: `127.0.0.1:${wan}` })
   t.match(
-    destination.log.find(line => line.msg === 'link.up'),
+    destination.log.find(line => line.msg === 'session open'),
     { identity: 'near' },
     'the certificate said who',
   )

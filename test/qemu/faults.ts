@@ -200,7 +200,7 @@ function letGo(all: readonly Guests[], plan: CutPlan): Promise<unknown> {
 }
 
 function lastWords(pair: Pair): string {
-  const lines = pair.log.filter(line => line.level !== 'info').slice(-4)
+  const lines = pair.log.filter(line => line.level !== 'info' && line.level !== 'debug').slice(-4)
   return lines.map(line => `${line.side}: ${line.event} ${JSON.stringify(line.fields)}`).join('; ')
 }
 

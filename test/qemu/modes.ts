@@ -440,7 +440,9 @@ async function child(route: Route, mode: Mode): Promise<Result> {
       ...(equal ? {} : { reason: `${differingPages} pages differ` }),
     }
   } catch (error) {
-    const said = pair.log.filter(line => line.level !== 'info' && line.event !== 'link.plaintext').slice(-6)
+    const said = pair.log
+      .filter(line => line.level !== 'info' && line.level !== 'debug' && line.event !== 'link.plaintext')
+      .slice(-6)
     const why = said.map(line => `${line.side}: ${line.event} ${JSON.stringify(line.fields)}`).join('; ')
     return { ...base, migrated: 'no', reason: `${(error as Error).message}${why ? ` [${why}]` : ''}` }
   }

@@ -112,7 +112,7 @@ export class ChannelRelay implements AsyncDisposable {
 /** A line of a proxy's log. */
 export interface LogLine {
   readonly side: Side
-  readonly level: 'info' | 'warn' | 'error'
+  readonly level: 'debug' | 'info' | 'warn' | 'error'
   readonly event: string
   readonly fields: Record<string, unknown>
 }

@@ -119,7 +119,7 @@ t.test('the shipped units', { skip }, async t => {
     await moves('tcp:127.0.0.1:4444', 'tcp:127.0.0.2:4444')
     const set = newSet(PRIVATE)
     for (const journal of [source, destination]) t.match(await journal.said('session open'), { sets: [set] })
-    t.match(destination.lines.find(line => line.msg === 'link.up') ?? {}, { identity: 'near' })
+    t.match(destination.lines.find(line => line.msg === 'session open') ?? {}, { identity: 'near' })
   })
 
   await t.test('they have what the units leave them', async t => {
