@@ -10,7 +10,7 @@ export interface Failure {
 export interface SiteLook {
   readonly control: string
   readonly status?: SiteStatus
-  /** In place of a status. */
+  /** In place of a status, or beside the one that was told before the proxy hung. */
   readonly failure?: Failure
 }
 

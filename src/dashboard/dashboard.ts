@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { printable } from '../bytes/printable.ts'
 import { type Answer, ControlServer, type Routes } from '../daemon/control-server.ts'
 import type { Address } from '../relay/address.ts'
-import { ANSWER_MS } from '../system/control-client.ts'
+import { pause } from '../system/control-client.ts'
 import { Lookout, type Proxies } from './lookout.ts'
 import { makePage, type Page } from './page.ts'
 
@@ -21,8 +21,10 @@ const HEADERS = {
   'x-frame-options': 'DENY',
 }
 
-/** A proxy that hangs is said to hang; whoever asked of it is still there then, and stops at 40 s. */
-const CLIENT_MS = ANSWER_MS + 5000
+/** So long the page waits for one proxy's answer: the others' wait with it. */
+const SITE_MS = 2000
+/** Whoever asked is still there then, on a machine that is busy too; the page itself gives up after 40 s. */
+const CLIENT_MS = 30_000
 
 const HINT = 'open the address that `pageferry dashboard` printed'
 
@@ -36,7 +38,11 @@ export class Dashboard {
   constructor(address: Address, proxies: Proxies, onDefect: (error: unknown) => void) {
     this.address = address
     this.root = address.kind === 'unix' ? '/' : `/${randomBytes(SECRET_BYTES).toString('base64url')}/`
-    this.lookout = new Lookout(proxies, () => performance.now())
+    this.lookout = new Lookout(
+      proxies,
+      () => performance.now(),
+      () => pause(SITE_MS),
+    )
     const page = makePage()
     this.server = new ControlServer(this.routes(page), onDefect, {
       headers: { ...HEADERS, 'content-security-policy': page.policy },

@@ -225,7 +225,12 @@ t.test('what proxies say, and that one does not', async t => {
 t.test('a proxy is asked once, however many watch, and not again while it hangs', async t => {
   let nowMs = 0
   const answers: ((status: SiteStatus) => void)[] = []
-  const lookout = new Lookout(proxiesOf({ statusOf: () => new Promise(done => answers.push(done)) }), () => nowMs)
+  const proxies = proxiesOf({ statusOf: () => new Promise(done => answers.push(done)) })
+  const lookout = new Lookout(
+    proxies,
+    () => nowMs,
+    () => new Promise(() => {}),
+  )
   const crowd = Array.from({ length: 100 }, () => lookout.look())
   nowMs = 60_000
   const late = lookout.look()
@@ -244,11 +249,61 @@ t.test('a proxy is asked once, however many watch, and not again while it hangs'
   t.equal(answers.length, 2, 'at once it is not')
 })
 
+t.test('one that hangs holds up nobody, and what it said last is told as that', async t => {
+  let nowMs = 0
+  const asked: string[] = []
+  /** How `/slow` answers; nothing: not yet. */
+  let slow: Promise<SiteStatus> | undefined = Promise.resolve(STATUS)
+  let answer!: (status: SiteStatus) => void
+  const never = (): Promise<SiteStatus> =>
+    new Promise(done => {
+      answer = done
+    })
+  const proxies = proxiesOf({
+    sockets: () => ['/run/a', '/run/slow'],
+    statusOf: async control => {
+      asked.push(control)
+      return control === '/run/slow' ? (slow ?? never()) : STATUS
+    },
+  })
+  const lookout = new Lookout(
+    proxies,
+    () => nowMs,
+    () => new Promise(done => setImmediate(() => setImmediate(done))), // 2 s of the product's
+  )
+  const look = async () => {
+    nowMs += 10_000
+    const { sites } = await lookout.look()
+    return sites.map(({ status, failure }) => [status?.version, failure?.what])
+  }
+  t.same(await look(), [
+    [STATUS.version, undefined],
+    [STATUS.version, undefined],
+  ])
+  slow = undefined
+  const [sound, stale] = await look()
+  t.same(sound, [STATUS.version, undefined])
+  t.match(stale, [
+    STATUS.version,
+    /^\/run\/slow does not answer just now; what it said at \d\d:\d\d:\d\d UTC is shown$/,
+  ])
+  t.same(await look(), [sound, stale], 'in the same words, or a screen reader says it each second')
+  t.equal(asked.filter(one => one === '/run/slow').length, 2, 'it is not asked again while it hangs')
+  answer({ ...STATUS, version: '7.0.0' })
+  await new Promise(done => setImmediate(done))
+  slow = Promise.reject(GONE)
+  t.same((await look())[1], [undefined, GONE.what], 'of one that is gone nothing is shown')
+  slow = undefined
+  t.same((await look())[1], [undefined, '/run/slow does not answer just now'], 'also when it hangs after that')
+})
+
 t.test('a proxy that answers late, or never, is told as such: the page is there until then', async t => {
   const statusOf = (): Promise<SiteStatus> =>
     new Promise((_, failed) => setTimeout(() => failed(GONE), 1.3 * CONTROL_CLIENT_MS))
   await using server = await served(proxiesOf({ statusOf }))
-  t.match(JSON.parse((await ask(`${server.address}data`)).body), { sites: [{ failure: { what: GONE.what } }] })
+  t.match(JSON.parse((await ask(`${server.address}data`)).body), {
+    sites: [{ failure: { what: /does not answer just now$/ } }],
+  })
 })
 
 t.test('a crowd is bounded, and displaces nobody who asks now', async t => {

@@ -93,8 +93,15 @@ function proxyRow({ control, status, failure }, nowMs) {
   const up = formatDuration((nowMs - Date.parse(started)) / 1000)
   return {
     key: control,
-    mood: days < EXPIRY_TOLD_DAYS ? 'bad' : '',
-    cells: [control, version, { n: String(process) }, { n: up }, listening.join(' '), expiry],
+    mood: failure || days < EXPIRY_TOLD_DAYS ? 'bad' : '',
+    cells: [
+      control,
+      failure ? `${version}, does not answer` : version,
+      { n: String(process) },
+      { n: up },
+      listening.join(' '),
+      expiry,
+    ],
   }
 }
 
