@@ -405,6 +405,30 @@ export const NBD_OPTION_BYTES_MAX = 65536
 /** Metadata contexts that a client may have chosen: QEMU offers two and one for each bitmap. */
 export const NBD_CONTEXTS_MAX = 64
 
+// Writes of disks that are answered early (docs/adr/0020-early-answers.md) ------------------------------------------------
+
+/**
+ * Bytes of one connection that its journal holds before they are on their way, requests counted: what a burst of a guest
+ * brings while the link carries what came before it. What fills the link lies in the session, not here.
+ */
+export const JOURNAL_BYTES_MAX = 16 << 20
+
+/** Of these so many without asking the budget: one read, so that a connection always goes on. */
+export const JOURNAL_FREE_BYTES = 256 * 1024
+
+/** What a request that is not settled costs beside its payload: an object, its head, places in two tables. */
+export const JOURNAL_REQUEST_BYTES = 512
+
+/**
+ * Nothing more is taken from a client while a write that was answered early has been on its way for so long: what the
+ * journal holds is bounded in time too, because it is downtime at a switchover. On a link with a longer round trip a client
+ * has so much time of every round trip.
+ */
+export const JOURNAL_AGE_MS_MAX = 1000
+
+/** Bytes of answers of our own that a client has not read. A request has 28 bytes, its answer at most 38. */
+export const JOURNAL_ANSWERS_BYTES_MAX = 65536
+
 // Sets that stay on the disk ---------------------------------------------------------------------------------------------
 
 /** Pages of them that a server may have asked for and not been sent (protocol): all of one batch. */

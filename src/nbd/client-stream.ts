@@ -3,6 +3,7 @@ import { latin1 } from '../bytes/copy.ts'
 import { NBD_NAME_BYTES_MAX, NBD_OPTION_BYTES_MAX } from '../limits.ts'
 import { type Dialogue, NO_OPTION } from './dialogue.ts'
 import { DirectionParser } from './direction-parser.ts'
+import type { Requests } from './requests.ts'
 import type { NbdSink } from './sink.ts'
 import {
   CLIENT_FLAGS_LENGTH,
@@ -32,9 +33,12 @@ export class ClientParser extends DirectionParser {
   private optionName = ''
   private extended = false
   private endedBy = ''
+  private readonly unanswered: Requests
 
-  constructor(sink: NbdSink, dialogue: Dialogue) {
+  /** @param unanswered what its client waits for: where answers do not come from the server alone, another table than that one's */
+  constructor(sink: NbdSink, dialogue: Dialogue, unanswered = dialogue.requests) {
     super('client', CLIENT_FLAGS_LENGTH, sink, dialogue)
+    this.unanswered = unanswered
   }
 
   /** A message begins at `position`. Nothing may before the server has said what the client has to know for it. */
@@ -137,7 +141,7 @@ export class ClientParser extends DirectionParser {
   // ---- requests ----
 
   private requestStep(position: number): undefined {
-    const { head, request, dialogue, extended } = this
+    const { head, request, dialogue, unanswered, extended } = this
     const { bytes } = head
     if (readU32(bytes, 0) !== (extended ? EXTENDED_REQUEST.MAGIC : REQUEST.MAGIC)) {
       return this.giveUp(head.start, 'not a request')
@@ -161,11 +165,11 @@ export class ClientParser extends DirectionParser {
     request.lengthBytes = hasPayload && type !== COMMAND.WRITE ? 0 : length
     request.payloadBytes = hasPayload ? length : 0
     if (type !== COMMAND.DISC && !dialogue.lost.server) {
-      if (dialogue.requests.find(request.cookieHigh, request.cookieLow) >= 0) {
+      if (unanswered.find(request.cookieHigh, request.cookieLow) >= 0) {
         return this.giveUp(head.start, 'a cookie that is under way')
       }
-      if (dialogue.requests.full) return this.giveUp(head.start, 'too many requests under way')
-      dialogue.requests.add(request)
+      if (unanswered.full) return this.giveUp(head.start, 'too many requests under way')
+      unanswered.add(request)
     }
     const { start } = head
     this.next(STATE.REQUEST, request.payloadBytes)

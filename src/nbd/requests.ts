@@ -10,6 +10,16 @@ export class RequestFields implements NbdRequest {
   offset = 0
   lengthBytes = 0
   payloadBytes = 0
+
+  copy(from: NbdRequest): void {
+    this.type = from.type
+    this.flags = from.flags
+    this.cookieHigh = from.cookieHigh
+    this.cookieLow = from.cookieLow
+    this.offset = from.offset
+    this.lengthBytes = from.lengthBytes
+    this.payloadBytes = from.payloadBytes
+  }
 }
 
 const SLOTS_FIRST = 64 // QEMU's mirror has 16 under way

@@ -54,6 +54,16 @@ export const INFO_BLOCK_SIZE_LENGTH = 14
 export const EXPORT_LENGTH = 10
 export const EXPORT_ZEROES = 124
 
+/** Transmission flags, u16: what a server says that it can. */
+export const TRANSMISSION_FLAG = {
+  READ_ONLY: 2,
+  SEND_FLUSH: 4,
+  SEND_FUA: 8,
+  SEND_TRIM: 32,
+  SEND_WRITE_ZEROES: 64,
+  CAN_MULTI_CONN: 256, // a FLUSH on one connection covers what was answered on all
+} as const
+
 /** Magics of what is sent in transmission, u32, and bytes of the heads that they open. */
 export const REQUEST = { MAGIC: 0x25609513, LENGTH: 28 } as const
 export const EXTENDED_REQUEST = { MAGIC: 0x21e41c71, LENGTH: 32 } as const
@@ -82,6 +92,9 @@ export const COMMAND_FLAG = {
   FAST_ZERO: 16, // or an error
   PAYLOAD_LEN: 32, // of an extended request: its length is its payload's
 } as const
+
+/** Errors of a reply, u32. */
+export const NBD_ERROR = { EIO: 5, ENOSPC: 28 } as const
 
 /** Flag of a chunk, u16: the last one of its reply. */
 export const CHUNK_DONE = 1
