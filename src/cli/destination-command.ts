@@ -4,7 +4,7 @@ import { Control } from '../daemon/control.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
-import { DEFAULTS, readCommon } from '../daemon/settings.ts'
+import { DEFAULTS, DISK_ZEROES, type DiskZeroes, readCommon } from '../daemon/settings.ts'
 import { Site } from '../daemon/site.ts'
 import { takeListenFds } from '../daemon/systemd.ts'
 import { ProxyError } from '../errors.ts'
@@ -34,6 +34,7 @@ interface DestinationArguments extends ProxyArguments {
   readonly listen: string[]
   readonly target: string[]
   readonly disks: string[] | undefined
+  readonly diskZeroes: DiskZeroes
   readonly plaintextAnywhere: boolean
   readonly sessionsMax: string
 }
@@ -69,6 +70,13 @@ export const destinationCommand: CommandModule<object, DestinationArguments> = {
         type: 'string',
         array: true,
         requiresArg: true,
+      })
+      .option('disk-zeroes', {
+        describe:
+          'What becomes of zeroes that are written to disks: what the client said; or holes, where the server can, so that a thin disk stays thin',
+        choices: DISK_ZEROES,
+        requiresArg: true,
+        default: DEFAULTS.diskZeroes,
       })
       .option('sessions-max', {
         describe: 'Source proxies at once; one identity may have as many as are still free',
@@ -196,6 +204,7 @@ async function runDestination(args: DestinationArguments): Promise<void> {
     listen: args.listen.flatMap(text => listenAt(text, args.plaintext, args.plaintextAnywhere, fds)),
     targets,
     disks,
+    diskZeroes: args.diskZeroes,
     ringPagesMax: settings.ringPages,
     placesMax: settings.places,
     sessionsMax: sessionCount(args.sessionsMax),

@@ -4,7 +4,7 @@ import { parseEffortOrAuto } from '../compression/effort.ts'
 import { Control } from '../daemon/control.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
-import { parseWeights, readCommon } from '../daemon/settings.ts'
+import { DEFAULTS, DISK_ANSWERS, type DiskAnswers, parseWeights, readCommon } from '../daemon/settings.ts'
 import { Site } from '../daemon/site.ts'
 import { readSmallFile } from '../daemon/small-file.ts'
 import { SourceDaemon } from '../daemon/source-daemon.ts'
@@ -31,6 +31,7 @@ import {
 interface SourceArguments extends ProxyArguments {
   readonly listen: string[]
   readonly disks: string[] | undefined
+  readonly diskAnswers: DiskAnswers
   readonly peer: string
   readonly socketMode: string
   readonly socketGroup: string | undefined
@@ -69,6 +70,13 @@ export const sourceCommand: CommandModule<object, SourceArguments> = {
         type: 'string',
         array: true,
         requiresArg: true,
+      })
+      .option('disk-answers', {
+        describe:
+          'Who answers writes of disks: the far side; or this proxy, early, which mirrors need on a long way, and clients that do not flush must not have',
+        choices: DISK_ANSWERS,
+        requiresArg: true,
+        default: DEFAULTS.diskAnswers,
       })
       .option('peer', {
         describe: 'HOST:PORT of the destination proxy',
@@ -232,6 +240,7 @@ async function runSource(args: SourceArguments): Promise<void> {
     beyondLoopback: args.listenAnywhere,
     peer: read.peer(),
     effort: read.effort(),
+    diskAnswers: args.diskAnswers,
     connections: read.connections(),
     rate: read.rate(),
     weights: read.weights(),

@@ -25,7 +25,17 @@ import { fileMode } from '../relay/group.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { isRemoteName } from '../remote/remote-store.ts'
 import type { Weights } from '../session/fairness.ts'
-import { ALL_PEERS, type CommonSettings, DEFAULTS, LEARNED_UNSIGNED, parseMetricsAddress } from './settings.ts'
+import {
+  ALL_PEERS,
+  type CommonSettings,
+  DEFAULTS,
+  DISK_ANSWERS,
+  DISK_ZEROES,
+  type DiskAnswers,
+  type DiskZeroes,
+  LEARNED_UNSIGNED,
+  parseMetricsAddress,
+} from './settings.ts'
 import { LEVELS } from './text-log.ts'
 
 /** One thing that is wrong with a configuration file. */
@@ -66,6 +76,8 @@ export interface Configuration extends CommonSettings {
   /** What memory and disks get beside each other. */
   readonly weights: Readonly<Weights>
   readonly effort: number | 'auto'
+  readonly diskAnswers: DiskAnswers
+  readonly diskZeroes: DiskZeroes
   readonly peers: readonly PeerConfiguration[]
   readonly wanListen: readonly Address[]
   readonly peerName: string | undefined
@@ -127,6 +139,8 @@ const SCHEMA = (() => {
     ...caps,
     shares: z.strictObject({ memory: weight, disks: weight }).prefault({}),
     'time-zone': text(value => requireTimeZone(value, 'time-zone')).optional(),
+    'disk-answers': z.enum(DISK_ANSWERS).default(DEFAULTS.diskAnswers),
+    'disk-zeroes': z.enum(DISK_ZEROES).default(DEFAULTS.diskZeroes),
     'queue-target': duration('queue-target').prefault(DEFAULTS.queueTarget),
     patience: duration('patience').prefault(DEFAULTS.patience),
     'patience-postcopy': duration('patience-postcopy').optional(),
@@ -391,6 +405,8 @@ export function readConfiguration(content: string): ReadConfiguration {
       poolMemoryBytes: file['pool-memory'],
       setMemoryBytes: file['set-memory'],
       effort: file.effort,
+      diskAnswers: file['disk-answers'],
+      diskZeroes: file['disk-zeroes'],
       queueTargetMs: file['queue-target'],
       patienceMs: file.patience,
       patiencePostcopyMs: file['patience-postcopy'],

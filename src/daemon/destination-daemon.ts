@@ -20,6 +20,7 @@ import { FEATURE } from '../wan/wire.ts'
 import { DestinationSession } from './destination-session.ts'
 import type { Events } from './events.ts'
 import { SessionSets } from './session-sets.ts'
+import type { DiskZeroes } from './settings.ts'
 import { type DestinationStatus, expiriesOf, type LinkStatus, withoutFlows } from './status.ts'
 import { AGENT } from './version.ts'
 
@@ -45,6 +46,8 @@ export interface DestinationOptions {
   readonly targets: ReadonlyMap<string, Address>
   /** What may be dialled for disks, by name; likewise. Default: nothing. */
   readonly disks?: ReadonlyMap<string, Address>
+  /** What becomes of zeroes that are written to them. Default: what was said. */
+  readonly diskZeroes?: DiskZeroes
   /** undefined: plain text, because the operator said so. */
   readonly credentials: Credentials | undefined
   readonly store: TemplateStore | undefined
@@ -330,6 +333,7 @@ export class DestinationDaemon {
       learning,
       targets: () => this.targets,
       disks: disks ? () => this.disks : undefined,
+      diskZeroes: this.options.diskZeroes,
       patience: this.patience,
       pieces: this.pieces.share(holder),
       waiting: this.memory.share(holder),

@@ -12,12 +12,13 @@ import type { DialQueue } from '../migration/dial-queue.ts'
 import type { Cause } from '../migration/outcome.ts'
 import type { Address } from '../relay/address.ts'
 import { guardedSink } from '../relay/guarded-sink.ts'
-import type { QemuSocket, SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
+import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
 import type { Pool } from '../transfer/pool.ts'
 import { CODE, KIND_DISK } from '../wan/wire.ts'
 import type { SiteLog } from './events.ts'
+import type { DialledSocket } from './unmapped-socket.ts'
 
 /** Bytes of the return path that one read may bring: a bitmap at a recovery has megabytes ... */
 const READ_BYTES = 65536
@@ -67,7 +68,7 @@ export class DestinationFlow implements SocketSink {
   readonly abort = new AbortController()
   private readonly host: DestinationFlowHost
   private readonly life: DestinationLife
-  private socket: QemuSocket | undefined
+  private socket: DialledSocket | undefined
   /** Expanded before the connection stood. */
   private readonly early: { bytes: Uint8Array; release: () => void }[] = []
   private readonly watch: ChannelWatch | undefined
@@ -174,7 +175,7 @@ export class DestinationFlow implements SocketSink {
     return this.info.kind !== 'multifd' && this.info.kind !== 'preempt'
   }
 
-  connected(socket: QemuSocket): void {
+  connected(socket: DialledSocket): void {
     this.socket = socket
     if (this.leads) this.migration.isReached = true
     this.on('connected')

@@ -29,7 +29,9 @@ import type { Pool } from '../transfer/pool.ts'
 import { KIND_DISK } from '../wan/wire.ts'
 import { DestinationFlow, type DestinationFlowHost } from './destination-flow.ts'
 import type { SiteLog } from './events.ts'
+import type { DiskZeroes } from './settings.ts'
 import type { DestinationStatus } from './status.ts'
+import { UnmappedSocket } from './unmapped-socket.ts'
 import { UntoldChannels } from './untold-channels.ts'
 
 export interface DestinationSessionOptions {
@@ -45,6 +47,8 @@ export interface DestinationSessionOptions {
   readonly targets: () => ReadonlyMap<string, Address>
   /** The same for disks; undefined where the session carries none. */
   readonly disks: (() => ReadonlyMap<string, Address>) | undefined
+  /** What becomes of zeroes that are written to them. Default: what was said. */
+  readonly diskZeroes?: DiskZeroes | undefined
   readonly patience: PatienceTimes
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
   readonly pieces: Share
@@ -206,7 +210,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
       if (!isProxyError(error)) throw error
       flow.refused(error)
     }
-    if (socket) flow.connected(socket)
+    const unmaps = flow.info.kind === KIND_DISK && this.options.diskZeroes === 'unmap'
+    if (socket) flow.connected(unmaps ? new UnmappedSocket(socket, error => this.defect(error)) : socket)
     this.dials.done(flow)
   }
 

@@ -111,6 +111,8 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   'connection waits for a session': { readonly target: string; readonly at: string }
   'connections wait for another session': { readonly connections: number }
   'target refused': Failure & { readonly migration: number; readonly target: string }
+  /** A write of a disk that its client had an answer to has failed, or may have. */
+  'early answers were wrong': Failure
   'disk transfer ended': (Omit<DiskDepartureSummary, 'level'> | Omit<DiskArrivalSummary, 'level'>) & {
     readonly peer: string
   }

@@ -69,6 +69,14 @@ export interface CommonTexts {
   readonly hook?: string | undefined
 }
 
+/** Who answers writes of disks at a source: the far side, or the proxy (docs/adr/0020-early-answers.md). */
+export const DISK_ANSWERS = ['far', 'early'] as const
+export type DiskAnswers = (typeof DISK_ANSWERS)[number]
+
+/** What a destination makes of zeroes that are written to disks: what was said, or holes. */
+export const DISK_ZEROES = ['as-said', 'unmap'] as const
+export type DiskZeroes = (typeof DISK_ZEROES)[number]
+
 /** Where nothing is said. */
 export const DEFAULTS = {
   /** What a process that takes sessions has for all their rings: one peer alone has half of it, what a source proxy offers. */
@@ -78,6 +86,8 @@ export const DEFAULTS = {
   learnAge: '30d',
   queueTarget: `${QUEUE_TARGET_MS}ms`,
   patience: `${PATIENCE_MS / 1000}s`,
+  diskAnswers: 'far',
+  diskZeroes: 'as-said',
 } as const
 
 /** What a cap on all peers together is of, where a peer is named. */

@@ -12,8 +12,28 @@ export interface ConnectionSink extends SocketSink {
   onEndBehind(): void
 }
 
+/** What a flow has of its connection. */
+export interface FlowConnection {
+  readonly peer: string
+  /** The host of `peer`. */
+  readonly peerHost: string
+  readonly isClosed: boolean
+  /** The connection by itself, which may go on in another session. */
+  readonly kept: SourceConnection
+  /** Gives it to a flow: first all that came before. */
+  start(sink: ConnectionSink): void
+  /** Takes it from its flow, which the other proxy never heard of, for another one. */
+  detach(): void
+  /** The other proxy has taken the flow: nothing is kept any more. */
+  settle(): void
+  resume(): void
+  write(view: Uint8Array, done: WriteDone): void
+  finish(): void
+  reset(): void
+}
+
 /** Looks to a flow like the socket, and to the socket like the flow. */
-export class SourceConnection implements SocketSink {
+export class SourceConnection implements SocketSink, FlowConnection {
   /** When it came, for the patience. */
   readonly bornMs: number
   private readonly socket: QemuSocket
@@ -23,7 +43,7 @@ export class SourceConnection implements SocketSink {
   /** Where bytes land until the flow is taken: memory of no session, because the socket may still write to it then. */
   private own: Uint8Array | undefined
   /** Bytes in it, and how many of them the present flow was given. */
-  private kept = 0
+  private keptBytes = 0
   private poured = 0
   private pouring = false
   /** The last slot that the socket was given lies in `own`. */
@@ -44,7 +64,6 @@ export class SourceConnection implements SocketSink {
     return this.socket.peer
   }
 
-  /** The host of `peer`. */
   get peerHost(): string {
     return this.peer.slice(0, Math.max(0, this.peer.lastIndexOf(':')))
   }
@@ -53,7 +72,10 @@ export class SourceConnection implements SocketSink {
     return this.closed !== undefined || this.socket.isClosed
   }
 
-  /** Gives it to a flow: first all that came before. */
+  get kept(): this {
+    return this
+  }
+
   start(sink: ConnectionSink): void {
     assert(!this.sink, 'a connection has one flow')
     this.sink = sink
@@ -70,7 +92,6 @@ export class SourceConnection implements SocketSink {
     }
   }
 
-  /** Takes it from its flow, which the other proxy never heard of, for another one. */
   detach(): void {
     assert(!this.taken, 'a flow that was taken stays where it is')
     this.sink = undefined
@@ -78,7 +99,6 @@ export class SourceConnection implements SocketSink {
     this.endTold = false
   }
 
-  /** The other proxy has taken the flow: nothing is kept any more. */
   settle(): void {
     if (this.taken) return
     this.taken = true
@@ -105,22 +125,22 @@ export class SourceConnection implements SocketSink {
   // --- SocketSink
 
   nextSlot(): Uint8Array | undefined {
-    if (this.taken && this.poured === this.kept) {
+    if (this.taken && this.poured === this.keptBytes) {
       this.lentOwn = false
       this.own = undefined
-      this.kept = 0
+      this.keptBytes = 0
       this.poured = 0
       return this.sink?.nextSlot()
     }
     // what the flow has no room for stays with QEMU, but for so much that an end behind it is seen
-    const waits = this.kept - this.poured
+    const waits = this.keptBytes - this.poured
     const room = waits > 0 ? 0 : (this.sink?.nextSlot()?.length ?? 0)
     const ahead = this.taken ? 0 : AHEAD_BYTES - waits
-    const take = Math.min(Math.max(room, ahead), KEPT_BYTES_MAX - this.kept)
+    const take = Math.min(Math.max(room, ahead), KEPT_BYTES_MAX - this.keptBytes)
     if (take <= 0) return undefined
     this.lentOwn = true
-    const own = this.roomFor(this.kept + take)
-    return own.subarray(this.kept, this.kept + take)
+    const own = this.roomFor(this.keptBytes + take)
+    return own.subarray(this.keptBytes, this.keptBytes + take)
   }
 
   onBytes(count: number): void {
@@ -128,7 +148,7 @@ export class SourceConnection implements SocketSink {
       this.sink?.onBytes(count)
       return
     }
-    this.kept += count
+    this.keptBytes += count
     this.pour()
   }
 
@@ -148,7 +168,7 @@ export class SourceConnection implements SocketSink {
     const { own } = this
     if (own && own.length >= bytes) return own
     const room = new Uint8Array(Math.min(KEPT_BYTES_MAX, Math.max(bytes, 2 * (own?.length ?? 0))))
-    if (own) room.set(own.subarray(0, this.kept))
+    if (own) room.set(own.subarray(0, this.keptBytes))
     this.own = room
     return room
   }
@@ -161,16 +181,16 @@ export class SourceConnection implements SocketSink {
   private pour(): void {
     if (this.pouring) return
     this.pouring = true
-    while (this.sink && this.poured < this.kept) {
+    while (this.sink && this.poured < this.keptBytes) {
       const slot = this.sink.nextSlot()
       if (!slot) break
-      const count = Math.min(slot.length, this.kept - this.poured)
+      const count = Math.min(slot.length, this.keptBytes - this.poured)
       slot.set(this.own!.subarray(this.poured, this.poured + count))
       this.poured += count
       this.sink.onBytes(count)
     }
     this.pouring = false
-    if (!this.sink || !this.ended || this.endTold || this.poured < this.kept) return
+    if (!this.sink || !this.ended || this.endTold || this.poured < this.keptBytes) return
     this.endTold = true
     this.sink.onEnd()
   }

@@ -24,6 +24,7 @@ import { type Events, QEMUS, type SiteEvents, type SiteLog } from './events.ts'
 import { instanceOf, PROCESS, thisHost } from './instance.ts'
 import { asProxyError, SessionKeeper } from './session-keeper.ts'
 import { SessionSets } from './session-sets.ts'
+import type { DiskAnswers } from './settings.ts'
 import { SourceConnection } from './source-connection.ts'
 import type { Moved, SourceGate } from './source-flow.ts'
 import { SourceListeners, type SourceListenersOptions } from './source-listeners.ts'
@@ -51,6 +52,8 @@ export interface SourceOptions extends SourceListenersOptions, SourceMemoryOptio
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy. Default: patienceMs. */
   readonly patiencePostcopyMs?: number
+  /** Writes of disks are answered beside the source (docs/adr/0020-early-answers.md). */
+  readonly diskAnswers?: DiskAnswers
   /** Where it tells what happens: everything that a test or a log wants to know. */
   readonly events: Events
   /** What to tell systemd and people, when it changes. */
@@ -382,12 +385,13 @@ export class SourceDaemon {
 
   private makeSession(run: SourceRun, { pool, seed, learning, disks }: AgreedTerms): SourceSession {
     const { client } = run
-    const { effort, queueTargetMs } = this.options
-    const { reception } = this
+    const { effort, queueTargetMs, diskAnswers } = this.options
+    const { reception, memory } = this
     return new SourceSession({
       ...{ session: client.session, sessionId: client.link.id, pool, seed, learning, queueTargetMs, disks },
       effort: new EffortController(effort),
-      pieces: this.memory.piecesShare(),
+      pieces: memory.piecesShare(),
+      journal: diskAnswers === 'early' ? () => memory.budgetShare() : undefined,
       patience: this.patience,
       paused: this.paused,
       log: this.qemuLog,

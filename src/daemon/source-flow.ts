@@ -22,7 +22,7 @@ import type { Sender } from '../transfer/sender.ts'
 import type { SendingChannel, SendingOwner } from '../transfer/sending-channel.ts'
 import type { Slot } from '../transfer/slot-arena.ts'
 import { CODE } from '../wan/wire.ts'
-import type { ConnectionSink, SourceConnection } from './source-connection.ts'
+import type { ConnectionSink, FlowConnection, SourceConnection } from './source-connection.ts'
 
 /** All channels of one `migrate`, or all connections of one disk transfer. */
 export type Migration = Departure<SourceFlow>
@@ -59,7 +59,7 @@ export interface SourceFlowHost {
 }
 
 export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<SourceFlow, Slot> {
-  readonly socket: SourceConnection
+  readonly socket: FlowConnection
   readonly gate: SourceGate
   kind: FlowKind
   /** Number of its flow in the session; 0 before it is opened. */
@@ -84,7 +84,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   /** Its connection belongs to another session by now. */
   private detached = false
 
-  constructor(half: SourceFlowHost, socket: SourceConnection, gate: SourceGate, life: SourceLife) {
+  constructor(half: SourceFlowHost, socket: FlowConnection, gate: SourceGate, life: SourceLife) {
     this.half = half
     this.life = life
     this.socket = socket
@@ -356,7 +356,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     const lives = !socket.isClosed
     // without a flow in a session that lives nothing comes that could end it
     const orders = this.on(this.half.channels.over ? 'outlives' : 'moved')
-    return lives && orders.includes('detach') ? [{ socket, gate }] : []
+    return lives && orders.includes('detach') ? [{ socket: socket.kept, gate }] : []
   }
 
   /** The WAN has been gone for too long. @returns false where it was over already */

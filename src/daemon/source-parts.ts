@@ -27,6 +27,8 @@ export interface SourceSessionOptions {
   readonly learning?: SessionLearning | undefined
   /** The other side can take disks. */
   readonly disks: boolean
+  /** Memory for the journal of a disk's connection, whose writes are answered early; undefined: by the far side. */
+  readonly journal?: (() => Share) | undefined
   readonly effort: EffortController
   readonly queueTargetMs: number
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */

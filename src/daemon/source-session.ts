@@ -17,6 +17,7 @@ import { guardedSink } from '../relay/guarded-sink.ts'
 import { ColdAnswers } from '../transfer/cold/cold-answers.ts'
 import { Sender } from '../transfer/sender.ts'
 import type { Slot } from '../transfer/slot-arena.ts'
+import { EarlyConnection } from './early-connection.ts'
 import type { SourceConnection } from './source-connection.ts'
 import { type Migration, SourceFlow, type SourceFlowHost, type SourceGate } from './source-flow.ts'
 import { SOURCE_PARTS, type SourceSessionOptions } from './source-parts.ts'
@@ -94,18 +95,36 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
       socket.reset()
       return
     }
-    const flow = new SourceFlow(this, socket, gate, new SourceLife(this.channelTable))
+    const early = gate.kind === 'disk' ? this.earlyOf(socket, reason => flow.giveUp(reason)) : undefined
+    const flow: SourceFlow = new SourceFlow(this, early ?? socket, gate, new SourceLife(this.channelTable))
     if (gate.kind === 'migration') this.options.pool.migrates(true)
     this.options.pool.warm().catch(error => this.defect(error))
     this.guard(() => {
       this.channels.arrived(flow)
-      socket.start({
+      flow.socket.start({
         ...guardedSink(flow, error => this.defect(error)),
         onEndBehind: () => this.guard(() => flow.onEndBehind()),
       })
       this.channels.readable(flow)
       this.arm()
     })
+  }
+
+  /** The connection of a disk's client, where its writes are answered here. @param giveUp ends its flow */
+  private earlyOf(socket: SourceConnection, giveUp: (reason: string) => void): EarlyConnection | undefined {
+    const { journal, log, now } = this.options
+    return (
+      journal &&
+      new EarlyConnection(socket, {
+        ...{ memory: journal(), now, defect: (error: unknown) => this.defect(error) },
+        refuses: ({ what, action }) => log.warn('early answers were wrong', { error: what, hint: action }),
+        breaks: ({ what, action }) => {
+          log.warn('early answers were wrong', { error: what, hint: action })
+          giveUp(what)
+          socket.reset()
+        },
+      })
+    )
   }
 
   guard(run: () => void): void {

@@ -21,6 +21,7 @@ import { MadeAnswers } from './made-answers.ts'
 import { Requests } from './requests.ts'
 import { ServerParser } from './server-stream.ts'
 import type { Direction, NbdExport, NbdRequest, NbdSink } from './sink.ts'
+import { Span } from './span.ts'
 import {
   COMMAND,
   EXPORT_LENGTH,
@@ -438,31 +439,4 @@ function refused(request: NbdRequest): JournalRequest {
   const next = new JournalRequest(request, false, 0)
   next.dropped = true
   return next
-}
-
-const NOTHING = new Uint8Array(0)
-
-/** The bytes of one direction in a call: the end of those before, where a head was cut, and those that came. */
-class Span {
-  bytes: Uint8Array = NOTHING
-  /** Position of the first. */
-  base = 0
-
-  /** @param position of the first of `bytes` */
-  take(bytes: Uint8Array, position: number): void {
-    const kept = this.bytes
-    this.base = position - kept.length
-    if (kept.length === 0) {
-      this.bytes = bytes
-      return
-    }
-    this.bytes = new Uint8Array(kept.length + bytes.length)
-    this.bytes.set(kept)
-    this.bytes.set(bytes, kept.length)
-  }
-
-  /** Keeps the last so many bytes, and no reference to the others. */
-  keep(count: number): void {
-    this.bytes = count === 0 ? NOTHING : this.bytes.slice(this.bytes.length - count)
-  }
 }

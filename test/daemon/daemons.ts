@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import net from 'node:net'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events, type SiteEvent } from '../../src/daemon/events.ts'
+import type { DiskAnswers, DiskZeroes } from '../../src/daemon/settings.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { ProxyError } from '../../src/errors.ts'
 import type { FairShares } from '../../src/fair-shares.ts'
@@ -107,6 +108,8 @@ export interface DaemonsOptions {
   readonly gates?: number
   /** Where a disk's server listens. */
   readonly disks?: string
+  readonly diskAnswers?: DiskAnswers
+  readonly diskZeroes?: DiskZeroes
   /** Page count of both rings. Default 256. */
   readonly ringPages?: number
   /** Default 3. */
@@ -169,6 +172,8 @@ export class Daemons implements AsyncDisposable {
       events = new Events(),
       credentials,
       disks,
+      diskAnswers = 'far',
+      diskZeroes = 'as-said',
       ringPages = RING_PAGES,
       effort = 3, // zstd: batches are expanded a while after they came
       rate = Number.POSITIVE_INFINITY,
@@ -196,6 +201,7 @@ export class Daemons implements AsyncDisposable {
       listen: [{ host: '127.0.0.1', port: 0 }],
       targets: new Map(names.map(name => [name, parseAddress(`tcp:127.0.0.1:${target.port}`)])),
       ...(disks !== undefined && { disks: new Map([['default', parseAddress(disks)]]) }),
+      diskZeroes,
       credentials: credentials?.destination,
       store: farStore,
       ...poolsOf(farSetBytes),
@@ -213,6 +219,7 @@ export class Daemons implements AsyncDisposable {
     const source = new SourceDaemon({
       listen: names.map(name => ({ name, address: parseAddress('tcp:127.0.0.1:0') })),
       disks: disks === undefined ? [] : [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
+      diskAnswers,
       beyondLoopback: false,
       peer: { host: '127.0.0.1', port: (wan.server.address() as net.AddressInfo).port },
       credentials: credentials?.source,

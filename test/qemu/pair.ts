@@ -27,6 +27,7 @@ import type { PacketLink } from '../../scripts/harness/wan/packet-link.ts'
 import { RelayLink } from '../../scripts/harness/wan/relay-link.ts'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events } from '../../src/daemon/events.ts'
+import type { DiskAnswers } from '../../src/daemon/settings.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
 import { Credentials } from '../../src/link/credentials.ts'
 import { makePsk, makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
@@ -139,6 +140,8 @@ export interface PairOptions {
   readonly gates?: number
   /** Carries a disk, too: see diskNear and diskFar. */
   readonly disks?: boolean
+  /** Default: by the far side. */
+  readonly diskAnswers?: DiskAnswers
   /** QEMU's side goes over Unix sockets. */
   readonly unix?: boolean
   /** What the source proxy connects to in place of the destination proxy. */
@@ -240,6 +243,7 @@ export class Pair implements AsyncDisposable {
         ...(options.sourceStore === undefined ? [] : ['--store', options.sourceStore]),
         ...(options.sourceArgs ?? []),
         ...(options.disks ? ['--disks', `unix:${this.diskNear}`] : []),
+        ...(options.diskAnswers ? ['--disk-answers', options.diskAnswers] : []),
       ])
       this.proxies.set('source', proxy)
       return
@@ -247,6 +251,7 @@ export class Pair implements AsyncDisposable {
     const daemon = new SourceDaemon({
       listen: this.gates.map(({ name, source }) => ({ name, address: parseAddress(source) })),
       disks: options.disks ? [{ name: 'default', address: parseAddress(`unix:${this.diskNear}`) }] : [],
+      diskAnswers: options.diskAnswers ?? 'far',
       beyondLoopback: false,
       peer: { host, port },
       credentials: this.credentials('client'),
