@@ -16,39 +16,37 @@ function has(command: string): boolean {
 const missing = ['nbdkit', 'nbdsh', 'nbdcopy'].filter(command => !has(command))
 /** Why what needs them is skipped; false: it is not. */
 export const NBD_SKIP = missing.length > 0 && `needs ${missing.join(', ')}: apt-get install nbdkit libnbd-bin`
+export const STORAGE_DAEMON_SKIP =
+  !has('qemu-storage-daemon') && 'needs qemu-storage-daemon: apt-get install qemu-system-common'
 export const QEMU_IMG_SKIP = !has('qemu-img') && 'needs qemu-img: apt-get install qemu-utils'
 
-/** An nbdkit that listens on a Unix socket. */
-export class Nbdkit implements AsyncDisposable {
+/** A server that listens on a Unix socket. */
+class NbdServer implements AsyncDisposable {
   readonly socket: string
   readonly child: ChildProcess
   private readonly folder: string
   private readonly ended: Promise<unknown>
 
-  private constructor(folder: string, child: ChildProcess) {
-    this.folder = folder
-    this.socket = join(folder, 's')
-    this.child = child
-    this.ended = once(child, 'exit')
+  /** @param args with which the program serves at a socket */
+  protected constructor(program: string, args: (socket: string) => string[]) {
+    this.folder = mkdtempSync(join(tmpdir(), 'pageferry-nbd-')) // a socket's path is short
+    this.socket = join(this.folder, 's')
+    this.child = spawn(program, args(this.socket), { stdio: ['ignore', 'ignore', 'inherit'] })
+    this.ended = once(this.child, 'exit')
   }
 
-  /** @param args filters, plugin and its settings */
-  static async start(...args: string[]): Promise<Nbdkit> {
-    const folder = mkdtempSync(join(tmpdir(), 'pageferry-nbd-')) // a socket's path is short
-    const child = spawn('nbdkit', ['--foreground', '--exit-with-parent', '-U', join(folder, 's'), ...args], {
-      stdio: ['ignore', 'ignore', 'inherit'],
-    })
-    const nbdkit = new Nbdkit(folder, child)
-    await until('nbdkit listens', () => {
-      if (child.exitCode !== null) throw new Error(`nbdkit ended with ${child.exitCode}`)
+  protected async listens(): Promise<this> {
+    const { child, socket } = this
+    await until(`${child.spawnfile} listens`, () => {
+      if (child.exitCode !== null) throw new Error(`${child.spawnfile} ended with ${child.exitCode}`)
       try {
-        accessSync(nbdkit.socket)
+        accessSync(socket)
         return true
       } catch {
         return false
       }
     })
-    return nbdkit
+    return this
   }
 
   /** As libnbd and QEMU name it. */
@@ -60,6 +58,24 @@ export class Nbdkit implements AsyncDisposable {
     this.child.kill('SIGKILL')
     await this.ended
     rmSync(this.folder, { recursive: true })
+  }
+}
+
+export class Nbdkit extends NbdServer {
+  /** @param args filters, plugin and its settings */
+  static async start(...args: string[]): Promise<Nbdkit> {
+    return await new Nbdkit('nbdkit', socket => ['--foreground', '--exit-with-parent', '-U', socket, ...args]).listens()
+  }
+}
+
+/** QEMU's server by itself, of a raw file in which it makes holes where it is told to. */
+export class StorageDaemon extends NbdServer {
+  static async start(file: string): Promise<StorageDaemon> {
+    return await new StorageDaemon('qemu-storage-daemon', socket => [
+      ...['--blockdev', `driver=file,node-name=disk,filename=${file},discard=unmap`],
+      ...['--nbd-server', `addr.type=unix,addr.path=${socket}`],
+      ...['--export', 'type=nbd,id=export,node-name=disk,name=,writable=on'],
+    ]).listens()
   }
 }
 

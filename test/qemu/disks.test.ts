@@ -7,6 +7,7 @@ import { QemuGuest } from '../../scripts/harness/qemu/guest.ts'
 import { type CopyMode, exportDisk, Mirror } from '../../scripts/harness/qemu/mirror.ts'
 import { type FoundQemu, type QemuVersion, qemu10, systemQemu } from '../../scripts/harness/qemu/versions.ts'
 import type { Estimate } from '../../src/cli/codec-command.ts'
+import type { DiskAnswers } from '../../src/daemon/settings.ts'
 import type { DiskDepartureSummary } from '../../src/migration/summary.ts'
 import { until } from '../helpers/until.ts'
 import { pageferry } from '../template/cli-harness.ts'
@@ -62,18 +63,22 @@ async function writes(source: QemuGuest, ...commands: readonly string[]): Promis
   }
 }
 
-const finds: readonly (readonly [string, FoundQemu, CopyMode])[] = [
-  ['7.2', await systemQemu(), 'background'],
-  ['10', await qemu10(), 'write-blocking'],
+const [old, young] = [await systemQemu(), await qemu10()]
+const finds: readonly (readonly [string, FoundQemu, CopyMode, DiskAnswers])[] = [
+  ['7.2', old, 'background', 'far'],
+  ['7.2', old, 'write-blocking', 'early'],
+  ['10', young, 'write-blocking', 'far'],
+  ['10', young, 'background', 'early'],
 ]
-for (const [version, { qemu, skip }, copyMode] of finds) {
-  t.test(`QEMU ${version} mirrors its disk (${copyMode}), and its memory follows`, { skip: skip ?? false }, async t => {
+for (const [version, { qemu, skip }, copyMode, diskAnswers] of finds) {
+  const how = `${copyMode}, answers ${diskAnswers}`
+  t.test(`QEMU ${version} mirrors its disk (${how}), and its memory follows`, { skip: skip ?? false }, async t => {
     const folder = t.testdir()
     const disk = image()
     writeFileSync(join(folder, 'source'), disk)
     writeFileSync(join(folder, 'destination'), Buffer.alloc(DISK_BYTES))
     writeFileSync(join(folder, 'cache'), disk.subarray(0, CACHE.bytes))
-    await using pair = await Pair.start({ disks: true, effort: 2, tls: 'psk' })
+    await using pair = await Pair.start({ disks: true, diskAnswers, effort: 2, tls: 'psk' })
     await using source = await guest(qemu!, folder, 'source', join(folder, 'cache'))
     await using destination = await guest(qemu!, folder, 'destination')
     await exportDisk(destination, pair.diskFar)
@@ -96,6 +101,7 @@ for (const [version, { qemu, skip }, copyMode] of finds) {
     const disks = told.fields as unknown as DiskDepartureSummary
     t.match(disks, { exports: ['disk'], endedBy: 'both sides closed' })
     t.equal(pair.log.filter(({ event }) => event === 'relayed raw').length, 0, 'all of it is understood')
+    t.equal(pair.log.filter(({ event }) => event === 'early answers were wrong').length, 0)
 
     await destination.listen(pair.targetUri(), RETURN_PATH)
     await source.migrate(pair.sourceUri(), RETURN_PATH)
@@ -109,29 +115,39 @@ for (const [version, { qemu, skip }, copyMode] of finds) {
     t.ok(memory.bytesWan < 0.05 * CACHE.bytes, 'so its memory costs next to nothing')
   })
 
-  t.test(
-    `QEMU ${version}: a proxy that dies fails the mirror, and the guest goes on`,
-    { skip: skip ?? false },
-    async t => {
-      const folder = t.testdir()
-      writeFileSync(join(folder, 'source'), image())
-      writeFileSync(join(folder, 'destination'), Buffer.alloc(DISK_BYTES))
-      writeFileSync(join(folder, 'cache'), Buffer.alloc(PAGE))
-      await using pair = await Pair.start({ disks: true })
-      await using source = await guest(qemu!, folder, 'source', join(folder, 'cache'))
-      await using destination = await guest(qemu!, folder, 'destination')
-      await exportDisk(destination, pair.diskFar)
-      const mirror = await Mirror.begin(source, pair.diskNear, { copyMode })
-      await mirror.ready()
-      await pair.kill('destination')
-      await until('the source to break off', () => pair.log.some(({ event }) => event === 'disk transfer ended'))
-      await writes(source, 'write -P 0x11 0 65536', 'flush')
-      t.type(await mirror.end(), 'string', 'the job fails')
-      await source.qmp.execute('cont')
-      t.equal(await source.status(), 'running')
-      await writes(source, 'write -P 0x22 0 65536', 'flush')
-    },
-  )
+  for (const who of ['the destination proxy', 'the source proxy', 'the far server'] as const) {
+    if (diskAnswers === 'far' && who !== 'the destination proxy') continue
+    t.test(
+      `QEMU ${version}: ${who} dies (${how}), the mirror fails, the guest goes on`,
+      { skip: skip ?? false },
+      async t => {
+        const folder = t.testdir()
+        writeFileSync(join(folder, 'source'), image())
+        writeFileSync(join(folder, 'destination'), Buffer.alloc(DISK_BYTES))
+        writeFileSync(join(folder, 'cache'), Buffer.alloc(PAGE))
+        await using pair = await Pair.start({ disks: true, diskAnswers })
+        await using source = await guest(qemu!, folder, 'source', join(folder, 'cache'))
+        await using destination = await guest(qemu!, folder, 'destination')
+        await exportDisk(destination, pair.diskFar)
+        const mirror = await Mirror.begin(source, pair.diskNear, { copyMode })
+        await mirror.ready()
+        // what it has an answer to, and the far server may never have
+        if (diskAnswers === 'early') await writes(source, 'write -P 0x66 131072 65536')
+        if (who === 'the far server') await destination.quit()
+        else await pair.kill(who === 'the source proxy' ? 'source' : 'destination')
+        // a client that waits for nothing hears of its server's end with what it asks next
+        if (who !== 'the far server') {
+          await until('the source to break off', () => pair.log.some(({ event }) => event === 'disk transfer ended'))
+        }
+        await writes(source, 'write -P 0x11 0 65536', 'flush')
+        const error = await mirror.concluded()
+        t.type(error, 'string', `the job ended with: ${error}`)
+        await source.qmp.execute('cont')
+        t.equal(await source.status(), 'running')
+        await writes(source, 'write -P 0x22 0 65536', 'flush')
+      },
+    )
+  }
 }
 
 /** A disk as images are: code, some of it twice, and holes wherever 64 KiB are zero: those that QEMU does not send. */
@@ -156,7 +172,8 @@ function realImage(path: string): void {
   closeSync(file)
 }
 
-for (const [version, { qemu, skip }, copyMode] of finds) {
+for (const [version, { qemu, skip }, copyMode, diskAnswers] of finds) {
+  if (diskAnswers === 'early') continue
   t.test(`QEMU ${version}: a mirror costs what was estimated`, { skip: skip ?? false }, async t => {
     const folder = t.testdir()
     const [disk, store, half] = ['source', 'store', 'half'].map(name => join(folder, name)) as [string, string, string]

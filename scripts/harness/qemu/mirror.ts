@@ -94,6 +94,12 @@ export class Mirror {
     return data.error as string | undefined
   }
 
+  /** As `end`, of one that is ready: it is told to end, so that what it asks next meets what has happened. */
+  async concluded(): Promise<string | undefined> {
+    await this.source.qmp.execute('block-job-cancel', { device: JOB }).catch(() => {}) // it may have ended
+    return await this.end()
+  }
+
   /** Closes the connection of a job that has ended. */
   async release(): Promise<void> {
     await this.source.qmp.execute('blockdev-del', { 'node-name': TARGET })
