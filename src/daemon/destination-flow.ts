@@ -5,6 +5,7 @@
 import { FlowExpander } from '../codec/flow-expander.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { ProxyError } from '../errors.ts'
+import { OWED_MS } from '../limits.ts'
 import { type Arrival, NOT_DIALLED } from '../migration/arrival.ts'
 import type { ChannelWatch } from '../migration/channel-watch.ts'
 import type { DestinationInput, DestinationLife, DestinationOrder } from '../migration/destination-life.ts'
@@ -267,6 +268,10 @@ export class DestinationFlow implements SocketSink {
 
   /** Its QEMU has not read for too long what nobody pays for. */
   overdue(): void {
+    if (this.life.isOwed) {
+      const text = `the ${this.migration.server} has not read for ${OWED_MS / 1000} s what it has coming`
+      this.endsBy({ by: 'destination', how: 'broke', text })
+    }
     this.on('overdue')
   }
 
@@ -322,7 +327,7 @@ export class DestinationFlow implements SocketSink {
     // behind SHUT it may close before it has read its last bytes (VMDESC): a good end, not a break
     const broke = (how === 'reset' || how === 'error') && !this.shut
     const { server } = this.migration
-    if (!this.isOver) {
+    if (!this.isOver || this.life.isOwed) {
       const code = error?.code ?? how
       if (broke) this.endsBy({ by: 'destination', how: 'broke', text: `${server} broke off (${code})` })
       else this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })

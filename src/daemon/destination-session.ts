@@ -129,8 +129,9 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.inbound.observer = options.learning
   }
 
+  /** Those too that the session knows no more, and whose QEMUs have not got all of it. */
   get channelCount(): number {
-    return this.flows.size
+    return this.flows.size + this.arrivals.owing
   }
 
   /** How many of them are of migrations. */
@@ -177,7 +178,10 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
 
   private migrationOf({ migration, target, kind }: FlowInfo): Arrival<DestinationFlow> {
     const running = this.arrivals.get(migration)
-    if (running) return running
+    if (running) {
+      running.isLearned = false // it goes on
+      return running
+    }
     const { log, now } = this.options
     const arrival = this.arrivals.begin(migration, target, kind, now())
     this.inbound.gains?.open(migration)
@@ -348,6 +352,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
 
   owes(flow: DestinationFlow): void {
     this.arrivals.owes(flow, this.options.now())
+    this.passed(flow.migration)
     this.timer.arm(this.arrivals.nextTickMs)
   }
 
@@ -355,19 +360,24 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.arrivals.settled(flow)
   }
 
+  /** Learning knows of a migration's end behind its last batches, as the source side has it: whatever QEMU is still owed. */
+  private passed(migration: Arrival<DestinationFlow>): void {
+    if (this.ended || !(migration instanceof MigrationArrival) || migration.isLearned) return
+    if (!this.arrivals.hasPassed(migration)) return
+    migration.isLearned = true
+    this.inbound.mark(() => this.options.learning?.migrationEnded(migration.number))
+  }
+
   left(flow: DestinationFlow): void {
     this.unconfirmed.delete(flow)
     const migration = this.arrivals.left(flow)
+    this.passed(flow.migration)
     if (!migration) return
-    const { learning, now, onDiskEnd, onMigrationEnd } = this.options
+    const { now, onDiskEnd, onMigrationEnd } = this.options
     const gains = this.inbound.gains?.take(migration.number) ?? []
     const sets = gains.length > 0 && { sets: gains }
     if (migration instanceof DiskArrival) onDiskEnd({ ...migration.summary(now()), ...sets })
-    else if (migration instanceof MigrationArrival) {
-      // behind its last batches, as the source side has it
-      if (!this.ended) this.inbound.mark(() => learning?.migrationEnded(migration.number))
-      onMigrationEnd({ ...migration.summary(now()), ...sets })
-    }
+    else if (migration instanceof MigrationArrival) onMigrationEnd({ ...migration.summary(now()), ...sets })
   }
 }
 

@@ -36,6 +36,8 @@ export abstract class Arrival<C extends ArrivingChannel> {
   isConfirmed = false
   /** Its target has taken a connection that may be the first. */
   isReached = false
+  /** Its last batch has come, and learning was told. */
+  isLearned = false
   bytesOut = 0
   bytesBack = 0
 

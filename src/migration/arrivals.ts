@@ -44,7 +44,11 @@ export class Arrivals<C extends ArrivalChannel<C>> {
     return [...this.running.values()].filter(one => one instanceof DiskArrival)
   }
 
-  /** Channels that are owed something. */
+  /** How many channels are owed something, and which. */
+  get owing(): number {
+    return this.owed.size
+  }
+
   get creditors(): readonly C[] {
     return [...this.owed.keys()]
   }
@@ -70,8 +74,15 @@ export class Arrivals<C extends ArrivalChannel<C>> {
     return migration
   }
 
+  /** Its flow has ended; it is of its migration until it is settled. */
   owes(channel: C, nowMs: number): void {
     this.owed.set(channel, nowMs + OWED_MS)
+  }
+
+  /** Whether all of a migration's flows have ended: the source side has told of its end, this one may still owe QEMU something. */
+  hasPassed({ flows }: Arrival<C>): boolean {
+    for (const channel of flows) if (!this.owed.has(channel)) return false
+    return true
   }
 
   settled(channel: C): void {
@@ -101,7 +112,7 @@ export class Arrivals<C extends ArrivalChannel<C>> {
 
   /** Ends migrations that have waited long enough; the session itself may wait on for others. */
   private giveUp(nowMs: number): void {
-    for (const migration of this.patience.over(this.running.values(), nowMs)) {
+    for (const migration of this.patience.over(this.waiting(), nowMs)) {
       this.end(migration, this.patience.reason(migration.record.postcopy))
     }
   }
@@ -113,12 +124,18 @@ export class Arrivals<C extends ArrivalChannel<C>> {
    */
   stalled(sinceMs: number, nowMs: number): string | undefined {
     let reason: string | undefined
-    const over = this.patience.overStalled(this.running.values(), sinceMs, nowMs)
+    const waiting = this.waiting()
+    const over = this.patience.overStalled(waiting, sinceMs, nowMs)
     for (const migration of over) {
       reason = this.patience.reason(migration.record.postcopy, true)
       this.end(migration, reason)
     }
-    return over.length === this.running.size ? reason : undefined
+    return over.length === waiting.length ? reason : undefined
+  }
+
+  /** Those for whose sake the WAN is waited for: not those that QEMU alone has something coming of. */
+  private waiting(): Arrival<C>[] {
+    return [...this.running.values()].filter(migration => !this.hasPassed(migration))
   }
 
   private end(migration: Arrival<C>, reason: string): void {

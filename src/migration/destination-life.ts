@@ -53,8 +53,9 @@ const BREAK: DestinationStep = ['broken', 'break', 'reset']
 const REFUSE: DestinationStep = ['broken', 'refuse', 'break', 'reset']
 const BROKEN: DestinationStep = ['broken']
 const OVER: DestinationStep = ['over']
-const PAID: DestinationStep = ['over', 'settle']
-const UNPAID: DestinationStep = ['over', 'break', 'settle']
+// its migration is not over while QEMU has not got what it is told to have
+const PAID: DestinationStep = ['over', 'settle', 'leave']
+const UNPAID: DestinationStep = ['over', 'break', 'settle', 'leave']
 
 /** While it lives. */
 const LIVES = { reset: BREAK, givenUp: BREAK, lost: ['over', 'break', 'leave'], overdue: null } as const
@@ -114,7 +115,7 @@ export const DESTINATION_TABLE: DestinationTable = {
     sent: ['finished'],
     closed: ['left'],
     broke: BREAK,
-    ended: ['owed', 'owe', 'leave'],
+    ended: ['owed', 'owe'],
     ...LIVES,
   },
   leaving: {
@@ -232,6 +233,11 @@ export class DestinationLife {
   /** The session has it: it may be told what was taken. */
   get isKnown(): boolean {
     return this.current !== 'owed' && this.current !== 'over'
+  }
+
+  /** The session knows it no more, and its QEMU has not got all of it. */
+  get isOwed(): boolean {
+    return this.current === 'owed'
   }
 
   /** Nobody is to be dialled for it, and nothing handed in. */

@@ -46,11 +46,11 @@ const EXPECTED: Record<DestinationState, string> = {
   ending:
     'write | = | broken refuse break reset | ! | ending finish | ! | finished fin | leaving | broken break reset | broken break reset | broken break reset | ! | over break leave | !',
   finished:
-    'write | = | broken refuse break reset | ! | finished finish | ! | = | left | broken break reset | broken break reset | broken break reset | owed owe leave | over break leave | !',
+    'write | = | broken refuse break reset | ! | finished finish | ! | = | left | broken break reset | broken break reset | broken break reset | owed owe | over break leave | !',
   leaving:
     'take | = | broken refuse break reset | ! | = | ! | left fin | ! | ! | broken break reset | broken break reset | ! | over break leave | !',
   left: 'take | = | broken refuse break reset | ! | = | ! | = | ! | ! | broken break reset | broken break reset | over leave | over break leave | !',
-  owed: 'write | = | = | ! | owed finish | ! | = | over settle | over settle | ! | = | ! | over break settle | over break settle',
+  owed: 'write | = | = | ! | owed finish | ! | = | over settle leave | over settle leave | ! | = | ! | over break settle leave | over break settle leave',
   broken: 'drop | = | = | broken break | = | = | = | = | = | ! | = | over leave | over leave | !',
   over: 'drop | = | = | over break | = | = | = | = | = | ! | = | ! | = | =',
 }
@@ -205,6 +205,8 @@ class World {
         this.maybeEnd()
         return
       case 'leave':
+        this.must(!this.owes, 'its migration is over, and something is owed')
+        this.must(this.disturbed || this.written === this.sent, `it leaves after ${this.written} of ${this.sent}`)
         this.left++
         return
     }
@@ -368,6 +370,7 @@ const PLANTS: Record<string, Table> = {
   'says so, and does not break': planted('open', 'reset', ['broken', 'reset']),
   'hands in RESET behind END': planted('finished', 'ended', ['broken', 'reset', 'leave']),
   'never leaves its migration': planted('broken', 'ended', ['over']),
+  'is over before QEMU has what it has coming': planted('finished', 'ended', ['owed', 'owe', 'leave']),
   'leaves it twice': planted('left', 'ended', ['over', 'leave', 'leave']),
   'goes on after its session': planted('awaited', 'lost', ['awaited', 'leave']),
   'holds what came early': planted('awaited', 'reset', ['broken', 'reset']),

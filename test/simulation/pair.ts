@@ -384,8 +384,10 @@ class Simulation implements World {
     if (outcome === 'completed') {
       // without a return path nobody says that the target has taken over: all of main has passed
       const { target: main, written, bytes } = attempt.main
-      // one that has closed its direction may still be owed the last of it
-      const whole = (main?.halfClosed ? written : main?.received) === bytes.length
+      // of one that has closed its direction the source does not know whether it still has some of it coming
+      const isUnseen = side === 'source' && main?.halfClosed === true
+      const kernel = side === 'destination' && main?.halfClosed ? main.end.unreadBytes : 0 // it has them, though unread
+      const whole = (isUnseen ? written : (main?.received ?? 0) + kernel) === bytes.length
       if (options.returnPath ? !target.tookOver : !whole)
         this.wrong(`${name}: completed, says the ${side}: it was not (${reason})`)
     } else if (attempt.shutHeard && side === 'source') {

@@ -213,6 +213,16 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
   'END cuts off what a QEMU is owed': {
     destinationTable: destination('finished', 'ended', ['over', 'break', 'leave']),
   },
+  'completed is told while a QEMU has the last of it coming': {
+    destinationTable: {
+      ...destination('finished', 'ended', ['owed', 'owe', 'leave']),
+      owed: {
+        ...DESTINATION_TABLE.owed,
+        ...{ closed: ['over', 'settle'], broke: ['over', 'settle'] },
+        ...{ lost: ['over', 'break', 'settle'], overdue: ['over', 'break', 'settle'] },
+      },
+    },
+  },
   'a broken QEMU passes for one that has ended': { destinationTable: destination('open', 'broke', ['leaving']) },
   'a source that broke off is not told to its QEMU': {
     destinationTable: destination('open', 'reset', ['broken', 'reset']),
