@@ -8,9 +8,9 @@ import { ioError } from '../io-error.ts'
 import { HISTORY_BYTES_MAX, HISTORY_MIGRATIONS_MAX, HISTORY_SETS_MAX } from '../limits.ts'
 import type { PastMigration } from './control-api.ts'
 import type { Events, SiteEvent, SiteLog } from './events.ts'
+import { LateWriter } from './late-writer.ts'
 import { readSmallFile } from './small-file.ts'
 
-const WRITE_MS = 1000
 /** Characters of a text: a peer's name may be a whole certificate's. */
 const TEXT_LENGTH_MAX = 300
 
@@ -22,16 +22,20 @@ export class History {
   private readonly past: PastMigration[] = []
   /** The file is none of ours: it is left as it is. */
   private isStrange = false
-  private timer: NodeJS.Timeout | undefined
-  private writing: Promise<void> | undefined
-  private isDue = false
-  private isFailing = false
+  private readonly writer: LateWriter
   private readonly unsubscribe: () => void
 
   /** @param path undefined: it is kept in memory alone */
   constructor(path: string | undefined, events: Events) {
     this.path = path
     this.log = events
+    this.writer = new LateWriter(
+      () => this.write(path!),
+      cause => {
+        const { what, action } = ioError(cause, 'cannot write', path!)
+        this.log.warn('history is not kept', { error: what, hint: action })
+      },
+    )
     if (path !== undefined) this.read(path)
     this.unsubscribe = events.subscribe(told => this.take(told))
   }
@@ -44,10 +48,7 @@ export class History {
   /** Writes what is not written yet. */
   async close(): Promise<void> {
     this.unsubscribe()
-    clearTimeout(this.timer)
-    this.timer = undefined
-    await this.writing
-    if (this.isDue) await this.write()
+    await this.writer.close()
   }
 
   private take(told: SiteEvent): void {
@@ -70,8 +71,7 @@ export class History {
       ...(fields.sets && { sets: fields.sets.slice(0, HISTORY_SETS_MAX) }),
     })
     if (this.path === undefined || this.isStrange) return
-    this.isDue = true
-    this.timer ??= setTimeout(() => this.due(), WRITE_MS).unref()
+    this.writer.ask()
   }
 
   private add(migration: PastMigration): void {
@@ -82,21 +82,8 @@ export class History {
     this.lines.shift()
   }
 
-  private due(): void {
-    this.timer = undefined
-    if (this.writing)
-      this.timer = setTimeout(() => this.due(), WRITE_MS).unref() // the disk is slow
-    else
-      this.writing = this.write().finally(() => {
-        this.writing = undefined
-      })
-  }
-
-  /** Never rejects. */
-  private async write(): Promise<void> {
-    const path = this.path!
+  private async write(path: string): Promise<void> {
     const part = `${path}.part`
-    this.isDue = false
     try {
       await rm(part, { force: true }) // of a process that was killed
       const file = await open(part, 'wx', 0o600)
@@ -107,12 +94,9 @@ export class History {
         await file.close()
       }
       await rename(part, path)
-      this.isFailing = false
     } catch (cause) {
       await rm(part, { force: true }).catch(() => {})
-      const { what, action } = ioError(cause, 'cannot write', path)
-      if (!this.isFailing) this.log.warn('history is not kept', { error: what, hint: action })
-      this.isFailing = true // said once; each migration that ends is another try, with all of them
+      throw cause
     }
   }
 

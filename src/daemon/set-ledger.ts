@@ -9,10 +9,7 @@ import { SET_USES_MAX } from '../limits.ts'
 import { FileLock } from '../remote/file-lock.ts'
 import { readUses, withMigration, writeUses } from '../store/set-uses.ts'
 import type { Events, SiteEvent, SiteLog } from './events.ts'
-
-const WRITE_MS = 1000
-/** How long the end of a process waits for the file. */
-const CLOSE_MS = 2000
+import { LateWriter } from './late-writer.ts'
 
 interface Ended {
   readonly sets: readonly SetGain[]
@@ -24,30 +21,27 @@ export class SetLedger {
   private readonly log: SiteLog
   /** Those that are not noted yet. */
   private waiting: Ended[] = []
-  private timer: NodeJS.Timeout | undefined
-  private writing: Promise<void> | undefined
-  private isFailing = false
-  private readonly over = new AbortController()
+  private readonly writer: LateWriter
   private readonly unsubscribe: () => void
 
   /** @param folder of the host's own store */
   constructor(folder: string, events: Events) {
     this.folder = folder
     this.log = events
+    this.writer = new LateWriter(
+      signal => this.write(signal),
+      cause => {
+        const { what, action } = ioError(cause, 'cannot write', folder)
+        this.log.warn('what sets bring is not kept', { error: what, hint: action })
+      },
+    )
     this.unsubscribe = events.subscribe(told => this.take(told))
   }
 
   /** Writes what is not written yet, as far as the disk lets it. */
   async close(): Promise<void> {
     this.unsubscribe()
-    clearTimeout(this.timer)
-    const giveUp = setTimeout(() => this.over.abort(), CLOSE_MS)
-    const written = (async () => {
-      await this.writing
-      if (this.waiting.length > 0) await this.write()
-    })()
-    const late = new Promise<void>(done => this.over.signal.addEventListener('abort', () => done(), { once: true }))
-    await Promise.race([written, late]).finally(() => clearTimeout(giveUp))
+    await this.writer.close()
   }
 
   private take(told: SiteEvent): void {
@@ -57,42 +51,23 @@ export class SetLedger {
     this.waiting.push({ sets, endedMs: Date.now() })
     // a disk that never answers: the latest are worth most
     if (this.waiting.length > SET_USES_MAX) this.waiting.shift()
-    this.timer ??= setTimeout(() => this.due(), WRITE_MS).unref()
+    this.writer.ask()
   }
 
-  private due(): void {
-    this.timer = undefined
-    if (this.writing)
-      this.timer = setTimeout(() => this.due(), WRITE_MS).unref() // the disk is slow
-    else
-      this.writing = this.write().finally(() => {
-        this.writing = undefined
-      })
-  }
-
-  /** Never rejects. */
-  private async write(): Promise<void> {
+  private async write(signal: AbortSignal): Promise<void> {
     const { folder, waiting } = this
+    const lock = await FileLock.take(join(folder, '.uses.lock'), signal)
     try {
-      const lock = await FileLock.take(join(folder, '.uses.lock'), this.over.signal)
-      try {
-        const { uses: before, problem, isKept } = await readUses(folder)
-        if (problem && isKept) throw problem
-        if (problem) this.log.warn('what sets brought is begun anew', { error: problem.what, hint: problem.action })
-        let uses = before
-        const taken = waiting.length
-        for (const { sets, endedMs } of waiting.slice(0, taken)) uses = withMigration(uses, sets, endedMs)
-        await writeUses(folder, uses)
-        waiting.splice(0, taken)
-      } finally {
-        await lock.release()
-      }
-      this.isFailing = false
-    } catch (cause) {
-      if (this.over.signal.aborted) return
-      const { what, action } = ioError(cause, 'cannot write', folder)
-      if (!this.isFailing) this.log.warn('what sets bring is not kept', { error: what, hint: action })
-      this.isFailing = true // said once; each migration that ends is another try, with all of them
+      const { uses: before, problem, isKept } = await readUses(folder)
+      if (problem && isKept) throw problem
+      if (problem) this.log.warn('what sets brought is begun anew', { error: problem.what, hint: problem.action })
+      let uses = before
+      const taken = waiting.length
+      for (const { sets, endedMs } of waiting.slice(0, taken)) uses = withMigration(uses, sets, endedMs)
+      await writeUses(folder, uses)
+      waiting.splice(0, taken)
+    } finally {
+      await lock.release()
     }
   }
 }
