@@ -412,7 +412,9 @@ export class SourceDaemon {
         if (this.run === run) reception.drain()
       },
       onConnection: (connection, up, error) => {
-        if (!up && error) this.peerLog.warn('WAN connection lost', { connection, error: error.message })
+        // behind the end of a session it is no loss
+        if (!up && error && !client.link.over)
+          this.peerLog.warn('WAN connection lost', { connection, error: error.message })
         if (up) reception.admit()
       },
     })
