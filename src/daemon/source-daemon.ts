@@ -412,9 +412,7 @@ export class SourceDaemon {
         if (this.run === run) reception.drain()
       },
       onConnection: (connection, up, error) => {
-        // behind the end of a session it is no loss
-        if (!up && error && !client.link.over)
-          this.peerLog.warn('WAN connection lost', { connection, error: error.message })
+        if (!up && error) this.peerLog.warn('WAN connection lost', { connection, error: error.message })
         if (up) reception.admit()
       },
     })

@@ -308,7 +308,7 @@ export class Link implements TransportSink {
       peer: wire.peer,
       reason,
     })
-    this.#served.maybe?.onConnection(wire.connection, false, this.#wires.count, error)
+    this.#served.maybe?.onConnection(wire.connection, false, this.#wires.count, isMishap ? error : undefined)
     wire.gone(wire, error)
     this.wake()
   }

@@ -118,6 +118,8 @@ export class End extends SilentSink {
   readonly wanted: number[] = []
   ups = 0
   downs = 0
+  /** Of connections that were lost: not closed in order, nor replaced. */
+  readonly losses: Error[] = []
   onChange: () => void = () => {}
   /** Holds back credit while true: nothing is consumed. */
   stuck = false
@@ -217,7 +219,8 @@ export class End extends SilentSink {
     this.onChange()
   }
 
-  override onConnection(_connection: number, up: boolean): void {
+  override onConnection(_connection: number, up: boolean, _standing: number, error?: Error): void {
+    if (error) this.losses.push(error)
     if (up) this.ups++
     else this.downs++
     this.onChange()

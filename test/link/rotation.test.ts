@@ -40,6 +40,7 @@ t.test('a session outlives many keys', async t => {
     const mishaps = log.lines.filter(({ level, event }) => event === 'link.down' && level === 'warn')
     t.same(mishaps, [], 'each was replaced before it was at its end')
     await client.close()
+    t.same([...end.losses, ...server.ends[0]!.losses], [], 'and none is told as lost')
     await server.server.close(1000)
   }
 })
