@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import { qemu10 } from '../../scripts/harness/qemu/versions.ts'
+import { NBD_SKIP } from '../daemon/nbd.ts'
 import { until } from '../helpers/until.ts'
 import { makeCrl } from '../link/crl.ts'
 import { Guests } from './pair.ts'
@@ -58,12 +59,12 @@ t.test('the shipped units', { skip }, async t => {
   const options = '--json --pool-memory 32MiB'
   host.write(
     '/etc/pageferry/source.env',
-    `PAGEFERRY_PEER=127.0.0.1:9444\nPAGEFERRY_OPTIONS=${options} --peer-name far --rate-file /etc/pageferry/rate\n`,
+    `PAGEFERRY_PEER=127.0.0.1:9444\nPAGEFERRY_OPTIONS=${options} --peer-name far --rate-file /etc/pageferry/rate --disks fd:disks\n`,
   )
   const targets = (text: string): void =>
     host.write(
       '/etc/pageferry/destination.env',
-      `PAGEFERRY_TARGETS="--target ${text}"\nPAGEFERRY_OPTIONS=${options} --peer-name near\n`,
+      `PAGEFERRY_TARGETS="--target ${text}"\nPAGEFERRY_OPTIONS=${options} --peer-name near --disks tcp:127.0.0.2:10809\n`,
     )
   targets('tcp:127.0.0.2:4444-4445')
   host.write(
@@ -86,7 +87,8 @@ t.test('the shipped units', { skip }, async t => {
   const ownerOfSet = (set: string): number => ownerOf(`${PRIVATE}/${[...known].find(name => name.startsWith(set))}`)
   await build(0, STORE)
   await host.run('systemctl', 'daemon-reload')
-  await host.run('systemctl', 'start', 'pageferry-source.socket', 'pageferry-destination.socket')
+  const sockets = ['pageferry-source.socket', 'pageferry-source-disks.socket', 'pageferry-destination.socket']
+  await host.run('systemctl', 'start', ...sockets)
   for (const unit of [SOURCE, DESTINATION]) t.match(await host.show(unit, 'ActiveState'), { ActiveState: 'inactive' })
   const source = host.follow(SOURCE)
   const destination = host.follow(DESTINATION)
@@ -120,6 +122,16 @@ t.test('the shipped units', { skip }, async t => {
     const set = newSet(PRIVATE)
     for (const journal of [source, destination]) t.match(await journal.said('session open'), { sets: [set] })
     t.match(destination.lines.find(line => line.msg === 'session open') ?? {}, { identity: 'near' })
+  })
+
+  await t.test('a disk, at the socket that is there for disks', { skip: NBD_SKIP }, async t => {
+    const image = '/root/image'
+    await host.run('sh', '-c', `head -c 9000000 /dev/urandom > ${image} && truncate -s 16M ${image}`)
+    const far = 'nbd://127.0.0.2:10809'
+    const copies = `nbdcopy ${image} nbd://127.0.0.1:10809 && nbdcopy ${far} - | cmp - ${image}`
+    await host.run('nbdkit', '-i', '127.0.0.2', '-p', '10809', 'memory', '16M', '--run', copies)
+    t.match(await source.said('disk transfer ended'), { target: 'default:10809', level: 30 })
+    t.match(await destination.said('disk transfer ended'), { level: 30 })
   })
 
   await t.test('they have what the units leave them', async t => {
@@ -220,7 +232,7 @@ t.test('the shipped units', { skip }, async t => {
     host.write(`${tls}/ca-crl.pem`, clean)
     await host.run('systemctl', 'daemon-reload')
     const near = source.lines.length
-    await host.run('systemctl', 'start', 'pageferry-destination.socket', SOURCE)
+    await host.run('systemctl', 'start', ...sockets, SOURCE)
     await source.said('session open', () => true, near)
     const { MainPID } = await host.show(SOURCE, 'MainPID')
     const user = Number(await host.run('id', '-u', 'pageferry'))

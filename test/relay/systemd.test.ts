@@ -367,6 +367,7 @@ t.test('unit files', { skip: lacking('systemd-analyze') }, async t => {
     'pageferry-destination.socket',
     'pageferry-serve.service',
     'pageferry-serve.socket',
+    'pageferry-source-disks.socket',
     'pageferry-source.service',
     'pageferry-source.socket',
   ])
