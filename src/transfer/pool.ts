@@ -83,7 +83,8 @@ export interface Pool {
   readonly turns: Turns
   /**
    * A migration has begun, or a batch has passed: what it will soon need is made ready, a little in each turn of the event
-   * loop. Cheap where nothing is to do. @returns settles when long matches of the templates are known
+   * loop. Cheap where nothing is to do. @returns settles when long matches of the templates are known, and
+   * pages of sets on the disk
    */
   warm(): Promise<void>
   /** Whether it has migrations: what is not for them is made ready when none runs. */
@@ -315,6 +316,12 @@ export class Pools {
     const slots: number[] = []
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
     const warmth = new Warmth(kernel, this.loop, request.ringInAdvance ?? 'never', this.spare, arena.sparePages)
+    const index = cold?.index
+    // behind what a session's opening waits for: of 20 GB it takes a second, in which pages may pass that it would know
+    void warmth.ready.then(() => index?.fill(this.loop))
+    const warm = async (): Promise<void> => {
+      await Promise.all([warmth.warm(), index?.fill(this.loop)])
+    }
     let closed: Promise<void> | undefined
     return {
       kernel,
@@ -325,7 +332,7 @@ export class Pools {
       cold,
       turns: this.turns,
       ready: warmth.ready,
-      warm: () => warmth.warm(),
+      warm: () => (index === undefined || index.isFilled ? warmth.warm() : warm()),
       migrates: isRunning => warmth.migrates(isRunning),
       close: () => {
         warmth.end()

@@ -163,6 +163,26 @@ t.test('proofs that were chosen to crowd take no longer', async t => {
   t.equal(index.find(proofs, PROOF_WORDS * (count - 1)), count - 1)
 })
 
+t.test('an index may be asked while it is filled', async t => {
+  const count = 20_000
+  const proofs = new Uint32Array(count * PROOF_WORDS)
+  for (let i = 0; i < proofs.length; i++) proofs[i] = Math.imul(i + 1, 0x9e3779b1)
+  const outline = { ...setOf(numbered(1, 1)).outline, pageCount: count }
+  const index = new ColdIndex(new ColdList([new ColdSet('/large', outline, proofs, undefined as never)]), 3)
+  const turns: string[] = []
+  const loop = {
+    ...EVENT_LOOP,
+    soon: (then: () => void) => {
+      const [first, last] = [0, count - 1].map(page => index.find(proofs, page * PROOF_WORDS))
+      turns.push(`${first} ${last} ${index.isFilled}`)
+      setImmediate(then)
+    },
+  }
+  await Promise.all([index.fill(loop), index.fill(loop)])
+  t.same(turns, ['0 -1 false', '0 -1 false'], 'what it has is found, and it is filled once')
+  t.same([index.find(proofs, (count - 1) * PROOF_WORDS), index.isFilled], [count - 1, true])
+})
+
 /** Of a batch of one page. @returns -1 where it is none, or is not looked for */
 function findOne(finder: ColdFinder, bytes: Uint8Array, at = 0): number {
   const numbers = new Uint32Array(1)
@@ -474,6 +494,7 @@ t.test('a set is not to be had by asking', async t => {
   const store = new TemplateStore(folder)
   const pages = numbered(1, 50)
   const cold = await new ColdSets().open([await putPages(store, pages)], store, true)
+  await cold.index!.fill(EVENT_LOOP)
   const finder = new ColdFinder(cold.index!, cold.named)
   for (const number of [3, 4, 40]) t.equal(findOne(finder, pages[number]!), number)
   const sent = new Map<number, Buffer | undefined>()

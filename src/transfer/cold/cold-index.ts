@@ -1,7 +1,7 @@
 /**
  * Finds the pages of cold sets by their proofs: open addressing over two arrays, some 6 bytes a page. The first has a byte of
- * each proof, so that a page that is not there costs one look. Never changed once it is filled: sessions with the same list
- * share it.
+ * each proof, so that a page that is not there costs one look. Sessions with the same list share it. It may be asked while it is
+ * filled: what it says is so, and what it lacks is not found yet.
  */
 import { PROOF_WORDS } from '../../store/cold-set.ts'
 import { type EventLoop, nextTurn } from '../event-loop.ts'
@@ -18,6 +18,9 @@ export class ColdIndex {
   private readonly tags: Uint8Array
   private readonly numbers: Uint32Array
   private readonly key: number
+  private filling: Promise<void> | undefined
+  /** All pages are in it. */
+  isFilled = false
 
   /** @param key random: nobody chooses sets whose pages crowd in one place */
   constructor(list: ColdList, key: number) {
@@ -33,8 +36,13 @@ export class ColdIndex {
     return this.tags.byteLength + this.numbers.byteLength
   }
 
-  /** Takes in all pages, a little in each turn; of pages that stand in several sets the first. */
-  async fill(loop: EventLoop): Promise<void> {
+  /** Takes in all pages, a little in each turn, once; of pages that stand in several sets the first. */
+  fill(loop: EventLoop): Promise<void> {
+    this.filling ??= this.fillNow(loop)
+    return this.filling
+  }
+
+  private async fillNow(loop: EventLoop): Promise<void> {
     let number = 0
     for (const { proofs, pageCount } of this.list.sets) {
       for (let page = 0; page < pageCount; page++, number++) {
@@ -45,6 +53,7 @@ export class ColdIndex {
         this.numbers[slot] = number
       }
     }
+    this.isFilled = true
   }
 
   /** Number of the page with the proof at `at`; -1: there is none. */

@@ -18,7 +18,7 @@ import { NamedPages } from './named-pages.ts'
 /** What a session has of them. */
 export interface ColdLease {
   readonly list: ColdList
-  /** Encoders only. */
+  /** Encoders only: finds what it has been filled with so far, and is filled by whoever uses it. */
   readonly index: ColdIndex | undefined
   /** Pages that this session has named to its peer. */
   readonly named: NamedPages
@@ -104,7 +104,9 @@ export class ColdSets {
       if (failed) throw failed.reason
       const list = new ColdList(await Promise.all(opening))
       if (list.pages > COLD_PAGES_MAX) throw tooMany(list.pages)
-      const index = indexed ? await take(this.indices, digests.join(' '), () => this.indexOf(list)) : undefined
+      const index = indexed
+        ? await take(this.indices, digests.join(' '), async () => new ColdIndex(list, randomInt(2 ** 32)))
+        : undefined
       const { reads, digesters } = this
       const forget = (digest: string): void => this.forgetSet(digest)
       return { list, index, named: new NamedPages(), reads, digesters, forget, release }
@@ -112,12 +114,6 @@ export class ColdSets {
       release()
       throw error
     }
-  }
-
-  private async indexOf(list: ColdList): Promise<ColdIndex> {
-    const index = new ColdIndex(list, randomInt(2 ** 32))
-    await index.fill(this.loop)
-    return index
   }
 
   /** A set turned out to be damaged: who comes next opens it anew. Sessions that have it keep it. */
