@@ -545,11 +545,14 @@ export const VM_NAME_BYTES_MAX = 8192
 
 // The control socket, the port of metrics, and the dashboard -----------------------------------------------------------
 
-/** Connections at once; another displaces the oldest. Those who ask are a handful: people, a monitor, a page. */
+/** Connections at once; another displaces one that asks nothing just now, or the oldest. Those who ask are a handful: people, a monitor, a page. */
 export const CONTROL_CLIENTS_MAX = 32
 
-/** From connect to the last byte of the answer: an answer takes milliseconds. */
+/** From connect to a request, and from that to the last byte of the answer, which takes milliseconds. */
 export const CONTROL_CLIENT_MS = 10_000
+
+/** How long a connection is kept on which something was answered: Prometheus asks over the same one each minute, or sooner. */
+export const CONTROL_IDLE_MS = 90_000
 
 /** Bytes of a request's head, and characters of its body: a browser's head has 1 KiB, a body a name and a rate. */
 export const CONTROL_HEAD_BYTES_MAX = 8192

@@ -1,12 +1,19 @@
 /**
  * A small HTTP server for those who run the proxies: on a Unix socket that only its owner opens, or on a port of this host.
- * A connection has one request and little time, whoever wants a place that is taken gets the oldest one's, and what is
- * sent to us is bounded, so that nobody who stalls or never reads holds anything for long.
+ * A connection has one request at a time, and little time for it; on one that was answered more may come, for a new
+ * connection costs more than an answer. Whoever wants a place that is taken gets that of one who asks nothing just now, or
+ * the oldest one's, and what is sent to us is bounded, so that nobody who stalls or never reads holds anything for long.
  */
 import http from 'node:http'
 import net from 'node:net'
 import { isProxyError, ProxyError } from '../errors.ts'
-import { CONTROL_BODY_BYTES_MAX, CONTROL_CLIENT_MS, CONTROL_CLIENTS_MAX, CONTROL_HEAD_BYTES_MAX } from '../limits.ts'
+import {
+  CONTROL_BODY_BYTES_MAX,
+  CONTROL_CLIENT_MS,
+  CONTROL_CLIENTS_MAX,
+  CONTROL_HEAD_BYTES_MAX,
+  CONTROL_IDLE_MS,
+} from '../limits.ts'
 import { type Address, formatAddress } from '../relay/address.ts'
 import { type Listener, listenSockets } from '../relay/listener.ts'
 
@@ -19,8 +26,10 @@ export interface Answer {
 export type Routes = ReadonlyMap<string, (body: string) => Answer | Promise<Answer>>
 
 export interface ControlServerOptions {
-  /** How long a connection may take. */
+  /** How long a request may take. */
   readonly clientMs?: number
+  /** How long a connection is kept for the next one. */
+  readonly idleMs?: number
   /** Of every answer, beside its own. */
   readonly headers?: Readonly<Record<string, string>>
   /** What whoever asks for what is not there is told, where it is not to be told what is. */
@@ -35,15 +44,26 @@ const TURNS = 10
 /** Loopback by name or number, with or without a port: what a browser that was lured here does not say (DNS rebinding). */
 const OWN_HOST = /^(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/i
 
+/** A connection. */
+interface Client {
+  /** Turns of the clock that it has left. */
+  turns: number
+  /** What it asked is not answered to the last byte. */
+  isAsking: boolean
+  /** All that it asked is. */
+  isIdle: boolean
+}
+
 export class ControlServer {
   private readonly routes: Routes
   private readonly onDefect: (error: unknown) => void
   private readonly http: http.Server
-  /** In the order in which they came, with the turns of the clock that each has left. */
-  private readonly clients = new Map<net.Socket, number>()
+  /** In the order in which they came, or were answered last. */
+  private readonly clients = new Map<net.Socket, Client>()
   private clock: NodeJS.Timeout | undefined
   private readonly options: ControlServerOptions
   private readonly clientMs: number
+  private readonly idleMs: number
   private listener: Listener | undefined
   private anyHost = true
 
@@ -51,9 +71,12 @@ export class ControlServer {
   constructor(routes: Routes, onDefect: (error: unknown) => void, options: ControlServerOptions = {}) {
     this.options = options
     this.clientMs = options.clientMs ?? CONTROL_CLIENT_MS
+    this.idleMs = options.idleMs ?? CONTROL_IDLE_MS
     this.routes = routes
     this.onDefect = onDefect
-    this.http = http.createServer({ maxHeaderSize: CONTROL_HEAD_BYTES_MAX }, (request, response) => {
+    const { idleMs: keepAliveTimeout } = this
+    this.http = http.createServer({ maxHeaderSize: CONTROL_HEAD_BYTES_MAX, keepAliveTimeout }, (request, response) => {
+      if (!this.asks(request.socket, response)) return
       this.take(request, response).catch(error => {
         onDefect(error)
         response.destroy()
@@ -82,23 +105,44 @@ export class ControlServer {
   }
 
   private turn(): void {
-    for (const [socket, left] of this.clients) {
-      if (left === 0) socket.destroy()
-      else this.clients.set(socket, left - 1)
+    for (const [socket, client] of this.clients) {
+      if (client.turns === 0) socket.destroy()
+      else client.turns--
     }
   }
 
   private come(socket: net.Socket): void {
     const { clients } = this
     if (clients.size >= CONTROL_CLIENTS_MAX) {
-      const [oldest] = clients.keys()
-      clients.delete(oldest!)
-      oldest!.destroy()
+      const all = [...clients]
+      const [leaves] = all.find(([, { isIdle }]) => isIdle) ?? all[0]!
+      clients.delete(leaves)
+      leaves.destroy()
     }
-    clients.set(socket, TURNS)
+    clients.set(socket, { turns: TURNS, isAsking: false, isIdle: false })
     socket.on('close', () => void clients.delete(socket))
     this.http.emit('connection', socket)
     socket.resume() // it was accepted paused
+  }
+
+  /** @returns false where it asks before it was answered: who does so may never read */
+  private asks(socket: net.Socket, response: http.ServerResponse): boolean {
+    const client = this.clients.get(socket)
+    if (!client || client.isAsking) {
+      socket.destroy()
+      return false
+    }
+    client.isAsking = true
+    client.isIdle = false
+    client.turns = TURNS
+    response.on('finish', () => {
+      client.isAsking = false
+      client.isIdle = true
+      client.turns = Math.ceil((this.idleMs / this.clientMs) * TURNS)
+      if (!this.clients.delete(socket)) return
+      this.clients.set(socket, client) // behind those who were answered before
+    })
+    return true
   }
 
   private async take(request: http.IncomingMessage, response: http.ServerResponse): Promise<void> {
@@ -163,7 +207,7 @@ function send(
     'content-length': Buffer.byteLength(body),
     'cache-control': 'no-store',
     'x-content-type-options': 'nosniff',
-    connection: 'close',
+    ...(status === 200 ? {} : { connection: 'close' }),
     ...headers,
   })
   response.end(body)

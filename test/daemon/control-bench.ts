@@ -1,20 +1,28 @@
 /**
- * What being watched costs a migration: CPU time, memory and seconds of a source proxy whose metrics are scraped a thousand
- * times a minute and whose status is asked every second, of one whose page is open (`pageferry dashboard`), and of one that
- * offers neither. By turns.
+ * What being watched costs a source proxy while a migration leaves it.
  *
- *   node test/daemon/control-bench.ts [ROUNDS] [MEGABYTES]
- *   node test/daemon/control-bench.ts scrapes [COUNT]     CPU time for each scrape of a proxy that does nothing else
+ *   node test/daemon/control-bench.ts [SLICES] [HOW...]    CPU time of the proxy, watched and not, by turns within one migration
+ *   node test/daemon/control-bench.ts times [ROUNDS]       seconds of a migration that takes all the CPU that there is, alone
+ *                                                          and scraped a thousand times a minute, by turns
+ *   node test/daemon/control-bench.ts memory [ROUNDS]      memory that control, metrics and history add
+ *
+ * HOW: `scrapes` a thousand a minute over one connection, as Prometheus does it; `connections` the same with one each;
+ * `status` as `status --watch`; `page` as an open page, by `pageferry dashboard`, whose own figures are told, too.
  */
-import { spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import http from 'node:http'
+import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { pipeline } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { median } from '../../scripts/harness/median.ts'
+import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
+import type { SiteStatus } from '../../src/daemon/control-api.ts'
 import { askProxy } from '../../src/system/control-client.ts'
 import { PAGEFERRY } from '../cli/command.ts'
 import { migration } from '../template/makers.ts'
@@ -22,23 +30,32 @@ import { RunningPair } from './running.ts'
 
 /** A thousand a minute. */
 const SCRAPE_MS = 60
-/** As the page does it while a migration runs. */
-const PAGE_MS = 1000
-/** The kernel's, in which /proc counts. */
-const TICKS_PER_SECOND = 100
+/** As the page and `status --watch` do it while a migration runs. */
+const LOOK_MS = 1000
+const SLICE_MS = 4000
+const RATE_BYTES = 1_500_000
+const HOWS = ['scrapes', 'connections', 'status', 'page'] as const
+type How = (typeof HOWS)[number]
 
-/** CPU seconds of a process, and its memory in MB. */
-function used(pid: number): { readonly cpu: number; readonly rss: number } {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'latin1')
-    .replace(/^.*\) /, '')
-    .split(' ')
-  return { cpu: (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND, rss: (Number(fields[21]) * 4096) / 1e6 }
+/** Milliseconds of CPU time of all threads that a process has, as the scheduler counts them. */
+function cpuMs(pid: number): number {
+  const times = readdirSync(`/proc/${pid}/task`).map(task =>
+    Number(readFileSync(`/proc/${pid}/task/${task}/schedstat`, 'latin1').split(' ')[0]),
+  )
+  return times.reduce((sum, ns) => sum + ns / 1e6, 0)
 }
 
-function scrape(socketPath: string): Promise<number> {
+/** MB that a process has alone, and its share of what others have too. */
+function memory(pid: number): { readonly pss: number; readonly alone: number } {
+  const text = readFileSync(`/proc/${pid}/smaps_rollup`, 'latin1')
+  const of = (name: string): number => Number(new RegExp(`^${name}: +(\\d+) kB`, 'm').exec(text)![1]) / 1000
+  return { pss: of('Pss'), alone: of('Private_Clean') + of('Private_Dirty') }
+}
+
+function get(options: http.RequestOptions): Promise<number> {
   return new Promise((done, failed) => {
     http
-      .get({ socketPath, path: '/metrics', agent: false }, response => {
+      .get(options, response => {
         let bytes = 0
         response.on('data', chunk => {
           bytes += chunk.length
@@ -49,107 +66,193 @@ function scrape(socketPath: string): Promise<number> {
   })
 }
 
-/** @param looks called at the first look @returns how often it was looked, once told to end */
-async function watch(control: string, isOver: () => boolean, looks: () => void): Promise<string> {
-  looks()
-  let scrapes = 0
-  for (let next = performance.now(); !isOver(); next += SCRAPE_MS) {
-    await scrape(control)
-    if (++scrapes % 17 === 0) await askProxy(control, 'GET /status')
-    await sleep(Math.max(0, next + SCRAPE_MS - performance.now()))
+/** Looks at a proxy again and again, each time so long behind the last, until it is told to end. */
+class Watcher {
+  private isOver = false
+  private readonly done: Promise<void>
+  looks = 0
+
+  constructor(everyMs: number, look: () => Promise<unknown>) {
+    this.done = (async () => {
+      for (let next = performance.now(); !this.isOver; next += everyMs) {
+        await look()
+        this.looks++
+        await sleep(Math.max(0, next + everyMs - performance.now()))
+      }
+    })()
   }
-  return `${scrapes} scrapes`
+
+  async end(): Promise<number> {
+    this.isOver = true
+    await this.done
+    return this.looks
+  }
 }
 
-async function openPage(control: string, isOver: () => boolean, looks: () => void): Promise<string> {
-  const command = spawn(PAGEFERRY, ['dashboard', '--control', control], { stdio: ['ignore', 'pipe', 'inherit'] })
-  const [line] = (await once(createInterface({ input: command.stdout }), 'line')) as [string]
-  const address = /http\S+/.exec(line)![0]
-  let count = 0
-  for (; !isOver(); count++) {
-    await (await fetch(`${address}data`)).text()
-    looks()
-    await sleep(PAGE_MS)
-  }
-  command.kill()
-  await once(command, 'exit')
-  return `${count} looks of the page`
+interface Looking {
+  readonly everyMs: number
+  readonly look: () => Promise<unknown>
+  readonly command?: ChildProcess
 }
 
-async function measure(how: typeof watch | undefined, stream: Buffer): Promise<void> {
+async function looking(how: How, control: string): Promise<Looking> {
+  if (how === 'status') return { everyMs: LOOK_MS, look: () => askProxy(control, 'GET /status') }
+  if (how === 'page') {
+    const command = spawn(PAGEFERRY, ['dashboard', '--control', control], { stdio: ['ignore', 'pipe', 'inherit'] })
+    const [line] = (await once(createInterface({ input: command.stdout }), 'line')) as [string]
+    const address = /http\S+/.exec(line)![0]
+    return { everyMs: LOOK_MS, look: async () => (await fetch(`${address}data`)).text(), command }
+  }
+  const agent = how === 'scrapes' ? new http.Agent({ keepAlive: true, maxSockets: 1 }) : false
+  return { everyMs: SCRAPE_MS, look: () => get({ socketPath: control, path: '/metrics', agent }) }
+}
+
+async function withPair<T>(
+  options: readonly string[],
+  use: (pair: RunningPair, folder: string) => Promise<T>,
+): Promise<T> {
   const folder = mkdtempSync(join(tmpdir(), 'pageferry-bench-'))
-  const control = join(folder, 'control')
-  const near = ['--rate', '12Mbit', ...(how ? ['--control', control, '--history', join(folder, 'history')] : [])]
-  await using pair = await RunningPair.start(folder, { near, far: [] })
-  await pair.near.said('session open')
-  const pid = pair.near.child.pid!
-  let isOver = false
-  let watching: Promise<string> | undefined
-  if (how)
-    await new Promise<void>(looks => {
-      watching = how(control, () => isOver, looks)
+  try {
+    const near = options.map(option => option.replace('FOLDER', folder))
+    await using pair = await RunningPair.start(folder, { near, far: [] })
+    await pair.near.said('session open')
+    return await use(pair, folder)
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+/** What arrives is nobody's: keeping it would cost more than all that is measured. */
+function forgets({ target }: RunningPair): void {
+  target.onConnection = socket => {
+    const number = target.sockets.indexOf(socket)
+    socket.on('data', () => {
+      target.received[number] = Buffer.alloc(0)
     })
-  const before = used(pid)
-  await pair.migrate(stream)
-  const { seconds } = await pair.near.said('migration ended')
-  isOver = true
-  const looked = await watching
-  const after = used(pid)
-  console.log(
-    [
-      looked ?? 'alone',
-      `${seconds} s`,
-      `${(after.cpu - before.cpu).toFixed(2)} s of CPU`,
-      `${after.rss.toFixed(0)} MB, ${before.rss.toFixed(0)} before`,
-    ].join(', '),
-  )
-  rmSync(folder, { recursive: true, force: true })
-}
-
-/** Milliseconds of CPU time of all threads that a process has, as the scheduler counts them. */
-function cpuMs(pid: number): number {
-  const times = readdirSync(`/proc/${pid}/task`).map(task =>
-    Number(readFileSync(`/proc/${pid}/task/${task}/schedstat`, 'latin1').split(' ')[0]),
-  )
-  return times.reduce((sum, ns) => sum + ns / 1e6, 0)
-}
-
-/** At a thousand a minute and one after the other, less what the proxy takes while nobody asks. */
-async function scrapes(count: number): Promise<void> {
-  const folder = mkdtempSync(join(tmpdir(), 'pageferry-bench-'))
-  const control = join(folder, 'control')
-  await using pair = await RunningPair.start(folder, { near: ['--control', control], far: [] })
-  await pair.near.said('session open')
-  const pid = pair.near.child.pid!
-  /** Of CPU time and of time, while `work` runs. */
-  const spent = async (work: () => Promise<unknown>) => {
-    const [beforeCpu, beforeMs] = [cpuMs(pid), performance.now()]
-    await work()
-    return { cpu: cpuMs(pid) - beforeCpu, ms: performance.now() - beforeMs }
+    socket.on('end', () => socket.end())
   }
-  const idle = await spent(() => sleep(5000))
-  for (const paceMs of [SCRAPE_MS, 0]) {
-    const each: string[] = []
-    for (let part = 0; part < 5; part++) {
-      const { cpu, ms } = await spent(async () => {
-        for (let i = 0; i < count / 5; i++) {
-          await scrape(control)
-          if (paceMs > 0) await sleep(paceMs)
-        }
-      })
-      each.push(((cpu - (ms * idle.cpu) / idle.ms) / (count / 5)).toFixed(2))
+}
+
+/** Sends a guest's stream to the source proxy. @returns seconds that it took, as that says */
+async function send(pair: RunningPair, folder: string, stream: Buffer): Promise<number> {
+  forgets(pair)
+  const qemu = net.connect(join(folder, 'source.sock'))
+  qemu.on('error', () => {}).resume()
+  qemu.end(stream)
+  return Number((await pair.near.said('migration ended')).seconds)
+}
+
+const OFFERS = ['--control', 'FOLDER/control', '--history', 'FOLDER/history']
+
+/** A guest whose migration has no end: its memory over and over, of pages that do not pack. */
+function* endless(): Generator<Uint8Array> {
+  const [idstr, pages, part] = ['pc.ram', 16_000, 100]
+  yield new StreamEmitter()
+    .header()
+    .ramStart(2, [{ idstr, lengthBytes: pages * 4096 }])
+    .eos()
+    .footer(2)
+    .bytes()
+  for (let first = 0; ; first = (first + part) % pages) {
+    const section = new StreamEmitter().sectionPart(2)
+    for (let i = first; i < first + part; i++)
+      section.page(i * 4096, randomBytes(4096), i === first ? idstr : undefined)
+    yield section.eos().footer(2).bytes()
+  }
+}
+
+/** Pages that do not pack. */
+const noise = (megabytes: number): Buffer => migration(Array.from({ length: megabytes * 256 }, () => randomBytes(4096)))
+
+async function slices(how: How, count: number): Promise<void> {
+  await withPair([...OFFERS, '--rate', `${RATE_BYTES * 8}bit`], async (pair, folder) => {
+    const control = join(folder, 'control')
+    const qemu = net.connect(join(folder, 'source.sock'))
+    qemu.on('error', () => {})
+    forgets(pair)
+    pipeline(endless, qemu, () => {}) // until it is destroyed
+    const { everyMs, look, command } = await looking(how, control)
+    const pid = pair.near.child.pid!
+    await look()
+    await sleep(SLICE_MS) // until it goes evenly
+    const spent: Record<'off' | 'on', number[]> = { off: [], on: [] }
+    const own: number[] = []
+    let looks = 0
+    for (let i = 0; i < 2 * count; i++) {
+      const isOn = i % 2 === 1
+      const watcher = isOn ? new Watcher(everyMs, look) : undefined
+      const [cpu, ms, commandMs] = [cpuMs(pid), performance.now(), command ? cpuMs(command.pid!) : 0]
+      await sleep(SLICE_MS)
+      const percent = (100 * (cpuMs(pid) - cpu)) / (performance.now() - ms)
+      spent[isOn ? 'on' : 'off'].push(percent)
+      if (isOn && command) own.push((100 * (cpuMs(command.pid!) - commandMs)) / (performance.now() - ms))
+      looks += (await watcher?.end()) ?? 0
     }
+    const { sources } = (await askProxy(control, 'GET /status')) as SiteStatus
+    if (sources[0]!.session!.migrations.length !== 1) throw new Error('the migration was over too soon')
+    const [off, on] = [median(spent.off), median(spent.on)]
+    const each = (((on - off) / 100) * count * SLICE_MS) / looks
+    const text = (values: readonly number[]): string =>
+      `${Math.min(...values).toFixed(2)} to ${Math.max(...values).toFixed(2)}`
     console.log(
-      `${paceMs > 0 ? 'a thousand a minute' : 'one after the other'}: ${each.join(', ')} ms of CPU time a scrape`,
+      `${how}: ${on.toFixed(2)} % of a core (${text(spent.on)}), not watched ${off.toFixed(2)} % (${text(spent.off)}): ` +
+        `${(on - off).toFixed(2)} % more, ${each.toFixed(2)} ms for each of ${looks}`,
     )
-  }
-  rmSync(folder, { recursive: true, force: true })
+    if (command) {
+      const { pss, alone } = memory(command.pid!)
+      console.log(
+        `  pageferry dashboard itself: ${median(own).toFixed(2)} % of a core, ${alone.toFixed(0)} MB alone, ${pss.toFixed(0)} MB with its share of what others have`,
+      )
+      command.kill()
+      await once(command, 'exit')
+    }
+    qemu.destroy()
+  })
 }
 
-if (process.argv[2] === 'scrapes') await scrapes(Number(process.argv[3] ?? 500))
-else {
-  const [rounds = 3, megabytes = 15] = process.argv.slice(2).map(Number)
-  const stream = migration(Array.from({ length: megabytes * 256 }, () => randomBytes(4096)))
-  for (let round = 0; round < rounds; round++)
-    for (const how of [undefined, watch, openPage]) await measure(how, stream)
+async function times(rounds: number): Promise<void> {
+  const stream = noise(100)
+  const took: Record<'alone' | 'scraped', number[]> = { alone: [], scraped: [] }
+  for (let i = 0; i < 2 * rounds; i++) {
+    const how = (i + (i >> 1)) % 2 === 0 ? 'alone' : 'scraped'
+    await withPair(OFFERS, async (pair, folder) => {
+      const { everyMs, look } = await looking('scrapes', join(folder, 'control'))
+      await look()
+      const watcher = how === 'scraped' ? new Watcher(everyMs, look) : undefined
+      took[how].push(await send(pair, folder, stream))
+      await watcher?.end()
+    })
+  }
+  for (const [how, seconds] of Object.entries(took))
+    console.log(`${how}: median ${median(seconds).toFixed(2)} s of ${seconds.map(one => one.toFixed(2)).join(', ')}`)
 }
+
+async function memories(rounds: number): Promise<void> {
+  const stream = noise(20)
+  const used: Record<'without' | 'with', number[]> = { without: [], with: [] }
+  for (let i = 0; i < 2 * rounds; i++) {
+    const how = i % 2 === 0 ? 'without' : 'with'
+    await withPair(how === 'with' ? OFFERS : [], async (pair, folder) => {
+      const watchers: Watcher[] = []
+      if (how === 'with')
+        for (const one of ['scrapes', 'status'] as const) {
+          const { everyMs, look } = await looking(one, join(folder, 'control'))
+          watchers.push(new Watcher(everyMs, look))
+        }
+      await send(pair, folder, stream)
+      await sleep(5000) // some hundred scrapes
+      used[how].push(memory(pair.near.child.pid!).alone)
+      for (const watcher of watchers) await watcher.end()
+    })
+  }
+  for (const [how, megabytes] of Object.entries(used))
+    console.log(
+      `${how}: median ${median(megabytes).toFixed(1)} MB of ${megabytes.map(one => one.toFixed(1)).join(', ')}`,
+    )
+}
+
+const [first = '8', ...rest] = process.argv.slice(2)
+if (first === 'times') await times(Number(rest[0] ?? 5))
+else if (first === 'memory') await memories(Number(rest[0] ?? 3))
+else for (const how of rest.length > 0 ? (rest as How[]) : HOWS) await slices(how, Number(first))
+process.exit(0)
