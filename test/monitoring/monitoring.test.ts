@@ -12,8 +12,11 @@ import { Control } from '../../src/daemon/control.ts'
 import { Events } from '../../src/daemon/events.ts'
 import { Metrics } from '../../src/daemon/metrics.ts'
 import { Site } from '../../src/daemon/site.ts'
+import { Credentials } from '../../src/link/credentials.ts'
+import { makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { Daemons, MAIN } from '../daemon/daemons.ts'
+import { departed } from '../helpers/ended-migrations.ts'
 import { until } from '../helpers/until.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -71,6 +74,15 @@ function promtool(...args: string[]): { readonly status: number | null; readonly
 }
 
 const folder = temporaryFolder('monitoring')
+
+/** Of both sides, so that there is something that expires. */
+async function credentials(): Promise<{ readonly source: Credentials; readonly destination: Credentials }> {
+  writeCredentialFiles(folder.path, await makeX509(['near'], ['far', '127.0.0.1'], 1))
+  return {
+    source: new Credentials({ role: 'client', directory: join(folder.path, 'near') }),
+    destination: new Credentials({ role: 'server', directory: join(folder.path, 'far') }),
+  }
+}
 t.teardown(folder.remove)
 
 t.test('promtool takes the alerts, and each fires where it should', { skip: lacking('promtool') }, t => {
@@ -263,7 +275,8 @@ t.test(
   { skip: lacking('prometheus') },
   async t => {
     const events = new Events()
-    await using pair = await Daemons.start({ events })
+    const cap = 50_000_000
+    await using pair = await Daemons.start({ events, rate: cap, credentials: await credentials() })
     const settings = { control: undefined, metrics: parseAddress('tcp:127.0.0.1:0') }
     const control = new Control(settings, new Site([pair.source], pair.destination), events)
     await control.start()
@@ -298,6 +311,8 @@ t.test(
         (await prometheus.query('rate(pageferry_migration_bytes_total{direction="in"}[10s]) > 0')).length === 1,
       120_000,
     )
+    await shows('Effort') // that of the next batch
+    t.match(await prometheus.query('pageferry_rate_limit_bytes_per_second'), [{ value: [Number, `${cap}`] }])
     t.match(await prometheus.query(`pageferry_migrations_running{${of}}`), [{ value: [Number, '1'] }])
     t.match(await prometheus.query('up{job="pageferry"}'), [{ value: [Number, '1'] }])
     const firing = async (name: string): Promise<ApiAlert | undefined> =>
@@ -325,16 +340,40 @@ t.test(
       120_000,
     )
 
-    // no cap, no certificates, nothing that waits or is encoded now, has completed or was told a forecast
-    const maySilent = new Set([
-      ...['First certificate expires', 'Rate of the link and its cap', 'Migrations that run, and that wait'],
-      ...['How long they took', 'Forecasts', 'Effort'],
-    ])
-    for (const { title, expr } of queries) {
-      const shows = async (): Promise<boolean> => (await prometheus.query(expr)).length > 0
-      if (maySilent.has(title)) await prometheus.query(expr)
-      else await until(`what ${title} shows: ${expr}`, shows, 120_000)
+    // what completes: each is counted from the one before on, so that the first says nothing by itself
+    const forecast = { atSeconds: 5, effort: 2, seconds: [8, 12], bytesIn: [8, 12], bytesWan: [8, 12] } as const
+    const firstPass = { seconds: 10, bytesIn: 900, bytesWan: 90 }
+    const completed = async (count: number): Promise<void> => {
+      events.info('migration ended', { ...departed(100 + count, peer), forecast, firstPass })
+      const counted = `pageferry_forecast_error_ratio_count == ${count}`
+      await until('that it is counted', async () => (await prometheus.query(counted)).length > 0, 120_000)
     }
-    t.ok(queries.length - maySilent.size > 15, 'all other panels show something')
+    await completed(1)
+    await completed(2)
+
+    // a QEMU that comes while there is no session
+    pair.wan.cut(true)
+    await until('no session', async () => (await prometheus.query('pageferry_session_up == 0')).length > 0, 120_000)
+    const waits = await pair.dial()
+    waits.on('error', () => {}).write(MAIN)
+    await shows('Migrations that run, and that wait')
+    waits.destroy()
+    pair.wan.restore()
+
+    const titles = new Set(queries.map(({ title }) => title))
+    titles.delete('Effort') // of one that runs: seen above
+    titles.delete('Migrations that run, and that wait')
+    for (const title of titles) await shows(title)
+    t.ok(titles.size > 15, `all other panels show something: ${titles.size}`)
+
+    /** Each query of a panel gives something. */
+    async function shows(title: string): Promise<void> {
+      const own = queries.filter(one => one.title === title)
+      if (own.length === 0) throw new Error(`no panel ${title}`)
+      for (const { expr } of own) {
+        const isThere = async (): Promise<boolean> => (await prometheus.query(expr)).length > 0
+        await until(`what ${title} shows: ${expr}`, isThere, 120_000)
+      }
+    }
   },
 )
