@@ -29,9 +29,10 @@ export interface ProxiesOptions {
   readonly tls?: 'x509' | 'psk'
   /** Carry disks too: see diskNear and diskFar. */
   readonly disks?: boolean
-  /** More arguments for both proxies, and for the source's alone. */
+  /** More arguments for both proxies, and for one of them alone. */
   readonly both?: readonly string[]
   readonly source?: readonly string[]
+  readonly destination?: readonly string[]
 }
 
 /** Both proxies, running. */
@@ -85,7 +86,11 @@ export class Proxies implements AsyncDisposable {
     try {
       const wanPort = await claimPort()
       const destination = ['--listen', `tcp:${wan.listenHost}:${wanPort}`, '--target', pair.targetUri]
-      await pair.launch(wan, 'destination', [...destination, ...settings('destination')])
+      await pair.launch(wan, 'destination', [
+        ...destination,
+        ...settings('destination'),
+        ...(options.destination ?? []),
+      ])
       const peer = await wan.reach(wanPort)
       const source = ['--listen', pair.sourceUri, '--peer', `${peer.host}:${peer.port}`, ...settings('source')]
       await pair.launch(wan, 'source', [...source, ...(options.source ?? [])])

@@ -24,6 +24,7 @@ import { Outbound } from '../../src/transfer/outbound.ts'
 import type { Pool } from '../../src/transfer/pool.ts'
 import { Turns } from '../../src/transfer/turns.ts'
 import { conversation } from '../vectors/nbd/conversations.ts'
+import { pagesIn } from './stream-pages.ts'
 import { realPages, streamOf } from './streams.ts'
 
 const ROUNDS = 3
@@ -180,20 +181,6 @@ async function expand(batches: readonly Buffer[], { stream }: Case, pool: Pool):
 
 const templates = realPages(TEMPLATE_PAGES)
 const pools = { encoder: poolOf('encoder', templates), decoder: poolOf('decoder', templates) }
-/** The pages of a main stream. */
-function pagesIn(stream: Uint8Array): Uint8Array {
-  const pages = new Uint8Array(DISK_PAGES * PAGE)
-  let count = 0
-  const nothing = (): void => {}
-  const sink = { block: nothing, zeroRecord: nothing, opaquePage: nothing, phase: nothing, degraded: nothing }
-  const parser = new MainStreamParser({
-    ...sink,
-    pageRecord: (_start, end) => pages.set(stream.subarray(end - PAGE, end), count++ * PAGE),
-  })
-  parser.push(stream, 0, stream.length)
-  return pages
-}
-
 function beginningOf(file: string): Uint8Array {
   const bytes = new Uint8Array(DISK_PAGES * PAGE)
   const descriptor = openSync(file, 'r')
@@ -206,7 +193,7 @@ console.log('known | as | effort | encode s/GB | expand s/GB | % of the bytes')
 const image = process.argv[2]
 for (const share of image ? [image] : [1, 0.9, 0]) {
   const ram = typeof share === 'string' ? undefined : streamOf(templates, share, DISK_PAGES)
-  const disk = ram ? pagesIn(ram) : beginningOf(image!)
+  const disk = ram ? pagesIn(ram, DISK_PAGES) : beginningOf(image!)
   const cases: Case[] = [
     ...(ram ? [{ name: 'RAM', stream: ram, isDisk: false }] : []),
     { name: 'WRITE 1 MiB', stream: mirrorOf(disk, 1 << 20), isDisk: true },
