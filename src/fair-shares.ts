@@ -102,7 +102,7 @@ export class Share {
 
   /** Gives back a part of what was taken. */
   give(units: number): void {
-    if (this.closed) return
+    if (this.closed || units === 0) return
     assert(units <= this.own, `${units} are given back, ${this.own} were taken`)
     this.own -= units
     this.pot.add(-units)

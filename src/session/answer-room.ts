@@ -48,6 +48,11 @@ export class AnswerRoom {
     this.keep(-bytes)
   }
 
+  /** Whether a flow waits for room. */
+  get isAwaited(): boolean {
+    return this.starved.size > 0
+  }
+
   /** Flows that wait, one after the other, as long as there is room: who wants more then goes to the end. */
   tell(laneBytes: number, call: (flow: Flow) => void): void {
     // those of now: who wants more when it was called waits for the next time

@@ -26,7 +26,8 @@ export interface FlowSink {
   /** Bytes of the flow, in order. The view stays valid; call `consumed` once the local QEMU's socket took them. */
   onData(flow: number, payload: Uint8Array): void
   /**
-   * A whole batch, in its order over all flows. `parts` stay valid. Comes also for flows that were reset, and for
+   * A whole batch, in its order over all flows. `parts` stay valid, but pin what they came in: keep `keptParts` of them
+   * where they wait. Comes also for flows that were reset, and for
    * flows that onOpen never told of because this side refused them (the shared pool must follow it):
    * expand it, then drop what it gives. `rawLength` is what the batch says it expands to and what
    * `consumed` is to be told when the local QEMU's socket took it.

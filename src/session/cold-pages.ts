@@ -8,7 +8,7 @@ import { WANTED_PAGES_MAX } from '../limits.ts'
 import { encodePage, encodeWant, parsePage, parseWant, WANTED_BYTES } from '../wan/bodies.ts'
 import { FRAME } from '../wan/wire.ts'
 import type { FlowSink, Role, TransportSink } from './api.ts'
-import { compact } from './inbox.ts'
+import { compact } from './kept.ts'
 import type { Outbox } from './outbox.ts'
 import type { Served } from './served.ts'
 

@@ -1,6 +1,5 @@
 /** Sequenced frames of the peer: in order, each once, over all connections. And batches out of their parts. */
 
-import { copyOf } from '../bytes/copy.ts'
 import { rawLengthOf } from '../codec/batch-head.ts'
 import type { ErrorCode } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
@@ -15,6 +14,7 @@ import {
 } from '../limits.ts'
 import { FLAG_MORE, FRAME_HEAD_BYTES } from '../wan/wire.ts'
 import { FrameRing } from './frame-ring.ts'
+import { compact } from './kept.ts'
 
 /** Parts of a batch: all but the last are full. */
 const PARTS_MAX = Math.ceil(BATCH_WIRE_BYTES_MAX / FRAME_PAYLOAD_BYTES_MAX)
@@ -164,7 +164,7 @@ export class BatchParts {
       return ['LIMIT_EXCEEDED', `batch of more than ${BATCH_WIRE_BYTES_MAX} bytes`]
     }
     this.flow = flow
-    this.parts.push(keepable(payload))
+    this.parts.push(payload)
     if (more) return undefined
     const { parts } = this
     this.clear()
@@ -179,23 +179,4 @@ export class BatchParts {
     this.parts = []
     this.bytes = 0
   }
-}
-
-/**
- * The payload, or a copy where a view would pin a chunk that is much larger: what is kept is counted by its own bytes. Full
- * parts of a batch go on without a copy: on plain TCP four of them lie in one chunk of 64 KiB, which is the most that one
- * pins. The last part of a batch may stand alone in such a chunk.
- */
-export function keepable(payload: Uint8Array): Uint8Array {
-  return payload.length === FRAME_PAYLOAD_BYTES_MAX || payload.length * 2 >= payload.buffer.byteLength
-    ? payload
-    : copyOf(payload)
-}
-
-/**
- * As keepable, for what may wait long: nothing pins more than a few bytes beside it. Half a frame of DATA in a chunk of
- * plain TCP would pin eight times the bytes that credit counts.
- */
-export function compact(payload: Uint8Array): Uint8Array {
-  return payload.length + FRAME_HEAD_BYTES >= payload.buffer.byteLength ? payload : copyOf(payload)
 }

@@ -200,7 +200,7 @@ export class Session {
       case FRAME.PONG:
         if (readU64(payload, 0) !== path.pingCount) return
         path.ponged(nowMs)
-        this.flows.tellRoom(this.paths.laneBytes)
+        this.tellRoom()
         return this.transport.onWork() // its window may have grown
       case FRAME.BYE:
         return this.receiveBye(payload)
@@ -220,6 +220,11 @@ export class Session {
     if (refused === 'no memory')
       this.giveUp(path, 'its frames came ahead of a missing one, and there is no memory for them')
     else if (refused) this.fault(...refused)
+  }
+
+  /** Somebody may wait for room: called for every frame. */
+  private tellRoom(): void {
+    if (this.answers.isAwaited) this.flows.tellRoom(this.paths.laneBytes)
   }
 
   /** A sequenced frame of the peer, in its order. */
@@ -261,7 +266,7 @@ export class Session {
   private acknowledge(sequence: number): void {
     if (this.outbox.acknowledge(sequence)) this.patience.progress(this.nowMs)
     this.checkFlushed()
-    this.flows.tellRoom(this.paths.laneBytes)
+    this.tellRoom()
   }
 
   private receiveBye(payload: Uint8Array): void {
@@ -300,7 +305,7 @@ export class Session {
     if (nothingWaited) this.patience.progress(nowMs)
     this.rate.spend(total)
     this.checkFlushed() // what was left may have been data of flows that were reset
-    this.flows.tellRoom(this.paths.laneBytes)
+    this.tellRoom()
     return total
   }
 

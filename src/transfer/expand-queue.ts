@@ -7,6 +7,7 @@ import { ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE, BATCHES_WAITING_UNPAID_BYTES } from '../limits.ts'
 import { Deque } from '../session/deque.ts'
+import { keptParts } from '../session/kept.ts'
 
 /** What a batch costs besides its work, however small it is: some 30 us. */
 export const WORK_PER_BATCH = 1 << 17
@@ -40,8 +41,11 @@ export class ExpandQueue<C> {
     return this.jobs.length
   }
 
-  /** @returns LIMIT_EXCEEDED where more packed bytes wait than their raw ones may have, or can be paid for: it is not taken */
-  push(channel: C, parts: readonly Uint8Array[]): ProxyError | undefined {
+  /**
+   * @param waits it is not taken at once
+   * @returns LIMIT_EXCEEDED where more packed bytes wait than their raw ones may have, or can be paid for: it is not taken
+   */
+  push(channel: C, parts: readonly Uint8Array[], waits = true): ProxyError | undefined {
     let packedBytes = 0
     for (const part of parts) packedBytes += part.length
     const rawBytes = Math.max(0, rawLengthOf(parts))
@@ -53,7 +57,7 @@ export class ExpandQueue<C> {
     }
     this.packedBytes = packed
     this.rawBytes = raw
-    this.jobs.push({ channel, parts, packedBytes, rawBytes })
+    this.jobs.push({ channel, parts: waits ? keptParts(parts) : parts, packedBytes, rawBytes })
     return undefined
   }
 
@@ -91,6 +95,7 @@ export class ExpandQueue<C> {
     const { memory } = this
     if (memory === undefined) return true
     const need = Math.max(0, packedBytes - rawBytes - BATCHES_WAITING_UNPAID_BYTES)
+    if (need === memory.held) return true
     if (need > memory.held) return memory.take(need - memory.held)
     memory.give(memory.held - need)
     return true

@@ -88,7 +88,8 @@ export class Inbound {
   /** The next batch, whole, in pieces. */
   push(channel: InboundChannel, parts: readonly Uint8Array[]): void {
     if (this.failed) return
-    const refused = this.jobs.push(channel, parts)
+    // one that is expanded at once need not be kept apart from the chunk that it came in
+    const refused = this.jobs.push(channel, parts, this.running || !this.turns.hasTime)
     if (refused) {
       this.fail(refused)
       return

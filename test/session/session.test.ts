@@ -1077,35 +1077,6 @@ t.test('flows that an identity has open are bounded over all of its sessions', a
   t.equal(places.used, 3, 'and so does a session')
 })
 
-t.test('what is kept of a batch pins little beside it, wherever its parts lie', async t => {
-  const FULL = limits.FRAME_PAYLOAD_BYTES_MAX
-  for (const last of [1, 100, 4000, FULL / 2, FULL - 1, FULL]) {
-    let parts: readonly Uint8Array[] = []
-    const bench = new Bench('server', {
-      onBatch: (_flow, given) => {
-        parts = given
-      },
-    })
-    bench.say(FRAME.OPEN, 1, openPayload())
-    const bytes = batch(limits.BATCH_RAW_BYTES_MAX - 1, FULL + last)
-    // each in a chunk of plain TCP, whose other frames nobody keeps
-    for (const [at, flags] of [
-      [0, wire.FLAG_MORE],
-      [FULL, 0],
-    ] as const) {
-      const chunk = Buffer.alloc(65_536) // as sockets give it
-      const part = bytes.subarray(at, Math.min(at + FULL, bytes.length))
-      chunk.set(part, 100)
-      bench.say(FRAME.BATCH, 1, chunk.subarray(100, 100 + part.length), flags)
-    }
-    t.equal(parts.length, 2)
-    const [first, second] = parts as [Uint8Array, Uint8Array]
-    t.ok(first.buffer.byteLength <= 4.01 * FULL, 'a full part: three others have room beside it')
-    const most = last === FULL ? 4.01 * FULL : 2 * last
-    t.ok(second.buffer.byteLength <= most, `${last} bytes pin ${second.buffer.byteLength}`)
-  }
-})
-
 t.test('frames ahead of a missing one take memory that is bounded', async t => {
   const memory = new FairShares(0).share('a')
   const bench = new Bench('server', {}, true, { memory })

@@ -2,7 +2,7 @@
 import t from 'tap'
 import { BATCH_FORMAT } from '../../src/codec/wire.ts'
 import { isProxyError } from '../../src/errors.ts'
-import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE } from '../../src/limits.ts'
+import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE, FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
 import { ExpandQueue } from '../../src/transfer/expand-queue.ts'
 import { random } from '../template/makers.ts'
 
@@ -61,5 +61,33 @@ t.test('packed bytes that wait are bounded by their raw ones', t => {
   queue.clear()
   t.equal(queue.length, 0)
   t.equal(queue.push('d', parts(most, raw)), undefined, 'nor what was dropped')
+  t.end()
+})
+
+t.test('what waits pins little beside it, wherever its parts lie', t => {
+  const FULL = FRAME_PAYLOAD_BYTES_MAX
+  /** In a chunk of plain TCP, as sockets give it, whose other frames nobody keeps. */
+  const inChunk = (bytes: Uint8Array): Uint8Array => {
+    const chunk = Buffer.alloc(65_536)
+    chunk.set(bytes, 100)
+    return chunk.subarray(100, 100 + bytes.length)
+  }
+  for (const last of [1, 100, 4000, FULL / 2, FULL - 1, FULL]) {
+    const queue = new ExpandQueue<string>()
+    const first = new Uint8Array(FULL)
+    first.set(parts(10, 100)[0]!)
+    const second = new Uint8Array(last).fill(7)
+    const given = [inChunk(first), inChunk(second)]
+    queue.push('waits', given)
+    queue.push('does not', given, false)
+    const [waits, doesNot] = [queue.next(), queue.next()]
+    if (!waits || !('parts' in waits) || !doesNot || !('parts' in doesNot)) throw new Error('two batches')
+    t.equal(doesNot.parts, given, 'what does not wait is not copied')
+    t.equal(waits.parts.length, 2)
+    t.ok(waits.parts[0]!.buffer.byteLength <= 4.01 * FULL, 'a full part: three others have room beside it')
+    const most = last === FULL ? 4.01 * FULL : 2 * last
+    t.ok(waits.parts[1]!.buffer.byteLength <= most, `${last} bytes pin ${waits.parts[1]!.buffer.byteLength}`)
+    t.same(Uint8Array.from(waits.parts[1]!), second, 'the same bytes')
+  }
   t.end()
 })
