@@ -97,6 +97,7 @@ export function parseBatch(parts: readonly Uint8Array[]): ArrivedBatch {
   const count = bytes[at++]!
   if (count > COLUMN_COUNT) throw bad(`${count} columns`, at - 1)
   const columns: ArrivedColumn[] = []
+  const pieces: Uint8Array[][] = [] // of each column
   const lengths: number[] = []
   let before = -1
   for (let i = 0; i < count; i++) {
@@ -115,7 +116,8 @@ export function parseBatch(parts: readonly Uint8Array[]): ArrivedBatch {
       throw bad(`column ${column} of ${raw} bytes`, at + 2)
     if (packed > total || packed > packedBytesMax(raw)) throw bad(`column ${column} of ${packed} packed bytes`, at + 2)
     at = reader.position
-    columns.push({ column, method, rawLength: raw, packed: [] })
+    pieces[i] = []
+    columns.push({ column, method, rawLength: raw, packed: pieces[i]! })
     lengths.push(packed)
   }
   let part = 0
@@ -123,7 +125,7 @@ export function parseBatch(parts: readonly Uint8Array[]): ArrivedBatch {
   for (let i = 0; i < count; i++) {
     const length = lengths[i]!
     if (at + length > total) throw bad(`column ${columns[i]!.column} ends early`, at)
-    const packed: Uint8Array[] = []
+    const packed = pieces[i]!
     for (let left = length; left > 0; ) {
       if (offset === parts[part]!.length) {
         part++
@@ -134,7 +136,6 @@ export function parseBatch(parts: readonly Uint8Array[]): ArrivedBatch {
       offset += take
       left -= take
     }
-    columns[i] = { ...columns[i]!, packed }
     at += length
   }
   if (at !== total) throw bad('bytes behind the last column', at)
