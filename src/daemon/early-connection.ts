@@ -33,6 +33,7 @@ export class EarlyConnection implements FlowConnection, SocketSink, EarlySink {
   private clientEnded = false
   private endTold = false
   private pumping = false
+  private over = false
   /** Writes of what the server said, of the call that is under way. */
   private relaying: WrittenPieces | undefined
 
@@ -64,7 +65,8 @@ export class EarlyConnection implements FlowConnection, SocketSink, EarlySink {
 
   detach(): void {
     this.kept.detach()
-    this.forget()
+    this.flow = undefined
+    this.close()
   }
 
   settle(): void {
@@ -94,7 +96,7 @@ export class EarlyConnection implements FlowConnection, SocketSink, EarlySink {
 
   reset(): void {
     this.kept.reset()
-    this.forget()
+    this.close()
   }
 
   // --- what the engine orders
@@ -143,29 +145,28 @@ export class EarlyConnection implements FlowConnection, SocketSink, EarlySink {
   }
 
   onClosed(closed: SocketClosed): void {
-    const { flow } = this
-    this.forget()
-    flow?.onClosed(closed)
+    this.close()
+    this.flow?.onClosed(closed)
   }
 
   /** Gives the flow what may go, as far as it has room; and the client's end behind all of it. */
   private pump(): void {
-    if (this.pumping) return
+    if (this.pumping || this.over) return
     this.pumping = true
-    for (let slot = this.flow?.nextSlot(); slot; slot = this.flow?.nextSlot()) {
+    for (let slot = this.flow?.nextSlot(); slot && !this.over; slot = this.flow?.nextSlot()) {
       const count = this.engine.pull(slot)
       if (count === 0) break
       this.flow!.onBytes(count)
     }
     this.pumping = false
-    if (!this.flow || !this.clientEnded || this.endTold || !this.engine.isDrained) return
+    if (this.over || !this.flow || !this.clientEnded || this.endTold || !this.engine.isDrained) return
     this.endTold = true
     this.flow.onEnd()
   }
 
-  /** Nothing more comes of it. */
-  private forget(): void {
-    this.flow = undefined
+  /** Nothing more is answered or sent; its flow still hears how the connection ends. */
+  private close(): void {
+    this.over = true
     this.engine.close()
     this.host.memory.close()
   }

@@ -8,7 +8,7 @@ import { COMMAND, COMMAND_FLAG, NBD_ERROR, TRANSMISSION_FLAG } from './wire.ts'
 import { overlap, type WrittenRange } from './written-ranges.ts'
 
 /** Flags of a write that say nothing of when it is answered. FAST_ZERO does: its error is an answer that a client counts on. */
-const QUIET_FLAGS = COMMAND_FLAG.NO_HOLE | COMMAND_FLAG.PAYLOAD_LEN
+const QUIET_FLAGS = COMMAND_FLAG.NO_HOLE
 
 /** A payload that any server takes, where it does not say otherwise (nbd-wire 8). */
 const PAYLOAD_BYTES_MAX = 32 << 20
@@ -40,7 +40,8 @@ export const EARLY_RULES = {
   isEarly(request: NbdRequest, exported: NbdExport): boolean {
     const { type, flags, offset, lengthBytes, payloadBytes } = request
     const { transmissionFlags, sizeBytes, minimumBlockBytes, maximumPayloadBytes } = exported
-    if (!isWrite(request) || (flags & ~QUIET_FLAGS) !== 0 || lengthBytes === 0) return false
+    const quiet = exported.extended ? QUIET_FLAGS | COMMAND_FLAG.PAYLOAD_LEN : QUIET_FLAGS
+    if (!isWrite(request) || (flags & ~quiet) !== 0 || lengthBytes === 0) return false
     if (type === COMMAND.TRIM && (transmissionFlags & TRANSMISSION_FLAG.SEND_TRIM) === 0) return false
     if (type === COMMAND.WRITE_ZEROES && (transmissionFlags & TRANSMISSION_FLAG.SEND_WRITE_ZEROES) === 0) return false
     if (type !== COMMAND.WRITE && payloadBytes > 0) return false

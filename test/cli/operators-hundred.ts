@@ -495,6 +495,10 @@ const proxies: Case[] = [
     [...SOURCE, '--listen', 'tcp:127.0.0.1:1', '--disks', 'tcp:127.0.0.1:1'],
     { status: 2, err: /is listened at twice/ },
   ],
+  ['answers from nowhere', [...SOURCE, '--disk-answers', 'soon'], { status: 2, err: /"soon".*"far", "early"/s }],
+  ['answers without a word', [...SOURCE, '--disk-answers'], { status: 2, err: /disk-answers/ }],
+  ['zeroes that are none', [...DESTINATION, '--disk-zeroes', 'sparse'], { status: 2, err: /"as-said", "unmap"/ }],
+  ['zeroes at the wrong side', [...SOURCE, '--disk-zeroes', 'unmap'], { status: 2, err: /disk-zeroes/ }],
   ['a disk for everyone', [...SOURCE, '--disks', 'tcp:0.0.0.0:0'], { status: 2, hint: /listen on 127/ }],
   [
     'source with disks says where',
@@ -846,6 +850,11 @@ ${SENDS('fra', 'tcp:127.0.0.1:9444').replace('plaintext: true\n', '')}`,
     'a level of the log that is none',
     ['serve', '--config', site('y.yaml', `${RECEIVES}log-level: loud\n`), '--check'],
     { status: 2, raw: /y\.yaml:4: log-level: / },
+  ],
+  [
+    'answers and zeroes that are none',
+    ['serve', '--config', site('da.yaml', `${RECEIVES}disk-answers: soon\ndisk-zeroes: sparse\n`), '--check'],
+    { status: 2, raw: /da\.yaml:4: disk-answers: [\s\S]*da\.yaml:5: disk-zeroes: / },
   ],
   [
     'a store key that is not there',
