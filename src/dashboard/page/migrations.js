@@ -146,9 +146,11 @@ function updateCard(card, { key, out, status }) {
 function restText({ progress, postcopy }) {
   if (postcopy) return 'unknown in postcopy'
   if (progress?.converges === false) return 'does not converge'
-  if (progress?.seconds === undefined) return progress?.pass === 1 ? 'known from pass 2 on' : '–'
-  const end = formatTime(new Date(Date.now() + progress.seconds * 1000).toISOString()).slice(11)
-  return `${formatDuration(progress.seconds)}, until ${end} UTC`
+  const { seconds, secondsBetween, pass } = progress ?? {}
+  if (seconds === undefined && secondsBetween) return secondsBetween.map(formatDuration).join(' to ')
+  if (seconds === undefined) return pass === 1 ? 'known from half of it on' : '–'
+  const end = formatTime(new Date(Date.now() + seconds * 1000).toISOString()).slice(11)
+  return `${formatDuration(seconds)}, until ${end} UTC`
 }
 
 /** @param {readonly import('../dashboard-api.ts').SiteLook[]} sites @returns {Running[]} */
