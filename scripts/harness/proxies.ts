@@ -49,6 +49,8 @@ export class Proxies implements AsyncDisposable {
   private readonly children = new Map<SiteName, ChildProcess>()
   private said = ''
   private isOpen = false
+  /** Template sets of the session that the source proxy has. */
+  private sets = 0
 
   private constructor(folder: string, sourceUri: string, targetUri: string) {
     this.diskNear = join(folder, 'disk-near')
@@ -106,10 +108,13 @@ export class Proxies implements AsyncDisposable {
     return { source: this.children.get('source')!.pid!, destination: this.children.get('destination')!.pid! }
   }
 
-  /** Waits until both have agreed on what both hold: a migration then starts at once. */
-  async ready(timeoutMs = START_MS): Promise<void> {
+  /**
+   * Waits until both have agreed on what both hold: a migration then starts at once.
+   * @param sets that are to be among that: a large one may be too late for the first session
+   */
+  async ready(timeoutMs = START_MS, sets = 0): Promise<void> {
     const end = performance.now() + timeoutMs
-    while (!this.isOpen) {
+    while (!this.isOpen || this.sets < sets) {
       if (performance.now() > end) throw new Error(`the proxies do not find each other: ${this.log}`)
       await new Promise(done => setTimeout(done, 20))
     }
@@ -149,7 +154,10 @@ export class Proxies implements AsyncDisposable {
       child.once('exit', code => reject(new Error(`the ${site} proxy ended with ${code}: ${this.log}`)))
       hear(child, ({ event, fields, level }, line) => {
         this.said += `${site}: ${line}\n`
-        if (event === 'session open') this.isOpen = true
+        if (event === 'session open') {
+          this.isOpen = true
+          if (site === 'source') this.sets = fields.sets.length
+        }
         if (event === 'migration ended' && 'bytesWan' in fields)
           this.summaries.push({ ...fields, level: level as 'info' })
         if (event === 'disk transfer ended' && 'bytesWan' in fields) this.disks.push(fields)

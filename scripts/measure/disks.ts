@@ -152,9 +152,15 @@ async function startPair(name: Case, wan: OpenedWan, folder: string, store: stri
   const sizes: ProxiesOptions = name === 'large' ? LARGE : name === 'held' ? HELD : {}
   const source = [...(sizes.source ?? []), '--effort', values.effort]
   const options = { tls: 'psk', disks: true, ...sizes, source } as const
-  const pair = await Proxies.start(wan, folder, name === 'known' || name === 'held' ? store : undefined, options)
-  await pair.ready(300_000)
-  return pair
+  const knows = name === 'known' || name === 'held'
+  const pair = await Proxies.start(wan, folder, knows ? store : undefined, options)
+  try {
+    await pair.ready(300_000, knows ? 1 : 0)
+    return pair
+  } catch (error) {
+    await pair[Symbol.asyncDispose]()
+    throw error
+  }
 }
 
 /** A store with the set of the image that the guest's disk began as. */
