@@ -20,6 +20,10 @@ export interface DiskFacts {
   exported?(exported: NbdExport): void
   /** From here on nothing of a direction is looked at: all of it is relayed as it is. */
   raw?(direction: Direction, position: number, reason: string): void
+  /** The client waits for a FLUSH and for nothing else that brings data; or does so no more. */
+  flushes?(waits: boolean): void
+  /** A FLUSH was answered, and well. */
+  flushed?(): void
 }
 
 export class DiskConnection implements ChannelParser, NbdSink {
@@ -29,6 +33,9 @@ export class DiskConnection implements ChannelParser, NbdSink {
   private readonly parser: ClientParser | ServerParser
   private readonly other: ClientParser | ServerParser
   private isExported = false
+  /** FLUSHes that are not answered, and whether that has been told. */
+  private flushesAsked = 0
+  private toldFlushes = false
   /** Bytes of a reply's head, where it brings data. */
   private headLength = 0
   /** Where the next whole block of the data under way lies, how many are to come, and the number of it. */
@@ -88,6 +95,8 @@ export class DiskConnection implements ChannelParser, NbdSink {
   }
 
   request(start: number, headEnd: number, { type, offset, payloadBytes }: NbdRequest): void {
+    if (type === COMMAND.FLUSH) this.flushesAsked++
+    this.tellFlushes(this.flushesAsked > 0 && payloadBytes === 0)
     if (this.encoded === 'client') this.message(start, headEnd, offset, type === COMMAND.WRITE ? payloadBytes : 0)
   }
 
@@ -96,13 +105,41 @@ export class DiskConnection implements ChannelParser, NbdSink {
   }
 
   /** Replies without data are relayed as they are, and data is told of by itself, right behind the head that brings it. */
-  reply(): void {}
-  chunk(): void {}
+  reply(_start: number, _headEnd: number, request: NbdRequest, error: number): void {
+    this.answered(request, error, true)
+  }
+
+  chunk(
+    _start: number,
+    _headEnd: number,
+    request: NbdRequest,
+    _type: number,
+    _payloadBytes: number,
+    error: number,
+    done: boolean,
+  ): void {
+    this.answered(request, error, done)
+  }
+
   readHole(): void {}
   writeData(): void {}
 
   raw(direction: Direction, position: number, reason: string): void {
+    this.tellFlushes(false) // nobody would tell of the answer
     this.facts.raw?.(direction, position, reason)
+  }
+
+  private answered({ type }: NbdRequest, error: number, done: boolean): void {
+    if (type !== COMMAND.FLUSH || !done) return
+    this.flushesAsked--
+    if (this.flushesAsked === 0) this.tellFlushes(false)
+    if (error === 0) this.facts.flushed?.()
+  }
+
+  private tellFlushes(waits: boolean): void {
+    if (waits === this.toldFlushes) return
+    this.toldFlushes = waits
+    this.facts.flushes?.(waits)
   }
 
   /** A message's head, and how many bytes of the export from `offset` on follow it. */

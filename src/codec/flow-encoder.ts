@@ -270,6 +270,16 @@ export class FlowEncoder implements StreamSink {
     if (runKind >= 0) map.add(parserBlocks[runBlock]!, first, end - first, runKind)
   }
 
+  /**
+   * What waits is nothing but whole messages that bring no block: it may go as it is, in no batch, and what the far side
+   * expects of the next message stays as it was.
+   */
+  get isBare(): boolean {
+    const { count, kind } = this.records
+    for (let i = 0; i < count; i++) if (kind[i] !== RECORD.MESSAGE) return false
+    return this.waiting > 0 && this.held === 0
+  }
+
   /** Bytes that a batch could take now: all but an incomplete record. */
   get ready(): number {
     return this.position - this.batchStart - Math.min(this.held, this.position - this.batchStart)

@@ -238,6 +238,14 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     this.half.channels.exported(this.migration!, name, sizeBytes)
   }
 
+  flushes(waits: boolean): void {
+    this.half.channels.flushes(this, waits)
+  }
+
+  flushed(): void {
+    this.half.channels.flushed(this)
+  }
+
   raw(_direction: Direction, position: number, reason: string): void {
     if (this.saidRaw) return
     this.saidRaw = true
@@ -305,9 +313,9 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     migration.flows.add(this)
   }
 
-  /** A guest waits for what it sends. */
-  hurry(): void {
-    this.sending?.hurry()
+  /** A guest waits for what it sends, or does so no more. */
+  hurry(isUrgent = true): void {
+    this.sending?.hurry(isUrgent)
   }
 
   fromPeer(payload: Uint8Array): void {

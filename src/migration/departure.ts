@@ -16,6 +16,9 @@ import type { MemoryPlace, MigrationProgress } from './progress.ts'
 import type { SourceChannelEvents } from './source-events.ts'
 import { Traffic } from './traffic.ts'
 
+/** Time that bytes may wait in the link while a guest waits: for pages, in postcopy, or for a disk to be flushed. */
+export const URGENT_QUEUE_MS = 5
+
 /** A channel of it, once it has a flow. */
 export interface DepartureChannel extends GateChannel {
   /** Who has connected. */
@@ -71,6 +74,11 @@ export abstract class Departure<C extends DepartureChannel> implements GateTrans
     this.startMs = startMs
     this.record = new MigrationRecord(session, number)
     this.traffic = new Traffic(efforts)
+  }
+
+  /** Time that bytes may wait in the link because of it; Infinity: as long as ever. */
+  get queueMs(): number {
+    return this.urgent ? URGENT_QUEUE_MS : Number.POSITIVE_INFINITY
   }
 
   /** What parsers of its channels share: nothing, where they are of disks. */

@@ -53,10 +53,11 @@ export class Departures<C extends DeparturesChannel<C>> {
     this.patience = new Patience(options.times)
   }
 
-  /** A guest waits for its pages. */
-  get isUrgent(): boolean {
-    for (const { urgent, flows } of this.running) if (urgent && flows.size > 0) return true
-    return false
+  /** Time that bytes may wait in the link; Infinity: as long as ever. */
+  get queueMs(): number {
+    let least = Number.POSITIVE_INFINITY
+    for (const { queueMs, flows } of this.running) if (flows.size > 0) least = Math.min(least, queueMs)
+    return least
   }
 
   /** A migration begins with this channel. */

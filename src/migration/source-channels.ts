@@ -18,9 +18,6 @@ import { MigrationDeparture } from './migration-departure.ts'
 import type { SourceChannelEvents } from './source-events.ts'
 import type { DepartureStatus, DiskDepartureStatus, NamedMigration } from './summary.ts'
 
-/** Time that bytes may wait in the link while a guest waits for pages: postcopy. */
-const URGENT_QUEUE_MS = 5
-
 /** A connection of QEMU, and its flow once it has one. SourceFlow is one. `S`: where its bytes lie until they are encoded. */
 export interface SourceChannel<C extends DepartureChannel, S> extends DeparturesChannel<C> {
   /** Who has connected; and its first bytes, undefined where there are none. */
@@ -35,8 +32,8 @@ export interface SourceChannel<C extends DepartureChannel, S> extends Departures
   unopened(migration: Departure<C>): void
   /** The operator ends its migration. @returns false where it was over already */
   cancel(): boolean
-  /** A guest waits for what it sends. */
-  hurry(): void
+  /** A guest waits for what it sends, or does so no more. */
+  hurry(isUrgent?: boolean): void
   /** The other side tore its flow down. */
   resetByPeer(code: number, text: string): void
   /** Both directions of its flow have ended. */
@@ -222,6 +219,24 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     if (told !== undefined) this.options.log.info('disk export', { ...transfer.named, export: told, bytes })
   }
 
+  /**
+   * A disk's client waits for a FLUSH, or does so no more. A mirror's waits for one before it says that it is ready, and for
+   * one when it is completed, when its guest stands still.
+   */
+  flushes(channel: C, waits: boolean): void {
+    const { migration: transfer } = channel
+    if (!(transfer instanceof DiskDeparture)) return
+    transfer.flushes(channel, waits)
+    channel.hurry(waits)
+    this.followUrgency()
+  }
+
+  /** It was answered well: from now on its guest may be stopped at any time, and waits for what it wrote last. */
+  flushed(channel: C): void {
+    const { migration: transfer } = channel
+    if (transfer instanceof DiskDeparture && transfer.flushed(channel)) this.followUrgency()
+  }
+
   /** Its first bytes tell what it is. */
   known(channel: C): void {
     this.gates.known(channel, this.options.now())
@@ -244,8 +259,8 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     const last = this.departures.left(channel)
     if (last instanceof MigrationDeparture) this.gates.ended(last)
     else if (last instanceof DiskDeparture) this.diskGates.ended(last)
+    if (last?.urgent || channel.gate.kind === 'disk') this.followUrgency()
     if (!last || last.moved) return
-    if (last.urgent) this.followUrgency()
     this.options.orders.ends(last)
   }
 
@@ -342,7 +357,8 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
 
   /** What has no flow yet goes on in another session: this one serves what it has to its end. */
   leave(): void {
-    this.options.orders.move([...this.connections].filter(({ migration }) => !migration))
+    const unopened = [...this.connections].filter(({ migration }) => !migration)
+    if (unopened.length > 0) this.options.orders.move(unopened)
   }
 
   /** The session is gone: breaks what the other side may know of, and lets all others go on in another one. */
@@ -423,10 +439,10 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     this.options.orders.move([...migration.flows, ...goWith])
   }
 
-  /** While any guest waits for its pages, next to nothing may wait in the link. */
+  /** While any guest waits for its pages, or for its disk, next to nothing may wait in the link. */
   private followUrgency(): void {
     if (this.ended) return
     const { link, queueTargetMs } = this.options
-    link.setQueueTarget(this.departures.isUrgent ? URGENT_QUEUE_MS : queueTargetMs)
+    link.setQueueTarget(Math.min(queueTargetMs, this.departures.queueMs))
   }
 }

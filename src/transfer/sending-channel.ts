@@ -14,6 +14,9 @@ import { type MigrationMemory, parserFor } from './channel-parser.ts'
 import { type Pump, PumpedChannel } from './pump.ts'
 import type { Slot } from './slot-arena.ts'
 
+/** Of what a disk's client asks for and waits for: some FLUSHes, and no data. */
+const OVERTAKES_BYTES_MAX = 256
+
 /** A read with less room than this would cut records for nothing. */
 const ROOM_MIN = 16 * 1024
 
@@ -21,6 +24,9 @@ const ROOM_MIN = 16 * 1024
 export interface SendingLink {
   /** A guest waits for what it sends. */
   setUrgent(flow: number, urgent: boolean): void
+  /** How many of these bytes may go as they are, before batches of other flows. */
+  dataRoom(flow: number, wanted: number): number
+  sendData(flow: number, bytes: Uint8Array): void
 }
 
 /** Whose channel it is: hears what its bytes say, and what became of them. */
@@ -103,7 +109,25 @@ export class SendingChannel implements OutboundChannel {
     const at = this.buffer.filled(count)
     this.pump.arrives(this.pumped, nowMs)
     this.encoder.push(this.memory, at, count)
+    this.overtake()
     return at
+  }
+
+  /**
+   * A disk's client that waits for a FLUSH, when its guest stands still, waits for no batch of others: what it asks with goes
+   * as it is, once its own batches have gone (the session keeps a flow's order).
+   */
+  private overtake(): void {
+    const { encoder, pumped, number, link } = this
+    const { waiting } = encoder
+    if (!this.disk || !pumped.urgent || pumped.underWay > 0 || waiting > OVERTAKES_BYTES_MAX || !encoder.isBare) return
+    if (link.dataRoom(number, waiting) < waiting) return
+    const { at, release } = this.buffer.lend(waiting)
+    link.sendData(number, this.memory.slice(at, at + waiting))
+    release()
+    encoder.batched(waiting)
+    encoder.stats.rawBytes += waiting
+    encoder.stats.packedBytes += waiting
   }
 
   /** Bytes of the other side, before they are given to whom they are for. */
@@ -118,10 +142,10 @@ export class SendingChannel implements OutboundChannel {
     this.filled(bytes.length, nowMs)
   }
 
-  /** A guest waits for what it sends. */
-  hurry(): void {
-    this.link.setUrgent(this.number, true)
-    this.pumped.urgent = true
+  /** A guest waits for what it sends, or does so no more. */
+  hurry(isUrgent = true): void {
+    this.link.setUrgent(this.number, isUrgent)
+    this.pumped.urgent = isUrgent
   }
 
   /** Its QEMU sends no more: what waits goes out, incomplete records too. */

@@ -200,6 +200,8 @@ t.test('other sets: memory behind a disk stays with it, what follows does not wa
   await world.writes(before, 0)
   const pages = Array.from({ length: 64 }, () => randomBytes(4096))
   for (const one of [store, farStore]) await putPages(one, pages)
+  const { sets } = world.daemons.source as unknown as { readonly sets: { readonly changed: boolean } }
+  await until('the set to be seen', () => sets.changed)
   await world.migrates()
   t.equal(world.links.now, first, 'its blocks are in the pool of this session')
   const since = await world.disk()

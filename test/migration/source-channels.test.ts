@@ -66,8 +66,8 @@ class Channel implements SourceChannel<Channel, number> {
     migration.flows.add(this)
   }
 
-  hurry(): void {
-    this.told.push('hurry')
+  hurry(isUrgent = true): void {
+    this.told.push(isUrgent ? 'hurry' : 'calm')
   }
 
   cancel(): boolean {
@@ -438,6 +438,33 @@ t.test('disks take no place of a migration, and no part in one', t => {
   world.closes(two)
   t.same(world.said, ['ends 1'])
   t.equal(disks.migration, undefined)
+  t.end()
+})
+
+t.test('a disk that is flushed goes before all else, and next to nothing waits in its way', t => {
+  const world = new World()
+  const gate: TestGate = new Gate('web', 'disk')
+  const [disk, other] = [0, 1].map(() => {
+    const channel = new Channel(gate)
+    world.channels.arrived(channel)
+    world.channels.readable(channel)
+    return channel
+  }) as [Channel, Channel]
+  t.equal(world.queueMs, QUEUE_MS, 'while it is copied as ever')
+  world.channels.flushes(disk, true)
+  t.same([world.queueMs, disk.told, other.told], [URGENT_MS, ['opened', 'hurry'], ['opened']])
+  world.channels.flushes(disk, false)
+  world.channels.flushed(disk)
+  t.equal(world.queueMs, 10, 'its guest may be stopped at any time')
+  t.equal(disk.told.at(-1), 'calm', 'what it writes until then has its share, and no more')
+  const [main] = world.migrate(new Gate('web'), 'main')
+  world.channels.phase(main!.migration!, 'postcopy')
+  t.equal(world.queueMs, URGENT_MS)
+  world.closes(main!)
+  t.equal(world.queueMs, 10)
+  world.closes(disk)
+  t.equal(world.queueMs, QUEUE_MS, 'the other one was not flushed')
+  world.closes(other)
   t.end()
 })
 

@@ -65,6 +65,8 @@ class World {
   readonly told: string[] = []
   readonly sent = new Map<number, Buffer>()
   credit = Number.POSITIVE_INFINITY
+  /** Bytes that may go before batches. */
+  room = Number.POSITIVE_INFINITY
   nowMs = 1000
   packer!: Packer
   readonly sender: Sender
@@ -76,6 +78,9 @@ class World {
       waitingBytes: 0,
       credit: () => this.credit,
       pickFlow: (candidates: readonly number[]) => candidates[0]!,
+      dataRoom: (_flow: number, wanted: number) => Math.min(wanted, this.room),
+      sendData: (flow: number, bytes: Uint8Array) =>
+        void this.told.push(`${flow} data ${Buffer.from(bytes).toString('hex')}`),
       setUrgent: (flow: number, urgent: boolean) => void this.told.push(`${flow} urgent ${urgent}`),
       sendBatch: (flow: number, rawLength: number, parts: readonly Uint8Array[]) => {
         this.told.push(`${flow} batch ${rawLength}`)
@@ -127,6 +132,10 @@ class Owner implements SendingOwner {
   constructor(handIn: (end: 'fin' | 'reset') => void) {
     this.handIn = handIn
     this.life.on('opened')
+  }
+
+  flushes(waits: boolean): void {
+    this.channel.hurry(waits)
   }
 
   on(input: SourceInput): void {
@@ -305,5 +314,50 @@ t.test('whatever comes in whichever order, each flow gets its bytes and one end'
     }
   }
   t.pass('100 seeds')
+  t.end()
+})
+
+t.test('a FLUSH that a client waits for goes before batches, and what is not that alone does not', t => {
+  const world = new World()
+  const { channel } = world.open(7, { kind: 'disk' })
+  const bytes = (...hex: string[]): Buffer => Buffer.from(hex.join(''), 'hex')
+  /** A request of no bytes. */
+  const request = (type: string, cookie: string): Buffer =>
+    bytes('25609513', '0000', type, cookie.padStart(16, '0'), '0'.repeat(16), '00000000')
+  const answer = (cookie: string): void => channel.hears(bytes('67446698', '00000000', cookie.padStart(16, '0')))
+  const flush = (cookie: string): Buffer => request('0003', cookie)
+  channel.hears(bytes('4e42444d41474943', '49484156454f5054', '0003'))
+  world.write(channel, bytes('00000003', '49484156454f5054', '00000001', '00000000')) // EXPORT_NAME
+  channel.hears(bytes('0000000000100000', '0005'))
+  world.work()
+  world.packer.finish()
+  world.told.length = 0
+  world.write(channel, flush('1'))
+  t.same(world.told.splice(0), ['7 urgent true', `7 data ${flush('1').toString('hex')}`])
+  t.match(channel.encoder, { waiting: 0, stats: { rawBytes: 28, packedBytes: 28 } })
+  answer('1')
+  t.same(world.told.splice(0), ['7 urgent false'])
+
+  world.write(channel, Buffer.concat([request('0004', '2'), flush('3')]))
+  t.equal(world.told.at(-1), `7 data ${request('0004', '2').toString('hex')}${flush('3').toString('hex')}`, 'in order')
+  answer('3')
+  const data = Buffer.concat([
+    bytes('25609513', '00000001', '4'.padStart(16, '0'), '0'.repeat(16), '00001000'),
+    Buffer.alloc(4096),
+  ])
+  world.told.length = 0
+  world.write(channel, Buffer.concat([data, flush('5')]))
+  t.same(world.told, ['7 urgent true'], 'data before it goes in a batch, and so does this')
+  world.work()
+  world.write(channel, flush('6'))
+  t.equal(channel.encoder.waiting, 28, 'a batch of its own is being packed: it does not overtake that')
+  world.work()
+  while (world.packer.underWay > 0) world.packer.finish()
+  world.room = 27
+  world.told.length = 0
+  world.write(channel, flush('7'))
+  t.same(world.told, [], 'no room for all of it')
+  world.work()
+  t.equal(channel.encoder.waiting, 0, 'then in a batch')
   t.end()
 })
