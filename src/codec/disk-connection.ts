@@ -2,9 +2,13 @@
  * One NBD connection as one of the two proxies has it. The direction that comes in here is encoded: this is the parser of
  * its flow, and tells that where messages and the blocks of their data lie. The other direction is listened to, because
  * what a reply is made of only its request tells.
+ *
+ * A server's direction has a flow for as long as something of it is encoded (`attach`): what it says beside that goes as
+ * it is (`passes`), and is followed all the same.
  */
 import { crc32 } from 'node:zlib'
 import { latin1Bytes } from '../bytes/copy.ts'
+import { assert } from '../errors.ts'
 import { ClientParser } from '../nbd/client-stream.ts'
 import { Dialogue } from '../nbd/dialogue.ts'
 import { ServerParser } from '../nbd/server-stream.ts'
@@ -26,16 +30,24 @@ export interface DiskFacts {
   flushed?(): void
 }
 
+/** Bytes of a READ from which on its answer is worth encoding: with less there is no whole block in it. */
+const READ_BYTES_MIN = PAGE_SIZE
+
 export class DiskConnection implements ChannelParser, NbdSink {
-  private readonly flow: FlowEncoder
+  private flow: FlowEncoder | undefined
   private readonly encoded: Direction
   private readonly facts: DiskFacts
   private readonly parser: ClientParser | ServerParser
   private readonly other: ClientParser | ServerParser
-  private isExported = false
   /** FLUSHes that are not answered, and whether that has been told. */
   private flushesAsked = 0
   private toldFlushes = false
+  /** Form of its messages and number of its export, once that is known. */
+  private exports: { readonly form: number; readonly block: number } | undefined
+  /** READs of READ_BYTES_MIN and more that are not answered. */
+  private reads = 0
+  /** Where the data of the last answer to one ends. */
+  private dataEnd = 0
   /** Bytes of a reply's head, where it brings data. */
   private headLength = 0
   /** Where the next whole block of the data under way lies, how many are to come, and the number of it. */
@@ -44,19 +56,45 @@ export class DiskConnection implements ChannelParser, NbdSink {
   private blockNumber = 0
 
   /**
-   * @param flow of the direction that is encoded; this becomes its parser
+   * @param flow of the direction that is encoded; this becomes its parser. undefined: it comes later, or never
    * @param encoded which that is: the client's where the client is at this site
    */
-  constructor(flow: FlowEncoder, encoded: Direction, facts: DiskFacts = {}) {
+  constructor(flow: FlowEncoder | undefined, encoded: Direction, facts: DiskFacts = {}) {
     const dialogue = new Dialogue()
     const client = new ClientParser(this, dialogue)
     const server = new ServerParser(this, dialogue)
-    this.flow = flow
     this.encoded = encoded
     this.facts = facts
     this.parser = encoded === 'client' ? client : server
     this.other = encoded === 'client' ? server : client
+    if (flow) this.attach(flow)
+  }
+
+  /**
+   * From here on the direction is encoded by this flow, of which nothing may wait; this becomes its parser. Of data that is
+   * under way the rest goes as it is.
+   */
+  attach(flow: FlowEncoder): void {
+    if (this.flow === flow) return
+    this.flow = flow
     flow.parser = this
+    flow.startAt(this.parser.position)
+    if (this.exports) flow.exports(this.exports.form, this.exports.block)
+  }
+
+  /**
+   * Takes bytes of the direction that are not encoded. Nothing of its flow may wait, which it has no more; and the far side
+   * must not be owed blocks, which it is only while `isRead`.
+   */
+  passes(chunk: Uint8Array, at: number, length: number): void {
+    assert(this.blocksLeft === 0, 'blocks that were promised go as they are')
+    this.flow = undefined
+    this.parser.push(chunk, at, length)
+  }
+
+  /** Whether what the server says next may be worth encoding: it is saying what stands on the disk, or owes it. */
+  get isRead(): boolean {
+    return !this.parser.raw && (this.reads > 0 || this.parser.position < this.dataEnd)
   }
 
   /** Takes bytes of the direction that is encoded: its flow calls it. */
@@ -77,7 +115,7 @@ export class DiskConnection implements ChannelParser, NbdSink {
   /** Bytes of a head or block that is not complete. In the handshake everything goes at once. */
   get pending(): number {
     const { parser } = this
-    if (!this.isExported) return 0
+    if (!this.exports) return 0
     return this.blocksLeft > 0 ? Math.max(0, parser.position - this.blockAt) : parser.pending
   }
 
@@ -85,28 +123,32 @@ export class DiskConnection implements ChannelParser, NbdSink {
 
   begins(exported: NbdExport): void {
     const { structured, extended, name } = exported
-    this.isExported = true
     const asks = extended ? FORM.EXTENDED_REQUEST : FORM.REQUEST
     const answers = extended ? FORM.EXTENDED_DATA_CHUNK : structured ? FORM.DATA_CHUNK : FORM.SIMPLE_REPLY
     this.headLength = headLengthOf(answers)
     // Connections to one export have the places of its blocks in common, and hardly those of another disk or of RAM.
-    this.flow.exports(this.encoded === 'client' ? asks : answers, crc32(latin1Bytes(name)) >>> 1)
+    this.exports = { form: this.encoded === 'client' ? asks : answers, block: crc32(latin1Bytes(name)) >>> 1 }
+    this.flow?.exports(this.exports.form, this.exports.block)
     this.facts.exported?.(exported)
   }
 
-  request(start: number, headEnd: number, { type, offset, payloadBytes }: NbdRequest): void {
+  request(start: number, headEnd: number, request: NbdRequest): void {
+    const { type, offset, payloadBytes } = request
+    if (isWorthIt(request)) this.reads++
     if (type === COMMAND.FLUSH) this.flushesAsked++
     this.tellFlushes(this.flushesAsked > 0 && payloadBytes === 0)
     if (this.encoded === 'client') this.message(start, headEnd, offset, type === COMMAND.WRITE ? payloadBytes : 0)
   }
 
-  readData(start: number, end: number, _request: NbdRequest, offset: number): void {
+  readData(start: number, end: number, request: NbdRequest, offset: number): void {
+    if (isWorthIt(request)) this.dataEnd = end
     if (this.encoded === 'server') this.message(start - this.headLength, start, offset, end - start)
   }
 
   /** Replies without data are relayed as they are, and data is told of by itself, right behind the head that brings it. */
   reply(_start: number, _headEnd: number, request: NbdRequest, error: number): void {
     this.answered(request, error, true)
+    if (isWorthIt(request)) this.reads--
   }
 
   chunk(
@@ -119,6 +161,7 @@ export class DiskConnection implements ChannelParser, NbdSink {
     done: boolean,
   ): void {
     this.answered(request, error, done)
+    if (done && isWorthIt(request)) this.reads--
   }
 
   readHole(): void {}
@@ -145,7 +188,7 @@ export class DiskConnection implements ChannelParser, NbdSink {
   /** A message's head, and how many bytes of the export from `offset` on follow it. */
   private message(start: number, headEnd: number, offset: number, dataBytes: number): void {
     this.tellBlocks(start)
-    if (!hasPlace(offset, dataBytes) || !this.flow.message(start, headEnd, offset, dataBytes)) return
+    if (!hasPlace(offset, dataBytes) || !this.flow?.message(start, headEnd, offset, dataBytes)) return
     this.blockNumber = firstBlock(offset)
     this.blockAt = headEnd + this.blockNumber * PAGE_SIZE - offset
     this.blocksLeft = wholeBlocks(offset, dataBytes)
@@ -154,10 +197,15 @@ export class DiskConnection implements ChannelParser, NbdSink {
   /** Tells of the blocks that are complete at this position. */
   private tellBlocks(position: number): void {
     while (this.blocksLeft > 0 && this.blockAt + PAGE_SIZE <= position) {
-      this.flow.diskBlock(this.blockAt, this.blockAt + PAGE_SIZE, this.blockNumber)
+      this.flow!.diskBlock(this.blockAt, this.blockAt + PAGE_SIZE, this.blockNumber)
       this.blockAt += PAGE_SIZE
       this.blockNumber++
       this.blocksLeft--
     }
   }
+}
+
+/** A READ whose answer may have a whole block in it. */
+function isWorthIt({ type, lengthBytes }: NbdRequest): boolean {
+  return type === COMMAND.READ && lengthBytes >= READ_BYTES_MIN
 }

@@ -3,6 +3,7 @@
  * side expects next is kept here from batch to batch.
  */
 
+import { assert } from '../errors.ts'
 import { KIND } from '../kernel/kernel.ts'
 import type { ParserMemory } from '../qemu/main-stream.ts'
 import type { MultifdMethod, StreamPhase, StreamSink } from '../qemu/stream-sink.ts'
@@ -214,6 +215,13 @@ export class FlowEncoder implements StreamSink {
   }
 
   // --- bytes
+
+  /** Of what its parser was given so much went another way: it goes on behind that. Nothing of it may wait. */
+  startAt(position: number): void {
+    assert(this.waiting === 0, 'bytes that wait would be passed over')
+    this.position = position
+    this.batchStart = position
+  }
 
   /** Takes `length` new bytes at `address`, which directly follow those not yet in a batch. */
   push(bytes: Uint8Array, address: number, length: number): void {

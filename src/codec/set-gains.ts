@@ -25,6 +25,17 @@ export interface SetGain {
   readonly bytes: number
 }
 
+/** What sets brought in both directions of a disk transfer, the most first. */
+export function allGains(one: readonly SetGain[], other: readonly SetGain[]): readonly SetGain[] {
+  if (one.length === 0 || other.length === 0) return one.length === 0 ? other : one
+  const sum = new Map(one.map(gain => [gain.set, gain]))
+  for (const { set, pages, bytes } of other) {
+    const before = sum.get(set)
+    sum.set(set, { set, pages: pages + (before?.pages ?? 0), bytes: bytes + (before?.bytes ?? 0) })
+  }
+  return [...sum.values()].sort((a, b) => b.bytes - a.bytes)
+}
+
 interface Gain {
   pages: number
   bytes: number

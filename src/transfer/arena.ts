@@ -66,6 +66,8 @@ interface TemplateIndex {
 export interface Lease {
   readonly layout: SessionLayout
   readonly index: TemplateIndex
+  /** Nothing is kept of the index that this session needed alone. */
+  readonly forgetsTables: boolean
 }
 
 /** A set that a session needs: the file is opened only where no arena has it. */
@@ -161,7 +163,7 @@ export class Arena {
    * @returns undefined where there is no room
    */
   lease(
-    request: Omit<LayoutRequest, 'templatePages'>,
+    request: Omit<LayoutRequest, 'templatePages'> & { readonly forgetsTables?: boolean },
     wanted: readonly WantedSet[],
     open: (digest: string) => SetFile,
   ): Lease | undefined {
@@ -214,7 +216,7 @@ export class Arena {
     for (const set of sets) set.users++
     this.sessions++
     const layout = { ...this.keys, ...index.layout, ...layoutBlock({ ...request, templatePages }, block) }
-    return { layout, index }
+    return { layout, index, forgetsTables: request.forgetsTables === true }
   }
 
   /** Makes the memory as large as what is taken of it. False where the system gives no more. */
@@ -264,7 +266,7 @@ export class Arena {
 
   /** A session is over, and nothing writes to its block any more. Resolves when the block is clean, and another's to take. */
   async giveBack(lease: Lease, kernel: Kernel | undefined, nowMs: number): Promise<void> {
-    const { index, layout } = lease
+    const { index, layout, forgetsTables } = lease
     const { block, blockBytes } = layout
     this.sessions--
     if (this.sessions === 0) this.idleMs = nowMs
@@ -277,7 +279,7 @@ export class Arena {
     const cleaned: Promise<void>[] = []
     const isFailed = index.sets.some(set => set.failed)
     // a map is made in no time, and whoever names sets in ever other orders must not fill the memory with maps
-    if (index.users === 0 && (isFailed || index.layout.templateEntries === 0)) {
+    if (index.users === 0 && (isFailed || forgetsTables || index.layout.templateEntries === 0)) {
       this.indices.delete(index.key)
       cleaned.push(this.free(index.at, index.bytes))
       for (const set of index.sets) if (set.failed && set.users === 0) cleaned.push(this.freeSet(set))

@@ -59,6 +59,11 @@ export interface PoolShape {
   readonly longMatch: boolean
   /** What of the ring is committed before a migration comes, in turns that have time. Default: never. */
   readonly ringInAdvance?: RingInAdvance
+  /**
+   * What finds the pages of its sets goes with the last session that has them in this order: a peer decides over that, and
+   * must not fill the memory with such tables. Default: it is kept for a while.
+   */
+  readonly forgetsTables?: boolean
 }
 
 export interface PoolRequest extends PoolTerms, PoolShape {
@@ -66,6 +71,8 @@ export interface PoolRequest extends PoolTerms, PoolShape {
   readonly store: TemplateStore | undefined
   /** How long sets are waited for. Default: as long as it takes. */
   readonly setsMs?: number
+  /** Only in a memory that has all of the sets: beside another session, and never a reason to load them again. */
+  readonly isBeside?: boolean
 }
 
 /** A kernel with its areas. */
@@ -274,11 +281,14 @@ export class Pools {
         })
       }
       const known = (arena: Arena): number => request.sets.filter(set => arena.pagesOf(set) !== undefined).length
+      const { isBeside = false } = request
       for (const arena of this.arenas.toSorted((a, b) => known(b) - known(a))) {
+        if (isBeside && known(arena) < request.sets.length) break
         const lease = take(arena)
         if (lease) return { arena, lease }
         if (missing.size > 0) break // with the file it may fit
       }
+      if (isBeside) throw noRoomBeside(request)
       if (missing.size === 0) {
         if (!forgotten) {
           forgotten = true
@@ -446,10 +456,10 @@ function mostThatFits(bytesOf: (pages: number) => number): number {
 type PoolSize = PoolShape & Pick<PoolTerms, 'ringPages' | 'places'>
 
 function blockRequest(size: PoolSize, templatePages: number) {
-  const { role, ringPages, places, workspaces, slots, slotBytes, longMatch } = size
+  const { role, ringPages, places, workspaces, slots, slotBytes, longMatch, forgetsTables = false } = size
   const longEntries = role === 'encoder' && longMatch ? longEntriesFor(templatePages + ringPages) : 0
   const ioBytes = workspaces * WORKSPACE_BYTES + slots * slotBytes
-  return { role, ringPages, places, ioBytes, longEntries }
+  return { role, ringPages, places, ioBytes, longEntries, forgetsTables }
 }
 
 /** Bytes that a session takes of a memory, its sets counted. */
@@ -461,6 +471,11 @@ function poolBytes(size: PoolSize, templatePages: number): number {
 
 function pagesIn(sets: readonly WantedSet[]): number {
   return sets.reduce((sum, { pages }) => sum + pages, 0)
+}
+
+function noRoomBeside({ sets }: PoolTerms): ProxyError {
+  const what = `no memory that has these ${sets.length} sets has room for more`
+  return new ProxyError('LIMIT_EXCEEDED', what, undefined, 'it goes on without')
 }
 
 function tooLarge(size: PoolSize, templatePages: number, bytes: number): ProxyError {

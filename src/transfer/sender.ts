@@ -45,6 +45,7 @@ export class Sender {
   /**
    * @param packer makes it, with who takes its batches
    * @param observer looks on as pages pass: learning
+   * @param places channels at once
    */
   constructor(
     link: SenderLink,
@@ -52,12 +53,13 @@ export class Sender {
     effort: EffortController,
     packer: (sink: BatchSink<SendingChannel>) => SenderPacker,
     observer?: PageObserver,
+    places = FLOWS_MAX,
   ) {
     const { slots, kernel } = pool
     this.link = link
     this.memory = kernel.bytes
     this.regions = PoolRegions.of(kernel.layout)
-    this.slots = new SlotArena(slots[0]!, slots.length, SLOT_UNITS, FLOWS_MAX)
+    this.slots = new SlotArena(slots[0]!, slots.length, SLOT_UNITS, places)
     this.packer = packer((channel, parts, { rawLength, packedLength, newBytes }) => {
       this.pump.packed(channel.pumped, rawLength, packedLength, newBytes)
       link.sendBatch(channel.number, rawLength, parts)

@@ -16,6 +16,8 @@ import type { Slot } from './slot-arena.ts'
 
 /** Of what a disk's client asks for and waits for: some FLUSHes, and no data. */
 const OVERTAKES_BYTES_MAX = 256
+/** KIND of each page of what overtakes: it has none. */
+const NO_PAGES = new Uint8Array(0)
 
 /** A read with less room than this would cut records for nothing. */
 const ROOM_MIN = 16 * 1024
@@ -49,6 +51,8 @@ export interface SendingStart {
   readonly memory: MigrationMemory
   /** A guest waits for its pages from the start. */
   readonly urgent: boolean
+  /** A disk's whose server's words are encoded, which is followed already. Default: the client's are, and nothing is. */
+  readonly connection?: DiskConnection
   readonly owner: SendingOwner
 }
 
@@ -75,7 +79,7 @@ export class SendingChannel implements OutboundChannel {
     link: SendingLink,
     pump: Pump,
   ) {
-    const { number, migration, kind, urgent, owner } = start
+    const { number, migration, kind, urgent, owner, connection } = start
     this.number = number
     this.owner = owner
     this.slot = slot
@@ -83,7 +87,10 @@ export class SendingChannel implements OutboundChannel {
     this.link = link
     this.pump = pump
     this.encoder = new FlowEncoder(migration, regions, owner)
-    if (kind === KIND_DISK) {
+    if (connection) {
+      connection.attach(this.encoder) // it becomes the parser
+      this.encoder.isLearned = false
+    } else if (kind === KIND_DISK) {
       this.disk = new DiskConnection(this.encoder, 'client', owner) // it becomes the parser
       this.encoder.isLearned = false
     } else {
@@ -125,7 +132,7 @@ export class SendingChannel implements OutboundChannel {
     const { at, release } = this.buffer.lend(waiting)
     link.sendData(number, this.memory.slice(at, at + waiting))
     release()
-    encoder.batched(waiting)
+    encoder.batched(waiting, NO_PAGES)
     encoder.stats.rawBytes += waiting
     encoder.stats.packedBytes += waiting
   }

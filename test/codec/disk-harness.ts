@@ -1,6 +1,8 @@
 /** Connections of disks through both ends of a session: what the tests of disks share. */
 import { DiskConnection } from '../../src/codec/disk-connection.ts'
 import type { Direction } from '../../src/nbd/sink.ts'
+import { DiskAnswers } from '../../src/transfer/disk-answers.ts'
+import type { SendingChannel } from '../../src/transfer/sending-channel.ts'
 import { type Subject, sideOf } from '../nbd-wire/conversations.ts'
 import type { Step } from '../nbd-wire/harness.ts'
 import {
@@ -118,6 +120,109 @@ export function carried(
     if (difference) wrongs.push(`another pool in the second decoder: ${difference}`)
   }
   return { wrong: wrongs.join('; '), sent, channel: disk.channel }
+}
+
+/** How what a server says is read, encoded and credited: by chance. */
+export interface AnswerCuts {
+  readonly rand: Rand
+  /** Most bytes of a piece. */
+  readonly most: number
+  /** One piece in so many makes a batch, one batch in so many takes what is incomplete, too. */
+  readonly batchOf: number
+  readonly releaseOf: number
+  /** One time in so many there is no pool, or no credit; 0: never. */
+  readonly lacksOf: number
+}
+
+/** What became of what a server said: '' or what is wrong; bytes that went as they are, and those that were encoded. */
+export interface AnswersCarried {
+  readonly wrong: string
+  readonly passed: number
+  readonly encoded: number
+  readonly channel: Channel
+}
+
+/**
+ * What a server says, as its proxy sends it: some of it as it is, some as batches, in one order. Batches come out of the
+ * packer a while after they were made.
+ */
+export function answersCarried(steps: readonly Step[], terms: Terms, cuts: AnswerCuts): AnswersCarried {
+  const { rand, most, batchOf, releaseOf, lacksOf } = cuts
+  const packing = { method: 'as they are', longMatch: rand(2) > 0 } as const
+  const sender = new Sender(poolOf('encoder', SIMD, terms), packing, false, terms)
+  const receiver = new Receiver(poolOf('decoder', SIMD, terms), false, terms)
+  const channel = sender.open('unknown')
+  const packed: SentBatch[] = []
+  const outputs: Buffer[] = []
+  let [passed, encoded] = [0, 0]
+  const lacks = (): boolean => lacksOf > 0 && rand(lacksOf) === 0
+  const sending = {
+    encoder: channel.flow,
+    slot: { at: 0, bytes: channel.room },
+    pumped: {
+      get underWay() {
+        return packed.length
+      },
+    },
+    room: () => (channel.room < 64 || lacks() ? undefined : channel.buffer.writable(channel.room, 1)),
+    filled: (count: number) => {
+      channel.flow.push(sender.pool.kernel.bytes, channel.buffer.filled(count), count)
+    },
+    begins: (bytes: Uint8Array) => channel.push(bytes),
+  } as unknown as SendingChannel
+  const answers = new DiskAnswers({
+    channel: () => (lacks() ? undefined : sending),
+    credit: () => (lacks() ? rand(50) : 2 ** 20),
+  })
+  const comeOut = (): void => {
+    for (const sent of packed.splice(0)) outputs.push(receiver.receiveNow(sent))
+  }
+  const encode = (release: boolean): void => {
+    const sent = sender.sendNow(channel, release)
+    if (!sent) return
+    packed.push(sent)
+    if (rand(3)) comeOut()
+  }
+  const own = new Uint8Array(2 ** 20)
+  // sockets ask ahead where the next bytes may land
+  let landing = answers.room()
+  for (const { from, bytes } of steps) {
+    for (let at = 0; at < bytes.length; ) {
+      const take = Math.min(1 + rand(most), bytes.length - at)
+      if (from === 'client') {
+        answers.hears(bytes.slice(at, at + take))
+        at += take
+        continue
+      }
+      while (landing === undefined) {
+        encode(true)
+        comeOut()
+        landing = answers.room()
+      }
+      const memory = landing === 'elsewhere' ? own : landing
+      const count = Math.min(take, memory.length)
+      memory.set(bytes.subarray(at, at + count))
+      at += count
+      const passes = answers.arrived(memory, count, 0)
+      if (passes) {
+        outputs.push(Buffer.from(passes))
+        passed += count
+        if (memory !== own) memory.fill(0xdd, 0, count)
+      } else encoded += count
+      if (memory === own) own.fill(0xee, 0, count)
+      landing = answers.room()
+      if (rand(batchOf) === 0) encode(rand(releaseOf) === 0)
+    }
+  }
+  encode(true)
+  comeOut()
+  const wrongs: string[] = []
+  if (!Buffer.concat(outputs).equals(sideOf(steps, 'server'))) wrongs.push('other bytes')
+  if (!poolsAlike(sender.pool, receiver.pool)) wrongs.push('other pools')
+  const other = rand(8) === 0 && decodeSession(secondTerms(terms), sender.sent)
+  const difference = other && stateDifference(poolState(receiver.pool), secondState(other.pool))
+  if (difference) wrongs.push(`another pool in the second decoder: ${difference}`)
+  return { wrong: wrongs.join('; '), passed, encoded, channel }
 }
 
 /** A disk that conversations are made up about: blocks as guests have pages, at few places, mostly some at once. */

@@ -21,7 +21,7 @@ import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { MultifdParser } from '../../src/qemu/multifd-channel.ts'
 import { ReturnPathParser } from '../../src/qemu/return-path.ts'
 import { encodeHead, HeadDecoder, isPage, type SetRecords } from '../../src/template/format.ts'
-import { carried, diskOf, openDisk } from '../codec/disk-harness.ts'
+import { answersCarried, carried, diskOf, openDisk } from '../codec/disk-harness.ts'
 import { handBatch } from '../codec/hand-batch.ts'
 import {
   type Channel,
@@ -379,9 +379,10 @@ export class Fuzzer {
     let kind = ''
     /** Of a thousand cases so many. */
     const cases: [string, number, () => string | undefined | Promise<string | undefined>][] = [
-      ['streams', 510, () => this.streams(rand, inputs)],
+      ['streams', 490, () => this.streams(rand, inputs)],
       ['nbd', 60, () => this.nbd(rand, inputs)],
       ['disks', 30, () => this.disks(rand, inputs)],
+      ['answers', 20, () => this.answers(rand, inputs)],
       ['batch bytes', 140, () => this.batchBytes(rand, inputs)],
       ['batch columns', 160, () => this.batchColumns(rand, inputs)],
       ['packed batch', 12, () => this.packedBatch(rand, inputs)],
@@ -770,6 +771,18 @@ export class Fuzzer {
     const cuts = { rand, most, batchOf: 1 + rand(Math.ceil(9000 / most)), releaseOf: 1 + rand(9) }
     const options = { longMatch: rand(3) > 0, twin: rand(4) === 0, second: rand(4) === 0 }
     return carried(steps, rand(2) ? 'client' : 'server', terms, cuts, options).wrong || undefined
+  }
+
+  /** What a server says, with changes, partly encoded and partly as it is: the same bytes at the far side. */
+  private answers(rand: Rand, inputs: Record<string, Uint8Array>): string | undefined {
+    const terms = ALL_TERMS.filter(({ disks, cold }) => disks && !cold)[0]!
+    const steps: Step[] = rand(8)
+      ? reordered(rand, messagesOf(rand, rand(12), diskOf(new Guest(terms.templates))))
+      : conversation(nbdVectors[rand(nbdVectors.length)]!.steps).steps
+    this.changed(rand, steps, inputs)
+    const most = Math.max([1, 40, 5000, 100_000][rand(4)]!, lengthOf(steps) >> 10)
+    const cuts = { rand, most, batchOf: 1 + rand(Math.ceil(9000 / most)), releaseOf: 1 + rand(9) }
+    return answersCarried(steps, terms, { ...cuts, lacksOf: [0, 2, 40][rand(3)]! }).wrong || undefined
   }
 
   /** A conversation of NBD with changes: the same events however it is cut, and those of the other decoder. */
