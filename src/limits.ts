@@ -402,6 +402,24 @@ export const NBD_NAME_BYTES_MAX = 4096
  */
 export const NBD_OPTION_BYTES_MAX = 65536
 
+/**
+ * Pages of ring that READ replies of a session go through (protocol), on top of the session's own ring: 16 MiB at both
+ * sides, of which memory is what has passed. What it is for: docs/adr/0021-disk-replies.md.
+ */
+export const REPLIES_RING_PAGES_MAX = 4096
+
+/** Entries of the place table of that direction (protocol). */
+export const REPLIES_PLACES_MAX = 65536
+
+/** Connections of a session whose answers are encoded at once; those of others go as they are. */
+export const REPLIES_CHANNELS_MAX = 64
+
+/**
+ * What encoding the answers of a session may take of a destination's memory, which MEMORY_BUDGET_BYTES pays: ring, slots of
+ * its connections, work areas, what finds pages. A session for which there is none relays them as they are.
+ */
+export const REPLIES_MEMORY_BYTES = 48 << 20
+
 /** Metadata contexts that a client may have chosen: QEMU offers two and one for each bitmap. */
 export const NBD_CONTEXTS_MAX = 64
 

@@ -3,8 +3,16 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { loadLz4 } from '../compression/lz4.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { FairShares } from '../fair-shares.ts'
-import type { Learning, SessionLearning } from '../learning/learning.ts'
-import { BATCH_RAW_BYTES_MAX, MEMORY_BUDGET_BYTES, PIECES_MAX, SETS_WAIT_MS } from '../limits.ts'
+import type { Learning } from '../learning/learning.ts'
+import {
+  BATCH_RAW_BYTES_MAX,
+  MEMORY_BUDGET_BYTES,
+  PIECES_MAX,
+  REPLIES_CHANNELS_MAX,
+  REPLIES_MEMORY_BYTES,
+  REPLIES_PLACES_MAX,
+  SETS_WAIT_MS,
+} from '../limits.ts'
 import type { Credentials } from '../link/credentials.ts'
 import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
@@ -13,11 +21,20 @@ import type { PatienceTimes } from '../migration/patience.ts'
 import type { Address } from '../relay/address.ts'
 import type { SetSigners } from '../remote/set-signature.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { type OpenPool, PAGE_BYTES, type PoolShape, Pools, ringPagesMax, templatePagesMax } from '../transfer/pool.ts'
+import {
+  type OpenPool,
+  PAGE_BYTES,
+  type PoolRequest,
+  type PoolShape,
+  Pools,
+  ringPagesMax,
+  templatePagesMax,
+} from '../transfer/pool.ts'
 import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
+import { SLOT_UNIT_BYTES } from '../transfer/slot-arena.ts'
 import { type ClientHello, seedWords } from '../wan/hello.ts'
 import { FEATURE } from '../wan/wire.ts'
-import { DestinationSession } from './destination-session.ts'
+import { DestinationSession, type DestinationSessionOptions } from './destination-session.ts'
 import type { Events } from './events.ts'
 import { SessionSets } from './session-sets.ts'
 import type { DiskZeroes } from './settings.ts'
@@ -34,6 +51,21 @@ const SHAPE: PoolShape = {
   longMatch: false,
   ringInAdvance: 'spare', // peers decide how many sessions there are
 }
+/** One is filled while one is packed and one waits for its turn. */
+const REPLY_WORKSPACES = 3
+/** A slot for each connection whose answers are encoded, and eight more, with which it has whole batches, for sixteen. */
+const REPLY_UNITS = REPLIES_CHANNELS_MAX + 16 * 8
+
+/** What disks are read of, on its way back. */
+const REPLIES_SHAPE: PoolShape = {
+  role: 'encoder',
+  workspaces: REPLY_WORKSPACES,
+  slots: REPLY_UNITS,
+  slotBytes: SLOT_UNIT_BYTES,
+  longMatch: false,
+  forgetsTables: true,
+}
+
 /** How often an idle session is looked at, whether new template sets are worth a new one. */
 const RENEW_MS = 5000
 /** What a session has to deliver its last frames and BYE, once no migration runs any more. */
@@ -282,8 +314,13 @@ export class DestinationDaemon {
       },
       serve: link => {
         const learning = options.learning?.begin(agreed, seed, pool, holder)
-        const disks = hello.features?.includes(FEATURE.DISKS) === true
-        const session = this.makeSession(link, holder, pool, seed, learning, disks)
+        const can = (feature: string): boolean => hello.features?.includes(feature) === true
+        const disks = can(FEATURE.DISKS)
+        const replies = (ringPages: number) => this.openReplies(holder, { sets, ringPages, places })
+        const session = this.makeSession(link, {
+          ...{ holder, pool, seed, learning, disks },
+          replies: disks && can(FEATURE.DISK_REPLIES) ? replies : undefined,
+        })
         options.events.of(holder).info('session open', {
           identity: holder,
           agent: hello.agent,
@@ -315,13 +352,39 @@ export class DestinationDaemon {
     }
   }
 
+  /** A pool for what a session's disks are read of. @returns undefined where there is no memory for it */
+  private async openReplies(
+    holder: string,
+    { places, ...terms }: Pick<PoolRequest, 'sets' | 'ringPages' | 'places'>,
+  ): Promise<OpenPool | undefined> {
+    const share = this.memory.share(holder)
+    if (!share.take(REPLIES_MEMORY_BYTES)) return undefined
+    try {
+      const pool = await this.pools.open({
+        ...REPLIES_SHAPE,
+        ...terms,
+        places: Math.min(places, REPLIES_PLACES_MAX),
+        store: this.options.store,
+        isBeside: true,
+      })
+      return { ...pool, close: () => pool.close().finally(() => share.close()) }
+    } catch (error) {
+      share.close()
+      if (!isProxyError(error, 'LIMIT_EXCEEDED')) throw error
+      return undefined
+    }
+  }
+
   private makeSession(
     link: Link,
-    holder: string,
-    pool: DestinationSession['options']['pool'],
-    seed: readonly [number, number],
-    learning: SessionLearning | undefined,
-    disks: boolean,
+    {
+      holder,
+      pool,
+      seed,
+      learning,
+      disks,
+      replies,
+    }: Pick<DestinationSessionOptions, 'holder' | 'pool' | 'seed' | 'learning' | 'replies'> & { disks: boolean },
   ): DestinationSession {
     const log = this.options.events.of(holder)
     return new DestinationSession({
@@ -331,6 +394,8 @@ export class DestinationDaemon {
       seed,
       holder,
       learning,
+      replies,
+      wake: () => link.wake(),
       targets: () => this.targets,
       disks: disks ? () => this.disks : undefined,
       diskZeroes: this.options.diskZeroes,

@@ -16,8 +16,11 @@ import { guardedSink } from '../relay/guarded-sink.ts'
 import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
+import { DiskAnswers } from '../transfer/disk-answers.ts'
 import type { Pool } from '../transfer/pool.ts'
+import type { SendingOwner } from '../transfer/sending-channel.ts'
 import { CODE, KIND_DISK } from '../wan/wire.ts'
+import type { DestinationReplies } from './destination-replies.ts'
 import type { SiteLog } from './events.ts'
 import type { DialledSocket } from './unmapped-socket.ts'
 
@@ -31,7 +34,14 @@ const GIVEN_UP = new Error('given up')
 
 /** What a channel needs of the half that it belongs to. */
 export interface DestinationFlowHost {
-  readonly options: { readonly session: Session; readonly pool: Pool; readonly log: SiteLog }
+  readonly options: {
+    readonly session: Session
+    readonly pool: Pool
+    readonly log: SiteLog
+    readonly now: () => number
+  }
+  /** What encodes what disks are read of; undefined: it goes as it is. */
+  readonly replies: DestinationReplies | undefined
   readonly dials: DialQueue<DestinationFlow>
   /** There is something to say to its QEMU. */
   wantsDial(flow: DestinationFlow): void
@@ -58,7 +68,7 @@ interface Why {
 const NO_REASON: Why = { code: CODE.NONE, text: '' }
 const ENDED_EARLY: Why = { code: CODE.TARGET_REFUSED, text: 'it ended before it began', hint: NOT_DIALLED }
 
-export class DestinationFlow implements SocketSink {
+export class DestinationFlow implements SocketSink, SendingOwner {
   readonly number: number
   readonly info: FlowInfo
   readonly migration: Arrival<DestinationFlow>
@@ -76,6 +86,16 @@ export class DestinationFlow implements SocketSink {
   /** Bytes of QEMU that the session has no room for yet. */
   private back: Uint8Array | undefined
   private slab = new Uint8Array(0)
+  /** Of a disk whose client takes what is encoded. */
+  private readonly answers: DiskAnswers | undefined
+  /** Where the next bytes land, and that they are part of `slab`. */
+  private landing: Uint8Array | undefined
+  /** With what its flow is torn down, once all that is encoded of it is handed in. */
+  private resetDue: Why | undefined
+  /** Its migration has it no more. */
+  private hasLeft = false
+  /** Nothing writes to what `answers` gave any more. */
+  private isClosed = false
 
   constructor(
     host: DestinationFlowHost,
@@ -92,6 +112,13 @@ export class DestinationFlow implements SocketSink {
     this.expander = new FlowExpander(info.migration, PoolRegions.of(host.options.pool.kernel.layout))
     this.expander.isLearned = info.kind !== KIND_DISK
     this.watch = migration.watch()
+    const { replies } = host
+    if (replies && info.replies !== undefined) {
+      this.answers = new DiskAnswers({
+        channel: connection => replies.channel(number, info.migration, connection, this),
+        credit: () => host.options.session.credit(number),
+      })
+    }
   }
 
   /** SHUT with success was read. */
@@ -124,8 +151,28 @@ export class DestinationFlow implements SocketSink {
     else if (order === 'owe') host.owes(this)
     else if (order === 'settle') host.settled(this)
     else if (order === 'fin') session.finFlow(number)
-    else if (order === 'reset') session.resetFlow(number, why.code, why.text)
-    else host.left(this)
+    else if (order === 'reset') this.handInReset(why)
+    else {
+      this.hasLeft = true
+      if (this.answers?.channel) host.replies!.close(this.answers.channel)
+      this.freeSlot()
+      host.left(this)
+    }
+  }
+
+  /** Behind the batches that are encoded already. */
+  private handInReset(why: Why): void {
+    const { answers } = this
+    if (!answers || answers.isIdle) this.host.options.session.resetFlow(this.number, why.code, why.text)
+    else {
+      this.resetDue = why
+      answers.drops()
+    }
+  }
+
+  private freeSlot(): void {
+    const slot = this.answers?.channel?.slot
+    if (slot && this.hasLeft && this.isClosed) this.host.replies!.giveSlot(slot)
   }
 
   private tellRefused({ text, hint }: Why): void {
@@ -191,6 +238,7 @@ export class DestinationFlow implements SocketSink {
   /** Looks at bytes before they go on: at the first of a channel for what it is, at all of a main for how it ends. */
   private look(bytes: Uint8Array): void {
     const { watch, migration } = this
+    this.answers?.hears(bytes)
     if (!watch) return
     const kind = watch.begins(bytes)
     if (kind === 'main' || kind === 'recovery' || (kind === 'tls' && !migration.lead)) {
@@ -285,15 +333,29 @@ export class DestinationFlow implements SocketSink {
 
   nextSlot(): Uint8Array | undefined {
     if (this.back !== undefined) return undefined
+    const room = this.answers ? this.answers.room() : 'elsewhere'
+    this.landing = room === 'elsewhere' ? this.ownRoom() : room
+    return this.landing
+  }
+
+  private ownRoom(): Uint8Array {
     // the session keeps what it is given, so memory is used once; a request of postcopy has 12 bytes
     if (this.slab.length < READ_MIN) this.slab = new Uint8Array(this.migration.bytesBack > 0 ? READ_BYTES : READ_MIN)
     return this.slab
   }
 
   onBytes(count: number): void {
-    this.back = this.slab.subarray(0, count)
-    this.watch?.answers(this.slab, 0, count)
-    this.slab = this.slab.subarray(count)
+    const { answers, landing, slab } = this
+    const { replies, options } = this.host
+    const passes = answers ? answers.arrived(landing!, count, options.now()) : slab.subarray(0, count)
+    if (passes === undefined) {
+      this.migration.bytesBack += count
+      replies!.wake()
+      return
+    }
+    this.back = passes
+    this.watch?.answers(passes, 0, count)
+    if (landing === slab) this.slab = slab.subarray(count)
     this.sendBack()
   }
 
@@ -314,16 +376,47 @@ export class DestinationFlow implements SocketSink {
 
   /** Where nothing of QEMU waits, an end of it may be due. */
   private allSent(): void {
-    if (this.back === undefined) this.on('sent')
+    if (this.back === undefined && this.answers?.isIdle !== false) this.on('sent')
   }
+
+  /** What may be sent has grown. */
+  credited(): void {
+    this.sendBack()
+    if (!this.answers?.channel || this.isOver) return
+    this.socket?.resume()
+    this.host.replies!.wake()
+  }
+
+  // --- SendingOwner: what is read of a disk
+
+  encoded(): void {
+    this.socket?.resume()
+  }
+
+  sent(): void {
+    this.host.replies!.wake()
+  }
+
+  packed(emptied: boolean): void {
+    const { resetDue } = this
+    this.resetDue = undefined
+    if (resetDue) this.host.options.session.resetFlow(this.number, resetDue.code, resetDue.text)
+    else if (emptied) this.allSent()
+  }
+
+  // --- SocketSink: its end
 
   onEnd(): void {
     this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
     this.on('end')
+    this.answers?.ends()
+    if (this.answers?.isIdle === false) this.host.replies!.wake()
     this.allSent()
   }
 
   onClosed({ how, error }: SocketClosed): void {
+    this.isClosed = true
+    this.freeSlot()
     // behind SHUT it may close before it has read its last bytes (VMDESC): a good end, not a break
     const broke = (how === 'reset' || how === 'error') && !this.shut
     const { server } = this.migration

@@ -4,6 +4,7 @@
  * waiting QEMU (qemu-wire-format 1.3).
  */
 
+import { allGains } from '../codec/set-gains.ts'
 import { defectOf, isProxyError, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import type { SessionLearning } from '../learning/learning.ts'
@@ -25,9 +26,10 @@ import type { Session } from '../session/session.ts'
 import type { ColdFetcherOptions } from '../transfer/cold/cold-fetcher.ts'
 import { ColdQuestions } from '../transfer/cold/cold-questions.ts'
 import { Inbound } from '../transfer/inbound.ts'
-import type { Pool } from '../transfer/pool.ts'
+import type { OpenPool, Pool } from '../transfer/pool.ts'
 import { KIND_DISK } from '../wan/wire.ts'
 import { DestinationFlow, type DestinationFlowHost } from './destination-flow.ts'
+import { DestinationReplies } from './destination-replies.ts'
 import type { SiteLog } from './events.ts'
 import type { DiskZeroes } from './settings.ts'
 import type { DestinationStatus } from './status.ts'
@@ -49,6 +51,10 @@ export interface DestinationSessionOptions {
   readonly disks: (() => ReadonlyMap<string, Address>) | undefined
   /** What becomes of zeroes that are written to them. Default: what was said. */
   readonly diskZeroes?: DiskZeroes | undefined
+  /** Opens a pool for what they are read of, as DestinationReplies has it; undefined: that goes as it is. */
+  readonly replies?: ((ringPages: number) => Promise<OpenPool | undefined>) | undefined
+  /** Has `onWork` called at the end of this turn: link.wake. */
+  readonly wake?: () => void
   readonly patience: PatienceTimes
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
   readonly pieces: Share
@@ -103,6 +109,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   private readonly arrivals: Arrivals<DestinationFlow>
   private readonly timer: TickTimer
   readonly dials: DialQueue<DestinationFlow>
+  readonly replies: DestinationReplies | undefined
   /** Those that have something to say before the source knows that their migration is taken. */
   private readonly unconfirmed = new Set<DestinationFlow>()
   /** What the source had acknowledged when those were looked at last. */
@@ -125,8 +132,14 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
         options.onSetFailure?.(error)
       },
     })
+    this.replies = this.repliesOf(options)
     this.untold = new UntoldChannels(options.session, options.pool, () => this.letGo())
     this.inbound.observer = options.learning
+  }
+
+  private repliesOf(options: DestinationSessionOptions): DestinationReplies | undefined {
+    const { session, seed, now, onFailure, replies: open, wake = () => {} } = options
+    return open && new DestinationReplies({ session, seed, open, now, onFailure, wake })
   }
 
   /** Those too that the session knows no more, and whose QEMUs have not got all of it. */
@@ -149,6 +162,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   // --- LinkSink
 
   onOpen(number: number, info: FlowInfo): void {
+    if (info.replies !== undefined) this.replies?.wanted(info.replies)
     const migration = this.migrationOf(info)
     if (migration instanceof MigrationArrival) this.options.pool.migrates(true)
     this.options.pool.warm().catch(error => this.defect(error))
@@ -220,8 +234,14 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   }
 
   private tick(): void {
-    this.arrivals.tick(this.options.now())
-    this.timer.arm(this.arrivals.nextTickMs)
+    const nowMs = this.options.now()
+    this.arrivals.tick(nowMs)
+    this.replies?.tick(nowMs)
+    this.arm()
+  }
+
+  private arm(): void {
+    this.timer.arm(Math.min(this.arrivals.nextTickMs, this.replies?.nextTickMs ?? Number.POSITIVE_INFINITY))
   }
 
   guard(run: () => void): void {
@@ -300,7 +320,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   }
 
   onCredit(number: number): void {
-    this.flows.get(number)?.sendBack()
+    this.flows.get(number)?.credited()
+    this.replies?.wake()
   }
 
   onWant(): void {}
@@ -319,8 +340,18 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.end(error.message)
   }
 
-  /** The source may have acknowledged that migrations are taken. */
+  /** The link is about to pull. */
   onWork(): void {
+    if (this.ended) return
+    if (this.replies) {
+      this.replies.work()
+      this.arm()
+    }
+    this.dialConfirmed()
+  }
+
+  /** The source may have acknowledged that migrations are taken. */
+  private dialConfirmed(): void {
     const { acked } = this.options.session
     if (this.unconfirmed.size === 0 || acked === this.lookedAt) return
     this.lookedAt = acked
@@ -334,7 +365,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
 
   onConnection(_connection: number, _up: boolean, standing: number): void {
     this.arrivals.wan(standing > 0, this.options.now())
-    this.timer.arm(this.arrivals.nextTickMs)
+    this.arm()
   }
 
   /** Breaks all of QEMU's connections: the session is gone. */
@@ -348,12 +379,13 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     for (const flow of [...this.flows.values(), ...this.arrivals.creditors]) flow.sessionLost(reason)
     this.flows.clear()
     this.options.pieces.close()
+    this.replies?.end().catch(error => this.defect(error))
   }
 
   owes(flow: DestinationFlow): void {
     this.arrivals.owes(flow, this.options.now())
     this.passed(flow.migration)
-    this.timer.arm(this.arrivals.nextTickMs)
+    this.arm()
   }
 
   settled(flow: DestinationFlow): void {
@@ -374,7 +406,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.passed(flow.migration)
     if (!migration) return
     const { now, onDiskEnd, onMigrationEnd } = this.options
-    const gains = this.inbound.gains?.take(migration.number) ?? []
+    const { number } = migration
+    const gains = allGains(this.inbound.gains?.take(number) ?? [], this.replies?.takeGains(number) ?? [])
     const sets = gains.length > 0 && { sets: gains }
     if (migration instanceof DiskArrival) onDiskEnd({ ...migration.summary(now()), ...sets })
     else if (migration instanceof MigrationArrival) onMigrationEnd({ ...migration.summary(now()), ...sets })

@@ -383,12 +383,13 @@ export class SourceDaemon {
     })
   }
 
-  private makeSession(run: SourceRun, { pool, seed, learning, disks }: AgreedTerms): SourceSession {
+  private makeSession(run: SourceRun, { pool, seed, learning, disks, replies }: AgreedTerms): SourceSession {
     const { client } = run
     const { effort, queueTargetMs, diskAnswers } = this.options
     const { reception, memory } = this
     return new SourceSession({
       ...{ session: client.session, sessionId: client.link.id, pool, seed, learning, queueTargetMs, disks },
+      replies: replies && { pool: replies, waiting: memory.budgetShare() },
       effort: new EffortController(effort),
       pieces: memory.piecesShare(),
       journal: diskAnswers === 'early' ? () => memory.budgetShare() : undefined,

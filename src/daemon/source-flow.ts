@@ -83,6 +83,8 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   private saidRaw = false
   /** Its connection belongs to another session by now. */
   private detached = false
+  /** The session has forgotten its flow, whose number may be another's now. */
+  private isForgotten = false
 
   constructor(half: SourceFlowHost, socket: FlowConnection, gate: SourceGate, life: SourceLife) {
     this.half = half
@@ -160,8 +162,9 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
       this.why = why
       sending!.drops()
     } else if (order === 'fin') session.finFlow(number)
-    else if (order === 'reset') session.resetFlow(number, this.why.code, this.why.text)
-    else if (order === 'leave') this.leave()
+    else if (order === 'reset') {
+      if (!this.isForgotten) session.resetFlow(number, this.why.code, this.why.text)
+    } else if (order === 'leave') this.leave()
     else if (this.detached || socket.isClosed) half.channels.release(this)
   }
 
@@ -318,7 +321,13 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     this.sending?.hurry(isUrgent)
   }
 
+  /** Bytes of the other side, as they came. */
   fromPeer(payload: Uint8Array): void {
+    this.expanded(payload, () => {})
+  }
+
+  /** The same out of memory that is lent. */
+  expanded(payload: Uint8Array, release: () => void): void {
     const { life } = this
     const { session, pieces } = this.half.options
     this.migration!.traffic.bytesBack += payload.length
@@ -327,12 +336,14 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     this.sending!.hears(payload)
     if (!life.isUp) {
       pieces.give(1)
+      release()
       return
     }
     this.socket.write(payload, error =>
       this.half.guard(() => {
         pieces.give(1)
-        if (life.isUp && !error) session.consumed(this.number, payload.length)
+        release()
+        if (life.isUp && !error && !this.isForgotten) session.consumed(this.number, payload.length)
       }),
     )
   }
@@ -381,6 +392,11 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     this.endsBy(cause)
     this.on('givenUp', { code, text: cause.text })
     return true
+  }
+
+  /** Its flow is no more, and what came of it is still handed on. */
+  forgotten(): void {
+    this.isForgotten = true
   }
 
   /** Both directions have ended at the session. */

@@ -1,6 +1,14 @@
 /** What the sessions of a source proxy take of their process: memory for pages, and shares of what all of it holds. */
+import { isProxyError } from '../errors.ts'
 import { FairShares, type Share } from '../fair-shares.ts'
-import { CHANNEL_UNITS, MEMORY_BUDGET_BYTES, PIECES_MAX } from '../limits.ts'
+import {
+  BATCH_RAW_BYTES_MAX,
+  CHANNEL_UNITS,
+  MEMORY_BUDGET_BYTES,
+  PIECES_MAX,
+  REPLIES_PLACES_MAX,
+  REPLIES_RING_PAGES_MAX,
+} from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import {
   type OpenPool,
@@ -16,6 +24,17 @@ import { SLOT_UNIT_BYTES } from '../transfer/slot-arena.ts'
 
 /** One is filled while two are packed and one waits for its turn. */
 const WORKSPACES = 4
+
+/** Expanded answers of disks that their clients have not taken yet; further ones are copied. */
+const REPLY_SLOTS = 4
+
+const REPLIES_SHAPE: PoolShape = {
+  role: 'decoder',
+  workspaces: 1,
+  slots: REPLY_SLOTS,
+  slotBytes: BATCH_RAW_BYTES_MAX,
+  longMatch: false,
+}
 
 function shapeFor(effort: number | 'auto'): PoolShape {
   return {
@@ -87,6 +106,30 @@ export class SourceMemory {
   /** @throws as Pools.open */
   open(terms: Omit<PoolRequest, keyof PoolShape>): Promise<OpenPool> {
     return this.pools.open({ ...this.shape, ...terms })
+  }
+
+  /**
+   * Where what disks are read of is expanded, beside a session's pool; memory of it is what passes.
+   * @param terms the session's
+   * @returns undefined where there is no room for it
+   */
+  async openReplies({
+    sets,
+    store,
+    ringPages,
+    places,
+  }: Omit<PoolRequest, keyof PoolShape>): Promise<OpenPool | undefined> {
+    try {
+      return await this.pools.open({
+        ...REPLIES_SHAPE,
+        ...{ sets, store, isBeside: true },
+        ringPages: Math.min(ringPages, REPLIES_RING_PAGES_MAX),
+        places: Math.min(places, REPLIES_PLACES_MAX),
+      })
+    } catch (error) {
+      if (!isProxyError(error, 'LIMIT_EXCEEDED')) throw error
+      return undefined
+    }
   }
 
   /** Opens sets on the disk while the other side is asked which it has. */

@@ -29,6 +29,8 @@ export interface SourceSessionOptions {
   readonly disks: boolean
   /** Memory for the journal of a disk's connection, whose writes are answered early; undefined: by the far side. */
   readonly journal?: (() => Share) | undefined
+  /** What their servers say may come encoded, and is expanded here; left out: it comes as it is. */
+  readonly replies?: { readonly pool: Pool; readonly waiting: Share } | undefined
   readonly effort: EffortController
   readonly queueTargetMs: number
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */

@@ -4,6 +4,7 @@
  * decide.
  */
 
+import { allGains } from '../codec/set-gains.ts'
 import { EFFORTS } from '../compression/effort.ts'
 import { defectOf, ProxyError } from '../errors.ts'
 import type { LinkSink } from '../link/api.ts'
@@ -21,6 +22,7 @@ import { EarlyConnection } from './early-connection.ts'
 import type { SourceConnection } from './source-connection.ts'
 import { type Migration, SourceFlow, type SourceFlowHost, type SourceGate } from './source-flow.ts'
 import { SOURCE_PARTS, type SourceSessionOptions } from './source-parts.ts'
+import { SourceReplies } from './source-replies.ts'
 
 export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<SourceFlow> {
   readonly options: SourceSessionOptions
@@ -29,17 +31,23 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
   private readonly channelTable: SourceTable
   private readonly timer: TickTimer
   private readonly answers: ColdAnswers | undefined
+  private readonly replies: SourceReplies | undefined
 
   constructor(options: SourceSessionOptions) {
     const { session, sessionId, pool, effort, learning, patience, paused, nextMigration, queueTargetMs, disks } =
       options
-    const { log, now } = options
+    const { log, now, seed, replies, pieces } = options
     const parts = { ...SOURCE_PARTS, ...options.parts }
     this.options = options
     this.channelTable = parts.channelTable
     this.sender = new Sender(session, pool, effort, sink => parts.packer(options, sink, options.onFailure), learning)
+    if (replies) {
+      const { onFailure } = options
+      this.replies = new SourceReplies(replies.pool, seed, onFailure, () => pieces.give(1), replies.waiting)
+    }
     this.channels = new SourceChannels<SourceFlow, Slot>({
       ...{ link: session, slots: this.sender, orders: this, log, now, queueTargetMs, disks, parts },
+      replies: this.replies?.ringPages,
       departures: {
         ...{ session: sessionId, times: patience, paused },
         ...{ nextNumber: nextMigration, efforts: EFFORTS.length },
@@ -170,7 +178,8 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
 
   ends(migration: Migration): void {
     const { learning, now, onSummary, onDiskSummary } = this.options
-    const gains = this.sender.takeGains(migration.number)
+    const { number } = migration
+    const gains = allGains(this.sender.takeGains(number), this.replies?.takeGains(number) ?? [])
     const sets = gains.length > 0 && { sets: gains }
     if (migration instanceof DiskDeparture) onDiskSummary({ ...migration.summary(now()), ...sets })
     else if (migration instanceof MigrationDeparture) {
@@ -194,18 +203,38 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
   // --- LinkSink
 
   onOpen(): void {}
-  onBatch(): void {}
   onPage(): void {}
 
   onData(number: number, payload: Uint8Array): void {
     const flow = this.channels.get(number)
-    if (!flow) return
-    const { pieces, onFailure } = this.options
-    if (pieces.take(1)) flow.fromPeer(payload)
-    else {
-      const what = `${pieces.held} pieces wait for QEMU`
-      onFailure(new ProxyError('LIMIT_EXCEEDED', what, undefined, 'the session ends'))
+    if (flow && this.hold()) this.behind(number, () => flow.fromPeer(payload))
+  }
+
+  /** Of a disk, whose OPEN asked for it. It may have been torn down here: the pool must follow. */
+  onBatch(number: number, parts: readonly Uint8Array[]): void {
+    const { session, onFailure } = this.options
+    const info = session.infoOf(number)
+    if (this.replies && info?.replies !== undefined) {
+      if (this.hold()) this.replies.push(number, info, this.channels.get(number), parts)
+      return
     }
+    const what = `a batch for flow ${number}, which takes none`
+    onFailure(new ProxyError('PROTOCOL_STATE', what, undefined, 'the session ends'))
+  }
+
+  /** One more piece waits. @returns false where there are too many: the session ends */
+  private hold(): boolean {
+    const { pieces, onFailure } = this.options
+    if (pieces.take(1)) return true
+    const what = `${pieces.held} pieces wait for QEMU`
+    onFailure(new ProxyError('LIMIT_EXCEEDED', what, undefined, 'the session ends'))
+    return false
+  }
+
+  /** Does this once all that came of a flow is expanded. */
+  private behind(number: number, then: () => void): void {
+    if (this.replies) this.replies.behind(number, then)
+    else then()
   }
 
   onWant(numbers: readonly number[]): void {
@@ -216,7 +245,8 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
   }
 
   onFin(number: number): void {
-    this.channels.get(number)?.finFromPeer()
+    const flow = this.channels.get(number)
+    if (flow) this.behind(number, () => flow.finFromPeer())
   }
 
   onReset(number: number, code: number, text: string): void {
@@ -232,8 +262,10 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
   }
 
   onEnd(number: number): void {
-    this.channels.endedBySession(number)
-    this.options.onIdle()
+    const behind = (then: () => void): void => this.behind(number, then)
+    this.channels.endedBySession(number, behind)
+    behind(() => this.options.onIdle())
+    this.replies?.forget(number)
   }
 
   onCredit(number: number): void {
@@ -277,6 +309,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     const { channels } = this
     if (!channels.over) {
       this.answers?.close()
+      this.replies?.close()
       this.timer.stop()
       this.options.pieces.close()
       const connections = [...channels.connections]

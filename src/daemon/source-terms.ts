@@ -14,6 +14,7 @@ import type { RingGrant } from '../transfer/ring-shares.ts'
 import { type ServerHello, seedWords } from '../wan/hello.ts'
 import { FEATURE } from '../wan/wire.ts'
 import type { OfferedSets, SessionSets } from './session-sets.ts'
+import type { ListenFor } from './source-listeners.ts'
 import type { SourceMemory } from './source-memory.ts'
 import { AGENT } from './version.ts'
 
@@ -26,6 +27,8 @@ export interface SourceTermsOptions {
   /** Whose signatures its sets must have; undefined: it is not asked for. */
   readonly signers?: SetSigners | undefined
   readonly learning?: Learning | undefined
+  /** Where disks' clients connect. */
+  readonly disks?: readonly ListenFor[]
 }
 
 /** What both sides have agreed on. */
@@ -41,6 +44,8 @@ export interface AgreedTerms {
   readonly learning: SessionLearning | undefined
   /** The other side can take disks. */
   readonly disks: boolean
+  /** Where what they are read of is expanded; undefined: it comes as it is. */
+  readonly replies: OpenPool | undefined
 }
 
 /** Of one session. `close` it. */
@@ -58,6 +63,7 @@ export class SourceTerms {
   private readonly seed = randomBytes(8)
   private grant: RingGrant
   private pool: OpenPool | undefined
+  private replies: OpenPool | undefined
   private learning: SessionLearning | undefined
 
   private constructor(
@@ -81,7 +87,7 @@ export class SourceTerms {
       ring: Math.floor(this.grant.bytes / PAGE_BYTES),
       places: options.places,
       seed: this.seed.toString('hex'),
-      features: [FEATURE.COLD_SETS, FEATURE.DISKS],
+      features: [...[FEATURE.COLD_SETS, FEATURE.DISKS], ...(options.disks?.length ? [FEATURE.DISK_REPLIES] : [])],
       ...(held.cold.length > 0 && { cold: held.cold }),
     }
   }
@@ -119,15 +125,19 @@ export class SourceTerms {
     this.pool = pool
     const seed = seedWords(this.seed)
     this.learning = learning?.begin(taken, seed, pool, OWN_GUESTS)
-    const disks = features?.includes(FEATURE.DISKS) === true
-    return { agent, sets, cold, pool, seed, learning: this.learning, disks }
+    const can = (feature: string): boolean => features?.includes(feature) === true
+    const disks = can(FEATURE.DISKS)
+    if (disks && can(FEATURE.DISK_REPLIES)) {
+      this.replies = await this.memory.openReplies({ sets, store, ringPages, places })
+    }
+    return { agent, sets, cold, pool, seed, learning: this.learning, disks, replies: this.replies }
   }
 
   /** The session is over. @returns when its memory is clean for the next one */
   async close(): Promise<void> {
     this.grant.release()
-    const closed = this.pool?.close()
+    const closed = [this.pool?.close(), this.replies?.close()]
     this.learning?.end()
-    await closed
+    await Promise.all(closed)
   }
 }

@@ -8,7 +8,7 @@ import { CHANNELS_A_MIGRATION, DISK_CONNECTIONS_MAX, FLOWS_MAX } from '../limits
 import type { Log } from '../log.ts'
 import type { StreamPhase } from '../qemu/stream-sink.ts'
 import type { FlowInfo } from '../wan/bodies.ts'
-import { CODE } from '../wan/wire.ts'
+import { CODE, KIND_DISK } from '../wan/wire.ts'
 import type { Departure, DepartureChannel } from './departure.ts'
 import { Departures, type DeparturesChannel, type DeparturesOptions } from './departures.ts'
 import { DiskDeparture } from './disk-departure.ts'
@@ -36,7 +36,9 @@ export interface SourceChannel<C extends DepartureChannel, S> extends Departures
   hurry(isUrgent?: boolean): void
   /** The other side tore its flow down. */
   resetByPeer(code: number, text: string): void
-  /** Both directions of its flow have ended. */
+  /** The session has forgotten its flow, whose number may be another's now. */
+  forgotten(): void
+  /** Both directions of its flow have ended, and all that came is handed on. */
   sessionEnded(): void
   /** The session is gone, and its flow with it. */
   sessionLost(reason: string): void
@@ -82,6 +84,8 @@ export interface SourceChannelsOptions<C extends SourceChannel<C, S>, S> {
   readonly departures: DeparturesOptions
   /** The other side can take disks. */
   readonly disks: boolean
+  /** Pages of ring that are kept for what their servers say; undefined: it comes as it is. */
+  readonly replies?: number | undefined
   /** Level of the next batch's effort. @param urgent whether a guest waits for it */
   readonly effort: (urgent: boolean) => number
   /** Time that bytes may wait in the link while no guest waits for pages. */
@@ -102,6 +106,8 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
   private readonly gates: Gates<C, MigrationDeparture<C>, Departure<C>>
   private readonly diskGates: DiskGates<C, DiskDeparture<C>, Departure<C>>
   private readonly departures: Departures<C>
+  /** Whose flow is no more, and which have not been told: something came that is not handed on yet. */
+  private ending = 0
   private ended = false
 
   constructor(options: SourceChannelsOptions<C, S>) {
@@ -130,9 +136,9 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     return this.departures.connections
   }
 
-  /** How many have a flow. */
+  /** How many have a flow, or are brought to its end. */
   get count(): number {
-    return this.flows.size
+    return this.flows.size + this.ending
   }
 
   /** How many of them are of migrations. */
@@ -325,11 +331,20 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     else this.move(channel.migration)
   }
 
-  /** Both directions of a flow have ended. */
-  endedBySession(number: number): void {
+  /**
+   * Both directions of a flow have ended.
+   * @param behind does something once all that came of it is handed on
+   */
+  endedBySession(number: number, behind: (then: () => void) => void = then => then()): void {
     const channel = this.flows.get(number)
+    if (!channel) return
     this.flows.delete(number)
-    channel?.sessionEnded()
+    this.ending++
+    channel.forgotten()
+    behind(() => {
+      this.ending--
+      channel.sessionEnded()
+    })
   }
 
   /** The WAN has broken, or stands. */
@@ -391,7 +406,9 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     }
     let number: number
     try {
-      number = link.openFlow({ target, migration: migration.number, kind })
+      const { replies } = this.options
+      const takes = kind === KIND_DISK && replies !== undefined && { replies }
+      number = link.openFlow({ target, migration: migration.number, kind, ...takes })
     } catch (error) {
       slots.giveSlot(slot)
       if (!isProxyError(error)) throw error

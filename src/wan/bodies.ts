@@ -2,7 +2,8 @@
 
 import { readU16, readU64, TWO_32, writeU16, writeU64 } from '../bytes/big-endian.ts'
 import { PAGE_SIZE } from '../bytes/page-size.ts'
-import { LABEL_LENGTH_MAX, TARGET_LENGTH_MAX, TEXT_BYTES_MAX } from '../limits.ts'
+import { LABEL_LENGTH_MAX, REPLIES_RING_PAGES_MAX, TARGET_LENGTH_MAX, TEXT_BYTES_MAX } from '../limits.ts'
+import { KIND_DISK } from './wire.ts'
 
 /** What OPEN says of a flow. */
 export interface FlowInfo {
@@ -12,12 +13,14 @@ export interface FlowInfo {
   readonly migration: number
   /** What the client takes the channel for ('main', 'multifd', ...); for logs and statistics. */
   readonly kind: string
+  /** Of a disk: pages of ring that the client keeps for the server's batches; left out: it takes none. */
+  readonly replies?: number | undefined
 }
 
 const ENCODER = new TextEncoder()
 
-export function encodeOpen({ target, migration, kind }: FlowInfo): Uint8Array {
-  return ENCODER.encode(JSON.stringify({ target, migration, kind }))
+export function encodeOpen({ target, migration, kind, replies }: FlowInfo): Uint8Array {
+  return ENCODER.encode(JSON.stringify({ target, migration, kind, replies }))
 }
 
 /** @returns null where it is no OPEN, or breaks a bound */
@@ -29,11 +32,14 @@ export function parseOpen(payload: Uint8Array): FlowInfo | null {
     return null
   }
   if (typeof value !== 'object' || value === null) return null
-  const { target, migration, kind } = value as Record<string, unknown>
+  const { target, migration, kind, replies } = value as Record<string, unknown>
   if (typeof target !== 'string' || target.length < 1 || target.length > TARGET_LENGTH_MAX) return null
   if (typeof kind !== 'string' || kind.length > LABEL_LENGTH_MAX) return null
   if (typeof migration !== 'number' || !Number.isInteger(migration) || migration < 1 || migration >= TWO_32) return null
-  return { target, migration, kind }
+  if (replies === undefined) return { target, migration, kind }
+  if (kind !== KIND_DISK || typeof replies !== 'number' || !Number.isInteger(replies)) return null
+  if (replies < 0 || replies > REPLIES_RING_PAGES_MAX) return null
+  return { target, migration, kind, replies }
 }
 
 /** RESET and BYE: a code, and a text that is cut at TEXT_BYTES_MAX bytes, never within a character. */

@@ -18,6 +18,8 @@ export const FEATURE = {
   COLD_SETS: 'cold-sets',
   /** Connections of NBD (protocol.md §9). */
   DISKS: 'disks',
+  /** What stands on a disk, on its way to who reads it (protocol.md §9). Only with DISKS. */
+  DISK_REPLIES: 'disk-replies',
 } as const
 
 /** Those that this version can do. Reserved are `lanes`, `regions` and `extended-operations` (protocol.md §4 to §6). */

@@ -84,6 +84,10 @@ class Channel implements SourceChannel<Channel, number> {
     this.told.push(`reset ${code} ${text}`)
   }
 
+  forgotten(): void {
+    this.told.push('forgotten')
+  }
+
   sessionEnded(): void {
     this.told.push('ended')
   }
@@ -221,7 +225,7 @@ t.test('a migration from its first channel to its end', t => {
   t.same(
     [multifd!.told, world.slots],
     [
-      ['opened', 'ended'],
+      ['opened', 'forgotten', 'ended'],
       [2, 3, 1],
     ],
     'its slot is free',

@@ -1,0 +1,261 @@
+/** What is read of disks through both daemons: encoded on its way back, with servers and clients that nobody here wrote. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t from 'tap'
+import { Events, type SiteEvent } from '../../src/daemon/events.ts'
+import { FairShares } from '../../src/fair-shares.ts'
+import { REPLIES_MEMORY_BYTES } from '../../src/limits.ts'
+import { TemplateStore } from '../../src/store/template-store.ts'
+import { FEATURE, FEATURES } from '../../src/wan/wire.ts'
+import { until } from '../helpers/until.ts'
+import { putPages } from '../template/makers.ts'
+import { Daemons, type DaemonsOptions } from './daemons.ts'
+import { NBD_SKIP, Nbdkit, nbdcopy, nbdsh, QEMU_IMG_SKIP, qemuImg } from './nbd.ts'
+
+t.setTimeout(590_000) // the machine may be busy
+
+const MIB = 1 << 20
+const PAGE = 4096
+
+const digest = (bytes: Buffer): string => createHash('sha256').update(bytes).digest('hex')
+
+/** A qemu-nbd that listens on a Unix socket. */
+class QemuNbd implements AsyncDisposable {
+  readonly socket: string
+  private readonly child: ChildProcess
+  private readonly folder: string
+  private readonly ended: Promise<unknown>
+
+  private constructor(folder: string, child: ChildProcess) {
+    this.folder = folder
+    this.socket = join(folder, 's')
+    this.child = child
+    this.ended = once(child, 'exit')
+  }
+
+  static async start(file: string): Promise<QemuNbd> {
+    const folder = mkdtempSync(join(tmpdir(), 'pageferry-nbd-')) // a socket's path is short
+    const args = ['-f', 'raw', '-r', '-t', '-e', '16', '-k', join(folder, 's'), file]
+    const server = new QemuNbd(folder, spawn('qemu-nbd', args, { stdio: 'ignore' }))
+    await until('qemu-nbd listens', () => existsSync(server.socket) || server.child.exitCode !== null)
+    return server
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.child.kill('SIGKILL')
+    await this.ended
+    rmSync(this.folder, { recursive: true, force: true })
+  }
+}
+
+/** A pair, and what both sides tell. */
+class Pair implements AsyncDisposable {
+  readonly daemons: Daemons
+  readonly told: SiteEvent[]
+
+  private constructor(daemons: Daemons, told: SiteEvent[]) {
+    this.daemons = daemons
+    this.told = told
+  }
+
+  static async start(disks: string, options: DaemonsOptions = {}): Promise<Pair> {
+    const events = new Events()
+    const told: SiteEvent[] = []
+    events.subscribe(event => told.push(event))
+    return new Pair(await Daemons.start({ disks, ringPages: 8192, effort: 1, events, ...options }), told)
+  }
+
+  get uri(): string {
+    return `nbd://127.0.0.1:${this.daemons.diskPort}`
+  }
+
+  /** What both sides tell of the transfer that ended last: source, destination. */
+  async ended() {
+    return await until('both summaries', () => {
+      const ended = this.told.flatMap(({ event, fields }) => (event === 'disk transfer ended' ? [fields] : []))
+      const near = ended.find(fields => 'bytesWan' in fields)
+      const far = ended.find(fields => 'bytesOut' in fields)
+      return near && far && { near, far }
+    })
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.daemons[Symbol.asyncDispose]()
+  }
+}
+
+t.test('an image that stands in a set is pulled for a few bytes', { skip: NBD_SKIP }, async t => {
+  const folder = t.testdir()
+  const golden = Array.from({ length: 2048 }, () => randomBytes(PAGE))
+  const store = new TemplateStore(join(folder, 'store'))
+  const set = await putPages(store, golden)
+  const disk = Buffer.concat([...golden, Buffer.alloc(MIB), randomBytes(MIB)])
+  const [far, back] = [join(folder, 'far'), join(folder, 'back')]
+  writeFileSync(far, disk)
+  await using kit = await Nbdkit.start('file', far)
+  await using pair = await Pair.start(`unix:${kit.socket}`, { store, farStore: store })
+  const before = pair.daemons.wan.bytes
+  await nbdcopy(pair.uri, back)
+  t.equal(digest(readFileSync(back)), digest(disk))
+  const wan = pair.daemons.wan.bytes - before
+  t.comment(`${disk.length} bytes read, ${wan} on the WAN, both ways`)
+  t.ok(wan < 1.5 * MIB, `${wan} bytes on the WAN`)
+  const { near, far: there } = await pair.ended()
+  t.match(near.sets, [{ set }])
+  t.ok(near.sets![0]!.pages > 1900, `${near.sets![0]!.pages} of 2048 blocks`)
+  t.same(there.sets, near.sets, 'counted alike at both sides')
+})
+
+/** A disk as guests have them: noise, text, and holes; its end is no whole block. */
+function image(bytes: number): Buffer {
+  const disk = Buffer.alloc(bytes)
+  for (let at = 0; at < bytes; at += MIB) {
+    const end = Math.min(bytes, at + MIB)
+    const part = (at / MIB) % 4
+    if (part === 0) randomBytes(end - at).copy(disk, at)
+    else if (part === 1) disk.fill(`line ${at} of a file that compresses well\n`, at, end)
+    else if (part === 2) randomBytes(Math.min(MIB / 2, end - at)).copy(disk, at)
+  }
+  return disk
+}
+
+t.test(
+  'qemu-img converts out of the pair, from nbdkit and from qemu-nbd',
+  { skip: NBD_SKIP || QEMU_IMG_SKIP },
+  async t => {
+    const folder = t.testdir()
+    const disk = image(12 * MIB + 512)
+    const [far, back] = [join(folder, 'far'), join(folder, 'back')]
+    writeFileSync(far, disk)
+    for (const server of ['nbdkit', 'qemu-nbd']) {
+      await using kit = server === 'nbdkit' ? await Nbdkit.start('file', far) : await QemuNbd.start(far)
+      await using pair = await Pair.start(`unix:${kit.socket}`)
+      const before = pair.daemons.wan.bytes
+      await qemuImg('convert', '-f', 'raw', '-O', 'raw', pair.uri, back)
+      t.equal(digest(readFileSync(back)), digest(disk), server)
+      const wan = pair.daemons.wan.bytes - before
+      t.comment(`${disk.length} bytes read of ${server}, ${wan} on the WAN, both ways`)
+      t.ok(wan < 0.55 * disk.length, 'what is noise, and little else')
+      t.same(
+        pair.told.filter(({ event }) => event === 'relayed raw'),
+        [],
+      )
+    }
+  },
+)
+
+t.test('reads and writes of any size and place are as those of the server itself', { skip: NBD_SKIP }, async t => {
+  const script = [
+    'import random, hashlib',
+    'r = random.Random(11)',
+    'size = h.get_size()',
+    'sums = hashlib.sha256()',
+    'for i in range(200):',
+    '    at = r.randrange(size)',
+    '    n = min(size - at, r.choice([1, 511, 4096, 4097, 12288, 70000, 300000]))',
+    '    what = r.randrange(10)',
+    '    if what < 2: h.pwrite(r.randbytes(n), at)',
+    '    elif what == 2: h.pwrite(bytes([i % 7]) * n, at)',
+    '    elif what == 3: h.zero(n, at)',
+    '    elif what == 4: h.flush()',
+    '    elif what == 5: h.pread_structured(n, at, lambda b, o, s, e: sums.update(bytes(b)))',
+    '    else: sums.update(h.pread(n, at))',
+    // many at once, answered in any order
+    'bufs = [nbd.Buffer(65536) for _ in range(24)]',
+    'for i, b in enumerate(bufs): h.aio_pread(b, (i * 7 % 24) * 65536)',
+    'while h.aio_in_flight() > 0: h.poll(-1)',
+    'for b in bufs: sums.update(b.to_bytearray())',
+    'try: h.pread(4096, size)',
+    'except nbd.Error as e: sums.update(e.errno.encode())',
+    'sums.update(h.pread(size, 0))',
+    'print(sums.hexdigest())',
+  ]
+  const direct = await (async () => {
+    await using kit = await Nbdkit.start('memory', '3M')
+    return await nbdsh(kit.uri, ...script)
+  })()
+  await using kit = await Nbdkit.start('memory', '3M')
+  await using pair = await Pair.start(`unix:${kit.socket}`)
+  t.equal(await nbdsh(pair.uri, ...script), direct)
+  t.same(
+    pair.told.filter(({ event }) => event === 'relayed raw'),
+    [],
+  )
+  t.match((await pair.ended()).near, { endedBy: 'both sides closed' })
+})
+
+t.test('a WAN that is cut while a disk is read, over and over', { skip: NBD_SKIP }, async t => {
+  const folder = t.testdir()
+  const disk = image(16 * MIB)
+  const [far, back] = [join(folder, 'far'), join(folder, 'back')]
+  writeFileSync(far, disk)
+  await using kit = await Nbdkit.start('file', far)
+  await using pair = await Pair.start(`unix:${kit.socket}`, { patienceMs: 60_000 })
+  const { wan } = pair.daemons
+  let copied = false
+  const copy = nbdcopy(pair.uri, back).finally(() => {
+    copied = true
+  })
+  let cuts = 0
+  for (let at = MIB / 2; cuts < 8; at += MIB / 2) {
+    await until('bytes on the WAN', () => wan.bytes > at || copied)
+    if (copied) break
+    wan.cut()
+    cuts++
+  }
+  await copy
+  t.equal(digest(readFileSync(back)), digest(disk))
+  t.ok(cuts >= 4, `${cuts} cuts`)
+  t.match((await pair.ended()).near, { endedBy: 'both sides closed' }, 'its client saw nothing but pauses')
+})
+
+t.test('without the feature, or without memory for it, all of it comes as it is', { skip: NBD_SKIP }, async t => {
+  const folder = t.testdir()
+  const disk = image(6 * MIB)
+  const [far, back] = [join(folder, 'far'), join(folder, 'back')]
+  writeFileSync(far, disk)
+  await using kit = await Nbdkit.start('file', far)
+  const known = FEATURES as string[]
+  for (const lacks of ['the feature', 'memory']) {
+    if (lacks === 'the feature') known.splice(known.indexOf(FEATURE.DISK_REPLIES), 1)
+    try {
+      // half of it is an identity's
+      const memory = lacks === 'memory' ? { memory: new FairShares(2 * REPLIES_MEMORY_BYTES - 2) } : {}
+      await using pair = await Pair.start(`unix:${kit.socket}`, memory)
+      const before = pair.daemons.wan.bytes
+      await nbdcopy(pair.uri, back)
+      t.equal(digest(readFileSync(back)), digest(disk), lacks)
+      t.ok(pair.daemons.wan.bytes - before > 0.9 * disk.length, 'nothing is saved')
+      t.match((await pair.ended()).near, { endedBy: 'both sides closed' })
+    } finally {
+      if (lacks === 'the feature') known.push(FEATURE.DISK_REPLIES)
+    }
+  }
+})
+
+t.test('a client that goes away while it reads; and others go on', { skip: NBD_SKIP || QEMU_IMG_SKIP }, async t => {
+  const folder = t.testdir()
+  const disk = image(8 * MIB)
+  const [far, back] = [join(folder, 'far'), join(folder, 'back')]
+  writeFileSync(far, disk)
+  await using server = await QemuNbd.start(far) // nbdkit 1.32 dies when a client does
+  await using pair = await Pair.start(`unix:${server.socket}`)
+  const leaves = [
+    'import os',
+    'bufs = [nbd.Buffer(262144) for _ in range(32)]',
+    'for i, b in enumerate(bufs): h.aio_pread(b, i * 262144)',
+    'h.poll(-1)',
+    'h.poll(-1)',
+    'os._exit(0)',
+  ]
+  await Promise.all([nbdcopy(pair.uri, back), nbdsh(pair.uri, ...leaves), nbdsh(pair.uri, ...leaves)])
+  t.equal(digest(readFileSync(back)), digest(disk))
+  await nbdcopy(pair.uri, back)
+  t.equal(digest(readFileSync(back)), digest(disk), 'in the same session')
+  t.equal(pair.told.filter(({ event }) => event === 'link.dead' || event === 'link.defect').length, 0)
+  t.equal(pair.daemons.count('session open'), 2, 'one, told at both sides')
+})
