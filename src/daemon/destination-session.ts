@@ -162,7 +162,6 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   // --- LinkSink
 
   onOpen(number: number, info: FlowInfo): void {
-    if (info.replies !== undefined) this.replies?.wanted(info.replies)
     const migration = this.migrationOf(info)
     if (migration instanceof MigrationArrival) this.options.pool.migrates(true)
     this.options.pool.warm().catch(error => this.defect(error))
@@ -179,6 +178,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
       flow.refused(error)
       return
     }
+    if (info.replies !== undefined) this.replies?.wanted(info.replies)
     this.dials.add(flow, formatAddress(address))
   }
 
