@@ -37,12 +37,20 @@ class QemuNbd implements AsyncDisposable {
     this.ended = once(child, 'exit')
   }
 
-  static async start(file: string): Promise<QemuNbd> {
-    const folder = mkdtempSync(join(tmpdir(), 'pageferry-nbd-')) // a socket's path is short
+  /** @param folder for its socket, whose path is short: where another one was killed */
+  static async start(file: string, folder = mkdtempSync(join(tmpdir(), 'pageferry-nbd-'))): Promise<QemuNbd> {
     const args = ['-f', 'raw', '-r', '-t', '-e', '16', '-k', join(folder, 's'), file]
     const server = new QemuNbd(folder, spawn('qemu-nbd', args, { stdio: 'ignore' }))
     await until('qemu-nbd listens', () => existsSync(server.socket) || server.child.exitCode !== null)
     return server
+  }
+
+  /** Dies, and another one takes its place. */
+  async replaced(file: string): Promise<QemuNbd> {
+    this.child.kill('SIGKILL')
+    await this.ended
+    rmSync(this.socket)
+    return await QemuNbd.start(file, this.folder)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -257,5 +265,28 @@ t.test('a client that goes away while it reads; and others go on', { skip: NBD_S
   await nbdcopy(pair.uri, back)
   t.equal(digest(readFileSync(back)), digest(disk), 'in the same session')
   t.equal(pair.told.filter(({ event }) => event === 'link.dead' || event === 'link.defect').length, 0)
+  t.equal(pair.daemons.count('session open'), 2, 'one, told at both sides')
+})
+
+t.test('a server that dies while it is read, and comes back', { skip: NBD_SKIP || QEMU_IMG_SKIP }, async t => {
+  const folder = t.testdir()
+  const disk = image(24 * MIB)
+  const [far, back] = [join(folder, 'far'), join(folder, 'back')]
+  writeFileSync(far, disk)
+  let server = await QemuNbd.start(far)
+  t.teardown(() => server[Symbol.asyncDispose]())
+  await using pair = await Pair.start(`unix:${server.socket}`)
+  for (let run = 1; run <= 3; run++) {
+    const before = pair.daemons.wan.bytes
+    const copy = nbdcopy(pair.uri, back).then(
+      () => 'copied',
+      () => 'failed',
+    )
+    await until('bytes on the WAN', () => pair.daemons.wan.bytes > before + run * MIB)
+    server = await server.replaced(far)
+    t.equal(await copy, 'failed', 'its client is told')
+  }
+  await nbdcopy(pair.uri, back)
+  t.equal(digest(readFileSync(back)), digest(disk), 'the pools are alike all the same')
   t.equal(pair.daemons.count('session open'), 2, 'one, told at both sides')
 })

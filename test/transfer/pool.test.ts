@@ -344,6 +344,26 @@ t.test('what lists of sets can cost', async t => {
   await third.close()
 })
 
+t.test('a pool beside another: in a memory that has its sets, and nothing of it stays', async t => {
+  const { store, digests } = await storeOf(t, [0, 20], [20, 40])
+  const [a, b] = digests as [string, string]
+  const pools = new Pools()
+  const beside = (...sets: string[]) =>
+    pools.open({ ...request('encoder', store, sets), isBeside: true, forgetsTables: true })
+  const none = await beside(a).catch(error => error)
+  t.ok(isProxyError(none, 'LIMIT_EXCEEDED'), 'no session has it')
+  const session = await open(pools, 'decoder', store, [a, b])
+  for (const list of [[a, b], [b, a], [a], [b]]) {
+    const pool = await beside(...list)
+    t.equal(pool.kernel.layout.templatePages, 20 * list.length)
+    t.equal(pools.stats.length, 1, 'in the same memory')
+    await pool.close()
+    t.equal(pools.stats[0]!.lists, 1, 'a peer that names sets in ever other orders leaves no table behind')
+  }
+  t.equal(pools.stats[0]!.sets, 2, 'sets are there once')
+  await session.close()
+})
+
 t.test('a damaged set fails who wants it, and nobody else', async t => {
   const { store, digests } = await storeOf(t, [0, 20], [20, 40])
   const [good, bad] = digests as [string, string]
