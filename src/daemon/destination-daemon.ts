@@ -396,6 +396,7 @@ export class DestinationDaemon {
       learning,
       replies,
       wake: () => link.wake(),
+      queueTargetMs: this.options.queueTargetMs,
       targets: () => this.targets,
       disks: disks ? () => this.disks : undefined,
       diskZeroes: this.options.diskZeroes,

@@ -8,6 +8,7 @@ import { allGains } from '../codec/set-gains.ts'
 import { defectOf, isProxyError, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import type { SessionLearning } from '../learning/learning.ts'
+import { QUEUE_TARGET_MS } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { TickTimer } from '../link/tick-timer.ts'
 import type { Arrival } from '../migration/arrival.ts'
@@ -17,6 +18,7 @@ import { DialQueue } from '../migration/dial-queue.ts'
 import { DiskArrival } from '../migration/disk-arrival.ts'
 import { MigrationArrival } from '../migration/migration-arrival.ts'
 import type { PatienceTimes } from '../migration/patience.ts'
+import { URGENT_QUEUE_MS } from '../migration/source-channels.ts'
 import type { ArrivalSummary, DiskArrivalSummary } from '../migration/summary.ts'
 import { type Address, formatAddress, targetOf } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
@@ -55,6 +57,8 @@ export interface DestinationSessionOptions {
   readonly replies?: ((ringPages: number) => Promise<OpenPool | undefined>) | undefined
   /** Has `onWork` called at the end of this turn: link.wake. */
   readonly wake?: () => void
+  /** Time that bytes may wait in the link while no guest waits for pages. Default: QUEUE_TARGET_MS. */
+  readonly queueTargetMs?: number
   readonly patience: PatienceTimes
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
   readonly pieces: Share
@@ -115,6 +119,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   /** What the source had acknowledged when those were looked at last. */
   private lookedAt = 0
   private readonly untold: UntoldChannels
+  /** A guest waits for pages. */
+  private isUrgent = false
   private ended = false
 
   constructor(options: DestinationSessionOptions) {
@@ -344,10 +350,21 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   onWork(): void {
     if (this.ended) return
     if (this.replies) {
+      this.followUrgency()
       this.replies.work()
       this.arm()
     }
     this.dialConfirmed()
+  }
+
+  /** While a guest waits for pages, next to nothing that is read of disks may lie in the link before its requests. */
+  private followUrgency(): void {
+    let isUrgent = false
+    for (const { record } of this.arrivals.all) isUrgent ||= record.postcopy
+    if (isUrgent === this.isUrgent) return
+    this.isUrgent = isUrgent
+    const { session, queueTargetMs = QUEUE_TARGET_MS } = this.options
+    session.setQueueTarget(isUrgent ? URGENT_QUEUE_MS : queueTargetMs)
   }
 
   /** The source may have acknowledged that migrations are taken. */

@@ -290,3 +290,20 @@ t.test('a server that dies while it is read, and comes back', { skip: NBD_SKIP |
   t.equal(digest(readFileSync(back)), digest(disk), 'the pools are alike all the same')
   t.equal(pair.daemons.count('session open'), 2, 'one, told at both sides')
 })
+
+t.test('while a guest waits for pages next to nothing lies in the link before its requests', async t => {
+  await using pair = await Pair.start('unix:/nobody')
+  const { daemons } = pair
+  const recovery = await daemons.dial()
+  const target = (): number => {
+    const { paths } = daemons.link.session as unknown as { paths: { targetMs: number } }
+    return paths.targetMs
+  }
+  recovery.write(Buffer.from('08000a0007067063', 'hex'))
+  recovery.write('.ram')
+  await until('its QEMU', () => daemons.target.sockets.length === 1)
+  t.equal(target(), 5)
+  daemons.target.sockets[0]!.destroy()
+  await until('its end', () => daemons.arrivals.length === 1)
+  await until('the way back to be as it was', () => target() === 50)
+})
