@@ -3,9 +3,11 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
+import { ColumnPacker } from '../../src/compression/column-packer.ts'
 import { Events, type SiteEvent } from '../../src/daemon/events.ts'
 import { FairShares } from '../../src/fair-shares.ts'
 import { REPLIES_MEMORY_BYTES } from '../../src/limits.ts'
@@ -13,7 +15,8 @@ import { TemplateStore } from '../../src/store/template-store.ts'
 import { FEATURE, FEATURES } from '../../src/wan/wire.ts'
 import { until } from '../helpers/until.ts'
 import { putPages } from '../template/makers.ts'
-import { Daemons, type DaemonsOptions } from './daemons.ts'
+import { conversation } from '../vectors/nbd/conversations.ts'
+import { closed, Daemons, type DaemonsOptions, Target } from './daemons.ts'
 import { NBD_SKIP, Nbdkit, nbdcopy, nbdsh, QEMU_IMG_SKIP, qemuImg } from './nbd.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -306,4 +309,80 @@ t.test('while a guest waits for pages next to nothing lies in the link before it
   daemons.target.sockets[0]!.destroy()
   await until('its end', () => daemons.arrivals.length === 1)
   await until('the way back to be as it was', () => target() === 50)
+})
+
+/** Into transmission, with chunks. */
+const OPENING = conversation([
+  'S "NBDMAGIC" "IHAVEOPT" 0003',
+  'C 00000003 "IHAVEOPT" 00000008 00000000',
+  'S 0003e889045565a9 00000008 00000001 00000000',
+  'C "IHAVEOPT" 00000007 00000007 00000001 "d" 0000',
+  'S 0003e889045565a9 00000007 00000003 0000000c 0000 0000000040000000 0ded',
+  'S 0003e889045565a9 00000007 00000001 00000000',
+]).steps
+
+/** A READ of 32 KiB at the beginning, for which there is credit, and what is said to it. */
+const READ = Buffer.from('256095130000000000000000000000070000000000000000' + '00008000', 'hex')
+const ANSWER = Buffer.concat([
+  Buffer.from('668e33ef00010001000000000000000700008008' + '0000000000000000', 'hex'),
+  Buffer.from(Array.from({ length: 4096 }, (_, i) => `line${i}`.padEnd(8)).join('')).subarray(0, 1 << 15),
+])
+
+t.test('a server that breaks off while what it said is packed', async t => {
+  const target = new Target()
+  target.server.listen(0, '127.0.0.1')
+  await once(target.server, 'listening')
+  t.teardown(() => target[Symbol.asyncDispose]())
+  await using pair = await Pair.start(`tcp:127.0.0.1:${target.port}`)
+  const { daemons } = pair
+  const { promise: isHeld, resolve: letGo } = Promise.withResolvers<void>()
+  const { prototype } = ColumnPacker
+  const { pack } = prototype
+  t.teardown(() => {
+    prototype.pack = pack
+  })
+  /** Of the destination's half: whether nobody wants the connection any more. */
+  const isOver = (): boolean => {
+    const { sessions } = daemons.destination as unknown as {
+      sessions: Map<unknown, { flows: Map<number, { isOver: boolean }> }>
+    }
+    return [...sessions.values()].some(({ flows }) => [...flows.values()].some(flow => flow.isOver))
+  }
+  for (let run = 0; run < 2; run++) {
+    const client = net.connect(daemons.diskPort, '127.0.0.1')
+    client.on('error', () => {})
+    let heard = 0
+    client.on('data', chunk => {
+      heard += chunk.length
+    })
+    const server = await until('the server is dialled', () => target.sockets[run])
+    const said = { client: 0, server: 0 }
+    for (const { from, bytes } of [...OPENING, { from: 'client', bytes: READ } as const]) {
+      const other = from === 'client' ? 'server' : 'client'
+      await until('its turn', () => (from === 'client' ? heard : target.received[run]!.length) >= said[other])
+      ;(from === 'client' ? client : server).write(bytes)
+      said[from] += bytes.length
+    }
+    await until('the READ', () => target.received[run]!.length >= said.client)
+    let packed = 0
+    if (run === 0) {
+      prototype.pack = async function (...job) {
+        packed++
+        await isHeld
+        return pack.apply(this, job)
+      }
+    }
+    server.write(ANSWER)
+    if (run === 0) {
+      await until('something to pack', () => packed > 0)
+      prototype.pack = pack
+      server.resetAndDestroy()
+      await until('the break', isOver)
+      letGo()
+      await closed(client)
+    } else await until('the answer', () => heard === said.server + ANSWER.length)
+    client.destroy()
+  }
+  t.equal(daemons.count('session open'), 2, 'one, told at both sides')
+  t.equal(daemons.count('link.defect') + daemons.count('link.dead'), 0)
 })
