@@ -325,7 +325,9 @@ export class Pools {
       workspaces.push(new Workspace(kernel.bytes, next))
     const slots: number[] = []
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
-    const warmth = new Warmth(kernel, this.loop, request.ringInAdvance ?? 'never', this.spare, arena.sparePages)
+    const sets = numbered(lease.index.sets)
+    const inAdvance = request.ringInAdvance ?? 'never'
+    const warmth = new Warmth(kernel, this.loop, inAdvance, this.spare, arena.sparePages, sets.starts)
     const index = cold?.index
     // behind what a session's opening waits for: of 20 GB it takes a second, in which pages may pass that it would know
     void warmth.ready.then(() => index?.fill(this.loop))
@@ -338,7 +340,7 @@ export class Pools {
       workspaces,
       slots,
       slotBytes: request.slotBytes,
-      sets: numbered(lease.index.sets),
+      sets,
       cold,
       turns: this.turns,
       ready: warmth.ready,

@@ -111,6 +111,7 @@ export class Warmth {
   /** Resolves when nothing of the ring is left to be done in advance, or a migration has begun, or the session is over. */
   readonly ready: Promise<void>
   private readonly kernel: Kernel
+  private readonly starts: readonly number[]
   private readonly loop: EventLoop
   private readonly inAdvance: RingInAdvance
   private readonly spare: SpareRing
@@ -123,9 +124,20 @@ export class Warmth {
   private ended = false
   private resolveReady!: () => void
 
-  /** @param sparePages of the memory that the session is in */
-  constructor(kernel: Kernel, loop: EventLoop, inAdvance: RingInAdvance, spare: SpareRing, sparePages: SparePages) {
+  /**
+   * @param sparePages of the memory that the session is in
+   * @param starts first slot of each set in memory
+   */
+  constructor(
+    kernel: Kernel,
+    loop: EventLoop,
+    inAdvance: RingInAdvance,
+    spare: SpareRing,
+    sparePages: SparePages,
+    starts: readonly number[] = [0],
+  ) {
     this.kernel = kernel
+    this.starts = starts
     this.loop = loop
     this.ringBytes = kernel.layout.ringPages * PAGE_BYTES
     this.inAdvance = this.ringBytes === 0 ? 'never' : inAdvance
@@ -218,10 +230,18 @@ export class Warmth {
 
   private async remember(): Promise<void> {
     const { longEntries, templatePages } = this.kernel.layout
-    for (let from = 0; longEntries > 0 && from < templatePages; from += REMEMBER_STEP) {
-      if (from > 0) await nextTurn(this.loop)
-      if (this.ended) return
-      this.kernel.rememberTemplates(from, Math.min(templatePages, from + REMEMBER_STEP))
+    if (longEntries === 0) return
+    const sets = this.starts.map((from, i) => ({ from, to: this.starts[i + 1] ?? templatePages }))
+    // what is remembered last is found first, and stays longest: a guest's pages before an image's, of which most are never asked for
+    sets.sort((a, b) => b.to - b.from - (a.to - a.from))
+    let isFirst = true
+    for (const set of sets) {
+      for (let { from } = set; from < set.to; from += REMEMBER_STEP) {
+        if (!isFirst) await nextTurn(this.loop)
+        isFirst = false
+        if (this.ended) return
+        this.kernel.rememberTemplates(from, Math.min(set.to, from + REMEMBER_STEP))
+      }
     }
   }
 }

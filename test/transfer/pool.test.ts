@@ -830,3 +830,36 @@ t.test('a set that another memory has is late where it is read again', async t =
   t.equal(pools.stats.length, 2, 'in a second memory')
   for (const pool of [first, second]) await pool.close()
 })
+
+t.test('pages of large sets are made known for long matches before those of small ones', async t => {
+  const { folder } = scratch(t.teardown)
+  const store = new TemplateStore(folder)
+  const pagesFrom = (seed: number, count: number): Buffer[] =>
+    Array.from({ length: count }, (_, i) => Buffer.alloc(PAGE, `${seed} ${i} `))
+  const [small, large] = [await putPages(store, pagesFrom(1, 20)), await putPages(store, pagesFrom(2, 700))]
+  for (const [sets, calls] of [
+    [
+      [small, large],
+      ['20 532', '532 720', '0 20'],
+    ],
+    [
+      [large, small],
+      ['0 512', '512 700', '700 720'],
+    ],
+    [[], []],
+  ] as const) {
+    const shape = { role: 'encoder', workspaces: 1, slots: 1, slotBytes: 65536, longMatch: true } as const
+    const pool = await new Pools({ unusedMs: 0 }).open({ ...shape, store, sets, ringPages: 64, places: 64 })
+    const told: string[] = []
+    const { rememberTemplates } = pool.kernel
+    Object.assign(pool.kernel, {
+      rememberTemplates: (from: number, to: number) => {
+        told.push(`${from} ${to}`)
+        rememberTemplates(from, to)
+      },
+    })
+    await pool.warm()
+    t.same(told, calls)
+    await pool.close()
+  }
+})
