@@ -105,7 +105,8 @@ function wanText({ bytesWan, bytes, effort }: DepartureStatus | DiskDepartureSta
 
 function diskDepartureText(transfer: DiskDepartureStatus): string {
   const exports = transfer.exports.length > 0 ? `; exports: ${transfer.exports.map(printable).join(' ')}` : ''
-  return `${diskText(transfer)} from its clients, ${wanText(transfer)}${exports}`
+  const asked = transfer.requests > 0 ? `; ${transfer.requests} requests not answered` : ''
+  return `${diskText(transfer)} from its clients, ${wanText(transfer)}${asked}${exports}`
 }
 
 /** 'disks 1f2e3d4c-2 (web), 2 connections for 4.2 s: 1.2 GB', as far as both sides know it. */

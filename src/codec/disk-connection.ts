@@ -39,6 +39,7 @@ export class DiskConnection implements ChannelParser, NbdSink {
   private readonly facts: DiskFacts
   private readonly parser: ClientParser | ServerParser
   private readonly other: ClientParser | ServerParser
+  private readonly dialogue = new Dialogue()
   /** FLUSHes that are not answered, and whether that has been told. */
   private flushesAsked = 0
   private toldFlushes = false
@@ -60,7 +61,7 @@ export class DiskConnection implements ChannelParser, NbdSink {
    * @param encoded which that is: the client's where the client is at this site
    */
   constructor(flow: FlowEncoder | undefined, encoded: Direction, facts: DiskFacts = {}) {
-    const dialogue = new Dialogue()
+    const { dialogue } = this
     const client = new ClientParser(this, dialogue)
     const server = new ServerParser(this, dialogue)
     this.encoded = encoded
@@ -110,6 +111,11 @@ export class DiskConnection implements ChannelParser, NbdSink {
 
   get position(): number {
     return this.parser.position
+  }
+
+  /** Requests that are not answered, as far as both directions are understood. */
+  get unanswered(): number {
+    return this.dialogue.requests.count
   }
 
   /** Bytes of a head or block that is not complete. In the handshake everything goes at once. */

@@ -13,12 +13,12 @@ import type { LinkSink } from '../link/api.ts'
 import { TickTimer } from '../link/tick-timer.ts'
 import type { Arrival } from '../migration/arrival.ts'
 import { Arrivals } from '../migration/arrivals.ts'
+import { URGENT_QUEUE_MS } from '../migration/departure.ts'
 import { DESTINATION_TABLE, DestinationLife, type DestinationTable } from '../migration/destination-life.ts'
 import { DialQueue } from '../migration/dial-queue.ts'
 import { DiskArrival } from '../migration/disk-arrival.ts'
 import { MigrationArrival } from '../migration/migration-arrival.ts'
 import type { PatienceTimes } from '../migration/patience.ts'
-import { URGENT_QUEUE_MS } from '../migration/source-channels.ts'
 import type { ArrivalSummary, DiskArrivalSummary } from '../migration/summary.ts'
 import { type Address, formatAddress, targetOf } from '../relay/address.ts'
 import { dial } from '../relay/dialer.ts'
@@ -360,7 +360,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   /** While a guest waits for pages, next to nothing that is read of disks may lie in the link before its requests. */
   private followUrgency(): void {
     let isUrgent = false
-    for (const { record } of this.arrivals.all) isUrgent ||= record.postcopy
+    for (const { record } of this.arrivals.migrations) isUrgent ||= record.postcopy
     if (isUrgent === this.isUrgent) return
     this.isUrgent = isUrgent
     const { session, queueTargetMs = QUEUE_TARGET_MS } = this.options

@@ -130,6 +130,10 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     return this.sending?.encoder.stats
   }
 
+  get unanswered(): number {
+    return this.sending?.unanswered ?? 0
+  }
+
   get place(): MemoryPlace | undefined {
     return this.sending?.encoder.place
   }

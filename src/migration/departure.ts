@@ -23,6 +23,8 @@ export const URGENT_QUEUE_MS = 5
 export interface DepartureChannel extends GateChannel {
   /** Who has connected. */
   readonly peer?: string
+  /** Of a disk's connection: requests that are not answered. */
+  readonly unanswered?: number
   /** Number of its flow in the session. */
   readonly number: number
   /** undefined: it has no flow, because the other side takes none any more. */

@@ -78,6 +78,7 @@ export class DiskDeparture<C extends DepartureChannel> extends Departure<C> {
       exports: [...this.exports],
       seconds: this.seconds(nowMs),
       connections: this.flows.size,
+      requests: Array.from(this.flows, ({ unanswered = 0 }) => unanswered).reduce((sum, count) => sum + count, 0),
       ...this.flowing(this.counts(), effort),
     }
   }

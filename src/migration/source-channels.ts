@@ -18,9 +18,6 @@ import { MigrationDeparture } from './migration-departure.ts'
 import type { SourceChannelEvents } from './source-events.ts'
 import type { DepartureStatus, DiskDepartureStatus, NamedMigration } from './summary.ts'
 
-/** Time that bytes may wait in the link while a guest waits for pages: postcopy. */
-export const URGENT_QUEUE_MS = 5
-
 /** A connection of QEMU, and its flow once it has one. SourceFlow is one. `S`: where its bytes lie until they are encoded. */
 export interface SourceChannel<C extends DepartureChannel, S> extends DeparturesChannel<C> {
   /** Who has connected; and its first bytes, undefined where there are none. */

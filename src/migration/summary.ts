@@ -117,6 +117,8 @@ export interface DiskStatus extends DiskTold {
 export interface DiskDepartureStatus extends DiskStatus {
   /** What its clients asked for, as they named it. */
   readonly exports: readonly string[]
+  /** Of its clients, that are not answered: a mirror of QEMU has 16 at most. */
+  readonly requests: number
   readonly bytesWan: number
   /** Effort of the next batch. */
   readonly effort: number

@@ -102,6 +102,11 @@ export class SendingChannel implements OutboundChannel {
     this.pumped.urgent = urgent
   }
 
+  /** Requests of a disk's client that are not answered. */
+  get unanswered(): number {
+    return this.disk?.unanswered ?? 0
+  }
+
   get isUrgent(): boolean {
     return this.pumped.urgent
   }

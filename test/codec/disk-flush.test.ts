@@ -9,7 +9,7 @@ const BLOCK = 4096
 
 class Conversation {
   readonly told: string[] = []
-  private readonly connection: DiskConnection
+  readonly connection: DiskConnection
   private readonly encoder: FlowEncoder
   private cookie = 0
 
@@ -55,6 +55,7 @@ class Conversation {
 t.test('from a FLUSH to its answer', t => {
   const disk = new Conversation()
   const write = disk.asks(COMMAND.WRITE, BLOCK)
+  t.equal(disk.connection.unanswered, 1)
   t.same(disk.since(), [])
   disk.answers(write)
   const flush = disk.asks(COMMAND.FLUSH)
@@ -65,6 +66,7 @@ t.test('from a FLUSH to its answer', t => {
   t.same(disk.since(), ['flushed'], 'one is still asked for')
   disk.answers(second)
   t.same(disk.since(), ['goes on', 'flushed'])
+  t.equal(disk.connection.unanswered, 0)
   t.end()
 })
 

@@ -22,6 +22,7 @@ class Channel implements DepartureChannel {
   readonly host = 'host'
   readonly isSilent = false
   readonly isUnanswered = false
+  unanswered = 0
   readonly stats = new BatchStats()
   kind: FlowKind
   over = false
@@ -100,10 +101,13 @@ t.test('a disk transfer: no migration, and bounded in what is told of it', t => 
   t.equal(transfer.exported('x'.repeat(5000))?.length, EXPORT_TOLD_LENGTH_MAX)
   for (let i = 0; i < 100; i++) transfer.exported(`v${i}`)
   channels[0]!.stats.rawBytes = 1000
+  channels[0]!.unanswered = 3
+  channels[1]!.unanswered = 4
   channels[0]!.stats.packedBytes = 100
   t.same(transfer.sent(channels[0]!, 9000, 3), {}, 'no forecast, no progress')
   const status = transfer.status(3000, 2)
-  t.match(status, { transfer: 4, id: '01234567-4', connections: 2, bytes: 1000, bytesWan: 100, seconds: 2, effort: 2 })
+  t.match(status, { transfer: 4, id: '01234567-4', connections: 2, requests: 7, bytes: 1000, bytesWan: 100 })
+  t.match(status, { seconds: 2, effort: 2 })
   t.equal(status.exports.length, EXPORTS_TOLD_MAX)
   t.equal(transfer.closed(channels[0]!), false)
   transfer.record.ended({ by: 'source', how: 'broke', text: 'it broke off' })
