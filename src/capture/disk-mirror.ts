@@ -68,8 +68,9 @@ export class DiskMirror {
       batch.release()
     }
     if (this.zeroes > 0) yield this.sayZeroes()
+    const flush = this.request(COMMAND.FLUSH, 0, 0)
     this.said = this.reply()
-    yield this.request(COMMAND.FLUSH, 0, 0)
+    yield flush
     yield this.request(COMMAND.DISC, 0, 0)
   }
 

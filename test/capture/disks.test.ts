@@ -4,7 +4,14 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { zstdCompressSync } from 'node:zlib'
 import t from 'tap'
+import { DiskMirror } from '../../src/capture/disk-mirror.ts'
+import { Input } from '../../src/capture/input.ts'
 import { PageInput } from '../../src/capture/pages.ts'
+import { ClientParser } from '../../src/nbd/client-stream.ts'
+import { Dialogue } from '../../src/nbd/dialogue.ts'
+import { ServerParser } from '../../src/nbd/server-stream.ts'
+import type { NbdSink } from '../../src/nbd/sink.ts'
+import { COMMAND } from '../../src/nbd/wire.ts'
 import { pageferry } from '../template/cli-harness.ts'
 import { failure, migration, PAGE, page, scratch, sha256 } from '../template/makers.ts'
 
@@ -104,6 +111,42 @@ t.test('what moving a disk would cost', { skip }, async t => {
   const text = await pageferry('estimate', join(folder, 'moved.qcow2'), '--store', store)
   t.match(text.out, /moved.qcow2: taken for a qcow2 disk image\n/)
   t.match(text.out, /in a template set \D* 201 /)
+})
+
+t.test('the mirror that is estimated says all of a disk, each byte once, and is answered', async t => {
+  const input = await Input.open(join(folder, 'disk.raw'))
+  const mirror = new DiskMirror(PageInput.of(input))
+  const made = Buffer.alloc(DISK.length, 0xee)
+  let [said, covered, answered] = [Buffer.alloc(0), 0, 0]
+  const writes: { start: number; end: number; offset: number }[] = []
+  const raw: string[] = []
+  const nothing = (): void => {}
+  const sink: NbdSink = {
+    ...{ begins: nothing, chunk: nothing, readData: nothing, readHole: nothing },
+    request: (_start, _headEnd, { type, offset, lengthBytes }) => {
+      if (type === COMMAND.WRITE_ZEROES) made.fill(0, offset, offset + lengthBytes)
+      if (type === COMMAND.WRITE_ZEROES || type === COMMAND.WRITE) covered += lengthBytes
+    },
+    writeData: (start, end, { offset }) => void writes.push({ start, end, offset }),
+    reply: () => answered++,
+    raw: (direction, position, reason) => void raw.push(`${direction} ${position} ${reason}`),
+  }
+  const dialogue = new Dialogue()
+  const [client, server] = [new ClientParser(sink, dialogue), new ServerParser(sink, dialogue)]
+  const hear = (bytes: Uint8Array): void => server.push(bytes, 0, bytes.length)
+  hear(mirror.answer())
+  for await (const chunk of mirror.chunks()) {
+    said = Buffer.concat([said, chunk])
+    client.push(chunk, 0, chunk.length)
+    hear(mirror.answer())
+  }
+  input.close()
+  for (const { start, end, offset } of writes) said.copy(made, offset, start, end)
+  t.same(raw, [])
+  t.ok(made.equals(DISK))
+  t.equal(covered, DISK.length)
+  t.equal(dialogue.requests.count, 0, 'nothing is left to be answered')
+  t.ok(answered > writes.length)
 })
 
 t.test('pages of several images and guests', { skip }, async t => {
