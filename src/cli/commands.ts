@@ -74,7 +74,7 @@ export const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'estimate <inputs..>',
-    describe: 'Tell what a migration would save, and why',
+    describe: 'Tell what a migration, or the mirror of a disk, would save, and why',
     load: async () => plain((await import('./codec-command.ts')).estimateCommand),
   },
   {
