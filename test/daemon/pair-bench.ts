@@ -2,8 +2,8 @@
  * `make bench-link`: a migration stream through a pair of proxies, two processes of bin/pageferry, from a feeder's socket
  * to a sink's: pages that all, 90 % or none match a template set. Prints MB/s of the wall, MB of the channel per CPU second of each
  * proxy, and how TLS compares with a plain link. Feeder and sink cost next to nothing (sendfile; MSG_TRUNC) and are not counted.
- * The first quarter of each stream warms
- * up and does not count; medians, every variant once in each round, the streams one after the other through one pair.
+ * A pair rests before its first stream until it has nothing left to make ready (the ring's memory, ADR 0003). The first quarter
+ * of each stream warms up and does not count; medians, every variant once in each round, the streams one after the other through one pair.
  *
  *   pair-bench.ts [--match 100,90,0] [--security plain,x509,psk] [--effort 0,auto] [--rounds 5] [--megabytes 600]
  *     [--program DIR,DIR]      checkouts whose bin/pageferry is compared; default: this one
@@ -16,6 +16,7 @@ import { createHash } from 'node:crypto'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface, type Interface } from 'node:readline'
+import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import Table from 'cli-table3'
@@ -120,6 +121,16 @@ function peakMb(pid: number): number {
   return Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]) / 1000
 }
 
+/** Waits until processes have been idle for half a second, all of them: less than a hundredth of it of CPU time. */
+async function rest(pids: readonly number[]): Promise<void> {
+  const used = (): number => pids.reduce((sum, pid) => sum + cpuSeconds(pid), 0)
+  for (let before = -1, now = used(); now - before > 0.005; ) {
+    await setTimeout(500)
+    before = now
+    now = used()
+  }
+}
+
 /** Waits for a line that `found` accepts. */
 async function line(lines: Interface, found: (text: string) => boolean): Promise<string> {
   return new Promise((resolve, reject) => {
@@ -205,6 +216,7 @@ class Bench {
       const open = line(near.lines, text => text.includes('session open'))
       const listening = JSON.parse(await line(near.lines, text => text.includes('listening for'))) as { at: string }
       await open
+      await rest([near.child.pid!, far.child.pid!])
       const samples: Sample[] = []
       const used = () => [performance.now() / 1000, cpuSeconds(near.child.pid!), cpuSeconds(far.child.pid!)] as const
       for (const match of matches) {
