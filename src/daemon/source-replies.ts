@@ -20,7 +20,7 @@ export interface Answered {
 interface Entry {
   readonly info: FlowInfo
   readonly channel: InboundChannel
-  /** Batches of it that are not expanded yet. */
+  /** Batches of it that are not expanded yet, and what waits behind them. */
   pending: number
   to: Answered | undefined
 }
@@ -92,10 +92,21 @@ export class SourceReplies {
     return entry
   }
 
-  /** Does this once all batches of the flow so far are expanded: at once where none is under way. */
+  /**
+   * Does this once all batches of the flow so far are expanded, and what waited for them is done: at once where nothing is
+   * under way. Behind its last batch others' may be expanded before it is the turn of what waits.
+   */
   behind(number: number, then: () => void): void {
-    if ((this.entries.get(number)?.pending ?? 0) > 0) this.inbound.mark(then)
-    else then()
+    const entry = this.entries.get(number)
+    if (!entry || entry.pending === 0) {
+      then()
+      return
+    }
+    entry.pending++
+    this.inbound.mark(() => {
+      entry.pending--
+      then()
+    })
   }
 
   /** The flow is no more: the next of its number is another. */
