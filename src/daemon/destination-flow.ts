@@ -290,6 +290,7 @@ export class DestinationFlow implements SocketSink, SendingOwner {
   }
 
   resetByPeer(code: number, text: string): void {
+    if (this.resetDue) return // both have torn it down: ours waits for what is being packed
     if (code === CODE.CANCELLED) this.endsBy({ by: 'operator', how: 'broke', text })
     else {
       const by = code === CODE.QEMU_LOST ? 'source' : 'pair'

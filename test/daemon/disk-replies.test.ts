@@ -328,27 +328,35 @@ const ANSWER = Buffer.concat([
   Buffer.from(Array.from({ length: 4096 }, (_, i) => `line${i}`.padEnd(8)).join('')).subarray(0, 1 << 15),
 ])
 
-t.test('a server that breaks off while what it said is packed', async t => {
+t.test('a server that breaks off while what it said is packed, and its client with it', async t => {
   const target = new Target()
   target.server.listen(0, '127.0.0.1')
   await once(target.server, 'listening')
   t.teardown(() => target[Symbol.asyncDispose]())
   await using pair = await Pair.start(`tcp:127.0.0.1:${target.port}`)
   const { daemons } = pair
-  const { promise: isHeld, resolve: letGo } = Promise.withResolvers<void>()
   const { prototype } = ColumnPacker
   const { pack } = prototype
   t.teardown(() => {
     prototype.pack = pack
   })
-  /** Of the destination's half: whether nobody wants the connection any more. */
-  const isOver = (): boolean => {
-    const { sessions } = daemons.destination as unknown as {
-      sessions: Map<unknown, { flows: Map<number, { isOver: boolean }> }>
-    }
-    return [...sessions.values()].some(({ flows }) => [...flows.values()].some(flow => flow.isOver))
+  interface Half {
+    readonly flows: Map<number, { isOver: boolean }>
+    readonly options: { readonly session: { readonly flows: { get(flow: number): { receive: string } | undefined } } }
   }
-  for (let run = 0; run < 2; run++) {
+  const halves = (): Half[] => [
+    ...(daemons.destination as unknown as { sessions: Map<unknown, Half> }).sessions.values(),
+  ]
+  /** Of the destination's half: whether nobody wants the connection any more. */
+  const isOver = (): boolean => halves().some(({ flows }) => [...flows.values()].some(flow => flow.isOver))
+  /** Whether the source has told that its client broke off. */
+  const hasBroken = (): boolean =>
+    halves().some(({ flows, options: { session } }) =>
+      [...flows.keys()].some(flow => session.flows.get(flow)?.receive === 'reset'),
+    )
+  const runs = [{ breaks: 'server' }, { breaks: 'both' }, { breaks: 'none' }]
+  for (const [run, { breaks }] of runs.entries()) {
+    const { promise: isHeld, resolve: letGo } = Promise.withResolvers<void>()
     const client = net.connect(daemons.diskPort, '127.0.0.1')
     client.on('error', () => {})
     let heard = 0
@@ -365,7 +373,7 @@ t.test('a server that breaks off while what it said is packed', async t => {
     }
     await until('the READ', () => target.received[run]!.length >= said.client)
     let packed = 0
-    if (run === 0) {
+    if (breaks !== 'none') {
       prototype.pack = async function (...job) {
         packed++
         await isHeld
@@ -373,11 +381,15 @@ t.test('a server that breaks off while what it said is packed', async t => {
       }
     }
     server.write(ANSWER)
-    if (run === 0) {
+    if (breaks !== 'none') {
       await until('something to pack', () => packed > 0)
       prototype.pack = pack
       server.resetAndDestroy()
       await until('the break', isOver)
+      if (breaks === 'both') {
+        client.resetAndDestroy()
+        await until('the other break', () => hasBroken() || daemons.count('link.dead') > 0)
+      }
       letGo()
       await closed(client)
     } else await until('the answer', () => heard === said.server + ANSWER.length)
