@@ -236,3 +236,27 @@ t.test('a client that leaves behind writes: they arrive, and its end behind them
   t.equal(got().length, 48, 'no answer of the server is left over')
   t.same(pair.of('early answers were wrong'), [])
 })
+
+t.test('neither side is understood, in the middle of a head: both go on as they are', async t => {
+  await using far = await byHand()
+  await using pair = await Early.start(`tcp:127.0.0.1:${far.port}`)
+  const { near, server, got, number } = await agreed(pair, far)
+  near.write(request(1, 5, 512))
+  await until('an early answer', () => got().length === 16)
+  const written = asksForExport.length + 28 + 512
+  const wrote = await until('the write', () => far.received[number]!.length === written && far.received[number])
+  // its answer, and the beginning of something that nobody asked for
+  const answer = [Buffer.from('6744669800000000', 'hex'), wrote.subarray(-512 - 20, -512 - 12)]
+  server.write(Buffer.concat([...answer, Buffer.from('gD')]))
+  await until('the answer, and no more', () => pair.daemons.source.status().session?.disks[0]?.requests === 0)
+  near.write('no request, whatever else it may be')
+  await until('what the client said', () => String(far.received[number]!.subarray(written)).includes('whatever'))
+  server.write(' and so on')
+  await until('what the server said', () => String(got().subarray(16)) === 'gD and so on')
+  const gone = closed(near)
+  near.end()
+  server.end()
+  await gone
+  t.equal(pair.daemons.count('session open'), 2, 'one, told at both sides')
+  t.same(pair.of('early answers were wrong'), [])
+})
