@@ -9,11 +9,8 @@
 import { PAGE_SIZE } from '../codec/wire.ts'
 import type { BlockTable } from '../qemu/block-table.ts'
 import type { Counted } from './forecast.ts'
+import { type ByteRates, type RatedBytes, Rates } from './rates.ts'
 
-/** Rates are those of so long ... */
-const WINDOW_MS = 10_000
-/** ... of points that are so far apart at least. */
-const POINT_MS = 500
 /** Of less of a pass nothing is said of the rest of it. */
 const SHARE_MIN = 0.02
 /** Of less of a pass it is not said how much it brings. */
@@ -39,14 +36,11 @@ export interface MemoryPlace {
   readonly page: number
 }
 
-export interface MigrationProgress {
+export interface MigrationProgress extends ByteRates {
   /** From 1. */
   readonly pass: number
   /** Of that pass, 0 to 1. */
   readonly share: number
-  /** What QEMU gets rid of, and what goes onto the WAN of it, over the last ten seconds. */
-  readonly bytesPerSecond: number
-  readonly wanBytesPerSecond: number
   /** To the end of the pass, at the rates of now. */
   readonly passSeconds?: number
   /** To the end of the migration, where it converges; from the second pass on. */
@@ -58,12 +52,6 @@ export interface MigrationProgress {
   readonly secondsBetween?: readonly [number, number]
   /** Whether passes shrink; from the second one on. */
   readonly converges?: boolean
-}
-
-interface Point {
-  readonly ms: number
-  readonly rawBytes: number
-  readonly packedBytes: number
 }
 
 /** Where a channel was last, and in which pass. */
@@ -87,7 +75,7 @@ export class Progress<C extends object> {
   /** Pages of the pass before. */
   private beforePages = 0
   private pages = 0
-  private readonly points: Point[]
+  private readonly rates: Rates
   /** Where each RAMBlock begins, and behind the last one: all of the guest's memory. */
   private starts: readonly number[] = []
   private toldMs: number
@@ -96,7 +84,7 @@ export class Progress<C extends object> {
   constructor(startMs: number) {
     this.passMs = startMs
     this.toldMs = startMs
-    this.points = [{ ms: startMs, rawBytes: 0, packedBytes: 0 }]
+    this.rates = new Rates(startMs)
   }
 
   /**
@@ -105,30 +93,17 @@ export class Progress<C extends object> {
    * @returns whether it is time for a line about it
    */
   sent(channel: C, place: MemoryPlace | undefined, blocks: BlockTable, counted: Counted, nowMs: number): boolean {
-    const { points } = this
     this.pages = counted.pages
-    if (nowMs - points.at(-1)!.ms >= POINT_MS) {
-      points.push({ ms: nowMs, rawBytes: counted.rawBytes, packedBytes: counted.packedBytes })
-      while (points.length > 2 && points[1]!.ms <= nowMs - WINDOW_MS) points.shift()
-    }
+    this.rates.passed(counted, nowMs)
     if (place && blocks.complete) this.moves(channel, this.bytesTo(place, blocks), nowMs)
     return this.isLineDue(nowMs)
   }
 
   /** @returns undefined where nothing is known of the guest's memory. */
-  status(counted: Pick<Counted, 'rawBytes' | 'packedBytes'>, nowMs: number): MigrationProgress | undefined {
+  status(counted: RatedBytes, nowMs: number): MigrationProgress | undefined {
     const { starts, pass, share } = this
     if (starts.length === 0) return undefined
-    const [since] = this.points
-    const seconds = Math.max(nowMs - since!.ms, 1) / 1000
-    const rate = (bytes: number, before: number): number => Math.round(Math.max(0, bytes - before) / seconds)
-    return {
-      pass,
-      share: rounded(share, 4),
-      bytesPerSecond: rate(counted.rawBytes, since!.rawBytes),
-      wanBytesPerSecond: rate(counted.packedBytes, since!.packedBytes),
-      ...this.expected(nowMs),
-    }
+    return { pass, share: rounded(share, 4), ...this.rates.status(counted, nowMs), ...this.expected(nowMs) }
   }
 
   /** Of the present pass. */
