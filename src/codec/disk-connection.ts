@@ -24,6 +24,8 @@ export interface DiskFacts {
   exported?(exported: NbdExport): void
   /** From here on nothing of a direction is looked at: all of it is relayed as it is. */
   raw?(direction: Direction, position: number, reason: string): void
+  /** The client asks for a change of so many bytes of its export: to write, to zero or to trim them. */
+  wrote?(offset: number, lengthBytes: number): void
   /** The client waits for a FLUSH and for nothing else that brings data; or does so no more. */
   flushes?(waits: boolean): void
   /** A FLUSH was answered, and well. */
@@ -139,8 +141,10 @@ export class DiskConnection implements ChannelParser, NbdSink {
   }
 
   request(start: number, headEnd: number, request: NbdRequest): void {
-    const { type, offset, payloadBytes } = request
+    const { type, offset, lengthBytes, payloadBytes } = request
     if (isWorthIt(request)) this.reads++
+    if (type === COMMAND.WRITE || type === COMMAND.WRITE_ZEROES || type === COMMAND.TRIM)
+      this.facts.wrote?.(offset, lengthBytes)
     if (type === COMMAND.FLUSH) this.flushesAsked++
     this.tellFlushes(this.flushesAsked > 0 && payloadBytes === 0)
     if (this.encoded === 'client') this.message(start, headEnd, offset, type === COMMAND.WRITE ? payloadBytes : 0)

@@ -88,6 +88,8 @@ export class DestinationFlow implements SocketSink, SendingOwner {
   private slab = new Uint8Array(0)
   /** Of a disk whose client takes what is encoded. */
   private readonly answers: DiskAnswers | undefined
+  /** What was packed of them, as far as its migration has counted it. */
+  private packedBack = 0
   /** Where the next bytes land, and that they are part of `slab`. */
   private landing: Uint8Array | undefined
   /** With what its flow is torn down, once all that is encoded of it is handed in. */
@@ -368,6 +370,7 @@ export class DestinationFlow implements SocketSink, SendingOwner {
     const take = session.dataRoom(this.number, back.length)
     if (take === 0) return
     this.migration.bytesBack += take
+    this.migration.bytesBackWan += take
     session.sendData(this.number, back.subarray(0, take))
     this.back = take < back.length ? back.subarray(take) : undefined
     if (this.back !== undefined) return
@@ -395,6 +398,9 @@ export class DestinationFlow implements SocketSink, SendingOwner {
   }
 
   sent(): void {
+    const { packedBytes } = this.answers!.channel!.encoder.stats
+    this.migration.bytesBackWan += packedBytes - this.packedBack
+    this.packedBack = packedBytes
     this.host.replies!.wake()
   }
 

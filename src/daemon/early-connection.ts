@@ -5,6 +5,7 @@
 import type { ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import { JOURNAL_FREE_BYTES } from '../limits.ts'
+import type { OwedWrites } from '../migration/summary.ts'
 import { EarlyAnswers, type EarlySink } from '../nbd/early-answers.ts'
 import { guardedSink } from '../relay/guarded-sink.ts'
 import type { SocketClosed, SocketSink, WriteDone } from '../relay/qemu-socket.ts'
@@ -55,6 +56,10 @@ export class EarlyConnection implements FlowConnection, SocketSink, EarlySink {
 
   get isClosed(): boolean {
     return this.kept.isClosed
+  }
+
+  get owed(): OwedWrites {
+    return this.engine.journalled
   }
 
   start(flow: ConnectionSink): void {

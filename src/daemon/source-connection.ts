@@ -4,6 +4,7 @@
  */
 import { assert } from '../errors.ts'
 import { AHEAD_BYTES, KEPT_BYTES_MAX } from '../limits.ts'
+import type { OwedWrites } from '../migration/summary.ts'
 import type { QemuSocket, SocketClosed, SocketSink, WriteDone } from '../relay/qemu-socket.ts'
 
 /** Takes what a connection delivers, and what else it says. */
@@ -20,6 +21,8 @@ export interface FlowConnection {
   readonly isClosed: boolean
   /** The connection by itself, which may go on in another session. */
   readonly kept: SourceConnection
+  /** Where a disk's writes are answered here. */
+  readonly owed?: OwedWrites
   /** Gives it to a flow: first all that came before. */
   start(sink: ConnectionSink): void
   /** Takes it from its flow, which the other proxy never heard of, for another one. */

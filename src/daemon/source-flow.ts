@@ -12,6 +12,7 @@ import type { Cause } from '../migration/outcome.ts'
 import type { MemoryPlace } from '../migration/progress.ts'
 import type { SourceChannel, SourceChannels } from '../migration/source-channels.ts'
 import type { SourceInput, SourceLife, SourceOrder } from '../migration/source-life.ts'
+import type { OwedWrites } from '../migration/summary.ts'
 import type { Direction, NbdExport } from '../nbd/sink.ts'
 import type { ParserMemory } from '../qemu/main-stream.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
@@ -134,6 +135,10 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     return this.sending?.unanswered ?? 0
   }
 
+  get owed(): OwedWrites | undefined {
+    return this.socket.owed
+  }
+
   get place(): MemoryPlace | undefined {
     return this.sending?.encoder.place
   }
@@ -242,7 +247,11 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   }
 
   exported({ name, sizeBytes }: NbdExport): void {
-    this.half.channels.exported(this.migration!, name, sizeBytes)
+    this.half.channels.exported(this, name, sizeBytes)
+  }
+
+  wrote(offset: number, lengthBytes: number): void {
+    this.half.channels.wrote(this, offset, lengthBytes)
   }
 
   flushes(waits: boolean): void {
@@ -256,6 +265,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   raw(_direction: Direction, position: number, reason: string): void {
     if (this.saidRaw) return
     this.saidRaw = true
+    this.half.channels.obscured(this)
     const tls = 'TLS within the connection: nothing can be saved; the WAN has TLS of its own'
     this.half.channels.relayedRaw(this.migration!, this.kind, reason === 'TLS' ? tls : reason, position)
   }
@@ -327,7 +337,13 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
 
   /** Bytes of the other side, as they came. */
   fromPeer(payload: Uint8Array): void {
+    this.crossed(payload.length)
     this.expanded(payload, () => {})
+  }
+
+  /** So much of the WAN was for what the other side says. */
+  crossed(bytes: number): void {
+    this.migration!.traffic.bytesBackWan += bytes
   }
 
   /** The same out of memory that is lent. */

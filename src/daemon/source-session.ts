@@ -215,7 +215,9 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     const { session, onFailure } = this.options
     const info = session.infoOf(number)
     if (this.replies && info?.replies !== undefined) {
-      if (this.hold()) this.replies.push(number, info, this.channels.get(number), parts)
+      const flow = this.channels.get(number)
+      flow?.crossed(parts.reduce((sum, { length }) => sum + length, 0))
+      if (this.hold()) this.replies.push(number, info, flow, parts)
       return
     }
     const what = `a batch for flow ${number}, which takes none`

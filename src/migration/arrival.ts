@@ -40,6 +40,8 @@ export abstract class Arrival<C extends ArrivingChannel> {
   isLearned = false
   bytesOut = 0
   bytesBack = 0
+  /** What of that was on the WAN: less where a disk's is encoded. */
+  bytesBackWan = 0
 
   /** @param session 32 hex digits */
   constructor(session: string, number: number, target: string, nowMs: number) {

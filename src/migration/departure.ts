@@ -14,6 +14,7 @@ import { MigrationRecord } from './migration-record.ts'
 import type { PausedMigrations } from './paused.ts'
 import type { MemoryPlace, MigrationProgress } from './progress.ts'
 import type { SourceChannelEvents } from './source-events.ts'
+import type { OwedWrites } from './summary.ts'
 import { Traffic } from './traffic.ts'
 
 /** Time that bytes may wait in the link while a guest waits: for pages, in postcopy, or for a disk to be flushed. */
@@ -25,6 +26,8 @@ export interface DepartureChannel extends GateChannel {
   readonly peer?: string
   /** Of a disk's connection: requests that are not answered. */
   readonly unanswered?: number
+  /** What was answered here and not by the far server; undefined: nothing is answered here. */
+  readonly owed?: OwedWrites | undefined
   /** Number of its flow in the session. */
   readonly number: number
   /** undefined: it has no flow, because the other side takes none any more. */

@@ -32,7 +32,7 @@ export class DiskArrival<C extends ArrivingChannel> extends Arrival<C> {
   }
 
   status(nowMs: number): DiskStatus {
-    const { target, flows, bytesOut, bytesBack } = this
+    const { target, flows, bytesOut, bytesBack, bytesBackWan } = this
     return {
       ...this.named,
       target,
@@ -40,12 +40,13 @@ export class DiskArrival<C extends ArrivingChannel> extends Arrival<C> {
       connections: flows.size,
       bytes: bytesOut,
       bytesBack,
+      bytesBackWan,
     }
   }
 
   /** Once its last connection has ended. */
   summary(nowMs: number): DiskArrivalSummary {
-    const { target, record, channels, bytesOut, bytesBack } = this
+    const { target, record, channels, bytesOut, bytesBack, bytesBackWan } = this
     return {
       level: record.isBroken ? 'warn' : 'info',
       ...this.named,
@@ -54,6 +55,7 @@ export class DiskArrival<C extends ArrivingChannel> extends Arrival<C> {
       seconds: this.seconds(nowMs),
       bytesOut,
       bytesBack,
+      bytesBackWan,
       endedBy: record.endedBy,
     }
   }

@@ -1,9 +1,10 @@
 /** One disk transfer as its source proxy sees it: connections of NBD at one gate, from the first to the last. Pure. */
-import { EXPORT_TOLD_LENGTH_MAX, EXPORTS_TOLD_MAX } from '../limits.ts'
 import type { Log } from '../log.ts'
-import { Departure, type DepartureChannel, URGENT_QUEUE_MS } from './departure.ts'
+import { Departure, type DepartureChannel, type DepartureOptions, type Sent, URGENT_QUEUE_MS } from './departure.ts'
+import { DiskProgress } from './disk-progress.ts'
+import { Rates } from './rates.ts'
 import type { SourceChannelEvents } from './source-events.ts'
-import type { DiskDepartureStatus, DiskDepartureSummary, NamedTransfer } from './summary.ts'
+import type { DiskDepartureStatus, DiskDepartureSummary, NamedTransfer, OwedWrites } from './summary.ts'
 import { pageCounts } from './traffic.ts'
 
 /**
@@ -15,12 +16,19 @@ const MIRRORED_QUEUE_MS = 10
 export class DiskDeparture<C extends DepartureChannel> extends Departure<C> {
   /** How many connections it has had. */
   private connections = 0
-  /** Exports that its clients have asked for. */
-  private readonly exports = new Set<string>()
-
+  private readonly progress = new DiskProgress<C>()
+  /** Of what its clients say, and of what its server does. */
+  private readonly rates: Rates
+  private readonly ratesBack: Rates
   /** Connections that have been flushed once, and such that wait for it. */
   private readonly mirrored = new Set<C>()
   private readonly flushing = new Set<C>()
+
+  constructor(options: DepartureOptions<C>) {
+    super(options)
+    this.rates = new Rates(options.startMs)
+    this.ratesBack = new Rates(options.startMs)
+  }
 
   get named(): NamedTransfer {
     return { transfer: this.number, id: this.record.id }
@@ -34,6 +42,7 @@ export class DiskDeparture<C extends DepartureChannel> extends Departure<C> {
   override closed(channel: C): boolean {
     this.mirrored.delete(channel)
     this.flushing.delete(channel)
+    this.progress.forget(channel)
     return super.closed(channel)
   }
 
@@ -55,11 +64,41 @@ export class DiskDeparture<C extends DepartureChannel> extends Departure<C> {
   }
 
   /** A client of it has got an export. @returns its name, where that is to be told: each once, as far as there is room */
-  exported(name: string): string | undefined {
-    const told = name.slice(0, EXPORT_TOLD_LENGTH_MAX)
-    if (this.exports.has(told) || this.exports.size >= EXPORTS_TOLD_MAX) return undefined
-    this.exports.add(told)
-    return told
+  exported(channel: C, name: string, bytes: number): string | undefined {
+    return this.progress.exported(channel, name, bytes)
+  }
+
+  /** A client asks for a change of its export. */
+  wrote(channel: C, offset: number, lengthBytes: number): void {
+    this.progress.wrote(channel, offset, lengthBytes)
+  }
+
+  /** A direction of it is not understood: where it writes is not known any more. */
+  obscured(channel: C): void {
+    this.progress.forget(channel)
+  }
+
+  override sent(channel: C, nowMs: number): Sent {
+    const { traffic } = this
+    if (channel.stats) traffic.handedIn(channel.stats)
+    this.rates.passed(traffic.counted, nowMs)
+    this.ratesBack.passed(this.back, nowMs)
+    this.progress.seen(channel, nowMs)
+    return {}
+  }
+
+  private get back() {
+    const { bytesBack, bytesBackWan } = this.traffic
+    return { rawBytes: bytesBack, packedBytes: bytesBackWan }
+  }
+
+  /** Over all of its connections; undefined: none is answered here. */
+  private get owed(): OwedWrites | undefined {
+    let owed: OwedWrites | undefined
+    for (const { owed: one } of this.flows) {
+      if (one) owed = { writes: one.writes + (owed?.writes ?? 0), bytes: one.bytes + (owed?.bytes ?? 0) }
+    }
+    return owed
   }
 
   override tellStart(log: Log<SourceChannelEvents>, { peer }: C): void {
@@ -72,14 +111,22 @@ export class DiskDeparture<C extends DepartureChannel> extends Departure<C> {
 
   /** @param effort of its next batch */
   status(nowMs: number, effort: number): DiskDepartureStatus {
+    const { owed } = this
+    const counts = this.counts()
+    const back = this.ratesBack.status(this.back, nowMs)
     return {
       ...this.named,
       target: this.gate.target,
-      exports: [...this.exports],
+      exports: this.progress.status(nowMs),
       seconds: this.seconds(nowMs),
       connections: this.flows.size,
       requests: Array.from(this.flows, ({ unanswered = 0 }) => unanswered).reduce((sum, count) => sum + count, 0),
-      ...this.flowing(this.counts(), effort),
+      ...(owed && { owed }),
+      ...this.flowing(counts, effort),
+      bytesBackWan: this.traffic.bytesBackWan,
+      ...this.rates.status(counts, nowMs),
+      bytesBackPerSecond: back.bytesPerSecond,
+      wanBytesBackPerSecond: back.wanBytesPerSecond,
     }
   }
 
@@ -91,9 +138,10 @@ export class DiskDeparture<C extends DepartureChannel> extends Departure<C> {
       level: record.isBroken ? 'warn' : 'info',
       ...this.named,
       target: this.gate.target,
-      exports: [...this.exports],
+      exports: this.progress.names,
       connections: this.connections,
       ...this.figures(counts, nowMs),
+      bytesBackWan: this.traffic.bytesBackWan,
       blocks: pageCounts(counts),
       endedBy: record.endedBy,
     }

@@ -219,10 +219,23 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
   }
 
   /** A disk's client and its server have agreed on an export. */
-  exported(transfer: Departure<C>, name: string, bytes: number): void {
+  exported(channel: C, name: string, bytes: number): void {
+    const { migration: transfer } = channel
     assert(transfer instanceof DiskDeparture, 'an export within a migration')
-    const told = transfer.exported(name)
+    const told = transfer.exported(channel, name, bytes)
     if (told !== undefined) this.options.log.info('disk export', { ...transfer.named, export: told, bytes })
+  }
+
+  /** A disk's client asks for a change of its export. */
+  wrote(channel: C, offset: number, lengthBytes: number): void {
+    const { migration: transfer } = channel
+    if (transfer instanceof DiskDeparture) transfer.wrote(channel, offset, lengthBytes)
+  }
+
+  /** A direction of a disk's connection is not understood any more. */
+  obscured(channel: C): void {
+    const { migration: transfer } = channel
+    if (transfer instanceof DiskDeparture) transfer.obscured(channel)
   }
 
   /**

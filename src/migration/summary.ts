@@ -5,9 +5,11 @@
 import type { MemoryMapStatus } from '../codec/memory-map.ts'
 import type { SetGain } from '../codec/set-gains.ts'
 import type { GuestName } from './channel-ends.ts'
+import type { ExportStatus } from './disk-progress.ts'
 import type { Forecast, Passed } from './forecast.ts'
 import type { Verdict } from './outcome.ts'
 import type { MigrationProgress } from './progress.ts'
+import type { ByteRates } from './rates.ts'
 
 /** A migration as both sites call it: by number at each, by id at both. */
 export interface NamedMigration {
@@ -101,8 +103,9 @@ export interface ArrivalSummary extends Ended {
 interface DiskTold extends NamedTransfer {
   readonly target: string
   readonly seconds: number
-  /** Bytes of its server. */
+  /** Bytes of its server; and what of them was on the WAN. */
   readonly bytesBack: number
+  readonly bytesBackWan: number
 }
 
 /** One that runs, as either side sees it. */
@@ -113,12 +116,23 @@ export interface DiskStatus extends DiskTold {
   readonly bytes: number
 }
 
+/** Writes that a disk's client takes for done, and that lie in a journal or are on their way. */
+export interface OwedWrites {
+  readonly writes: number
+  /** Of their data: zeroes and trims have none. */
+  readonly bytes: number
+}
+
 /** One that runs, at the source. */
-export interface DiskDepartureStatus extends DiskStatus {
-  /** What its clients asked for, as they named it. */
-  readonly exports: readonly string[]
+export interface DiskDepartureStatus extends DiskStatus, ByteRates {
+  readonly exports: readonly ExportStatus[]
   /** Of its clients, that are not answered: a mirror of QEMU has 16 at most. */
   readonly requests: number
+  /** Where writes are answered here. */
+  readonly owed?: OwedWrites
+  /** As the rates of its clients' bytes: of `bytesBack`, and of what of it was on the WAN. */
+  readonly bytesBackPerSecond: number
+  readonly wanBytesBackPerSecond: number
   readonly bytesWan: number
   /** Effort of the next batch. */
   readonly effort: number
@@ -137,6 +151,7 @@ interface DiskEnded extends DiskTold {
 }
 
 export interface DiskDepartureSummary extends DiskEnded {
+  /** What its clients asked for, as they named it. */
   readonly exports: readonly string[]
   /** As of a migration. */
   readonly bytesIn: number

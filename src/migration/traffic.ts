@@ -11,8 +11,9 @@ export class Traffic {
   readonly kinds: string[] = []
   /** Raw bytes by level of effort. */
   readonly effortBytes: number[]
-  /** Of the return path. */
+  /** Of the return path; and what of it was on the WAN, which is less where a disk's is encoded. */
   bytesBack = 0
+  bytesBackWan = 0
   /** On the WAN for pages of sets that the other side asked for: in no channel's counts. */
   broughtBytes = 0
   forecast: Forecast | undefined
@@ -51,6 +52,11 @@ export class Traffic {
   /** A batch of a channel was encoded. @param stats all that was counted of the channel */
   encoded(stats: BatchStats, rawBytes: number, effort: number): void {
     this.effortBytes[effort]! += rawBytes
+    this.count(stats)
+  }
+
+  /** The same of a disk, for which nothing is forecast. */
+  handedIn(stats: BatchStats): void {
     this.count(stats)
   }
 

@@ -107,6 +107,11 @@ export class EarlyAnswers implements NbdSink {
     return this.journal.earlyCount + (this.error === 0 ? 0 : 1)
   }
 
+  /** Those writes alone, and the bytes of their data. */
+  get journalled(): { readonly writes: number; readonly bytes: number } {
+    return { writes: this.journal.earlyCount, bytes: this.journal.earlyBytes }
+  }
+
   /** Bytes that it holds, requests counted. */
   get bytes(): number {
     return this.journal.bytes

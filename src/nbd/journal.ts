@@ -87,6 +87,8 @@ export class Journal {
   private readonly ranges = new WrittenRanges<JournalRequest>()
   /** And what is complete and answered already. */
   private readonly early = new Set<JournalRequest>()
+  /** Bytes of their data. */
+  private owedBytes = 0
   /** Those on the far leg, by their cookies there. */
   private readonly sent = new Map<number, JournalRequest>()
   private sentCount = 0
@@ -108,6 +110,11 @@ export class Journal {
   /** Writes of them that were answered early. */
   get earlyCount(): number {
     return this.early.size
+  }
+
+  /** Bytes of their data. */
+  get earlyBytes(): number {
+    return this.owedBytes
   }
 
   /** Bytes that it holds, requests counted. */
@@ -191,6 +198,7 @@ export class Journal {
     assert(request.missing === 0, 'a request that is not complete')
     if (!request.isEarly) return
     this.early.add(request)
+    this.owedBytes += request.request.payloadBytes
     if (request.blockers === 0) return
     for (const older of this.ranges.overlapping(request)) {
       if (older !== request && older.cookie === 0 && older.missing === 0 && this.rules.supersedes(request, older))
@@ -265,7 +273,7 @@ export class Journal {
     this.unsettled.delete(request)
     if (request.cookie !== 0) this.sent.delete(request.cookie)
     if (this.writes.delete(request)) this.ranges.delete(request)
-    this.early.delete(request)
+    if (this.early.delete(request)) this.owedBytes -= request.request.payloadBytes
     for (const later of request.waiting) if (--later.blockers === 0) this.ready.push(later)
     request.waiting.length = 0
   }

@@ -119,6 +119,9 @@ t.test('an image that stands in a set is pulled for a few bytes', { skip: NBD_SK
   t.match(near.sets, [{ set }])
   t.ok(near.sets![0]!.pages > 1900, `${near.sets![0]!.pages} of 2048 blocks`)
   t.same(there.sets, near.sets, 'counted alike at both sides')
+  t.equal(near.bytesBackWan, there.bytesBackWan, 'as is what was on the WAN')
+  t.ok(near.bytesBack > disk.length && near.bytesBackWan < wan, `${near.bytesBackWan} of ${near.bytesBack}`)
+  t.ok(near.bytesBackWan > MIB, 'and all of it')
 })
 
 /** A disk as guests have them: noise, text, and holes; its end is no whole block. */

@@ -1,4 +1,5 @@
 /** Disks through both daemons over loopback, with servers and clients that nobody here wrote. */
+import { spawn } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { readFileSync, writeFileSync } from 'node:fs'
@@ -125,6 +126,7 @@ t.test('nbdcopy pushes a disk and pulls it back', { skip: NBD_SKIP }, async t =>
   t.match(pushed.near, { target: 'default', exports: [''], endedBy: 'both sides closed', id: pushed.far.id })
   t.equal(pushed.near.bytesIn, pushed.far.bytesOut)
   t.equal(pushed.near.bytesBack, pushed.far.bytesBack)
+  t.equal(pushed.near.bytesBackWan, pushed.far.bytesBackWan)
   t.ok(pushed.near.connections >= 1 && pushed.near.connections === pushed.far.connections)
   t.ok(pushed.near.bytesWan < 0.7 * pushed.near.bytesIn, `${pushed.near.bytesWan} of ${pushed.near.bytesIn} on the WAN`)
   t.same(pair.of('relayed raw'), [], 'all of it is understood')
@@ -144,6 +146,58 @@ t.test('nbdcopy pushes a disk and pulls it back', { skip: NBD_SKIP }, async t =>
   const pulled = await pair.ended()
   t.ok(pulled.near.bytesBack > 6 * MIB, 'what the server says goes back as it is')
   t.equal(pulled.near.id === pushed.near.id, false)
+})
+
+t.test('how far a copy is, in its middle', { skip: NBD_SKIP }, async t => {
+  const folder = t.testdir()
+  const disk = randomBytes(64 * MIB)
+  const near = join(folder, 'near')
+  writeFileSync(near, disk)
+  // the server answers what lies below the middle, and nothing of the rest
+  const half = 32 * MIB
+  const pwrite = `if [ $4 -lt ${half} ]; then exec cat > /dev/null; fi; while kill -0 $PPID 2> /dev/null; do sleep 1; done`
+  const methods = [`get_size=echo ${disk.length}`, 'thread_model=echo parallel', `pwrite=${pwrite}`]
+  await using kit = await Nbdkit.start('eval', ...methods)
+  await using pair = await Disks.start(`unix:${kit.socket}`)
+  const { source, destination } = pair.daemons
+  const copy = spawn('nbdcopy', ['--connections=1', '--requests=16', '--request-size=262144', near, pair.uri], {
+    stdio: 'ignore',
+  })
+  try {
+    const ended = once(copy, 'exit')
+    const [transfer] = await until('16 requests that get no answer', () => {
+      const disks = source.status().session?.disks
+      const far = destination.status().sessions[0]?.disks[0]
+      // all that it asked has gone to the server, and nothing more comes
+      const isHeld = disks?.[0]?.requests === 16 && far?.bytes === disks[0].bytes && disks[0].bytes > half
+      return isHeld ? disks : undefined
+    })
+    const [told] = transfer!.exports
+    t.match(told, { name: '', bytes: disk.length, pass: 1 })
+    t.equal(transfer!.exports.length, 1)
+    const asked = half + 16 * (256 << 10) // of 256 KiB each, as nbdcopy asks
+    t.equal(told!.bytesWritten, asked)
+    const [least, most] = [told!.bytesWritten - 24 * (256 << 10), told!.bytesWritten].map(bytes => bytes / disk.length)
+    t.ok(told!.share! >= least! && told!.share! <= most!, `${least} <= ${told!.share} <= ${most}`)
+    t.ok(transfer!.bytesPerSecond > 0 && transfer!.wanBytesPerSecond > 0)
+    const text = statusText(
+      {
+        ...{ api: 1, version: '1', process: 1, started: new Date().toISOString() },
+        sources: [source.status()],
+        destination: undefined,
+      },
+      new Date(),
+    )
+    t.match(
+      text,
+      /; 16 requests not answered\n {4}[\d.]+ Mbit\/s from its clients, [\d.]+ Mbit\/s of it on the WAN; back /,
+    )
+    t.match(text, /\n {4}export \(without a name\) of 67\.1 MB: 37\.7 MB written; pass 1, 5\d %/)
+    copy.kill('SIGKILL')
+    await ended
+  } finally {
+    copy.kill('SIGKILL')
+  }
 })
 
 t.test('writes of any size and place, with all that a client may ask for', { skip: NBD_SKIP }, async t => {

@@ -67,6 +67,7 @@ const ALL = 1 | 4 | 8 | 32 | 64 | 256
 const WRITE = 1
 const FLUSH = 3
 const READ = 0
+const TRIM = 4
 
 function text(value: string): Uint8Array {
   return new Uint8Array(Buffer.from(value, 'latin1'))
@@ -151,6 +152,31 @@ t.test('a write is answered, its cookie used again, and both find their answers'
   connection.says(reply(1))
   t.same(connection.relayed.at(-1), new Uint8Array([...reply(0xab), 9, 9, 9, 9]), 'of the read alone')
   t.equal(connection.engine.owed, 0)
+  t.end()
+})
+
+t.test('what is owed: writes that have an answer, and the bytes of their data', t => {
+  const connection = new Connection()
+  const owed = () => connection.engine.journalled
+  t.same(owed(), { writes: 0, bytes: 0 })
+  connection.asks(write(1, 0, 512).subarray(0, 100))
+  t.same(owed(), { writes: 0, bytes: 0 }, 'before all of it is here it has no answer')
+  connection.asks(write(1, 0, 512).subarray(100))
+  connection.asks(request(TRIM, 2, 1 << 20, 1 << 30).bytes())
+  connection.asks(request(READ, 3, 2 ** 31, 4).bytes())
+  connection.asks(write(4, 8192, 64))
+  t.same(owed(), { writes: 3, bytes: 576 }, 'a trim has no data, and a read is not answered')
+  connection.pulled()
+  t.same(owed(), { writes: 3, bytes: 576 }, 'also on its way')
+  connection.asks(write(5, 8192, 64)) // waits for the one before
+  connection.asks(write(6, 8192, 64))
+  t.same(owed(), { writes: 4, bytes: 640 }, 'one that nobody needs any more is not owed')
+  connection.says(reply(1))
+  t.same(owed(), { writes: 3, bytes: 128 })
+  connection.says(reply(4, 5))
+  t.same(owed(), { writes: 1, bytes: 0 }, 'what will not be sent is not owed')
+  connection.says(reply(2))
+  t.same(owed(), { writes: 0, bytes: 0 })
   t.end()
 })
 
