@@ -2,7 +2,9 @@
 import type { Counter, Gauge, Histogram, Registry } from 'prom-client'
 import { METRICS_FRESH_MS, METRICS_PEERS_MAX } from '../limits.ts'
 import type { SiteStatus } from './control-api.ts'
+import { DiskMetrics } from './disk-metrics.ts'
 import type { Events, SiteEvent } from './events.ts'
+import { type Direction, MovedBytes } from './moved-bytes.ts'
 import { SetMetrics } from './set-metrics.ts'
 import { ALL_PEERS } from './settings.ts'
 import type { LinkStatus } from './status.ts'
@@ -14,9 +16,7 @@ const OTHERS = 'others'
 const DURATION_BUCKETS = [1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 12 * 3600]
 const ERROR_BUCKETS = [0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1]
 
-type Direction = 'out' | 'in'
 const RESULTS = ['completed', 'cancelled', 'failed', 'unknown'] as const
-type Side = 'qemu' | 'wan'
 type Ended = Extract<SiteEvent, { event: 'migration ended' }>['fields']
 
 export class Metrics {
@@ -30,9 +30,6 @@ export class Metrics {
   private readonly peers = new Set<string>()
   /** Those of a destination proxy that had a session: each is down when it has none. */
   private readonly known = new Set<string>()
-  /** Bytes of migrations that have ended, and all that was exported, by the counter's labels. */
-  private readonly endedBytes = new Map<string, number>()
-  private readonly exportedBytes = new Map<string, number>()
   private cpuSeconds = 0
 
   private readonly buildInfo: Gauge<'version' | 'role'>
@@ -44,11 +41,12 @@ export class Metrics {
   private readonly waiting: Gauge<'peer'>
   private readonly sets: Gauge<'peer' | 'place'>
   private readonly running: Gauge<'peer' | 'direction'>
-  private readonly disks: Gauge<'peer' | 'direction'>
+  private readonly left: Gauge<'peer'>
+  private readonly disks: DiskMetrics
   private readonly expiry: Gauge<'role'>
   private readonly breaks: Counter<'peer'>
   private readonly migrations: Counter<'peer' | 'direction' | 'result'>
-  private readonly bytes: Counter<'peer' | 'direction' | 'side'>
+  private readonly bytes: MovedBytes
   private readonly pages: Counter<'class'>
   private readonly damaged: Counter
   private readonly duration: Histogram<'direction'>
@@ -88,7 +86,8 @@ export class Metrics {
     this.waiting = gauge('pageferry_connections_waiting', 'Connections of QEMU that wait for a session.', 'peer')
     this.sets = gauge('pageferry_template_sets', 'Template sets that a session uses.', 'peer', 'place')
     this.running = gauge('pageferry_migrations_running', 'Migrations that run.', 'peer', 'direction')
-    this.disks = gauge('pageferry_disk_connections', 'Connections of disks that are open.', 'peer', 'direction')
+    this.left = gauge('pageferry_sessions_left', 'Sessions that were left to the disks that they serve.', 'peer')
+    this.disks = new DiskMetrics({ gauge, counter })
     this.expiry = gauge(
       'pageferry_certificate_expiry_timestamp_seconds',
       'When the first certificate or revocation list of this proxy expires.',
@@ -100,10 +99,12 @@ export class Metrics {
       'Migrations that have ended: completed, cancelled, failed, unknown.',
       ...(['peer', 'direction', 'result'] as const),
     )
-    this.bytes = counter(
-      'pageferry_migration_bytes_total',
-      'Bytes of migrations, those that run too: of QEMU, and what of them is on the WAN (where they leave).',
-      ...(['peer', 'direction', 'side'] as const),
+    this.bytes = new MovedBytes(
+      counter(
+        'pageferry_migration_bytes_total',
+        'Bytes of migrations, those that run too: of QEMU, and what of them is on the WAN (where they leave).',
+        ...(['peer', 'direction', 'side'] as const),
+      ),
     )
     this.pages = counter('pageferry_pages_total', 'Pages of migrations that have left, by what was sent.', 'class')
     this.damaged = counter('pageferry_template_damaged_total', 'Template sets that were found unusable.')
@@ -163,6 +164,7 @@ export class Metrics {
     if (told.event === 'migration ended' || told.event === 'disk transfer ended')
       this.setGains.take(told.fields.sets ?? [])
     if (told.event === 'migration ended') this.ended(told.fields)
+    else if (told.event === 'disk transfer ended') this.disks.ended(this.peer(told.fields.peer), told.fields)
     else if (told.event === 'template set not used') this.damaged.inc()
     // at a source the cause is where the peer is; at a destination the link tells, and who caused it is who it was
     else if (told.event === 'WAN connection lost') this.breaks.inc({ peer: this.peer(this.nameOf(told.cause ?? '')) })
@@ -176,9 +178,8 @@ export class Metrics {
     const direction: Direction = out ? 'out' : 'in'
     this.migrations.inc({ peer, direction, result: fields.outcome })
     if (fields.outcome === 'completed') this.duration.observe({ direction }, fields.seconds)
-    addTo(this.endedBytes, keyOf(peer, direction, 'qemu'), out ? fields.bytesIn : fields.bytesOut)
+    this.bytes.end(peer, direction, out ? fields.bytesIn : fields.bytesOut, out ? fields.bytesWan : undefined)
     if (!out) return
-    addTo(this.endedBytes, keyOf(peer, direction, 'wan'), fields.bytesWan)
     for (const [name, count] of Object.entries(fields.pages)) this.pages.inc({ class: name }, count)
     const { forecast, firstPass } = fields
     if (!forecast || !firstPass || firstPass.seconds === 0) return
@@ -190,10 +191,10 @@ export class Metrics {
 
   private collect({ version, all, sources, destination }: SiteStatus): void {
     const gauges = [this.sessionUp, this.roundTrip, this.linkRate, this.rateLimit, this.effort, this.waiting]
-    for (const gauge of [...gauges, this.sets, this.running, this.disks, this.expiry]) gauge.reset()
+    for (const gauge of [...gauges, this.sets, this.running, this.left, this.expiry]) gauge.reset()
+    this.disks.begins()
     const role = sources.length === 0 ? 'destination' : destination ? 'serve' : 'source'
     this.buildInfo.set({ version, role }, 1)
-    const running = new Map<string, number>()
     if (all?.rate !== undefined) this.rateLimit.set({ peer: ALL_PEERS }, all.rate)
 
     for (const { peer: name, rate, session, left, waiting } of sources) {
@@ -202,14 +203,13 @@ export class Metrics {
       this.waiting.inc({ peer }, waiting)
       if (rate !== undefined) this.rateLimit.set({ peer }, rate)
       this.running.inc({ peer, direction: 'out' }, session?.migrations.length ?? 0)
-      this.countsFrom(peer, 'out', running)
-      for (const one of [session, ...(left ?? [])])
-        this.disks.inc({ peer, direction: 'out' }, connectionsOf(one?.disks))
+      this.left.inc({ peer }, left?.length ?? 0)
+      this.countsFrom(peer, 'out')
+      for (const one of [session, ...(left ?? [])]) this.disks.run(peer, 'out', one?.disks ?? [])
       if (!session) continue
       this.link(peer, session)
       for (const { bytes, bytesWan, effort } of session.migrations) {
-        addTo(running, keyOf(peer, 'out', 'qemu'), bytes)
-        addTo(running, keyOf(peer, 'out', 'wan'), bytesWan)
+        this.bytes.run(peer, 'out', bytes, bytesWan)
         this.effort.set({ peer }, effort)
       }
     }
@@ -217,17 +217,18 @@ export class Metrics {
     for (const peer of this.known) {
       this.sessionUp.set({ peer }, 0)
       this.running.inc({ peer, direction: 'in' }, 0)
-      this.countsFrom(peer, 'in', running)
+      this.countsFrom(peer, 'in')
     }
     for (const session of destination?.sessions ?? []) {
       const peer = this.peer(session.peer)
       this.sessionUp.set({ peer }, 1)
       this.running.inc({ peer, direction: 'in' }, session.migrations.length)
-      this.disks.inc({ peer, direction: 'in' }, connectionsOf(session.disks))
+      this.disks.run(peer, 'in', session.disks ?? [])
       this.link(peer, session)
-      for (const { bytes } of session.migrations) addTo(running, keyOf(peer, 'in', 'qemu'), bytes)
+      for (const { bytes } of session.migrations) this.bytes.run(peer, 'in', bytes, undefined)
     }
-    this.exportBytes(running)
+    this.bytes.export()
+    this.disks.collected()
     this.expires(
       'source',
       sources.flatMap(({ certificates }) => certificates),
@@ -244,23 +245,11 @@ export class Metrics {
   }
 
   /** Counters begin at 0 with their peer: of one that begins at 1 Prometheus sees no increase. */
-  private countsFrom(peer: string, direction: Direction, running: Map<string, number>): void {
+  private countsFrom(peer: string, direction: Direction): void {
     for (const result of RESULTS) this.migrations.inc({ peer, direction, result }, 0)
     this.breaks.inc({ peer }, 0)
-    addTo(running, keyOf(peer, direction, 'qemu'), 0)
-    if (direction === 'out') addTo(running, keyOf(peer, direction, 'wan'), 0)
-  }
-
-  /** A migration that goes on in another session begins anew: a counter never falls because of that. */
-  private exportBytes(running: ReadonlyMap<string, number>): void {
-    for (const key of new Set([...this.endedBytes.keys(), ...running.keys()])) {
-      const bytes = (this.endedBytes.get(key) ?? 0) + (running.get(key) ?? 0)
-      const more = bytes - (this.exportedBytes.get(key) ?? 0)
-      if (more < 0) continue
-      addTo(this.exportedBytes, key, more)
-      const [peer, direction, side] = JSON.parse(key) as [string, Direction, Side]
-      this.bytes.inc({ peer, direction, side }, more)
-    }
+    this.bytes.run(peer, direction, 0, direction === 'out' ? 0 : undefined)
+    this.disks.peer(peer, direction)
   }
 
   private expires(role: string, certificates: readonly { readonly expires: string }[]): void {
@@ -290,16 +279,4 @@ export class Metrics {
   private nameOf(address: string): string {
     return this.status().sources.find(source => source.address === address)?.peer ?? address
   }
-}
-
-function connectionsOf(disks: readonly { readonly connections: number }[] = []): number {
-  return disks.reduce((sum, { connections }) => sum + connections, 0)
-}
-
-function keyOf(peer: string, direction: Direction, side: Side): string {
-  return JSON.stringify([peer, direction, side])
-}
-
-function addTo(sums: Map<string, number>, key: string, more: number): void {
-  sums.set(key, (sums.get(key) ?? 0) + more)
 }

@@ -35,12 +35,19 @@ async function world(status: Partial<SiteStatus> = {}) {
   return { events, metrics, told, values: async () => valuesOf(await metrics.text()) }
 }
 
+/** A disk transfer that runs, and one whose writes are answered early. */
+const DISKS = [
+  { connections: 2, bytes: 100, bytesWan: 10, bytesBack: 40, bytesBackWan: 4 },
+  { connections: 3, bytes: 200, bytesWan: 20, bytesBack: 1, bytesBackWan: 1, owed: { writes: 2, bytes: 8192 } },
+]
+
 const source = (peer: string, migrations: readonly object[] | undefined) =>
   ({
     ...{ role: 'source', peer, address: '192.0.2.7:9444', rate: 1000, listening: [], stopping: false, waiting: 2 },
     ...{ connections: 0, certificates: [{ file: 'a', expires: '2030-01-01T00:00:00.000Z' }] },
+    left: [{ disks: [DISKS[1]] }, { disks: [] }],
     session: migrations && {
-      ...{ link: 'a', peer, sets: 3, coldSets: 1, migrations, disks: [{ connections: 2 }, { connections: 3 }] },
+      ...{ link: 'a', peer, sets: 3, coldSets: 1, migrations, disks: [DISKS[0]] },
       stats: { rttMs: 20, rate: 5000 },
     },
   }) as unknown as SiteStatus['sources'][number]
@@ -165,6 +172,13 @@ t.test('what runs is told, and its counters never fall', async t => {
     'pageferry_template_sets{peer="dc2",place="disk"}': 1,
     'pageferry_migrations_running{peer="dc2",direction="out"}': 1,
     'pageferry_disk_connections{peer="dc2",direction="out"}': 5,
+    'pageferry_disk_transfers_running{peer="dc2",direction="out"}': 2,
+    'pageferry_disk_owed_bytes{peer="dc2"}': 8192,
+    'pageferry_sessions_left{peer="dc2"}': 2,
+    'pageferry_disk_bytes_total{peer="dc2",direction="out",side="qemu"}': 300,
+    'pageferry_disk_bytes_total{peer="dc2",direction="out",side="wan"}': 30,
+    'pageferry_disk_back_bytes_total{peer="dc2",direction="out",side="qemu"}': 41,
+    'pageferry_disk_back_bytes_total{peer="dc2",direction="out",side="wan"}': 5,
     'pageferry_certificate_expiry_timestamp_seconds{role="source"}': 1893456000,
     [bytes]: 1000,
     'pageferry_migrations_total{peer="dc2",direction="out",result="failed"}': 0,
@@ -186,6 +200,28 @@ t.test('what runs is told, and its counters never fall', async t => {
   t.notOk('pageferry_effort{peer="dc2"}' in later)
 })
 
+t.test('disk transfers that have ended, at either side', async t => {
+  const { events, values } = await world({ sources: [source('dc2', [])] })
+  const told = events as unknown as { info(event: string, fields: object): void }
+  const ended = { peer: 'dc2', bytesBack: 1000, bytesBackWan: 100 }
+  const name = (metric: string, direction: string, side: string) =>
+    `pageferry_disk_${metric}_total{peer="dc2",direction="${direction}",side="${side}"}`
+  t.match(await values(), { [name('bytes', 'out', 'qemu')]: 300, [name('back_bytes', 'out', 'wan')]: 5 })
+  told.info('disk transfer ended', { ...ended, bytesIn: 5000, bytesWan: 500 })
+  told.info('disk transfer ended', { ...ended, bytesOut: 7000 })
+  const after = await values()
+  t.match(after, {
+    [name('bytes', 'out', 'qemu')]: 5300,
+    [name('bytes', 'out', 'wan')]: 530,
+    [name('back_bytes', 'out', 'qemu')]: 1041,
+    [name('back_bytes', 'out', 'wan')]: 105,
+    [name('bytes', 'in', 'qemu')]: 7000,
+    [name('back_bytes', 'in', 'qemu')]: 1000,
+    [name('back_bytes', 'in', 'wan')]: 100,
+  })
+  t.notOk(name('bytes', 'in', 'wan') in after, 'the other side knows')
+})
+
 t.test('a peer that was here is down when it has gone', async t => {
   const { told, values } = await world()
   const sessions = (...peers: string[]): void => {
@@ -197,7 +233,7 @@ t.test('a peer that was here is down when it has gone', async t => {
       coldSets: 0,
       stats,
       migrations: [{ bytes: 7 }],
-      disks: [],
+      disks: [{ connections: 1, bytes: 5, bytesBack: 3, bytesBackWan: 2 }],
     }))
     const destination = { role: 'destination', certificates: [], listening: [], stopping: false, sessions: some }
     Object.assign(told, { destination })
@@ -206,7 +242,10 @@ t.test('a peer that was here is down when it has gone', async t => {
   t.match(await values(), {
     'pageferry_session_up{peer="ams"}': 1,
     'pageferry_migrations_running{peer="ams",direction="in"}': 2,
-    'pageferry_disk_connections{peer="ams",direction="in"}': 0,
+    'pageferry_disk_connections{peer="ams",direction="in"}': 2,
+    'pageferry_disk_transfers_running{peer="ams",direction="in"}': 2,
+    'pageferry_disk_bytes_total{peer="ams",direction="in",side="qemu"}': 10,
+    'pageferry_disk_back_bytes_total{peer="ams",direction="in",side="wan"}': 4,
     'pageferry_migration_bytes_total{peer="ams",direction="in",side="qemu"}': 14,
     'pageferry_session_up{peer="evil\\"} 1\\npageferry_build_info 2"}': 1,
   })
@@ -214,6 +253,8 @@ t.test('a peer that was here is down when it has gone', async t => {
   t.match(await values(), {
     'pageferry_session_up{peer="ams"}': 0,
     'pageferry_migrations_running{peer="ams",direction="in"}': 0,
+    'pageferry_disk_transfers_running{peer="ams",direction="in"}': 0,
+    'pageferry_disk_bytes_total{peer="ams",direction="in",side="qemu"}': 10,
     'pageferry_migrations_total{peer="ams",direction="in",result="failed"}': 0,
   })
   sessions(...Array.from({ length: 1000 }, (_, i) => `p${i}`))
