@@ -121,7 +121,10 @@ for (const { name, options, meanwhile } of mixtures) {
         meanwhile(daemons, turn)
         if (turn % 2 === 0) begun.push(run(begun.length))
       }
-      t.same(await Promise.all(begun), begun.map(() => 'well\n'))
+      t.same(
+        await Promise.all(begun),
+        begun.map(() => 'well\n'),
+      )
       await until('all ends', () => daemons.disksEnded.length > 0 && daemons.destination.running === 0)
       await until('left ones to be over', () => daemons.source.status().left.length === 0)
       const { connections, session } = daemons.source.status()
