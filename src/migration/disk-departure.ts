@@ -13,6 +13,12 @@ import { pageCounts } from './traffic.ts'
  */
 const MIRRORED_QUEUE_MS = 10
 
+/**
+ * So long a FLUSH has the link for itself: it is over there by then, and what takes longer is its server's disk, of a big copy for
+ * minutes. Others are not to send smaller batches, and without sets on the disk, for that.
+ */
+const FLUSH_HURRIES_MS = 2000
+
 export class DiskDeparture<C extends DepartureChannel> extends Departure<C> {
   /** How many connections it has had. */
   private connections = 0
@@ -20,9 +26,9 @@ export class DiskDeparture<C extends DepartureChannel> extends Departure<C> {
   /** Of what its clients say, and of what its server does. */
   private readonly rates: Rates
   private readonly ratesBack: Rates
-  /** Connections that have been flushed once, and such that wait for it. */
+  /** Connections that have been flushed once, and such that wait for it, with the time up to which that is urgent, the first first. */
   private readonly mirrored = new Set<C>()
-  private readonly flushing = new Set<C>()
+  private readonly flushing = new Map<C, number>()
 
   constructor(options: DepartureOptions<C>) {
     super(options)
@@ -47,9 +53,22 @@ export class DiskDeparture<C extends DepartureChannel> extends Departure<C> {
   }
 
   /** A client waits for a FLUSH, or does so no more. */
-  flushes(channel: C, waits: boolean): void {
-    if (waits) this.flushing.add(channel)
-    else this.flushing.delete(channel)
+  flushes(channel: C, waits: boolean, nowMs: number): void {
+    this.flushing.delete(channel)
+    if (waits) this.flushing.set(channel, nowMs + FLUSH_HURRIES_MS)
+  }
+
+  /** When a FLUSH has been urgent for long enough; Infinity: none is. */
+  get flushOverMs(): number {
+    const [first = Number.POSITIVE_INFINITY] = this.flushing.values()
+    return first
+  }
+
+  /** @returns connections whose FLUSH is urgent no more, though it is not answered */
+  flushesOver(nowMs: number): C[] {
+    const over = [...this.flushing].filter(([, overMs]) => overMs <= nowMs).map(([channel]) => channel)
+    for (const channel of over) this.flushing.delete(channel)
+    return over
   }
 
   /** It was answered. @returns whether it is the first of this connection */

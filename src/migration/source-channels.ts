@@ -245,9 +245,18 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
   flushes(channel: C, waits: boolean): void {
     const { migration: transfer } = channel
     if (!(transfer instanceof DiskDeparture)) return
-    transfer.flushes(channel, waits)
+    const { now, orders } = this.options
+    transfer.flushes(channel, waits, now())
     channel.hurry(waits)
     this.followUrgency()
+    orders.arm()
+  }
+
+  /** A FLUSH whose server takes its time holds up nobody else. */
+  private calmFlushes(nowMs: number): void {
+    const calm = [...this.transfers].flatMap(transfer => transfer.flushesOver(nowMs))
+    for (const channel of calm) channel.hurry(false)
+    if (calm.length > 0) this.followUrgency()
   }
 
   /** It was answered well: from now on its guest may be stopped at any time, and waits for what it wrote last. */
@@ -373,7 +382,10 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
 
   /** When `tick` is due; Infinity: not before something happens. */
   get nextTickMs(): number {
-    return Math.min(this.gates.nextTickMs, this.diskGates.nextTickMs, this.departures.nextTickMs)
+    const { gates, diskGates, departures } = this
+    let nextMs = Math.min(gates.nextTickMs, diskGates.nextTickMs, departures.nextTickMs)
+    if (!this.ended) for (const { flushOverMs } of this.transfers) nextMs = Math.min(nextMs, flushOverMs)
+    return nextMs
   }
 
   tick(): void {
@@ -381,6 +393,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     if (this.gates.nextTickMs <= nowMs) this.gates.tick(nowMs)
     this.diskGates.tick(nowMs)
     this.departures.tick(nowMs)
+    this.calmFlushes(nowMs)
   }
 
   /** What has no flow yet goes on in another session: this one serves what it has to its end. */

@@ -472,6 +472,34 @@ t.test('a disk that is flushed goes before all else, and next to nothing waits i
   t.end()
 })
 
+t.test('a FLUSH that its server takes long for holds up nobody', t => {
+  const world = new World()
+  const gate: TestGate = new Gate('web', 'disk')
+  const [disk, other] = [0, 1].map(() => {
+    const channel = new Channel(gate)
+    world.channels.arrived(channel)
+    world.channels.readable(channel)
+    return channel
+  }) as [Channel, Channel]
+  world.channels.flushes(disk, true)
+  world.nowMs += 1000
+  world.channels.flushes(other, true)
+  t.equal(world.channels.nextTickMs, 2000)
+  world.nowMs += 1000
+  world.channels.tick()
+  t.same([disk.told.at(-1), other.told.at(-1), world.queueMs], ['calm', 'hurry', URGENT_MS], 'the other one is new')
+  world.nowMs += 1000
+  world.channels.tick()
+  t.same([other.told.at(-1), world.queueMs], ['calm', QUEUE_MS])
+  t.ok(world.channels.nextTickMs > world.nowMs + 2000)
+  world.channels.flushes(disk, false)
+  world.channels.flushes(disk, true)
+  t.same([disk.told.at(-1), world.queueMs], ['hurry', URGENT_MS], 'the next one is as urgent as any')
+  for (const channel of [disk, other]) world.closes(channel)
+  t.equal(world.queueMs, QUEUE_MS)
+  t.end()
+})
+
 t.test('the end of a session', t => {
   const world = new World()
   const [known, beside] = world.migrate(new Gate('a'), 'main', 'multifd')
