@@ -438,6 +438,12 @@ export const JOURNAL_FREE_BYTES = 256 * 1024
 export const JOURNAL_REQUEST_BYTES = 512
 
 /**
+ * Writes that a request waits for one by one, because they touch its range: where there are more it waits for all before it. A
+ * client may have thousands under way that all touch each other.
+ */
+export const JOURNAL_WAITS_MAX = 64
+
+/**
  * Nothing more is taken from a client while a write that was answered early has been on its way for so long: what the
  * journal holds is bounded in time too, because it is downtime at a switchover. On a link with a longer round trip a client
  * has so much time of every round trip.

@@ -16,6 +16,7 @@ import {
   JOURNAL_BYTES_MAX,
   JOURNAL_FREE_BYTES,
   JOURNAL_REQUEST_BYTES,
+  JOURNAL_WAITS_MAX,
   NBD_REQUESTS_MAX,
 } from '../limits.ts'
 import { type EarlyRules, isWrite, type UnsettledWrite } from './early-rules.ts'
@@ -27,6 +28,8 @@ import { WrittenRanges } from './written-ranges.ts'
 /** A request of the client, as it came. */
 export class JournalRequest implements UnsettledWrite {
   readonly request = new RequestFields()
+  /** Which it is of its connection. */
+  number = 0
   readonly offset: number
   readonly end: number
   /** Its client has an answer, or gets one when all of it is here. */
@@ -35,9 +38,11 @@ export class JournalRequest implements UnsettledWrite {
   readonly bornMs: number
   /** Bytes of its payload that are to come. */
   missing: number
-  /** Requests that wait for it. */
+  /** Requests that wait for it ... */
   readonly waiting: JournalRequest[] = []
-  /** Writes that it waits for. */
+  /** ... and such that wait for all before them, where that is looked at; from two on it does not matter how many. */
+  barriers = 0
+  /** Writes that it waits for; all of them count as one. */
   blockers = 0
   /** Its cookie on the far leg; 0 before it is on its way. */
   cookie = 0
@@ -58,7 +63,7 @@ export class JournalRequest implements UnsettledWrite {
   }
 
   get waiters(): number {
-    return this.waiting.length
+    return this.waiting.length + this.barriers
   }
 }
 
@@ -85,6 +90,9 @@ export class Journal {
   /** Of these, what changes the export; and where. */
   private readonly writes = new Set<JournalRequest>()
   private readonly ranges = new WrittenRanges<JournalRequest>()
+  /** Those that wait for all writes before them, in their order. */
+  private readonly barriers: JournalRequest[] = []
+  private begun = 0
   /** And what is complete and answered already. */
   private readonly early = new Set<JournalRequest>()
   /** Bytes of their data. */
@@ -169,11 +177,12 @@ export class Journal {
   begin(fields: NbdRequest, isEarly: boolean, nowMs: number): JournalRequest {
     const { rules } = this
     const request = new JournalRequest(fields, isEarly, nowMs)
-    if (rules.waitsForAll(fields)) this.writes.forEach(earlier => void block(request, earlier))
+    request.number = ++this.begun
+    if (rules.waitsForAll(fields)) this.waitsForAll(request)
     else {
-      for (const earlier of this.ranges.overlapping(request)) {
-        if (rules.waitsFor(request, earlier)) block(request, earlier)
-      }
+      const earlier = this.ranges.overlapping(request, JOURNAL_WAITS_MAX + 1)
+      if (earlier.size > JOURNAL_WAITS_MAX) this.waitsForAll(request)
+      else for (const one of earlier) if (rules.waitsFor(request, one)) block(request, one)
     }
     this.unsettled.add(request)
     if (isWrite(fields)) {
@@ -182,6 +191,12 @@ export class Journal {
     }
     if (request.blockers === 0) this.ready.push(request)
     return request
+  }
+
+  private waitsForAll(request: JournalRequest): void {
+    if (this.writes.size === 0) return
+    request.blockers++
+    this.barriers.push(request)
   }
 
   /** The next bytes of its payload. They are copied. */
@@ -200,10 +215,18 @@ export class Journal {
     this.early.add(request)
     this.owedBytes += request.request.payloadBytes
     if (request.blockers === 0) return
-    for (const older of this.ranges.overlapping(request)) {
-      if (older !== request && older.cookie === 0 && older.missing === 0 && this.rules.supersedes(request, older))
-        this.drop(older)
+    for (const older of this.ranges.overlapping(request, JOURNAL_WAITS_MAX)) {
+      if (older === request || older.cookie !== 0 || older.missing > 0) continue
+      older.barriers = this.barriersBehind(older)
+      if (this.rules.supersedes(request, older)) this.drop(older)
     }
+  }
+
+  /** How many wait for it among all before them, two at most. */
+  private barriersBehind({ number }: JournalRequest): number {
+    const { barriers } = this
+    const behind = (back: number): number => ((barriers.at(-back)?.number ?? 0) > number ? 1 : 0)
+    return behind(1) + behind(2)
   }
 
   // --- what goes
@@ -276,6 +299,18 @@ export class Journal {
     if (this.early.delete(request)) this.owedBytes -= request.request.payloadBytes
     for (const later of request.waiting) if (--later.blockers === 0) this.ready.push(later)
     request.waiting.length = 0
+    this.passBarriers()
+  }
+
+  /** Those before which no write is left may go. */
+  private passBarriers(): void {
+    const { barriers } = this
+    if (barriers.length === 0) return
+    const [oldest] = this.writes
+    while (barriers[0] && (!oldest || oldest.number >= barriers[0].number)) {
+      const request = barriers.shift()!
+      if (--request.blockers === 0) this.ready.push(request)
+    }
   }
 
   /** Nothing more goes: the connection has failed. @returns what will not be sent, and whose client waits for an answer */
@@ -289,6 +324,7 @@ export class Journal {
       this.drop(request)
     }
     this.ready.length = 0
+    this.barriers.length = 0
     this.sending = undefined
     return unanswered
   }

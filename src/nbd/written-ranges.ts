@@ -18,8 +18,10 @@ export function overlap(a: WrittenRange, b: WrittenRange): boolean {
 export class WrittenRanges<R extends WrittenRange> {
   private readonly granules = new Map<number, Set<R>>()
   private readonly wide = new Set<R>()
+  private readonly all = new Set<R>()
 
   add(range: R): void {
+    this.all.add(range)
     if (isWide(range)) {
       this.wide.add(range)
       return
@@ -32,6 +34,7 @@ export class WrittenRanges<R extends WrittenRange> {
   }
 
   delete(range: R): void {
+    this.all.delete(range)
     if (isWide(range)) {
       this.wide.delete(range)
       return
@@ -42,16 +45,23 @@ export class WrittenRanges<R extends WrittenRange> {
     }
   }
 
-  /** Those that have a byte in common with `range`, each once. */
-  overlapping(range: WrittenRange): Set<R> {
+  /** Those that have a byte in common with `range`, each once, but no more than `most`. */
+  overlapping(range: WrittenRange, most: number): Set<R> {
     const found = new Set<R>()
-    for (const other of this.wide) if (overlap(range, other)) found.add(other)
+    const look = (others: Iterable<R>): boolean => {
+      for (const other of others) {
+        if (overlap(range, other)) found.add(other)
+        if (found.size === most) return false
+      }
+      return true
+    }
     if (isWide(range)) {
-      for (const there of this.granules.values()) for (const other of there) if (overlap(range, other)) found.add(other)
+      look(this.all)
       return found
     }
+    if (!look(this.wide)) return found
     for (let granule = first(range); granule <= last(range); granule++) {
-      for (const other of this.granules.get(granule) ?? []) if (overlap(range, other)) found.add(other)
+      if (!look(this.granules.get(granule) ?? [])) break
     }
     return found
   }

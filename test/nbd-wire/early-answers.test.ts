@@ -398,6 +398,44 @@ t.test('bytes that nobody understands end in raw or in a typed error, and no mem
   t.end()
 })
 
+t.test('thousands of requests that wait for each other cost no more than as many others, and go in their order', t => {
+  for (const [name, next] of [
+    ['all touch each other', (i: number) => request(6, i, i, 60_000)],
+    ['every other one waits for all', (i: number) => (i % 2 ? request(FLUSH, i, 0, 0) : request(6, i, 4096 * i, 4096))],
+  ] as const) {
+    const connection = new Connection()
+    const { engine } = connection
+    const far: number[] = []
+    /** Cookies and types of what went: heads alone. */
+    const goes = (): void => {
+      const bytes = Buffer.from(connection.pulled(28 * 64))
+      for (let at = 0; at < bytes.length; at += 28) far.push(Number(bytes.readBigUInt64BE(at + 8)))
+    }
+    let count = 0
+    while (engine.room(0) >= 28) {
+      connection.asks(next(++count).bytes())
+      engine.read(connection.answers.splice(0).reduce((sum, { length }) => sum + length, 0))
+      goes()
+    }
+    t.ok(count > 4000, `${name}: ${count} of them`)
+    const { journal } = engine as unknown as { journal: { unsettled: Set<{ waiting: unknown[] }> } }
+    const waits = [...journal.unsettled].reduce((sum, { waiting }) => sum + waiting.length, 0)
+    t.ok(waits <= 64 * count, `${name}: ${waits} waits`)
+    for (let answered = 0; answered < count; answered++) {
+      if (far.length === answered) break
+      connection.says(reply(far[answered]!))
+      goes()
+    }
+    t.same(
+      far,
+      Array.from({ length: count }, (_, i) => i + 1),
+      'all of them went',
+    )
+    t.same([engine.owed, engine.isDrained, connection.broken], [0, true, undefined])
+  }
+  t.end()
+})
+
 t.test('ranges that overlap are found, however long', t => {
   fc.assert(
     fc.property(fc.integer({ min: 0, max: 2 ** 31 }), seed => {
@@ -419,10 +457,15 @@ t.test('ranges that overlap are found, however long', t => {
           model.delete(old)
         }
         const asked = range()
-        const found = ranges.overlapping(asked)
+        const most = rand(2) === 0 ? 64 : 1 + rand(4)
+        const found = ranges.overlapping(asked, most)
+        let overlapping = 0
         for (const other of model) {
-          if (found.has(other) !== (asked.offset < other.end && other.offset < asked.end)) return false
+          const overlaps = asked.offset < other.end && other.offset < asked.end
+          if (overlaps) overlapping++
+          if (most === 64 ? found.has(other) !== overlaps : found.has(other) && !overlaps) return false
         }
+        if (found.size !== Math.min(most, overlapping)) return false
         for (const other of found) if (!model.has(other)) return false
       }
       return true
