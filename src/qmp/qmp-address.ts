@@ -72,9 +72,12 @@ export function noAnswer(where: string, cause: unknown): ProxyError {
   return new ProxyError('IO', what, undefined, hint, { cause })
 }
 
+/** What the other end says where it has nothing for Unix sockets. */
+const NO_RELAY = 'neither socat nor nc is there'
+
 /** ssh, which does all that is about hosts, users and keys; its other end is whatever that host has for Unix sockets. */
 async function throughSsh(host: string, path: string): Promise<QmpClient> {
-  const relay = `if command -v socat >/dev/null 2>&1; then exec socat - UNIX-CONNECT:${path}; else exec nc -U ${path}; fi`
+  const relay = `if command -v socat >/dev/null 2>&1; then exec socat - UNIX-CONNECT:${path}; elif command -v nc >/dev/null 2>&1; then exec nc -U ${path}; else echo ${NO_RELAY} >&2; fi`
   const args = ['-T', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=10', '--', host, `sh -c '${relay}'`]
   // a session of its own: Ctrl-C is for us, who want to hear of QEMU what became of it
   const ssh = spawn('ssh', args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true })
@@ -100,6 +103,15 @@ async function throughSsh(host: string, path: string): Promise<QmpClient> {
     ssh.kill()
     await gone // what it says last
     if (says.trim() === '') throw error
+    if (says.includes(NO_RELAY)) {
+      const where = formatQmpAddress({ path, host })
+      throw new ProxyError(
+        'IO',
+        `no answer from QEMU at ${where}: ${NO_RELAY}`,
+        undefined,
+        'install socat at that host',
+      )
+    }
     throw new Error(`${(error as Error).message}; ssh says: ${says.trim()}`, { cause: error })
   }
 }
