@@ -1,8 +1,9 @@
 /** `pageferry migrate`: moves a guest of a QEMU without libvirt, over QMP: settings, start, progress, cancel, end. */
 import type { CommandModule } from 'yargs'
+import type { PastMigration } from '../daemon/control-api.ts'
 import { ProxyError } from '../errors.ts'
 import { requireKeepable } from '../qmp/advice.ts'
-import { type CourseTask, migrationCourse, type PostcopyAfter } from '../qmp/migration-course.ts'
+import { type CourseTask, migrationCourse, type Outcome, type PostcopyAfter } from '../qmp/migration-course.ts'
 import { runCourse } from '../qmp/migration-run.ts'
 import { wishesOf } from '../qmp/migration-wishes.ts'
 import { openQmp, parseQmpAddress } from '../qmp/qmp-address.ts'
@@ -75,7 +76,7 @@ export const migrateCommand: CommandModule<object, MigrateArguments> = {
         requiresArg: true,
         default: [],
       })
-      .option('control', text('Control socket of the source proxy: tells what crosses the WAN'))
+      .option('control', text('Control socket of the source proxy: tells what crosses the WAN, and why it failed'))
       .option('json', { describe: 'Print JSON, an object a line', type: 'boolean', default: false })
       .example(
         '$0 migrate --qmp /run/vm1/qmp.sock --far-qmp ssh:fra:/run/vm1/qmp.sock --to tcp:127.0.0.1:4444 --incoming tcp:127.0.0.1:4444',
@@ -114,13 +115,14 @@ async function runMigrate(args: MigrateArguments): Promise<void> {
       bytesWan: () => wan?.bytes,
     })
     let lookedSeconds = 0
-    const outcome = await runCourse(migrationCourse({ ...task, versions }), { source, destination }, signals, told => {
+    const seen = await runCourse(migrationCourse({ ...task, versions }), { source, destination }, signals, told => {
       display.told(told)
       if (told.event !== 'progress' || told.seconds - lookedSeconds < WAN_LOOK_SECONDS) return
       lookedSeconds = told.seconds
       void wan?.look()
     })
-    if (outcome.began && outcome.result !== 'left' && outcome.result !== 'paused') await wan?.ended()
+    const isOver = seen.began && seen.result !== 'left' && seen.result !== 'paused'
+    const outcome = withReason(seen, isOver ? await wan?.ended() : undefined)
     display.ended(outcome, wan?.bytes)
     if (outcome.error === undefined) return
     if (outcome.result === 'cancelled' || outcome.result === 'left') process.exitCode = signals.status
@@ -131,6 +133,15 @@ async function runMigrate(args: MigrateArguments): Promise<void> {
     signals?.end()
     heardAgain()
   }
+}
+
+/** Of a migration that failed QEMU knows that its socket broke; why, the proxy does. */
+function withReason(outcome: Outcome, past: PastMigration | undefined): Outcome {
+  const { error, result } = outcome
+  if (error === undefined || result !== 'failed' || past === undefined || past.outcome === 'completed') return outcome
+  const { code, what, where, action } = error
+  const said = `${what}; the source proxy: ${past.reason}`
+  return { ...outcome, error: new ProxyError(code, said, where, action, { cause: error }) }
 }
 
 /** @throws USAGE, ADDRESS */

@@ -1,5 +1,6 @@
 /** `pageferry migrate` and `doctor --fix` as commands, against QEMUs that are models: output, signals, exit statuses. */
-import { chmodSync, mkdirSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:http'
 import { join } from 'node:path'
 import t from 'tap'
 import { temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
@@ -118,6 +119,45 @@ t.test('ssh that does not get there, or finds no socket', async t => {
   const none = await migrate(near, `ssh:fra:${folder}/none`, [], { env })
   t.equal(none.status, 1)
   t.match(none.stderr, /ssh says: socat: .*ENOENT/)
+})
+
+t.test('a host without anything for Unix sockets', async t => {
+  const { near, far } = await models(t)
+  const bare = join(folder, 'bare')
+  mkdirSync(bare)
+  writeFileSync(
+    join(bare, 'ssh'),
+    `#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nPATH=${bare} exec /bin/sh -c "$3"\n`,
+  )
+  symlinkSync('/bin/sh', join(bare, 'sh'))
+  chmodSync(join(bare, 'ssh'), 0o755)
+  const outcome = await migrate(near, `ssh:fra:${far}`, [], { env: { PATH: `${bare}:${process.env.PATH}` } })
+  t.equal(outcome.status, 1)
+  t.match(
+    outcome.stderr,
+    /^error: no answer from QEMU at ssh:fra:.*: neither socat nor nc is there\nhint: install socat/,
+  )
+})
+
+t.test('why it failed, as the proxy tells it', async t => {
+  const { near, far } = await models(t, {
+    course: ['active', { status: 'failed', 'error-desc': 'Bad file descriptor' }],
+  })
+  const past = { id: '5-1', direction: 'out', outcome: 'failed', reason: 'tcp:127.0.0.1:4444 refused the connection' }
+  let looks = 0
+  const control = join(folder, 'control')
+  const proxy = createServer((request, response) => {
+    const migrations = looks++ < 2 ? [] : [past] // status and history before it begins
+    response.end(JSON.stringify(request.url === '/history' ? { api: 1, migrations } : { api: 1, sources: [] }))
+  })
+  await new Promise<void>(done => proxy.listen(control, done))
+  t.teardown(() => void proxy.close())
+  const outcome = await migrate(near, far, ['--control', control])
+  t.equal(outcome.status, 17, outcome.stderr)
+  t.match(
+    outcome.stderr,
+    /error: the migration failed: Bad file descriptor; the source proxy: tcp:127\.0\.0\.1:4444 refused the connection\n/,
+  )
 })
 
 t.test('Ctrl-C cancels, and waits until the guest goes on', async t => {
