@@ -226,15 +226,16 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   }
 
   private async dial(flow: DestinationFlow): Promise<void> {
+    const ofDisks = flow.info.kind === KIND_DISK
     let socket: QemuSocket | undefined
     try {
       flow.checkTurn()
-      socket = await this.parts.dial(flow.address!, { signal: flow.abort.signal })
+      socket = await this.parts.dial(flow.address!, { signal: flow.abort.signal, ofDisks })
     } catch (error) {
       if (!isProxyError(error)) throw error
       flow.refused(error)
     }
-    const unmaps = flow.info.kind === KIND_DISK && this.options.diskZeroes === 'unmap'
+    const unmaps = ofDisks && this.options.diskZeroes === 'unmap'
     if (socket) flow.connected(unmaps ? new UnmappedSocket(socket, error => this.defect(error)) : socket)
     this.dials.done(flow)
   }

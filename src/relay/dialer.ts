@@ -23,6 +23,8 @@ export interface DialOptions {
   /** Gives up. */
   readonly signal?: AbortSignal
   readonly readMode?: ReadMode
+  /** A server of disks is dialled, not a QEMU that waits for a migration. */
+  readonly ofDisks?: boolean
 }
 
 /** Nobody there: the target has not seen anything of us, so the next address of the same name may be tried. */
@@ -36,6 +38,17 @@ const HINTS: Record<string, string> = {
   EPROTOTYPE: 'that is no stream socket: check --target',
   ENOTFOUND: 'no such host: check --target',
   EAI_AGAIN: 'the name server does not answer; a literal address needs none',
+}
+
+/** Where they are others for a server of disks. */
+const DISK_HINTS: Record<string, string> = {
+  ECONNREFUSED: 'nothing listens there: nbd-server-start at the destination QEMU first, and check --disks',
+  ENOENT: 'no such socket: nbd-server-start at the destination QEMU first, and check --disks',
+}
+
+function hintFor(code: string, ofDisks: boolean): string {
+  if (!ofDisks) return HINTS[code] ?? 'check --target and the network'
+  return DISK_HINTS[code] ?? HINTS[code]?.replace('--target', '--disks') ?? 'check --disks and the network'
 }
 
 function refused(target: Address, what: string, action: string, cause?: Error): ProxyError {
@@ -136,5 +149,5 @@ export async function dial(target: Address, options: DialOptions = {}): Promise<
     throw refused(target, `did not accept a connection within ${timeoutMs / 1000} s`, action, last)
   }
   const code = last.code ?? last.message
-  throw refused(target, `refused the connection (${code})`, HINTS[code] ?? 'check --target and the network', last)
+  throw refused(target, `refused the connection (${code})`, hintFor(code, options.ofDisks === true), last)
 }
