@@ -174,7 +174,7 @@ function dayOf(word: string): number | undefined {
 
 /** Of `08:00-18:00`, `22:00-06:00`; undefined where the word is none of these. @throws USAGE where it only looks so */
 function timesOf(word: string, option: string): ScheduledCap['times'][number] | undefined {
-  if (!word.includes(':')) return undefined
+  if (!word.includes(':') && !/^\d+-/.test(word)) return undefined
   const found = /^(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})$/.exec(word)
   const [fromHour, fromMinute, toHour, toMinute] = (found ?? []).slice(1).map(Number)
   const from = fromHour! * 60 + fromMinute!

@@ -55,7 +55,7 @@ interface Row {
 }
 
 const GIVE =
-  'give a stream as QEMU writes it, a .pcap or .pcapng file, a libvirt save image, a core, a disk image; template build and estimate take flat memory with --as memory'
+  'give a stream as QEMU writes it, a .pcap or .pcapng file, a libvirt save image, a core, a disk image; template build and estimate take flat memory with --as memory, raw disks with --as disk'
 const CAPTURE_AGAIN = 'write it as .pcap or .pcapng: tcpdump -w, or editcap -F pcapng'
 const AS_STREAM = 'give the migration as a stream: (qemu) migrate "exec:cat > FILE"'
 

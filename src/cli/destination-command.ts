@@ -163,6 +163,8 @@ function serversOf(args: DestinationArguments) {
   const targets = targetsOf(args.target, '--target')
   const disks = targetsOf(args.disks ?? [], '--disks')
   requireOthers(targets, disks)
+  if (args.diskZeroes === 'unmap' && disks.size === 0)
+    throw new ProxyError('USAGE', '--disk-zeroes unmap without --disks', undefined, 'say by --disks where disks go')
   return { targets, disks }
 }
 

@@ -1,6 +1,7 @@
 /** `pageferry rate PEER RATE`: a cap on the WAN while migrations run. */
 import type { CommandModule } from 'yargs'
 import type { RateChange } from '../daemon/site.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import { formatRate, parseCapOrNone } from '../quantity.ts'
 import { askFirst, CONTROL_OPTION, JSON_OPTION } from './control-option.ts'
 import { print } from './output.ts'
@@ -11,6 +12,16 @@ interface RateArguments {
   readonly rate: string
   readonly control: string | undefined
   readonly json: boolean
+}
+
+/** @throws USAGE */
+function requireCap(rate: string): void {
+  try {
+    parseCapOrNone(rate, 'RATE')
+  } catch (error) {
+    if (!isProxyError(error)) throw error
+    throw new ProxyError('USAGE', error.what, undefined, `${error.action}, none, or schedule`)
+  }
 }
 
 export const rateCommand: CommandModule<object, RateArguments> = {
@@ -29,7 +40,7 @@ export const rateCommand: CommandModule<object, RateArguments> = {
       .example('$0 rate dc2 schedule', 'what the settings say counts again')
       .example('$0 rate dc2 none', 'as fast as the link is') as never,
   handler: async ({ peer, rate, control, json }) => {
-    if (rate !== 'schedule') parseCapOrNone(rate, 'RATE')
+    if (rate !== 'schedule') requireCap(rate)
     const change = (await askFirst(control, 'POST /rate', { peer, rate })) as RateChange
     const was = typeof change.before === 'number' ? formatRate(change.before) : 'no cap'
     print(json ? JSON.stringify(change) : `${change.peer}: ${capText(change.rate, change)}; it was ${was}`)

@@ -185,6 +185,10 @@ function readersOf(args: SourceArguments) {
       requireApart([...listen, ...disks].map(({ address }) => address))
       return { listen, disks }
     },
+    answers: () => {
+      if (args.diskAnswers !== 'early' || args.disks?.length) return
+      throw new ProxyError('USAGE', '--disk-answers early without --disks', undefined, 'say by --disks where they come')
+    },
     effort: () => parseEffortOrAuto(args.effort),
     connections: () => connectionCount(args.connections),
     rate: () => capsOf(args),
@@ -203,7 +207,7 @@ function requireRing(ringPages: number, poolMemory: string): void {
 
 /** `--check`. @throws USAGE */
 function checkSource(args: SourceArguments): Promise<void> {
-  const { peer, effort, connections, rate, weights, mode, group } = readersOf(args)
+  const { peer, answers, effort, connections, rate, weights, mode, group } = readersOf(args)
   const { peerName, tlsServerName: serverName, listenAnywhere: beyondLoopback } = args
   const addressOf = (text: string): Address => parseNamedAddress(text).address
   return checkOptions({
@@ -212,7 +216,7 @@ function checkSource(args: SourceArguments): Promise<void> {
     memory: ({ poolMemoryBytes, setMemoryBytes }) =>
       requireRing(processMemory(poolMemoryBytes, setMemoryBytes, false).ringPages, args.poolMemory),
     own: [
-      ...[peer, effort, connections, rate, weights, mode, group],
+      ...[peer, answers, effort, connections, rate, weights, mode, group],
       ...listenChecks([...args.listen, ...(args.disks ?? [])], addressOf, { beyondLoopback }),
     ],
     role: {
@@ -233,6 +237,7 @@ async function runSource(args: SourceArguments): Promise<void> {
   requireRing(settings.ringPages, args.poolMemory)
   const status: StatusLine = { tell: () => {} }
   const read = readersOf(args)
+  read.answers()
   const { rateFile } = args
   const daemon = new SourceDaemon({
     ...settings,

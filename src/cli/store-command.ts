@@ -206,6 +206,7 @@ const verify: CommandModule<object, StoreArguments & { signers: string | undefin
     const folder = await existingStore(store, storeKey)
     const signed = signers === undefined ? undefined : await signaturesOf(folder, readTrustedKeys(signers), json)
     const paths = (await folder.digests()).map(digest => folder.pathOf(digest))
+    if (paths.length === 0 && !json) print('no template sets in this store')
     try {
       await verifySets(paths, json, key, false, path => signed?.byPath.get(path))
     } catch (error) {

@@ -184,6 +184,29 @@ const SCHEMA = (() => {
   })
 })()
 
+/** How settings are spelled that the options of the same name spell otherwise. */
+const SPELLINGS: Readonly<Record<string, string>> = {
+  disks: 'targets by name, disks: { default: "tcp:127.0.0.3:10809" }; a listener for disks says disks: true',
+  'rate-schedule': 'a text, or a list of them: ["mon-fri 08:00-18:00 200Mbit", "sat,sun none"]',
+  share: `of a peer: a whole number from 1 to ${WEIGHT_MAX}`,
+  shares: `shares: { disks: 1, memory: 3 }, whole numbers from 1 to ${WEIGHT_MAX}`,
+}
+
+function spellingHint(path: readonly PropertyKey[]): string {
+  const key = path.findLast(part => typeof part === 'string' && Object.hasOwn(SPELLINGS, part))
+  return key === undefined ? 'docs/operations.md has an example' : `write ${SPELLINGS[key as string]}`
+}
+
+/** Settings of a peer alone. */
+const OF_PEERS = new Set(['address', 'connections', 'share', 'tls-server-name'])
+
+/** @param path where an unknown key stands */
+function placeHint(path: readonly PropertyKey[], key: string): string {
+  if (path.length === 0 && OF_PEERS.has(key)) return 'it is a setting of a peer'
+  if (path.length > 0 && Object.hasOwn(SCHEMA.shape, key)) return 'it stands at the top of the file'
+  return 'docs/operations.md lists all settings'
+}
+
 /** Caps as the schema has them. */
 interface Caps {
   readonly rate: number
@@ -242,9 +265,8 @@ export function readConfiguration(content: string): ReadConfiguration {
       const place = path.length > 0 ? path.join('.') : 'the file'
       const keys = code === 'unrecognized_keys' ? (rest as { keys: string[] }).keys : []
       if (keys.length > 0) {
-        for (const key of keys)
-          mistake([...path, key], `unknown setting ${JSON.stringify(key)}`, 'docs/operations.md lists all settings')
-      } else mistake(path, `${place}: ${message}`, 'docs/operations.md has an example')
+        for (const key of keys) mistake([...path, key], `unknown setting ${JSON.stringify(key)}`, placeHint(path, key))
+      } else mistake(path, `${place}: ${message}`, spellingHint(path))
     }
     return { mistakes: mistakes.sort((a, b) => a.line - b.line), lineOf }
   }
@@ -307,6 +329,10 @@ export function readConfiguration(content: string): ReadConfiguration {
         )
     }
   }
+  if (file['disk-answers'] === 'early' && !file.listeners.some(({ disks }) => disks))
+    mistake(['disk-answers'], 'disk-answers: early, and no listener for disks', 'say disks: true at one')
+  if (file['disk-zeroes'] === 'unmap' && Object.keys(file.disks).length === 0)
+    mistake(['disk-zeroes'], 'disk-zeroes: unmap without disks', 'name the servers of disks under disks')
   const zone = file['time-zone']
   const capsAt = (path: readonly string[], { rate, 'rate-schedule': schedule }: Caps): RateSchedule => {
     const written = typeof schedule === 'string' ? schedule : schedule?.join('\n')

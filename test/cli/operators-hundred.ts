@@ -358,6 +358,11 @@ const proxies: Case[] = [
     [...SOURCE, '--rate-schedule', 'mon-fry 1Mbit'],
     { status: 2, err: /"mon-fry"/, hint: /mon-fri/ },
   ],
+  [
+    'times without minutes',
+    [...SOURCE, '--rate-schedule', 'mon-fri 8-18 200Mbit'],
+    { status: 2, err: /--rate-schedule: "8-18"/, hint: /08:00-18:00/ },
+  ],
   ['a time without a rate', [...SOURCE, '--rate-schedule', 'mon 8:00-9:00'], { status: 2, err: /has no rate/ }],
   [
     'no time',
@@ -499,6 +504,21 @@ const proxies: Case[] = [
   ['answers without a word', [...SOURCE, '--disk-answers'], { status: 2, err: /disk-answers/ }],
   ['zeroes that are none', [...DESTINATION, '--disk-zeroes', 'sparse'], { status: 2, err: /"as-said", "unmap"/ }],
   ['zeroes at the wrong side', [...SOURCE, '--disk-zeroes', 'unmap'], { status: 2, err: /disk-zeroes/ }],
+  [
+    'early answers to no disk',
+    [...SOURCE, '--disk-answers', 'early'],
+    { status: 2, err: /--disk-answers early without --disks/, hint: /--disks/ },
+  ],
+  [
+    'the same, looked at',
+    [...SOURCE, '--disk-answers', 'early', '--check'],
+    { status: 2, raw: /^--disk-answers early without --disks\n +hint: /m },
+  ],
+  [
+    'zeroes of no disk',
+    [...DESTINATION, '--disk-zeroes', 'unmap'],
+    { status: 2, err: /--disk-zeroes unmap without --disks/, hint: /--disks/ },
+  ],
   ['a disk for everyone', [...SOURCE, '--disks', 'tcp:0.0.0.0:0'], { status: 2, hint: /listen on 127/ }],
   [
     'source with disks says where',
@@ -665,6 +685,42 @@ listeners: [{ at: "tcp:127.0.0.1:0", peer: a }]
       '--check',
     ],
     { status: 0, out: /shares\.yaml: no mistakes\n$/, raw: '' },
+  ],
+  [
+    'settings spelled as the options are, and in the wrong place',
+    [
+      'serve',
+      '--config',
+      site(
+        'spelled.yaml',
+        `${RECEIVES}shares: disks=1,memory=3
+disks: tcp:127.0.0.1:2
+rate-schedule: { mon: 1Mbit }
+share: 3
+peers:
+  a: { address: "h:1", share: 0, time-zone: Europe/Amsterdam }
+`,
+      ),
+      '--check',
+    ],
+    {
+      status: 2,
+      raw: new RegExp(
+        [
+          ':4: shares: .*\\n +hint: write shares: \\{ disks: 1, memory: 3 \\}',
+          ':5: disks: .*\\n +hint: write targets by name',
+          ':6: rate-schedule: .*\\n +hint: write a text, or a list',
+          ':7: unknown setting "share"\\n +hint: it is a setting of a peer',
+          ':9: peers\\.a\\.share: .*\\n +hint: write of a peer: a whole number from 1 to 100',
+          ':9: unknown setting "time-zone"\\n +hint: it stands at the top',
+        ].join('[\\s\\S]*'),
+      ),
+    },
+  ],
+  [
+    'what is of disks, and no disks',
+    ['serve', '--config', site('no-disks.yaml', `${RECEIVES}disk-answers: early\ndisk-zeroes: unmap\n`), '--check'],
+    { status: 2, raw: /:4: disk-answers: early, and no listener[\s\S]*:5: disk-zeroes: unmap without disks/ },
   ],
   [
     'shares that are none',
@@ -1311,7 +1367,12 @@ const control: Case[] = [
   ['rate of all peers, of a proxy with one', asked('rate', 'all', '1Mbit'), { status: 2, err: /"all"/, hint: /fra:1/ }],
   ['rate of whom', asked('rate'), { status: 2, err: /Not enough/ }],
   ['rate of a peer that is not known', asked('rate', 'ams', '80Mbit'), { status: 2, err: /"ams"/, hint: /fra:1/ }],
-  ['no rate of a peer', asked('rate', 'fra:1', 'fast'), { status: 2, err: /"fast"/, hint: /200Mbit/ }],
+  [
+    'no rate of a peer',
+    asked('rate', 'fra:1', 'fast'),
+    { status: 2, err: /"fast"/, hint: /200Mbit.*none, or schedule/ },
+  ],
+  ['times by hand', asked('rate', 'fra:1', '8:00-9:00 1Mbit'), { status: 2, hint: /none, or schedule/ }],
   ['rate of nobody', ['rate', 'fra:1', '1Mbit', '--control', at('none')], { status: 1, err: /ENOENT/ }],
   ['cancel of what', asked('cancel'), { status: 2, err: /Not enough/ }],
   ['cancel of nothing that runs', asked('cancel', '0-1'), { status: 14, err: /no migration 0-1/, hint: /status/ }],
@@ -1416,7 +1477,11 @@ const inputs: Case[] = [
   ['of a capture', estimate(at('c.pcap')), { status: 0, out: /of QEMU/ }],
   ['of an empty file', estimate(at('empty.stream')), { status: 3, err: /empty/ }],
   ['of nothing on standard input', estimate('-'), { status: 3, input: '', err: /empty/ }],
-  ['of users', estimate('/etc/passwd'), { status: 3, err: /neither a migration stream nor a capture/, hint: /pcap/ }],
+  [
+    'of users',
+    estimate('/etc/passwd'),
+    { status: 3, err: /neither a migration stream nor a capture/, hint: /pcap.*raw disks with --as disk/ },
+  ],
   ['of noise', estimate(at('noise')), { status: 3, err: /neither/ }],
   [
     'of half a stream',
@@ -1623,6 +1688,11 @@ const inputs: Case[] = [
     'verify of a store with what is no set',
     ['store', 'verify', '--store', at('odd')],
     { status: 4, out: /sound/, raw: /./ },
+  ],
+  [
+    'verify of an empty store',
+    ['store', 'verify', '--store', at('store')],
+    { status: 0, out: /^no template sets in this store\n$/, raw: '' },
   ],
   ['what sets brought', ['store', 'list', '--store', at('full')], { status: 0, out: /brought.*nothing/s }],
   [
