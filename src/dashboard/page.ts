@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 
 /** Each stands behind those that it imports. */
-const SCRIPTS = ['text', 'elements', 'series', 'plot', 'memory', 'migrations', 'tables', 'main']
+const SCRIPTS = ['text', 'elements', 'series', 'plot', 'memory', 'migrations', 'disks', 'tables', 'main']
 
 /** Of a module that is put together with the others: each name is exported by one of them, and means the same in all. */
 const IMPORT = /^import \{[^}]*\} from '\.\/[a-z-]+\.js'\n/gm

@@ -94,3 +94,37 @@ t.test('which of the memory has passed: a line of blocks', t => {
   t.equal(line(Array.from({ length: 100 }, () => 100)), `memory ▕${'█'.repeat(64)}▏ 100 % of 409.6 kB`)
   t.end()
 })
+
+t.test('disk transfers: how far each disk is, rates, and what is owed', t => {
+  const transfer = {
+    ...{ transfer: 4, id: 'a-4', target: 'web', seconds: 4.2, connections: 2, requests: 16, effort: 2 },
+    ...{ bytes: 8e9, bytesWan: 2e9, bytesPerSecond: 3e7, wanBytesPerSecond: 1e7 },
+    ...{ bytesBack: 2e6, bytesBackWan: 1e6, bytesBackPerSecond: 1e5, wanBytesBackPerSecond: 5e4 },
+    owed: { writes: 3, bytes: 3e6 },
+    exports: [
+      { name: 'v\nda', bytes: 2e10, bytesWritten: 8.6e9, pass: 1, share: 0.4399, passSeconds: 125 },
+      { name: 'vdb', bytes: 1e9, bytesWritten: 5e7, pass: 2, share: 0.01 },
+      { name: '', bytes: 1e9, bytesWritten: 0 },
+    ],
+  }
+  const session = { link: 'ab12', peer: 'ams', sets: 1, coldSets: 0, stats: { state: 'live', rttMs: 20, rate: 1e7 } }
+  const source = {
+    ...{ role: 'source', peer: 'ams', address: 'ams', listening: [], disksAt: [], certificates: [], waiting: 0 },
+    ...{ session: undefined, left: [{ ...session, migrations: [], disks: [transfer] }] },
+  }
+  const destination = {
+    ...{ role: 'destination', certificates: [], listening: ['x'], stopping: false },
+    sessions: [{ ...session, migrations: [], disks: [{ ...transfer, bytesBackWan: transfer.bytesBack }] }],
+  }
+  const status = { api: 1, version: '1', process: 7, started: NOW.toISOString(), sources: [source], destination }
+  const lines = statusText(status as unknown as SiteStatus, NOW).split('\n')
+  t.same(lines.slice(4, 9), [
+    '    disks a-4 (web), 2 connections for 4.2 s: 2.0 MB of the server back (1.0 MB on the WAN), 8.0 GB from its clients, 2.0 GB on the WAN (25.0 %), effort 2; 16 requests not answered; 3 writes answered early (3.0 MB)',
+    '      240.0 Mbit/s from its clients, 80.0 Mbit/s of it on the WAN; back 0.8 Mbit/s, 0.4 Mbit/s of it on the WAN',
+    '      export v\\nda of 20.0 GB: 8.6 GB written; pass 1, 43 %, 2 min 5 s to the end of the pass',
+    '      export vdb of 1.0 GB: 50.0 MB written; pass 2, 1 %',
+    '      export (without a name) of 1.0 GB: 0 bytes written',
+  ])
+  t.equal(lines.at(-1), '    disks a-4 (web), 2 connections for 4.2 s: 2.0 MB of the server back, 8.0 GB to the server')
+  t.end()
+})

@@ -169,13 +169,13 @@ t.test('a migration, from its beginning to its end', { skip }, async t => {
     const first = `document.querySelector('a[href], button, [tabindex="0"]').focus()`
     await page.evaluate(first)
     const order = [await page.evaluate<string>(focused)]
-    for (let i = 0; i < 11; i++) {
+    for (let i = 0; i < 12; i++) {
       await press(page, 'Tab')
       order.push(await page.evaluate<string>(focused))
     }
     t.same(order, [
       'To the running migrations',
-      ...['Running', 'Sessions', 'Proxies', 'History', 'pause'],
+      ...['Running', 'Disks', 'Sessions', 'Proxies', 'History', 'pause'],
       'Guest memory by address: part of it',
       'Rate of QEMU and of the WAN: point in time',
       'Guest memory by class, and bytes on the WAN: point in time',
@@ -283,6 +283,15 @@ t.test('whatever names and texts say is text', { skip }, async t => {
     converges: false,
     passSeconds: 3,
   }
+  const disks = {
+    ...{ transfer: 3, id: evil, target: evil, seconds: 5, connections: 2, requests: 16, effort: 1 },
+    ...{ bytes: 4e8, bytesWan: 1e8, bytesPerSecond: 2e6, wanBytesPerSecond: 5e5, bytesBack: 3e6, bytesBackWan: 1e6 },
+    owed: { writes: 3, bytes: 3e6 },
+    exports: [
+      { name: evil, bytes: 1e9, bytesWritten: 4e8, pass: 1, share: 0.437, passSeconds: 125 },
+      { name: '', bytes: 1e9, bytesWritten: 5e7 },
+    ],
+  }
   const stats = { state: 'broken', rttMs: 3, rate: 1e6, connections: [] }
   const session = { link: evil, peer: evil, sets: 2, coldSets: 1, stats }
   const status = {
@@ -293,6 +302,7 @@ t.test('whatever names and texts say is text', { skip }, async t => {
         certificates: [{ file: evil, expires: '2020-01-01T00:00:00.000Z' }],
         // of a proxy of before: without counts of pages
         session: { ...session, migrations: [{ ...migration, bytesWan: 1e5, effort: 3, progress }] },
+        left: [{ ...session, migrations: [], disks: [disks] }],
         connections: 1,
       },
     ],
@@ -327,7 +337,27 @@ t.test('whatever names and texts say is text', { skip }, async t => {
   t.match(await page.evaluate(textOf('.card h3')), /^Guest <\/td><img src=x onerror=.*\\u202e\\u001b\[31m, <\/td>/)
   t.equal(await page.evaluate(`document.querySelectorAll('img, main script').length`), 0)
   t.equal(await page.evaluate(`document.title`), '(2) Pageferry')
-  t.equal(await page.evaluate(`document.querySelectorAll('.card').length`), 2)
+  t.equal(await page.evaluate(`document.querySelectorAll('#cards .card').length`), 2)
+  t.match(await page.evaluate(textOf('#disk-cards h3')), /^Disks <\/td><img src=x onerror=.* leave for /)
+  t.match(
+    await page.evaluate(textOf('#disk-cards .about')),
+    / · for 5\.0 s · 2 connections · 3 writes answered early \(3\.0 MB\)$/,
+  )
+  const bars = await page.evaluate<[string, boolean, number][]>(
+    `[...document.querySelectorAll('.exports li')].map(one => [one.textContent, one.querySelector('label').hidden, one.querySelector('progress').value])`,
+  )
+  t.match(bars[0], [/^<\/td>.* 1\.0 GB · 400\.0 MB written · 2 min 5 s to the end of the passPass 1 43 %$/, false, 43])
+  t.match(bars[1], [/^Disk without a name 1\.0 GB · 50\.0 MB written/, true], 'where no share is known there is no bar')
+  const facts = await page.evaluate<Record<string, string>>(
+    `Object.fromEntries([...document.querySelectorAll('#disk-cards .facts div')].map(one => [...one.children].map(part => part.textContent)))`,
+  )
+  t.match(facts, {
+    Saved: '75 %',
+    'Requests not answered': '16',
+    'Of that on the WAN': '1.0 MB',
+    'On the WAN': '4.0 Mbit/s',
+  })
+  t.ok(await page.evaluate(`document.getElementById('no-disks').hidden`))
   t.match(await page.evaluate(textOf('.warning')), /does not converge/)
   t.match(await page.evaluate(`document.querySelectorAll('.card')[1].textContent`), /in postcopy/)
   t.match(await page.evaluate(textOf('#proxy-table tbody')), /has expired/)

@@ -1,4 +1,5 @@
 /** Looks at the proxies again and again, while somebody looks at the page. */
+import { runningDisksOf, showDisks } from './disks.js'
 import { byId, element, keep, setText } from './elements.js'
 import { runningOf, showMigrations } from './migrations.js'
 import { savedBy, showHistory, showTables } from './tables.js'
@@ -23,7 +24,7 @@ let isLooking = false
 /** @type {PastLook} */
 let past = { migrations: [], failures: [] }
 let pastMs = Number.NEGATIVE_INFINITY
-/** Migrations that ran when it was looked last, by key, with what they are called. @type {Map<string, string>} */
+/** Migrations and disk transfers that ran when it was looked last, by key, with what they are called. @type {Map<string, string>} */
 let ran = new Map()
 
 /** @param {string} name @returns {Promise<any>} */
@@ -69,11 +70,16 @@ function show({ at, sites, failure }) {
   alarm(failures)
   const running = runningOf(sites)
   showMigrations(running)
+  const disks = runningDisksOf(sites)
+  showDisks(disks)
   showTables(sites, Date.parse(at))
-  const now = new Map(running.map(({ key, status }) => [key, status.id]))
+  const now = new Map([
+    ...running.map(({ key, status }) => /** @type {const} */ ([key, `Migration ${status.id}`])),
+    ...disks.map(({ key, status }) => /** @type {const} */ ([`${key} disks`, `Disk transfer ${status.id}`])),
+  ])
   const news = []
-  for (const [key, id] of now) if (!ran.has(key)) news.push(`Migration ${id} runs.`)
-  for (const [key, id] of ran) if (!now.has(key)) news.push(`Migration ${id} has ended.`)
+  for (const [key, name] of now) if (!ran.has(key)) news.push(`${name} runs.`)
+  for (const [key, name] of ran) if (!now.has(key)) news.push(`${name} has ended.`)
   if (news.length > 0) setText(byId('news'), news.join(' '))
   if ([...ran.keys()].some(key => !now.has(key))) pastMs = Number.NEGATIVE_INFINITY
   ran = now
@@ -84,12 +90,13 @@ function show({ at, sites, failure }) {
     ...sites.flatMap(({ status }) => status?.destination?.sessions ?? []),
   ]
   const live = sessions.filter(session => session?.stats.state === 'live').length
-  const rate = running.reduce((sum, { out }) => sum + (out?.progress?.wanBytesPerSecond ?? 0), 0)
+  const memoryRate = running.reduce((sum, { out }) => sum + (out?.progress?.wanBytesPerSecond ?? 0), 0)
+  const rate = disks.reduce((sum, { out }) => sum + (out?.wanBytesPerSecond ?? 0), memoryRate)
   const leaving = running.filter(({ out }) => out).length
   const { bytes, bytesWan } = savedBy(past.migrations)
   showTiles([
     ['Running', String(running.length), `${leaving} leaving, ${running.length - leaving} coming`],
-    ['On the WAN', formatRate(rate), 'of migrations that leave'],
+    ['On the WAN', formatRate(rate), 'of migrations and disks that leave'],
     ['Sessions', `${live} of ${sessions.length}`, 'live'],
     [
       'Saved',
