@@ -8,6 +8,7 @@ import t from 'tap'
 import { Events, type SiteEvent } from '../../src/daemon/events.ts'
 import { until } from '../helpers/until.ts'
 import { closed, Daemons, type DaemonsOptions, Target } from './daemons.ts'
+import { DiskClient } from './disk-client.ts'
 import { NBD_SKIP, Nbdkit, nbdcopy, nbdsh, QEMU_IMG_SKIP, qemuImg } from './nbd.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -74,6 +75,16 @@ t.test('nbdcopy, and the WAN is cut in it', { skip: NBD_SKIP }, async t => {
   t.same(pair.of('early answers were wrong'), [])
   const ended = await until('its end', () => pair.of('disk transfer ended')[0])
   t.match(ended, { endedBy: 'both sides closed', connections: 1 }, 'one connection: a FLUSH covers no others')
+})
+
+t.test('what is owed is told while the server says nothing', { skip: NBD_SKIP }, async t => {
+  await using kit = await Nbdkit.start('--filter=delay', 'memory', '1M', 'delay-write=3600')
+  await using pair = await Early.start(`unix:${kit.socket}`)
+  const owed = () => pair.daemons.source.status().session!.disks[0]!.owed
+  const client = await DiskClient.open(pair.daemons.diskPort)
+  t.same(owed(), { writes: 0, bytes: 0 })
+  for (let i = 0; i < 3; i++) await client.write(i * 65536, randomBytes(50_000))
+  t.same(owed(), { writes: 3, bytes: 150_000 }, 'its client has the answers')
 })
 
 for (const [form, ...options] of [['structured'], ['simple', '--no-sr']]) {
