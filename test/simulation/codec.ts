@@ -11,13 +11,32 @@ import type { SendingChannel } from '../../src/transfer/sending-channel.ts'
 import { SLOT_UNIT_BYTES } from '../../src/transfer/slot-arena.ts'
 import type { VirtualTime } from '../helpers/virtual-time.ts'
 
-/** Memories of source sessions, in turns: a session before may still be written to by sockets that close. */
-const MEMORIES = Array.from({ length: 3 }, () => new Uint8Array(CHANNEL_UNITS * SLOT_UNIT_BYTES))
-let turn = 0
+/** Memories of source sessions that nobody has: the one that was given back last comes last. */
+let free: Uint8Array[] = []
+let all: Uint8Array[] = []
+/** So many others come first: a session before may still be written to by sockets that close. */
+const RESTING = 2
+
+/** A run begins: nobody has any. */
+export function freshPools(): void {
+  free = [...all]
+}
+
+/** A session's is over. */
+export function givePool({ kernel }: Pool): void {
+  free.push(kernel.bytes)
+}
+
+function takeMemory(): Uint8Array {
+  if (free.length > RESTING) return free.shift()!
+  const memory = new Uint8Array(CHANNEL_UNITS * SLOT_UNIT_BYTES)
+  all = [...all, memory]
+  return memory
+}
 
 /** A pool without a kernel: what the halves ask of it. */
 export function barePool(): Pool {
-  const bytes = MEMORIES[turn++ % MEMORIES.length]!
+  const bytes = takeMemory()
   return {
     kernel: { bytes, layout: { templatePages: 0, ringPages: 0 } },
     workspaces: [],

@@ -10,6 +10,8 @@
  * - in the end nothing is left: connections, places, memory, pieces, timers
  * - no session ends by a defect of ours, or because the peer broke a rule
  * - no turn and no run is without end
+ *
+ * Disks may be beside them (disks.ts), which the guests must not notice.
  */
 import { setImmediate as turn } from 'node:timers/promises'
 import { Random } from '../../scripts/harness/random.ts'
@@ -19,6 +21,8 @@ import { MAIN_AWAITED_MS } from '../../src/migration/gates.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { type Process, VirtualTime } from '../helpers/virtual-time.ts'
+import { freshPools } from './codec.ts'
+import { Disks, type DisksWorld } from './disks.ts'
 import * as guests from './guests.ts'
 import { LocalConnection, type QemuEnd } from './local.ts'
 import { DestinationSite, SITE_PARTS, type SiteParts, SourceSite, type World } from './sites.ts'
@@ -31,6 +35,9 @@ export interface Outcome {
   readonly failure: string
   readonly completed: number
   readonly attempts: number
+  /** The same of disks' clients. */
+  readonly disksCompleted: number
+  readonly disks: number
   readonly steps: number
   readonly virtualMs: number
   /** What happened, by name. */
@@ -179,17 +186,19 @@ class TargetChannel {
 /**
  * Runs one seed to its end.
  * @param hears what happens, line by line
+ * @param disks whether there are disks beside the guests
  */
 export async function simulate(
   seed: number,
   parts: Partial<SiteParts> = {},
   hears?: (line: string) => void,
+  disks = false,
 ): Promise<Outcome> {
-  const simulation = new Simulation(seed, { ...SITE_PARTS, ...parts }, hears)
+  const simulation = new Simulation(seed, { ...SITE_PARTS, ...parts }, hears, disks)
   return simulation.run()
 }
 
-class Simulation implements World {
+class Simulation implements World, DisksWorld {
   readonly time = new VirtualTime()
   readonly random: Random
   readonly wan: Wan
@@ -200,7 +209,9 @@ class Simulation implements World {
   private readonly happened = new Set<string>()
   private source!: SourceSite
   private destination!: DestinationSite
-  private readonly gates: number
+  readonly gates: number
+  readonly hasDisks: boolean
+  private disks: Disks | undefined
   private readonly targets = new Map<string, TargetQemu>()
   private readonly attempts: Attempt[] = []
   private readonly channels: Channel[] = []
@@ -210,15 +221,18 @@ class Simulation implements World {
   private faultsLeft: number
   private processes = 0
   private sessions = 0
+  /** Sessions that were left to their disks. */
+  private readonly left = new Set<string>()
   /** Who have something to do at their gates yet. */
   private operators = 0
   private troubleMs = Number.NEGATIVE_INFINITY
-  private readonly quiet: boolean
+  readonly quiet: boolean
   private failure: string | undefined
   private readonly hears: ((line: string) => void) | undefined
 
-  constructor(seed: number, parts: SiteParts, hears: ((line: string) => void) | undefined) {
+  constructor(seed: number, parts: SiteParts, hears: ((line: string) => void) | undefined, disks: boolean) {
     this.seed = seed
+    this.hasDisks = disks
     this.hears = hears
     this.random = new Random(seed)
     this.parts = parts
@@ -242,6 +256,12 @@ class Simulation implements World {
     if (error && error.code !== 'PEER_LOST') this.wrong(`a session of ${process.name} ends: ${error.message}`)
   }
 
+  sessionLeft(id: string): void {
+    this.note(`session ${id.slice(0, 8)} is left to its disks`)
+    this.happened.add('session left')
+    this.left.add(id.slice(0, 8))
+  }
+
   nextSession(): number {
     return ++this.sessions
   }
@@ -261,11 +281,14 @@ class Simulation implements World {
       this.note(`${side}: ${event} ${JSON.stringify(fields)}`)
       const isStranger = 'peer' in fields && `${fields.peer}`.startsWith('elsewhere')
       if (event === 'migration starts' && isStranger) this.wrong('a stranger begins a migration')
+      const isNew = (event === 'migration starts' || event === 'disk transfer starts') && 'id' in fields
+      if (isNew && this.left.has(`${fields.id}`.split('-')[0]!)) this.wrong(`${event} in a session that was left`)
     }
     return { info: note, warn: note, error: note }
   }
 
   async run(): Promise<Outcome> {
+    freshPools()
     const uninstall = this.time.install()
     let failure = ''
     try {
@@ -277,26 +300,36 @@ class Simulation implements World {
       uninstall()
     }
     const completed = this.attempts.filter(attempt => attempt.completed).length
-    const { seed, steps, happened, time } = this
-    return { seed, failure, completed, attempts: this.attempts.length, steps, virtualMs: time.nowMs, happened }
+    const { seed, steps, happened, time, disks } = this
+    const ofDisks = { disksCompleted: disks?.completed ?? 0, disks: disks?.attempts ?? 0 }
+    const { length: attempts } = this.attempts
+    return { seed, failure, completed, attempts, ...ofDisks, steps, virtualMs: time.nowMs, happened }
   }
 
   private async play(): Promise<void> {
     const { random, time } = this
     this.startDestination()
     this.startSource()
+    if (this.hasDisks) this.disks = new Disks(this)
     for (let gate = 0; gate < this.gates; gate++) time.after(random.next() * 500, () => this.migrate(gate))
     for (let i = random.int(0, 6); i > 0; i--) time.after(random.next() * 20_000, () => this.stranger())
     for (let i = 0, at = 0; i < this.faultsLeft; i++) {
       at += random.next() * random.pick([100, 2000, 10_000])
       time.after(at, () => this.fault())
     }
+    if (this.hasDisks) {
+      for (let i = random.int(0, random.pick([2, 4, 10])), at = 0; i > 0; i--) {
+        at += random.next() * random.pick([300, 3000, 10_000])
+        time.after(at, () => this.renewal())
+      }
+    }
     await this.until('the guests', () => this.isDone)
     await this.wait(Math.max(AFTERWARDS_MS, this.patience.postcopyMs + NOTICED_MS))
     this.verify()
+    this.disks?.verify(this.patience.postcopyMs + NOTICED_MS)
     this.empty([...this.source.leftovers(), ...this.destination.leftovers()])
     this.source.stop()
-    await this.until('the end of the source proxy', () => this.source.link === undefined)
+    await this.until('the end of the source proxy', () => this.source.isOver)
     let stopped = false
     this.destination.stop(() => {
       stopped = true
@@ -310,6 +343,7 @@ class Simulation implements World {
   }
 
   private get isDone(): boolean {
+    if (this.disks?.isDone === false) return false
     return this.guestsLeft === 0 && this.operators === 0 && this.attempts.every(({ over }) => over)
   }
 
@@ -355,6 +389,7 @@ class Simulation implements World {
         )
         return `${name}: ${said.join('; ')}`
       })
+      .concat(this.disks?.describe() ?? [])
       .join(' | ')
   }
 
@@ -369,7 +404,14 @@ class Simulation implements World {
       { length: this.gates },
       (_, i) => [`t${i}`, parseAddress(`tcp:127.0.0.1:${4000 + i}`)] as const,
     )
-    this.destination = new DestinationSite(this, `destination ${++this.processes}`, new Map(addresses))
+    // a disk's target has the name of a guest's: which of them it is the kind of its flow says
+    const disks = this.hasDisks && addresses.map(([name], i) => [name, parseAddress(Disks.address(i))] as const)
+    this.destination = new DestinationSite(
+      this,
+      `destination ${++this.processes}`,
+      new Map(addresses),
+      disks ? new Map(disks) : undefined,
+    )
   }
 
   told(side: 'source' | 'destination', summary: MigrationSummary | ArrivalSummary): void {
@@ -401,6 +443,7 @@ class Simulation implements World {
 
   refused(peer: string, reason: string): void {
     const number = Number(peer.split(':')[1])
+    if (peer.startsWith('disk:')) this.disks!.refused(number, reason)
     const channel = this.channels[number]
     if (!peer.startsWith('qemu:') || !channel) return
     channel.refused = reason
@@ -421,6 +464,8 @@ class Simulation implements World {
   }
 
   dialled(address: string, process: Process): LocalConnection | string {
+    const disk = this.disks?.dialled(address, process)
+    if (disk !== undefined) return disk
     const target = this.targets.get(address)
     if (!target || target.over || target.address === '') return `${address} refused the connection`
     this.note(`dialled: ${address} of ${target.attempt?.name}`)
@@ -437,6 +482,17 @@ class Simulation implements World {
       },
     }
     return local
+  }
+
+  // --- disks
+
+  connectDisk(gate: number, peer: string): QemuEnd | undefined {
+    const { source } = this
+    return source.process.alive && !source.stopping ? source.connectDisk(gate, peer) : undefined
+  }
+
+  happens(what: string): void {
+    this.happened.add(what)
   }
 
   // --- the source QEMUs
@@ -966,6 +1022,7 @@ class Simulation implements World {
 
   private excuse(why: string): void {
     this.troubleMs = this.time.nowMs
+    this.disks?.excuse(why)
     for (const attempt of this.attempts) if (!attempt.over) attempt.excuses.add(why)
   }
 
@@ -975,6 +1032,7 @@ class Simulation implements World {
     if (attempt.over || attempt.target.over) return
     const kind = random.pick(['source connection', 'target connection', 'outage', 'long outage'] as const)
     this.note(`=== in postcopy: ${kind}`)
+    this.disks?.trouble()
     this.happened.add(`${kind} in postcopy`)
     if (kind === 'outage') this.wan.away(random.next() * 3000)
     else if (kind === 'long outage') this.longOutage()
@@ -989,6 +1047,21 @@ class Simulation implements World {
       attempt.main.target!.endMs = this.time.nowMs
       this.targetBreaks(attempt.target)
     }
+  }
+
+  /** What an operator does in any week: no guest and no disk is to notice. */
+  private renewal(): void {
+    const { random, source, destination } = this
+    const kind = random.pick(['source reloads', 'destination reloads', 'sets change'] as const)
+    this.note(`=== ${kind}`)
+    this.happened.add(kind)
+    if (kind === 'destination reloads') {
+      this.troubleMs = this.time.nowMs // what comes while a guest migrates waits for that
+      this.disks?.trouble()
+      if (destination.process.alive) destination.drain()
+    } else if (!source.process.alive) return
+    else if (kind === 'source reloads') source.reload()
+    else source.setsChange()
   }
 
   private longOutage(): void {
@@ -1017,6 +1090,7 @@ class Simulation implements World {
     const open = this.attempts.filter(({ over }) => !over)
     this.happened.add(kind)
     this.note(`=== ${kind}`)
+    this.disks?.trouble()
     if (kind === 'cut') {
       if (wires.length === 0) return
       const wire = random.pick(wires)

@@ -1,8 +1,9 @@
 /** What the simulation must catch: sites that get one thing wrong, each in a class of its own. */
 import type { DestinationFlow } from '../../src/daemon/destination-flow.ts'
-import { DestinationSession } from '../../src/daemon/destination-session.ts'
+import { DestinationSession, type DestinationSessionOptions } from '../../src/daemon/destination-session.ts'
 import { SourceConnection } from '../../src/daemon/source-connection.ts'
 import type { Migration, Moved, SourceFlow } from '../../src/daemon/source-flow.ts'
+import type { SourceSessionOptions } from '../../src/daemon/source-parts.ts'
 import { SourceSession } from '../../src/daemon/source-session.ts'
 import { Departures } from '../../src/migration/departures.ts'
 import {
@@ -13,7 +14,7 @@ import {
   type DestinationTable,
 } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
-import { Gates, isOpen } from '../../src/migration/gates.ts'
+import { Gate, Gates, isOpen } from '../../src/migration/gates.ts'
 import type { MigrationDeparture } from '../../src/migration/migration-departure.ts'
 import { Reception } from '../../src/migration/reception.ts'
 import {
@@ -23,10 +24,11 @@ import {
   type SourceStep,
   type SourceTable,
 } from '../../src/migration/source-life.ts'
+import { Inbox } from '../../src/session/inbox.ts'
 import { Outbox } from '../../src/session/outbox.ts'
 import { ReceiveWindow } from '../../src/session/receive-window.ts'
 import type { InboundChannel } from '../../src/transfer/inbound.ts'
-import { CODE } from '../../src/wan/wire.ts'
+import { CODE, FRAME, KIND_DISK } from '../../src/wan/wire.ts'
 import { type Packing, SlowPacker, SlowUnpacker } from './codec.ts'
 import type { SiteParts } from './sites.ts'
 
@@ -287,6 +289,125 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
       override onWork(): void {
         super.onWork()
         this.wake()
+      }
+    },
+  },
+}
+
+/** The same beside disks. */
+export const DISK_PLANTS: Record<string, Partial<SiteParts>> = {
+  'a FLUSH overtakes the batches of its own flow': {
+    sourceLink: {
+      Outbox: class extends Outbox {
+        override enqueue(...[type, flow, parts]: Parameters<Outbox['enqueue']>): number {
+          const asIfNone = Object.create(flow, { bulkEntries: { value: 0, writable: true } }) as typeof flow
+          return super.enqueue(type, type === FRAME.DATA ? asIfNone : flow, parts)
+        }
+      },
+    },
+  },
+  'a FLUSH overtakes what is being expanded': {
+    DestinationSession: class extends DestinationSession {
+      override onData(...data: Parameters<DestinationSession['onData']>): void {
+        const { inbound } = this as unknown as { inbound: SlowUnpacker }
+        const { mark } = inbound
+        inbound.mark = then => then()
+        super.onData(...data)
+        inbound.mark = mark
+      }
+    },
+  },
+  "a disk's target is looked for among those of guests": {
+    DestinationSession: class extends DestinationSession {
+      constructor(options: DestinationSessionOptions) {
+        super({ ...options, disks: options.disks && options.targets })
+      }
+    },
+  },
+  "a guest's target is looked for among those of disks": {
+    DestinationSession: class extends DestinationSession {
+      constructor(options: DestinationSessionOptions) {
+        super({ ...options, targets: options.disks ?? options.targets })
+      }
+    },
+  },
+  "a disk's connection comes in as one of memory": {
+    SourceSession: class extends SourceSession {
+      override accept(...[socket, gate]: Parameters<SourceSession['accept']>): void {
+        super.accept(socket, gate.kind === 'disk' ? new Gate(gate.target) : gate)
+      }
+    },
+  },
+  'a share is lost where the flow of a disk is torn down': {
+    SourceSession: class extends SourceSession {
+      override onReset(...reset: Parameters<SourceSession['onReset']>): void {
+        if (this.channels.get(reset[0])?.kind === KIND_DISK) this.options.pieces.take(1)
+        super.onReset(...reset)
+      }
+    },
+  },
+  'a disk takes a slot more than it gives back': {
+    SourceSession: class extends SourceSession {
+      constructor(options: SourceSessionOptions) {
+        super(options)
+        const { sender } = this
+        const take = sender.takeSlot.bind(sender)
+        sender.takeSlot = at => {
+          if (at === 'disk') take(at)
+          return take(at)
+        }
+      }
+    },
+  },
+  'an answer is delivered again after a resume': {
+    sourceLink: {
+      Inbox: class extends Inbox {
+        override take(...frame: Parameters<Inbox['take']>): ReturnType<Inbox['take']> {
+          const [type, flags, flow, sequence, payload] = frame
+          if (type === FRAME.DATA && sequence <= this.received) this.deliver(type, flags, flow, payload)
+          return super.take(...frame)
+        }
+      },
+    },
+  },
+  'what a client says is delivered again after a resume': {
+    destinationLink: {
+      Inbox: class extends Inbox {
+        override take(...frame: Parameters<Inbox['take']>): ReturnType<Inbox['take']> {
+          const [type, flags, flow, sequence, payload] = frame
+          if (type === FRAME.BATCH && sequence <= this.received) this.deliver(type, flags, flow, payload)
+          return super.take(...frame)
+        }
+      },
+    },
+  },
+  'a session is not left while it has disks': {
+    Reception: class extends Reception<Moved> {
+      override get isLeft(): boolean {
+        return false
+      }
+    },
+  },
+  'a session that is left keeps what has no flow yet': {
+    SourceSession: class extends SourceSession {
+      constructor(options: SourceSessionOptions) {
+        super(options)
+        this.channels.leave = () => {}
+      }
+    },
+  },
+  'a session that is left has its disks moved': {
+    SourceSession: class extends SourceSession {
+      constructor(options: SourceSessionOptions) {
+        super(options)
+        this.channels.leave = () => this.move([...this.channels.connections])
+      }
+    },
+  },
+  'a session that is left stays when its disks have gone': {
+    SourceSession: class extends SourceSession {
+      constructor(options: SourceSessionOptions) {
+        super({ ...options, onIdle: () => {} })
       }
     },
   },

@@ -4,10 +4,11 @@
  *
  *     PAIR_SEED=17 PAIR_RUNS=1 node test/simulation/simulation.test.ts # one seed, line by line
  *     PAIR_RUNS=20000 node test/simulation/simulation.test.ts          # a long run
+ *     PAIR_DISKS=1 PAIR_SEED=17 PAIR_RUNS=1 node test/...              # the same with disks beside them (disks.ts)
  */
 import t from 'tap'
 import { simulate } from './pair.ts'
-import { PLANTS } from './plants.ts'
+import { DISK_PLANTS, PLANTS } from './plants.ts'
 
 const ENOUGH = 300
 /** A planted fault is found in so many seeds: some need a channel that comes at the wrong moment. */
@@ -23,7 +24,11 @@ const FOUND = [
 const FROM = Number(process.env.PAIR_SEED ?? 1)
 const RUNS = Number(process.env.PAIR_RUNS ?? ENOUGH)
 
-t.setTimeout(Math.max(300_000, RUNS * 1000)) // the machine may be busy
+/** Seeds with disks beside the guests. */
+const DISKS_ENOUGH = 200
+const DISKS = process.env.PAIR_DISKS === '1'
+
+t.setTimeout(Math.max(590_000, RUNS * 1000)) // the machine may be busy
 
 /** What must have happened in so many seeds, so that none of it is left out in silence. */
 const HAPPENS = [
@@ -32,7 +37,12 @@ const HAPPENS = [
   ...['source paused', 'target paused', 'recovery', 'recovery at another gate', 'long outage in postcopy'],
 ]
 
-t.test('guests migrate, and what can fail fails', async t => {
+const DISKS_HAPPEN = [
+  ...['disk flushed', 'disk error', 'disk ends in order', 'disk client breaks', 'disk client closes'],
+  ...['disk server dies', 'source reloads', 'destination reloads', 'sets change', 'session left'],
+]
+
+t.test('guests migrate, and what can fail fails', { skip: DISKS && 'PAIR_DISKS' }, async t => {
   const happened = new Set<string>()
   let [attempts, completed] = [0, 0]
   for (let seed = FROM; seed < FROM + RUNS; seed++) {
@@ -55,20 +65,43 @@ t.test('guests migrate, and what can fail fails', async t => {
   )
 })
 
+t.test('the same with disks beside them, and sessions that are left', async t => {
+  const runs = RUNS === ENOUGH ? DISKS_ENOUGH : DISKS ? RUNS : 0
+  const happened = new Set<string>()
+  let [disks, completed] = [0, 0]
+  for (let seed = FROM; seed < FROM + runs; seed++) {
+    const outcome = await simulate(seed, {}, runs === 1 ? line => console.log(`# ${line}`) : undefined, true)
+    if (outcome.failure !== '') t.fail(`PAIR_DISKS=1 PAIR_SEED=${seed} PAIR_RUNS=1: ${outcome.failure}`)
+    disks += outcome.disks
+    completed += outcome.disksCompleted
+    for (const what of outcome.happened) happened.add(what)
+  }
+  t.pass(`seeds ${FROM} to ${FROM + runs - 1}: ${completed} of ${disks} clients of disks came to their end`)
+  if (runs < DISKS_ENOUGH) return
+  t.ok(completed > disks / 3, 'many of them')
+  t.same(
+    [...HAPPENS, ...DISKS_HAPPEN].filter(what => !happened.has(what)),
+    [],
+    'everything has happened',
+  )
+})
+
 t.test('a seed is a run', async t => {
   const runs: string[][] = [[], []]
-  for (const lines of runs) await simulate(3, {}, line => lines.push(line))
+  for (const lines of runs) await simulate(3, {}, line => lines.push(line), true)
   t.ok(runs[0]!.length > 10)
   t.same(runs[0], runs[1])
 })
 
 t.test('each planted fault is found', async t => {
-  for (const [name, parts] of Object.entries(PLANTS)) {
-    let found = ''
-    for (let seed = 1; seed <= FOUND_WITHIN && found === ''; seed++) {
-      const { failure } = await simulate(seed, parts)
-      if (failure !== '') found = `seed ${seed}: ${failure.split('\n')[0]!.slice(0, 200)}`
+  for (const [plants, disks] of [[PLANTS, false] as const, [DISK_PLANTS, true] as const]) {
+    for (const [name, parts] of Object.entries(plants)) {
+      let found = ''
+      for (let seed = 1; seed <= FOUND_WITHIN && found === ''; seed++) {
+        const { failure } = await simulate(seed, parts, undefined, disks)
+        if (failure !== '') found = `seed ${seed}: ${failure.split('\n')[0]!.slice(0, 200)}`
+      }
+      t.not(found, '', `${name}: ${found}`)
     }
-    t.not(found, '', `${name}: ${found}`)
   }
 })

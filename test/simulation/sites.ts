@@ -12,11 +12,11 @@ import type { SiteLog } from '../../src/daemon/events.ts'
 import { SourceConnection } from '../../src/daemon/source-connection.ts'
 import type { Moved, SourceGate } from '../../src/daemon/source-flow.ts'
 import type { SourceParts, SourceSessionOptions } from '../../src/daemon/source-parts.ts'
-import { SourceReception } from '../../src/daemon/source-reception.ts'
+import { type PresentSession, SourceReception } from '../../src/daemon/source-reception.ts'
 import { SourceSession } from '../../src/daemon/source-session.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { FairShares } from '../../src/fair-shares.ts'
-import { PIECES_MAX } from '../../src/limits.ts'
+import { PIECES_MAX, SESSIONS_LEFT_MAX } from '../../src/limits.ts'
 import { Departures } from '../../src/migration/departures.ts'
 import { DESTINATION_TABLE } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
@@ -30,8 +30,9 @@ import { type Address, formatAddress } from '../../src/relay/address.ts'
 import type { QemuSocket } from '../../src/relay/qemu-socket.ts'
 import type { SessionParts } from '../../src/session/parts.ts'
 import { EffortController } from '../../src/transfer/effort-controller.ts'
+import type { Sender } from '../../src/transfer/sender.ts'
 import { Process, type VirtualTime } from '../helpers/virtual-time.ts'
-import { barePool, SlowPacker, SlowUnpacker } from './codec.ts'
+import { barePool, givePool, SlowPacker, SlowUnpacker } from './codec.ts'
 import { LocalConnection, type ProxyEnd, type QemuEnd } from './local.ts'
 import { ClientEnd, LinkEnd, type Wan, type WanServer } from './wan.ts'
 
@@ -76,12 +77,16 @@ export interface World {
   readonly patience: PatienceTimes
   readonly parts: SiteParts
   readonly memoryBytes: number
+  /** There are disks beside the guests. */
+  readonly hasDisks: boolean
   /** A migration has ended, as one side tells it. */
   told(side: 'source' | 'destination', summary: MigrationSummary | ArrivalSummary): void
   refused(peer: string, reason: string): void
   /** Numbers of sessions, over all processes. */
   nextSession(): number
   note(what: string): void
+  /** Nothing new is for this session any more. */
+  sessionLeft(id: string): void
   log(side: string): SiteLog
   /** A connection to the QEMU at this address; a text: nobody listens. */
   dialled(address: string, process: Process): LocalConnection | string
@@ -95,12 +100,25 @@ export interface World {
 const SESSION_SHORT_PAUSE_MS = 100
 const NO_SESSION_PAUSE_MS = 1000
 
+/** A session of it: src/daemon/source-run.ts. */
+interface Run {
+  readonly link: ClientEnd
+  readonly pool: SourceSessionOptions['pool']
+  session: SourceSession | undefined
+}
+
 /** The source proxy: src/daemon/source-daemon.ts without sockets and sets. */
 export class SourceSite {
   readonly process: Process
   readonly gates: readonly SourceGate[]
-  session: SourceSession | undefined
-  link: ClientEnd | undefined
+  /** Those of disks, with the names of the others. */
+  readonly diskGates: readonly SourceGate[]
+  /** The session that takes what comes. */
+  private run: Run | undefined
+  /** Those that were left, each until its last disk has gone. */
+  readonly left = new Set<Run>()
+  /** The next session would be a better one. */
+  private isStale = false
   private readonly reception: SourceReception
   readonly pieces = new FairShares(PIECES_MAX)
   readonly memory: FairShares
@@ -117,38 +135,81 @@ export class SourceSite {
     this.reception = new SourceReception({
       patienceMs: world.patience.precopyMs,
       now: () => world.time.nowMs,
-      present: () => {
-        const { link, session } = this
-        return (
-          link && {
-            isUp: session !== undefined && !link.isOver && link.connections > 0,
-            channels: session?.channelCount ?? 0,
-            ofMigrations: session?.migrationChannelCount ?? 0,
-            transfers: session?.channels.transfers ?? [],
-            canBeLeft: false,
-            connections: session?.connectionCount ?? 0,
-            accept: ({ socket, gate }) => session!.accept(socket, gate),
-            close: () => link.close(),
-            leave: () => {},
-          }
-        )
-      },
-      isStale: () => false,
+      present: () => this.present,
+      isStale: () => this.isStale,
       onRejected: ({ socket }, why) => world.refused(socket.peer, why === 'overdue' ? 'no session' : why),
       engine: world.parts.Reception,
     })
     this.gates = Array.from({ length: gates }, (_, i) => new Gate(`t${i}`))
+    this.diskGates = this.gates.map(({ target }) => new Gate(target, 'disk'))
     world.time.as(this.process, () => this.open())
+  }
+
+  get session(): SourceSession | undefined {
+    return this.run?.session
+  }
+
+  /** It keeps no session, and none that was left is there. */
+  get isOver(): boolean {
+    return this.run === undefined && this.left.size === 0
+  }
+
+  private get present(): PresentSession | undefined {
+    const { run } = this
+    if (!run) return undefined
+    const { link, session } = run
+    return {
+      isUp: session !== undefined && !link.isOver && link.connections > 0,
+      channels: session?.channelCount ?? 0,
+      ofMigrations: session?.migrationChannelCount ?? 0,
+      transfers: session?.channels.transfers ?? [],
+      canBeLeft: this.left.size < SESSIONS_LEFT_MAX && !link.isOver,
+      connections: session?.connectionCount ?? 0,
+      accept: ({ socket, gate }) => session!.accept(socket, gate),
+      close: () => link.close(),
+      leave: () => this.leave(run),
+    }
+  }
+
+  /** The session that there is serves its disks to their end: the next one is opened for what comes. */
+  private leave(run: Run): void {
+    const { world } = this
+    if (this.run !== run || !run.session) return
+    world.sessionLeft(run.link.id)
+    run.session.channels.leave()
+    this.run = undefined
+    this.left.add(run)
+    if (this.left.size > SESSIONS_LEFT_MAX) world.wrong(`${this.left.size} sessions are left to their disks`)
+    world.time.after(0, () => this.open())
+  }
+
+  /** Keys are read again. */
+  reload(): void {
+    this.world.time.as(this.process, () => this.reception.renewIfIdle())
+  }
+
+  /** Other sets are in force. */
+  setsChange(): void {
+    this.isStale = true
   }
 
   /** A QEMU, or somebody else, connects. */
   connect(gate: number, peer: string): QemuEnd {
+    return this.comes(this.gates[gate]!, peer)
+  }
+
+  /** A disk's client does. */
+  connectDisk(gate: number, peer: string): QemuEnd {
+    return this.comes(this.diskGates[gate]!, peer)
+  }
+
+  private comes(gate: SourceGate, peer: string): QemuEnd {
     const { time, random, parts } = this.world
     const local = new LocalConnection(time, random, this.process, peer)
     this.ends.add(local.proxy)
     time.afterAs(this.process, 0, () => {
       const connection = new parts.SourceConnection(local.socket, time.nowMs)
-      this.reception.comes({ socket: connection, gate: this.gates[gate]! })
+      this.reception.comes({ socket: connection, gate })
     })
     return local.qemu
   }
@@ -166,10 +227,11 @@ export class SourceSite {
   private open(): void {
     const { world } = this
     const { time, random, patience, parts, wan } = world
+    if (this.run || this.stopping) return
     this.reception.opens()
+    this.isStale = false
     const id = `${world.nextSession()}`.padStart(8, '0').padEnd(32, '0')
     const beganMs = time.nowMs
-    const log = world.log(this.process.name)
     const link: ClientEnd = new ClientEnd(
       wan,
       this.process,
@@ -181,49 +243,19 @@ export class SourceSite {
         parts: parts.sourceLink,
       },
       () => {
-        const session: SourceSession = new parts.SourceSession({
-          session: link.session,
-          sessionId: id,
-          pool: barePool(),
-          seed: [0, 0],
-          effort: new EffortController('auto'),
-          queueTargetMs: 50,
-          pieces: this.pieces.share('peer'),
-          patience,
-          paused: this.paused,
-          log: { ...log, warn: (...told) => this.hears(told) },
-          now: () => time.nowMs,
-          nextMigration: () => ++this.migrations,
-          disks: false,
-          onDiskSummary: () => {},
-          onSummary: summary => {
-            world.told('source', summary)
-            this.reception.closeIfIdle()
-          },
-          onFailure: error => link.abort(error),
-          onMoved: connections => this.reception.back(connections),
-          onIdle: () => this.reception.closeIfIdle(),
-          wake: () => link.wake(),
-          onDrain: () => this.reception.drain(),
-          onConnection: (_connection, up) => {
-            if (up) time.after(0, () => this.admitWaiting())
-          },
-          parts: {
-            packer: ({ pool }: SourceSessionOptions, sink) => new parts.Packer(pool, time, random, sink),
-            Gates: parts.Gates,
-            Departures: parts.Departures,
-            channelTable: parts.sourceTable,
-          },
-        })
-        this.session = session
-        link.serve(session)
+        run.session = this.sessionOf(run)
+        link.serve(run.session)
         time.after(0, () => this.admitWaiting())
       },
       error => {
         world.sessionOver(this.process, id, error)
-        void this.session?.end('the session has ended')
-        this.session = undefined
-        this.link = undefined
+        void run.session?.end('the session has ended')
+        givePool(run.pool)
+        if (this.left.delete(run)) {
+          this.reception.closeIfIdle() // one more can be left
+          return
+        }
+        this.run = undefined
         if (this.stopping) {
           this.reception.rejectStrangers()
           return
@@ -232,7 +264,55 @@ export class SourceSite {
         time.after(error ? NO_SESSION_PAUSE_MS : isShort ? SESSION_SHORT_PAUSE_MS : 0, () => this.open())
       },
     )
-    this.link = link
+    const run: Run = { link, pool: barePool(), session: undefined }
+    this.run = run
+  }
+
+  private sessionOf(run: Run): SourceSession {
+    const { world, reception } = this
+    const { time, random, patience, parts } = world
+    const { link, pool } = run
+    const log = world.log(this.process.name)
+    const session: SourceSession = new parts.SourceSession({
+      session: link.session,
+      sessionId: link.id,
+      pool,
+      seed: [0, 0],
+      effort: new EffortController('auto'),
+      queueTargetMs: 50,
+      pieces: this.pieces.share('peer'),
+      patience,
+      paused: this.paused,
+      log: { ...log, warn: (...told) => this.hears(told) },
+      now: () => time.nowMs,
+      nextMigration: () => ++this.migrations,
+      disks: world.hasDisks,
+      onDiskSummary: () => reception.closeIfIdle(),
+      onSummary: summary => {
+        world.told('source', summary)
+        reception.closeIfIdle()
+      },
+      onFailure: error => link.abort(error),
+      onMoved: connections => reception.back(connections, this.run === run),
+      onIdle: () => {
+        if (this.run === run) reception.closeIfIdle()
+        else if (session.channelCount === 0) link.close()
+      },
+      wake: () => link.wake(),
+      onDrain: () => {
+        if (this.run === run) reception.drain()
+      },
+      onConnection: (_connection, up) => {
+        if (up) time.after(0, () => this.admitWaiting())
+      },
+      parts: {
+        packer: ({ pool }: SourceSessionOptions, sink) => new parts.Packer(pool, time, random, sink),
+        Gates: parts.Gates,
+        Departures: parts.Departures,
+        channelTable: parts.sourceTable,
+      },
+    })
+    return session
   }
 
   private hears(told: readonly unknown[]): void {
@@ -255,6 +335,7 @@ export class SourceSite {
   kill(silently: boolean): void {
     this.process.alive = false
     for (const end of this.ends) end.die()
+    for (const { pool } of [...(this.run ? [this.run] : []), ...this.left]) givePool(pool)
     for (const wire of [...this.world.wan.wires]) {
       if (wire.client?.process !== this.process) continue
       if (silently) wire.swallows = true
@@ -264,24 +345,33 @@ export class SourceSite {
 
   /** What is left, where nothing should be. */
   leftovers(): string[] {
-    const { session, gates, reception, pieces, memory } = this
+    const { session, gates, diskGates, reception, pieces, memory } = this
     const left: string[] = []
     const zero = (what: string, count: number): void =>
       void (count !== 0 && left.push(`${count} ${what} at the source`))
     zero('connections that wait', reception.waiting.length)
     zero('pieces', pieces.used)
     zero('bytes of memory', memory.used)
+    zero('sessions that were left', this.left.size)
     if (session) {
       zero('connections', session.connectionCount)
       zero('channels', session.channelCount)
       zero('migrations', session.status().length)
+      zero('disk transfers', session.diskStatus().length)
+      zero('units of slots', unitsTaken(session.sender))
     }
-    for (const { target, migration, turns, waiting, silent } of gates) {
-      zero(`connections in gate ${target}`, waiting.length + silent.size + turns.length)
-      zero(`migrations in gate ${target}`, Number(migration !== undefined))
+    for (const { target, kind, migration, turns, waiting, silent } of [...gates, ...diskGates]) {
+      zero(`connections in gate ${target} (${kind})`, waiting.length + silent.size + turns.length)
+      zero(`of what runs in gate ${target} (${kind})`, Number(migration !== undefined))
     }
     return left
   }
+}
+
+/** Of a session's memory for channels. */
+function unitsTaken(sender: Sender): number {
+  const { taken } = (sender as unknown as { slots: { taken: Uint8Array } }).slots
+  return taken.reduce((sum, unit) => sum + unit, 0)
 }
 
 interface Member {
@@ -303,11 +393,19 @@ export class DestinationSite implements WanServer {
   private readonly world: World
   private readonly ends = new Set<ProxyEnd>()
   private readonly targets: ReadonlyMap<string, Address>
+  private readonly disks: ReadonlyMap<string, Address> | undefined
 
-  constructor(world: World, name: string, targets: ReadonlyMap<string, Address>) {
+  /** @param disks targets of disks; undefined: it has none */
+  constructor(
+    world: World,
+    name: string,
+    targets: ReadonlyMap<string, Address>,
+    disks: ReadonlyMap<string, Address> | undefined,
+  ) {
     this.world = world
     this.process = new Process(name)
     this.targets = targets
+    this.disks = disks
     this.memory = new FairShares(world.memoryBytes)
     world.wan.server = this
   }
@@ -355,7 +453,7 @@ export class DestinationSite implements WanServer {
       now: () => time.nowMs,
       onFailure: error => link.abort(error),
       onMigrationEnd: summary => world.told('destination', summary),
-      disks: undefined,
+      disks: this.disks && (() => this.disks!),
       onDiskEnd: () => {},
       parts: {
         unpacker: (_options: DestinationSessionOptions) => {
@@ -467,9 +565,10 @@ export class DestinationSite implements WanServer {
     zero('pieces', this.pieces.used)
     zero('bytes of memory', this.memory.used)
     for (const { session, unpacker } of this.members.values()) {
-      const { migrations, dialling, pieces } = session.status()
+      const { migrations, disks, dialling, pieces } = session.status()
       zero('channels', session.channelCount)
       zero('migrations', migrations.length)
+      zero('disk transfers', disks.length)
       zero('flows to be dialled', dialling)
       zero('pieces of a session', pieces)
       zero('batches lent', unpacker().lent)
