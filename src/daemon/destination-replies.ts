@@ -26,10 +26,10 @@ export interface DestinationRepliesOptions {
   /** Has `work` called at the end of this turn. */
   readonly wake: () => void
   /** Another one in place of Outbound: a test's. */
-  readonly packer?: Packer | undefined
+  readonly packer?: ReplyPacker | undefined
 }
 
-type Packer = (
+export type ReplyPacker = (
   pool: Pool,
   seed: readonly [number, number],
   sink: BatchSink<SendingChannel>,
@@ -37,11 +37,11 @@ type Packer = (
 ) => SenderPacker
 
 /** A thread for LZ4 is started when there is something for it: a guest that waits is not behind it. */
-class ReplyPacker extends Outbound<SendingChannel> {
+class RepliesOutbound extends Outbound<SendingChannel> {
   override warm(): void {}
 }
 
-const PACKER: Packer = (pool, seed, sink, onError) => new ReplyPacker(pool, seed, sink, onError)
+const PACKER: ReplyPacker = (pool, seed, sink, onError) => new RepliesOutbound(pool, seed, sink, onError)
 
 export class DestinationReplies {
   private readonly options: DestinationRepliesOptions

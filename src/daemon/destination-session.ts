@@ -31,7 +31,7 @@ import { Inbound } from '../transfer/inbound.ts'
 import type { OpenPool, Pool } from '../transfer/pool.ts'
 import { KIND_DISK } from '../wan/wire.ts'
 import { DestinationFlow, type DestinationFlowHost } from './destination-flow.ts'
-import { DestinationReplies } from './destination-replies.ts'
+import { DestinationReplies, type ReplyPacker } from './destination-replies.ts'
 import type { SiteLog } from './events.ts'
 import type { DiskZeroes } from './settings.ts'
 import type { DestinationStatus } from './status.ts'
@@ -87,6 +87,8 @@ export interface DestinationParts {
     options: DestinationSessionOptions,
     cold: Pick<ColdFetcherOptions, 'ask' | 'onFailure'>,
   ) => DestinationUnpacker
+  /** What encodes what disks are read of. Default: DestinationReplies' own. */
+  readonly replyPacker?: ReplyPacker
   readonly DialQueue: typeof DialQueue<DestinationFlow>
   readonly dial: typeof dial
   /** What its channels' lives follow. */
@@ -145,7 +147,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
 
   private repliesOf(options: DestinationSessionOptions): DestinationReplies | undefined {
     const { session, seed, now, onFailure, replies: open, wake = () => {} } = options
-    return open && new DestinationReplies({ session, seed, open, now, onFailure, wake })
+    const packer = this.parts.replyPacker
+    return open && new DestinationReplies({ session, seed, open, now, onFailure, wake, packer })
   }
 
   /** Those too that the session knows no more, and whose QEMUs have not got all of it. */

@@ -11,12 +11,21 @@ import { SOURCE_TABLE, type SourceTable } from '../migration/source-life.ts'
 import type { DiskDepartureSummary, MigrationSummary } from '../migration/summary.ts'
 import type { Session } from '../session/session.ts'
 import type { EffortController } from '../transfer/effort-controller.ts'
+import { Inbound } from '../transfer/inbound.ts'
 import { type BatchSink, Outbound } from '../transfer/outbound.ts'
 import type { Pool } from '../transfer/pool.ts'
 import type { SenderPacker } from '../transfer/sender.ts'
 import type { SendingChannel } from '../transfer/sending-channel.ts'
 import type { SiteLog } from './events.ts'
 import type { Moved, SourceFlow } from './source-flow.ts'
+import type { ReplyUnpacker } from './source-replies.ts'
+
+/** Where what disks' servers say is expanded. */
+export interface RepliesPool {
+  readonly pool: Pool
+  /** What batches that wait to be expanded may take. The session closes it. */
+  readonly waiting: Share
+}
 
 export interface SourceSessionOptions {
   readonly session: Session
@@ -30,7 +39,7 @@ export interface SourceSessionOptions {
   /** Memory for the journal of a disk's connection, whose writes are answered early; undefined: by the far side. */
   readonly journal?: (() => Share) | undefined
   /** What their servers say may come encoded, and is expanded here; left out: it comes as it is. */
-  readonly replies?: { readonly pool: Pool; readonly waiting: Share } | undefined
+  readonly replies?: RepliesPool | undefined
   readonly effort: EffortController
   readonly queueTargetMs: number
   /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
@@ -69,6 +78,7 @@ export interface SourceParts extends SourceChannelsParts<SourceFlow> {
     sink: BatchSink<SendingChannel>,
     onError: (error: ProxyError) => void,
   ) => SenderPacker
+  readonly replyUnpacker: (options: SourceSessionOptions, replies: RepliesPool) => ReplyUnpacker
   /** What its channels' lives follow. */
   readonly channelTable: SourceTable
 }
@@ -76,6 +86,11 @@ export interface SourceParts extends SourceChannelsParts<SourceFlow> {
 /** The product's. */
 export const SOURCE_PARTS: SourceParts = {
   packer: ({ pool, seed }, sink, onError) => new Outbound(pool, seed, sink, onError),
+  replyUnpacker: ({ seed, onFailure }, { pool, waiting }) => {
+    const inbound = new Inbound(pool, seed, onFailure, '', waiting)
+    inbound.disks = true
+    return inbound
+  },
   Gates,
   Departures,
   channelTable: SOURCE_TABLE,

@@ -5,11 +5,12 @@
 import { FlowExpander } from '../codec/flow-expander.ts'
 import { PoolRegions } from '../codec/places.ts'
 import type { SetGain } from '../codec/set-gains.ts'
-import type { ProxyError } from '../errors.ts'
-import type { Share } from '../fair-shares.ts'
 import type { FlowInfo } from '../session/api.ts'
-import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
+import type { Inbound, InboundChannel } from '../transfer/inbound.ts'
 import type { Pool } from '../transfer/pool.ts'
+
+/** What expands them: Inbound. */
+export type ReplyUnpacker = Pick<Inbound, 'push' | 'mark' | 'close'> & Partial<Pick<Inbound, 'gains'>>
 
 /** Takes what was expanded, and gives the memory back by `release`. */
 export interface Answered {
@@ -29,28 +30,20 @@ export class SourceReplies {
   /** Pages of its ring, as the other side is told. */
   readonly ringPages: number
   private readonly pool: Pool
-  private readonly inbound: Inbound
+  private readonly inbound: ReplyUnpacker
   private readonly entries = new Map<number, Entry>()
   private readonly letGo: () => void
 
   /**
-   * @param seed of the batch checksum, two u32
-   * @param onError a batch was damaged: the session must end
+   * @param pool of that direction
+   * @param inbound expands over it
    * @param letGo called for each batch that nobody is there to take
-   * @param memory as Inbound has it
    */
-  constructor(
-    pool: Pool,
-    seed: readonly [number, number],
-    onError: (error: ProxyError) => void,
-    letGo: () => void,
-    memory: Share | undefined,
-  ) {
+  constructor(pool: Pool, inbound: ReplyUnpacker, letGo: () => void) {
     this.pool = pool
     this.letGo = letGo
     this.ringPages = pool.kernel.layout.ringPages
-    this.inbound = new Inbound(pool, seed, onError, '', memory)
-    this.inbound.disks = true
+    this.inbound = inbound
   }
 
   /**
@@ -93,12 +86,12 @@ export class SourceReplies {
   }
 
   /**
-   * Does this once all batches of the flow so far are expanded, and what waited for them is done: at once where nothing is
-   * under way. Behind its last batch others' may be expanded before it is the turn of what waits.
+   * Does this once all that came of the flow so far is handed on: at once where nothing of it is under way. What waits here
+   * counts too: it stands behind batches of other flows, and what comes next of its own must not overtake it.
    */
   behind(number: number, then: () => void): void {
     const entry = this.entries.get(number)
-    if (!entry || entry.pending === 0) {
+    if (entry === undefined || entry.pending === 0) {
       then()
       return
     }

@@ -36,14 +36,13 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
   constructor(options: SourceSessionOptions) {
     const { session, sessionId, pool, effort, learning, patience, paused, nextMigration, queueTargetMs, disks } =
       options
-    const { log, now, seed, replies, pieces } = options
+    const { log, now, replies, pieces } = options
     const parts = { ...SOURCE_PARTS, ...options.parts }
     this.options = options
     this.channelTable = parts.channelTable
     this.sender = new Sender(session, pool, effort, sink => parts.packer(options, sink, options.onFailure), learning)
     if (replies) {
-      const { onFailure } = options
-      this.replies = new SourceReplies(replies.pool, seed, onFailure, () => pieces.give(1), replies.waiting)
+      this.replies = new SourceReplies(replies.pool, parts.replyUnpacker(options, replies), () => pieces.give(1))
     }
     this.channels = new SourceChannels<SourceFlow, Slot>({
       ...{ link: session, slots: this.sender, orders: this, log, now, queueTargetMs, disks, parts },

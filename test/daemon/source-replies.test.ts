@@ -1,54 +1,69 @@
-/** What has been read of disks, as the source proxy hands it on: whatever is no batch stays behind what came before it. */
+/** What a disk's server says, on its way through the source's half: in its order, whatever of it is to be expanded. */
 import t from 'tap'
 import { SourceReplies } from '../../src/daemon/source-replies.ts'
-import { BATCH_RAW_BYTES_MAX } from '../../src/limits.ts'
-import { Pools } from '../../src/transfer/pool.ts'
-import { WORK_PER_TURN } from '../../src/transfer/turns.ts'
-import { KIND_DISK } from '../../src/wan/wire.ts'
-import { handBatch } from '../codec/hand-batch.ts'
-import { checksum } from '../codec/second-decoder.ts'
+import type { InboundChannel } from '../../src/transfer/inbound.ts'
+import type { Pool } from '../../src/transfer/pool.ts'
 
-/** A batch of a few bytes that are no message. */
-function other(text: string): Buffer {
-  const bytes = Buffer.from(text)
-  return handBatch(bytes.length, checksum(bytes, 0n), [
-    { column: 0, method: 0, rawLength: 1, packed: Buffer.of(0x80 + bytes.length) },
-    { column: 2, method: 0, rawLength: bytes.length, packed: bytes },
-  ])
+const POOL = { kernel: { layout: { templatePages: 0, ringPages: 64 } } } as unknown as Pool
+
+/** Expands one thing after the other, when it is told to. */
+class ByHand {
+  private readonly jobs: (() => void)[] = []
+
+  push(channel: InboundChannel, parts: readonly Uint8Array[]): void {
+    this.jobs.push(() => channel.expanded(parts[0]!, () => {}))
+  }
+
+  mark(then: () => void): void {
+    this.jobs.push(then)
+  }
+
+  close(): void {}
+
+  next(): void {
+    this.jobs.shift()!()
+  }
 }
 
-t.test('what comes once the last batch is expanded stays behind what waited for that', async t => {
-  const shape = { role: 'decoder', workspaces: 1, slots: 4, slotBytes: BATCH_RAW_BYTES_MAX, longMatch: false } as const
-  const pool = await new Pools().open({ ...shape, sets: [], store: undefined, ringPages: 16, places: 16 })
-  t.teardown(() => pool.close())
-  const replies = new SourceReplies(
-    pool,
-    [0, 0],
-    error => t.fail(error.message),
-    () => t.fail('nobody'),
-    undefined,
-  )
-  const info = { target: 'default', migration: 1, kind: KIND_DISK, replies: 16 }
-  const told: string[] = []
-  const { promise: all, resolve } = Promise.withResolvers<void>()
-  const come = (what: string): void => replies.behind(1, () => void told.push(what))
-  const to = {
-    expanded: (bytes: Uint8Array, release: () => void) => {
-      told.push(String(Buffer.from(bytes)))
-      release()
-      if (told.length > 1) return
-      // what arrives while others' batches are expanded, or before the next turn
-      come('third')
-      replies.behind(1, resolve)
-    },
+function half() {
+  const inbound = new ByHand()
+  const heard: string[] = []
+  const replies = new SourceReplies(POOL, inbound, () => heard.push('nobody'))
+  const info = (migration: number) => ({ target: 'default', migration, kind: 'disk' as const, replies: 64 })
+  const infos = [info(1), info(2), info(3)]
+  return {
+    ...{ inbound, heard, replies },
+    batch: (flow: number, text: string) =>
+      replies.push(flow, infos[flow]!, { expanded: bytes => heard.push(Buffer.from(bytes).toString()) }, [
+        Buffer.from(text),
+      ]),
+    data: (flow: number, text: string) => replies.behind(flow, () => heard.push(text)),
   }
-  pool.turns.spend(WORK_PER_TURN) // so it is expanded in another one
-  replies.push(1, info, to, [other('first')])
-  come('second')
-  t.same(told, [])
-  await all
-  t.same(told, ['first', 'second', 'third'])
-  come('fourth')
-  t.same(told, ['first', 'second', 'third', 'fourth'], 'at once: nothing waits')
-  replies.close()
+}
+
+t.test('what waits behind a batch of another disk is not overtaken by what comes next of its own', t => {
+  const { inbound, heard, batch, data } = half()
+  batch(1, 'read')
+  batch(2, 'of another')
+  data(1, 'first')
+  inbound.next() // all of its batches are expanded
+  data(1, 'second')
+  while (heard.length < 4) inbound.next()
+  t.same(heard, ['read', 'of another', 'first', 'second'])
+  data(1, 'third')
+  t.equal(heard.at(-1), 'third', 'at once where nothing is under way')
+  t.end()
+})
+
+t.test('a flow whose number was used before waits for nothing of that', t => {
+  const { inbound, heard, replies, batch, data } = half()
+  batch(1, 'read')
+  data(1, 'end')
+  replies.forget(1)
+  data(1, 'of the next')
+  t.same(heard, ['of the next'])
+  inbound.next()
+  inbound.next()
+  t.same(heard, ['of the next', 'read', 'end'])
+  t.end()
 })
