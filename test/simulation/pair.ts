@@ -211,6 +211,7 @@ class Simulation implements World, DisksWorld {
   private destination!: DestinationSite
   readonly gates: number
   readonly hasDisks: boolean
+  readonly hasReplies: boolean
   private disks: Disks | undefined
   private readonly targets = new Map<string, TargetQemu>()
   private readonly attempts: Attempt[] = []
@@ -245,6 +246,7 @@ class Simulation implements World, DisksWorld {
     this.guestsLeft = random.int(this.gates, 2 * this.gates + 2)
     this.quiet = random.chance(0.2)
     this.faultsLeft = this.quiet ? 0 : random.int(1, 6)
+    this.hasReplies = disks && random.chance(0.7)
   }
 
   fail(what: string): never {

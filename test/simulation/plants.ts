@@ -294,6 +294,13 @@ export const PLANTS: Record<string, Partial<SiteParts>> = {
   },
 }
 
+/** SourceReplies, from within. */
+interface RepliesInside {
+  readonly entries: Map<number, { readonly pending: number }>
+  readonly inbound: SlowUnpacker
+  behind(number: number, then: () => void): void
+}
+
 /** The same beside disks. */
 export const DISK_PLANTS: Record<string, Partial<SiteParts>> = {
   'a FLUSH overtakes the batches of its own flow': {
@@ -408,6 +415,49 @@ export const DISK_PLANTS: Record<string, Partial<SiteParts>> = {
     SourceSession: class extends SourceSession {
       constructor(options: SourceSessionOptions) {
         super({ ...options, onIdle: () => {} })
+      }
+    },
+  },
+  'what is read goes out as it is packed': {
+    ReplyPacker: class extends SlowPacker {
+      protected override out(): Packing {
+        return this.jobs.splice(this.jobs.length - 1, 1)[0]!
+      }
+    },
+  },
+  'an answer overtakes what is being expanded': {
+    ReplyUnpacker: class extends SlowUnpacker {
+      override mark(then: () => void): void {
+        then()
+      }
+    },
+  },
+  "an answer overtakes one that waits behind another disk's": {
+    SourceSession: class extends SourceSession {
+      constructor(options: SourceSessionOptions) {
+        super(options)
+        const { replies } = this as unknown as { replies?: RepliesInside }
+        if (!replies) return
+        replies.behind = (number, then) => {
+          if ((replies.entries.get(number)?.pending ?? 0) > 0) replies.inbound.mark(then)
+          else then()
+        }
+      }
+    },
+  },
+  'a flow ends before its answers that are being expanded': {
+    SourceSession: class extends SourceSession {
+      override onEnd(number: number): void {
+        this.channels.endedBySession(number)
+        super.onEnd(number)
+      }
+    },
+  },
+  'memory of an answer is given back before its client has it': {
+    ReplyUnpacker: class extends SlowUnpacker {
+      protected override give(channel: InboundChannel, bytes: Uint8Array, release: () => void): void {
+        channel.expanded(bytes, () => {})
+        release()
       }
     },
   },

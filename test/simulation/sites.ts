@@ -30,6 +30,7 @@ import { type Address, formatAddress } from '../../src/relay/address.ts'
 import type { QemuSocket } from '../../src/relay/qemu-socket.ts'
 import type { SessionParts } from '../../src/session/parts.ts'
 import { EffortController } from '../../src/transfer/effort-controller.ts'
+import type { OpenPool, Pool } from '../../src/transfer/pool.ts'
 import type { Sender } from '../../src/transfer/sender.ts'
 import { Process, type VirtualTime } from '../helpers/virtual-time.ts'
 import { barePool, givePool, SlowPacker, SlowUnpacker } from './codec.ts'
@@ -49,6 +50,9 @@ export interface SiteParts {
   readonly destinationTable: DestinationParts['channelTable']
   readonly Packer: typeof SlowPacker
   readonly Unpacker: typeof SlowUnpacker
+  /** Of what is read of disks. */
+  readonly ReplyPacker: typeof SlowPacker
+  readonly ReplyUnpacker: typeof SlowUnpacker
   readonly sourceLink: Partial<SessionParts>
   readonly destinationLink: Partial<SessionParts>
 }
@@ -65,6 +69,8 @@ export const SITE_PARTS: SiteParts = {
   destinationTable: DESTINATION_TABLE,
   Packer: SlowPacker,
   Unpacker: SlowUnpacker,
+  ReplyPacker: SlowPacker,
+  ReplyUnpacker: SlowUnpacker,
   sourceLink: {},
   destinationLink: {},
 }
@@ -79,6 +85,8 @@ export interface World {
   readonly memoryBytes: number
   /** There are disks beside the guests. */
   readonly hasDisks: boolean
+  /** What is read of them goes through the codec. */
+  readonly hasReplies: boolean
   /** A migration has ended, as one side tells it. */
   told(side: 'source' | 'destination', summary: MigrationSummary | ArrivalSummary): void
   refused(peer: string, reason: string): void
@@ -105,6 +113,7 @@ interface Run {
   readonly link: ClientEnd
   readonly pool: SourceSessionOptions['pool']
   session: SourceSession | undefined
+  replies: SlowUnpacker | undefined
 }
 
 /** The source proxy: src/daemon/source-daemon.ts without sockets and sets. */
@@ -264,7 +273,7 @@ export class SourceSite {
         time.after(error ? NO_SESSION_PAUSE_MS : isShort ? SESSION_SHORT_PAUSE_MS : 0, () => this.open())
       },
     )
-    const run: Run = { link, pool: barePool(), session: undefined }
+    const run: Run = { link, pool: barePool(), session: undefined, replies: undefined }
     this.run = run
   }
 
@@ -287,6 +296,7 @@ export class SourceSite {
       now: () => time.nowMs,
       nextMigration: () => ++this.migrations,
       disks: world.hasDisks,
+      replies: world.hasReplies ? { pool: NO_POOL, waiting: this.memory.share('peer') } : undefined,
       onDiskSummary: () => reception.closeIfIdle(),
       onSummary: summary => {
         world.told('source', summary)
@@ -307,6 +317,10 @@ export class SourceSite {
       },
       parts: {
         packer: ({ pool }: SourceSessionOptions, sink) => new parts.Packer(pool, time, random, sink),
+        replyUnpacker: () => {
+          run.replies = new parts.ReplyUnpacker(time, random, what => world.wrong(what))
+          return run.replies
+        },
         Gates: parts.Gates,
         Departures: parts.Departures,
         channelTable: parts.sourceTable,
@@ -359,6 +373,7 @@ export class SourceSite {
       zero('migrations', session.status().length)
       zero('disk transfers', session.diskStatus().length)
       zero('units of slots', unitsTaken(session.sender))
+      zero('batches lent', this.run?.replies?.lent ?? 0)
     }
     for (const { target, kind, migration, turns, waiting, silent } of [...gates, ...diskGates]) {
       zero(`connections in gate ${target} (${kind})`, waiting.length + silent.size + turns.length)
@@ -379,6 +394,7 @@ interface Member {
   readonly session: DestinationSession
   readonly unpacker: () => SlowUnpacker
   readonly client: Process
+  readonly replyPool: () => Pool | undefined
   succeededMs: number | undefined
 }
 
@@ -435,10 +451,13 @@ export class DestinationSite implements WanServer {
       error => {
         world.sessionOver(process, id, error)
         member.session.end('the session has ended')
+        const pool = member.replyPool()
+        if (pool) givePool(pool)
         this.members.delete(id)
       },
     )
     let unpacker: SlowUnpacker | undefined
+    let replyPool: Pool | undefined
     const session = new parts.DestinationSession({
       session: link.session,
       sessionId: id,
@@ -455,7 +474,16 @@ export class DestinationSite implements WanServer {
       onMigrationEnd: summary => world.told('destination', summary),
       disks: this.disks && (() => this.disks!),
       onDiskEnd: () => {},
+      replies: world.hasReplies
+        ? async () => {
+            time.promised = true
+            replyPool = barePool()
+            return { ...replyPool, close: async () => {} } as OpenPool
+          }
+        : undefined,
+      wake: () => link.wake(),
       parts: {
+        replyPacker: (pool, _seed, sink) => new parts.ReplyPacker(pool, time, random, sink),
         unpacker: (_options: DestinationSessionOptions) => {
           unpacker = new parts.Unpacker(time, random, world.fail)
           return unpacker
@@ -466,7 +494,14 @@ export class DestinationSite implements WanServer {
       },
     })
     link.serve(session)
-    const member: Member = { link, session, unpacker: () => unpacker!, client, succeededMs: undefined }
+    const member: Member = {
+      link,
+      session,
+      unpacker: () => unpacker!,
+      replyPool: () => replyPool,
+      client,
+      succeededMs: undefined,
+    }
     for (const other of this.members.values()) {
       if (other.client === client) continue
       other.succeededMs ??= time.nowMs
@@ -572,13 +607,15 @@ export class DestinationSite implements WanServer {
       zero('flows to be dialled', dialling)
       zero('pieces of a session', pieces)
       zero('batches lent', unpacker().lent)
+      const { sender } = (session.replies as unknown as { sender?: Sender }) ?? {}
+      if (sender) zero('units of slots', unitsTaken(sender))
     }
     return left
   }
 }
 
 const NO_POOL = {
-  kernel: { bytes: new Uint8Array(0), layout: { templatePages: 0, ringPages: 0 } },
+  kernel: { bytes: new Uint8Array(0), layout: { templatePages: 0, ringPages: 64 } },
   warm: async () => {},
   migrates: () => {},
 } as unknown as DestinationSessionOptions['pool']
