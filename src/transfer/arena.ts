@@ -290,8 +290,13 @@ export class Arena {
     await Promise.all(cleaned)
   }
 
-  /** Frees what no session has had since `untilMs`. @returns whether there was anything */
-  async forget(untilMs: number): Promise<boolean> {
+  /** Whether it has any of such sets, loaded or not. */
+  hasAny(isSuch: (digest: string) => boolean): boolean {
+    return [...this.sets.keys()].some(isSuch)
+  }
+
+  /** Frees what no session has had since `untilMs`, but sets that are kept. @returns whether there was anything */
+  async forget(untilMs: number, isKept: (digest: string) => boolean): Promise<boolean> {
     const freed: Promise<void>[] = []
     const isOld = (entry: { users: number; unusedMs: number }) => entry.users === 0 && entry.unusedMs <= untilMs
     for (const index of this.indices.values()) {
@@ -300,7 +305,8 @@ export class Arena {
       freed.push(this.free(index.at, index.bytes))
     }
     for (const set of this.sets.values()) {
-      if (!isOld(set) || [...this.indices.values()].some(index => index.sets.includes(set))) continue
+      if (!isOld(set) || isKept(set.digest) || [...this.indices.values()].some(index => index.sets.includes(set)))
+        continue
       this.sets.delete(set.digest)
       freed.push(this.freeSet(set))
     }

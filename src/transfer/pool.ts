@@ -26,6 +26,7 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
 import { type ColdLease, ColdSets } from './cold/cold-sets.ts'
 import { EVENT_LOOP, type EventLoop } from './event-loop.ts'
+import { KeptSets } from './kept-sets.ts'
 import { SetsLate } from './sets-late.ts'
 import { Turns } from './turns.ts'
 import { type RingInAdvance, SpareRing, Warmth } from './warmth.ts'
@@ -128,6 +129,7 @@ export class Pools {
   private readonly coldSets: ColdSets
   /** Sets are opened and loaded in its turns. */
   private readonly setsInTurn = new OneAtATime()
+  private readonly kept = new KeptSets()
   /** Openings that were given up, and whose sets have not come yet: who is behind them waits in vain. */
   private late = 0
   /** Blocks that are being zeroed. */
@@ -183,8 +185,9 @@ export class Pools {
    * Opens a session's pool: loads those sets that no session has loaded, each page verified against its digest, and opens
    * those that stay on the disk.
    * @throws TEMPLATE_*, LIMIT_EXCEEDED (more than 4 GiB, or than sets may take), IO; SetsLate after `setsMs`: what has not
-   * come is read on, and kept for the next session for as long as what no session uses. Sets are read one at a time, so those
-   * behind a late one are late too; while there is one nothing is waited for.
+   * come is read on, and kept for the next session until that has been let go, as long as there are sessions at all and nobody
+   * else needs its place. Sets are read one at a time, so those behind a late one are late too; while there is one nothing is
+   * waited for.
    */
   async open(request: PoolRequest): Promise<OpenPool> {
     const { setsMs } = request
@@ -198,9 +201,9 @@ export class Pools {
     this.late++
     const settled = opening
       .then(pool => pool.close())
-      .catch(() => {}) // who comes next tries it anew
+      .catch((error: unknown) => error) // who comes next tries it anew
       .finally(() => this.late--)
-    throw new SetsLate(missing, settled)
+    throw new SetsLate(missing, settled, this.kept.keep(missing))
   }
 
   /** Sets that an opening still waits for. */
@@ -260,7 +263,7 @@ export class Pools {
     files: Map<string, SetFile>,
     { asked }: Opening,
   ): Promise<{ arena: Arena; lease: Lease }> {
-    for (let forgotten = false; ; ) {
+    for (let forgotten: 'nothing' | 'unused' | 'kept' = 'nothing'; ; ) {
       // nothing may come between what is looked up and what is taken: all of this happens in one turn
       const missing = new Set<string>()
       const pagesOf = (arena: Arena | undefined, digest: string): number => {
@@ -290,26 +293,42 @@ export class Pools {
       }
       if (isBeside) throw noRoomBeside(request)
       if (missing.size === 0) {
-        if (!forgotten) {
-          forgotten = true
-          let freed = false
-          for (const arena of this.arenas) freed = (await arena.forget(Number.POSITIVE_INFINITY)) || freed
-          if (freed) continue
+        if (forgotten === 'nothing') {
+          forgotten = 'unused'
+          if (await this.forget(digest => this.kept.has(digest))) continue
         }
         const pages = request.sets.reduce((sum, digest) => sum + pagesOf(undefined, digest), 0)
         if (missing.size === 0) {
           const bytes = poolBytes(request, pages)
           if (bytes > ARENA_BYTES) throw tooLarge(request, pages, bytes)
-          const arena = new Arena(randomBytes(256), bytes, this.loop, this.setsInTurn)
-          const lease = take(arena)
-          if (!lease) throw tooLarge(request, pages, bytes)
-          this.arenas.push(arena)
-          return { arena, lease }
+          let failure = tooLarge(request, pages, bytes)
+          try {
+            const arena = new Arena(randomBytes(256), bytes, this.loop, this.setsInTurn)
+            const lease = take(arena)
+            if (lease) {
+              this.arenas.push(arena)
+              return { arena, lease }
+            }
+          } catch (error) {
+            if (!isProxyError(error, 'LIMIT_EXCEEDED')) throw error
+            failure = error
+          }
+          if (forgotten === 'kept') throw failure
+          forgotten = 'kept'
+          if (await this.forget(() => false)) continue
+          throw failure
         }
       }
       for (const digest of missing) asked.add(digest)
       for (const digest of missing) files.set(digest, await this.setsInTurn.run(() => request.store!.open(digest)))
     }
+  }
+
+  /** Lets go of what no session has. @returns whether there was anything */
+  private async forget(isKept: (digest: string) => boolean): Promise<boolean> {
+    let freed = false
+    for (const arena of this.arenas) freed = (await arena.forget(Number.POSITIVE_INFINITY, isKept)) || freed
+    return freed
   }
 
   private pool(
@@ -398,9 +417,17 @@ export class Pools {
   private async sweep(): Promise<void> {
     const untilMs = this.loop.nowMs() - this.unusedMs + 1
     const before = this.arenas.length
-    this.arenas = this.arenas.filter(({ sessions, idleMs }) => sessions > 0 || idleMs > untilMs)
-    for (const arena of this.arenas) await arena.forget(untilMs)
-    const coldLeft = await this.coldSets.forget(untilMs)
+    const isLive = ({ sessions, idleMs }: Arena): boolean => sessions > 0 || idleMs > untilMs
+    // without sessions nothing is wanted so much that an idle process would hold it
+    const hasLive = this.arenas.some(isLive)
+    const isKept = (digest: string): boolean => hasLive && this.kept.has(digest)
+    for (const arena of [...this.arenas]) {
+      const isOnly = (digest: string): boolean =>
+        isKept(digest) && !this.arenas.some(other => other !== arena && other.hasLoaded(digest))
+      if (isLive(arena) || arena.hasAny(isOnly)) await arena.forget(untilMs, isOnly)
+      else this.arenas = this.arenas.filter(other => other !== arena)
+    }
+    const coldLeft = await this.coldSets.forget(untilMs, isKept)
     this.sweepDue = false
     if (coldLeft || this.arenas.some(arena => arena.hasUnused)) this.sweepLater()
     // V8 gives a shared memory back when it collects it, which a process that idles may never do

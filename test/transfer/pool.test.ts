@@ -783,6 +783,114 @@ t.test('sets of a disk that is late', async t => {
   }
 })
 
+/** An event loop whose time passes by hand. */
+function handLoop(): { loop: EventLoop; passes: (ms: number) => Promise<void> } {
+  let nowMs = 0
+  let due: { atMs: number; then: () => void }[] = []
+  const after = (ms: number, then: () => void) => {
+    const entry = { atMs: nowMs + ms, then }
+    due.push(entry)
+    return () => {
+      due = due.filter(other => other !== entry)
+    }
+  }
+  const passes = async (ms: number): Promise<void> => {
+    nowMs += ms
+    const now = due.filter(({ atMs }) => atMs <= nowMs)
+    due = due.filter(({ atMs }) => atMs > nowMs)
+    for (const { then } of now) then()
+    for (let turns = 100; turns > 0; turns--) await nextTurn(EVENT_LOOP) // what is let go is zeroed
+  }
+  return { loop: { ...EVENT_LOOP, nowMs: () => nowMs, after }, passes }
+}
+
+t.test('a set that was late is kept for the session that comes', async t => {
+  const { store, digests } = await storeOf(t, [0, 10], [10, 40])
+  const [there, late] = digests as [string, string]
+  for (const floor of ['sets', 'cold'] as const) {
+    const slow = new SlowStore(store.folder)
+    const { loop, passes } = handLoop()
+    const pools = new Pools({ loop, setsBytesMax: 50 * PAGE })
+    const first = await pools.open(request('decoder', store, [there]))
+    const wanted = { ...request('decoder', slow, [there]), [floor]: floor === 'sets' ? [there, late] : [late] }
+    const opening = pools.open({ ...wanted, setsMs: 5000 }).catch(cause => cause)
+    await passes(5000)
+    const error = await opening
+    t.ok(error instanceof SetsLate, floor)
+    slow.give()
+    t.equal(await error.settled, undefined)
+    for (let minutes = 0; minutes < 60; minutes++) await passes(60_000)
+    const nowhere = { ...wanted, store: undefined, setsMs: 0 }
+    for (let times = 0; times < 2; times++) {
+      const whole = await pools.open(nowhere)
+      t.equal(whole.kernel.layout.templatePages, floor === 'sets' ? 40 : 10, 'an hour later it is there')
+      await whole.close()
+      await passes(60_000)
+      await passes(60_000)
+    }
+    error.letGo(late)
+    error.letGo(late)
+    await passes(60_000)
+    await passes(60_000)
+    t.equal(await pools.open(nowhere).catch(() => 'read'), 'read', 'not wanted any more, it goes as others do')
+    await first.close()
+  }
+})
+
+t.test('a set that is kept makes room for others, and goes with the last session', async t => {
+  const made = await storeOf(t, [0, 10], [10, 40], [0, 30])
+  const [there, late, other] = made.digests as [string, string, string]
+  const slow = new SlowStore(made.store.folder)
+  const { loop, passes } = handLoop()
+  const pools = new Pools({ loop, setsBytesMax: 45 * PAGE })
+  const first = await pools.open(request('decoder', made.store, [there]))
+  const comesLate = async (): Promise<void> => {
+    const opening = pools.open({ ...request('decoder', slow, [there, late]), setsMs: 5000 }).catch(cause => cause)
+    await passes(5000)
+    slow.give()
+    await (await opening).settled
+  }
+  const sets = () => pools.stats.map(arena => arena.sets)
+  await comesLate()
+  t.same(sets(), [2])
+  // 10 pages that a session has and 30 that are kept leave 5
+  const second = await pools.open(request('decoder', made.store, [there, other]))
+  t.same(sets(), [2], 'it went, and no session had to')
+  await second.close()
+  await first.close()
+  for (let i = 0; i < 3; i++) await passes(60_000)
+  t.same(sets(), [])
+
+  const third = await pools.open(request('decoder', made.store, [there]))
+  const fresh = new SlowStore(made.store.folder)
+  const opening = pools.open({ ...request('decoder', fresh, [there, late]), setsMs: 5000 }).catch(cause => cause)
+  await passes(5000)
+  const error = await opening
+  fresh.give()
+  await error.settled
+  await passes(120_000)
+  t.same(sets(), [2])
+  await third.close()
+  for (let i = 0; i < 3; i++) await passes(60_000)
+  t.same(sets(), [], 'a process without sessions holds nothing')
+})
+
+t.test('a set that was late and is damaged tells it', async t => {
+  const { store, digests } = await storeOf(t, [0, 10])
+  const path = store.pathOf(digests[0]!)
+  const bytes = readFileSync(path)
+  bytes[bytes.length - 1]! ^= 1
+  writeFileSync(path, bytes)
+  const slow = new SlowStore(store.folder)
+  const { loop, passes } = handLoop()
+  const opening = new Pools({ loop }).open({ ...request('decoder', slow, digests), setsMs: 5000 }).catch(cause => cause)
+  await passes(5000)
+  const error = await opening
+  t.ok(error instanceof SetsLate)
+  slow.give()
+  t.match(await error.settled, { code: 'TEMPLATE_DAMAGED' })
+})
+
 t.test('a disk that hangs takes one thread of the pool, whatever it has', async t => {
   const alive = setInterval(() => {}, 1000)
   t.teardown(() => clearInterval(alive))

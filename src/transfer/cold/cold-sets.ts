@@ -126,8 +126,8 @@ export class ColdSets {
   }
   private readonly retired = new Set<Held<ColdSet>>()
 
-  /** Closes what no session has had since `untilMs`. @returns whether anything is left that nobody uses */
-  async forget(untilMs: number): Promise<boolean> {
+  /** Closes what no session has had since `untilMs`, but sets that are kept. @returns whether anything is left that nobody uses */
+  async forget(untilMs: number, isKept: (digest: string) => boolean = () => false): Promise<boolean> {
     const isOld = (held: Held<unknown>): boolean => held.users === 0 && held.unusedMs <= untilMs
     for (const [key, held] of this.indices) if (isOld(held)) this.indices.delete(key)
     const closing: Promise<void>[] = []
@@ -140,7 +140,7 @@ export class ColdSets {
       )
     }
     for (const [digest, held] of this.sets) {
-      if (!isOld(held)) continue
+      if (!isOld(held) || isKept(digest)) continue
       this.sets.delete(digest)
       close(held)
     }
