@@ -36,7 +36,7 @@ import { type ClientHello, seedWords } from '../wan/hello.ts'
 import { FEATURE } from '../wan/wire.ts'
 import { DestinationSession, type DestinationSessionOptions } from './destination-session.ts'
 import type { Events } from './events.ts'
-import { SessionSets } from './session-sets.ts'
+import { RENEW_MS, SessionSets } from './session-sets.ts'
 import type { DiskZeroes } from './settings.ts'
 import { type DestinationStatus, expiriesOf, type LinkStatus, withoutFlows } from './status.ts'
 import { AGENT } from './version.ts'
@@ -66,8 +66,6 @@ const REPLIES_SHAPE: PoolShape = {
   forgetsTables: true,
 }
 
-/** How often an idle session is looked at, whether new template sets are worth a new one. */
-const RENEW_MS = 5000
 /** What a session has to deliver its last frames and BYE, once no migration runs any more. */
 const CLOSE_GRACE_MS = 5000
 
@@ -119,6 +117,8 @@ export class DestinationDaemon {
   private readonly grants = new Map<Link, RingGrant>()
   /** Of each session of `sessions`: who the other proxy says it is, and which sets are used. */
   private readonly terms = new WeakMap<Link, Pick<LinkStatus, 'agent' | 'sets' | 'coldSets'>>()
+  /** Likewise: of the sets that were offered when it was opened. */
+  private readonly setsVersions = new WeakMap<Link, string>()
   /** Sessions that were asked to end: idle ones, so that their rings can be shared anew, and such that have disks alone. */
   private readonly asked = new WeakSet<Link>()
   private readonly behind = new WeakMap<Link, BehindDisks>()
@@ -331,6 +331,7 @@ export class DestinationDaemon {
         })
         this.sessions.set(link, session)
         this.terms.set(link, { agent: hello.agent, sets: sets.length, coldSets: cold.length })
+        this.setsVersions.set(link, held.version)
         this.grants.set(link, grant)
         options.onStatus?.(`${this.sessions.size} sessions`)
         const over = async (): Promise<void> => {
@@ -431,16 +432,22 @@ export class DestinationDaemon {
       }
       const grant = this.grants.get(link)
       if (grant?.isExcessive && this.asked.has(link)) this.dismiss(link)
-      else if (this.sets.changed || grant?.isExcessive || grant?.isStarved) {
+      else if (this.hasOtherSets(link) || grant?.isExcessive || grant?.isStarved) {
         this.asked.add(link)
         link.session.drain()
       }
     }
   }
 
+  /** Whether there are other sets than when a session was opened. */
+  private hasOtherSets(link: Link): boolean {
+    const version = this.setsVersions.get(link)
+    return version !== undefined && this.sets.changedSince(version)
+  }
+
   /** A session that has disks alone, which may take hours, is left to them where there are other template sets. */
   private renewBeside(link: Link, session: DestinationSession): void {
-    if (session.migrationChannelCount > 0 || !this.sets.changed || this.asked.has(link)) return
+    if (session.migrationChannelCount > 0 || !this.hasOtherSets(link) || this.asked.has(link)) return
     const behind = this.behind.get(link) ?? new BehindDisks()
     this.behind.set(link, behind)
     if (behind.isKept(session.transfers)) return

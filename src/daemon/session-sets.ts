@@ -12,18 +12,27 @@ import { SetsLate } from '../transfer/sets-late.ts'
 import type { SiteLog } from './events.ts'
 
 /** What to bring into a session. */
-export type OfferedSets = Pick<SetFloors, 'hot' | 'cold'>
+export interface OfferedSets extends Pick<SetFloors, 'hot' | 'cold'> {
+  /** For `changedSince`. */
+  readonly version: string
+}
+
+/** A set that a session waited for in vain. */
+interface LateSet {
+  /** It has not been read yet: it has its place, and is not offered. */
+  isComing: boolean
+  /** It is not wanted any more. */
+  readonly letGo: () => void
+}
 
 /** In place of a file's state: whatever it is when it is looked at next. */
 const AS_IT_IS = 'as it is'
 
-/** In place of the fingerprint of what was offered: it changes when a set has been read that came too late. */
-const READ_MEANWHILE = 'read meanwhile'
+/** How often an idle session is looked at, whether other sets are worth a new one. */
+export const RENEW_MS = 5000
 
 /** What a listing has read of sets is kept for the session that opens them. */
 const TABLES_KEPT_MS = 60_000
-
-const NO_SETS: OfferedSets = { hot: [], cold: [] }
 
 /** Who looks at a store, among all proxies of the process that use it. */
 const lookers = new WeakMap<TemplateStore, OneAtATime>()
@@ -44,8 +53,6 @@ export class SessionSets {
   private readonly channels: HostChannels | undefined
   /** What is wrong with what they say, as it was told. */
   private channelProblem: string | undefined
-  /** The store's fingerprint when sets were offered last; '' before that. */
-  private offered = ''
   private looking = false
   private listedMs = 0
   /** Its disk does not answer who wants to offer sets. */
@@ -53,7 +60,13 @@ export class SessionSets {
   /** Sets that were offered, and sets that must not be: digest to what tells one file from the next of that name. */
   private readonly states = new Map<string, { readonly state: string; readonly path: string }>()
   private readonly excluded = new Map<string, string>()
+  /** The store's fingerprint; '' before sets were offered. */
   private current = ''
+  /** The version of what was offered last. */
+  private offered = ''
+  /** How often something has been read that came too late for a session: the next one would be better than those before. */
+  private arrivals = 0
+  private readonly late = new Map<string, LateSet>()
   /** Sets that were told to be late: of a slow disk each session's would be. */
   private readonly toldLate = new Set<string>()
   /** Template pages that fit into a session, whatever else it needs. */
@@ -81,9 +94,30 @@ export class SessionSets {
     if (store) setInterval(() => void this.look(), 2000).unref()
   }
 
-  /** Whether the store holds other sets than were offered last, or became readable; looked at every two seconds. */
+  /** Whether there are other sets than were offered last. */
   get changed(): boolean {
-    return this.store !== undefined && this.current !== '' && this.current !== this.offered
+    return this.changedSince(this.offered)
+  }
+
+  /**
+   * Whether there are other sets than were offered then: the store holds others, or became readable, which is looked at
+   * every two seconds, or some have been read that came too late.
+   */
+  changedSince(version: string): boolean {
+    return this.store !== undefined && this.current !== '' && version !== this.version
+  }
+
+  private get version(): string {
+    return `${this.arrivals} ${this.current}`
+  }
+
+  private get none(): OfferedSets {
+    return { hot: [], cold: [], version: this.version }
+  }
+
+  private offers(sets: OfferedSets): OfferedSets {
+    this.offered = sets.version
+    return sets
   }
 
   /**
@@ -95,7 +129,7 @@ export class SessionSets {
    * @param taken places among the sets of a hello that something else has: what learning has counted
    */
   async offer(taken = 0): Promise<OfferedSets> {
-    if (!this.store || this.stuck) return NO_SETS
+    if (!this.store || this.stuck) return this.offers(this.none)
     const { store } = this
     const looking = lookersAt(store).run(() => this.lookUp(store, taken))
     let timer: NodeJS.Timeout | undefined
@@ -103,16 +137,16 @@ export class SessionSets {
       timer = setTimeout(done, SETS_WAIT_MS, undefined)
     })
     const offered = await Promise.race([looking, late]).finally(() => clearTimeout(timer))
-    if (offered) return offered
+    if (offered) return this.offers(offered)
     this.stuck = true
     const what = `the disk has not answered in ${SETS_WAIT_MS / 1000} s`
     this.tellUnreadable(new ProxyError('IO', what, undefined, 'look at the disk of the store'))
     const answered = (): void => {
       this.stuck = false
-      this.offered = READ_MEANWHILE
+      this.arrivals++
     }
     void looking.then(answered, answered) // an error comes again
-    return NO_SETS
+    return this.offers(this.none)
   }
 
   private async lookUp(store: TemplateStore, taken: number): Promise<OfferedSets> {
@@ -120,15 +154,15 @@ export class SessionSets {
     let inForce: InForce
     try {
       inForce = await this.channels!.inForce(Date.now())
-      this.offered = await this.fingerprint(inForce)
+      const fingerprint = await this.fingerprint(inForce)
       sets = await this.trusted((await store.list(true)).filter(({ digest }) => isUsable(inForce, digest)))
-      this.current = this.offered
+      this.current = fingerprint
       this.unreadable = undefined
     } catch (error) {
       if (!isProxyError(error, 'IO')) throw error
-      this.offered = this.current = unreadable(error)
+      this.current = unreadable(error)
       this.tellUnreadable(error)
-      return NO_SETS
+      return this.none
     }
     this.tellChannels(inForce)
     const sound: StoredSet[] = []
@@ -151,7 +185,17 @@ export class SessionSets {
     this.listedMs = performance.now()
     this.tellOnDisk(cold)
     this.tellRoomless(others)
-    return { hot, cold }
+    this.keepLate(new Set([...hot, ...cold]))
+    return this.stillOf({ hot, cold, version: this.version })
+  }
+
+  /** Of late sets those that would be offered are kept until a session has them. */
+  private keepLate(wanted: ReadonlySet<string>): void {
+    for (const [digest, { letGo }] of this.late) {
+      if (wanted.has(digest)) continue
+      this.late.delete(digest)
+      letGo()
+    }
   }
 
   /** Those that are signed as they must be; each of the others is told once. */
@@ -167,13 +211,14 @@ export class SessionSets {
     return sets.filter(({ digest }) => !refused.has(digest))
   }
 
-  /** What of this was not excluded since it was offered. */
-  stillOf({ hot, cold }: OfferedSets): OfferedSets {
+  /** What of this was not excluded since it was offered, and is not late. */
+  stillOf({ hot, cold, version }: OfferedSets): OfferedSets {
     const isStill = (digest: string): boolean => {
+      if (this.late.get(digest)?.isComing) return false
       const excluded = this.excluded.get(digest)
       return excluded === undefined || (excluded !== AS_IT_IS && excluded !== this.states.get(digest)?.state)
     }
-    return { hot: hot.filter(isStill), cold: cold.filter(isStill) }
+    return { hot: hot.filter(isStill), cold: cold.filter(isStill), version }
   }
 
   /** What was offered last did not fit beside what other sessions have: half of it next time. */
@@ -218,22 +263,33 @@ export class SessionSets {
     return true
   }
 
-  /** They are offered again when they have been read. @returns false where none of them was offered */
-  private excludeLate({ sets, settled, what, action }: SetsLate): boolean {
-    const late = sets.flatMap(digest => {
+  /**
+   * They are offered again when they have been read, and kept until then and from then on: the other side may take as long
+   * for its own. @returns false where none of them was offered
+   */
+  private excludeLate({ sets, settled, letGo, what, action }: SetsLate): boolean {
+    const coming = new Map<string, LateSet>()
+    for (const digest of sets) {
       const known = this.states.get(digest)
-      if (known === undefined) return []
-      this.excluded.set(digest, known.state)
+      if (known === undefined) {
+        letGo(digest)
+        continue
+      }
+      coming.set(digest, { isComing: true, letGo: () => letGo(digest) })
       const told = this.toldLate.has(digest)
       this.toldLate.add(digest)
       if (!told) this.log.warn('template set not used', { set: known.path, error: what, hint: action })
-      return [{ digest, state: known.state }]
+    }
+    for (const [digest, set] of coming) {
+      this.late.get(digest)?.letGo() // this one keeps it
+      this.late.set(digest, set)
+    }
+    void settled.then(error => {
+      for (const set of coming.values()) set.isComing = false
+      // one that is damaged behind what has been read must not be read again and again
+      if (error === undefined || this.exclude(error)) this.arrivals++
     })
-    void settled.then(() => {
-      for (const { digest, state } of late) if (this.excluded.get(digest) === state) this.excluded.delete(digest)
-      this.offered = READ_MEANWHILE
-    })
-    return late.length > 0
+    return coming.size > 0
   }
 
   private tell(digest: string, state: string, path: string, { code, message, action }: ProxyError): void {

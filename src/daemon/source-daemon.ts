@@ -23,7 +23,7 @@ import { CapKeeper } from './cap-keeper.ts'
 import { type Events, QEMUS, type SiteEvents, type SiteLog } from './events.ts'
 import { instanceOf, PROCESS, thisHost } from './instance.ts'
 import { asProxyError, SessionKeeper } from './session-keeper.ts'
-import { SessionSets } from './session-sets.ts'
+import { RENEW_MS, SessionSets } from './session-sets.ts'
 import type { DiskAnswers } from './settings.ts'
 import { SourceConnection } from './source-connection.ts'
 import type { Moved, SourceGate } from './source-flow.ts'
@@ -54,6 +54,8 @@ export interface SourceOptions extends SourceListenersOptions, SourceMemoryOptio
   readonly patiencePostcopyMs?: number
   /** Writes of disks are answered beside the source (docs/adr/0020-early-answers.md). */
   readonly diskAnswers?: DiskAnswers
+  /** How often an idle session is looked at. */
+  readonly renewMs?: number
   /** Where it tells what happens: everything that a test or a log wants to know. */
   readonly events: Events
   /** What to tell systemd and people, when it changes. */
@@ -184,7 +186,14 @@ export class SourceDaemon {
     loadLz4() // takes 100 ms, which the first migration, or the switch to postcopy, would wait for
     await this.listeners.start((...came) => this.accept(...came), this.options.events, this.qemuLog)
     this.caps.start()
-    void this.keepSession()
+    const renew = setInterval(() => this.renewIfIdle(), this.options.renewMs ?? RENEW_MS).unref()
+    void this.keepSession().finally(() => clearInterval(renew))
+  }
+
+  /** A session that has nothing to do makes room for one with other sets, so that no migration has to wait for it. */
+  private renewIfIdle(): void {
+    const { present } = this
+    if (present?.isUp && present.channels === 0 && this.sets.changed) this.reception.renewIfIdle()
   }
 
   /** Reads certificates and keys again. */

@@ -5,6 +5,8 @@ import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
 import type { LinkClient } from '../../src/link/client.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import { EVENT_LOOP, nextTurn } from '../../src/transfer/event-loop.ts'
+import { Pools } from '../../src/transfer/pool.ts'
 import { until } from '../helpers/until.ts'
 import { migration, page, putPages, scratch, setBytes } from '../template/makers.ts'
 import { closed, Daemons } from './daemons.ts'
@@ -228,6 +230,11 @@ class SlowStore extends TemplateStore {
     if (digest === this.slow) await this.given
     return super.open(digest)
   }
+
+  override async openCold(digest: string) {
+    if (digest === this.slow) await this.given
+    return super.openCold(digest)
+  }
 }
 
 for (const side of ['near', 'far'] as const) {
@@ -247,6 +254,81 @@ for (const side of ['near', 'far'] as const) {
       return sessions.at(-1)!.sets.length === 2
     })
     t.equal(daemons.count('template set not used'), 2)
+  })
+}
+
+/** A side whose time passes by hand, and whose disk gives nothing of one set until `give`. */
+class SlowSide {
+  readonly store: SlowStore
+  readonly pools: Pools
+  /** How often the set was asked for. */
+  opens = 0
+  private nowMs = 0
+  private due: { atMs: number; then: () => void }[] = []
+
+  constructor(folder: string, slow: string, sizes: { setsBytesMax?: number }) {
+    this.store = new SlowStore(folder, slow)
+    for (const name of ['open', 'openCold'] as const) {
+      const given = this.store[name].bind(this.store) as (digest: string) => Promise<never>
+      this.store[name] = (digest: string) => {
+        if (digest === slow) this.opens++
+        return given(digest)
+      }
+    }
+    const after = (ms: number, then: () => void) => {
+      const entry = { atMs: this.nowMs + ms, then }
+      this.due.push(entry)
+      return () => {
+        this.due = this.due.filter(other => other !== entry)
+      }
+    }
+    this.pools = new Pools({ ...sizes, loop: { ...EVENT_LOOP, nowMs: () => this.nowMs, after } })
+  }
+
+  async passes(ms: number): Promise<void> {
+    this.nowMs += ms
+    const now = this.due.filter(({ atMs }) => atMs <= this.nowMs)
+    this.due = this.due.filter(({ atMs }) => atMs > this.nowMs)
+    for (const { then } of now) then()
+    for (let turns = 100; turns > 0; turns--) await nextTurn(EVENT_LOOP) // what is let go is zeroed
+  }
+}
+
+for (const floor of ['memory', 'the disk'] as const) {
+  t.test(`a set in ${floor} that is late at both sides in turn is read once by each, and used`, async t => {
+    const made = await stores(scratch(t.teardown).folder)
+    const sizes = floor === 'memory' ? {} : { setsBytesMax: 0 }
+    const near = new SlowSide(made.near.folder, made.large, sizes)
+    const far = new SlowSide(made.far.folder, made.large, sizes)
+    const events = new Events()
+    const sessions = opened(events)
+    const sites = { store: near.store, pools: near.pools, farStore: far.store, farPools: far.pools }
+    await using daemons = await Daemons.start({ ...sites, renewMs: 20, patienceMs: 60_000, events })
+    await until('the far side to read it', () => far.opens > 0)
+    await until('a session, once it is not waited for any more', async () => {
+      await far.passes(5000)
+      await near.passes(5000)
+      return sessions.length > 0
+    })
+    const without = sessions[0]!
+    t.notOk([...without.sets, ...without.cold].includes(short(made.large)[0]!))
+    far.store.give()
+    // the near one reads it when the far one has it
+    await until('a session without what the near side has not read', async () => {
+      await near.passes(5000)
+      return near.opens > 0 && sessions.length > 1 && daemons.source.status().session
+    })
+    t.ok((await migrate(daemons, guest)).equals(guest), 'no migration waits for it')
+    for (let minutes = 0; minutes < 20; minutes++) await far.passes(60_000)
+    near.store.give()
+    const last = await until('a session that has it, without a migration', () => {
+      const { sets, cold } = sessions.at(-1)!
+      return [...sets, ...cold].length === 2 && sessions.length
+    })
+    t.ok((await migrate(daemons, guest)).equals(guest))
+    t.equal(sessions.length, last, 'the session stays')
+    t.same([near.opens, far.opens], [1, 1], 'each side has read it once')
+    t.ok(daemons.count('template set not used') <= 4, 'each is told once')
   })
 }
 

@@ -99,8 +99,11 @@ export interface DaemonsOptions {
   readonly farStore?: TemplateStore
   readonly farSetBytes?: number
   readonly setBytes?: number
-  /** Of the source's side, instead. */
+  /** Of the source's side, and of the destination's, instead. */
   readonly pools?: Pools
+  readonly farPools?: Pools
+  /** How often both look at an idle session. Default 5 s. */
+  readonly renewMs?: number
   /** Default 5 s. */
   readonly patienceMs?: number
   readonly patiencePostcopyMs?: number
@@ -167,6 +170,7 @@ export class Daemons implements AsyncDisposable {
       setBytes,
       farSetBytes,
       pools,
+      farPools,
       gates = 1,
       memory,
       events = new Events(),
@@ -205,6 +209,7 @@ export class Daemons implements AsyncDisposable {
       credentials: credentials?.destination,
       store: farStore,
       ...poolsOf(farSetBytes),
+      ...(farPools && { pools: farPools }),
       ringPagesMax: ringPages,
       placesMax: PLACES,
       queueTargetMs: 50,

@@ -8,7 +8,7 @@ import { HELLO_SETS_MAX } from '../../src/limits.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
 import { page, putPages, scratch } from '../template/makers.ts'
-import { storeOf } from './store-of.ts'
+import { floorsOf, storeOf } from './store-of.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
@@ -31,7 +31,7 @@ t.test(
       if (event === 'template sets stay on the disk') told.push((fields as { sets: string }).sets)
       if (event.startsWith('template sets left out')) t.fail(event)
     })
-    const offered = (pagesMax?: number) => new SessionSets(store, events, pagesMax).offer()
+    const offered = (pagesMax?: number) => floorsOf(new SessionSets(store, events, pagesMax))
     t.same(await offered(), { hot: [d, c, b, a], cold: [] }, 'the newest first')
     t.same(await offered(15), { hot: [d, c, b, a], cold: [] }, 'all that fit')
     t.same(told, [])
@@ -42,14 +42,14 @@ t.test(
 
     told.length = 0
     const sets = new SessionSets(store, events, 5)
-    t.same(await sets.offer(), { hot: [d, a], cold: [c, b] })
-    t.same(await sets.offer(), { hot: [d, a], cold: [c, b] })
+    t.same(await floorsOf(sets), { hot: [d, a], cold: [c, b] })
+    t.same(await floorsOf(sets), { hot: [d, a], cold: [c, b] })
     t.same(told, [short(c, b)], 'told once')
     sets.takeFewer()
-    t.same(await sets.offer(), { hot: [d], cold: [c, b, a] }, 'half as much where other sessions have taken the rest')
+    t.same(await floorsOf(sets), { hot: [d], cold: [c, b, a] }, 'half as much where other sessions have taken the rest')
     t.same(told.splice(0), [short(c, b), short(c, b, a)])
     await store.remove(c)
-    t.same(await sets.offer(), { hot: [d], cold: [b, a] })
+    t.same(await floorsOf(sets), { hot: [d], cold: [b, a] })
     t.same(told, [short(b, a)], 'and again when it changes')
   },
 )
@@ -69,7 +69,7 @@ t.test('a store whose disk does not answer is not waited for, and used once it h
   const events = new Events()
   events.subscribe(({ event, fields }) => told.push([event, (fields as { error: string }).error]))
   const sets = new SessionSets(store, events)
-  for (let i = 0; i < 2; i++) t.same(await sets.offer(), { hot: [], cold: [] })
+  for (let i = 0; i < 2; i++) t.same(await floorsOf(sets), { hot: [], cold: [] })
   t.match(told, [['template store cannot be read: going on without sets', /has not answered in 5 s/]])
   t.equal(told.length, 1, 'it is told once')
   answer()
@@ -106,7 +106,7 @@ t.test('a store that hangs is looked at once, whoever wants to', async t => {
   mock.timers.tick(2000)
   await until('the first look', () => looks === 1)
   mock.timers.tick(10_000)
-  const offered = await Promise.all([sets.offer(), others.offer()])
+  const offered = await Promise.all([floorsOf(sets), floorsOf(others)])
   t.same(offered, Array(2).fill({ hot: [], cold: [] }), 'who wants to offer sets goes without')
   t.equal(looks, 1, 'and takes no thread of its own')
   answer()

@@ -1,4 +1,5 @@
 /** A store that is not there, for tests of what is done with the sets of one. */
+import type { SessionSets } from '../../src/daemon/session-sets.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
 
 /** One with so many sets of a page, the newest first. */
@@ -14,4 +15,10 @@ export function storeOf(count: number): { store: TemplateStore; digests: string[
     dropTables: () => {},
   } as unknown as TemplateStore
   return { store, digests: sets.map(({ digest }) => digest) }
+}
+
+/** What a side offers now. */
+export async function floorsOf(sets: SessionSets): Promise<{ hot: readonly string[]; cold: readonly string[] }> {
+  const { hot, cold } = await sets.offer()
+  return { hot, cold }
 }

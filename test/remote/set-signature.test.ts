@@ -22,6 +22,7 @@ import {
   writeSetSignature,
 } from '../../src/remote/set-signature.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import { floorsOf } from '../daemon/store-of.ts'
 import { failure, page, putPages, scratch } from '../template/makers.ts'
 import { host, operator } from './sites.ts'
 
@@ -167,12 +168,12 @@ t.test('sessions of a site that asks for it have no other sets', async t => {
     if (event === 'template set not used') told.push(`${fields.set.split('/').at(-1)!.slice(0, 4)} ${fields.error}`)
   })
   const sets = new SessionSets(store, events, undefined, new SetSigners(store.folder, keys))
-  t.same(await sets.offer(), { hot: [one], cold: [] })
+  t.same(await floorsOf(sets), { hot: [one], cold: [] })
   t.match(told.toSorted(), [
     new RegExp(two.slice(0, 4) < three.slice(0, 4) ? stranger.id : 'nobody'),
     new RegExp(two.slice(0, 4) < three.slice(0, 4) ? 'nobody' : stranger.id),
   ])
-  t.same(await sets.offer(), { hot: [one], cold: [] })
+  t.same(await floorsOf(sets), { hot: [one], cold: [] })
   t.equal(told.length, 2, 'told once')
   t.notOk(sets.changed)
   await writeSetSignature(store.folder, signSet(three, first.secret, NOW))

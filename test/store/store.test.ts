@@ -22,6 +22,7 @@ import { SetFile } from '../../src/store/set-file.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { encodeHead, HeadDecoder } from '../../src/template/format.ts'
 import { PAGES_MAX, setLayout } from '../../src/template/wire.ts'
+import { floorsOf } from '../daemon/store-of.ts'
 import { stopwatch } from '../helpers/own-time.ts'
 import { failure, page, putPages, recordsOf, scratch, setBytes, sha256 } from '../template/makers.ts'
 
@@ -141,8 +142,8 @@ t.test('a proxy goes on without a store that it cannot read, and takes it up lat
   const log = { warn, info: () => {}, error: () => {}, debug: () => {} } as unknown as SiteLog
   const store = new TemplateStore(join(folder, 'store'))
   const sets = new SessionSets(store, log)
-  t.same(await sets.offer(), { hot: [], cold: [] }, 'not there')
-  t.same(await sets.offer(), { hot: [], cold: [] })
+  t.same(await floorsOf(sets), { hot: [], cold: [] }, 'not there')
+  t.same(await floorsOf(sets), { hot: [], cold: [] })
   t.match(
     warnings,
     [{ text: /cannot be read/, fields: { error: /does not exist/, hint: 'check the path' } }],
@@ -150,12 +151,12 @@ t.test('a proxy goes on without a store that it cannot read, and takes it up lat
   )
   const digest = await putPages(store, [page(1)])
   t.ok(await comes(() => sets.changed), 'seen when it comes')
-  t.same(await sets.offer(), { hot: [digest], cold: [] })
+  t.same(await floorsOf(sets), { hot: [digest], cold: [] })
   t.notOk(sets.changed)
 
   rmSync(store.folder, { recursive: true })
   writeFileSync(store.folder, 'a file')
-  t.same(await sets.offer(), { hot: [], cold: [] }, 'no folder')
+  t.same(await floorsOf(sets), { hot: [], cold: [] }, 'no folder')
   t.equal(warnings.length, 2, 'told anew')
   rmSync(store.folder)
 })
@@ -170,19 +171,19 @@ t.test('sets of another user', { skip: !root && 'only root can become somebody e
   const sets = new SessionSets(store, log as unknown as SiteLog)
   process.seteuid!(NOBODY)
   t.teardown(() => process.seteuid!(0))
-  t.same(await sets.offer(), { hot: [], cold: [] }, 'the folder is for root alone')
+  t.same(await floorsOf(sets), { hot: [], cold: [] }, 'the folder is for root alone')
   t.match(warnings, [/permission denied/])
   process.seteuid!(0)
   chmodSync(store.folder, 0o755)
   process.seteuid!(NOBODY)
   t.ok(await comes(() => sets.changed), 'the folder can be read')
-  t.same(await sets.offer(), { hot: [], cold: [] }, 'its set cannot')
+  t.same(await floorsOf(sets), { hot: [], cold: [] }, 'its set cannot')
   t.match(warnings[1], /permission denied.*check who may read/)
   t.equal(warnings.length, 2)
   process.seteuid!(0)
   chownSync(store.pathOf(digest), NOBODY, NOBODY)
   process.seteuid!(NOBODY)
   t.ok(await comes(() => sets.changed), 'its owner changed: that is seen')
-  t.same(await sets.offer(), { hot: [digest], cold: [] })
+  t.same(await floorsOf(sets), { hot: [digest], cold: [] })
   process.seteuid!(0)
 })
