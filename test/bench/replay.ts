@@ -65,6 +65,9 @@ export interface ReplayOptions {
   readonly destinationArgs?: readonly string[]
   /** Beside this process's. */
   readonly sourceEnv?: NodeJS.ProcessEnv
+  readonly destinationEnv?: NodeJS.ProcessEnv
+  /** Checkout whose bin/pageferry runs. Default: this one. */
+  readonly program?: string
   /** Destination QEMUs stop reading after so many bytes, for so long. */
   readonly stall?: { readonly atBytes: number; readonly ms: number } | undefined
   /** Without proxies: the feeder reaches the sink by the link alone. */
@@ -104,7 +107,7 @@ export class Replay implements AsyncDisposable {
   }
 
   static async start(options: ReplayOptions): Promise<Replay> {
-    const { gates = 1, sourceArgs = [], destinationArgs = [] } = options
+    const { gates = 1, sourceArgs = [], destinationArgs = [], program = root } = options
     const folder = temporaryFolder('replay')
     const sink = await Sink.start(gates, options.stall)
     const open = (port: number): Promise<RelayLink | undefined> =>
@@ -117,15 +120,20 @@ export class Replay implements AsyncDisposable {
     }
     writeCredentialFiles(folder.path, makePsk(['near'], ['far']))
     const tls = ['near', 'far'].map(side => join(folder.path, side))
-    const destination = proxy([
-      'destination',
-      ...['--listen', 'tcp:127.0.0.1:0', '--tls-creds', tls[1]!],
-      ...sink.ports.flatMap((port, i) => ['--target', `g${i}=tcp:127.0.0.1:${port}`]),
-      ...destinationArgs,
-    ])
+    const destination = proxy(
+      program,
+      [
+        'destination',
+        ...['--listen', 'tcp:127.0.0.1:0', '--tls-creds', tls[1]!],
+        ...sink.ports.flatMap((port, i) => ['--target', `g${i}=tcp:127.0.0.1:${port}`]),
+        ...destinationArgs,
+      ],
+      options.destinationEnv,
+    )
     const [wan] = await listening(destination)
     const link = await open(wan!)
     const source = proxy(
+      program,
       [
         'source',
         ...['--peer', `127.0.0.1:${link?.port ?? wan}`, '--tls-creds', tls[0]!],
@@ -213,8 +221,8 @@ class Sink {
   }
 }
 
-function proxy(args: readonly string[], env: NodeJS.ProcessEnv = {}): Proxy {
-  const child = spawnOwned([join(root, 'bin/pageferry'), ...args, '--json'], {
+function proxy(program: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): Proxy {
+  const child = spawnOwned([join(program, 'bin/pageferry'), ...args, '--json'], {
     env: { ...process.env, ...env },
     stdio: ['ignore', 'pipe', 'inherit'],
   })
