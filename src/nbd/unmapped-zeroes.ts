@@ -13,6 +13,12 @@ import { COMMAND, COMMAND_FLAG, TRANSMISSION_FLAG } from './wire.ts'
 /** Zeroes that are looked for, and made, at once. */
 const ZEROES = new Uint8Array(65536)
 
+/**
+ * A WRITE of more goes as it comes: no server takes it (nbd-wire 8), and where its last byte is none, all before it would have
+ * to be made at once.
+ */
+const WITHHELD_BYTES_MAX = 32 << 20
+
 export class UnmappedZeroes implements NbdSink {
   private readonly client: ClientParser
   private readonly server: ServerParser
@@ -72,7 +78,7 @@ export class UnmappedZeroes implements NbdSink {
     if (!this.canZero) return
     const { bytes, base } = this.span
     const head = bytes.subarray(start - base, headEnd - base)
-    if (type === COMMAND.WRITE && payloadBytes > 0) {
+    if (type === COMMAND.WRITE && payloadBytes > 0 && payloadBytes <= WITHHELD_BYTES_MAX) {
       this.deal(start - base)
       this.withheld = new Uint8Array(head)
       this.zeroes = 0

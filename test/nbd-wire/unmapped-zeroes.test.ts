@@ -117,6 +117,21 @@ t.test('what a server does not offer it is not asked for', t => {
   t.end()
 })
 
+t.test('a WRITE that is longer than any server takes is not held back', t => {
+  for (const [length, isHeld] of [
+    [32 << 20, true],
+    [(32 << 20) + 1, false],
+    [2 ** 32 - 1, false],
+  ] as const) {
+    const between = new Between(false)
+    const zeroes = new Uint8Array(9)
+    const bytes = bytesOf({ type: WRITE, flags: 0, cookie: 1, offset: 0, length, payload: zeroes }, false)
+    between.zeroes.fromClient(bytes)
+    t.same(between.taken(), isHeld ? new Uint8Array(0) : bytes)
+  }
+  t.end()
+})
+
 t.test('a client that ends in the middle, and bytes that nobody understands', t => {
   const whole = bytesOf({ type: WRITE, flags: 1, cookie: 1, offset: 0, length: 99, payload: new Uint8Array(99) }, false)
   for (const length of [20, 28, 60]) {
