@@ -30,6 +30,20 @@ function requireOnce(args: Record<string, unknown>, options: unknown): true {
   throw new ProxyError('USAGE', `--${name} is given twice`, undefined, 'say it once: it has one value')
 }
 
+/** Options of one of the two proxies that belong to what both do. */
+const OF_ONE_SIDE: Readonly<Record<string, string>> = {
+  ...{ 'disk-answers': 'source', shares: 'source', rate: 'source', 'rate-schedule': 'source', 'time-zone': 'source' },
+  ...{ 'disk-zeroes': 'destination', target: 'destination' },
+}
+
+/** @param command the first word */
+function usageHint(what: string, command: string): string {
+  const [, option = ''] = /^Unknown arguments?: ([\w-]+)/.exec(what) ?? []
+  const isProxy = command === 'source' || command === 'destination'
+  if (isProxy && Object.hasOwn(OF_ONE_SIDE, option)) return `it is an option of \`pageferry ${OF_ONE_SIDE[option]}\``
+  return '`pageferry --help` and `pageferry COMMAND --help` tell more'
+}
+
 async function run(): Promise<void> {
   const args = keepDashes(process.argv.slice(2))
   if (args.includes('--version') && args.includes('--json')) {
@@ -56,7 +70,7 @@ async function run(): Promise<void> {
       // yargs throws its own for some mistakes in the arguments; ours come from handlers
       if (error && error.name !== 'YError') throw error
       const what = (message ?? error.message).trim().replaceAll(/\s*\n\s*/g, ' ')
-      throw new ProxyError('USAGE', what, undefined, '`pageferry --help` and `pageferry COMMAND --help` tell more')
+      throw new ProxyError('USAGE', what, undefined, usageHint(what, args[0] ?? ''))
     })
   await parser.parseAsync()
 }

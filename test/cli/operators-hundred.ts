@@ -503,7 +503,12 @@ const proxies: Case[] = [
   ['answers from nowhere', [...SOURCE, '--disk-answers', 'soon'], { status: 2, err: /"soon".*"far", "early"/s }],
   ['answers without a word', [...SOURCE, '--disk-answers'], { status: 2, err: /disk-answers/ }],
   ['zeroes that are none', [...DESTINATION, '--disk-zeroes', 'sparse'], { status: 2, err: /"as-said", "unmap"/ }],
-  ['zeroes at the wrong side', [...SOURCE, '--disk-zeroes', 'unmap'], { status: 2, err: /disk-zeroes/ }],
+  [
+    'zeroes at the wrong side',
+    [...SOURCE, '--disk-zeroes', 'unmap'],
+    { status: 2, err: /disk-zeroes/, hint: /of `pageferry destination`/ },
+  ],
+  ['shares at the wrong side', [...DESTINATION, '--shares', 'disks=2'], { status: 2, hint: /of `pageferry source`/ }],
   [
     'early answers to no disk',
     [...SOURCE, '--disk-answers', 'early'],
