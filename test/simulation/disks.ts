@@ -46,6 +46,8 @@ export interface DisksWorld {
 
 /** Beyond this a refusal has nothing to do with what failed before. */
 const TROUBLE_MS = 200_000
+/** Until a dead proxy is noticed. */
+const UNNOTICED_MS = 40_000
 const UNDER_WAY_MAX = 8
 
 /** All that was said in one direction. */
@@ -158,7 +160,10 @@ export class Disks {
   private readonly connections: Connection[] = []
   private serial = 0
   private clientsLeft: number
+  /** Clients ask as fast as they can. */
+  private readonly hurries: boolean
   private troubleMs = Number.NEGATIVE_INFINITY
+  private excusedMs = Number.NEGATIVE_INFINITY
   completed = 0
 
   constructor(world: DisksWorld) {
@@ -166,7 +171,8 @@ export class Disks {
     this.world = world
     this.servers = Array.from({ length: gates }, () => new Server())
     this.clientsLeft = random.int(1, random.pick([2, 5, 10]))
-    const begins = random.pick([500, 5000, 20_000])
+    const begins = random.pick([50, 500, 5000, 20_000])
+    this.hurries = random.chance(0.4)
     for (let i = this.clientsLeft; i > 0; i--) this.after(random.next() * begins, () => this.opens())
     for (let i = quiet ? 0 : random.int(0, 2); i > 0; i--) this.after(random.next() * begins, () => this.dies())
   }
@@ -196,6 +202,7 @@ export class Disks {
   /** Something happened that may end any of them. */
   excuse(why: string): void {
     this.trouble()
+    this.excusedMs = this.troubleMs
     for (const client of this.clients) if (!client.over) client.excuses.add(why)
   }
 
@@ -225,6 +232,9 @@ export class Disks {
     const number = this.clients.length
     const requests = random.int(0, random.pick([10, 40, 40, 150]))
     const client = new Client(number, random.int(0, world.gates - 1), random.chance(0.5), requests)
+    // it joins those of a session that is gone, and breaks with them when that is noticed
+    const joins = this.clients.some(other => other.gate === client.gate && (!other.over || !other.server))
+    if (joins && world.time.nowMs - this.excusedMs < UNNOTICED_MS) client.excuses.add('joins what is gone')
     this.clients.push(client)
     this.byName.set(client.name, client)
     world.note(`${client.name} opens at gate ${client.gate}`)
@@ -301,13 +311,13 @@ export class Disks {
       client.left--
       this.ask(client)
     }
-    this.after(random.next() * random.pick([0.1, 10, 10, 400]), () => this.asks(client))
+    this.after(random.next() * (this.hurries ? 1 : random.pick([0.1, 10, 10, 400])), () => this.asks(client))
   }
 
   private ask(client: Client): void {
     const { random } = this.world
     const { under, known } = client
-    const kind = random.pick([WRITE, WRITE, WRITE, READ, FLUSH])
+    const kind = random.pick([WRITE, WRITE, READ, READ, FLUSH])
     const units = kind === FLUSH ? 0 : random.int(1, random.pick([1, 8, 64]))
     const first = kind === FLUSH ? 0 : random.int(0, UNITS - units)
     // two at once at one place may come about in any order

@@ -322,7 +322,8 @@ class Simulation implements World, DisksWorld {
     if (this.hasDisks) {
       for (let i = random.int(0, random.pick([2, 4, 10])), at = 0; i > 0; i--) {
         at += random.next() * random.pick([300, 3000, 10_000])
-        time.after(at, () => this.renewal())
+        const kind = random.pick(['source reloads', 'destination reloads', 'sets change'] as const)
+        time.after(at, () => this.renewal(kind))
       }
     }
     await this.until('the guests', () => this.isDone)
@@ -581,6 +582,9 @@ class Simulation implements World, DisksWorld {
       const wait = channel === attempt.main ? 0 : random.next() * random.pick([1, 30, 150])
       time.afterAs(undefined, wait, () => this.connect(channel))
     }
+    // what has connected, and said nothing yet, goes on in the next session
+    if (this.hasDisks && random.chance(0.2))
+      time.afterAs(undefined, random.next() * 20, () => this.renewal('source reloads'))
   }
 
   private connect(channel: Channel): void {
@@ -1052,9 +1056,8 @@ class Simulation implements World, DisksWorld {
   }
 
   /** What an operator does in any week: no guest and no disk is to notice. */
-  private renewal(): void {
-    const { random, source, destination } = this
-    const kind = random.pick(['source reloads', 'destination reloads', 'sets change'] as const)
+  private renewal(kind: 'source reloads' | 'destination reloads' | 'sets change'): void {
+    const { source, destination } = this
     this.note(`=== ${kind}`)
     this.happened.add(kind)
     if (kind === 'destination reloads') {

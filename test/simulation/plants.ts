@@ -371,7 +371,8 @@ export const DISK_PLANTS: Record<string, Partial<SiteParts>> = {
       Inbox: class extends Inbox {
         override take(...frame: Parameters<Inbox['take']>): ReturnType<Inbox['take']> {
           const [type, flags, flow, sequence, payload] = frame
-          if (type === FRAME.DATA && sequence <= this.received) this.deliver(type, flags, flow, payload)
+          const isAnswer = type === FRAME.DATA || type === FRAME.BATCH
+          if (isAnswer && sequence <= this.received) this.deliver(type, flags, flow, payload)
           return super.take(...frame)
         }
       },
@@ -442,14 +443,6 @@ export const DISK_PLANTS: Record<string, Partial<SiteParts>> = {
           if ((replies.entries.get(number)?.pending ?? 0) > 0) replies.inbound.mark(then)
           else then()
         }
-      }
-    },
-  },
-  'a flow ends before its answers that are being expanded': {
-    SourceSession: class extends SourceSession {
-      override onEnd(number: number): void {
-        this.channels.endedBySession(number)
-        super.onEnd(number)
       }
     },
   },

@@ -194,7 +194,11 @@ export class SourceSite {
 
   /** Keys are read again. */
   reload(): void {
-    this.world.time.as(this.process, () => this.reception.renewIfIdle())
+    const { run, world } = this
+    const { channels = 0, ofMigrations = 0, canBeLeft = false } = this.present ?? {}
+    world.time.as(this.process, () => this.reception.renewIfIdle())
+    if (channels > 0 && ofMigrations === 0 && canBeLeft && this.run === run)
+      world.wrong('a session that has disks alone is not left at a reload')
   }
 
   /** Other sets are in force. */
