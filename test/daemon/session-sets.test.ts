@@ -4,8 +4,10 @@ import { mock } from 'node:test'
 import t from 'tap'
 import { Events } from '../../src/daemon/events.ts'
 import { SessionSets } from '../../src/daemon/session-sets.ts'
+import { ProxyError } from '../../src/errors.ts'
 import { HELLO_SETS_MAX } from '../../src/limits.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import { SetsLate } from '../../src/transfer/sets-late.ts'
 import { until } from '../helpers/until.ts'
 import { page, putPages, scratch } from '../template/makers.ts'
 import { floorsOf, storeOf } from './store-of.ts'
@@ -113,3 +115,44 @@ t.test('a store that hangs is looked at once, whoever wants to', async t => {
   await until('its sets', async () => (await sets.offer()).hot.length > 0)
   t.same((await others.offer()).hot, digests)
 })
+
+t.test(
+  'a late set has its place, comes back once it is read, and is let go when it is not offered any more',
+  async t => {
+    const { store, digests } = storeOf(3)
+    const [late, other, oldest] = digests as [string, string, string]
+    for (const [how, reason, isBack] of [
+      ['read', undefined, true],
+      [
+        'damaged',
+        new ProxyError('TEMPLATE_DAMAGED', 'page 0', { stream: `/store/${late}.pfset`, offset: 0 }, ''),
+        false,
+      ],
+      ['no set is to blame', new ProxyError('LIMIT_EXCEEDED', 'memory', undefined, ''), true],
+    ] as const) {
+      const sets = new SessionSets(store, new Events(), 2)
+      const { version } = await sets.offer()
+      const letGo: string[] = []
+      let settle = (_: unknown): void => {}
+      const settled = new Promise(done => {
+        settle = done
+      })
+      t.ok(sets.exclude(new SetsLate([late, 'unknown'], settled, digest => letGo.push(digest))))
+      t.same(letGo.splice(0), ['unknown'], how)
+      t.same(await floorsOf(sets), { hot: [other], cold: [oldest] }, 'nothing takes its place')
+      t.notOk(sets.changed)
+      settle(reason)
+      await settled
+      t.equal(sets.changed, reason?.code !== 'LIMIT_EXCEEDED', 'whether the next session has more')
+      t.equal(sets.changedSince(version), sets.changed)
+      t.same(await floorsOf(sets), isBack ? { hot: [late, other], cold: [oldest] } : { hot: [other, oldest], cold: [] })
+      t.same(letGo, isBack ? [] : [late])
+      t.notOk(sets.changed, 'once')
+      t.equal(
+        sets.changedSince(version),
+        reason?.code !== 'LIMIT_EXCEEDED',
+        'a session of before is still worth another',
+      )
+    }
+  },
+)
