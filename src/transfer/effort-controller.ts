@@ -14,6 +14,13 @@ export type Waiting =
 const SAMPLE_MS = 80
 const SAMPLE_BATCHES = 8
 const SAMPLE_MAX_MS = 400
+/**
+ * More effort that brings so much less, of pages and of bytes, is found out before its sample is whole: where a batch of a
+ * level takes 30 ms, a whole one costs more than all that was won before.
+ */
+const PLAINLY_LESS = 0.7
+const PLAIN_MS = 40
+const PLAIN_BATCHES = 2
 /** Batches of the level before that may come out after a change: what the packer holds. */
 const SETTLE_BATCHES = 3
 /** Of the first batches nothing is learned: the link's window grows, and V8 is still compiling, on both sides. */
@@ -50,6 +57,10 @@ const FULL_DECAY = 0.98
 /** A level that proved slower is tried again after this time, doubled each time it fails again. */
 const RETRY_MS = 400
 const RETRY_MAX_MS = 30_000
+/** And not before so many times of what the trial lost: then trials of a level cost no more than 5 %, whatever the pages do. */
+const LOST_FACTOR = 20
+/** So many times as much that arrives packed, or so much less, comes of other pages, of which a trial said nothing. */
+const OTHER_PAGES = 2
 /** Where the CPU was not waited for the trial cost nothing, and a queue that was just filling may have spoilt it. */
 const CPU_SHARE_LINK_ALONE = 0.15
 const RETRY_ALONE_MS = 200
@@ -71,6 +82,14 @@ interface Rate {
   readonly packed: number
 }
 
+/** What a level brought, in a sample of so many milliseconds that ended then. */
+interface Sampled {
+  readonly level: number
+  readonly rate: Rate
+  readonly sampleMs: number
+  readonly endMs: number
+}
+
 export class EffortController {
   private readonly fixed: Effort | undefined
   private level = LEVEL_START
@@ -90,9 +109,12 @@ export class EffortController {
   /** The most that the link was seen to take lately, packed bytes a millisecond. */
   private full = 0
   /** The level before, and what got through there, bytes a millisecond, until the present one is judged. */
-  private before: { readonly level: number; readonly rate: Rate } | undefined
-  /** By level: not to be moved to before this time. */
+  private before: Sampled | undefined
+  /** By level that proved worse: not to be tried before this time ... */
   private readonly retryAtMs = new Float64Array(EFFORT_MAX + 1)
+  /** ... or, on other pages, before this one; and how many packed bytes a millisecond arrived then, at its neighbour. */
+  private readonly soonestMs = new Float64Array(EFFORT_MAX + 1)
+  private readonly packedThen = new Float64Array(EFFORT_MAX + 1)
   private readonly retryMs = new Float64Array(EFFORT_MAX + 1).fill(RETRY_MS)
 
   /** @param level a fixed level, or auto */
@@ -137,16 +159,24 @@ export class EffortController {
     this.state = state
     this.waitingBytes = waitingBytes
     const total = this.wanMs + this.cpuMs
-    if (total < SAMPLE_MS || this.settling > 0) return
-    if (this.batches < SAMPLE_BATCHES && total < SAMPLE_MAX_MS) return
+    if (total < PLAIN_MS || this.settling > 0) return
     const cpuShare = this.cpuMs / total
     const rate = {
       work: this.work / total,
       made: this.packedBytes / total,
       packed: (this.packedBytes + this.waitedBytes - waitingBytes) / total,
     }
+    const isWhole = total >= SAMPLE_MS && (this.batches >= SAMPLE_BATCHES || total >= SAMPLE_MAX_MS)
+    if (!isWhole && !this.isPlainlyWorse(rate)) return
     this.beginSample()
-    this.decide(cpuShare, rate, nowMs)
+    this.decide(cpuShare, rate, nowMs, total)
+  }
+
+  /** Whether this says enough of the level on trial, though its sample is not whole. */
+  protected isPlainlyWorse({ work, made }: Rate): boolean {
+    const { before } = this
+    if (before === undefined || before.level > this.level || this.batches < PLAIN_BATCHES) return false
+    return work < before.rate.work * PLAINLY_LESS && made < before.rate.packed * PLAINLY_LESS
   }
 
   private beginSample(): void {
@@ -158,39 +188,64 @@ export class EffortController {
     this.batches = 0
   }
 
-  private decide(cpuShare: number, rate: Rate, nowMs: number): void {
+  private decide(cpuShare: number, rate: Rate, nowMs: number, sampleMs: number): void {
     const { level, before } = this
     this.before = undefined
     this.full = Math.max(this.full * FULL_DECAY, rate.packed)
     if (before !== undefined) {
-      const better =
-        before.level < level ? isWorthMore(rate, before.rate) : through(rate) > before.rate.work * LESS_EFFORT_GAIN
+      const got = through(rate)
+      const trialMs = nowMs - before.endMs
+      const better = before.level < level ? isWorthMore(rate, before.rate) : got > before.rate.work * LESS_EFFORT_GAIN
       if (!better) {
-        this.leave(level, cpuShare, nowMs)
+        this.leave(level, cpuShare, nowMs, trialMs * shareLost(got, before.rate.work), before.rate.packed)
         this.moveTo(before.level)
         return
       }
       this.retryMs[level] = RETRY_MS
-      if (before.level > level) this.leave(before.level, 1, nowMs)
+      if (before.level > level) {
+        // it lost until it was found out, and that took about as long as the trial too
+        const lostMs = (before.sampleMs + trialMs) * shareLost(before.rate.work, got)
+        this.leave(before.level, 1, nowMs, lostMs, rate.packed)
+      }
     }
     const neverFull = level > LEVEL_START && cpuShare > CPU_SHARE_NEVER_FULL
     const hasRoom = rate.packed < this.full * STILL_FULL || neverFull
-    const down = hasRoom && cpuShare > CPU_SHARE_DOWN && this.mayTry(level - 1, nowMs)
-    const up = !down && cpuShare < CPU_SHARE_UP_MAX && this.mayTry(level + 1, nowMs)
+    const down = hasRoom && cpuShare > CPU_SHARE_DOWN && this.mayTry(level - 1, nowMs, rate.packed)
+    const up = !down && cpuShare < CPU_SHARE_UP_MAX && this.mayTry(level + 1, nowMs, rate.packed)
     if (!down && !up) return
-    this.before = { level, rate }
+    this.before = { level, rate, sampleMs, endMs: nowMs }
     this.moveTo(down ? level - 1 : level + 1)
   }
 
-  /** A level was worse than its neighbour: not again for a while. */
-  private leave(level: number, cpuShare: number, nowMs: number): void {
+  /**
+   * A level was worse than its neighbour: not again for a while.
+   * @param lostMs of its trial
+   * @param packed what arrived at its neighbour
+   */
+  private leave(level: number, cpuShare: number, nowMs: number, lostMs: number, packed: number): void {
     const alone = cpuShare < CPU_SHARE_LINK_ALONE
-    this.retryAtMs[level] = nowMs + (alone ? RETRY_ALONE_MS : this.retryMs[level]!)
+    const retryMs = alone ? RETRY_ALONE_MS : this.retryMs[level]!
+    const dearMs = Math.min(RETRY_MAX_MS, this.holdMs(lostMs))
+    this.retryAtMs[level] = nowMs + Math.max(retryMs, dearMs)
+    this.soonestMs[level] = nowMs + Math.max(Math.min(RETRY_MS, retryMs), dearMs)
+    this.packedThen[level] = packed
     if (!alone) this.retryMs[level] = Math.min(RETRY_MAX_MS, this.retryMs[level]! * 2)
   }
 
-  private mayTry(level: number, nowMs: number): boolean {
-    return level >= 0 && level <= LEVEL_AUTO_MAX && nowMs >= this.retryAtMs[level]!
+  /** How long a level is left alone whose trial lost so much. */
+  protected holdMs(lostMs: number): number {
+    return lostMs * LOST_FACTOR
+  }
+
+  private mayTry(level: number, nowMs: number, packed: number): boolean {
+    if (level < 0 || level > LEVEL_AUTO_MAX) return false
+    const others = this.areOtherPages(this.packedThen[level]!, packed)
+    return nowMs >= (others ? this.soonestMs[level]! : this.retryAtMs[level]!)
+  }
+
+  /** By the packed bytes that arrived when a level was left, and that arrive now. */
+  protected areOtherPages(then: number, now: number): boolean {
+    return now > then * OTHER_PAGES || now * OTHER_PAGES < then
   }
 
   private moveTo(level: number): void {
@@ -202,6 +257,10 @@ export class EffortController {
 /** Work a millisecond without what only filled the queue: after a step down that is the first that comes of it. */
 function through({ work, made, packed }: Rate): number {
   return made > packed ? (work * packed) / made : work
+}
+
+function shareLost(work: number, elsewhere: number): number {
+  return work < elsewhere ? 1 - work / elsewhere : 0
 }
 
 /** Whether more effort, which gave `now`, is better than what gave `before`. */
