@@ -237,10 +237,10 @@ export class DestinationDaemon {
 
   /** Ends everything now. */
   async abort(): Promise<void> {
-    for (const link of this.sessions.keys()) {
-      void link.abort(
-        new ProxyError('QEMU_LOST', 'the destination proxy was stopped', undefined, 'start the migration again'),
-      )
+    const stopped = 'the destination proxy was stopped'
+    for (const [link, session] of this.sessions) {
+      if (!link.over) void link.abort(new ProxyError('QEMU_LOST', stopped, undefined, 'start the migration again'))
+      session.abandon(stopped)
     }
     await this.server.close(CLOSE_GRACE_MS)
   }
@@ -339,6 +339,7 @@ export class DestinationDaemon {
           try {
             session.end('the session has ended')
             learning?.end()
+            await session.paid
           } finally {
             this.sessions.delete(link)
             grant.release()

@@ -124,9 +124,15 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   /** A guest waits for pages. */
   private isUrgent = false
   private ended = false
+  /** Settles when it has ended and no QEMU has anything coming: until then that lies in the pool. */
+  readonly paid: Promise<void>
+  private resolvePaid!: () => void
 
   constructor(options: DestinationSessionOptions) {
     this.options = options
+    this.paid = new Promise(done => {
+      this.resolvePaid = done
+    })
     const { sessionId, patience, log, now } = options
     this.arrivals = new Arrivals(sessionId, patience, (given, reason) => given.tellGivenUp(log, reason))
     this.timer = new TickTimer(now, () => this.guard(() => this.tick()))
@@ -246,12 +252,14 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   private tick(): void {
     const nowMs = this.options.now()
     this.arrivals.tick(nowMs)
-    this.replies?.tick(nowMs)
+    if (!this.ended) this.replies?.tick(nowMs)
     this.arm()
   }
 
   private arm(): void {
-    this.timer.arm(Math.min(this.arrivals.nextTickMs, this.replies?.nextTickMs ?? Number.POSITIVE_INFINITY))
+    if (this.isPaid) return
+    const repliesMs = this.ended ? undefined : this.replies?.nextTickMs
+    this.timer.arm(Math.min(this.arrivals.nextTickMs, repliesMs ?? Number.POSITIVE_INFINITY))
   }
 
   guard(run: () => void): void {
@@ -389,18 +397,38 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     this.arm()
   }
 
-  /** Breaks all of QEMU's connections: the session is gone. */
+  /**
+   * Breaks QEMU's connections: the session is gone. But those whose flow has ended get what they have coming: all of it is
+   * here, the source side has told that it is over, and the guest may run nowhere else.
+   */
   end(reason: string): void {
     if (this.ended) return
     this.ended = true
-    this.timer.stop()
     this.dials.stop()
     this.inbound.close()
     this.questions.close()
-    for (const flow of [...this.flows.values(), ...this.arrivals.creditors]) flow.sessionLost(reason)
+    for (const flow of this.flows.values()) flow.sessionLost(reason)
     this.flows.clear()
     this.options.pieces.close()
     this.replies?.end().catch(error => this.defect(error))
+    this.settleUp()
+  }
+
+  /** The process ends: nobody gets anything any more. */
+  abandon(reason: string): void {
+    this.end(reason)
+    for (const flow of this.arrivals.creditors) flow.sessionLost(reason)
+  }
+
+  private get isPaid(): boolean {
+    return this.ended && this.arrivals.owing === 0
+  }
+
+  private settleUp(): void {
+    this.arm()
+    if (!this.isPaid) return
+    this.timer.stop()
+    this.resolvePaid()
   }
 
   owes(flow: DestinationFlow): void {
@@ -411,6 +439,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
 
   settled(flow: DestinationFlow): void {
     this.arrivals.settled(flow)
+    this.settleUp()
   }
 
   /** Learning knows of a migration's end behind its last batches, as the source side has it: whatever QEMU is still owed. */

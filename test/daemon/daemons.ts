@@ -109,6 +109,8 @@ export interface DaemonsOptions {
   readonly patiencePostcopyMs?: number
   /** Ports where a source QEMU may connect; all lead to the same target. Default 1. */
   readonly gates?: number
+  /** Path of the Unix socket where the target listens. Default: a port. */
+  readonly targetAt?: string
   /** Where a disk's server listens. */
   readonly disks?: string
   readonly diskAnswers?: DiskAnswers
@@ -172,6 +174,7 @@ export class Daemons implements AsyncDisposable {
       pools,
       farPools,
       gates = 1,
+      targetAt,
       memory,
       events = new Events(),
       credentials,
@@ -186,8 +189,10 @@ export class Daemons implements AsyncDisposable {
     const poolsOf = (setsBytesMax: number | undefined) =>
       setsBytesMax === undefined ? {} : { pools: new Pools({ setsBytesMax, loop: PATIENT }) }
     const target = new Target()
-    target.server.listen(0, '127.0.0.1')
+    if (targetAt === undefined) target.server.listen(0, '127.0.0.1')
+    else target.server.listen(targetAt)
     await once(target.server, 'listening')
+    const targetUri = targetAt === undefined ? `tcp:127.0.0.1:${target.port}` : `unix:${targetAt}`
     const told: string[] = []
     const summaries: Daemons['summaries'] = []
     const arrivals: Daemons['arrivals'] = []
@@ -203,7 +208,7 @@ export class Daemons implements AsyncDisposable {
     const patience = { patienceMs: 5000, ...times }
     const destination = new DestinationDaemon({
       listen: [{ host: '127.0.0.1', port: 0 }],
-      targets: new Map(names.map(name => [name, parseAddress(`tcp:127.0.0.1:${target.port}`)])),
+      targets: new Map(names.map(name => [name, parseAddress(targetUri)])),
       ...(disks !== undefined && { disks: new Map([['default', parseAddress(disks)]]) }),
       diskZeroes,
       credentials: credentials?.destination,
