@@ -210,24 +210,9 @@ export class DestinationFlow implements SocketSink, SendingOwner {
     if (this.migration.admits(this)) this.on('begins')
   }
 
-  /**
-   * A target takes what comes first for its migration's main. @throws ProxyError TARGET_REFUSED where that has ended
-   * before it was dialled
-   */
-  checkTurn(): void {
-    if (this.leads || this.migration.isReached) return
-    if ([...this.migration.flows].some(flow => flow.leads && !flow.isOver)) return
-    throw new ProxyError('TARGET_REFUSED', 'its main ended before it was dialled', undefined, NOT_DIALLED)
-  }
-
-  /** It may come first at a target. */
-  private get leads(): boolean {
-    return this.info.kind !== 'multifd' && this.info.kind !== 'preempt'
-  }
-
   connected(socket: DialledSocket): void {
     this.socket = socket
-    if (this.leads) this.migration.isReached = true
+    this.migration.reached(this)
     this.on('connected')
   }
 
@@ -243,10 +228,7 @@ export class DestinationFlow implements SocketSink, SendingOwner {
     this.answers?.hears(bytes)
     if (!watch) return
     const kind = watch.begins(bytes)
-    if (kind === 'main' || kind === 'recovery' || (kind === 'tls' && !migration.lead)) {
-      migration.lead = this
-      migration.record.leads(kind)
-    }
+    if (kind !== undefined) migration.begins(this, kind)
     if (kind === 'unknown') {
       const text = 'what came does not begin as a channel of QEMU does'
       this.on('refused', { code: CODE.TARGET_REFUSED, text, hint: NOT_DIALLED })

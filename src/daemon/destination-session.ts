@@ -238,7 +238,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     const ofDisks = flow.info.kind === KIND_DISK
     let socket: QemuSocket | undefined
     try {
-      flow.checkTurn()
+      flow.migration.checkTurn(flow)
       socket = await this.parts.dial(flow.address!, { signal: flow.abort.signal, ofDisks })
     } catch (error) {
       if (!isProxyError(error)) throw error

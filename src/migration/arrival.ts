@@ -1,6 +1,7 @@
 /** What a migration and a disk transfer have in common at their destination proxy: channels, and what has passed. Pure. */
 import { ProxyError } from '../errors.ts'
 import type { Log } from '../log.ts'
+import type { ChannelKind } from '../qemu/channel-kind.ts'
 import type { ArrivalEvents } from './arrival-events.ts'
 import type { ChannelWatch } from './channel-watch.ts'
 import { MigrationRecord } from './migration-record.ts'
@@ -34,8 +35,6 @@ export abstract class Arrival<C extends ArrivingChannel> {
   lead: C | undefined
   /** The source knows that this side has it, and so sends it on no other session: its target may hear of it. */
   isConfirmed = false
-  /** Its target has taken a connection that may be the first. */
-  isReached = false
   /** Its last batch has come, and learning was told. */
   isLearned = false
   bytesOut = 0
@@ -60,6 +59,15 @@ export abstract class Arrival<C extends ArrivingChannel> {
    * @throws ProxyError TARGET_REFUSED: it cannot be one of this
    */
   abstract admits(channel: C): boolean
+
+  /** A channel's turn to be dialled has come. @throws ProxyError TARGET_REFUSED: its target must not hear of it */
+  abstract checkTurn(channel: C): void
+
+  /** Its target has taken a channel's connection. */
+  abstract reached(channel: C): void
+
+  /** The first bytes of a channel that is watched tell what it is. */
+  abstract begins(channel: C, kind: ChannelKind): void
 
   /** @param kind of the channel that it begins with */
   abstract tellArrives(log: Log<ArrivalEvents>, kind: string): void

@@ -23,6 +23,13 @@ export class DiskArrival<C extends ArrivingChannel> extends Arrival<C> {
     return true
   }
 
+  /** Any of its connections may come first. */
+  override checkTurn(): void {}
+  override reached(): void {}
+
+  /** None leads. */
+  override begins(): void {}
+
   override tellArrives(log: Log<ArrivalEvents>): void {
     log.info('disk transfer arrives', { ...this.named, target: this.target })
   }

@@ -1,6 +1,7 @@
 /** One migration as its destination proxy sees it. Pure. */
 import { ProxyError } from '../errors.ts'
 import type { Log } from '../log.ts'
+import type { ChannelKind } from '../qemu/channel-kind.ts'
 import { KIND_DISK } from '../wan/wire.ts'
 import { Arrival, type ArrivingChannel, mixed, NOT_DIALLED } from './arrival.ts'
 import type { ArrivalEvents } from './arrival-events.ts'
@@ -9,6 +10,8 @@ import type { ArrivalSummary, MigrationStatus, NamedMigration } from './summary.
 
 export class MigrationArrival<C extends ArrivingChannel> extends Arrival<C> {
   override readonly server = 'destination QEMU'
+  /** Its target has taken a connection that may be the first. */
+  private isReached = false
 
   private get named(): NamedMigration {
     return { migration: this.number, id: this.record.id }
@@ -23,8 +26,31 @@ export class MigrationArrival<C extends ArrivingChannel> extends Arrival<C> {
     const { kind } = channel.info
     if (kind === KIND_DISK) throw mixed()
     if (kind !== 'preempt') return false
-    if ([...this.flows].some(flow => flow !== channel && flow.info.kind !== 'preempt' && !flow.isOver)) return true
+    if (this.has(({ info }) => info.kind !== 'preempt')) return true
     throw new ProxyError('TARGET_REFUSED', 'a preempt channel without a migration', undefined, NOT_DIALLED)
+  }
+
+  /** A target takes what comes first for its migration's main: that must have come, or still be able to. */
+  override checkTurn(channel: C): void {
+    if (mayLead(channel) || this.isReached || this.has(mayLead)) return
+    throw new ProxyError('TARGET_REFUSED', 'its main ended before it was dialled', undefined, NOT_DIALLED)
+  }
+
+  override reached(channel: C): void {
+    if (mayLead(channel)) this.isReached = true
+  }
+
+  /** Main leads, a recovery after it; of a migration that QEMU encrypts what came first. */
+  override begins(channel: C, kind: ChannelKind): void {
+    if (kind !== 'main' && kind !== 'recovery' && (kind !== 'tls' || this.lead)) return
+    this.lead = channel
+    this.record.leads(kind)
+  }
+
+  /** Whether any that is not over is such a one. */
+  private has(is: (channel: C) => boolean): boolean {
+    for (const channel of this.flows) if (!channel.isOver && is(channel)) return true
+    return false
   }
 
   override tellArrives(log: Log<ArrivalEvents>, kind: string): void {
@@ -63,4 +89,9 @@ export class MigrationArrival<C extends ArrivingChannel> extends Arrival<C> {
       endedBy: record.endedBy,
     }
   }
+}
+
+/** What may come first at a target: also what is not known yet. */
+function mayLead({ info }: ArrivingChannel): boolean {
+  return info.kind !== 'multifd' && info.kind !== 'preempt'
 }
