@@ -4,7 +4,7 @@
  */
 import { loadLz4 } from '../compression/lz4.ts'
 import { ProxyError } from '../errors.ts'
-import { CONNECTIONS_HELD_MAX, SESSIONS_LEFT_MAX } from '../limits.ts'
+import { CONNECTIONS_HELD_MAX } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient } from '../link/client.ts'
 import type { Credentials } from '../link/credentials.ts'
@@ -29,7 +29,7 @@ import { SourceConnection } from './source-connection.ts'
 import type { Moved, SourceGate } from './source-flow.ts'
 import { SourceListeners, type SourceListenersOptions } from './source-listeners.ts'
 import { SourceMemory, type SourceMemoryOptions } from './source-memory.ts'
-import { type PresentSession, type Rejection, SourceReception } from './source-reception.ts'
+import { type Rejection, SourceReception } from './source-reception.ts'
 import { SourceRun } from './source-run.ts'
 import { SourceSession } from './source-session.ts'
 import { type AgreedTerms, SourceTerms, type SourceTermsOptions } from './source-terms.ts'
@@ -68,11 +68,8 @@ export class SourceDaemon {
   private readonly listeners: SourceListeners
   private readonly paused = new PausedMigrations()
   private readonly memory: SourceMemory
-  private readonly reception: SourceReception
-  /** The session that takes what comes. */
-  private run: SourceRun | undefined
-  /** Those that were left, each until its last disk has gone; with what settles then. */
-  private readonly left = new Map<SourceRun, Promise<void>>()
+  /** Its sessions, and who waits for one. */
+  private readonly reception: SourceReception<SourceRun>
   private stopping = false
   private migrations = 0
   /** Of all sessions. */
@@ -94,11 +91,11 @@ export class SourceDaemon {
     this.memory = new SourceMemory(this.peerName, (options.disks ?? []).length > 0, options)
     this.listeners = new SourceListeners(options)
     this.sets = new SessionSets(options.store, options.events, this.memory.setPagesMax, options.signers)
-    this.reception = new SourceReception({
+    this.reception = new SourceReception<SourceRun>({
       patienceMs: options.patienceMs,
       now: () => performance.now(),
-      present: () => this.present,
-      isStale: () => this.sets.changed || (this.run?.isNarrow === true && this.left.size === 0),
+      isStale: () => this.sets.changed,
+      onLeft: run => this.left(run),
       onRejected: (connection, why) => this.tellRejected(connection, why),
     })
     this.keeper = new SessionKeeper({
@@ -132,6 +129,7 @@ export class SourceDaemon {
   /** How it is just now. */
   status(): SourceStatus {
     const { caps } = this
+    const { sessions, waiting } = this.reception
     return {
       role: 'source',
       peer: this.name,
@@ -143,20 +141,20 @@ export class SourceDaemon {
       disksAt: this.diskAddresses.map(formatAddress),
       stopping: this.stopping,
       session: this.run?.status(this.name),
-      left: Array.from(this.left.keys(), run => run.status(this.name)).filter(status => status !== undefined),
-      waiting: this.reception.waiting.length,
-      connections: this.connections,
+      left: Array.from(sessions.left, run => run.status(this.name)).filter(status => status !== undefined),
+      waiting: waiting.length,
+      connections: sessions.connections,
     }
   }
 
-  /** All sessions. */
-  private get runs(): SourceRun[] {
-    return [...(this.run ? [this.run] : []), ...this.left.keys()]
+  /** The session that takes what comes. */
+  private get run(): SourceRun | undefined {
+    return this.reception.sessions.present
   }
 
-  /** Connections of QEMUs that they have, opened or not. */
-  private get connections(): number {
-    return this.runs.reduce((sum, { session }) => sum + (session?.connectionCount ?? 0), 0)
+  /** All sessions. */
+  private get runs(): readonly SourceRun[] {
+    return this.reception.sessions.all
   }
 
   /** Addresses that are listened on, once started. */
@@ -192,8 +190,7 @@ export class SourceDaemon {
 
   /** A session that has nothing to do makes room for one with other sets, so that no migration has to wait for it. */
   private renewIfIdle(): void {
-    const { present } = this
-    if (present?.isUp && present.channels === 0 && this.sets.changed) this.reception.renewIfIdle()
+    if (this.sets.changed) this.reception.renewIfEmpty()
   }
 
   /** Reads certificates and keys again. */
@@ -269,24 +266,6 @@ export class SourceDaemon {
     this.qemuLog.warn('connection refused', { target: gate.target, reason })
   }
 
-  /** The session that there is, for those that wait for one. */
-  private get present(): PresentSession | undefined {
-    const { run } = this
-    if (!run) return undefined
-    const { client, session } = run
-    return {
-      isUp: session !== undefined && !client.link.over && client.link.connections > 0,
-      channels: session?.channelCount ?? 0,
-      ofMigrations: session?.migrationChannelCount ?? 0,
-      transfers: session?.channels.transfers ?? [],
-      canBeLeft: this.left.size < SESSIONS_LEFT_MAX && !client.link.over,
-      connections: this.connections,
-      accept: ({ socket, gate }) => session!.accept(socket, gate),
-      close: () => void client.close(),
-      leave: () => this.leave(run),
-    }
-  }
-
   /** The link's own lines, but while one session after the other cannot be opened `no session` says it all. */
   private readonly linkLog: LinkLogger = {
     debug: (...told) => this.peerLog.debug(...told),
@@ -305,7 +284,7 @@ export class SourceDaemon {
     this.caps.stop()
     this.refuseNew()
     this.reception.close()
-    await Promise.all(this.left.values())
+    await Promise.allSettled(Array.from(this.reception.sessions.left, ({ over }) => over))
     await this.options.learning?.settled().catch(error => this.tellDefect(error))
     this.resolveEnded()
   }
@@ -314,9 +293,8 @@ export class SourceDaemon {
   private async keepRun(): Promise<void> {
     const terms = await SourceTerms.make(this.options, this.memory, this.sets, () => this.stopping)
     if (!terms) return
-    this.reception.opens()
-    const run = new SourceRun(this.makeClient(terms), terms, this.left.size > 0)
-    this.run = run
+    const run = new SourceRun(this.makeClient(terms), terms)
+    this.reception.opens(run)
     run.over = this.live(run)
     await Promise.race([run.over, run.left])
   }
@@ -342,32 +320,20 @@ export class SourceDaemon {
       throw error
     } finally {
       await run.session?.end('the session has ended')
-      if (this.run === run) this.run = undefined
+      this.reception.ended(run)
       terms.close().catch(error => this.tellDefect(error))
     }
   }
 
   /** The session that there is serves its disks to their end: the next one is opened for what comes. */
-  private leave(run: SourceRun): void {
-    if (this.run !== run || !run.session) return
-    this.peerLog.info('session left to its disks', { link: run.client.link.id.slice(0, 8) })
-    run.session.channels.leave()
-    this.run = undefined
-    this.left.set(run, this.endLeft(run))
-    run.leave()
-    this.keeper.wake()
-  }
-
-  /** @returns when one that was left has ended; never rejects */
-  private async endLeft(run: SourceRun): Promise<void> {
-    try {
-      await run.over
-    } catch (cause) {
+  private left(run: SourceRun): void {
+    this.peerLog.info('session left to its disks', { link: run.link.id.slice(0, 8) })
+    run.over.catch(cause => {
       const { what, action } = asProxyError(cause)
       this.peerLog.warn('session that was left has broken', { error: what, hint: action })
-    }
-    this.left.delete(run)
-    this.reception.closeIfIdle() // one more can be left
+    })
+    run.tellLeft()
+    this.keeper.wake()
   }
 
   private get patience(): { readonly precopyMs: number; readonly postcopyMs: number } {
@@ -412,15 +378,13 @@ export class SourceDaemon {
       onFailure: error => void client.link.abort(error),
       onSetFailure: error => void this.sets.exclude(error, true),
       onMoved: connections => {
-        reception.back(connections, this.run === run)
+        reception.back(run, connections)
         if (this.stopping) return
         this.qemuLog.info('connections wait for another session', { connections: connections.length })
       },
-      onIdle: () => (this.run === run ? reception.closeIfIdle() : run.closeIfIdle()),
+      onIdle: () => reception.rests(run),
       wake: () => client.link.wake(),
-      onDrain: () => {
-        if (this.run === run) reception.drain()
-      },
+      onDrain: () => reception.drained(run),
       onConnection: (connection, up, error) => {
         if (!up && error) this.peerLog.warn('WAN connection lost', { connection, error: error.message })
         if (up) reception.admit()

@@ -1,30 +1,33 @@
 /** One session of a source proxy, with all that it stands on. */
 import type { LinkClient } from '../link/client.ts'
+import type { Link } from '../link/link.ts'
+import type { ReceivingSession } from './source-reception.ts'
 import type { SourceSession } from './source-session.ts'
 import type { AgreedTerms, SourceTerms } from './source-terms.ts'
 import { type SourceSessionStatus, withoutFlows } from './status.ts'
 
-export class SourceRun {
+export class SourceRun implements ReceivingSession {
   readonly client: LinkClient
   readonly terms: SourceTerms
-  /** It was opened beside another, which had most of the memory for passed pages. */
-  readonly isNarrow: boolean
   /** Settles when another one takes its place, while it serves what it has. */
   readonly left: Promise<void>
-  leave!: () => void
+  tellLeft!: () => void
   /** What both sides have agreed on, and its half, once it is open. */
   agreed: AgreedTerms | undefined
   session: SourceSession | undefined
   /** Settles when all of it has ended. */
   over: Promise<void> = Promise.resolve()
 
-  constructor(client: LinkClient, terms: SourceTerms, isNarrow: boolean) {
+  constructor(client: LinkClient, terms: SourceTerms) {
     this.client = client
     this.terms = terms
-    this.isNarrow = isNarrow
     this.left = new Promise(done => {
-      this.leave = done
+      this.tellLeft = done
     })
+  }
+
+  get link(): Link {
+    return this.client.link
   }
 
   /** How it is just now, once it is open. @param peer what the other side is called */
@@ -43,8 +46,8 @@ export class SourceRun {
     }
   }
 
-  /** One that was left ends with its last connection. */
-  closeIfIdle(): void {
-    if (this.session?.channelCount === 0) void this.client.close()
+  /** Ends it in order: it has nothing to do. */
+  close(): void {
+    void this.client.close()
   }
 }

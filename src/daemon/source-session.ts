@@ -80,6 +80,16 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     return this.channels.connections.size
   }
 
+  /** Disk transfers that run. */
+  get transfers(): ReadonlySet<DiskDeparture<SourceFlow>> {
+    return this.channels.transfers
+  }
+
+  /** It serves what it has to its end: what has no flow yet goes on in another one. */
+  leave(): void {
+    this.channels.leave()
+  }
+
   /** Migrations that run, each as it is: plain data. */
   status(): DepartureStatus[] {
     return this.channels.status()

@@ -12,7 +12,7 @@ import type { SiteLog } from '../../src/daemon/events.ts'
 import { SourceConnection } from '../../src/daemon/source-connection.ts'
 import type { Moved, SourceGate } from '../../src/daemon/source-flow.ts'
 import type { SourceParts, SourceSessionOptions } from '../../src/daemon/source-parts.ts'
-import { type PresentSession, SourceReception } from '../../src/daemon/source-reception.ts'
+import { type ReceivingSession, SourceReception } from '../../src/daemon/source-reception.ts'
 import { SourceSession } from '../../src/daemon/source-session.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { FairShares } from '../../src/fair-shares.ts'
@@ -109,7 +109,7 @@ const SESSION_SHORT_PAUSE_MS = 100
 const NO_SESSION_PAUSE_MS = 1000
 
 /** A session of it: src/daemon/source-run.ts. */
-interface Run {
+interface Run extends ReceivingSession {
   readonly link: ClientEnd
   readonly pool: SourceSessionOptions['pool']
   session: SourceSession | undefined
@@ -122,13 +122,9 @@ export class SourceSite {
   readonly gates: readonly SourceGate[]
   /** Those of disks, with the names of the others. */
   readonly diskGates: readonly SourceGate[]
-  /** The session that takes what comes. */
-  private run: Run | undefined
-  /** Those that were left, each until its last disk has gone. */
-  readonly left = new Set<Run>()
   /** The next session would be a better one. */
   private isStale = false
-  private readonly reception: SourceReception
+  private readonly reception: SourceReception<Run>
   readonly pieces = new FairShares(PIECES_MAX)
   readonly memory: FairShares
   stopping = false
@@ -141,11 +137,11 @@ export class SourceSite {
     this.world = world
     this.process = new Process(name)
     this.memory = new FairShares(world.memoryBytes)
-    this.reception = new SourceReception({
+    this.reception = new SourceReception<Run>({
       patienceMs: world.patience.precopyMs,
       now: () => world.time.nowMs,
-      present: () => this.present,
       isStale: () => this.isStale,
+      onLeft: run => this.left(run),
       onRejected: ({ socket }, why) => world.refused(socket.peer, why === 'overdue' ? 'no session' : why),
       engine: world.parts.Reception,
     })
@@ -154,49 +150,34 @@ export class SourceSite {
     world.time.as(this.process, () => this.open())
   }
 
+  private get run(): Run | undefined {
+    return this.reception.sessions.present
+  }
+
   get session(): SourceSession | undefined {
     return this.run?.session
   }
 
   /** It keeps no session, and none that was left is there. */
   get isOver(): boolean {
-    return this.run === undefined && this.left.size === 0
-  }
-
-  private get present(): PresentSession | undefined {
-    const { run } = this
-    if (!run) return undefined
-    const { link, session } = run
-    return {
-      isUp: session !== undefined && !link.isOver && link.connections > 0,
-      channels: session?.channelCount ?? 0,
-      ofMigrations: session?.migrationChannelCount ?? 0,
-      transfers: session?.channels.transfers ?? [],
-      canBeLeft: this.left.size < SESSIONS_LEFT_MAX && !link.isOver,
-      connections: session?.connectionCount ?? 0,
-      accept: ({ socket, gate }) => session!.accept(socket, gate),
-      close: () => link.close(),
-      leave: () => this.leave(run),
-    }
+    return this.reception.sessions.all.length === 0
   }
 
   /** The session that there is serves its disks to their end: the next one is opened for what comes. */
-  private leave(run: Run): void {
+  private left({ link }: Run): void {
     const { world } = this
-    if (this.run !== run || !run.session) return
-    world.sessionLeft(run.link.id)
-    run.session.channels.leave()
-    this.run = undefined
-    this.left.add(run)
-    if (this.left.size > SESSIONS_LEFT_MAX) world.wrong(`${this.left.size} sessions are left to their disks`)
+    world.sessionLeft(link.id)
+    if (this.reception.sessions.left.size >= SESSIONS_LEFT_MAX) world.wrong('too many sessions are left to their disks')
     world.time.after(0, () => this.open())
   }
 
   /** Keys are read again. */
   reload(): void {
-    const { run, world } = this
-    const { channels = 0, ofMigrations = 0, canBeLeft = false } = this.present ?? {}
-    world.time.as(this.process, () => this.reception.renewIfIdle())
+    const { reception, world, run } = this
+    const channels = run?.session?.channelCount ?? 0
+    const ofMigrations = run?.session?.migrationChannelCount ?? 0
+    const canBeLeft = reception.sessions.left.size < SESSIONS_LEFT_MAX && run?.link.over === false
+    world.time.as(this.process, () => reception.renewIfIdle())
     if (channels > 0 && ofMigrations === 0 && canBeLeft && this.run === run)
       world.wrong('a session that has disks alone is not left at a reload')
   }
@@ -241,7 +222,6 @@ export class SourceSite {
     const { world } = this
     const { time, random, patience, parts, wan } = world
     if (this.run || this.stopping) return
-    this.reception.opens()
     this.isStale = false
     const id = `${world.nextSession()}`.padStart(8, '0').padEnd(32, '0')
     const beganMs = time.nowMs
@@ -264,11 +244,9 @@ export class SourceSite {
         world.sessionOver(this.process, id, error)
         void run.session?.end('the session has ended')
         givePool(run.pool)
-        if (this.left.delete(run)) {
-          this.reception.closeIfIdle() // one more can be left
-          return
-        }
-        this.run = undefined
+        const wasPresent = run === this.run
+        this.reception.ended(run)
+        if (!wasPresent) return
         if (this.stopping) {
           this.reception.rejectStrangers()
           return
@@ -277,8 +255,8 @@ export class SourceSite {
         time.after(error ? NO_SESSION_PAUSE_MS : isShort ? SESSION_SHORT_PAUSE_MS : 0, () => this.open())
       },
     )
-    const run: Run = { link, pool: barePool(), session: undefined, replies: undefined }
-    this.run = run
+    const run: Run = { link, pool: barePool(), session: undefined, replies: undefined, close: () => link.close() }
+    this.reception.opens(run)
   }
 
   private sessionOf(run: Run): SourceSession {
@@ -286,7 +264,7 @@ export class SourceSite {
     const { time, random, patience, parts } = world
     const { link, pool } = run
     const log = world.log(this.process.name)
-    const session: SourceSession = new parts.SourceSession({
+    return new parts.SourceSession({
       session: link.session,
       sessionId: link.id,
       pool,
@@ -307,15 +285,10 @@ export class SourceSite {
         reception.closeIfIdle()
       },
       onFailure: error => link.abort(error),
-      onMoved: connections => reception.back(connections, this.run === run),
-      onIdle: () => {
-        if (this.run === run) reception.closeIfIdle()
-        else if (session.channelCount === 0) link.close()
-      },
+      onMoved: connections => reception.back(run, connections),
+      onIdle: () => reception.rests(run),
       wake: () => link.wake(),
-      onDrain: () => {
-        if (this.run === run) reception.drain()
-      },
+      onDrain: () => reception.drained(run),
       onConnection: (_connection, up) => {
         if (up) time.after(0, () => this.admitWaiting())
       },
@@ -330,7 +303,6 @@ export class SourceSite {
         channelTable: parts.sourceTable,
       },
     })
-    return session
   }
 
   private hears(told: readonly unknown[]): void {
@@ -353,7 +325,7 @@ export class SourceSite {
   kill(silently: boolean): void {
     this.process.alive = false
     for (const end of this.ends) end.die()
-    for (const { pool } of [...(this.run ? [this.run] : []), ...this.left]) givePool(pool)
+    for (const { pool } of this.reception.sessions.all) givePool(pool)
     for (const wire of [...this.world.wan.wires]) {
       if (wire.client?.process !== this.process) continue
       if (silently) wire.swallows = true
@@ -370,7 +342,7 @@ export class SourceSite {
     zero('connections that wait', reception.waiting.length)
     zero('pieces', pieces.used)
     zero('bytes of memory', memory.used)
-    zero('sessions that were left', this.left.size)
+    zero('sessions that were left', reception.sessions.left.size)
     if (session) {
       zero('connections', session.connectionCount)
       zero('channels', session.channelCount)
@@ -521,7 +493,7 @@ export class DestinationSite implements WanServer {
   }
 
   private endOrphan({ link, succeededMs }: Member): void {
-    if (succeededMs === undefined || link.isOver || link.connections > 0 || link.heardMs > succeededMs) return
+    if (succeededMs === undefined || link.over || link.connections > 0 || link.heardMs > succeededMs) return
     link.abort(new ProxyError('PEER_LOST', 'the other proxy was started anew', undefined, 'its QEMUs are gone'))
   }
 

@@ -151,7 +151,7 @@ export class LinkEnd implements TransportSink {
   readonly id: string
   readonly session: Session
   private sink: LinkSink | undefined
-  over = false
+  private isGone = false
   heardMs = Number.NEGATIVE_INFINITY
   error: ProxyError | undefined
   private readonly wires = new Map<number, Wire>()
@@ -209,12 +209,12 @@ export class LinkEnd implements TransportSink {
     return this.wires.size
   }
 
-  get isOver(): boolean {
-    return this.over || this.session.state === 'closed'
+  get over(): boolean {
+    return this.isGone || this.session.state === 'closed'
   }
 
   wake(): void {
-    if (!this.over) this.wan.awake.add(this)
+    if (!this.isGone) this.wan.awake.add(this)
   }
 
   /** The hellos are exchanged. */
@@ -289,8 +289,8 @@ export class LinkEnd implements TransportSink {
     if (session.state !== 'closed') this.sink?.onWork()
     for (const wire of [...this.wires.values()]) this.write(wire)
     this.arm()
-    if (session.state !== 'closed' || this.open.size > 0 || this.over) return
-    this.over = true
+    if (session.state !== 'closed' || this.open.size > 0 || this.isGone) return
+    this.isGone = true
     this.ended(this.error)
   }
 
@@ -371,7 +371,7 @@ export class ClientEnd extends LinkEnd {
   }
 
   private again(number: number): void {
-    if (this.isOver || this.dialling.has(number)) return
+    if (this.over || this.dialling.has(number)) return
     this.dialling.add(number)
     const wait = this.backoffMs.get(number) ?? BACKOFF_MIN_MS
     this.backoffMs.set(number, Math.min(BACKOFF_MAX_MS, 2 * wait))
@@ -384,7 +384,7 @@ export class ClientEnd extends LinkEnd {
   private dial(number: number): void {
     const { wan, process } = this
     const { time, random } = wan
-    if (this.isOver) return
+    if (this.over) return
     this.dialling.add(number)
     let over = false
     const failed = (): void => {
@@ -440,7 +440,7 @@ export class ClientEnd extends LinkEnd {
   }
 
   private answered(wire: Wire, number: number, serverReceived: number): void {
-    if (this.isOver) {
+    if (this.over) {
       this.wan.close(wire, 'client')
       return
     }
