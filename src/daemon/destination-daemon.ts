@@ -1,75 +1,28 @@
 /** The destination proxy: takes sessions of source proxies, and dials the destination QEMUs of its configuration. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { loadLz4 } from '../compression/lz4.ts'
-import { isProxyError, ProxyError } from '../errors.ts'
-import { FairShares } from '../fair-shares.ts'
-import type { Learning } from '../learning/learning.ts'
-import {
-  BATCH_RAW_BYTES_MAX,
-  MEMORY_BUDGET_BYTES,
-  PIECES_MAX,
-  REPLIES_CHANNELS_MAX,
-  REPLIES_MEMORY_BYTES,
-  REPLIES_PLACES_MAX,
-  SETS_WAIT_MS,
-} from '../limits.ts'
+import { ProxyError } from '../errors.ts'
 import type { Credentials } from '../link/credentials.ts'
 import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
-import { BehindDisks } from '../migration/behind-disks.ts'
 import type { PatienceTimes } from '../migration/patience.ts'
 import type { Address } from '../relay/address.ts'
 import type { SetSigners } from '../remote/set-signature.ts'
-import type { TemplateStore } from '../store/template-store.ts'
-import {
-  type OpenPool,
-  PAGE_BYTES,
-  type PoolRequest,
-  type PoolShape,
-  Pools,
-  ringPagesMax,
-  templatePagesMax,
-} from '../transfer/pool.ts'
-import { type RingGrant, RingShares } from '../transfer/ring-shares.ts'
-import { SLOT_UNIT_BYTES } from '../transfer/slot-arena.ts'
-import { type ClientHello, seedWords } from '../wan/hello.ts'
-import { FEATURE } from '../wan/wire.ts'
-import { DestinationSession, type DestinationSessionOptions } from './destination-session.ts'
+import type { ClientHello } from '../wan/hello.ts'
+import { DestinationMemory, type DestinationMemoryOptions } from './destination-memory.ts'
+import { DestinationRun } from './destination-run.ts'
+import { DestinationSession } from './destination-session.ts'
+import { DestinationTerms, type DestinationTermsOptions } from './destination-terms.ts'
 import type { Events } from './events.ts'
 import { RENEW_MS, SessionSets } from './session-sets.ts'
 import type { DiskZeroes } from './settings.ts'
-import { type DestinationStatus, expiriesOf, type LinkStatus, withoutFlows } from './status.ts'
+import { type DestinationStatus, expiriesOf } from './status.ts'
 import { AGENT } from './version.ts'
-
-/** Expanded batches that QEMU's sockets have not taken yet; further ones are copied. */
-const OUTPUT_SLOTS = 8
-const SHAPE: PoolShape = {
-  role: 'decoder',
-  workspaces: 1,
-  slots: OUTPUT_SLOTS,
-  slotBytes: BATCH_RAW_BYTES_MAX,
-  longMatch: false,
-  ringInAdvance: 'spare', // peers decide how many sessions there are
-}
-/** One is filled while one is packed and one waits for its turn. */
-const REPLY_WORKSPACES = 3
-/** A slot for each connection whose answers are encoded, and eight more, with which it has whole batches, for sixteen. */
-const REPLY_UNITS = REPLIES_CHANNELS_MAX + 16 * 8
-
-/** What disks are read of, on its way back. */
-const REPLIES_SHAPE: PoolShape = {
-  role: 'encoder',
-  workspaces: REPLY_WORKSPACES,
-  slots: REPLY_UNITS,
-  slotBytes: SLOT_UNIT_BYTES,
-  longMatch: false,
-  forgetsTables: true,
-}
 
 /** What a session has to deliver its last frames and BYE, once no migration runs any more. */
 const CLOSE_GRACE_MS = 5000
 
-export interface DestinationOptions {
+export interface DestinationOptions extends DestinationMemoryOptions, DestinationTermsOptions {
   /** Where source proxies connect. */
   readonly listen: readonly ListenAt[]
   /** What may be dialled, by name; `setTargets` changes it. */
@@ -80,18 +33,8 @@ export interface DestinationOptions {
   readonly diskZeroes?: DiskZeroes
   /** undefined: plain text, because the operator said so. */
   readonly credentials: Credentials | undefined
-  readonly store: TemplateStore | undefined
   /** Whose signatures its sets must have; undefined: it is not asked for. */
   readonly signers?: SetSigners | undefined
-  readonly learning?: Learning | undefined
-  /** Most pages of ring that a session may have. */
-  readonly ringPagesMax: number
-  readonly placesMax: number
-  /** Memories and shares of rings, where this process has several proxies. */
-  readonly pools?: Pools
-  readonly shares?: RingShares
-  /** MEMORY_BUDGET_BYTES, likewise. */
-  readonly memory?: FairShares | undefined
   /** Sessions at once. Default SESSIONS_MAX. */
   readonly sessionsMax?: number | undefined
   readonly queueTargetMs: number
@@ -111,21 +54,9 @@ export class DestinationDaemon {
   private disks: ReadonlyMap<string, Address>
   private readonly server: LinkServer
   private readonly sets: SessionSets
-  private readonly sessions = new Map<Link, DestinationSession>()
-  private readonly pools: Pools
-  private readonly shares: RingShares
-  private readonly grants = new Map<Link, RingGrant>()
-  /** Of each session of `sessions`: who the other proxy says it is, and which sets are used. */
-  private readonly terms = new WeakMap<Link, Pick<LinkStatus, 'agent' | 'sets' | 'coldSets'>>()
-  /** Likewise: of the sets that were offered when it was opened. */
-  private readonly setsVersions = new WeakMap<Link, string>()
-  /** Sessions that were asked to end: idle ones, so that their rings can be shared anew, and such that have disks alone. */
-  private readonly asked = new WeakSet<Link>()
-  private readonly behind = new WeakMap<Link, BehindDisks>()
+  private readonly memory: DestinationMemory
+  private readonly runs = new Map<Link, DestinationRun>()
   private readonly patience: PatienceTimes
-  /** Pieces that wait for QEMUs. */
-  private readonly pieces = new FairShares(PIECES_MAX)
-  private readonly memory: FairShares
   private stopping = false
   /** Where it listens, once started. */
   readonly addresses: { address: string; port: number }[] = []
@@ -136,21 +67,13 @@ export class DestinationDaemon {
     this.disks = options.disks ?? new Map()
     const { patienceMs, patiencePostcopyMs = patienceMs } = options
     this.patience = { precopyMs: patienceMs, postcopyMs: patiencePostcopyMs }
-    this.pools = options.pools ?? new Pools()
-    this.shares = options.shares ?? new RingShares(2 * options.ringPagesMax * PAGE_BYTES, true)
-    this.memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES)
-    // a ring is made smaller where it does not fit beside the sets
-    this.sets = new SessionSets(
-      options.store,
-      options.events,
-      Math.min(templatePagesMax(SHAPE, 0, options.placesMax), Math.floor(this.pools.setsBytesMax / PAGE_BYTES)),
-      options.signers,
-    )
+    this.memory = new DestinationMemory(options)
+    this.sets = new SessionSets(options.store, options.events, this.memory.setPagesMax, options.signers)
     this.server = new LinkServer({
       ...(options.credentials ? { credentials: options.credentials } : { plaintext: true }),
       accept: (hello, _identity, holder, peer) => this.acceptSession(hello, holder, peer),
       logger: options.events.byFields(),
-      memory: this.memory,
+      memory: this.memory.budget,
       ...(options.sessionsMax !== undefined && { sessionsMax: options.sessionsMax }),
       agent: AGENT,
     })
@@ -163,20 +86,14 @@ export class DestinationDaemon {
       certificates: expiriesOf(this.options.credentials),
       listening: this.addresses.map(({ address, port }) => `${address}:${port}`),
       stopping: this.stopping,
-      sessions: Array.from(this.sessions, ([link, session]) => ({
-        link: link.id.slice(0, 8),
-        peer: link.identity,
-        ...this.terms.get(link)!,
-        stats: withoutFlows(link.session.stats()),
-        ...session.status(),
-      })),
+      sessions: Array.from(this.runs.values(), run => run.status()),
     }
   }
 
   /** Channels that are open. */
   get running(): number {
     let channels = 0
-    for (const session of this.sessions.values()) channels += session.channelCount
+    for (const { session } of this.runs.values()) channels += session.channelCount
     return channels
   }
 
@@ -184,7 +101,7 @@ export class DestinationDaemon {
   async start(): Promise<void> {
     loadLz4() // takes 100 ms, which the first migration, or the switch to postcopy, would wait for
     const { cold } = await this.sets.offer() // damaged sets are told now, not when the first peer comes
-    this.pools.warmCold(cold, this.options.store, SHAPE.role).catch(error => this.tellDefect(error))
+    this.memory.warmCold(cold, this.options.store).catch(error => this.tellDefect(error))
     for (const at of this.options.listen) {
       const { address, port } = await this.server.listen(at)
       this.addresses.push({ address, port })
@@ -238,7 +155,7 @@ export class DestinationDaemon {
   /** Ends everything now. */
   async abort(): Promise<void> {
     const stopped = 'the destination proxy was stopped'
-    for (const [link, session] of this.sessions) {
+    for (const { link, session } of this.runs.values()) {
       if (!link.over) void link.abort(new ProxyError('QEMU_LOST', stopped, undefined, 'start the migration again'))
       session.abandon(stopped)
     }
@@ -246,166 +163,69 @@ export class DestinationDaemon {
   }
 
   private async acceptSession(hello: ClientHello, holder: string, from: string): Promise<Accepted> {
-    const { options } = this
     if (this.stopping) throw new ProxyError('PEER_LOST', 'this proxy is stopping', undefined, 'it will be back')
-    // what learning has counted looks like a set without pages
-    const counted = options.learning?.states ?? []
-    const places = Math.min(hello.places, options.placesMax)
-    const usesCold = hello.features?.includes(FEATURE.COLD_SETS) === true
-    let sets: string[]
-    let cold: string[]
-    let pool: OpenPool
-    let grant: RingGrant
-    const ringMost = Math.min(hello.ring, options.ringPagesMax, ringPagesMax(SHAPE, places))
-    let ring = ringMost
-    let setsMax = hello.sets.length
-    const untilMs = performance.now() + SETS_WAIT_MS
-    let held = await this.sets.offer()
-    for (;;) {
-      sets = hello.sets.filter(digest => held.hot.includes(digest)).slice(0, setsMax)
-      // what has no room in this side's memory, or in the other's
-      const others = new Set(usesCold ? [...held.hot, ...held.cold] : [])
-      for (const digest of sets) others.delete(digest)
-      cold = [...hello.sets, ...(hello.cold ?? [])].filter(digest => others.has(digest))
-      grant = this.shares.take(holder, ring * PAGE_BYTES)
-      ring = Math.floor(grant.bytes / PAGE_BYTES)
-      try {
-        pool = await this.pools.open({
-          ...SHAPE,
-          sets,
-          cold,
-          store: options.store,
-          ringPages: ring,
-          places,
-          setsMs: Math.max(0, untilMs - performance.now()),
-        })
-        break
-      } catch (error) {
-        grant.release()
-        if (this.sets.exclude(error)) {
-          held = this.sets.stillOf(held)
-          continue
-        }
-        if (!isProxyError(error, 'LIMIT_EXCEEDED') || (ring === 0 && setsMax === 0)) throw error
-        // a smaller ring leaves room for sets; where other sessions have taken what sets may have, those wanted most are left
-        if (ring > ringMost >> 4) ring >>= 1
-        else {
-          setsMax = sets.length >> 1
-          ring = sets.length === 0 ? 0 : ringMost
-        }
-      }
-    }
-    const agreed = hello.sets.filter(digest => sets.includes(digest) || counted.includes(digest))
-    const seed = seedWords(Buffer.from(hello.seed, 'hex'))
+    const terms = await DestinationTerms.make(this.options, this.memory, this.sets, hello, holder)
     return {
-      sets: agreed,
-      ...(cold.length > 0 && { cold }),
-      ring,
-      places,
+      ...terms.answer,
       targets: [...this.targets.keys()],
       session: {
         patienceMs: Math.max(this.patience.precopyMs, this.patience.postcopyMs),
-        queueTargetMs: options.queueTargetMs,
+        queueTargetMs: this.options.queueTargetMs,
       },
       // big sets may take longer than the peer waits: the next try finds them loaded
-      discard: () => {
-        grant.release()
-        pool.close().catch(error => this.tellDefect(error))
-      },
-      serve: link => {
-        const learning = options.learning?.begin(agreed, seed, pool, holder)
-        const can = (feature: string): boolean => hello.features?.includes(feature) === true
-        const disks = can(FEATURE.DISKS)
-        const replies = (ringPages: number) => this.openReplies(holder, { sets, ringPages, places })
-        const session = this.makeSession(link, {
-          ...{ holder, pool, seed, learning, disks },
-          replies: disks && can(FEATURE.DISK_REPLIES) ? replies : undefined,
-        })
-        options.events.of(holder).info('session open', {
-          identity: holder,
-          agent: hello.agent,
-          from,
-          sets: sets.map(digest => digest.slice(0, 12)),
-          ...(cold.length > 0 && { cold: cold.map(digest => digest.slice(0, 12)) }),
-          link: link.id.slice(0, 8),
-        })
-        this.sessions.set(link, session)
-        this.terms.set(link, { agent: hello.agent, sets: sets.length, coldSets: cold.length })
-        this.setsVersions.set(link, held.version)
-        this.grants.set(link, grant)
-        options.onStatus?.(`${this.sessions.size} sessions`)
-        const over = async (): Promise<void> => {
-          await link.ended
-          try {
-            session.end('the session has ended')
-            learning?.end()
-            await session.paid
-          } finally {
-            this.sessions.delete(link)
-            grant.release()
-            this.grants.delete(link)
-            options.onStatus?.(`${this.sessions.size} sessions`)
-            await pool.close()
-          }
-        }
-        over().catch(error => this.tellDefect(error))
-        return session
-      },
+      discard: () => void terms.close().catch(error => this.tellDefect(error)),
+      serve: link => this.begin(link, terms, from),
     }
   }
 
-  /** A pool for what a session's disks are read of. @returns undefined where there is no memory for it */
-  private async openReplies(
-    holder: string,
-    { places, ...terms }: Pick<PoolRequest, 'sets' | 'ringPages' | 'places'>,
-  ): Promise<OpenPool | undefined> {
-    const share = this.memory.share(holder)
-    if (!share.take(REPLIES_MEMORY_BYTES)) return undefined
-    try {
-      const pool = await this.pools.open({
-        ...REPLIES_SHAPE,
-        ...terms,
-        places: Math.min(places, REPLIES_PLACES_MAX),
-        store: this.options.store,
-        isBeside: true,
-      })
-      return { ...pool, close: () => pool.close().finally(() => share.close()) }
-    } catch (error) {
-      share.close()
-      if (!isProxyError(error, 'LIMIT_EXCEEDED')) throw error
-      return undefined
+  private begin(link: Link, terms: DestinationTerms, from: string): DestinationSession {
+    const { holder, agent, sets, cold } = terms
+    const { onStatus, events } = this.options
+    const learning = terms.learn()
+    const run = new DestinationRun(link, this.makeSession(link, terms, learning), terms)
+    events.of(holder).info('session open', {
+      identity: holder,
+      agent,
+      from,
+      sets: sets.map(digest => digest.slice(0, 12)),
+      ...(cold.length > 0 && { cold: cold.map(digest => digest.slice(0, 12)) }),
+      link: link.id.slice(0, 8),
+    })
+    this.runs.set(link, run)
+    onStatus?.(`${this.runs.size} sessions`)
+    const over = async (): Promise<void> => {
+      await link.ended
+      try {
+        run.session.end('the session has ended')
+        learning?.end()
+        await run.session.released
+      } finally {
+        this.runs.delete(link)
+        onStatus?.(`${this.runs.size} sessions`)
+        await terms.close()
+      }
     }
+    over().catch(error => this.tellDefect(error))
+    return run.session
   }
 
   private makeSession(
     link: Link,
-    {
-      holder,
-      pool,
-      seed,
-      learning,
-      disks,
-      replies,
-    }: Pick<DestinationSessionOptions, 'holder' | 'pool' | 'seed' | 'learning' | 'replies'> & { disks: boolean },
+    { holder, pool, seed, disks, replies }: DestinationTerms,
+    learning: ReturnType<DestinationTerms['learn']>,
   ): DestinationSession {
-    const log = this.options.events.of(holder)
+    const { memory, patience } = this
+    const { queueTargetMs, diskZeroes, events } = this.options
+    const log = events.of(holder)
     return new DestinationSession({
       session: link.session,
       sessionId: link.id,
-      pool,
-      seed,
-      holder,
-      learning,
-      replies,
+      ...{ pool, seed, holder, learning, replies, queueTargetMs, diskZeroes, patience, log },
       wake: () => link.wake(),
-      queueTargetMs: this.options.queueTargetMs,
       targets: () => this.targets,
       disks: disks ? () => this.disks : undefined,
-      diskZeroes: this.options.diskZeroes,
-      patience: this.patience,
-      pieces: this.pieces.share(holder),
-      waiting: this.memory.share(holder),
-      log,
+      pieces: memory.piecesShare(holder),
+      waiting: memory.budgetShare(holder),
       now: () => performance.now(),
       onFailure: error => void link.abort(error),
       onSetFailure: error => void this.sets.exclude(error, true), // the next session goes without
@@ -419,41 +239,24 @@ export class DestinationDaemon {
     this.options.events.byFields().error('link.defect', { stack: (error as Error).stack })
   }
 
-  /**
-   * Lets idle sessions go when there are other template sets, or when rings can be shared more fairly: the source proxy
-   * opens a new one. Whoever holds more of the rings than its share and does not go is closed.
-   */
+  /** Lets sessions go for which the source proxy would open better ones. */
   private renewIdle(): void {
     if (this.stopping) return
     for (const link of this.server.links) {
-      const session = this.sessions.get(link)
-      if (session && session.channelCount > 0) {
-        this.renewBeside(link, session)
-        continue
-      }
-      const grant = this.grants.get(link)
-      if (grant?.isExcessive && this.asked.has(link)) this.dismiss(link)
-      else if (this.hasOtherSets(link) || grant?.isExcessive || grant?.isStarved) {
-        this.asked.add(link)
-        link.session.drain()
-      }
+      const run = this.runs.get(link)
+      if (!run) continue
+      const { session, terms } = run
+      const due = run.renewal.look({
+        channels: session.channelCount,
+        ofMigrations: session.migrationChannelCount,
+        transfers: session.transfers,
+        hasOtherSets: this.sets.changedSince(terms.version),
+        isExcessive: terms.grant.isExcessive,
+        isStarved: terms.grant.isStarved,
+      })
+      if (due === 'ask') link.session.drain()
+      else if (due === 'close') this.dismiss(link)
     }
-  }
-
-  /** Whether there are other sets than when a session was opened. */
-  private hasOtherSets(link: Link): boolean {
-    const version = this.setsVersions.get(link)
-    return version !== undefined && this.sets.changedSince(version)
-  }
-
-  /** A session that has disks alone, which may take hours, is left to them where there are other template sets. */
-  private renewBeside(link: Link, session: DestinationSession): void {
-    if (session.migrationChannelCount > 0 || !this.hasOtherSets(link) || this.asked.has(link)) return
-    const behind = this.behind.get(link) ?? new BehindDisks()
-    this.behind.set(link, behind)
-    if (behind.isKept(session.transfers)) return
-    this.asked.add(link)
-    link.session.drain()
   }
 
   /** Closes an idle session that stays though it was asked to go. */

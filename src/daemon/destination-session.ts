@@ -124,15 +124,20 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   /** A guest waits for pages. */
   private isUrgent = false
   private ended = false
-  /** Settles when it has ended and no QEMU has anything coming: until then that lies in the pool. */
-  readonly paid: Promise<void>
+  /**
+   * Settles when nothing of its pool is used any more: it has ended, no QEMU has anything coming, and nothing is encoded for
+   * the way back. What else outlives it: docs/adr/0003-memory.md.
+   */
+  readonly released: Promise<void>
   private resolvePaid!: () => void
+  private repliesEnded: Promise<void> | undefined
 
   constructor(options: DestinationSessionOptions) {
     this.options = options
-    this.paid = new Promise(done => {
+    const paid = new Promise<void>(done => {
       this.resolvePaid = done
     })
+    this.released = paid.then(() => this.repliesEnded)
     const { sessionId, patience, log, now } = options
     this.arrivals = new Arrivals(sessionId, patience, (given, reason) => given.tellGivenUp(log, reason))
     this.timer = new TickTimer(now, () => this.guard(() => this.tick()))
@@ -410,7 +415,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     for (const flow of this.flows.values()) flow.sessionLost(reason)
     this.flows.clear()
     this.options.pieces.close()
-    this.replies?.end().catch(error => this.defect(error))
+    this.repliesEnded = this.replies?.end().catch(error => this.defect(error))
     this.settleUp()
   }
 

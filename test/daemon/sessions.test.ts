@@ -261,10 +261,10 @@ t.test('a migration that a peer took, and then died before anybody knew, reaches
   pair.wan.mute = true
   const main = await pair.dial()
   main.write(MAIN)
-  const { sessions } = pair.destination as unknown as {
-    sessions: ReadonlyMap<Link, { unconfirmed?: ReadonlySet<unknown> }>
+  const { runs } = pair.destination as unknown as {
+    runs: ReadonlyMap<Link, { session: { unconfirmed?: ReadonlySet<unknown> } }>
   }
-  const hasCome = (): boolean => [...sessions.values()].some(({ unconfirmed }) => unconfirmed?.size === 1)
+  const hasCome = (): boolean => [...runs.values()].some(({ session }) => session.unconfirmed?.size === 1)
   await until('main, at the destination', () => hasCome() || pair.target.sockets.length > 0)
   await pair.link.abort(new ProxyError('PEER_LOST', 'the proxy was restarted', undefined, 'test'))
   pair.wan.mute = false
@@ -324,10 +324,10 @@ t.test('a source proxy that means harm takes bounded memory', async t => {
     while (session.flowCount > 500) await sleep(1)
   }
   await until('all to have passed', () => session.flowCount === 1)
-  const half = (pair.destination as unknown as { sessions: Map<Link, unknown> }).sessions.get(link) as {
-    dials: DialQueue<object>
-    options: { pieces: Share }
+  const { runs } = pair.destination as unknown as {
+    runs: Map<Link, { session: { dials: DialQueue<object>; options: { pieces: Share } } }>
   }
+  const half = runs.get(link)!.session
   t.equal(half.dials.waiting, 1, 'who is gone waits for no dial')
   const second = session.openFlow(info)
   session.sendData(second, MAIN)
@@ -397,19 +397,21 @@ t.test('both pools are alike after any order of channels, cancels and reconnects
       const pages = (count: number): Buffer[] => Array.from({ length: count }, () => page(1 + next(600)))
       const channels = [migration(pages(next(300))), ...[0, 1].map(id => multifdChannel(id, pages(next(150))))]
       await Promise.all(channels.map(send))
-      const { sessions } = pair.destination as unknown as {
-        sessions: Map<Link, { channelCount: number; inbound: { pool: Pool; waiting: number; running: boolean } }>
+      interface Half {
+        readonly channelCount: number
+        readonly inbound: { readonly pool: Pool; readonly waiting: number; readonly running: boolean }
       }
+      const { runs } = pair.destination as unknown as { runs: Map<Link, { session: Half }> }
       await sleep(100)
       await until('the end of all channels', () => session().channelCount === 0)
-      const [far] = [...sessions.values()]
+      const far = [...runs.values()][0]!.session
       await until(
         'the last batch',
-        () => far!.channelCount === 0 && far!.inbound.waiting === 0 && !far!.inbound.running,
+        () => far.channelCount === 0 && far.inbound.waiting === 0 && !far.inbound.running,
       )
       for (const socket of sockets.splice(0)) socket.destroy() // a channel whose main was cancelled waits for another
       const digest = digestOf(session().options.pool)
-      t.equal(digestOf(far!.inbound.pool), digest, `seed ${seed}, round ${round}`)
+      t.equal(digestOf(far.inbound.pool), digest, `seed ${seed}, round ${round}`)
     }
     t.equal(session(), first, `all of it in one session, ${cancelled} channels cancelled`)
     t.ok(pair.count('WAN connection lost') > 0, 'and the WAN broke')
