@@ -16,32 +16,23 @@ import { guardedSink } from '../relay/guarded-sink.ts'
 import type { SocketClosed, SocketSink } from '../relay/qemu-socket.ts'
 import type { FlowInfo } from '../session/api.ts'
 import type { Session } from '../session/session.ts'
-import { DiskAnswers } from '../transfer/disk-answers.ts'
 import type { Pool } from '../transfer/pool.ts'
-import type { SendingOwner } from '../transfer/sending-channel.ts'
 import { CODE, KIND_DISK } from '../wan/wire.ts'
-import type { DestinationReplies } from './destination-replies.ts'
+import { DestinationReturn, type DestinationReturnHost, type DestinationReturnOwner } from './destination-return.ts'
 import type { SiteLog } from './events.ts'
 import type { DialledSocket } from './unmapped-socket.ts'
-
-/** Bytes of the return path that one read may bring: a bitmap at a recovery has megabytes ... */
-const READ_BYTES = 65536
-/** ... all else some bytes; most channels have none. A read with less room than this would cut a message for nothing. */
-const READ_MIN = 4096
 
 /** Why a dial ends that nobody waits for; made once, because a peer may bring about thousands of them. */
 const GIVEN_UP = new Error('given up')
 
 /** What a channel needs of the half that it belongs to. */
-export interface DestinationFlowHost {
+export interface DestinationFlowHost extends DestinationReturnHost {
   readonly options: {
     readonly session: Session
     readonly pool: Pool
     readonly log: SiteLog
     readonly now: () => number
   }
-  /** What encodes what disks are read of; undefined: it goes as it is. */
-  readonly replies: DestinationReplies | undefined
   readonly dials: DialQueue<DestinationFlow>
   /** There is something to say to its QEMU. */
   wantsDial(flow: DestinationFlow): void
@@ -68,7 +59,7 @@ interface Why {
 const NO_REASON: Why = { code: CODE.NONE, text: '' }
 const ENDED_EARLY: Why = { code: CODE.TARGET_REFUSED, text: 'it ended before it began', hint: NOT_DIALLED }
 
-export class DestinationFlow implements SocketSink, SendingOwner {
+export class DestinationFlow implements SocketSink, DestinationReturnOwner {
   readonly number: number
   readonly info: FlowInfo
   readonly migration: Arrival<DestinationFlow>
@@ -83,21 +74,8 @@ export class DestinationFlow implements SocketSink, SendingOwner {
   /** Expanded before the connection stood. */
   private readonly early: { bytes: Uint8Array; release: () => void }[] = []
   private readonly watch: ChannelWatch | undefined
-  /** Bytes of QEMU that the session has no room for yet. */
-  private back: Uint8Array | undefined
-  private slab = new Uint8Array(0)
-  /** Of a disk whose client takes what is encoded. */
-  private readonly answers: DiskAnswers | undefined
-  /** What was packed of them, as far as its migration has counted it. */
-  private packedBack = 0
-  /** Where the next bytes land, and that they are part of `slab`. */
-  private landing: Uint8Array | undefined
-  /** With what its flow is torn down, once all that is encoded of it is handed in. */
-  private resetDue: Why | undefined
-  /** Its migration has it no more. */
-  private hasLeft = false
-  /** Nothing writes to what `answers` gave any more. */
-  private isClosed = false
+  /** What its QEMU says. */
+  private readonly back: DestinationReturn
 
   constructor(
     host: DestinationFlowHost,
@@ -114,13 +92,7 @@ export class DestinationFlow implements SocketSink, SendingOwner {
     this.expander = new FlowExpander(info.migration, PoolRegions.of(host.options.pool.kernel.layout))
     this.expander.isLearned = info.kind !== KIND_DISK
     this.watch = migration.watch()
-    const { replies } = host
-    if (replies && info.replies !== undefined) {
-      this.answers = new DiskAnswers({
-        channel: connection => replies.channel(number, info.migration, connection, this),
-        credit: () => host.options.session.credit(number),
-      })
-    }
+    this.back = new DestinationReturn(host, this)
   }
 
   /** SHUT with success was read. */
@@ -153,28 +125,11 @@ export class DestinationFlow implements SocketSink, SendingOwner {
     else if (order === 'owe') host.owes(this)
     else if (order === 'settle') host.settled(this)
     else if (order === 'fin') session.finFlow(number)
-    else if (order === 'reset') this.handInReset(why)
+    else if (order === 'reset') this.back.reset(why)
     else {
-      this.hasLeft = true
-      if (this.answers?.channel) host.replies!.close(this.answers.channel)
-      this.freeSlot()
+      this.back.left()
       host.left(this)
     }
-  }
-
-  /** Behind the batches that are encoded already. */
-  private handInReset(why: Why): void {
-    const { answers } = this
-    if (!answers || answers.isIdle) this.host.options.session.resetFlow(this.number, why.code, why.text)
-    else {
-      this.resetDue = why
-      answers.drops()
-    }
-  }
-
-  private freeSlot(): void {
-    const slot = this.answers?.channel?.slot
-    if (slot && this.hasLeft && this.isClosed) this.host.replies!.giveSlot(slot)
   }
 
   private tellRefused({ text, hint }: Why): void {
@@ -225,7 +180,7 @@ export class DestinationFlow implements SocketSink, SendingOwner {
   /** Looks at bytes before they go on: at the first of a channel for what it is, at all of a main for how it ends. */
   private look(bytes: Uint8Array): void {
     const { watch, migration } = this
-    this.answers?.hears(bytes)
+    this.back.hears(bytes)
     if (!watch) return
     const kind = watch.begins(bytes)
     if (kind !== undefined) migration.begins(this, kind)
@@ -274,7 +229,7 @@ export class DestinationFlow implements SocketSink, SendingOwner {
   }
 
   resetByPeer(code: number, text: string): void {
-    if (this.resetDue) return // both have torn it down: ours waits for what is being packed
+    if (this.back.isResetDue) return // both have torn it down: ours waits for what is being packed
     if (code === CODE.CANCELLED) this.endsBy({ by: 'operator', how: 'broke', text })
     else {
       const by = code === CODE.QEMU_LOST ? 'source' : 'pair'
@@ -314,98 +269,43 @@ export class DestinationFlow implements SocketSink, SendingOwner {
     this.on('lost')
   }
 
-  // --- SocketSink: the return path
-
-  nextSlot(): Uint8Array | undefined {
-    if (this.back !== undefined) return undefined
-    const room = this.answers ? this.answers.room() : 'elsewhere'
-    this.landing = room === 'elsewhere' ? this.ownRoom() : room
-    return this.landing
+  /** What may be sent has grown. */
+  credited(): void {
+    this.back.credited()
   }
 
-  private ownRoom(): Uint8Array {
-    // the session keeps what it is given, so memory is used once; a request of postcopy has 12 bytes
-    if (this.slab.length < READ_MIN) this.slab = new Uint8Array(this.migration.bytesBack > 0 ? READ_BYTES : READ_MIN)
-    return this.slab
+  // --- DestinationReturnOwner
+
+  answers(bytes: Uint8Array): void {
+    this.watch?.answers(bytes, 0, bytes.length)
+  }
+
+  resume(): void {
+    this.socket?.resume()
+  }
+
+  allSent(): void {
+    this.on('sent')
+  }
+
+  // --- SocketSink
+
+  nextSlot(): Uint8Array | undefined {
+    return this.back.room()
   }
 
   onBytes(count: number): void {
-    const { answers, landing, slab } = this
-    const { replies, options } = this.host
-    const passes = answers ? answers.arrived(landing!, count, options.now()) : slab.subarray(0, count)
-    if (passes === undefined) {
-      this.migration.bytesBack += count
-      replies!.wake()
-      return
-    }
-    this.back = passes
-    this.watch?.answers(passes, 0, count)
-    if (landing === slab) this.slab = slab.subarray(count)
-    this.sendBack()
+    this.back.landed(count)
   }
-
-  /** Hands on what QEMU sent, as far as the session takes it. */
-  sendBack(): void {
-    const { back } = this
-    if (back === undefined || this.isOver) return
-    const { session } = this.host.options
-    const take = session.dataRoom(this.number, back.length)
-    if (take === 0) return
-    this.migration.bytesBack += take
-    this.migration.bytesBackWan += take
-    session.sendData(this.number, back.subarray(0, take))
-    this.back = take < back.length ? back.subarray(take) : undefined
-    if (this.back !== undefined) return
-    this.socket?.resume()
-    this.allSent()
-  }
-
-  /** Where nothing of QEMU waits, an end of it may be due. */
-  private allSent(): void {
-    if (this.back === undefined && this.answers?.isIdle !== false) this.on('sent')
-  }
-
-  /** What may be sent has grown. */
-  credited(): void {
-    this.sendBack()
-    if (!this.answers?.channel || this.isOver) return
-    this.socket?.resume()
-    this.host.replies!.wake()
-  }
-
-  // --- SendingOwner: what is read of a disk
-
-  encoded(): void {
-    this.socket?.resume()
-  }
-
-  sent(): void {
-    const { packedBytes } = this.answers!.channel!.encoder.stats
-    this.migration.bytesBackWan += packedBytes - this.packedBack
-    this.packedBack = packedBytes
-    this.host.replies!.wake()
-  }
-
-  packed(emptied: boolean): void {
-    const { resetDue } = this
-    this.resetDue = undefined
-    if (resetDue) this.host.options.session.resetFlow(this.number, resetDue.code, resetDue.text)
-    else if (emptied) this.allSent()
-  }
-
-  // --- SocketSink: its end
 
   onEnd(): void {
     this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
     this.on('end')
-    this.answers?.ends()
-    if (this.answers?.isIdle === false) this.host.replies!.wake()
-    this.allSent()
+    this.back.ends()
   }
 
   onClosed({ how, error }: SocketClosed): void {
-    this.isClosed = true
-    this.freeSlot()
+    this.back.closed()
     // behind SHUT it may close before it has read its last bytes (VMDESC): a good end, not a break
     const broke = (how === 'reset' || how === 'error') && !this.shut
     const { server } = this.migration
@@ -419,7 +319,7 @@ export class DestinationFlow implements SocketSink, SendingOwner {
       this.on('broke', { code: CODE.QEMU_LOST, text })
     } else {
       this.on('closed')
-      this.allSent()
+      this.back.tellSent()
     }
   }
 }
