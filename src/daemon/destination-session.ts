@@ -6,105 +6,32 @@
 
 import { allGains } from '../codec/set-gains.ts'
 import { defectOf, isProxyError, ProxyError } from '../errors.ts'
-import type { Share } from '../fair-shares.ts'
-import type { SessionLearning } from '../learning/learning.ts'
 import { QUEUE_TARGET_MS } from '../limits.ts'
 import type { LinkSink } from '../link/api.ts'
 import { TickTimer } from '../link/tick-timer.ts'
 import type { Arrival } from '../migration/arrival.ts'
 import { Arrivals } from '../migration/arrivals.ts'
-import { URGENT_QUEUE_MS } from '../migration/departure.ts'
-import { DESTINATION_TABLE, DestinationLife, type DestinationTable } from '../migration/destination-life.ts'
-import { DialQueue } from '../migration/dial-queue.ts'
+import { DestinationLife } from '../migration/destination-life.ts'
+import type { DialQueue } from '../migration/dial-queue.ts'
 import { DiskArrival } from '../migration/disk-arrival.ts'
 import { MigrationArrival } from '../migration/migration-arrival.ts'
-import type { PatienceTimes } from '../migration/patience.ts'
-import type { ArrivalSummary, DiskArrivalSummary } from '../migration/summary.ts'
+import { Unconfirmed } from '../migration/unconfirmed.ts'
 import { type Address, formatAddress, targetOf } from '../relay/address.ts'
-import { dial } from '../relay/dialer.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'
 import type { FlowInfo } from '../session/api.ts'
-import type { Session } from '../session/session.ts'
-import type { ColdFetcherOptions } from '../transfer/cold/cold-fetcher.ts'
 import { ColdQuestions } from '../transfer/cold/cold-questions.ts'
-import { Inbound } from '../transfer/inbound.ts'
-import type { OpenPool, Pool } from '../transfer/pool.ts'
 import { KIND_DISK } from '../wan/wire.ts'
 import { DestinationFlow, type DestinationFlowHost } from './destination-flow.ts'
-import { DestinationReplies, type ReplyPacker } from './destination-replies.ts'
-import type { SiteLog } from './events.ts'
-import type { DiskZeroes } from './settings.ts'
+import {
+  DESTINATION_PARTS,
+  type DestinationParts,
+  type DestinationSessionOptions,
+  type DestinationUnpacker,
+} from './destination-parts.ts'
+import { DestinationReplies } from './destination-replies.ts'
 import type { DestinationStatus } from './status.ts'
 import { UnmappedSocket } from './unmapped-socket.ts'
 import { UntoldChannels } from './untold-channels.ts'
-
-export interface DestinationSessionOptions {
-  readonly session: Session
-  /** 32 hex digits, the same at the other side. */
-  readonly sessionId: string
-  readonly pool: Pool
-  readonly seed: readonly [number, number]
-  /** Whose share of expanding it gets. */
-  readonly holder: string
-  readonly learning?: SessionLearning | undefined
-  /** What may be dialled now, by name. */
-  readonly targets: () => ReadonlyMap<string, Address>
-  /** The same for disks; undefined where the session carries none. */
-  readonly disks: (() => ReadonlyMap<string, Address>) | undefined
-  /** What becomes of zeroes that are written to them. Default: what was said. */
-  readonly diskZeroes?: DiskZeroes | undefined
-  /** Opens a pool for what they are read of, as DestinationReplies has it; undefined: that goes as it is. */
-  readonly replies?: ((ringPages: number) => Promise<OpenPool | undefined>) | undefined
-  /** Has `onWork` called at the end of this turn: link.wake. */
-  readonly wake?: () => void
-  /** Time that bytes may wait in the link while no guest waits for pages. Default: QUEUE_TARGET_MS. */
-  readonly queueTargetMs?: number
-  readonly patience: PatienceTimes
-  /** How many pieces may wait for QEMUs: counted, not in bytes. The session closes it. */
-  readonly pieces: Share
-  /** What batches that wait to be expanded may take; closed likewise. */
-  readonly waiting: Share
-  readonly log: SiteLog
-  readonly now: () => number
-  /** A batch was damaged: the session must end. */
-  readonly onFailure: (error: ProxyError) => void
-  /** A set on the disk cannot be read: the session goes on as long as the other side has its pages. */
-  readonly onSetFailure?: (error: ProxyError) => void
-  /** A migration's last flow has ended. */
-  readonly onMigrationEnd: (summary: ArrivalSummary) => void
-  /** The same of a disk transfer. */
-  readonly onDiskEnd: (summary: DiskArrivalSummary) => void
-  /** Others in place of parts of it: a test's, in virtual time or with a fault. */
-  readonly parts?: Partial<DestinationParts> | undefined
-}
-
-/** What expands: Inbound. */
-export type DestinationUnpacker = Pick<Inbound, 'observer' | 'push' | 'mark' | 'close'> &
-  Partial<Pick<Inbound, 'gains'>>
-
-export interface DestinationParts {
-  readonly unpacker: (
-    options: DestinationSessionOptions,
-    cold: Pick<ColdFetcherOptions, 'ask' | 'onFailure'>,
-  ) => DestinationUnpacker
-  /** What encodes what disks are read of. Default: DestinationReplies' own. */
-  readonly replyPacker?: ReplyPacker
-  readonly DialQueue: typeof DialQueue<DestinationFlow>
-  readonly dial: typeof dial
-  /** What its channels' lives follow. */
-  readonly channelTable: DestinationTable
-}
-
-const DESTINATION_PARTS: DestinationParts = {
-  unpacker: ({ pool, seed, onFailure, holder, waiting, disks }, cold) => {
-    const inbound = new Inbound(pool, seed, onFailure, holder, waiting, cold)
-    inbound.disks = disks !== undefined
-    return inbound
-  },
-  DialQueue,
-  dial,
-  channelTable: DESTINATION_TABLE,
-}
 
 export class DestinationSession implements LinkSink, DestinationFlowHost {
   readonly options: DestinationSessionOptions
@@ -116,13 +43,10 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   private readonly timer: TickTimer
   readonly dials: DialQueue<DestinationFlow>
   readonly replies: DestinationReplies | undefined
-  /** Those that have something to say before the source knows that their migration is taken. */
-  private readonly unconfirmed = new Set<DestinationFlow>()
-  /** What the source had acknowledged when those were looked at last. */
-  private lookedAt = 0
+  private readonly unconfirmed: Unconfirmed<DestinationFlow>
   private readonly untold: UntoldChannels
-  /** A guest waits for pages. */
-  private isUrgent = false
+  /** Time that bytes may wait in the link, as it was told. */
+  private queueMs = Number.POSITIVE_INFINITY
   private ended = false
   /**
    * Settles when nothing of its pool is used any more: it has ended, no QEMU has anything coming, and nothing is encoded for
@@ -152,6 +76,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
       },
     })
     this.replies = this.repliesOf(options)
+    this.unconfirmed = new Unconfirmed(number => options.session.isKnownTaken(number))
     this.untold = new UntoldChannels(options.session, options.pool, () => this.letGo())
     this.inbound.observer = options.learning
   }
@@ -223,20 +148,8 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     return arrival
   }
 
-  /**
-   * Not before the source knows that its migration is taken: until then the source may send it again on another session,
-   * and whoever listens there by then would get what this QEMU has had. It takes as long as to open a connection directly.
-   */
   wantsDial(flow: DestinationFlow): void {
-    if (this.isConfirmed(flow.migration)) this.dials.wants(flow)
-    else this.unconfirmed.add(flow)
-  }
-
-  private isConfirmed(migration: Arrival<DestinationFlow>): boolean {
-    const { session } = this.options
-    if (!migration.isConfirmed)
-      for (const { number } of migration.flows) if (session.isKnownTaken(number)) migration.isConfirmed = true
-    return migration.isConfirmed
+    if (this.unconfirmed.admits(flow)) this.dials.wants(flow)
   }
 
   private async dial(flow: DestinationFlow): Promise<void> {
@@ -371,30 +284,16 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
       this.replies.work()
       this.arm()
     }
-    this.dialConfirmed()
+    for (const flow of this.unconfirmed.acknowledged(this.options.session.acked)) this.dials.wants(flow)
   }
 
   /** While a guest waits for pages, next to nothing that is read of disks may lie in the link before its requests. */
   private followUrgency(): void {
-    let isUrgent = false
-    for (const { record } of this.arrivals.migrations) isUrgent ||= record.postcopy
-    if (isUrgent === this.isUrgent) return
-    this.isUrgent = isUrgent
+    const { queueMs } = this.arrivals
+    if (queueMs === this.queueMs) return
+    this.queueMs = queueMs
     const { session, queueTargetMs = QUEUE_TARGET_MS } = this.options
-    session.setQueueTarget(isUrgent ? URGENT_QUEUE_MS : queueTargetMs)
-  }
-
-  /** The source may have acknowledged that migrations are taken. */
-  private dialConfirmed(): void {
-    const { acked } = this.options.session
-    if (this.unconfirmed.size === 0 || acked === this.lookedAt) return
-    this.lookedAt = acked
-    for (const migration of new Set([...this.unconfirmed].map(flow => flow.migration))) this.isConfirmed(migration)
-    for (const flow of this.unconfirmed) {
-      if (!flow.migration.isConfirmed) continue
-      this.unconfirmed.delete(flow)
-      this.dials.wants(flow)
-    }
+    session.setQueueTarget(Math.min(queueTargetMs, queueMs))
   }
 
   onConnection(_connection: number, _up: boolean, standing: number): void {
@@ -456,7 +355,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   }
 
   left(flow: DestinationFlow): void {
-    this.unconfirmed.delete(flow)
+    this.unconfirmed.left(flow)
     const migration = this.arrivals.left(flow)
     this.passed(flow.migration)
     if (!migration) return

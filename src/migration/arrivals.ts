@@ -5,6 +5,7 @@
 import { OWED_MS } from '../limits.ts'
 import { KIND_DISK } from '../wan/wire.ts'
 import type { Arrival, ArrivingChannel } from './arrival.ts'
+import { URGENT_QUEUE_MS } from './departure.ts'
 import { DiskArrival } from './disk-arrival.ts'
 import { MigrationArrival } from './migration-arrival.ts'
 import { Patience, type PatienceTimes } from './patience.ts'
@@ -51,6 +52,12 @@ export class Arrivals<C extends ArrivalChannel<C>> {
 
   get creditors(): readonly C[] {
     return [...this.owed.keys()]
+  }
+
+  /** Time that bytes may wait in the link; Infinity: as long as ever. */
+  get queueMs(): number {
+    for (const { record } of this.migrations) if (record.postcopy) return URGENT_QUEUE_MS
+    return Number.POSITIVE_INFINITY
   }
 
   get(number: number): Arrival<C> | undefined {

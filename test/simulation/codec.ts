@@ -1,7 +1,7 @@
 /** What packs and expands in virtual time: bytes as they are, numbered, so that order over all flows is seen. */
 import type { Random } from '../../scripts/harness/random.ts'
 import { BATCH_FORMAT } from '../../src/codec/wire.ts'
-import type { DestinationUnpacker } from '../../src/daemon/destination-session.ts'
+import type { DestinationUnpacker } from '../../src/daemon/destination-parts.ts'
 import { CHANNEL_UNITS } from '../../src/limits.ts'
 import type { BatchReport } from '../../src/transfer/batch-job.ts'
 import type { InboundChannel } from '../../src/transfer/inbound.ts'

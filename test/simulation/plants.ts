@@ -1,6 +1,7 @@
 /** What the simulation must catch: sites that get one thing wrong, each in a class of its own. */
 import type { DestinationFlow } from '../../src/daemon/destination-flow.ts'
-import { DestinationSession, type DestinationSessionOptions } from '../../src/daemon/destination-session.ts'
+import type { DestinationSessionOptions } from '../../src/daemon/destination-parts.ts'
+import { DestinationSession } from '../../src/daemon/destination-session.ts'
 import { SourceConnection } from '../../src/daemon/source-connection.ts'
 import type { Migration, Moved, SourceFlow } from '../../src/daemon/source-flow.ts'
 import type { SourceSessionOptions } from '../../src/daemon/source-parts.ts'

@@ -3,11 +3,8 @@
  * another one be started.
  */
 import type { Random } from '../../scripts/harness/random.ts'
-import {
-  type DestinationParts,
-  DestinationSession,
-  type DestinationSessionOptions,
-} from '../../src/daemon/destination-session.ts'
+import type { DestinationParts, DestinationSessionOptions } from '../../src/daemon/destination-parts.ts'
+import { DestinationSession } from '../../src/daemon/destination-session.ts'
 import type { SiteLog } from '../../src/daemon/events.ts'
 import { SourceConnection } from '../../src/daemon/source-connection.ts'
 import type { Moved, SourceGate } from '../../src/daemon/source-flow.ts'
