@@ -11,12 +11,11 @@ import type { FlowKind, Gate } from '../migration/gates.ts'
 import type { Cause } from '../migration/outcome.ts'
 import type { MemoryPlace } from '../migration/progress.ts'
 import type { SourceChannel, SourceChannels } from '../migration/source-channels.ts'
+import { SourceFacts } from '../migration/source-facts.ts'
 import type { SourceInput, SourceLife, SourceOrder } from '../migration/source-life.ts'
 import type { OwedWrites } from '../migration/summary.ts'
-import type { Direction, NbdExport } from '../nbd/sink.ts'
 import type { ParserMemory } from '../qemu/main-stream.ts'
 import type { ReturnPathParser } from '../qemu/return-path.ts'
-import type { MultifdMethod, StreamPhase } from '../qemu/stream-sink.ts'
 import type { SocketClosed } from '../relay/qemu-socket.ts'
 import type { Session } from '../session/session.ts'
 import type { Sender } from '../transfer/sender.ts'
@@ -80,8 +79,6 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   private endedEarly = false
   /** Bytes of the other side have come. */
   private answered = false
-  /** Of a disk's connection: it has been told that a direction is not understood. */
-  private saidRaw = false
   /** Its connection belongs to another session by now. */
   private detached = false
   /** The session has forgotten its flow, whose number may be another's now. */
@@ -238,47 +235,6 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
 
   // --- SendingOwner
 
-  phase(phase: StreamPhase): void {
-    this.half.channels.phase(this.migration!, phase)
-  }
-
-  strayed(position: number, reason: string): void {
-    this.half.channels.relayedRaw(this.migration!, this.kind, `${reason}: its end is looked for`, position)
-  }
-
-  exported({ name, sizeBytes }: NbdExport): void {
-    this.half.channels.exported(this, name, sizeBytes)
-  }
-
-  wrote(offset: number, lengthBytes: number): void {
-    this.half.channels.wrote(this, offset, lengthBytes)
-  }
-
-  flushes(waits: boolean): void {
-    this.half.channels.flushes(this, waits)
-  }
-
-  flushed(): void {
-    this.half.channels.flushed(this)
-  }
-
-  raw(_direction: Direction, position: number, reason: string): void {
-    if (this.saidRaw) return
-    this.saidRaw = true
-    this.half.channels.obscured(this)
-    const tls = 'TLS within the connection: nothing can be saved; the WAN has TLS of its own'
-    this.half.channels.relayedRaw(this.migration!, this.kind, reason === 'TLS' ? tls : reason, position)
-  }
-
-  degraded(position: number, reason: string): void {
-    this.half.channels.relayedRaw(this.migration!, this.kind, reason, position)
-  }
-
-  compressed(method: MultifdMethod): void {
-    const advice = 'set multifd-compression none, the pair saves more'
-    this.half.channels.relayedRaw(this.migration!, this.kind, `QEMU compresses multifd with ${method}: ${advice}`)
-  }
-
   encoded(rawBytes: number, effort: Effort): void {
     this.migration!.traffic.encoded(this.sending!.encoder.stats, rawBytes, effort.level)
     this.socket.resume()
@@ -307,7 +263,10 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     this.migration = migration
     const { parsing, urgent } = migration
     this.sending = half.sender.open(
-      { number, migration: migration.number, kind, urgent, owner: this, memory: parsing },
+      {
+        ...{ number, migration: migration.number, kind, urgent, memory: parsing },
+        ...{ owner: this, facts: new SourceFacts(half.channels, this) },
+      },
       slot,
     )
     migration.opened(this, nowMs)

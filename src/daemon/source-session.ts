@@ -82,7 +82,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
 
   /** Disk transfers that run. */
   get transfers(): ReadonlySet<DiskDeparture<SourceFlow>> {
-    return this.channels.transfers
+    return this.channels.disks.transfers
   }
 
   /** It serves what it has to its end: what has no flow yet goes on in another one. */

@@ -15,11 +15,12 @@ import { DiskDeparture } from './disk-departure.ts'
 import { type DiskGateOrders, DiskGates } from './disk-gates.ts'
 import { type FlowKind, type GateKind, Gates } from './gates.ts'
 import { MigrationDeparture } from './migration-departure.ts'
+import { type SourceDisk, SourceDisks } from './source-disks.ts'
 import type { SourceChannelEvents } from './source-events.ts'
 import type { DepartureStatus, DiskDepartureStatus, NamedMigration } from './summary.ts'
 
 /** A connection of QEMU, and its flow once it has one. SourceFlow is one. `S`: where its bytes lie until they are encoded. */
-export interface SourceChannel<C extends DepartureChannel, S> extends DeparturesChannel<C> {
+export interface SourceChannel<C extends DeparturesChannel<C>, S> extends SourceDisk<C> {
   /** Who has connected; and its first bytes, undefined where there are none. */
   readonly peer: string
   readonly began: string | undefined
@@ -32,8 +33,6 @@ export interface SourceChannel<C extends DepartureChannel, S> extends Departures
   unopened(migration: Departure<C>): void
   /** The operator ends its migration. @returns false where it was over already */
   cancel(): boolean
-  /** A guest waits for what it sends, or does so no more. */
-  hurry(isUrgent?: boolean): void
   /** The other side tore its flow down. */
   resetByPeer(code: number, text: string): void
   /** The session has forgotten its flow, whose number may be another's now. */
@@ -104,7 +103,8 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
   /** Those that have a flow, by its number. */
   private readonly flows = new Map<number, C>()
   private readonly gates: Gates<C, MigrationDeparture<C>, Departure<C>>
-  private readonly diskGates: DiskGates<C, DiskDeparture<C>, Departure<C>>
+  /** Those that are of disks. */
+  readonly disks: SourceDisks<C>
   private readonly departures: Departures<C>
   /** Whose flow is no more, and which have not been told: something came that is not handed on yet. */
   private ending = 0
@@ -122,9 +122,12 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
       { ...orders, begin: channel => this.begins(() => this.departures.begin(channel, options.now())) },
       { all: FLOWS_MAX - DISK_CONNECTIONS_MAX, aMigration: CHANNELS_A_MIGRATION },
     )
-    this.diskGates = new DiskGates<C, DiskDeparture<C>, Departure<C>>(
-      { ...orders, begin: channel => this.begins(() => this.departures.beginDisks(channel, options.now())) },
-      DISK_CONNECTIONS_MAX,
+    this.disks = new SourceDisks<C>(
+      { log: options.log, now: options.now, followUrgency: () => this.followUrgency(), arm: () => options.orders.arm() },
+      new DiskGates(
+        { ...orders, begin: channel => this.begins(() => this.departures.beginDisks(channel, options.now())) },
+        DISK_CONNECTIONS_MAX,
+      ),
     )
     this.departures = new parts.Departures(options.departures, this.running, (given, reason) =>
       given.tellGivenUp(options.log, reason),
@@ -148,11 +151,6 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     return count
   }
 
-  /** Disk transfers that run. */
-  get transfers(): ReadonlySet<DiskDeparture<C>> {
-    return this.diskGates.transfers
-  }
-
   /** The one that has this flow. */
   get(number: number): C | undefined {
     return this.flows.get(number)
@@ -165,7 +163,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
 
   /** Migrations and disk transfers that run. */
   private readonly running: Iterable<Departure<C>> = {
-    [Symbol.iterator]: () => [...this.gates.migrations, ...this.diskGates.transfers].values(),
+    [Symbol.iterator]: () => [...this.gates.migrations, ...this.disks.transfers].values(),
   }
 
   /** Migrations that run, each as it is: plain data. */
@@ -176,8 +174,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
 
   /** Disk transfers that run, likewise. */
   diskStatus(): DiskDepartureStatus[] {
-    const { now, effort } = this.options
-    return Array.from(this.diskGates.transfers, transfer => transfer.status(now(), effort(false)))
+    return this.disks.status(this.options.effort(false))
   }
 
   // --- what happens
@@ -213,56 +210,9 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
   readable(channel: C): void {
     if (channel.gate.kind !== 'disk' || channel.over) return
     const hint = 'bring the other proxy to this version; memory goes on as it does'
-    if (this.options.disks) this.diskGates.arrived(channel, this.options.now())
+    if (this.options.disks) this.disks.arrived(channel)
     else this.refuse(channel, 'the other proxy is older, and cannot carry disks', hint)
     this.options.orders.arm()
-  }
-
-  /** A disk's client and its server have agreed on an export. */
-  exported(channel: C, name: string, bytes: number): void {
-    const { migration: transfer } = channel
-    assert(transfer instanceof DiskDeparture, 'an export within a migration')
-    const told = transfer.exported(channel, name, bytes)
-    if (told !== undefined) this.options.log.info('disk export', { ...transfer.named, export: told, bytes })
-  }
-
-  /** A disk's client asks for a change of its export. */
-  wrote(channel: C, offset: number, lengthBytes: number): void {
-    const { migration: transfer } = channel
-    if (transfer instanceof DiskDeparture) transfer.wrote(channel, offset, lengthBytes)
-  }
-
-  /** A direction of a disk's connection is not understood any more. */
-  obscured(channel: C): void {
-    const { migration: transfer } = channel
-    if (transfer instanceof DiskDeparture) transfer.obscured(channel)
-  }
-
-  /**
-   * A disk's client waits for a FLUSH, or does so no more. A mirror's waits for one before it says that it is ready, and for
-   * one when it is completed, when its guest stands still.
-   */
-  flushes(channel: C, waits: boolean): void {
-    const { migration: transfer } = channel
-    if (!(transfer instanceof DiskDeparture)) return
-    const { now, orders } = this.options
-    transfer.flushes(channel, waits, now())
-    channel.hurry(waits)
-    this.followUrgency()
-    orders.arm()
-  }
-
-  /** A FLUSH whose server takes its time holds up nobody else. */
-  private calmFlushes(nowMs: number): void {
-    const calm = [...this.transfers].flatMap(transfer => transfer.flushesOver(nowMs))
-    for (const channel of calm) channel.hurry(false)
-    if (calm.length > 0) this.followUrgency()
-  }
-
-  /** It was answered well: from now on its guest may be stopped at any time, and waits for what it wrote last. */
-  flushed(channel: C): void {
-    const { migration: transfer } = channel
-    if (transfer instanceof DiskDeparture && transfer.flushed(channel)) this.followUrgency()
   }
 
   /** Its first bytes tell what it is. */
@@ -286,7 +236,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
   left(channel: C): void {
     const last = this.departures.left(channel)
     if (last instanceof MigrationDeparture) this.gates.ended(last)
-    else if (last instanceof DiskDeparture) this.diskGates.ended(last)
+    else if (last instanceof DiskDeparture) this.disks.ended(last)
     if (last?.urgent || channel.gate.kind === 'disk') this.followUrgency()
     if (!last || last.moved) return
     this.options.orders.ends(last)
@@ -382,18 +332,15 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
 
   /** When `tick` is due; Infinity: not before something happens. */
   get nextTickMs(): number {
-    const { gates, diskGates, departures } = this
-    let nextMs = Math.min(gates.nextTickMs, diskGates.nextTickMs, departures.nextTickMs)
-    if (!this.ended) for (const { flushOverMs } of this.transfers) nextMs = Math.min(nextMs, flushOverMs)
-    return nextMs
+    const { gates, disks, departures } = this
+    return Math.min(gates.nextTickMs, disks.nextTickMs, departures.nextTickMs)
   }
 
   tick(): void {
     const nowMs = this.options.now()
     if (this.gates.nextTickMs <= nowMs) this.gates.tick(nowMs)
-    this.diskGates.tick(nowMs)
+    this.disks.tick(nowMs)
     this.departures.tick(nowMs)
-    this.calmFlushes(nowMs)
   }
 
   /** What has no flow yet goes on in another session: this one serves what it has to its end. */
@@ -406,7 +353,7 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
   end(reason: string): void {
     this.ended = true
     this.gates.stop()
-    this.diskGates.stop()
+    this.disks.stop()
     this.flows.clear()
     const { link, orders } = this.options
     const { lost, goOn } = this.departures.part(flow => link.isUnheard(flow))

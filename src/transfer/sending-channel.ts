@@ -31,8 +31,8 @@ export interface SendingLink {
   sendData(flow: number, bytes: Uint8Array): void
 }
 
-/** Whose channel it is: hears what its bytes say, and what became of them. */
-export interface SendingOwner extends StreamFacts, DiskFacts {
+/** Whose channel it is: hears what became of its bytes. */
+export interface SendingOwner {
   /** So many bytes of it are in a batch: there may be room for more. */
   encoded(rawBytes: number, effort: Effort): void
   /** A batch of it was handed in. */
@@ -54,6 +54,8 @@ export interface SendingStart {
   /** A disk's whose server's words are encoded, which is followed already. Default: the client's are, and nothing is. */
   readonly connection?: DiskConnection
   readonly owner: SendingOwner
+  /** Hears what its bytes say. Default: nobody. */
+  readonly facts?: StreamFacts & DiskFacts
 }
 
 export class SendingChannel implements OutboundChannel {
@@ -79,19 +81,19 @@ export class SendingChannel implements OutboundChannel {
     link: SendingLink,
     pump: Pump,
   ) {
-    const { number, migration, kind, urgent, owner, connection } = start
+    const { number, migration, kind, urgent, owner, facts, connection } = start
     this.number = number
     this.owner = owner
     this.slot = slot
     this.memory = memory
     this.link = link
     this.pump = pump
-    this.encoder = new FlowEncoder(migration, regions, owner)
+    this.encoder = new FlowEncoder(migration, regions, facts)
     if (connection) {
       connection.attach(this.encoder) // it becomes the parser
       this.encoder.isLearned = false
     } else if (kind === KIND_DISK) {
-      this.disk = new DiskConnection(this.encoder, 'client', owner) // it becomes the parser
+      this.disk = new DiskConnection(this.encoder, 'client', facts) // it becomes the parser
       this.encoder.isLearned = false
     } else {
       this.encoder.parser = parserFor(kind, this.encoder, start.memory)

@@ -455,10 +455,10 @@ t.test('a disk that is flushed goes before all else, and next to nothing waits i
     return channel
   }) as [Channel, Channel]
   t.equal(world.queueMs, QUEUE_MS, 'while it is copied as ever')
-  world.channels.flushes(disk, true)
+  world.channels.disks.flushes(disk, true)
   t.same([world.queueMs, disk.told, other.told], [URGENT_MS, ['opened', 'hurry'], ['opened']])
-  world.channels.flushes(disk, false)
-  world.channels.flushed(disk)
+  world.channels.disks.flushes(disk, false)
+  world.channels.disks.flushed(disk)
   t.equal(world.queueMs, 10, 'its guest may be stopped at any time')
   t.equal(disk.told.at(-1), 'calm', 'what it writes until then has its share, and no more')
   const [main] = world.migrate(new Gate('web'), 'main')
@@ -481,9 +481,9 @@ t.test('a FLUSH that its server takes long for holds up nobody', t => {
     world.channels.readable(channel)
     return channel
   }) as [Channel, Channel]
-  world.channels.flushes(disk, true)
+  world.channels.disks.flushes(disk, true)
   world.nowMs += 1000
-  world.channels.flushes(other, true)
+  world.channels.disks.flushes(other, true)
   t.equal(world.channels.nextTickMs, 2000)
   world.nowMs += 1000
   world.channels.tick()
@@ -492,8 +492,8 @@ t.test('a FLUSH that its server takes long for holds up nobody', t => {
   world.channels.tick()
   t.same([other.told.at(-1), world.queueMs], ['calm', QUEUE_MS])
   t.ok(world.channels.nextTickMs > world.nowMs + 2000)
-  world.channels.flushes(disk, false)
-  world.channels.flushes(disk, true)
+  world.channels.disks.flushes(disk, false)
+  world.channels.disks.flushes(disk, true)
   t.same([disk.told.at(-1), world.queueMs], ['hurry', URGENT_MS], 'the next one is as urgent as any')
   for (const channel of [disk, other]) world.closes(channel)
   t.equal(world.queueMs, QUEUE_MS)

@@ -99,7 +99,7 @@ class World {
 
   open(number: number, more: Partial<SendingStart> = {}): { channel: SendingChannel; owner: Owner } {
     const owner = new Owner(end => this.told.push(`${number} ${end}`))
-    const start = { number, migration: 1, kind: 'unknown', memory: {}, urgent: false, owner } as const
+    const start = { number, migration: 1, kind: 'unknown', memory: {}, urgent: false, owner, facts: owner } as const
     owner.channel = this.sender.open({ ...start, ...more }, this.sender.takeSlot('migration')!)
     return { channel: owner.channel, owner }
   }
