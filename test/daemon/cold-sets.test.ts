@@ -9,7 +9,7 @@ import { EVENT_LOOP, nextTurn } from '../../src/transfer/event-loop.ts'
 import { Pools } from '../../src/transfer/pool.ts'
 import { until } from '../helpers/until.ts'
 import { migration, page, putPages, scratch, setBytes } from '../template/makers.ts'
-import { closed, Daemons } from './daemons.ts'
+import { closed, Daemons, runOf } from './daemons.ts'
 
 t.setTimeout(590_000)
 
@@ -179,7 +179,7 @@ t.test('pages that the source brings count as bytes on the WAN', async t => {
 
 t.test('where no cold sets were agreed on nobody asks for pages, or brings any', async t => {
   await using daemons = await Daemons.start()
-  const near = (): LinkClient => (daemons.source as unknown as { run: { client: LinkClient } }).run.client
+  const near = (): LinkClient => runOf(daemons.source)!.client
   await until('a session', () => daemons.count('session open') === 2)
   const asked = near().link.ended
   daemons.link.session.coldPages.ask([7])

@@ -5,9 +5,10 @@ import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events, type SiteEvent } from '../../src/daemon/events.ts'
 import type { DiskAnswers, DiskZeroes } from '../../src/daemon/settings.ts'
 import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
+import type { SourceRun } from '../../src/daemon/source-run.ts'
+import type { SourceRuns } from '../../src/daemon/source-runs.ts'
 import { ProxyError } from '../../src/errors.ts'
 import type { FairShares } from '../../src/fair-shares.ts'
-import type { LinkClient } from '../../src/link/client.ts'
 import type { Credentials } from '../../src/link/credentials.ts'
 import type { Link } from '../../src/link/link.ts'
 import type { LinkServer } from '../../src/link/server.ts'
@@ -22,6 +23,16 @@ const PLACES = 1 << 12
 /** What a main channel and a multifd channel begin with, then nothing that a parser knows: relayed as it is. */
 export const MAIN = Buffer.from('5145564d00000003ff', 'hex')
 export const MULTIFD = Buffer.concat([Buffer.from('1122334400000001', 'hex'), Buffer.alloc(56)])
+
+/** The sessions of a source, from within. */
+export function runsOf(source: SourceDaemon): SourceRuns {
+  return (source as unknown as { runs: SourceRuns }).runs
+}
+
+/** The one that takes what comes. */
+export function runOf(source: SourceDaemon): SourceRun | undefined {
+  return runsOf(source).reception.sessions.present
+}
 
 /** A destination QEMU: takes connections and keeps what they bring. */
 export class Target implements AsyncDisposable {
@@ -273,8 +284,7 @@ export class Daemons implements AsyncDisposable {
 
   /** Ends the session as a WAN does that stays away; the source daemon opens the next one. */
   async loseSession(): Promise<void> {
-    const { client } = (this.source as unknown as { run: { client: LinkClient } }).run
-    await client.link.abort(new ProxyError('PEER_LOST', 'test', undefined, 'test'))
+    await runOf(this.source)!.link.abort(new ProxyError('PEER_LOST', 'test', undefined, 'test'))
   }
 
   /** The destination's half of the session. */

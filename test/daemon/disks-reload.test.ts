@@ -12,7 +12,7 @@ import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
 import { credentials, makeCredentials } from '../link/harness.ts'
 import { putPages } from '../template/makers.ts'
-import { Daemons, type DaemonsOptions, MAIN } from './daemons.ts'
+import { Daemons, type DaemonsOptions, MAIN, runsOf } from './daemons.ts'
 import { DiskClient } from './disk-client.ts'
 import { NBD_SKIP, Nbdkit } from './nbd.ts'
 
@@ -200,7 +200,7 @@ t.test('other sets: memory behind a disk stays with it, what follows does not wa
   await world.writes(before, 0)
   const pages = Array.from({ length: 64 }, () => randomBytes(4096))
   for (const one of [store, farStore]) await putPages(one, pages)
-  const { sets } = world.daemons.source as unknown as { readonly sets: { readonly changed: boolean } }
+  const { sets } = runsOf(world.daemons.source) as unknown as { readonly sets: { readonly changed: boolean } }
   await until('the set to be seen', () => sets.changed)
   await world.migrates()
   t.equal(world.links.now, first, 'its blocks are in the pool of this session')

@@ -4,22 +4,18 @@ import t from 'tap'
 import type { LinkSink } from '../../src/link/api.ts'
 import { CODE } from '../../src/wan/wire.ts'
 import { until } from '../helpers/until.ts'
-import { Daemons, MAIN } from './daemons.ts'
+import { Daemons, MAIN, runOf, runsOf } from './daemons.ts'
 
 t.setTimeout(590_000)
 
-/** The parts of a source daemon that this looks into. */
-interface Inside {
-  readonly run:
-    | { readonly session?: LinkSink & { readonly channels: { readonly flows: ReadonlyMap<number, unknown> } } }
-    | undefined
-  readonly reception: { readonly waiting: readonly { readonly socket: { detach(): void } }[] }
-}
+/** What of a source's half this looks into. */
+type Half = LinkSink & { readonly channels: { readonly flows: ReadonlyMap<number, unknown> } }
 
 t.test('a peer that refuses a flow and then takes it, answers and resets it', async t => {
   await using daemons = await Daemons.start()
-  const inside = daemons.source as unknown as Inside
-  await until('a session', () => inside.run?.session !== undefined)
+  const { reception } = runsOf(daemons.source)
+  const half = (): Half | undefined => runOf(daemons.source)?.session as unknown as Half | undefined
+  await until('a session', () => half() !== undefined)
   daemons.wan.still = true // nothing is taken
   const qemu = await daemons.dial()
   let answered = 0
@@ -27,18 +23,18 @@ t.test('a peer that refuses a flow and then takes it, answers and resets it', as
     answered += chunk.length
   })
   qemu.write(MAIN)
-  await until('a flow', () => inside.run?.session?.channels.flows.size === 1)
-  const session = inside.run!.session!
+  await until('a flow', () => half()?.channels.flows.size === 1)
+  const session = half()!
   // a batch of it is still being packed, so that it is not reset yet
   const [[number, flow]] = [...session.channels.flows] as [[number, { sending: { settle(): void } }]]
   flow.sending.settle = () => {}
   session.onRefused(number, 'takes no new migrations')
-  t.equal(inside.reception.waiting.length, 1)
+  t.equal(reception.waiting.length, 1)
   session.onTaken(number)
   session.onData(number, Buffer.from('answer'))
   session.onFin(number)
   session.onReset(number, CODE.TARGET_REFUSED, 'no')
-  t.doesNotThrow(() => inside.reception.waiting[0]!.socket.detach(), 'it may still go to another session')
+  t.doesNotThrow(() => reception.waiting[0]!.socket.detach(), 'it may still go to another session')
   await new Promise(done => setImmediate(done))
   t.notOk(qemu.destroyed, 'the connection lives')
   t.equal(answered, 0)
@@ -53,8 +49,7 @@ t.test('DRAIN between a connection and its first bytes', async t => {
   running.write(MAIN)
   await until('its bytes at the destination', () => daemons.target.received[0]?.equals(MAIN) === true)
   const late = await daemons.dial(1)
-  const inside = daemons.source as unknown as { run: { session: { connectionCount: number } } }
-  await until('the connection', () => inside.run.session.connectionCount === 2)
+  await until('the connection', () => runOf(daemons.source)?.session?.connectionCount === 2)
   daemons.link.session.drain()
   await until('DRAIN', () => daemons.count('peer drains: it takes no new migrations') === 1)
   late.write(MAIN)

@@ -12,7 +12,7 @@ import { claimPort } from '../../scripts/harness/claimed-port.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { FairShares, type Share } from '../../src/fair-shares.ts'
 import { STATE } from '../../src/kernel/layout.ts'
-import type { LinkClient } from '../../src/link/client.ts'
+import type { SourceSession } from '../../src/daemon/source-session.ts'
 import type { Link } from '../../src/link/link.ts'
 import type { DialQueue } from '../../src/migration/dial-queue.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
@@ -20,7 +20,7 @@ import { EVENT_LOOP } from '../../src/transfer/event-loop.ts'
 import { type Pool, Pools } from '../../src/transfer/pool.ts'
 import { until } from '../helpers/until.ts'
 import { migration, multifdChannel, PAGE, page, random } from '../template/makers.ts'
-import { closed, Daemons, MAIN, MULTIFD, Target } from './daemons.ts'
+import { closed, Daemons, MAIN, MULTIFD, runOf, Target } from './daemons.ts'
 
 /** Where a connection waits for the next session, which takes its time on a busy machine. */
 const UNHURRIED = { patienceMs: 60_000 }
@@ -124,7 +124,7 @@ t.test('nothing but what begins as a channel of QEMU reaches a destination QEMU'
 t.test('a source proxy that means harm cannot have a QEMU dialled for what is none', async t => {
   await using pair = await Daemons.start()
   await until('a session', () => pair.count('session open') === 2)
-  const { session } = (pair.source as unknown as { run: { client: LinkClient } }).run.client
+  const { session } = runOf(pair.source)!.client
   const refused = async (kind: string, ...pieces: Buffer[]): Promise<void> => {
     const before = pair.count('target refused')
     const flow = session.openFlow({ target: 'default', migration: 9, kind })
@@ -183,10 +183,8 @@ t.test("a channel whose QEMU gave up before its main came is not the next migrat
   const given = await pair.dial()
   given.end(MULTIFD)
   // nothing is told of it yet: its main may be there, unread
-  const inside = pair.source as unknown as {
-    run: { session: { channels: { gates: { due: { what: string }[] } } } }
-  }
-  await until('its end', () => inside.run.session.channels.gates.due.some(({ what }) => what === 'closed'))
+  const half = runOf(pair.source)!.session as unknown as { channels: { gates: { due: { what: string }[] } } }
+  await until('its end', () => half.channels.gates.due.some(({ what }) => what === 'closed'))
   const main = await pair.dial()
   main.write(MAIN)
   await until('the refusal', () => pair.count('connection refused') === 1)
@@ -301,7 +299,7 @@ t.test('all sessions of a process take of one memory, at the source too', async 
   await until('a session', () => pair.count('session open') === 2)
   const shareOf = ({ session }: Link): Share => (session as unknown as { memory: Share }).memory
   const shares = [
-    shareOf((pair.source as unknown as { run: { client: LinkClient } }).run.client.link),
+    shareOf(runOf(pair.source)!.link),
     shareOf(pair.link),
   ]
   for (const share of shares) t.ok(share.take(1 << 20))
@@ -314,7 +312,7 @@ t.test('all sessions of a process take of one memory, at the source too', async 
 t.test('a source proxy that means harm takes bounded memory', async t => {
   await using pair = await Daemons.start()
   await until('a session', () => pair.count('session open') === 2)
-  const { session } = (pair.source as unknown as { run: { client: LinkClient } }).run.client
+  const { session } = runOf(pair.source)!.client
   const info = { target: 'default', migration: 9, kind: 'main' }
   session.openFlow(info) // is silent, and so holds up the dials of those behind it
   const { link } = pair
@@ -389,8 +387,7 @@ t.test('both pools are alike after any order of channels, cancels and reconnects
       }
       sockets.push(socket)
     }
-    const session = (): { channelCount: number; options: { pool: Pool } } =>
-      (source as unknown as { run: { session: ReturnType<typeof session> } }).run.session
+    const session = (): SourceSession => runOf(source)!.session!
     await until('a session', () => pair.count('session open') === 2)
     const first = session()
     for (let round = 0; round < 6; round++) {
