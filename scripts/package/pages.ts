@@ -105,7 +105,7 @@ for await (const command of commands([])) {
 
 /** The options that stand in the file of `serve` under the same name. */
 function sharedKeys(): Option[] {
-  const schema = readFileSync(join(root, 'src/daemon/configuration.ts'), 'utf8')
+  const schema = readFileSync(join(root, 'src/daemon/configuration-schema.ts'), 'utf8')
   const keys = new Set([...schema.matchAll(/^ {4}'?([a-z][a-z-]+)'?: /gm)].map(([, key]) => `--${key}`))
   const options = ['source', 'destination'].flatMap(name => all.find(({ words }) => words.join() === name)!.options)
   const shared = new Map(

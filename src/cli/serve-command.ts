@@ -1,13 +1,8 @@
 /** `pageferry serve --config FILE`: both roles in one process. */
 import type { CommandModule } from 'yargs'
 import { CapKeeper } from '../daemon/cap-keeper.ts'
-import {
-  type Configuration,
-  type Mistake,
-  needRestart,
-  type ReadConfiguration,
-  readConfiguration,
-} from '../daemon/configuration.ts'
+import { type Configuration, type Mistake, type ReadConfiguration, readConfiguration } from '../daemon/configuration.ts'
+import { needRestart } from '../daemon/configuration-changes.ts'
 import { Control } from '../daemon/control.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
 import { type Runnable, runProxy, type StatusLine } from '../daemon/run-proxy.ts'

@@ -1,7 +1,8 @@
 /** What the daemons decide without sockets: configuration, advice, arguments. */
 import t from 'tap'
 import { parseEffort } from '../../src/compression/effort.ts'
-import { needRestart, readConfiguration } from '../../src/daemon/configuration.ts'
+import { readConfiguration } from '../../src/daemon/configuration.ts'
+import { needRestart } from '../../src/daemon/configuration-changes.ts'
 import { RepeatedFailure } from '../../src/daemon/repeated-failure.ts'
 import { ERROR_EXIT } from '../../src/errors.ts'
 import { adviseOn, type QemuSettings } from '../../src/qmp/advice.ts'
