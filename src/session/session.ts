@@ -23,6 +23,7 @@ import { ColdPages } from './cold-pages.ts'
 import { opensIn } from './flow-table.ts'
 import { Flows } from './flows.ts'
 import type { Inbox } from './inbox.ts'
+import { SessionLife } from './life.ts'
 import type { Outbox } from './outbox.ts'
 import { SESSION_PARTS } from './parts.ts'
 import type { Path } from './path.ts'
@@ -31,7 +32,6 @@ import { Paths } from './paths.ts'
 import { Patience } from './patience.ts'
 import { RateCap } from './rate-cap.ts'
 import { Served } from './served.ts'
-import { SESSION_TABLE, type SessionInput } from './states.ts'
 
 export class Session {
   private readonly role: Role
@@ -40,10 +40,8 @@ export class Session {
   /** Credit that each flow to this side begins with: `credit` of our hello. */
   readonly initialCredit: number
   private nowMs = 0
-  private sessionState: SessionState = 'opening'
+  private readonly life = new SessionLife()
   private readonly patience: Patience
-  /** What BYE says; undefined: the peer has said it. */
-  private bye: { readonly code: number; readonly text: string } | undefined = { code: CODE.NONE, text: '' }
 
   private readonly paths: Paths
   private readonly flows: Flows
@@ -74,7 +72,7 @@ export class Session {
       ...{ role, transport, served, memory, outbox, answers, parts, initialCredit },
       ...{ flowPlaces: options.flowPlaces, weights: options.weights },
       now: () => this.nowMs,
-      opens: () => opensIn(this.sessionState, this.paths.draining || (role === 'client' && this.peerDraining)),
+      opens: () => opensIn(this.life.state, this.paths.draining || (role === 'client' && this.peerDraining)),
       fault,
     })
     this.coldPages = new ColdPages({ role, transport, served, outbox, fault })
@@ -82,7 +80,7 @@ export class Session {
   }
 
   get state(): SessionState {
-    return this.sessionState
+    return this.life.state
   }
 
   /** Highest sequence number up to which all frames of the peer have arrived: `received` of our next hello. */
@@ -109,10 +107,10 @@ export class Session {
     assert(connection >= 0 && connection < CONNECTIONS_MAX, `connection ${connection}`)
     const old = this.paths.get(connection)
     if (old) this.dropPath(old)
-    if (this.isBroken) this.patience.found(nowMs)
+    if (this.life.isBroken) this.patience.found(nowMs)
     const path = this.paths.add(connection, nowMs)
-    this.enter('attach')
-    if (this.sessionState === 'closed') path.done = this.bye === undefined
+    this.life.enter('attach')
+    if (this.life.isClosed) path.done = this.life.bye === undefined
     else if (peerReceived > this.outbox.lastSequence)
       this.fault('PROTOCOL_STATE', 'the peer claims frames that were never sent')
     else {
@@ -129,7 +127,7 @@ export class Session {
     if (!path) return
     this.dropPath(path)
     if (this.paths.count === 0) {
-      this.enter('lose')
+      this.life.enter('lose')
       this.patience.lost(nowMs)
     }
     this.transport.onWork()
@@ -145,7 +143,7 @@ export class Session {
   /** Heartbeats, dead connections, delayed ACKs, patience, rate. Call at `nextTickMs`; earlier or later does no harm. */
   tick(nowMs: number): void {
     this.nowMs = nowMs
-    if (this.sessionState === 'closed') return
+    if (this.life.isClosed) return
     const { stillMs, dead, isWork } = this.paths.tick(nowMs)
     if (stillMs > 0) this.patience.stoodStill(stillMs, nowMs)
     for (const { path, why } of dead) this.giveUp(path, why)
@@ -155,21 +153,17 @@ export class Session {
       work = true
     }
     const isWaiting = this.outbox.acked < this.outbox.lastSequence
-    const over = this.patience.over(this.isBroken, isWaiting, nowMs)
+    const over = this.patience.over(this.life.isBroken, isWaiting, nowMs)
     if (over !== undefined) this.fault('PEER_LOST', over)
-    else if (isWaiting && !this.isBroken) this.served.maybe?.onStalled(this.patience.stalledSinceMs)
+    else if (isWaiting && !this.life.isBroken) this.served.maybe?.onStalled(this.patience.stalledSinceMs)
     if (work) this.transport.onWork()
   }
 
   /** When `tick` is to be called next; Infinity: never, unless onWork comes. */
   get nextTickMs(): number {
-    if (this.sessionState === 'closed') return Number.POSITIVE_INFINITY
+    if (this.life.isClosed) return Number.POSITIVE_INFINITY
     const next = Math.min(this.rate.wakeMs, this.paths.nextTickMs)
-    return this.isBroken ? Math.min(next, this.patience.brokenUntilMs) : next
-  }
-
-  private get isBroken(): boolean {
-    return this.sessionState === 'broken' || this.sessionState === 'stranded'
+    return this.life.isBroken ? Math.min(next, this.patience.brokenUntilMs) : next
   }
 
   // What arrives -----------------------------------------------------------------------------------------------------
@@ -181,7 +175,7 @@ export class Session {
   receive(connection: number, frame: Frame, nowMs: number) {
     this.nowMs = nowMs
     const path = this.paths.get(connection)
-    if (!path || this.sessionState === 'closed') return // came behind the end
+    if (!path || this.life.isClosed) return // came behind the end
     path.heardMs = nowMs
     const { type, sequence, payload } = frame
     if (sequence !== 0) {
@@ -270,8 +264,7 @@ export class Session {
   }
 
   private receiveBye(payload: Uint8Array): void {
-    this.enter('bye')
-    this.bye = undefined
+    this.life.toldBye()
     for (const path of this.paths.all) path.done = true
     this.clear()
     this.transport.onBye(reasonCode(payload), reasonText(payload))
@@ -289,16 +282,16 @@ export class Session {
     this.nowMs = nowMs
     const path = this.paths.get(connection)
     if (!path || path.done || maxBytes <= 0) return 0
-    const { outbox } = this
-    if (this.sessionState === 'closed') {
+    const { outbox, life } = this
+    if (life.isClosed) {
       path.done = true
-      return outbox.writer.putSmall(out, FRAME.BYE, encodeReason(this.bye?.code ?? CODE.NONE, this.bye?.text ?? ''))
+      return outbox.writer.putSmall(out, FRAME.BYE, encodeReason(life.bye?.code ?? CODE.NONE, life.bye?.text ?? ''))
     }
     this.rate.refill(nowMs)
     let total = pullPathFrames(path, this.inbox.acknowledged, nowMs, outbox.writer, out)
     const nothingWaited = outbox.acked === outbox.lastSequence
     while (total < maxBytes) {
-      const bytes = outbox.pull(path, this.sessionState !== 'closing', nowMs, out)
+      const bytes = outbox.pull(path, life.state !== 'closing', nowMs, out)
       if (bytes === 0) break
       total += bytes
     }
@@ -311,7 +304,7 @@ export class Session {
 
   /** True once this connection has pulled its last byte (BYE), or the peer ended the session: write out, then close it. */
   isDone(connection: number): boolean {
-    return this.sessionState === 'closed' && (this.paths.get(connection)?.done ?? true)
+    return this.life.isClosed && (this.paths.get(connection)?.done ?? true)
   }
 
   // Flows ------------------------------------------------------------------------------------------------------------
@@ -416,8 +409,7 @@ export class Session {
    */
   bulkRoom(nowMs: number): number {
     this.nowMs = nowMs
-    if (this.sessionState !== 'live' && this.sessionState !== 'closing') return 0
-    return bulkRoom(this.outbox, this.paths, this.rate)
+    return this.life.isUp ? bulkRoom(this.outbox, this.paths, this.rate) : 0
   }
 
   /** WAN bytes that were handed in, and that the peer has not acknowledged. */
@@ -476,9 +468,8 @@ export class Session {
    */
   close(nowMs: number, why = ''): void {
     this.nowMs = nowMs
-    if (why !== '' && this.bye?.code === CODE.NONE) this.bye = { code: CODE.NONE, text: why }
-    if (this.sessionState === 'opening') this.patience.lost(nowMs) // now the patience runs
-    this.enter('close')
+    if (this.life.state === 'opening') this.patience.lost(nowMs) // now the patience runs
+    this.life.close(why)
     this.checkFlushed()
     this.transport.onWork()
   }
@@ -486,13 +477,12 @@ export class Session {
   /** Ends the session at once, with BYE and onDead. A batch that failed to expand: `abort(error)`. */
   abort(error: ProxyError, nowMs: number): void {
     this.nowMs = nowMs
-    if (this.sessionState !== 'closed') this.die(error)
+    this.die(error)
   }
 
   private checkFlushed(): void {
-    if (this.sessionState !== 'closing' && this.sessionState !== 'stranded') return
-    if (!this.outbox.isFlushed) return
-    this.enter('flushed')
+    if (!this.life.isEnding || !this.outbox.isFlushed) return
+    this.life.enter('flushed')
     this.clear()
     this.transport.onWork()
   }
@@ -502,9 +492,8 @@ export class Session {
   }
 
   private die(error: ProxyError): void {
-    if (this.sessionState === 'closed') return
-    this.enter('die')
-    this.bye = { code: wireCode(error.code), text: error.what }
+    if (this.life.isClosed) return
+    this.life.die({ code: wireCode(error.code), text: error.what })
     this.clear()
     this.transport.onDead(error)
     this.transport.onWork()
@@ -520,19 +509,13 @@ export class Session {
     this.inbox.clear()
   }
 
-  private enter(input: SessionInput): void {
-    const next = SESSION_TABLE[this.sessionState][input]
-    assert(next !== null, `${input} in a session that is ${this.sessionState}`)
-    this.sessionState = next
-  }
-
   /** Shortest round trip seen lately on any connection, milliseconds; 0 before the first measurement, and without connections. */
   get rttMinMs(): number {
     return this.paths.rttMinMs
   }
 
   stats(): SessionStats {
-    const { sessionState: state, paths, outbox, inbox, flows } = this
+    const { state, paths, outbox, inbox, flows } = this
     return { state, ...paths.stats(), ...outbox.stats(), ...inbox.stats(), flows: flows.stats() }
   }
 }
