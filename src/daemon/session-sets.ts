@@ -10,6 +10,7 @@ import type { StoredSet, TemplateStore } from '../store/template-store.ts'
 import { digestOfFileName } from '../template/wire.ts'
 import { SetsLate } from '../transfer/sets-late.ts'
 import type { SiteLog } from './events.ts'
+import { SetNotices } from './set-notices.ts'
 
 /** What to bring into a session. */
 export interface OfferedSets extends Pick<SetFloors, 'hot' | 'cold'> {
@@ -45,14 +46,11 @@ function lookersAt(store: TemplateStore): OneAtATime {
 
 export class SessionSets {
   private readonly store: TemplateStore | undefined
-  private readonly log: SiteLog
+  /** Tells of them. */
+  private readonly notices: SetNotices
   private readonly signers: SetSigners | undefined
-  /** Sets that were told to be signed by nobody who may, and why. */
-  private untrusted = new Map<string, string>()
   /** What channels say of the store's sets. */
   private readonly channels: HostChannels | undefined
-  /** What is wrong with what they say, as it was told. */
-  private channelProblem: string | undefined
   private looking = false
   private listedMs = 0
   /** Its disk does not answer who wants to offer sets. */
@@ -67,17 +65,10 @@ export class SessionSets {
   /** How often something has been read that came too late for a session: the next one would be better than those before. */
   private arrivals = 0
   private readonly late = new Map<string, LateSet>()
-  /** Sets that were told to be late: of a slow disk each session's would be. */
-  private readonly toldLate = new Set<string>()
   /** Template pages that fit into a session, whatever else it needs. */
   private pagesMax: number
   /** Template pages that were offered last. */
   private offeredPages = 0
-  /** Sets that were told to stay on the disk, and to have no room at all, so that it is told once. */
-  private onDisk = ''
-  private roomless = ''
-  /** Why the store could not be read, as it was told; undefined where it can be. */
-  private unreadable: string | undefined
 
   /** @param signers whose signatures sets must have; undefined: it is not asked for */
   constructor(
@@ -90,7 +81,7 @@ export class SessionSets {
     this.signers = signers
     this.channels = store && new HostChannels(store.folder)
     this.pagesMax = pagesMax
-    this.log = log
+    this.notices = new SetNotices(log)
     if (store) setInterval(() => void this.look(), 2000).unref()
   }
 
@@ -140,7 +131,7 @@ export class SessionSets {
     if (offered) return this.offers(offered)
     this.stuck = true
     const what = `the disk has not answered in ${SETS_WAIT_MS / 1000} s`
-    this.tellUnreadable(new ProxyError('IO', what, undefined, 'look at the disk of the store'))
+    this.notices.store(new ProxyError('IO', what, undefined, 'look at the disk of the store'))
     const answered = (): void => {
       this.stuck = false
       this.arrivals++
@@ -157,14 +148,14 @@ export class SessionSets {
       const fingerprint = await this.fingerprint(inForce)
       sets = await this.trusted((await store.list(true)).filter(({ digest }) => isUsable(inForce, digest)))
       this.current = fingerprint
-      this.unreadable = undefined
+      this.notices.store(undefined)
     } catch (error) {
       if (!isProxyError(error, 'IO')) throw error
       this.current = unreadable(error)
-      this.tellUnreadable(error)
+      this.notices.store(error)
       return this.none
     }
-    this.tellChannels(inForce)
+    this.notices.inForce(inForce)
     const sound: StoredSet[] = []
     for (const set of sets) {
       const { digest, path, problem, modified, changed, fileBytes } = set
@@ -183,8 +174,8 @@ export class SessionSets {
     this.offeredPages = hotPages
     store.dropTables(cold)
     this.listedMs = performance.now()
-    this.tellOnDisk(cold)
-    this.tellRoomless(others)
+    this.notices.stayOnDisk(cold)
+    this.notices.leftOut(others)
     this.keepLate(new Set([...hot, ...cold]))
     return this.stillOf({ hot, cold, version: this.version })
   }
@@ -202,12 +193,7 @@ export class SessionSets {
   private async trusted(sets: readonly StoredSet[]): Promise<StoredSet[]> {
     if (!this.signers) return [...sets]
     const refused = await this.signers.refusals(sets.map(({ digest }) => digest))
-    for (const { digest, path } of sets) {
-      const error = refused.get(digest)
-      if (error === undefined || this.untrusted.get(digest) === error.message) continue
-      this.log.warn('template set not used', { set: path, error: error.message, hint: error.action })
-    }
-    this.untrusted = new Map(Array.from(refused, ([digest, { message }]) => [digest, message]))
+    this.notices.untrusted(sets, refused)
     return sets.filter(({ digest }) => !refused.has(digest))
   }
 
@@ -224,26 +210,6 @@ export class SessionSets {
   /** What was offered last did not fit beside what other sessions have: half of it next time. */
   takeFewer(): void {
     this.pagesMax = Math.floor(Math.min(this.pagesMax, this.offeredPages) / 2)
-  }
-
-  private tellOnDisk(cold: readonly string[]): void {
-    const sets = namesOf(cold)
-    if (sets !== this.onDisk && cold.length > 0) {
-      const hint = 'their pages are found whole, and parts of pages are not: --set-memory is for the newest sets'
-      this.log.info('template sets stay on the disk', { sets, hint })
-    }
-    this.onDisk = sets
-  }
-
-  private tellRoomless(others: readonly string[]): void {
-    const names = namesOf(others)
-    if (names !== this.roomless && others.length > 0) {
-      this.log.warn('template sets left out: more than a session may have', {
-        sets: names,
-        hint: 'the newest are used; remove sets (pageferry store prune)',
-      })
-    }
-    this.roomless = names
   }
 
   /**
@@ -267,7 +233,8 @@ export class SessionSets {
    * They are offered again when they have been read, and kept until then and from then on: the other side may take as long
    * for its own. @returns false where none of them was offered
    */
-  private excludeLate({ sets, settled, letGo, what, action }: SetsLate): boolean {
+  private excludeLate(late: SetsLate): boolean {
+    const { sets, settled, letGo } = late
     const coming = new Map<string, LateSet>()
     for (const digest of sets) {
       const known = this.states.get(digest)
@@ -276,9 +243,7 @@ export class SessionSets {
         continue
       }
       coming.set(digest, { isComing: true, letGo: () => letGo(digest) })
-      const told = this.toldLate.has(digest)
-      this.toldLate.add(digest)
-      if (!told) this.log.warn('template set not used', { set: known.path, error: what, hint: action })
+      this.notices.late(digest, known.path, late)
     }
     for (const [digest, set] of coming) {
       this.late.get(digest)?.letGo() // this one keeps it
@@ -292,25 +257,9 @@ export class SessionSets {
     return coming.size > 0
   }
 
-  private tell(digest: string, state: string, path: string, { code, message, action }: ProxyError): void {
+  private tell(digest: string, state: string, path: string, error: ProxyError): void {
     this.excluded.set(digest, state)
-    const hint = code === 'IO' ? action : 'pageferry template verify shows the damage; copy or build the set again'
-    this.log.warn('template set not used', { set: path, error: message, hint })
-  }
-
-  private tellUnreadable({ message, action }: ProxyError): void {
-    if (this.unreadable === message) return
-    this.unreadable = message
-    this.log.warn('template store cannot be read: going on without sets', { error: message, hint: action })
-  }
-
-  /** A document that was accepted and is damaged now. */
-  private tellChannels({ problem }: InForce): void {
-    if (problem !== undefined && problem.message !== this.channelProblem) {
-      const hint = 'its sets are not used; remove .channel-NAME.json from the store, and it is fetched again'
-      this.log.warn('what is in force cannot be read', { error: problem.message, hint })
-    }
-    this.channelProblem = problem?.message
+    this.notices.damaged(path, error)
   }
 
   private async fingerprint(inForce: InForce): Promise<string> {
@@ -335,11 +284,6 @@ export class SessionSets {
       this.looking = false
     }
   }
-}
-
-/** As a log names them. */
-function namesOf(digests: readonly string[]): string {
-  return digests.map(digest => digest.slice(0, 12)).join(' ')
 }
 
 /** In place of a fingerprint: it changes when the store can be read. */
