@@ -1,5 +1,5 @@
 /** A card for each disk transfer that runs: how fast, and how far each of its disks is, where that is known. */
-import { byId, element, keep, setText } from './elements.js'
+import { byId, element, factList, keep, setText } from './elements.js'
 import { counted, formatDuration, formatRate, formatSaved, formatSize } from './text.js'
 
 /** @typedef {import('../../migration/disk-progress.ts').ExportStatus} ExportStatus */
@@ -37,30 +37,21 @@ function makeDiskCard({ key, peer, out, status }) {
   const title = element('h3', { id }, 'Disks ', element('bdi', {}, status.target), way, element('bdi', {}, peer))
   const about = element('p', { class: 'about' })
   const exports = element('ul', { class: 'exports' })
-  /** @type {Record<string, HTMLElement>} */
-  const facts = {}
-  /** @param {string} name @param {string} text */
-  const fact = (name, text) => {
-    facts[name] = element('dd')
-    return element('div', {}, element('dt', {}, text), facts[name])
-  }
-  const list = element(
-    'dl',
-    { class: 'facts' },
-    ...(out
+  const facts = factList(
+    out
       ? [
-          fact('rate', 'From clients'),
-          fact('rateWan', 'On the WAN'),
-          fact('bytes', 'From clients so far'),
-          fact('bytesWan', 'On the WAN so far'),
-          fact('saved', 'Saved'),
-          fact('requests', 'Requests not answered'),
-          fact('back', 'From the server so far'),
-          fact('backWan', 'Of that on the WAN'),
+          ['rate', 'From clients'],
+          ['rateWan', 'On the WAN'],
+          ['bytes', 'From clients so far'],
+          ['bytesWan', 'On the WAN so far'],
+          ['saved', 'Saved'],
+          ['requests', 'Requests not answered'],
+          ['back', 'From the server so far'],
+          ['backWan', 'Of that on the WAN'],
         ]
-      : [fact('bytes', 'To the server so far'), fact('back', 'Back so far'), fact('backWan', 'Of that on the WAN')]),
+      : [['bytes', 'To the server so far'], ['back', 'Back so far'], ['backWan', 'Of that on the WAN']],
   )
-  const node = element('article', { class: 'card', 'aria-labelledby': id }, title, about, exports, list)
+  const node = element('article', { class: 'card', 'aria-labelledby': id }, title, about, exports, facts.node)
   return { node, about, exports, facts }
 }
 
@@ -75,8 +66,7 @@ function updateDiskCard({ about, exports, facts }, { out, status }) {
   setText(about, parts.join(' · '))
   exports.hidden = !out?.exports.length
   keep(exports, out?.exports ?? [], ({ name }) => name, makeExport, updateExport)
-  /** @param {string} name @param {string} text */
-  const tell = (name, text) => facts[name] && setText(facts[name], text)
+  const { tell } = facts
   tell('bytes', formatSize(bytes))
   tell('back', formatSize(bytesBack))
   tell('backWan', formatSize(bytesBackWan))

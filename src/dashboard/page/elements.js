@@ -43,6 +43,28 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text
 }
 
+/**
+ * A list of facts, each under what it is called.
+ *
+ * @param {readonly (readonly [name: string, called: string])[]} facts
+ */
+export function factList(facts) {
+  /** @type {Map<string, HTMLElement>} */
+  const said = new Map()
+  const rows = facts.map(([name, called]) => {
+    const place = element('dd')
+    said.set(name, place)
+    return element('div', {}, element('dt', {}, called), place)
+  })
+  const node = element('dl', { class: 'facts' }, ...rows)
+  /** Says one of them, where the list has it. @param {string} name @param {string} text */
+  const tell = (name, text) => {
+    const place = said.get(name)
+    if (place) setText(place, text)
+  }
+  return { node, tell }
+}
+
 /** @type {WeakMap<Element, Map<string, { node: Element }>>} */
 const kept = new WeakMap()
 

@@ -1,5 +1,5 @@
 /** A card for each migration that runs: how far, how fast, how long still, and what became of its pages. */
-import { byId, element, keep, setText } from './elements.js'
+import { byId, element, factList, keep, setText } from './elements.js'
 import { MemoryPicture } from './memory.js'
 import { Plot } from './plot.js'
 import { CLASSES, PAGE_BYTES, Series } from './series.js'
@@ -44,28 +44,19 @@ function makeCard({ key, peer, out, status }) {
     { class: 'warning', hidden: '' },
     'The guest writes as fast as this: it does not converge.',
   )
-  /** @type {Record<string, HTMLElement>} */
-  const facts = {}
-  /** @param {string} name @param {string} text */
-  const fact = (name, text) => {
-    facts[name] = element('dd')
-    return element('div', {}, element('dt', {}, text), facts[name])
-  }
-  const list = element(
-    'dl',
-    { class: 'facts' },
-    ...(out
+  const facts = factList(
+    out
       ? [
-          fact('seconds', 'Still to go'),
-          fact('passSeconds', 'To the end of the pass'),
-          fact('rate', 'From QEMU'),
-          fact('rateWan', 'On the WAN'),
-          fact('bytes', 'From QEMU so far'),
-          fact('bytesWan', 'On the WAN so far'),
-          fact('saved', 'Saved'),
-          fact('effort', 'Effort'),
+          ['seconds', 'Still to go'],
+          ['passSeconds', 'To the end of the pass'],
+          ['rate', 'From QEMU'],
+          ['rateWan', 'On the WAN'],
+          ['bytes', 'From QEMU so far'],
+          ['bytesWan', 'On the WAN so far'],
+          ['saved', 'Saved'],
+          ['effort', 'Effort'],
         ]
-      : [fact('rate', 'To QEMU'), fact('bytes', 'To QEMU so far')]),
+      : [['rate', 'To QEMU'], ['bytes', 'To QEMU so far']],
   )
   const rates = new Plot({
     title: out ? 'Rate of QEMU and of the WAN' : 'Rate to QEMU',
@@ -88,7 +79,7 @@ function makeCard({ key, peer, out, status }) {
     })
   const plots = element('div', { class: 'plots' }, rates.node, ...(classes ? [classes.node] : []))
   const memory = new MemoryPicture()
-  const parts = [title, about, label, warning, list, memory.node, plots]
+  const parts = [title, about, label, warning, facts.node, memory.node, plots]
   const node = element('article', { class: 'card', 'aria-labelledby': id }, ...parts)
   return { node, about, label, bar, pass, share, warning, facts, memory, rates, classes }
 }
@@ -125,8 +116,7 @@ function updateCard(card, { key, out, status }) {
   })
   const { points } = series
   const last = points.at(-1)
-  /** @param {string} name @param {string} text */
-  const tell = (name, text) => card.facts[name] && setText(card.facts[name], text)
+  const { tell } = card.facts
   tell('rate', formatRate(last?.rate ?? 0))
   tell('rateWan', formatRate(last?.rateWan ?? 0))
   tell('bytes', formatSize(bytes))
