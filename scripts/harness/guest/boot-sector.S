@@ -9,34 +9,10 @@
  *
  * gives the bytes in boot-sector.ts.
  */
-.code16
+.include "boot.inc"
 .globl _start
 _start:
-  cli
-  xorw %ax,%ax
-  movw %ax,%ds
-  inb $0x92,%al
-  orb $2,%al
-  outb %al,$0x92
-  lgdtl gdtr
-  movl %cr0,%eax
-  orb $1,%al
-  movl %eax,%cr0
-  ljmpl $8,$pm
-.code32
-pm:
-  movw $16,%ax
-  movw %ax,%ds
-  movw %ax,%es
-  movw %ax,%ss
-  movl $0x7000,%esp
-  /* vector 8, where the BIOS left IRQ 0: acknowledge and go on */
-  movl $0x6000+64,%edi
-  movl $tick,%eax
-  movl %eax,(%edi)
-  movw $8,2(%edi)
-  movl $0x8e00,4(%edi)
-  lidt idtr
+  enter_protected_mode
   cld
   movl $0x9e3779b9,%ebx
   /* 24 pages of noise at 1 MB */
@@ -114,30 +90,8 @@ next:
   addl $0x1000,%edi
   ret
 random:
-  movl %ebx,%eax
-  shll $13,%eax
-  xorl %eax,%ebx
-  movl %ebx,%eax
-  shrl $17,%eax
-  xorl %eax,%ebx
-  movl %ebx,%eax
-  shll $5,%eax
-  xorl %eax,%ebx
-  movl %ebx,%eax
+  next_random
   ret
-tick:
-  pushl %eax
-  movb $0x20,%al
-  outb %al,$0x20
-  popl %eax
-  iret
-gdtr: .word 23
-  .long gdt
-idtr: .word 71
-  .long 0x6000
-  .balign 8
-gdt: .quad 0
-  .quad 0x00cf9a000000ffff
-  .quad 0x00cf92000000ffff
+  protected_mode_data
 .org 510
 .word 0xaa55

@@ -9,6 +9,7 @@
  *
  * gives the bytes in disk-writer.ts.
  */
+.include "boot.inc"
 .code16
 .globl _start
 _start:
@@ -25,16 +26,7 @@ pass:
   jcxz 4f
 1: pushw %cx
   incl %ebp
-  movl %ebx,%eax
-  shll $13,%eax
-  xorl %eax,%ebx
-  movl %ebx,%eax
-  shrl $17,%eax
-  xorl %eax,%ebx
-  movl %ebx,%eax
-  shll $5,%eax
-  xorl %eax,%ebx
-  movl %ebx,%eax
+  next_random
   andl mask,%eax
   movl %eax,packet+8
   movl %ebx,%eax
