@@ -1,7 +1,7 @@
 const NOTHING = new Uint8Array(0)
 
 /** The bytes of one direction in a call: the end of those before, where a head was cut, and those that came. */
-export class Span {
+export class CarriedBytes {
   bytes: Uint8Array = NOTHING
   /** Position of the first. */
   base = 0

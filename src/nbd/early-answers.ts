@@ -21,7 +21,7 @@ import { MadeAnswers } from './made-answers.ts'
 import { Requests } from './requests.ts'
 import { ServerParser } from './server-stream.ts'
 import type { Direction, NbdExport, NbdRequest, NbdSink } from './sink.ts'
-import { Span } from './span.ts'
+import { CarriedBytes } from './carried-bytes.ts'
 import {
   COMMAND,
   EXPORT_LENGTH,
@@ -77,7 +77,7 @@ export class EarlyAnswers implements NbdSink {
   private payloadAt = 0
   private nowMs = 0
   /** Bytes of either direction that this call is about, and the position of the first. */
-  private readonly span = { client: new Span(), server: new Span() }
+  private readonly span = { client: new CarriedBytes(), server: new CarriedBytes() }
   /** Where in the server's bytes those begin that were dealt with neither way, and which way they go. */
   private doneTo = 0
   private passes = true

@@ -7,7 +7,7 @@ import { ClientParser } from './client-stream.ts'
 import { Dialogue } from './dialogue.ts'
 import { ServerParser } from './server-stream.ts'
 import type { Direction, NbdExport, NbdRequest, NbdSink } from './sink.ts'
-import { Span } from './span.ts'
+import { CarriedBytes } from './carried-bytes.ts'
 import { COMMAND, COMMAND_FLAG, TRANSMISSION_FLAG } from './wire.ts'
 
 /** Zeroes that are looked for, and made, at once. */
@@ -22,7 +22,7 @@ const WITHHELD_BYTES_MAX = 32 << 20
 export class UnmappedZeroes implements NbdSink {
   private readonly client: ClientParser
   private readonly server: ServerParser
-  private readonly span = new Span()
+  private readonly span = new CarriedBytes()
   private readonly toServer: (bytes: Uint8Array) => void
   /** The server can zero. */
   private canZero = false

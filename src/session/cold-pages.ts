@@ -8,7 +8,7 @@ import { WANTED_PAGES_MAX } from '../limits.ts'
 import { encodePage, encodeWant, parsePage, parseWant, WANTED_BYTES } from '../wan/bodies.ts'
 import { FRAME } from '../wan/wire.ts'
 import type { FlowSink, Role, TransportSink } from './api.ts'
-import { compact } from './kept.ts'
+import { keptPayload } from './kept-payloads.ts'
 import type { Outbox } from './outbox.ts'
 import type { Served } from './served.ts'
 
@@ -77,7 +77,7 @@ export class ColdPages {
     const page = parsePage(payload)
     if (!page) return this.host.fault('PROTOCOL_SYNTAX', `PAGE of ${payload.length} bytes`)
     if (role === 'client') return this.host.fault('PROTOCOL_STATE', 'PAGE from the server')
-    served.sink.onPage(page.number, page.page && compact(page.page))
+    served.sink.onPage(page.number, page.page && keptPayload(page.page))
   }
 
   /** The session is over: nothing more is asked or answered. */

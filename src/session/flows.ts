@@ -22,7 +22,7 @@ import { Fairness, type Weights } from './fairness.ts'
 import { Flow } from './flow.ts'
 import { FlowTable, type Opens } from './flow-table.ts'
 import { BatchParts } from './inbox.ts'
-import { compact } from './kept.ts'
+import { keptPayload } from './kept-payloads.ts'
 import type { Outbox } from './outbox.ts'
 import type { SessionParts } from './parts.ts'
 import type { Served } from './served.ts'
@@ -112,7 +112,7 @@ export class Flows {
     switch (type) {
       case FRAME.DATA: {
         if (!this.enterReceive(flow, 'data') || !this.takeCredit(flow, payload.length)) return
-        if (flow.send !== 'reset') this.served.sink.onData(number, compact(payload))
+        if (flow.send !== 'reset') this.served.sink.onData(number, keptPayload(payload))
         return
       }
       case FRAME.BATCH:

@@ -14,7 +14,7 @@ import {
 } from '../limits.ts'
 import { FLAG_MORE, FRAME_HEAD_BYTES } from '../wan/wire.ts'
 import { FrameRing } from './frame-ring.ts'
-import { compact } from './kept.ts'
+import { keptPayload } from './kept-payloads.ts'
 
 /** Parts of a batch: all but the last are full. */
 const PARTS_MAX = Math.ceil(BATCH_WIRE_BYTES_MAX / FRAME_PAYLOAD_BYTES_MAX)
@@ -108,7 +108,7 @@ export class Inbox {
     held.type[slot] = type
     held.flags[slot] = flags
     held.flow[slot] = flow
-    held.payload[slot] = compact(payload)
+    held.payload[slot] = keptPayload(payload)
     return undefined
   }
 

@@ -7,7 +7,7 @@ import { FRAME_HEAD_BYTES } from '../wan/wire.ts'
  * The payload, or a copy where the view would pin more than a few bytes beside it: what is kept is counted by its own bytes.
  * Half a frame of DATA in a chunk of plain TCP would pin eight times the bytes that credit counts.
  */
-export function compact(payload: Uint8Array): Uint8Array {
+export function keptPayload(payload: Uint8Array): Uint8Array {
   return payload.length + FRAME_HEAD_BYTES >= payload.buffer.byteLength ? payload : copyOf(payload)
 }
 

@@ -7,7 +7,7 @@ import { ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE, BATCHES_WAITING_UNPAID_BYTES } from '../limits.ts'
 import { Deque } from '../session/deque.ts'
-import { keptParts } from '../session/kept.ts'
+import { keptParts } from '../session/kept-payloads.ts'
 
 /** What a batch costs besides its work, however small it is: some 30 us. */
 export const WORK_PER_BATCH = 1 << 17
