@@ -3,11 +3,12 @@
  * is read encoded, sessions that are left, and a WAN that is cut. By clients and a server that nobody here wrote.
  */
 import t from 'tap'
-import { Events, type SiteEvent } from '../../src/daemon/events.ts'
+import type { SiteEvent } from '../../src/daemon/events.ts'
 import { FairShares } from '../../src/fair-shares.ts'
 import { MEMORY_BUDGET_BYTES } from '../../src/limits.ts'
 import { until } from '../helpers/until.ts'
-import { Daemons, type DaemonsOptions } from './daemons.ts'
+import type { Daemons, DaemonsOptions } from './daemons.ts'
+import { DiskPair } from './disk-pair.ts'
 import { NBD_SKIP, Nbdkit, nbdsh } from './nbd.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -95,17 +96,16 @@ const mixtures: readonly Mixture[] = [
 
 for (const { name, options, meanwhile } of mixtures) {
   t.test(name, { skip: NBD_SKIP }, async t => {
-    const events = new Events()
-    const told: SiteEvent[] = []
-    events.subscribe(event => told.push(event))
     const memory = new FairShares(MEMORY_BUDGET_BYTES)
     await using kit = await Nbdkit.start('memory', String(8 * PART))
+    let told: readonly SiteEvent[]
     {
-      await using daemons = await Daemons.start({
-        ...{ disks: `unix:${kit.socket}`, ringPages: 8192, patienceMs: 60_000, memory, events },
+      await using pair = await DiskPair.start(`unix:${kit.socket}`, {
+        ...{ effort: 3, patienceMs: 60_000, memory },
         ...options,
       })
-      const uri = `nbd://127.0.0.1:${daemons.diskPort}`
+      const { uri, daemons } = pair
+      told = pair.told
       let running = 0
       const run = async (part: number): Promise<string> => {
         running++

@@ -17,14 +17,13 @@ import { until } from '../helpers/until.ts'
 import { putPages } from '../template/makers.ts'
 import { conversation } from '../vectors/nbd/conversations.ts'
 import { closed, Daemons, type DaemonsOptions, Target } from './daemons.ts'
+import { DiskPair, digestOf, diskImage } from './disk-pair.ts'
 import { NBD_SKIP, Nbdkit, nbdcopy, nbdsh, QEMU_IMG_SKIP, qemuImg } from './nbd.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
 const MIB = 1 << 20
 const PAGE = 4096
-
-const digest = (bytes: Buffer): string => createHash('sha256').update(bytes).digest('hex')
 
 /** A qemu-nbd that listens on a Unix socket. */
 class QemuNbd implements AsyncDisposable {
@@ -63,42 +62,6 @@ class QemuNbd implements AsyncDisposable {
   }
 }
 
-/** A pair, and what both sides tell. */
-class Pair implements AsyncDisposable {
-  readonly daemons: Daemons
-  readonly told: SiteEvent[]
-
-  private constructor(daemons: Daemons, told: SiteEvent[]) {
-    this.daemons = daemons
-    this.told = told
-  }
-
-  static async start(disks: string, options: DaemonsOptions = {}): Promise<Pair> {
-    const events = new Events()
-    const told: SiteEvent[] = []
-    events.subscribe(event => told.push(event))
-    return new Pair(await Daemons.start({ disks, ringPages: 8192, effort: 1, events, ...options }), told)
-  }
-
-  get uri(): string {
-    return `nbd://127.0.0.1:${this.daemons.diskPort}`
-  }
-
-  /** What both sides tell of the transfer that ended last: source, destination. */
-  async ended() {
-    return await until('both summaries', () => {
-      const ended = this.told.flatMap(({ event, fields }) => (event === 'disk transfer ended' ? [fields] : []))
-      const near = ended.find(fields => 'bytesWan' in fields)
-      const far = ended.find(fields => 'bytesOut' in fields)
-      return near && far && { near, far }
-    })
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.daemons[Symbol.asyncDispose]()
-  }
-}
-
 t.test('an image that stands in a set is pulled for a few bytes', { skip: NBD_SKIP }, async t => {
   const folder = t.testdir()
   const golden = Array.from({ length: 2048 }, () => randomBytes(PAGE))
@@ -108,10 +71,10 @@ t.test('an image that stands in a set is pulled for a few bytes', { skip: NBD_SK
   const [far, back] = [join(folder, 'far'), join(folder, 'back')]
   writeFileSync(far, disk)
   await using kit = await Nbdkit.start('file', far)
-  await using pair = await Pair.start(`unix:${kit.socket}`, { store, farStore: store })
+  await using pair = await DiskPair.start(`unix:${kit.socket}`, { store, farStore: store })
   const before = pair.daemons.wan.bytes
   await nbdcopy(pair.uri, back)
-  t.equal(digest(readFileSync(back)), digest(disk))
+  t.equal(digestOf(readFileSync(back)), digestOf(disk))
   const wan = pair.daemons.wan.bytes - before
   t.comment(`${disk.length} bytes read, ${wan} on the WAN, both ways`)
   t.ok(wan < 1.5 * MIB, `${wan} bytes on the WAN`)
@@ -124,33 +87,20 @@ t.test('an image that stands in a set is pulled for a few bytes', { skip: NBD_SK
   t.ok(near.bytesBackWan > MIB, 'and all of it')
 })
 
-/** A disk as guests have them: noise, text, and holes; its end is no whole block. */
-function image(bytes: number): Buffer {
-  const disk = Buffer.alloc(bytes)
-  for (let at = 0; at < bytes; at += MIB) {
-    const end = Math.min(bytes, at + MIB)
-    const part = (at / MIB) % 4
-    if (part === 0) randomBytes(end - at).copy(disk, at)
-    else if (part === 1) disk.fill(`line ${at} of a file that compresses well\n`, at, end)
-    else if (part === 2) randomBytes(Math.min(MIB / 2, end - at)).copy(disk, at)
-  }
-  return disk
-}
-
 t.test(
   'qemu-img converts out of the pair, from nbdkit and from qemu-nbd',
   { skip: NBD_SKIP || QEMU_IMG_SKIP },
   async t => {
     const folder = t.testdir()
-    const disk = image(12 * MIB + 512)
+    const disk = diskImage(12 * MIB + 512)
     const [far, back] = [join(folder, 'far'), join(folder, 'back')]
     writeFileSync(far, disk)
     for (const server of ['nbdkit', 'qemu-nbd']) {
       await using kit = server === 'nbdkit' ? await Nbdkit.start('file', far) : await QemuNbd.start(far)
-      await using pair = await Pair.start(`unix:${kit.socket}`)
+      await using pair = await DiskPair.start(`unix:${kit.socket}`)
       const before = pair.daemons.wan.bytes
       await qemuImg('convert', '-f', 'raw', '-O', 'raw', pair.uri, back)
-      t.equal(digest(readFileSync(back)), digest(disk), server)
+      t.equal(digestOf(readFileSync(back)), digestOf(disk), server)
       const wan = pair.daemons.wan.bytes - before
       t.comment(`${disk.length} bytes read of ${server}, ${wan} on the WAN, both ways`)
       t.ok(wan < 0.55 * disk.length, 'what is noise, and little else')
@@ -193,7 +143,7 @@ t.test('reads and writes of any size and place are as those of the server itself
     return await nbdsh(kit.uri, ...script)
   })()
   await using kit = await Nbdkit.start('memory', '3M')
-  await using pair = await Pair.start(`unix:${kit.socket}`)
+  await using pair = await DiskPair.start(`unix:${kit.socket}`)
   t.equal(await nbdsh(pair.uri, ...script), direct)
   t.same(
     pair.told.filter(({ event }) => event === 'relayed raw'),
@@ -204,11 +154,11 @@ t.test('reads and writes of any size and place are as those of the server itself
 
 t.test('a WAN that is cut while a disk is read, over and over', { skip: NBD_SKIP }, async t => {
   const folder = t.testdir()
-  const disk = image(16 * MIB)
+  const disk = diskImage(16 * MIB)
   const [far, back] = [join(folder, 'far'), join(folder, 'back')]
   writeFileSync(far, disk)
   await using kit = await Nbdkit.start('file', far)
-  await using pair = await Pair.start(`unix:${kit.socket}`, { patienceMs: 60_000 })
+  await using pair = await DiskPair.start(`unix:${kit.socket}`, { patienceMs: 60_000 })
   const { wan } = pair.daemons
   let copied = false
   const copy = nbdcopy(pair.uri, back).finally(() => {
@@ -222,14 +172,14 @@ t.test('a WAN that is cut while a disk is read, over and over', { skip: NBD_SKIP
     cuts++
   }
   await copy
-  t.equal(digest(readFileSync(back)), digest(disk))
+  t.equal(digestOf(readFileSync(back)), digestOf(disk))
   t.ok(cuts >= 4, `${cuts} cuts`)
   t.match((await pair.ended()).near, { endedBy: 'both sides closed' }, 'its client saw nothing but pauses')
 })
 
 t.test('without the feature, or without memory for it, all of it comes as it is', { skip: NBD_SKIP }, async t => {
   const folder = t.testdir()
-  const disk = image(6 * MIB)
+  const disk = diskImage(6 * MIB)
   const [far, back] = [join(folder, 'far'), join(folder, 'back')]
   writeFileSync(far, disk)
   await using kit = await Nbdkit.start('file', far)
@@ -239,10 +189,10 @@ t.test('without the feature, or without memory for it, all of it comes as it is'
     try {
       // half of it is an identity's
       const memory = lacks === 'memory' ? { memory: new FairShares(2 * REPLIES_MEMORY_BYTES - 2) } : {}
-      await using pair = await Pair.start(`unix:${kit.socket}`, memory)
+      await using pair = await DiskPair.start(`unix:${kit.socket}`, memory)
       const before = pair.daemons.wan.bytes
       await nbdcopy(pair.uri, back)
-      t.equal(digest(readFileSync(back)), digest(disk), lacks)
+      t.equal(digestOf(readFileSync(back)), digestOf(disk), lacks)
       t.ok(pair.daemons.wan.bytes - before > 0.9 * disk.length, 'nothing is saved')
       t.match((await pair.ended()).near, { endedBy: 'both sides closed' })
     } finally {
@@ -253,11 +203,11 @@ t.test('without the feature, or without memory for it, all of it comes as it is'
 
 t.test('a client that goes away while it reads; and others go on', { skip: NBD_SKIP || QEMU_IMG_SKIP }, async t => {
   const folder = t.testdir()
-  const disk = image(8 * MIB)
+  const disk = diskImage(8 * MIB)
   const [far, back] = [join(folder, 'far'), join(folder, 'back')]
   writeFileSync(far, disk)
   await using server = await QemuNbd.start(far) // nbdkit 1.32 dies when a client does
-  await using pair = await Pair.start(`unix:${server.socket}`)
+  await using pair = await DiskPair.start(`unix:${server.socket}`)
   const leaves = [
     'import os',
     'bufs = [nbd.Buffer(262144) for _ in range(32)]',
@@ -267,21 +217,21 @@ t.test('a client that goes away while it reads; and others go on', { skip: NBD_S
     'os._exit(0)',
   ]
   await Promise.all([nbdcopy(pair.uri, back), nbdsh(pair.uri, ...leaves), nbdsh(pair.uri, ...leaves)])
-  t.equal(digest(readFileSync(back)), digest(disk))
+  t.equal(digestOf(readFileSync(back)), digestOf(disk))
   await nbdcopy(pair.uri, back)
-  t.equal(digest(readFileSync(back)), digest(disk), 'in the same session')
+  t.equal(digestOf(readFileSync(back)), digestOf(disk), 'in the same session')
   t.equal(pair.told.filter(({ event }) => event === 'link.dead' || event === 'link.defect').length, 0)
   t.equal(pair.daemons.count('session open'), 2, 'one, told at both sides')
 })
 
 t.test('a server that dies while it is read, and comes back', { skip: NBD_SKIP || QEMU_IMG_SKIP }, async t => {
   const folder = t.testdir()
-  const disk = image(24 * MIB)
+  const disk = diskImage(24 * MIB)
   const [far, back] = [join(folder, 'far'), join(folder, 'back')]
   writeFileSync(far, disk)
   let server = await QemuNbd.start(far)
   t.teardown(() => server[Symbol.asyncDispose]())
-  await using pair = await Pair.start(`unix:${server.socket}`)
+  await using pair = await DiskPair.start(`unix:${server.socket}`)
   for (let run = 1; run <= 3; run++) {
     const before = pair.daemons.wan.bytes
     const copy = nbdcopy(pair.uri, back).then(
@@ -293,12 +243,12 @@ t.test('a server that dies while it is read, and comes back', { skip: NBD_SKIP |
     t.equal(await copy, 'failed', 'its client is told')
   }
   await nbdcopy(pair.uri, back)
-  t.equal(digest(readFileSync(back)), digest(disk), 'the pools are alike all the same')
+  t.equal(digestOf(readFileSync(back)), digestOf(disk), 'the pools are alike all the same')
   t.equal(pair.daemons.count('session open'), 2, 'one, told at both sides')
 })
 
 t.test('while a guest waits for pages next to nothing lies in the link before its requests', async t => {
-  await using pair = await Pair.start('unix:/nobody')
+  await using pair = await DiskPair.start('unix:/nobody')
   const { daemons } = pair
   const recovery = await daemons.dial()
   const target = (): number => {
@@ -336,7 +286,7 @@ t.test('a server that breaks off while what it said is packed, and its client wi
   target.server.listen(0, '127.0.0.1')
   await once(target.server, 'listening')
   t.teardown(() => target[Symbol.asyncDispose]())
-  await using pair = await Pair.start(`tcp:127.0.0.1:${target.port}`)
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${target.port}`)
   const { daemons } = pair
   const { prototype } = ColumnPacker
   const { pack } = prototype

@@ -6,14 +6,14 @@ import { randomBytes } from 'node:crypto'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { Events, type SiteEvent } from '../../src/daemon/events.ts'
 import { SESSIONS_LEFT_MAX } from '../../src/limits.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
 import { credentials, makeCredentials } from '../link/harness.ts'
 import { putPages } from '../template/makers.ts'
-import { Daemons, type DaemonsOptions, MAIN, runsOf } from './daemons.ts'
+import { type Daemons, type DaemonsOptions, MAIN, runsOf } from './daemons.ts'
 import { DiskClient } from './disk-client.ts'
+import { DiskPair } from './disk-pair.ts'
 import { NBD_SKIP, Nbdkit } from './nbd.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -22,15 +22,13 @@ const MIB = 1 << 20
 
 /** A pair with a disk behind it, and what it should have on it by now. */
 class World implements AsyncDisposable {
-  readonly daemons: Daemons
-  readonly told: SiteEvent[]
+  readonly pair: DiskPair
   private readonly kit: Nbdkit
   private readonly file: string
   private readonly expected: Buffer
 
-  private constructor(daemons: Daemons, told: SiteEvent[], kit: Nbdkit, file: string) {
-    this.daemons = daemons
-    this.told = told
+  private constructor(pair: DiskPair, kit: Nbdkit, file: string) {
+    this.pair = pair
     this.kit = kit
     this.file = file
     this.expected = Buffer.alloc(8 * MIB)
@@ -40,15 +38,11 @@ class World implements AsyncDisposable {
     const file = join(folder, 'disk')
     writeFileSync(file, Buffer.alloc(8 * MIB))
     const kit = await Nbdkit.start('file', file)
-    const events = new Events()
-    const told: SiteEvent[] = []
-    events.subscribe(event => told.push(event))
-    const daemons = await Daemons.start({ disks: `unix:${kit.socket}`, effort: 1, ringPages: 8192, events, ...options })
-    return new World(daemons, told, kit, file)
+    return new World(await DiskPair.start(`unix:${kit.socket}`, options), kit, file)
   }
 
-  count(event: SiteEvent['event']): number {
-    return this.told.filter(one => one.event === event).length
+  get daemons(): Daemons {
+    return this.pair.daemons
   }
 
   async disk(): Promise<DiskClient> {
@@ -85,7 +79,7 @@ class World implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.daemons[Symbol.asyncDispose]()
+    await this.pair[Symbol.asyncDispose]()
     await this.kit[Symbol.asyncDispose]()
   }
 }
@@ -132,10 +126,10 @@ for (const side of ['destination', 'source'] as const) {
     )
     t.ok(world.isRight(), 'byte for byte')
     t.same(
-      [world.count('connection refused'), world.count('migration given up'), world.count('link.defect')],
+      [world.pair.count('connection refused'), world.pair.count('migration given up'), world.pair.count('link.defect')],
       [0, 0, 0],
     )
-    t.equal(world.told.filter(({ event, level }) => event !== 'disk transfer ended' && level === 'error').length, 0)
+    t.equal(world.pair.told.filter(({ event, level }) => event !== 'disk transfer ended' && level === 'error').length, 0)
   })
 }
 
@@ -157,7 +151,7 @@ t.test('a disk that is open over many reloads, and others beside it', { skip: NB
   await world.writes(last, 6)
   const full = world.links.now
   daemons.link.session.drain()
-  await until('it is heard of', () => world.count('peer drains: it takes no new migrations') > SESSIONS_LEFT_MAX)
+  await until('it is heard of', () => world.pair.count('peer drains: it takes no new migrations') > SESSIONS_LEFT_MAX)
   const qemu = await daemons.dial()
   qemu.write(MAIN)
   await until('it waits', () => daemons.source.status().waiting === 1)

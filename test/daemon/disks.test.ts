@@ -19,90 +19,13 @@ import type { Step } from '../nbd-wire/harness.ts'
 import { recordings } from '../nbd-wire/recordings.ts'
 import { putPages } from '../template/makers.ts'
 import { closed, Daemons, type DaemonsOptions, MAIN, Target } from './daemons.ts'
+import { DiskPair, digestOf, diskImage } from './disk-pair.ts'
 import { NBD_SKIP, Nbdkit, nbdcopy, nbdsh, QEMU_IMG_SKIP, qemuImg } from './nbd.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
 const MIB = 1 << 20
 const PAGE = 4096
-
-/** A disk as guests have them: noise, text, and holes; its end is no whole block. */
-function image(bytes: number): Buffer {
-  const disk = Buffer.alloc(bytes)
-  for (let at = 0; at < bytes; at += MIB) {
-    const end = Math.min(bytes, at + MIB)
-    const part = (at / MIB) % 4
-    if (part === 0) randomBytes(end - at).copy(disk, at)
-    else if (part === 1) disk.fill(`line ${at} of a file that compresses well\n`, at, end)
-    else if (part === 2) randomBytes(Math.min(MIB / 2, end - at)).copy(disk, at)
-  }
-  return disk
-}
-
-const digest = (bytes: Buffer): string => createHash('sha256').update(bytes).digest('hex')
-
-/** A pair, and all that it tells. */
-class Disks implements AsyncDisposable {
-  readonly daemons: Daemons
-  readonly told: SiteEvent[]
-
-  private constructor(daemons: Daemons, told: SiteEvent[]) {
-    this.daemons = daemons
-    this.told = told
-  }
-
-  static async start(at: string, options: DaemonsOptions = {}): Promise<Disks> {
-    const events = new Events()
-    const told: SiteEvent[] = []
-    events.subscribe(event => told.push(event))
-    return new Disks(await Daemons.start({ disks: at, ringPages: 8192, effort: 1, events, ...options }), told)
-  }
-
-  get uri(): string {
-    return `nbd://127.0.0.1:${this.daemons.diskPort}`
-  }
-
-  of<E extends SiteEvent['event']>(event: E): Extract<SiteEvent, { event: E }>['fields'][] {
-    return this.told.filter(one => one.event === event).map(({ fields }) => fields as never)
-  }
-
-  /** A client that reads nothing yet. */
-  connect(): net.Socket {
-    const socket = net.connect({ port: this.daemons.diskPort, host: '127.0.0.1', allowHalfOpen: true })
-    socket.on('error', () => {})
-    return socket
-  }
-
-  /** What its server says first. */
-  async greeting(socket: net.Socket): Promise<string> {
-    try {
-      return String((await once(socket, 'data'))[0])
-    } catch (cause) {
-      const last = this.told.slice(-12).map(({ event, fields }) => `${event} ${JSON.stringify(fields)}`)
-      throw new Error(`no greeting; told: ${last.join('\n')}`, { cause })
-    }
-  }
-
-  async dial(): Promise<net.Socket> {
-    const socket = this.connect()
-    await once(socket, 'connect')
-    return socket
-  }
-
-  /** What both sides tell of a transfer that has ended: source, destination. */
-  async ended() {
-    return await until('both summaries', () => {
-      const ended = this.of('disk transfer ended')
-      const near = ended.find(fields => 'bytesWan' in fields)
-      const far = ended.find(fields => 'bytesOut' in fields)
-      return near && far && 'bytesWan' in near && 'bytesOut' in far && { near, far }
-    })
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.daemons[Symbol.asyncDispose]()
-  }
-}
 
 /** A disk's server by hand, at a port. */
 async function server(): Promise<Target> {
@@ -114,14 +37,14 @@ async function server(): Promise<Target> {
 
 t.test('nbdcopy pushes a disk and pulls it back', { skip: NBD_SKIP }, async t => {
   const folder = t.testdir()
-  const disk = image(12 * MIB + 1536)
+  const disk = diskImage(12 * MIB + 1536)
   const [near, far, back] = ['near', 'far', 'back'].map(name => join(folder, name)) as [string, string, string]
   writeFileSync(near, disk)
   writeFileSync(far, Buffer.alloc(disk.length))
   await using kit = await Nbdkit.start('file', far)
-  await using pair = await Disks.start(`unix:${kit.socket}`)
+  await using pair = await DiskPair.start(`unix:${kit.socket}`)
   await nbdcopy(near, pair.uri, '--flush')
-  t.equal(digest(readFileSync(far)), digest(disk))
+  t.equal(digestOf(readFileSync(far)), digestOf(disk))
   const pushed = await pair.ended()
   t.match(pushed.near, { target: 'default', exports: [''], endedBy: 'both sides closed', id: pushed.far.id })
   t.equal(pushed.near.bytesIn, pushed.far.bytesOut)
@@ -142,7 +65,7 @@ t.test('nbdcopy pushes a disk and pulls it back', { skip: NBD_SKIP }, async t =>
 
   pair.told.length = 0
   await nbdcopy(pair.uri, back)
-  t.equal(digest(readFileSync(back)), digest(disk))
+  t.equal(digestOf(readFileSync(back)), digestOf(disk))
   const pulled = await pair.ended()
   t.ok(pulled.near.bytesBack > 6 * MIB, 'what the server says goes back as it is')
   t.equal(pulled.near.id === pushed.near.id, false)
@@ -158,7 +81,7 @@ t.test('how far a copy is, in its middle', { skip: NBD_SKIP }, async t => {
   const pwrite = `if [ $4 -lt ${half} ]; then exec cat > /dev/null; fi; while kill -0 $PPID 2> /dev/null; do sleep 1; done`
   const methods = [`get_size=echo ${disk.length}`, 'thread_model=echo parallel', `pwrite=${pwrite}`]
   await using kit = await Nbdkit.start('eval', ...methods)
-  await using pair = await Disks.start(`unix:${kit.socket}`)
+  await using pair = await DiskPair.start(`unix:${kit.socket}`)
   const { source, destination } = pair.daemons
   const copy = spawn('nbdcopy', ['--connections=1', '--requests=16', '--request-size=262144', near, pair.uri], {
     stdio: 'ignore',
@@ -202,7 +125,7 @@ t.test('how far a copy is, in its middle', { skip: NBD_SKIP }, async t => {
 
 t.test('writes of any size and place, with all that a client may ask for', { skip: NBD_SKIP }, async t => {
   await using kit = await Nbdkit.start('memory', '3M')
-  await using pair = await Disks.start(`unix:${kit.socket}`)
+  await using pair = await DiskPair.start(`unix:${kit.socket}`)
   const printed = await nbdsh(
     pair.uri,
     'import random, hashlib',
@@ -233,9 +156,9 @@ t.test('writes of any size and place, with all that a client may ask for', { ski
 t.test('qemu-img converts into the pair and compares through it', { skip: NBD_SKIP || QEMU_IMG_SKIP }, async t => {
   const folder = t.testdir()
   const near = join(folder, 'near')
-  writeFileSync(near, image(12 * MIB))
+  writeFileSync(near, diskImage(12 * MIB))
   await using kit = await Nbdkit.start('memory', String(12 * MIB))
-  await using pair = await Disks.start(`unix:${kit.socket}`)
+  await using pair = await DiskPair.start(`unix:${kit.socket}`)
   await qemuImg('convert', '-n', '-f', 'raw', '-O', 'raw', near, pair.uri)
   t.match(await qemuImg('compare', '-f', 'raw', '-F', 'raw', near, kit.uri), /identical/)
   t.match(await qemuImg('compare', '-f', 'raw', '-F', 'raw', near, pair.uri), /identical/, 'read through the pair')
@@ -244,12 +167,12 @@ t.test('qemu-img converts into the pair and compares through it', { skip: NBD_SK
 
 t.test('a WAN that is cut in the middle, over and over', { skip: NBD_SKIP }, async t => {
   const folder = t.testdir()
-  const disk = image(12 * MIB)
+  const disk = diskImage(12 * MIB)
   const [near, far] = [join(folder, 'near'), join(folder, 'far')]
   writeFileSync(near, disk)
   writeFileSync(far, Buffer.alloc(disk.length))
   await using kit = await Nbdkit.start('file', far)
-  await using pair = await Disks.start(`unix:${kit.socket}`, { patienceMs: 60_000 })
+  await using pair = await DiskPair.start(`unix:${kit.socket}`, { patienceMs: 60_000 })
   const { wan } = pair.daemons
   let copied = false
   const copy = nbdcopy(near, pair.uri, '--flush').finally(() => {
@@ -263,7 +186,7 @@ t.test('a WAN that is cut in the middle, over and over', { skip: NBD_SKIP }, asy
     cuts++
   }
   await copy
-  t.equal(digest(readFileSync(far)), digest(disk))
+  t.equal(digestOf(readFileSync(far)), digestOf(disk))
   t.ok(cuts >= 4, `${cuts} cuts`)
   t.ok(pair.of('WAN connection lost').length >= 1)
   const { near: told } = await pair.ended()
@@ -284,7 +207,7 @@ t.test('memory behind a disk finds its blocks', { skip: NBD_SKIP }, async t => {
   const stream = syntheticStream([{ idstr: 'pc.ram', lengthBytes: disk.length }], [pages])
   const wanBytes: number[] = []
   for (const first of [false, true]) {
-    await using pair = await Disks.start(`unix:${kit.socket}`)
+    await using pair = await DiskPair.start(`unix:${kit.socket}`)
     const { daemons } = pair
     if (first) {
       await nbdcopy(near, pair.uri)
@@ -294,7 +217,7 @@ t.test('memory behind a disk finds its blocks', { skip: NBD_SKIP }, async t => {
     qemu.resume()
     qemu.end(stream)
     await until('the stream', () => daemons.target.received[0]?.length === stream.length)
-    t.equal(digest(daemons.target.received[0]!), digest(Buffer.from(stream)))
+    t.equal(digestOf(daemons.target.received[0]!), digestOf(Buffer.from(stream)))
     daemons.target.sockets[0]!.end()
     const summary = await until('its summary', () => daemons.summaries[0])
     wanBytes.push(summary.bytesWan)
@@ -314,7 +237,7 @@ t.test('what a set brings to a disk is counted at both sides', { skip: NBD_SKIP 
   const near = join(folder, 'near')
   writeFileSync(near, disk)
   await using kit = await Nbdkit.start('memory', String(disk.length))
-  await using pair = await Disks.start(`unix:${kit.socket}`, { store, farStore: store })
+  await using pair = await DiskPair.start(`unix:${kit.socket}`, { store, farStore: store })
   await nbdcopy(near, pair.uri)
   await pair.ended()
   const [departed, arrived] = pair.of('disk transfer ended')
@@ -358,7 +281,7 @@ const sideOf = (steps: readonly Step[], side: Step['from']): Buffer =>
 
 t.test('every conversation that was recorded, in pieces, and the WAN is cut meanwhile', async t => {
   await using far = await server()
-  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`, { patienceMs: 60_000 })
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`, { patienceMs: 60_000 })
   let seed = 1
   const cutting = setInterval(() => pair.daemons.wan.cut(), 300)
   t.teardown(() => clearInterval(cutting))
@@ -389,7 +312,7 @@ t.test('every conversation that was recorded, in pieces, and the WAN is cut mean
 
 t.test('a client that only waits is greeted; who says nothing that NBD is passes as it is', async t => {
   await using far = await server()
-  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`)
   far.onConnection = socket => socket.write('SSH-2.0-who is there?')
   const near = await pair.dial()
   t.equal(await pair.greeting(near), 'SSH-2.0-who is there?')
@@ -404,7 +327,7 @@ t.test('a client that only waits is greeted; who says nothing that NBD is passes
 t.test('a server that is not there, and a target that nobody gave', async t => {
   await using far = await server()
   const { port } = far
-  await using pair = await Disks.start(`tcp:127.0.0.1:${port}`)
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${port}`)
   const { daemons } = pair
   far.server.close()
   await once(far.server, 'close')
@@ -424,7 +347,7 @@ t.test('a server that is not there, and a target that nobody gave', async t => {
 t.test('one more connection than there may be is refused, and memory has its place beside them', async t => {
   await using far = await server()
   far.onConnection = socket => socket.write('NBDMAGIC')
-  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`)
   const near: net.Socket[] = []
   while (near.length < DISK_CONNECTIONS_MAX) near.push((await pair.dial()).resume())
   await until('all are dialled', () => far.sockets.length === DISK_CONNECTIONS_MAX)
@@ -453,7 +376,7 @@ t.test('a peer that is older: disks are refused, memory goes on', async t => {
   known.splice(known.indexOf(FEATURE.DISKS), 1)
   t.teardown(() => known.push(FEATURE.DISKS))
   await using far = await server()
-  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`)
   await closed(pair.connect().resume())
   t.match(pair.of('connection refused')[0], { reason: 'the other proxy is older, and cannot carry disks' })
   t.equal(far.sockets.length, 0)
@@ -464,7 +387,7 @@ t.test('a peer that is older: disks are refused, memory goes on', async t => {
 
 t.test('what a session that is lost means to a disk', async t => {
   await using far = await server()
-  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`)
   const near = await pair.dial()
   far.onConnection = socket => socket.write('NBDMAGIC')
   const early = await pair.dial()
@@ -485,7 +408,7 @@ t.test('a connection that crosses the end of a session goes on in the next one',
     socket.write('NBDMAGIC')
     socket.on('end', () => socket.end())
   }
-  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`)
   const { daemons } = pair
   await until('a session', () => pair.of('session open').length === 2)
   daemons.drainUnsaid()
@@ -505,7 +428,7 @@ t.test('a connection that crosses the end of a session goes on in the next one',
 t.test('a WAN that stays away', async t => {
   await using far = await server()
   far.onConnection = socket => socket.write('NBDMAGIC')
-  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`, { patienceMs: 1000, patiencePostcopyMs: 60_000 })
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`, { patienceMs: 1000, patiencePostcopyMs: 60_000 })
   const near = await pair.dial()
   await pair.greeting(near)
   pair.daemons.wan.cut(true)
@@ -520,7 +443,7 @@ t.test('a WAN that stays away', async t => {
 t.test('a drain waits for disks, and takes further connections of them', async t => {
   await using far = await server()
   far.onConnection = socket => socket.write('NBDMAGIC')
-  await using pair = await Disks.start(`tcp:127.0.0.1:${far.port}`)
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`)
   const { source } = pair.daemons
   const first = await pair.dial()
   await pair.greeting(first)
