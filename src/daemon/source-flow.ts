@@ -7,7 +7,7 @@ import type { Effort } from '../compression/effort.ts'
 import type { Share } from '../fair-shares.ts'
 import { ChannelStart } from '../migration/channel-start.ts'
 import type { Departure } from '../migration/departure.ts'
-import type { FlowKind, Gate } from '../migration/gates.ts'
+import type { FlowKind, Gate } from '../migration/gate.ts'
 import type { Cause } from '../migration/outcome.ts'
 import type { MemoryPlace } from '../migration/progress.ts'
 import type { SourceChannel, SourceChannels } from '../migration/source-channels.ts'
@@ -265,7 +265,7 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     this.sending = half.sender.open(
       {
         ...{ number, migration: migration.number, kind, urgent, memory: parsing },
-        ...{ owner: this, facts: new SourceFacts(half.channels, this) },
+        ...{ owner: this, facts: new SourceFacts<SourceFlow, Slot>(half.channels, this) },
       },
       slot,
     )

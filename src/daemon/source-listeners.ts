@@ -1,5 +1,5 @@
 /** Where QEMUs connect to a source proxy, for migrations and for disks: the sockets that it listens on, and the gate of each. */
-import { Gate, type GateKind, isOpen } from '../migration/gates.ts'
+import { Gate, type GateKind, isOpen } from '../migration/gate.ts'
 import { type Address, formatAddress, isRange } from '../relay/address.ts'
 import { type Accepted, type Listener, listen } from '../relay/listener.ts'
 import type { QemuSocket } from '../relay/qemu-socket.ts'

@@ -5,7 +5,7 @@
  */
 import type { Departure, DepartureChannel, DepartureOptions } from './departure.ts'
 import { DiskDeparture } from './disk-departure.ts'
-import { type Gate, isOpen } from './gates.ts'
+import { type Gate, isOpen } from './gate.ts'
 import { MigrationDeparture } from './migration-departure.ts'
 import { Patience, type PatienceTimes } from './patience.ts'
 import type { PausedMigrations } from './paused.ts'

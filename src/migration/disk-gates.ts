@@ -4,14 +4,7 @@
  * orders go out, and `tick` is due at `nextTickMs`.
  */
 import { DISK_OPENS_BURST, DISK_OPENS_PER_SECOND } from '../limits.ts'
-import {
-  type Gate,
-  type GateChannel,
-  type GateOrders,
-  type GateTransfer,
-  GREETING_AWAITED_MS,
-  isOpen,
-} from './gates.ts'
+import { type Gate, type GateChannel, type GateOrders, type GateTransfer, GREETING_AWAITED_MS, isOpen } from './gate.ts'
 
 /** What is to be done. */
 export interface DiskGateOrders<C extends GateChannel, D extends GateTransfer> extends GateOrders<C, D> {

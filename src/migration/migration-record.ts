@@ -1,7 +1,7 @@
 /** What one side learns of a migration while it passes: who it is, and how it ends. */
 import { ReturnPathParser } from '../qemu/return-path.ts'
 import { type ChannelHead, ChannelTail, type GuestName } from './channel-ends.ts'
-import type { FlowKind } from './gates.ts'
+import type { FlowKind } from './gate.ts'
 import { type Cause, judge, type Verdict } from './outcome.ts'
 
 /** PINGs within PACKAGED and behind it: who answers them has begun with postcopy. Source: qemu-wire-format 2.3. */

@@ -4,7 +4,7 @@
  */
 import { CONNECTIONS_HELD_MAX } from '../limits.ts'
 import { BehindDisks } from './behind-disks.ts'
-import { type Gate, isOpen } from './gates.ts'
+import { type Gate, isOpen } from './gate.ts'
 import { Waiting, type WaitingConnection } from './waiting.ts'
 
 export interface ReceivedConnection extends WaitingConnection {

@@ -2,7 +2,7 @@
  * Connections of QEMU that wait for a session, in their order, each for as long as a broken WAN is waited for, counted from
  * when it came: one that goes from session to session waits no longer for that. Pure: times come in.
  */
-import type { Gate } from './gates.ts'
+import type { Gate } from './gate.ts'
 
 export interface WaitingConnection {
   readonly socket: { readonly bornMs: number }

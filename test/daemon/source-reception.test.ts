@@ -3,7 +3,7 @@ import t from 'tap'
 import type { Moved } from '../../src/daemon/source-flow.ts'
 import { type ReceivingSession, type Rejection, SourceReception } from '../../src/daemon/source-reception.ts'
 import { SESSIONS_LEFT_MAX } from '../../src/limits.ts'
-import { Gate } from '../../src/migration/gates.ts'
+import { Gate } from '../../src/migration/gate.ts'
 
 class Session implements ReceivingSession {
   readonly link = { over: false, connections: 1 }

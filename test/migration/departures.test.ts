@@ -5,7 +5,7 @@
 import t from 'tap'
 import type { Departure } from '../../src/migration/departure.ts'
 import { Departures, type DeparturesChannel } from '../../src/migration/departures.ts'
-import { Gate } from '../../src/migration/gates.ts'
+import { Gate } from '../../src/migration/gate.ts'
 import type { MigrationDeparture } from '../../src/migration/migration-departure.ts'
 import { PausedMigrations } from '../../src/migration/paused.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'

@@ -1,7 +1,7 @@
 /** Where a connection goes that comes to a source proxy: by session, WAN, DRAIN, stop, and what runs at its gate. */
 import t from 'tap'
 import { CONNECTIONS_HELD_MAX } from '../../src/limits.ts'
-import { Gate, type GateChannel, type GateMigration } from '../../src/migration/gates.ts'
+import { Gate, type GateChannel, type GateMigration } from '../../src/migration/gate.ts'
 import { type Answer, type ReceivedConnection, Reception, type SessionNow } from '../../src/migration/reception.ts'
 
 const PATIENCE_MS = 100

@@ -5,7 +5,8 @@
 import t from 'tap'
 import { ProxyError } from '../../src/errors.ts'
 import type { Departure } from '../../src/migration/departure.ts'
-import { Gate, NOTHING_SAID_MS, PREEMPT_SILENT_MS } from '../../src/migration/gates.ts'
+import { Gate } from '../../src/migration/gate.ts'
+import { NOTHING_SAID_MS, PREEMPT_SILENT_MS } from '../../src/migration/gates.ts'
 import { PausedMigrations } from '../../src/migration/paused.ts'
 import {
   type SourceChannel,

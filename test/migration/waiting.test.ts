@@ -1,6 +1,6 @@
 /** Connections that wait for a session: order, and for how long. */
 import t from 'tap'
-import { Gate, type GateKind } from '../../src/migration/gates.ts'
+import { Gate, type GateKind } from '../../src/migration/gate.ts'
 import { Waiting } from '../../src/migration/waiting.ts'
 
 const connection = (name: string, bornMs: number, kind: GateKind = 'migration') => ({

@@ -15,7 +15,8 @@ import {
   type DestinationTable,
 } from '../../src/migration/destination-life.ts'
 import { DialQueue } from '../../src/migration/dial-queue.ts'
-import { Gate, Gates, isOpen } from '../../src/migration/gates.ts'
+import { Gate, isOpen } from '../../src/migration/gate.ts'
+import { Gates } from '../../src/migration/gates.ts'
 import type { MigrationDeparture } from '../../src/migration/migration-departure.ts'
 import { Reception } from '../../src/migration/reception.ts'
 import {
