@@ -1,5 +1,13 @@
 /** What settings of the file of `pageferry serve` do not go together: each may be right by itself. */
-import { type Address, formatAddress, inTheWay, isLoopback, isRange, OTHER_TARGET_HINT, OWN_SOCKET_HINT } from '../relay/address.ts'
+import {
+  type Address,
+  formatAddress,
+  inTheWay,
+  isLoopback,
+  isRange,
+  OTHER_TARGET_HINT,
+  OWN_SOCKET_HINT,
+} from '../relay/address.ts'
 import { isRemoteName } from '../remote/remote-store.ts'
 import type { FileSettings } from './configuration-schema.ts'
 import { ALL_PEERS, LEARNED_UNSIGNED } from './settings.ts'

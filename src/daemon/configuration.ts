@@ -218,4 +218,3 @@ function strayAlias(document: Document.Parsed): number {
   })
   return (aliases.find(({ isStray }) => isStray) ?? aliases[0])?.offset ?? 0
 }
-

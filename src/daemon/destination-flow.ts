@@ -4,7 +4,7 @@
  */
 import { FlowExpander } from '../codec/flow-expander.ts'
 import { PoolRegions } from '../codec/places.ts'
-import { ProxyError } from '../errors.ts'
+import type { ProxyError } from '../errors.ts'
 import { OWED_MS } from '../limits.ts'
 import { type Arrival, NOT_DIALLED } from '../migration/arrival.ts'
 import type { ChannelWatch } from '../migration/channel-watch.ts'

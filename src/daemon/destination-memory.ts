@@ -78,10 +78,7 @@ export class DestinationMemory {
     this.pools = pools ?? new Pools()
     this.rings = shares ?? new RingShares(2 * ringMax * PAGE_BYTES, true)
     this.budget = memory ?? new FairShares(MEMORY_BUDGET_BYTES)
-    this.setPagesMax = Math.min(
-      templatePagesMax(SHAPE, 0, placesMax),
-      Math.floor(this.pools.setsBytesMax / PAGE_BYTES),
-    )
+    this.setPagesMax = Math.min(templatePagesMax(SHAPE, 0, placesMax), Math.floor(this.pools.setsBytesMax / PAGE_BYTES))
   }
 
   /** Most pages of ring beside so many places. */

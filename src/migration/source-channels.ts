@@ -124,8 +124,13 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
       { all: FLOWS_MAX - DISK_CONNECTIONS_MAX, aMigration: CHANNELS_A_MIGRATION },
     )
     this.disks = new SourceDisks<C>(
-      { log: options.log, now: options.now, followUrgency: () => this.followUrgency(), arm: () => options.orders.arm() },
-      new DiskGates(
+      {
+        log: options.log,
+        now: options.now,
+        followUrgency: () => this.followUrgency(),
+        arm: () => options.orders.arm(),
+      },
+      new DiskGates<C, DiskDeparture<C>, Departure<C>>(
         { ...orders, begin: channel => this.begins(() => this.departures.beginDisks(channel, options.now())) },
         DISK_CONNECTIONS_MAX,
       ),

@@ -13,6 +13,7 @@ import { readU16, TWO_32, writeU16, writeU32 } from '../bytes/big-endian.ts'
 import { ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import { JOURNAL_ANSWERS_BYTES_MAX, JOURNAL_FREE_BYTES } from '../limits.ts'
+import { CarriedBytes } from './carried-bytes.ts'
 import { ClientParser } from './client-stream.ts'
 import { Dialogue } from './dialogue.ts'
 import { EARLY_RULES, type EarlyRules } from './early-rules.ts'
@@ -21,7 +22,6 @@ import { MadeAnswers } from './made-answers.ts'
 import { Requests } from './requests.ts'
 import { ServerParser } from './server-stream.ts'
 import type { Direction, NbdExport, NbdRequest, NbdSink } from './sink.ts'
-import { CarriedBytes } from './carried-bytes.ts'
 import {
   COMMAND,
   EXPORT_LENGTH,

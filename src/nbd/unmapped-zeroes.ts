@@ -3,11 +3,11 @@
  * and no WRITE_ZEROES asks for allocated ones. A request stays one request, with its cookie and one answer. Pure.
  */
 import { readU16, writeU16 } from '../bytes/big-endian.ts'
+import { CarriedBytes } from './carried-bytes.ts'
 import { ClientParser } from './client-stream.ts'
 import { Dialogue } from './dialogue.ts'
 import { ServerParser } from './server-stream.ts'
 import type { Direction, NbdExport, NbdRequest, NbdSink } from './sink.ts'
-import { CarriedBytes } from './carried-bytes.ts'
 import { COMMAND, COMMAND_FLAG, TRANSMISSION_FLAG } from './wire.ts'
 
 /** Zeroes that are looked for, and made, at once. */

@@ -296,9 +296,10 @@ t.test('a server that breaks off while what it said is packed, and its client wi
     readonly flows: Map<number, { isOver: boolean }>
     readonly options: { readonly session: { readonly flows: { get(flow: number): { receive: string } | undefined } } }
   }
-  const halves = (): Half[] => [
-    ...(daemons.destination as unknown as { runs: Map<unknown, { session: Half }> }).runs.values(),
-  ].map(({ session }) => session)
+  const halves = (): Half[] =>
+    [...(daemons.destination as unknown as { runs: Map<unknown, { session: Half }> }).runs.values()].map(
+      ({ session }) => session,
+    )
   /** Of the destination's half: whether nobody wants the connection any more. */
   const isOver = (): boolean => halves().some(({ flows }) => [...flows.values()].some(flow => flow.isOver))
   /** Whether the source has told that its client broke off. */

@@ -129,7 +129,10 @@ for (const side of ['destination', 'source'] as const) {
       [world.pair.count('connection refused'), world.pair.count('migration given up'), world.pair.count('link.defect')],
       [0, 0, 0],
     )
-    t.equal(world.pair.told.filter(({ event, level }) => event !== 'disk transfer ended' && level === 'error').length, 0)
+    t.equal(
+      world.pair.told.filter(({ event, level }) => event !== 'disk transfer ended' && level === 'error').length,
+      0,
+    )
   })
 }
 

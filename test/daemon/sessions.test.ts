@@ -9,10 +9,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { claimPort } from '../../scripts/harness/claimed-port.ts'
+import type { SourceSession } from '../../src/daemon/source-session.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { FairShares, type Share } from '../../src/fair-shares.ts'
 import { STATE } from '../../src/kernel/layout.ts'
-import type { SourceSession } from '../../src/daemon/source-session.ts'
 import type { Link } from '../../src/link/link.ts'
 import type { DialQueue } from '../../src/migration/dial-queue.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
@@ -298,10 +298,7 @@ t.test('all sessions of a process take of one memory, at the source too', async 
   await using pair = await Daemons.start({ memory })
   await until('a session', () => pair.count('session open') === 2)
   const shareOf = ({ session }: Link): Share => (session as unknown as { memory: Share }).memory
-  const shares = [
-    shareOf(runOf(pair.source)!.link),
-    shareOf(pair.link),
-  ]
+  const shares = [shareOf(runOf(pair.source)!.link), shareOf(pair.link)]
   for (const share of shares) t.ok(share.take(1 << 20))
   t.equal(memory.used, 2 << 20)
   await pair.loseSession()
@@ -402,10 +399,7 @@ t.test('both pools are alike after any order of channels, cancels and reconnects
       await sleep(100)
       await until('the end of all channels', () => session().channelCount === 0)
       const far = [...runs.values()][0]!.session
-      await until(
-        'the last batch',
-        () => far.channelCount === 0 && far.inbound.waiting === 0 && !far.inbound.running,
-      )
+      await until('the last batch', () => far.channelCount === 0 && far.inbound.waiting === 0 && !far.inbound.running)
       for (const socket of sockets.splice(0)) socket.destroy() // a channel whose main was cancelled waits for another
       const digest = digestOf(session().options.pool)
       t.equal(digestOf(far.inbound.pool), digest, `seed ${seed}, round ${round}`)

@@ -2,7 +2,13 @@
 import t from 'tap'
 import { DISK_OPENS_BURST, DISK_OPENS_PER_SECOND } from '../../src/limits.ts'
 import { type DiskGateOrders, DiskGates } from '../../src/migration/disk-gates.ts'
-import { type FlowKind, Gate, type GateChannel, type GateTransfer, GREETING_AWAITED_MS } from '../../src/migration/gate.ts'
+import {
+  type FlowKind,
+  Gate,
+  type GateChannel,
+  type GateTransfer,
+  GREETING_AWAITED_MS,
+} from '../../src/migration/gate.ts'
 import { NOTHING_SAID_MS } from '../../src/migration/gates.ts'
 
 type TestGate = Gate<Channel, Run>

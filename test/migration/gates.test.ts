@@ -5,7 +5,16 @@
 import t from 'tap'
 import { GATHERING_MS } from '../../src/migration/channel-places.ts'
 import { Gate, type GateChannel, type GateMigration, type GateOrders, isOpen } from '../../src/migration/gate.ts'
-import { CLOSED_CHANNEL_MS, Gates, LATE_CHANNEL_MS, MAIN_AWAITED_MS, NOTHING_SAID_MS, PREEMPT_LATE_MS, PREEMPT_SILENT_MS, ROOM_AWAITED_MS } from '../../src/migration/gates.ts'
+import {
+  CLOSED_CHANNEL_MS,
+  Gates,
+  LATE_CHANNEL_MS,
+  MAIN_AWAITED_MS,
+  NOTHING_SAID_MS,
+  PREEMPT_LATE_MS,
+  PREEMPT_SILENT_MS,
+  ROOM_AWAITED_MS,
+} from '../../src/migration/gates.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import { random } from '../template/makers.ts'
 

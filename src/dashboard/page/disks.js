@@ -49,7 +49,11 @@ function makeDiskCard({ key, peer, out, status }) {
           ['back', 'From the server so far'],
           ['backWan', 'Of that on the WAN'],
         ]
-      : [['bytes', 'To the server so far'], ['back', 'Back so far'], ['backWan', 'Of that on the WAN']],
+      : [
+          ['bytes', 'To the server so far'],
+          ['back', 'Back so far'],
+          ['backWan', 'Of that on the WAN'],
+        ],
   )
   const node = element('article', { class: 'card', 'aria-labelledby': id }, title, about, exports, facts.node)
   return { node, about, exports, facts }

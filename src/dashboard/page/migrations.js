@@ -56,7 +56,10 @@ function makeCard({ key, peer, out, status }) {
           ['saved', 'Saved'],
           ['effort', 'Effort'],
         ]
-      : [['rate', 'To QEMU'], ['bytes', 'To QEMU so far']],
+      : [
+          ['rate', 'To QEMU'],
+          ['bytes', 'To QEMU so far'],
+        ],
   )
   const rates = new Plot({
     title: out ? 'Rate of QEMU and of the WAN' : 'Rate to QEMU',
