@@ -22,11 +22,13 @@ import type { TemplateStore } from '../store/template-store.ts'
 import { discardUnfinished } from '../system/unfinished.ts'
 import { digestOfFileName } from '../template/wire.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
+import { parseThreads, threadCount } from '../transfer/threads.ts'
 import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
 import { interruptible } from './interruptible.ts'
 import { print, printLines, tell } from './output.ts'
 import { SET_MEMORY_OPTION } from './set-memory.ts'
 import { existingStore, STORE_KEY_OPTION } from './store-key.ts'
+import { THREADS_OPTION } from './threads-option.ts'
 
 /** What `encode` and `estimate` use where nothing is said: the ratio of a 100 Mbit/s link. */
 const EFFORT_DEFAULT = '3'
@@ -37,6 +39,7 @@ interface CodecArguments {
   readonly set: string[]
   readonly poolMemory: string
   readonly setMemory: string
+  readonly threads: string
   readonly effort: string
   readonly channel: string | undefined
   readonly json: boolean
@@ -86,6 +89,7 @@ function codecOptions(yargs: Argv): Argv<CodecArguments> {
       default: POOL_MEMORY_DEFAULT,
     })
     .option('set-memory', SET_MEMORY_OPTION)
+    .option('threads', THREADS_OPTION)
     .option('effort', {
       describe: `How hard to squeeze: 0 (references alone) to ${EFFORT_MAX}`,
       type: 'string',
@@ -206,6 +210,7 @@ interface Job {
   /** They were asked for one by one: none may be missing. */
   readonly setsAsked: boolean
   readonly ringPages: number
+  readonly threads: number
   readonly effort: Effort
   readonly channel: number | undefined
 }
@@ -217,6 +222,7 @@ async function jobOf(args: CodecArguments): Promise<Job> {
     ...(await chooseSets(store, args.set, parseSize(args.setMemory, '--set-memory'))),
     setsAsked: args.set.length > 0,
     ringPages: Math.floor(parseSize(args.poolMemory, '--pool-memory') / PAGE_SIZE),
+    threads: threadCount(parseThreads(args.threads)),
     effort: parseEffort(args.effort),
     channel: args.channel === undefined ? undefined : parseCount(args.channel, '--channel', 1),
   }

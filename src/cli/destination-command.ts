@@ -19,6 +19,7 @@ import {
   requireApart,
   requireOthers,
 } from '../relay/address.ts'
+import { threadCount } from '../transfer/threads.ts'
 import { checkOptions, listenChecks } from './check-settings.ts'
 import {
   newTeller,
@@ -220,7 +221,7 @@ async function runDestination(args: DestinationArguments): Promise<void> {
     supply = startSupply(common, teller.events)
   }
   const { events } = teller
-  const control = new Control(common, new Site([], daemon), events)
+  const control = new Control(common, new Site([], daemon, undefined, threadCount(common.threads)), events)
   await tellStart(events, 'destination', common)
   await runProxy(daemon, teller, status, control, started, () => supply?.askNow())
 }

@@ -22,6 +22,7 @@ import { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
 import { PLACES, Pools } from '../transfer/pool.ts'
 import { RingShares } from '../transfer/ring-shares.ts'
+import { threadCount } from '../transfer/threads.ts'
 import { SET_MEMORY_OPTION } from './set-memory.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 import {
@@ -33,6 +34,7 @@ import {
   TRUST_OPTION,
 } from './store-names.ts'
 import { sentenceOf } from './summary-text.ts'
+import { THREADS_OPTION } from './threads-option.ts'
 
 export interface ProxyArguments extends CommonTexts {
   readonly peerName: string | undefined
@@ -96,6 +98,7 @@ export function proxyOptions(
       requiresArg: true,
     })
     .option('set-memory', SET_MEMORY_OPTION)
+    .option('threads', THREADS_OPTION)
     .option('queue-target', {
       describe: "Time that bytes may wait in the link beyond its round trip: it adds to the guest's downtime",
       type: 'string',
@@ -204,7 +207,7 @@ export function newTeller(json: boolean, level: Level): Teller {
 export async function tellStart(
   events: Events,
   role: string,
-  { tlsCreds, store, learn = 'shared' }: CommonSettings,
+  { tlsCreds, store, learn = 'shared', threads }: CommonSettings,
   rates: Readonly<Record<string, number>> = {},
 ): Promise<void> {
   const capped = Object.entries(rates).map(([peer, rate]) => [peer, Number.isFinite(rate) ? rate : ('none' as const)])
@@ -219,6 +222,7 @@ export async function tellStart(
     node: process.version,
     lz4: loadLz4().implementation,
     kernel: kernelModule() ? 'simd' : 'twin',
+    threads: threadCount(threads),
   })
 }
 

@@ -17,6 +17,7 @@ import { groupId } from '../relay/group.ts'
 import { checkListen } from '../relay/listener.ts'
 import type { Role } from '../session/api.ts'
 import { type CapShare, SharedCap } from '../session/shared-cap.ts'
+import { threadCount } from '../transfer/threads.ts'
 import { looker, missingThings, tellMistakes, wrong } from './check-settings.ts'
 import { listenAt } from './destination-command.ts'
 import { print } from './output.ts'
@@ -219,7 +220,12 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   }
   const control = new Control(
     configuration,
-    new Site([...sources.values()], destination, sources.size > 0 ? capsOfAll : undefined),
+    new Site(
+      [...sources.values()],
+      destination,
+      sources.size > 0 ? capsOfAll : undefined,
+      threadCount(configuration.threads),
+    ),
     events,
   )
   const rates = Object.fromEntries(Array.from(sources, ([name, { caps }]) => [name, caps.bytesPerSecond]))

@@ -17,6 +17,7 @@ import { RateSchedule, requireTimeZone } from '../rate-schedule.ts'
 import { type Address, formatAddress, parseNamedAddress, parsePeer, requireApart } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
+import { threadCount } from '../transfer/threads.ts'
 import { checkOptions, listenChecks } from './check-settings.ts'
 import {
   newTeller,
@@ -259,7 +260,7 @@ async function runSource(args: SourceArguments): Promise<void> {
     events.info('listening for QEMU', told)
     supply = startSupply(common, events)
   }
-  const control = new Control(common, new Site([daemon], undefined), events)
+  const control = new Control(common, new Site([daemon], undefined, undefined, threadCount(common.threads)), events)
   await tellStart(events, 'source', common, { [args.peer]: daemon.caps.bytesPerSecond })
   await runProxy(daemon, teller, status, control, started, () => {
     supply?.askNow()

@@ -17,9 +17,13 @@ const LEVELS = ' ▁▂▃▄▅▆▇█'
 /** An end that is nearer is worth a line. */
 const EXPIRY_TOLD_DAYS = 30
 
-export function statusText({ version, process, started, all, sources, destination }: SiteStatus, now: Date): string {
+export function statusText(
+  { version, process, started, threads, all, sources, destination }: SiteStatus,
+  now: Date,
+): string {
   const up = formatDuration((now.getTime() - Date.parse(started)) / 1000)
-  const lines = [`pageferry ${version}, process ${process}, up ${up}`]
+  const on = threads === undefined ? '' : `, ${threads} thread${threads === 1 ? '' : 's'}`
+  const lines = [`pageferry ${version}, process ${process}, up ${up}${on}`]
   if (all && (all.rate !== undefined || all.cap?.until !== undefined))
     lines.push(`to all peers together: ${capText(all.rate, all.cap)}`)
   for (const source of sources) lines.push(...sourceLines(source))

@@ -9,6 +9,7 @@ import { requireTimeZone } from '../rate-schedule.ts'
 import { parseAddress, parsePeer } from '../relay/address.ts'
 import { fileMode } from '../relay/group.ts'
 import { requireChannelName } from '../remote/channel.ts'
+import { parseThreads } from '../transfer/threads.ts'
 import { DEFAULTS, DISK_ANSWERS, DISK_ZEROES, parseMetricsAddress } from './settings.ts'
 import { LEVELS } from './text-log.ts'
 
@@ -60,6 +61,7 @@ export const SCHEMA = (() => {
     plaintext: z.boolean().default(false),
     'pool-memory': size('pool-memory').prefault(DEFAULTS.poolMemoryOfAll),
     'set-memory': size('set-memory').prefault(DEFAULTS.setMemory),
+    threads: text(value => parseThreads(value, 'threads')).prefault('auto'),
     effort: text(value => parseEffortOrAuto(value, 'effort')).prefault('auto'),
     ...caps,
     shares: z.strictObject({ memory: weight, disks: weight }).prefault({}),

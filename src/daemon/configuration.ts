@@ -185,6 +185,7 @@ export function readConfiguration(content: string): ReadConfiguration {
       learnAgeMs: file['learn-age'] ?? parseDuration(DEFAULTS.learnAge, 'learn-age'),
       poolMemoryBytes: file['pool-memory'],
       setMemoryBytes: file['set-memory'],
+      threads: file.threads,
       effort: file.effort,
       diskAnswers: file['disk-answers'],
       diskZeroes: file['disk-zeroes'],

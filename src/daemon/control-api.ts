@@ -42,6 +42,8 @@ export interface SiteStatus {
   readonly process: number
   /** When it was started. */
   readonly started: string
+  /** Threads that match, pack and unpack, the main one counted. */
+  readonly threads?: number
   /** Cap on all peers together, as of a source; left out: the process has no such thing. */
   readonly all?: Pick<SourceStatus, 'rate' | 'cap'>
   readonly sources: readonly SourceStatus[]

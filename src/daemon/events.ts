@@ -38,6 +38,8 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
     /** What packs and matches: `lz4` and `simd`, or what stands in for them and is slower. */
     readonly lz4: 'lz4' | 'lz4-napi'
     readonly kernel: 'simd' | 'twin'
+    /** That match, pack and unpack. */
+    readonly threads: number
   }
   'listening for QEMU': { readonly at: string; readonly disks?: string }
   'listening for source proxies': { readonly at: string }

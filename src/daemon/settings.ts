@@ -7,6 +7,7 @@ import { type Address, isRange, parseAddress } from '../relay/address.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { storeNames } from '../remote/open-store.ts'
 import type { Weights } from '../session/fairness.ts'
+import { parseThreads, type Threads } from '../transfer/threads.ts'
 import type { SupplySettings } from './set-supply.ts'
 
 export interface CommonSettings {
@@ -26,6 +27,8 @@ export interface CommonSettings {
   readonly poolMemoryBytes: number
   /** Template sets beyond it stay on the disk. */
   readonly setMemoryBytes: number
+  /** That match, pack and unpack. */
+  readonly threads: Threads
   readonly queueTargetMs: number
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy; undefined: as patienceMs. */
@@ -59,6 +62,7 @@ export interface CommonTexts {
   readonly learnAge: string
   readonly poolMemory: string
   readonly setMemory: string
+  readonly threads: string
   readonly queueTarget: string
   readonly patience: string
   readonly patiencePostcopy?: string | undefined
@@ -159,6 +163,7 @@ export function readCommon(texts: CommonTexts): CommonSettings {
     learnAgeMs: parseDuration(texts.learnAge, '--learn-age'),
     poolMemoryBytes: parseSize(texts.poolMemory, '--pool-memory'),
     setMemoryBytes: parseSize(texts.setMemory, '--set-memory'),
+    threads: parseThreads(texts.threads),
     queueTargetMs: parseDuration(texts.queueTarget, '--queue-target'),
     patienceMs: parseDuration(texts.patience, '--patience'),
     patiencePostcopyMs:

@@ -23,13 +23,16 @@ export class Site {
   private readonly destination: ControlledDestination | undefined
   /** Of all peers together. */
   private readonly caps: CapKeeper | undefined
+  private readonly threads: number | undefined
   private readonly started = new Date().toISOString()
 
   constructor(
     sources: readonly ControlledSource[],
     destination: ControlledDestination | undefined,
     caps?: CapKeeper | undefined,
+    threads?: number,
   ) {
+    this.threads = threads
     this.caps = caps
     this.sources = sources
     this.destination = destination
@@ -41,6 +44,7 @@ export class Site {
       version: VERSION,
       process: process.pid,
       started: this.started,
+      ...(this.threads !== undefined && { threads: this.threads }),
       ...(this.caps && { all: { rate: rateOf(this.caps), cap: this.caps.status() } }),
       sources: this.sources.map(source => source.status()),
       destination: this.destination?.status(),

@@ -36,6 +36,8 @@ export interface EncodeOptions {
   readonly ringPages: number
   readonly places: number
   readonly effort: Effort
+  /** Threads that match and pack, this one counted. Default: this one alone. */
+  readonly threads?: number
   /**
    * The input is what a client of a disk says, and this is what its server says: asked for before the first piece and behind
    * each of them. Only for estimates: no file says that it holds such a connection.

@@ -40,7 +40,7 @@ t.test('the kernel is told by what was built', async t => {
 t.test('the first line of a log says what is slower than it could be, and nothing of what is not', async t => {
   const fields: SiteEvents['started'] = {
     ...{ version: '1.2.3', role: 'source', tls: 'x509', learn: 'off', node: 'v24.0.0' },
-    ...{ lz4: 'lz4', kernel: 'simd' },
+    ...{ lz4: 'lz4', kernel: 'simd', threads: 2 },
   }
   const lineOf = (more: Partial<SiteEvents['started']>): string | undefined =>
     sentenceOf({ level: 'info', event: 'started', cause: undefined, fields: { ...fields, ...more } })?.text

@@ -50,7 +50,18 @@ const BESIDE: Readonly<Record<string, readonly string[]>> = {
 /** Options by name that take a quantity ... */
 const QUANTITIES = new Set([
   ...['store-size', 'learn-size', 'learn-age', 'pool-memory', 'set-memory', 'queue-target', 'patience'],
-  ...['patience-postcopy', 'effort', 'connections', 'rate', 'sessions-max', 'min-vms', 'max-size', 'memory', 'grace'],
+  ...[
+    'patience-postcopy',
+    'effort',
+    'threads',
+    'connections',
+    'rate',
+    'sessions-max',
+    'min-vms',
+    'max-size',
+    'memory',
+    'grace',
+  ],
   ...['max-age', 'max-unused', 'expires', 'serial', 'days', 'max-bandwidth', 'downtime-limit', 'timeout', 'shares'],
   ...['postcopy-after', 'throttle-initial', 'throttle-increment', 'throttle-max', 'rate-schedule', 'socket-mode'],
 ])

@@ -1,0 +1,7 @@
+/** `--threads`, for proxies, `encode`, `estimate` and `decode` alike. */
+export const THREADS_OPTION = {
+  describe: 'Threads that match, pack and unpack, this one counted; auto: as many as there are cores, 4 at most',
+  type: 'string',
+  requiresArg: true,
+  default: 'auto',
+} as const

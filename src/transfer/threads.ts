@@ -1,0 +1,32 @@
+/** How many threads match, pack and unpack: `--threads`, for proxies, `encode` and `decode` alike. */
+import { availableParallelism } from 'node:os'
+import { ProxyError } from '../errors.ts'
+import { parseCount } from '../quantity.ts'
+
+/** Most that can be asked for: each has a stack and a heap of its own. */
+export const THREADS_MAX = 16
+/** What `auto` takes at most: the thread that does all that has an order has no time for more helpers. */
+const THREADS_AUTO_MAX = 4
+
+/** As an operator gives it: 1 is the main thread alone. */
+export type Threads = number | 'auto'
+
+/**
+ * A count, or `auto`.
+ * @param option what the error calls it
+ * @throws USAGE
+ */
+export function parseThreads(text: string, option = '--threads'): Threads {
+  if (text === 'auto') return text
+  const count = parseCount(text, option, 1)
+  if (count > THREADS_MAX) {
+    const hint = `give 1 to ${THREADS_MAX}, or auto`
+    throw new ProxyError('USAGE', `${option} ${text}`, undefined, hint)
+  }
+  return count
+}
+
+/** Threads that are used, the main one counted. @param cores that this process may have */
+export function threadCount(threads: Threads, cores: number = availableParallelism()): number {
+  return threads === 'auto' ? Math.min(THREADS_AUTO_MAX, Math.max(1, cores)) : threads
+}
