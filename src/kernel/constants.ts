@@ -54,11 +54,14 @@ export const KIND_NEW_DENSE: u8 = 4
 export const KIND_PATCH: u8 = 5
 export const KIND_WORDS: u8 = 6
 export const KIND_COLD: u8 = 7
+/** Between matchPages with MATCH_LATER and settlePages alone. */
+export const KIND_LATER: u8 = 8
 
 export const MATCH_LONG: u32 = 1
 export const MATCH_WORDS: u32 = 2
 export const MATCH_COLD: u32 = 4
 export const MATCH_COLD_ONCE: u32 = 8
+export const MATCH_LATER: u32 = 16
 
 export const EXPAND_BARE: u32 = 1
 export const EXPAND_FROM_PLACE: u32 = 2
@@ -67,6 +70,19 @@ export const EXPAND_ONCE: u32 = 4
 /** Flags in the low bits of a record's head: CONTINUE | PAGE and CONTINUE | ZERO. Source: QEMU migration/ram.c. */
 export const HEAD_PAGE: u32 = 0x28
 export const HEAD_ZERO: u32 = 0x22
+
+// pages whose parts are looked for by several threads ---------------------------------------------------------------------
+
+/** Bytes of a page that is to be looked at: u32 address, slot its place had before, its own slot, how far the ring was before it. */
+export const PART_BYTES: u32 = 16
+/** Pages that lie in a thread's staging area at most: those of a batch. */
+export const STAGED_PAGES: u32 = 256
+/** Of a staging area: pages to look at; then for each page of the batch what it became (u32 kind, slot, own bytes, copies) ... */
+export const STAGED_FOUND: u32 = 4096
+/** ... its tokens, 4096 bytes a page; and its own bytes, likewise. */
+export const STAGED_TOKENS: u32 = 8192
+export const STAGED_LITERALS: u32 = STAGED_TOKENS + STAGED_PAGES * PAGE_BYTES
+export const STAGING_BYTES: u32 = STAGED_LITERALS + STAGED_PAGES * PAGE_BYTES
 
 // hash: HASH.md ----------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import {
   KIND_WORDS,
   MATCH_COLD,
   MATCH_COLD_ONCE,
+  MATCH_LATER,
   MATCH_LONG,
   MATCH_WORDS,
   RESULT_COPIES,
@@ -52,6 +53,11 @@ export const MATCH = {
   COLD: MATCH_COLD,
   /** Those pages do not enter the ring: nothing is copied or remembered of them. */
   COLD_ONCE: MATCH_COLD_ONCE,
+  /**
+   * With LONG: pages that are not known as a whole are only taken into the ring. What becomes of them, `matchParts` looks for
+   * and `settlePages` says; nothing else is asked of the kernel in between.
+   */
+  LATER: MATCH_LATER,
 } as const
 
 /** Bits of the flags of the `expand` functions. */
@@ -111,7 +117,8 @@ export interface KernelFunctions {
    * @param literals area for bytes of NEW and PATCH pages, room for n * 4096 bytes (written)
    * @param dense area for pages NEW_DENSE, room for n * 4096 bytes (written)
    * @param words area for pages WORDS, room for n * 4096 bytes with MATCH.WORDS (written)
-   * @param options bits of MATCH
+   * @param options bits of MATCH. With LATER, `tokens` has for each page that is left, and behind the last page, how many slots
+   *   the ring's cursor had passed before it (u32, modulo 2^32)
    */
   matchPages(
     list: number,
@@ -124,6 +131,32 @@ export interface KernelFunctions {
     dense: number,
     words: number,
     options: number,
+  ): void
+  /**
+   * Looks for parts of pages that were left for later. Any number of threads may, each with an instance and a staging area of
+   * its own.
+   * @param staging of this thread. At its start for each of these pages: u32 address, slot that its place had before, slot that
+   *   it took, and how far the cursor had come before it. Written: what becomes of them
+   * @param first of these pages, counted among those of the batch that were left; `n` of them
+   * @param total how far the cursor came in the batch, and `cursor`, the ring slot that it is at
+   */
+  matchParts(staging: number, first: number, n: number, total: number, cursor: number, options: number): void
+  /**
+   * Finishes a batch whose pages were left for later: writes what `matchPages` would have, of the pages that it left.
+   * @param staging where the staging areas begin, one behind the other
+   * @param owners u8 for each page that was left: which area says what became of it
+   */
+  settlePages(
+    list: number,
+    n: number,
+    kinds: number,
+    slots: number,
+    tokens: number,
+    literals: number,
+    dense: number,
+    words: number,
+    staging: number,
+    owners: number,
   ): void
   /** Hashes any bytes under the fixed key (HASH.md) and two seed words: u32 lo, u32 hi at `out`. */
   checksum(at: number, length: number, seedLo: number, seedHi: number, out: number): void

@@ -243,6 +243,8 @@ function instantiate(
     isDense: at => e.isDense(at) !== 0,
     unknownPages: e.unknownPages,
     matchPages: e.matchPages,
+    matchParts: e.matchParts,
+    settlePages: e.settlePages,
     checksum: e.checksum,
     expandZeros: e.expandZeros,
     expandFill: e.expandFill,

@@ -25,6 +25,7 @@ import {
   ENTRY_BYTES,
   NONE,
   PAGE_BYTES,
+  STAGING_BYTES,
   STATE_CURSOR,
   STATE_USED,
 } from './constants.ts'
@@ -63,7 +64,7 @@ export interface LayoutRequest {
   readonly ioBytes: number
   /** Entries of the table of long matches, a power of two: longEntriesFor; 0: no long matches. Encoder only. */
   readonly longEntries?: number
-  /** Scratch areas: one for each thread that has an instance over this memory. */
+  /** Scratch areas: one for each thread that has an instance over this memory; of several each has a staging area, too. */
   readonly threads?: number
 }
 
@@ -97,6 +98,8 @@ export interface BlockLayout {
   readonly state: number
   readonly scratch: number
   readonly threads: number
+  /** Staging areas of threads that look for parts of pages, one behind the other; 0: there is one thread. */
+  readonly staging: number
   /** The caller's area, on a 4096-byte boundary. */
   readonly io: number
   readonly ioBytes: number
@@ -200,6 +203,7 @@ export function layoutBlock(request: LayoutRequest, at: number): BlockLayout {
   const ringHash = area.take(encoder ? ringPages * 8 : 0)
   const ringTable = ringTableEntries === 0 ? 0 : area.take(ringTableEntries * ENTRY_BYTES)
   const longTable = area.take(longEntries * 8)
+  const staging = threads > 1 ? area.take(STAGING_BYTES * threads, PAGE_BYTES) : 0
   const ring = area.take(ringPages * PAGE_BYTES, PAGE_BYTES)
   const blockBytes = Math.ceil((area.end - at) / PAGE_BYTES) * PAGE_BYTES
   return {
@@ -211,6 +215,7 @@ export function layoutBlock(request: LayoutRequest, at: number): BlockLayout {
     state,
     scratch,
     threads,
+    staging,
     io,
     ioBytes,
     placeTable,

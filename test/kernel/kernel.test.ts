@@ -9,7 +9,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { random } from '../../scripts/harness/random.ts'
 import { isProxyError } from '../../src/errors.ts'
-import { HEAD_PAGE, HEAD_ZERO } from '../../src/kernel/constants.ts'
+import { HEAD_PAGE, HEAD_ZERO, KIND_LATER, PART_BYTES, STAGING_BYTES } from '../../src/kernel/constants.ts'
 import {
   EXPAND,
   FAILED,
@@ -26,7 +26,7 @@ import {
   RESULT,
   TOKEN_BYTES,
 } from '../../src/kernel/kernel.ts'
-import { SCRATCH_BYTES } from '../../src/kernel/layout.ts'
+import { SCRATCH_BYTES, STATE } from '../../src/kernel/layout.ts'
 import { RAM_FLAG } from '../../src/qemu/wire.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -117,6 +117,7 @@ function areas(kernel: Kernel, batch: number) {
     words: take(batch * PAGE),
     joined: take(PAGE),
     out: take(batch * record),
+    owners: take(batch),
   }
 }
 
@@ -185,6 +186,36 @@ function expandBatch(
   return out - a.out
 }
 
+/** Looks for what matchPages left for later, a few pages at a time, each time another thread and another part of the batch. */
+function matchLater(
+  threads: readonly Kernel[],
+  a: ReturnType<typeof areas>,
+  n: number,
+  options: number,
+  rand: (below: number) => number,
+): void {
+  const [{ bytes, memory, layout }] = threads as [Kernel]
+  const words = (at: number, length: number) => new Uint32Array(memory.buffer, at, length)
+  const left = [...bytes.subarray(a.kinds, a.kinds + n).keys()].filter(i => bytes[a.kinds + i] === KIND_LATER)
+  const passed = words(a.tokens, n + 1).slice()
+  const cursor = words(layout.state, 64)[STATE.CURSOR]!
+  const chunks: number[] = []
+  for (let first = 0; first < left.length; first += 3) chunks.splice(rand(chunks.length + 1), 0, first)
+  for (const first of chunks) {
+    const thread = rand(threads.length)
+    const staging = layout.staging + thread * STAGING_BYTES
+    const pages = left.slice(first, first + 3)
+    for (const [k, i] of pages.entries()) {
+      const lists = [a.list, a.places, a.slots].map(at => words(at, n)[i]!)
+      words(staging + k * PART_BYTES, 4).set([...lists, passed[i]!])
+    }
+    threads[thread]!.matchParts(staging, first, pages.length, passed[n]!, cursor, options)
+    bytes.fill(thread, a.owners + first, a.owners + first + pages.length)
+  }
+  const { list, kinds, slots, tokens, literals, dense, words: numbers, owners } = a
+  threads[0]!.settlePages(list, n, kinds, slots, tokens, literals, dense, numbers, layout.staging, owners)
+}
+
 interface Trial {
   readonly name: string
   readonly seed: number
@@ -195,6 +226,8 @@ interface Trial {
   readonly batch: number
   readonly options: number
   readonly longEntries?: number
+  /** So many threads look for parts of pages, in any order. */
+  readonly threads?: number
   /** Half of the unknown pages are taken for pages of a set on the disk. */
   readonly cold?: true
 }
@@ -207,11 +240,17 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
     places: c.places,
     ioBytes: c.batch * PAGE * 7 + 65536,
     longEntries: c.longEntries ?? 0,
+    threads: c.threads ?? 1,
   }
   const encoderLayout = layoutMemory({ ...request, role: 'encoder' })
   const decoderLayout = layoutMemory({ ...request, role: 'decoder' })
   const encoders = [FIRST, 'twin'].map(i => loadKernel(encoderLayout, { implementation: i as 'simd' | 'twin' }))
   const decoders = [FIRST, 'twin'].map(i => loadKernel(decoderLayout, { implementation: i as 'simd' | 'twin' }))
+  const helpers = encoders.map(({ implementation, memory }) =>
+    Array.from({ length: c.threads ?? 0 }, (_, thread) =>
+      loadKernel(encoderLayout, { implementation, memory, thread }),
+    ),
+  )
   const [encoder] = encoders as [Kernel]
   const [decoder] = decoders as [Kernel]
   const rand = random(c.seed)
@@ -275,6 +314,10 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
       k.bytes.set(cold, e.kinds)
       k.matchPages(e.list, e.places, n, e.kinds, e.slots, e.tokens, e.literals, e.dense, e.words, c.options)
     }
+    if (c.options & MATCH.LATER) {
+      const order = rand(2 ** 31)
+      for (const threads of helpers) matchLater(threads, e, n, c.options, random(order))
+    }
     const differs = firstDifference(encoders[0]!, encoders[1]!)
     if (differs >= 0) wrong.push(`batch ${b}: kernel and twin differ at ${differs} after matchPages`)
     const kinds = encoder.bytes.slice(e.kinds, e.kinds + n)
@@ -328,7 +371,8 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
   for (let s = 0; s < used && wrong.length === 0; s++) {
     u32(encoder, e.list)[0] = encoder.slotAddress(c.templates + s)
     u32(encoder, e.places)[0] = NONE
-    encoder.matchPages(e.list, e.places, 1, e.kinds, e.slots, e.tokens, e.literals, e.dense, e.words, c.options)
+    const options = c.options & ~MATCH.LATER
+    encoder.matchPages(e.list, e.places, 1, e.kinds, e.slots, e.tokens, e.literals, e.dense, e.words, options)
     if (encoder.bytes[e.kinds] !== KIND.REF || u32(encoder, e.slots)[0] !== c.templates + s)
       wrong.push(`ring slot ${s} is not found`)
   }
@@ -468,6 +512,33 @@ t.test('long matches: kernel, twin, encoder and decoder agree', t => {
     const { wrong, counts } = runTrial(c)
     t.same(wrong, [], c.name)
     if (c.ring > 3 && c.places > 8 && c.longEntries)
+      t.ok(
+        counts.every((n, kind) => n > 0 || kind === KIND.COLD),
+        `every kind came: ${counts}`,
+      )
+  }
+  t.end()
+})
+
+t.test('parts that several threads look for, in any order: kernel, twin, encoder and decoder agree', t => {
+  const options = MATCH.LONG | MATCH.WORDS | MATCH.LATER
+  const base = { templates: 100, ring: 256, places: 100, batches: 80, batch: 40, options, longEntries: 1 << 14 }
+  const trials: Trial[] = [
+    { ...base, name: 'two threads', seed: 51, threads: 2 },
+    { ...base, name: 'three threads', seed: 52, threads: 3 },
+    { ...base, name: 'a ring that is shorter than a batch', seed: 53, threads: 2, ring: 30 },
+    { ...base, name: 'no ring', seed: 54, threads: 2, ring: 0 },
+    { ...base, name: 'no places', seed: 55, threads: 2, places: 0 },
+    { ...base, name: 'beside pages on the disk', seed: 56, threads: 2, options: options | MATCH.COLD, cold: true },
+  ]
+  for (let seed = 300; seed < 340; seed++) {
+    const more = { seed, threads: 2 + (seed % 3), templates: seed % 5, ring: 1 + (seed % 61), batches: 20, batch: 24 }
+    trials.push({ ...base, name: `seed ${seed}`, ...more, longEntries: 1024 })
+  }
+  for (const c of trials) {
+    const { wrong, counts } = runTrial(c)
+    t.same(wrong, [], c.name)
+    if (c.ring > 40 && c.templates > 8 && c.places > 0)
       t.ok(
         counts.every((n, kind) => n > 0 || kind === KIND.COLD),
         `every kind came: ${counts}`,

@@ -4,7 +4,8 @@ import {
   WINDOW_FACTOR_1, WINDOW_FACTOR_2, WINDOW_FACTOR_3, WINDOW_FACTOR_4,
 } from '../constants'
 import {
-  laneMask1, laneMask2, laneMask3, longShift, longTable, poolPages, prime1, prime2, sampleAdd, sampleBelow, scratch, slotAddress,
+  laneMask1, laneMask2, laneMask3, longShift, longTable, poolPages, prime1, prime2, ringPages, sampleAdd, sampleBelow, scratch,
+  slotAddress, templatePages,
 } from './state'
 import { mark } from './ring'
 
@@ -129,6 +130,24 @@ let scanned: u32 = 0 // up to here they have been compared
 let tokenTo: usize = 0
 let literalTo: usize = 0
 
+// Slots that hold by now what passed behind the page at hand: the far side has something else there.
+let newer: u32 = 0 // how many; none where the page is looked at before the next one
+let newerFrom: u32 = 0 // the first, in slots of the ring
+
+/** The page to be looked at next was the last of those that passed but for `count` slots, of which the first is `from` in the ring. */
+export function passedSince(count: u32, from: u32): void {
+  newer = count
+  newerFrom = from
+}
+
+/** Whether the far side has the same there when it makes the page at hand. */
+// @ts-ignore: decorator
+@inline function isOlder(slot: u32): bool {
+  if (newer == 0 || slot < templatePages) return true
+  const at = slot - templatePages
+  return (at >= newerFrom ? at - newerFrom : at + ringPages - newerFrom) >= newer
+}
+
 /** Takes as displacement: pool byte `source` for byte `target` of the page. */
 function displace(source: u32, target: u32): void {
   const slot = source >> PAGE_BITS
@@ -138,7 +157,7 @@ function displace(source: u32, target: u32): void {
   delta = at + <usize>inside - (page + <usize>target)
   // what a page is compared with is as long as a page: it reaches into one neighbour at most
   let back = target
-  if (target > inside && (slot == 0 || slotAddress(slot - 1) + PAGE_BYTES != at)) back = inside
+  if (target > inside && (slot == 0 || slotAddress(slot - 1) + PAGE_BYTES != at || !isOlder(slot - 1))) back = inside
   low = max(end, target - back)
   high = target + min<u32>(PAGE_BYTES - target, reach(source))
   scanned = low
@@ -148,7 +167,7 @@ function displace(source: u32, target: u32): void {
 function reach(source: u32): u32 {
   const slot = source >> PAGE_BITS
   const rest: u32 = PAGE_BYTES - (source & (PAGE_BYTES - 1))
-  return slot + 1 < poolPages && slotAddress(slot + 1) == slotAddress(slot) + PAGE_BYTES ? rest + PAGE_BYTES : rest
+  return slot + 1 < poolPages && slotAddress(slot + 1) == slotAddress(slot) + PAGE_BYTES && isOlder(slot + 1) ? rest + PAGE_BYTES : rest
 }
 
 // @ts-ignore: decorator
@@ -246,6 +265,7 @@ function candidate(hash: u32, position: u32): u32 {
     const entry = load<u64>(e)
     if (<u32>entry != hash || entry >> 32 == 0) continue
     const source = <u32>(entry >> 32) - 1
+    if (!isOlder(source >> PAGE_BITS)) continue
     if (v128.any_true(v128.xor(want, v128.load(byteAddress(source))))) continue
     if (best == NONE) {
       best = source
@@ -262,7 +282,7 @@ function candidate(hash: u32, position: u32): u32 {
 }
 
 /**
- * Tokens of a page, and its own bytes between them; marks what it copies, and leaves its samples for rememberSamples.
+ * Tokens of a page, and its own bytes between them; leaves its samples for rememberSamples.
  * `previous`: slot that its place last received. Returns the number of tokens, 0 where too little would be saved:
  * what was written then has no meaning.
  */
@@ -275,7 +295,7 @@ export function matchLong(at: usize, previous: u32, tokens: usize, literals: usi
   copies = 0
   const n = samples
   touchBuckets()
-  if (previous != NONE) displace(previous << PAGE_BITS, 0)
+  if (previous != NONE && isOlder(previous)) displace(previous << PAGE_BITS, 0)
   for (let i: u32 = 0; i < n; i++) {
     const position = load<u32>(scratch + POSITION + (<usize>i << 2))
     if (position < end) continue
@@ -299,6 +319,10 @@ export function matchLong(at: usize, previous: u32, tokens: usize, literals: usi
   const count = <u32>(tokenTo - tokens) >> 3
   literalBytes = <u32>(literalTo - literals)
   if (literalBytes + count * TOKEN_COST + SAVED_MIN > PAGE_BYTES) return 0
-  for (let t = tokens; t != tokenTo; t += 8) if (load<u16>(t, 2)) mark(load<u32>(t, 4) >> PAGE_BITS)
   return count
+}
+
+/** Gives what a page copies from its second chance. */
+export function markSources(tokens: usize, count: u32): void {
+  for (let t = tokens, to = tokens + (<usize>count << 3); t != to; t += 8) if (load<u16>(t, 2)) mark(load<u32>(t, 4) >> PAGE_BITS)
 }

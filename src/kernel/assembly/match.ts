@@ -1,19 +1,20 @@
 // Encoder: what each page of a batch becomes.
 import {
-  KIND_COLD, KIND_FILL, KIND_NEW, KIND_NEW_DENSE, KIND_PATCH, KIND_REF, KIND_SAME, KIND_WORDS, MATCH_COLD, MATCH_COLD_ONCE,
-  MATCH_LONG, MATCH_WORDS, NONE, PAGE_BITS, PAGE_BYTES, RESULT_COPIES, RESULT_DENSE_BYTES, RESULT_KIND_COUNT,
-  RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES, SAMPLE_STEP, SAMPLE_STEP_COLD,
+  KIND_COLD, KIND_FILL, KIND_LATER, KIND_NEW, KIND_NEW_DENSE, KIND_PATCH, KIND_REF, KIND_SAME, KIND_WORDS, MATCH_COLD,
+  MATCH_COLD_ONCE, MATCH_LATER, MATCH_LONG, MATCH_WORDS, NONE, PAGE_BITS, PAGE_BYTES, PART_BYTES, RESULT_COPIES,
+  RESULT_DENSE_BYTES, RESULT_KIND_COUNT, RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES, SAMPLE_STEP, SAMPLE_STEP_COLD,
+  STAGED_FOUND, STAGED_LITERALS, STAGED_TOKENS, STAGING_BYTES,
 } from '../constants'
 import {
-  RESULT, longShift, placeTable, places, ringOrigin, ringTable, ringTableMask, scratch, slotAddress, state,
-  templateMask, templateTable,
+  RESULT, longShift, placeTable, places, poolPages, ringOrigin, ringTable, ringTableMask, scratch, slotAddress, state,
+  templateMask, templatePages, templateTable,
 } from './state'
 import { hashPage } from './hash'
 import { fillOf, isDense } from './page'
 import { addTemplate, find, findTemplate } from './table'
-import { copies, indexLong, literalBytes, matchLong, rememberSamples } from './long'
+import { copies, indexLong, literalBytes, markSources, matchLong, passedSince, rememberSamples } from './long'
 import { splitWords, sure, wordsLag } from './words'
-import { insert, mark, placeGet, placeSet } from './ring'
+import { insert, mark, passed, placeGet, placeSet } from './ring'
 
 /** Pages whose table entries and candidates are touched together, so that their cache misses overlap. */
 const GROUP: u32 = 8
@@ -66,6 +67,7 @@ export function matchPages(
   let copied: u32 = 0
   const long = options & MATCH_LONG && longShift != 0
   const cold = options & MATCH_COLD
+  const later = options & MATCH_LATER
   const result = state + RESULT
   memory.fill(result, 0, 64)
   const hashes = scratch + 256
@@ -119,12 +121,22 @@ export function matchPages(
           placeSet(place, slot)
         } else {
           const isCold = cold && load<u8>(kinds + <usize>i)
+          if (later && !isCold) {
+            store<u32>(tokens + (<usize>i << 2), passed)
+            const taken = insert(at, hash)
+            placeSet(place, taken)
+            store<u8>(kinds + <usize>i, KIND_LATER)
+            store<u32>(slots + (<usize>i << 2), taken)
+            store<u32>(placeList + (<usize>i << 2), before)
+            continue
+          }
           const lag = options & MATCH_WORDS && !isCold ? wordsLag(at) : NONE
           const numbers = lag != NONE && sure
           const count = long && !numbers && !isCold ? matchLong(at, before, tokenAt, literal) : 0
           if (isCold) kind = KIND_COLD
           else if (count != 0) {
             kind = KIND_PATCH
+            markSources(tokenAt, count)
             tokenAt += <usize>count << 3
             literal += literalBytes
             copied += copies
@@ -156,6 +168,97 @@ export function matchPages(
       const count = result + (<usize>(RESULT_KIND_COUNT + kind) << 2)
       store<u32>(count, load<u32>(count) + 1)
     }
+  }
+  if (later) store<u32>(tokens + (<usize>n << 2), passed)
+  store<u32>(result, <u32>(literal - literals), RESULT_LITERAL_BYTES << 2)
+  store<u32>(result, <u32>(denseAt - dense), RESULT_DENSE_BYTES << 2)
+  store<u32>(result, <u32>(tokenAt - tokens), RESULT_TOKEN_BYTES << 2)
+  store<u32>(result, copied, RESULT_COPIES << 2)
+}
+
+/**
+ * What pages become that matchPages left for later: on any thread, in any order. Writes this thread's staging area, and the
+ * table of long matches, which several may write: what it says is compared.
+ */
+export function matchParts(staging: usize, first: u32, n: u32, total: u32, cursor: u32, options: u32): void {
+  const ring = poolPages - templatePages
+  for (let k: u32 = 0; k < n; k++) {
+    const part = staging + <usize>k * PART_BYTES
+    const at: usize = load<u32>(part)
+    const slot = load<u32>(part, 8)
+    const index = <usize>(first + k)
+    const found = staging + STAGED_FOUND + (index << 4)
+    const tokens = staging + STAGED_TOKENS + (index << PAGE_BITS)
+    const literals = staging + STAGED_LITERALS + (index << PAGE_BITS)
+    const since = min(total - load<u32>(part, 12), ring)
+    passedSince(since, cursor >= since ? cursor - since : cursor + ring - since)
+    const lag = options & MATCH_WORDS ? wordsLag(at) : NONE
+    const numbers = lag != NONE && sure
+    const count = numbers ? 0 : matchLong(at, load<u32>(part, 4), tokens, literals)
+    let kind: u32 = KIND_NEW
+    let own: u32 = PAGE_BYTES
+    if (count != 0) {
+      kind = KIND_PATCH
+      own = literalBytes
+    } else if (lag != NONE) {
+      kind = KIND_WORDS
+      splitWords(at, lag, literals)
+    } else if (isDense(at)) kind = KIND_NEW_DENSE
+    if (slot != NONE) {
+      if (numbers) indexLong(at, slot, SAMPLE_STEP)
+      else rememberSamples(slot)
+    }
+    store<u32>(found, kind)
+    store<u32>(found, count != 0 ? count : lag != NONE ? lag : slot, 4)
+    store<u32>(found, own, 8)
+    store<u32>(found, copies, 12)
+  }
+  passedSince(0, 0)
+}
+
+/** Puts together, in their order, what matchParts found of the pages that were left for later. */
+export function settlePages(
+  list: usize, n: u32, kinds: usize, slots: usize, tokens: usize, literals: usize, dense: usize, words: usize,
+  staging: usize, owners: usize,
+): void {
+  let literal = literals
+  let denseAt = dense
+  let wordsAt = words
+  let tokenAt = tokens
+  let copied: u32 = 0
+  let index: usize = 0
+  const result = state + RESULT
+  for (let i: u32 = 0; i < n; i++) {
+    if (load<u8>(kinds + <usize>i) != KIND_LATER) continue
+    const at: usize = load<u32>(list + (<usize>i << 2))
+    const area = staging + <usize>load<u8>(owners + index) * STAGING_BYTES
+    const found = area + STAGED_FOUND + (index << 4)
+    const staged = area + STAGED_LITERALS + (index << PAGE_BITS)
+    const kind = load<u8>(found)
+    const slot = load<u32>(found, 4)
+    if (kind == KIND_PATCH) {
+      const bytes = load<u32>(found, 8)
+      memory.copy(tokenAt, area + STAGED_TOKENS + (index << PAGE_BITS), <usize>slot << 3)
+      markSources(tokenAt, slot)
+      tokenAt += <usize>slot << 3
+      memory.copy(literal, staged, bytes)
+      literal += bytes
+      copied += load<u32>(found, 12)
+    } else if (kind == KIND_WORDS) {
+      memory.copy(wordsAt, staged, PAGE_BYTES)
+      wordsAt += PAGE_BYTES
+    } else if (kind == KIND_NEW_DENSE) {
+      memory.copy(denseAt, at, PAGE_BYTES)
+      denseAt += PAGE_BYTES
+    } else {
+      memory.copy(literal, at, PAGE_BYTES)
+      literal += PAGE_BYTES
+    }
+    store<u8>(kinds + <usize>i, kind)
+    store<u32>(slots + (<usize>i << 2), slot)
+    const count = result + (<usize>(RESULT_KIND_COUNT + kind) << 2)
+    store<u32>(count, load<u32>(count) + 1)
+    index++
   }
   store<u32>(result, <u32>(literal - literals), RESULT_LITERAL_BYTES << 2)
   store<u32>(result, <u32>(denseAt - dense), RESULT_DENSE_BYTES << 2)

@@ -22,6 +22,9 @@ import { add, remove } from './table'
   if (slot >= templatePages) store<u8>(ringMark + <usize>(slot - templatePages), 1)
 }
 
+/** Slots that the cursor has passed, modulo 2^32: those it took, and those it spared. */
+export let passed: u32 = 0
+
 /** Takes the next ring slot for the page at `at`; hash 0: without tables (decoder). Returns the slot, NONE without a ring. */
 export function insert(at: usize, hash: u64): u32 {
   const r = ringPages
@@ -30,6 +33,7 @@ export function insert(at: usize, hash: u64): u32 {
   while (load<u8>(ringMark + <usize>c)) {
     store<u8>(ringMark + <usize>c, 0)
     c++
+    passed++
     if (c == r) c = 0
   }
   const slot = templatePages + c
@@ -41,6 +45,7 @@ export function insert(at: usize, hash: u64): u32 {
   }
   memory.copy(ringOrigin + (<usize>slot << PAGE_BITS), at, PAGE_BYTES)
   c++
+  passed++
   if (c > load<u32>(state, USED)) store<u32>(state, c, USED)
   store<u32>(state, c == r ? 0 : c, CURSOR)
   return slot

@@ -35,6 +35,10 @@ export interface LongMatches {
   sample(at: number, step: number): void
   rememberSamples(slot: number): void
   matchLong(at: number, previous: number, tokens: number, literals: number): number
+  /** Gives what a page copies from its second chance. */
+  markSources(tokens: number, count: number): void
+  /** The page to be looked at next was the last that passed but for `count` slots, of which the first is `from` in the ring. */
+  passedSince(count: number, from: number): void
 }
 
 export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches {
@@ -103,6 +107,21 @@ export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches
   let tokenTo = 0
   let literalTo = 0
 
+  let newer = 0 // slots that hold by now what passed behind the page at hand: the far side has something else there
+  let newerFrom = 0
+
+  function passedSince(count: number, from: number): void {
+    newer = count
+    newerFrom = from
+  }
+
+  /** Whether the far side has the same there when it makes the page at hand. */
+  function isOlder(slot: number): boolean {
+    if (newer === 0 || slot < layout.templatePages) return true
+    const at = slot - layout.templatePages
+    return (at >= newerFrom ? at - newerFrom : at + layout.ringPages - newerFrom) >= newer
+  }
+
   function displace(source: number, target: number): void {
     const slot = source >>> PAGE_BITS
     const inside = source & (PAGE_BYTES - 1)
@@ -110,7 +129,8 @@ export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches
     origin = at - slot * PAGE_BYTES
     delta = at + inside - (page + target)
     // what a page is compared with is as long as a page: it reaches into one neighbour at most
-    const back = target > inside && (slot === 0 || slotAddress(slot - 1) + PAGE_BYTES !== at) ? inside : target
+    const isCut = target > inside && (slot === 0 || slotAddress(slot - 1) + PAGE_BYTES !== at || !isOlder(slot - 1))
+    const back = isCut ? inside : target
     low = Math.max(end, target - back)
     high = target + Math.min(PAGE_BYTES - target, reach(source))
     scanned = low
@@ -120,7 +140,8 @@ export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches
   function reach(source: number): number {
     const slot = source >>> PAGE_BITS
     const rest = PAGE_BYTES - (source & (PAGE_BYTES - 1))
-    return slot + 1 < poolPages && slotAddress(slot + 1) === slotAddress(slot) + PAGE_BYTES ? rest + PAGE_BYTES : rest
+    const goesOn = slot + 1 < poolPages && slotAddress(slot + 1) === slotAddress(slot) + PAGE_BYTES && isOlder(slot + 1)
+    return goesOn ? rest + PAGE_BYTES : rest
   }
 
   /** Copies the runs that start before `to` and are equal under the displacement. */
@@ -173,6 +194,7 @@ export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches
     for (let e = bucket(hash), k = 0; k < WAYS; k++, e += 2) {
       if (words[e] !== hash || words[e + 1] === 0) continue
       const source = (words[e + 1]! - 1) >>> 0
+      if (!isOlder(source >>> PAGE_BITS)) continue
       const at = byteAddress(source)
       let i = 0
       while (i < WINDOW && bytes[at + i] === bytes[page + position + i]) i++
@@ -200,7 +222,7 @@ export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches
     tokenTo = tokens
     literalTo = literals
     found.copies = 0
-    if (previous !== NONE) displace(previous * PAGE_BYTES, 0)
+    if (previous !== NONE && isOlder(previous)) displace(previous * PAGE_BYTES, 0)
     for (let i = 0; i < samples; i++) {
       const position = positions[i]!
       if (position < end) continue
@@ -223,9 +245,13 @@ export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches
     const count = (tokenTo - tokens) >>> 3
     found.literalBytes = literalTo - literals
     if (found.literalBytes + count * TOKEN_COST + SAVED_MIN > PAGE_BYTES) return 0
-    for (let t = tokens >>> 2; t < tokenTo >>> 2; t += 2) if (words[t]! >>> 16 !== 0) mark(words[t + 1]! >>> PAGE_BITS)
     return count
   }
 
-  return { isThere: longShift !== 0, found, sample, rememberSamples, matchLong }
+  function markSources(tokens: number, count: number): void {
+    for (let t = tokens >>> 2, to = t + 2 * count; t < to; t += 2)
+      if (words[t]! >>> 16 !== 0) mark(words[t + 1]! >>> PAGE_BITS)
+  }
+
+  return { isThere: longShift !== 0, found, sample, rememberSamples, matchLong, markSources, passedSince }
 }

@@ -8,6 +8,8 @@ export interface Ring {
   placeGet(place: number): number
   placeSet(place: number, slot: number): void
   mark(slot: number): void
+  /** Slots that the cursor has passed, modulo 2^32. */
+  passed(): number
   insert(at: number, hashed: boolean): number
   insertPage(at: number, place: number): number
 }
@@ -22,6 +24,8 @@ export function makeRing(
   const placeTable = layout.placeTable >>> 2
   const cursorAt = (layout.state >>> 2) + STATE_CURSOR
   const usedAt = (layout.state >>> 2) + STATE_USED
+
+  let passed = 0
 
   function placeGet(place: number): number {
     return place < places ? (words[placeTable + place]! - 1) >>> 0 : NONE
@@ -41,6 +45,7 @@ export function makeRing(
     let c = words[cursorAt]!
     while (bytes[ringMark + c] !== 0) {
       bytes[ringMark + c] = 0
+      passed++
       c = c + 1 === ringPages ? 0 : c + 1
     }
     const slot = templatePages + c
@@ -55,6 +60,7 @@ export function makeRing(
     }
     bytes.copyWithin(ringOrigin + slot * PAGE_BYTES, at, at + PAGE_BYTES)
     c++
+    passed++
     if (c > words[usedAt]!) words[usedAt] = c
     words[cursorAt] = c === ringPages ? 0 : c
     return slot
@@ -64,6 +70,7 @@ export function makeRing(
     placeGet,
     placeSet,
     mark,
+    passed: () => passed >>> 0,
     insert,
     insertPage(at, place) {
       const slot = insert(at, false)
