@@ -182,7 +182,7 @@ function checkDestination(args: DestinationArguments): Promise<void> {
   return checkOptions({
     json: args.json,
     common: () => readCommon(args),
-    memory: ({ poolMemoryBytes, setMemoryBytes }) => processMemory(poolMemoryBytes, setMemoryBytes, true),
+    memory: common => processMemory(common, true),
     own: [
       () => serversOf(args),
       () => sessionCount(args.sessionsMax),

@@ -164,12 +164,15 @@ export interface ProcessMemory {
 }
 
 /**
- * @param bytes for rings
- * @param setBytes for sets, at most
+ * @param settings how much of it is for rings, and at most for sets; and how many threads work on it
  * @param newcomers whether peers come that nobody can count: there is a destination proxy
  * @throws USAGE where it could never be had
  */
-export function processMemory(bytes: number, setBytes: number, newcomers: boolean): ProcessMemory {
+export function processMemory(
+  settings: Pick<CommonSettings, 'poolMemoryBytes' | 'setMemoryBytes' | 'threads'>,
+  newcomers: boolean,
+): ProcessMemory {
+  const { poolMemoryBytes: bytes, setMemoryBytes: setBytes, threads } = settings
   // what a container may use is less than its host has; 0 or absurdly much: nobody said
   const allowed = process.constrainedMemory()
   const there = allowed > 0 ? Math.min(allowed, totalmem()) : totalmem()
@@ -185,7 +188,7 @@ export function processMemory(bytes: number, setBytes: number, newcomers: boolea
   // sets beyond one memory's are loaded again for the next, which must not take all that the host has
   const setsBytesMax = Math.min(setBytes, Math.max(there / 2, there - bytes - (1 << 30)))
   return {
-    pools: new Pools({ setsBytesMax }),
+    pools: new Pools({ setsBytesMax, threads: threadCount(threads) }),
     shares: new RingShares(bytes, newcomers),
     memory: new FairShares(MEMORY_BUDGET_BYTES),
     ringPages: Math.floor(bytes / PAGE_SIZE),
@@ -246,7 +249,7 @@ export function proxySettings(
   { peerName, tlsServerName }: PeerNames,
   role: Role,
   events: Events,
-  memory: ProcessMemory = processMemory(settings.poolMemoryBytes, settings.setMemoryBytes, role === 'server'),
+  memory: ProcessMemory = processMemory(settings, role === 'server'),
 ) {
   const { tlsCreds: directory } = settings
   const credentials =

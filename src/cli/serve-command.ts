@@ -102,8 +102,8 @@ function groupOf(group: string | undefined): number | undefined {
 }
 
 /** @throws USAGE */
-function memoryOf({ poolMemoryBytes, setMemoryBytes, wanListen }: Configuration): ProcessMemory {
-  return processMemory(poolMemoryBytes, setMemoryBytes, wanListen.length > 0)
+function memoryOf(configuration: Configuration): ProcessMemory {
+  return processMemory(configuration, configuration.wanListen.length > 0)
 }
 
 async function serve({ config, json }: ServeArguments, configuration: Configuration): Promise<void> {

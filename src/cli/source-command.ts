@@ -21,6 +21,7 @@ import { threadCount } from '../transfer/threads.ts'
 import { checkOptions, listenChecks } from './check-settings.ts'
 import {
   newTeller,
+  type ProcessMemory,
   type ProxyArguments,
   processMemory,
   proxyOptions,
@@ -198,8 +199,8 @@ function readersOf(args: SourceArguments) {
 }
 
 /** @throws USAGE where one session cannot have so many */
-function requireRing(ringPages: number, poolMemory: string): void {
-  const most = sourceRingPagesMax(PLACES)
+function requireRing({ ringPages, pools }: Pick<ProcessMemory, 'ringPages' | 'pools'>, poolMemory: string): void {
+  const most = sourceRingPagesMax(PLACES, pools.threads)
   if (ringPages <= most) return
   const mib = Math.floor(most / 256)
   const hint = `give ${mib}MiB at most, and less where template sets are to lie beside it`
@@ -214,8 +215,7 @@ function checkSource(args: SourceArguments): Promise<void> {
   return checkOptions({
     json: args.json,
     common: () => readCommon(args),
-    memory: ({ poolMemoryBytes, setMemoryBytes }) =>
-      requireRing(processMemory(poolMemoryBytes, setMemoryBytes, false).ringPages, args.poolMemory),
+    memory: common => requireRing(processMemory(common, false), args.poolMemory),
     own: [
       ...[peer, answers, effort, connections, rate, weights, mode, group],
       ...listenChecks([...args.listen, ...(args.disks ?? [])], addressOf, { beyondLoopback }),
@@ -235,7 +235,7 @@ async function runSource(args: SourceArguments): Promise<void> {
   const common = readCommon(args)
   if (common.supply) await checkSupply(common.supply)
   const settings = proxySettings(common, args, 'client', events)
-  requireRing(settings.ringPages, args.poolMemory)
+  requireRing(settings, args.poolMemory)
   const status: StatusLine = { tell: () => {} }
   const read = readersOf(args)
   read.answers()

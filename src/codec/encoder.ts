@@ -26,6 +26,15 @@ export interface Stretch {
   readonly length: number
 }
 
+/** Looks for parts of pages on several threads. */
+export interface PartFinder {
+  /**
+   * Finishes what `matchPages` has left for later of `count` pages.
+   * @param options bits of MATCH that count for them
+   */
+  find(workspace: Workspace, count: number, options: number): void
+}
+
 /** Shared by all flows of a session: makes batches into workspaces. */
 export class BatchEncoder {
   private readonly kernel: Kernel
@@ -35,6 +44,8 @@ export class BatchEncoder {
   observer: PageObserver | undefined
   /** Who knows what the far side has on its disk. */
   cold: ColdPages | undefined
+  /** Who looks for parts of pages beside this thread; undefined: it does all. */
+  finder: PartFinder | undefined
   /** Who counts what sets bring. */
   gains: SetGains | undefined
   /** By index of the page in its batch: the cold page that it is, where it is one. */
@@ -227,6 +238,7 @@ export class BatchEncoder {
       places[n] = placeCount === 0 ? NONE : placeIndex(flow.migration, block[i]!, page[i]!, placeCount)
       n++
     }
+    const finder = longMatch ? this.finder : undefined
     const cold = useCold && this.cold !== undefined && this.findCold(this.cold, list, flow.migration)
     this.kernel.matchPages(
       workspace.listAt,
@@ -238,8 +250,12 @@ export class BatchEncoder {
       workspace.columnAt[COLUMN.PAGES]!,
       workspace.columnAt[COLUMN.DENSE]!,
       workspace.columnAt[COLUMN.WORDS]!,
-      (longMatch ? MATCH.LONG | MATCH.WORDS : 0) | (cold ? MATCH.COLD : 0) | (longMatch ? 0 : MATCH.COLD_ONCE),
+      (longMatch ? MATCH.LONG | MATCH.WORDS : 0) |
+        (cold ? MATCH.COLD : 0) |
+        (longMatch ? 0 : MATCH.COLD_ONCE) |
+        (finder ? MATCH.LATER : 0),
     )
+    finder?.find(workspace, n, MATCH.WORDS)
     this.denseBytes = this.kernel.result[RESULT.DENSE_BYTES]!
     this.wordsBytes = this.kernel.result[RESULT.KIND_COUNT + KIND.WORDS]! * PAGE_SIZE
   }

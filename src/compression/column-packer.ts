@@ -22,9 +22,32 @@ const ZSTD_MIN = 128
 const DENSE_SAMPLES = 256
 const DENSE_DISTINCT = 150
 
+/** One column's zstd stream, wherever it is packed; ZstdPacker is one. */
+export interface ColumnStream {
+  readonly settings: ZstdSettings
+  /** Another thread packs it. */
+  readonly isHelped: boolean
+  /** The packed bytes of `bytes`, which stay as they are until then. In the order of the calls. */
+  pack(bytes: Uint8Array): Promise<Uint8Array[]> | Uint8Array[]
+  close(): void
+  /** Closes after the pieces that were given. */
+  closeWhenIdle(): void
+}
+
+/** Who packs streams on other threads. */
+export interface StreamSupply {
+  /** Whether it would take one of this column now. */
+  takes(column: number, settings: ZstdSettings): boolean
+  /** Begins one that it takes. */
+  stream(column: number, settings: ZstdSettings): ColumnStream
+  /** All of a batch is handed to its streams: it may begin. */
+  begin(): void
+}
+
 export class ColumnPacker {
-  private readonly zstd: (ZstdPacker | undefined)[] = new Array(COLUMN_COUNT).fill(undefined)
+  private readonly zstd: (ColumnStream | undefined)[] = new Array(COLUMN_COUNT).fill(undefined)
   private readonly buffer: SharedArrayBuffer
+  private readonly supply: StreamSupply | undefined
   private worker: Worker | undefined
   private readonly answers: {
     readonly done: (lengths: number[]) => void
@@ -35,9 +58,13 @@ export class ColumnPacker {
   private rawBytes = 0
   private freshStreams = 0
 
-  /** @param buffer of the kernel's memory, which the workspaces lie in */
-  constructor(buffer: SharedArrayBuffer) {
+  /**
+   * @param buffer of the kernel's memory, which the workspaces lie in
+   * @param supply who packs on other threads; undefined: zstd does in libuv's, or here
+   */
+  constructor(buffer: SharedArrayBuffer, supply?: StreamSupply) {
     this.buffer = buffer
+    this.supply = supply
   }
 
   /**
@@ -78,6 +105,7 @@ export class ColumnPacker {
       }
     }
     if (pending.length === 0 && jobs.length === 0) return ready // in the order of columns
+    this.supply?.begin()
     return this.gather(workspace, ready, pending, jobs, jobColumns)
   }
 
@@ -122,10 +150,11 @@ export class ColumnPacker {
     let method: 2 | 3 = METHOD.ZSTD
     let stream = this.zstd[column]
     // where none may begin now, the one that is there goes on at its level
-    if (stream === undefined || (stream.settings !== settings && this.mayBegin)) {
+    const isHelped = this.supply?.takes(column, settings) === true
+    if (stream === undefined || ((stream.settings !== settings || (isHelped && !stream.isHelped)) && this.mayBegin)) {
       this.freshStreams++
       stream?.closeWhenIdle()
-      stream = new ZstdPacker(settings)
+      stream = isHelped ? this.supply!.stream(column, settings) : new ZstdPacker(settings)
       this.zstd[column] = stream
       method = METHOD.ZSTD_FRESH
     }

@@ -46,6 +46,7 @@ const more = new Uint8Array(1)
 /** Packs pieces. The caller leaves each piece's memory alone until its promise settles. */
 export class ZstdPacker {
   readonly settings: ZstdSettings
+  readonly isHelped = false
   private readonly stream: ZstdCompress
   private parts: Uint8Array[] = []
   private failure: Error | undefined
@@ -57,7 +58,8 @@ export class ZstdPacker {
   private frameBytes = 0
   private readonly frameBytesMax: number
 
-  constructor(settings: ZstdSettings) {
+  /** @param isAlone it has a thread for itself: all is packed on the spot */
+  constructor(settings: ZstdSettings, isAlone = false) {
     this.settings = settings
     const { level, minMatch, hashLog, windowLog } = settings
     this.stream = createZstdCompress({
@@ -73,7 +75,7 @@ export class ZstdPacker {
     this.stream.on('data', (part: Uint8Array) => this.parts.push(part))
     this.stream.on('error', error => this.fail(error))
     this.now = ImmediateWriter.of(this.stream)
-    this.nowMax = packNowMax(level)
+    this.nowMax = isAlone ? BATCH_RAW_MAX : packNowMax(level)
     const ends = this.now !== undefined && level < LEVEL_FOR_BYTES
     this.frameBytesMax = ends ? 0.75 * 2 ** windowLog : Number.POSITIVE_INFINITY
   }

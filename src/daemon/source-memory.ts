@@ -36,20 +36,21 @@ const REPLIES_SHAPE: PoolShape = {
   longMatch: false,
 }
 
-function shapeFor(effort: number | 'auto'): PoolShape {
+function shapeFor(effort: number | 'auto', threads: number): PoolShape {
   return {
     role: 'encoder',
     workspaces: WORKSPACES,
     slots: CHANNEL_UNITS,
     slotBytes: SLOT_UNIT_BYTES,
     longMatch: effort === 'auto' || effort >= 2,
+    threads,
     ringInAdvance: 'always', // nobody but this site's operator opens sessions here, and --pool-memory is what they gave for all
   }
 }
 
 /** Pages of ring that a source proxy's session can have at most, whatever its options. */
-export function sourceRingPagesMax(places: number): number {
-  return ringPagesMax(shapeFor('auto'), places)
+export function sourceRingPagesMax(places: number, threads: number): number {
+  return ringPagesMax(shapeFor('auto', threads), places)
 }
 
 export interface SourceMemoryOptions {
@@ -86,8 +87,8 @@ export class SourceMemory {
     { ringPages, places, effort, pools, shares, memory }: SourceMemoryOptions,
   ) {
     this.peer = peer
-    this.shape = shapeFor(effort)
     this.pools = pools ?? new Pools()
+    this.shape = shapeFor(effort, this.pools.threads)
     this.rings = shares ?? new RingShares(ringPages * PAGE_BYTES, false)
     this.rings.expect(peer, isTwofold)
     this.budget = memory ?? new FairShares(MEMORY_BUDGET_BYTES)

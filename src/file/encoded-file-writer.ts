@@ -79,6 +79,7 @@ export async function encodeStream(
     slots: 1,
     slotBytes: HEADROOM_BYTES + READ_BYTES + 65536,
     longMatch: options.effort.longMatch,
+    threads: options.threads ?? 1,
     ringInAdvance: options.ringInAdvance ? 'always' : 'never',
   })
   try {

@@ -77,10 +77,12 @@ export const HEAD_ZERO: u32 = 0x22
 export const PART_BYTES: u32 = 16
 /** Pages that lie in a thread's staging area at most: those of a batch. */
 export const STAGED_PAGES: u32 = 256
-/** Of a staging area: pages to look at; then for each page of the batch what it became (u32 kind, slot, own bytes, copies) ... */
+/** Of a staging area: pages to look at; for each page of the batch what it became (u32 kind, slot, own bytes, copies) ... */
 export const STAGED_FOUND: u32 = 4096
+/** ... u8 in which thread's area it stands (of the first area) ... */
+export const STAGED_OWNERS: u32 = 8192
 /** ... its tokens, 4096 bytes a page; and its own bytes, likewise. */
-export const STAGED_TOKENS: u32 = 8192
+export const STAGED_TOKENS: u32 = 12288
 export const STAGED_LITERALS: u32 = STAGED_TOKENS + STAGED_PAGES * PAGE_BYTES
 export const STAGING_BYTES: u32 = STAGED_LITERALS + STAGED_PAGES * PAGE_BYTES
 

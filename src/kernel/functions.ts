@@ -5,6 +5,7 @@ import {
   EXPAND_ONCE,
   KIND_COLD,
   KIND_FILL,
+  KIND_LATER,
   KIND_NEW,
   KIND_NEW_DENSE,
   KIND_PATCH,
@@ -16,11 +17,15 @@ import {
   MATCH_LATER,
   MATCH_LONG,
   MATCH_WORDS,
+  PART_BYTES,
   RESULT_COPIES,
   RESULT_DENSE_BYTES,
   RESULT_KIND_COUNT,
   RESULT_LITERAL_BYTES,
   RESULT_TOKEN_BYTES,
+  STAGED_OWNERS,
+  STAGED_PAGES,
+  STAGING_BYTES,
 } from './constants.ts'
 
 /** What a page became. The slot word that goes with it: */
@@ -135,12 +140,21 @@ export interface KernelFunctions {
   /**
    * Looks for parts of pages that were left for later. Any number of threads may, each with an instance and a staging area of
    * its own.
-   * @param staging of this thread. At its start for each of these pages: u32 address, slot that its place had before, slot that
-   *   it took, and how far the cursor had come before it. Written: what becomes of them
+   * @param parts for each of these pages: u32 address, slot that its place had before, slot that it took, and how far the cursor
+   *   had come before it
+   * @param staging of this thread. Written: what becomes of them
    * @param first of these pages, counted among those of the batch that were left; `n` of them
    * @param total how far the cursor came in the batch, and `cursor`, the ring slot that it is at
    */
-  matchParts(staging: number, first: number, n: number, total: number, cursor: number, options: number): void
+  matchParts(
+    parts: number,
+    staging: number,
+    first: number,
+    n: number,
+    total: number,
+    cursor: number,
+    options: number,
+  ): void
   /**
    * Finishes a batch whose pages were left for later: writes what `matchPages` would have, of the pages that it left.
    * @param staging where the staging areas begin, one behind the other
@@ -211,3 +225,8 @@ export interface KernelFunctions {
   /** Copies a part of the pool and marks its slot as used. False where it is not inside the pool. */
   copyOut(out: number, poolOffset: number, length: number): boolean
 }
+
+/** Staging areas: bytes of a page to be looked at, where the owners stand, pages at most, bytes in all. */
+export const STAGED = { PART: PART_BYTES, OWNERS: STAGED_OWNERS, PAGES: STAGED_PAGES, BYTES: STAGING_BYTES } as const
+/** KIND of a page that `matchPages` has left for later. */
+export const LATER = KIND_LATER

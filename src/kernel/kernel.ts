@@ -27,7 +27,17 @@ import {
 } from './layout.ts'
 import { makeTwin } from './twin/index.ts'
 
-export { EXPAND, FAILED, type KernelFunctions, KIND, MATCH, RESULT, TOKEN_BYTES } from './functions.ts'
+export {
+  EXPAND,
+  FAILED,
+  type KernelFunctions,
+  KIND,
+  LATER,
+  MATCH,
+  RESULT,
+  STAGED,
+  TOKEN_BYTES,
+} from './functions.ts'
 export {
   type BlockLayout,
   createMemory,
@@ -63,6 +73,8 @@ export interface Kernel extends KernelFunctions {
   slotAddress(slot: number): number
   /** Ring slots that a page was ever written to: the first so many. */
   readonly ringUsed: number
+  /** Ring slot that is next. */
+  readonly ringCursor: number
   /** Slot that a place last received, or NONE. */
   placeOf(place: number): number
   /** Forgets what `n` places received, from `first` on: their guest memory belongs to another guest now. */
@@ -192,6 +204,9 @@ export function kernelOver(
           : templateMap[slot]!,
     get ringUsed() {
       return state[STATE.USED]!
+    },
+    get ringCursor() {
+      return state[STATE.CURSOR]!
     },
     placeOf: place => (place < layout.places ? (placeTable[place]! - 1) >>> 0 : NONE),
     clearPlaces(first, n) {

@@ -41,7 +41,8 @@ export class Outbound<C extends OutboundChannel> {
     if (pool.cold?.index) this.encoder.cold = new ColdFinder(pool.cold.index, pool.cold.named, pool.cold.digesters)
     this.gains = gainsOf(pool)
     this.encoder.gains = this.gains
-    this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer)
+    this.encoder.finder = pool.crew
+    this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer, pool.crew)
     this.sink = sink
     this.onError = onError
     this.free = [...pool.workspaces]

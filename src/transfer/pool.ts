@@ -25,6 +25,8 @@ import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
 import { type ColdLease, ColdSets } from './cold/cold-sets.ts'
+import { Crew, type CrewSession } from './crew/crew.ts'
+import type { StartHelper } from './crew/helper-thread.ts'
 import { EVENT_LOOP, type EventLoop } from './event-loop.ts'
 import { KeptSets } from './kept-sets.ts'
 import { SetsLate } from './sets-late.ts'
@@ -58,6 +60,8 @@ export interface PoolShape {
   readonly slotBytes: number
   /** Whether long matches may be asked for (encoder): costs a table of 4 bytes for each 64 bytes of the pool. */
   readonly longMatch: boolean
+  /** Threads that match and pack, this one counted (encoder with long matches): as many as all sessions of the process have. Default: 1. */
+  readonly threads?: number
   /** What of the ring is committed before a migration comes, in turns that have time. Default: never. */
   readonly ringInAdvance?: RingInAdvance
   /**
@@ -87,6 +91,8 @@ export interface Pool {
   readonly sets?: NumberedSets | undefined
   /** The sets whose pages stay on the disk; undefined: none. */
   readonly cold?: ColdLease | undefined
+  /** Who helps to encode; undefined: this thread does all. */
+  readonly crew?: CrewSession | undefined
   /** Whose turn it is to expand, among all pools of the process. */
   readonly turns: Turns
   /**
@@ -125,6 +131,10 @@ export class Pools {
   private readonly implementation: 'simd' | 'twin' | undefined
   private readonly unusedMs: number
   readonly setsBytesMax: number
+  /** Threads that match and pack, this one counted. */
+  readonly threads: number
+  private readonly startHelper: StartHelper | undefined
+  private crew: Crew | undefined
   private arenas: Arena[] = []
   private readonly coldSets: ColdSets
   /** Sets are opened and loaded in its turns. */
@@ -142,6 +152,7 @@ export class Pools {
   /**
    * @param options.setsBytesMax bytes that sets may take in all memories together: where sessions do not fit into one memory
    *   another one has the same sets again
+   * @param options.threads that match and pack in all sessions, this one counted. Default: 1
    * @param options.unusedMs how long what no session uses is kept for the next one; 0: nothing is, for there is none
    */
   constructor(
@@ -150,8 +161,12 @@ export class Pools {
       readonly unusedMs?: number
       readonly setsBytesMax?: number
       readonly loop?: EventLoop
+      readonly threads?: number
+      readonly startHelper?: StartHelper
     } = {},
   ) {
+    this.threads = options.threads ?? 1
+    this.startHelper = options.startHelper
     this.loop = options.loop ?? EVENT_LOOP
     this.turns = new Turns(this.loop)
     this.coldSets = new ColdSets(this.loop, this.setsInTurn)
@@ -236,6 +251,7 @@ export class Pools {
     await Promise.all(this.cleaning) // what is about to be free is better than what nobody has touched yet
     const files = new Map<string, SetFile>()
     const { cold: coldSets = [], store, role } = request
+    const crew = this.crewFor(request)
     let cold: ColdLease | undefined
     try {
       if (coldSets.length > 0) cold = await this.coldSets.open(coldSets, store, role === 'encoder')
@@ -244,7 +260,7 @@ export class Pools {
       let kernel: Kernel | undefined
       try {
         kernel = await arena.kernel(lease, this.implementation)
-        return this.pool(request, arena, lease, kernel, cold)
+        return this.pool(request, arena, lease, kernel, cold, crew?.open(kernel))
       } catch (error) {
         await this.giveBack(arena, lease, kernel)
         throw error
@@ -255,6 +271,28 @@ export class Pools {
     } finally {
       for (const file of files.values()) await file.close()
     }
+  }
+
+  /** Who helps a session; undefined: it is not asked for, or this host has no kernel that threads can share. */
+  private crewFor(size: PoolShape): Crew | undefined {
+    if (threadsOf(size) === 1 || this.implementation === 'twin' || !kernelModule()) return undefined
+    if (this.crew?.isBroken) this.crew = undefined // it ends with its sessions
+    this.crew ??= new Crew(threadsOf(size), this.loop, this.startHelper)
+    return this.crew
+  }
+
+  /** Nothing of a session is touched by helpers any more. */
+  private async leaveCrew(session: CrewSession | undefined): Promise<void> {
+    await session?.close()
+    if (this.unusedMs === 0) await this.endCrew()
+  }
+
+  /** Ends helpers whom no session has. */
+  private async endCrew(): Promise<void> {
+    const { crew } = this
+    if (crew === undefined || crew.sessions > 0) return
+    this.crew = undefined
+    await crew.end()
   }
 
   /** Room in the memory that has most of the sets, or in the next; else in a new one. Opens files only of sets to be loaded. */
@@ -337,6 +375,7 @@ export class Pools {
     lease: Lease,
     kernel: Kernel,
     cold: ColdLease | undefined,
+    crew: CrewSession | undefined,
   ): OpenPool {
     let next = lease.layout.io
     const workspaces: Workspace[] = []
@@ -361,13 +400,16 @@ export class Pools {
       slotBytes: request.slotBytes,
       sets,
       cold,
+      crew,
       turns: this.turns,
-      ready: warmth.ready,
+      ready: crew && inAdvance === 'always' ? Promise.all([warmth.ready, crew.started]).then(() => {}) : warmth.ready,
       warm: () => (index === undefined || index.isFilled ? warmth.warm() : warm()),
       migrates: isRunning => warmth.migrates(isRunning),
       close: () => {
         warmth.end()
-        closed ??= Promise.all([this.releaseCold(cold), this.giveBack(arena, lease, kernel)]).then(() => {})
+        closed ??= this.leaveCrew(crew)
+          .then(() => Promise.all([this.releaseCold(cold), this.giveBack(arena, lease, kernel)]))
+          .then(() => {})
         return closed
       },
     }
@@ -429,6 +471,7 @@ export class Pools {
     }
     const coldLeft = await this.coldSets.forget(untilMs, isKept)
     this.sweepDue = false
+    if (!hasLive) await this.endCrew()
     if (coldLeft || this.arenas.some(arena => arena.hasUnused)) this.sweepLater()
     // V8 gives a shared memory back when it collects it, which a process that idles may never do
     if (this.arenas.length < before) collectGarbage()
@@ -482,13 +525,19 @@ function mostThatFits(bytesOf: (pages: number) => number): number {
   return fits
 }
 
+/** Threads that a session's memory needs room for. */
+function threadsOf({ role, longMatch, threads = 1 }: PoolShape): number {
+  return role === 'encoder' && longMatch ? threads : 1
+}
+
 type PoolSize = PoolShape & Pick<PoolTerms, 'ringPages' | 'places'>
 
 function blockRequest(size: PoolSize, templatePages: number) {
   const { role, ringPages, places, workspaces, slots, slotBytes, longMatch, forgetsTables = false } = size
+  const threads = threadsOf(size)
   const longEntries = role === 'encoder' && longMatch ? longEntriesFor(templatePages + ringPages) : 0
   const ioBytes = workspaces * WORKSPACE_BYTES + slots * slotBytes
-  return { role, ringPages, places, ioBytes, longEntries, forgetsTables }
+  return { role, ringPages, places, ioBytes, longEntries, forgetsTables, threads }
 }
 
 /** Bytes that a session takes of a memory, its sets counted. */

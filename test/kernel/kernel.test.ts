@@ -209,7 +209,7 @@ function matchLater(
       const lists = [a.list, a.places, a.slots].map(at => words(at, n)[i]!)
       words(staging + k * PART_BYTES, 4).set([...lists, passed[i]!])
     }
-    threads[thread]!.matchParts(staging, first, pages.length, passed[n]!, cursor, options)
+    threads[thread]!.matchParts(staging, staging, first, pages.length, passed[n]!, cursor, options)
     bytes.fill(thread, a.owners + first, a.owners + first + pages.length)
   }
   const { list, kinds, slots, tokens, literals, dense, words: numbers, owners } = a

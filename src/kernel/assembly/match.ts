@@ -180,10 +180,10 @@ export function matchPages(
  * What pages become that matchPages left for later: on any thread, in any order. Writes this thread's staging area, and the
  * table of long matches, which several may write: what it says is compared.
  */
-export function matchParts(staging: usize, first: u32, n: u32, total: u32, cursor: u32, options: u32): void {
+export function matchParts(parts: usize, staging: usize, first: u32, n: u32, total: u32, cursor: u32, options: u32): void {
   const ring = poolPages - templatePages
   for (let k: u32 = 0; k < n; k++) {
-    const part = staging + <usize>k * PART_BYTES
+    const part = parts + <usize>k * PART_BYTES
     const at: usize = load<u32>(part)
     const slot = load<u32>(part, 8)
     const index = <usize>(first + k)

@@ -176,10 +176,18 @@ export function makeMatcher(
     words[resultAt + RESULT_COPIES] = copied
   }
 
-  function matchParts(staging: number, first: number, n: number, total: number, cursor: number, options: number): void {
+  function matchParts(
+    parts: number,
+    staging: number,
+    first: number,
+    n: number,
+    total: number,
+    cursor: number,
+    options: number,
+  ): void {
     const { ringPages } = layout
     for (let k = 0; k < n; k++) {
-      const part = (staging + k * PART_BYTES) >>> 2
+      const part = (parts + k * PART_BYTES) >>> 2
       const at = words[part]! >>> 0
       const slot = words[part + 2]! >>> 0
       const index = first + k

@@ -1,0 +1,100 @@
+/**
+ * A thread that helps: packs pieces of columns in their order, and looks for parts of pages whenever there is nothing to pack,
+ * since the main thread does that itself where nobody helps. It never comes back to its event loop.
+ */
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { ZstdPacker } from '../../compression/zstd-stream.ts'
+import { type Kernel, kernelOver, STAGED } from '../../kernel/kernel.ts'
+import { Board, type Claim } from './board.ts'
+import type { FromHelper, HelperData, Piece, ToHelper } from './messages.ts'
+
+const port = parentPort!
+const { board: buffer, helper } = workerData as HelperData
+const board = new Board(buffer)
+
+interface Session {
+  readonly memory: WebAssembly.Memory
+  readonly kernel: Kernel
+  /** Of this thread. */
+  readonly staging: number
+}
+
+const sessions = new Map<number, Session>()
+const streams = new Map<number, { readonly packer: ZstdPacker; readonly memory: WebAssembly.Memory }>()
+
+function answer(message: FromHelper, transfer: ArrayBuffer[] = []): void {
+  port.postMessage(message, transfer)
+}
+
+function take(message: ToHelper): void {
+  switch (message.kind) {
+    case 'session': {
+      const { session, memory, module, layout } = message
+      const thread = helper + 1
+      const kernel = kernelOver(memory, layout, { module, thread })
+      sessions.set(session, { memory, kernel, staging: layout.staging + thread * STAGED.BYTES })
+      break
+    }
+    case 'stream': {
+      const { memory } = sessions.get(message.session)!
+      streams.set(message.stream, { memory, packer: new ZstdPacker(message.settings, true) })
+      break
+    }
+    case 'pack':
+      pack(message.pieces)
+      break
+    case 'close stream':
+      streams.get(message.stream)?.packer.close()
+      streams.delete(message.stream)
+      break
+    case 'close':
+      sessions.delete(message.session)
+      answer({ kind: 'closed' })
+  }
+}
+
+function pack(pieces: readonly Piece[]): void {
+  const packed: Uint8Array<ArrayBuffer>[] = []
+  for (const { stream, at, length } of pieces) {
+    const { packer, memory } = streams.get(stream)!
+    // the memory may have grown since
+    const parts = packer.pack(new Uint8Array(memory.buffer, at, length))
+    if (!Array.isArray(parts)) {
+      answer({ kind: 'failed', reason: 'a zstd stream failed' })
+      return
+    }
+    packed.push(...(parts as Uint8Array<ArrayBuffer>[]))
+  }
+  const buffers = packed.map(({ buffer }) => buffer)
+  answer({ kind: 'packed', pieces: packed }, buffers)
+}
+
+/** Of the session that the claim is of: while it is prepared no other one is put up. */
+let claimed: Session | undefined
+
+function prepare({ session, parts, first, count }: Claim): boolean {
+  claimed = sessions.get(session)
+  if (claimed === undefined) return false // what opens it is on its way
+  const { kernel, staging } = claimed
+  const from = parts + first * STAGED.PART
+  kernel.bytes.copyWithin(staging, from, from + count * STAGED.PART)
+  return true
+}
+
+/** @returns whether there was anything to do */
+function lookForParts(): boolean {
+  const claim = board.claim(prepare)
+  if (claim === undefined) return false
+  const { kernel, staging } = claimed!
+  kernel.matchParts(staging, staging, claim.first, claim.count, claim.total, claim.cursor, claim.options)
+  board.done(claim, helper)
+  return true
+}
+
+answer({ kind: 'ready' })
+for (;;) {
+  const { rung } = board
+  const received = receiveMessageOnPort(port) as { readonly message: ToHelper } | undefined
+  if (received) take(received.message)
+  else if (!lookForParts()) board.wait(rung)
+}
