@@ -385,7 +385,9 @@ export class Pools {
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
     const sets = numbered(lease.index.sets)
     const inAdvance = request.ringInAdvance ?? 'never'
-    const warmth = new Warmth(kernel, this.loop, inAdvance, this.spare, arena.sparePages, sets.starts)
+    const warmth = new Warmth(kernel, this.loop, inAdvance, this.spare, arena.sparePages, sets.starts, (at, length) =>
+      crew?.commit(at, length),
+    )
     const index = cold?.index
     // behind what a session's opening waits for: of 20 GB it takes a second, in which pages may pass that it would know
     void warmth.ready.then(() => index?.fill(this.loop))

@@ -15,6 +15,8 @@ export type RingInAdvance = 'always' | 'spare' | 'never'
 const COMMIT_AHEAD_BYTES = 8 << 20
 /** Of one turn: 0.1 ms, and 1 to 4 on a host that is short of memory itself, where a first touch takes 40 us and more. */
 const COMMIT_STEP_BYTES = 128 << 10
+/** Of one message to a helper, which packs nothing meanwhile. */
+const HELPED_STEP_BYTES = 512 << 10
 /** Template pages whose long matches are made known in one turn: about 1 ms. */
 const REMEMBER_STEP = 512
 
@@ -106,12 +108,16 @@ export class SpareRing {
   }
 }
 
+/** Another thread that commits memory; undefined: not now. Resolves with false where it could not. */
+export type CommitElsewhere = (at: number, length: number) => Promise<boolean> | undefined
+
 /** Of one session. */
 export class Warmth {
   /** Resolves when nothing of the ring is left to be done in advance, or a migration has begun, or the session is over. */
   readonly ready: Promise<void>
   private readonly kernel: Kernel
   private readonly starts: readonly number[]
+  private readonly elsewhere: CommitElsewhere | undefined
   private readonly loop: EventLoop
   private readonly inAdvance: RingInAdvance
   private readonly spare: SpareRing
@@ -127,6 +133,7 @@ export class Warmth {
   /**
    * @param sparePages of the memory that the session is in
    * @param starts first slot of each set in memory
+   * @param elsewhere who may commit the ring in place of this thread
    */
   constructor(
     kernel: Kernel,
@@ -135,7 +142,9 @@ export class Warmth {
     spare: SpareRing,
     sparePages: SparePages,
     starts: readonly number[] = [0],
+    elsewhere?: CommitElsewhere,
   ) {
+    this.elsewhere = elsewhere
     this.kernel = kernel
     this.starts = starts
     this.loop = loop
@@ -221,8 +230,11 @@ export class Warmth {
       const length = Math.min(COMMIT_STEP_BYTES, this.ringBytes - this.committed)
       const isSpare = this.inAdvance === 'spare' && this.committed >= this.ahead
       if (isSpare && !this.spare.takes(this.sparePages, at, length, this.ringBytes)) break
-      this.kernel.commit(at, length)
-      this.committed += length
+      const helped = Math.min(HELPED_STEP_BYTES, this.ringBytes - this.committed)
+      const there = isSpare ? undefined : this.elsewhere?.(at, helped)
+      if (there === undefined) this.kernel.commit(at, length)
+      else if (!(await there)) continue
+      this.committed += there === undefined ? length : helped
     }
     this.committing = false
     if (this.committed === this.ringBytes) this.resolveReady()

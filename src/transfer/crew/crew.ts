@@ -183,6 +183,16 @@ export class CrewSession implements PartFinder, StreamSupply {
     }
   }
 
+  /** Has a helper commit a stretch of memory. @returns undefined: there is none who could; false (resolves): not all is */
+  commit(at: number, length: number): Promise<boolean> | undefined {
+    const helper = this.crew.helpers.at(-1)!
+    if (!helper.isReady) return undefined
+    return helper.ask({ kind: 'commit', session: this.session, at, length }).then(
+      () => true,
+      () => false, // it died: who packs with it says so
+    )
+  }
+
   /** Pages take most of the time, and have a helper for themselves where there are several. */
   private helperOf(column: number): number {
     return (this.session + (column === COLUMN.PAGES ? 0 : 1)) % this.crew.helpers.length

@@ -47,6 +47,10 @@ function take(message: ToHelper): void {
       streams.get(message.stream)?.packer.close()
       streams.delete(message.stream)
       break
+    case 'commit':
+      sessions.get(message.session)!.kernel.commit(message.at, message.length)
+      answer({ kind: 'committed' })
+      break
     case 'close':
       sessions.delete(message.session)
       answer({ kind: 'closed' })

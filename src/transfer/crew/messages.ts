@@ -28,6 +28,8 @@ export type ToHelper =
   /** Answered by `packed`, with as many pieces. */
   | { readonly kind: 'pack'; readonly pieces: readonly Piece[] }
   | { readonly kind: 'close stream'; readonly stream: number }
+  /** Has the system commit a stretch of the session's memory. Answered by `committed`. */
+  | { readonly kind: 'commit'; readonly session: number; readonly at: number; readonly length: number }
   /** Nothing of the session's memory is touched behind its answer, `closed`. */
   | { readonly kind: 'close'; readonly session: number }
 
@@ -35,4 +37,5 @@ export type FromHelper =
   | { readonly kind: 'ready' }
   | { readonly kind: 'packed'; readonly pieces: readonly Uint8Array[] }
   | { readonly kind: 'failed'; readonly reason: string }
+  | { readonly kind: 'committed' }
   | { readonly kind: 'closed' }
