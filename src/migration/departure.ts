@@ -127,6 +127,14 @@ export abstract class Departure<C extends DepartureChannel> implements GateTrans
     return this.taken || [...this.flows].some(({ number }) => !isUnheard(number))
   }
 
+  /**
+   * Whether this connection of it, or at its gate, is lost with the session: those of a migration are together.
+   * @param isUnheard as `isKnown`
+   */
+  loses(_channel: C, isUnheard: (flow: number) => boolean): boolean {
+    return this.isKnown(isUnheard)
+  }
+
   /** The other side never heard of it: its connections are another session's. */
   goesOn(): void {
     this.moved = true

@@ -132,8 +132,8 @@ export class Departures<C extends DeparturesChannel<C>> {
   }
 
   /**
-   * The session is gone: parts its connections. Those of migrations that the other side may know of are lost, and all
-   * others go on in another session.
+   * The session is gone: parts its connections. Those of migrations that the other side may know of are lost, and of disks
+   * those that it may know of by themselves; all others go on in another session.
    * @param isUnheard whether it certainly never heard of this flow
    */
   part(isUnheard: (flow: number) => boolean): { readonly lost: readonly C[]; readonly goOn: readonly C[] } {
@@ -142,10 +142,11 @@ export class Departures<C extends DeparturesChannel<C>> {
     for (const channel of this.connections) {
       // those that are silent, or wait for their main, go with what runs at their gate
       const migration = channel.migration ?? (isOpen(channel.gate.migration) ? channel.gate.migration : undefined)
-      const isLost = migration && !migration.moved && migration.isKnown(isUnheard)
+      const isLost = migration && !migration.moved && migration.loses(channel, isUnheard)
       ;(isLost ? lost : goOn).push(channel)
     }
-    for (const { migration } of goOn) migration?.goesOn()
+    const ending = new Set(lost.map(({ migration }) => migration))
+    for (const { migration } of goOn) if (!ending.has(migration)) migration?.goesOn()
     return { lost, goOn }
   }
 }

@@ -52,6 +52,11 @@ export class DiskDeparture<C extends DepartureChannel> extends Departure<C> {
     return super.closed(channel)
   }
 
+  /** Each connection is one of its own to its server: those that the other side has not heard of can begin anew. */
+  override loses(channel: C, isUnheard: (flow: number) => boolean): boolean {
+    return this.flows.has(channel) && channel.number !== 0 && !isUnheard(channel.number)
+  }
+
   /** A client waits for a FLUSH, or does so no more. */
   flushes(channel: C, waits: boolean, nowMs: number): void {
     this.flushing.delete(channel)

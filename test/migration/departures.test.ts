@@ -119,6 +119,35 @@ t.test('what ends with its session, and what goes on', t => {
   t.end()
 })
 
+t.test('of disks each connection is by itself', t => {
+  const world = new World()
+  const transferAt = (name: string, count: number): { gate: TestGate; channels: Channel[] } => {
+    const gate = new Gate(name) as TestGate
+    const channels = Array.from({ length: count }, () => world.connect(gate, 'unknown'))
+    const transfer = world.departures.beginDisks(channels[0]!, 0)
+    gate.migration = transfer
+    for (const [i, channel] of channels.entries()) {
+      channel.number = 100 + i
+      Object.assign(channel, { migration: transfer })
+      transfer.opened(channel, 0)
+    }
+    return { gate, channels }
+  }
+  const { gate, channels } = transferAt('disks', 3)
+  channels[0]!.migration!.taken = true
+  const other = transferAt('others', 1)
+  other.channels[0]!.number = 200
+  const waiting = world.connect(gate, 'unknown')
+  const { lost, goOn } = world.departures.part(flow => flow === 101 || flow === 200)
+  t.same(lost, [channels[0], channels[2]])
+  t.same(goOn, [channels[1], other.channels[0], waiting], 'one that joined and was not heard of goes on')
+  t.equal(channels[1]!.migration!.moved, false, 'what it joined ends here')
+  t.equal(gate.migration, channels[0]!.migration)
+  t.equal(other.channels[0]!.migration!.moved, true)
+  t.equal(other.gate.migration, undefined)
+  t.end()
+})
+
 t.test('each connection is in one part, and all of a migration in the same', t => {
   for (let seed = 1; seed <= 200; seed++) {
     const next = random(seed)
