@@ -502,6 +502,7 @@ export class Session {
   /** Lets go of all memory. */
   private clear(): void {
     this.memory.close()
+    this.rate.leave()
     this.flows.clear()
     this.coldPages.clear()
     this.answers.clear()

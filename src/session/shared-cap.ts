@@ -33,6 +33,16 @@ export class SharedCap {
     return share
   }
 
+  leave(share: CapShare): void {
+    const index = this.shares.indexOf(share)
+    if (index >= 0) this.shares.splice(index, 1)
+  }
+
+  /** How many have one. */
+  get size(): number {
+    return this.shares.length
+  }
+
   /** Whoever waits for tokens is to be woken: they may come sooner. */
   set(bytesPerSecond: number, nowMs: number): void {
     assert(bytesPerSecond > 0, 'a rate is more than 0')
@@ -50,12 +60,20 @@ export class SharedCap {
       for (const share of shares) share.tokens = 0
       return
     }
-    const most = burstOf(bytesPerSecond)
-    let rest = Math.min(most * shares.length, (sinceMs * bytesPerSecond) / 1000)
+    this.pour((sinceMs * bytesPerSecond) / 1000)
+  }
+
+  /** @internal Gives tokens to those that have room for more. @returns how many were left */
+  pour(bytes: number): number {
+    const { shares } = this
+    const most = burstOf(this.bytesPerSecond)
+    const room = shares.reduce((sum, { tokens }) => sum + Math.max(0, most - tokens), 0)
+    let rest = Math.min(room, bytes)
+    const left = bytes - rest
     // each turn fills one of them at least, or all that there is to give is given
     for (let turn = 0; turn < shares.length && rest > 0; turn++) {
       const weights = this.openWeights
-      if (weights === 0) return
+      if (weights === 0) break
       let given = 0
       for (const share of shares) {
         const part = share.tokens < most ? Math.min((rest * share.weight) / weights, most - share.tokens) : 0
@@ -64,6 +82,7 @@ export class SharedCap {
       }
       rest -= given
     }
+    return left + Math.max(0, rest)
   }
 
   /** @internal What comes to a share just now, as long as the others want what they want. */
