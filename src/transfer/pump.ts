@@ -114,6 +114,8 @@ export class Pump {
   private quantum = 0
   private running = false
   private readonly candidates: number[] = []
+  /** Whose those are. */
+  private readonly candidateChannels: PumpedChannel[] = []
 
   constructor(link: PumpedLink, packer: PumpedPacker, effort: EffortController) {
     this.link = link
@@ -159,8 +161,8 @@ export class Pump {
     const wanted = room > 0 && room >= this.quantum
     const raw = Math.max(this.quantum, room) / this.packedShare
     this.batchBytes = Math.min(BATCH_BYTES_MAX, Math.max(BATCH_BYTES_MIN, raw))
-    const picked = wanted && packer.hasRoom && packer.underWay < UNDER_WAY_MAX ? this.pick(nowMs) : -1
-    if (picked < 0) {
+    const channel = wanted && packer.hasRoom && packer.underWay < UNDER_WAY_MAX ? this.pick(nowMs) : undefined
+    if (channel === undefined) {
       const waiting = this.lookAround()
       const state = !wanted ? 'wan' : waiting || packer.underWay >= UNDER_WAY_MAX ? 'cpu' : 'source'
       effort.wait(state, nowMs, link.waitingBytes)
@@ -169,7 +171,6 @@ export class Pump {
     }
     if (!this.running) effort.wait('cpu', nowMs, link.waitingBytes)
     this.running = true
-    const channel = this.channels.find(({ number }) => number === picked)!
     return { channel, effort: effort.effort(channel.urgent), release: channel.release || channel.ended }
   }
 
@@ -199,11 +200,18 @@ export class Pump {
     this.nextTickMs = Number.POSITIVE_INFINITY
   }
 
-  private pick(nowMs: number): number {
-    const { candidates } = this
+  /** Of those that can be encoded: a number may be another channel's that is being brought to its end. */
+  private pick(nowMs: number): PumpedChannel | undefined {
+    const { candidates, candidateChannels } = this
     candidates.length = 0
-    for (const channel of this.channels) if (this.canEncode(channel)) candidates.push(channel.number)
-    return candidates.length > 0 ? this.link.pickFlow(candidates, nowMs) : -1
+    candidateChannels.length = 0
+    for (const channel of this.channels) {
+      if (!this.canEncode(channel)) continue
+      candidates.push(channel.number)
+      candidateChannels.push(channel)
+    }
+    const picked = candidates.length > 0 ? this.link.pickFlow(candidates, nowMs) : -1
+    return picked < 0 ? undefined : candidateChannels[candidates.indexOf(picked)]
   }
 
   /** Sets what is to be waited for. @returns whether a channel could be encoded */

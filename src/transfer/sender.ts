@@ -12,7 +12,7 @@ import { ColdRation } from './cold/cold-ration.ts'
 import type { EffortController } from './effort-controller.ts'
 import type { BatchSink, Outbound } from './outbound.ts'
 import type { Pool } from './pool.ts'
-import { BATCH_BYTES_MAX, Pump, type PumpedLink } from './pump.ts'
+import { BATCH_BYTES_MAX, Pump, type PumpedChannel, type PumpedLink } from './pump.ts'
 import { SendingChannel, type SendingLink, type SendingStart } from './sending-channel.ts'
 import { SLOT_UNIT_BYTES, type Slot, SlotArena } from './slot-arena.ts'
 
@@ -40,7 +40,7 @@ export class Sender {
   private readonly pump: Pump
   /** How much the other side may be made to read from its disk. */
   private readonly ration = new ColdRation()
-  private readonly channels = new Map<number, SendingChannel>()
+  private readonly channels = new Map<PumpedChannel, SendingChannel>()
 
   /**
    * @param packer makes it, with who takes its batches
@@ -84,7 +84,7 @@ export class Sender {
   /** A flow was opened. */
   open(start: SendingStart, slot: Slot): SendingChannel {
     const channel = new SendingChannel(start, slot, this.memory, this.regions, this.link, this.pump)
-    this.channels.set(channel.number, channel)
+    this.channels.set(channel.pumped, channel)
     this.pump.add(channel.pumped)
     if (start.urgent || start.kind === 'preempt') this.link.setUrgent(channel.number, true)
     return channel
@@ -94,7 +94,7 @@ export class Sender {
   close(channel: SendingChannel): void {
     channel.pumped.broken = true
     this.pump.remove(channel.pumped)
-    if (this.channels.get(channel.number) === channel) this.channels.delete(channel.number)
+    this.channels.delete(channel.pumped)
   }
 
   /**
@@ -106,7 +106,7 @@ export class Sender {
     pump.nextTurn()
     const waits = this.guestWaits
     for (let job = pump.next(nowMs()); job; job = pump.next(nowMs())) {
-      const channel = this.channels.get(job.channel.number)!
+      const channel = this.channels.get(job.channel)!
       const bytes = packer.encode(channel, job.effort, job.release, !waits && this.ration.next(nowMs()))
       pump.encoded(job.channel, bytes)
       channel.owner.encoded(bytes, job.effort)
