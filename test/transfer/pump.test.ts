@@ -276,3 +276,12 @@ t.test('weights hold in what is picked, whatever the sources are like', t => {
   }
   t.end()
 })
+
+t.test('a number that another channel has which is being brought to its end', t => {
+  const bench = new Bench()
+  const before = bench.channel(7, 300 * KIB)
+  before.broken = true
+  const channel = bench.channel(7, 300 * KIB)
+  t.equal(bench.pump.next(1000)?.channel, channel)
+  t.end()
+})
