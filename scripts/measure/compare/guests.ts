@@ -117,10 +117,12 @@ export class PreparedGuest {
   /**
    * Starts it, stopped, as it was kept, and gives what a destination for it is started with: on the same disk, which is
    * below `folder` and as new.
+   * @param caching of its disk, as QEMU calls it; default: `unsafe`, which syncs nothing
    */
   async start(
     folder: string,
     at: Pick<GuestOptions, 'netns'>,
+    caching: 'unsafe' | 'writeback' = 'unsafe',
   ): Promise<{ readonly source: QemuGuest; readonly destination: GuestOptions }> {
     if (this.folder === undefined) {
       const source = await QemuGuest.start({ ...this.options, ...at, name: 'source', booted: true, paused: true })
@@ -128,7 +130,8 @@ export class PreparedGuest {
     }
     const disk = join(folder, 'disk.qcow2')
     overlay(disk, join(this.folder, 'disk.qcow2'), 'qcow2')
-    const options = { ...this.options, boot: onDisk(this.options.boot!, disk) }
+    const boot = onDisk(this.options.boot!, disk).map(word => word.replace('cache=unsafe', `cache=${caching}`))
+    const options = { ...this.options, boot }
     const state = `exec:cat '${join(this.folder, 'state')}'`
     const source = await QemuGuest.start({ ...options, ...at, name: 'source', paused: true, incoming: state })
     try {
