@@ -29,6 +29,7 @@ interface MigrateArguments extends FarQmpArguments {
   readonly throttleInitial: string | undefined
   readonly throttleIncrement: string | undefined
   readonly throttleMax: string | undefined
+  readonly mirror: readonly string[]
   readonly keep: readonly string[]
   readonly control: string | undefined
   readonly json: boolean
@@ -61,6 +62,14 @@ export const migrateCommand: CommandModule<object, MigrateArguments> = {
       .option('downtime-limit', text('How long the guest may stand still, by what QEMU reckons, such as 300ms'))
       .option('timeout', text('Cancel where precopy takes longer, such as 30min'))
       .option('postcopy-after', text('Switch to postcopy after so many passes (2), or so long (5min)'))
+      .option('mirror', {
+        describe:
+          'A mirror of a disk of the guest, by its block job at the source: it ends while the guest stands still; several',
+        type: 'string',
+        array: true,
+        requiresArg: true,
+        default: [],
+      })
       .option('auto-converge', {
         describe: 'Hold the guest back where it writes faster than it moves',
         type: 'boolean',
@@ -152,6 +161,10 @@ function read(args: MigrateArguments) {
   const keep = isLoopback(parseAddress(to)) ? args.keep : [...args.keep, 'tls-creds']
   const far = maybe(farQmpOf(args), one => parseQmpAddress(one, '--far-qmp'))
   requireKeepable(args.keep, '--keep')
+  if (args.mirror.length > 0 && args.keep.includes('pause-before-switchover')) {
+    const hint = 'it is switched on for --mirror, and put back: leave --keep out'
+    throw new ProxyError('USAGE', '--mirror and --keep pause-before-switchover', undefined, hint)
+  }
   if (args.incoming !== undefined && far === undefined) {
     const hint = 'give --far-qmp, over which it is told; or have it listen by itself'
     throw new ProxyError('USAGE', '--incoming without --far-qmp', undefined, hint)
@@ -165,6 +178,7 @@ function read(args: MigrateArguments) {
   const wishes = wishesOf({
     hasDestination: far !== undefined,
     postcopy: postcopyAfter !== undefined,
+    endsMirrors: args.mirror.length > 0,
     autoConverge,
     throttleInitial: parsePercent(args.throttleInitial, '--throttle-initial'),
     throttleIncrement: parsePercent(args.throttleIncrement, '--throttle-increment'),
@@ -180,6 +194,7 @@ function read(args: MigrateArguments) {
     keep,
     linkBytes: maybe(args.rate, one => parseCap(one, '--rate')),
     postcopyAfter,
+    mirrors: args.mirror,
     timeoutMs: maybe(args.timeout, one => parseDuration(one, '--timeout')),
   }
   return { task, source: parseQmpAddress(args.qmp, '--qmp'), destination: far }

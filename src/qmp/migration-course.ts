@@ -7,6 +7,7 @@ import { isProxyError, ProxyError } from '../errors.ts'
 import { type Change, commandsOf, type Mend, mend, type QemuSettings, type QemuSide } from './advice.ts'
 import { type MigrationInfo, type MigrationPhase, readMigrationInfo, readRunState } from './migration-info.ts'
 import type { Wish } from './migration-wishes.ts'
+import { type BlockJob, jobsOf, MirrorEnds, type QemuEvent } from './mirror-ends.ts'
 import { fieldsOf, statesOf } from './settings.ts'
 
 /** When to ask for the switch to postcopy: after so many whole passes, or so long after the beginning. */
@@ -26,6 +27,8 @@ export interface CourseTask {
   /** Bytes a second of the WAN. */
   readonly linkBytes?: number | undefined
   readonly postcopyAfter?: PostcopyAfter | undefined
+  /** Block jobs of the source that mirror its disks: they end while the guest stands still. */
+  readonly mirrors?: readonly string[] | undefined
   /** Precopy that takes longer is cancelled. */
   readonly timeoutMs?: number | undefined
 }
@@ -65,6 +68,8 @@ export interface Reply {
   readonly nowMs: number
   /** How often it was said, all in all, that this is to end. */
   readonly interrupts: number
+  /** What the source QEMU said by itself since the last reply. */
+  readonly events?: readonly QemuEvent[]
   /** To an `ask`. */
   readonly answer?: Answer
 }
@@ -113,6 +118,10 @@ const SOON_MS = 2000
 const CANCEL_MS = 300_000
 /** A destination has its guest when the source says so, or a moment later. */
 const ARRIVAL_MS = 10_000
+/** Between two looks at mirrors that end: their guest stands still. Events come between. */
+const LOOK_MIRRORS_MS = 20
+/** A mirror that is ready ends within a round trip or two; longer no guest stands still for it. */
+const MIRRORS_END_MS = 30_000
 
 /** What is known when it is decided what comes next. */
 export interface Situation {
@@ -180,10 +189,12 @@ class Running {
   /** All that was set, and is not put back. */
   private set: Mend[] = []
   private last: MigrationInfo | undefined
+  private readonly mirrors: MirrorEnds
   private readonly gone = new Map<QemuSide, string>()
 
   constructor(task: CourseTask) {
     this.task = task
+    this.mirrors = new MirrorEnds(task.mirrors ?? [])
     this.sides = task.versions.destination === undefined ? ['source'] : ['source', 'destination']
   }
 
@@ -233,6 +244,7 @@ class Running {
       waits ||= side === 'destination' && !info.listens
       this.mayGoOn()
     }
+    yield* this.checkMirrors()
     if (waits && this.task.incoming === undefined) {
       const hint = "give --incoming URI, where it shall listen: the destination proxy's --target"
       throw this.refused('the destination QEMU waits to be told where to listen', hint)
@@ -242,6 +254,24 @@ class Running {
     return mend(qemus, { wanted, keep, linkBytes })
   }
   private listens = true
+
+  /** Those that are to end have to be in sync; of others it is said that they go on. */
+  private *checkMirrors(): Generator<Step, void, Reply> {
+    const { mirrors } = this
+    const answer = yield* this.tryAsk('source', 'query-block-jobs')
+    if (answer.kind === 'refused' && !mirrors.any) return
+    const jobs = answer.kind === 'refused' ? [] : jobsOf(this.require('source', answer))
+    const wrong = mirrors.missing(jobs)
+    if (wrong !== undefined) {
+      const hint = '`query-block-jobs` lists them; a mirror is waited for until it is `ready`, or the disk is not whole'
+      throw this.refused(wrong, hint)
+    }
+    const others = mirrors.others(jobs).map(({ name }: BlockJob) => name)
+    if (others.length > 0)
+      yield* this.note(
+        `mirrors of the source's disks that go on: ${others.join(', ')}; --mirror ends one while the guest stands still`,
+      )
+  }
 
   private check(side: QemuSide, state: string, { phase, status }: MigrationInfo): void {
     if (side === 'destination') {
@@ -328,14 +358,26 @@ class Running {
       const elapsedMs = this.nowMs - startMs
       const cancelAsked = cancelMs < Number.POSITIVE_INFINITY
       const { interrupts } = this
-      const done = { cancelAsked, cancelRefused, postcopyAsked: postcopyAsked && !postcopyRefused }
+      const done = {
+        cancelAsked,
+        cancelRefused,
+        postcopyAsked: postcopyAsked && !postcopyRefused && this.mirrorsFailed === undefined,
+      }
       yield* this.tell({ event: 'progress', seconds: elapsedMs / 1000, info })
       const wishes = postcopyRefused ? { timeoutMs: task.timeoutMs } : task
-      const decision = decide({ status, phase, pass, elapsedMs, interrupts, ...done }, wishes)
+      if (status === 'pre-switchover' && this.mirrors.areDue && !cancelAsked) {
+        const wrong = yield* this.endMirrors()
+        if (wrong === undefined) continue
+        this.mirrorsFailed = wrong
+      }
+      let decision = decide({ status, phase, pass, elapsedMs, interrupts, ...done }, wishes)
+      if (decision === 'wait' && this.mirrorsFailed !== undefined && !cancelAsked) decision = 'cancel'
       if (decision === 'end') return yield* this.ended(info, reason, wasPostcopy)
       if (decision === 'cancel') {
         cancelMs = this.nowMs
-        reason = interrupts > 0 ? 'interrupted' : `not done after ${task.timeoutMs! / 1000} s (--timeout)`
+        reason =
+          this.mirrorsFailed ??
+          (interrupts > 0 ? 'interrupted' : `not done after ${task.timeoutMs! / 1000} s (--timeout)`)
         yield* this.note(`${reason}: cancelling, the guest goes on at the source`)
         const answer = yield* this.tryAsk('source', 'migrate_cancel', undefined, 'long')
         if (answer.kind === 'refused') yield* this.note(`QEMU does not cancel: ${answer.why}`)
@@ -361,6 +403,39 @@ class Running {
       yield* this.wait(elapsedMs < SOON_MS || cancelAsked ? LOOK_SOON_MS : LOOK_MS)
     }
   }
+
+  /**
+   * The guest stands still: its mirrors end in sync, the destination's disks become its own, and it goes on.
+   * @returns what went wrong: the migration is to be cancelled
+   */
+  private *endMirrors(): Generator<Step, string | undefined, Reply> {
+    const { mirrors } = this
+    for (const job of mirrors.names) {
+      const answer = yield* this.tryAsk('source', 'block-job-cancel', { device: job }, 'long')
+      if (answer.kind === 'refused') return `the mirror ${job} does not end: ${answer.why}`
+      this.require('source', answer)
+    }
+    const untilMs = this.nowMs + MIRRORS_END_MS
+    while (!mirrors.haveEnded(jobsOf(yield* this.ask('source', 'query-block-jobs', undefined, 'long')))) {
+      if (this.interrupts > 0) return 'interrupted'
+      if (this.nowMs >= untilMs) return `mirrors did not end within ${MIRRORS_END_MS / 1000} s`
+      yield* this.wait(LOOK_MIRRORS_MS)
+    }
+    const { failed } = mirrors
+    if (failed !== undefined) return failed
+    mirrors.areDue = false
+    yield* this.note('the mirrors have ended in sync')
+    if (this.sides.includes('destination')) {
+      const answer = yield* this.tryAsk('destination', 'nbd-server-stop', undefined, 'long')
+      if (answer.kind === 'refused') yield* this.note(`the destination's server of disks is not stopped: ${answer.why}`)
+    }
+    const answer = yield* this.tryAsk('source', 'migrate-continue', { state: 'pre-switchover' }, 'long')
+    if (answer.kind === 'refused') return `QEMU does not go on: ${answer.why}`
+    this.require('source', answer)
+    return undefined
+  }
+  /** Why the guest stays where it is. */
+  private mirrorsFailed: string | undefined
 
   private *ended(info: MigrationInfo, reason: string, wasPostcopy: boolean): Generator<Step, End, Reply> {
     const { to, incoming } = this.task
@@ -411,7 +486,8 @@ class Running {
       }
       return { result: 'completed' }
     }
-    const guest = `the guest is ${source ?? 'not asked for'} at the source`
+    const anew = this.mirrors.haveBegunToEnd ? '; its mirrors have ended: begin them anew' : ''
+    const guest = `the guest is ${source ?? 'not asked for'} at the source${anew}`
     if (phase === 'cancelled') {
       const what = `cancelled${because(reason || 'not by this command')}`
       return { result: 'cancelled', error: failure('MIGRATION_CANCELLED', what, guest) }
@@ -540,7 +616,8 @@ class Running {
     yield* this.tell({ event: 'note', text })
   }
 
-  private hear({ nowMs, interrupts }: Reply): void {
+  private hear({ nowMs, interrupts, events }: Reply): void {
+    for (const event of events ?? []) this.mirrors.hear(event)
     this.nowMs = nowMs
     this.interrupts = interrupts
     if (interrupts < 2) return

@@ -1,6 +1,7 @@
 /** Runs the course of a migration: its questions over QMP, its time by the clock. */
 import type { QemuSide } from './advice.ts'
 import type { Answer, Course, Outcome, Reply, Step, Told } from './migration-course.ts'
+import type { QemuEvent } from './mirror-ends.ts'
 import { type QmpClient, QmpError } from './qmp-client.ts'
 
 /**
@@ -12,6 +13,7 @@ const ANSWER_LONG_MS = 300_000
 const SLOW_MS = 5000
 /** Events wake a wait, but not sooner: a QEMU that says them without end is not asked without end. */
 const WAIT_MS_MIN = 20
+const EVENTS_MAX = 1000
 
 /** What asks the course to end. */
 export interface Interrupts {
@@ -35,6 +37,13 @@ export async function runCourse(
   told: (told: Told) => void,
 ): Promise<Outcome> {
   let wake = (): void => {}
+  /** What the course has not heard yet; the last of them, of a QEMU that says more than anybody asks for. */
+  let events: QemuEvent[] = []
+  const hear = (event: QemuEvent): void => {
+    events.push(event)
+    if (events.length > EVENTS_MAX) events.shift()
+  }
+  clients.source.on('event', hear)
   let second = (): void => {}
   const twice = new Promise<Answer>(done => {
     second = () => done({ kind: 'lost', why: 'interrupted' })
@@ -65,7 +74,9 @@ export async function runCourse(
     })
   const reply = (answer?: Answer): Reply => {
     const { count } = interrupts
-    return { nowMs: performance.now(), interrupts: count, ...(answer && { answer }) }
+    const heard = events
+    events = []
+    return { nowMs: performance.now(), interrupts: count, events: heard, ...(answer && { answer }) }
   }
   let next = course.next(reply())
   while (!next.done) {
@@ -88,6 +99,7 @@ export async function runCourse(
       next = course.next(reply(answer))
     }
   }
+  clients.source.off('event', hear)
   return next.value
 }
 

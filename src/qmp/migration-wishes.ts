@@ -4,6 +4,8 @@ import type { Change, QemuSide } from './advice.ts'
 /** What the operator said; what is not said stays as it is, or as it is advised. */
 export interface MigrationWishes {
   readonly hasDestination: boolean
+  /** Mirrors end while the guest stands still. */
+  readonly endsMirrors?: boolean
   /** The switch to postcopy will be asked for. */
   readonly postcopy: boolean
   readonly autoConverge: boolean
@@ -31,7 +33,8 @@ export function wishesOf(wishes: MigrationWishes): Wish[] {
     if (value !== undefined) found.push({ side: 'source', kind: 'parameter', name, value, why: `${option} says so` })
   }
   if (!keep.includes('events')) capability('source', 'events', true, 'QEMU tells at once how the migration goes')
-  if (!keep.includes('pause-before-switchover'))
+  if (wishes.endsMirrors) capability('source', 'pause-before-switchover', true, '--mirror needs it')
+  else if (!keep.includes('pause-before-switchover'))
     capability('source', 'pause-before-switchover', false, 'nobody would let it go on')
   if (wishes.postcopy) {
     for (const side of hasDestination ? (['source', 'destination'] as const) : (['source'] as const))

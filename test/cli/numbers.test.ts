@@ -71,7 +71,7 @@ const OTHERS = new Set([
   ...['history', 'log-level', 'hook', 'listen', 'disks', 'peer', 'socket-group', 'tls-server-name', 'rate-file'],
   ...['time-zone', 'target', 'config', 'as', 'snapshot', 'choice', 'key', 'output', 'spill', 'vm', 'prefer'],
   ...['by', 'at', 'to', 'set', 'dir', 'name', 'username', 'qmp', 'far-qmp', 'incoming', 'keep', 'disk-answers'],
-  'disk-zeroes',
+  ...['disk-zeroes', 'mirror'],
 ])
 /** Of one command alone: the same name is something else elsewhere. */
 const HERE: Readonly<Record<string, boolean>> = {

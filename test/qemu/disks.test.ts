@@ -9,6 +9,7 @@ import { type FoundQemu, type QemuVersion, qemu10, systemQemu } from '../../scri
 import type { Estimate } from '../../src/cli/codec-command.ts'
 import type { DiskAnswers } from '../../src/daemon/settings.ts'
 import type { DiskDepartureSummary } from '../../src/migration/summary.ts'
+import { run } from '../cli/command.ts'
 import { until } from '../helpers/until.ts'
 import { pageferry } from '../template/cli-harness.ts'
 import { Pair } from './pair.ts'
@@ -38,7 +39,13 @@ function image(): Buffer {
 const digest = (path: string): string => createHash('sha256').update(readFileSync(path)).digest('hex')
 
 /** A guest that does nothing, with a disk; its memory holds what is in `cache`. */
-async function guest(qemu: QemuVersion, folder: string, name: string, cache?: string): Promise<QemuGuest> {
+async function guest(
+  qemu: QemuVersion,
+  folder: string,
+  name: string,
+  cache?: string,
+  more: readonly string[] = [],
+): Promise<QemuGuest> {
   const bios = new Uint8Array(65536)
   bios.set([0xfa, 0xf4, 0xeb, 0xfd], 65520) // at the reset vector: cli, hlt, again
   writeFileSync(join(folder, 'bios'), bios)
@@ -50,6 +57,7 @@ async function guest(qemu: QemuVersion, folder: string, name: string, cache?: st
       ...['-blockdev', `driver=raw,node-name=disk,file.driver=file,file.filename=${join(folder, name)}`],
       ...['-device', 'virtio-blk-pci,drive=disk,id=vd0'],
       ...(cache === undefined ? [] : ['-device', `loader,file=${cache},addr=${CACHE.at},force-raw=on`]),
+      ...more,
     ],
   })
 }
@@ -70,6 +78,45 @@ const finds: readonly (readonly [string, FoundQemu, CopyMode, DiskAnswers])[] = 
   ['10', young, 'write-blocking', 'far'],
   ['10', young, 'background', 'early'],
 ]
+for (const [version, { qemu, skip }] of [
+  ['7.2', old],
+  ['10', young],
+] as const) {
+  t.test(`QEMU ${version}: pageferry migrate ends the mirror`, { skip: skip ?? false }, async t => {
+    const folder = t.testdir()
+    const disk = image()
+    writeFileSync(join(folder, 'source'), disk)
+    writeFileSync(join(folder, 'destination'), Buffer.alloc(DISK_BYTES))
+    writeFileSync(join(folder, 'cache'), disk.subarray(0, CACHE.bytes))
+    const qmp = (name: string) => ['-qmp', `unix:${join(folder, name)},server=on,wait=off`]
+    await using pair = await Pair.start({ disks: true, effort: 1 })
+    await using source = await guest(qemu!, folder, 'source', join(folder, 'cache'), qmp('near'))
+    await using destination = await guest(qemu!, folder, 'destination', undefined, qmp('far'))
+    const migrate = (...more: readonly string[]) =>
+      run(
+        [
+          ...['migrate', '--qmp', join(folder, 'near'), '--far-qmp', join(folder, 'far'), '--json'],
+          ...['--to', pair.sourceUri(), '--incoming', pair.targetUri(), ...more],
+        ],
+        { cwd: folder },
+      )
+    const none = await migrate('--mirror', 'mirror')
+    t.equal(none.status, 16, 'there is no such mirror: nothing begins')
+    await exportDisk(destination, pair.diskFar)
+    const mirror = await Mirror.begin(source, pair.diskNear, { copyMode: 'background' })
+    await mirror.ready()
+    await writes(source, 'write -P 0x5a 1024 512', 'write -P 0x77 9437184 262144')
+    const moved = await migrate('--mirror', 'mirror')
+    t.equal(moved.status, 0, moved.stderr)
+    t.match(moved.stdout, /the mirrors have ended in sync/)
+    t.match(JSON.parse(moved.stdout.trim().split('\n').at(-1)!), { result: 'completed', left: [] })
+    t.same(await mirror.jobs(), [])
+    t.equal(digest(join(folder, 'destination')), digest(join(folder, 'source')), 'both disks are equal')
+    await writes(destination, 'write -P 0x11 4096 4096', 'flush')
+    await t.rejects(destination.qmp.execute('nbd-server-stop'), /not running/, 'nobody else writes to it any more')
+  })
+}
+
 for (const [version, { qemu, skip }, copyMode, diskAnswers] of finds) {
   const how = `${copyMode}, answers ${diskAnswers}`
   t.test(`QEMU ${version} mirrors its disk (${how}), and its memory follows`, { skip: skip ?? false }, async t => {

@@ -152,7 +152,8 @@ function play({ task, wishes, alone = false, signals = [], fault, ...options }: 
         if (answer.kind === 'lost') gone.add(value.side)
       }
     }
-    next = course.next({ nowMs, interrupts, ...(answer && { answer }) })
+    const events = source.events.splice(0)
+    next = course.next({ nowMs, interrupts, events, ...(answer && { answer }) })
   }
   return { outcome: next.value, told, source, destination, asked, seconds: nowMs / 1000 }
 }
@@ -480,5 +481,112 @@ t.test('texts of a QEMU are outside texts, and bounded', t => {
     told.find(one => one.event === 'progress'),
     { info: { status: 'active', totalBytes: undefined } },
   )
+  t.end()
+})
+
+// --- mirrors of disks
+
+const WITH_MIRRORS = ['setup', 'active', 'pre-switchover', 'device', 'completed']
+const mirrored = (play: Play = {}): Play => ({
+  ...play,
+  task: { mirrors: ['a', 'b'], ...play.task },
+  wishes: { endsMirrors: true, ...play.wishes },
+  source: { course: WITH_MIRRORS, mirrors: { a: {}, b: { looks: 3 } }, ...play.source },
+})
+
+t.test('mirrors end while the guest stands still, and before it goes on', t => {
+  for (const version of ['7.2.22', '10.0.13'] as const) {
+    const played = play(mirrored({ source: { course: WITH_MIRRORS, mirrors: { a: {}, b: { looks: 3 } }, version } }))
+    const { outcome, source, destination } = played
+    t.match(outcome, { result: 'completed', left: [] }, version)
+    const told = source.log.filter(command => /block-job-cancel|migrate-continue|pause-before/.test(command))
+    t.same(told.slice(1, 4), [
+      'block-job-cancel {"device":"a"}',
+      'block-job-cancel {"device":"b"}',
+      'migrate-continue {"state":"pre-switchover"}',
+    ])
+    t.match(told[0], /"pause-before-switchover","state":true/)
+    t.equal(destination.log.filter(command => command === 'nbd-server-stop').length, 1)
+    t.ok(source.log.indexOf('migrate-continue {"state":"pre-switchover"}') > source.log.lastIndexOf('query-block-jobs'))
+    t.match(notes(played), /the mirrors have ended in sync/)
+    untrue(t, played, 'after it')
+  }
+  const alone = play(mirrored({ alone: true }))
+  t.equal(alone.outcome.result, 'completed')
+  t.notOk(alone.destination.log.includes('nbd-server-stop'))
+  t.end()
+})
+
+t.test('a mirror that is not in sync, or none, begins nothing', t => {
+  const wrongs: [string, ModelOptions['mirrors'], RegExp][] = [
+    ['not there', { a: {} }, /no block job "b"/],
+    ['not ready', { a: {}, b: { isReady: false } }, /mirror b of the source QEMU is not ready/],
+  ]
+  for (const [name, mirrors, what] of wrongs) {
+    const { outcome, source } = play(mirrored({ source: { course: WITH_MIRRORS, mirrors: mirrors! } }))
+    t.match(outcome, { result: 'refused', began: false }, name)
+    t.match(outcome.error?.message, what)
+    t.notOk(source.log.some(command => command.startsWith('migrate ')))
+  }
+  const instead: ModelOptions['instead'] = command =>
+    command === 'query-block-jobs' ? { return: [{ device: 'a', type: 'commit', ready: true }] } : undefined
+  t.match(play(mirrored({ source: { instead } })).outcome.error?.message, /a of the source QEMU is no mirror/)
+  t.end()
+})
+
+t.test('a mirror that does not end well keeps the guest where it is', t => {
+  const refuses: ModelOptions['instead'] = command =>
+    command === 'block-job-cancel' ? { error: 'it is busy' } : undefined
+  const unsaid: ModelOptions['instead'] = (command, count) =>
+    command === 'query-block-jobs' && count > 0 ? { return: [] } : undefined
+  const stays: ModelOptions['instead'] = (command, count) =>
+    command === 'query-block-jobs' && count > 0 ? { return: [{ device: 'a', type: 'mirror', ready: true }] } : undefined
+  const isStuck: ModelOptions['instead'] = command =>
+    command === 'migrate-continue' ? { error: 'no such state' } : undefined
+  const cases: [string, ModelOptions, RegExp][] = [
+    ['its job failed', { mirrors: { a: {}, b: { error: 'No space left' } } }, /mirror b did not end in sync: No space/],
+    ['QEMU refuses', { instead: refuses }, /mirror a does not end: it is busy/],
+    ['it is gone without a word', { instead: unsaid }, /did not end in sync: QEMU did not say how/],
+    ['it hangs', { instead: stays }, /mirrors did not end within 30 s/],
+    ['QEMU does not go on', { instead: isStuck }, /QEMU does not go on: no such state/],
+  ]
+  for (const [name, source, what] of cases) {
+    const played = play(mirrored({ source: { course: WITH_MIRRORS, mirrors: { a: {}, b: {} }, ...source } }))
+    t.match(played.outcome, { result: 'cancelled', source: 'running' }, name)
+    t.match(played.outcome.error?.message, what, name)
+    t.notOk(name !== 'QEMU does not go on' && played.source.log.some(command => command.startsWith('migrate-continue')))
+    untrue(t, played, name)
+  }
+  const ended = play(mirrored({ source: { course: WITH_MIRRORS, mirrors: { a: {}, b: { error: 'x' } } } }))
+  t.match(ended.outcome.error?.message, /its mirrors have ended: begin them anew/)
+  t.end()
+})
+
+t.test('a signal while mirrors end, at each step', t => {
+  const { asked } = play(mirrored())
+  for (let step = 0; step < 3 * asked.length; step++) {
+    const played = play(mirrored({ signals: [step] }))
+    const { result, began } = played.outcome
+    t.ok(['cancelled', 'completed'].includes(result), `step ${step}: ${result}`)
+    if (result === 'cancelled') t.equal(played.source.state, 'running', `step ${step}, begun: ${began}`)
+    untrue(t, played, `step ${step}`)
+  }
+  t.end()
+})
+
+t.test('the destination has no server of disks any more: that is said', t => {
+  const instead: ModelOptions['instead'] = command =>
+    command === 'nbd-server-stop' ? { error: 'NBD server not running' } : undefined
+  const played = play(mirrored({ destination: { instead } }))
+  t.equal(played.outcome.result, 'completed')
+  t.match(notes(played), /server of disks is not stopped: NBD server not running/)
+  t.end()
+})
+
+t.test('mirrors that nobody wants to end are told of', t => {
+  const played = play({ source: { mirrors: { other: { isReady: false } } } })
+  t.equal(played.outcome.result, 'completed')
+  t.match(notes(played), /go on: other; --mirror ends one/)
+  t.notOk(played.source.log.some(command => command.startsWith('block-job-cancel')))
   t.end()
 })

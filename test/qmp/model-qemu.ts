@@ -23,6 +23,10 @@ export interface ModelOptions {
   readonly incoming?: 'defer' | 'listens'
   /** What each question in turn is told of a migration that runs; the last one for ever. */
   readonly course?: readonly (string | Fields)[]
+  /** Mirrors that it has, by name: how many looks each takes to end, and with which error. */
+  readonly mirrors?: Readonly<
+    Record<string, { readonly looks?: number; readonly error?: string; readonly isReady?: boolean }>
+  >
   /** The same from the switch to postcopy on. */
   readonly postcopy?: readonly (string | Fields)[]
   /** What it does in place of what QEMU does. @param count how often the command came before */
@@ -79,9 +83,16 @@ export class ModelQemu {
   readonly log: string[] = []
   private readonly counts = new Map<string, number>()
   private looks = 0
+  /** What it has said by itself, and nobody has heard. */
+  events: { readonly event: string; readonly data: Fields }[] = []
+  readonly mirrors: Set<string>
+  private readonly ending = new Map<string, number>()
+  /** Its server of disks. */
+  stopped = false
 
   constructor(options: ModelOptions = {}) {
     this.options = options
+    this.mirrors = new Set(Object.keys(options.mirrors ?? {}))
     this.capabilities = { ...CAPABILITIES, ...options.capabilities }
     this.parameters = { ...PARAMETERS, ...(options.version !== '7.2.22' && LATER), ...options.parameters }
     this.state = options.incoming === undefined ? 'running' : 'inmigrate'
@@ -138,6 +149,35 @@ export class ModelQemu {
         Object.assign(this.parameters, args)
         return { return: {} }
       }
+      case 'query-block-jobs':
+        for (const [name, left] of this.ending) {
+          this.ending.set(name, left - 1)
+          if (left > 0) continue
+          this.ending.delete(name)
+          this.mirrors.delete(name)
+          const { error } = this.options.mirrors![name]!
+          const data = { type: 'mirror', device: name, ...(error !== undefined && { error }) }
+          this.events.push({ event: 'BLOCK_JOB_COMPLETED', data })
+        }
+        return {
+          return: [...this.mirrors].map(device => {
+            const { isReady = true } = this.options.mirrors![device]!
+            return { type: 'mirror', device, ready: isReady }
+          }),
+        }
+      case 'block-job-cancel': {
+        const name = String(args.device)
+        if (!this.mirrors.has(name)) return { error: `Block job '${name}' not found` }
+        this.ending.set(name, this.options.mirrors![name]!.looks ?? 0)
+        return { return: {} }
+      }
+      case 'nbd-server-stop':
+        if (this.stopped) return { error: 'NBD server not running' }
+        this.stopped = true
+        return { return: {} }
+      case 'migrate-continue':
+        this.goOn(this.options.course!.slice(this.options.course!.indexOf('pre-switchover') + 1))
+        return { return: {} }
       case 'migrate-incoming':
         if (this.listens) return { error: 'The incoming migration has already been started' }
         this.listens = true
@@ -166,6 +206,7 @@ export class ModelQemu {
       return this.listens ? { 'socket-address': [{ type: 'inet', host: '127.0.0.1', port: '4444' }] } : {}
     const now = this.course[Math.min(this.looks++, this.course.length - 1)]!
     const status = statusOf(now)
+    if (status === 'pre-switchover') this.state = 'paused'
     if (status === 'device' || status === 'postcopy-active') this.state = 'finish-migrate'
     if (status === 'completed') {
       this.state = 'postmigrate'
