@@ -461,6 +461,15 @@ export const WANTED_PAGES_MAX = 256
 /** Pages of them that one session may have: 128 GiB, for which a source keeps up to 870 MB in memory, a destination 540. */
 export const COLD_PAGES_MAX = 2 ** 25
 
+/**
+ * Blocks of disks that a session keeps on this side's disk at most: 64 GiB, for which a source has up to 420 MB in memory, a
+ * destination 290 (docs/adr/0026-kept-blocks.md).
+ */
+export const KEPT_BLOCKS_MAX = 2 ** 24
+
+/** What of all sessions' may wait for the disk, 64 MiB: what comes beyond it is not kept. */
+export const KEPT_WAITING_PAGES_MAX = 16_384
+
 /** Bytes of one read: most matches come in runs, and 64 KiB take a disk hardly longer than 4. */
 export const COLD_READ_BYTES_MAX = 65536
 

@@ -20,6 +20,7 @@ import { SetSigners } from '../remote/set-signature.ts'
 import type { Role } from '../session/api.ts'
 import { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
+import { KeptSpace } from '../transfer/cold/kept-space.ts'
 import { PLACES, Pools } from '../transfer/pool.ts'
 import { RingShares } from '../transfer/ring-shares.ts'
 import { threadCount } from '../transfer/threads.ts'
@@ -99,6 +100,13 @@ export function proxyOptions(
     })
     .option('set-memory', SET_MEMORY_OPTION)
     .option('threads', THREADS_OPTION)
+    .option('keep-blocks', {
+      describe:
+        'Disk space, in $TMPDIR or /var/tmp, for blocks of disks (--disks) that have passed, in which the memory behind them is found; not encrypted; 0: none',
+      type: 'string',
+      requiresArg: true,
+      defaultDescription: `${DEFAULTS.keepBlocks}; 0 with --store-key`,
+    })
     .option('queue-target', {
       describe: "Time that bytes may wait in the link beyond its round trip: it adds to the guest's downtime",
       type: 'string',
@@ -159,20 +167,21 @@ export interface ProcessMemory {
   readonly shares: RingShares
   /** What peers can make it hold beyond what every session has for its own. */
   readonly memory: FairShares
+  /** Disk space for blocks of disks; undefined: none. */
+  readonly kept: KeptSpace | undefined
   /** Most pages that one session's ring may have. */
   readonly ringPages: number
 }
 
+/** What takes of it: rings, sets at most, and disk space for blocks of disks; and how many threads work on it. */
+export type MemorySettings = Pick<CommonSettings, 'poolMemoryBytes' | 'setMemoryBytes' | 'keepBlocksBytes' | 'threads'>
+
 /**
- * @param settings how much of it is for rings, and at most for sets; and how many threads work on it
  * @param newcomers whether peers come that nobody can count: there is a destination proxy
  * @throws USAGE where it could never be had
  */
-export function processMemory(
-  settings: Pick<CommonSettings, 'poolMemoryBytes' | 'setMemoryBytes' | 'threads'>,
-  newcomers: boolean,
-): ProcessMemory {
-  const { poolMemoryBytes: bytes, setMemoryBytes: setBytes, threads } = settings
+export function processMemory(settings: MemorySettings, newcomers: boolean): ProcessMemory {
+  const { poolMemoryBytes: bytes, setMemoryBytes: setBytes, keepBlocksBytes, threads } = settings
   // what a container may use is less than its host has; 0 or absurdly much: nobody said
   const allowed = process.constrainedMemory()
   const there = allowed > 0 ? Math.min(allowed, totalmem()) : totalmem()
@@ -191,6 +200,7 @@ export function processMemory(
     pools: new Pools({ setsBytesMax, threads: threadCount(threads) }),
     shares: new RingShares(bytes, newcomers),
     memory: new FairShares(MEMORY_BUDGET_BYTES),
+    kept: keepBlocksBytes > 0 ? new KeptSpace(process.env.TMPDIR ?? '/var/tmp', keepBlocksBytes) : undefined,
     ringPages: Math.floor(bytes / PAGE_SIZE),
   }
 }

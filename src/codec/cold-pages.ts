@@ -11,6 +11,10 @@ import { BATCH_PAGES_MAX, type Workspace } from './workspace.ts'
 
 /** Who knows the pages of a session's cold sets. */
 export interface ColdPages {
+  /** There is none yet, or none at all. */
+  readonly isEmpty: boolean
+  /** Pages of sets; those with higher numbers have passed in this session. */
+  readonly setPages: number
   /**
    * Says which of these pages are cold ones, proven.
    * @param pages address in `bytes` of the PAGE_SIZE bytes of each
@@ -20,6 +24,12 @@ export interface ColdPages {
    * @returns whether there are any
    */
   find(bytes: Uint8Array, pages: Uint32Array, unknown: Uint8Array, numbers: Uint32Array, migration: number): boolean
+}
+
+/** Blocks of disks that a side keeps beyond the ring: docs/adr/0026-kept-blocks.md. Both sides count them alike. */
+export interface KeptPages {
+  /** The next `count` of them. @param addresses where in `bytes` they lie, as long as this runs */
+  keep(bytes: Uint8Array, addresses: Uint32Array, count: number): void
 }
 
 /** The runs of one batch: what its column `cold` says. */

@@ -8,7 +8,7 @@
 import { assert } from '../errors.ts'
 import { type Kernel, KIND, MATCH, NONE, RESULT } from '../kernel/kernel.ts'
 import { BatchWriter, EXTENDED_RUN } from './batch-writer.ts'
-import type { ColdPages } from './cold-pages.ts'
+import type { ColdPages, KeptPages } from './cold-pages.ts'
 import { DiskMessages } from './disk-messages.ts'
 import type { FlowEncoder } from './flow-encoder.ts'
 import type { PageObserver } from './observer.ts'
@@ -34,6 +34,9 @@ export interface PartFinder {
    */
   find(workspace: Workspace, count: number, options: number): void
 }
+/** By KIND of a page: whether it is one that stands nowhere in the pool as a whole. */
+const IS_NEW = new Uint8Array(Object.keys(KIND).length)
+for (const kind of [KIND.NEW, KIND.NEW_DENSE, KIND.PATCH, KIND.WORDS]) IS_NEW[kind] = 1
 
 /** Shared by all flows of a session: makes batches into workspaces. */
 export class BatchEncoder {
@@ -46,10 +49,14 @@ export class BatchEncoder {
   cold: ColdPages | undefined
   /** Who looks for parts of pages beside this thread; undefined: it does all. */
   finder: PartFinder | undefined
+  /** Who keeps blocks of disks; undefined: nobody does. */
+  kept: KeptPages | undefined
   /** Who counts what sets bring. */
   gains: SetGains | undefined
   /** By index of the page in its batch: the cold page that it is, where it is one. */
   private readonly coldNumbers = new Uint32Array(BATCH_PAGES_MAX)
+  /** Where the blocks of a batch lie that are kept. */
+  private readonly keptAddresses = new Uint32Array(BATCH_PAGES_MAX)
   private readonly columns: BatchWriter
   private workspace!: Workspace
   private refRegion = 0
@@ -71,9 +78,17 @@ export class BatchEncoder {
    * them it goes as OTHER, and so does its rest. Fills the workspace's columns and its checksum.
    * @param from all of the flow's whole records at least; its bytes are needed until this returns
    * @param useCold pages may be named that the far side has to read from its disk
+   * @param keep new blocks of a disk are kept by both sides
    * @returns what became of its bytes
    */
-  encode(flow: FlowEncoder, from: Stretch, workspace: Workspace, longMatch: boolean, useCold = true): BatchCounts {
+  encode(
+    flow: FlowEncoder,
+    from: Stretch,
+    workspace: Workspace,
+    longMatch: boolean,
+    useCold = true,
+    keep = false,
+  ): BatchCounts {
     const { at: base, length: rawLength } = from
     assert(rawLength > 0 && rawLength <= BATCH_RAW_MAX, 'a batch is empty or too large')
     this.workspace = workspace
@@ -97,6 +112,7 @@ export class BatchEncoder {
     const answers = new Uint32Array(bytes.buffer, workspace.slotsAt, pages) // slot, byte, lag or tokens, by kind
     const before = new Uint32Array(bytes.buffer, workspace.placesAt, pages) // matchPages wrote it
     const stats = new BatchCounts()
+    if (keep && this.kept && flow.isDisk) this.keep(this.kept, kinds)
     for (let i = 0; i < recordCount; i++) {
       const start = records.start[i]!
       const end = records.end[i]!
@@ -165,7 +181,8 @@ export class BatchEncoder {
         case KIND.COLD:
           columns.run(coldRun, 1)
           columns.coldPage(prediction, this.coldNumbers[page]!)
-          stats.coldPages++
+          if (this.coldNumbers[page]! < this.cold!.setPages) stats.coldPages++
+          else stats.earlierPages++ // a block that was kept
           break
         case KIND.NEW:
           columns.run(OP.NEW, 1)
@@ -239,7 +256,7 @@ export class BatchEncoder {
       n++
     }
     const finder = longMatch ? this.finder : undefined
-    const cold = useCold && this.cold !== undefined && this.findCold(this.cold, list, flow.migration)
+    const cold = useCold && this.cold?.isEmpty === false && this.findCold(this.cold, list, flow.migration)
     this.kernel.matchPages(
       workspace.listAt,
       workspace.placesAt,
@@ -267,6 +284,18 @@ export class BatchEncoder {
     kernel.unknownPages(listAt, list.length, kindsAt)
     const unknown = kernel.bytes.subarray(kindsAt, kindsAt + list.length)
     return cold.find(kernel.bytes, list, unknown, this.coldNumbers, migration)
+  }
+
+  /** Says that the new blocks of this batch are kept, where there are any. */
+  private keep(kept: KeptPages, kinds: Uint8Array): void {
+    const { columns, keptAddresses, workspace } = this
+    const list = new Uint32Array(columns.bytes.buffer, workspace.listAt, kinds.length)
+    let count = 0
+    for (let page = 0; page < kinds.length; page++) if (IS_NEW[kinds[page]!]) keptAddresses[count++] = list[page]!
+    if (count === 0) return
+    columns.run(EXTENDED_RUN + EXTENDED.KEEP, 1)
+    columns.endRun()
+    kept.keep(columns.bytes, keptAddresses, count)
   }
 
   /** A message of a disk. @param offset,dataBytes of its data */

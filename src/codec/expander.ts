@@ -6,6 +6,7 @@
 import { assert, ProxyError } from '../errors.ts'
 import type { Kernel } from '../kernel/kernel.ts'
 import { BatchColumns } from './batch-columns.ts'
+import type { KeptPages } from './cold-pages.ts'
 import { type FlowExpander, nameIn } from './flow-expander.ts'
 import type { PageObserver } from './observer.ts'
 import { PageWriter, WORK_PER_STEP } from './page-writer.ts'
@@ -24,6 +25,8 @@ export class BatchExpander {
   private readonly writer: PageWriter
   /** Whether the session carries disks: their operations are refused in others. */
   disks = false
+  /** Who keeps blocks of disks: likewise. */
+  kept: KeptPages | undefined
   private flow!: FlowExpander
   private workspace!: Workspace
   /** Work but the writer's. */
@@ -76,6 +79,7 @@ export class BatchExpander {
     if (!columns.used) throw flow.bad('a column is longer than its operations use')
     this.verify(rawLength, checksum, out)
     writer.done(flow.position, out, rawLength)
+    if (writer.keptCount > 0) this.kept!.keep(this.kernel.bytes, writer.keptAddresses, writer.keptCount)
     flow.position += rawLength
   }
 
@@ -174,12 +178,16 @@ export class BatchExpander {
   }
 
   private extended(kind: number, count: number): void {
-    if (kind > (this.disks ? EXTENDED.MESSAGE : EXTENDED.COLD_ONCE)) {
+    const known = this.kept ? EXTENDED.KEEP : this.disks ? EXTENDED.MESSAGE : EXTENDED.COLD_ONCE
+    if (kind > known) {
       throw this.flow.bad(`extended operation ${kind}: the peer speaks a later version`)
     }
     if (kind === EXTENDED.EXPORT) this.export(count)
     else if (kind === EXTENDED.MESSAGE) this.messages(count)
-    else this.writer.fetched(count, this.columns.fetched, kind === EXTENDED.COLD_ONCE)
+    else if (kind === EXTENDED.KEEP) {
+      this.once(count, 'KEEP')
+      this.writer.keeps = true
+    } else this.writer.fetched(count, this.columns.fetched, kind === EXTENDED.COLD_ONCE)
   }
 
   private export(count: number): void {

@@ -172,6 +172,11 @@ export class FlowEncoder implements StreamSink {
   /** What the far side is told before the first message. */
   exported = { form: 0, block: 0 }
 
+  /** What passes are messages of a disk. */
+  get isDisk(): boolean {
+    return this.exported.form > 0
+  }
+
   /** The head of a message, and the data behind it. @returns whether blocks of that may be told */
   message(start: number, end: number, offset: number, dataBytes: number): boolean {
     if (start < this.batchStart) return false // its first bytes went out raw: so does all of it

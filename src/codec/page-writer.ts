@@ -9,6 +9,7 @@ import { PatchReader } from './patch-reader.ts'
 import { PoolRegions, placeIndex, REGION } from './places.ts'
 import type { SetGains } from './set-gains.ts'
 import { PAGE_SIZE } from './wire.ts'
+import { BATCH_PAGES_MAX } from './workspace.ts'
 
 /** What an operation, a kernel call (65 ns) and a copy of PATCH count as work, in bytes that are copied in the same time. */
 export const WORK_PER_STEP = 256
@@ -37,6 +38,10 @@ export class PageWriter {
   /** Flags of the kernel's expand functions for the run that `pageRun` allowed, and the place of its first page. */
   private flags = 0
   private place = NONE
+  /** New blocks of disks are kept from here on, and where those lie that are. */
+  keeps = false
+  keptCount = 0
+  readonly keptAddresses = new Uint32Array(BATCH_PAGES_MAX)
 
   constructor(kernel: Kernel) {
     this.kernel = kernel
@@ -52,6 +57,8 @@ export class PageWriter {
     this.looksOn = flow.isLearned ? this.observer : undefined
     this.out = out
     this.end = out + length
+    this.keeps = false
+    this.keptCount = 0
   }
 
   /** All of it was given: `position` is that of its first byte in the channel. */
@@ -171,7 +178,7 @@ export class PageWriter {
     const { flow, kernel, patches } = this
     const n = this.pageRun(1)
     const { page } = flow.prediction
-    const { place } = this
+    const { place, isKept } = this
     patches.read(flow, columns, place === NONE ? NONE : kernel.placeOf(place), tokensAt)
     const { tokens, literalBytes } = patches
     this.work += tokens * WORK_PER_COPY
@@ -179,6 +186,7 @@ export class PageWriter {
     const used = kernel.expandPatch(this.out, hi(page), lo(page), tokensAt, tokens, literals, place, this.flags)
     if (used !== literalBytes) throw flow.bad('PATCH that does not make a page')
     this.gains?.parts(this.bytes, tokensAt, tokens)
+    if (isKept) this.keep(1)
     this.gave(this.flags & EXPAND.BARE ? PAGE_SIZE : PAGE_SIZE + 8, n, true)
   }
 
@@ -189,6 +197,7 @@ export class PageWriter {
       const n = this.pageRun(count - done)
       const { page } = flow.prediction
       const from = at + done * PAGE_SIZE
+      if (learn && this.isKept) this.keep(n)
       this.gave(kernel.expandNew(this.out, hi(page), lo(page), from, n, this.place, this.flags | flags), n, learn)
       done += n
     }
@@ -201,6 +210,7 @@ export class PageWriter {
   private pageRun(left: number): number {
     const { flow } = this
     this.work += WORK_PER_STEP
+    this.isKept = this.keeps && flow.owedBlocks > 0
     if (flow.owedBlocks > 0) {
       this.flags = EXPAND.BARE
       const n = this.placesInRow(Math.min(left, flow.owedBlocks))
@@ -227,6 +237,14 @@ export class PageWriter {
     this.room(n * (PAGE_SIZE + 8))
     return n
   }
+
+  /** The next so many pages are blocks that are kept. */
+  private keep(pages: number): void {
+    this.work += pages * PAGE_SIZE
+    for (let i = 0; i < pages; i++) this.keptAddresses[this.keptCount++] = this.out + i * PAGE_SIZE
+  }
+  /** Whether the run that `pageRun` allowed is of such blocks. */
+  private isKept = false
 
   /** The kernel takes places that follow each other: cut where the table wraps. */
   private placesInRow(pages: number): number {

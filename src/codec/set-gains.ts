@@ -116,7 +116,9 @@ export class SetGains {
 
   /** Pages of sets on the disk, likewise. */
   coldPages(number: number, count: number): void {
-    if (this.cold) this.row(this.cold, number, count)
+    if (!this.cold) return
+    const ofSets = Math.min(count, this.cold.sets.pages - number) // behind them are blocks of disks
+    if (ofSets > 0) this.row(this.cold, number, ofSets)
   }
 
   /** Parts of a page. @param at where its tokens are, as the kernel writes them */
@@ -166,6 +168,7 @@ export class SetGains {
         while (page + 1 < kinds.length && kinds[page + 1] === KIND.REF && isIn(hot, answers[page + 1]!)) page++
         this.add(hot.set, page + 1 - first, (page + 1 - first) * PAGE_SIZE)
       } else if (kind === KIND.COLD && cold) {
+        if (coldNumbers[page]! >= cold.sets.pages) continue
         cold.find(coldNumbers[page]!)
         const first = page
         while (page + 1 < kinds.length && kinds[page + 1] === KIND.COLD && isIn(cold, coldNumbers[page + 1]!)) page++

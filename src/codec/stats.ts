@@ -19,7 +19,7 @@ export class BatchCounts {
   templatePages = 0
   /** Pages found in a set on the disk. */
   coldPages = 0
-  /** Pages found among those that passed in this session. */
+  /** Pages found among those that passed in this session: in the ring, or among blocks of disks that are kept. */
   earlierPages = 0
   /** Pages made of parts of the pool. */
   patchPages = 0

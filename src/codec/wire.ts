@@ -90,6 +90,8 @@ export const EXTENDED = {
   EXPORT: 2,
   /** Heads of its messages. */
   MESSAGE: 3,
+  /** New blocks of this batch are kept by both sides (protocol.md §5). */
+  KEEP: 4,
 } as const
 
 /** What EXPORT says of messages: which of NBD's heads theirs is. A connection has one of these in each direction. */

@@ -61,6 +61,7 @@ export const SCHEMA = (() => {
     plaintext: z.boolean().default(false),
     'pool-memory': size('pool-memory').prefault(DEFAULTS.poolMemoryOfAll),
     'set-memory': size('set-memory').prefault(DEFAULTS.setMemory),
+    'keep-blocks': size('keep-blocks').optional(),
     threads: text(value => parseThreads(value, 'threads')).prefault('auto'),
     effort: text(value => parseEffortOrAuto(value, 'effort')).prefault('auto'),
     ...caps,

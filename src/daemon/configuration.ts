@@ -11,7 +11,7 @@ import type { Address } from '../relay/address.ts'
 import type { Weights } from '../session/fairness.ts'
 import { checkRules } from './configuration-rules.ts'
 import { placeHint, SCHEMA, spellingHint } from './configuration-schema.ts'
-import { type CommonSettings, DEFAULTS, type DiskAnswers, type DiskZeroes } from './settings.ts'
+import { type CommonSettings, DEFAULTS, type DiskAnswers, type DiskZeroes, keepBlocksDefault } from './settings.ts'
 
 /** One thing that is wrong with a configuration file. */
 export interface Mistake {
@@ -186,6 +186,7 @@ export function readConfiguration(content: string): ReadConfiguration {
       poolMemoryBytes: file['pool-memory'],
       setMemoryBytes: file['set-memory'],
       threads: file.threads,
+      keepBlocksBytes: file['keep-blocks'] ?? keepBlocksDefault(file['store-key']),
       effort: file.effort,
       diskAnswers: file['disk-answers'],
       diskZeroes: file['disk-zeroes'],

@@ -164,7 +164,7 @@ export class DestinationDaemon {
 
   private async acceptSession(hello: ClientHello, holder: string, from: string): Promise<Accepted> {
     if (this.stopping) throw new ProxyError('PEER_LOST', 'this proxy is stopping', undefined, 'it will be back')
-    const terms = await DestinationTerms.make(this.options, this.memory, this.sets, hello, holder)
+    const terms = await DestinationTerms.make(this.options, this.memory, this.sets, hello, holder, this.disks.size > 0)
     return {
       ...terms.answer,
       targets: [...this.targets.keys()],

@@ -1,5 +1,5 @@
 /** What the sessions of a destination proxy take of their process: memory for pages, and shares of what all of it holds. */
-import { isProxyError } from '../errors.ts'
+import { isProxyError, type ProxyError } from '../errors.ts'
 import { FairShares, type Share } from '../fair-shares.ts'
 import {
   BATCH_RAW_BYTES_MAX,
@@ -10,6 +10,7 @@ import {
   REPLIES_PLACES_MAX,
 } from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
+import type { KeptGrant, KeptSpace } from '../transfer/cold/kept-space.ts'
 import {
   type OpenPool,
   PAGE_BYTES,
@@ -57,6 +58,8 @@ export interface DestinationMemoryOptions {
   readonly shares?: RingShares
   /** MEMORY_BUDGET_BYTES, likewise. */
   readonly memory?: FairShares | undefined
+  /** Disk space for blocks of disks, likewise. Default: none. */
+  readonly kept?: KeptSpace | undefined
 }
 
 /** By holder: who its sessions are of. */
@@ -66,17 +69,20 @@ export class DestinationMemory {
   readonly setPagesMax: number
   /** What of MEMORY_BUDGET_BYTES sessions may hold beside their pools. */
   readonly budget: FairShares
+  /** Where blocks of disks are kept, if they are. */
+  readonly kept: KeptSpace | undefined
   private readonly ringPagesMax: number
   private readonly pools: Pools
   private readonly rings: RingShares
   /** Pieces that wait for QEMUs: counted, not in bytes. */
   private readonly pieces = new FairShares(PIECES_MAX)
 
-  constructor({ ringPagesMax: ringMax, placesMax, pools, shares, memory }: DestinationMemoryOptions) {
+  constructor({ ringPagesMax: ringMax, placesMax, pools, shares, memory, kept }: DestinationMemoryOptions) {
     this.placesMax = placesMax
     this.ringPagesMax = ringMax
     this.pools = pools ?? new Pools()
     this.rings = shares ?? new RingShares(2 * ringMax * PAGE_BYTES, true)
+    this.kept = kept
     this.budget = memory ?? new FairShares(MEMORY_BUDGET_BYTES)
     this.setPagesMax = Math.min(templatePagesMax(SHAPE, 0, placesMax), Math.floor(this.pools.setsBytesMax / PAGE_BYTES))
   }
@@ -89,6 +95,17 @@ export class DestinationMemory {
   /** Memory for a ring of so many pages, or of fewer. */
   ring(holder: string, pages: number): RingGrant {
     return this.rings.take(holder, pages * PAGE_BYTES)
+  }
+
+  /** Disk space for as many of a session's blocks of disks as it can give now. @param wanted what the other side has; undefined: none */
+  keptBlocks(wanted: number | undefined): KeptGrant | undefined {
+    return wanted ? this.kept?.take(wanted) : undefined
+  }
+
+  /** @param onFailure they cannot be kept any more */
+  keepsOf(grant: KeptGrant | undefined, onFailure: (error: ProxyError) => void): PoolRequest['keeps'] {
+    if (this.kept === undefined || grant === undefined || grant.blocks === 0) return undefined
+    return { blocks: grant.blocks, space: this.kept, onFailure }
   }
 
   /** @throws as Pools.open */

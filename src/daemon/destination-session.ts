@@ -29,9 +29,15 @@ import {
   type DestinationUnpacker,
 } from './destination-parts.ts'
 import { DestinationReplies } from './destination-replies.ts'
+import type { SiteLog } from './events.ts'
 import type { DestinationStatus } from './status.ts'
 import { UnmappedSocket } from './unmapped-socket.ts'
 import { UntoldChannels } from './untold-channels.ts'
+
+/** Whatever is wrong with blocks that were kept: the session goes on without. */
+function tellUnkept(log: SiteLog, { digest }: { readonly digest: string }, { message, action }: ProxyError): void {
+  if (digest === '') log.warn('blocks of disks are not kept', { error: message, hint: action })
+}
 
 export class DestinationSession implements LinkSink, DestinationFlowHost {
   readonly options: DestinationSessionOptions
@@ -72,6 +78,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
       ask: this.questions.ask,
       onFailure: (set, error) => {
         options.pool.cold?.forget(set.digest)
+        tellUnkept(options.log, set, error)
         options.onSetFailure?.(error)
       },
     })

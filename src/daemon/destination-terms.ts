@@ -7,16 +7,19 @@ import type { Learning, SessionLearning } from '../learning/learning.ts'
 import { SETS_WAIT_MS } from '../limits.ts'
 import type { Accepted } from '../link/server.ts'
 import type { TemplateStore } from '../store/template-store.ts'
+import type { KeptGrant } from '../transfer/cold/kept-space.ts'
 import { type OpenPool, PAGE_BYTES } from '../transfer/pool.ts'
 import type { RingGrant } from '../transfer/ring-shares.ts'
 import { type ClientHello, seedWords } from '../wan/hello.ts'
 import { FEATURE } from '../wan/wire.ts'
 import type { DestinationMemory } from './destination-memory.ts'
+import type { Events } from './events.ts'
 import type { OfferedSets, SessionSets } from './session-sets.ts'
 
 export interface DestinationTermsOptions {
   readonly store: TemplateStore | undefined
   readonly learning?: Learning | undefined
+  readonly events: Events
 }
 
 /** What both sides have of each other's. */
@@ -27,6 +30,8 @@ interface Taken {
   readonly places: number
   readonly pool: OpenPool
   readonly grant: RingGrant
+  /** Disk space for blocks of disks. */
+  readonly kept: KeptGrant | undefined
   /** The version of the sets that were held when it was opened. */
   readonly version: string
 }
@@ -42,13 +47,14 @@ export class DestinationTerms implements Taken {
   readonly places: number
   readonly pool: OpenPool
   readonly grant: RingGrant
+  readonly kept: KeptGrant | undefined
   readonly version: string
   /** Two u32 of the hash seed, low word first. */
   readonly seed: readonly [number, number]
   /** Whether the session carries disks. */
   readonly disks: boolean
   /** Our answer to the hello. */
-  readonly answer: Pick<Accepted, 'sets' | 'cold' | 'ring' | 'places'>
+  readonly answer: Pick<Accepted, 'sets' | 'cold' | 'ring' | 'places' | 'kept'>
   private readonly takesReplies: boolean
   private readonly options: DestinationTermsOptions
   private readonly memory: DestinationMemory
@@ -58,7 +64,7 @@ export class DestinationTerms implements Taken {
     memory: DestinationMemory,
     { agent, features = [], sets: offered, seed }: ClientHello,
     holder: string,
-    { sets, cold, places, pool, grant, version }: Taken,
+    { sets, cold, places, pool, grant, kept, version }: Taken,
     counted: readonly string[],
   ) {
     this.options = options
@@ -70,6 +76,7 @@ export class DestinationTerms implements Taken {
     this.places = places
     this.pool = pool
     this.grant = grant
+    this.kept = kept
     this.version = version
     this.seed = seedWords(Buffer.from(seed, 'hex'))
     this.disks = features.includes(FEATURE.DISKS)
@@ -79,11 +86,13 @@ export class DestinationTerms implements Taken {
       ...(cold.length > 0 && { cold }),
       ring: Math.floor(grant.bytes / PAGE_BYTES),
       places,
+      ...(kept && { kept: kept.blocks }),
     }
   }
 
   /**
    * @param hello the other side's offer
+   * @param hasDisks whether there are targets for disks
    * @throws LIMIT_EXCEEDED where there is no memory even for a session without sets and ring; else as Pools.open
    */
   static async make(
@@ -92,10 +101,12 @@ export class DestinationTerms implements Taken {
     own: SessionSets,
     hello: ClientHello,
     holder: string,
+    hasDisks: boolean,
   ): Promise<DestinationTerms> {
     // what learning has counted looks like a set without pages
     const counted = options.learning?.states ?? []
-    const taken = await take(options, memory, own, hello, holder)
+    const kept = hasDisks ? memory.keptBlocks(hello.kept) : undefined
+    const taken = await take(options, memory, own, hello, holder, kept)
     return new DestinationTerms(options, memory, hello, holder, taken, counted)
   }
 
@@ -115,17 +126,19 @@ export class DestinationTerms implements Taken {
   /** The session is over, and nobody has anything coming of its pool. @returns when its memory is clean for the next one */
   async close(): Promise<void> {
     this.grant.release()
+    this.kept?.release()
     await this.pool.close()
   }
 }
 
 /** Opens a pool with as many of the sets, and as much of a ring, as there is memory for. */
 async function take(
-  { store }: DestinationTermsOptions,
+  { store, events }: DestinationTermsOptions,
   memory: DestinationMemory,
   own: SessionSets,
   hello: ClientHello,
   holder: string,
+  kept: KeptGrant | undefined,
 ): Promise<Taken> {
   const places = Math.min(hello.places, memory.placesMax)
   const usesCold = hello.features?.includes(FEATURE.COLD_SETS) === true
@@ -134,21 +147,27 @@ async function take(
   let setsMax = hello.sets.length
   const untilMs = performance.now() + SETS_WAIT_MS
   let held = await own.offer()
+  const keeps = memory.keepsOf(kept, ({ message, action }) =>
+    events.of(holder).warn('blocks of disks are not kept', { error: message, hint: action }),
+  )
   for (;;) {
     const { sets, cold } = common(hello, held, setsMax, usesCold)
     const grant = memory.ring(holder, ring)
     ring = Math.floor(grant.bytes / PAGE_BYTES)
     try {
       const setsMs = Math.max(0, untilMs - performance.now())
-      const pool = await memory.open({ sets, cold, store, ringPages: ring, places, setsMs })
-      return { sets, cold, places, pool, grant, version: held.version }
+      const pool = await memory.open({ sets, cold, store, ringPages: ring, places, keeps, setsMs })
+      return { sets, cold, places, pool, grant, kept, version: held.version }
     } catch (error) {
       grant.release()
       if (own.exclude(error)) {
         held = own.stillOf(held)
         continue
       }
-      if (!isProxyError(error, 'LIMIT_EXCEEDED') || (ring === 0 && setsMax === 0)) throw error
+      if (!isProxyError(error, 'LIMIT_EXCEEDED') || (ring === 0 && setsMax === 0)) {
+        kept?.release()
+        throw error
+      }
       // a smaller ring leaves room for sets; where other sessions have taken what sets may have, those wanted most are left
       if (ring > ringMost >> 4) ring >>= 1
       else {

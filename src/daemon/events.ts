@@ -53,6 +53,8 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   stopped: Record<never, never>
   'systemd is not told': { readonly reason: string }
   'history is not kept': Failure
+  /** They are not found any more when the memory behind them comes. */
+  'blocks of disks are not kept': Failure
   'hook failed': Failure & {
     readonly at?: string
     readonly migration?: string

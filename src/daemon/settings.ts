@@ -25,6 +25,8 @@ export interface CommonSettings {
   readonly learnSizeBytes: number
   readonly learnAgeMs: number
   readonly poolMemoryBytes: number
+  /** Disk space for blocks of disks that have passed. */
+  readonly keepBlocksBytes: number
   /** Template sets beyond it stay on the disk. */
   readonly setMemoryBytes: number
   /** That match, pack and unpack. */
@@ -63,6 +65,8 @@ export interface CommonTexts {
   readonly poolMemory: string
   readonly setMemory: string
   readonly threads: string
+  /** undefined: DEFAULTS has it, but where what lies on this host's disk is encrypted. */
+  readonly keepBlocks?: string | undefined
   readonly queueTarget: string
   readonly patience: string
   readonly patiencePostcopy?: string | undefined
@@ -86,6 +90,7 @@ export const DEFAULTS = {
   /** What a process that takes sessions has for all their rings: one peer alone has half of it, what a source proxy offers. */
   poolMemoryOfAll: '512MiB',
   setMemory: '512MiB',
+  keepBlocks: '8GiB',
   learnSize: '4GB',
   learnAge: '30d',
   queueTarget: `${QUEUE_TARGET_MS}ms`,
@@ -162,6 +167,8 @@ export function readCommon(texts: CommonTexts): CommonSettings {
     learnSizeBytes: parseSize(texts.learnSize, '--learn-size'),
     learnAgeMs: parseDuration(texts.learnAge, '--learn-age'),
     poolMemoryBytes: parseSize(texts.poolMemory, '--pool-memory'),
+    keepBlocksBytes:
+      texts.keepBlocks === undefined ? keepBlocksDefault(storeKey) : parseSize(texts.keepBlocks, '--keep-blocks'),
     setMemoryBytes: parseSize(texts.setMemory, '--set-memory'),
     threads: parseThreads(texts.threads),
     queueTargetMs: parseDuration(texts.queueTarget, '--queue-target'),
@@ -174,6 +181,11 @@ export function readCommon(texts: CommonTexts): CommonSettings {
     hook: texts.hook,
     metrics: texts.metrics === undefined ? undefined : parseMetricsAddress(texts.metrics),
   }
+}
+
+/** Blocks that are kept are not encrypted: where the store's sets are, only who asks for it has them kept. */
+export function keepBlocksDefault(storeKey: string | undefined): number {
+  return storeKey === undefined ? parseSize(DEFAULTS.keepBlocks, '--keep-blocks') : 0
 }
 
 /** What `--channel` and remote stores ask for. @throws USAGE where the one is there without the other */

@@ -10,6 +10,7 @@ import {
   REPLIES_RING_PAGES_MAX,
 } from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
+import type { KeptGrant, KeptSpace } from '../transfer/cold/kept-space.ts'
 import {
   type OpenPool,
   PAGE_BYTES,
@@ -63,6 +64,8 @@ export interface SourceMemoryOptions {
   readonly shares?: RingShares
   /** MEMORY_BUDGET_BYTES, likewise. */
   readonly memory?: FairShares | undefined
+  /** Disk space for blocks of disks, likewise. Default: none. */
+  readonly kept?: KeptSpace | undefined
 }
 
 export class SourceMemory {
@@ -79,18 +82,21 @@ export class SourceMemory {
   private readonly pieces = new FairShares(PIECES_MAX)
   /** Of all its sessions: one that drains goes on beside the next. */
   private readonly budget: FairShares
+  /** Where blocks of disks are kept, if they are. */
+  readonly kept: KeptSpace | undefined
 
   /** @param isTwofold a session may be opened beside another one, which has been left to its disks */
   constructor(
     peer: string,
     isTwofold: boolean,
-    { ringPages, places, effort, pools, shares, memory }: SourceMemoryOptions,
+    { ringPages, places, effort, pools, shares, memory, kept }: SourceMemoryOptions,
   ) {
     this.peer = peer
     this.pools = pools ?? new Pools()
     this.shape = shapeFor(effort, this.pools.threads)
     this.rings = shares ?? new RingShares(ringPages * PAGE_BYTES, false)
     this.rings.expect(peer, isTwofold)
+    this.kept = kept
     this.budget = memory ?? new FairShares(MEMORY_BUDGET_BYTES)
     this.ringPagesMax = Math.min(ringPages, ringPagesMax(this.shape, places))
     this.setPagesMax = Math.min(
@@ -102,6 +108,11 @@ export class SourceMemory {
   /** Memory for a ring of so many pages, or of fewer. */
   ring(pages: number): RingGrant {
     return this.rings.take(this.peer, pages * PAGE_BYTES)
+  }
+
+  /** Disk space for as many blocks of disks as it can give now; undefined: for none. */
+  keptBlocks(): KeptGrant | undefined {
+    return this.kept?.take(Number.POSITIVE_INFINITY)
   }
 
   /** @throws as Pools.open */

@@ -2,6 +2,7 @@
  * The sessions of a source proxy, opened one after the other for as long as it runs: with what each is offered, who gets what
  * comes, and what is told of it.
  */
+import type { ProxyError } from '../errors.ts'
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient, type LinkClientOptions } from '../link/client.ts'
 import type { DetailLog } from '../log.ts'
@@ -129,7 +130,8 @@ export class SourceRuns {
 
   /** Opens a session. @returns when it has ended, or was left: then it ends by itself */
   private async keepRun(): Promise<void> {
-    const terms = await SourceTerms.make(this.options, this.memory, this.sets, () => this.stopping)
+    const options = { ...this.options, onKeptFailure: (error: ProxyError) => this.tellUnkept(error) }
+    const terms = await SourceTerms.make(options, this.memory, this.sets, () => this.stopping)
     if (!terms) return
     const run = new SourceRun(this.makeClient(terms), terms)
     this.reception.opens(run)
@@ -257,6 +259,11 @@ export class SourceRuns {
   private lessRuns(): void {
     this.host.onEnded()
     this.reception.closeIfIdle()
+  }
+
+  /** Blocks of disks cannot be kept here any more. */
+  private tellUnkept({ message, action }: ProxyError): void {
+    this.peerLog.warn('blocks of disks are not kept', { error: message, hint: action })
   }
 
   /** One of ours that no session could tell of. */

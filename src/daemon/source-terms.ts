@@ -3,12 +3,13 @@
  * sets, a ring, learning.
  */
 import { randomBytes } from 'node:crypto'
-import { isProxyError } from '../errors.ts'
+import { isProxyError, type ProxyError } from '../errors.ts'
 import type { Learning, SessionLearning } from '../learning/learning.ts'
 import { SETS_WAIT_MS } from '../limits.ts'
 import type { LinkClientOptions } from '../link/client.ts'
 import type { SetSigners } from '../remote/set-signature.ts'
 import type { TemplateStore } from '../store/template-store.ts'
+import type { KeptGrant } from '../transfer/cold/kept-space.ts'
 import { type OpenPool, PAGE_BYTES } from '../transfer/pool.ts'
 import type { RingGrant } from '../transfer/ring-shares.ts'
 import { type ServerHello, seedWords } from '../wan/hello.ts'
@@ -29,6 +30,8 @@ export interface SourceTermsOptions {
   readonly learning?: Learning | undefined
   /** Where disks' clients connect. */
   readonly disks?: readonly ListenFor[]
+  /** Blocks of disks cannot be kept here any more. */
+  readonly onKeptFailure?: (error: ProxyError) => void
 }
 
 /** What both sides have agreed on. */
@@ -62,6 +65,8 @@ export class SourceTerms {
   private readonly counted: readonly string[]
   private readonly seed = randomBytes(8)
   private grant: RingGrant
+  /** For blocks of disks. */
+  private readonly kept: KeptGrant | undefined
   private pool: OpenPool | undefined
   private replies: OpenPool | undefined
   private learning: SessionLearning | undefined
@@ -81,13 +86,21 @@ export class SourceTerms {
     this.counted = counted
     this.setsMs = setsMs
     this.grant = memory.ring(memory.ringPagesMax)
+    const hasDisks = (options.disks?.length ?? 0) > 0
+    this.kept = hasDisks ? memory.keptBlocks() : undefined
+    const kept = this.kept?.blocks ?? 0
     this.offer = {
       agent: AGENT,
       sets: [...held.hot, ...counted],
       ring: Math.floor(this.grant.bytes / PAGE_BYTES),
       places: options.places,
       seed: this.seed.toString('hex'),
-      features: [...[FEATURE.COLD_SETS, FEATURE.DISKS], ...(options.disks?.length ? [FEATURE.DISK_REPLIES] : [])],
+      features: [
+        ...[FEATURE.COLD_SETS, FEATURE.DISKS],
+        ...(hasDisks ? [FEATURE.DISK_REPLIES] : []),
+        ...(kept > 0 ? [FEATURE.KEPT_BLOCKS] : []),
+      ],
+      ...(kept > 0 && { kept }),
       ...(held.cold.length > 0 && { cold: held.cold }),
     }
   }
@@ -112,13 +125,22 @@ export class SourceTerms {
   }
 
   /** @param hello the other side's answer to `offer`. @throws as Pools.open */
-  async agree({ agent, sets: taken, cold = [], ring: ringPages, places, features }: ServerHello): Promise<AgreedTerms> {
+  async agree({
+    agent,
+    sets: taken,
+    cold = [],
+    ring: ringPages,
+    places,
+    kept: blocks = 0,
+    features,
+  }: ServerHello): Promise<AgreedTerms> {
     const { setsMs } = this
     const { store, learning } = this.options
     const sets = taken.filter(digest => !this.counted.includes(digest))
     this.grant.release()
     this.grant = this.memory.ring(ringPages)
-    const pool = await this.memory.open({ sets, cold, store, ringPages, places, setsMs }).catch(error => {
+    const keeps = blocks > 0 ? { blocks, space: this.memory.kept!, onFailure: this.options.onKeptFailure } : undefined
+    const pool = await this.memory.open({ sets, cold, store, ringPages, places, keeps, setsMs }).catch(error => {
       if (isProxyError(error, 'LIMIT_EXCEEDED')) this.sets.takeFewer()
       throw error
     })
@@ -136,6 +158,7 @@ export class SourceTerms {
   /** The session is over. @returns when its memory is clean for the next one */
   async close(): Promise<void> {
     this.grant.release()
+    this.kept?.release()
     const closed = [this.pool?.close(), this.replies?.close()]
     this.learning?.end()
     await Promise.all(closed)

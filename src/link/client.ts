@@ -28,7 +28,7 @@ export interface LinkClientOptions {
   readonly connections?: number
   /** What we offer the server: protocol.md §2. */
   readonly offer: Pick<ClientHello, 'sets' | 'ring' | 'places' | 'seed'> &
-    Partial<Pick<ClientHello, 'agent' | 'instance' | 'process' | 'cold' | 'features'>>
+    Partial<Pick<ClientHello, 'agent' | 'instance' | 'process' | 'cold' | 'kept' | 'features'>>
   readonly session?: SessionTuning
   /** How long to try for the first connection. Default: the patience. */
   readonly openMs?: number

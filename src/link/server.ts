@@ -41,7 +41,7 @@ import { quote } from './tls-errors.ts'
 import { WaitingRoom } from './waiting-room.ts'
 
 /** What the layer above decides about a new session. */
-export interface Accepted extends Pick<ServerHello, 'sets' | 'cold' | 'ring' | 'places' | 'targets'> {
+export interface Accepted extends Pick<ServerHello, 'sets' | 'cold' | 'kept' | 'ring' | 'places' | 'targets'> {
   /** Makes who serves the link, when the session is sure to be: take memory here, not before. */
   readonly serve: (link: Link) => LinkSink
   readonly session?: SessionTuning
@@ -339,6 +339,7 @@ export class LinkServer {
           credit: link.session.initialCredit,
           sets: accepted.sets,
           ...(accepted.cold && { cold: accepted.cold }),
+          ...(accepted.kept && { kept: accepted.kept }),
           ring: accepted.ring,
           places: accepted.places,
           targets: accepted.targets,

@@ -72,6 +72,7 @@ export class Inbound {
     this.expander = new BatchExpander(pool.kernel, seed[0], seed[1])
     this.gains = gainsOf(pool)
     this.expander.gains = this.gains
+    this.expander.kept = pool.cold?.kept
     if (pool.cold) this.fetcher = new ColdFetcher({ ...pool.cold, ...cold, gains: this.gains })
     this.onError = onError
     this.holder = holder

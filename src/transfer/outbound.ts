@@ -12,10 +12,22 @@ import type { Effort } from '../compression/effort.ts'
 import { ProxyError } from '../errors.ts'
 import type { BatchJob, BatchReport, OutboundChannel } from './batch-job.ts'
 import { ColdFinder } from './cold/cold-finder.ts'
+import type { ColdIndex } from './cold/cold-index.ts'
+import type { ColdLease } from './cold/cold-sets.ts'
 import { gainsOf, type Pool } from './pool.ts'
+
+/**
+ * From this effort on new blocks of disks are kept: both sides digest and write them for it, which takes 1 s of CPU a GB at
+ * each, and links that are faster do not need it.
+ */
+const KEEP_EFFORT_MIN = 3
 
 /** Takes finished batches, in order. `parts` are not written again. */
 export type BatchSink<C> = (channel: C, parts: Uint8Array[], report: BatchReport) => void
+
+function finderOf({ named, digesters, kept }: ColdLease, index: ColdIndex): ColdFinder {
+  return new ColdFinder(index, named, digesters, kept)
+}
 
 /** @typeParam C the channels whose batches it makes, as the sink wants them back */
 export class Outbound<C extends OutboundChannel> {
@@ -38,7 +50,8 @@ export class Outbound<C extends OutboundChannel> {
   constructor(pool: Pool, seed: readonly [number, number], sink: BatchSink<C>, onError: (error: ProxyError) => void) {
     this.pool = pool
     this.encoder = new BatchEncoder(pool.kernel, seed[0], seed[1])
-    if (pool.cold?.index) this.encoder.cold = new ColdFinder(pool.cold.index, pool.cold.named, pool.cold.digesters)
+    if (pool.cold?.index) this.encoder.cold = finderOf(pool.cold, pool.cold.index)
+    this.encoder.kept = pool.cold?.kept
     this.gains = gainsOf(pool)
     this.encoder.gains = this.gains
     this.encoder.finder = pool.crew
@@ -119,7 +132,14 @@ export class Outbound<C extends OutboundChannel> {
     const { channel, effort, useCold, workspace, loan } = job
     this.gains?.open(channel.encoder.migration)
     this.gains?.begin(channel.encoder.migration)
-    job.counts = this.encoder.encode(channel.encoder, loan, workspace, effort.longMatch, useCold)
+    job.counts = this.encoder.encode(
+      channel.encoder,
+      loan,
+      workspace,
+      effort.longMatch,
+      useCold,
+      effort.level >= KEEP_EFFORT_MIN,
+    )
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
     loan.release()
     channel.encoder.stats.add(job.counts)

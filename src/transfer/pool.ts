@@ -25,6 +25,7 @@ import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
 import { type ColdLease, ColdSets } from './cold/cold-sets.ts'
+import type { KeptBlocksOptions } from './cold/kept-blocks.ts'
 import { Crew, type CrewSession } from './crew/crew.ts'
 import type { StartHelper } from './crew/helper-thread.ts'
 import { EVENT_LOOP, type EventLoop } from './event-loop.ts'
@@ -49,6 +50,8 @@ export interface PoolTerms {
   readonly ringPages: number
   /** Entries of the place table: a power of two, or 0. */
   readonly places: number
+  /** Blocks of disks that both sides keep on their own disks, and where this one does. Default: none. */
+  readonly keeps?: Pick<KeptBlocksOptions, 'blocks' | 'space' | 'onFailure'> | undefined
 }
 
 /** What a session needs besides. */
@@ -250,11 +253,11 @@ export class Pools {
   private async openAll(request: PoolRequest, progress: Opening): Promise<OpenPool> {
     await Promise.all(this.cleaning) // what is about to be free is better than what nobody has touched yet
     const files = new Map<string, SetFile>()
-    const { cold: coldSets = [], store, role } = request
+    const { cold: coldSets = [], keeps, store, role } = request
     const crew = this.crewFor(request)
     let cold: ColdLease | undefined
     try {
-      if (coldSets.length > 0) cold = await this.coldSets.open(coldSets, store, role === 'encoder')
+      if (coldSets.length > 0 || keeps) cold = await this.coldSets.open(coldSets, store, role === 'encoder', keeps)
       const { arena, lease } = await this.lease(request, files, progress)
       progress.lease = lease
       let kernel: Kernel | undefined
@@ -436,7 +439,7 @@ export class Pools {
   private async releaseCold(cold: ColdLease | undefined): Promise<void> {
     cold?.release()
     if (this.unusedMs === 0) await this.coldSets.forget(Number.POSITIVE_INFINITY)
-    else if (this.coldSets.setCount > 0) this.sweepLater()
+    else if (cold !== undefined || this.coldSets.setCount > 0) this.sweepLater()
   }
 
   private async giveBack(arena: Arena, lease: Lease, kernel: Kernel | undefined): Promise<void> {

@@ -13,6 +13,7 @@ import {
   HELLO_FEATURES_MAX,
   HELLO_SETS_MAX,
   HELLO_TARGETS_MAX,
+  KEPT_BLOCKS_MAX,
   LABEL_LENGTH_MAX,
   PLACES_MAX,
   RING_PAGES_MAX,
@@ -50,6 +51,8 @@ export interface ClientHello {
   readonly cold?: readonly string[]
   readonly ring: number
   readonly places: number
+  /** Blocks of disks that the client can keep on its own; left out: none. Needs the feature KEPT_BLOCKS, as in the server's. */
+  readonly kept?: number
   readonly seed: string
   /** Optional parts of the protocol that the client can do; left out: none. */
   readonly features?: readonly string[]
@@ -67,6 +70,8 @@ export interface ServerHello {
   readonly cold?: readonly string[]
   readonly ring: number
   readonly places: number
+  /** Blocks of disks that both sides keep; left out: none. */
+  readonly kept?: number
   readonly targets: readonly string[]
   /** Those of the client's that are in use. */
   readonly features?: readonly string[]
@@ -266,6 +271,14 @@ function coldList(body: object): { readonly cold?: string[] } {
   return cold.length === 0 ? {} : { cold }
 }
 
+/** @returns how many blocks are kept where there are any, to be spread */
+function keptBlocks(body: object): { readonly kept?: number } {
+  const said = features(body).features?.includes(FEATURE.KEPT_BLOCKS) && field(body, 'kept') !== undefined
+  if (!said) return {}
+  const kept = integer(body, 'kept', 0, KEPT_BLOCKS_MAX)
+  return kept === 0 ? {} : { kept }
+}
+
 /**
  * The client's hello out of a body.
  * @throws ProxyError PROTOCOL_SYNTAX, LIMIT_EXCEEDED
@@ -286,6 +299,7 @@ export function clientHelloOf(body: object): ClientHello {
     ...coldList(body),
     ring: integer(body, 'ring', 0, RING_PAGES_MAX),
     places: places(body),
+    ...keptBlocks(body),
     seed: hex(body, 'seed', 16),
     ...features(body),
   }
@@ -317,6 +331,7 @@ export function serverHelloOf(body: object, asked?: ClientHello): ServerHello | 
     ...coldList(body),
     ring: integer(body, 'ring', 0, RING_PAGES_MAX),
     places: places(body),
+    ...keptBlocks(body),
     targets: targets.map(name => text({ target: name }, 'target', 1, TARGET_LENGTH_MAX)),
     ...features(body),
   }
@@ -337,6 +352,7 @@ export function serverHelloOf(body: object, asked?: ClientHello): ServerHello | 
     if (hello.ring > asked.ring || hello.places > asked.places) {
       fail('PROTOCOL_SYNTAX', 'the server uses a larger ring or place table than was offered')
     }
+    if ((hello.kept ?? 0) > (asked.kept ?? 0)) fail('PROTOCOL_SYNTAX', 'the server keeps more blocks than was offered')
   }
   return hello
 }

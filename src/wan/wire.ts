@@ -20,6 +20,8 @@ export const FEATURE = {
   DISKS: 'disks',
   /** What stands on a disk, on its way to who reads it (protocol.md §9). Only with DISKS. */
   DISK_REPLIES: 'disk-replies',
+  /** Blocks of disks that both sides keep on their own disks (protocol.md §5, §9). Only with DISKS. */
+  KEPT_BLOCKS: 'kept-blocks',
 } as const
 
 /** Those that this version can do. Reserved are `lanes`, `regions` and `extended-operations` (protocol.md §4 to §6). */

@@ -194,7 +194,7 @@ t.test('numbers of the wire', t => {
       WORDS: 15,
     },
   )
-  t.same({ ...EXTENDED }, { COLD: 0, COLD_ONCE: 1, EXPORT: 2, MESSAGE: 3 })
+  t.same({ ...EXTENDED }, { COLD: 0, COLD_ONCE: 1, EXPORT: 2, MESSAGE: 3, KEEP: 4 })
   t.same({ ...FORM }, { REQUEST: 1, EXTENDED_REQUEST: 2, SIMPLE_REPLY: 3, DATA_CHUNK: 4, EXTENDED_DATA_CHUNK: 5 })
   t.equal(EXPORT_NUMBER_MAX, 2147483648)
   t.end()

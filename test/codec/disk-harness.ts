@@ -92,6 +92,8 @@ export interface Carried {
   readonly wrong: string
   readonly sent: readonly SentBatch[]
   readonly channel: Channel
+  /** Blocks that both sides have kept. */
+  readonly kept: number
 }
 
 /** One direction of a conversation through a session of its own, and its batches through the second decoder. */
@@ -112,14 +114,18 @@ export function carried(
   const wrongs: string[] = []
   if (!got.equals(sideOf(steps, encoded))) wrongs.push('other bytes')
   if (!poolsAlike(sender.pool, receiver.pool)) wrongs.push('other pools')
+  const keptAlike = (other: readonly Uint8Array[]): boolean =>
+    Buffer.concat(sender.kept.blocks).equals(Buffer.concat(other))
+  if (!keptAlike(receiver.kept.blocks)) wrongs.push('other blocks kept')
   if (sender.observed.lines.join() !== receiver.observed.lines.join()) wrongs.push('observers saw different blocks')
   if (second) {
     const other = decodeSession(secondTerms(terms), sent)
     if (!Buffer.concat(other.outputs).equals(got)) wrongs.push('other bytes in the second decoder')
     const difference = stateDifference(poolState(receiver.pool), secondState(other.pool))
     if (difference) wrongs.push(`another pool in the second decoder: ${difference}`)
+    if (!keptAlike(other.pool.kept)) wrongs.push('other blocks kept by the second decoder')
   }
-  return { wrong: wrongs.join('; '), sent, channel: disk.channel }
+  return { wrong: wrongs.join('; '), sent, channel: disk.channel, kept: sender.kept.blocks.length }
 }
 
 /** How what a server says is read, encoded and credited: by chance. */

@@ -24,6 +24,8 @@ const ALL_TERMS: readonly Terms[] = [
   { templates: templatePages(8), ring: 0, places: 16, disks: true },
   { templates: [], ring: 16, places: 0, disks: true },
   { templates: templatePages(4), ring: 8, places: 64, cold: templatePages(16), disks: true },
+  { templates: templatePages(4), ring: 4, places: 64, cold: templatePages(16), disks: true, kept: 24 },
+  { templates: [], ring: 2, places: 16, disks: true, kept: 4096 },
 ]
 
 const DIRECTIONS: readonly Direction[] = ['client', 'server']
@@ -97,6 +99,8 @@ t.test('made-up disks: expand(encode(x)) = x, and the second decoder says the sa
   let known = 0
   let patched = 0
   let same = 0
+  let kept = 0
+  let fromKept = 0
   fc.assert(
     fc.property(seeds, fc.boolean(), fc.boolean(), (seed, longMatch, twin) => {
       const rand = random(seed)
@@ -105,18 +109,21 @@ t.test('made-up disks: expand(encode(x)) = x, and the second decoder says the sa
       for (const encoded of DIRECTIONS) {
         const most = [1, 40, 5000, 300_000][rand(4)]!
         const cuts = { rand, most, batchOf: Math.ceil(3000 / most), releaseOf: 1 + rand(12) }
-        const { wrong, channel } = carried(steps, encoded, terms, cuts, { longMatch, twin })
+        const { wrong, channel, kept: keptBlocks } = carried(steps, encoded, terms, cuts, { longMatch, twin })
         if (wrong) throw new Error(`${encoded}: ${wrong}`)
         const { stats } = channel.flow
         known += stats.templatePages + stats.earlierPages
         patched += stats.patchPages
         same += stats.samePages
+        kept += keptBlocks
+        if (terms.ring < 3) fromKept += stats.earlierPages
       }
       return true
     }),
     { numRuns: 80 },
   )
   t.ok(known > 60 && patched > 60 && same > 20, `${known} blocks known, ${patched} patched, ${same} the same`)
+  t.ok(kept > 60 && fromKept > 0, `${kept} blocks kept, ${fromKept} found among them`)
   t.end()
 })
 
@@ -334,6 +341,32 @@ t.test('a session without disks refuses what says them', t => {
   let error: unknown
   try {
     receiver.receiveNow(sent)
+  } catch (thrown) {
+    error = thrown
+  }
+  t.ok(isProxyError(error, 'BATCH_FORMAT'))
+  t.end()
+})
+
+t.test('blocks that have left the ring are found where they are kept, and a side that keeps none refuses them', t => {
+  const terms: Terms = { templates: [], ring: 4, places: 0, disks: true, kept: 64 }
+  const pages = pagesOf(2000, 32)
+  const cuts = { rand: atEnds, most: 2 ** 19, batchOf: 2, releaseOf: 2 }
+  const sender = new Sender(poolOf('encoder', SIMD, terms), packing, false, terms)
+  const receiver = new Receiver(poolOf('decoder', SIMD, terms), false, terms)
+  const first = openDisk(sender, 'client')
+  const all = [...conversation(OPENING).steps, write(1, 0, Buffer.concat(pages))]
+  t.ok(through(first, all, 'client', cuts, sender, receiver).equals(sideOf(all, 'client')))
+  t.equal(receiver.kept.blocks.length, 32)
+  const again = openDisk(sender, 'client', 2)
+  const some = [...conversation(OPENING).steps, write(1, 4096, Buffer.concat(pages.slice(3, 20)))]
+  t.ok(through(again, some, 'client', cuts, sender, receiver).equals(sideOf(some, 'client')))
+  t.match(again.channel.flow.stats, { earlierPages: 17, densePages: 0 })
+  t.equal(receiver.kept.blocks.length, 32, 'what is found is not kept again')
+  const other = new Receiver(poolOf('decoder', SIMD, terms), false, { ...terms, kept: 0 })
+  let error: unknown
+  try {
+    for (const sent of sender.sent) other.receiveNow(sent)
   } catch (thrown) {
     error = thrown
   }

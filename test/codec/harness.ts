@@ -10,7 +10,7 @@ import {
 } from '../../scripts/harness/qemu/stream-emitter.ts'
 import { random } from '../../scripts/harness/random.ts'
 import { assembleBatch, type PackedColumn, parseBatch } from '../../src/codec/batch.ts'
-import { type ColdPages, ColdRuns } from '../../src/codec/cold-pages.ts'
+import { type ColdPages, ColdRuns, type KeptPages } from '../../src/codec/cold-pages.ts'
 import { BatchEncoder } from '../../src/codec/encoder.ts'
 import { BatchExpander } from '../../src/codec/expander.ts'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
@@ -56,17 +56,47 @@ export interface Terms {
   readonly cold?: readonly Uint8Array[]
   /** The session carries disks. */
   readonly disks?: boolean
+  /** Blocks of disks that both sides keep. */
+  readonly kept?: number
+}
+
+/** Keeps blocks of disks as both sides should. */
+export class KeptModel implements KeptPages {
+  readonly blocks: Buffer[] = []
+
+  keep(bytes: Uint8Array, addresses: Uint32Array, count: number): void {
+    for (const at of addresses.subarray(0, count)) this.blocks.push(Buffer.from(bytes.subarray(at, at + PAGE)))
+  }
+
+  /** The block at a place of so many. */
+  at(place: number, places: number): Buffer {
+    const last = this.blocks.length - 1
+    return this.blocks[last - ((last - place) % places)]!
+  }
+
+  /** The place of the youngest block like this one, among the last `places`; -1: none is. */
+  find(page: Uint8Array, places: number): number {
+    const number = this.blocks.findLastIndex(block => block.equals(page))
+    return number < Math.max(0, this.blocks.length - places) ? -1 : number % places
+  }
 }
 
 /** Knows those pages, as the encoder asks for them. */
-function coldPagesOf({ cold }: Terms): ColdPages | undefined {
-  if (cold === undefined) return undefined
+function coldPagesOf({ cold = [], kept = 0 }: Terms, model: KeptModel): ColdPages | undefined {
+  if (cold.length + kept === 0) return undefined
   const key = (page: Uint8Array): string => Buffer.from(page).toString('latin1')
   const numbers = new Map(cold.map((page, number) => [key(page), number]))
   return {
+    isEmpty: false,
+    setPages: cold.length,
     find: (bytes, pages, unknown, found) => {
       for (const [i, at] of pages.entries()) {
-        const number = unknown[i] === 0 ? undefined : numbers.get(key(bytes.subarray(at, at + PAGE)))
+        const page = bytes.subarray(at, at + PAGE)
+        let number = unknown[i] === 0 ? undefined : numbers.get(key(page))
+        if (number === undefined && unknown[i] === 1 && kept > 0) {
+          const place = model.find(page, kept)
+          if (place >= 0) number = cold.length + place
+        }
         unknown[i] = number === undefined ? 0 : 1
         if (number !== undefined) found[i] = number
       }
@@ -219,6 +249,8 @@ export class Sender {
   readonly sent: SentBatch[] = []
   readonly observed: Observed
   private readonly encoder: BatchEncoder
+  readonly kept = new KeptModel()
+  private readonly keeps: boolean
   private readonly packer: ColumnPacker
   packing: Packing
   private readonly blocks = new Map<number, BlockTable>()
@@ -230,7 +262,9 @@ export class Sender {
     this.observed = new Observed(pool)
     this.encoder = new BatchEncoder(pool.kernel, ...SEED_WORDS)
     if (observe) this.encoder.observer = this.observed
-    if (terms) this.encoder.cold = coldPagesOf(terms)
+    if (terms) this.encoder.cold = coldPagesOf(terms, this.kept)
+    this.keeps = (terms?.kept ?? 0) > 0
+    if (this.keeps) this.encoder.kept = this.kept
     this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer)
   }
 
@@ -276,7 +310,7 @@ export class Sender {
     const length = release ? flow.waiting : flow.ready
     if (length === 0) return 0
     const loan = buffer.lend(length)
-    flow.stats.add(this.encoder.encode(flow, loan, this.pool.workspaces[0]!, this.packing.longMatch))
+    flow.stats.add(this.encoder.encode(flow, loan, this.pool.workspaces[0]!, this.packing.longMatch, true, this.keeps))
     loan.release()
     return length
   }
@@ -309,6 +343,8 @@ export class Receiver {
   private readonly flows = new Map<number, FlowExpander>()
   private readonly runs = new ColdRuns()
   private readonly cold: readonly Uint8Array[]
+  readonly kept = new KeptModel()
+  private readonly keptMax: number
 
   constructor(pool: Pool, observe = false, terms?: Terms) {
     this.pool = pool
@@ -316,6 +352,8 @@ export class Receiver {
     this.observed = new Observed(pool)
     this.expander = new BatchExpander(pool.kernel, ...SEED_WORDS)
     this.expander.disks = terms?.disks ?? false
+    this.keptMax = terms?.kept ?? 0
+    if (this.keptMax > 0) this.expander.kept = this.kept
     if (observe) this.expander.observer = this.observed
   }
 
@@ -354,15 +392,19 @@ export class Receiver {
     return Buffer.from(this.pool.kernel.bytes.subarray(out, out + batch.rawLength))
   }
 
+  private pageOf(number: number): Uint8Array {
+    return this.cold[number] ?? this.kept.at(number - this.cold.length, this.keptMax)
+  }
+
   /** Fetches the cold pages that the batch names. */
   private fetch({ prediction }: FlowExpander, rawLength: number): void {
     const { runs } = this
     const workspace = this.pool.workspaces[0]!
     if (workspace.columnLength[COLUMN.COLD] === 0) return
-    runs.read(workspace, prediction, rawLength, this.cold.length)
+    runs.read(workspace, prediction, rawLength, this.cold.length + this.keptMax)
     for (let i = 0; i < runs.length; i++) {
       for (let k = 0; k < runs.count[i]!; k++, workspace.fetchedPages++)
-        workspace.bytes.set(this.cold[runs.first[i]! + k]!, workspace.packedAt + workspace.fetchedPages * PAGE)
+        workspace.bytes.set(this.pageOf(runs.first[i]! + k), workspace.packedAt + workspace.fetchedPages * PAGE)
     }
   }
 }

@@ -261,6 +261,8 @@ export interface SecondTerms {
   readonly cold?: readonly Uint8Array[]
   /** The feature `disks` was agreed. */
   readonly disks?: boolean
+  /** Blocks that are kept: with the feature `kept-blocks`. */
+  readonly kept?: number
 }
 
 export class SecondPool {
@@ -270,6 +272,8 @@ export class SecondPool {
   readonly placeCount: number
   readonly templatePages: number
   cursor = 0
+  /** Blocks kept so far. */
+  readonly kept: Buffer[] = []
 
   constructor(terms: SecondTerms) {
     this.templatePages = terms.templates.length
@@ -405,7 +409,7 @@ function restorePackets(column: Buffer): Buffer {
 /** The bytes of one batch out of its raw columns. */
 function expand(
   pool: SecondPool,
-  { cold: coldPages = [], disks = false }: SecondTerms,
+  { cold: coldPages = [], disks = false, kept: keptMax = 0 }: SecondTerms,
   flow: SecondFlow,
   raw: readonly Buffer[],
   rawLength: number,
@@ -442,8 +446,13 @@ function expand(
     const first = flow.cold + unzigzag(cold.varint())
     flow.cold = first + cold.varint() + 1
     need(fetched.length + flow.cold - first <= rawLength / PAGE, 'more cold pages than the batch can hold')
-    need(first >= 0 && flow.cold <= coldPages.length, 'a cold page that no set has')
-    for (let i = first; i < flow.cold; i++) fetched.push(Buffer.from(coldPages[i]!))
+    need(first >= 0 && flow.cold <= coldPages.length + keptMax, 'a cold page that no set has')
+    for (let i = first; i < flow.cold; i++) {
+      const place = i - coldPages.length
+      const body = place < 0 ? coldPages[i] : pool.kept.findLast((_, k) => k % keptMax === place)
+      need(body, 'a block that was never kept')
+      fetched.push(Buffer.from(body))
+    }
   }
   const out: Buffer[] = []
   let length = 0
@@ -457,7 +466,10 @@ function expand(
     need(page >= 0 && page <= 2 ** 40, `page number ${page}`)
     flow.page = page
   }
+  /** Of the page at hand. */
+  let isBlock = false
   const head = (flag: number): void => {
+    isBlock = flow.blocks > 0
     if (flow.blocks > 0) {
       flow.blocks--
       return
@@ -525,7 +537,10 @@ function expand(
     if (last !== undefined) flow.next[last]++
     return Buffer.concat(parts)
   }
-  const literal = (bytes: Buffer): void => {
+  let keeps = false
+  const keptNow: Buffer[] = []
+  const literal = (bytes: Buffer, isNew = true): void => {
+    if (keeps && isNew && isBlock) keptNow.push(Buffer.from(bytes))
     pool.receive(flow, pool.insert(bytes))
     page(bytes)
   }
@@ -571,7 +586,12 @@ function expand(
     switch (op >> 4) {
       case 0: {
         const extended = ops.u8()
-        need(extended <= (disks ? 3 : 1), 'an extended operation that nobody knows')
+        need(extended <= (keptMax > 0 ? 4 : disks ? 3 : 1), 'an extended operation that nobody knows')
+        if (extended === 4) {
+          need(count === 1, 'KEEP with a count')
+          keeps = true
+          break
+        }
         if (extended === 3) {
           each(message)
           break
@@ -591,7 +611,7 @@ function expand(
           const body = fetched.shift()
           need(body, 'a cold page that was not named')
           head(0x08)
-          if (extended === 0) literal(body)
+          if (extended === 0) literal(body, false)
           else {
             pool.receive(flow, undefined)
             page(body)
@@ -723,6 +743,7 @@ function expand(
   need(length === rawLength, 'fewer bytes than the batch says')
   need(fetched.length === 0, 'cold pages that are not used')
   for (const column of columns) need(column.left === 0, `${column.name} is not used up`)
+  pool.kept.push(...keptNow)
   return Buffer.concat(out)
 }
 

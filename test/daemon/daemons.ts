@@ -15,6 +15,7 @@ import type { LinkServer } from '../../src/link/server.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
+import type { KeptSpace } from '../../src/transfer/cold/kept-space.ts'
 import { EVENT_LOOP } from '../../src/transfer/event-loop.ts'
 import { Pools } from '../../src/transfer/pool.ts'
 
@@ -134,6 +135,9 @@ export interface DaemonsOptions {
   readonly rate?: number
   /** Of both, as where one process has them. */
   readonly memory?: FairShares
+  /** Disk space for blocks of disks, at the source and at the destination. Default: none. */
+  readonly kept?: KeptSpace
+  readonly farKept?: KeptSpace
   /** Where both tell what happens. */
   readonly events?: Events
   /** Default: no TLS. */
@@ -187,6 +191,8 @@ export class Daemons implements AsyncDisposable {
       gates = 1,
       targetAt,
       memory,
+      kept,
+      farKept,
       events = new Events(),
       credentials,
       disks,
@@ -231,6 +237,7 @@ export class Daemons implements AsyncDisposable {
       queueTargetMs: 50,
       ...patience,
       memory,
+      kept: farKept,
       events,
     })
     await destination.start()
@@ -255,6 +262,7 @@ export class Daemons implements AsyncDisposable {
       queueTargetMs: 50,
       ...patience,
       memory,
+      kept,
       events,
     })
     await source.start()

@@ -228,6 +228,7 @@ const ALL_TERMS: readonly Terms[] = [
   { templates: [], ring: 0, places: 16, cold: templatePages(8) },
   // disks
   { templates: templatePages(8), ring: 8, places: 64, disks: true },
+  { templates: templatePages(8), ring: 2, places: 64, disks: true, kept: 12 },
   { templates: templatePages(4), ring: 2, places: 0, cold: templatePages(16), disks: true },
 ]
 

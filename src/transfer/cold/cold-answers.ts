@@ -1,14 +1,14 @@
 /** The encoding side's answers: cold pages that the other side cannot read. */
 import type { ProxyError } from '../../errors.ts'
 import { COLD_READ_MS_MAX } from '../../limits.ts'
-import type { ColdSet } from '../../store/cold-set.ts'
 import { PAGE_SIZE } from '../../template/wire.ts'
+import type { ColdFile } from './cold-list.ts'
 import type { ColdLease } from './cold-sets.ts'
 
 export class ColdAnswers {
   private readonly cold: ColdLease
   private readonly send: (number: number, page: Uint8Array | undefined) => void
-  private readonly onFailure: (set: ColdSet, error: ProxyError) => void
+  private readonly onFailure: (set: ColdFile, error: ProxyError) => void
   private closed = false
 
   /**
@@ -18,7 +18,7 @@ export class ColdAnswers {
   constructor(
     cold: ColdLease,
     send: (number: number, page: Uint8Array | undefined) => void,
-    onFailure: (set: ColdSet, error: ProxyError) => void,
+    onFailure: (set: ColdFile, error: ProxyError) => void,
   ) {
     this.cold = cold
     this.send = send
@@ -45,8 +45,8 @@ export class ColdAnswers {
     const { list, reads } = this.cold
     for (const number of numbers) {
       const index = list.setOf(number)
-      const set = list.sets[index]!
-      const page = number - list.starts[index]!
+      const set = list.files[index]!
+      const page = number - list.fileStarts[index]!
       let sent = false
       try {
         const use = (bytes: Uint8Array): void => {

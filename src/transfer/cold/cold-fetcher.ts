@@ -9,9 +9,8 @@ import { COLUMN, PAGE_SIZE } from '../../codec/wire.ts'
 import { BATCH_PAGES_MAX, type Workspace } from '../../codec/workspace.ts'
 import { ProxyError } from '../../errors.ts'
 import { COLD_LATE_MAX, COLD_PATIENCE_MS, COLD_READ_MS_MAX } from '../../limits.ts'
-import type { ColdSet } from '../../store/cold-set.ts'
 import { DIGEST_WORDS } from '../../template/digest.ts'
-import type { ColdList } from './cold-list.ts'
+import type { ColdFile, ColdList } from './cold-list.ts'
 import { type DiskReads, READ_PAGES_MAX } from './disk-reads.ts'
 import type { Deadline } from './reading-threads.ts'
 import type { ReadingFailure } from './reading-worker.ts'
@@ -33,12 +32,12 @@ export interface ColdFetcherOptions {
   /** Where to get what cannot be read; undefined: nowhere. */
   readonly ask?: AskForPages | undefined
   /** A set that could not be read, the first time: it should not be offered again as it is. */
-  readonly onFailure?: ((set: ColdSet, error: ProxyError) => void) | undefined
+  readonly onFailure?: ((set: ColdFile, error: ProxyError) => void) | undefined
 }
 
 /** Pages of a set that are read at once, and the places in the batch of those that are wanted. */
 interface Run {
-  readonly set: ColdSet
+  readonly set: ColdFile
   /** Number of the set's first page. */
   readonly start: number
   /** Index in its set of the first page, and how many. */
@@ -54,9 +53,9 @@ export class ColdFetcher {
   private readonly numbers = new Uint32Array(BATCH_PAGES_MAX)
   private readonly order = new Uint16Array(BATCH_PAGES_MAX)
   /** By set: batches in a row for which its disk gave nothing in time. */
-  private readonly lateness = new Map<ColdSet, number>()
+  private readonly lateness = new Map<ColdFile, number>()
   /** Sets that have failed are not read again: what a disk gives once is what it gives. */
-  private readonly failed = new Map<ColdSet, ProxyError>()
+  private readonly failed = new Map<ColdFile, ProxyError>()
   private closed = false
 
   constructor(options: ColdFetcherOptions) {
@@ -71,13 +70,18 @@ export class ColdFetcher {
   fetch(flow: FlowExpander, workspace: Workspace, rawLength: number): Promise<void> | undefined {
     if (workspace.columnLength[COLUMN.COLD] === 0) return undefined
     const { runs, numbers } = this
-    runs.read(workspace, flow.prediction, rawLength, this.options.list.pages)
+    runs.read(workspace, flow.prediction, rawLength, this.options.list.filePages)
     let place = 0
     for (let run = 0; run < runs.length; run++) {
       for (let i = 0; i < runs.count[run]!; i++) numbers[place++] = runs.first[run]! + i
       this.options.gains?.coldPages(runs.first[run]!, runs.count[run]!)
     }
     return this.fetchPages(workspace)
+  }
+
+  /** Blocks that are not kept here, or not yet. */
+  private someAreAbsent(set: ColdFile, start: number, places: Uint16Array): boolean {
+    return places.some(place => !set.hasPage!(this.numbers[place]! - start))
   }
 
   /** The session is over: what still comes is written nowhere. */
@@ -98,7 +102,7 @@ export class ColdFetcher {
     for (let from = 0; from < pages; ) {
       const first = numbers[order[from]!]!
       const index = list.setOf(first)
-      const end = Math.min(first + READ_PAGES_MAX, list.starts[index + 1] ?? list.pages)
+      const end = Math.min(first + READ_PAGES_MAX, list.fileStarts[index + 1] ?? list.filePages)
       let to = from + 1
       let last = first
       for (; to < pages; to++) {
@@ -106,14 +110,15 @@ export class ColdFetcher {
         if (next >= end || next - last > GAP_PAGES_MAX + 1) break
         last = next
       }
-      const set = list.sets[index]!
+      const set = list.files[index]!
       const places = order.subarray(from, to)
-      const start = list.starts[index]!
+      const start = list.fileStarts[index]!
       if (this.failed.has(set)) missing.push(...places)
+      else if (set.hasPage && this.someAreAbsent(set, start, places)) missing.push(...places)
       else runs.push({ set, start, first: first - start, count: last - first + 1, places })
       from = to
     }
-    const late = new Set<ColdSet>()
+    const late = new Set<ColdFile>()
     const inThread = runs.filter(({ set }) => set.fd !== undefined)
     const others = runs.filter(({ set }) => set.fd === undefined)
     await reads.within(ask === undefined ? COLD_READ_MS_MAX : COLD_PATIENCE_MS, deadline =>
@@ -133,7 +138,7 @@ export class ColdFetcher {
     runs: readonly Run[],
     deadline: Deadline,
     missing: number[],
-    late: Set<ColdSet>,
+    late: Set<ColdFile>,
   ): Promise<void> {
     const { numbers } = this
     const wanted = runs.map(({ set, start, first, count, places }) => ({
@@ -179,7 +184,7 @@ export class ColdFetcher {
     { set, start, first, count, places }: Run,
     deadline: Deadline,
     missing: number[],
-    late: Set<ColdSet>,
+    late: Set<ColdFile>,
   ): Promise<void> {
     const { numbers } = this
     try {
@@ -207,7 +212,7 @@ export class ColdFetcher {
   }
 
   /** Silent once is nothing where the other side has the pages; over and over it is. */
-  private wasLate(set: ColdSet): void {
+  private wasLate(set: ColdFile): void {
     const times = (this.lateness.get(set) ?? 0) + 1
     this.lateness.set(set, times)
     if (this.options.ask === undefined || times >= COLD_LATE_MAX) this.fail(set, tooLate(set))
@@ -216,7 +221,7 @@ export class ColdFetcher {
   private async askFor(workspace: Workspace, missing: readonly number[]): Promise<void> {
     const { list, ask } = this.options
     const { numbers } = this
-    const setOf = (place: number): ColdSet => list.sets[list.setOf(numbers[place]!)]!
+    const setOf = (place: number): ColdFile => list.files[list.setOf(numbers[place]!)]!
     const first = setOf(missing[0]!)
     const why = this.failed.get(first) ?? tooLate(first)
     if (ask === undefined) throw why
@@ -230,18 +235,18 @@ export class ColdFetcher {
       const at = workspace.packedAt + place * PAGE_SIZE
       workspace.bytes.set(page, at)
       // proven where it lies, as what was read is
-      const index = numbers[place]! - list.starts[list.setOf(numbers[place]!)]!
+      const index = numbers[place]! - list.fileStarts[list.setOf(numbers[place]!)]!
       if (!set.isPage(index, workspace.bytes.subarray(at, at + PAGE_SIZE))) throw this.given(set, why)
     }
   }
 
   /** Nobody has a page of it: the session ends, and the set should not be in the next one. */
-  private given(set: ColdSet, error: ProxyError): ProxyError {
+  private given(set: ColdFile, error: ProxyError): ProxyError {
     this.fail(set, error)
     return error
   }
 
-  private fail(set: ColdSet, error: ProxyError): void {
+  private fail(set: ColdFile, error: ProxyError): void {
     if (this.failed.has(set)) return
     this.failed.set(set, error)
     this.options.onFailure?.(set, error)
@@ -253,7 +258,7 @@ function systemError({ code, message }: ReadingFailure): Error {
   return Object.assign(new Error(message), { code })
 }
 
-function tooLate(set: ColdSet): ProxyError {
+function tooLate(set: ColdFile): ProxyError {
   const where = { stream: set.path, offset: 0 }
   const what = 'the disk does not answer in time'
   return new ProxyError('IO', what, where, 'not read any more in this session; look at the disk of the store')

@@ -5,6 +5,7 @@ import { BATCH_PAGES_MAX } from '../../codec/workspace.ts'
 import { PROOF_WORDS, writeProof } from '../../store/cold-set.ts'
 import type { ColdIndex } from './cold-index.ts'
 import { DigestThreads } from './digest-threads.ts'
+import type { KeptBlocks } from './kept-blocks.ts'
 import type { NamedPages } from './named-pages.ts'
 
 /** Misses in a row below which all pages are looked at. */
@@ -27,6 +28,7 @@ export class ColdFinder implements ColdPages {
   private readonly index: ColdIndex
   private readonly named: NamedPages | undefined
   private readonly digesters: DigestThreads
+  private readonly kept: KeptBlocks | undefined
   private readonly proofs = new Uint32Array(BATCH_PAGES_MAX * PROOF_WORDS)
   /** Of pages that are digested together: where in their batch they stand, and where in memory. */
   private readonly places = new Uint16Array(BATCH_PAGES_MAX)
@@ -38,11 +40,21 @@ export class ColdFinder implements ColdPages {
   /**
    * @param named is told of each page that is found
    * @param digesters who digest together with this thread; by default nobody
+   * @param kept further pages, numbered behind those of the index
    */
-  constructor(index: ColdIndex, named?: NamedPages, digesters = ALONE) {
+  constructor(index: ColdIndex, named?: NamedPages, digesters = ALONE, kept?: KeptBlocks) {
     this.index = index
     this.named = named
     this.digesters = digesters
+    this.kept = kept
+  }
+
+  get setPages(): number {
+    return this.index.pages
+  }
+
+  get isEmpty(): boolean {
+    return this.index.pages === 0 && (this.kept?.count ?? 0) === 0
   }
 
   find(bytes: Uint8Array, pages: Uint32Array, unknown: Uint8Array, numbers: Uint32Array, migration: number): boolean {
@@ -85,10 +97,18 @@ export class ColdFinder implements ColdPages {
     for (let i = 0; i < count; i++) this.look(i, places[i]!, unknown, numbers, migration)
   }
 
+  private numberOf(at: number): number {
+    const { index, kept, proofs } = this
+    const number = index.pages === 0 ? -1 : index.find(proofs, at)
+    if (number >= 0 || kept === undefined) return number
+    const place = kept.find(proofs, at)
+    return place < 0 ? -1 : index.pages + place
+  }
+
   /** Looks whether the proof of this index is that of a cold page; it is of this page of its batch. */
   private look(proof: number, page: number, unknown: Uint8Array, numbers: Uint32Array, migration: number): void {
     this.looked++
-    const number = this.index.find(this.proofs, proof * PROOF_WORDS)
+    const number = this.numberOf(proof * PROOF_WORDS)
     if (number >= 0) {
       this.found++
       this.named?.add(number, migration)

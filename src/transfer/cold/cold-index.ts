@@ -31,6 +31,11 @@ export class ColdIndex {
     this.numbers = new Uint32Array(slots)
   }
 
+  /** Pages of its list. */
+  get pages(): number {
+    return this.list.pages
+  }
+
   /** Bytes that it takes. */
   get bytes(): number {
     return this.tags.byteLength + this.numbers.byteLength

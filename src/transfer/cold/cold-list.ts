@@ -1,6 +1,24 @@
 /** The cold sets that a session agreed on: their pages are numbered from 0, one set behind the other. docs/protocol.md §5. */
 import type { NumberedSets } from '../../codec/set-gains.ts'
 import type { ColdSet } from '../../store/cold-set.ts'
+import type { KeptBlocks } from './kept-blocks.ts'
+
+/** What pages are read from: a set, or the blocks that the session has kept. */
+export type ColdFile = Pick<
+  ColdSet,
+  | 'digest'
+  | 'path'
+  | 'pageCount'
+  | 'fd'
+  | 'positionOf'
+  | 'isPage'
+  | 'isProof'
+  | 'read'
+  | 'truncated'
+  | 'unreadable'
+  | 'damaged'
+> &
+  Partial<Pick<KeptBlocks, 'hasPage'>>
 
 export class ColdList implements NumberedSets {
   readonly sets: readonly ColdSet[]
@@ -10,7 +28,13 @@ export class ColdList implements NumberedSets {
   /** Pages of all. */
   readonly pages: number
 
-  constructor(sets: readonly ColdSet[]) {
+  /** All that has pages with numbers: the sets, and behind them the kept blocks. */
+  readonly files: readonly ColdFile[]
+  /** Number of the first page of each, and pages of all. */
+  readonly fileStarts: readonly number[]
+  readonly filePages: number
+
+  constructor(sets: readonly ColdSet[], kept?: KeptBlocks) {
     const starts: number[] = []
     let pages = 0
     for (const { pageCount } of sets) {
@@ -21,15 +45,19 @@ export class ColdList implements NumberedSets {
     this.digests = sets.map(({ digest }) => digest)
     this.starts = starts
     this.pages = pages
+    this.files = kept ? [...sets, kept] : sets
+    this.fileStarts = kept ? [...starts, pages] : starts
+    this.filePages = pages + (kept?.pageCount ?? 0)
   }
 
-  /** Index of the set that has the page of this number, which is below `pages`. */
+  /** Index of the file that has the page of this number, which is below `filePages`: of a set's page that of the set. */
   setOf(number: number): number {
     let low = 0
-    for (let high = this.starts.length - 1; low < high; ) {
+    const { fileStarts } = this
+    for (let high = fileStarts.length - 1; low < high; ) {
       const middle = (low + high + 1) >> 1
       // sets without pages begin where the next one does: the last of them has it
-      if (this.starts[middle]! <= number) low = middle
+      if (fileStarts[middle]! <= number) low = middle
       else high = middle - 1
     }
     return low

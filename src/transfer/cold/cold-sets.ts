@@ -13,11 +13,14 @@ import { ColdIndex } from './cold-index.ts'
 import { ColdList } from './cold-list.ts'
 import { DigestThreads } from './digest-threads.ts'
 import { DiskReads } from './disk-reads.ts'
+import { KeptBlocks, type KeptBlocksOptions } from './kept-blocks.ts'
 import { NamedPages } from './named-pages.ts'
 
 /** What a session has of them. */
 export interface ColdLease {
   readonly list: ColdList
+  /** Blocks of disks that the session keeps; undefined: none. */
+  readonly kept: KeptBlocks | undefined
   /** Encoders only: finds what it has been filled with so far, and is filled by whoever uses it. */
   readonly index: ColdIndex | undefined
   /** Pages that this session has named to its peer. */
@@ -67,9 +70,15 @@ export class ColdSets {
   /**
    * Opens those that are not open, in this order.
    * @param indexed whether pages are to be found by their content
+   * @param keeps blocks of disks that the session keeps, too
    * @throws TEMPLATE_*, IO, LIMIT_EXCEEDED (more pages than a session may have)
    */
-  async open(digests: readonly string[], store: TemplateStore | undefined, indexed: boolean): Promise<ColdLease> {
+  async open(
+    digests: readonly string[],
+    store: TemplateStore | undefined,
+    indexed: boolean,
+    keeps?: Pick<KeptBlocksOptions, 'blocks' | 'space' | 'onFailure'>,
+  ): Promise<ColdLease> {
     const taken: Held<unknown>[] = []
     const take = <T>(all: Map<string, Held<T>>, key: string, make: () => Promise<T>): Promise<T> => {
       let held = all.get(key)
@@ -88,8 +97,10 @@ export class ColdSets {
       taken.push(held)
       return held.value
     }
+    let kept: KeptBlocks | undefined
     const release = (): void => {
       const nowMs = this.loop.nowMs()
+      kept?.close()
       for (const held of taken.splice(0)) {
         held.users--
         held.unusedMs = nowMs
@@ -102,14 +113,16 @@ export class ColdSets {
       const results = await Promise.allSettled(opening)
       const failed = results.find(result => result.status === 'rejected')
       if (failed) throw failed.reason
-      const list = new ColdList(await Promise.all(opening))
-      if (list.pages > COLD_PAGES_MAX) throw tooMany(list.pages)
+      const sets = new ColdList(await Promise.all(opening))
+      if (sets.pages > COLD_PAGES_MAX) throw tooMany(sets.pages)
       const index = indexed
-        ? await take(this.indices, digests.join(' '), async () => new ColdIndex(list, randomInt(2 ** 32)))
+        ? await take(this.indices, digests.join(' '), async () => new ColdIndex(sets, randomInt(2 ** 32)))
         : undefined
+      if (keeps) kept = new KeptBlocks({ ...keeps, indexed, loop: this.loop })
+      const list = new ColdList(sets.sets, kept)
       const { reads, digesters } = this
       const forget = (digest: string): void => this.forgetSet(digest)
-      return { list, index, named: new NamedPages(), reads, digesters, forget, release }
+      return { list, kept, index, named: new NamedPages(), reads, digesters, forget, release }
     } catch (error) {
       release()
       throw error

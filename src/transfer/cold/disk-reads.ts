@@ -3,9 +3,9 @@
  * holds some threads of libuv's pool and some memory, and never memory that somebody else uses again.
  */
 import { COLD_READ_BYTES_MAX, COLD_READS_MAX } from '../../limits.ts'
-import type { ColdSet } from '../../store/cold-set.ts'
 import { PAGE_SIZE } from '../../template/wire.ts'
 import { EVENT_LOOP, type EventLoop } from '../event-loop.ts'
+import type { ColdFile } from './cold-list.ts'
 import { type Deadline, ReadingThreads } from './reading-threads.ts'
 
 /** Pages of one read at most. */
@@ -53,7 +53,7 @@ export class DiskReads {
    * @throws as ColdSet.read
    */
   async read(
-    set: ColdSet,
+    set: Pick<ColdFile, 'read'>,
     first: number,
     count: number,
     deadline: Deadline,

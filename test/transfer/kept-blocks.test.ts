@@ -1,0 +1,171 @@
+/** Blocks of disks that a side keeps: what is found and read is what was kept, or nothing. */
+import { readdirSync } from 'node:fs'
+import t from 'tap'
+import { KEPT_WAITING_PAGES_MAX } from '../../src/limits.ts'
+import { PROOF_WORDS, writeProof } from '../../src/store/cold-set.ts'
+import { PAGE_SIZE } from '../../src/template/wire.ts'
+import { KeptBlocks } from '../../src/transfer/cold/kept-blocks.ts'
+import { KeptIndex } from '../../src/transfer/cold/kept-index.ts'
+import { KeptSpace } from '../../src/transfer/cold/kept-space.ts'
+import { EVENT_LOOP } from '../../src/transfer/event-loop.ts'
+import { until } from '../helpers/until.ts'
+import { page, random, scratch } from '../template/makers.ts'
+
+t.setTimeout(590_000)
+
+const proofOf = (body: Uint8Array): Uint32Array => {
+  const proof = new Uint32Array(PROOF_WORDS)
+  writeProof(body, proof, 0)
+  return proof
+}
+
+/** Keeps these pages, which lie somewhere in memory. */
+function keep(kept: KeptBlocks, pages: readonly Uint8Array[]): void {
+  const memory = new Uint8Array((pages.length + 1) * PAGE_SIZE)
+  const addresses = Uint32Array.from(pages, (body, i) => {
+    memory.set(body, 100 + i * PAGE_SIZE)
+    return 100 + i * PAGE_SIZE
+  })
+  kept.keep(memory, addresses, pages.length)
+  memory.fill(0xdd) // its batch is over
+}
+
+const numbers = (from: number, count: number): Buffer[] => Array.from({ length: count }, (_, i) => page(from + i))
+
+async function readBack(kept: KeptBlocks, place: number): Promise<Buffer> {
+  const bytes = Buffer.alloc(PAGE_SIZE)
+  await kept.read(place, 1, bytes)
+  return bytes
+}
+
+t.test('what was kept is found and read; when it is written over it is not found any more', async t => {
+  const { folder } = scratch(t.teardown)
+  const kept = new KeptBlocks({ blocks: 64, space: new KeptSpace(folder, 1e9), indexed: true, loop: EVENT_LOOP })
+  t.same(readdirSync(folder), [], 'nothing is taken before there is anything')
+  const wrong: string[] = []
+  for (let first = 0; first < 160; first += 16) {
+    keep(kept, numbers(first + 1, 16))
+    t.equal(kept.count, first + 16)
+    await until('they are written', () => kept.available === Math.min(64, first + 16))
+    for (let number = 0; number < first + 16; number++) {
+      const body = page(number + 1)
+      const place = kept.find(proofOf(body), 0)
+      // an eighth of them is about to be written over
+      const isThere = first + 16 - number <= 64 - 8
+      if (place !== (isThere ? number % 64 : -1)) wrong.push(`${first}: ${number} at ${place}`)
+      if (place < 0) continue
+      if (!(await readBack(kept, place)).equals(body)) wrong.push(`${first}: ${number} reads otherwise`)
+      if (!kept.isPage(place, body) || kept.isPage(place, page(999))) wrong.push(`${first}: proof of ${number}`)
+    }
+  }
+  t.same(wrong, [])
+  t.equal(kept.find(proofOf(page(5000)), 0), -1)
+  t.same(readdirSync(folder), [], 'the file has no name')
+  kept.close()
+  await t.rejects(readBack(kept, 0), { code: 'IO' }, 'its disk space is free at once')
+})
+
+t.test('what the disk does not take in time is counted, and not there', async t => {
+  const { folder } = scratch(t.teardown)
+  const kept = new KeptBlocks({ blocks: 64, space: new KeptSpace(folder, 1e9), indexed: true, loop: EVENT_LOOP })
+  // a quarter may wait: the thread is not there yet
+  for (let i = 0; i < 6; i++) keep(kept, numbers(1 + 8 * i, 8))
+  t.equal(kept.count, 48)
+  await until('two are written', () => kept.available === 16)
+  t.same([kept.hasPage(0), kept.hasPage(15), kept.hasPage(16)], [true, true, false])
+  t.equal(kept.find(proofOf(page(17)), 0), -1)
+  t.ok(kept.isPage(16, page(3)), 'of one that is not here nothing is known')
+  keep(kept, numbers(101, 8))
+  await until('the next ones', () => kept.available === 24)
+  t.equal(kept.find(proofOf(page(101)), 0), 48, 'those have the numbers that the other side has for them')
+  kept.close()
+})
+
+t.test('all sessions together have so many waiting', t => {
+  const space = new KeptSpace('/var/tmp', 1e9, () => 1e12)
+  t.ok(space.takeRoom(KEPT_WAITING_PAGES_MAX - 1))
+  t.notOk(space.takeRoom(2))
+  t.ok(space.takeRoom(1))
+  space.giveRoom(2)
+  t.ok(space.takeRoom(2))
+  t.end()
+})
+
+t.test('a block whose number another one has meanwhile is not taken for it', async t => {
+  const { folder } = scratch(t.teardown)
+  const kept = new KeptBlocks({ blocks: 8, space: new KeptSpace(folder, 1e9), indexed: true, loop: EVENT_LOOP })
+  keep(kept, numbers(1, 2)) // wait for the thread
+  for (let i = 0; i < 4; i++) keep(kept, numbers(11 + 2 * i, 2)) // have no room: the last ones are numbers 8 and 9
+  keep(kept, [])
+  await until('the thread', () => (kept as unknown as { waiting: number }).waiting === 0)
+  t.equal(kept.available, 0)
+  t.equal(kept.find(proofOf(page(1)), 0), -1)
+  kept.close()
+})
+
+t.test('a disk that fails is told of once, and nothing more is kept', async t => {
+  const errors: string[] = []
+  const onFailure = ({ code, message }: { code: string; message: string }): void =>
+    void errors.push(`${code} ${message}`)
+  const kept = new KeptBlocks({
+    blocks: 64,
+    space: new KeptSpace('/nowhere', 1e9),
+    indexed: true,
+    loop: EVENT_LOOP,
+    onFailure,
+  })
+  keep(kept, numbers(1, 4))
+  keep(kept, numbers(5, 4))
+  t.equal(kept.count, 8, 'they count all the same')
+  t.equal(errors.length, 1)
+  t.match(errors[0], /^IO .*\/nowhere/)
+  t.equal(kept.available, 0)
+  await t.rejects(readBack(kept, 0), { code: 'IO' })
+  kept.close()
+})
+
+t.test('the index has what was put in and not what was taken out', t => {
+  const places = 300
+  const proofs = new Uint32Array(places * PROOF_WORDS)
+  const rand = random(7)
+  const index = new KeptIndex(proofs, 12345)
+  const held = new Map<number, number>()
+  const wrong: string[] = []
+  for (let step = 0; step < 20_000; step++) {
+    const place = rand(places)
+    if (held.has(place)) {
+      index.remove(place)
+      held.delete(place)
+    } else {
+      // few kinds, so that several places have the same block
+      const kind = rand(100)
+      proofs.fill(kind + 1, place * PROOF_WORDS, (place + 1) * PROOF_WORDS)
+      index.add(place)
+      held.set(place, kind)
+    }
+    const kind = rand(100)
+    const found = index.find(new Uint32Array(PROOF_WORDS).fill(kind + 1), 0)
+    const isThere = [...held.values()].includes(kind)
+    if (isThere ? held.get(found) !== kind : found !== -1) wrong.push(`step ${step}: ${kind} at ${found}`)
+  }
+  t.same(wrong, [])
+  t.end()
+})
+
+t.test('disk space is shared by halves, and never more than half of what is free', t => {
+  let free = 1e12
+  const space = new KeptSpace('/var/tmp', 1024 * PAGE_SIZE, () => free)
+  const first = space.take(2000)
+  const second = space.take(2000)
+  const third = space.take(100)
+  t.same([first.blocks, second.blocks, third.blocks], [512, 256, 100])
+  first.release()
+  first.release()
+  t.equal(space.take(Number.POSITIVE_INFINITY).blocks, Math.floor((1024 - 356) / 2))
+  free = 20 * PAGE_SIZE
+  t.equal(space.take(2000).blocks, 10)
+  free = 0
+  t.equal(space.take(2000).blocks, 0)
+  t.equal(new KeptSpace('/nowhere', 1e9).take(2000).blocks, 0)
+  t.end()
+})
