@@ -18,12 +18,18 @@ export class DiskPair implements AsyncDisposable {
     this.told = told
   }
 
-  /** @param at where the disk's server listens */
+  /**
+   * With a session that is open: a client of NBD has 10 s for all that comes before its export.
+   * @param at where the disk's server listens
+   */
   static async start(at: string, options: DaemonsOptions = {}): Promise<DiskPair> {
     const events = new Events()
     const told: SiteEvent[] = []
     events.subscribe(event => told.push(event))
-    return new DiskPair(await Daemons.start({ disks: at, ringPages: 8192, effort: 1, events, ...options }), told)
+    const daemons = await Daemons.start({ disks: at, ringPages: 8192, effort: 1, events, ...options })
+    const pair = new DiskPair(daemons, told)
+    await until('a session', () => pair.count('session open') >= 2)
+    return pair
   }
 
   get uri(): string {
