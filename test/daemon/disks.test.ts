@@ -386,7 +386,7 @@ t.test('a peer that is older: disks are refused, memory goes on', async t => {
 
 t.test('what a session that is lost means to a disk', async t => {
   await using far = await server()
-  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`)
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`, { patienceMs: 60_000 })
   const near = await pair.dial()
   far.onConnection = socket => socket.write('NBDMAGIC')
   const early = await pair.dial()
@@ -427,7 +427,7 @@ t.test('a connection that crosses the end of a session goes on in the next one',
 t.test('a WAN that stays away', async t => {
   await using far = await server()
   far.onConnection = socket => socket.write('NBDMAGIC')
-  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`, { patienceMs: 1000, patiencePostcopyMs: 60_000 })
+  await using pair = await DiskPair.start(`tcp:127.0.0.1:${far.port}`, { patienceMs: 5000, patiencePostcopyMs: 60_000 })
   const near = await pair.dial()
   await pair.greeting(near)
   pair.daemons.wan.cut(true)
