@@ -115,7 +115,7 @@ function defect(what: string, cause?: unknown): ProxyError {
   return new ProxyError('INTERNAL', what, undefined, 'please report this', { cause })
 }
 
-function startHelper(workerData: HelperData): Worker {
+export function startHelper(workerData: HelperData): Worker {
   // sources run as they are; a built package has JavaScript
   const file = import.meta.url.endsWith('.ts') ? './helper.ts' : './helper.js'
   return new Worker(new URL(file, import.meta.url), { workerData })
