@@ -372,6 +372,7 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
     u32(encoder, e.list)[0] = encoder.slotAddress(c.templates + s)
     u32(encoder, e.places)[0] = NONE
     const options = c.options & ~MATCH.LATER
+    encoder.bytes[e.kinds] = 0 // it is on no disk
     encoder.matchPages(e.list, e.places, 1, e.kinds, e.slots, e.tokens, e.literals, e.dense, e.words, options)
     if (encoder.bytes[e.kinds] !== KIND.REF || u32(encoder, e.slots)[0] !== c.templates + s)
       wrong.push(`ring slot ${s} is not found`)

@@ -211,6 +211,31 @@ t.test('where nothing is found, little is looked for', async t => {
   t.equal(findOne(finder, bytes, 3), 40)
 })
 
+t.test('what follows in a set is named so, though another set has it, too', async t => {
+  const shared = numbered(5, 1)
+  const list = new ColdList([
+    setOf([...shared, ...numbered(100, 3)]),
+    setOf([...numbered(200, 2), ...shared, ...numbered(300, 1)]),
+  ])
+  const index = new ColdIndex(list, 1)
+  await index.fill(EVENT_LOOP)
+  const finder = new ColdFinder(index)
+  const guest = [
+    ...numbered(201, 1),
+    ...shared,
+    ...numbered(300, 1),
+    ...shared,
+    ...numbered(100, 1),
+    ...numbered(900, 1),
+  ]
+  t.same(
+    guest.map(bytes => findOne(finder, bytes)),
+    [5, 6, 7, 0, 1, -1],
+    'the run of the second set, and behind its last page the first set that has it',
+  )
+  t.notOk(index.has(list.pages, list.sets[0]!.proofs, 0), 'no page of that number')
+})
+
 t.test('whatever is named is fetched: byte for byte, in few reads', async t => {
   const sets = [numbered(1, 90), numbered(1000, 1), numbered(2000, 300)]
   const all = sets.flat()

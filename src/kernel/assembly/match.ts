@@ -68,6 +68,7 @@ export function matchPages(
   const long = options & MATCH_LONG && longShift != 0
   const cold = options & MATCH_COLD
   const later = options & MATCH_LATER
+  const coldOnce = cold && options & MATCH_COLD_ONCE
   const result = state + RESULT
   memory.fill(result, 0, 64)
   const hashes = scratch + 256
@@ -75,7 +76,8 @@ export function matchPages(
     const m = min(n - base, GROUP)
     for (let j: u32 = 0; j < m; j++) {
       const at: usize = load<u32>(list + (<usize>(base + j) << 2))
-      store<u64>(hashes + (<usize>j << 3), hashPage(at))
+      // what is not inserted needs none, and was looked for by who says that it is cold; any hash does for the touching
+      if (!(coldOnce && load<u8>(kinds + <usize>(base + j)))) store<u64>(hashes + (<usize>j << 3), hashPage(at))
     }
     let touch: u64 = 0
     for (let j: u32 = 0; j < m; j++) {
@@ -108,8 +110,13 @@ export function matchPages(
       const before = placeGet(place)
       let kind: u8
       let slot: u32
-      const byte = fillOf(at)
-      if (byte >= 0) {
+      const isOnce = coldOnce && load<u8>(kinds + <usize>i)
+      const byte = isOnce ? -1 : fillOf(at)
+      if (isOnce) {
+        kind = KIND_COLD
+        slot = NONE
+        placeSet(place, NONE)
+      } else if (byte >= 0) {
         kind = KIND_FILL
         slot = byte
       } else {
@@ -153,7 +160,7 @@ export function matchPages(
             memory.copy(literal, at, PAGE_BYTES)
             literal += PAGE_BYTES
           }
-          const inserted = isCold && options & MATCH_COLD_ONCE ? NONE : insert(at, hash)
+          const inserted = insert(at, hash)
           if (long && inserted != NONE) {
             if (numbers || isCold) indexLong(at, inserted, isCold ? SAMPLE_STEP_COLD : SAMPLE_STEP)
             else rememberSamples(inserted)

@@ -107,14 +107,19 @@ export function makeMatcher(
     let tokenAt = tokens
     let copied = 0
     const isLong = (options & MATCH_LONG) !== 0 && long.isThere
+    const isColdOnce = (options & MATCH_COLD) !== 0 && (options & MATCH_COLD_ONCE) !== 0
     words.fill(0, resultAt, resultAt + 16)
     for (let i = 0; i < n; i++) {
       const at = words[(list >>> 2) + i]! >>> 0
       const place = words[(placeList >>> 2) + i]! >>> 0
       const before = placeGet(place)
       let kind: number = KIND_FILL
-      let slot = fillOf(at)
-      if (slot < 0) {
+      const isOnce = isColdOnce && bytes[kinds + i] !== 0
+      let slot = isOnce ? NONE : fillOf(at)
+      if (isOnce) {
+        kind = KIND_COLD
+        placeSet(place, NONE)
+      } else if (slot < 0) {
         hashPage(at)
         slot = find(at)
         if (slot !== NONE) {
@@ -155,7 +160,7 @@ export function makeMatcher(
             bytes.copyWithin(literal, at, at + PAGE_BYTES)
             literal += PAGE_BYTES
           }
-          const inserted = isCold && (options & MATCH_COLD_ONCE) !== 0 ? NONE : insert(at, true)
+          const inserted = insert(at, true)
           if (isLong && inserted !== NONE) {
             if (numbers || isCold) sample(at, isCold ? SAMPLE_STEP_COLD : SAMPLE_STEP)
             rememberSamples(inserted)

@@ -36,6 +36,8 @@ export class ColdFinder implements ColdPages {
   /** Pages looked at since the last that was found, and those that are not looked at now. */
   private misses = 0
   private skip = 0
+  /** Number of the page behind the last that was found: most come in runs, and a table of them is one cache miss after the other. */
+  private next = 0
 
   /**
    * @param named is told of each page that is found
@@ -98,7 +100,8 @@ export class ColdFinder implements ColdPages {
   }
 
   private numberOf(at: number): number {
-    const { index, kept, proofs } = this
+    const { index, kept, proofs, next } = this
+    if (index.has(next, proofs, at)) return next
     const number = index.pages === 0 ? -1 : index.find(proofs, at)
     if (number >= 0 || kept === undefined) return number
     const place = kept.find(proofs, at)
@@ -110,6 +113,7 @@ export class ColdFinder implements ColdPages {
     this.looked++
     const number = this.numberOf(proof * PROOF_WORDS)
     if (number >= 0) {
+      this.next = number + 1
       this.found++
       this.named?.add(number, migration)
       this.misses = 0

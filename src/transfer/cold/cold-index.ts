@@ -67,6 +67,11 @@ export class ColdIndex {
     return this.tags[slot] === 0 ? -1 : this.numbers[slot]!
   }
 
+  /** Whether the page of this number, any, has the proof at `at`. A page that is in several sets has several numbers. */
+  has(number: number, proof: Uint32Array, at: number): boolean {
+    return number < this.list.pages && this.isAt(number, proof, at)
+  }
+
   /** The slot that has this proof, or the empty one where it would go. */
   private slotFor(proof: Uint32Array, at: number): number {
     const { tags, numbers } = this
