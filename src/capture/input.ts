@@ -17,12 +17,14 @@ import { type Chunks, InputFile } from './input-file.ts'
 import { KdumpFile } from './kdump.ts'
 import { isSaveImage, SAVE_HEADER_LENGTH, saveStreamAt, withoutSaveHeader } from './libvirt-save.ts'
 import { EXPANSION_FREE, EXPANSION_MAX, HEAD_LENGTH, WRAPPINGS_MAX } from './limits.ts'
+import { isLinuxKernel, isProgram, kernelProgram } from './linux-kernel.ts'
 import { type Packing, packingOf, unpack } from './packing.ts'
 import { chainOf } from './qcow2-chain.ts'
 
 const SAVE_IMAGE = 'a libvirt save image'
+const KERNEL = 'a Linux kernel'
 /** What may be around an input, and is taken off. */
-type Wrapping = Packing | typeof SAVE_IMAGE
+type Wrapping = Packing | typeof SAVE_IMAGE | typeof KERNEL
 
 export interface InputOptions {
   /** It will be read more than once: what cannot be is refused. */
@@ -115,7 +117,7 @@ export class Input {
         inside = await peek(chunks, HEAD_LENGTH)
       }
       const { as, snapshot } = options
-      const found = as === undefined ? recognize(inside.head) : { name: UNMARKED[as], format: as, hint: '' }
+      const found = foundIn(inside.head, wrappings, as)
       const { format, image } = found
       if (format === undefined) throw notReadable(file.name, wrappings, found)
       if (options.migration && !hasChannels(format)) throw noMigration(file.name, found.name)
@@ -139,9 +141,14 @@ export class Input {
     }
   }
 
+  /** Whether it is a Linux kernel. */
+  get isKernel(): boolean {
+    return this.wrappings.includes(KERNEL)
+  }
+
   /** Whether compression is taken off. */
   get packed(): boolean {
-    return this.wrappings.some(wrapping => wrapping !== SAVE_IMAGE)
+    return this.wrappings.some(wrapping => wrapping !== SAVE_IMAGE && wrapping !== KERNEL)
   }
 
   /**
@@ -200,7 +207,15 @@ interface Reading {
 }
 
 function wrappingOf(head: Buffer): Wrapping | undefined {
+  if (isLinuxKernel(head)) return KERNEL
   return isSaveImage(head) ? SAVE_IMAGE : packingOf(head)
+}
+
+function foundIn(head: Buffer, wrappings: readonly Wrapping[], as: Unmarked | undefined): Recognized {
+  if (as !== undefined) return { name: UNMARKED[as], format: as, hint: '' }
+  // what a kernel has packed in it is its memory as it is loaded, segment by segment as a core has it
+  if (wrappings.includes(KERNEL) && isProgram(head)) return { name: 'its program', format: 'elf-core', hint: '' }
+  return recognize(head)
 }
 
 /** @param readBytes bytes of the file read so far, which what comes out has to be worth */
@@ -212,6 +227,7 @@ function unwrap(
   signal: AbortSignal,
 ): Chunks {
   if (wrapping === SAVE_IMAGE) return withoutSaveHeader(name, chunks)
+  if (wrapping === KERNEL) return kernelProgram(name, chunks)
   return withinReason(name, unpack(name, wrapping, chunks, signal), readBytes)
 }
 

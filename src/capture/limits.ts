@@ -6,6 +6,8 @@ export const READ_LENGTH = 1 << 20
 export const HEAD_LENGTH = 4096
 /** Wrappings around an input: a save image in gzip, with a stream in zstd in it, are three. */
 export const WRAPPINGS_MAX = 4
+/** Where a Linux kernel's program may begin in its file: behind 128 KiB of setup at most, and what unpacks it. */
+export const KERNEL_SETUP_MAX = 16 << 20
 /** Segments of an ELF core: a guest has some RAM, a hole for PCI, and a few more of each. */
 export const CORE_SEGMENTS_MAX = 4096
 /** Where their table may stand: QEMU writes it right behind the header. */

@@ -111,6 +111,16 @@ export class PageInput {
     this.input.close()
   }
 
+  /** Whether it belongs to an image, and is no guest: a disk, or the kernel that its guests run. */
+  get isImage(): boolean {
+    return this.input.format === 'disk' || this.input.isKernel
+  }
+
+  /** Whether it is the latter. */
+  get isKernel(): boolean {
+    return this.input.isKernel
+  }
+
   /** What it was taken for. */
   get format(): InputFormat {
     return this.input.format

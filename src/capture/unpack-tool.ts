@@ -1,5 +1,5 @@
 /**
- * Compression that Node does not know and libvirt writes: bzip2, xz, lzop. The distribution's own tools take it off, as
+ * Compression that Node does not know and libvirt writes, bzip2, xz, lzop, and what kernels come in, the first form of lz4. The distribution's own tools take it off, as
  * child processes between two pipes. libvirt itself packs and unpacks with these very programs, so whoever has such an
  * image has them or can install them; the packages that would do it in this process are abandoned or builds of the same C
  * libraries. What a damaged or hostile file does to a decompressor, it does to a process that has nothing else.
@@ -10,13 +10,14 @@ import { ProxyError } from '../errors.ts'
 import type { Chunks } from './input-file.ts'
 import { UNPACK_MEMORY_MAX } from './limits.ts'
 
-export type ToolPacking = 'bzip2' | 'xz' | 'lzop'
+export type ToolPacking = 'bzip2' | 'xz' | 'lzop' | 'lz4'
 
-/** How each is called; bzip2 takes 4 MB and lzop 64 MB at most, whatever a file says. */
+/** How each is called; bzip2 takes 4 MB, lz4 24 MB and lzop 64 MB at most, whatever a file says. */
 const TOOLS: Readonly<Record<ToolPacking, { readonly args: readonly string[]; readonly package: string }>> = {
   bzip2: { args: ['-dc'], package: 'bzip2' },
   xz: { args: ['-dc', '--threads=1', `--memlimit-decompress=${UNPACK_MEMORY_MAX}`], package: 'xz-utils' },
   lzop: { args: ['-dc', '--ignore-warn'], package: 'lzop' },
+  lz4: { args: ['-dc'], package: 'lz4' },
 }
 
 /** lzop tells a short read by the system's last error, whatever that was, and the name of its input behind it. */
@@ -24,6 +25,7 @@ const ENDS_EARLY = /\bends? unexpectedly|unexpected end|^lzop: .*: <stdin>$/i
 const MAGICS: readonly (readonly [ToolPacking, string])[] = [
   ['xz', '\xfd7zXZ\0'],
   ['lzop', '\x89LZO\0\r\n\x1a\n'],
+  ['lz4', '\x02\x21\x4c\x18'],
 ]
 /** Behind `BZh` and a digit: the magic of a block, or of the end of nothing. */
 const BZIP2_BLOCKS = ['1AY&SY', '\x17rE8P\x90']

@@ -192,7 +192,7 @@ function countInput(input: PageInput, vm: string): CountInput {
     lengthBytes: input.lengthBytes,
     pages: readBytes => input.pages(readBytes),
     vm,
-    kind: input.format === 'disk' ? 'disk' : 'memory',
+    kind: input.isImage ? 'disk' : 'memory',
   }
 }
 

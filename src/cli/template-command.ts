@@ -59,13 +59,13 @@ const build: CommandModule<object, BuildArguments> = {
     (inputOptions(storeOptions(yargs)) as Argv<BuildArguments>)
       .positional('inputs', {
         describe:
-          'Migration streams, .pcap or .pcapng captures, libvirt save images, ELF cores, kdump and mapped-ram files, disk images; as they are or compressed',
+          'Migration streams, .pcap or .pcapng captures, libvirt save images, ELF cores, kdump and mapped-ram files, disk images, Linux kernels (vmlinuz); as they are or compressed',
         type: 'string',
         array: true,
         demandOption: true,
       })
       .option('min-vms', {
-        describe: `Take pages that are in at least so many of the inputs; ${MIN_VMS_DEFAULT}, or 1 of a single disk image`,
+        describe: `Take pages that are in at least so many of the inputs; ${MIN_VMS_DEFAULT}, or 1 of a single disk image, kernels beside it or not`,
         type: 'string',
         requiresArg: true,
       })
@@ -230,7 +230,8 @@ async function runBuild(args: BuildArguments): Promise<void> {
   const notes: InputNote[] = []
   await withPageInputs(args, notes, 'nothing was stored; start again', async (inputs, signal) => {
     // What one guest alone has is its own; a golden image is what its guests have in common.
-    const minVms = asked ?? (inputs.length === 1 && inputs[0]!.format === 'disk' ? 1 : MIN_VMS_DEFAULT)
+    const isOneImage = inputs.every(input => input.isImage) && inputs.filter(input => !input.isKernel).length <= 1
+    const minVms = asked ?? (isOneImage ? 1 : MIN_VMS_DEFAULT)
     if (args.choice === undefined && args.key !== undefined) {
       throw new ProxyError('USAGE', '--key without --choice', undefined, 'give the --choice that was counted with it')
     }
@@ -283,8 +284,10 @@ async function printBuilt(
   const missing = 'missing' in report ? report.missing : undefined
   await printRows(byVms, missing === undefined ? inputs.length : report.metadata.vms)
   const passes = totals.passes === 1 ? 'one pass' : `${totals.passes} passes`
-  const disks = inputs.filter(({ format }) => format === 'disk').length
-  const counted = [plural(inputs.length - disks, 'VM'), plural(disks, 'disk')].filter(text => !text.startsWith('0'))
+  const kernels = inputs.filter(({ isKernel }) => isKernel).length
+  const disks = inputs.filter(({ isImage }) => isImage).length - kernels
+  const kinds = [plural(inputs.length - disks - kernels, 'VM'), plural(disks, 'disk'), plural(kernels, 'kernel')]
+  const counted = kinds.filter(text => !text.startsWith('0'))
   print(
     `inputs   ${counted.join(' and ')}, ${formatSize(bytes)}, ${formatCount(totals.pages)} pages, counted in ${passes}`,
   )

@@ -38,7 +38,9 @@ const OTHERS = ['idle', 'nginx', 'redis', 'compiling']
 const TARGETS = ['nginx-k2', 'postgres', 'python']
 /** The disk that all guests boot from, before any of them has written to it. */
 const IMAGE = join(root, '.cache/lab/base/disk.raw')
-/** Of one kernel build: the kernel is not on that disk. */
+/** The kernel that they run, which QEMU loads: it is not on that disk. */
+const KERNEL = join(root, '.cache/lab/base/k1/vmlinuz')
+/** Of one kernel build. */
 const IMAGE_TARGETS = ['nginx', 'postgres']
 const IMAGE_OTHERS = ['idle', 'redis', 'compiling', 'python']
 /** The ring is as large as the prototype's, which kept every page of the session. */
@@ -213,12 +215,17 @@ async function images(): Promise<void> {
   const rule = { maxBytes: undefined, memoryBytes: 1 << 30 }
   await buildSet([await PageInput.open(IMAGE, { as: 'disk' })], { ...rule, minVms: 1 }, image)
   const [imageSet] = await image.digests()
+  const withKernel = new TemplateStore(join(work, 'image-kernel'))
+  await buildSet([await PageInput.open(KERNEL)], { ...rule, minVms: 1 }, withKernel)
+  copyFileSync(image.pathOf(imageSet!), withKernel.pathOf(imageSet!))
   process.stderr.write(`the image: ${statSync(image.pathOf(imageSet!)).size} bytes of pages\n`)
   for (const target of IMAGE_TARGETS) {
     const [other] = IMAGE_TARGETS.filter(name => name !== target)
     const others = [...IMAGE_OTHERS, other!]
     await withImage('the image', target, image)
     await withImage('the image, on the disk', target, image, [imageSet!])
+    await withImage('the image and its kernel', target, withKernel)
+    await withImage('the image on the disk, and its kernel', target, withKernel, [imageSet!])
     for (const [kase, guests, minVms] of [
       ['one other guest', [other!], 1],
       ['pages of 2 or more of 5 other guests', others, 2],
