@@ -9,7 +9,7 @@ import { SetSupply, type SupplySettings } from '../../src/daemon/set-supply.ts'
 import { makeChannelKey } from '../../src/remote/channel-keys.ts'
 import { PAGEFERRY } from '../cli/command.ts'
 import { until } from '../helpers/until.ts'
-import { honest, hostileServer } from '../remote/hostile-server.ts'
+import { type Answer, breaksAfter, honest, hostileServer, says } from '../remote/hostile-server.ts'
 import { operator, publish } from '../remote/sites.ts'
 import { migration, page, scratch } from '../template/makers.ts'
 import { isSupplier, Running, RunningPair } from './running.ts'
@@ -199,4 +199,85 @@ t.test('a pair that follows a channel', async t => {
   const other = await near.supplier()
   near.child.kill('SIGKILL')
   await until('the end of the other', () => !isSupplier(other))
+})
+
+t.test('a pair whose sets come from an S3 that fails, stalls and lies', async t => {
+  const { folder } = scratch(t.teardown)
+  const site = operator(t.teardown)
+  const server = await hostileServer(t.teardown)
+  const { objects, script } = server
+  const trust = join(folder, 'channel.pub')
+  writeFileSync(trust, site.trusted[0]!.export({ format: 'pem', type: 'spki' }))
+  const mine = Object.keys(process.env).filter(name => name.startsWith('AWS_'))
+  for (const name of mine) delete process.env[name]
+  const settings = {
+    AWS_ENDPOINT_URL: new URL(server.url).origin,
+    AWS_ACCESS_KEY_ID: 'test',
+    AWS_SECRET_ACCESS_KEY: 'secret',
+    AWS_CONFIG_FILE: '/dev/null',
+    AWS_SHARED_CREDENTIALS_FILE: '/dev/null',
+  }
+  Object.assign(process.env, settings) // proxies inherit it
+  t.teardown(() => {
+    for (const name of Object.keys(settings)) delete process.env[name]
+  })
+  const following = (own: string): string[] => [
+    ...['--store', join(folder, own), '--store', 's3://store'],
+    ...['--channel', 'stable', '--trust', trust, '--learn', 'off'],
+  ]
+  const one = await site.push(1, 300)
+  await site.promote([one])
+  publish(server, site)
+  await using pair = await RunningPair.start(folder, { near: following('near'), far: following('far') })
+  const both = [pair.near, pair.far]
+  const guest = migration(Array.from({ length: 400 }, (_, i) => page(i + 1)))
+  const migrate = async (what: string): Promise<void> => {
+    t.ok((await pair.migrate(guest)).arrived.equals(guest), `${what}: the bytes are right`)
+  }
+  for (const each of both) await each.said('template sets in force', ({ serial }) => serial === 1)
+  await migrate('in force')
+
+  // each at the destination alone, which asks first for the document and then for its set
+  const two = await site.push(1000, 300)
+  await site.promote([one, two])
+  publish(server, site)
+  const set = objects.get(`sets/${two}.pfset`)!
+  const lie = Buffer.from(set)
+  lie[lie.length - 5000]! ^= 1
+  const trouble = says(503, { 'content-type': 'application/xml' }, '<Error><Code>SlowDown</Code></Error>')
+  const setsAlone =
+    (answer: Answer): Answer =>
+    (request, response) =>
+      (request.url!.includes('.pfset?') ? answer : honest(objects))(request, response)
+  const document = objects.get('channels/stable.json')!
+  const forged = Buffer.from(document)
+  forged[forged.length - 100]! ^= 1
+  const { far } = pair
+  const faults: readonly (readonly [string, Answer])[] = [
+    ['it is in trouble', trouble],
+    ['it lets nobody in', says(403, { 'content-type': 'application/xml' }, '<Error><Code>AccessDenied</Code></Error>')],
+    ['it says what nobody signed', says(200, { 'content-length': forged.length, etag: '"x"' }, forged)],
+    ['it gives no set', setsAlone(trouble)],
+    ['it gives another one', setsAlone(says(200, { 'content-length': lie.length, etag: '"y"' }, lie))],
+  ]
+  for (const [what, answer] of faults) {
+    const before = far.of('sets are not fetched').length
+    script.push(...Array.from({ length: 60 }, () => answer))
+    far.child.kill('SIGHUP')
+    await until(what, () => far.of('sets are not fetched').length > before)
+    script.length = 0
+    await migrate(what)
+  }
+  t.equal(far.of('template sets in force').length, 1, 'what was in force stays')
+
+  script.push(...Array.from({ length: 8 }, () => setsAlone(breaksAfter(objects, 100_000))))
+  far.child.kill('SIGHUP')
+  await far.said('template sets in force', ({ serial }) => serial === 2)
+  await migrate('it breaks off, and is gone on with')
+
+  const asked = server.requests.length
+  script.push(() => {})
+  far.child.kill('SIGHUP')
+  await until('a question that is not answered', () => server.requests.length > asked)
+  await migrate('it is silent')
 })
