@@ -183,9 +183,7 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
     abort: async () => {
       await Promise.all(proxies.map(proxy => proxy.abort()))
     },
-    reload: () => {
-      for (const proxy of proxies) proxy.reload()
-    },
+    reload: () => proxies.map(proxy => proxy.reload()).includes(true),
     get warnings() {
       return proxies.flatMap(proxy => proxy.warnings)
     },

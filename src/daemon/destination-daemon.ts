@@ -116,13 +116,12 @@ export class DestinationDaemon {
     setInterval(renew, this.options.renewMs ?? RENEW_MS).unref()
   }
 
-  /** Reads certificates and keys again. */
-  reload(): void {
-    const { credentials } = this.options
-    if (!credentials) return
-    credentials.reload()
+  /** Reads certificates and keys again. @returns whether they are others */
+  reload(): boolean {
+    if (!this.options.credentials?.reload()) return false
     // what was read may revoke who was let in: each proves itself again, as soon as its migrations are over
     for (const link of this.server.links) link.session.drain()
+    return true
   }
 
   /** What an operator should mend in the credentials. */

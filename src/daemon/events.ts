@@ -68,7 +68,8 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   'what sets brought is begun anew': Failure
   // settings and keys
   credentials: { readonly warning: string }
-  'certificates and keys read again': Record<never, never>
+  /** `changed`: false where they are what they were; sessions go on as they are. */
+  'certificates and keys read again': { readonly changed: boolean }
   'certificates and keys not read: the old ones stay': Failure
   'settings read again': { readonly counting: string }
   'settings not read: the old ones stay': Failure

@@ -17,8 +17,8 @@ export interface Runnable {
   start(): Promise<void>
   stop(): Promise<void>
   abort(): Promise<void>
-  /** Reads certificates and keys again. */
-  reload(): void
+  /** Reads certificates and keys again. @returns whether they are others: sessions are renewed then, else nothing is done */
+  reload(): boolean
   /** What should be mended in the credentials, though they work. */
   readonly warnings: readonly string[]
   readonly running: number
@@ -87,8 +87,7 @@ export async function runProxy(
     if (!running) return // it reads them just now
     notifier.reloading()
     try {
-      proxy.reload()
-      events.info('certificates and keys read again')
+      events.info('certificates and keys read again', { changed: proxy.reload() })
       watch.renew()
     } catch (error) {
       events.error('certificates and keys not read: the old ones stay', reasonOf(error))

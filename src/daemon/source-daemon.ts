@@ -116,9 +116,16 @@ export class SourceDaemon {
     void this.keepSession().finally(() => clearInterval(renew))
   }
 
-  /** Reads certificates and keys again. */
-  reload(): void {
-    this.options.credentials?.reload()
+  /** Reads certificates and keys again. @returns whether they are others: then the session is renewed */
+  reload(): boolean {
+    const changed = this.options.credentials?.reload() ?? false
+    if (changed) this.renew()
+    else this.runs.wake()
+    return changed
+  }
+
+  /** Another session as soon as the migrations of the present one are over; what comes waits for it. Disks are left in theirs. */
+  renew(): void {
     this.runs.renew()
   }
 

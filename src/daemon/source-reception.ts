@@ -131,6 +131,12 @@ export class SourceReception<S extends ReceivingSession> {
     this.kept.leave()
   }
 
+  /** What comes waits for the next one, which is opened when the migrations of the present one are over. */
+  drain(): void {
+    this.engine.drain()
+    this.closeIfIdle()
+  }
+
   /** The next session would be a better one: the present one ends where no migration would notice. */
   renewIfIdle(): void {
     if (this.engine.isIdle) this.drain()
@@ -140,11 +146,6 @@ export class SourceReception<S extends ReceivingSession> {
   renewIfEmpty(): void {
     const now = this.kept.now()
     if (now?.isUp && now.channels === 0) this.drain()
-  }
-
-  private drain(): void {
-    this.engine.drain()
-    this.closeIfIdle()
   }
 
   // --- the end

@@ -86,9 +86,9 @@ export class SourceRuns {
     if (this.sets.changed) this.reception.renewIfEmpty()
   }
 
-  /** Keys and certificates were read again. */
+  /** Another one as soon as the migrations of the present one are over; what comes waits for it. Disks are left in theirs. */
   renew(): void {
-    this.reception.renewIfIdle()
+    this.reception.drain()
     this.keeper.wake()
   }
 

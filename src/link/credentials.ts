@@ -3,7 +3,7 @@
  * of QEMU's tls-creds objects, so that the files made for QEMU's own TLS serve here as they are.
  * Source: QEMU crypto/tlscredsx509.c, crypto/tlscredspsk.c.
  */
-import { randomBytes, type X509Certificate } from 'node:crypto'
+import { createHash, randomBytes, type X509Certificate } from 'node:crypto'
 import net from 'node:net'
 import tls from 'node:tls'
 import { ProxyError } from '../errors.ts'
@@ -71,6 +71,8 @@ interface Loaded {
   readonly periods: readonly Period[]
   /** X.509: SHA-256 of our certificate, for the log. */
   readonly fingerprint: string
+  /** Of all that was read: two readings that differ have different ones. */
+  readonly digest: string
   /** Server only: never listens; it is handed sockets. */
   readonly acceptor: tls.Server | undefined
 }
@@ -126,12 +128,13 @@ export class Credentials {
 
   /**
    * Reads the files again (SIGHUP). Connections that stand keep what they began with. On failure the old ones stay in use.
-   * @returns the warnings of the new files
+   * @returns whether they say something else than before: whom they let in, or who we are
    * @throws ProxyError IO, USAGE
    */
-  reload(): readonly string[] {
+  reload(): boolean {
+    const { digest } = this.#loaded
     this.#loaded = this.#load()
-    return this.warnings
+    return this.#loaded.digest !== digest
   }
 
   /**
@@ -280,7 +283,16 @@ export class Credentials {
       // No CA at all: with Node's built-in ones a server could take a public certificate in place of the key.
       const options = { ...common, ciphers: PSK_CIPHERS, ca: [] }
       const acceptor = role === 'server' ? this.#acceptor(options, file.keys) : undefined
-      return { ...file, kind, periods: [], context: tls.createSecureContext(options), fingerprint: '', acceptor }
+      const digest = digestOf([file.username, ...[...file.keys].flat()])
+      return {
+        ...file,
+        kind,
+        periods: [],
+        context: tls.createSecureContext(options),
+        fingerprint: '',
+        digest,
+        acceptor,
+      }
     }
     const { certFile, keyFile, crl, ca, cert, key, ...found } = readX509(directory, role)
     const options: tls.SecureContextOptions = {
@@ -296,7 +308,8 @@ export class Credentials {
       throw badContext(error as Error & { code?: string }, certFile, keyFile)
     }
     const acceptor = role === 'server' ? this.#acceptor(options, undefined) : undefined
-    return { ...found, kind, context, keys: new Map(), username: '', acceptor }
+    const digest = digestOf([ca, cert, key, ...crl])
+    return { ...found, kind, context, keys: new Map(), username: '', digest, acceptor }
   }
 
   /** A TLS server that never listens: sockets are handed to it, so that it can be one that systemd opened. */
@@ -332,6 +345,13 @@ export class Credentials {
 }
 
 function ignore(): void {}
+
+/** Of several parts, each with its length: no two lists of parts give the same bytes. */
+function digestOf(parts: readonly (Buffer | string)[]): string {
+  const hash = createHash('sha256')
+  for (const part of parts) hash.update(`${Buffer.byteLength(part)}:`).update(part)
+  return hash.digest('base64')
+}
 
 /** The TCP socket beneath a TLS socket. Node keeps it as `_parent`; @types/node does not know it. */
 function rawOf(socket: tls.TLSSocket): object {

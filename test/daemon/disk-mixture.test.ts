@@ -75,20 +75,20 @@ const mixtures: readonly Mixture[] = [
     name: 'early, unmapped, encoded both ways, the WAN is cut and sessions are left',
     options: { diskAnswers: 'early', diskZeroes: 'unmap' },
     meanwhile: ({ source, wan }, turn) => {
-      if (turn % 3 === 0) source.reload()
+      if (turn % 3 === 0) source.renew()
       else wan.cut()
     },
   },
   {
     name: 'the same at effort 1 and a thin link',
     options: { diskAnswers: 'early', diskZeroes: 'unmap', effort: 1, rate: 4 << 20 },
-    meanwhile: ({ source }) => source.reload(),
+    meanwhile: ({ source }) => source.renew(),
   },
   {
     name: 'answered far away',
     options: { diskAnswers: 'far', diskZeroes: 'unmap' },
     meanwhile: ({ source, wan }, turn) => {
-      if (turn % 3 === 0) source.reload()
+      if (turn % 3 === 0) source.renew()
       else wan.cut()
     },
   },

@@ -9,6 +9,7 @@ import t from 'tap'
 import { SESSIONS_LEFT_MAX } from '../../src/limits.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { until } from '../helpers/until.ts'
+import { makeCrl } from '../link/crl.ts'
 import { credentials, makeCredentials } from '../link/harness.ts'
 import { putPages } from '../template/makers.ts'
 import { type Daemons, type DaemonsOptions, MAIN, runsOf } from './daemons.ts'
@@ -99,6 +100,7 @@ for (const side of ['destination', 'source'] as const) {
     await world.migrates()
     const first = world.links.now!
     t.same(world.links.left, [], 'memory goes beside it')
+    writeFileSync(join(keys, side === 'source' ? 'site-a' : 'site-b', 'ca-crl.pem'), await makeCrl(keys))
     daemons[side].reload()
     await until('the next session', () => world.links.left.length === 1 && world.links.now !== undefined)
     t.same(world.links.left, [first])

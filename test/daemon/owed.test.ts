@@ -36,7 +36,7 @@ async function owing(folder: string): Promise<Daemons> {
 }
 
 const ENDS: Readonly<Record<string, (pair: Daemons) => Promise<unknown>>> = {
-  'the source reads its keys again': async ({ source }) => source.reload(),
+  'the source renews its session': async ({ source }) => source.renew(),
   'the source is stopped': ({ source }) => source.abort(),
   'the WAN is lost': pair => pair.loseSession(),
 }

@@ -1060,9 +1060,11 @@ class Simulation implements World, DisksWorld {
     const { source, destination } = this
     this.note(`=== ${kind}`)
     this.happened.add(kind)
-    if (kind === 'destination reloads') {
+    if (kind !== 'sets change') {
       this.troubleMs = this.time.nowMs // what comes while a guest migrates waits for that
       this.disks?.trouble()
+    }
+    if (kind === 'destination reloads') {
       if (destination.process.alive) destination.drain()
     } else if (!source.process.alive) return
     else if (kind === 'source reloads') source.reload()

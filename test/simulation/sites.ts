@@ -169,13 +169,13 @@ export class SourceSite {
     world.time.after(0, () => this.open())
   }
 
-  /** Keys are read again. */
+  /** Keys are read again, and are others. */
   reload(): void {
     const { reception, world, run } = this
     const channels = run?.session?.channelCount ?? 0
     const ofMigrations = run?.session?.migrationChannelCount ?? 0
     const canBeLeft = reception.sessions.left.size < SESSIONS_LEFT_MAX && run?.link.over === false
-    world.time.as(this.process, () => reception.renewIfIdle())
+    world.time.as(this.process, () => reception.drain())
     if (channels > 0 && ofMigrations === 0 && canBeLeft && this.run === run)
       world.wrong('a session that has disks alone is not left at a reload')
   }
