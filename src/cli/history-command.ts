@@ -4,7 +4,7 @@ import type { PastMigration } from '../daemon/control-api.ts'
 import { formatSize } from '../quantity.ts'
 import { CONTROL_OPTION, controlSockets, historyOf, JSON_OPTION } from './control-option.ts'
 import { print, printLines } from './output.ts'
-import { formatDuration } from './status-text.ts'
+import { formatDuration, formatPause } from './status-text.ts'
 
 interface HistoryArguments {
   readonly control: string | undefined
@@ -31,15 +31,17 @@ export const historyCommand: CommandModule<object, HistoryArguments> = {
 
 async function tableOf(migrations: readonly PastMigration[]): Promise<string> {
   const { default: Table } = await import('cli-table3')
-  const head = ['ended (UTC)', 'migration', 'peer', 'guest', 'outcome', 'QEMU', 'WAN', 'saved', 'time']
+  const head = ['ended (UTC)', 'migration', 'peer', 'guest', 'outcome', 'QEMU', 'WAN', 'saved', 'time', 'pause']
   const colAligns = head.map((_, i) => (i < 5 ? 'left' : 'right') as 'left' | 'right')
   const table = new Table({ head, colAligns, style: { head: [], border: [] } })
-  for (const { ended, id, direction, peer, target, machine, uuid, outcome, bytes, bytesWan, seconds } of migrations) {
+  for (const past of migrations) {
+    const { ended, id, direction, peer, target, machine, uuid, outcome, bytes, bytesWan, seconds, pauseSeconds } = past
     const way = direction === 'out' ? `to ${peer}` : `from ${peer}`
     const guest = uuid ?? (machine === undefined ? target : `${target}, ${machine}`)
     const wan = bytesWan === undefined ? ['', ''] : [formatSize(bytesWan), savedText(bytes, bytesWan)]
     const when = ended.slice(0, 19).replace('T', ' ')
-    table.push([when, id, way, guest, outcome, formatSize(bytes), ...wan, formatDuration(seconds)])
+    const pause = pauseSeconds === undefined ? '' : formatPause(pauseSeconds)
+    table.push([when, id, way, guest, outcome, formatSize(bytes), ...wan, formatDuration(seconds), pause])
   }
   return table.toString()
 }

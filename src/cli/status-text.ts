@@ -194,3 +194,8 @@ export function formatDuration(seconds: number): string {
   const [[size, unit], [smaller, smallerUnit]] = [units[first]!, units[first + 1]!]
   return `${Math.floor(seconds / size)} ${unit} ${Math.floor((seconds % size) / smaller)} ${smallerUnit}`
 }
+
+/** '310 ms', '2.4 s'. */
+export function formatPause(seconds: number): string {
+  return seconds < 1 ? `${Math.round(1000 * seconds)} ms` : formatDuration(seconds)
+}

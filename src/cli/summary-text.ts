@@ -10,6 +10,7 @@ import type {
   PageCounts,
 } from '../migration/summary.ts'
 import { formatRate, formatSize } from '../quantity.ts'
+import { formatPause } from './status-text.ts'
 
 type Departure = Omit<MigrationSummary, 'level'>
 type Arrival = Omit<ArrivalSummary, 'level'>
@@ -59,6 +60,7 @@ export function summaryLine(summary: Departure): string {
   return (
     `${outcome(summary)}; ${summary.channels}: ${formatSize(summary.bytesIn)} from QEMU, ` +
     `${formatSize(summary.bytesWan)} on the WAN (${(100 * summary.ratio).toFixed(1)} %), ${summary.seconds.toFixed(1)} s${beside}; ` +
+    (summary.pauseSeconds === undefined ? '' : `the guest stood still for ${formatPause(summary.pauseSeconds)}; `) +
     `pages: ${countsText(pages)}; ${summary.endedBy}`
   )
 }

@@ -22,6 +22,10 @@ export interface ChannelParser {
   readonly position: number
   /** What its stream says of the guest's memory; a parser of other streams lacks it. */
   memory?(): ParserMemory
+  /** The last pass has begun: in precopy the guest is stopped. Likewise. */
+  readonly isStopped?: boolean
+  /** Of a disk: its client has not said that it is over. */
+  readonly isOpen?: boolean
 }
 
 /** What a parser tells of its stream beside records; see its sink. */

@@ -27,6 +27,8 @@ export interface PastMigration {
   readonly outcome: string
   readonly reason: string
   readonly seconds: number
+  /** How long the guest stood still, at least: of completed precopy, where its guest was to leave here. */
+  readonly pauseSeconds?: number
   /** Of QEMU; and on the WAN, where its guest was to leave here. */
   readonly bytes: number
   readonly bytesWan?: number

@@ -66,6 +66,7 @@ export class History {
       outcome: fields.outcome,
       reason: cut(fields.reason),
       seconds: fields.seconds,
+      ...(out && fields.pauseSeconds !== undefined && { pauseSeconds: fields.pauseSeconds }),
       bytes: out ? fields.bytesIn : fields.bytesOut,
       ...(out && { bytesWan: fields.bytesWan }),
       ...(fields.sets && { sets: fields.sets.slice(0, HISTORY_SETS_MAX) }),

@@ -174,7 +174,7 @@ function factsOf(told: SiteEvent): NamedFacts | undefined {
       const { id, target, peer, machine, uuid, outcome, reason, seconds } = fields
       const bytes =
         'bytesWan' in fields
-          ? { DIRECTION: 'out', BYTES: fields.bytesIn, BYTES_WAN: fields.bytesWan }
+          ? { DIRECTION: 'out', BYTES: fields.bytesIn, BYTES_WAN: fields.bytesWan, PAUSE_SECONDS: fields.pauseSeconds }
           : { DIRECTION: 'in', BYTES: fields.bytesOut }
       return {
         ...{ EVENT: 'end', MIGRATION: id, TARGET: target, PEER: peer, MACHINE: machine, UUID: uuid },

@@ -144,6 +144,10 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     return this.sending?.encoder.parser?.memory?.()
   }
 
+  get isLast(): boolean | undefined {
+    return this.sending?.encoder.parser?.isStopped
+  }
+
   // --- its life
 
   /** @param why with what its flow is torn down, where that is what follows. @returns what was done */
@@ -277,7 +281,12 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   /** What told what it is goes first. */
   private begins({ head, bytes }: ChannelStart, nowMs: number): void {
     const { record, lead } = this.migration!
-    if (lead === this) this.returnPath = record.returnPath()
+    if (lead === this) {
+      const { now } = this.half.options
+      this.returnPath = record.returnPath(status => {
+        if (status === 0) this.migration!.takenOver(now())
+      })
+    }
     record.begins(head)
     if (lead === this) record.main(bytes, 0, bytes.length)
     this.sending!.begins(bytes, nowMs)

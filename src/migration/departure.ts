@@ -36,6 +36,8 @@ export interface DepartureChannel extends GateChannel {
   readonly place: MemoryPlace | undefined
   /** Of a main: what its recovery would need. */
   readonly memory: ParserMemory | undefined
+  /** Of a main: its last pass has begun. */
+  readonly isLast?: boolean | undefined
 }
 
 export interface DepartureOptions<C extends DepartureChannel> {
@@ -102,6 +104,9 @@ export abstract class Departure<C extends DepartureChannel> implements GateTrans
     this.flows.delete(channel)
     return this.flows.size === 0
   }
+
+  /** Its destination QEMU has said that the guest is its own. */
+  takenOver(_nowMs: number): void {}
 
   /** Its lead is over: keeps what a recovery will need of it, if there may be one. */
   remember(_paused: PausedMigrations): void {}

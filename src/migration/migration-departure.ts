@@ -9,6 +9,7 @@ import type { ParserMemory } from '../qemu/main-stream.ts'
 import type { StreamPhase } from '../qemu/stream-sink.ts'
 import { Departure, type DepartureChannel, type DepartureOptions, type Sent } from './departure.ts'
 import type { FlowKind, GateMigration } from './gate.ts'
+import type { Outcome } from './outcome.ts'
 import type { PausedMigrations } from './paused.ts'
 import { Progress } from './progress.ts'
 import type { SourceChannelEvents } from './source-events.ts'
@@ -39,6 +40,9 @@ export class MigrationDeparture<C extends DepartureChannel> extends Departure<C>
   private remembered = false
   /** Main is behind the last page: device state follows, and then the guest may run at the destination. */
   private handsOver = false
+  /** When main's last pass was first seen, and when the destination QEMU said that the guest is its own. */
+  private stoppedMs: number | undefined
+  private takenOverMs: number | undefined
   /** Main was not understood somewhere: nobody can tell what has passed of it. */
   private obscure = false
 
@@ -102,8 +106,13 @@ export class MigrationDeparture<C extends DepartureChannel> extends Departure<C>
     if (kind !== 'multifd' && kind !== 'preempt') this.obscure = true
   }
 
+  override takenOver(nowMs: number): void {
+    this.takenOverMs = nowMs
+  }
+
   override sent(channel: C, nowMs: number, effort: number): Sent {
     const { stats, place } = channel
+    if (channel === this.lead && channel.isLast) this.stoppedMs ??= nowMs
     if (!stats) return {}
     const { blocks, traffic, progress, record } = this
     const forecast = traffic.sent(stats, blocks, nowMs - this.startMs, effort)
@@ -142,17 +151,27 @@ export class MigrationDeparture<C extends DepartureChannel> extends Departure<C>
     }
   }
 
+  /** How long the guest stood still, where it runs at the destination and that could be seen. In postcopy it cannot. */
+  private pauseSeconds(outcome: Outcome, nowMs: number): number | undefined {
+    const { stoppedMs, takenOverMs = nowMs, record } = this
+    if (outcome !== 'completed' || record.postcopy || stoppedMs === undefined) return undefined
+    return Math.round(takenOverMs - stoppedMs) / 1000
+  }
+
   /** Once it is over. */
   summary(nowMs: number): MigrationSummary {
     const { record, traffic } = this
     const counts = this.counts()
+    const verdict = record.verdict()
+    const pauseSeconds = this.pauseSeconds(verdict.outcome, nowMs)
     return {
       ...this.named,
       target: this.gate.target,
       ...record.guest,
-      ...record.verdict(),
+      ...verdict,
       channels: traffic.channels,
       ...this.figures(counts, nowMs),
+      ...(pauseSeconds !== undefined && { pauseSeconds }),
       ...(traffic.forecast ? { forecast: traffic.forecast } : {}),
       ...(traffic.firstPass ? { firstPass: traffic.firstPass } : {}),
       pages: pageCounts(counts),

@@ -86,6 +86,11 @@ export interface MigrationSummary extends Ended {
   readonly ratio: number
   /** Of `bytesIn`, what was encoded at each effort, from 0 on. */
   readonly efforts: readonly number[]
+  /**
+   * How long the guest stood still, at least: from the first batch of QEMU's last pass until the destination QEMU has taken
+   * over (without return path: until both have closed). Only of completed precopy.
+   */
+  readonly pauseSeconds?: number
   /** None where the migration was over too soon, or its memory could not be followed. */
   readonly forecast?: Forecast
   /** What the forecast was about; the rest is what the guest wrote meanwhile, and the devices. None where it did not end. */

@@ -129,6 +129,11 @@ export class MainStreamParser {
     }
   }
 
+  /** The END of ram has begun, if not ended: in precopy the guest is stopped. */
+  get isStopped(): boolean {
+    return this.ram === RAM.ENDED || this.ramComplete
+  }
+
   /** Bytes of the stream taken so far. */
   get position(): number {
     return this.streamPosition

@@ -47,11 +47,11 @@ class World {
 t.test('what ended is there, and after a restart', async t => {
   const path = at('kept')
   const world = new World(path)
-  world.events.info('migration ended', departed(1))
+  world.events.info('migration ended', { ...departed(1), pauseSeconds: 0.31 })
   world.events.error('migration ended', arrived(2))
   world.events.info('session open', { link: '', agent: 'a', sets: [] })
   t.match(world.history.migrations, [
-    { id: '01234567-1', direction: 'out', peer: 'dc2', machine: /q35/, seconds: 12.5, bytes: 1000, bytesWan: 100 },
+    { id: '01234567-1', direction: 'out', peer: 'dc2', machine: /q35/, seconds: 12.5, pauseSeconds: 0.31 },
     { id: '89abcdef-2', direction: 'in', peer: 'dc1', target: 'web', outcome: 'failed', reason: 'no', bytes: 500 },
   ])
   t.equal(world.history.migrations[1]!.bytesWan, undefined)

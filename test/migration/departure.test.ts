@@ -76,6 +76,30 @@ t.test('phases', t => {
   t.end()
 })
 
+t.test('how long the guest stood still: of completed precopy, from the last pass to SHUT', t => {
+  const SHUT = Buffer.from([0, 1, 0, 4, 0, 0, 0, 0])
+  const ended = (told: { last?: number; whole?: boolean; shut?: number; postcopy?: boolean }): number | undefined => {
+    const departure = begun(['main'])
+    const { lead, record } = departure
+    departure.sent(lead!, 2000, 1)
+    if (told.postcopy) departure.phase('postcopy')
+    Object.assign(lead!, { isLast: told.last !== undefined })
+    if (told.last !== undefined) for (const ms of [told.last, told.last + 50]) departure.sent(lead!, ms, 1)
+    if (told.whole) record.main(Buffer.from('7e0000000200', 'hex'), 0, 6)
+    if (told.shut !== undefined) {
+      record.returnPath().push(SHUT, 0, SHUT.length)
+      departure.takenOver(told.shut)
+    }
+    return departure.summary(4000).pauseSeconds
+  }
+  t.equal(ended({ last: 3000, shut: 3312 }), 0.312)
+  t.equal(ended({ shut: 3312 }), undefined, 'its last pass was not seen')
+  t.equal(ended({ last: 3000, shut: 3312, postcopy: true }), undefined)
+  t.equal(ended({ last: 3000 }), undefined, 'it did not complete')
+  t.equal(ended({ last: 3000, whole: true }), 1, 'without return path: when both have closed')
+  t.end()
+})
+
 t.test('the map of its memory, once that is known, and in postcopy too', t => {
   const departure = begun(['main'])
   t.notOk('map' in departure.status(2000, 2))

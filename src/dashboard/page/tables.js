@@ -1,7 +1,7 @@
 /** What does not change from second to second: sessions, proxies, and what has ended. */
 import { byId, element, keep, setText } from './elements.js'
 import { guestOf } from './migrations.js'
-import { counted, formatDuration, formatRate, formatSaved, formatSize, formatTime } from './text.js'
+import { counted, formatDuration, formatPause, formatRate, formatSaved, formatSize, formatTime } from './text.js'
 
 /** @typedef {import('../dashboard-api.ts').SiteLook} SiteLook */
 /** @typedef {import('../../daemon/control-api.ts').PastMigration} PastMigration */
@@ -116,7 +116,7 @@ export function showTables(sites, nowMs) {
 
 /** @param {PastMigration} past @returns {Row} */
 function pastRow(past) {
-  const { ended, id, direction, peer, outcome, reason, bytes, bytesWan, seconds } = past
+  const { ended, id, direction, peer, outcome, reason, bytes, bytesWan, seconds, pauseSeconds } = past
   return {
     key: `${ended} ${id} ${direction}`,
     mood: outcome === 'failed' ? 'bad' : '',
@@ -130,6 +130,7 @@ function pastRow(past) {
       { n: bytesWan === undefined ? '' : formatSize(bytesWan) },
       { n: bytesWan === undefined ? '' : formatSaved(bytes, bytesWan) },
       { n: formatDuration(seconds) },
+      { n: pauseSeconds === undefined ? '' : formatPause(pauseSeconds) },
     ],
   }
 }

@@ -34,6 +34,11 @@ export function formatDuration(seconds) {
   return `${Math.floor(seconds / size)} ${unit} ${Math.floor((seconds % size) / smaller)} ${smallerUnit}`
 }
 
+/** '310 ms', '2.4 s' @param {number} seconds */
+export function formatPause(seconds) {
+  return seconds < 1 ? `${Math.round(1000 * seconds)} ms` : formatDuration(seconds)
+}
+
 /** A number on an axis: '40 s', '3 min'. @param {number} seconds */
 export function formatTick(seconds) {
   if (seconds < 120) return `${Number(seconds.toFixed(1))} s`
