@@ -39,6 +39,7 @@ export class DiskConnection implements ChannelParser, NbdSink {
   private flow: FlowEncoder | undefined
   private readonly encoded: Direction
   private readonly facts: DiskFacts
+  private readonly client: ClientParser
   private readonly parser: ClientParser | ServerParser
   private readonly other: ClientParser | ServerParser
   private readonly dialogue = new Dialogue()
@@ -66,11 +67,17 @@ export class DiskConnection implements ChannelParser, NbdSink {
     const { dialogue } = this
     const client = new ClientParser(this, dialogue)
     const server = new ServerParser(this, dialogue)
+    this.client = client
     this.encoded = encoded
     this.facts = facts
     this.parser = encoded === 'client' ? client : server
     this.other = encoded === 'client' ? server : client
     if (flow) this.attach(flow)
+  }
+
+  /** The client has not said that it disconnects: a server that closes leaves it in the middle. */
+  get isOpen(): boolean {
+    return !this.client.raw && !this.client.isDone
   }
 
   /**

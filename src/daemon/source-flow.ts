@@ -338,7 +338,11 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
 
   /** The destination QEMU closed its direction, and has been given all that it sent. */
   finFromPeer(): void {
-    if (!this.over) this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
+    if (!this.over) {
+      if (this.sending?.encoder.parser?.isOpen)
+        this.endsBy({ by: 'destination', how: 'broke', text: 'the server closed before its client did' })
+      else this.closedBy({ by: 'destination', how: 'closed', text: 'destination QEMU closed' })
+    }
     this.on('fin')
   }
 

@@ -41,6 +41,11 @@ export class ClientParser extends DirectionParser {
     this.unanswered = unanswered
   }
 
+  /** It has said that it disconnects, or gives up: its server closes then. */
+  get isDone(): boolean {
+    return this.state === STATE.ENDED
+  }
+
   /** A message begins at `position`. Nothing may before the server has said what the client has to know for it. */
   protected mayBegin(position: number): boolean {
     const { dialogue } = this
