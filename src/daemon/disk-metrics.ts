@@ -1,4 +1,4 @@
-/** What metrics tell of disks: transfers that run, their bytes both ways, and what their clients take for done. */
+/** What metrics tell of disks: transfers that run and have ended, their bytes both ways, and what their clients take for done. */
 import type { Counter, Gauge } from 'prom-client'
 import type { DiskDepartureStatus, DiskStatus } from '../migration/summary.ts'
 import type { SiteEvent } from './events.ts'
@@ -12,12 +12,16 @@ export interface MetricMaker {
 
 type Ended = Extract<SiteEvent, { event: 'disk transfer ended' }>['fields']
 
+/** How a transfer ends: by its clients and servers, or in that a connection of it broke. */
+const RESULTS = ['ended', 'broken'] as const
+
 const BYTES_LABELS = ['peer', 'direction', 'side'] as const satisfies BytesLabel[]
 
 export class DiskMetrics {
   private readonly running: Gauge<'peer' | 'direction'>
   private readonly connections: Gauge<'peer' | 'direction'>
   private readonly owed: Gauge<'peer'>
+  private readonly transfers: Counter<'peer' | 'direction' | 'result'>
   private readonly bytes: MovedBytes
   private readonly bytesBack: MovedBytes
 
@@ -28,6 +32,11 @@ export class DiskMetrics {
       'pageferry_disk_owed_bytes',
       'Data of writes that were answered early, and not by the far server yet.',
       'peer',
+    )
+    this.transfers = counter(
+      'pageferry_disk_transfers_total',
+      'Disk transfers that have ended; broken: a connection of it was.',
+      ...(['peer', 'direction', 'result'] as const),
     )
     this.bytes = new MovedBytes(
       counter(
@@ -46,9 +55,10 @@ export class DiskMetrics {
   }
 
   /** A transfer is over. */
-  ended(peer: string, fields: Ended): void {
+  ended(peer: string, level: SiteEvent['level'], fields: Ended): void {
     const out = 'bytesWan' in fields
     const direction = out ? 'out' : 'in'
+    this.transfers.inc({ peer, direction, result: level === 'info' ? 'ended' : 'broken' })
     this.bytes.end(peer, direction, out ? fields.bytesIn : fields.bytesOut, out ? fields.bytesWan : undefined)
     this.bytesBack.end(peer, direction, fields.bytesBack, fields.bytesBackWan)
   }
@@ -63,6 +73,7 @@ export class DiskMetrics {
     this.running.inc({ peer, direction }, 0)
     this.connections.inc({ peer, direction }, 0)
     if (direction === 'out') this.owed.inc({ peer }, 0)
+    for (const result of RESULTS) this.transfers.inc({ peer, direction, result }, 0)
     this.bytes.run(peer, direction, 0, direction === 'out' ? 0 : undefined)
     this.bytesBack.run(peer, direction, 0, 0)
   }

@@ -104,7 +104,8 @@ export class Metrics {
     if (told.event === 'migration ended' || told.event === 'disk transfer ended')
       this.setGains.take(told.fields.sets ?? [])
     if (told.event === 'migration ended') this.migrations.ended(this.peer(told.fields.peer), told.fields)
-    else if (told.event === 'disk transfer ended') this.disks.ended(this.peer(told.fields.peer), told.fields)
+    else if (told.event === 'disk transfer ended')
+      this.disks.ended(this.peer(told.fields.peer), told.level, told.fields)
     else if (told.event === 'template set not used') this.damaged.inc()
     // at a source the cause is where the peer is; at a destination the link tells, and who caused it is who it was
     else if (told.event === 'WAN connection lost') this.links.broke(this.peer(this.nameOf(told.cause ?? '')))

@@ -5,7 +5,9 @@ import { type Direction, MovedBytes } from './moved-bytes.ts'
 
 /** From guests that are known already to a big one over a thin link. */
 const DURATION_BUCKETS = [1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 12 * 3600]
-const ERROR_BUCKETS = [0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1]
+/** From what nobody notices to what breaks connections. */
+const PAUSE_BUCKETS = [0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30]
+const ERROR_BUCKETS = [0, 0.05, 0.1, 0.25, 0.5, 1]
 
 const RESULTS = ['completed', 'cancelled', 'failed', 'unknown'] as const
 type Ended = Extract<SiteEvent, { event: 'migration ended' }>['fields']
@@ -15,6 +17,7 @@ export class MigrationMetrics {
   private readonly bytes: MovedBytes
   private readonly pages: Counter<'class'>
   private readonly duration: Histogram<'direction'>
+  private readonly pause: Histogram
   private readonly forecastError: Histogram
 
   constructor(client: typeof import('prom-client'), registers: Registry[]) {
@@ -45,9 +48,15 @@ export class MigrationMetrics {
       buckets: DURATION_BUCKETS,
       registers,
     })
+    this.pause = new client.Histogram({
+      name: 'pageferry_migration_pause_seconds',
+      help: 'How long guests stood still, at least, whose migration from here completed in precopy.',
+      buckets: PAUSE_BUCKETS,
+      registers,
+    })
     this.forecastError = new client.Histogram({
       name: 'pageferry_forecast_error_ratio',
-      help: 'How far the middle of a forecast was from the time that the first pass took, of that time.',
+      help: 'How far the time that the first pass took was outside of its forecast, of that time; 0: within.',
       buckets: ERROR_BUCKETS,
       registers,
     })
@@ -62,10 +71,12 @@ export class MigrationMetrics {
     this.bytes.end(peer, direction, out ? fields.bytesIn : fields.bytesOut, out ? fields.bytesWan : undefined)
     if (!out) return
     for (const [name, count] of Object.entries(fields.pages)) this.pages.inc({ class: name }, count)
-    const { forecast, firstPass } = fields
+    const { forecast, firstPass, pauseSeconds } = fields
+    if (pauseSeconds !== undefined) this.pause.observe(pauseSeconds)
     if (!forecast || !firstPass || firstPass.seconds === 0) return
-    const middle = (forecast.seconds[0] + forecast.seconds[1]) / 2
-    this.forecastError.observe(Math.abs(middle / firstPass.seconds - 1))
+    const [least, most] = forecast.seconds
+    const { seconds } = firstPass
+    this.forecastError.observe(Math.max(0, least - seconds, seconds - most) / seconds)
   }
 
   /** Counters begin at 0 with their peer. */

@@ -68,7 +68,13 @@ t.test('what has ended is counted', async t => {
   const range = [8, 12] as const
   const forecast = { atSeconds: 5, effort: 2, seconds: range, bytesIn: range, bytesWan: range }
   const firstPass = { seconds: 10, bytesIn: 900, bytesWan: 90 }
-  events.info('migration ended', { ...departed(5), forecast, firstPass: { ...firstPass, seconds: 8 } })
+  for (const [i, seconds] of [8, 12, 16, 4].entries()) // the last two a quarter over it, and as much again below
+    events.info('migration ended', {
+      ...departed(5 + i),
+      forecast,
+      pauseSeconds: 0.25,
+      firstPass: { ...firstPass, seconds },
+    })
   events.warn('template set not used', { error: 'damaged', set: 'a' })
   events.of('192.0.2.9:1').warn('WAN connection lost', { connection: 0, error: 'x' })
   const down = { link: 'a', identity: 'x509:ams', connection: 0, peer: '192.0.2.1' }
@@ -77,17 +83,23 @@ t.test('what has ended is counted', async t => {
   events.of('192.0.2.9:1').warn('link.down', { ...down, reason: 'closed' }) // a source's own, said above
   t.match(await values(), {
     'pageferry_build_info{version="1.2.3",role="destination"}': 1,
-    'pageferry_migrations_total{peer="dc2",direction="out",result="completed"}': 4,
+    'pageferry_migrations_total{peer="dc2",direction="out",result="completed"}': 7,
     'pageferry_migrations_total{peer="dc1",direction="in",result="failed"}': 1,
-    'pageferry_migration_bytes_total{peer="dc2",direction="out",side="qemu"}': 4000,
-    'pageferry_migration_bytes_total{peer="dc2",direction="out",side="wan"}': 400,
+    'pageferry_migration_bytes_total{peer="dc2",direction="out",side="qemu"}': 7000,
+    'pageferry_migration_bytes_total{peer="dc2",direction="out",side="wan"}': 700,
     'pageferry_migration_bytes_total{peer="dc1",direction="in",side="qemu"}': 500,
-    'pageferry_pages_total{class="template"}': 12,
+    'pageferry_pages_total{class="template"}': 21,
     'pageferry_migration_duration_seconds_bucket{le="10",direction="out"}': 0,
-    'pageferry_migration_duration_seconds_bucket{le="20",direction="out"}': 4,
-    'pageferry_migration_duration_seconds_sum{direction="out"}': 50,
-    pageferry_forecast_error_ratio_count: 1,
-    pageferry_forecast_error_ratio_sum: 0.25,
+    'pageferry_migration_duration_seconds_bucket{le="20",direction="out"}': 7,
+    'pageferry_migration_duration_seconds_sum{direction="out"}': 87.5,
+    pageferry_migration_pause_seconds_count: 4,
+    'pageferry_migration_pause_seconds_bucket{le="0.2"}': 0,
+    'pageferry_migration_pause_seconds_bucket{le="0.3"}': 4,
+    pageferry_forecast_error_ratio_count: 4,
+    pageferry_forecast_error_ratio_sum: 1.25,
+    'pageferry_forecast_error_ratio_bucket{le="0"}': 2,
+    'pageferry_forecast_error_ratio_bucket{le="0.25"}': 3,
+    'pageferry_forecast_error_ratio_bucket{le="1"}': 4,
     pageferry_template_damaged_total: 1,
     'pageferry_session_breaks_total{peer="192.0.2.9:1"}': 1,
     'pageferry_session_breaks_total{peer="x509:ams"}': 1,
@@ -202,13 +214,13 @@ t.test('what runs is told, and its counters never fall', async t => {
 
 t.test('disk transfers that have ended, at either side', async t => {
   const { events, values } = await world({ sources: [source('dc2', [])] })
-  const told = events as unknown as { info(event: string, fields: object): void }
+  const told = events as unknown as Record<'info' | 'warn', (event: string, fields: object) => void>
   const ended = { peer: 'dc2', bytesBack: 1000, bytesBackWan: 100 }
   const name = (metric: string, direction: string, side: string) =>
     `pageferry_disk_${metric}_total{peer="dc2",direction="${direction}",side="${side}"}`
   t.match(await values(), { [name('bytes', 'out', 'qemu')]: 300, [name('back_bytes', 'out', 'wan')]: 5 })
   told.info('disk transfer ended', { ...ended, bytesIn: 5000, bytesWan: 500 })
-  told.info('disk transfer ended', { ...ended, bytesOut: 7000 })
+  told.warn('disk transfer ended', { ...ended, bytesOut: 7000 })
   const after = await values()
   t.match(after, {
     [name('bytes', 'out', 'qemu')]: 5300,
@@ -218,6 +230,9 @@ t.test('disk transfers that have ended, at either side', async t => {
     [name('bytes', 'in', 'qemu')]: 7000,
     [name('back_bytes', 'in', 'qemu')]: 1000,
     [name('back_bytes', 'in', 'wan')]: 100,
+    'pageferry_disk_transfers_total{peer="dc2",direction="out",result="ended"}': 1,
+    'pageferry_disk_transfers_total{peer="dc2",direction="out",result="broken"}': 0,
+    'pageferry_disk_transfers_total{peer="dc2",direction="in",result="broken"}': 1,
   })
   t.notOk(name('bytes', 'in', 'wan') in after, 'the other side knows')
 })

@@ -16,6 +16,8 @@ import { Credentials } from '../../src/link/credentials.ts'
 import { makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { Daemons, MAIN } from '../daemon/daemons.ts'
+import { DiskClient } from '../daemon/disk-client.ts'
+import { NBD_SKIP, Nbdkit } from '../daemon/nbd.ts'
 import { departed } from '../helpers/ended-migrations.ts'
 import { until } from '../helpers/until.ts'
 
@@ -270,6 +272,31 @@ class Prometheus implements AsyncDisposable {
   }
 }
 
+/** A Prometheus that scrapes a pair each second, with the same alerts, which do not wait for minutes. */
+async function watching(
+  t: { teardown(run: () => unknown): void },
+  name: string,
+  { source, destination }: Daemons,
+  events: Events,
+): Promise<{ readonly prometheus: Prometheus; readonly target: string }> {
+  const settings = { control: undefined, metrics: parseAddress('tcp:127.0.0.1:0') }
+  const control = new Control(settings, new Site([source], destination), events)
+  await control.start()
+  t.teardown(() => control.close())
+  const [, target = ''] = /^tcp:(.*)$/.exec(control.addresses[0]!) ?? []
+  const soon = parse(rulesText.replaceAll('[2m]', '[10s]')) as Rules
+  for (const rule of soon.groups.flatMap(group => group.rules)) if (rule.for !== undefined) rule.for = '1s'
+  const alerts = join(folder.path, `${name}.yaml`)
+  writeFileSync(alerts, stringify(soon))
+  const prometheus = await Prometheus.start(join(folder.path, name), {
+    global: { scrape_interval: '1s', evaluation_interval: '1s' },
+    rule_files: [alerts],
+    scrape_configs: [{ job_name: 'pageferry', static_configs: [{ targets: [target] }] }],
+  })
+  await until('its first scrape', async () => (await prometheus.query('pageferry_session_up == 1')).length > 0, 120_000)
+  return { prometheus, target }
+}
+
 t.test(
   'a real Prometheus sees a migration that stands still, and how it failed',
   { skip: lacking('prometheus') },
@@ -277,26 +304,8 @@ t.test(
     const events = new Events()
     const cap = 50_000_000
     await using pair = await Daemons.start({ events, rate: cap, credentials: await credentials() })
-    const settings = { control: undefined, metrics: parseAddress('tcp:127.0.0.1:0') }
-    const control = new Control(settings, new Site([pair.source], pair.destination), events)
-    await control.start()
-    t.teardown(() => control.close())
-    const [, target] = /^tcp:(.*)$/.exec(control.addresses[0]!)!
-
-    // the same alerts, that do not wait for minutes
-    const soon = parse(rulesText.replaceAll('[2m]', '[10s]')) as Rules
-    for (const rule of soon.groups.flatMap(group => group.rules)) if (rule.for !== undefined) rule.for = '1s'
-    writeFileSync(join(folder.path, 'soon.yaml'), stringify(soon))
-    await using prometheus = await Prometheus.start(join(folder.path, 'prometheus'), {
-      global: { scrape_interval: '1s', evaluation_interval: '1s' },
-      rule_files: [join(folder.path, 'soon.yaml')],
-      scrape_configs: [{ job_name: 'pageferry', static_configs: [{ targets: [target] }] }],
-    })
-    await until(
-      'its first scrape',
-      async () => (await prometheus.query('pageferry_session_up == 1')).length > 0,
-      120_000,
-    )
+    const { prometheus, target } = await watching(t, 'memory', pair, events)
+    await using _ = prometheus
 
     const { peer } = pair.source.status()
     const qemu = await pair.dial()
@@ -344,7 +353,7 @@ t.test(
     const forecast = { atSeconds: 5, effort: 2, seconds: [8, 12], bytesIn: [8, 12], bytesWan: [8, 12] } as const
     const firstPass = { seconds: 10, bytesIn: 900, bytesWan: 90 }
     const completed = async (count: number): Promise<void> => {
-      events.info('migration ended', { ...departed(100 + count, peer), forecast, firstPass })
+      events.info('migration ended', { ...departed(100 + count, peer), forecast, firstPass, pauseSeconds: 0.2 })
       const counted = `pageferry_forecast_error_ratio_count == ${count}`
       await until('that it is counted', async () => (await prometheus.query(counted)).length > 0, 120_000)
     }
@@ -375,5 +384,60 @@ t.test(
         await until(`what ${title} shows: ${expr}`, isThere, 120_000)
       }
     }
+  },
+)
+
+t.test(
+  'a real Prometheus sees disks: what passes, writes that nobody answers, a session that is left, a break',
+  { skip: lacking('prometheus') || NBD_SKIP },
+  async t => {
+    const events = new Events()
+    await using kit = await Nbdkit.start('memory', '8M')
+    await using pair = await Daemons.start({
+      events,
+      disks: `unix:${kit.socket}`,
+      diskAnswers: 'early',
+      ringPages: 8192,
+    })
+    const { prometheus } = await watching(t, 'disks', pair, events)
+    await using _ = prometheus
+    const { peer } = pair.source.status()
+    const is = (expr: string): Promise<unknown> =>
+      until(expr, async () => (await prometheus.query(expr)).length > 0, 120_000)
+    const firing = async (name: string): Promise<ApiAlert | undefined> =>
+      (await prometheus.alerts()).find(({ labels, state }) => labels.alertname === name && state === 'firing')
+
+    const disk = await DiskClient.open(pair.diskPort)
+    await is('pageferry_disk_connections{direction="out"} == 1')
+    await disk.write(0, Buffer.alloc(1 << 20, 'once'))
+    await disk.flush()
+    await is('rate(pageferry_disk_bytes_total{direction="out",side="wan"}[10s]) > 0')
+    await is('rate(pageferry_disk_bytes_total{direction="in",side="qemu"}[10s]) > 1e4')
+    await is('rate(pageferry_disk_back_bytes_total{direction="out",side="wan"}[10s]) > 0')
+    await is('pageferry_disk_owed_bytes == 0')
+
+    kit.child.kill('SIGSTOP')
+    await disk.write(1 << 20, Buffer.alloc(65_536, 'more'))
+    await is('pageferry_disk_owed_bytes == 65536')
+    const waits = await until('the alert', () => firing('PageferryDiskWritesWait'), 120_000)
+    t.match(waits, {
+      labels: { peer },
+      annotations: { summary: `64kiB of disk writes to ${peer} have waited for minutes` },
+    })
+    kit.child.kill('SIGCONT')
+    await is('pageferry_disk_owed_bytes == 0')
+    await until('no alert', async () => (await firing('PageferryDiskWritesWait')) === undefined, 120_000)
+
+    pair.source.renew()
+    await is('pageferry_sessions_left == 1')
+    t.match(await until('the alert', () => firing('PageferrySessionLeftLong'), 120_000), { labels: { peer } })
+    t.equal(await firing('PageferrySessionsLeft'), undefined)
+    t.equal(await firing('PageferryDiskBroken'), undefined)
+
+    kit.child.kill('SIGKILL')
+    const broken = await until('the alert', () => firing('PageferryDiskBroken'), 120_000)
+    t.match(broken, { labels: { result: 'broken' }, annotations: { summary: /^A disk transfer between / } })
+    await is('pageferry_sessions_left == 0')
+    await is('sum(pageferry_disk_connections) == 0')
   },
 )
