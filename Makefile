@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: deb test-deb test-under-load report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
+.PHONY: deb test-deb test-npm test-under-load report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -25,6 +25,8 @@ deb: ready ## Debian packages for amd64 and arm64, with a Node of their own, int
 	@VERSION=$(VERSION) sh scripts/package/build-deb.sh $(ARCH)
 test-deb: ready ## builds them twice, compares, and tries them in Debian 12 and 13 (as root; a quarter of an hour)
 	@scripts/package/test-deb.sh
+test-npm: ready ## packs the npm tarball, installs it into empty folders, with and without scripts, and uses it (two minutes)
+	@scripts/package/test-npm.sh
 check: ready ## types, lint, format, layers, cited documents
 	@$(NPM) run check
 fix: ready ## format, and what lint can mend by itself

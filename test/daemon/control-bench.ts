@@ -2,8 +2,9 @@
  * What being watched costs a source proxy while a migration leaves it.
  *
  *   node test/daemon/control-bench.ts [SLICES] [HOW...]    CPU time of the proxy, watched and not, by turns within one migration
- *   node test/daemon/control-bench.ts times [ROUNDS]       seconds of a migration that takes all the CPU that there is, alone
- *                                                          and scraped a thousand times a minute, by turns
+ *   node test/daemon/control-bench.ts times [ROUNDS]       seconds and CPU time of migrations, alone and scraped a thousand
+ *                                                          times a minute, by turns at one pair: such that the link bounds,
+ *                                                          and such that take all the CPU that there is
  *   node test/daemon/control-bench.ts memory [ROUNDS]      memory that control, metrics and history add
  *
  * HOW: `scrapes` a thousand a minute over one connection, as Prometheus does it; `connections` the same with one each;
@@ -26,6 +27,7 @@ import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
 import type { SiteStatus } from '../../src/daemon/control-api.ts'
 import { askProxy } from '../../src/system/control-client.ts'
 import { PAGEFERRY } from '../cli/command.ts'
+import { until } from '../helpers/until.ts'
 import { migration } from '../template/makers.ts'
 import { RunningPair } from './running.ts'
 
@@ -140,10 +142,13 @@ function forgets({ target }: RunningPair): void {
 /** Sends a guest's stream to the source proxy. @returns seconds that it took, as that says */
 async function send(pair: RunningPair, folder: string, stream: Buffer): Promise<number> {
   forgets(pair)
+  const { near } = pair
+  const before = near.of('migration ended').length
   const qemu = net.connect(join(folder, 'source.sock'))
   qemu.on('error', () => {}).resume()
   qemu.end(stream)
-  return Number((await pair.near.said('migration ended')).seconds)
+  const { seconds } = await until('its end', () => near.of('migration ended')[before], 600_000)
+  return Number(seconds)
 }
 
 const OFFERS = ['--control', 'FOLDER/control', '--history', 'FOLDER/history']
@@ -214,21 +219,76 @@ async function slices(how: How, count: number): Promise<void> {
   })
 }
 
-async function times(rounds: number): Promise<void> {
-  const stream = noise(100)
-  const took: Record<'alone' | 'scraped', number[]> = { alone: [], scraped: [] }
-  for (let i = 0; i < 2 * rounds; i++) {
-    const how = (i + (i >> 1)) % 2 === 0 ? 'alone' : 'scraped'
-    await withPair(OFFERS, async (pair, folder) => {
-      const { everyMs, look } = await looking('scrapes', join(folder, 'control'))
-      await look()
-      const watcher = how === 'scraped' ? new Watcher(everyMs, look) : undefined
-      took[how].push(await send(pair, folder, stream))
-      await watcher?.end()
-    })
+/** What a migration took: seconds, and CPU time of both proxies, milliseconds. */
+interface Took {
+  readonly seconds: number
+  readonly source: number
+  readonly destination: number
+}
+
+const BOUNDS = {
+  'the link, 100 Mbit/s': { megabytes: 25, options: ['--rate', '100Mbit'] },
+  'the CPU': { megabytes: 100, options: [] },
+} as const
+/** Before anything is counted: code is compiled, memory is there. */
+const WARM_ROUNDS = 2
+
+/**
+ * Between which the median of what was measured lies, so that it is wrong once in twenty: as many values are left out at
+ * either end as coins show heads that seldom (the sign test).
+ */
+function medianBetween(values: readonly number[]): readonly [number, number] {
+  const sorted = values.toSorted((a, b) => a - b)
+  let left = 0
+  for (let heads = 0, chance = 0, ways = 1; heads < sorted.length / 2; heads++) {
+    chance += ways / 2 ** sorted.length
+    if (chance > 0.025) break
+    left = heads + 1
+    ways = (ways * (sorted.length - heads)) / (heads + 1)
   }
-  for (const [how, seconds] of Object.entries(took))
-    console.log(`${how}: median ${median(seconds).toFixed(2)} s of ${seconds.map(one => one.toFixed(2)).join(', ')}`)
+  const first = Math.max(0, left - 1)
+  return [sorted[first]!, sorted[sorted.length - 1 - first]!]
+}
+
+async function times(rounds: number): Promise<void> {
+  for (const [bound, { megabytes, options }] of Object.entries(BOUNDS))
+    await withPair([...OFFERS, ...options], async (pair, folder) => {
+      const { everyMs, look } = await looking('scrapes', join(folder, 'control'))
+      const [near, far] = [pair.near.child.pid!, pair.far.child.pid!]
+      let looks = 0
+      const move = async (isScraped: boolean): Promise<Took> => {
+        const stream = noise(megabytes)
+        const watcher = isScraped ? new Watcher(everyMs, look) : undefined
+        const [source, destination] = [cpuMs(near), cpuMs(far)]
+        const seconds = await send(pair, folder, stream)
+        const took = { seconds, source: cpuMs(near) - source, destination: cpuMs(far) - destination }
+        looks += (await watcher?.end()) ?? 0
+        return took
+      }
+      await look()
+      for (let i = 0; i < WARM_ROUNDS; i++) await move(false)
+      looks = 0
+      const took: Record<'alone' | 'scraped', Took[]> = { alone: [], scraped: [] }
+      for (let i = 0; i < rounds; i++)
+        // either comes first in turn
+        for (const isScraped of i % 2 === 0 ? [false, true] : [true, false])
+          took[isScraped ? 'scraped' : 'alone'].push(await move(isScraped))
+      console.log(`${megabytes} MB that do not pack, bound by ${bound}; ${rounds} times each, ${looks} scrapes:`)
+      const units = { seconds: 's', source: 'ms of CPU, source', destination: 'ms of CPU, destination' } as const
+      for (const [name, unit] of Object.entries(units) as [keyof Took, string][]) {
+        const of = (how: 'alone' | 'scraped'): number[] => took[how].map(one => one[name])
+        const text = (values: readonly number[]): string => {
+          const digits = name === 'seconds' ? 3 : 0
+          return `${median(values).toFixed(digits)} (${Math.min(...values).toFixed(digits)} to ${Math.max(...values).toFixed(digits)})`
+        }
+        const ratios = of('scraped').map((value, i) => value / of('alone')[i]!)
+        const [least, most] = medianBetween(ratios)
+        console.log(
+          `  ${unit}: alone ${text(of('alone'))}, scraped ${text(of('scraped'))}; scraped by alone, pair by pair: ` +
+            `${median(ratios).toFixed(4)}, 95 % between ${least.toFixed(4)} and ${most.toFixed(4)}`,
+        )
+      }
+    })
 }
 
 async function memories(rounds: number): Promise<void> {
@@ -256,7 +316,7 @@ async function memories(rounds: number): Promise<void> {
 }
 
 const [first = '8', ...rest] = process.argv.slice(2)
-if (first === 'times') await times(Number(rest[0] ?? 5))
+if (first === 'times') await times(Number(rest[0] ?? 12))
 else if (first === 'memory') await memories(Number(rest[0] ?? 3))
 else for (const how of rest.length > 0 ? (rest as How[]) : HOWS) await slices(how, Number(first))
 process.exit(0)
