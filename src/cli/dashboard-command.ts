@@ -1,6 +1,6 @@
 /** `pageferry dashboard`: a page in the browser that shows what the proxies of this host do. */
 import type { CommandModule } from 'yargs'
-import { parseMetricsAddress } from '../daemon/settings.ts'
+import { parseMetricsAddress } from '../relay/metrics-address.ts'
 import { CONTROL_OPTION, controlSockets, historyOf, statusOf } from './control-option.ts'
 import { fail } from './failure.ts'
 import { print } from './output.ts'
@@ -9,6 +9,9 @@ interface DashboardArguments {
   readonly control: string | undefined
   readonly listen: string
 }
+
+/** A port that is free. */
+const LISTEN = '127.0.0.1:0'
 
 export const dashboardCommand: CommandModule<object, DashboardArguments> = {
   command: 'dashboard',
@@ -20,7 +23,7 @@ export const dashboardCommand: CommandModule<object, DashboardArguments> = {
         describe: 'HOST:PORT on loopback, or unix:PATH; port 0 is one that is free',
         type: 'string',
         requiresArg: true,
-        default: '127.0.0.1:0',
+        default: LISTEN,
       })
       .example('$0 dashboard', 'prints the address to open; the proxies that run as units on this host')
       .example('$0 dashboard --listen 127.0.0.1:9480', 'at a port that stays, for ssh -L 9480:127.0.0.1:9480')
@@ -28,18 +31,38 @@ export const dashboardCommand: CommandModule<object, DashboardArguments> = {
         '$0 dashboard --listen unix:/run/user/1000/page',
         'for its owner alone, or for ssh -L 9480:PATH',
       ) as never,
-  handler: async ({ control, listen }) => {
-    const address = parseMetricsAddress(listen, '--listen')
-    const sockets = (): readonly string[] => controlSockets(control)
-    for (const path of sockets()) await statusOf(path) // a mistake is told here, and not in the page alone
-    const { Dashboard } = await import('../dashboard/dashboard.ts')
-    const dashboard = new Dashboard(address, { sockets, statusOf, historyOf }, fail)
-    const asked = new Promise<void>(done => {
-      for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => done())
-    })
-    print(`the page is at ${await dashboard.start()}`)
-    await asked
-    await dashboard.close()
-    process.exit() // whatever a proxy that hangs still owes an answer
-  },
+  handler: runDashboard,
+}
+
+/**
+ * What stands behind `dashboard` where that is nothing but its options, each once and with a value. Read so, the page needs
+ * no yargs, which with what it leaves behind takes 6 MB of memory until Ctrl-C.
+ * @returns undefined: yargs reads it
+ */
+export function plainArguments(args: readonly string[]): DashboardArguments | undefined {
+  const said: { control?: string; listen?: string } = {}
+  for (let i = 0; i < args.length; i++) {
+    const [, name, , joined] = /^--(control|listen)(=(.*))?$/s.exec(args[i]!) ?? []
+    if (name !== 'control' && name !== 'listen') return undefined
+    const value = joined ?? args[++i]
+    if (value === undefined || value === '' || value.startsWith('-') || said[name] !== undefined) return undefined
+    said[name] = value
+  }
+  return { control: said.control, listen: said.listen ?? LISTEN }
+}
+
+/** Serves the page until a signal ends it. @throws ADDRESS, IO, PROTOCOL_VERSION */
+export async function runDashboard({ control, listen }: DashboardArguments): Promise<void> {
+  const address = parseMetricsAddress(listen, '--listen')
+  const sockets = (): readonly string[] => controlSockets(control)
+  for (const path of sockets()) await statusOf(path) // a mistake is told here, and not in the page alone
+  const { Dashboard } = await import('../dashboard/dashboard.ts')
+  const dashboard = new Dashboard(address, { sockets, statusOf, historyOf }, fail)
+  const asked = new Promise<void>(done => {
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => done())
+  })
+  print(`the page is at ${await dashboard.start()}`)
+  await asked
+  await dashboard.close()
+  process.exit() // whatever a proxy that hangs still owes an answer
 }

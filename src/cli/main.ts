@@ -1,5 +1,4 @@
 /** The command `pageferry`: reads arguments, calls one function, prints, sets the exit status. */
-import yargs from 'yargs'
 import { VERSION } from '../daemon/version.ts'
 import { ProxyError } from '../errors.ts'
 import { commandsFor } from './commands.ts'
@@ -50,6 +49,12 @@ async function run(): Promise<void> {
     const { about } = await import('../daemon/about.ts')
     return printLines(JSON.stringify(about(), null, 2))
   }
+  if (args[0] === 'dashboard') {
+    const { plainArguments, runDashboard } = await import('./dashboard-command.ts')
+    const plain = plainArguments(args.slice(1))
+    if (plain) return await runDashboard(plain)
+  }
+  const { default: yargs } = await import('yargs')
   const parser = yargs(args)
     .middleware(giveDashes, true)
     .scriptName('pageferry')

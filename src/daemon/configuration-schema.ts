@@ -8,9 +8,10 @@ import { parseCap, parseDuration, parseSize } from '../quantity.ts'
 import { requireTimeZone } from '../rate-schedule.ts'
 import { parseAddress, parsePeer } from '../relay/address.ts'
 import { fileMode } from '../relay/group.ts'
+import { parseMetricsAddress } from '../relay/metrics-address.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { parseThreads } from '../transfer/threads.ts'
-import { DEFAULTS, DISK_ANSWERS, DISK_ZEROES, parseMetricsAddress } from './settings.ts'
+import { DEFAULTS, DISK_ANSWERS, DISK_ZEROES } from './settings.ts'
 import { LEVELS } from './text-log.ts'
 
 const NAME = z.string().regex(/^[A-Za-z0-9_.-]{1,64}$/, 'a name has letters, digits, "_", "-" and ".", 64 at most')

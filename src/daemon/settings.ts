@@ -3,7 +3,8 @@ import { ProxyError } from '../errors.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS, WEIGHT_MAX } from '../limits.ts'
 import type { Level } from '../log.ts'
 import { parseDuration, parseSize } from '../quantity.ts'
-import { type Address, isRange, parseAddress } from '../relay/address.ts'
+import type { Address } from '../relay/address.ts'
+import { parseMetricsAddress } from '../relay/metrics-address.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { storeNames } from '../remote/open-store.ts'
 import type { Weights } from '../session/fairness.ts'
@@ -124,17 +125,6 @@ export function parseWeights(text: string, option: string): Weights {
 
 /** Why a site that wants signatures does not learn. */
 export const LEARNED_UNSIGNED = 'learned sets are signed by nobody, and would not be used: --learn off'
-
-/**
- * HOST:PORT, or an address as others are written; that it is this host's is seen when it is bound.
- * @param what listens there, for the error
- * @throws ADDRESS
- */
-export function parseMetricsAddress(text: string, what = 'metrics'): Address {
-  const address = parseAddress(/^(tcp|unix|fd):/.test(text) ? text : `tcp:${text}`)
-  if (address.kind !== 'fd' && !isRange(address)) return address
-  throw new ProxyError('ADDRESS', `${what} at ${text}`, undefined, 'give 127.0.0.1:PORT, or unix:PATH')
-}
 
 /** @throws USAGE, with the option that is wrong */
 export function readCommon(texts: CommonTexts): CommonSettings {
