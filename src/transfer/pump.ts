@@ -19,6 +19,12 @@ const BATCH_BYTES_MIN = 64 * 1024
  * 100 us whatever it holds, and a read brings what had arrived by chance.
  */
 const GATHER_BYTES = 256 * 1024
+/**
+ * A disk's mirror has many requests under way, so that none of them waits for a batch: its batches are as large as they may be,
+ * and take a few milliseconds for that. One that writes now and then is not held up: a turn without bytes ends it, as elsewhere.
+ */
+const GATHER_DISK_BYTES = 448 * 1024
+const GATHER_DISK_MS = 4
 /** An incomplete record whose rest does not come is sent after this time: docs/architecture.md promises that what waits is bounded in time. */
 const IDLE_MS = 1
 /** Batches in the packer: two keep threads and this one busy, more only add to what is parked. */
@@ -58,6 +64,8 @@ export class PumpedChannel {
   readonly bytes: WaitingBytes
   /** Of its slot. */
   readonly slotBytes: number
+  /** A disk's: more is gathered of it. */
+  readonly isDisk: boolean
   /** A guest waits for its bytes: nothing slow, nothing gathered. */
   urgent = false
   /** Its source sends no more: all that waits goes out, whole records or not. */
@@ -75,7 +83,8 @@ export class PumpedChannel {
   /** When the first bytes of the next batch came. */
   gatherMs = 0
 
-  constructor(number: number, bytes: WaitingBytes, slotBytes: number) {
+  constructor(number: number, bytes: WaitingBytes, slotBytes: number, isDisk = false) {
+    this.isDisk = isDisk
     this.number = number
     this.bytes = bytes
     this.slotBytes = slotBytes
@@ -236,13 +245,16 @@ export class Pump {
 
   /**
    * Its source is in the middle of sending: bytes came in the last turn of the event loop. A turn without any ends it,
-   * and so does a millisecond.
+   * and so does a millisecond, or a few of a disk.
    */
   private gathers(channel: PumpedChannel): boolean {
     if (channel.broken || channel.release || channel.ended || channel.urgent) return false
-    if (this.turn - channel.arrivedTurn > 1 || channel.arrivedMs - channel.gatherMs >= IDLE_MS) return false
-    const { ready } = channel.bytes
-    return ready > 0 && ready < Math.min(GATHER_BYTES, this.batchBytes / 2, channel.slotBytes / 2)
+    const { isDisk, slotBytes, bytes } = channel
+    const mostMs = isDisk ? GATHER_DISK_MS : IDLE_MS
+    if (this.turn - channel.arrivedTurn > 1 || channel.arrivedMs - channel.gatherMs >= mostMs) return false
+    if (bytes.ready === 0) return false
+    const part = isDisk ? 7 / 8 : 1 / 2
+    return bytes.ready < Math.min(isDisk ? GATHER_DISK_BYTES : GATHER_BYTES, part * this.batchBytes, part * slotBytes)
   }
 }
 

@@ -100,7 +100,7 @@ export class SendingChannel implements OutboundChannel {
       this.encoder.map = start.memory.map
     }
     this.buffer = new ChannelBuffer(memory, slot.at, slot.bytes)
-    this.pumped = new PumpedChannel(number, this.encoder, slot.bytes)
+    this.pumped = new PumpedChannel(number, this.encoder, slot.bytes, this.disk !== undefined)
     this.pumped.urgent = urgent
   }
 
