@@ -21,6 +21,8 @@ export interface BatchJob<C extends OutboundChannel> {
   readonly effort: Effort
   /** It may name pages that the other side has to read from its disk: set by Outbound, read by the encoder. */
   readonly useCold: boolean
+  /** New blocks of a disk are kept: likewise. */
+  readonly keep: boolean
   /** Set by Outbound, filled by the encoder, read by the packer; Outbound's again when the batch is out. */
   readonly workspace: Workspace
   /** The channel's bytes: set by Outbound, read by the encoder, given back behind it. */

@@ -16,12 +16,6 @@ import type { ColdIndex } from './cold/cold-index.ts'
 import type { ColdLease } from './cold/cold-sets.ts'
 import { gainsOf, type Pool } from './pool.ts'
 
-/**
- * From this effort on new blocks of disks are kept: both sides digest and write them for it, which takes 1 s of CPU a GB at
- * each, and links that are faster do not need it.
- */
-const KEEP_EFFORT_MIN = 3
-
 /** Takes finished batches, in order. `parts` are not written again. */
 export type BatchSink<C> = (channel: C, parts: Uint8Array[], report: BatchReport) => void
 
@@ -85,9 +79,10 @@ export class Outbound<C extends OutboundChannel> {
    * Encodes one batch of what a channel has ready; it comes out of the sink later. Needs `hasRoom`.
    * @param release sends an incomplete record too, because its source idles
    * @param useCold it may name pages that the other side has to read from its disk
+   * @param keep new blocks of a disk are kept by both sides
    * @returns raw bytes taken; 0: there was nothing to take
    */
-  encode(channel: C, effort: Effort, release: boolean, useCold = true): number {
+  encode(channel: C, effort: Effort, release: boolean, useCold = true, keep = false): number {
     const { encoder, buffer } = channel
     const rawLength = release ? encoder.waiting : encoder.ready
     if (rawLength === 0) return 0
@@ -95,6 +90,7 @@ export class Outbound<C extends OutboundChannel> {
       channel,
       effort,
       useCold,
+      keep,
       workspace: this.free.pop()!,
       loan: buffer.lend(rawLength),
       counts: undefined,
@@ -129,17 +125,10 @@ export class Outbound<C extends OutboundChannel> {
 
   /** Here and at once: the encoder takes all that it needs of the channel's bytes. */
   private match(job: BatchJob<C>): void {
-    const { channel, effort, useCold, workspace, loan } = job
+    const { channel, effort, useCold, keep, workspace, loan } = job
     this.gains?.open(channel.encoder.migration)
     this.gains?.begin(channel.encoder.migration)
-    job.counts = this.encoder.encode(
-      channel.encoder,
-      loan,
-      workspace,
-      effort.longMatch,
-      useCold,
-      effort.level >= KEEP_EFFORT_MIN,
-    )
+    job.counts = this.encoder.encode(channel.encoder, loan, workspace, effort.longMatch, useCold, keep)
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
     loan.release()
     channel.encoder.stats.add(job.counts)

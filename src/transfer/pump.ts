@@ -8,7 +8,7 @@
  * middle of sending (`gathering`), and `tick` at `nextTickMs`.
  */
 import type { Effort } from '../compression/effort.ts'
-import type { EffortController } from './effort-controller.ts'
+import type { EffortController, Waiting } from './effort-controller.ts'
 
 /** Raw bytes that one channel may have waiting: one batch. */
 export const BATCH_BYTES_MAX = 512 * 1024
@@ -31,6 +31,9 @@ const IDLE_MS = 1
 const UNDER_WAY_MAX = 3
 /** How fast the share of bytes that packing leaves follows what was packed last. */
 const SHARE_STEP = 0.2
+/** The link is behind where it is waited for so much of the time, over about so long. */
+const BEHIND_SHARE = 0.1
+const BEHIND_MS = 500
 
 /** What the pump asks of the link; Session has it. */
 export interface PumpedLink {
@@ -119,6 +122,10 @@ export class Pump {
   /** Raw bytes in the packer, and what is left of raw bytes lately: together what the packer is about to queue. */
   private underWayBytes = 0
   private packedShare = 1
+  /** What is waited for, since when, and how much of the time it was the link lately. */
+  private waiting: Waiting = 'source'
+  private waitingSinceMs = 0
+  private linkShare = 0
   /** Of the run that has begun: WAN bytes of room that are worth waiting for. */
   private quantum = 0
   private running = false
@@ -174,13 +181,28 @@ export class Pump {
     if (channel === undefined) {
       const waiting = this.lookAround()
       const state = !wanted ? 'wan' : waiting || packer.underWay >= UNDER_WAY_MAX ? 'cpu' : 'source'
-      effort.wait(state, nowMs, link.waitingBytes)
+      this.wait(state, nowMs)
       this.running = false
       return undefined
     }
-    if (!this.running) effort.wait('cpu', nowMs, link.waitingBytes)
+    if (!this.running) this.wait('cpu', nowMs)
     this.running = true
     return { channel, effort: effort.effort(channel.urgent), release: channel.release || channel.ended }
+  }
+
+  /** The link is what is waited for, at least at times: what saves bytes for CPU time is worth it. */
+  get linkIsBehind(): boolean {
+    return this.linkShare > BEHIND_SHARE
+  }
+
+  private wait(state: Waiting, nowMs: number): void {
+    this.effort.wait(state, nowMs, this.link.waitingBytes)
+    if (this.waiting !== 'source') {
+      const weight = 1 - Math.exp((this.waitingSinceMs - nowMs) / BEHIND_MS)
+      this.linkShare += ((this.waiting === 'wan' ? 1 : 0) - this.linkShare) * weight
+    }
+    this.waiting = state
+    this.waitingSinceMs = nowMs
   }
 
   /** The job that `next` gave is in the packer. @param rawBytes that it took; 0: there was nothing */

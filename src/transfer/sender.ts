@@ -107,7 +107,13 @@ export class Sender {
     const waits = this.guestWaits
     for (let job = pump.next(nowMs()); job; job = pump.next(nowMs())) {
       const channel = this.channels.get(job.channel)!
-      const bytes = packer.encode(channel, job.effort, job.release, !waits && this.ration.next(nowMs()))
+      const bytes = packer.encode(
+        channel,
+        job.effort,
+        job.release,
+        !waits && this.ration.next(nowMs()),
+        pump.linkIsBehind,
+      )
       pump.encoded(job.channel, bytes)
       channel.owner.encoded(bytes, job.effort)
     }

@@ -46,6 +46,10 @@ function keptOf({ source, destination }: Daemons): readonly (KeptBlocks | undefi
   return [near, far!].map(half => half.options.pool.cold?.kept)
 }
 
+/** Memories whose disks are waited for, however busy the machine is. */
+const PATIENT = { setBytes: 1e9, farSetBytes: 1e9 }
+/** A link that is waited for: else nothing is kept. */
+const SLOW = 4e6
 const NONE = [0, 0] as const
 /** Those that were cut while their client paused went as they are. */
 const MOST = 0.9 * BLOCKS
@@ -77,6 +81,8 @@ async function move(
     disks: `unix:${kit.socket}`,
     ringPages: RING_PAGES,
     effort: 3,
+    rate: SLOW,
+    ...PATIENT,
     events,
     ...options,
   })
