@@ -8,6 +8,7 @@ import type { BatchCounts } from '../codec/stats.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import type { Effort } from '../compression/effort.ts'
 import type { ChannelBuffer, Loan } from './channel-buffer.ts'
+import type { LongGain } from './long-gain.ts'
 
 /** A channel as the encoding half sees it. */
 export interface OutboundChannel {
@@ -27,6 +28,9 @@ export interface BatchJob<C extends OutboundChannel> {
   readonly workspace: Workspace
   /** The channel's bytes: set by Outbound, read by the encoder, given back behind it. */
   readonly loan: Loan
+  /** Whether long matches were looked for, and who wants to know what came of it; undefined: nobody. Set before the encoder. */
+  looked: boolean
+  gain: LongGain | undefined
   /** What became of them: set by the encoder, read by the sink. */
   counts: BatchCounts | undefined
   /** 8 bytes as the kernel writes them: set behind the encoder, read when the batch is put together. */

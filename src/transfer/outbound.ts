@@ -14,7 +14,11 @@ import type { BatchJob, BatchReport, OutboundChannel } from './batch-job.ts'
 import { ColdFinder } from './cold/cold-finder.ts'
 import type { ColdIndex } from './cold/cold-index.ts'
 import type { ColdLease } from './cold/cold-sets.ts'
+import { LongGain } from './long-gain.ts'
 import { gainsOf, type Pool } from './pool.ts'
+
+/** The first effort that has long matches: there they are looked for in disks only where they bring much. */
+const SELECTIVE_EFFORT = 2
 
 /** Takes finished batches, in order. `parts` are not written again. */
 export type BatchSink<C> = (channel: C, parts: Uint8Array[], report: BatchReport) => void
@@ -33,6 +37,8 @@ export class Outbound<C extends OutboundChannel> {
   private readonly sink: BatchSink<C>
   private readonly onError: (error: ProxyError) => void
   private readonly free: Workspace[]
+  /** Of disks: whether long matches are worth it. */
+  private readonly longGains = new WeakMap<C, LongGain>()
   /** Batches being packed, oldest first. */
   private readonly jobs: BatchJob<C>[] = []
   private closed = false
@@ -93,6 +99,8 @@ export class Outbound<C extends OutboundChannel> {
       keep,
       workspace: this.free.pop()!,
       loan: buffer.lend(rawLength),
+      looked: false,
+      gain: undefined,
       counts: undefined,
       checksum: undefined,
       columns: undefined,
@@ -128,10 +136,24 @@ export class Outbound<C extends OutboundChannel> {
     const { channel, effort, useCold, keep, workspace, loan } = job
     this.gains?.open(channel.encoder.migration)
     this.gains?.begin(channel.encoder.migration)
-    job.counts = this.encoder.encode(channel.encoder, loan, workspace, effort.longMatch, useCold, keep)
+    const isSelective = channel.encoder.isDisk && effort.level === SELECTIVE_EFFORT
+    job.gain = isSelective ? this.longGain(channel) : undefined
+    const looks = effort.longMatch && (job.gain?.next() ?? true)
+    job.looked = looks
+    job.counts = this.encoder.encode(channel.encoder, loan, workspace, looks, useCold, keep)
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
     loan.release()
     channel.encoder.stats.add(job.counts)
+  }
+
+  /** Of a disk. */
+  private longGain(channel: C): LongGain {
+    let gain = this.longGains.get(channel)
+    if (gain === undefined) {
+      gain = new LongGain()
+      this.longGains.set(channel, gain)
+    }
+    return gain
   }
 
   /** Resolves when all batches so far have come out. */
@@ -158,7 +180,7 @@ export class Outbound<C extends OutboundChannel> {
 
   private drain(): void {
     while (this.jobs[0]?.columns !== undefined && !this.closed) {
-      const { channel, workspace, loan, counts, checksum, columns } = this.jobs.shift()!
+      const { channel, workspace, loan, counts, checksum, columns, gain, looked } = this.jobs.shift()!
       const parts = assembleBatch(loan.length, checksum!, columns!)
       const { stats } = channel.encoder
       let packedLength = parts[0]!.length
@@ -167,6 +189,7 @@ export class Outbound<C extends OutboundChannel> {
         stats.columns[column.column]! += column.packedLength
       }
       stats.packedBytes += packedLength
+      gain?.packed(looked, counts!.newBytes, packedLength)
       this.free.push(workspace)
       this.sink(channel, parts, { rawLength: loan.length, packedLength, newBytes: counts!.newBytes })
     }
