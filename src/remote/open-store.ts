@@ -2,7 +2,6 @@
 import { fileURLToPath } from 'node:url'
 import { ProxyError } from '../errors.ts'
 import { FolderStore } from './folder-store.ts'
-import { HttpStore } from './http-store.ts'
 import { isRemoteName, type RemoteStore } from './remote-store.ts'
 
 export interface OpenStoreOptions {
@@ -19,7 +18,10 @@ export async function openRemoteStore(name: string, options: OpenStoreOptions = 
     const { S3Store } = await import('./s3-store.ts') // loads in a tenth of a second, and needs a package
     return await S3Store.of(name, options)
   }
-  if (/^https?:\/\//.test(name)) return new HttpStore(name, options)
+  if (/^https?:\/\//.test(name)) {
+    const { HttpStore } = await import('./http-store.ts') // node:http costs every command that starts 30 ms
+    return new HttpStore(name, options)
+  }
   if (/^file:\/\/\/[^?#]/.test(name) && URL.canParse(name)) return new FolderStore(fileURLToPath(name), name)
   const action = 'give s3://BUCKET/PREFIX, https://HOST/PATH, or file:///PATH'
   throw new ProxyError('USAGE', `${name}: no such kind of store`, undefined, action)
