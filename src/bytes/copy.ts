@@ -5,6 +5,33 @@ export function copyBytes(from: Uint8Array, fromAt: number, to: Uint8Array, toAt
   for (let i = 0; i < length; i++) to[toAt + i] = from[fromAt + i]!
 }
 
+const copyBuffer = Buffer.prototype.copy
+
+/**
+ * Copies the bytes from `fromAt` up to `fromEnd` to `toAt`, within one array too. For what may be more than a few, where one
+ * side lies in shared memory: V8's own `set`, `copyWithin` and `slice` go there byte by byte, at 2 GB/s, unless both sides
+ * are aligned alike, and Buffer's `copy`, at 20 GB/s and more, does so only of a whole array.
+ *
+ * @throws RangeError where it does not fit
+ */
+export function copyRange(from: Uint8Array, fromAt: number, fromEnd: number, to: Uint8Array, toAt: number): void {
+  const length = fromEnd - fromAt
+  if (length < 0 || fromEnd > from.length || toAt + length > to.length) throw new RangeError('a copy does not fit')
+  if (length === 0) return
+  if (length < from.length) copyBuffer.call(from, to, toAt, fromAt, fromEnd)
+  else {
+    copyBuffer.call(from, to, toAt, 0, length - 1)
+    to[toAt + length - 1] = from[length - 1]!
+  }
+}
+
+/** The bytes from `at` up to `end`, in memory of its own. */
+export function copyOfRange(from: Uint8Array, at: number, end: number): Uint8Array {
+  const copy = Buffer.allocUnsafeSlow(end - at) // not cleared first
+  copyRange(from, at, end, copy, 0)
+  return copy
+}
+
 /** A copy in memory of its own. The `slice` of a Buffer copies nothing, and a Uint8Array from outside may be one. */
 export function copyOf(bytes: Uint8Array): Uint8Array {
   return new Uint8Array(bytes)

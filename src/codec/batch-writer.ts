@@ -2,6 +2,7 @@
  * The columns of a batch that is encoded, each written from its start to its end: docs/protocol.md §4. Operations and cold
  * pages gather in runs, which are written when something else comes.
  */
+import { copyRange } from '../bytes/copy.ts'
 import { assert } from '../errors.ts'
 import { NONE } from '../kernel/kernel.ts'
 import { transposeHeaders } from './packet-headers.ts'
@@ -109,7 +110,7 @@ export class BatchWriter {
   copyOther(address: number, length: number): void {
     if (length === 0) return
     this.run(OP.OTHER, length)
-    this.bytes.copyWithin(this.other, address, address + length)
+    copyRange(this.bytes, address, address + length, this.bytes, this.other)
     this.other += length
   }
 
@@ -160,7 +161,7 @@ export class BatchWriter {
   header(address: number): void {
     this.run(OP.PACKET, 1)
     this.endRun()
-    this.bytes.copyWithin(this.headers, address, address + PACKET_HEADER_SIZE)
+    copyRange(this.bytes, address, address + PACKET_HEADER_SIZE, this.bytes, this.headers)
     this.headers += PACKET_HEADER_SIZE
   }
 

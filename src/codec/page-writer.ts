@@ -1,4 +1,5 @@
 /** Writes what a batch stands for: heads, pages and other bytes, in runs that the kernel gives at once. */
+import { copyRange } from '../bytes/copy.ts'
 import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
 import { RAM_FLAG } from '../qemu/wire.ts'
 import type { BatchColumns, ByteColumn } from './batch-columns.ts'
@@ -74,7 +75,7 @@ export class PageWriter {
   /** OTHER, and headers of packets. */
   copy(from: number, length: number): void {
     this.room(length)
-    this.bytes.copyWithin(this.out, from, from + length)
+    copyRange(this.bytes, from, from + length, this.bytes, this.out)
     this.out += length
   }
 

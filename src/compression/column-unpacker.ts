@@ -1,4 +1,5 @@
 /** Unpacks the columns of batches, in their order, into a workspace. One unpacker a session and direction. */
+import { copyRange } from '../bytes/copy.ts'
 import type { ArrivedBatch } from '../codec/batch.ts'
 import { COLUMN_COUNT, freshStreamsMax, METHOD, windowLogMax } from '../codec/wire.ts'
 import type { Workspace } from '../codec/workspace.ts'
@@ -28,7 +29,7 @@ export class ColumnUnpacker {
       if (method === METHOD.STORED) {
         let to = at
         for (const part of packed) {
-          workspace.bytes.set(part, to)
+          copyRange(part, 0, part.length, workspace.bytes, to)
           to += part.length
         }
       } else if (method === METHOD.LZ4) {

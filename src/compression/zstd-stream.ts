@@ -7,8 +7,10 @@
  * segments, at half the speed (docs/adr/0004-compression.md). The next frame begins in the same memory. Only where Node
  * lets us end a frame on the spot: its streams cannot do so reliably.
  */
+
 import { availableParallelism } from 'node:os'
 import { constants, createZstdCompress, createZstdDecompress, type ZstdCompress, type ZstdDecompress } from 'node:zlib'
+import { copyRange } from '../bytes/copy.ts'
 import { BATCH_RAW_MAX } from '../codec/wire.ts'
 import { ProxyError } from '../errors.ts'
 import type { ZstdSettings } from './effort.ts'
@@ -176,7 +178,7 @@ export class ZstdUnpacker {
       if (this.closed) return // the memory may be another session's already
       let at = 0
       for (const part of parts) {
-        out.set(part, at)
+        copyRange(part, 0, part.length, out, at)
         at += part.length
       }
     })

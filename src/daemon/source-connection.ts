@@ -2,6 +2,7 @@
  * One connection of the source QEMU, which may outlive a session: what came of it is kept until the other proxy has
  * taken its flow, so that it can begin again on another session, and QEMU sees nothing but a pause.
  */
+import { copyRange } from '../bytes/copy.ts'
 import { assert } from '../errors.ts'
 import { AHEAD_BYTES, KEPT_BYTES_MAX } from '../limits.ts'
 import type { OwedWrites } from '../migration/summary.ts'
@@ -188,7 +189,7 @@ export class SourceConnection implements SocketSink, FlowConnection {
       const slot = this.sink.nextSlot()
       if (!slot) break
       const count = Math.min(slot.length, this.keptBytes - this.poured)
-      slot.set(this.own!.subarray(this.poured, this.poured + count))
+      copyRange(this.own!, this.poured, this.poured + count, slot, 0)
       this.poured += count
       this.sink.onBytes(count)
     }

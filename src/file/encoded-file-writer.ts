@@ -4,6 +4,7 @@
  */
 
 import { randomBytes } from 'node:crypto'
+import { copyRange } from '../bytes/copy.ts'
 import { DiskConnection } from '../codec/disk-connection.ts'
 import { FlowEncoder } from '../codec/flow-encoder.ts'
 import { PoolRegions } from '../codec/places.ts'
@@ -78,8 +79,8 @@ export async function encodeStream(
     workspaces: 3,
     slots: 1,
     slotBytes: HEADROOM_BYTES + READ_BYTES + 65536,
-    longMatch: options.effort.longMatch,
     threads: options.threads ?? 1,
+    longMatch: options.effort.longMatch !== false,
     ringInAdvance: options.ringInAdvance ? 'always' : 'never',
   })
   try {
@@ -141,7 +142,7 @@ async function encodeInto(
       options.signal?.throwIfAborted()
       for (let at = 0; at < chunk.length; ) {
         const take = Math.min(chunk.length - at, wanted)
-        buffer.writable(wanted, wanted)!.set(chunk.subarray(at, at + take))
+        copyRange(chunk, at, at + take, buffer.writable(wanted, wanted)!, 0)
         const address = buffer.filled(take)
         if (!classified) {
           classified = true

@@ -3,7 +3,9 @@
  * caller lends. Nothing is interpreted or held back, and nothing copied but a few bytes at the start and after each
  * pause.
  */
+
 import net from 'node:net'
+import { copyRange } from '../bytes/copy.ts'
 import { resetSocket } from './reset-socket.ts'
 
 /**
@@ -306,7 +308,7 @@ export class QemuSocket {
         return false
       }
       const count = Math.min(bytes.length - at, slot.length)
-      slot.set(bytes.subarray(at, at + count))
+      copyRange(bytes, at, at + count, slot, 0)
       at += count
       this.bytesRead += count
       this.sink?.onBytes(count)

@@ -10,6 +10,7 @@
  *
  * At the end of the stretch, what waits goes to its front, where nothing is lent there: an incomplete record, as a rule.
  */
+import { copyRange } from '../bytes/copy.ts'
 import { assert } from '../errors.ts'
 
 /** Bytes that a batch is made of, in the pool's memory. */
@@ -111,7 +112,7 @@ export class ChannelBuffer {
 
   private moveTo(at: number): void {
     const { waiting } = this
-    if (waiting > 0) this.memory.copyWithin(at, this.first, this.fill)
+    copyRange(this.memory, this.first, this.fill, this.memory, at)
     this.first = at
     this.fill = at + waiting
   }

@@ -6,6 +6,7 @@
  * Whoever reads the server's socket asks `room` for where the next bytes may land, and tells `arrived` of them: those that
  * come back from it are to be sent as they are, in their order.
  */
+import { copyOfRange } from '../bytes/copy.ts'
 import { DiskConnection, type DiskFacts } from '../codec/disk-connection.ts'
 import { assert } from '../errors.ts'
 import type { SendingChannel } from './sending-channel.ts'
@@ -66,7 +67,7 @@ export class DiskAnswers {
     assert(inSlot || isIdle, 'bytes passed by those that wait')
     this.encodes = !isIdle || (this.connection.isRead && this.mayEncode(inSlot, count))
     if (!this.encodes) {
-      const copy = inSlot ? bytes.slice() : bytes
+      const copy = inSlot ? copyOfRange(memory, 0, count) : bytes
       this.connection.passes(copy, 0, count)
       return copy
     }

@@ -6,6 +6,7 @@
  * PIECES_MAX bounds: a batch lies alone in a slot of the pool, of which there is a fixed number, or in a copy of exactly
  * its length. What waits to be expanded takes its packed bytes, which protocol.md §4 bounds by the raw ones.
  */
+import { copyOfRange } from '../bytes/copy.ts'
 import { type ArrivedBatch, parseBatch } from '../codec/batch.ts'
 import { BatchExpander } from '../codec/expander.ts'
 import type { FlowExpander } from '../codec/flow-expander.ts'
@@ -186,7 +187,7 @@ export class Inbound {
     const slot = rawLength > COPY_MAX ? this.free.pop() : undefined
     const out = slot ?? this.scratch
     this.expander.expand(channel.expander, this.pool.workspaces[0]!, rawLength, checksum, out)
-    if (slot === undefined) channel.expanded(memory.slice(out, out + rawLength), () => {})
+    if (slot === undefined) channel.expanded(copyOfRange(memory, out, out + rawLength), () => {})
     else channel.expanded(memory.subarray(out, out + rawLength), () => this.free.push(slot))
   }
 }

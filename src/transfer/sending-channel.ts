@@ -2,6 +2,7 @@
  * One channel on its way out: where its bytes wait, what finds records in them, and when all that came of it is handed in,
  * so that its flow can end. Sender makes it.
  */
+import { copyOfRange, copyRange } from '../bytes/copy.ts'
 import { DiskConnection, type DiskFacts } from '../codec/disk-connection.ts'
 import { FlowEncoder, type StreamFacts } from '../codec/flow-encoder.ts'
 import type { PoolRegions } from '../codec/places.ts'
@@ -137,7 +138,7 @@ export class SendingChannel implements OutboundChannel {
     if (!this.disk || !pumped.urgent || pumped.underWay > 0 || waiting > OVERTAKES_BYTES_MAX || !encoder.isBare) return
     if (link.dataRoom(number, waiting) < waiting) return
     const { at, release } = this.buffer.lend(waiting)
-    link.sendData(number, this.memory.slice(at, at + waiting))
+    link.sendData(number, copyOfRange(this.memory, at, at + waiting))
     release()
     encoder.batched(waiting, NO_PAGES)
     encoder.stats.rawBytes += waiting
@@ -152,7 +153,7 @@ export class SendingChannel implements OutboundChannel {
   /** What came before it had a slot. */
   begins(bytes: Uint8Array, nowMs: number): void {
     if (bytes.length === 0) return
-    this.buffer.writable(bytes.length, bytes.length)!.set(bytes)
+    copyRange(bytes, 0, bytes.length, this.buffer.writable(bytes.length, bytes.length)!, 0)
     this.filled(bytes.length, nowMs)
   }
 

@@ -2,6 +2,7 @@
  * The expanding side of cold sets: reads the pages that a batch names, proves each where the expander will take it from, and
  * asks for those that cannot be had. What it leaves in a workspace is what the sets say, or nothing.
  */
+import { copyRange } from '../../bytes/copy.ts'
 import { ColdRuns } from '../../codec/cold-pages.ts'
 import type { FlowExpander } from '../../codec/flow-expander.ts'
 import type { SetGains } from '../../codec/set-gains.ts'
@@ -161,7 +162,7 @@ export class ColdFetcher {
           const from = at + page * PAGE_SIZE
           const place = places[k]!
           if (set.isProof(first + page, digests, digestsAt + k * DIGEST_WORDS)) {
-            workspace.bytes.set(bytes.subarray(from, from + PAGE_SIZE), workspace.packedAt + place * PAGE_SIZE)
+            copyRange(bytes, from, from + PAGE_SIZE, workspace.bytes, workspace.packedAt + place * PAGE_SIZE)
           } else {
             missing.push(place)
             this.fail(set, set.damaged(first + page))
@@ -194,7 +195,7 @@ export class ColdFetcher {
           const page = numbers[place]! - start
           const at = workspace.packedAt + place * PAGE_SIZE
           const from = (page - first) * PAGE_SIZE
-          workspace.bytes.set(bytes.subarray(from, from + PAGE_SIZE), at)
+          copyRange(bytes, from, from + PAGE_SIZE, workspace.bytes, at)
           if (set.isPage(page, workspace.bytes.subarray(at, at + PAGE_SIZE))) continue
           missing.push(place)
           this.fail(set, set.damaged(page))
@@ -233,7 +234,7 @@ export class ColdFetcher {
       const page = pages[wanted.indexOf(numbers[place]!)]
       if (page === undefined || page.length !== PAGE_SIZE) throw this.given(set, why)
       const at = workspace.packedAt + place * PAGE_SIZE
-      workspace.bytes.set(page, at)
+      copyRange(page, 0, PAGE_SIZE, workspace.bytes, at)
       // proven where it lies, as what was read is
       const index = numbers[place]! - list.fileStarts[list.setOf(numbers[place]!)]!
       if (!set.isPage(index, workspace.bytes.subarray(at, at + PAGE_SIZE))) throw this.given(set, why)
