@@ -24,6 +24,8 @@ export interface PackedColumn {
   /** Pieces in order; views of memory that stays as it is until the peer has acknowledged the batch. */
   readonly parts: readonly Uint8Array[]
   readonly packedLength: number
+  /** Memory of its one part, which comes back when the peer has acknowledged the batch: src/compression/column-buffers.ts. */
+  readonly lent?: Buffer
 }
 
 /** Most bytes of a batch's head and table. */

@@ -2,10 +2,13 @@
  * Packs the raw columns of batches, in their order; large ones off the I/O thread: zstd streams in libuv's pool, LZ4 in a
  * thread of its own. One packer a session and direction, because the zstd streams reach back over its batches.
  */
+
 import { Worker } from 'node:worker_threads'
+import { copyOfRange, copyRange } from '../bytes/copy.ts'
 import type { PackedColumn } from '../codec/batch.ts'
 import { COLUMN, COLUMN_COUNT, freshStreamsMax, METHOD } from '../codec/wire.ts'
 import type { Workspace } from '../codec/workspace.ts'
+import { ColumnBuffers } from './column-buffers.ts'
 import type { Effort, ZstdSettings } from './effort.ts'
 import { loadLz4 } from './lz4.ts'
 import type { Lz4Job } from './lz4-worker.ts'
@@ -46,6 +49,7 @@ export interface StreamSupply {
 
 export class ColumnPacker {
   private readonly zstd: (ColumnStream | undefined)[] = new Array(COLUMN_COUNT).fill(undefined)
+  private readonly buffers = new ColumnBuffers()
   private readonly buffer: SharedArrayBuffer
   private readonly supply: StreamSupply | undefined
   private worker: Worker | undefined
@@ -88,15 +92,15 @@ export class ColumnPacker {
         column === COLUMN.DENSE ||
         (length > INLINE_MAX && looksRandom(workspace.column(column)))
       ) {
-        ready.push(stored(workspace, column))
+        ready.push(this.stored(workspace, column))
       } else if (effort.zstd && length >= ZSTD_MIN && this.mayPackZstd(column)) {
         const packed = this.packZstd(workspace, column, ofPages(column) ? effort.zstd.pages : effort.zstd.others)
         if (packed instanceof Promise) pending.push(packed)
         else ready.push(packed)
       } else if (effort.method === 'stored' && column === COLUMN.PAGES) {
-        ready.push(stored(workspace, column))
+        ready.push(this.stored(workspace, column))
       } else if (length <= INLINE_MAX) {
-        ready.push(packInline(workspace, column))
+        ready.push(packInline(workspace, column) ?? this.stored(workspace, column))
       } else {
         const room = length - (length >> 5) // a gain of 3 % or none
         jobs.push({ at: workspace.columnAt[column]!, length, out: packedAt, room })
@@ -107,6 +111,20 @@ export class ColumnPacker {
     if (pending.length === 0 && jobs.length === 0) return ready // in the order of columns
     this.supply?.begin()
     return this.gather(workspace, ready, pending, jobs, jobColumns)
+  }
+
+  /** The peer has acknowledged a batch of these columns: nobody reads them any more. */
+  giveBack(columns: readonly PackedColumn[]): void {
+    for (const { lent } of columns) if (lent !== undefined) this.buffers.give(lent)
+  }
+
+  /** As it is, copied: the workspace is used again before the peer has acknowledged the batch. */
+  private stored(workspace: Workspace, column: number): PackedColumn {
+    const at = workspace.columnAt[column]!
+    const length = workspace.columnLength[column]!
+    const lent = this.buffers.take(length)
+    copyRange(workspace.bytes, at, at + length, lent, 0)
+    return { ...packedColumn(column, METHOD.STORED, length, [lent.subarray(0, length)]), lent }
   }
 
   private async gather(
@@ -124,8 +142,8 @@ export class ColumnPacker {
       const end = out + lengths[i]!
       columns.push(
         end === out
-          ? stored(workspace, column)
-          : packedColumn(column, METHOD.LZ4, length, [workspace.bytes.slice(out, end)]),
+          ? this.stored(workspace, column)
+          : packedColumn(column, METHOD.LZ4, length, [copyOfRange(workspace.bytes, out, end)]),
       )
     }
     return columns.sort((a, b) => a.column - b.column)
@@ -217,22 +235,15 @@ function packedColumn(
   return { column, method, rawLength, parts, packedLength }
 }
 
-/** As it is, copied: the workspace is used again before the peer has acknowledged the batch. */
-function stored(workspace: Workspace, column: number): PackedColumn {
-  const raw = workspace.column(column)
-  const copy = Buffer.allocUnsafeSlow(raw.length) // slice() would clear it first
-  copy.set(raw)
-  return packedColumn(column, METHOD.STORED, copy.length, [copy])
-}
-
 const inlineOut = Buffer.alloc(INLINE_MAX)
 
-function packInline(workspace: Workspace, column: number): PackedColumn {
+/** Undefined where nothing would be gained. */
+function packInline(workspace: Workspace, column: number): PackedColumn | undefined {
   const at = workspace.columnAt[column]!
   const length = workspace.columnLength[column]!
   const out = inlineOut.subarray(0, length - 1)
   const packed = loadLz4().encodeBlock(Buffer.from(workspace.bytes.buffer, at, length), out)
-  if (packed === 0) return stored(workspace, column)
+  if (packed === 0) return undefined
   return packedColumn(column, METHOD.LZ4, length, [new Uint8Array(out.subarray(0, packed))])
 }
 

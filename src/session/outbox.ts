@@ -54,6 +54,8 @@ interface Entry {
   readonly type: number
   readonly flow: OutFlow
   readonly parts: readonly Uint8Array[]
+  /** Called once the peer has all of it. */
+  readonly release: (() => void) | undefined
   /** Bytes not sent yet, and where they begin. */
   left: number
   part: number
@@ -82,6 +84,8 @@ export class Outbox {
   private readonly ownLane = new Deque<OwnFrame>()
   private readonly creditLane = new Deque<Flow>()
   private readonly sent = new FrameRing()
+  /** What is to be told once all frames up to a number are acknowledged, by that number. */
+  private readonly releases = new Deque<{ readonly sequence: number; readonly release: () => void }>()
   /** No frame before this number waits to go out again. */
   private resendFrom = 1
   /** Frames that were sent, on connections that stand, and not counted there. */
@@ -99,11 +103,16 @@ export class Outbox {
     return waiting === 0 && this.acked >= this.lastSequence
   }
 
-  /** Puts an entry in its lane. @returns bytes of it */
-  enqueue(type: number, flow: OutFlow, parts: readonly Uint8Array[]): number {
+  /**
+   * Puts an entry in its lane.
+   * @param release called once the peer has acknowledged all of it. A socket may still hold frames that were sent twice,
+   *   and acknowledged over another connection: the peer drops those without a look at what is in them
+   * @returns bytes of it
+   */
+  enqueue(type: number, flow: OutFlow, parts: readonly Uint8Array[], release?: () => void): number {
     let left = 0
     for (const part of parts) left += part.length
-    const entry: Entry = { type, flow, parts, left, part: 0, offset: 0 }
+    const entry: Entry = { type, flow, parts, release, left, part: 0, offset: 0 }
     if (type === FRAME.DATA) this.answers.enqueued(left)
     else if (type === FRAME.BATCH) flow.queuedBatches++
     else if (type === FRAME.END) this.endsUnacked++
@@ -198,6 +207,10 @@ export class Outbox {
       sent.free(slot)
     }
     this.room.settle(this.lastSequence - this.acked)
+    for (let next = this.releases.peek(); next && next.sequence <= sequence; next = this.releases.peek()) {
+      this.releases.shift()
+      next.release()
+    }
     return true
   }
 
@@ -224,6 +237,7 @@ export class Outbox {
     this.ownLane.clear()
     this.creditLane.clear()
     this.sent.clear()
+    this.releases.clear()
     this.room.clear()
     this.resendBytes = 0
     this.queuedBytes = 0
@@ -287,7 +301,10 @@ export class Outbox {
     flow.wanOut += bytes
     if (type === FRAME.DATA) this.answers.sent(length)
     if (type === FRAME.DATA || type === FRAME.BATCH) this.queuedBytes -= length
-    if (entry.left === 0) this.finish(lane, entry)
+    if (entry.left === 0) {
+      if (entry.release) this.releases.push({ sequence: this.lastSequence, release: entry.release })
+      this.finish(lane, entry)
+    }
     return bytes
   }
 

@@ -334,11 +334,12 @@ export class Session {
 
   /**
    * A whole batch (protocol.md §4). Takes effect after all batches handed in before, of any flow. The views are kept
-   * until it is acknowledged: do not write to them again.
+   * until it is acknowledged: do not write to them before `release` is called.
    * @param rawLength bytes of the channel that it stands for: at most `credit(flow)`
+   * @param release called at most once, when nobody needs the views any more; never where the session ends before
    */
-  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[]): void {
-    this.flows.sendBatch(flow, rawLength, parts)
+  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[], release?: () => void): void {
+    this.flows.sendBatch(flow, rawLength, parts, release)
   }
 
   /** The local QEMU closed its direction: FIN after all that was handed in. Nothing may be sent on the flow after it. */

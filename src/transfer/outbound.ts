@@ -20,8 +20,11 @@ import { gainsOf, type Pool } from './pool.ts'
 /** The first effort that has long matches: there they are looked for in disks only where they bring much. */
 const SELECTIVE_EFFORT = 2
 
-/** Takes finished batches, in order. `parts` are not written again. */
-export type BatchSink<C> = (channel: C, parts: Uint8Array[], report: BatchReport) => void
+/**
+ * Takes finished batches, in order. `parts` are not written again, unless `release` is called: once nobody reads them. Who
+ * never calls it leaves them to the collector.
+ */
+export type BatchSink<C> = (channel: C, parts: Uint8Array[], report: BatchReport, release?: () => void) => void
 
 function finderOf({ named, digesters, kept }: ColdLease, index: ColdIndex): ColdFinder {
   return new ColdFinder(index, named, digesters, kept)
@@ -191,7 +194,8 @@ export class Outbound<C extends OutboundChannel> {
       stats.packedBytes += packedLength
       gain?.packed(looked, counts!.newBytes, packedLength)
       this.free.push(workspace)
-      this.sink(channel, parts, { rawLength: loan.length, packedLength, newBytes: counts!.newBytes })
+      const report = { rawLength: loan.length, packedLength, newBytes: counts!.newBytes }
+      this.sink(channel, parts, report, () => this.packer.giveBack(columns!))
     }
     for (const done of this.waiters.splice(0)) done()
   }

@@ -21,7 +21,7 @@ const SLOT_UNITS = BATCH_BYTES_MAX / SLOT_UNIT_BYTES + 1
 
 /** What it asks of the link; Session has it. */
 export interface SenderLink extends PumpedLink, SendingLink {
-  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[]): void
+  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[], release?: () => void): void
 }
 
 /** What encodes and packs; Outbound does. */
@@ -60,9 +60,9 @@ export class Sender {
     this.memory = kernel.bytes
     this.regions = PoolRegions.of(kernel.layout)
     this.slots = new SlotArena(slots[0]!, slots.length, SLOT_UNITS, places)
-    this.packer = packer((channel, parts, { rawLength, packedLength, newBytes }) => {
+    this.packer = packer((channel, parts, { rawLength, packedLength, newBytes }, release) => {
       this.pump.packed(channel.pumped, rawLength, packedLength, newBytes)
-      link.sendBatch(channel.number, rawLength, parts)
+      link.sendBatch(channel.number, rawLength, parts, release)
       channel.owner.sent()
       channel.settle()
     })

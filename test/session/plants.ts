@@ -39,6 +39,23 @@ export const PLANTS: Record<string, Planter> = {
       },
     },
   }),
+  'gives memory back that a lost connection carried': () => ({
+    parts: {
+      Outbox: class extends Outbox {
+        private readonly kept = new Set<() => void>()
+        override enqueue(...entry: Parameters<Outbox['enqueue']>): number {
+          const [type, flow, parts, release] = entry
+          if (release) this.kept.add(release)
+          return super.enqueue(type, flow, parts, release && (() => this.kept.delete(release) && release()))
+        }
+        override lost(path: Path): void {
+          super.lost(path)
+          for (const release of this.kept) release()
+          this.kept.clear()
+        }
+      },
+    },
+  }),
   'loses a frame now and then': random => ({
     wrap: session => {
       const receive = session.receive.bind(session)

@@ -539,7 +539,8 @@ class Simulation {
         this.random.int(1, mixed ? 4000 : 1 << 20),
       )
       const packed = Math.min(raw, this.random.int(0, this.random.pick([50, 500, 5000, 5000, 40_000])))
-      session.sendBatch(number, raw, makeBatch(this.random, raw, end.batchesOut++, lane.handed, packed))
+      const parts = makeBatch(this.random, raw, end.batchesOut++, lane.handed, packed)
+      session.sendBatch(number, raw, parts, () => this.reuse(parts))
       lane.handed += raw
       this.bytes += packed
       const more = lane.handed < lane.available && session.credit(number) > 0
@@ -559,6 +560,11 @@ class Simulation {
       lane.back -= take
       if (lane.back > 0) return
     }
+  }
+
+  /** The session says that nobody needs these bytes: other columns come to lie there. */
+  private reuse(parts: readonly Uint8Array[]): void {
+    for (const part of parts) part.fill(0xee)
   }
 
   private handData(end: End, flow: Flow, lane: Lane, length: number): void {
