@@ -62,6 +62,7 @@ export const MATCH_WORDS: u32 = 2
 export const MATCH_COLD: u32 = 4
 export const MATCH_COLD_ONCE: u32 = 8
 export const MATCH_LATER: u32 = 16
+export const MATCH_SPARSE: u32 = 32
 
 export const EXPAND_BARE: u32 = 1
 export const EXPAND_FROM_PLACE: u32 = 2
@@ -106,6 +107,8 @@ export const DENSE_BYTES: u32 = 8
 
 /** A position is sampled where a sum of products of its 8 bytes and SAMPLE_ADD is below this: 1 in 32 of random ones. Zeros never are. */
 export const SAMPLE_BELOW: u32 = 1 << 27
+/** Of MATCH_SPARSE: 1 in 128. What is sampled so is sampled by the other bound, too. */
+export const SAMPLE_BELOW_SPARSE: u32 = 1 << 25
 export const SAMPLE_ADD: u32 = 0x5bd1e995
 /** At most one in so many bytes is sampled. */
 export const SAMPLE_GAP: u32 = 16

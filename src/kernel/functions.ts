@@ -16,6 +16,7 @@ import {
   MATCH_COLD_ONCE,
   MATCH_LATER,
   MATCH_LONG,
+  MATCH_SPARSE,
   MATCH_WORDS,
   PART_BYTES,
   RESULT_COPIES,
@@ -63,6 +64,8 @@ export const MATCH = {
    * and `settlePages` says; nothing else is asked of the kernel in between.
    */
   LATER: MATCH_LATER,
+  /** With LONG: looks at, and remembers, a quarter of what LONG alone does. */
+  SPARSE: MATCH_SPARSE,
 } as const
 
 /** Bits of the flags of the `expand` functions. */

@@ -415,6 +415,7 @@ t.test('pages on the disk: kernel, twin, encoder and decoder agree', t => {
     { ...long, name: 'no ring', seed: 43, ring: 0 },
     { ...cold, name: 'that do not enter the ring', seed: 45, options: MATCH.COLD | MATCH.COLD_ONCE },
     { ...long, name: 'the same beside long matches', seed: 46, options: long.options | MATCH.COLD_ONCE },
+    { ...long, name: 'and sparse ones', seed: 47, options: long.options | MATCH.SPARSE },
     { ...long, name: 'not asked for', seed: 44, options: MATCH.LONG },
   ]
   for (const c of trials) {
@@ -493,6 +494,17 @@ t.test('long matches: kernel, twin, encoder and decoder agree', t => {
       batch: 20,
       options,
       longEntries: 4096,
+    },
+    {
+      name: 'sparse ones',
+      seed: 18,
+      templates: 200,
+      ring: 64,
+      places: 100,
+      batches: 120,
+      batch: 40,
+      options: options | MATCH.SPARSE,
+      longEntries: 1 << 15,
     },
     { name: 'no table', seed: 17, templates: 20, ring: 16, places: 16, batches: 30, batch: 20, options },
   ]
@@ -582,6 +594,52 @@ t.test('after a reset templates are found as they were at first', t => {
     k.reset()
     t.notOk(later.equals(first), 'what passed is nearer')
     t.ok(match(() => 1).equals(first), implementation)
+  }
+  t.end()
+})
+
+t.test('sparse long matches find fewer parts, whatever the pages before them were remembered by', t => {
+  const layout = layoutMemory({
+    role: 'encoder',
+    templatePages: 0,
+    ringPages: 200,
+    places: 0,
+    ioBytes: 40 * PAGE * 7 + 65536,
+    longEntries: 1 << 15,
+  })
+  const SPARSE = MATCH.LONG | MATCH.SPARSE
+  for (const implementation of [FIRST, 'twin'] as const) {
+    const rand = random(7)
+    const k = loadKernel(layout, { implementation })
+    const a = areas(k, 40)
+    const pages = Array.from({ length: 40 }, () => Uint8Array.from({ length: PAGE }, () => 32 + rand(90)))
+    const list = new Uint32Array(k.memory.buffer, a.list, 40)
+    const pass = (options: number): { copies: number; ownBytes: number } => {
+      new Uint32Array(k.memory.buffer, a.places, 40).fill(NONE)
+      k.matchPages(a.list, a.places, 40, a.kinds, a.slots, a.tokens, a.literals, a.dense, a.words, options)
+      return { copies: k.result[RESULT.COPIES]!, ownBytes: k.result[RESULT.LITERAL_BYTES]! }
+    }
+    /** The pages, then the same with other bytes here and there, at another alignment. */
+    const found = (before: number, then: number): { copies: number; ownBytes: number } => {
+      k.reset()
+      for (const [i, page] of pages.entries()) {
+        list[i] = a.pages + i * PAGE
+        k.bytes.set(page, list[i]!)
+      }
+      pass(before)
+      for (const [i, page] of pages.entries()) {
+        const moved = Buffer.concat([page.subarray(9 + i), page.subarray(0, 9 + i)])
+        for (let at = 0; at < PAGE; at += 60) moved[at] = 1
+        k.bytes.set(moved, list[i]!)
+      }
+      return pass(then)
+    }
+    const all = found(MATCH.LONG, MATCH.LONG)
+    const sparse = found(SPARSE, SPARSE)
+    t.ok(all.copies > 2000 && sparse.copies > 1500, `${all.copies} copies; sparse ${sparse.copies}`)
+    t.ok(sparse.ownBytes > all.ownBytes, `${sparse.ownBytes} own bytes instead of ${all.ownBytes}`)
+    t.same(found(MATCH.LONG, SPARSE), sparse, 'what is looked up decides')
+    t.same(found(SPARSE, MATCH.LONG), sparse, 'and what was remembered')
   }
   t.end()
 })

@@ -4,8 +4,8 @@ import {
   WINDOW_FACTOR_1, WINDOW_FACTOR_2, WINDOW_FACTOR_3, WINDOW_FACTOR_4,
 } from '../constants'
 import {
-  laneMask1, laneMask2, laneMask3, longShift, longTable, poolPages, prime1, prime2, ringPages, sampleAdd, sampleBelow, scratch,
-  slotAddress, templatePages,
+  laneMask1, laneMask2, laneMask3, longShift, longTable, poolPages, prime1, prime2, ringPages, sampleAdd, sampleBelow,
+  sampleBelowSparse, scratch, slotAddress, templatePages,
 } from './state'
 import { mark } from './ring'
 
@@ -38,12 +38,12 @@ export let literalBytes: u32 = 0
   return <u16>i8x16.bitmask(v128.bitselect(even, odd, m3))
 }
 
-/** Finds the sampled positions of 64 bytes in `step` of a page, and the hash of the window at each. */
-function sample(at: usize, step: u32): void {
+/** Finds the sampled positions of 64 bytes in `step` of a page, and the hash of the window at each. @param sparse a quarter of them */
+function sample(at: usize, step: u32, sparse: bool): void {
   const k1 = i32x4.splat(prime1)
   const k2 = i32x4.splat(prime2)
   const add = i32x4.splat(sampleAdd)
-  const below = i32x4.splat(sampleBelow)
+  const below = i32x4.splat(sparse ? sampleBelowSparse : sampleBelow)
   const m1 = i32x4.splat(laneMask1)
   const m2 = i32x4.splat(laneMask2)
   const m3 = i32x4.splat(laneMask3)
@@ -113,9 +113,9 @@ export function rememberSamples(slot: u32): void {
   }
 }
 
-/** @param step as of sample */
-export function indexLong(at: usize, slot: u32, step: u32): void {
-  sample(at, step)
+/** @param step,sparse as of sample */
+export function indexLong(at: usize, slot: u32, step: u32, sparse: bool): void {
+  sample(at, step, sparse)
   rememberSamples(slot)
 }
 
@@ -283,11 +283,11 @@ function candidate(hash: u32, position: u32): u32 {
 
 /**
  * Tokens of a page, and its own bytes between them; leaves its samples for rememberSamples.
- * `previous`: slot that its place last received. Returns the number of tokens, 0 where too little would be saved:
+ * `previous`: slot that its place last received. `sparse`: as of sample. Returns the number of tokens, 0 where too little would be saved:
  * what was written then has no meaning.
  */
-export function matchLong(at: usize, previous: u32, tokens: usize, literals: usize): u32 {
-  sample(at, SAMPLE_STEP)
+export function matchLong(at: usize, previous: u32, tokens: usize, literals: usize, sparse: bool): u32 {
+  sample(at, SAMPLE_STEP, sparse)
   page = at
   end = high = scanned = 0
   tokenTo = tokens

@@ -1,7 +1,7 @@
 // Encoder: what each page of a batch becomes.
 import {
   KIND_COLD, KIND_FILL, KIND_LATER, KIND_NEW, KIND_NEW_DENSE, KIND_PATCH, KIND_REF, KIND_SAME, KIND_WORDS, MATCH_COLD,
-  MATCH_COLD_ONCE, MATCH_LATER, MATCH_LONG, MATCH_WORDS, NONE, PAGE_BITS, PAGE_BYTES, PART_BYTES, RESULT_COPIES,
+  MATCH_COLD_ONCE, MATCH_LATER, MATCH_LONG, MATCH_SPARSE, MATCH_WORDS, NONE, PAGE_BITS, PAGE_BYTES, PART_BYTES, RESULT_COPIES,
   RESULT_DENSE_BYTES, RESULT_KIND_COUNT, RESULT_LITERAL_BYTES, RESULT_TOKEN_BYTES, SAMPLE_STEP, SAMPLE_STEP_COLD,
   STAGED_FOUND, STAGED_LITERALS, STAGED_TOKENS, STAGING_BYTES,
 } from '../constants'
@@ -44,7 +44,7 @@ export function rememberTemplates(from: u32, to: u32): void {
   if (longShift == 0) return
   for (let slot = from; slot < to; slot++) {
     const at = slotAddress(slot)
-    if (findTemplate(at, hashPage(at)) == slot) indexLong(at, slot, SAMPLE_STEP)
+    if (findTemplate(at, hashPage(at)) == slot) indexLong(at, slot, SAMPLE_STEP, false)
   }
 }
 
@@ -66,6 +66,7 @@ export function matchPages(
   let tokenAt = tokens
   let copied: u32 = 0
   const long = options & MATCH_LONG && longShift != 0
+  const sparse: bool = (options & MATCH_SPARSE) != 0
   const cold = options & MATCH_COLD
   const later = options & MATCH_LATER
   const coldOnce = cold && options & MATCH_COLD_ONCE
@@ -139,7 +140,7 @@ export function matchPages(
           }
           const lag = options & MATCH_WORDS && !isCold ? wordsLag(at) : NONE
           const numbers = lag != NONE && sure
-          const count = long && !numbers && !isCold ? matchLong(at, before, tokenAt, literal) : 0
+          const count = long && !numbers && !isCold ? matchLong(at, before, tokenAt, literal, sparse) : 0
           if (isCold) kind = KIND_COLD
           else if (count != 0) {
             kind = KIND_PATCH
@@ -162,7 +163,7 @@ export function matchPages(
           }
           const inserted = insert(at, hash)
           if (long && inserted != NONE) {
-            if (numbers || isCold) indexLong(at, inserted, isCold ? SAMPLE_STEP_COLD : SAMPLE_STEP)
+            if (numbers || isCold) indexLong(at, inserted, isCold ? SAMPLE_STEP_COLD : SAMPLE_STEP, sparse)
             else rememberSamples(inserted)
           }
           placeSet(place, inserted)
@@ -201,7 +202,7 @@ export function matchParts(parts: usize, staging: usize, first: u32, n: u32, tot
     passedSince(since, cursor >= since ? cursor - since : cursor + ring - since)
     const lag = options & MATCH_WORDS ? wordsLag(at) : NONE
     const numbers = lag != NONE && sure
-    const count = numbers ? 0 : matchLong(at, load<u32>(part, 4), tokens, literals)
+    const count = numbers ? 0 : matchLong(at, load<u32>(part, 4), tokens, literals, (options & MATCH_SPARSE) != 0)
     let kind: u32 = KIND_NEW
     let own: u32 = PAGE_BYTES
     if (count != 0) {
@@ -212,7 +213,7 @@ export function matchParts(parts: usize, staging: usize, first: u32, n: u32, tot
       splitWords(at, lag, literals)
     } else if (isDense(at)) kind = KIND_NEW_DENSE
     if (slot != NONE) {
-      if (numbers) indexLong(at, slot, SAMPLE_STEP)
+      if (numbers) indexLong(at, slot, SAMPLE_STEP, (options & MATCH_SPARSE) != 0)
       else rememberSamples(slot)
     }
     store<u32>(found, kind)

@@ -5,7 +5,7 @@ import {
   CONFIG_CHECKSUM_KEY, CONFIG_LONG_SHIFT, CONFIG_LONG_TABLE, CONFIG_PAGE_KEY, CONFIG_PLACES, CONFIG_PLACE_TABLE, CONFIG_RING,
   CONFIG_RING_HASH, CONFIG_RING_MARK, CONFIG_RING_PAGES, CONFIG_RING_TABLE, CONFIG_RING_TABLE_MASK,
   CONFIG_TEMPLATES_AT, CONFIG_TEMPLATE_TABLE, CONFIG_TEMPLATE_MAP, CONFIG_TEMPLATE_MASK,
-  CONFIG_TEMPLATE_PAGES, P1, P2, PAGE_BITS, RESULT_WORD, SAMPLE_ADD, SAMPLE_BELOW, STATE_CURSOR, STATE_USED,
+  CONFIG_TEMPLATE_PAGES, P1, P2, PAGE_BITS, RESULT_WORD, SAMPLE_ADD, SAMPLE_BELOW, SAMPLE_BELOW_SPARSE, STATE_CURSOR, STATE_USED,
 } from '../constants'
 
 export let state: usize = 0
@@ -37,6 +37,7 @@ export let prime1: i32 = 0
 export let prime2: i32 = 0
 export let sampleAdd: i32 = 0
 export let sampleBelow: i32 = 0
+export let sampleBelowSparse: i32 = 0
 export let laneMask1: i32 = 0
 export let laneMask2: i32 = 0
 export let laneMask3: i32 = 0
@@ -56,9 +57,10 @@ function config(word: u32): u32 {
 export function configure(at: usize, scratchAt: usize): void {
   prime1 = P1
   prime2 = P2
-  // both less 2^31, since comparing signed words costs one operation, unsigned three
+  // all less 2^31, since comparing signed words costs one operation, unsigned three
   sampleAdd = (SAMPLE_ADD - 0x80000000) as i32
   sampleBelow = (SAMPLE_BELOW - 0x80000000) as i32
+  sampleBelowSparse = (SAMPLE_BELOW_SPARSE - 0x80000000) as i32
   laneMask1 = 0x000000ff
   laneMask2 = 0x00ff0000
   laneMask3 = 0x0000ffff

@@ -11,6 +11,7 @@ import {
   RUN_NEAR,
   SAMPLE_ADD,
   SAMPLE_BELOW,
+  SAMPLE_BELOW_SPARSE,
   SAMPLE_GAP,
   SAMPLE_STEP,
   SAVED_MIN,
@@ -31,10 +32,13 @@ export interface LongMatches {
   readonly isThere: boolean
   /** About the last matchLong: copies, and bytes of the page's own. */
   readonly found: { readonly copies: number; readonly literalBytes: number }
-  /** @param step samples are taken in SAMPLE_STEP bytes of so many */
-  sample(at: number, step: number): void
+  /**
+   * @param step samples are taken in SAMPLE_STEP bytes of so many
+   * @param isSparse a quarter of them
+   */
+  sample(at: number, step: number, isSparse: boolean): void
   rememberSamples(slot: number): void
-  matchLong(at: number, previous: number, tokens: number, literals: number): number
+  matchLong(at: number, previous: number, tokens: number, literals: number, isSparse: boolean): number
   /** Gives what a page copies from its second chance. */
   markSources(tokens: number, count: number): void
   /** The page to be looked at next was the last that passed but for `count` slots, of which the first is `from` in the ring. */
@@ -51,14 +55,15 @@ export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches
   let samples = 0
   const found = { copies: 0, literalBytes: 0 }
 
-  function sample(at: number, step: number): void {
+  function sample(at: number, step: number, isSparse: boolean): void {
+    const below = isSparse ? SAMPLE_BELOW_SPARSE : SAMPLE_BELOW
     let n = 0
     let next = 0
     let a = word(at)
     let b = word(at + 4)
     for (let position = 0; position < PAGE_BYTES - WINDOW; position++) {
       const x = (Math.imul(a, P1) + Math.imul(b, P2) + SAMPLE_ADD) >>> 0
-      if (x < SAMPLE_BELOW && position >= next && position % step < SAMPLE_STEP) {
+      if (x < below && position >= next && position % step < SAMPLE_STEP) {
         next = position + SAMPLE_GAP
         positions[n++] = position
       }
@@ -213,8 +218,8 @@ export function makeLongMatches(memory: TwinMemory, { mark }: Ring): LongMatches
     return best
   }
 
-  function matchLong(at: number, previous: number, tokens: number, literals: number): number {
-    sample(at, SAMPLE_STEP)
+  function matchLong(at: number, previous: number, tokens: number, literals: number, isSparse: boolean): number {
+    sample(at, SAMPLE_STEP, isSparse)
     page = at
     end = 0
     high = 0

@@ -13,6 +13,7 @@ import {
   MATCH_COLD_ONCE,
   MATCH_LATER,
   MATCH_LONG,
+  MATCH_SPARSE,
   MATCH_WORDS,
   NONE,
   PAGE_BYTES,
@@ -72,7 +73,7 @@ export function makeMatcher(
       const at = slotAddress(slot)
       hashPage(at)
       if (findTemplate(at) !== slot) continue
-      sample(at, SAMPLE_STEP)
+      sample(at, SAMPLE_STEP, false)
       rememberSamples(slot)
     }
   }
@@ -106,6 +107,7 @@ export function makeMatcher(
     let wordsAt = wordsTo
     let tokenAt = tokens
     let copied = 0
+    const isSparse = (options & MATCH_SPARSE) !== 0
     const isLong = (options & MATCH_LONG) !== 0 && long.isThere
     const isColdOnce = (options & MATCH_COLD) !== 0 && (options & MATCH_COLD_ONCE) !== 0
     words.fill(0, resultAt, resultAt + 16)
@@ -139,7 +141,7 @@ export function makeMatcher(
           }
           const lag = (options & MATCH_WORDS) !== 0 && !isCold ? wordsLag(at) : -1
           const numbers = lag >= 0 && isSure()
-          const count = isLong && !numbers && !isCold ? matchLong(at, before, tokenAt, literal) : 0
+          const count = isLong && !numbers && !isCold ? matchLong(at, before, tokenAt, literal, isSparse) : 0
           if (isCold) kind = KIND_COLD
           else if (count !== 0) {
             kind = KIND_PATCH
@@ -162,7 +164,7 @@ export function makeMatcher(
           }
           const inserted = insert(at, true)
           if (isLong && inserted !== NONE) {
-            if (numbers || isCold) sample(at, isCold ? SAMPLE_STEP_COLD : SAMPLE_STEP)
+            if (numbers || isCold) sample(at, isCold ? SAMPLE_STEP_COLD : SAMPLE_STEP, isSparse)
             rememberSamples(inserted)
           }
           placeSet(place, inserted)
@@ -203,7 +205,7 @@ export function makeMatcher(
       const lag = (options & MATCH_WORDS) !== 0 ? wordsLag(at) : -1
       const numbers = lag >= 0 && isSure()
       const tokens = staging + STAGED_TOKENS + index * PAGE_BYTES
-      const count = numbers ? 0 : matchLong(at, words[part + 1]! >>> 0, tokens, literals)
+      const count = numbers ? 0 : matchLong(at, words[part + 1]! >>> 0, tokens, literals, (options & MATCH_SPARSE) !== 0)
       let kind: number = KIND_NEW
       let own: number = PAGE_BYTES
       if (count !== 0) {
@@ -214,7 +216,7 @@ export function makeMatcher(
         splitWords(at, lag, literals)
       } else if (isDense(at)) kind = KIND_NEW_DENSE
       if (slot !== NONE) {
-        if (numbers) sample(at, SAMPLE_STEP)
+        if (numbers) sample(at, SAMPLE_STEP, (options & MATCH_SPARSE) !== 0)
         rememberSamples(slot)
       }
       words[result] = kind
