@@ -85,7 +85,7 @@ export class BatchEncoder {
     flow: FlowEncoder,
     from: Stretch,
     workspace: Workspace,
-    longMatch: boolean,
+    longMatch: boolean | 'sparse',
     useCold = true,
     keep = false,
   ): BatchCounts {
@@ -238,7 +238,7 @@ export class BatchEncoder {
   }
 
   /** Asks the kernel about every page of the batch. */
-  private match(flow: FlowEncoder, base: number, longMatch: boolean, useCold: boolean): void {
+  private match(flow: FlowEncoder, base: number, longMatch: boolean | 'sparse', useCold: boolean): void {
     const { workspace } = this
     const { kind, end, block, page, count, pages } = flow.records
     this.denseBytes = 0
@@ -255,6 +255,7 @@ export class BatchEncoder {
       places[n] = placeCount === 0 ? NONE : placeIndex(flow.migration, block[i]!, page[i]!, placeCount)
       n++
     }
+    const sparse = longMatch === 'sparse' ? MATCH.SPARSE : 0
     const finder = longMatch ? this.finder : undefined
     const cold = useCold && this.cold?.isEmpty === false && this.findCold(this.cold, list, flow.migration)
     this.kernel.matchPages(
@@ -267,12 +268,12 @@ export class BatchEncoder {
       workspace.columnAt[COLUMN.PAGES]!,
       workspace.columnAt[COLUMN.DENSE]!,
       workspace.columnAt[COLUMN.WORDS]!,
-      (longMatch ? MATCH.LONG | MATCH.WORDS : 0) |
+      (longMatch ? MATCH.LONG | MATCH.WORDS : MATCH.COLD_ONCE) |
+        sparse |
         (cold ? MATCH.COLD : 0) |
-        (longMatch ? 0 : MATCH.COLD_ONCE) |
         (finder ? MATCH.LATER : 0),
     )
-    finder?.find(workspace, n, MATCH.WORDS)
+    finder?.find(workspace, n, MATCH.WORDS | sparse)
     this.denseBytes = this.kernel.result[RESULT.DENSE_BYTES]!
     this.wordsBytes = this.kernel.result[RESULT.KIND_COUNT + KIND.WORDS]! * PAGE_SIZE
   }

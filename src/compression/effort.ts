@@ -20,9 +20,9 @@ const SMALL_WINDOW_LOG = 18
 export interface Effort {
   readonly level: number
   readonly name: string
-  /** Looks for parts of pages in the pool, not only for whole ones. */
-  readonly longMatch: boolean
-  /** What the columns are packed with. */
+  /** Looks for parts of pages in the pool, not only for whole ones; sparse: by a quarter of the samples. */
+  readonly longMatch: boolean | 'sparse'
+  /** What the columns are packed with; stored: the pages alone are not. */
   readonly method: 'stored' | 'lz4' | 'zstd'
   /** Of literal bytes of pages, and of all other columns. */
   readonly zstd?: { readonly pages: ZstdSettings; readonly others: ZstdSettings }
@@ -31,7 +31,11 @@ export interface Effort {
 /** From references alone to all that the CPU has. Rates and ratios of each: docs/operations.md, `make bench-ratio`. */
 export const EFFORTS: readonly Effort[] = [
   { level: 0, name: 'references', longMatch: false, method: 'stored' },
-  { level: 1, name: 'lz4', longMatch: false, method: 'lz4' },
+  {
+    ...effort(1, { level: 1, minMatch: 6, hashLog: 0, windowLog: 22 }, { level: 1, minMatch: 5 }),
+    name: 'sparse long matches, zstd 1',
+    longMatch: 'sparse',
+  },
   effort(2, { level: 1, minMatch: 5, hashLog: 0, windowLog: 22 }, { level: 1, minMatch: 5 }),
   effort(3, { level: 3, minMatch: 4, hashLog: 0, windowLog: 22 }, { level: 3, minMatch: 4 }),
   effort(4, { level: 7, minMatch: 4, hashLog: 18, windowLog: 22 }, { level: 5, minMatch: 5 }),

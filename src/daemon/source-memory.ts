@@ -1,4 +1,5 @@
 /** What the sessions of a source proxy take of their process: memory for pages, and shares of what all of it holds. */
+import { EFFORTS } from '../compression/effort.ts'
 import { isProxyError } from '../errors.ts'
 import { FairShares, type Share } from '../fair-shares.ts'
 import {
@@ -43,8 +44,8 @@ function shapeFor(effort: number | 'auto', threads: number): PoolShape {
     workspaces: WORKSPACES,
     slots: CHANNEL_UNITS,
     slotBytes: SLOT_UNIT_BYTES,
-    longMatch: effort === 'auto' || effort >= 2,
     threads,
+    longMatch: effort === 'auto' || EFFORTS[effort]!.longMatch !== false,
     ringInAdvance: 'always', // nobody but this site's operator opens sessions here, and --pool-memory is what they gave for all
   }
 }

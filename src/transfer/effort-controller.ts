@@ -27,7 +27,7 @@ const SETTLE_BATCHES = 3
 const START_BATCHES = 16
 /** Above this share of CPU waiting the level before is tried first, below it the next one. */
 const CPU_SHARE_DOWN = 0.4
-/** Above this one, and above level 1, the link has room whatever it was seen to take: it may never have been full. */
+/** Above this one the link has room whatever it was seen to take: it may never have been full. */
 const CPU_SHARE_NEVER_FULL = 0.9
 /**
  * Above this one the next level is not tried at all: the link has room for what there is. Encoding counts as waiting on
@@ -80,6 +80,8 @@ interface Rate {
   readonly made: number
   /** ... and that arrived at the other side. */
   readonly packed: number
+  /** How much of the raw bytes was not known. */
+  readonly fresh: number
 }
 
 /** What a level brought, in a sample of so many milliseconds that ended then. */
@@ -100,6 +102,8 @@ export class EffortController {
   private cpuMs = 0
   /** Of this sample. */
   private work = 0
+  private rawBytes = 0
+  private newBytes = 0
   private packedBytes = 0
   /** Bytes that wait for the link or are under way: now, and when the sample began. */
   private waitingBytes = 0
@@ -142,6 +146,8 @@ export class EffortController {
       this.beginSample()
     } else {
       this.work += newBytes + (rawBytes - newBytes) * KNOWN_WORK
+      this.rawBytes += rawBytes
+      this.newBytes += newBytes
       this.packedBytes += packedBytes
       this.batches++
     }
@@ -165,6 +171,7 @@ export class EffortController {
       work: this.work / total,
       made: this.packedBytes / total,
       packed: (this.packedBytes + this.waitedBytes - waitingBytes) / total,
+      fresh: this.rawBytes > 0 ? this.newBytes / this.rawBytes : 0,
     }
     const isWhole = total >= SAMPLE_MS && (this.batches >= SAMPLE_BATCHES || total >= SAMPLE_MAX_MS)
     if (!isWhole && !this.isPlainlyWorse(rate)) return
@@ -183,6 +190,8 @@ export class EffortController {
     this.wanMs = 0
     this.cpuMs = 0
     this.work = 0
+    this.rawBytes = 0
+    this.newBytes = 0
     this.packedBytes = 0
     this.waitedBytes = this.waitingBytes
     this.batches = 0
@@ -196,8 +205,15 @@ export class EffortController {
       const got = through(rate)
       const trialMs = nowMs - before.endMs
       const better = before.level < level ? isWorthMore(rate, before.rate) : got > before.rate.work * LESS_EFFORT_GAIN
+      if (!better && this.saysNothing(before, got, cpuShare) && this.mayTry(level - 1, nowMs, rate.packed)) {
+        this.before = before
+        this.moveTo(level - 1)
+        return
+      }
       if (!better) {
-        this.leave(level, cpuShare, nowMs, trialMs * shareLost(got, before.rate.work), before.rate.packed)
+        // less effort on other pages was no trial: the level before is to be seen on them, and this one right after it
+        const isTrial = before.level < level || !this.areOtherPages(before.rate.fresh, rate.fresh)
+        if (isTrial) this.leave(level, cpuShare, nowMs, trialMs * shareLost(got, before.rate.work), before.rate.packed)
         this.moveTo(before.level)
         return
       }
@@ -208,13 +224,20 @@ export class EffortController {
         this.leave(before.level, 1, nowMs, lostMs, rate.packed)
       }
     }
-    const neverFull = level > LEVEL_START && cpuShare > CPU_SHARE_NEVER_FULL
-    const hasRoom = rate.packed < this.full * STILL_FULL || neverFull
+    const hasRoom = rate.packed < this.full * STILL_FULL || cpuShare > CPU_SHARE_NEVER_FULL
     const down = hasRoom && cpuShare > CPU_SHARE_DOWN && this.mayTry(level - 1, nowMs, rate.packed)
     const up = !down && cpuShare < CPU_SHARE_UP_MAX && this.mayTry(level + 1, nowMs, rate.packed)
     if (!down && !up) return
     this.before = { level, rate, sampleMs, endMs: nowMs }
     this.moveTo(down ? level - 1 : level + 1)
+  }
+
+  /**
+   * Less effort brought about as much, and the CPU is still all that is waited for: where two levels are alike, the one below
+   * them is not.
+   */
+  private saysNothing({ level, rate }: Sampled, got: number, cpuShare: number): boolean {
+    return level > this.level && got > rate.work * SAME_WORK && cpuShare > CPU_SHARE_NEVER_FULL
   }
 
   /**
@@ -243,7 +266,7 @@ export class EffortController {
     return nowMs >= (others ? this.soonestMs[level]! : this.retryAtMs[level]!)
   }
 
-  /** By the packed bytes that arrived when a level was left, and that arrive now. */
+  /** By the packed bytes that arrived when a level was left, and that arrive now; or by how much of them was new. */
   protected areOtherPages(then: number, now: number): boolean {
     return now > then * OTHER_PAGES || now * OTHER_PAGES < then
   }

@@ -25,7 +25,7 @@ function run(
 
 t.test('effort follows what the encoder waits for', t => {
   const controller = new EffortController('auto')
-  t.equal(controller.effort(false).level, 1, 'begins at LZ4')
+  t.equal(controller.effort(false).level, 1, 'begins at the first that packs')
   let at = run(controller, 0, 2000, () => 'wan')
   t.equal(controller.effort(false).level, EFFORT_MAX - 1, 'a link that stays full: up, but never to the last level')
   t.equal(controller.effort(true).level, 1, 'a guest waits: nothing slow')
@@ -177,7 +177,7 @@ function* slowShortCases(make: () => EffortController): Generator<string, number
         const best = Math.min(...seconds)
         const oracle = Math.max(best, simulate(new Oracle(seconds.indexOf(best)), short, 1))
         const auto = simulate(make(), short, 1)
-        if (auto > oracle * 1.12 + START_S)
+        if (auto > oracle * 1.15 + START_S)
           yield `${where}: ${auto.toFixed(2)} s, an oracle ${oracle.toFixed(2)} s, best ${best.toFixed(2)} s`
       }
     }
