@@ -17,7 +17,7 @@ import type { ColdLease } from './cold/cold-sets.ts'
 import { LongGain } from './long-gain.ts'
 import { gainsOf, type Pool } from './pool.ts'
 
-/** The first effort that has long matches: there they are looked for in disks only where they bring much. */
+/** The first effort that looks for all long matches: there they are looked for in disks only where they bring much. */
 const SELECTIVE_EFFORT = 2
 
 /**
@@ -141,8 +141,8 @@ export class Outbound<C extends OutboundChannel> {
     this.gains?.begin(channel.encoder.migration)
     const isSelective = channel.encoder.isDisk && effort.level === SELECTIVE_EFFORT
     job.gain = isSelective ? this.longGain(channel) : undefined
-    const looks = effort.longMatch && (job.gain?.next() ?? true)
-    job.looked = looks
+    const looks = (job.gain?.next() ?? true) && effort.longMatch
+    job.looked = looks !== false
     job.counts = this.encoder.encode(channel.encoder, loan, workspace, looks, useCold, keep)
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
     loan.release()

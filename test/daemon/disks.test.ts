@@ -350,7 +350,7 @@ t.test(
   async t => {
     for (const dies of [true, false]) {
       await using kit = await Nbdkit.start('memory', '1M')
-      await using pair = await Disks.start(`unix:${kit.socket}`)
+      await using pair = await DiskPair.start(`unix:${kit.socket}`)
       const client = await DiskClient.open(pair.daemons.diskPort)
       await client.write(0, Buffer.alloc(PAGE, 'a'))
       await client.flush()

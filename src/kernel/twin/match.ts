@@ -205,7 +205,9 @@ export function makeMatcher(
       const lag = (options & MATCH_WORDS) !== 0 ? wordsLag(at) : -1
       const numbers = lag >= 0 && isSure()
       const tokens = staging + STAGED_TOKENS + index * PAGE_BYTES
-      const count = numbers ? 0 : matchLong(at, words[part + 1]! >>> 0, tokens, literals, (options & MATCH_SPARSE) !== 0)
+      const count = numbers
+        ? 0
+        : matchLong(at, words[part + 1]! >>> 0, tokens, literals, (options & MATCH_SPARSE) !== 0)
       let kind: number = KIND_NEW
       let own: number = PAGE_BYTES
       if (count !== 0) {
