@@ -37,18 +37,22 @@ export const EFFORTS: readonly Effort[] = [
     longMatch: 'sparse',
   },
   effort(2, { level: 1, minMatch: 5, hashLog: 0, windowLog: 22 }, { level: 1, minMatch: 5 }),
-  effort(3, { level: 3, minMatch: 4, hashLog: 0, windowLog: 22 }, { level: 3, minMatch: 4 }),
+  effort(3, { level: 3, minMatch: 4, hashLog: 0, windowLog: 23 }, { level: 8, minMatch: 4, hashLog: 16 }),
   effort(4, { level: 7, minMatch: 4, hashLog: 18, windowLog: 22 }, { level: 5, minMatch: 5 }),
   effort(5, { level: 19, minMatch: 0, hashLog: 0, windowLog: 23 }, { level: 19, minMatch: 0 }),
 ]
 
-function effort(level: number, pages: ZstdSettings, others: Pick<ZstdSettings, 'level' | 'minMatch'>): Effort {
+function effort(
+  level: number,
+  pages: ZstdSettings,
+  others: Pick<ZstdSettings, 'level' | 'minMatch'> & Partial<ZstdSettings>,
+): Effort {
   return {
     level,
     name: `long matches, zstd ${pages.level}`,
     longMatch: true,
     method: 'zstd',
-    zstd: { pages, others: { ...others, hashLog: 0, windowLog: SMALL_WINDOW_LOG } },
+    zstd: { pages, others: { hashLog: 0, ...others, windowLog: SMALL_WINDOW_LOG } },
   }
 }
 

@@ -28,8 +28,7 @@ const LEVEL_FOR_BYTES = 16
 function packNowMax(level: number): number {
   if (level <= 3 && availableParallelism() <= 2) return BATCH_RAW_MAX
   if (level <= 1) return 16384
-  if (level <= 3) return 8192
-  return level <= 7 ? 4096 : 0
+  return level <= 8 ? 8192 : 0
 }
 
 /** Room for any piece, whatever its bytes: zstd adds less than one in 256, and a head. */
