@@ -2,6 +2,7 @@
 import type { CommandModule } from 'yargs'
 import type { PastMigration } from '../daemon/control-api.ts'
 import { ProxyError } from '../errors.ts'
+import { BY_OPERATOR } from '../migration/outcome.ts'
 import { requireKeepable } from '../qmp/advice.ts'
 import { type CourseTask, migrationCourse, type Outcome, type PostcopyAfter } from '../qmp/migration-course.ts'
 import { runCourse } from '../qmp/migration-run.ts'
@@ -144,11 +145,15 @@ async function runMigrate(args: MigrateArguments): Promise<void> {
   }
 }
 
-/** Of a migration that failed QEMU knows that its socket broke; why, the proxy does. */
+/** Of a migration that failed QEMU knows that its socket broke; why, the proxy does: it may have been told to cancel it. */
 function withReason(outcome: Outcome, past: PastMigration | undefined): Outcome {
   const { error, result } = outcome
   if (error === undefined || result !== 'failed' || past === undefined || past.outcome === 'completed') return outcome
   const { code, what, where, action } = error
+  if (past.outcome === 'cancelled' && past.reason === BY_OPERATOR) {
+    const cancelled = new ProxyError('MIGRATION_CANCELLED', past.reason, where, action, { cause: error })
+    return { ...outcome, result: 'cancelled', error: cancelled }
+  }
   const said = `${what}; the source proxy: ${past.reason}`
   return { ...outcome, error: new ProxyError(code, said, where, action, { cause: error }) }
 }

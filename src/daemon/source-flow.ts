@@ -8,7 +8,7 @@ import type { Share } from '../fair-shares.ts'
 import { ChannelStart } from '../migration/channel-start.ts'
 import type { Departure } from '../migration/departure.ts'
 import type { FlowKind, Gate } from '../migration/gate.ts'
-import type { Cause } from '../migration/outcome.ts'
+import { BY_OPERATOR, type Cause } from '../migration/outcome.ts'
 import type { MemoryPlace } from '../migration/progress.ts'
 import type { SourceChannel, SourceChannels } from '../migration/source-channels.ts'
 import { SourceFacts } from '../migration/source-facts.ts'
@@ -42,7 +42,7 @@ interface Why {
   readonly text: string
 }
 
-const CANCELLED: Cause = { by: 'operator', how: 'broke', text: 'cancelled by the operator of the source proxy' }
+const CANCELLED: Cause = { by: 'operator', how: 'broke', text: BY_OPERATOR }
 
 const NO_REASON: Why = { code: CODE.NONE, text: '' }
 

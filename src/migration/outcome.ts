@@ -25,6 +25,9 @@ export interface Cause {
   readonly text: string
 }
 
+/** By which its history says that the source proxy's operator cancelled it: as stable as an event's name. */
+export const BY_OPERATOR = 'cancelled by the operator of the source proxy'
+
 /** What a side saw of a migration by its end. */
 export interface EndFacts {
   /** Status of SHUT, the destination QEMU's last word; undefined where it was not heard. */

@@ -1,5 +1,5 @@
 /** `pageferry migrate` and `doctor --fix` as commands, against QEMUs that are models: output, signals, exit statuses. */
-import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, mkdtempSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { join } from 'node:path'
 import t from 'tap'
@@ -139,25 +139,48 @@ t.test('a host without anything for Unix sockets', async t => {
   )
 })
 
-t.test('why it failed, as the proxy tells it', async t => {
-  const { near, far } = await models(t, {
-    course: ['active', { status: 'failed', 'error-desc': 'Bad file descriptor' }],
-  })
-  const past = { id: '5-1', direction: 'out', outcome: 'failed', reason: 'tcp:127.0.0.1:4444 refused the connection' }
+/** A source proxy that tells of one migration once it is over. @returns its control socket */
+async function proxyThat(t: { teardown(run: () => void): void }, past: object): Promise<string> {
   let looks = 0
-  const control = join(folder, 'control')
+  const control = join(mkdtempSync(join(folder, 'proxy-')), 'control')
   const proxy = createServer((request, response) => {
     const migrations = looks++ < 2 ? [] : [past] // status and history before it begins
     response.end(JSON.stringify(request.url === '/history' ? { api: 1, migrations } : { api: 1, sources: [] }))
   })
   await new Promise<void>(done => proxy.listen(control, done))
   t.teardown(() => void proxy.close())
-  const outcome = await migrate(near, far, ['--control', control])
+  return control
+}
+
+const BREAKS = { course: ['active', { status: 'failed', 'error-desc': 'Bad file descriptor' }] }
+
+t.test('why it failed, as the proxy tells it', async t => {
+  const { near, far } = await models(t, BREAKS)
+  const past = { id: '5-1', direction: 'out', outcome: 'failed', reason: 'tcp:127.0.0.1:4444 refused the connection' }
+  const outcome = await migrate(near, far, ['--control', await proxyThat(t, past)])
   t.equal(outcome.status, 17, outcome.stderr)
   t.match(
     outcome.stderr,
     /error: the migration failed: Bad file descriptor; the source proxy: tcp:127\.0\.0\.1:4444 refused the connection\n/,
   )
+})
+
+t.test('`pageferry cancel` is a cancel here too, though QEMU only sees its socket break', async t => {
+  const past = { id: '5-1', direction: 'out', outcome: 'cancelled' }
+  const { near, far } = await models(t, BREAKS)
+  const reason = 'cancelled by the operator of the source proxy'
+  const outcome = await migrate(near, far, ['--control', await proxyThat(t, { ...past, reason })])
+  t.equal(outcome.status, 18, outcome.stderr)
+  t.match(outcome.stdout, /^cancelled/)
+  t.match(
+    outcome.stderr,
+    /error: cancelled by the operator of the source proxy\nhint: the guest is running at the source/,
+  )
+
+  const other = await models(t, BREAKS)
+  const closed = 'the source QEMU closed in the middle of its stream: cancelled there, or that QEMU is gone'
+  const failed = await migrate(other.near, other.far, ['--control', await proxyThat(t, { ...past, reason: closed })])
+  t.equal(failed.status, 17, 'where QEMU closed, QEMU knows why')
 })
 
 t.test('Ctrl-C cancels, and waits until the guest goes on', async t => {
