@@ -285,3 +285,43 @@ t.test('a number that another channel has which is being brought to its end', t 
   t.equal(bench.pump.next(1000)?.channel, channel)
   t.end()
 })
+
+t.test('of a disk more is gathered, as long as it comes in each turn', t => {
+  const disk = (ready: number, turns: number, ms: number): boolean => {
+    const bench = new Bench()
+    bench.room = 1e9
+    const channel = new PumpedChannel(1, { ready: 0, waiting: 0 }, 9 * 64 * KIB, true)
+    bench.pump.add(channel)
+    bench.pump.arrives(channel, 1000)
+    holds(channel, 100 * KIB)
+    bench.pump.nextTurn()
+    bench.pump.arrives(channel, 1000 + ms)
+    holds(channel, ready)
+    for (let turn = 0; turn < turns; turn++) bench.pump.nextTurn()
+    return bench.pump.next(1000 + ms) === undefined
+  }
+  t.equal(disk(400 * KIB, 1, 1), true)
+  t.equal(disk(448 * KIB, 1, 1), false, 'enough')
+  t.equal(disk(400 * KIB, 2, 1), false, 'a turn without any')
+  t.equal(disk(400 * KIB, 1, 3.9), true)
+  t.equal(disk(400 * KIB, 1, 4), false, 'it takes too long')
+  t.end()
+})
+
+t.test('the link is behind where it is waited for', t => {
+  const bench = new Bench()
+  bench.channel(1, 300 * KIB)
+  t.equal(bench.pump.linkIsBehind, false)
+  const wait = (room: number, fromMs: number, ms: number): void => {
+    bench.room = room
+    bench.hasRoom = false
+    for (let at = fromMs; at < fromMs + ms; at += 10) bench.pump.next(at)
+  }
+  wait(1e6, 1000, 1000)
+  t.equal(bench.pump.linkIsBehind, false, 'what is encoded is')
+  wait(0, 2000, 300)
+  t.equal(bench.pump.linkIsBehind, true)
+  wait(1e6, 2300, 2000)
+  t.equal(bench.pump.linkIsBehind, false)
+  t.end()
+})
