@@ -376,6 +376,24 @@ t.test('fields of hellos', async t => {
     codeOf(() => clientHelloOf({ ...cold, cold: CLIENT.sets })),
     'PROTOCOL_SYNTAX',
   )
+  const keeps = { ...CLIENT, features: ['kept-blocks'], kept: 1000 }
+  t.same(clientHelloOf(keeps), keeps)
+  t.same(clientHelloOf({ ...CLIENT, kept: 'x' }), CLIENT, 'likewise')
+  t.same(clientHelloOf({ ...keeps, kept: 0 }), { ...CLIENT, features: ['kept-blocks'] })
+  const kept = { ...SERVER, features: ['kept-blocks'], kept: 999 }
+  t.same(serverHelloOf(kept, keeps), kept)
+  for (const wrong of [1001, 1.5, '1', null]) {
+    t.equal(
+      codeOf(() => serverHelloOf({ ...kept, kept: wrong }, keeps)),
+      'PROTOCOL_SYNTAX',
+      `kept ${wrong}`,
+    )
+  }
+  t.not(
+    codeOf(() => clientHelloOf({ ...keeps, kept: 2 ** 24 + 1 })),
+    'none',
+    'more than any side keeps',
+  )
   const no = serverHelloOf({ agent: 'x', refuse: { code: 'PEER_LOST', text: 'unknown session' } })
   t.ok(isRefusal(no) && no.refuse.code === 'PEER_LOST')
   const later = serverHelloOf({ agent: 'x', refuse: { code: 'A_LATER_CODE', text: '' } })
