@@ -1,6 +1,6 @@
 /** `--threads`, for proxies, `encode`, `estimate` and `decode` alike. */
 export const THREADS_OPTION = {
-  describe: 'Threads that match, pack and unpack, this one counted; auto: as many as there are cores, 4 at most',
+  describe: 'Threads that match, pack and unpack, this one counted; auto: one less than there are cores, 4 at most',
   type: 'string',
   requiresArg: true,
   default: 'auto',

@@ -26,7 +26,10 @@ export function parseThreads(text: string, option = '--threads'): Threads {
   return count
 }
 
-/** Threads that are used, the main one counted. @param cores that this process may have */
+/**
+ * Threads that are used, the main one counted. By itself one core is left to QEMU, whose guest runs, and to the system.
+ * @param cores that this process may have
+ */
 export function threadCount(threads: Threads, cores: number = availableParallelism()): number {
-  return threads === 'auto' ? Math.min(THREADS_AUTO_MAX, Math.max(1, cores)) : threads
+  return threads === 'auto' ? Math.min(THREADS_AUTO_MAX, Math.max(1, cores - 1)) : threads
 }
