@@ -259,6 +259,50 @@ async function session(source: string, level: number, more: object = {}) {
   return { run, end, errors, timers, workers, got: () => Buffer.concat(got), bytes }
 }
 
+t.test('several sessions of one memory, which grows as they come', { skip: !BUILT }, async t => {
+  const pools = new Pools({ threads: 3, unusedMs: 0 })
+  const terms = { sets: [], store: undefined, ringPages: 1024, places: 1024, slotBytes: 1 << 20 }
+  const shape = { longMatch: true, threads: 3, workspaces: 3, slots: 5, ringInAdvance: 'always' } as const
+  const sides = []
+  for (const seed of [21, 22, 23]) {
+    const pool = await pools.open({ ...terms, ...shape, role: 'encoder' })
+    const far = await openPool({ ...terms, role: 'decoder', longMatch: false, workspaces: 1, slots: 3 })
+    await pool.ready
+    const errors: unknown[] = []
+    const got: Buffer[] = []
+    const flow = {
+      expander: new FlowExpander(1, new PoolRegions([0, terms.ringPages])),
+      expanded(view: Uint8Array, release: () => void) {
+        got.push(Buffer.from(view))
+        release()
+      },
+    }
+    const fail = (error: unknown): void => void errors.push(error)
+    const inbound = new Inbound(far, SEED_WORDS, fail)
+    const outbound = new Outbound(pool, SEED_WORDS, (_, parts) => inbound.push(flow, [Buffer.concat(parts)]), fail)
+    const bytes = madeUp(seed, 1000)
+    sides.push({ pool, far, errors, got, inbound, outbound, bytes, channel: new Channel(pool, 0, 'main', 1, {}) })
+  }
+  t.equal(pools.stats.length, 1, 'one memory')
+  // batch by batch in turn
+  for (let at = 0; at < Math.max(...sides.map(({ bytes }) => bytes.length)); at += 400_000) {
+    for (const { outbound, channel, bytes } of sides) {
+      channel.push(bytes.subarray(at, at + 400_000))
+      await outbound.room()
+      outbound.encode(channel, EFFORTS[2]!, at + 400_000 >= bytes.length)
+    }
+  }
+  for (const { outbound, inbound, errors, got, bytes, pool, far } of sides) {
+    await outbound.idle()
+    await inbound.idle()
+    t.same(errors, [])
+    t.ok(Buffer.concat(got).equals(bytes), `${bytes.length} bytes`)
+    await outbound.close()
+    inbound.close()
+    await Promise.all([pool.close(), far.close()])
+  }
+})
+
 t.test('a helper that dies ends its session, with a typed error', { skip: !BUILT }, async t => {
   for (const [death, reason] of [
     ['process.exit(3)', /a helping thread has ended/],
