@@ -13,6 +13,7 @@ import { fileURLToPath } from 'node:url'
 import { assert } from '../errors.ts'
 import { ENTRY_BYTES } from './constants.ts'
 import type { KernelFunctions } from './functions.ts'
+import { commitMemory, instantiate } from './instance.ts'
 import {
   createMemory,
   type MemoryLayout,
@@ -213,7 +214,7 @@ export function kernelOver(
       placeTable.fill(0, first, first + n)
     },
     commit(at, length) {
-      for (let p = at, to = at + length; p < to; p += PAGE_BYTES) Atomics.add(bytes, p, 0)
+      commitMemory(bytes, at, length)
     },
     reset() {
       const { ringPages, longEntries, ringTableEntries } = layout
@@ -234,40 +235,4 @@ export function kernelOver(
       placeTable.fill(0)
     },
   }
-}
-
-type Exports = {
-  [K in keyof KernelFunctions]: (...args: number[]) => number
-} & { configure(state: number, scratch: number): void }
-
-function instantiate(
-  module: WebAssembly.Module,
-  memory: WebAssembly.Memory,
-  layout: SessionLayout,
-  scratch: number,
-): KernelFunctions {
-  const e = new WebAssembly.Instance(module, { env: { memory } }).exports as unknown as Exports
-  e.configure(layout.state, scratch)
-  // WebAssembly answers with signed words and 0 or 1
-  return {
-    indexTemplates: (from, to) => e.indexTemplates(from, to) >>> 0,
-    rememberTemplates: e.rememberTemplates,
-    hashPages: e.hashPages,
-    samePage: (a, b) => e.samePage(a, b) !== 0,
-    fillOf: e.fillOf,
-    isDense: at => e.isDense(at) !== 0,
-    unknownPages: e.unknownPages,
-    matchPages: e.matchPages,
-    matchParts: e.matchParts,
-    settlePages: e.settlePages,
-    checksum: e.checksum,
-    expandZeros: e.expandZeros,
-    expandFill: e.expandFill,
-    expandPages: e.expandPages,
-    expandNew: e.expandNew,
-    expandPatch: e.expandPatch,
-    joinWords: e.joinWords,
-    insertPage: (at, place) => e.insertPage(at, place) >>> 0,
-    copyOut: (out, poolOffset, length) => e.copyOut(out, poolOffset, length) !== 0,
-  } as KernelFunctions
 }

@@ -4,7 +4,9 @@
  */
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { ZstdPacker } from '../../compression/zstd-stream.ts'
-import { type Kernel, kernelOver, STAGED } from '../../kernel/kernel.ts'
+import { type KernelFunctions, STAGED } from '../../kernel/functions.ts'
+import { commitMemory, instantiate } from '../../kernel/instance.ts'
+import { SCRATCH_BYTES } from '../../kernel/layout.ts'
 import { Board, type Claim } from './board.ts'
 import type { FromHelper, HelperData, Piece, ToHelper } from './messages.ts'
 
@@ -14,7 +16,9 @@ const board = new Board(buffer)
 
 interface Session {
   readonly memory: WebAssembly.Memory
-  readonly kernel: Kernel
+  readonly kernel: KernelFunctions
+  /** The memory as it was when the session opened: its block is in it. */
+  readonly bytes: Uint8Array
   /** Of this thread. */
   readonly staging: number
 }
@@ -31,8 +35,9 @@ function take(message: ToHelper): void {
     case 'session': {
       const { session, memory, module, layout } = message
       const thread = helper + 1
-      const kernel = kernelOver(memory, layout, { module, thread })
-      sessions.set(session, { memory, kernel, staging: layout.staging + thread * STAGED.BYTES })
+      const kernel = instantiate(module, memory, layout, layout.scratch + thread * SCRATCH_BYTES)
+      const staging = layout.staging + thread * STAGED.BYTES
+      sessions.set(session, { memory, kernel, bytes: new Uint8Array(memory.buffer), staging })
       break
     }
     case 'stream': {
@@ -48,7 +53,7 @@ function take(message: ToHelper): void {
       streams.delete(message.stream)
       break
     case 'commit':
-      sessions.get(message.session)!.kernel.commit(message.at, message.length)
+      commitMemory(sessions.get(message.session)!.bytes, message.at, message.length)
       answer({ kind: 'committed' })
       break
     case 'close':
@@ -79,9 +84,9 @@ let claimed: Session | undefined
 function prepare({ session, parts, first, count }: Claim): boolean {
   claimed = sessions.get(session)
   if (claimed === undefined) return false // what opens it is on its way
-  const { kernel, staging } = claimed
+  const { bytes, staging } = claimed
   const from = parts + first * STAGED.PART
-  kernel.bytes.copyWithin(staging, from, from + count * STAGED.PART)
+  bytes.copyWithin(staging, from, from + count * STAGED.PART)
   return true
 }
 
