@@ -22,6 +22,7 @@ import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
 import { ColumnPacker } from '../../src/compression/column-packer.ts'
 import { ColumnUnpacker } from '../../src/compression/column-unpacker.ts'
 import type { Effort } from '../../src/compression/effort.ts'
+import { ProxyError } from '../../src/errors.ts'
 import { kernelModule, layoutMemory, loadKernel, NONE } from '../../src/kernel/kernel.ts'
 import { STATE } from '../../src/kernel/layout.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
@@ -69,9 +70,9 @@ export class KeptModel implements KeptPages {
   }
 
   /** The block at a place of so many. */
-  at(place: number, places: number): Buffer {
+  at(place: number, places: number): Buffer | undefined {
     const last = this.blocks.length - 1
-    return this.blocks[last - ((last - place) % places)]!
+    return this.blocks[last - ((last - place) % places)]
   }
 
   /** The place of the youngest block like this one, among the last `places`; -1: none is. */
@@ -396,7 +397,10 @@ export class Receiver {
   }
 
   private pageOf(number: number): Uint8Array {
-    return this.cold[number] ?? this.kept.at(number - this.cold.length, this.keptMax)
+    const page = this.cold[number] ?? this.kept.at(number - this.cold.length, this.keptMax)
+    if (page) return page
+    // a proxy asks its peer, who ends the session: it has never named it
+    throw new ProxyError('BATCH_FORMAT', 'a block that was never kept', undefined, 'the session ends')
   }
 
   /** Fetches the cold pages that the batch names. */
