@@ -35,15 +35,15 @@ const digest = (bytes: Uint8Array): string => createHash('sha256').update(bytes)
 /** So many blocks for one session, in a folder. */
 const space = (folder: string, blocks = 4 * BLOCKS): KeptSpace => new KeptSpace(folder, 2 * blocks * PAGE, () => 1e12)
 
-interface Half {
-  readonly options: { readonly pool: OpenPool }
+interface Run {
+  readonly session: { readonly options: { readonly pool: OpenPool } }
 }
 
 /** What both halves of the session have kept. */
 function keptOf({ source, destination }: Daemons): readonly (KeptBlocks | undefined)[] {
-  const { session: near } = (source as unknown as { run: { session: Half } }).run
-  const [far] = (destination as unknown as { sessions: Map<unknown, Half> }).sessions.values()
-  return [near, far!].map(half => half.options.pool.cold?.kept)
+  const { runs } = source as unknown as { runs: { all: readonly Run[] } }
+  const far = destination as unknown as { runs: Map<unknown, Run> }
+  return [runs.all[0]!, [...far.runs.values()][0]!].map(({ session }) => session.options.pool.cold?.kept)
 }
 
 /** Memories whose disks are waited for, however busy the machine is. */
