@@ -467,6 +467,15 @@ export const COLD_PAGES_MAX = 2 ** 25
  */
 export const KEPT_BLOCKS_MAX = 2 ** 24
 
+/**
+ * Blocks that may be kept behind a batch before the other side has expanded it: as many as credit of one identity lets be under
+ * way, 256 MiB (MEMORY_BUDGET_BYTES). It may still ask for what that batch names, so so many places are not written over.
+ */
+export const KEPT_UNDER_WAY_BLOCKS = MEMORY_BUDGET_BYTES / 2 / 4096
+
+/** Fewer are not kept: half of them at least can be named. 512 MiB. */
+export const KEPT_BLOCKS_MIN = 2 * KEPT_UNDER_WAY_BLOCKS
+
 /** What of all sessions' may wait for the disk, 64 MiB: what comes beyond it is not kept. */
 export const KEPT_WAITING_PAGES_MAX = 16_384
 

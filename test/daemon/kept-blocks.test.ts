@@ -33,7 +33,8 @@ const stream = syntheticStream(
 
 const digest = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
 /** So many blocks for one session, in a folder. */
-const space = (folder: string, blocks = 4 * BLOCKS): KeptSpace => new KeptSpace(folder, 2 * blocks * PAGE, () => 1e12)
+const space = (folder: string, blocks = 4 * BLOCKS): KeptSpace =>
+  new KeptSpace(folder, 2 * blocks * PAGE, () => 1e12, 1)
 
 interface Run {
   readonly session: { readonly options: { readonly pool: OpenPool } }

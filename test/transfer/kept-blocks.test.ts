@@ -1,9 +1,11 @@
 /** Blocks of disks that a side keeps: what is found and read is what was kept, or nothing. */
-import { readdirSync } from 'node:fs'
+import { fstatSync, readdirSync, statfsSync } from 'node:fs'
 import t from 'tap'
-import { KEPT_WAITING_PAGES_MAX } from '../../src/limits.ts'
+import { KEPT_BLOCKS_MIN, KEPT_UNDER_WAY_BLOCKS, KEPT_WAITING_PAGES_MAX } from '../../src/limits.ts'
 import { PROOF_WORDS, writeProof } from '../../src/store/cold-set.ts'
 import { PAGE_SIZE } from '../../src/template/wire.ts'
+import { ColdAnswers } from '../../src/transfer/cold/cold-answers.ts'
+import { ColdSets } from '../../src/transfer/cold/cold-sets.ts'
 import { KeptBlocks } from '../../src/transfer/cold/kept-blocks.ts'
 import { KeptIndex } from '../../src/transfer/cold/kept-index.ts'
 import { KeptSpace } from '../../src/transfer/cold/kept-space.ts'
@@ -50,8 +52,8 @@ t.test('what was kept is found and read; when it is written over it is not found
     for (let number = 0; number < first + 16; number++) {
       const body = page(number + 1)
       const place = kept.find(proofOf(body), 0)
-      // an eighth of them is about to be written over
-      const isThere = first + 16 - number <= 64 - 8
+      // batches under way may write over the older half
+      const isThere = first + 16 - number <= 64 - 32
       if (place !== (isThere ? number % 64 : -1)) wrong.push(`${first}: ${number} at ${place}`)
       if (place < 0) continue
       if (!(await readBack(kept, place)).equals(body)) wrong.push(`${first}: ${number} reads otherwise`)
@@ -61,8 +63,60 @@ t.test('what was kept is found and read; when it is written over it is not found
   t.same(wrong, [])
   t.equal(kept.find(proofOf(page(5000)), 0), -1)
   t.same(readdirSync(folder), [], 'the file has no name')
+  const { fd } = kept
+  t.equal(fstatSync(fd!).size, 64 * PAGE_SIZE)
   kept.close()
-  await t.rejects(readBack(kept, 0), { code: 'IO' }, 'its disk space is free at once')
+  await t.rejects(readBack(kept, 0), { code: 'IO' })
+  await until('its disk space to be free', () => fstatSync(fd!).size === 0)
+})
+
+t.test('of a block that is named as many may follow as can be under way', t => {
+  const blocks = KEPT_BLOCKS_MIN
+  const space = { folder: '/nowhere', takeRoom: () => false, giveRoom: () => {} }
+  const kept = new KeptBlocks({ blocks, space, indexed: true, loop: EVENT_LOOP })
+  // as if its disk had it; the others are not taken, and count
+  const own = kept as unknown as { proofs: Uint32Array; there: Uint8Array; index: { add(place: number): void } }
+  keep(kept, [page(1)])
+  own.proofs.set(proofOf(page(1)))
+  own.there[0] = 1
+  own.index.add(0)
+  const follow = (count: number): void => {
+    kept.keep(new Uint8Array(0), new Uint32Array(0), count)
+  }
+  follow(blocks - KEPT_UNDER_WAY_BLOCKS - 1)
+  t.equal(kept.find(proofOf(page(1)), 0), 0, 'all that can be under way may follow, and it is still there')
+  follow(1)
+  t.equal(kept.find(proofOf(page(1)), 0), -1)
+  t.end()
+})
+
+t.test('for a block that was written over nothing else is sent', async t => {
+  const { folder } = scratch(t.teardown)
+  const sets = new ColdSets()
+  const space = new KeptSpace(folder, 1e9)
+  const cold = await sets.open([], undefined, true, { blocks: 8, space })
+  const kept = cold.kept!
+  keep(kept, numbers(1, 2))
+  await until('they are written', () => kept.available === 2)
+  const place = kept.find(proofOf(page(1)), 0)
+  t.equal(place, 0)
+  cold.named.add(place, 1)
+  const sent: (Buffer | undefined)[] = []
+  const answers = new ColdAnswers(
+    cold,
+    (_number, bytes) => sent.push(bytes && Buffer.from(bytes)),
+    () => {},
+  )
+  t.ok(answers.answer([place]))
+  await until('its answer', () => sent.length === 1)
+  // its number is another one's, which the disk does not have yet
+  keep(kept, [])
+  ;(kept as unknown as { ended: boolean }).ended = true
+  keep(kept, numbers(101, 8))
+  t.ok(answers.answer([place]))
+  await until('the other answer', () => sent.length === 2)
+  t.same(sent, [page(1), undefined])
+  cold.release()
 })
 
 t.test('what the disk does not take in time is counted, and not there', async t => {
@@ -154,7 +208,7 @@ t.test('the index has what was put in and not what was taken out', t => {
 
 t.test('disk space is shared by halves, and never more than half of what is free', t => {
   let free = 1e12
-  const space = new KeptSpace('/var/tmp', 1024 * PAGE_SIZE, () => free)
+  const space = new KeptSpace('/var/tmp', 1024 * PAGE_SIZE, () => free, 1)
   const first = space.take(2000)
   const second = space.take(2000)
   const third = space.take(100)
@@ -166,6 +220,29 @@ t.test('disk space is shared by halves, and never more than half of what is free
   t.equal(space.take(2000).blocks, 10)
   free = 0
   t.equal(space.take(2000).blocks, 0)
-  t.equal(new KeptSpace('/nowhere', 1e9).take(2000).blocks, 0)
+  t.equal(new KeptSpace('/nowhere', 1e12, undefined, 1).take(2000).blocks, 0)
+  t.end()
+})
+
+t.test('so few that batches under way could write over all of them are none', t => {
+  const space = new KeptSpace('/var/tmp', 5 * KEPT_BLOCKS_MIN * PAGE_SIZE, () => 1e12)
+  t.equal(space.take(KEPT_BLOCKS_MIN - 1).blocks, 0)
+  t.equal(space.take(KEPT_BLOCKS_MIN).blocks, KEPT_BLOCKS_MIN)
+  t.equal(space.take(Number.POSITIVE_INFINITY).blocks, 2 * KEPT_BLOCKS_MIN)
+  t.equal(space.take(Number.POSITIVE_INFINITY).blocks, KEPT_BLOCKS_MIN)
+  t.equal(space.take(Number.POSITIVE_INFINITY).blocks, 0, 'half of what is left is too little')
+  t.end()
+})
+
+const TMPFS = 0x0102_1994
+const hasTmpfs = (): boolean => {
+  try {
+    return statfsSync('/dev/shm').type === TMPFS
+  } catch {
+    return false
+  }
+}
+t.test('memory is no disk', { skip: !hasTmpfs() && 'no tmpfs at /dev/shm' }, t => {
+  t.equal(new KeptSpace('/dev/shm', 1e12, undefined, 1).take(100).blocks, 0)
   t.end()
 })

@@ -51,6 +51,8 @@ export class ColdAnswers {
       try {
         const use = (bytes: Uint8Array): void => {
           if (this.closed) return
+          // kept blocks are written over: what lies there now is another one's
+          if (set.hasPage?.(page) === false) return
           if (!set.isPage(page, bytes.subarray(0, PAGE_SIZE))) throw set.damaged(page)
           this.send(number, bytes.subarray(0, PAGE_SIZE))
           sent = true

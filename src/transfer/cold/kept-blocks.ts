@@ -6,14 +6,15 @@
  * A thread writes and digests them. The encoding side names a block only when that has been done; the expanding side reads one
  * as it reads pages of sets, and asks for one that it does not have.
  */
-import { randomInt } from 'node:crypto'
-import { closeSync, ftruncateSync, openSync, read, unlinkSync } from 'node:fs'
+import { randomBytes, randomInt } from 'node:crypto'
+import { close, ftruncate, openSync, read, unlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
 import type { KeptPages } from '../../codec/cold-pages.ts'
 import { ProxyError } from '../../errors.ts'
 import { ioError } from '../../io-error.ts'
+import { KEPT_UNDER_WAY_BLOCKS } from '../../limits.ts'
 import { PROOF_WORDS, writeProof } from '../../store/cold-set.ts'
 import { PAGE_SIZE } from '../../template/wire.ts'
 import type { EventLoop } from '../event-loop.ts'
@@ -27,7 +28,7 @@ const CLOSE_MS = 60_000
 const OLD_PART = 8
 
 const readFile = promisify(read)
-let files = 0
+const truncateFile = promisify(ftruncate)
 
 export interface KeptBlocksOptions {
   /** How many: both sides have agreed on that. */
@@ -56,22 +57,28 @@ export class KeptBlocks implements KeptPages {
   private readonly index: KeptIndex | undefined
   private readonly proof = new Uint32Array(PROOF_WORDS)
   private readonly waitingMax: number
+  /** Blocks that younger ones than so many make too old to be named. */
+  private readonly nameable: number
   private waiting = 0
   private file: number | undefined
   private worker: Worker | undefined
   /** Nothing more is kept: the disk failed, or the session is over. */
   private ended = false
+  private closed = false
 
   constructor(options: KeptBlocksOptions) {
     const { blocks, space, indexed } = options
     this.options = options
     this.pageCount = blocks
-    this.path = join(space.folder, `.pageferry-blocks-${process.pid}-${++files}`)
+    this.path = join(space.folder, `.pageferry-blocks-${randomBytes(8).toString('hex')}`)
     // the system gives memory as it is touched
     this.proofs = new Uint32Array(new SharedArrayBuffer(blocks * PROOF_WORDS * 4))
     this.there = new Uint8Array(blocks)
     this.index = indexed ? new KeptIndex(this.proofs, randomInt(2 ** 32)) : undefined
     this.waitingMax = Math.ceil(blocks / 4)
+    // a peer that keeps few has half of them named all the same
+    this.nameable =
+      blocks - Math.max(Math.ceil(blocks / OLD_PART), Math.min(KEPT_UNDER_WAY_BLOCKS, Math.ceil(blocks / 2)))
   }
 
   /** Blocks that can be read here. */
@@ -106,7 +113,7 @@ export class KeptBlocks implements KeptPages {
     if (place < 0) return -1
     const { count, pageCount } = this
     const age = (((count - 1 - place) % pageCount) + pageCount) % pageCount
-    return age < pageCount - Math.ceil(pageCount / OLD_PART) ? place : -1
+    return age < this.nameable ? place : -1
   }
 
   // --- as a set on the disk
@@ -140,7 +147,7 @@ export class KeptBlocks implements KeptPages {
   /** Reads blocks to the start of `into`; they are not proven yet. @throws IO */
   async read(first: number, count: number, into: Uint8Array): Promise<void> {
     const position = this.positionOf(first)
-    if (this.file === undefined) throw this.truncated(position)
+    if (this.file === undefined || this.closed) throw this.truncated(position)
     try {
       for (let have = 0; have < count * PAGE_SIZE; ) {
         const { bytesRead } = await readFile(this.file, into, have, count * PAGE_SIZE - have, position + have)
@@ -165,20 +172,23 @@ export class KeptBlocks implements KeptPages {
     return new ProxyError('IO', 'a block that was kept reads otherwise than it was written', where, NOT_USED)
   }
 
-  /** The session is over: its disk space is free at once. */
+  /** The session is over: its disk space is free as soon as the disk says so, for which nobody waits. */
   close(): void {
+    if (this.closed) return
     this.ended = true
-    const { file } = this
-    void this.worker?.terminate()
+    this.closed = true
+    const { file, worker } = this
     this.options.space.giveRoom(this.waiting)
     this.waiting = 0
+    void this.giveBack(file, worker)
+  }
+
+  /** A disk that hangs keeps its descriptor: closed under whoever uses it, its number would be another file's. */
+  private async giveBack(file: number | undefined, worker: Worker | undefined): Promise<void> {
+    await worker?.terminate()
     if (file === undefined) return
-    try {
-      ftruncateSync(file)
-    } catch {
-      // it goes with the descriptor
-    }
-    this.options.loop.after(CLOSE_MS, () => closeSync(file))
+    await truncateFile(file).catch(() => {}) // it goes with the descriptor
+    this.options.loop.after(CLOSE_MS, () => close(file))
   }
 
   // --- the thread that writes
