@@ -106,8 +106,13 @@ export class DestinationTerms implements Taken {
     // what learning has counted looks like a set without pages
     const counted = options.learning?.states ?? []
     const kept = hasDisks ? memory.keptBlocks(hello.kept) : undefined
-    const taken = await take(options, memory, own, hello, holder, kept)
-    return new DestinationTerms(options, memory, hello, holder, taken, counted)
+    try {
+      const taken = await take(options, memory, own, hello, holder, kept)
+      return new DestinationTerms(options, memory, hello, holder, taken, counted)
+    } catch (error) {
+      kept?.release()
+      throw error
+    }
   }
 
   /** What is learned in it; undefined: nothing. */
@@ -164,10 +169,7 @@ async function take(
         held = own.stillOf(held)
         continue
       }
-      if (!isProxyError(error, 'LIMIT_EXCEEDED') || (ring === 0 && setsMax === 0)) {
-        kept?.release()
-        throw error
-      }
+      if (!isProxyError(error, 'LIMIT_EXCEEDED') || (ring === 0 && setsMax === 0)) throw error
       // a smaller ring leaves room for sets; where other sessions have taken what sets may have, those wanted most are left
       if (ring > ringMost >> 4) ring >>= 1
       else {
