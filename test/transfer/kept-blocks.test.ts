@@ -1,5 +1,6 @@
 /** Blocks of disks that a side keeps: what is found and read is what was kept, or nothing. */
 import { fstatSync, readdirSync, statfsSync } from 'node:fs'
+import { Worker } from 'node:worker_threads'
 import t from 'tap'
 import { KEPT_BLOCKS_MIN, KEPT_UNDER_WAY_BLOCKS, KEPT_WAITING_PAGES_MAX } from '../../src/limits.ts'
 import { PROOF_WORDS, writeProof } from '../../src/store/cold-set.ts'
@@ -176,6 +177,29 @@ t.test('a disk that fails is told of once, and nothing more is kept', async t =>
   t.equal(kept.available, 0)
   await t.rejects(readBack(kept, 0), { code: 'IO' })
   kept.close()
+})
+
+t.test('a host that has no thread left for it, and a thread that dies', async t => {
+  const { folder } = scratch(t.teardown)
+  const space = new KeptSpace(folder, 1e9)
+  const errors: string[] = []
+  const onFailure = ({ code }: { code: string }): void => void errors.push(code)
+  const common = { blocks: 64, space, indexed: true, loop: EVENT_LOOP, onFailure }
+  const none = (): Worker => {
+    throw Object.assign(new Error('no thread'), { code: 'ERR_WORKER_INIT_FAILED' })
+  }
+  const without = new KeptBlocks({ ...common, start: none })
+  keep(without, numbers(1, 4))
+  keep(without, numbers(5, 4))
+  t.same([without.count, without.available, errors.length], [8, 0, 1])
+  without.close()
+
+  const dies = (): Worker => new Worker("throw new Error('dies')", { eval: true })
+  const dead = new KeptBlocks({ ...common, start: dies })
+  keep(dead, numbers(1, 4))
+  await until('its death', () => errors.length === 2)
+  t.ok(space.takeRoom(KEPT_WAITING_PAGES_MAX), 'it takes no room from others')
+  dead.close()
 })
 
 t.test('the index has what was put in and not what was taken out', t => {

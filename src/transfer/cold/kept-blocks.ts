@@ -40,6 +40,8 @@ export interface KeptBlocksOptions {
   readonly loop: EventLoop
   /** It cannot be written here any more; said once. */
   readonly onFailure?: ((error: ProxyError) => void) | undefined
+  /** Starts the thread that writes: a test's may fail. */
+  readonly start?: (data: KeptWorkerData) => Worker
 }
 
 /** As ColdFetcher and ColdAnswers see it, it is one more set on the disk. */
@@ -203,9 +205,15 @@ export class KeptBlocks implements KeptPages {
       return undefined
     }
     const workerData: KeptWorkerData = { fd: this.file, proofs: this.proofs, blocks: this.pageCount }
-    const worker = new Worker(new URL(workerFile(), import.meta.url), { workerData })
+    let worker: Worker
+    try {
+      worker = (this.options.start ?? startWorker)(workerData)
+    } catch (error) {
+      this.fail(ioError(error, 'cannot keep blocks in', this.options.space.folder)) // no thread is left for it
+      return undefined
+    }
     worker.on('message', (written: WrittenBlocks) => this.written(written))
-    worker.on('error', error => this.fail(ioError(error, 'cannot keep blocks in', this.options.space.folder)))
+    worker.on('error', error => this.died(error))
     worker.unref()
     this.worker = worker
     return worker
@@ -229,6 +237,13 @@ export class KeptBlocks implements KeptPages {
     }
   }
 
+  /** Nobody writes what waits. */
+  private died(error: unknown): void {
+    this.options.space.giveRoom(this.waiting)
+    this.waiting = 0
+    this.fail(ioError(error, 'cannot keep blocks in', this.options.space.folder))
+  }
+
   private fail(error: ProxyError): void {
     if (this.ended) return
     this.ended = true
@@ -237,6 +252,10 @@ export class KeptBlocks implements KeptPages {
 }
 
 const NOT_USED = 'blocks are not kept any more in this session; look at the disk that it is on'
+
+function startWorker(workerData: KeptWorkerData): Worker {
+  return new Worker(new URL(workerFile(), import.meta.url), { workerData })
+}
 
 /** Sources run as they are; a built package has JavaScript. */
 function workerFile(): string {
