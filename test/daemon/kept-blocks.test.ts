@@ -131,7 +131,8 @@ t.test('one side alone keeps nothing', { skip: NBD_SKIP }, async t => {
 
 t.test('fewer than the disk has: the last ones are found', { skip: NBD_SKIP }, async t => {
   const folder = t.testdir()
-  const { found } = await move(t, { kept: space(folder, 1024), farKept: space(folder), rate: 2e6 }, [256, 256])
+  // what comes before the threads that write have started has no room: on a busy host that takes seconds
+  const { found } = await move(t, { kept: space(folder, 1024), farKept: space(folder), rate: 5e5 }, [256, 256])
   t.ok(found > 20 && found < 600, `${found} pages`)
 })
 
