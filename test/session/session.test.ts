@@ -685,7 +685,7 @@ t.test('every state of a session and every input', async t => {
     close: bench => bench.session.close(0),
     flushed: bench => {
       if (bench.session.state === 'closing') bench.ack()
-      else (bench.session as unknown as { enter(input: string): void }).enter('flushed')
+      else (bench.session as unknown as { life: { enter(input: string): void } }).life.enter('flushed')
     },
     bye: bench => bench.say(FRAME.BYE, 0, hex('0000')),
     die: bench => bench.session.abort(error, 0),
