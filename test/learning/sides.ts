@@ -12,6 +12,7 @@ import { channelKind } from '../../src/qemu/channel-kind.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
 import { parserFor } from '../../src/transfer/channel-parser.ts'
+import { EVENT_LOOP, nextTurn } from '../../src/transfer/event-loop.ts'
 import { Inbound, type InboundChannel } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { openPool } from '../../src/transfer/pool.ts'
@@ -147,6 +148,7 @@ export async function runSession(
     const over = channel.at === bytes.length
     if (!over && buffer.waiting < SLOT && next(3) > 0) continue
     await outbound.room()
+    await nextTurn(EVENT_LOOP) // as between reads of sockets: files have their turn, whatever is packed on the spot
     outbound.encode(channel, effort, over || (options.cutPages === true && next(10) === 0))
     if (!over || buffer.waiting > 0) continue
     channel.done = true
