@@ -89,11 +89,15 @@ export class SourceConnection implements SocketSink, FlowConnection {
       return
     }
     const { closed } = this
-    if (closed) process.nextTick(() => sink.onClosed(closed))
-    else {
-      this.resume()
-      this.tellEndBehind()
-    }
+    // what came before is told when all have come that go on together: a main may have ended
+    process.nextTick(() => {
+      if (this.sink !== sink) return
+      if (closed) sink.onClosed(closed)
+      else {
+        this.resume()
+        this.tellEndBehind()
+      }
+    })
   }
 
   detach(): void {

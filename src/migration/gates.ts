@@ -8,6 +8,8 @@
  * - multifd and preempt channels that speak belong to the last main of their gate that is open or waits for room, or wait
  *   for the first that comes
  * - whatever is encrypted where its main is not, or is not where it is, is refused, whichever of the two came first
+ * - one that came behind a main while that was not read to its end belongs to it, whenever it speaks: between two sessions
+ *   all of a short migration may have come, and all of it has ended
  * - one that comes when its main has just been read to its end belongs to the next migration, if that one's main comes
  *   soon, else to this one; one that has come already and waits for room is soon enough
  * - one that QEMU has closed while it waited belongs to no main that came in after that
@@ -85,6 +87,8 @@ export class Gates<
   /** Counts what happens: which of two came first. */
   private events = 0
   private readonly came = new WeakMap<C, number>()
+  /** With which migration those came that had a main before them when they came, or have it since. */
+  private readonly beside = new WeakMap<C, M>()
   /** Of those that QEMU closed while they waited. */
   private readonly closedAt = new WeakMap<C, number>()
   private due: Due<C>[] = []
@@ -102,7 +106,9 @@ export class Gates<
     gate.silent.add(channel)
     this.later('silence', channel, nowMs + NOTHING_SAID_MS)
     const migration = this.at(gate)
-    if (isOpen(migration) && migration.postcopyAdvised) this.dialSilent(gate, nowMs + PREEMPT_LATE_MS)
+    if (!isOpen(migration)) return
+    this.beside.set(channel, migration)
+    if (migration.postcopyAdvised) this.dialSilent(gate, nowMs + PREEMPT_LATE_MS)
   }
 
   /** Its first bytes tell what it is: `channel.kind`. */
@@ -122,6 +128,23 @@ export class Gates<
       waiting.push(channel)
       this.later('main', channel, nowMs + MAIN_AWAITED_MS)
       if (!turn && gate.migration?.flows.size) this.later('late', channel, nowMs + LATE_CHANNEL_MS)
+    }
+    this.openBeside(gate)
+  }
+
+  /** Opens those that came with the main that runs here, though that has ended: where it cannot have been another's. */
+  private openBeside(gate: Gate<C, R>): void {
+    const migration = this.at(gate)
+    const main = migration?.lead
+    if (!migration?.flows.size || !main?.over || gate.lastTurn) return
+    for (const channel of [...gate.waiting]) {
+      if (this.beside.get(channel) !== migration || strange(channel.kind, main.kind) !== '') continue
+      // one that has not spoken, between the two, may be the next main
+      const at = this.came.get(channel)!
+      if ([...gate.silent].some(silent => this.came.get(silent)! < at)) continue
+      this.left(channel)
+      this.orders.open(channel, migration)
+      if (this.stopped || migration.moved) return
     }
   }
 
@@ -248,6 +271,8 @@ export class Gates<
     if (migration.flows.size === 0) this.ended(migration) // refused, or moved
     if (migration.moved || this.at(gate) !== migration) return
     remove(gate.turns, turn)
+    const at = this.came.get(channel)!
+    for (const silent of gate.silent) if (this.came.get(silent)! > at) this.beside.set(silent, migration)
     for (const waiting of [...gate.waiting.splice(0), ...turn.channels.splice(0)]) {
       const reason = strange(waiting.kind, channel.kind)
       if (reason !== '') this.orders.refuse(waiting, reason)

@@ -122,6 +122,43 @@ class World implements GateOrders<Channel, Run> {
   }
 }
 
+t.test('what came while its main had not ended is of that main, whenever it speaks', t => {
+  const world = new World()
+  const gate: TestGate = new Gate('default')
+  // all of a short migration waited for a session: it is looked at one after the other, each to its end
+  const [main, first, second] = [world.arrive(gate), world.arrive(gate), world.arrive(gate)]
+  const nextMain = world.arrive(gate)
+  const ofNext = world.arrive(gate)
+  world.ends(world.says(main, 'main'), false)
+  t.same([world.says(first, 'multifd').run, world.says(second, 'multifd').run], [main.run, main.run])
+  world.says(ofNext, 'multifd')
+  t.equal(ofNext.run, undefined, 'one that is silent, and came before it, may be its main')
+  world.says(nextMain, 'main')
+  t.equal(ofNext.run, nextMain.run)
+  t.not(ofNext.run, main.run)
+  for (const channel of [main, first, second]) world.ends(channel)
+
+  // it came while its main was open
+  const late = world.arrive(gate)
+  world.ends(nextMain, false)
+  const probe = world.arrive(gate)
+  t.equal(world.says(late, 'multifd').run, nextMain.run)
+  const stranger = world.says(world.arrive(gate), 'multifd')
+  t.equal(stranger.run, undefined, 'one that came behind its end waits for another main')
+  for (const channel of [probe, stranger, late, ofNext, nextMain]) world.ends(channel)
+
+  // silent ones between hold it back no longer than they are silent
+  const [slowMain, silent, fast] = [world.arrive(gate), world.arrive(gate), world.arrive(gate)]
+  world.ends(world.says(slowMain, 'main'), false)
+  t.equal(world.says(fast, 'multifd').run, undefined)
+  world.says(silent, 'multifd')
+  t.same([silent.run, fast.run], [slowMain.run, slowMain.run], 'in their order')
+  t.same(world.opened.slice(-2), [silent, fast])
+  for (const channel of [slowMain, silent, fast]) world.ends(channel)
+  t.same([gate.waiting.length, gate.silent.size, gate.migration], [0, 0, undefined])
+  t.end()
+})
+
 t.test('main and its channels, in any order', t => {
   const world = new World()
   const gate: TestGate = new Gate('default')
