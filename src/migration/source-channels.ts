@@ -301,12 +301,16 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
     this.options.log.warn('relayed raw', { migration: number, id: record.id, kind, position, reason })
   }
 
-  /** The other side takes no flow of its migration: all of that goes on in another session, where it knows of none. */
+  /**
+   * The other side takes no flow of its migration: all of that goes on in another session, where it knows of none. Of a
+   * disk transfer that it has taken, this connection alone does: each is one of its own to its server.
+   */
   refusedByPeer(number: number, text: string): void {
     const channel = this.flows.get(number)
     if (!channel?.migration) return
-    if (channel.migration.taken) channel.resetByPeer(CODE.SHUTDOWN, text)
-    else this.move(channel.migration)
+    if (!channel.migration.taken) this.move(channel.migration)
+    else if (channel.migration instanceof DiskDeparture) this.options.orders.move([channel])
+    else channel.resetByPeer(CODE.SHUTDOWN, text)
   }
 
   /**
@@ -395,6 +399,11 @@ export class SourceChannels<C extends SourceChannel<C, S>, S> {
         // DRAIN came between this connection and its first bytes
         channel.unopened(migration)
         this.move(migration)
+        return
+      }
+      if (error.code === 'PROTOCOL_STATE' && migration instanceof DiskDeparture) {
+        // likewise, and what is left of its transfer is ending
+        orders.move([channel])
         return
       }
       log.warn('connection refused', { target, error: error.message })

@@ -373,6 +373,33 @@ t.test('flows that the other side refuses', t => {
   t.end()
 })
 
+t.test('a connection of a disk that the other side does not take goes on by itself', t => {
+  const world = new World()
+  const gate: TestGate = new Gate('web', 'disk')
+  const opens = (): Channel => {
+    const channel = new Channel(gate)
+    world.channels.arrived(channel)
+    world.channels.readable(channel)
+    return channel
+  }
+  const [first, crossed] = [opens(), opens()]
+  first!.migration!.taken = true
+  world.said.length = 0
+  world.channels.refusedByPeer(crossed!.number, 'drains')
+  t.same(world.moved, [[crossed]], 'its OPEN crossed DRAIN, and no server heard of it')
+  t.same(crossed!.told, ['opened'])
+  world.refusal = failure('PROTOCOL_STATE')
+  const late = opens()
+  t.same(world.moved, [[crossed], [late]], 'or DRAIN was there, and what else there is of its transfer is ending')
+  t.same([late.told, late.migration], [[], undefined])
+  t.same(world.said, [], 'nobody is refused')
+  t.equal(world.slots.length, SLOTS - 2)
+  t.equal(first!.migration!.moved, false, 'those that are open stay')
+  world.refusal = failure('LIMIT_EXCEEDED')
+  t.same(opens().told, ['refused'], 'where there is no room it would wait in vain')
+  t.end()
+})
+
 t.test('what has no flow goes on with the migration of its gate', t => {
   const world = new World()
   const gate: TestGate = new Gate('a')
