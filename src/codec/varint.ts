@@ -33,6 +33,7 @@ export function unzigzag(v: number): number {
 /** Reads varints one after the other from a stretch of bytes. */
 export class VarintReader {
   private bytes: Uint8Array
+  private start: number
   private at: number
   private end: number
   private readonly name: string
@@ -40,6 +41,7 @@ export class VarintReader {
   /** @param name of the column, for errors */
   constructor(name: string) {
     this.bytes = new Uint8Array(0)
+    this.start = 0
     this.at = 0
     this.end = 0
     this.name = name
@@ -48,6 +50,7 @@ export class VarintReader {
   /** Starts on bytes [at, end). */
   reset(bytes: Uint8Array, at: number, end: number): void {
     this.bytes = bytes
+    this.start = at
     this.at = at
     this.end = end
   }
@@ -93,7 +96,7 @@ export class VarintReader {
     return new ProxyError(
       'BATCH_FORMAT',
       `the column ${this.name} ${what}`,
-      { stream: `column ${this.name}`, offset: this.at },
+      { stream: `column ${this.name}`, offset: this.at - this.start },
       'the link is closed; both proxies must run versions that fit',
     )
   }

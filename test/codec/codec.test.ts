@@ -276,7 +276,7 @@ t.test('batches that are wrong', async t => {
       ]),
     )
   }
-  for (const { name, pool, before, columns, rawLength = 4104, what } of badVectors) {
+  for (const { name, pool, before, columns, rawLength = 4104, what, offset } of badVectors) {
     const terms = vectorTerms(pool)
     const sent: SentBatch[] = []
     if (before) {
@@ -289,7 +289,7 @@ t.test('batches that are wrong', async t => {
       const receiver = new Receiver(poolOf('decoder', implementation, terms), false, terms)
       for (const batch of sent) await receiver.receive(batch)
       const startMs = performance.now()
-      await failsWith(`${name}: ${implementation}`, receiver, bad, what)
+      await failsWith(`${name}: ${implementation}`, receiver, bad, what, offset)
       t.ok(performance.now() - startMs < 2000, 'at once')
     }
     // some say a count that the second decoder would follow to its end

@@ -62,6 +62,8 @@ export interface BadVector {
   /** By default 4104: a page with its head. */
   readonly rawLength?: number
   readonly what: RegExp
+  /** Where in the column. */
+  readonly offset?: number
 }
 
 /** The u64 that opens a record. */
@@ -774,6 +776,7 @@ export const badVectors: readonly BadVector[] = [
     pool: DISKS,
     columns: { ops: '01 02', numbers: '01' },
     what: /numbers ends early/,
+    offset: 1,
   },
   { name: 'MESSAGE before EXPORT', pool: DISKS, columns: { ops: '01 03', numbers: '00' }, what: /before EXPORT/ },
   ...[
@@ -1237,7 +1240,7 @@ export const badVectors: readonly BadVector[] = [
   },
   { name: 'a varint that is cut', columns: { ops: 'a1', numbers: '80' }, what: /numbers ends early/ },
   { name: 'a varint in a longer form', columns: { ops: 'a1', numbers: '8000' }, what: /shortest form/ },
-  { name: 'a varint of 2^53', columns: { ops: 'a1', numbers: '80*7 10' }, what: /shortest form/ },
+  { name: 'a varint of 2^53', columns: { ops: 'a1', numbers: '80*7 10' }, what: /shortest form/, offset: 0 },
   { name: 'a varint of 9 bytes', columns: { ops: 'a1', numbers: '80*8 01' }, what: /more than 8 bytes/ },
 ]
 
