@@ -55,6 +55,7 @@ interface DecodeArguments {
   readonly output: string
   readonly store: string | undefined
   readonly storeKey: string | undefined
+  readonly threads: string
   readonly json: boolean
 }
 
@@ -149,6 +150,7 @@ export const decodeCommand: CommandModule<object, DecodeArguments> = {
         requiresArg: true,
       })
       .option('store-key', STORE_KEY_OPTION)
+      .option('threads', THREADS_OPTION)
       .option('json', { describe: 'Print JSON', type: 'boolean', default: false })
       .example('$0 decode web1.pfy -o web1.stream --store S', 'the stream, byte for byte') as never,
   handler: runDecode,
@@ -371,21 +373,25 @@ async function runEncode(args: EncodeArguments): Promise<void> {
 }
 
 async function runDecode(args: DecodeArguments): Promise<void> {
+  const threads = threadCount(parseThreads(args.threads))
   const output = new OutputFile(args.output)
   try {
     const store = args.store === undefined ? undefined : await existingStore(args.store, args.storeKey)
+    const startMs = performance.now()
     const { bytes } = await attended(args.json || args.output === '-', async ({ signal, expect, read }) => {
       const input = await InputFile.open(args.input)
       expect(input.lengthBytes)
       return decodeStream(input.chunks(read, signal), piece => output.write(piece), {
         store,
         name: args.input,
+        threads,
         signal,
       })
     })
     await output.finish()
-    if (args.json) tell(JSON.stringify({ input: args.input, bytes }))
-    else if (args.output !== '-') print(`${formatSize(bytes)}, verified batch by batch`)
+    const seconds = (performance.now() - startMs) / 1000
+    if (args.json) tell(JSON.stringify({ input: args.input, bytes, seconds }))
+    else if (args.output !== '-') print(`${formatSize(bytes)}, verified batch by batch, in ${seconds.toFixed(1)} s`)
   } finally {
     await output.discard()
   }

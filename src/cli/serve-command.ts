@@ -103,7 +103,8 @@ function groupOf(group: string | undefined): number | undefined {
 
 /** @throws USAGE */
 function memoryOf(configuration: Configuration): ProcessMemory {
-  return processMemory(configuration, configuration.wanListen.length > 0)
+  const { peers, wanListen } = configuration
+  return processMemory(configuration, wanListen.length > 0, peers.length > 0)
 }
 
 async function serve({ config, json }: ServeArguments, configuration: Configuration): Promise<void> {

@@ -40,7 +40,7 @@ export class Workspace {
   /** All of the kernel's memory. */
   readonly bytes: Uint8Array
   /** Start of each column. */
-  readonly columnAt: readonly number[]
+  readonly columnAt: number[]
   /** Bytes in each column. */
   readonly columnLength: Int32Array
   readonly listAt: number
@@ -58,6 +58,8 @@ export class Workspace {
   readonly checksumAt: number
   /** 64 bytes for who looks on as batches pass: learning. */
   readonly observerAt: number
+  /** Start of each column where nobody says otherwise. */
+  private readonly ownAt: readonly number[]
 
   constructor(bytes: Uint8Array, at: number) {
     this.bytes = bytes
@@ -67,7 +69,8 @@ export class Workspace {
       next += Math.ceil(length / 64) * 64
       return start
     }
-    this.columnAt = CAPACITY.map(take)
+    this.ownAt = CAPACITY.map(take)
+    this.columnAt = [...this.ownAt]
     this.columnLength = new Int32Array(COLUMN_COUNT)
     this.listAt = take(LIST_BYTES)
     this.placesAt = take(LIST_BYTES)
@@ -78,6 +81,20 @@ export class Workspace {
     this.checksumAt = take(64)
     this.observerAt = take(64)
     assert(next - at <= WORKSPACE_BYTES, 'a workspace is larger than it says')
+  }
+
+  /** Empties all columns, for the next batch that is expanded. */
+  clear(): void {
+    const { ownAt, columnAt } = this
+    for (let column = 0; column < ownAt.length; column++) columnAt[column] = ownAt[column]!
+    this.columnLength.fill(0)
+    this.fetchedPages = 0
+  }
+
+  /** A column of the batch at hand lies elsewhere in the same memory: it was unpacked before its turn. */
+  lay(column: number, at: number, length: number): void {
+    this.columnAt[column] = at
+    this.columnLength[column] = length
   }
 
   /** View of what a column holds; valid until the workspace is used again. */

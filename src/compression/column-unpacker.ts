@@ -7,6 +7,9 @@ import { ProxyError } from '../errors.ts'
 import { loadLz4 } from './lz4.ts'
 import { ZstdUnpacker } from './zstd-stream.ts'
 
+/** Where columns go: what of a workspace an unpacker needs. */
+export type UnpackedColumns = Pick<Workspace, 'bytes' | 'columnAt' | 'columnLength' | 'clear'>
+
 export class ColumnUnpacker {
   private readonly zstd: (ZstdUnpacker | undefined)[] = new Array(COLUMN_COUNT).fill(undefined)
   private rawBytes = 0
@@ -17,9 +20,8 @@ export class ColumnUnpacker {
    * @returns undefined where all is done already: batches without zstd wait for nothing
    * @throws BATCH_FORMAT (also as rejection) where a column is damaged
    */
-  unpack(batch: ArrivedBatch, workspace: Workspace): Promise<unknown> | undefined {
-    workspace.columnLength.fill(0)
-    workspace.fetchedPages = 0
+  unpack(batch: Pick<ArrivedBatch, 'rawLength' | 'columns'>, workspace: UnpackedColumns): Promise<unknown> | undefined {
+    workspace.clear()
     let zstd = false
     this.rawBytes += batch.rawLength
     // these first: an error in them must not leave a stream at work on a workspace that others use again
@@ -49,7 +51,10 @@ export class ColumnUnpacker {
     for (const stream of this.zstd) stream?.close()
   }
 
-  private unpackStreams(batch: ArrivedBatch, workspace: Workspace): Promise<unknown> | undefined {
+  private unpackStreams(
+    batch: Pick<ArrivedBatch, 'columns'>,
+    workspace: UnpackedColumns,
+  ): Promise<unknown> | undefined {
     let streams: Promise<void>[] | undefined
     for (const { column, method, rawLength, packed } of batch.columns) {
       if (method < METHOD.ZSTD) continue

@@ -73,6 +73,8 @@ export class DestinationMemory {
   readonly kept: KeptSpace | undefined
   private readonly ringPagesMax: number
   private readonly pools: Pools
+  /** SHAPE, with slots for batches that threads unpack, where the process has such threads. */
+  private readonly shape: PoolShape
   private readonly rings: RingShares
   /** Pieces that wait for QEMUs: counted, not in bytes. */
   private readonly pieces = new FairShares(PIECES_MAX)
@@ -81,15 +83,19 @@ export class DestinationMemory {
     this.placesMax = placesMax
     this.ringPagesMax = ringMax
     this.pools = pools ?? new Pools()
+    this.shape = { ...SHAPE, ahead: this.pools.aheadSlots }
     this.rings = shares ?? new RingShares(2 * ringMax * PAGE_BYTES, true)
     this.kept = kept
     this.budget = memory ?? new FairShares(MEMORY_BUDGET_BYTES)
-    this.setPagesMax = Math.min(templatePagesMax(SHAPE, 0, placesMax), Math.floor(this.pools.setsBytesMax / PAGE_BYTES))
+    this.setPagesMax = Math.min(
+      templatePagesMax(this.shape, 0, placesMax),
+      Math.floor(this.pools.setsBytesMax / PAGE_BYTES),
+    )
   }
 
   /** Most pages of ring beside so many places. */
   ringMost(places: number): number {
-    return Math.min(this.ringPagesMax, ringPagesMax(SHAPE, places))
+    return Math.min(this.ringPagesMax, ringPagesMax(this.shape, places))
   }
 
   /** Memory for a ring of so many pages, or of fewer. */
@@ -110,7 +116,7 @@ export class DestinationMemory {
 
   /** @throws as Pools.open */
   open(terms: Omit<PoolRequest, keyof PoolShape>): Promise<OpenPool> {
-    return this.pools.open({ ...SHAPE, ...terms })
+    return this.pools.open({ ...this.shape, ...terms })
   }
 
   /**

@@ -3,10 +3,12 @@ import { copyOf } from '../bytes/copy.ts'
 import { FlowExpander } from '../codec/flow-expander.ts'
 import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
-import { BATCH_RAW_BYTES_MAX, BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
+import { BATCH_RAW_BYTES_MAX, BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, UNPACK_SLOTS } from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
+import { UnpackThreads } from '../transfer/ahead/unpack-threads.ts'
+import { EVENT_LOOP } from '../transfer/event-loop.ts'
 import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
-import { type OpenPool, openPool } from '../transfer/pool.ts'
+import { type OpenPool, openPool, type PoolRequest } from '../transfer/pool.ts'
 import { type Frame, FrameDecoder } from '../wan/frames.ts'
 import { clientHelloOf, HelloDecoder, seedWords } from '../wan/hello.ts'
 import { FEATURE, FEATURES, FLAG_MORE, FRAME, FRAME_OPTIONAL, HELLO_HEAD_BYTES } from '../wan/wire.ts'
@@ -16,6 +18,8 @@ export interface DecodeOptions {
   readonly store: TemplateStore | undefined
   /** Name of the input, for errors. */
   readonly name: string
+  /** Threads that unpack, this one counted. Default: this one alone. */
+  readonly threads?: number
   readonly progress?: (bytes: number) => void
   readonly signal?: AbortSignal
 }
@@ -37,7 +41,7 @@ export async function decodeStream(
       await reader.push(chunk)
       options.progress?.(reader.position)
     }
-    reader.end()
+    await reader.end()
     return { bytes: reader.bytesOut }
   } finally {
     await reader.close()
@@ -86,6 +90,14 @@ export const FILE_ORDER: Readonly<Record<FilePlace, Readonly<Record<FilePiece, F
   ended: { OPEN: BEHIND_END, PART: BEHIND_END, LAST: BEHIND_END, FIN: BEHIND_END, BYE: BEHIND_END },
 }
 
+/** Bytes that may wait to be written while threads unpack what is behind them. */
+const UNWRITTEN_MAX = 4 << 20
+/** Expanded batches that `write` has, before they are copied: all that may wait, and as many that are expanded meanwhile. */
+const OUTPUT_SLOTS = 16
+
+/** What of the ring is made ready until threads have started: 50 ms in which there is nothing else to do. */
+const COMMIT_AHEAD_BYTES = 64 << 20
+
 const WHOLE_FILE = 'give a file that `pageferry encode` made, whole'
 
 class EncodedFileReader {
@@ -101,6 +113,7 @@ class EncodedFileReader {
   private place: FilePlace = 'start'
   /** Sequence number of the frame before. */
   private sequence = 0
+  private readonly unpackThreads: UnpackThreads | undefined
   private pool: OpenPool | undefined
   private inbound: Inbound | undefined
   private flow: InboundChannel | undefined
@@ -109,20 +122,23 @@ class EncodedFileReader {
   private partBytes = 0
   private failure: ProxyError | undefined
   private writing: Promise<void> = Promise.resolve()
+  private unwritten = 0
 
   constructor(write: (bytes: Uint8Array) => Promise<void>, options: DecodeOptions) {
     this.write = write
     this.options = options
+    this.unpackThreads = UnpackThreads.beside(options.threads ?? 1, EVENT_LOOP)
+    this.unpackThreads?.start() // which takes as long as to open a pool
   }
 
-  /** Takes the next bytes; settles when all that they gave is written. */
+  /** Takes the next bytes; settles when they are needed no more: without threads, when all that they gave is written. */
   async push(chunk: Uint8Array): Promise<void> {
     try {
       const frames = this.inbound === undefined ? await this.takeHello(chunk) : chunk
-      if (frames !== undefined) this.frames.push(frames)
+      if (frames !== undefined) await this.inOrder(() => this.frames.push(frames))
       this.position += chunk.length
-      await this.inbound?.idle()
-      await this.writing
+      await this.inbound?.taken()
+      if (this.unpackThreads === undefined || this.unwritten > UNWRITTEN_MAX) await this.writing
       if (this.failure) throw this.failure
     } catch (error) {
       throw inFile(error, this.options.name, this.helloBytes)
@@ -131,8 +147,34 @@ class EncodedFileReader {
     this.parts = this.parts.map(copyOf)
   }
 
-  /** The file ended. @throws BATCH_TRUNCATED, PROTOCOL_SYNTAX */
-  end(): void {
+  /** The file ended: settles when all is written. @throws as `decodeStream` */
+  async end(): Promise<void> {
+    try {
+      await this.inOrder(() => this.checkEnd())
+      await this.settled()
+    } catch (error) {
+      throw inFile(error, this.options.name, this.helloBytes)
+    }
+  }
+
+  /** What is wrong with a batch comes before what is wrong behind it. */
+  private async inOrder(take: () => void): Promise<void> {
+    try {
+      take()
+    } catch (error) {
+      await this.settled()
+      throw error
+    }
+  }
+
+  /** All that came is expanded and written. @throws what was wrong with it */
+  private async settled(): Promise<void> {
+    await this.inbound?.idle()
+    await this.writing
+    if (this.failure) throw this.failure
+  }
+
+  private checkEnd(): void {
     if (this.place !== 'ended') {
       throw this.error(this.position === 0 ? 'the file is empty' : 'the file ends early', 'BATCH_TRUNCATED')
     }
@@ -142,6 +184,7 @@ class EncodedFileReader {
   async close(): Promise<void> {
     this.inbound?.close()
     await this.pool?.close()
+    await this.unpackThreads?.end()
   }
 
   /** @returns what follows the hello, undefined as long as that is not complete */
@@ -152,7 +195,7 @@ class EncodedFileReader {
     const terms = clientHelloOf(got.body)
     const unknown = terms.features?.find(name => !FEATURES.includes(name))
     if (unknown !== undefined) throw this.error(`the file needs ${unknown}`, 'PROTOCOL_VERSION')
-    this.pool = await openPool({
+    const request: PoolRequest = {
       role: 'decoder',
       sets: terms.sets,
       cold: terms.cold,
@@ -160,10 +203,12 @@ class EncodedFileReader {
       ringPages: terms.ring,
       places: terms.places,
       workspaces: 1,
-      slots: 4,
+      slots: OUTPUT_SLOTS,
       slotBytes: BATCH_RAW_BYTES_MAX,
       longMatch: false,
-    })
+      ...(this.unpackThreads && { ahead: UNPACK_SLOTS, commitAheadBytes: COMMIT_AHEAD_BYTES }),
+    }
+    this.pool = await openPool(request, this.unpackThreads)
     this.inbound = new Inbound(this.pool, seedWords(Buffer.from(terms.seed, 'hex')), error => {
       this.failure = error
     })
@@ -213,7 +258,13 @@ class EncodedFileReader {
       expander: new FlowExpander(FILE_MIGRATION, PoolRegions.of(this.inbound!.pool.kernel.layout)),
       expanded: (bytes, release) => {
         this.bytesOut += bytes.length
-        this.writing = this.writing.then(() => this.write(bytes)).then(release)
+        this.unwritten += bytes.length
+        this.writing = this.writing
+          .then(() => this.write(bytes))
+          .then(() => {
+            this.unwritten -= bytes.length
+            release()
+          })
         this.writing.catch(() => {})
       },
     }

@@ -8,6 +8,7 @@ import type { Share } from '../fair-shares.ts'
 import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE, BATCHES_WAITING_UNPAID_BYTES } from '../limits.ts'
 import { Deque } from '../session/deque.ts'
 import { keptParts } from '../session/kept-payloads.ts'
+import type { AheadBatch, UnpackAhead, WrongAhead } from './ahead/unpack-ahead.ts'
 
 /** What a batch costs besides its work, however small it is: some 30 us. */
 export const WORK_PER_BATCH = 1 << 17
@@ -17,7 +18,10 @@ export const WORK_PER_MARK = 1 << 14
 /** A whole batch, in pieces. @typeParam C - whose bytes it has */
 export interface BatchToExpand<C> {
   readonly channel: C
-  readonly parts: readonly Uint8Array[]
+  /** Empty once a thread has it. */
+  parts: readonly Uint8Array[]
+  /** What a thread makes of it before its turn; undefined: it waits for that. */
+  ahead?: AheadBatch | WrongAhead | undefined
   readonly packedBytes: number
   readonly rawBytes: number
 }
@@ -27,18 +31,33 @@ export type ExpandJob<C> = BatchToExpand<C> | { readonly then: () => void }
 
 export class ExpandQueue<C> {
   private readonly jobs = new Deque<ExpandJob<C>>()
+  /** Batches among them that no thread has. */
+  private readonly packed = new Deque<BatchToExpand<C>>()
+  /** Gives batches to threads before their turn; undefined: all are unpacked in it. */
+  private readonly ahead: Pick<UnpackAhead, 'offer'> | undefined
   /** Of the batches among them. */
   private packedBytes = 0
   private rawBytes = 0
   private readonly memory: Share | undefined
 
   /** @param memory pays for packed bytes that wait and that credit has not paid for. Default: nobody does */
-  constructor(memory?: Share) {
+  constructor(memory?: Share, ahead?: Pick<UnpackAhead, 'offer'>) {
     this.memory = memory
+    this.ahead = ahead
   }
 
   get length(): number {
     return this.jobs.length
+  }
+
+  /** What is at the front, and waits on. */
+  peek(): ExpandJob<C> | undefined {
+    return this.jobs.peek()
+  }
+
+  /** Whether all that was pushed is in other memory than it came in. */
+  get isKept(): boolean {
+    return this.packed.length === 0
   }
 
   /**
@@ -57,8 +76,22 @@ export class ExpandQueue<C> {
     }
     this.packedBytes = packed
     this.rawBytes = raw
-    this.jobs.push({ channel, parts: waits ? keptParts(parts) : parts, packedBytes, rawBytes })
+    const ahead = this.packed.length === 0 ? this.ahead?.offer(parts) : undefined
+    const kept = ahead ? [] : waits ? keptParts(parts) : parts
+    const job: BatchToExpand<C> = { channel, parts: kept, ahead, packedBytes, rawBytes }
+    this.jobs.push(job)
+    if (ahead === undefined) this.packed.push(job)
     return undefined
+  }
+
+  /** A slot may be free: gives threads what they have not got yet, in its order. */
+  offerMore(): void {
+    for (let job = this.packed.peek(); job !== undefined; job = this.packed.peek()) {
+      job.ahead = this.ahead?.offer(job.parts)
+      if (job.ahead === undefined) return
+      job.parts = []
+      this.packed.shift()
+    }
   }
 
   /** Something to do behind all that waits. */
@@ -73,12 +106,14 @@ export class ExpandQueue<C> {
       this.packedBytes -= job.packedBytes
       this.rawBytes -= job.rawBytes
       this.pay(this.packedBytes, this.rawBytes)
+      if (job.ahead === undefined) this.packed.shift() // none before it is left
     }
     return job
   }
 
   clear(): void {
     this.jobs.clear()
+    this.packed.clear()
     this.packedBytes = 0
     this.rawBytes = 0
     this.pay(0, 0)

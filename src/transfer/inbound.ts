@@ -2,6 +2,9 @@
  * The expanding half of a session: batches in the order in which they were numbered, one at a time, into memory that is
  * lent to QEMU's sockets.
  *
+ * Where the pool has threads for it (`unpacking`), batches are unpacked by them before their turn, as far as the session has
+ * slots for that. In what order they take effect, and when a damaged one is an error, is as ever.
+ *
  * What waits for QEMU takes no more memory than its raw bytes, which credit bounds, and some 300 bytes a piece, which
  * PIECES_MAX bounds: a batch lies alone in a slot of the pool, of which there is a fixed number, or in a copy of exactly
  * its length. What waits to be expanded takes its packed bytes, which protocol.md §4 bounds by the raw ones.
@@ -16,8 +19,9 @@ import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import { BATCH_RAW_BYTES_MAX } from '../limits.ts'
+import { type AheadBatch, UnpackAhead } from './ahead/unpack-ahead.ts'
 import { ColdFetcher, type ColdFetcherOptions } from './cold/cold-fetcher.ts'
-import { ExpandQueue, WORK_PER_BATCH, WORK_PER_MARK } from './expand-queue.ts'
+import { type BatchToExpand, ExpandQueue, WORK_PER_BATCH, WORK_PER_MARK } from './expand-queue.ts'
 import { gainsOf, type Pool } from './pool.ts'
 import type { Turns } from './turns.ts'
 
@@ -31,6 +35,14 @@ export interface InboundChannel {
   expanded(bytes: Uint8Array, release: () => void): void
 }
 
+/** A batch in its turn. */
+interface UnpackedBatch extends Pick<ArrivedBatch, 'rawLength' | 'checksum'> {
+  /** Where a thread unpacked it; undefined: into the workspace. */
+  readonly ahead: AheadBatch | undefined
+  /** What is to be waited for first. */
+  readonly unpacking: Promise<unknown> | undefined
+}
+
 export class Inbound {
   readonly pool: Pool
   /** What sets bring to the migrations that it is told of; undefined: there are none. */
@@ -38,6 +50,8 @@ export class Inbound {
   private readonly turns: Turns
   private readonly expander: BatchExpander
   private readonly unpacker = new ColumnUnpacker()
+  /** Undefined where all is unpacked on this thread. */
+  private readonly ahead: UnpackAhead | undefined
   /** Undefined where no sets on the disk were agreed. */
   private readonly fetcher: ColdFetcher | undefined
   private readonly onError: (error: ProxyError) => void
@@ -77,7 +91,12 @@ export class Inbound {
     if (pool.cold) this.fetcher = new ColdFetcher({ ...pool.cold, ...cold, gains: this.gains })
     this.onError = onError
     this.holder = holder
-    this.jobs = new ExpandQueue(memory)
+    if (pool.unpacking) {
+      const { streams, slots } = pool.unpacking
+      this.ahead = new UnpackAhead(streams, pool.kernel.bytes, slots, holder)
+      streams.onLost = error => this.fail(error)
+    }
+    this.jobs = new ExpandQueue(memory, this.ahead)
     this.free = pool.slots.slice(0, -1)
     this.scratch = pool.slots.at(-1)!
   }
@@ -128,10 +147,19 @@ export class Inbound {
 
   private waiters: (() => void)[] = []
 
+  /** Resolves when nothing of what was pushed is needed where it came any more. */
+  async taken(): Promise<void> {
+    if (this.ahead === undefined) return this.idle()
+    while (this.running && !this.jobs.isKept) await new Promise<void>(done => this.takers.push(done))
+  }
+
+  private takers: (() => void)[] = []
+
   close(): void {
     this.failed = true
     this.jobs.close()
     this.unpacker.close()
+    this.ahead?.close()
     this.fetcher?.close()
   }
 
@@ -139,6 +167,9 @@ export class Inbound {
     this.running = true
     try {
       while (!this.failed && this.jobs.length > 0) {
+        const unpacking = this.unpacking()
+        if (unpacking !== undefined) await unpacking
+        if (this.failed) break
         if (!this.turns.hasTime) {
           await this.turns.next(this.holder)
           if (this.failed) break
@@ -151,13 +182,16 @@ export class Inbound {
         }
         const workBefore = this.expander.work
         this.gains?.begin(job.channel.expander.migration)
-        const batch = parseBatch(job.parts)
-        const unpacking = this.unpacker.unpack(batch, this.pool.workspaces[0]!)
-        if (unpacking !== undefined) await unpacking
+        const batch = this.unpack(job)
+        if (batch.unpacking !== undefined) await batch.unpacking
         if (this.failed) break
+        if (batch.ahead) this.ahead!.lay(batch.ahead, this.pool.workspaces[0]!)
         const fetching = this.fetcher?.fetch(job.channel.expander, this.pool.workspaces[0]!, batch.rawLength)
         if (fetching !== undefined) await fetching
         if (!this.failed) this.expand(job.channel, batch)
+        if (batch.ahead) this.ahead!.release(batch.ahead)
+        this.jobs.offerMore()
+        if (this.jobs.isKept) for (const done of this.takers.splice(0)) done()
         this.turns.spend(WORK_PER_BATCH + this.expander.work - workBefore)
       }
     } catch (error) {
@@ -165,8 +199,27 @@ export class Inbound {
       else this.defect(error)
     } finally {
       this.running = false
-      for (const done of this.waiters.splice(0)) done()
+      for (const done of [...this.waiters.splice(0), ...this.takers.splice(0)]) done()
     }
+  }
+
+  /** What the batch at the front waits for, where a thread has it. @throws as `unpack` */
+  private unpacking(): Promise<void> | undefined {
+    const front = this.jobs.peek()!
+    return 'parts' in front && front.ahead ? this.ahead!.finished(front.ahead) : undefined
+  }
+
+  /** @throws BATCH_FORMAT, also as rejection of `unpacking`; there INTERNAL too */
+  private unpack({ parts, ahead }: BatchToExpand<InboundChannel>): UnpackedBatch {
+    const [workspace] = this.pool.workspaces
+    if (ahead && 'error' in ahead) throw ahead.error
+    if (ahead) return { ...ahead, ahead, unpacking: undefined }
+    if (this.ahead) {
+      const taken = this.ahead.take(parts, workspace!)
+      return { ...taken, ahead: taken, unpacking: this.ahead.finished(taken) }
+    }
+    const batch = parseBatch(parts)
+    return { ...batch, ahead: undefined, unpacking: this.unpacker.unpack(batch, workspace!) }
   }
 
   private defect(error: unknown): void {
@@ -181,7 +234,7 @@ export class Inbound {
     this.onError(error)
   }
 
-  private expand(channel: InboundChannel, batch: ArrivedBatch): void {
+  private expand(channel: InboundChannel, batch: Pick<ArrivedBatch, 'rawLength' | 'checksum'>): void {
     const { rawLength, checksum } = batch
     const memory = this.pool.kernel.bytes
     const slot = rawLength > COPY_MAX ? this.free.pop() : undefined

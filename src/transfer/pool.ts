@@ -20,9 +20,12 @@ import {
   SLACK_BYTES,
   WASM_PAGE_BYTES,
 } from '../kernel/kernel.ts'
+import { UNPACK_SLOTS } from '../limits.ts'
 import { OneAtATime } from '../store/one-at-a-time.ts'
 import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
+import { AHEAD_SLOT_BYTES } from './ahead/unpack-ahead.ts'
+import type { UnpackStreams, UnpackThreads } from './ahead/unpack-threads.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
 import { type ColdLease, ColdSets } from './cold/cold-sets.ts'
 import type { KeptBlocksOptions } from './cold/kept-blocks.ts'
@@ -61,12 +64,16 @@ export interface PoolShape {
   /** Areas of the same size besides the workspaces: socket slots or outputs. */
   readonly slots: number
   readonly slotBytes: number
+  /** Batches that threads may have unpacked at a time, where the process has such threads (decoder). Default: none. */
+  readonly ahead?: number
   /** Whether long matches may be asked for (encoder): costs a table of 4 bytes for each 64 bytes of the pool. */
   readonly longMatch: boolean
   /** Threads that match and pack, this one counted (encoder with long matches): as many as all sessions of the process have. Default: 1. */
   readonly threads?: number
   /** What of the ring is committed before a migration comes, in turns that have time. Default: never. */
   readonly ringInAdvance?: RingInAdvance
+  /** Bytes of the ring ahead of what has passed that are committed while a migration runs. Default: Warmth's. */
+  readonly commitAheadBytes?: number
   /**
    * What finds the pages of its sets goes with the last session that has them in this order: a peer decides over that, and
    * must not fill the memory with such tables. Default: it is kept for a while.
@@ -96,6 +103,8 @@ export interface Pool {
   readonly cold?: ColdLease | undefined
   /** Who helps to encode; undefined: this thread does all. */
   readonly crew?: CrewSession | undefined
+  /** Threads that unpack batches before their turn, and addresses of AHEAD_SLOT_BYTES each for that; undefined: none do. */
+  readonly unpacking?: { readonly streams: UnpackStreams; readonly slots: readonly number[] } | undefined
   /** Whose turn it is to expand, among all pools of the process. */
   readonly turns: Turns
   /**
@@ -138,6 +147,7 @@ export class Pools {
   readonly threads: number
   private readonly startHelper: StartHelper | undefined
   private crew: Crew | undefined
+  private readonly unpackThreads: UnpackThreads | undefined
   private arenas: Arena[] = []
   private readonly coldSets: ColdSets
   /** Sets are opened and loaded in its turns. */
@@ -156,6 +166,7 @@ export class Pools {
    * @param options.setsBytesMax bytes that sets may take in all memories together: where sessions do not fit into one memory
    *   another one has the same sets again
    * @param options.threads that match and pack in all sessions, this one counted. Default: 1
+   * @param options.unpackThreads what unpacks batches of decoders before their turn; undefined: nothing does
    * @param options.unusedMs how long what no session uses is kept for the next one; 0: nothing is, for there is none
    */
   constructor(
@@ -166,11 +177,13 @@ export class Pools {
       readonly loop?: EventLoop
       readonly threads?: number
       readonly startHelper?: StartHelper
+      readonly unpackThreads?: UnpackThreads | undefined
     } = {},
   ) {
     this.threads = options.threads ?? 1
     this.startHelper = options.startHelper
     this.loop = options.loop ?? EVENT_LOOP
+    this.unpackThreads = options.unpackThreads
     this.turns = new Turns(this.loop)
     this.coldSets = new ColdSets(this.loop, this.setsInTurn)
     this.setsBytesMax = options.setsBytesMax ?? Number.POSITIVE_INFINITY
@@ -178,6 +191,11 @@ export class Pools {
     this.unusedMs = options.unusedMs ?? UNUSED_MS
     // now, not with the first session: by then an upgrade may have put another version's beside the program that runs
     if (this.implementation !== 'twin') kernelModule()
+  }
+
+  /** Batches of a decoder that are unpacked before their turn: PoolShape.ahead. */
+  get aheadSlots(): number {
+    return this.unpackThreads ? UNPACK_SLOTS : 0
   }
 
   private get setBytes(): number {
@@ -386,10 +404,20 @@ export class Pools {
       workspaces.push(new Workspace(kernel.bytes, next))
     const slots: number[] = []
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
+    const ahead: number[] = []
+    for (let i = 0; i < (request.ahead ?? 0); i++, next += AHEAD_SLOT_BYTES) ahead.push(next)
+    const streams = ahead.length > 0 ? this.unpackThreads?.open(kernel.bytes.buffer as SharedArrayBuffer) : undefined
     const sets = numbered(lease.index.sets)
     const inAdvance = request.ringInAdvance ?? 'never'
-    const warmth = new Warmth(kernel, this.loop, inAdvance, this.spare, arena.sparePages, sets.starts, (at, length) =>
-      crew?.commit(at, length),
+    const warmth = new Warmth(
+      kernel,
+      this.loop,
+      inAdvance,
+      this.spare,
+      arena.sparePages,
+      sets.starts,
+      (at, length) => (crew ?? streams)?.commit(at, length),
+      request.commitAheadBytes,
     )
     const index = cold?.index
     // behind what a session's opening waits for: of 20 GB it takes a second, in which pages may pass that it would know
@@ -406,15 +434,17 @@ export class Pools {
       sets,
       cold,
       crew,
+      unpacking: streams && { streams, slots: ahead },
       turns: this.turns,
       ready: crew && inAdvance === 'always' ? Promise.all([warmth.ready, crew.started]).then(() => {}) : warmth.ready,
       warm: () => (index === undefined || index.isFilled ? warmth.warm() : warm()),
       migrates: isRunning => warmth.migrates(isRunning),
       close: () => {
         warmth.end()
-        closed ??= this.leaveCrew(crew)
-          .then(() => Promise.all([this.releaseCold(cold), this.giveBack(arena, lease, kernel)]))
-          .then(() => {})
+        const giveBack = (): Promise<void> => this.giveBack(arena, lease, kernel)
+        const given = (): Promise<void> =>
+          streams ? this.clean(streams.close().then(giveBack)) : this.leaveCrew(crew).then(giveBack)
+        closed ??= Promise.all([this.releaseCold(cold), given()]).then(() => {})
         return closed
       },
     }
@@ -447,11 +477,15 @@ export class Pools {
       this.arenas = this.arenas.filter(other => other !== arena) // as it is: nobody comes who wants it clean
       return
     }
-    const cleaned = arena.giveBack(lease, kernel, this.loop.nowMs())
+    await this.clean(arena.giveBack(lease, kernel, this.loop.nowMs()))
+    this.sweepLater()
+  }
+
+  /** Who opens a pool waits for it. */
+  private async clean(cleaned: Promise<void>): Promise<void> {
     this.cleaning.add(cleaned)
     await cleaned
     this.cleaning.delete(cleaned)
-    this.sweepLater()
   }
 
   private sweepLater(): void {
@@ -499,8 +533,8 @@ function numbered(sets: readonly WantedSet[]): NumberedSets {
 }
 
 /** A pool in a memory of its own, for commands: `close` lets go of it, and closes all files. @throws as Pools.open */
-export function openPool(request: PoolRequest): Promise<OpenPool> {
-  return new Pools({ unusedMs: 0 }).open(request)
+export function openPool(request: PoolRequest, unpackThreads?: UnpackThreads): Promise<OpenPool> {
+  return new Pools({ unusedMs: 0, unpackThreads }).open(request)
 }
 
 /**
@@ -538,10 +572,10 @@ function threadsOf({ role, longMatch, threads = 1 }: PoolShape): number {
 type PoolSize = PoolShape & Pick<PoolTerms, 'ringPages' | 'places'>
 
 function blockRequest(size: PoolSize, templatePages: number) {
-  const { role, ringPages, places, workspaces, slots, slotBytes, longMatch, forgetsTables = false } = size
+  const { role, ringPages, places, workspaces, slots, slotBytes, ahead = 0, longMatch, forgetsTables = false } = size
   const threads = threadsOf(size)
   const longEntries = role === 'encoder' && longMatch ? longEntriesFor(templatePages + ringPages) : 0
-  const ioBytes = workspaces * WORKSPACE_BYTES + slots * slotBytes
+  const ioBytes = workspaces * WORKSPACE_BYTES + slots * slotBytes + ahead * AHEAD_SLOT_BYTES
   return { role, ringPages, places, ioBytes, longEntries, forgetsTables, threads }
 }
 

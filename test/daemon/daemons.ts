@@ -9,18 +9,22 @@ import type { SourceRun } from '../../src/daemon/source-run.ts'
 import type { SourceRuns } from '../../src/daemon/source-runs.ts'
 import { ProxyError } from '../../src/errors.ts'
 import type { FairShares } from '../../src/fair-shares.ts'
+import { UNPACK_PER_HOLDER } from '../../src/limits.ts'
 import type { Credentials } from '../../src/link/credentials.ts'
 import type { Link } from '../../src/link/link.ts'
 import type { LinkServer } from '../../src/link/server.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
+import { UnpackThreads } from '../../src/transfer/ahead/unpack-threads.ts'
 import type { KeptSpace } from '../../src/transfer/cold/kept-space.ts'
 import { EVENT_LOOP } from '../../src/transfer/event-loop.ts'
 import { Pools } from '../../src/transfer/pool.ts'
 
 const RING_PAGES = 256
 const PLACES = 1 << 12
+/** Of the destination proxy, its main one counted: `THREADS=2 node test/daemon/...` has batches unpacked ahead. */
+const THREADS = Number(process.env.THREADS ?? 1)
 /** What a main channel and a multifd channel begin with, then nothing that a parser knows: relayed as it is. */
 export const MAIN = Buffer.from('5145564d00000003ff', 'hex')
 export const MULTIFD = Buffer.concat([Buffer.from('1122334400000001', 'hex'), Buffer.alloc(56)])
@@ -230,6 +234,7 @@ export class Daemons implements AsyncDisposable {
       diskZeroes,
       credentials: credentials?.destination,
       store: farStore,
+      ...(THREADS > 1 && { pools: poolsWithThreads() }),
       ...poolsOf(farSetBytes),
       ...(farPools && { pools: farPools }),
       ringPagesMax: ringPages,
@@ -322,4 +327,8 @@ export function closed(socket: net.Socket): Promise<void> {
     if (socket.closed) done()
     else socket.once('close', () => done())
   })
+}
+
+function poolsWithThreads(): Pools {
+  return new Pools({ unpackThreads: UnpackThreads.beside(THREADS, EVENT_LOOP, UNPACK_PER_HOLDER) })
 }
