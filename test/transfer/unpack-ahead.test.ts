@@ -233,23 +233,31 @@ for (const [fault, told] of [
   })
 }
 
-t.test('a damaged batch ends its session, not that of another on the same thread', async t => {
+t.test('a damaged batch ends its session in its turn, not those of others on the same thread', async t => {
   const input = guest(1200, 4)
   const { batches, seed } = batchesOf(await encoded(input, 3))
   const threads = new UnpackThreads(1, EVENT_LOOP)
   const pools = new Pools({ unpackThreads: threads })
-  const sides = [await Side.open(pools, seed, 'a'), await Side.open(pools, seed, 'b')]
+  // whole, damaged in a column, no batch at all
+  const sides = await Promise.all(['a', 'b', 'c'].map(holder => Side.open(pools, seed, holder)))
+  const [whole, bent, none] = sides as [Side, Side, Side]
   for (const [i, batch] of batches.entries()) {
+    whole.push(batch)
     const bad = Buffer.from(batch)
     if (i === 2) bad[bad.length - 1] = bad[bad.length - 1]! ^ 0xff
-    sides[0]!.push(bad)
-    sides[1]!.push(batch)
+    bent.push(bad)
+    if (i === 2) bad[0] = 9
+    none.push(bad)
   }
   for (const side of sides) await side.inbound.idle()
-  t.equal(sides[0]!.errors.length, 1)
-  t.match(sides[0]!.errors[0]!.code, /^BATCH_/)
-  t.same(sides[1]!.errors, [])
-  t.ok(Buffer.concat(sides[1]!.got).equals(input))
+  t.same(whole.errors, [])
+  t.ok(Buffer.concat(whole.got).equals(input))
+  t.match(bent.errors, [{ code: /^BATCH_/ }])
+  t.match(none.errors, [{ code: 'BATCH_FORMAT', what: 'unknown batch format 9', where: { stream: 'batch', offset: 0 } }])
+  for (const { errors, got } of [bent, none]) {
+    t.equal(errors.length, 1)
+    t.ok(Buffer.concat(got).equals(Buffer.concat(whole.got.slice(0, 2))), 'the two before it, and nothing more')
+  }
   for (const side of sides) await side.close()
   await threads.end()
 })
