@@ -115,7 +115,7 @@ class UnpackThread {
       this.waiters = waiters.filter(({ job }) => !this.isDone(job))
       for (const { job, done } of waiters) if (this.isDone(job)) done()
       if (this.waiters.length === 0) {
-        this.worker.unref()
+        if (this.ended === undefined) this.worker.unref() // else somebody waits for its end
         return
       }
       Atomics.store(this.words, WORD.AWAITED, 1)
