@@ -226,8 +226,11 @@ export class UnpackStreams implements Streamer {
   }
 
   private async whenFinished(job: Job): Promise<void> {
-    await this.thread.whenDone(job)
-    const { damage, thread } = this
+    const { thread } = this
+    // something that is wrong since, of any session, is told before anything is done again
+    do await thread.whenDone(job)
+    while (!thread.isDone(job) && thread.failure === undefined)
+    const { damage } = this
     if (damage && ((job - damage.job) | 0) >= 0) throw damage.error
     if (!thread.isDone(job)) throw thread.failure!
   }
