@@ -40,6 +40,7 @@ const BESIDE: Readonly<Record<string, readonly string[]>> = {
   'store promote': ['a', 'abcd', '--store', `file://${at('store')}`, '--key', at('key')],
   'store rollback': ['a', '--store', `file://${at('store')}`, '--key', at('key')],
   encode: [stream, '-o', at('encoded')],
+  decode: [at('encoded'), '-o', at('decoded')],
   estimate: [stream],
   keygen: ['x509', '--dir', at('keys')],
   check: ['--peer', '127.0.0.1:1', '--plaintext', '--throughput'],
