@@ -365,7 +365,9 @@ class Running {
       }
       yield* this.tell({ event: 'progress', seconds: elapsedMs / 1000, info })
       const wishes = postcopyRefused ? { timeoutMs: task.timeoutMs } : task
-      if (status === 'pre-switchover' && this.mirrors.areDue && !cancelAsked) {
+      // who is about to be cancelled keeps its mirrors; once the switch is asked for it is not
+      const goesOn = !cancelAsked && (this.interrupts === 0 || done.postcopyAsked)
+      if (status === 'pre-switchover' && this.mirrors.areDue && goesOn) {
         const wrong = yield* this.endMirrors()
         if (wrong === undefined) continue
         this.mirrorsFailed = wrong

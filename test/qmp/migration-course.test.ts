@@ -85,6 +85,8 @@ interface Played {
   readonly destination: ModelQemu
   /** Steps that were asked. */
   readonly asked: readonly string[]
+  /** How many of them before the course heard of the last signal. */
+  readonly askedBefore: number
   readonly seconds: number
 }
 
@@ -126,6 +128,7 @@ function play({ task, wishes, alone = false, signals = [], fault, ...options }: 
   })
   const told: Told[] = []
   const asked: string[] = []
+  let askedBefore = 0
   const gone = new Set<QemuSide>()
   let [nowMs, interrupts] = [0, 0]
   let next = course.next({ nowMs, interrupts })
@@ -152,10 +155,11 @@ function play({ task, wishes, alone = false, signals = [], fault, ...options }: 
         if (answer.kind === 'lost') gone.add(value.side)
       }
     }
+    if (signals.includes(step)) askedBefore = asked.length
     const events = source.events.splice(0)
     next = course.next({ nowMs, interrupts, events, ...(answer && { answer }) })
   }
-  return { outcome: next.value, told, source, destination, asked, seconds: nowMs / 1000 }
+  return { outcome: next.value, told, source, destination, asked, askedBefore, seconds: nowMs / 1000 }
 }
 
 const codeOf = ({ error }: Outcome): string => error?.code ?? 'none'
@@ -580,6 +584,19 @@ t.test('the destination has no server of disks any more: that is said', t => {
   const played = play(mirrored({ destination: { instead } }))
   t.equal(played.outcome.result, 'completed')
   t.match(notes(played), /server of disks is not stopped: NBD server not running/)
+  t.end()
+})
+
+t.test('a signal before mirrors are told to end leaves them', t => {
+  const isEnd = (asked: string): boolean => asked.includes('block-job-cancel')
+  let cancelled = 0
+  for (let step = 0; ; step++) {
+    const played = play(mirrored({ signals: [step] }))
+    if (played.asked.slice(0, played.askedBefore).some(isEnd)) break
+    if (played.outcome.result === 'cancelled') cancelled++
+    t.notOk(played.asked.some(isEnd), `step ${step}: ${played.outcome.result}`)
+  }
+  t.ok(cancelled > 3)
   t.end()
 })
 
