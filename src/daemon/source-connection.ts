@@ -89,7 +89,8 @@ export class SourceConnection implements SocketSink, FlowConnection {
       return
     }
     const { closed } = this
-    // what came before is told when all have come that go on together: a main may have ended
+    // that QEMU has closed it before others came is told now, what came of it when all have come that go on together
+    if (this.ended && !closed) sink.onEndBehind()
     process.nextTick(() => {
       if (this.sink !== sink) return
       if (closed) sink.onClosed(closed)

@@ -89,7 +89,7 @@ export class Gates<
   private readonly came = new WeakMap<C, number>()
   /** With which migration those came that had a main before them when they came, or have it since. */
   private readonly beside = new WeakMap<C, M>()
-  /** Of those that QEMU closed while they waited. */
+  /** Of those that QEMU closed. */
   private readonly closedAt = new WeakMap<C, number>()
   private due: Due<C>[] = []
   private stopped = false
@@ -148,11 +148,11 @@ export class Gates<
     }
   }
 
-  /** QEMU has closed it, and what it said before that is there: its main has come in by now, or never does. */
+  /** QEMU has closed it, and what it said before that is there, read or not: its main has come in by now, or never does. */
   closed(channel: C, nowMs: number): void {
     const { gate } = channel
+    if (!this.closedAt.has(channel)) this.closedAt.set(channel, ++this.events)
     if (!gate.waiting.includes(channel)) return // one that came behind a main has it
-    this.closedAt.set(channel, ++this.events)
     this.later('closed', channel, nowMs + CLOSED_CHANNEL_MS)
   }
 

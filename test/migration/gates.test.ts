@@ -147,6 +147,16 @@ t.test('what came while its main had not ended is of that main, whenever it spea
   t.equal(stranger.run, undefined, 'one that came behind its end waits for another main')
   for (const channel of [probe, stranger, late, ofNext, nextMain]) world.ends(channel)
 
+  // QEMU had closed it before the next main came, though it was not looked at
+  const stale = world.arrive(gate)
+  world.gates.closed(stale, world.nowMs)
+  const other = world.arrive(gate)
+  world.says(stale, 'multifd')
+  world.gates.closed(stale, world.nowMs) // told once more, when all of it is read
+  world.says(other, 'main')
+  t.same([stale.run, stale.refused], [undefined, 'a multifd channel that QEMU closed before its main came'])
+  for (const channel of [stale, other]) world.ends(channel)
+
   // silent ones between hold it back no longer than they are silent
   const [slowMain, silent, fast] = [world.arrive(gate), world.arrive(gate), world.arrive(gate)]
   world.ends(world.says(slowMain, 'main'), false)
