@@ -309,14 +309,14 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   }
 
   /**
-   * Breaks QEMU's connections: the session is gone. But those whose flow has ended get what they have coming: all of it is
-   * here, the source side has told that it is over, and the guest may run nowhere else.
+   * Breaks QEMU's connections: the session is gone. But those whose flow has ended get what they have coming, expanded or
+   * not: all of it is here, the source side has told that it is over, and the guest may run nowhere else.
    */
   end(reason: string): void {
     if (this.ended) return
     this.ended = true
     this.dials.stop()
-    this.inbound.close()
+    this.inbound.observer = undefined // learning has ended with the session
     this.questions.close()
     for (const flow of this.flows.values()) flow.sessionLost(reason)
     this.flows.clear()
@@ -338,6 +338,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   private settleUp(): void {
     this.arm()
     if (!this.isPaid) return
+    this.inbound.close()
     this.timer.stop()
     this.resolvePaid()
   }
@@ -358,7 +359,9 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
     if (this.ended || !(migration instanceof MigrationArrival) || migration.isLearned) return
     if (!this.arrivals.hasPassed(migration)) return
     migration.isLearned = true
-    this.inbound.mark(() => this.options.learning?.migrationEnded(migration.number))
+    this.inbound.mark(() => {
+      if (!this.ended) this.options.learning?.migrationEnded(migration.number)
+    })
   }
 
   left(flow: DestinationFlow): void {

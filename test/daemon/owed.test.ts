@@ -9,6 +9,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
+import type { DestinationRun } from '../../src/daemon/destination-run.ts'
 import { until } from '../helpers/until.ts'
 import { scratch } from '../template/makers.ts'
 import { closed, Daemons } from './daemons.ts'
@@ -58,6 +59,51 @@ for (const [name, ends] of Object.entries(ENDS)) {
     await until('the session to be gone', () =>
       pair.destination.status().sessions.every(one => one.link !== link.id.slice(0, 8)),
     )
+  })
+}
+
+/** Keeps all that comes for a QEMU from being expanded, as a busy machine may. @returns lets it go on */
+function hold(pair: Daemons): () => void {
+  const { runs } = pair.destination as unknown as { runs: ReadonlyMap<unknown, DestinationRun> }
+  const [run] = runs.values()
+  const { inbound } = run!.session as unknown as { inbound: { turns: unknown } }
+  const { turns } = inbound
+  let goesOn = (): void => {}
+  const held = new Promise<void>(done => {
+    goesOn = done
+  })
+  inbound.turns = { hasTime: false, spend: () => {}, next: () => held }
+  return () => {
+    inbound.turns = turns
+    goesOn()
+  }
+}
+
+for (const [name, ends] of Object.entries(ENDS)) {
+  t.test(`${name} while a QEMU's last bytes are not expanded`, async t => {
+    const { folder } = scratch(t.teardown)
+    await using pair = await Daemons.start({ targetAt: join(folder, 'qemu'), effort: 0 })
+    const { target } = pair
+    await until('a session', () => pair.count('session open') === 2)
+    const qemu = await pair.dial()
+    qemu.resume()
+    qemu.write(STREAM.subarray(0, STREAM.length / 2))
+    await until('half of it', () => target.received[0]?.length === Math.floor(STREAM.length / 2))
+    const goOn = hold(pair)
+    target.sockets[0]!.end()
+    qemu.end(STREAM.subarray(STREAM.length / 2))
+    await until('the source to be done with it', () => pair.summaries.length === 1)
+    t.equal(pair.summaries[0]!.outcome, 'completed')
+    const { link } = pair
+    await ends(pair)
+    await link.ended
+    t.equal(target.received[0]!.length, Math.floor(STREAM.length / 2))
+    const end = once(target.sockets[0]!, 'end')
+    goOn()
+    await end
+    t.ok(target.received[0]!.equals(STREAM), 'it gets every byte')
+    await until('its end to be told', () => pair.arrivals.length === 1)
+    t.equal(pair.arrivals[0]!.outcome, 'completed')
   })
 }
 
