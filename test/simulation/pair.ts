@@ -551,6 +551,8 @@ class Simulation implements World, DisksWorld {
     const address = this.addressOf(gate)
     const before = this.targets.get(address)
     if (before && before !== target) before.address = ''
+    // it waits for its recovery here, and listens no more where it did
+    for (const [at, one] of this.targets) if (one === target) this.targets.delete(at)
     target.address = address
     this.targets.set(address, target)
   }

@@ -29,6 +29,14 @@ const DISKS_ENOUGH = 150
 /** Seeds that found something there. */
 const FOUND_WITH_DISKS = [
   57, // an answer overtook one that waited behind another disk's
+  70827, // model: a guest came to the gate where a paused target had listened, and that one was deaf at its new gate
+  70989, // a main came to its next session all read, and its channels behind it: they waited, and its flow ended meanwhile
+  70994, // what a cancelled guest had left between two sessions was taken for the next guest's
+  71034, // a disk's OPEN crossed DRAIN, and its transfer was known: its client was broken off in place of the next session
+  71272, // the same behind DRAIN
+  71332, // a session ended while batches of a flow that had ended waited to be expanded: its QEMU never got them
+  71441, // as 70989, over a fast WAN: its channels were refused
+  71772, // as 71272
 ]
 const DISKS = process.env.PAIR_DISKS === '1'
 
