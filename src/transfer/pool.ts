@@ -272,7 +272,7 @@ export class Pools {
     await Promise.all(this.cleaning) // what is about to be free is better than what nobody has touched yet
     const files = new Map<string, SetFile>()
     const { cold: coldSets = [], keeps, store, role } = request
-    const crew = this.crewFor(request)
+    this.crewFor(request) // it starts while memory and sets are made ready
     let cold: ColdLease | undefined
     try {
       if (coldSets.length > 0 || keeps) cold = await this.coldSets.open(coldSets, store, role === 'encoder', keeps)
@@ -281,7 +281,7 @@ export class Pools {
       let kernel: Kernel | undefined
       try {
         kernel = await arena.kernel(lease, this.implementation)
-        return this.pool(request, arena, lease, kernel, cold, crew?.open(kernel))
+        return this.pool(request, arena, lease, kernel, cold, this.crewFor(request)?.open(kernel))
       } catch (error) {
         await this.giveBack(arena, lease, kernel)
         throw error
@@ -297,7 +297,10 @@ export class Pools {
   /** Who helps a session; undefined: it is not asked for, or this host has no kernel that threads can share. */
   private crewFor(size: PoolShape): Crew | undefined {
     if (threadsOf(size) === 1 || this.implementation === 'twin' || !kernelModule()) return undefined
-    if (this.crew?.isBroken) this.crew = undefined // it ends with its sessions
+    if (this.crew?.isBroken) {
+      if (this.crew.sessions === 0) void this.crew.end() // else it ends with its sessions
+      this.crew = undefined
+    }
     this.crew ??= new Crew(threadsOf(size), this.loop, this.startHelper)
     return this.crew
   }
@@ -513,7 +516,7 @@ export class Pools {
     if (!hasLive) await this.endCrew()
     if (coldLeft || this.arenas.some(arena => arena.hasUnused)) this.sweepLater()
     // V8 gives a shared memory back when it collects it, which a process that idles may never do
-    if (this.arenas.length < before) collectGarbage()
+    if (this.arenas.length < before) await collectGarbage(this.crew)
   }
 }
 
@@ -606,10 +609,11 @@ function tooLarge(size: PoolSize, templatePages: number, bytes: number): ProxyEr
   )
 }
 
-/** A full collection now, as with --expose-gc. */
-function collectGarbage(): void {
+/** A full collection now, as with --expose-gc, on each thread that may know the memory. */
+async function collectGarbage(crew: Crew | undefined): Promise<void> {
   setFlagsFromString('--expose-gc')
   const collect = runInNewContext('gc') as () => void
-  setFlagsFromString('--no-expose-gc')
   collect()
+  await crew?.collectGarbage() // their contexts are made with the same flags
+  setFlagsFromString('--no-expose-gc')
 }

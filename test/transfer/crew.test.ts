@@ -3,6 +3,7 @@
  * helper that dies, hangs or is slow costs its session at most, told by a typed error.
  */
 import { existsSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import { zstdDecompressSync } from 'node:zlib'
 import t from 'tap'
@@ -24,6 +25,7 @@ import { decodeFile } from '../codec/second-decoder.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
+const MIB = 1 << 20
 const BUILT = kernelModule() !== undefined
 
 /** A guest of a few thousand pages of every nature, many of which have parts of others. */
@@ -303,6 +305,47 @@ t.test('several sessions of one memory, which grows as they come', { skip: !BUIL
   }
 })
 
+/** Resident memory of the process, in bytes. */
+function resident(): number {
+  return Number(/VmRSS:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024
+}
+
+t.test('memory that sessions have left is given back, while its helpers have another', { skip: !BUILT }, async t => {
+  const pools = new Pools({ threads: 2, unusedMs: 10 })
+  // two of these do not fit into one memory
+  const terms = { sets: [], store: undefined, ringPages: 600_000, places: 1024, slotBytes: 1 << 20 }
+  const request = { ...terms, role: 'encoder', longMatch: true, threads: 2, workspaces: 3, slots: 5 } as const
+  const other = await pools.open(request)
+  const pool = await pools.open(request)
+  t.equal(pools.stats.length, 2, 'two memories')
+  await pool.crew!.started
+  const errors: unknown[] = []
+  const outbound = new Outbound<Channel>(
+    pool,
+    SEED_WORDS,
+    () => {},
+    error => errors.push(error),
+  )
+  const channel = new Channel(pool, 0, 'main', 1, {})
+  const bytes = madeUp(31, 1000)
+  for (let at = 0; at < bytes.length; at += 400_000) {
+    channel.push(bytes.subarray(at, at + 400_000))
+    await outbound.room()
+    outbound.encode(channel, EFFORTS[2]!, at + 400_000 >= bytes.length)
+  }
+  await outbound.idle()
+  t.same(errors, [])
+  const { ring } = pool.kernel.layout
+  pool.kernel.bytes.fill(1, ring, ring + 128 * MIB)
+  const used = resident()
+  await outbound.close()
+  await pool.close()
+  for (let left = 200; left > 0 && used - resident() < 100 * MIB; left--) await sleep(50)
+  t.equal(pools.stats.length, 1)
+  t.ok(used - resident() > 100 * MIB, `${(used - resident()) / MIB} MiB`)
+  await other.close()
+})
+
 t.test('a helper that dies ends its session, with a typed error', { skip: !BUILT }, async t => {
   for (const [death, reason] of [
     ['process.exit(3)', /a helping thread has ended/],
@@ -373,7 +416,7 @@ t.test('a helper that never does what it claims costs nothing but time', { skip:
 t.test('who dies while a session ends is not waited for', { skip: !BUILT }, async t => {
   const { run, end, errors } = await session(
     `port.on('message', ({ kind }) => { if (kind === 'close') process.exit(0) }); say('ready')`,
-    1,
+    4,
   )
   await run()
   await end()

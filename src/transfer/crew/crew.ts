@@ -56,6 +56,11 @@ export class Crew {
     return ++this.lastStream
   }
 
+  /** Has all let go of memories of sessions that they have left: one that waits never collects. */
+  async collectGarbage(): Promise<void> {
+    await Promise.all(this.helpers.map(helper => helper.ask({ kind: 'collect' }).catch(() => {}))) // the dead hold nothing
+  }
+
   /** Resolves when no helper runs any more. */
   async end(): Promise<void> {
     await Promise.all(this.helpers.map(helper => helper.end()))

@@ -2,6 +2,7 @@
  * A thread that helps: packs pieces of columns in their order, and looks for parts of pages whenever there is nothing to pack,
  * since the main thread does that itself where nobody helps. It never comes back to its event loop.
  */
+import { runInNewContext } from 'node:vm'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { ZstdPacker } from '../../compression/zstd-stream.ts'
 import { type KernelFunctions, STAGED } from '../../kernel/functions.ts'
@@ -24,6 +25,8 @@ interface Session {
 }
 
 const sessions = new Map<number, Session>()
+/** That of the claim at hand: while it is prepared no other one is put up. */
+let claimed: Session | undefined
 const streams = new Map<number, { readonly packer: ZstdPacker; readonly memory: WebAssembly.Memory }>()
 
 function answer(message: FromHelper, transfer: ArrayBuffer[] = []): void {
@@ -57,9 +60,20 @@ function take(message: ToHelper): void {
       answer({ kind: 'committed' })
       break
     case 'close':
+      if (claimed === sessions.get(message.session)) claimed = undefined
       sessions.delete(message.session)
       answer({ kind: 'closed' })
+      break
+    case 'collect':
+      collectGarbage()
+      answer({ kind: 'collected' })
   }
+}
+
+/** The main thread has set the flags. A memory that only this thread's garbage knows is resident as long as that. */
+function collectGarbage(): void {
+  const collect = runInNewContext('typeof gc === "function" ? gc : undefined') as (() => void) | undefined
+  collect?.()
 }
 
 function pack(pieces: readonly Piece[]): void {
@@ -77,9 +91,6 @@ function pack(pieces: readonly Piece[]): void {
   const buffers = packed.map(({ buffer }) => buffer)
   answer({ kind: 'packed', pieces: packed }, buffers)
 }
-
-/** Of the session that the claim is of: while it is prepared no other one is put up. */
-let claimed: Session | undefined
 
 function prepare({ session, parts, first, count }: Claim): boolean {
   claimed = sessions.get(session)

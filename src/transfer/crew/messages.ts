@@ -32,6 +32,8 @@ export type ToHelper =
   | { readonly kind: 'commit'; readonly session: number; readonly at: number; readonly length: number }
   /** Nothing of the session's memory is touched behind its answer, `closed`. */
   | { readonly kind: 'close'; readonly session: number }
+  /** Collects garbage, with flags that allow it: memories of sessions that are closed. Answered by `collected`. */
+  | { readonly kind: 'collect' }
 
 export type FromHelper =
   | { readonly kind: 'ready' }
@@ -39,3 +41,4 @@ export type FromHelper =
   | { readonly kind: 'failed'; readonly reason: string }
   | { readonly kind: 'committed' }
   | { readonly kind: 'closed' }
+  | { readonly kind: 'collected' }
