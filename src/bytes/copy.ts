@@ -20,8 +20,9 @@ export function copyRange(from: Uint8Array, fromAt: number, fromEnd: number, to:
   if (length === 0) return
   if (length < from.length) copyBuffer.call(from, to, toAt, fromAt, fromEnd)
   else {
+    const last = from[length - 1]! // another view of the same memory may reach over it
     copyBuffer.call(from, to, toAt, 0, length - 1)
-    to[toAt + length - 1] = from[length - 1]!
+    to[toAt + length - 1] = last
   }
 }
 
