@@ -311,35 +311,40 @@ function resident(): number {
 }
 
 t.test('memory that sessions have left is given back, while its helpers have another', { skip: !BUILT }, async t => {
-  const pools = new Pools({ threads: 2, unusedMs: 10 })
+  const pools = new Pools({ threads: 2, unusedMs: 200 })
   // two of these do not fit into one memory
   const terms = { sets: [], store: undefined, ringPages: 600_000, places: 1024, slotBytes: 1 << 20 }
   const request = { ...terms, role: 'encoder', longMatch: true, threads: 2, workspaces: 3, slots: 5 } as const
   const other = await pools.open(request)
-  const pool = await pools.open(request)
-  t.equal(pools.stats.length, 2, 'two memories')
-  await pool.crew!.started
-  const errors: unknown[] = []
-  const outbound = new Outbound<Channel>(
-    pool,
-    SEED_WORDS,
-    () => {},
-    error => errors.push(error),
-  )
-  const channel = new Channel(pool, 0, 'main', 1, {})
-  const bytes = madeUp(31, 1000)
-  for (let at = 0; at < bytes.length; at += 400_000) {
-    channel.push(bytes.subarray(at, at + 400_000))
-    await outbound.room()
-    outbound.encode(channel, EFFORTS[2]!, at + 400_000 >= bytes.length)
+  // in a function of its own: nothing here knows the memory behind it
+  const use = async (): Promise<number> => {
+    const pool = await pools.open(request)
+    t.equal(pools.stats.length, 2, 'two memories')
+    await pool.crew!.started
+    const errors: unknown[] = []
+    const outbound = new Outbound<Channel>(
+      pool,
+      SEED_WORDS,
+      () => {},
+      error => errors.push(error),
+    )
+    const channel = new Channel(pool, 0, 'main', 1, {})
+    const bytes = madeUp(31, 1000)
+    for (let at = 0; at < bytes.length; at += 400_000) {
+      channel.push(bytes.subarray(at, at + 400_000))
+      await outbound.room()
+      outbound.encode(channel, EFFORTS[2]!, at + 400_000 >= bytes.length)
+    }
+    await outbound.idle()
+    t.same(errors, [])
+    const { ring } = pool.kernel.layout
+    pool.kernel.bytes.fill(1, ring, ring + 128 * MIB)
+    const used = resident()
+    await outbound.close()
+    await pool.close()
+    return used
   }
-  await outbound.idle()
-  t.same(errors, [])
-  const { ring } = pool.kernel.layout
-  pool.kernel.bytes.fill(1, ring, ring + 128 * MIB)
-  const used = resident()
-  await outbound.close()
-  await pool.close()
+  const used = await use()
   for (let left = 200; left > 0 && used - resident() < 100 * MIB; left--) await sleep(50)
   t.equal(pools.stats.length, 1)
   t.ok(used - resident() > 100 * MIB, `${(used - resident()) / MIB} MiB`)
