@@ -478,7 +478,7 @@ export const COLD_PAGES_MAX = 2 ** 25
 
 /**
  * Blocks of disks that a session keeps on this side's disk at most: 64 GiB, for which a source has up to 420 MB in memory, a
- * destination 290 (docs/adr/0026-kept-blocks.md).
+ * destination 290 (docs/adr/0025-kept-blocks.md).
  */
 export const KEPT_BLOCKS_MAX = 2 ** 24
 

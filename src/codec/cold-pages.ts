@@ -26,7 +26,7 @@ export interface ColdPages {
   find(bytes: Uint8Array, pages: Uint32Array, unknown: Uint8Array, numbers: Uint32Array, migration: number): boolean
 }
 
-/** Blocks of disks that a side keeps beyond the ring: docs/adr/0026-kept-blocks.md. Both sides count them alike. */
+/** Blocks of disks that a side keeps beyond the ring: docs/adr/0025-kept-blocks.md. Both sides count them alike. */
 export interface KeptPages {
   /** The next `count` of them. @param addresses where in `bytes` they lie, as long as this runs */
   keep(bytes: Uint8Array, addresses: Uint32Array, count: number): void

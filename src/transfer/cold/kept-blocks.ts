@@ -1,7 +1,7 @@
 /**
  * Blocks of disks that passed in a session, beyond what its ring holds: each side has them in a file of its own, which has no
  * name and is gone with the session. Both count blocks alike, so a number means the same block on both; what a side lacks
- * of its file nobody waits for. docs/adr/0026-kept-blocks.md.
+ * of its file nobody waits for. docs/adr/0025-kept-blocks.md.
  *
  * A thread writes and digests them. The encoding side names a block only when that has been done; the expanding side reads one
  * as it reads pages of sets, and asks for one that it does not have.
