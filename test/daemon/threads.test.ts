@@ -16,7 +16,7 @@ import { RunningPair } from './running.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
-const skip = kernelModule() === undefined
+const skip = kernelModule() === undefined && 'the kernel is not built, and the twin has no helpers'
 
 /** A guest whose pages have much in common, in parts: helpers have something to look for. */
 function guest(seed: number, pages: number): Buffer {

@@ -26,7 +26,7 @@ import { decodeFile } from '../codec/second-decoder.ts'
 t.setTimeout(590_000) // the machine may be busy
 
 const MIB = 1 << 20
-const BUILT = kernelModule() !== undefined
+const skip = kernelModule() === undefined && 'the kernel is not built, and the twin has no helpers'
 
 /** A guest of a few thousand pages of every nature, many of which have parts of others. */
 function madeUp(seed: number, pages: number): Uint8Array {
@@ -95,7 +95,7 @@ function recorded(): Recorded[] {
   return all
 }
 
-t.test('the same comes out whatever the threads, in at most 1 % more bytes', { skip: !BUILT }, async t => {
+t.test('the same comes out whatever the threads, in at most 1 % more bytes', { skip }, async t => {
   for (const { name, bytes, isLarge } of recorded()) {
     for (const level of isLarge ? [2, 3] : [3]) {
       const alone = await encoded(bytes, level, 1, 4096)
@@ -113,7 +113,7 @@ t.test('the same comes out whatever the threads, in at most 1 % more bytes', { s
   }
 })
 
-t.test('rings shorter than a batch, and none', { skip: !BUILT }, async t => {
+t.test('rings shorter than a batch, and none', { skip }, async t => {
   const bytes = madeUp(11, 2000)
   for (const ringPages of [0, 1, 50, 300]) {
     const { file } = await encoded(bytes, 2, 3, ringPages)
@@ -121,7 +121,7 @@ t.test('rings shorter than a batch, and none', { skip: !BUILT }, async t => {
   }
 })
 
-t.test('other efforts have nothing to do for helpers, or for libuv', { skip: !BUILT }, async t => {
+t.test('other efforts have nothing to do for helpers, or for libuv', { skip }, async t => {
   const bytes = madeUp(12, 1000)
   for (const level of [0, 1, 4])
     t.ok((await decoded((await encoded(bytes, level, 2, 512)).file)).equals(bytes), `${level}`)
@@ -261,7 +261,7 @@ async function session(source: string, level: number, more: object = {}) {
   return { run, end, errors, timers, workers, got: () => Buffer.concat(got), bytes }
 }
 
-t.test('several sessions of one memory, which grows as they come', { skip: !BUILT }, async t => {
+t.test('several sessions of one memory, which grows as they come', { skip }, async t => {
   const pools = new Pools({ threads: 3, unusedMs: 0 })
   const terms = { sets: [], store: undefined, ringPages: 1024, places: 1024, slotBytes: 1 << 20 }
   const shape = { longMatch: true, threads: 3, workspaces: 3, slots: 5, ringInAdvance: 'always' } as const
@@ -310,7 +310,7 @@ function resident(): number {
   return Number(/VmRSS:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024
 }
 
-t.test('memory that sessions have left is given back, while its helpers have another', { skip: !BUILT }, async t => {
+t.test('memory that sessions have left is given back, while its helpers have another', { skip }, async t => {
   const pools = new Pools({ threads: 2, unusedMs: 200 })
   // two of these do not fit into one memory
   const terms = { sets: [], store: undefined, ringPages: 600_000, places: 1024, slotBytes: 1 << 20 }
@@ -351,7 +351,7 @@ t.test('memory that sessions have left is given back, while its helpers have ano
   await other.close()
 })
 
-t.test('a helper that dies ends its session, with a typed error', { skip: !BUILT }, async t => {
+t.test('a helper that dies ends its session, with a typed error', { skip }, async t => {
   for (const [death, reason] of [
     ['process.exit(3)', /a helping thread has ended/],
     ['throw new Error("out of order")', /a helping thread failed: out of order/],
@@ -371,7 +371,7 @@ t.test('a helper that dies ends its session, with a typed error', { skip: !BUILT
   }
 })
 
-t.test('a helper that hangs ends its session once it was silent for long', { skip: !BUILT }, async t => {
+t.test('a helper that hangs ends its session once it was silent for long', { skip }, async t => {
   const hang = 'Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)'
   const { run, end, errors, timers, workers } = await session(
     `port.on('message', ({ kind }) => {
@@ -392,7 +392,7 @@ t.test('a helper that hangs ends its session once it was silent for long', { ski
   await end()
 })
 
-t.test('a helper that never does what it claims costs nothing but time', { skip: !BUILT }, async t => {
+t.test('a helper that never does what it claims costs nothing but time', { skip }, async t => {
   const board = JSON.stringify(new URL('../../src/transfer/crew/board.ts', import.meta.url).href)
   const claims = new Int32Array(new SharedArrayBuffer(4))
   const { run, end, errors, got, bytes } = await session(
@@ -418,7 +418,7 @@ t.test('a helper that never does what it claims costs nothing but time', { skip:
   await end()
 })
 
-t.test('who dies while a session ends is not waited for', { skip: !BUILT }, async t => {
+t.test('who dies while a session ends is not waited for', { skip }, async t => {
   const { run, end, errors } = await session(
     `port.on('message', ({ kind }) => { if (kind === 'close') process.exit(0) }); say('ready')`,
     4,
@@ -428,7 +428,7 @@ t.test('who dies while a session ends is not waited for', { skip: !BUILT }, asyn
   t.same(errors, [])
 })
 
-t.test('a helper that does not start helps nobody', { skip: !BUILT }, async t => {
+t.test('a helper that does not start helps nobody', { skip }, async t => {
   const { run, end, errors, got, bytes } = await session('process.exit(1)', 2)
   await run()
   t.same(errors, [])
