@@ -734,3 +734,27 @@ export function secondOpinion(terms: Terms, channels: readonly ScenarioChannel[]
   const difference = stateDifference(outcome.state, secondState(pool))
   return difference && `second decoder: another pool: ${difference}`
 }
+
+/** The main stream of a guest whose pages are of every nature, many of which have parts of others. */
+export function madeUp(seed: number, pages: number): Buffer {
+  const rand = random(seed)
+  const guest = new Guest([])
+  const natures = [
+    NATURE.TEXT,
+    NATURE.NUMBERS,
+    NATURE.DENSE,
+    NATURE.CHANGED,
+    NATURE.PIECES,
+    NATURE.PIECES,
+    NATURE.KNOWN,
+    NATURE.AGAIN,
+    NATURE.FILL,
+  ]
+  const parts = Array.from({ length: Math.ceil(pages / 200) }, () =>
+    Array.from({ length: 200 }, () => {
+      const nature = natures[rand(natures.length)]!
+      return { block: 0, page: rand(4000), nature, a: rand(400), b: rand(1000) }
+    }),
+  )
+  return Buffer.from(mainStream(guest, parts))
+}

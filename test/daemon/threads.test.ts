@@ -8,7 +8,7 @@ import { kernelModule } from '../../src/kernel/kernel.ts'
 import { startHelper } from '../../src/transfer/crew/helper-thread.ts'
 import { Pools } from '../../src/transfer/pool.ts'
 import { PAGEFERRY } from '../cli/command.ts'
-import { Guest, mainStream, NATURE, random } from '../codec/harness.ts'
+import { madeUp } from '../codec/harness.ts'
 import { until } from '../helpers/until.ts'
 import { scratch } from '../template/makers.ts'
 import { closed, Daemons } from './daemons.ts'
@@ -17,26 +17,6 @@ import { RunningPair } from './running.ts'
 t.setTimeout(590_000) // the machine may be busy
 
 const skip = kernelModule() === undefined && 'the kernel is not built, and the twin has no helpers'
-
-/** A guest whose pages have much in common, in parts: helpers have something to look for. */
-function guest(seed: number, pages: number): Buffer {
-  const rand = random(seed)
-  const made = new Guest([])
-  const natures = [
-    NATURE.TEXT,
-    NATURE.NUMBERS,
-    NATURE.DENSE,
-    NATURE.CHANGED,
-    NATURE.PIECES,
-    NATURE.PIECES,
-    NATURE.KNOWN,
-  ]
-  const specs = Array.from({ length: pages }, () => {
-    const nature = natures[rand(natures.length)]!
-    return { block: 0, page: rand(4000), nature, a: rand(400), b: rand(1000) }
-  })
-  return Buffer.from(mainStream(made, [specs]))
-}
 
 t.test('a pair of processes with --threads 2: guests arrive whole, and it says how many threads', { skip }, async t => {
   const { folder } = scratch(t.teardown)
@@ -51,7 +31,7 @@ t.test('a pair of processes with --threads 2: guests arrive whole, and it says h
   const { stdout } = spawnSync(PAGEFERRY, ['status', '--control', control], { encoding: 'utf8' })
   t.match(stdout, /, up .*, 2 threads/)
   for (const seed of [1, 2]) {
-    const bytes = guest(seed, 1200)
+    const bytes = madeUp(seed, 1200)
     const { arrived } = await pair.migrate(bytes)
     t.ok(arrived.equals(bytes), `guest ${seed}: ${arrived.length} of ${bytes.length} bytes`)
   }
@@ -61,7 +41,7 @@ t.test('several guests at once, in one session with helpers', { skip }, async t 
   const pools = new Pools({ threads: 3 })
   await using pair = await Daemons.start({ pools, ringPages: 4096, effort: 2 })
   await until('a session', () => pair.count('session open') >= 2)
-  const guests = [3, 4, 5].map(seed => guest(seed, 1000))
+  const guests = [3, 4, 5].map(seed => madeUp(seed, 1000))
   const qemus = await Promise.all(guests.map(() => pair.dial()))
   for (const [i, qemu] of qemus.entries()) {
     qemu.resume() // or its end is never seen
@@ -99,7 +79,7 @@ t.test(
     })
     await using pair = await Daemons.start({ pools, ringPages: 4096, effort: 2, events })
     await until('a session', () => pair.count('session open') >= 2)
-    const bytes = guest(6, 1500)
+    const bytes = madeUp(6, 1500)
     const { received, sockets } = pair.target
     const first = await pair.dial()
     first.resume() // or its end is never seen

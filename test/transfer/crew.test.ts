@@ -20,37 +20,13 @@ import { EVENT_LOOP, type EventLoop } from '../../src/transfer/event-loop.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { openPool, Pools } from '../../src/transfer/pool.ts'
-import { Channel, Guest, mainStream, NATURE, random, SEED_WORDS } from '../codec/harness.ts'
+import { Channel, madeUp, SEED_WORDS } from '../codec/harness.ts'
 import { decodeFile } from '../codec/second-decoder.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
 const MIB = 1 << 20
 const skip = kernelModule() === undefined && 'the kernel is not built, and the twin has no helpers'
-
-/** A guest of a few thousand pages of every nature, many of which have parts of others. */
-function madeUp(seed: number, pages: number): Uint8Array {
-  const rand = random(seed)
-  const guest = new Guest([])
-  const natures = [
-    NATURE.TEXT,
-    NATURE.NUMBERS,
-    NATURE.DENSE,
-    NATURE.CHANGED,
-    NATURE.PIECES,
-    NATURE.PIECES,
-    NATURE.KNOWN,
-    NATURE.AGAIN,
-    NATURE.FILL,
-  ]
-  const parts = Array.from({ length: Math.ceil(pages / 200) }, () =>
-    Array.from({ length: 200 }, () => {
-      const nature = natures[rand(natures.length)]!
-      return { block: 0, page: rand(4000), nature, a: rand(400), b: rand(1000) }
-    }),
-  )
-  return mainStream(guest, parts)
-}
 
 async function* pieces(bytes: Uint8Array, length = 300_000): AsyncGenerator<Uint8Array> {
   for (let at = 0; at < bytes.length; at += length) yield bytes.subarray(at, at + length)
