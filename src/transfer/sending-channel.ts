@@ -116,7 +116,10 @@ export class SendingChannel implements OutboundChannel {
 
   /** Where the next bytes of QEMU may land; undefined: not now. What waits is an incomplete record where it has to move. */
   room(): Uint8Array | undefined {
-    return this.buffer.writable(this.pump.roomFor(this.pumped), ROOM_MIN, ROOM_MIN)
+    const most = this.pump.roomFor(this.pumped)
+    if (most < ROOM_MIN) return undefined
+    // what is left behind a batch would make a small one of its own
+    return this.buffer.writable(most, most, ROOM_MIN) ?? this.buffer.writable(most, ROOM_MIN, ROOM_MIN)
   }
 
   /** So many bytes are in `room`. @returns address of the first */

@@ -7,9 +7,11 @@ import type { BatchReport } from '../../src/transfer/batch-job.ts'
 import { EffortController } from '../../src/transfer/effort-controller.ts'
 import type { BatchSink } from '../../src/transfer/outbound.ts'
 import type { Pool } from '../../src/transfer/pool.ts'
+import { BATCH_BYTES_MAX } from '../../src/transfer/pump.ts'
 import { Sender, type SenderPacker } from '../../src/transfer/sender.ts'
 import type { SendingChannel, SendingOwner, SendingStart } from '../../src/transfer/sending-channel.ts'
 import { SLOT_UNIT_BYTES } from '../../src/transfer/slot-arena.ts'
+import { streamOf } from '../bench/streams.ts'
 import { random } from '../template/makers.ts'
 
 const UNITS = FLOWS_MAX + 64
@@ -224,6 +226,22 @@ t.test('an incomplete record goes out when its source falls silent', t => {
   t.equal(world.sender.nextTickMs, Number.POSITIVE_INFINITY)
   world.write(channel, MAIN.subarray(6))
   t.same(owner.phases, ['header'], 'its parser goes on')
+  t.end()
+})
+
+t.test('a source that is faster than its proxy makes no small batches between full ones', t => {
+  const world = new World()
+  const { channel } = world.open(1, { kind: 'main', memory: { blocks: new BlockTable() } })
+  const stream = streamOf(Buffer.alloc(4096, 1), 1, 1000)
+  for (let at = 0; at < stream.length; ) {
+    // as a socket reads: until there is no room
+    for (let count = 1; count > 0; at += count) count = world.write(channel, stream.subarray(at))
+    world.work()
+    world.packer.finish()
+  }
+  const sizes = world.told.map(told => Number(told.replace(/.* /, '')))
+  t.ok(sizes.length > 5)
+  t.ok(Math.min(...sizes.slice(0, -1)) > BATCH_BYTES_MAX / 2, `batches of ${sizes.join(', ')} bytes`)
   t.end()
 })
 
