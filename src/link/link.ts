@@ -16,11 +16,14 @@ import { type Wire, Wires } from './wires.ts'
 
 /**
  * A connection is given more bytes only while fewer than this wait in Node's memory: what waits there can no longer be
- * overtaken by an urgent frame. Two rounds of PULL_BYTES, so that one is written while the next is pulled.
+ * overtaken by an urgent frame.
  */
 const WRITE_BUFFER_BYTES_MAX = 128 * 1024
-/** One write: four full frames. More gains nothing on loopback, with TLS or without (test/link/link-bench.ts). */
-const PULL_BYTES = 64 * 1024
+/**
+ * One write: eight full frames. With TLS each write costs a turn of the event loop; half of this takes a fifth more of the
+ * sender's CPU time, and twice as much gains nothing (test/link/link-bench.ts).
+ */
+const PULL_BYTES = 128 * 1024
 /** A write of less is made one piece: a copy costs less than the views of a batch of references (test/daemon/pair-bench.ts). */
 const JOIN_BYTES_MAX = 4096
 
