@@ -137,6 +137,20 @@ t.test('without threads', t => {
   t.end()
 })
 
+t.test('threads that are started ahead are those that help', t => {
+  const threads = new DigestThreads(2)
+  t.teardown(() => threads.rest())
+  const memory = memoryOf(BATCH_PAGES_MAX)
+  threads.start()
+  const { threads: started, words } = insides(threads)
+  t.equal(started.length, 2)
+  threads.start()
+  t.same(wrongIn(threads, memory, BATCH_PAGES_MAX, onceHelped(threads, memory.at, BATCH_PAGES_MAX)), [])
+  t.equal(started.length, 2, 'none was started beside them')
+  t.equal(insides(threads).words, words, 'nor in their place')
+  t.end()
+})
+
 t.test('threads that fail are not tried again', t => {
   const threads = new DigestThreads(2)
   const memory = memoryOf(BATCH_PAGES_MAX)

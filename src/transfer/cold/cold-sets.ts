@@ -118,6 +118,7 @@ export class ColdSets {
       const index = indexed
         ? await take(this.indices, digests.join(' '), async () => new ColdIndex(sets, randomInt(2 ** 32)))
         : undefined
+      if (index && digests.length > 0) this.digesters.start()
       if (keeps) kept = new KeptBlocks({ ...keeps, indexed, loop: this.loop })
       const list = new ColdList(sets.sets, kept)
       const { reads, digesters } = this

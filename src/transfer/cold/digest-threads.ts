@@ -91,7 +91,7 @@ export class DigestThreads {
 
   /** Says what is to be done, and wakes who is to help. */
   private share(memory: ArrayBufferLike, pages: ArrayLike<number>, count: number): void {
-    if (this.threads.length === 0) this.start()
+    this.start()
     const { words } = this
     if (this.memory !== memory) {
       // the last one alone is held: a memory that all sessions have left is not kept by us
@@ -115,7 +115,9 @@ export class DigestThreads {
     this.helped += to - from
   }
 
-  private start(): void {
+  /** Starts the threads, where there are none: ahead of a migration, because each computes 30 to 100 ms for that. */
+  start(): void {
+    if (this.threads.length > 0 || this.hasFailed || this.count === 0) return
     const share = new SharedArrayBuffer(shareBytes(this.count))
     this.words = new Int32Array(share)
     this.proofs = new Uint32Array(share)
