@@ -56,9 +56,10 @@ export class RoundTrip {
       return longer ? 'longer' : 'probed'
     }
     // More delay than our own queue makes: the link got slower (the queue drains once the window follows), or its way
-    // longer, where a window for the old round trip would starve it. Draining the queues tells which.
+    // longer, where a window for the old round trip would starve it. Draining the queues tells which. While the window
+    // doubles the delay is its own doing, and goes with it.
     if (rtt > this.minMs + Math.max(2 * targetMs, 20, this.minMs / 2)) {
-      if (this.bloatedSince === 0) this.bloatedSince = nowMs
+      if (this.bloatedSince === 0 || starting) this.bloatedSince = nowMs
       else if (nowMs - this.bloatedSince > Math.max(100, 2 * this.smoothedMs)) probe = true
     } else {
       this.bloatedSince = 0

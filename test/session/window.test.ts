@@ -53,6 +53,12 @@ t.test('a start from nothing', async t => {
   idle.feeding = true
   idle.run(1000)
   t.ok(used(idle, 1000) > 0.9, 'small traffic before is not taken for the speed of the link')
+  for (const targetMs of [50, 10]) {
+    const long = warm({ rates: [25_000], rttMs: [150], targetMs }, 2000)
+    long.run(2000)
+    const part = `${(used(long, 2000) * 100).toFixed(1)} % of a long link behind its start, ${targetMs} ms`
+    t.ok(used(long, 2000) > 0.97, `the queue that a start makes is not taken for a slower link: ${part}`)
+  }
 })
 
 t.test('a link that gets slower, then faster', async t => {
