@@ -49,7 +49,7 @@ export class Proxies implements AsyncDisposable {
   private readonly children = new Map<SiteName, ChildProcess>()
   private said = ''
   private isOpen = false
-  /** Template sets of the session that the source proxy has. */
+  /** Template sets of the session that the source proxy has, in memory or on its disk. */
   private sets = 0
 
   private constructor(folder: string, sourceUri: string, targetUri: string) {
@@ -156,7 +156,7 @@ export class Proxies implements AsyncDisposable {
         this.said += `${site}: ${line}\n`
         if (event === 'session open') {
           this.isOpen = true
-          if (site === 'source') this.sets = fields.sets.length
+          if (site === 'source') this.sets = fields.sets.length + (fields.cold?.length ?? 0)
         }
         if (event === 'migration ended' && 'bytesWan' in fields)
           this.summaries.push({ ...fields, level: level as 'info' })
