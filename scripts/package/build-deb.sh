@@ -99,7 +99,8 @@ gzip -9n < CHANGELOG.md > "$doc/changelog.gz"
   echo " -- $maintainer  $(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
 } | gzip -9n > "$doc/changelog.Debian.gz"
 
-for arch in "$@"; do
+pack() { # ARCH
+  arch=$1
   case $arch in
     amd64) cpu=x64 triplet=x86_64-linux-gnu ;;
     arm64) cpu=arm64 triplet=aarch64-linux-gnu ;;
@@ -111,7 +112,7 @@ for arch in "$@"; do
   mkdir "$modules"
   cp package.json package-lock.json .npmrc "$modules/"
   # Nothing of a foreign architecture runs: lz4's addon, the one that has to be compiled, is compiled for it.
-  log=$work/npm.log
+  log=$work/npm-$arch.log
   (
     cd "$modules"
     npm ci --no-progress --omit=dev --ignore-scripts --os=linux --cpu="$cpu" --libc=glibc
@@ -125,7 +126,7 @@ for arch in "$@"; do
 
   node "$here/copyright.ts" "$modules/node_modules" "$tree/usr/share/doc/pageferry"
   node "$here/prune.ts" "$modules/node_modules"
-  cp -R "$modules/node_modules" "$tree/usr/lib/pageferry/node_modules"
+  mv "$modules/node_modules" "$tree/usr/lib/pageferry/node_modules"
   # what it needs to know of itself, without the scripts and packages of development
   node -p 'const { name, version, description, license, type, engines, dependencies } = require("./package.json");
     JSON.stringify({ name, version, description, license, type, engines, dependencies }, null, 2)' \
@@ -159,4 +160,14 @@ for arch in "$@"; do
   dpkg-deb --root-owner-group -Zxz -z"${XZ_LEVEL:-6}" --threads-max=1 --build "$tree" "$work/pageferry_${version}_$arch.deb" > /dev/null
   mv "$work/pageferry_${version}_$arch.deb" "$out/"
   echo "$out/pageferry_${version}_$arch.deb"
+}
+
+# Beside each other: most of it is one thread's work.
+packing=
+for arch in "$@"; do
+  (pack "$arch") &
+  packing="$packing $!"
 done
+failed=0
+for one in $packing; do wait "$one" || failed=1; done
+exit $failed

