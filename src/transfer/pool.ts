@@ -499,6 +499,7 @@ export class Pools {
 
   /** Lets go of what nobody has used for a while. */
   private async sweep(): Promise<void> {
+    await Promise.all(this.cleaning) // who cleans a memory knows it
     const untilMs = this.loop.nowMs() - this.unusedMs + 1
     const before = this.arenas.length
     const isLive = ({ sessions, idleMs }: Arena): boolean => sessions > 0 || idleMs > untilMs
@@ -515,8 +516,9 @@ export class Pools {
     this.sweepDue = false
     if (!hasLive) await this.endCrew()
     if (coldLeft || this.arenas.some(arena => arena.hasUnused)) this.sweepLater()
-    // V8 gives a shared memory back when it collects it, which a process that idles may never do
-    if (this.arenas.length < before) await collectGarbage(this.crew)
+    // V8 gives a shared memory back when it collects it, which a process that idles may never do; in a turn of its own, for
+    // what runs here knew the memory
+    if (this.arenas.length < before) this.loop.soon(() => void collectGarbage(this.crew))
   }
 }
 
