@@ -160,7 +160,7 @@ async function mapOf(path: string, store: TemplateStore, method: MethodMap['meth
     const length = release ? flow.waiting : flow.ready
     if (length === 0) return
     const loan = buffer.lend(length)
-    flow.stats.add(encoder.encode(flow, loan, pool.workspaces[0]!, full))
+    flow.stats.add(encoder.encode(flow, loan, pool.workspaces[0]!, full ? 32 : 0))
     loan.release()
     reader.batch(pool.workspaces[0]!)
   }

@@ -34,6 +34,9 @@ export interface PartFinder {
    */
   find(workspace: Workspace, count: number, options: number): void
 }
+/** Without MATCH.SPARSE one position in so many leads to parts of pages. */
+const SAMPLED_ONE_IN = 32
+
 /** By KIND of a page: whether it is one that stands nowhere in the pool as a whole. */
 const IS_NEW = new Uint8Array(Object.keys(KIND).length)
 for (const kind of [KIND.NEW, KIND.NEW_DENSE, KIND.PATCH, KIND.WORDS]) IS_NEW[kind] = 1
@@ -77,6 +80,7 @@ export class BatchEncoder {
    * Makes one batch of the first bytes that the flow has waiting: whole records, and where an incomplete one is among
    * them it goes as OTHER, and so does its rest. Fills the workspace's columns and its checksum.
    * @param from all of the flow's whole records at least; its bytes are needed until this returns
+   * @param longMatch one position in so many leads to parts of pages, 32 or 128; 0: whole pages alone are looked for
    * @param useCold pages may be named that the far side has to read from its disk
    * @param keep new blocks of a disk are kept by both sides
    * @returns what became of its bytes
@@ -85,7 +89,7 @@ export class BatchEncoder {
     flow: FlowEncoder,
     from: Stretch,
     workspace: Workspace,
-    longMatch: boolean | 'sparse',
+    longMatch: number,
     useCold = true,
     keep = false,
   ): BatchCounts {
@@ -95,7 +99,7 @@ export class BatchEncoder {
     const { columns } = this
     const { bytes } = columns
     // without long matches a page in the ring brings too little: it would be found in its set again
-    const coldRun = EXTENDED_RUN + (longMatch ? EXTENDED.COLD : EXTENDED.COLD_ONCE)
+    const coldRun = EXTENDED_RUN + (longMatch > 0 ? EXTENDED.COLD : EXTENDED.COLD_ONCE)
     columns.begin(workspace)
     const { records, prediction } = flow
     const observer = flow.isLearned ? this.observer : undefined
@@ -238,7 +242,7 @@ export class BatchEncoder {
   }
 
   /** Asks the kernel about every page of the batch. */
-  private match(flow: FlowEncoder, base: number, longMatch: boolean | 'sparse', useCold: boolean): void {
+  private match(flow: FlowEncoder, base: number, longMatch: number, useCold: boolean): void {
     const { workspace } = this
     const { kind, end, block, page, count, pages } = flow.records
     this.denseBytes = 0
@@ -255,8 +259,8 @@ export class BatchEncoder {
       places[n] = placeCount === 0 ? NONE : placeIndex(flow.migration, block[i]!, page[i]!, placeCount)
       n++
     }
-    const sparse = longMatch === 'sparse' ? MATCH.SPARSE : 0
-    const finder = longMatch ? this.finder : undefined
+    const sparse = longMatch > SAMPLED_ONE_IN ? MATCH.SPARSE : 0
+    const finder = longMatch > 0 ? this.finder : undefined
     const cold = useCold && this.cold?.isEmpty === false && this.findCold(this.cold, list, flow.migration)
     this.kernel.matchPages(
       workspace.listAt,
@@ -268,7 +272,7 @@ export class BatchEncoder {
       workspace.columnAt[COLUMN.PAGES]!,
       workspace.columnAt[COLUMN.DENSE]!,
       workspace.columnAt[COLUMN.WORDS]!,
-      (longMatch ? MATCH.LONG | MATCH.WORDS : MATCH.COLD_ONCE) |
+      (longMatch > 0 ? MATCH.LONG | MATCH.WORDS : MATCH.COLD_ONCE) |
         sparse |
         (cold ? MATCH.COLD : 0) |
         (finder ? MATCH.LATER : 0),

@@ -20,8 +20,10 @@ const SMALL_WINDOW_LOG = 18
 export interface Effort {
   readonly level: number
   readonly name: string
-  /** Looks for parts of pages in the pool, not only for whole ones; sparse: by a quarter of the samples. */
-  readonly longMatch: boolean | 'sparse'
+  /** Looks for parts of pages in the pool, by one position in so many; 0: for whole ones alone. */
+  readonly longMatch: 0 | 32 | 128
+  /** In disks only where that brings much: docs/adr/0015-disks-in-the-pool.md. */
+  readonly isSelective?: boolean
   /** What the columns are packed with; stored: the pages alone are not. */
   readonly method: 'stored' | 'lz4' | 'zstd'
   /** Of literal bytes of pages, and of all other columns. */
@@ -30,13 +32,16 @@ export interface Effort {
 
 /** From references alone to all that the CPU has. Rates and ratios of each: docs/operations.md, `make bench-ratio`. */
 export const EFFORTS: readonly Effort[] = [
-  { level: 0, name: 'references', longMatch: false, method: 'stored' },
+  { level: 0, name: 'references', longMatch: 0, method: 'stored' },
   {
     ...effort(1, { level: 1, minMatch: 6, hashLog: 0, windowLog: 22 }, { level: 1, minMatch: 5 }),
     name: 'sparse long matches, zstd 1',
-    longMatch: 'sparse',
+    longMatch: 128,
   },
-  effort(2, { level: 1, minMatch: 5, hashLog: 0, windowLog: 22 }, { level: 1, minMatch: 5 }),
+  {
+    ...effort(2, { level: 1, minMatch: 5, hashLog: 0, windowLog: 22 }, { level: 1, minMatch: 5 }),
+    isSelective: true,
+  },
   effort(3, { level: 3, minMatch: 4, hashLog: 0, windowLog: 23 }, { level: 8, minMatch: 4, hashLog: 16 }),
   effort(4, { level: 7, minMatch: 4, hashLog: 18, windowLog: 22 }, { level: 5, minMatch: 5 }),
   effort(5, { level: 19, minMatch: 0, hashLog: 0, windowLog: 23 }, { level: 19, minMatch: 0 }),
@@ -50,7 +55,7 @@ function effort(
   return {
     level,
     name: `long matches, zstd ${pages.level}`,
-    longMatch: true,
+    longMatch: 32,
     method: 'zstd',
     zstd: { pages, others: { hashLog: 0, ...others, windowLog: SMALL_WINDOW_LOG } },
   }

@@ -45,7 +45,7 @@ function shapeFor(effort: number | 'auto', threads: number): PoolShape {
     slots: CHANNEL_UNITS,
     slotBytes: SLOT_UNIT_BYTES,
     threads,
-    longMatch: effort === 'auto' || EFFORTS[effort]!.longMatch !== false,
+    longMatch: effort === 'auto' || EFFORTS[effort]!.longMatch > 0,
     ringInAdvance: 'always', // nobody but this site's operator opens sessions here, and --pool-memory is what they gave for all
   }
 }

@@ -80,7 +80,7 @@ export async function encodeStream(
     slots: 1,
     slotBytes: HEADROOM_BYTES + READ_BYTES + 65536,
     threads: options.threads ?? 1,
-    longMatch: options.effort.longMatch !== false,
+    longMatch: options.effort.longMatch > 0,
     ringInAdvance: options.ringInAdvance ? 'always' : 'never',
   })
   try {

@@ -17,9 +17,6 @@ import type { ColdLease } from './cold/cold-sets.ts'
 import { LongGain } from './long-gain.ts'
 import { gainsOf, type Pool } from './pool.ts'
 
-/** The first effort that looks for all long matches: there they are looked for in disks only where they bring much. */
-const SELECTIVE_EFFORT = 2
-
 /**
  * Takes finished batches, in order. `parts` are not written again, unless `release` is called: once nobody reads them. Who
  * never calls it leaves them to the collector.
@@ -139,11 +136,10 @@ export class Outbound<C extends OutboundChannel> {
     const { channel, effort, useCold, keep, workspace, loan } = job
     this.gains?.open(channel.encoder.migration)
     this.gains?.begin(channel.encoder.migration)
-    const isSelective = channel.encoder.isDisk && effort.level === SELECTIVE_EFFORT
-    job.gain = isSelective ? this.longGain(channel) : undefined
-    const looks = (job.gain?.next() ?? true) && effort.longMatch
-    job.looked = looks !== false
-    job.counts = this.encoder.encode(channel.encoder, loan, workspace, looks, useCold, keep)
+    job.gain = channel.encoder.isDisk && effort.isSelective ? this.longGain(channel) : undefined
+    job.looked = effort.longMatch > 0 && (job.gain?.next() ?? true)
+    const longMatch = job.looked ? effort.longMatch : 0
+    job.counts = this.encoder.encode(channel.encoder, loan, workspace, longMatch, useCold, keep)
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
     loan.release()
     channel.encoder.stats.add(job.counts)

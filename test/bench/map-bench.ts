@@ -54,7 +54,7 @@ function encode(pool: Pool, stream: Uint8Array, maps: Maps): number {
     const length = at === stream.length ? flow.waiting : flow.ready
     if (length === 0) continue
     const loan = buffer.lend(length)
-    flow.stats.add(encoder.encode(flow, loan, pool.workspaces[0]!, false))
+    flow.stats.add(encoder.encode(flow, loan, pool.workspaces[0]!, 0))
     loan.release()
   }
   const { user, system } = process.threadCpuUsage(before)

@@ -211,10 +211,10 @@ class Observed implements PageObserver {
 }
 
 /** How columns are packed: as they are, or by an effort. */
-export type Packing = Effort | { readonly method: 'as they are'; readonly longMatch: Effort['longMatch'] }
+export type Packing = Effort | { readonly method: 'as they are'; readonly longMatch: boolean }
 
 /** Whole pages alone, and LZ4 for all columns: no effort is so any more, but every one may use both. */
-export const LZ4: Effort = { level: 1, name: 'lz4', longMatch: false, method: 'lz4' }
+export const LZ4: Effort = { level: 1, name: 'lz4', longMatch: 0, method: 'lz4' }
 
 /** A channel on its way out: its bytes lie in a slot of the encoder's memory. */
 export class Channel {
@@ -314,7 +314,8 @@ export class Sender {
     const length = release ? flow.waiting : flow.ready
     if (length === 0) return 0
     const loan = buffer.lend(length)
-    flow.stats.add(this.encoder.encode(flow, loan, this.pool.workspaces[0]!, this.packing.longMatch, true, this.keeps))
+    const longMatch = this.packing.method === 'as they are' ? (this.packing.longMatch ? 32 : 0) : this.packing.longMatch
+    flow.stats.add(this.encoder.encode(flow, loan, this.pool.workspaces[0]!, longMatch, true, this.keeps))
     loan.release()
     return length
   }

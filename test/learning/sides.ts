@@ -77,7 +77,7 @@ export async function runSession(
   const states = source.learning.states
   const agreed = [...(await source.store.digests()), ...states].filter(digest => held.has(digest))
   const sets = agreed.filter(digest => !states.includes(digest))
-  const terms = { sets, ringPages: 200, places: 1 << 12, longMatch: effort.longMatch !== false, slotBytes: 1 << 20 }
+  const terms = { sets, ringPages: 200, places: 1 << 12, longMatch: effort.longMatch > 0, slotBytes: 1 << 20 }
   const seed = [next(2 ** 32), next(2 ** 32)] as const
   const encoders = await openPool({
     ...terms,
