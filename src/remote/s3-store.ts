@@ -250,7 +250,12 @@ export class S3Store implements RemoteStore, StoreWriter {
     const there = await this.get(key, tag === undefined ? {} : { IfNoneMatch: tag }, signal)
     if (typeof there === 'object') there.body.destroy() // whatever it is, it is not what is to be replaced
     if (tag === undefined ? there !== undefined : there !== 'unchanged') return false
-    await this.putSmall(key, bytes, tag === undefined ? { IfNoneMatch: '*' } : { IfMatch: tag }, signal)
+    const isPut = await this.putSmall(key, bytes, tag === undefined ? { IfNoneMatch: '*' } : { IfMatch: tag }, signal)
+    const bare = /^"(.+)"$/.exec(tag ?? '')?.[1]
+    if (!isPut && bare !== undefined && (await this.get(key, { IfNoneMatch: tag! }, signal)) === 'unchanged') {
+      // refused, and it holds: Ceph compares with its tag as it has it, without the quotes that it gives out with it
+      await this.putSmall(key, bytes, { IfMatch: bare }, signal)
+    }
     // refused or not: where an answer is lost, the client asks again, and is refused because of what it wrote itself
     return await this.says(key, bytes, signal)
   }

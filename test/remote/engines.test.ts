@@ -1,9 +1,9 @@
-/** Real servers: S3 as OpenStack Swift speaks it, and nginx with HTTPS. A promotion through each of them, as people type it. */
+/** Real servers: S3 as Ceph's radosgw and OpenStack Swift speak it, and nginx with HTTPS. A promotion through each of them, as people type it. */
 import { mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { CreateBucketCommand, S3Client } from '@aws-sdk/client-s3'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { fetchSet } from '../../src/remote/fetcher.ts'
 import { keyOfChannel, keyOfSet, type RemoteStore, SETS, wholeBody } from '../../src/remote/remote-store.ts'
 import { S3Store } from '../../src/remote/s3-store.ts'
@@ -11,10 +11,11 @@ import { SetBytes } from '../../src/store/set-bytes.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { run } from '../cli/command.ts'
 import { failure, page, putPages, scratch, sha256 } from '../template/makers.ts'
-import { missing, nginx, SWIFT_PROGRAMS, swift } from './engines.ts'
+import { missing, nginx, RADOSGW_PROGRAMS, radosgw, type S3Engine, SWIFT_PROGRAMS, swift } from './engines.ts'
 
-t.setTimeout(590_000) // Swift takes its time to start
+t.setTimeout(590_000) // they take their time to start
 
+const noRadosgw = missing(...RADOSGW_PROGRAMS) ?? false
 const noSwift = missing(...SWIFT_PROGRAMS) ?? false
 const noNginx = missing('nginx') ?? false
 
@@ -26,8 +27,7 @@ async function part(store: RemoteStore, key: string, from: number, tag?: string)
   return `${opened.from} ${sha256(bytes)}`
 }
 
-t.test('S3', { skip: noSwift }, async t => {
-  const { endpoint, accessKey, secretKey } = await swift(t.teardown)
+async function s3(t: Test, { endpoint, accessKey, secretKey }: S3Engine): Promise<void> {
   const env = {
     AWS_ENDPOINT_URL: endpoint,
     AWS_ACCESS_KEY_ID: accessKey,
@@ -111,7 +111,10 @@ t.test('S3', { skip: noSwift }, async t => {
     t.equal(wrong.status, 12)
     t.match(wrong.stderr, /check the credentials/)
   })
-})
+}
+
+t.test("S3 as Ceph's radosgw speaks it", { skip: noRadosgw }, async t => s3(t, await radosgw(t.teardown)))
+t.test('S3 as Swift speaks it', { skip: noSwift }, async t => s3(t, await swift(t.teardown)))
 
 t.test('HTTPS', { skip: noNginx }, async t => {
   const { folder } = scratch(t.teardown)

@@ -1,8 +1,10 @@
 /**
- * Real servers from the distribution: OpenStack Swift with its S3 face, and nginx. `swift()` and `nginx()` give the reason
- * where they cannot be had: apt-get install swift-proxy swift-account swift-container swift-object nginx-light.
+ * Real servers from the distribution: Ceph's radosgw, OpenStack Swift with its S3 face, and nginx. `missing()` gives the reason
+ * where they cannot be had: apt-get install ceph-mon ceph-osd radosgw swift-proxy swift-account swift-container swift-object
+ * nginx-light.
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { accessSync, constants, existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { get } from 'node:http'
@@ -52,14 +54,15 @@ export const SWIFT_PROGRAMS = [
   'swift-ring-builder',
 ]
 
-export interface Swift {
+/** What speaks S3. */
+export interface S3Engine {
   readonly endpoint: string
   readonly accessKey: string
   readonly secretKey: string
 }
 
 /** One of each server, one replica, objects below a temporary folder. */
-export async function swift(teardown: Teardown): Promise<Swift> {
+export async function swift(teardown: Teardown): Promise<S3Engine> {
   const { folder } = scratch(teardown)
   if (!existsSync('/etc/swift/swift.conf')) throw new Error('no /etc/swift/swift.conf: the packages bring it')
   mkdirSync(join(folder, 'devices/d1'), { recursive: true })
@@ -100,6 +103,64 @@ export async function swift(teardown: Teardown): Promise<Swift> {
   const said = (): string => servers.map(each => each.said()).join('\n')
   for (const each of [...ports, port]) await until(said, () => answers(`http://127.0.0.1:${each}/healthcheck`))
   return { endpoint, accessKey: 'test:tester', secretKey: 'testing' }
+}
+
+export const RADOSGW_PROGRAMS = ['radosgw', 'radosgw-admin', 'ceph', 'ceph-mon', 'ceph-osd', 'monmaptool']
+
+/** A cluster of one monitor and one store of objects in memory, and its gateway; nobody asks who is there. */
+export async function radosgw(teardown: Teardown): Promise<S3Engine> {
+  const { folder } = scratch(teardown)
+  for (const name of ['mon', 'osd', 'rgw']) mkdirSync(join(folder, name))
+  const [monitor, port] = [await claimPort(), await claimPort()]
+  const [fsid, osd] = [randomUUID(), randomUUID()]
+  const file = join(folder, 'ceph.conf')
+  const settings = {
+    fsid,
+    'mon host': `v2:127.0.0.1:${monitor}`,
+    'public addr': '127.0.0.1',
+    'auth cluster required': 'none',
+    'auth service required': 'none',
+    'auth client required': 'none',
+    'ms mon client mode': 'crc', // the gateway's own would be a secure one, for which it has no key
+    'osd objectstore': 'memstore',
+    'osd pool default size': '1',
+    'osd pool default min size': '1',
+    'osd pool default pg num': '8',
+    'osd crush chooseleaf type': '0',
+    'mon allow pool size one': 'true',
+    'mon data': `${folder}/mon`,
+    'osd data': `${folder}/osd`,
+    'rgw data': `${folder}/rgw`,
+    'rgw frontends': `beast endpoint=127.0.0.1:${port}`,
+    keyring: `${folder}/keyring`,
+    'run dir': folder,
+    'admin socket': '',
+    'pid file': '',
+    'log file': `${folder}/$name.log`,
+  }
+  const lines = Object.entries(settings).map(([name, value]) => `${name} = ${value}\n`)
+  writeFileSync(file, `[global]\n${lines.join('')}`)
+  writeFileSync(settings.keyring, '')
+  const conf = ['-c', file]
+  const tool = (program: string, ...args: string[]): void =>
+    void execFileSync(found(program)!, args, { stdio: 'pipe', timeout: 120_000 })
+  const map = join(folder, 'monmap')
+  tool('monmaptool', '--create', '--fsid', fsid, '--addv', 'a', `[v2:127.0.0.1:${monitor}]`, map)
+  tool('ceph-mon', ...conf, '--mkfs', '-i', 'a', '--monmap', map)
+  const servers = [start('ceph-mon', [...conf, '-f', '-i', 'a'], teardown)]
+  tool('ceph', ...conf, '--connect-timeout', '60', 'osd', 'new', osd)
+  tool('ceph-osd', ...conf, '-i', '0', '--mkfs', '--osd-uuid', osd)
+  servers.push(start('ceph-osd', [...conf, '-f', '-i', '0'], teardown))
+  servers.push(start('radosgw', [...conf, '-d', '-n', 'client.rgw'], teardown))
+  const endpoint = `http://127.0.0.1:${port}`
+  await until(
+    () => servers.map(each => each.said()).join('\n'),
+    () => answers(endpoint),
+  )
+  const [accessKey, secretKey] = ['tester', 'testing']
+  const user = ['--uid', 'tester', '--display-name', 'tester', '--access-key', accessKey, '--secret-key', secretKey]
+  tool('radosgw-admin', ...conf, '-n', 'client.rgw', 'user', 'create', ...user)
+  return { endpoint, accessKey, secretKey }
 }
 
 export interface Nginx {

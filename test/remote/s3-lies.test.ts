@@ -189,6 +189,31 @@ t.test('what is written on a condition', async t => {
   script.push(serve, answerLost, refusedFor(ours))
   t.equal(await store.replace('o', ours, found.tag), true, 'also in place of another')
 
+  // Ceph's radosgw knows its tags without the quotes that it gives out with them
+  objects.set('o', theirs)
+  const asked: (string | undefined)[] = []
+  const like = (bare: string): Answer => {
+    return (request, response) => {
+      asked.push(request.headers['if-match'])
+      const holds = request.headers['if-match'] === bare
+      request.resume().on('end', () => {
+        if (holds) objects.set('o', ours)
+        says(holds ? 200 : 412)(request, response)
+      })
+    }
+  }
+  const bare = found.tag!.slice(1, -1)
+  script.push(serve, like(bare), serve, like(bare))
+  t.equal(await store.replace('o', ours, found.tag), true, 'quotes are no reason')
+  t.same(asked, [found.tag, bare])
+  objects.set('o', theirs)
+  script.push(serve, like('another'), serve, like('another'))
+  t.equal(await store.replace('o', ours, found.tag), false, 'changed meanwhile, without quotes too')
+  t.same(asked, [found.tag, bare, found.tag, bare])
+  script.push(serve, refusedFor(longer))
+  t.equal(await store.replace('o', ours, found.tag), false, 'what was refused because it is another now')
+  t.equal(script.length, 0)
+
   for (const bytes of [Buffer.from('OURS'), longer]) {
     objects.delete('o')
     script.push(serve, refusedFor(bytes))
