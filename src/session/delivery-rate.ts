@@ -9,6 +9,16 @@ import { WINDOW_BYTES_MIN } from '../limits.ts'
 /** Round trips whose best delivery rate counts. */
 const ROUNDS = 4
 
+/**
+ * What round trips say of the queue before the link:
+ *
+ * - `none`: next to nothing of ours stands there, so that the link may take more than it gets
+ * - `ours`: what the window makes
+ * - `long`: more than that ...
+ * - `lasting`: ... for a round trip already: the link got slower, and no host stood still for a moment
+ */
+export type Queue = 'none' | 'ours' | 'long' | 'lasting'
+
 export class DeliveryRate {
   /** Bytes that arrived, when the last of them did, and when the first frame of the stretch being measured was sent. */
   delivered = 0
@@ -58,24 +68,24 @@ export class DeliveryRate {
     this.fullRounds = 0
   }
 
-  /** @param isBloated round trips say that there are queues */
-  sample(rate: number, deliveredThen: number, limited: boolean, isBloated: boolean): void {
+  sample(rate: number, deliveredThen: number, limited: boolean, queue: Queue): void {
     if (deliveredThen >= this.roundEnd) {
       this.roundEnd = this.delivered
       if (this.roundSampled) {
         this.round = (this.round + 1) % ROUNDS
         this.rounds[this.round] = 0
         this.roundSampled = false
-        if (this.starting && !limited) this.checkStart(isBloated)
+        if (this.starting && !limited) this.checkStart(queue === 'long' || queue === 'lasting')
       }
     }
     if (!limited || rate > this.max) {
-      if (rate > this.rounds[this.round]!) this.rounds[this.round] = rate
+      const known = queue === 'none' ? Math.max(rate, this.max) : rate
+      if (known > this.rounds[this.round]!) this.rounds[this.round] = known
       this.roundSampled = true
     }
     let max = 0
     for (const best of this.rounds) if (best > max) max = best
-    if (isBloated && !limited) {
+    if (queue === 'lasting' && !limited) {
       // Round trips far too long say that the link got slower: older rates are of no use.
       max = rate
       this.rounds.fill(0)

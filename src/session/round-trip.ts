@@ -1,5 +1,7 @@
 /** The round trip of a connection without our own queue: measured, and from time to time measured anew by draining it. */
 
+import type { Queue } from './delivery-rate.ts'
+
 /** A smallest round trip older than this is measured again, with the queues drained for one round trip. */
 const RTT_MIN_AGE_MS = 10_000
 /** No round trip is measured shorter: 0 stands for none. */
@@ -24,9 +26,10 @@ export class RoundTrip {
     return this.probeFrom !== Number.POSITIVE_INFINITY
   }
 
-  /** More delay than our own queue makes, for a while now. */
-  get isBloated(): boolean {
-    return this.bloatedSince > 0
+  /** @param rtt of the latest sample @param spareMs that the window makes */
+  queue(rtt: number, spareMs: number, nowMs: number): Queue {
+    if (this.bloatedSince > 0) return nowMs - this.bloatedSince < this.smoothedMs ? 'long' : 'lasting'
+    return rtt < this.minMs + spareMs / 2 ? 'none' : 'ours'
   }
 
   /**

@@ -62,7 +62,8 @@ export class SendWindow {
     const intervalMs = Math.max(sentAt - records.firstSentAt(slot), nowMs - records.deliveredAt(slot))
     // Shorter than a round trip: ACKs that came in a lump.
     if (intervalMs > 0 && intervalMs >= roundTrip.minMs) {
-      rate.sample((rate.delivered - then) / intervalMs, then, records.isLimited(slot), roundTrip.isBloated)
+      const queue = roundTrip.queue(nowMs - sentAt, this.spareMs, nowMs)
+      rate.sample((rate.delivered - then) / intervalMs, then, records.isLimited(slot), queue)
     }
     this.set()
   }
@@ -82,13 +83,16 @@ export class SendWindow {
     this.rampBytes = this.inFlight + FRAME_PAYLOAD_BYTES_MAX
   }
 
+  /** An eighth of the round trip at least: without any queue the rate could never be seen to grow. */
+  private get spareMs(): number {
+    return Math.max(this.targetMs, this.roundTrip.minMs / 8)
+  }
+
   private set(): void {
     const { max, starting, delivered } = this.rate
     const { minMs, isProbing } = this.roundTrip
     if (max === 0) return
-    // An eighth of the round trip at least: without any queue the rate could never be seen to grow.
-    const spareMs = Math.max(this.targetMs, minMs / 8)
-    let window = max * (minMs + spareMs)
+    let window = max * (minMs + this.spareMs)
     if (starting) window = Math.max(window, 2 * max * minMs, WINDOW_BYTES_START)
     let least = WINDOW_BYTES_MIN
     if (isProbing) {

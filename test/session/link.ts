@@ -28,6 +28,8 @@ export interface LinkOptions {
   /** Of the client. */
   readonly weights?: Weights
   readonly shared?: CapShare
+  /** The server does nothing for so long, so often: its host has others to serve. */
+  readonly still?: { readonly everyMs: number; readonly ms: number }
 }
 
 interface Chunk {
@@ -150,11 +152,13 @@ export class Link {
   }
 
   private step(): void {
-    const { now, client, server } = this
-    this.deliver(this.up, this.atServer)
+    const { now, client, server, options } = this
+    const { everyMs, ms } = options.still ?? { everyMs: 1, ms: 0 }
+    const isStill = now % everyMs < ms
+    if (!isStill) this.deliver(this.up, this.atServer)
     this.deliver(this.down, this.atClient)
-    for (const session of [client, server]) if (session.nextTickMs <= now) session.tick(now)
-    this.pump(server, this.down)
+    for (const session of isStill ? [client] : [client, server]) if (session.nextTickMs <= now) session.tick(now)
+    if (!isStill) this.pump(server, this.down)
     for (let more = true; more; ) {
       more = this.encode()
       if (this.pump(client, this.up)) more = true

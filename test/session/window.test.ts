@@ -76,6 +76,22 @@ t.test('a link that gets slower, then faster', async t => {
   t.ok(used(link, 1000) > 0.95, 'half a second later it is fast again')
 })
 
+t.test('a far side whose host has others to serve', async t => {
+  // With 50 ms of queue nothing is lost; where a guest stands still a little is, and the link must not be taken for slower.
+  for (const [targetMs, everyMs, ms, least] of [
+    [50, 101, 30, 0.97],
+    [10, 101, 30, 0.75],
+    [5, 101, 30, 0.7],
+    [10, 251, 60, 0.75],
+    [5, 251, 60, 0.73],
+  ] as const) {
+    const link = warm({ rates: [12_500], rttMs: [40], targetMs, still: { everyMs, ms } }, 3000)
+    link.run(5000)
+    const named = `${ms} of ${everyMs} ms, queue target ${targetMs} ms`
+    t.ok(used(link, 5000) > least, `${named}: ${(used(link, 5000) * 100).toFixed(1)} % used`)
+  }
+})
+
 t.test('a way that gets longer, then shorter', async t => {
   const link = warm({ rates: [12_500], rttMs: [20] }, 2000)
   link.options.rttMs[0] = 200
