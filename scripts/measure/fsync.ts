@@ -11,7 +11,8 @@
  *   early    through it, writes are answered beside the source
  *
  * What both disks have in common both have from the beginning (`sync: top`). Milliseconds by the guest's clock; downtime from
- * the guest's stop to its last byte at the destination, as QEMU's events have it. Medians over all rounds, which take turns.
+ * the guest's stop to its last byte at the destination, as QEMU's events have it, and what it went by: the disks' flush (the
+ * host's own too), the end of the mirror, the rest of the memory. Medians over all rounds, which take turns.
  */
 import { execFileSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
@@ -22,7 +23,7 @@ import { median } from '../harness/median.ts'
 import { Proxies } from '../harness/proxies.ts'
 import { temporaryFolder } from '../harness/qemu/cleanup.ts'
 import { QemuGuest } from '../harness/qemu/guest.ts'
-import { exportDisk, Mirror } from '../harness/qemu/mirror.ts'
+import { exportDisk, Mirror, type StandStill } from '../harness/qemu/mirror.ts'
 import { qemu10 } from '../harness/qemu/versions.ts'
 import { openWan } from '../harness/wan/open.ts'
 import { type ComparedGuest, type PreparedGuest, prepareGuest } from './compare/guests.ts'
@@ -44,10 +45,13 @@ const GUEST: ComparedGuest = {
   debian: { kernel: 'k1', labWorkload: 'idle', load: { file: 'fsyncs', init: true } },
 }
 
+const STEPS = ['flushMs', 'mirrorMs', 'memoryMs'] as const
+const downtime = (still: StandStill): number => STEPS.reduce((sum, step) => sum + still[step], 0)
+
 interface Result {
   /** Of each sync. */
   readonly ms: readonly number[]
-  readonly downtimeMs: number | undefined
+  readonly still: StandStill | undefined
 }
 
 /** The next syncs of a guest, in milliseconds each. */
@@ -80,7 +84,7 @@ async function measure(name: Case, link: string, prepared: PreparedGuest): Promi
     const base = join(cache, GUEST.name, 'disk.qcow2')
     execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', base, '-F', 'qcow2', far])
     await guest.cont()
-    if (name === 'local') return { ms: await syncsOf(guest), downtimeMs: undefined }
+    if (name === 'local') return { ms: await syncsOf(guest), still: undefined }
     const boot = twin.boot!.map(word => word.replace(near, far).replace('id=disk,', `id=disk,node-name=${FAR},`))
     await using destination = await QemuGuest.start({
       ...{ ...twin, boot, ...at('destination') },
@@ -93,14 +97,11 @@ async function measure(name: Case, link: string, prepared: PreparedGuest): Promi
     const ms = await syncsOf(guest)
     const past = `tcp:${wan.listenHost}:${MEMORY_PORT}`
     const uris = pair ? { source: pair.sourceUri, target: pair.targetUri } : { source: past, target: past }
-    const stops = guest.qmp.events.length
-    await mirror.follow(destination, uris, { parameters: PARAMETERS })
-    const endMs = performance.now()
-    const stop = guest.qmp.events.slice(stops).find(({ event }) => event === 'STOP')
+    const { still } = await mirror.follow(destination, uris, { parameters: PARAMETERS })
     await guest.quit()
     const compared = execFileSync('qemu-img', ['compare', '-U', near, far], { encoding: 'utf8' })
     if (!compared.includes('identical')) throw new Error(compared)
-    return { ms, downtimeMs: stop && endMs - stop.atMs }
+    return { ms, still }
   } finally {
     remove()
   }
@@ -130,14 +131,15 @@ for (let round = 0; round < Number(values.rounds); round++) {
   }
 }
 console.log(`${values.link}, ${values.rounds} rounds of ${SYNCS} syncs`)
-console.log('case | fsync ms, median | 9 of 10 | of local | downtime ms, median')
+console.log('case | fsync ms, median | 9 of 10 | of local | downtime ms, median | flush | mirror | memory')
 const local = median(results.get('local')!.flatMap(({ ms }) => ms))
 for (const [name, all] of results) {
   const ms = all.flatMap(result => result.ms).sort((a, b) => a - b)
   if (ms.length === 0) continue
-  const downtimes = all.flatMap(({ downtimeMs }) => downtimeMs ?? [])
+  const stood = all.flatMap(({ still }) => still ?? [])
+  const steps = [stood.map(downtime), ...STEPS.map(step => stood.map(still => still[step]))]
   const middle = median(ms)
   const nine = ms[Math.floor(0.9 * ms.length)]!
-  const columns = [middle.toFixed(1), nine.toFixed(1), (middle / local).toFixed(2), median(downtimes).toFixed(0)]
-  console.log([name, ...columns].join(' | '))
+  const columns = [middle.toFixed(1), nine.toFixed(1), (middle / local).toFixed(2)]
+  console.log([name, ...columns, ...steps.map(ms => median(ms).toFixed(0))].join(' | '))
 }

@@ -35,6 +35,16 @@ function socketAddress(at: ExportAddress) {
   return { type: 'inet', host: at.host, port: String(at.port) } as const
 }
 
+/** What a guest stands still for when its memory follows its disk: milliseconds, one after the other. */
+export interface StandStill {
+  /** Its writes come to their end and all of its disks are flushed, those at the other site too. */
+  readonly flushMs: number
+  /** The mirror is completed, and its connection closed. */
+  readonly mirrorMs: number
+  /** The rest of its memory, and its devices. */
+  readonly memoryMs: number
+}
+
 /** A job of the source's. */
 export class Mirror {
   readonly source: QemuGuest
@@ -113,13 +123,16 @@ export class Mirror {
   /**
    * Moves the guest's memory behind its disk: the guest is stopped, then the mirror is completed, then comes the rest.
    * The destination stays stopped.
+   * @returns `still` where the guest ran until then
    */
   async follow(
     destination: QemuGuest,
     uris: { readonly source: string; readonly target: string },
     settings: MigrationSettings = {},
-  ): Promise<MigrationStats> {
+  ): Promise<MigrationStats & { readonly still?: StandStill }> {
     const { source } = this
+    const { events } = source.qmp
+    const began = events.length
     const capabilities = { 'return-path': true, 'pause-before-switchover': true, ...settings.capabilities }
     await destination.listen(uris.target, { capabilities: { 'return-path': true } })
     await source.startMigration(uris.source, { capabilities, parameters: settings.parameters ?? {} })
@@ -128,11 +141,17 @@ export class Mirror {
       status = info.status
       if (status === 'failed' || status === 'cancelled') throw new Error(`migration ${status}: ${info['error-desc']}`)
     }
+    const flushed = performance.now()
     await this.complete()
+    const mirrored = performance.now()
     await source.qmp.execute('migrate-continue', { state: 'pre-switchover' })
     const stats = await source.waitMigration()
     await destination.waitStatus(['paused', 'prelaunch'])
+    const ended = performance.now()
     await destination.qmp.execute('nbd-server-stop')
-    return stats
+    const stop = events.slice(began).find(({ event }) => event === 'STOP')
+    if (!stop) return stats
+    const still = { flushMs: flushed - stop.atMs, mirrorMs: mirrored - flushed, memoryMs: ended - mirrored }
+    return { ...stats, still }
   }
 }
