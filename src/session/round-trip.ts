@@ -67,10 +67,14 @@ export class RoundTrip {
     } else {
       this.bloatedSince = 0
     }
-    if (!this.isProbing && (probe || nowMs - this.minAt > RTT_MIN_AGE_MS)) {
-      this.probeFrom = nowMs + this.smoothedMs
-      this.probedMinMs = this.minMs
-    }
+    if (probe || nowMs - this.minAt > RTT_MIN_AGE_MS) this.renew(nowMs)
     return undefined
+  }
+
+  /** Has the queues drained, to see what the link takes now. */
+  renew(nowMs: number): void {
+    if (this.isProbing) return
+    this.probeFrom = nowMs + this.smoothedMs
+    this.probedMinMs = this.minMs
   }
 }

@@ -11,6 +11,9 @@ import { SentRecords } from './sent-records.ts'
 /** Window before anything was measured: as TCP would have it after a few round trips. */
 const WINDOW_BYTES_START = 65536
 
+/** A rate that fell to this part of what it was makes the round trip doubtful. */
+const FELL = 0.8
+
 export class SendWindow {
   readonly records = new SentRecords()
   readonly rate = new DeliveryRate()
@@ -22,6 +25,8 @@ export class SendWindow {
   /** After a probe the window opens as frames arrive: a burst of half a window would be a queue again. */
   private rampFrom = 0
   private rampBytes = 0
+  /** The best rate since the round trip was last drained for. */
+  private bestRate = 0
 
   constructor(targetMs: number, nowMs: number) {
     this.targetMs = targetMs
@@ -64,8 +69,19 @@ export class SendWindow {
     if (intervalMs > 0 && intervalMs >= roundTrip.minMs) {
       const queue = roundTrip.queue(nowMs - sentAt, this.spareMs, nowMs)
       rate.sample((rate.delivered - then) / intervalMs, then, records.isLimited(slot), queue)
+      this.compare(nowMs)
     }
     this.set()
+  }
+
+  /**
+   * A window for a round trip that is shorter than the way's holds the rate down, and follows it: where that has fallen, the
+   * round trip is to be seen again.
+   */
+  private compare(nowMs: number): void {
+    const { max, starting } = this.rate
+    if (!starting && max < this.bestRate * FELL) this.roundTrip.renew(nowMs)
+    if (starting || this.roundTrip.isProbing || max > this.bestRate) this.bestRate = max
   }
 
   /** The answer to a PING of `sentAt` has come. */

@@ -107,6 +107,25 @@ t.test('a way that gets longer, then shorter', async t => {
   t.ok(link.queueMsMax < 80, `${link.queueMsMax.toFixed(1)} ms`)
 })
 
+t.test('a way that gets a little longer while next to nothing may wait', async t => {
+  for (const [targetMs, rate, rttMs, moreMs] of [
+    [10, 12_500, 20, 15],
+    [10, 12_500, 40, 18],
+    [5, 12_500, 40, 10],
+    [5, 12_500, 40, 18],
+    [5, 125_000, 2, 15],
+  ] as const) {
+    const link = warm({ rates: [rate], rttMs: [rttMs], targetMs }, 2000)
+    link.options.rttMs[0] = rttMs + moreMs
+    link.run(1500)
+    link.resetFigures()
+    link.run(1000)
+    const named = `${rttMs} and ${moreMs} ms, queue target ${targetMs} ms`
+    t.ok(used(link, 1000) > 0.95, `${named}: ${(used(link, 1000) * 100).toFixed(1)} % used`)
+    t.ok(link.queueMsMax < targetMs + 10, `${named}: ${link.queueMsMax.toFixed(1)} ms in the queue`)
+  }
+})
+
 t.test('a smallest round trip that is measured again costs little', async t => {
   const link = warm({ rates: [12_500], rttMs: [20] }, 2000)
   link.run(25_000)
