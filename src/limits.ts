@@ -647,7 +647,7 @@ export const METRICS_SETS_MAX = 32
 export const METRICS_SET_IDLE_MS = 86_400_000
 
 /** One rendering of metrics answers all who ask within so long. Prometheus asks every few seconds; the rates that it makes of them are off by this at most. */
-export const METRICS_FRESH_MS = 500
+export const METRICS_FRESH_MS = 1000
 
 // The program of --hook ------------------------------------------------------------------------------------------------
 

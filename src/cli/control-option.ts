@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs'
 import { CONTROL_API, type PastMigration, type SiteHistory, type SiteStatus } from '../daemon/control-api.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { parseAddress } from '../relay/address.ts'
-import { askProxy } from '../system/control-client.ts'
+import { askForBytes, askProxy, parse } from '../system/control-client.ts'
 
 /** Of the shipped units. */
 const UNITS = ['source', 'destination', 'serve'].map(name => `/run/pageferry-${name}/control`)
@@ -36,18 +36,30 @@ export function controlSockets(control: string | undefined): readonly string[] {
 
 /** @throws ProxyError also where it is of another version than this command understands */
 export async function statusOf(path: string): Promise<SiteStatus> {
-  const status = (await askProxy(path, 'GET /status')) as Partial<SiteStatus> | null
-  if (status?.api === CONTROL_API) return status as SiteStatus
-  const version = typeof status?.version === 'string' ? ` ${status.version}` : ''
-  const what = `the proxy at ${path} is of another version${version}, and speaks otherwise`
-  throw new ProxyError('PROTOCOL_VERSION', what, undefined, "ask with that version's command, or restart the proxy")
+  return ofThisApi(path, await askProxy(path, 'GET /status')) as SiteStatus
 }
 
 /** The oldest first. @throws ProxyError as {@link statusOf} */
 export async function historyOf(path: string): Promise<readonly PastMigration[]> {
-  const answer = (await askProxy(path, 'GET /history')) as Partial<SiteHistory> | null
-  if (answer?.api === CONTROL_API && Array.isArray(answer.migrations)) return answer.migrations
-  const what = `the proxy at ${path} is of another version, and speaks otherwise`
+  return (ofThisApi(path, await askProxy(path, 'GET /history')) as SiteHistory).migrations
+}
+
+/** How what a proxy of this API answers begins. */
+const BEGINNING = Buffer.from(`{"api":${CONTROL_API},`)
+
+/** What {@link statusOf} or {@link historyOf} read, for who passes it on: JSON as it came. @throws ProxyError as these */
+export async function bytesOf(path: string, request: 'GET /status' | 'GET /history'): Promise<Buffer> {
+  const bytes = await askForBytes(path, request)
+  // reading all of it each second would cost more than all else
+  if (!bytes.subarray(0, BEGINNING.length).equals(BEGINNING)) ofThisApi(path, parse(path, bytes))
+  return bytes
+}
+
+function ofThisApi(path: string, answer: unknown): unknown {
+  const { api, version } = (answer ?? {}) as Partial<SiteStatus>
+  if (api === CONTROL_API) return answer
+  const named = typeof version === 'string' ? ` ${version}` : ''
+  const what = `the proxy at ${path} is of another version${named}, and speaks otherwise`
   throw new ProxyError('PROTOCOL_VERSION', what, undefined, "ask with that version's command, or restart the proxy")
 }
 

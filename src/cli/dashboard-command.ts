@@ -1,7 +1,7 @@
 /** `pageferry dashboard`: a page in the browser that shows what the proxies of this host do. */
 import type { CommandModule } from 'yargs'
 import { parseMetricsAddress } from '../relay/metrics-address.ts'
-import { CONTROL_OPTION, controlSockets, historyOf, statusOf } from './control-option.ts'
+import { bytesOf, CONTROL_OPTION, controlSockets } from './control-option.ts'
 import { fail } from './failure.ts'
 import { print } from './output.ts'
 
@@ -55,9 +55,14 @@ export function plainArguments(args: readonly string[]): DashboardArguments | un
 export async function runDashboard({ control, listen }: DashboardArguments): Promise<void> {
   const address = parseMetricsAddress(listen, '--listen')
   const sockets = (): readonly string[] => controlSockets(control)
-  for (const path of sockets()) await statusOf(path) // a mistake is told here, and not in the page alone
+  for (const path of sockets()) await bytesOf(path, 'GET /status') // a mistake is told here, and not in the page alone
   const { Dashboard } = await import('../dashboard/dashboard.ts')
-  const dashboard = new Dashboard(address, { sockets, statusOf, historyOf }, fail)
+  const proxies = {
+    sockets,
+    statusOf: (path: string) => bytesOf(path, 'GET /status'),
+    historyOf: (path: string) => bytesOf(path, 'GET /history'),
+  }
+  const dashboard = new Dashboard(address, proxies, fail)
   const asked = new Promise<void>(done => {
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => done())
   })

@@ -48,6 +48,8 @@ export interface SiteStatus {
   readonly threads?: number
   /** Cap on all peers together, as of a source; left out: the process has no such thing. */
   readonly all?: Pick<SourceStatus, 'rate' | 'cap'>
+  /** Migrations that have ended since then: who has its history asks again when there are more. Of a proxy of before it is not known. */
+  readonly ended?: number
   readonly sources: readonly SourceStatus[]
   readonly destination: DestinationStatus | undefined
 }

@@ -19,7 +19,8 @@ import { type Listener, listenSockets } from '../relay/listener.ts'
 
 export interface Answer {
   readonly type: string
-  readonly body: string
+  /** Or what it is put together of, which is not copied: a history may be long. */
+  readonly body: string | readonly Uint8Array[]
 }
 
 /** By `GET /status`: what answers. @throws ProxyError what the asker is told */
@@ -188,8 +189,10 @@ async function bodyOf(request: http.IncomingMessage): Promise<string | undefined
   return body
 }
 
+export const JSON_TYPE = 'application/json'
+
 export function json(value: unknown): Answer {
-  return { type: 'application/json', body: `${JSON.stringify(value)}\n` }
+  return { type: JSON_TYPE, body: `${JSON.stringify(value)}\n` }
 }
 
 function refusal(what: string, action = 'ask as `pageferry status` does'): Answer {
@@ -204,13 +207,16 @@ function send(
 ): void {
   response.writeHead(status, {
     'content-type': type,
-    'content-length': Buffer.byteLength(body),
+    'content-length':
+      typeof body === 'string' ? Buffer.byteLength(body) : body.reduce((sum, { length }) => sum + length, 0),
     'cache-control': 'no-store',
     'x-content-type-options': 'nosniff',
     ...(status === 200 ? {} : { connection: 'close' }),
     ...headers,
   })
-  response.end(body)
+  if (typeof body === 'string') return void response.end(body)
+  for (const piece of body) response.write(piece)
+  response.end()
 }
 
 /** Whether somebody takes connections there, in whatever network namespace. */

@@ -2,8 +2,8 @@
 import { isProxyError, ProxyError } from '../errors.ts'
 import { parseCapOrNone } from '../quantity.ts'
 import { type Address, formatAddress, parseAddress } from '../relay/address.ts'
-import { CONTROL_API, type SiteHistory } from './control-api.ts'
-import { type Answer, ControlServer, json, type Routes } from './control-server.ts'
+import type { SiteStatus } from './control-api.ts'
+import { type Answer, ControlServer, JSON_TYPE, json, type Routes } from './control-server.ts'
 import type { Events } from './events.ts'
 import { History } from './history.ts'
 import { Hook } from './hook.ts'
@@ -91,8 +91,8 @@ function metricsRoutes(metrics: Metrics): Routes {
 
 function controlRoutes(site: Site, history: History): Routes {
   return new Map<string, (body: string) => Answer>([
-    ['GET /status', () => json(site.status())],
-    ['GET /history', () => json({ api: CONTROL_API, migrations: history.migrations } satisfies SiteHistory)],
+    ['GET /status', () => json({ ...site.status(), ended: history.ended } satisfies SiteStatus)],
+    ['GET /history', () => ({ type: JSON_TYPE, body: history.json })],
     [
       'POST /rate',
       body => {

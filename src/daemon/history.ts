@@ -6,7 +6,7 @@ import { open, rename, rm } from 'node:fs/promises'
 import { isProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { HISTORY_BYTES_MAX, HISTORY_MIGRATIONS_MAX, HISTORY_SETS_MAX } from '../limits.ts'
-import type { PastMigration } from './control-api.ts'
+import { CONTROL_API, type PastMigration, type SiteHistory } from './control-api.ts'
 import type { Events, SiteEvent, SiteLog } from './events.ts'
 import { LateWriter } from './late-writer.ts'
 import { readSmallFile } from './small-file.ts'
@@ -17,9 +17,9 @@ const TEXT_LENGTH_MAX = 300
 export class History {
   private readonly path: string | undefined
   private readonly log: SiteLog
-  /** As lines: one that is written a thousand times is made once. */
+  /** As lines: one that is written, or told, a thousand times is made once. */
   private readonly lines: string[] = []
-  private readonly past: PastMigration[] = []
+  private count = 0
   /** The file is none of ours: it is left as it is. */
   private isStrange = false
   private readonly writer: LateWriter
@@ -40,9 +40,15 @@ export class History {
     this.unsubscribe = events.subscribe(told => this.take(told))
   }
 
-  /** The oldest first. */
-  get migrations(): readonly PastMigration[] {
-    return this.past
+  /** JSON of a {@link SiteHistory}. */
+  get json(): string {
+    const head: Pick<SiteHistory, 'api'> = { api: CONTROL_API }
+    return `${JSON.stringify(head).slice(0, -1)},"migrations":[${this.lines.join(',')}]}\n`
+  }
+
+  /** Migrations that have ended since it was made. */
+  get ended(): number {
+    return this.count
   }
 
   /** Writes what is not written yet. */
@@ -54,6 +60,7 @@ export class History {
   private take(told: SiteEvent): void {
     if (told.event !== 'migration ended') return
     const { fields } = told
+    this.count++
     const out = 'bytesWan' in fields
     this.add({
       ended: new Date().toISOString(),
@@ -76,11 +83,8 @@ export class History {
   }
 
   private add(migration: PastMigration): void {
-    this.past.push(migration)
     this.lines.push(`${JSON.stringify(migration)}\n`)
-    if (this.past.length <= HISTORY_MIGRATIONS_MAX) return
-    this.past.shift()
-    this.lines.shift()
+    if (this.lines.length > HISTORY_MIGRATIONS_MAX) this.lines.shift()
   }
 
   private async write(path: string): Promise<void> {

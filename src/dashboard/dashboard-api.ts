@@ -1,5 +1,5 @@
 /** What the page is told by the process that serves it: what proxies said, or why one did not. */
-import type { PastMigration, SiteStatus } from '../daemon/control-api.ts'
+import type { SiteHistory, SiteStatus } from '../daemon/control-api.ts'
 
 export interface Failure {
   readonly what: string
@@ -25,8 +25,7 @@ export interface Look {
 
 /** GET history */
 export interface PastLook {
-  /** The latest first. */
-  readonly migrations: readonly PastMigration[]
+  readonly histories: readonly SiteHistory[]
   /** Of proxies that did not say what they know. */
   readonly failures: readonly Failure[]
 }

@@ -3,10 +3,9 @@
  * of loopback, which every user of the host reaches, its address has a secret in it; a Unix socket is its owner's alone.
  */
 import { randomBytes } from 'node:crypto'
-import { printable } from '../bytes/printable.ts'
-import { type Answer, ControlServer, type Routes } from '../daemon/control-server.ts'
+import { type Answer, ControlServer, JSON_TYPE, type Routes } from '../daemon/control-server.ts'
 import type { Address } from '../relay/address.ts'
-import { pause } from '../system/control-client.ts'
+import { callAfter } from '../system/control-client.ts'
 import { Lookout, type Proxies } from './lookout.ts'
 import { makePage, type Page } from './page.ts'
 
@@ -41,7 +40,7 @@ export class Dashboard {
     this.lookout = new Lookout(
       proxies,
       () => performance.now(),
-      () => pause(SITE_MS),
+      late => callAfter(SITE_MS, late),
     )
     const page = makePage()
     this.server = new ControlServer(this.routes(page), onDefect, {
@@ -68,14 +67,8 @@ export class Dashboard {
     const { root, lookout } = this
     return new Map<string, () => Answer | Promise<Answer>>([
       [`GET ${root}`, () => ({ type: 'text/html; charset=utf-8', body: html })],
-      [`GET ${root}data`, async () => outsideJson(await lookout.look())],
-      [`GET ${root}history`, async () => outsideJson(await lookout.history())],
+      [`GET ${root}data`, async () => ({ type: JSON_TYPE, body: await lookout.look() })],
+      [`GET ${root}history`, async () => ({ type: JSON_TYPE, body: await lookout.history() })],
     ])
   }
-}
-
-/** Names of guests and peers are theirs to choose: nothing invisible in them reaches the page. */
-function outsideJson(value: unknown): Answer {
-  const body = JSON.stringify(value, (_, one) => (typeof one === 'string' ? printable(one) : one))
-  return { type: 'application/json', body }
 }

@@ -2,18 +2,25 @@
  * Looks at proxies for those who watch them: however many these are, each proxy is asked as often as one of them would,
  * and none is asked while nobody watches. One that hangs holds up nobody: what it said last is told as that.
  */
-import type { PastMigration, SiteStatus } from '../daemon/control-api.ts'
 import { isProxyError } from '../errors.ts'
 import type { Failure, Look, PastLook, SiteLook } from './dashboard-api.ts'
+import { outsideJson, printableJson } from './outside-json.ts'
 
 /** How proxies are found and asked. */
 export interface Proxies {
   /** Control sockets of those that are there. @throws ProxyError where none is */
   sockets(): readonly string[]
-  statusOf(control: string): Promise<SiteStatus>
-  /** The oldest first. */
-  historyOf(control: string): Promise<readonly PastMigration[]>
+  /** JSON of a SiteStatus. */
+  statusOf(control: string): Promise<Buffer>
+  /** JSON of a SiteHistory. */
+  historyOf(control: string): Promise<Buffer>
 }
+
+/** Calls `late` after some time. @returns what keeps it from that */
+export type Patience = (late: () => void) => () => void
+
+/** JSON in pieces: what a proxy says is passed on as it came. */
+type Pieces = readonly Buffer[]
 
 /** What was said so lately is said again: the page looks every second. */
 const FRESH_MS = 900
@@ -23,51 +30,65 @@ export class Lookout {
   private readonly nowMs: () => number
   private readonly status = new Shared(() => this.lookAtStatus())
   private readonly past = new Shared(() => this.lookAtHistory())
-  private readonly statuses: Patient<SiteStatus>
-  private readonly histories: Patient<readonly PastMigration[]>
+  private readonly statuses: Patient<Buffer>
+  private readonly histories: Patient<Buffer>
 
-  /** @param pause after which a proxy's answer is not waited for any longer */
-  constructor(proxies: Proxies, nowMs: () => number, pause: () => Promise<void>) {
+  /** @param patience after which a proxy's answer is not waited for any longer */
+  constructor(proxies: Proxies, nowMs: () => number, patience: Patience) {
     this.proxies = proxies
     this.nowMs = nowMs
-    this.statuses = new Patient(control => proxies.statusOf(control), pause)
-    this.histories = new Patient(control => proxies.historyOf(control), pause)
+    this.statuses = new Patient(async control => printableJson(await proxies.statusOf(control)), patience)
+    this.histories = new Patient(async control => printableJson(await proxies.historyOf(control)), patience)
   }
 
-  look(): Promise<Look> {
+  /** JSON of a {@link Look}. */
+  look(): Promise<Pieces> {
     return this.status.get(this.nowMs())
   }
 
-  history(): Promise<PastLook> {
+  /** JSON of a {@link PastLook}. */
+  history(): Promise<Pieces> {
     return this.past.get(this.nowMs())
   }
 
-  private async lookAtStatus(): Promise<Look> {
+  private async lookAtStatus(): Promise<Pieces> {
     const found = await told(async () => this.proxies.sockets())
-    const at = (): string => new Date().toISOString()
-    if ('failure' in found) return { at: at(), sites: [], failure: found.failure }
+    const at = (): Pick<Look, 'at'> => ({ at: new Date().toISOString() })
+    if ('failure' in found) return [outsideJson({ ...at(), sites: [], failure: found.failure } satisfies Look)]
     const { value: controls } = found
     this.statuses.keepOnly(controls)
     const sites = await Promise.all(
-      controls.map(async (control): Promise<SiteLook> => {
+      controls.map(async (control): Promise<Pieces> => {
         const { value, failure } = await this.statuses.ask(control)
-        return { control, ...(value && { status: value }), ...(failure && { failure }) }
+        const site = outsideJson({ control, ...(failure && { failure }) } satisfies SiteLook)
+        return value ? withField(site, 'status', [value]) : [site]
       }),
     )
-    return { at: at(), sites }
+    return withField(outsideJson(at()), 'sites', listOf(sites))
   }
 
-  private async lookAtHistory(): Promise<PastLook> {
+  private async lookAtHistory(): Promise<Pieces> {
     const found = await told(async () => this.proxies.sockets())
-    if ('failure' in found) return { migrations: [], failures: [found.failure] }
+    if ('failure' in found) return [outsideJson({ histories: [], failures: [found.failure] } satisfies PastLook)]
     this.histories.keepOnly(found.value)
     const answers = await Promise.all(found.value.map(control => this.histories.ask(control)))
-    const migrations = answers.flatMap(({ value = [] }) => value)
-    return {
-      migrations: migrations.sort((a, b) => (a.ended < b.ended ? 1 : -1)),
-      failures: answers.flatMap(({ failure }) => (failure ? [failure] : [])),
-    }
+    const failures = answers.flatMap(({ failure }) => (failure ? [failure] : []))
+    const histories = answers.flatMap(({ value }) => (value ? [[value]] : []))
+    return withField(outsideJson({ failures }), 'histories', listOf(histories))
   }
+}
+
+/** @param json of an object that has fields */
+function withField(json: Buffer, name: string, value: Pieces): Pieces {
+  return [json.subarray(0, -1), Buffer.from(`,"${name}":`), ...value, Buffer.from('}')]
+}
+
+function listOf(values: readonly Pieces[]): Pieces {
+  return [
+    Buffer.from('['),
+    ...values.flatMap((value, i) => (i > 0 ? [Buffer.from(','), ...value] : value)),
+    Buffer.from(']'),
+  ]
 }
 
 /** What a proxy says, or said before it hung, and why it does not say it now. */
@@ -76,21 +97,23 @@ interface Said<T> {
   readonly failure?: Failure
 }
 
-/** Asks proxies that may hang: each at most once at a time, and none is waited for longer than `pause`. */
+/** Asks proxies that may hang: each at most once at a time, and none is waited for longer than `patience`. */
 class Patient<T> {
   private readonly askOne: (control: string) => Promise<T>
-  private readonly pause: () => Promise<void>
+  private readonly patience: Patience
   private readonly pending = new Map<string, Promise<Said<T>>>()
   private readonly last = new Map<string, { readonly value: T; readonly at: string }>()
 
-  constructor(askOne: (control: string) => Promise<T>, pause: () => Promise<void>) {
+  constructor(askOne: (control: string) => Promise<T>, patience: Patience) {
     this.askOne = askOne
-    this.pause = pause
+    this.patience = patience
   }
 
   async ask(control: string): Promise<Said<T>> {
     const asked = this.pending.get(control) ?? this.begin(control)
-    const said = await Promise.race([asked, this.pause()])
+    const late = Promise.withResolvers<undefined>()
+    const enough = this.patience(() => late.resolve(undefined))
+    const said = await Promise.race([asked, late.promise]).finally(enough)
     if (said) return said
     const { value, at } = this.last.get(control) ?? {}
     const shown = at === undefined ? '' : `; what it said at ${at.slice(11, 19)} UTC is shown`

@@ -1,11 +1,15 @@
 /** Asks a running proxy over its control socket. */
 import http from 'node:http'
+import { clearTimeout, setTimeout } from 'node:timers'
 import { setTimeout as after } from 'node:timers/promises'
 import { ERROR_EXIT, type ErrorCode, ProxyError } from '../errors.ts'
 import { CONTROL_ANSWER_BYTES_MAX } from '../limits.ts'
 
 /** A proxy answers in milliseconds, on a machine that is busy too. */
 export const ANSWER_MS = 30_000
+
+/** Who asks each second asks over the same connection: a new one costs more than an answer. It keeps no command from its end. */
+const AGENT = new http.Agent({ keepAlive: true })
 
 const HINTS: Readonly<Record<string, string>> = {
   ENOENT: 'is the proxy running, and with `--control` at this path?',
@@ -23,10 +27,14 @@ const HINTS: Readonly<Record<string, string>> = {
  * @throws ProxyError what the proxy says, or IO where nobody answers as a proxy does
  */
 export async function askProxy(path: string, request: string, body?: object): Promise<unknown> {
-  const text = await ask(path, request, body)
+  return parse(path, await askForBytes(path, request, body))
+}
+
+/** What came in answer. @throws ProxyError as {@link askProxy} */
+export function parse(path: string, bytes: Uint8Array): unknown {
   let answer: unknown
   try {
-    answer = JSON.parse(text)
+    answer = JSON.parse(Buffer.from(bytes).toString())
   } catch (cause) {
     throw strange(path, cause)
   }
@@ -38,38 +46,57 @@ export async function askProxy(path: string, request: string, body?: object): Pr
   throw new ProxyError(Object.hasOwn(ERROR_EXIT, code) ? (code as ErrorCode) : 'INTERNAL', what, undefined, action)
 }
 
+/** @returns what keeps it from being called: a timer that runs out for nothing wakes the process */
+export function callAfter(ms: number, call: () => void): () => void {
+  const timer = setTimeout(call, ms)
+  return () => clearTimeout(timer)
+}
+
 /** Between one look and the next. */
 export async function pause(ms: number): Promise<void> {
   await after(ms)
 }
 
-function ask(path: string, request: string, body?: object): Promise<string> {
+/** @returns the answer as it came, for who passes it on. @throws ProxyError IO where none came */
+export function askForBytes(path: string, request: string, body?: object): Promise<Buffer> {
   const [method, route] = request.split(' ')
   const content = body === undefined ? '' : JSON.stringify(body)
   return new Promise((done, failed) => {
-    const signal = AbortSignal.timeout(ANSWER_MS)
-    const asked = http.request({ socketPath: path, method, path: route, agent: false, signal }, response => {
-      let text = ''
-      response.setEncoding('utf8')
-      response.on('data', (chunk: string) => {
-        text += chunk
-        if (text.length > CONTROL_ANSWER_BYTES_MAX) asked.destroy(strange(path))
+    const asked = http.request({ socketPath: path, method, path: route, agent: AGENT }, response => {
+      const chunks: Buffer[] = []
+      let length = 0
+      response.on('data', (chunk: Buffer) => {
+        chunks.push(chunk)
+        length += chunk.length
+        if (length > CONTROL_ANSWER_BYTES_MAX) asked.destroy(strange(path))
       })
-      response.on('end', () => done(text))
-      response.on('error', error => failed(explained(path, error, signal)))
+      response.on('end', () => {
+        inTime()
+        done(Buffer.concat(chunks))
+      })
+      response.on('error', fail)
     })
-    asked.on('error', error => failed(explained(path, error, signal)))
+    const fail = (error: NodeJS.ErrnoException): void => {
+      inTime()
+      // a proxy closes what was kept for long: this process stood still meanwhile
+      const isStale =
+        asked.reusedSocket && body === undefined && (error.code === 'ECONNRESET' || error.code === 'EPIPE')
+      if (isStale) done(askForBytes(path, request))
+      else failed(explained(path, error))
+    }
+    const inTime = callAfter(ANSWER_MS, () => {
+      const what = `no answer at ${path} for ${ANSWER_MS / 1000} s`
+      const hint = 'is it the control socket of a proxy, and is that stopped?'
+      asked.destroy(new ProxyError('IO', what, undefined, hint))
+    })
+    asked.on('error', fail)
     asked.end(content)
   })
 }
 
-function explained(path: string, error: NodeJS.ErrnoException, signal: AbortSignal): ProxyError {
+function explained(path: string, error: NodeJS.ErrnoException): ProxyError {
   if (error instanceof ProxyError) return error
   const { code = '' } = error
-  if (signal.aborted) {
-    const what = `no answer at ${path} for ${ANSWER_MS / 1000} s`
-    return new ProxyError('IO', what, undefined, 'is it the control socket of a proxy, and is that stopped?')
-  }
   if (!Object.hasOwn(HINTS, code)) return strange(path, error)
   return new ProxyError('IO', `no proxy answers at ${path} (${code})`, undefined, HINTS[code]!, { cause: error })
 }

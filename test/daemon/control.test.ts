@@ -103,6 +103,26 @@ t.test('a cap on all peers together', async t => {
   t.match(await failure(async () => site.setRate('a', 1)), { code: 'USAGE', action: 'peers are: all' })
 })
 
+t.test('who asks again does so over the same connection, and over another where that was closed', async t => {
+  const path = join(folder, 'asked-again')
+  const asked: number[] = []
+  const sockets: net.Socket[] = []
+  const proxy = http.createServer((request, response) => {
+    const number = sockets.indexOf(request.socket)
+    asked.push(number)
+    // as a proxy that has closed it just as this question came
+    if (number === 0 && asked.length === 3) request.socket.destroy()
+    else response.end('{"api":1}')
+  })
+  proxy.on('connection', socket => void sockets.push(socket))
+  proxy.listen(path)
+  await once(proxy, 'listening')
+  for (let i = 0; i < 3; i++) t.same(await askProxy(path, 'GET /status'), { api: 1 })
+  t.same(asked, [0, 0, 0, 1])
+  proxy.closeAllConnections()
+  proxy.close()
+})
+
 t.test('a socket that is there', async t => {
   const path = join(folder, 'there')
   const address = parseAddress(`unix:${path}`)

@@ -13,6 +13,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
+import type { PastMigration, SiteHistory } from '../../src/daemon/control-api.ts'
 import { Events, type SiteEvent } from '../../src/daemon/events.ts'
 import { History } from '../../src/daemon/history.ts'
 import { HISTORY_BYTES_MAX, HISTORY_MIGRATIONS_MAX } from '../../src/limits.ts'
@@ -39,8 +40,14 @@ class World {
     return this.told.filter(({ event }) => event !== 'migration ended')
   }
 
+  get migrations(): readonly PastMigration[] {
+    const { api, migrations } = JSON.parse(this.history.json) as SiteHistory
+    t.equal(api, 1)
+    return migrations
+  }
+
   get ids(): readonly string[] {
-    return this.history.migrations.map(({ id }) => id)
+    return this.migrations.map(({ id }) => id)
   }
 }
 
@@ -50,17 +57,19 @@ t.test('what ended is there, and after a restart', async t => {
   world.events.info('migration ended', { ...departed(1), pauseSeconds: 0.31 })
   world.events.error('migration ended', arrived(2))
   world.events.info('session open', { link: '', agent: 'a', sets: [] })
-  t.match(world.history.migrations, [
+  t.match(world.migrations, [
     { id: '01234567-1', direction: 'out', peer: 'dc2', machine: /q35/, seconds: 12.5, pauseSeconds: 0.31 },
     { id: '89abcdef-2', direction: 'in', peer: 'dc1', target: 'web', outcome: 'failed', reason: 'no', bytes: 500 },
   ])
-  t.equal(world.history.migrations[1]!.bytesWan, undefined)
+  t.equal(world.migrations[1]!.bytesWan, undefined)
   await until('the file, without an end', () => readdirSync(folder).includes('kept'))
   world.events.info('migration ended', departed(3))
   await world.history.close()
   t.equal(statSync(path).mode & 0o777, 0o600)
   world.events.info('migration ended', departed(4))
-  t.same(new World(path).history.migrations, world.history.migrations, 'what came behind its end is not there')
+  const again = new World(path)
+  t.same(again.migrations, world.migrations, 'what came behind its end is not there')
+  t.same([world.history.ended, again.history.ended], [3, 0], 'those that have ended since')
   t.same(world.complaints.length, 1)
   t.same(readdirSync(folder), ['kept'])
 })

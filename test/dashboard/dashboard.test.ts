@@ -8,10 +8,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { HtmlValidate } from 'html-validate'
 import t from 'tap'
+import { printable } from '../../src/bytes/printable.ts'
 import type { SiteStatus } from '../../src/daemon/control-api.ts'
 import { Dashboard } from '../../src/dashboard/dashboard.ts'
 import type { Look, PastLook } from '../../src/dashboard/dashboard-api.ts'
 import { Lookout, type Proxies } from '../../src/dashboard/lookout.ts'
+import { printableJson } from '../../src/dashboard/outside-json.ts'
 import { makePage } from '../../src/dashboard/page.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { CONTROL_CLIENT_MS, CONTROL_CLIENTS_MAX } from '../../src/limits.ts'
@@ -28,10 +30,16 @@ const STATUS: SiteStatus = {
   ...{ api: 1, version: '1.2.3', process: 7, started: '2026-11-29T12:00:00.000Z' },
   ...{ sources: [], destination: undefined },
 }
+const bytes = (value: unknown): Buffer => Buffer.from(JSON.stringify(value))
 const GONE = new ProxyError('IO', 'no proxy answers at /b', undefined, 'start it')
 
 function proxiesOf(more: Partial<Proxies> = {}): Proxies {
-  return { sockets: () => ['/a'], statusOf: async () => STATUS, historyOf: async () => [], ...more }
+  return {
+    sockets: () => ['/a'],
+    statusOf: async () => bytes(STATUS),
+    historyOf: async () => bytes({ api: 1, migrations: [] }),
+    ...more,
+  }
 }
 
 async function served(proxies: Proxies, at = 'tcp:127.0.0.1:0') {
@@ -39,6 +47,9 @@ async function served(proxies: Proxies, at = 'tcp:127.0.0.1:0') {
   const address = await dashboard.start()
   return { dashboard, address, [Symbol.asyncDispose]: () => dashboard.close() }
 }
+
+/** What a lookout's pieces say. */
+const said = (pieces: readonly Buffer[]): Look => JSON.parse(Buffer.concat(pieces).toString())
 
 interface Said {
   readonly status: number
@@ -140,7 +151,7 @@ t.test('whoever does not have the address gets nothing', async t => {
   const proxies = proxiesOf({
     statusOf: async () => {
       asked++
-      return STATUS
+      return bytes(STATUS)
     },
   })
   await using server = await served(proxies)
@@ -184,8 +195,8 @@ t.test('only on this host', async t => {
 })
 
 t.test('what proxies say, and that one does not', async t => {
-  const named = (peer: string) => ({ ...STATUS, sources: [{ peer }] }) as unknown as SiteStatus
-  const past = (ended: string) => ({ ended, peer: 'dc\x1b2' }) as never
+  const named = (peer: string) => bytes({ ...STATUS, sources: [{ peer }] })
+  const past = { api: 1, migrations: [{ ended: '2026-01-01', peer: 'dc\x1b2' }] }
   let sockets = (): string[] => ['/a', '/b']
   await using server = await served({
     sockets: () => sockets(),
@@ -195,7 +206,7 @@ t.test('what proxies say, and that one does not', async t => {
     },
     historyOf: async path => {
       if (path === '/b') throw GONE
-      return [past('2026-01-01'), past('2026-03-01'), past('2026-02-01')]
+      return bytes(past)
     },
   })
   const look = JSON.parse((await ask(`${server.address}data`)).body) as Look
@@ -208,10 +219,10 @@ t.test('what proxies say, and that one does not', async t => {
   })
   const history = JSON.parse((await ask(`${server.address}history`)).body) as PastLook
   t.same(
-    history.migrations.map(({ ended }) => ended),
-    ['2026-03-01', '2026-02-01', '2026-01-01'],
+    history.histories.map(({ migrations }) => migrations),
+    [[{ ended: '2026-01-01', peer: 'dc\\u001b2' }]],
+    'nothing invisible',
   )
-  t.equal(history.migrations[0]!.peer, 'dc\\u001b2', 'nothing invisible')
   t.match(history.failures, [{ what: /\/b/ }])
 
   sockets = () => {
@@ -219,30 +230,44 @@ t.test('what proxies say, and that one does not', async t => {
   }
   await using other = await served({ ...proxiesOf(), sockets: () => sockets() })
   t.match(JSON.parse((await ask(`${other.address}data`)).body), { sites: [], failure: { what: 'no control socket' } })
-  t.match(JSON.parse((await ask(`${other.address}history`)).body), { migrations: [], failures: [{ action: /start/ }] })
+  t.match(JSON.parse((await ask(`${other.address}history`)).body), { histories: [], failures: [{ action: /start/ }] })
+})
+
+t.test('what proxies say passes as it came, and nothing invisible in it does', t => {
+  const plain = bytes({ a: 'x "y" z', b: [1, { c: '' }] })
+  t.equal(printableJson(plain), plain, 'not even read')
+  for (const text of ['\n', '\u202e', '\x7f', '\x1b', '\ud800', '\\', 'ü', '\u2028']) {
+    // wherever it stands, so that a look at parts misses none
+    for (const before of [0, 1, 65525, 65526, 65527, 65528, 65529, 65530]) {
+      const value = { a: `${'x'.repeat(before)}${text}` }
+      const made = JSON.parse(printableJson(bytes(value)).toString())
+      t.equal(made.a.slice(before), printable(text), `${printable(text)} behind ${before}`)
+    }
+  }
+  t.end()
 })
 
 t.test('a proxy is asked once, however many watch, and not again while it hangs', async t => {
   let nowMs = 0
-  const answers: ((status: SiteStatus) => void)[] = []
+  const answers: ((status: Buffer) => void)[] = []
   const proxies = proxiesOf({ statusOf: () => new Promise(done => answers.push(done)) })
   const lookout = new Lookout(
     proxies,
     () => nowMs,
-    () => new Promise(() => {}),
+    () => () => {},
   )
   const crowd = Array.from({ length: 100 }, () => lookout.look())
   nowMs = 60_000
   const late = lookout.look()
   await new Promise(done => setImmediate(done))
   t.equal(answers.length, 1)
-  answers[0]!(STATUS)
-  for (const look of await Promise.all([...crowd, late])) t.equal(look.sites.length, 1)
+  answers[0]!(bytes(STATUS))
+  for (const look of await Promise.all([...crowd, late])) t.equal(said(look).sites.length, 1)
   nowMs = 60_001
   const again = lookout.look()
   await new Promise(done => setImmediate(done))
   t.equal(answers.length, 2, 'a second later it is')
-  answers[1]!(STATUS)
+  answers[1]!(bytes(STATUS))
   await again
   void lookout.look()
   await new Promise(done => setImmediate(done))
@@ -253,9 +278,9 @@ t.test('one that hangs holds up nobody, and what it said last is told as that', 
   let nowMs = 0
   const asked: string[] = []
   /** How `/slow` answers; nothing: not yet. */
-  let slow: Promise<SiteStatus> | undefined = Promise.resolve(STATUS)
-  let answer!: (status: SiteStatus) => void
-  const never = (): Promise<SiteStatus> =>
+  let slow: Promise<Buffer> | undefined = Promise.resolve(bytes(STATUS))
+  let answer!: (status: Buffer) => void
+  const never = (): Promise<Buffer> =>
     new Promise(done => {
       answer = done
     })
@@ -263,17 +288,20 @@ t.test('one that hangs holds up nobody, and what it said last is told as that', 
     sockets: () => ['/run/a', '/run/slow'],
     statusOf: async control => {
       asked.push(control)
-      return control === '/run/slow' ? (slow ?? never()) : STATUS
+      return control === '/run/slow' ? (slow ?? never()) : bytes(STATUS)
     },
   })
   const lookout = new Lookout(
     proxies,
     () => nowMs,
-    () => new Promise(done => setImmediate(() => setImmediate(done))), // 2 s of the product's
+    late => {
+      setImmediate(() => setImmediate(late)) // 2 s of the product's
+      return () => {}
+    },
   )
   const look = async () => {
     nowMs += 10_000
-    const { sites } = await lookout.look()
+    const { sites } = said(await lookout.look())
     return sites.map(({ status, failure }) => [status?.version, failure?.what])
   }
   t.same(await look(), [
@@ -289,7 +317,7 @@ t.test('one that hangs holds up nobody, and what it said last is told as that', 
   ])
   t.same(await look(), [sound, stale], 'in the same words, or a screen reader says it each second')
   t.equal(asked.filter(one => one === '/run/slow').length, 2, 'it is not asked again while it hangs')
-  answer({ ...STATUS, version: '7.0.0' })
+  answer(bytes({ ...STATUS, version: '7.0.0' }))
   await new Promise(done => setImmediate(done))
   slow = Promise.reject(GONE)
   t.same((await look())[1], [undefined, GONE.what], 'of one that is gone nothing is shown')
@@ -298,7 +326,7 @@ t.test('one that hangs holds up nobody, and what it said last is told as that', 
 })
 
 t.test('a proxy that answers late, or never, is told as such: the page is there until then', async t => {
-  const statusOf = (): Promise<SiteStatus> =>
+  const statusOf = (): Promise<Buffer> =>
     new Promise((_, failed) => setTimeout(() => failed(GONE), 1.3 * CONTROL_CLIENT_MS))
   await using server = await served(proxiesOf({ statusOf }))
   t.match(JSON.parse((await ask(`${server.address}data`)).body), {

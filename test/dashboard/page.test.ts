@@ -320,11 +320,11 @@ t.test('whatever names and texts say is text', { skip }, async t => {
     sockets: () => ['/a', evil],
     statusOf: async path => {
       if (path === evil) throw gone
-      return status
+      return Buffer.from(JSON.stringify(status))
     },
     historyOf: async path => {
       if (path === evil) throw gone
-      return past as never
+      return Buffer.from(JSON.stringify({ api: 1, migrations: past }))
     },
   }
   const dashboard = new Dashboard(parseAddress('tcp:127.0.0.1:0'), proxies, error => t.fail(String(error)))

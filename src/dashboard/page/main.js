@@ -7,11 +7,13 @@ import { formatRate, formatSaved, formatSize } from './text.js'
 
 /** @typedef {import('../dashboard-api.ts').Look} Look */
 /** @typedef {import('../dashboard-api.ts').PastLook} PastLook */
+/** @typedef {import('../../daemon/control-api.ts').PastMigration} PastMigration */
+/** @typedef {import('../dashboard-api.ts').SiteLook} SiteLook */
 /** @typedef {import('../dashboard-api.ts').Failure} Failure */
 
 const RUNNING_MS = 1000
 const IDLE_MS = 2000
-/** Migrations end while nobody looks, too. */
+/** A proxy of before does not say that migrations have ended. */
 const HISTORY_MS = 60_000
 /** A proxy that hangs is waited for 30 s by the one whom we ask. */
 const ANSWER_MS = 40_000
@@ -21,9 +23,10 @@ let showsAll = false
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let timer
 let isLooking = false
-/** @type {PastLook} */
-let past = { migrations: [], failures: [] }
-let pastMs = Number.NEGATIVE_INFINITY
+/** Migrations that have ended, the latest first. @type {readonly PastMigration[]} */
+let past = []
+/** What proxies said when they were asked for these. */
+let pastKey = ''
 /** Migrations and disk transfers that ran when it was looked last, by key, with what they are called. @type {Map<string, string>} */
 let ran = new Map()
 
@@ -81,7 +84,7 @@ function show({ at, sites, failure }) {
   for (const [key, name] of now) if (!ran.has(key)) news.push(`${name} runs.`)
   for (const [key, name] of ran) if (!now.has(key)) news.push(`${name} has ended.`)
   if (news.length > 0) setText(byId('news'), news.join(' '))
-  if ([...ran.keys()].some(key => !now.has(key))) pastMs = Number.NEGATIVE_INFINITY
+  if ([...ran.keys()].some(key => !now.has(key))) pastKey = ''
   ran = now
 
   const sources = sites.flatMap(({ status }) => status?.sources ?? [])
@@ -93,7 +96,7 @@ function show({ at, sites, failure }) {
   const memoryRate = running.reduce((sum, { out }) => sum + (out?.progress?.wanBytesPerSecond ?? 0), 0)
   const rate = disks.reduce((sum, { out }) => sum + (out?.wanBytesPerSecond ?? 0), memoryRate)
   const leaving = running.filter(({ out }) => out).length
-  const { bytes, bytesWan } = savedBy(past.migrations)
+  const { bytes, bytesWan } = savedBy(past)
   showTiles([
     ['Running', String(running.length), `${leaving} leaving, ${running.length - leaving} coming`],
     ['On the WAN', formatRate(rate), 'of migrations and disks that leave'],
@@ -108,14 +111,24 @@ function show({ at, sites, failure }) {
   setText(byId('fresh'), `As of ${at.slice(11, 19)} UTC`)
 }
 
+/** What is another when there are more of them. @param {readonly SiteLook[]} sites */
+function endedOf(sites) {
+  const minute = Math.floor(performance.now() / HISTORY_MS)
+  return JSON.stringify(sites.map(({ control, status }) => [control, status?.started, status?.ended ?? minute]))
+}
+
 async function lookOnce() {
   try {
+    /** @type {Look} */
     const look = await ask('data')
     show(look)
-    if (performance.now() - pastMs < HISTORY_MS) return
-    pastMs = performance.now()
-    past = await ask('history')
-    showHistory(past.migrations, showsAll)
+    const key = endedOf(look.sites)
+    if (key === pastKey) return
+    /** @type {PastLook} */
+    const { histories, failures } = await ask('history')
+    pastKey = failures.length > 0 ? '' : key
+    past = histories.flatMap(({ migrations }) => migrations).sort((a, b) => (a.ended < b.ended ? 1 : -1))
+    showHistory(past, showsAll)
     show(look)
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error)
@@ -148,6 +161,6 @@ byId('pause').addEventListener('click', () => {
 })
 byId('more').addEventListener('click', () => {
   showsAll = !showsAll
-  showHistory(past.migrations, showsAll)
+  showHistory(past, showsAll)
 })
 void look()
