@@ -79,9 +79,6 @@ export const BATCH_RAW_BYTES_MAX = 1 << 20
 /** Bytes of a batch on the wire (protocol): raw bytes that do not shrink, plus what the columns' heads may add. */
 export const BATCH_WIRE_BYTES_MAX = BATCH_RAW_BYTES_MAX + 65536
 
-/** Threads that unpack, over all sessions: a session has its streams on one, and its ring committed on another. */
-export const UNPACK_THREADS_MAX = 3
-
 /** Batches of a session that are unpacked before their turn at most, the one that is expanded counted: one is read from while others are filled. */
 export const UNPACK_SLOTS = 4
 
@@ -90,9 +87,6 @@ export const UNPACK_COLUMNS_BYTES = 3 << 19
 
 /** The same of all sessions of a holder together: so much is before a batch of others at most that has its turn. */
 export const UNPACK_PER_HOLDER = 2 * UNPACK_SLOTS
-
-/** How long a thread that unpacks may take for a job, ms: a thousand times as long as the longest takes. */
-export const UNPACK_PATIENCE_MS = 10_000
 
 // Work that one batch may cost: protocol.md, §4. A batch is paid for by its raw length, so nothing in it may cost more ----
 

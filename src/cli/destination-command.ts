@@ -19,7 +19,7 @@ import {
   requireApart,
   requireOthers,
 } from '../relay/address.ts'
-import { threadCount } from '../transfer/threads.ts'
+import { threadCount } from '../transfer/helpers/thread-count.ts'
 import { checkOptions, listenChecks } from './check-settings.ts'
 import {
   newTeller,

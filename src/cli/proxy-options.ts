@@ -12,7 +12,7 @@ import { ProxyError } from '../errors.ts'
 import { FairShares } from '../fair-shares.ts'
 import { kernelModule } from '../kernel/kernel.ts'
 import { Learning, STATES_MAX } from '../learning/learning.ts'
-import { MEMORY_BUDGET_BYTES, UNPACK_PER_HOLDER } from '../limits.ts'
+import { MEMORY_BUDGET_BYTES } from '../limits.ts'
 import { kindOf } from '../link/credential-files.ts'
 import { Credentials } from '../link/credentials.ts'
 import type { Level } from '../log.ts'
@@ -20,12 +20,10 @@ import { SetSigners } from '../remote/set-signature.ts'
 import type { Role } from '../session/api.ts'
 import { TemplateStore } from '../store/template-store.ts'
 import { PAGE_SIZE } from '../template/wire.ts'
-import { UnpackThreads } from '../transfer/ahead/unpack-threads.ts'
 import { KeptSpace } from '../transfer/cold/kept-space.ts'
-import { EVENT_LOOP } from '../transfer/event-loop.ts'
+import { threadCount } from '../transfer/helpers/thread-count.ts'
 import { PLACES, Pools } from '../transfer/pool.ts'
 import { RingShares } from '../transfer/ring-shares.ts'
-import { shareThreads, threadCount } from '../transfer/threads.ts'
 import { SET_MEMORY_OPTION } from './set-memory.ts'
 import { openStore, STORE_KEY_OPTION } from './store-key.ts'
 import {
@@ -180,10 +178,9 @@ export type MemorySettings = Pick<CommonSettings, 'poolMemoryBytes' | 'setMemory
 
 /**
  * @param newcomers whether peers come that nobody can count: there is a destination proxy
- * @param sends whether there is a source proxy, too. Default: where there is no destination proxy
  * @throws USAGE where it could never be had
  */
-export function processMemory(settings: MemorySettings, newcomers: boolean, sends = !newcomers): ProcessMemory {
+export function processMemory(settings: MemorySettings, newcomers: boolean): ProcessMemory {
   const { poolMemoryBytes: bytes, setMemoryBytes: setBytes, keepBlocksBytes, threads } = settings
   // what a container may use is less than its host has; 0 or absurdly much: nobody said
   const allowed = process.constrainedMemory()
@@ -199,13 +196,8 @@ export function processMemory(settings: MemorySettings, newcomers: boolean, send
   }
   // sets beyond one memory's are loaded again for the next, which must not take all that the host has
   const setsBytesMax = Math.min(setBytes, Math.max(there / 2, there - bytes - (1 << 30)))
-  const { encoding, unpacking } = shareThreads(threadCount(threads), sends, newcomers)
   return {
-    pools: new Pools({
-      setsBytesMax,
-      threads: encoding,
-      unpackThreads: UnpackThreads.beside(unpacking, EVENT_LOOP, UNPACK_PER_HOLDER),
-    }),
+    pools: new Pools({ setsBytesMax, threads: threadCount(threads) }),
     shares: new RingShares(bytes, newcomers),
     memory: new FairShares(MEMORY_BUDGET_BYTES),
     kept: keepBlocksBytes > 0 ? new KeptSpace(process.env.TMPDIR ?? '/var/tmp', keepBlocksBytes) : undefined,

@@ -17,7 +17,7 @@ import { groupId } from '../relay/group.ts'
 import { checkListen } from '../relay/listener.ts'
 import type { Role } from '../session/api.ts'
 import { type CapShare, SharedCap } from '../session/shared-cap.ts'
-import { threadCount } from '../transfer/threads.ts'
+import { threadCount } from '../transfer/helpers/thread-count.ts'
 import { looker, missingThings, tellMistakes, wrong } from './check-settings.ts'
 import { listenAt } from './destination-command.ts'
 import { print } from './output.ts'
@@ -103,8 +103,7 @@ function groupOf(group: string | undefined): number | undefined {
 
 /** @throws USAGE */
 function memoryOf(configuration: Configuration): ProcessMemory {
-  const { peers, wanListen } = configuration
-  return processMemory(configuration, wanListen.length > 0, peers.length > 0)
+  return processMemory(configuration, configuration.wanListen.length > 0)
 }
 
 async function serve({ config, json }: ServeArguments, configuration: Configuration): Promise<void> {

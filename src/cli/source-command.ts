@@ -16,8 +16,8 @@ import { parseCap, parseCapOrNone, parseCount } from '../quantity.ts'
 import { RateSchedule, requireTimeZone } from '../rate-schedule.ts'
 import { type Address, formatAddress, parseNamedAddress, parsePeer, requireApart } from '../relay/address.ts'
 import { fileMode, groupId } from '../relay/group.ts'
+import { threadCount } from '../transfer/helpers/thread-count.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
-import { threadCount } from '../transfer/threads.ts'
 import { checkOptions, listenChecks } from './check-settings.ts'
 import {
   newTeller,

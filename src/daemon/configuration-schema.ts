@@ -10,7 +10,7 @@ import { parseAddress, parsePeer } from '../relay/address.ts'
 import { fileMode } from '../relay/group.ts'
 import { parseMetricsAddress } from '../relay/metrics-address.ts'
 import { requireChannelName } from '../remote/channel.ts'
-import { parseThreads } from '../transfer/threads.ts'
+import { parseThreads } from '../transfer/helpers/thread-count.ts'
 import { DEFAULTS, DISK_ANSWERS, DISK_ZEROES } from './settings.ts'
 import { LEVELS } from './text-log.ts'
 

@@ -8,7 +8,7 @@ import { parseMetricsAddress } from '../relay/metrics-address.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { storeNames } from '../remote/open-store.ts'
 import type { Weights } from '../session/fairness.ts'
-import { parseThreads, type Threads } from '../transfer/threads.ts'
+import { parseThreads, type Threads } from '../transfer/helpers/thread-count.ts'
 import type { SupplySettings } from './set-supply.ts'
 
 export interface CommonSettings {

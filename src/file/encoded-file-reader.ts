@@ -5,8 +5,6 @@ import { PoolRegions } from '../codec/places.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { BATCH_RAW_BYTES_MAX, BATCH_WIRE_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, UNPACK_SLOTS } from '../limits.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { UnpackThreads } from '../transfer/ahead/unpack-threads.ts'
-import { EVENT_LOOP } from '../transfer/event-loop.ts'
 import { Inbound, type InboundChannel } from '../transfer/inbound.ts'
 import { type OpenPool, openPool, type PoolRequest } from '../transfer/pool.ts'
 import { type Frame, FrameDecoder } from '../wan/frames.ts'
@@ -90,6 +88,8 @@ export const FILE_ORDER: Readonly<Record<FilePlace, Readonly<Record<FilePiece, F
   ended: { OPEN: BEHIND_END, PART: BEHIND_END, LAST: BEHIND_END, FIN: BEHIND_END, BYE: BEHIND_END },
 }
 
+/** Threads that one file has work for: this one, one that unpacks, one that commits memory. */
+const THREADS_MAX = 3
 /** Bytes that may wait to be written while threads unpack what is behind them. */
 const UNWRITTEN_MAX = 4 << 20
 /** Expanded batches that `write` has, before they are copied: all that may wait, and as many that are expanded meanwhile. */
@@ -113,7 +113,7 @@ class EncodedFileReader {
   private place: FilePlace = 'start'
   /** Sequence number of the frame before. */
   private sequence = 0
-  private readonly unpackThreads: UnpackThreads | undefined
+  private readonly threads: number
   private pool: OpenPool | undefined
   private inbound: Inbound | undefined
   private flow: InboundChannel | undefined
@@ -127,8 +127,7 @@ class EncodedFileReader {
   constructor(write: (bytes: Uint8Array) => Promise<void>, options: DecodeOptions) {
     this.write = write
     this.options = options
-    this.unpackThreads = UnpackThreads.beside(options.threads ?? 1, EVENT_LOOP)
-    this.unpackThreads?.start() // which takes as long as to open a pool
+    this.threads = Math.min(options.threads ?? 1, THREADS_MAX)
   }
 
   /** Takes the next bytes; settles when they are needed no more: without threads, when all that they gave is written. */
@@ -138,7 +137,7 @@ class EncodedFileReader {
       if (frames !== undefined) await this.inOrder(() => this.frames.push(frames))
       this.position += chunk.length
       await this.inbound?.taken()
-      if (this.unpackThreads === undefined || this.unwritten > UNWRITTEN_MAX) await this.writing
+      if (this.threads === 1 || this.unwritten > UNWRITTEN_MAX) await this.writing
       if (this.failure) throw this.failure
     } catch (error) {
       throw inFile(error, this.options.name, this.helloBytes)
@@ -184,7 +183,6 @@ class EncodedFileReader {
   async close(): Promise<void> {
     this.inbound?.close()
     await this.pool?.close()
-    await this.unpackThreads?.end()
   }
 
   /** @returns what follows the hello, undefined as long as that is not complete */
@@ -206,9 +204,10 @@ class EncodedFileReader {
       slots: OUTPUT_SLOTS,
       slotBytes: BATCH_RAW_BYTES_MAX,
       longMatch: false,
-      ...(this.unpackThreads && { ahead: UNPACK_SLOTS, commitAheadBytes: COMMIT_AHEAD_BYTES }),
+      threads: this.threads,
+      ...(this.threads > 1 && { ahead: UNPACK_SLOTS, commitAheadBytes: COMMIT_AHEAD_BYTES }),
     }
-    this.pool = await openPool(request, this.unpackThreads)
+    this.pool = await openPool(request)
     this.inbound = new Inbound(this.pool, seedWords(Buffer.from(terms.seed, 'hex')), error => {
       this.failure = error
     })

@@ -8,7 +8,7 @@ import type { Share } from '../fair-shares.ts'
 import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE, BATCHES_WAITING_UNPAID_BYTES } from '../limits.ts'
 import { Deque } from '../session/deque.ts'
 import { keptParts } from '../session/kept-payloads.ts'
-import type { AheadBatch, UnpackAhead, WrongAhead } from './ahead/unpack-ahead.ts'
+import type { AheadBatch, UnpackAhead, WrongAhead } from './helpers/unpack-ahead.ts'
 
 /** What a batch costs besides its work, however small it is: some 30 us. */
 export const WORK_PER_BATCH = 1 << 17

@@ -2,7 +2,7 @@
  * The expanding half of a session: batches in the order in which they were numbered, one at a time, into memory that is
  * lent to QEMU's sockets.
  *
- * Where the pool has threads for it (`unpacking`), batches are unpacked by them before their turn, as far as the session has
+ * Where the pool has helpers for it (`decoding`), batches are unpacked by them before their turn, as far as the session has
  * slots for that. In what order they take effect, and when a damaged one is an error, is as ever.
  *
  * What waits for QEMU takes no more memory than its raw bytes, which credit bounds, and some 300 bytes a piece, which
@@ -19,9 +19,9 @@ import { ColumnUnpacker } from '../compression/column-unpacker.ts'
 import { assert, ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
 import { BATCH_RAW_BYTES_MAX } from '../limits.ts'
-import { type AheadBatch, UnpackAhead } from './ahead/unpack-ahead.ts'
 import { ColdFetcher, type ColdFetcherOptions } from './cold/cold-fetcher.ts'
 import { type BatchToExpand, ExpandQueue, WORK_PER_BATCH, WORK_PER_MARK } from './expand-queue.ts'
+import { type AheadBatch, UnpackAhead } from './helpers/unpack-ahead.ts'
 import { gainsOf, type Pool } from './pool.ts'
 import type { Turns } from './turns.ts'
 
@@ -91,11 +91,7 @@ export class Inbound {
     if (pool.cold) this.fetcher = new ColdFetcher({ ...pool.cold, ...cold, gains: this.gains })
     this.onError = onError
     this.holder = holder
-    if (pool.unpacking) {
-      const { streams, slots } = pool.unpacking
-      this.ahead = new UnpackAhead(streams, pool.kernel.bytes, slots, holder)
-      streams.onLost = error => this.fail(error)
-    }
+    if (pool.decoding) this.ahead = new UnpackAhead(pool.decoding.help, pool.kernel.bytes, pool.decoding.slots, holder)
     this.jobs = new ExpandQueue(memory, this.ahead)
     this.free = pool.slots.slice(0, -1)
     this.scratch = pool.slots.at(-1)!

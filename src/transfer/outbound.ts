@@ -54,8 +54,8 @@ export class Outbound<C extends OutboundChannel> {
     this.encoder.kept = pool.cold?.kept
     this.gains = gainsOf(pool)
     this.encoder.gains = this.gains
-    this.encoder.finder = pool.crew
-    this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer, pool.crew)
+    this.encoder.finder = pool.encoding
+    this.packer = new ColumnPacker(pool.kernel.memory.buffer as unknown as SharedArrayBuffer, pool.encoding)
     this.sink = sink
     this.onError = onError
     this.free = [...pool.workspaces]

@@ -24,14 +24,15 @@ import { UNPACK_SLOTS } from '../limits.ts'
 import { OneAtATime } from '../store/one-at-a-time.ts'
 import type { SetFile } from '../store/set-file.ts'
 import type { TemplateStore } from '../store/template-store.ts'
-import { AHEAD_SLOT_BYTES } from './ahead/unpack-ahead.ts'
-import type { UnpackStreams, UnpackThreads } from './ahead/unpack-threads.ts'
 import { Arena, type Lease, type WantedSet } from './arena.ts'
 import { type ColdLease, ColdSets } from './cold/cold-sets.ts'
 import type { KeptBlocksOptions } from './cold/kept-blocks.ts'
-import { Crew, type CrewSession } from './crew/crew.ts'
-import type { StartHelper } from './crew/helper-thread.ts'
 import { EVENT_LOOP, type EventLoop } from './event-loop.ts'
+import { DecodingHelp } from './helpers/decoding-help.ts'
+import { EncodingHelp } from './helpers/encoding-help.ts'
+import type { StartHelper } from './helpers/helper.ts'
+import { type HelpedSession, Helpers } from './helpers/helpers.ts'
+import { AHEAD_SLOT_BYTES } from './helpers/unpack-ahead.ts'
 import { KeptSets } from './kept-sets.ts'
 import { SetsLate } from './sets-late.ts'
 import { Turns } from './turns.ts'
@@ -64,11 +65,11 @@ export interface PoolShape {
   /** Areas of the same size besides the workspaces: socket slots or outputs. */
   readonly slots: number
   readonly slotBytes: number
-  /** Batches that threads may have unpacked at a time, where the process has such threads (decoder). Default: none. */
+  /** Batches that helpers may have unpacked at a time, where the process has some (decoder). Default: none. */
   readonly ahead?: number
   /** Whether long matches may be asked for (encoder): costs a table of 4 bytes for each 64 bytes of the pool. */
   readonly longMatch: boolean
-  /** Threads that match and pack, this one counted (encoder with long matches): as many as all sessions of the process have. Default: 1. */
+  /** Threads of the process, this one counted, which help to encode where there are long matches. Default: 1. */
   readonly threads?: number
   /** What of the ring is committed before a migration comes, in turns that have time. Default: never. */
   readonly ringInAdvance?: RingInAdvance
@@ -102,9 +103,9 @@ export interface Pool {
   /** The sets whose pages stay on the disk; undefined: none. */
   readonly cold?: ColdLease | undefined
   /** Who helps to encode; undefined: this thread does all. */
-  readonly crew?: CrewSession | undefined
-  /** Threads that unpack batches before their turn, and addresses of AHEAD_SLOT_BYTES each for that; undefined: none do. */
-  readonly unpacking?: { readonly streams: UnpackStreams; readonly slots: readonly number[] } | undefined
+  readonly encoding?: EncodingHelp | undefined
+  /** Who unpacks batches before their turn, and addresses of AHEAD_SLOT_BYTES each for that; undefined: nobody does. */
+  readonly decoding?: { readonly help: DecodingHelp; readonly slots: readonly number[] } | undefined
   /** Whose turn it is to expand, among all pools of the process. */
   readonly turns: Turns
   /**
@@ -143,11 +144,9 @@ export class Pools {
   private readonly implementation: 'simd' | 'twin' | undefined
   private readonly unusedMs: number
   readonly setsBytesMax: number
-  /** Threads that match and pack, this one counted. */
+  /** Threads that work on all sessions, this one counted. */
   readonly threads: number
-  private readonly startHelper: StartHelper | undefined
-  private crew: Crew | undefined
-  private readonly unpackThreads: UnpackThreads | undefined
+  private readonly helpers: Helpers | undefined
   private arenas: Arena[] = []
   private readonly coldSets: ColdSets
   /** Sets are opened and loaded in its turns. */
@@ -165,8 +164,7 @@ export class Pools {
   /**
    * @param options.setsBytesMax bytes that sets may take in all memories together: where sessions do not fit into one memory
    *   another one has the same sets again
-   * @param options.threads that match and pack in all sessions, this one counted. Default: 1
-   * @param options.unpackThreads what unpacks batches of decoders before their turn; undefined: nothing does
+   * @param options.threads that work on all sessions, this one counted. Default: 1
    * @param options.unusedMs how long what no session uses is kept for the next one; 0: nothing is, for there is none
    */
   constructor(
@@ -177,13 +175,11 @@ export class Pools {
       readonly loop?: EventLoop
       readonly threads?: number
       readonly startHelper?: StartHelper
-      readonly unpackThreads?: UnpackThreads | undefined
     } = {},
   ) {
     this.threads = options.threads ?? 1
-    this.startHelper = options.startHelper
     this.loop = options.loop ?? EVENT_LOOP
-    this.unpackThreads = options.unpackThreads
+    if (this.threads > 1) this.helpers = new Helpers(this.threads, this.loop, options.startHelper)
     this.turns = new Turns(this.loop)
     this.coldSets = new ColdSets(this.loop, this.setsInTurn)
     this.setsBytesMax = options.setsBytesMax ?? Number.POSITIVE_INFINITY
@@ -195,7 +191,7 @@ export class Pools {
 
   /** Batches of a decoder that are unpacked before their turn: PoolShape.ahead. */
   get aheadSlots(): number {
-    return this.unpackThreads ? UNPACK_SLOTS : 0
+    return this.helpers ? UNPACK_SLOTS : 0
   }
 
   private get setBytes(): number {
@@ -272,7 +268,7 @@ export class Pools {
     await Promise.all(this.cleaning) // what is about to be free is better than what nobody has touched yet
     const files = new Map<string, SetFile>()
     const { cold: coldSets = [], keeps, store, role } = request
-    this.crewFor(request) // it starts while memory and sets are made ready
+    this.helpersFor(request)?.start() // which takes as long as to make memory and sets ready
     let cold: ColdLease | undefined
     try {
       if (coldSets.length > 0 || keeps) cold = await this.coldSets.open(coldSets, store, role === 'encoder', keeps)
@@ -281,13 +277,14 @@ export class Pools {
       let kernel: Kernel | undefined
       try {
         kernel = await arena.kernel(lease, this.implementation)
-        return this.pool(request, arena, lease, kernel, cold, this.crewFor(request)?.open(kernel))
+        return this.pool(request, arena, lease, kernel, cold)
       } catch (error) {
         await this.giveBack(arena, lease, kernel)
         throw error
       }
     } catch (error) {
       await this.releaseCold(cold)
+      if (this.unusedMs === 0) await this.helpers?.endIdle()
       throw error
     } finally {
       for (const file of files.values()) await file.close()
@@ -295,28 +292,15 @@ export class Pools {
   }
 
   /** Who helps a session; undefined: it is not asked for, or this host has no kernel that threads can share. */
-  private crewFor(size: PoolShape): Crew | undefined {
-    if (threadsOf(size) === 1 || this.implementation === 'twin' || !kernelModule()) return undefined
-    if (this.crew?.isBroken) {
-      if (this.crew.sessions === 0) void this.crew.end() // else it ends with its sessions
-      this.crew = undefined
-    }
-    this.crew ??= new Crew(threadsOf(size), this.loop, this.startHelper)
-    return this.crew
+  private helpersFor(size: PoolShape): Helpers | undefined {
+    if (size.role === 'decoder') return size.ahead ? this.helpers : undefined
+    return threadsOf(size) > 1 && this.implementation !== 'twin' && kernelModule() ? this.helpers : undefined
   }
 
-  /** Nothing of a session is touched by helpers any more. */
-  private async leaveCrew(session: CrewSession | undefined): Promise<void> {
+  /** No helper touches anything of a session any more. */
+  private async leaveHelpers(session: HelpedSession | undefined): Promise<void> {
     await session?.close()
-    if (this.unusedMs === 0) await this.endCrew()
-  }
-
-  /** Ends helpers whom no session has. */
-  private async endCrew(): Promise<void> {
-    const { crew } = this
-    if (crew === undefined || crew.sessions > 0) return
-    this.crew = undefined
-    await crew.end()
+    if (this.unusedMs === 0) await this.helpers?.endIdle()
   }
 
   /** Room in the memory that has most of the sets, or in the next; else in a new one. Opens files only of sets to be loaded. */
@@ -399,7 +383,6 @@ export class Pools {
     lease: Lease,
     kernel: Kernel,
     cold: ColdLease | undefined,
-    crew: CrewSession | undefined,
   ): OpenPool {
     let next = lease.layout.io
     const workspaces: Workspace[] = []
@@ -409,7 +392,9 @@ export class Pools {
     for (let i = 0; i < request.slots; i++, next += request.slotBytes) slots.push(next)
     const ahead: number[] = []
     for (let i = 0; i < (request.ahead ?? 0); i++, next += AHEAD_SLOT_BYTES) ahead.push(next)
-    const streams = ahead.length > 0 ? this.unpackThreads?.open(kernel.bytes.buffer as SharedArrayBuffer) : undefined
+    const module = kernelModule()
+    const parts = request.role === 'encoder' && module ? { module, layout: kernel.layout } : undefined
+    const helped = this.helpersFor(request)?.open(kernel.memory, parts)
     const sets = numbered(lease.index.sets)
     const inAdvance = request.ringInAdvance ?? 'never'
     const warmth = new Warmth(
@@ -419,7 +404,7 @@ export class Pools {
       this.spare,
       arena.sparePages,
       sets.starts,
-      (at, length) => (crew ?? streams)?.commit(at, length),
+      (at, length) => helped?.commit(at, length),
       request.commitAheadBytes,
     )
     const index = cold?.index
@@ -436,17 +421,16 @@ export class Pools {
       slotBytes: request.slotBytes,
       sets,
       cold,
-      crew,
-      unpacking: streams && { streams, slots: ahead },
+      encoding: parts && helped && new EncodingHelp(helped, kernel),
+      decoding: parts === undefined && helped ? { help: new DecodingHelp(helped), slots: ahead } : undefined,
       turns: this.turns,
-      ready: crew && inAdvance === 'always' ? Promise.all([warmth.ready, crew.started]).then(() => {}) : warmth.ready,
+      ready: Promise.all([warmth.ready, inAdvance === 'always' && helped?.started]).then(() => {}),
       warm: () => (index === undefined || index.isFilled ? warmth.warm() : warm()),
       migrates: isRunning => warmth.migrates(isRunning),
       close: () => {
         warmth.end()
         const giveBack = (): Promise<void> => this.giveBack(arena, lease, kernel)
-        const given = (): Promise<void> =>
-          streams ? this.clean(streams.close().then(giveBack)) : this.leaveCrew(crew).then(giveBack)
+        const given = (): Promise<void> => this.clean(this.leaveHelpers(helped).then(giveBack))
         closed ??= Promise.all([this.releaseCold(cold), given()]).then(() => {})
         return closed
       },
@@ -514,11 +498,11 @@ export class Pools {
     }
     const coldLeft = await this.coldSets.forget(untilMs, isKept)
     this.sweepDue = false
-    if (!hasLive) await this.endCrew()
+    if (!hasLive) await this.helpers?.endIdle()
     if (coldLeft || this.arenas.some(arena => arena.hasUnused)) this.sweepLater()
     // V8 gives a shared memory back when it collects it, which a process that idles may never do; in a turn of its own, for
     // what runs here knew the memory
-    if (this.arenas.length < before) this.loop.soon(() => void collectGarbage(this.crew))
+    if (this.arenas.length < before) this.loop.soon(() => void collectGarbage(this.helpers))
   }
 }
 
@@ -538,8 +522,8 @@ function numbered(sets: readonly WantedSet[]): NumberedSets {
 }
 
 /** A pool in a memory of its own, for commands: `close` lets go of it, and closes all files. @throws as Pools.open */
-export function openPool(request: PoolRequest, unpackThreads?: UnpackThreads): Promise<OpenPool> {
-  return new Pools({ unusedMs: 0, unpackThreads }).open(request)
+export function openPool(request: PoolRequest): Promise<OpenPool> {
+  return new Pools({ unusedMs: 0, threads: request.threads ?? 1 }).open(request)
 }
 
 /**
@@ -612,10 +596,10 @@ function tooLarge(size: PoolSize, templatePages: number, bytes: number): ProxyEr
 }
 
 /** A full collection now, as with --expose-gc, on each thread that may know the memory. */
-async function collectGarbage(crew: Crew | undefined): Promise<void> {
+async function collectGarbage(helpers: Helpers | undefined): Promise<void> {
   setFlagsFromString('--expose-gc')
   const collect = runInNewContext('gc') as () => void
   collect()
-  await crew?.collectGarbage() // their contexts are made with the same flags
+  await helpers?.collectGarbage() // their contexts are made with the same flags
   setFlagsFromString('--no-expose-gc')
 }

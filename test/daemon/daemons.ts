@@ -9,14 +9,12 @@ import type { SourceRun } from '../../src/daemon/source-run.ts'
 import type { SourceRuns } from '../../src/daemon/source-runs.ts'
 import { ProxyError } from '../../src/errors.ts'
 import type { FairShares } from '../../src/fair-shares.ts'
-import { UNPACK_PER_HOLDER } from '../../src/limits.ts'
 import type { Credentials } from '../../src/link/credentials.ts'
 import type { Link } from '../../src/link/link.ts'
 import type { LinkServer } from '../../src/link/server.ts'
 import type { ArrivalSummary, MigrationSummary } from '../../src/migration/summary.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
-import { UnpackThreads } from '../../src/transfer/ahead/unpack-threads.ts'
 import type { KeptSpace } from '../../src/transfer/cold/kept-space.ts'
 import { EVENT_LOOP } from '../../src/transfer/event-loop.ts'
 import { Pools } from '../../src/transfer/pool.ts'
@@ -234,7 +232,7 @@ export class Daemons implements AsyncDisposable {
       diskZeroes,
       credentials: credentials?.destination,
       store: farStore,
-      ...(THREADS > 1 && { pools: poolsWithThreads() }),
+      ...(THREADS > 1 && { pools: new Pools({ threads: THREADS }) }),
       ...poolsOf(farSetBytes),
       ...(farPools && { pools: farPools }),
       ringPagesMax: ringPages,
@@ -327,8 +325,4 @@ export function closed(socket: net.Socket): Promise<void> {
     if (socket.closed) done()
     else socket.once('close', () => done())
   })
-}
-
-function poolsWithThreads(): Pools {
-  return new Pools({ unpackThreads: UnpackThreads.beside(THREADS, EVENT_LOOP, UNPACK_PER_HOLDER) })
 }

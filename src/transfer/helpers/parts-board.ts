@@ -46,7 +46,7 @@ export interface Claim extends Posted {
   readonly count: number
 }
 
-export class Board {
+export class PartsBoard {
   readonly buffer: SharedArrayBuffer
   private readonly words: Int32Array
   private generation = 0

@@ -1,8 +1,7 @@
 /** How many threads match, pack and unpack: `--threads`, for proxies, `encode` and `decode` alike. */
 import { availableParallelism } from 'node:os'
-import { ProxyError } from '../errors.ts'
-import { UNPACK_THREADS_MAX } from '../limits.ts'
-import { parseCount } from '../quantity.ts'
+import { ProxyError } from '../../errors.ts'
+import { parseCount } from '../../quantity.ts'
 
 /** Most that can be asked for: each has a stack and a heap of its own. */
 export const THREADS_MAX = 16
@@ -33,18 +32,4 @@ export function parseThreads(text: string, option = '--threads'): Threads {
  */
 export function threadCount(threads: Threads, cores: number = availableParallelism()): number {
   return threads === 'auto' ? Math.min(THREADS_AUTO_MAX, Math.max(1, cores - 1)) : threads
-}
-
-/**
- * What proxies of a process have of its threads: those that encode, and those that unpack, its main one counted among both.
- * Beside that no thread is of both. With both kinds of proxies to encode gets the odd one, for it takes more time.
- */
-export function shareThreads(
-  threads: number,
-  sends: boolean,
-  receives: boolean,
-): { readonly encoding: number; readonly unpacking: number } {
-  const others = threads - 1
-  const unpack = receives ? Math.min(UNPACK_THREADS_MAX, sends ? Math.floor(others / 2) : others) : 0
-  return { encoding: sends ? threads - unpack : 1, unpacking: 1 + unpack }
 }

@@ -1,5 +1,5 @@
 /**
- * A session's batches that threads unpack before their turn, each into a slot of the session's memory, of which there is a
+ * A session's batches that helpers unpack before their turn, each into a slot of the session's memory, of which there is a
  * fixed number. What takes effect does so in its turn: a batch that is damaged is an error then, as if it had been looked at
  * only then.
  */
@@ -9,8 +9,9 @@ import { METHOD } from '../../codec/wire.ts'
 import type { Workspace } from '../../codec/workspace.ts'
 import { assert } from '../../errors.ts'
 import { BATCH_WIRE_BYTES_MAX, UNPACK_COLUMNS_BYTES } from '../../limits.ts'
-import { COLUMN_WORDS } from './unpack-message.ts'
-import type { Job, UnpackStreams } from './unpack-threads.ts'
+import type { DecodingHelp } from './decoding-help.ts'
+import type { Job } from './helper.ts'
+import { COLUMN_WORDS } from './helper-messages.ts'
 
 /** Packed bytes of one batch, then its columns. */
 export const AHEAD_SLOT_BYTES = BATCH_WIRE_BYTES_MAX + UNPACK_COLUMNS_BYTES
@@ -24,7 +25,7 @@ interface LaidColumn {
   readonly length: number
 }
 
-/** A batch that a thread has. */
+/** A batch that a helper has. */
 export interface AheadBatch {
   readonly rawLength: number
   readonly checksum: Uint8Array
@@ -42,7 +43,7 @@ export interface WrongAhead {
 }
 
 export class UnpackAhead {
-  private readonly streams: UnpackStreams
+  private readonly help: DecodingHelp
   private readonly bytes: Uint8Array
   private readonly holder: string
   private readonly free: number[]
@@ -59,20 +60,20 @@ export class UnpackAhead {
    * @param slots addresses of AHEAD_SLOT_BYTES each
    * @param holder whose sessions share what may be before others' turn
    */
-  constructor(streams: UnpackStreams, bytes: Uint8Array, slots: readonly number[], holder: string) {
-    this.streams = streams
+  constructor(help: DecodingHelp, bytes: Uint8Array, slots: readonly number[], holder: string) {
+    this.help = help
     this.bytes = bytes
     this.free = [...slots]
     this.holder = holder
   }
 
   /**
-   * Gives a batch to the thread before its turn: the next one that was not given yet. Its parts are not needed any more.
+   * Gives a batch to a helper before its turn: the next one that was not given yet. Its parts are not needed any more.
    * @returns undefined where it has to wait: for a slot, or for its turn
    */
   offer(parts: readonly Uint8Array[]): AheadBatch | WrongAhead | undefined {
     if (this.free.length === 0 || this.isWrong || parts === this.tooLarge) return undefined
-    if (!this.streams.takeAhead(this.holder)) return undefined
+    if (!this.help.takeAhead(this.holder)) return undefined
     this.taken++
     try {
       const given = this.give(parts, undefined)
@@ -102,7 +103,7 @@ export class UnpackAhead {
    */
   finished(batch: AheadBatch | WrongAhead): Promise<void> | undefined {
     if ('error' in batch) throw batch.error
-    return batch.job === undefined ? undefined : this.streams.finished(batch.job)
+    return batch.job === undefined ? undefined : this.help.finished(batch.job)
   }
 
   /** Has the workspace find its columns. */
@@ -125,7 +126,7 @@ export class UnpackAhead {
   private giveBack(): void {
     if (this.taken === 0) return // it is closed
     this.taken--
-    this.streams.giveAhead(this.holder)
+    this.help.giveAhead(this.holder)
   }
 
   /** @param workspace undefined: before its turn */
@@ -160,7 +161,7 @@ export class UnpackAhead {
     this.rawBytes += rawLength
     let job: Job | undefined
     if (table.length > 0) {
-      job = this.streams.unpack(this.rawBytes, Uint32Array.from(table))
+      job = this.help.unpack(this.rawBytes, Uint32Array.from(table))
       this.rawBytes = 0
     }
     return { rawLength, checksum: copyOf(checksum), columns: laid, slot, job, isAhead: workspace === undefined }
