@@ -81,6 +81,7 @@ function take(message: ToHelper): Promise<unknown> | undefined {
     sessions.set(message.session, new Session(message))
     return undefined
   }
+  if (message.kind === 'close stream' && !sessions.has(message.session)) return undefined // it went with its session
   const session = sessions.get(message.session)!
   switch (message.kind) {
     case 'stream':
@@ -89,7 +90,7 @@ function take(message: ToHelper): Promise<unknown> | undefined {
     case 'pack':
       return pack(session, message.pieces)
     case 'close stream':
-      session.packers.get(message.stream)!.close()
+      session.packers.get(message.stream)?.close()
       session.packers.delete(message.stream)
       return nextTurn(EVENT_LOOP) // in which a stream that was closed is let go of
     case 'unpack':
