@@ -18,6 +18,7 @@ export interface ZstdSettings {
 const SMALL_WINDOW_LOG = 18
 
 export interface Effort {
+  /** As operators give it; between two of theirs where only `auto` takes it. */
   readonly level: number
   readonly name: string
   /** Looks for parts of pages in the pool, by one position in so many; 0: for whole ones alone. */
@@ -62,6 +63,18 @@ function effort(
 }
 
 export const EFFORT_MAX = EFFORTS.length - 1
+
+/**
+ * Half of the CPU time of effort 1, and more than half as many bytes again: what links of about 1 Gbit/s want, and nobody who
+ * counts bytes. So operators cannot give it (docs/adr/0004-compression.md).
+ */
+export const LZ4: Effort = { level: 0.5, name: 'lz4', longMatch: 0, method: 'lz4' }
+
+/**
+ * What `auto` takes, from the least CPU on. The last effort costs ten times the one before for two or three percent: only who
+ * asks for it gets it.
+ */
+export const RUNGS: readonly Effort[] = [EFFORTS[0]!, LZ4, ...EFFORTS.slice(1, -1)]
 
 /**
  * A level that an operator gave.

@@ -5,7 +5,6 @@
  */
 
 import { allGains } from '../codec/set-gains.ts'
-import { EFFORTS } from '../compression/effort.ts'
 import { defectOf, ProxyError } from '../errors.ts'
 import type { LinkSink } from '../link/api.ts'
 import { TickTimer } from '../link/tick-timer.ts'
@@ -48,8 +47,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
       ...{ link: session, slots: this.sender, orders: this, log, now, queueTargetMs, disks, parts },
       replies: this.replies?.ringPages,
       departures: {
-        ...{ session: sessionId, times: patience, paused },
-        ...{ nextNumber: nextMigration, efforts: EFFORTS.length },
+        ...{ session: sessionId, times: patience, paused, nextNumber: nextMigration },
       },
       effort: urgent => effort.effort(urgent).level,
     })

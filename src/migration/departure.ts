@@ -47,8 +47,6 @@ export interface DepartureOptions<C extends DepartureChannel> {
   readonly number: number
   readonly gate: Gate<C, Departure<C>>
   readonly startMs: number
-  /** How many levels of effort there are. */
-  readonly efforts: number
 }
 
 /** How it goes on, where that is to be told now: once, and now and then. */
@@ -62,7 +60,7 @@ export abstract class Departure<C extends DepartureChannel> implements GateTrans
   readonly gate: Gate<C, Departure<C>>
   readonly startMs: number
   readonly record: MigrationRecord
-  readonly traffic: Traffic
+  readonly traffic = new Traffic()
   readonly flows = new Set<C>()
   /** The channel by whose end it is judged; a disk transfer has none. */
   lead: C | undefined
@@ -75,12 +73,11 @@ export abstract class Departure<C extends DepartureChannel> implements GateTrans
   /** What has been said of it to be relayed raw. */
   private readonly saidRaw = new Set<string>()
 
-  constructor({ session, number, gate, startMs, efforts }: DepartureOptions<C>) {
+  constructor({ session, number, gate, startMs }: DepartureOptions<C>) {
     this.number = number
     this.gate = gate
     this.startMs = startMs
     this.record = new MigrationRecord(session, number)
-    this.traffic = new Traffic(efforts)
   }
 
   /** Time that bytes may wait in the link because of it; Infinity: as long as ever. */
@@ -176,7 +173,7 @@ export abstract class Departure<C extends DepartureChannel> implements GateTrans
       bytesIn: rawBytes,
       bytesWan,
       ratio: rawBytes === 0 ? 1 : Math.round((bytesWan / rawBytes) * 10000) / 10000,
-      efforts: [...effortBytes],
+      efforts: { ...effortBytes },
       bytesBack,
     }
   }

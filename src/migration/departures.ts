@@ -26,8 +26,6 @@ export interface DeparturesOptions {
   readonly paused: PausedMigrations
   /** Number of the next migration. */
   readonly nextNumber: () => number
-  /** How many levels of effort there are. */
-  readonly efforts: number
 }
 
 export class Departures<C extends DeparturesChannel<C>> {
@@ -78,8 +76,8 @@ export class Departures<C extends DeparturesChannel<C>> {
   }
 
   private next(gate: Gate<C, Departure<C>>, startMs: number): DepartureOptions<C> {
-    const { session, nextNumber, efforts } = this.options
-    return { session, number: nextNumber(), gate, startMs, efforts }
+    const { session, nextNumber } = this.options
+    return { session, number: nextNumber(), gate, startMs }
   }
 
   /** A channel is of its migration no more. @returns the migration, where it was the last */

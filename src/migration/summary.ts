@@ -84,8 +84,8 @@ export interface MigrationSummary extends Ended {
   readonly bytesWan: number
   /** bytesWan / bytesIn. */
   readonly ratio: number
-  /** Of `bytesIn`, what was encoded at each effort, from 0 on. */
-  readonly efforts: readonly number[]
+  /** Of `bytesIn`, what was encoded at each effort that was chosen: by its level. */
+  readonly efforts: Readonly<Record<number, number>>
   /**
    * How long the guest stood still, at least: from the first batch of QEMU's last pass until the destination QEMU has taken
    * over (without return path: until both have closed). Only of completed precopy.
@@ -162,7 +162,7 @@ export interface DiskDepartureSummary extends DiskEnded {
   readonly bytesIn: number
   readonly bytesWan: number
   readonly ratio: number
-  readonly efforts: readonly number[]
+  readonly efforts: Readonly<Record<number, number>>
   /** Blocks of 4096 bytes by what was sent of them. */
   readonly blocks: PageCounts
 }

@@ -9,8 +9,8 @@ export class Traffic {
   readonly ended = new BatchStats()
   /** Of every channel that was opened, in order. */
   readonly kinds: string[] = []
-  /** Raw bytes by level of effort. */
-  readonly effortBytes: number[]
+  /** Raw bytes by level of effort: of those alone that were chosen. */
+  readonly effortBytes: Record<number, number> = {}
   /** Of the return path; and what of it was on the WAN, which is less where a disk's is encoded. */
   bytesBack = 0
   bytesBackWan = 0
@@ -23,11 +23,6 @@ export class Traffic {
   /** Of all channels, and of each as it was when it was last counted: there may be hundreds, and batches are many. */
   readonly counted = { pages: 0, rawBytes: 0, packedBytes: 0 }
   private readonly channelsCounted = new Map<BatchStats, { -readonly [K in keyof Counted]: number }>()
-
-  /** @param efforts how many levels there are */
-  constructor(efforts: number) {
-    this.effortBytes = new Array(efforts).fill(0)
-  }
 
   /** All so far. @param open counts of channels that have not ended */
   counts(open: Iterable<BatchStats>): BatchStats {
@@ -51,7 +46,7 @@ export class Traffic {
 
   /** A batch of a channel was encoded. @param stats all that was counted of the channel */
   encoded(stats: BatchStats, rawBytes: number, effort: number): void {
-    this.effortBytes[effort]! += rawBytes
+    this.effortBytes[effort] = (this.effortBytes[effort] ?? 0) + rawBytes
     this.count(stats)
   }
 

@@ -2,7 +2,7 @@
  * Chooses the effort of each batch so that a migration gets through as fast as it can: docs/adr/0006-effort.md.
  * Pure: times come in.
  */
-import { EFFORT_MAX, EFFORTS, type Effort } from '../compression/effort.ts'
+import { EFFORTS, type Effort, RUNGS } from '../compression/effort.ts'
 
 /** What the encoding side is doing. */
 export type Waiting =
@@ -14,6 +14,8 @@ export type Waiting =
 const SAMPLE_MS = 80
 const SAMPLE_BATCHES = 8
 const SAMPLE_MAX_MS = 400
+/** The first is shorter where the CPU is all that is waited for: a fast link is not to wait for where `auto` begins. */
+const FIRST_SAMPLE_MS = 40
 /**
  * More effort that brings so much less, of pages and of bytes, is found out before its sample is whole: where a batch of a
  * level takes 30 ms, a whole one costs more than all that was won before.
@@ -65,13 +67,15 @@ const OTHER_PAGES = 2
 const CPU_SHARE_LINK_ALONE = 0.15
 const RETRY_ALONE_MS = 200
 
-/** Where `auto` begins: fast enough that the first moments of a fast link are not lost. Guests that wait get no more. */
-const LEVEL_START = 1
+/** Guests that wait get no more. */
+const URGENT_MAX = EFFORTS[1]!
+/** Where `auto` begins: the first moments of a thin link are not lost, and those of a fast one are few. */
+const RUNG_START = RUNGS.indexOf(EFFORTS[1]!)
 /** And where it begins between sites: links as long as this are seldom faster than that level encodes. */
-const LEVEL_START_FAR = 2
+const RUNG_START_FAR = RUNGS.indexOf(EFFORTS[2]!)
 const FAR_RTT_MS = 10
-/** The last level costs ten times the one before for two or three percent: only who asks for it gets it. */
-const LEVEL_AUTO_MAX = EFFORT_MAX - 1
+/** On the way down effort 1 is passed over: it is so near to 2 that a trial seldom tells them apart. */
+const RUNG_NEAR = RUNGS.indexOf(EFFORTS[1]!)
 
 /** Bytes a millisecond. */
 interface Rate {
@@ -84,9 +88,9 @@ interface Rate {
   readonly fresh: number
 }
 
-/** What a level brought, in a sample of so many milliseconds that ended then. */
+/** What a rung brought, in a sample of so many milliseconds that ended then. */
 interface Sampled {
-  readonly level: number
+  readonly rung: number
   readonly rate: Rate
   readonly sampleMs: number
   readonly endMs: number
@@ -94,7 +98,8 @@ interface Sampled {
 
 export class EffortController {
   private readonly fixed: Effort | undefined
-  private level = LEVEL_START
+  /** What is taken now: of RUNGS, by index. */
+  private rung = RUNG_START
   private begun = false
   private state: Waiting = 'source'
   private sinceMs = 0
@@ -112,14 +117,14 @@ export class EffortController {
   private settling = START_BATCHES
   /** The most that the link was seen to take lately, packed bytes a millisecond. */
   private full = 0
-  /** The level before, and what got through there, bytes a millisecond, until the present one is judged. */
+  /** The rung before, and what got through there, bytes a millisecond, until the present one is judged. */
   private before: Sampled | undefined
-  /** By level that proved worse: not to be tried before this time ... */
-  private readonly retryAtMs = new Float64Array(EFFORT_MAX + 1)
+  /** By rung that proved worse: not to be tried before this time ... */
+  private readonly retryAtMs = new Float64Array(RUNGS.length)
   /** ... or, on other pages, before this one; and how many packed bytes a millisecond arrived then, at its neighbour. */
-  private readonly soonestMs = new Float64Array(EFFORT_MAX + 1)
-  private readonly packedThen = new Float64Array(EFFORT_MAX + 1)
-  private readonly retryMs = new Float64Array(EFFORT_MAX + 1).fill(RETRY_MS)
+  private readonly soonestMs = new Float64Array(RUNGS.length)
+  private readonly packedThen = new Float64Array(RUNGS.length)
+  private readonly retryMs = new Float64Array(RUNGS.length).fill(RETRY_MS)
 
   /** @param level a fixed level, or auto */
   constructor(level: number | 'auto') {
@@ -128,14 +133,14 @@ export class EffortController {
 
   /** The first migration of a session begins. @param rttMs the shortest seen of the link, 0: not known */
   begin(rttMs: number): void {
-    if (!this.begun && rttMs >= FAR_RTT_MS) this.level = LEVEL_START_FAR
+    if (!this.begun && rttMs >= FAR_RTT_MS) this.rung = RUNG_START_FAR
     this.begun = true
   }
 
   /** The effort of the next batch. `urgent`: a guest waits for it, so nothing slow. */
   effort(urgent: boolean): Effort {
-    const effort = this.fixed ?? EFFORTS[this.level]!
-    return urgent && effort.level > LEVEL_START ? EFFORTS[LEVEL_START]! : effort
+    const effort = this.fixed ?? RUNGS[this.rung]!
+    return urgent && effort.level > URGENT_MAX.level ? URGENT_MAX : effort
   }
 
   /** A batch is on its way: its raw bytes, those of them that cost time (BatchCounts.newBytes), and what they became. */
@@ -173,7 +178,9 @@ export class EffortController {
       packed: (this.packedBytes + this.waitedBytes - waitingBytes) / total,
       fresh: this.rawBytes > 0 ? this.newBytes / this.rawBytes : 0,
     }
-    const isWhole = total >= SAMPLE_MS && (this.batches >= SAMPLE_BATCHES || total >= SAMPLE_MAX_MS)
+    const isShort = this.full === 0 && cpuShare > CPU_SHARE_NEVER_FULL
+    const sampleMs = isShort ? FIRST_SAMPLE_MS : SAMPLE_MS
+    const isWhole = total >= sampleMs && (this.batches >= SAMPLE_BATCHES || total >= SAMPLE_MAX_MS)
     if (!isWhole && !this.isPlainlyWorse(rate)) return
     this.beginSample()
     this.decide(cpuShare, rate, nowMs, total)
@@ -182,7 +189,7 @@ export class EffortController {
   /** Whether this says enough of the level on trial, though its sample is not whole. */
   protected isPlainlyWorse({ work, made }: Rate): boolean {
     const { before } = this
-    if (before === undefined || before.level > this.level || this.batches < PLAIN_BATCHES) return false
+    if (before === undefined || before.rung > this.rung || this.batches < PLAIN_BATCHES) return false
     return work < before.rate.work * PLAINLY_LESS && made < before.rate.packed * PLAINLY_LESS
   }
 
@@ -198,46 +205,33 @@ export class EffortController {
   }
 
   private decide(cpuShare: number, rate: Rate, nowMs: number, sampleMs: number): void {
-    const { level, before } = this
+    const { rung, before } = this
     this.before = undefined
     this.full = Math.max(this.full * FULL_DECAY, rate.packed)
     if (before !== undefined) {
       const got = through(rate)
       const trialMs = nowMs - before.endMs
-      const better = before.level < level ? isWorthMore(rate, before.rate) : got > before.rate.work * LESS_EFFORT_GAIN
-      if (!better && this.saysNothing(before, got, cpuShare) && this.mayTry(level - 1, nowMs, rate.packed)) {
-        this.before = before
-        this.moveTo(level - 1)
-        return
-      }
+      const better = before.rung < rung ? isWorthMore(rate, before.rate) : got > before.rate.work * LESS_EFFORT_GAIN
       if (!better) {
         // less effort on other pages was no trial: the level before is to be seen on them, and this one right after it
-        const isTrial = before.level < level || !this.areOtherPages(before.rate.fresh, rate.fresh)
-        if (isTrial) this.leave(level, cpuShare, nowMs, trialMs * shareLost(got, before.rate.work), before.rate.packed)
-        this.moveTo(before.level)
+        const isTrial = before.rung < rung || !this.areOtherPages(before.rate.fresh, rate.fresh)
+        if (isTrial) this.leave(rung, cpuShare, nowMs, trialMs * shareLost(got, before.rate.work), before.rate.packed)
+        this.moveTo(before.rung)
         return
       }
-      this.retryMs[level] = RETRY_MS
-      if (before.level > level) {
+      this.retryMs[rung] = RETRY_MS
+      if (before.rung > rung) {
         // it lost until it was found out, and that took about as long as the trial too
         const lostMs = (before.sampleMs + trialMs) * shareLost(before.rate.work, got)
-        this.leave(before.level, 1, nowMs, lostMs, rate.packed)
+        this.leave(before.rung, 1, nowMs, lostMs, rate.packed)
       }
     }
     const hasRoom = rate.packed < this.full * STILL_FULL || cpuShare > CPU_SHARE_NEVER_FULL
-    const down = hasRoom && cpuShare > CPU_SHARE_DOWN && this.mayTry(level - 1, nowMs, rate.packed)
-    const up = !down && cpuShare < CPU_SHARE_UP_MAX && this.mayTry(level + 1, nowMs, rate.packed)
+    const down = hasRoom && cpuShare > CPU_SHARE_DOWN && this.mayTry(below(rung), nowMs, rate.packed)
+    const up = !down && cpuShare < CPU_SHARE_UP_MAX && this.mayTry(rung + 1, nowMs, rate.packed)
     if (!down && !up) return
-    this.before = { level, rate, sampleMs, endMs: nowMs }
-    this.moveTo(down ? level - 1 : level + 1)
-  }
-
-  /**
-   * Less effort brought about as much, and the CPU is still all that is waited for: where two levels are alike, the one below
-   * them is not.
-   */
-  private saysNothing({ level, rate }: Sampled, got: number, cpuShare: number): boolean {
-    return level > this.level && got > rate.work * SAME_WORK && cpuShare > CPU_SHARE_NEVER_FULL
+    this.before = { rung, rate, sampleMs, endMs: nowMs }
+    this.moveTo(down ? below(rung) : rung + 1)
   }
 
   /**
@@ -245,14 +239,14 @@ export class EffortController {
    * @param lostMs of its trial
    * @param packed what arrived at its neighbour
    */
-  private leave(level: number, cpuShare: number, nowMs: number, lostMs: number, packed: number): void {
+  private leave(rung: number, cpuShare: number, nowMs: number, lostMs: number, packed: number): void {
     const alone = cpuShare < CPU_SHARE_LINK_ALONE
-    const retryMs = alone ? RETRY_ALONE_MS : this.retryMs[level]!
+    const retryMs = alone ? RETRY_ALONE_MS : this.retryMs[rung]!
     const dearMs = Math.min(RETRY_MAX_MS, this.holdMs(lostMs))
-    this.retryAtMs[level] = nowMs + Math.max(retryMs, dearMs)
-    this.soonestMs[level] = nowMs + Math.max(Math.min(RETRY_MS, retryMs), dearMs)
-    this.packedThen[level] = packed
-    if (!alone) this.retryMs[level] = Math.min(RETRY_MAX_MS, this.retryMs[level]! * 2)
+    this.retryAtMs[rung] = nowMs + Math.max(retryMs, dearMs)
+    this.soonestMs[rung] = nowMs + Math.max(Math.min(RETRY_MS, retryMs), dearMs)
+    this.packedThen[rung] = packed
+    if (!alone) this.retryMs[rung] = Math.min(RETRY_MAX_MS, this.retryMs[rung]! * 2)
   }
 
   /** How long a level is left alone whose trial lost so much. */
@@ -260,10 +254,10 @@ export class EffortController {
     return lostMs * LOST_FACTOR
   }
 
-  private mayTry(level: number, nowMs: number, packed: number): boolean {
-    if (level < 0 || level > LEVEL_AUTO_MAX) return false
-    const others = this.areOtherPages(this.packedThen[level]!, packed)
-    return nowMs >= (others ? this.soonestMs[level]! : this.retryAtMs[level]!)
+  private mayTry(rung: number, nowMs: number, packed: number): boolean {
+    if (rung < 0 || rung >= RUNGS.length) return false
+    const others = this.areOtherPages(this.packedThen[rung]!, packed)
+    return nowMs >= (others ? this.soonestMs[rung]! : this.retryAtMs[rung]!)
   }
 
   /** By the packed bytes that arrived when a level was left, and that arrive now; or by how much of them was new. */
@@ -271,8 +265,8 @@ export class EffortController {
     return now > then * OTHER_PAGES || now * OTHER_PAGES < then
   }
 
-  private moveTo(level: number): void {
-    this.level = level
+  private moveTo(rung: number): void {
+    this.rung = rung
     this.settling = SETTLE_BATCHES
   }
 }
@@ -290,4 +284,8 @@ function shareLost(work: number, elsewhere: number): number {
 function isWorthMore(now: Rate, before: Rate): boolean {
   if (now.made > before.packed * STILL_FULL || now.work > before.work * WORK_GAIN) return true
   return now.work > before.work * SAME_WORK && now.made * before.work < before.made * now.work * FAR_FEWER
+}
+
+function below(rung: number): number {
+  return rung - 1 === RUNG_NEAR ? rung - 2 : rung - 1
 }

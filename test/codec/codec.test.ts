@@ -32,7 +32,7 @@ import {
   packedBytesMax,
   windowLogMax,
 } from '../../src/codec/wire.ts'
-import { EFFORTS } from '../../src/compression/effort.ts'
+import { EFFORTS, LZ4 } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
 import { ImmediateWriter } from '../../src/compression/zlib-now.ts'
 import { ZstdPacker, ZstdUnpacker } from '../../src/compression/zstd-stream.ts'
@@ -60,7 +60,6 @@ import {
   Channel,
   Guest,
   inRuns,
-  LZ4,
   mainStream,
   multifdStream,
   NATURE,
@@ -780,27 +779,29 @@ t.test('every effort, and from one to another in the middle', async t => {
     b: rand(999),
   }))
   const input = mainStream(new Guest(terms.templates), [specs.slice(0, 80), specs.slice(80)])
-  for (const level of [...EFFORTS.map(({ level }) => level), -1]) {
-    const sender = new Sender(poolOf('encoder', SIMD, terms), EFFORTS[Math.max(level, 0)]!)
+  const [none, sparse, long, lazy, slow] = EFFORTS
+  const changing = [lazy, LZ4, long, lazy, none, slow, sparse]
+  for (const effort of [...EFFORTS, LZ4, undefined]) {
+    const sender = new Sender(poolOf('encoder', SIMD, terms), effort ?? none!)
     const receiver = new Receiver(poolOf('decoder', SIMD, terms))
     const channel = sender.open('main')
     const parts: Buffer[] = []
     for (let at = 0, i = 0; at < input.length; at += 60_000, i++) {
       channel.push(input.subarray(at, at + 60_000))
-      if (level < 0) sender.packing = EFFORTS[[3, 1, 2, 3, 0, 4, 3][i % 7]!]!
+      if (effort === undefined) sender.packing = changing[i % 7]!
       parts.push(await receiver.receive((await sender.send(channel, at + 60_000 >= input.length))!))
     }
-    t.ok(Buffer.concat(parts).equals(input), `effort ${level}`)
+    t.ok(Buffer.concat(parts).equals(input), `effort ${effort?.level}`)
     const streams = sender.sent.filter(sent =>
       parseBatch([sent.bytes]).columns.some(
         ({ column, method }) => column === COLUMN.PAGES && method === METHOD.ZSTD_FRESH,
       ),
     )
-    t.equal(streams.length > 1, level < 0, 'a new level is a new stream')
+    t.equal(streams.length > 1, effort === undefined, 'a new level is a new stream')
     const words = sender.sent.some(sent =>
       parseBatch([sent.bytes]).columns.some(({ column }) => column === COLUMN.WORDS),
     )
-    t.equal(words, level !== 0, 'pages of numbers came as WORDS')
+    t.equal(words, effort?.longMatch !== 0, 'pages of numbers came as WORDS')
     t.equal(stateDifference(poolState(sender.pool), poolState(receiver.pool)), '')
     const second = decodeSession(secondTerms(terms), sender.sent)
     t.ok(Buffer.concat(second.outputs).equals(input), 'second decoder')

@@ -213,9 +213,6 @@ class Observed implements PageObserver {
 /** How columns are packed: as they are, or by an effort. */
 export type Packing = Effort | { readonly method: 'as they are'; readonly longMatch: boolean }
 
-/** Whole pages alone, and LZ4 for all columns: no effort is so any more, but every one may use both. */
-export const LZ4: Effort = { level: 1, name: 'lz4', longMatch: 0, method: 'lz4' }
-
 /** A channel on its way out: its bytes lie in a slot of the encoder's memory. */
 export class Channel {
   readonly flow: FlowEncoder

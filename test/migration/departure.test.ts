@@ -46,7 +46,6 @@ function begun(kinds: readonly ChannelKind[], number = 3): MigrationDeparture<Ch
     gate,
     startMs: 1000,
     kind: kinds[0]!,
-    efforts: 6,
   })
   for (const [i, kind] of kinds.entries()) {
     const channel = new Channel(gate, kind, i + 1)
@@ -116,7 +115,7 @@ t.test('the map of its memory, once that is known, and in postcopy too', t => {
 
 t.test('a disk transfer: no migration, and bounded in what is told of it', t => {
   const gate = new Gate<Channel, Departure<Channel>>('web', 'disk')
-  const transfer = new DiskDeparture<Channel>({ session: SESSION, number: 4, gate, startMs: 1000, efforts: 6 })
+  const transfer = new DiskDeparture<Channel>({ session: SESSION, number: 4, gate, startMs: 1000 })
   const channels = [1, 2].map(number => new Channel(gate, 'disk', number))
   for (const channel of channels) transfer.opened(channel, 1000)
   t.match(transfer, { urgent: false, lead: undefined })
@@ -210,7 +209,7 @@ t.test('what is told while it runs, and at its end', t => {
   const [main, first, last] = [...departure.flows]
   Object.assign(main!.stats, { rawBytes: 900_000, packedBytes: 123_000, zeroPages: 7, newPages: 2 })
   Object.assign(first!.stats, { rawBytes: 100_000, packedBytes: 456, densePages: 1 })
-  departure.traffic.effortBytes[1]! += 7
+  departure.traffic.effortBytes[0.5] = 7
   departure.traffic.bytesBack = 8
   const head = Buffer.concat([
     Buffer.from('5145564d00000003070000000d', 'hex'),
@@ -242,7 +241,7 @@ t.test('what is told while it runs, and at its end', t => {
     channels: 'main, 2 multifd',
     seconds: 2.5,
     ratio: 0.1235,
-    efforts: [0, 7, 0, 0, 0, 0],
+    efforts: { 0.5: 7 },
     pages: { zero: 7, whole: 3 },
   })
   t.equal(

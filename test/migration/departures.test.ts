@@ -57,7 +57,7 @@ class World {
     const session = '0123456789abcdef0123456789abcdef'
     const times = { precopyMs: 30_000, postcopyMs: 90_000 }
     this.departures = new Departures<Channel>(
-      { session, times, paused, nextNumber: () => ++this.migrations, efforts: 6 },
+      { session, times, paused, nextNumber: () => ++this.migrations },
       running,
       ({ number }, reason) => this.said.push(`${number}: ${reason}`),
     )

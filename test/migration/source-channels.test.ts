@@ -129,7 +129,6 @@ class World implements SourceLink, SourceOrders<Channel> {
         times: { precopyMs: 30_000, postcopyMs: 90_000 },
         paused: new PausedMigrations(),
         nextNumber: () => ++this.migrations,
-        efforts: 6,
       },
       effort: urgent => (urgent ? 1 : 3),
       queueTargetMs: QUEUE_MS,

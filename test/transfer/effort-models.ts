@@ -1,10 +1,11 @@
 /** Models of machines, links and memory on which the pump that ships runs in virtual time: docs/adr/0006-effort.md. */
+import { RUNGS } from '../../src/compression/effort.ts'
 import { QUEUE_TARGET_MS } from '../../src/limits.ts'
 import type { EffortController } from '../../src/transfer/effort-controller.ts'
 import { BATCH_BYTES_MAX, Pump, PumpedChannel } from '../../src/transfer/pump.ts'
 
 export interface Machine {
-  /** By level: what packing leaves; MB/s of the packer, and of the thread that encodes. */
+  /** By rung: what packing leaves; MB/s of the packer, and of the thread that encodes. */
   readonly share: readonly number[]
   readonly pack: readonly number[]
   readonly own: readonly number[]
@@ -12,34 +13,37 @@ export interface Machine {
   readonly take?: number
 }
 
-/** Level 1 beside level 2 as on a captured guest: 4 % more bytes, two thirds of the time that encoding takes, nearly as much for packing. */
+/**
+ * By rung of `auto`. Level 1 beside level 2 as on a captured guest: 4 % more bytes, two thirds of the time that encoding takes, nearly
+ * as much for packing.
+ */
 export const MACHINES: Readonly<Record<string, Machine>> = {
   'TLS and copies weigh most': {
-    share: [0.9, 0.29, 0.28, 0.26, 0.25],
-    pack: [5000, 270, 250, 200, 50],
-    own: [110, 170, 140, 140, 140],
+    share: [0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
+    pack: [5000, 600, 270, 250, 200, 50],
+    own: [110, 190, 170, 140, 140, 140],
   },
   'the packer weighs most': {
-    share: [0.9, 0.29, 0.28, 0.26, 0.25],
-    pack: [9000, 430, 400, 300, 80],
-    own: [900, 750, 500, 500, 500],
+    share: [0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
+    pack: [9000, 900, 430, 400, 300, 80],
+    own: [900, 900, 750, 500, 500, 500],
   },
   'the far side takes 150 MB/s': {
-    share: [0.9, 0.29, 0.28, 0.26, 0.25],
-    pack: [9000, 270, 250, 200, 50],
-    own: [900, 300, 200, 200, 200],
+    share: [0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
+    pack: [9000, 900, 270, 250, 200, 50],
+    own: [900, 900, 300, 200, 200, 200],
     take: 150,
   },
   'nothing can be saved': {
-    share: [1, 0.99, 0.99, 0.99, 0.99],
-    pack: [9000, 270, 250, 150, 60],
-    own: [900, 450, 300, 300, 300],
+    share: [1, 1, 0.99, 0.99, 0.99, 0.99],
+    pack: [9000, 1500, 270, 250, 150, 60],
+    own: [900, 900, 450, 300, 300, 300],
     take: 300,
   },
   'a quarter of a core': {
-    share: [0.9, 0.29, 0.28, 0.26, 0.25],
-    pack: [2000, 86, 80, 60, 15],
-    own: [150, 135, 90, 90, 90],
+    share: [0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
+    pack: [2000, 150, 86, 80, 60, 15],
+    own: [150, 150, 135, 90, 90, 90],
   },
 }
 
@@ -214,19 +218,19 @@ export function simulate(
     source.ready += more
     source.left -= more
   }
-  const encode = (flow: Flow, level: number): void => {
+  const encode = (flow: Flow, rung: number): void => {
     const { source, channel } = flow
     const raw = source.ready
     const { weight, random } = content(over / bytes, over)
     over += raw
-    link.advance(((weight * raw) / (machine.own[level]! * 1e3)) * wavering())
-    packerFreeMs = Math.max(packerFreeMs, link.nowMs) + ((weight * raw) / (machine.pack[level]! * 1e3)) * wavering()
+    link.advance(((weight * raw) / (machine.own[rung]! * 1e3)) * wavering())
+    packerFreeMs = Math.max(packerFreeMs, link.nowMs) + ((weight * raw) / (machine.pack[rung]! * 1e3)) * wavering()
     packing.push({
       flow,
       doneMs: packerFreeMs,
       raw,
       fresh: raw * Math.max(0, (weight - 0.15) / 0.85),
-      packed: weight * raw * (random ? 1 : machine.share[level]! * wavering()),
+      packed: weight * raw * (random ? 1 : machine.share[rung]! * wavering()),
     })
     source.ready = 0
     pump.encoded(channel, raw)
@@ -242,7 +246,7 @@ export function simulate(
     pump.nextTurn()
     for (const flow of flows) fill(flow)
     for (let job = pump.next(link.nowMs); job; job = pump.next(link.nowMs)) {
-      encode(flows[job.channel.number - 1]!, job.effort.level)
+      encode(flows[job.channel.number - 1]!, RUNGS.indexOf(job.effort))
     }
   }
   return Math.max(link.nowMs, link.takenMs) / 1000
