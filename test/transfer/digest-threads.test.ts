@@ -151,6 +151,18 @@ t.test('threads that are started ahead are those that help', t => {
   t.end()
 })
 
+t.test('where the system gives no more threads', t => {
+  let asked = 0
+  const threads = new DigestThreads(2, () => {
+    asked++
+    throw new Error('ERR_WORKER_INIT_FAILED')
+  })
+  t.notOk(threads.start(), 'a session opens all the same')
+  t.same(wrongIn(threads, memoryOf(BATCH_PAGES_MAX), BATCH_PAGES_MAX), [])
+  t.equal(asked, 1, 'and it is not tried again')
+  t.end()
+})
+
 t.test('threads that fail are not tried again', t => {
   const threads = new DigestThreads(2)
   const memory = memoryOf(BATCH_PAGES_MAX)

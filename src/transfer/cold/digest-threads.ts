@@ -3,7 +3,7 @@
  * costs. Whatever they do, the answer is there when `digest` returns, at the latest when it would be without them.
  */
 import { availableParallelism } from 'node:os'
-import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads'
+import { MessageChannel, type MessagePort, Worker, type WorkerOptions } from 'node:worker_threads'
 import { COLD_DIGEST_THREADS_MAX } from '../../limits.ts'
 import { PROOF_WORDS, writeProof } from '../../store/cold-set.ts'
 import { PAGE_SIZE } from '../../template/wire.ts'
@@ -29,6 +29,7 @@ interface Thread {
 
 export class DigestThreads {
   private readonly count: number
+  private readonly startWorker: (options: WorkerOptions) => Worker
   private threads: Thread[] = []
   /** Shared with the threads at work; others get others, so that what ends writes nowhere that somebody reads. */
   private words: Int32Array = new Int32Array(0)
@@ -41,9 +42,16 @@ export class DigestThreads {
   /** Pages that threads have digested. */
   helped = 0
 
-  /** @param count of threads; by default what the machine has beside the one that encodes */
-  constructor(count = Math.min(COLD_DIGEST_THREADS_MAX, availableParallelism() - 1)) {
+  /**
+   * @param count of threads; by default what the machine has beside the one that encodes
+   * @param startWorker may throw
+   */
+  constructor(
+    count = Math.min(COLD_DIGEST_THREADS_MAX, availableParallelism() - 1),
+    startWorker = (options: WorkerOptions) => new Worker(new URL(workerFile(), import.meta.url), options),
+  ) {
     this.count = count
+    this.startWorker = startWorker
   }
 
   /**
@@ -53,12 +61,7 @@ export class DigestThreads {
    * @param into PROOF_WORDS each, in their order
    */
   digest(bytes: Uint8Array, pages: ArrayLike<number>, count: number, into: Uint32Array): void {
-    if (
-      count < SHARED_PAGES_MIN ||
-      this.count === 0 ||
-      this.hasFailed ||
-      !(bytes.buffer instanceof SharedArrayBuffer)
-    ) {
+    if (count < SHARED_PAGES_MIN || !(bytes.buffer instanceof SharedArrayBuffer) || !this.start()) {
       for (let page = 0; page < count; page++) digestOne(bytes, pages[page]!, into, page)
       return
     }
@@ -91,7 +94,6 @@ export class DigestThreads {
 
   /** Says what is to be done, and wakes who is to help. */
   private share(memory: ArrayBufferLike, pages: ArrayLike<number>, count: number): void {
-    this.start()
     const { words } = this
     if (this.memory !== memory) {
       // the last one alone is held: a memory that all sessions have left is not kept by us
@@ -115,25 +117,41 @@ export class DigestThreads {
     this.helped += to - from
   }
 
-  /** Starts the threads, where there are none: ahead of a migration, because each computes 30 to 100 ms for that. */
-  start(): void {
-    if (this.threads.length > 0 || this.hasFailed || this.count === 0) return
+  /**
+   * Starts the threads, where there are none: ahead of a migration, because each computes 30 to 100 ms for that.
+   * @returns whether there are any
+   */
+  start(): boolean {
+    if (this.hasFailed || this.count === 0) return false
+    if (this.threads.length > 0) return true
     const share = new SharedArrayBuffer(shareBytes(this.count))
     this.words = new Int32Array(share)
     this.proofs = new Uint32Array(share)
-    for (let thread = 0; thread < this.count; thread++) {
-      const { port1, port2 } = new MessageChannel()
-      const workerData = { share, thread, memories: port2 }
-      const worker = new Worker(new URL(workerFile(), import.meta.url), { workerData, transferList: [port2] })
-      const started = { worker, memories: port1 }
-      worker.on('error', () => {
-        this.hasFailed = true // all is done here from now on
-        if (this.threads.includes(started)) this.rest()
-      })
-      worker.unref()
-      port1.unref()
-      this.threads.push(started)
+    try {
+      for (let thread = 0; thread < this.count; thread++) this.threads.push(this.startThread(share, thread))
+    } catch {
+      this.fail() // no more threads for this process
     }
+    return !this.hasFailed
+  }
+
+  private startThread(share: SharedArrayBuffer, thread: number): Thread {
+    const { port1, port2 } = new MessageChannel()
+    const worker = this.startWorker({ workerData: { share, thread, memories: port2 }, transferList: [port2] })
+    const started = { worker, memories: port1 }
+    worker.on('error', () => {
+      if (this.threads.includes(started)) this.fail()
+      else this.hasFailed = true
+    })
+    worker.unref()
+    port1.unref()
+    return started
+  }
+
+  /** All is done here from now on. */
+  private fail(): void {
+    this.hasFailed = true
+    this.rest()
   }
 }
 
