@@ -9,7 +9,7 @@
  *
  * HOW: `scrapes` a thousand a minute over one connection, as Prometheus does it; `connections` the same with one each;
  * `status` as `status --watch`; `statuses` a thousand of these a minute, which shows what one costs; `page` as an open page,
- * by `pageferry dashboard`, whose own figures are told, too.
+ * by `pageferry dashboard`, whose own figures are told, too; `all` scrapes and an open page at once.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -37,7 +37,7 @@ const SCRAPE_MS = 60
 const LOOK_MS = 1000
 const SLICE_MS = 4000
 const RATE_BYTES = 1_500_000
-const HOWS = ['scrapes', 'connections', 'status', 'statuses', 'page'] as const
+const HOWS = ['scrapes', 'connections', 'status', 'statuses', 'page', 'all'] as const
 type How = (typeof HOWS)[number]
 
 /** Milliseconds of CPU time of all threads that a process has, as the scheduler counts them. */
@@ -103,11 +103,19 @@ async function looking(how: How, control: string): Promise<Looking> {
     const everyMs = how === 'status' ? LOOK_MS : SCRAPE_MS
     return { everyMs, look: () => askProxy(control, 'GET /status') }
   }
-  if (how === 'page') {
+  if (how === 'page' || how === 'all') {
     const command = spawn(PAGEFERRY, ['dashboard', '--control', control], { stdio: ['ignore', 'pipe', 'inherit'] })
     const [line] = (await once(createInterface({ input: command.stdout }), 'line')) as [string]
     const address = /http\S+/.exec(line)![0]
-    return { everyMs: LOOK_MS, look: async () => (await fetch(`${address}data`)).text(), command }
+    const page = { everyMs: LOOK_MS, look: async () => (await fetch(`${address}data`)).text(), command }
+    if (how === 'page') return page
+    const scrapes = await looking('scrapes', control)
+    let count = 0
+    // the page is asked beside every so many scrapes
+    const look = async (): Promise<void> => {
+      await Promise.all([scrapes.look(), count++ % Math.round(LOOK_MS / SCRAPE_MS) === 0 ? page.look() : undefined])
+    }
+    return { ...scrapes, look, command }
   }
   const agent = how === 'scrapes' ? new http.Agent({ keepAlive: true, maxSockets: 1 }) : false
   return { everyMs: SCRAPE_MS, look: () => get({ socketPath: control, path: '/metrics', agent }) }
