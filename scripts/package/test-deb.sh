@@ -42,6 +42,25 @@ silent() {
   return 1
 }
 
+# shellcheck disable=SC2016
+mirror_of() { apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $1" | sed -n 1p; }
+# shellcheck disable=SC1091
+mirror=$(mirror_of "$(. /etc/os-release && echo "$VERSION_CODENAME")")
+[ -n "$mirror" ] || fail "this machine's apt names no mirror of its own release" 'run apt-get update'
+
+# Everything that the package stands on is in the root, so that what stays behind can be told.
+make_root() {
+  local suite=$1 to=$2
+  rm -rf "$to.work"
+  debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,libstdc++6,procps,man-db,iproute2,bash-completion,apparmor \
+    "$suite" "$to.work" "$mirror" && rm -rf "$to.work"/var/cache/apt/archives/*.deb && mv "$to.work" "$to"
+}
+# Beside the builds: either waits for the network for long.
+declare -A making=()
+for suite in "$@"; do
+  [ -d "$out/roots/$suite" ] || { make_root "$suite" "$out/roots/$suite" > "$work/$suite.made" 2>&1 & making[$suite]=$!; }
+done
+
 # --- the files themselves
 export XZ_LEVEL=${XZ_LEVEL:-1}
 build() { sh "$here/build-deb.sh" amd64 arm64; }
@@ -126,23 +145,10 @@ make_next() {
 ok 'a next version to upgrade to' make_next
 
 # --- in Debian
-# shellcheck disable=SC2016
-mirror_of() { apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $1" | sed -n 1p; }
-# shellcheck disable=SC1091
-mirror=$(mirror_of "$(. /etc/os-release && echo "$VERSION_CODENAME")")
-[ -n "$mirror" ] || fail "this machine's apt names no mirror of its own release" 'run apt-get update'
-
-# Everything that the package stands on is in the root, so that what stays behind can be told.
-make_root() {
-  local suite=$1 to=$2
-  rm -rf "$to.work"
-  debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,libstdc++6,procps,man-db,iproute2,bash-completion,apparmor \
-    "$suite" "$to.work" "$mirror" && rm -rf "$to.work"/var/cache/apt/archives/*.deb && mv "$to.work" "$to"
-}
-
 try_in() {
   local suite=$1 base=$out/roots/$1 host
-  [ -d "$base" ] || ok "$suite: debootstrap" make_root "$suite" "$base"
+  made() { wait "${making[$suite]}" || { cat "$work/$suite.made" && return 1; }; }
+  [ -z "${making[$suite]-}" ] || ok "$suite: debootstrap" made
   [ -d "$base" ] || return
   local memory=$work/$suite
   mkdir "$memory"
