@@ -258,7 +258,7 @@ try_in() {
 
 booted() {
   local pid
-  for _ in $(seq 300); do
+  for _ in $(seq 1500); do
     if pid=$(cat "$1" 2> /dev/null) && [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2> /dev/null)" = systemd ]; then
       case $(nsenter -t "$pid" -m -p -n -u -C systemctl is-system-running 2> /dev/null) in running | degraded) return 0 ;; esac
     fi
@@ -280,7 +280,7 @@ running_pair() {
   "${inside[@]}" cp "$node" /tmp/node # of the tests' own, beside the package
   "${inside[@]}" /tmp/node /tmp/qemus.mjs 127.0.0.1:4444 127.0.0.2:4444 /tmp/stream /tmp/go /tmp/half /tmp/arrived > "$work/qemus" 2>&1 &
   local qemus=$!
-  "${inside[@]}" timeout 60 sh -c 'until test -e /tmp/half; do sleep 0.1; done'
+  "${inside[@]}" timeout 300 sh -c 'until test -e /tmp/half; do sleep 0.1; done'
   ok "$suite, running pair: half of a migration has arrived" "${inside[@]}" test -e /tmp/half
   main_pids() { "${inside[@]}" systemctl show -P MainPID pageferry-source pageferry-destination | xargs; }
   local before after
