@@ -424,7 +424,8 @@ export class Pools {
       encoding: parts && helped && new EncodingHelp(helped, kernel),
       decoding: parts === undefined && helped ? { help: new DecodingHelp(helped), slots: ahead } : undefined,
       turns: this.turns,
-      ready: Promise.all([warmth.ready, inAdvance === 'always' && helped?.started]).then(() => {}),
+      ready:
+        helped && inAdvance === 'always' ? Promise.all([warmth.ready, helped.started]).then(() => {}) : warmth.ready,
       warm: () => (index === undefined || index.isFilled ? warmth.warm() : warm()),
       migrates: isRunning => warmth.migrates(isRunning),
       close: () => {

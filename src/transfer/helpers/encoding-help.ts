@@ -32,7 +32,7 @@ export class EncodingHelp implements PartFinder, StreamSupply {
   /** This thread's staging area, where pages are told of, too. */
   private readonly staging: number
   /** What the next message to each helper will be. */
-  private asked = new Map<Helper, Asked[]>()
+  private readonly asked = new Map<Helper, Asked[]>()
   private lastStream = 0
 
   /** @param kernel this thread's */
