@@ -4,6 +4,8 @@ import type { Queue } from './delivery-rate.ts'
 
 /** A smallest round trip older than this is measured again, with the queues drained for one round trip. */
 const RTT_MIN_AGE_MS = 10_000
+/** What a busy host holds up is over by then. */
+const LASTS_MS = 100
 /** No round trip is measured shorter: 0 stands for none. */
 const RTT_RESOLUTION_MS = 0.001
 
@@ -28,7 +30,8 @@ export class RoundTrip {
 
   /** @param rtt of the latest sample @param spareMs that the window makes */
   queue(rtt: number, spareMs: number, nowMs: number): Queue {
-    if (this.bloatedSince > 0) return nowMs - this.bloatedSince < this.smoothedMs ? 'long' : 'lasting'
+    if (this.bloatedSince > 0)
+      return nowMs - this.bloatedSince < Math.max(LASTS_MS, this.smoothedMs) ? 'long' : 'lasting'
     return rtt < this.minMs + spareMs / 2 ? 'none' : 'ours'
   }
 
@@ -63,7 +66,7 @@ export class RoundTrip {
     // doubles the delay is its own doing, and goes with it.
     if (rtt > this.minMs + Math.max(2 * targetMs, 20, this.minMs / 2)) {
       if (this.bloatedSince === 0 || starting) this.bloatedSince = nowMs
-      else if (nowMs - this.bloatedSince > Math.max(100, 2 * this.smoothedMs)) probe = true
+      else if (nowMs - this.bloatedSince > Math.max(LASTS_MS, 2 * this.smoothedMs)) probe = true
     } else {
       this.bloatedSince = 0
     }

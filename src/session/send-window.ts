@@ -4,7 +4,7 @@
  */
 
 import { FRAME_PAYLOAD_BYTES_MAX, UNACKED_BYTES_MAX, WINDOW_BYTES_MIN } from '../limits.ts'
-import { DeliveryRate } from './delivery-rate.ts'
+import { DeliveryRate, type Queue } from './delivery-rate.ts'
 import { RoundTrip } from './round-trip.ts'
 import { SentRecords } from './sent-records.ts'
 
@@ -25,7 +25,7 @@ export class SendWindow {
   /** After a probe the window opens as frames arrive: a burst of half a window would be a queue again. */
   private rampFrom = 0
   private rampBytes = 0
-  /** The best rate since the round trip was last drained for. */
+  /** The best rate since it was last known why it is what it is. */
   private bestRate = 0
 
   constructor(targetMs: number, nowMs: number) {
@@ -69,19 +69,20 @@ export class SendWindow {
     if (intervalMs > 0 && intervalMs >= roundTrip.minMs) {
       const queue = roundTrip.queue(nowMs - sentAt, this.spareMs, nowMs)
       rate.sample((rate.delivered - then) / intervalMs, then, records.isLimited(slot), queue)
-      this.compare(nowMs)
+      this.compare(queue, nowMs)
     }
     this.set()
   }
 
   /**
-   * A window for a round trip that is shorter than the way's holds the rate down, and follows it: where that has fallen, the
-   * round trip is to be seen again.
+   * A window for a round trip that is shorter than the way's holds the rate down, and follows it: where that has fallen, and
+   * no queue says why, the round trip is to be seen again.
    */
-  private compare(nowMs: number): void {
+  private compare(queue: Queue, nowMs: number): void {
     const { max, starting } = this.rate
-    if (!starting && max < this.bestRate * FELL) this.roundTrip.renew(nowMs)
-    if (starting || this.roundTrip.isProbing || max > this.bestRate) this.bestRate = max
+    const isClear = starting || queue === 'lasting' || this.roundTrip.isProbing
+    if (isClear || max > this.bestRate) this.bestRate = max
+    else if (max < this.bestRate * FELL) this.roundTrip.renew(nowMs)
   }
 
   /** The answer to a PING of `sentAt` has come. */
