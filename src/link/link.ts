@@ -11,6 +11,7 @@ import { Session } from '../session/session.ts'
 import { FrameDecoder } from '../wan/frames.ts'
 import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
 import { EndOfTurn } from './end-of-turn.ts'
+import { Intake, readInto } from './intake.ts'
 import { KeyUse } from './key-use.ts'
 import { type Wire, Wires } from './wires.ts'
 
@@ -26,6 +27,7 @@ const WRITE_BUFFER_BYTES_MAX = 128 * 1024
 const PULL_BYTES = 128 * 1024
 /** A write of less is made one piece: a copy costs less than the views of a batch of references (test/daemon/pair-bench.ts). */
 const JOIN_BYTES_MAX = 4096
+const EMPTY = new Uint8Array(0)
 
 export interface LinkOptions {
   readonly role: Role
@@ -157,22 +159,22 @@ export class Link implements TransportSink {
       this.session.receive(connection, frame, now)
     })
     let failure: Error | undefined
-    const take = (chunk: Uint8Array): void => {
-      if (!wire.attached) return
+    const intake = new Intake((chunk, from, end) => {
+      if (!wire.attached) return end
       now = this.#clock.now()
       this.heardMs = now
       wire.keys?.received()
       this.#checkKeys(wire)
       try {
-        decoder.push(chunk)
+        return decoder.take(chunk, from, end)
       } catch (error) {
         failure = error as Error
         // what is no frame ends the connection; what a session cannot take it ends by itself
         if (error instanceof ProxyError && error.where?.stream === 'connection') this.#down(wire, error)
         else this.#defect(error)
+        return end
       }
-    }
-    socket.on('data', take)
+    })
     socket.on('error', error => {
       failure ??= error
     })
@@ -185,7 +187,9 @@ export class Link implements TransportSink {
     this.#logger[isBack ? 'info' : 'debug']('link.up', { ...this.#named, connection, peer })
     this.#served.maybe?.onConnection(connection, true, this.#wires.count)
     this.session.attach(connection, hello.received, now, hello.credit)
-    if (rest.length > 0) take(rest)
+    intake.push(rest)
+    intake.push((socket.read() as Uint8Array | null) ?? EMPTY)
+    if (!readInto(socket, intake)) socket.on('data', (chunk: Uint8Array) => intake.push(chunk))
     socket.resume()
     this.wake()
   }

@@ -1,11 +1,11 @@
-/** What is kept of frames that arrived: views of the chunks that sockets read, of 64 KiB on plain TCP. */
+/** What is kept of frames that arrived: views of the chunks that sockets read, of 64 KiB. */
 import { copyOf } from '../bytes/copy.ts'
 import { FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
 import { FRAME_HEAD_BYTES } from '../wan/wire.ts'
 
 /**
  * The payload, or a copy where the view would pin more than a few bytes beside it: what is kept is counted by its own bytes.
- * Half a frame of DATA in a chunk of plain TCP would pin eight times the bytes that credit counts.
+ * Half a frame of DATA in a chunk would pin eight times the bytes that credit counts.
  */
 export function keptPayload(payload: Uint8Array): Uint8Array {
   return payload.length + FRAME_HEAD_BYTES >= payload.buffer.byteLength ? payload : copyOf(payload)

@@ -188,6 +188,28 @@ export class FrameDecoder {
     }
   }
 
+  /**
+   * Takes the whole frames that lie from `at` up to `end`, for a caller that keeps the rest and puts what follows behind it;
+   * not together with `push`. What was taken must not be written again.
+   * @returns where the first frame begins that is not whole
+   * @throws ProxyError as `push`
+   */
+  take(chunk: Uint8Array, at: number, end: number): number {
+    if (this.broken) throw this.broken
+    let from = at
+    while (end - from >= FRAME_HEAD_BYTES) {
+      this.checkLength(chunk, from)
+      const payloadAt = from + FRAME_HEAD_BYTES
+      const next = payloadAt + readU16(chunk, from + 4)
+      if (next > end) return from
+      this.deliver(chunk, from, next === payloadAt ? EMPTY : chunk.subarray(payloadAt, next))
+      from = next
+    }
+    // as soon as it is there, not when the whole head is
+    if (end - from >= 6) this.checkLength(chunk, from)
+    return from
+  }
+
   private checkLength(head: Uint8Array, at: number): void {
     const type = head[at]!
     const length = readU16(head, at + 4)
