@@ -8,7 +8,7 @@ import { copyRange } from '../bytes/copy.ts'
 
 /** A record of TLS is never cut: KeyUse counts pieces. */
 const ROOM_BYTES_MIN = 16384
-/** As much as one that waits may pin (src/session/kept-payloads.ts), and half of what malloc would map and fault in anew. */
+/** Four full frames (what waits of one pins all: src/session/kept-payloads.ts), and half of what malloc would map and fault in anew. */
 const CHUNK_BYTES = 64 * 1024
 
 /** Takes what is whole of the bytes from `from` up to `end`, and keeps views of it. @returns where the rest begins */

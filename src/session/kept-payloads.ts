@@ -1,6 +1,5 @@
 /** What is kept of frames that arrived: views of the chunks that sockets read, of 64 KiB. */
 import { copyOf } from '../bytes/copy.ts'
-import { FRAME_PAYLOAD_BYTES_MAX } from '../limits.ts'
 import { FRAME_HEAD_BYTES } from '../wan/wire.ts'
 
 /**
@@ -12,13 +11,17 @@ export function keptPayload(payload: Uint8Array): Uint8Array {
 }
 
 /**
- * Parts of a batch that waits, likewise. All but the last are full and go on without a copy: four of them lie in one chunk,
- * which is the most that one pins. The last one may stand alone in such a chunk.
+ * Parts of a batch that waits, likewise, without a copy where they pin twice their own bytes at most. Full ones that follow
+ * each other lie four to a chunk; but a peer may send one in each, and whatever it likes beside it.
  */
 export function keptParts(parts: readonly Uint8Array[]): readonly Uint8Array[] {
-  const last = parts.at(-1)
-  if (last === undefined || last.length === FRAME_PAYLOAD_BYTES_MAX || last.length * 2 >= last.buffer.byteLength) {
-    return parts
+  let bytes = 0
+  let pinned = 0
+  let chunk: ArrayBufferLike | undefined
+  for (const { length, buffer } of parts) {
+    bytes += FRAME_HEAD_BYTES + length
+    if (buffer !== chunk) pinned += buffer.byteLength
+    chunk = buffer
   }
-  return parts.with(-1, copyOf(last))
+  return pinned > 2 * bytes ? parts.map(copyOf) : parts
 }
