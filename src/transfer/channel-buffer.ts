@@ -62,10 +62,14 @@ export class ChannelBuffer {
   writable(most: number, least = 1, moved = Number.POSITIVE_INFINITY): Uint8Array | undefined {
     if (most < least) return undefined
     if (this.waiting === 0 && this.lent.length === 0) this.moveTo(this.start)
-    let room = this.limit - this.fill
+    let room = this.roomBehind(this.fill)
     if (room < least && this.waiting <= moved && this.isFree(this.start, this.waiting)) {
-      this.moveTo(this.start)
-      room = this.limit - this.fill
+      const there = this.roomBehind(this.start + this.waiting)
+      // none is gained where something is lent between
+      if (there > room) {
+        this.moveTo(this.start)
+        room = there
+      }
     }
     return room < least ? undefined : this.memory.subarray(this.fill, this.fill + Math.min(room, most))
   }
@@ -75,7 +79,7 @@ export class ChannelBuffer {
    * @returns address of the first
    */
   filled(count: number): number {
-    assert(this.fill + count <= this.limit, 'more bytes than there was room')
+    assert(count <= this.roomBehind(this.fill), 'more bytes than there was room')
     const at = this.fill
     this.fill += count
     return at
@@ -99,11 +103,11 @@ export class ChannelBuffer {
     return loan
   }
 
-  /** Where the room behind those that wait ends: at what is lent, or with the stretch. */
-  private get limit(): number {
-    let limit = this.end
-    for (const { at } of this.lent) if (at >= this.fill && at < limit) limit = at
-    return limit
+  /** Bytes from an address on up to what is lent, or to the end of the stretch. */
+  private roomBehind(from: number): number {
+    let end = this.end
+    for (const { at } of this.lent) if (at >= from && at < end) end = at
+    return end - from
   }
 
   private isFree(at: number, length: number): boolean {

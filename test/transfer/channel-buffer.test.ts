@@ -107,6 +107,19 @@ t.test('an incomplete record goes to the front, a large rest stays', t => {
   t.end()
 })
 
+t.test('what waits stays where there is more room behind it than at the front', t => {
+  const buffer = new ChannelBuffer(new Uint8Array(1000), 0, 1000)
+  buffer.writable(1000)
+  buffer.filled(600)
+  const [first] = [buffer.lend(100), buffer.lend(480)]
+  first.release()
+  // at the front there are 80 bytes up to what is lent
+  t.equal(buffer.writable(500, 500, 20), undefined)
+  const room = buffer.writable(500, 100, 20)!
+  t.same([room.byteOffset, room.length], [600, 400])
+  t.end()
+})
+
 t.test('mistakes are said', t => {
   const buffer = new ChannelBuffer(new Uint8Array(10), 0, 10)
   buffer.writable(10)
