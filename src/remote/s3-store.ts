@@ -247,17 +247,22 @@ export class S3Store implements RemoteStore, StoreWriter {
 
   async replace(key: string, bytes: Uint8Array, tag: string | undefined, signal?: AbortSignal): Promise<boolean> {
     // some makers' stores know no condition on what is written, and do not say so
-    const there = await this.get(key, tag === undefined ? {} : { IfNoneMatch: tag }, signal)
-    if (typeof there === 'object') there.body.destroy() // whatever it is, it is not what is to be replaced
-    if (tag === undefined ? there !== undefined : there !== 'unchanged') return false
+    if (!(await this.isThere(key, tag, signal))) return false
     const isPut = await this.putSmall(key, bytes, tag === undefined ? { IfNoneMatch: '*' } : { IfMatch: tag }, signal)
     const bare = /^"(.+)"$/.exec(tag ?? '')?.[1]
-    if (!isPut && bare !== undefined && (await this.get(key, { IfNoneMatch: tag! }, signal)) === 'unchanged') {
+    if (!isPut && bare !== undefined && (await this.isThere(key, tag, signal))) {
       // refused, and it holds: Ceph compares with its tag as it has it, without the quotes that it gives out with it
       await this.putSmall(key, bytes, { IfMatch: bare }, signal)
     }
     // refused or not: where an answer is lost, the client asks again, and is refused because of what it wrote itself
     return await this.says(key, bytes, signal)
+  }
+
+  /** Whether what stands there has this tag; without one, whether nothing does. */
+  private async isThere(key: string, tag: string | undefined, signal: AbortSignal | undefined): Promise<boolean> {
+    const there = await this.get(key, tag === undefined ? {} : { IfNoneMatch: tag }, signal)
+    if (typeof there === 'object') there.body.destroy() // whatever it is, it is not what was asked for
+    return there === (tag === undefined ? undefined : 'unchanged')
   }
 
   /** Whether these bytes are what stands there. Reads no more than them. */

@@ -222,14 +222,27 @@ t.test('what is written on a condition', async t => {
 
   // what stands there is not what was read, and as long as it likes
   let sent = 0
-  script.push((_, response) => {
+  const given = Promise.withResolvers<void>()
+  const endless: Answer = (_, response) => {
     response.writeHead(200, { etag: '"new"', 'content-length': 2 ** 40 })
     const more = (): void => {
       while (!response.destroyed && response.write(Buffer.alloc(1 << 16))) sent += 1 << 16
     }
-    response.on('drain', more)
+    response.on('drain', more).on('close', given.resolve)
     more()
-  })
+  }
+  script.push(endless)
   t.equal(await store.replace('o', ours, found.tag), false)
   t.ok(sent < 64 << 20, `${sent} bytes`)
+  await given.promise
+
+  // nor what stands there when it was refused: its connection is given back
+  objects.set('o', theirs)
+  const again = Promise.withResolvers<void>()
+  script.push(serve, refusedFor(longer), (request, response) => {
+    response.on('close', again.resolve)
+    endless(request, response)
+  })
+  t.equal(await store.replace('o', ours, found.tag), false)
+  await again.promise
 })
