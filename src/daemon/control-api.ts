@@ -10,6 +10,8 @@ export const CONTROL_API = 1
 /** GET /history */
 export interface SiteHistory {
   readonly api: typeof CONTROL_API
+  /** As {@link SiteStatus.history} then. */
+  readonly mark?: string
   /** The oldest first. */
   readonly migrations: readonly PastMigration[]
 }
@@ -48,8 +50,8 @@ export interface SiteStatus {
   readonly threads?: number
   /** Cap on all peers together, as of a source; left out: the process has no such thing. */
   readonly all?: Pick<SourceStatus, 'rate' | 'cap'>
-  /** Migrations that have ended since then: who has its history asks again when there are more. Of a proxy of before it is not known. */
-  readonly ended?: number
+  /** Another with each migration that ends: who has the history with this mark asks no more. Of a proxy of before it is not known. */
+  readonly history?: string
   readonly sources: readonly SourceStatus[]
   readonly destination: DestinationStatus | undefined
 }

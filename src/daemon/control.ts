@@ -91,7 +91,7 @@ function metricsRoutes(metrics: Metrics): Routes {
 
 function controlRoutes(site: Site, history: History): Routes {
   return new Map<string, (body: string) => Answer>([
-    ['GET /status', () => json({ ...site.status(), ended: history.ended } satisfies SiteStatus)],
+    ['GET /status', () => json({ ...site.status(), history: history.mark } satisfies SiteStatus)],
     ['GET /history', () => ({ type: JSON_TYPE, body: history.json })],
     [
       'POST /rate',

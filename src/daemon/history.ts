@@ -19,6 +19,8 @@ export class History {
   private readonly log: SiteLog
   /** As lines: one that is written, or told, a thousand times is made once. */
   private readonly lines: string[] = []
+  private readonly since = new Date().toISOString()
+  /** Migrations that have ended since then. */
   private count = 0
   /** The file is none of ours: it is left as it is. */
   private isStrange = false
@@ -42,13 +44,13 @@ export class History {
 
   /** JSON of a {@link SiteHistory}. */
   get json(): string {
-    const head: Pick<SiteHistory, 'api'> = { api: CONTROL_API }
+    const head: Omit<SiteHistory, 'migrations'> = { api: CONTROL_API, mark: this.mark }
     return `${JSON.stringify(head).slice(0, -1)},"migrations":[${this.lines.join(',')}]}\n`
   }
 
-  /** Migrations that have ended since it was made. */
-  get ended(): number {
-    return this.count
+  /** Another with each migration that ends. */
+  get mark(): string {
+    return `${this.since} ${this.count}`
   }
 
   /** Writes what is not written yet. */

@@ -269,6 +269,38 @@ t.test('a migration, from its beginning to its end', { skip }, async t => {
   })
 })
 
+t.test('what has ended is asked for until it is there, and then no more', { skip }, async t => {
+  let looks = 0
+  const asked: string[] = []
+  const one = { ended: '2026-11-30T12:00:00.000Z', id: 'one', direction: 'in', peer: 'a', target: 'guest' }
+  const proxies: Proxies = {
+    sockets: () => ['/a', '/gone'],
+    statusOf: async path => {
+      if (path === '/gone') throw new ProxyError('IO', 'no proxy answers', undefined, 'start it')
+      looks++
+      return Buffer.from(
+        JSON.stringify({ api: 1, version: '1', process: 1, started: one.ended, history: 'b', sources: [] }),
+      )
+    },
+    historyOf: async path => {
+      if (path === '/gone') throw new ProxyError('IO', 'no proxy answers', undefined, 'start it')
+      asked.push(path)
+      // what somebody else was told a moment ago is told again
+      const migrations = asked.length > 1 ? [{ ...one, outcome: 'failed', reason: 'x', seconds: 1, bytes: 1 }] : []
+      return Buffer.from(JSON.stringify({ api: 1, mark: asked.length > 1 ? 'b' : 'a', migrations }))
+    },
+  }
+  const dashboard = new Dashboard(parseAddress('tcp:127.0.0.1:0'), proxies, error => t.fail(String(error)))
+  const address = await dashboard.start()
+  t.teardown(() => dashboard.close())
+  await using page = await BrowserPage.open(browser!)
+  await page.go(address)
+  await sees(page, `document.querySelector('#history-table tbody tr')`)
+  const then = looks
+  await until('two more looks', () => looks >= then + 3, PATIENCE_MS)
+  t.same(asked, ['/a', '/a'], 'though one of them is gone')
+})
+
 t.test('whatever names and texts say is text', { skip }, async t => {
   const evil = `</td><img src=x onerror="document.title='evil'"><script>document.title='evil'</script>\u202e\x1b[31m`
   const migration = {

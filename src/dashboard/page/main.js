@@ -8,7 +8,6 @@ import { formatRate, formatSaved, formatSize } from './text.js'
 /** @typedef {import('../dashboard-api.ts').Look} Look */
 /** @typedef {import('../dashboard-api.ts').PastLook} PastLook */
 /** @typedef {import('../../daemon/control-api.ts').PastMigration} PastMigration */
-/** @typedef {import('../dashboard-api.ts').SiteLook} SiteLook */
 /** @typedef {import('../dashboard-api.ts').Failure} Failure */
 
 const RUNNING_MS = 1000
@@ -25,8 +24,8 @@ let timer
 let isLooking = false
 /** Migrations that have ended, the latest first. @type {readonly PastMigration[]} */
 let past = []
-/** What proxies said when they were asked for these. */
-let pastKey = ''
+/** Marks of those that they are from. */
+let pastMarks = ''
 /** Migrations and disk transfers that ran when it was looked last, by key, with what they are called. @type {Map<string, string>} */
 let ran = new Map()
 
@@ -84,7 +83,7 @@ function show({ at, sites, failure }) {
   for (const [key, name] of now) if (!ran.has(key)) news.push(`${name} runs.`)
   for (const [key, name] of ran) if (!now.has(key)) news.push(`${name} has ended.`)
   if (news.length > 0) setText(byId('news'), news.join(' '))
-  if ([...ran.keys()].some(key => !now.has(key))) pastKey = ''
+  if ([...ran.keys()].some(key => !now.has(key))) pastMarks = ''
   ran = now
 
   const sources = sites.flatMap(({ status }) => status?.sources ?? [])
@@ -111,10 +110,10 @@ function show({ at, sites, failure }) {
   setText(byId('fresh'), `As of ${at.slice(11, 19)} UTC`)
 }
 
-/** What is another when there are more of them. @param {readonly SiteLook[]} sites */
-function endedOf(sites) {
+/** What is another when there are more of them. @param {readonly (string | undefined)[]} marks of proxies that say anything */
+function allMarks(marks) {
   const minute = Math.floor(performance.now() / HISTORY_MS)
-  return JSON.stringify(sites.map(({ control, status }) => [control, status?.started, status?.ended ?? minute]))
+  return JSON.stringify(marks.map(mark => mark ?? minute))
 }
 
 async function lookOnce() {
@@ -122,11 +121,11 @@ async function lookOnce() {
     /** @type {Look} */
     const look = await ask('data')
     show(look)
-    const key = endedOf(look.sites)
-    if (key === pastKey) return
+    if (allMarks(look.sites.flatMap(({ status }) => (status ? [status.history] : []))) === pastMarks) return
     /** @type {PastLook} */
-    const { histories, failures } = await ask('history')
-    pastKey = failures.length > 0 ? '' : key
+    const { histories } = await ask('history')
+    // those of the answer: it may be from before what was just looked at
+    pastMarks = allMarks(histories.map(({ mark }) => mark))
     past = histories.flatMap(({ migrations }) => migrations).sort((a, b) => (a.ended < b.ended ? 1 : -1))
     showHistory(past, showsAll)
     show(look)
