@@ -81,7 +81,8 @@ export function askForBytes(path: string, request: string, body?: object): Promi
       // a proxy closes what was kept for long: this process stood still meanwhile
       const isStale =
         asked.reusedSocket && body === undefined && (error.code === 'ECONNRESET' || error.code === 'EPIPE')
-      if (isStale) done(askForBytes(path, request))
+      // a reset in the middle of an answer is told twice, by the question and by the answer
+      if (isStale) askForBytes(path, request).then(done, failed)
       else failed(explained(path, error))
     }
     const inTime = callAfter(ANSWER_MS, () => {

@@ -123,6 +123,26 @@ t.test('who asks again does so over the same connection, and over another where 
   proxy.close()
 })
 
+t.test('a proxy that ends in the middle of an answer is told once, and asked once more', async t => {
+  const path = join(folder, 'ends-within')
+  const connections: net.Socket[] = []
+  const proxy = net.createServer(socket => void connections.push(socket)).listen(path)
+  await once(proxy, 'listening')
+  const first = askProxy(path, 'GET /status')
+  await once(proxy, 'connection')
+  const [socket] = connections as [net.Socket]
+  await once(socket, 'data')
+  socket.pause().write('HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"api":1}')
+  t.same(await first, { api: 1 })
+  const again = askProxy(path, 'GET /status')
+  await new Promise(done => setImmediate(done)) // it is free again in the next turn
+  proxy.close()
+  // it is closed with that question unread: a reset, of the question and of the answer
+  socket.write('HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{', () => socket.destroy())
+  await t.rejects(again, { code: 'IO' })
+  await new Promise(done => setImmediate(done)) // or else a rejection that nobody takes ends this process
+})
+
 t.test('a socket that is there', async t => {
   const path = join(folder, 'there')
   const address = parseAddress(`unix:${path}`)
