@@ -277,6 +277,7 @@ export class Pools {
       let kernel: Kernel | undefined
       try {
         kernel = await arena.kernel(lease, this.implementation)
+        await this.helpers?.ending // there is no place for others before
         return this.pool(request, arena, lease, kernel, cold)
       } catch (error) {
         await this.giveBack(arena, lease, kernel)

@@ -11,7 +11,7 @@ import { isProxyError } from '../../src/errors.ts'
 import { decodeStream } from '../../src/file/encoded-file-reader.ts'
 import { encodeStream } from '../../src/file/encoded-file-writer.ts'
 import { kernelModule } from '../../src/kernel/kernel.ts'
-import { EVENT_LOOP, type EventLoop } from '../../src/transfer/event-loop.ts'
+import { EVENT_LOOP, type EventLoop, nextTurn } from '../../src/transfer/event-loop.ts'
 import { type StartHelper, startHelper } from '../../src/transfer/helpers/helper.ts'
 import { type Claim, PAGES_A_CLAIM, PartsBoard } from '../../src/transfer/helpers/parts-board.ts'
 import { Pools } from '../../src/transfer/pool.ts'
@@ -294,6 +294,55 @@ t.test('a helper that ends takes those sessions with it whose streams it has, an
     t.ok(end.got.equals(GUEST))
   }
   for (const end of [first, second, third]) await end.close()
+})
+
+t.test('a system that has no more threads costs help, and no session', { skip }, async t => {
+  for (const most of [0, 1]) {
+    const live = new Set<Worker>()
+    const start: StartHelper = data => {
+      if (live.size === most) throw new Error('ERR_WORKER_INIT_FAILED: EAGAIN')
+      const worker = startHelper(data)
+      live.add(worker)
+      return worker.once('exit', () => live.delete(worker))
+    }
+    const pools = new Pools({ threads: 4, unusedMs: 0, startHelper: start })
+    const pair = await Pair.open({ near: pools, far: pools })
+    t.equal(live.size, most)
+    t.ok((await pair.run(GUEST, 2)).equals(GUEST), `${most} of 3`)
+    t.same(pair.errors, [])
+    await pair.close()
+    t.equal(live.size, 0)
+  }
+})
+
+t.test('whoever comes while helpers end has others once these are gone', { skip }, async t => {
+  const timers = new Timers()
+  const gates: (() => void)[] = []
+  let started = 0
+  const start: StartHelper = data => {
+    started++
+    const worker = startHelper(data)
+    worker.terminate = async () => {
+      await new Promise<void>(done => gates.push(done))
+      return Object.getPrototypeOf(worker).terminate.call(worker)
+    }
+    return worker
+  }
+  const pools = new Pools({ threads: 2, unusedMs: 1, loop: timers, startHelper: start })
+  await (await DecodingEnd.open(pools)).close()
+  timers.passNow()
+  await until('a minute without sessions', () => gates.length === 1)
+  const opening = DecodingEnd.open(pools)
+  for (let turn = 0; turn < 100; turn++) await nextTurn(EVENT_LOOP)
+  t.equal(started, 1, 'never more than it may have')
+  gates[0]!()
+  const end = await opening
+  t.equal(started, 2)
+  t.ok(end.pool.decoding, 'and it is helped')
+  await end.close()
+  timers.passNow()
+  await until('a minute without sessions', () => gates.length === 2)
+  gates[1]!()
 })
 
 t.test('several sessions of one memory, which grows as they come, and of the same helpers', { skip }, async t => {

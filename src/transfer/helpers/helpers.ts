@@ -24,6 +24,8 @@ export class Helpers {
   private readonly opened = new Map<number, OpenSession>()
   /** Batches before their turn, by holder. */
   private readonly ahead = new Map<string, number>()
+  /** Resolves when none is about to end. */
+  ending: Promise<unknown> = Promise.resolve()
 
   /** @param threads the main one counted: 2 at least */
   constructor(threads: number, loop: EventLoop, start: StartHelper = startHelper) {
@@ -32,17 +34,22 @@ export class Helpers {
     this.startHelper = start
   }
 
-  /** Starts those that do not run: what they are given meanwhile waits until they do. */
+  /** Starts those that do not run, as far as the system has threads: what they are given meanwhile waits until they do. */
   start(): void {
     for (let place = 0; place < this.count; place++) {
       if (this.helpers[place]?.hasExited === false) continue
-      const helper = new Helper(place, this.board, this.loop, this.startHelper)
+      let helper: Helper
+      try {
+        helper = new Helper(place, this.board, this.loop, this.startHelper)
+      } catch {
+        return // those that there are do all of it, and who comes next tries again
+      }
       for (const session of this.opened.values()) helper.post(session)
       this.helpers[place] = helper
     }
   }
 
-  /** Helps a session; undefined: none can, for they are about to end. @param memory that all its addresses are of */
+  /** Helps a session; undefined: none can. @param memory that all its addresses are of */
   open(memory: WebAssembly.Memory, parts: OpenSession['parts']): HelpedSession | undefined {
     this.start()
     let home: Helper | undefined
@@ -85,7 +92,9 @@ export class Helpers {
 
   /** Ends them where no session has them. Resolves when nothing of them runs any more. */
   async endIdle(): Promise<void> {
-    if (this.opened.size === 0) await Promise.all(this.helpers.splice(0).map(helper => helper.end()))
+    if (this.opened.size > 0) return
+    this.ending = Promise.all(this.helpers.map(helper => helper.end()))
+    await this.ending
   }
 }
 
