@@ -3,15 +3,14 @@
  * thread of its own. One packer a session and direction, because the zstd streams reach back over its batches.
  */
 
-import { Worker } from 'node:worker_threads'
+import { Worker, type WorkerOptions } from 'node:worker_threads'
 import { copyOfRange, copyRange } from '../bytes/copy.ts'
 import type { PackedColumn } from '../codec/batch.ts'
 import { COLUMN, COLUMN_COUNT, freshStreamsMax, METHOD } from '../codec/wire.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import { ColumnBuffers } from './column-buffers.ts'
 import type { Effort, ZstdSettings } from './effort.ts'
-import { loadLz4 } from './lz4.ts'
-import type { Lz4Job } from './lz4-worker.ts'
+import { type Lz4Job, loadLz4, packLz4 } from './lz4.ts'
 import { ZstdPacker } from './zstd-stream.ts'
 
 /** Columns below this size are sent as they are: a codec's own head would cost as much as it saves. */
@@ -52,7 +51,9 @@ export class ColumnPacker {
   private readonly buffers = new ColumnBuffers()
   private readonly buffer: SharedArrayBuffer
   private readonly supply: StreamSupply | undefined
-  private worker: Worker | undefined
+  private readonly startWorker: (options: WorkerOptions) => Worker
+  /** Null: the system gave none. */
+  private worker: Worker | null | undefined
   private readonly answers: {
     readonly done: (lengths: number[]) => void
     readonly failed: (error: unknown) => void
@@ -65,10 +66,16 @@ export class ColumnPacker {
   /**
    * @param buffer of the kernel's memory, which the workspaces lie in
    * @param supply who packs on other threads; undefined: zstd does in libuv's, or here
+   * @param startWorker may throw
    */
-  constructor(buffer: SharedArrayBuffer, supply?: StreamSupply) {
+  constructor(
+    buffer: SharedArrayBuffer,
+    supply?: StreamSupply,
+    startWorker = (options: WorkerOptions) => new Worker(new URL(workerFile(), import.meta.url), options),
+  ) {
     this.buffer = buffer
     this.supply = supply
+    this.startWorker = startWorker
   }
 
   /**
@@ -184,24 +191,31 @@ export class ColumnPacker {
 
   /** Starts the thread for LZ4, which takes 90 ms: a guest that waits for its first batch should not wait for that, too. */
   warm(): void {
-    this.worker ??= this.startWorker()
+    if (this.worker !== undefined) return
+    try {
+      this.worker = this.startThread()
+    } catch {
+      this.worker = null // no more threads for this process: all is packed here
+    }
   }
 
-  private runLz4(jobs: readonly Lz4Job[]): Promise<number[]> {
-    this.worker ??= this.startWorker()
-    this.worker.ref()
+  private runLz4(jobs: readonly Lz4Job[]): number[] | Promise<number[]> {
+    this.warm()
+    const { worker } = this
+    if (!worker) return packLz4(this.buffer, jobs)
+    worker.ref()
     return new Promise((done, failed) => {
       if (this.failure !== undefined) {
         failed(this.failure)
         return
       }
       this.answers.push({ done, failed })
-      this.worker!.postMessage(jobs)
+      worker.postMessage(jobs)
     })
   }
 
-  private startWorker(): Worker {
-    const worker = new Worker(new URL(workerFile(), import.meta.url), { workerData: { buffer: this.buffer } })
+  private startThread(): Worker {
+    const worker = this.startWorker({ workerData: { buffer: this.buffer } })
     worker.on('message', (lengths: number[]) => {
       this.answers.shift()!.done(lengths)
       if (this.answers.length === 0) worker.unref()

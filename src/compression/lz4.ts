@@ -14,6 +14,22 @@ export interface Lz4 {
   decodeBlock(input: Buffer, out: Buffer): void
 }
 
+/** Addresses in a memory: pack [at, at + length) to `out`, where `room` bytes are free. */
+export interface Lz4Job {
+  readonly at: number
+  readonly length: number
+  readonly out: number
+  readonly room: number
+}
+
+/** @returns packed length of each, 0 where it did not fit */
+export function packLz4(memory: SharedArrayBuffer, jobs: readonly Lz4Job[]): number[] {
+  const lz4 = loadLz4()
+  return jobs.map(({ at, length, out, room }) =>
+    lz4.encodeBlock(Buffer.from(memory, at, length), Buffer.from(memory, out, room)),
+  )
+}
+
 interface Lz4Package {
   encodeBlock(input: Buffer, out: Buffer): number
   decodeBlock(input: Buffer, out: Buffer): number

@@ -1,6 +1,6 @@
 /** Packing that fails: it is told to who asked, and to nobody else. */
 import t from 'tap'
-import { BATCH_RAW_MAX, COLUMN } from '../../src/codec/wire.ts'
+import { BATCH_RAW_MAX, COLUMN, METHOD } from '../../src/codec/wire.ts'
 import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
 import { ColumnPacker } from '../../src/compression/column-packer.ts'
 import { EFFORTS, LZ4 } from '../../src/compression/effort.ts'
@@ -20,6 +20,24 @@ t.test('a thread that fails', async t => {
   const outside = Object.assign(Object.create(workspace), { packedAt: WORKSPACE_BYTES })
   await t.rejects(async () => packer.pack(outside, BATCH_RAW_MAX, LZ4), RangeError)
   await t.rejects(async () => packer.pack(workspace, BATCH_RAW_MAX, LZ4), RangeError, 'it has ended')
+  await packer.close()
+})
+
+t.test('a system that has no more threads', async t => {
+  const { workspace } = batch()
+  const buffer = workspace.bytes.buffer as SharedArrayBuffer
+  let tried = 0
+  const packer = new ColumnPacker(buffer, undefined, () => {
+    tried++
+    throw new Error('ERR_WORKER_INIT_FAILED: EAGAIN')
+  })
+  packer.warm()
+  for (const _ of [1, 2]) {
+    const [column] = await packer.pack(workspace, BATCH_RAW_MAX, LZ4)
+    t.match(column, { column: COLUMN.PAGES, method: METHOD.LZ4, rawLength: 100_000 })
+    t.ok(column!.packedLength > 0 && column!.packedLength < 1000, `${column!.packedLength} bytes`)
+  }
+  t.equal(tried, 1)
   await packer.close()
 })
 
