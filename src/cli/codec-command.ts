@@ -11,7 +11,7 @@ import { JOIN_ROTATED } from '../capture/missing.ts'
 import { readOneChannel } from '../capture/one-channel.ts'
 import { PageInput } from '../capture/pages.ts'
 import { COLUMN, COLUMN_NAMES, PAGE_SIZE } from '../codec/wire.ts'
-import { EFFORT_MAX, EFFORTS, type Effort, parseEffort } from '../compression/effort.ts'
+import { EFFORT_MAX, type Effort, parseEffort, RUNGS } from '../compression/effort.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { decodeStream } from '../file/encoded-file-reader.ts'
 import { type EncodeResult, encodeStream } from '../file/encoded-file-writer.ts'
@@ -168,7 +168,7 @@ export const estimateCommand: CommandModule<object, EstimateArguments> = {
         demandOption: true,
       })
       .option('rate', {
-        describe: 'Link, such as 100Mbit: forecasts the seconds at each effort',
+        describe: 'Link, such as 100Mbit: forecasts the seconds at each effort of auto',
         type: 'string',
         requiresArg: true,
       })
@@ -484,8 +484,8 @@ function earlyText(bytes: number): string {
 }
 
 /**
- * Encodes once at each effort. The link carries while the CPU encodes, so the slower of both decides. The clock starts
- * when the sets are loaded: a proxy's are before a migration comes.
+ * Encodes once at each effort that `auto` takes. The link carries while the CPU encodes, so the slower of both decides. The
+ * clock starts when the sets are loaded: a proxy's are before a migration comes.
  */
 async function forecastOf(
   input: Input,
@@ -494,8 +494,7 @@ async function forecastOf(
   attendance: Attendance,
 ): Promise<NonNullable<Estimate['forecast']>> {
   const forecast = []
-  for (const effort of EFFORTS) {
-    if (effort.level > EFFORTS.length - 2) continue // never chosen by itself
+  for (const effort of RUNGS) {
     let startMs: number | undefined
     const { fileBytes } = await encodeTo(input, { ...job, effort }, attendance, undefined, () => {
       startMs ??= performance.now()

@@ -332,6 +332,13 @@ t.test('every command says what an input is not', async t => {
   const rate = await pageferry('estimate', '-', '--rate', '1Gbit')
   t.match([rate.status, rate.err], [2, /standard input can be read once only.*\nhint: .*several times/])
   t.match((await pageferry('estimate', '-', '-')).err, /standard input twice/)
+  const forecasts = await pageferry('estimate', good, '--rate', '1Gbit', '--json')
+  const [estimate] = JSON.parse(forecasts.out) as { forecast: { effort: number }[] }[]
+  t.same(
+    estimate!.forecast.map(({ effort }) => effort),
+    [0, 0.5, 1, 2, 3, 4],
+    'all that auto takes',
+  )
   t.equal(
     (await pageferry('estimate', good, '--store', join(folder, 'nowhere'))).status,
     1,

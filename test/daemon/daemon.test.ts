@@ -284,6 +284,7 @@ t.test('arguments', t => {
   for (const wrong of ['far.example', 'far:0', 'far:65536', '::1:9', ''])
     t.throws(() => parsePeer(wrong), { code: 'ADDRESS' }, wrong)
   t.throws(() => parseEffort('6'), { code: 'USAGE' })
+  t.throws(() => parseEffort('0.5'), { code: 'USAGE' }, 'which auto alone takes')
   t.equal(
     new Set(Object.values(ERROR_EXIT).filter(status => status > 2 && status < 126)).size,
     16,
