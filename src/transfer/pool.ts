@@ -286,6 +286,7 @@ export class Pools {
     } catch (error) {
       await this.releaseCold(cold)
       if (this.unusedMs === 0) await this.helpers?.endIdle()
+      else this.sweepLater()
       throw error
     } finally {
       for (const file of files.values()) await file.close()

@@ -345,6 +345,16 @@ t.test('whoever comes while helpers end has others once these are gone', { skip 
   gates[1]!()
 })
 
+t.test('helpers of a session that could not be opened end as others do', { skip }, async t => {
+  const timers = new Timers()
+  const side = new FaultyHelpers({ at: 'close', what: 'late' })
+  const pools = new Pools({ threads: 3, unusedMs: 1, loop: timers, startHelper: side.start })
+  await t.rejects(DecodingEnd.open(pools, '', { ringPages: 2 ** 20 }), { code: 'LIMIT_EXCEEDED' })
+  t.equal(side.live, 2)
+  timers.passNow()
+  await until('their end', () => side.live === 0)
+})
+
 t.test('several sessions of one memory, which grows as they come, and of the same helpers', { skip }, async t => {
   const pools = new Pools({ threads: 3, unusedMs: 0 })
   const seeds = [21, 22, 23]
