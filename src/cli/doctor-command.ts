@@ -102,6 +102,7 @@ async function runDoctor(args: DoctorArguments): Promise<void> {
     printLines(JSON.stringify(found, null, 2))
     return
   }
+  for (const { side, warning } of qemus) if (warning !== undefined) print(`${side}: warning: ${warning}`)
   if (advice.length === 0) print(fixed?.length ? 'nothing is left to change' : 'nothing to change')
   for (const piece of advice) for (const line of render(piece)) print(line)
 }
@@ -112,8 +113,8 @@ async function readAll(asked: readonly Asked[]): Promise<QemuSettings[]> {
   return qemus
 }
 
-function named({ side, version }: QemuSettings): { readonly side: QemuSide; readonly version: string } {
-  return { side, version }
+function named({ side, version, warning }: QemuSettings): Pick<QemuSettings, 'side' | 'version' | 'warning'> {
+  return { side, version, ...(warning !== undefined && { warning }) }
 }
 
 function tellFixed(one: Fixed): void {

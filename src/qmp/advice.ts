@@ -15,6 +15,8 @@ export interface QemuSettings {
   readonly side: QemuSide
   readonly capabilities: Readonly<Record<string, boolean>>
   readonly parameters: Readonly<Record<string, unknown>>
+  /** What no setting mends. */
+  readonly warning?: string
 }
 
 /** A setting of one QEMU, and what it is to be. */

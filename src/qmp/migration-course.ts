@@ -8,7 +8,7 @@ import { type Change, commandsOf, type Mend, mend, type QemuSettings, type QemuS
 import { type MigrationInfo, type MigrationPhase, readMigrationInfo, readRunState } from './migration-info.ts'
 import type { Wish } from './migration-wishes.ts'
 import { type BlockJob, jobsOf, MirrorEnds, type QemuEvent } from './mirror-ends.ts'
-import { fieldsOf, statesOf } from './settings.ts'
+import { fieldsOf, mayBeTcgThatLoses, statesOf, tcgWarning } from './settings.ts'
 
 /** When to ask for the switch to postcopy: after so many whole passes, or so long after the beginning. */
 export type PostcopyAfter = { readonly passes: number } | { readonly ms: number }
@@ -244,6 +244,7 @@ class Running {
       waits ||= side === 'destination' && !info.listens
       this.mayGoOn()
     }
+    yield* this.warnOfTcg()
     yield* this.checkMirrors()
     if (waits && this.task.incoming === undefined) {
       const hint = "give --incoming URI, where it shall listen: the destination proxy's --target"
@@ -254,6 +255,15 @@ class Running {
     return mend(qemus, { wanted, keep, linkBytes })
   }
   private listens = true
+
+  private *warnOfTcg(): Generator<Step, void, Reply> {
+    const { source } = this.task.versions
+    if (!mayBeTcgThatLoses(source)) return
+    const answer = yield* this.tryAsk('source', 'query-kvm')
+    if (answer.kind === 'refused') return // it does not say
+    const warning = tcgWarning(source, this.require('source', answer))
+    if (warning !== undefined) yield* this.note(`warning: ${warning}`)
+  }
 
   /** Those that are to end have to be in sync; of others it is said that they go on. */
   private *checkMirrors(): Generator<Step, void, Reply> {

@@ -1,13 +1,42 @@
 /** A QEMU's migration settings as QMP tells them. Nothing is believed of an answer before it was looked at. */
 import { ProxyError } from '../errors.ts'
 import type { Mend, QemuSettings, QemuSide } from './advice.ts'
-import type { QmpClient } from './qmp-client.ts'
+import { type QmpClient, QmpError } from './qmp-client.ts'
 
 /** @throws IO where an answer is not QEMU's; QmpError, QmpConnectionError */
 export async function readSettings(client: QmpClient, side: QemuSide): Promise<QemuSettings> {
   const capabilities = statesOf(await client.execute('query-migrate-capabilities'))
   const parameters = fieldsOf('query-migrate-parameters', await client.execute('query-migrate-parameters'))
-  return { version: client.version, side, capabilities, parameters }
+  const warning = side === 'source' ? await readTcgWarning(client) : undefined
+  return { version: client.version, side, capabilities, parameters, ...(warning !== undefined && { warning }) }
+}
+
+async function readTcgWarning(client: QmpClient): Promise<string | undefined> {
+  if (!mayBeTcgThatLoses(client.version)) return undefined
+  try {
+    return tcgWarning(client.version, await client.execute('query-kvm'))
+  } catch (error) {
+    if (error instanceof QmpError) return undefined // it does not say
+    throw error
+  }
+}
+
+/** The first version whose TCG sends all that its guest writes. */
+const TCG_SOUND_MAJOR = 9
+
+/** Whether such a QEMU would lose pages of its guest, if it runs it without KVM. docs/qemu-wire-format.md 9.26. */
+export function mayBeTcgThatLoses(version: string): boolean {
+  return Number.parseInt(version, 10) < TCG_SOUND_MAJOR
+}
+
+/** @param answer what query-kvm returned @returns nothing where the guest runs under KVM, or that is not told */
+export function tcgWarning(version: string, answer: unknown): string | undefined {
+  const { enabled } = (answer ?? {}) as { enabled?: unknown }
+  if (enabled !== false) return undefined
+  return (
+    `QEMU ${version} without KVM (-accel tcg) loses pages that a running guest writes, with and without the pair: ` +
+    'after a migration its memory may be corrupt. QEMU 9.0 and later do not; of a guest that was stopped (`stop`) nothing is lost'
+  )
 }
 
 /** What is thrown where an answer has not the shape that QEMU's has. */

@@ -333,6 +333,16 @@ t.test('doctor --fix', async t => {
   t.match(JSON.parse(again.stdout), { fixed: [], advice: [] }, 'nothing is set twice')
 })
 
+t.test('doctor of a QEMU below 9.0 without KVM warns, and fails for nothing', async t => {
+  const sound = { capabilities: { 'return-path': true }, parameters: { 'max-bandwidth': 0 } }
+  const { near } = await models(t, { ...sound, version: '7.2.22', isTcg: true })
+  const outcome = await run(['doctor', '--qmp', near], { cwd: folder })
+  t.equal(outcome.status, 0, outcome.stderr)
+  t.match(outcome.stdout, /^source: QEMU 7\.2\.22\nsource: warning: QEMU 7\.2\.22 without KVM .*\nnothing to change\n$/)
+  const { stdout } = await run(['doctor', '--qmp', near, '--json'], { cwd: folder })
+  t.match(JSON.parse(stdout), { qemus: [{ side: 'source', warning: /loses pages/ }], advice: [] })
+})
+
 t.test('doctor --fix that loses a QEMU on its way tells what it has set', async t => {
   for (const more of [[], ['--json']]) {
     // answers once, and not when it is looked what has become of it

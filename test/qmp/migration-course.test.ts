@@ -210,6 +210,26 @@ t.test('what QEMU 7.2 does not know is not set; what 10 knows is, where the link
   t.end()
 })
 
+t.test('a QEMU below 9.0 that runs its guest without KVM: it migrates, with a warning', t => {
+  const warned = ({ version = '7.2.22', ...source }: ModelOptions = {}): string => {
+    const played = play({ source: { version, ...source } })
+    t.equal(played.outcome.result, 'completed')
+    return notes(played)
+  }
+  t.match(warned({ isTcg: true }), /^warning: QEMU 7\.2\.22 without KVM .* loses pages/)
+  t.equal(warned(), '', 'with KVM')
+  t.equal(warned({ version: '10.0.13', isTcg: true }), '', 'one that is sound')
+  const answers: [string, ReturnType<NonNullable<ModelOptions['instead']>>][] = [
+    ['refused', { error: 'The command query-kvm has not been found' }],
+    ['null', { return: null }],
+  ]
+  for (const [name, answer] of answers)
+    t.equal(warned({ instead: command => (command === 'query-kvm' ? answer : undefined) }), '', name)
+  const destination = play({ destination: { version: '7.2.22', isTcg: true } })
+  t.equal(notes(destination), '', 'what a guest writes is lost where it runs')
+  t.end()
+})
+
 t.test('what the operator says is set, and put back', t => {
   const wishes = {
     ...{ autoConverge: true, throttleInitial: 30, throttleIncrement: 15, downtimeLimitMs: 50 },

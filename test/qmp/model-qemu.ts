@@ -17,6 +17,8 @@ type Fields = Record<string, unknown>
 
 export interface ModelOptions {
   readonly version?: '7.2.22' | '10.0.13'
+  /** It runs its guest by itself. */
+  readonly isTcg?: boolean
   readonly capabilities?: Readonly<Record<string, boolean>>
   readonly parameters?: Readonly<Fields>
   /** It waits for a guest: `defer`, or it listens already. */
@@ -129,6 +131,8 @@ export class ModelQemu {
         return { return: { status: this.state, running: this.state === 'running' } }
       case 'query-migrate':
         return { return: this.look() }
+      case 'query-kvm':
+        return { return: { enabled: !this.options.isTcg, present: true } }
       case 'query-migrate-capabilities':
         return { return: Object.entries(this.capabilities).map(([capability, state]) => ({ capability, state })) }
       case 'query-migrate-parameters':
