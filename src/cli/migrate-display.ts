@@ -112,7 +112,7 @@ export function progressText(seconds: number, info: MigrationInfo, bytesWan: num
 }
 
 function progressFields(seconds: number, info: MigrationInfo, bytesWan: number | undefined): object {
-  const { phase: _, listens: _listens, ...figures } = info
+  const { phase: _, listensAt: _listensAt, ...figures } = info
   const rounded = Math.round(1000 * seconds) / 1000
   return { event: 'progress', seconds: rounded, ...figures, ...(bytesWan !== undefined && { bytesWan }) }
 }
@@ -150,7 +150,7 @@ function leftLines(left: readonly SettingLeft[]): string[] {
 }
 
 function endedFields({ result, began, info, source, destination, left, error }: Outcome, bytesWan?: number): object {
-  const { phase: _, listens: _listens, ...figures } = info ?? ({} as Partial<MigrationInfo>)
+  const { phase: _, listensAt: _listensAt, ...figures } = info ?? ({} as Partial<MigrationInfo>)
   return {
     ...{ event: 'ended', result, began, ...figures },
     ...(bytesWan !== undefined && { bytesWan }),

@@ -5,7 +5,7 @@
  */
 import { isProxyError, ProxyError } from '../errors.ts'
 import { type Change, commandsOf, type Mend, mend, type QemuSettings, type QemuSide } from './advice.ts'
-import { type MigrationInfo, type MigrationPhase, readMigrationInfo, readRunState } from './migration-info.ts'
+import { mayBeAt, type MigrationInfo, type MigrationPhase, readMigrationInfo, readRunState } from './migration-info.ts'
 import type { Wish } from './migration-wishes.ts'
 import { type BlockJob, jobsOf, MirrorEnds, type QemuEvent } from './mirror-ends.ts'
 import { fieldsOf, mayBeTcgThatLoses, statesOf, tcgWarning } from './settings.ts'
@@ -241,7 +241,7 @@ class Running {
       const capabilities = statesOf(yield* this.ask(side, 'query-migrate-capabilities'))
       const parameters = fieldsOf('query-migrate-parameters', yield* this.ask(side, 'query-migrate-parameters'))
       qemus.push({ version: this.task.versions[side] ?? '', side, capabilities, parameters })
-      waits ||= side === 'destination' && !info.listens
+      waits ||= side === 'destination' && info.listensAt.length === 0
       this.mayGoOn()
     }
     yield* this.warnOfTcg()
@@ -283,9 +283,24 @@ class Running {
       )
   }
 
-  private check(side: QemuSide, state: string, { phase, status }: MigrationInfo): void {
+  /** A QEMU listens at one address for as long as it waits. */
+  private checkListens({ listensAt }: MigrationInfo): void {
+    const { incoming } = this.task
+    const [there] = listensAt
+    if (incoming === undefined || there === undefined || listensAt.some(one => mayBeAt(one, incoming))) return
+    const hint =
+      'it cannot be told another: start a new destination QEMU with `-incoming defer`; ' +
+      `or give --incoming ${there}, where the other proxy's --target says so too`
+    throw this.refused(`the destination QEMU listens at ${there} already, not at ${incoming}`, hint)
+  }
+
+  private check(side: QemuSide, state: string, info: MigrationInfo): void {
+    const { phase, status } = info
     if (side === 'destination') {
-      if (state === 'inmigrate') return
+      if (state === 'inmigrate') {
+        this.checkListens(info)
+        return
+      }
       const hint = 'start it as the source, with `-incoming defer`; or are the two sockets swapped?'
       throw this.refused(`the destination QEMU does not wait for a guest: it is ${state}`, hint)
     }

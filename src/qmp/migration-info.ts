@@ -1,4 +1,5 @@
 /** What query-migrate and query-status return, as far as it is understood. QEMU qapi/migration.json, MigrationInfo. */
+import { isIPv4 } from 'node:net'
 import { fieldsOf } from './settings.ts'
 
 /** Where a migration stands, whatever a version of QEMU calls it. */
@@ -51,8 +52,8 @@ export interface MigrationInfo {
   readonly error?: string
   /** Percent of their time that the guest's processors are held back. */
   readonly throttle?: number
-  /** Where a destination listens: none where it waits to be told. */
-  readonly listens: boolean
+  /** Where a destination listens, as QEMU spells it; empty while it waits to be told. undefined: no TCP, no path. */
+  readonly listensAt: readonly (string | undefined)[]
   /** Bytes of RAM: handed to the pair, still to be handed, of the guest. */
   readonly transferredBytes?: number
   readonly remainingBytes?: number
@@ -84,7 +85,7 @@ export function readMigrationInfo(answer: unknown): MigrationInfo {
     setupMs: figureOf(fields['setup-time']),
     error: textOf(fields['error-desc']),
     throttle: figureOf(fields['cpu-throttle-percentage']),
-    listens: Array.isArray(fields['socket-address']) && fields['socket-address'].length > 0,
+    listensAt: Array.isArray(fields['socket-address']) ? fields['socket-address'].map(addressOf) : [],
     transferredBytes: figureOf(ram.transferred),
     remainingBytes: figureOf(ram.remaining),
     totalBytes: figureOf(ram.total),
@@ -93,6 +94,27 @@ export function readMigrationInfo(answer: unknown): MigrationInfo {
     dirtyBytesPerSecond: dirty === undefined ? undefined : dirty * pageBytes,
     pass: figureOf(ram['dirty-sync-count']),
   })
+}
+
+/** Of TCP and Unix sockets alone. QEMU qapi/sockets.json, SocketAddress. */
+function addressOf(entry: unknown): string | undefined {
+  const { type, ...fields } = (entry ?? {}) as Record<string, unknown>
+  const [host, port, path] = [textOf(fields.host), textOf(fields.port), textOf(fields.path)]
+  if (type === 'unix' && path !== undefined) return `unix:${path}`
+  if (type !== 'inet' || host === undefined || port === undefined) return undefined
+  return `tcp:${host.includes(':') ? `[${host}]` : host}:${port}`
+}
+
+const TCP = /^tcp:(.*):(\d+)$/
+
+/** Whether who listens there may be who is reached at `wanted`. Where that is not known, yes. */
+export function mayBeAt(there: string | undefined, wanted: string): boolean {
+  if (there === undefined || there === wanted) return true
+  const [one, other] = [TCP.exec(there), TCP.exec(wanted)]
+  if (one && other) return one[2] === other[2] && [one[1]!, other[1]!].some(host => !isIPv4(host) || host === '0.0.0.0')
+  // a path that does not begin at the root begins where its QEMU was started
+  const both = [there, wanted]
+  return both.every(text => text.startsWith('unix:')) && both.some(text => !text.startsWith('unix:/'))
 }
 
 /** The run state of a guest: `running`, `paused`, `inmigrate`, `postmigrate`. @throws ProxyError IO */

@@ -13,7 +13,7 @@ import {
 } from '../../src/qmp/migration-course.ts'
 import { phaseOf } from '../../src/qmp/migration-info.ts'
 import { type MigrationWishes, wishesOf } from '../../src/qmp/migration-wishes.ts'
-import { GOES_ON, type ModelOptions, ModelQemu } from './model-qemu.ts'
+import { GOES_ON, inet, type ModelOptions, ModelQemu } from './model-qemu.ts'
 
 // --- one decision
 
@@ -379,6 +379,45 @@ t.test('every end, and what is told of it', t => {
     const played = play(how)
     t.match(played.outcome, expected, name)
     untrue(t, played, name)
+  }
+  t.end()
+})
+
+t.test('a destination that listens already: where --incoming says, or elsewhere', t => {
+  const at = (incoming: string, ...listensAt: unknown[]): Played =>
+    play({ task: { incoming }, destination: { incoming: 'listens', listensAt } })
+  const unix = (path: string): object => ({ type: 'unix', path })
+  const there: [string, ...unknown[]][] = [
+    ['tcp:127.0.0.1:4445', inet('127.0.0.1', 4445)],
+    ['tcp:0.0.0.0:4445', inet('127.0.0.1', 4445)],
+    ['tcp:127.0.0.1:4445', inet('0.0.0.0', 4445)],
+    ['tcp:127.0.0.1:4445', inet('::', 4445)],
+    ['tcp:localhost:4445', inet('::1', 4445)],
+    ['tcp:127.0.0.1:4445', inet('10.0.0.1', 4445), inet('127.0.0.1', 4445)],
+    ['unix:/run/in.sock', unix('/run/in.sock')],
+    ['unix:/run/in.sock', unix('in.sock')],
+    ['tcp:127.0.0.1:4445', { type: 'vsock', cid: '3', port: '4445' }],
+    ['tcp:127.0.0.1:4445', null],
+  ]
+  for (const [incoming, ...listensAt] of there) {
+    const played = at(incoming, ...listensAt)
+    t.equal(played.outcome.result, 'completed', `${incoming}: ${JSON.stringify(listensAt)}`)
+    t.match(notes(played), /--incoming is not needed/)
+  }
+  const elsewhere: [string, unknown, string][] = [
+    ['tcp:127.0.0.1:4445', inet('127.0.0.1', 4499), 'tcp:127.0.0.1:4499'],
+    ['tcp:127.0.0.1:4445', inet('::', 4499), 'tcp:[::]:4499'],
+    ['tcp:127.0.0.1:4445', inet('10.0.0.1', 4445), 'tcp:10.0.0.1:4445'],
+    ['tcp:127.0.0.1:4445', unix('/run/in.sock'), 'unix:/run/in.sock'],
+    ['unix:/run/a.sock', unix('/run/b.sock'), 'unix:/run/b.sock'],
+    ['unix:/run/a.sock', inet('127.0.0.1', 4445), 'tcp:127.0.0.1:4445'],
+  ]
+  for (const [incoming, listensAt, text] of elsewhere) {
+    const { outcome, source, destination } = at(incoming, listensAt)
+    t.match(outcome, { result: 'refused', began: false, left: [] }, `${incoming}: ${text}`)
+    t.equal(outcome.error?.what, `the destination QEMU listens at ${text} already, not at ${incoming}`)
+    t.match(outcome.error?.action, `new destination QEMU with \`-incoming defer\`; or give --incoming ${text}`)
+    t.notMatch([...source.log, ...destination.log].join(), /set/, 'nothing is changed')
   }
   t.end()
 })

@@ -23,6 +23,8 @@ export interface ModelOptions {
   readonly parameters?: Readonly<Fields>
   /** It waits for a guest: `defer`, or it listens already. */
   readonly incoming?: 'defer' | 'listens'
+  /** Where, in its own words. */
+  readonly listensAt?: readonly unknown[]
   /** What each question in turn is told of a migration that runs; the last one for ever. */
   readonly course?: readonly (string | Fields)[]
   /** Mirrors that it has, by name: how many looks each takes to end, and with which error. */
@@ -45,6 +47,9 @@ const PARAMETERS = {
 }
 /** Parameters that 7.2 does not have. */
 const LATER = { 'avail-switchover-bandwidth': 0 }
+
+/** An address as QEMU tells it. */
+export const inet = (host: string, port: number): Fields => ({ type: 'inet', host, port: String(port) })
 
 const pass = (status: string, pass: number, remaining: number): Fields => ({
   status,
@@ -207,7 +212,7 @@ export class ModelQemu {
 
   private look(): Fields {
     if (this.course === undefined)
-      return this.listens ? { 'socket-address': [{ type: 'inet', host: '127.0.0.1', port: '4444' }] } : {}
+      return this.listens ? { 'socket-address': this.options.listensAt ?? [inet('127.0.0.1', 4444)] } : {}
     const now = this.course[Math.min(this.looks++, this.course.length - 1)]!
     const status = statusOf(now)
     if (status === 'pre-switchover') this.state = 'paused'
