@@ -301,14 +301,14 @@ export function statusFindings(site: SiteStatus, nowMs: number): Finding[] {
           "systemctl restart 'pageferry-*', when it suits: migrations finish first",
         ),
   ]
-  for (const { peer, address, session, certificates } of sources) {
+  for (const { peer, address, session, failure, certificates } of sources) {
     if (session) findings.push(...linkFindings(peer, session))
     else
       findings.push(
         teller(peer)(
           'session',
           'wrong',
-          'none',
+          failure ? `none: ${failure.what}` : 'none',
           `pageferry check --peer ${shell(address)}, with the keys of the proxy: it says why`,
         ),
       )

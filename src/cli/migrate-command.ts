@@ -99,7 +99,7 @@ export const migrateCommand: CommandModule<object, MigrateArguments> = {
       .epilogue(
         'Ctrl-C cancels, and waits until the guest goes on at the source; in postcopy it cannot. Settings are put back at the end.\n' +
           'Exit status 0: completed; 16: QEMU refuses, nothing began; 17: failed; 18: cancelled; 19: paused in postcopy; ' +
-          '10: a QEMU does not answer any more; 130: cancelled by Ctrl-C.',
+          '8: the source proxy has no session; 10: a QEMU does not answer any more; 130: cancelled by Ctrl-C.',
       ) as never,
   handler: runMigrate,
 }
@@ -110,7 +110,15 @@ async function runMigrate(args: MigrateArguments): Promise<void> {
   let signals: SignalCount | undefined
   let heardAgain = (): void => {}
   try {
-    const wan = args.control === undefined ? undefined : await WanWatch.start(args.control)
+    let wan: WanWatch | undefined
+    const { isTTY, columns } = process.stderr
+    const display = new MigrateDisplay({
+      json: args.json,
+      columns: isTTY ? columns : undefined,
+      bytesWan: () => wan?.bytes,
+    })
+    if (args.control !== undefined)
+      wan = await WanWatch.start(args.control, task.to, text => display.told({ event: 'note', text }))
     const source = await openQmp(near)
     clients.source = source
     const destination = far && (await openQmp(far))
@@ -118,12 +126,6 @@ async function runMigrate(args: MigrateArguments): Promise<void> {
     heardAgain = goOnUnheard() // a reader that goes away ends no migration
     signals = new SignalCount() // until here nothing is changed, and a signal ends the command as any other
     const versions = { source: source.version, ...(destination && { destination: destination.version }) }
-    const { isTTY, columns } = process.stderr
-    const display = new MigrateDisplay({
-      json: args.json,
-      columns: isTTY ? columns : undefined,
-      bytesWan: () => wan?.bytes,
-    })
     let lookedSeconds = 0
     const seen = await runCourse(migrationCourse({ ...task, versions }), { source, destination }, signals, told => {
       display.told(told)

@@ -41,9 +41,10 @@ function fileEntries({ certificates }: { readonly certificates: readonly Expiry[
 }
 
 function sourceLines(source: SourceStatus): string[] {
-  const { peer, address, rate, cap, listening, disksAt, stopping, session, left, waiting } = source
+  const { peer, address, rate, cap, listening, disksAt, stopping, session, failure, left, waiting } = source
   const to = peer === address ? address : `${peer} (${address})`
-  const lines = [`to ${to}${stopping ? ', stopping' : ''}: ${session ? linkText(session) : 'no session'}`]
+  const none = `no session${failure ? `: ${printable(failure.what)}` : ''}`
+  const lines = [`to ${to}${stopping ? ', stopping' : ''}: ${session ? linkText(session) : none}`]
   if (rate !== undefined || cap?.until !== undefined) lines[0] += `, ${capText(rate, cap)}`
   lines.push(`  QEMU connects to ${listening.join(' ') || 'nothing yet'}`)
   if (disksAt?.length) lines.push(`  clients of disks connect to ${disksAt.join(' ')}`)

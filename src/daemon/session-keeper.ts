@@ -2,6 +2,7 @@
 import { defectOf, isProxyError, type ProxyError } from '../errors.ts'
 import type { SiteLog } from './events.ts'
 import { RepeatedFailure } from './repeated-failure.ts'
+import type { SessionFailure } from './status.ts'
 
 /** A session that ended in order after less than this ... */
 const SESSION_SHORT_MS = 1000
@@ -21,6 +22,7 @@ export interface SessionKeeperOptions {
 export class SessionKeeper {
   private readonly options: SessionKeeperOptions
   private readonly failures = new RepeatedFailure()
+  private lastFailure: ProxyError | undefined
   private endPause: () => void = () => {}
 
   constructor(options: SessionKeeperOptions) {
@@ -30,6 +32,12 @@ export class SessionKeeper {
   /** The last one could not be opened, or broke. */
   get isFailing(): boolean {
     return this.failures.times > 0
+  }
+
+  /** Why the last one could not be opened, or broke. */
+  get failure(): SessionFailure | undefined {
+    const { isFailing, lastFailure: last, failures } = this
+    return isFailing && last ? { what: last.what, hint: last.action, times: failures.times } : undefined
   }
 
   /** One is open. @returns how many failures there were before */
@@ -62,6 +70,7 @@ export class SessionKeeper {
     const error = asProxyError(cause)
     if (error !== cause) log.error('link.defect', { stack: (cause as Error).stack })
     if (isOver()) return
+    this.lastFailure = error
     const said = this.failures.failed(`${error.code} ${error.what}`, performance.now())
     if (said) {
       const again = said.times > 1 ? said : {}

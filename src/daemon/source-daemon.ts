@@ -68,7 +68,8 @@ export class SourceDaemon {
   /** How it is just now. */
   status(): SourceStatus {
     const { caps } = this
-    const { sessions, waiting } = this.runs.reception
+    const { reception, failure } = this.runs
+    const { sessions, waiting } = reception
     return {
       role: 'source',
       peer: this.name,
@@ -80,6 +81,7 @@ export class SourceDaemon {
       disksAt: this.diskAddresses.map(formatAddress),
       stopping: this.stopping,
       session: sessions.present?.status(this.name),
+      ...(failure && { failure }),
       left: Array.from(sessions.left, run => run.status(this.name)).filter(status => status !== undefined),
       waiting: waiting.length,
       connections: sessions.connections,

@@ -20,6 +20,7 @@ import { type Rejection, SourceReception } from './source-reception.ts'
 import { SourceRun } from './source-run.ts'
 import { SourceSession } from './source-session.ts'
 import { type AgreedTerms, SourceTerms } from './source-terms.ts'
+import type { SessionFailure } from './status.ts'
 
 /** What they need of their proxy. */
 export interface SourceRunsHost {
@@ -74,6 +75,11 @@ export class SourceRuns {
   /** All that there are, the one that takes what comes first. */
   get all(): readonly SourceRun[] {
     return this.reception.sessions.all
+  }
+
+  /** Why there is no session. */
+  get failure(): SessionFailure | undefined {
+    return this.keeper.failure
   }
 
   /** Somebody waits for a session: the next one is tried at once. */

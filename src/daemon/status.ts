@@ -30,6 +30,14 @@ export interface SourceSessionStatus extends LinkStatus {
   readonly disks: readonly DiskDepartureStatus[]
 }
 
+/** Why a source proxy has no session just now. */
+export interface SessionFailure {
+  readonly what: string
+  readonly hint: string
+  /** In a row, this one counted. */
+  readonly times: number
+}
+
 export interface SourceStatus {
   readonly role: 'source'
   /** What the other proxy is called here, and where it is. */
@@ -46,6 +54,8 @@ export interface SourceStatus {
   readonly stopping: boolean
   /** undefined: there is none just now. */
   readonly session: SourceSessionStatus | undefined
+  /** Where the last one could not be opened, or broke. Of a proxy of before it is not known. */
+  readonly failure?: SessionFailure
   /** Those that were left: they serve the disks that they have, and end with them. */
   readonly left: readonly SourceSessionStatus[]
   /** Connections of QEMU that wait for a session. */

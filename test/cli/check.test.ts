@@ -274,6 +274,9 @@ t.test('of a proxy without a session, and one that an upgrade let run', t => {
     },
   ] as const
   const findings = statusFindings({ ...base, sources, destination: undefined }, NOW)
+  const failure = { what: 'fra:9444 refused the connection', hint: 'start it', times: 2 }
+  const failing = statusFindings({ ...base, sources: [{ ...sources[0], failure }], destination: undefined }, NOW)
+  t.equal(stateOf(failing, 'session')?.text, 'none: fra:9444 refused the connection')
   t.match(findings, [
     { what: 'version', state: 'warning', mend: /systemctl restart/ },
     { of: 'fra', what: 'session', state: 'wrong', mend: /check --peer fra:9444/ },

@@ -152,6 +152,45 @@ async function proxyThat(t: { teardown(run: () => void): void }, past: object): 
   return control
 }
 
+/** A source proxy at `--to`, as it tells of itself each time, the last for ever. @returns its control socket */
+async function proxyOf(t: { teardown(run: () => void): void }, ...told: readonly object[]): Promise<string> {
+  let looks = 0
+  const control = join(mkdtempSync(join(folder, 'proxy-')), 'control')
+  const proxy = createServer((request, response) => {
+    const now = request.url === '/history' ? {} : told[Math.min(looks++, told.length - 1)]
+    const source = { peer: 'fra', listening: ['tcp:127.0.0.1:4444'], ...now }
+    response.end(JSON.stringify({ api: 1, migrations: [], sources: [source] }))
+  })
+  await new Promise<void>(done => proxy.listen(control, done))
+  t.teardown(() => void proxy.close())
+  return control
+}
+
+const failed = (times: number): object => ({ failure: { what: 'fra refused', hint: 'is it running?', times } })
+
+t.test('a proxy that gets no session: it ends before anything has begun, with the reason', async t => {
+  const { near, far, source } = await models(t)
+  const outcome = await migrate(near, far, ['--control', await proxyOf(t, failed(3), failed(3), failed(4))])
+  t.equal(outcome.status, 8, outcome.stderr)
+  t.match(
+    outcome.stderr,
+    /^the source proxy has no session with fra: fra refused; waiting for its next try\nerror: the source proxy has no session with fra: fra refused\nhint: nothing has begun; is it running\?\n$/,
+  )
+  t.same(source.log, [])
+})
+
+t.test('a proxy whose next try opens one, and one that has not tried yet', async t => {
+  const courses: [string, readonly object[]][] = [
+    ['the other one is back', [failed(3), { session: { migrations: [] } }]],
+    ['it has not tried', [{}]],
+  ]
+  for (const [name, told] of courses) {
+    const { near, far } = await models(t)
+    const outcome = await migrate(near, far, ['--control', await proxyOf(t, ...told)])
+    t.equal(outcome.status, 0, `${name}: ${outcome.stderr}`)
+  }
+})
+
 const BREAKS = { course: ['active', { status: 'failed', 'error-desc': 'Bad file descriptor' }] }
 
 t.test('why it failed, as the proxy tells it', async t => {

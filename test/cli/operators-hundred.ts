@@ -1270,7 +1270,7 @@ const control: Case[] = [
   [
     'status',
     asked('status'),
-    { status: 0, out: /^pageferry 0[^\n]*\nto fra:1: no session\n {2}QEMU connects/, raw: '' },
+    { status: 0, out: /^pageferry 0[^\n]*\nto fra:1: no session(: [^\n]+)?\n {2}QEMU connects/, raw: '' },
   ],
   [
     'status as JSON',

@@ -12,10 +12,12 @@ t.test('one after the other, until none is wanted', async t => {
   const lost = new ProxyError('PEER_LOST', 'nobody answers', undefined, '')
   const outcomes: (Error | undefined)[] = [lost, lost, new TypeError('a defect'), undefined, undefined]
   const failing: boolean[] = []
+  const whys: string[] = []
   const before: number[] = []
   const keeper = new SessionKeeper({
     run: async () => {
       failing.push(keeper.isFailing)
+      whys.push(keeper.failure ? `${keeper.failure.what} ${keeper.failure.times}` : 'none')
       const outcome = outcomes.shift()
       // somebody waits for the next one: a pause after a failure, which takes a second or more, ends at once
       setImmediate(() => keeper.wake())
@@ -28,6 +30,7 @@ t.test('one after the other, until none is wanted', async t => {
   })
   await keeper.keep()
   t.same(failing, [false, true, true, true, false])
+  t.same(whys, ['none', 'nobody answers 1', 'nobody answers 2', 'our own defect: a defect 3', 'none'])
   t.same(before, [3, 0], 'how often it was tried before')
   t.same(told, [
     ['warn', 'no session'],
