@@ -1,7 +1,7 @@
 /** What `pageferry migrate` tells while it runs, and at its end: for people on standard error, as JSON a line each on output. */
 import { printable } from '../bytes/printable.ts'
 import type { Outcome, SettingLeft, Told } from '../qmp/migration-course.ts'
-import type { MigrationInfo } from '../qmp/migration-info.ts'
+import type { MigrationInfo, MigrationPhase } from '../qmp/migration-info.ts'
 import { mendText, valueText } from '../qmp/settings.ts'
 import { formatRate, formatSize } from '../quantity.ts'
 import { print, tell } from './output.ts'
@@ -11,6 +11,8 @@ import { formatDuration } from './status-text.ts'
 const LINE_SECONDS = 10
 /** ... but not more often than so, which is how often JSON comes too. */
 const LINE_SECONDS_MIN = 1
+/** What the proxy told last is older than this: the whole is said at the end. */
+const OVER: ReadonlySet<MigrationPhase> = new Set(['completed', 'failed', 'cancelled'])
 /** To the line's beginning, and nothing behind it. */
 const CLEAR = '\r\x1b[K'
 
@@ -56,10 +58,11 @@ export class MigrateDisplay {
     const tenth = Math.floor(10 * (shareOf(info) ?? 0))
     const state = `${info.status} ${info.pass ?? 0}`
     const since = seconds - this.saidSeconds
+    const bytesWan = OVER.has(info.phase) ? undefined : this.options.bytesWan()
     const isNew = json || `${state} ${tenth}` !== this.said
     if (!json && columns !== undefined) {
       this.isLineOpen = true
-      const line = printable(progressText(seconds, info, this.options.bytesWan()))
+      const line = printable(progressText(seconds, info, bytesWan))
       process.stderr.write(`${CLEAR}${line.slice(0, Math.max(1, columns - 1))}`)
       return
     }
@@ -67,7 +70,6 @@ export class MigrateDisplay {
     if (!isDue && state === this.said.replace(/ \d+$/, '')) return
     this.saidSeconds = seconds
     this.said = `${state} ${tenth}`
-    const bytesWan = this.options.bytesWan()
     if (json) print(JSON.stringify(progressFields(seconds, info, bytesWan)))
     else tell(progressText(seconds, info, bytesWan))
   }

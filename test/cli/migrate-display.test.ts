@@ -75,6 +75,28 @@ t.test('JSON: an object a line, a second apart', t => {
   t.end()
 })
 
+t.test('the last line of progress has no bytes on the WAN of before', t => {
+  const told = [progress(1, 'active', 1, 0.5), progress(3, 'completed', 1, 1)]
+  const lines = shown(t, {}, told).split('\n')
+  t.match(lines.find(line => line.startsWith('1.0 s')), /5\.0 MB on the WAN$/)
+  const last = lines.find(line => line.startsWith('3.0 s'))
+  t.match(last, /completed, 100 %/)
+  t.notMatch(last, /WAN/)
+  const all = shown(t, { json: true }, told)
+    .trim()
+    .split('\n')
+    .map(line => JSON.parse(line) as Record<string, unknown>)
+  t.same(
+    all.map(({ status, bytesWan }) => [status, bytesWan]),
+    [
+      ['active', 5e6],
+      ['completed', undefined],
+      [undefined, 5e6],
+    ],
+  )
+  t.end()
+})
+
 t.test('what a line says', t => {
   t.equal(
     progressText(75, info('active', 2, 0.5), 5e6),
