@@ -94,7 +94,7 @@ export function adviseOn(qemus: readonly QemuSettings[], linkBytes?: number): Ad
       add(
         'matters',
         'return-path off',
-        'the source reports success before anything has arrived: a break at the end can lose the guest on both sides',
+        'without it the source reports success before anything has arrived: a break at the end can lose the guest at both sides',
         capability('return-path', true),
         'nothing: libvirt (9.0 at least) turns it on when a migration starts',
       )
