@@ -82,12 +82,14 @@ async function throughSsh(host: string, path: string): Promise<QmpClient> {
   // a session of its own: Ctrl-C is for us, who want to hear of QEMU what became of it
   const ssh = spawn('ssh', args, { stdio: ['pipe', 'pipe', 'pipe'], detached: true })
   let says = ''
+  let isMissing = false
   ssh.stderr.setEncoding('utf8').on('data', (text: string) => {
     says = (says + text).slice(-SSH_SAYS_CHARS)
   })
   const socket = Duplex.from({ writable: ssh.stdin, readable: ssh.stdout })
   const gone = new Promise<void>(done => {
-    ssh.once('error', error => {
+    ssh.once('error', (error: NodeJS.ErrnoException) => {
+      isMissing = error.code === 'ENOENT'
       says += error.message
       done()
     })
@@ -103,15 +105,10 @@ async function throughSsh(host: string, path: string): Promise<QmpClient> {
     ssh.kill()
     await gone // what it says last
     if (says.trim() === '') throw error
-    if (says.includes(NO_RELAY)) {
-      const where = formatQmpAddress({ path, host })
-      throw new ProxyError(
-        'IO',
-        `no answer from QEMU at ${where}: ${NO_RELAY}`,
-        undefined,
-        'install socat at that host',
-      )
-    }
+    const lacks = (what: string, hint: string): ProxyError =>
+      new ProxyError('IO', `no answer from QEMU at ${formatQmpAddress({ path, host })}: ${what}`, undefined, hint)
+    if (isMissing) throw lacks('there is no ssh on this host', 'apt-get install openssh-client')
+    if (says.includes(NO_RELAY)) throw lacks(NO_RELAY, 'install socat at that host')
     throw new Error(`${(error as Error).message}; ssh says: ${says.trim()}`, { cause: error })
   }
 }

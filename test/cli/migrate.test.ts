@@ -1,5 +1,5 @@
 /** `pageferry migrate` and `doctor --fix` as commands, against QEMUs that are models: output, signals, exit statuses. */
-import { chmodSync, mkdirSync, mkdtempSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { join } from 'node:path'
 import t from 'tap'
@@ -136,6 +136,22 @@ t.test('a host without anything for Unix sockets', async t => {
   t.match(
     outcome.stderr,
     /^error: no answer from QEMU at ssh:fra:.*: neither socat nor nc is there\nhint: install socat/,
+  )
+})
+
+t.test('a host without ssh', async t => {
+  const { near, far } = await models(t)
+  const bare = join(folder, 'without-ssh')
+  mkdirSync(bare)
+  for (const name of ['sh', 'readlink', 'node']) {
+    const at = process.env.PATH?.split(':').find(one => existsSync(join(one, name)))
+    if (at !== undefined) symlinkSync(join(at, name), join(bare, name))
+  }
+  const outcome = await migrate(near, `ssh:fra:${far}`, [], { env: { PATH: bare } })
+  t.equal(outcome.status, 1)
+  t.match(
+    outcome.stderr,
+    /^error: no answer from QEMU at ssh:fra:.*: there is no ssh on this host\nhint: apt-get install openssh-client\n/,
   )
 })
 

@@ -1261,7 +1261,7 @@ const migrates: Case[] = [
   [
     'no ssh',
     moves('ssh-near', '--far-qmp', `ssh:nowhere.invalid:${at('qmp/ssh-far')}`),
-    { status: 1, err: /ssh:nowhere\.invalid.*ssh (says|ENOENT)/, hint: /-qmp unix/, waits: true },
+    { status: 1, err: /ssh:nowhere\.invalid.*(ssh says|no ssh)/, hint: /-qmp unix|openssh-client/, waits: true },
   ],
 ]
 
