@@ -196,6 +196,7 @@ function read(args: MigrateArguments) {
   })
   const task: Omit<CourseTask, 'versions'> = {
     to,
+    asksProxy: args.control !== undefined,
     incoming: maybe(args.incoming, one => endpoint(one, '--incoming')),
     wishes,
     keep,

@@ -19,6 +19,8 @@ export interface CourseTask {
   readonly to: string
   /** Of the QEMUs that can be asked: as they greeted. */
   readonly versions: { readonly source: string; readonly destination?: string }
+  /** The source proxy will be asked why it failed. */
+  readonly asksProxy?: boolean
   /** Where a destination QEMU that waits to be told shall listen: the destination proxy's target. */
   readonly incoming?: string | undefined
   readonly wishes: readonly Wish[]
@@ -526,8 +528,15 @@ class Running {
     }
     const hint = wasPostcopy
       ? `${guest}: in postcopy its state was at the destination`
-      : `${guest}; the proxies' logs tell more`
+      : `${guest}; ${this.whereMoreIs(why)}`
     return { result: 'failed', error: failure('MIGRATION_FAILED', what, hint) }
+  }
+
+  /** @param why QEMU's words */
+  private whereMoreIs(why = ''): string {
+    const { to, asksProxy } = this.task
+    if (why.includes('Failed to connect')) return `no source proxy listens at ${to}: give what its --listen says`
+    return `the proxies' logs tell more${asksProxy ? '' : "; with --control this command asks the source proxy's"}`
   }
 
   /** @returns what could not be put back */

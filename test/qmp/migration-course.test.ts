@@ -288,8 +288,18 @@ const ends: [string, Play, object][] = [
     {
       result: 'failed',
       source: 'running',
-      error: { code: 'MIGRATION_FAILED', what: /Unable to write/, action: /running at the source/ },
+      error: { code: 'MIGRATION_FAILED', what: /Unable to write/, action: /running at the source; .*logs.*--control/ },
     },
+  ],
+  [
+    'it fails, and the proxy will be asked',
+    { task: { asksProxy: true }, source: { course: ['active', 'failed'] } },
+    { result: 'failed', error: { action: /logs tell more$/ } },
+  ],
+  [
+    'nobody listens where it connects',
+    { source: { course: [{ status: 'failed', 'error-desc': "Failed to connect to '127.0.0.1:4444': refused" }] } },
+    { result: 'failed', error: { action: /no source proxy listens at tcp:127\.0\.0\.1:4444/ } },
   ],
   [
     'somebody else cancels it',
