@@ -87,11 +87,7 @@ cp "$here/debian/apparmor" "$common/etc/apparmor.d/pageferry"
 cp "$here/debian/needrestart" "$common/etc/needrestart/conf.d/pageferry.conf"
 cp "$here/debian/lintian-overrides" "$common/usr/share/lintian/overrides/pageferry"
 
-cp docs/*.md "$doc/"
-rm -f "$doc/lab.md"
-mkdir "$doc/adr"
-cp docs/adr/*.md "$doc/adr/"
-cp README.md "$doc/"
+sh "$here/documents.sh" "$doc"
 gzip -9n < CHANGELOG.md > "$doc/changelog.gz"
 {
   echo "pageferry ($version) unstable; urgency=medium"

@@ -113,7 +113,7 @@ t.test('each alert is shown to fire and to be silent, and says what to do', t =>
     t.ok(annotations.summary && annotations.description, 'it says what and what of it')
     t.equal(
       annotations.runbook_url,
-      `file:///usr/share/doc/pageferry/operations.md#${alert.toLowerCase()}`,
+      `file:///usr/share/doc/pageferry/docs/operations.md#${alert.toLowerCase()}`,
       'where the package has it',
     )
     t.match(operations, `\n#### ${alert}\n`, `docs/operations.md has ${alert}`)

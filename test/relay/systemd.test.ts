@@ -376,7 +376,7 @@ t.test('unit files', { skip: lacking('systemd-analyze') }, async t => {
   const files: [string, number][] = [
     ['usr/bin/pageferry', 0o755],
     ['bin/kill', 0o755],
-    ['usr/share/doc/pageferry/operations.md', 0o644],
+    ['usr/share/doc/pageferry/docs/operations.md', 0o644],
   ]
   for (const [path, mode] of files) {
     mkdirSync(join(root, path, '..'), { recursive: true })
