@@ -14,7 +14,10 @@ export const cancelCommand: CommandModule<object, CancelArguments> = {
   describe: 'End a migration at the site that its guest leaves: the guest goes on there',
   builder: yargs =>
     yargs
-      .positional('migration', { describe: 'Its id, as `pageferry status` and the log have it', type: 'string' })
+      .positional('migration', {
+        describe: 'Its id, as `pageferry status` and the log have it; or its number, where no other has it',
+        type: 'string',
+      })
       .option('control', CONTROL_OPTION)
       .option('json', JSON_OPTION)
       .example('$0 cancel 1a2b3c4d-7', 'refused once the guest may run at the destination')

@@ -1,5 +1,6 @@
 /** The proxies of one process, as whoever runs them asks for them and tells them: by names of peers and ids of migrations. */
 import { ProxyError } from '../errors.ts'
+import type { NamedMigration } from '../migration/summary.ts'
 import type { CapKeeper, CapStatus } from './cap-keeper.ts'
 import { CONTROL_API, type SiteStatus } from './control-api.ts'
 import type { DestinationDaemon } from './destination-daemon.ts'
@@ -53,9 +54,12 @@ export class Site {
 
   /** Where a migration that runs goes, or whence it comes. */
   peerOf(id: string): string | undefined {
+    return this.sessions().find(({ migrations }) => migrations.some(migration => migration.id === id))?.peer
+  }
+
+  private sessions() {
     const { sources, destination } = this.status()
-    const sessions = [...sources.map(({ session }) => session), ...(destination?.sessions ?? [])]
-    return sessions.find(session => session?.migrations.some(migration => migration.id === id))?.peer
+    return [...sources.flatMap(({ session }) => session ?? []), ...(destination?.sessions ?? [])]
   }
 
   /**
@@ -84,8 +88,13 @@ export class Site {
     throw new ProxyError('USAGE', `no peer ${JSON.stringify(peer)}`, undefined, hint)
   }
 
-  /** Ends a migration that leaves here: its guest goes on. @throws ProxyError MIGRATION_MISSING, CANCEL_REFUSED */
-  cancel(id: string): { readonly migration: number; readonly id: string } {
+  /**
+   * Ends a migration that leaves here: its guest goes on.
+   * @param asked its id, or its number alone, as lines of the log have it
+   * @throws ProxyError MIGRATION_MISSING, CANCEL_REFUSED, USAGE where several have the number
+   */
+  cancel(asked: string): NamedMigration {
+    const id = this.idOf(asked)
     for (const source of this.sources) {
       const cancelled = source.cancel(id)
       if (cancelled) return cancelled
@@ -95,6 +104,18 @@ export class Site {
       ? [`migration ${id} arrives here`, 'cancel it at the site that its guest leaves']
       : [`no migration ${id} leaves here`, '`pageferry status` lists those that run; it may be over']
     throw new ProxyError('MIGRATION_MISSING', what, undefined, hint)
+  }
+
+  /** Numbers are of a session: one that arrives may have the same, and nobody means both. @throws ProxyError USAGE */
+  private idOf(asked: string): string {
+    const all = this.sessions().flatMap<NamedMigration>(({ migrations }) => migrations)
+    // a site that sends to itself has one twice
+    const ids = [...new Set(all.filter(({ migration }) => `${migration}` === asked).map(({ id }) => id))]
+    if (ids.length > 1) {
+      const hint = `say which: ${ids.join(', ')}`
+      throw new ProxyError('USAGE', `${ids.length} migrations ${asked} run here`, undefined, hint)
+    }
+    return ids[0] ?? asked
   }
 }
 

@@ -12,7 +12,7 @@ import { Control } from '../../src/daemon/control.ts'
 import type { SiteStatus } from '../../src/daemon/control-api.ts'
 import { ControlServer, json } from '../../src/daemon/control-server.ts'
 import { Events } from '../../src/daemon/events.ts'
-import { Site } from '../../src/daemon/site.ts'
+import { type ControlledDestination, type ControlledSource, Site } from '../../src/daemon/site.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { CONTROL_BODY_BYTES_MAX, CONTROL_CLIENTS_MAX, CONTROL_HEAD_BYTES_MAX } from '../../src/limits.ts'
 import { RateSchedule } from '../../src/rate-schedule.ts'
@@ -77,8 +77,11 @@ t.test('both proxies of a pair are asked and told', async t => {
     [far, 'POST /rate', { peer, rate: 'none' }, { code: 'USAGE', action: /only receives/ }],
     [near, 'POST /cancel', { migration: '0-1' }, { code: 'MIGRATION_MISSING' }],
     [far, 'POST /cancel', { migration: id }, { code: 'MIGRATION_MISSING', action: /site that its guest leaves/ }],
+    [far, 'POST /cancel', { migration: '1' }, { code: 'MIGRATION_MISSING', what: new RegExp(id) }],
+    [near, 'POST /cancel', { migration: '2' }, { code: 'MIGRATION_MISSING', what: /^no migration 2 leaves here$/ }],
     // what follows the head is nothing that a parser knows
     [near, 'POST /cancel', { migration: id }, { code: 'CANCEL_REFUSED', what: /not understood/ }],
+    [near, 'POST /cancel', { migration: '1' }, { code: 'CANCEL_REFUSED', what: new RegExp(id) }],
     [near, 'GET /elsewhere', undefined, { code: 'USAGE', what: /GET \/status/ }],
     [near, 'GET /rate', undefined, { code: 'USAGE' }],
   ]
@@ -88,6 +91,27 @@ t.test('both proxies of a pair are asked and told', async t => {
   source.end()
   for (const control of controls) await control.close()
   t.match(await failure(() => statusOf(near)), { code: 'IO', what: /ENOENT/ }, 'its file is gone')
+})
+
+t.test('a migration by its number, where no other has it', async t => {
+  const cancelled: string[] = []
+  const leaving = (...ids: string[]): ControlledSource =>
+    ({
+      status: () => ({ session: { migrations: ids.map(id => ({ id, migration: Number(id.split('-')[1]) })) } }),
+      cancel: (id: string) => (ids.includes(id) ? { id, migration: cancelled.push(id) } : undefined),
+    }) as unknown as ControlledSource
+  const arriving = { status: () => ({ sessions: [{ migrations: [{ id: 'c-3', migration: 3 }] }] }) }
+  const site = new Site(
+    [leaving('a-1', 'a-2'), leaving('b-1', 'b-3', 'b-12'), leaving()],
+    arriving as unknown as ControlledDestination,
+  )
+  t.equal(site.cancel('2').id, 'a-2')
+  t.equal(site.cancel('12').id, 'b-12', 'and of no digits of it')
+  t.match(await failure(async () => site.cancel('1')), { code: 'USAGE', action: 'say which: a-1, b-1' })
+  t.match(await failure(async () => site.cancel('3')), { code: 'USAGE', action: /b-3, c-3/ }, 'one arrives')
+  t.match(await failure(async () => site.cancel('4')), { code: 'MIGRATION_MISSING' })
+  t.equal(site.cancel('b-1').id, 'b-1')
+  t.same(cancelled, ['a-2', 'b-12', 'b-1'], 'and no other was')
 })
 
 t.test('a cap on all peers together', async t => {
