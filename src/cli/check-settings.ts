@@ -1,5 +1,6 @@
 /** `--check` of the proxies: everything that a start would find wrong, with nothing bound, dialled or written. */
 import { accessSync, constants, statSync } from 'node:fs'
+import { join } from 'node:path'
 import { requireHook } from '../daemon/hook.ts'
 import type { CommonSettings } from '../daemon/settings.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
@@ -8,6 +9,8 @@ import { type Address, parseAddress, requireApart } from '../relay/address.ts'
 import { checkListen, type ListenOptions } from '../relay/listener.ts'
 import { readTrustedKeys } from '../remote/channel-keys.ts'
 import { openRemoteStore } from '../remote/open-store.ts'
+import { TemplateStore } from '../store/template-store.ts'
+import { setFileName } from '../template/wire.ts'
 import { print, printLines, tell } from './output.ts'
 import { storeKeyOf } from './store-key.ts'
 
@@ -42,7 +45,7 @@ export async function missingThings(
   const isWritten = learn !== 'off' || supply !== undefined
   if (tlsCreds !== undefined)
     for (const role of roles) await look('tls-creds', () => void new Credentials({ ...role, directory: tlsCreds }))
-  if (store !== undefined) await look('store', () => checkFolder(store, isWritten))
+  if (store !== undefined) await look('store', () => checkStore(store, isWritten))
   if (storeKey !== undefined) await look('store-key', () => void storeKeyOf(storeKey))
   if (signers !== undefined) await look('signers', () => void readTrustedKeys(signers))
   if (supply !== undefined) {
@@ -57,6 +60,26 @@ export async function missingThings(
 }
 
 /** @throws IO */
+async function checkStore(path: string, isWritten: boolean): Promise<void> {
+  checkFolder(path, isWritten)
+  // what somebody else put there, root for one: a start goes on without these
+  const names = (await new TemplateStore(path).digests()).map(setFileName)
+  const shut = names.filter(name => isShut(join(path, name)))
+  if (shut.length === 0) return
+  const what = `the store ${path}: ${shut.length} of ${names.length} sets may not be read by this user, such as ${shut[0]}`
+  throw new ProxyError('IO', what, undefined, 'give them to the user that the proxy runs as: chown -R USER: FOLDER')
+}
+
+function isShut(path: string): boolean {
+  try {
+    accessSync(path, constants.R_OK)
+    return false
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EACCES'
+  }
+}
+
+/** @throws IO */
 function checkFolder(path: string, isWritten: boolean): void {
   try {
     if (!statSync(path).isDirectory()) throw new ProxyError('IO', `${path} is no folder`, undefined, 'give a folder')
@@ -64,7 +87,9 @@ function checkFolder(path: string, isWritten: boolean): void {
   } catch (error) {
     if (isProxyError(error)) throw error
     const hint = 'make it, for the user that the proxy runs as: install -d -m 700 -o USER FOLDER'
-    throw new ProxyError('IO', (error as Error).message, undefined, hint, { cause: error })
+    const { code, message } = error as NodeJS.ErrnoException
+    const what = code === 'ENOENT' ? `the store ${path} does not exist` : message
+    throw new ProxyError('IO', what, undefined, hint, { cause: error })
   }
 }
 

@@ -48,6 +48,8 @@ interface SourceArguments extends ProxyArguments {
   readonly tlsServerName: string | undefined
 }
 
+type CapArguments = Pick<SourceArguments, 'rate' | 'rateSchedule' | 'rateFile' | 'timeZone'>
+
 const POOL_MEMORY = {
   describe: 'Memory for pages that have passed; the destination proxy may have less',
   default: POOL_MEMORY_DEFAULT,
@@ -164,7 +166,7 @@ function readCaps(path: string, zone: string | undefined): RateSchedule {
 }
 
 /** @throws USAGE, IO */
-function capsOf({ rate, rateSchedule, rateFile, timeZone }: SourceArguments): RateSchedule {
+function capsOf({ rate, rateSchedule, rateFile, timeZone }: Partial<CapArguments>): RateSchedule {
   const zone = timeZone === undefined ? undefined : requireTimeZone(timeZone, '--time-zone')
   if (rateFile !== undefined) return readCaps(rateFile, zone)
   const otherwise = rate === undefined ? Number.POSITIVE_INFINITY : parseCap(rate, '--rate')
@@ -209,15 +211,17 @@ function requireRing({ ringPages, pools }: Pick<ProcessMemory, 'ringPages' | 'po
 
 /** `--check`. @throws USAGE */
 function checkSource(args: SourceArguments): Promise<void> {
-  const { peer, answers, effort, connections, rate, weights, mode, group } = readersOf(args)
+  const { peer, answers, effort, connections, weights, mode, group } = readersOf(args)
   const { peerName, tlsServerName: serverName, listenAnywhere: beyondLoopback } = args
+  const { rate, rateSchedule, rateFile, timeZone } = args
+  const caps = [{ rate }, { rateSchedule }, { rateFile }, { timeZone }].map(one => () => capsOf(one))
   const addressOf = (text: string): Address => parseNamedAddress(text).address
   return checkOptions({
     json: args.json,
     common: () => readCommon(args),
     memory: common => requireRing(processMemory(common, false), args.poolMemory),
     own: [
-      ...[peer, answers, effort, connections, rate, weights, mode, group],
+      ...[peer, answers, effort, connections, ...caps, weights, mode, group],
       ...listenChecks([...args.listen, ...(args.disks ?? [])], addressOf, { beyondLoopback }),
     ],
     role: {

@@ -564,6 +564,29 @@ const proxies: Case[] = [
     { status: 2, out: /^\[\n {2}\{\n {4}"what": /, raw: /^\{"error":\{"code":"USAGE","what":"1 mistake in/ },
   ],
   [
+    'source with mistakes in each option of its cap',
+    [...SOURCE, '--rate', '100', '--rate-schedule', 'mon 8:00-9:00', '--time-zone', 'Mars', '--check'],
+    {
+      status: 2,
+      raw: /^--rate "100"\n.*\n--rate-schedule: "mon 8:00-9:00" has no rate\n.*\n--time-zone "Mars"\n.*\nerror: 3 mistakes /,
+    },
+  ],
+  [
+    'source with a store that is not there, looked at',
+    [...SOURCE, '--store', at('none'), '--check'],
+    { status: 2, raw: /^the store \S*none does not exist\n {2}hint: make it.*\nerror: 1 mistake / },
+  ],
+  [
+    'source with a store whose sets are of another user, looked at',
+    [...SOURCE, '--store', at('full'), '--learn', 'off', '--check'],
+    {
+      status: 2,
+      raw: /^the store \S*full: 1 of 1 sets may not be read by this user, such as [0-9a-f]{64}\.pfset\n {2}hint: .*chown.*\nerror: 1 /,
+      uid: NOBODY,
+      skip: !isRoot && 'as root only',
+    },
+  ],
+  [
     'source with sockets at one path, looked at',
     [...SOURCE, '--listen', 'unix:a.sock', '--listen', 'b=unix:a.sock', '--check'],
     { status: 2, raw: /a\.sock is listened at twice/ },
