@@ -27,6 +27,20 @@ const WHAT: Record<string, string> = {
   ENOTDIR: 'a part of the path is no folder',
 }
 
+/** What to do where nothing can listen at an address. */
+const LISTEN_ACTION: Record<string, string> = {
+  EADDRINUSE: 'another program listens there: stop it or choose another address',
+  EADDRNOTAVAIL: 'no interface of this host has that address',
+  EACCES: 'not allowed: a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a folder that can be written to',
+  ENOENT: 'the folder of the socket does not exist',
+  ENOTFOUND: 'no such host',
+}
+
+/** @param code of the system's error */
+export function listenAction(code: string): string {
+  return LISTEN_ACTION[code] ?? 'check --listen'
+}
+
 /**
  * An error of a system call on `path` as a ProxyError; ProxyErrors pass as they are. Whoever writes removes what it began.
  *

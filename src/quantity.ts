@@ -113,6 +113,11 @@ export function formatCount(count: number): string {
   return count.toLocaleString('en-US')
 }
 
+/** So many of it: `1 disk`, `2 disks`. */
+export function plural(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? '' : 's'}`
+}
+
 function split(text: string, option: string, example: string): { number: number; unit: string } {
   const found = /^\s*(\d+(?:\.\d+)?)\s*([A-Za-z/]*)\s*$/.exec(text)
   if (found === null) throw bad(text, option, example)

@@ -4,7 +4,7 @@ import type { Expiry, LinkStatus } from '../daemon/status.ts'
 import { AGENT, VERSION } from '../daemon/version.ts'
 import type { ProxyError } from '../errors.ts'
 import type { PeerCertificate, Probed } from '../link/probe.ts'
-import { formatRate } from '../quantity.ts'
+import { formatRate, plural } from '../quantity.ts'
 
 /** ok: as it should be. warning: works, and should be mended. wrong: does not work. unknown: could not be seen. */
 export type FindingState = 'ok' | 'warning' | 'wrong' | 'unknown'
@@ -37,6 +37,8 @@ export const THIS_SITE = 'this site'
 const DAY_MS = 86_400_000
 /** As long before its end as a proxy's log warns. */
 const EXPIRY_WARNING_MS = 30 * DAY_MS
+/** What mends a certificate that ends. */
+const RENEW = 'pageferry keygen renew --dir DIR, of the folder that has ca-key.pem'
 /** Names that one line tells. */
 const NAMES_MAX = 8
 
@@ -132,7 +134,7 @@ function mendTls(
   const [name] = certificate?.names ?? []
   if (name !== undefined && /does not carry the name/.test(what))
     return `--peer-name ${shell(name)}, if that is who ${peerName ?? host} should be (peer-name in the file of serve)`
-  if (/expired/i.test(what)) return `at ${host}: pageferry keygen renew --help`
+  if (/expired/i.test(what)) return `for ${host}: ${RENEW}`
   return action
 }
 
@@ -151,7 +153,7 @@ function secured({ name, isPlaintext, peerName, host }: CheckedPeer, found: Prob
   const until = `valid until ${new Date(toMs).toISOString().slice(0, 10)}`
   const text = `carries ${peerName ?? host}, ${until}; its names are ${listed(names)}`
   if (toMs - nowMs > EXPIRY_WARNING_MS) return tell('certificate', 'ok', text)
-  return tell('certificate', 'warning', text, `at ${host}: pageferry keygen renew --help`)
+  return tell('certificate', 'warning', text, `for ${host}: ${RENEW}`)
 }
 
 function refused({ name, host, isPlaintext }: CheckedPeer, { code, what, action }: ProxyError): Finding {
@@ -263,7 +265,7 @@ export function keysFindings(role: string, described: string, warnings: readonly
   const tell = teller(THIS_SITE)
   if (warnings.length === 0) return [tell('keys', 'ok', `${role}: ${described}`)]
   return warnings.map(warning => {
-    const [text = '', mend = 'pageferry keygen renew --help'] = warning.split('; ')
+    const [text = '', mend = RENEW] = warning.split('; ')
     return tell('keys', /expired|not valid/.test(text) ? 'wrong' : 'warning', text, mend)
   })
 }
@@ -328,7 +330,7 @@ export function statusFindings(site: SiteStatus, nowMs: number): Finding[] {
 function linkFindings(peer: string, { agent, sets, coldSets, stats }: LinkStatus): Finding[] {
   const tell = teller(peer)
   return [
-    tell('session', 'ok', `${stats.state}, with ${stats.connections.length} connections`),
+    tell('session', 'ok', `${stats.state}, with ${plural(stats.connections.length, 'connection')}`),
     versionOf(peer, agent ?? ''), // a proxy of before does not tell it
     tell('sets', 'ok', `${sets + coldSets} that both sites hold`),
     stats.rttMs > 0 ? tell('round trip', 'ok', ms(stats.rttMs)) : tell('round trip', 'unknown', 'not measured yet'),
@@ -341,7 +343,7 @@ function expiries(certificates: readonly Expiry[], nowMs: number): Finding[] {
     const leftMs = Date.parse(expires) - nowMs
     if (leftMs > EXPIRY_WARNING_MS) return []
     const text = `${file}: ${leftMs < 0 ? 'expired' : 'expires'} on ${expires.slice(0, 10)}`
-    return [tell('keys', leftMs < 0 ? 'wrong' : 'warning', text, 'pageferry keygen renew --help')]
+    return [tell('keys', leftMs < 0 ? 'wrong' : 'warning', text, RENEW)]
   })
 }
 

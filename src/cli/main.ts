@@ -35,7 +35,14 @@ const OF_ONE_SIDE: Readonly<Record<string, string>> = {
   ...{ 'disk-zeroes': 'destination', target: 'destination' },
 }
 
-/** @param command the first word */
+/** @param what yargs says. @param command the first word */
+function usageError(what: string, command: string): ProxyError {
+  if (!what.startsWith('Not enough non-option arguments'))
+    return new ProxyError('USAGE', what, undefined, usageHint(what, command))
+  const hint = `\`pageferry ${command} --help\` tells which`
+  return new ProxyError('USAGE', `an argument is missing behind \`pageferry ${command}\``, undefined, hint)
+}
+
 function usageHint(what: string, command: string): string {
   const [, option = ''] = /^Unknown arguments?: ([\w-]+)/.exec(what) ?? []
   const isProxy = command === 'source' || command === 'destination'
@@ -75,7 +82,7 @@ async function run(): Promise<void> {
       // yargs throws its own for some mistakes in the arguments; ours come from handlers
       if (error && error.name !== 'YError') throw error
       const what = (message ?? error.message).trim().replaceAll(/\s*\n\s*/g, ' ')
-      throw new ProxyError('USAGE', what, undefined, usageHint(what, args[0] ?? ''))
+      throw usageError(what, args[0] ?? '')
     })
   await parser.parseAsync()
 }

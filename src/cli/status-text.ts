@@ -7,7 +7,7 @@ import type { DestinationStatus, Expiry, LinkStatus, SourceStatus } from '../dae
 import type { ExportStatus } from '../migration/disk-progress.ts'
 import type { MigrationProgress } from '../migration/progress.ts'
 import type { DepartureStatus, DiskDepartureStatus, DiskStatus, MigrationStatus } from '../migration/summary.ts'
-import { formatRate, formatSize } from '../quantity.ts'
+import { formatRate, formatSize, plural } from '../quantity.ts'
 
 const DAY_MS = 86_400_000
 /** Of the line that shows a guest's memory. */
@@ -22,7 +22,7 @@ export function statusText(
   now: Date,
 ): string {
   const up = formatDuration((now.getTime() - Date.parse(started)) / 1000)
-  const on = threads === undefined ? '' : `, ${threads} thread${threads === 1 ? '' : 's'}`
+  const on = threads === undefined ? '' : `, ${plural(threads, 'thread')}`
   const lines = [`pageferry ${version}, process ${process}, up ${up}${on}`]
   if (all && (all.rate !== undefined || all.cap?.until !== undefined))
     lines.push(`to all peers together: ${capText(all.rate, all.cap)}`)
@@ -48,7 +48,8 @@ function sourceLines(source: SourceStatus): string[] {
   if (rate !== undefined || cap?.until !== undefined) lines[0] += `, ${capText(rate, cap)}`
   lines.push(`  QEMU connects to ${listening.join(' ') || 'nothing yet'}`)
   if (disksAt?.length) lines.push(`  clients of disks connect to ${disksAt.join(' ')}`)
-  if (waiting > 0) lines.push(`  ${waiting} connections of QEMU wait for a session`)
+  if (waiting > 0)
+    lines.push(`  ${plural(waiting, 'connection')} of QEMU ${waiting === 1 ? 'waits' : 'wait'} for a session`)
   for (const migration of session?.migrations ?? []) {
     lines.push(`  ${departureText(migration)}`)
     if (migration.progress) lines.push(`    ${progressText(migration.progress)}`)
@@ -78,7 +79,7 @@ function linkText({ link, stats, sets, coldSets }: LinkStatus): string {
   if (stats.state !== 'live') parts.push(stats.state)
   if (stats.rttMs > 0) parts.push(`round trip ${stats.rttMs.toFixed(1)} ms`)
   if (stats.rate > 0) parts.push(`link ${formatRate(stats.rate)}`)
-  parts.push(`${sets + coldSets} template sets`)
+  parts.push(plural(sets + coldSets, 'template set'))
   return parts.join(', ')
 }
 
@@ -138,7 +139,7 @@ function exportText({ name, bytes, bytesWritten, pass, share, passSeconds }: Exp
 
 /** 'disks 1f2e3d4c-2 (web), 2 connections for 4.2 s: 1.2 GB', as far as both sides know it. */
 function diskText({ id, target, connections, seconds, bytes, bytesBack, bytesBackWan }: DiskStatus): string {
-  const who = `disks ${id} (${target}), ${connections} connection${connections === 1 ? '' : 's'}`
+  const who = `disks ${id} (${target}), ${plural(connections, 'connection')}`
   const wan = bytesBackWan === bytesBack ? '' : ` (${formatSize(bytesBackWan)} on the WAN)`
   return `${who} for ${formatDuration(seconds)}: ${formatSize(bytesBack)} of the server back${wan}, ${formatSize(bytes)}`
 }

@@ -9,7 +9,7 @@ import type {
   MigrationSummary,
   PageCounts,
 } from '../migration/summary.ts'
-import { formatRate, formatSize } from '../quantity.ts'
+import { formatRate, formatSize, plural } from '../quantity.ts'
 import { formatPause } from './status-text.ts'
 
 type Departure = Omit<MigrationSummary, 'level'>
@@ -38,7 +38,7 @@ function startLine(fields: SiteEvents['started']): string {
   const caps = Object.entries(rates).map(
     ([peer, rate]) => `to ${peer} ${rate === 'none' ? 'without a cap' : `at most ${formatRate(rate)}`}`,
   )
-  const store = sets === undefined ? ['no store'] : [`${sets} template sets`, `learning ${learn}`]
+  const store = sets === undefined ? ['no store'] : [plural(sets, 'template set'), `learning ${learn}`]
   return `pageferry ${version}, ${role}: ${[TLS[tls], ...store, ...caps, `Node ${node.slice(1)}`, ...LZ4[lz4], ...KERNEL[kernel]].join(', ')}`
 }
 
@@ -72,7 +72,7 @@ function countsText(counts: PageCounts): string {
 
 function diskSentence(fields: Omit<DiskDepartureSummary, 'level'> | Omit<DiskArrivalSummary, 'level'>): Sentence {
   const { transfer, id, target, connections, seconds, bytesBack, endedBy } = fields
-  const many = `${connections} connection${connections === 1 ? '' : 's'}`
+  const many = plural(connections, 'connection')
   const passed =
     'bytesWan' in fields
       ? `${formatSize(fields.bytesIn)} from clients, ${formatSize(fields.bytesWan)} on the WAN (${(100 * fields.ratio).toFixed(1)} %)`

@@ -7,7 +7,7 @@ import type { Argv, CommandModule } from 'yargs'
 import type { InputNote, PageInput } from '../capture/pages.ts'
 import { isProxyError, ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
-import { formatCount, formatSize, parseCount, parseSize } from '../quantity.ts'
+import { formatCount, formatSize, parseCount, parseSize, plural } from '../quantity.ts'
 import type { BuildProgress, BuildReport, BuildRule, ChosenReport, VmsRow } from '../store/build.ts'
 import type { StoreKey } from '../store/cipher.ts'
 import { DAMAGED_MAX, type DamagedPage, SetFile } from '../store/set-file.ts'
@@ -301,10 +301,6 @@ function otherKey(choice: string, keyId: string): ProxyError {
   const what = keyId === '' ? `${choice} was counted without a key` : `${choice} was counted with the key ${keyId}`
   const action = keyId === '' ? 'leave out --key' : 'give --key with the file that `template count` was given'
   return new ProxyError('USAGE', what, undefined, action)
-}
-
-function plural(count: number, noun: string): string {
-  return `${count} ${noun}${count === 1 ? '' : 's'}`
 }
 
 async function printRows(rows: readonly VmsRow[], vms: number): Promise<void> {

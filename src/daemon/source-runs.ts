@@ -8,6 +8,7 @@ import { LinkClient, type LinkClientOptions } from '../link/client.ts'
 import type { DetailLog } from '../log.ts'
 import { PausedMigrations } from '../migration/paused.ts'
 import type { DiskDepartureSummary, MigrationSummary } from '../migration/summary.ts'
+import { plural } from '../quantity.ts'
 import type { RateBucket } from '../session/rate-cap.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
 import { QEMUS, type SiteEvents, type SiteLog } from './events.ts'
@@ -249,7 +250,8 @@ export class SourceRuns {
       templatePages: pool.kernel.layout.templatePages,
       link: link.id.slice(0, 8),
     })
-    this.options.onStatus?.(`session with ${peerNameOf(this.options)}, ${sets.length + cold.length} template sets`)
+    const agreed = plural(sets.length + cold.length, 'template set')
+    this.options.onStatus?.(`session with ${peerNameOf(this.options)}, ${agreed}`)
   }
 
   private migrationEnded({ level, ...fields }: MigrationSummary): void {

@@ -6,6 +6,7 @@ import { randomBytes, timingSafeEqual } from 'node:crypto'
 import net from 'node:net'
 import { defectOf, isProxyError, ProxyError } from '../errors.ts'
 import { FairShares } from '../fair-shares.ts'
+import { listenAction } from '../io-error.ts'
 import {
   FLOWS_OPEN_MAX,
   GREETERS_MAX,
@@ -202,10 +203,9 @@ export class LinkServer {
     return new Promise((resolve, reject) => {
       server.once('error', error => {
         const where = 'fd' in at ? `fd ${at.fd}` : `${at.host ?? ''}:${at.port}`
-        const code = (error as NodeJS.ErrnoException).code
-        reject(
-          new ProxyError('IO', `cannot listen at ${where}: ${code}`, undefined, 'choose another', { cause: error }),
-        )
+        const code = (error as NodeJS.ErrnoException).code ?? error.message
+        const what = `cannot listen at ${where}: ${code}`
+        reject(new ProxyError('IO', what, undefined, listenAction(code), { cause: error }))
       })
       server.listen('fd' in at ? { fd: at.fd } : { host: at.host, port: at.port }, () => {
         // Errors of accept (too many files): the listener goes on, the connection is lost.

@@ -18,6 +18,7 @@ import {
 import net from 'node:net'
 import { basename, dirname, isAbsolute, join, resolve as resolvePath } from 'node:path'
 import { ProxyError } from '../errors.ts'
+import { listenAction } from '../io-error.ts'
 import { type Address, expandRange, formatAddress, isLoopbackIp, isRange, type TcpAddress } from './address.ts'
 import { acceptQemuSocket, type QemuSocket, type ReadMode } from './qemu-socket.ts'
 
@@ -89,25 +90,18 @@ export class Listener {
 
 /** @param range the whole of it, where the address is one of a range */
 function failed(address: Address, error: NodeJS.ErrnoException, range: Address = address): ProxyError {
-  const hints: Record<string, string> = {
-    EADDRINUSE: takenHint(range),
-    EADDRNOTAVAIL: 'no interface of this host has that address',
-    EACCES: 'not allowed: a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a folder that can be written to',
-    ENOENT: 'the folder of the socket does not exist',
-    ENOTFOUND: 'no such host',
-  }
   const code = error.code ?? error.message
-  const action = Object.hasOwn(hints, code) ? hints[code]! : 'check --listen'
+  const action = listenAction(code) + (code === 'EADDRINUSE' ? outgoingHint(range) : '')
   return new ProxyError('IO', `cannot listen on ${formatAddress(address)} (${code})`, undefined, action, {
     cause: error,
   })
 }
 
-function takenHint(address: Address): string {
-  const hint = 'another program listens there: stop it or choose another address'
-  if (address.kind !== 'tcp' || address.portTo < EPHEMERAL_PORT_MIN) return hint
+/** A port of those that connections going out get. */
+function outgoingHint(address: Address): string {
+  if (address.kind !== 'tcp' || address.portTo < EPHEMERAL_PORT_MIN) return ''
   const ports = isRange(address) ? `${address.port}-${address.portTo}` : `${address.port}`
-  return `${hint}. If it is an outgoing connection: sysctl -w net.ipv4.ip_local_reserved_ports=${ports} keeps them off`
+  return `. If it is an outgoing connection: sysctl -w net.ipv4.ip_local_reserved_ports=${ports} keeps them off`
 }
 
 function beyond(address: Address, unit = false): ProxyError {

@@ -48,4 +48,6 @@ t.test('the first line of a log says what is slower than it could be, and nothin
   t.equal(lineOf({}), plain)
   t.equal(lineOf({ lz4: 'lz4-napi' }), `${plain}, LZ4 by lz4-napi, which is slower`)
   t.equal(lineOf({ kernel: 'twin' }), `${plain}, no WebAssembly kernel, its slow twin`)
+  t.equal(lineOf({ sets: 1 }), plain.replace('no store', '1 template set, learning off'))
+  t.equal(lineOf({ sets: 2 }), plain.replace('no store', '2 template sets, learning off'))
 })

@@ -100,7 +100,7 @@ const mishaps: [string, Partial<CheckedPeer>, Probed, Partial<Record<keyof Findi
     'expired there',
     {},
     { ...failed('tls', 'PEER_AUTH', 'CERT_HAS_EXPIRED: certificate has expired'), address: 'a' },
-    { what: 'certificate', state: 'wrong', mend: /keygen renew/ },
+    { what: 'certificate', state: 'wrong', mend: /^for fra\.example: pageferry keygen renew --dir DIR/ },
   ],
   [
     'expires soon',
@@ -245,7 +245,7 @@ t.test('the command, beside a migration that runs, dialling and by the control s
 
   const here = await check('--control', near)
   t.equal(here.status, 0)
-  t.match(stateOf(here.findings, 'session'), { state: 'ok', text: /^live/ })
+  t.match(stateOf(here.findings, 'session'), { state: 'ok', text: /^live, with 1 connection$/ })
   const there = await check('--control', far)
   t.match(stateOf(there.findings, 'session'), { state: 'ok', of: /^x509:CN=ams/ })
   const versions = [...here.findings, ...there.findings].filter(({ what }) => what === 'version')
@@ -280,7 +280,7 @@ t.test('of a proxy without a session, and one that an upgrade let run', t => {
   t.match(findings, [
     { what: 'version', state: 'warning', mend: /systemctl restart/ },
     { of: 'fra', what: 'session', state: 'wrong', mend: /check --peer fra:9444/ },
-    { what: 'keys', state: 'wrong', text: /c\.pem: expired on 2026-05-31/ },
+    { what: 'keys', state: 'wrong', text: /c\.pem: expired on 2026-05-31/, mend: /^pageferry keygen renew --dir DIR/ },
   ])
   const destination = { role: 'destination', certificates: [], listening: [], stopping: false, sessions: [] } as const
   t.match(stateOf(statusFindings({ ...base, sources: [], destination }, NOW), 'session'), { state: 'unknown' })

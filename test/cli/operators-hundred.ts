@@ -545,7 +545,7 @@ const proxies: Case[] = [
   [
     'a WAN port that is taken',
     [...DESTINATION, '--listen', `tcp:127.0.0.1:${TAKEN}`],
-    { status: 1, err: /EADDRINUSE/ },
+    { status: 1, err: /EADDRINUSE/, hint: /another program/ },
   ],
   ['source, looked at before a start', [...SOURCE, '--check'], { status: 0, out: /^no mistakes\n$/, raw: '' }],
   ['the same as JSON', [...SOURCE, '--check', '--json'], { status: 0, out: /^\[\]\n$/, raw: '' }],
@@ -1021,7 +1021,12 @@ const keygen: Case[] = [
     { status: 2, err: /--days abc/, hint: /whole/ },
   ],
   ['keygen for ever', ['keygen', 'x509', '--dir', at('k0'), '--days', '36501'], { status: 2, hint: /36500/ }],
-  ['keygen of what', ['keygen', '--dir', at('k1')], { status: 2, err: /Not enough/ }],
+  [
+    'keygen of what',
+    ['keygen', '--dir', at('k1')],
+    { status: 2, err: /an argument is missing behind `pageferry keygen`/, hint: /`pageferry keygen --help`/ },
+  ],
+  ['keygen of nothing', ['keygen'], { status: 2, err: /is missing behind `pageferry keygen`/ }],
   ['keygen of something else', ['keygen', 'ssh', '--dir', at('k1')], { status: 2, err: /psk/ }],
   ['keygen to where', ['keygen', 'psk'], { status: 2, err: /dir/ }],
   ['keys below /proc', ['keygen', 'psk', '--dir', '/proc/x'], { status: 1, err: /\/proc\/x: ENOENT/ }],
@@ -1393,7 +1398,7 @@ const control: Case[] = [
   ],
   ['rate as JSON', asked('rate', 'fra:1', 'none', '--json'), { status: 0, out: /^\{"peer":"fra:1"[^\n]*\}\n$/ }],
   ['rate of all peers, of a proxy with one', asked('rate', 'all', '1Mbit'), { status: 2, err: /"all"/, hint: /fra:1/ }],
-  ['rate of whom', asked('rate'), { status: 2, err: /Not enough/ }],
+  ['rate of whom', asked('rate'), { status: 2, err: /missing behind `pageferry rate`/ }],
   ['rate of a peer that is not known', asked('rate', 'ams', '80Mbit'), { status: 2, err: /"ams"/, hint: /fra:1/ }],
   [
     'no rate of a peer',
@@ -1402,7 +1407,7 @@ const control: Case[] = [
   ],
   ['times by hand', asked('rate', 'fra:1', '8:00-9:00 1Mbit'), { status: 2, hint: /none, or schedule/ }],
   ['rate of nobody', ['rate', 'fra:1', '1Mbit', '--control', at('none')], { status: 1, err: /ENOENT/ }],
-  ['cancel of what', asked('cancel'), { status: 2, err: /Not enough/ }],
+  ['cancel of what', asked('cancel'), { status: 2, err: /missing/ }],
   ['cancel of nothing that runs', asked('cancel', '0-1'), { status: 14, err: /no migration 0-1/, hint: /status/ }],
   ['cancel of what would write to the terminal', asked('cancel', '\x1b[31m'), { status: 14, err: /\\u001b\[31m/ }],
   [
@@ -1498,7 +1503,7 @@ site('x.yaml', SENDS('fra', 'tcp:127.0.0.1:0'))
 
 const estimate = (...args: string[]): string[] => ['estimate', ...args]
 const inputs: Case[] = [
-  ['estimate of what', ['estimate'], { status: 2, err: /Not enough/ }],
+  ['estimate of what', ['estimate'], { status: 2, err: /missing/ }],
   ['estimate of a stream', estimate(at('a.stream')), { status: 0, out: /960\.7 kB of QEMU, [\d.]+ kB on the WAN/ }],
   ['of one on standard input', estimate('-'), { status: 0, input: stream, out: /960\.7 kB of QEMU/ }],
   ['of one that zstd packed', estimate(at('b.zst')), { status: 0, out: /of QEMU/ }],

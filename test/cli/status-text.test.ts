@@ -5,6 +5,22 @@ import type { SiteStatus } from '../../src/daemon/control-api.ts'
 
 const NOW = new Date('2027-01-01T00:01:00Z')
 
+t.test('one of each is said as one', t => {
+  const session = { link: 'ab12', peer: 'ams', sets: 1, coldSets: 0, stats: { state: 'live', rttMs: 0, rate: 0 } }
+  const textOf = (sets: number, waiting: number): string => {
+    const source = { role: 'source', peer: 'ams', address: 'ams', listening: [], certificates: [], waiting }
+    const status = {
+      ...{ api: 1, version: '1', process: 7, started: NOW.toISOString(), threads: 1, destination: undefined },
+      sources: [{ ...source, session: { ...session, sets, migrations: [], disks: [] } }],
+    }
+    return statusText(status as unknown as SiteStatus, NOW)
+  }
+  t.match(textOf(1, 1), /, 1 thread\n[^]*, 1 template set\n[^]* 1 connection of QEMU waits for a session$/)
+  t.match(textOf(2, 3), /, 2 template sets\n[^]* 3 connections of QEMU wait for a session$/)
+  t.match(textOf(0, 0), /, 0 template sets\n/)
+  t.end()
+})
+
 /** The line about its progress. */
 function lineOf(progress: object): string | undefined {
   const migration = { id: 'a-1', target: 'default', seconds: 60, bytes: 4e9, bytesWan: 1e9, effort: 3, progress }
