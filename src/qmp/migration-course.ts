@@ -5,7 +5,7 @@
  */
 import { isProxyError, ProxyError } from '../errors.ts'
 import { type Change, commandsOf, type Mend, mend, type QemuSettings, type QemuSide } from './advice.ts'
-import { mayBeAt, type MigrationInfo, type MigrationPhase, readMigrationInfo, readRunState } from './migration-info.ts'
+import { type MigrationInfo, type MigrationPhase, mayBeAt, readMigrationInfo, readRunState } from './migration-info.ts'
 import type { Wish } from './migration-wishes.ts'
 import { type BlockJob, jobsOf, MirrorEnds, type QemuEvent } from './mirror-ends.ts'
 import { fieldsOf, mayBeTcgThatLoses, statesOf, tcgWarning } from './settings.ts'

@@ -78,7 +78,10 @@ t.test('JSON: an object a line, a second apart', t => {
 t.test('the last line of progress has no bytes on the WAN of before', t => {
   const told = [progress(1, 'active', 1, 0.5), progress(3, 'completed', 1, 1)]
   const lines = shown(t, {}, told).split('\n')
-  t.match(lines.find(line => line.startsWith('1.0 s')), /5\.0 MB on the WAN$/)
+  t.match(
+    lines.find(line => line.startsWith('1.0 s')),
+    /5\.0 MB on the WAN$/,
+  )
   const last = lines.find(line => line.startsWith('3.0 s'))
   t.match(last, /completed, 100 %/)
   t.notMatch(last, /WAN/)

@@ -15,8 +15,8 @@ t.test('one of each is said as one', t => {
     }
     return statusText(status as unknown as SiteStatus, NOW)
   }
-  t.match(textOf(1, 1), /, 1 thread\n[^]*, 1 template set\n[^]* 1 connection of QEMU waits for a session$/)
-  t.match(textOf(2, 3), /, 2 template sets\n[^]* 3 connections of QEMU wait for a session$/)
+  t.match(textOf(1, 1), /, 1 thread\n[\s\S]*, 1 template set\n[\s\S]* 1 connection of QEMU waits for a session$/)
+  t.match(textOf(2, 3), /, 2 template sets\n[\s\S]* 3 connections of QEMU wait for a session$/)
   t.match(textOf(0, 0), /, 0 template sets\n/)
   t.end()
 })
