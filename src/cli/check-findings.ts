@@ -126,16 +126,23 @@ function namesOf(certificate: PeerCertificate | undefined): string {
   return certificate && certificate.names.length > 0 ? `; its names are ${listed(certificate.names)}` : ''
 }
 
+/** It has let us connect, and then said nothing: so does a source proxy, at its own port. */
+function mendSilence({ host, port, isPlaintext }: CheckedPeer): string {
+  const tls = isPlaintext ? '; --tls-creds, where it has TLS' : ''
+  return `at ${host}: journalctl -u 'pageferry-*'${tls}; if ${port} is a source proxy's --listen, this is a port for QEMU, not for proxies`
+}
+
 function mendTls(
-  { peerName, host }: CheckedPeer,
-  { action, what }: ProxyError,
+  peer: CheckedPeer,
+  { action, what, code }: ProxyError,
   certificate: PeerCertificate | undefined,
 ): string {
+  const { peerName, host } = peer
   const [name] = certificate?.names ?? []
   if (name !== undefined && /does not carry the name/.test(what))
     return `--peer-name ${shell(name)}, if that is who ${peerName ?? host} should be (peer-name in the file of serve)`
   if (/expired/i.test(what)) return `for ${host}: ${RENEW}`
-  return action
+  return code === 'PEER_LOST' ? mendSilence(peer) : action
 }
 
 function secured({ name, isPlaintext, peerName, host }: CheckedPeer, found: Probed, nowMs: number): Finding {
@@ -156,7 +163,8 @@ function secured({ name, isPlaintext, peerName, host }: CheckedPeer, found: Prob
   return tell('certificate', 'warning', text, `for ${host}: ${RENEW}`)
 }
 
-function refused({ name, host, isPlaintext }: CheckedPeer, { code, what, action }: ProxyError): Finding {
+function refused(peer: CheckedPeer, { code, what, action }: ProxyError): Finding {
+  const { name, host } = peer
   const tell = teller(name)
   switch (code) {
     case 'PROTOCOL_VERSION':
@@ -180,15 +188,8 @@ function refused({ name, host, isPlaintext }: CheckedPeer, { code, what, action 
         what,
         `at ${host}: --sessions-max (sessions-max under wan), or end proxies that nobody needs`,
       )
-    default: {
-      const tls = isPlaintext ? '; --tls-creds, where it has TLS' : ''
-      return tell(
-        'session',
-        'wrong',
-        what,
-        code === 'PEER_LOST' ? `at ${host}: journalctl -u 'pageferry-*'${tls}` : action,
-      )
-    }
+    default:
+      return tell('session', 'wrong', what, code === 'PEER_LOST' ? mendSilence(peer) : action)
   }
 }
 

@@ -8,6 +8,7 @@ import net from 'node:net'
 import tls from 'node:tls'
 import { ProxyError } from '../errors.ts'
 import type { Role } from '../session/api.ts'
+import { ALPN } from '../wan/wire.ts'
 import { complaints, kindOf, type Period, readPsk, readX509 } from './credential-files.ts'
 import { auth, badContext, CA_HINT, explain, NAME_HINT, quote, trustHint } from './tls-errors.ts'
 
@@ -154,6 +155,7 @@ export class Credentials {
         minVersion: 'TLSv1.3',
         maxVersion: 'TLSv1.3',
         rejectUnauthorized: true,
+        ALPNProtocols: [ALPN],
         ...(this.#options.serverName !== undefined && { servername: this.#options.serverName }),
         // Checked here, not by tls.connect's `host`, which would also send the name in clear as SNI.
         checkServerIdentity: (_host, cert) =>

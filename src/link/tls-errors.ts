@@ -89,7 +89,7 @@ export function explain(
         'PEER_LOST',
         'the server closed the connection during the TLS handshake',
         undefined,
-        'see the log of the other side',
+        "see the log of the other side; a source proxy's --listen is for QEMU, not for proxies",
         error && { cause: error },
       )
   }

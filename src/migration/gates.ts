@@ -14,7 +14,8 @@
  *   soon, else to this one; one that has come already and waits for room is soon enough
  * - one that QEMU has closed while it waited belongs to no main that came in after that
  * - one that is silent may be the preempt channel of a migration that announced postcopy
- * - whatever begins otherwise, or never goes on, is refused: a destination QEMU that waits exits over it
+ * - whatever begins otherwise, or never goes on, is refused, and so is another proxy: a destination QEMU that waits exits
+ *   over it
  *
  * Gates of disks are others: disk-gates.ts.
  */
@@ -53,6 +54,9 @@ export const ROOM_AWAITED_MS = 60_000
 export const CLOSED_CHANNEL_MS = NOTHING_SAID_MS
 /** Why it is refused then. */
 const CLOSED_FIRST = 'that QEMU closed before its main came'
+/** What it is refused with that would have QEMU exit over another proxy's TLS. */
+const PROXY = 'it is another proxy, or `pageferry check`: this port is for QEMU, not for proxies'
+const PROXY_HINT = 'let its --peer be the --listen of a destination proxy, not of this source proxy'
 /** A recovery has a main and a preempt channel. */
 const RECOVERY_CHANNELS = 2
 
@@ -120,7 +124,8 @@ export class Gates<
     const migration = isOpen(running) ? running : undefined
     const main = turn?.main ?? migration?.lead
     const reason = strange(kind, main?.kind)
-    if (reason !== '') this.orders.refuse(channel, reason)
+    if (kind === 'proxy') this.orders.refuse(channel, PROXY, PROXY_HINT)
+    else if (reason !== '') this.orders.refuse(channel, reason)
     else if (kind === 'main' || kind === 'recovery' || (kind === 'tls' && !main)) this.lead(channel, nowMs)
     else if (migration && !turn) this.orders.open(channel, migration)
     else {

@@ -2,7 +2,8 @@
 import { readU16, readU32 } from '../bytes/big-endian.ts'
 import { COMMAND, ELEMENT, FILE_MAGIC, FILE_VERSION, MULTIFD, RAM_FLAG, RAM_FLAG_MASK } from './wire.ts'
 
-export type ChannelKind = 'main' | 'multifd' | 'tls' | 'recovery' | 'preempt' | 'unknown'
+/** 'proxy' is none of QEMU's, but a link's beginning, where a source looks for it: src/migration/channel-start.ts. */
+export type ChannelKind = 'main' | 'multifd' | 'tls' | 'recovery' | 'preempt' | 'proxy' | 'unknown'
 
 /** Bytes after which {@link channelKind} always answers. */
 export const CHANNEL_KIND_BYTES_MAX = 4

@@ -9,6 +9,10 @@ export const MAGIC = [0x50, 0x47, 0x46, 0x59, 0x0d, 0x0a, 0x1a, 0x0a] as const
 export const VERSION_MAJOR = 1
 export const VERSION_MINOR = 0
 
+/** Begins the name in ALPN by which a client's TLS is told from QEMU's own; no server looks at it. */
+export const ALPN_PREFIX = 'pageferry/'
+export const ALPN = `${ALPN_PREFIX}${VERSION_MAJOR}`
+
 /** Magic, both versions and the body's length. */
 export const HELLO_HEAD_BYTES = 16
 

@@ -103,6 +103,12 @@ const mishaps: [string, Partial<CheckedPeer>, Probed, Partial<Record<keyof Findi
     { what: 'certificate', state: 'wrong', mend: /^for fra\.example: pageferry keygen renew --dir DIR/ },
   ],
   [
+    "closed at the handshake, as at a source proxy's own port",
+    {},
+    { ...failed('tls', 'PEER_LOST', 'the server closed the connection during the TLS handshake'), address: 'a' },
+    { what: 'certificate', state: 'wrong', mend: /9444 is a source proxy's --listen, this is a port for QEMU/ },
+  ],
+  [
     'expires soon',
     {},
     { ...SOUND, certificate: { ...SOUND.certificate, toMs: NOW + 3 * DAY } },

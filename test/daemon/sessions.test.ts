@@ -18,6 +18,8 @@ import type { DialQueue } from '../../src/migration/dial-queue.ts'
 import type { TemplateStore } from '../../src/store/template-store.ts'
 import { EVENT_LOOP } from '../../src/transfer/event-loop.ts'
 import { type Pool, Pools } from '../../src/transfer/pool.ts'
+import { ALPN, MAGIC } from '../../src/wan/wire.ts'
+import { clientHello } from '../helpers/client-hello.ts'
 import { until } from '../helpers/until.ts'
 import { migration, multifdChannel, PAGE, page, random } from '../template/makers.ts'
 import { closed, Daemons, MAIN, MULTIFD, runOf, Target } from './daemons.ts'
@@ -92,7 +94,8 @@ t.test('a connection whose server would speak first, as NBD, does not wait for e
 t.test('nothing but what begins as a channel of QEMU reaches a destination QEMU', async t => {
   await using pair = await Daemons.start()
   await until('a session', () => pair.count('session open') === 2)
-  const hello = Buffer.from('16030100fa010000f60303', 'hex')
+  const hello = Buffer.alloc(255)
+  hello.write('16030100fa010000f60303', 'hex')
   const probes: [string, Buffer][] = [
     ['an HTTP request', Buffer.from('GET / HTTP/1.0\r\n\r\n')],
     ['a banner', Buffer.from('SSH-2.0-probe\r\n')],
@@ -100,6 +103,8 @@ t.test('nothing but what begins as a channel of QEMU reaches a destination QEMU'
     ['zeros', Buffer.alloc(100)],
     ['an older stream', Buffer.from('5145564d00000002', 'hex')],
     ['a NBD client', Buffer.from('0000000349484156454f5054', 'hex')],
+    ['another proxy', await clientHello({ ALPNProtocols: [ALPN] })],
+    ['another proxy, in clear', Buffer.from(MAGIC)],
   ]
   for (const [i, [what, bytes]] of probes.entries()) {
     const probe = await pair.dial()

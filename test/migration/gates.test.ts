@@ -206,6 +206,8 @@ t.test('who is refused', t => {
   const reasons = (): string[] => world.refused.splice(0).map(({ refused }) => refused)
   world.says(world.arrive(gate), 'unknown')
   t.match(reasons(), [/does not begin/])
+  t.equal(world.says(world.arrive(gate), 'proxy').run, undefined)
+  t.match(reasons(), [/for QEMU, not for proxies/], 'the first of a migration, were it of QEMU')
   const silent = world.arrive(gate)
   const begun = world.arrive(gate)
   begun.isSilent = false
@@ -232,6 +234,8 @@ t.test('who is refused', t => {
 
   const encrypted = world.says(world.arrive(gate), 'tls')
   t.equal(world.says(world.arrive(gate), 'tls').run, encrypted.run, 'as they came')
+  world.says(world.arrive(gate), 'proxy')
+  t.match(reasons(), [/for QEMU, not for proxies/])
   world.says(world.arrive(gate), 'multifd')
   t.match(reasons(), [/plain text beside/])
   t.end()
@@ -531,22 +535,22 @@ const STATES: Record<string, { readonly room?: false; readonly said: readonly Ch
   'recovery, then plain waits': { room: false, said: ['recovery', 'main'] },
   'TLS waits, then plain': { room: false, said: ['tls', 'main'] },
 }
-const KINDS: readonly ChannelKind[] = ['main', 'recovery', 'multifd', 'preempt', 'tls', 'unknown']
+const KINDS: readonly ChannelKind[] = ['main', 'recovery', 'multifd', 'preempt', 'tls', 'proxy', 'unknown']
 /**
  * begins a migration, is put in `line` until there is room, is opened into the one that is open, `waits` behind the last in
  * line, is `early` for a main that has not come, or is refused (`-`): by kind.
  */
 const DECISIONS: Record<string, string> = {
-  nothing: 'begins begins early early begins -',
-  'plain, open': 'begins begins opened opened - -',
-  'TLS, open': 'begins begins - - opened -',
-  'plain, ended': 'begins begins early early begins -',
-  'TLS, ended': 'begins begins early early begins -',
-  'nothing, no room': 'line begins early early line -',
-  'plain, waits': 'line line waits waits - -',
-  'TLS, waits': 'line line - - waits -',
-  'recovery, then plain waits': 'line line waits waits - -',
-  'TLS waits, then plain': 'line line waits waits - -',
+  nothing: 'begins begins early early begins - -',
+  'plain, open': 'begins begins opened opened - - -',
+  'TLS, open': 'begins begins - - opened - -',
+  'plain, ended': 'begins begins early early begins - -',
+  'TLS, ended': 'begins begins early early begins - -',
+  'nothing, no room': 'line begins early early line - -',
+  'plain, waits': 'line line waits waits - - -',
+  'TLS, waits': 'line line - - waits - -',
+  'recovery, then plain waits': 'line line waits waits - - -',
+  'TLS waits, then plain': 'line line waits waits - - -',
 }
 
 function decision(gate: TestGate, channel: Channel): string {

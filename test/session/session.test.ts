@@ -88,6 +88,7 @@ t.test('the numbers of the wire', async t => {
     CANCELLED: 11,
   })
   t.same([...wire.MAGIC], [0x50, 0x47, 0x46, 0x59, 0x0d, 0x0a, 0x1a, 0x0a])
+  t.equal(wire.ALPN, 'pageferry/1')
   t.same([wire.VERSION_MAJOR, wire.VERSION_MINOR, wire.HELLO_HEAD_BYTES, wire.FRAME_HEAD_BYTES], [1, 0, 16, 16])
   t.same([wire.FRAME_CHECKED_BYTES, wire.FLAG_MORE, wire.FRAME_OPTIONAL, wire.SEQUENCE_END], [12, 1, 128, 2 ** 48])
   t.same(wire.FEATURES, ['cold-sets', 'disks', 'disk-replies', 'kept-blocks'])

@@ -103,7 +103,7 @@ export function preemptScript(random: Random, count: number): Uint8Array {
 export function tlsScript(random: Random, count: number): Uint8Array {
   const bytes = new Uint8Array(64 + count)
   for (let i = 0; i < bytes.length; i++) bytes[i] = random.int(0, 255)
-  bytes.set([0x16, 3, 1, 0x01, 0x00, 0x01, 0x00, 0x00, 0xfc])
+  bytes.set([0x16, 3, 1, 0x00, 0x3b, 0x01, 0x00, 0x00, 0x37]) // a record of the first 64 bytes
   return bytes
 }
 
