@@ -1,6 +1,6 @@
 /** The pair as an operator runs it: two processes of bin/pageferry, mutually authenticated TLS between them. */
 import { type ChildProcess, execFile } from 'node:child_process'
-import { cpSync } from 'node:fs'
+import { cpSync, linkSync, mkdirSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -13,11 +13,13 @@ import type { SiteName, Wan } from './wan/open.ts'
 const run = promisify(execFile)
 const program = fileURLToPath(new URL('../../bin/pageferry', import.meta.url))
 const START_MS = 60_000
+/** A set of a gigabyte takes minutes to write where the disk is busy. */
+const COMMAND_MS = 900_000
 
 /** Runs `pageferry ARGS` to its end. @returns its stdout @throws Error with what it said */
 export async function pageferry(...args: string[]): Promise<string> {
   try {
-    return (await run(program, args, { timeout: 180_000 })).stdout
+    return (await run(program, args, { timeout: COMMAND_MS })).stdout
   } catch (error) {
     throw new Error(`pageferry ${args[0]}: ${(error as { stderr?: string }).stderr || (error as Error).message}`)
   }
@@ -33,6 +35,20 @@ export interface ProxiesOptions {
   readonly both?: readonly string[]
   readonly source?: readonly string[]
   readonly destination?: readonly string[]
+}
+
+/** A store of its own with the same sets: by links where that can be, since nobody writes to a set and an image has gigabytes. */
+function shareStore(store: string, folder: string): void {
+  mkdirSync(folder, { recursive: true, mode: 0o700 })
+  for (const name of readdirSync(store)) {
+    const [from, to] = [join(store, name), join(folder, name)]
+    try {
+      if (!name.endsWith('.pfset')) throw new Error('may be written to')
+      linkSync(from, to)
+    } catch {
+      cpSync(from, to, { recursive: true, preserveTimestamps: true })
+    }
+  }
 }
 
 /** Both proxies, running. */
@@ -60,7 +76,8 @@ export class Proxies implements AsyncDisposable {
   }
 
   /**
-   * Makes credentials in `folder`, copies the store for both sites, since proxies learn into theirs, and starts both.
+   * Makes credentials in `folder`, gives each site a store with the same sets, since proxies learn into theirs, and starts
+   * both.
    * @param store undefined: no templates
    */
   static async start(
@@ -74,13 +91,14 @@ export class Proxies implements AsyncDisposable {
     const sites = ['--name', names.source, '--peer-name', names.destination]
     await pageferry('keygen', options.tls ?? 'x509', '--dir', keys, ...sites)
     const pair = new Proxies(folder, `tcp:127.0.0.1:${await claimPort()}`, `tcp:127.0.0.1:${await claimPort()}`)
+    const storeOf = (site: SiteName): string => join(folder, 'stores', site)
+    // before either is started: a link changes what tells a set's file from another, and it would be read again
+    if (store !== undefined) for (const site of ['source', 'destination'] as const) shareStore(store, storeOf(site))
     const settings = (site: SiteName) => {
-      const copy = join(folder, 'stores', site)
-      if (store !== undefined) cpSync(store, copy, { recursive: true })
       const peerName = names[site === 'source' ? 'destination' : 'source']
       return [
         ...['--tls-creds', join(keys, names[site]), ...(options.tls === 'psk' ? [] : ['--peer-name', peerName])],
-        ...(store === undefined ? [] : ['--store', copy]),
+        ...(store === undefined ? [] : ['--store', storeOf(site)]),
         ...(options.disks ? ['--disks', `unix:${site === 'source' ? pair.diskNear : pair.diskFar}`] : []),
         ...(options.both ?? []),
       ]

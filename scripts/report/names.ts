@@ -13,6 +13,8 @@ export const METHOD_NAMES: Readonly<Record<Method, string>> = {
   wanproxy: 'WANProxy',
   paper: "paper's method",
   pair: 'the pair',
+  'pair-image': 'the pair, image and a guest known',
+  'pair-image-alone': 'the pair, image known',
 }
 
 /** Of a table. */

@@ -8,30 +8,18 @@ import t from 'tap'
 import { temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import { qemu10 } from '../../scripts/harness/qemu/versions.ts'
 import { compare } from '../../scripts/measure/compare/comparison.ts'
-import { defaultMatrices, planJobs } from '../../scripts/measure/compare/plan.ts'
+import { planJobs } from '../../scripts/measure/compare/plan.ts'
 import type { Results, Run } from '../../scripts/measure/compare/results.ts'
 import { resultTables } from '../../scripts/measure/compare/table.ts'
 
 t.setTimeout(590_000)
 const { qemu, skip } = await qemu10()
 
-t.test('the plan: the first round of everything, then what the marks are about', t => {
-  const jobs = planJobs(defaultMatrices(2))
-  const rounds = jobs.map(({ round }) => round)
-  const last = rounds.lastIndexOf(0)
-  t.equal(rounds.indexOf(1), last + 1, 'no second round before every first one')
-  const second = jobs.slice(last + 1).map(({ method }) => method)
-  t.notOk(second.slice(0, second.indexOf('xbzrle')).some(method => method === 'auto-converge'))
-  t.ok(second.lastIndexOf('pair') < second.indexOf('xbzrle'), 'peers come last')
-  t.equal(new Set(jobs.map(job => JSON.stringify(job))).size, jobs.length, 'nothing twice')
-  t.end()
-})
-
 t.test('one guest, directly and through the pair', { skip: skip ?? false }, async t => {
   const { path: folder, remove } = temporaryFolder('compare-test')
   const out = join(folder, 'results.json')
   const jobs = (methods: ('direct' | 'pair')[]) =>
-    planJobs([{ guests: ['busybox'], profiles: ['200Mbit,20ms'], methods, rounds: 1 }])
+    planJobs({ guests: ['busybox'], profiles: ['200Mbit,20ms'], methods, rounds: 1 })
   const said: string[] = []
   const options = {
     qemu: qemu!,
@@ -43,9 +31,9 @@ t.test('one guest, directly and through the pair', { skip: skip ?? false }, asyn
     fast: true,
   }
   try {
-    await compare({ ...options, jobs: jobs(['direct']) })
+    await compare({ ...options, steps: jobs(['direct']) })
     // as after Ctrl-C: what is there stays, what is missing is added
-    const results = await compare({ ...options, jobs: jobs(['direct', 'pair']) })
+    const results = await compare({ ...options, steps: jobs(['direct', 'pair']) })
     t.same(JSON.parse(readFileSync(out, 'utf8')) as Results, results, 'the file holds what is returned')
     t.match(results, {
       format: 1,

@@ -7,10 +7,10 @@ import { existsSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { qemu10 } from '../../harness/qemu/versions.ts'
-import { LINK_PROFILES, parseLink } from '../../harness/wan/link.ts'
-import { compare, guestNamed } from './comparison.ts'
-import { GUESTS } from './guests.ts'
-import { ALL_METHODS, defaultMatrices, type Matrix, planJobs } from './plan.ts'
+import { parseLink } from '../../harness/wan/link.ts'
+import { compare, prepare } from './comparison.ts'
+import { GUESTS, guestNamed } from './guests.ts'
+import { ALL_LINKS, ALL_METHODS, defaultPlan, type Matrix, planJobs } from './plan.ts'
 import type { Method, Results } from './results.ts'
 import { resultTables } from './table.ts'
 
@@ -20,19 +20,20 @@ const usage = `usage: compare.ts [options]
 Migrates the lab's guests by every method, over every link, and keeps what it measured. As root, after \`make lab\`.
 
   --guests A,B      of ${GUESTS.map(({ name }) => name).join(', ')}
-  --profiles A,B    of ${Object.keys(LINK_PROFILES).join(', ')}, or one description such as 100Mbit,40ms
+  --profiles A,B    of ${ALL_LINKS.join(', ')}, or one description such as 100Mbit,40ms
   --methods A,B     of ${ALL_METHODS.join(', ')}
   --rounds N        how often each, where time is left (3)
   --full            all of all, as often as --rounds says: hours
-  --time-limit-minutes N   start no migration that would end later; 0: none (28; 0 with --full)
+  --prepare         boot and keep the guests, make the template sets, and stop: what is there is not made again
+  --time-limit-minutes N   from when all is prepared: start nothing that would end later; 0: no limit (30; 0 with --full)
   --out FILE        where the results go (.cache/compare/results.json)
   --resume          keep what FILE has, and go on
   --table           print the tables of FILE and stop
   --json            print the results instead of tables
   --help            print this
 
-Without --guests, --profiles and --methods: all methods for three guests and one that never converges over wan, some over
-the others.
+Without --guests, --profiles and --methods, in this order: what the marks ask for of seven guests over wan, all links, a
+guest with its disk, all peers, what is said of migrations beforehand, then second rounds and hard cases.
 `
 
 function list(text: string | undefined, known: readonly string[]): string[] | undefined {
@@ -59,6 +60,7 @@ async function main(): Promise<number> {
       full: { type: 'boolean', default: false },
       'time-limit-minutes': { type: 'string' },
       out: { type: 'string', default: file },
+      prepare: { type: 'boolean', default: false },
       resume: { type: 'boolean', default: false },
       table: { type: 'boolean', default: false },
       json: { type: 'boolean', default: false },
@@ -83,26 +85,34 @@ async function main(): Promise<number> {
   const chosen = values.full || guests || profiles || methods
   const matrix: Matrix = {
     guests: guests ?? (values.full ? GUESTS.map(({ name }) => name) : ['nginx-k2', 'postgres', 'python']),
-    profiles: profiles ?? (values.full ? Object.keys(LINK_PROFILES) : ['wan']),
+    profiles: profiles ?? (values.full ? ALL_LINKS : ['wan']),
     methods: methods ?? ALL_METHODS,
     rounds,
   }
-  const limit = numberOf(values['time-limit-minutes'] ?? (values.full ? '0' : '28'), '--time-limit-minutes', 0)
+  const steps = chosen ? planJobs(matrix) : defaultPlan(rounds)
+  const limit = numberOf(values['time-limit-minutes'] ?? (values.full ? '0' : '30'), '--time-limit-minutes', 0)
   const { qemu, skip } = await qemu10()
   if (!qemu) throw new Error(`running guests need QEMU 10: ${skip}`)
   const started = performance.now()
+  const report = (text: string): void => {
+    const seconds = Math.round((performance.now() - started) / 1000)
+    const clock = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}`
+    console.error(`${clock.padStart(6)}  ${text}`)
+  }
+  if (values.prepare) {
+    const { missing } = await prepare(steps, qemu, report)
+    for (const { what, reason } of missing) report(`${what}: ${reason}`)
+    report('prepared')
+    return missing.some(({ what }) => what.startsWith('guest ')) ? 1 : 0
+  }
   const results = await compare({
-    jobs: planJobs(chosen ? [matrix] : defaultMatrices(rounds)),
+    steps,
     qemu,
     out: values.out,
     resume: values.resume,
     limitMs: limit === 0 ? Infinity : limit * 60_000,
     command: ['make lab &&', 'node scripts/measure/compare/compare.ts', ...process.argv.slice(2)].join(' '),
-    report: text => {
-      const seconds = Math.round((performance.now() - started) / 1000)
-      const clock = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}`
-      console.error(`${clock.padStart(6)}  ${text}`)
-    },
+    report,
   })
   show(results)
   return results.runs.length === 0 ? 1 : 0
@@ -111,7 +121,7 @@ async function main(): Promise<number> {
 /** Names of profiles, or one link as it describes itself, which has commas of its own. */
 function profilesOf(text: string | undefined): string[] | undefined {
   const names = text?.split(',')
-  if (!names || names.every(name => Object.hasOwn(LINK_PROFILES, name))) return names
+  if (!names || names.every(name => ALL_LINKS.includes(name))) return names
   parseLink(text!)
   return [text!]
 }

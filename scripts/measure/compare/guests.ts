@@ -3,7 +3,17 @@
  * state and the disk as it was at that moment. Every run begins there, so that all methods migrate the same guest.
  */
 import { spawnSync } from 'node:child_process'
-import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -26,6 +36,8 @@ export interface ComparedGuest {
   readonly memoryMb: number
   /** Streams of the lab that its template set is made of: never its own. */
   readonly templates: readonly string[]
+  /** A stream of the lab of another guest with the same kernel, for who knows that and the golden image; none for k2. */
+  readonly other?: string
   /** It changes more than the marks' link carries. */
   readonly neverConverges?: boolean
   /** undefined: the busybox guest of the tests. */
@@ -62,12 +74,15 @@ function debian(
   name: string,
   workload: string,
   labWorkload: string,
-  options: Partial<Pick<ComparedGuest, 'templates' | 'neverConverges'>> &
+  options: Partial<Pick<ComparedGuest, 'templates' | 'neverConverges' | 'other'>> &
     Partial<NonNullable<ComparedGuest['debian']>> = {},
 ): ComparedGuest {
   const { templates = FOUR, neverConverges = false, kernel = 'k1', load } = options
   const machine = { kernel, labWorkload, ...(load === undefined ? {} : { load }) }
-  return { name, workload, memoryMb: 768, templates, neverConverges, debian: machine }
+  // the plainest guest that there is, unless this is one of its kind; of k2 the lab has this guest alone
+  const other = options.other ?? (labWorkload === 'idle' ? 'nginx' : 'idle')
+  const known = kernel === 'k1' ? { other } : {}
+  return { name, workload, memoryMb: 768, templates, ...known, neverConverges, debian: machine }
 }
 
 function table(megabytes: number): NonNullable<NonNullable<ComparedGuest['debian']>['load']> {
@@ -77,6 +92,7 @@ function table(megabytes: number): NonNullable<NonNullable<ComparedGuest['debian
 /** Every guest, in the order in which they are run. */
 export const GUESTS: readonly ComparedGuest[] = [
   debian('nginx-k2', 'nginx under wrk, on another kernel build than the templates', 'nginx', { kernel: 'k2' }),
+  debian('nginx', 'nginx under wrk', 'nginx', { templates: OTHERS }),
   debian('postgres', 'PostgreSQL under pgbench', 'postgres'),
   debian('python', 'a Python process changing its heap', 'python'),
   debian('never-converging', 'a table of 24 MB under 8000 updates a second: 32 MB/s of changed pages', 'idle', {
@@ -93,6 +109,9 @@ export const GUESTS: readonly ComparedGuest[] = [
   }),
 ]
 
+/** The one that moves with its disk. */
+export const DISK_GUEST = 'nginx'
+
 /** The small guest of the tests: boots in seconds, needs no lab. */
 export const BUSYBOX: ComparedGuest = {
   name: 'busybox',
@@ -101,11 +120,29 @@ export const BUSYBOX: ComparedGuest = {
   templates: [],
 }
 
+/** A guest of the comparison by its name. @throws Error */
+export function guestNamed(name: string): ComparedGuest {
+  const found = [...GUESTS, BUSYBOX].find(guest => guest.name === name)
+  if (!found) throw new Error(`no guest is called '${name}'; there are ${GUESTS.map(guest => guest.name).join(', ')}`)
+  return found
+}
+
+/** A guest that was started, stopped as it was kept, and what a destination for it is started with, on the same disk. */
+export interface StartedGuest {
+  readonly source: QemuGuest
+  readonly destination: GuestOptions
+}
+
 /** A guest that can be started from where it was kept. */
 export class PreparedGuest {
   readonly guest: ComparedGuest
   private readonly options: GuestOptions
   private readonly folder: string | undefined
+
+  /** Its state as QEMU's stream; undefined for the busybox guest. */
+  get state(): string | undefined {
+    return this.folder === undefined ? undefined : join(this.folder, 'state')
+  }
 
   /** @param folder of its state and disk; undefined for the busybox guest, whose state the tests' harness keeps */
   constructor(guest: ComparedGuest, options: GuestOptions, folder: string | undefined) {
@@ -123,7 +160,7 @@ export class PreparedGuest {
     folder: string,
     at: Pick<GuestOptions, 'netns'>,
     caching: 'unsafe' | 'writeback' = 'unsafe',
-  ): Promise<{ readonly source: QemuGuest; readonly destination: GuestOptions }> {
+  ): Promise<StartedGuest> {
     if (this.folder === undefined) {
       const source = await QemuGuest.start({ ...this.options, ...at, name: 'source', booted: true, paused: true })
       return { source, destination: this.options }
@@ -233,7 +270,8 @@ export async function prepareGuest(
   mkdirSync(folder, { recursive: true })
   makeInitrd(machine, initrd)
   const disk = join(folder, 'disk.qcow2')
-  overlay(disk, join(lab, 'base/disk.raw'), 'raw')
+  // its backing file is kept by this name: a guest made in one checkout serves another that shares the lab
+  overlay(disk, realpathSync(join(lab, 'base/disk.raw')), 'raw')
   report(`${guest.name}: booting`)
   await using running = await QemuGuest.start({ ...options, name: guest.name, boot: onDisk(boot, disk) })
   if (!load?.init) await running.waitSerial(/LAB-READY/, BOOT_MS)

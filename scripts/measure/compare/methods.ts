@@ -2,6 +2,7 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import type { Forecast, Passed } from '../../../src/migration/forecast.ts'
 import { claimPort } from '../../harness/claimed-port.ts'
 import { Proxies } from '../../harness/proxies.ts'
 import { endChild } from '../../harness/qemu/cleanup.ts'
@@ -15,8 +16,10 @@ import type { Method, Run } from './results.ts'
 export interface Templates {
   /** Folder that `pageferry template build` filled. */
   readonly store: string
-  /** The one set in it: a header, and pages as they are. */
+  /** One of them: a header, and pages as they are. */
   readonly setFile: string
+  /** How many sets there are in it. */
+  readonly sets: number
 }
 
 /** A way to the destination, ready for a migration. */
@@ -29,10 +32,12 @@ export interface Route extends AsyncDisposable {
   /** CPU seconds so far of what is neither QEMU, by part. */
   cpuSeconds(source: QemuGuest, destination: QemuGuest): Record<string, number>
   /** The route's own account of the migration that has ended. */
-  classes(): Promise<Run['classes']>
+  account(): Promise<Pick<Run, 'classes' | 'forecast'>>
   /** What its programs said last, for when something went wrong. */
   readonly log: string
 }
+
+const NOTHING_TOLD = async () => ({ classes: null })
 
 const RETURN_PATH = { 'return-path': true }
 
@@ -72,6 +77,11 @@ export function whyNot(method: Method): string | undefined {
   return missing && `no program ${missing[0]} in PATH`
 }
 
+/** Whether it goes through the pair, so that proxies tell of it. */
+export function isPair(method: Method): method is PairMethod {
+  return method === 'paper' || method.startsWith('pair')
+}
+
 /** Opens the way of one method. */
 export async function openRoute(
   method: Method,
@@ -79,7 +89,7 @@ export async function openRoute(
   folder: string,
   templates: Templates | undefined,
 ): Promise<Route> {
-  if (method === 'pair' || method === 'paper') return throughPair(method, wan, folder, templates)
+  if (isPair(method)) return throughPair(method, wan, folder, templates)
   if (method === 'zstd-pipe') return throughPipe(wan, templates)
   if (method === 'wanproxy') return throughWanproxy(wan, folder)
   const { both = {}, source = {} } = QEMU_ALONE[method]!
@@ -92,7 +102,7 @@ export async function openRoute(
     source: { capabilities: { ...capabilities, ...source.capabilities }, parameters: both.parameters ?? {} },
     destination: { capabilities, parameters: both.parameters ?? {} },
     cpuSeconds: () => ({}),
-    classes: async () => null,
+    account: NOTHING_TOLD,
     log: '',
     [Symbol.asyncDispose]: async () => {},
   }
@@ -104,8 +114,10 @@ export async function openRoute(
  */
 const PAPER = { both: ['--learn', 'off', '--pool-memory', '0'], source: ['--effort', '0'] }
 
+type PairMethod = 'paper' | 'pair' | 'pair-image' | 'pair-image-alone'
+
 async function throughPair(
-  method: 'pair' | 'paper',
+  method: PairMethod,
   wan: OpenedWan,
   folder: string,
   templates: Templates | undefined,
@@ -113,7 +125,7 @@ async function throughPair(
   const options = { tls: 'psk', ...(method === 'paper' ? PAPER : {}) } as const
   const pair = await Proxies.start(wan, folder, templates?.store, options)
   try {
-    await pair.ready()
+    await pair.ready(120_000, templates?.sets)
   } catch (error) {
     await pair[Symbol.asyncDispose]()
     throw error
@@ -127,22 +139,34 @@ async function throughPair(
       'source proxy': ownSeconds(pair.pids.source) + descendantSeconds(pair.pids.source),
       'destination proxy': ownSeconds(pair.pids.destination) + descendantSeconds(pair.pids.destination),
     }),
-    classes: async () => {
+    account: async () => {
       const summary = await pair.summary()
-      if (!summary) return null
+      if (!summary) return { classes: null }
       // A record is 8 bytes and a page, or 9 for a zero page; the summary does not tell dense pages from others.
       const { zero, same, template, earlier, fill, patched, whole, opaque } = summary.pages
       const records = { fill, previous: same, template, earlier, patched, compressed: whole, opaque }
       const classes: Record<string, { pages: number; bytes: number }> = { zero: { pages: zero, bytes: zero * 9 } }
       for (const [name, pages] of Object.entries(records)) classes[name] = { pages, bytes: pages * 4104 }
       const counted = Object.values(classes).reduce((sum, { bytes }) => sum + bytes, 0)
-      return { ...classes, other: { pages: 0, bytes: Math.max(0, summary.bytesIn - counted) } }
+      const { seconds, bytesIn, bytesWan, forecast, firstPass } = summary
+      return {
+        classes: { ...classes, other: { pages: 0, bytes: Math.max(0, bytesIn - counted) } },
+        ...(forecast && firstPass ? { forecast: forecastOf(forecast, firstPass, { seconds, bytesIn, bytesWan }) } : {}),
+      }
     },
     get log() {
       return pair.log
     },
     [Symbol.asyncDispose]: () => pair[Symbol.asyncDispose](),
   }
+}
+
+function forecastOf(
+  { atSeconds, seconds, bytesIn, bytesWan }: Forecast,
+  firstPass: Passed,
+  ended: Passed,
+): NonNullable<Run['forecast']> {
+  return { atSeconds, seconds, bytesIn, bytesWan, firstPass, ended }
 }
 
 /** What a skilled user would rig up. One way only: QEMU has no return path through a pipe. */
@@ -160,7 +184,7 @@ async function throughPipe(wan: OpenedWan, templates: Templates | undefined): Pr
     cpuSeconds: (source, destination) => ({
       zstd: descendantSeconds(source.pid) + descendantSeconds(destination.pid),
     }),
-    classes: async () => null,
+    account: NOTHING_TOLD,
     log: '',
     // Its processes have QEMUs for parents and end with them; the namespaces' end takes the rest.
     [Symbol.asyncDispose]: async () => {},
@@ -209,7 +233,7 @@ async function throughWanproxy(wan: OpenedWan, folder: string): Promise<Route> {
     source: { capabilities: RETURN_PATH },
     destination: { capabilities: RETURN_PATH },
     cpuSeconds: () => Object.fromEntries(children.map(({ part, child }) => [part, ownSeconds(child.pid!)])),
-    classes: async () => null,
+    account: NOTHING_TOLD,
     get log() {
       return log
     },

@@ -13,8 +13,20 @@ export const METHODS = {
   wanproxy: 'WANProxy',
   paper: "the pair, template pages by count and exact matches only (the paper's method)",
   pair: 'the pair in full, defaults',
+  'pair-image':
+    'the pair in full, which knows the golden image that guests began as, and one other guest of the same kernel',
+  'pair-image-alone':
+    'the pair in full, which knows the golden image and the kernel that boots it: of no guest anything',
 } as const
 export type Method = keyof typeof METHODS
+
+/**
+ * How a guest moves with its disk: past the pair, through it with the golden image that the disk began as in both stores,
+ * the same held in memory (`--set-memory`), with nothing known, with nothing known and a pool that holds all of the disk;
+ * or its memory alone, nothing known, on a disk that both sites share.
+ */
+export const DISK_CASES = ['direct', 'known', 'held', 'unknown', 'large', 'memory'] as const
+export type DiskCase = (typeof DISK_CASES)[number]
 
 export interface Results {
   readonly format: 1
@@ -42,6 +54,12 @@ export interface Results {
   /** What was left out, and why: methods, profiles, guests. */
   readonly skipped: readonly { readonly what: string; readonly reason: string }[]
   readonly runs: readonly Run[]
+  /** Of image methods: what a set of each holds, by its name as in GuestDescription.image. */
+  readonly images?: readonly { readonly name: string; readonly pages: number; readonly bytes: number }[]
+  /** Guests that moved with their disks. */
+  readonly disks?: readonly DiskRun[]
+  /** What was said of migrations before anybody migrated. */
+  readonly estimates?: readonly Told[]
 }
 
 export interface Profile {
@@ -59,6 +77,45 @@ export interface GuestDescription {
   readonly memoryBytes: number
   /** Guests of the lab that this guest's template set was made of. */
   readonly templates?: readonly string[]
+  /** What `pair-image` knows of it: the image, a guest of the lab. Not where the lab has no other guest of its kernel. */
+  readonly image?: readonly string[]
+}
+
+/** `pageferry estimate --rate` of the guest as it is kept, with the sets that `method` has. */
+export interface Told {
+  readonly guest: string
+  readonly profile: string
+  readonly method: Method
+  /** Of QEMU. */
+  readonly bytesIn: number
+  /** At each effort that `auto` takes. */
+  readonly efforts: readonly { readonly effort: number; readonly wanBytes: number; readonly seconds: number }[]
+  readonly directSeconds: number
+}
+
+/** Part of a move: a disk that is mirrored, or the memory behind it. */
+export interface DiskPart {
+  readonly qemuBytes: number
+  /** Of packets on the link, both ways. */
+  readonly wanBytes: number
+  readonly seconds: number
+  /** Of the source proxy, and of the destination proxy. */
+  readonly cpuSeconds: readonly [number, number]
+}
+
+/** One guest that moved with its disk. */
+export interface DiskRun {
+  readonly guest: string
+  readonly profile: string
+  readonly disk: DiskCase
+  readonly round: number
+  readonly outcome: 'completed' | 'failed'
+  readonly reason?: string
+  /** Until the mirror is ready; none where the disk is shared. */
+  readonly mirror?: DiskPart
+  readonly memory?: DiskPart
+  /** QEMU's, of the memory. */
+  readonly downtimeMs: number | null
 }
 
 /** One migration. */
@@ -103,4 +160,14 @@ export interface Run {
   }
   /** The pair's own account: class of bytes (as `pageferry estimate` names them) to pages and bytes of QEMU's stream; null for other methods. */
   readonly classes: Readonly<Record<string, { readonly pages: number; readonly bytes: number }>> | null
+  /** What the source proxy forecast halfway of the first pass, and what that came to; missing where it said nothing. */
+  readonly forecast?: {
+    readonly atSeconds: number
+    readonly seconds: readonly [number, number]
+    readonly bytesIn: readonly [number, number]
+    readonly bytesWan: readonly [number, number]
+    readonly firstPass: { readonly seconds: number; readonly bytesIn: number; readonly bytesWan: number }
+    /** The whole of it. */
+    readonly ended: { readonly seconds: number; readonly bytesIn: number; readonly bytesWan: number }
+  }
 }

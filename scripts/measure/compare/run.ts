@@ -3,9 +3,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { temporaryFolder } from '../../harness/qemu/cleanup.ts'
 import { type MigrationInfo, QemuGuest } from '../../harness/qemu/guest.ts'
 import { type Heartbeat, reportHeartbeats } from '../../harness/qemu/heartbeat.ts'
-import type { OpenedWan } from '../../harness/wan/open.ts'
+import type { OpenedWan, SiteName } from '../../harness/wan/open.ts'
 import { ownSeconds, threadSeconds } from './cpu.ts'
-import type { PreparedGuest } from './guests.ts'
+import type { PreparedGuest, StartedGuest } from './guests.ts'
 import { openRoute, type Route, type Templates } from './methods.ts'
 import type { Method, Run } from './results.ts'
 
@@ -40,16 +40,28 @@ export async function runMigration(
 ): Promise<Outcome> {
   const { path: folder, remove } = temporaryFolder('compare')
   const started = performance.now()
-  let route: Route | undefined
+  // neither waits for the other: half of what a run takes is what is around the migration
+  const [opened, began] = await Promise.allSettled([
+    openRoute(method, wan, folder, templates),
+    guest.start(folder, at(wan, 'source')),
+  ])
+  const route = opened.status === 'fulfilled' ? opened.value : undefined
   try {
-    route = await openRoute(method, wan, folder, templates)
-    return { run: await migrate(guest, route, wan, folder, limitMs, fast ? 0.25 : 1), log: route.log }
+    if (opened.status === 'rejected') throw opened.reason
+    if (began.status === 'rejected') throw began.reason
+    return { run: await migrate(began.value, opened.value, wan, limitMs, fast ? 0.25 : 1), log: opened.value.log }
   } catch (error) {
     return { run: failure((error as Error).message, performance.now() - started), log: route?.log ?? '' }
   } finally {
+    if (began.status === 'fulfilled') await began.value.source[Symbol.asyncDispose]()
     await route?.[Symbol.asyncDispose]()
     remove()
   }
+}
+
+function at(wan: OpenedWan, site: SiteName): { netns?: string } {
+  const netns = wan.netns(site)
+  return netns === undefined ? {} : { netns }
 }
 
 function failure(reason: string, totalMs: number): Outcome['run'] {
@@ -70,23 +82,16 @@ function failure(reason: string, totalMs: number): Outcome['run'] {
 }
 
 async function migrate(
-  guest: PreparedGuest,
+  { source, destination: twin }: StartedGuest,
   route: Route,
   wan: OpenedWan,
-  folder: string,
   limitMs: number,
   patience: number,
 ): Promise<Outcome['run']> {
-  const at = (site: 'source' | 'destination') => {
-    const netns = wan.netns(site)
-    return netns === undefined ? {} : { netns }
-  }
-  const { source: kept, destination: twin } = await guest.start(folder, at('source'))
-  await using source = kept
   await source.cont()
   await using destination = await QemuGuest.start({
     ...twin,
-    ...at('destination'),
+    ...at(wan, 'destination'),
     name: 'destination',
     incoming: 'defer',
   })
@@ -199,7 +204,7 @@ async function migrate(
     cpuSeconds,
     guestSpeed: before && during !== undefined ? round(during / before) : null,
     progress,
-    classes: outcome === 'completed' ? await route.classes() : null,
+    ...(outcome === 'completed' ? await route.account() : { classes: null }),
   }
 }
 

@@ -3,16 +3,45 @@
 import Table from 'cli-table3'
 import { formatSize } from '../../../src/quantity.ts'
 import { median } from '../../harness/median.ts'
-import type { Results, Run } from './results.ts'
+import type { DiskPart, DiskRun, Results, Run } from './results.ts'
 
-/** One table for each guest on each link. */
-export function resultTables({ runs, profiles }: Results): string {
+/** One table for each guest on each link; then guests with their disks. */
+export function resultTables({ runs, profiles, disks = [] }: Results): string {
   const cases = new Map<string, Run[]>()
   for (const run of runs) {
     const key = `${run.guest} over ${run.profile}`
     cases.set(key, [...(cases.get(key) ?? []), run])
   }
-  return [...cases].map(([name, of]) => `${name} (${linkOf(of[0]!, profiles)})\n${table(of)}`).join('\n\n')
+  const tables = [...cases].map(([name, of]) => `${name} (${linkOf(of[0]!, profiles)})\n${table(of)}`)
+  if (disks.length > 0) tables.push(`${disks[0]!.guest} and its disk, over ${disks[0]!.profile}\n${diskTable(disks)}`)
+  return tables.join('\n\n')
+}
+
+/** A line for each move. */
+export function diskTable(runs: readonly DiskRun[]): string {
+  const table = new Table({
+    head: ['', 'disk: of QEMU', 'WAN', 's', 'CPU s', 'memory: of QEMU', 'WAN', 's', 'CPU s', 'in all: WAN', 's'],
+    style: { head: [], border: [], compact: true },
+  })
+  for (const { disk, outcome, reason = '', mirror, memory } of runs) {
+    const columns = (part: DiskPart | undefined) =>
+      part
+        ? [
+            formatSize(part.qemuBytes),
+            formatSize(part.wanBytes),
+            part.seconds.toFixed(1),
+            part.cpuSeconds.map(seconds => seconds.toFixed(1)).join(' + '),
+          ]
+        : ['', '', '', '']
+    const all = [mirror, memory].filter(part => part !== undefined)
+    const sum = (of: (part: DiskPart) => number): number => all.reduce((total, part) => total + of(part), 0)
+    table.push([
+      outcome === 'completed' ? disk : `${disk}: ${reason}`,
+      ...[...columns(mirror), ...columns(memory)],
+      ...[formatSize(sum(({ wanBytes }) => wanBytes)), sum(({ seconds }) => seconds).toFixed(1)],
+    ])
+  }
+  return table.toString()
 }
 
 function linkOf(run: Run, profiles: Results['profiles']): string {
