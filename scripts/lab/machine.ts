@@ -60,6 +60,8 @@ export function machineArguments(o: MachineOptions): string[] {
     // A network card as every guest has one, on a network that leads nowhere.
     ...['-netdev', 'user,id=net,restrict=on', '-device', 'virtio-net-pci,netdev=net'],
     ...['-device', 'virtio-rng-pci', '-display', 'none', '-no-reboot'],
+    // else QEMU 10 tries every sound driver, those of the system's QEMU too, and ends at the first of another build
+    ...['-audiodev', 'none,id=none'],
     ...['-serial', `file:${join(o.folder, 'serial.log')}`, '-qmp', 'stdio'],
   ]
 }
