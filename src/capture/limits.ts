@@ -8,6 +8,20 @@ export const HEAD_LENGTH = 4096
 export const WRAPPINGS_MAX = 4
 /** Where a Linux kernel's program may begin in its file: behind 128 KiB of setup at most, and what unpacks it. */
 export const KERNEL_SETUP_MAX = 16 << 20
+/** What is packed in a kernel that an image has: distributions' have 8 to 20 MB, with an initramfs in them some ten more. */
+export const KERNEL_PAYLOAD_MAX = 64 << 20
+/** The same unpacked, which is held until all of it is there: distributions' have 50 to 80 MB. */
+export const KERNEL_PROGRAM_MAX = 256 << 20
+/** A kernel unpacks 3 to 8 to 1. So what an image claims costs no more than a multiple of what it has. */
+export const KERNEL_EXPANSION_MAX = 64
+/** Kernels of an image: after so many its other bytes are no longer looked at. A build host of kernels has some ten. */
+export const KERNELS_MAX = 64
+/** Those of which one begins before another ends. Files do not; what is left of deleted ones may. */
+export const KERNELS_AT_ONCE = 4
+/** Headers of kernels of which it is not known yet whether anything is packed behind them. */
+export const KERNEL_HEADERS_MAX = 1024
+/** Of those that do not unpack, how many are told one by one. */
+export const KERNELS_TOLD_MAX = 8
 /** Segments of an ELF core: a guest has some RAM, a hole for PCI, and a few more of each. */
 export const CORE_SEGMENTS_MAX = 4096
 /** Where their table may stand: QEMU writes it right behind the header. */

@@ -17,18 +17,24 @@ const VERSION_AT = 0x206
 const PAYLOAD_AT = 0x248
 /** The first version that has these two. */
 const VERSION_MIN = 0x0208
+/** Where the text of its version stands, from the end of the first sector; 0: nowhere. */
+const KERNEL_VERSION_AT = 0x20e
 /** Bytes of the file that tell all this. */
 export const KERNEL_HEADER_LENGTH = 0x250
-/** Behind what is packed in any way but gzip's stands its length, unpacked. */
-const LENGTH_BEHIND = 4
+/** Behind what is packed in any way but gzip's stands its length, unpacked; gzip's own last bytes are the same. */
+export const LENGTH_BEHIND = 4
+/** Bytes of its version that are looked at: `6.1.0-50-cloud-amd64 (debian-kernel@...`, of which the first word counts. */
+export const KERNEL_VERSION_LENGTH = 80
+/** "HdrS" */
+const MAGIC = 0x53726448
 
-export function isLinuxKernel(head: Buffer): boolean {
-  if (head.length < KERNEL_HEADER_LENGTH) return false
-  const { length } = 'HdrS'
+/** @param at where in the bytes it would begin */
+export function isLinuxKernel(bytes: Buffer, at = 0): boolean {
   return (
-    head.toString('latin1', MAGIC_AT, MAGIC_AT + length) === 'HdrS' &&
-    head.readUInt16LE(BOOT_FLAG_AT) === 0xaa55 &&
-    head.readUInt16LE(VERSION_AT) >= VERSION_MIN
+    bytes.length >= at + KERNEL_HEADER_LENGTH &&
+    bytes.readUInt32LE(at + MAGIC_AT) === MAGIC &&
+    bytes.readUInt16LE(at + BOOT_FLAG_AT) === 0xaa55 &&
+    bytes.readUInt16LE(at + VERSION_AT) >= VERSION_MIN
   )
 }
 
@@ -37,17 +43,41 @@ export function isProgram(head: Uint8Array): boolean {
   return Buffer.from(head.subarray(0, 4)).toString('latin1') === '\x7fELF'
 }
 
+/** What is packed in a kernel: bytes from the start of its file. */
+export interface KernelPayload {
+  readonly from: number
+  readonly to: number
+}
+
 /** Where the packed program lies in the file. @throws CAPTURE_FORMAT */
-export function kernelPayload(name: string, header: Buffer): { readonly from: number; readonly to: number } {
-  const setupLength = ((header[SETUP_SECTORS_AT] || 4) + 1) * SECTOR_LENGTH
-  const from = setupLength + header.readUInt32LE(PAYLOAD_AT)
+export function kernelPayload(name: string, header: Buffer): KernelPayload {
+  const payload = findKernelPayload(header)
+  if (payload !== undefined) return payload
+  const where = { stream: name, offset: PAYLOAD_AT }
+  const action = 'give a kernel as /boot has it'
+  throw new ProxyError('CAPTURE_FORMAT', 'a Linux kernel without what should be packed in it', where, action)
+}
+
+/** The same; undefined where the header tells of none. */
+export function findKernelPayload(header: Buffer): KernelPayload | undefined {
+  const from = setupLength(header) + header.readUInt32LE(PAYLOAD_AT)
   const length = header.readUInt32LE(PAYLOAD_AT + 4)
-  if (from > KERNEL_SETUP_MAX || length <= LENGTH_BEHIND) {
-    const where = { stream: name, offset: PAYLOAD_AT }
-    const action = 'give a kernel as /boot has it'
-    throw new ProxyError('CAPTURE_FORMAT', 'a Linux kernel without what should be packed in it', where, action)
-  }
-  return { from, to: from + length }
+  return from > KERNEL_SETUP_MAX || length <= LENGTH_BEHIND ? undefined : { from, to: from + length }
+}
+
+function setupLength(header: Buffer): number {
+  return ((header[SETUP_SECTORS_AT] || 4) + 1) * SECTOR_LENGTH
+}
+
+/** Where in the file the text of its version begins; undefined where it has none. */
+export function kernelVersionAt(header: Buffer): number | undefined {
+  const at = header.readUInt16LE(KERNEL_VERSION_AT)
+  return at === 0 || SECTOR_LENGTH + at >= setupLength(header) ? undefined : SECTOR_LENGTH + at
+}
+
+/** What `uname -r` says where this kernel runs. @param text from `kernelVersionAt` on. @returns '' where it is not told */
+export function kernelVersion(text: Buffer): string {
+  return /^[\x21-\x7e]+(?=[ \0])/.exec(text.toString('latin1'))?.[0] ?? ''
 }
 
 /** The program within a kernel, as it is packed. @throws CAPTURE_FORMAT, QEMU_TRUNCATED */

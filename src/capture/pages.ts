@@ -8,6 +8,8 @@ import { ChannelReader } from './channels.ts'
 import { ElfCoreReader, type MemorySink } from './elf-core.ts'
 import { hasChannels, type InputFormat } from './formats.ts'
 import { Input, type InputOptions } from './input.ts'
+import { KernelFinder, type PackedKernel, unpackKernel } from './kernels-in-image.ts'
+import { KERNELS_MAX, KERNELS_TOLD_MAX } from './limits.ts'
 import { MappedRamReader } from './mapped-ram.ts'
 import { type FeedWatcher, MendedChannel } from './mended-channel.ts'
 import { CAPTURE_WHOLE, JOIN_ROTATED, missingText } from './missing.ts'
@@ -26,7 +28,19 @@ export interface InputNote {
 export interface PageInputOptions extends Pick<InputOptions, 'as' | 'snapshot' | 'signal'> {
   /** Take the pages of streams that end early or cannot be read up to there, with a note, instead of an error. */
   readonly partial?: boolean
+  /** Look for Linux kernels in a disk image, and give the pages of their programs too. */
+  readonly kernels?: boolean
   readonly note?: (note: InputNote) => void
+}
+
+/** A Linux kernel that was found in an image. */
+export interface KernelInImage {
+  /** What `uname -r` says in its guests; '' where the kernel does not say it. */
+  readonly version: string
+  /** Where its file begins: bytes of the disk. */
+  readonly offset: number
+  /** Of its program. */
+  readonly pages: number
 }
 
 /** An input whose pages can be read again and again. */
@@ -42,6 +56,7 @@ export class PageInput {
   private readonly options: PageInputOptions
   private readonly pool = new BatchPool()
   private readonly notes = new Set<string>()
+  private found: readonly KernelInImage[] = []
 
   private constructor(input: Input, options: PageInputOptions) {
     this.input = input
@@ -64,7 +79,8 @@ export class PageInput {
   }
 
   /**
-   * Its pages in the order of the input, in batches that the caller releases.
+   * Its pages in the order of the input, in batches that the caller releases. Those of a kernel that is found in an image
+   * come where its file ends.
    *
    * @param readBytes is told how many bytes of the file were read
    * @throws IO, CAPTURE_FORMAT; without `partial` CAPTURE_GAP, QEMU_TRUNCATED and QEMU_SYNTAX
@@ -75,10 +91,12 @@ export class PageInput {
     // Behind the RAM of a stream stands what has no pages: device state, and on a volume whatever was there before. What
     // is packed is read to its end, where its checksum is.
     const endsWithRam = this.input.format === 'stream' && !this.input.packed
+    const kernels = this.looksForKernels ? new KernelSearch(this.name, collector, this.options.signal) : undefined
     try {
       for await (const chunk of this.input.chunks(readBytes)) {
         reader.push(chunk)
         yield* collector.full.splice(0)
+        if (kernels !== undefined) yield* kernels.push(chunk)
         if (endsWithRam && collector.ramComplete) break
       }
     } catch (error) {
@@ -88,6 +106,10 @@ export class PageInput {
       reader.end()
     } catch (error) {
       collector.endsEarly(error)
+    }
+    if (kernels !== undefined) {
+      this.found = kernels.found
+      for (const note of kernels.end()) this.tell(note)
     }
     collector.endOfInput()
     yield* collector.full
@@ -121,6 +143,15 @@ export class PageInput {
     return this.input.isKernel
   }
 
+  /** Those in an image, as its last reading to the end has found them; undefined where none are looked for. */
+  get kernels(): readonly KernelInImage[] | undefined {
+    return this.looksForKernels ? this.found : undefined
+  }
+
+  private get looksForKernels(): boolean {
+    return this.input.format === 'disk' && this.options.kernels === true
+  }
+
   /** What it was taken for. */
   get format(): InputFormat {
     return this.input.format
@@ -131,6 +162,70 @@ export class PageInput {
     if (this.notes.has(text)) return
     this.notes.add(text)
     this.options.note?.({ input: this.name, text })
+  }
+}
+
+/** Looks for the kernels in an image that is read, and gathers their pages. */
+class KernelSearch {
+  readonly found: KernelInImage[] = []
+  private readonly name: string
+  private readonly collector: PageCollector
+  private readonly signal: AbortSignal
+  private readonly finder: KernelFinder
+  /** What cannot be had of the others, and why. */
+  private readonly lost: { readonly kernel: PackedKernel; readonly fault: ProxyError }[] = []
+
+  constructor(name: string, collector: PageCollector, signal = new AbortController().signal) {
+    this.name = name
+    this.collector = collector
+    this.signal = signal
+    this.finder = new KernelFinder()
+  }
+
+  /** @throws the signal's reason, and nothing of what a kernel may be */
+  async *push(chunk: Buffer): AsyncGenerator<PageBatch> {
+    for (const kernel of this.finder.push(chunk)) yield* this.take(kernel)
+  }
+
+  /** The image ends. @returns what has to be said */
+  *end(): Generator<string> {
+    const cut = new ProxyError('QEMU_TRUNCATED', 'the image ends before it does', { stream: this.name }, '')
+    for (const kernel of this.finder.end()) this.lost.push({ kernel, fault: cut })
+    // One that is there twice, once in pieces, is not missed.
+    const whole = new Set(this.found.map(({ version }) => version))
+    const missed = this.lost.filter(({ kernel }) => kernel.version === '' || !whole.has(kernel.version))
+    for (const { kernel, fault } of missed.slice(0, KERNELS_TOLD_MAX)) {
+      const { version, offset } = kernel
+      const file = version === '' ? '/boot/vmlinuz-...' : `/boot/vmlinuz-${version}`
+      const what = `what begins as the Linux kernel ${version}`.trimEnd()
+      yield fault.code === 'IO'
+        ? `${what} at byte ${offset} is ${fault.what}: ${fault.action}`
+        : `${what} at byte ${offset} does not unpack (${fault.what}): its file lies in pieces, or was deleted; where guests run it, give ${file} as an input of its own, too`
+    }
+    const others = missed.length - KERNELS_TOLD_MAX
+    if (others > 0) yield `${others} others that begin as Linux kernels do not unpack`
+    const { passedOver } = this.finder
+    if (passedOver > 0) yield `${passedOver} others that begin as Linux kernels, behind ${KERNELS_MAX} or in each other, are left out`
+  }
+
+  private async *take(kernel: PackedKernel): AsyncGenerator<PageBatch> {
+    const { name, collector, found } = this
+    const { version, offset } = kernel
+    try {
+      const program = await unpackKernel(name, kernel, this.signal)
+      const before = collector.pages
+      const reader = new ElfCoreReader(name, new MemoryPages(collector))
+      for (const piece of program) {
+        reader.push(piece)
+        yield* collector.full.splice(0)
+      }
+      reader.end()
+      found.push({ version, offset, pages: collector.pages - before })
+    } catch (error) {
+      this.signal.throwIfAborted()
+      if (!isProxyError(error)) throw error
+      this.lost.push({ kernel, fault: error })
+    }
   }
 }
 
@@ -219,6 +314,11 @@ class PageCollector implements ChannelSink {
   get fault(): ProxyError | undefined {
     const retried = this.mainComplete && this.faults.every(({ code }) => code === 'QEMU_TRUNCATED')
     return this.early ?? (retried ? undefined : this.faults[0])
+  }
+
+  /** Gathered so far. */
+  get pages(): number {
+    return this.pageCount
   }
 
   /** The batch that takes the next page, at its `count`. */

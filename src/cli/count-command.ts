@@ -11,7 +11,7 @@ import { formatCount, formatSize, parseCount, parseSize } from '../quantity.ts'
 import type { BuildProgress } from '../store/build.ts'
 import { readStoreKey } from '../store/cipher.ts'
 import { discardUnfinished } from '../system/unfinished.ts'
-import { type InputArguments, inputOptions } from './input-options.ts'
+import { type InputArguments, inputOptions, type KernelArguments, kernelOption, kernelsText } from './input-options.ts'
 import { interruptible } from './interruptible.ts'
 import { print, printLines, tell } from './output.ts'
 import { withPageInputs } from './page-inputs.ts'
@@ -34,7 +34,7 @@ interface CommonArguments {
   readonly json: boolean
 }
 
-interface CountArguments extends CommonArguments, InputArguments {
+interface CountArguments extends CommonArguments, InputArguments, KernelArguments {
   readonly inputs: string[]
   readonly vm: string[]
   readonly key: string | undefined
@@ -52,7 +52,7 @@ export const count: CommandModule<object, CountArguments> = {
   command: 'count <inputs..>',
   describe: 'Count the pages of guests and disk images into a file, to be put beside those of other hosts',
   builder: yargs =>
-    (inputOptions(commonOptions(yargs)) as Argv<CountArguments>)
+    (kernelOption(inputOptions(commonOptions(yargs))) as Argv<CountArguments>)
       .positional('inputs', { describe: 'As of template build', type: 'string', array: true, demandOption: true })
       .option('vm', {
         describe: 'Name of the VM of each input, in order: what has one name is one VM. Without: HOST:PATH',
@@ -156,19 +156,17 @@ async function runCount(args: CountArguments): Promise<void> {
       const counted = inputs.map((input, i) =>
         countInput(input, args.vm[i] ?? `${hostname()}:${resolve(args.inputs[i]!)}`),
       )
-      const taken = counted.map(({ vm }, i) => ({
-        input: inputs[i]!.name,
-        takenFor: inputs[i]!.takenFor,
-        lengthBytes: inputs[i]!.lengthBytes,
-        vm,
-      }))
       const { countPages } = await import('../counts/count.ts')
       const display = await newDisplay(args.json)
       const progress = (progress: BuildProgress): void => display.show(passStep(progress))
       const sorting = (pages: number, share: number): void => display.show(sortStep(pages, share))
       const options = { memoryBytes, spill: args.spill, key, progress, signal, sorting }
       try {
-        return { report: await countPages(counted, args.output, options), taken }
+        const report = await countPages(counted, args.output, options)
+        const taken = inputs.map(({ name, takenFor, lengthBytes, kernels }, i) => {
+          return { input: name, takenFor, lengthBytes, kernels, vm: counted[i]!.vm }
+        })
+        return { report, taken }
       } finally {
         display.end()
       }
@@ -177,7 +175,9 @@ async function runCount(args: CountArguments): Promise<void> {
   const seconds = (Date.now() - startMs) / 1000
   if (args.json) printLines(JSON.stringify({ ...report, inputs: taken, seconds, notes }, null, 2))
   else {
-    for (const { input, takenFor, vm } of taken) print(`input    ${input}: taken for ${takenFor}, VM ${vm}`)
+    for (const { input, takenFor, kernels, vm } of taken) {
+      print(`input    ${input}: taken for ${takenFor}${kernelsText(kernels)}, VM ${vm}`)
+    }
     print(`pages    ${formatCount(report.pages)}, of these ${formatCount(report.uniformPages)} of one repeated byte`)
     const vms = `${formatCount(report.vms)} VM${report.vms === 1 ? '' : 's'}`
     print(`count    ${formatCount(report.rows)} rows, ${vms}, ${formatSize(report.fileBytes)}, ${seconds.toFixed(1)} s`)

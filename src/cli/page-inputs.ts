@@ -2,10 +2,10 @@
 import { type InputNote, PageInput } from '../capture/pages.ts'
 import { ProxyError } from '../errors.ts'
 import { discardUnfinished } from '../system/unfinished.ts'
-import { type InputArguments, openOptions } from './input-options.ts'
+import { type InputArguments, type KernelArguments, openOptions } from './input-options.ts'
 import { interruptible } from './interruptible.ts'
 
-export interface PageInputArguments extends InputArguments {
+export interface PageInputArguments extends InputArguments, KernelArguments {
   readonly inputs: readonly string[]
   readonly partial: boolean
 }
@@ -34,7 +34,8 @@ export function withPageInputs<T>(
     try {
       for (const path of args.inputs) {
         const note = (note: InputNote): void => void notes.push(note)
-        inputs.push(await PageInput.open(path, { ...openOptions(args), partial: args.partial, note, signal }))
+        const { partial, kernels } = args
+        inputs.push(await PageInput.open(path, { ...openOptions(args), partial, kernels, note, signal }))
       }
       refuseTwins(inputs)
       return await work(inputs, signal)

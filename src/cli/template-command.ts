@@ -16,7 +16,7 @@ import { occurrencesOfPage, type SetHead, vmsOfPage } from '../template/format.t
 import type { SetOverlap } from '../template/summary.ts'
 import { PAGE_SIZE, SET_SUFFIX } from '../template/wire.ts'
 import { choose, count, countKeyOf, KEY_OPTION } from './count-command.ts'
-import { type InputArguments, inputOptions } from './input-options.ts'
+import { type InputArguments, inputOptions, type KernelArguments, kernelOption, kernelsText } from './input-options.ts'
 import { print, printLines, tell } from './output.ts'
 import { withPageInputs } from './page-inputs.ts'
 import { newDisplay, passStep } from './progress-display.ts'
@@ -32,7 +32,7 @@ interface StoreArguments {
   readonly json: boolean
 }
 
-interface BuildArguments extends StoreArguments, InputArguments {
+interface BuildArguments extends StoreArguments, InputArguments, KernelArguments {
   readonly inputs: string[]
   readonly minVms: string | undefined
   readonly maxSize: string | undefined
@@ -56,7 +56,7 @@ const build: CommandModule<object, BuildArguments> = {
   command: 'build <inputs..>',
   describe: 'Build a template set from guests and disk images, one input a VM',
   builder: yargs =>
-    (inputOptions(storeOptions(yargs)) as Argv<BuildArguments>)
+    (kernelOption(inputOptions(storeOptions(yargs))) as Argv<BuildArguments>)
       .positional('inputs', {
         describe:
           'Migration streams, .pcap or .pcapng captures, libvirt save images, ELF cores, kdump and mapped-ram files, disk images, Linux kernels (vmlinuz); as they are or compressed',
@@ -93,7 +93,7 @@ const build: CommandModule<object, BuildArguments> = {
       })
       .option('key', KEY_OPTION)
       .example('$0 template build --store /var/lib/pageferry web1.stream web2.stream db1.pcapng', 'pages of 2 or more')
-      .example('$0 template build --store S golden.qcow2', 'all of a disk image')
+      .example('$0 template build --store S golden.qcow2', 'all of a disk image, and the kernels in it')
       .example('$0 template build --store S --max-size 100MB --min-vms 3 *.stream.zst', 'the best 100 MB') as never,
   handler: runBuild,
 }
@@ -267,7 +267,9 @@ async function buildFrom(
     display.end()
   }
   const seconds = (Date.now() - startMs) / 1000
-  const taken = inputs.map(({ name, takenFor, lengthBytes }) => ({ input: name, takenFor, lengthBytes }))
+  const taken = inputs.map(({ name, takenFor, lengthBytes, kernels }) => {
+    return { input: name, takenFor, lengthBytes, kernels }
+  })
   if (args.json) printLines(JSON.stringify({ ...report, inputs: taken, seconds, notes }, null, 2))
   else await printBuilt(report, inputs, seconds)
   for (const { input, text } of notes) tell(`note: ${input}: ${text}`)
@@ -280,7 +282,9 @@ async function printBuilt(
 ): Promise<void> {
   const { totals, byVms, pages, digest, fileBytes, existed, path } = report
   const bytes = inputs.reduce((sum, { lengthBytes }) => sum + lengthBytes, 0)
-  for (const { name, takenFor } of inputs) print(`input    ${name}: taken for ${takenFor}`)
+  for (const { name, takenFor, kernels } of inputs) {
+    print(`input    ${name}: taken for ${takenFor}${kernelsText(kernels)}`)
+  }
   const missing = 'missing' in report ? report.missing : undefined
   await printRows(byVms, missing === undefined ? inputs.length : report.metadata.vms)
   const passes = totals.passes === 1 ? 'one pass' : `${totals.passes} passes`
