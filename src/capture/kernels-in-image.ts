@@ -50,7 +50,7 @@ interface Candidate {
   readonly to: number
   /** The first bytes of what is packed, which say whether it is. */
   readonly magic: Buffer
-  known: boolean
+  state: 'seen' | 'taken' | 'none'
   /** What is packed, as far as it came. */
   readonly pieces: Buffer[]
   /** Of the image. */
@@ -83,9 +83,8 @@ export class KernelFinder {
     for (const candidate of this.candidates) this.feed(candidate, chunk, position)
     // out go those that are whole, and those that are none
     const whole: PackedKernel[] = []
-    this.candidates = this.candidates.filter(({ known, from, to, offset, version, pieces }) => {
-      if (!known) return this.position < from + MAGIC_LENGTH
-      if (this.position < to) return true
+    this.candidates = this.candidates.filter(({ state, to, offset, version, pieces }) => {
+      if (state !== 'taken' || this.position < to) return state !== 'none'
       whole.push({ offset, version: kernelVersion(version), payload: Buffer.concat(pieces) })
       return false
     })
@@ -94,7 +93,7 @@ export class KernelFinder {
 
   /** The image ends. @returns kernels that do not */
   end(): PackedKernel[] {
-    const cut = this.candidates.filter(({ known }) => known)
+    const cut = this.candidates.filter(({ state }) => state === 'taken')
     this.candidates = []
     return cut.map(({ offset, version }) => ({ offset, version: kernelVersion(version), payload: undefined }))
   }
@@ -121,15 +120,16 @@ export class KernelFinder {
     candidate.seenTo = Math.max(seenTo, at + bytes.length)
     copy(version, versionAt)
     copy(magic, from)
-    if (candidate.seenTo < from + MAGIC_LENGTH) return
-    if (!candidate.known) {
-      if (packingOf(magic) === undefined && !isProgram(magic)) return // no kernel
-      if (this.taken >= KERNELS_MAX || this.underWay >= KERNELS_AT_ONCE) {
+    if (candidate.seenTo < from + MAGIC_LENGTH || candidate.state === 'none') return
+    if (candidate.state === 'seen') {
+      candidate.state = 'none'
+      if (packingOf(magic) === undefined && !isProgram(magic)) return
+      if (this.taken >= KERNELS_MAX || this.takenAround(from) >= KERNELS_AT_ONCE) {
         this.passedOver++
         return
       }
       this.taken++
-      candidate.known = true
+      candidate.state = 'taken'
       pieces.push(magic)
     }
     const first = Math.max(from + MAGIC_LENGTH, seenTo, at)
@@ -137,8 +137,9 @@ export class KernelFinder {
     if (first < end) pieces.push(Buffer.from(bytes.subarray(first - at, end - at)))
   }
 
-  private get underWay(): number {
-    return this.candidates.reduce((count, { known }) => count + (known ? 1 : 0), 0)
+  /** How many of those that were taken claim this byte. */
+  private takenAround(at: number): number {
+    return this.candidates.reduce((count, { state, to }) => count + (state === 'taken' && to > at ? 1 : 0), 0)
   }
 }
 
@@ -154,7 +155,7 @@ function candidateOf(header: Buffer, offset: number): Candidate | undefined {
     from: offset + payload.from,
     to: offset + payload.to,
     magic: Buffer.alloc(MAGIC_LENGTH),
-    known: false,
+    state: 'seen',
     pieces: [],
     seenTo: offset,
   }

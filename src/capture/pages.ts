@@ -205,7 +205,8 @@ class KernelSearch {
     const others = missed.length - KERNELS_TOLD_MAX
     if (others > 0) yield `${others} others that begin as Linux kernels do not unpack`
     const { passedOver } = this.finder
-    if (passedOver > 0) yield `${passedOver} others that begin as Linux kernels, behind ${KERNELS_MAX} or in each other, are left out`
+    if (passedOver > 0)
+      yield `${passedOver} others that begin as Linux kernels, behind ${KERNELS_MAX} or in each other, are left out`
   }
 
   private async *take(kernel: PackedKernel): AsyncGenerator<PageBatch> {

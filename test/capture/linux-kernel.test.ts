@@ -8,44 +8,25 @@ import { kernelProgram } from '../../src/capture/linux-kernel.ts'
 import { PageInput } from '../../src/capture/pages.ts'
 import { pageferry } from '../template/cli-harness.ts'
 import { elfCore, failure, page, scratch } from '../template/makers.ts'
+import {
+  kernel,
+  withLength as lengthBehind,
+  PAYLOAD_OFFSET,
+  program as programOf,
+  SETUP_SECTORS,
+} from './kernel-maker.ts'
 import { pageNumbers } from './page-numbers.ts'
 
 t.setTimeout(590_000)
 const { folder, put } = scratch(t.teardown)
 const PAGES = Array.from({ length: 40 }, (_, i) => page(i + 1))
 const IDS = PAGES.map((_, i) => i + 1)
-const SETUP_SECTORS = 39
-const PAYLOAD_OFFSET = 716
 /** Bytes before what is packed. */
 const HEAD_LENGTH = (SETUP_SECTORS + 1) * 512 + PAYLOAD_OFFSET
 
-/** A program of two segments, as a kernel is. */
-const program = elfCore([PAGES.slice(0, 25), PAGES.slice(25)])
-program.writeUInt16LE(2, 16)
+const program = programOf(IDS)
 
-interface Shape {
-  readonly sectors?: number
-  readonly version?: number
-  readonly from?: number
-  readonly length?: number
-}
-
-/** What a boot loader takes. @param packed with what stands behind it there */
-function kernel(packed: Buffer, shape: Shape = {}): Buffer {
-  const { sectors = SETUP_SECTORS, version = 0x20f, from = PAYLOAD_OFFSET, length = packed.length } = shape
-  const head = Buffer.alloc(((sectors || 4) + 1) * 512 + PAYLOAD_OFFSET, 0x90)
-  head[0x1f1] = sectors
-  head.writeUInt16LE(0xaa55, 0x1fe)
-  head.write('HdrS', 0x202)
-  head.writeUInt16LE(version, 0x206)
-  head.writeUInt32LE(from, 0x248)
-  head.writeUInt32LE(length, 0x24c)
-  return Buffer.concat([head, packed, Buffer.alloc(3000, 0xcc)]) // what unpacks it
-}
-
-const lengthBehind = Buffer.alloc(4)
-lengthBehind.writeUInt32LE(program.length)
-const withLength = (packed: Buffer): Buffer => Buffer.concat([packed, lengthBehind])
+const withLength = (packed: Buffer): Buffer => lengthBehind(packed, program)
 const tool = (name: string, ...args: string[]): Buffer => execFileSync(name, [...args, '-c'], { input: program })
 const absent = (name: string): string | false => spawnSync(name, ['--version']).error !== undefined && `no ${name} here`
 
@@ -94,7 +75,7 @@ t.test('what is no kernel, or not all of one', async t => {
   t.equal(await fails(kernel(packed, { length: 0 })), 'CAPTURE_FORMAT at 584', 'nothing')
   t.match(await fails(kernel(packed, { length: 2 ** 31 })), /^(CAPTURE_FORMAT|QEMU_TRUNCATED)/, 'more than there is')
   t.match(await fails(kernel(gzipSync(Buffer.from('no program')))), /^CAPTURE_FORMAT/, 'something else in it')
-  const old = await Input.open(put('old', kernel(packed, { version: 0x207 })))
+  const old = await Input.open(put('old', kernel(packed, { protocol: 0x207 })))
   t.equal(old.format, 'disk', 'before version 2.08 nothing says where it lies: a boot sector')
   old.close()
   const migration = await Input.open(put('vmlinuz', kernel(packed)), { migration: true }).catch(caught => caught)
