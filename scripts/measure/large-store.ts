@@ -1,13 +1,14 @@
 /**
  * A store of disk images that is larger than memory, used by one session.
  *
- *   node scripts/measure/large-store.ts [--gigabytes 20] [--rounds 3] [--keep]
+ *   node scripts/measure/large-store.ts [--gigabytes 20] [--rounds 3] [--efforts 0,2,3] [--only build|sessions|encode] [--keep]
  *
  * The images are made of the files of the distribution's packages (what is below /usr here), each block unlike all others by
  * a few words, and `template build` makes a set of each. Measured: how long a session takes to open and what both proxies
  * take of memory, by two processes over loopback that have the whole store on the disk; what encoding a guest of which 90 %
  * are pages of an image costs, with that image in memory and with the whole store on the disk. Takes so many gigabytes of
- * disk and three more below .cache/large-store, and gives them back; writes .cache/large-store.json.
+ * disk and three more below .cache/large-store, and gives them back; writes .cache/large-store.json. --only does one part, so
+ * that what is timed can be done in short turns of a machine that others use, too; it keeps the store.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -162,7 +163,9 @@ function makeGuest(pages: Pages, path: string): void {
 }
 
 interface Cost {
+  /** Of all threads, and of the one that encodes. */
   readonly cpuSeconds: number
+  readonly threadSeconds: number
   readonly seconds: number
   readonly bytes: number
 }
@@ -177,9 +180,13 @@ async function encode(
 ): Promise<Cost> {
   let startMs = 0
   let before = process.cpuUsage()
+  let threadBefore = process.threadCpuUsage()
   const timed = async function* () {
     for await (const chunk of (await InputFile.open(guest)).chunks()) {
-      if (startMs === 0) [startMs, before] = [performance.now(), process.cpuUsage()]
+      if (startMs === 0) {
+        threadBefore = process.threadCpuUsage()
+        ;[startMs, before] = [performance.now(), process.cpuUsage()]
+      }
       yield chunk
     }
   }
@@ -187,7 +194,13 @@ async function encode(
   const terms = { store, sets, ...(cold.length > 0 && { cold }), ...ring }
   const { fileBytes } = await encodeStream(timed(), () => {}, { ...terms, effort: EFFORTS[effort]! })
   const { user, system } = process.cpuUsage(before)
-  return { cpuSeconds: (user + system) / 1e6, seconds: (performance.now() - startMs) / 1000, bytes: fileBytes }
+  const thread = process.threadCpuUsage(threadBefore)
+  return {
+    cpuSeconds: (user + system) / 1e6,
+    threadSeconds: (thread.user + thread.system) / 1e6,
+    seconds: (performance.now() - startMs) / 1000,
+    bytes: fileBytes,
+  }
 }
 
 /** A proxy, and when it told what. */
@@ -300,10 +313,14 @@ async function main(): Promise<void> {
     options: {
       gigabytes: { type: 'string', default: '20' },
       rounds: { type: 'string', default: '3' },
+      efforts: { type: 'string', default: EFFORT_NUMBERS.join() },
+      only: { type: 'string' },
       keep: { type: 'boolean', default: false },
     },
   })
   const [gigabytes, rounds] = [Number(values.gigabytes), Number(values.rounds)]
+  const efforts = values.efforts.split(',').map(Number)
+  const does = (part: string): boolean => values.only === undefined || values.only === part
   mkdirSync(work, { recursive: true })
   if (!existsSync(corpus)) makeCorpus()
   const pages = new Pages()
@@ -314,11 +331,11 @@ async function main(): Promise<void> {
     await makeStore(pages, gigabytes)
   }
   const guest = at('guest.stream')
-  makeGuest(pages, guest)
+  if (!existsSync(guest)) makeGuest(pages, guest)
   pages.close()
 
   const sessions: Awaited<ReturnType<typeof session>>[] = []
-  for (let i = 0; i < rounds; i++) {
+  for (let i = 0; does('sessions') && i < rounds; i++) {
     const found = await session(store, guest)
     sessions.push(found)
     process.stderr.write(`${JSON.stringify(found)}\n`)
@@ -326,8 +343,8 @@ async function main(): Promise<void> {
   const sets = (await store.list()).toSorted((a, b) => a.modified.getTime() - b.modified.getTime())
   const digests = sets.map(({ digest }) => digest) // the first image's first
   const costs: Record<string, Cost[]> = {}
-  for (let i = 0; i < rounds; i++) {
-    for (const effort of EFFORT_NUMBERS) {
+  for (let i = 0; does('encode') && i < rounds; i++) {
+    for (const effort of efforts) {
       for (const [where, sets, cold] of [
         ['memory', digests.slice(0, 1), []],
         ['disk', [], digests],
@@ -340,24 +357,30 @@ async function main(): Promise<void> {
     }
   }
   const megabytes = statSync(guest).size / 1e6
-  const speed = (name: string, of: 'cpuSeconds' | 'seconds'): number =>
-    megabytes / median(costs[name]!.map(cost => cost[of]))
-  const lines = EFFORT_NUMBERS.map(effort => {
+  const speed = (name: string, of: keyof Cost): number => megabytes / median(costs[name]!.map(cost => cost[of]))
+  const encoded = efforts.filter(effort => costs[`effort ${effort}, disk`] !== undefined)
+  const lines = encoded.map(effort => {
     const [memory, disk] = [`effort ${effort}, memory`, `effort ${effort}, disk`]
-    const ratios = (['cpuSeconds', 'seconds'] as const).map(of => speed(disk, of) / speed(memory, of))
+    const ratio = (of: keyof Cost): string => (speed(disk, of) / speed(memory, of)).toFixed(2)
+    const both = (of: keyof Cost): string =>
+      `${speed(memory, of).toFixed(0)}, ${speed(disk, of).toFixed(0)}: ${ratio(of)}`
     return (
-      `effort ${effort}: ${speed(memory, 'cpuSeconds').toFixed(0)} MB/s of CPU from memory, ${speed(disk, 'cpuSeconds').toFixed(0)} from disk: ` +
-      `${ratios[0]!.toFixed(2)}; of time ${speed(memory, 'seconds').toFixed(0)}, ${speed(disk, 'seconds').toFixed(0)}: ${ratios[1]!.toFixed(2)}`
+      `effort ${effort}: MB/s from memory, from disk: of CPU ${both('cpuSeconds')}; ` +
+      `of CPU of the thread that encodes ${both('threadSeconds')}; of time ${both('seconds')}`
     )
   })
   const mb = (pick: (found: (typeof sessions)[number]) => number): string =>
     (Math.max(...sessions.map(pick)) / 1e6).toFixed(0)
+  const ofSessions = [
+    `${sessions[0]?.cold} of the sets on the disk`,
+    `session open after ${sessions.map(({ openMs }) => (openMs / 1000).toFixed(2)).join(', ')} s, of which the source computes ` +
+      `${sessions.map(({ openCpuSeconds }) => openCpuSeconds.toFixed(2)).join(', ')}`,
+    `memory at most, MB: source ${mb(({ peak }) => peak.source)}, destination ${mb(({ peak }) => peak.destination)}`,
+  ]
   process.stdout.write(
     `${[
-      `${gigabytes} sets of 1 GB, ${sessions[0]!.cold} of them on the disk; a guest of ${megabytes.toFixed(0)} MB, ${100 * KNOWN_SHARE} % known`,
-      `session open after ${sessions.map(({ openMs }) => (openMs / 1000).toFixed(2)).join(', ')} s, of which the source computes ` +
-        `${sessions.map(({ openCpuSeconds }) => openCpuSeconds.toFixed(2)).join(', ')}`,
-      `memory at most, MB: source ${mb(({ peak }) => peak.source)}, destination ${mb(({ peak }) => peak.destination)}`,
+      `${gigabytes} sets of 1 GB; a guest of ${megabytes.toFixed(0)} MB, ${100 * KNOWN_SHARE} % known`,
+      ...(sessions.length > 0 ? ofSessions : []),
       ...lines,
     ].join('\n')}\n`,
   )
@@ -365,7 +388,7 @@ async function main(): Promise<void> {
     results,
     `${JSON.stringify({ gigabytes, guestBytes: statSync(guest).size, sessions, costs }, null, 2)}\n`,
   )
-  if (!values.keep) rmSync(work, { recursive: true })
+  if (!values.keep && values.only === undefined) rmSync(work, { recursive: true })
 }
 
 await main()

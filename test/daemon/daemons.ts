@@ -18,11 +18,12 @@ import type { TemplateStore } from '../../src/store/template-store.ts'
 import type { KeptSpace } from '../../src/transfer/cold/kept-space.ts'
 import { EVENT_LOOP } from '../../src/transfer/event-loop.ts'
 import { Pools } from '../../src/transfer/pool.ts'
+import { proxyThreads } from '../helpers/threads.ts'
 
 const RING_PAGES = 256
 const PLACES = 1 << 12
-/** Of the destination proxy, its main one counted: `THREADS=2 node test/daemon/...` has batches unpacked ahead. */
-const THREADS = Number(process.env.THREADS ?? 1)
+/** Of each proxy: `THREADS=2 node test/daemon/...`. */
+const THREADS = proxyThreads() ?? 1
 /** What a main channel and a multifd channel begin with, then nothing that a parser knows: relayed as it is. */
 export const MAIN = Buffer.from('5145564d00000003ff', 'hex')
 export const MULTIFD = Buffer.concat([Buffer.from('1122334400000001', 'hex'), Buffer.alloc(56)])
@@ -205,8 +206,11 @@ export class Daemons implements AsyncDisposable {
       rate = Number.POSITIVE_INFINITY,
       ...times
     } = options
-    const poolsOf = (setsBytesMax: number | undefined) =>
-      setsBytesMax === undefined ? {} : { pools: new Pools({ setsBytesMax, loop: PATIENT }) }
+    const poolsOf = (setsBytesMax: number | undefined) => {
+      const threads = THREADS
+      if (setsBytesMax !== undefined) return { pools: new Pools({ setsBytesMax, loop: PATIENT, threads }) }
+      return threads === 1 ? {} : { pools: new Pools({ threads }) }
+    }
     const target = new Target()
     if (targetAt === undefined) target.server.listen(0, '127.0.0.1')
     else target.server.listen(targetAt)
@@ -232,7 +236,6 @@ export class Daemons implements AsyncDisposable {
       diskZeroes,
       credentials: credentials?.destination,
       store: farStore,
-      ...(THREADS > 1 && { pools: new Pools({ threads: THREADS }) }),
       ...poolsOf(farSetBytes),
       ...(farPools && { pools: farPools }),
       ringPagesMax: ringPages,

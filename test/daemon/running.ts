@@ -5,6 +5,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import { PAGEFERRY } from '../cli/command.ts'
+import { proxyThreads } from '../helpers/threads.ts'
 import { until } from '../helpers/until.ts'
 import { Target, Wan } from './daemons.ts'
 
@@ -15,7 +16,9 @@ export class Running implements AsyncDisposable {
   readonly exit: Promise<unknown>
 
   constructor(...args: string[]) {
-    this.child = spawn(PAGEFERRY, [...args, '--json', '--plaintext'], { stdio: ['ignore', 'pipe', 'inherit'] })
+    const threads = args.includes('--threads') ? undefined : proxyThreads()
+    const more = threads === undefined ? [] : ['--threads', `${threads}`]
+    this.child = spawn(PAGEFERRY, [...args, '--json', '--plaintext', ...more], { stdio: ['ignore', 'pipe', 'inherit'] })
     this.exit = once(this.child, 'exit')
     let rest = ''
     this.child.stdout!.setEncoding('utf8').on('data', (text: string) => {

@@ -4,6 +4,7 @@
  *   node test/qemu/faults.ts                             all scenarios: an hour
  *   node test/qemu/faults.ts cuts multifd --runs 100     some, with so many cuts or mishaps each
  *   node test/qemu/faults.ts mishaps --seed 7            another run of chance; --seed repeats the choices, not the timing of a loaded machine
+ *   node test/qemu/faults.ts cuts --threads 4 --effort 3 proxies with so many threads, which help at efforts 2 and 3
  *
  * cuts        one guest that dirties memory, the WAN breaks again and again: RST, silence, stall
  * four        the same with four migrations at once
@@ -11,6 +12,7 @@
  * postcopy    the same while the guest already runs at the destination
  * mishaps     cancel, either QEMU killed, either proxy killed, at any moment
  * held        main, multifd, return path, or the whole WAN stands still for 30 s
+ * helpers     a helping thread of either proxy dies, throws or stands still (with --threads 2 or more)
  * disks       Debian guests that write files (QEMU 7.2 and 10; `make lab` first), their disks mirrored, 20 cuts in each mirror
  *             and the memory behind it; either proxy killed
  */
@@ -18,14 +20,17 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { MigrationSettings, QemuGuest } from '../../scripts/harness/qemu/guest.ts'
+import { compareMemory } from '../../scripts/harness/qemu/memory.ts'
 import { qemu10, systemQemu } from '../../scripts/harness/qemu/versions.ts'
 import { Random } from '../../scripts/harness/random.ts'
 import { parseAddress } from '../../src/relay/address.ts'
+import { type StartHelper, startHelper } from '../../src/transfer/helpers/helper.ts'
 import { until } from '../helpers/until.ts'
+import { FaultyHelpers } from '../transfer/faulty-helpers.ts'
 import { diskFaults, diskFaultsSkip } from './disk-faults.ts'
 import { ChannelRelay, FAULTS, type Fault, Guests, LINUX, Pair } from './pair.ts'
 
-const scenarios = ['cuts', 'four', 'multifd', 'postcopy', 'mishaps', 'held', 'disks'] as const
+const scenarios = ['cuts', 'four', 'multifd', 'postcopy', 'mishaps', 'helpers', 'held', 'disks'] as const
 type Scenario = (typeof scenarios)[number]
 /** How often the WAN breaks in one migration. */
 const CUTS_PER_MIGRATION = 10
@@ -35,6 +40,7 @@ const RUNS: Record<Scenario, number> = {
   multifd: 100,
   postcopy: 100,
   mishaps: 50,
+  helpers: 20,
   held: 4,
   disks: 2,
 }
@@ -46,7 +52,7 @@ const MULTIFD = '11223344'
 const ENDLESS = { 'max-bandwidth': 2_000_000, 'downtime-limit': 1, 'avail-switchover-bandwidth': 1 }
 const LET_GO = { 'max-bandwidth': 0, 'downtime-limit': 2000, 'avail-switchover-bandwidth': 0 }
 
-const HELP = `usage: node test/qemu/faults.ts [SCENARIO]... [--runs N] [--seed N]
+const HELP = `usage: node test/qemu/faults.ts [SCENARIO]... [--runs N] [--seed N] [--threads N] [--effort N]
 
 Real migrations over a WAN that breaks, and everything else that can break. Exit status 1 where one fails.
 
@@ -55,11 +61,14 @@ Real migrations over a WAN that breaks, and everything else that can break. Exit
   multifd     ${RUNS.multifd} with four channels
   postcopy    ${RUNS.postcopy} while the guest already runs at the destination
   mishaps     ${RUNS.mishaps} times cancel, either QEMU killed, either proxy killed, at any moment
+  helpers     ${RUNS.helpers} times a helping thread of either proxy dies, throws or stands still
   held        ${RUNS.held} times main, multifd, return path, or the whole WAN stands still for ${HELD_MS / 1000} s
   disks       ${RUNS.disks} Debian guests moved with their disks, 20 cuts each, by each QEMU; either proxy killed
 
   --runs N    so many cuts or mishaps of each scenario
   --seed N    another run of chance; default 1
+  --threads N threads of each proxy; default 1
+  --effort N  of the source proxy; default auto
 `
 
 /** Arguments; ends the process where they are wrong, or ask for help. */
@@ -70,6 +79,8 @@ function readArguments() {
       options: {
         runs: { type: 'string' },
         seed: { type: 'string', default: '1' },
+        threads: { type: 'string', default: '1' },
+        effort: { type: 'string' },
         help: { type: 'boolean', short: 'h', default: false },
       },
     })
@@ -79,7 +90,7 @@ function readArguments() {
     }
     const unknown = positionals.find(word => !scenarios.some(name => name === word))
     if (unknown !== undefined) throw new Error(`there is no scenario ${unknown}`)
-    for (const name of ['runs', 'seed'] as const) {
+    for (const name of ['runs', 'seed', 'threads', 'effort'] as const) {
       if (values[name] !== undefined && !/^\d+$/.test(values[name])) throw new Error(`--${name} takes a number`)
     }
     return { values, positionals }
@@ -90,6 +101,8 @@ function readArguments() {
 }
 
 const { values, positionals } = readArguments()
+process.env.THREADS = values.threads // of every pair that is started
+const EFFORT = values.effort === undefined ? {} : { effort: Number(values.effort) }
 const found = await qemu10()
 if (found.skip !== undefined) {
   console.log(`skipped: ${found.skip}`)
@@ -133,7 +146,7 @@ async function cuts(plan: CutPlan, total: number, chance: Random, progress: (tex
   const counts: Record<Fault, number> = { reset: 0, drop: 0, stall: 0 }
   let done = 0
   let moved = 0
-  await using pair = await Pair.start({ gates: plan.migrations, patienceMs: 30_000, wan: '200Mbit,10ms' })
+  await using pair = await Pair.start({ ...EFFORT, gates: plan.migrations, patienceMs: 30_000, wan: '200Mbit,10ms' })
   while (done < total) {
     const all: Guests[] = []
     try {
@@ -227,7 +240,7 @@ async function mishaps(total: number, chance: Random, progress: (text: string) =
   const outcome: Outcome = { failures: 0, notes: [] }
   const ends = new Map<string, number>()
   const settings: MigrationSettings = { capabilities: { 'return-path': true } }
-  await using pair = await Pair.start({ processes: true, patienceMs: 2000, wan: '200Mbit,5ms' })
+  await using pair = await Pair.start({ ...EFFORT, processes: true, patienceMs: 2000, wan: '200Mbit,5ms' })
   for (let i = 0; i < total; i++) {
     const mishap = chance.pick(MISHAPS)
     const afterMs = chance.between(0, 1600)
@@ -318,6 +331,74 @@ async function mishaps(total: number, chance: Random, progress: (text: string) =
   return outcome
 }
 
+// A thread fails ---------------------------------------------------------------------------------------------------------
+
+const HELPER_FAULTS = ['exit', 'throw', 'hang'] as const
+
+/** One helper of one proxy fails: its session ends, the guest goes on at the source, and the next migration has others. */
+async function helpers(total: number, chance: Random, progress: (text: string) => void): Promise<Outcome> {
+  const outcome: Outcome = { failures: 0, notes: [] }
+  if (values.threads === '1') return { failures: 0, notes: ['skipped: there are none without --threads 2 or more'] }
+  const ends = new Map<string, number>()
+  const settings: MigrationSettings = { capabilities: { 'return-path': true } }
+  for (let i = 0; i < total; i++) {
+    const side = chance.pick(['source', 'destination'] as const)
+    const what = chance.pick(HELPER_FAULTS)
+    const after = Math.floor(chance.between(0, 4))
+    const faulty = new FaultyHelpers({ at: side === 'source' ? 'pack' : 'unpack', what, after })
+    let isFirst = true
+    const startHelpers: StartHelper = data => {
+      const start = isFirst ? faulty.start : startHelper
+      isFirst = false
+      return start(data)
+    }
+    const name = `${what} at the ${side}`
+    try {
+      await using pair = await Pair.start({
+        effort: 3,
+        ...EFFORT,
+        helpers: { [side]: startHelpers },
+        wan: '200Mbit,10ms',
+      })
+      using words = new DisposableStack()
+      words.defer(() => {
+        said = lastWords(pair)
+      })
+      await using guests = await Guests.start({ qemu, workload: LINUX })
+      await guests.destination.listen(pair.targetUri(), settings)
+      await guests.source.startMigration(pair.sourceUri(), { ...settings, parameters: ENDLESS })
+      await faulty.failing()
+      const status = await until(
+        () => `an end of the migration: ${lastWords(pair)}`,
+        async () => {
+          const { status } = await guests.source.migrationInfo()
+          return /failed|completed/.test(status ?? '') && status
+        },
+        180_000,
+      )
+      ends.set(`${name}: ${status}`, (ends.get(`${name}: ${status}`) ?? 0) + 1)
+      if (status !== 'failed') throw new Error(`QEMU says ${status}`)
+      if (!pair.log.some(({ fields }) => /helping thread/.test(JSON.stringify(fields))))
+        throw new Error('it is not told why')
+      const beats = guests.source.heartbeats.length
+      await until('the guest to go on at the source', () => guests.source.heartbeats.length > beats + 2)
+      await guests.destination.quit() // it listens still where nothing had reached it
+      await using next = await Guests.startDestination({ qemu, workload: LINUX })
+      await next.listen(pair.targetUri(), settings)
+      await guests.source.migrate(pair.sourceUri(), { ...settings, parameters: LET_GO, timeoutMs: 180_000 })
+      await next.waitStatus(['paused', 'prelaunch'], 60_000)
+      const { differingPages } = await compareMemory(await guests.source.snapshot(), await next.snapshot())
+      if (differingPages > 0) throw new Error(`${differingPages} pages differ`)
+    } catch (error) {
+      outcome.failures++
+      outcome.notes.push(`run ${i}, ${name} after ${after}: ${(error as Error).message}; ${said}`)
+    }
+    progress(`${i + 1}/${total} helpers`)
+  }
+  for (const [end, count] of [...ends].sort()) outcome.notes.push(`${count} x ${end}`)
+  return outcome
+}
+
 // Something stands still ------------------------------------------------------------------------------------------------
 
 async function held(total: number, chance: Random, progress: (text: string) => void): Promise<Outcome> {
@@ -326,7 +407,7 @@ async function held(total: number, chance: Random, progress: (text: string) => v
   for (let i = 0; i < total; i++) {
     const which = what[i % what.length]!
     try {
-      await using pair = await Pair.start({ gates: 2, patienceMs: 60_000, wan: '200Mbit,10ms' })
+      await using pair = await Pair.start({ ...EFFORT, gates: 2, patienceMs: 60_000, wan: '200Mbit,10ms' })
       await using guests = await Guests.start({ qemu, workload: LINUX })
       const settings = { capabilities: { 'return-path': true, multifd: true }, parameters: { 'multifd-channels': 4 } }
       const delayMs = chance.between(0, 30)
@@ -415,6 +496,7 @@ for (const name of wanted) {
   let outcome: Outcome
   if (name === 'mishaps') outcome = await mishaps(runs, chance, progress)
   else if (name === 'disks') outcome = await disks(runs, chance, progress)
+  else if (name === 'helpers') outcome = await helpers(runs, chance, progress)
   else if (name === 'held') outcome = await held(runs, chance, progress)
   else outcome = await cuts(cutPlans[name], runs, chance, progress)
   if (process.stdout.isTTY) process.stdout.write('\n')

@@ -5,6 +5,7 @@
  *   node test/qemu/modes.ts --again              all of them anew
  *   node test/qemu/modes.ts --only '10.*multifd' those whose name matches
  *   node test/qemu/modes.ts --json               the results as JSON
+ *   node test/qemu/modes.ts --threads 4          proxies with so many threads; results in .cache/modes-4-threads.json
  *
  * Each combination runs twice in a process of its own: directly from QEMU to QEMU, which tells whether QEMU supports it, then through the pair
  * with an empty pool at effort 3. Memory is compared from outside, of guests that are stopped by then.
@@ -23,12 +24,12 @@ import { atExit, temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import type { MigrationInfo, MigrationSettings, MigrationStats } from '../../scripts/harness/qemu/guest.ts'
 import { compareMemory, type MemorySnapshot } from '../../scripts/harness/qemu/memory.ts'
 import { type FoundQemu, qemu10, systemQemu } from '../../scripts/harness/qemu/versions.ts'
+import { parseThreads, threadCount } from '../../src/transfer/helpers/thread-count.ts'
 import { until } from '../helpers/until.ts'
 import { Guests, Pair } from './pair.ts'
 
 const run = promisify(execFile)
 const root = fileURLToPath(new URL('../..', import.meta.url))
-const resultsFile = join(root, '.cache/modes.json')
 const pageferry = join(root, 'bin/pageferry')
 const EFFORT = 3
 const CHILD_TIMEOUT_MS = 180_000
@@ -379,7 +380,7 @@ async function throughFile({ source, destination }: Guests, mode: Mode, codec: b
   const folder = process.env.MODES_FOLDER!
   const before = await source.snapshot()
   const write = codec
-    ? `tee '${folder}/raw' | '${pageferry}' encode /dev/stdin -o '${folder}/encoded' --effort ${EFFORT}`
+    ? `tee '${folder}/raw' | '${pageferry}' encode /dev/stdin -o '${folder}/encoded' --effort ${EFFORT} --threads ${process.env.THREADS}`
     : `cat > '${folder}/raw'`
   const stats = await source.migrate(`exec:${write}`, { ...mode.settings, parameters: { 'max-bandwidth': 0 } })
   if (codec) {
@@ -390,7 +391,7 @@ async function throughFile({ source, destination }: Guests, mode: Mode, codec: b
         return false
       }
     })
-    await run(pageferry, ['decode', `${folder}/encoded`, '-o', `${folder}/decoded`])
+    await run(pageferry, ['decode', `${folder}/encoded`, '-o', `${folder}/decoded`, '--threads', process.env.THREADS!])
     await run('cmp', [`${folder}/decoded`, `${folder}/raw`])
   }
   await destination.qmp.execute('migrate-incoming', {
@@ -521,9 +522,14 @@ const { values } = parseArgs({
     only: { type: 'string' },
     json: { type: 'boolean', default: false },
     again: { type: 'boolean', default: false },
+    threads: { type: 'string', default: '1' },
     one: { type: 'string' },
   },
 })
+const threads = threadCount(parseThreads(values.threads))
+// what each combination's process has of it
+if (values.one === undefined) process.env.THREADS = `${threads}`
+const resultsFile = join(root, '.cache', threads === 1 ? 'modes.json' : `modes-${threads}-threads.json`)
 
 const combinations = routes.flatMap(route =>
   modes

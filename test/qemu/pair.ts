@@ -36,6 +36,9 @@ import { type Address, parseAddress } from '../../src/relay/address.ts'
 import { resetSocket } from '../../src/relay/reset-socket.ts'
 import type { Role } from '../../src/session/api.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
+import type { StartHelper } from '../../src/transfer/helpers/helper.ts'
+import { Pools } from '../../src/transfer/pool.ts'
+import { proxyThreads } from '../helpers/threads.ts'
 import { until } from '../helpers/until.ts'
 
 /** How a WAN breaks: RST on every connection; bytes vanish and nobody is told; bytes wait and then go on. */
@@ -122,6 +125,8 @@ export type Side = 'source' | 'destination'
 export interface PairOptions {
   /** Run bin/pageferry twice, instead of both daemons in this process. */
   readonly processes?: boolean
+  /** What starts helping threads of daemons in this process. */
+  readonly helpers?: Partial<Record<Side, StartHelper>>
   /** More arguments of the source proxy, with `processes`. */
   readonly sourceArgs?: readonly string[]
   /** Default: plain text on the WAN. */
@@ -260,6 +265,7 @@ export class Pair implements AsyncDisposable {
       places: PLACES,
       effort: options.effort ?? 'auto',
       connections: options.connections ?? 1,
+      pools: this.pools('source'),
       rate: Number.POSITIVE_INFINITY,
       queueTargetMs: 50,
       patienceMs: options.patienceMs ?? 20_000,
@@ -295,6 +301,7 @@ export class Pair implements AsyncDisposable {
       disks: new Map(options.disks ? [['default', parseAddress(`unix:${this.diskFar}`)]] : []),
       credentials: this.credentials('server'),
       store: options.destinationStore === undefined ? undefined : new TemplateStore(options.destinationStore),
+      pools: this.pools('destination'),
       ringPagesMax: RING_PAGES,
       placesMax: PLACES,
       queueTargetMs: 50,
@@ -390,6 +397,11 @@ export class Pair implements AsyncDisposable {
     return this.options.processes === true || this.options.link !== undefined
   }
 
+  private pools(side: Side): Pools {
+    const start = this.options.helpers?.[side]
+    return new Pools({ threads: proxyThreads() ?? 1, ...(start && { startHelper: start }) })
+  }
+
   private credentials(role: Role): Credentials | undefined {
     if (!this.options.tls) return undefined
     return new Credentials({ role, directory: join(this.folder, role === 'client' ? 'near' : 'far') })
@@ -424,6 +436,8 @@ export class Pair implements AsyncDisposable {
       ],
       ...['--patience', `${options.patienceMs ?? 20_000}ms`, ...args],
     ]
+    const threads = proxyThreads()
+    if (threads !== undefined && !args.includes('--threads')) command.push('--threads', `${threads}`)
     const stdio = { stdio: ['ignore', 'pipe', 'pipe'] } satisfies SpawnOptions
     const child = options.link ? options.link[side].spawn(command, stdio) : spawnOwned(command, stdio)
     let stderr = ''
