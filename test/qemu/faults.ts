@@ -353,6 +353,7 @@ async function helpers(total: number, chance: Random, progress: (text: string) =
       return start(data)
     }
     const name = `${what} at the ${side}`
+    let heard = ''
     try {
       await using pair = await Pair.start({
         effort: 3,
@@ -362,7 +363,7 @@ async function helpers(total: number, chance: Random, progress: (text: string) =
       })
       using words = new DisposableStack()
       words.defer(() => {
-        said = lastWords(pair)
+        heard = lastWords(pair)
       })
       await using guests = await Guests.start({ qemu, workload: LINUX })
       await guests.destination.listen(pair.targetUri(), settings)
@@ -391,7 +392,7 @@ async function helpers(total: number, chance: Random, progress: (text: string) =
       if (differingPages > 0) throw new Error(`${differingPages} pages differ`)
     } catch (error) {
       outcome.failures++
-      outcome.notes.push(`run ${i}, ${name} after ${after}: ${(error as Error).message}; ${said}`)
+      outcome.notes.push(`run ${i}, ${name} after ${after}: ${(error as Error).message}; ${heard}`)
     }
     progress(`${i + 1}/${total} helpers`)
   }
