@@ -1,10 +1,13 @@
 /** What the report says, as blocks. Pure: the same results give the same report. */
+import { parseLink } from '../harness/wan/link.ts'
 import { METHODS, type Method, type Profile } from '../measure/compare/results.ts'
 import type { PageMap } from '../measure/page-map-file.ts'
 import type { Scaling } from '../measure/scaling.ts'
 import { type BarRow, bars, lines, stacks, ticksTo } from './charts.ts'
+import { diskBlocks } from './disk-content.ts'
 import type { Block, Figure, Report, Table, TableCell, Text } from './document.ts'
-import { type Cell, type Figures, type Mark, mean, PAPER } from './figures.ts'
+import { type Average, type Base, type Cell, type Figures, type Mark, mean, PAPER } from './figures.ts'
+import { forecastBlocks } from './forecast-content.ts'
 import { linkFigure } from './link-content.ts'
 import { memoryMapBlocks } from './map-content.ts'
 import { passEnds } from './measured.ts'
@@ -46,6 +49,9 @@ export function reportOf(sources: Sources): Report {
       ...linkFigure(figures),
       ...summaryBlocks(sources),
       ...paperBlocks(figures),
+      ...averageBlocks(figures),
+      ...diskBlocks(figures.results),
+      ...forecastBlocks(figures),
       ...overviewBlocks(figures),
       ...peerBlocks(figures),
       ...memoryMapBlocks(sources.map, sources.remarks.get('map')),
@@ -116,7 +122,7 @@ function markBlocks({ figures, remarks }: Sources): Block[] {
 
 function paperBlocks(figures: Figures): Block[] {
   const profile = figures.main
-  const methods = ['paper', 'pair'] as const
+  const methods = (['paper', 'pair', 'pair-image'] as const).filter(method => figures.methods.includes(method))
   const saved = (ratio: number): string => (ratio > 1 ? `${percent(ratio - 1)} more` : percent(1 - ratio))
   const cells = (guest: string, figure: 'wanBytes' | 'totalMs'): TableCell[] =>
     methods.map(method => {
@@ -129,11 +135,12 @@ function paperBlocks(figures: Figures): Block[] {
       return ratios.length === 0 ? '' : saved(mean(ratios.map(([, ratio]) => ratio)))
     })
   const workloads = figures.workloads
+  const reported = (value: number): TableCell[] => methods.map(method => (method === 'paper' ? percent(value) : ''))
   return [
     { kind: 'heading', level: 2, id: 'paper', text: "The paper's table" },
     {
       kind: 'text',
-      text: `Li, Zheng and Hu (IC2E 2014, doi 10.1109/IC2E.2014.61) replace pages that are in a set of templates by their number, and report 38 % less data and 27 % less time than default QEMU-KVM, on average. Here the same method, and the pair in full, against QEMU alone, over ${profileText(profile)}.`,
+      text: `Li, Zheng and Hu (IC2E 2014, doi 10.1109/IC2E.2014.61) replace pages that are in a set of templates by their number, and report 38 % less data and 27 % less time than default QEMU-KVM, on average. Here the same method, the pair in full with the same templates, and the pair that knows the golden image and one other guest, against QEMU alone, over ${profileText(profile)}.`,
     },
     {
       kind: 'table',
@@ -141,15 +148,13 @@ function paperBlocks(figures: Figures): Block[] {
         caption: 'Saved against the direct migration',
         columns: [
           column('Workload', false),
-          column("Data, paper's method"),
-          column('Data, the pair'),
-          column("Time, paper's method"),
-          column('Time, the pair'),
+          ...methods.map(method => column(`Data, ${METHOD_NAMES[method]}`)),
+          ...methods.map(method => column(`Time, ${METHOD_NAMES[method]}`)),
         ],
         rows: [
           ...workloads.map(guest => [guest, ...cells(guest, 'wanBytes'), ...cells(guest, 'totalMs')]),
           ['**average**', ...average('wanBytes'), ...average('totalMs')],
-          ['reported by the paper', percent(PAPER.data), '', percent(PAPER.time), ''],
+          ['reported by the paper', ...reported(PAPER.data), ...reported(PAPER.time)],
         ],
       },
     },
@@ -164,6 +169,56 @@ function missing(figures: Figures, profile: string, guest: string, method: Metho
     if (cell.completed === 0) return { text: `${METHOD_NAMES[one]}: ${outcomeText(cell)}`, state: 'failed' }
   }
   return ''
+}
+
+/** What methods took on average of the lab's guests, beside what QEMU alone takes. */
+export function averageBlocks(figures: Figures, methods: readonly Method[] = figures.methods): Block[] {
+  const rows = figures.averages(methods)
+  const ratio = (found: Average['time'][Base]): string => {
+    if (found === undefined) return ''
+    const { ratio: value, guests, bounds } = found
+    const over = bounds > 0 ? `; at most, in ${bounds} of ${guests + bounds}` : ''
+    return `${value.toFixed(3)}${over}`
+  }
+  return [
+    { kind: 'heading', level: 2, id: 'averages', text: "Averages over the lab's guests" },
+    {
+      kind: 'text',
+      text: `Over ${profileText(figures.main)}; workloads: ${figures.workloads.join(', ')}. Seconds and bytes are means of the medians of the guests that a method brought across: so of different guests where it did not bring all. A ratio is the mean of the guests' own ratios, of those that have both; where it says "at most, in n of m", in n of m guests the other method was stopped before it converged, and what it had used by then stands for what it needs.`,
+    },
+    {
+      kind: 'table',
+      table: {
+        caption: `Means over the lab's guests, over ${linkText(figures.main)}`,
+        columns: [
+          column('Method', false),
+          column('Guests that came across', false),
+          column('Total time'),
+          column('of direct'),
+          column('of multifd + zstd'),
+          column('Bytes on the link'),
+          column('of direct'),
+          column('of multifd + zstd'),
+        ],
+        rows: rows.map(({ method, guests, all, totalMs, wanBytes, time, bytes }) => [
+          METHOD_NAMES[method],
+          `${guests} of ${all}`,
+          totalMs === undefined ? '' : seconds(totalMs),
+          ratio(time.direct),
+          ratio(time['multifd-zstd']),
+          wanBytes === undefined ? '' : formatSize(wanBytes),
+          ratio(bytes.direct),
+          ratio(bytes['multifd-zstd']),
+        ]),
+      },
+    },
+  ]
+}
+
+/** `wan: 100 Mbit/s, 40 ms` */
+function linkText({ name, link }: Profile): string {
+  const { bitsPerSecond, roundTripMs } = parseLink(link)
+  return `${name}: ${rate(bitsPerSecond)}, ${digits(roundTripMs)} ms`
 }
 
 /** `metro: 1 Gbit/s, 2 ms (netem)`, as it was measured. */
@@ -492,7 +547,7 @@ function peerRow(figures: Figures, cell: Cell): TableCell[] {
 }
 
 function machineBlocks({ figures }: Sources): Block[] {
-  const { machine, versions, guests, templates, startedAt, commit, command, profiles } = figures.results
+  const { machine, versions, guests, templates, images = [], startedAt, commit, command, profiles } = figures.results
   return [
     { kind: 'heading', level: 2, id: 'machine', text: 'On what, and how to do it again' },
     {
@@ -505,6 +560,9 @@ function machineBlocks({ figures }: Sources): Block[] {
         `Links: ${profiles.map(profileText).join('; ')}.`,
         `Guests: ${guests.map(({ name, workload, memoryBytes }) => `${name} (${workload}, ${formatSize(memoryBytes)})`).join('; ')}.`,
         `Templates: ${formatCount(templates.pages)} pages (${formatSize(templates.bytes)}) of ${templates.from.join(', ')}; never from the guest that is migrated.`,
+        ...images.map(
+          ({ name, pages, bytes }) => `Sets of ${name}: ${formatCount(pages)} pages (${formatSize(bytes)}).`,
+        ),
       ],
     },
     { kind: 'text', text: 'To do it again, as root on Debian 12:' },

@@ -1,4 +1,4 @@
-/** Runs to figures: medians with their spread, what compares with what, and issue 6's marks. Pure. */
+/** Runs to figures: medians with their spread, what compares with what, and the issues' marks. Pure. */
 
 import { median } from '../harness/median.ts'
 import { parseLink } from '../harness/wan/link.ts'
@@ -76,7 +76,7 @@ function words(outcome: Run['outcome']): string {
   return outcome.replaceAll('-', ' ')
 }
 
-/** One of issue 6's marks. */
+/** One of the issues' marks. */
 export interface Mark {
   /** Heading of its reason in remarks.md. */
   readonly id: string
@@ -88,6 +88,26 @@ export interface Mark {
   readonly detail: string
 }
 
+/** A mean of ratios over guests; of `bounds` more of them an upper bound of the ratio counts, as the base never came across. */
+interface MeanRatio {
+  readonly ratio: number
+  readonly guests: number
+  readonly bounds: number
+}
+
+/** A method over the workloads. */
+export interface Average {
+  readonly method: Method
+  /** That it brought across, of all that were tried. */
+  readonly guests: number
+  readonly all: number
+  /** Means of the medians of those that came across. */
+  readonly totalMs: number | undefined
+  readonly wanBytes: number | undefined
+  readonly time: Readonly<Record<Base, MeanRatio | undefined>>
+  readonly bytes: Readonly<Record<Base, MeanRatio | undefined>>
+}
+
 /** What the paper says its method saves of time and data, on average of its workloads. */
 export const PAPER = { time: 0.27, data: 0.38 } as const
 
@@ -96,7 +116,7 @@ const HARD_CASE = /^(random|never-converging)/
 
 /** What marks compare with, in a sentence. */
 const BASES = { direct: 'the direct migration', 'multifd-zstd': 'multifd with zstd' } as const
-type Base = keyof typeof BASES
+export type Base = keyof typeof BASES
 
 /** Everything that the report says of a comparison. */
 export class Figures {
@@ -174,31 +194,60 @@ export class Figures {
     })
   }
 
-  /** The marks, in the order of issue 6. */
+  /**
+   * Means over workloads, of what methods took beside two bases; each method over the same guests as the bases.
+   * @returns a row for each of `methods` that ran
+   */
+  averages(methods: readonly Method[]): Average[] {
+    const link = this.main.name
+    return methods.flatMap((method): Average[] => {
+      const cells = this.workloads.flatMap(guest => this.cell(link, guest, method) ?? [])
+      const done = cells.filter(({ completed }) => completed > 0)
+      if (cells.length === 0) return []
+      const of = (base: Base, figure: 'totalMs' | 'wanBytes'): Average['time'][Base] => {
+        if (method === base) return undefined
+        const both = this.ratios(link, method, base, figure)
+        const bounds = this.bounds(link, method, base, figure, this.workloads)
+        if (both.length + bounds.length === 0) return undefined
+        return {
+          ratio: mean([...both, ...bounds].map(([, ratio]) => ratio)),
+          guests: both.length,
+          bounds: bounds.length,
+        }
+      }
+      return [
+        {
+          method,
+          guests: done.length,
+          all: cells.length,
+          totalMs: done.length === 0 ? undefined : mean(done.map(({ totalMs }) => totalMs!.median)),
+          wanBytes: done.length === 0 ? undefined : mean(done.map(({ wanBytes }) => wanBytes!.median)),
+          time: { direct: of('direct', 'totalMs'), 'multifd-zstd': of('multifd-zstd', 'totalMs') },
+          bytes: { direct: of('direct', 'wanBytes'), 'multifd-zstd': of('multifd-zstd', 'wanBytes') },
+        },
+      ]
+    })
+  }
+
+  /** The marks: those of issue 16, then those of issue 6, in their order. */
   marks(): Mark[] {
     const link = this.main.name
     const every = this.results.guests.map(({ name }) => name)
+    const time = (id: string, who: string, most: number, method: Method, base: Base): Mark =>
+      this.atMost(id, `total time of ${who}, of ${BASES[base]}`, most, link, method, base, 'totalMs')
+    const bytes = (id: string, who: string, most: number, method: Method, base: Base): Mark =>
+      this.atMost(id, `bytes of ${who}, of ${BASES[base]}`, most, link, method, base, 'wanBytes')
+    const image = 'the pair that knows the golden image and one other guest'
+    const templates = 'the pair that knows templates of two or more guests'
     return [
-      this.atMost('time', 'total time of the pair, of the direct migration', 0.15, link, 'pair', 'direct', 'totalMs'),
-      this.atMost('bytes', 'bytes of the pair, of the direct migration', 0.1, link, 'pair', 'direct', 'wanBytes'),
-      this.atMost(
-        'multifd-time',
-        'total time of the pair, of multifd with zstd',
-        0.5,
-        link,
-        'pair',
-        'multifd-zstd',
-        'totalMs',
-      ),
-      this.atMost(
-        'multifd-bytes',
-        'bytes of the pair, of multifd with zstd',
-        0.5,
-        link,
-        'pair',
-        'multifd-zstd',
-        'wanBytes',
-      ),
+      time('templates-time', templates, 0.12, 'pair', 'direct'),
+      time('templates-multifd', templates, 0.4, 'pair', 'multifd-zstd'),
+      time('image-time', image, 0.08, 'pair-image', 'direct'),
+      time('image-multifd', image, 0.3, 'pair-image', 'multifd-zstd'),
+      time('time', 'the pair', 0.15, 'pair', 'direct'),
+      bytes('bytes', 'the pair', 0.1, 'pair', 'direct'),
+      time('multifd-time', 'the pair', 0.5, 'pair', 'multifd-zstd'),
+      bytes('multifd-bytes', 'the pair', 0.5, 'pair', 'multifd-zstd'),
       this.atMost(
         'downtime',
         'downtime by QEMU of the pair, of the direct migration',
@@ -209,24 +258,8 @@ export class Figures {
         'downtimeMs',
       ),
       this.converges(),
-      this.atMost(
-        'paper-bytes',
-        "bytes of the paper's method, of the direct migration",
-        1 - PAPER.data,
-        link,
-        'paper',
-        'direct',
-        'wanBytes',
-      ),
-      this.atMost(
-        'paper-time',
-        "total time of the paper's method, of the direct migration",
-        1 - PAPER.time,
-        link,
-        'paper',
-        'direct',
-        'totalMs',
-      ),
+      bytes('paper-bytes', "the paper's method", 1 - PAPER.data, 'paper', 'direct'),
+      time('paper-time', "the paper's method", 1 - PAPER.time, 'paper', 'direct'),
       this.atMost(
         'lan',
         'total time of the pair on a LAN, of the direct migration',

@@ -44,9 +44,9 @@ function block(one: Block): string {
   }
 }
 
-/** All of it, a heading of level 1 first. */
-export function markdown({ title, subtitle, blocks }: Report): string {
+/** All of it, a heading of level 1 and how it is made first; or, without `head`, the blocks alone. */
+export function markdown({ title, subtitle, blocks }: Report, head = true): string {
   const note =
     'Made by `make report` out of [measured/](measured/): do not edit. It makes the same with plots too, `.cache/report/results.html`: one file without anything from outside.'
-  return `${[`# ${title}`, subtitle, note, ...blocks.map(block)].join('\n\n')}\n`
+  return `${[...(head ? [`# ${title}`, subtitle, note] : []), ...blocks.map(block)].join('\n\n')}\n`
 }

@@ -1,7 +1,9 @@
 /**
- * `make report`: docs/results.md, and a page with plots, out of what was measured.
+ * `make report`: docs/results.md, the README's tables, and a page with plots, out of what was measured.
  *
  *   node scripts/report/report.ts [--take FOLDER] [--measured docs/measured] [--out docs] [--page .cache/report]
+ *                                 [--readme README.md]
+ *   node scripts/report/report.ts --check     whether the two documents are what docs/measured renders to
  *
  * What was measured is in docs/measured/; `--take .cache/compare` puts there what compare.ts, scaling.ts and page-map.ts
  * have just made. The page is not kept in the tree: whoever wants it makes it.
@@ -16,6 +18,7 @@ import { Figures } from './figures.ts'
 import { html } from './html.ts'
 import { markdown } from './markdown.ts'
 import { keepMeasured, readMeasured, slimmer } from './measured.ts'
+import { withFigures } from './readme.ts'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
@@ -39,10 +42,12 @@ interface Places {
   readonly measured: string
   readonly out: string
   readonly page: string
+  /** Its tables are made anew. */
+  readonly readme: string
 }
 
-/** @returns paths of what was written */
-function writeReport({ measured, out, page: pageFolder }: Places): string[] {
+/** What is rendered, by path. */
+function rendered({ measured, out, page: pageFolder, readme }: Places): [path: string, text: string][] {
   const { results, map, scaling } = readMeasured(measured)
   const docs = resolve(root, 'docs')
   if (results.commit === 'made-up' && resolve(out) === docs) throw new Error('made-up results have no place in docs/')
@@ -51,11 +56,17 @@ function writeReport({ measured, out, page: pageFolder }: Places): string[] {
   const report = reportOf({ figures, map, scaling, remarks: readRemarks(known) })
   const page = html(report, { results: slimmer(results, figures.main.name), scaling, map })
   if (page.length > PAGE_BYTES_MAX) throw new Error(`the page has ${page.length} bytes, ${PAGE_BYTES_MAX} are allowed`)
-  const paths = [join(out, 'results.md'), join(pageFolder, 'results.html')] as const
-  for (const path of paths) mkdirSync(dirname(path), { recursive: true })
-  writeFileSync(paths[0], markdown(report))
-  writeFileSync(paths[1], page)
-  return [...paths]
+  return [
+    [join(out, 'results.md'), markdown(report)],
+    [readme, withFigures(readFileSync(readme, 'utf8'), figures)],
+    [join(pageFolder, 'results.html'), page],
+  ]
+}
+
+/** Documents of the tree that are not what is rendered. */
+function stale(places: Places): string[] {
+  const documents = rendered(places).filter(([path]) => path.endsWith('.md'))
+  return documents.flatMap(([path, text]) => (readFileSync(path, 'utf8') === text ? [] : [path]))
 }
 
 const { values } = parseArgs({
@@ -64,6 +75,8 @@ const { values } = parseArgs({
     measured: { type: 'string', default: join(root, 'docs/measured') },
     out: { type: 'string', default: join(root, 'docs') },
     page: { type: 'string', default: join(root, '.cache/report') },
+    readme: { type: 'string', default: join(root, 'README.md') },
+    check: { type: 'boolean', default: false },
   },
 })
 try {
@@ -71,7 +84,16 @@ try {
     const fresh = readMeasured(values.take, true)
     keepMeasured(values.measured, fresh, new Figures(fresh.results).main.name)
   }
-  for (const path of writeReport(values)) console.log(path)
+  if (values.check) {
+    const old = stale(values)
+    if (old.length > 0)
+      throw new Error(`${old.join(', ')}: not what ${values.measured} renders to; \`make report\` mends it`)
+  } else
+    for (const [path, text] of rendered(values)) {
+      mkdirSync(dirname(path), { recursive: true })
+      writeFileSync(path, text)
+      console.log(path)
+    }
 } catch (error) {
   console.error(`error: ${(error as Error).message}`)
   process.exitCode = 1
