@@ -5,7 +5,7 @@ NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
 
-.PHONY: deb test-deb test-npm test-under-load report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
+.PHONY: evidence deb test-deb test-npm test-under-load report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -63,12 +63,17 @@ demo: ready-guest ## templates of two guests and of their disk image; a third mo
 	@$(NPM) run demo
 lab: ready-guest ## Debian guests under load, captured (long)
 	@node scripts/lab/lab.ts
-bench-migrate: ready-guest ## the lab's guests migrated by QEMU, its peers and the pair, over several links (half an hour; as root)
+bench-migrate: ready-guest ## the lab's guests migrated by QEMU, its peers and the pair, over all links, one with its disk (half an hour; as root)
 	@node scripts/measure/compare/compare.ts
 bench-scaling: ready ## how cost grows with guests, templates, links; a map of pages; needs `make lab` (six minutes)
 	@node scripts/measure/page-map.ts
 	@node scripts/measure/scaling.ts
-report: ready ## docs/results.md, and a page with plots, out of docs/measured; TAKE=.cache/compare: out of what was just measured
+evidence: ready-guest ## bench-migrate, bench-scaling, and the documents of them (forty minutes; as root, after `make lab`); MINUTES=60
+	@node scripts/measure/compare/compare.ts $(if $(MINUTES),--time-limit-minutes $(MINUTES))
+	@node scripts/measure/page-map.ts
+	@node scripts/measure/scaling.ts
+	@node scripts/report/report.ts --take .cache/compare
+report: ready ## docs/results.md, the README's tables, and a page with plots, out of docs/measured; TAKE=.cache/compare: out of what was just measured
 	@node scripts/report/report.ts $(if $(TAKE),--take $(TAKE))
 clean: ## all that was made
 	rm -rf dist .cache .tap node_modules src/kernel/kernel.wasm
