@@ -70,6 +70,7 @@ bench-scaling: ready ## how cost grows with guests, templates, links; a map of p
 	@node scripts/measure/scaling.ts
 evidence: ready-guest ## bench-migrate, bench-scaling, and the documents of them (forty minutes; as root, after `make lab`); MINUTES=60
 	@node scripts/measure/compare/compare.ts $(if $(MINUTES),--time-limit-minutes $(MINUTES))
+	@node scripts/report/report.ts --take .cache/compare
 	@node scripts/measure/page-map.ts
 	@node scripts/measure/scaling.ts
 	@node scripts/report/report.ts --take .cache/compare
