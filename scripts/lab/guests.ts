@@ -14,7 +14,7 @@ export interface Capture {
 export interface Guest {
   readonly name: string
   /** What `/opt/lab/workload` inside the guest runs. */
-  readonly workload: 'idle' | 'nginx' | 'redis' | 'compiling' | 'postgres' | 'python'
+  readonly workload: 'idle' | 'nginx' | 'redis' | 'compiling' | 'postgres' | 'python' | 'large'
   /** Which of the two kernel builds of the base image. */
   readonly kernel: 'k1' | 'k2'
   /**
@@ -23,6 +23,10 @@ export interface Guest {
    */
   readonly qemu: 'system' | 10
   readonly captures: readonly Capture[]
+  /** Where it is not that of all guests. */
+  readonly memoryMb?: number
+  /** Captured where it is named, and not with all others. */
+  readonly onlyNamed?: boolean
 }
 
 const full = (stream: string, settleSeconds = 45): Capture => ({ stream, settleSeconds, limited: false })
@@ -46,4 +50,13 @@ export const guests: readonly Guest[] = [
   { name: 'postgres-limited', workload: 'postgres', kernel: 'k1', qemu: 10, captures: [limited('postgres-limited')] },
   { name: 'python', workload: 'python', kernel: 'k1', qemu: 'system', captures: [full('python')] },
   { name: 'nginx-q10', workload: 'nginx', kernel: 'k1', qemu: 10, captures: [full('nginx-q10')] },
+  {
+    name: 'large',
+    workload: 'large',
+    kernel: 'k1',
+    qemu: 'system',
+    captures: [full('large', 5)],
+    memoryMb: 4096,
+    onlyNamed: true,
+  },
 ]

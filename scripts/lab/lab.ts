@@ -1,7 +1,7 @@
 // The guest lab: boots Debian guests with different workloads and keeps the migration streams that QEMU sends for them.
 // docs/lab.md says what for. node scripts/lab/lab.ts --help
 
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -70,6 +70,7 @@ interface Settings {
   readonly image: string
 }
 
+const memoryOf = (guest: Guest, settings: Settings): number => guest.memoryMb ?? settings.memoryMb
 const rateOf = (capture: Capture, settings: Settings) => (capture.limited ? settings.limitedBytesPerSecond : 0)
 
 /** Whether all streams of a guest are there, captured with these settings. */
@@ -78,10 +79,26 @@ function isDone(guest: Guest, manifest: Manifest, settings: Settings): boolean {
     const entry = manifest.get(capture.stream)
     return (
       entry?.image === settings.image &&
-      entry.memoryMb === settings.memoryMb &&
+      entry.memoryMb === memoryOf(guest, settings) &&
       entry.bytesPerSecondMax === rateOf(capture, settings)
     )
   })
+}
+
+/** A copy of the base disk with this checkout's scripts: a base that was built before a guest came is good for it, too. */
+function withScripts(disk: string, folder: string): string {
+  const copy = join(folder, 'root.raw')
+  run('cp', '--sparse=always', '--reflink=auto', disk, copy)
+  const scripts = join(here, 'guest/opt/lab')
+  const commands = readdirSync(scripts).flatMap(name => [
+    `rm /opt/lab/${name}`,
+    `write ${join(scripts, name)} /opt/lab/${name}`,
+    `sif /opt/lab/${name} mode 0100755`,
+  ])
+  const file = join(folder, 'debugfs.commands')
+  writeFileSync(file, `${commands.join('\n')}\n`)
+  run('debugfs', '-w', '-f', file, copy)
+  return copy
 }
 
 /** Boots one guest and captures its streams. */
@@ -94,7 +111,7 @@ async function captureGuest(guest: Guest, manifest: Manifest, settings: Settings
   const options: MachineOptions = {
     qemu,
     accel,
-    memoryMb: settings.memoryMb,
+    memoryMb: memoryOf(guest, settings),
     hostname: guest.name,
     workload: guest.workload,
     kernel: join(kernelFolder, 'vmlinuz'),
@@ -102,16 +119,17 @@ async function captureGuest(guest: Guest, manifest: Manifest, settings: Settings
     disk: join(folder, 'disk.qcow2'),
     folder,
   }
-  run('qemu-img', 'create', '-q', '-f', 'qcow2', '-b', join(base, 'disk.raw'), '-F', 'raw', options.disk)
+  const root = guest.onlyNamed ? withScripts(join(base, 'disk.raw'), folder) : join(base, 'disk.raw')
+  run('qemu-img', 'create', '-q', '-f', 'qcow2', '-b', root, '-F', 'raw', options.disk)
   const machine = new Machine(options, streams)
   const kill = () => machine.kill()
   process.once('exit', kill)
   try {
     const version = await machine.open()
     progress(`${guest.name}: booting (QEMU ${version}, ${accel})`)
-    await machine.serialLine('LAB-START', 400)
+    await machine.serialLine('LAB-START', 1200)
     progress(`${guest.name}: up, starting ${guest.workload}`)
-    await machine.serialLine('LAB-READY', 900)
+    await machine.serialLine('LAB-READY', 2700)
     let after: string | null = null
     for (const capture of guest.captures) {
       if (after !== null) await machine.resume()
@@ -131,7 +149,7 @@ async function captureGuest(guest: Guest, manifest: Manifest, settings: Settings
           image: settings.image,
           kernel: readFileSync(join(kernelFolder, 'version'), 'utf8').trim(),
           workload: guest.workload,
-          memoryMb: settings.memoryMb,
+          memoryMb: options.memoryMb,
           bytesPerSecondMax: rate,
           after,
         },
@@ -144,7 +162,7 @@ async function captureGuest(guest: Guest, manifest: Manifest, settings: Settings
   } finally {
     await machine.close()
     process.removeListener('exit', kill)
-    rmSync(options.disk, { force: true }) // its logs stay
+    for (const file of [options.disk, join(folder, 'root.raw')]) rmSync(file, { force: true }) // its logs stay
   }
 }
 
@@ -203,7 +221,10 @@ async function main(): Promise<number> {
   if (values['base-only']) return 0
   const settings: Settings = { memoryMb, limitedBytesPerSecond, image: statSync(disk).mtime.toISOString() }
 
-  const wanted = positionals.length > 0 ? guests.filter(guest => positionals.includes(guest.name)) : guests
+  const wanted =
+    positionals.length > 0
+      ? guests.filter(guest => positionals.includes(guest.name))
+      : guests.filter(guest => !guest.onlyNamed)
   let accel = values.accel as 'auto' | 'kvm' | 'tcg'
   let failed = 0
   for (const guest of wanted) {

@@ -5,7 +5,7 @@
  *   node scripts/measure/scaling.ts [--out .cache/compare/scaling.json] [--minutes 6] [--only efforts,replays]
  *
  * `--only` measures some parts anew and keeps the file's others. Every encoding and decoding is a process of its own (scaling-case.ts). Several migrations at once, and the replays over
- * links, go through two real proxies.
+ * links, go through two real proxies. Large guests, which are streamed and stored nowhere, are measured with `--only large`.
  */
 
 import { execFile, execFileSync } from 'node:child_process'
@@ -28,7 +28,7 @@ import { spawnOwned, temporaryFolder } from '../harness/qemu/cleanup.ts'
 import { openWan, type Wan } from '../harness/wan/open.ts'
 import { ownSeconds } from './compare/cpu.ts'
 import { COMPARE_FOLDER, labStream, labTemplates, root, TEMPLATE_GUESTS } from './lab-streams.ts'
-import type { DecodeCase, EncodeCase, ReceiveCase } from './scaling-case.ts'
+import type { DecodeCase, EmitCase, EncodeCase, ReceiveCase } from './scaling-case.ts'
 import { writeSyntheticGuest } from './synthetic-guest.ts'
 
 /** One way through the codec, medians of its rounds. CPU seconds are of all threads, without loading the sets. */
@@ -72,11 +72,20 @@ export interface Scaling {
     readonly lookupCpuSeconds: number
   })[]
   readonly migrations: readonly SessionCost[]
+  /** Larger than what is stored; absent in files of before. */
+  readonly large?: readonly LargeCost[]
   readonly replays: readonly (SessionCost & { readonly link: string; readonly kind: string })[]
   /** What 32-bit addresses allow one session: bytes of templates, with and without the table of long matches. */
   readonly templateBytesMax: { readonly longMatches: number; readonly exactOnly: number }
   readonly flowsMax: number
   readonly skipped: readonly string[]
+}
+
+/** A large guest by pipes, and moved through a pair over loopback. */
+export interface LargeCost extends CodecCost {
+  readonly memoryBytes: number
+  readonly effort: number
+  readonly pair: SessionCost | undefined
 }
 
 /** Migrations through two proxies, effort by itself. */
@@ -100,6 +109,11 @@ const EFFORT_LEVELS = [0, 1, 2, 3, 4]
 const EFFORT = 3
 const ROUNDS = 3
 const GUEST_PARTS = [1, 2, 4, 8]
+/** Of which guests of so much memory are made, each time with other bytes. */
+const LARGE_GUESTS = ['nginx-k2', 'postgres', 'python', 'nginx-q10']
+const LARGE_GIB = [4, 16, 64]
+const LARGE_EFFORT = 2
+const LARGE_SECONDS_MAX = 1500
 /** Bytes of set files; the last two hold all that two or more guests, and all that any guest held. */
 const TEMPLATE_SIZES: readonly { readonly minVms: number; readonly maxBytes?: number }[] = [
   { minVms: 2, maxBytes: 10e6 },
@@ -263,6 +277,21 @@ function peakBytes(pid: number): number {
 
 /** Plays streams through two proxies, all at once. */
 async function playThrough(wan: Wan, store: string, streams: readonly string[]): Promise<SessionCost> {
+  const { cost } = await sendThrough(wan, store, streams.length, ['send'], streams, 120)
+  const expected = streams.reduce((sum, stream) => sum + statSync(stream).size, 0)
+  if (cost.rawBytes !== expected) throw new Error(`${expected} bytes became ${cost.rawBytes}`)
+  return cost
+}
+
+/** @param kind of sender (scaling-case.ts), whose arguments stand behind its port */
+async function sendThrough(
+  wan: Wan,
+  store: string,
+  count: number,
+  [kind]: readonly [string],
+  senderArguments: readonly string[],
+  secondsMax: number,
+): Promise<{ cost: SessionCost; received: ReceiveCase }> {
   const { path: folder, remove } = temporaryFolder('scaling-pair')
   try {
     await using pair = await Proxies.start(wan, folder, store)
@@ -273,42 +302,78 @@ async function playThrough(wan: Wan, store: string, streams: readonly string[]):
     const receiver = wan.spawn('destination', [
       process.execPath,
       program,
-      ...['receive', '127.0.0.1', portOf(pair.targetUri), String(streams.length)],
+      ...['receive', '127.0.0.1', portOf(pair.targetUri), String(count)],
     ])
     const lines = createInterface({ input: receiver.stdout! })[Symbol.asyncIterator]()
     if ((await lines.next()).done) throw new Error('the receiver does not listen')
     const sender = wan.spawn('source', [
       process.execPath,
       program,
-      ...['send', '127.0.0.1', portOf(pair.sourceUri), ...streams],
+      ...[kind, '127.0.0.1', portOf(pair.sourceUri), ...senderArguments],
     ])
     let said = ''
     sender.stderr!.setEncoding('utf8').on('data', text => {
       said += text
     })
-    const late = setTimeout(() => receiver.kill('SIGKILL'), 120_000)
+    const late = setTimeout(() => receiver.kill('SIGKILL'), secondsMax * 1000)
     const { value } = await lines.next()
     clearTimeout(late)
     if (value === undefined) throw new Error(`not all arrived: ${said}${pair.log}`)
-    const { bytes, seconds } = JSON.parse(value) as ReceiveCase
-    const expected = streams.reduce((sum, stream) => sum + statSync(stream).size, 0)
-    if (bytes !== expected) throw new Error(`${expected} bytes became ${bytes}`)
+    const received = JSON.parse(value) as ReceiveCase
     let wanBytes = 0
-    for (let i = 0; i < streams.length; i++) wanBytes += (await pair.summary())?.bytesWan ?? 0
-    return {
-      count: streams.length,
-      rawBytes: bytes,
+    for (let i = 0; i < count; i++) wanBytes += (await pair.summary())?.bytesWan ?? 0
+    const cost = {
+      count,
+      rawBytes: received.bytes,
       wanBytes,
-      seconds,
+      seconds: received.seconds,
       sourceCpuSeconds: ownSeconds(source) - before[0],
       destinationCpuSeconds: ownSeconds(destination) - before[1],
       sourcePeakBytes: peakBytes(source),
       destinationPeakBytes: peakBytes(destination),
     }
+    return { cost, received }
   } finally {
     remove()
   }
 }
+
+/** Encoded and decoded by pipes, and moved through a pair, without being stored anywhere. */
+async function measureLarge(bench: Bench, store: string): Promise<Scaling['large']> {
+  const rows: LargeCost[] = []
+  const streams = LARGE_GUESTS.map(labStream)
+  for (const gibibytes of LARGE_GIB) {
+    const memory = String(gibibytes * 2 ** 30)
+    const row = await bench.attempt(`a guest of ${gibibytes} GiB, by pipes`, async () => {
+      const [said, encoded, decoded] = ['emitted', 'encoded', 'decoded'].map(name => join(bench.folder, name))
+      const cases = [
+        ['emit', memory, said!, ...streams],
+        ['encode', '-', store, String(LARGE_EFFORT), '-', encoded!],
+        ['decode', '-', store, decoded!],
+      ]
+      const line = cases.map(args => [process.execPath, program, ...args].map(quoted).join(' ')).join(' | ')
+      await run('bash', ['-c', `set -o pipefail; ${line}`], { timeout: LARGE_SECONDS_MAX * 1000 })
+      const read = <T>(path: string | undefined): T => JSON.parse(readFileSync(path!, 'utf8')) as T
+      const emit = read<EmitCase>(said)
+      const [encode, decode] = [read<EncodeCase>(encoded), read<DecodeCase>(decoded)]
+      if (decode.sum !== emit.sum || decode.rawBytes !== emit.rawBytes) throw new Error('other bytes came out')
+      return { memoryBytes: emit.memoryBytes, effort: LARGE_EFFORT, ...codecCost([{ encode, decode }]) }
+    })
+    if (row === undefined) continue
+    const pair = await bench.attempt(`a guest of ${gibibytes} GiB, through the pair`, async () => {
+      const said = join(bench.folder, 'sent')
+      const more = [memory, said, ...streams]
+      const { cost, received } = await sendThrough(localWan(), store, 1, ['send-large'], more, LARGE_SECONDS_MAX)
+      const emit = JSON.parse(readFileSync(said, 'utf8')) as EmitCase
+      if (received.sum !== emit.sum || received.bytes !== emit.rawBytes) throw new Error('other bytes came out')
+      return cost
+    })
+    rows.push({ ...row, pair })
+  }
+  return rows
+}
+
+const quoted = (word: string): string => `'${word.replaceAll("'", "'\\''")}'`
 
 async function measureMigrations(bench: Bench, store: string): Promise<Scaling['migrations']> {
   const rows: SessionCost[] = []
@@ -364,16 +429,20 @@ const PARTS = {
   efforts: measureEfforts,
   migrations: measureMigrations,
   replays: measureReplays,
+  large: measureLarge,
   guests: measureGuests,
   templates: measureTemplates,
 } as const
 type Part = keyof typeof PARTS
 const ALL_PARTS = Object.keys(PARTS) as Part[]
+/** Large guests take a quarter of an hour, and so are measured where they are named. */
+const USUAL_PARTS = ALL_PARTS.filter(part => part !== 'large')
 
 async function measure(out: string, minutes: number, only: readonly Part[]): Promise<void> {
   const startedAt = new Date().toISOString()
   const [loadAverage] = loadavg()
-  const before = only.length < ALL_PARTS.length ? (JSON.parse(readFileSync(out, 'utf8')) as Scaling) : undefined
+  const isSome = USUAL_PARTS.some(part => !only.includes(part))
+  const before = isSome ? (JSON.parse(readFileSync(out, 'utf8')) as Scaling) : undefined
   const { path: folder, remove } = temporaryFolder('scaling')
   const bench = new Bench(folder, minutes)
   try {
@@ -418,7 +487,7 @@ const { values } = parseArgs({
   options: {
     out: { type: 'string', default: join(COMPARE_FOLDER, 'scaling.json') },
     minutes: { type: 'string', default: '6' },
-    only: { type: 'string', default: ALL_PARTS.join() },
+    only: { type: 'string', default: USUAL_PARTS.join() },
   },
 })
 try {
