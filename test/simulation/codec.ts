@@ -2,6 +2,7 @@
 import type { Random } from '../../scripts/harness/random.ts'
 import { BATCH_FORMAT } from '../../src/codec/wire.ts'
 import type { DestinationUnpacker } from '../../src/daemon/destination-parts.ts'
+import { ProxyError } from '../../src/errors.ts'
 import { CHANNEL_UNITS } from '../../src/limits.ts'
 import type { BatchReport } from '../../src/transfer/batch-job.ts'
 import type { InboundChannel } from '../../src/transfer/inbound.ts'
@@ -47,7 +48,28 @@ export function barePool(): Pool {
   } as unknown as Pool
 }
 
+/** Threads beside the main one, as a session has them: what they are given they do at once, each in its own time. */
+export interface Helping {
+  /** The main one counted. */
+  readonly threads: number
+  /** One of them has failed. */
+  readonly onFailure: (error: ProxyError) => void
+}
+
+/** Of a process whose main thread does all. */
+const ALONE: Helping = {
+  threads: 1,
+  onFailure: () => {},
+}
+
+/** What src/transfer/helpers/helper.ts says of one that does nothing any more. */
+function helperFails(what: string): ProxyError {
+  return new ProxyError('INTERNAL', `a helping thread ${what}`, undefined, 'the session ends')
+}
+
 export interface Packing {
+  /** A thread is done with it. */
+  isPacked: boolean
   readonly channel: SendingChannel
   readonly parts: Uint8Array[]
   readonly report: BatchReport
@@ -55,10 +77,12 @@ export interface Packing {
 
 type Sink = (channel: SendingChannel, parts: Uint8Array[], report: BatchReport) => void
 
-/** Packs nothing, and takes its time. */
+/** Packs nothing, and takes its time. With helpers several batches are under way at once, and come out in their order. */
 export class SlowPacker implements SenderPacker {
   readonly pool: Pool
   observer: undefined
+  private readonly help: Helping
+  private helpersHang = false
   private readonly time: VirtualTime
   private readonly random: Random
   private readonly sink: Sink
@@ -66,7 +90,8 @@ export class SlowPacker implements SenderPacker {
   private batches = 0
   private closed = false
 
-  constructor(pool: Pool, time: VirtualTime, random: Random, sink: Sink) {
+  constructor(pool: Pool, time: VirtualTime, random: Random, sink: Sink, help = ALONE) {
+    this.help = help
     this.pool = pool
     this.time = time
     this.random = random
@@ -99,10 +124,45 @@ export class SlowPacker implements SenderPacker {
     loan.release()
     encoder.stats.rawBytes += rawLength
     const parts = [new Uint8Array(head), number, body]
-    this.jobs.push({ channel, parts, report: { rawLength, packedLength: rawLength + 9, newBytes: rawLength } })
-    if (this.jobs.length === 1) this.next()
+    const report = { rawLength, packedLength: rawLength + 9, newBytes: rawLength }
+    const job: Packing = { channel, parts, report, isPacked: false }
+    this.jobs.push(job)
+    if (this.help.threads > 1) this.begin()
+    else if (this.jobs.length === 1) this.next()
     return rawLength
   }
+
+  /** A helper dies, or stands still and is given up so many ms later. */
+  fails(afterMs: number): void {
+    if (this.closed || this.helpersHang) return
+    this.helpersHang = true
+    this.time.after(afterMs, () => {
+      if (!this.closed) this.help.onFailure(helperFails(afterMs > 0 ? 'does not answer' : 'has ended'))
+    })
+  }
+
+  /** Gives helpers what they have not got. */
+  private begin(): void {
+    const { help, given } = this
+    for (const job of this.jobs) {
+      if (given.size >= help.threads - 1 || this.helpersHang) return
+      if (given.has(job) || job.isPacked) continue
+      given.add(job)
+      this.time.after(this.random.next() * this.random.pick([0.2, 1, 5]), () => {
+        if (this.closed || this.helpersHang) return
+        given.delete(job)
+        job.isPacked = true
+        while (this.jobs[0]?.isPacked) {
+          const { channel, parts, report } = this.out()
+          this.sink(channel, parts, report)
+        }
+        this.begin()
+      })
+    }
+  }
+
+  /** What helpers are at. */
+  private readonly given = new Set<Packing>()
 
   /** The bytes that are lent, which may be others as soon as they are given back. */
   protected copy(at: number, length: number): Uint8Array {
@@ -128,12 +188,21 @@ export class SlowPacker implements SenderPacker {
   }
 }
 
-type Arrived =
-  | { readonly channel: InboundChannel; readonly parts: readonly Uint8Array[] }
-  | { readonly then: () => void }
+interface ArrivedBatch {
+  readonly channel: InboundChannel
+  readonly parts: readonly Uint8Array[]
+  /** A helper has it before its turn; 'ready': it is done with it. */
+  ahead: boolean | 'ready'
+}
+type Arrived = ArrivedBatch | { readonly then: () => void }
 
-/** Expands what SlowPacker made, one after the other. */
+/** Batches that helpers have before their turn: src/limits.ts, UNPACK_SLOTS. */
+const AHEAD_MAX = 4
+
+/** Expands what SlowPacker made, one after the other; helpers unpack some of it before its turn. */
 export class SlowUnpacker implements DestinationUnpacker {
+  private readonly help: Helping
+  private helpersHang = false
   observer: undefined
   /** Batches whose bytes nobody has given back. */
   lent = 0
@@ -145,7 +214,8 @@ export class SlowUnpacker implements DestinationUnpacker {
   private running = false
   private closed = false
 
-  constructor(time: VirtualTime, random: Random, fail: (what: string) => void) {
+  constructor(time: VirtualTime, random: Random, fail: (what: string) => void, help = ALONE) {
+    this.help = help
     this.time = time
     this.random = random
     this.fail = fail
@@ -153,12 +223,45 @@ export class SlowUnpacker implements DestinationUnpacker {
 
   push(channel: InboundChannel, parts: readonly Uint8Array[]): void {
     if (this.closed) return
-    this.jobs.push({ channel, parts })
+    this.jobs.push({ channel, parts, ahead: false })
+    this.offer()
     this.run()
   }
 
+  /** A helper dies, or stands still and is given up so many ms later: told to whoever waits for it. */
+  fails(afterMs: number): void {
+    if (this.closed || this.helpersHang) return
+    this.helpersHang = true
+    this.time.after(afterMs, () => {
+      if (!this.closed) this.help.onFailure(helperFails(afterMs > 0 ? 'does not answer' : 'has ended'))
+    })
+  }
+
+  /** Gives helpers what is not theirs yet, in its order. */
+  private offer(): void {
+    if (this.help.threads === 1 || this.helpersHang) return
+    const batches = this.jobs.filter((job): job is ArrivedBatch => 'channel' in job)
+    let given = batches.filter(({ ahead }) => ahead !== false).length
+    for (const job of batches) {
+      if (job.ahead !== false) continue
+      if (given++ >= AHEAD_MAX) return
+      job.ahead = true
+      this.time.after(this.random.next() * this.random.pick([0.1, 0.5, 3]), () => {
+        if (this.closed || this.helpersHang) return
+        job.ahead = 'ready'
+        this.run()
+      })
+    }
+  }
+
+  /** Its turn has come, and a helper has it. */
+  private get isAwaited(): boolean {
+    const job = this.jobs.find(job => 'channel' in job)
+    return job !== undefined && 'channel' in job && (job.ahead === true || this.helpersHang)
+  }
+
   mark(then: () => void): void {
-    if (!this.running) {
+    if (!this.running && this.jobs.length === 0) {
       then()
       return
     }
@@ -171,7 +274,7 @@ export class SlowUnpacker implements DestinationUnpacker {
   }
 
   private run(): void {
-    if (this.running) return
+    if (this.running || this.isAwaited) return
     this.running = true
     this.time.after(this.random.next() * this.random.pick([0.1, 0.5, 3]), () => {
       this.running = false
@@ -179,6 +282,7 @@ export class SlowUnpacker implements DestinationUnpacker {
       const job = this.jobs.shift()
       if (job && 'channel' in job) this.expand(job.channel, Buffer.concat(job.parts))
       while (this.jobs[0] && 'then' in this.jobs[0]) (this.jobs.shift() as { then: () => void }).then()
+      this.offer()
       if (this.jobs.length > 0) this.run()
     })
   }

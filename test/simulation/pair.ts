@@ -50,6 +50,8 @@ const AFTERWARDS_MS = 70_000
 const OWED_READ_MS = 5000
 /** Beyond the patience: until a dead connection is noticed, and then dialled again. */
 const NOTICED_MS = 40_000
+/** A helper that does nothing is given up: src/transfer/helpers/helper.ts. */
+const HELPER_PATIENCE_MS = 15_000
 const STEPS_MAX = 300_000
 const END_MS = 3_600_000
 
@@ -187,14 +189,16 @@ class TargetChannel {
  * Runs one seed to its end.
  * @param hears what happens, line by line
  * @param disks whether there are disks beside the guests
+ * @param threads of either proxy, its main one counted: with 2 and more helpers fail, too
  */
 export async function simulate(
   seed: number,
   parts: Partial<SiteParts> = {},
   hears?: (line: string) => void,
   disks = false,
+  threads = 1,
 ): Promise<Outcome> {
-  const simulation = new Simulation(seed, { ...SITE_PARTS, ...parts }, hears, disks)
+  const simulation = new Simulation(seed, { ...SITE_PARTS, ...parts }, hears, disks, threads)
   return simulation.run()
 }
 
@@ -212,6 +216,9 @@ class Simulation implements World, DisksWorld {
   readonly gates: number
   readonly hasDisks: boolean
   readonly hasReplies: boolean
+  readonly threads: number
+  /** Sessions of which a helper has failed. */
+  private readonly unhelped = new Set<string>()
   private disks: Disks | undefined
   private readonly targets = new Map<string, TargetQemu>()
   private readonly attempts: Attempt[] = []
@@ -231,8 +238,15 @@ class Simulation implements World, DisksWorld {
   private failure: string | undefined
   private readonly hears: ((line: string) => void) | undefined
 
-  constructor(seed: number, parts: SiteParts, hears: ((line: string) => void) | undefined, disks: boolean) {
+  constructor(
+    seed: number,
+    parts: SiteParts,
+    hears: ((line: string) => void) | undefined,
+    disks: boolean,
+    threads: number,
+  ) {
     this.seed = seed
+    this.threads = threads
     this.hasDisks = disks
     this.hears = hears
     this.random = new Random(seed)
@@ -255,6 +269,10 @@ class Simulation implements World, DisksWorld {
 
   sessionOver(process: Process, id: string, error: ProxyError | undefined): void {
     this.note(`${process.name}: session ${id.slice(0, 8)} over: ${error?.what ?? 'in order'}`)
+    if (this.unhelped.has(id)) {
+      this.excuse('helper') // of those, too, that came to it since
+      if (error?.code === 'INTERNAL' && error.what.startsWith('a helping thread')) return
+    }
     if (error && error.code !== 'PEER_LOST') this.wrong(`a session of ${process.name} ends: ${error.message}`)
   }
 
@@ -1094,6 +1112,7 @@ class Simulation implements World, DisksWorld {
         'target QEMU dies',
         'target breaks',
       ],
+      ...(this.threads > 1 ? ['helper fails', 'helper hangs'] : []),
     ])
     const wires = [...wan.wires]
     const open = this.attempts.filter(({ over }) => !over)
@@ -1140,6 +1159,13 @@ class Simulation implements World, DisksWorld {
         this.troubleMs = time.nowMs
         this.startDestination()
       })
+    } else if (kind === 'helper fails' || kind === 'helper hangs') {
+      this.excuse(kind)
+      this.troubleMs = time.nowMs
+      const site = random.pick([this.source, this.destination])
+      if (!site.process.alive) return
+      const id = site.helperFails(kind === 'helper hangs' ? HELPER_PATIENCE_MS : 0)
+      if (id !== undefined) this.unhelped.add(id)
     } else if (open.length > 0) {
       const attempt = random.pick(open)
       attempt.excuses.add(kind)

@@ -4,9 +4,11 @@
  *
  *     PAIR_SEED=17 PAIR_RUNS=1 node test/simulation/simulation.test.ts # one seed, line by line
  *     PAIR_RUNS=20000 node test/simulation/simulation.test.ts          # a long run
+ *     THREADS=4 PAIR_SEED=17 PAIR_RUNS=1 node test/...                 # of proxies with helpers; by default seeds have 1, 2 and 4 by turns
  *     PAIR_DISKS=1 PAIR_SEED=17 PAIR_RUNS=1 node test/...              # the same with disks beside them (disks.ts)
  */
 import t from 'tap'
+import { THREAD_COUNTS, threadsAsked, threadsOf } from '../helpers/threads.ts'
 import { simulate } from './pair.ts'
 import { DISK_PLANTS, PLANTS } from './plants.ts'
 
@@ -21,6 +23,9 @@ const FOUND = [
   34562, // model: no hello got through
   35930, // model: a guest came to a gate where a recovery had been, before that gate was free
 ]
+const THREADS = threadsAsked(THREAD_COUNTS)
+/** How a seed is run alone. */
+const run = (seed: number): string => `THREADS=${threadsOf(seed, THREADS)} PAIR_SEED=${seed} PAIR_RUNS=1`
 const FROM = Number(process.env.PAIR_SEED ?? 1)
 const RUNS = Number(process.env.PAIR_RUNS ?? ENOUGH)
 
@@ -58,8 +63,14 @@ t.test('guests migrate, and what can fail fails', { skip: DISKS && 'PAIR_DISKS' 
   const happened = new Set<string>()
   let [attempts, completed] = [0, 0]
   for (let seed = FROM; seed < FROM + RUNS; seed++) {
-    const outcome = await simulate(seed, {}, RUNS === 1 ? line => console.log(`# ${line}`) : undefined)
-    if (outcome.failure !== '') t.fail(`PAIR_SEED=${seed} PAIR_RUNS=1: ${outcome.failure}`)
+    const outcome = await simulate(
+      seed,
+      {},
+      RUNS === 1 ? line => console.log(`# ${line}`) : undefined,
+      false,
+      threadsOf(seed, THREADS),
+    )
+    if (outcome.failure !== '') t.fail(`${run(seed)}: ${outcome.failure}`)
     attempts += outcome.attempts
     completed += outcome.completed
     for (const what of outcome.happened) happened.add(what)
@@ -82,8 +93,14 @@ t.test('the same with disks beside them, and sessions that are left', async t =>
   const happened = new Set<string>()
   let [disks, completed] = [0, 0]
   for (let seed = FROM; seed < FROM + runs; seed++) {
-    const outcome = await simulate(seed, {}, runs === 1 ? line => console.log(`# ${line}`) : undefined, true)
-    if (outcome.failure !== '') t.fail(`PAIR_DISKS=1 PAIR_SEED=${seed} PAIR_RUNS=1: ${outcome.failure}`)
+    const outcome = await simulate(
+      seed,
+      {},
+      runs === 1 ? line => console.log(`# ${line}`) : undefined,
+      true,
+      threadsOf(seed, THREADS),
+    )
+    if (outcome.failure !== '') t.fail(`PAIR_DISKS=1 ${run(seed)}: ${outcome.failure}`)
     disks += outcome.disks
     completed += outcome.disksCompleted
     for (const what of outcome.happened) happened.add(what)

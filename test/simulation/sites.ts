@@ -83,6 +83,8 @@ export interface World {
   readonly memoryBytes: number
   /** There are disks beside the guests. */
   readonly hasDisks: boolean
+  /** Of either proxy, its main one counted. */
+  readonly threads: number
   /** What is read of them goes through the codec. */
   readonly hasReplies: boolean
   /** A migration has ended, as one side tells it. */
@@ -111,6 +113,7 @@ interface Run extends ReceivingSession {
   readonly link: ClientEnd
   readonly pool: SourceSessionOptions['pool']
   session: SourceSession | undefined
+  packer: SlowPacker | undefined
   replies: SlowUnpacker | undefined
 }
 
@@ -253,7 +256,14 @@ export class SourceSite {
         time.after(error ? NO_SESSION_PAUSE_MS : isShort ? SESSION_SHORT_PAUSE_MS : 0, () => this.open())
       },
     )
-    const run: Run = { link, pool: barePool(), session: undefined, replies: undefined, close: () => link.close() }
+    const run: Run = {
+      link,
+      pool: barePool(),
+      session: undefined,
+      packer: undefined,
+      replies: undefined,
+      close: () => link.close(),
+    }
     this.reception.opens(run)
   }
 
@@ -291,7 +301,10 @@ export class SourceSite {
         if (up) time.after(0, () => this.admitWaiting())
       },
       parts: {
-        packer: ({ pool }: SourceSessionOptions, sink) => new parts.Packer(pool, time, random, sink),
+        packer: ({ pool }: SourceSessionOptions, sink, onFailure) => {
+          run.packer = new parts.Packer(pool, time, random, sink, { threads: world.threads, onFailure })
+          return run.packer
+        },
         replyUnpacker: () => {
           run.replies = new parts.ReplyUnpacker(time, random, what => world.wrong(what))
           return run.replies
@@ -307,6 +320,14 @@ export class SourceSite {
     const [event, fields] = told as [string, { peer?: string; reason?: string; error?: string }]
     this.world.note(`${this.process.name}: ${event} ${JSON.stringify(fields)}`)
     if (event === 'connection refused') this.world.refused(fields.peer ?? '', fields.reason ?? fields.error ?? '')
+  }
+
+  /** A helper of it dies, or stands still for so long until it is given up. @returns the session that it takes along */
+  helperFails(afterMs: number): string | undefined {
+    const { run } = this
+    if (run?.packer === undefined) return undefined
+    this.world.time.as(this.process, () => run.packer!.fails(afterMs))
+    return run.link.id
   }
 
   /** In order: running migrations finish. */
@@ -458,8 +479,8 @@ export class DestinationSite implements WanServer {
       wake: () => link.wake(),
       parts: {
         replyPacker: (pool, _seed, sink) => new parts.ReplyPacker(pool, time, random, sink),
-        unpacker: (_options: DestinationSessionOptions) => {
-          unpacker = new parts.Unpacker(time, random, world.fail)
+        unpacker: ({ onFailure }: DestinationSessionOptions) => {
+          unpacker = new parts.Unpacker(time, random, world.fail, { threads: world.threads, onFailure })
           return unpacker
         },
         dial: (address, options) => this.dial(address, options?.signal),
@@ -529,6 +550,15 @@ export class DestinationSite implements WanServer {
     let channels = 0
     for (const { session } of this.members.values()) channels += session.channelCount
     return channels
+  }
+
+  /** As SourceSite's. */
+  helperFails(afterMs: number): string | undefined {
+    const { time, random } = this.world
+    if (this.members.size === 0) return undefined
+    const { link, unpacker } = random.pick([...this.members.values()])
+    time.as(this.process, () => unpacker().fails(afterMs))
+    return link.id
   }
 
   /** Takes no new migrations on the sessions that there are. */
