@@ -2,6 +2,7 @@
 import type { Argv, CommandModule } from 'yargs'
 import { Control } from '../daemon/control.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
+import { rehearse } from '../daemon/rehearsal.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
 import { DEFAULTS, DISK_ZEROES, type DiskZeroes, readCommon } from '../daemon/settings.ts'
@@ -27,6 +28,7 @@ import {
   processMemory,
   proxyOptions,
   proxySettings,
+  rehearsalOf,
   startSupply,
   tellStart,
 } from './proxy-options.ts'
@@ -223,5 +225,7 @@ async function runDestination(args: DestinationArguments): Promise<void> {
   const { events } = teller
   const control = new Control(common, new Site([], daemon, undefined, threadCount(common.threads)), events)
   await tellStart(events, 'destination', common)
-  await runProxy(daemon, teller, status, control, started, () => supply?.askNow())
+  const rehearsal = rehearsalOf(common, settings)
+  const reload = (): void => supply?.askNow()
+  await runProxy(daemon, teller, status, control, started, reload, () => rehearse(rehearsal, events))
 }

@@ -3,6 +3,7 @@ import { totalmem } from 'node:os'
 import type { Argv } from 'yargs'
 import { loadLz4 } from '../compression/lz4.ts'
 import { Events, type SiteLog } from '../daemon/events.ts'
+import type { RehearsalOptions } from '../daemon/rehearsal.ts'
 import type { Teller } from '../daemon/run-proxy.ts'
 import { SetSupply } from '../daemon/set-supply.ts'
 import { type CommonSettings, type CommonTexts, DEFAULTS } from '../daemon/settings.ts'
@@ -125,6 +126,13 @@ export function proxyOptions(
       requiresArg: true,
       defaultDescription: 'as --patience',
     })
+    .option('rehearsal', {
+      describe:
+        'How long a start may take at most to move guests that never were through proxies of its own, before it listens: the first guest finds all warm; 0s: not at all',
+      type: 'string',
+      requiresArg: true,
+      default: DEFAULTS.rehearsal,
+    })
     .option('control', {
       describe: 'Unix socket (0600) at which `pageferry status`, `history`, `rate` and `cancel` find this proxy',
       type: 'string',
@@ -237,6 +245,14 @@ export async function tellStart(
     kernel: kernelModule() ? 'simd' : 'twin',
     threads: threadCount(threads),
   })
+}
+
+/** What a start rehearses, but for the efforts of source proxies. */
+export function rehearsalOf(
+  { rehearsalMs: limitMs, tlsCreds }: CommonSettings,
+  { pools }: Pick<ProcessMemory, 'pools'>,
+): RehearsalOptions {
+  return { pools, limitMs, tls: tlsCreds !== undefined }
 }
 
 /** Begins to fetch what channels say, where the operator asked for it. */

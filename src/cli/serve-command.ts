@@ -5,6 +5,7 @@ import { type Configuration, type Mistake, type ReadConfiguration, readConfigura
 import { needRestart } from '../daemon/configuration-changes.ts'
 import { Control } from '../daemon/control.ts'
 import { DestinationDaemon } from '../daemon/destination-daemon.ts'
+import { rehearse } from '../daemon/rehearsal.ts'
 import { type Runnable, runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
 import { ALL_PEERS } from '../daemon/settings.ts'
@@ -21,7 +22,15 @@ import { threadCount } from '../transfer/helpers/thread-count.ts'
 import { looker, missingThings, tellMistakes, wrong } from './check-settings.ts'
 import { listenAt } from './destination-command.ts'
 import { print } from './output.ts'
-import { newTeller, type ProcessMemory, processMemory, proxySettings, startSupply, tellStart } from './proxy-options.ts'
+import {
+  newTeller,
+  type ProcessMemory,
+  processMemory,
+  proxySettings,
+  rehearsalOf,
+  startSupply,
+  tellStart,
+} from './proxy-options.ts'
 
 interface ServeArguments {
   readonly config: string
@@ -230,5 +239,6 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   if (sources.size > 0 && Number.isFinite(capsOfAll.bytesPerSecond)) rates[ALL_PEERS] = capsOfAll.bytesPerSecond
   const role = [sources.size > 0 && 'source', destination && 'destination'].filter(Boolean).join(' and ')
   await tellStart(events, role, configuration, rates)
-  await runProxy(all, teller, status, control, started, reloadSettings)
+  const rehearsal = { ...rehearsalOf(configuration, memory), ...(sources.size > 0 && { effort: configuration.effort }) }
+  await runProxy(all, teller, status, control, started, reloadSettings, () => rehearse(rehearsal, events))
 }

@@ -2,6 +2,7 @@
 import type { Argv, CommandModule } from 'yargs'
 import { parseEffortOrAuto } from '../compression/effort.ts'
 import { Control } from '../daemon/control.ts'
+import { rehearse } from '../daemon/rehearsal.ts'
 import { runProxy, type StatusLine } from '../daemon/run-proxy.ts'
 import { checkSupply, type SetSupply } from '../daemon/set-supply.ts'
 import { DEFAULTS, DISK_ANSWERS, type DiskAnswers, parseWeights, readCommon } from '../daemon/settings.ts'
@@ -26,6 +27,7 @@ import {
   processMemory,
   proxyOptions,
   proxySettings,
+  rehearsalOf,
   startSupply,
   tellStart,
 } from './proxy-options.ts'
@@ -266,12 +268,14 @@ async function runSource(args: SourceArguments): Promise<void> {
   }
   const control = new Control(common, new Site([daemon], undefined, undefined, threadCount(common.threads)), events)
   await tellStart(events, 'source', common, { [args.peer]: daemon.caps.bytesPerSecond })
-  await runProxy(daemon, teller, status, control, started, () => {
+  const reload = (): void => {
     supply?.askNow()
     if (rateFile === undefined) return
     daemon.caps.renew(read.rate())
     events.info('settings read again', { counting: 'cap' })
-  })
+  }
+  const rehearsal = { ...rehearsalOf(common, settings), effort: read.effort() }
+  await runProxy(daemon, teller, status, control, started, reload, () => rehearse(rehearsal, events))
 }
 
 function connectionCount(text: string): number {

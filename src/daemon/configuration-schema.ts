@@ -73,6 +73,7 @@ export const SCHEMA = (() => {
     'queue-target': duration('queue-target').prefault(DEFAULTS.queueTarget),
     patience: duration('patience').prefault(DEFAULTS.patience),
     'patience-postcopy': duration('patience-postcopy').optional(),
+    rehearsal: duration('rehearsal').prefault(DEFAULTS.rehearsal),
     control: text(socketPath).optional(),
     history: z.string().optional(),
     metrics: text(parseMetricsAddress).optional(),

@@ -193,6 +193,7 @@ export function readConfiguration(content: string): ReadConfiguration {
       queueTargetMs: file['queue-target'],
       patienceMs: file.patience,
       patiencePostcopyMs: file['patience-postcopy'],
+      rehearsalMs: file.rehearsal,
       control: file.control,
       history: file.history,
       metrics: file.metrics,

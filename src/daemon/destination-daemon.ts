@@ -58,6 +58,7 @@ export class DestinationDaemon {
   private readonly runs = new Map<Link, DestinationRun>()
   private readonly patience: PatienceTimes
   private stopping = false
+  private renewing: NodeJS.Timeout | undefined
   /** Where it listens, once started. */
   readonly addresses: { address: string; port: number }[] = []
 
@@ -113,7 +114,7 @@ export class DestinationDaemon {
         this.tellDefect(error)
       }
     }
-    setInterval(renew, this.options.renewMs ?? RENEW_MS).unref()
+    this.renewing = setInterval(renew, this.options.renewMs ?? RENEW_MS).unref()
   }
 
   /** Reads certificates and keys again. @returns whether they are others */
@@ -147,12 +148,14 @@ export class DestinationDaemon {
     // Ends of flows may still be owed to a source whose WAN is cut just now: it is listened for until they are delivered.
     const delivered = Promise.all(this.server.links.map(link => link.close()))
     await Promise.race([delivered, sleep(this.options.patienceMs, undefined, { ref: false })])
+    clearInterval(this.renewing)
     await this.server.close(CLOSE_GRACE_MS)
     await this.options.learning?.settled()
   }
 
   /** Ends everything now. */
   async abort(): Promise<void> {
+    clearInterval(this.renewing)
     const stopped = 'the destination proxy was stopped'
     for (const { link, session } of this.runs.values()) {
       if (!link.over) void link.abort(new ProxyError('QEMU_LOST', stopped, undefined, 'start the migration again'))

@@ -47,6 +47,9 @@ export interface SiteEvents extends LinkEvents, LearningEvents, SourceChannelEve
   'ports are taken: tried again': Failure & { readonly ports: string }
   'listening at one port more': { readonly port: number }
   'accept failed': Failure
+  /** Guests that never were, all of whose way took so long. */
+  rehearsed: { readonly guests: number; readonly ms: number }
+  'rehearsal failed': Failure
   stopping: { readonly signal: string; readonly running: number }
   'stopping: running migrations finish first': { readonly migrations?: number; readonly channels?: number }
   'ending running migrations: their source guests go on': Record<never, never>

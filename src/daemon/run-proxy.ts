@@ -42,6 +42,7 @@ export interface StatusLine {
  * (their source guests go on), SIGHUP reads certificates and keys again. Tells systemd where it started us.
  *
  * @param reloadSettings what else SIGHUP reads again; throws where the old settings stay
+ * @param rehearse before it listens; never rejects
  * Behind its end the process ends, whatever a disk does.
  */
 export async function runProxy(
@@ -51,6 +52,7 @@ export async function runProxy(
   beside: Beside,
   started: () => void,
   reloadSettings: () => void = () => {},
+  rehearse: () => Promise<void> = async () => {},
 ): Promise<void> {
   const notifier = new Notifier(why => events.warn('systemd is not told', { reason: why }))
   status.tell = text => notifier.status(text)
@@ -105,6 +107,7 @@ export async function runProxy(
   process.on('SIGHUP', reload)
   try {
     await beside.start()
+    await rehearse() // behind what can fail of the settings, and before anybody may come
     await proxy.start()
   } catch (error) {
     await beside.close()

@@ -1,6 +1,6 @@
 /** What both proxies of a process go by, as values: read once, from options or from the file of `pageferry serve`. */
 import { ProxyError } from '../errors.ts'
-import { PATIENCE_MS, QUEUE_TARGET_MS, WEIGHT_MAX } from '../limits.ts'
+import { PATIENCE_MS, QUEUE_TARGET_MS, REHEARSAL_MS, WEIGHT_MAX } from '../limits.ts'
 import type { Level } from '../log.ts'
 import { parseDuration, parseSize } from '../quantity.ts'
 import type { Address } from '../relay/address.ts'
@@ -36,6 +36,8 @@ export interface CommonSettings {
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy; undefined: as patienceMs. */
   readonly patiencePostcopyMs: number | undefined
+  /** How long a start may rehearse, in ms; 0: not at all. */
+  readonly rehearsalMs: number
   /** Path of the control socket; undefined: none. */
   readonly control: string | undefined
   /** File for the migrations that ended last; undefined: they are kept in memory. */
@@ -71,6 +73,7 @@ export interface CommonTexts {
   readonly queueTarget: string
   readonly patience: string
   readonly patiencePostcopy?: string | undefined
+  readonly rehearsal: string
   readonly control?: string | undefined
   readonly history?: string | undefined
   readonly metrics?: string | undefined
@@ -96,6 +99,7 @@ export const DEFAULTS = {
   learnAge: '30d',
   queueTarget: `${QUEUE_TARGET_MS}ms`,
   patience: `${PATIENCE_MS / 1000}s`,
+  rehearsal: `${REHEARSAL_MS / 1000}s`,
   diskAnswers: 'far',
   diskZeroes: 'as-said',
 } as const
@@ -165,6 +169,7 @@ export function readCommon(texts: CommonTexts): CommonSettings {
     patienceMs: parseDuration(texts.patience, '--patience'),
     patiencePostcopyMs:
       texts.patiencePostcopy === undefined ? undefined : parseDuration(texts.patiencePostcopy, '--patience-postcopy'),
+    rehearsalMs: parseDuration(texts.rehearsal, '--rehearsal'),
     control: texts.control,
     history: texts.history,
     logLevel: texts.logLevel,

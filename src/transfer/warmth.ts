@@ -122,9 +122,11 @@ export class Warmth {
   private readonly inAdvance: RingInAdvance
   private readonly spare: SpareRing
   private readonly sparePages: SparePages
-  private readonly aheadBytes: number
+  private readonly atableBytes: number
   private readonly ringBytes: number
   private committed: number
+  /** Bytes of the tables before the ring that are committed. */
+  private tablesCommitted = 0
   private remembered: Promise<void> | undefined
   private committing = false
   private migrating = false
@@ -135,7 +137,7 @@ export class Warmth {
    * @param sparePages of the memory that the session is in
    * @param starts first slot of each set in memory
    * @param elsewhere who may commit the ring in place of this thread
-   * @param aheadBytes of the ring ahead of what has passed that are committed while a migration runs
+   * @param atableBytes of the ring ahead of what has passed that are committed while a migration runs
    */
   constructor(
     kernel: Kernel,
@@ -145,11 +147,11 @@ export class Warmth {
     sparePages: SparePages,
     starts: readonly number[] = [0],
     elsewhere?: CommitElsewhere,
-    aheadBytes = COMMIT_AHEAD_BYTES,
+    atableBytes = COMMIT_AHEAD_BYTES,
   ) {
     this.elsewhere = elsewhere
     this.kernel = kernel
-    this.aheadBytes = aheadBytes
+    this.atableBytes = atableBytes
     this.starts = starts
     this.loop = loop
     this.ringBytes = kernel.layout.ringPages * PAGE_BYTES
@@ -198,7 +200,7 @@ export class Warmth {
   }
 
   commitMore(): void {
-    if (this.committing || this.committed >= this.wanted) return
+    if (this.committing || (this.committed >= this.wanted && !this.wantsTables)) return
     this.commit().catch(error => {
       this.resolveReady()
       this.remembered = Promise.reject(error)
@@ -211,6 +213,29 @@ export class Warmth {
     else this.commitMore()
   }
 
+  private get tableBytes(): number {
+    const { ring, placeTable } = this.kernel.layout
+    return ring - placeTable
+  }
+
+  /**
+   * Whether what finds pages is to be committed with the ring: else the first look-up of each of its pages maps the system's
+   * page of zeros, and the first entry replaces it.
+   */
+  private get wantsTables(): boolean {
+    return this.inAdvance === 'always' && !this.migrating && this.tablesCommitted < this.tableBytes
+  }
+
+  private async commitTables(): Promise<void> {
+    while (this.wantsTables) {
+      await nextTurn(this.loop)
+      if (this.ended || !this.wantsTables) return
+      const length = Math.min(COMMIT_STEP_BYTES, this.tableBytes - this.tablesCommitted)
+      this.kernel.commit(this.kernel.layout.placeTable + this.tablesCommitted, length)
+      this.tablesCommitted += length
+    }
+  }
+
   /** Bytes of the ring that are to be committed by now. */
   private get wanted(): number {
     const { ringBytes, inAdvance, migrating, spare } = this
@@ -221,11 +246,12 @@ export class Warmth {
   /** Those that a migration needs soon. */
   private get ahead(): number {
     if (this.remembered === undefined) return 0 // none has begun yet
-    return Math.min(this.ringBytes, this.kernel.ringUsed * PAGE_BYTES + this.aheadBytes)
+    return Math.min(this.ringBytes, this.kernel.ringUsed * PAGE_BYTES + this.atableBytes)
   }
 
   private async commit(): Promise<void> {
     this.committing = true
+    await this.commitTables()
     while (this.committed < this.wanted) {
       await nextTurn(this.loop)
       if (this.ended) return

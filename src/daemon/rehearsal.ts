@@ -1,0 +1,218 @@
+/**
+ * Migrations before the first one: of a guest that never was, through both proxies as they are, by sockets and TLS, within
+ * this process. What V8 makes of code only once it has run often, what libraries take for themselves the first time, and
+ * memory that nobody has touched yet would otherwise be the first guest's to wait for (docs/adr/0025-rehearsal.md).
+ *
+ * Nothing of it is told but that it failed: its proxies have events, a session and a key of their own, and no store. Of the
+ * process they share the memory, which is given back clean.
+ */
+import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import net from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { EFFORTS, type Effort, LZ4 } from '../compression/effort.ts'
+import { defectOf, isProxyError } from '../errors.ts'
+import { CREDENTIAL_FILE, PSK_USERNAME_DEFAULT } from '../link/credential-files.ts'
+import { Credentials } from '../link/credentials.ts'
+import { parseAddress } from '../relay/address.ts'
+import { EffortController } from '../transfer/effort-controller.ts'
+import { PAGE_BYTES, type Pools } from '../transfer/pool.ts'
+import { DestinationDaemon } from './destination-daemon.ts'
+import { Events } from './events.ts'
+import { GUEST_PAGES, madeUpGuest } from './made-up-guest.ts'
+import { SourceDaemon } from './source-daemon.ts'
+
+/** Guests that are moved, one after the other, where there is time. */
+const GUESTS = 3
+/**
+ * V8 compiles by how often a function was called, which is once a batch for many of them: small batches call it as often
+ * in a tenth of the time.
+ */
+const PIECE_BYTES = 4 * (PAGE_BYTES + 8)
+/** Turns of the event loop between two pieces, so that each is a batch. */
+const PIECE_TURNS = 3
+/** Batches of one effort before those of the next. */
+const EFFORT_BATCHES = 24
+/** What `auto` takes on its own, from the least on. */
+const AUTO_EFFORTS: readonly Effort[] = [EFFORTS[0]!, LZ4, EFFORTS[1]!, EFFORTS[2]!, EFFORTS[3]!]
+/** Fewer than the guest has, so that pages take the place of others. */
+const RING_PAGES = GUEST_PAGES - (GUEST_PAGES >> 2)
+const PLACES = 1 << 14
+
+export interface RehearsalOptions {
+  /** Of the process. */
+  readonly pools: Pools
+  /** Of its source proxies; left out: it has none. */
+  readonly effort?: number | 'auto'
+  /** Whether its link has TLS. */
+  readonly tls: boolean
+  /** After this time it ends, however far it is. */
+  readonly limitMs: number
+}
+
+/** Goes through efforts, some batches of each: what `auto` does is decided by a link that is not there. */
+class Ladder extends EffortController {
+  private readonly efforts: readonly Effort[]
+  private given = 0
+
+  constructor(efforts: readonly Effort[]) {
+    super('auto')
+    this.efforts = efforts
+  }
+
+  override effort(): Effort {
+    return this.efforts[Math.floor(this.given++ / EFFORT_BATCHES) % this.efforts.length]!
+  }
+}
+
+/** Rehearses; whatever goes wrong is told as a warning, and is all that there is to it: migrations work without. */
+export async function rehearse(options: RehearsalOptions, events: Events): Promise<void> {
+  if (options.limitMs === 0) return
+  const beganMs = performance.now()
+  try {
+    const guests = await new Rehearsal(options).run()
+    events.debug('rehearsed', { guests, ms: Math.round(performance.now() - beganMs) })
+  } catch (error) {
+    const { what, action } = isProxyError(error) ? error : defectOf(error)
+    events.warn('rehearsal failed', { error: what, hint: action })
+  }
+}
+
+class Rehearsal {
+  private readonly options: RehearsalOptions
+  private readonly events = new Events()
+  private readonly whenLate: Promise<void>
+  private readonly timer: NodeJS.Timeout
+  private isLate = false
+  /** What is closed at the end, the last first. */
+  private readonly closing: (() => unknown)[] = []
+  private readonly sockets = new Set<net.Socket>()
+
+  constructor(options: RehearsalOptions) {
+    this.options = options
+    const { promise, resolve } = Promise.withResolvers<void>()
+    this.whenLate = promise
+    this.timer = setTimeout(() => {
+      this.isLate = true
+      resolve()
+    }, options.limitMs)
+  }
+
+  /** @returns guests that were moved. @throws whatever goes wrong */
+  async run(): Promise<number> {
+    try {
+      const port = await this.start()
+      let guests = 0
+      while (guests < GUESTS && !this.isLate) {
+        await Promise.race([this.move(madeUpGuest(guests), port), this.whenLate])
+        if (!this.isLate) guests++
+      }
+      return guests
+    } finally {
+      clearTimeout(this.timer)
+      for (const socket of this.sockets) socket.destroy()
+      for (const close of this.closing.reverse()) await close()
+    }
+  }
+
+  /** @returns the port where a source QEMU connects */
+  private async start(): Promise<number> {
+    const { pools, effort = 'auto' } = this.options
+    const { events, closing } = this
+    const { near, far } = this.credentials()
+    const opened = this.told('session open', 2)
+    const common = { store: undefined, events, queueTargetMs: 50, patienceMs: 1000, pools }
+    const destination = new DestinationDaemon({
+      ...common,
+      listen: [{ host: '127.0.0.1', port: 0 }],
+      targets: new Map([['default', parseAddress(`tcp:127.0.0.1:${await this.target()}`)]]),
+      credentials: far,
+      ringPagesMax: RING_PAGES,
+      placesMax: PLACES,
+    })
+    closing.push(() => destination.abort())
+    await destination.start()
+    const efforts = effort === 'auto' ? AUTO_EFFORTS : [EFFORTS[effort]!]
+    const source = new SourceDaemon({
+      ...common,
+      listen: [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
+      beyondLoopback: false,
+      peer: { host: '127.0.0.1', port: destination.addresses[0]!.port },
+      credentials: near,
+      ringPages: RING_PAGES,
+      places: PLACES,
+      effort,
+      controller: () => new Ladder(efforts),
+      connections: 1,
+      rate: Number.POSITIVE_INFINITY,
+    })
+    await source.start()
+    closing.push(async () => {
+      await source.abort()
+      await source.ended
+    })
+    await Promise.race([opened, this.whenLate])
+    const [at] = source.addresses
+    return at?.kind === 'tcp' ? at.port : 0
+  }
+
+  /** A key that nobody else ever has: whoever finds the port in this second cannot come in. */
+  private credentials(): { readonly near?: Credentials; readonly far?: Credentials } {
+    if (!this.options.tls) return {}
+    const directory = mkdtempSync(join(tmpdir(), 'pageferry-rehearsal-'))
+    try {
+      const key = `${PSK_USERNAME_DEFAULT}:${randomBytes(32).toString('hex')}\n`
+      writeFileSync(join(directory, CREDENTIAL_FILE.psk), key, { mode: 0o600 })
+      return {
+        near: new Credentials({ role: 'client', directory }),
+        far: new Credentials({ role: 'server', directory }),
+      }
+    } finally {
+      rmSync(directory, { recursive: true, force: true })
+    }
+  }
+
+  /** Where the destination QEMU would be: drops what comes. @returns its port */
+  private async target(): Promise<number> {
+    const server = net.createServer(socket => {
+      this.keep(socket)
+      socket.on('end', () => socket.end()).resume()
+    })
+    this.closing.push(() => server.close())
+    server.listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    return (server.address() as net.AddressInfo).port
+  }
+
+  /** As its QEMU would. Resolves when both proxies have told its end. */
+  private async move(stream: Uint8Array, port: number): Promise<void> {
+    const ended = this.told('migration ended', 2)
+    const socket = this.keep(net.connect({ port, host: '127.0.0.1' }))
+    await once(socket, 'connect')
+    socket.resume()
+    for (let at = 0; at < stream.length && !this.isLate && !socket.destroyed; at += PIECE_BYTES) {
+      await new Promise<void>(done => void socket.write(stream.subarray(at, at + PIECE_BYTES), () => done()))
+      for (let turn = 0; turn < PIECE_TURNS; turn++) await new Promise(setImmediate)
+    }
+    socket.end()
+    await ended
+  }
+
+  private keep(socket: net.Socket): net.Socket {
+    this.sockets.add(socket)
+    return socket.on('error', () => {}).on('close', () => this.sockets.delete(socket))
+  }
+
+  /** Resolves when the proxies have told this event so many times more. */
+  private told(event: 'session open' | 'migration ended', times: number): Promise<void> {
+    return new Promise(done => {
+      const unsubscribe = this.events.subscribe(told => {
+        if (told.event !== event || --times > 0) return
+        unsubscribe()
+        done()
+      })
+    })
+  }
+}
