@@ -12,20 +12,21 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { EFFORTS, type Effort, LZ4 } from '../compression/effort.ts'
 import { defectOf, isProxyError } from '../errors.ts'
 import { CREDENTIAL_FILE, PSK_USERNAME_DEFAULT } from '../link/credential-files.ts'
 import { Credentials } from '../link/credentials.ts'
 import { parseAddress } from '../relay/address.ts'
-import { EffortController } from '../transfer/effort-controller.ts'
 import { PAGE_BYTES, type Pools } from '../transfer/pool.ts'
 import { DestinationDaemon } from './destination-daemon.ts'
 import { Events } from './events.ts'
 import { GUEST_PAGES, madeUpGuest } from './made-up-guest.ts'
 import { SourceDaemon } from './source-daemon.ts'
 
-/** Guests that are moved, one after the other, where there is time. */
-const GUESTS = 3
+/**
+ * Guests that are moved, one after the other, where there is time, each through proxies of its own: code that V8 made for one
+ * session's objects alone would have to be made again for the first session that counts.
+ */
+const GUESTS = 4
 /**
  * V8 compiles by how often a function was called, which is once a batch for many of them: small batches call it as often
  * in a tenth of the time.
@@ -33,10 +34,10 @@ const GUESTS = 3
 const PIECE_BYTES = 4 * (PAGE_BYTES + 8)
 /** Turns of the event loop between two pieces, so that each is a batch. */
 const PIECE_TURNS = 3
-/** Batches of one effort before those of the next. */
-const EFFORT_BATCHES = 24
-/** What `auto` takes on its own, from the least on. */
-const AUTO_EFFORTS: readonly Effort[] = [EFFORTS[0]!, LZ4, EFFORTS[1]!, EFFORTS[2]!, EFFORTS[3]!]
+/** How much of a guest comes in such pieces; the rest comes as fast as it can, in batches as large as they get. */
+const PIECES_SHARE = 0.5
+/** By guest, where the effort is not fixed: over loopback `auto` itself goes down to LZ4 and to none. */
+const AUTO_EFFORTS = [1, 3, 2, 'auto'] as const
 /** Fewer than the guest has, so that pages take the place of others. */
 const RING_PAGES = GUEST_PAGES - (GUEST_PAGES >> 2)
 const PLACES = 1 << 14
@@ -50,21 +51,6 @@ export interface RehearsalOptions {
   readonly tls: boolean
   /** After this time it ends, however far it is. */
   readonly limitMs: number
-}
-
-/** Goes through efforts, some batches of each: what `auto` does is decided by a link that is not there. */
-class Ladder extends EffortController {
-  private readonly efforts: readonly Effort[]
-  private given = 0
-
-  constructor(efforts: readonly Effort[]) {
-    super('auto')
-    this.efforts = efforts
-  }
-
-  override effort(): Effort {
-    return this.efforts[Math.floor(this.given++ / EFFORT_BATCHES) % this.efforts.length]!
-  }
 }
 
 /** Rehearses; whatever goes wrong is told as a warning, and is all that there is to it: migrations work without. */
@@ -103,22 +89,27 @@ class Rehearsal {
   /** @returns guests that were moved. @throws whatever goes wrong */
   async run(): Promise<number> {
     try {
-      const port = await this.start()
       let guests = 0
       while (guests < GUESTS && !this.isLate) {
+        const port = await this.start(guests)
         await Promise.race([this.move(madeUpGuest(guests), port), this.whenLate])
         if (!this.isLate) guests++
+        await this.end()
       }
       return guests
     } finally {
       clearTimeout(this.timer)
-      for (const socket of this.sockets) socket.destroy()
-      for (const close of this.closing.reverse()) await close()
+      await this.end()
     }
   }
 
-  /** @returns the port where a source QEMU connects */
-  private async start(): Promise<number> {
+  private async end(): Promise<void> {
+    for (const socket of this.sockets) socket.destroy()
+    for (const close of this.closing.splice(0).reverse()) await close()
+  }
+
+  /** Both proxies of a guest. @returns the port where its source QEMU connects */
+  private async start(guest: number): Promise<number> {
     const { pools, effort = 'auto' } = this.options
     const { events, closing } = this
     const { near, far } = this.credentials()
@@ -134,7 +125,6 @@ class Rehearsal {
     })
     closing.push(() => destination.abort())
     await destination.start()
-    const efforts = effort === 'auto' ? AUTO_EFFORTS : [EFFORTS[effort]!]
     const source = new SourceDaemon({
       ...common,
       listen: [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
@@ -143,8 +133,7 @@ class Rehearsal {
       credentials: near,
       ringPages: RING_PAGES,
       places: PLACES,
-      effort,
-      controller: () => new Ladder(efforts),
+      effort: effort === 'auto' ? AUTO_EFFORTS[guest % AUTO_EFFORTS.length]! : effort,
       connections: 1,
       rate: Number.POSITIVE_INFINITY,
     })
@@ -192,11 +181,13 @@ class Rehearsal {
     const socket = this.keep(net.connect({ port, host: '127.0.0.1' }))
     await once(socket, 'connect')
     socket.resume()
-    for (let at = 0; at < stream.length && !this.isLate && !socket.destroyed; at += PIECE_BYTES) {
+    const pieces = stream.length * PIECES_SHARE
+    let at = 0
+    for (; at < pieces && !this.isLate && !socket.destroyed; at += PIECE_BYTES) {
       await new Promise<void>(done => void socket.write(stream.subarray(at, at + PIECE_BYTES), () => done()))
       for (let turn = 0; turn < PIECE_TURNS; turn++) await new Promise(setImmediate)
     }
-    socket.end()
+    socket.end(stream.subarray(at))
     await ended
   }
 

@@ -4,7 +4,6 @@ import type { Credentials } from '../link/credentials.ts'
 import type { RateSchedule } from '../rate-schedule.ts'
 import type { Weights } from '../session/fairness.ts'
 import type { CapShare } from '../session/shared-cap.ts'
-import type { EffortController } from '../transfer/effort-controller.ts'
 import type { Events } from './events.ts'
 import type { DiskAnswers } from './settings.ts'
 import type { SourceListenersOptions } from './source-listeners.ts'
@@ -24,8 +23,6 @@ export interface SourceOptions extends SourceListenersOptions, SourceMemoryOptio
   readonly shared?: CapShare
   /** What memory and disks get beside each other. Default: the same. */
   readonly weights?: Readonly<Weights>
-  /** Who chooses the effort of batches in a session. Default: by `effort`. */
-  readonly controller?: () => EffortController
   readonly queueTargetMs: number
   readonly patienceMs: number
   /** The same after a migration's switch to postcopy. Default: patienceMs. */

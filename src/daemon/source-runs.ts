@@ -207,12 +207,12 @@ export class SourceRuns {
 
   private makeSession(run: SourceRun, { pool, seed, learning, disks, replies }: AgreedTerms): SourceSession {
     const { client } = run
-    const { effort, controller, queueTargetMs, diskAnswers } = this.options
+    const { effort, queueTargetMs, diskAnswers } = this.options
     const { reception, memory } = this
     return new SourceSession({
       ...{ session: client.session, sessionId: client.link.id, pool, seed, learning, queueTargetMs, disks },
       replies: replies && { pool: replies, waiting: memory.budgetShare() },
-      effort: controller?.() ?? new EffortController(effort),
+      effort: new EffortController(effort),
       pieces: memory.piecesShare(),
       journal: diskAnswers === 'early' ? () => memory.budgetShare() : undefined,
       patience: this.patience,
