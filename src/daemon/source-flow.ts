@@ -54,6 +54,8 @@ export interface SourceFlowHost {
   readonly channels: SourceChannels<SourceFlow, Slot>
   /** There may be something to encode. */
   wake(): void
+  /** A channel has no room before something is encoded. */
+  full(): void
   /** Runs what the event loop calls: a defect that it finds ends the session. */
   guard(run: () => void): void
 }
@@ -206,8 +208,11 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   onBytes(count: number): void {
     const { sending } = this
     if (sending) {
-      this.follow(sending.filled(count, this.half.options.now()), count)
-      this.half.wake()
+      const { half } = this
+      this.follow(sending.filled(count, half.options.now()), count)
+      // a disk's bytes may come out of a journal, in the middle of what that does
+      if (sending.isFull && this.gate.kind === 'migration') half.full()
+      half.wake()
       return
     }
     const kind = this.start!.filled(count)

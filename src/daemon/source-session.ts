@@ -178,6 +178,10 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
     if (!this.channels.over) this.options.wake()
   }
 
+  full(): void {
+    if (!this.channels.over) this.sender.full(this.options.now)
+  }
+
   begins(): void {
     const { effort, session } = this.options
     effort.begin(session.rttMinMs)

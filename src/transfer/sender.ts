@@ -19,6 +19,9 @@ import { SLOT_UNIT_BYTES, type Slot, SlotArena } from './slot-arena.ts'
 /** A full slot has room behind a batch, so that moving an incomplete record to the front is seldom needed. */
 const SLOT_UNITS = BATCH_BYTES_MAX / SLOT_UNIT_BYTES + 1
 
+/** Batches of one turn of the event loop are encoded in the middle of it for so long: other connections wait meanwhile. */
+const FULL_MS = 1
+
 /** What it asks of the link; Session has it. */
 export interface SenderLink extends PumpedLink, SendingLink {
   sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[], release?: () => void): void
@@ -41,6 +44,8 @@ export class Sender {
   /** How much the other side may be made to read from its disk. */
   private readonly ration = new ColdRation()
   private readonly channels = new Map<PumpedChannel, SendingChannel>()
+  /** When the first of this turn's channels was full; undefined: none was. */
+  private fullMs: number | undefined
 
   /**
    * @param packer makes it, with who takes its batches
@@ -102,8 +107,24 @@ export class Sender {
    * @returns true where it is to be called in the next turn of the event loop, whatever happens
    */
   work(nowMs: () => number): boolean {
+    this.fullMs = undefined
+    this.pump.nextTurn()
+    this.encode(nowMs)
+    return this.pump.gathering
+  }
+
+  /**
+   * A channel has no room for more, in the middle of a turn: encodes what the pump wants, so that its socket reads on into the
+   * slot. Where it waited for the turn's end, its socket would read a few bytes beside the slot, stop, and start again: two
+   * short reads for each batch. `work` is due all the same.
+   */
+  full(nowMs: () => number): void {
+    this.fullMs ??= nowMs()
+    if (nowMs() - this.fullMs < FULL_MS) this.encode(nowMs)
+  }
+
+  private encode(nowMs: () => number): void {
     const { pump, packer } = this
-    pump.nextTurn()
     const waits = this.guestWaits
     for (let job = pump.next(nowMs()); job; job = pump.next(nowMs())) {
       const channel = this.channels.get(job.channel)!
@@ -117,7 +138,6 @@ export class Sender {
       pump.encoded(job.channel, bytes)
       channel.owner.encoded(bytes, job.effort)
     }
-    return pump.gathering
   }
 
   /**

@@ -122,6 +122,11 @@ export class SendingChannel implements OutboundChannel {
     return this.buffer.writable(most, most, ROOM_MIN) ?? this.buffer.writable(most, ROOM_MIN, ROOM_MIN)
   }
 
+  /** It takes no more before a batch of it is made. */
+  get isFull(): boolean {
+    return this.pump.roomFor(this.pumped) < ROOM_MIN
+  }
+
   /** So many bytes are in `room`. @returns address of the first */
   filled(count: number, nowMs: number): number {
     const at = this.buffer.filled(count)

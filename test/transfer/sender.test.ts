@@ -207,6 +207,40 @@ t.test('FIN goes behind the last batch, RESET behind those that are encoded', t 
   t.end()
 })
 
+t.test('a full channel is encoded in the middle of a turn, and has room at once; for a millisecond of each turn', t => {
+  const world = new World()
+  const { channel } = world.open(1)
+  const now = (): number => world.nowMs
+  const full = Buffer.alloc(BATCH_BYTES_MAX, 3)
+  world.write(channel, full.subarray(0, 1000))
+  t.notOk(channel.isFull, 'there is room behind a few bytes')
+  world.write(channel, full.subarray(1000))
+  t.ok(channel.isFull)
+  t.equal(channel.room(), undefined)
+  world.sender.full(now)
+  t.notOk(channel.isFull)
+  t.ok(channel.room())
+  world.packer.finish()
+  t.same(world.told.splice(0), [`1 batch ${BATCH_BYTES_MAX}`])
+
+  world.nowMs += 0.9
+  world.write(channel, full)
+  world.sender.full(now)
+  t.equal(world.packer.underWay, 1, 'the same turn goes on')
+  world.nowMs += 0.1
+  world.write(channel, full)
+  world.sender.full(now)
+  t.equal(world.packer.underWay, 1, 'others have waited for long enough')
+  world.packer.finish()
+  world.work()
+  t.equal(world.packer.underWay, 1)
+  world.packer.finish()
+  world.write(channel, full)
+  world.sender.full(now)
+  t.equal(world.packer.underWay, 1, 'the next turn has a millisecond of its own')
+  t.end()
+})
+
 t.test('an incomplete record goes out when its source falls silent', t => {
   const world = new World()
   const { channel, owner } = world.open(1, { kind: 'main', memory: { blocks: new BlockTable() } })
