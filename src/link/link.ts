@@ -14,7 +14,6 @@ import { EndOfTurn } from './end-of-turn.ts'
 import { Intake, readInto } from './intake.ts'
 import { KeyUse } from './key-use.ts'
 import { type Wire, Wires } from './wires.ts'
-import { WriteBuffers } from './write-buffers.ts'
 
 /**
  * A connection is given more bytes only while fewer than this wait in Node's memory: what waits there can no longer be
@@ -23,16 +22,12 @@ import { WriteBuffers } from './write-buffers.ts'
 const WRITE_BUFFER_BYTES_MAX = 128 * 1024
 /**
  * One write: eight full frames. With TLS each write costs a turn of the event loop; half of this takes a fifth more of the
- * sender's CPU time (test/link/link-bench.ts) ...
+ * sender's CPU time, and twice as much gains nothing (test/link/link-bench.ts).
  */
-const PULL_BYTES_MIN = 128 * 1024
-/** ... and where the peer takes it in this time, up to so much: a batch that is all new goes in two turns. */
-const PULL_MS = 1
-const PULL_BYTES_MAX = 256 * 1024
+const PULL_BYTES = 128 * 1024
 /** A write of less is made one piece: a copy costs less than the views of a batch of references (test/daemon/pair-bench.ts). */
 const JOIN_BYTES_MAX = 4096
 const EMPTY = new Uint8Array(0)
-const BUFFERS = new WriteBuffers()
 
 export interface LinkOptions {
   readonly role: Role
@@ -352,11 +347,15 @@ export class Link implements TransportSink {
     if (this.session.state === 'closed') this.#leave(wire)
     if (wire.ending || socket.destroyed || socket.writableLength >= WRITE_BUFFER_BYTES_MAX) return false
     const out = this.#out
-    const pulled = Math.min(PULL_BYTES_MAX, Math.max(PULL_BYTES_MIN, this.session.rateOf(wire.connection) * PULL_MS))
-    const bytes = this.session.pull(wire.connection, pulled, now, out)
+    const bytes = this.session.pull(wire.connection, PULL_BYTES, now, out)
     if (bytes > 0) {
-      if (wire.keys && bytes > JOIN_BYTES_MAX) this.#writeJoined(socket, bytes)
-      else this.#writePieces(socket, bytes)
+      if (bytes <= JOIN_BYTES_MAX && out.length > 1) out.splice(0, out.length, Buffer.concat(out, bytes))
+      const last = out.length - 1
+      // One writev: a TLS record, or a segment, for many small views.
+      socket.cork()
+      for (let i = 0; i < last; i++) socket.write(out[i]!)
+      socket.write(out[last]!, () => this.wake())
+      socket.uncork()
       out.length = 0
       wire.keys?.sent(bytes)
       this.#checkKeys(wire)
@@ -367,26 +366,6 @@ export class Link implements TransportSink {
       return false
     }
     return bytes > 0
-  }
-
-  /** In memory that comes back. Where there is TLS: a plain socket takes pieces as they are. */
-  #writeJoined(socket: net.Socket, bytes: number): void {
-    const joined = BUFFERS.join(this.#out, bytes)
-    socket.write(joined, () => {
-      BUFFERS.give(joined)
-      this.wake()
-    })
-  }
-
-  #writePieces(socket: net.Socket, bytes: number): void {
-    const out = this.#out
-    if (bytes <= JOIN_BYTES_MAX && out.length > 1) out.splice(0, out.length, Buffer.concat(out, bytes))
-    const last = out.length - 1
-    // One writev: a segment for many small views.
-    socket.cork()
-    for (let i = 0; i < last; i++) socket.write(out[i]!)
-    socket.write(out[last]!, () => this.wake())
-    socket.uncork()
   }
 
   /** The peer still reads what is under way, and our BYE behind it; it closes then. One that does not is not waited for. */

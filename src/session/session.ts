@@ -302,11 +302,6 @@ export class Session {
     return total
   }
 
-  /** Bytes a millisecond that the peer gets over a connection; 0 where that is not known. */
-  rateOf(connection: number): number {
-    return (this.paths.get(connection)?.rate ?? 0) / 1000
-  }
-
   /** True once this connection has pulled its last byte (BYE), or the peer ended the session: write out, then close it. */
   isDone(connection: number): boolean {
     return this.life.isClosed && (this.paths.get(connection)?.done ?? true)
