@@ -130,7 +130,7 @@ interface Sample {
 async function migrate(method: Method, command: string, wan: OpenedWan): Promise<Sample> {
   const { path: folder, remove } = temporaryFolder('large-guest')
   try {
-    const templates = options.store === undefined ? undefined : { store: options.store, setFile: '' }
+    const templates = options.store === undefined ? undefined : { store: options.store, setFile: '', sets: 1 }
     await using route = await openRoute(method, wan, folder, templates)
     await using source = await Qemu.start(command, wan, 'source', folder, `exec:cat '${stream}'`)
     await source.migrated(START_MS)
