@@ -1,7 +1,7 @@
 /**
  * Migrations before the first one: of a guest that never was, through both proxies as they are, by sockets and TLS, within
  * this process. What V8 makes of code only once it has run often, what libraries take for themselves the first time, and
- * memory that nobody has touched yet would otherwise be the first guest's to wait for (docs/adr/0025-rehearsal.md).
+ * memory that nobody has touched yet would otherwise be the first guest's to wait for (docs/adr/0027-rehearsal.md).
  *
  * Nothing of it is told but that it failed: its proxies have events, a session and a key of their own, and no store. Of the
  * process they share the memory, which is given back clean.

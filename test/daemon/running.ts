@@ -18,6 +18,8 @@ export class Running implements AsyncDisposable {
   constructor(...args: string[]) {
     const threads = args.includes('--threads') ? undefined : proxyThreads()
     const more = threads === undefined ? [] : ['--threads', `${threads}`]
+    // Most tests need no warm proxy; `serve` has its options from a file.
+    if (!args.includes('--rehearsal') && args[0] !== 'serve') more.push('--rehearsal', '0s')
     this.child = spawn(PAGEFERRY, [...args, '--json', '--plaintext', ...more], { stdio: ['ignore', 'pipe', 'inherit'] })
     this.exit = once(this.child, 'exit')
     let rest = ''
