@@ -251,7 +251,6 @@ export class Warmth {
 
   private async commit(): Promise<void> {
     this.committing = true
-    await this.commitTables()
     while (this.committed < this.wanted) {
       await nextTurn(this.loop)
       if (this.ended) return
@@ -266,6 +265,8 @@ export class Warmth {
       else if (!(await there)) continue
       this.committed += there === undefined ? length : helped
     }
+    if (this.committed === this.ringBytes) await this.commitTables()
+    if (this.ended) return
     this.committing = false
     if (this.committed === this.ringBytes) this.resolveReady()
   }

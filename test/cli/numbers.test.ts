@@ -50,7 +50,17 @@ const BESIDE: Readonly<Record<string, readonly string[]>> = {
 
 /** Options by name that take a quantity ... */
 const QUANTITIES = new Set([
-  ...['store-size', 'learn-size', 'learn-age', 'pool-memory', 'set-memory', 'keep-blocks', 'queue-target', 'patience'],
+  ...[
+    'store-size',
+    'learn-size',
+    'learn-age',
+    'pool-memory',
+    'set-memory',
+    'keep-blocks',
+    'queue-target',
+    'patience',
+    'rehearsal',
+  ],
   ...[
     'patience-postcopy',
     'effort',
