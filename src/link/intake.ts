@@ -4,34 +4,39 @@
  * is known that cost a destination a sixth of its CPU time (test/daemon/pair-bench.ts).
  */
 import type net from 'node:net'
+import { CHUNK_BYTES, type Chunks } from '../bytes/chunks.ts'
 import { copyRange } from '../bytes/copy.ts'
 
 /** A record of TLS is never cut: KeyUse counts pieces. */
 const ROOM_BYTES_MIN = 16384
-/** Four full frames (what waits of one pins all: src/session/kept-payloads.ts), and half of what malloc would map and fault in anew. */
-const CHUNK_BYTES = 64 * 1024
-
 /** Takes what is whole of the bytes from `from` up to `end`, and keeps views of it. @returns where the rest begins */
 export type TakeWhole = (chunk: Uint8Array, from: number, end: number) => number
 
-/** Where bytes land. What has been taken is never written again. */
+/** Where bytes land. What has been taken is not written again before it was given back (src/bytes/chunks.ts). */
 export class Intake {
   readonly #take: TakeWhole
-  #chunk = newChunk()
+  readonly #chunks: Chunks
+  #chunk: Uint8Array
   /** First byte that was not taken, and the first that is not there. */
   #from = 0
   #end = 0
 
-  /** @param take leaves less than a frame, so that there is always room */
-  constructor(take: TakeWhole) {
+  /**
+   * @param take leaves less than a frame, so that there is always room. It says of each view that it keeps whether it will
+   *   come back: what nobody speaks for is written again
+   */
+  constructor(take: TakeWhole, chunks: Chunks) {
     this.#take = take
+    this.#chunks = chunks
+    this.#chunk = chunks.take()
   }
 
   /** Where the next bytes may land. */
   room(): Uint8Array {
     if (CHUNK_BYTES - this.#end < ROOM_BYTES_MIN) {
-      const chunk = newChunk()
+      const chunk = this.#chunks.take()
       copyRange(this.#chunk, this.#from, this.#end, chunk, 0)
+      this.#chunks.retire(this.#chunk)
       this.#chunk = chunk
       this.#end -= this.#from
       this.#from = 0
@@ -55,10 +60,6 @@ export class Intake {
     this.#end += count
     this.#from = this.#take(this.#chunk, this.#from, this.#end)
   }
-}
-
-function newChunk(): Uint8Array {
-  return new Uint8Array(Buffer.allocUnsafeSlow(CHUNK_BYTES).buffer)
 }
 
 /** What net.Socket makes of its option `onread`, which neither an accepted socket nor TLS over one can be given. */

@@ -3,12 +3,14 @@
  * Knows nothing of how connections come to be: client.ts dials them, server.ts accepts them.
  */
 import type net from 'node:net'
+import { CHUNKS } from '../bytes/chunks.ts'
 import { defectOf, ProxyError } from '../errors.ts'
 import { LINGER_MS } from '../limits.ts'
 import type { Role, TransportSink } from '../session/api.ts'
 import { Served } from '../session/served.ts'
 import { Session } from '../session/session.ts'
-import { FrameDecoder } from '../wan/frames.ts'
+import { type Frame, FrameDecoder } from '../wan/frames.ts'
+import { FRAME } from '../wan/wire.ts'
 import type { Clock, LinkLogger, LinkSink, SessionTuning } from './api.ts'
 import { EndOfTurn } from './end-of-turn.ts'
 import { Intake, readInto } from './intake.ts'
@@ -156,6 +158,7 @@ export class Link implements TransportSink {
       if (!wire.attached) return // what is left of a chunk after the connection was given up
       wire.heard = true
       this.heard = true
+      keepView(frame)
       this.session.receive(connection, frame, now)
     })
     let failure: Error | undefined
@@ -174,7 +177,7 @@ export class Link implements TransportSink {
         else this.#defect(error)
         return end
       }
-    })
+    }, CHUNKS)
     socket.on('error', error => {
       failure ??= error
     })
@@ -375,4 +378,13 @@ export class Link implements TransportSink {
     const cancel = this.#clock.after(LINGER_MS, () => wire.socket.destroy())
     wire.socket.once('close', cancel)
   }
+}
+
+/**
+ * What becomes of a frame's payload, said before the session has it: a batch's parts are given back by who expands it, ACK and
+ * CREDIT are read at once, and of all others nobody asks.
+ */
+function keepView({ type, payload }: Frame): void {
+  if (type === FRAME.BATCH) CHUNKS.lend(payload)
+  else if (type !== FRAME.ACK && type !== FRAME.CREDIT) CHUNKS.pin(payload)
 }

@@ -9,6 +9,7 @@
  * PIECES_MAX bounds: a batch lies alone in a slot of the pool, of which there is a fixed number, or in a copy of exactly
  * its length. What waits to be expanded takes its packed bytes, which protocol.md §4 bounds by the raw ones.
  */
+import { CHUNKS } from '../bytes/chunks.ts'
 import { copyOfRange } from '../bytes/copy.ts'
 import { type ArrivedBatch, parseBatch } from '../codec/batch.ts'
 import { BatchExpander } from '../codec/expander.ts'
@@ -186,6 +187,8 @@ export class Inbound {
         if (fetching !== undefined) await fetching
         if (!this.failed) this.expand(job.channel, batch)
         if (batch.ahead) this.ahead!.release(batch.ahead)
+        // Not before: the checksum lies there too. What a stream unpacked elsewhere, or a thread has, goes to the collector.
+        else if (batch.unpacking === undefined) CHUNKS.giveBack(job.parts)
         this.jobs.offerMore()
         if (this.jobs.isKept) for (const done of this.takers.splice(0)) done()
         this.turns.spend(WORK_PER_BATCH + this.expander.work - workBefore)

@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import net from 'node:net'
 import { PassThrough } from 'node:stream'
 import t from 'tap'
+import { Chunks } from '../../src/bytes/chunks.ts'
 import type { ProxyError } from '../../src/errors.ts'
 import { FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
 import { Intake, readInto } from '../../src/link/intake.ts'
@@ -24,7 +25,12 @@ function someFrames(): Uint8Array[] {
 function receiver(): { intake: Intake; frames: () => Uint8Array[]; failure: () => ProxyError | undefined } {
   const kept: { type: number; sequence: number; payload: Uint8Array }[] = []
   let failure: ProxyError | undefined
-  const decoder = new FrameDecoder(({ type, sequence, payload }) => kept.push({ type, sequence, payload }))
+  const chunks = new Chunks()
+  chunks.poison = 0xdd
+  const decoder = new FrameDecoder(({ type, sequence, payload }) => {
+    chunks.pin(payload)
+    kept.push({ type, sequence, payload })
+  })
   const intake = new Intake((chunk, from, end) => {
     try {
       return decoder.take(chunk, from, end)
@@ -32,7 +38,7 @@ function receiver(): { intake: Intake; frames: () => Uint8Array[]; failure: () =
       failure ??= error as ProxyError
       return end
     }
-  })
+  }, chunks)
   return {
     intake,
     frames: () => kept.map(({ type, sequence, payload }) => encodeFrame(type, 0, 1, sequence, payload)),
@@ -49,6 +55,55 @@ t.test('frames come out whole and stay as they came, in pieces of any length', t
     t.ok(Buffer.concat(got()).equals(all), `pieces of ${piece} bytes`)
     t.equal(got().length, frames.length)
   }
+  t.end()
+})
+
+t.test('chunks are written again once all that was lent of them came back, and not before', t => {
+  const chunks = new Chunks()
+  chunks.poison = 0xdd
+  const lent: { payload: Uint8Array; expected: Buffer }[] = []
+  const wrong: number[] = []
+  let count = 0
+  const check = ({ payload, expected }: (typeof lent)[number]): void => {
+    if (!expected.equals(payload)) wrong.push(count)
+  }
+  const decoder = new FrameDecoder(({ payload }) => {
+    count++
+    const view = { payload, expected: Buffer.from(payload) }
+    chunks.lend(payload)
+    lent.push(view)
+    // the oldest and the newest come back at any time; of 100 frames one never does
+    while (lent.length > 3 + ((count * 13) % 40)) {
+      const back = count % 2 ? lent.shift()! : lent.splice((count * 7) % lent.length, 1)[0]!
+      check(back)
+      if (count % 100 !== 0) chunks.giveBack([back.payload])
+    }
+  })
+  const intake = new Intake((chunk, from, end) => decoder.take(chunk, from, end), chunks)
+  const all = Buffer.concat(someFrames())
+  for (let i = 0; i < 20; i++) for (let at = 0; at < all.length; at += 16384) intake.push(all.subarray(at, at + 16384))
+  for (const view of lent) check(view)
+  t.same(wrong, [])
+  t.ok(chunks.reused > 100, `${chunks.reused} chunks were used again`)
+  t.ok(chunks.waiting <= 24)
+  t.end()
+})
+
+t.test('a chunk with a view that is kept for good, or that never comes back, is left to the collector', t => {
+  const chunks = new Chunks()
+  const [kept, twice, free] = [chunks.take(), chunks.take(), chunks.take()]
+  chunks.pin(kept.subarray(3, 4))
+  chunks.lend(twice.subarray(0, 1))
+  chunks.lend(twice.subarray(1, 2))
+  for (const chunk of [kept, twice, free]) chunks.retire(chunk)
+  chunks.giveBack([twice.subarray(0, 1), new Uint8Array(1), kept.subarray(3, 4)])
+  t.equal(chunks.waiting, 1)
+  t.equal(chunks.take(), free)
+  chunks.giveBack([twice.subarray(1, 2)])
+  t.equal(chunks.take(), twice)
+  t.notOk([kept, free, twice].includes(chunks.take()))
+  t.throws(() => chunks.retire(new Uint8Array(8)))
+  t.throws(() => chunks.retire(kept), 'twice')
   t.end()
 })
 

@@ -1,5 +1,6 @@
 /** What is kept of frames pins little beside its own bytes, whatever a peer sends around it. */
 import t from 'tap'
+import { Chunks } from '../../src/bytes/chunks.ts'
 import { FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
 import { Intake } from '../../src/link/intake.ts'
 import { keptParts, keptPayload } from '../../src/session/kept-payloads.ts'
@@ -11,10 +12,12 @@ const FULL = FRAME_PAYLOAD_BYTES_MAX
 /** Parts of a batch as a connection's intake gives them, with frames of nothing of so many bytes before each. */
 function arrived(sizes: readonly number[], besides: readonly number[]): Uint8Array[] {
   const parts: Uint8Array[] = []
+  const chunks = new Chunks()
   const decoder = new FrameDecoder(({ type, payload }) => {
+    chunks.lend(payload)
     if (type === FRAME.BATCH) parts.push(payload)
   })
-  const intake = new Intake((chunk, from, end) => decoder.take(chunk, from, end))
+  const intake = new Intake((chunk, from, end) => decoder.take(chunk, from, end), chunks)
   for (const [i, size] of sizes.entries()) {
     for (const beside of besides) intake.push(encodeFrame(FRAME.PAD, 0, 0, 0, new Uint8Array(beside)))
     intake.push(encodeFrame(FRAME.BATCH, FLAG_MORE, 1, i + 1, new Uint8Array(size).fill(i + 1)))
