@@ -9,7 +9,7 @@
  *     [--program DIR,DIR]      checkouts whose bin/pageferry is compared; default: this one
  *     [--link 400Mbit,40ms,loss=0.1%] [--connections 1,2,4] [--congestion reno,bbr]   over a WAN between two network namespaces (root)
  *     [--congestion reno]      without --link: over the loopback of a network namespace of its own (root). BBR, where it is the
- *                              host's, paces loopback too, a timer for each 64 KiB: it takes a fifth of what is measured here
+ *                              host's, paces loopback too, a timer for each 64 KiB: it takes an eighth of what is measured here
  *     [--profile DIR]          has both proxies write a CPU profile there (one round)
  */
 
