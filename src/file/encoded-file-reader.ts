@@ -29,7 +29,7 @@ export interface DecodeOptions {
  */
 export async function decodeStream(
   input: AsyncIterable<Uint8Array>,
-  write: (bytes: Uint8Array) => Promise<void>,
+  write: (bytes: Uint8Array) => Promise<void> | void,
   options: DecodeOptions,
 ): Promise<{ bytes: number }> {
   const reader = new EncodedFileReader(write, options)
@@ -105,7 +105,7 @@ class EncodedFileReader {
   position = 0
   /** Bytes of the channel handed out so far. */
   bytesOut = 0
-  private readonly write: (bytes: Uint8Array) => Promise<void>
+  private readonly write: (bytes: Uint8Array) => Promise<void> | void
   private readonly options: DecodeOptions
   private readonly hello = new HelloDecoder()
   private readonly frames = new FrameDecoder(frame => this.take(frame))
@@ -124,7 +124,7 @@ class EncodedFileReader {
   private writing: Promise<void> = Promise.resolve()
   private unwritten = 0
 
-  constructor(write: (bytes: Uint8Array) => Promise<void>, options: DecodeOptions) {
+  constructor(write: (bytes: Uint8Array) => Promise<void> | void, options: DecodeOptions) {
     this.write = write
     this.options = options
     this.threads = Math.min(options.threads ?? 1, THREADS_MAX)

@@ -1,6 +1,7 @@
 /** A file that a command writes: whole under its name, or not there at all. */
 import { randomBytes } from 'node:crypto'
 import { type FileHandle, open, realpath, rename, stat } from 'node:fs/promises'
+import { copyRange } from '../bytes/copy.ts'
 import { ioError } from '../io-error.ts'
 import { openFifoToWrite } from '../system/fifo.ts'
 import { writeStandardOutput } from '../system/standard-output.ts'
@@ -19,17 +20,31 @@ export class OutputFile {
   private temporary: string | undefined
   private target: string
   private file: FileHandle | undefined
-  /** Of a file that has no name yet: nobody waits for its pieces. */
-  private readonly gathered = new Uint8Array(GATHER_BYTES)
+  /** Of a file that has no name yet: nobody waits for its pieces. One is filled while the other is written. */
+  private gathered = new Uint8Array(GATHER_BYTES)
   private gatheredBytes = 0
+  private written = new Uint8Array(GATHER_BYTES)
+  private writing: Promise<void> | undefined
 
   constructor(path: string) {
     this.path = path
     this.target = path
   }
 
-  /** @throws IO: no permission, full disk; EPIPE as it is: the reader of standard output has enough */
-  async write(bytes: Uint8Array): Promise<void> {
+  /**
+   * Takes the next bytes; a view may be used again once that is done.
+   * @returns undefined where it is
+   * @throws IO, as rejection too, also of what was taken before: no permission, full disk; EPIPE as it is: the reader of
+   * standard output has enough
+   */
+  write(bytes: Uint8Array): Promise<void> | undefined {
+    if (this.temporary === undefined || this.gatheredBytes + bytes.length > GATHER_BYTES) return this.writeNow(bytes)
+    copyRange(bytes, 0, bytes.length, this.gathered, this.gatheredBytes)
+    this.gatheredBytes += bytes.length
+    return undefined
+  }
+
+  private async writeNow(bytes: Uint8Array): Promise<void> {
     try {
       if (this.path === '-') {
         await writeStandardOutput(bytes)
@@ -37,9 +52,11 @@ export class OutputFile {
       }
       this.file ??= await this.open()
       if (this.gatheredBytes + bytes.length > GATHER_BYTES) await this.writeGathered(this.file)
-      if (this.temporary === undefined || bytes.length > GATHER_BYTES) await writeAll(this.file, bytes)
-      else {
-        this.gathered.set(bytes, this.gatheredBytes)
+      if (this.temporary === undefined || bytes.length > GATHER_BYTES) {
+        await this.writing
+        await writeAll(this.file, bytes)
+      } else {
+        copyRange(bytes, 0, bytes.length, this.gathered, this.gatheredBytes)
         this.gatheredBytes += bytes.length
       }
     } catch (cause) {
@@ -55,6 +72,7 @@ export class OutputFile {
       const file = this.file ?? (await this.open())
       this.file = file // discard() closes it where the rest cannot be written
       await this.writeGathered(file)
+      await this.writing
       this.file = undefined
       await file.close()
       if (this.temporary === undefined) return
@@ -66,14 +84,19 @@ export class OutputFile {
     }
   }
 
+  /** Begins to write what is gathered, once what was before that is written. */
   private async writeGathered(file: FileHandle): Promise<void> {
+    await this.writing
     const bytes = this.gathered.subarray(0, this.gatheredBytes)
+    ;[this.gathered, this.written] = [this.written, this.gathered]
     this.gatheredBytes = 0
-    await writeAll(file, bytes)
+    this.writing = writeAll(file, bytes)
+    this.writing.catch(() => {}) // who writes next is told
   }
 
   /** Removes what is not finished. Never fails: what failed before is what is to be told. */
   async discard(): Promise<void> {
+    await this.writing?.catch(() => {})
     await this.file?.close().catch(() => {})
     this.file = undefined
     if (this.temporary === undefined) return
