@@ -21,7 +21,7 @@ import { floorsOf } from '../store/set-floors.ts'
 import type { TemplateStore } from '../store/template-store.ts'
 import { discardUnfinished } from '../system/unfinished.ts'
 import { digestOfFileName } from '../template/wire.ts'
-import { parseThreads, threadCount } from '../transfer/helpers/thread-count.ts'
+import { commandThreads, parseThreads } from '../transfer/helpers/thread-count.ts'
 import { PLACES, POOL_MEMORY_DEFAULT } from '../transfer/pool.ts'
 import { type InputArguments, inputOptions, openOptions } from './input-options.ts'
 import { interruptible } from './interruptible.ts'
@@ -224,7 +224,7 @@ async function jobOf(args: CodecArguments): Promise<Job> {
     ...(await chooseSets(store, args.set, parseSize(args.setMemory, '--set-memory'))),
     setsAsked: args.set.length > 0,
     ringPages: Math.floor(parseSize(args.poolMemory, '--pool-memory') / PAGE_SIZE),
-    threads: threadCount(parseThreads(args.threads)),
+    threads: commandThreads(parseThreads(args.threads)),
     effort: parseEffort(args.effort),
     channel: args.channel === undefined ? undefined : parseCount(args.channel, '--channel', 1),
   }
@@ -373,7 +373,7 @@ async function runEncode(args: EncodeArguments): Promise<void> {
 }
 
 async function runDecode(args: DecodeArguments): Promise<void> {
-  const threads = threadCount(parseThreads(args.threads))
+  const threads = commandThreads(parseThreads(args.threads))
   const output = new OutputFile(args.output)
   try {
     const store = args.store === undefined ? undefined : await existingStore(args.store, args.storeKey)

@@ -3,6 +3,7 @@ import { VERSION } from '../daemon/version.ts'
 import { ProxyError } from '../errors.ts'
 import { commandsFor } from './commands.ts'
 import { giveDashes, keepDashes } from './dash.ts'
+import { startThreadsEarly } from './early-threads.ts'
 import { fail } from './failure.ts'
 import { printLines } from './output.ts'
 
@@ -61,6 +62,7 @@ async function run(): Promise<void> {
     const plain = plainArguments(args.slice(1))
     if (plain) return await runDashboard(plain)
   }
+  startThreadsEarly(args)
   const { default: yargs } = await import('yargs')
   const parser = yargs(args)
     .middleware(giveDashes, true)

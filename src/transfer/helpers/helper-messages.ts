@@ -15,8 +15,11 @@ export const WORD = {
   AWAITED: 1,
   /** Answers that say what was wrong, each counted before its job is done. */
   WRONG: 2,
+  /** Jobs that were given, and those among them that pack: which of them wait is what a helper decides by. */
+  POSTED: 3,
+  PACKS_POSTED: 4,
 } as const
-export const WORDS_BYTES = 4 * 4
+export const WORDS_BYTES = 4 * 5
 
 /** What a helper begins with. */
 export interface HelperData {

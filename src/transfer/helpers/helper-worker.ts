@@ -23,13 +23,25 @@ import {
   type UnpackColumns,
   WORD,
 } from './helper-messages.ts'
+import type { EarlyStart } from './helper-thread.ts'
 import { type Claim, PartsBoard } from './parts-board.ts'
 import { wrongBatchOf } from './wrong-batch.ts'
 
 const port = parentPort!
-const { board: boardBuffer, words: wordsBuffer, place } = workerData as HelperData
+const { board: boardBuffer, words: wordsBuffer, place } = begin(workerData as HelperData | EarlyStart)
 const board = new PartsBoard(boardBuffer)
+/**
+ * Batches that may wait to be packed while this thread looks for parts of pages. The main thread needs those at once and
+ * nothing of what is packed, as long as it has workspaces.
+ */
+const PACKS_WAITING_MAX = 3
 const words = new Int32Array(wordsBuffer)
+
+function begin(data: HelperData | EarlyStart): HelperData {
+  if (!('gate' in data)) return data
+  Atomics.wait(new Int32Array(data.gate), 0, 0)
+  return (receiveMessageOnPort(port) as { readonly message: HelperData }).message
+}
 
 class Session implements UnpackedColumns {
   readonly memory: WebAssembly.Memory
@@ -178,12 +190,24 @@ function lookForParts(): boolean {
   return true
 }
 
+/** Packs that it was given and has done. */
+let packs = 0
+
+/** Whether parts of pages come first: a few batches may wait to be packed, and nothing else does. */
+function hasTimeForParts(): boolean {
+  const packsWaiting = (Atomics.load(words, WORD.PACKS_POSTED) - packs) | 0
+  const waiting = (Atomics.load(words, WORD.POSTED) - job) | 0
+  return packsWaiting <= PACKS_WAITING_MAX && waiting <= packsWaiting
+}
+
 say({ kind: 'ready' })
 for (;;) {
   const { rung } = board
+  if (hasTimeForParts() && lookForParts()) continue
   const received = receiveMessageOnPort(port) as { readonly message: ToHelper } | undefined
   if (received) {
     job = (job + 1) | 0
+    if (received.message.kind === 'pack') packs = (packs + 1) | 0
     const later = take(received.message)
     if (later !== undefined) await later
     Atomics.add(words, WORD.DONE, 1)

@@ -1,5 +1,5 @@
 /** A helping thread as the main one sees it: what it was given, how far it is, and what becomes of that when it ends or hangs. */
-import { Worker } from 'node:worker_threads'
+import type { Worker } from 'node:worker_threads'
 import { ProxyError } from '../../errors.ts'
 import type { EventLoop } from '../event-loop.ts'
 import { type FromHelper, type HelperData, type Piece, type ToHelper, WORD, WORDS_BYTES } from './helper-messages.ts'
@@ -87,6 +87,8 @@ export class Helper {
     this.posted = (this.posted + 1) | 0
     if (this.failure === undefined) {
       this.worker.postMessage(message)
+      if (message.kind === 'pack') Atomics.add(this.words, WORD.PACKS_POSTED, 1)
+      Atomics.store(this.words, WORD.POSTED, this.posted)
       this.board.ring()
     }
     return this.posted
@@ -195,10 +197,4 @@ export class Helper {
 function defect(what: string, cause?: unknown): ProxyError {
   const action = 'the session ends and the source guest goes on; please report this'
   return new ProxyError('INTERNAL', `a helping thread ${what}`, undefined, action, { cause })
-}
-
-export function startHelper(workerData: HelperData): Worker {
-  // sources run as they are; a built package has JavaScript
-  const file = import.meta.url.endsWith('.ts') ? './helper-worker.ts' : './helper-worker.js'
-  return new Worker(new URL(file, import.meta.url), { workerData })
 }

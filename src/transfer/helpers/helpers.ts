@@ -8,8 +8,9 @@
  */
 import { UNPACK_PER_HOLDER } from '../../limits.ts'
 import type { EventLoop } from '../event-loop.ts'
-import { Helper, type StartHelper, startHelper } from './helper.ts'
+import { Helper, type StartHelper } from './helper.ts'
 import type { OpenSession } from './helper-messages.ts'
+import { startHelper } from './helper-thread.ts'
 import { PartsBoard } from './parts-board.ts'
 
 export class Helpers {

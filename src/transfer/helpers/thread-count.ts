@@ -33,3 +33,8 @@ export function parseThreads(text: string, option = '--threads'): Threads {
 export function threadCount(threads: Threads, cores: number = availableParallelism()): number {
   return threads === 'auto' ? Math.min(THREADS_AUTO_MAX, Math.max(1, cores - 1)) : threads
 }
+
+/** The same for a command, which has no QEMU beside it: by itself all cores. */
+export function commandThreads(threads: Threads, cores: number = availableParallelism()): number {
+  return threads === 'auto' ? Math.min(THREADS_AUTO_MAX, cores) : threads
+}
