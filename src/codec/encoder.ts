@@ -13,7 +13,7 @@ import { DiskMessages } from './disk-messages.ts'
 import type { FlowEncoder } from './flow-encoder.ts'
 import type { PageObserver } from './observer.ts'
 import { PoolRegions, placeIndex, REGION } from './places.ts'
-import { RECORD } from './records.ts'
+import { RECORD, type RecordList } from './records.ts'
 import type { SetGains } from './set-gains.ts'
 import { BatchCounts } from './stats.ts'
 import { zigzag } from './varint.ts'
@@ -26,14 +26,38 @@ export interface Stretch {
   readonly length: number
 }
 
-/** Looks for parts of pages on several threads. */
+/** Looks for parts of pages on several threads: for those that `matchPages` has left for later of `count` pages. */
 export interface PartFinder {
   /**
-   * Finishes what `matchPages` has left for later of `count` pages.
+   * Has other threads begin with it. What was begun before is finished.
    * @param options bits of MATCH that count for them
+   * @param isAhead pages of another batch may enter the ring before it is finished
+   * @returns false: nothing was begun, as that could be more than the ring bears
    */
-  find(workspace: Workspace, count: number, options: number): void
+  beginParts(workspace: Workspace, count: number, options: number, isAhead: boolean): boolean
+  /** Finishes what was begun. */
+  finishParts(workspace: Workspace, count: number): void
 }
+
+/** A batch of which is known which pages the pool has as a whole: `BatchEncoder.begin`. */
+export interface BegunBatch {
+  readonly flow: FlowEncoder
+  readonly records: RecordList
+  /** Stream position of its first byte. */
+  readonly position: number
+  readonly base: number
+  readonly rawLength: number
+  readonly workspace: Workspace
+  readonly longMatch: number
+  readonly keep: boolean
+  /** Bits of MATCH for pages that were left for later; undefined: none were. */
+  readonly later: number | undefined
+  /** Pages of others may enter the ring before it is settled. */
+  isAhead: boolean
+  denseBytes: number
+  wordsPages: number
+}
+
 /** Without MATCH.SPARSE one position in so many leads to parts of pages. */
 const SAMPLED_ONE_IN = 32
 
@@ -61,11 +85,8 @@ export class BatchEncoder {
   /** Where the blocks of a batch lie that are kept. */
   private readonly keptAddresses = new Uint32Array(BATCH_PAGES_MAX)
   private readonly columns: BatchWriter
-  private workspace!: Workspace
   private refRegion = 0
   private lag = 0
-  private denseBytes = 0
-  private wordsBytes = 0
 
   /** @param seed of the batch checksum, two u32 */
   constructor(kernel: Kernel, seedLo: number, seedHi: number) {
@@ -93,20 +114,81 @@ export class BatchEncoder {
     useCold = true,
     keep = false,
   ): BatchCounts {
+    const batch = this.begin(flow, from, workspace, longMatch, useCold, keep)
+    this.settle(batch)
+    return this.write(batch)
+  }
+
+  /** The first of three steps of `encode`: what has an order among batches and pages. */
+  begin(
+    flow: FlowEncoder,
+    from: Stretch,
+    workspace: Workspace,
+    longMatch: number,
+    useCold = true,
+    keep = false,
+  ): BegunBatch {
     const { at: base, length: rawLength } = from
     assert(rawLength > 0 && rawLength <= BATCH_RAW_MAX, 'a batch is empty or too large')
-    this.workspace = workspace
+    assert(flow.records.pages <= BATCH_PAGES_MAX, 'more pages than a batch can hold')
+    this.kernel.checksum(base, rawLength, this.seedLo, this.seedHi, workspace.checksumAt)
+    const position = flow.batchStart
+    const records = flow.begun(rawLength)
+    const later = this.match(flow, records, base, workspace, longMatch, useCold)
+    const { result } = this.kernel
+    return {
+      flow,
+      records,
+      position,
+      base,
+      rawLength,
+      workspace,
+      longMatch,
+      keep,
+      later,
+      isAhead: false,
+      denseBytes: records.pages === 0 ? 0 : result[RESULT.DENSE_BYTES]!,
+      wordsPages: records.pages === 0 ? 0 : result[RESULT.KIND_COUNT + KIND.WORDS]!,
+    }
+  }
+
+  /**
+   * Has other threads look for parts of its pages, while the next batch is begun. All before it are settled.
+   * @returns false: it has to be finished before another one is begun
+   */
+  lookAhead(batch: BegunBatch): boolean {
+    const { later, workspace, records } = batch
+    if (later === undefined || this.finder === undefined || this.cold?.isEmpty === false) return false
+    batch.isAhead = this.finder.beginParts(workspace, records.pages, later, true)
+    return batch.isAhead
+  }
+
+  /** The second step: what becomes of pages that were left for later. In the order of the batches. */
+  settle(batch: BegunBatch): void {
+    const { later, workspace, records, isAhead } = batch
+    if (later === undefined) return
+    const { finder } = this
+    const { result } = this.kernel
+    if (!isAhead) finder!.beginParts(workspace, records.pages, later, false)
+    // the kernel goes on counting, behind whatever batch was begun last
+    const wordsBefore = result[RESULT.KIND_COUNT + KIND.WORDS]!
+    result[RESULT.DENSE_BYTES] = 0
+    finder!.finishParts(workspace, records.pages)
+    batch.denseBytes += result[RESULT.DENSE_BYTES]!
+    batch.wordsPages += result[RESULT.KIND_COUNT + KIND.WORDS]! - wordsBefore
+  }
+
+  /** The third: its columns. In the order of the batches. @returns what became of its bytes */
+  write(batch: BegunBatch): BatchCounts {
+    const { flow, base, rawLength, workspace, longMatch, keep, records } = batch
     const { columns } = this
     const { bytes } = columns
     // without long matches a page in the ring brings too little: it would be found in its set again
     const coldRun = EXTENDED_RUN + (longMatch > 0 ? EXTENDED.COLD : EXTENDED.COLD_ONCE)
     columns.begin(workspace)
-    const { records, prediction } = flow
+    const { prediction } = flow
     const observer = flow.isLearned ? this.observer : undefined
     const { count: recordCount, pages } = records
-    assert(pages <= BATCH_PAGES_MAX, 'more pages than a batch can hold')
-    this.kernel.checksum(base, rawLength, this.seedLo, this.seedHi, workspace.checksumAt)
-    this.match(flow, base, longMatch, useCold)
 
     let at = 0 // bytes of the batch that are described
     let page = 0 // index into the kernel's answers
@@ -116,7 +198,7 @@ export class BatchEncoder {
     const answers = new Uint32Array(bytes.buffer, workspace.slotsAt, pages) // slot, byte, lag or tokens, by kind
     const before = new Uint32Array(bytes.buffer, workspace.placesAt, pages) // matchPages wrote it
     const stats = new BatchCounts()
-    if (keep && this.kept && flow.isDisk) this.keep(this.kept, kinds)
+    if (keep && this.kept && flow.isDisk) this.keep(this.kept, workspace, kinds)
     for (let i = 0; i < recordCount; i++) {
       const start = records.start[i]!
       const end = records.end[i]!
@@ -145,7 +227,7 @@ export class BatchEncoder {
         prediction.page = records.page[i]! // the packet's header or the message says where
       } else this.goTo(flow, records.block[i]!, records.page[i]!, records.named[i] === 1)
       if (kind === RECORD.ZEROS) {
-        const count = flow.zeroCount(i)
+        const count = flow.zeroCount(i, records)
         columns.run(OP.ZERO, count)
         prediction.page += count
         stats.zeroPages += count
@@ -220,18 +302,18 @@ export class BatchEncoder {
       prediction.page++
       page++
     }
-    observer?.batch(flow.migration, flow.batchStart, base, rawLength)
+    observer?.batch(flow.migration, batch.position, base, rawLength)
     if (at < rawLength) {
       columns.copyOther(base + at, rawLength - at)
       stats.other += rawLength - at
     }
     columns.endRun()
     columns.endColdRun(prediction)
-    columns.finish(pagesAt, this.denseBytes, this.wordsBytes)
+    columns.finish(pagesAt, batch.denseBytes, batch.wordsPages * PAGE_SIZE)
     stats.rawBytes += rawLength
     stats.batches++
     this.gains?.encoded(stats, kinds, answers, this.coldNumbers, bytes, workspace.tokensAt)
-    flow.batched(rawLength, kinds)
+    flow.finished(records, kinds)
     return stats
   }
 
@@ -241,13 +323,16 @@ export class BatchEncoder {
     return kind > KIND.SAME && (kind !== KIND.REF || this.regions.regionOf(answer) !== REGION.TEMPLATES)
   }
 
-  /** Asks the kernel about every page of the batch. */
-  private match(flow: FlowEncoder, base: number, longMatch: number, useCold: boolean): void {
-    const { workspace } = this
-    const { kind, end, block, page, count, pages } = flow.records
-    this.denseBytes = 0
-    this.wordsBytes = 0
-    if (pages === 0) return
+  /** Asks the kernel about every page of the batch. @returns BegunBatch.later */
+  private match(
+    flow: FlowEncoder,
+    { kind, end, block, page, count, pages }: RecordList,
+    base: number,
+    workspace: Workspace,
+    longMatch: number,
+    useCold: boolean,
+  ): number | undefined {
+    if (pages === 0) return undefined
     const { buffer } = this.kernel.bytes
     const list = new Uint32Array(buffer, workspace.listAt, pages)
     const places = new Uint32Array(buffer, workspace.placesAt, pages)
@@ -261,7 +346,7 @@ export class BatchEncoder {
     }
     const sparse = longMatch > SAMPLED_ONE_IN ? MATCH.SPARSE : 0
     const finder = longMatch > 0 ? this.finder : undefined
-    const cold = useCold && this.cold?.isEmpty === false && this.findCold(this.cold, list, flow.migration)
+    const cold = useCold && this.cold?.isEmpty === false && this.findCold(this.cold, workspace, list, flow.migration)
     this.kernel.matchPages(
       workspace.listAt,
       workspace.placesAt,
@@ -277,23 +362,21 @@ export class BatchEncoder {
         (cold ? MATCH.COLD : 0) |
         (finder ? MATCH.LATER : 0),
     )
-    finder?.find(workspace, n, MATCH.WORDS | sparse)
-    this.denseBytes = this.kernel.result[RESULT.DENSE_BYTES]!
-    this.wordsBytes = this.kernel.result[RESULT.KIND_COUNT + KIND.WORDS]! * PAGE_SIZE
+    return finder ? MATCH.WORDS | sparse : undefined
   }
 
   /** Says in the list of kinds which pages are cold ones. @returns whether there are any */
-  private findCold(cold: ColdPages, list: Uint32Array, migration: number): boolean {
+  private findCold(cold: ColdPages, workspace: Workspace, list: Uint32Array, migration: number): boolean {
     const { kernel } = this
-    const { kindsAt, listAt } = this.workspace
+    const { kindsAt, listAt } = workspace
     kernel.unknownPages(listAt, list.length, kindsAt)
     const unknown = kernel.bytes.subarray(kindsAt, kindsAt + list.length)
     return cold.find(kernel.bytes, list, unknown, this.coldNumbers, migration)
   }
 
   /** Says that the new blocks of this batch are kept, where there are any. */
-  private keep(kept: KeptPages, kinds: Uint8Array): void {
-    const { columns, keptAddresses, workspace } = this
+  private keep(kept: KeptPages, workspace: Workspace, kinds: Uint8Array): void {
+    const { columns, keptAddresses } = this
     const list = new Uint32Array(columns.bytes.buffer, workspace.listAt, kinds.length)
     let count = 0
     for (let page = 0; page < kinds.length; page++) if (IS_NEW[kinds[page]!]) keptAddresses[count++] = list[page]!

@@ -51,7 +51,8 @@ export class FlowEncoder implements StreamSink {
   map: MemoryMap | undefined
 
   /** Since the last batch, positions from `batchStart` on. */
-  readonly records = new RecordList()
+  records = new RecordList()
+  private spareRecords: RecordList | undefined
   /** As the far side has it once all batches so far are expanded; its names run ahead by those not yet `defined`. */
   readonly prediction: Prediction
   /** Names that the far side knows by DEFINE. */
@@ -215,9 +216,9 @@ export class FlowEncoder implements StreamSink {
     this.records.add(kind, start - this.batchStart, end - this.batchStart, block, page, named)
   }
 
-  /** Zero records in the ZEROS at this index. */
-  zeroCount(record: number): number {
-    const { start, end, named, block } = this.records
+  /** Zero records in the ZEROS at this index. @param records default: those since the last batch */
+  zeroCount(record: number, records = this.records): number {
+    const { start, end, named, block } = records
     const length = end[record]! - start[record]!
     if (named[record] === 0) return length / 9
     return (length - 1 - this.prediction.names.at(block[record]!).length) / 9
@@ -243,24 +244,38 @@ export class FlowEncoder implements StreamSink {
    * @param kinds KIND of each page among them
    */
   batched(length: number, kinds: Uint8Array): void {
-    const { records, map } = this
-    if (map) this.enter(map, kinds)
+    this.finished(this.begun(length), kinds)
+  }
+
+  /** The first `length` of the bytes not yet in a batch are in one that is begun. @returns their records, until `finished` */
+  begun(length: number): RecordList {
+    const { records } = this
+    this.records = this.spareRecords ?? new RecordList()
+    this.spareRecords = undefined
+    this.batchStart += length
+    return records
+  }
+
+  /** What has become of these records is known. @param kinds KIND of each page among them */
+  finished(records: RecordList, kinds: Uint8Array): void {
+    const { map } = this
+    if (map) this.enter(map, records, kinds)
     for (let last = records.count - 1; last >= 0; last--) {
       const kind = records.kind[last]
       if (kind === RECORD.PACKET || kind === RECORD.PASS || kind === RECORD.MESSAGE) continue
-      const more = kind === RECORD.ZEROS ? this.zeroCount(last) - 1 : 0
+      const more = kind === RECORD.ZEROS ? this.zeroCount(last, records) - 1 : 0
       const block = this.parserBlocks[records.block[last]!]
       if (block !== undefined) this.place = { block, page: records.page[last]! + more } // else a disk's
       break
     }
     records.clear()
-    this.batchStart += length
+    this.spareRecords = records
   }
 
   /** Notes the pages of the records, by runs of those that became the same: test/bench/map-bench.ts has what it costs. */
-  private enter(map: MemoryMap, kinds: Uint8Array): void {
+  private enter(map: MemoryMap, records: RecordList, kinds: Uint8Array): void {
     const { parserBlocks } = this
-    const { kind, start, end: behind, block, page, named, count } = this.records
+    const { kind, start, end: behind, block, page, named, count } = records
     let runBlock = 0
     let runKind = -1
     let first = 0
@@ -271,7 +286,8 @@ export class FlowEncoder implements StreamSink {
       let pages = 1
       let became: number = MAPPED.EMPTY
       if (record === RECORD.PAGE || record === RECORD.BARE_PAGE) became = MAPPED_AS[kinds[n++]!]!
-      else if (record === RECORD.ZEROS) pages = named[i] === 0 ? (behind[i]! - start[i]!) / 9 : this.zeroCount(i)
+      else if (record === RECORD.ZEROS)
+        pages = named[i] === 0 ? (behind[i]! - start[i]!) / 9 : this.zeroCount(i, records)
       else continue
       const at = page[i]!
       if (at === end && became === runKind && block[i] === runBlock) {

@@ -27,6 +27,8 @@ import { FILE_FLOW, FILE_MIGRATION } from './encoded-file.ts'
 /** Bytes read at once: a batch. The headroom takes the incomplete record before it. */
 const READ_BYTES = 512 * 1024
 const HEADROOM_BYTES = 16384
+/** Batches under way with helpers: what they have to pack waits while they look for parts of pages. */
+const HELPED_WORKSPACES = 8
 
 export interface EncodeOptions {
   readonly store: TemplateStore | undefined
@@ -69,6 +71,7 @@ export async function encodeStream(
   write: (bytes: Uint8Array) => Promise<void> | void,
   options: EncodeOptions,
 ): Promise<EncodeResult> {
+  const isHelped = (options.threads ?? 1) > 1
   const pool = await openPool({
     role: 'encoder',
     sets: options.sets,
@@ -76,9 +79,9 @@ export async function encodeStream(
     store: options.store,
     ringPages: options.ringPages,
     places: options.places,
-    workspaces: 3,
+    workspaces: isHelped ? HELPED_WORKSPACES : 3,
     slots: 1,
-    slotBytes: HEADROOM_BYTES + READ_BYTES + 65536,
+    slotBytes: (HEADROOM_BYTES + READ_BYTES + 65536) * (isHelped ? 3 : 1), // one begun, one that comes, and room to turn around
     threads: options.threads ?? 1,
     longMatch: options.effort.longMatch > 0,
     ringInAdvance: options.ringInAdvance ? 'always' : 'never',
@@ -124,6 +127,8 @@ async function encodeInto(
     })
   const memory = pool.kernel.bytes
   const buffer = new ChannelBuffer(memory, pool.slots[0]!, pool.slotBytes)
+  const channel = { encoder, buffer }
+  const isHelped = pool.encoding !== undefined
   /** Bytes that the next batch takes beside an incomplete record of the one before. */
   let wanted = READ_BYTES
   let classified = disk !== undefined
@@ -131,7 +136,8 @@ async function encodeInto(
   const encode = async (release: boolean): Promise<void> => {
     await outbound.room()
     if (failure) throw failure
-    outbound.encode({ encoder, buffer }, options.effort, release)
+    if (release || disk !== undefined || !isHelped) outbound.encode(channel, options.effort, release)
+    else outbound.encodeAhead(channel, options.effort)
     if (failure) throw failure
     await file.flush()
     wanted = READ_BYTES
@@ -277,7 +283,8 @@ class FileFrames {
   async flush(): Promise<void> {
     for (const piece of this.out.splice(0)) {
       this.bytes += piece.length
-      await this.write(piece)
+      const written = this.write(piece)
+      if (written !== undefined) await written // a turn for each of a dozen pieces a batch adds up
     }
   }
 }

@@ -3,9 +3,10 @@
  * packed, and hands the batches on in the order in which they were encoded.
  */
 import { assembleBatch } from '../codec/batch.ts'
-import { BatchEncoder } from '../codec/encoder.ts'
+import { BatchEncoder, type BegunBatch } from '../codec/encoder.ts'
 import type { PageObserver } from '../codec/observer.ts'
 import type { SetGains } from '../codec/set-gains.ts'
+import type { BatchCounts } from '../codec/stats.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import { ColumnPacker } from '../compression/column-packer.ts'
 import type { Effort } from '../compression/effort.ts'
@@ -41,6 +42,8 @@ export class Outbound<C extends OutboundChannel> {
   private readonly longGains = new WeakMap<C, LongGain>()
   /** Batches being packed, oldest first. */
   private readonly jobs: BatchJob<C>[] = []
+  /** The last of them, where parts of its pages are still looked for. */
+  private begun: { readonly job: BatchJob<C>; readonly batch: BegunBatch } | undefined
   private closed = false
 
   /**
@@ -89,9 +92,65 @@ export class Outbound<C extends OutboundChannel> {
    * @returns raw bytes taken; 0: there was nothing to take
    */
   encode(channel: C, effort: Effort, release: boolean, useCold = true, keep = false): number {
+    this.finishBegun()
+    const job = this.jobOf(channel, effort, release, useCold, keep)
+    if (job === undefined) return 0
+    this.match(job)
+    void this.pack(job)
+    return job.loan.length
+  }
+
+  /**
+   * The same of a channel that is no disk's, but while helpers look for parts of its pages, the next batch is begun: it comes
+   * out behind the next call of either, or `finishBegun`. Until then its bytes stay in the channel's buffer.
+   */
+  encodeAhead(channel: C, effort: Effort): number {
+    const job = this.jobOf(channel, effort, false, true, false)
+    if (job === undefined) {
+      this.finishBegun()
+      return 0
+    }
+    const { begun: before, encoder } = this
+    this.begun = undefined
+    const { workspace, loan } = job
+    const batch = encoder.begin(channel.encoder, loan, workspace, effort.longMatch)
+    if (before) encoder.settle(before.batch)
+    const isAhead = encoder.lookAhead(batch)
+    if (before) this.finish(before.job, before.batch)
+    if (isAhead) this.begun = { job, batch }
+    else {
+      encoder.settle(batch)
+      this.finish(job, batch)
+    }
+    return loan.length
+  }
+
+  /** Nothing follows for a while. */
+  finishBegun(): void {
+    const { begun } = this
+    if (begun === undefined) return
+    this.begun = undefined
+    this.encoder.settle(begun.batch)
+    this.finish(begun.job, begun.batch)
+  }
+
+  private finish(job: BatchJob<C>, batch: BegunBatch): void {
+    job.counts = this.encoder.write(batch)
+    this.matched(job, job.counts)
+    void this.pack(job)
+  }
+
+  /** @returns undefined where there is nothing to encode */
+  private jobOf(
+    channel: C,
+    effort: Effort,
+    release: boolean,
+    useCold: boolean,
+    keep: boolean,
+  ): BatchJob<C> | undefined {
     const { encoder, buffer } = channel
     const rawLength = release ? encoder.waiting : encoder.ready
-    if (rawLength === 0) return 0
+    if (rawLength === 0) return undefined
     const job: BatchJob<C> = {
       channel,
       effort,
@@ -107,9 +166,9 @@ export class Outbound<C extends OutboundChannel> {
     }
     this.jobs.push(job)
     this.pool.warm().catch(cause => this.fail(cause))
-    this.match(job)
-    void this.pack(job)
-    return rawLength
+    this.gains?.open(channel.encoder.migration)
+    this.gains?.begin(channel.encoder.migration)
+    return job
   }
 
   /** It comes out later, also where it is packed at once: who encodes counts it first. */
@@ -134,15 +193,18 @@ export class Outbound<C extends OutboundChannel> {
   /** Here and at once: the encoder takes all that it needs of the channel's bytes. */
   private match(job: BatchJob<C>): void {
     const { channel, effort, useCold, keep, workspace, loan } = job
-    this.gains?.open(channel.encoder.migration)
-    this.gains?.begin(channel.encoder.migration)
     job.gain = channel.encoder.isDisk && effort.isSelective ? this.longGain(channel) : undefined
     job.looked = effort.longMatch > 0 && (job.gain?.next() ?? true)
     const longMatch = job.looked ? effort.longMatch : 0
     job.counts = this.encoder.encode(channel.encoder, loan, workspace, longMatch, useCold, keep)
+    this.matched(job, job.counts)
+  }
+
+  private matched(job: BatchJob<C>, counts: BatchCounts): void {
+    const { workspace } = job
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
-    loan.release()
-    channel.encoder.stats.add(job.counts)
+    job.loan.release()
+    job.channel.encoder.stats.add(counts)
   }
 
   /** Of a disk. */
@@ -173,6 +235,7 @@ export class Outbound<C extends OutboundChannel> {
 
   async close(): Promise<void> {
     this.closed = true
+    this.pool.encoding?.leave()
     for (const done of this.waiters.splice(0)) done()
     await this.packer.close()
   }

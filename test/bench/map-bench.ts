@@ -12,6 +12,7 @@ import { BatchEncoder } from '../../src/codec/encoder.ts'
 import { FlowEncoder } from '../../src/codec/flow-encoder.ts'
 import { MemoryMap } from '../../src/codec/memory-map.ts'
 import { PoolRegions } from '../../src/codec/places.ts'
+import type { RecordList } from '../../src/codec/records.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { ChannelBuffer } from '../../src/transfer/channel-buffer.ts'
@@ -25,10 +26,10 @@ const CHUNK = 256 * 1024
 
 /** Keeps the map up more often than once. */
 class Often extends FlowEncoder {
-  override batched(length: number, kinds: Uint8Array): void {
-    const again = this as unknown as { enter(map: MemoryMap, kinds: Uint8Array): void }
-    for (let i = 1; i < TIMES; i++) again.enter(this.map!, kinds)
-    super.batched(length, kinds)
+  override finished(records: RecordList, kinds: Uint8Array): void {
+    const again = this as unknown as { enter(map: MemoryMap, records: RecordList, kinds: Uint8Array): void }
+    for (let i = 1; i < TIMES; i++) again.enter(this.map!, records, kinds)
+    super.finished(records, kinds)
   }
 }
 

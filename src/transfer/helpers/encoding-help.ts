@@ -6,7 +6,7 @@
  */
 import type { PartFinder } from '../../codec/encoder.ts'
 import { COLUMN } from '../../codec/wire.ts'
-import type { Workspace } from '../../codec/workspace.ts'
+import { BATCH_PAGES_MAX, type Workspace } from '../../codec/workspace.ts'
 import type { ColumnStream, StreamSupply } from '../../compression/column-packer.ts'
 import type { ZstdSettings } from '../../compression/effort.ts'
 import { assert } from '../../errors.ts'
@@ -16,8 +16,22 @@ import type { Piece } from './helper-messages.ts'
 import type { HelpedSession } from './helpers.ts'
 import { PAGES_A_CLAIM } from './parts-board.ts'
 
-/** Levels above take so long that libuv's threads, of which each column has one, are quicker. */
+/** Levels above take so long that libuv's threads, of which each column has one, are quicker. Of the columns of numbers, which are short, higher ones. */
 const LEVEL_MAX = 3
+const NUMBERS_LEVEL_MAX = 8
+
+/** Slots of the ring that may pass behind a batch before it is settled, at most: where more are marked, nothing is begun ahead. */
+const MAY_PASS_MAX = 4096
+
+/** Pages whose parts are looked for: `matchParts`. */
+interface Begun {
+  readonly pages: number
+  readonly total: number
+  readonly cursor: number
+  readonly options: number
+  /** They are put up for helpers. */
+  readonly isShared: boolean
+}
 
 interface Asked {
   readonly piece: Piece
@@ -34,6 +48,7 @@ export class EncodingHelp implements PartFinder, StreamSupply {
   /** What the next message to each helper will be. */
   private readonly asked = new Map<Helper, Asked[]>()
   private lastStream = 0
+  private begun: Begun = { pages: 0, total: 0, cursor: 0, options: 0, isShared: false }
 
   /** @param kernel this thread's */
   constructor(session: HelpedSession, kernel: Kernel) {
@@ -45,15 +60,56 @@ export class EncodingHelp implements PartFinder, StreamSupply {
     assert(layout.threads > session.helpers.helpers.length, 'a session has no room for its helpers')
   }
 
-  find(workspace: Workspace, count: number, options: number): void {
-    const { kernel, staging } = this
-    const { listAt, kindsAt, slotsAt, tokensAt, columnAt } = workspace
+  beginParts(workspace: Workspace, count: number, options: number, isAhead: boolean): boolean {
+    const { kernel } = this
+    const { board } = this.session.helpers
+    const mayPass = isAhead ? this.mayPass() : 0
+    if (mayPass === undefined || (isAhead && !board.isFreeFor(this))) return false
     const pages = this.tell(workspace, count)
-    if (pages === 0) return
-    this.look(pages, this.words[(tokensAt >>> 2) + count]!, options)
+    // of the pages that are looked at, all that may pass behind their batch is newer, as the rest of their batch is
+    const total = (this.words[(workspace.tokensAt >>> 2) + count]! + mayPass) >>> 0
+    const { ringPages } = kernel.layout
+    const cursor = mayPass === 0 ? kernel.ringCursor : (kernel.ringCursor + mayPass) % ringPages
+    const isShared = pages > PAGES_A_CLAIM && board.isFreeFor(this)
+    this.begun = { pages, total, cursor, options, isShared }
+    if (isAhead) board.holder = this
+    if (isShared) board.post({ session: this.session.number, parts: this.staging, pages, total, cursor, options })
+    return true
+  }
+
+  finishParts(workspace: Workspace, count: number): void {
+    const { kernel, staging, begun } = this
+    const { board } = this.session.helpers
+    const { listAt, kindsAt, slotsAt, tokensAt, columnAt } = workspace
+    if (begun.pages > 0) this.look(begun)
+    if (board.holder === this) board.holder = undefined
+    if (begun.pages === 0) return
     const [literals, dense, words] = [columnAt[COLUMN.PAGES]!, columnAt[COLUMN.DENSE]!, columnAt[COLUMN.WORDS]!]
     const owners = staging + STAGED.OWNERS
     kernel.settlePages(listAt, count, kindsAt, slotsAt, tokensAt, literals, dense, words, staging, owners)
+  }
+
+  /** The session is over, perhaps before what was begun is finished. */
+  leave(): void {
+    const { board } = this.session.helpers
+    if (board.holder === this) board.holder = undefined
+  }
+
+  /**
+   * Slots that the cursor passes at most while another batch enters the ring: each page of it takes one, or marks one and so
+   * has it spared. Undefined: they are many.
+   */
+  private mayPass(): number | undefined {
+    const { layout, ringCursor, bytes } = this.kernel
+    const { ringMark, ringPages } = layout
+    const most = Math.min(MAY_PASS_MAX, ringPages >>> 2)
+    let at = ringCursor
+    let unmarked = 0
+    for (let passed = 1; passed <= most; passed++) {
+      if (bytes[ringMark + at] === 0 && ++unmarked === BATCH_PAGES_MAX) return passed
+      if (++at === ringPages) at = 0
+    }
+    return undefined
   }
 
   /** Writes down which pages were left for later. @returns how many */
@@ -73,18 +129,15 @@ export class EncodingHelp implements PartFinder, StreamSupply {
   }
 
   /** Looks for parts of them, with whoever has time. */
-  private look(pages: number, total: number, options: number): void {
+  private look({ pages, total, cursor, options, isShared }: Begun): void {
     const { kernel, staging } = this
-    const { number: session, helpers } = this.session
-    const { board } = helpers
-    const cursor = kernel.ringCursor
+    const { board } = this.session.helpers
     const owners = kernel.bytes.subarray(staging + STAGED.OWNERS, staging + STAGED.OWNERS + pages)
     owners.fill(0)
-    if (pages <= PAGES_A_CLAIM) {
+    if (!isShared) {
       kernel.matchParts(staging, staging, 0, pages, total, cursor, options)
       return
     }
-    board.post({ session, parts: staging, pages, total, cursor, options })
     const here = (number: number): void => {
       const first = number * PAGES_A_CLAIM
       const claimed = Math.min(PAGES_A_CLAIM, pages - first)
@@ -105,7 +158,7 @@ export class EncodingHelp implements PartFinder, StreamSupply {
 
   /** Whether a helper would take a column now. */
   takes(column: number, { level }: ZstdSettings): boolean {
-    return level <= LEVEL_MAX && this.helperOf(column).isReady
+    return level <= (column === COLUMN.PAGES ? LEVEL_MAX : NUMBERS_LEVEL_MAX) && this.helperOf(column).isReady
   }
 
   stream(column: number, settings: ZstdSettings): ColumnStream {

@@ -50,6 +50,8 @@ export class PartsBoard {
   readonly buffer: SharedArrayBuffer
   private readonly words: Int32Array
   private generation = 0
+  /** Who has put up a batch that others' may not replace: the main thread goes on with something else meanwhile. */
+  holder: object | undefined
 
   /** @param buffer of another thread's board; left out: a new one */
   constructor(buffer: SharedArrayBuffer = new SharedArrayBuffer((DONE + CLAIMS_MAX) * 4)) {
@@ -64,6 +66,11 @@ export class PartsBoard {
   ring(): void {
     Atomics.add(this.words, BELL, 1)
     if (Atomics.load(this.words, WAITING) > 0) Atomics.notify(this.words, BELL)
+  }
+
+  /** Whether somebody may put up a batch. */
+  isFreeFor(who: object): boolean {
+    return this.holder === undefined || this.holder === who
   }
 
   /** Puts up a batch of CLAIMS_MAX * PAGES_A_CLAIM pages at most. All claims of the one before are claimed. */
