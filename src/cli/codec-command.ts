@@ -28,7 +28,7 @@ import { interruptible } from './interruptible.ts'
 import { print, printLines, tell } from './output.ts'
 import { SET_MEMORY_OPTION } from './set-memory.ts'
 import { existingStore, STORE_KEY_OPTION } from './store-key.ts'
-import { THREADS_OPTION } from './threads-option.ts'
+import { COMMAND_THREADS_OPTION } from './threads-option.ts'
 
 /** What `encode` and `estimate` use where nothing is said: the ratio of a 100 Mbit/s link. */
 const EFFORT_DEFAULT = '3'
@@ -90,7 +90,7 @@ function codecOptions(yargs: Argv): Argv<CodecArguments> {
       default: POOL_MEMORY_DEFAULT,
     })
     .option('set-memory', SET_MEMORY_OPTION)
-    .option('threads', THREADS_OPTION)
+    .option('threads', COMMAND_THREADS_OPTION)
     .option('effort', {
       describe: `How hard to squeeze: 0 (references alone) to ${EFFORT_MAX}`,
       type: 'string',
@@ -150,7 +150,7 @@ export const decodeCommand: CommandModule<object, DecodeArguments> = {
         requiresArg: true,
       })
       .option('store-key', STORE_KEY_OPTION)
-      .option('threads', THREADS_OPTION)
+      .option('threads', COMMAND_THREADS_OPTION)
       .option('json', { describe: 'Print JSON', type: 'boolean', default: false })
       .example('$0 decode web1.pfy -o web1.stream --store S', 'the stream, byte for byte') as never,
   handler: runDecode,

@@ -26,6 +26,8 @@ import { FILE_FLOW, FILE_MIGRATION } from './encoded-file.ts'
 
 /** Bytes read at once: a batch. The headroom takes the incomplete record before it. */
 const READ_BYTES = 512 * 1024
+/** With helpers, which each batch costs more: as many as one may have, the incomplete record before it counted. */
+const HELPED_READ_BYTES = 960 * 1024
 const HEADROOM_BYTES = 16384
 /** Batches under way with helpers: what they have to pack waits while they look for parts of pages. */
 const HELPED_WORKSPACES = 8
@@ -81,7 +83,8 @@ export async function encodeStream(
     places: options.places,
     workspaces: isHelped ? HELPED_WORKSPACES : 3,
     slots: 1,
-    slotBytes: (HEADROOM_BYTES + READ_BYTES + 65536) * (isHelped ? 3 : 1), // one begun, one that comes, and room to turn around
+    // of helpers: one that is begun, one that comes, and room to turn around
+    slotBytes: isHelped ? (HEADROOM_BYTES + HELPED_READ_BYTES + 65536) * 3 : HEADROOM_BYTES + READ_BYTES + 65536,
     threads: options.threads ?? 1,
     longMatch: options.effort.longMatch > 0,
     ringInAdvance: options.ringInAdvance ? 'always' : 'never',
@@ -130,7 +133,8 @@ async function encodeInto(
   const channel = { encoder, buffer }
   const isHelped = pool.encoding !== undefined
   /** Bytes that the next batch takes beside an incomplete record of the one before. */
-  let wanted = READ_BYTES
+  const readBytes = isHelped && disk === undefined ? HELPED_READ_BYTES : READ_BYTES
+  let wanted = readBytes
   let classified = disk !== undefined
   let read = 0
   const encode = async (release: boolean): Promise<void> => {
@@ -140,7 +144,7 @@ async function encodeInto(
     else outbound.encodeAhead(channel, options.effort)
     if (failure) throw failure
     await file.flush()
-    wanted = READ_BYTES
+    wanted = readBytes
   }
   try {
     disk?.()

@@ -13,7 +13,7 @@ import { encodeStream } from '../../src/file/encoded-file-writer.ts'
 import { kernelModule } from '../../src/kernel/kernel.ts'
 import { EVENT_LOOP, type EventLoop, nextTurn } from '../../src/transfer/event-loop.ts'
 import type { StartHelper } from '../../src/transfer/helpers/helper.ts'
-import { startHelper } from '../../src/transfer/helpers/helper-thread.ts'
+import { startEarly, startHelper } from '../../src/transfer/helpers/helper-thread.ts'
 import { type Claim, PAGES_A_CLAIM, PartsBoard } from '../../src/transfer/helpers/parts-board.ts'
 import { Pools } from '../../src/transfer/pool.ts'
 import { madeUp } from '../codec/harness.ts'
@@ -88,12 +88,21 @@ t.test('the same comes out whatever the threads, in at most 1 % more bytes', { s
   }
 })
 
-t.test('rings shorter than a batch, and none', { skip }, async t => {
+t.test('rings shorter than a batch, and none, and one that wraps', { skip }, async t => {
   const bytes = madeUp(11, 2000)
-  for (const ringPages of [0, 1, 50, 300]) {
+  // of the last one a quarter is more than one batch has: with it a batch is begun before the one before is settled, and it wraps
+  for (const ringPages of [0, 1, 50, 300, 1100]) {
     const { file } = await encoded(bytes, 2, 3, ringPages)
     t.ok((await decoded(file)).equals(bytes), `${ringPages} pages`)
   }
+})
+
+t.test('a helper that was started early is the next one that is wanted', { skip }, async t => {
+  startEarly()
+  startEarly()
+  const bytes = madeUp(14, 600)
+  for (const time of ['with it', 'and without'])
+    t.ok((await decoded((await encoded(bytes, 2, 2, 512)).file)).equals(bytes), time)
 })
 
 t.test('other efforts have nothing to do for helpers, or for libuv', { skip }, async t => {

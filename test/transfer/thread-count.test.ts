@@ -1,7 +1,7 @@
 /** `--threads`: what people write, and what `auto` makes of the cores. */
 import t from 'tap'
 import { isProxyError } from '../../src/errors.ts'
-import { parseThreads, THREADS_MAX, threadCount } from '../../src/transfer/helpers/thread-count.ts'
+import { commandThreads, parseThreads, THREADS_MAX, threadCount } from '../../src/transfer/helpers/thread-count.ts'
 
 t.test('a count from 1 to the most, or auto', async t => {
   t.equal(parseThreads('auto'), 'auto')
@@ -24,5 +24,11 @@ t.test('auto leaves a core to others, within bounds; a count is taken as it is',
     [1, 1, 1, 2, 3, 4, 4],
   )
   t.equal(threadCount(7, 2), 7)
+  t.same(
+    [1, 2, 3, 4, 64].map(cores => commandThreads('auto', cores)),
+    [1, 2, 3, 4, 4],
+    'a command has no QEMU beside it',
+  )
+  t.equal(commandThreads(7, 2), 7)
   t.ok(threadCount('auto') >= 1)
 })

@@ -3,7 +3,7 @@
  * fixed number. What takes effect does so in its turn: a batch that is damaged is an error then, as if it had been looked at
  * only then.
  */
-import { copyOf } from '../../bytes/copy.ts'
+import { copyOf, copyRange } from '../../bytes/copy.ts'
 import { parseBatch } from '../../codec/batch.ts'
 import { METHOD } from '../../codec/wire.ts'
 import type { Workspace } from '../../codec/workspace.ts'
@@ -150,7 +150,7 @@ export class UnpackAhead {
       laid.push({ column, at, length })
       let to = method === METHOD.STORED ? at : packedAt
       for (const part of packed) {
-        bytes.set(part, to)
+        copyRange(part, 0, part.length, bytes, to)
         to += part.length
       }
       if (method === METHOD.STORED) continue
