@@ -1,7 +1,8 @@
 /**
  * CPU of one stream by effort and stage, in a process that has done it before: the child of ladder.ts.
  *
- *   ladder-warm.ts TREE STREAM EFFORTS ROUNDS     TREE: the checkout whose src is measured; prints a WarmCost[] as JSON
+ *   ladder-warm.ts TREE STREAM EFFORTS ROUNDS     TREE: the checkout whose src is measured; prints a WarmCost[] as JSON. Effort 0.5 is the one that
+ * `auto` alone takes: docs/adr/0004-compression.md
  *
  * Each effort once in each round, encoded and decoded in memory; the first round warms up and does not count. Stages are
  * the main thread's CPU time within a call; what is beside them on that thread, and on all others, is told too.
@@ -42,7 +43,7 @@ const { ColumnPacker } =
 const { ColumnUnpacker } = await load<typeof import('../../src/compression/column-unpacker.ts')>(
   'compression/column-unpacker.ts',
 )
-const { EFFORTS } = await load<typeof import('../../src/compression/effort.ts')>('compression/effort.ts')
+const { EFFORTS, LZ4 } = await load<typeof import('../../src/compression/effort.ts')>('compression/effort.ts')
 const { MainStreamParser } = await load<typeof import('../../src/qemu/main-stream.ts')>('qemu/main-stream.ts')
 const { ChannelBuffer } =
   await load<typeof import('../../src/transfer/channel-buffer.ts')>('transfer/channel-buffer.ts')
@@ -149,7 +150,7 @@ async function encode(level: number): Promise<{ batches: Buffer[]; cost: Record<
       encoder.push(memory, buffer.filled(take), take)
       at += take
       await outbound.room()
-      outbound.encode({ encoder, buffer }, EFFORTS[level]!, at === raw.length)
+      outbound.encode({ encoder, buffer }, level === LZ4.level ? LZ4 : EFFORTS[level]!, at === raw.length)
     }
     await outbound.idle()
   })

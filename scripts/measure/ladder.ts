@@ -4,6 +4,8 @@
  *
  *   node scripts/measure/ladder.ts [--streams nginx-k2,nginx,idle] [--rounds 5] [--efforts 0,1,2,3,4] [--only whole,warm]
  *     [--program DIR,DIR]      checkouts that are compared; default: this one
+ *     [--peers 1,3,9]          levels of zstd, each with and without --long=27
+ *     [--merge FILE,FILE...]   measures nothing, but puts together what was measured in turns: of the last program
  *     [--out FILE]             JSON; default: standard output
  *
  * Everything once in each round, so that what else the machine does falls on all alike; medians. `beaten` lists what should
@@ -11,7 +13,7 @@
  */
 
 import { execFileSync, spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -21,7 +23,8 @@ import { labStream, root } from './lab-streams.ts'
 import type { WarmCost } from './ladder-warm.ts'
 
 /** One thread, as a migration has one stream: `--single-thread` keeps reading and writing there, too. */
-const PEERS = [1, 3, 9].flatMap(level => [`zstd --single-thread -${level}`, `zstd --single-thread -${level} --long=27`])
+const peersOf = (levels: readonly number[]): string[] =>
+  levels.flatMap(level => [`zstd --single-thread -${level}`, `zstd --single-thread -${level} --long=27`])
 
 export interface WholeCost {
   readonly stream: string
@@ -56,6 +59,8 @@ const { values: options } = parseArgs({
     efforts: { type: 'string', default: '0,1,2,3,4' },
     only: { type: 'string', default: 'whole,warm' },
     program: { type: 'string', default: root },
+    peers: { type: 'string', default: '1,3,9' },
+    merge: { type: 'string' },
     out: { type: 'string' },
   },
 })
@@ -71,7 +76,10 @@ interface Variant {
 }
 
 const variants: Variant[] = [
-  ...PEERS.map(by => ({ by, command: (path: string, out: string) => [...by.split(' '), '-f', path, '-o', out] })),
+  ...peersOf(options.peers.split(',').filter(Boolean).map(Number)).map(by => ({
+    by,
+    command: (path: string, out: string) => [...by.split(' '), '-f', path, '-o', out],
+  })),
   ...efforts.flatMap(effort =>
     programs.map(program => ({
       by: `effort ${effort}`,
@@ -154,10 +162,35 @@ function beatenOf(costs: readonly WholeCost[]): string[] {
 const commitOf = (program: string): string =>
   execFileSync('git', ['-C', program, 'rev-parse', '--short', 'HEAD'], { encoding: 'utf8' }).trim()
 
+/** Turns of one ladder, as one. */
+function merged(ladders: readonly Ladder[]): Ladder {
+  const whole = ladders.flatMap(ladder => ladder.whole)
+  return {
+    ...ladders[0]!,
+    commits: Object.assign({}, ...ladders.map(({ commits }) => commits)),
+    command: [...new Set(ladders.map(({ command }) => command))].join('; '),
+    machine: { ...ladders[0]!.machine, loadAverage: median(ladders.map(({ machine }) => machine.loadAverage)) },
+    rounds: Math.min(...ladders.map(({ rounds }) => rounds)),
+    whole,
+    warm: ladders.flatMap(({ warm }) => warm),
+    beaten: beatenOf(whole),
+  }
+}
+
+function write(ladder: Ladder): void {
+  const text = `${JSON.stringify(ladder, null, 1)}\n`
+  if (options.out === undefined) process.stdout.write(text)
+  else writeFileSync(options.out, text)
+}
+
 const startedAt = new Date().toISOString()
 const [loadAverage] = loadavg()
 const folder = mkdtempSync(join(tmpdir(), 'pageferry-ladder-'))
 try {
+  if (options.merge !== undefined) {
+    write(merged(options.merge.split(',').map(path => JSON.parse(readFileSync(path, 'utf8')) as Ladder)))
+    process.exit()
+  }
   const streams = options.streams.split(',')
   const parts = options.only.split(',')
   const costs = parts.includes('whole') ? streams.flatMap(stream => whole(stream, folder)) : []
@@ -177,9 +210,7 @@ try {
     warm: parts.includes('warm') ? streams.flatMap(stream => warm(stream)) : [],
     beaten: beatenOf(costs),
   }
-  const text = `${JSON.stringify(ladder, null, 1)}\n`
-  if (options.out === undefined) process.stdout.write(text)
-  else writeFileSync(options.out, text)
+  write(ladder)
 } finally {
   rmSync(folder, { recursive: true, force: true })
 }
