@@ -132,12 +132,14 @@ export class SlowPacker implements SenderPacker {
     return rawLength
   }
 
-  /** A helper dies, or stands still and is given up so many ms later. */
-  fails(afterMs: number): void {
+  /** A helper dies, or stands still and is given up so many ms later. @param told hears it before the session does */
+  fails(afterMs: number, told: () => void): void {
     if (this.closed || this.helpersHang) return
     this.helpersHang = true
     this.time.after(afterMs, () => {
-      if (!this.closed) this.help.onFailure(helperFails(afterMs > 0 ? 'does not answer' : 'has ended'))
+      if (this.closed) return
+      told()
+      this.help.onFailure(helperFails(afterMs > 0 ? 'does not answer' : 'has ended'))
     })
   }
 
@@ -229,11 +231,13 @@ export class SlowUnpacker implements DestinationUnpacker {
   }
 
   /** A helper dies, or stands still and is given up so many ms later: told to whoever waits for it. */
-  fails(afterMs: number): void {
+  fails(afterMs: number, told: () => void): void {
     if (this.closed || this.helpersHang) return
     this.helpersHang = true
     this.time.after(afterMs, () => {
-      if (!this.closed) this.help.onFailure(helperFails(afterMs > 0 ? 'does not answer' : 'has ended'))
+      if (this.closed) return
+      told()
+      this.help.onFailure(helperFails(afterMs > 0 ? 'does not answer' : 'has ended'))
     })
   }
 

@@ -1164,7 +1164,7 @@ class Simulation implements World, DisksWorld {
       this.troubleMs = time.nowMs
       const site = random.pick([this.source, this.destination])
       if (!site.process.alive) return
-      const id = site.helperFails(kind === 'helper hangs' ? HELPER_PATIENCE_MS : 0)
+      const id = site.helperFails(kind === 'helper hangs' ? HELPER_PATIENCE_MS : 0, () => this.excuse(kind))
       if (id !== undefined) this.unhelped.add(id)
     } else if (open.length > 0) {
       const attempt = random.pick(open)

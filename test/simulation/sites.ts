@@ -323,10 +323,10 @@ export class SourceSite {
   }
 
   /** A helper of it dies, or stands still for so long until it is given up. @returns the session that it takes along */
-  helperFails(afterMs: number): string | undefined {
+  helperFails(afterMs: number, told: () => void): string | undefined {
     const { run } = this
     if (run?.packer === undefined) return undefined
-    this.world.time.as(this.process, () => run.packer!.fails(afterMs))
+    this.world.time.as(this.process, () => run.packer!.fails(afterMs, told))
     return run.link.id
   }
 
@@ -553,11 +553,11 @@ export class DestinationSite implements WanServer {
   }
 
   /** As SourceSite's. */
-  helperFails(afterMs: number): string | undefined {
+  helperFails(afterMs: number, told: () => void): string | undefined {
     const { time, random } = this.world
     if (this.members.size === 0) return undefined
     const { link, unpacker } = random.pick([...this.members.values()])
-    time.as(this.process, () => unpacker().fails(afterMs))
+    time.as(this.process, () => unpacker().fails(afterMs, told))
     return link.id
   }
 
