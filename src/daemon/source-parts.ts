@@ -60,6 +60,8 @@ export interface SourceSessionOptions {
   readonly onSetFailure?: (error: ProxyError) => void
   /** Connections that the other side never heard of: for another session. */
   readonly onMoved: (connections: readonly Moved[]) => void
+  /** The other side has taken a flow: its migration runs, and what waits for a session may belong to it. */
+  readonly onTaken: () => void
   /** A flow has ended: there may be none left. */
   readonly onIdle: () => void
   /** Has `onWork` called at the end of this turn: link.wake. */

@@ -79,6 +79,14 @@ export class SourceReception<S extends ReceivingSession> {
     this.engine.admit(connection => this.accept(connection))
   }
 
+  /**
+   * The other side has taken a flow of it. A channel that came while this session took nothing new, and before its main had
+   * said what it is, waits: now it is seen that it belongs to a migration that runs.
+   */
+  taken(session: S): void {
+    if (session === this.kept.present) this.admit()
+  }
+
   /** Resets those that wait and belong to no migration that runs. */
   rejectStrangers(): void {
     for (const { socket } of this.engine.strangers()) socket.reset()

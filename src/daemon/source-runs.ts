@@ -229,6 +229,7 @@ export class SourceRuns {
         if (this.stopping) return
         this.qemuLog.info('connections wait for another session', { connections: connections.length })
       },
+      onTaken: () => reception.taken(run),
       onIdle: () => reception.rests(run),
       wake: () => client.link.wake(),
       onDrain: () => reception.drained(run),

@@ -268,6 +268,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
 
   onTaken(number: number): void {
     this.channels.get(number)?.taken()
+    this.options.onTaken()
   }
 
   onRefused(number: number, text: string): void {

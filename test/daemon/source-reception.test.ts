@@ -77,6 +77,24 @@ class World {
   }
 }
 
+t.test('what came before its main had begun, while the session took nothing new, follows once that is taken', t => {
+  const world = new World()
+  const session = world.opens()
+  const main = world.connection()
+  world.reception.comes(main)
+  session.channels = 1
+  session.ofMigrations = 1
+  world.reception.drain()
+  const late = { ...world.connection(), gate: main.gate }
+  world.reception.comes(late)
+  world.reception.taken(session)
+  t.same(session.accepted, [main], 'nobody knows yet whose it is')
+  Object.assign(main.gate, { migration: { flows: new Map([[1, {}]]), lead: { over: false } } })
+  world.reception.taken(session)
+  t.same(session.accepted, [main, late])
+  t.end()
+})
+
 t.test('it waits for a session, and is given to it', t => {
   const world = new World()
   const waiting = [world.comes(), world.comes()]

@@ -43,6 +43,10 @@ const FOUND_WITH_DISKS = [
   71441, // as 70989, over a fast WAN: its channels were refused
   71772, // as 71272
 ]
+/** The same with helpers: seed and threads. */
+const FOUND_WITH_THREADS = [
+  [40, 2], // a channel came behind a reload and before its main had begun: it waited for the next session, and was refused
+] as const
 const DISKS = process.env.PAIR_DISKS === '1'
 
 t.setTimeout(Math.max(590_000, RUNS * 1000)) // the machine may be busy
@@ -109,6 +113,8 @@ t.test('the same with disks beside them, and sessions that are left', async t =>
   if (runs < DISKS_ENOUGH) return
   for (const seed of FOUND_WITH_DISKS)
     t.equal((await simulate(seed, {}, undefined, true)).failure, '', `PAIR_DISKS=1 PAIR_SEED=${seed}`)
+  for (const [seed, threads] of FOUND_WITH_THREADS)
+    t.equal((await simulate(seed, {}, undefined, true, threads)).failure, '', `THREADS=${threads} PAIR_SEED=${seed}`)
   t.ok(completed > disks / 3, 'many of them')
   t.same(
     [...HAPPENS, ...DISKS_HAPPEN].filter(what => !happened.has(what)),

@@ -294,6 +294,7 @@ export class SourceSite {
       },
       onFailure: error => link.abort(error),
       onMoved: connections => reception.back(run, connections),
+      onTaken: () => reception.taken(run),
       onIdle: () => reception.rests(run),
       wake: () => link.wake(),
       onDrain: () => reception.drained(run),
