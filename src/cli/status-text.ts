@@ -107,7 +107,7 @@ function departureText(migration: DepartureStatus): string {
 
 function wanText({ bytesWan, bytes, effort }: DepartureStatus | DiskDepartureStatus): string {
   const share = bytes > 0 ? ` (${((100 * bytesWan) / bytes).toFixed(1)} %)` : ''
-  return `${formatSize(bytesWan)} on the WAN${share}, effort ${effort}`
+  return `${formatSize(bytesWan)} on the WAN${share}, ${effort < 0 ? 'raw' : `effort ${effort}`}`
 }
 
 function diskDepartureLines(transfer: DiskDepartureStatus, indent: string): string[] {

@@ -61,6 +61,9 @@ export interface BegunBatch {
 /** Without MATCH.SPARSE one position in so many leads to parts of pages. */
 const SAMPLED_ONE_IN = 32
 
+/** KIND of each page of a raw batch, for the map. */
+const ALL_NEW = new Uint8Array(BATCH_PAGES_MAX).fill(KIND.NEW)
+
 /** By KIND of a page: whether it is one that stands nowhere in the pool as a whole. */
 const IS_NEW = new Uint8Array(Object.keys(KIND).length)
 for (const kind of [KIND.NEW, KIND.NEW_DENSE, KIND.PATCH, KIND.WORDS]) IS_NEW[kind] = 1
@@ -183,6 +186,7 @@ export class BatchEncoder {
     const { flow, base, rawLength, workspace, longMatch, keep, records } = batch
     const { columns } = this
     const { bytes } = columns
+    workspace.clear() // a raw batch may have laid a column elsewhere
     // without long matches a page in the ring brings too little: it would be found in its set again
     const coldRun = EXTENDED_RUN + (longMatch > 0 ? EXTENDED.COLD : EXTENDED.COLD_ONCE)
     columns.begin(workspace)
@@ -315,6 +319,62 @@ export class BatchEncoder {
     this.gains?.encoded(stats, kinds, answers, this.coldNumbers, bytes, workspace.tokensAt)
     flow.finished(records, kinds)
     return stats
+  }
+
+  /**
+   * Makes a raw batch of them: the same bytes as they are, but for the headers of packets, which the far side has to know. No
+   * page is looked at, and no pool changes: what a place had stays its entry, on both sides. Of a disk there are none.
+   * Without headers the column *other* is lent: it lies where the flow's bytes lie, which are needed until it is packed.
+   */
+  pass(flow: FlowEncoder, from: Stretch, workspace: Workspace): BatchCounts {
+    const { at: base, length: rawLength } = from
+    assert(rawLength > 0 && rawLength <= BATCH_RAW_MAX && !flow.isDisk, 'a raw batch is empty, too large or of a disk')
+    this.workspace = workspace
+    const { columns } = this
+    workspace.clear() // a column may lie elsewhere
+    columns.begin(workspace)
+    this.kernel.checksum(base, rawLength, this.seedLo, this.seedHi, workspace.checksumAt)
+    const stats = new BatchCounts()
+    const packets = this.passRecords(flow, base, rawLength, stats)
+    if (packets === 0) columns.run(OP.OTHER, rawLength)
+    columns.endRun()
+    columns.finish(workspace.columnAt[COLUMN.PAGES]!, 0, 0)
+    if (packets === 0) workspace.lay(COLUMN.OTHER, base, rawLength)
+    if (flow.isLearned) this.observer?.batch(flow.migration, flow.batchStart, base, rawLength)
+    stats.rawBytes += rawLength
+    stats.batches++
+    flow.batched(rawLength, ALL_NEW)
+    return stats
+  }
+
+  /** Says of a raw batch what the far side must know, and counts. @returns headers of packets; where there are any, all is said */
+  private passRecords(flow: FlowEncoder, base: number, rawLength: number, stats: BatchCounts): number {
+    const { columns } = this
+    const { count, kind, start, end } = flow.records
+    let packets = 0
+    let described = 0
+    stats.other += rawLength
+    for (let i = 0; i < count; i++) {
+      const record = kind[i]!
+      if (record === RECORD.BARE_PAGE || record === RECORD.PASS) columns.run(OP.PASS, 1)
+      const length = end[i]! - start[i]!
+      stats.other -= length
+      if (record === RECORD.PACKET) {
+        packets++
+        columns.copyOther(base + described, start[i]! - described)
+        columns.header(base + start[i]!)
+        described = end[i]!
+        stats.heads += length
+      } else if (record === RECORD.ZEROS) {
+        stats.zeroPages += flow.zeroCount(i)
+        stats.heads += length
+      } else if (record !== RECORD.PASS) {
+        stats.rawPages++
+        stats.heads += length - PAGE_SIZE
+      }
+    }
+    if (packets > 0) columns.copyOther(base + described, rawLength - described)
+    return packets
   }
 
   /** Whether the far side sees this page as one that is in no set: SAME says nothing of its content there. */

@@ -29,6 +29,8 @@ export class BatchCounts {
   newPages = 0
   /** Pages sent whole that looked incompressible. */
   densePages = 0
+  /** Pages that passed as they were, at which nobody looked (but at no zero page): raw batches. */
+  rawPages = 0
   /** Pages that came as XBZRLE or compressed by QEMU: relayed as they are, within `other`. */
   opaquePages = 0
   /** Bytes of record heads, zero records and packet headers. */
@@ -48,13 +50,14 @@ export class BatchCounts {
       this.patchPages +
       this.newPages +
       this.densePages +
+      this.rawPages +
       this.opaquePages
     )
   }
 
   /** Raw bytes that cost time: of pages that were not known as a whole, and of what is no page. */
   get newBytes(): number {
-    return (this.patchPages + this.newPages + this.densePages) * PAGE_SIZE + this.other
+    return (this.patchPages + this.newPages + this.densePages + this.rawPages) * PAGE_SIZE + this.other
   }
 
   /** Adds another's counts to these: field by field, because it is done for every batch. */
@@ -72,6 +75,7 @@ export class BatchCounts {
     this.patchLiteral += from.patchLiteral
     this.newPages += from.newPages
     this.densePages += from.densePages
+    this.rawPages += from.rawPages
     this.opaquePages += from.opaquePages
     this.heads += from.heads
     this.other += from.other

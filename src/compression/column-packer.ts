@@ -95,6 +95,7 @@ export class ColumnPacker {
       const length = workspace.columnLength[column]!
       if (length === 0) continue
       if (
+        effort.method === 'raw' ||
         length < PACK_MIN ||
         column === COLUMN.DENSE ||
         (length > INLINE_MAX && looksRandom(workspace.column(column)))

@@ -25,8 +25,8 @@ export interface Effort {
   readonly longMatch: 0 | 32 | 128
   /** In disks only where that brings much: docs/adr/0015-disks-in-the-pool.md. */
   readonly isSelective?: boolean
-  /** What the columns are packed with; stored: the pages alone are not. */
-  readonly method: 'stored' | 'lz4' | 'zstd'
+  /** What the columns are packed with; stored: the pages alone are not; raw: nothing is, nor looked for. */
+  readonly method: 'raw' | 'stored' | 'lz4' | 'zstd'
   /** Of literal bytes of pages, and of all other columns. */
   readonly zstd?: { readonly pages: ZstdSettings; readonly others: ZstdSettings }
 }
@@ -69,6 +69,12 @@ export const EFFORT_MAX = EFFORTS.length - 1
  * counts bytes. So operators cannot give it (docs/adr/0004-compression.md).
  */
 export const LZ4: Effort = { level: 0.5, name: 'lz4', longMatch: 0, method: 'lz4' }
+
+/**
+ * Out of the way: bytes as they are, of which the pool learns nothing. For links that take more than effort 0 makes; who gives a
+ * level wants his pages known again, so operators cannot give it (docs/adr/0026-raw-batches.md).
+ */
+export const RAW: Effort = { level: -1, name: 'raw', longMatch: 0, method: 'raw' }
 
 /**
  * What `auto` takes, from the least CPU on. The last effort costs ten times the one before for two or three percent: only who

@@ -25,7 +25,11 @@ export class LinkMetrics {
       'Cap on the WAN that counts now, where there is one.',
       'peer',
     )
-    this.effort = gauge('pageferry_effort', 'Effort of the next batch, 0 to 5, while a migration leaves.', 'peer')
+    this.effort = gauge(
+      'pageferry_effort',
+      'Effort of the next batch, 0 to 5, or -1: raw, while a migration leaves.',
+      'peer',
+    )
     this.waiting = gauge('pageferry_connections_waiting', 'Connections of QEMU that wait for a session.', 'peer')
     this.sets = gauge('pageferry_template_sets', 'Template sets that a session uses.', 'peer', 'place')
     this.running = gauge('pageferry_migrations_running', 'Migrations that run.', 'peer', 'direction')

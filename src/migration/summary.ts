@@ -72,6 +72,8 @@ export interface PageCounts {
   readonly fill: number
   readonly patched: number
   readonly whole: number
+  /** Passed as they were: nobody looked what they are. */
+  readonly raw: number
   readonly opaque: number
 }
 
@@ -84,7 +86,7 @@ export interface MigrationSummary extends Ended {
   readonly bytesWan: number
   /** bytesWan / bytesIn. */
   readonly ratio: number
-  /** Of `bytesIn`, what was encoded at each effort that was chosen: by its level. */
+  /** Of `bytesIn`, what was encoded at each effort that was chosen: by its level; -1: passed raw. */
   readonly efforts: Readonly<Record<number, number>>
   /**
    * How long the guest stood still, at least: from the first batch of QEMU's last pass until the destination QEMU has taken

@@ -97,6 +97,7 @@ export function pageCounts(stats: BatchStats): PageCounts {
     fill: stats.fillPages,
     patched: stats.patchPages,
     whole: stats.newPages + stats.densePages,
+    raw: stats.rawPages,
     opaque: stats.opaquePages,
   }
 }

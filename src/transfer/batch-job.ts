@@ -45,6 +45,8 @@ export interface BatchReport {
   readonly rawLength: number
   /** Its bytes on the wire, frames excluded. */
   readonly packedLength: number
+  /** Default: one that is not told. */
+  readonly effort?: Effort
   /** Raw bytes that cost time: BatchCounts.newBytes. */
   readonly newBytes: number
 }

@@ -9,7 +9,7 @@ import type { SetGains } from '../codec/set-gains.ts'
 import type { BatchCounts } from '../codec/stats.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import { ColumnPacker } from '../compression/column-packer.ts'
-import type { Effort } from '../compression/effort.ts'
+import { EFFORTS, type Effort } from '../compression/effort.ts'
 import { ProxyError } from '../errors.ts'
 import type { BatchJob, BatchReport, OutboundChannel } from './batch-job.ts'
 import { ColdFinder } from './cold/cold-finder.ts'
@@ -95,9 +95,11 @@ export class Outbound<C extends OutboundChannel> {
     this.finishBegun()
     const job = this.jobOf(channel, effort, release, useCold, keep)
     if (job === undefined) return 0
+    const { length } = job.loan
     this.match(job)
-    void this.pack(job)
-    return job.loan.length
+    void this.pack(job) // what is raw is copied here
+    job.loan.release()
+    return length
   }
 
   /**
@@ -138,6 +140,7 @@ export class Outbound<C extends OutboundChannel> {
     job.counts = this.encoder.write(batch)
     this.matched(job, job.counts)
     void this.pack(job)
+    job.loan.release()
   }
 
   /** @returns undefined where there is nothing to encode */
@@ -153,7 +156,7 @@ export class Outbound<C extends OutboundChannel> {
     if (rawLength === 0) return undefined
     const job: BatchJob<C> = {
       channel,
-      effort,
+      effort: effort.method === 'raw' && encoder.isDisk ? EFFORTS[0]! : effort,
       useCold,
       keep,
       workspace: this.free.pop()!,
@@ -190,9 +193,14 @@ export class Outbound<C extends OutboundChannel> {
     this.onError(new ProxyError('INTERNAL', what, undefined, 'please report this', { cause }))
   }
 
-  /** Here and at once: the encoder takes all that it needs of the channel's bytes. */
+  /** Here and at once: the encoder takes all that it needs of the channel's bytes, but of a raw batch. */
   private match(job: BatchJob<C>): void {
     const { channel, effort, useCold, keep, workspace, loan } = job
+    if (effort.method === 'raw') {
+      job.counts = this.encoder.pass(channel.encoder, loan, workspace)
+      this.matched(job, job.counts)
+      return
+    }
     job.gain = channel.encoder.isDisk && effort.isSelective ? this.longGain(channel) : undefined
     job.looked = effort.longMatch > 0 && (job.gain?.next() ?? true)
     const longMatch = job.looked ? effort.longMatch : 0
@@ -203,7 +211,6 @@ export class Outbound<C extends OutboundChannel> {
   private matched(job: BatchJob<C>, counts: BatchCounts): void {
     const { workspace } = job
     job.checksum = workspace.bytes.slice(workspace.checksumAt, workspace.checksumAt + 8)
-    job.loan.release()
     job.channel.encoder.stats.add(counts)
   }
 
@@ -242,7 +249,7 @@ export class Outbound<C extends OutboundChannel> {
 
   private drain(): void {
     while (this.jobs[0]?.columns !== undefined && !this.closed) {
-      const { channel, workspace, loan, counts, checksum, columns, gain, looked } = this.jobs.shift()!
+      const { channel, effort, workspace, loan, counts, checksum, columns, gain, looked } = this.jobs.shift()!
       const parts = assembleBatch(loan.length, checksum!, columns!)
       const { stats } = channel.encoder
       let packedLength = parts[0]!.length
@@ -253,7 +260,7 @@ export class Outbound<C extends OutboundChannel> {
       stats.packedBytes += packedLength
       gain?.packed(looked, counts!.newBytes, packedLength)
       this.free.push(workspace)
-      const report = { rawLength: loan.length, packedLength, newBytes: counts!.newBytes }
+      const report = { rawLength: loan.length, packedLength, newBytes: counts!.newBytes, effort }
       this.sink(channel, parts, report, () => this.packer.giveBack(columns!))
     }
     for (const done of this.waiters.splice(0)) done()

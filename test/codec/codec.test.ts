@@ -32,7 +32,7 @@ import {
   packedBytesMax,
   windowLogMax,
 } from '../../src/codec/wire.ts'
-import { EFFORTS, LZ4 } from '../../src/compression/effort.ts'
+import { EFFORTS, LZ4, RAW } from '../../src/compression/effort.ts'
 import { loadLz4 } from '../../src/compression/lz4.ts'
 import { ImmediateWriter } from '../../src/compression/zlib-now.ts'
 import { ZstdPacker, ZstdUnpacker } from '../../src/compression/zstd-stream.ts'
@@ -613,8 +613,9 @@ t.test('what the encoder says', t => {
       const packing = { method: 'as they are', longMatch: true } as const
       const sender = new Sender(poolOf('encoder', implementation, terms), packing, false, terms)
       const channel = sender.open(kind)
-      const got = pushes.map(({ input, release }) => {
+      const got = pushes.map(({ input, release, raw = false }) => {
         channel.push(bytes(input))
+        sender.isRaw = () => raw
         const columns: Record<string, string> = {}
         if (!sender.sendNow(channel, release ?? false)) return columns
         for (const [column, columnName] of COLUMN_NAMES.entries()) {
@@ -632,12 +633,22 @@ t.test('what the encoder says', t => {
   t.end()
 })
 
-/** Encodes a channel cut once, the first part released or not, and expands it. '' or what is wrong. */
-function cutOnce(kind: 'main' | 'multifd' | 'preempt', input: Uint8Array, cut: number, terms: Terms): string {
+/**
+ * Encodes a channel cut once, the first part released or not, and expands it. '' or what is wrong.
+ * @param raw which of its up to three batches are raw
+ */
+function cutOnce(
+  kind: 'main' | 'multifd' | 'preempt',
+  input: Uint8Array,
+  cut: number,
+  terms: Terms,
+  raw: readonly boolean[] = [],
+): string {
   const sender = new Sender(poolOf('encoder', cut % 5 === 0 ? 'twin' : SIMD, terms), {
     method: 'as they are',
     longMatch: cut % 3 > 0,
   })
+  sender.isRaw = () => raw[sender.sent.length] === true
   const receiver = new Receiver(poolOf('decoder', cut % 7 === 0 ? 'twin' : SIMD, terms))
   const channel = sender.open(kind)
   const outputs: Buffer[] = []
@@ -678,8 +689,10 @@ t.test('cut at every byte', t => {
     for (let cut = 0; cut <= input.length; cut++) {
       // bodies of pages: every byte of the first, some of the others
       if (cut > 6000 && cut % 23 !== 0) continue
-      const found = cutOnce(kind, input, cut, terms)
-      if (found) wrong.push(`${cut}: ${found}`)
+      for (const raw of [[], [true, false, false], [false, true, false], [false, false, true], [true, true, true]]) {
+        const found = cutOnce(kind, input, cut, terms, raw)
+        if (found) wrong.push(`${cut}, raw ${raw}: ${found}`)
+      }
     }
     t.same(wrong, [], `${kind}: ${input.length} bytes`)
   }
@@ -717,6 +730,7 @@ const anyRun = fc.record({
   encoder: fc.constantFrom(SIMD, 'twin' as const),
   decoder: fc.constantFrom(SIMD, 'twin' as const),
   packing: anyPacking,
+  rawOneIn: fc.constantFrom(0, 0, 1, 2, 5),
   seed: fc.nat(),
   pushMax: fc.constantFrom(50, 5000, 30_000, 30_000),
 })
@@ -761,6 +775,7 @@ t.test('expand(encode(x)) = x: main, multifd and preempt over one pool, cut and 
     'patchPages',
     'newPages',
     'densePages',
+    'rawPages',
     'opaquePages',
     'other',
   ] as const) {
@@ -780,7 +795,7 @@ t.test('every effort, and from one to another in the middle', async t => {
   }))
   const input = mainStream(new Guest(terms.templates), [specs.slice(0, 80), specs.slice(80)])
   const [none, sparse, long, lazy, slow] = EFFORTS
-  const changing = [lazy, LZ4, long, lazy, none, slow, sparse]
+  const changing = [lazy, LZ4, RAW, long, lazy, none, RAW, slow, sparse]
   for (const effort of [...EFFORTS, LZ4, undefined]) {
     const sender = new Sender(poolOf('encoder', SIMD, terms), effort ?? none!)
     const receiver = new Receiver(poolOf('decoder', SIMD, terms))
@@ -788,7 +803,7 @@ t.test('every effort, and from one to another in the middle', async t => {
     const parts: Buffer[] = []
     for (let at = 0, i = 0; at < input.length; at += 60_000, i++) {
       channel.push(input.subarray(at, at + 60_000))
-      if (effort === undefined) sender.packing = changing[i % 7]!
+      if (effort === undefined) sender.packing = changing[i % 9]!
       parts.push(await receiver.receive((await sender.send(channel, at + 60_000 >= input.length))!))
     }
     t.ok(Buffer.concat(parts).equals(input), `effort ${effort?.level}`)

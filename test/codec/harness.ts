@@ -254,12 +254,15 @@ export class Sender {
   private readonly keeps: boolean
   private readonly packer: ColumnPacker
   packing: Packing
+  /** Whether the next batch is raw, where its channel is no disk's. Default: where the packing says so. */
+  isRaw: () => boolean
   private readonly blocks = new Map<number, BlockTable>()
   private channels = 0
 
   constructor(pool: Pool, packing: Packing, observe = false, terms?: Terms) {
     this.pool = pool
     this.packing = packing
+    this.isRaw = () => this.packing.method === 'raw'
     this.observed = new Observed(pool)
     this.encoder = new BatchEncoder(pool.kernel, ...SEED_WORDS)
     if (observe) this.encoder.observer = this.observed
@@ -311,6 +314,11 @@ export class Sender {
     const length = release ? flow.waiting : flow.ready
     if (length === 0) return 0
     const loan = buffer.lend(length)
+    if (this.isRaw() && !flow.isDisk) {
+      flow.stats.add(this.encoder.pass(flow, loan, this.pool.workspaces[0]!))
+      loan.release() // nothing lands there before the columns are copied
+      return length
+    }
     const longMatch = this.packing.method === 'as they are' ? (this.packing.longMatch ? 32 : 0) : this.packing.longMatch
     flow.stats.add(this.encoder.encode(flow, loan, this.pool.workspaces[0]!, longMatch, true, this.keeps))
     loan.release()
@@ -660,6 +668,8 @@ export interface Scenario {
   readonly seed: number
   /** Most bytes of a push; small ones make many batches. */
   readonly pushMax: number
+  /** One batch in so many is raw; 0, the default: none is. */
+  readonly rawOneIn?: number
   /** Incomplete records are released only at the end of their channel. */
   readonly whole?: boolean
 }
@@ -677,6 +687,8 @@ export async function run(scenario: Scenario): Promise<Outcome> {
   const { terms, seed, pushMax, whole } = scenario
   const rand = random(seed)
   const sender = new Sender(poolOf('encoder', scenario.encoder, terms), scenario.packing, true, terms)
+  const { rawOneIn = 0 } = scenario
+  if (rawOneIn > 0) sender.isRaw = () => rand(rawOneIn) === 0
   const receiver = new Receiver(poolOf('decoder', scenario.decoder, terms), true, terms)
   const channels: Channel[] = []
   const outputs: Buffer[][] = scenario.channels.map(() => [])

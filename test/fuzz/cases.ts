@@ -344,6 +344,7 @@ export class Fuzzer {
     const guest = new Guest(terms.cold ?? terms.templates)
     const packing = { method: 'as they are', longMatch: true } as const
     const sender = new Sender(poolOf('encoder', SIMD, terms), packing, false, terms)
+    sender.isRaw = () => rand(5) === 0
     const receiver = new Receiver(poolOf('decoder', SIMD, terms), false, terms)
     const batches: SampleBatch[] = []
     const send = (channel: Channel, input: Uint8Array): void => {
@@ -442,6 +443,8 @@ export class Fuzzer {
       method: 'as they are',
       longMatch: rand(3) > 0,
     })
+    const rawOneIn = rand(4)
+    sender.isRaw = () => rawOneIn > 0 && rand(rawOneIn) === 0
     const receiver = new Receiver(poolOf('decoder', rand(4) ? SIMD : 'twin', terms))
     const channels = made.map(({ kind, migration }) => sender.open(kind, migration))
     const pushed = made.map(() => 0)

@@ -7,7 +7,7 @@ export function departed(number: number, peer = 'dc2'): Omit<MigrationSummary, '
     ...{ migration: number, id: `01234567-${number}`, target: 'default', machine: 'pc-q35-8.2', peer },
     ...{ outcome: 'completed', reason: 'taken over', seconds: 12.5, bytesBack: 0, endedBy: '', channels: 'main' },
     ...{ bytesIn: 1000, bytesWan: 100, ratio: 0.1, efforts: {} },
-    pages: { zero: 1, same: 2, template: 3, earlier: 4, fill: 5, patched: 6, whole: 7, opaque: 8 },
+    pages: { zero: 1, same: 2, template: 3, earlier: 4, fill: 5, patched: 6, whole: 7, raw: 9, opaque: 8 },
   }
 }
 

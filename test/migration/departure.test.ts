@@ -227,7 +227,7 @@ t.test('what is told while it runs, and at its end', t => {
       ...named,
       ...{ seconds: 1.5, channels: 2, postcopy: false, effort: 4 },
       ...{ bytes: 1_000_000, bytesBack: 8, bytesWan: 123_456 },
-      pages: { zero: 7, same: 0, template: 0, earlier: 0, fill: 0, patched: 0, whole: 3, opaque: 0 },
+      pages: { zero: 7, same: 0, template: 0, earlier: 0, fill: 0, patched: 0, whole: 3, raw: 0, opaque: 0 },
     },
     'channels that have ended are counted, and those that run',
   )

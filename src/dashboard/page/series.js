@@ -12,7 +12,7 @@ export const CLASSES = [
   { name: 'template', text: 'in template sets', of: ({ template }) => template },
   { name: 'earlier', text: 'passed earlier', of: ({ earlier }) => earlier },
   { name: 'patched', text: 'patched', of: ({ patched }) => patched },
-  { name: 'whole', text: 'new', of: ({ whole, opaque }) => whole + opaque },
+  { name: 'whole', text: 'new', of: ({ whole, raw = 0, opaque }) => whole + raw + opaque },
 ]
 
 /** Points of a plot: more than it has pixels tell nothing. */

@@ -5,7 +5,13 @@ export interface EncodeVector {
   readonly name: string
   readonly kind: 'main' | 'multifd' | 'preempt'
   readonly pool?: VectorPool
-  readonly pushes: readonly { readonly input: string; readonly release?: boolean; readonly columns: Columns }[]
+  /** raw: nobody looks what it is. */
+  readonly pushes: readonly {
+    readonly input: string
+    readonly release?: boolean
+    readonly raw?: boolean
+    readonly columns: Columns
+  }[]
 }
 
 const start = `"QEVM" 00000003 01 00000002 'ram' 00000000 00000004 0000000000300004 'pc.ram' 0000000000200000
@@ -129,6 +135,54 @@ export const encodeVectors: readonly EncodeVector[] = [
       },
       // the packet's second page is passed, its third is a page
       { input: 'ab*3096 11*4095 12', columns: { ops: '80 8818 e1 21', numbers: '01', other: 'ab*3096' } },
+    ],
+  },
+  {
+    name: 'raw batches: no page of theirs is known behind them, and what a place had it still has',
+    kind: 'preempt',
+    pool: { ring: 2, places: 16 },
+    pushes: [
+      {
+        input: "0000000000001008 'a' 11*4095 12",
+        raw: true,
+        columns: { ops: '80 fa1f', other: "0000000000001008 'a' 11*4095 12" },
+      },
+      { input: '0000000000002028 11*4095 12', columns: { ops: '92 41', pages: '11*4095 12' } },
+      { input: '0000000000002028 33*4096', raw: true, columns: { ops: '80 f81f', other: '0000000000002028 33*4096' } },
+      // not what the guest has there now: what its place received in a batch that was looked at
+      { input: '0000000000002028 11*4095 12', columns: { ops: 'a1 31', numbers: '01' } },
+      { input: '0000000000004022 00', raw: true, columns: { ops: '89', other: '0000000000004022 00' } },
+    ],
+  },
+  {
+    name: 'a raw batch of multifd: packets are said, and their pages passed',
+    kind: 'multifd',
+    pool: { ring: 2, places: 16 },
+    pushes: [
+      {
+        input: `11223344 00000001 00*16 00 00*39 11223344 00000001 00000000 00000080 00000003 00003000 0000000000000007
+          00000000 00*28 "pc.ram" 00*250 0000000000003000 0000000000001000 0000000000002000 00*1000 11*4095 12`,
+        columns: {
+          ops: '80 30 d1 41',
+          other: '11223344 00000001 00*16 00 00*39',
+          pages: '11*4095 12',
+          headers: `11223344 00000001 00000000 00000080 00000003 00003000 0000000000000007 00000000 00*28 "pc.ram" 00*250
+            0000000000003000 ffffffffffffe000 0000000000001000 ffffffffffffe000 00*992`,
+        },
+      },
+      { input: 'cd*4096', raw: true, columns: { ops: 'e1 80 f01f', other: 'cd*4096' } },
+      { input: '11*4095 12', columns: { ops: '21', numbers: '01' } },
+      {
+        input: `11223344 00000001 00000000 00000080 00000001 00001000 0000000000000008 00000000 00*28 "pc.ram" 00*250
+          0000000000005000 00*1016 cd*4096`,
+        raw: true,
+        columns: {
+          ops: 'd1 e1 80 f01f',
+          other: 'cd*4096',
+          headers: `11223344 00000001 00000000 00000080 00000001 00001000 0000000000000008 00000000 00*28 "pc.ram" 00*250
+            0000000000005000 ffffffffffffb000 00*1008`,
+        },
+      },
     ],
   },
 ]
