@@ -2,7 +2,10 @@
  * Chooses the effort of each batch so that a migration gets through as fast as it can: docs/adr/0006-effort.md.
  * Pure: times come in.
  */
-import { EFFORTS, type Effort, RUNGS } from '../compression/effort.ts'
+import { EFFORTS, type Effort, LZ4, RUNGS as PACKING_RUNGS, RAW } from '../compression/effort.ts'
+
+/** What `auto` takes, from the least CPU on: the first gets out of the way. */
+export const RUNGS: readonly Effort[] = [RAW, ...PACKING_RUNGS]
 
 /** What the encoding side is doing. */
 export type Waiting =
@@ -14,7 +17,7 @@ export type Waiting =
 const SAMPLE_MS = 80
 const SAMPLE_BATCHES = 8
 const SAMPLE_MAX_MS = 400
-/** The first is shorter where the CPU is all that is waited for: a fast link is not to wait for where `auto` begins. */
+/** The first is shorter where the CPU is all that is waited for: a fast link is not to wait for where `auto` begins. And of raw batches all are. */
 const FIRST_SAMPLE_MS = 40
 /**
  * More effort that brings so much less, of pages and of bytes, is found out before its sample is whole: where a batch of a
@@ -67,6 +70,22 @@ const OTHER_PAGES = 2
 const CPU_SHARE_LINK_ALONE = 0.15
 const RETRY_ALONE_MS = 200
 
+/**
+ * While batches are raw nobody knows what is in them: one in so many is encoded, at the lowest level. It takes up to twice as
+ * long, so this is what looking costs at most: 3 %.
+ */
+const RAW_PER_PROBE = 32
+/** Where so much of one is known as a whole, its level is tried. */
+const PROBE_KNOWN = 0.5
+/** Pages of which as much is known are not worth passing as they are: a reference costs less than a page. */
+const RAW_FRESH_MIN = 0.5
+/** A link that takes so much more than where it was waited for has become another. */
+const LIMIT_PASSED = 1.1
+/** Of bytes that packing leaves as many as these, nothing is saved. */
+const NOTHING_SAVED = 0.9
+/** A link that does not take raw batches is found out in this time. */
+const RAW_PLAIN_MS = 3
+
 /** Guests that wait get no more. */
 const URGENT_MAX = EFFORTS[1]!
 /** Where `auto` begins: the first moments of a thin link are not lost, and those of a fast one are few. */
@@ -76,6 +95,12 @@ const RUNG_START_FAR = RUNGS.indexOf(EFFORTS[2]!)
 const FAR_RTT_MS = 10
 /** On the way down effort 1 is passed over: it is so near to 2 that a trial seldom tells them apart. */
 const RUNG_NEAR = RUNGS.indexOf(EFFORTS[1]!)
+const RUNG_RAW = RUNGS.indexOf(RAW)
+const RUNG_PROBE = RUNGS.indexOf(EFFORTS[0]!)
+/** What is tried from raw batches on: what packs nothing saves a link little. */
+const RUNG_ABOVE_RAW = RUNGS.indexOf(LZ4)
+/** Verdicts by rung; and of each, as it was beside raw batches: that says nothing of it beside another level. */
+const VERDICTS = 2 * RUNGS.length
 
 /** Bytes a millisecond. */
 interface Rate {
@@ -86,6 +111,8 @@ interface Rate {
   readonly packed: number
   /** How much of the raw bytes was not known. */
   readonly fresh: number
+  /** Raw bytes. */
+  readonly raw: number
 }
 
 /** What a rung brought, in a sample of so many milliseconds that ended then. */
@@ -115,16 +142,25 @@ export class EffortController {
   private waitedBytes = 0
   private batches = 0
   private settling = START_BATCHES
+  /** What the link took when it was waited for, packed bytes a millisecond, as long as that counts. */
+  private limit = Number.POSITIVE_INFINITY
+  private limitEndMs = 0
+  /** Nothing was decided yet. */
+  private isFirst = true
+  /** Raw batches since the last that was encoded to see what is in them. */
+  private unseen = 0
+  /** That one was mostly known. */
+  private seesKnown = false
   /** The most that the link was seen to take lately, packed bytes a millisecond. */
   private full = 0
   /** The rung before, and what got through there, bytes a millisecond, until the present one is judged. */
   private before: Sampled | undefined
   /** By rung that proved worse: not to be tried before this time ... */
-  private readonly retryAtMs = new Float64Array(RUNGS.length)
+  private readonly retryAtMs = new Float64Array(VERDICTS)
   /** ... or, on other pages, before this one; and how many packed bytes a millisecond arrived then, at its neighbour. */
-  private readonly soonestMs = new Float64Array(RUNGS.length)
-  private readonly packedThen = new Float64Array(RUNGS.length)
-  private readonly retryMs = new Float64Array(RUNGS.length).fill(RETRY_MS)
+  private readonly soonestMs = new Float64Array(VERDICTS)
+  private readonly packedThen = new Float64Array(VERDICTS)
+  private readonly retryMs = new Float64Array(VERDICTS).fill(RETRY_MS)
 
   /** @param level a fixed level, or auto */
   constructor(level: number | 'auto') {
@@ -139,13 +175,26 @@ export class EffortController {
 
   /** The effort of the next batch. `urgent`: a guest waits for it, so nothing slow. */
   effort(urgent: boolean): Effort {
-    const effort = this.fixed ?? RUNGS[this.rung]!
+    const effort = this.fixed ?? this.next()
     return urgent && effort.level > URGENT_MAX.level ? URGENT_MAX : effort
   }
 
-  /** A batch is on its way: its raw bytes, those of them that cost time (BatchCounts.newBytes), and what they became. */
-  sent(rawBytes: number, newBytes: number, packedBytes: number): void {
+  private next(): Effort {
+    if (this.rung !== RUNG_RAW || ++this.unseen < RAW_PER_PROBE) return RUNGS[this.rung]!
+    this.unseen = 0
+    return RUNGS[RUNG_PROBE]!
+  }
+
+  /**
+   * A batch is on its way: its raw bytes, those of them that cost time (BatchCounts.newBytes), and what they became.
+   * @param effort that it was encoded with
+   */
+  sent(rawBytes: number, newBytes: number, packedBytes: number, effort?: Effort): void {
     this.waitingBytes += packedBytes
+    if (this.rung === RUNG_RAW && effort === RUNGS[RUNG_PROBE] && this.settling === 0)
+      this.seesKnown = newBytes < rawBytes * (1 - PROBE_KNOWN)
+    // none of the level before comes behind the first raw one, and each is dear where the link does not take it
+    if (effort === RAW && this.rung === RUNG_RAW && this.settling > 1) this.settling = 1
     if (this.settling > 0) {
       this.settling--
       this.beginSample()
@@ -170,15 +219,16 @@ export class EffortController {
     this.state = state
     this.waitingBytes = waitingBytes
     const total = this.wanMs + this.cpuMs
-    if (total < PLAIN_MS || this.settling > 0) return
+    if (total < (this.rung === RUNG_RAW ? RAW_PLAIN_MS : PLAIN_MS) || this.settling > 0) return
     const cpuShare = this.cpuMs / total
     const rate = {
       work: this.work / total,
       made: this.packedBytes / total,
       packed: (this.packedBytes + this.waitedBytes - waitingBytes) / total,
       fresh: this.rawBytes > 0 ? this.newBytes / this.rawBytes : 0,
+      raw: this.rawBytes / total,
     }
-    const isShort = this.full === 0 && cpuShare > CPU_SHARE_NEVER_FULL
+    const isShort = this.rung === RUNG_RAW || (this.full === 0 && cpuShare > CPU_SHARE_NEVER_FULL)
     const sampleMs = isShort ? FIRST_SAMPLE_MS : SAMPLE_MS
     const isWhole = total >= sampleMs && (this.batches >= SAMPLE_BATCHES || total >= SAMPLE_MAX_MS)
     if (!isWhole && !this.isPlainlyWorse(rate)) return
@@ -187,9 +237,14 @@ export class EffortController {
   }
 
   /** Whether this says enough of the level on trial, though its sample is not whole. */
-  protected isPlainlyWorse({ work, made }: Rate): boolean {
+  protected isPlainlyWorse({ work, made, raw, packed }: Rate): boolean {
     const { before } = this
-    if (before === undefined || before.rung > this.rung || this.batches < PLAIN_BATCHES) return false
+    if (before === undefined || this.batches < PLAIN_BATCHES) return false
+    // before the queue is full of them: what does not arrive says it
+    if (this.rung === RUNG_RAW) return packed < before.rate.raw * PLAINLY_LESS
+    if (before.rung === RUNG_RAW)
+      return raw < before.rate.raw * PLAINLY_LESS && made < before.rate.packed * PLAINLY_LESS
+    if (before.rung > this.rung) return false
     return work < before.rate.work * PLAINLY_LESS && made < before.rate.packed * PLAINLY_LESS
   }
 
@@ -204,34 +259,78 @@ export class EffortController {
     this.batches = 0
   }
 
-  private decide(cpuShare: number, rate: Rate, nowMs: number, sampleMs: number): void {
-    const { rung, before } = this
+  private decide(cpuShare: number, sampled: Rate, nowMs: number, sampleMs: number): void {
+    const { rung } = this
+    const { seesKnown } = this
+    this.seesKnown = false
+    // of raw batches nobody knows how much work they were: bytes compare alone
+    const isBeside = rung === RUNG_RAW || this.before?.rung === RUNG_RAW
+    const rate = isBeside ? byBytes(sampled) : sampled
+    const { before: sampledBefore } = this
+    const before = sampledBefore && isBeside ? { ...sampledBefore, rate: byBytes(sampledBefore.rate) } : sampledBefore
     this.before = undefined
     this.full = Math.max(this.full * FULL_DECAY, rate.packed)
+    this.learnLimit(cpuShare, rate.packed, nowMs)
     if (before !== undefined) {
       const got = through(rate)
       const trialMs = nowMs - before.endMs
       const better = before.rung < rung ? isWorthMore(rate, before.rate) : got > before.rate.work * LESS_EFFORT_GAIN
       if (!better) {
         // less effort on other pages was no trial: the level before is to be seen on them, and this one right after it
-        const isTrial = before.rung < rung || !this.areOtherPages(before.rate.fresh, rate.fresh)
-        if (isTrial) this.leave(rung, cpuShare, nowMs, trialMs * shareLost(got, before.rate.work), before.rate.packed)
-        this.moveTo(before.rung)
+        const isTrial = before.rung < rung || isBeside || !this.areOtherPages(before.rate.fresh, rate.fresh)
+        const lostMs = trialMs * shareLost(got, before.rate.work)
+        if (isTrial) this.leave(verdictOf(rung, before.rung), cpuShare, nowMs, lostMs, before.rate.packed)
+        if (rung === RUNG_RAW) this.limitTo(Math.max(rate.packed, before.rate.packed), nowMs)
+        // all the way down was too far: then to the next one
+        const next = rung === RUNG_RAW ? below(before.rung) : RUNG_RAW
+        const goesOn = next !== RUNG_RAW && this.mayTry(next, nowMs, before.rate.packed)
+        if (goesOn) this.before = { ...sampledBefore!, endMs: nowMs }
+        this.moveTo(goesOn ? next : before.rung)
         return
       }
-      this.retryMs[rung] = RETRY_MS
+      this.retryMs[verdictOf(rung, before.rung)] = RETRY_MS
       if (before.rung > rung) {
         // it lost until it was found out, and that took about as long as the trial too
         const lostMs = (before.sampleMs + trialMs) * shareLost(before.rate.work, got)
-        this.leave(before.rung, 1, nowMs, lostMs, rate.packed)
+        this.leave(verdictOf(before.rung, rung), 1, nowMs, lostMs, rate.packed)
       }
     }
-    const hasRoom = rate.packed < this.full * STILL_FULL || cpuShare > CPU_SHARE_NEVER_FULL
-    const down = hasRoom && cpuShare > CPU_SHARE_DOWN && this.mayTry(below(rung), nowMs, rate.packed)
-    const up = !down && cpuShare < CPU_SHARE_UP_MAX && this.mayTry(rung + 1, nowMs, rate.packed)
-    if (!down && !up) return
-    this.before = { rung, rate, sampleMs, endMs: nowMs }
-    this.moveTo(down ? below(rung) : rung + 1)
+    const to = this.choose(cpuShare, rate, seesKnown, nowMs)
+    if (to === rung) return
+    this.before = { rung, rate: sampled, sampleMs, endMs: nowMs }
+    this.moveTo(to)
+  }
+
+  private learnLimit(cpuShare: number, packed: number, nowMs: number): void {
+    if (cpuShare < CPU_SHARE_DOWN) this.limitTo(packed, nowMs)
+    else if (packed > this.limit * LIMIT_PASSED || nowMs > this.limitEndMs) this.limit = Number.POSITIVE_INFINITY
+  }
+
+  private limitTo(packed: number, nowMs: number): void {
+    this.limit = packed
+    this.limitEndMs = nowMs + RETRY_MAX_MS
+  }
+
+  /** @returns the rung to try; the present one: none */
+  private choose(cpuShare: number, { packed, made, raw, fresh }: Rate, seesKnown: boolean, nowMs: number): number {
+    const { rung, limit, isFirst } = this
+    this.isFirst = false
+    if (rung === RUNG_RAW) {
+      if (seesKnown && this.mayTry(verdictOf(RUNG_PROBE, rung), nowMs, packed)) return RUNG_PROBE
+      // also where the CPU is waited for: what is packed is not encrypted
+      const verdict = verdictOf(RUNG_ABOVE_RAW, rung)
+      const isSlower = packed * OTHER_PAGES < this.packedThen[verdict]! // the link is: it was judged on another one
+      return isSlower || this.mayTry(verdict, nowMs, packed) ? RUNG_ABOVE_RAW : rung
+    }
+    const hasRoom = packed < this.full * STILL_FULL || cpuShare > CPU_SHARE_NEVER_FULL
+    if (hasRoom && cpuShare > CPU_SHARE_DOWN) {
+      const isWide = cpuShare > CPU_SHARE_NEVER_FULL && raw * LESS_EFFORT_GAIN < limit && fresh > RAW_FRESH_MIN
+      // a link that has nothing to do is not to wait for each level in turn, nor is what none of them saves
+      const atOnce = isFirst || made > raw * NOTHING_SAVED || below(rung) === RUNG_RAW
+      if (isWide && atOnce && this.mayTry(RUNG_RAW, nowMs, packed)) return RUNG_RAW
+      if (below(rung) !== RUNG_RAW && this.mayTry(below(rung), nowMs, packed)) return below(rung)
+    }
+    return cpuShare < CPU_SHARE_UP_MAX && this.mayTry(rung + 1, nowMs, packed) ? rung + 1 : rung
   }
 
   /**
@@ -239,14 +338,14 @@ export class EffortController {
    * @param lostMs of its trial
    * @param packed what arrived at its neighbour
    */
-  private leave(rung: number, cpuShare: number, nowMs: number, lostMs: number, packed: number): void {
+  private leave(verdict: number, cpuShare: number, nowMs: number, lostMs: number, packed: number): void {
     const alone = cpuShare < CPU_SHARE_LINK_ALONE
-    const retryMs = alone ? RETRY_ALONE_MS : this.retryMs[rung]!
+    const retryMs = alone ? RETRY_ALONE_MS : this.retryMs[verdict]!
     const dearMs = Math.min(RETRY_MAX_MS, this.holdMs(lostMs))
-    this.retryAtMs[rung] = nowMs + Math.max(retryMs, dearMs)
-    this.soonestMs[rung] = nowMs + Math.max(Math.min(RETRY_MS, retryMs), dearMs)
-    this.packedThen[rung] = packed
-    if (!alone) this.retryMs[rung] = Math.min(RETRY_MAX_MS, this.retryMs[rung]! * 2)
+    this.retryAtMs[verdict] = nowMs + Math.max(retryMs, dearMs)
+    this.soonestMs[verdict] = nowMs + Math.max(Math.min(RETRY_MS, retryMs), dearMs)
+    this.packedThen[verdict] = packed
+    if (!alone) this.retryMs[verdict] = Math.min(RETRY_MAX_MS, this.retryMs[verdict]! * 2)
   }
 
   /** How long a level is left alone whose trial lost so much. */
@@ -254,10 +353,11 @@ export class EffortController {
     return lostMs * LOST_FACTOR
   }
 
-  private mayTry(rung: number, nowMs: number, packed: number): boolean {
-    if (rung < 0 || rung >= RUNGS.length) return false
-    const others = this.areOtherPages(this.packedThen[rung]!, packed)
-    return nowMs >= (others ? this.soonestMs[rung]! : this.retryAtMs[rung]!)
+  /** @param verdict of a rung, which may be one too high */
+  private mayTry(verdict: number, nowMs: number, packed: number): boolean {
+    if (verdict === RUNGS.length) return false
+    const others = this.areOtherPages(this.packedThen[verdict]!, packed)
+    return nowMs >= (others ? this.soonestMs[verdict]! : this.retryAtMs[verdict]!)
   }
 
   /** By the packed bytes that arrived when a level was left, and that arrive now; or by how much of them was new. */
@@ -274,6 +374,15 @@ export class EffortController {
 /** Work a millisecond without what only filled the queue: after a step down that is the first that comes of it. */
 function through({ work, made, packed }: Rate): number {
   return made > packed ? (work * packed) / made : work
+}
+
+/** Where the verdict on a rung is kept that was tried from another one. */
+function verdictOf(rung: number, from: number): number {
+  return from === RUNG_RAW ? RUNGS.length + rung : rung
+}
+
+function byBytes(rate: Rate): Rate {
+  return { ...rate, work: rate.raw }
 }
 
 function shareLost(work: number, elsewhere: number): number {

@@ -215,12 +215,12 @@ export class Pump {
   }
 
   /** A batch came out of the packer, and is handed in. @param newBytes as BatchCounts counts them */
-  packed(channel: PumpedChannel, rawBytes: number, packedBytes: number, newBytes: number): void {
+  packed(channel: PumpedChannel, rawBytes: number, packedBytes: number, newBytes: number, effort?: Effort): void {
     channel.underWay--
     channel.underWayBytes -= rawBytes
     this.underWayBytes -= rawBytes
     this.packedShare += (packedBytes / rawBytes - this.packedShare) * SHARE_STEP
-    this.effort.sent(rawBytes, newBytes, packedBytes)
+    this.effort.sent(rawBytes, newBytes, packedBytes, effort)
   }
 
   /** Sends incomplete records of sources that have gone silent, with the next job. */

@@ -65,8 +65,8 @@ export class Sender {
     this.memory = kernel.bytes
     this.regions = PoolRegions.of(kernel.layout)
     this.slots = new SlotArena(slots[0]!, slots.length, SLOT_UNITS, places)
-    this.packer = packer((channel, parts, { rawLength, packedLength, newBytes }, release) => {
-      this.pump.packed(channel.pumped, rawLength, packedLength, newBytes)
+    this.packer = packer((channel, parts, { rawLength, packedLength, newBytes, effort }, release) => {
+      this.pump.packed(channel.pumped, rawLength, packedLength, newBytes, effort)
       link.sendBatch(channel.number, rawLength, parts, release)
       channel.owner.sent()
       channel.settle()

@@ -1,7 +1,7 @@
 /** Models of machines, links and memory on which the pump that ships runs in virtual time: docs/adr/0006-effort.md. */
-import { RUNGS } from '../../src/compression/effort.ts'
+import type { Effort } from '../../src/compression/effort.ts'
 import { QUEUE_TARGET_MS } from '../../src/limits.ts'
-import type { EffortController } from '../../src/transfer/effort-controller.ts'
+import { type EffortController, RUNGS } from '../../src/transfer/effort-controller.ts'
 import { BATCH_BYTES_MAX, Pump, PumpedChannel } from '../../src/transfer/pump.ts'
 
 export interface Machine {
@@ -19,31 +19,31 @@ export interface Machine {
  */
 export const MACHINES: Readonly<Record<string, Machine>> = {
   'TLS and copies weigh most': {
-    share: [0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
-    pack: [5000, 600, 270, 250, 200, 50],
-    own: [110, 190, 170, 140, 140, 140],
+    share: [1, 0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
+    pack: [50000, 5000, 600, 270, 250, 200, 50],
+    own: [150, 110, 190, 170, 140, 140, 140],
   },
   'the packer weighs most': {
-    share: [0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
-    pack: [9000, 900, 430, 400, 300, 80],
-    own: [900, 900, 750, 500, 500, 500],
+    share: [1, 0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
+    pack: [90000, 9000, 900, 430, 400, 300, 80],
+    own: [1200, 900, 900, 750, 500, 500, 500],
   },
   'the far side takes 150 MB/s': {
-    share: [0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
-    pack: [9000, 900, 270, 250, 200, 50],
-    own: [900, 900, 300, 200, 200, 200],
+    share: [1, 0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
+    pack: [90000, 9000, 900, 270, 250, 200, 50],
+    own: [1200, 900, 900, 300, 200, 200, 200],
     take: 150,
   },
   'nothing can be saved': {
-    share: [1, 1, 0.99, 0.99, 0.99, 0.99],
-    pack: [9000, 1500, 270, 250, 150, 60],
-    own: [900, 900, 450, 300, 300, 300],
+    share: [1, 1, 1, 0.99, 0.99, 0.99, 0.99],
+    pack: [90000, 9000, 1500, 270, 250, 150, 60],
+    own: [1200, 900, 900, 450, 300, 300, 300],
     take: 300,
   },
   'a quarter of a core': {
-    share: [0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
-    pack: [2000, 150, 86, 80, 60, 15],
-    own: [150, 150, 135, 90, 90, 90],
+    share: [1, 0.9, 0.4, 0.29, 0.28, 0.26, 0.25],
+    pack: [20000, 2000, 150, 86, 80, 60, 15],
+    own: [200, 150, 150, 135, 90, 90, 90],
   },
 }
 
@@ -180,11 +180,11 @@ class Link {
 
 /** Seconds of a migration: the pump that ships, in virtual time. */
 export function simulate(
-  effort: EffortController,
+  controller: EffortController,
   { machine, content, wan, bytes, channels }: Case,
   rttMs = 0,
 ): number {
-  effort.begin(rttMs)
+  controller.begin(rttMs)
   const link = new Link(wan, machine.take ?? Number.POSITIVE_INFINITY)
   let random = 1
   const wavering = (): number => {
@@ -196,7 +196,7 @@ export function simulate(
   let packerFreeMs = 0
   /** Raw bytes that have been encoded: QEMU deals pages out to its channels as they come. */
   let over = 0
-  const packing: { flow: Flow; doneMs: number; raw: number; fresh: number; packed: number }[] = []
+  const packing: { flow: Flow; effort: Effort; doneMs: number; raw: number; fresh: number; packed: number }[] = []
   const packer = {
     get underWay() {
       return packing.length
@@ -205,7 +205,7 @@ export function simulate(
       return packing.length < 4
     },
   }
-  const pump = new Pump(link, packer, effort)
+  const pump = new Pump(link, packer, controller)
   const flows = Array.from({ length: channels }, (_, i): Flow => {
     const source = new Source(bytes / channels)
     return { source, channel: new PumpedChannel(i + 1, source, BATCH_BYTES_MAX) }
@@ -221,12 +221,14 @@ export function simulate(
   const encode = (flow: Flow, rung: number): void => {
     const { source, channel } = flow
     const raw = source.ready
-    const { weight, random } = content(over / bytes, over)
+    const isRaw = rung === 0 // all is alike
+    const { weight, random } = isRaw ? RANDOM : content(over / bytes, over)
     over += raw
     link.advance(((weight * raw) / (machine.own[rung]! * 1e3)) * wavering())
     packerFreeMs = Math.max(packerFreeMs, link.nowMs) + ((weight * raw) / (machine.pack[rung]! * 1e3)) * wavering()
     packing.push({
       flow,
+      effort: RUNGS[rung]!,
       doneMs: packerFreeMs,
       raw,
       fresh: raw * Math.max(0, (weight - 0.15) / 0.85),
@@ -239,9 +241,9 @@ export function simulate(
   while (packing.length > 0 || !link.isEmpty || flows.some(({ source }) => source.left + source.ready > 0)) {
     link.advance(stepMs)
     while (packing[0] && packing[0].doneMs <= link.nowMs) {
-      const { flow, raw, packed, fresh } = packing.shift()!
+      const { flow, effort, raw, packed, fresh } = packing.shift()!
       link.add(raw, packed)
-      pump.packed(flow.channel, raw, packed, fresh)
+      pump.packed(flow.channel, raw, packed, fresh, effort)
     }
     pump.nextTurn()
     for (const flow of flows) fill(flow)

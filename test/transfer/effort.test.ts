@@ -1,7 +1,7 @@
 /** How hard batches are packed: the controller by itself, and what ADR 0006 promises of the pump that ships. */
 import t from 'tap'
-import { EFFORT_MAX, type Effort, RUNGS } from '../../src/compression/effort.ts'
-import { EffortController, type Waiting } from '../../src/transfer/effort-controller.ts'
+import { EFFORT_MAX, EFFORTS, type Effort, RAW } from '../../src/compression/effort.ts'
+import { EffortController, RUNGS, type Waiting } from '../../src/transfer/effort-controller.ts'
 import { type Case, CONTENTS, LINKS, MACHINES, migrationBytes, simulate } from './effort-models.ts'
 
 t.setTimeout(590_000)
@@ -31,7 +31,7 @@ t.test('effort follows what the encoder waits for', t => {
   t.equal(controller.effort(true).level, 1, 'a guest waits: nothing slow')
   at = run(controller, at, 500, () => 'cpu')
   t.equal(controller.effort(false).level, EFFORT_MAX - 1, 'a busy encoder goes on where less effort brought no more')
-  const byLevel = (level: number): number => 1000 / (level + 1)
+  const byLevel = (level: number): number => (level < 0 ? 1500 : 1000 / (level + 1))
   at = run(
     controller,
     at,
@@ -40,7 +40,7 @@ t.test('effort follows what the encoder waits for', t => {
     byLevel,
     level => byLevel(level) / 4,
   )
-  t.equal(controller.effort(false).level, 0, 'down to references alone where each step brings more')
+  t.ok(controller.effort(false).level <= 0, 'down as far as each step brings more')
   at = run(controller, at, 60_000, () => 'wan')
   t.equal(controller.effort(false).level, EFFORT_MAX - 1, 'up again')
   const still = new EffortController('auto')
@@ -100,6 +100,65 @@ t.test('effort follows what the encoder waits for', t => {
   const unknown = new EffortController('auto')
   unknown.begin(0)
   t.equal(unknown.effort(false).level, 1, 'a round trip that is not known is not far')
+  t.end()
+})
+
+/** Random memory on a machine where raw batches bring twice as much as references, and half as much is packed. */
+const RANDOM_RATE = (level: number): number => (level < 0 ? 40_000 : level === 0 ? 20_000 : 10_000)
+
+/** Levels of so many batches of random memory, while a link that takes `wan` bytes a millisecond is all there is. */
+function random(controller: EffortController, fromMs: number, ms: number, wan = Number.POSITIVE_INFINITY): number[] {
+  const levels: number[] = []
+  let waiting = 0
+  for (let at = 0; at < ms; at += 0.25) {
+    const full = waiting > wan * 50
+    const effort = controller.effort(false)
+    const bytes = full ? 0 : RANDOM_RATE(effort.level) / 4
+    if (bytes > 0) {
+      levels.push(effort.level)
+      controller.sent(bytes, bytes, bytes, effort)
+      waiting += bytes
+    }
+    waiting = Math.max(0, waiting - wan / 4)
+    controller.wait(full ? 'wan' : 'cpu', fromMs + at, waiting)
+  }
+  return levels
+}
+
+t.test('out of the way', t => {
+  const fast = new EffortController('auto')
+  random(fast, 0, 50)
+  t.equal(fast.effort(false).level, RAW.level, 'a link that takes all of it is found out within 50 ms')
+  t.equal(fast.effort(true).level, RAW.level, 'for a guest that waits, too')
+  const levels = random(fast, 50, 4000)
+  const looks = levels.filter(level => level === 0).length
+  const raws = levels.filter(level => level < 0).length
+  t.ok(looks >= raws / 40 && looks <= raws / 30, `one batch in 32 is looked at: ${looks} beside ${raws}`)
+  const packed = levels.length - looks - raws
+  t.ok(packed < levels.length / 20, `packing is tried now and then: ${packed} of ${levels.length}`)
+
+  // pages become known: as many bytes get through by references, for next to none on the WAN
+  const known = (level: number): number => (level === 0 ? 39_500 : level < 0 ? 40_000 : 10_000)
+  let known0 = 0
+  for (let at = 0; at < 200; at += 0.25) {
+    const effort = fast.effort(false)
+    const bytes = known(effort.level) / 4
+    fast.sent(bytes, effort.level < 0 ? bytes : 0, effort.level < 0 ? bytes : bytes / 100, effort)
+    fast.wait('cpu', 4050 + at, 0)
+    if (at > 100 && effort.level >= 0) known0++
+  }
+  t.ok(known0 > 390, `known pages are seen, and named again, within 100 ms: ${known0} of 400 batches`)
+
+  const narrow = new EffortController('auto')
+  const tried = random(narrow, 0, 3000, 10_500)
+  const inVain = tried.filter(level => level < 0).length
+  t.ok(inVain > 0 && inVain < 400, `a link that does not take it is found out soon, and once: ${inVain} batches`)
+
+  const slowed = new EffortController('auto')
+  t.ok(random(slowed, 0, 500).includes(RAW.level))
+  random(slowed, 500, 400, 5000)
+  t.ok(slowed.effort(false).level > 0, 'a link that slows down is packed for again')
+  t.equal(new EffortController(0).effort(false).level, 0, 'a fixed level is that level')
   t.end()
 })
 
@@ -258,6 +317,20 @@ const PLANTS: Record<string, typeof EffortController> = {
   'a verdict is for all pages': class extends EffortController {
     protected override areOtherPages(): boolean {
       return false
+    }
+  },
+  'it never gets out of the way': class extends EffortController {
+    override effort(urgent: boolean): Effort {
+      const effort = super.effort(urgent)
+      return effort === RAW ? EFFORTS[0]! : effort
+    }
+  },
+  'once out of the way, always': class extends EffortController {
+    private isOut = false
+    override effort(urgent: boolean): Effort {
+      const effort = super.effort(urgent)
+      this.isOut ||= effort === RAW
+      return this.isOut ? RAW : effort
     }
   },
   'a rung too high': class extends EffortController {
