@@ -72,7 +72,7 @@ export const LZ4: Effort = { level: 0.5, name: 'lz4', longMatch: 0, method: 'lz4
 
 /**
  * Out of the way: bytes as they are, of which the pool learns nothing. For links that take more than effort 0 makes; who gives a
- * level wants his pages known again, so operators cannot give it (docs/adr/0026-raw-batches.md).
+ * level wants his pages known again, so operators cannot give it (docs/adr/0028-raw-batches.md).
  */
 export const RAW: Effort = { level: -1, name: 'raw', longMatch: 0, method: 'raw' }
 
