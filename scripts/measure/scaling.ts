@@ -5,7 +5,7 @@
  *   node scripts/measure/scaling.ts [--out .cache/compare/scaling.json] [--minutes 6] [--only efforts,replays]
  *
  * `--only` measures some parts anew and keeps the file's others. Every encoding and decoding is a process of its own (scaling-case.ts). Several migrations at once, and the replays over
- * links, go through two real proxies. Large guests, which are streamed and stored nowhere, are measured with `--only large`.
+ * links, go through two real proxies. Large guests, which are streamed and stored nowhere, are measured with `--only large [--gib 4,16,64]`.
  */
 
 import { execFile, execFileSync } from 'node:child_process'
@@ -111,7 +111,7 @@ const ROUNDS = 3
 const GUEST_PARTS = [1, 2, 4, 8]
 /** Of which guests of so much memory are made, each time with other bytes. */
 const LARGE_GUESTS = ['nginx-k2', 'postgres', 'python', 'nginx-q10']
-const LARGE_GIB = [4, 16, 64]
+const LARGE_GIB_DEFAULT = '4,16,64'
 const LARGE_EFFORT = 2
 const LARGE_SECONDS_MAX = 1500
 /** Bytes of set files; the last two hold all that two or more guests, and all that any guest held. */
@@ -342,7 +342,7 @@ async function sendThrough(
 async function measureLarge(bench: Bench, store: string): Promise<Scaling['large']> {
   const rows: LargeCost[] = []
   const streams = LARGE_GUESTS.map(labStream)
-  for (const gibibytes of LARGE_GIB) {
+  for (const gibibytes of values.gib.split(',').map(Number)) {
     const memory = String(gibibytes * 2 ** 30)
     const row = await bench.attempt(`a guest of ${gibibytes} GiB, by pipes`, async () => {
       const [said, encoded, decoded] = ['emitted', 'encoded', 'decoded'].map(name => join(bench.folder, name))
@@ -488,6 +488,7 @@ const { values } = parseArgs({
     out: { type: 'string', default: join(COMPARE_FOLDER, 'scaling.json') },
     minutes: { type: 'string', default: '6' },
     only: { type: 'string', default: USUAL_PARTS.join() },
+    gib: { type: 'string', default: LARGE_GIB_DEFAULT },
   },
 })
 try {
