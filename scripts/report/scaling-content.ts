@@ -50,6 +50,7 @@ export function scalingBlocks(scaling: Scaling | undefined, remark: Text | undef
     { kind: 'grid', blocks: [...effortFigure(scaling), ...linkFigure(scaling)] },
     ...replayTable(scaling),
     ...tableBlock(scaling.guests.length, 'guests', 'Guest size', guestTable(scaling), guestText(scaling)),
+    ...largeBlocks(scaling),
     ...tableBlock(scaling.templates.length, 'templates', 'Templates', templateTable(scaling), templateText(scaling)),
     ...tableBlock(
       scaling.migrations.length,
@@ -225,6 +226,39 @@ function guestText({ guests }: Scaling): Text {
   const cpu = lineThrough(guests.map(one => [one.memoryBytes / GB, one.encodeCpuSeconds] as const))
   const memory = lineThrough(guests.map(one => [one.memoryBytes / GB, one.encodePeakBytes] as const))
   return `Each further GB of guest memory costs the source ${digits(cpu.slope)} CPU seconds and ${growth(memory, guests.at(-1)!.memoryBytes / GB)}, by a straight line through these points. These guests have one captured guest's memory behind the other's; what those share is found as far as the pool of ${POOL_MEMORY_DEFAULT} still holds it.`
+}
+
+/** Guests that are larger than what is stored, by pipes and through a pair. */
+function largeBlocks({ large = [] }: Scaling): Block[] {
+  const [first] = large
+  if (first === undefined) return []
+  const columns = [
+    column('Guest memory'),
+    ...CODEC_COLUMNS,
+    column('the pair: on the WAN'),
+    column('the pair: CPU s/GB'),
+  ]
+  const peaks = [column('its peak memory, source'), column('its peak memory, destination')]
+  const rows = large.map(({ pair, ...cost }) => [
+    formatSize(cost.memoryBytes),
+    ...codecCells(cost),
+    ...(pair === undefined
+      ? ['', '', '', '']
+      : [
+          formatSize(pair.wanBytes),
+          cpuPerGb(pair.sourceCpuSeconds + pair.destinationCpuSeconds, pair.rawBytes),
+          formatSize(pair.sourcePeakBytes),
+          formatSize(pair.destinationPeakBytes),
+        ]),
+  ])
+  const caption = `Guests streamed and stored nowhere: encode and decode by pipes at effort ${first.effort}, and a pair over loopback, effort by itself`
+  return tableBlock(
+    large.length,
+    'large-guests',
+    'Large guests',
+    { caption, columns: [...columns, ...peaks], rows },
+    'Made of captured guests in turn, with other bytes each time they come again, so that no part is found in another beyond what captured guests share. What came out was what went in, by a checksum of all of it. The place table has an entry for each page of 4 GiB and larger guests share its entries; the ring holds far fewer pages than it has entries, so what an entry loses had left the ring.',
+  )
 }
 
 function templateTable({ templates }: Scaling): Table {

@@ -329,7 +329,6 @@ export class BatchEncoder {
   pass(flow: FlowEncoder, from: Stretch, workspace: Workspace): BatchCounts {
     const { at: base, length: rawLength } = from
     assert(rawLength > 0 && rawLength <= BATCH_RAW_MAX && !flow.isDisk, 'a raw batch is empty, too large or of a disk')
-    this.workspace = workspace
     const { columns } = this
     workspace.clear() // a column may lie elsewhere
     columns.begin(workspace)
