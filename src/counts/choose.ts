@@ -6,6 +6,7 @@ import { encodeMetadata, type SetMetadata } from '../template/format.ts'
 import { TAG_LENGTH, TAG_WORDS } from '../template/page-tag.ts'
 import { COUNT_MAX, PAGES_MAX, pagesWithin } from '../template/wire.ts'
 import { COUNT_COLUMNS, copySql } from './count.ts'
+import { rangesOf } from './digest-ranges.ts'
 import {
   BAD_ROW_MARK,
   DUCKDB_MEMORY_MIN,
@@ -88,8 +89,6 @@ const FIRST_BITS = 40
  * by them, so that of each range little more is read than what is in it.
  */
 const GROUP_BYTES_PER_ROW = 16
-/** Ranges are told apart by so many bytes of a digest. */
-const RANGE_BYTES = 2
 /** In SQL over {@link parquet}: the whole query fails, and says by which file. */
 const BAD_ROW = `error('${BAD_ROW_MARK}' || parse_filename(filename, true))`
 /** What stands in the column `key`. */
@@ -197,20 +196,6 @@ async function keyAndVms(db: DuckDb, all: string, share: Share): Promise<{ key: 
   )
   const [{ count = 0 } = {}] = await db.rows('SELECT count(*) AS count FROM vms')
   return { key, vms: Number(count) }
-}
-
-/** Conditions that take all digests, each once: so many ranges of about one size, or as many as RANGE_BYTES tell apart. */
-function rangesOf(count: number): string[] {
-  const ranges = Math.max(1, Math.min(count, 256 ** RANGE_BYTES))
-  const bound = (i: number): string => {
-    const hex = Math.floor((i * 256 ** RANGE_BYTES) / ranges).toString(16)
-    return `unhex('${hex.padStart(2 * RANGE_BYTES, '0')}')`
-  }
-  return Array.from({ length: ranges }, (_, i) => {
-    if (ranges === 1) return 'true'
-    if (i === 0) return `(digest IS NULL OR digest < ${bound(1)})` // what no count has is looked at, too
-    return i === ranges - 1 ? `digest >= ${bound(i)}` : `digest >= ${bound(i)} AND digest < ${bound(i + 1)}`
-  })
 }
 
 /**

@@ -2,6 +2,7 @@
 import type { DuckDBAppender } from '@duckdb/node-api'
 import { type BuildOptions, InputReader, type TemplateInput, taggedBatches } from '../store/build.ts'
 import { PageTagger, TAG_LENGTH } from '../template/page-tag.ts'
+import { rangesOf } from './digest-ranges.ts'
 import { DuckDb, quoted, type Share } from './duckdb.ts'
 import { writeWhole } from './write-whole.ts'
 
@@ -25,6 +26,8 @@ export interface CountFileOptions extends BuildOptions {
   readonly memoryBytes: number
   readonly spill?: string | undefined
   readonly key?: CountKey | undefined
+  /** In how many parts pages are sorted; undefined: as many as the memory asks for. */
+  readonly parts?: number | undefined
   /** Is told how far sorting is, once the inputs are read: of how many pages, and 0 to 1. */
   readonly sorting?: ((pages: number, share: number) => void) | undefined
 }
@@ -54,6 +57,11 @@ export const COUNT_COLUMNS = {
   key: 'VARCHAR',
 } as const
 
+/**
+ * Bytes of DuckDB's limit that grouping and sorting may take a page. At once, 20 million pages of other digests end with the
+ * limit of `--memory 128MiB` used up, 100 million with that of 1GiB. docs/adr/0011-fleet-counts.md.
+ */
+const SORT_BYTES_PER_ROW = 16
 /** Rows of a group: what a reader holds at once of a column. */
 const ROW_GROUP = 122_880
 
@@ -67,16 +75,15 @@ export async function countPages(
   const db = await DuckDb.open({ memoryBytes, spill, signal })
   try {
     const { written, fileBytes } = await writeWhole(path, async temporary => {
-      await db.run('CREATE TABLE inputs (input INTEGER, vm VARCHAR, kind VARCHAR)')
-      for (const [input, { vm, kind }] of inputs.entries()) {
-        await db.run('INSERT INTO inputs VALUES (?, ?, ?)', [input, vm, kind])
-      }
+      await nameSources(db, inputs)
       await db.run('CREATE TABLE pages (digest BLOB, input INTEGER, first DOUBLE)')
       const read = await readPages(db, inputs, options)
-      const share: Share = share => options.sorting?.(read.pages, share)
-      share(0)
+      const { parts = Math.ceil(((read.pages - read.uniformPages) * SORT_BYTES_PER_ROW) / db.roomBytes) } = options
+      await group(db, rangesOf(parts), share => options.sorting?.(read.pages, share))
+      // of one table without a join that would change its order
+      await db.run('DROP TABLE pages; SET preserve_insertion_order = true')
       const sql = copySql(countSql(key?.id ?? ''), temporary, 'page count')
-      const [{ Count = 0 } = {}] = await db.rows(sql, [], share)
+      const [{ Count = 0 } = {}] = await db.rows(sql)
       return { ...read, rows: Number(Count) }
     })
     const vms = new Set(inputs.map(({ vm }) => vm)).size
@@ -86,14 +93,35 @@ export async function countPages(
   }
 }
 
-/** Rows of a count, VMs first, then pages by digest. */
+/** A number for each VM and kind, in the order of a count's rows. */
+async function nameSources(db: DuckDb, inputs: readonly CountInput[]): Promise<void> {
+  await db.run('CREATE TABLE inputs (input INTEGER, vm VARCHAR, kind VARCHAR)')
+  for (const [input, { vm, kind }] of inputs.entries()) {
+    await db.run('INSERT INTO inputs VALUES (?, ?, ?)', [input, vm, kind])
+  }
+  await db.run(`CREATE TABLE sources AS SELECT (row_number() OVER (ORDER BY vm, kind))::INTEGER AS source, vm, kind
+    FROM (SELECT DISTINCT vm, kind FROM inputs)`)
+}
+
+/**
+ * Fills `counted` with the rows of a count in their order: VMs first, then pages by digest. Of so many pages at a time as
+ * sorting has memory for, range by range of their digests, which are as good as random.
+ */
+async function group(db: DuckDb, ranges: readonly string[], share: Share): Promise<void> {
+  await db.run('CREATE TABLE counted (digest UUID, source INTEGER, occurrences BIGINT, first BIGINT)')
+  await db.run('INSERT INTO counted SELECT NULL, source, 0, 0 FROM sources ORDER BY source')
+  for (const [i, range] of ranges.entries()) {
+    share(i / ranges.length)
+    const ofRange = `SELECT digest::UUID AS digest, source, count(*)::BIGINT AS occurrences, min(first)::BIGINT AS first
+      FROM pages JOIN inputs USING (input) JOIN sources USING (vm, kind) WHERE ${range} GROUP BY ALL`
+    await db.run(`INSERT INTO counted ${ofRange} ORDER BY digest, source`, [], of => share((i + of) / ranges.length))
+  }
+}
+
+/** Rows of a count. */
 function countSql(key: string): string {
-  return `SELECT coalesce(p.digest::BLOB, ''::BLOB) AS digest, vm, kind, occurrences, first, ${quoted(key)} AS key
-    FROM (
-      SELECT digest::UUID AS digest, vm, kind, count(*)::BIGINT AS occurrences, min(first)::BIGINT AS first
-      FROM pages JOIN inputs USING (input) GROUP BY ALL
-      UNION ALL SELECT DISTINCT NULL, vm, kind, 0, 0 FROM inputs
-    ) p ORDER BY p.digest NULLS FIRST, vm, kind`
+  return `SELECT coalesce(digest::BLOB, ''::BLOB) AS digest, vm, kind, occurrences, first, ${quoted(key)} AS key
+    FROM counted JOIN sources USING (source)`
 }
 
 /** Writes what a query gives to a file that exists: DuckDB's own temporary file beside it would be anybody's to read. */

@@ -107,6 +107,20 @@ t.test('a count, as any engine reads it', async t => {
   t.equal(statSync(path).mode & 0o777, 0o600, 'for its owner alone')
 })
 
+t.test('a count is the same file in however many parts its pages are sorted', async t => {
+  const { folder } = scratch(t.teardown)
+  const ids = Array.from({ length: 3000 }, (_, i) => i + 1)
+  const inputs = [input('b', ids), input('a', ids.slice(1000), 'disk'), input('b', [...ids, 5, 4000])]
+  const files: Buffer[] = []
+  for (const parts of [1, 2, 7]) {
+    const path = join(folder, `${parts}`)
+    const { rows } = await countPages(inputs, path, { memoryBytes: MEMORY, parts })
+    t.equal(rows, 2 + 3000 + 2000 + 1)
+    files.push(readFileSync(path))
+  }
+  for (const file of files) t.ok(file.equals(files[0]!))
+})
+
 t.test('many VMs in one count take few bytes a row', async t => {
   const { folder } = scratch(t.teardown)
   const at = (name: string): string => join(folder, name)
