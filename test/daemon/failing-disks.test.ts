@@ -82,6 +82,14 @@ async function used(t: Test, pair: RunningPair, { nearDisk, farDisk }: Disks): P
   await until('a migration that the set makes small', async () => (await migrated(t, pair, 'with the set')) < FEW_BYTES)
 }
 
+/**
+ * Migrates until something has come of it: where a busy machine read late before, a source names the set's pages in one batch
+ * of sixteen, and a small guest may have none of these.
+ */
+async function migratedUntil(what: string, once: () => Promise<boolean>): Promise<void> {
+  await until(`a migration after which ${what}`, once)
+}
+
 t.test('a disk that fails at the destination', { skip }, async t => {
   await using disks = new AsyncDisposableStack()
   const sites = await sitesOf(scratch(t.teardown).folder, disks, { far: true })
@@ -89,8 +97,11 @@ t.test('a disk that fails at the destination', { skip }, async t => {
   t.same((await pair.near.said('session open')).cold, [sites.set.slice(0, 12)], 'the set is on the disk')
   await used(t, pair, sites)
   sites.farDisk!.fail()
-  t.ok((await migrated(t, pair, 'EIO')) > FEW_BYTES, 'the source brings them')
-  t.match(await pair.far.said('template set not used'), { error: /EIO/ })
+  await migratedUntil('EIO is told', async () => {
+    t.ok((await migrated(t, pair, 'EIO')) > FEW_BYTES, 'the source brings them')
+    return pair.far.of('template set not used').length > 0
+  })
+  t.match(pair.far.of('template set not used'), [{ error: /EIO/ }])
   await migrated(t, pair, 'and so the next one')
   t.equal(pair.far.of('template set not used').length, 1, 'it is told once')
 })
@@ -114,8 +125,11 @@ t.test('both fail', { skip }, async t => {
   await used(t, pair, sites)
   sites.nearDisk!.fail()
   sites.farDisk!.fail()
-  const { arrived } = await pair.migrate(guest)
-  t.ok(arrived.length < guest.length && arrived.equals(guest.subarray(0, arrived.length)), 'nothing wrong arrives')
+  await migratedUntil('nobody had a page', async () => {
+    const { arrived } = await pair.migrate(guest)
+    t.ok(arrived.equals(guest.subarray(0, arrived.length)), `${arrived.length} bytes: nothing wrong arrives`)
+    return arrived.length < guest.length
+  })
   const isWithout = ({ cold }: Record<string, unknown>): boolean => ((cold as string[] | undefined) ?? []).length === 0
   t.same((await pair.near.said('session open', isWithout)).sets, [], 'the next session is without the set')
   t.ok((await migrated(t, pair, 'the next migration')) > FEW_BYTES)
@@ -142,7 +156,7 @@ t.test('one that hangs, and a proxy that is stopped', { skip }, async t => {
   await pair.far.said('stopped')
   const saidMs = performance.now()
   t.same(await pair.far.exit, [0, null], 'it ends as it should')
-  t.ok(performance.now() - saidMs < 20_000, 'and soon')
+  t.ok(performance.now() - saidMs < 45_000, 'before the disk has answered')
 })
 
 t.test('one that is pulled out', { skip }, async t => {

@@ -45,6 +45,8 @@ const RUNS: Record<Scenario, number> = {
   held: 4,
   disks: 2,
 }
+/** A migration of a busy machine ends before. */
+const HANGS_MS = 300_000
 const HELD_MS = 30_000
 /** First bytes of a main and of a multifd channel. */
 const MAIN = '5145564d'
@@ -189,7 +191,7 @@ async function cuts(plan: CutPlan, total: number, chance: Random, progress: (tex
       }
       await letGo(all, plan)
       for (const [i, guests] of all.entries()) {
-        await guests.source.waitMigration({ timeoutMs: 60_000 })
+        await guests.source.waitMigration({ timeoutMs: HANGS_MS })
         await guests.destination.waitStatus(['paused', 'prelaunch'], 60_000)
         const pages = await guests.differingPages()
         if (pages > 0) throw new Error(`migration ${i}: ${pages} pages differ`)
@@ -376,7 +378,7 @@ async function helpers(total: number, chance: Random, progress: (text: string) =
           const { status } = await guests.source.migrationInfo()
           return /failed|completed/.test(status ?? '') && status
         },
-        180_000,
+        HANGS_MS,
       )
       ends.set(`${name}: ${status}`, (ends.get(`${name}: ${status}`) ?? 0) + 1)
       if (!pair.log.some(({ fields }) => /helping thread/.test(JSON.stringify(fields))))
@@ -386,7 +388,7 @@ async function helpers(total: number, chance: Random, progress: (text: string) =
       await guests.destination.quit() // it listens still where nothing had reached it
       await using next = await Guests.startDestination({ qemu, workload: LINUX })
       await next.listen(pair.targetUri(), settings)
-      await guests.source.migrate(pair.sourceUri(), { ...settings, parameters: LET_GO, timeoutMs: 180_000 })
+      await guests.source.migrate(pair.sourceUri(), { ...settings, parameters: LET_GO, timeoutMs: HANGS_MS })
       await next.waitStatus(['paused', 'prelaunch'], 60_000)
       const { differingPages } = await compareMemory(await guests.source.snapshot(), await next.snapshot())
       if (differingPages > 0) throw new Error(`${differingPages} pages differ`)
@@ -454,7 +456,7 @@ async function held(total: number, chance: Random, progress: (text: string) => v
       const releasedMs = performance.now()
       if (which === 'WAN') pair.wan.resume()
       for (const channel of relay.channels) channel.release()
-      await guests.source.waitMigration({ timeoutMs: 60_000 })
+      await guests.source.waitMigration({ timeoutMs: HANGS_MS })
       await guests.destination.waitStatus(['paused', 'prelaunch'], 60_000)
       const pages = await guests.differingPages()
       if (pages > 0) throw new Error(`${which} held: ${pages} pages differ`)
