@@ -20,6 +20,8 @@ const INLINE_MAX = 4096
 /** Columns below this size go no further than LZ4: zstd's table heads cost more than it saves. */
 const ZSTD_MIN = 128
 
+/** So much and no more is told by one sample: what packs may be as little as half of a batch. */
+const SAMPLED_MAX = 640 * 1024
 /** Samples and distinct byte values among them from which a column counts as random: 256 random bytes have 162 on average. */
 const DENSE_SAMPLES = 256
 const DENSE_DISTINCT = 150
@@ -262,8 +264,12 @@ function packInline(workspace: Workspace, column: number): PackedColumn | undefi
   return packedColumn(column, METHOD.LZ4, length, [new Uint8Array(out.subarray(0, packed))])
 }
 
-/** Whether a sample of the bytes looks like ciphertext or packed data, which no codec gains on. */
+/** Whether a sample of the bytes looks like ciphertext or packed data, which no codec gains on. Of a large column both halves must. */
 function looksRandom(bytes: Uint8Array): boolean {
+  if (bytes.length > SAMPLED_MAX) {
+    const half = bytes.length >>> 1
+    return looksRandom(bytes.subarray(0, half)) && looksRandom(bytes.subarray(half))
+  }
   const seen = new Uint8Array(256)
   let distinct = 0
   const step = Math.floor(bytes.length / DENSE_SAMPLES)
