@@ -49,7 +49,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
       departures: {
         ...{ session: sessionId, times: patience, paused, nextNumber: nextMigration },
       },
-      effort: urgent => effort.effort(urgent).level,
+      effort: urgent => effort.present(urgent).level,
     })
     if (pool.cold) {
       const { cold } = pool

@@ -173,10 +173,14 @@ export class EffortController {
     this.begun = true
   }
 
-  /** The effort of the next batch. `urgent`: a guest waits for it, so nothing slow. */
+  /** What the next batch would have. Changes nothing. */
+  present(urgent: boolean): Effort {
+    return limited(this.fixed ?? RUNGS[this.rung]!, urgent)
+  }
+
+  /** The effort of the next batch, which is made now: of raw ones one in so many is encoded. `urgent`: a guest waits for it, so nothing slow. */
   effort(urgent: boolean): Effort {
-    const effort = this.fixed ?? this.next()
-    return urgent && effort.level > URGENT_MAX.level ? URGENT_MAX : effort
+    return limited(this.fixed ?? this.next(), urgent)
   }
 
   private next(): Effort {
@@ -383,6 +387,10 @@ function verdictOf(rung: number, from: number): number {
 
 function byBytes(rate: Rate): Rate {
   return { ...rate, work: rate.raw }
+}
+
+function limited(effort: Effort, urgent: boolean): Effort {
+  return urgent && effort.level > URGENT_MAX.level ? URGENT_MAX : effort
 }
 
 function shareLost(work: number, elsewhere: number): number {

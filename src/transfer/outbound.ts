@@ -260,7 +260,10 @@ export class Outbound<C extends OutboundChannel> {
       stats.packedBytes += packedLength
       gain?.packed(looked, counts!.newBytes, packedLength)
       this.free.push(workspace)
-      const report = { rawLength: loan.length, packedLength, newBytes: counts!.newBytes, effort }
+      const report = {
+        ...{ rawLength: loan.length, packedLength, newBytes: counts!.newBytes },
+        ...(!channel.encoder.isDisk && { effort }), // a disk's say nothing of RAM that passes raw
+      }
       this.sink(channel, parts, report, () => this.packer.giveBack(columns!))
     }
     for (const done of this.waiters.splice(0)) done()

@@ -6,6 +6,7 @@
 import type { PageObserver } from '../codec/observer.ts'
 import { PoolRegions } from '../codec/places.ts'
 import type { SetGain } from '../codec/set-gains.ts'
+import { EFFORTS } from '../compression/effort.ts'
 import { CHANNEL_UNITS_KEPT, FLOWS_MAX } from '../limits.ts'
 import type { GateKind } from '../migration/gate.ts'
 import { ColdRation } from './cold/cold-ration.ts'
@@ -128,15 +129,17 @@ export class Sender {
     const waits = this.guestWaits
     for (let job = pump.next(nowMs()); job; job = pump.next(nowMs())) {
       const channel = this.channels.get(job.channel)!
+      // a disk's blocks are always looked at
+      const effort = job.effort.method === 'raw' && channel.encoder.isDisk ? EFFORTS[0]! : job.effort
       const bytes = packer.encode(
         channel,
-        job.effort,
+        effort,
         job.release,
         !waits && this.ration.next(nowMs()),
         pump.linkIsBehind,
       )
       pump.encoded(job.channel, bytes)
-      channel.owner.encoded(bytes, job.effort)
+      channel.owner.encoded(bytes, effort)
     }
   }
 

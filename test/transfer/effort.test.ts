@@ -137,6 +137,11 @@ t.test('out of the way', t => {
   const packed = levels.length - looks - raws
   t.ok(packed < levels.length / 20, `packing is tried now and then: ${packed} of ${levels.length}`)
 
+  const asked = new EffortController('auto')
+  random(asked, 0, 50)
+  const made = Array.from({ length: 320 }, () => [asked.present(false), asked.effort(false), asked.present(true)][1]!.level)
+  t.equal(made.filter(level => level === 0).length, 10, 'whoever only asks takes no look away')
+
   // pages become known: as many bytes get through by references, for next to none on the WAN
   const known = (level: number): number => (level === 0 ? 39_500 : level < 0 ? 40_000 : 10_000)
   let known0 = 0
