@@ -131,13 +131,7 @@ export class Sender {
       const channel = this.channels.get(job.channel)!
       // a disk's blocks are always looked at
       const effort = job.effort.method === 'raw' && channel.encoder.isDisk ? EFFORTS[0]! : job.effort
-      const bytes = packer.encode(
-        channel,
-        effort,
-        job.release,
-        !waits && this.ration.next(nowMs()),
-        pump.linkIsBehind,
-      )
+      const bytes = packer.encode(channel, effort, job.release, !waits && this.ration.next(nowMs()), pump.linkIsBehind)
       pump.encoded(job.channel, bytes)
       channel.owner.encoded(bytes, effort)
     }

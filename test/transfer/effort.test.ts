@@ -139,7 +139,10 @@ t.test('out of the way', t => {
 
   const asked = new EffortController('auto')
   random(asked, 0, 50)
-  const made = Array.from({ length: 320 }, () => [asked.present(false), asked.effort(false), asked.present(true)][1]!.level)
+  const made = Array.from(
+    { length: 320 },
+    () => [asked.present(false), asked.effort(false), asked.present(true)][1]!.level,
+  )
   t.equal(made.filter(level => level === 0).length, 10, 'whoever only asks takes no look away')
 
   // pages become known: as many bytes get through by references, for next to none on the WAN
