@@ -224,6 +224,10 @@ export const PATIENCE_MS = 120_000
 
 /** How long a proxy rehearses at its start, at most: on a core of its own it takes 0.7 s, on a busy host several times that. */
 export const REHEARSAL_MS = 2000
+/** The most that may be asked for: systemd waits 90 s for a start. */
+export const REHEARSAL_MS_MAX = 60_000
+/** What is left of a rehearsal behind its time (closing takes 5 s at most) is left alone after so much more. */
+export const REHEARSAL_GRACE_MS = 8000
 
 /** ACK goes out at the latest after so many bytes of frames ... (4 full frames: few enough to keep the window moving). */
 export const ACK_BYTES = 65536

@@ -227,5 +227,5 @@ async function runDestination(args: DestinationArguments): Promise<void> {
   await tellStart(events, 'destination', common)
   const rehearsal = rehearsalOf(common, settings)
   const reload = (): void => supply?.askNow()
-  await runProxy(daemon, teller, status, control, started, reload, () => rehearse(rehearsal, events))
+  await runProxy(daemon, teller, status, control, started, reload, signal => rehearse(rehearsal, events, signal))
 }

@@ -240,5 +240,5 @@ async function serve({ config, json }: ServeArguments, configuration: Configurat
   const role = [sources.size > 0 && 'source', destination && 'destination'].filter(Boolean).join(' and ')
   await tellStart(events, role, configuration, rates)
   const rehearsal = { ...rehearsalOf(configuration, memory), ...(sources.size > 0 && { effort: configuration.effort }) }
-  await runProxy(all, teller, status, control, started, reloadSettings, () => rehearse(rehearsal, events))
+  await runProxy(all, teller, status, control, started, reloadSettings, signal => rehearse(rehearsal, events, signal))
 }

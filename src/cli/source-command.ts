@@ -275,7 +275,7 @@ async function runSource(args: SourceArguments): Promise<void> {
     events.info('settings read again', { counting: 'cap' })
   }
   const rehearsal = { ...rehearsalOf(common, settings), effort: read.effort() }
-  await runProxy(daemon, teller, status, control, started, reload, () => rehearse(rehearsal, events))
+  await runProxy(daemon, teller, status, control, started, reload, signal => rehearse(rehearsal, events, signal))
 }
 
 function connectionCount(text: string): number {

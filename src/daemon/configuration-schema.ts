@@ -11,7 +11,7 @@ import { fileMode } from '../relay/group.ts'
 import { parseMetricsAddress } from '../relay/metrics-address.ts'
 import { requireChannelName } from '../remote/channel.ts'
 import { parseThreads } from '../transfer/helpers/thread-count.ts'
-import { DEFAULTS, DISK_ANSWERS, DISK_ZEROES } from './settings.ts'
+import { DEFAULTS, DISK_ANSWERS, DISK_ZEROES, parseRehearsal } from './settings.ts'
 import { LEVELS } from './text-log.ts'
 
 const NAME = z.string().regex(/^[A-Za-z0-9_.-]{1,64}$/, 'a name has letters, digits, "_", "-" and ".", 64 at most')
@@ -73,7 +73,7 @@ export const SCHEMA = (() => {
     'queue-target': duration('queue-target').prefault(DEFAULTS.queueTarget),
     patience: duration('patience').prefault(DEFAULTS.patience),
     'patience-postcopy': duration('patience-postcopy').optional(),
-    rehearsal: duration('rehearsal').prefault(DEFAULTS.rehearsal),
+    rehearsal: text(value => parseRehearsal(value, 'rehearsal')).prefault(DEFAULTS.rehearsal),
     control: text(socketPath).optional(),
     history: z.string().optional(),
     metrics: text(parseMetricsAddress).optional(),

@@ -12,7 +12,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { defectOf, isProxyError } from '../errors.ts'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { defectOf, isProxyError, ProxyError } from '../errors.ts'
+import { REHEARSAL_GRACE_MS, REHEARSAL_MS } from '../limits.ts'
 import { CREDENTIAL_FILE, PSK_USERNAME_DEFAULT } from '../link/credential-files.ts'
 import { Credentials } from '../link/credentials.ts'
 import { parseAddress } from '../relay/address.ts'
@@ -38,6 +40,8 @@ const PIECE_TURNS = 3
 const PIECES_SHARE = 0.5
 /** By guest, where the effort is not fixed: over loopback `auto` itself goes down to LZ4 and to none. */
 const AUTO_EFFORTS = [1, 3, 2, 'auto'] as const
+/** MIG_RP_MSG_SHUT, without an error, on the return path (docs/qemu-wire-format.md). */
+const SHUT = Buffer.of(0, 1, 0, 4, 0, 0, 0, 0)
 /** Fewer than the guest has, so that pages take the place of others. */
 const RING_PAGES = GUEST_PAGES - (GUEST_PAGES >> 2)
 const PLACES = 1 << 14
@@ -53,23 +57,57 @@ export interface RehearsalOptions {
   readonly limitMs: number
 }
 
-/** Rehearses; whatever goes wrong is told as a warning, and is all that there is to it: migrations work without. */
-export async function rehearse(options: RehearsalOptions, events: Events): Promise<void> {
-  if (options.limitMs === 0) return
+/**
+ * Rehearses; whatever goes wrong is told as a warning, and is all that there is to it: migrations work without.
+ * @param signal nothing would come of it any more: it ends, however far it is
+ */
+export async function rehearse(options: RehearsalOptions, events: Events, signal?: AbortSignal): Promise<void> {
+  if (options.limitMs === 0 || signal?.aborted) return
   const beganMs = performance.now()
+  const timer = new AbortController()
   try {
-    const guests = await new Rehearsal(options).run()
+    const rehearsal = new Rehearsal(options)
+    const end = (): void => rehearsal.endSoon()
+    signal?.addEventListener('abort', end)
+    const run = rehearsal.run().finally(() => signal?.removeEventListener('abort', end))
+    run.catch(() => {}) // who is late tells nobody
+    const hangs = sleep(options.limitMs + REHEARSAL_GRACE_MS, undefined, { signal: timer.signal }).then(() => {
+      throw failed('it did not end in its time', 'please report this; --rehearsal 0s leaves it out')
+    })
+    hangs.catch(() => {}) // it need not
+    const guests = await Promise.race([run, hangs])
+    // on a host that is busy few guests, or none, get through; a session that never opened is another thing
+    if (!rehearsal.hasOpened && options.limitMs >= REHEARSAL_MS && !signal?.aborted)
+      throw failed('no session over loopback', 'does a firewall or IPAddressDeny stand before 127.0.0.1?')
+    const [reason] = rehearsal.failures
+    if (reason !== undefined)
+      throw failed(
+        `a guest that never was did not arrive: ${reason}`,
+        'please report this; --rehearsal 0s leaves it out',
+      )
     events.debug('rehearsed', { guests, ms: Math.round(performance.now() - beganMs) })
   } catch (error) {
     const { what, action } = isProxyError(error) ? error : defectOf(error)
     events.warn('rehearsal failed', { error: what, hint: action })
+  } finally {
+    timer.abort()
   }
+}
+
+function failed(what: string, action: string): ProxyError {
+  return new ProxyError('IO', what, undefined, action)
 }
 
 class Rehearsal {
   private readonly options: RehearsalOptions
   private readonly events = new Events()
   private readonly whenLate: Promise<void>
+  /** Ends it, however far it is. */
+  readonly endSoon: () => void
+  /** Why migrations failed that were not cut short. */
+  readonly failures = new Set<string>()
+  /** A session did. */
+  hasOpened = false
   private readonly timer: NodeJS.Timeout
   private isLate = false
   /** What is closed at the end, the last first. */
@@ -80,10 +118,11 @@ class Rehearsal {
     this.options = options
     const { promise, resolve } = Promise.withResolvers<void>()
     this.whenLate = promise
-    this.timer = setTimeout(() => {
+    this.endSoon = () => {
       this.isLate = true
       resolve()
-    }, options.limitMs)
+    }
+    this.timer = setTimeout(this.endSoon, options.limitMs)
   }
 
   /** @returns guests that were moved. @throws whatever goes wrong */
@@ -91,9 +130,12 @@ class Rehearsal {
     try {
       let guests = 0
       while (guests < GUESTS && !this.isLate) {
-        const port = await this.start(guests)
-        await Promise.race([this.move(madeUpGuest(guests), port), this.whenLate])
-        if (!this.isLate) guests++
+        const stream = madeUpGuest(guests)
+        const port = await this.start(guests, stream.length)
+        await Promise.race([this.move(stream, port), this.whenLate])
+        if (this.isLate)
+          this.failures.clear() // cut short
+        else guests++
         await this.end()
       }
       return guests
@@ -105,20 +147,30 @@ class Rehearsal {
 
   private async end(): Promise<void> {
     for (const socket of this.sockets) socket.destroy()
-    for (const close of this.closing.splice(0).reverse()) await close()
+    let fault: unknown
+    for (const close of this.closing.splice(0).reverse()) {
+      try {
+        await close()
+      } catch (error) {
+        fault ??= error // the others are closed all the same
+      }
+    }
+    if (fault !== undefined) throw fault
   }
 
-  /** Both proxies of a guest. @returns the port where its source QEMU connects */
-  private async start(guest: number): Promise<number> {
+  /** Both proxies of a guest of so many bytes. @returns the port where its source QEMU connects */
+  private async start(guest: number, length: number): Promise<number> {
     const { pools, effort = 'auto' } = this.options
     const { events, closing } = this
     const { near, far } = this.credentials()
-    const opened = this.told('session open', 2)
+    const opened = this.told('session open', 2).then(() => {
+      this.hasOpened = true
+    })
     const common = { store: undefined, events, queueTargetMs: 50, patienceMs: 1000, pools }
     const destination = new DestinationDaemon({
       ...common,
       listen: [{ host: '127.0.0.1', port: 0 }],
-      targets: new Map([['default', parseAddress(`tcp:127.0.0.1:${await this.target()}`)]]),
+      targets: new Map([['default', parseAddress(`tcp:127.0.0.1:${await this.target(length)}`)]]),
       credentials: far,
       ringPagesMax: RING_PAGES,
       placesMax: PLACES,
@@ -163,11 +215,14 @@ class Rehearsal {
     }
   }
 
-  /** Where the destination QEMU would be: drops what comes. @returns its port */
-  private async target(): Promise<number> {
+  /** Where the destination QEMU would be: drops what comes, and says that it has taken over. @returns its port */
+  private async target(length: number): Promise<number> {
     const server = net.createServer(socket => {
-      this.keep(socket)
-      socket.on('end', () => socket.end()).resume()
+      let missing = length
+      this.keep(socket).on('data', bytes => {
+        missing -= bytes.length
+        if (missing <= 0) socket.end(SHUT)
+      })
     })
     this.closing.push(() => server.close())
     server.listen(0, '127.0.0.1')
@@ -180,14 +235,14 @@ class Rehearsal {
     const ended = this.told('migration ended', 2)
     const socket = this.keep(net.connect({ port, host: '127.0.0.1' }))
     await once(socket, 'connect')
-    socket.resume()
+    socket.once('data', () => socket.end()) // the destination QEMU has taken over
     const pieces = stream.length * PIECES_SHARE
     let at = 0
     for (; at < pieces && !this.isLate && !socket.destroyed; at += PIECE_BYTES) {
       await new Promise<void>(done => void socket.write(stream.subarray(at, at + PIECE_BYTES), () => done()))
       for (let turn = 0; turn < PIECE_TURNS; turn++) await new Promise(setImmediate)
     }
-    socket.end(stream.subarray(at))
+    socket.write(stream.subarray(at))
     await ended
   }
 
@@ -200,7 +255,10 @@ class Rehearsal {
   private told(event: 'session open' | 'migration ended', times: number): Promise<void> {
     return new Promise(done => {
       const unsubscribe = this.events.subscribe(told => {
-        if (told.event !== event || --times > 0) return
+        if (told.event !== event) return
+        if (told.event === 'migration ended' && told.fields.outcome !== 'completed' && !this.isLate)
+          this.failures.add(told.fields.reason)
+        if (--times > 0) return
         unsubscribe()
         done()
       })

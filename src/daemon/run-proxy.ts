@@ -42,7 +42,7 @@ export interface StatusLine {
  * (their source guests go on), SIGHUP reads certificates and keys again. Tells systemd where it started us.
  *
  * @param reloadSettings what else SIGHUP reads again; throws where the old settings stay
- * @param rehearse before it listens; never rejects
+ * @param rehearse before it listens, until the signal says that nothing would come of it; never rejects
  * Behind its end the process ends, whatever a disk does.
  */
 export async function runProxy(
@@ -52,7 +52,7 @@ export async function runProxy(
   beside: Beside,
   started: () => void,
   reloadSettings: () => void = () => {},
-  rehearse: () => Promise<void> = async () => {},
+  rehearse: (signal: AbortSignal) => Promise<void> = async () => {},
 ): Promise<void> {
   const notifier = new Notifier(why => events.warn('systemd is not told', { reason: why }))
   status.tell = text => notifier.status(text)
@@ -62,16 +62,22 @@ export async function runProxy(
   )
   watch.start()
   let running = false
+  const rehearsal = new AbortController()
+  let reloadAsked = false
   let asked: NodeJS.Signals | undefined
   let end: () => void
   const ended = new Promise<void>(done => {
     end = done
   })
-  const stop = (signal: NodeJS.Signals): void => {
-    asked = signal
-    if (!running) return // as soon as it runs
+  const tellStop = (signal: NodeJS.Signals): void => {
     events.info('stopping', { signal, running: proxy.running })
     notifier.stopping(`stopping: ${proxy.running} running`)
+  }
+  const stop = (signal: NodeJS.Signals): void => {
+    asked = signal
+    rehearsal.abort()
+    if (!running) return // as soon as it runs, or in place of it
+    tellStop(signal)
     void proxy
       .stop()
       .then(() => proxy.ended)
@@ -86,7 +92,10 @@ export async function runProxy(
     }
   }
   const reload = (): void => {
-    if (!running) return // it reads them just now
+    if (!running) {
+      reloadAsked = true // they were read before the rehearsal
+      return
+    }
     notifier.reloading()
     try {
       events.info('certificates and keys read again', { changed: proxy.reload() })
@@ -107,19 +116,27 @@ export async function runProxy(
   process.on('SIGHUP', reload)
   try {
     await beside.start()
-    await rehearse() // behind what can fail of the settings, and before anybody may come
-    await proxy.start()
+    await rehearse(rehearsal.signal) // behind what can fail of the settings, and before anybody may come
+    if (!rehearsal.signal.aborted) {
+      await proxy.start()
+      running = true
+    }
   } catch (error) {
     await beside.close()
     await proxy.abort() // what was started before it failed would keep the process alive
     throw error
   }
-  running = true
-  started()
-  notifier.ready()
-  notifier.startWatchdog()
-  if (asked !== undefined) stop(asked)
-  await ended
+  if (running) {
+    started()
+    notifier.ready()
+    notifier.startWatchdog()
+    if (reloadAsked) reload()
+    if (asked !== undefined) stop(asked)
+    await ended
+  } else {
+    if (asked !== undefined) tellStop(asked)
+    await proxy.abort()
+  }
   await beside.close()
   await notifier.close()
   events.info('stopped')

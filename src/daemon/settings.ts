@@ -1,6 +1,6 @@
 /** What both proxies of a process go by, as values: read once, from options or from the file of `pageferry serve`. */
 import { ProxyError } from '../errors.ts'
-import { PATIENCE_MS, QUEUE_TARGET_MS, REHEARSAL_MS, WEIGHT_MAX } from '../limits.ts'
+import { PATIENCE_MS, QUEUE_TARGET_MS, REHEARSAL_MS, REHEARSAL_MS_MAX, WEIGHT_MAX } from '../limits.ts'
 import type { Level } from '../log.ts'
 import { parseDuration, parseSize } from '../quantity.ts'
 import type { Address } from '../relay/address.ts'
@@ -169,13 +169,20 @@ export function readCommon(texts: CommonTexts): CommonSettings {
     patienceMs: parseDuration(texts.patience, '--patience'),
     patiencePostcopyMs:
       texts.patiencePostcopy === undefined ? undefined : parseDuration(texts.patiencePostcopy, '--patience-postcopy'),
-    rehearsalMs: parseDuration(texts.rehearsal, '--rehearsal'),
+    rehearsalMs: parseRehearsal(texts.rehearsal, '--rehearsal'),
     control: texts.control,
     history: texts.history,
     logLevel: texts.logLevel,
     hook: texts.hook,
     metrics: texts.metrics === undefined ? undefined : parseMetricsAddress(texts.metrics),
   }
+}
+
+/** @throws USAGE where it is none, or longer than a start may take */
+export function parseRehearsal(text: string, option: string): number {
+  const ms = parseDuration(text, option)
+  if (ms <= REHEARSAL_MS_MAX) return ms
+  throw new ProxyError('USAGE', `${option} ${text}`, undefined, `give at most ${REHEARSAL_MS_MAX / 1000}s`)
 }
 
 /** Blocks that are kept are not encrypted: where the store's sets are, only who asks for it has them kept. */

@@ -7,6 +7,7 @@ import { GUEST_PAGES, madeUpGuest } from '../../src/daemon/made-up-guest.ts'
 import { Metrics } from '../../src/daemon/metrics.ts'
 import { rehearse } from '../../src/daemon/rehearsal.ts'
 import { Site } from '../../src/daemon/site.ts'
+import { REHEARSAL_MS } from '../../src/limits.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { Pools } from '../../src/transfer/pool.ts'
 import { until } from '../helpers/until.ts'
@@ -106,12 +107,63 @@ t.test('one whose time is over ends, however far it is; without time there is no
   )
 })
 
+t.test('one that is told to end does, and says nothing else', async t => {
+  const { events, told } = listen()
+  const ending = new AbortController()
+  const ended = rehearse({ pools: new Pools(), tls: false, limitMs: LIMIT_MS }, events, ending.signal)
+  ending.abort()
+  await ended
+  t.match(told, [{ event: 'rehearsed', fields: { guests: 0 } }])
+  await rehearse({ pools: new Pools(), tls: false, limitMs: LIMIT_MS }, events, ending.signal)
+  t.equal(told.length, 1, 'one that was told before does not begin')
+})
+
+t.test('a session that never opens is told', async t => {
+  class NoMemory extends Pools {
+    override open(): Promise<never> {
+      return Promise.reject(new Error('none'))
+    }
+  }
+  const { events, told } = listen()
+  await rehearse({ pools: new NoMemory(), tls: false, limitMs: REHEARSAL_MS }, events)
+  t.match(told, [{ level: 'warn', event: 'rehearsal failed' }])
+})
+
+t.test('signals while a proxy rehearses', async t => {
+  const { folder } = scratch(t.teardown)
+  const start = async (name: string): Promise<Running> => {
+    const control = join(folder, name)
+    const where = ['--listen', 'tcp:127.0.0.1:0', '--target', 'tcp:127.0.0.1:1']
+    const proxy = new Running(
+      'destination',
+      ...where,
+      '--control',
+      control,
+      '--log-level',
+      'debug',
+      '--rehearsal',
+      '60s',
+    )
+    await until('it hears signals', () => existsSync(control)) // which is right before it rehearses
+    return proxy
+  }
+  await using stopped = await start('stopped')
+  stopped.child.kill('SIGTERM')
+  t.same(await stopped.exit, [0, null])
+  await stopped.said('stopped')
+  const guests = Number(stopped.of('rehearsed')[0]?.guests ?? 0)
+  t.ok(guests === 4 || stopped.of('listening for source proxies').length === 0, 'it does not begin to listen')
+  await using reread = await start('reread')
+  reread.child.kill('SIGHUP')
+  await reread.said('certificates and keys read again')
+})
+
 for (const [role, where, ready] of [
   ['source', ['--listen', 'tcp:127.0.0.1:0', '--peer', '127.0.0.1:1'], 'listening for QEMU'],
   ['destination', ['--listen', 'tcp:127.0.0.1:0', '--target', 'tcp:127.0.0.1:1'], 'listening for source proxies'],
 ] as const) {
   t.test(`a ${role} proxy is ready behind its rehearsal`, async t => {
-    await using proxy = new Running(role, ...where, '--log-level', 'debug', '--rehearsal', '300s')
+    await using proxy = new Running(role, ...where, '--log-level', 'debug', '--rehearsal', '60s')
     await proxy.said(ready)
     const names = proxy.lines.map(({ msg }) => msg)
     t.ok(names.indexOf('rehearsed') >= 0 && names.indexOf('rehearsed') < names.indexOf(ready), names.join(', '))
