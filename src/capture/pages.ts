@@ -56,7 +56,7 @@ export class PageInput {
   private readonly options: PageInputOptions
   private readonly pool = new BatchPool()
   private readonly notes = new Set<string>()
-  private found: readonly KernelInImage[] = []
+  private found: readonly KernelInImage[] | undefined
 
   private constructor(input: Input, options: PageInputOptions) {
     this.input = input
@@ -214,6 +214,9 @@ class KernelSearch {
     const { version, offset } = kernel
     try {
       const program = await unpackKernel(name, kernel, this.signal)
+      const trial = new ElfCoreReader(name, NOWHERE) // all of its pages, or none
+      for (const piece of program) trial.push(piece)
+      trial.end()
       const before = collector.pages
       const reader = new ElfCoreReader(name, new MemoryPages(collector))
       for (const piece of program) {
@@ -229,6 +232,8 @@ class KernelSearch {
     }
   }
 }
+
+const NOWHERE: MemorySink = { beginRun() {}, memory() {} }
 
 /** A channel that is being read. */
 interface OpenChannel {

@@ -34,7 +34,7 @@ export interface KernelArguments {
   readonly kernels: boolean
 }
 
-/** --no-kernels: hot sets are held in memory, and some 50 MB of each kernel that an image has may be more than is wanted. */
+/** --no-kernels: hot sets are held in memory, and some 25 MB of each kernel that an image has may be more than is wanted. */
 export function kernelOption<T>(yargs: Argv<T>): Argv<T & KernelArguments> {
   return yargs.option('kernels', {
     describe:
