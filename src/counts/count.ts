@@ -80,8 +80,10 @@ export async function countPages(
       const read = await readPages(db, inputs, options)
       const { parts = Math.ceil(((read.pages - read.uniformPages) * SORT_BYTES_PER_ROW) / db.roomBytes) } = options
       await group(db, rangesOf(parts), share => options.sorting?.(read.pages, share))
-      // of one table without a join that would change its order
-      await db.run('DROP TABLE pages; SET preserve_insertion_order = true')
+      // rows come out as `counted` has them: it is what the few sources are looked up for, never the other way round
+      await db.run(
+        "DROP TABLE pages; SET preserve_insertion_order = true; SET disabled_optimizers = 'join_order,build_side_probe_side'",
+      )
       const sql = copySql(countSql(key?.id ?? ''), temporary, 'page count')
       const [{ Count = 0 } = {}] = await db.rows(sql)
       return { ...read, rows: Number(Count) }
