@@ -19,6 +19,7 @@ import type { KeptSpace } from '../../src/transfer/cold/kept-space.ts'
 import { EVENT_LOOP } from '../../src/transfer/event-loop.ts'
 import { Pools } from '../../src/transfer/pool.ts'
 import { proxyThreads } from '../helpers/threads.ts'
+import { until } from '../helpers/until.ts'
 
 const RING_PAGES = 256
 const PLACES = 1 << 12
@@ -283,6 +284,22 @@ export class Daemons implements AsyncDisposable {
     socket.on('error', () => {})
     await once(socket, 'connect')
     return socket
+  }
+
+  /** Guests at once in one session, each a stream that ends. @returns what arrived of each, in any order */
+  async migrateAtOnce(guests: readonly Buffer[]): Promise<readonly Buffer[]> {
+    await until('a session', () => this.count('session open') >= 2)
+    const qemus = await Promise.all(guests.map(() => this.dial()))
+    for (const [i, qemu] of qemus.entries()) {
+      qemu.resume() // or its end is never seen
+      qemu.end(guests[i])
+    }
+    const { received, sockets } = this.target
+    const sum = (all: readonly Buffer[]): number => all.reduce((bytes, { length }) => bytes + length, 0)
+    await until('all bytes', () => sum(received) >= sum(guests))
+    for (const socket of sockets) socket.end()
+    await Promise.all(qemus.map(closed))
+    return received
   }
 
   /** Where a disk's client connects. */

@@ -40,23 +40,13 @@ t.test('a pair of processes with --threads 2: guests arrive whole, and it says h
 t.test('several guests at once, in one session with helpers', { skip }, async t => {
   const pools = new Pools({ threads: 3 })
   await using pair = await Daemons.start({ pools, ringPages: 4096, effort: 2 })
-  await until('a session', () => pair.count('session open') >= 2)
   const guests = [3, 4, 5].map(seed => madeUp(seed, 1000))
-  const qemus = await Promise.all(guests.map(() => pair.dial()))
-  for (const [i, qemu] of qemus.entries()) {
-    qemu.resume() // or its end is never seen
-    qemu.end(guests[i])
-  }
-  const { received, sockets } = pair.target
-  const sum = (all: readonly Buffer[]) => all.reduce((bytes, { length }) => bytes + length, 0)
-  await until('all bytes', () => sum(received) >= sum(guests))
+  const arrived = await pair.migrateAtOnce(guests)
   for (const bytes of guests)
     t.ok(
-      received.some(got => got.equals(bytes)),
+      arrived.some(got => got.equals(bytes)),
       `${bytes.length} bytes`,
     )
-  for (const socket of sockets) socket.end()
-  await Promise.all(qemus.map(closed))
 })
 
 t.test(
