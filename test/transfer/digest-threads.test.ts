@@ -1,4 +1,6 @@
 /** Threads that digest beside the one that encodes: whatever they do, each page has its own proof. */
+import { once } from 'node:events'
+import type { Worker } from 'node:worker_threads'
 import t from 'tap'
 import { Random } from '../../scripts/harness/random.ts'
 import { BATCH_PAGES_MAX } from '../../src/codec/workspace.ts'
@@ -27,7 +29,7 @@ function expected(bytes: Uint8Array, at: Uint32Array): Uint32Array {
 type Shared = {
   readonly words: Int32Array
   readonly batch: number
-  readonly threads: { worker: NodeJS.EventEmitter }[]
+  readonly threads: { worker: Worker }[]
 }
 const insides = (threads: DigestThreads): Shared => threads as unknown as Shared
 
@@ -151,6 +153,19 @@ t.test('threads that are started ahead are those that help', t => {
   t.end()
 })
 
+t.test('threads end by themselves when they rest', async t => {
+  const threads = new DigestThreads(2)
+  const memory = memoryOf(BATCH_PAGES_MAX)
+  t.same(wrongIn(threads, memory, BATCH_PAGES_MAX, onceHelped(threads, memory.at, BATCH_PAGES_MAX)), [])
+  const ends = insides(threads).threads.map(({ worker }) => {
+    Object.assign(worker, { terminate: () => Promise.resolve(0) })
+    worker.ref()
+    return once(worker, 'exit')
+  })
+  threads.rest()
+  t.same(await Promise.all(ends), [[0], [0]], 'with no order to terminate')
+})
+
 t.test('where the system gives no more threads', t => {
   let asked = 0
   const threads = new DigestThreads(2, () => {
@@ -166,7 +181,7 @@ t.test('where the system gives no more threads', t => {
 t.test('threads that fail are not tried again', t => {
   const threads = new DigestThreads(2)
   const memory = memoryOf(BATCH_PAGES_MAX)
-  wrongIn(threads, memory, BATCH_PAGES_MAX)
+  t.same(wrongIn(threads, memory, BATCH_PAGES_MAX, onceHelped(threads, memory.at, BATCH_PAGES_MAX)), [])
   const { threads: started } = insides(threads)
   t.equal(started.length, 2)
   started[1]!.worker.emit('error', new Error('out of memory'))

@@ -20,6 +20,8 @@ export const WORD = {
   PAGES: 2,
   /** Which memory the addresses are of: counted on with each that threads are given. */
   MEMORY: 3,
+  /** Not 0: threads end by themselves, whatever becomes of the order to terminate them while they start. */
+  END: 4,
 } as const
 
 /** Bits of CLAIM below the batch's number: chunks, and as many claims beyond them as there can be threads. */

@@ -85,6 +85,12 @@ export class DigestThreads {
 
   /** Ends the threads; they begin anew where they are wanted. */
   rest(): void {
+    const { words } = this
+    if (this.threads.length > 0) {
+      Atomics.store(words, WORD.END, 1)
+      Atomics.add(words, WORD.BATCH, 1) // whoever looked at END before does not wait
+      Atomics.notify(words, WORD.BATCH)
+    }
     for (const { worker, memories } of this.threads.splice(0)) {
       memories.close()
       void worker.terminate()

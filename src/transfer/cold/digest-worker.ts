@@ -28,10 +28,10 @@ try {
   // forbidden by whatever started the process: it helps all the same
 }
 
-for (let seen = 0; ; ) {
+for (let seen = 0; Atomics.load(words, WORD.END) === 0; ) {
   Atomics.wait(words, WORD.BATCH, seen)
   seen = Atomics.load(words, WORD.BATCH)
-  for (;;) {
+  while (Atomics.load(words, WORD.END) === 0) {
     const claim = Atomics.add(words, WORD.CLAIM, 1)
     const batch = claim >>> CLAIM_BITS
     const first = (claim & ((1 << CLAIM_BITS) - 1)) * CHUNK_PAGES
