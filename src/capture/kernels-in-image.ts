@@ -53,16 +53,21 @@ interface Candidate {
   state: 'seen' | 'taken' | 'none'
   /** What is packed, as far as it came. */
   readonly pieces: Buffer[]
-  /** Of the image. */
-  seenTo: number
 }
 
-/** Takes the bytes of an image, cut anywhere, and gives the kernels in it as each of them ends. */
+/**
+ * Takes the bytes of an image, and gives the kernels in it as each of them ends. Which ones stands by places in the image alone:
+ * an image that is packed comes cut otherwise each time that it is read.
+ */
 export class KernelFinder {
   /** What looked like kernels and was not taken, because so many others were. */
   passedOver = 0
-  private taken = 0
+  /** Where those end that were taken, of the image. */
+  private readonly ends: number[] = []
+  /** In the order of their headers. */
   private candidates: Candidate[] = []
+  /** Up to where it has come before it shows what is packed, header by header. */
+  private awaited: number[] = []
   private position = 0
   /** The first block that was not looked at. */
   private next = 0
@@ -80,15 +85,20 @@ export class KernelFinder {
       this.look(chunk, position)
       this.before = Buffer.from(chunk.subarray(this.next - position))
     } else this.before = Buffer.concat([before, chunk]).subarray(this.next - seamAt) // the chunk is that short
-    for (const candidate of this.candidates) this.feed(candidate, chunk, position)
+    for (const candidate of this.candidates) copyHead(candidate, chunk, position)
+    this.decide()
+    for (const { state, from, to, pieces } of this.candidates) {
+      const first = Math.max(from + MAGIC_LENGTH, position)
+      const end = Math.min(to, this.position)
+      if (state === 'taken' && first < end) pieces.push(Buffer.from(chunk.subarray(first - position, end - position)))
+    }
     // out go those that are whole, and those that are none
-    const whole: PackedKernel[] = []
-    this.candidates = this.candidates.filter(({ state, to, offset, version, pieces }) => {
-      if (state !== 'taken' || this.position < to) return state !== 'none'
-      whole.push({ offset, version: kernelVersion(version), payload: Buffer.concat(pieces) })
-      return false
+    const whole = this.candidates.filter(({ state, to }) => state === 'taken' && to <= this.position)
+    this.candidates = this.candidates.filter(({ state, to }) => state !== 'none' && to > this.position)
+    whole.sort((a, b) => a.to - b.to || a.offset - b.offset)
+    return whole.map(({ offset, version, pieces }) => {
+      return { offset, version: kernelVersion(version), payload: Buffer.concat(pieces) }
     })
-    return whole
   }
 
   /** The image ends. @returns kernels that do not */
@@ -102,44 +112,51 @@ export class KernelFinder {
   private look(bytes: Buffer, at: number): void {
     for (; this.next + KERNEL_HEADER_LENGTH <= at + bytes.length; this.next += BLOCK_LENGTH) {
       const header = this.next - at
-      if (!isLinuxKernel(bytes, header) || this.candidates.length >= KERNEL_HEADERS_MAX) continue
+      if (!isLinuxKernel(bytes, header) || !this.mayWait()) continue
       const candidate = candidateOf(bytes.subarray(header, header + KERNEL_HEADER_LENGTH), this.next)
       if (candidate === undefined) continue
+      this.awaited.push(candidate.from + MAGIC_LENGTH)
       this.candidates.push(candidate)
-      this.feed(candidate, bytes, at)
+      copyHead(candidate, bytes, at)
     }
   }
 
-  private feed(candidate: Candidate, bytes: Buffer, at: number): void {
-    const { versionAt, version, from, to, magic, pieces, seenTo } = candidate
-    const copy = (into: Buffer, place: number): void => {
-      const first = Math.max(place, seenTo, at)
-      const end = Math.min(place + into.length, at + bytes.length)
-      if (first < end) bytes.copy(into, first - place, first - at, end - at)
-    }
-    candidate.seenTo = Math.max(seenTo, at + bytes.length)
-    copy(version, versionAt)
-    copy(magic, from)
-    if (candidate.seenTo < from + MAGIC_LENGTH || candidate.state === 'none') return
-    if (candidate.state === 'seen') {
+  /** Whether there is room for one more of which it does not show yet what it is. */
+  private mayWait(): boolean {
+    if (this.awaited.length >= KERNEL_HEADERS_MAX) this.awaited = this.awaited.filter(at => at > this.next)
+    return this.awaited.length < KERNEL_HEADERS_MAX
+  }
+
+  /** Takes those of which it shows now that something is packed there, in the order in which that lies, or passes over them. */
+  private decide(): void {
+    const due = this.candidates.filter(({ state, from }) => state === 'seen' && from + MAGIC_LENGTH <= this.position)
+    due.sort((a, b) => a.from - b.from || a.offset - b.offset)
+    for (const candidate of due) {
+      const { magic, from, to, pieces } = candidate
       candidate.state = 'none'
-      if (packingOf(magic) === undefined && !isProgram(magic)) return
-      if (this.taken >= KERNELS_MAX || this.takenAround(from) >= KERNELS_AT_ONCE) {
+      if (packingOf(magic) === undefined && !isProgram(magic)) continue
+      const around = this.ends.reduce((count, end) => count + (end > from ? 1 : 0), 0)
+      if (this.ends.length >= KERNELS_MAX || around >= KERNELS_AT_ONCE) {
         this.passedOver++
-        return
+        continue
       }
-      this.taken++
+      this.ends.push(to)
       candidate.state = 'taken'
       pieces.push(magic)
     }
-    const first = Math.max(from + MAGIC_LENGTH, seenTo, at)
-    const end = Math.min(to, at + bytes.length)
-    if (first < end) pieces.push(Buffer.from(bytes.subarray(first - at, end - at)))
   }
+}
 
-  /** How many of those that were taken claim this byte. */
-  private takenAround(at: number): number {
-    return this.candidates.reduce((count, { state, to }) => count + (state === 'taken' && to > at ? 1 : 0), 0)
+/** Of its version and the first bytes of what is packed, what lies in these bytes. */
+function copyHead({ state, versionAt, version, from, magic }: Candidate, bytes: Buffer, at: number): void {
+  if (state === 'none') return
+  for (const [into, place] of [
+    [version, versionAt],
+    [magic, from],
+  ] as const) {
+    const first = Math.max(place, at)
+    const end = Math.min(place + into.length, at + bytes.length)
+    if (first < end) bytes.copy(into, first - place, first - at, end - at)
   }
 }
 
@@ -157,7 +174,6 @@ function candidateOf(header: Buffer, offset: number): Candidate | undefined {
     magic: Buffer.alloc(MAGIC_LENGTH),
     state: 'seen',
     pieces: [],
-    seenTo: offset,
   }
 }
 

@@ -198,6 +198,47 @@ t.test('the finder gives the same wherever the image is cut', async t => {
   )
 })
 
+t.test('of claims that lie in each other the finder takes the same ones, wherever the image is cut', t => {
+  for (let seed = 1; seed <= 20; seed++) {
+    const next = random(seed)
+    const blocks = 1500
+    const disk = Buffer.alloc(blocks * 512)
+    const headers = seed % 10 === 0 ? 1300 : 20 + next(150)
+    for (let i = 0; i < headers; i++) {
+      const at = next(blocks - 4) * 512
+      const sectors = 1 + next(3)
+      const from = next(2) ? next(3000) : next(blocks * 512)
+      const header = kernel(Buffer.alloc(0), { sectors, from, length: 20 + next(next(2) ? 3000 : 400_000) })
+      header.copy(disk, at, 0, 0x250)
+      disk.write('\x1f\x8b', Math.min(disk.length - 2, at + (sectors + 1) * 512 + from), 'latin1')
+    }
+    const found = (cut: () => number): unknown => {
+      const finder = new KernelFinder()
+      const kernels: PackedKernel[] = []
+      for (let at = 0; at < disk.length; ) {
+        const length = cut()
+        kernels.push(...finder.push(disk.subarray(at, at + length)))
+        at += length
+      }
+      const cutOff = finder.end().map(({ offset }) => offset)
+      return [kernels.map(({ offset, payload }) => [offset, payload?.length]), cutOff, finder.passedOver]
+    }
+    const whole = found(() => disk.length)
+    for (const length of [512, 4096, 100_000])
+      t.same(
+        found(() => length),
+        whole,
+        `seed ${seed}, ${length} bytes`,
+      )
+    t.same(
+      found(() => 1 + next(2000)),
+      whole,
+      `seed ${seed}, cut at random`,
+    )
+  }
+  t.end()
+})
+
 t.test('a version that is no text is none', async t => {
   for (const version of ['\x1b[31mred', '', 'x'.repeat(90)]) {
     const bytes = kernel(gzipSync(PROGRAM), { version })
