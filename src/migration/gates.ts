@@ -13,7 +13,8 @@
  * - one that comes when its main has just been read to its end belongs to the next migration, if that one's main comes
  *   soon, else to this one; one that has come already and waits for room is soon enough
  * - one that QEMU has closed while it waited belongs to no main that came in after that
- * - one that is silent may be the preempt channel of a migration that announced postcopy
+ * - one that is silent may be the preempt channel of a migration that announced postcopy, where that has had none: QEMU opens
+ *   one for each `migrate`, so that whatever comes behind it, while main is not read to its end, is the main of a recovery
  * - whatever begins otherwise, or never goes on, is refused, and so is another proxy: a destination QEMU that waits exits
  *   over it
  *
@@ -93,6 +94,8 @@ export class Gates<
   private readonly came = new WeakMap<C, number>()
   /** With which migration those came that had a main before them when they came, or have it since. */
   private readonly beside = new WeakMap<C, M>()
+  /** Those that have, or had, their preempt channel. */
+  private readonly preempted = new WeakSet<M>()
   /** Of those that QEMU closed. */
   private readonly closedAt = new WeakMap<C, number>()
   private due: Due<C>[] = []
@@ -127,7 +130,7 @@ export class Gates<
     if (kind === 'proxy') this.orders.refuse(channel, PROXY, PROXY_HINT)
     else if (reason !== '') this.orders.refuse(channel, reason)
     else if (kind === 'main' || kind === 'recovery' || (kind === 'tls' && !main)) this.lead(channel, nowMs)
-    else if (migration && !turn) this.orders.open(channel, migration)
+    else if (migration && !turn) this.open(channel, migration)
     else {
       const waiting = turn?.channels ?? gate.waiting
       waiting.push(channel)
@@ -148,7 +151,7 @@ export class Gates<
       const at = this.came.get(channel)!
       if ([...gate.silent].some(silent => this.came.get(silent)! < at)) continue
       this.left(channel)
-      this.orders.open(channel, migration)
+      this.open(channel, migration)
       if (this.stopped || migration.moved) return
     }
   }
@@ -282,10 +285,16 @@ export class Gates<
       const reason = strange(waiting.kind, channel.kind)
       if (reason !== '') this.orders.refuse(waiting, reason)
       else if ((this.closedAt.get(waiting) ?? Number.POSITIVE_INFINITY) > this.came.get(channel)!)
-        this.orders.open(waiting, migration)
+        this.open(waiting, migration)
       else this.orders.refuse(waiting, `a ${waiting.kind} channel ${CLOSED_FIRST}`)
     }
     if (channel.kind === 'recovery') this.advised(migration, nowMs)
+  }
+
+  /** Opens one that has a main. */
+  private open(channel: C, migration: M): void {
+    if (channel.kind === 'preempt') this.preempted.add(migration)
+    this.orders.open(channel, migration)
   }
 
   private crowded(channel: C): void {
@@ -320,10 +329,11 @@ export class Gates<
     }
     // the destination QEMU would take a stranger for its preempt channel
     if (channel.host !== migration.lead?.host) return
-    for (const { kind, over } of migration.flows) if (kind === 'preempt' && !over) return
+    // a destination QEMU whose preempt channel ends has broken off, and the source may recover before main has ended here
+    if (this.preempted.has(migration)) return
     gate.silent.delete(channel)
     channel.kind = 'preempt'
-    this.orders.open(channel, migration)
+    this.open(channel, migration)
   }
 
   private silence(channel: C, nowMs: number): void {
@@ -357,7 +367,7 @@ export class Gates<
     if (!gate.waiting.includes(channel) || gate.lastTurn || !migration?.flows.size) return // it has another main, or none
     if (strange(channel.kind, migration.lead?.kind) !== '') return // its own main may come
     this.left(channel)
-    this.orders.open(channel, migration)
+    this.open(channel, migration)
   }
 }
 
