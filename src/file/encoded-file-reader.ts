@@ -23,8 +23,8 @@ export interface DecodeOptions {
 }
 
 /**
- * Decodes a file that `encodeStream` made. `write` takes the channel's bytes in order; a view is valid until its promise
- * settles. Chunks of the input may be used again once the next one is asked for.
+ * Decodes a file that `encodeStream` made. `write` takes the channel's bytes in order, and more of them before it has
+ * written; a view is valid until its promise settles. Chunks of the input may be used again once the next one is asked for.
  * @throws BATCH_TRUNCATED, BATCH_FORMAT, BATCH_CHECKSUM, PROTOCOL_*, TEMPLATE_MISSING (a set is not in the store), IO
  */
 export async function decodeStream(
@@ -90,8 +90,8 @@ export const FILE_ORDER: Readonly<Record<FilePlace, Readonly<Record<FilePiece, F
 
 /** Threads that one file has work for: this one, one that unpacks, one that commits memory. */
 const THREADS_MAX = 3
-/** Bytes that may wait to be written while threads unpack what is behind them. */
-const UNWRITTEN_MAX = 4 << 20
+/** Bytes that may wait to be written while what is behind them is expanded: who has more waits until half of it is. */
+const UNWRITTEN_MAX = 8 << 20
 /** Expanded batches that `write` has, before they are copied: all that may wait, and as many that are expanded meanwhile. */
 const OUTPUT_SLOTS = 16
 
@@ -123,6 +123,7 @@ class EncodedFileReader {
   private failure: ProxyError | undefined
   private writing: Promise<void> = Promise.resolve()
   private unwritten = 0
+  private hasDrained: () => void = () => {}
 
   constructor(write: (bytes: Uint8Array) => Promise<void> | void, options: DecodeOptions) {
     this.write = write
@@ -130,14 +131,14 @@ class EncodedFileReader {
     this.threads = Math.min(options.threads ?? 1, THREADS_MAX)
   }
 
-  /** Takes the next bytes; settles when they are needed no more: without threads, when all that they gave is written. */
+  /** Takes the next bytes; settles when they are needed no more, and little of what they gave is still to be written. */
   async push(chunk: Uint8Array): Promise<void> {
     try {
       const frames = this.inbound === undefined ? await this.takeHello(chunk) : chunk
       if (frames !== undefined) await this.inOrder(() => this.frames.push(frames))
       this.position += chunk.length
       await this.inbound?.taken()
-      if (this.threads === 1 || this.unwritten > UNWRITTEN_MAX) await this.writing
+      if (this.unwritten > UNWRITTEN_MAX) await this.drained()
       if (this.failure) throw this.failure
     } catch (error) {
       throw inFile(error, this.options.name, this.helloBytes)
@@ -258,15 +259,26 @@ class EncodedFileReader {
       expanded: (bytes, release) => {
         this.bytesOut += bytes.length
         this.unwritten += bytes.length
-        this.writing = this.writing
-          .then(() => this.write(bytes))
-          .then(() => {
-            this.unwritten -= bytes.length
-            release()
-          })
-        this.writing.catch(() => {})
+        const written = this.writeOut(bytes, release)
+        this.writing = this.writing.then(() => written)
+        for (const promise of [written, this.writing]) promise.catch(() => {}) // who waits for all of it is told
       },
     }
+  }
+
+  private async writeOut(bytes: Uint8Array, release: () => void): Promise<void> {
+    await this.write(bytes)
+    this.unwritten -= bytes.length
+    release()
+    if (this.unwritten <= UNWRITTEN_MAX / 2) this.hasDrained()
+  }
+
+  /** Settles when little waits to be written. @throws what went wrong as it was written */
+  private drained(): Promise<void> {
+    const little = new Promise<void>(done => {
+      this.hasDrained = done
+    })
+    return Promise.race([little, this.writing])
   }
 
   private takeBatch(payload: Uint8Array, more: boolean): void {

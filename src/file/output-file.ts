@@ -20,11 +20,17 @@ export class OutputFile {
   private temporary: string | undefined
   private target: string
   private file: FileHandle | undefined
-  /** Of a file that has no name yet: nobody waits for its pieces. One is filled while the other is written. */
+  /** Of a file that has no name yet: nobody waits for its short pieces. One buffer is filled while the other is written. */
   private gathered = new Uint8Array(GATHER_BYTES)
   private gatheredBytes = 0
-  private written = new Uint8Array(GATHER_BYTES)
-  private writing: Promise<void> | undefined
+  private spare: Uint8Array<ArrayBuffer> | undefined = new Uint8Array(GATHER_BYTES)
+  /** What was gathered before, until it is written. */
+  private gatheredBefore: Promise<void> | undefined
+  /** What comes while something is written goes out at once behind it: all of it is one trip to libuv's pool. */
+  private waiting: Uint8Array[] = []
+  /** Settles when what is under way is written, and when what waits is. */
+  private writing: Promise<void> = Promise.resolve()
+  private next: Promise<void> | undefined
 
   constructor(path: string) {
     this.path = path
@@ -32,32 +38,44 @@ export class OutputFile {
   }
 
   /**
-   * Takes the next bytes; a view may be used again once that is done.
+   * Takes the next bytes, also while others are written; a view may be used again once that is done.
    * @returns undefined where it is
    * @throws IO, as rejection too, also of what was taken before: no permission, full disk; EPIPE as it is: the reader of
    * standard output has enough
    */
   write(bytes: Uint8Array): Promise<void> | undefined {
-    if (this.temporary === undefined || this.gatheredBytes + bytes.length > GATHER_BYTES) return this.writeNow(bytes)
+    if (this.temporary === undefined || this.waiting.length > 0 || bytes.length > GATHER_BYTES) {
+      this.flushGathered()
+      return this.enqueue(bytes)
+    }
+    const isFull = this.gatheredBytes + bytes.length > GATHER_BYTES
+    const before = this.gatheredBefore
+    if (isFull) this.flushGathered()
     copyRange(bytes, 0, bytes.length, this.gathered, this.gatheredBytes)
     this.gatheredBytes += bytes.length
-    return undefined
+    return isFull ? before : undefined
   }
 
-  private async writeNow(bytes: Uint8Array): Promise<void> {
+  /** Has it written behind all that was taken before. */
+  private enqueue(bytes: Uint8Array): Promise<void> {
+    this.waiting.push(bytes)
+    if (this.next === undefined) {
+      this.next = this.writing.then(() => this.writeWaiting())
+      this.next.catch(() => {}) // who writes next is told
+    }
+    return this.next
+  }
+
+  private async writeWaiting(): Promise<void> {
+    const pieces = this.waiting
+    this.waiting = []
+    this.writing = this.next!
+    this.next = undefined
     try {
-      if (this.path === '-') {
-        await writeStandardOutput(bytes)
-        return
-      }
-      this.file ??= await this.open()
-      if (this.gatheredBytes + bytes.length > GATHER_BYTES) await this.writeGathered(this.file)
-      if (this.temporary === undefined || bytes.length > GATHER_BYTES) {
-        await this.writing
-        await writeAll(this.file, bytes)
-      } else {
-        copyRange(bytes, 0, bytes.length, this.gathered, this.gatheredBytes)
-        this.gatheredBytes += bytes.length
+      if (this.path === '-') for (const piece of pieces) await writeStandardOutput(piece)
+      else {
+        this.file ??= await this.open()
+        await writeAll(this.file, pieces)
       }
     } catch (cause) {
       if (this.path === '-' && (cause as NodeJS.ErrnoException).code === 'EPIPE') throw cause
@@ -68,11 +86,10 @@ export class OutputFile {
   /** Puts the file under its name. */
   async finish(): Promise<void> {
     if (this.path === '-') return
+    this.flushGathered()
+    await (this.next ?? this.writing)
     try {
       const file = this.file ?? (await this.open())
-      this.file = file // discard() closes it where the rest cannot be written
-      await this.writeGathered(file)
-      await this.writing
       this.file = undefined
       await file.close()
       if (this.temporary === undefined) return
@@ -84,19 +101,22 @@ export class OutputFile {
     }
   }
 
-  /** Begins to write what is gathered, once what was before that is written. */
-  private async writeGathered(file: FileHandle): Promise<void> {
-    await this.writing
-    const bytes = this.gathered.subarray(0, this.gatheredBytes)
-    ;[this.gathered, this.written] = [this.written, this.gathered]
+  private flushGathered(): void {
+    if (this.gatheredBytes === 0) return
+    const buffer = this.gathered
+    const writing = this.enqueue(buffer.subarray(0, this.gatheredBytes))
+    this.gatheredBefore = writing.then(() => {
+      this.spare = buffer
+    })
+    this.gatheredBefore.catch(() => {}) // who writes next is told
+    this.gathered = this.spare ?? new Uint8Array(GATHER_BYTES)
+    this.spare = undefined
     this.gatheredBytes = 0
-    this.writing = writeAll(file, bytes)
-    this.writing.catch(() => {}) // who writes next is told
   }
 
   /** Removes what is not finished. Never fails: what failed before is what is to be told. */
   async discard(): Promise<void> {
-    await this.writing?.catch(() => {})
+    await (this.next ?? this.writing).catch(() => {})
     await this.file?.close().catch(() => {})
     this.file = undefined
     if (this.temporary === undefined) return
@@ -117,6 +137,12 @@ export class OutputFile {
   }
 }
 
-async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
-  for (let at = 0; at < bytes.length; ) at += (await file.write(bytes, at, bytes.length - at)).bytesWritten
+async function writeAll(file: FileHandle, pieces: readonly Uint8Array[]): Promise<void> {
+  for (let left = pieces; left.length > 0; ) {
+    let { bytesWritten: written } = await file.writev(left)
+    let done = 0
+    while (done < left.length && written >= left[done]!.length) written -= left[done++]!.length
+    left = left.slice(done)
+    if (written > 0) left = [left[0]!.subarray(written), ...left.slice(1)]
+  }
 }

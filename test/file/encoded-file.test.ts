@@ -1,5 +1,5 @@
 /** What may follow what in an encoded file, pair by pair, and how the system's errors are told. */
-import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { EFFORTS } from '../../src/compression/effort.ts'
@@ -91,6 +91,35 @@ t.test('pieces of a file are read into the same memory again and again', async t
     await decodeStream(reused(), async bytes => void got.push(Buffer.from(bytes)), { store: undefined, name: 'file' })
     t.ok(Buffer.concat(got).equals(input), `in pieces of ${length} bytes`)
   }
+})
+
+t.test('an output takes pieces while others are written, long and short, in their order', async t => {
+  const { folder } = scratch(t.teardown)
+  const lengths = [5, 300_000, 7, 262_144, 262_145, 0, 100_000, 200_000, 90_000, 400_000, 400_000, 1, 262_143, 2]
+  const all = Buffer.alloc(lengths.reduce((sum, length) => sum + length, 0))
+  for (let at = 0; at < all.length; at++) all[at] = (at * 7 + (at >> 8) * 3 + (at >> 16)) & 255
+  for (const target of ['new', 'device']) {
+    const path = join(folder, target)
+    const output = new OutputFile(target === 'new' ? path : '/dev/null')
+    const written: Promise<void>[] = []
+    let at = 0
+    for (const length of lengths) {
+      const piece = Buffer.from(all.subarray(at, at + length))
+      at += length
+      const writing = output.write(piece)
+      if (writing === undefined) piece.fill(0xee) // it may be used again
+      else written.push(writing.then(() => void piece.fill(0xee)))
+    }
+    await Promise.all(written)
+    await output.finish()
+    if (target === 'new') t.ok(readFileSync(path).equals(all), 'whole, and in order')
+  }
+  const waits = new OutputFile(join(folder, 'no', 'such', 'folder'))
+  const failing = [1, 300_000, 2].map(length => waits.write(Buffer.alloc(length)))
+  for (const writing of failing) await t.rejects(writing!, { code: 'IO' })
+  await t.rejects(waits.finish(), { code: 'IO' })
+  await waits.discard()
+  t.same(readdirSync(folder), ['new'])
 })
 
 t.test('what fails while cleaning up does not hide what failed before', async t => {
