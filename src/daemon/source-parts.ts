@@ -83,6 +83,8 @@ export interface SourceParts extends SourceChannelsParts<SourceFlow> {
   readonly replyUnpacker: (options: SourceSessionOptions, replies: RepliesPool) => ReplyUnpacker
   /** What its channels' lives follow. */
   readonly channelTable: SourceTable
+  /** Runs this in the same turn of the event loop, once sockets were read. */
+  readonly behindSockets: (run: () => void) => void
 }
 
 /** The product's. */
@@ -96,4 +98,5 @@ export const SOURCE_PARTS: SourceParts = {
   Gates,
   Departures,
   channelTable: SOURCE_TABLE,
+  behindSockets: run => void setImmediate(run),
 }

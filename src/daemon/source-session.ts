@@ -60,7 +60,9 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
         options.onSetFailure?.(error)
       })
     }
-    this.timer = new TickTimer(now, () => this.guard(() => this.tick()))
+    // Between a timer and the end of its turn Node reads its sockets: after a pause of this process (a busy host, a stopped
+    // VM) what a QEMU has said meanwhile is heard before it is taken for silent.
+    this.timer = new TickTimer(now, () => parts.behindSockets(() => this.guard(() => this.tick())))
   }
 
   /** Channels that are open. */
@@ -158,6 +160,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
   /** One of the engines is due, or was when the timer was set. */
   private tick(): void {
     const { channels, sender } = this
+    if (channels.over) return
     channels.tick()
     const nowMs = this.options.now()
     if (sender.nextTickMs <= nowMs) {

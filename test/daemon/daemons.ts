@@ -162,7 +162,8 @@ export class Daemons implements AsyncDisposable {
   readonly arrivals: (ArrivalSummary & { readonly peer: string })[]
   readonly disksEnded: readonly Extract<SiteEvent, { event: 'disk transfer ended' }>['fields'][]
   readonly wan: Wan
-  private readonly clients: net.Socket[] = []
+  /** QEMUs at the source, in the order in which they were dialled. */
+  readonly clients: net.Socket[] = []
 
   private constructor(
     target: Target,

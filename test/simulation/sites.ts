@@ -313,6 +313,7 @@ export class SourceSite {
         Gates: parts.Gates,
         Departures: parts.Departures,
         channelTable: parts.sourceTable,
+        behindSockets: run => run(), // in virtual time none is unread
       },
     })
   }
