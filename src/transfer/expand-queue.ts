@@ -2,6 +2,7 @@
  * What a session expands next: batches, and what is to be done between them, strictly in the order in which they came,
  * whatever their channels; how much of them may wait; what each costs of a turn (turns.ts). Pure.
  */
+import { CHUNKS } from '../bytes/chunks.ts'
 import { rawLengthOf } from '../codec/batch-head.ts'
 import { ProxyError } from '../errors.ts'
 import type { Share } from '../fair-shares.ts'
@@ -78,6 +79,7 @@ export class ExpandQueue<C> {
     this.rawBytes = raw
     const ahead = this.packed.length === 0 ? this.ahead?.offer(parts) : undefined
     const kept = ahead ? [] : waits ? keptParts(parts) : parts
+    if (kept !== parts) CHUNKS.giveBack(parts) // all of it is elsewhere, or wrong
     const job: BatchToExpand<C> = { channel, parts: kept, ahead, packedBytes, rawBytes }
     this.jobs.push(job)
     if (ahead === undefined) this.packed.push(job)
@@ -89,6 +91,7 @@ export class ExpandQueue<C> {
     for (let job = this.packed.peek(); job !== undefined; job = this.packed.peek()) {
       job.ahead = this.ahead?.offer(job.parts)
       if (job.ahead === undefined) return
+      CHUNKS.giveBack(job.parts)
       job.parts = []
       this.packed.shift()
     }

@@ -187,8 +187,8 @@ export class Inbound {
         if (fetching !== undefined) await fetching
         if (!this.failed) this.expand(job.channel, batch)
         if (batch.ahead) this.ahead!.release(batch.ahead)
-        // Not before: the checksum lies there too. What a stream unpacked elsewhere, or a thread has, goes to the collector.
-        else if (batch.unpacking === undefined) CHUNKS.giveBack(job.parts)
+        // Not before: the checksum lies there too. What a stream unpacked elsewhere goes to the collector; a thread has a copy.
+        if (batch.ahead || batch.unpacking === undefined) CHUNKS.giveBack(job.parts)
         this.jobs.offerMore()
         if (this.jobs.isKept) for (const done of this.takers.splice(0)) done()
         this.turns.spend(WORK_PER_BATCH + this.expander.work - workBefore)

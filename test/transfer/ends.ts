@@ -77,8 +77,8 @@ export class DecodingEnd {
     return Buffer.concat(this.parts)
   }
 
-  push(batch: Buffer): void {
-    this.inbound.push(this.channel, [batch])
+  push(batch: Buffer, parts: Uint8Array[] = [batch]): void {
+    this.inbound.push(this.channel, parts)
   }
 
   async close(): Promise<void> {

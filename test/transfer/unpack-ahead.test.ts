@@ -1,6 +1,7 @@
 /** Batches that helpers unpack before their turn: the same bytes, errors and places as without, bounded, and cleanly over. */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import t from 'tap'
+import { CHUNKS } from '../../src/bytes/chunks.ts'
 import { EFFORTS } from '../../src/compression/effort.ts'
 import { isProxyError } from '../../src/errors.ts'
 import { decodeStream } from '../../src/file/encoded-file-reader.ts'
@@ -12,6 +13,7 @@ import { handBatch } from '../codec/hand-batch.ts'
 import { madeUp, random } from '../codec/harness.ts'
 import { batchesOf, DecodingEnd } from './ends.ts'
 import { FaultyHelpers } from './faulty-helpers.ts'
+import { Wire } from './wire.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
@@ -144,6 +146,34 @@ t.test('memory is given back once no helper writes to it any more', async t => {
     'and it is clean',
   )
 })
+
+t.test(
+  'memory that the WAN was read into comes back once a helper has what it needs, and is not read any more',
+  async t => {
+    CHUNKS.poison = 0xdd
+    const guest = madeUp(8, 600)
+    for (const effort of [3, 0]) {
+      const batches = await batchesOf(new Pools({ unusedMs: 0 }), guest, effort)
+      for (const threads of [2, 4]) {
+        const end = await DecodingEnd.open(new Pools({ threads, unusedMs: 0 }))
+        while (CHUNKS.waiting > 0) CHUNKS.take()
+        const wire = new Wire()
+        const { reused } = CHUNKS
+        for (const batch of batches) {
+          end.push(batch, wire.parts(batch))
+          await nextTurn()
+        }
+        await end.inbound.idle()
+        wire.close()
+        t.same(end.errors, [])
+        t.ok(end.got.equals(guest), `effort ${effort}, ${threads} threads`)
+        const taken = wire.taken - (CHUNKS.reused - reused)
+        t.equal(CHUNKS.waiting, Math.min(24, taken), `of ${taken} chunks`)
+        await end.close()
+      }
+    }
+  },
+)
 
 // ---- bounds
 
