@@ -45,7 +45,7 @@ test-faults: ready-test ## cuts, cancels and kills at random moments, seeded (lo
 	@node test/qemu/faults.ts
 test-libvirt: ready-guest ## virsh migrate between two libvirts through the pair, there and back, in every way (ten minutes)
 	@node scripts/libvirt/libvirt.ts
-fuzz: ready ## mutated streams through parser and codec; FUZZ_SECONDS=600
+fuzz: ready ## mutated streams through parser and codec; FUZZ_SECONDS=600 THREADS=1,2,4
 	@$(NPM) run fuzz
 bench: ready ## encode and decode beside lz4 and zstd
 	@$(NPM) run bench

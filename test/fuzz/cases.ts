@@ -68,15 +68,8 @@ import { conversation, nbdVectors } from '../vectors/nbd/conversations.ts'
 import { mainVectors } from '../vectors/qemu/main-stream.ts'
 import { wireBytes } from '../vectors/qemu/notation.ts'
 import { multifdVectors, preemptVectors, returnPathVectors } from '../vectors/qemu/other-channels.ts'
-
-type Rand = (below: number) => number
-
-/** What was wrong, with all that it takes to see it again. */
-export interface Find {
-  readonly kind: string
-  readonly text: string
-  readonly inputs: Readonly<Record<string, Uint8Array>>
-}
+import { type Find, mutated, type Rand, SAMPLE_MAX } from './mutated.ts'
+import { THREADED_SHARE, ThreadCases } from './threads.ts'
 
 /** Header, the header behind it, bitmaps and descriptors of a kdump file; the first pieces of a flattened one. */
 const DUMP_HOT = Int32Array.from(
@@ -97,9 +90,6 @@ interface Sample {
   readonly bytes: Buffer
   readonly hot: Int32Array
 }
-
-/** Longest sample: a few pages. */
-const SAMPLE_MAX = 30_000
 
 function sample(kind: ChannelKind, input: Uint8Array): Sample {
   const bytes = Buffer.from(input.subarray(0, SAMPLE_MAX))
@@ -130,91 +120,6 @@ function sample(kind: ChannelKind, input: Uint8Array): Sample {
 
 const here = (path: string) => fileURLToPath(new URL(path, import.meta.url))
 const real = (path: string) => zstdDecompressSync(readFileSync(here(path)))
-
-/** Sums, sizes and offsets at which code decides. */
-const WORDS: readonly bigint[] = [
-  0n,
-  1n,
-  2n ** 12n,
-  2n ** 31n,
-  2n ** 32n - 1n,
-  2n ** 32n,
-  2n ** 40n,
-  2n ** 52n - 4096n,
-  2n ** 52n,
-  2n ** 53n - 4096n,
-  2n ** 53n,
-  2n ** 63n,
-  2n ** 64n - 1n,
-]
-/** What a search for the end of an unknown section looks for, or nearly. */
-const WAYS = [
-  '7e00000007',
-  '7e00000002',
-  '7e0000000702000000020000000000000010',
-  '02000000020000000000000022',
-  '08000700040000',
-]
-const FLAGS = [0x02, 0x22, 0x08, 0x28, 0x10, 0x04, 0x40, 0x60, 0x100, 0x120, 0x200, 0x01, 0x80, 0x400]
-
-/** A copy of the bytes with one to four changes. */
-function mutated(rand: Rand, { bytes, hot }: { bytes: Buffer; hot?: Int32Array }, other: Buffer): Buffer {
-  let out = Buffer.from(bytes)
-  for (let changes = 1 + (rand(3) === 0 ? rand(4) : 0); changes > 0; changes--) {
-    const place = (): number =>
-      hot && hot.length > 0 && rand(8) > 0 ? Math.min(hot[rand(hot.length)]!, out.length) : rand(out.length + 1)
-    const at = place()
-    switch (rand(11)) {
-      case 9:
-        out = Buffer.concat([out.subarray(0, at), Buffer.from(WAYS[rand(WAYS.length)]!, 'hex'), out.subarray(at)])
-        break
-      case 0:
-        if (at < out.length) out[at]! ^= 1 << rand(8)
-        break
-      case 1:
-        if (at < out.length) out[at] = rand(256)
-        break
-      case 2:
-        if (at < out.length) out[at] = out[at]! + (rand(2) ? 1 : 255)
-        break
-      case 3:
-        if (at + 8 <= out.length)
-          out.writeBigUInt64BE(WORDS[rand(WORDS.length)]! | BigInt(rand(3) ? 0 : rand(4096)), at)
-        break
-      case 4: {
-        // a record's word
-        const word = BigInt(rand(64) * PAGE + FLAGS[rand(FLAGS.length)]!) + (rand(6) ? 0n : WORDS[rand(WORDS.length)]!)
-        if (at + 8 <= out.length) out.writeBigUInt64BE(BigInt.asUintN(64, word), at)
-        break
-      }
-      case 5:
-        out = Buffer.concat([out.subarray(0, at), out.subarray(at + 1 + rand(rand(4) ? 12 : 5000))])
-        break
-      case 6:
-        out = Buffer.concat([
-          out.subarray(0, at),
-          Buffer.alloc(1 + rand(rand(4) ? 12 : 5000), rand(256)),
-          out.subarray(at),
-        ])
-        break
-      case 7: {
-        const from = place()
-        const length = rand(rand(2) ? 30 : 5000)
-        out = Buffer.concat([out.subarray(0, at), out.subarray(from, from + length), out.subarray(at)])
-        break
-      }
-      case 8:
-        out = out.subarray(0, at)
-        break
-      default: {
-        const from = rand(other.length + 1)
-        out = Buffer.concat([out.subarray(0, at), other.subarray(from, from + rand(6000))])
-      }
-    }
-    if (out.length > 2 * SAMPLE_MAX) out = out.subarray(0, 2 * SAMPLE_MAX)
-  }
-  return Buffer.from(out)
-}
 
 const ALL_TERMS: readonly Terms[] = [
   { templates: templatePages(8), ring: 8, places: 64 },
@@ -280,10 +185,17 @@ export class Fuzzer {
   private readonly cores: Buffer[]
   private readonly dumps: Buffer[]
 
-  /** @param only the one kind of cases to run */
-  constructor(seed: number, only?: string) {
+  /** By turns; empty: no case has threads that help. */
+  private readonly threaded: readonly ThreadCases[]
+
+  /**
+   * @param only the one kind of cases to run
+   * @param threads counts of them, the main one among them, for cases in which threads help. Default: there are no such cases
+   */
+  constructor(seed: number, only?: string, threads: readonly number[] = []) {
     this.seed = seed
     this.only = only
+    this.threaded = threads.map(count => new ThreadCases(count))
     const rand = random(seed)
     const main: Sample[] = []
     const multifd: Sample[] = []
@@ -376,11 +288,12 @@ export class Fuzzer {
   /** Runs a case. Throws nothing. */
   async run(number: number): Promise<Find | undefined> {
     const rand = random((Math.imul(this.seed, 0x9e3779b1) + number) | 0)
-    let turn = rand(1000)
+    const threaded = this.threaded[number % this.threaded.length]
+    let turn = rand(threaded ? 1000 + THREADED_SHARE : 1000)
     const inputs: Record<string, Uint8Array> = {}
     let kind = ''
-    /** Of a thousand cases so many. */
-    const cases: [string, number, () => string | undefined | Promise<string | undefined>][] = [
+    /** Of a thousand cases so many, where none has threads. */
+    const cases: (readonly [string, number, () => string | undefined | Promise<string | undefined>])[] = [
       ['streams', 490, () => this.streams(rand, inputs)],
       ['nbd', 60, () => this.nbd(rand, inputs)],
       ['disks', 30, () => this.disks(rand, inputs)],
@@ -392,6 +305,7 @@ export class Fuzzer {
       ['set', 30, () => this.setBytes(rand, inputs)],
       ['capture', 35, () => this.capture(rand, inputs)],
       ['return path', 15, () => this.returnPath(rand, inputs)],
+      ...(threaded?.cases.map(([name, share, one]) => [name, share, () => one(rand, inputs)] as const) ?? []),
     ]
     try {
       let text: string | undefined
@@ -407,6 +321,11 @@ export class Fuzzer {
     } catch (error) {
       return { kind, text: error instanceof Error ? (error.stack ?? error.message) : String(error), inputs }
     }
+  }
+
+  /** Ends threads that help. */
+  close(): void {
+    for (const threaded of this.threaded) threaded.close()
   }
 
   private pick(rand: Rand, kind: 'main' | 'multifd' | 'preempt'): Sample {

@@ -1,11 +1,15 @@
 /**
  * Fuzzing by the clock: `npm run fuzz`. FUZZ_SECONDS (600), FUZZ_SEED (the time), FUZZ_WORKERS (2); FUZZ_CASE runs one
- * case again, FUZZ_ONLY one kind of cases ('nbd'). Finds go to .cache/fuzz/ with their inputs, and make the exit status 1.
+ * case again, FUZZ_ONLY one kind of cases ('nbd'). THREADS (1,2,4): with so many by turns, in cases that have them. Finds go to .cache/fuzz/ with their inputs, and make the exit status 1.
  */
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
-import { type Find, Fuzzer } from './cases.ts'
+import { THREAD_COUNTS, threadsAsked } from '../helpers/threads.ts'
+import { Fuzzer } from './cases.ts'
+import type { Find } from './mutated.ts'
+
+const THREADS = threadsAsked(THREAD_COUNTS)
 
 /** A case that takes longer hangs: the slowest take some 100 ms. What a worker begins with does not count. */
 const CASE_MAX_MS = 30_000
@@ -27,7 +31,7 @@ interface Task {
 
 async function work({ seed, first, step, shared }: Task): Promise<void> {
   const [done, current] = [new Int32Array(shared, first * 8, 1), new Int32Array(shared, first * 8 + 4, 1)]
-  const fuzzer = new Fuzzer(seed, process.env.FUZZ_ONLY)
+  const fuzzer = new Fuzzer(seed, process.env.FUZZ_ONLY, THREADS)
   for (let number = first; ; number += step) {
     Atomics.store(current, 0, number)
     const find = await fuzzer.run(number)
@@ -58,7 +62,7 @@ async function main(): Promise<number> {
   const seed = environment('FUZZ_SEED', Date.now() % 1e9)
   const one = process.env.FUZZ_CASE
   if (one !== undefined) {
-    const find = await new Fuzzer(seed, process.env.FUZZ_ONLY).run(Number(one))
+    const find = await new Fuzzer(seed, process.env.FUZZ_ONLY, THREADS).run(Number(one))
     console.log(find ? `${find.kind}: ${find.text}\n${keep(seed, Number(one), find)}` : 'nothing found')
     return find ? 1 : 0
   }
