@@ -205,6 +205,7 @@ class EncodedFileReader {
       slots: OUTPUT_SLOTS,
       slotBytes: BATCH_RAW_BYTES_MAX,
       longMatch: false,
+      tablesInAdvance: true,
       threads: this.threads,
       ...(this.threads > 1 && { ahead: UNPACK_SLOTS, commitAheadBytes: COMMIT_AHEAD_BYTES }),
     }

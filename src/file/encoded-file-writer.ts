@@ -88,6 +88,7 @@ export async function encodeStream(
     threads: options.threads ?? 1,
     longMatch: options.effort.longMatch > 0,
     ringInAdvance: options.ringInAdvance ? 'always' : 'never',
+    tablesInAdvance: true,
   })
   try {
     await pool.ready

@@ -44,6 +44,8 @@ export { PAGE_BYTES } from '../kernel/kernel.ts'
 export const POOL_MEMORY_DEFAULT = '256MiB'
 /** Places whose last page is remembered: 4 MiB of memory on each side, 4 GiB of guest. */
 export const PLACES = 1 << 20
+/** Tables of POOL_MEMORY_DEFAULT and PLACES: 8 ms. */
+const TABLES_COMMITTED_MAX = 32 << 20
 
 /** What both sides of a session agree on. */
 export interface PoolTerms {
@@ -73,6 +75,11 @@ export interface PoolShape {
   readonly threads?: number
   /** What of the ring is committed before a migration comes, in turns that have time. Default: never. */
   readonly ringInAdvance?: RingInAdvance
+  /**
+   * Tables that find its pages are committed at once, as far as TABLES_COMMITTED_MAX goes: after a few hundred pages each of
+   * their own is in use, and one that is read first is mapped twice, with an interrupt of the other cores. Default: false.
+   */
+  readonly tablesInAdvance?: boolean
   /** Bytes of the ring ahead of what has passed that are committed while a migration runs. Default: Warmth's. */
   readonly commitAheadBytes?: number
   /**
@@ -399,6 +406,8 @@ export class Pools {
     const helped = this.helpersFor(request)?.open(kernel.memory, parts)
     const sets = numbered(lease.index.sets)
     const inAdvance = request.ringInAdvance ?? 'never'
+    const { placeTable, ring } = kernel.layout
+    if (request.tablesInAdvance) kernel.commit(placeTable, Math.min(ring - placeTable, TABLES_COMMITTED_MAX))
     const warmth = new Warmth(
       kernel,
       this.loop,

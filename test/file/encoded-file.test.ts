@@ -107,7 +107,8 @@ t.test('an output takes pieces while others are written, long and short, in thei
       const piece = Buffer.from(all.subarray(at, at + length))
       at += length
       const writing = output.write(piece)
-      if (writing === undefined) piece.fill(0xee) // it may be used again
+      if (writing === undefined)
+        piece.fill(0xee) // it may be used again
       else written.push(writing.then(() => void piece.fill(0xee)))
     }
     await Promise.all(written)
