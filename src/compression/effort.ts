@@ -35,7 +35,7 @@ export interface Effort {
 export const EFFORTS: readonly Effort[] = [
   { level: 0, name: 'references', longMatch: 0, method: 'stored' },
   {
-    ...effort(1, { level: 1, minMatch: 6, hashLog: 0, windowLog: 22 }, { level: 1, minMatch: 5 }),
+    ...effort(1, { level: 1, minMatch: 6, hashLog: 15, windowLog: 22 }, { level: 1, minMatch: 5 }),
     name: 'sparse long matches, zstd 1',
     longMatch: 128,
   },
