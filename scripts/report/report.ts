@@ -5,8 +5,8 @@
  *                                 [--readme README.md]
  *   node scripts/report/report.ts --check     whether the two documents are what docs/measured renders to
  *
- * What was measured is in docs/measured/; `--take .cache/compare` puts there what compare.ts, scaling.ts and page-map.ts
- * have just made. The page is not kept in the tree: whoever wants it makes it.
+ * What was measured is in docs/measured/; `--take .cache/compare` puts there what compare.ts, scaling.ts, page-map.ts and
+ * the benches of `make bench-cost` have just made. The page is not kept in the tree: whoever wants it makes it.
  */
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
@@ -48,12 +48,12 @@ interface Places {
 
 /** What is rendered, by path. */
 function rendered({ measured, out, page: pageFolder, readme }: Places): [path: string, text: string][] {
-  const { results, map, scaling } = readMeasured(measured)
+  const { results, map, scaling, ...costs } = readMeasured(measured)
   const docs = resolve(root, 'docs')
   if (results.commit === 'made-up' && resolve(out) === docs) throw new Error('made-up results have no place in docs/')
   const figures = new Figures(results)
   const known = new Set([...figures.marks().map(({ id }) => id), 'general', 'map', 'scaling'])
-  const report = reportOf({ figures, map, scaling, remarks: readRemarks(known) })
+  const report = reportOf({ figures, map, scaling, costs, remarks: readRemarks(known) })
   const page = html(report, { results: slimmer(results, figures.main.name), scaling, map })
   if (page.length > PAGE_BYTES_MAX) throw new Error(`the page has ${page.length} bytes, ${PAGE_BYTES_MAX} are allowed`)
   return [

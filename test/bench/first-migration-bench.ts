@@ -4,15 +4,18 @@
  * those behind it: seconds from the
  * feeder's connection to the sink's last byte, and CPU of both proxies. Checkouts take turns within each round. Each
  * migration is of another guest with the same memory: a captured stream, the bytes of whose pages are xored with the
- * migration's number, so that they pack as well and match no page of the guest before. Medians.
+ * migration's number, so that they pack as well and match no page of the guest before. Medians. `--minutes N`: starts no
+ * round behind that; `--out FILE`: JSON as docs/measured has it.
  */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import Table from 'cli-table3'
 import { median } from '../../scripts/harness/median.ts'
 import { endChild, temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
+import type { FirstMigration } from '../../scripts/measure/cost-files.ts'
+import { keepJson, provenance } from '../../scripts/measure/provenance.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { Replay, root, streamPath } from './replay.ts'
 
@@ -31,6 +34,8 @@ const { values: options, positionals } = parseArgs({
     program: { type: 'string', default: root },
     link: { type: 'string' },
     profile: { type: 'string' },
+    minutes: { type: 'string', default: '60' },
+    out: { type: 'string' },
   },
 })
 const [name = 'nginx-k2'] = positionals
@@ -148,7 +153,13 @@ if (options.profile) mkdirSync(options.profile, { recursive: true })
 const variants = options.effort
   .split(',')
   .flatMap(effort => options.program.split(',').map(program => ({ effort, program, runs: [] as Run[] })))
+const told = provenance(
+  `node test/bench/first-migration-bench.ts ${name} --effort ${options.effort} --rounds ${options.rounds} --migrations ${migrations}${options.link ? ` --link ${options.link}` : ''}`,
+)
+const startMs = performance.now()
 for (let round = 0; round < Number(options.rounds); round++) {
+  const isLate = (performance.now() - startMs) * (1 + 1 / round) > Number(options.minutes) * 60_000
+  if (round > 0 && isLate) break
   process.stderr.write(`round ${round + 1}\n`)
   for (const variant of variants) variant.runs.push(await run(variant.program, variant.effort, files))
 }
@@ -175,5 +186,35 @@ for (const { effort, program, runs } of variants) {
     source.main + source.others + destination.main + destination.others
   row('CPU s', startCpu, total)
 }
-process.stdout.write(`${table.toString()}\n${name}, ${stream.length / 1e6} MB; medians of ${options.rounds}\n`)
+process.stdout.write(
+  `${table.toString()}\n${name}, ${stream.length / 1e6} MB; medians of ${variants[0]!.runs.length}\n`,
+)
+if (options.out) {
+  const cpu = ({ main, others }: Use): number => main + others
+  const first: FirstMigration = {
+    ...told,
+    ...{ stream: name, bytes: stream.length, link: options.link ?? 'loopback', rounds: variants[0]!.runs.length },
+    variants: variants.map(({ effort, program, runs }) => {
+      const of = (i: number, value: (sample: Sample) => number): number =>
+        median(runs.map(({ samples }) => value(samples[i]!)))
+      const ratio = (value: (sample: Sample) => number): number =>
+        median(runs.map(({ samples }) => value(samples[0]!) / value(samples.at(-1)!)))
+      return {
+        ...{ effort, program: basename(program) },
+        startCpuSeconds: median(runs.map(one => one.startCpu)),
+        residentBytes: median(runs.map(one => one.residentMb)) * 1e6,
+        migrations: columns.map(i => ({
+          seconds: of(i, sample => sample.seconds),
+          sourceCpuSeconds: of(i, sample => cpu(sample.source)),
+          destinationCpuSeconds: of(i, sample => cpu(sample.destination)),
+        })),
+        firstToLast: {
+          seconds: ratio(sample => sample.seconds),
+          cpuSeconds: ratio(one => cpu(one.source) + cpu(one.destination)),
+        },
+      }
+    }),
+  }
+  keepJson(options.out, first)
+}
 folder.remove()

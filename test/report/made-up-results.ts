@@ -5,6 +5,8 @@
  */
 import { deflateSync } from 'node:zlib'
 import type { DiskRun, Method, Results, Run } from '../../scripts/measure/compare/results.ts'
+import type { FirstMigration, RawLink, RawWay } from '../../scripts/measure/cost-files.ts'
+import type { Ladder } from '../../scripts/measure/ladder.ts'
 import { PAGE_CLASSES, type PageClass, type PageMap } from '../../scripts/measure/page-map-file.ts'
 import type { Scaling } from '../../scripts/measure/scaling.ts'
 
@@ -214,4 +216,63 @@ export function madeUpScaling(): Scaling {
     flowsMax: 1024,
     skipped: ['something: the time was up'],
   }
+}
+
+const PROVENANCE = {
+  format: 1,
+  startedAt: '2026-11-23T12:00:00.000Z',
+  commit: 'made-up',
+  command: 'none',
+  machine: { cpu: 'made up', cores: 2, loadAverage: 0.5 },
+  node: '24.0.0',
+} as const
+
+/** Two checkouts; the second one's effort 1 is beaten by a zstd. */
+export function madeUpLadder(): Ladder {
+  const whole = (by: string, bytes: number, cpuSeconds: number, program?: string): Ladder['whole'][number] => ({
+    ...{ stream: 'nginx', rawBytes: 2e8, by, bytes, cpuSeconds, cpuSecondsMin: cpuSeconds, cpuSecondsMax: cpuSeconds },
+    ...(program && { program }),
+  })
+  const warm = (program: string, seconds: number): Ladder['warm'][number] => ({
+    ...{ stream: 'nginx', program, effort: 1, rawBytes: 2e8, bytes: 5e7 },
+    encode: { parse: 0.01, match: seconds, pack: 0.2, mainRest: 0.04, otherThreads: 0.05, all: seconds + 0.3 },
+    decode: { unpack: 0.1, expand: 0.08, mainRest: 0.01, otherThreads: 0.01, all: 0.2 },
+  })
+  return {
+    ...{ format: 1, startedAt: PROVENANCE.startedAt, commits: { base: 'aaaaaaa', main: 'bbbbbbb' }, command: 'none' },
+    ...{ machine: PROVENANCE.machine, versions: {}, rounds: 3 },
+    whole: [
+      whole('zstd --single-thread -3', 5e7, 1),
+      whole('effort 1', 7e7, 2, 'base'),
+      whole('effort 1', 6e7, 1.5, 'main'),
+    ],
+    warm: [warm('main', 0.1), warm('base', 0.2)],
+    beaten: ['nginx: effort 1 (60.0 MB in 1.50 s) by zstd --single-thread -3 (50.0 MB in 1.00 s)'],
+  }
+}
+
+export function madeUpFirstMigration(): FirstMigration {
+  const one = (seconds: number) => ({ seconds, sourceCpuSeconds: 2 * seconds, destinationCpuSeconds: seconds })
+  return {
+    ...{ ...PROVENANCE, stream: 'nginx', bytes: 2e8, link: '1Gbit,2ms', rounds: 3 },
+    variants: [
+      {
+        ...{ effort: 'auto', program: 'main', startCpuSeconds: 0.9, residentBytes: 6e8 },
+        migrations: [one(1.1), one(1)],
+        firstToLast: { seconds: 1.1, cpuSeconds: 1.1 },
+      },
+    ],
+  }
+}
+
+export function madeUpRawLink(): RawLink {
+  const way = (what: string, seconds: number, cpu?: number): RawWay => {
+    const use = cpu === undefined ? undefined : { cpu, busiest: cpu / 2 }
+    return {
+      ...{ what, effort: what === 'pair' ? 'auto' : '', program: what === 'pair' ? 'main' : '' },
+      ...{ seconds, secondsMin: seconds, secondsMax: seconds, source: use, destination: use },
+    }
+  }
+  const ways = [way('direct', 2), way('relay', 2.2, 1), way('pair', 2.4, 2)]
+  return { ...PROVENANCE, link: '10Gbit', guests: [{ guest: 'nginx', bytes: 2e9, rounds: 3, ways }] }
 }

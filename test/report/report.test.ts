@@ -16,7 +16,14 @@ import { cpuSecondsFor, forecast, lineThrough } from '../../scripts/report/extra
 import { Figures, spreadOf } from '../../scripts/report/figures.ts'
 import { indexedPng } from '../../scripts/report/png.ts'
 import { BrowserPage, findBrowser } from './browser.ts'
-import { madeUpMap, madeUpResults, madeUpScaling } from './made-up-results.ts'
+import {
+  madeUpFirstMigration,
+  madeUpLadder,
+  madeUpMap,
+  madeUpRawLink,
+  madeUpResults,
+  madeUpScaling,
+} from './made-up-results.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
@@ -39,6 +46,9 @@ function report(results: unknown, out: string): { status: number | null; said: s
   writeFileSync(join(fresh, 'results.json'), JSON.stringify(results))
   writeFileSync(join(fresh, 'page-map.json'), JSON.stringify(madeUpMap()))
   writeFileSync(join(fresh, 'scaling.json'), JSON.stringify(madeUpScaling()))
+  writeFileSync(join(fresh, 'ladder.json'), JSON.stringify(madeUpLadder()))
+  writeFileSync(join(fresh, 'first-migration.json'), JSON.stringify(madeUpFirstMigration()))
+  writeFileSync(join(fresh, 'raw-link.json'), JSON.stringify(madeUpRawLink()))
   const readme = join(folder, 'README.md')
   writeFileSync(readme, 'Before.\n\n<!-- make report: begin -->\nold\n<!-- make report: end -->\n\nBehind.\n')
   const args = [
@@ -178,6 +188,11 @@ t.test('the Markdown says what was measured, and what was not', t => {
     'total time of the pair on a LAN, of the direct migration | missed | 1.200 | at most 1.05 |',
     'a guest of 64 GB',
     'Made-up CPU',
+    'Beaten in both: nginx: effort 1 (60.0 MB in 1.50 s) by zstd --single-thread -3 (50.0 MB in 1.00 s).',
+    '| nginx | 50.0 MB in 1.00 s | 70.0 MB in 2.00 s | 60.0 MB in 1.50 s |',
+    '| nginx | 1 | aaaaaaa | 50.0 MB | 0.05 | 1.00 | 1.00 | 0.20 | 0.25 | **2.50** | 0.50 | 0.40 | 0.05 | 0.05 | **1.00** |',
+    '| auto | CPU seconds of both | 0.90 | 3.30 | 3.00 | 1.10 |',
+    '| nginx | 2.0 GB | 3 | the pair, effort auto | 2.40 s (2.40 to 2.40) | 1.20 | 1.00 | 0.50 | 1.00 | 0.50 | 2.00 |',
   ]) {
     t.ok(text.includes(line), line)
   }
