@@ -3,12 +3,23 @@
  * [--program DIR,DIR]`: a guest's stream over a link that is as fast as the pair, without a pair, through the plainest pair
  * that TLS and Node allow (`relay`: no frames, no checks), and through proxies: seconds, and CPU seconds a GB of each process
  * and of its busiest thread (what a host with cores to spare is held by). `random` is a guest of random memory; a captured
- * stream is played several times over, its pages xored, so that none matches one before. Root for --link.
+ * stream is played several times over, its pages xored, so that none matches one before. Root for --link. `--minutes N`:
+ * starts nothing behind that; `--out FILE`: JSON as docs/measured has it, written after each guest, whose others it keeps.
  */
 import { type ChildProcess, execFileSync } from 'node:child_process'
 import { randomFillSync } from 'node:crypto'
-import { closeSync, openSync, readdirSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
-import { join } from 'node:path'
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
+import { basename, join } from 'node:path'
 import { createInterface, type Interface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
@@ -18,8 +29,10 @@ import { endChild, spawnOwned, temporaryFolder } from '../../scripts/harness/qem
 import { StreamEmitter } from '../../scripts/harness/qemu/stream-emitter.ts'
 import { parseLink } from '../../scripts/harness/wan/link.ts'
 import { PacketLink } from '../../scripts/harness/wan/packet-link.ts'
+import type { RawLink, RawWay } from '../../scripts/measure/cost-files.ts'
+import { keepJson, provenance } from '../../scripts/measure/provenance.ts'
+import { syntheticGuest } from '../../scripts/measure/synthetic-guest.ts'
 import { makePsk, writeCredentialFiles } from '../../src/link/keygen.ts'
-import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { root, streamPath } from './replay.ts'
 
 const PAGE = 4096
@@ -83,6 +96,8 @@ const { values: options } = parseArgs({
     program: { type: 'string', default: root },
     link: { type: 'string' },
     profile: { type: 'string' },
+    minutes: { type: 'string', default: '60' },
+    out: { type: 'string' },
   },
 })
 
@@ -164,52 +179,49 @@ function makeStream(guest: string, path: string, bytesMin: number): number {
     }
     put(new StreamEmitter().sectionEnd(2).eos().footer(2).eof().bytes())
   } else {
-    const stream = readFileSync(streamPath(guest))
-    const ends: number[] = []
-    const nothing = (): void => {}
-    let first = 0
-    const parser = new MainStreamParser({
-      ...{ block: nothing, zeroRecord: nothing, opaquePage: nothing, phase: nothing, degraded: nothing },
-      pageRecord: (start, end) => {
-        if (first === 0) first = start
-        ends.push(end)
-      },
-    })
-    parser.push(stream, 0, stream.length)
-    // sections of the first pass again and again: the first named record opens one, the last footer before the next closes it
-    const parts = sectionsOf(stream)
-    put(stream.subarray(0, parts.at))
-    for (let key = 0; length < bytesMin; key++) {
-      const part = stream.slice(parts.at, parts.end)
-      for (const end of ends) {
-        if (end <= parts.at || end > parts.end) continue
-        for (let at = end - PAGE; at < end; at++) part[at - parts.at]! ^= key
-      }
-      put(part)
-    }
-    put(stream.subarray(parts.end))
+    // its memory again and again, one behind the other in one larger guest
+    const stream = streamPath(guest)
+    const copies = Math.ceil(bytesMin / statSync(stream).size)
+    for (const piece of syntheticGuest(Array.from({ length: copies }, (_, key) => ({ stream, key })))) put(piece)
   }
   closeSync(fd)
   return length
 }
 
-/** Where the sections of RAM's passes begin and where the last of them ends: QEMU_VM_SECTION_PART of the section `ram`. */
-function sectionsOf(stream: Uint8Array): { readonly at: number; readonly end: number } {
-  const found: number[] = []
-  const nothing = (): void => {}
-  const starts: number[] = []
-  const parser = new MainStreamParser({
-    ...{ block: nothing, opaquePage: nothing, phase: nothing, degraded: nothing },
-    zeroRecord: (start, _end, _block, _offset, named) => named && starts.push(start),
-    pageRecord: (start, _end, _block, _offset, named) => named && starts.push(start),
+type Variant = { readonly what: string; readonly effort: string; readonly program: string }
+
+type RawGuest = RawLink['guests'][number]
+
+function guestOf(
+  guest: string,
+  bytes: number,
+  variants: readonly Variant[],
+  samples: readonly (readonly Sample[])[],
+): RawGuest {
+  const ways = variants.map(({ what, effort, program }, i): RawWay => {
+    const of = samples[i]!
+    const use = (side: number): Use | undefined =>
+      of[0]!.processes[side] && {
+        cpu: median(of.map(one => one.processes[side]!.cpu)),
+        busiest: median(of.map(one => one.processes[side]!.busiest)),
+      }
+    const seconds = of.map(one => one.seconds)
+    return {
+      ...{ what, effort, program: program === '' ? '' : basename(program) },
+      ...{ seconds: median(seconds), secondsMin: Math.min(...seconds), secondsMax: Math.max(...seconds) },
+      ...{ source: use(0), destination: use(1) },
+    }
   })
-  parser.push(stream, 0, stream.length)
-  // a part's first record is named and stands right behind its head: 01 or 02 or 03, u32 id
-  for (const start of starts) if (stream[start - 5] === 2) found.push(start - 5)
-  return { at: found[0]!, end: found.at(-1)! }
+  return { guest, bytes, rounds: samples[0]!.length, ways }
 }
 
-type Variant = { readonly what: string; readonly effort: string; readonly program: string }
+/** Beside the other guests that were measured at the same commit over the same link. */
+function keepGuest(path: string, about: Omit<RawLink, 'guests'>, row: RawGuest): void {
+  const before = existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as RawLink) : undefined
+  const isAlike = before?.commit === about.commit && before.link === about.link
+  const others = isAlike ? before.guests.filter(({ guest }) => guest !== row.guest) : []
+  keepJson(path, { ...about, guests: [...others, row] } satisfies RawLink)
+}
 
 const folder = temporaryFolder('raw-bench')
 writeCredentialFiles(folder.path, makePsk(['near', '127.0.0.1', '192.0.2.1'], ['far', '127.0.0.1', '192.0.2.2']))
@@ -332,12 +344,23 @@ async function main(): Promise<void> {
   const variants: Variant[] = list(options.without).map(what => ({ what, effort: '', program: '' }))
   for (const program of list(options.program))
     for (const effort of list(options.effort)) variants.push({ what: 'pair', effort, program })
+  const told = provenance(
+    `node test/bench/raw-bench.ts --guest ${options.guest} --megabytes ${options.megabytes} --rounds ${options.rounds} --effort ${options.effort}${options.link ? ` --link ${options.link}` : ''}`,
+  )
+  const endMs = performance.now() + Number(options.minutes) * 60_000
   for (const guest of list(options.guest)) {
+    if (performance.now() > endMs) {
+      process.stderr.write(`${guest}: the time was over\n`)
+      continue
+    }
+    const guestMs = performance.now()
     const path = join(folder.path, `${guest}.stream`)
     writeFileSync(path, '')
     const bytes = makeStream(guest, path, Number(options.megabytes) * 1e6)
     const samples = variants.map(() => [] as Sample[])
     for (let round = 0; round < Number(options.rounds); round++) {
+      // a round as long as the one before, or none
+      if (round > 0 && performance.now() + (performance.now() - guestMs) / round > endMs) break
       for (const [i, variant] of variants.entries()) {
         const got = await run(variant, path, bytes)
         samples[i]!.push(got)
@@ -387,8 +410,11 @@ async function main(): Promise<void> {
       ])
     }
     process.stdout.write(
-      `${table.toString()}\n${guest}, ${gigabytes.toFixed(2)} GB, ${options.link ?? 'loopback'}; medians of ${options.rounds}\n`,
+      `${table.toString()}\n${guest}, ${gigabytes.toFixed(2)} GB, ${options.link ?? 'loopback'}; medians of ${samples[0]!.length}\n`,
     )
+    if (options.out)
+      keepGuest(options.out, { ...told, link: options.link ?? 'loopback' }, guestOf(guest, bytes, variants, samples))
+    rmSync(path)
   }
   folder.remove()
 }
