@@ -2,6 +2,7 @@
  * Threads that help to encode and to decode: what they make is what one thread makes, to the byte that comes out at the far side;
  * and a helper that dies, hangs or is slow costs the sessions whose streams it has at most, told by a typed error.
  */
+import { once } from 'node:events'
 import { existsSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs'
 import type { Worker } from 'node:worker_threads'
 import { zstdDecompressSync } from 'node:zlib'
@@ -304,6 +305,29 @@ t.test('a helper that ends takes those sessions with it whose streams it has, an
     t.ok(end.got.equals(GUEST))
   }
   for (const end of [first, second, third]) await end.close()
+})
+
+t.test('helpers end by themselves when nobody has them', { skip }, async t => {
+  const workers: Worker[] = []
+  const ends: Promise<unknown>[] = []
+  const start: StartHelper = data => {
+    const worker = startHelper(data)
+    const { terminate } = worker
+    t.teardown(() => terminate.call(worker))
+    // one that was unreferenced is referenced by that order, too
+    worker.terminate = async () => {
+      worker.ref()
+      return 0
+    }
+    workers.push(worker)
+    ends.push(once(worker, 'exit'))
+    return worker
+  }
+  const pools = new Pools({ threads: 3, unusedMs: 0, startHelper: start })
+  const session = await DecodingEnd.open(pools, 'a')
+  await session.close()
+  t.equal(workers.length, 2)
+  t.same(await Promise.all(ends), [[0], [0]], 'with no order to terminate')
 })
 
 t.test('a system that has no more threads costs help, and no session', { skip }, async t => {

@@ -18,8 +18,10 @@ export const WORD = {
   /** Jobs that were given, and those among them that pack: which of them wait is what a helper decides by. */
   POSTED: 3,
   PACKS_POSTED: 4,
+  /** Not 0: the helper ends by itself, whatever becomes of the order to terminate it while it starts. */
+  END: 5,
 } as const
-export const WORDS_BYTES = 4 * 5
+export const WORDS_BYTES = 4 * 6
 
 /** What a helper begins with. */
 export interface HelperData {

@@ -203,6 +203,7 @@ function hasTimeForParts(): boolean {
 say({ kind: 'ready' })
 for (;;) {
   const { rung } = board
+  if (Atomics.load(words, WORD.END) !== 0) break
   if (hasTimeForParts() && lookForParts()) continue
   const received = receiveMessageOnPort(port) as { readonly message: ToHelper } | undefined
   if (received) {

@@ -190,6 +190,8 @@ export class Helper {
     this.failure = defect(what, cause)
     this.resolveStarted()
     for (const { failed } of this.packing.splice(0)) failed(this.failure)
+    Atomics.store(this.words, WORD.END, 1)
+    this.board.ring()
     void this.worker.terminate()
   }
 }
