@@ -11,6 +11,8 @@ import { DigestThreads } from '../../src/transfer/cold/digest-threads.ts'
 t.setTimeout(590_000) // the machine may be busy
 
 const PAGE_SIZE = 4096
+/** The patience is for a hang, not for a slow machine. */
+const HELP_MS = 180_000
 const random = new Random(7)
 
 /** A memory with pages at no multiples of a page, and where these are. */
@@ -59,10 +61,19 @@ function onceHelped(threads: DigestThreads, at: Uint32Array, count: number): Uin
   return new Proxy(at, {
     get: (target, name) => {
       // what comes behind the list for the others is for this thread
-      if (reads++ === count) while (!isHelped(threads)) Atomics.wait(insides(threads).words, WORD.PAGES, count, 1)
+      if (reads++ === count) waitForHelp(threads, count)
       return Reflect.get(target, name)
     },
   })
+}
+
+/** Of a thread that never comes this one, which stands still meanwhile and hears no timeout, would wait for ever. */
+function waitForHelp(threads: DigestThreads, count: number): void {
+  const endMs = performance.now() + HELP_MS
+  while (!isHelped(threads)) {
+    if (performance.now() > endMs) throw new Error('no thread has helped')
+    Atomics.wait(insides(threads).words, WORD.PAGES, count, 1)
+  }
 }
 
 function isHelped(threads: DigestThreads): boolean {
