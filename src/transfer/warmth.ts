@@ -122,7 +122,7 @@ export class Warmth {
   private readonly inAdvance: RingInAdvance
   private readonly spare: SpareRing
   private readonly sparePages: SparePages
-  private readonly atableBytes: number
+  private readonly aheadBytes: number
   private readonly ringBytes: number
   private committed: number
   /** Bytes of the tables before the ring that are committed. */
@@ -137,7 +137,7 @@ export class Warmth {
    * @param sparePages of the memory that the session is in
    * @param starts first slot of each set in memory
    * @param elsewhere who may commit the ring in place of this thread
-   * @param atableBytes of the ring ahead of what has passed that are committed while a migration runs
+   * @param aheadBytes of the ring ahead of what has passed that are committed while a migration runs
    */
   constructor(
     kernel: Kernel,
@@ -147,11 +147,11 @@ export class Warmth {
     sparePages: SparePages,
     starts: readonly number[] = [0],
     elsewhere?: CommitElsewhere,
-    atableBytes = COMMIT_AHEAD_BYTES,
+    aheadBytes = COMMIT_AHEAD_BYTES,
   ) {
     this.elsewhere = elsewhere
     this.kernel = kernel
-    this.atableBytes = atableBytes
+    this.aheadBytes = aheadBytes
     this.starts = starts
     this.loop = loop
     this.ringBytes = kernel.layout.ringPages * PAGE_BYTES
@@ -246,7 +246,7 @@ export class Warmth {
   /** Those that a migration needs soon. */
   private get ahead(): number {
     if (this.remembered === undefined) return 0 // none has begun yet
-    return Math.min(this.ringBytes, this.kernel.ringUsed * PAGE_BYTES + this.atableBytes)
+    return Math.min(this.ringBytes, this.kernel.ringUsed * PAGE_BYTES + this.aheadBytes)
   }
 
   private async commit(): Promise<void> {
