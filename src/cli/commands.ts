@@ -8,6 +8,8 @@ import type { CommandModule } from 'yargs'
 export interface CommandEntry {
   readonly command: string
   readonly describe: string
+  /** Of a group: its commands. */
+  readonly commands?: readonly string[]
   load(): Promise<CommandModule>
 }
 
@@ -55,11 +57,13 @@ export const COMMANDS: readonly CommandEntry[] = [
   {
     command: 'template <command>',
     describe: 'Build, show and check template sets',
+    commands: ['build', 'count', 'choose', 'inspect', 'verify'],
     load: async () => (await import('./template-command.ts')).templateCommand,
   },
   {
     command: 'store <command>',
     describe: 'List, clear up, check and share the template sets of stores',
+    commands: ['list', 'prune', 'sign', 'verify', 'push', 'pull', 'sync', 'promote', 'rollback', 'show', 'key'],
     load: async () => (await import('./store-command.ts')).storeCommand,
   },
   {

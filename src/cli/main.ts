@@ -1,7 +1,7 @@
 /** The command `pageferry`: reads arguments, calls one function, prints, sets the exit status. */
 import { VERSION } from '../daemon/version.ts'
 import { ProxyError } from '../errors.ts'
-import { commandsFor } from './commands.ts'
+import { COMMANDS, commandsFor } from './commands.ts'
 import { giveDashes, keepDashes } from './dash.ts'
 import { startThreadsEarly } from './early-threads.ts'
 import { fail } from './failure.ts'
@@ -36,19 +36,24 @@ const OF_ONE_SIDE: Readonly<Record<string, string>> = {
   ...{ 'disk-zeroes': 'destination', target: 'destination' },
 }
 
-/** @param what yargs says. @param command the first word */
-function usageError(what: string, command: string): ProxyError {
-  if (!what.startsWith('Not enough non-option arguments'))
-    return new ProxyError('USAGE', what, undefined, usageHint(what, command))
-  const hint = `\`pageferry ${command} --help\` tells which`
-  return new ProxyError('USAGE', `an argument is missing behind \`pageferry ${command}\``, undefined, hint)
-}
-
-function usageHint(what: string, command: string): string {
+/** @param what yargs says. @param args the command line */
+function usageError(what: string, [first = '', second = '-']: readonly string[]): ProxyError {
+  const usage = (error: string, hint: string): ProxyError => new ProxyError('USAGE', error, undefined, hint)
+  const entry = COMMANDS.find(it => it.command.split(' ')[0] === first)
+  if (entry === undefined) return usage(what, '`pageferry --help` and `pageferry COMMAND --help` tell more')
+  let command = `pageferry ${first}`
+  if (entry.commands?.includes(second)) command += ` ${second}`
+  else if (entry.commands !== undefined && !second.startsWith('-')) {
+    const error = what.startsWith('Did you mean') ? what : `no command: \`${command} ${second}\``
+    return usage(error, `\`${command} --help\` lists them`)
+  }
+  if (what.startsWith('Not enough non-option arguments'))
+    return usage(`an argument is missing behind \`${command}\``, `\`${command} --help\` tells which`)
   const [, option = ''] = /^Unknown arguments?: ([\w-]+)/.exec(what) ?? []
-  const isProxy = command === 'source' || command === 'destination'
-  if (isProxy && Object.hasOwn(OF_ONE_SIDE, option)) return `it is an option of \`pageferry ${OF_ONE_SIDE[option]}\``
-  return '`pageferry --help` and `pageferry COMMAND --help` tell more'
+  const isProxy = first === 'source' || first === 'destination'
+  if (isProxy && Object.hasOwn(OF_ONE_SIDE, option))
+    return usage(what, `it is an option of \`pageferry ${OF_ONE_SIDE[option]}\``)
+  return usage(what, `\`${command} --help\` tells more`)
 }
 
 async function run(): Promise<void> {
@@ -84,7 +89,7 @@ async function run(): Promise<void> {
       // yargs throws its own for some mistakes in the arguments; ours come from handlers
       if (error && error.name !== 'YError') throw error
       const what = (message ?? error.message).trim().replaceAll(/\s*\n\s*/g, ' ')
-      throw usageError(what, args[0] ?? '')
+      throw usageError(what, args)
     })
   await parser.parseAsync()
 }

@@ -119,7 +119,7 @@ export class QmpClient extends EventEmitter<{ event: [QmpEvent]; close: [] }> {
     const socket = connect(path)
     await new Promise<void>((resolve, reject) => {
       socket.once('connect', resolve)
-      socket.once('error', error => reject(new QmpConnectionError(`${path}: ${error.message}`)))
+      socket.once('error', error => reject(new QmpConnectionError(error.message)))
     })
     return QmpClient.open(socket, timeoutMs, options)
   }

@@ -223,6 +223,23 @@ const general: Case[] = [
   ['help, the short way', ['-h'], { status: 0, out: /Commands:/, raw: '' }],
   ['no command', [], { status: 2, out: '', err: /a command is missing/, hint: /--help/ }],
   ['a command that is not', ['sorce'], { status: 2, out: '', err: /Did you mean source\?/ }],
+  [
+    'a group without its command',
+    ['template'],
+    { status: 2, err: /is missing behind `pageferry template`/, hint: /`pageferry template --help`/ },
+  ],
+  [
+    'a command that is not, of a group',
+    ['template', 'store'],
+    { status: 2, err: /no command: `pageferry template store`/, hint: /`pageferry template --help`/ },
+  ],
+  ['one that nearly is', ['store', 'lst'], { status: 2, err: /Did you mean list\?/, hint: /`pageferry store --help`/ }],
+  [
+    'a command of a group without what it is for',
+    ['template', 'build'],
+    { status: 2, err: /missing behind `pageferry template build`/, hint: /`pageferry template build --help`/ },
+  ],
+  ['an option that a command needs', ['source'], { status: 2, err: /peer/, hint: /`pageferry source --help`/ }],
   ['an option that is not', ['--frobnicate'], { status: 2, out: '' }],
   ['an option that is not, of a command', [...SOURCE, '--frobnicate'], { status: 2, err: /frobnicate/ }],
   ['an option without its value', ['source', '--peer'], { status: 2, err: /peer/ }],
