@@ -52,3 +52,17 @@ export interface FirstMigration extends Provenance {
     readonly firstToLast: { readonly seconds: number; readonly cpuSeconds: number }
   }[]
 }
+
+/** scripts/measure/threads.ts: medians. */
+export interface Threads extends Provenance {
+  readonly rounds: number
+  readonly cases: readonly {
+    readonly stream: string
+    readonly rawBytes: number
+    readonly effort: number
+    readonly threads: number
+    readonly bytes: number
+    readonly encodeSeconds: number
+    readonly decodeSeconds: number
+  }[]
+}

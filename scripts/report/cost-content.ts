@@ -1,5 +1,5 @@
 /** What the pair itself costs: beside plain zstd, by effort and stage, at its first migration, and where the link is as fast. */
-import type { FirstMigration, RawLink } from '../measure/cost-files.ts'
+import type { FirstMigration, RawLink, Threads } from '../measure/cost-files.ts'
 import type { Ladder, WholeCost } from '../measure/ladder.ts'
 import type { Block, Table, Text } from './document.ts'
 import { column } from './names.ts'
@@ -10,13 +10,14 @@ export interface Costs {
   readonly ladder: Ladder | undefined
   readonly first: FirstMigration | undefined
   readonly raw: RawLink | undefined
+  readonly threads: Threads | undefined
 }
 
 const GB = 1e9
 const fixed = (value: number): string => value.toFixed(2)
 
-export function costBlocks({ ladder, first, raw }: Costs): Block[] {
-  const blocks = [...ladderBlocks(ladder), ...firstBlocks(first), ...rawBlocks(raw)]
+export function costBlocks({ ladder, first, raw, threads }: Costs): Block[] {
+  const blocks = [...ladderBlocks(ladder), ...threadBlocks(threads), ...firstBlocks(first), ...rawBlocks(raw)]
   if (blocks.length === 0) return []
   return [{ kind: 'heading', level: 2, id: 'own-cost', text: 'What the pair itself costs' }, ...blocks]
 }
@@ -115,7 +116,7 @@ function warmTable({ warm, commits }: Ladder): Table {
       const perGb = (seconds: number): string => fixed((seconds / rawBytes) * GB)
       return [
         stream,
-        effort === 0.5 ? '0.5 (LZ4)' : String(effort),
+        effort === 0.5 ? '0.5 (auto alone)' : String(effort),
         ...(programs.length > 1 ? [commits[program] ?? program] : []),
         formatSize(bytes),
         ...[encode.parse, encode.match, encode.pack, encode.mainRest, encode.otherThreads].map(perGb),
@@ -125,6 +126,41 @@ function warmTable({ warm, commits }: Ladder): Table {
       ]
     }),
   }
+}
+
+function threadBlocks(threads: Threads | undefined): Block[] {
+  if (threads === undefined) return []
+  const { cases, rounds } = threads
+  const rows = cases.map(({ stream, rawBytes, effort, threads: count, bytes, encodeSeconds, decodeSeconds }) => {
+    const one = cases.find(other => other.stream === stream && other.effort === effort && other.threads === 1)
+    const beside = (alone: number | undefined, value: number): string =>
+      count === 1 || alone === undefined ? '' : fixed(alone / value)
+    return [
+      ...[stream, formatSize(rawBytes), String(effort), String(count), formatSize(bytes)],
+      ...[one === undefined || count === 1 ? '' : (bytes / one.bytes).toFixed(4)],
+      ...[`${fixed(encodeSeconds)} s`, beside(one?.encodeSeconds, encodeSeconds)],
+      ...[`${fixed(decodeSeconds)} s`, beside(one?.decodeSeconds, decodeSeconds)],
+    ]
+  })
+  return section(
+    'threads',
+    'What threads bring',
+    `${measuredBy(threads, `commit ${threads.commit}`)} Seconds that \`encode\` and \`decode\` tell of themselves, no templates; the bytes that came out were compared with the stream. Medians of ${rounds}, by turns.`,
+    {
+      caption: 'By threads',
+      columns: [
+        ...[column('Stream', false), column('QEMU sent'), column('Effort'), column('Threads'), column('leaves')],
+        ...[
+          column('of one thread'),
+          column('encode'),
+          column('times as fast'),
+          column('decode'),
+          column('times as fast'),
+        ],
+      ],
+      rows,
+    },
+  )
 }
 
 function firstBlocks(first: FirstMigration | undefined): Block[] {

@@ -5,7 +5,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Results, Run } from '../measure/compare/results.ts'
-import type { FirstMigration, RawLink } from '../measure/cost-files.ts'
+import type { FirstMigration, RawLink, Threads } from '../measure/cost-files.ts'
 import type { Ladder } from '../measure/ladder.ts'
 import type { PageMap } from '../measure/page-map-file.ts'
 import type { Scaling } from '../measure/scaling.ts'
@@ -18,6 +18,7 @@ export interface Measured {
   readonly ladder: Ladder | undefined
   readonly first: FirstMigration | undefined
   readonly raw: RawLink | undefined
+  readonly threads: Threads | undefined
 }
 
 /** One in so many samples of a migration's progress is kept. */
@@ -31,6 +32,7 @@ const NAMES = {
   ladder: 'ladder.json',
   first: 'first-migration.json',
   raw: 'raw-link.json',
+  threads: 'threads.json',
 } as const
 /** Where measuring writes. */
 const FRESH = { ...NAMES, results: 'results.json' } as const
@@ -48,6 +50,7 @@ export function readMeasured(folder: string, fresh = false): Measured {
     ladder: read(join(folder, names.ladder)),
     first: read(join(folder, names.first)),
     raw: read(join(folder, names.raw)),
+    threads: read(join(folder, names.threads)),
   }
 }
 

@@ -5,7 +5,7 @@
  */
 import { deflateSync } from 'node:zlib'
 import type { DiskRun, Method, Results, Run } from '../../scripts/measure/compare/results.ts'
-import type { FirstMigration, RawLink, RawWay } from '../../scripts/measure/cost-files.ts'
+import type { FirstMigration, RawLink, RawWay, Threads } from '../../scripts/measure/cost-files.ts'
 import type { Ladder } from '../../scripts/measure/ladder.ts'
 import { PAGE_CLASSES, type PageClass, type PageMap } from '../../scripts/measure/page-map-file.ts'
 import type { Scaling } from '../../scripts/measure/scaling.ts'
@@ -275,4 +275,12 @@ export function madeUpRawLink(): RawLink {
   }
   const ways = [way('direct', 2), way('relay', 2.2, 1), way('pair', 2.4, 2)]
   return { ...PROVENANCE, link: '10Gbit', guests: [{ guest: 'nginx', bytes: 2e9, rounds: 3, ways }] }
+}
+
+export function madeUpThreads(): Threads {
+  const one = (threads: number, bytes: number, seconds: number): Threads['cases'][number] => ({
+    ...{ stream: 'nginx', rawBytes: 2e8, effort: 2, threads, bytes },
+    ...{ encodeSeconds: 2 * seconds, decodeSeconds: seconds },
+  })
+  return { ...PROVENANCE, rounds: 3, cases: [one(1, 5e7, 1), one(2, 5.02e7, 0.5)] }
 }

@@ -23,6 +23,7 @@ import {
   madeUpRawLink,
   madeUpResults,
   madeUpScaling,
+  madeUpThreads,
 } from './made-up-results.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -49,6 +50,7 @@ function report(results: unknown, out: string): { status: number | null; said: s
   writeFileSync(join(fresh, 'ladder.json'), JSON.stringify(madeUpLadder()))
   writeFileSync(join(fresh, 'first-migration.json'), JSON.stringify(madeUpFirstMigration()))
   writeFileSync(join(fresh, 'raw-link.json'), JSON.stringify(madeUpRawLink()))
+  writeFileSync(join(fresh, 'threads.json'), JSON.stringify(madeUpThreads()))
   const readme = join(folder, 'README.md')
   writeFileSync(readme, 'Before.\n\n<!-- make report: begin -->\nold\n<!-- make report: end -->\n\nBehind.\n')
   const args = [
@@ -191,6 +193,7 @@ t.test('the Markdown says what was measured, and what was not', t => {
     'Beaten in both: nginx: effort 1 (60.0 MB in 1.50 s) by zstd --single-thread -3 (50.0 MB in 1.00 s).',
     '| nginx | 50.0 MB in 1.00 s | 70.0 MB in 2.00 s | 60.0 MB in 1.50 s |',
     '| nginx | 1 | aaaaaaa | 50.0 MB | 0.05 | 1.00 | 1.00 | 0.20 | 0.25 | **2.50** | 0.50 | 0.40 | 0.05 | 0.05 | **1.00** |',
+    '| nginx | 200.0 MB | 2 | 2 | 50.2 MB | 1.0040 | 1.00 s | 2.00 | 0.50 s | 2.00 |',
     '| auto | CPU seconds of both | 0.90 | 3.30 | 3.00 | 1.10 |',
     '| nginx | 2.0 GB | 3 | the pair, effort auto | 2.40 s (2.40 to 2.40) | 1.20 | 1.00 | 0.50 | 1.00 | 0.50 | 2.00 |',
   ]) {
