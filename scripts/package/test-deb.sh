@@ -274,9 +274,21 @@ running_pair() {
   "${inside[@]}" sh -c 'rm -f /usr/sbin/policy-rc.d; cat > /tmp/qemus.mjs' < "$here/qemus.mjs"
   zstd -dcq "$root/pcap-fixtures/streams/qemu-7.2-precopy.main.zst" | "${inside[@]}" sh -c 'cat > /tmp/stream'
   "${inside[@]}" sh -c 'cat > /tmp/next.deb' < "$next"
-  "${inside[@]}" sh -c 'printf "PAGEFERRY_PEER=127.0.0.1:9444\nPAGEFERRY_OPTIONS=--peer-name far --effort 1 --pool-memory 32MiB\n" > /etc/pageferry/source.env
-    printf "PAGEFERRY_TARGETS=\"--target tcp:127.0.0.2:4444\"\nPAGEFERRY_OPTIONS=--peer-name near --pool-memory 32MiB\n" > /etc/pageferry/destination.env'
+  "${inside[@]}" sh -c 'printf "PAGEFERRY_PEER=127.0.0.1:9444\nPAGEFERRY_OPTIONS=--peer-name far --effort 1 --pool-memory 32MiB --rehearsal 60s --log-level debug\n" > /etc/pageferry/source.env
+    printf "PAGEFERRY_TARGETS=\"--target tcp:127.0.0.2:4444\"\nPAGEFERRY_OPTIONS=--peer-name near --pool-memory 32MiB --rehearsal 60s --log-level debug\n" > /etc/pageferry/destination.env'
   ok "$suite, running pair: starts" "${inside[@]}" systemctl enable --now pageferry-destination pageferry-source
+  # its sockets, its key, its folder, within the walls of the units; in the time that it has on any host
+  rehearsed() {
+    local unit
+    "${inside[@]}" journalctl --sync || return
+    for unit in pageferry-destination pageferry-source; do
+      "${inside[@]}" journalctl -u "$unit" --no-pager -o cat > "$work/rehearsal" 2>&1
+      if grep -q 'rehearsed guests=4' "$work/rehearsal" && ! grep -q 'rehearsal failed' "$work/rehearsal"; then continue; fi
+      cat "$work/rehearsal"
+      return 1
+    done
+  }
+  ok "$suite, running pair: both rehearse within the walls of their units" rehearsed
   "${inside[@]}" cp "$node" /tmp/node # of the tests' own, beside the package
   "${inside[@]}" /tmp/node /tmp/qemus.mjs 127.0.0.1:4444 127.0.0.2:4444 /tmp/stream /tmp/go /tmp/half /tmp/arrived > "$work/qemus" 2>&1 &
   local qemus=$!
