@@ -126,7 +126,7 @@ function updateCard(card, { key, out, status }) {
   if (out) {
     tell('bytesWan', formatSize(out.bytesWan))
     tell('saved', formatSaved(bytes, out.bytesWan) || '–')
-    tell('effort', `${out.effort} of 5`)
+    tell('effort', out.effort < 0 ? 'raw' : `${out.effort} of 5`)
     tell('passSeconds', progress?.passSeconds === undefined ? '–' : formatDuration(progress.passSeconds))
     tell('seconds', restText(out))
   }
