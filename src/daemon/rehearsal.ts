@@ -78,7 +78,10 @@ export async function rehearse(options: RehearsalOptions, events: Events, signal
     const guests = await Promise.race([run, hangs])
     // on a host that is busy few guests, or none, get through; a session that never opened is another thing
     if (!rehearsal.hasOpened && options.limitMs >= REHEARSAL_MS && !signal?.aborted)
-      throw failed('no session over loopback', 'does a firewall or IPAddressDeny stand before 127.0.0.1?')
+      throw failed(
+        'no session over loopback',
+        'where the host is not just busy: does a firewall or IPAddressDeny stand before 127.0.0.1?',
+      )
     const [reason] = rehearsal.failures
     if (reason !== undefined)
       throw failed(
