@@ -72,9 +72,10 @@ bench-scaling: ready ## how cost grows with guests, templates, links; a map of p
 	@node scripts/measure/scaling.ts
 bench-large: ready ## guests of 4, 16 and 64 GiB streamed through the codec and a pair; after bench-scaling; GIB=4,16,64 MINUTES=15
 	@node scripts/measure/scaling.ts --only large --gib $(or $(GIB),4,16,64) --minutes $(or $(MINUTES),15)
-bench-cost: ready ## the pair's own cost: 10 Gbit/s, a fresh pair's first migration, threads, the efforts beside zstd (twenty minutes; as root); BEFORE=CHECKOUT
+bench-cost: ready ## the pair's own cost: 10 Gbit/s, a fresh pair's first migration, threads, a warm pair, the efforts beside zstd (half an hour; as root); BEFORE=CHECKOUT
 	@node test/bench/raw-bench.ts --guest nginx,postgres,random --effort auto --link 10Gbit --minutes 6 --out .cache/compare/raw-link.json
 	@node test/bench/first-migration-bench.ts nginx --rounds 3 --migrations 4 --link 1Gbit,2ms --minutes 4 --out .cache/compare/first-migration.json
+	@node test/daemon/pair-bench.ts --security x509 --effort 0 --rounds 3 --minutes 3 --out .cache/compare/passage.json
 	@node scripts/measure/threads.ts --minutes 4
 	@node scripts/measure/ladder.ts --streams all --rounds 3 --efforts 1,2,3 --only whole --minutes 10 --out .cache/compare/ladder.json
 	@node scripts/measure/ladder.ts --streams nginx-k2,postgres --rounds 3 --only warm --efforts 0,0.5,1,2,3,4 --minutes 6 $(if $(BEFORE),--program $(BEFORE)$(COMMA)$(CURDIR)) --out .cache/compare/ladder.json

@@ -66,3 +66,21 @@ export interface Threads extends Provenance {
     readonly decodeSeconds: number
   }[]
 }
+
+/** test/daemon/pair-bench.ts: streams of which so much per cent matches, through a warm pair; medians. */
+export interface Passage extends Provenance {
+  /** What the proxies were connected by. */
+  readonly over: string
+  readonly rows: readonly {
+    readonly match: number
+    readonly effort: string
+    readonly security: string
+    readonly program: string
+    readonly rounds: number
+    readonly megabytesPerSecond: number
+    readonly megabytesPerSecondMin: number
+    readonly megabytesPerSecondMax: number
+    readonly megabytesPerSourceCpuSecond: number
+    readonly megabytesPerDestinationCpuSecond: number
+  }[]
+}

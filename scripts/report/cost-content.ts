@@ -1,5 +1,5 @@
 /** What the pair itself costs: beside plain zstd, by effort and stage, at its first migration, and where the link is as fast. */
-import type { FirstMigration, RawLink, Threads } from '../measure/cost-files.ts'
+import type { FirstMigration, Passage, RawLink, Threads } from '../measure/cost-files.ts'
 import type { Ladder, WholeCost } from '../measure/ladder.ts'
 import type { Block, Table, Text } from './document.ts'
 import { column } from './names.ts'
@@ -11,13 +11,20 @@ export interface Costs {
   readonly first: FirstMigration | undefined
   readonly raw: RawLink | undefined
   readonly threads: Threads | undefined
+  readonly passage: Passage | undefined
 }
 
 const GB = 1e9
 const fixed = (value: number): string => value.toFixed(2)
 
-export function costBlocks({ ladder, first, raw, threads }: Costs): Block[] {
-  const blocks = [...ladderBlocks(ladder), ...threadBlocks(threads), ...firstBlocks(first), ...rawBlocks(raw)]
+export function costBlocks({ ladder, first, raw, threads, passage }: Costs): Block[] {
+  const blocks = [
+    ...ladderBlocks(ladder),
+    ...threadBlocks(threads),
+    ...firstBlocks(first),
+    ...passageBlocks(passage),
+    ...rawBlocks(raw),
+  ]
   if (blocks.length === 0) return []
   return [{ kind: 'heading', level: 2, id: 'own-cost', text: 'What the pair itself costs' }, ...blocks]
 }
@@ -202,6 +209,35 @@ function firstBlocks(first: FirstMigration | undefined): Block[] {
         column('until ready'),
         ...Array.from({ length: count }, (_, i) => column(`migration ${i + 1}`)),
         column('first by last'),
+      ],
+      rows,
+    },
+  )
+}
+
+function passageBlocks(passage: Passage | undefined): Block[] {
+  if (passage === undefined) return []
+  const several = new Set(passage.rows.map(({ program }) => program)).size > 1
+  const rows = passage.rows.map(row => [
+    `${row.match} %`,
+    row.effort,
+    row.security,
+    ...(several ? [row.program] : []),
+    String(row.rounds),
+    `${digits(row.megabytesPerSecond)} MB/s (${digits(row.megabytesPerSecondMin)} to ${digits(row.megabytesPerSecondMax)})`,
+    `${digits(row.megabytesPerSourceCpuSecond)} MB`,
+    `${digits(row.megabytesPerDestinationCpuSecond)} MB`,
+  ])
+  return section(
+    'passage',
+    'How fast a warm pair is',
+    `${measuredBy(passage, `commit ${passage.commit}`)} Streams of real pages, of which so many are in a template set of 100 MB, ${passage.over}; feeder and sink cost next to nothing. MB are those of QEMU's stream.`,
+    {
+      caption: 'Through a warm pair',
+      columns: [
+        ...[column('Pages known'), column('Effort', false), column('Link', false)],
+        ...(several ? [column('Program', false)] : []),
+        ...[column('rounds'), column('wall'), column('a CPU second of the source'), column('of the destination')],
       ],
       rows,
     },

@@ -5,7 +5,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Results, Run } from '../measure/compare/results.ts'
-import type { FirstMigration, RawLink, Threads } from '../measure/cost-files.ts'
+import type { FirstMigration, Passage, RawLink, Threads } from '../measure/cost-files.ts'
 import type { Ladder } from '../measure/ladder.ts'
 import type { PageMap } from '../measure/page-map-file.ts'
 import type { Scaling } from '../measure/scaling.ts'
@@ -19,6 +19,7 @@ export interface Measured {
   readonly first: FirstMigration | undefined
   readonly raw: RawLink | undefined
   readonly threads: Threads | undefined
+  readonly passage: Passage | undefined
 }
 
 /** One in so many samples of a migration's progress is kept. */
@@ -33,6 +34,7 @@ const NAMES = {
   first: 'first-migration.json',
   raw: 'raw-link.json',
   threads: 'threads.json',
+  passage: 'passage.json',
 } as const
 /** Where measuring writes. */
 const FRESH = { ...NAMES, results: 'results.json' } as const
@@ -51,6 +53,7 @@ export function readMeasured(folder: string, fresh = false): Measured {
     first: read(join(folder, names.first)),
     raw: read(join(folder, names.raw)),
     threads: read(join(folder, names.threads)),
+    passage: read(join(folder, names.passage)),
   }
 }
 

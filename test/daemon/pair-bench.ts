@@ -10,13 +10,15 @@
  *     [--link 400Mbit,40ms,loss=0.1%] [--connections 1,2,4] [--congestion reno,bbr]   over a WAN between two network namespaces (root)
  *     [--congestion reno]      without --link: over the loopback of a network namespace of its own (root). BBR, where it is the
  *                              host's, paces loopback too, a timer for each 64 KiB: it takes an eighth of what is measured here
+ *     [--minutes N]            begins no round that would end behind that
+ *     [--out FILE]             JSON as docs/measured has it
  *     [--profile DIR]          has both proxies write a CPU profile there (one round)
  */
 
 import { type ChildProcess, execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { createInterface, type Interface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -26,6 +28,8 @@ import { median } from '../../scripts/harness/median.ts'
 import { atExit, endChild, spawnOwned, temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import { parseLink } from '../../scripts/harness/wan/link.ts'
 import { PacketLink } from '../../scripts/harness/wan/packet-link.ts'
+import type { Passage } from '../../scripts/measure/cost-files.ts'
+import { keepJson, provenance } from '../../scripts/measure/provenance.ts'
 import { makePsk, makeX509, writeCredentialFiles } from '../../src/link/keygen.ts'
 import { TemplateStore } from '../../src/store/template-store.ts'
 import { realPages, streamOf } from '../bench/streams.ts'
@@ -73,6 +77,8 @@ const { values: options } = parseArgs({
     connections: { type: 'string', default: '1' },
     link: { type: 'string' },
     congestion: { type: 'string', default: '' },
+    minutes: { type: 'string', default: '60' },
+    out: { type: 'string' },
     profile: { type: 'string' },
   },
 })
@@ -314,8 +320,15 @@ async function main(): Promise<void> {
         for (const program of list(options.program))
           for (const security of list(options.security))
             variants.push({ effort, connections, congestion, program, security })
+  const told = provenance(
+    `node test/daemon/pair-bench.ts --match ${options.match} --security ${options.security} --effort ${options.effort} --megabytes ${options.megabytes}`,
+  )
+  const startMs = performance.now()
+  const kept: Passage['rows'][number][] = []
   const samples = new Map<Variant, Sample[][]>(variants.map(variant => [variant, []]))
   for (let round = 0; round < (options.profile ? 1 : Number(options.rounds)); round++) {
+    const elapsedMs = performance.now() - startMs
+    if (round > 0 && elapsedMs * (1 + 1 / round) > Number(options.minutes) * 60_000) break
     process.stderr.write(`round ${round + 1}\n`)
     for (const variant of variants) {
       if (variant.congestion !== '') {
@@ -355,6 +368,15 @@ async function main(): Promise<void> {
       )
       const ofPlain = (rate: (of: Variant) => number[]): string =>
         plain && plain !== variant ? (median(rate(variant)) / median(rate(plain))).toFixed(2) : ''
+      kept.push({
+        ...{ match: Number(match), effort: variant.effort, security: variant.security },
+        ...{ program: basename(variant.program), rounds: samples.get(variant)!.length },
+        megabytesPerSecond: median(wall(variant)),
+        megabytesPerSecondMin: Math.min(...wall(variant)),
+        megabytesPerSecondMax: Math.max(...wall(variant)),
+        megabytesPerSourceCpuSecond: median(rates(variant, sample => sample.sourceSeconds)),
+        megabytesPerDestinationCpuSecond: median(rates(variant, sample => sample.destinationSeconds)),
+      })
       table.push([
         ...[`${match} %`, ...shown.map(key => variant[key])],
         figure(median(wall(variant))),
@@ -368,6 +390,7 @@ async function main(): Promise<void> {
   }
   const control = options.congestion || readFileSync('/proc/sys/net/ipv4/tcp_congestion_control', 'latin1').trim()
   const over = `over ${options.link ?? 'loopback'}, ${control}`
+  if (options.out) keepJson(options.out, { ...told, over, rows: kept } satisfies Passage)
   process.stdout.write(
     `${table.toString()}\n${over}; ${options.megabytes} MB a stream, its first quarter not counted; medians of ${samples.get(variants[0]!)!.length}\n`,
   )

@@ -5,7 +5,7 @@
  */
 import { deflateSync } from 'node:zlib'
 import type { DiskRun, Method, Results, Run } from '../../scripts/measure/compare/results.ts'
-import type { FirstMigration, RawLink, RawWay, Threads } from '../../scripts/measure/cost-files.ts'
+import type { FirstMigration, Passage, RawLink, RawWay, Threads } from '../../scripts/measure/cost-files.ts'
 import type { Ladder } from '../../scripts/measure/ladder.ts'
 import { PAGE_CLASSES, type PageClass, type PageMap } from '../../scripts/measure/page-map-file.ts'
 import type { Scaling } from '../../scripts/measure/scaling.ts'
@@ -283,4 +283,13 @@ export function madeUpThreads(): Threads {
     ...{ encodeSeconds: 2 * seconds, decodeSeconds: seconds },
   })
   return { ...PROVENANCE, rounds: 3, cases: [one(1, 5e7, 1), one(2, 5.02e7, 0.5)] }
+}
+
+export function madeUpPassage(): Passage {
+  const row = {
+    ...{ match: 90, effort: '0', security: 'x509', program: 'main', rounds: 3 },
+    ...{ megabytesPerSecond: 1100, megabytesPerSecondMin: 1000, megabytesPerSecondMax: 1200 },
+    ...{ megabytesPerSourceCpuSecond: 1500, megabytesPerDestinationCpuSecond: 2000 },
+  }
+  return { ...PROVENANCE, over: 'over loopback', rows: [row] }
 }

@@ -20,6 +20,7 @@ import {
   madeUpFirstMigration,
   madeUpLadder,
   madeUpMap,
+  madeUpPassage,
   madeUpRawLink,
   madeUpResults,
   madeUpScaling,
@@ -51,6 +52,7 @@ function report(results: unknown, out: string): { status: number | null; said: s
   writeFileSync(join(fresh, 'first-migration.json'), JSON.stringify(madeUpFirstMigration()))
   writeFileSync(join(fresh, 'raw-link.json'), JSON.stringify(madeUpRawLink()))
   writeFileSync(join(fresh, 'threads.json'), JSON.stringify(madeUpThreads()))
+  writeFileSync(join(fresh, 'passage.json'), JSON.stringify(madeUpPassage()))
   const readme = join(folder, 'README.md')
   writeFileSync(readme, 'Before.\n\n<!-- make report: begin -->\nold\n<!-- make report: end -->\n\nBehind.\n')
   const args = [
@@ -194,6 +196,7 @@ t.test('the Markdown says what was measured, and what was not', t => {
     '| nginx | 50.0 MB in 1.00 s | 70.0 MB in 2.00 s | 60.0 MB in 1.50 s |',
     '| nginx | 1 | aaaaaaa | 50.0 MB | 0.05 | 1.00 | 1.00 | 0.20 | 0.25 | **2.50** | 0.50 | 0.40 | 0.05 | 0.05 | **1.00** |',
     '| nginx | 200.0 MB | 2 | 2 | 50.2 MB | 1.0040 | 1.00 s | 2.00 | 0.50 s | 2.00 |',
+    '| 90 % | 0 | x509 | 3 | 1100 MB/s (1000 to 1200) | 1500 MB | 2000 MB |',
     '| auto | CPU seconds of both | 0.90 | 3.30 | 3.00 | 1.10 |',
     '| nginx | 2.0 GB | 3 | the pair, effort auto | 2.40 s (2.40 to 2.40) | 1.20 | 1.00 | 0.50 | 1.00 | 0.50 | 2.00 |',
   ]) {
