@@ -192,7 +192,7 @@ async function cuts(plan: CutPlan, total: number, chance: Random, progress: (tex
       await letGo(all, plan)
       for (const [i, guests] of all.entries()) {
         await guests.source.waitMigration({ timeoutMs: HANGS_MS })
-        await guests.destination.waitStatus(['paused', 'prelaunch'], 60_000)
+        await guests.destination.waitStatus(['paused', 'prelaunch'], HANGS_MS)
         const pages = await guests.differingPages()
         if (pages > 0) throw new Error(`migration ${i}: ${pages} pages differ`)
         await guests.goesOn()
@@ -389,7 +389,7 @@ async function helpers(total: number, chance: Random, progress: (text: string) =
       await using next = await Guests.startDestination({ qemu, workload: LINUX })
       await next.listen(pair.targetUri(), settings)
       await guests.source.migrate(pair.sourceUri(), { ...settings, parameters: LET_GO, timeoutMs: HANGS_MS })
-      await next.waitStatus(['paused', 'prelaunch'], 60_000)
+      await next.waitStatus(['paused', 'prelaunch'], HANGS_MS)
       const { differingPages } = await compareMemory(await guests.source.snapshot(), await next.snapshot())
       if (differingPages > 0) throw new Error(`${differingPages} pages differ`)
     } catch (error) {
@@ -457,7 +457,7 @@ async function held(total: number, chance: Random, progress: (text: string) => v
       if (which === 'WAN') pair.wan.resume()
       for (const channel of relay.channels) channel.release()
       await guests.source.waitMigration({ timeoutMs: HANGS_MS })
-      await guests.destination.waitStatus(['paused', 'prelaunch'], 60_000)
+      await guests.destination.waitStatus(['paused', 'prelaunch'], HANGS_MS)
       const pages = await guests.differingPages()
       if (pages > 0) throw new Error(`${which} held: ${pages} pages differ`)
       await guests.goesOn()

@@ -263,7 +263,7 @@ export class QemuGuest implements AsyncDisposable {
    * Waits until `more` heartbeats have come from now on.
    * @throws GuestTimeoutError, QemuExitedError
    */
-  async waitHeartbeats(more: number, timeoutMs = 30_000): Promise<void> {
+  async waitHeartbeats(more: number, timeoutMs = 180_000): Promise<void> {
     const want = this.heartbeats.length + more
     const look = () => this.heartbeats.length >= want || null
     await this.whenSerial(look, timeoutMs, () => `${want - this.heartbeats.length} of ${more} heartbeats are missing`)
@@ -309,7 +309,7 @@ export class QemuGuest implements AsyncDisposable {
    * Waits until the run state is one of `wanted`.
    * @throws GuestTimeoutError, QemuExitedError
    */
-  async waitStatus(wanted: string | readonly string[], timeoutMs = 30_000): Promise<string> {
+  async waitStatus(wanted: string | readonly string[], timeoutMs = 180_000): Promise<string> {
     const end = performance.now() + timeoutMs
     for (;;) {
       const status = await this.orExit(this.status())
