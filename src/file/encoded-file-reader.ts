@@ -91,7 +91,13 @@ export const FILE_ORDER: Readonly<Record<FilePlace, Readonly<Record<FilePiece, F
 /** Threads that one file has work for: this one, one that unpacks, one that commits memory. */
 const THREADS_MAX = 3
 /** Bytes that may wait to be written while what is behind them is expanded: who has more waits until half of it is. */
-const UNWRITTEN_MAX = 8 << 20
+const UNWRITTEN_MAX = 4 << 20
+/**
+ * Bytes of the file that are expanded before it is looked whether too much is unwritten. They give some four batches: with
+ * what is unwritten and what threads unpack meanwhile no more than OUTPUT_SLOTS. Batches beyond that are copied, into memory
+ * that is mapped and given back each time, which costs more than all else.
+ */
+const PIECE_BYTES = 256 << 10
 /** Expanded batches that `write` has, before they are copied: all that may wait, and as many that are expanded meanwhile. */
 const OUTPUT_SLOTS = 16
 
@@ -135,11 +141,13 @@ class EncodedFileReader {
   async push(chunk: Uint8Array): Promise<void> {
     try {
       const frames = this.inbound === undefined ? await this.takeHello(chunk) : chunk
-      if (frames !== undefined) await this.inOrder(() => this.frames.push(frames))
+      for (let at = 0; frames !== undefined && at < frames.length; at += PIECE_BYTES) {
+        await this.inOrder(() => this.frames.push(frames.subarray(at, at + PIECE_BYTES)))
+        await this.inbound?.taken()
+        if (this.unwritten > UNWRITTEN_MAX) await this.drained()
+        if (this.failure) throw this.failure
+      }
       this.position += chunk.length
-      await this.inbound?.taken()
-      if (this.unwritten > UNWRITTEN_MAX) await this.drained()
-      if (this.failure) throw this.failure
     } catch (error) {
       throw inFile(error, this.options.name, this.helloBytes)
     }
