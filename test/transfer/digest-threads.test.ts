@@ -1,11 +1,11 @@
 /** Threads that digest beside the one that encodes: whatever they do, each page has its own proof. */
-import { once } from 'node:events'
+import { EventEmitter, once } from 'node:events'
 import type { Worker } from 'node:worker_threads'
 import t from 'tap'
 import { Random } from '../../scripts/harness/random.ts'
 import { BATCH_PAGES_MAX } from '../../src/codec/workspace.ts'
 import { PROOF_WORDS, writeProof } from '../../src/store/cold-set.ts'
-import { CHUNK_PAGES, CHUNKS_MAX, doneAt, WORD } from '../../src/transfer/cold/digest-share.ts'
+import { BATCH_MASK, CHUNK_PAGES, CHUNKS_MAX, doneAt, WORD } from '../../src/transfer/cold/digest-share.ts'
 import { DigestThreads } from '../../src/transfer/cold/digest-threads.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -30,7 +30,7 @@ function expected(bytes: Uint8Array, at: Uint32Array): Uint32Array {
 
 type Shared = {
   readonly words: Int32Array
-  readonly batch: number
+  batch: number
   readonly threads: { worker: Worker }[]
 }
 const insides = (threads: DigestThreads): Shared => threads as unknown as Shared
@@ -121,6 +121,30 @@ t.test('a thread that stands still is not waited for', t => {
   const proofs = new Uint32Array(BATCH_PAGES_MAX * PROOF_WORDS)
   for (let i = 0; i < 50; i++) threads.digest(bytes, pages, BATCH_PAGES_MAX, proofs.fill(0))
   t.ok(claimed > 50)
+  t.same(proofs, expected(bytes, at))
+  t.end()
+})
+
+t.test('what was done under a number is not taken for what has it again', t => {
+  const never = Object.assign(new EventEmitter(), { unref() {}, terminate: async () => 0 })
+  const threads = new DigestThreads(1, () => never as unknown as Worker)
+  const { bytes, at } = memoryOf(BATCH_PAGES_MAX)
+  const proofs = new Uint32Array(BATCH_PAGES_MAX * PROOF_WORDS)
+  t.ok(threads.start())
+  const inside = insides(threads)
+  // all chunks of the first batch were done by the thread, and none since: two million batches were small
+  for (let chunk = 0; chunk < CHUNKS_MAX; chunk++) inside.words[doneAt(0) + chunk] = 1
+  inside.batch = BATCH_MASK
+  // and now all but the first are claimed by it, and not done
+  const pages = new Proxy(at, {
+    get: (target, name) => {
+      if (name === '0') Atomics.add(inside.words, WORD.CLAIM, CHUNKS_MAX)
+      return Reflect.get(target, name)
+    },
+  })
+  threads.digest(bytes, pages, BATCH_PAGES_MAX, proofs)
+  t.equal(inside.batch, 1, 'numbers begin again')
+  t.equal(threads.helped, 0)
   t.same(proofs, expected(bytes, at))
   t.end()
 })

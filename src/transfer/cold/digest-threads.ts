@@ -109,10 +109,17 @@ export class DigestThreads {
     }
     for (let page = 0; page < count; page++) words[ADDRESSES_AT + page] = pages[page]!
     words[WORD.PAGES] = count
+    if (this.batch === BATCH_MASK) this.forget()
     this.batch = (this.batch % BATCH_MASK) + 1 // never 0: what was never done has that
     Atomics.store(words, WORD.CLAIM, this.batch << CLAIM_BITS)
     Atomics.add(words, WORD.BATCH, 1)
     Atomics.notify(words, WORD.BATCH)
+  }
+
+  /** Numbers begin again: what was done under one of them, for the last time perhaps two million batches ago, was for another. */
+  private forget(): void {
+    for (let thread = 0; thread < this.threads.length; thread++)
+      for (let chunk = 0; chunk < CHUNKS_MAX; chunk++) Atomics.store(this.words, doneAt(thread) + chunk, 0)
   }
 
   private take(thread: number, chunk: number, count: number, into: Uint32Array): void {
