@@ -7,6 +7,7 @@
 import { ProxyError } from '../errors.ts'
 import {
   KERNEL_EXPANSION_MAX,
+  KERNEL_FRAMES_MAX,
   KERNEL_HEADERS_MAX,
   KERNEL_PAYLOAD_MAX,
   KERNEL_PROGRAM_MAX,
@@ -24,6 +25,7 @@ import {
   LENGTH_BEHIND,
 } from './linux-kernel.ts'
 import { packingOf, unpack } from './packing.ts'
+import { ZstdFrames } from './zstd-frames.ts'
 
 /** Files begin where blocks of their file system do: of 4096 bytes, of 1024 on a small ext4, of 512 on a FAT. */
 const BLOCK_LENGTH = 512
@@ -196,6 +198,7 @@ export async function unpackKernel(name: string, kernel: PackedKernel, signal: A
   async function* once(): AsyncGenerator<Buffer, void, void> {
     yield packed
   }
+  if (packing === 'zstd' && hasManyFrames(name, packed)) throw bad('it has many zstd frames, where a kernel has one')
   const pieces: Buffer[] = []
   let have = 0
   for await (const piece of packing === undefined ? once() : unpack(name, packing, once(), signal)) {
@@ -206,4 +209,12 @@ export async function unpackKernel(name: string, kernel: PackedKernel, signal: A
   if (have !== length) throw bad('it has another length than it says')
   if (!isProgram(pieces[0] ?? payload)) throw bad('what is packed is no program')
   return pieces
+}
+
+/** Each frame is a decompressor of its own, and one that stands for nothing has nine bytes. @throws CAPTURE_FORMAT */
+function hasManyFrames(name: string, packed: Buffer): boolean {
+  const frames = new ZstdFrames(name)
+  let at = 0
+  for (let count = 0; count < KERNEL_FRAMES_MAX && at < packed.length; count++) at = frames.take(packed, at)
+  return at < packed.length
 }

@@ -14,6 +14,8 @@ export const KERNEL_PAYLOAD_MAX = 64 << 20
 export const KERNEL_PROGRAM_MAX = 256 << 20
 /** A kernel unpacks 3 to 8 to 1. So what an image claims costs no more than a multiple of what it has. */
 export const KERNEL_EXPANSION_MAX = 64
+/** zstd frames of one: kernels are packed as one, and each takes a decompressor, however little is in it. */
+export const KERNEL_FRAMES_MAX = 16
 /** Kernels of an image: after so many its other bytes are no longer looked at. A build host of kernels has some ten. */
 export const KERNELS_MAX = 64
 /** Those of which one begins before another ends. Files do not; what is left of deleted ones may. */

@@ -7,6 +7,7 @@ import t from 'tap'
 import { KernelFinder, type PackedKernel, unpackKernel } from '../../src/capture/kernels-in-image.ts'
 import { KERNEL_PAYLOAD_MAX, KERNELS_AT_ONCE, KERNELS_MAX, KERNELS_TOLD_MAX } from '../../src/capture/limits.ts'
 import { PageInput } from '../../src/capture/pages.ts'
+import { stopwatch } from '../helpers/own-time.ts'
 import { pageferry } from '../template/cli-harness.ts'
 import { elfCore, failure, PAGE, page, random, scratch } from '../template/makers.ts'
 import { kernel, program, withLength } from './kernel-maker.ts'
@@ -170,6 +171,12 @@ t.test('what lies about being kernels is bounded', async t => {
   }
   t.match((await read(image([claims(300 << 20)]))).notes, [/its end is not that of a kernel/], 'too much of so little')
   t.match((await read(image([claims(100_000)]))).notes, [/it has another length than it says/], 'more than it says')
+  // each frame is a decompressor of its own
+  const empty = zstdCompressSync(Buffer.alloc(0))
+  const frames = Buffer.concat([...Array(20_000).fill(empty), zstdCompressSync(PROGRAM)])
+  const spent = stopwatch()
+  t.match((await read(image([kernel(withLength(frames, PROGRAM), { version: 'frames' })]))).notes, [/zstd frames/])
+  t.ok(spent() < 1000, `${spent()} ms`)
   const vast = kernel(bomb, { version: 'vast', length: KERNEL_PAYLOAD_MAX + 1 })
   t.same((await read(image([vast]))).notes, [], 'longer than any: no kernel')
 })
