@@ -49,16 +49,10 @@ export function scalingBlocks(scaling: Scaling | undefined, remark: Text | undef
     },
     { kind: 'grid', blocks: [...effortFigure(scaling), ...linkFigure(scaling)] },
     ...replayTable(scaling),
-    ...tableBlock(scaling.guests.length, 'guests', 'Guest size', guestTable(scaling), guestText(scaling)),
+    ...tableBlock(scaling.guests.length, 'guests', 'Guest size', guestTable, guestText, scaling),
     ...largeBlocks(scaling),
-    ...tableBlock(scaling.templates.length, 'templates', 'Templates', templateTable(scaling), templateText(scaling)),
-    ...tableBlock(
-      scaling.migrations.length,
-      'at-once',
-      'Migrations at once',
-      migrationTable(scaling),
-      migrationText(scaling),
-    ),
+    ...tableBlock(scaling.templates.length, 'templates', 'Templates', templateTable, templateText, scaling),
+    ...tableBlock(scaling.migrations.length, 'at-once', 'Migrations at once', migrationTable, migrationText, scaling),
     ...forecastBlocks(scaling),
   ]
   if (skipped.length > 0) {
@@ -72,8 +66,17 @@ export function scalingBlocks(scaling: Scaling | undefined, remark: Text | undef
   return blocks
 }
 
-function tableBlock(rows: number, id: string, title: Text, table: Table, text: Text): Block[] {
+/** Nothing where nothing was measured: neither is asked for then. */
+function tableBlock(
+  rows: number,
+  id: string,
+  title: Text,
+  tableOf: (scaling: Scaling) => Table,
+  textOf: (scaling: Scaling) => Text,
+  scaling: Scaling,
+): Block[] {
   if (rows === 0) return []
+  const [table, text] = [tableOf(scaling), textOf(scaling)]
   return [
     { kind: 'heading', level: 3, id, text: title },
     { kind: 'text', text },
@@ -229,7 +232,8 @@ function guestText({ guests }: Scaling): Text {
 }
 
 /** Guests that are larger than what is stored, by pipes and through a pair. */
-function largeBlocks({ large = [] }: Scaling): Block[] {
+function largeBlocks(scaling: Scaling): Block[] {
+  const { large = [] } = scaling
   const [first] = large
   if (first === undefined) return []
   const columns = [
@@ -237,16 +241,18 @@ function largeBlocks({ large = [] }: Scaling): Block[] {
     ...CODEC_COLUMNS,
     column('the pair: on the WAN'),
     column('the pair: CPU s/GB'),
+    column('its speed'),
   ]
   const peaks = [column('its peak memory, source'), column('its peak memory, destination')]
   const rows = large.map(({ pair, ...cost }) => [
     formatSize(cost.memoryBytes),
     ...codecCells(cost),
     ...(pair === undefined
-      ? ['', '', '', '']
+      ? ['', '', '', '', '']
       : [
           formatSize(pair.wanBytes),
           cpuPerGb(pair.sourceCpuSeconds + pair.destinationCpuSeconds, pair.rawBytes),
+          `${digits(pair.rawBytes / 1e6 / pair.seconds)} MB/s`,
           formatSize(pair.sourcePeakBytes),
           formatSize(pair.destinationPeakBytes),
         ]),
@@ -256,8 +262,10 @@ function largeBlocks({ large = [] }: Scaling): Block[] {
     large.length,
     'large-guests',
     'Large guests',
-    { caption, columns: [...columns, ...peaks], rows },
-    'Made of captured guests in turn, with other bytes each time they come again, so that no part is found in another beyond what captured guests share. What came out was what went in, by a checksum of all of it. The place table has an entry for each page of 4 GiB and larger guests share its entries; the ring holds far fewer pages than it has entries, so what an entry loses had left the ring.',
+    () => ({ caption, columns: [...columns, ...peaks], rows }),
+    () =>
+      'Made of captured guests in turn, with other bytes each time they come again, so that no part is found in another beyond what captured guests share. What came out was what went in, by a checksum of all of it. The place table has an entry for each page of 4 GiB and larger guests share its entries; the ring holds far fewer pages than it has entries, so what an entry loses had left the ring.',
+    scaling,
   )
 }
 

@@ -15,6 +15,7 @@ import type { CodecCost, Scaling } from '../../scripts/measure/scaling.ts'
 import { cpuSecondsFor, forecast, lineThrough } from '../../scripts/report/extrapolate.ts'
 import { Figures, spreadOf } from '../../scripts/report/figures.ts'
 import { indexedPng } from '../../scripts/report/png.ts'
+import { scalingBlocks } from '../../scripts/report/scaling-content.ts'
 import { BrowserPage, findBrowser } from './browser.ts'
 import {
   madeUpFirstMigration,
@@ -203,6 +204,16 @@ t.test('the Markdown says what was measured, and what was not', t => {
     t.ok(text.includes(line), line)
   }
   t.notMatch(text, /NaN|undefined|Infinity|\[object/)
+  t.end()
+})
+
+t.test('parts of scaling that the time was over for are left out of the report, and break nothing', t => {
+  for (const part of ['efforts', 'migrations', 'replays', 'guests', 'templates', 'all'] as const) {
+    const none = { efforts: [], migrations: [], replays: [], guests: [], templates: [] }
+    const some = { ...madeUpScaling(), ...(part === 'all' ? none : { [part]: [] }) }
+    const text = JSON.stringify(scalingBlocks(some, undefined))
+    t.notMatch(text, /NaN|undefined|Infinity/, part)
+  }
   t.end()
 })
 
