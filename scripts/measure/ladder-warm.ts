@@ -43,7 +43,7 @@ const { ColumnPacker } =
 const { ColumnUnpacker } = await load<typeof import('../../src/compression/column-unpacker.ts')>(
   'compression/column-unpacker.ts',
 )
-const { EFFORTS, RUNGS } = await load<typeof import('../../src/compression/effort.ts')>('compression/effort.ts')
+const { EFFORTS, LZ4 } = await load<typeof import('../../src/compression/effort.ts')>('compression/effort.ts')
 const { MainStreamParser } = await load<typeof import('../../src/qemu/main-stream.ts')>('qemu/main-stream.ts')
 const { ChannelBuffer } =
   await load<typeof import('../../src/transfer/channel-buffer.ts')>('transfer/channel-buffer.ts')
@@ -150,11 +150,7 @@ async function encode(level: number): Promise<{ batches: Buffer[]; cost: Record<
       encoder.push(memory, buffer.filled(take), take)
       at += take
       await outbound.room()
-      outbound.encode(
-        { encoder, buffer },
-        RUNGS.find(rung => rung.level === level) ?? EFFORTS[level]!,
-        at === raw.length,
-      )
+      outbound.encode({ encoder, buffer }, level === LZ4.level ? LZ4 : EFFORTS[level]!, at === raw.length)
     }
     await outbound.idle()
   })

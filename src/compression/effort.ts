@@ -65,14 +65,10 @@ function effort(
 export const EFFORT_MAX = EFFORTS.length - 1
 
 /**
- * Whole pages alone, and the least that zstd can do: two thirds of the CPU time of effort 1 for a tenth more bytes. What links of
- * about 1 Gbit/s want, and nobody who counts bytes. So operators cannot give it (docs/adr/0004-compression.md).
+ * Half of the CPU time of effort 1, and more than half as many bytes again: what links of about 1 Gbit/s want, and nobody who
+ * counts bytes. So operators cannot give it (docs/adr/0004-compression.md).
  */
-export const FAST: Effort = {
-  ...effort(0.5, { level: 1, minMatch: 7, hashLog: 13, windowLog: 21 }, { level: 1, minMatch: 5 }),
-  name: 'zstd 1',
-  longMatch: 0,
-}
+export const LZ4: Effort = { level: 0.5, name: 'lz4', longMatch: 0, method: 'lz4' }
 
 /**
  * Out of the way: bytes as they are, of which the pool learns nothing. For links that take more than effort 0 makes; who gives a
@@ -84,7 +80,7 @@ export const RAW: Effort = { level: -1, name: 'raw', longMatch: 0, method: 'raw'
  * What `auto` takes, from the least CPU on. The last effort costs ten times the one before for two or three percent: only who
  * asks for it gets it.
  */
-export const RUNGS: readonly Effort[] = [EFFORTS[0]!, FAST, ...EFFORTS.slice(1, -1)]
+export const RUNGS: readonly Effort[] = [EFFORTS[0]!, LZ4, ...EFFORTS.slice(1, -1)]
 
 /**
  * A level that an operator gave.

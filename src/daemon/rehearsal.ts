@@ -38,7 +38,7 @@ const PIECE_BYTES = 4 * (PAGE_BYTES + 8)
 const PIECE_TURNS = 3
 /** How much of a guest comes in such pieces; the rest comes as fast as it can, in batches as large as they get. */
 const PIECES_SHARE = 0.5
-/** By guest, where the effort is not fixed: over loopback `auto` itself goes down to the fastest zstd and to none. */
+/** By guest, where the effort is not fixed: over loopback `auto` itself goes down to LZ4 and to none. */
 const AUTO_EFFORTS = [1, 3, 2, 'auto'] as const
 /** MIG_RP_MSG_SHUT, without an error, on the return path (docs/qemu-wire-format.md). */
 const SHUT = Buffer.of(0, 1, 0, 4, 0, 0, 0, 0)

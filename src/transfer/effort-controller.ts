@@ -2,7 +2,7 @@
  * Chooses the effort of each batch so that a migration gets through as fast as it can: docs/adr/0006-effort.md.
  * Pure: times come in.
  */
-import { EFFORTS, type Effort, FAST, RUNGS as PACKING_RUNGS, RAW } from '../compression/effort.ts'
+import { EFFORTS, type Effort, LZ4, RUNGS as PACKING_RUNGS, RAW } from '../compression/effort.ts'
 
 /** What `auto` takes, from the least CPU on: the first gets out of the way. */
 export const RUNGS: readonly Effort[] = [RAW, ...PACKING_RUNGS]
@@ -98,7 +98,7 @@ const RUNG_NEAR = RUNGS.indexOf(EFFORTS[1]!)
 const RUNG_RAW = RUNGS.indexOf(RAW)
 const RUNG_PROBE = RUNGS.indexOf(EFFORTS[0]!)
 /** What is tried from raw batches on: what packs nothing saves a link little. */
-const RUNG_ABOVE_RAW = RUNGS.indexOf(FAST)
+const RUNG_ABOVE_RAW = RUNGS.indexOf(LZ4)
 /** Verdicts by rung; and of each, as it was beside raw batches: that says nothing of it beside another level. */
 const VERDICTS = 2 * RUNGS.length
 

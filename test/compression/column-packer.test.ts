@@ -3,8 +3,7 @@ import t from 'tap'
 import { BATCH_RAW_MAX, COLUMN, METHOD } from '../../src/codec/wire.ts'
 import { WORKSPACE_BYTES, Workspace } from '../../src/codec/workspace.ts'
 import { ColumnPacker } from '../../src/compression/column-packer.ts'
-import { EFFORTS } from '../../src/compression/effort.ts'
-import { LZ4 } from '../helpers/lz4-effort.ts'
+import { EFFORTS, LZ4 } from '../../src/compression/effort.ts'
 
 /** A batch whose columns go to LZ4's thread and to zstd. */
 function batch(): { packer: ColumnPacker; workspace: Workspace } {

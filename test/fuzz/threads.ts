@@ -6,7 +6,7 @@ import { CHUNKS } from '../../src/bytes/chunks.ts'
 import { rawLengthOf } from '../../src/codec/batch-head.ts'
 import { FlowExpander } from '../../src/codec/flow-expander.ts'
 import { PoolRegions } from '../../src/codec/places.ts'
-import { EFFORTS, type Effort, FAST, RAW } from '../../src/compression/effort.ts'
+import { EFFORTS, type Effort, LZ4, RAW } from '../../src/compression/effort.ts'
 import { isProxyError, type ProxyError } from '../../src/errors.ts'
 import { BATCH_RAW_BYTES_MAX } from '../../src/limits.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
@@ -28,7 +28,6 @@ import {
   random,
   SEED_WORDS,
 } from '../codec/harness.ts'
-import { LZ4 } from '../helpers/lz4-effort.ts'
 import type { Fault } from '../transfer/faulty-helper.ts'
 import { FaultyHelpers } from '../transfer/faulty-helpers.ts'
 import { Wire } from '../transfer/wire.ts'
@@ -207,7 +206,7 @@ export class ThreadCases {
         failure = error
       },
     )
-    const efforts: readonly Effort[] = [EFFORTS[0]!, LZ4, FAST, EFFORTS[1]!, EFFORTS[2]!, EFFORTS[3]!, RAW]
+    const efforts: readonly Effort[] = [EFFORTS[0]!, LZ4, EFFORTS[1]!, EFFORTS[2]!, EFFORTS[3]!, RAW]
     let effort = efforts[rand(efforts.length)]!
     const encode = async (channel: Channel, release: boolean): Promise<void> => {
       if (rand(4) === 0) effort = efforts[rand(efforts.length)]!

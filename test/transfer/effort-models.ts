@@ -15,8 +15,7 @@ export interface Machine {
 
 /**
  * By rung of `auto`. Level 1 beside level 2 as on a captured guest: 4 % more bytes, two thirds of the time that encoding takes, nearly
- * as much for packing. What lies between 0 and 1 is as LZ4 was, which packs far faster for more bytes than what has its place now
- * (ADR 0004): the harder choice, since its neighbours differ more.
+ * as much for packing.
  */
 export const MACHINES: Readonly<Record<string, Machine>> = {
   'TLS and copies weigh most': {
