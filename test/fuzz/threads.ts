@@ -12,7 +12,7 @@ import { BATCH_RAW_BYTES_MAX } from '../../src/limits.ts'
 import type { ChannelKind } from '../../src/qemu/channel-kind.ts'
 import { PROOF_WORDS, writeProof } from '../../src/store/cold-set.ts'
 import { DigestThreads } from '../../src/transfer/cold/digest-threads.ts'
-import { EVENT_LOOP, type EventLoop, nextTurn } from '../../src/transfer/event-loop.ts'
+import { EVENT_LOOP, nextTurn } from '../../src/transfer/event-loop.ts'
 import { Inbound } from '../../src/transfer/inbound.ts'
 import { Outbound } from '../../src/transfer/outbound.ts'
 import { type OpenPool, type PoolRequest, Pools } from '../../src/transfer/pool.ts'
@@ -28,6 +28,7 @@ import {
   random,
   SEED_WORDS,
 } from '../codec/harness.ts'
+import { HandTimers } from '../helpers/hand-timers.ts'
 import type { Fault } from '../transfer/faulty-helper.ts'
 import { FaultyHelpers } from '../transfer/faulty-helpers.ts'
 import { Wire } from '../transfer/wire.ts'
@@ -85,30 +86,6 @@ interface Session {
 interface Decoded {
   readonly got: readonly Buffer[]
   readonly error: ProxyError | undefined
-}
-
-/** Time that passes when a case says so. */
-class Timers implements EventLoop {
-  private readonly waiting = new Set<() => void>()
-
-  nowMs(): number {
-    return EVENT_LOOP.nowMs()
-  }
-
-  soon(then: () => void): void {
-    EVENT_LOOP.soon(then)
-  }
-
-  after(_ms: number, then: () => void): () => void {
-    this.waiting.add(then)
-    return () => this.waiting.delete(then)
-  }
-
-  pass(): void {
-    const due = [...this.waiting]
-    this.waiting.clear()
-    for (const then of due) then()
-  }
 }
 
 function specs(rand: Rand, count: number, natures: number): PageSpec[] {
@@ -356,7 +333,7 @@ export class ThreadCases {
       rand(isNear ? 6 : 4)
     ]! as Fault['at']
     const what = (['exit', 'throw', 'hang', 'late', 'late', 'idle'] as const)[rand(6)]!
-    const loop = new Timers()
+    const loop = new HandTimers()
     const side = new FaultyHelpers({ at, what, after: rand(4) })
     const pools = new Pools({ threads: this.threads, unusedMs: 0, loop, startHelper: side.start })
     const [terms, channels] = [ALL_TERMS[rand(2)]!, this.channels(rand, false)]
@@ -383,7 +360,7 @@ export class ThreadCases {
   /** Lets time pass where a helper hangs, and opens the gate for those that are late. */
   private async withTime(
     side: FaultyHelpers,
-    loop: Timers,
+    loop: HandTimers,
     what: Fault['what'],
     ran: Promise<Decoded>,
   ): Promise<{ decoded?: Decoded; error?: unknown }> {
@@ -399,7 +376,7 @@ export class ThreadCases {
     for (let turn = 0; !isOver; turn++) {
       await nextTurn(EVENT_LOOP)
       if (side.faults === 0 || turn % 20 > 0) continue
-      if (what === 'hang') loop.pass()
+      if (what === 'hang') loop.passNow()
       if (what === 'late') {
         Atomics.store(side.gate, 0, 1)
         Atomics.notify(side.gate, 0)

@@ -12,13 +12,14 @@ import { isProxyError } from '../../src/errors.ts'
 import { decodeStream } from '../../src/file/encoded-file-reader.ts'
 import { encodeStream } from '../../src/file/encoded-file-writer.ts'
 import { kernelModule } from '../../src/kernel/kernel.ts'
-import { EVENT_LOOP, type EventLoop, nextTurn } from '../../src/transfer/event-loop.ts'
+import { EVENT_LOOP, nextTurn } from '../../src/transfer/event-loop.ts'
 import type { StartHelper } from '../../src/transfer/helpers/helper.ts'
 import { startEarly, startHelper } from '../../src/transfer/helpers/helper-thread.ts'
 import { type Claim, PAGES_A_CLAIM, PartsBoard } from '../../src/transfer/helpers/parts-board.ts'
 import { Pools } from '../../src/transfer/pool.ts'
 import { madeUp } from '../codec/harness.ts'
 import { decodeFile } from '../codec/second-decoder.ts'
+import { HandTimers } from '../helpers/hand-timers.ts'
 import { until } from '../helpers/until.ts'
 import { batchesOf, DecodingEnd, Pair } from './ends.ts'
 import { FaultyHelpers } from './faulty-helpers.ts'
@@ -159,47 +160,11 @@ t.test('the board: what is claimed once is not claimed twice, and what is late c
   t.match(again, { session: 6, number: 0 }, 'what it prepared first is not what it claims')
 })
 
-/** Time that passes when a test says so. */
-class Timers implements EventLoop {
-  private readonly waiting = new Set<() => void>()
-  private onWaiting = (): void => {}
-
-  nowMs(): number {
-    return EVENT_LOOP.nowMs()
-  }
-
-  soon(then: () => void): void {
-    EVENT_LOOP.soon(then)
-  }
-
-  after(_ms: number, then: () => void): () => void {
-    this.waiting.add(then)
-    this.onWaiting()
-    return () => this.waiting.delete(then)
-  }
-
-  /** So long that all that is waited for is due, once there is something. */
-  async pass(): Promise<void> {
-    if (this.waiting.size === 0)
-      await new Promise<void>(done => {
-        this.onWaiting = done
-      })
-    this.passNow()
-  }
-
-  /** So long that all that is waited for now is due. */
-  passNow(): void {
-    const due = [...this.waiting]
-    this.waiting.clear()
-    for (const then of due) then()
-  }
-}
-
 // ---- sessions
 
 /** A pair of which one end has helpers with a fault. */
 class FaultyPair extends FaultyHelpers {
-  readonly timers = new Timers()
+  readonly timers = new HandTimers()
   private readonly pools: { readonly near: Pools; readonly far: Pools }
 
   constructor(helped: 'near' | 'far', fault: ConstructorParameters<typeof FaultyHelpers>[0]) {
@@ -350,17 +315,21 @@ t.test('a system that has no more threads costs help, and no session', { skip },
 })
 
 t.test('whoever comes while helpers end has others once these are gone', { skip }, async t => {
-  const timers = new Timers()
+  const timers = new HandTimers()
   const gates: (() => void)[] = []
   let started = 0
   const start: StartHelper = data => {
     started++
     const worker = startHelper(data)
-    worker.terminate = async () => {
-      await new Promise<void>(done => gates.push(done))
-      return Object.getPrototypeOf(worker).terminate.call(worker)
+    // it ends by itself as soon as it is told to: that it did is told late
+    const on = worker.on.bind(worker) as (event: string, listener: (...values: unknown[]) => void) => Worker
+    let isTold = false // by its first listener: others are Node's own
+    const late = (event: string, listener: (...values: unknown[]) => void): Worker => {
+      if (event !== 'exit' || isTold) return on(event, listener)
+      isTold = true
+      return on(event, (...values) => gates.push(() => listener(...values)))
     }
-    return worker
+    return Object.assign(worker, { on: late })
   }
   const pools = new Pools({ threads: 2, unusedMs: 1, loop: timers, startHelper: start })
   await (await DecodingEnd.open(pools)).close()
@@ -370,17 +339,21 @@ t.test('whoever comes while helpers end has others once these are gone', { skip 
   for (let turn = 0; turn < 100; turn++) await nextTurn(EVENT_LOOP)
   t.equal(started, 1, 'never more than it may have')
   gates[0]!()
-  const end = await opening
+  let end: DecodingEnd | undefined
+  void opening.then(opened => {
+    end = opened
+  })
+  await until('a helper of its own', () => end !== undefined) // one that starts keeps no process
   t.equal(started, 2)
-  t.ok(end.pool.decoding, 'and it is helped')
-  await end.close()
+  t.ok(end!.pool.decoding, 'and it is helped')
+  await end!.close()
   timers.passNow()
   await until('a minute without sessions', () => gates.length === 2)
   gates[1]!()
 })
 
 t.test('helpers of a session that could not be opened end as others do', { skip }, async t => {
-  const timers = new Timers()
+  const timers = new HandTimers()
   const side = new FaultyHelpers({ at: 'close', what: 'late' })
   const pools = new Pools({ threads: 3, unusedMs: 1, loop: timers, startHelper: side.start })
   await t.rejects(DecodingEnd.open(pools, '', { ringPages: 2 ** 20 }), { code: 'LIMIT_EXCEEDED' })
