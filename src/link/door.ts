@@ -18,6 +18,11 @@ export interface DoorOptions<T> {
   /** Handshakes that begin in a second, and at once after a quiet time. */
   readonly perSecond: number
   readonly burst: number
+  /**
+   * Who comes in quiet times need not say anything before its turn. Where TLS is there before the first bytes, it reads by
+   * 64 KiB; Node.js gives it what was read before in a buffer of that length, and then reads by that for good.
+   */
+  readonly atOnce: boolean
   /** An arrival's turn has come. */
   readonly begin: (arrival: T) => void
   /** An arrival has lost its place: others of its group, or older ones, were too many. */
@@ -53,9 +58,14 @@ export class Door<T extends { readonly group: string }> {
     yield* this.#under
   }
 
-  /** Somebody is there who has said nothing yet. */
+  /** Somebody is there who has said nothing yet. In quiet times it is its turn. */
   arrive(arrival: T): void {
-    this.#enter(this.#silent, arrival)
+    const { atOnce, burst, handshakesMax } = this.#options
+    this.#refill()
+    // half of all is left to those who have said something, address by address in turn
+    const isQuiet = this.#ready.size === 0 && this.#tokens > burst / 2 && this.#under.size < handshakesMax / 2
+    if (atOnce && isQuiet) this.#admit(arrival)
+    else this.#enter(this.#silent, arrival)
   }
 
   /** First bytes of an arrival are there: `begin` comes when it is its turn. */
@@ -84,17 +94,26 @@ export class Door<T extends { readonly group: string }> {
     })
   }
 
-  #open(): void {
-    const { clock, perSecond, burst, begin } = this.#options
+  #refill(): void {
+    const { clock, perSecond, burst } = this.#options
     const nowMs = clock.now()
     this.#tokens = Math.min(burst, this.#tokens + ((nowMs - this.#filledMs) / 1000) * perSecond)
     this.#filledMs = nowMs
+  }
+
+  #admit(arrival: T): void {
+    this.#tokens--
+    this.#enter(this.#under, arrival)
+    this.#options.begin(arrival)
+  }
+
+  #open(): void {
+    const { perSecond } = this.#options
+    this.#refill()
     for (let i = 0; i < TURN_MAX && this.#tokens >= 1; i++) {
       const arrival = this.#ready.next()
       if (!arrival) return
-      this.#tokens--
-      this.#enter(this.#under, arrival)
-      begin(arrival)
+      this.#admit(arrival)
     }
     this.#schedule(this.#tokens >= 1 ? 0 : Math.ceil(((1 - this.#tokens) / perSecond) * 1000))
   }

@@ -109,6 +109,9 @@ interface Member {
   succeededMs: number | undefined
 }
 
+/** Why a connection was refused from which no byte came: a port scan, a health check. */
+const SAID_NOTHING = 'closed before it said anything'
+
 /** Counters for metrics. */
 export interface LinkServerStats {
   readonly sessions: number
@@ -152,6 +155,7 @@ export class LinkServer {
     this.#places = new FairShares(options.sessionsMax ?? SESSIONS_MAX)
     const common = {
       clock: this.#clock,
+      atOnce: options.credentials !== undefined,
       begin: (arrival: Arrival) => this.#begin(arrival),
       crowdedOut: (arrival: Arrival) => this.#crowd(arrival),
     }
@@ -242,14 +246,15 @@ export class LinkServer {
     raw.once('close', () => {
       if (arrival.begun) return
       this.#leave(arrival)
-      this.#logRefusal(arrival, arrival.ended ?? timeout('closed before it said anything'))
+      this.#logRefusal(arrival, arrival.ended ?? timeout(SAID_NOTHING))
     })
-    // Nothing is spent on who says nothing: no TLS before there are bytes for it, which stay in the socket meanwhile.
+    arrival.door.arrive(arrival)
+    if (arrival.begun) return
+    // Where many come, nothing is spent on who says nothing: no TLS before there are bytes for it, which stay in the socket.
     raw.once('readable', () => {
       if (raw.readableLength > 0) arrival.door.spoke(arrival)
       else raw.destroy() // its end
     })
-    arrival.door.arrive(arrival)
   }
 
   /** Its turn has come. */
@@ -350,7 +355,8 @@ export class LinkServer {
       this.#known.add(member.holder, arrival.group)
       link.attach(socket, hello.connection, hello, rest, arrival.peer, () => this.#endOrphan(member))
     } catch (error) {
-      const failure = arrival.ended ?? this.#asProxyError(error, arrival)
+      const isSilent = raw.bytesRead === 0 && isProxyError(error)
+      const failure = arrival.ended ?? (isSilent ? timeout(SAID_NOTHING) : this.#asProxyError(error, arrival))
       this.#logRefusal(arrival, failure)
       // Who says nothing, or begins with anything but our magic, gets no answer, and no hint of what listens here.
       const isHello = isProxyError(error) && error.code !== 'PEER_LOST' && !isBeforeHello(error)

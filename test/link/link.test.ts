@@ -1396,3 +1396,16 @@ t.test('which certificate renews which', t => {
   t.notOk(areRelated('x509:;', 'x509:;'), 'no names at all')
   t.end()
 })
+
+t.test('in quiet times TLS is there before the first bytes, and reads them itself', async t => {
+  const options = await pairOf('x509', t)
+  const { server, port } = await start(t, options)
+  const take = server.take.bind(server)
+  const read: boolean[] = []
+  server.take = raw => {
+    take(raw)
+    read.push(raw.listenerCount('readable') > 0)
+  }
+  await join(t, port, options).client.open()
+  t.same(read, [false], 'what Node.js is given of an earlier read sets the length of all that follow')
+})

@@ -93,6 +93,7 @@ t.test('a flood that talks: handshakes at a steady pace, every address has its t
     handshakesMax: 20,
     perSecond: 10,
     burst: 5,
+    atOnce: false,
     begin: ({ name }) => begun.push(name),
     crowdedOut: ({ name }) => crowded.push(name),
   })
@@ -116,6 +117,43 @@ t.test('a flood that talks: handshakes at a steady pace, every address has its t
   const [first] = door
   door.leave(first!)
   t.notOk([...door].includes(first!))
+  t.end()
+})
+
+t.test('who comes in quiet times begins before it speaks; a silent flood takes no more than half', t => {
+  const clock = new Hands()
+  const begun: string[] = []
+  const door = new Door<Item>({
+    clock,
+    waitingMax: 50,
+    handshakesMax: 20,
+    perSecond: 10,
+    burst: 8,
+    atOnce: true,
+    begin: ({ name }) => begun.push(name),
+    crowdedOut: () => {},
+  })
+  const spoken = item('s')
+  for (let i = 0; i < 6; i++) door.arrive(item(`f${i}`))
+  t.same(begun, ['f0', 'f1', 'f2', 'f3'], 'at once, until half of the burst is left')
+  door.arrive(spoken)
+  door.spoke(spoken)
+  clock.advance(0)
+  t.same(begun.slice(4), ['s'], 'who has said something has the other half')
+
+  // a second's handshakes come back every second, and silent ones keep their places
+  for (let i = 0; i < 3000; i++) {
+    door.arrive(item(`g${i}`))
+    clock.advance(1)
+  }
+  const silent = begun.filter(name => name.startsWith('g'))
+  t.ok(silent.length <= 20 / 2, `${silent.length} that say nothing have half of the places at most`)
+  const peer = item('p')
+  door.arrive(peer)
+  t.notOk(begun.includes('p'))
+  door.spoke(peer)
+  clock.advance(0)
+  t.equal(begun.at(-1), 'p', 'and a peer comes in beside them')
   t.end()
 })
 
