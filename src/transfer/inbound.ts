@@ -167,7 +167,7 @@ export class Inbound {
         const unpacking = this.unpacking()
         if (unpacking !== undefined) await unpacking
         if (this.failed) break
-        if (!this.turns.hasTime) {
+        if (!this.turns.hasTime || this.lacksSlot) {
           await this.turns.next(this.holder)
           if (this.failed) break
         }
@@ -200,6 +200,15 @@ export class Inbound {
       this.running = false
       for (const done of [...this.waiters.splice(0), ...this.takers.splice(0)]) done()
     }
+  }
+
+  /**
+   * The batch at the front would be copied for want of a slot: sockets get a turn first, which gives some back. One that
+   * does not read gets copies all the same, and holds up no other.
+   */
+  private get lacksSlot(): boolean {
+    const front = this.jobs.peek()!
+    return this.free.length === 0 && 'parts' in front && front.rawBytes > COPY_MAX
   }
 
   /** What the batch at the front waits for, where a thread has it. @throws as `unpack` */
