@@ -68,13 +68,14 @@ export class BatchExpander {
     const { columns, writer } = this
     this.flow = flow
     this.workspace = workspace
-    writer.begin(flow, out, rawLength)
+    writer.begin(flow, workspace, out, rawLength)
     columns.begin(workspace, flow)
     this.ownWork += rawLength
     for (let column = 0; column < workspace.columnLength.length; column++) {
       this.ownWork += workspace.columnLength[column]!
     }
     this.replay(rawLength)
+    writer.giveRuns()
     if (writer.left !== 0) throw flow.bad(`its operations give ${writer.left} bytes less than it says`)
     if (!columns.used) throw flow.bad('a column is longer than its operations use')
     this.verify(rawLength, checksum, out)

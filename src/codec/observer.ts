@@ -1,6 +1,6 @@
 /**
  * Looks on as pages pass that no template set holds: src/learning. Both sides call it alike, in the order of batches.
- * Bytes stay where they are until `batch` returns.
+ * Bytes are all there when `batch` is called, and stay where they are until it returns.
  */
 export interface PageObserver {
   /** A page of the batch at hand. @param page its number in its RAMBlock */

@@ -1,6 +1,6 @@
 /** Writes what a batch stands for: heads, pages and other bytes, in runs that the kernel gives at once. */
 import { copyRange } from '../bytes/copy.ts'
-import { EXPAND, FAILED, type Kernel, NONE } from '../kernel/kernel.ts'
+import { EXPAND, type Kernel, NONE, RUN } from '../kernel/kernel.ts'
 import { RAM_FLAG } from '../qemu/wire.ts'
 import type { BatchColumns, ByteColumn } from './batch-columns.ts'
 import type { DiskMessages } from './disk-messages.ts'
@@ -10,7 +10,7 @@ import { PatchReader } from './patch-reader.ts'
 import { PoolRegions, placeIndex, REGION } from './places.ts'
 import type { SetGains } from './set-gains.ts'
 import { PAGE_SIZE } from './wire.ts'
-import { BATCH_PAGES_MAX } from './workspace.ts'
+import { BATCH_PAGES_MAX, RUNS_MAX, type Workspace } from './workspace.ts'
 
 /** What an operation, a kernel call (65 ns) and a copy of PATCH count as work, in bytes that are copied in the same time. */
 export const WORK_PER_STEP = 256
@@ -31,6 +31,10 @@ export class PageWriter {
   private readonly bytes: Uint8Array
   private readonly regions: PoolRegions
   private readonly patches: PatchReader
+  private readonly runWords: Uint32Array
+  /** Runs of pages that the pool has, which are still to be given: what is looked up for several of them is waited for once. */
+  private runs = 0
+  private runsAt = 0
   private readonly places: number
   private flow!: FlowExpander
   /** Address of the next byte, and of the one behind the last. */
@@ -47,19 +51,51 @@ export class PageWriter {
   constructor(kernel: Kernel) {
     this.kernel = kernel
     this.bytes = kernel.bytes
+    this.runWords = new Uint32Array(kernel.memory.buffer)
     this.regions = PoolRegions.of(kernel.layout)
     this.patches = new PatchReader(kernel.bytes, this.regions)
     this.places = kernel.layout.places
   }
 
-  /** Begins a batch of `length` bytes at `out`. */
-  begin(flow: FlowExpander, out: number, length: number): void {
+  /** Begins a batch of `length` bytes at `out`. @param workspace its own */
+  begin(flow: FlowExpander, workspace: Workspace, out: number, length: number): void {
     this.flow = flow
+    this.runs = 0
+    this.runsAt = workspace.runsAt
     this.looksOn = flow.isLearned ? this.observer : undefined
     this.out = out
     this.end = out + length
     this.keeps = false
     this.keptCount = 0
+  }
+
+  /** Has the kernel give the runs that are listed: before anything that changes the pool, or reads what is given. */
+  giveRuns(): void {
+    const { runs, runsAt, flow } = this
+    if (runs === 0) return
+    this.runs = 0
+    const given = this.kernel.expandRuns(runsAt, runs)
+    if (given === runs) return
+    const flags = this.runWords[runsAt / 4 + given * RUN.WORDS + RUN.FLAGS]!
+    throw flow.bad(
+      flags & EXPAND.FROM_PLACE ? 'SAME at a place that has received nothing' : 'a reference outside the pool',
+    )
+  }
+
+  /** Lists a run that `pageRun` allowed. @returns bytes that it gives */
+  private list(slot: number, pages: number, flags: number): number {
+    if (this.runs === RUNS_MAX) this.giveRuns()
+    const { runWords: words, flow } = this
+    const { page } = flow.prediction
+    const at = this.runsAt / 4 + this.runs++ * RUN.WORDS
+    words[at + RUN.OUT] = this.out
+    words[at + RUN.HEAD_HI] = hi(page)
+    words[at + RUN.HEAD_LO] = lo(page)
+    words[at + RUN.SLOT] = slot
+    words[at + RUN.PAGES] = pages
+    words[at + RUN.PLACE] = this.place
+    words[at + RUN.FLAGS] = flags
+    return pages * (flags & EXPAND.BARE ? PAGE_SIZE : PAGE_SIZE + 8)
   }
 
   /** All of it was given: `position` is that of its first byte in the channel. */
@@ -116,16 +152,14 @@ export class PageWriter {
 
   /** REF. @param number which slot, as it came */
   references(number: number, count: number): void {
-    const { flow, kernel, regions } = this
+    const { flow, regions } = this
     const { prediction } = flow
     const region = regions.regionIn(number)
     const slot = prediction.next[region]! + regions.deltaIn(number)
     if (!regions.hold(region, slot, count)) throw flow.bad(`REF names slot ${slot}, outside its region`)
     for (let done = 0; done < count; ) {
       const n = this.pageRun(count - done)
-      const { page } = prediction
-      const got = kernel.expandPages(this.out, hi(page), lo(page), slot + done, n, this.place, this.flags)
-      this.gave(got, n, region !== REGION.TEMPLATES)
+      this.gave(this.list(slot + done, n, this.flags), n, region !== REGION.TEMPLATES)
       done += n
     }
     if (region === REGION.TEMPLATES) this.gains?.references(slot, count)
@@ -134,14 +168,9 @@ export class PageWriter {
 
   /** SAME. */
   same(count: number): void {
-    const { flow, kernel } = this
     for (let done = 0; done < count; ) {
       const n = this.pageRun(count - done)
-      const { page } = flow.prediction
-      const flags = this.flags | EXPAND.FROM_PLACE
-      const got = kernel.expandPages(this.out, hi(page), lo(page), 0, n, this.place, flags)
-      if (got === FAILED) throw flow.bad('SAME at a place that has received nothing')
-      this.gave(got, n)
+      this.gave(this.list(0, n, this.flags | EXPAND.FROM_PLACE), n)
       done += n
     }
   }
@@ -176,6 +205,7 @@ export class PageWriter {
 
   /** A page of PATCH. @param tokensAt where there is room for its tokens */
   patch(columns: BatchColumns, tokensAt: number): void {
+    this.giveRuns()
     const { flow, kernel, patches } = this
     const n = this.pageRun(1)
     const { page } = flow.prediction
@@ -193,6 +223,7 @@ export class PageWriter {
 
   /** Pages that lie one behind the other from `at`. @param learn they are in no set @param flags more of EXPAND */
   private wholeAt(count: number, at: number, learn = true, flags = 0): void {
+    this.giveRuns()
     const { kernel, flow } = this
     for (let done = 0; done < count; ) {
       const n = this.pageRun(count - done)
@@ -256,7 +287,6 @@ export class PageWriter {
   /** Takes over what a kernel call gave. @param learn the pages are in no template set */
   private gave(bytes: number, pages: number, learn = false): void {
     const { flow, looksOn } = this
-    if (bytes === FAILED) throw flow.bad('a reference outside the pool')
     this.out += bytes
     if (learn && looksOn) {
       const step = bytes / pages

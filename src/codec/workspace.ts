@@ -3,6 +3,7 @@
  * memory, so that compression workers reach them by address. Made once when a session opens and used in turn.
  */
 import { assert } from '../errors.ts'
+import { RUN } from '../kernel/kernel.ts'
 import { BATCH_RAW_MAX, COLUMN, COLUMN_COUNT, PACKET_HEADER_SIZE, PAGE_SIZE } from './wire.ts'
 
 /** Pages that one batch can hold. */
@@ -29,6 +30,8 @@ const CAPACITY: readonly number[] = (() => {
 })()
 
 const LIST_BYTES = BATCH_PAGES_MAX * 4
+/** Runs of pages that are listed before the kernel gives them. */
+export const RUNS_MAX = LIST_BYTES / (RUN.WORDS * 4)
 const TOKEN_AREA = BATCH_RAW_MAX
 
 /** Bytes that one workspace takes; committed only as they are touched. */
@@ -58,6 +61,8 @@ export class Workspace {
   readonly checksumAt: number
   /** 64 bytes for who looks on as batches pass: learning. */
   readonly observerAt: number
+  /** On the expanding side, in place of the kernel's lists: room for RUNS_MAX runs of `expandRuns`. */
+  readonly runsAt: number
   /** Start of each column where nobody says otherwise. */
   private readonly ownAt: readonly number[]
 
@@ -73,6 +78,7 @@ export class Workspace {
     this.columnAt = [...this.ownAt]
     this.columnLength = new Int32Array(COLUMN_COUNT)
     this.listAt = take(LIST_BYTES)
+    this.runsAt = this.listAt
     this.placesAt = take(LIST_BYTES)
     this.kindsAt = take(LIST_BYTES)
     this.slotsAt = take(LIST_BYTES)

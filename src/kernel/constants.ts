@@ -68,6 +68,16 @@ export const EXPAND_BARE: u32 = 1
 export const EXPAND_FROM_PLACE: u32 = 2
 export const EXPAND_ONCE: u32 = 4
 
+/** Words of a run that `expandRuns` is given: where it goes, head of its first page (two), slot, pages, place, flags, and none. */
+export const RUN_OUT: u32 = 0
+export const RUN_HEAD_HI: u32 = 1
+export const RUN_HEAD_LO: u32 = 2
+export const RUN_SLOT: u32 = 3
+export const RUN_PAGES: u32 = 4
+export const RUN_PLACE: u32 = 5
+export const RUN_FLAGS: u32 = 6
+export const RUN_WORDS: u32 = 8
+
 /** Flags in the low bits of a record's head: CONTINUE | PAGE and CONTINUE | ZERO. Source: QEMU migration/ram.c. */
 export const HEAD_PAGE: u32 = 0x28
 export const HEAD_ZERO: u32 = 0x22

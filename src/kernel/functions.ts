@@ -24,6 +24,14 @@ import {
   RESULT_KIND_COUNT,
   RESULT_LITERAL_BYTES,
   RESULT_TOKEN_BYTES,
+  RUN_FLAGS,
+  RUN_HEAD_HI,
+  RUN_HEAD_LO,
+  RUN_OUT,
+  RUN_PAGES,
+  RUN_PLACE,
+  RUN_SLOT,
+  RUN_WORDS,
   STAGED_OWNERS,
   STAGED_PAGES,
   STAGING_BYTES,
@@ -76,6 +84,18 @@ export const EXPAND = {
   FROM_PLACE: EXPAND_FROM_PLACE,
   /** `expandNew`: the pages do not enter the ring, and their places have nothing. */
   ONCE: EXPAND_ONCE,
+} as const
+
+/** Words of a run in the list of `expandRuns`: the arguments of `expandPages`, and one that says nothing. */
+export const RUN = {
+  OUT: RUN_OUT,
+  HEAD_HI: RUN_HEAD_HI,
+  HEAD_LO: RUN_HEAD_LO,
+  SLOT: RUN_SLOT,
+  PAGES: RUN_PAGES,
+  PLACE: RUN_PLACE,
+  FLAGS: RUN_FLAGS,
+  WORDS: RUN_WORDS,
 } as const
 
 /** Index into `Kernel.result`, which tells about the last `matchPages`. */
@@ -197,6 +217,12 @@ export interface KernelFunctions {
     placeFirst: number,
     flags: number,
   ): number
+  /**
+   * `expandPages` of each run of a list, in its order: RUN.WORDS words each. What is fetched for several of them is waited
+   * for once: of pages that no cache holds it gives half as many again.
+   * @returns runs that were given: less than `n` where the next one is FAILED
+   */
+  expandRuns(list: number, n: number): number
   /** n records of pages that stand one after the other at `literals`; the ring and their places receive them. */
   expandNew(
     out: number,

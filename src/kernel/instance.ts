@@ -31,6 +31,7 @@ export function instantiate(
     expandZeros: e.expandZeros,
     expandFill: e.expandFill,
     expandPages: e.expandPages,
+    expandRuns: (list, n) => e.expandRuns(list, n) >>> 0,
     expandNew: e.expandNew,
     expandPatch: e.expandPatch,
     joinWords: e.joinWords,

@@ -36,6 +36,7 @@ export {
   LATER,
   MATCH,
   RESULT,
+  RUN,
   STAGED,
   TOKEN_BYTES,
 } from './functions.ts'

@@ -198,14 +198,17 @@ export function stateDifference(a: string, b: string): string {
 /** What an observer was told, as lines: page numbers with a sum of the bytes, and batches. */
 class Observed implements PageObserver {
   readonly lines: string[] = []
+  private readonly pages: { readonly address: number; readonly page: number }[] = []
   private readonly memory: Uint8Array
   constructor(pool: Pool) {
     this.memory = pool.kernel.bytes
   }
   page(address: number, page: number): void {
-    this.lines.push(`${page} ${crc32(this.memory.subarray(address, address + PAGE))}`)
+    this.pages.push({ address, page }) // its bytes may come later
   }
   batch(migration: number, position: number, address: number, length: number): void {
+    for (const { address: at, page } of this.pages.splice(0))
+      this.lines.push(`${page} ${crc32(this.memory.subarray(at, at + PAGE))}`)
     this.lines.push(`batch ${migration} ${position} ${crc32(this.memory.subarray(address, address + length))}`)
   }
 }

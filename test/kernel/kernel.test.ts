@@ -24,6 +24,7 @@ import {
   NONE,
   PAGE_BYTES,
   RESULT,
+  RUN,
   TOKEN_BYTES,
 } from '../../src/kernel/kernel.ts'
 import { SCRATCH_BYTES, STATE } from '../../src/kernel/layout.ts'
@@ -118,12 +119,13 @@ function areas(kernel: Kernel, batch: number) {
     joined: take(PAGE),
     out: take(batch * record),
     owners: take(batch),
+    runs: take(batch * RUN.WORDS * 4),
   }
 }
 
 const u32 = (kernel: Kernel, at: number) => new Uint32Array(kernel.memory.buffer, at, 1)
 
-/** Expands a matched batch as a decoder does, one call for each run. Returns the bytes written at `out`, or FAILED. */
+/** Expands a matched batch as a decoder does, one call for each run, or `listed` of pages that the pool has. Returns the bytes written at `out`, or FAILED. */
 function expandBatch(
   k: Kernel,
   a: ReturnType<typeof areas>,
@@ -134,8 +136,20 @@ function expandBatch(
   address: number,
   bare: number,
   once: boolean,
+  listed: boolean,
 ): number {
   const recordBytes = PAGE + (bare ? 0 : 8)
+  let runs = 0
+  const list = (run: readonly number[]): number => {
+    new Uint32Array(k.memory.buffer, a.runs + runs++ * RUN.WORDS * 4, RUN.WORDS - 1).set(run)
+    return run[RUN.PAGES]! * recordBytes
+  }
+  const give = (): boolean => {
+    const given = runs === 0 ? 0 : k.expandRuns(a.runs, runs)
+    const isAll = given === runs
+    runs = 0
+    return isAll
+  }
   let literal = a.literals
   let dense = a.dense
   let token = a.tokens
@@ -158,7 +172,12 @@ function expandBatch(
     const hi = Math.floor((address + i * PAGE) / 2 ** 32)
     const lo = (address + i * PAGE) % 2 ** 32
     let got = 0
-    if (kind === KIND.FILL) got = k.expandFill(out, hi, lo, slots[i]!, run, bare)
+    const isKnown = kind === KIND.SAME || kind === KIND.REF
+    if (!isKnown && kind !== KIND.FILL && !give()) return FAILED
+    if (isKnown && listed) {
+      const from = kind === KIND.SAME ? EXPAND.FROM_PLACE : 0
+      got = list([out, hi, lo, slots[i]!, run, places[i]!, bare | from])
+    } else if (kind === KIND.FILL) got = k.expandFill(out, hi, lo, slots[i]!, run, bare)
     else if (kind === KIND.SAME) got = k.expandPages(out, hi, lo, 0, run, places[i]!, bare | EXPAND.FROM_PLACE)
     else if (kind === KIND.REF) got = k.expandPages(out, hi, lo, slots[i]!, run, places[i]!, bare)
     else if (kind === KIND.PATCH) {
@@ -183,7 +202,7 @@ function expandBatch(
     out += got
     i += run
   }
-  return out - a.out
+  return give() ? out - a.out : FAILED
 }
 
 /** Looks for what matchPages left for later, a few pages at a time, each time another thread and another part of the batch. */
@@ -343,7 +362,7 @@ function runTrial(c: Trial): { wrong: string[]; counts: number[] } {
       for (let i = 0; i < n; i++)
         if (kinds[i] === KIND.COLD) k.bytes.set(encoder.bytes.subarray(list[i]!, list[i]! + PAGE), d.pages + i * PAGE)
       const once = (c.options & MATCH.COLD_ONCE) !== 0
-      const got = expandBatch(k, d, n, kinds, slots, places, address, bare, once)
+      const got = expandBatch(k, d, n, kinds, slots, places, address, bare, once, b % 2 === 1)
       if (got !== expected.length) wrong.push(`batch ${b}: ${k.implementation} expanded ${got} of ${expected.length}`)
       else if (Buffer.compare(expected, k.bytes.subarray(d.out, d.out + got)) !== 0)
         wrong.push(`batch ${b}: ${k.implementation} expanded other bytes`)
@@ -799,6 +818,18 @@ t.test('small functions', t => {
     t.equal(k.expandPages(io, 0, 0, 0, 1, 3, EXPAND.FROM_PLACE), FAILED, 'a place without a page')
     t.equal(k.expandPages(io, 0, 0, 0, 1, NONE, EXPAND.FROM_PLACE), FAILED, 'no place')
     t.equal(k.expandPages(io, 0, 0, 0, 0, NONE, 0), 0, 'no pages')
+    const runs = io + 64 * PAGE
+    const run = (i: number, ...words: number[]): void =>
+      new Uint32Array(k.memory.buffer, runs + i * RUN.WORDS * 4, RUN.WORDS).set(words)
+    for (let i = 0; i < 9; i++) run(i, io + i * 2 * PAGE, 0, 0, i % 5, 1, NONE, EXPAND.BARE)
+    t.equal(k.expandRuns(runs, 0), 0, 'no runs')
+    t.equal(k.expandRuns(runs, 9), 9)
+    run(8, io, 0, 0, 0, 1, 3, EXPAND.BARE | EXPAND.FROM_PLACE)
+    t.equal(k.expandRuns(runs, 9), 8, 'the last one is of a place without a page')
+    run(4, io, 0, 0, 5, 2, NONE, EXPAND.BARE)
+    t.equal(k.expandRuns(runs, 9), 4, 'the fifth runs out of the pool')
+    run(0, io, 0, 0, NONE, 1, NONE, EXPAND.BARE)
+    t.equal(k.expandRuns(runs, 9), 0, 'no slot at all')
     t.equal(k.copyOut(io, 6 * PAGE - 10, 10), true, 'the last bytes of the pool')
     t.equal(k.copyOut(io, 6 * PAGE - 10, 11), false)
     t.equal(k.copyOut(io, 6 * PAGE, 0), false)

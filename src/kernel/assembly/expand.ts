@@ -1,9 +1,18 @@
 // Decoder: runs of records as QEMU's main stream has them (qemu-wire-format.md 2), or bare pages.
-import { EXPAND_BARE, EXPAND_FROM_PLACE, EXPAND_ONCE, HEAD_PAGE, HEAD_ZERO, NONE, PAGE_BITS, PAGE_BYTES } from '../constants'
+import {
+  EXPAND_BARE, EXPAND_FROM_PLACE, EXPAND_ONCE, HEAD_PAGE, HEAD_ZERO, NONE, PAGE_BITS, PAGE_BYTES, RUN_FLAGS, RUN_HEAD_HI,
+  RUN_HEAD_LO, RUN_OUT, RUN_PAGES, RUN_PLACE, RUN_SLOT, RUN_WORDS,
+} from '../constants'
 import { poolBytes, slotAddress } from './state'
+import { copyPage, touchPage } from './page'
 import { insert, known, mark, placeGet, placeSet } from './ring'
 
 const FAILED: u32 = 0xffffffff
+
+/** Runs whose first pages are touched together, so that their cache misses overlap. */
+const GROUP: u32 = 8
+
+let sink: u64 = 0 // keeps the touching loads alive
 
 // @ts-ignore: decorator
 @inline function address(hi: u32, lo: u32): u64 {
@@ -51,12 +60,38 @@ export function expandPages(
       p += 8
       a += PAGE_BYTES
     }
-    memory.copy(p, slotAddress(s), PAGE_BYTES)
+    copyPage(p, slotAddress(s))
     p += PAGE_BYTES
     mark(s)
     placeSet(place, s)
   }
   return <u32>(p - out)
+}
+
+export function expandRuns(list: usize, n: u32): u32 {
+  for (let base: u32 = 0; base < n; base += GROUP) {
+    const m = min(n - base, GROUP)
+    let touch: u64 = 0
+    for (let j: u32 = 0; j < m; j++) {
+      const run = list + <usize>(base + j) * (RUN_WORDS << 2)
+      // what a place has may be another page by its turn: then it is fetched then
+      const slot = load<u32>(run, RUN_FLAGS << 2) & EXPAND_FROM_PLACE
+        ? placeGet(load<u32>(run, RUN_PLACE << 2))
+        : load<u32>(run, RUN_SLOT << 2)
+      if (known(slot)) touch += touchPage(slotAddress(slot))
+    }
+    sink += touch
+    for (let j: u32 = 0; j < m; j++) {
+      const run = list + <usize>(base + j) * (RUN_WORDS << 2)
+      const given = expandPages(
+        load<u32>(run, RUN_OUT << 2), load<u32>(run, RUN_HEAD_HI << 2), load<u32>(run, RUN_HEAD_LO << 2),
+        load<u32>(run, RUN_SLOT << 2), load<u32>(run, RUN_PAGES << 2), load<u32>(run, RUN_PLACE << 2),
+        load<u32>(run, RUN_FLAGS << 2),
+      )
+      if (given == FAILED) return base + j
+    }
+  }
+  return n
 }
 
 export function expandNew(

@@ -10,7 +10,7 @@ import {
   templateMask, templatePages, templateTable,
 } from './state'
 import { hashPage } from './hash'
-import { fillOf, isDense } from './page'
+import { fillOf, isDense, touchPage } from './page'
 import { addTemplate, find, findTemplate } from './table'
 import { copies, indexLong, literalBytes, markSources, matchLong, passedSince, rememberSamples } from './long'
 import { splitWords, sure, wordsLag } from './words'
@@ -20,11 +20,6 @@ import { insert, mark, passed, placeGet, placeSet } from './ring'
 const GROUP: u32 = 8
 
 let sink: u64 = 0 // keeps the touching loads alive
-
-// @ts-ignore: decorator
-@inline function touchPage(at: usize): u64 {
-  return load<u64>(at) + load<u64>(at, 64) + load<u64>(at, 128) + load<u64>(at, 192)
-}
 
 /** Puts template slots into their table. Returns how many differ from those before. */
 export function indexTemplates(from: u32, to: u32): u32 {

@@ -55,3 +55,32 @@ export function isDense(at: usize): bool {
     i32x4.extract_lane(four, 0) + i32x4.extract_lane(four, 1) + i32x4.extract_lane(four, 2) + i32x4.extract_lane(four, 3)
   return distinct >= DENSE_DISTINCT
 }
+
+/** Has the first lines of a page fetched; the others follow by themselves. The sum is to be kept, or nothing is loaded. */
+// @ts-ignore: decorator
+@inline export function touchPage(at: usize): u64 {
+  return load<u64>(at) + load<u64>(at, 64) + load<u64>(at, 128) + load<u64>(at, 192)
+}
+
+/** A page to anywhere: memory.copy leaves WebAssembly for each. */
+// @ts-ignore: decorator
+@inline export function copyPage(to: usize, from: usize): void {
+  for (const end = from + PAGE_BYTES; from != end; from += 128, to += 128) {
+    const a = v128.load(from)
+    const b = v128.load(from, 16)
+    const c = v128.load(from, 32)
+    const d = v128.load(from, 48)
+    const e = v128.load(from, 64)
+    const f = v128.load(from, 80)
+    const g = v128.load(from, 96)
+    const h = v128.load(from, 112)
+    v128.store(to, a)
+    v128.store(to, b, 16)
+    v128.store(to, c, 32)
+    v128.store(to, d, 48)
+    v128.store(to, e, 64)
+    v128.store(to, f, 80)
+    v128.store(to, g, 96)
+    v128.store(to, h, 112)
+  }
+}

@@ -8,12 +8,20 @@ import {
   NONE,
   PAGE_BITS,
   PAGE_BYTES,
+  RUN_FLAGS,
+  RUN_HEAD_HI,
+  RUN_HEAD_LO,
+  RUN_OUT,
+  RUN_PAGES,
+  RUN_PLACE,
+  RUN_SLOT,
+  RUN_WORDS,
 } from '../constants.ts'
 import { FAILED, type KernelFunctions } from '../functions.ts'
 import type { TwinMemory } from './memory.ts'
 import type { Ring } from './ring.ts'
 
-type Expansions = 'expandZeros' | 'expandFill' | 'expandPages' | 'expandNew' | 'expandPatch' | 'copyOut'
+type Expansions = 'expandZeros' | 'expandFill' | 'expandPages' | 'expandRuns' | 'expandNew' | 'expandPatch' | 'copyOut'
 
 export function makeExpander(
   memory: TwinMemory,
@@ -94,6 +102,24 @@ export function makeExpander(
     return n * (PAGE_BYTES + head)
   }
 
+  function expandRuns(list: number, n: number): number {
+    for (let i = 0; i < n; i++) {
+      const run = list / 4 + i * RUN_WORDS
+      const word = (which: number): number => words[run + which]! >>> 0
+      const given = expandPages(
+        word(RUN_OUT),
+        word(RUN_HEAD_HI),
+        word(RUN_HEAD_LO),
+        word(RUN_SLOT),
+        word(RUN_PAGES),
+        word(RUN_PLACE),
+        word(RUN_FLAGS),
+      )
+      if (given === FAILED) return i
+    }
+    return n
+  }
+
   function expandNew(
     out: number,
     addressHi: number,
@@ -160,5 +186,5 @@ export function makeExpander(
     return literal - literals
   }
 
-  return { expandZeros, expandFill, expandPages, expandNew, expandPatch, copyOut }
+  return { expandZeros, expandFill, expandPages, expandRuns, expandNew, expandPatch, copyOut }
 }
