@@ -5,7 +5,7 @@ import {
 } from '../constants'
 import { poolBytes, slotAddress } from './state'
 import { copyPage, touchPage } from './page'
-import { insert, known, mark, placeGet, placeSet } from './ring'
+import { insert, insertAndCopy, known, mark, placeGet, placeSet } from './ring'
 
 const FAILED: u32 = 0xffffffff
 
@@ -106,8 +106,9 @@ export function expandNew(
       p += 8
       a += PAGE_BYTES
     }
-    memory.copy(p, literal, PAGE_BYTES)
-    const slot = flags & EXPAND_ONCE ? NONE : insert(literal, 0)
+    let slot: u32 = NONE
+    if (flags & EXPAND_ONCE) copyPage(p, literal)
+    else slot = insertAndCopy(literal, 0, p)
     if (placeFirst != NONE) placeSet(placeFirst + i, slot)
     p += PAGE_BYTES
     literal += PAGE_BYTES

@@ -14,7 +14,7 @@ import { fillOf, isDense, touchPage } from './page'
 import { addTemplate, find, findTemplate } from './table'
 import { copies, indexLong, literalBytes, markSources, matchLong, passedSince, rememberSamples } from './long'
 import { splitWords, sure, wordsLag } from './words'
-import { insert, mark, passed, placeGet, placeSet } from './ring'
+import { insert, insertAndCopy, mark, passed, placeGet, placeSet } from './ring'
 
 /** Pages whose table entries and candidates are touched together, so that their cache misses overlap. */
 const GROUP: u32 = 8
@@ -136,6 +136,7 @@ export function matchPages(
           const lag = options & MATCH_WORDS && !isCold ? wordsLag(at) : NONE
           const numbers = lag != NONE && sure
           const count = long && !numbers && !isCold ? matchLong(at, before, tokenAt, literal, sparse) : 0
+          let copyTo: usize = 0
           if (isCold) kind = KIND_COLD
           else if (count != 0) {
             kind = KIND_PATCH
@@ -149,14 +150,14 @@ export function matchPages(
             wordsAt += PAGE_BYTES
           } else if (isDense(at)) {
             kind = KIND_NEW_DENSE
-            memory.copy(denseAt, at, PAGE_BYTES)
+            copyTo = denseAt
             denseAt += PAGE_BYTES
           } else {
             kind = KIND_NEW
-            memory.copy(literal, at, PAGE_BYTES)
+            copyTo = literal
             literal += PAGE_BYTES
           }
-          const inserted = insert(at, hash)
+          const inserted = copyTo != 0 ? insertAndCopy(at, hash, copyTo) : insert(at, hash)
           if (long && inserted != NONE) {
             if (numbers || isCold) indexLong(at, inserted, isCold ? SAMPLE_STEP_COLD : SAMPLE_STEP, sparse)
             else rememberSamples(inserted)

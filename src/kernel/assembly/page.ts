@@ -84,3 +84,22 @@ export function isDense(at: usize): bool {
     v128.store(to, h, 112)
   }
 }
+
+/** A page to two places. */
+// @ts-ignore: decorator
+@inline export function copyPageTwice(to: usize, too: usize, from: usize): void {
+  for (const end = from + PAGE_BYTES; from != end; from += 64, to += 64, too += 64) {
+    const a = v128.load(from)
+    const b = v128.load(from, 16)
+    const c = v128.load(from, 32)
+    const d = v128.load(from, 48)
+    v128.store(to, a)
+    v128.store(to, b, 16)
+    v128.store(to, c, 32)
+    v128.store(to, d, 48)
+    v128.store(too, a)
+    v128.store(too, b, 16)
+    v128.store(too, c, 32)
+    v128.store(too, d, 48)
+  }
+}
