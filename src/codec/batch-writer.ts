@@ -17,6 +17,7 @@ export const EXTENDED_RUN = 16
 
 export class BatchWriter {
   readonly bytes: Uint8Array
+  private readonly words: Uint32Array
   private readonly regions: PoolRegions
   private workspace!: Workspace
   /** Addresses of each column's next byte. */
@@ -38,6 +39,7 @@ export class BatchWriter {
   /** @param bytes the kernel's memory, where workspaces lie */
   constructor(bytes: Uint8Array, regions: PoolRegions) {
     this.bytes = bytes
+    this.words = new Uint32Array(bytes.buffer)
     this.regions = regions
   }
 
@@ -116,7 +118,7 @@ export class BatchWriter {
 
   /** Columns of one PATCH page out of the kernel's tokens; `before`: its place's slot, or NONE. @returns its literal bytes */
   patch(prediction: Prediction, tokenAt: number, count: number, before: number): number {
-    const bytes = this.bytes
+    const { bytes, words } = this
     const { next } = prediction
     let lengths = this.lengths
     let literalBytes = 0
@@ -124,10 +126,10 @@ export class BatchWriter {
     let displacement = before === NONE ? Number.NaN : before * PAGE_SIZE
     let lastRegion = -1
     for (let i = 0; i < count; i++) {
-      const t = tokenAt + i * 8
-      const literal = bytes[t]! | (bytes[t + 1]! << 8)
-      const copy = bytes[t + 2]! | (bytes[t + 3]! << 8)
-      const source = (bytes[t + 4]! | (bytes[t + 5]! << 8) | (bytes[t + 6]! << 16) | (bytes[t + 7]! << 24)) >>> 0
+      const token = words[(tokenAt >>> 2) + 2 * i]! // two u16, little-endian as WebAssembly has them
+      const literal = token & 0xffff
+      const copy = token >>> 16
+      const source = words[(tokenAt >>> 2) + 2 * i + 1]!
       lengths = writeVarint(bytes, lengths, literal)
       literalBytes += literal
       q += literal

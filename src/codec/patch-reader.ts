@@ -10,11 +10,12 @@ export class PatchReader {
   /** Tokens of the page that was read, 8 bytes each, and how many of its bytes are literals. */
   tokens = 0
   literalBytes = 0
-  private readonly bytes: Uint8Array
+  /** The kernel's memory. */
+  private readonly words: Uint32Array
   private readonly regions: PoolRegions
 
   constructor(bytes: Uint8Array, regions: PoolRegions) {
-    this.bytes = bytes
+    this.words = new Uint32Array(bytes.buffer)
     this.regions = regions
   }
 
@@ -22,17 +23,17 @@ export class PatchReader {
    * Reads what makes a page.
    *
    * @param before slot of the page that its place had, or NONE
-   * @param tokensAt where the tokens go
+   * @param tokensAt where the tokens go: a multiple of 4
    * @throws BATCH_FORMAT
    */
   read(flow: FlowExpander, columns: BatchColumns, before: number, tokensAt: number): void {
-    const { bytes, regions } = this
+    const { words, regions } = this
     const { lengths, sources, shifts } = columns
     const { next } = flow.prediction
     const literalMax = columns.pages.left
     const poolBytes = regions.pages * PAGE_SIZE
     let displacement = before === NONE ? Number.NaN : before * PAGE_SIZE
-    let token = tokensAt
+    let token = tokensAt >>> 2
     let copies = 0
     let literal = 0
     let lastRegion = -1
@@ -65,18 +66,13 @@ export class PatchReader {
         if (!(source >= 0 && source + copy <= poolBytes)) throw flow.bad('PATCH from outside the pool')
         q += copy
       }
-      bytes[token] = literalBytes & 255
-      bytes[token + 1] = literalBytes >> 8
-      bytes[token + 2] = copy & 255
-      bytes[token + 3] = copy >> 8
-      bytes[token + 4] = source & 255
-      bytes[token + 5] = (source >>> 8) & 255
-      bytes[token + 6] = (source >>> 16) & 255
-      bytes[token + 7] = source >>> 24
-      token += 8
+      // two u16 and a u32, little-endian as WebAssembly has them
+      words[token] = literalBytes | (copy << 16)
+      words[token + 1] = source
+      token += 2
     }
     if (lastRegion >= 0) next[lastRegion]!++
-    this.tokens = (token - tokensAt) >> 3
+    this.tokens = (token - (tokensAt >>> 2)) >> 1
     this.literalBytes = literal
   }
 }
