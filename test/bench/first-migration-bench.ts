@@ -1,11 +1,11 @@
 /**
  * `node test/bench/first-migration-bench.ts [STREAM] [--effort auto,0,2] [--rounds 7] [--migrations 5] [--megabytes N]
- * [--program DIR,DIR] [--link 1Gbit,2ms] [--profile DIR]`: what the first migration through a fresh pair costs beside
+ * [--program DIR,DIR] [--link 1Gbit,2ms] [--profile DIR] [--keys 3,2,1,0]`: what the first migration through a fresh pair costs beside
  * those behind it: seconds from the
  * feeder's connection to the sink's last byte, and CPU of both proxies. Checkouts take turns within each round. Each
  * migration is of another guest with the same memory: a captured stream, the bytes of whose pages are xored with the
- * migration's number, so that they pack as well and match no page of the guest before. Medians. `--minutes N`: starts no
- * round behind that; `--out FILE`: JSON as docs/measured has it.
+ * migration's number (or with one of `--keys 3,2,1,0`), so that they pack as well and match no page of the guest before.
+ * Medians. `--minutes N`: starts no round behind that; `--out FILE`: JSON as docs/measured has it.
  */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
@@ -15,11 +15,10 @@ import Table from 'cli-table3'
 import { median } from '../../scripts/harness/median.ts'
 import { endChild, temporaryFolder } from '../../scripts/harness/qemu/cleanup.ts'
 import type { FirstMigration } from '../../scripts/measure/cost-files.ts'
+import { otherGuest } from '../../scripts/measure/other-guest.ts'
 import { keepJson, provenance } from '../../scripts/measure/provenance.ts'
-import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { Replay, root, streamPath } from './replay.ts'
 
-const PAGE = 4096
 /** A pair rests when neither process used more than a hundredth of a core for so long. */
 const REST_MS = 400
 const PROFILED_REST_MS = 8000
@@ -35,6 +34,7 @@ const { values: options, positionals } = parseArgs({
     link: { type: 'string' },
     profile: { type: 'string' },
     minutes: { type: 'string', default: '60' },
+    keys: { type: 'string' },
     out: { type: 'string' },
   },
 })
@@ -43,6 +43,12 @@ const migrations = Number(options.migrations)
 
 interface Sample {
   readonly seconds: number
+  /** On the WAN. */
+  readonly bytesWan: number
+  /** Raw bytes by effort. */
+  readonly efforts: Readonly<Record<number, number>>
+  /** That were found whole in the pool. */
+  readonly pagesKnown: number
   readonly source: Use
   readonly destination: Use
 }
@@ -85,20 +91,6 @@ function residentMb(pid: number): number {
   return Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))![1]) / 1000
 }
 
-/** The same stream of another guest. */
-function another(stream: Uint8Array, key: number): Uint8Array {
-  const made = stream.slice()
-  const nothing = (): void => {}
-  const parser = new MainStreamParser({
-    ...{ block: nothing, zeroRecord: nothing, opaquePage: nothing, phase: nothing, degraded: nothing },
-    pageRecord: (_start, end) => {
-      for (let at = end - PAGE; at < end; at++) made[at]! ^= key
-    },
-  })
-  parser.push(stream, 0, stream.length)
-  return made
-}
-
 async function rest(pids: readonly number[]): Promise<void> {
   if (options.profile) return sleep(PROFILED_REST_MS) // taking samples is work, too
   for (let before = pids.map(cpuSeconds); ; ) {
@@ -132,8 +124,12 @@ async function run(program: string, effort: string, files: readonly string[]): P
     const before = used()
     const [played] = await pair.play([file])
     const after = used()
+    const summary = played!.summary!
     samples.push({
       seconds: played!.seconds,
+      bytesWan: summary.bytesWan,
+      efforts: summary.efforts,
+      pagesKnown: summary.pages.earlier,
       source: since(after[0]!, before[0]!),
       destination: since(after[1]!, before[1]!),
     })
@@ -146,8 +142,9 @@ async function run(program: string, effort: string, files: readonly string[]): P
 
 const folder = temporaryFolder('first-migration')
 const stream = readFileSync(streamPath(name)).subarray(0, Number(options.megabytes) * 1e6)
+const keys = options.keys?.split(',').map(Number) ?? Array.from({ length: migrations }, (_, i) => i)
 const files = Array.from({ length: migrations }, (_, i) => join(folder.path, `${i}.stream`))
-for (const [i, file] of files.entries()) writeFileSync(file, another(stream, i))
+for (const [i, file] of files.entries()) writeFileSync(file, otherGuest(stream, keys[i]!))
 if (options.profile) mkdirSync(options.profile, { recursive: true })
 
 const variants = options.effort
@@ -185,6 +182,11 @@ for (const { effort, program, runs } of variants) {
   const total = ({ source, destination }: Sample): number =>
     source.main + source.others + destination.main + destination.others
   row('CPU s', startCpu, total)
+  row('MB on the WAN', '', sample => sample.bytesWan / 1e6)
+  row('1000 pages known', '', sample => sample.pagesKnown / 1000)
+  const levels = new Set(runs.flatMap(({ samples }) => samples.flatMap(one => Object.keys(one.efforts).map(Number))))
+  for (const level of [...levels].sort((a, b) => a - b))
+    row(`MB at effort ${level}`, '', sample => (sample.efforts[level] ?? 0) / 1e6)
 }
 process.stdout.write(
   `${table.toString()}\n${name}, ${stream.length / 1e6} MB; medians of ${variants[0]!.runs.length}\n`,
