@@ -76,6 +76,11 @@ export const LZ4: Effort = { level: 0.5, name: 'lz4', longMatch: 0, method: 'lz4
  */
 export const RAW: Effort = { level: -1, name: 'raw', longMatch: 0, method: 'raw' }
 
+/** One by its level, LZ4 counted; undefined: there is none. */
+export function effortAt(level: number): Effort | undefined {
+  return [...EFFORTS, LZ4].find(effort => effort.level === level)
+}
+
 /**
  * What `auto` takes, from the least CPU on. The last effort costs ten times the one before for two or three percent: only who
  * asks for it gets it.

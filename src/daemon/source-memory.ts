@@ -1,5 +1,5 @@
 /** What the sessions of a source proxy take of their process: memory for pages, and shares of what all of it holds. */
-import { EFFORTS } from '../compression/effort.ts'
+import { effortAt } from '../compression/effort.ts'
 import { isProxyError } from '../errors.ts'
 import { FairShares, type Share } from '../fair-shares.ts'
 import {
@@ -45,7 +45,7 @@ function shapeFor(effort: number | 'auto', threads: number): PoolShape {
     slots: CHANNEL_UNITS,
     slotBytes: SLOT_UNIT_BYTES,
     threads,
-    longMatch: effort === 'auto' || EFFORTS[effort]!.longMatch > 0,
+    longMatch: effort === 'auto' || effortAt(effort)!.longMatch > 0,
     ringInAdvance: 'always', // nobody but this site's operator opens sessions here, and --pool-memory is what they gave for all
   }
 }

@@ -2,7 +2,7 @@
  * Chooses the effort of each batch so that a migration gets through as fast as it can: docs/adr/0006-effort.md.
  * Pure: times come in.
  */
-import { EFFORTS, type Effort, LZ4, RUNGS as PACKING_RUNGS, RAW } from '../compression/effort.ts'
+import { EFFORTS, type Effort, effortAt, LZ4, RUNGS as PACKING_RUNGS, RAW } from '../compression/effort.ts'
 
 /** What `auto` takes, from the least CPU on: the first gets out of the way. */
 export const RUNGS: readonly Effort[] = [RAW, ...PACKING_RUNGS]
@@ -162,9 +162,14 @@ export class EffortController {
   private readonly packedThen = new Float64Array(VERDICTS)
   private readonly retryMs = new Float64Array(VERDICTS).fill(RETRY_MS)
 
-  /** @param level a fixed level, or auto */
+  /** @param level a fixed level, also LZ4's, or auto */
   constructor(level: number | 'auto') {
-    this.fixed = level === 'auto' ? undefined : EFFORTS[level]
+    this.fixed = level === 'auto' ? undefined : effortAt(level)
+  }
+
+  /** Batches may be packed with LZ4: all other than zstd's have columns that are. */
+  get packsLz4(): boolean {
+    return this.fixed?.method !== 'zstd'
   }
 
   /** The first migration of a session begins. @param rttMs the shortest seen of the link, 0: not known */

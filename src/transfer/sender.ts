@@ -72,7 +72,7 @@ export class Sender {
       channel.owner.sent()
       channel.settle()
     })
-    this.packer.warm()
+    if (effort.packsLz4) this.packer.warm()
     this.packer.observer = observer
     this.pump = new Pump(link, this.packer, effort)
   }

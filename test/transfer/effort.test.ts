@@ -1,6 +1,6 @@
 /** How hard batches are packed: the controller by itself, and what ADR 0006 promises of the pump that ships. */
 import t from 'tap'
-import { EFFORT_MAX, EFFORTS, type Effort, RAW } from '../../src/compression/effort.ts'
+import { EFFORT_MAX, EFFORTS, type Effort, LZ4, RAW } from '../../src/compression/effort.ts'
 import { EffortController, RUNGS, type Waiting } from '../../src/transfer/effort-controller.ts'
 import { type Case, CONTENTS, LINKS, MACHINES, migrationBytes, simulate } from './effort-models.ts'
 
@@ -167,6 +167,7 @@ t.test('out of the way', t => {
   random(slowed, 500, 400, 5000)
   t.ok(slowed.effort(false).level > 0, 'a link that slows down is packed for again')
   t.equal(new EffortController(0).effort(false).level, 0, 'a fixed level is that level')
+  t.equal(new EffortController(LZ4.level).effort(false), LZ4, "LZ4's too, for who rehearses")
   t.end()
 })
 

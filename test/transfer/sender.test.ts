@@ -1,5 +1,7 @@
 /** The way out of a session without sockets, clocks and threads: slots, order, ends, and sources that fall silent. */
+
 import t from 'tap'
+import { LZ4 } from '../../src/compression/effort.ts'
 import { FLOWS_MAX } from '../../src/limits.ts'
 import { type SourceInput, SourceLife } from '../../src/migration/source-life.ts'
 import { BlockTable } from '../../src/qemu/block-table.ts'
@@ -30,6 +32,8 @@ class Packer implements SenderPacker {
     this.sink = sink
   }
 
+  warmed = 0
+
   get underWay(): number {
     return this.jobs.length
   }
@@ -38,7 +42,9 @@ class Packer implements SenderPacker {
     return this.jobs.length < 4
   }
 
-  warm(): void {}
+  warm(): void {
+    this.warmed++
+  }
 
   encode(channel: SendingChannel, _effort: unknown, release: boolean, useCold?: boolean): number {
     const { encoder, buffer } = channel
@@ -73,7 +79,7 @@ class World {
   packer!: Packer
   readonly sender: Sender
 
-  constructor() {
+  constructor(level: number | 'auto' = 1) {
     const link = {
       bulkRoom: () => 1e6,
       bulkQuantum: () => 0,
@@ -93,7 +99,7 @@ class World {
       kernel: { bytes: MEMORY, layout: { templatePages: 0, ringPages: 0 } },
       slots: Array.from({ length: UNITS }, (_, i) => i * SLOT_UNIT_BYTES),
     } as unknown as Pool
-    this.sender = new Sender(link, pool, new EffortController(1), sink => {
+    this.sender = new Sender(link, pool, new EffortController(level), sink => {
       this.packer = new Packer(sink)
       return this.packer
     })
@@ -164,6 +170,12 @@ class Owner implements SendingOwner {
     this.phases.push(phase)
   }
 }
+
+t.test('the thread for LZ4 is started in advance where batches may need it', t => {
+  const warmed = (['auto', 0, LZ4.level, 1, 5] as const).map(level => new World(level).packer.warmed)
+  t.same(warmed, [1, 1, 1, 0, 0])
+  t.end()
+})
 
 t.test('FIN goes behind the last batch, RESET behind those that are encoded', t => {
   const world = new World()
