@@ -13,6 +13,7 @@ import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { LZ4 } from '../compression/effort.ts'
 import { defectOf, isProxyError, ProxyError } from '../errors.ts'
 import { REHEARSAL_GRACE_MS, REHEARSAL_MS } from '../limits.ts'
 import { CREDENTIAL_FILE, PSK_USERNAME_DEFAULT } from '../link/credential-files.ts'
@@ -20,7 +21,7 @@ import { Credentials } from '../link/credentials.ts'
 import { parseAddress } from '../relay/address.ts'
 import { PAGE_BYTES, type Pools } from '../transfer/pool.ts'
 import { DestinationDaemon } from './destination-daemon.ts'
-import { Events } from './events.ts'
+import { Events, type SiteEvent } from './events.ts'
 import { GUEST_PAGES, madeUpGuest } from './made-up-guest.ts'
 import { SourceDaemon } from './source-daemon.ts'
 
@@ -38,8 +39,12 @@ const PIECE_BYTES = 4 * (PAGE_BYTES + 8)
 const PIECE_TURNS = 3
 /** How much of a guest comes in such pieces; the rest comes as fast as it can, in batches as large as they get. */
 const PIECES_SHARE = 0.5
-/** By guest, where the effort is not fixed: over loopback `auto` itself goes down to LZ4 and to none. */
-const AUTO_EFFORTS = [1, 3, 2, 'auto'] as const
+/**
+ * By guest, where the effort is not fixed. Over loopback `auto` itself passes most of it raw, and zstd's levels differ by what
+ * they tell zstd alone. Only the first two have the thread for LZ4, which takes 90 ms of CPU each time.
+ */
+const AUTO_EFFORTS = ['auto', LZ4.level, 1, 2] as const
+const SIDES = ['source', 'destination'] as const
 /** MIG_RP_MSG_SHUT, without an error, on the return path (docs/qemu-wire-format.md). */
 const SHUT = Buffer.of(0, 1, 0, 4, 0, 0, 0, 0)
 /** Fewer than the guest has, so that pages take the place of others. */
@@ -82,10 +87,9 @@ export async function rehearse(options: RehearsalOptions, events: Events, signal
         'no session over loopback',
         'where the host is not just busy: does a firewall or IPAddressDeny stand before 127.0.0.1?',
       )
-    const [reason] = rehearsal.failures
-    if (reason !== undefined)
+    if (rehearsal.failure !== undefined)
       throw failed(
-        `a guest that never was did not arrive: ${reason}`,
+        `a guest that never was did not arrive: ${rehearsal.failure}`,
         'please report this; --rehearsal 0s leaves it out',
       )
     events.debug('rehearsed', { guests, ms: Math.round(performance.now() - beganMs) })
@@ -103,22 +107,27 @@ function failed(what: string, action: string): ProxyError {
 
 class Rehearsal {
   private readonly options: RehearsalOptions
-  private readonly events = new Events()
+  /** Of each proxy its own: who tells of a failure stands in front of it. */
+  private readonly events = { source: new Events(), destination: new Events() }
   private readonly whenLate: Promise<void>
   /** Ends it, however far it is. */
   readonly endSoon: () => void
-  /** Why migrations failed that were not cut short. */
-  readonly failures = new Set<string>()
+  /** Which guest failed that was not cut short, where, and why: as the first to tell it said. */
+  failure: string | undefined
+  /** Guests that were moved. */
+  private guests = 0
   /** A session did. */
   hasOpened = false
   private readonly timer: NodeJS.Timeout
   private isLate = false
+  private isMoving = false
   /** What is closed at the end, the last first. */
   private readonly closing: (() => unknown)[] = []
   private readonly sockets = new Set<net.Socket>()
 
   constructor(options: RehearsalOptions) {
     this.options = options
+    for (const side of SIDES) this.watch(side)
     const { promise, resolve } = Promise.withResolvers<void>()
     this.whenLate = promise
     this.endSoon = () => {
@@ -131,17 +140,14 @@ class Rehearsal {
   /** @returns guests that were moved. @throws whatever goes wrong */
   async run(): Promise<number> {
     try {
-      let guests = 0
-      while (guests < GUESTS && !this.isLate) {
-        const stream = madeUpGuest(guests)
-        const port = await this.start(guests, stream.length)
+      while (this.guests < GUESTS && !this.isLate) {
+        const stream = madeUpGuest(this.guests)
+        const port = await this.start(stream.length)
         await Promise.race([this.move(stream, port), this.whenLate])
-        if (this.isLate)
-          this.failures.clear() // cut short
-        else guests++
+        if (!this.isLate) this.guests++
         await this.end()
       }
-      return guests
+      return this.guests
     } finally {
       clearTimeout(this.timer)
       await this.end()
@@ -162,16 +168,18 @@ class Rehearsal {
   }
 
   /** Both proxies of a guest of so many bytes. @returns the port where its source QEMU connects */
-  private async start(guest: number, length: number): Promise<number> {
-    const { pools, effort = 'auto' } = this.options
+  private async start(length: number): Promise<number> {
+    const { pools, limitMs } = this.options
     const { events, closing } = this
     const { near, far } = this.credentials()
-    const opened = this.told('session open', 2).then(() => {
+    const opened = this.told('session open').then(() => {
       this.hasOpened = true
     })
-    const common = { store: undefined, events, queueTargetMs: 50, patienceMs: 1000, pools }
+    // a host that is so busy that nothing is acknowledged ends it by its limit, which is no failure
+    const common = { store: undefined, queueTargetMs: 50, patienceMs: limitMs + REHEARSAL_GRACE_MS, pools }
     const destination = new DestinationDaemon({
       ...common,
+      events: events.destination,
       listen: [{ host: '127.0.0.1', port: 0 }],
       targets: new Map([['default', parseAddress(`tcp:127.0.0.1:${await this.target(length)}`)]]),
       credentials: far,
@@ -182,24 +190,33 @@ class Rehearsal {
     await destination.start()
     const source = new SourceDaemon({
       ...common,
+      events: events.source,
       listen: [{ name: 'default', address: parseAddress('tcp:127.0.0.1:0') }],
       beyondLoopback: false,
       peer: { host: '127.0.0.1', port: destination.addresses[0]!.port },
       credentials: near,
       ringPages: RING_PAGES,
       places: PLACES,
-      effort: effort === 'auto' ? AUTO_EFFORTS[guest % AUTO_EFFORTS.length]! : effort,
+      effort: this.effort,
       connections: 1,
       rate: Number.POSITIVE_INFINITY,
     })
-    await source.start()
+    let isStarted = false
     closing.push(async () => {
-      await source.abort()
-      await source.ended
+      await source.abort() // one that did not start may have begun to listen
+      if (isStarted) await source.ended
     })
+    await source.start()
+    isStarted = true
     await Promise.race([opened, this.whenLate])
     const [at] = source.addresses
     return at?.kind === 'tcp' ? at.port : 0
+  }
+
+  /** Of the present guest. */
+  private get effort(): number | 'auto' {
+    const { effort = 'auto' } = this.options
+    return effort === 'auto' ? AUTO_EFFORTS[this.guests % AUTO_EFFORTS.length]! : effort
   }
 
   /** A key that nobody else ever has: whoever finds the port in this second cannot come in. */
@@ -235,7 +252,8 @@ class Rehearsal {
 
   /** As its QEMU would. Resolves when both proxies have told its end. */
   private async move(stream: Uint8Array, port: number): Promise<void> {
-    const ended = this.told('migration ended', 2)
+    const ended = this.told('migration ended')
+    this.isMoving = true
     const socket = this.keep(net.connect({ port, host: '127.0.0.1' }))
     await once(socket, 'connect')
     socket.once('data', () => socket.end()) // the destination QEMU has taken over
@@ -247,6 +265,7 @@ class Rehearsal {
     }
     socket.write(stream.subarray(at))
     await ended
+    this.isMoving = false
   }
 
   private keep(socket: net.Socket): net.Socket {
@@ -254,17 +273,36 @@ class Rehearsal {
     return socket.on('error', () => {}).on('close', () => this.sockets.delete(socket))
   }
 
-  /** Resolves when the proxies have told this event so many times more. */
-  private told(event: 'session open' | 'migration ended', times: number): Promise<void> {
-    return new Promise(done => {
-      const unsubscribe = this.events.subscribe(told => {
-        if (told.event !== event) return
-        if (told.event === 'migration ended' && told.fields.outcome !== 'completed' && !this.isLate)
-          this.failures.add(told.fields.reason)
-        if (--times > 0) return
-        unsubscribe()
-        done()
-      })
+  /** Resolves when both proxies have told this event. */
+  private told(event: 'session open' | 'migration ended'): Promise<void> {
+    const told = SIDES.map(
+      side =>
+        new Promise<void>(done => {
+          const unsubscribe = this.events[side].subscribe(one => {
+            if (one.event !== event) return
+            unsubscribe()
+            done()
+          })
+        }),
+    )
+    return Promise.all(told).then(() => {})
+  }
+
+  /** What one proxy tells may be all that there is of a failure: nobody waits for what the other one says of it. */
+  private watch(side: (typeof SIDES)[number]): void {
+    this.events[side].subscribe(told => {
+      if (!this.isMoving || this.isLate) return // it was cut short, which is told as well
+      const why = failureIn(told)
+      if (why === undefined) return
+      this.failure = `${side} proxy: ${why} (guest ${this.guests + 1} of ${GUESTS}, effort ${this.effort})`
+      this.endSoon()
     })
   }
+}
+
+/** Why a guest does not arrive, as one event of a proxy says it. */
+function failureIn(told: SiteEvent): string | undefined {
+  if (told.event === 'migration ended') return told.fields.outcome === 'completed' ? undefined : told.fields.reason
+  if (told.event === 'no session') return told.fields.error
+  return told.event === 'link.defect' ? String(told.fields.stack).split('\n')[0] : undefined
 }

@@ -7,6 +7,8 @@ import { GUEST_PAGES, madeUpGuest } from '../../src/daemon/made-up-guest.ts'
 import { Metrics } from '../../src/daemon/metrics.ts'
 import { rehearse } from '../../src/daemon/rehearsal.ts'
 import { Site } from '../../src/daemon/site.ts'
+import { SourceDaemon } from '../../src/daemon/source-daemon.ts'
+import { ProxyError } from '../../src/errors.ts'
 import { REHEARSAL_MS } from '../../src/limits.ts'
 import { MainStreamParser } from '../../src/qemu/main-stream.ts'
 import { Pools } from '../../src/transfer/pool.ts'
@@ -127,6 +129,52 @@ t.test('a session that never opens is told', async t => {
   const { events, told } = listen()
   await rehearse({ pools: new NoMemory(), tls: false, limitMs: REHEARSAL_MS }, events)
   t.match(told, [{ level: 'warn', event: 'rehearsal failed' }])
+})
+
+for (const [role, side] of [
+  ['decoder', 'destination'],
+  ['encoder', 'source'],
+] as const) {
+  t.test(`a guest that fails at its ${side} proxy is told once, with where, and no other comes`, async t => {
+    class Failing extends Pools {
+      override async open(...[request, ...rest]: Parameters<Pools['open']>): ReturnType<Pools['open']> {
+        const pool = await super.open(request, ...rest)
+        if (request.role !== role) return pool
+        return { ...pool, warm: () => Promise.reject(new ProxyError('IO', 'planted', undefined, '')) }
+      }
+    }
+    const pools = new Failing()
+    const { events, told } = listen()
+    await rehearse({ pools, effort: 2, tls: false, limitMs: LIMIT_MS }, events)
+    t.equal(told.length, 1, JSON.stringify(told))
+    const [warning] = told
+    t.match(warning, { level: 'warn', event: 'rehearsal failed' })
+    t.match(
+      (warning as { fields: { error: string } }).fields.error,
+      /: (source|destination) proxy: .*guest 1 of 4, effort 2/,
+    )
+    await until(
+      () => `no session is left: ${JSON.stringify(pools.stats)}`,
+      () => pools.stats.every(({ sessions }) => sessions === 0),
+    )
+  })
+}
+
+t.test('a source proxy that could not start is closed, and is not waited for', async t => {
+  const { start, abort } = SourceDaemon.prototype
+  let aborted = 0
+  Object.assign(SourceDaemon.prototype, {
+    start: () => Promise.reject(new ProxyError('ADDRESS', 'planted', undefined, '')),
+    abort(this: SourceDaemon) {
+      aborted++
+      return abort.call(this)
+    },
+  })
+  t.teardown(() => Object.assign(SourceDaemon.prototype, { start, abort }))
+  const { events, told } = listen()
+  await rehearse({ pools: new Pools(), tls: false, limitMs: LIMIT_MS }, events)
+  t.match(told, [{ level: 'warn', event: 'rehearsal failed', fields: { error: 'planted' } }])
+  t.equal(aborted, 1)
 })
 
 t.test('signals while a proxy rehearses', async t => {
