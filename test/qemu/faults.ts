@@ -328,7 +328,7 @@ async function mishaps(total: number, chance: Random, progress: (text: string) =
   // and after all that, one that goes well
   await using guests = await Guests.start({ qemu })
   await guests.destination.listen(pair.targetUri(), settings)
-  await guests.source.migrate(pair.sourceUri(), { ...settings, parameters: { 'max-bandwidth': 0 }, timeoutMs: 30_000 })
+  await guests.source.migrate(pair.sourceUri(), { ...settings, parameters: { 'max-bandwidth': 0 }, timeoutMs: HANGS_MS })
   await guests.destination.waitStatus('paused')
   if ((await guests.differingPages()) > 0) throw new Error('the migration after the mishaps brought wrong memory')
   return outcome
@@ -440,7 +440,7 @@ async function held(total: number, chance: Random, progress: (text: string) => v
       if (which !== 'WAN') {
         await using bystander = await Guests.start({ qemu })
         await bystander.destination.listen(pair.targetUri(1))
-        await bystander.source.migrate(pair.sourceUri(1), { parameters: { 'max-bandwidth': 0 }, timeoutMs: 20_000 })
+        await bystander.source.migrate(pair.sourceUri(1), { parameters: { 'max-bandwidth': 0 }, timeoutMs: HANGS_MS })
         await bystander.destination.waitStatus('paused')
         if ((await bystander.differingPages()) > 0) throw new Error('wrong memory beside it')
         outcome.notes.push(`${which} held: a migration beside it took ${Math.round(performance.now() - start)} ms`)
