@@ -328,7 +328,11 @@ async function mishaps(total: number, chance: Random, progress: (text: string) =
   // and after all that, one that goes well
   await using guests = await Guests.start({ qemu })
   await guests.destination.listen(pair.targetUri(), settings)
-  await guests.source.migrate(pair.sourceUri(), { ...settings, parameters: { 'max-bandwidth': 0 }, timeoutMs: HANGS_MS })
+  await guests.source.migrate(pair.sourceUri(), {
+    ...settings,
+    parameters: { 'max-bandwidth': 0 },
+    timeoutMs: HANGS_MS,
+  })
   await guests.destination.waitStatus('paused')
   if ((await guests.differingPages()) > 0) throw new Error('the migration after the mishaps brought wrong memory')
   return outcome
