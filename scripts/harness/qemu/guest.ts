@@ -146,6 +146,8 @@ export interface MigrateOptions extends MigrationSettings {
 }
 
 const mib = 1 << 20
+/** QEMU talks by then, on a machine as busy as can be. */
+const STARTS_MS = 180_000
 
 /** One QEMU process and its guest. */
 export class QemuGuest implements AsyncDisposable {
@@ -225,8 +227,8 @@ export class QemuGuest implements AsyncDisposable {
         ...(options.args ?? []),
       ]
       guest = new QemuGuest(options, folder, command)
-      guest.readSerial(await guest.orExit(serial.visitor, 20_000, 'QEMU did not open its serial console'))
-      guest.qmp = await guest.orExit(qmp.visitor.then(QmpClient.open), 20_000, 'QEMU did not open QMP')
+      guest.readSerial(await guest.orExit(serial.visitor, STARTS_MS, 'QEMU did not open its serial console'))
+      guest.qmp = await guest.orExit(qmp.visitor.then(QmpClient.open), STARTS_MS, 'QEMU did not open QMP')
       return guest
     } catch (error) {
       await guest?.quit()
