@@ -85,6 +85,14 @@ class Channel {
   }
 }
 
+/** The end of an attempt's migration, as a side told it. */
+interface ToldEnd {
+  readonly side: 'source' | 'destination'
+  readonly id: string
+  /** No target heard of it: its source may have sent it again in another session, before that one took it. */
+  readonly isUnheard: boolean
+}
+
 /** One `migrate` of a guest. */
 class Attempt {
   readonly name: string
@@ -112,7 +120,7 @@ class Attempt {
   cancelled = false
   /** Likewise, in postcopy: it pauses. */
   left = false
-  readonly told: string[] = []
+  readonly told: ToldEnd[] = []
 
   constructor(name: string, gate: number, target: TargetQemu, startMs: number, options: Attempt['options']) {
     this.name = name
@@ -440,9 +448,11 @@ class Simulation implements World, DisksWorld {
     const name = summary.machine
     const attempt = name === undefined ? undefined : this.attempts.find(attempt => attempt.name === name)
     if (!attempt) return
-    const { outcome, reason } = summary
-    if (attempt.told.includes(side)) this.wrong(`${name}: the ${side} tells its end twice`)
-    attempt.told.push(side)
+    const { outcome, reason, id } = summary
+    const isUnheard = outcome === 'failed' && 'bytesOut' in summary && summary.bytesOut === 0
+    const isTwice = (told: ToldEnd): boolean => told.side === side && (told.id === id || !(told.isUnheard || isUnheard))
+    if (attempt.told.some(isTwice)) this.wrong(`${name}: the ${side} tells its end twice`)
+    attempt.told.push({ side, id, isUnheard })
     const { target, options } = attempt
     if (outcome === 'completed') {
       // without a return path nobody says that the target has taken over: all of main has passed
