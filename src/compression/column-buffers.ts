@@ -1,7 +1,8 @@
 /**
- * Memory for columns that are sent as they are. It comes back once the peer has them, in place of half a megabyte of garbage
- * for each batch, whose pages the system would have to give anew. One a session, so that what a socket still sends of a
- * frame that was acknowledged over another connection, and that the peer drops, is never another session's.
+ * Memory for columns that are sent as they are, and for raw batches as their frames go out. It comes back once the peer has
+ * them, in place of half a megabyte of garbage for each batch, whose pages the system would have to give anew. One a session,
+ * so that what a socket still sends of a frame that was acknowledged over another connection, and that the peer drops, is
+ * never another session's.
  */
 
 /** Shorter ones are the collector's: they cost it nothing. */

@@ -5,7 +5,8 @@
 
 import { Worker, type WorkerOptions } from 'node:worker_threads'
 import { copyOfRange, copyRange } from '../bytes/copy.ts'
-import type { PackedColumn } from '../codec/batch.ts'
+import { assembleBatch, type PackedColumn } from '../codec/batch.ts'
+import { laidBytes, layBatch } from '../codec/laid-batch.ts'
 import { COLUMN, COLUMN_COUNT, freshStreamsMax, METHOD } from '../codec/wire.ts'
 import type { Workspace } from '../codec/workspace.ts'
 import { ColumnBuffers } from './column-buffers.ts'
@@ -46,6 +47,15 @@ export interface StreamSupply {
   stream(column: number, settings: ZstdSettings): ColumnStream
   /** All of a batch is handed to its streams: it may begin. */
   begin(): void
+}
+
+/** A batch of columns that are sent as they are. */
+export interface LaidBatch {
+  readonly columns: readonly PackedColumn[]
+  /** All of it, as frames carry it: src/codec/laid-batch.ts. */
+  readonly parts: Uint8Array[]
+  /** Memory of these, which comes back when the peer has acknowledged the batch. */
+  readonly lent: Buffer
 }
 
 export class ColumnPacker {
@@ -123,8 +133,24 @@ export class ColumnPacker {
     return this.gather(workspace, ready, pending, jobs, jobColumns)
   }
 
-  /** The peer has acknowledged a batch of these columns: nobody reads them any more. */
-  giveBack(columns: readonly PackedColumn[]): void {
+  /** In place of `pack`, of a raw batch: all columns as they are, put together and copied once. @param checksum as `assembleBatch` */
+  lay(workspace: Workspace, rawLength: number, checksum: Uint8Array): LaidBatch {
+    this.rawBytes += rawLength
+    const columns: PackedColumn[] = []
+    for (let column = 0; column < COLUMN_COUNT; column++) {
+      const length = workspace.columnLength[column]!
+      if (length > 0) columns.push(packedColumn(column, METHOD.STORED, length, [workspace.column(column)]))
+    }
+    const parts = assembleBatch(rawLength, checksum, columns)
+    let length = 0
+    for (const part of parts) length += part.length
+    const lent = this.buffers.take(laidBytes(length))
+    return { columns, parts: layBatch(parts, lent), lent }
+  }
+
+  /** The peer has acknowledged a batch of these columns: nobody reads them any more. @param laid where it was */
+  giveBack(columns: readonly PackedColumn[], laid?: LaidBatch): void {
+    if (laid) this.buffers.give(laid.lent)
     for (const { lent } of columns) if (lent !== undefined) this.buffers.give(lent)
   }
 

@@ -354,11 +354,11 @@ export class Link implements TransportSink {
     if (bytes > 0) {
       if (bytes <= JOIN_BYTES_MAX && out.length > 1) out.splice(0, out.length, Buffer.concat(out, bytes))
       const last = out.length - 1
-      // One writev: a TLS record, or a segment, for many small views.
-      socket.cork()
+      // One writev: a TLS record, or a segment, for many small views. What lies in one piece is not copied to be encrypted.
+      if (last > 0) socket.cork()
       for (let i = 0; i < last; i++) socket.write(out[i]!)
       socket.write(out[last]!, () => this.wake())
-      socket.uncork()
+      if (last > 0) socket.uncork()
       out.length = 0
       wire.keys?.sent(bytes)
       this.#checkKeys(wire)

@@ -255,14 +255,14 @@ export class Flows {
   }
 
   /** As Session.sendBatch. */
-  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[], release?: () => void): void {
+  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[], release?: () => void, isLaid = false): void {
     const state = this.table.get(flow)
     if (!state && this.over) return
     assert(state, `batch for flow ${flow}, which has ended`)
     state.enterSend('batch')
     assert(rawLengthOf(parts) === rawLength, `flow ${flow}: a batch does not begin with its raw length`)
     state.spend(rawLength)
-    const bytes = this.enqueue(FRAME.BATCH, state, parts, release)
+    const bytes = this.enqueue(FRAME.BATCH, state, parts, release, isLaid)
     assert(bytes <= BATCH_WIRE_BYTES_MAX, `batch of ${bytes} bytes`)
     this.fairness.sent(state.share, bytes)
   }
@@ -336,8 +336,14 @@ export class Flows {
     if (!flow.untold) this.served.sink.onEnd(flow.number)
   }
 
-  private enqueue(type: number, flow: Flow, parts: readonly Uint8Array[], release?: () => void): number {
-    const bytes = this.outbox.enqueue(type, flow, parts, release)
+  private enqueue(
+    type: number,
+    flow: Flow,
+    parts: readonly Uint8Array[],
+    release?: () => void,
+    isLaid?: boolean,
+  ): number {
+    const bytes = this.outbox.enqueue(type, flow, parts, release, isLaid)
     this.transport.onWork()
     return bytes
   }

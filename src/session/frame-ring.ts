@@ -23,6 +23,8 @@ export class FrameRing {
   /** What the owner of the ring likes: the connection that carries the frame. */
   owner = new Int8Array(SLOTS_MIN)
   payload: (Payload | null)[] = new Array(SLOTS_MIN).fill(null)
+  /** 1: the payload has room for its head before it. */
+  laid = new Uint8Array(SLOTS_MIN)
 
   /**
    * Makes room, so that no two of the numbers after `base` up to `last` share a slot.
@@ -55,6 +57,7 @@ export class FrameRing {
     this.length = new Uint16Array(size)
     this.owner = new Int8Array(size)
     this.payload = new Array(size).fill(null)
+    this.laid = new Uint8Array(size)
     // The old ring holds one number for each of its slots at most, the first of them right after base.
     for (let sequence = base + 1; sequence <= base + old.mask + 1; sequence++) {
       const from = sequence & old.mask
@@ -65,6 +68,7 @@ export class FrameRing {
       this.length[to] = old.length[from]!
       this.owner[to] = old.owner[from]!
       this.payload[to] = old.payload[from]!
+      this.laid[to] = old.laid[from]!
     }
   }
 }

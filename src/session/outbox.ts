@@ -56,6 +56,8 @@ interface Entry {
   readonly parts: readonly Uint8Array[]
   /** Called once the peer has all of it. */
   readonly release: (() => void) | undefined
+  /** Each part is one frame's, with room for its head before it (src/codec/laid-batch.ts). */
+  readonly isLaid: boolean
   /** Bytes not sent yet, and where they begin. */
   left: number
   part: number
@@ -68,6 +70,8 @@ export class Outbox {
   lastSequence = 0
   acked = 0
   unackedBytes = 0
+  /** The last frame of a laid batch went out: what follows lies elsewhere. */
+  endsLaid = false
   /** Bytes of DATA and batches that wait. */
   queuedBytes = 0
   /** Bytes that a lost connection carried and that wait to go out again; bytes that did. */
@@ -107,12 +111,13 @@ export class Outbox {
    * Puts an entry in its lane.
    * @param release called once the peer has acknowledged all of it. A socket may still hold frames that were sent twice,
    *   and acknowledged over another connection: the peer drops those without a look at what is in them
+   * @param isLaid each part is one frame's, with room for its head before it, where that is written
    * @returns bytes of it
    */
-  enqueue(type: number, flow: OutFlow, parts: readonly Uint8Array[], release?: () => void): number {
+  enqueue(type: number, flow: OutFlow, parts: readonly Uint8Array[], release?: () => void, isLaid = false): number {
     let left = 0
     for (const part of parts) left += part.length
-    const entry: Entry = { type, flow, parts, release, left, part: 0, offset: 0 }
+    const entry: Entry = { type, flow, parts, release, isLaid, left, part: 0, offset: 0 }
     if (type === FRAME.DATA) this.answers.enqueued(left)
     else if (type === FRAME.BATCH) flow.queuedBatches++
     else if (type === FRAME.END) this.endsUnacked++
@@ -144,6 +149,7 @@ export class Outbox {
 
   /** One sequenced frame, the most pressing that may go. @param withCredit CREDIT goes too. @returns its bytes, or 0 */
   pull(path: Path, withCredit: boolean, nowMs: number, out: Uint8Array[]): number {
+    this.endsLaid = false
     if (this.underWayFrames >= 2 * this.room.frames) return 0 // acknowledged, and not counted
     const free = path.window - path.inFlight
     if (this.findResend()) {
@@ -292,11 +298,12 @@ export class Outbox {
 
   private pullEntry(path: Path, lane: Deque<Entry>, entry: Entry, nowMs: number, out: Uint8Array[]): number {
     const { flow, type } = entry
+    const { isLaid } = entry
     const length = Math.min(entry.left, FRAME_PAYLOAD_BYTES_MAX)
-    const payload = length === 0 ? EMPTY : takePayload(entry, length)
+    const payload = length === 0 ? EMPTY : isLaid ? entry.parts[entry.part++]! : takePayload(entry, length)
     entry.left -= length
     const more = type === FRAME.BATCH && entry.left > 0
-    const bytes = this.putNew(path, type, more ? FLAG_MORE : 0, flow.number, length, payload, nowMs, out)
+    const bytes = this.putNew(path, type, more ? FLAG_MORE : 0, flow.number, length, payload, nowMs, out, isLaid)
     if (type === FRAME.OPEN) flow.openSequence = this.lastSequence
     flow.wanOut += bytes
     if (type === FRAME.DATA) this.answers.sent(length)
@@ -304,6 +311,7 @@ export class Outbox {
     if (entry.left === 0) {
       if (entry.release) this.releases.push({ sequence: this.lastSequence, release: entry.release })
       this.finish(lane, entry)
+      this.endsLaid = isLaid
     }
     return bytes
   }
@@ -337,6 +345,7 @@ export class Outbox {
     payload: Payload,
     nowMs: number,
     out: Uint8Array[],
+    isLaid = false,
   ): number {
     const sequence = ++this.lastSequence
     const { sent } = this
@@ -349,6 +358,7 @@ export class Outbox {
     sent.length[slot] = length
     sent.owner[slot] = path.connection
     sent.payload[slot] = payload
+    sent.laid[slot] = isLaid ? 1 : 0
     this.unackedBytes += size
     this.underWayFrames++
     path.sent(sequence, size, nowMs)

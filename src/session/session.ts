@@ -294,6 +294,7 @@ export class Session {
       const bytes = outbox.pull(path, life.state !== 'closing', nowMs, out)
       if (bytes === 0) break
       total += bytes
+      if (outbox.endsLaid && total >= maxBytes / 4) break // one piece is worth more than a full write
     }
     if (nothingWaited) this.patience.progress(nowMs)
     this.rate.spend(total)
@@ -337,9 +338,10 @@ export class Session {
    * until it is acknowledged: do not write to them before `release` is called.
    * @param rawLength bytes of the channel that it stands for: at most `credit(flow)`
    * @param release called at most once, when nobody needs the views any more; never where the session ends before
+   * @param isLaid each part is one frame's, with room for its head before it, which the session writes (src/codec/laid-batch.ts)
    */
-  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[], release?: () => void): void {
-    this.flows.sendBatch(flow, rawLength, parts, release)
+  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[], release?: () => void, isLaid = false): void {
+    this.flows.sendBatch(flow, rawLength, parts, release, isLaid)
   }
 
   /** The local QEMU closed its direction: FIN after all that was handed in. Nothing may be sent on the flow after it. */

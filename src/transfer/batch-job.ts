@@ -6,6 +6,7 @@ import type { PackedColumn } from '../codec/batch.ts'
 import type { FlowEncoder } from '../codec/flow-encoder.ts'
 import type { BatchCounts } from '../codec/stats.ts'
 import type { Workspace } from '../codec/workspace.ts'
+import type { LaidBatch } from '../compression/column-packer.ts'
 import type { Effort } from '../compression/effort.ts'
 import type { ChannelBuffer, Loan } from './channel-buffer.ts'
 import type { LongGain } from './long-gain.ts'
@@ -37,6 +38,8 @@ export interface BatchJob<C extends OutboundChannel> {
   checksum: Uint8Array | undefined
   /** Set by the packer, read when the batch is put together. */
   columns: readonly PackedColumn[] | undefined
+  /** Of a raw batch, with them: as it goes out. */
+  laid: LaidBatch | undefined
 }
 
 /** A finished batch in numbers. */
@@ -49,4 +52,6 @@ export interface BatchReport {
   readonly effort?: Effort
   /** Raw bytes that cost time: BatchCounts.newBytes. */
   readonly newBytes: number
+  /** Its parts are as frames carry them: src/codec/laid-batch.ts. */
+  readonly isLaid?: boolean
 }

@@ -166,6 +166,7 @@ export class Outbound<C extends OutboundChannel> {
       counts: undefined,
       checksum: undefined,
       columns: undefined,
+      laid: undefined,
     }
     this.jobs.push(job)
     this.pool.warm().catch(cause => this.fail(cause))
@@ -177,7 +178,10 @@ export class Outbound<C extends OutboundChannel> {
   /** It comes out later, also where it is packed at once: who encodes counts it first. */
   private async pack(job: BatchJob<C>): Promise<void> {
     try {
-      job.columns = await this.packer.pack(job.workspace, job.loan.length, job.effort)
+      if (job.effort.method === 'raw') {
+        job.laid = this.packer.lay(job.workspace, job.loan.length, job.checksum!)
+        job.columns = await job.laid.columns
+      } else job.columns = await this.packer.pack(job.workspace, job.loan.length, job.effort)
       this.drain()
     } catch (cause) {
       this.fail(cause)
@@ -249,22 +253,20 @@ export class Outbound<C extends OutboundChannel> {
 
   private drain(): void {
     while (this.jobs[0]?.columns !== undefined && !this.closed) {
-      const { channel, effort, workspace, loan, counts, checksum, columns, gain, looked } = this.jobs.shift()!
-      const parts = assembleBatch(loan.length, checksum!, columns!)
+      const { channel, effort, workspace, loan, counts, checksum, columns, laid, gain, looked } = this.jobs.shift()!
+      const parts = laid?.parts ?? assembleBatch(loan.length, checksum!, columns!)
       const { stats } = channel.encoder
-      let packedLength = parts[0]!.length
-      for (const column of columns!) {
-        packedLength += column.packedLength
-        stats.columns[column.column]! += column.packedLength
-      }
+      let packedLength = 0
+      for (const part of parts) packedLength += part.length
+      for (const column of columns!) stats.columns[column.column]! += column.packedLength
       stats.packedBytes += packedLength
       gain?.packed(looked, counts!.newBytes, packedLength)
       this.free.push(workspace)
       const report = {
-        ...{ rawLength: loan.length, packedLength, newBytes: counts!.newBytes },
+        ...{ rawLength: loan.length, packedLength, newBytes: counts!.newBytes, isLaid: laid !== undefined },
         ...(!channel.encoder.isDisk && { effort }), // a disk's say nothing of RAM that passes raw
       }
-      this.sink(channel, parts, report, () => this.packer.giveBack(columns!))
+      this.sink(channel, parts, report, () => this.packer.giveBack(columns!, laid))
     }
     for (const done of this.waiters.splice(0)) done()
   }

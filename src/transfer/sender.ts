@@ -25,7 +25,7 @@ const FULL_MS = 1
 
 /** What it asks of the link; Session has it. */
 export interface SenderLink extends PumpedLink, SendingLink {
-  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[], release?: () => void): void
+  sendBatch(flow: number, rawLength: number, parts: readonly Uint8Array[], release?: () => void, isLaid?: boolean): void
 }
 
 /** What encodes and packs; Outbound does. */
@@ -66,9 +66,9 @@ export class Sender {
     this.memory = kernel.bytes
     this.regions = PoolRegions.of(kernel.layout)
     this.slots = new SlotArena(slots[0]!, slots.length, SLOT_UNITS, places)
-    this.packer = packer((channel, parts, { rawLength, packedLength, newBytes, effort }, release) => {
+    this.packer = packer((channel, parts, { rawLength, packedLength, newBytes, effort, isLaid }, release) => {
       this.pump.packed(channel.pumped, rawLength, packedLength, newBytes, effort)
-      link.sendBatch(channel.number, rawLength, parts, release)
+      link.sendBatch(channel.number, rawLength, parts, release, isLaid)
       channel.owner.sent()
       channel.settle()
     })

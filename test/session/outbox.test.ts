@@ -1,7 +1,8 @@
 /** What a peer that takes frames and does not do its part can make a session keep and do again: outbox without a session. */
 import t from 'tap'
+import { laidBytes, layBatch } from '../../src/codec/laid-batch.ts'
 import { FairShares } from '../../src/fair-shares.ts'
-import { SENT_FRAME_BYTES, SENT_FRAMES_FREE, UNACKED_FRAMES_MAX } from '../../src/limits.ts'
+import { FRAME_PAYLOAD_BYTES_MAX, SENT_FRAME_BYTES, SENT_FRAMES_FREE, UNACKED_FRAMES_MAX } from '../../src/limits.ts'
 import { AnswerRoom } from '../../src/session/answer-room.ts'
 import { Fairness } from '../../src/session/fairness.ts'
 import { Flow } from '../../src/session/flow.ts'
@@ -9,7 +10,8 @@ import { Outbox } from '../../src/session/outbox.ts'
 import { Path } from '../../src/session/path.ts'
 import { RateCap } from '../../src/session/rate-cap.ts'
 import { ReceiveWindow } from '../../src/session/receive-window.ts'
-import { FRAME } from '../../src/wan/wire.ts'
+import { FrameDecoder } from '../../src/wan/frames.ts'
+import { FRAME, FRAME_HEAD_BYTES } from '../../src/wan/wire.ts'
 
 t.setTimeout(590_000) // the machine may be busy
 
@@ -39,7 +41,7 @@ function sender(budgetBytes: number) {
     }
     return outbox.lastSequence - before
   }
-  return { memory, outbox, path, send, out }
+  return { memory, outbox, path, send, out, flow }
 }
 
 t.test('a peer that comes back over and over makes nothing be sorted or copied again', async t => {
@@ -92,4 +94,70 @@ t.test('nor do frames that are acknowledged and that their connections do not co
   t.equal(outbox.pull(paths[1]!, true, 0, out), 0)
   outbox.lost(paths[0]!)
   t.equal(send(paths[1]!, 500), 500, 'and a connection that is gone counts no more')
+})
+
+t.test('a laid batch goes out in one piece, and again as it was', async t => {
+  const { outbox, path, out, flow } = sender(1 << 30)
+  const batch = Uint8Array.from({ length: 100_000 }, (_, i) => i * 31)
+  const memory = new Uint8Array(laidBytes(batch.length))
+  const other = new Uint8Array(laidBytes(50_000))
+  let released = 0
+  outbox.enqueue(FRAME.BATCH, flow, layBatch([batch], memory), () => released++, true)
+  outbox.enqueue(FRAME.BATCH, flow, layBatch([batch.subarray(0, 50_000)], other), () => released++, true)
+  const first = path(0)
+  const pull = (on: Path, frames: number): void => {
+    out.length = 0
+    for (let i = 0; i < frames; i++) t.ok(outbox.pull(on, true, 0, out) > 0)
+  }
+  pull(first, 3)
+  t.equal(out.length, 1, 'frames that follow each other are one view')
+  t.equal(out[0]!.buffer, memory.buffer, 'of the memory that the batch was laid in')
+  const sent = Buffer.from(out[0]!)
+  pull(first, 4)
+  t.ok(outbox.endsLaid)
+  t.equal(out.length, 1)
+  pull(first, 1)
+  t.notOk(outbox.endsLaid)
+  t.equal(out[0]!.buffer, other.buffer)
+  outbox.delivered(first, 2)
+  outbox.acknowledge(1)
+  outbox.lost(first) // in the middle of the first batch: 1 is acknowledged, and 2 has arrived
+  t.equal(released, 0)
+  const second = path(1)
+  pull(second, 1)
+  t.strictSame(Buffer.from(out[0]!), sent.subarray(2 * (FRAME_PAYLOAD_BYTES_MAX + FRAME_HEAD_BYTES)))
+  pull(second, 5)
+  t.equal(out.length, 2, 'what was sent of the second one follows, in a piece of its own')
+  const frames: Buffer[] = []
+  const decoder = new FrameDecoder(({ payload }) => frames.push(Buffer.from(payload)))
+  for (const view of out) decoder.push(Buffer.from(view))
+  t.strictSame(Buffer.concat(frames.slice(0, -1)), Buffer.from(batch.subarray(3 * FRAME_PAYLOAD_BYTES_MAX)))
+  outbox.acknowledge(6)
+  t.equal(released, 0, 'the last frame of the first one is not acknowledged')
+  outbox.acknowledge(7)
+  t.equal(released, 1)
+})
+
+t.test('a frame that is not laid follows one that was in its place', async t => {
+  const { outbox, path, out, flow } = sender(1 << 30)
+  const on = path(0)
+  const sequenceOf = (): number => {
+    let at = -1
+    const decoder = new FrameDecoder(({ sequence }) => {
+      at = sequence
+    })
+    for (const view of out) decoder.push(Buffer.from(view))
+    return at
+  }
+  for (let i = 1; i <= 300; i++) {
+    out.length = 0
+    const isLaid = i % 3 === 0
+    const part = new Uint8Array(500).fill(i)
+    const parts = isLaid ? layBatch([part], new Uint8Array(laidBytes(500))) : [part]
+    outbox.enqueue(FRAME.BATCH, flow, parts, undefined, isLaid)
+    outbox.pull(on, true, 0, out)
+    if (sequenceOf() !== i) t.fail(`frame ${i}`)
+    if (i > 20) outbox.acknowledge(i - 20)
+  }
+  t.equal(outbox.lastSequence, 300)
 })

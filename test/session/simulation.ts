@@ -5,6 +5,7 @@
  */
 import { crc32 } from 'node:zlib'
 import { Random } from '../../scripts/harness/random.ts'
+import { laidBytes, layBatch } from '../../src/codec/laid-batch.ts'
 import { ProxyError } from '../../src/errors.ts'
 import { FairShares } from '../../src/fair-shares.ts'
 import { CREDIT_FLOW_BYTES_MAX, WINDOW_BYTES_MIN } from '../../src/limits.ts'
@@ -540,7 +541,11 @@ class Simulation {
       )
       const packed = Math.min(raw, this.random.int(0, this.random.pick([50, 500, 5000, 5000, 40_000])))
       const parts = makeBatch(this.random, raw, end.batchesOut++, lane.handed, packed)
-      session.sendBatch(number, raw, parts, () => this.reuse(parts))
+      // every second one lies as its frames go out
+      const total = parts.reduce((sum, { length }) => sum + length, 0)
+      const memory = end.batchesOut % 2 === 0 ? new Uint8Array(laidBytes(total)) : undefined
+      if (memory) session.sendBatch(number, raw, layBatch(parts, memory), () => this.reuse([memory]), true)
+      else session.sendBatch(number, raw, parts, () => this.reuse(parts))
       lane.handed += raw
       this.bytes += packed
       const more = lane.handed < lane.available && session.credit(number) > 0
