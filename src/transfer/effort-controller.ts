@@ -283,7 +283,10 @@ export class EffortController {
     if (before !== undefined) {
       const got = through(rate)
       const trialMs = nowMs - before.endMs
-      const better = before.rung < rung ? isWorthMore(rate, before.rate) : got > before.rate.work * LESS_EFFORT_GAIN
+      // as many bytes as raw ones carry no more pages where none is saved; a link that is waited for may want the level behind it
+      const isVain = before.rung === RUNG_RAW && rate.made > rate.raw * NOTHING_SAVED && cpuShare > CPU_SHARE_NEVER_FULL
+      const isMore = isVain ? rate.work > before.rate.work * WORK_GAIN : isWorthMore(rate, before.rate)
+      const better = before.rung < rung ? isMore : got > before.rate.work * LESS_EFFORT_GAIN
       if (!better) {
         // less effort on other pages was no trial: the level before is to be seen on them, and this one right after it
         const isTrial = before.rung < rung || isBeside || !this.areOtherPages(before.rate.fresh, rate.fresh)
