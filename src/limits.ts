@@ -173,8 +173,17 @@ export const CREDIT_INITIAL_BYTES = 64 * 1024
  */
 export const CREDIT_INITIAL_BYTES_MIN = 32 * 1024
 
-/** Credit of a flow that was taken: one full batch, as far as the budget has it. */
+/** Credit of a flow that was taken, at least: one full batch, as far as the budget has it. */
 export const CREDIT_TAKEN_BYTES = 1 << 20
+
+/**
+ * Credit of a migration's flow that was taken, at most: from one batch it took five round trips to grow to what known pages
+ * need (160 MB/s over 100 ms with queues), and most pages that go first are known.
+ */
+export const CREDIT_TAKEN_BYTES_MAX = 16 << 20
+
+/** And no more than this part of the memory that is left: many flows at once begin alike, and none takes another's. */
+export const CREDIT_TAKEN_PART = 1 / 16
 
 /**
  * Credit window that one flow may grow to. Raw bytes, which matching pages let flow far faster than the WAN does: 2 GB/s
@@ -203,6 +212,15 @@ export const ANSWERS_FREE_BYTES = 1 << 20
 
 /** Smallest in-flight window of a connection: two frames (26 ms at 10 Mbit/s), so that no measurement stops the link. */
 export const WINDOW_BYTES_MIN = 32 * 1024
+
+/**
+ * PADs by which a source finds out, before a migration, what the link takes: 64 KiB, doubled each round trip, are a megabyte
+ * after four. Without them the first third of a second of each pair's first migration is the link's (docs/adr/0029-warm-links.md).
+ */
+export const WARM_UP_BYTES = 4 << 20
+
+/** Connections that come and go cost no more of them than once in this time: 280 kbit/s. */
+export const WARM_UP_AGAIN_MS = 60_000
 
 /** PING goes out this often (protocol): with the dead time it finds a half-open link within seconds. */
 export const PING_INTERVAL_MS = 1000

@@ -3,6 +3,7 @@
  * comes, and what is told of it.
  */
 import type { ProxyError } from '../errors.ts'
+import { WARM_UP_BYTES } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient, type LinkClientOptions } from '../link/client.ts'
 import type { DetailLog } from '../log.ts'
@@ -197,7 +198,7 @@ export class SourceRuns {
       offer: { ...offer, ...this.host.instance() },
       session: {
         patienceMs: Math.max(precopyMs, postcopyMs),
-        queueTargetMs,
+        ...{ queueTargetMs, warmUpBytes: WARM_UP_BYTES },
         ...{ rate: this.host.rate, weights },
         memory: this.memory.budgetShare(),
       },

@@ -12,6 +12,7 @@ import {
   CHANNELS_A_MIGRATION,
   CREDIT_KEPT_BYTES,
   CREDIT_TAKEN_BYTES,
+  CREDIT_TAKEN_PART,
   FLOWS_MAX,
 } from '../limits.ts'
 import { encodeOpen, encodeReason, type FlowInfo, parseOpen, reasonCode, reasonText } from '../wan/bodies.ts'
@@ -43,6 +44,8 @@ export interface FlowHost {
   readonly weights: Readonly<Weights> | undefined
   /** Bytes of credit that each flow to this side begins with. */
   readonly initialCredit: number
+  /** What one of a migration that was taken has then, at most. */
+  readonly takenCredit: number
   now(): number
   opens(): Opens
   /** The peer broke a rule: the session ends. */
@@ -173,10 +176,17 @@ export class Flows {
       flow.untold = true
       this.reset(number, CODE.LIMIT_EXCEEDED, 'too many flows are open, of all sessions of this peer together')
     } else {
-      flow.window.grow(CREDIT_TAKEN_BYTES)
+      flow.window.grow(this.takenCredit(info))
       this.enqueue(FRAME.CREDIT, flow, [EMPTY])
       this.served.sink.onOpen(number, info)
     }
+  }
+
+  /** A disk's window is there for hours and never shrinks: it grows by need alone. */
+  private takenCredit({ kind }: FlowInfo): number {
+    if (kind === KIND_DISK) return CREDIT_TAKEN_BYTES
+    const part = Math.floor(this.host.memory.room * CREDIT_TAKEN_PART)
+    return Math.max(CREDIT_TAKEN_BYTES, Math.min(this.host.takenCredit, part))
   }
 
   /**

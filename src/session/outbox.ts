@@ -28,6 +28,7 @@ const OWNER_RESEND = -1
 const OWNER_ARRIVED = -2
 
 const EMPTY = new Uint8Array(0)
+const PAD = new Uint8Array(FRAME_PAYLOAD_BYTES_MAX)
 
 /** What the outbox keeps of a flow. */
 type OutFlow = Pick<
@@ -79,6 +80,8 @@ export class Outbox {
   resentBytes = 0
   /** ENDs that were handed in and not acknowledged. */
   endsUnacked = 0
+  /** Bytes of PADs that may go out where there is nothing else to send: they measure connections. */
+  padBytes = 0
   private readonly rate: RateCap
   private readonly answers: AnswerRoom
   private readonly room: FrameRoom
@@ -180,6 +183,8 @@ export class Outbox {
     }
     const bulk = this.first(this.bulkLane)
     if (!bulk) {
+      if (this.padBytes > 0 && path.isStarting && path.rttMinMs > 0)
+        return free > 0 && this.rate.mayGo(0, nowMs) ? this.pullPad(path, nowMs, out) : 0
       path.ranDry()
       return 0
     }
@@ -326,6 +331,12 @@ export class Outbox {
       this.queuedBytes -= entry.left
       this.answers.dropped(entry.left)
     }
+  }
+
+  /** It is acknowledged as any frame with a number, so that the window learns from it. */
+  private pullPad(path: Path, nowMs: number, out: Uint8Array[]): number {
+    this.padBytes -= PAD.length
+    return this.putNew(path, FRAME.PAD, 0, 0, PAD.length, PAD, nowMs, out)
   }
 
   private pullCredit(path: Path, flow: OutFlow, nowMs: number, out: Uint8Array[]): number {

@@ -86,6 +86,11 @@ export class Path {
     return Math.min(ACK_DELAY_MS_MAX, Math.max(ACK_DELAY_MS, this.rttMinMs / 8))
   }
 
+  /** Its window still grows: it is not known yet what it takes. */
+  get isStarting(): boolean {
+    return this.sends.rate.starting
+  }
+
   setTarget(targetMs: number): void {
     this.sends.setTarget(targetMs)
   }

@@ -126,6 +126,12 @@ export class Paths {
     return rate
   }
 
+  /** Bytes a millisecond that they take together; Infinity while one's window still grows, and without any. */
+  get knownRate(): number {
+    const isKnown = this.count > 0 && !this.standing.some(path => path.isStarting)
+    return isKnown ? this.rate / 1000 : Number.POSITIVE_INFINITY
+  }
+
   get inFlight(): number {
     let bytes = 0
     for (const path of this.standing) bytes += path.inFlight

@@ -11,7 +11,15 @@ import { readU64 } from '../bytes/big-endian.ts'
 import { copyOf } from '../bytes/copy.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import { FairShares, type Share } from '../fair-shares.ts'
-import { CONNECTIONS_MAX, CREDIT_INITIAL_BYTES, MEMORY_BUDGET_BYTES, PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
+import {
+  CONNECTIONS_MAX,
+  CREDIT_INITIAL_BYTES,
+  CREDIT_TAKEN_BYTES,
+  MEMORY_BUDGET_BYTES,
+  PATIENCE_MS,
+  QUEUE_TARGET_MS,
+  WARM_UP_AGAIN_MS,
+} from '../limits.ts'
 import { encodeReason, reasonCode, reasonText } from '../wan/bodies.ts'
 import { wireCode } from '../wan/codes.ts'
 import type { Frame } from '../wan/frames.ts'
@@ -54,11 +62,14 @@ export class Session {
   private readonly outbox: Outbox
   private readonly inbox: Inbox
   private readonly rate: RateCap
+  private readonly warmUpBytes: number
+  private warmedMs = Number.NEGATIVE_INFINITY
 
   constructor(options: SessionOptions) {
     this.role = options.role
     this.transport = options.transport
     this.patience = new Patience(options.patienceMs ?? PATIENCE_MS)
+    this.warmUpBytes = options.warmUpBytes ?? 0
     this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY)
     this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
     this.memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES).share('')
@@ -72,6 +83,7 @@ export class Session {
       ...{ role, transport, served, memory, outbox, answers, parts, initialCredit },
       ...{ flowPlaces: options.flowPlaces, weights: options.weights },
       now: () => this.nowMs,
+      takenCredit: options.takenCredit ?? CREDIT_TAKEN_BYTES,
       opens: () => opensIn(this.life.state, this.paths.draining || (role === 'client' && this.peerDraining)),
       fault,
     })
@@ -116,6 +128,7 @@ export class Session {
     else {
       this.acknowledge(peerReceived)
       this.flows.learnCredit(peerCredit)
+      this.warmUp()
     }
     this.transport.onWork()
   }
@@ -131,6 +144,13 @@ export class Session {
       this.patience.lost(nowMs)
     }
     this.transport.onWork()
+  }
+
+  /** What a fresh connection takes is found out by PADs, while there is nothing else to send. */
+  private warmUp(): void {
+    if (this.flows.size > 0 || this.nowMs - this.warmedMs < WARM_UP_AGAIN_MS) return
+    this.warmedMs = this.nowMs
+    this.outbox.padBytes = this.warmUpBytes
   }
 
   private dropPath(path: Path): void {
@@ -322,6 +342,7 @@ export class Session {
    *   drains and no flow of the migration is open
    */
   openFlow(info: FlowInfo): number {
+    this.outbox.padBytes = 0
     return this.flows.open(info)
   }
 
@@ -420,6 +441,11 @@ export class Session {
     return this.outbox.queuedBytes + this.outbox.unackedBytes
   }
 
+  /** Bytes a millisecond that the connections take, as their windows have found out; Infinity while one still grows. */
+  get knownRate(): number {
+    return this.paths.knownRate
+  }
+
   /**
    * WAN bytes of room that are worth waiting for: room comes in small steps, and a batch costs both sides the same
    * whatever it holds. What the link takes in a part of the queue target, never more than half of what room can become.
@@ -473,6 +499,7 @@ export class Session {
     this.nowMs = nowMs
     if (this.life.state === 'opening') this.patience.lost(nowMs) // now the patience runs
     this.life.close(why)
+    this.outbox.padBytes = 0
     this.checkFlushed()
     this.transport.onWork()
   }

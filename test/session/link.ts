@@ -28,6 +28,8 @@ export interface LinkOptions {
   /** Of the client. */
   readonly weights?: Weights
   readonly shared?: CapShare
+  /** Of the client: what it may find out by, before its flows are opened by `open`. */
+  readonly warmUpBytes?: number
   /** The server does nothing for so long, so often: its host has others to serve. */
   readonly still?: { readonly everyMs: number; readonly ms: number }
 }
@@ -62,6 +64,8 @@ export class Link {
   /** Raw bytes that arrived, by migration; bytes of batches that arrived. */
   readonly rawBy = new Map<number, number>()
   arrivedBytes = 0
+  /** All that the client sent. */
+  upBytes = 0
   /** Longest delay of urgent data, from sendData to onData. */
   urgentMsMax = 0
   private urgentSentAt = -1
@@ -101,10 +105,10 @@ export class Link {
           throw new Error(`connection ${connection}`, { cause: error })
         },
       })
-    const { weights, shared, rate = Number.POSITIVE_INFINITY, targetMs: queueTargetMs = 50 } = options
+    const { weights, shared, warmUpBytes = 0, rate = Number.POSITIVE_INFINITY, targetMs: queueTargetMs = 50 } = options
     const session = (role: 'client' | 'server'): Session => {
       const hears = sink(role)
-      const ofRole = role === 'client' ? { rate: new RateBucket(rate, shared), weights } : { rate }
+      const ofRole = role === 'client' ? { rate: new RateBucket(rate, shared), weights, warmUpBytes } : { rate }
       const made = new Session({ role, transport: hears, queueTargetMs, ...ofRole })
       made.serve(hears)
       return made
@@ -119,7 +123,12 @@ export class Link {
       this.client.attach(connection, 0, 0)
       this.server.attach(connection, 0, 0)
     })
-    for (const migration of options.flows ?? [1]) {
+    if (warmUpBytes === 0) this.open()
+  }
+
+  /** Opens all flows. */
+  open(): void {
+    for (const migration of this.options.flows ?? [1]) {
       const kind = migration < 0 ? KIND_DISK : 'main'
       this.flows.push(this.client.openFlow({ target: 'vm', migration: Math.abs(migration), kind }))
     }
@@ -184,6 +193,7 @@ export class Link {
         if (session.pull(connection, 65536, this.now, out) === 0) return
         any = true
         for (const view of out) {
+          if (halves === this.up) this.upBytes += view.length
           half.send(view, this.now, this.options.rates[connection]!, this.options.rttMs[connection]! / 2)
         }
       }

@@ -1642,6 +1642,22 @@ t.test('credit comes back when bytes are consumed', async t => {
   )
 })
 
+t.test('a migration that is taken may send at once what known pages need of a long way', async t => {
+  const budget = new FairShares(limits.MEMORY_BUDGET_BYTES)
+  const bench = new Bench('server', {}, true, {
+    memory: budget.share('a'),
+    takenCredit: limits.CREDIT_TAKEN_BYTES_MAX,
+  })
+  bench.say(FRAME.OPEN, 1, openPayload())
+  bench.say(FRAME.OPEN, 2, openPayload({ ...INFO, kind: 'disk' }))
+  for (let flow = 3; flow <= 200; flow++) bench.say(FRAME.OPEN, flow, openPayload())
+  const windows = bench.session.stats().flows.map(({ window }) => window)
+  t.equal(windows[0], limits.CREDIT_TAKEN_BYTES_MAX, 'the first: 16 MiB')
+  t.equal(windows[1], limits.CREDIT_TAKEN_BYTES, 'a disk: a batch')
+  t.ok(windows[20]! > 2 * limits.CREDIT_TAKEN_BYTES, `many at once: ${windows[20]} of the twentieth`)
+  t.ok(Math.min(...windows) >= limits.CREDIT_TAKEN_BYTES / 2, `${Math.min(...windows)} of the two hundredth`)
+})
+
 t.test('a flow begins with what the hellos say, and is given more out of the budget', async t => {
   const budget = new FairShares(8 << 20)
   const options = () => ({ initialCredit: 65536, memory: budget.share('a') })

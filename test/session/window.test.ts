@@ -53,6 +53,32 @@ t.test('a start from nothing', async t => {
   idle.feeding = true
   idle.run(1000)
   t.ok(used(idle, 1000) > 0.9, 'small traffic before is not taken for the speed of the link')
+  for (const [name, rate, rttMs, mostBytes] of [
+    ['20 Mbit/s, 60 ms', 2500, 60, 2 << 20],
+    ['100 Mbit/s, 40 ms', 12_500, 40, 4 << 20],
+    ['1 Gbit/s, 2 ms', 125_000, 2, 4 << 20],
+  ] as const) {
+    const cold = new Link({ rates: [rate], rttMs: [rttMs] })
+    const link = new Link({ rates: [rate], rttMs: [rttMs], warmUpBytes: 4 << 20 })
+    link.run(3000)
+    t.equal(link.client.stats().unacked, 0, `${name}: it ends by itself`)
+    const padded = link.client.stats().connections[0]!
+    t.ok(Math.abs(padded.rate / 1000 / rate - 1) < 0.1, `${name}: ${padded.rate / 1000} is what the link takes`)
+    t.ok(Math.abs(link.client.knownRate / rate - 1) < 0.1, `${name}: and that is known`)
+    t.ok(link.upBytes <= mostBytes + 65536, `${name}: by ${link.upBytes} bytes`)
+    t.equal(cold.client.knownRate, Number.POSITIVE_INFINITY, `${name}: before, nothing was`)
+    link.open()
+    link.resetFigures()
+    for (const one of [cold, link]) one.run(5 * rttMs + 100)
+    const [first, fresh] = [used(link, 5 * rttMs + 100), used(cold, 5 * rttMs + 100)]
+    t.ok(first > fresh + 0.15 || first > 0.9, `${name}: ${first.toFixed(2)} used at once, ${fresh.toFixed(2)} without`)
+    t.ok(link.queueMsMax < 60, `${name}: ${link.queueMsMax.toFixed(1)} ms in the queue`)
+  }
+  const waiting = new Link({ rates: [12_500], rttMs: [40], warmUpBytes: 4 << 20 })
+  waiting.open()
+  waiting.feeding = false
+  waiting.run(500)
+  t.ok(waiting.upBytes < 4096, `${waiting.upBytes} bytes: a flow that is there at once is not kept waiting`)
   for (const targetMs of [50, 10]) {
     const long = warm({ rates: [25_000], rttMs: [150], targetMs }, 2000)
     long.run(2000)
