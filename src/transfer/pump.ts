@@ -42,6 +42,8 @@ export interface PumpedLink {
   bulkQuantum(): number
   /** WAN bytes that were handed in and have not arrived. */
   readonly waitingBytes: number
+  /** Bytes a millisecond that it is known to take; Infinity, or left out: it may take more than it was given. */
+  readonly knownRate?: number
   /** Raw bytes that may be handed in for a flow. */
   credit(flow: number): number
   /** Whose turn it is among these flows; -1 where there is none. */
@@ -196,7 +198,7 @@ export class Pump {
   }
 
   private wait(state: Waiting, nowMs: number): void {
-    this.effort.wait(state, nowMs, this.link.waitingBytes)
+    this.effort.wait(state, nowMs, this.link.waitingBytes, this.link.knownRate)
     if (this.waiting !== 'source') {
       const weight = 1 - Math.exp((this.waitingSinceMs - nowMs) / BEHIND_MS)
       this.linkShare += ((this.waiting === 'wan' ? 1 : 0) - this.linkShare) * weight

@@ -103,6 +103,27 @@ t.test('effort follows what the encoder waits for', t => {
   t.end()
 })
 
+t.test('a link that is known to take no more', t => {
+  // twice as much work at LZ4, as long as nobody asks where its bytes go
+  const work = (level: number): number => (level < 1 ? 40_000 : 20_000)
+  const levelAt = (linkRate: number): number => {
+    const controller = new EffortController('auto')
+    controller.begin(40)
+    let least = 2
+    for (let at = 0; at < 2000; at++) {
+      const { level } = controller.effort(false)
+      least = Math.min(least, level)
+      controller.sent(work(level), work(level), work(level) / 8)
+      controller.wait('cpu', at, 0, linkRate)
+    }
+    return least
+  }
+  t.equal(levelAt(5000), 2, 'less effort is not tried where its bytes would be more than the link takes')
+  t.ok(levelAt(10_000) < 2, 'where it takes them it is')
+  t.ok(levelAt(Number.POSITIVE_INFINITY) < 2, 'and where nobody knows')
+  t.end()
+})
+
 /** Random memory on a machine where raw batches bring twice as much as references, and half as much is packed. */
 const RANDOM_RATE = (level: number): number => (level < 0 ? 40_000 : level === 0 ? 20_000 : 10_000)
 
