@@ -177,13 +177,18 @@ export const CREDIT_INITIAL_BYTES_MIN = 32 * 1024
 export const CREDIT_TAKEN_BYTES = 1 << 20
 
 /**
- * Credit of a migration's flow that was taken, at most: from one batch it took five round trips to grow to what known pages
- * need (160 MB/s over 100 ms with queues), and most pages that go first are known.
+ * Credit of a migration's flow that was taken, for each millisecond of the round trip, and at most: from one batch it took five
+ * round trips to grow to what known pages need (160 MB/s over 40 ms with queues), and most pages that go first are known.
+ * On a LAN it is a batch as ever: what QEMU does not take as it comes would only wait, at the switchover too.
  */
+export const CREDIT_TAKEN_BYTES_MS = 400_000
 export const CREDIT_TAKEN_BYTES_MAX = 16 << 20
 
-/** And no more than this part of the memory that is left: many flows at once begin alike, and none takes another's. */
-export const CREDIT_TAKEN_PART = 1 / 16
+/**
+ * And no more than this part of the memory that is left beside CREDIT_KEPT_BYTES: of an identity alone it is all 16 MiB, many
+ * flows at once begin nearly alike, and what else sessions need memory for finds some.
+ */
+export const CREDIT_TAKEN_PART = 1 / 12
 
 /**
  * Credit window that one flow may grow to. Raw bytes, which matching pages let flow far faster than the WAN does: 2 GB/s
@@ -198,7 +203,10 @@ export const CREDIT_FLOW_BYTES_MAX = 256 * 1024 * 1024
  */
 export const MEMORY_BUDGET_BYTES = 512 * 1024 * 1024
 
-/** What windows of disks leave of an identity's part of it: they live for hours and never shrink, and memory comes behind them. */
+/**
+ * What windows of disks leave of an identity's part of it: they live for hours and never shrink, and memory comes behind them.
+ * So does what a migration's flow has in advance.
+ */
 export const CREDIT_KEPT_BYTES = 64 * 1024 * 1024
 
 /** Frames ahead of a missing one that a session may hold without asking the budget: connections of one session seldom differ by more. */
@@ -214,12 +222,14 @@ export const ANSWERS_FREE_BYTES = 1 << 20
 export const WINDOW_BYTES_MIN = 32 * 1024
 
 /**
- * PADs by which a source finds out, before a migration, what the link takes: 64 KiB, doubled each round trip, are a megabyte
- * after four. Without them the first third of a second of each pair's first migration is the link's (docs/adr/0029-warm-links.md).
+ * PADs by which a source finds out, before a migration, what the link takes, at most: they end where the rate has not grown
+ * for three round trips. At 20 Mbit/s, 60 ms that is after 1.7 MB, at 1 Gbit/s, 2 ms after 3.7, at 100 Mbit/s, 40 ms after
+ * 6.3; what longer ways take is not known by then, but their windows are open. Without them the first third of a second of
+ * each pair's first migration is the link's (docs/adr/0029-warm-links.md).
  */
-export const WARM_UP_BYTES = 4 << 20
+export const WARM_UP_BYTES = 8 << 20
 
-/** Connections that come and go cost no more of them than once in this time: 280 kbit/s. */
+/** Connections and sessions to a peer that come and go cost no more of them than once in this time: 1.1 Mbit/s. */
 export const WARM_UP_AGAIN_MS = 60_000
 
 /** PING goes out this often (protocol): with the dead time it finds a half-open link within seconds. */

@@ -2,7 +2,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { loadLz4 } from '../compression/lz4.ts'
 import { ProxyError } from '../errors.ts'
-import { CREDIT_TAKEN_BYTES_MAX } from '../limits.ts'
 import type { Credentials } from '../link/credentials.ts'
 import type { Link } from '../link/link.ts'
 import { type Accepted, LinkServer, type ListenAt } from '../link/server.ts'
@@ -174,7 +173,6 @@ export class DestinationDaemon {
       session: {
         patienceMs: Math.max(this.patience.precopyMs, this.patience.postcopyMs),
         queueTargetMs: this.options.queueTargetMs,
-        takenCredit: CREDIT_TAKEN_BYTES_MAX,
       },
       // big sets may take longer than the peer waits: the next try finds them loaded
       discard: () => void terms.close().catch(error => this.tellDefect(error)),

@@ -3,7 +3,6 @@
  * comes, and what is told of it.
  */
 import type { ProxyError } from '../errors.ts'
-import { WARM_UP_BYTES } from '../limits.ts'
 import type { LinkLogger } from '../link/api.ts'
 import { LinkClient, type LinkClientOptions } from '../link/client.ts'
 import type { DetailLog } from '../log.ts'
@@ -11,6 +10,7 @@ import { PausedMigrations } from '../migration/paused.ts'
 import type { DiskDepartureSummary, MigrationSummary } from '../migration/summary.ts'
 import { plural } from '../quantity.ts'
 import type { RateBucket } from '../session/rate-cap.ts'
+import { WarmUp } from '../session/warm-up.ts'
 import { EffortController } from '../transfer/effort-controller.ts'
 import { QEMUS, type SiteEvents, type SiteLog } from './events.ts'
 import { asProxyError, SessionKeeper } from './session-keeper.ts'
@@ -45,6 +45,7 @@ export class SourceRuns {
   private readonly memory: SourceMemory
   private readonly keeper: SessionKeeper
   private readonly paused = new PausedMigrations()
+  private readonly warmUp = new WarmUp()
   private stopping = false
   private migrations = 0
   /** What QEMUs and others at our listeners make us say, and what the other proxy does. */
@@ -198,7 +199,7 @@ export class SourceRuns {
       offer: { ...offer, ...this.host.instance() },
       session: {
         patienceMs: Math.max(precopyMs, postcopyMs),
-        ...{ queueTargetMs, warmUpBytes: WARM_UP_BYTES },
+        ...{ queueTargetMs, warmUp: this.warmUp },
         ...{ rate: this.host.rate, weights },
         memory: this.memory.budgetShare(),
       },

@@ -10,6 +10,7 @@ import type { Weights } from './fairness.ts'
 import type { SessionParts } from './parts.ts'
 import type { RateBucket } from './rate-cap.ts'
 import type { SessionState } from './states.ts'
+import type { WarmUp } from './warm-up.ts'
 
 export type { FlowInfo, SessionState }
 
@@ -102,8 +103,6 @@ export interface SessionOptions {
   readonly weights?: Readonly<Weights> | undefined
   /** Bytes of credit that each flow to this side begins with, as said in its hello. Default CREDIT_INITIAL_BYTES. */
   readonly initialCredit?: number
-  /** Server: what a migration's flow may have of it once it is taken, as far as memory has it. Default: CREDIT_TAKEN_BYTES. */
-  readonly takenCredit?: number
   /**
    * This session's share of the process's memory: one FairShares a process, `share` by the peer's identity. The session
    * closes it when it ends. Default: a budget of its own.
@@ -111,8 +110,8 @@ export interface SessionOptions {
   readonly memory?: Share
   /** Server: its share of the flows that may be open, counted; closed with the session. Default: FLOWS_MAX bounds it. */
   readonly flowPlaces?: Share | undefined
-  /** WAN bytes by which it finds out what connections take, while there is no flow yet. Default: none. */
-  readonly warmUpBytes?: number
+  /** Finds out, while there is no flow, what fresh connections take: one for all sessions to a peer. Default: it does not. */
+  readonly warmUp?: WarmUp
   /** Other classes for parts of it: a test's, which get something wrong. */
   readonly parts?: Partial<SessionParts>
 }

@@ -12,6 +12,8 @@ import {
   CHANNELS_A_MIGRATION,
   CREDIT_KEPT_BYTES,
   CREDIT_TAKEN_BYTES,
+  CREDIT_TAKEN_BYTES_MAX,
+  CREDIT_TAKEN_BYTES_MS,
   CREDIT_TAKEN_PART,
   FLOWS_MAX,
 } from '../limits.ts'
@@ -44,9 +46,9 @@ export interface FlowHost {
   readonly weights: Readonly<Weights> | undefined
   /** Bytes of credit that each flow to this side begins with. */
   readonly initialCredit: number
-  /** What one of a migration that was taken has then, at most. */
-  readonly takenCredit: number
   now(): number
+  /** Shortest round trip seen lately; 0: not known. */
+  rttMinMs(): number
   opens(): Opens
   /** The peer broke a rule: the session ends. */
   fault(code: ErrorCode, what: string): void
@@ -185,8 +187,10 @@ export class Flows {
   /** A disk's window is there for hours and never shrinks: it grows by need alone. */
   private takenCredit({ kind }: FlowInfo): number {
     if (kind === KIND_DISK) return CREDIT_TAKEN_BYTES
-    const part = Math.floor(this.host.memory.room * CREDIT_TAKEN_PART)
-    return Math.max(CREDIT_TAKEN_BYTES, Math.min(this.host.takenCredit, part))
+    const { memory } = this.host
+    const part = (memory.room - CREDIT_KEPT_BYTES) * CREDIT_TAKEN_PART
+    const most = Math.min(CREDIT_TAKEN_BYTES_MAX, CREDIT_TAKEN_BYTES_MS * this.host.rttMinMs(), part)
+    return Math.max(CREDIT_TAKEN_BYTES, Math.floor(most))
   }
 
   /**

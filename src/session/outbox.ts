@@ -183,8 +183,10 @@ export class Outbox {
     }
     const bulk = this.first(this.bulkLane)
     if (!bulk) {
-      if (this.padBytes > 0 && path.isStarting && path.rttMinMs > 0)
-        return free > 0 && this.rate.mayGo(0, nowMs) ? this.pullPad(path, nowMs, out) : 0
+      if (this.padBytes > 0 && path.isStarting && path.rttMinMs > 0) {
+        const goes = Math.min(free, path.measuringBytes - path.inFlight) > 0 && this.rate.mayGo(0, nowMs)
+        return goes ? this.pullPad(path, nowMs, out) : 0
+      }
       path.ranDry()
       return 0
     }

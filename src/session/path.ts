@@ -91,6 +91,11 @@ export class Path {
     return this.sends.rate.starting
   }
 
+  /** Bytes under way that show what it takes; more would only stand in the way of whoever comes. */
+  get measuringBytes(): number {
+    return this.sends.measuringBytes
+  }
+
   setTarget(targetMs: number): void {
     this.sends.setTarget(targetMs)
   }

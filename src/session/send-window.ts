@@ -91,6 +91,11 @@ export class SendWindow {
     this.set()
   }
 
+  /** Of two round trips: the rate can double from one to the next. */
+  get measuringBytes(): number {
+    return Math.max(2 * this.rate.max * this.roundTrip.minMs, WINDOW_BYTES_START)
+  }
+
   private sampleRoundTrip(sentAt: number, nowMs: number): void {
     const probed = this.roundTrip.sample(sentAt, nowMs, this.targetMs, this.rate.starting)
     if (probed === undefined) return

@@ -11,15 +11,7 @@ import { readU64 } from '../bytes/big-endian.ts'
 import { copyOf } from '../bytes/copy.ts'
 import { assert, type ErrorCode, ProxyError } from '../errors.ts'
 import { FairShares, type Share } from '../fair-shares.ts'
-import {
-  CONNECTIONS_MAX,
-  CREDIT_INITIAL_BYTES,
-  CREDIT_TAKEN_BYTES,
-  MEMORY_BUDGET_BYTES,
-  PATIENCE_MS,
-  QUEUE_TARGET_MS,
-  WARM_UP_AGAIN_MS,
-} from '../limits.ts'
+import { CONNECTIONS_MAX, CREDIT_INITIAL_BYTES, MEMORY_BUDGET_BYTES, PATIENCE_MS, QUEUE_TARGET_MS } from '../limits.ts'
 import { encodeReason, reasonCode, reasonText } from '../wan/bodies.ts'
 import { wireCode } from '../wan/codes.ts'
 import type { Frame } from '../wan/frames.ts'
@@ -40,6 +32,7 @@ import { Paths } from './paths.ts'
 import { Patience } from './patience.ts'
 import { RateCap } from './rate-cap.ts'
 import { Served } from './served.ts'
+import type { WarmUp } from './warm-up.ts'
 
 export class Session {
   private readonly role: Role
@@ -62,14 +55,13 @@ export class Session {
   private readonly outbox: Outbox
   private readonly inbox: Inbox
   private readonly rate: RateCap
-  private readonly warmUpBytes: number
-  private warmedMs = Number.NEGATIVE_INFINITY
+  private readonly warmth: WarmUp | undefined
 
   constructor(options: SessionOptions) {
     this.role = options.role
     this.transport = options.transport
     this.patience = new Patience(options.patienceMs ?? PATIENCE_MS)
-    this.warmUpBytes = options.warmUpBytes ?? 0
+    this.warmth = options.warmUp
     this.rate = new RateCap(options.rate ?? Number.POSITIVE_INFINITY)
     this.initialCredit = options.initialCredit ?? CREDIT_INITIAL_BYTES
     this.memory = options.memory ?? new FairShares(MEMORY_BUDGET_BYTES).share('')
@@ -83,7 +75,7 @@ export class Session {
       ...{ role, transport, served, memory, outbox, answers, parts, initialCredit },
       ...{ flowPlaces: options.flowPlaces, weights: options.weights },
       now: () => this.nowMs,
-      takenCredit: options.takenCredit ?? CREDIT_TAKEN_BYTES,
+      rttMinMs: () => this.paths.rttMinMs,
       opens: () => opensIn(this.life.state, this.paths.draining || (role === 'client' && this.peerDraining)),
       fault,
     })
@@ -148,9 +140,7 @@ export class Session {
 
   /** What a fresh connection takes is found out by PADs, while there is nothing else to send. */
   private warmUp(): void {
-    if (this.flows.size > 0 || this.nowMs - this.warmedMs < WARM_UP_AGAIN_MS) return
-    this.warmedMs = this.nowMs
-    this.outbox.padBytes = this.warmUpBytes
+    if (this.warmth && this.flows.size === 0) this.outbox.padBytes += this.warmth.take(this.nowMs)
   }
 
   private dropPath(path: Path): void {

@@ -164,6 +164,7 @@ t.test('pages that the source brings count as bytes on the WAN', async t => {
   const { made, daemons } = await onDisks()
   await using _daemons = daemons
   truncateSync(made.far.pathOf(made.large), 0)
+  await daemons.wan.settled()
   const before = daemons.wan.bytes
   t.ok((await migrate(daemons, guest)).equals(guest))
   await until('the end', () => daemons.summaries.length === 1)

@@ -1,6 +1,7 @@
 /** Both daemons over loopback, with plain sockets for QEMUs: what their tests stand on. */
 import { once } from 'node:events'
 import net from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events, type SiteEvent } from '../../src/daemon/events.ts'
 import type { DiskAnswers, DiskZeroes } from '../../src/daemon/settings.ts'
@@ -94,6 +95,12 @@ export class Wan {
         from.on('close', () => to.destroy())
       }
     })
+  }
+
+  /** The source has measured its first connection, by bytes that are no migration's (docs/adr/0029-warm-links.md). */
+  async settled(): Promise<void> {
+    await until('a connection that is measured', () => this.bytes > 65_536)
+    for (let seen = 0; seen !== this.bytes; await sleep(100)) seen = this.bytes
   }
 
   /** Takes connections again. */

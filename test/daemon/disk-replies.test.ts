@@ -71,6 +71,7 @@ t.test('an image that stands in a set is pulled for a few bytes', { skip: NBD_SK
   writeFileSync(far, disk)
   await using kit = await Nbdkit.start('file', far)
   await using pair = await DiskPair.start(`unix:${kit.socket}`, { store, farStore: store })
+  await pair.daemons.wan.settled()
   const before = pair.daemons.wan.bytes
   await nbdcopy(pair.uri, back)
   t.equal(digestOf(readFileSync(back)), digestOf(disk))
@@ -97,6 +98,7 @@ t.test(
     for (const server of ['nbdkit', 'qemu-nbd']) {
       await using kit = server === 'nbdkit' ? await Nbdkit.start('file', far) : await QemuNbd.start(far)
       await using pair = await DiskPair.start(`unix:${kit.socket}`)
+      await pair.daemons.wan.settled()
       const before = pair.daemons.wan.bytes
       await qemuImg('convert', '-f', 'raw', '-O', 'raw', pair.uri, back)
       t.equal(digestOf(readFileSync(back)), digestOf(disk), server)
@@ -189,6 +191,7 @@ t.test('without the feature, or without memory for it, all of it comes as it is'
       // half of it is an identity's
       const memory = lacks === 'memory' ? { memory: new FairShares(2 * REPLIES_MEMORY_BYTES - 2) } : {}
       await using pair = await DiskPair.start(`unix:${kit.socket}`, memory)
+      await pair.daemons.wan.settled()
       const before = pair.daemons.wan.bytes
       await nbdcopy(pair.uri, back)
       t.equal(digestOf(readFileSync(back)), digestOf(disk), lacks)
@@ -232,6 +235,7 @@ t.test('a server that dies while it is read, and comes back', { skip: NBD_SKIP |
   t.teardown(() => server[Symbol.asyncDispose]())
   await using pair = await DiskPair.start(`unix:${server.socket}`)
   for (let run = 1; run <= 3; run++) {
+    await pair.daemons.wan.settled()
     const before = pair.daemons.wan.bytes
     const copy = nbdcopy(pair.uri, back).then(
       () => 'copied',

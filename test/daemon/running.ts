@@ -122,6 +122,7 @@ export class RunningPair implements AsyncDisposable {
    * @returns what arrived, once all is there or the connection is gone, and the bytes that passed on the WAN meanwhile
    */
   async migrate(stream: Buffer): Promise<{ readonly arrived: Buffer; readonly wanBytes: number }> {
+    await this.wan.settled()
     const before = this.wan.bytes
     const number = this.target.received.length
     const qemu = net.connect(this.local)

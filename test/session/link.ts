@@ -8,6 +8,7 @@ import type { Weights } from '../../src/session/fairness.ts'
 import { RateBucket } from '../../src/session/rate-cap.ts'
 import { Session } from '../../src/session/session.ts'
 import type { CapShare } from '../../src/session/shared-cap.ts'
+import type { WarmUp } from '../../src/session/warm-up.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
 import { KIND_DISK } from '../../src/wan/wire.ts'
 import { type SilentSink, sinkOf } from '../helpers/silent-sink.ts'
@@ -28,8 +29,8 @@ export interface LinkOptions {
   /** Of the client. */
   readonly weights?: Weights
   readonly shared?: CapShare
-  /** Of the client: what it may find out by, before its flows are opened by `open`. */
-  readonly warmUpBytes?: number
+  /** Of the client: it may find out what connections take, before its flows are opened by `open`. */
+  readonly warmUp?: WarmUp
   /** The server does nothing for so long, so often: its host has others to serve. */
   readonly still?: { readonly everyMs: number; readonly ms: number }
 }
@@ -105,10 +106,11 @@ export class Link {
           throw new Error(`connection ${connection}`, { cause: error })
         },
       })
-    const { weights, shared, warmUpBytes = 0, rate = Number.POSITIVE_INFINITY, targetMs: queueTargetMs = 50 } = options
+    const { weights, shared, warmUp, rate = Number.POSITIVE_INFINITY, targetMs: queueTargetMs = 50 } = options
     const session = (role: 'client' | 'server'): Session => {
       const hears = sink(role)
-      const ofRole = role === 'client' ? { rate: new RateBucket(rate, shared), weights, warmUpBytes } : { rate }
+      const ofRole =
+        role === 'client' ? { rate: new RateBucket(rate, shared), weights, ...(warmUp && { warmUp }) } : { rate }
       const made = new Session({ role, transport: hears, queueTargetMs, ...ofRole })
       made.serve(hears)
       return made
@@ -123,7 +125,7 @@ export class Link {
       this.client.attach(connection, 0, 0)
       this.server.attach(connection, 0, 0)
     })
-    if (warmUpBytes === 0) this.open()
+    if (!warmUp) this.open()
   }
 
   /** Opens all flows. */

@@ -18,6 +18,7 @@ import {
   type SendInput,
   type SessionInput,
 } from '../../src/session/states.ts'
+import { WarmUp } from '../../src/session/warm-up.ts'
 import { errorCodeOf, wireCode } from '../../src/wan/codes.ts'
 import { encodeFrame, type Frame, FrameDecoder } from '../../src/wan/frames.ts'
 import {
@@ -1643,19 +1644,68 @@ t.test('credit comes back when bytes are consumed', async t => {
 })
 
 t.test('a migration that is taken may send at once what known pages need of a long way', async t => {
-  const budget = new FairShares(limits.MEMORY_BUDGET_BYTES)
-  const bench = new Bench('server', {}, true, {
-    memory: budget.share('a'),
-    takenCredit: limits.CREDIT_TAKEN_BYTES_MAX,
-  })
-  bench.say(FRAME.OPEN, 1, openPayload())
-  bench.say(FRAME.OPEN, 2, openPayload({ ...INFO, kind: 'disk' }))
-  for (let flow = 3; flow <= 200; flow++) bench.say(FRAME.OPEN, flow, openPayload())
-  const windows = bench.session.stats().flows.map(({ window }) => window)
-  t.equal(windows[0], limits.CREDIT_TAKEN_BYTES_MAX, 'the first: 16 MiB')
-  t.equal(windows[1], limits.CREDIT_TAKEN_BYTES, 'a disk: a batch')
-  t.ok(windows[20]! > 2 * limits.CREDIT_TAKEN_BYTES, `many at once: ${windows[20]} of the twentieth`)
-  t.ok(Math.min(...windows) >= limits.CREDIT_TAKEN_BYTES / 2, `${Math.min(...windows)} of the two hundredth`)
+  const windows = (rttMs: number, flows: number, disk = false): { sizes: number[]; room: number } => {
+    const memory = new FairShares(limits.MEMORY_BUDGET_BYTES).share('a')
+    const bench = new Bench('server', {}, false, { memory, initialCredit: limits.CREDIT_INITIAL_BYTES })
+    bench.session.attach(0, 0, 0)
+    bench.pull()
+    bench.now = rttMs
+    if (rttMs > 0) bench.say(FRAME.PONG, 0, bench.frames[0]!.payload)
+    for (let flow = 1; flow <= flows; flow++)
+      bench.say(FRAME.OPEN, flow, openPayload(disk ? { ...INFO, kind: 'disk' } : INFO))
+    return { sizes: bench.session.stats().flows.map(({ window }) => window), room: memory.room }
+  }
+  const batch = limits.CREDIT_TAKEN_BYTES
+  t.same(windows(40, 1).sizes, [16_000_000], '40 ms')
+  t.same(windows(200, 1).sizes, [limits.CREDIT_TAKEN_BYTES_MAX], '200 ms: no more')
+  t.same(windows(2, 1).sizes, [batch], 'a LAN: a batch')
+  t.same(windows(0, 1).sizes, [batch], 'a way that is not known: a batch')
+  t.same(windows(40, 1, true).sizes, [batch], 'a disk: a batch')
+  const many = windows(40, 17)
+  t.ok(many.sizes[16]! > 3 * batch, `sixteen channels of multifd: ${many.sizes[16]} of the last`)
+  t.ok(many.room > limits.CREDIT_KEPT_BYTES, `${many.room} are left for what else needs memory`)
+  const most = windows(200, 200)
+  t.ok(most.room >= 0 && Math.min(...most.sizes) >= limits.CREDIT_INITIAL_BYTES, 'of 200 each has what the hello says')
+  const sum = most.sizes.reduce((all, one) => all + one - limits.CREDIT_INITIAL_BYTES, 0)
+  t.ok(sum <= limits.MEMORY_BUDGET_BYTES / 2, `${sum} of 200: never more than an identity's half`)
+  const taken = windows(200, 100)
+  t.ok(
+    Math.min(...taken.sizes) >= batch / 2,
+    `${Math.min(...taken.sizes)}: what is in advance leaves later ones their batch`,
+  )
+})
+
+t.test('PADs measure fresh connections once a minute, whichever session to a peer they are of', async t => {
+  const warmUp = new WarmUp()
+  const pads = (nowMs: number, flows: number, end?: (session: Session) => void): number => {
+    const bench = new Bench('client', {}, false, { warmUp })
+    bench.now = nowMs
+    if (flows > 0) bench.session.openFlow(INFO)
+    bench.session.attach(0, 0, nowMs)
+    t.notOk(bench.pull().includes('255 0 16368'), 'none before the first round trip')
+    bench.now += 40
+    bench.say(FRAME.PONG, 0, bench.frames[0]!.payload)
+    end?.(bench.session)
+    return bench.pull().filter(frame => frame === '255 0 16368').length
+  }
+  t.equal(pads(0, 0), 4, 'a window of them')
+  t.equal(pads(59_000, 0), 0, 'a minute is not over')
+  t.equal(pads(61_000, 1), 0, 'somebody waits already')
+  t.equal(pads(61_000, 0), 4, 'which was not one of them')
+  t.equal(
+    pads(122_000, 0, session => session.openFlow(INFO)),
+    0,
+    'somebody came meanwhile',
+  )
+  t.equal(
+    pads(183_000, 0, session => session.close(183_040)),
+    0,
+    'it ends',
+  )
+  const bench = new Bench('server')
+  bench.sayNumbered(1, FRAME.PAD, 0, new Uint8Array(16368)).sayNumbered(2, FRAME.OPEN, 1, openPayload())
+  t.same([bench.log, bench.dead], [['open 1'], null], 'who gets them throws them away, and counts them')
+  t.equal(bench.session.received, 2)
 })
 
 t.test('a flow begins with what the hellos say, and is given more out of the budget', async t => {

@@ -4,6 +4,7 @@
  */
 import t from 'tap'
 import { type CapShare, SharedCap } from '../../src/session/shared-cap.ts'
+import { WarmUp } from '../../src/session/warm-up.ts'
 import { Link, type LinkOptions } from './link.ts'
 
 t.setTimeout(590_000) // the machine may be busy
@@ -53,39 +54,69 @@ t.test('a start from nothing', async t => {
   idle.feeding = true
   idle.run(1000)
   t.ok(used(idle, 1000) > 0.9, 'small traffic before is not taken for the speed of the link')
-  for (const [name, rate, rttMs, mostBytes] of [
-    ['20 Mbit/s, 60 ms', 2500, 60, 2 << 20],
-    ['100 Mbit/s, 40 ms', 12_500, 40, 4 << 20],
-    ['1 Gbit/s, 2 ms', 125_000, 2, 4 << 20],
-  ] as const) {
-    const cold = new Link({ rates: [rate], rttMs: [rttMs] })
-    const link = new Link({ rates: [rate], rttMs: [rttMs], warmUpBytes: 4 << 20 })
-    link.run(3000)
-    t.equal(link.client.stats().unacked, 0, `${name}: it ends by itself`)
-    const padded = link.client.stats().connections[0]!
-    t.ok(Math.abs(padded.rate / 1000 / rate - 1) < 0.1, `${name}: ${padded.rate / 1000} is what the link takes`)
-    const known = link.client.knownRate // on faster links a first migration settles it
-    t.ok(known === Number.POSITIVE_INFINITY || Math.abs(known / rate - 1) < 0.1, `${name}: ${known} is known`)
-    t.ok(link.upBytes <= mostBytes + 65536, `${name}: by ${link.upBytes} bytes`)
-    t.equal(cold.client.knownRate, Number.POSITIVE_INFINITY, `${name}: before, nothing was`)
-    link.open()
-    link.resetFigures()
-    for (const one of [cold, link]) one.run(5 * rttMs + 100)
-    const [first, fresh] = [used(link, 5 * rttMs + 100), used(cold, 5 * rttMs + 100)]
-    t.ok(first > fresh + 0.15 || first > 0.9, `${name}: ${first.toFixed(2)} used at once, ${fresh.toFixed(2)} without`)
-    t.ok(link.queueMsMax < 110, `${name}: ${link.queueMsMax.toFixed(1)} ms in the queue`)
-  }
-  const waiting = new Link({ rates: [12_500], rttMs: [40], warmUpBytes: 4 << 20 })
-  waiting.open()
-  waiting.feeding = false
-  waiting.run(500)
-  t.ok(waiting.upBytes < 4096, `${waiting.upBytes} bytes: a flow that is there at once is not kept waiting`)
   for (const targetMs of [50, 10]) {
     const long = warm({ rates: [25_000], rttMs: [150], targetMs }, 2000)
     long.run(2000)
     const part = `${(used(long, 2000) * 100).toFixed(1)} % of a long link behind its start, ${targetMs} ms`
     t.ok(used(long, 2000) > 0.97, `the queue that a start makes is not taken for a slower link: ${part}`)
   }
+})
+
+t.test('a link that is known before anybody comes', async t => {
+  for (const [name, rate, rttMs, mostBytes] of [
+    ['20 Mbit/s, 60 ms', 2500, 60, 2 << 20],
+    ['100 Mbit/s, 40 ms', 12_500, 40, 7 << 20],
+    ['1 Gbit/s, 2 ms', 125_000, 2, 4 << 20],
+  ] as const) {
+    const cold = new Link({ rates: [rate], rttMs: [rttMs] })
+    const link = new Link({ rates: [rate], rttMs: [rttMs], warmUp: new WarmUp() })
+    link.run(3000)
+    t.equal(link.client.stats().unacked, 0, `${name}: it ends by itself`)
+    const known = link.client.knownRate
+    t.ok(Math.abs(known / rate - 1) < 0.05, `${name}: ${known} is known`)
+    t.ok(link.upBytes < mostBytes, `${name}: by ${link.upBytes} bytes`)
+    t.ok(link.queueMsMax < rttMs + 10, `${name}: ${link.queueMsMax.toFixed(1)} ms in whoever's way comes meanwhile`)
+    t.equal(cold.client.knownRate, Number.POSITIVE_INFINITY, `${name}: without, nothing is`)
+    link.open()
+    link.resetFigures()
+    const ms = 5 * rttMs + 100
+    for (const one of [cold, link]) one.run(ms)
+    const [first, fresh] = [used(link, ms), used(cold, ms)]
+    t.ok(first > Math.min(fresh + 0.2, 0.9), `${name}: ${first.toFixed(2)} used at once, ${fresh.toFixed(2)} without`)
+    // the model paces nothing, so that the whole window, round trip and target, stands there at first, as behind each pause
+    t.ok(link.queueMsMax < rttMs + 55, `${name}: ${link.queueMsMax.toFixed(1)} ms in the queue`)
+    link.resetFigures()
+    link.run(1000)
+    t.ok(link.queueMsMax < 80, `${name}: ${link.queueMsMax.toFixed(1)} ms later on`)
+  }
+  const long = new Link({ rates: [25_000], rttMs: [150], warmUp: new WarmUp() })
+  long.run(5000)
+  t.ok(long.upBytes < (8 << 20) + 65536, `${long.upBytes} bytes are the most`)
+  t.equal(long.client.stats().unacked, 0)
+  const capped = new Link({ rates: [12_500], rttMs: [40], rate: 1e6, warmUp: new WarmUp() })
+  capped.run(5000)
+  t.ok(capped.upBytes < 1 << 20, `${capped.upBytes} bytes under a cap of 1 MB/s`)
+  // what it lets go at once is in it: more than the cap, and far less than the link
+  t.ok(capped.client.knownRate >= 1000 && capped.client.knownRate < 2000, `${capped.client.knownRate} bytes a ms`)
+  t.ok(capped.queueMsMax < 10, `${capped.queueMsMax.toFixed(1)} ms in the queue`)
+})
+
+t.test('nobody is kept waiting while a link is being measured', async t => {
+  const waiting = new Link({ rates: [12_500], rttMs: [40], warmUp: new WarmUp() })
+  waiting.open()
+  waiting.feeding = false
+  waiting.run(500)
+  t.ok(waiting.upBytes < 4096, `${waiting.upBytes} bytes: a flow that is there at once`)
+  const amid = new Link({ rates: [12_500], rttMs: [40], warmUp: new WarmUp() })
+  amid.run(300)
+  const { upBytes } = amid
+  t.ok(upBytes > 1 << 20, `${upBytes} bytes are under way or gone`)
+  amid.open()
+  amid.feeding = false
+  amid.sendUrgent()
+  amid.run(500)
+  t.ok(amid.upBytes < upBytes + 4096, `${amid.upBytes - upBytes} bytes more: a flow amid them ends them`)
+  t.ok(amid.urgentMsMax < 100, `${amid.urgentMsMax.toFixed(1)} ms until its first byte is there`)
 })
 
 t.test('a link that gets slower, then faster', async t => {
