@@ -91,6 +91,11 @@ const RAW_PLAIN_MS = 3
  * nothing all: on a link that is known to take no more, less effort cannot bring more work through.
  */
 const LEFT_BY_LZ4 = 0.3
+/**
+ * A link that is not full may take more by now, and only less effort can show it: what is known of it bars that no longer than
+ * this, and anew once it was tried. And between sites only: near by this side, and not the link, may be what was measured.
+ */
+const BELIEVED_MS = 1000
 
 /** Guests that wait get no more. */
 const URGENT_MAX = EFFORTS[1]!
@@ -134,6 +139,7 @@ export class EffortController {
   /** What is taken now: of RUNGS, by index. */
   private rung = RUNG_START
   private begun = false
+  private isFar = false
   private state: Waiting = 'source'
   private sinceMs = 0
   private wanMs = 0
@@ -153,6 +159,8 @@ export class EffortController {
   private limitEndMs = 0
   /** What it is known to take, in the same unit; Infinity: not known. */
   private linkRate = Number.POSITIVE_INFINITY
+  /** When less effort was last tried, or first not tried for what the link is known to take; 0: never. */
+  private believedMs = 0
   /** Nothing was decided yet. */
   private isFirst = true
   /** Raw batches since the last that was encoded to see what is in them. */
@@ -182,7 +190,10 @@ export class EffortController {
 
   /** The first migration of a session begins. @param rttMs the shortest seen of the link, 0: not known */
   begin(rttMs: number): void {
-    if (!this.begun && rttMs >= FAR_RTT_MS) this.rung = RUNG_START_FAR
+    if (!this.begun && rttMs >= FAR_RTT_MS) {
+      this.rung = RUNG_START_FAR
+      this.isFar = true
+    }
     this.begun = true
   }
 
@@ -341,7 +352,10 @@ export class EffortController {
     nowMs: number,
   ): number {
     const { rung, isFirst } = this
-    const limit = Math.min(this.limit, this.linkRate)
+    // a step down now would be a look at the link too
+    const isBelieved = this.believedMs === 0 || nowMs - this.believedMs < BELIEVED_MS
+    const linkRate = this.isFar && isBelieved ? this.linkRate : Number.POSITIVE_INFINITY
+    const limit = Math.min(this.limit, linkRate)
     this.isFirst = false
     if (rung === RUNG_RAW) {
       if (seesKnown && this.mayTry(verdictOf(RUNG_PROBE, rung), nowMs, packed)) return RUNG_PROBE
@@ -357,15 +371,15 @@ export class EffortController {
       const atOnce = isFirst || made > raw * NOTHING_SAVED || below(rung) === RUNG_RAW
       if (isWide && atOnce && this.mayTry(RUNG_RAW, nowMs, packed)) return RUNG_RAW
       const next = below(rung)
-      if (next !== RUNG_RAW && this.mayBringMore(next, work) && this.mayTry(next, nowMs, packed)) return next
+      if (next !== RUNG_RAW && this.mayTry(next, nowMs, packed)) {
+        if (mayBringMore(next, work, linkRate)) {
+          this.believedMs = nowMs
+          return next
+        }
+        if (this.believedMs === 0) this.believedMs = nowMs
+      }
     }
     return cpuShare < CPU_SHARE_UP_MAX && this.mayTry(rung + 1, nowMs, packed) ? rung + 1 : rung
-  }
-
-  /** Whether the link could take what a lower level than the present one would make of more work. */
-  private mayBringMore(rung: number, work: number): boolean {
-    if (rung > RUNG_ABOVE_RAW) return true
-    return work * LESS_EFFORT_GAIN * (rung === RUNG_ABOVE_RAW ? LEFT_BY_LZ4 : 1) < this.linkRate
   }
 
   /**
@@ -404,6 +418,12 @@ export class EffortController {
     this.rung = rung
     this.settling = SETTLE_BATCHES
   }
+}
+
+/** Whether a link that takes so much could carry what a lower level than the present one would make of more work. */
+function mayBringMore(rung: number, work: number, linkRate: number): boolean {
+  if (rung > RUNG_ABOVE_RAW) return true
+  return work * LESS_EFFORT_GAIN * (rung === RUNG_ABOVE_RAW ? LEFT_BY_LZ4 : 1) < linkRate
 }
 
 /** Work a millisecond without what only filled the queue: after a step down that is the first that comes of it. */

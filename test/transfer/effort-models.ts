@@ -92,6 +92,8 @@ export interface Case {
   readonly wan: number
   readonly bytes: number
   readonly channels: number
+  /** MB/s that the session believes the link takes. Default: it knows nothing. */
+  readonly known?: number
 }
 
 /** Of a migration that is long enough to be worth a choice: its raw bytes on a link of so many MB/s. */
@@ -124,11 +126,13 @@ class Link {
   private readonly items: { raw: number; left: number }[] = []
   private readonly wan: number
   private readonly take: number
+  readonly knownRate: number
   private last = -1
 
-  constructor(wan: number, take: number) {
+  constructor({ wan, machine, known = Number.POSITIVE_INFINITY }: Case) {
     this.wan = wan
-    this.take = take
+    this.take = machine.take ?? Number.POSITIVE_INFINITY
+    this.knownRate = known * 1000
   }
 
   get isEmpty(): boolean {
@@ -179,13 +183,10 @@ class Link {
 }
 
 /** Seconds of a migration: the pump that ships, in virtual time. */
-export function simulate(
-  controller: EffortController,
-  { machine, content, wan, bytes, channels }: Case,
-  rttMs = 0,
-): number {
+export function simulate(controller: EffortController, of: Case, rttMs = 0): number {
+  const { machine, content, wan, bytes, channels } = of
   controller.begin(rttMs)
-  const link = new Link(wan, machine.take ?? Number.POSITIVE_INFINITY)
+  const link = new Link(of)
   let random = 1
   const wavering = (): number => {
     random = (random * 48271) % 2147483647
