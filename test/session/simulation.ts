@@ -11,6 +11,7 @@ import { FairShares } from '../../src/fair-shares.ts'
 import { CREDIT_FLOW_BYTES_MAX, WINDOW_BYTES_MIN } from '../../src/limits.ts'
 import type { FlowSink, TransportSink } from '../../src/session/api.ts'
 import { Session } from '../../src/session/session.ts'
+import { WarmUp } from '../../src/session/warm-up.ts'
 import { FrameDecoder } from '../../src/wan/frames.ts'
 import { Agenda } from '../helpers/virtual-time.ts'
 import type { Planter } from './plants.ts'
@@ -260,6 +261,8 @@ class Simulation {
     ]
     this.budget = new FairShares(random.pick([0, 200_000, 2 << 20, 512 << 20]))
     const rate = random.chance(0.15) ? random.int(50_000, 5_000_000) : Number.POSITIVE_INFINITY
+    const isWarmed = seed % 3 === 0
+    const warmUp = new WarmUp()
     const make = (end: End) => {
       const role = end.side === 0 ? ('client' as const) : ('server' as const)
       const sink = this.sinkOf(end)
@@ -271,6 +274,7 @@ class Simulation {
         queueTargetMs: random.pick([50, 50, 5, 200]),
         initialCredit: this.credits[end.side],
         memory: this.budget.share(role),
+        ...(role === 'client' && isWarmed && { warmUp }),
         ...(plant?.parts && { parts: plant.parts }),
       })
       session.serve(sink)
