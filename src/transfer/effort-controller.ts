@@ -130,6 +130,8 @@ interface Rate {
 interface Sampled {
   readonly rung: number
   readonly rate: Rate
+  /** How much of the time the CPU was waited for. */
+  readonly cpuShare: number
   readonly sampleMs: number
   readonly endMs: number
 }
@@ -304,9 +306,9 @@ export class EffortController {
     if (before !== undefined) {
       const got = through(rate)
       const trialMs = nowMs - before.endMs
-      // as many bytes as raw ones carry no more pages where none is saved; a link that is waited for may want the level behind it
-      const isVain = before.rung === RUNG_RAW && rate.made > rate.raw * NOTHING_SAVED && cpuShare > CPU_SHARE_NEVER_FULL
-      const isMore = isVain ? rate.work > before.rate.work * WORK_GAIN : isWorthMore(rate, before.rate)
+      // from raw batches more effort is tried where the CPU is waited for, too: there a link that is as full says nothing
+      const isForLink = before.rung !== RUNG_RAW || Math.min(cpuShare, before.cpuShare) < CPU_SHARE_UP_MAX
+      const isMore = isForLink ? isWorthMore(rate, before.rate) : isSameForLess(rate, before.rate)
       const better = before.rung < rung ? isMore : got > before.rate.work * LESS_EFFORT_GAIN
       if (!better) {
         // less effort on other pages was no trial: the level before is to be seen on them, and this one right after it
@@ -330,7 +332,7 @@ export class EffortController {
     }
     const to = this.choose(cpuShare, rate, seesKnown, nowMs)
     if (to === rung) return
-    this.before = { rung, rate: sampled, sampleMs, endMs: nowMs }
+    this.before = { rung, rate: sampled, cpuShare, sampleMs, endMs: nowMs }
     this.moveTo(to)
   }
 
@@ -345,12 +347,8 @@ export class EffortController {
   }
 
   /** @returns the rung to try; the present one: none */
-  private choose(
-    cpuShare: number,
-    { work, packed, made, raw, fresh }: Rate,
-    seesKnown: boolean,
-    nowMs: number,
-  ): number {
+  private choose(cpuShare: number, rate: Rate, seesKnown: boolean, nowMs: number): number {
+    const { work, packed, raw, fresh } = rate
     const { rung, isFirst } = this
     // a step down now would be a look at the link too
     const isBelieved = this.believedMs === 0 || nowMs - this.believedMs < BELIEVED_MS
@@ -365,10 +363,12 @@ export class EffortController {
       return isSlower || this.mayTry(verdict, nowMs, packed) ? RUNG_ABOVE_RAW : rung
     }
     const hasRoom = packed < this.full * STILL_FULL || cpuShare > CPU_SHARE_NEVER_FULL
+    const takesRaw = raw * LESS_EFFORT_GAIN < limit && fresh > RAW_FRESH_MIN
+    const isVain = savesNothing(rate)
     if (hasRoom && cpuShare > CPU_SHARE_DOWN) {
-      const isWide = cpuShare > CPU_SHARE_NEVER_FULL && raw * LESS_EFFORT_GAIN < limit && fresh > RAW_FRESH_MIN
+      const isWide = cpuShare > CPU_SHARE_NEVER_FULL && takesRaw
       // a link that has nothing to do is not to wait for each level in turn, nor is what none of them saves
-      const atOnce = isFirst || made > raw * NOTHING_SAVED || below(rung) === RUNG_RAW
+      const atOnce = isFirst || isVain || below(rung) === RUNG_RAW
       if (isWide && atOnce && this.mayTry(RUNG_RAW, nowMs, packed)) return RUNG_RAW
       const next = below(rung)
       if (next !== RUNG_RAW && this.mayTry(next, nowMs, packed)) {
@@ -379,7 +379,9 @@ export class EffortController {
         if (this.believedMs === 0) this.believedMs = nowMs
       }
     }
-    return cpuShare < CPU_SHARE_UP_MAX && this.mayTry(rung + 1, nowMs, packed) ? rung + 1 : rung
+    if (cpuShare < CPU_SHARE_UP_MAX) return this.mayTry(rung + 1, nowMs, packed) ? rung + 1 : rung
+    // what saves nothing is work in vain
+    return isVain && takesRaw && this.mayTry(RUNG_RAW, nowMs, packed) ? RUNG_RAW : rung
   }
 
   /**
@@ -450,8 +452,17 @@ function shareLost(work: number, elsewhere: number): number {
 
 /** Whether more effort, which gave `now`, is better than what gave `before`. */
 function isWorthMore(now: Rate, before: Rate): boolean {
-  if (now.made > before.packed * STILL_FULL || now.work > before.work * WORK_GAIN) return true
+  return now.made > before.packed * STILL_FULL || isSameForLess(now, before)
+}
+
+/** Whether that brings more work through, or as much for far fewer bytes. */
+function isSameForLess(now: Rate, before: Rate): boolean {
+  if (now.work > before.work * WORK_GAIN) return true
   return now.work > before.work * SAME_WORK && now.made * before.work < before.made * now.work * FAR_FEWER
+}
+
+function savesNothing({ made, raw }: Rate): boolean {
+  return made > raw * NOTHING_SAVED
 }
 
 function below(rung: number): number {
