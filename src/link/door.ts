@@ -8,6 +8,8 @@ import { WaitingRoom } from './waiting-room.ts'
 
 /** Handshakes that begin in one turn of the event loop: others want it too. */
 const TURN_MAX = 4
+/** Of those who begin before they speak, handshakes of one group under way: the connections of one session. */
+const AT_ONCE_GROUP_MAX = 16
 
 export interface DoorOptions<T> {
   readonly clock: Clock
@@ -64,7 +66,7 @@ export class Door<T extends { readonly group: string }> {
     this.#refill()
     // half of all is left to those who have said something, address by address in turn
     const isQuiet = this.#ready.size === 0 && this.#tokens > burst / 2 && this.#under.size < handshakesMax / 2
-    if (atOnce && isQuiet) this.#admit(arrival)
+    if (atOnce && isQuiet && this.#under.sizeOf(arrival.group) < AT_ONCE_GROUP_MAX) this.#admit(arrival)
     else this.#enter(this.#silent, arrival)
   }
 

@@ -382,9 +382,9 @@ export class Link implements TransportSink {
 
 /**
  * What becomes of a frame's payload, said before the session has it: a batch's parts are given back by who expands it, ACK and
- * CREDIT are read at once, and of all others nobody asks.
+ * CREDIT are read at once, PADs never, and of all others nobody asks.
  */
 function keepView({ type, payload }: Frame): void {
   if (type === FRAME.BATCH) CHUNKS.lend(payload)
-  else if (type !== FRAME.ACK && type !== FRAME.CREDIT) CHUNKS.pin(payload)
+  else if (type !== FRAME.ACK && type !== FRAME.CREDIT && type !== FRAME.PAD) CHUNKS.pin(payload)
 }

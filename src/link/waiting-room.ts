@@ -20,6 +20,11 @@ export class WaitingRoom<T extends object> {
     return this.#groupOf.size
   }
 
+  /** Places that a group has. */
+  sizeOf(group: string): number {
+    return this.#groups.get(group)?.size ?? 0
+  }
+
   /**
    * Gives a place.
    * @param group whom it counts for: an address, an identity

@@ -81,7 +81,7 @@ export interface TransportSink {
    * Each connection still has a BYE to pull; then close it.
    */
   onDead(error: ProxyError): void
-  /** The heartbeat gave this connection up. It is detached already: close its socket. */
+  /** The heartbeat gave this connection up. It is detached already: close its socket, and write no more to it (Session.detach). */
   onLost(connection: number, error: ProxyError): void
   /**
    * There may be something to pull, `bulkRoom` may have become more than 0, or `nextTickMs` may have come nearer. Comes

@@ -1,4 +1,5 @@
-/** Puts frames out as views: heads in slabs that are never written twice, large payloads where they are. */
+/** Puts frames out as views: heads in slabs that are never written twice, or of
+ * laid batches before their parts; large payloads where they are. */
 
 import { writeHead } from '../wan/frames.ts'
 import { FRAME_HEAD_BYTES } from '../wan/wire.ts'

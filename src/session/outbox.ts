@@ -28,7 +28,8 @@ const OWNER_RESEND = -1
 const OWNER_ARRIVED = -2
 
 const EMPTY = new Uint8Array(0)
-const PAD = new Uint8Array(FRAME_PAYLOAD_BYTES_MAX)
+/** What nothing on the way packs: without TLS that would be measured. */
+const PAD = crypto.getRandomValues(new Uint8Array(FRAME_PAYLOAD_BYTES_MAX))
 
 /** What the outbox keeps of a flow. */
 type OutFlow = Pick<
@@ -233,6 +234,12 @@ export class Outbox {
     path.eachUndelivered(sequence => {
       const slot = sequence & this.sent.mask
       if (sequence <= this.acked || this.sent.owner[slot] !== path.connection) return
+      if (this.sent.type[slot] === FRAME.PAD) {
+        // of what only measured that connection nothing but its number is owed
+        this.unackedBytes -= this.sent.length[slot]!
+        this.sent.length[slot] = 0
+        this.sent.payload[slot] = EMPTY
+      }
       this.sent.owner[slot] = OWNER_RESEND
       this.resendFrom = this.resendBytes === 0 ? sequence : Math.min(this.resendFrom, sequence)
       this.resendBytes += FRAME_HEAD_BYTES + this.sent.length[slot]!

@@ -125,13 +125,17 @@ export class Session {
     this.transport.onWork()
   }
 
-  /** A connection is gone: what it carried and was not acknowledged goes out again on others, or after the next attach. */
+  /**
+   * A connection is gone: what it carried and was not acknowledged goes out again on others, or after the next attach. Nothing
+   * more of what it pulled may be written to it: memory of raw batches, their frames' heads with it, is another batch's soon.
+   */
   detach(connection: number, nowMs: number): void {
     this.nowMs = nowMs
     const path = this.paths.get(connection)
     if (!path) return
     this.dropPath(path)
     if (this.paths.count === 0) {
+      this.outbox.padBytes = 0
       this.life.enter('lose')
       this.patience.lost(nowMs)
     }
@@ -140,7 +144,9 @@ export class Session {
 
   /** What a fresh connection takes is found out by PADs, while there is nothing else to send. */
   private warmUp(): void {
-    if (this.warmth && this.flows.size === 0) this.outbox.padBytes += this.warmth.take(this.nowMs)
+    if (!this.warmth || this.life.state !== 'live' || this.flows.size > 0) return
+    const bytes = this.warmth.take(this.nowMs)
+    if (bytes > 0) this.outbox.padBytes = bytes
   }
 
   private dropPath(path: Path): void {
@@ -284,7 +290,8 @@ export class Session {
 
   /**
    * Takes the next bytes to write on a connection. Call it whenever the socket takes bytes; write all of it, in order.
-   * @param out views to write are appended: frame heads (never written again) and parts of what was handed in (no copy)
+   * @param out views to write are appended: frame heads and parts of what was handed in (no copy).
+   *   All of it is as it is until it is acknowledged; what is then still unwritten is to be dropped with its connection
    * @param maxBytes stops once so many are out: the last frame may go up to 16400 bytes beyond
    * @returns bytes appended; 0: nothing now, wait for onWork
    */
@@ -297,6 +304,7 @@ export class Session {
       path.done = true
       return outbox.writer.putSmall(out, FRAME.BYE, encodeReason(life.bye?.code ?? CODE.NONE, life.bye?.text ?? ''))
     }
+    if (outbox.padBytes > 0 && Number.isFinite(this.paths.knownRate)) outbox.padBytes = 0 // what is left is for no later time
     this.rate.refill(nowMs)
     let total = pullPathFrames(path, this.inbox.acknowledged, nowMs, outbox.writer, out)
     const nothingWaited = outbox.acked === outbox.lastSequence

@@ -107,7 +107,7 @@ export class Inbound {
   push(channel: InboundChannel, parts: readonly Uint8Array[]): void {
     if (this.failed) return
     // one that is expanded at once need not be kept apart from the chunk that it came in
-    const refused = this.jobs.push(channel, parts, this.running || !this.turns.hasTime)
+    const refused = this.jobs.push(channel, parts, this.running || !this.turns.hasTime || this.free.length === 0)
     if (refused) {
       this.fail(refused)
       return
@@ -170,6 +170,7 @@ export class Inbound {
         if (!this.turns.hasTime || this.lacksSlot) {
           await this.turns.next(this.holder)
           if (this.failed) break
+          this.isStuck = this.free.length === 0
         }
         const job = this.jobs.next()!
         if ('then' in job) {
@@ -202,13 +203,16 @@ export class Inbound {
     }
   }
 
+  /** A turn gave no slot back: who has them does not read, and is not waited for until it does. */
+  private isStuck = false
+
   /**
    * The batch at the front would be copied for want of a slot: sockets get a turn first, which gives some back. One that
    * does not read gets copies all the same, and holds up no other.
    */
   private get lacksSlot(): boolean {
     const front = this.jobs.peek()!
-    return this.free.length === 0 && 'parts' in front && front.rawBytes > COPY_MAX
+    return this.free.length === 0 && !this.isStuck && 'parts' in front && front.rawBytes > COPY_MAX
   }
 
   /** What the batch at the front waits for, where a thread has it. @throws as `unpack` */
@@ -249,6 +253,10 @@ export class Inbound {
     const out = slot ?? this.scratch
     this.expander.expand(channel.expander, this.pool.workspaces[0]!, rawLength, checksum, out)
     if (slot === undefined) channel.expanded(copyOfRange(memory, out, out + rawLength), () => {})
-    else channel.expanded(memory.subarray(out, out + rawLength), () => this.free.push(slot))
+    else
+      channel.expanded(memory.subarray(out, out + rawLength), () => {
+        this.free.push(slot)
+        this.isStuck = false
+      })
   }
 }

@@ -1702,6 +1702,25 @@ t.test('PADs measure fresh connections once a minute, whichever session to a pee
     0,
     'it ends',
   )
+  const again = new Bench('client', {}, false, { warmUp: new WarmUp() })
+  const connect = (nowMs: number): string[] => {
+    again.now = nowMs
+    again.session.attach(0, 0, nowMs)
+    const first = again.pull()
+    again.now += 40
+    again.say(FRAME.PONG, 0, again.frames.find(({ type }) => type === FRAME.PING)!.payload)
+    return [...first, ...again.pull()].filter(frame => frame.startsWith('255 '))
+  }
+  t.equal(connect(0).filter(frame => frame === '255 0 16368').length, 4)
+  again.session.detach(0, 100)
+  t.same(
+    connect(1000),
+    new Array(4).fill('255 0 0'),
+    'what was lost is owed by number, and nothing is left of the rest',
+  )
+  again.session.close(2000)
+  again.session.detach(0, 2000)
+  t.same(connect(70_000), new Array(4).fill('255 0 0'), 'a session that ends measures nothing')
   const bench = new Bench('server')
   bench.sayNumbered(1, FRAME.PAD, 0, new Uint8Array(16368)).sayNumbered(2, FRAME.OPEN, 1, openPayload())
   t.same([bench.log, bench.dead], [['open 1'], null], 'who gets them throws them away, and counts them')
