@@ -2,7 +2,7 @@
 import t from 'tap'
 import { KNOWN_ADDRESSES_PER_IDENTITY_MAX, KNOWN_IDENTITIES_MAX } from '../../src/limits.ts'
 import type { Clock } from '../../src/link/api.ts'
-import { Door } from '../../src/link/door.ts'
+import { Door, type DoorOptions } from '../../src/link/door.ts'
 import { addressGroup, KnownAddresses } from '../../src/link/known-addresses.ts'
 import { WaitingRoom } from '../../src/link/waiting-room.ts'
 
@@ -83,20 +83,23 @@ class Hands implements Clock {
   }
 }
 
-t.test('a flood that talks: handshakes at a steady pace, every address has its turn', t => {
+/** A door, its clock, and who began or lost its place there. */
+function aDoor(options: Pick<DoorOptions<Item>, 'handshakesMax' | 'perSecond' | 'burst' | 'atOnce'>) {
   const clock = new Hands()
   const begun: string[] = []
   const crowded: string[] = []
   const door = new Door<Item>({
+    ...options,
     clock,
     waitingMax: 50,
-    handshakesMax: 20,
-    perSecond: 10,
-    burst: 5,
-    atOnce: false,
     begin: ({ name }) => begun.push(name),
     crowdedOut: ({ name }) => crowded.push(name),
   })
+  return { clock, begun, crowded, door }
+}
+
+t.test('a flood that talks: handshakes at a steady pace, every address has its turn', t => {
+  const { clock, begun, crowded, door } = aDoor({ handshakesMax: 20, perSecond: 10, burst: 5, atOnce: false })
   const peer = item('p')
   for (let i = 0; i < 2000; i++) {
     if (i === 1000) {
@@ -121,18 +124,7 @@ t.test('a flood that talks: handshakes at a steady pace, every address has its t
 })
 
 t.test('who comes in quiet times begins before it speaks; a silent flood takes no more than half', t => {
-  const clock = new Hands()
-  const begun: string[] = []
-  const door = new Door<Item>({
-    clock,
-    waitingMax: 50,
-    handshakesMax: 20,
-    perSecond: 10,
-    burst: 8,
-    atOnce: true,
-    begin: ({ name }) => begun.push(name),
-    crowdedOut: () => {},
-  })
+  const { clock, begun, door } = aDoor({ handshakesMax: 20, perSecond: 10, burst: 8, atOnce: true })
   const spoken = item('s')
   for (let i = 0; i < 6; i++) door.arrive(item(`f${i}`))
   t.same(begun, ['f0', 'f1', 'f2', 'f3'], 'at once, until half of the burst is left')
@@ -154,6 +146,18 @@ t.test('who comes in quiet times begins before it speaks; a silent flood takes n
   door.spoke(peer)
   clock.advance(0)
   t.equal(begun.at(-1), 'p', 'and a peer comes in beside them')
+  t.end()
+})
+
+t.test('one address begins no more than a session has connections before it speaks', t => {
+  const { begun, door } = aDoor({ handshakesMax: 100, perSecond: 10, burst: 100, atOnce: true })
+  const flood = Array.from({ length: 30 }, (_, i) => item(`f${i}`))
+  for (const one of flood) door.arrive(one)
+  door.arrive(item('p'))
+  t.same(begun.slice(15), ['f15', 'p'], 'others are not in its way')
+  door.leave(flood[0]!)
+  door.arrive(item('f30'))
+  t.equal(begun.at(-1), 'f30', 'places come back')
   t.end()
 })
 

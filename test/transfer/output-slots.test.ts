@@ -12,11 +12,18 @@ import { batchesOf } from './ends.ts'
 /** Of them one is where small batches are expanded. */
 const SLOTS = 4
 
-/** What comes out of batches that come all at once, by who gives back its slot: how much was right, and in how many copies. */
+/** What comes out of batches that come all at once, by who gives back its slot: how much was right, in how many copies, and turns that it waited. */
 async function run(guest: Buffer, batches: readonly Buffer[], given: (release: () => void) => void) {
   const terms = { sets: [], store: undefined, ringPages: 1024, places: 1024, slotBytes: BATCH_RAW_BYTES_MAX } as const
   const pools = new Pools()
   const pool = await pools.open({ ...terms, role: 'decoder', longMatch: false, workspaces: 1, slots: SLOTS })
+  let waits = 0
+  const { turns } = pool
+  const next = turns.next.bind(turns)
+  turns.next = holder => {
+    waits++
+    return next(holder)
+  }
   const errors: unknown[] = []
   const inbound = new Inbound(pool, SEED_WORDS, error => errors.push(error))
   const parts: Buffer[] = []
@@ -32,8 +39,9 @@ async function run(guest: Buffer, batches: readonly Buffer[], given: (release: (
   for (const batch of batches) inbound.push(channel, [batch])
   await inbound.idle()
   inbound.close()
+  turns.next = next
   await pool.close()
-  return { isRight: Buffer.concat(parts).equals(guest), errors, copies }
+  return { isRight: Buffer.concat(parts).equals(guest), errors, copies, waits }
 }
 
 t.test('expanded batches wait in slots for their socket', async t => {
@@ -41,7 +49,7 @@ t.test('expanded batches wait in slots for their socket', async t => {
   const batches = await batchesOf(new Pools(), guest, 1)
   const large = Math.floor(guest.length / 400_000)
   t.ok(large > 2 * SLOTS, `${large} large batches`)
-  t.same(
+  t.match(
     await run(guest, batches, release => void nextTurn().then(release)),
     { isRight: true, errors: [], copies: guest.length % 400_000 <= 65_536 ? 1 : 0 },
     'a socket that reads: none is copied but what is small',
@@ -49,4 +57,8 @@ t.test('expanded batches wait in slots for their socket', async t => {
   const stuck = await run(guest, batches, () => {})
   t.match(stuck, { isRight: true, errors: [] }, 'one that does not read holds up nothing')
   t.ok(stuck.copies >= large - SLOTS, `${stuck.copies} copies`)
+  t.ok(
+    stuck.waits <= 3,
+    `a session that cannot have slots waits for one turn, and for work that fills one: ${stuck.waits}`,
+  )
 })
