@@ -235,6 +235,27 @@ t.test('a helper that does not start helps nobody', { skip }, async t => {
   await pair.close()
 })
 
+t.test('a helper that hangs before it has begun is waited for no longer than others', { skip }, async t => {
+  const side = new FaultyHelpers({ at: 'start', what: 'hang' })
+  const timers = new HandTimers()
+  const pools = new Pools({ threads: 2, unusedMs: 0, loop: timers, startHelper: side.start })
+  const shape = { role: 'encoder', workspaces: 2, slots: 1, slotBytes: MIB, longMatch: true, threads: 2 } as const
+  const terms = { store: undefined, sets: [], ringPages: 64, places: 64 }
+  const pool = await pools.open({ ...shape, ...terms, ringInAdvance: 'always' })
+  let isReady = false
+  const ready = pool.ready.then(() => {
+    isReady = true
+  })
+  await side.failing()
+  for (let look = 0; look < 2; look++) await timers.pass()
+  await nextTurn(EVENT_LOOP)
+  t.equal(isReady, false, 'a host that stood still is no reason')
+  timers.passNow()
+  await ready
+  await pool.close()
+  t.equal(side.live, 0, 'none is left')
+})
+
 t.test('a helper that never does what it claims costs nothing but time', { skip }, async t => {
   const side = new FaultyPair('near', { at: 'start', what: 'idle' })
   const pair = await side.open()

@@ -6,7 +6,7 @@ import { type FromHelper, type HelperData, type Piece, type ToHelper, WORD, WORD
 import type { PartsBoard } from './parts-board.ts'
 import { errorOf } from './wrong-batch.ts'
 
-/** How often it is looked whether a helper gets on; three times without a job done, and it hangs: one takes 5 ms. */
+/** How often it is looked whether a helper gets on; three times without a job done, and it hangs: one takes 5 ms, and its start 0.1 s. */
 const LOOK_MS = 5000
 const LOOKS = 3
 
@@ -30,6 +30,8 @@ export class Helper {
   readonly place: number
   /** It has begun to work: before that what it is given waits. */
   isReady = false
+  /** It is not known yet whether it will. */
+  private isStarting = true
   /** Why it does nothing any more. */
   failure: ProxyError | undefined
   /** Nothing of it runs any more. */
@@ -72,6 +74,7 @@ export class Helper {
         done()
       })
     })
+    this.watch() // who opens a session waits for it
   }
 
   /** Jobs that are not done. */
@@ -133,7 +136,7 @@ export class Helper {
   private take(message: FromHelper): void {
     if (message.kind === 'ready') {
       this.isReady = this.failure === undefined
-      this.resolveStarted()
+      this.endStart()
     } else if (message.kind === 'packed') this.packing.shift()?.done(message.pieces)
     else if (message.kind === 'failed') this.packing.shift()?.failed(defect(`failed: ${message.reason}`))
     else if (message.kind === 'wrong') {
@@ -175,7 +178,7 @@ export class Helper {
     this.isWatched = true
     this.loop.after(LOOK_MS, () => {
       this.isWatched = false
-      if (this.isIdle || this.failure !== undefined) return
+      if ((this.isIdle && !this.isStarting) || this.failure !== undefined) return
       const now = this.done
       const silent = now === done ? silentLooks + 1 : 0
       // several looks: a host that stood still, stood still for both threads
@@ -184,11 +187,16 @@ export class Helper {
     })
   }
 
+  private endStart(): void {
+    this.isStarting = false
+    this.resolveStarted()
+  }
+
   private fail(what: string, cause?: unknown): void {
     if (this.failure !== undefined) return
     this.isReady = false
     this.failure = defect(what, cause)
-    this.resolveStarted()
+    this.endStart()
     for (const { failed } of this.packing.splice(0)) failed(this.failure)
     Atomics.store(this.words, WORD.END, 1)
     this.board.ring()
