@@ -59,7 +59,7 @@ export interface DestinationSessionOptions {
 
 /** What expands: Inbound. */
 export type DestinationUnpacker = Pick<Inbound, 'observer' | 'push' | 'mark' | 'close'> &
-  Partial<Pick<Inbound, 'gains'>>
+  Partial<Pick<Inbound, 'gains' | 'orphan'>>
 
 export interface DestinationParts {
   readonly unpacker: (

@@ -257,6 +257,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
   onEnd(number: number): void {
     const flow = this.flows.get(number)
     this.flows.delete(number)
+    if (flow) this.inbound.orphan?.(flow)
     flow?.sessionEnded()
     if (flow?.migration instanceof MigrationArrival && this.migrationChannelCount === 0)
       this.options.pool.migrates(false)

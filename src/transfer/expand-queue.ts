@@ -39,6 +39,10 @@ export class ExpandQueue<C> {
   /** Of the batches among them. */
   private packedBytes = 0
   private rawBytes = 0
+  /** The raw ones by channel; and of those of channels whose credit pays for nothing any more, likewise, and all of them. */
+  private readonly rawOf = new Map<C, number>()
+  private readonly orphans = new Map<C, number>()
+  private orphanBytes = 0
   private readonly memory: Share | undefined
 
   /** @param memory pays for packed bytes that wait and that credit has not paid for. Default: nobody does */
@@ -77,6 +81,7 @@ export class ExpandQueue<C> {
     }
     this.packedBytes = packed
     this.rawBytes = raw
+    this.rawOf.set(channel, (this.rawOf.get(channel) ?? 0) + rawBytes)
     const ahead = this.packed.length === 0 ? this.ahead?.offer(parts) : undefined
     const kept = ahead ? [] : waits ? keptParts(parts) : parts
     if (kept !== parts) CHUNKS.giveBack(parts) // all of it is elsewhere, or wrong
@@ -97,6 +102,16 @@ export class ExpandQueue<C> {
     }
   }
 
+  /** A channel's credit is another's now: what still waits of it is paid for by the budget, or nothing more is taken. */
+  orphan(channel: C): void {
+    const raw = this.rawOf.get(channel)
+    if (raw === undefined) return
+    this.rawOf.delete(channel)
+    this.orphans.set(channel, raw)
+    this.orphanBytes += raw
+    this.pay(this.packedBytes, this.rawBytes)
+  }
+
   /** Something to do behind all that waits. */
   mark(then: () => void): void {
     this.jobs.push({ then })
@@ -108,6 +123,11 @@ export class ExpandQueue<C> {
     if (job && 'parts' in job) {
       this.packedBytes -= job.packedBytes
       this.rawBytes -= job.rawBytes
+      if (this.orphans.has(job.channel)) this.orphanBytes -= job.rawBytes
+      const of = this.orphans.has(job.channel) ? this.orphans : this.rawOf
+      const left = of.get(job.channel)! - job.rawBytes
+      if (left > 0) of.set(job.channel, left)
+      else of.delete(job.channel)
       this.pay(this.packedBytes, this.rawBytes)
       if (job.ahead === undefined) this.packed.shift() // none before it is left
     }
@@ -119,6 +139,9 @@ export class ExpandQueue<C> {
     this.packed.clear()
     this.packedBytes = 0
     this.rawBytes = 0
+    this.rawOf.clear()
+    this.orphans.clear()
+    this.orphanBytes = 0
     this.pay(0, 0)
   }
 
@@ -132,7 +155,7 @@ export class ExpandQueue<C> {
   private pay(packedBytes: number, rawBytes: number): boolean {
     const { memory } = this
     if (memory === undefined) return true
-    const need = Math.max(0, packedBytes - rawBytes - BATCHES_WAITING_UNPAID_BYTES)
+    const need = Math.max(0, packedBytes - (rawBytes - this.orphanBytes) - BATCHES_WAITING_UNPAID_BYTES)
     if (need === memory.held) return true
     if (need > memory.held) return memory.take(need - memory.held)
     memory.give(memory.held - need)

@@ -127,6 +127,11 @@ export class Inbound {
     if (!this.running) void this.run()
   }
 
+  /** Nothing comes for this channel any more, and its credit was given back: what waits of it is paid for otherwise. */
+  orphan(channel: InboundChannel): void {
+    this.jobs.orphan(channel)
+  }
+
   /** Whether the session carries disks. */
   set disks(carries: boolean) {
     this.expander.disks = carries
