@@ -187,7 +187,7 @@ export class SourceSession implements LinkSink, SourceFlowHost, SourceOrders<Sou
 
   begins(): void {
     const { effort, session } = this.options
-    effort.begin(session.rttMinMs)
+    effort.begin(session.rttMinMs, session.knownRate)
   }
 
   ends(migration: Migration): void {

@@ -104,6 +104,12 @@ const RUNG_START = RUNGS.indexOf(EFFORTS[1]!)
 /** And where it begins between sites: links as long as this are seldom faster than that level encodes. */
 const RUNG_START_FAR = RUNGS.indexOf(EFFORTS[2]!)
 const FAR_RTT_MS = 10
+/**
+ * And near by, on a link that is known to take so much, bytes a millisecond: few hosts fill it with more. What is known before
+ * the first guest may be half of what it takes, or less, but seldom more (docs/adr/0029-warm-links.md).
+ */
+const RUNG_START_FAST = RUNGS.indexOf(LZ4)
+const FAST_RATE = 30_000
 /** On the way down effort 1 is passed over: it is so near to 2 that a trial seldom tells them apart. */
 const RUNG_NEAR = RUNGS.indexOf(EFFORTS[1]!)
 const RUNG_RAW = RUNGS.indexOf(RAW)
@@ -190,13 +196,17 @@ export class EffortController {
     return this.fixed?.method !== 'zstd'
   }
 
-  /** The first migration of a session begins. @param rttMs the shortest seen of the link, 0: not known */
-  begin(rttMs: number): void {
-    if (!this.begun && rttMs >= FAR_RTT_MS) {
-      this.rung = RUNG_START_FAR
-      this.isFar = true
-    }
+  /**
+   * The first migration of a session begins.
+   * @param rttMs the shortest seen of the link, 0: not known
+   * @param linkRate bytes a millisecond that it is known to take; Infinity: not known
+   */
+  begin(rttMs: number, linkRate = Number.POSITIVE_INFINITY): void {
+    if (this.begun) return
     this.begun = true
+    this.isFar = rttMs >= FAR_RTT_MS
+    if (this.isFar) this.rung = RUNG_START_FAR
+    else if (Number.isFinite(linkRate) && linkRate >= FAST_RATE) this.rung = RUNG_START_FAST
   }
 
   /** What the next batch would have. Changes nothing. */

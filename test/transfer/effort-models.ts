@@ -185,8 +185,8 @@ class Link {
 /** Seconds of a migration: the pump that ships, in virtual time. */
 export function simulate(controller: EffortController, of: Case, rttMs = 0): number {
   const { machine, content, wan, bytes, channels } = of
-  controller.begin(rttMs)
   const link = new Link(of)
+  controller.begin(rttMs, link.knownRate)
   let random = 1
   const wavering = (): number => {
     random = (random * 48271) % 2147483647
