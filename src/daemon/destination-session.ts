@@ -225,7 +225,7 @@ export class DestinationSession implements LinkSink, DestinationFlowHost {
 
   onData(number: number, payload: Uint8Array): void {
     const flow = this.flows.get(number)
-    if (flow && this.hold()) this.inbound.mark(() => flow.expanded(payload, () => {}))
+    if (flow && this.hold()) this.inbound.mark(() => flow.expanded(payload, () => {}), flow, payload.length)
   }
 
   onBatch(number: number, parts: readonly Uint8Array[]): void {

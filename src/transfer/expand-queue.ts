@@ -27,8 +27,15 @@ export interface BatchToExpand<C> {
   readonly rawBytes: number
 }
 
-/** A batch, or something to do once all batches before it are expanded. */
-export type ExpandJob<C> = BatchToExpand<C> | { readonly then: () => void }
+/** Something to do once all batches before it are expanded. */
+interface Mark<C> {
+  readonly then: () => void
+  /** Whose bytes wait for it; undefined: none do. */
+  readonly channel?: C | undefined
+  readonly rawBytes: number
+}
+
+export type ExpandJob<C> = BatchToExpand<C> | Mark<C>
 
 export class ExpandQueue<C> {
   private readonly jobs = new Deque<ExpandJob<C>>()
@@ -39,9 +46,10 @@ export class ExpandQueue<C> {
   /** Of the batches among them. */
   private packedBytes = 0
   private rawBytes = 0
-  /** The raw ones by channel; and of those of channels whose credit pays for nothing any more, likewise, and all of them. */
+  /** Raw bytes of batches and marks by channel, as credit counts them. */
   private readonly rawOf = new Map<C, number>()
-  private readonly orphans = new Map<C, number>()
+  /** Channels among them whose credit was given back, and raw bytes of all of these. */
+  private readonly orphans = new Set<C>()
   private orphanBytes = 0
   private readonly memory: Share | undefined
 
@@ -81,7 +89,7 @@ export class ExpandQueue<C> {
     }
     this.packedBytes = packed
     this.rawBytes = raw
-    this.rawOf.set(channel, (this.rawOf.get(channel) ?? 0) + rawBytes)
+    this.count(channel, rawBytes)
     const ahead = this.packed.length === 0 ? this.ahead?.offer(parts) : undefined
     const kept = ahead ? [] : waits ? keptParts(parts) : parts
     if (kept !== parts) CHUNKS.giveBack(parts) // all of it is elsewhere, or wrong
@@ -102,36 +110,46 @@ export class ExpandQueue<C> {
     }
   }
 
-  /** A channel's credit is another's now: what still waits of it is paid for by the budget, or nothing more is taken. */
+  /**
+   * Nothing comes for a channel any more, and its credit is another's: the budget pays for what still waits of it. Where that
+   * has not as much, the next batch is not taken.
+   */
   orphan(channel: C): void {
     const raw = this.rawOf.get(channel)
-    if (raw === undefined) return
-    this.rawOf.delete(channel)
-    this.orphans.set(channel, raw)
+    if (raw === undefined || this.orphans.has(channel)) return
+    this.orphans.add(channel)
     this.orphanBytes += raw
     this.pay(this.packedBytes, this.rawBytes)
   }
 
-  /** Something to do behind all that waits. */
-  mark(then: () => void): void {
-    this.jobs.push({ then })
+  /** Something to do behind all that waits. @param rawBytes that wait for it, of a channel */
+  mark(then: () => void, channel?: C, rawBytes = 0): void {
+    if (channel !== undefined) this.count(channel, rawBytes)
+    this.jobs.push({ then, channel, rawBytes })
   }
 
   /** The next, which waits no more. */
   next(): ExpandJob<C> | undefined {
     const job = this.jobs.shift()
-    if (job && 'parts' in job) {
+    if (job === undefined) return undefined
+    if (job.channel !== undefined) this.count(job.channel, -job.rawBytes)
+    if ('parts' in job) {
       this.packedBytes -= job.packedBytes
       this.rawBytes -= job.rawBytes
-      if (this.orphans.has(job.channel)) this.orphanBytes -= job.rawBytes
-      const of = this.orphans.has(job.channel) ? this.orphans : this.rawOf
-      const left = of.get(job.channel)! - job.rawBytes
-      if (left > 0) of.set(job.channel, left)
-      else of.delete(job.channel)
-      this.pay(this.packedBytes, this.rawBytes)
       if (job.ahead === undefined) this.packed.shift() // none before it is left
     }
+    this.pay(this.packedBytes, this.rawBytes)
     return job
+  }
+
+  private count(channel: C, rawBytes: number): void {
+    const raw = (this.rawOf.get(channel) ?? 0) + rawBytes
+    if (this.orphans.has(channel)) this.orphanBytes += rawBytes
+    if (raw > 0) this.rawOf.set(channel, raw)
+    else {
+      this.rawOf.delete(channel)
+      this.orphans.delete(channel)
+    }
   }
 
   clear(): void {

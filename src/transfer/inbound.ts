@@ -116,14 +116,17 @@ export class Inbound {
     if (!this.running) void this.run()
   }
 
-  /** Calls back once all batches so far are expanded: at once where none is under way, and this turn has time. */
-  mark(then: () => void): void {
+  /**
+   * Calls back once all batches so far are expanded: at once where none is under way, and this turn has time.
+   * @param channel whose `rawBytes` wait for it. Default: none do
+   */
+  mark(then: () => void, channel?: InboundChannel, rawBytes = 0): void {
     if (!this.running && (this.failed || this.turns.hasTime)) {
       this.turns.spend(WORK_PER_MARK)
       then()
       return
     }
-    this.jobs.mark(then)
+    this.jobs.mark(then, channel, rawBytes)
     if (!this.running) void this.run()
   }
 

@@ -1,5 +1,4 @@
 /** Flows that use their credit and are torn down, over and over: what waits of them to be expanded is paid for all the same. */
-import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { DestinationDaemon } from '../../src/daemon/destination-daemon.ts'
 import { Events } from '../../src/daemon/events.ts'
@@ -7,6 +6,7 @@ import { FairShares } from '../../src/fair-shares.ts'
 import { parseAddress } from '../../src/relay/address.ts'
 import { ExpandQueue } from '../../src/transfer/expand-queue.ts'
 import { Turns } from '../../src/transfer/turns.ts'
+import { until } from '../helpers/until.ts'
 import { begun, CHANNEL_START, greedyTarget, plainBatch, sendBatch } from './greedy.ts'
 import { Peer } from './peer.ts'
 
@@ -18,9 +18,14 @@ const RAW_LENGTH = 500_000
 const FLOWS = 200
 
 t.test('batches of flows that were torn down are paid for while they wait', async t => {
-  // others have the turns: a batch of ours is expanded every 100 ms
+  // others have the turns, as long as it takes
+  let goOn = (): void => {}
+  const turn = new Promise<void>(done => {
+    goOn = done
+  })
+  t.teardown(() => goOn())
   t.intercept(Turns.prototype, 'hasTime', { get: () => false })
-  t.capture(Turns.prototype, 'next', () => sleep(100))
+  t.capture(Turns.prototype, 'next', () => turn)
   let waiting = 0
   let most = 0
   const { push, next } = ExpandQueue.prototype
@@ -56,7 +61,7 @@ t.test('batches of flows that were torn down are paid for while they wait', asyn
     peer.reset(flow)
     await peer.flushed()
   }
-  await sleep(500)
+  await until('all is read, or the session has ended', () => peer.isClosed || waiting >= FLOWS * RAW_LENGTH)
   t.comment(`${waiting} bytes wait, ${memory.used} of ${BUDGET_BYTES} are taken; ${peer.goodbye}`)
   t.ok(most <= BUDGET_BYTES / 2 + (16 << 20), `${most} bytes waited, of one peer, and ${memory.used} are paid for`)
 })
