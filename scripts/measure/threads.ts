@@ -5,10 +5,12 @@
  *   node scripts/measure/threads.ts [--streams python,postgres] [--efforts 2,3] [--threads 1,2] [--rounds 5] [--minutes 10]
  *     [--out .cache/compare/threads.json]
  *
- * By turns, everything once in each round; medians. What comes out of each decode is compared with the stream once.
+ * By turns, everything once in each round; medians. What comes out of each decode is compared with the stream once. Each
+ * command writes to a name that is free: ext4 has all that is not yet on the disk written before a file takes another's
+ * place (`auto_da_alloc`), which takes the disk's time whatever the threads (ADR 0024).
  */
 import { execFileSync, spawnSync } from 'node:child_process'
-import { statSync } from 'node:fs'
+import { rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { median } from '../harness/median.ts'
@@ -58,6 +60,7 @@ try {
     for (const one of cases) {
       const path = labStream(one.stream)
       const threads = ['--threads', String(one.threads)]
+      for (const name of [packed, raw]) rmSync(name, { force: true })
       const encoded = pageferry('encode', path, '-o', packed, '--effort', String(one.effort), ...threads)
       const decoded = pageferry('decode', packed, '-o', raw, ...threads)
       if (rounds === 0) execFileSync('cmp', [path, raw])
