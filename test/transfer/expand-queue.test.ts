@@ -2,7 +2,13 @@
 import t from 'tap'
 import { BATCH_FORMAT } from '../../src/codec/wire.ts'
 import { isProxyError } from '../../src/errors.ts'
-import { BATCHES_WAITING_FREE_BYTES, BATCHES_WAITING_PER_RAW_BYTE, FRAME_PAYLOAD_BYTES_MAX } from '../../src/limits.ts'
+import { FairShares } from '../../src/fair-shares.ts'
+import {
+  BATCHES_WAITING_FREE_BYTES,
+  BATCHES_WAITING_PER_RAW_BYTE,
+  BATCHES_WAITING_UNPAID_BYTES,
+  FRAME_PAYLOAD_BYTES_MAX,
+} from '../../src/limits.ts'
 import { ExpandQueue } from '../../src/transfer/expand-queue.ts'
 import { random } from '../template/makers.ts'
 
@@ -61,6 +67,33 @@ t.test('packed bytes that wait are bounded by their raw ones', t => {
   queue.clear()
   t.equal(queue.length, 0)
   t.equal(queue.push('d', parts(most, raw)), undefined, 'nor what was dropped')
+  t.end()
+})
+
+t.test('the budget pays for what waits of a channel whose credit is gone, and for no more', t => {
+  const pot = new FairShares(1 << 30)
+  const queue = new ExpandQueue<string>(pot.share('peer'))
+  const length = 8 << 20
+  for (const channel of ['gone', 'lives']) {
+    queue.push(channel, parts(length, length))
+    queue.mark(() => {}, channel, length)
+  }
+  queue.mark(() => {})
+  t.equal(pot.used, 0, 'credit pays')
+  queue.orphan('gone')
+  t.equal(pot.used, 2 * length - BATCHES_WAITING_UNPAID_BYTES)
+  queue.orphan('gone')
+  queue.orphan('never came')
+  t.equal(pot.used, 2 * length - BATCHES_WAITING_UNPAID_BYTES, 'once')
+  queue.next()
+  t.equal(pot.used, length - BATCHES_WAITING_UNPAID_BYTES, 'as long as it waits')
+  queue.next()
+  t.equal(pot.used, 0)
+  queue.push('gone', parts(length, length))
+  t.equal(pot.used, 0, 'another of the same name')
+  while (queue.next());
+  queue.orphan('lives')
+  t.equal(pot.used, 0)
   t.end()
 })
 
