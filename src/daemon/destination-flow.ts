@@ -230,8 +230,10 @@ export class DestinationFlow implements SocketSink, DestinationReturnOwner {
 
   resetByPeer(code: number, text: string): void {
     if (this.back.isResetDue) return // both have torn it down: ours waits for what is being packed
-    if (code === CODE.CANCELLED) this.endsBy({ by: 'operator', how: 'broke', text })
-    else {
+    if (code === CODE.CANCELLED) {
+      this.endsBy({ by: 'operator', how: 'broke', text })
+      if (this.shut) this.migration.record.unheard ??= text
+    } else {
       const by = code === CODE.QEMU_LOST ? 'source' : 'pair'
       this.endsBy({ by, how: 'broke', text: `the source side broke off${text ? `: ${text}` : ''}` })
     }

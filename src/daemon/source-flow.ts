@@ -45,6 +45,10 @@ interface Why {
 const CANCELLED: Cause = { by: 'operator', how: 'broke', text: BY_OPERATOR }
 
 const NO_REASON: Why = { code: CODE.NONE, text: '' }
+const CLOSED_UNANSWERED: Why = {
+  code: CODE.CANCELLED,
+  text: 'the source QEMU closed before it heard that the destination QEMU has taken over',
+}
 
 /** What a flow needs of the half that it belongs to. */
 export interface SourceFlowHost {
@@ -224,7 +228,14 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   onEnd(): void {
     this.closedBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
     this.endedEarly = this.number === 0
-    this.on('eof')
+    const { migration, sending } = this
+    if (migration?.lead !== this || !migration.record.isUnanswered) {
+      this.on('eof')
+      return
+    }
+    // with all of it the destination QEMU would run the guest, too: what has not left never does
+    if (sending!.encoder.waiting > 0) migration.record.isHeldBack = true
+    this.on('givenUp', CLOSED_UNANSWERED)
   }
 
   onEndBehind(): void {
@@ -289,7 +300,9 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     if (lead === this) {
       const { now } = this.half.options
       this.returnPath = record.returnPath(status => {
-        if (status === 0) this.migration!.takenOver(now())
+        if (status !== 0) return
+        this.migration!.takenOver(now())
+        if (!this.life.isUp) record.unheard ??= CLOSED_UNANSWERED.text
       })
     }
     record.begins(head)
@@ -413,7 +426,11 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
     if (!start) return
     const { head } = start
     const { memory } = sending!
-    if (migration!.lead === this) migration!.record.main(memory, at, count)
+    if (migration!.lead === this) {
+      const { record } = migration!
+      record.main(memory, at, count)
+      sending!.pumped.mayEnd = record.isUnanswered // a cancel may lie behind it in the kernel
+    }
     if (head.isFull) return
     head.push(memory, at, count)
     migration!.record.begins(head)

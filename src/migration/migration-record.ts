@@ -20,6 +20,8 @@ export class MigrationRecord {
   /** The guest may run at the destination, on pages that have not come. */
   postcopy = false
   unheard: string | undefined
+  /** Source: main's end was held back, for ever. */
+  isHeldBack = false
   /** Main can be read, as far as its first bytes tell. */
   readable = true
   private readonly tail = new ChannelTail()
@@ -81,6 +83,14 @@ export class MigrationRecord {
     if (cause.how === 'broke') this.broke ??= cause
   }
 
+  /**
+   * Its source QEMU goes on with the guest if it closes now, or is gone: all of main has come, and it has asked for an answer
+   * behind which it would close, and has not heard one. Source: qemu-wire-format 1.6.
+   */
+  get isUnanswered(): boolean {
+    return this.readable && this.answers && !this.postcopy && this.shut === undefined && this.tail.isWhole
+  }
+
   /** Somebody broke it off, or a connection of it. */
   get isBroken(): boolean {
     return this.broke !== undefined
@@ -92,6 +102,7 @@ export class MigrationRecord {
 
   verdict(): Verdict {
     const { shut, answers, postcopy, readable, cause, broke, unheard } = this
-    return judge({ shut, answers, whole: this.tail.isWhole, postcopy, readable, cause, broke, unheard })
+    const whole = this.tail.isWhole && !this.isHeldBack
+    return judge({ shut, answers, whole, postcopy, readable, cause, broke, unheard })
   }
 }

@@ -34,7 +34,7 @@ export interface EndFacts {
   readonly shut: number | undefined
   /** The destination QEMU answers: the stream asked it to, or it did. Then it ends with SHUT. */
   readonly answers: boolean
-  /** Main came to the end that QEMU gives it: end mark or device description. */
+  /** Main came to the end that QEMU gives it, end mark or device description; at the source: and may have left. */
   readonly whole: boolean
   /** The guest may run at the destination already, on pages that have not come: PACKAGED, or a recovery. */
   readonly postcopy: boolean
@@ -89,7 +89,11 @@ export function judge(facts: EndFacts): Verdict {
     const reason = 'all of it has passed; without return-path no QEMU confirms it'
     return { outcome: 'completed', reason, level: 'info' }
   }
-  if (whole) return failed(`${cause.text}, and the destination QEMU never said that it had taken over`)
+  if (whole) {
+    // a cancel comes too late, or a QEMU died: the destination QEMU may run the guest without having said so
+    const unsure = cause.by === 'destination' ? '' : '; see that the guest runs once'
+    return failed(`${cause.text}, and the destination QEMU never said that it had taken over${unsure}`)
+  }
   if (cause.by === 'operator') return { outcome: 'cancelled', reason: cause.text, level: 'warn' }
   if (cause.by === 'source' && cause.how === 'closed') {
     const reason = 'the source QEMU closed in the middle of its stream: cancelled there, or that QEMU is gone'

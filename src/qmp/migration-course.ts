@@ -118,8 +118,9 @@ const LOOK_MS = 250
 const SOON_MS = 2000
 /** A QEMU that was told to cancel and never says that it has, has a defect. */
 const CANCEL_MS = 300_000
-/** A destination has its guest when the source says so, or a moment later. */
+/** How long a destination that still waits for its guest is looked at when the source has ended. */
 const ARRIVAL_MS = 10_000
+const AWAITED: ReadonlySet<MigrationPhase> = new Set(['completed', 'cancelled'])
 /** Between two looks at mirrors that end: their guest stands still. Events come between. */
 const LOOK_MIRRORS_MS = 20
 /** A mirror that is ready ends within a round trip or two; longer no guest stands still for it. */
@@ -482,7 +483,8 @@ class Running {
     for (;;) {
       const destination = yield* this.stateOf('destination')
       if (destination !== undefined) states.destination = destination
-      if (info.phase !== 'completed' || destination !== 'inmigrate' || this.nowMs >= arriveMs) break
+      // it gets its guest a moment later than the source says so, or ends a moment after that has cancelled
+      if (!AWAITED.has(info.phase) || destination !== 'inmigrate' || this.nowMs >= arriveMs) break
       yield* this.wait(LOOK_SOON_MS)
     }
     return { ...states, ...this.verdict(info, states, reason, wasPostcopy) }
@@ -517,15 +519,14 @@ class Running {
     }
     const anew = this.mirrors.haveBegunToEnd ? '; its mirrors have ended: begin them anew' : ''
     const guest = `the guest is ${source ?? 'not asked for'} at the source${anew}`
-    if (phase === 'cancelled') {
-      const what = `cancelled${because(reason || 'not by this command')}`
-      return { result: 'cancelled', error: failure('MIGRATION_CANCELLED', what, guest) }
-    }
-    const what = `the migration failed${because(why)}`
+    const isCancelled = phase === 'cancelled'
+    const cancelled = `cancelled${because(reason || 'not by this command')}`
+    const what = isCancelled ? `${cancelled}, and too late` : `the migration failed${because(why)}`
     if (destination !== undefined && destination !== 'inmigrate') {
       const hint = `${guest}, and ${destination} at the destination: see that it runs once, and stop the other`
       return { result: 'failed', error: failure('MIGRATION_FAILED', what, hint) }
     }
+    if (isCancelled) return { result: 'cancelled', error: failure('MIGRATION_CANCELLED', cancelled, guest) }
     const hint = wasPostcopy
       ? `${guest}: in postcopy its state was at the destination`
       : `${guest}; ${this.whereMoreIs(why)}`

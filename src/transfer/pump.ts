@@ -83,6 +83,8 @@ export class PumpedChannel {
   underWayBytes = 0
   /** Its source idles: an incomplete record goes out too. */
   release = false
+  /** What it sends may be over: whether an end follows at once decides what becomes of it. */
+  mayEnd = false
   arrivedMs = 0
   arrivedTurn = Number.NEGATIVE_INFINITY
   /** When the first bytes of the next batch came. */
@@ -273,6 +275,7 @@ export class Pump {
    */
   private gathers(channel: PumpedChannel): boolean {
     if (channel.broken || channel.release || channel.ended || channel.urgent) return false
+    if (channel.mayEnd && channel.bytes.ready > 0 && this.turn - channel.arrivedTurn <= 1) return true
     const { isDisk, slotBytes, bytes } = channel
     const mostMs = isDisk ? GATHER_DISK_MS : IDLE_MS
     if (this.turn - channel.arrivedTurn > 1 || channel.arrivedMs - channel.gatherMs >= mostMs) return false

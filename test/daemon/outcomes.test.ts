@@ -92,6 +92,26 @@ t.test('a migration that an operator cancels', async t => {
   }
 })
 
+t.test('a source QEMU that closes behind its stream, before it has heard of the destination', async t => {
+  await using pair = await Daemons.start()
+  // too late to hold anything back
+  const late = await migrate(pair, PRECOPY)
+  late.source.end()
+  await closed(late.destination)
+  const [summary, arrival] = await told(t, pair, 'failed', 'failed', /source QEMU closed, .*runs once/)
+  t.same([summary!.level, arrival!.level], ['error', 'error'])
+
+  // its answer is on the way
+  const crossed = await migrate(pair, PRECOPY)
+  pair.wan.still = true
+  crossed.destination.end(PRECOPY_BACK)
+  crossed.source.end()
+  await closed(crossed.source)
+  pair.wan.cut()
+  pair.wan.still = false
+  await told(t, pair, 'failed', 'completed', /never said.*runs once/)
+})
+
 t.test('a migration that fails', async t => {
   await using pair = await Daemons.start()
   const dies = await migrate(pair, PRECOPY.subarray(0, 500_000))

@@ -48,6 +48,31 @@ t.test('a guest moves, is watched, and stays where that is said', { skip: found.
     t.equal((await pair.arrival(1)).outcome, 'cancelled', 'the other site says so, too')
   })
 
+  await t.test('cancelled at QEMU when it has sent all, and waits for the answer', async t => {
+    await using guests = await Guests.start({ qemu: found.qemu!, runs: true })
+    const { source, destination } = guests
+    await destination.listen(pair.targetUri(), RETURN_PATH)
+    const { peer } = ((await askProxy(control, 'GET /status')) as SiteStatus).sources[0]!
+    await askProxy(control, 'POST /rate', { peer, rate: '4Mbit' })
+    const atOnce = { 'max-bandwidth': 0, 'downtime-limit': 1_000_000, 'avail-switchover-bandwidth': 1_000_000_000 }
+    await source.startMigration(pair.sourceUri(), { ...RETURN_PATH, parameters: atOnce })
+    let last = -1
+    let same = 0
+    await until('QEMU to have sent all', async () => {
+      const { ram } = (await source.qmp.execute('query-migrate')) as { ram?: { transferred: number } }
+      same = ram?.transferred === last && (await source.status()) === 'finish-migrate' ? same + 1 : 0
+      last = ram?.transferred ?? -1
+      return same === 20
+    })
+    await source.qmp.execute('migrate_cancel')
+    await t.rejects(source.waitMigration(), MigrationFailedError)
+    t.equal(await source.status(), 'running', 'the guest goes on at the source')
+    await until('the end of the destination QEMU', () => destination.ended)
+    t.match(await pair.summary(2), { outcome: 'cancelled', level: 'warn', reason: /in the middle/ })
+    t.match(await pair.arrival(2), { outcome: 'cancelled', reason: /before it heard/ })
+    await askProxy(control, 'POST /rate', { peer, rate: 'none' })
+  })
+
   await t.test('watched to its end', async t => {
     await using guests = await Guests.start({ qemu: found.qemu! })
     await guests.destination.listen(pair.targetUri(), RETURN_PATH)
@@ -78,7 +103,7 @@ t.test('a guest moves, is watched, and stays where that is said', { skip: found.
     await guests.source.qmp.execute('migrate-continue', { state: 'pre-switchover' })
     await guests.source.waitMigration()
     t.equal(await guests.differingPages(), 0)
-    const { outcome, pauseSeconds = -1 } = await pair.summary(2)
+    const { outcome, pauseSeconds = -1 } = await pair.summary(3)
     t.equal(outcome, 'completed')
     // what the proxy sees of the guest's stop lies within what QEMU counts, to the millisecond in which both do
     const { downtime = 0 } = (await guests.source.qmp.execute('query-migrate')) as { downtime?: number }

@@ -13,7 +13,7 @@ import {
 } from '../../src/qmp/migration-course.ts'
 import { phaseOf } from '../../src/qmp/migration-info.ts'
 import { type MigrationWishes, wishesOf } from '../../src/qmp/migration-wishes.ts'
-import { GOES_ON, inet, type ModelOptions, ModelQemu } from './model-qemu.ts'
+import { GOES_ON, inet, type ModelOptions, ModelQemu, type Reaction } from './model-qemu.ts'
 
 // --- one decision
 
@@ -260,6 +260,11 @@ t.test('advice that brings other advice: a destination is set as its source is g
   t.end()
 })
 
+/** What a QEMU says of its guest from its twentieth look at it on: at the end of a migration. */
+function laterSays(reaction: Reaction): ModelOptions {
+  return { instead: (command, count) => (command === 'query-status' && count >= 20 ? reaction : undefined) }
+}
+
 const ends: [string, Play, object][] = [
   [
     'a source that waits for a guest',
@@ -305,6 +310,27 @@ const ends: [string, Play, object][] = [
     'somebody else cancels it',
     { source: { course: ['active', 'cancelling', 'cancelled'] } },
     { result: 'cancelled', error: { code: 'MIGRATION_CANCELLED', what: /not by this command/ } },
+  ],
+  [
+    'cancelled, and the destination ends by it, a moment later',
+    { source: { course: ['active', 'cancelled'] }, destination: laterSays('close') },
+    {
+      result: 'cancelled',
+      source: 'running',
+      error: { code: 'MIGRATION_CANCELLED', action: /running at the source$/ },
+    },
+  ],
+  [
+    'cancelled, and the destination has got the guest in spite of it',
+    { source: { course: ['active', 'cancelled'] }, destination: laterSays({ return: { status: 'running' } }) },
+    {
+      ...{ result: 'failed', source: 'running', destination: 'running' },
+      error: {
+        code: 'MIGRATION_FAILED',
+        what: /cancelled.* too late/,
+        action: /running at the destination: .* runs once/,
+      },
+    },
   ],
   [
     'it takes too long',

@@ -92,6 +92,22 @@ t.test('every situation of a channel', t => {
   t.end()
 })
 
+t.test('what may be the end of a stream waits a turn for what follows, however much it is', t => {
+  const bench = new Bench()
+  const { pump } = bench
+  const channel = bench.channel(1, 0)
+  channel.mayEnd = true
+  pump.arrives(channel, 10)
+  holds(channel, 600 * KIB)
+  t.equal(pump.next(10), undefined)
+  t.ok(pump.gathering)
+  pump.nextTurn()
+  t.equal(pump.next(10.2), undefined)
+  pump.nextTurn()
+  t.equal(pump.next(10.3)?.channel, channel)
+  t.end()
+})
+
 t.test('a source in the middle of sending, and one that stops there', t => {
   const bench = new Bench()
   const { pump } = bench
