@@ -15,7 +15,7 @@ import { EFFORT_MAX, type Effort, parseEffort, RUNGS } from '../compression/effo
 import { isProxyError, ProxyError } from '../errors.ts'
 import { decodeStream } from '../file/encoded-file-reader.ts'
 import { type EncodeResult, encodeStream } from '../file/encoded-file-writer.ts'
-import { OutputFile } from '../file/output-file.ts'
+import { OutputFile, requireOther } from '../file/output-file.ts'
 import { formatCount, formatSize, parseCap, parseCount, parseSize } from '../quantity.ts'
 import { floorsOf } from '../store/set-floors.ts'
 import type { TemplateStore } from '../store/template-store.ts'
@@ -334,6 +334,7 @@ function damagedSet(error: unknown): string | undefined {
 
 async function runEncode(args: EncodeArguments): Promise<void> {
   const job = await jobOf(args)
+  await requireOther(args.output, [args.input])
   const output = new OutputFile(args.output)
   try {
     const startMs = performance.now()
@@ -374,6 +375,7 @@ async function runEncode(args: EncodeArguments): Promise<void> {
 
 async function runDecode(args: DecodeArguments): Promise<void> {
   const threads = commandThreads(parseThreads(args.threads))
+  await requireOther(args.output, [args.input])
   const output = new OutputFile(args.output)
   try {
     const store = args.store === undefined ? undefined : await existingStore(args.store, args.storeKey)

@@ -6,6 +6,7 @@ import type { InputNote, PageInput } from '../capture/pages.ts'
 import type { ChooseProgress } from '../counts/choose.ts'
 import type { CountInput, CountKey } from '../counts/count.ts'
 import { ProxyError } from '../errors.ts'
+import { requireOther } from '../file/output-file.ts'
 import { VM_NAME_BYTES_MAX } from '../limits.ts'
 import { formatCount, formatSize, parseCount, parseSize } from '../quantity.ts'
 import type { BuildProgress } from '../store/build.ts'
@@ -146,6 +147,7 @@ async function runCount(args: CountArguments): Promise<void> {
     const what = vm === '' ? 'an empty --vm' : `a --vm of ${Buffer.byteLength(vm)} bytes`
     throw new ProxyError('USAGE', what, undefined, `give a name of 1 to ${VM_NAME_BYTES_MAX} bytes`)
   }
+  await requireOther(args.output, args.inputs)
   const startMs = Date.now()
   const notes: InputNote[] = []
   const { report, taken } = await withPageInputs(
@@ -200,6 +202,7 @@ async function runChoose(args: ChooseArguments): Promise<void> {
   const minVms = parseCount(args.minVms, '--min-vms', 1)
   const maxBytes = args.maxSize === undefined ? undefined : parseSize(args.maxSize, '--max-size')
   const memoryBytes = parseSize(args.memory, '--memory')
+  await requireOther(args.output, args.counts)
   const startMs = Date.now()
   const rule = { minVms, maxBytes, preferImages: args.prefer === 'images' }
   const report = await interruptible(discardUnfinished, 'nothing is left behind; start again', async signal => {

@@ -2,6 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import { type FileHandle, open, realpath, rename, stat } from 'node:fs/promises'
 import { copyRange } from '../bytes/copy.ts'
+import { ProxyError } from '../errors.ts'
 import { ioError } from '../io-error.ts'
 import { openFifoToWrite } from '../system/fifo.ts'
 import { writeStandardOutput } from '../system/standard-output.ts'
@@ -134,6 +135,18 @@ export class OutputFile {
     this.temporary = temporary
     unfinished(temporary)
     return file
+  }
+}
+
+/** @throws USAGE where the output is a file that is read: it would be replaced by what is made of it */
+export async function requireOther(output: string, inputs: readonly string[]): Promise<void> {
+  const fileAt = (path: string) => (path === '-' ? undefined : stat(path).catch(() => undefined))
+  const there = await fileAt(output)
+  if (!there?.isFile()) return
+  for (const input of inputs) {
+    const read = await fileAt(input)
+    if (read?.dev !== there.dev || read.ino !== there.ino) continue
+    throw new ProxyError('USAGE', `${output} is what is to be read`, undefined, 'give --output another name')
   }
 }
 
