@@ -109,7 +109,7 @@ export class Metrics {
     else if (told.event === 'template set not used') this.damaged.inc()
     // at a source the cause is where the peer is; at a destination the link tells, and who caused it is who it was
     else if (told.event === 'WAN connection lost') this.links.broke(this.peer(this.nameOf(told.cause ?? '')))
-    else if (told.event === 'link.down' && told.fields.reason !== undefined && told.cause === told.fields.identity)
+    else if (told.event === 'link.down' && told.level === 'warn' && told.cause === told.fields.identity)
       this.links.broke(this.peer(told.fields.identity))
   }
 
