@@ -31,7 +31,8 @@ const WHAT: Record<string, string> = {
 const LISTEN_ACTION: Record<string, string> = {
   EADDRINUSE: 'another program listens there: stop it or choose another address',
   EADDRNOTAVAIL: 'no interface of this host has that address',
-  EACCES: 'not allowed: a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a folder that can be written to',
+  EACCES:
+    'not allowed: a port below 1024 needs CAP_NET_BIND_SERVICE, a Unix socket a folder that is there and can be written to',
   ENOENT: 'the folder of the socket does not exist',
   ENOTFOUND: 'no such host',
 }

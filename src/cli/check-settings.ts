@@ -95,8 +95,8 @@ function checkFolder(path: string, isWritten: boolean): void {
 
 export interface CheckedOptions {
   readonly json: boolean
-  /** Reads those that both proxies have. @throws ProxyError */
-  readonly common: () => CommonSettings
+  /** Reads those that both proxies have; `note` is handed each that is wrong, which is left out. */
+  readonly common: (note: (error: ProxyError) => void) => CommonSettings
   /** What is wrong beside that, with memory or keys, once they are read. @throws ProxyError */
   readonly memory: (settings: CommonSettings) => unknown
   /** Read those of this proxy, each by itself: a start stops at the first that is wrong. @throws ProxyError from each */
@@ -108,16 +108,11 @@ export interface CheckedOptions {
 export async function checkOptions({ json, common, memory, own, role }: CheckedOptions): Promise<void> {
   const mistakes: Shortcoming[] = []
   const look = looker((_, { what, action }) => mistakes.push({ what, hint: action }))
-  let settings: CommonSettings | undefined
-  await look('', () => {
-    settings = common()
-  })
+  const settings = common(({ what, action }) => mistakes.push({ what, hint: action }))
+  const isKnown = mistakes.length === 0
   for (const read of own) await look('', read)
-  if (settings) {
-    const known = settings
-    await look('', () => memory(known))
-    await missingThings(known, [role], look)
-  }
+  if (isKnown) await look('', () => memory(settings))
+  await missingThings(settings, [role], look)
   if (mistakes.length === 0) {
     print(json ? '[]' : 'no mistakes')
     return

@@ -56,7 +56,7 @@ export const COMMANDS: readonly CommandEntry[] = [
   },
   {
     command: 'template <command>',
-    describe: 'Build, show and check template sets',
+    describe: 'Build, inspect and verify template sets',
     commands: ['build', 'count', 'choose', 'inspect', 'verify'],
     load: async () => (await import('./template-command.ts')).templateCommand,
   },

@@ -183,7 +183,7 @@ function checkDestination(args: DestinationArguments): Promise<void> {
   }
   return checkOptions({
     json: args.json,
-    common: () => readCommon(args),
+    common: note => readCommon(args, note),
     memory: common => processMemory(common, true),
     own: [
       () => serversOf(args),

@@ -220,7 +220,7 @@ function checkSource(args: SourceArguments): Promise<void> {
   const addressOf = (text: string): Address => parseNamedAddress(text).address
   return checkOptions({
     json: args.json,
-    common: () => readCommon(args),
+    common: note => readCommon(args, note),
     memory: common => requireRing(processMemory(common, false), args.poolMemory),
     own: [
       ...[peer, answers, effort, connections, ...caps, weights, mode, group],

@@ -141,7 +141,7 @@ const verify: CommandModule<object, VerifyArguments> = {
 /** `template` with its subcommands, for the main program's yargs. Handlers throw ProxyErrors. */
 export const templateCommand: CommandModule = {
   command: 'template <command>',
-  describe: 'Build, show and check template sets',
+  describe: 'Build, inspect and verify template sets',
   builder: yargs =>
     yargs
       .command(build as CommandModule)

@@ -1,5 +1,5 @@
 /** What both proxies of a process go by, as values: read once, from options or from the file of `pageferry serve`. */
-import { ProxyError } from '../errors.ts'
+import { isProxyError, ProxyError } from '../errors.ts'
 import { PATIENCE_MS, QUEUE_TARGET_MS, REHEARSAL_MS, REHEARSAL_MS_MAX, WEIGHT_MAX } from '../limits.ts'
 import type { Level } from '../log.ts'
 import { parseDuration, parseSize } from '../quantity.ts'
@@ -130,52 +130,69 @@ export function parseWeights(text: string, option: string): Weights {
 /** Why a site that wants signatures does not learn. */
 export const LEARNED_UNSIGNED = 'learned sets are signed by nobody, and would not be used: --learn off'
 
-/** @throws USAGE, with the option that is wrong */
-export function readCommon(texts: CommonTexts): CommonSettings {
-  const { tlsCreds, plaintext, storeKey, signers } = texts
-  const { own: store, remote } = storeNames(texts.store)
-  if (plaintext && tlsCreds !== undefined)
-    throw new ProxyError('USAGE', '--plaintext and --tls-creds', undefined, 'give one of them')
-  if (!plaintext && tlsCreds === undefined) {
-    throw new ProxyError(
-      'USAGE',
-      'no --tls-creds',
-      undefined,
-      '`pageferry keygen` makes certificates or keys for both sides; --plaintext goes without, where the link is safe by itself',
-    )
+/**
+ * @param note is handed each option that is wrong, which the settings then lack. Default: the first is thrown
+ * @throws USAGE, with the option that is wrong
+ */
+export function readCommon(texts: CommonTexts, note?: (error: ProxyError) => void): CommonSettings {
+  const { tlsCreds, storeKey, signers } = texts
+  const each = <T>(read: () => T): T => {
+    try {
+      return read()
+    } catch (error) {
+      if (note === undefined || !isProxyError(error)) throw error
+      note(error)
+      return undefined as never
+    }
   }
+  const { own: store, remote } = each(() => storeNames(texts.store)) ?? { own: undefined, remote: [] }
+  each(() => requireSecured(texts))
   const learn = texts.learn ?? (signers === undefined ? undefined : 'off')
-  if (store === undefined && learn !== undefined && learn !== 'off')
-    throw new ProxyError('USAGE', `--learn ${learn} without --store`, undefined, 'give --store DIR')
-  if (signers !== undefined && store === undefined)
-    throw new ProxyError('USAGE', '--signers without --store', undefined, 'give --store DIR')
-  if (signers !== undefined && learn !== 'off')
-    throw new ProxyError('USAGE', `--signers and --learn ${learn}`, undefined, LEARNED_UNSIGNED)
+  each(() => requireStore(store, learn, signers))
   return {
     tlsCreds,
     store,
     storeKey,
     signers,
-    supply: readSupply(texts, store, remote),
+    supply: each(() => readSupply(texts, store, remote)),
     learn,
-    learnSizeBytes: parseSize(texts.learnSize, '--learn-size'),
-    learnAgeMs: parseDuration(texts.learnAge, '--learn-age'),
-    poolMemoryBytes: parseSize(texts.poolMemory, '--pool-memory'),
-    keepBlocksBytes:
+    learnSizeBytes: each(() => parseSize(texts.learnSize, '--learn-size')),
+    learnAgeMs: each(() => parseDuration(texts.learnAge, '--learn-age')),
+    poolMemoryBytes: each(() => parseSize(texts.poolMemory, '--pool-memory')),
+    keepBlocksBytes: each(() =>
       texts.keepBlocks === undefined ? keepBlocksDefault(storeKey) : parseSize(texts.keepBlocks, '--keep-blocks'),
-    setMemoryBytes: parseSize(texts.setMemory, '--set-memory'),
-    threads: parseThreads(texts.threads),
-    queueTargetMs: parseDuration(texts.queueTarget, '--queue-target'),
-    patienceMs: parseDuration(texts.patience, '--patience'),
-    patiencePostcopyMs:
+    ),
+    setMemoryBytes: each(() => parseSize(texts.setMemory, '--set-memory')),
+    threads: each(() => parseThreads(texts.threads)),
+    queueTargetMs: each(() => parseDuration(texts.queueTarget, '--queue-target')),
+    patienceMs: each(() => parseDuration(texts.patience, '--patience')),
+    patiencePostcopyMs: each(() =>
       texts.patiencePostcopy === undefined ? undefined : parseDuration(texts.patiencePostcopy, '--patience-postcopy'),
-    rehearsalMs: parseRehearsal(texts.rehearsal, '--rehearsal'),
+    ),
+    rehearsalMs: each(() => parseRehearsal(texts.rehearsal, '--rehearsal')),
     control: texts.control,
     history: texts.history,
     logLevel: texts.logLevel,
     hook: texts.hook,
-    metrics: texts.metrics === undefined ? undefined : parseMetricsAddress(texts.metrics),
+    metrics: each(() => (texts.metrics === undefined ? undefined : parseMetricsAddress(texts.metrics))),
   }
+}
+
+function requireSecured({ plaintext, tlsCreds }: CommonTexts): void {
+  if (plaintext && tlsCreds !== undefined)
+    throw new ProxyError('USAGE', '--plaintext and --tls-creds', undefined, 'give one of them')
+  if (plaintext || tlsCreds !== undefined) return
+  const hint =
+    '`pageferry keygen` makes certificates or keys for both sides; --plaintext goes without, where the link is safe by itself'
+  throw new ProxyError('USAGE', 'no --tls-creds', undefined, hint)
+}
+
+function requireStore(store: string | undefined, learn: string | undefined, signers: string | undefined): void {
+  if (store === undefined && learn !== undefined && learn !== 'off')
+    throw new ProxyError('USAGE', `--learn ${learn} without --store`, undefined, 'give --store DIR')
+  if (signers === undefined) return
+  if (store === undefined) throw new ProxyError('USAGE', '--signers without --store', undefined, 'give --store DIR')
+  if (learn !== 'off') throw new ProxyError('USAGE', `--signers and --learn ${learn}`, undefined, LEARNED_UNSIGNED)
 }
 
 /** @throws USAGE where it is none, or longer than a start may take */

@@ -34,7 +34,7 @@ const PORT_RETRY_MS = 5000
 const EPHEMERAL_PORT_MIN = 32768
 
 export interface ListenOptions {
-  /** Lets others than this host connect; without it such an address is an ADDRESS error. */
+  /** Lets others than this host connect; without it such an address is an ADDRESS error. false: an option of `source` would. */
   readonly beyondLoopback?: boolean
   /** Mode of a Unix socket's file; 0o600 unless said otherwise. */
   readonly mode?: number | undefined
@@ -104,12 +104,13 @@ function outgoingHint(address: Address): string {
   return `. If it is an outgoing connection: sysctl -w net.ipv4.ip_local_reserved_ports=${ports} keeps them off`
 }
 
-function beyond(address: Address, unit = false): ProxyError {
+function beyond(address: Address, { beyondLoopback }: ListenOptions, unit = false): ProxyError {
+  const others = beyondLoopback === false ? ', or let others connect: `source --listen-anywhere`' : ''
   return new ProxyError(
     'ADDRESS',
     `${formatAddress(address)} can be reached from other hosts`,
     undefined,
-    `${unit ? 'let the socket unit ' : ''}listen on 127.0.0.1, ::1 or unix:PATH, or say explicitly that others may connect`,
+    `${unit ? 'let the socket unit ' : ''}listen on 127.0.0.1, ::1 or unix:PATH${others}`,
   )
 }
 
@@ -155,7 +156,7 @@ function removeStale(address: Address, path: string): void {
 }
 
 /** The IP address to bind. @throws ADDRESS where others could connect and must not, IO where there is no such host */
-async function hostFor(address: TcpAddress, { beyondLoopback }: ListenOptions): Promise<string> {
+async function hostFor(address: TcpAddress, options: ListenOptions): Promise<string> {
   let host = address.host === '' ? '::' : address.host
   if (!net.isIP(host)) {
     try {
@@ -164,7 +165,7 @@ async function hostFor(address: TcpAddress, { beyondLoopback }: ListenOptions): 
       throw failed(address, error as NodeJS.ErrnoException)
     }
   }
-  if (!beyondLoopback && !isLoopbackIp(host)) throw beyond(address)
+  if (!options.beyondLoopback && !isLoopbackIp(host)) throw beyond(address, options)
   return host
 }
 
@@ -288,7 +289,7 @@ export async function listenSockets(
     addresses.push(bound)
     server.on('error', error => options.onAcceptError?.(error, bound))
     if (bound.kind === 'tcp' && !options.beyondLoopback && !isLoopbackIp(bound.host)) {
-      throw beyond(bound, asked.kind === 'fd')
+      throw beyond(bound, options, asked.kind === 'fd')
     }
   }
 

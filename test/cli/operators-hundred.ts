@@ -150,6 +150,7 @@ writeFileSync(at(`odd/\x1b[31m\n.pfset`), 'x')
 chmodSync(at('locked'), 0o500)
 mkdirSync(at('shown'), 0o755)
 execFileSync(PAGEFERRY, ['encode', at('a.stream'), '-o', at('a.pfy'), '--store', at('full')], { stdio: 'ignore' })
+symlinkSync('a.pfy', at('link.pfy'))
 writeFileSync(at('cut.pfy'), readFileSync(at('a.pfy')).subarray(0, -40))
 const bent = readFileSync(at('a.pfy'))
 bent[bent.length >> 1]! ^= 0xff
@@ -563,6 +564,17 @@ const proxies: Case[] = [
     'a WAN port that is taken',
     [...DESTINATION, '--listen', `tcp:127.0.0.1:${TAKEN}`],
     { status: 1, err: /EADDRINUSE/, hint: /another program/ },
+  ],
+  [
+    'source, whose every option that both proxies have is wrong',
+    [
+      ...[...SOURCE, '--threads', '99', '--patience', '5', '--pool-memory', 'lots', '--metrics', 'x'],
+      ...['--store', at('none'), '--check'],
+    ],
+    {
+      status: 2,
+      raw: /^--pool-memory [\s\S]+\n--threads 99\n[\s\S]+\n--patience "5"\n[\s\S]+\nthe store [\s\S]+\nerror: 5 mistakes /,
+    },
   ],
   ['source, looked at before a start', [...SOURCE, '--check'], { status: 0, out: /^no mistakes\n$/, raw: '' }],
   ['the same as JSON', [...SOURCE, '--check', '--json'], { status: 0, out: /^\[\]\n$/, raw: '' }],
@@ -1619,6 +1631,8 @@ const inputs: Case[] = [
     estimate(at('a.stream')),
     { status: 1, stdout: openSync('/dev/full', 'w'), err: /cannot be written|cannot write/ },
   ],
+  ['encode over its input', ['encode', at('a.stream'), '-o', at('a.stream')], { status: 2, err: /what is to be read/ }],
+  ['decode over it by a link', ['decode', at('a.pfy'), '-o', at('link.pfy')], { status: 2, err: /what is to be read/ }],
   ['encode to nowhere', ['encode', at('a.stream'), '-o', at('none/x')], { status: 1, err: /ENOENT/ }],
   [
     'encode to a disk that is full',

@@ -1,7 +1,6 @@
 /** How many threads match, pack and unpack: `--threads`, for proxies, `encode` and `decode` alike. */
 import { availableParallelism } from 'node:os'
 import { ProxyError } from '../../errors.ts'
-import { parseCount } from '../../quantity.ts'
 
 /** Most that can be asked for: each has a stack and a heap of its own. */
 export const THREADS_MAX = 16
@@ -18,12 +17,9 @@ export type Threads = number | 'auto'
  */
 export function parseThreads(text: string, option = '--threads'): Threads {
   if (text === 'auto') return text
-  const count = parseCount(text, option, 1)
-  if (count > THREADS_MAX) {
-    const hint = `give 1 to ${THREADS_MAX}, or auto`
-    throw new ProxyError('USAGE', `${option} ${text}`, undefined, hint)
-  }
-  return count
+  const count = /^\d+$/.test(text) ? Number(text) : 0
+  if (count >= 1 && count <= THREADS_MAX) return count
+  throw new ProxyError('USAGE', `${option} ${text}`, undefined, `give 1 to ${THREADS_MAX}, or auto`)
 }
 
 /**
