@@ -228,13 +228,12 @@ export class SourceFlow implements ConnectionSink, SendingOwner, SourceChannel<S
   onEnd(): void {
     this.closedBy({ by: 'source', how: 'closed', text: 'source QEMU closed' })
     this.endedEarly = this.number === 0
-    const { migration, sending } = this
+    const { migration } = this
     if (migration?.lead !== this || !migration.record.isUnanswered) {
       this.on('eof')
       return
     }
     // with all of it the destination QEMU would run the guest, too: what has not left never does
-    if (sending!.encoder.waiting > 0) migration.record.isHeldBack = true
     this.on('givenUp', CLOSED_UNANSWERED)
   }
 

@@ -20,8 +20,6 @@ export class MigrationRecord {
   /** The guest may run at the destination, on pages that have not come. */
   postcopy = false
   unheard: string | undefined
-  /** Source: main's end was held back, for ever. */
-  isHeldBack = false
   /** Main can be read, as far as its first bytes tell. */
   readable = true
   private readonly tail = new ChannelTail()
@@ -102,7 +100,6 @@ export class MigrationRecord {
 
   verdict(): Verdict {
     const { shut, answers, postcopy, readable, cause, broke, unheard } = this
-    const whole = this.tail.isWhole && !this.isHeldBack
-    return judge({ shut, answers, whole, postcopy, readable, cause, broke, unheard })
+    return judge({ shut, answers, whole: this.tail.isWhole, postcopy, readable, cause, broke, unheard })
   }
 }

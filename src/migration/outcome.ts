@@ -34,7 +34,7 @@ export interface EndFacts {
   readonly shut: number | undefined
   /** The destination QEMU answers: the stream asked it to, or it did. Then it ends with SHUT. */
   readonly answers: boolean
-  /** Main came to the end that QEMU gives it, end mark or device description; at the source: and may have left. */
+  /** Main came to the end that QEMU gives it, end mark or device description. */
   readonly whole: boolean
   /** The guest may run at the destination already, on pages that have not come: PACKAGED, or a recovery. */
   readonly postcopy: boolean
